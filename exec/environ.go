@@ -1,0 +1,74 @@
+package exec
+
+import (
+	"os"
+	"slices"
+	"strings"
+)
+
+// notInherited never reaches a program from its worker's own environment:
+// the ticket is a secret, the others describe a call that is not this one.
+var notInherited = []string{
+	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE",
+}
+
+// baseEnviron is the part of a program's environment that is the same in
+// every call. Of a name given twice the last counts, as in a shell.
+func baseEnviron(spec *Spec) []string {
+	env := make([]string, 0, 64)
+	at := make(map[string]int)
+	add := func(kv string) {
+		name, _, _ := strings.Cut(kv, "=")
+		if i, ok := at[name]; ok {
+			env[i] = kv
+			return
+		}
+		at[name] = len(env)
+		env = append(env, kv)
+	}
+	for _, kv := range os.Environ() {
+		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(notInherited, name) {
+			add(kv)
+		}
+	}
+	for _, kv := range spec.Env {
+		add(kv)
+	}
+	for _, name := range notInherited[1:] {
+		// An -e of one of these would be a second entry beside the call's own.
+		if i, ok := at[name]; ok {
+			env[i] = ""
+		}
+	}
+	env = slices.DeleteFunc(env, func(kv string) bool { return kv == "" })
+	return append(env, "FBUS_FUNCTION="+spec.Name)
+}
+
+// callEnviron is the part that is each call's own. All names are ours: what
+// callers send is never one.
+func callEnviron(c *Call, node string) []string {
+	env := make([]string, 0, 4)
+	add := func(name, value string) {
+		if value != "" && !strings.ContainsRune(value, 0) {
+			env = append(env, name+"="+value)
+		}
+	}
+	add("FBUS_CALL_ID", c.ID)
+	add("FBUS_CALLER", c.Caller)
+	if !c.Deadline.IsZero() {
+		add("FBUS_DEADLINE", c.Deadline.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
+	}
+	add("FBUS_NODE", node)
+	return env
+}
+
+// checkEnv finds what could not be an environment entry.
+func checkEnv(env []string) error {
+	for _, kv := range env {
+		name, _, ok := strings.Cut(kv, "=")
+		if !ok || name == "" || strings.ContainsRune(kv, 0) {
+			return usage("write -e NAME=VALUE", "-e %q is not NAME=VALUE", kv)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,282 @@
+// Package exec makes a function of any program: one process per call, held
+// by a keeper, its output passed on to the last byte, nothing of it left
+// behind.
+//
+// A worker process calls Dispatch before anything else (keepers are this
+// binary, executed again), BecomeReaper once, and New for each program that
+// it offers. Everything else happens in Function.Run.
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// Exit statuses that are fbus's own, not the program's.
+const (
+	StatusUsage     = 64  // the offer itself makes no sense
+	StatusBadInput  = 65  // arguments that this function cannot take
+	StatusInternal  = 70  // fbus failed, or the output limit was passed
+	StatusLost      = 74  // the program's keeper died under it
+	StatusDeadline  = 124 // out of time
+	StatusCannotRun = 126 // the program is there but cannot be executed
+	StatusNotFound  = 127 // there is no such program
+	StatusCancelled = 143 // the caller went away, or the worker ends
+)
+
+// DefaultGrace is the time between TERM and KILL unless Spec says otherwise.
+const DefaultGrace = 5 * time.Second
+
+// Spec describes a program as a function.
+type Spec struct {
+	Name string   // the function's name, the program's FBUS_FUNCTION
+	Argv []string // the program and its arguments; may hold placeholders
+	Dir  string   // where the program runs; "" is the worker's own directory
+	Env  []string // K=V, added to the worker's environment
+
+	Args         ArgMode
+	ArgsSet      bool // Args was asked for, not defaulted: placeholders do not override it
+	Encoding     Encoding
+	AllowOptions bool // values may begin with "-"
+
+	Timeout   time.Duration // one run's longest time; 0 is none
+	Grace     time.Duration // TERM to KILL; 0 is DefaultGrace
+	MaxOutput int64         // bytes of stdout; 0 is no limit
+	Memory    int64         // bytes; 0 is no limit
+
+	Node  string // FBUS_NODE; "" leaves it unset
+	Slots int    // most runs at once; 0 is no limit
+
+	Log func(format string, args ...any) // for the worker's stderr; may be nil
+}
+
+// Call is one invocation. Run reads it, and writes to Stdout and Stderr, one
+// goroutine each.
+type Call struct {
+	ID, Caller string    // FBUS_CALL_ID, FBUS_CALLER
+	Deadline   time.Time // FBUS_DEADLINE, told to the program; the zero time is none
+
+	Kind     Kind
+	Args     []byte // as Kind says
+	HasInput bool   // an input stream came beside the arguments
+
+	// Input is the first of the input and Rest what follows; nil if nothing
+	// does. A Read of Rest that blocks never delays Run: whoever calls Run
+	// closes Rest afterwards, which ends that Read.
+	Input []byte
+	Rest  io.Reader
+
+	// A Write blocks at the reader's pace. An error from it means that nobody
+	// reads any more: the program then gets SIGPIPE.
+	Stdout, Stderr io.Writer
+}
+
+// Source says whose word a Result is.
+type Source string
+
+// The three sources of an end status.
+const (
+	SourceProgram Source = "program"
+	SourceSignal  Source = "signal"
+	SourceFbus    Source = "fbus"
+)
+
+// Result is how a call ended.
+type Result struct {
+	Source  Source
+	Status  int    // 0-255
+	Code    string // "exit", a signal's name, or fbus's own word for it
+	Message string // for a person, in fbus's own results; may end with a line "hint: …"
+}
+
+// Error is a reason why a program cannot be offered or a call not be run.
+type Error struct {
+	Status int    // an exit status
+	Code   string // one word for programs: usage, not_found, cannot_run, bad_input, …
+	Msg    string // what a person reads
+	Hint   string // the next step, or ""
+}
+
+func (e *Error) Error() string { return e.Msg }
+
+func (e *Error) result() Result {
+	msg := e.Msg
+	if e.Hint != "" {
+		msg += "\nhint: " + e.Hint
+	}
+	return Result{Source: SourceFbus, Status: e.Status, Code: e.Code, Message: msg}
+}
+
+func usage(hint, format string, args ...any) *Error {
+	return &Error{Status: StatusUsage, Code: "usage", Msg: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+func badInput(format string, args ...any) *Error {
+	return &Error{Status: StatusBadInput, Code: "bad_input", Msg: fmt.Sprintf(format, args...)}
+}
+
+func internal(err error) *Error {
+	return &Error{Status: StatusInternal, Code: "internal", Msg: err.Error()}
+}
+
+// resultOf turns any error of ours into an end.
+func resultOf(err error) Result {
+	var e *Error
+	if !errors.As(err, &e) {
+		e = internal(err)
+	}
+	return e.result()
+}
+
+// Function is a program that can be called. Its methods may be used from
+// several goroutines.
+type Function struct {
+	spec    Spec
+	program program
+	words   template
+	memory  *memory
+	pool    *pool
+
+	mu      sync.Mutex // guards what follows
+	node    string
+	running map[*run]struct{}
+	closed  bool
+	ends    sync.WaitGroup // one for every running call; Add only under mu while not closed
+}
+
+// New checks that spec can be run at all and starts its first keeper. The
+// error is an *Error wherever the offer is at fault. Close ends what New
+// began.
+func New(spec Spec) (*Function, error) {
+	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
+		return nil, usage("", "no program is given")
+	}
+	if spec.Grace <= 0 {
+		spec.Grace = DefaultGrace
+	}
+	prog, err := findProgram(&spec)
+	if err != nil {
+		return nil, err
+	}
+	words, err := parseTemplate(&spec)
+	if err != nil {
+		return nil, err
+	}
+	if words.dynamic {
+		spec.Args = ArgsArgv
+	}
+	f := &Function{
+		spec: spec, program: prog, words: words, node: spec.Node,
+		memory:  newMemory(spec.Memory),
+		running: make(map[*run]struct{}),
+	}
+	f.pool, err = newPool(f.setup(), spec.Slots, f.logf)
+	if err != nil {
+		f.memory.close()
+		return nil, internal(err)
+	}
+	return f, nil
+}
+
+// setup is what every keeper of this function is told once.
+func (f *Function) setup() setup {
+	return setup{
+		path:  f.program.path,
+		argv:  f.spec.Argv,
+		env:   baseEnviron(&f.spec),
+		dir:   f.program.dir,
+		grace: f.spec.Grace,
+		limit: f.memory.rlimit(),
+	}
+}
+
+func (f *Function) logf(format string, args ...any) {
+	if f.spec.Log != nil {
+		f.spec.Log(format, args...)
+	}
+}
+
+// Arguments says in one phrase how this function takes its arguments.
+func (f *Function) Arguments() string {
+	if f.spec.Args == ArgsStdin {
+		return f.spec.Encoding.phrase() + " on stdin"
+	}
+	if !f.words.dynamic {
+		return "command line"
+	}
+	return "command line: " + f.words.uses()
+}
+
+// MemoryBy says what holds programs to Spec.Memory: "cgroup", "rlimit", or ""
+// when nothing does.
+func (f *Function) MemoryBy() string { return f.memory.by() }
+
+// SetNode sets FBUS_NODE for calls from now on; "" unsets it.
+func (f *Function) SetNode(addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.node = addr
+}
+
+// Run runs the program for one call. It returns when the program and all that
+// it started are gone and what they wrote was passed on.
+func (f *Function) Run(ctx context.Context, c *Call) Result {
+	in, err := f.prepare(c)
+	if err != nil {
+		return resultOf(err)
+	}
+	r := &run{f: f, call: c, in: in}
+	if !f.enter(r) {
+		return Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "the function is no longer offered"}
+	}
+	defer f.leave(r)
+	return r.do(ctx)
+}
+
+func (f *Function) enter(r *run) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.running[r] = struct{}{}
+	f.ends.Add(1)
+	r.node = f.node
+	return true
+}
+
+func (f *Function) leave(r *run) {
+	f.mu.Lock()
+	delete(f.running, r)
+	f.mu.Unlock()
+	f.ends.Done()
+}
+
+// Kill kills every process of every running call at once. The calls end as
+// cancelled.
+func (f *Function) Kill() {
+	f.mu.Lock()
+	held := make([]*run, 0, len(f.running))
+	for r := range f.running {
+		held = append(held, r)
+	}
+	f.mu.Unlock()
+	for _, r := range held {
+		r.end(cancelled, msgKill)
+	}
+}
+
+// Close lets no further Run start, waits for those under way, and ends the
+// keepers.
+func (f *Function) Close() {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.ends.Wait()
+	f.pool.close()
+	f.memory.close()
+}

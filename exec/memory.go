@@ -1,0 +1,219 @@
+package exec
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// memory holds programs to a limit: by a cgroup of its own for each call where
+// the system lets this user make them, which counts the whole tree; else by
+// RLIMIT_DATA, which counts each process for itself.
+type memory struct {
+	bytes int64
+	dir   string // where the calls' cgroups go; "" means RLIMIT_DATA
+	count atomic.Uint64
+}
+
+func newMemory(bytes int64) *memory {
+	if bytes <= 0 {
+		return nil
+	}
+	return &memory{bytes: bytes, dir: delegatedCgroup()}
+}
+
+func (m *memory) by() string {
+	switch {
+	case m == nil:
+		return ""
+	case m.dir != "":
+		return "cgroup"
+	}
+	return "rlimit"
+}
+
+// rlimit is what keepers are told; 0 if there is nothing for them to do.
+func (m *memory) rlimit() uint64 {
+	if m == nil || m.dir != "" {
+		return 0
+	}
+	return uint64(m.bytes)
+}
+
+func (m *memory) close() {}
+
+// leaf is one call's cgroup.
+type leaf struct {
+	path string
+	fd   int
+}
+
+// leaf makes one call's cgroup; nil if cgroups are not what limits memory.
+func (m *memory) leaf() (*leaf, error) {
+	if m == nil || m.dir == "" {
+		return nil, nil
+	}
+	path := filepath.Join(m.dir, fmt.Sprintf("fbus-%d-%d", os.Getpid(), m.count.Add(1)))
+	return newLeaf(path, m.bytes)
+}
+
+func newLeaf(path string, bytes int64) (*leaf, error) {
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return nil, err
+	}
+	l := &leaf{path: path, fd: -1}
+	err := os.WriteFile(filepath.Join(path, "memory.max"), []byte(strconv.FormatInt(bytes, 10)), 0)
+	if err == nil {
+		// One process out of memory ends the call, not a part of it. Swap would
+		// make the limit a matter of patience; not every kernel counts it.
+		err = os.WriteFile(filepath.Join(path, "memory.oom.group"), []byte("1"), 0)
+		os.WriteFile(filepath.Join(path, "memory.swap.max"), []byte("0"), 0)
+	}
+	if err == nil {
+		l.fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		l.remove()
+		return nil, err
+	}
+	return l, nil
+}
+
+// oom says that the kernel killed this call for its memory.
+func (l *leaf) oom() bool {
+	if l == nil {
+		return false
+	}
+	events, _ := os.ReadFile(filepath.Join(l.path, "memory.events"))
+	for line := range strings.Lines(string(events)) {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			return n != "0"
+		}
+	}
+	return false
+}
+
+// remove kills whatever is still in the group, also what a dead keeper left,
+// and removes it. The kernel refuses while a process is on its way out: then
+// it stays, empty.
+func (l *leaf) remove() {
+	if l == nil {
+		return
+	}
+	if l.fd >= 0 {
+		killCgroup(l.fd)
+		unix.Close(l.fd)
+	}
+	os.Remove(l.path)
+}
+
+// delegatedCgroup finds the cgroup v2 directory under which this process may
+// make groups with a memory limit; "" if there is none.
+func delegatedCgroup() string {
+	buf, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(buf)) {
+		if rel, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return usableCgroup(filepath.Join("/sys/fs/cgroup", rel))
+		}
+	}
+	return ""
+}
+
+func usableCgroup(dir string) string {
+	if !holdsWord(filepath.Join(dir, "cgroup.controllers"), "memory") || unix.Access(dir, unix.W_OK) != nil {
+		return ""
+	}
+	if !holdsWord(filepath.Join(dir, "cgroup.subtree_control"), "memory") && !enableMemory(dir) {
+		return ""
+	}
+	return dir
+}
+
+// enableMemory passes the memory controller on to dir's children. A group with
+// processes in it may not do that, so this one moves down a step first, if it
+// is alone there.
+func enableMemory(dir string) bool {
+	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	self := strconv.Itoa(os.Getpid())
+	if err != nil || strings.TrimSpace(string(procs)) != self {
+		return false
+	}
+	own := filepath.Join(dir, "fbus-worker-"+self)
+	if err := os.Mkdir(own, 0o755); err != nil && !os.IsExist(err) {
+		return false
+	}
+	if os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte(self), 0) == nil &&
+		os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0) == nil {
+		return true
+	}
+	os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(self), 0)
+	os.Remove(own)
+	return false
+}
+
+func holdsWord(file, word string) bool {
+	buf, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	for _, w := range strings.Fields(string(buf)) {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+// forkLimited is ForkExec with a step between, a process of this binary that
+// sets the limit on itself: no thread of the keeper may ever run under it.
+func forkLimited(limit uint64, path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return 0, err
+	}
+	defer syscall.Close(fds[0])
+	args := append([]string{limitName, strconv.FormatUint(limit, 10), path}, argv...)
+	attr.Files = append(attr.Files[:3:3], uintptr(fds[1]))
+	pid, err := syscall.ForkExec(selfExe, args, attr)
+	syscall.Close(fds[1])
+	if err != nil {
+		return 0, err
+	}
+	var errno [4]byte
+	n, _ := readFD(fds[0], errno[:]) // ends without a byte when the program is executed
+	if n < len(errno) {
+		return pid, nil
+	}
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return 0, syscall.Errno(binary.NativeEndian.Uint32(errno[:]))
+		}
+	}
+}
+
+// execLimited becomes the program under the limit, or tells the keeper why
+// not.
+func execLimited(limit uint64, path string, argv []string) int {
+	const report = 3
+	unix.CloseOnExec(report)
+	err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
+	if err == nil {
+		err = syscall.Exec(path, argv, os.Environ())
+	}
+	errno, ok := err.(syscall.Errno)
+	if !ok {
+		errno = unix.EIO
+	}
+	unix.Write(report, binary.NativeEndian.AppendUint32(nil, uint32(errno)))
+	return StatusCannotRun
+}

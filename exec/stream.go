@@ -1,0 +1,230 @@
+package exec
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bufSize is what a pipe holds, so one read can empty it.
+const bufSize = 64 << 10
+
+var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
+
+// stream passes one of a program's outputs on.
+type stream struct {
+	file  *os.File
+	conn  syscall.RawConn
+	to    io.Writer
+	limit int64  // bytes to pass on; negative is no limit
+	over  func() // called when the program writes more than that
+}
+
+// newStream makes the pipe; child is the program's end, blocking as programs
+// expect it.
+func newStream(to io.Writer) (s *stream, child int, err error) {
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, -1, os.NewSyscallError("pipe2", err)
+	}
+	file, err := nonblocking(fds[0], "output")
+	if err != nil {
+		syscall.Close(fds[1])
+		return nil, -1, err
+	}
+	s = &stream{file: file, to: to, limit: -1}
+	if s.conn, err = file.SyscallConn(); err != nil {
+		file.Close()
+		syscall.Close(fds[1])
+		return nil, -1, err
+	}
+	return s, fds[1], nil
+}
+
+// nonblocking makes a file of our end of a pipe; the other end is untouched.
+func nonblocking(fd int, name string) (*os.File, error) {
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		syscall.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// pass copies until the end, at the reader's pace. It ends when nobody has
+// the pipe's other end any more, or, after finish, when the pipe is empty.
+// Closing the pipe early is how a program learns that nobody reads.
+func (s *stream) pass() {
+	defer s.file.Close()
+	finishing := false
+	for {
+		buf, n, err := s.read(finishing)
+		if n > 0 && !s.write(buf[:n]) {
+			buffers.Put(buf)
+			return
+		}
+		if buf != nil {
+			buffers.Put(buf)
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			finishing = true
+		case err != nil || n <= 0:
+			return
+		}
+	}
+}
+
+// finish says that the program's tree is gone: all that it wrote is in the
+// pipe. If a stranger still holds the other end no EOF will ever come, and
+// empty means complete.
+func (s *stream) finish() {
+	s.file.SetReadDeadline(time.Unix(1, 0))
+}
+
+// read takes a buffer only when there is something for it: most programs say
+// nothing for a long time, or nothing at all on stderr.
+func (s *stream) read(finishing bool) (buf *[bufSize]byte, n int, err error) {
+	try := func(fd uintptr) bool {
+		if buf == nil {
+			buf = buffers.Get().(*[bufSize]byte)
+		}
+		if n, err = readFD(int(fd), buf[:]); err != unix.EAGAIN {
+			return true
+		}
+		n = 0
+		buffers.Put(buf)
+		buf = nil
+		return false
+	}
+	var cerr error
+	if finishing {
+		cerr = s.conn.Control(func(fd uintptr) { try(fd) }) // Read would only say that time is over
+	} else {
+		cerr = s.conn.Read(try)
+		if cerr == nil && err == unix.EAGAIN {
+			err = nil
+		}
+	}
+	if cerr != nil {
+		return buf, 0, cerr
+	}
+	return buf, n, err
+}
+
+func (s *stream) write(p []byte) bool {
+	over := s.limit >= 0 && int64(len(p)) > s.limit
+	if over {
+		p = p[:s.limit]
+	}
+	if len(p) > 0 {
+		if _, err := s.to.Write(p); err != nil {
+			return false
+		}
+	}
+	if over {
+		s.over()
+		return false
+	}
+	if s.limit >= 0 {
+		s.limit -= int64(len(p))
+	}
+	return true
+}
+
+// feed is a program's stdin.
+type feed struct {
+	file *os.File      // nil: all was written beforehand
+	done chan struct{} // closed when Call.Input is no longer touched
+}
+
+// newFeed makes the program's stdin and writes what it can at once. Complete
+// input that the pipe holds is all that most calls have, and needs no
+// goroutine.
+func newFeed(in *input) (f feed, child int, err error) {
+	if in.null {
+		child, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return f, child, err
+	}
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return f, -1, os.NewSyscallError("pipe2", err)
+	}
+	if in.rest == nil && len(in.data) == 0 {
+		syscall.Close(fds[1])
+		return f, fds[0], nil
+	}
+	file, err := nonblocking(fds[1], "stdin")
+	if err != nil {
+		syscall.Close(fds[0])
+		return f, -1, err
+	}
+	if n, err := syscall.Write(fds[1], in.data); err == nil && n > 0 {
+		in.data = in.data[n:]
+	}
+	if in.rest == nil && len(in.data) == 0 {
+		file.Close()
+		return f, fds[0], nil
+	}
+	f.file, f.done = file, make(chan struct{})
+	return f, fds[0], nil
+}
+
+// pass writes the input. It ends with the input, when the program does not
+// read any more, or with stop. broken is called if the input ends in an error:
+// the program must not take a part for the whole.
+func (f *feed) pass(in *input, broken func(error)) {
+	_, err := f.file.Write(in.data)
+	close(f.done)
+	if err != nil || in.rest == nil {
+		f.file.Close()
+		return
+	}
+	buf := buffers.Get().(*[bufSize]byte)
+	defer buffers.Put(buf)
+	for {
+		n, rerr := in.rest.Read(buf[:])
+		if n > 0 {
+			if _, err := f.file.Write(buf[:n]); err != nil {
+				f.file.Close()
+				return
+			}
+		}
+		if rerr == io.EOF {
+			f.file.Close()
+			return
+		}
+		if rerr != nil {
+			broken(rerr)
+			return
+		}
+	}
+}
+
+// stop closes the program's stdin and waits until Call.Input is free again.
+func (f *feed) stop() {
+	if f.file != nil {
+		f.file.Close()
+		<-f.done
+	}
+}
+
+func readFD(fd int, p []byte) (n int, err error) {
+	err = ignoringEINTR(func() error {
+		n, err = unix.Read(fd, p)
+		return err
+	})
+	return max(n, 0), err
+}
+
+func ignoringEINTR(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}

@@ -47,7 +47,10 @@ func decodeArguments(kind Kind, buf []byte) (arguments, error) {
 	if !ok || isMap != (kind == KindMap) {
 		return a, d.fault("not an array or a map as announced")
 	}
-	seen := make(map[string]bool)
+	var seen map[string]bool
+	if isMap {
+		seen = make(map[string]bool)
+	}
 	for range n {
 		if isMap {
 			key, err := d.key()

@@ -12,7 +12,7 @@ import (
 // the caller wrote them.
 func encodeJSON(a *arguments) ([]byte, error) {
 	if a.kind == KindJSON {
-		doc := bytes.TrimRight(a.doc, "\n")
+		doc := bytes.TrimSuffix(a.doc, []byte("\n"))
 		return append(doc[:len(doc):len(doc)], '\n'), nil
 	}
 	brackets := "[]"

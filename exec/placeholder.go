@@ -68,6 +68,9 @@ func parseTemplate(spec *Spec) (template, error) {
 		t.words = append(t.words, parsed)
 		t.note(parsed)
 	}
+	if spec.Args == ArgsArgv && !t.dynamic && slices.ContainsFunc(spec.Argv, func(w string) bool { return joining(path.Base(w)) }) {
+		return t, usage("leave --args argv out: the arguments then arrive on stdin", "arguments at the end of this command line would be read as code by a shell")
+	}
 	return t, nil
 }
 
@@ -181,76 +184,4 @@ func meansArgument(w string) bool {
 	return slices.ContainsFunc(found, func(m []int) bool {
 		return m[0] == 0 || strings.IndexByte(" \t\n\"'`=/:,", w[m[0]-1]) >= 0
 	})
-}
-
-// interpreters read code from their command line. What runs it elsewhere or
-// as somebody else, ssh and su, is one of them.
-var interpreters = []string{
-	"sh", "bash", "dash", "zsh", "ksh", "fish", "busybox", "ssh", "su", "eval", "perl", "ruby", "node", "php",
-	"awk", "gawk", "mawk", "sed", "jq", "lua", "tclsh",
-}
-
-// scripted take code as their first argument; the options listed have a value
-// of their own, those in code name it instead.
-var scripted = map[string]struct{ values, code []string }{
-	"awk":  {[]string{"-F", "-v"}, []string{"-f", "-e"}},
-	"gawk": {[]string{"-F", "-v", "-i", "-l"}, []string{"-f", "-e"}},
-	"mawk": {[]string{"-F", "-v", "-W"}, []string{"-f", "-e"}},
-	"sed":  {[]string{"-l"}, []string{"-f", "-e"}},
-	"jq":   {[]string{"--indent", "-L"}, []string{"-f", "--from-file"}},
-}
-
-var codeOption = regexp.MustCompile(`^(?:-[A-Za-z0-9]*[ceEr]|--eval|--print|--command|--expression)$`)
-
-// codeWords marks the words of argv that an interpreter takes as code; nil if
-// there is no interpreter in it, also not behind env, timeout and the like.
-func codeWords(argv []string) map[int]bool {
-	var code map[int]bool
-	for i, w := range argv {
-		name := path.Base(w)
-		if !slices.Contains(interpreters, name) && !strings.HasPrefix(name, "python") {
-			continue
-		}
-		if code == nil {
-			code = make(map[int]bool)
-		}
-		for j := i + 1; j < len(argv); j++ {
-			// eval and a remote shell put all that follows together and read it anew.
-			if codeOption.MatchString(argv[j-1]) || name == "eval" || name == "ssh" {
-				code[j] = true
-			}
-		}
-		if j := scriptWord(name, argv, i+1); j > 0 {
-			code[j] = true
-		}
-	}
-	return code
-}
-
-// scriptWord finds the word that awk, sed or jq takes as its script.
-func scriptWord(name string, argv []string, from int) int {
-	opts, ok := scripted[name]
-	if !ok {
-		return 0
-	}
-	for i := from; i < len(argv); i++ {
-		w := argv[i]
-		switch {
-		case w == "--":
-			if i+1 < len(argv) {
-				return i + 1
-			}
-			return 0
-		case slices.Contains(opts.code, w):
-			return 0
-		case slices.Contains(opts.values, w):
-			i++
-		case name == "jq" && (strings.HasPrefix(w, "--arg") || w == "--slurpfile" || w == "--rawfile") && w != "--args":
-			i += 2
-		case len(w) > 1 && w[0] == '-':
-		default:
-			return i
-		}
-	}
-	return 0
 }

@@ -1,8 +1,6 @@
 package exec
 
-import (
-	"bytes"
-)
+import "strings"
 
 // maxWord is the kernel's limit for one word of a command line, less its NUL.
 const maxWord = 128<<10 - 1
@@ -48,11 +46,11 @@ func (f *Function) prepareArgv(c *Call, a *arguments) (input, error) {
 	if err != nil {
 		return input{}, err
 	}
-	for i, w := range argv[len(f.spec.Argv[:1]):] {
+	for i, w := range argv[1:] {
 		switch {
 		case len(w) > maxWord:
 			return input{}, badInput("word %d of the command line is %d bytes long, the system takes %d", i+1, len(w), maxWord)
-		case bytes.IndexByte([]byte(w), 0) >= 0:
+		case strings.IndexByte(w, 0) >= 0:
 			return input{}, badInput("an argument holds a NUL byte, which a command line cannot")
 		}
 	}

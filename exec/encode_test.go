@@ -1,0 +1,201 @@
+package exec
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// doc marks a JSON document in a test's arguments; a string is a string.
+type doc string
+
+func pack(t testing.TB, write func(enc *msgpack.Encoder)) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	write(msgpack.NewEncoder(&buf))
+	return buf.Bytes()
+}
+
+func packValue(enc *msgpack.Encoder, v any) {
+	if d, ok := v.(doc); ok {
+		enc.EncodeBytes([]byte(d))
+		return
+	}
+	if err := enc.Encode(v); err != nil {
+		panic(err)
+	}
+}
+
+func list(t testing.TB, values ...any) *Call {
+	return &Call{Kind: KindList, Args: pack(t, func(enc *msgpack.Encoder) {
+		enc.EncodeArrayLen(len(values))
+		for _, v := range values {
+			packValue(enc, v)
+		}
+	})}
+}
+
+func fields(t testing.TB, pairs ...any) *Call {
+	return &Call{Kind: KindMap, Args: pack(t, func(enc *msgpack.Encoder) {
+		enc.EncodeMapLen(len(pairs) / 2)
+		for _, v := range pairs {
+			packValue(enc, v)
+		}
+	})}
+}
+
+func document(text string) *Call { return &Call{Kind: KindJSON, Args: []byte(text)} }
+
+const isBad = "\x00bad"
+
+func TestEncodeStdin(t *testing.T) {
+	tests := []struct {
+		name string
+		enc  Encoding
+		call *Call
+		want string // or isBad and a part of the message
+	}{
+		{"json list", JSON, list(t, "a", "b\"\n\t\x01\\é<"), `["a","b\"\n\t\u0001\\é<"]` + "\n"},
+		{"json empty list", JSON, list(t), "[]\n"},
+		{"json map in order", JSON, fields(t, "z", "1", "a", doc("2")), `{"z":"1","a":2}` + "\n"},
+		{"json empty map", JSON, fields(t), "{}\n"},
+		{"json numbers verbatim", JSON, list(t, doc("1.10"), doc("1e400"), doc("12345678901234567890")), "[1.10,1e400,12345678901234567890]\n"},
+		{"json document verbatim", JSON, document(`{ "a": 1.10 }`), "{ \"a\": 1.10 }\n"},
+		{"json document with newline", JSON, document("[1]\n"), "[1]\n"},
+		{"json duplicate key", JSON, fields(t, "a", "1", "a", "2"), isBad + `field "a" is given twice`},
+		{"json no utf-8", JSON, list(t, "ok", "\xff"), isBad + "argument 2 is not UTF-8"},
+		{"json bad document", JSON, document(`{"a":`), isBad + "not a JSON document"},
+		{"json two documents", JSON, document(`1 2`), isBad + "not a JSON document"},
+		{"json empty document", JSON, document(``), isBad + "not a JSON document"},
+		{"json document no utf-8", JSON, document("\"\xff\""), isBad + "not UTF-8"},
+		{"json bad value", JSON, list(t, doc("01")), isBad + "not a JSON document"},
+		{"json foreign values", JSON, list(t, nil, true, -5, 300, uint64(1)<<63, 1.5, []any{"x", int8(-1)}, map[string]any{"k": nil}),
+			`[null,true,-5,300,9223372036854775808,1.5,["x",-1],{"k":null}]` + "\n"},
+		{"msgpack list", Msgpack, list(t, "a", "\xff", doc("-3"), doc("1.5"), doc("18446744073709551615")),
+			"\x95\xa1a\xc4\x01\xff\xfd\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00\xcf\xff\xff\xff\xff\xff\xff\xff\xff"},
+		{"msgpack document", Msgpack, document(`{"a":[1,{"b":null}],"c":true}`), "\x82\xa1a\x92\x01\x81\xa1b\xc0\xa1c\xc3"},
+		{"msgpack huge number", Msgpack, list(t, doc("1e400")), isBad + "does not fit"},
+		{"msgpack big integer", Msgpack, document("123456789012345678901"), "\xcb\x44\x1a\xc5\x3a\x7e\x04\xbc\xda"},
+		{"lines list", Lines, list(t, "a", "", "c d\xff"), "a\n\nc d\xff\n"},
+		{"lines map", Lines, fields(t, "k", "v", "n", doc("1.10")), "k=v\nn=1.10\n"},
+		{"lines array", Lines, document(`["a\u0062",1.10,true,null]`), "ab\n1.10\ntrue\nnull\n"},
+		{"lines object", Lines, document(`{"b":"x","a":2}`), "b=x\na=2\n"},
+		{"lines scalar", Lines, document(` "x" `), "x\n"},
+		{"lines nothing", Lines, list(t), ""},
+		{"lines newline", Lines, list(t, "a\nb"), isBad + "argument 1 holds a newline"},
+		{"lines newline in key", Lines, fields(t, "a\n", "b"), isBad + "newline"},
+		{"lines nested", Lines, document(`["a",[1]]`), isBad + "argument 2 is an array"},
+		{"lines nested value", Lines, list(t, doc(" {}")), isBad + "argument 1 is an array"},
+		{"lines key with =", Lines, fields(t, "a=b", "c"), isBad + "="},
+		{"lines duplicate in object", Lines, document(`{"a":1,"a":2}`), isBad + "twice"},
+		{"nul list", NUL, list(t, "a\nb", "c"), "a\nb\x00c\x00"},
+		{"nul NUL", NUL, list(t, "a\x00b"), isBad + "NUL"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := &Function{spec: Spec{Name: "f", Encoding: tt.enc}}
+			in, err := f.prepare(tt.call)
+			checkBad(t, tt.want, err)
+			if err == nil && string(in.data) != tt.want {
+				t.Errorf("got %q, want %q", in.data, tt.want)
+			}
+		})
+	}
+}
+
+// checkBad holds an error against a wanted string that begins with isBad.
+func checkBad(t *testing.T, want string, err error) {
+	t.Helper()
+	part, bad := strings.CutPrefix(want, isBad)
+	switch {
+	case !bad && err != nil:
+		t.Fatalf("unexpected error: %v", err)
+	case !bad:
+	case err == nil:
+		t.Fatalf("no error, want one about %q", part)
+	case resultOf(err).Status != StatusBadInput || !strings.Contains(err.Error(), part):
+		t.Fatalf("got %+v, want status 65 about %q", resultOf(err), part)
+	}
+}
+
+func TestInputBesideArguments(t *testing.T) {
+	f := &Function{spec: Spec{Name: "f"}}
+	c := list(t, "a")
+	c.HasInput = true
+	_, err := f.prepare(c)
+	checkBad(t, isBad+"takes its arguments on stdin", err)
+}
+
+func TestMalformedArguments(t *testing.T) {
+	tests := []struct {
+		name string
+		kind Kind
+		args string
+	}{
+		{"nothing", KindList, ""},
+		{"array of 4 G", KindList, "\xdd\xff\xff\xff\xff"},
+		{"map of 4 G", KindMap, "\xdf\xff\xff\xff\xff"},
+		{"string of 4 G", KindList, "\x91\xdb\xff\xff\xff\xff"},
+		{"bin of 4 G", KindList, "\x91\xc6\xff\xff\xff\xff"},
+		{"map for a list", KindList, "\x80"},
+		{"list for a map", KindMap, "\x90"},
+		{"trailing bytes", KindList, "\x90\x00"},
+		{"missing element", KindList, "\x92\x01"},
+		{"deep", KindList, "\x91" + strings.Repeat("\x91", 100) + "\x01"},
+		{"extension", KindList, "\x91\xd4\x01\x00"},
+		{"never used code", KindList, "\x91\xc1"},
+		{"key is a number", KindMap, "\x81\x01\x01"},
+		{"key is bin", KindMap, "\x81\xc4\x01a\x01"},
+		{"cut number", KindList, "\x91\xcf\x00"},
+		{"NaN", KindList, "\x91\xcb\x7f\xf8\x00\x00\x00\x00\x00\x01"},
+		{"unknown kind", Kind(9), "\x90"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := decodeArguments(tt.kind, []byte(tt.args))
+			checkBad(t, isBad, err)
+		})
+	}
+}
+
+// FuzzArguments: whatever a peer sends, every encoding takes it or refuses it
+// as bad input, and JSON made of it is JSON.
+func FuzzArguments(f *testing.F) {
+	for _, c := range []*Call{list(f, "a", doc("1.10"), nil, []any{1.5}), fields(f, "k", "v", "n", doc(`{"a":[]}`)), document(`[1,"x",{"a":null}]`)} {
+		f.Add(int(c.Kind), c.Args)
+	}
+	f.Add(1, []byte("\xdd\xff\xff\xff\xff"))
+	f.Add(1, bytes.Repeat([]byte{0x91}, 1000))
+	words, err := parseTemplate(&Spec{Argv: []string{"p", "{}"}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, kind int, raw []byte) {
+		a, err := decodeArguments(Kind(kind), raw)
+		for _, enc := range []Encoding{JSON, Msgpack, Lines, NUL} {
+			if err != nil {
+				break
+			}
+			out, eerr := encodeStdin(enc, &a)
+			if eerr != nil && resultOf(eerr).Status != StatusBadInput {
+				t.Errorf("%v: %v", enc, eerr)
+			}
+			if enc == JSON && eerr == nil && a.kind != KindRaw {
+				if err := checkJSON(out); err != nil {
+					t.Errorf("%q became %q", raw, out)
+				}
+			}
+		}
+		if err != nil {
+			if resultOf(err).Status != StatusBadInput {
+				t.Error(err)
+			}
+			return
+		}
+		if flat, err := a.flat(); err == nil {
+			words.expand(&flat, false)
+		}
+	})
+}

@@ -1,0 +1,193 @@
+package bus
+
+import (
+	"encoding/binary"
+
+	"github.com/vmihailenco/msgpack/v5/msgpcode"
+)
+
+// begin appends a frame's length prefix, still zero, its array header and its
+// type. Arrays of this protocol have at most 16 elements: one with 16 takes the
+// three-byte header.
+func begin(dst []byte, t Type, arity int) []byte {
+	dst = append(dst, 0, 0, 0, 0)
+	if arity < 16 {
+		dst = append(dst, msgpcode.FixedArrayLow|byte(arity))
+	} else {
+		dst = append(dst, msgpcode.Array16, byte(arity>>8), byte(arity))
+	}
+	return append(dst, byte(t))
+}
+
+// finish writes the length of the frame that began at start.
+func finish(dst []byte, start int) []byte {
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4))
+	return dst
+}
+
+func appendUint(dst []byte, n uint64) []byte {
+	switch {
+	case n <= uint64(msgpcode.PosFixedNumHigh):
+		return append(dst, byte(n))
+	case n < 1<<8:
+		return append(dst, msgpcode.Uint8, byte(n))
+	case n < 1<<16:
+		return append(dst, msgpcode.Uint16, byte(n>>8), byte(n))
+	case n < 1<<32:
+		return binary.BigEndian.AppendUint32(append(dst, msgpcode.Uint32), uint32(n))
+	}
+	return binary.BigEndian.AppendUint64(append(dst, msgpcode.Uint64), n)
+}
+
+// appendText appends a str; what is longer than a receiver takes is cut.
+func appendText[T string | []byte](dst []byte, s T) []byte {
+	if len(s) > MaxText {
+		s = s[:MaxText]
+	}
+	dst = appendStrHeader(dst, len(s))
+	return append(dst, s...)
+}
+
+func appendStrHeader(dst []byte, n int) []byte {
+	switch {
+	case n < 32:
+		return append(dst, msgpcode.FixedStrLow|byte(n))
+	case n < 1<<8:
+		return append(dst, msgpcode.Str8, byte(n))
+	case n < 1<<16:
+		return append(dst, msgpcode.Str16, byte(n>>8), byte(n))
+	}
+	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Str32), uint32(n))
+}
+
+func appendBinHeader(dst []byte, n int) []byte {
+	switch {
+	case n < 1<<8:
+		return append(dst, msgpcode.Bin8, byte(n))
+	case n < 1<<16:
+		return append(dst, msgpcode.Bin16, byte(n>>8), byte(n))
+	}
+	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Bin32), uint32(n))
+}
+
+func appendBin(dst, p []byte) []byte {
+	return append(appendBinHeader(dst, len(p)), p...)
+}
+
+// Append implements [Frame].
+func (f *HelloFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeHello, 8)
+	dst = appendUint(appendUint(dst, f.Major), f.Minor)
+	dst = appendText(appendText(appendText(dst, f.Network), f.Instance), f.Name)
+	dst = append(dst, msgpcode.Array16, byte(len(f.Caps)>>8), byte(len(f.Caps)))
+	for _, c := range f.Caps {
+		dst = appendText(dst, c)
+	}
+	return finish(appendText(dst, f.Connection), start)
+}
+
+// Append implements [Frame].
+func (f *ErrorFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeError, 3)
+	return finish(appendText(appendText(dst, f.Code), f.Message), start)
+}
+
+// Append implements [Frame].
+func (f *OfferFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeOffer, 7)
+	dst = appendText(appendUint(dst, f.Seq), f.Name)
+	dst = appendUint(appendUint(dst, f.Slots), f.Flags)
+	return finish(appendText(appendText(dst, f.Description), f.Arguments), start)
+}
+
+// Append implements [Frame].
+func (f *OfferedFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeOffered, 4)
+	dst = appendUint(dst, f.Seq)
+	return finish(appendText(appendText(dst, f.Code), f.Message), start)
+}
+
+// Append implements [Frame]. Elements that have their default at the end of the
+// frame are left out, so a plain call stays small.
+func (f *CallFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	arity := f.arity()
+	dst = begin(dst, TypeCall, arity)
+	dst = appendUint(appendText(appendUint(dst, f.ID), f.Name), uint64(f.Kind))
+	dst = appendUint(appendBin(appendBin(dst, f.Args), f.Input), f.Flags)
+	if arity > 7 {
+		dst = appendUint(appendUint(dst, f.Timeout), f.WaitFunction)
+		dst = appendText(appendUint(appendUint(dst, f.WaitSlot), f.Retries), f.On)
+	}
+	if arity > 12 {
+		dst = appendUint(appendUint(dst, f.WindowOutput), f.WindowStderr)
+		dst = appendText(appendText(dst, f.Call), f.Caller)
+	}
+	return finish(dst, start)
+}
+
+func (f *CallFrame) arity() int {
+	switch {
+	case len(f.Call) > 0, len(f.Caller) > 0,
+		f.WindowOutput != InitialWindow, f.WindowStderr != InitialWindow:
+		return 16
+	case f.Timeout > 0, f.WaitFunction > 0, f.WaitSlot != Forever, f.Retries > 0, len(f.On) > 0:
+		return 12
+	}
+	return 7
+}
+
+// Append implements [Frame].
+func (f *DataFrame) Append(dst []byte) []byte {
+	return append(f.AppendHead(dst), f.Payload...)
+}
+
+// AppendHead appends the frame up to its payload, which the caller writes
+// behind it: so that bulk data is not copied to be framed.
+func (f *DataFrame) AppendHead(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeData, 4)
+	dst = appendUint(appendUint(dst, f.ID), uint64(f.Stream))
+	dst = appendBinHeader(dst, len(f.Payload))
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4+len(f.Payload)))
+	return dst
+}
+
+// Append implements [Frame].
+func (f *EOFFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	return finish(appendUint(begin(dst, TypeEOF, 2), f.ID), start)
+}
+
+// Append implements [Frame].
+func (f *GrantFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = appendUint(begin(dst, TypeGrant, 4), f.ID)
+	return finish(appendUint(appendUint(dst, uint64(f.Stream)), f.Bytes), start)
+}
+
+// Append implements [Frame].
+func (f *CancelFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	return finish(appendText(appendUint(begin(dst, TypeCancel, 3), f.ID), f.Code), start)
+}
+
+// Append implements [Frame].
+func (f *EndFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	arity := 9
+	if len(f.Call) == 0 && len(f.Worker) == 0 {
+		arity = 7
+	}
+	dst = begin(dst, TypeEnd, arity)
+	dst = appendUint(appendUint(appendUint(dst, f.ID), uint64(f.Source)), f.Status)
+	dst = appendBin(appendText(appendText(dst, f.Code), f.Message), f.Output)
+	if arity > 7 {
+		dst = appendText(appendText(dst, f.Call), f.Worker)
+	}
+	return finish(dst, start)
+}

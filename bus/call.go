@@ -1,0 +1,466 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Request is a call to make.
+type Request struct {
+	// Function is the name to call.
+	Function string
+	// Args are the arguments; the zero value sends none.
+	Args Args
+	// Input is the input stream, nil for none. What can be had of it without
+	// waiting goes out with the call; the rest is read when the function takes
+	// it. A Read that is under way when the call ends is not waited for.
+	Input io.Reader
+	// Stdout and Stderr take what the program writes, as it comes; nil discards
+	// it. Each is written to by one goroutine at a time.
+	Stdout, Stderr io.Writer
+	// Timeout bounds the call from now to its end, waiting included; 0 is none.
+	// A deadline of the context counts as well.
+	Timeout time.Duration
+	// WaitFunction is how long to wait for the function to be offered at all.
+	WaitFunction time.Duration
+	// WaitSlot is how long to wait for a free slot; nil waits without limit.
+	WaitSlot *time.Duration
+	// Retries is how many further tries a call gets whose worker was lost, as
+	// long as nothing of its output was passed on.
+	Retries int
+	// On limits the call to workers whose name matches this glob.
+	On string
+}
+
+// Result is how a call ended.
+type Result struct {
+	Source  Source
+	Status  int    // exit status: the program's, 128+N for a signal, or fbus's
+	Code    string // "exit", a signal's name, or one of the Code constants
+	Message string // for a person, from fbus
+	Call    string // the call's id on the network
+	Worker  string // name of the worker that ran it
+
+	// Output is only for handlers: last bytes of output, sent with the end.
+	Output []byte
+}
+
+// OK reports whether a program exited with status 0.
+func (r *Result) OK() bool { return r.Source == FromProgram && r.Status == 0 }
+
+// outCall is a call that this side opened.
+type outCall struct {
+	client *Client
+	id     uint64
+	req    *Request
+	stdout recvStream
+	stderr recvStream
+	ended  chan struct{} // closed when result is final and no more frames come
+	result Result        // valid once ended is closed
+	err    error         // the connection failed
+	errEnd chan struct{} // closed when the stderr pump has written all, nil if there is none
+	input  *inputPump    // nil if all of the input went out with the call
+	wrote  bool          // stdout was passed on
+}
+
+// Call invokes a function and waits for its end. The error is nil if a program
+// exited with 0; an [ExitError] if it ended otherwise; an [Error] if fbus ended
+// the call; the context's cause if that was cancelled; or what a writer
+// returned. The Result is filled as far as it is known.
+func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
+	if len(req.Args.data) > MaxArgs {
+		return Result{}, errorf(CodeBadInput, "arguments of %d bytes exceed the limit of %d: send them as input instead", len(req.Args.data), MaxArgs)
+	}
+	in := readAhead(req.Input)
+	if in.err != nil {
+		return Result{}, &Error{Code: CodeInternal, Message: "input can not be read: " + reason(in.err), Err: in.err}
+	}
+	start := time.Now()
+	for try := 0; ; try++ {
+		res, wrote, err := c.try(ctx, req, &in, start, try)
+		if !errors.Is(err, ErrWorkerLost) || wrote || in.whole() || try >= req.Retries || !in.rewind(req.Input) {
+			return res, err
+		}
+	}
+}
+
+// try makes one attempt. The node makes the further ones of a call whose input
+// it has whole; the others are for this side, which can rewind a file.
+func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time, try int) (Result, bool, error) {
+	call := &outCall{client: c, req: req, ended: make(chan struct{})}
+	call.stdout.init(call, Output)
+	call.stderr.init(call, Stderr)
+	frame := CallFrame{
+		Name: []byte(req.Function), Kind: req.Args.kind, Args: req.Args.data,
+		WaitFunction: millis(req.WaitFunction), WaitSlot: Forever, On: []byte(req.On),
+		WindowOutput: InitialWindow, WindowStderr: InitialWindow,
+	}
+	if req.WaitSlot != nil {
+		frame.WaitSlot = millis(*req.WaitSlot)
+	}
+	left, err := timeLeft(ctx, req.Timeout, start)
+	if err != nil {
+		return Result{}, false, err
+	}
+	frame.Timeout = left
+	if left > 0 {
+		// The node keeps the deadline; this one is for a node that hangs.
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, errorf(CodeDeadline, "deadline exceeded"))
+		defer stop()
+	}
+	in.fill(&frame)
+	if req.Input != nil && req.Args.kind != KindRaw {
+		frame.Flags |= FlagHasInput
+	}
+	if in.whole() {
+		frame.Retries = uint64(req.Retries)
+	} else {
+		call.input = newInputPump(call, in, req.Input)
+		defer func() { call.input.stop(in.seekable) }()
+	}
+	if err := c.open(call, &frame); err != nil {
+		return Result{}, false, asError(err, CodeNodeLost)
+	}
+	err = call.wait(ctx)
+	res := call.result
+	if res.Call == "" && len(c.node.Connection) > 0 {
+		res.Call = callName(c.node.Connection, call.id)
+	}
+	return res, call.wrote, err
+}
+
+// nodeGrace is how much longer than the deadline we wait for the node's word.
+const nodeGrace = 250 * time.Millisecond
+
+// timeLeft is what remains of a request's time, in milliseconds, 0 for no limit.
+func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint64, error) {
+	var left time.Duration
+	if timeout > 0 {
+		left = timeout - time.Since(start)
+		if left <= 0 {
+			return 0, errorf(CodeDeadline, "deadline exceeded")
+		}
+	}
+	if d, ok := ctx.Deadline(); ok {
+		until := time.Until(d)
+		if until <= 0 {
+			return 0, context.DeadlineExceeded
+		}
+		if left == 0 || until < left {
+			left = until
+		}
+	}
+	if left == 0 {
+		return 0, nil
+	}
+	return max(1, millis(left)), nil
+}
+
+// millis is a duration on the wire; parts of a millisecond count as a whole one.
+func millis(d time.Duration) uint64 {
+	if d <= 0 {
+		return 0
+	}
+	ms := uint64((d + time.Millisecond - 1) / time.Millisecond)
+	return min(ms, Forever)
+}
+
+// open sends CALL under a new id.
+func (c *Client) open(call *outCall, frame *CallFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	c.lastOut++ // ids rise on the wire as well: sent under the same lock
+	call.id = c.lastOut
+	frame.ID = call.id
+	c.out[call.id] = call
+	if err := c.conn.Send(frame); err != nil {
+		delete(c.out, call.id)
+		return err
+	}
+	return nil
+}
+
+// wait passes output on until the call has ended.
+func (call *outCall) wait(ctx context.Context) error {
+	// The node hears of a cancellation even while a writer of ours is stuck.
+	defer context.AfterFunc(ctx, func() { call.abandon(context.Cause(ctx)) })()
+	for {
+		select {
+		case <-call.stdout.wake:
+			if err := call.stdout.pass(call.req.Stdout); err != nil {
+				call.abandon(err)
+				return err
+			}
+		case <-call.ended:
+			return call.finish(ctx)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// finish passes the rest of the output on and turns the result into an error.
+func (call *outCall) finish(ctx context.Context) error {
+	if err := call.stdout.pass(call.req.Stdout); err != nil {
+		return err
+	}
+	call.client.mu.Lock()
+	pump := call.errEnd
+	call.client.mu.Unlock()
+	if pump != nil {
+		select {
+		case <-pump:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err := call.stderr.err(); err != nil {
+		return err
+	}
+	r := &call.result
+	switch {
+	case call.err != nil:
+		return call.err
+	case r.OK():
+		return nil
+	case r.Source == FromBus:
+		return &Error{Code: r.Code, Message: r.Message}
+	}
+	return &ExitError{Result: *r}
+}
+
+// abandon tells the node that nobody waits any more.
+func (call *outCall) abandon(err error) {
+	c := call.client
+	c.mu.Lock()
+	_, open := c.out[call.id]
+	delete(c.out, call.id)
+	c.mu.Unlock()
+	if !open {
+		return
+	}
+	code := CodeCancelled
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrDeadline) {
+		code = CodeDeadline
+	}
+	c.conn.Send(&CancelFrame{ID: call.id, Code: []byte(code)})
+	call.stderr.close()
+}
+
+// fail ends the call because the connection is gone. The client's mu is held.
+func (call *outCall) fail(err error) {
+	call.err = err
+	call.stderr.close()
+	close(call.ended)
+}
+
+// callName is a call's id on the network: the connection's prefix and the id on
+// that connection.
+func callName(connection []byte, id uint64) string {
+	return string(connection) + "-" + strconv.FormatUint(id, 10)
+}
+
+// outgoing finds a call that this side opened, nil for one that has ended. The
+// client's mu is held.
+func (c *Client) outgoing(id uint64) (*outCall, error) {
+	if call := c.out[id]; call != nil {
+		return call, nil
+	}
+	if id == 0 || id > c.lastOut {
+		return nil, errorf(CodeProtocol, "frame for call %d, which was never opened", id)
+	}
+	return nil, nil
+}
+
+// outputData takes stdout or stderr of a call of ours.
+func (c *Client) outputData(f *DataFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call, err := c.outgoing(f.ID)
+	if call == nil {
+		return err
+	}
+	if f.Stream == Stderr {
+		if call.errEnd == nil {
+			call.errEnd = make(chan struct{})
+			go call.pumpStderr(call.errEnd) // ends with the call's stderr
+		}
+		return call.stderr.push(f.Payload)
+	}
+	return call.stdout.push(f.Payload)
+}
+
+// pumpStderr writes stderr beside stdout, so that neither waits for the other.
+func (call *outCall) pumpStderr(done chan struct{}) {
+	defer close(done)
+	for range call.stderr.wake {
+		if call.stderr.pass(call.req.Stderr) != nil {
+			return
+		}
+		if call.stderr.finished() {
+			return
+		}
+	}
+}
+
+// inputGrant lets a call of ours send more input.
+func (c *Client) inputGrant(f *GrantFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call, err := c.outgoing(f.ID)
+	if call == nil || call.input == nil {
+		return err
+	}
+	return call.input.grant(f.Bytes)
+}
+
+// handleEnd ends a call of ours.
+func (c *Client) handleEnd(f *EndFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call, err := c.outgoing(f.ID)
+	if call == nil {
+		return err
+	}
+	delete(c.out, f.ID)
+	if err := call.stdout.push(f.Output); err != nil {
+		return err
+	}
+	call.result = Result{
+		Source: f.Source, Status: int(f.Status), Code: string(f.Code), Message: string(f.Message),
+		Call: string(f.Call), Worker: string(f.Worker),
+	}
+	call.stderr.close()
+	close(call.ended)
+	return nil
+}
+
+// Window bookkeeping of one stream that we receive.
+type recvStream struct {
+	call   *outCall
+	stream Stream
+	wake   chan struct{} // has room for one: bytes or the end have come
+
+	mu       sync.Mutex // protects the fields below
+	buf      []byte
+	spare    []byte // buf's other half, written out by the consumer
+	credit   int    // what the peer may still send
+	window   int
+	consumed int // since the last GRANT
+	ended    bool
+	wErr     error
+}
+
+func (s *recvStream) init(call *outCall, stream Stream) {
+	s.call, s.stream = call, stream
+	s.wake = make(chan struct{}, 1)
+	s.credit, s.window = InitialWindow, InitialWindow
+}
+
+func (s *recvStream) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// push stores what came. More than was granted breaks the protocol.
+func (s *recvStream) push(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(p) > s.credit {
+		return errorf(CodeProtocol, "%d bytes of stream %d with a credit of %d", len(p), s.stream, s.credit)
+	}
+	s.credit -= len(p)
+	s.buf = append(s.buf, p...)
+	s.signal()
+	return nil
+}
+
+// pass writes out what is there and grants as much again.
+func (s *recvStream) pass(w io.Writer) error {
+	s.mu.Lock()
+	p := s.buf
+	s.buf, s.spare = s.spare[:0], nil
+	s.mu.Unlock()
+	if len(p) == 0 {
+		s.mu.Lock()
+		s.buf, s.spare = p, s.buf
+		defer s.mu.Unlock()
+		return s.wErr
+	}
+	if s.stream == Output {
+		s.call.wrote = true
+	}
+	var err error
+	if w != nil {
+		_, err = w.Write(p)
+	}
+	s.mu.Lock()
+	s.spare = p[:0]
+	if err != nil && s.wErr == nil {
+		s.wErr = err
+	}
+	n := s.grantable(len(p))
+	s.mu.Unlock()
+	if n > 0 {
+		s.call.client.conn.Send(&GrantFrame{ID: s.call.id, Stream: s.stream, Bytes: uint64(n)})
+	}
+	return err
+}
+
+// maxRecvWindow is how far a window grows here. s.mu is held.
+const maxRecvWindow = 1 << 20
+
+// grantable is what to grant after n more bytes were consumed: nothing before
+// half a window is, so that small writes do not cost a frame each. A consumer
+// that keeps up gets a larger window.
+func (s *recvStream) grantable(n int) int {
+	s.consumed += n
+	if s.ended || s.consumed < s.window/2 {
+		return 0
+	}
+	grant := s.consumed
+	s.consumed = 0
+	if len(s.buf) == 0 && s.window < maxRecvWindow {
+		grant += s.window
+		s.window *= 2
+	}
+	s.credit += grant
+	return grant
+}
+
+// close says that no more comes.
+func (s *recvStream) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	s.signal()
+}
+
+// finished reports whether all was passed on.
+func (s *recvStream) finished() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended && len(s.buf) > 0 {
+		s.signal()
+	}
+	return s.ended && len(s.buf) == 0
+}
+
+func (s *recvStream) err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wErr
+}

@@ -1,0 +1,257 @@
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// handshakeTime bounds the exchange of HELLO frames.
+const handshakeTime = 10 * time.Second
+
+// DialOptions says who we are. The zero value is fine.
+type DialOptions struct {
+	// Network is the network id that the node must have; empty takes any.
+	Network string
+	// Name is what this worker or caller is called; default the host's name.
+	Name string
+	// Instance names this process across reconnections: a connection with the
+	// same one supersedes the older. Default: a new one.
+	Instance string
+}
+
+// Client is a connection to a node, over which any number of calls and offers
+// can be under way.
+type Client struct {
+	conn *Conn
+	node HelloFrame
+
+	mu       sync.Mutex // protects the fields below
+	lastOut  uint64     // highest id this side opened
+	out      map[uint64]*outCall
+	lastIn   uint64 // highest id the node opened
+	in       map[uint64]*Invocation
+	lastSeq  uint64
+	pending  map[uint64]chan *Error // OFFERs not answered yet
+	offers   map[string]*Offering
+	err      error
+	hello    chan struct{} // closed at the node's HELLO
+	greeted  bool
+	done     chan struct{} // closed when the connection is gone
+	handlers sync.WaitGroup
+}
+
+// NewInstance makes an instance id: one for each process that offers functions.
+func NewInstance() string { return rand.Text() }
+
+// Dial connects to the node at addr, the path of its unix socket. The socket's
+// owner must be this user or root: another's is refused with [CodeForeign]
+// before a byte is sent.
+func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
+	if !strings.Contains(addr, "/") {
+		return nil, errorf(CodeNoNode, "%s: only unix sockets can be dialled yet: give a path that holds a /", addr)
+	}
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, "unix", addr)
+	if err != nil {
+		return nil, &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: %s", addr, reason(err)), Err: err}
+	}
+	if err := checkPeer(nc.(*net.UnixConn), addr); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return NewClient(ctx, nc, o)
+}
+
+// reason is the part of a network error that says why.
+func reason(err error) string {
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		return sys.Err.Error()
+	}
+	return err.Error()
+}
+
+// checkPeer refuses a node that runs as somebody else.
+func checkPeer(nc *net.UnixConn, addr string) error {
+	uid, err := PeerUID(nc)
+	if err != nil {
+		return &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", addr, err), Err: err}
+	}
+	if uid != 0 && uid != os.Getuid() {
+		return errorf(CodeForeign, "%s: belongs to uid %d, who is neither you nor root", addr, uid)
+	}
+	return nil
+}
+
+// NewClient speaks the protocol over nc, whose far end is a node. It returns
+// when both sides have said HELLO.
+func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error) {
+	if o == nil {
+		o = &DialOptions{}
+	}
+	hello := HelloFrame{Major: Major, Minor: Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name)}
+	if o.Instance == "" {
+		hello.Instance = []byte(NewInstance())
+	}
+	if o.Name == "" {
+		name, _ := os.Hostname()
+		hello.Name = []byte(name)
+	}
+	c := &Client{
+		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
+		pending: map[uint64]chan *Error{}, offers: map[string]*Offering{},
+		hello: make(chan struct{}), done: make(chan struct{}),
+	}
+	nc.SetReadDeadline(time.Now().Add(handshakeTime))
+	if err := c.conn.Send(&hello); err != nil {
+		nc.Close()
+		return nil, &Error{Code: CodeNoNode, Message: "node hung up: " + reason(err), Err: err}
+	}
+	go c.serve() // ends when the connection does
+	select {
+	case <-c.hello:
+		nc.SetReadDeadline(time.Time{})
+		return c, nil
+	case <-c.done:
+		return nil, c.err
+	case <-ctx.Done():
+		c.Close()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// serve reads until the connection ends and then fails what is under way.
+func (c *Client) serve() {
+	err := c.conn.Serve(c, c.limit)
+	c.mu.Lock()
+	c.err = c.lost(err)
+	for id, call := range c.out {
+		delete(c.out, id)
+		call.fail(c.err)
+	}
+	for id, inv := range c.in {
+		delete(c.in, id)
+		inv.cancel(c.err)
+	}
+	for seq, ch := range c.pending {
+		delete(c.pending, seq)
+		ch <- asError(c.err, CodeNodeLost)
+	}
+	c.mu.Unlock()
+	close(c.done)
+}
+
+// lost says what the end of the connection means to what was under way.
+func (c *Client) lost(err error) error {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+		return e
+	case errors.Is(err, net.ErrClosed):
+		return &Error{Code: CodeNodeLost, Message: "connection closed", Err: err}
+	case !c.greeted && errors.Is(err, os.ErrDeadlineExceeded):
+		return &Error{Code: CodeNoNode, Message: "node did not answer the handshake in time", Err: err}
+	case !c.greeted:
+		return &Error{Code: CodeNoNode, Message: "node hung up during the handshake: " + reason(err), Err: err}
+	case err == io.EOF:
+		return &Error{Code: CodeNodeLost, Message: "node went away", Err: err}
+	}
+	return &Error{Code: CodeNodeLost, Message: "connection to the node was lost: " + reason(err), Err: err}
+}
+
+func (c *Client) limit() int {
+	if c.greeted {
+		return MaxFrame
+	}
+	return MaxHelloFrame
+}
+
+// Done is closed when the connection is gone; Err then says why.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Err says why the connection ended, nil while it stands.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Node tells the node's name and network id.
+func (c *Client) Node() (name, network string) {
+	return string(c.node.Name), string(c.node.Network)
+}
+
+// Close ends the connection: calls under way fail, running handlers are
+// cancelled. It waits for the handlers.
+func (c *Client) Close() error {
+	c.conn.Finish(nil)
+	<-c.done
+	c.handlers.Wait()
+	return nil
+}
+
+// Handle implements [Handler]: it is called by the connection.
+func (c *Client) Handle(b *Batch, f Frame) error {
+	if !c.greeted {
+		return c.greet(f)
+	}
+	switch f := f.(type) {
+	case *ErrorFrame:
+		return remoteError(f)
+	case *OfferedFrame:
+		return c.handleOffered(f)
+	case *CallFrame:
+		return c.handleCall(b, f)
+	case *DataFrame:
+		if f.Stream == Input {
+			return c.inputData(f)
+		}
+		return c.outputData(f)
+	case *EOFFrame:
+		return c.inputEOF(f)
+	case *GrantFrame:
+		if f.Stream == Input {
+			return c.inputGrant(f)
+		}
+		return c.outputGrant(f)
+	case *CancelFrame:
+		return c.handleCancel(f)
+	case *EndFrame:
+		return c.handleEnd(f)
+	}
+	return errorf(CodeProtocol, "frame of type %d is not for a client", f.frameType())
+}
+
+func remoteError(f *ErrorFrame) error {
+	return &Error{Code: string(f.Code), Message: string(f.Message)}
+}
+
+// greet takes the node's first frame.
+func (c *Client) greet(f Frame) error {
+	switch f := f.(type) {
+	case *HelloFrame:
+		if f.Major != Major {
+			return errorf(CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, Major)
+		}
+		c.node = HelloFrame{
+			Major: f.Major, Minor: f.Minor,
+			Network: clone(f.Network), Instance: clone(f.Instance), Name: clone(f.Name), Connection: clone(f.Connection),
+		}
+		c.greeted = true
+		close(c.hello)
+		return nil
+	case *ErrorFrame:
+		return remoteError(f)
+	}
+	return errorf(CodeProtocol, "frame of type %d before HELLO", f.frameType())
+}
+
+func clone(p []byte) []byte { return append([]byte(nil), p...) }

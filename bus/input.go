@@ -1,0 +1,252 @@
+package bus
+
+import (
+	"context"
+	"io"
+	"os"
+	"sync"
+)
+
+// readAheadInput is what could be had of an input without waiting for it.
+type readAheadInput struct {
+	head     []byte
+	complete bool  // head is all of it
+	start    int64 // where a file stood, for a retry
+	seekable bool
+	err      error
+}
+
+// readAhead takes what an input has at once: a small one goes out whole with
+// its call, and one that is slow to come does not hold the call up.
+func readAhead(r io.Reader) readAheadInput {
+	switch r := r.(type) {
+	case nil:
+		return readAheadInput{complete: true}
+	case *os.File:
+		return readAheadFile(r)
+	case interface {
+		io.Reader
+		Len() int
+	}:
+		if r.Len() <= MaxInlineInput {
+			head, err := io.ReadAll(r)
+			return readAheadInput{head: head, complete: true, err: err}
+		}
+	}
+	in := readAheadInput{}
+	if s, ok := r.(io.Seeker); ok {
+		pos, err := s.Seek(0, io.SeekCurrent)
+		in.start, in.seekable = pos, err == nil
+	}
+	return in
+}
+
+// readAheadFile reads a file up to the limit, and anything else only while a
+// read would not wait.
+func readAheadFile(f *os.File) readAheadInput {
+	in := readAheadInput{}
+	st, err := f.Stat()
+	if err != nil {
+		return readAheadInput{err: err}
+	}
+	regular := st.Mode().IsRegular()
+	if regular {
+		if pos, err := f.Seek(0, io.SeekCurrent); err == nil {
+			in.start, in.seekable = pos, true
+		}
+	}
+	buf := make([]byte, MaxInlineInput+1)
+	n := 0
+	for n < len(buf) {
+		if !regular && !readable(f) {
+			break
+		}
+		k, err := f.Read(buf[n:])
+		n += k
+		if err == io.EOF || (err == nil && k == 0) {
+			in.complete = n <= MaxInlineInput
+			break
+		}
+		if err != nil {
+			return readAheadInput{err: err}
+		}
+	}
+	in.head = buf[:n]
+	return in
+}
+
+// whole reports whether the call carries all of the input.
+func (in *readAheadInput) whole() bool { return in.complete }
+
+// fill puts the input, or a small beginning of it, into CALL. What can not be
+// whole is better kept here than in the queue of the node.
+func (in *readAheadInput) fill(f *CallFrame) {
+	if in.complete {
+		f.Input = in.head
+		f.Flags |= FlagInputEnd
+		return
+	}
+	if len(in.head) <= smallRest {
+		f.Input = in.head
+	}
+}
+
+// rewind brings a file back to where the input began.
+func (in *readAheadInput) rewind(r io.Reader) bool {
+	s, ok := r.(io.Seeker)
+	if !ok || !in.seekable {
+		return false
+	}
+	if _, err := s.Seek(in.start, io.SeekStart); err != nil {
+		return false
+	}
+	in.head = nil
+	return true
+}
+
+// inputPump sends a call's input as it is granted. Its goroutine starts with
+// the first grant: a queued call has none.
+type inputPump struct {
+	call   *outCall
+	head   []byte // read ahead and not sent with CALL
+	r      io.Reader
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu      sync.Mutex // protects the fields below
+	credit  uint64
+	started bool
+	more    chan struct{} // has room for one: credit came
+	done    chan struct{} // closed when run has ended
+}
+
+func newInputPump(call *outCall, in *readAheadInput, r io.Reader) *inputPump {
+	p := &inputPump{call: call, r: r, more: make(chan struct{}, 1), done: make(chan struct{})}
+	if len(in.head) > smallRest {
+		p.head = in.head
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// stop ends the pump. For a file it waits until that is no longer read, since
+// the next try rewinds it; anything else may block for as long as it likes.
+func (p *inputPump) stop(file bool) {
+	p.cancel()
+	p.mu.Lock()
+	started := p.started
+	p.started = true // a late grant must not start it
+	p.mu.Unlock()
+	if started && file {
+		<-p.done
+	}
+}
+
+// grant adds credit.
+func (p *inputPump) grant(n uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.credit += n; p.credit > MaxWindow {
+		return errorf(CodeProtocol, "credit of %d bytes exceeds the limit of %d", p.credit, MaxWindow)
+	}
+	if !p.started {
+		p.started = true
+		go p.run() // ends with the input or, once a Read returns, with the call
+	}
+	select {
+	case p.more <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// take waits for credit and takes at most n of it; 0 means the call is over.
+func (p *inputPump) take(n int) int {
+	for {
+		p.mu.Lock()
+		k := min(uint64(n), p.credit)
+		p.credit -= k
+		p.mu.Unlock()
+		if k > 0 {
+			return int(k)
+		}
+		select {
+		case <-p.more:
+		case <-p.ctx.Done():
+			return 0
+		}
+	}
+}
+
+func (p *inputPump) giveBack(n int) {
+	p.mu.Lock()
+	p.credit += uint64(n)
+	p.mu.Unlock()
+}
+
+// run sends the head, then what it reads, then EOF.
+func (p *inputPump) run() {
+	defer close(p.done)
+	for len(p.head) > 0 {
+		n := p.take(min(len(p.head), ChunkSize))
+		if n == 0 || !p.send(p.head[:n]) {
+			return
+		}
+		p.head = p.head[n:]
+	}
+	buf := make([]byte, ChunkSize)
+	for {
+		k := p.take(len(buf))
+		if k == 0 {
+			return
+		}
+		n, err := p.r.Read(buf[:k])
+		p.giveBack(k - n)
+		if n > 0 && !p.send(buf[:n]) {
+			return
+		}
+		switch {
+		case p.ctx.Err() != nil:
+			return
+		case err == io.EOF:
+			p.call.client.conn.Send(&EOFFrame{ID: p.call.id})
+			return
+		case err != nil:
+			p.fail(err)
+			return
+		}
+	}
+}
+
+func (p *inputPump) send(b []byte) bool {
+	conn := p.call.client.conn
+	if conn.WaitSpace(p.ctx) != nil {
+		return false
+	}
+	return conn.Send(&DataFrame{ID: p.call.id, Stream: Input, Payload: b}) == nil
+}
+
+// fail ends the call: an input that can not be read must not look complete.
+func (p *inputPump) fail(err error) {
+	p.call.abandon(err)
+	p.call.client.mu.Lock()
+	defer p.call.client.mu.Unlock()
+	select {
+	case <-p.call.ended:
+	default:
+		p.call.fail(&Error{Code: CodeInternal, Message: "input can not be read: " + reason(err), Err: err})
+	}
+}
+
+// readable reports whether a read of f would return at once.
+func readable(f *os.File) bool {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ready := false
+	if err := rc.Control(func(fd uintptr) { ready = pollIn(int(fd)) }); err != nil {
+		return false
+	}
+	return ready
+}

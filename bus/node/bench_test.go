@@ -1,0 +1,220 @@
+package node_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// start runs a node on a socket of its own until the test ends.
+func start(t testing.TB, cfg node.Config) (*node.Node, string) {
+	t.Helper()
+	if cfg.Network == "" {
+		cfg.Network = "test"
+	}
+	n, err := node.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "bus.sock")
+	l, err := node.Listen(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() { // ends when the listener is closed
+		defer close(served)
+		if err := n.Serve(l); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-served
+		n.Close()
+	})
+	return n, path
+}
+
+func dial(t testing.TB, path string) *bus.Client {
+	t.Helper()
+	c, err := bus.Dial(context.Background(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// echo answers with its arguments or input.
+func echo(_ context.Context, inv *bus.Invocation) bus.Result {
+	return bus.Result{Code: "exit", Output: inv.Input}
+}
+
+// relay is the limit: two hops over unix sockets with nothing but copying.
+func relay(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	listen := func(name string, serve func(net.Conn)) string {
+		path := filepath.Join(dir, name)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				nc, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go serve(nc)
+			}
+		}()
+		return path
+	}
+	pipe := func(dst, src net.Conn) {
+		buf := make([]byte, 128<<10)
+		for {
+			k, err := src.Read(buf)
+			if err != nil {
+				dst.Close()
+				return
+			}
+			if _, err := dst.Write(buf[:k]); err != nil {
+				return
+			}
+		}
+	}
+	worker := listen("worker", func(nc net.Conn) { pipe(nc, nc) })
+	return listen("relay", func(nc net.Conn) {
+		w, err := net.Dial("unix", worker)
+		if err != nil {
+			return
+		}
+		go pipe(nc, w)
+		pipe(w, nc)
+	})
+}
+
+const callSize = 128 // a small CALL or END frame with a 64-byte body, about
+
+// BenchmarkRoundTrip alternates a call of 64 bytes with the same over the bare
+// relay, one at a time: "ratio" is between the medians.
+func BenchmarkRoundTrip(b *testing.B) {
+	_, path := start(b, node.Config{})
+	w, c := dial(b, path), dial(b, path)
+	if _, err := w.Offer(context.Background(), bus.Offer{Name: "echo", Slots: 4}, echo); err != nil {
+		b.Fatal(err)
+	}
+	raw, err := net.Dial("unix", relay(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	body := make([]byte, 64)
+	args := bus.List(string(body))
+	buf := make([]byte, callSize)
+	ours, bare := make([]time.Duration, 0, b.N), make([]time.Duration, 0, b.N)
+	for b.Loop() {
+		t0 := time.Now()
+		if _, err := c.Call(context.Background(), &bus.Request{Function: "echo", Args: args}); err != nil {
+			b.Fatal(err)
+		}
+		t1 := time.Now()
+		raw.Write(buf)
+		if _, err := io.ReadFull(raw, buf); err != nil {
+			b.Fatal(err)
+		}
+		ours, bare = append(ours, t1.Sub(t0)), append(bare, time.Since(t1))
+	}
+	o, r := median(ours), median(bare)
+	b.ReportMetric(float64(o)/1e3, "call-µs")
+	b.ReportMetric(float64(r)/1e3, "relay-µs")
+	b.ReportMetric(float64(o)/float64(r), "ratio")
+}
+
+func median(d []time.Duration) time.Duration {
+	sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
+	return d[len(d)/2]
+}
+
+// BenchmarkThroughput keeps 64 calls outstanding, beside 64 messages over the
+// bare relay: "ratio" is between the rates.
+func BenchmarkThroughput(b *testing.B) {
+	const outstanding = 64
+	_, path := start(b, node.Config{})
+	w, c := dial(b, path), dial(b, path)
+	if _, err := w.Offer(context.Background(), bus.Offer{Name: "echo", Slots: outstanding}, echo); err != nil {
+		b.Fatal(err)
+	}
+	raw, err := net.Dial("unix", relay(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	args := bus.List(string(make([]byte, 64)))
+	const batch = 20000
+	var ours, bare []float64
+	for b.Loop() {
+		t0 := time.Now()
+		var wg sync.WaitGroup
+		for range outstanding {
+			wg.Go(func() {
+				for range batch / outstanding {
+					if _, err := c.Call(context.Background(), &bus.Request{Function: "echo", Args: args}); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		ours = append(ours, batch/time.Since(t0).Seconds())
+		bare = append(bare, relayRate(b, raw, batch, outstanding))
+	}
+	sort.Float64s(ours)
+	sort.Float64s(bare)
+	o, r := ours[len(ours)/2], bare[len(bare)/2]
+	b.ReportMetric(o, "calls/s")
+	b.ReportMetric(r, "relay/s")
+	b.ReportMetric(o/r, "ratio")
+}
+
+// relayRate sends messages with a window, as calls outstanding are one.
+func relayRate(b *testing.B, raw net.Conn, total, window int) float64 {
+	slots := make(chan struct{}, window)
+	done := make(chan struct{})
+	t0 := time.Now()
+	go func() {
+		defer close(done)
+		buf := make([]byte, callSize)
+		for range total {
+			if _, err := io.ReadFull(raw, buf); err != nil {
+				b.Error(err)
+				return
+			}
+			<-slots
+		}
+	}()
+	msg := make([]byte, callSize)
+	for range total {
+		slots <- struct{}{}
+		if _, err := raw.Write(msg); err != nil {
+			b.Fatal(err)
+		}
+	}
+	<-done
+	return float64(total) / time.Since(t0).Seconds()
+}
+
+func TestMain(m *testing.M) { os.Exit(m.Run()) }

@@ -1,0 +1,395 @@
+package node
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"fbus/bus"
+)
+
+// function is a name with offers, or with calls that wait for one. The node's
+// mu protects it.
+type function struct {
+	node   *Node
+	name   string
+	offers []*offer
+	queue  queue
+	calls  int    // not finished, queued or with a worker
+	done   uint64 // calls that ended with a program's status 0
+	failed uint64 // calls that ended otherwise
+}
+
+// offer is one worker's slots for one function.
+type offer struct {
+	session     *session
+	fn          *function
+	slots       int
+	busy        int
+	used        uint64 // the node's tick when it was last used or came free
+	idempotent  bool
+	description string
+	arguments   string
+}
+
+func (o *offer) free() int { return o.slots - o.busy }
+
+// function finds or makes the entry of a name.
+func (n *Node) function(name string) *function {
+	fn := n.functions[name]
+	if fn == nil {
+		fn = &function{node: n, name: name}
+		n.functions[name] = fn
+	}
+	return fn
+}
+
+// remove takes an offer out.
+func (fn *function) remove(o *offer) {
+	for i, x := range fn.offers {
+		if x == o {
+			fn.offers = append(fn.offers[:i], fn.offers[i+1:]...)
+			return
+		}
+	}
+}
+
+// call is one invocation, from CALL to the END of its worker.
+type call struct {
+	node    *Node
+	session *session // who opened it
+	id      uint64   // there
+	fn      *function
+
+	kind  bus.Kind
+	data  []byte // arguments and input, kept while the call may be offered (again)
+	args  int    // of data, these are the arguments
+	flags uint64
+	on    string
+	size  int // counted in the budget
+
+	whole      bool // the input is complete in data
+	inputEnded bool
+	passed     bool // output was passed on: it can not be run again
+	ended      bool // for the caller
+	done       bool // for the worker too
+	queued     bool
+	seen       bool // a worker was there that could take it
+
+	offer    *offer // nil: not with a worker
+	workerID uint64
+	refused  []*session // workers that said busy
+	retries  uint64     // further tries that the caller allows
+	lost     int        // workers lost
+	bounces  int
+
+	arrived, started time.Time
+	deadline         time.Time     // zero: none
+	waitFunction     time.Duration // for an offer to appear
+	waitSlot         time.Duration // for a slot; negative: without limit
+	timer            *time.Timer   // of the deadline
+	waitTimer        *time.Timer
+	waitGen          int // tells an old waitTimer from the one that counts
+
+	flows             [3]flow
+	bytesIn, bytesOut int64
+}
+
+func (c *call) name() string {
+	return string(c.session.connection()) + fmt.Sprintf("-%d", c.id)
+}
+
+// handleCall takes a new call: it is placed, queued or ended at once.
+func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if f.ID <= s.lastIn {
+		return protocol("call id %d after %d", f.ID, s.lastIn)
+	}
+	s.lastIn = f.ID
+	if s.gone {
+		return nil
+	}
+	if code, msg := s.refuseCall(f); code != "" {
+		return b.Send(s.conn, &bus.EndFrame{
+			ID: f.ID, Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
+			Call: fmt.Appendf(s.connection(), "-%d", f.ID),
+		})
+	}
+	c := n.newCall(s, f)
+	if o := c.choose(); o != nil {
+		c.seen = true
+		c.start(b, o, f.Args, f.Input)
+		if c.whole {
+			c.keep(f)
+		}
+		return nil
+	}
+	c.enqueue(b, f)
+	return nil
+}
+
+// refuseCall says why a call is not even looked at.
+func (s *session) refuseCall(f *bus.CallFrame) (code, msg string) {
+	n := s.node
+	switch {
+	case !ValidName(f.Name):
+		return bus.CodeUsage, fmt.Sprintf("%q is no function name", clean(f.Name))
+	case n.draining && !reserved(string(f.Name)):
+		return bus.CodeDraining, "the node is shutting down"
+	case len(s.in) >= maxOpen:
+		return bus.CodeBusy, fmt.Sprintf("%d calls open on one connection are the limit", maxOpen)
+	case n.budget.Full():
+		return bus.CodeBusy, "the node's buffers are full"
+	}
+	if _, err := path.Match(string(f.On), ""); err != nil {
+		return bus.CodeUsage, fmt.Sprintf("%q is no glob", clean(f.On))
+	}
+	return "", ""
+}
+
+// reserved reports whether a name is one of the node's own functions.
+func reserved(name string) bool { return strings.HasPrefix(name, "fbus.") }
+
+func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
+	c := &call{
+		node: n, session: s, id: f.ID, fn: n.function(string(f.Name)),
+		kind: f.Kind, flags: f.Flags, on: string(f.On), retries: f.Retries,
+		whole: f.Flags&bus.FlagInputEnd != 0, arrived: time.Now(),
+		waitFunction: time.Duration(min(f.WaitFunction, maxWait)) * time.Millisecond,
+		waitSlot:     time.Duration(min(f.WaitSlot, maxWait)) * time.Millisecond,
+	}
+	if f.WaitSlot >= bus.Forever {
+		c.waitSlot = -1
+	}
+	if f.WaitFunction >= bus.Forever {
+		c.waitFunction = -1
+	}
+	c.inputEnded = c.whole
+	c.bytesIn = int64(len(f.Input))
+	for i := range c.flows {
+		c.flows[i] = flow{call: c, stream: bus.Stream(i)}
+	}
+	c.flows[bus.Output].held = int64(f.WindowOutput)
+	c.flows[bus.Stderr].held = int64(f.WindowStderr)
+	if f.Timeout > 0 {
+		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
+		c.timer = time.AfterFunc(time.Until(c.deadline), c.expire)
+	}
+	s.in[f.ID] = c
+	c.fn.calls++
+	if !reserved(c.fn.name) {
+		n.open++
+	}
+	return c
+}
+
+// maxWait keeps a duration in milliseconds from overflowing.
+const maxWait = 1 << 40
+
+// keep copies what a worker needs to run the call, for as long as it may have
+// to be offered (again).
+func (c *call) keep(f *bus.CallFrame) {
+	c.data = make([]byte, len(f.Args)+len(f.Input))
+	c.args = copy(c.data, f.Args)
+	copy(c.data[c.args:], f.Input)
+	c.size = len(c.data)
+	c.node.budget.Add(c.size)
+}
+
+// forget frees what keep has copied.
+func (c *call) forget() {
+	c.node.budget.Add(-c.size)
+	c.size, c.data = 0, nil
+}
+
+// matches reports whether the caller admits that worker.
+func (c *call) matches(o *offer) bool {
+	if c.on == "" {
+		return true
+	}
+	ok, _ := path.Match(c.on, o.session.name)
+	return ok
+}
+
+// allows reports whether the call may go to that worker: it has not said busy.
+func (c *call) allows(o *offer) bool {
+	for _, s := range c.refused {
+		if s == o.session {
+			return false
+		}
+	}
+	return c.matches(o)
+}
+
+// choose returns the offer with the most free slots, of several the one that
+// has been idle longest; nil if none has a slot.
+func (c *call) choose() *offer {
+	var best *offer
+	for _, o := range c.fn.offers {
+		if o.free() <= 0 || best != nil && (o.free() < best.free() || o.free() == best.free() && o.used > best.used) {
+			continue
+		}
+		if c.allows(o) {
+			best = o
+		}
+	}
+	return best
+}
+
+// start hands the call to a worker.
+func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
+	n, w := c.node, o.session
+	n.tick++
+	o.used = n.tick
+	o.busy++
+	w.lastOut++
+	c.offer, c.workerID, c.started = o, w.lastOut, time.Now()
+	w.out[c.workerID] = c
+	c.stopWaiting()
+	f := bus.CallFrame{
+		ID: c.workerID, Name: []byte(c.fn.name), Kind: c.kind, Args: args, Input: input, Flags: c.flags,
+		WaitSlot:     bus.Forever,
+		WindowOutput: c.flows[bus.Output].first(firstOutput), WindowStderr: c.flows[bus.Stderr].first(firstStderr),
+		Call: []byte(c.name()), Caller: []byte(c.session.caller),
+	}
+	if c.inputEnded {
+		f.Flags |= bus.FlagInputEnd
+	}
+	if !c.deadline.IsZero() {
+		f.Timeout = uint64(max(1, time.Until(c.deadline).Milliseconds()))
+	}
+	b.Send(w.conn, &f)
+	if !c.whole {
+		c.forget() // it can not be offered again: part of the input is elsewhere
+	}
+}
+
+// enqueue makes a new call wait, if it may.
+func (c *call) enqueue(b *bus.Batch, f *bus.CallFrame) {
+	q, limit := &c.fn.queue, c.node.cfg.Queue
+	if code, msg, wait := c.patience(); wait == 0 {
+		c.endFor(b, code, msg)
+		return
+	}
+	switch {
+	case q.n >= limit:
+		c.endFor(b, bus.CodeBusy, fmt.Sprintf("%s: %d calls are queued: that is the limit", c.fn.name, q.n))
+	case q.waiting(c.session) >= max(1, limit/2):
+		c.endFor(b, bus.CodeBusy, fmt.Sprintf("%s: %d calls of this connection are queued: that is the limit", c.fn.name, q.waiting(c.session)))
+	default:
+		c.keep(f)
+		q.push(c)
+		c.queued = true
+		c.setTimer()
+	}
+}
+
+// patience says how much longer the call may wait as things stand, and what its
+// end is then called; negative is without limit.
+func (c *call) patience() (code, msg string, left time.Duration) {
+	spent := time.Since(c.arrived)
+	until := func(limit time.Duration) time.Duration {
+		if limit < 0 {
+			return -1
+		}
+		return max(0, limit-spent)
+	}
+	for _, o := range c.fn.offers {
+		if c.allows(o) {
+			c.seen = true
+			return bus.CodeBusy, fmt.Sprintf("%s: no slot is free", c.fn.name), until(c.waitSlot)
+		}
+	}
+	if len(c.refused) > 0 {
+		return bus.CodeBusy, fmt.Sprintf("%s: every worker said that it is busy", c.fn.name), 0
+	}
+	msg = fmt.Sprintf("%s: no such function", c.fn.name)
+	if c.on != "" && len(c.fn.offers) > 0 {
+		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, clean([]byte(c.on)))
+	}
+	left = until(c.waitFunction)
+	if c.seen && left >= 0 && left < goneTime {
+		left = goneTime // its workers have just gone: they may be restarting
+	}
+	return bus.CodeNoFunction, msg, left
+}
+
+// setTimer bounds the wait of a queued call as things stand now.
+func (c *call) setTimer() {
+	c.stopWaiting()
+	_, _, left := c.patience()
+	if left < 0 {
+		return
+	}
+	gen := c.waitGen
+	c.waitTimer = time.AfterFunc(left, func() { c.waited(gen) })
+}
+
+func (c *call) stopWaiting() {
+	c.waitGen++
+	if c.waitTimer != nil {
+		c.waitTimer.Stop()
+		c.waitTimer = nil
+	}
+}
+
+// waited ends a call whose wait is over.
+func (c *call) waited(gen int) {
+	var b bus.Batch
+	c.node.mu.Lock()
+	if c.queued && c.waitGen == gen {
+		code, msg, _ := c.patience()
+		c.endFor(&b, code, msg)
+	}
+	c.node.mu.Unlock()
+	b.Flush()
+}
+
+// expire ends a call whose deadline has come.
+func (c *call) expire() {
+	var b bus.Batch
+	c.node.mu.Lock()
+	c.endFor(&b, bus.CodeDeadline, "deadline exceeded")
+	c.node.mu.Unlock()
+	b.Flush()
+}
+
+// settle hands out free slots to what waits, and looks again at how long the
+// rest may wait. It is called whenever the offers of a function have changed.
+func (fn *function) settle(b *bus.Batch) {
+	fn.fill(b)
+	fn.queue.each(func(c *call) {
+		if _, _, left := c.patience(); left == 0 && len(c.refused) > 0 {
+			c.refusedByAll(b)
+			return
+		}
+		c.setTimer()
+	})
+	fn.tidy()
+}
+
+// fill gives free slots to waiting calls.
+func (fn *function) fill(b *bus.Batch) {
+	for fn.queue.n > 0 {
+		var o *offer
+		c := fn.queue.take(func(c *call) bool {
+			o = c.choose()
+			return o != nil
+		})
+		if c == nil {
+			return
+		}
+		c.queued = false
+		c.start(b, o, c.data[:c.args], c.data[c.args:])
+	}
+}
+
+// tidy forgets a name that nobody offers, waits for or works on.
+func (fn *function) tidy() {
+	if len(fn.offers) == 0 && fn.calls == 0 {
+		delete(fn.node.functions, fn.name)
+	}
+}

@@ -1,0 +1,253 @@
+package node
+
+import (
+	"time"
+
+	"fbus/bus"
+)
+
+// endFor ends a call for its caller: by deadline, cancellation or refusal. If a
+// worker has it, that is told; the slot stays taken until the worker's own END.
+func (c *call) endFor(b *bus.Batch, code, msg string) {
+	if c.ended {
+		return
+	}
+	c.end(b, &bus.EndFrame{Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg)})
+	c.dismiss(b, code)
+}
+
+// dismiss tells the worker that nobody waits, or takes the call out of the queue.
+func (c *call) dismiss(b *bus.Batch, code string) {
+	if c.offer != nil {
+		if code != bus.CodeDeadline {
+			code = bus.CodeCancelled
+		}
+		b.Send(c.offer.session.conn, &bus.CancelFrame{ID: c.workerID, Code: []byte(code)})
+		return
+	}
+	c.finish()
+	c.fn.tidy()
+}
+
+// end sends END to the caller and logs the call. f lacks only the ids.
+func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
+	c.close(f)
+	if !c.session.gone {
+		f.ID, f.Call = c.id, []byte(c.name())
+		if c.offer != nil {
+			f.Worker = []byte(c.offer.session.name)
+		}
+		b.Send(c.session.conn, f)
+	}
+}
+
+// close ends the call for the caller's side of the books.
+func (c *call) close(f *bus.EndFrame) {
+	c.ended = true
+	delete(c.session.in, c.id)
+	c.forget()
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if f.Source == bus.FromProgram && f.Status == 0 {
+		c.fn.done++
+	} else {
+		c.fn.failed++
+	}
+	c.log(f)
+}
+
+// finish ends the call altogether: no worker has it any more.
+func (c *call) finish() {
+	if c.done {
+		return
+	}
+	c.done = true
+	if c.queued {
+		c.queued = false
+		c.fn.queue.remove(c)
+	}
+	c.stopWaiting()
+	for i := range c.flows {
+		c.flows[i].release()
+	}
+	n := c.node
+	c.fn.calls--
+	if !reserved(c.fn.name) {
+		n.open--
+		if n.open == 0 && n.idle != nil {
+			close(n.idle)
+			n.idle = nil
+		}
+	}
+}
+
+// leave takes the call from its worker, whose slot is free with that.
+func (c *call) leave() {
+	for i := range c.flows {
+		c.flows[i].release()
+	}
+	c.flows[bus.Input].held = 0 // another worker grants anew
+	o := c.offer
+	delete(o.session.out, c.workerID)
+	o.busy--
+	c.node.tick++
+	o.used = c.node.tick
+	c.offer = nil
+}
+
+// handleEnd takes a worker's END: the program and all it started are gone.
+func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, err := s.outgoing(f.ID)
+	if c == nil {
+		return err
+	}
+	fl := &c.flows[bus.Output]
+	if int64(len(f.Output)) > fl.out {
+		return protocol("%d bytes of output in END with a credit of %d", len(f.Output), fl.out)
+	}
+	fl.use(int64(len(f.Output)), c.session)
+	c.bytesOut += int64(len(f.Output))
+	fn := c.fn
+	switch {
+	case c.ended:
+		c.leave()
+		c.finish()
+	case c.bounced(f):
+		c.leave()
+		c.requeue(b)
+	default:
+		c.end(b, &bus.EndFrame{Source: f.Source, Status: f.Status, Code: f.Code, Message: f.Message, Output: f.Output})
+		c.leave()
+		c.finish()
+	}
+	fn.fill(b)
+	fn.tidy()
+	return nil
+}
+
+// bounced reports whether an END means that the worker has not taken the call,
+// and another may be asked.
+func (c *call) bounced(f *bus.EndFrame) bool {
+	if !c.whole || c.passed {
+		return false
+	}
+	code := string(f.Code)
+	if f.Source == bus.FromBus && (code == bus.CodeBusy || code == bus.CodeDraining) {
+		// It has crossed a change of the offer: the same worker may take it yet.
+		if c.bounces++; c.bounces < maxBounces {
+			return true
+		}
+		c.refused = append(c.refused, c.offer.session)
+		return c.another()
+	}
+	if f.Source == bus.FromProgram && f.Status == uint64(bus.StatusOf(bus.CodeBusy)) {
+		c.refused = append(c.refused, c.offer.session)
+		return c.another()
+	}
+	return false
+}
+
+// another reports whether a worker is left that has not refused the call.
+func (c *call) another() bool {
+	for _, o := range c.fn.offers {
+		if c.allows(o) {
+			return true
+		}
+	}
+	return false
+}
+
+// requeue offers a call again that a worker has given back, or makes it wait at
+// the head of the queue.
+func (c *call) requeue(b *bus.Batch) {
+	if o := c.choose(); o != nil {
+		c.start(b, o, c.data[:c.args], c.data[c.args:])
+		return
+	}
+	c.fn.queue.pushHead(c)
+	c.queued = true
+	if _, _, left := c.patience(); left == 0 {
+		if len(c.refused) > 0 {
+			c.refusedByAll(b)
+			return
+		}
+		// It had a slot: --no-wait was kept, and what is left is to find another.
+		c.waitSlot = -1
+	}
+	c.setTimer()
+}
+
+// refusedByAll ends a call that every worker was too busy for.
+func (c *call) refusedByAll(b *bus.Batch) {
+	c.endFor(b, bus.CodeBusy, c.fn.name+": every worker said that it is busy")
+}
+
+// workerLost handles a call whose worker has vanished. The session is gone and
+// its offers are out of the registry.
+func (c *call) workerLost(b *bus.Batch) {
+	worker, idempotent := c.offer.session, c.offer.idempotent
+	may := c.whole && !c.passed && !c.ended && (idempotent && c.lost < maxLost || c.retries > 0)
+	name := worker.name
+	if !may && !c.ended {
+		c.end(b, &bus.EndFrame{
+			Source: bus.FromBus, Status: uint64(bus.StatusOf(bus.CodeWorkerLost)), Code: []byte(bus.CodeWorkerLost),
+			Message: []byte(c.fn.name + ": worker " + name + " was lost: the call may have run"),
+		})
+	}
+	c.leave()
+	if !may {
+		c.finish()
+		return
+	}
+	c.lost++
+	if c.retries > 0 {
+		c.retries--
+	}
+	c.requeue(b)
+}
+
+// callerLost handles a call whose caller has vanished.
+func (c *call) callerLost(b *bus.Batch) {
+	if c.ended {
+		return
+	}
+	c.close(&bus.EndFrame{Source: bus.FromBus, Status: uint64(bus.StatusOf(bus.CodeCancelled)), Code: []byte(bus.CodeCancelled)})
+	c.dismiss(b, bus.CodeCancelled)
+}
+
+// Record is what the log keeps of an ended call.
+type Record struct {
+	Time     time.Time `json:"time"`     // when it ended
+	ID       string    `json:"id"`       // the call
+	Caller   string    `json:"caller"`   // "uid:1000"
+	Function string    `json:"function"` // its name
+	Worker   string    `json:"worker"`   // empty: none had it
+	Waited   float64   `json:"waited"`   // seconds until a worker had it, or until the end
+	Ran      float64   `json:"ran"`      // seconds with the last worker
+	In       int64     `json:"in"`       // bytes of input
+	Out      int64     `json:"out"`      // bytes of stdout
+	Source   string    `json:"source"`   // "program", "signal" or "fbus"
+	Status   int       `json:"status"`   // exit status
+	Code     string    `json:"code"`     // "exit", a signal's name or fbus's code
+}
+
+func (c *call) log(f *bus.EndFrame) {
+	if c.node.cfg.Log == nil || reserved(c.fn.name) {
+		return
+	}
+	now := time.Now()
+	r := &Record{
+		Time: now, ID: c.name(), Caller: c.session.caller, Function: c.fn.name,
+		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
+		Waited: now.Sub(c.arrived).Seconds(),
+	}
+	if c.offer != nil {
+		r.Worker = c.offer.session.name
+		r.Waited, r.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
+	}
+	c.node.cfg.Log(r)
+}

@@ -1,0 +1,170 @@
+package node
+
+import "fbus/bus"
+
+// The node gives credit on to a stream's sender only as far as its own buffers
+// stand for it: if the receiver then stops reading, that much is what the node
+// has to hold.
+
+const (
+	// maxConnExposure bounds the credit outstanding towards one receiver.
+	maxConnExposure = 8 << 20
+	// firstOutput and firstStderr are what a call starts with at most. Many calls
+	// never print much, and credit they hold is not there for others.
+	firstOutput = 64 << 10
+	firstStderr = 16 << 10
+	// smallDose is not worth a frame while the sender has credit left.
+	smallDose = 16 << 10
+	leastDose = 4 << 10
+)
+
+// flow is the credit of one stream of a call, between the side that sends and
+// the side that receives. The node's mu protects it.
+type flow struct {
+	call   *call
+	stream bus.Stream
+	held   int64 // granted by the receiver, not given to the sender yet
+	out    int64 // given to the sender, not used yet
+	listed bool  // in the receiver's held list
+}
+
+// ends returns who sends and who receives, and the call's id at the sender; nil
+// where there is nobody.
+func (f *flow) ends() (from *session, id uint64, to *session) {
+	c := f.call
+	var worker *session
+	if c.offer != nil {
+		worker = c.offer.session
+	}
+	if f.stream == bus.Input {
+		return c.session, c.id, worker
+	}
+	return worker, c.workerID, c.session
+}
+
+// dose is how much credit one sender may have now: less as more of the buffers
+// are spoken for.
+func (n *Node) dose() int64 {
+	switch used := n.exposure + n.budget.Used(); {
+	case used < MaxBuffers/2:
+		return bus.MaxWindow
+	case used < MaxBuffers*3/4:
+		return 64 << 10
+	case used < MaxBuffers:
+		return smallDose
+	}
+	return leastDose
+}
+
+// first takes what a call starts with, before its worker is known to read.
+func (f *flow) first(most int64) uint64 {
+	n := f.call.node
+	d := min(f.held, most, n.dose())
+	f.add(d, f.call.session)
+	return uint64(d)
+}
+
+// add moves credit from held to out.
+func (f *flow) add(d int64, to *session) {
+	f.held -= d
+	f.out += d
+	f.call.node.exposure += d
+	to.exposure += d
+}
+
+// use takes credit that the sender has used.
+func (f *flow) use(d int64, to *session) {
+	f.out -= d
+	f.call.node.exposure -= d
+	to.exposure -= d
+}
+
+// give lets the sender have more, if the receiver keeps up; if not, the flow is
+// listed with the receiver until it does.
+func (f *flow) give(b *bus.Batch) {
+	from, id, to := f.ends()
+	if f.held == 0 || from == nil || to == nil || f.call.ended {
+		return
+	}
+	n := f.call.node
+	d := min(f.held, n.dose()-f.out)
+	if d < min(f.held, smallDose) && f.out > 0 {
+		return // asked again when the sender has used what it has
+	}
+	d = min(d, maxConnExposure-to.exposure)
+	if f.out == 0 {
+		d = max(d, min(f.held, leastDose)) // idle calls must not starve this one
+	}
+	if d <= 0 || to.conn.Stalled() {
+		if !f.listed {
+			f.listed = true
+			to.held = append(to.held, f)
+		}
+		return
+	}
+	f.add(d, to)
+	b.Send(from.conn, &bus.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
+}
+
+// release takes back what the sender did not use; it counts as held again.
+func (f *flow) release() {
+	_, _, to := f.ends()
+	f.held += f.out
+	if to != nil {
+		f.use(f.out, to)
+	}
+}
+
+// drained is called when a receiver has read its backlog.
+func (s *session) drained() {
+	var b bus.Batch
+	s.node.mu.Lock()
+	s.giveHeld(&b)
+	s.node.mu.Unlock()
+	b.Flush()
+}
+
+// giveHeld tries every flow again that was listed with this receiver.
+func (s *session) giveHeld(b *bus.Batch) {
+	held := s.held
+	s.held = nil
+	for _, f := range held {
+		f.listed = false
+		if _, _, to := f.ends(); to == s && !f.call.done {
+			f.give(b)
+		}
+	}
+}
+
+// pass accounts for bytes of a stream and says where they go: nil, if nobody
+// wants them any more.
+func (c *call) pass(b *bus.Batch, f *bus.DataFrame) (to *session, id uint64, err error) {
+	fl := &c.flows[f.Stream]
+	_, _, to = fl.ends()
+	size := int64(len(f.Payload))
+	if to == nil || size > fl.out {
+		return nil, 0, protocol("%d bytes of stream %d with a credit of %d", size, f.Stream, fl.out)
+	}
+	if f.Stream == bus.Input && c.inputEnded {
+		return nil, 0, protocol("input after its end")
+	}
+	fl.use(size, to)
+	if c.ended {
+		return nil, 0, nil
+	}
+	id = c.id
+	switch f.Stream {
+	case bus.Input:
+		id = c.workerID
+		c.bytesIn += size
+	case bus.Output:
+		c.bytesOut += size
+		c.passed = c.passed || size > 0
+		c.forget()
+	}
+	fl.give(b)
+	if len(to.held) > 0 && to.exposure < maxConnExposure/2 && !to.conn.Stalled() {
+		to.giveHeld(b)
+	}
+	return to, id, nil
+}

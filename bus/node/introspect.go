@@ -1,0 +1,262 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"fbus/bus"
+)
+
+// ownSlots is how many calls of each of its own functions a node serves at once.
+const ownSlots = 8
+
+// offerOwn puts the node's own functions on the bus, over a connection to
+// itself: they are called, queued, cancelled and bounded like any other.
+func (n *Node) offerOwn() error {
+	near, far := net.Pipe()
+	go n.serve(far, "node", true) // ends when the client is closed, or the node
+	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
+	if err != nil {
+		return err
+	}
+	n.own = c
+	for _, o := range []struct {
+		name, description, arguments string
+		serve                        func(words []string, out *bytes.Buffer) bus.Result
+	}{
+		{"fbus.functions", "the functions on the bus, one JSON object a line", "none, or names", n.serveFunctions},
+		{"fbus.calls", "the calls that run or wait, one JSON object a line", "none", n.serveCalls},
+		{"fbus.nodes", "the nodes of the bus, one JSON object a line", "none", n.serveNodes},
+		{"fbus.cancel", "end a call", "the call's id", n.serveCancel},
+	} {
+		handler := func(_ context.Context, inv *bus.Invocation) bus.Result {
+			words, err := inv.Words()
+			if err != nil {
+				return bus.Result{Source: bus.FromBus, Status: 65, Code: bus.CodeBadInput, Message: o.name + ": " + err.Error()}
+			}
+			var out bytes.Buffer
+			res := o.serve(words, &out)
+			res.Output = out.Bytes()
+			return res
+		}
+		offer := bus.Offer{Name: o.name, Slots: ownSlots, Description: o.description, Arguments: o.arguments, Idempotent: true}
+		if _, err := c.Offer(context.Background(), offer, handler); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var exit0 = bus.Result{Source: bus.FromProgram, Code: "exit"}
+
+// FunctionInfo is a line of fbus.functions.
+type FunctionInfo struct {
+	Name        string       `json:"name"`
+	Description string       `json:"description"` // of the worker that gave one last
+	Arguments   string       `json:"arguments"`   // how they arrive
+	Slots       int          `json:"slots"`       // of all workers
+	Busy        int          `json:"busy"`        // slots taken
+	Queued      int          `json:"queued"`      // calls that wait for a slot
+	Done        uint64       `json:"done"`        // calls that ended with status 0
+	Failed      uint64       `json:"failed"`      // calls that ended otherwise
+	Workers     []WorkerInfo `json:"workers"`
+}
+
+// WorkerInfo is one offer of a function.
+type WorkerInfo struct {
+	Name        string `json:"name"`
+	Identity    string `json:"identity"` // who it is, as the node knows it: "uid:1000"
+	Slots       int    `json:"slots"`
+	Busy        int    `json:"busy"`
+	Idempotent  bool   `json:"idempotent"`
+	Description string `json:"description"`
+	Arguments   string `json:"arguments"`
+}
+
+// CallInfo is a line of fbus.calls.
+type CallInfo struct {
+	Call     string  `json:"call"`     // its id
+	Function string  `json:"function"` // its name
+	State    string  `json:"state"`    // "queued", "running", or "ending": nobody waits, but its program is not gone yet
+	Caller   string  `json:"caller"`   // who called
+	Worker   string  `json:"worker"`   // empty while queued
+	Age      float64 `json:"age"`      // seconds since it was called
+	Ran      float64 `json:"ran"`      // seconds with its worker
+}
+
+// NodeInfo is a line of fbus.nodes.
+type NodeInfo struct {
+	Name      string    `json:"name"`
+	Network   string    `json:"network"`
+	Instance  string    `json:"instance"` // new at each start
+	Address   string    `json:"address"`
+	PID       int       `json:"pid"`
+	Version   string    `json:"version"`
+	Protocol  int       `json:"protocol"` // major version
+	Started   time.Time `json:"started"`
+	Sessions  int       `json:"sessions"`  // connections
+	Functions int       `json:"functions"` // names offered
+	Calls     int       `json:"calls"`     // queued or running
+	Draining  bool      `json:"draining"`
+}
+
+// Functions lists what is offered, sorted by name; the node's own only if they
+// are named.
+func (n *Node) Functions(names ...string) []FunctionInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	list := []FunctionInfo{}
+	for _, fn := range n.functions {
+		if len(fn.offers) == 0 && fn.queue.n == 0 {
+			continue
+		}
+		if len(names) > 0 && !slices.Contains(names, fn.name) || len(names) == 0 && reserved(fn.name) {
+			continue
+		}
+		list = append(list, fn.info())
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
+	return list
+}
+
+func (fn *function) info() FunctionInfo {
+	f := FunctionInfo{Name: fn.name, Queued: fn.queue.n, Done: fn.done, Failed: fn.failed, Workers: []WorkerInfo{}}
+	for _, o := range fn.offers {
+		f.Slots += o.slots
+		f.Busy += o.busy
+		if o.description != "" {
+			f.Description = o.description
+		}
+		if o.arguments != "" {
+			f.Arguments = o.arguments
+		}
+		f.Workers = append(f.Workers, WorkerInfo{
+			Name: o.session.name, Identity: o.session.caller, Slots: o.slots, Busy: o.busy,
+			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments,
+		})
+	}
+	return f
+}
+
+// Calls lists what runs and waits, oldest first, less the calls of the node's
+// own functions.
+func (n *Node) Calls() []CallInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	list := []CallInfo{}
+	add := func(c *call) {
+		if !reserved(c.fn.name) {
+			list = append(list, c.info())
+		}
+	}
+	for _, s := range n.sessions {
+		for _, c := range s.in {
+			add(c)
+		}
+		for _, c := range s.out {
+			if c.ended {
+				add(c)
+			}
+		}
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].Age > list[j].Age })
+	return list
+}
+
+func (c *call) info() CallInfo {
+	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.session.caller, Age: time.Since(c.arrived).Seconds()}
+	if c.offer != nil {
+		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
+	}
+	if c.ended {
+		i.State = "ending"
+	}
+	return i
+}
+
+// Info describes the node.
+func (n *Node) Info() NodeInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	i := NodeInfo{
+		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Address: n.cfg.Address, PID: os.Getpid(),
+		Version: n.cfg.Version, Protocol: bus.Major, Started: n.started, Sessions: len(n.sessions) - 1, Calls: n.open, Draining: n.draining,
+	}
+	for name, fn := range n.functions {
+		if !reserved(name) && len(fn.offers) > 0 {
+			i.Functions++
+		}
+	}
+	return i
+}
+
+// Cancel ends the call of that id for its caller, as fbus.cancel does, and
+// reports whether there was one.
+func (n *Node) Cancel(id string) bool {
+	var b bus.Batch
+	defer b.Flush()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.sessions {
+		if !strings.HasPrefix(id, string(s.connection())+"-") {
+			continue
+		}
+		for _, c := range s.in {
+			if c.name() == id {
+				c.endFor(&b, bus.CodeCancelled, "cancelled by fbus cancel")
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func writeLines[T any](out *bytes.Buffer, list []T) {
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	for _, v := range list {
+		enc.Encode(v)
+	}
+}
+
+func (n *Node) serveFunctions(words []string, out *bytes.Buffer) bus.Result {
+	writeLines(out, n.Functions(words...))
+	return exit0
+}
+
+func (n *Node) serveCalls(words []string, out *bytes.Buffer) bus.Result {
+	if len(words) > 0 {
+		return badWords("fbus.calls takes no arguments")
+	}
+	writeLines(out, n.Calls())
+	return exit0
+}
+
+func (n *Node) serveNodes(words []string, out *bytes.Buffer) bus.Result {
+	if len(words) > 0 {
+		return badWords("fbus.nodes takes no arguments")
+	}
+	writeLines(out, []NodeInfo{n.Info()})
+	return exit0
+}
+
+func (n *Node) serveCancel(words []string, out *bytes.Buffer) bus.Result {
+	if len(words) != 1 {
+		return badWords("fbus.cancel takes one argument: the id of a call, as fbus.calls shows it")
+	}
+	if !n.Cancel(words[0]) {
+		return badWords("no call has the id " + clean([]byte(words[0])))
+	}
+	return exit0
+}
+
+func badWords(msg string) bus.Result {
+	return bus.Result{Source: bus.FromBus, Status: 65, Code: bus.CodeBadInput, Message: msg}
+}

@@ -1,0 +1,176 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"fbus/bus"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is a unix socket that belongs to this user alone.
+type Listener struct {
+	*net.UnixListener
+	path  string
+	info  os.FileInfo // of the socket we made
+	lock  *os.File    // of a fixed path, nil otherwise
+	spare *os.File    // given up for a moment to refuse a connection without descriptors
+	once  sync.Once
+	err   error
+}
+
+// Listen makes the socket at path, mode 0600 from its first moment. A stale
+// socket of our own there is removed; a live one, or another's, is an error. If
+// fixed, the path is a chosen one that several nodes may want: PATH.lock is held
+// so that of two which find the same stale socket only one replaces it.
+func Listen(path string, fixed bool) (*Listener, error) {
+	l := &Listener{path: path}
+	if fixed {
+		if err := l.takeLock(); err != nil {
+			return nil, err
+		}
+	}
+	if err := removeStale(path); err != nil {
+		l.dropLock()
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var cerr error
+		err := raw.Control(func(fd uintptr) { cerr = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, cerr)
+	}}
+	ul, err := lc.Listen(nil, "unix", path) //nolint:staticcheck // nothing to cancel
+	if err != nil {
+		l.dropLock()
+		return nil, fmt.Errorf("%s: %w", path, rootCause(err))
+	}
+	l.UnixListener = ul.(*net.UnixListener)
+	l.SetUnlinkOnClose(false) // Close unlinks it, if it still is ours
+	l.info, _ = os.Lstat(path)
+	l.spare, _ = os.Open(os.DevNull)
+	return l, nil
+}
+
+func rootCause(err error) error {
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		return sys.Err
+	}
+	return err
+}
+
+func (l *Listener) takeLock() error {
+	name := l.path + ".lock"
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("%s: another node holds the lock on this socket", name)
+	}
+	l.lock = os.NewFile(uintptr(fd), name)
+	return nil
+}
+
+// dropLock gives the lock up. Its file stays: who waits for it holds it open.
+func (l *Listener) dropLock() {
+	if l.lock != nil {
+		l.lock.Close()
+	}
+}
+
+// removeStale unlinks a socket at path if it is our own and nobody listens.
+func removeStale(path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if uid := int(st.Sys().(*syscall.Stat_t).Uid); uid != os.Getuid() {
+		return fmt.Errorf("%s: belongs to uid %d: it is neither used nor removed", path, uid)
+	}
+	if st.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("%s: exists and is no socket", path)
+	}
+	nc, err := net.Dial("unix", path)
+	if err == nil {
+		nc.Close()
+		return fmt.Errorf("%s: a node listens there already", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("%s: %w", path, rootCause(err))
+	}
+	return os.Remove(path)
+}
+
+// RemoveStale removes the socket at path if it is this user's and nobody
+// listens there; anything else is left alone.
+func RemoveStale(path string) {
+	st, err := os.Lstat(path)
+	if err != nil || st.Mode()&os.ModeSocket == 0 || int(st.Sys().(*syscall.Stat_t).Uid) != os.Getuid() {
+		return
+	}
+	removeStale(path)
+}
+
+// Path is where the socket is.
+func (l *Listener) Path() string { return l.path }
+
+// Close removes the socket, if it is still the one we made, and stops listening.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		if st, err := os.Lstat(l.path); err == nil && l.info != nil && os.SameFile(st, l.info) {
+			os.Remove(l.path)
+		}
+		l.err = l.UnixListener.Close()
+		if l.spare != nil {
+			l.spare.Close()
+		}
+		l.dropLock()
+	})
+	return l.err
+}
+
+// accept waits for a connection. When descriptors have run out it refuses
+// instead, with a reason, and goes on: what is connected is not harmed.
+func (l *Listener) accept(warn func(string, ...any)) (net.Conn, error) {
+	for {
+		nc, err := l.UnixListener.Accept()
+		if err == nil {
+			return nc, nil
+		}
+		if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
+			if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, syscall.ECONNABORTED) {
+				continue
+			}
+			return nil, err
+		}
+		warn("connection refused: no file descriptor is left (see ulimit -n)")
+		l.refuse()
+	}
+}
+
+// refuse takes one connection with the spare descriptor and turns it away.
+func (l *Listener) refuse() {
+	if l.spare != nil {
+		l.spare.Close()
+		l.spare = nil
+	}
+	if nc, err := l.UnixListener.Accept(); err == nil {
+		c := bus.NewConn(nc, nil)
+		c.CloseWith(&bus.Error{Code: bus.CodeBusy, Message: "the node has no file descriptor left for another connection"})
+		c.Close(nil)
+	} else {
+		time.Sleep(10 * time.Millisecond) // somebody else took it
+	}
+	l.spare, _ = os.Open(os.DevNull)
+}

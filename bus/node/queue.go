@@ -1,0 +1,129 @@
+package node
+
+// queue holds the calls that wait for one function: first those that were
+// already with a worker, then the others, round-robin over the connections they
+// came on and first in, first out within each. The node's mu protects it.
+type queue struct {
+	head  []*call
+	lanes []*lane // in the order of their turns
+	n     int
+}
+
+type lane struct {
+	session *session
+	calls   []*call
+}
+
+func (q *queue) lane(s *session) *lane {
+	for _, l := range q.lanes {
+		if l.session == s {
+			return l
+		}
+	}
+	return nil
+}
+
+// waiting is how many calls of one connection wait.
+func (q *queue) waiting(s *session) int {
+	if l := q.lane(s); l != nil {
+		return len(l.calls)
+	}
+	return 0
+}
+
+// push adds a new call behind the others of its connection.
+func (q *queue) push(c *call) {
+	l := q.lane(c.session)
+	if l == nil {
+		l = &lane{session: c.session}
+		q.lanes = append(q.lanes, l)
+	}
+	l.calls = append(l.calls, c)
+	q.n++
+}
+
+// pushHead puts a call that lost its worker before all new ones.
+func (q *queue) pushHead(c *call) {
+	q.head = append(q.head, c)
+	q.n++
+}
+
+// take removes and returns the next call that fits, nil if there is none.
+func (q *queue) take(fits func(*call) bool) *call {
+	for i, c := range q.head {
+		if fits(c) {
+			q.head = append(q.head[:i], q.head[i+1:]...)
+			q.n--
+			return c
+		}
+	}
+	for i, l := range q.lanes {
+		for j, c := range l.calls {
+			if fits(c) {
+				l.drop(j)
+				q.n--
+				q.rotate(i)
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// drop removes call j; the common first one without moving the others.
+func (l *lane) drop(j int) {
+	if j == 0 {
+		l.calls[0] = nil
+		l.calls = l.calls[1:]
+		return
+	}
+	l.calls = append(l.calls[:j], l.calls[j+1:]...)
+}
+
+// rotate moves lane i behind the others, or away if it is empty.
+func (q *queue) rotate(i int) {
+	l := q.lanes[i]
+	copy(q.lanes[i:], q.lanes[i+1:])
+	q.lanes = q.lanes[:len(q.lanes)-1]
+	if len(l.calls) > 0 {
+		q.lanes = append(q.lanes, l)
+	}
+}
+
+// remove takes a call out wherever it stands.
+func (q *queue) remove(c *call) {
+	for i, h := range q.head {
+		if h == c {
+			q.head = append(q.head[:i], q.head[i+1:]...)
+			q.n--
+			return
+		}
+	}
+	for i, l := range q.lanes {
+		if l.session != c.session {
+			continue
+		}
+		for j, x := range l.calls {
+			if x == c {
+				l.drop(j)
+				q.n--
+				if len(l.calls) == 0 {
+					q.lanes = append(q.lanes[:i], q.lanes[i+1:]...)
+				}
+				return
+			}
+		}
+	}
+}
+
+// each calls f for all that wait, in no promised order.
+func (q *queue) each(f func(*call)) {
+	for _, c := range append([]*call(nil), q.head...) {
+		f(c)
+	}
+	for _, l := range append([]*lane(nil), q.lanes...) {
+		for _, c := range append([]*call(nil), l.calls...) {
+			f(c)
+		}
+	}
+}

@@ -1,0 +1,504 @@
+package bus
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+)
+
+// Offer describes a function to put on the bus.
+type Offer struct {
+	Name        string
+	Slots       int    // calls taken at once; at least 1
+	Idempotent  bool   // calls may be run again when the worker is lost
+	Description string // for people
+	Arguments   string // how arguments arrive, for people: "JSON on stdin"
+}
+
+// A CallHandler serves one invocation; its result ends the call. It runs in a
+// goroutine of its own, at most Slots at a time for an offer. When ctx is
+// cancelled nobody waits for the result any more, but the slot stays taken
+// until the handler returns: it must not return while what it started runs.
+// The cause of the cancellation is an [Error]: [ErrCancelled], [ErrDeadline] or
+// the loss of the node.
+type CallHandler func(ctx context.Context, inv *Invocation) Result
+
+// Offering is an offer that stands on a connection.
+type Offering struct {
+	client  *Client
+	offer   Offer
+	handler CallHandler
+
+	// The client's mu protects these.
+	slots   int
+	running int
+	idle    chan struct{} // closed when running falls to 0, if somebody waits
+}
+
+// Invocation is one call of a function that this side offers.
+type Invocation struct {
+	Function string
+	Call     string // id on the network
+	Caller   string // who calls, as the node knows it: "uid:1000"
+	Kind     Kind
+	Args     []byte    // see PROTOCOL.md, section 6
+	HasInput bool      // an input was sent beside arguments
+	Input    []byte    // the input's first bytes
+	Rest     io.Reader // the rest of the input; nil if Input is all of it
+	Deadline time.Time // zero: none
+
+	// Stdout and Stderr send to the caller, at its pace. A write fails once the
+	// call was cancelled.
+	Stdout, Stderr io.Writer
+
+	client   *Client
+	offering *Offering
+	id       uint64
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	rest     *inputStream
+	out, err sendStream
+}
+
+// Offer puts a function on the bus, or replaces the offer of that name on this
+// connection. It returns when the node has accepted it.
+func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, error) {
+	if o.Slots < 1 {
+		return nil, errorf(CodeUsage, "an offer needs at least one slot")
+	}
+	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots}
+	c.mu.Lock()
+	old := c.offers[o.Name]
+	c.offers[o.Name] = off // before the node's word: a CALL may be right behind it
+	c.mu.Unlock()
+	err := off.announce(ctx, o.Slots)
+	if err != nil {
+		c.mu.Lock()
+		if c.offers[o.Name] == off {
+			delete(c.offers, o.Name)
+			if old != nil {
+				c.offers[o.Name] = old
+			}
+		}
+		c.mu.Unlock()
+		return nil, err
+	}
+	return off, nil
+}
+
+// announce sends OFFER and waits for the answer.
+func (off *Offering) announce(ctx context.Context, slots int) error {
+	c := off.client
+	f := OfferFrame{
+		Name: []byte(off.offer.Name), Slots: uint64(slots),
+		Description: []byte(off.offer.Description), Arguments: []byte(off.offer.Arguments),
+	}
+	if off.offer.Idempotent {
+		f.Flags |= FlagIdempotent
+	}
+	answer := make(chan *Error, 1)
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	c.lastSeq++
+	f.Seq = c.lastSeq
+	c.pending[f.Seq] = answer
+	err := c.conn.Send(&f)
+	c.mu.Unlock()
+	if err != nil {
+		return asError(err, CodeNodeLost)
+	}
+	select {
+	case e := <-answer:
+		if e != nil {
+			return e
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// SetSlots changes how many calls the offer takes at once; running calls are
+// not touched.
+func (off *Offering) SetSlots(ctx context.Context, n int) error {
+	off.client.mu.Lock()
+	off.slots = n
+	off.client.mu.Unlock()
+	return off.announce(ctx, n)
+}
+
+// Withdraw takes the offer back and waits for the calls that run, until ctx
+// ends.
+func (off *Offering) Withdraw(ctx context.Context) error {
+	if err := off.SetSlots(ctx, 0); err != nil {
+		return err
+	}
+	return off.Wait(ctx)
+}
+
+// Wait waits until no call runs.
+func (off *Offering) Wait(ctx context.Context) error {
+	c := off.client
+	c.mu.Lock()
+	if off.running == 0 {
+		c.mu.Unlock()
+		return nil
+	}
+	if off.idle == nil {
+		off.idle = make(chan struct{})
+	}
+	idle := off.idle
+	c.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Running is how many calls the offer holds now.
+func (off *Offering) Running() int {
+	off.client.mu.Lock()
+	defer off.client.mu.Unlock()
+	return off.running
+}
+
+func (c *Client) handleOffered(f *OfferedFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := c.pending[f.Seq]
+	if ch == nil {
+		return errorf(CodeProtocol, "answer to offer %d, which was never made", f.Seq)
+	}
+	delete(c.pending, f.Seq)
+	if len(f.Code) == 0 {
+		ch <- nil
+	} else {
+		ch <- &Error{Code: string(f.Code), Message: string(f.Message)}
+	}
+	return nil
+}
+
+// handleCall starts a call that the node opened.
+func (c *Client) handleCall(b *Batch, f *CallFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.ID <= c.lastIn {
+		return errorf(CodeProtocol, "call id %d after %d", f.ID, c.lastIn)
+	}
+	c.lastIn = f.ID
+	off := c.offers[string(f.Name)]
+	if off == nil || off.running >= off.slots {
+		// Our offer and the node's call have crossed: it looks elsewhere.
+		return b.Send(c.conn, &EndFrame{ID: f.ID, Source: FromBus, Status: 75, Code: []byte(CodeBusy), Message: []byte("no slot is free at the worker")})
+	}
+	inv := newInvocation(c, off, f)
+	c.in[f.ID] = inv
+	off.running++
+	c.handlers.Add(1)
+	go inv.run() // ends with the handler
+	return nil
+}
+
+func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
+	data := make([]byte, len(f.Args)+len(f.Input))
+	n := copy(data, f.Args)
+	copy(data[n:], f.Input)
+	inv := &Invocation{
+		Function: off.offer.Name, Call: string(f.Call), Caller: string(f.Caller),
+		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&FlagHasInput != 0,
+		client: c, offering: off, id: f.ID,
+	}
+	if f.Timeout > 0 {
+		inv.Deadline = time.Now().Add(time.Duration(f.Timeout) * time.Millisecond)
+	}
+	inv.ctx, inv.cancel = context.WithCancelCause(context.Background())
+	inv.out.init(inv, Output, f.WindowOutput)
+	inv.err.init(inv, Stderr, f.WindowStderr)
+	inv.Stdout, inv.Stderr = &inv.out, &inv.err
+	if f.Flags&FlagInputEnd == 0 {
+		inv.rest = newInputStream(inv)
+		inv.Rest = inv.rest
+	}
+	return inv
+}
+
+// run serves the call and ends it.
+func (inv *Invocation) run() {
+	c := inv.client
+	defer c.handlers.Done()
+	if inv.rest != nil {
+		inv.rest.open()
+	}
+	res := inv.offering.handler(inv.ctx, inv)
+	inv.cancel(ErrCancelled)
+	out := res.Output
+	if len(out) > 0 && !inv.out.takeAll(len(out)) {
+		// Longer than what the caller has granted: as any output, at its pace.
+		inv.out.Write(out)
+		out = nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	off := inv.offering
+	off.running--
+	if off.running == 0 && off.idle != nil {
+		close(off.idle)
+		off.idle = nil
+	}
+	if c.in[inv.id] == nil {
+		return // the connection is gone
+	}
+	delete(c.in, inv.id)
+	c.conn.Send(&EndFrame{
+		ID: inv.id, Source: res.Source, Status: uint64(res.Status), Code: []byte(res.Code), Message: []byte(res.Message), Output: out,
+	})
+}
+
+// incoming finds a call that the node opened, nil for one that has ended. c.mu
+// is held.
+func (c *Client) incoming(id uint64) (*Invocation, error) {
+	if inv := c.in[id]; inv != nil {
+		return inv, nil
+	}
+	if id == 0 || id > c.lastIn {
+		return nil, errorf(CodeProtocol, "frame for call %d, which was never opened", id)
+	}
+	return nil, nil
+}
+
+func (c *Client) inputData(f *DataFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inv, err := c.incoming(f.ID)
+	if inv == nil || inv.rest == nil {
+		return err
+	}
+	return inv.rest.push(f.Payload)
+}
+
+func (c *Client) inputEOF(f *EOFFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inv, err := c.incoming(f.ID)
+	if inv != nil && inv.rest != nil {
+		inv.rest.end(io.EOF)
+	}
+	return err
+}
+
+func (c *Client) outputGrant(f *GrantFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inv, err := c.incoming(f.ID)
+	if inv == nil {
+		return err
+	}
+	if f.Stream == Stderr {
+		return inv.err.grant(f.Bytes)
+	}
+	return inv.out.grant(f.Bytes)
+}
+
+func (c *Client) handleCancel(f *CancelFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inv, err := c.incoming(f.ID)
+	if inv == nil {
+		return err
+	}
+	cause := ErrCancelled
+	if string(f.Code) == CodeDeadline {
+		cause = ErrDeadline
+	}
+	inv.cancel(cause)
+	if inv.rest != nil {
+		inv.rest.end(cause)
+	}
+	return nil
+}
+
+// sendStream is an output stream of a call that we serve.
+type sendStream struct {
+	inv    *Invocation
+	stream Stream
+
+	mu     sync.Mutex // protects credit
+	credit uint64
+	more   chan struct{} // has room for one: credit came
+}
+
+func (s *sendStream) init(inv *Invocation, stream Stream, credit uint64) {
+	s.inv, s.stream, s.credit = inv, stream, credit
+	s.more = make(chan struct{}, 1)
+}
+
+func (s *sendStream) grant(n uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.credit += n; s.credit > MaxWindow {
+		return errorf(CodeProtocol, "credit of %d bytes exceeds the limit of %d", s.credit, MaxWindow)
+	}
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// takeAll takes credit for n bytes that go out with END, or none.
+func (s *sendStream) takeAll(n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if uint64(n) > s.credit || n > ChunkSize {
+		return false
+	}
+	s.credit -= uint64(n)
+	return true
+}
+
+func (s *sendStream) take(n int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := min(uint64(n), s.credit)
+	s.credit -= k
+	return int(k)
+}
+
+// Write sends p, waiting for the caller's credit as it needs to.
+func (s *sendStream) Write(p []byte) (int, error) {
+	sent := 0
+	for sent < len(p) {
+		if err := s.inv.ctx.Err(); err != nil {
+			return sent, context.Cause(s.inv.ctx)
+		}
+		n := s.take(min(len(p)-sent, ChunkSize))
+		if n == 0 {
+			select {
+			case <-s.more:
+			case <-s.inv.ctx.Done():
+			}
+			continue
+		}
+		conn := s.inv.client.conn
+		if err := conn.WaitSpace(s.inv.ctx); err != nil {
+			return sent, err
+		}
+		if err := conn.Send(&DataFrame{ID: s.inv.id, Stream: s.stream, Payload: p[sent : sent+n]}); err != nil {
+			return sent, err
+		}
+		sent += n
+	}
+	return sent, nil
+}
+
+// inputStream is the input of a call that we serve, as it comes.
+type inputStream struct {
+	inv *Invocation
+
+	mu       sync.Mutex // protects the fields below
+	buf      []byte
+	pos      int
+	credit   int
+	consumed int
+	err      error
+	more     chan struct{} // has room for one
+}
+
+// inputWindow is the credit for input. It does not grow: a program that is fed
+// from a pipe takes no more at once.
+const inputWindow = 512 << 10
+
+func newInputStream(inv *Invocation) *inputStream {
+	return &inputStream{inv: inv, more: make(chan struct{}, 1)}
+}
+
+// open grants the first window.
+func (s *inputStream) open() {
+	s.mu.Lock()
+	s.credit = inputWindow
+	s.mu.Unlock()
+	s.inv.client.conn.Send(&GrantFrame{ID: s.inv.id, Stream: Input, Bytes: inputWindow})
+}
+
+func (s *inputStream) signal() {
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+}
+
+func (s *inputStream) push(p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(p) > s.credit {
+		return errorf(CodeProtocol, "%d bytes of input with a credit of %d", len(p), s.credit)
+	}
+	if s.err != nil {
+		return errorf(CodeProtocol, "input after its end")
+	}
+	s.credit -= len(p)
+	if s.pos > len(s.buf)/2 { // what was read must not pile up before it
+		s.buf, s.pos = s.buf[:copy(s.buf, s.buf[s.pos:])], 0
+	}
+	s.buf = append(s.buf, p...)
+	s.signal()
+	return nil
+}
+
+func (s *inputStream) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil || s.err == io.EOF && err != io.EOF {
+		s.err = err
+	}
+	s.signal()
+}
+
+// Read returns what came, waiting for it; io.EOF after all of it, another error
+// if the call was cancelled.
+func (s *inputStream) Read(p []byte) (int, error) {
+	for {
+		s.mu.Lock()
+		if s.pos < len(s.buf) {
+			n := copy(p, s.buf[s.pos:])
+			s.pos += n
+			if s.pos == len(s.buf) {
+				s.buf, s.pos = s.buf[:0], 0
+			}
+			grant := s.grantable(n)
+			s.mu.Unlock()
+			if grant > 0 {
+				s.inv.client.conn.Send(&GrantFrame{ID: s.inv.id, Stream: Input, Bytes: uint64(grant)})
+			}
+			return n, nil
+		}
+		err := s.err
+		s.mu.Unlock()
+		if err != nil {
+			return 0, err
+		}
+		select {
+		case <-s.more:
+		case <-s.inv.ctx.Done():
+			return 0, context.Cause(s.inv.ctx)
+		}
+	}
+}
+
+// grantable is what to grant after n more bytes were read. s.mu is held.
+func (s *inputStream) grantable(n int) int {
+	s.consumed += n
+	if s.consumed < inputWindow/4 || s.err != nil {
+		return 0
+	}
+	grant := s.consumed
+	s.consumed = 0
+	s.credit += grant
+	return grant
+}

@@ -3,8 +3,14 @@ package exec
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -12,6 +18,9 @@ import (
 func TestMain(m *testing.M) {
 	if status, ok := Dispatch(); ok {
 		os.Exit(status)
+	}
+	if len(os.Args) > 2 && os.Args[1] == "child" {
+		os.Exit(child(os.Args[2]))
 	}
 	if err := BecomeReaper(); err != nil {
 		panic(err)
@@ -45,12 +54,107 @@ func offer(t testing.TB, spec Spec) *Function {
 	return f
 }
 
-func TestCat(t *testing.T) {
-	f := offer(t, Spec{Argv: []string{"cat"}})
-	for range 3 {
-		got := runCall(t.Context(), f, &Call{Input: []byte("hello")})
-		if got.out != "hello" || got.Result != (Result{SourceProgram, 0, "exit", ""}) {
-			t.Fatalf("%+v", got)
+// sh offers a shell script.
+func sh(t testing.TB, script string, more ...func(*Spec)) *Function {
+	t.Helper()
+	spec := Spec{Argv: []string{"sh", "-c", script}, Grace: 200 * time.Millisecond}
+	for _, m := range more {
+		m(&spec)
+	}
+	return offer(t, spec)
+}
+
+func programExit(n int) Result { return Result{SourceProgram, n, "exit", ""} }
+
+func killedBy(sig syscall.Signal) Result {
+	return Result{SourceSignal, 128 + int(sig), signalName(sig), ""}
+}
+
+// check holds a reply against a result and an output.
+func check(t *testing.T, got reply, want Result, out string) {
+	t.Helper()
+	if got.Result != want || got.out != out {
+		t.Errorf("got %+v\nwant %+v, output %q", got, want, out)
+	}
+}
+
+// gone checks that no process of a list of numbers is left.
+func gone(t *testing.T, pids string) {
+	t.Helper()
+	list := strings.Fields(pids)
+	if len(list) == 0 {
+		t.Error("no pids")
+	}
+	for _, s := range list {
+		pid, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("not a pid: %q", s)
+		}
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			t.Errorf("process %d is still there: %v", pid, err)
+		}
+	}
+}
+
+// lines is a writer that tells of each line that a program says.
+type lines struct {
+	mu   sync.Mutex // guards part
+	part []byte
+	said chan string
+}
+
+func newLines() *lines { return &lines{said: make(chan string, 1000)} }
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.part = append(l.part, p...)
+	for {
+		line, rest, ok := bytes.Cut(l.part, []byte("\n"))
+		if !ok {
+			return len(p), nil
+		}
+		l.said <- string(line)
+		l.part = rest
+	}
+}
+
+// next waits for a line.
+func (l *lines) next(t *testing.T) string {
+	t.Helper()
+	select {
+	case s := <-l.said:
+		return s
+	case <-time.After(20 * time.Second):
+		t.Fatal("the program says nothing")
+		return ""
+	}
+}
+
+// background starts a call; its result comes on the channel.
+func background(ctx context.Context, f *Function, c *Call) <-chan Result {
+	done := make(chan Result, 1)
+	go func() { done <- f.Run(ctx, c) }()
+	return done
+}
+
+func await(t *testing.T, done <-chan Result) Result {
+	t.Helper()
+	select {
+	case r := <-done:
+		return r
+	case <-time.After(20 * time.Second):
+		t.Fatal("the call does not end")
+		return Result{}
+	}
+}
+
+// eventually waits for what only the kernel can tell.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never: " + what)
 		}
 	}
 }

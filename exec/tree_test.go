@@ -1,0 +1,250 @@
+package exec
+
+import (
+	"context"
+	"fmt"
+	"os"
+	osexec "os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// daemon leaves a process behind in the classic way, and says its number.
+const daemon = `perl -e '
+	use POSIX; pipe R, W;
+	if (fork) { close W; print <R>; exit }
+	setsid; exit if fork; syswrite W, "$$ "; close W; open STDOUT, ">/dev/null";
+	%s exec "sleep", "1000";'`
+
+// Whatever a program leaves behind is gone when its call ends, and the call
+// ends at once when the program does.
+func TestLeftBehind(t *testing.T) {
+	scripts := map[string]string{
+		"keeps stdout":       "sleep 1000 & echo $!",
+		"own session":        "setsid sleep 1000 & echo $!",
+		"daemon":             fmt.Sprintf(daemon, ""),
+		"daemon without env": fmt.Sprintf(daemon, "%ENV = ();"),
+		"ignores TERM":       "trap '' TERM HUP INT; sleep 1000 & echo $!",
+		"stopped":            "sleep 1000 & echo $!; kill -STOP $!",
+		"many":               "for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 1000 & echo $!; setsid sh -c 'sleep 1000 & echo $! $$; wait' & sleep 0.1); done",
+		"forks when told":    "sh -c 'trap \"sleep 1000 &\" TERM; echo $$; while :; do sleep 1; done' & sleep 0.1",
+	}
+	for name, script := range scripts {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := sh(t, script+"\nexit 4")
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() {
+					got := runCall(t.Context(), f, &Call{})
+					check(t, got, programExit(4), got.out)
+					gone(t, got.out)
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// While a program runs its dead orphans do not pile up.
+func TestOrphansReaped(t *testing.T) {
+	f := sh(t, `for i in 1 2 3 4 5; do sh -c 'true &'; done; echo $PPID; read x`)
+	said := newLines()
+	r, w, _ := os.Pipe()
+	done := background(t.Context(), f, &Call{Rest: r, Stdout: said})
+	keeper, _ := strconv.Atoi(said.next(t))
+	eventually(t, "orphans reaped", func() bool { return len(children(keeper)) == 1 })
+	w.Close()
+	if res := await(t, done); res != programExit(1) {
+		t.Errorf("%+v", res)
+	}
+	r.Close()
+}
+
+func TestKeeperKilled(t *testing.T) {
+	f := sh(t, fmt.Sprintf(daemon, "%ENV = ();")+"; setsid sleep 1000 & echo $! $$ ; read x; exit 7")
+	r, w, _ := os.Pipe()
+	defer r.Close()
+	spared, said := newLines(), newLines()
+	other := background(t.Context(), f, &Call{Rest: r, Stdout: spared})
+	spared.next(t)
+	first := heldKeepers(f)[0]
+	never, end, _ := os.Pipe()
+	defer never.Close()
+	done := background(t.Context(), f, &Call{Rest: never, Stdout: said})
+	pids := said.next(t)
+	for _, pid := range heldKeepers(f) {
+		if pid != first {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	if res := await(t, done); res.Status != StatusLost || res.Code != "worker_lost" {
+		t.Errorf("%+v", res)
+	}
+	gone(t, pids)
+	end.Close()
+	w.Close()
+	if res := await(t, other); res != programExit(7) {
+		t.Errorf("the other call: %+v", res)
+	}
+	if res := f.Run(t.Context(), &Call{Input: []byte("\n")}); res != programExit(7) {
+		t.Errorf("the next call: %+v", res)
+	}
+}
+
+func heldKeepers(f *Function) (pids []int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := range f.running {
+		r.mu.Lock()
+		if r.k != nil {
+			pids = append(pids, r.k.pid)
+		}
+		r.mu.Unlock()
+	}
+	return pids
+}
+
+func TestIdleKeeperKilled(t *testing.T) {
+	f := offer(t, Spec{Argv: []string{"cat"}})
+	for range 2 {
+		check(t, runCall(t.Context(), f, &Call{Input: []byte("a")}), programExit(0), "a")
+		pid := f.pool.idle[0].pid
+		syscall.Kill(pid, syscall.SIGKILL)
+		eventually(t, "keeper dead", func() bool { s, ok := readStat(pid); return !ok || s.state == 'Z' })
+	}
+}
+
+func TestStoppedKeeperStillEnds(t *testing.T) {
+	f := sh(t, "echo $$; sleep 1000")
+	said := newLines()
+	done := background(t.Context(), f, &Call{Stdout: said})
+	pids := said.next(t)
+	syscall.Kill(heldKeepers(f)[0], syscall.SIGSTOP)
+	f.Kill()
+	if res := await(t, done); res.Code != "cancelled" {
+		t.Errorf("%+v", res)
+	}
+	gone(t, pids)
+}
+
+// child is the test binary as another program.
+func child(mode string) int {
+	switch mode {
+	case "worker":
+		BecomeReaper()
+		f, err := New(Spec{Name: "f", Argv: []string{"sh", "-c",
+			"trap '' TERM; " + fmt.Sprintf(daemon, "") + "; setsid sleep 1000 & echo $PPID $! $$; sleep 1000"}})
+		if err != nil {
+			return 1
+		}
+		c := &Call{Stdout: os.Stdout}
+		go f.Run(context.Background(), &Call{Stdout: os.Stdout})
+		f.Run(context.Background(), c)
+	}
+	return 0
+}
+
+func TestWorkerKilled(t *testing.T) {
+	cmd := osexec.Command("/proc/self/exe", "child", "worker")
+	said := newLines()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forget, err := Adopt(func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer forget()
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		buf := make([]byte, 1000)
+		for {
+			n, err := out.Read(buf)
+			said.Write(buf[:n])
+			if err != nil {
+				return
+			}
+		}
+	}()
+	pids := strings.Fields(said.next(t) + " " + said.next(t))
+	cmd.Process.Kill()
+	cmd.Wait()
+	<-copied
+	for _, s := range pids {
+		pid, _ := strconv.Atoi(s)
+		eventually(t, "process "+s+" dead", func() bool {
+			// The keepers become this process's children.
+			unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			return syscall.Kill(pid, 0) == syscall.ESRCH
+		})
+	}
+}
+
+// census counts what a leak would add to.
+type census struct{ fds, goroutines, children int }
+
+func takeCensus() census {
+	fds, _ := os.ReadDir("/proc/self/fd")
+	return census{len(fds), runtime.NumGoroutine(), len(scanChildren(os.Getpid()))}
+}
+
+func TestNoLeaks(t *testing.T) {
+	const width, calls = 8, 1000
+	f := sh(t, "echo a; echo b >&2; cat", func(s *Spec) { s.Slots = width })
+	run := func(n int) {
+		timed(n, width, func() {
+			got := runCall(t.Context(), f, &Call{Input: []byte("c")})
+			if got.Result != programExit(0) || got.out != "a\nc" || got.err != "b\n" {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+	run(4 * width)
+	var after census
+	before := takeCensus()
+	run(calls)
+	eventually(t, "as before", func() bool {
+		after = takeCensus()
+		return after.fds <= before.fds+2*width && after.goroutines <= before.goroutines && after.children <= before.children+width
+	})
+	if held := len(f.pool.idle); held > width {
+		t.Errorf("%d keepers for %d slots", held, width)
+	}
+	for _, s := range scanProcs() {
+		if s.ppid == os.Getpid() && s.state == 'Z' {
+			t.Errorf("zombie %d", s.pid)
+		}
+	}
+	f.Close()
+	eventually(t, "keepers gone", func() bool { return takeCensus().children <= before.children })
+}
+
+func TestIdleKeepersEnd(t *testing.T) {
+	defer func(d time.Duration) { idleAfter = d }(idleAfter)
+	idleAfter = 10 * time.Millisecond
+	f := sh(t, "read x")
+	timed(12, 4, func() { f.Run(t.Context(), &Call{}) })
+	eventually(t, "one keeper left", func() bool {
+		f.pool.mu.Lock()
+		defer f.pool.mu.Unlock()
+		return len(f.pool.idle) == 1
+	})
+	if res := f.Run(t.Context(), &Call{}); res != programExit(1) {
+		t.Errorf("%+v", res)
+	}
+}

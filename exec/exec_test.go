@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 	if err := BecomeReaper(); err != nil {
 		panic(err)
 	}
+	keeperEnv = append(keeperEnv, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
 	goleak.VerifyTestMain(m)
 }
 

@@ -59,11 +59,14 @@ type run struct {
 // do runs the program and returns when nothing of it is left.
 func (r *run) do(ctx context.Context) Result {
 	k, err := r.f.pool.get(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			r.end(endingOf(ctx), msgCancel)
-			return r.result()
+	if ctx.Err() != nil {
+		if err == nil {
+			r.f.pool.put(k)
 		}
+		r.end(endingOf(ctx), msgCancel)
+		return r.result()
+	}
+	if err != nil {
 		return internal(err).result()
 	}
 	if err := r.open(); err != nil {

@@ -1,0 +1,445 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"github.com/mattn/go-isatty"
+	"github.com/urfave/cli/v2"
+)
+
+// callOptions are the flags of fbus call.
+type callOptions struct {
+	name     string
+	args     []string
+	data     string
+	fields   []bus.Field
+	input    string
+	noStdin  bool
+	output   string
+	pretty   bool
+	timeout  durationValue
+	wait     durationValue
+	noWait   bool
+	retries  int
+	on       string
+	node     string
+	statusFD int
+	statusTo string
+	quiet    bool
+	verbose  bool
+	hasData  bool
+	hasFD    bool
+}
+
+func callCommand() *cli.Command {
+	o := &callOptions{wait: durationValue{allow: true}}
+	return &cli.Command{
+		Name:      "call",
+		Usage:     "call a function",
+		UsageText: "call [flags] NAME [ARG…]",
+		Description: `Without arguments stdin is the input. What the function writes comes out as it
+writes it, and its exit status is ours. Words that begin with - go behind --.
+
+  fbus call wc < README.md
+  fbus call greet Bob
+  fbus call -f name=Bob -F age=41 greet
+  fbus call -d '{"name":"Bob"}' greet
+  fbus call -i big.jpg -o small.png -t 30s thumb 80x80`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "send `JSON`, or @FILE, or @- for stdin, as the arguments", Destination: &o.data},
+			&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: &fieldsValue{list: &o.fields}},
+			&cli.GenericFlag{Name: "json-field", Aliases: []string{"F"}, Usage: "send the field `K=JSON`", Value: &fieldsValue{list: &o.fields, json: true}},
+			&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "send `FILE`, or - for stdin, as the input", Destination: &o.input},
+			&cli.BoolFlag{Name: "no-stdin", Aliases: []string{"n"}, Usage: "leave stdin alone", Destination: &o.noStdin, DisableDefaultText: true},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write the output to `FILE`, which appears only on exit status 0", Destination: &o.output},
+			&cli.BoolFlag{Name: "pretty", Aliases: []string{"p"}, Usage: "indent the output if it is JSON", Destination: &o.pretty, DisableDefaultText: true},
+			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end after `D`, waiting included", Value: &o.timeout},
+			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function and a slot", Value: &o.wait},
+			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a slot", Destination: &o.noWait, DisableDefaultText: true},
+			&cli.IntFlag{Name: "retries", Usage: "try `N` times more if the worker is lost before any output", Destination: &o.retries},
+			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
+			nodeFlag(&o.node),
+			&cli.IntFlag{Name: "status-fd", Usage: "write how it ended, as JSON, to descriptor `N`", Destination: &o.statusFD},
+			&cli.StringFlag{Name: "status-file", Usage: "write how it ended, as JSON, to `FILE`", Destination: &o.statusTo},
+			quietFlag(&o.quiet),
+			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "say which node and worker it was", Destination: &o.verbose, DisableDefaultText: true},
+		},
+		Action: func(ctx *cli.Context) error {
+			o.hasData, o.hasFD = ctx.IsSet("data"), ctx.IsSet("status-fd")
+			words := ctx.Args().Slice()
+			if len(words) == 0 {
+				return usage("call what? a name is due").withHint("fbus call NAME; fbus ls shows what is offered")
+			}
+			o.name, o.args = words[0], words[1:]
+			return call(o, ctx.App.ErrWriter)
+		},
+	}
+}
+
+// check refuses flags that do not go together.
+func (o *callOptions) check() error {
+	given := 0
+	for _, b := range []bool{o.hasData, len(o.fields) > 0, len(o.args) > 0} {
+		if b {
+			given++
+		}
+	}
+	switch {
+	case !node.ValidName(o.name):
+		return usage("%q is no function name", o.name)
+	case given > 1:
+		return usage("arguments are given in two ways: words, -f/-F and -d exclude each other")
+	case o.input != "" && o.noStdin:
+		return usage("-i and -n exclude each other")
+	case o.data == "@-" && o.input == "-":
+		return usage("-d @- and -i - both want stdin")
+	case o.noWait && o.wait.set:
+		return usage("--wait and --no-wait exclude each other")
+	case o.retries < 0:
+		return usage("--retries %d: at least 0 is due", o.retries)
+	case o.timeout.set && o.timeout.d <= 0:
+		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
+	case o.hasFD && o.statusTo != "":
+		return usage("--status-fd and --status-file exclude each other")
+	}
+	return nil
+}
+
+// request puts together what is sent. The closer is for the input's file.
+func (o *callOptions) request() (*bus.Request, io.Closer, error) {
+	req := &bus.Request{
+		Function: o.name, On: o.on, Retries: o.retries, Timeout: o.timeout.d,
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	}
+	args, err := o.arguments()
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Args = args
+	switch {
+	case o.input == "-" || o.input == "" && args.Kind() == bus.KindRaw && !o.noStdin:
+		if stdinReadable() {
+			req.Input = os.Stdin
+		}
+	case o.input != "":
+		f, err := os.Open(o.input)
+		if err != nil {
+			return nil, nil, usage("input: %v", pathReason(err))
+		}
+		req.Input = f
+		return req, f, nil
+	}
+	return req, nil, nil
+}
+
+// stdinReadable is false where reading would stop us: a terminal whose
+// foreground is somebody else.
+func stdinReadable() bool {
+	if _, err := os.Stdin.Stat(); err != nil {
+		return false // closed: <&-
+	}
+	return !isatty.IsTerminal(os.Stdin.Fd()) || foreground(int(os.Stdin.Fd()))
+}
+
+// pathReason is a file error without the name of the system call.
+func pathReason(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("%s: %w", pe.Path, pe.Err)
+	}
+	return err
+}
+
+func validJSON(s string) bool { return json.Valid([]byte(s)) }
+
+// arguments are the words, the fields or the document.
+func (o *callOptions) arguments() (bus.Args, error) {
+	switch {
+	case len(o.args) > 0:
+		return bus.List(o.args...), nil
+	case len(o.fields) > 0:
+		return bus.Fields(o.fields...), nil
+	case !o.hasData:
+		return bus.Args{}, nil
+	}
+	doc, from := []byte(o.data), "-d"
+	if path, ok := strings.CutPrefix(o.data, "@"); ok {
+		var err error
+		if path == "-" {
+			from = "stdin"
+			doc, err = io.ReadAll(io.LimitReader(os.Stdin, bus.MaxArgs+1))
+		} else {
+			from = path
+			doc, err = readLimited(path)
+		}
+		if err != nil {
+			return bus.Args{}, usage("data: %v", pathReason(err))
+		}
+	}
+	if len(doc) > bus.MaxArgs {
+		return bus.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, bus.MaxArgs).
+			withHint("as input there is no limit: fbus call %s < FILE", o.name)
+	}
+	if !json.Valid(doc) {
+		f := usage("%s: this is not JSON: %s", from, shorten(doc))
+		if from == "-d" {
+			return bus.Args{}, f.withHint("a file is named with @: -d @FILE; words go behind the name: fbus call %s WORD", o.name)
+		}
+		return bus.Args{}, f
+	}
+	return bus.JSON(doc), nil
+}
+
+func readLimited(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, bus.MaxArgs+1))
+}
+
+// shorten makes some bytes fit for a message.
+func shorten(p []byte) string {
+	const most = 60
+	if len(p) > most {
+		p = append(bytes.Clone(p[:most]), "…"...)
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(string(p), "?"))
+}
+
+// callEnd is how a call ended, as --status-fd writes it.
+type callEnd struct {
+	Source string `json:"source"` // "program", "signal" or "fbus"
+	Status int    `json:"status"` // exit status
+	Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
+	Call   string `json:"call"`   // the call's id, empty if it never had one
+}
+
+func call(o *callOptions, stderr io.Writer) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	status, err := openStatus(o)
+	if err != nil {
+		return err
+	}
+	end, err := o.callOnce(stderr)
+	if err := status.write(end); err != nil {
+		return fail(exitInternal, "status: %v", pathReason(err))
+	}
+	return err
+}
+
+// callOnce makes the call and returns how it ended, and the error that is to be
+// reported.
+func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
+	fbusEnd := func(err error) (callEnd, error) {
+		f := explain(err)
+		return callEnd{Source: "fbus", Status: f.status, Code: f.code}, err
+	}
+	req, file, err := o.request()
+	if err != nil {
+		return fbusEnd(err)
+	}
+	if file != nil {
+		defer file.Close()
+	}
+	out, err := openOutput(o)
+	if err != nil {
+		return fbusEnd(err)
+	}
+	defer out.discard()
+	req.Stdout = out
+	ctx, stop := signalled()
+	defer stop()
+	began := time.Now()
+	if o.timeout.d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d+time.Second, bus.ErrDeadline)
+		defer cancel()
+	}
+	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	if err == nil {
+		defer client.Close()
+		o.patience(req, time.Since(began))
+		if o.verbose {
+			say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		}
+	}
+	var res bus.Result
+	if err == nil {
+		res, err = interruptible(ctx, func() (bus.Result, error) { return client.Call(ctx, req) })
+	}
+	var sig *interrupted
+	if errors.As(context.Cause(ctx), &sig) {
+		return callEnd{Source: "fbus", Status: exitSignal + int(sig.signal), Code: "interrupted", Call: res.Call}, sig
+	}
+	if o.verbose && res.Worker != "" {
+		say(stderr, fmt.Sprintf("worker: %s, call: %s", res.Worker, res.Call))
+	}
+	return o.ended(res, err, out, stderr)
+}
+
+// patience sets how long the node may keep the call waiting.
+func (o *callOptions) patience(req *bus.Request, spent time.Duration) {
+	switch {
+	case o.noWait:
+		req.WaitSlot = new(time.Duration)
+	case o.wait.forever:
+		req.WaitFunction = bus.Forever * time.Millisecond
+	case o.wait.set:
+		left := max(0, o.wait.d-spent)
+		req.WaitFunction, req.WaitSlot = left, &left
+	}
+}
+
+// ended turns the result into our own end.
+func (o *callOptions) ended(res bus.Result, err error, out *outputFile, stderr io.Writer) (callEnd, error) {
+	var exit *bus.ExitError
+	end := callEnd{Source: res.Source.String(), Status: res.Status, Code: res.Code, Call: res.Call}
+	switch {
+	case err == nil:
+		if err := out.commit(); err != nil {
+			return callEnd{Source: "fbus", Status: exitInternal, Code: bus.CodeInternal, Call: res.Call}, fail(exitInternal, "output: %v", pathReason(err))
+		}
+		return end, nil
+	case errors.As(err, &exit):
+		out.flush()
+		if res.Source == bus.FromSignal && !o.quiet {
+			say(stderr, fmt.Sprintf("%s: program was ended by %s", o.name, res.Code))
+		}
+		return end, statusOnly(res.Status)
+	}
+	out.flush()
+	f := explain(err)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, bus.ErrDeadline) {
+		f = &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("%s: deadline of %s exceeded", o.name, formatDuration(o.timeout.d))}
+		if o.timeout.d == 0 {
+			f.msg = fmt.Sprintf("%s: the worker's time limit was exceeded", o.name)
+		}
+	}
+	f.msg = messageFor(o.name, f)
+	end = callEnd{Source: "fbus", Status: f.status, Code: f.code, Call: res.Call}
+	return end, f
+}
+
+// messageFor puts the function's name before a message that lacks it.
+func messageFor(name string, f *failure) string {
+	if f.status == exitNoNode || strings.HasPrefix(f.msg, name+":") {
+		return f.msg
+	}
+	return name + ": " + f.msg
+}
+
+// statusOut is where --status-fd and --status-file write.
+type statusOut struct {
+	f    *os.File
+	path string
+}
+
+func openStatus(o *callOptions) (*statusOut, error) {
+	switch {
+	case o.hasFD:
+		f := os.NewFile(uintptr(o.statusFD), "status-fd")
+		if o.statusFD < 0 || f == nil {
+			return nil, usage("--status-fd %d: no such descriptor", o.statusFD)
+		}
+		if _, err := f.Stat(); err != nil {
+			return nil, usage("--status-fd %d: the descriptor is not open", o.statusFD).withHint("fbus call --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
+		}
+		return &statusOut{f: f}, nil
+	case o.statusTo != "":
+		f, err := os.OpenFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+		if err != nil {
+			return nil, usage("--status-file %v", pathReason(err))
+		}
+		return &statusOut{f: f, path: o.statusTo}, nil
+	}
+	return nil, nil
+}
+
+func (s *statusOut) write(end callEnd) error {
+	if s == nil {
+		return nil
+	}
+	line, err := json.Marshal(end)
+	if err != nil {
+		return err
+	}
+	_, err = s.f.Write(append(line, '\n'))
+	if s.path != "" {
+		err = errors.Join(err, s.f.Close())
+	}
+	return err
+}
+
+// interrupted is the error of a command that a signal ended: the signal is
+// raised again when all is said, so that shells and loops see it.
+type interrupted struct{ signal syscall.Signal }
+
+func (i *interrupted) Error() string { return "ended by " + i.signal.String() }
+
+// signalled returns a context that ends with HUP, INT or TERM, unless those were
+// ignored when we were started (nohup, and shells for background jobs).
+func signalled() (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	ch := make(chan os.Signal, 1)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		if !signal.Ignored(s) {
+			signal.Notify(ch, s)
+		}
+	}
+	go func() { // ends with the first signal, or with the process
+		if s, ok := <-ch; ok {
+			cancel(&interrupted{s.(syscall.Signal)})
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// interruptible runs f, but does not wait for it any longer when ctx has ended:
+// it may be stuck writing to whatever has stopped reading us.
+func interruptible(ctx context.Context, f func() (bus.Result, error)) (bus.Result, error) {
+	type end struct {
+		res bus.Result
+		err error
+	}
+	done := make(chan end, 1)
+	go func() { // ends with the call
+		res, err := f()
+		done <- end{res, err}
+	}()
+	select {
+	case e := <-done:
+		return e.res, e.err
+	case <-ctx.Done():
+	}
+	// The call has just been cancelled: it ends at once if nothing blocks it.
+	select {
+	case e := <-done:
+		return e.res, e.err
+	case <-time.After(200 * time.Millisecond):
+		return bus.Result{}, context.Cause(ctx)
+	}
+}
+
+// die ends this process as the signal would have.
+func (i *interrupted) die() {
+	signal.Reset(i.signal)
+	syscall.Kill(os.Getpid(), i.signal)
+	time.Sleep(time.Second) // it is delivered to some thread, soon
+}

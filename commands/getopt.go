@@ -1,0 +1,226 @@
+package commands
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/kballard/go-shellquote"
+	"github.com/urfave/cli/v2"
+	"github.com/xrash/smetrics"
+)
+
+// How a command's flags and operands may be mixed.
+type mixing int
+
+const (
+	interleaved   mixing = iota // flags anywhere up to --
+	flagsFirst                  // flags only before the first operand; words with - after it are refused
+	untilDashDash               // flags anywhere up to --, which stays to mark where a program begins
+)
+
+// flagTable knows a command's flags by name.
+type flagTable map[string]cli.Flag
+
+func tableOf(flags []cli.Flag) flagTable {
+	t := flagTable{}
+	for _, f := range flags {
+		for _, name := range f.Names() {
+			t[name] = f
+		}
+	}
+	return t
+}
+
+// takesValue reports whether a flag is followed by a value.
+func takesValue(f cli.Flag) bool {
+	d, ok := f.(cli.DocGenerationFlag)
+	return ok && d.TakesValue()
+}
+
+// normalize rewrites words as getopt_long reads them into the form that the
+// flag package reads without surprises: every flag apart, values joined with =,
+// then --, then the operands as they are. So -j4, -t5s, -qn and --x=y work, and
+// an operand is never taken for a flag or the other way round.
+func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]string, error) {
+	g := getopt{command: command, table: tableOf(flags), words: words}
+	for len(g.words) > 0 {
+		w := g.words[0]
+		g.words = g.words[1:]
+		switch {
+		case w == "--":
+			if mix == untilDashDash {
+				g.operands = append(g.operands, "--")
+			}
+			g.operands = append(g.operands, g.words...)
+			g.words = nil
+		case len(w) < 2 || w[0] != '-':
+			if mix == flagsFirst {
+				if err := g.rest(w); err != nil {
+					return nil, err
+				}
+				break
+			}
+			g.operands = append(g.operands, w)
+		default:
+			if err := g.flag(w); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return append(append(g.flags, "--"), g.operands...), nil
+}
+
+type getopt struct {
+	command         string
+	table           flagTable
+	words           []string // not looked at yet
+	flags, operands []string
+}
+
+// flag takes one word that begins with -.
+func (g *getopt) flag(w string) error {
+	if name, ok := strings.CutPrefix(w, "--"); ok {
+		return g.long(name)
+	}
+	for cluster := w[1:]; cluster != ""; {
+		name := cluster[:1]
+		f := g.table[name]
+		if f == nil {
+			return g.unknown("-" + name)
+		}
+		cluster = cluster[1:]
+		if !takesValue(f) {
+			g.flags = append(g.flags, "-"+name)
+			continue
+		}
+		value := strings.TrimPrefix(cluster, "=")
+		if cluster == "" {
+			var err error
+			if value, err = g.value("-" + name); err != nil {
+				return err
+			}
+		}
+		g.flags = append(g.flags, "-"+name+"="+value)
+		return nil
+	}
+	return nil
+}
+
+func (g *getopt) long(w string) error {
+	name, value, given := strings.Cut(w, "=")
+	f := g.table[name]
+	if f == nil || len(name) < 2 {
+		return g.unknown("--" + name)
+	}
+	switch {
+	case !takesValue(f) && given:
+		return usage("--%s takes no value", name)
+	case !takesValue(f):
+		g.flags = append(g.flags, "--"+name)
+		return nil
+	case !given:
+		var err error
+		if value, err = g.value("--" + name); err != nil {
+			return err
+		}
+	}
+	g.flags = append(g.flags, "--"+name+"="+value)
+	return nil
+}
+
+// value takes the next word as a flag's value.
+func (g *getopt) value(flag string) (string, error) {
+	if len(g.words) == 0 {
+		return "", usage("%s needs a value", flag).withHint("fbus %s --help", g.command)
+	}
+	v := g.words[0]
+	g.words = g.words[1:]
+	return v, nil
+}
+
+func (g *getopt) unknown(flag string) error {
+	f := usage("fbus %s has no flag %s", g.command, flag)
+	names := make([]string, 0, len(g.table))
+	for name := range g.table {
+		names = append(names, name)
+	}
+	if near := nearest(strings.TrimLeft(flag, "-"), names); near != "" && len(near) > 1 {
+		return f.withHint("fbus %s --%s?", g.command, near)
+	}
+	return f.withHint("fbus %s --help lists them", g.command)
+}
+
+// rest takes everything from the first operand on. A word that begins with - is
+// refused unless -- stands before it: whose flag it is can not be told.
+func (g *getopt) rest(first string) error {
+	g.operands = append(g.operands, first)
+	i := slices.Index(g.words, "--")
+	free := g.words
+	if i >= 0 {
+		free = g.words[:i]
+	}
+	for k, w := range free {
+		if len(w) > 1 && w[0] == '-' {
+			return g.misplaced(first, free, k)
+		}
+	}
+	g.operands = append(g.operands, free...)
+	if i >= 0 {
+		g.operands = append(g.operands, g.words[i+1:]...)
+	}
+	g.words = nil
+	return nil
+}
+
+// misplaced refuses a word with - behind the name, and shows what was meant.
+func (g *getopt) misplaced(name string, words []string, k int) error {
+	w := words[k]
+	f := usage("%s stands after %s: is it for fbus or for the function?", w, name)
+	pass := slices.DeleteFunc(slices.Clone(g.words), func(w string) bool { return w == "--" })
+	forFunction := join("fbus", g.command, g.flags, name, "--", pass)
+	known := g.known(w)
+	if known == nil {
+		return f.withHint("to pass it on: %s", forFunction)
+	}
+	moved, rest := []string{w}, slices.Clone(words[k+1:])
+	if takesValue(known) && (w[:2] == "--" && !strings.Contains(w, "=") || w[:2] != "--" && len(w) == 2) && len(rest) > 0 {
+		moved, rest = append(moved, rest[0]), rest[1:]
+	}
+	return f.withHint("for fbus: %s; to pass it on: %s",
+		join("fbus", g.command, g.flags, moved, name, words[:k], rest), forFunction)
+}
+
+func (g *getopt) known(w string) cli.Flag {
+	name, _, _ := strings.Cut(strings.TrimPrefix(w, "--"), "=")
+	if w[:2] != "--" {
+		name = w[1:2]
+	}
+	return g.table[name]
+}
+
+// join quotes words, or lists of them, into one line for the shell.
+func join(parts ...any) string {
+	var words []string
+	for _, p := range parts {
+		switch p := p.(type) {
+		case string:
+			words = append(words, p)
+		case []string:
+			words = append(words, p...)
+		}
+	}
+	return shellquote.Join(words...)
+}
+
+// nearest is the candidate that a mistyped word most likely meant, "" if none
+// is near.
+func nearest(word string, candidates []string) string {
+	best, bestDistance := "", 3
+	slices.Sort(candidates)
+	for _, c := range candidates {
+		if d := smetrics.WagnerFischer(word, c, 1, 1, 1); d < bestDistance && d < len(word) {
+			best, bestDistance = c, d
+		}
+	}
+	return best
+}

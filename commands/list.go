@@ -1,0 +1,354 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+// lookOptions are the flags of the commands that look at the bus.
+type lookOptions struct {
+	node string
+	json bool
+	wait durationValue
+}
+
+func (o *lookOptions) flags() []cli.Flag {
+	o.wait.allow = true
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "one JSON object a line", Destination: &o.json, DisableDefaultText: true},
+		nodeFlag(&o.node),
+		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
+	}
+}
+
+// ask calls one of the node's own functions and returns what it says.
+func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
+	ctx, stop := signalled()
+	defer stop()
+	c, _, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	if err != nil {
+		return nil, orSignal(ctx, err)
+	}
+	defer c.Close()
+	var out bytes.Buffer
+	req := &bus.Request{Function: name, Stdout: &out, Stderr: os.Stderr}
+	if len(words) > 0 {
+		req.Args = bus.List(words...)
+	}
+	_, err = c.Call(ctx, req)
+	return out.Bytes(), orSignal(ctx, err)
+}
+
+// orSignal prefers the signal that ended ctx to what came of it.
+func orSignal(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}
+
+// decodeLines reads one object a line.
+func decodeLines[T any](data []byte) ([]T, error) {
+	var list []T
+	for dec := json.NewDecoder(bytes.NewReader(data)); ; {
+		var v T
+		switch err := dec.Decode(&v); err {
+		case nil:
+			list = append(list, v)
+		case io.EOF:
+			return list, nil
+		default:
+			return nil, fail(exitInternal, "the node's answer can not be read: %v", err)
+		}
+	}
+}
+
+func lsCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "ls",
+		Usage:     "list the functions on the bus",
+		UsageText: "ls [flags] [NAME…]",
+		Description: `  fbus ls
+  fbus ls --json | jq -r .name
+
+JSON fields: name, description, arguments (how they arrive), slots, busy,
+queued, done (ended with 0), failed, and workers: name, identity, slots, busy,
+idempotent, description, arguments. The function fbus.functions answers the same.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			return ls(o, ctx.Args().Slice(), ctx.App.Writer)
+		},
+	}
+}
+
+func ls(o *lookOptions, names []string, stdout io.Writer) error {
+	data, err := o.ask("fbus.functions", names...)
+	if err != nil {
+		return err
+	}
+	list, err := decodeLines[node.FunctionInfo](data)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		stdout.Write(data)
+	} else if len(list) > 0 {
+		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(w io.Writer) {
+			for _, f := range list {
+				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, oneLine(f.Description))
+			}
+		})
+	}
+	return missing(list, names)
+}
+
+// missing fails for the first name that was asked for and is not there.
+func missing(list []node.FunctionInfo, names []string) error {
+	for _, name := range names {
+		found := false
+		for _, f := range list {
+			found = found || f.Name == name
+		}
+		if !found {
+			return &bus.Error{Code: bus.CodeNoFunction, Message: name + ": no such function"}
+		}
+	}
+	return nil
+}
+
+// table writes aligned columns.
+func table(stdout io.Writer, head string, rows func(w io.Writer)) {
+	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, head)
+	rows(w)
+	w.Flush()
+}
+
+// oneLine keeps what others have written from breaking a table or a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func describeCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "describe",
+		Usage:     "show one function and its workers",
+		UsageText: "describe [flags] NAME",
+		Description: `  fbus describe wc
+
+JSON fields: those of fbus ls.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() != 1 {
+				return usage("describe what? one name is due").withHint("fbus describe NAME; fbus ls shows what is offered")
+			}
+			return describe(o, ctx.Args().First(), ctx.App.Writer)
+		},
+	}
+}
+
+func describe(o *lookOptions, name string, stdout io.Writer) error {
+	data, err := o.ask("fbus.functions", name)
+	if err != nil {
+		return err
+	}
+	list, err := decodeLines[node.FunctionInfo](data)
+	if err == nil {
+		err = missing(list, []string{name})
+	}
+	if err != nil {
+		return err
+	}
+	if o.json {
+		stdout.Write(data)
+		return nil
+	}
+	f := list[0]
+	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "name\t%s\n", f.Name)
+	if f.Description != "" {
+		fmt.Fprintf(w, "description\t%s\n", oneLine(f.Description))
+	}
+	fmt.Fprintf(w, "arguments\t%s\n", oneLine(f.Arguments))
+	fmt.Fprintf(w, "slots\t%d, %d busy\n", f.Slots, f.Busy)
+	fmt.Fprintf(w, "calls\t%d queued, %d done, %d failed\n", f.Queued, f.Done, f.Failed)
+	w.Flush()
+	fmt.Fprintln(stdout)
+	table(stdout, "WORKER\tIDENTITY\tSLOTS\tBUSY\tIDEMPOTENT\tARGUMENTS", func(w io.Writer) {
+		for _, k := range f.Workers {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\n", oneLine(k.Name), k.Identity, k.Slots, k.Busy, yes(k.Idempotent), oneLine(k.Arguments))
+		}
+	})
+	return nil
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func psCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "ps",
+		Usage:     "list the calls that run or wait",
+		UsageText: "ps [flags]",
+		Description: `  fbus ps
+
+JSON fields: call (its id), function, state (queued, running, or ending: nobody
+waits for it, but its program is not gone yet), caller, worker, age and ran
+(seconds). The function fbus.calls answers the same.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			if err := noOperands(ctx); err != nil {
+				return err
+			}
+			return ps(o, ctx.App.Writer)
+		},
+	}
+}
+
+func ps(o *lookOptions, stdout io.Writer) error {
+	data, err := o.ask("fbus.calls")
+	if err != nil {
+		return err
+	}
+	if o.json {
+		_, err := stdout.Write(data)
+		return err
+	}
+	list, err := decodeLines[node.CallInfo](data)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	table(stdout, "CALL\tFUNCTION\tSTATE\tCALLER\tWORKER\tAGE", func(w io.Writer) {
+		for _, c := range list {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Call, c.Function, c.State, c.Caller, orDash(oneLine(c.Worker)), age(c.Age))
+		}
+	})
+	return nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// age is a time in seconds, for people.
+func age(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	if d < 10*time.Second {
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+func cancelCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "cancel",
+		Usage:     "end a call",
+		UsageText: "cancel [flags] CALL…",
+		Description: `Its caller gets status 143; its program gets TERM and, after the grace, KILL.
+
+  fbus cancel $(fbus ps --json | jq -r .call)`,
+		Flags: o.flags()[1:],
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() == 0 {
+				return usage("cancel what? the id of a call is due").withHint("fbus ps shows them")
+			}
+			for _, id := range ctx.Args().Slice() {
+				if _, err := o.ask("fbus.cancel", id); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func statusCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "status",
+		Usage:     "show which node is talked to, and why",
+		UsageText: "status [flags]",
+		Description: `  fbus status
+
+JSON fields: address, why (how it was chosen), name, network, instance, pid,
+version, protocol, started, sessions, functions, calls and draining.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			if err := noOperands(ctx); err != nil {
+				return err
+			}
+			return status(o, ctx.App.Writer)
+		},
+	}
+}
+
+// statusInfo is what fbus status --json prints.
+type statusInfo struct {
+	Address string `json:"address"` // where we reach it
+	Why     string `json:"why"`     // how it was chosen
+	node.NodeInfo
+}
+
+func status(o *lookOptions, stdout io.Writer) error {
+	p, err := find(o.node)
+	if err != nil && !o.wait.set {
+		return err
+	}
+	data, err := o.ask("fbus.nodes")
+	if err != nil {
+		return err
+	}
+	if p.addr == "" { // it came while we waited
+		if p, err = find(o.node); err != nil {
+			return err
+		}
+	}
+	list, err := decodeLines[node.NodeInfo](data)
+	if err != nil || len(list) == 0 {
+		return fail(exitInternal, "the node does not say who it is")
+	}
+	n := list[0]
+	if o.json {
+		return json.NewEncoder(stdout).Encode(statusInfo{p.addr, p.why, n})
+	}
+	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "node\t%s, pid %d, version %s\n", oneLine(n.Name), n.PID, n.Version)
+	fmt.Fprintf(w, "address\t%s\n", p.addr)
+	fmt.Fprintf(w, "chosen by\t%s\n", p.why)
+	fmt.Fprintf(w, "network\t%s\n", n.Network)
+	fmt.Fprintf(w, "up\t%s\n", age(time.Since(n.Started).Seconds()))
+	fmt.Fprintf(w, "functions\t%d\n", n.Functions)
+	fmt.Fprintf(w, "calls\t%d queued or running\n", n.Calls)
+	if n.Draining {
+		fmt.Fprintf(w, "state\tdraining\n")
+	}
+	return w.Flush()
+}

@@ -1,0 +1,209 @@
+// Package commands is the command line of fbus: one file for each command, its
+// flags read into a struct, then one function that does the job.
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"fbus/exec"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Version is the program's; a release build sets it with -ldflags -X.
+var Version = "0.1.0"
+
+// Main runs the command line of this process and returns its exit status.
+func Main() int {
+	if status, ok := exec.Dispatch(); ok {
+		return status
+	}
+	err := run(os.Args[1:], os.Stdout, os.Stderr)
+	status := report(os.Stderr, err)
+	var sig *interrupted
+	if errors.As(err, &sig) {
+		sig.die()
+	}
+	return status
+}
+
+// run runs one command line.
+func run(args []string, stdout, stderr io.Writer) error {
+	app := newApp(stdout, stderr)
+	words, err := prepare(app, args)
+	if err != nil {
+		return err
+	}
+	return app.Run(append([]string{"fbus"}, words...))
+}
+
+// report prints an error as a person reads it and returns the exit status.
+func report(stderr io.Writer, err error) int {
+	if err == nil {
+		return exitOK
+	}
+	var only statusOnly
+	if errors.As(err, &only) {
+		return int(only)
+	}
+	var sig *interrupted
+	if errors.As(err, &sig) {
+		return exitSignal + int(sig.signal)
+	}
+	f := explain(err)
+	say(stderr, f.msg)
+	if f.hint != "" {
+		say(stderr, "hint: "+f.hint)
+	}
+	return f.status
+}
+
+// say prints a message, each line with our name before it.
+func say(w io.Writer, msg string) {
+	for line := range strings.SplitSeq(strings.TrimSuffix(msg, "\n"), "\n") {
+		fmt.Fprintf(w, "fbus: %s\n", line)
+	}
+}
+
+// how says, for the commands that do not mix flags and operands freely, how they
+// do.
+var how = map[string]mixing{
+	"call": flagsFirst, "run": untilDashDash, "offer": untilDashDash,
+}
+
+// elsewhere are verbs that people try first, with ours.
+var elsewhere = map[string]string{
+	"list": "ls", "functions": "ls", "workers": "ls", "exec": "call NAME", "invoke": "call NAME", "request": "call NAME", "submit": "call NAME",
+	"publish": "offer NAME -- PROGRAM", "register": "offer NAME -- PROGRAM", "reply": "offer NAME -- PROGRAM", "worker": "offer NAME -- PROGRAM",
+	"server": "serve", "start": "serve", "daemon": "serve", "node": "serve", "kill": "cancel CALL", "stop": "cancel CALL",
+	"jobs": "ps", "show": "describe NAME", "info": "describe NAME", "version": "--version",
+}
+
+// prepare finds the command and puts its words in order.
+func prepare(app *cli.App, args []string) ([]string, error) {
+	if len(args) == 0 {
+		return []string{"--help"}, nil
+	}
+	name := args[0]
+	if name == "help" || name == "-h" || name == "--help" {
+		if len(args) > 1 && app.Command(args[1]) != nil {
+			return []string{args[1], "--help"}, nil
+		}
+		return []string{"--help"}, nil
+	}
+	if name == "--version" {
+		return args[:1], nil
+	}
+	if strings.HasPrefix(name, "-") {
+		return nil, usage("%s stands before a command", name).withHint("flags go behind it: fbus COMMAND %s …; fbus --help lists the commands", name)
+	}
+	cmd := app.Command(name)
+	if cmd == nil {
+		return nil, noCommand(app, name)
+	}
+	words := args[1:]
+	flags := slices.Concat(cmd.Flags, []cli.Flag{cli.HelpFlag})
+	words, err := normalize(name, flags, how[name], words)
+	if err != nil {
+		return nil, err
+	}
+	return append([]string{name}, words...), nil
+}
+
+func noCommand(app *cli.App, name string) error {
+	f := usage("there is no command %s", name)
+	if ours := elsewhere[name]; ours != "" {
+		return f.withHint("fbus %s", ours)
+	}
+	names := []string{}
+	for _, c := range app.Commands {
+		names = append(names, c.Name)
+	}
+	if near := nearest(name, names); near != "" {
+		return f.withHint("fbus %s?", near)
+	}
+	return f.withHint("fbus --help lists the commands; to call a function: fbus call %s", name)
+}
+
+// newApp makes the command tree.
+func newApp(stdout, stderr io.Writer) *cli.App {
+	app := &cli.App{
+		Name:                      "fbus",
+		Usage:                     "publish functions from the shell, and call them",
+		Version:                   Version,
+		Writer:                    stdout,
+		ErrWriter:                 stderr,
+		HideHelpCommand:           true,
+		DisableSliceFlagSeparator: true,
+		CustomAppHelpTemplate:     appHelp,
+		OnUsageError:              usageError,
+		ExitErrHandler:            func(*cli.Context, error) {}, // statuses are report's
+		Flags:                     []cli.Flag{},
+		Commands: []*cli.Command{
+			serveCommand(), offerCommand(), callCommand(), runCommand(),
+			lsCommand(), describeCommand(), psCommand(), cancelCommand(), statusCommand(), exampleCommand(),
+		},
+	}
+	for _, c := range app.Commands {
+		c.HideHelpCommand = true
+		c.OnUsageError = usageError
+		c.CustomHelpTemplate = commandHelp
+	}
+	return app
+}
+
+// usageError makes what the flag package says ours.
+func usageError(ctx *cli.Context, err error, _ bool) error {
+	var f *failure
+	if errors.As(err, &f) {
+		return f
+	}
+	// invalid value "5" for flag -t: REASON
+	msg := err.Error()
+	if rest, ok := strings.CutPrefix(msg, "invalid value "); ok {
+		if value, rest, ok := strings.Cut(rest, " for flag "); ok {
+			if name, why, ok := strings.Cut(rest, ": "); ok {
+				if len(name) > 2 {
+					name = "-" + name
+				}
+				msg = fmt.Sprintf("%s %s: %s", name, strings.Trim(value, `"`), strings.TrimPrefix(why, "parse error"))
+			}
+		}
+	}
+	return usage("%s", msg).withHint("fbus %s --help", ctx.Command.Name)
+}
+
+func init() {
+	cli.VersionFlag = &cli.BoolFlag{Name: "version", Usage: "print the version"}
+	cli.HelpFlag = &cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show this help", DisableDefaultText: true}
+	cli.VersionPrinter = func(ctx *cli.Context) { fmt.Fprintf(ctx.App.Writer, "fbus %s\n", ctx.App.Version) }
+}
+
+const appHelp = `fbus: {{.Usage}}
+
+Usage: fbus COMMAND [flags] …
+
+{{range .VisibleCommands}}  {{printf "%-10s" .Name}} {{.Usage}}
+{{end}}
+  fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'
+
+fbus COMMAND --help says more; fbus --version prints the version.
+Exit statuses: the function's own; 64 usage, 65 bad input, 69 no such function,
+70 internal, 74 worker lost, 75 busy, 77 denied, 124 deadline, 126/127 program
+can not be run/not found, 129/130/143 we got HUP/INT/TERM, 255 no node.
+`
+
+const commandHelp = `fbus {{.Name}}: {{.Usage}}
+
+Usage: fbus {{.UsageText}}
+{{if .Description}}
+{{.Description}}
+{{end}}
+Flags:
+{{range .VisibleFlags}}  {{.}}
+{{end}}`

@@ -1,0 +1,140 @@
+package commands
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// maxPretty is how much output -p holds back to indent it; longer comes out as
+// it is.
+const maxPretty = 64 << 20
+
+// outputFile is where a call's stdout goes: our own, or a file that is written
+// aside and put in place when all went well.
+type outputFile struct {
+	w      io.Writer
+	tmp    *os.File // nil: nothing is written aside
+	path   string   // what tmp will be
+	pretty *bytes.Buffer
+}
+
+// openOutput opens what -o and -p ask for.
+func openOutput(o *callOptions) (*outputFile, error) {
+	out := &outputFile{w: os.Stdout}
+	if o.output != "" && o.output != "-" {
+		if err := out.open(o.output); err != nil {
+			return nil, usage("output: %v", pathReason(err))
+		}
+	}
+	if o.pretty {
+		out.pretty = &bytes.Buffer{}
+	}
+	return out, nil
+}
+
+// open makes the file beside its place. What is there and is no regular file, a
+// device or a pipe, is written to directly; a link stays and its target is
+// replaced.
+func (o *outputFile) open(path string) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	mode := os.FileMode(0o666)
+	st, err := os.Stat(path)
+	switch {
+	case err == nil && st.IsDir():
+		return &os.PathError{Op: "open", Path: path, Err: errors.New("is a directory")}
+	case err == nil && !st.Mode().IsRegular():
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			o.w = f
+		}
+		return err
+	case err == nil:
+		mode = st.Mode().Perm()
+		if f, err := os.OpenFile(path, os.O_WRONLY, 0); err != nil {
+			return err // a file that may not be written is not to be replaced
+		} else {
+			f.Close()
+		}
+	}
+	f, err := createAside(path, mode)
+	if err != nil {
+		return err
+	}
+	if st != nil {
+		f.Chmod(mode)
+	}
+	o.w, o.tmp, o.path = f, f, path
+	return nil
+}
+
+// createAside makes a new file in the directory of path, its mode under the
+// umask.
+func createAside(path string, mode os.FileMode) (*os.File, error) {
+	for range 100 {
+		name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+randomSuffix())
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+		if !errors.Is(err, os.ErrExist) {
+			return f, err
+		}
+	}
+	return nil, &os.PathError{Op: "create", Path: path, Err: errors.New("no name is free beside it")}
+}
+
+// Write implements io.Writer.
+func (o *outputFile) Write(p []byte) (int, error) {
+	if o.pretty != nil && o.pretty.Len()+len(p) <= maxPretty {
+		return o.pretty.Write(p)
+	}
+	if err := o.flush(); err != nil {
+		return 0, err
+	}
+	return o.w.Write(p)
+}
+
+// flush writes out what -p has held back: indented if it is JSON.
+func (o *outputFile) flush() error {
+	if o.pretty == nil {
+		return nil
+	}
+	held := o.pretty
+	o.pretty = nil
+	var indented bytes.Buffer
+	if json.Indent(&indented, held.Bytes(), "", "  ") == nil {
+		held = &indented
+	}
+	_, err := o.w.Write(held.Bytes())
+	return err
+}
+
+// commit puts the file in its place.
+func (o *outputFile) commit() error {
+	if err := o.flush(); err != nil {
+		return err
+	}
+	if o.tmp == nil {
+		return nil
+	}
+	tmp := o.tmp
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), o.path); err != nil {
+		return err
+	}
+	o.tmp = nil
+	return nil
+}
+
+// discard removes what was written aside, if it was not committed.
+func (o *outputFile) discard() {
+	if o.tmp != nil {
+		o.tmp.Close()
+		os.Remove(o.tmp.Name())
+	}
+}

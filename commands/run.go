@@ -1,0 +1,279 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	osexec "os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/exec"
+
+	"github.com/kballard/go-shellquote"
+	"github.com/urfave/cli/v2"
+)
+
+// runOptions are the flags of fbus run.
+type runOptions struct {
+	offers  []string
+	command []string
+}
+
+func runCommand() *cli.Command {
+	o := &runOptions{}
+	var offers cli.StringSlice
+	return &cli.Command{
+		Name:      "run",
+		Usage:     "run a command with a private bus of its own",
+		UsageText: "run [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
+		Description: `A node in a private directory, these offers on it, and COMMAND with FBUS_NODE
+set and this fbus first on its PATH. When COMMAND ends, so does the bus, and its
+exit status is ours. An offer's COMMAND is split into words as a shell would,
+and run without one.
+
+  fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Destination: &offers},
+		},
+		Action: func(ctx *cli.Context) error {
+			o.offers = offers.Value()
+			words := ctx.Args().Slice()
+			i := slices.Index(words, "--")
+			switch {
+			case i < 0 && len(words) > 0:
+				return usage("the command must stand behind --").
+					withHint("%s; or, to call a function: %s", "fbus run -- "+join(words), join("fbus call", words))
+			case i < 0 || i == len(words)-1:
+				return usage("run what? a command is due").withHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
+			case i > 0:
+				return usage("%s stands before --", join(words[:i])).withHint("fbus run -- %s", join(words[i+1:]))
+			}
+			o.command = words[i+1:]
+			return runPrivate(o, ctx.App.ErrWriter)
+		},
+	}
+}
+
+// functions reads the offers.
+func (o *runOptions) functions() ([]*function, error) {
+	var list []*function
+	for _, s := range o.offers {
+		name, command, ok := strings.Cut(s, "=")
+		if !ok || command == "" {
+			return nil, usage("--offer %s: NAME=COMMAND is due", s)
+		}
+		words, err := shellquote.Split(command)
+		if err != nil {
+			return nil, usage("--offer %s: %v", s, err)
+		}
+		if len(words) == 0 {
+			return nil, usage("--offer %s: NAME=COMMAND is due", s)
+		}
+		f := &function{name: name, argv: words, slots: runtime.NumCPU()}
+		if err := f.check(); err != nil {
+			return nil, err
+		}
+		for _, g := range list {
+			if g.name == name {
+				return nil, usage("--offer %s is given twice", name)
+			}
+		}
+		list = append(list, f)
+	}
+	return list, nil
+}
+
+// runPrivate runs the command on a bus of its own.
+func runPrivate(o *runOptions, stderr io.Writer) error {
+	list, err := o.functions()
+	if err != nil {
+		return err
+	}
+	if err := exec.BecomeReaper(); err != nil {
+		return fail(exitInternal, "%v", err)
+	}
+	// From here on nothing but the end of the command ends us: a terminal's INT
+	// and QUIT reach the command by themselves, the others are passed on.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	sweepPrivate()
+	dir, err := os.MkdirTemp("", privatePrefix)
+	if err != nil {
+		return fail(exitInternal, "private directory: %v", pathReason(err))
+	}
+	defer os.RemoveAll(dir)
+	env, err := privateEnv(dir)
+	if err != nil {
+		return fail(exitInternal, "private directory: %v", pathReason(err))
+	}
+	stop, err := privateBus(dir, list, env, stderr)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return runCommandIn(o.command, env, signals)
+}
+
+const privatePrefix = "fbus-run-"
+
+// sweepPrivate removes what killed runs of this user have left.
+func sweepPrivate() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), privatePrefix+"*"))
+	for _, dir := range dirs {
+		socket := filepath.Join(dir, "bus.sock")
+		st, err := os.Lstat(socket)
+		if err == nil && int(st.Sys().(*syscall.Stat_t).Uid) == os.Getuid() && st.Mode()&os.ModeSocket != 0 && !live(socket) {
+			os.RemoveAll(dir)
+		}
+	}
+}
+
+// privateEnv fills the directory and returns the environment of what runs in
+// it: this very fbus first on PATH, and its state here.
+func privateEnv(dir string) ([]string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Symlink(self, filepath.Join(bin, "fbus")); err != nil {
+		return nil, err
+	}
+	path := bin
+	if old := os.Getenv("PATH"); old != "" {
+		path += ":" + old
+	}
+	return []string{
+		"PATH=" + path,
+		"FBUS_NODE=" + filepath.Join(dir, "bus.sock"),
+		"FBUS_HOME=" + filepath.Join(dir, "home"),
+		"FBUS_STATE=" + filepath.Join(dir, "state"),
+	}, nil
+}
+
+// privateBus starts the node and the offers; stop ends both.
+func privateBus(dir string, list []*function, env []string, stderr io.Writer) (stop func(), err error) {
+	socket := filepath.Join(dir, "bus.sock")
+	log := logger(stderr)
+	l, err := node.Listen(socket, false)
+	if err != nil {
+		return nil, fail(exitInternal, "%v", err)
+	}
+	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log})
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	go n.Serve(l) // ends when the listener is closed
+	stopNode := func() {
+		l.Close()
+		n.Close()
+	}
+	for _, f := range list {
+		f.env = append(env[:1:1], env[2:]...) // FBUS_NODE is set by the function
+	}
+	w, fns, err := newWorker(list, log)
+	if err != nil {
+		stopNode()
+		return nil, err
+	}
+	for _, fn := range fns {
+		fn.SetNode(socket)
+	}
+	w.Dial = func(ctx context.Context) (*bus.Client, error) {
+		return bus.Dial(ctx, socket, &bus.DialOptions{Name: hostname()})
+	}
+	stop = func() {
+		for _, fn := range fns {
+			fn.Kill()
+		}
+		w.Close()
+		closeAll(fns)
+		stopNode()
+	}
+	if err := w.Start(context.Background()); err != nil {
+		stop()
+		return nil, err
+	}
+	return stop, nil
+}
+
+// runCommandIn runs the command in the foreground and returns its status.
+func runCommandIn(command, env []string, signals <-chan os.Signal) error {
+	cmd := osexec.Command(command[0], command[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	// LookPath has used our own PATH, on which the private fbus is not.
+	if command[0] == "fbus" {
+		cmd.Path, cmd.Err = filepath.Join(strings.TrimPrefix(strings.SplitN(env[0], ":", 2)[0], "PATH="), "fbus"), nil
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	// If we are killed the command must not stay behind with a dead bus. The
+	// kernel sends this when the thread that started it ends: keep that.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	forget, err := exec.Adopt(func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
+		return cannotStart(command[0], err)
+	}
+	defer forget()
+	done := make(chan struct{})
+	go func() { // ends with the command
+		for {
+			select {
+			case s := <-signals:
+				if s == syscall.SIGTERM || s == syscall.SIGHUP {
+					cmd.Process.Signal(s)
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	err = cmd.Wait()
+	close(done)
+	ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case ok && ws.Signaled():
+		return statusOnly(exitSignal + int(ws.Signal()))
+	case ok && ws.ExitStatus() != 0:
+		return statusOnly(ws.ExitStatus())
+	case err != nil:
+		return fail(exitInternal, "%s: %v", command[0], err)
+	}
+	return nil
+}
+
+func cannotStart(name string, err error) error {
+	why := err
+	var pe *os.PathError
+	var xe *osexec.Error
+	if errors.As(err, &pe) {
+		why = pe.Err
+	} else if errors.As(err, &xe) {
+		why = xe.Err
+	}
+	f := fail(exitCannotRun, "%s: %v", name, why)
+	if errors.Is(err, osexec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		f.status = exitNotFound
+	}
+	return f
+}
+

@@ -1,0 +1,313 @@
+package commands
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"crypto/rand"
+
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+// serveOptions are the flags of fbus serve.
+type serveOptions struct {
+	socket  string
+	network string
+	queue   int
+	drain   durationValue
+	log     string
+	quiet   bool
+}
+
+func serveCommand() *cli.Command {
+	o := &serveOptions{drain: durationValue{d: time.Minute}}
+	return &cli.Command{
+		Name:      "serve",
+		Usage:     "run a node of the bus",
+		UsageText: "serve [flags]",
+		Description: `Listens on the unix socket /tmp/functionbus.PID.sock, for this user and root.
+TERM or INT drains: new calls are refused, those queued and running finish. A
+second one ends at once.
+
+  fbus serve &
+  fbus serve --socket /run/user/1000/bus.sock --log calls.jsonl
+
+Each line of the log is an ended call: time, id, caller, function, worker,
+waited and ran (seconds), in and out (bytes), source, status and code.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
+			&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
+			&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", Value: node.DefaultQueue, Destination: &o.queue},
+			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
+			&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
+			quietFlag(&o.quiet),
+		},
+		Action: func(ctx *cli.Context) error {
+			if err := noOperands(ctx); err != nil {
+				return err
+			}
+			return serve(o, ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+func quietFlag(dest *bool) cli.Flag {
+	return &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "only say what went wrong", Destination: dest, DisableDefaultText: true}
+}
+
+func noOperands(ctx *cli.Context) error {
+	if ctx.NArg() > 0 {
+		return usage("fbus %s takes no operand, and got %s", ctx.Command.Name, ctx.Args().First()).withHint("fbus %s --help", ctx.Command.Name)
+	}
+	return nil
+}
+
+// tuneMemory keeps a node or worker small: its live data is bounded, and the
+// collector is not to let garbage double it.
+func tuneMemory() {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(52 << 20)
+}
+
+func serve(o *serveOptions, stdout, stderr io.Writer) error {
+	if o.queue < 1 {
+		return usage("--queue %d: at least 1 is due", o.queue)
+	}
+	network, err := networkID(o.network, stderr)
+	if err != nil {
+		return err
+	}
+	tuneMemory()
+	fixed, path := o.socket != "", o.socket
+	if !fixed {
+		path = filepath.Join(socketDir, fmt.Sprintf("%s%d%s", socketPrefix, os.Getpid(), socketSuffix))
+		for _, p := range ownSockets() {
+			node.RemoveStale(p)
+		}
+	}
+	log, err := openLog(o.log, stdout, stderr)
+	if err != nil {
+		return err
+	}
+	defer log.close()
+	// Caught before the socket exists: whoever sees it may signal at once.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	l, err := node.Listen(path, fixed)
+	if err != nil {
+		return fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
+	}
+	defer l.Close()
+	n, err := node.New(node.Config{
+		Network: network, Address: path, Version: Version, Queue: o.queue, Log: log.record(),
+		Warn: func(format string, args ...any) { say(stderr, fmt.Sprintf(format, args...)) },
+	})
+	if err != nil {
+		return usage("%v", err)
+	}
+	defer n.Close()
+	if !o.quiet {
+		say(stderr, fmt.Sprintf("node %s of network %s is ready at %s", n.Info().Name, network, path))
+	}
+	return serveUntil(n, l, signals, o, stderr)
+}
+
+// serveUntil serves until a signal, then drains.
+func serveUntil(n *node.Node, l *node.Listener, signals <-chan os.Signal, o *serveOptions, stderr io.Writer) error {
+	served := make(chan error, 1)
+	go func() { served <- n.Serve(l) }() // ends when the listener is closed
+	select {
+	case err := <-served:
+		return fmt.Errorf("listening: %w", err)
+	case <-signals:
+	}
+	l.Close() // the socket goes first: nobody new finds the way
+	<-served
+	if open := n.Open(); open > 0 && !o.quiet {
+		say(stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(o.drain.d)))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), o.drain.d)
+	defer cancel()
+	go func() { // ends with the drain
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if n.Drain(ctx) != nil {
+		say(stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))
+	}
+	return nil
+}
+
+// homeDir is where configuration and keys live.
+func homeDir() (string, error) {
+	if dir := os.Getenv("FBUS_HOME"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "fbus"), nil
+}
+
+// networkID is the id that was given, or the one this user's nodes have had
+// before, or a new one that is kept.
+func networkID(given string, stderr io.Writer) (string, error) {
+	if given != "" {
+		if err := node.CheckNetwork(given); err != nil {
+			return "", usage("%v", err)
+		}
+		return given, nil
+	}
+	id := "net-" + strings.ToLower(rand.Text()[:12])
+	dir, err := homeDir()
+	if err == nil {
+		id, err = keepNetwork(dir, id)
+	}
+	if err != nil {
+		say(stderr, fmt.Sprintf("the network id %s can not be kept: %v", id, err))
+		say(stderr, "hint: set FBUS_HOME to a directory that can be written, or give --network")
+	}
+	return id, nil
+}
+
+// keepNetwork stores a new id, or returns the one that is stored.
+func keepNetwork(dir, id string) (string, error) {
+	path := filepath.Join(dir, "network")
+	if kept, err := os.ReadFile(path); err == nil {
+		old := strings.TrimSpace(string(kept))
+		if err := node.CheckNetwork(old); err != nil {
+			return id, fmt.Errorf("%s: %w", path, err)
+		}
+		return old, nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return id, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return id, err
+	}
+	tmp, err := os.CreateTemp(dir, ".network-*")
+	if err != nil {
+		return id, err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.WriteString(id + "\n")
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return id, err
+	}
+	// A link, unlike a rename, fails if another node was first.
+	if err := os.Link(tmp.Name(), path); errors.Is(err, os.ErrExist) {
+		return keepNetwork(dir, id)
+	} else if err != nil {
+		return id, err
+	}
+	return id, nil
+}
+
+// callLog writes records from a goroutine of its own, so that a slow disk does
+// not hold up the node. If it falls far behind, records are dropped and the
+// number is said.
+type callLog struct {
+	records chan *node.Record
+	done    chan struct{}
+	out     io.WriteCloser
+	stderr  io.Writer
+
+	mu      sync.Mutex // protects dropped
+	dropped int
+}
+
+const logBacklog = 8192
+
+// openLog opens the log; the nil log of no name records nothing.
+func openLog(name string, stdout, stderr io.Writer) (*callLog, error) {
+	if name == "" {
+		return nil, nil
+	}
+	l := &callLog{records: make(chan *node.Record, logBacklog), done: make(chan struct{}), stderr: stderr}
+	if name == "-" {
+		l.out = nopCloser{stdout}
+	} else {
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, fail(exitInternal, "log: %v", err)
+		}
+		l.out = f
+	}
+	go l.write() // ends when the log is closed
+	return l, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+func (l *callLog) record() func(*node.Record) {
+	if l == nil {
+		return nil
+	}
+	return func(r *node.Record) {
+		select {
+		case l.records <- r:
+		default:
+			l.mu.Lock()
+			l.dropped++
+			l.mu.Unlock()
+		}
+	}
+}
+
+// write writes lines as they come, flushed whenever none is waiting.
+func (l *callLog) write() {
+	defer close(l.done)
+	w := bufio.NewWriter(l.out)
+	enc := json.NewEncoder(w)
+	failed := false
+	for r := range l.records {
+		err := enc.Encode(r)
+		if len(l.records) == 0 {
+			err = errors.Join(err, w.Flush())
+		}
+		if err != nil {
+			if !failed {
+				say(l.stderr, fmt.Sprintf("log: %v: calls are not logged until it can be written again", err))
+			}
+			w.Reset(l.out) // a failed buffer stays failed
+		}
+		failed = err != nil
+		l.mu.Lock()
+		if l.dropped > 0 && len(l.records) == 0 {
+			say(l.stderr, fmt.Sprintf("log: too slow: %d calls are missing from it", l.dropped))
+			l.dropped = 0
+		}
+		l.mu.Unlock()
+	}
+	w.Flush()
+}
+
+func (l *callLog) close() {
+	if l == nil {
+		return
+	}
+	close(l.records)
+	<-l.done
+	l.out.Close()
+}

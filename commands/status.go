@@ -1,0 +1,95 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+
+	"fbus/bus"
+	"fbus/exec"
+)
+
+// Exit statuses that are fbus's own. A program may return any of them too:
+// --status-fd and --status-file tell the two apart.
+const (
+	exitOK         = 0
+	exitUsage      = 64  // the command line makes no sense
+	exitBadInput   = 65  // input the function can not take
+	exitNoFunction = 69  // nobody offers the function
+	exitInternal   = 70  // a fault of fbus or the machine, or the output limit
+	exitWorkerLost = 74  // the worker vanished mid-call
+	exitBusy       = 75  // no slot is free
+	exitDenied     = 77  // not allowed
+	exitDeadline   = 124 // time was up
+	exitCannotRun  = 126 // the program can not be run
+	exitNotFound   = 127 // the program was not found
+	exitSignal     = 128 // plus the signal's number
+	exitNoNode     = 255 // no node can be reached, or it was lost mid-call
+)
+
+// failure is an error that is ready to be read by a person: what failed, the
+// exit status, and the next step if there is one.
+type failure struct {
+	status int
+	code   string // for --status-fd
+	msg    string
+	hint   string
+}
+
+func (f *failure) Error() string { return f.msg }
+
+// fail makes a failure.
+func fail(status int, format string, args ...any) *failure {
+	return &failure{status: status, msg: fmt.Sprintf(format, args...)}
+}
+
+// withHint adds the next step.
+func (f *failure) withHint(format string, args ...any) *failure {
+	f.hint = fmt.Sprintf(format, args...)
+	return f
+}
+
+// usage is a failure of the command line.
+func usage(format string, args ...any) *failure {
+	f := fail(exitUsage, format, args...)
+	f.code = bus.CodeUsage
+	return f
+}
+
+// statusOnly ends the command with a status and no message: what there is to
+// say was said.
+type statusOnly int
+
+func (s statusOnly) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// explain turns any error into a failure.
+func explain(err error) *failure {
+	var f *failure
+	var be *bus.Error
+	var xe *exec.Error
+	switch {
+	case errors.As(err, &f):
+		return f
+	case errors.As(err, &be):
+		return &failure{status: be.Status(), code: be.Code, msg: be.Error(), hint: hintFor(be.Code)}
+	case errors.As(err, &xe):
+		return &failure{status: xe.Status, code: xe.Code, msg: xe.Msg, hint: xe.Hint}
+	}
+	return &failure{status: exitInternal, code: bus.CodeInternal, msg: err.Error()}
+}
+
+// hintFor is the next step after an end that fbus decided.
+func hintFor(code string) string {
+	switch code {
+	case bus.CodeNoFunction:
+		return "fbus ls shows what is offered; -w 10s waits for it"
+	case bus.CodeNoNode:
+		return "fbus serve starts a node; fbus status shows where one is looked for"
+	case bus.CodeNodeLost:
+		return "a call that was under way may have run"
+	case bus.CodeAmbiguous:
+		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
+	case bus.CodeNetwork:
+		return "fbus status shows which node was chosen and why"
+	}
+	return ""
+}

@@ -1,0 +1,175 @@
+package commands
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"fbus/bus"
+)
+
+// durationValue is a flag's D: 300ms 90s 5m 7d, or several units in a row. A
+// bare number is refused: it has no unit.
+type durationValue struct {
+	d       time.Duration
+	set     bool
+	forever bool // "forever" was given
+	allow   bool // and may be
+}
+
+var units = []struct {
+	suffix string
+	unit   time.Duration
+}{
+	{"ms", time.Millisecond}, {"us", time.Microsecond}, {"µs", time.Microsecond}, {"ns", time.Nanosecond},
+	{"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour}, {"w", 7 * 24 * time.Hour},
+}
+
+// Set implements flag.Value.
+func (v *durationValue) Set(s string) error {
+	if s == "forever" && v.allow {
+		*v = durationValue{set: true, forever: true, allow: true}
+		return nil
+	}
+	d, err := parseDuration(s)
+	if err != nil {
+		return err
+	}
+	v.d, v.set, v.forever = d, true, false
+	return nil
+}
+
+// String implements flag.Value: what the help shows as default.
+func (v *durationValue) String() string {
+	if v == nil || v.d == 0 {
+		return ""
+	}
+	return formatDuration(v.d)
+}
+
+func parseDuration(s string) (time.Duration, error) {
+	if _, err := strconv.ParseFloat(s, 64); err == nil {
+		return 0, fmt.Errorf("a duration needs a unit: %ss, %sms or %sm", s, s, s)
+	}
+	var total float64
+	for rest := s; rest != ""; {
+		i := 0
+		for i < len(rest) && (rest[i] >= '0' && rest[i] <= '9' || rest[i] == '.') {
+			i++
+		}
+		n, err := strconv.ParseFloat(rest[:i], 64)
+		if err != nil {
+			return 0, fmt.Errorf("%q is no duration: 300ms, 90s, 5m or 7d are", s)
+		}
+		rest = rest[i:]
+		found := false
+		for _, u := range units {
+			if after, ok := strings.CutPrefix(rest, u.suffix); ok {
+				total += n * float64(u.unit)
+				rest, found = after, true
+				break
+			}
+		}
+		if !found {
+			return 0, fmt.Errorf("%q is no duration: 300ms, 90s, 5m or 7d are", s)
+		}
+	}
+	if s == "" {
+		return 0, fmt.Errorf("a duration is empty: 300ms, 90s, 5m or 7d are due")
+	}
+	if total >= math.MaxInt64 {
+		return 0, fmt.Errorf("%q is too long a time", s)
+	}
+	return time.Duration(total), nil
+}
+
+// formatDuration writes a duration as parseDuration reads it.
+func formatDuration(d time.Duration) string {
+	if d >= time.Second && d%time.Second == 0 {
+		for _, u := range []struct {
+			unit time.Duration
+			s    string
+		}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}} {
+			if d%u.unit == 0 {
+				return strconv.Itoa(int(d/u.unit)) + u.s
+			}
+		}
+	}
+	return d.String()
+}
+
+// sizeValue is a flag's SIZE: 64M, 16G; units are powers of 1024. A bare number
+// is refused.
+type sizeValue struct{ n int64 }
+
+// Set implements flag.Value.
+func (v *sizeValue) Set(s string) error {
+	n, err := parseSize(s)
+	if err != nil {
+		return err
+	}
+	v.n = n
+	return nil
+}
+
+// String implements flag.Value.
+func (v *sizeValue) String() string { return "" }
+
+func parseSize(s string) (int64, error) {
+	if _, err := strconv.ParseFloat(s, 64); err == nil {
+		return 0, fmt.Errorf("a size needs a unit: %sK, %sM or %sG", s, s, s)
+	}
+	upper := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
+	if upper == "" {
+		return 0, fmt.Errorf("%q is no size: 64M or 16G are", s)
+	}
+	shift := strings.IndexByte("BKMGT", upper[len(upper)-1]) * 10
+	if strings.HasSuffix(strings.ToUpper(s), "B") && shift < 0 {
+		upper, shift = upper+"B", 0 // plain bytes: 100B
+	}
+	n, err := strconv.ParseFloat(upper[:len(upper)-1], 64)
+	if err != nil || shift < 0 || n <= 0 || n*float64(int64(1)<<shift) >= math.MaxInt64 {
+		return 0, fmt.Errorf("%q is no size: 64M or 16G are", s)
+	}
+	return int64(n * float64(int64(1)<<shift)), nil
+}
+
+// fieldsValue collects -f and -F in the order they were given: two flags share
+// one list.
+type fieldsValue struct {
+	list *[]bus.Field
+	json bool
+}
+
+// Set implements flag.Value.
+func (v *fieldsValue) Set(s string) error {
+	name, value, ok := strings.Cut(s, "=")
+	if !ok || name == "" {
+		return fmt.Errorf("%q is no field: NAME=VALUE is due", s)
+	}
+	for _, f := range *v.list {
+		if f.Name == name {
+			return fmt.Errorf("field %q is given twice", name)
+		}
+	}
+	if v.json && !validJSON(value) {
+		return usage("field %s: %s is not JSON", name, value).withHint("-f %s sends it as a string; or write -F '%s=\"…\"'", s, name)
+	}
+	*v.list = append(*v.list, bus.Field{Name: name, Value: value, JSON: v.json})
+	return nil
+}
+
+// String implements flag.Value.
+func (v *fieldsValue) String() string { return "" }
+
+// hostname is what this machine calls itself.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "localhost"
+	}
+	return name
+}

@@ -14,12 +14,7 @@ func osCall(argv ...string) error {
 	cmd := osexec.Command(argv[0], argv[1:]...)
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader([]byte("hello\n")), &out, &errs
-	forget, err := Adopt(func() (int, error) {
-		if err := cmd.Start(); err != nil {
-			return 0, err
-		}
-		return cmd.Process.Pid, nil
-	})
+	forget, err := Adopt(func() (int, error) { return started(cmd) })
 	defer forget()
 	if err != nil {
 		return err

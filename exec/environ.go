@@ -44,6 +44,16 @@ func baseEnviron(spec *Spec) []string {
 	return append(env, "FBUS_FUNCTION="+spec.Name)
 }
 
+// ownNode is the FBUS_NODE that an offer sets itself.
+func ownNode(env []string) (node string) {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, "FBUS_NODE="); ok {
+			node = v
+		}
+	}
+	return node
+}
+
 // callEnviron is the part that is each call's own. All names are ours: what
 // callers send is never one.
 func callEnviron(c *Call, node string) []string {

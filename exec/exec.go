@@ -8,6 +8,7 @@
 package exec
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,8 +71,9 @@ type Call struct {
 	Input []byte
 	Rest  io.Reader
 
-	// A Write blocks at the reader's pace. An error from it means that nobody
-	// reads any more: the program then gets SIGPIPE.
+	// A Write blocks at the reader's pace, and Run with it. An error from it
+	// means that nobody reads any more: the program then gets SIGPIPE. A Write
+	// that blocks when the call's context ends must return.
 	Stdout, Stderr io.Writer
 }
 
@@ -140,6 +142,7 @@ type Function struct {
 	words   template
 	memory  *memory
 	pool    *pool
+	ownNode string // FBUS_NODE from Spec.Env, for calls without another
 
 	mu      sync.Mutex // guards what follows
 	node    string
@@ -170,7 +173,7 @@ func New(spec Spec) (*Function, error) {
 		spec.Args = ArgsArgv
 	}
 	f := &Function{
-		spec: spec, program: prog, words: words, node: spec.Node,
+		spec: spec, program: prog, words: words, node: spec.Node, ownNode: ownNode(spec.Env),
 		memory:  newMemory(spec.Memory),
 		running: make(map[*run]struct{}),
 	}
@@ -245,7 +248,7 @@ func (f *Function) enter(r *run) bool {
 	}
 	f.running[r] = struct{}{}
 	f.ends.Add(1)
-	r.node = f.node
+	r.node = cmp.Or(f.node, f.ownNode)
 	return true
 }
 

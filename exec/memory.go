@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,8 +102,8 @@ func (l *leaf) oom() bool {
 }
 
 // remove kills whatever is still in the group, also what a dead keeper left,
-// and removes it. The kernel refuses while a process is on its way out: then
-// it stays, empty.
+// and removes it. The kernel refuses for a moment while a process is on its
+// way out.
 func (l *leaf) remove() {
 	if l == nil {
 		return
@@ -111,7 +112,12 @@ func (l *leaf) remove() {
 		killCgroup(l.fd)
 		unix.Close(l.fd)
 	}
-	os.Remove(l.path)
+	for pause := 100 * time.Microsecond; pause < 50*time.Millisecond; pause *= 2 {
+		if err := os.Remove(l.path); err == nil || os.IsNotExist(err) {
+			return
+		}
+		time.Sleep(pause)
+	}
 }
 
 // delegatedCgroup finds the cgroup v2 directory under which this process may

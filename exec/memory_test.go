@@ -1,8 +1,15 @@
 package exec
 
 import (
+	"fmt"
+	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMemoryLimit(t *testing.T) {
@@ -16,30 +23,60 @@ func TestMemoryLimit(t *testing.T) {
 	}
 }
 
-// The leaf is made, used and removed where this user may make cgroups; the
-// memory controller is another question.
-func TestLeaf(t *testing.T) {
-	base := ""
-	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		if _, err := os.Stat(dir + "/cgroup.procs"); err == nil && os.Mkdir(dir+"/fbus-test", 0o755) == nil {
-			base = dir + "/fbus-test"
-			defer os.Remove(base)
+// A keeper starts its program in the cgroup that it is handed, and ends what is
+// in there. No memory controller is needed for that.
+func TestKeeperCgroup(t *testing.T) {
+	dir := ""
+	for _, base := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		d := fmt.Sprintf("%s/fbus-test-%d", base, os.Getpid())
+		if _, err := os.Stat(base + "/cgroup.procs"); err == nil && os.Mkdir(d, 0o755) == nil {
+			dir = d
 			break
 		}
 	}
-	if base == "" {
+	if dir == "" {
 		t.Skip("no cgroups can be made here")
 	}
-	f := sh(t, "setsid sleep 1000 & cat /proc/self/cgroup")
-	f.memory = &memory{bytes: 64 << 20, dir: base}
-	if !holdsWord(base+"/cgroup.controllers", "memory") {
-		if _, err := f.memory.leaf(); err == nil {
-			t.Error("a leaf without a memory limit")
-		}
-		return
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	got := runCall(t.Context(), f, &Call{})
-	if got.Result != programExit(0) {
-		t.Errorf("%+v", got)
+	l := &leaf{path: dir, fd: fd}
+	k, err := startKeeper(&setup{path: "/bin/sh", argv: []string{"sh", "-c", "trap '' TERM; sleep 1000 & cat /proc/self/cgroup"}, grace: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.end()
+	r, w, _ := os.Pipe()
+	if _, err := k.run(nil, nil, []int{0, int(w.Fd()), 2, fd}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		rep, err := k.next()
+		if err != nil || rep.kind == msgFailed {
+			t.Fatal(rep, err)
+		}
+		if rep.kind == msgGone {
+			break
+		}
+	}
+	w.Close()
+	out, _ := io.ReadAll(r)
+	r.Close()
+	if !strings.Contains(string(out), "0::/"+filepath.Base(dir)+"\n") {
+		t.Errorf("%s", out)
+	}
+	l.remove()
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the cgroup is still there")
+	}
+}
+
+func TestNoMemoryController(t *testing.T) {
+	if _, err := newLeaf(t.TempDir()+"/none/leaf", 1<<20); err == nil {
+		t.Error("made a leaf in a directory that does not exist")
+	}
+	if dir := usableCgroup(t.TempDir()); dir != "" {
+		t.Errorf("%s is no cgroup", dir)
 	}
 }

@@ -147,6 +147,9 @@ func TestEnvironment(t *testing.T) {
 	})
 	got := runCall(t.Context(), f, &Call{})
 	check(t, got, programExit(0), "CHANGED=yes\nFBUS_FUNCTION=f\nFBUS_NODE=/tmp/a\nKEPT=kept\n")
+	f.SetNode("")
+	own := sh(t, "echo $FBUS_NODE", func(s *Spec) { s.Env = []string{"FBUS_NODE=mine"} })
+	check(t, runCall(t.Context(), own, &Call{}), programExit(0), "mine\n")
 	f.SetNode("/tmp/b")
 	got = runCall(t.Context(), f, &Call{ID: "17", Caller: "uid:0", Deadline: time.UnixMilli(1500).In(time.FixedZone("x", 3600))})
 	check(t, got, programExit(0), "CHANGED=yes\nFBUS_CALLER=uid:0\nFBUS_CALL_ID=17\n"+

@@ -1,10 +1,13 @@
 package exec
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	osexec "os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -143,6 +146,21 @@ func TestStoppedKeeperStillEnds(t *testing.T) {
 // child is the test binary as another program.
 func child(mode string) int {
 	switch mode {
+	case "refused":
+		f, err := New(Spec{Name: "f", Grace: 10 * time.Millisecond, Argv: []string{"sh", "-c",
+			os.Args[3] + ` -e 'use POSIX; setuid(0); syswrite STDOUT, "$$\n"; sleep 30' & read x`}})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		r, w := io.Pipe()
+		said := newLines()
+		done := make(chan Result)
+		go func() { done <- f.Run(context.Background(), &Call{Rest: r, Stdout: said}) }()
+		fmt.Println(<-said.said)
+		w.Close()
+		fmt.Printf("%+v\n", <-done)
+		f.Close()
 	case "worker":
 		BecomeReaper()
 		f, err := New(Spec{Name: "f", Argv: []string{"sh", "-c",
@@ -157,6 +175,54 @@ func child(mode string) int {
 	return 0
 }
 
+// A process that changed its uid cannot be killed: its call ends all the same,
+// and says so.
+func TestRefusesToDie(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a program that others cannot kill")
+	}
+	t.Parallel()
+	perl, err := os.ReadFile("/usr/bin/perl")
+	if err != nil {
+		t.Skip(err)
+	}
+	dir, err := os.MkdirTemp("/tmp", "fbus-exec-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	os.Chmod(dir, 0o755)
+	file := filepath.Join(dir, "perl")
+	if os.WriteFile(file, perl, 0o755) != nil || os.Chmod(file, 0o755|os.ModeSetuid) != nil {
+		t.Skip("no setuid program can be made")
+	}
+	cmd := osexec.Command("/proc/self/exe", "child", "refused", file)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	forget, err := Adopt(func() (int, error) { return started(cmd) })
+	if err != nil {
+		t.Skip(err)
+	}
+	defer forget()
+	err = cmd.Wait()
+	line, rest, _ := strings.Cut(out.String(), "\n")
+	pid, aerr := strconv.Atoi(line)
+	if err != nil || aerr != nil || !strings.Contains(rest, "Status:1 ") || !strings.Contains(rest, "could not be killed: process "+line) {
+		t.Fatalf("%v: %s", err, out.String())
+	}
+	syscall.Kill(pid, syscall.SIGKILL)
+	unix.Wait4(pid, nil, 0, nil)
+}
+
+func started(cmd *osexec.Cmd) (int, error) {
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	return cmd.Process.Pid, nil
+}
+
 func TestWorkerKilled(t *testing.T) {
 	cmd := osexec.Command("/proc/self/exe", "child", "worker")
 	said := newLines()
@@ -164,12 +230,7 @@ func TestWorkerKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forget, err := Adopt(func() (int, error) {
-		if err := cmd.Start(); err != nil {
-			return 0, err
-		}
-		return cmd.Process.Pid, nil
-	})
+	forget, err := Adopt(func() (int, error) { return started(cmd) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func (r *run) do(ctx context.Context) Result {
 	k, err = r.start(k)
 	r.closeChild()
 	if err != nil || k == nil {
-		r.abandon(k)
+		r.abandon()
 		if err != nil {
 			return internal(err).result()
 		}
@@ -157,7 +157,7 @@ func (r *run) open() (err error) {
 	defer func() {
 		if err != nil {
 			r.closeChild()
-			r.abandon(nil)
+			r.abandon()
 		}
 	}()
 	if r.feed, r.child[0], err = newFeed(&r.in); err != nil {
@@ -266,7 +266,7 @@ func (r *run) closeChild() {
 }
 
 // abandon closes what open made for a run that never started.
-func (r *run) abandon(_ *keeper) {
+func (r *run) abandon() {
 	if r.feed.file != nil {
 		r.feed.file.Close()
 	}

@@ -242,6 +242,11 @@ func (t *tree) killAll() {
 	if t.cgroup >= 0 {
 		killCgroup(t.cgroup)
 	}
+	// Own children first and without a look: their numbers are safe, and what
+	// forks and exits all the time is gone after one.
+	for _, pid := range children(t.self) {
+		unix.Kill(pid, unix.SIGKILL)
+	}
 	var refused []string
 	alive := 0
 	walk(t.self, func(fd int, s procStat) {

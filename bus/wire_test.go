@@ -1,0 +1,321 @@
+package bus
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write testdata/frames.jsonl anew")
+
+const vectorFile = "testdata/frames.jsonl"
+
+// vector is a frame as bytes and as JSON: bin elements are hex, others as they
+// are.
+type vector struct {
+	Name  string `json:"name"`
+	Hex   string `json:"hex"`
+	Frame []any  `json:"frame"`
+}
+
+// vectors covers every type, each optional part left out and given, and sizes
+// around every change of encoding.
+func vectors() []struct {
+	name string
+	f    Frame
+} {
+	b := func(s string) []byte { return []byte(s) }
+	long := bytes.Repeat([]byte("x"), 300)
+	return []struct {
+		name string
+		f    Frame
+	}{
+		{"hello of a client", &HelloFrame{Major: 1, Network: b(""), Instance: b("i-1"), Name: b("host"), Connection: b("")}},
+		{"hello of a node", &HelloFrame{Major: 1, Network: b("net-1"), Instance: b("i-2"), Name: b("node"), Caps: [][]byte{b("fd"), b("zstd")}, Connection: b("x7k2q-4")}},
+		{"error", &ErrorFrame{Code: b("protocol"), Message: b("call id 1 after 1")}},
+		{"offer", &OfferFrame{Seq: 1, Name: b("wc"), Slots: 4, Flags: FlagIdempotent, Description: b("counts words"), Arguments: b("JSON on stdin")}},
+		{"offer withdrawn", &OfferFrame{Seq: 300, Name: b("wc"), Description: b(""), Arguments: b("")}},
+		{"offered", &OfferedFrame{Seq: 1, Code: b(""), Message: b("")}},
+		{"offered denied", &OfferedFrame{Seq: 70000, Code: b("denied"), Message: b("no")}},
+		{"call raw", &CallFrame{ID: 1, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call list", &CallFrame{ID: 127, Name: b("greet"), Kind: KindList, Args: List("Bob").data, Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call map", &CallFrame{ID: 128, Name: b("greet"), Kind: KindMap, Args: Fields(Field{"n", "Bob", false}, Field{"age", "41", true}).data, Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call json", &CallFrame{ID: 256, Name: b("greet"), Kind: KindJSON, Args: b(`{"n":1.10}`), Flags: FlagInputEnd | FlagHasInput, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call with options", &CallFrame{ID: 65536, Name: b("wc"), Input: long, Timeout: 1500, WaitFunction: 10000, WaitSlot: 0, Retries: 2, On: b("gpu-*"), WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call at a worker", &CallFrame{ID: 1 << 32, Name: b("wc"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-1"), Caller: b("uid:1000")}},
+		{"data input", &DataFrame{ID: 1, Stream: Input, Payload: b("hello")}},
+		{"data output of 256 bytes", &DataFrame{ID: 1, Stream: Output, Payload: bytes.Repeat([]byte{0xff}, 256)}},
+		{"data output of 65536 bytes", &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 65536)}},
+		{"data stderr", &DataFrame{ID: 1, Stream: Stderr, Payload: []byte{0, 255}}},
+		{"data empty", &DataFrame{ID: 1, Stream: Stderr, Payload: []byte{}}},
+		{"eof", &EOFFrame{ID: 1}},
+		{"grant", &GrantFrame{ID: 1, Stream: Output, Bytes: 131072}},
+		{"cancel", &CancelFrame{ID: 1, Code: b("deadline")}},
+		{"end of a program", &EndFrame{ID: 1, Source: FromProgram, Code: b("exit"), Message: b(""), Output: b("2\n")}},
+		{"end by a signal", &EndFrame{ID: 1, Source: FromSignal, Status: 137, Code: b("SIGKILL"), Message: b(""), Output: []byte{}}},
+		{"end by fbus, from a node", &EndFrame{ID: 1, Source: FromBus, Status: 75, Code: b("busy"), Message: b("wc: no slot is free"), Output: []byte{}, Call: b("x7k2q-4-1"), Worker: b("gpu-1")}},
+	}
+}
+
+// elements lists a frame's elements for JSON, in the order of the wire.
+func elements(f Frame) []any {
+	list := []any{float64(f.frameType())}
+	v := reflect.ValueOf(f).Elem()
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Name
+		switch x := v.Field(i).Interface().(type) {
+		case []byte:
+			if name == "Args" || name == "Input" || name == "Payload" || name == "Output" {
+				list = append(list, map[string]any{"bin": hex.EncodeToString(x)})
+			} else {
+				list = append(list, string(x))
+			}
+		case [][]byte:
+			caps := []any{}
+			for _, c := range x {
+				caps = append(caps, string(c))
+			}
+			list = append(list, caps)
+		default:
+			list = append(list, float64(reflect.ValueOf(x).Convert(reflect.TypeFor[uint64]()).Uint()))
+		}
+	}
+	switch f := f.(type) {
+	case *CallFrame:
+		list = list[:f.arity()]
+	case *EndFrame:
+		if len(f.Call)+len(f.Worker) == 0 {
+			list = list[:7]
+		}
+	}
+	return list
+}
+
+// fresh makes an empty frame of a type.
+func fresh(t Type) Frame {
+	for _, v := range vectors() {
+		if v.f.frameType() == t {
+			return reflect.New(reflect.TypeOf(v.f).Elem()).Interface().(Frame)
+		}
+	}
+	return nil
+}
+
+func TestVectors(t *testing.T) {
+	if *update {
+		var out bytes.Buffer
+		for _, v := range vectors() {
+			line, _ := json.Marshal(vector{v.name, hex.EncodeToString(v.f.Append(nil)), elements(v.f)})
+			out.Write(append(line, '\n'))
+		}
+		if err := os.WriteFile(vectorFile, out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, err := os.Open(vectorFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	want := vectors()
+	scan := bufio.NewScanner(file)
+	scan.Buffer(nil, 1<<20)
+	for i := 0; ; i++ {
+		if !scan.Scan() {
+			if i != len(want) {
+				t.Fatalf("%d vectors in the file, %d here", i, len(want))
+			}
+			break
+		}
+		var v vector
+		if err := json.Unmarshal(scan.Bytes(), &v); err != nil {
+			t.Fatal(err)
+		}
+		raw, _ := hex.DecodeString(v.Hex)
+		if got := want[i].f.Append(nil); !bytes.Equal(got, raw) {
+			t.Errorf("%s: encoded as\n%x, the vector has\n%x", v.Name, got, raw)
+		}
+		if got := elements(want[i].f); !reflect.DeepEqual(got, v.Frame) {
+			t.Errorf("%s: elements %v, the vector has %v", v.Name, got, v.Frame)
+		}
+		got := fresh(want[i].f.frameType())
+		var d Decoder
+		if err := d.Decode(raw[4:], got); err != nil {
+			t.Errorf("%s: %v", v.Name, err)
+		} else if !bytes.Equal(got.Append(nil), raw) {
+			t.Errorf("%s: decoded as %+v", v.Name, got)
+		}
+	}
+}
+
+// TestWireNumbers pins what other programs have been told.
+func TestWireNumbers(t *testing.T) {
+	for want, got := range map[int]Type{1: TypeHello, 2: TypeError, 3: TypeOffer, 4: TypeOffered, 5: TypeCall, 6: TypeData, 7: TypeEOF, 8: TypeGrant, 9: TypeCancel, 10: TypeEnd} {
+		if int(got) != want {
+			t.Errorf("type %d, want %d", got, want)
+		}
+	}
+	for name, pair := range map[string][2]int{
+		"MaxFrame": {MaxFrame, 1048576}, "MaxHelloFrame": {MaxHelloFrame, 4096}, "MaxInlineInput": {MaxInlineInput, 32768},
+		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
+		"Forever": {Forever, 4294967295}, "kinds": {int(KindRaw)*1000 + int(KindList)*100 + int(KindMap)*10 + int(KindJSON), 123},
+		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(FromProgram)*100 + int(FromSignal)*10 + int(FromBus), 12},
+		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "idempotent": {FlagIdempotent, 1}, "major": {Major, 1},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s is %d, want %d", name, pair[0], pair[1])
+		}
+	}
+	for code, want := range statusOf {
+		if StatusOf(code) != want {
+			t.Errorf("%s: %d", code, StatusOf(code))
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	deep := append([]byte{0x93, 7, 1}, bytes.Repeat([]byte{0x91}, 20)...)
+	for name, body := range map[string][]byte{
+		"nothing":                 {},
+		"no array":                {0x07},
+		"nil":                     {0xc0},
+		"a map":                   {0x81, 7, 1},
+		"too few elements":        {0x91, 7},
+		"array of 4 billion":      {0xdd, 0xff, 0xff, 0xff, 0xff, 7, 1},
+		"bin of 4 billion":        {0x94, 6, 1, 1, 0xc6, 0xff, 0xff, 0xff, 0xff},
+		"str of 4 billion":        {0x93, 9, 1, 0xdb, 0xff, 0xff, 0xff, 0xff},
+		"negative id":             {0x92, 7, 0xff},
+		"negative int64":          {0x92, 7, 0xd3, 0x80, 0, 0, 0, 0, 0, 0, 0},
+		"id over 2^63":            {0x92, 7, 0xcf, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+		"float id":                {0x92, 7, 0xca, 0, 0, 0, 0},
+		"string id":               {0x92, 7, 0xa1, '1'},
+		"stream 3":                {0x94, 6, 1, 3, 0xc4, 0},
+		"grant over the limit":    {0x94, 8, 1, 1, 0xce, 0, 0x40, 0, 1},
+		"status 256":              {0x94, 10, 1, 0, 0xcd, 1, 0},
+		"source 3":                {0x94, 10, 1, 3, 0},
+		"bytes left over":         {0x92, 7, 1, 0},
+		"extra element cut short": {0x93, 7, 1, 0xcd, 1},
+		"extra map of 4 billion":  {0x93, 7, 1, 0xdf, 0xff, 0xff, 0xff, 0xff},
+		"extra ext over the end":  {0x93, 7, 1, 0xc7, 200, 1},
+		"extra 0xc1":              {0x93, 7, 1, 0xc1},
+		"extra too deep":          deep,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &Batch{}
+			err := b.decode(nopHandler{}, body)
+			if !errors.Is(err, ErrMalformed) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+type nopHandler struct{}
+
+func (nopHandler) Handle(*Batch, Frame) error { return nil }
+
+func TestDecodeSkips(t *testing.T) {
+	extras := []byte{0xdc, 0, 9, 7, 5, 0xc0, 0xcb, 0, 0, 0, 0, 0, 0, 0, 0, 0x82, 1, 2, 3, 0x93, 1, 2, 0xd4, 1, 2, 0xd9, 1, 'x', 0xc7, 1, 5, 9, 0xff, 0xc3}
+	f := &EOFFrame{}
+	var d Decoder
+	if err := d.Decode(extras, f); err != nil || f.ID != 5 {
+		t.Errorf("id %d, error %v", f.ID, err)
+	}
+	if err := (&Batch{}).decode(nopHandler{}, []byte{0x92, 99, 0xc0}); err != nil {
+		t.Errorf("unknown type: %v", err)
+	}
+}
+
+// TestSession holds the worked session of PROTOCOL.md against the code.
+func TestSession(t *testing.T) {
+	page, err := os.ReadFile("PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, session, ok := strings.Cut(string(page), "## 10. A session in hex")
+	if !ok {
+		t.Fatal("no session in PROTOCOL.md")
+	}
+	frames := 0
+	for line := range strings.SplitSeq(session, "\n") {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "> ") && !strings.HasPrefix(line, "< ") {
+			continue
+		}
+		raw, err := hex.DecodeString(strings.ReplaceAll(line[2:], " ", ""))
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		typ, err := PeekType(raw[4:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := fresh(typ)
+		var d Decoder
+		if err := d.Decode(raw[4:], f); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+		if got := f.Append(nil); !bytes.Equal(got, raw) {
+			t.Errorf("%s: encodes as % x", line, got)
+		}
+		frames++
+	}
+	if frames < 8 {
+		t.Errorf("only %d frames in the session", frames)
+	}
+}
+
+func BenchmarkFrame(b *testing.B) {
+	call := &CallFrame{ID: 1000, Name: []byte("echo"), Kind: KindList, Args: List(strings.Repeat("x", 64)).data, Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}
+	raw := call.Append(nil)
+	b.Run("encode", func(b *testing.B) {
+		b.ReportAllocs()
+		buf := make([]byte, 0, 256)
+		for b.Loop() {
+			buf = call.Append(buf[:0])
+		}
+	})
+	b.Run("decode", func(b *testing.B) {
+		b.ReportAllocs()
+		var d Decoder
+		f := &CallFrame{}
+		for b.Loop() {
+			if err := d.Decode(raw[4:], f); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, v := range vectors() {
+		f.Add(v.f.Append(nil)[4:])
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		typ, err := PeekType(body)
+		frame := fresh(typ)
+		if err != nil || frame == nil {
+			return
+		}
+		var d Decoder
+		if d.Decode(body, frame) != nil {
+			return
+		}
+		// What was understood survives being written and read again.
+		again := fresh(typ)
+		raw := frame.Append(nil)
+		if err := d.Decode(raw[4:], again); err != nil {
+			t.Fatalf("%x: %v", body, err)
+		}
+		if !bytes.Equal(again.Append(nil), raw) {
+			t.Fatalf("%x: %+v, then %+v", body, frame, again)
+		}
+	})
+}

@@ -146,6 +146,8 @@ func TestStoppedKeeperStillEnds(t *testing.T) {
 // child is the test binary as another program.
 func child(mode string) int {
 	switch mode {
+	case "hello":
+		fmt.Println("hello")
 	case "refused":
 		f, err := New(Spec{Name: "f", Grace: 10 * time.Millisecond, Argv: []string{"sh", "-c",
 			os.Args[3] + ` -e 'use POSIX; setuid(0); syswrite STDOUT, "$$\n"; sleep 30' & read x`}})

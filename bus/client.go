@@ -2,12 +2,13 @@ package bus
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -49,7 +50,11 @@ type Client struct {
 }
 
 // NewInstance makes an instance id: one for each process that offers functions.
-func NewInstance() string { return rand.Text() }
+// It need be unique, not secret: it means something only beside the identity
+// that the node itself has seen.
+func NewInstance() string {
+	return fmt.Sprintf("%013s", strconv.FormatUint(rand.Uint64(), 36)) + strconv.FormatUint(rand.Uint64(), 36)
+}
 
 // Dial connects to the node at addr, the path of its unix socket. The socket's
 // owner must be this user or root: another's is refused with [CodeForeign]

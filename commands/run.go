@@ -276,4 +276,3 @@ func cannotStart(name string, err error) error {
 	}
 	return f
 }
-

@@ -16,8 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"crypto/rand"
-
+	"fbus/bus"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -177,7 +176,7 @@ func networkID(given string, stderr io.Writer) (string, error) {
 		}
 		return given, nil
 	}
-	id := "net-" + strings.ToLower(rand.Text()[:12])
+	id := "net-" + bus.NewInstance()[:12]
 	dir, err := homeDir()
 	if err == nil {
 		id, err = keepNetwork(dir, id)

@@ -1,8 +1,7 @@
 package commands
 
 import (
-	"crypto/rand"
-	"strings"
+	"fbus/bus"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,4 +13,4 @@ func foreground(fd int) bool {
 	return err == nil && pgrp == unix.Getpgrp()
 }
 
-func randomSuffix() string { return strings.ToLower(rand.Text()[:8]) }
+func randomSuffix() string { return bus.NewInstance()[:8] }

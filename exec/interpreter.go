@@ -5,11 +5,18 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
+
+// lazily compiles an expression when it is first used: every fbus call links
+// this package, and pays for what it initialises.
+func lazily(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // interpreters read code from their command line. What runs it elsewhere or
 // as somebody else, ssh and su, is one of them.
-var interpreters = regexp.MustCompile(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|ssh|su|eval|sed|jq|` +
+var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|ssh|su|eval|sed|jq|` +
 	`[gmn]?awk|(?:perl|python|pypy|ruby|node|nodejs|php|lua|luajit|tclsh)[0-9.]*)$`)
 
 // joining commands put all their words together and have a shell read them:
@@ -29,8 +36,8 @@ var scripted = map[string]struct{ values, instead []string }{
 }
 
 var (
-	codeOption   = regexp.MustCompile(`^(?:-[A-Za-z0-9]*[ceEr]|--eval|--print|--command)$`)
-	scriptOption = regexp.MustCompile(`^(?:-[A-Za-z]*e|--expression|--source)$`)
+	codeOption   = lazily(`^(?:-[A-Za-z0-9]*[ceEr]|--eval|--print|--command)$`)
+	scriptOption = lazily(`^(?:-[A-Za-z]*e|--expression|--source)$`)
 )
 
 // codeWords marks the words of argv that an interpreter takes as code. It is
@@ -39,7 +46,7 @@ func codeWords(argv []string) map[int]bool {
 	var code map[int]bool
 	for i, w := range argv {
 		name := path.Base(w)
-		if !interpreters.MatchString(name) {
+		if !interpreters().MatchString(name) {
 			continue
 		}
 		if code == nil {
@@ -67,7 +74,7 @@ func markOptions(code map[int]bool, argv []string, from int, name string) {
 		w, before := argv[j], argv[j-1]
 		afterOption := j > from && strings.HasPrefix(before, "-")
 		switch {
-		case afterOption && codeOption.MatchString(before):
+		case afterOption && codeOption().MatchString(before):
 			code[j] = true
 		case afterOption && before == "-m" && strings.HasPrefix(name, "python"):
 			return
@@ -83,7 +90,7 @@ func markScript(code map[int]bool, argv []string, from int, jq bool, values, ins
 	for i := from; i < len(argv); i++ {
 		w := argv[i]
 		switch {
-		case !jq && scriptOption.MatchString(w):
+		case !jq && scriptOption().MatchString(w):
 			named = true
 			i++
 			code[i] = true

@@ -2,7 +2,6 @@ package exec
 
 import (
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -37,9 +36,9 @@ type part struct {
 }
 
 var (
-	placeholder = regexp.MustCompile(`\{(?:([1-9][0-9]{0,3})|([A-Za-z_][A-Za-z0-9_-]*))?\}`)
-	numbered    = regexp.MustCompile(`\{[1-9][0-9]{0,3}\}`)
-	optionWord  = regexp.MustCompile(`^--?[A-Za-z][A-Za-z0-9-]*=\{[1-9][0-9]{0,3}\}$`)
+	placeholder = lazily(`\{(?:([1-9][0-9]{0,3})|([A-Za-z_][A-Za-z0-9_-]*))?\}`)
+	numbered    = lazily(`\{[1-9][0-9]{0,3}\}`)
+	optionWord  = lazily(`^--?[A-Za-z][A-Za-z0-9-]*=\{[1-9][0-9]{0,3}\}$`)
 )
 
 // codeChars stand in code and in regular expressions, where braces mean
@@ -133,7 +132,7 @@ func parseWord(w string) word {
 func splitWord(w string) word {
 	var parts word
 	at := 0
-	for _, m := range placeholder.FindAllStringSubmatchIndex(w, -1) {
+	for _, m := range placeholder().FindAllStringSubmatchIndex(w, -1) {
 		if m[0] > at {
 			parts = append(parts, part{kind: partText, text: w[at:m[0]]})
 		}
@@ -158,13 +157,13 @@ func splitWord(w string) word {
 // are everyday text there, so only words that can hardly mean anything else
 // are placeholders; and an argument must never become code.
 func parseShellWord(w string, code bool) (word, error) {
-	whole := w == "{}" || numbered.FindString(w) == w && w != ""
+	whole := w == "{}" || numbered().FindString(w) == w && w != ""
 	switch {
 	case whole && code:
 		return nil, usage(shellHint, "%s stands where the command expects code: the argument would be run", w)
 	case w == "{}":
 		return word{{kind: partAll}}, nil
-	case whole, !code && optionWord.MatchString(w):
+	case whole, !code && optionWord().MatchString(w):
 		return splitWord(w), nil
 	case strings.ContainsAny(w, " \t\n") && meansArgument(w):
 		return nil, usage(shellHint, "a placeholder within the code %s would let an argument be run as code", abbreviate([]byte(w)))
@@ -177,7 +176,7 @@ const shellHint = `pass it as the code's own argument: sh -c 'echo "$1"' sh {1}`
 // meansArgument tells {1} for an argument from the {1} of a regular
 // expression, which stands in code and repeats what is right before it.
 func meansArgument(w string) bool {
-	found := numbered.FindAllStringIndex(w, -1)
+	found := numbered().FindAllStringIndex(w, -1)
 	if !strings.ContainsAny(w, codeChars) {
 		return len(found) > 0
 	}

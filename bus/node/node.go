@@ -5,13 +5,11 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -95,7 +93,7 @@ func New(cfg Config) (*Node, error) {
 		cfg.Warn = func(string, ...any) {}
 	}
 	n := &Node{
-		cfg: cfg, instance: bus.NewInstance(), prefix: strings.ToLower(rand.Text()[:5]), started: time.Now(),
+		cfg: cfg, instance: bus.NewInstance(), prefix: bus.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{},
 	}
 	n.budget.Max = MaxBuffers

@@ -128,8 +128,8 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	}
 	err = call.wait(ctx)
 	res := call.result
-	if res.Call == "" && len(c.node.Connection) > 0 {
-		res.Call = callName(c.node.Connection, call.id)
+	if res.Call == "" {
+		res.Call = c.callName(call.id)
 	}
 	return res, call.wrote, err
 }
@@ -263,9 +263,14 @@ func (call *outCall) fail(err error) {
 }
 
 // callName is a call's id on the network: the connection's prefix and the id on
-// that connection.
-func callName(connection []byte, id uint64) string {
-	return string(connection) + "-" + strconv.FormatUint(id, 10)
+// that connection. It is empty before the node has told the prefix.
+func (c *Client) callName(id uint64) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.node.Connection) == 0 {
+		return ""
+	}
+	return string(c.node.Connection) + "-" + strconv.FormatUint(id, 10)
 }
 
 // outgoing finds a call that this side opened, nil for one that has ended. The

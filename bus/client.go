@@ -26,15 +26,18 @@ type DialOptions struct {
 	// Instance names this process across reconnections: a connection with the
 	// same one supersedes the older. Default: a new one.
 	Instance string
+	// Eager returns before the node has answered HELLO, so that a first call
+	// goes out with it. A node's refusal is then the error of that call.
+	Eager bool
 }
 
 // Client is a connection to a node, over which any number of calls and offers
 // can be under way.
 type Client struct {
 	conn *Conn
-	node HelloFrame
 
 	mu       sync.Mutex // protects the fields below
+	node     HelloFrame
 	lastOut  uint64     // highest id this side opened
 	out      map[uint64]*outCall
 	lastIn   uint64 // highest id the node opened
@@ -97,7 +100,7 @@ func checkPeer(nc *net.UnixConn, addr string) error {
 }
 
 // NewClient speaks the protocol over nc, whose far end is a node. It returns
-// when both sides have said HELLO.
+// when both sides have said HELLO, unless the options are eager.
 func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error) {
 	if o == nil {
 		o = &DialOptions{}
@@ -121,9 +124,11 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 		return nil, &Error{Code: CodeNoNode, Message: "node hung up: " + reason(err), Err: err}
 	}
 	go c.serve() // ends when the connection does
+	if o.Eager {
+		return c, nil
+	}
 	select {
 	case <-c.hello:
-		nc.SetReadDeadline(time.Time{})
 		return c, nil
 	case <-c.done:
 		return nil, c.err
@@ -189,8 +194,10 @@ func (c *Client) Err() error {
 	return c.err
 }
 
-// Node tells the node's name and network id.
+// Node tells the node's name and network id, once it has said HELLO.
 func (c *Client) Node() (name, network string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return string(c.node.Name), string(c.node.Network)
 }
 
@@ -246,10 +253,13 @@ func (c *Client) greet(f Frame) error {
 		if f.Major != Major {
 			return errorf(CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, Major)
 		}
+		c.conn.NetConn().SetReadDeadline(time.Time{})
+		c.mu.Lock()
 		c.node = HelloFrame{
 			Major: f.Major, Minor: f.Minor,
 			Network: clone(f.Network), Instance: clone(f.Instance), Name: clone(f.Name), Connection: clone(f.Connection),
 		}
+		c.mu.Unlock()
 		c.greeted = true
 		close(c.hello)
 		return nil

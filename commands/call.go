@@ -264,17 +264,19 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	}
 	defer out.discard()
 	req.Stdout = out
-	ctx, stop := signalled()
-	defer stop()
+	ctx := context.Background()
+	if o.cleansUp() {
+		ctx = signalled()
+	}
 	began := time.Now()
 	if o.timeout.d > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d+time.Second, bus.ErrDeadline)
 		defer cancel()
 	}
-	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: true})
 	if err == nil {
-		defer client.Close()
+		// The connection ends with this process: that is the quickest way.
 		o.patience(req, time.Since(began))
 		if o.verbose {
 			say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
@@ -282,7 +284,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	}
 	var res bus.Result
 	if err == nil {
-		res, err = interruptible(ctx, func() (bus.Result, error) { return client.Call(ctx, req) })
+		res, err = client.Call(ctx, req)
 	}
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
@@ -393,9 +395,20 @@ type interrupted struct{ signal syscall.Signal }
 
 func (i *interrupted) Error() string { return "ended by " + i.signal.String() }
 
+// cleansUp reports whether there is something to do when a signal ends us. If
+// not, nothing catches it: the kernel ends the process as everybody expects, the
+// node sees the connection go, and cancels the call.
+func (o *callOptions) cleansUp() bool {
+	return o.output != "" || o.hasFD || o.statusTo != ""
+}
+
+// stuck is how long a command that a signal has ended may take to clean up: it
+// may be writing to something that has stopped reading.
+const stuck = 500 * time.Millisecond
+
 // signalled returns a context that ends with HUP, INT or TERM, unless those were
 // ignored when we were started (nohup, and shells for background jobs).
-func signalled() (context.Context, func()) {
+func signalled() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	ch := make(chan os.Signal, 1)
 	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
@@ -403,38 +416,13 @@ func signalled() (context.Context, func()) {
 			signal.Notify(ch, s)
 		}
 	}
-	go func() { // ends with the first signal, or with the process
-		if s, ok := <-ch; ok {
-			cancel(&interrupted{s.(syscall.Signal)})
-		}
+	go func() { // ends with the process
+		i := &interrupted{(<-ch).(syscall.Signal)}
+		cancel(i)
+		time.Sleep(stuck)
+		i.die()
 	}()
-	return ctx, func() { cancel(nil) }
-}
-
-// interruptible runs f, but does not wait for it any longer when ctx has ended:
-// it may be stuck writing to whatever has stopped reading us.
-func interruptible(ctx context.Context, f func() (bus.Result, error)) (bus.Result, error) {
-	type end struct {
-		res bus.Result
-		err error
-	}
-	done := make(chan end, 1)
-	go func() { // ends with the call
-		res, err := f()
-		done <- end{res, err}
-	}()
-	select {
-	case e := <-done:
-		return e.res, e.err
-	case <-ctx.Done():
-	}
-	// The call has just been cancelled: it ends at once if nothing blocks it.
-	select {
-	case e := <-done:
-		return e.res, e.err
-	case <-time.After(200 * time.Millisecond):
-		return bus.Result{}, context.Cause(ctx)
-	}
+	return ctx
 }
 
 // die ends this process as the signal would have.

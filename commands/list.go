@@ -35,11 +35,10 @@ func (o *lookOptions) flags() []cli.Flag {
 
 // ask calls one of the node's own functions and returns what it says.
 func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
-	ctx, stop := signalled()
-	defer stop()
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
 	c, _, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
 	if err != nil {
-		return nil, orSignal(ctx, err)
+		return nil, err
 	}
 	defer c.Close()
 	var out bytes.Buffer
@@ -48,15 +47,7 @@ func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
 		req.Args = bus.List(words...)
 	}
 	_, err = c.Call(ctx, req)
-	return out.Bytes(), orSignal(ctx, err)
-}
-
-// orSignal prefers the signal that ended ctx to what came of it.
-func orSignal(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause
-	}
-	return err
+	return out.Bytes(), err
 }
 
 // decodeLines reads one object a line.

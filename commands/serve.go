@@ -75,10 +75,11 @@ func noOperands(ctx *cli.Context) error {
 	return nil
 }
 
-// tuneMemory keeps a node or worker small: its live data is bounded, and the
-// collector is not to let garbage double it.
+// tuneMemory keeps a node or worker small without much collecting: there is
+// little live data as a rule, so garbage may be a multiple of it, until the limit
+// makes the collector work for what a full queue holds.
 func tuneMemory() {
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(52 << 20)
 }
 

@@ -159,8 +159,10 @@ func (c *call) pass(b *bus.Batch, f *bus.DataFrame) (to *session, id uint64, err
 		c.bytesIn += size
 	case bus.Output:
 		c.bytesOut += size
-		c.passed = c.passed || size > 0
-		c.forget()
+		if size > 0 { // an empty frame passes nothing on
+			c.passed = true
+			c.forget()
+		}
 	}
 	fl.give(b)
 	if len(to.held) > 0 && to.exposure < maxConnExposure/2 && !to.conn.Stalled() {

@@ -236,13 +236,13 @@ func (inv *Invocation) run() {
 		inv.rest.open()
 	}
 	res := inv.offering.handler(inv.ctx, inv)
-	inv.cancel(ErrCancelled)
 	out := res.Output
 	if len(out) > 0 && !inv.out.takeAll(len(out)) {
 		// Longer than what the caller has granted: as any output, at its pace.
 		inv.out.Write(out)
 		out = nil
 	}
+	inv.cancel(ErrCancelled) // not before: a cancelled call's output is dropped
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	off := inv.offering
@@ -487,6 +487,41 @@ func (s *inputStream) Read(p []byte) (int, error) {
 		case <-s.more:
 		case <-s.inv.ctx.Done():
 			return 0, context.Cause(s.inv.ctx)
+		}
+	}
+}
+
+// WriteTo passes the input on as it comes, without another copy.
+func (s *inputStream) WriteTo(w io.Writer) (total int64, err error) {
+	var p []byte
+	for {
+		s.mu.Lock()
+		p, s.buf = s.buf[s.pos:], p[:0]
+		s.pos = 0
+		end := s.err
+		grant := s.grantable(len(p))
+		s.mu.Unlock()
+		if len(p) > 0 {
+			n, err := w.Write(p)
+			total += int64(n)
+			if err != nil {
+				return total, err
+			}
+			if grant > 0 {
+				s.inv.client.conn.Send(&GrantFrame{ID: s.inv.id, Stream: Input, Bytes: uint64(grant)})
+			}
+			continue
+		}
+		if end == io.EOF {
+			return total, nil
+		}
+		if end != nil {
+			return total, end
+		}
+		select {
+		case <-s.more:
+		case <-s.inv.ctx.Done():
+			return total, context.Cause(s.inv.ctx)
 		}
 	}
 }

@@ -117,6 +117,9 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 		c.leave()
 		c.finish()
 	case c.bounced(f):
+		// Its output was not passed on, so the caller will not grant it again.
+		fl.held += int64(len(f.Output))
+		c.bytesOut -= int64(len(f.Output))
 		c.leave()
 		c.requeue(b)
 	default:

@@ -190,7 +190,7 @@ func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 		return bus.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
 		return bus.CodeDenied, "names that begin with fbus. are the node's own"
-	case s.node.draining:
+	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
 		return bus.CodeDraining, "the node is shutting down"
 	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
 		return bus.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)

@@ -158,6 +158,7 @@ func (s *session) close() {
 	}
 	for _, c := range s.out {
 		c.workerLost(&b)
+		c.fn.tidy() // its offer may have been withdrawn before
 	}
 	for _, fn := range touched {
 		fn.settle(&b)

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -84,7 +86,9 @@ type Conn struct {
 
 	rn, wn     int
 	rerr, werr error
-	rbuf, wbuf []byte
+	rbuf       []byte
+	wbuf       [2][]byte // what one write takes: bytes, and a payload behind them
+	head       []byte    // of a DATA frame that is written without being copied
 	readFn     func(fd uintptr) bool
 	writeFn    func(fd uintptr) bool
 }
@@ -350,6 +354,9 @@ func (b *Batch) decode(h Handler, body []byte) error {
 func (b *Batch) Send(c *Conn, f Frame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if d, ok := f.(*DataFrame); ok && c.direct(d) {
+		return c.err
+	}
 	if err := c.append(f); err != nil {
 		return err
 	}
@@ -398,6 +405,9 @@ func (c *Conn) append(f Frame) error {
 func (c *Conn) Send(f Frame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if d, ok := f.(*DataFrame); ok && c.direct(d) {
+		return c.err
+	}
 	if err := c.append(f); err != nil {
 		return err
 	}
@@ -407,10 +417,71 @@ func (c *Conn) Send(f Frame) error {
 	return c.err
 }
 
+// directSize is the payload from which copying costs more than a write of its
+// own does.
+const directSize = 16 << 10
+
+// direct writes a large payload from where it lies, if nothing is before it in
+// the backlog, which gets what the peer does not take. c.mu is held.
+func (c *Conn) direct(d *DataFrame) bool {
+	if c.raw == nil || len(d.Payload) < directSize || len(c.out) > 0 || c.writing || c.closing || c.err != nil {
+		return false
+	}
+	c.head = d.AppendHead(c.head[:0])
+	n, ok := c.tryWrite(c.head, d.Payload)
+	if !ok {
+		return true
+	}
+	if n == len(c.head)+len(d.Payload) {
+		return true
+	}
+	if n < len(c.head) {
+		c.out = append(c.out, c.head[n:]...)
+		n = len(c.head)
+	}
+	rest := d.Payload[n-len(c.head):]
+	if cap(c.out) < readBuffer {
+		c.out = append(readPool.Get().(*[readBuffer]byte)[:0], c.out...)
+	}
+	c.out = append(c.out, rest...)
+	c.budget.Add(len(c.out))
+	c.startWriter()
+	return true
+}
+
+// tryWrite writes what the peer takes at once; ok is false if the connection
+// has failed.
+func (c *Conn) tryWrite(p, payload []byte) (n int, ok bool) {
+	c.wbuf[0], c.wbuf[1] = p, payload
+	err := c.raw.Write(c.writeFn)
+	c.wbuf[0], c.wbuf[1] = nil, nil
+	switch {
+	case err != nil:
+		c.fail(err)
+		return 0, false
+	case c.werr == nil:
+		return c.wn, true
+	case c.werr == syscall.EAGAIN:
+		return 0, true
+	}
+	c.fail(c.werr)
+	return 0, false
+}
+
+// startWriter leaves the backlog to a goroutine.
+func (c *Conn) startWriter() {
+	c.writing = true
+	go c.writeLoop() // ends when the backlog is written or the connection fails
+}
+
 // writable is one non-blocking write of wbuf.
 func (c *Conn) writable(fd uintptr) bool {
 	for {
-		c.wn, c.werr = syscall.Write(int(fd), c.wbuf)
+		if c.wbuf[1] == nil {
+			c.wn, c.werr = syscall.Write(int(fd), c.wbuf[0])
+		} else {
+			c.wn, c.werr = unix.Writev(int(fd), c.wbuf[:])
+		}
 		if c.werr != syscall.EINTR {
 			return true
 		}
@@ -423,19 +494,9 @@ func (c *Conn) flush() {
 	if c.writing || len(c.out) == 0 || c.err != nil {
 		return
 	}
-	n := 0
+	n, ok := 0, true
 	if c.raw != nil {
-		c.wbuf = c.out
-		err := c.raw.Write(c.writeFn)
-		c.wbuf = nil
-		switch {
-		case err != nil:
-			c.fail(err)
-			return
-		case c.werr == nil:
-			n = c.wn
-		case c.werr != syscall.EAGAIN:
-			c.fail(c.werr)
+		if n, ok = c.tryWrite(c.out, nil); !ok {
 			return
 		}
 	}
@@ -445,8 +506,7 @@ func (c *Conn) flush() {
 		return
 	}
 	c.out = c.out[:copy(c.out, c.out[n:])]
-	c.writing = true
-	go c.writeLoop() // ends when the backlog is written or the connection fails
+	c.startWriter()
 }
 
 // emptied keeps a small buffer for the next frames and gives a larger one back.

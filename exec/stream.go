@@ -186,23 +186,23 @@ func (f *feed) pass(in *input, broken func(error)) {
 	}
 	buf := buffers.Get().(*[bufSize]byte)
 	defer buffers.Put(buf)
-	for {
-		n, rerr := in.rest.Read(buf[:])
-		if n > 0 {
-			if _, err := f.file.Write(buf[:n]); err != nil {
-				f.file.Close()
-				return
-			}
-		}
-		if rerr == io.EOF {
-			f.file.Close()
-			return
-		}
-		if rerr != nil {
-			broken(rerr)
-			return
-		}
+	to := &notingWriter{to: f.file}
+	if _, err := io.CopyBuffer(to, in.rest, buf[:]); err != nil && to.err == nil {
+		broken(err)
+		return
 	}
+	f.file.Close()
+}
+
+// notingWriter remembers that it was the writing that failed.
+type notingWriter struct {
+	to  io.Writer
+	err error
+}
+
+func (w *notingWriter) Write(p []byte) (n int, err error) {
+	n, w.err = w.to.Write(p)
+	return n, w.err
 }
 
 // stop closes the program's stdin and waits until Call.Input is free again.

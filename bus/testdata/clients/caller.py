@@ -1,1 +1,159 @@
-#
+#!/usr/bin/env python3
+"""caller.py SOCKET FUNCTION [ARG...]: call a function on an fbus bus.
+
+With ARGs it sends them as a list; without, stdin is the input, read as the
+function takes it. Ends with the function's status. The sections named below
+are those of PROTOCOL.md. Needs Python 3.10 and msgpack (python3-msgpack).
+"""
+import os, select, signal, socket, struct, sys
+import msgpack
+
+MAX_FRAME, MAX_FIRST, MAX_INPUT, CHUNK = 1 << 20, 4096, 32768, 65536  # section 8; CHUNK is ours
+ID = 1  # of our only call: ids rise from 1 on each connection (5.1, 5.6)
+sock = socket.socket(socket.AF_UNIX)
+
+
+class T:  # types of frames
+    HELLO, ERROR, CALL, DATA, EOF, GRANT, CANCEL, END = 1, 2, 5, 6, 7, 8, 9, 10
+
+
+def die(status, *why):
+    print("caller:", ": ".join(w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in why),
+          file=sys.stderr)
+    sys.exit(status)
+
+
+def send(*frame):
+    """Section 2: a length and one msgpack array; bytes go as bin, str as str.
+
+    It may block, never for good: a node reads whatever it waits for itself."""
+    body = msgpack.packb(frame, use_bin_type=True)
+    try:
+        sock.sendall(struct.pack(">I", len(body)) + body, socket.MSG_NOSIGNAL)
+    except BrokenPipeError:
+        pass  # the node's last words, perhaps an ERROR, are still to be read
+
+
+def broken(why):
+    send(T.ERROR, "protocol", why)  # section 3.3
+    die(255, "protocol", why)
+
+
+def read_exactly(n):
+    data = bytearray()
+    while len(data) < n:
+        part = sock.recv(n - len(data))
+        if not part:
+            die(255, "node_lost", "the node closed the connection")
+        data += part
+    return data
+
+
+def receive(limit=MAX_FRAME):
+    """The next frame. raw: str and bin are both bytes (section 2); a map that is
+    only skipped becomes a list of pairs, for its keys may be anything."""
+    size, = struct.unpack(">I", read_exactly(4))
+    if size > limit:
+        broken(f"frame of {size} bytes exceeds the limit of {limit}")
+    try:
+        return msgpack.unpackb(read_exactly(size), raw=True, object_pairs_hook=list, strict_map_key=False)
+    except ValueError as err:
+        broken(f"not msgpack: {err}")
+
+
+def optional(elements, i, default):
+    return elements[i] if i < len(elements) else default
+
+
+def connect(path):
+    sock.connect(path)
+    uid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    if uid not in (0, os.geteuid()):  # section 2
+        die(255, "foreign", f"{path} belongs to user {uid}")
+    send(T.HELLO, 1, 0, "", "", "caller.py")  # section 3.1
+    sock.settimeout(10)
+    match receive(MAX_FIRST):
+        case [T.HELLO, 1, int(), bytes(), bytes(), bytes(), *_]:
+            sock.settimeout(None)
+        case [T.HELLO, int(major), *_]:  # section 3.2
+            send(T.ERROR, "version", "this caller speaks version 1")
+            die(255, "version", f"the node speaks version {major}")
+        case [T.ERROR, bytes(code), bytes(message), *_]:
+            die(255, code, message)
+        case _:
+            broken("the first frame must be HELLO")
+
+
+def start(function, words):
+    """Section 5.1: CALL takes along what input there is, and waits for none.
+    Returns whether more is to come."""
+    if words:  # section 6: strings are str, which may hold any bytes
+        args = msgpack.packb(words, use_bin_type=True, unicode_errors="surrogateescape")
+        send(T.CALL, ID, function, 1, args, b"", 1)
+        return False
+    data, more = b"", True
+    while more and len(data) < MAX_INPUT and select.select([0], [], [], 0)[0]:
+        part = os.read(0, MAX_INPUT - len(data))
+        data, more = data + part, bool(part)
+    send(T.CALL, ID, function, 0, b"", data, 0 if more else 1)
+    return more
+
+
+def serve(more, wake):
+    """One call until its END. Waits for the node, for a signal, and, while there
+    is credit (5.3) for it, for input."""
+    credit = 0
+    while True:
+        ready, _, _ = select.select([sock, wake] + ([0] if more and credit else []), [], [])
+        if wake in ready:
+            os.read(wake, 1)
+            send(T.CANCEL, ID)  # section 5.4; END follows
+            more = False
+        if 0 in ready and more:
+            data = os.read(0, min(credit, CHUNK))
+            send(T.DATA, ID, 0, data) if data else send(T.EOF, ID)  # section 5.2
+            credit, more = credit - len(data), bool(data)
+        if sock not in ready:
+            continue
+        match receive():
+            case [T.DATA, 1, 1 | 2 as stream, bytes(data), *_]:
+                write(stream, data)
+                send(T.GRANT, ID, stream, len(data))  # it is dealt with: as much again
+            case [T.GRANT, 1, 0, int(n), *_]:
+                credit += n
+            case [T.END, 1, int(source), int(status), *rest] if all(isinstance(e, bytes) for e in rest[:3]):
+                write(1, optional(rest, 2, b""))  # section 5.5
+                if source == 2:
+                    die(status, optional(rest, 0, b""), optional(rest, 1, b""))
+                sys.exit(status)
+            case [T.ERROR, bytes(code), bytes(message), *_]:
+                die(255, code, message)
+            case [int(t), *_] if not 1 <= t <= 10:
+                pass  # section 2: from a newer minor version
+            case _:
+                broken("unexpected frame")
+
+
+def write(stream, data):
+    out = sys.stdout.buffer if stream == 1 else sys.stderr.buffer
+    out.write(data)
+    out.flush()
+
+
+def main():
+    if len(sys.argv) < 3:
+        die(64, "usage", "caller.py SOCKET FUNCTION [ARG...]")
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a stdout that is closed ends us, and so the call (5.8)
+    wake, wake_in = os.pipe()  # the first INT or TERM cancels, the second kills
+    os.set_blocking(wake_in, False)
+    signal.set_wakeup_fd(wake_in)
+    for n in signal.SIGINT, signal.SIGTERM:
+        signal.signal(n, lambda n, _: signal.signal(n, signal.SIG_DFL))
+    try:
+        connect(sys.argv[1])
+        serve(start(sys.argv[2], sys.argv[3:]), wake)
+    except OSError as err:
+        die(255, err)
+
+
+main()

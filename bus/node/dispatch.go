@@ -122,9 +122,7 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	if o := c.choose(); o != nil {
 		c.seen = true
 		c.start(b, o, f.Args, f.Input)
-		if c.whole {
-			c.keep(f)
-		}
+		c.keep(f)
 		return nil
 	}
 	c.enqueue(b, f)
@@ -262,9 +260,6 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 		f.Timeout = uint64(max(1, time.Until(c.deadline).Milliseconds()))
 	}
 	b.Send(w.conn, &f)
-	if !c.whole {
-		c.forget() // it can not be offered again: part of the input is elsewhere
-	}
 }
 
 // enqueue makes a new call wait, if it may.

@@ -135,7 +135,7 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 // bounced reports whether an END means that the worker has not taken the call,
 // and another may be asked.
 func (c *call) bounced(f *bus.EndFrame) bool {
-	if !c.whole || c.passed {
+	if c.data == nil || c.passed {
 		return false
 	}
 	code := string(f.Code)
@@ -147,7 +147,7 @@ func (c *call) bounced(f *bus.EndFrame) bool {
 		c.refused = append(c.refused, c.offer.session)
 		return c.another()
 	}
-	if f.Source == bus.FromProgram && f.Status == uint64(bus.StatusOf(bus.CodeBusy)) {
+	if c.whole && f.Source == bus.FromProgram && f.Status == uint64(bus.StatusOf(bus.CodeBusy)) {
 		c.refused = append(c.refused, c.offer.session)
 		return c.another()
 	}

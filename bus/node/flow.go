@@ -102,6 +102,9 @@ func (f *flow) give(b *bus.Batch) {
 		}
 		return
 	}
+	if f.stream == bus.Input && !f.call.whole {
+		f.call.forget() // its worker has taken it: it can not be offered again
+	}
 	f.add(d, to)
 	b.Send(from.conn, &bus.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
 }

@@ -1,0 +1,77 @@
+// Package testscripts runs the fbus command as its users do: each *.txtar here
+// is one promise, made in its first line.
+package testscripts
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"fbus/commands"
+	fbusexec "fbus/exec"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	// Keepers are this binary, executed again.
+	if status, ok := fbusexec.Dispatch(); ok {
+		// Not os.Exit: a race-built keeper, whose environment is its own, would
+		// sleep a second in it.
+		unix.Exit(status)
+	}
+	// Scripts wait for events far more than they compute.
+	flag.Set("test.parallel", "8")
+	testscript.Main(m, map[string]func(){
+		"fbus": func() { os.Exit(commands.Main()) },
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                ".",
+		Setup:              setup,
+		RequireUniqueNames: true,
+		// A command that hangs is a failure, not a reason to wait for go test's limit.
+		Deadline: time.Now().Add(2 * time.Minute),
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"node":    node,
+			"offer":   offer,
+			"bg":      background,
+			"ended":   ended,
+			"status":  status,
+			"within":  within,
+			"signal":  sendSignal,
+			"waitfor": waitFor,
+			"gone":    gone,
+			"alive":   alive,
+			"bytes":   countBytes,
+			"same":    same,
+		},
+	})
+}
+
+// setup gives a script a home, an address for its node, and an end that leaves
+// nothing behind.
+func setup(env *testscript.Env) error {
+	for _, dir := range []string{"home", "tmp", "fbus-home"} {
+		if err := os.MkdirAll(filepath.Join(env.WorkDir, dir), 0o700); err != nil {
+			return err
+		}
+	}
+	env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
+	env.Setenv("TMPDIR", filepath.Join(env.WorkDir, "tmp"))
+	env.Setenv("FBUS_HOME", filepath.Join(env.WorkDir, "fbus-home"))
+	env.Setenv("FBUS_NODE", filepath.Join(env.WorkDir, "bus.sock"))
+	env.Setenv("LC_ALL", "C.UTF-8")
+	// A race-built process would sleep a second before each exit.
+	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	r := &runner{work: env.WorkDir, started: map[string]*process{}}
+	env.Values[runnerKey{}] = r
+	env.Defer(func() { r.finish(env.T()) })
+	return nil
+}

@@ -397,14 +397,12 @@ func (s *recvStream) push(p []byte) error {
 func (s *recvStream) pass(w io.Writer) error {
 	s.mu.Lock()
 	p := s.buf
-	s.buf, s.spare = s.spare[:0], nil
-	s.mu.Unlock()
 	if len(p) == 0 {
-		s.mu.Lock()
-		s.buf, s.spare = p, s.buf
 		defer s.mu.Unlock()
 		return s.wErr
 	}
+	s.buf, s.spare = s.spare[:0], nil
+	s.mu.Unlock()
 	if s.stream == Output {
 		s.call.wrote = true
 	}
@@ -426,7 +424,7 @@ func (s *recvStream) pass(w io.Writer) error {
 }
 
 // maxRecvWindow is how far a window grows here. s.mu is held.
-const maxRecvWindow = 1 << 20
+const maxRecvWindow = 256 << 10
 
 // grantable is what to grant after n more bytes were consumed: nothing before
 // half a window is, so that small writes do not cost a frame each. A consumer

@@ -202,6 +202,7 @@ func (call *outCall) wait(ctx context.Context) error {
 		case <-call.ended:
 			return call.finish(ctx)
 		case <-ctx.Done():
+			call.abandon(context.Cause(ctx)) // or its END may write the result that is read next
 			return context.Cause(ctx)
 		}
 	}

@@ -336,10 +336,10 @@ func (c *Client) handleEnd(f *EndFrame) error {
 	if call == nil {
 		return err
 	}
-	delete(c.out, f.ID)
 	if err := call.stdout.push(f.Output); err != nil {
-		return err
+		return err // it is failed with the connection
 	}
+	delete(c.out, f.ID)
 	call.result = Result{
 		Source: f.Source, Status: int(f.Status), Code: string(f.Code), Message: string(f.Message),
 		Call: string(f.Call), Worker: string(f.Worker),

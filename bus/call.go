@@ -308,9 +308,7 @@ func (c *Client) outputData(f *DataFrame) error {
 func (call *outCall) pumpStderr(done chan struct{}) {
 	defer close(done)
 	for range call.stderr.wake {
-		if call.stderr.pass(call.req.Stderr) != nil {
-			return
-		}
+		call.stderr.pass(call.req.Stderr) // an error is kept for the end
 		if call.stderr.finished() {
 			return
 		}
@@ -408,7 +406,7 @@ func (s *recvStream) pass(w io.Writer) error {
 		s.call.wrote = true
 	}
 	var err error
-	if w != nil {
+	if w != nil && s.err() == nil {
 		_, err = w.Write(p)
 	}
 	s.mu.Lock()

@@ -118,7 +118,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		frame.Flags |= FlagHasInput
 	}
 	if in.whole() {
-		frame.Retries = uint64(req.Retries)
+		frame.Retries = uint64(max(0, req.Retries))
 	} else {
 		call.input = newInputPump(call, in, req.Input)
 		defer func() { call.input.stop(in.seekable) }()

@@ -423,7 +423,7 @@ func (s *recvStream) pass(w io.Writer) error {
 }
 
 // maxRecvWindow is how far a window grows here. s.mu is held.
-const maxRecvWindow = 256 << 10
+const maxRecvWindow = 1 << 20
 
 // grantable is what to grant after n more bytes were consumed: nothing before
 // half a window is, so that small writes do not cost a frame each. A consumer

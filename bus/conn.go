@@ -78,6 +78,7 @@ type Conn struct {
 
 	mu      sync.Mutex // protects the fields down to the blank line
 	out     []byte     // encoded frames not written yet
+	under   int        // bytes that the writer goroutine is writing
 	writing bool       // a writer goroutine has the socket
 	dirty   bool       // a Batch will flush it
 	closing bool       // close once out is written
@@ -388,7 +389,7 @@ func (c *Conn) append(f Frame) error {
 		return net.ErrClosed
 	}
 	before := len(c.out)
-	if before > MaxBacklog {
+	if before+c.under > MaxBacklog {
 		c.fail(ErrBacklog)
 		return c.err
 	}
@@ -534,12 +535,13 @@ func (c *Conn) writeLoop() {
 	c.mu.Lock()
 	for c.err == nil && len(c.out) > 0 {
 		buf := c.out
-		c.out = nil
+		c.out, c.under = nil, len(buf)
 		c.mu.Unlock()
 		_, err := c.nc.Write(buf)
 		c.budget.Add(-len(buf))
 		recycle(buf)
 		c.mu.Lock()
+		c.under = 0
 		if err != nil {
 			c.fail(err)
 		}

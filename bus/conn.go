@@ -207,6 +207,8 @@ func (in *input) settle(b *Budget, frame int) error {
 	case need <= smallRest && len(in.buf) != smallRest:
 		return in.move(b, smallRest)
 	case need <= smallRest, need <= len(in.buf) && len(in.buf) != smallRest:
+		b.Add(len(in.buf) - in.held)
+		in.held = len(in.buf)
 		return nil
 	case need <= readBuffer:
 		return in.move(b, readBuffer)
@@ -216,7 +218,7 @@ func (in *input) settle(b *Budget, frame int) error {
 
 func (in *input) move(b *Budget, size int) error {
 	old := *in
-	if size > smallRest && b.Full() {
+	if size > readBuffer && b.Full() {
 		return ErrBudget
 	}
 	var buf []byte

@@ -412,7 +412,7 @@ type inputStream struct {
 
 // inputWindow is the credit for input. It does not grow: a program that is fed
 // from a pipe takes no more at once.
-const inputWindow = 512 << 10
+const inputWindow = InitialWindow
 
 func newInputStream(inv *Invocation) *inputStream {
 	return &inputStream{inv: inv, more: make(chan struct{}, 1)}

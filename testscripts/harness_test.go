@@ -260,7 +260,7 @@ func statusOf(st *os.ProcessState) string {
 }
 
 // status runs a command that has to end with an exit status or a signal:
-// status STATUS COMMAND [ARG…]. A command that hangs is killed.
+// status STATUS[|STATUS…] COMMAND [ARG…]. A command that hangs is killed.
 func status(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: status STATUS COMMAND [ARG…]")
@@ -275,7 +275,7 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	case err != nil:
 		ts.Fatalf("%v", err)
 	}
-	if got != args[0] {
+	if !slices.Contains(strings.Split(args[0], "|"), got) {
 		ts.Fatalf("ended with %s, not %s", got, args[0])
 	}
 }

@@ -71,7 +71,8 @@ sub receive {
     my $type = $frame->[0];
     broken('a frame without a type') unless defined $type && $type =~ /^\d+$/;
     broken("unexpected frame of type $type") if $type >= 1 && $type <= 10 && !$TAKEN{$type};
-    my ($must, $may) = split /\?/, $TAKEN{$type} // '';
+    return @$frame unless $TAKEN{$type};
+    my ($must, $may) = split /\?/, $TAKEN{$type};
     my @shape = split //, $must . ($may // '');
     broken("only $#$frame elements in a frame of type $type") if $#$frame < length $must;
     for my $i (1 .. min($#$frame, scalar @shape)) {

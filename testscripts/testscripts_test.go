@@ -5,6 +5,7 @@ package testscripts
 import (
 	"flag"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -67,6 +68,9 @@ func setup(env *testscript.Env) error {
 	env.Setenv("TMPDIR", filepath.Join(env.WorkDir, "tmp"))
 	env.Setenv("FBUS_HOME", filepath.Join(env.WorkDir, "fbus-home"))
 	env.Setenv("FBUS_NODE", filepath.Join(env.WorkDir, "bus.sock"))
+	if path, err := exec.LookPath("fbus"); err == nil {
+		env.Setenv("FBUS", path)
+	}
 	env.Setenv("LC_ALL", "C.UTF-8")
 	// A race-built process would sleep a second before each exit.
 	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))

@@ -4,9 +4,11 @@ package testscripts
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +38,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                ".",
 		Setup:              setup,
+		Condition:          condition,
 		RequireUniqueNames: true,
 		// A command that hangs is a failure, not a reason to wait for go test's limit.
 		Deadline: time.Now().Add(2 * time.Minute),
@@ -78,4 +81,20 @@ func setup(env *testscript.Env) error {
 	env.Values[runnerKey{}] = r
 	env.Defer(func() { r.finish(env.T()) })
 	return nil
+}
+
+// condition knows what a script may need that is not everywhere.
+func condition(name string) (bool, error) {
+	kind, module, _ := strings.Cut(name, ":")
+	switch kind {
+	case "root":
+		return os.Getuid() == 0, nil
+	case "unshare":
+		return exec.Command("unshare", "-m", "sh", "-c", "mount --bind / /").Run() == nil, nil
+	case "perl":
+		return exec.Command("perl", "-M"+module, "-e1").Run() == nil, nil
+	case "python":
+		return exec.Command("python3", "-c", "import "+module).Run() == nil, nil
+	}
+	return false, fmt.Errorf("unknown condition %s", name)
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -74,6 +75,7 @@ func setup(env *testscript.Env) error {
 	if path, err := exec.LookPath("fbus"); err == nil {
 		env.Setenv("FBUS", path)
 	}
+	env.Setenv("PYTHON", python())
 	env.Setenv("LC_ALL", "C.UTF-8")
 	// A race-built process would sleep a second before each exit.
 	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
@@ -94,7 +96,18 @@ func condition(name string) (bool, error) {
 	case "perl":
 		return exec.Command("perl", "-M"+module, "-e1").Run() == nil, nil
 	case "python":
-		return exec.Command("python3", "-c", "import "+module).Run() == nil, nil
+		return python() != "", nil
 	}
 	return false, fmt.Errorf("unknown condition %s", name)
 }
+
+// python is a Python that has msgpack: the first on PATH may be another than
+// the one that the system's packages belong to.
+var python = sync.OnceValue(func() string {
+	for _, path := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(path, "-c", "import msgpack").Run() == nil {
+			return path
+		}
+	}
+	return ""
+})

@@ -59,9 +59,8 @@ type outCall struct {
 	req    *Request
 	stdout recvStream
 	stderr recvStream
-	ended  chan struct{} // closed when result is final and no more frames come
-	result Result        // valid once ended is closed
-	err    error         // the connection failed
+	result Result        // valid once stdout has ended
+	err    error         // instead of a result: the connection failed, or we gave up
 	errEnd chan struct{} // closed when the stderr pump has written all, nil if there is none
 	input  *inputPump    // nil if all of the input went out with the call
 	wrote  bool          // stdout was passed on
@@ -91,7 +90,7 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 // try makes one attempt. The node makes the further ones of a call whose input
 // it has whole; the others are for this side, which can rewind a file.
 func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time, try int) (Result, bool, error) {
-	call := &outCall{client: c, req: req, ended: make(chan struct{})}
+	call := &outCall{client: c, req: req}
 	call.stdout.init(call, Output)
 	call.stderr.init(call, Stderr)
 	frame := CallFrame{
@@ -173,46 +172,46 @@ func millis(d time.Duration) uint64 {
 // open sends CALL under a new id.
 func (c *Client) open(call *outCall, frame *CallFrame) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.err != nil {
+		defer c.mu.Unlock()
 		return c.err
 	}
-	c.lastOut++ // ids rise on the wire as well: sent under the same lock
+	c.lastOut++ // ids rise on the wire as well: queued under the same lock
 	call.id = c.lastOut
 	frame.ID = call.id
 	c.out[call.id] = call
-	if err := c.conn.Send(frame); err != nil {
+	others := len(c.out) > 1
+	flush, err := c.conn.Queue(frame)
+	if err != nil {
 		delete(c.out, call.id)
-		return err
 	}
-	return nil
+	c.mu.Unlock()
+	if flush {
+		c.conn.Flush(others)
+	}
+	return err
 }
 
 // wait passes output on until the call has ended.
 func (call *outCall) wait(ctx context.Context) error {
-	// The node hears of a cancellation even while a writer of ours is stuck.
-	defer context.AfterFunc(ctx, func() { call.abandon(context.Cause(ctx)) })()
-	for {
-		select {
-		case <-call.stdout.wake:
-			if err := call.stdout.pass(call.req.Stdout); err != nil {
-				call.abandon(err)
-				return err
-			}
-		case <-call.ended:
-			return call.finish(ctx)
-		case <-ctx.Done():
-			call.abandon(context.Cause(ctx)) // or its END may write the result that is read next
-			return context.Cause(ctx)
+	if ctx.Done() != nil {
+		// The node hears of a cancellation even while a writer of ours is stuck.
+		defer context.AfterFunc(ctx, func() { call.abandon(context.Cause(ctx)) })()
+	}
+	for range call.stdout.wake {
+		if err := call.stdout.pass(call.req.Stdout); err != nil {
+			call.abandon(err)
+			return err
+		}
+		if call.stdout.finished() {
+			break
 		}
 	}
+	return call.finish(ctx)
 }
 
-// finish passes the rest of the output on and turns the result into an error.
+// finish waits for stderr and turns the result into an error.
 func (call *outCall) finish(ctx context.Context) error {
-	if err := call.stdout.pass(call.req.Stdout); err != nil {
-		return err
-	}
 	call.client.mu.Lock()
 	pump := call.errEnd
 	call.client.mu.Unlock()
@@ -238,12 +237,16 @@ func (call *outCall) finish(ctx context.Context) error {
 	return &ExitError{Result: *r}
 }
 
-// abandon tells the node that nobody waits any more.
+// abandon ends the call on our side, and tells the node that nobody waits any
+// more.
 func (call *outCall) abandon(err error) {
 	c := call.client
 	c.mu.Lock()
 	_, open := c.out[call.id]
-	delete(c.out, call.id)
+	if open {
+		delete(c.out, call.id)
+		call.fail(err)
+	}
 	c.mu.Unlock()
 	if !open {
 		return
@@ -253,14 +256,13 @@ func (call *outCall) abandon(err error) {
 		code = CodeDeadline
 	}
 	c.conn.Send(&CancelFrame{ID: call.id, Code: []byte(code)})
-	call.stderr.close()
 }
 
-// fail ends the call because the connection is gone. The client's mu is held.
+// fail ends the call without a result. The client's mu is held.
 func (call *outCall) fail(err error) {
 	call.err = err
 	call.stderr.close()
-	close(call.ended)
+	call.stdout.close()
 }
 
 // callName is a call's id on the network: the connection's prefix and the id on
@@ -343,7 +345,7 @@ func (c *Client) handleEnd(f *EndFrame) error {
 		Call: string(f.Call), Worker: string(f.Worker),
 	}
 	call.stderr.close()
-	close(call.ended)
+	call.stdout.close()
 	return nil
 }
 

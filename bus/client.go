@@ -38,7 +38,7 @@ type Client struct {
 
 	mu       sync.Mutex // protects the fields below
 	node     HelloFrame
-	lastOut  uint64     // highest id this side opened
+	lastOut  uint64 // highest id this side opened
 	out      map[uint64]*outCall
 	lastIn   uint64 // highest id the node opened
 	in       map[uint64]*Invocation

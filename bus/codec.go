@@ -266,8 +266,12 @@ func (d *Decoder) Decode(body []byte, f Frame) error {
 // text, arguments and payloads have bounds of their own inside the frame's.
 func (r *reader) text() []byte { return r.bytes(MaxText) }
 
+// maxUint bounds integers that have no bound of their own: those that every
+// language can hold exactly.
+const maxUint = 1 << 53
+
 func (f *HelloFrame) decode(r *reader) {
-	f.Major, f.Minor = r.uint(1<<16), r.uint(1<<16)
+	f.Major, f.Minor = r.uint(1<<16-1), r.uint(1<<16-1)
 	f.Network, f.Instance, f.Name = r.text(), r.text(), r.text()
 	if r.more() {
 		f.Caps = r.texts()
@@ -299,9 +303,9 @@ func (r *reader) texts() [][]byte {
 func (f *ErrorFrame) decode(r *reader) { f.Code, f.Message = r.text(), r.text() }
 
 func (f *OfferFrame) decode(r *reader) {
-	f.Seq, f.Name, f.Slots = r.uint(1<<63), r.text(), r.uint(1<<20)
+	f.Seq, f.Name, f.Slots = r.uint(maxUint), r.text(), r.uint(1<<20)
 	if r.more() {
-		f.Flags = r.uint(1 << 63)
+		f.Flags = r.uint(maxUint)
 	}
 	if r.more() {
 		f.Description = r.text()
@@ -312,12 +316,12 @@ func (f *OfferFrame) decode(r *reader) {
 }
 
 func (f *OfferedFrame) decode(r *reader) {
-	f.Seq, f.Code, f.Message = r.uint(1<<63), r.text(), r.text()
+	f.Seq, f.Code, f.Message = r.uint(maxUint), r.text(), r.text()
 }
 
 func (f *CallFrame) decode(r *reader) {
-	f.ID, f.Name, f.Kind = r.uint(1<<63), r.text(), Kind(r.uint(uint64(maxKind)))
-	f.Args, f.Input, f.Flags = r.bytes(MaxArgs), r.bytes(MaxInlineInput), r.uint(1<<63)
+	f.ID, f.Name, f.Kind = r.uint(maxUint), r.text(), Kind(r.uint(uint64(maxKind)))
+	f.Args, f.Input, f.Flags = r.bytes(MaxArgs), r.bytes(MaxInlineInput), r.uint(maxUint)
 	f.Timeout, f.WaitFunction, f.WaitSlot, f.Retries = 0, 0, Forever, 0
 	f.WindowOutput, f.WindowStderr = InitialWindow, InitialWindow
 	f.On, f.Call, f.Caller = nil, nil, nil
@@ -325,7 +329,7 @@ func (f *CallFrame) decode(r *reader) {
 		if !r.more() {
 			return
 		}
-		*n = r.uint(1 << 53)
+		*n = r.uint(maxUint)
 	}
 	if r.more() {
 		f.On = r.text()
@@ -345,24 +349,24 @@ func (f *CallFrame) decode(r *reader) {
 }
 
 func (f *DataFrame) decode(r *reader) {
-	f.ID, f.Stream, f.Payload = r.uint(1<<63), Stream(r.uint(uint64(Stderr))), r.bytes(MaxFrame)
+	f.ID, f.Stream, f.Payload = r.uint(maxUint), Stream(r.uint(uint64(Stderr))), r.bytes(MaxFrame)
 }
 
-func (f *EOFFrame) decode(r *reader) { f.ID = r.uint(1 << 63) }
+func (f *EOFFrame) decode(r *reader) { f.ID = r.uint(maxUint) }
 
 func (f *GrantFrame) decode(r *reader) {
-	f.ID, f.Stream, f.Bytes = r.uint(1<<63), Stream(r.uint(uint64(Stderr))), r.uint(MaxWindow)
+	f.ID, f.Stream, f.Bytes = r.uint(maxUint), Stream(r.uint(uint64(Stderr))), r.uint(MaxWindow)
 }
 
 func (f *CancelFrame) decode(r *reader) {
-	f.ID, f.Code = r.uint(1<<63), nil
+	f.ID, f.Code = r.uint(maxUint), nil
 	if r.more() {
 		f.Code = r.text()
 	}
 }
 
 func (f *EndFrame) decode(r *reader) {
-	f.ID, f.Source, f.Status = r.uint(1<<63), Source(r.uint(uint64(FromBus))), r.uint(255)
+	f.ID, f.Source, f.Status = r.uint(maxUint), Source(r.uint(uint64(FromBus))), r.uint(255)
 	f.Code, f.Message, f.Output, f.Call, f.Worker = nil, nil, nil, nil, nil
 	if r.more() {
 		f.Code = r.text()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -418,6 +419,33 @@ func (c *Conn) Send(f Frame) error {
 		c.flush()
 	}
 	return c.err
+}
+
+// Queue appends f to what is to be written. If flush is true the caller must
+// call [Conn.Flush], and holds no lock that a reader of the connection takes.
+func (c *Conn) Queue(f Frame) (flush bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.append(f); err != nil {
+		return false, err
+	}
+	if c.dirty || c.writing {
+		return false, nil
+	}
+	c.dirty = true
+	return true, nil
+}
+
+// Flush writes what was queued. If others are likely to have something to send
+// too, they get their turn first: what they queue goes out with the same write.
+func (c *Conn) Flush(others bool) {
+	if others {
+		runtime.Gosched()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dirty = false
+	c.flush()
 }
 
 // directSize is the payload from which copying costs more than a write of its

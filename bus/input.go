@@ -228,14 +228,7 @@ func (p *inputPump) send(b []byte) bool {
 
 // fail ends the call: an input that can not be read must not look complete.
 func (p *inputPump) fail(err error) {
-	p.call.abandon(err)
-	p.call.client.mu.Lock()
-	defer p.call.client.mu.Unlock()
-	select {
-	case <-p.call.ended:
-	default:
-		p.call.fail(&Error{Code: CodeInternal, Message: "input can not be read: " + reason(err), Err: err})
-	}
+	p.call.abandon(&Error{Code: CodeInternal, Message: "input can not be read: " + reason(err), Err: err})
 }
 
 // readable reports whether a read of f would return at once.

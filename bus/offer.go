@@ -243,21 +243,30 @@ func (inv *Invocation) run() {
 		out = nil
 	}
 	inv.cancel(ErrCancelled) // not before: a cancelled call's output is dropped
+	inv.end(&EndFrame{
+		ID: inv.id, Source: res.Source, Status: uint64(res.Status), Code: []byte(res.Code), Message: []byte(res.Message), Output: out,
+	})
+}
+
+// end gives the slot back and sends END.
+func (inv *Invocation) end(f *EndFrame) {
+	c, off := inv.client, inv.offering
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	off := inv.offering
 	off.running--
 	if off.running == 0 && off.idle != nil {
 		close(off.idle)
 		off.idle = nil
 	}
-	if c.in[inv.id] == nil {
-		return // the connection is gone
-	}
+	open := c.in[inv.id] != nil // else the connection is gone
 	delete(c.in, inv.id)
-	c.conn.Send(&EndFrame{
-		ID: inv.id, Source: res.Source, Status: uint64(res.Status), Code: []byte(res.Code), Message: []byte(res.Message), Output: out,
-	})
+	others, flush := len(c.in) > 0, false
+	if open {
+		flush, _ = c.conn.Queue(f)
+	}
+	c.mu.Unlock()
+	if flush {
+		c.conn.Flush(others)
+	}
 }
 
 // incoming finds a call that the node opened, nil for one that has ended. c.mu

@@ -145,11 +145,14 @@ func (c *call) pass(b *bus.Batch, f *bus.DataFrame) (to *session, id uint64, err
 	fl := &c.flows[f.Stream]
 	_, _, to = fl.ends()
 	size := int64(len(f.Payload))
-	if to == nil || size > fl.out {
+	if size > fl.out {
 		return nil, 0, protocol("%d bytes of stream %d with a credit of %d", size, f.Stream, fl.out)
 	}
 	if f.Stream == bus.Input && c.inputEnded {
 		return nil, 0, protocol("input after its end")
+	}
+	if to == nil || size == 0 { // an empty frame passes nothing on
+		return nil, 0, nil
 	}
 	fl.use(size, to)
 	if c.ended {
@@ -162,10 +165,8 @@ func (c *call) pass(b *bus.Batch, f *bus.DataFrame) (to *session, id uint64, err
 		c.bytesIn += size
 	case bus.Output:
 		c.bytesOut += size
-		if size > 0 { // an empty frame passes nothing on
-			c.passed = true
-			c.forget()
-		}
+		c.passed = true
+		c.forget()
 	}
 	fl.give(b)
 	if len(to.held) > 0 && to.exposure < maxConnExposure/2 && !to.conn.Stalled() {

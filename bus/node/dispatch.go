@@ -33,7 +33,15 @@ type offer struct {
 	arguments   string
 }
 
-func (o *offer) free() int { return o.slots - o.busy }
+// free is how many calls the offer takes now. Whatever its slots, one connection
+// holds no more than maxOpen: a call that is cancelled stays with its worker, and
+// one that never ends them would make the node grow without bound.
+func (o *offer) free() int {
+	if len(o.session.out) >= maxOpen {
+		return 0
+	}
+	return o.slots - o.busy
+}
 
 // function finds or makes the entry of a name.
 func (n *Node) function(name string) *function {

@@ -111,7 +111,7 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 	}
 	fl.use(int64(len(f.Output)), c.session)
 	c.bytesOut += int64(len(f.Output))
-	fn := c.fn
+	fn, full := c.fn, len(s.out) >= maxOpen
 	switch {
 	case c.ended:
 		c.leave()
@@ -129,6 +129,11 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 	}
 	fn.fill(b)
 	fn.tidy()
+	if full { // the others of its functions may have waited for this
+		for _, o := range s.offers {
+			o.fn.fill(b)
+		}
+	}
 	return nil
 }
 

@@ -37,6 +37,10 @@ func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
 		if c.offer != nil {
 			f.Worker = []byte(c.offer.session.name)
 		}
+		if k := len(f.Output); k > longest { // with these names it might not fit a frame
+			b.Send(c.session.conn, &bus.DataFrame{ID: c.id, Stream: bus.Output, Payload: f.Output[:k/2]})
+			f.Output = f.Output[k/2:]
+		}
 		b.Send(c.session.conn, f)
 	}
 }

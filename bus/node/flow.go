@@ -16,6 +16,9 @@ const (
 	// smallDose is not worth a frame while the sender has credit left.
 	smallDose = 16 << 10
 	leastDose = 4 << 10
+	// longest is how many bytes are passed on in one frame: with whatever the
+	// next hop adds they fit it.
+	longest = bus.MaxFrame - 16<<10
 )
 
 // flow is the credit of one stream of a call, between the side that sends and

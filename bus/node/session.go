@@ -299,6 +299,10 @@ func (s *session) handleData(b *bus.Batch, f *bus.DataFrame) error {
 	if to == nil {
 		return err
 	}
+	if k := len(f.Payload); k > longest { // with a longer id it might not fit a frame
+		b.Send(to.conn, &bus.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload[:k/2]})
+		f.Payload = f.Payload[k/2:]
+	}
 	b.Send(to.conn, &bus.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload})
 	return nil
 }

@@ -1,0 +1,58 @@
+package commands
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestImports holds the direction of imports: main → commands → {bus/…, exec},
+// with bus and exec strangers to each other, and heavy or special packages only
+// where they belong.
+func TestImports(t *testing.T) {
+	const ours = "fbus/"
+	list := func(args ...string) []string {
+		out, err := exec.Command("go", append([]string{"list", "-tags", "urfave_cli_no_docs"}, args...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(out))
+	}
+	direct := map[string][]string{}
+	for _, pkg := range list("fbus/...") {
+		direct[pkg] = list("-f", `{{join .Imports " "}}`, pkg)
+	}
+	only := map[string][]string{ // who may import it
+		"github.com/urfave/cli/v2":     {"fbus/commands"},
+		"github.com/mattn/go-isatty":   {"fbus/commands"},
+		"github.com/vmihailenco/":      {"fbus/bus", "fbus/exec"},
+		ours + "exec":                  {"fbus/commands"},
+		ours + "bus":                   {"fbus/commands", "fbus/bus/"},
+		ours + "commands":              {"fbus"},
+		"github.com/kballard/":         {"fbus/commands", "fbus/exec"},
+		"github.com/xrash/smetrics":    {"fbus/commands"},
+		"github.com/rogpeppe/":         {},
+		"github.com/google/go-cmp/cmp": {},
+	}
+	for pkg, imports := range direct {
+		for _, imp := range imports {
+			for prefix, allowed := range only {
+				if !strings.HasPrefix(imp, prefix) {
+					continue
+				}
+				ok := slices.ContainsFunc(allowed, func(a string) bool {
+					return pkg == a || strings.HasSuffix(a, "/") && strings.HasPrefix(pkg, a)
+				})
+				if !ok {
+					t.Errorf("%s imports %s", pkg, imp)
+				}
+			}
+		}
+	}
+	for _, dep := range list("-deps", "fbus") {
+		if dep == "crypto/tls" || dep == "net/http" {
+			t.Errorf("fbus links %s: every call would pay for its start", dep)
+		}
+	}
+}

@@ -1,0 +1,348 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// sink is a client whose node takes everything and says nothing.
+func sink(t *testing.T) *Client {
+	near, far := net.Pipe()
+	drained := make(chan struct{})
+	go func() { // ends with the pipe
+		defer close(drained)
+		io.Copy(io.Discard, far)
+	}()
+	c := &Client{conn: NewConn(near, nil), out: map[uint64]*outCall{}}
+	t.Cleanup(func() {
+		c.conn.Close(nil)
+		far.Close()
+		<-drained
+	})
+	return c
+}
+
+// TestStreamLosesNothing: what comes while the consumer looks into an empty
+// buffer is still there afterwards.
+func TestStreamLosesNothing(t *testing.T) {
+	call := &outCall{client: sink(t), id: 1, req: &Request{}}
+	s := &call.stdout
+	s.init(call, Output)
+	const total = 200000
+	done := make(chan error, 1)
+	go func() { // ends when all is pushed
+		for i := range total {
+			for {
+				s.mu.Lock()
+				credit := s.credit
+				s.mu.Unlock()
+				if credit > 0 {
+					break
+				}
+				runtime.Gosched()
+			}
+			if err := s.push([]byte{byte(i)}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	var got bytes.Buffer
+	for got.Len() < total {
+		if err := s.pass(&got); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.pass(&got)
+			if got.Len() != total {
+				t.Fatalf("%d of %d bytes arrived", got.Len(), total)
+			}
+		default:
+		}
+	}
+	for i, b := range got.Bytes() {
+		if b != byte(i) {
+			t.Fatalf("byte %d is %d", i, b)
+		}
+	}
+}
+
+// TestWindowIsBounded: a reader that keeps up is granted more at once, up to a
+// limit; what is outstanding never exceeds the window.
+func TestWindowIsBounded(t *testing.T) {
+	call := &outCall{client: sink(t), id: 1, req: &Request{}}
+	s := &call.stdout
+	s.init(call, Output)
+	first := s.window
+	for range 2000 {
+		if err := s.push(make([]byte, min(ChunkSize, s.credit))); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(nil)
+		if s.credit > s.window || s.window > MaxWindow {
+			t.Fatalf("credit of %d in a window of %d", s.credit, s.window)
+		}
+	}
+	if s.window <= first {
+		t.Errorf("the window did not grow over %d", first)
+	}
+	if err := s.push(make([]byte, s.credit+1)); !errors.Is(err, &Error{Code: CodeProtocol}) {
+		t.Errorf("more than was granted: error %v", err)
+	}
+}
+
+// framesOf hands frames over a connection to Serve, split by split, and returns
+// what came out.
+type collect struct{ got []byte }
+
+func (c *collect) Handle(_ *Batch, f Frame) error {
+	c.got = f.Append(c.got)
+	return nil
+}
+
+// TestServeEverySplit: frames arrive whole wherever the stream is cut.
+func TestServeEverySplit(t *testing.T) {
+	var all []byte
+	for _, v := range vectors() {
+		if raw := v.f.Append(nil); len(raw) < 1000 {
+			all = append(all, raw...)
+		}
+	}
+	for _, kind := range []string{"pipe", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			for cut := 0; cut <= len(all); cut++ {
+				if got, err := serveChunks(t, kind, all[:cut], all[cut:]); err != io.EOF || !bytes.Equal(got, all) {
+					t.Fatalf("cut at %d: error %v, %d of %d bytes", cut, err, len(got), len(all))
+				}
+			}
+			var single [][]byte
+			for i := range all {
+				single = append(single, all[i:i+1])
+			}
+			if got, err := serveChunks(t, kind, single...); err != io.EOF || !bytes.Equal(got, all) {
+				t.Fatalf("byte by byte: error %v, %d of %d bytes", err, len(got), len(all))
+			}
+		})
+	}
+}
+
+// TestServeEOF: an end between frames is clean, inside one it is not.
+func TestServeEOF(t *testing.T) {
+	frame := (&EOFFrame{ID: 1}).Append(nil)
+	for cut := 0; cut <= len(frame); cut++ {
+		want := io.ErrUnexpectedEOF
+		if cut == 0 || cut == len(frame) {
+			want = io.EOF
+		}
+		if _, err := serveChunks(t, "unix", frame[:cut]); err != want {
+			t.Errorf("cut at %d: error %v, want %v", cut, err, want)
+		}
+	}
+}
+
+// TestServeLarge: frames larger than the read buffer, up to the limit and one
+// byte over it.
+func TestServeLarge(t *testing.T) {
+	for _, size := range []int{smallRest, readBuffer - 20, readBuffer, readBuffer + 1, MaxFrame - 20, MaxFrame - 9} {
+		raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, size)}).Append(nil)
+		raw = append(raw, (&EOFFrame{ID: 7}).Append(nil)...)
+		for _, kind := range []string{"pipe", "unix"} {
+			if got, err := serveChunks(t, kind, raw[:100], raw[100:]); err != io.EOF || !bytes.Equal(got, raw) {
+				t.Errorf("%s, %d bytes: error %v", kind, size, err)
+			}
+		}
+	}
+	raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, MaxFrame)}).Append(nil)
+	if _, err := serveChunks(t, "unix", raw); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a frame too long: error %v", err)
+	}
+}
+
+// serveChunks writes chunks one after the other, each when the one before was
+// read, and returns the frames that came out, encoded again.
+func serveChunks(t *testing.T, kind string, chunks ...[]byte) ([]byte, error) {
+	t.Helper()
+	near, far := net.Pipe()
+	if kind == "unix" {
+		near.Close()
+		far.Close()
+		near, far = unixPair(t)
+	}
+	budget := &Budget{Max: 1 << 30}
+	conn := NewConn(far, budget)
+	go func() { // ends with the last chunk
+		defer near.Close()
+		go io.Copy(io.Discard, near) // ends with the connection
+		for _, chunk := range chunks {
+			if _, err := near.Write(chunk); err != nil {
+				return
+			}
+		}
+	}()
+	h := &collect{}
+	err := conn.Serve(h, func() int { return MaxFrame })
+	if used := budget.Used(); used != 0 {
+		t.Errorf("%d bytes of the budget are left", used)
+	}
+	return h.got, err
+}
+
+func unixPair(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	l, err := net.Listen("unix", t.TempDir()+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if near, err = net.Dial("unix", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
+// TestBacklogLimit: a peer that reads nothing loses the connection when its
+// backlog is full, and the budget gets everything back.
+func TestBacklogLimit(t *testing.T) {
+	for _, kind := range []string{"pipe", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+			near, far := net.Pipe()
+			if kind == "unix" {
+				near, far = unixPair(t)
+			}
+			defer near.Close()
+			budget := &Budget{Max: 1 << 30}
+			conn := NewConn(far, budget)
+			sent := 0
+			var err error
+			for payload := make([]byte, ChunkSize); err == nil && sent < 10*MaxBacklog; sent += len(payload) {
+				err = conn.Send(&DataFrame{ID: 1, Stream: Output, Payload: payload})
+			}
+			if !errors.Is(err, ErrBacklog) {
+				t.Errorf("error %v after %d bytes", err, sent)
+			}
+			if sent > MaxBacklog+1<<20 {
+				t.Errorf("%d bytes were taken, %d is the limit", sent, MaxBacklog)
+			}
+			for deadline := time.Now().Add(10 * time.Second); budget.Used() != 0; runtime.Gosched() {
+				if time.Now().After(deadline) {
+					t.Fatalf("%d bytes of the budget are left", budget.Used())
+				}
+			}
+		})
+	}
+}
+
+// TestBacklogCountsWhatIsBeingWritten: the limit holds for a peer that reads
+// now and then, too.
+func TestBacklogCountsWhatIsBeingWritten(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	budget := &Budget{Max: 1 << 30}
+	conn := NewConn(far, budget)
+	defer conn.Close(nil)
+	frame := &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, ChunkSize)}
+	taken := func() {
+		for deadline := time.Now().Add(10 * time.Second); conn.Backlog() > 0; runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatal("the writer takes nothing")
+			}
+		}
+	}
+	conn.Send(frame)
+	taken()
+	for conn.Backlog() < MaxBacklog/2 {
+		if err := conn.Send(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One frame and a byte are read: the writer has taken all the rest at once.
+	io.ReadFull(near, make([]byte, len(frame.Append(nil))+1))
+	taken()
+	most := budget.Used()
+	for conn.Send(frame) == nil && most < 10*MaxBacklog {
+		most = max(most, budget.Used())
+	}
+	if most > MaxBacklog+2*ChunkSize {
+		t.Errorf("%d bytes are held for one peer, %d is the limit", most, MaxBacklog)
+	}
+}
+
+// TestWaitSpace: senders that can wait do, until the peer reads, the connection
+// fails or they are told to stop.
+func TestWaitSpace(t *testing.T) {
+	fill := func() (near net.Conn, conn *Conn) {
+		near, far := net.Pipe()
+		conn = NewConn(far, nil)
+		for conn.Backlog() <= sendMark {
+			conn.Send(&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, ChunkSize)})
+		}
+		return near, conn
+	}
+	near, conn := fill()
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	if err := conn.WaitSpace(ctx); err != context.Canceled {
+		t.Errorf("error %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- conn.WaitSpace(context.Background()) }()
+	go io.Copy(io.Discard, near) // ends with the connection
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	conn.Close(nil)
+	_, conn = fill()
+	go func() { done <- conn.WaitSpace(context.Background()) }()
+	conn.Close(io.ErrClosedPipe)
+	if err := <-done; err != io.ErrClosedPipe {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestHalfFramesAreCounted: what is held of unfinished frames counts.
+func TestHalfFramesAreCounted(t *testing.T) {
+	budget := &Budget{Max: 1 << 30}
+	const conns, size = 50, 5000
+	half := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 2*size)}).Append(nil)[:size]
+	var near []net.Conn
+	done := make(chan error, conns)
+	for range conns {
+		a, b := unixPair(t)
+		near = append(near, a)
+		conn := NewConn(b, budget)
+		a.Write(half)
+		go func() { done <- conn.Serve(&collect{}, func() int { return MaxFrame }) }()
+	}
+	for deadline := time.Now().Add(10 * time.Second); budget.Used() < conns*size; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Errorf("%d bytes are counted, %d are held at least", budget.Used(), conns*size)
+			break
+		}
+	}
+	for _, a := range near {
+		a.Close()
+	}
+	for range conns {
+		<-done
+	}
+	if used := budget.Used(); used != 0 {
+		t.Errorf("%d bytes of the budget are left", used)
+	}
+}

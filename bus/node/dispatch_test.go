@@ -1,0 +1,1057 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// gate is a handler that holds each call until it is let go, and counts.
+type gate struct {
+	started chan *bus.Invocation // each call as it starts
+	release chan struct{}        // one receive lets one call go
+	now     atomic.Int32
+	most    atomic.Int32
+}
+
+func newGate() *gate {
+	return &gate{started: make(chan *bus.Invocation, 10000), release: make(chan struct{}, 10000)}
+}
+
+func (g *gate) handle(ctx context.Context, inv *bus.Invocation) bus.Result {
+	k := g.now.Add(1)
+	defer g.now.Add(-1)
+	for old := g.most.Load(); k > old && !g.most.CompareAndSwap(old, k); old = g.most.Load() {
+	}
+	g.started <- inv
+	select {
+	case <-g.release:
+	case <-ctx.Done():
+	}
+	return bus.Result{Code: "exit", Output: inv.Input}
+}
+
+// outcome is how a call went.
+type outcome struct {
+	res bus.Result
+	out string
+	err error
+}
+
+// post starts a call and delivers its outcome.
+func post(ctx context.Context, c *bus.Client, req bus.Request) <-chan outcome {
+	ch := make(chan outcome, 1)
+	go func() { // ends with the call
+		var out bytes.Buffer
+		if req.Stdout == nil {
+			req.Stdout = &out
+		}
+		res, err := c.Call(ctx, &req)
+		ch <- outcome{res, out.String(), err}
+	}()
+	return ch
+}
+
+func bg() context.Context { return context.Background() }
+
+func ptr[T any](v T) *T { return &v }
+
+func named(t testing.TB, path, name string) *bus.Client {
+	t.Helper()
+	c, err := bus.Dial(bg(), path, &bus.DialOptions{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func wantErr(t testing.TB, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("error %v, want %v", err, want)
+	}
+}
+
+// TestSlotsAreHard: a storm of open-and-cancel calls never has more running
+// than there are slots, even where the program takes its time to die.
+func TestSlotsAreHard(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	const slots, storm = 4, 2000
+	w := dial(t, path)
+	var now, most, ran atomic.Int32
+	offerFunc(t, w, "f", slots, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		k := now.Add(1)
+		for old := most.Load(); k > old && !most.CompareAndSwap(old, k); old = most.Load() {
+		}
+		ran.Add(1)
+		<-ctx.Done()
+		time.Sleep(100 * time.Microsecond) // what it started has to be killed
+		now.Add(-1)
+		return bus.Result{Source: bus.FromSignal, Status: 137, Code: "SIGKILL"}
+	})
+	c := rawUnix(t, n, path).greet()
+	ended := make(chan int, 1)
+	go func() { // ends when all calls have
+		k := 0
+		for ; k < storm; k++ {
+			if want[*bus.EndFrame](c) == nil {
+				break
+			}
+		}
+		ended <- k
+	}()
+	for id := uint64(1); id <= storm; id++ {
+		c.send(callFrame(id, "f", "x"), &bus.CancelFrame{ID: id})
+	}
+	if k := await(t, "the end of all calls", ended); k != storm {
+		t.Errorf("%d of %d calls ended", k, storm)
+	}
+	eventually(t, "all slots coming free", func() bool { return n.Open() == 0 && now.Load() == 0 })
+	if most.Load() > slots {
+		t.Errorf("%d ran at once with %d slots", most.Load(), slots)
+	}
+	t.Logf("%d of %d calls were run, %d at once", ran.Load(), storm, most.Load())
+	if err := n.Audit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSlotsAreHardOnTheWire is the same as the worker sees it: no more CALLs
+// without their END than slots.
+func TestSlotsAreHardOnTheWire(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 4, 0)
+	c := dial(t, path)
+	ctx, stop := context.WithCancel(bg())
+	var calls []<-chan outcome
+	for range 50 {
+		calls = append(calls, post(ctx, c, bus.Request{Function: "f"}))
+	}
+	for range 4 {
+		want[*bus.CallFrame](w)
+	}
+	stop() // all are cancelled: four CANCELs, and no further CALL
+	for _, ch := range calls {
+		wantErr(t, await(t, "a cancelled call", ch).err, context.Canceled)
+	}
+	for range 4 {
+		want[*bus.CancelFrame](w)
+	}
+	eventually(t, "the queue's end", func() bool { return n.Open() == 4 })
+	after := post(bg(), c, bus.Request{Function: "f"})
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	w.send(exit(3, 0))
+	if f := want[*bus.CallFrame](w); f.ID != 5 {
+		t.Errorf("call %d, want 5", f.ID)
+	}
+	w.send(exit(5, 0), exit(1, 0), exit(2, 0), exit(4, 0))
+	if o := await(t, "the last call", after); o.err != nil {
+		t.Error(o.err)
+	}
+}
+
+// TestQueueOrder: first in, first out within a connection, connections taking
+// turns.
+func TestQueueOrder(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 1, 0)
+	a, b, c := rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet()
+	a.send(callFrame(1, "f", "a1"))
+	order := []string{string(want[*bus.CallFrame](w).Input)}
+	queue := func(p *raw, frames ...bus.Frame) {
+		before := n.QueueLen("f")
+		p.send(frames...)
+		eventually(t, "queued calls", func() bool { return n.QueueLen("f") == before+len(frames) })
+	}
+	queue(a, callFrame(2, "f", "a2"), callFrame(3, "f", "a3"), callFrame(4, "f", "a4"), callFrame(5, "f", "a5"))
+	queue(b, callFrame(1, "f", "b1"), callFrame(2, "f", "b2"))
+	queue(c, callFrame(1, "f", "c1"))
+	for id := uint64(1); id <= 7; id++ {
+		w.send(exit(id, 0))
+		order = append(order, string(want[*bus.CallFrame](w).Input))
+	}
+	if got, want := strings.Join(order, " "), "a1 a2 b1 c1 a3 b2 a4 a5"; got != want {
+		t.Errorf("order %s, want %s", got, want)
+	}
+}
+
+// TestQueueBound: the queue has a limit, half of it for one connection, and
+// busy comes at once.
+func TestQueueBound(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{Queue: 10})
+	g := newGate()
+	offerFunc(t, dial(t, path), "f", 1, g.handle)
+	ctx, stop := context.WithCancel(bg())
+	defer stop()
+	clients := []*bus.Client{dial(t, path), dial(t, path), dial(t, path)}
+	running := post(ctx, clients[0], bus.Request{Function: "f"})
+	await(t, "the first call", g.started)
+	var queued []<-chan outcome
+	for i := range 2 {
+		for range 5 {
+			queued = append(queued, post(ctx, clients[i], bus.Request{Function: "f"}))
+		}
+		eventually(t, "a queue", func() bool { return n.QueueLen("f") == 5*(i+1) })
+		o := await(t, "busy", post(ctx, clients[i], bus.Request{Function: "f"}))
+		wantErr(t, o.err, bus.ErrBusy)
+	}
+	o := await(t, "busy", post(ctx, clients[2], bus.Request{Function: "f"}))
+	wantErr(t, o.err, bus.ErrBusy)
+	for range 11 {
+		g.release <- struct{}{}
+	}
+	for _, ch := range append(queued, running) {
+		if o := await(t, "a queued call", ch); o.err != nil {
+			t.Error(o.err)
+		}
+	}
+}
+
+// TestWaits: what is missing bounds how long a call waits, and names its end.
+func TestWaits(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	g := newGate()
+	offerFunc(t, named(t, path, "w1"), "f", 1, g.handle)
+	c := dial(t, path)
+	running := post(bg(), c, bus.Request{Function: "f"})
+	await(t, "the first call", g.started)
+	short := 30 * time.Millisecond
+	for _, tc := range []struct {
+		name string
+		req  bus.Request
+		want error
+		min  time.Duration
+	}{
+		{"no slot and no wait", bus.Request{Function: "f", WaitSlot: ptr(time.Duration(0))}, bus.ErrBusy, 0},
+		{"a wait for a slot", bus.Request{Function: "f", WaitSlot: &short}, bus.ErrBusy, short},
+		{"a deadline while queued", bus.Request{Function: "f", Timeout: short}, bus.ErrDeadline, short},
+		{"no function and no wait", bus.Request{Function: "none"}, bus.ErrNoFunction, 0},
+		{"a wait for a function", bus.Request{Function: "none", WaitFunction: short}, bus.ErrNoFunction, short},
+		{"a deadline before that", bus.Request{Function: "none", WaitFunction: time.Hour, Timeout: short}, bus.ErrDeadline, short},
+		{"no worker that matches", bus.Request{Function: "f", On: "w2"}, bus.ErrNoFunction, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t0 := time.Now()
+			o := await(t, "the end", post(bg(), c, tc.req))
+			wantErr(t, o.err, tc.want)
+			if d := time.Since(t0); d < tc.min {
+				t.Errorf("after %v, %v were allowed", d, tc.min)
+			}
+		})
+	}
+	late := post(bg(), c, bus.Request{Function: "late", WaitFunction: time.Hour, Input: strings.NewReader("x")})
+	eventually(t, "a queued call", func() bool { return n.QueueLen("late") == 1 })
+	offerFunc(t, named(t, path, "w2"), "late", 1, echo)
+	if o := await(t, "the call that waited", late); o.err != nil || o.out != "x" {
+		t.Errorf("%q, error %v", o.out, o.err)
+	}
+	g.release <- struct{}{}
+	await(t, "the first call's end", running)
+	if n.QueueLen("f")+n.Open() != 0 {
+		t.Error("calls are left")
+	}
+}
+
+// TestLastOfferGone: what is queued waits five seconds for a worker to come
+// back, then ends with 69.
+func TestLastOfferGone(t *testing.T) {
+	t.Parallel()
+	n, path := start(t, node.Config{})
+	c := dial(t, path)
+	park := func() (w *raw, queued <-chan outcome) {
+		w = rawUnix(t, n, path).greet()
+		w.offer("f", 1, 0)
+		post(bg(), c, bus.Request{Function: "f"})
+		want[*bus.CallFrame](w)
+		queued = post(bg(), c, bus.Request{Function: "f", Input: strings.NewReader("q")})
+		eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+		return w, queued
+	}
+	w, queued := park()
+	w.nc.Close()
+	eventually(t, "no offer", func() bool { return n.Functions("f")[0].Slots == 0 })
+	back := dial(t, path)
+	offerFunc(t, back, "f", 1, echo)
+	if o := await(t, "the queued call", queued); o.err != nil || o.out != "q" {
+		t.Errorf("%q, error %v", o.out, o.err)
+	}
+	back.Close()
+	eventually(t, "no offer", func() bool { return len(n.Functions("f")) == 0 })
+	w, queued = park()
+	t0 := time.Now()
+	w.nc.Close()
+	o := await(t, "the queued call", queued)
+	wantErr(t, o.err, bus.ErrNoFunction)
+	if d := time.Since(t0); d < 4*time.Second || d > 9*time.Second {
+		t.Errorf("ended after %v, five seconds are due", d)
+	}
+}
+
+// TestMostFreeSlots: calls go to the worker with the most free slots, ties to
+// the one idle longest, never to a full one.
+func TestMostFreeSlots(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	var workers []*raw
+	got := make(chan string, 100)
+	for i, slots := range []uint64{1, 3, 2} {
+		w := rawUnix(t, n, path)
+		w.send(&bus.HelloFrame{Major: 1, Name: fmt.Appendf(nil, "w%d", i)})
+		want[*bus.HelloFrame](w)
+		w.offer("f", slots, 0)
+		workers = append(workers, w)
+		go func() { // ends with the connection
+			for {
+				f, err := w.next()
+				if err != nil {
+					return
+				}
+				if _, ok := f.(*bus.CallFrame); ok {
+					got <- fmt.Sprintf("w%d", i)
+				}
+			}
+		}()
+	}
+	c := rawUnix(t, n, path).greet()
+	var order []string
+	for id := uint64(1); id <= 6; id++ {
+		c.send(callFrame(id, "f", ""))
+		order = append(order, await(t, "a call at a worker", got))
+	}
+	// 3 beats 2 beats 1; then 2 and 2: w2 is idle longer; w1 has 2, the others 1.
+	if g := strings.Join(order, " "); g != "w1 w2 w1 w0 w2 w1" {
+		t.Errorf("order %s", g)
+	}
+	c.send(callFrame(7, "f", ""))
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	workers[0].send(exit(1, 0))
+	if g := await(t, "the queued call", got); g != "w0" {
+		t.Errorf("went to %s, which was full", g)
+	}
+	c.nc.Close()
+	for _, w := range workers {
+		w.nc.Close()
+	}
+}
+
+func TestIdleLongest(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	for i := range 3 {
+		offerFunc(t, named(t, path, fmt.Sprintf("w%d", i)), "f", 2, echo)
+	}
+	c := dial(t, path)
+	var order []string
+	for range 6 {
+		o := await(t, "a call", post(bg(), c, bus.Request{Function: "f"}))
+		order = append(order, o.res.Worker)
+	}
+	if g := strings.Join(order, " "); g != "w0 w1 w2 w0 w1 w2" {
+		t.Errorf("order %s", g)
+	}
+}
+
+func TestOnGlob(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	g := newGate()
+	offerFunc(t, named(t, path, "gpu-1"), "f", 1, g.handle)
+	offerFunc(t, named(t, path, "cpu-1"), "f", 4, echo)
+	c := dial(t, path)
+	for glob, worker := range map[string]string{"cpu-*": "cpu-1", "?pu-1": "cpu-1", "[a-f]pu-1": "cpu-1", "": "cpu-1"} {
+		o := await(t, glob, post(bg(), c, bus.Request{Function: "f", On: glob}))
+		if o.err != nil || o.res.Worker != worker {
+			t.Errorf("--on %q: worker %s, error %v", glob, o.res.Worker, o.err)
+		}
+	}
+	first := post(bg(), c, bus.Request{Function: "f", On: "gpu-*"})
+	await(t, "a call at gpu-1", g.started)
+	second := post(bg(), c, bus.Request{Function: "f", On: "gpu-*"})
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	// One that waits for another worker holds nobody up.
+	if o := await(t, "a call", post(bg(), c, bus.Request{Function: "f"})); o.err != nil {
+		t.Error(o.err)
+	}
+	g.release <- struct{}{}
+	g.release <- struct{}{}
+	for _, ch := range []<-chan outcome{first, second} {
+		if o := await(t, "a call at gpu-1", ch); o.res.Worker != "gpu-1" {
+			t.Errorf("worker %s", o.res.Worker)
+		}
+	}
+	o := await(t, "a bad glob", post(bg(), c, bus.Request{Function: "f", On: "[a"}))
+	wantErr(t, o.err, &bus.Error{Code: bus.CodeUsage})
+}
+
+// refuses is a worker that says busy by exit 75.
+func refuses(asked *atomic.Int32) bus.CallHandler {
+	return func(context.Context, *bus.Invocation) bus.Result {
+		asked.Add(1)
+		return bus.Result{Status: 75, Code: "exit"}
+	}
+}
+
+// TestBusyAsksOnce: each worker is asked once, then the 75 is passed on.
+func TestBusyAsksOnce(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	var asked [3]atomic.Int32
+	for i := range asked {
+		offerFunc(t, named(t, path, fmt.Sprintf("w%d", i)), "f", 5, refuses(&asked[i]))
+	}
+	c := dial(t, path)
+	o := await(t, "75", post(bg(), c, bus.Request{Function: "f", Args: bus.List("a"), Input: strings.NewReader("in")}))
+	var exit *bus.ExitError
+	if !errors.As(o.err, &exit) || exit.Status != 75 || exit.Source != bus.FromProgram {
+		t.Errorf("error %v, want a program's exit 75", o.err)
+	}
+	for i := range asked {
+		if asked[i].Load() != 1 {
+			t.Errorf("worker %d was asked %d times", i, asked[i].Load())
+		}
+	}
+}
+
+// TestBusyGoesOn: the next worker gets the same arguments and input.
+func TestBusyGoesOn(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	var asked atomic.Int32
+	offerFunc(t, named(t, path, "no"), "f", 5, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		asked.Add(1)
+		fmt.Fprint(inv.Stderr, "no room ") // does not count
+		return bus.Result{Status: 75, Code: "exit"}
+	})
+	offerFunc(t, named(t, path, "yes"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		words, _ := inv.Words()
+		return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
+	})
+	var stderr lockedBuffer
+	o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Args: bus.List("a", "b"), Input: strings.NewReader("in"), Stderr: &stderr}))
+	if o.err != nil || o.out != "[a b] in" || stderr.String() != "no room " || asked.Load() != 1 {
+		t.Errorf("%q, stderr %q, error %v, asked %d", o.out, stderr.String(), o.err, asked.Load())
+	}
+}
+
+// TestBusyWaitsAtHead: refused by one, the call waits for the other, which is
+// full, before those that came later.
+func TestBusyWaitsAtHead(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	full := rawUnix(t, n, path).greet()
+	full.offer("f", 1, 0)
+	c := rawUnix(t, n, path).greet()
+	c.send(callFrame(1, "f", "first"))
+	want[*bus.CallFrame](full)
+	c.send(callFrame(2, "f", "queued"))
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	no := rawUnix(t, n, path).greet()
+	no.offer("f", 1, 0) // takes "queued" at once
+	want[*bus.CallFrame](no)
+	c.send(callFrame(3, "f", "later"))
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	no.send(exit(1, 75)) // refuses "queued", is free for "later"
+	if f := want[*bus.CallFrame](no); string(f.Input) != "later" {
+		t.Errorf("%s came to the one that had refused it", f.Input)
+	}
+	c.send(callFrame(4, "f", "last"))
+	eventually(t, "two queued", func() bool { return n.QueueLen("f") == 2 })
+	full.send(exit(1, 0))
+	if f := want[*bus.CallFrame](full); string(f.Input) != "queued" {
+		t.Errorf("%s came before the one at the head", f.Input)
+	}
+	// The one it waits for goes: no worker is left that has not refused.
+	full.send(exit(2, 75))
+	for {
+		f := want[*bus.EndFrame](c)
+		if f.ID == 2 {
+			if f.Status != 75 {
+				t.Errorf("status %d", f.Status)
+			}
+			return
+		}
+	}
+}
+
+// TestBusyWorkerGoes: it waits for a full worker, which goes away.
+func TestBusyWorkerGoes(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	full, no := rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet()
+	full.offer("f", 1, 0)
+	c := rawUnix(t, n, path).greet()
+	c.send(callFrame(1, "f", "first"))
+	want[*bus.CallFrame](full)
+	no.offer("f", 1, 0)
+	c.send(callFrame(2, "f", "second"))
+	want[*bus.CallFrame](no)
+	no.send(exit(1, 75))
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	full.send(&bus.OfferFrame{Seq: 2, Name: []byte("f"), Slots: 0})
+	if f := want[*bus.EndFrame](c); f.ID != 2 || f.Status != 75 || string(f.Code) != bus.CodeBusy {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestBusyIsPassedOn: where the call can not be run again, 75 is an exit status.
+func TestBusyIsPassedOn(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	var ran atomic.Int32
+	for i := range 2 {
+		offerFunc(t, named(t, path, fmt.Sprint(i)), "said", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+			ran.Add(1)
+			io.WriteString(inv.Stdout, "out")
+			return bus.Result{Status: 75, Code: "exit"}
+		})
+		offerFunc(t, named(t, path, fmt.Sprint(i)), "half", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+			ran.Add(1)
+			return bus.Result{Status: 75, Code: "exit"}
+		})
+	}
+	c := dial(t, path)
+	for _, req := range []bus.Request{
+		{Function: "said"},
+		{Function: "half", Input: bytes.NewReader(make([]byte, bus.MaxInlineInput+1))},
+	} {
+		ran.Store(0)
+		o := await(t, "75", post(bg(), c, req))
+		var exit *bus.ExitError
+		if !errors.As(o.err, &exit) || exit.Status != 75 || ran.Load() != 1 {
+			t.Errorf("%s: error %v, run %d times", req.Function, o.err, ran.Load())
+		}
+	}
+}
+
+// TestBusyAfterEmptyData: a frame with no bytes of stdout passes nothing on, so
+// the call may still go elsewhere, with all that it had.
+func TestBusyAfterEmptyData(t *testing.T) {
+	for name, say := range map[string]func(w *raw){
+		"busy": func(w *raw) { w.send(&bus.DataFrame{ID: 1, Stream: bus.Output}, exit(1, 75)) },
+		"lost": func(w *raw) { w.send(&bus.DataFrame{ID: 1, Stream: bus.Output}); w.nc.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			n, path := start(t, node.Config{})
+			w := rawUnix(t, n, path).greet()
+			w.offer("f", 9, bus.FlagIdempotent)
+			other := dial(t, path)
+			offerFunc(t, other, "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+				words, _ := inv.Words()
+				return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
+			})
+			call := post(bg(), dial(t, path), bus.Request{Function: "f", Args: bus.List("arg"), Input: strings.NewReader("input")})
+			want[*bus.CallFrame](w)
+			say(w)
+			if o := await(t, "the call", call); o.err != nil || o.out != "[arg] input" {
+				t.Errorf("%q, error %v", o.out, o.err)
+			}
+		})
+	}
+}
+
+// TestBusyKeepsCredit: output that came with a 75 and was not passed on does not
+// use up the caller's credit, or the worker that takes the call would have none.
+func TestBusyKeepsCredit(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	var nos []*raw
+	for range 6 {
+		w := rawUnix(t, n, path).greet()
+		w.offer("f", 9, 0)
+		nos = append(nos, w)
+	}
+	yes := dial(t, path)
+	offerFunc(t, yes, "f", 1, echo)
+	call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: strings.NewReader("input")})
+	for _, w := range nos {
+		f := want[*bus.CallFrame](w)
+		end := exit(1, 75)
+		end.Output = make([]byte, f.WindowOutput)
+		if len(end.Output) == 0 {
+			t.Error("no credit is left")
+		}
+		w.send(end)
+	}
+	if o := await(t, "the call", call); o.err != nil || o.out != "input" {
+		t.Errorf("%q, error %v", o.out, o.err)
+	}
+	if err := n.Audit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOfferCrossesCall: a worker that has fewer slots by now gives the call
+// back; it goes elsewhere, whether its input was whole or not.
+func TestOfferCrossesCall(t *testing.T) {
+	for name, input := range map[string]func() io.Reader{
+		"whole": func() io.Reader { return strings.NewReader("hello") },
+		"long":  func() io.Reader { return strings.NewReader(strings.Repeat("hello", 20000)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			n, path := start(t, node.Config{})
+			w := rawUnix(t, n, path).greet()
+			w.offer("f", 9, 0)
+			offerFunc(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+				rest := inv.Input
+				if inv.Rest != nil {
+					more, _ := io.ReadAll(inv.Rest)
+					rest = append(rest, more...)
+				}
+				return bus.Result{Code: "exit", Output: fmt.Append(nil, len(rest))}
+			})
+			call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: input()})
+			want[*bus.CallFrame](w)
+			w.send(&bus.OfferFrame{Seq: 2, Name: []byte("f")}, &bus.EndFrame{ID: 1, Source: bus.FromBus, Status: 75, Code: []byte(bus.CodeBusy)})
+			all, _ := io.ReadAll(input())
+			if o := await(t, "the call", call); o.err != nil || o.out != fmt.Sprint(len(all)) {
+				t.Errorf("%q, error %v", o.out, o.err)
+			}
+		})
+	}
+}
+
+// TestWorkerLost: the caller hears of it within a second.
+func TestWorkerLost(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 3, 0)
+	c := dial(t, path)
+	calls := []<-chan outcome{
+		post(bg(), c, bus.Request{Function: "f"}),
+		post(bg(), c, bus.Request{Function: "f", Input: bytes.NewReader(make([]byte, 1<<20))}),
+	}
+	want[*bus.CallFrame](w)
+	want[*bus.CallFrame](w)
+	t0 := time.Now()
+	w.nc.Close()
+	for _, ch := range calls {
+		o := await(t, "worker lost", ch)
+		wantErr(t, o.err, bus.ErrWorkerLost)
+		if o.res.Status != 74 || o.res.Source != bus.FromBus || o.res.Worker != "raw" {
+			t.Errorf("%+v", o.res)
+		}
+	}
+	if d := time.Since(t0); d > time.Second {
+		t.Errorf("after %v", d)
+	}
+}
+
+// loser takes calls and vanishes.
+func loser(t testing.TB, n *node.Node, path, name string, flags uint64, say ...bus.Frame) (gone <-chan struct{}) {
+	w := rawUnix(t, n, path)
+	w.send(&bus.HelloFrame{Major: 1, Name: []byte(name)})
+	want[*bus.HelloFrame](w)
+	w.offer("f", 50, flags)
+	ch := make(chan struct{})
+	go func() { // ends with the first call
+		for {
+			f, err := w.next()
+			if err != nil {
+				return
+			}
+			if _, ok := f.(*bus.CallFrame); ok {
+				w.send(say...)
+				close(ch)
+				w.nc.Close()
+				return
+			}
+		}
+	}()
+	return ch
+}
+
+func TestRunAgain(t *testing.T) {
+	output := &bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("out")}
+	stderr := &bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: []byte("err")}
+	long := make([]byte, 1<<20)
+	for _, tc := range []struct {
+		name    string
+		flags   uint64
+		retries int
+		input   []byte
+		say     []bus.Frame
+		again   bool
+	}{
+		{"neither", 0, 0, nil, nil, false},
+		{"retries", 0, 1, []byte("x"), nil, true},
+		{"idempotent", bus.FlagIdempotent, 0, []byte("x"), nil, true},
+		{"stderr does not count", bus.FlagIdempotent, 0, []byte("x"), []bus.Frame{stderr}, true},
+		{"stdout was passed on", bus.FlagIdempotent, 3, []byte("x"), []bus.Frame{output}, false},
+		{"a long input, idempotent", bus.FlagIdempotent, 0, long, nil, false},
+		{"a long input is rewound", 0, 1, long, nil, true},
+		{"a long input after stdout", 0, 1, long, []bus.Frame{output}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noLeaks(t)
+			n, path := start(t, node.Config{})
+			lost := loser(t, n, path, "loser", tc.flags, tc.say...)
+			offerFunc(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+				k := len(inv.Input)
+				if inv.Rest != nil {
+					more, _ := io.Copy(io.Discard, inv.Rest)
+					k += int(more)
+				}
+				return bus.Result{Code: "exit", Output: fmt.Append(nil, k)}
+			})
+			o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Input: bytes.NewReader(tc.input), Retries: tc.retries}))
+			await(t, "the loss", lost)
+			if !tc.again {
+				wantErr(t, o.err, bus.ErrWorkerLost)
+			} else if o.err != nil || o.out != fmt.Sprint(len(tc.input)) {
+				t.Errorf("%q, error %v", o.out, o.err)
+			}
+		})
+	}
+}
+
+// TestLossIsBounded: a call that kills its workers does not go through all.
+func TestLossIsBounded(t *testing.T) {
+	for name, tc := range map[string]struct {
+		flags   uint64
+		retries int
+		most    int
+	}{"idempotent": {bus.FlagIdempotent, 0, 4}, "retries": {0, 2, 3}} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			n, path := start(t, node.Config{})
+			var lost []<-chan struct{}
+			for i := range 8 {
+				lost = append(lost, loser(t, n, path, fmt.Sprint(i), tc.flags))
+			}
+			o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Retries: tc.retries}))
+			wantErr(t, o.err, bus.ErrWorkerLost)
+			killed := 0
+			for _, ch := range lost {
+				select {
+				case <-ch:
+					killed++
+				default:
+				}
+			}
+			if killed != tc.most {
+				t.Errorf("%d workers were lost, want %d", killed, tc.most)
+			}
+		})
+	}
+}
+
+// TestSupersede: the same instance takes the place of its older connection.
+func TestSupersede(t *testing.T) {
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		n, path := start(t, node.Config{})
+		me := &bus.HelloFrame{Major: 1, Name: []byte("w"), Instance: []byte("same")}
+		old := connect(t, n, path)
+		old.send(me)
+		want[*bus.HelloFrame](old)
+		old.offer("f", 4, 0)
+		lost := post(bg(), dial(t, path), bus.Request{Function: "f"})
+		want[*bus.CallFrame](old)
+		again := connect(t, n, path)
+		again.send(me)
+		want[*bus.HelloFrame](again)
+		again.offer("f", 3, 0)
+		if info := n.Functions("f"); info[0].Slots != 3 || info[0].Busy != 0 || len(info[0].Workers) != 1 {
+			t.Errorf("%+v", info)
+		}
+		wantErr(t, await(t, "the old call", lost).err, bus.ErrWorkerLost)
+		if code := old.closed(); code != bus.CodeSuperseded {
+			t.Errorf("code %q", code)
+		}
+	})
+}
+
+// TestSupersedeNeedsIdentity: nobody can end another's connection.
+func TestSupersedeNeedsIdentity(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	me := &bus.HelloFrame{Major: 1, Name: []byte("w"), Instance: []byte("same")}
+	a := rawUnix(t, n, path)
+	a.send(me)
+	want[*bus.HelloFrame](a)
+	a.offer("f", 1, 0)
+	near, served := newPipe(t, n, "uid:12345")
+	b := newRaw(t, near)
+	b.send(me)
+	want[*bus.HelloFrame](b)
+	a.offer("g", 1, 0) // is still there
+	near.Close()
+	await(t, "the end of ServeConn", served)
+}
+
+// TestOfferReplaces: an OFFER of the same name takes the place of the older one,
+// running calls included.
+func TestOfferReplaces(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	before := n.Books()
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 2, 0)
+	c := rawUnix(t, n, path).greet()
+	for id := uint64(1); id <= 4; id++ {
+		c.send(callFrame(id, "f", ""))
+	}
+	want[*bus.CallFrame](w)
+	want[*bus.CallFrame](w)
+	eventually(t, "two queued", func() bool { return n.QueueLen("f") == 2 })
+	w.offer("f", 1, 0) // two run: none may start before both have ended
+	w.send(exit(1, 0))
+	w.offer("f", 0, 0)
+	w.offer("f", 2, 0) // withdrawn and back: one still runs
+	if f := want[*bus.CallFrame](w); f.ID != 3 {
+		t.Errorf("call %d", f.ID)
+	}
+	if info := n.Functions("f")[0]; info.Slots != 2 || info.Busy != 2 || info.Queued != 1 {
+		t.Errorf("%+v", info)
+	}
+	w.send(exit(2, 0))
+	want[*bus.CallFrame](w)
+	w.send(exit(3, 0), exit(4, 0))
+	for range 4 {
+		if f := want[*bus.EndFrame](c); f.Status != 0 {
+			t.Errorf("%+v", f)
+		}
+	}
+	if err := n.Audit(); err != nil {
+		t.Error(err)
+	}
+	w.offer("f", 0, 0)
+	c.nc.Close()
+	w.nc.Close()
+	settled(t, n, before)
+}
+
+// TestWithdrawnThenLost: the name of a withdrawn offer is forgotten with the
+// last call of it.
+func TestWithdrawnThenLost(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	before := n.Books()
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 1, 0)
+	c := dial(t, path)
+	call := post(bg(), c, bus.Request{Function: "f"})
+	want[*bus.CallFrame](w)
+	w.offer("f", 0, 0)
+	w.nc.Close()
+	wantErr(t, await(t, "the call", call).err, bus.ErrWorkerLost)
+	c.Close()
+	settled(t, n, before)
+}
+
+func TestWithdraw(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	g := newGate()
+	off := offerFunc(t, dial(t, path), "f", 1, g.handle)
+	c := dial(t, path)
+	call := post(bg(), c, bus.Request{Function: "f", Input: strings.NewReader("x")})
+	await(t, "the call", g.started)
+	done := make(chan error, 1)
+	go func() { done <- off.Withdraw(bg()) }()
+	eventually(t, "no offer", func() bool {
+		return errors.Is(await(t, "69", post(bg(), c, bus.Request{Function: "f", WaitSlot: ptr(time.Duration(0))})).err, bus.ErrNoFunction)
+	})
+	select {
+	case <-done:
+		t.Error("withdrawn before the call had ended")
+	default:
+	}
+	g.release <- struct{}{}
+	if o := await(t, "the call", call); o.err != nil || o.out != "x" {
+		t.Errorf("%q, error %v", o.out, o.err)
+	}
+	if err := await(t, "Withdraw", done); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDrain: new calls are refused, queued and running ones finish.
+func TestDrain(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	g := newGate()
+	w := dial(t, path)
+	off := offerFunc(t, w, "f", 2, g.handle)
+	c := dial(t, path)
+	var calls []<-chan outcome
+	for range 5 {
+		calls = append(calls, post(bg(), c, bus.Request{Function: "f", Input: strings.NewReader("x")}))
+	}
+	eventually(t, "a queue", func() bool { return n.QueueLen("f") == 3 })
+	drained := make(chan error, 1)
+	go func() { drained <- n.Drain(bg()) }()
+	eventually(t, "75", func() bool {
+		o := await(t, "a call", post(bg(), c, bus.Request{Function: "g"}))
+		return errors.Is(o.err, bus.ErrDraining)
+	})
+	_, err := w.Offer(bg(), bus.Offer{Name: "new", Slots: 1}, echo)
+	wantErr(t, err, bus.ErrDraining)
+	if err := off.SetSlots(bg(), 1); err != nil { // a worker may take slots back at any time
+		t.Error(err)
+	}
+	if o := await(t, "fbus.calls", post(bg(), c, bus.Request{Function: "fbus.calls"})); o.err != nil || strings.Count(o.out, "\n") != 5 {
+		t.Errorf("%q, error %v", o.out, o.err)
+	}
+	for range 5 {
+		g.release <- struct{}{}
+	}
+	for _, ch := range calls {
+		if o := await(t, "a call", ch); o.err != nil || o.out != "x" {
+			t.Errorf("%q, error %v", o.out, o.err)
+		}
+	}
+	if err := await(t, "Drain", drained); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDrainIsBounded(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	g := newGate()
+	offerFunc(t, dial(t, path), "f", 1, g.handle)
+	call := post(bg(), dial(t, path), bus.Request{Function: "f"})
+	queued := post(bg(), dial(t, path), bus.Request{Function: "f"})
+	await(t, "the call", g.started)
+	eventually(t, "a queued call", func() bool { return n.Open() == 2 })
+	ctx, stop := context.WithCancel(bg())
+	drained := make(chan error, 1)
+	go func() { drained <- n.Drain(ctx) }()
+	stop()
+	wantErr(t, await(t, "Drain", drained), context.Canceled)
+	n.Close() // the rest is ended, and told so
+	for _, ch := range []<-chan outcome{call, queued} {
+		wantErr(t, await(t, "the end", ch).err, bus.ErrDraining)
+	}
+}
+
+// TestDeniedNames: fbus.* is the node's, and wrong names are refused; neither
+// costs the connection.
+func TestDeniedNames(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	c := dial(t, path)
+	for name, want := range map[string]string{
+		"fbus.x": bus.CodeDenied, "fbus.calls": bus.CodeDenied, "": bus.CodeUsage, "-x": bus.CodeUsage, ".x": bus.CodeUsage, "a b": bus.CodeUsage,
+		"a\x00": bus.CodeUsage, "ä": bus.CodeUsage, strings.Repeat("x", 129): bus.CodeUsage, "fbus./": bus.CodeUsage,
+	} {
+		_, err := c.Offer(bg(), bus.Offer{Name: name, Slots: 1}, echo)
+		wantErr(t, err, &bus.Error{Code: want})
+		if want == bus.CodeUsage {
+			_, err = c.Call(bg(), &bus.Request{Function: name})
+			wantErr(t, err, &bus.Error{Code: want})
+		}
+	}
+	for _, name := range []string{"fbus", "fbusx", strings.Repeat("x", 128), "_a-b.c", "0"} {
+		offerFunc(t, c, name, 1, echo)
+		if _, err := c.Call(bg(), &bus.Request{Function: name}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestOwnFunctions: what they answer arrives whole, however long.
+func TestOwnFunctions(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	w := dial(t, path)
+	for i := range 1000 {
+		offerFunc(t, w, fmt.Sprintf("function-%d", i), 1, echo)
+	}
+	o := await(t, "fbus.functions", post(bg(), dial(t, path), bus.Request{Function: "fbus.functions"}))
+	if o.err != nil || strings.Count(o.out, "\n") != 1000 {
+		t.Errorf("%d lines, error %v", strings.Count(o.out, "\n"), o.err)
+	}
+}
+
+// TestCancelByID: fbus.cancel ends another's call, running or queued.
+func TestCancelByID(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	g := newGate()
+	offerFunc(t, dial(t, path), "f", 1, g.handle)
+	c := dial(t, path)
+	calls := []<-chan outcome{post(bg(), c, bus.Request{Function: "f"})}
+	await(t, "the call", g.started)
+	calls = append(calls, post(bg(), c, bus.Request{Function: "f"}))
+	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
+	for _, info := range n.Calls() {
+		if o := await(t, "fbus.cancel", post(bg(), c, bus.Request{Function: "fbus.cancel", Args: bus.List(info.Call)})); o.err != nil {
+			t.Error(o.err)
+		}
+	}
+	for _, ch := range calls {
+		wantErr(t, await(t, "the end", ch).err, bus.ErrCancelled)
+	}
+	wantErr(t, await(t, "65", post(bg(), c, bus.Request{Function: "fbus.cancel", Args: bus.List("no-such-1")})).err, bus.ErrBadInput)
+}
+
+// TestCallerGone: a caller that vanishes ends its calls, queued and running.
+func TestCallerGone(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	g := newGate()
+	offerFunc(t, dial(t, path), "f", 2, g.handle)
+	before := n.Books()
+	c := rawUnix(t, n, path).greet()
+	for id := uint64(1); id <= 5; id++ {
+		c.send(callFrame(id, "f", "x"))
+	}
+	await(t, "a call", g.started)
+	await(t, "a call", g.started)
+	eventually(t, "three queued", func() bool { return n.QueueLen("f") == 3 })
+	c.nc.Close()
+	settled(t, n, before)
+	if g.now.Load() != 0 {
+		eventually(t, "the handlers' end", func() bool { return g.now.Load() == 0 })
+	}
+	if len(g.started) != 0 {
+		t.Error("a queued call was started after its caller had gone")
+	}
+}
+
+// TestLog: each ended call leaves one record, whatever ended it.
+func TestLog(t *testing.T) {
+	noLeaks(t)
+	var mu sync.Mutex
+	got := map[string]int{}
+	_, path := start(t, node.Config{Log: func(r *node.Record) {
+		mu.Lock()
+		defer mu.Unlock()
+		got[fmt.Sprintf("%s %s %d %s", r.Function, r.Source, r.Status, r.Code)]++
+	}})
+	w, c := dial(t, path), dial(t, path)
+	offerFunc(t, w, "f", 1, echo)
+	offerFunc(t, w, "wait", 1, newGate().handle)
+	c.Call(bg(), &bus.Request{Function: "f"})
+	c.Call(bg(), &bus.Request{Function: "none"})
+	c.Call(bg(), &bus.Request{Function: "wait", Timeout: time.Millisecond})
+	c.Call(bg(), &bus.Request{Function: "fbus.calls"})
+	mu.Lock()
+	defer mu.Unlock()
+	want := map[string]int{"f program 0 exit": 1, "none fbus 69 no_function": 1, "wait fbus 124 deadline": 1}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

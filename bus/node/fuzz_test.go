@@ -1,0 +1,438 @@
+package node_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// Modes of the first byte of an input: how the others become a byte stream.
+const (
+	modeRaw    = iota // as they are
+	modeFramed        // length, body, length, body: each gets a right prefix
+	modeScript        // a small program: see program
+	modes
+)
+
+// stream makes the bytes that a peer sends from a fuzzer's input.
+func stream(data []byte, opening ...bus.Frame) []byte {
+	if len(data) == 0 {
+		return nil
+	}
+	mode, data := data[0]%modes, data[1:]
+	out := encode(opening...)
+	switch mode {
+	case modeRaw:
+		return data // nothing is said before: HELLO is fuzzed too
+	case modeFramed:
+		for len(data) > 0 {
+			n := min(int(data[0]), len(data)-1)
+			out = binary.BigEndian.AppendUint32(out, uint32(n))
+			out = append(out, data[1:1+n]...)
+			data = data[1+n:]
+		}
+	case modeScript:
+		out = append(out, program(data)...)
+	}
+	return out
+}
+
+// names that a script uses: those of the workers beside, the fuzzer's own, and
+// wrong ones.
+var names = []string{"echo", "hold", "flood", "no", "mine", "fbus.calls", "fbus.x", "-", ""}
+
+// program reads frames from bytes: few ids and names, so that they meet.
+func program(data []byte) []byte {
+	var out []byte
+	next := func() uint64 {
+		if len(data) == 0 {
+			return 0
+		}
+		b := data[0]
+		data = data[1:]
+		return uint64(b)
+	}
+	sizes := []int{0, 1, 100, 4 << 10, 32 << 10, 64 << 10, 200 << 10, 1000 << 10}
+	for len(data) > 0 && len(out) < 2<<20 {
+		op, id := next(), next()%6
+		switch op % 10 {
+		case 0, 1:
+			f := callFrame(id, names[next()%uint64(len(names))], strings.Repeat("i", sizes[next()%5]))
+			o := next()
+			f.Flags = o & 3
+			f.Retries = o >> 2 & 3
+			if o>>4&1 == 1 {
+				f.WaitSlot = 0
+			}
+			if o>>5&1 == 1 {
+				f.Timeout = 1
+			}
+			if o>>6&1 == 1 {
+				f.WindowOutput = 0
+			}
+			if o>>7&1 == 1 {
+				f.Kind, f.Args = bus.KindList, []byte{0x91, 0xa1, 'a'}
+			}
+			out = f.Append(out)
+		case 2:
+			out = (&bus.DataFrame{ID: id, Stream: bus.Stream(next() % 3), Payload: make([]byte, sizes[next()%8])}).Append(out)
+		case 3:
+			out = (&bus.EOFFrame{ID: id}).Append(out)
+		case 4, 5:
+			out = (&bus.GrantFrame{ID: id, Stream: bus.Stream(next() % 3), Bytes: uint64(sizes[next()%8])}).Append(out)
+		case 6:
+			out = (&bus.CancelFrame{ID: id, Code: []byte([]string{"", bus.CodeDeadline}[next()%2])}).Append(out)
+		case 7:
+			f := exit(id, []uint64{0, 75, 1, 255}[next()%4])
+			o := next()
+			f.Source = bus.Source(o % 3)
+			if o>>2&1 == 1 {
+				f.Code = []byte(bus.CodeBusy)
+			}
+			f.Output = make([]byte, sizes[o>>3%8])
+			out = f.Append(out)
+		case 8:
+			out = (&bus.OfferFrame{Seq: id, Name: []byte(names[next()%uint64(len(names))]), Slots: next() % 5, Flags: next()}).Append(out)
+		case 9:
+			switch next() % 4 {
+			case 0:
+				out = hello().Append(out)
+			case 1:
+				out = (&bus.ErrorFrame{Code: []byte("x")}).Append(out)
+			case 2:
+				out = (&bus.OfferedFrame{Seq: id}).Append(out)
+			default:
+				out = append(out, 0, 0, 0, 2, 0x91, 99) // a type from the future
+			}
+		}
+	}
+	return out
+}
+
+// seed adds the vectors, each alone and all in a row, and some scripts.
+func seed(f *testing.F) {
+	file, err := os.Open("../testdata/frames.jsonl")
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer file.Close()
+	framed, rawAll := []byte{modeFramed}, []byte{modeRaw}
+	scan := bufio.NewScanner(file)
+	scan.Buffer(nil, 1<<20)
+	for scan.Scan() {
+		var v struct {
+			Hex string `json:"hex"`
+		}
+		if err := json.Unmarshal(scan.Bytes(), &v); err != nil {
+			f.Fatal(err)
+		}
+		frame, _ := hex.DecodeString(v.Hex)
+		if len(frame) > 1000 {
+			continue
+		}
+		rawAll = append(rawAll, frame...)
+		f.Add(append([]byte{modeRaw}, frame...))
+		if len(frame)-4 < 256 {
+			one := append([]byte{byte(len(frame) - 4)}, frame[4:]...)
+			framed = append(framed, one...)
+			f.Add(append([]byte{modeFramed}, one...))
+		}
+	}
+	f.Add(framed)
+	f.Add(rawAll)
+	for _, s := range []string{
+		"\x00\x01\x00\x01\x01", "\x00\x01\x01\x00\x00\x06\x01\x00", "\x00\x01\x02\x00\x01\x04\x01\x01\x05", "\x00\x01\x00\x00\x00\x02\x01\x00\x03\x03\x01",
+		"\x08\x01\x04\x02\x01\x00\x01\x04\x02\x81\x02\x01\x01\x00\x07\x01\x01\x00", "\x08\x01\x04\x01\x00\x07\x01\x00\x00\x08\x01\x04\x00\x00",
+		"\x08\x01\x04\x02\x01\x04\x01\x00\x07\x02\x01\x01\x03\x07\x01\x00\x00", "\x00\x01\x03\x02\x01", "\x00\x01\x05\x00\x41", "\x00\x01\x01\x00\x21",
+	} {
+		f.Add(append([]byte{modeScript}, s...))
+	}
+}
+
+// house is a node with workers and a caller that behave; all executions of a
+// fuzz target share one.
+type house struct {
+	node   *node.Node
+	caller *bus.Client
+	base   node.Books
+}
+
+func newHouse(f *testing.F) *house {
+	n, err := node.New(node.Config{Network: "test", Queue: 20})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(n.Close)
+	h := &house{node: n}
+	w := h.client(f, "worker")
+	for name, handler := range map[string]bus.CallHandler{
+		"echo": func(_ context.Context, inv *bus.Invocation) bus.Result {
+			if inv.Rest != nil {
+				io.Copy(inv.Stdout, inv.Rest)
+			}
+			return bus.Result{Code: "exit", Output: inv.Input}
+		},
+		"hold": func(ctx context.Context, _ *bus.Invocation) bus.Result {
+			<-ctx.Done()
+			return bus.Result{Code: "exit"}
+		},
+		"flood": func(_ context.Context, inv *bus.Invocation) bus.Result {
+			for chunk := make([]byte, 10000); ; {
+				if _, err := inv.Stdout.Write(chunk); err != nil {
+					return bus.Result{Code: "exit"}
+				}
+				inv.Stderr.Write(chunk[:10])
+			}
+		},
+		"no":     func(context.Context, *bus.Invocation) bus.Result { return bus.Result{Status: 75, Code: "exit"} },
+		"beside": echo,
+	} {
+		if _, err := w.Offer(context.Background(), bus.Offer{Name: name, Slots: 2}, handler); err != nil {
+			f.Fatal(err)
+		}
+	}
+	other := h.client(f, "other")
+	if _, err := other.Offer(context.Background(), bus.Offer{Name: "no", Slots: 1}, echo); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := other.Offer(context.Background(), bus.Offer{Name: "mine", Slots: 1}, echo); err != nil {
+		f.Fatal(err) // or a call whose worker was lost waits five seconds for another
+	}
+	h.caller = h.client(f, "caller")
+	h.base = n.Books()
+	h.base.Budget = 0 // HELLO may still be on its way
+	return h
+}
+
+func (h *house) client(f *testing.F, name string) *bus.Client {
+	near, far := net.Pipe()
+	go h.node.ServeConn(far, "uid:0") // ends with the connection
+	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: name})
+	if err != nil {
+		f.Fatal(err)
+	}
+	return c
+}
+
+// session plays a peer: it sends what the fuzzer wants, reads everything, and
+// hangs up when all is sent and linger has returned. Then the node's counts
+// must be what they were.
+func (h *house) session(t *testing.T, send []byte, linger func()) {
+	t.Helper()
+	near, far := net.Pipe()
+	served, read := make(chan struct{}), make(chan struct{})
+	go func() { // ends with the connection
+		defer close(served)
+		h.node.ServeConn(far, "uid:0")
+	}()
+	go func() { // ends with the connection
+		defer close(read)
+		io.Copy(io.Discard, near)
+	}()
+	near.Write(send) // fails when the node has closed
+	if err := h.node.Audit(); err != nil {
+		t.Error(err)
+	}
+	linger()
+	near.Close()
+	<-read
+	<-served
+}
+
+// settle waits until the node's counts are what they were, and checks that a
+// call beside still works.
+func (h *house) settle(t *testing.T) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for h.node.Books() != h.base {
+		if time.Now().After(deadline) {
+			t.Fatalf("counts are %+v, they were %+v: %v", h.node.Books(), h.base, h.node.Calls())
+		}
+		runtime.Gosched()
+	}
+	if err := h.node.Audit(); err != nil {
+		t.Error(err)
+	}
+	var out lockedBuffer
+	if _, err := h.caller.Call(context.Background(), &bus.Request{Function: "beside", Input: strings.NewReader("x"), Stdout: &out, Timeout: patience}); err != nil || out.String() != "x" {
+		t.Errorf("call beside: %q, error %v", out.String(), err)
+	}
+}
+
+// FuzzSession: whatever a peer sends, it harms nobody else and leaves nothing.
+func FuzzSession(f *testing.F) {
+	seed(f)
+	h := newHouse(f)
+	var before int
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if before == 0 {
+			before = runtime.NumGoroutine()
+		}
+		h.session(t, stream(data, hello()), func() {})
+		h.settle(t)
+		noMoreGoroutines(t, before)
+	})
+}
+
+// FuzzWorkerSession: a worker that does what the fuzzer wants gets calls from a
+// caller that behaves; each of those ends.
+func FuzzWorkerSession(f *testing.F) {
+	seed(f)
+	h := newHouse(f)
+	var before int
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) == 0 {
+			return
+		}
+		if before == 0 {
+			before = runtime.NumGoroutine()
+		}
+		offer := &bus.OfferFrame{Seq: 1, Name: []byte("mine"), Slots: 5, Flags: uint64(data[0] >> 7)}
+		near, far := net.Pipe()
+		served := make(chan struct{})
+		go func() { // ends with the connection
+			defer close(served)
+			h.node.ServeConn(far, "uid:0")
+		}()
+		p := &raw{t: t, nc: near, r: bufio.NewReader(near)}
+		p.send(hello(), offer)
+		want[*bus.OfferedFrame](p)
+		ends := make(chan error, 3)
+		for _, req := range []bus.Request{
+			{Function: "mine", Input: strings.NewReader("whole"), Args: bus.List("a")},
+			{Function: "mine", Input: &endless{left: 1 << 20}, Stdout: io.Discard},
+			{Function: "mine", Retries: 1, Stderr: io.Discard},
+		} {
+			go func() { // ends with the call
+				_, err := h.caller.Call(context.Background(), &req)
+				ends <- err
+			}()
+			want[*bus.CallFrame](p) // one after the other, so that their ids are known
+		}
+		read := make(chan struct{})
+		go func() { // ends with the connection
+			defer close(read)
+			io.Copy(io.Discard, p.r)
+		}()
+		near.Write(stream(data))
+		if err := h.node.Audit(); err != nil {
+			t.Error(err)
+		}
+		near.Close()
+		<-read
+		<-served
+		for range 3 {
+			select {
+			case <-ends:
+			case <-time.After(patience):
+				t.Fatalf("a call has not ended: %v", h.node.Calls())
+			}
+		}
+		h.settle(t)
+		noMoreGoroutines(t, before)
+	})
+}
+
+// endless is an input of zeros, of which nobody knows the length.
+type endless struct{ left int }
+
+func (e *endless) Read(p []byte) (int, error) {
+	if e.left == 0 {
+		return 0, io.EOF
+	}
+	n := min(len(p), e.left)
+	e.left -= n
+	return n, nil
+}
+
+// FuzzClient: whatever a node sends, a client's calls and handlers end.
+func FuzzClient(f *testing.F) {
+	seed(f)
+	var before int
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if before == 0 {
+			before = runtime.NumGoroutine()
+		}
+		near, far := net.Pipe()
+		p := &raw{t: t, nc: far, r: bufio.NewReader(far)}
+		go far.Write(encode(&bus.HelloFrame{Major: 1, Connection: []byte("n-1")})) // ends when that is read
+		read := make(chan struct{})
+		calls := make(chan struct{}, 2)
+		go func() { // ends with the connection
+			defer close(read)
+			for open := 0; ; {
+				f, err := p.next()
+				if err != nil {
+					return
+				}
+				switch f.(type) {
+				case *bus.OfferFrame:
+					go far.Write(encode(&bus.OfferedFrame{Seq: 1})) // ends when that is read
+				case *bus.CallFrame:
+					if open++; open <= 2 {
+						calls <- struct{}{}
+					}
+				}
+			}
+		}()
+		c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: "client"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		handler := func(ctx context.Context, inv *bus.Invocation) bus.Result {
+			if inv.Rest != nil {
+				io.Copy(inv.Stdout, inv.Rest)
+			}
+			io.WriteString(inv.Stderr, "err")
+			return bus.Result{Code: "exit", Output: make([]byte, 1000)}
+		}
+		if _, err := c.Offer(context.Background(), bus.Offer{Name: "mine", Slots: 2}, handler); err != nil {
+			t.Fatal(err)
+		}
+		ends := make(chan error, 2)
+		for _, req := range []bus.Request{{Function: "f"}, {Function: "g", Input: &endless{left: 1 << 20}, Stdout: io.Discard}} {
+			go func() { // ends with the call
+				_, err := c.Call(context.Background(), &req)
+				ends <- err
+			}()
+			<-calls
+		}
+		far.Write(stream(data)) // fails when the client has closed
+		far.Close()
+		<-read
+		for range 2 {
+			select {
+			case <-ends:
+			case <-time.After(patience):
+				t.Fatal("a call has not ended")
+			}
+		}
+		c.Close()
+		noMoreGoroutines(t, before)
+	})
+}
+
+// noMoreGoroutines waits until no more run than before.
+func noMoreGoroutines(t *testing.T, before int) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for runtime.NumGoroutine() > before {
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines, %d before\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+		}
+		runtime.Gosched()
+	}
+}

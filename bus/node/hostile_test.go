@@ -1,0 +1,492 @@
+package node_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// frameOf frames a body that no encoder would write.
+func frameOf(body ...byte) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+}
+
+// TestHostilePeers: what breaks the protocol costs the connection it came on,
+// with an ERROR that says so, and nothing else.
+func TestHostilePeers(t *testing.T) {
+	call := func(id uint64, name string) []byte { return encode(callFrame(id, name, "x")) }
+	open := func(id uint64, name string) []byte { return encode(openFrame(id, name)) }
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	deep := func(n int) []byte {
+		return frameOf(append(append([]byte{0x93, 7, 1}, bytes.Repeat([]byte{0x91}, n)...), 0xc0)...)
+	}
+	late := func(major uint64, network string) []byte {
+		return encode(&bus.HelloFrame{Major: major, Network: []byte(network), Name: []byte("x")})
+	}
+	for _, tc := range []struct {
+		name  string
+		first bool // sent instead of HELLO
+		send  []byte
+		code  string
+	}{
+		{"a length bomb before HELLO", true, []byte{0xff, 0xff, 0xff, 0xff}, bus.CodeProtocol},
+		{"an over-long HELLO", true, []byte{0, 0, 0x10, 1, 0x98}, bus.CodeProtocol},
+		{"a HELLO with too much text", true, encode(&bus.HelloFrame{Major: 1, Name: make([]byte, 4096)}), bus.CodeProtocol},
+		{"another major version", true, late(2, ""), bus.CodeVersion},
+		{"major version 0", true, late(0, ""), bus.CodeVersion},
+		{"another network", true, late(1, "other"), bus.CodeNetwork},
+		{"a call before HELLO", true, call(1, "beside"), bus.CodeProtocol},
+		{"an offer before HELLO", true, encode(&bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}), bus.CodeProtocol},
+		{"ERROR before HELLO", true, encode(&bus.ErrorFrame{}), bus.CodeProtocol},
+		{"text", true, []byte("GET / HTTP/1.1\r\n\r\n"), bus.CodeProtocol},
+		{"nothing in a frame", true, []byte{0, 0, 0, 0}, bus.CodeProtocol},
+		{"100 capabilities", true, encode(&bus.HelloFrame{Major: 1, Caps: make([][]byte, 100)}), bus.CodeProtocol},
+		{"major version 65536", true, late(65536, ""), bus.CodeProtocol},
+
+		{"a second HELLO", false, encode(hello()), bus.CodeProtocol},
+		{"a length bomb", false, []byte{0x7f, 0xff, 0xff, 0xff}, bus.CodeProtocol},
+		{"a frame one byte too long", false, []byte{0, 0x10, 0, 1}, bus.CodeProtocol},
+		{"an array bomb", false, frameOf(0xdd, 0xff, 0xff, 0xff, 0xff, 7, 1), bus.CodeProtocol},
+		{"a bin bomb", false, frameOf(0x94, 6, 1, 0, 0xc6, 0xff, 0xff, 0xff, 0xff), bus.CodeProtocol},
+		{"a map bomb in an extra element", false, frameOf(0x93, 7, 1, 0xdf, 0xff, 0xff, 0xff, 0xff), bus.CodeProtocol},
+		{"a nesting bomb", false, deep(100000), bus.CodeProtocol},
+		{"nesting one too deep", false, deep(17), bus.CodeProtocol},
+		{"too few elements", false, frameOf(0x91, 7), bus.CodeProtocol},
+		{"bytes left over", false, frameOf(0x92, 7, 1, 0), bus.CodeProtocol},
+		{"a negative id", false, frameOf(0x92, 7, 0xff), bus.CodeProtocol},
+		{"an id over 2^53", false, encode(&bus.EOFFrame{ID: 1<<53 + 1}), bus.CodeProtocol},
+		{"an id used again", false, join(call(1, "beside"), call(1, "beside")), bus.CodeProtocol},
+		{"an id that falls", false, join(call(5, "beside"), call(4, "beside")), bus.CodeProtocol},
+		{"id 0", false, call(0, "beside"), bus.CodeProtocol},
+		{"DATA for a call never opened", false, encode(&bus.DataFrame{ID: 9}), bus.CodeProtocol},
+		{"EOF for a call never opened", false, encode(&bus.EOFFrame{ID: 1}), bus.CodeProtocol},
+		{"GRANT for a call never opened", false, encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1}), bus.CodeProtocol},
+		{"CANCEL for a call never opened", false, encode(&bus.CancelFrame{ID: 1}), bus.CodeProtocol},
+		{"END for a call not given", false, encode(exit(1, 0)), bus.CodeProtocol},
+		{"output for a call not given", false, encode(&bus.DataFrame{ID: 1, Stream: bus.Output}), bus.CodeProtocol},
+		{"a grant of input for a call not given", false, encode(&bus.GrantFrame{ID: 1, Bytes: 1}), bus.CodeProtocol},
+		{"OFFERED", false, encode(&bus.OfferedFrame{Seq: 1}), bus.CodeProtocol},
+		{"DATA without credit", false, join(open(1, "hold"), encode(&bus.DataFrame{ID: 1, Payload: make([]byte, 5<<20>>3)})), bus.CodeProtocol},
+		{"DATA in the queue", false, join(open(1, "hold"), open(2, "hold"), encode(&bus.DataFrame{ID: 2, Payload: []byte("x")})), bus.CodeProtocol},
+		{"DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1, Payload: []byte("x")})), bus.CodeProtocol},
+		{"empty DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1})), bus.CodeProtocol},
+		{"EOF twice", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.EOFFrame{ID: 1})), bus.CodeProtocol},
+		{"EOF after a whole CALL", false, join(call(1, "hold"), encode(&bus.EOFFrame{ID: 1})), bus.CodeProtocol},
+		{"too much credit", false, join(call(1, "hold"), encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 4 << 20})), bus.CodeProtocol},
+		{"too much credit, bit by bit", false, join(call(1, "hold"), bytes.Repeat(encode(&bus.GrantFrame{ID: 1, Stream: bus.Stderr, Bytes: 1 << 20}), 4)), bus.CodeProtocol},
+		{"input of 32769 bytes in CALL", false, encode(callFrame(1, "hold", strings.Repeat("x", 32769))), bus.CodeProtocol},
+		{"a window of 4 MiB and 1", false, encode(&bus.CallFrame{ID: 1, Name: []byte("hold"), WindowOutput: 4<<20 + 1}), bus.CodeProtocol},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+				n, path := start(t, node.Config{})
+				b := beside(t, path)
+				offerFunc(t, dial(t, path), "hold", 1, newGate().handle)
+				before := n.Books()
+				p := connect(t, n, path)
+				if !tc.first {
+					p.greet()
+				}
+				go p.write(tc.send) // ends when the node has read or closed
+				if code := p.closed(); code != tc.code {
+					t.Errorf("closed with %q, want %q", code, tc.code)
+				}
+				p.nc.Close()
+				settled(t, n, before)
+				b.works()
+				b.sane(time.Second)
+			})
+		})
+	}
+}
+
+// TestTolerated: what looks odd and is allowed costs nothing.
+func TestTolerated(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	offerFunc(t, dial(t, path), "echo", 1, echo)
+	before := n.Books()
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		p := connect(t, n, path)
+		ok := func(what string, id uint64, frames ...[]byte) {
+			t.Helper()
+			p.write(append(bytes.Join(frames, nil), encode(callFrame(id, "echo", "still"))...))
+			for {
+				f := want[*bus.EndFrame](p)
+				if f.ID == id {
+					if string(f.Output) != "still" {
+						t.Errorf("after %s: %+v", what, f)
+					}
+					return
+				}
+			}
+		}
+		p.write(frameOf(0x9a, 1, 1, 0xcd, 0xff, 0xff, 0xa0, 0xa0, 0xa1, 'x', 0x90, 0xa0, 0xc0, 0x92, 1, 0xc3)) // a newer minor version
+		want[*bus.HelloFrame](p)
+		ok("an unknown type", 1, frameOf(0x92, 99, 0xc0), frameOf(0xdc, 0, 1, 0xcc, 200))
+		ok("extra elements", 2, frameOf(0x99, 5, 0xd3, 0, 0, 0, 0, 0, 0, 0, 3, 0xa0, 0, 0xa0, 0xa0, 1, 0, 0)[:0])
+		p.write(encode(callFrame(5, "echo", "x")))
+		want[*bus.EndFrame](p)
+		ok("late frames of a call that has ended", 6, encode(
+			&bus.DataFrame{ID: 5, Payload: []byte("late")}, &bus.EOFFrame{ID: 5}, &bus.GrantFrame{ID: 5, Stream: bus.Output, Bytes: 4 << 20}, &bus.CancelFrame{ID: 5}))
+		ok("frames of an id that was passed over", 7, encode(&bus.DataFrame{ID: 3, Payload: []byte("x")}, &bus.CancelFrame{ID: 4}))
+		wait := openFrame(8, "nobody")
+		wait.WaitFunction = bus.Forever
+		ok("empty DATA while queued", 9, encode(wait, &bus.DataFrame{ID: 8}, &bus.GrantFrame{ID: 8, Stream: bus.Output}, &bus.EOFFrame{ID: 8}, &bus.CancelFrame{ID: 8}))
+		ok("a jump of ids", 1<<40, nil)
+		p.nc.Close()
+		settled(t, n, before)
+	})
+}
+
+// TestSessionEverySplit: a whole session of a worker and a caller, on one
+// connection, cut in two at every place and sent byte by byte.
+func TestSessionEverySplit(t *testing.T) {
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		n, path := start(t, node.Config{})
+		before := n.Books()
+		session := encode(
+			hello(), &bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1},
+			callFrame(1, "f", "in"), &bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 10},
+		)
+		// The node's CALL has come by then.
+		answer := encode(&bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("out")}, &bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: []byte("err")}, exit(1, 3))
+		play := func(chunks func(p *raw, all []byte)) {
+			t.Helper()
+			p := connect(t, n, path)
+			sent := make(chan struct{})
+			go func() { // ends when the node has read it
+				defer close(sent)
+				chunks(p, session)
+			}()
+			if f := want[*bus.CallFrame](p); string(f.Input) != "in" {
+				t.Fatalf("%+v", f)
+			}
+			await(t, "the session's last byte", sent)
+			chunks(p, answer)
+			if f := want[*bus.EndFrame](p); f.Status != 3 || f.ID != 1 {
+				t.Fatalf("%+v", f)
+			}
+			p.nc.Close()
+			settled(t, n, before) // or the next call goes to this worker
+		}
+		for cut := range session {
+			play(func(p *raw, all []byte) {
+				k := min(cut, len(all))
+				p.write(all[:k])
+				p.write(all[k:])
+			})
+		}
+		play(func(p *raw, all []byte) {
+			for i := range all {
+				p.write(all[i : i+1])
+			}
+		})
+		settled(t, n, before)
+	})
+}
+
+// TestHalfSession: a session that breaks off at every place.
+func TestHalfSession(t *testing.T) {
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		n, path := start(t, node.Config{})
+		b := beside(t, path)
+		before := n.Books()
+		session := encode(
+			hello(), &bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}, callFrame(1, "f", "in"), openFrame(2, "beside"),
+			&bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("out")},
+		)
+		for cut := range session {
+			p := connect(t, n, path)
+			go io.Copy(io.Discard, p.nc) // ends with the connection
+			p.write(session[:cut])
+			p.nc.Close()
+		}
+		settled(t, n, before)
+		b.works()
+	})
+}
+
+// shortGreeting makes the time for HELLO pass at once.
+type shortGreeting struct {
+	net.Conn
+	asked chan time.Duration
+}
+
+func (s *shortGreeting) SetReadDeadline(t time.Time) error {
+	if !t.IsZero() {
+		s.asked <- time.Until(t)
+		t = time.Now()
+	}
+	return s.Conn.SetReadDeadline(t)
+}
+
+// TestSlowHandshake: HELLO has ten seconds, and no more.
+func TestSlowHandshake(t *testing.T) {
+	noLeaks(t)
+	n, _ := start(t, node.Config{})
+	near, far := net.Pipe()
+	slow := &shortGreeting{far, make(chan time.Duration, 1)}
+	served := make(chan struct{})
+	go func() { // ends with the time for HELLO
+		defer close(served)
+		n.ServeConn(slow, "uid:0")
+	}()
+	p := newRaw(t, near)
+	if d := await(t, "a deadline", slow.asked); d < 9*time.Second || d > 10*time.Second {
+		t.Errorf("HELLO has %v", d)
+	}
+	p.closed()
+	await(t, "the end of ServeConn", served)
+}
+
+// TestIdleConnections: a thousand that say HELLO, or nothing, or half of it,
+// are no trouble.
+func TestIdleConnections(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	b := beside(t, path)
+	before := n.Books()
+	conns := make([]*raw, 1000)
+	for i := range conns {
+		switch p := rawUnix(t, n, path); i % 3 {
+		case 0:
+			conns[i] = p.greet()
+		case 1:
+			p.write(encode(hello())[:7])
+			conns[i] = p
+		default:
+			conns[i] = p
+		}
+	}
+	for range 100 {
+		b.works()
+	}
+	b.sane(time.Second)
+	if info := n.Info(); info.Sessions < 1000 {
+		t.Errorf("%d connections", info.Sessions)
+	}
+	for _, p := range conns {
+		p.nc.Close()
+	}
+	settled(t, n, before)
+}
+
+// TestPeerThatNeverReads: its connection is closed when its backlog is full, and
+// nobody else notices.
+func TestPeerThatNeverReads(t *testing.T) {
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		n, path := start(t, node.Config{})
+		b := beside(t, path)
+		before := n.Books()
+		p := connect(t, n, path).greet()
+		// Each of these is answered by END with a message of some length.
+		frames := make([]byte, 0, 1<<20)
+		closed := make(chan struct{})
+		go func() { // ends when the node has closed
+			defer close(closed)
+			for id := uint64(1); ; {
+				frames = frames[:0]
+				for range 2000 {
+					f := callFrame(id, strings.Repeat("-", 200), "")
+					frames = f.Append(frames)
+					id++
+				}
+				p.nc.SetWriteDeadline(time.Now().Add(patience))
+				if _, err := p.nc.Write(frames); err != nil {
+					return
+				}
+			}
+		}()
+		for done := false; !done; {
+			select {
+			case <-closed:
+				done = true
+			default:
+				b.works()
+			}
+		}
+		p.nc.Close()
+		settled(t, n, before)
+		b.sane(time.Second)
+	})
+}
+
+// TestWorkerThatNeverReads stalls the calls it was given, and no others.
+func TestWorkerThatNeverReads(t *testing.T) {
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		n, path := start(t, node.Config{})
+		b := beside(t, path)
+		before := n.Books()
+		w := connect(t, n, path).greet()
+		w.offer("stuck", 1000, 0)
+		c := dial(t, path)
+		var calls []<-chan outcome
+		for range 300 {
+			calls = append(calls, post(bg(), c, bus.Request{Function: "stuck", Input: strings.NewReader(strings.Repeat("x", 30000)), Timeout: 50 * time.Millisecond}))
+		}
+		for _, ch := range calls {
+			wantErr(t, await(t, "the deadline", ch).err, bus.ErrDeadline)
+		}
+		b.works()
+		b.sane(time.Second)
+		w.nc.Close()
+		c.Close()
+		settled(t, n, before)
+	})
+}
+
+// TestManyHostilePeers: together they are no worse than alone.
+func TestManyHostilePeers(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	b := beside(t, path)
+	before := n.Books()
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			nc, err := net.Dial("unix", path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer nc.Close()
+			junk := bytes.Repeat([]byte{byte(i), 0x91, 0, 0, 0, 3, 0x92, 7, 1}, 1000)
+			for k := range 20 {
+				nc.Write(encode(hello(), callFrame(uint64(k+1), "beside", "x")))
+			}
+			nc.Write(junk)
+		})
+	}
+	for range 50 {
+		b.works()
+	}
+	wg.Wait()
+	settled(t, n, before)
+	b.sane(2 * time.Second)
+}
+
+// TestLongFramesArePassedOn: a frame as long as allowed is not too long for the
+// next hop, where the ids are longer.
+func TestLongFramesArePassedOn(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	w, c := rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet()
+	w.offer("f", 10, 0)
+	for id := uint64(1); id <= 200; id++ { // so that the worker's ids take two bytes
+		c.send(callFrame(id, "f", ""))
+		want[*bus.CallFrame](w)
+		w.send(exit(id, 0))
+		want[*bus.EndFrame](c)
+	}
+	c2 := rawUnix(t, n, path).greet()
+	f := openFrame(1, "f")
+	f.WindowOutput = bus.MaxWindow
+	c2.send(f)
+	id := want[*bus.CallFrame](w).ID
+	w.send(&bus.GrantFrame{ID: id, Bytes: 4 << 20})
+	longest := &bus.DataFrame{ID: 1, Payload: make([]byte, 1<<20)}
+	longest.Payload = longest.Payload[len(longest.AppendHead(nil))-4:]
+	granted := uint64(0)
+	for granted < 2<<20 {
+		granted += want[*bus.GrantFrame](c2).Bytes
+	}
+	c2.send(longest)
+	got := 0
+	for got < len(longest.Payload) {
+		got += len(want[*bus.DataFrame](w).Payload)
+	}
+	// The same backwards: END with all that fits, to which the node adds names.
+	w.send(&bus.DataFrame{ID: id, Stream: bus.Output, Payload: make([]byte, 64<<10)})
+	want[*bus.DataFrame](c2)
+	for granted = 0; granted < 2<<20; {
+		granted += want[*bus.GrantFrame](w).Bytes
+	}
+	end := exit(id, 0)
+	end.Output = make([]byte, 1<<20)
+	end.Output = end.Output[len(end.Append(nil))-4-1<<20:]
+	w.send(end)
+	got = 0
+	for {
+		f, err := c2.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f := f.(type) {
+		case *bus.DataFrame:
+			got += len(f.Payload)
+		case *bus.EndFrame:
+			if got += len(f.Output); got != len(end.Output) {
+				t.Errorf("%d of %d bytes", got, len(end.Output))
+			}
+			if l := len(f.Append(nil)) - 4; l > bus.MaxFrame {
+				t.Errorf("END of %d bytes", l)
+			}
+			return
+		}
+	}
+}
+
+// TestCallsPerConnection: ten thousand calls may be open on one connection, the
+// next is busy; at a worker as well, whatever its slots.
+func TestCallsPerConnection(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{Queue: 100})
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 1<<20, 0)
+	go io.Copy(io.Discard, w.r) // ends with the connection
+	before := n.Books()
+	for round := range 2 {
+		c := rawUnix(t, n, path).greet()
+		var frames []byte
+		for id := uint64(1); id <= 10001; id++ {
+			f := callFrame(id, "f", "")
+			f.WaitSlot = 0
+			frames = f.Append(frames)
+		}
+		c.write(frames)
+		if f := want[*bus.EndFrame](c); string(f.Code) != bus.CodeBusy || round == 0 && f.ID != 10001 {
+			t.Errorf("%+v", f)
+		}
+		c.nc.Close()
+		eventually(t, "the caller's end", func() bool { return n.Books().Sessions == before.Sessions })
+		// The worker does not end them: they still count there.
+		if open := n.Open(); open > 10000 {
+			t.Errorf("%d calls are held for one worker", open)
+		}
+	}
+	w.nc.Close()
+	eventually(t, "the end of all", func() bool { return n.Open() == 0 })
+	if err := n.Audit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHandshakeOptions: a client may send on right behind its HELLO, and name
+// the network or not.
+func TestHandshakeOptions(t *testing.T) {
+	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		n, path := start(t, node.Config{})
+		for _, network := range []string{"", "test"} {
+			p := connect(t, n, path)
+			me := hello()
+			me.Network = []byte(network)
+			big := callFrame(1, "nobody", strings.Repeat("x", bus.MaxInlineInput)) // longer than a HELLO may be
+			go p.send(me, big)                                                     // ends when that is read
+			h := want[*bus.HelloFrame](p)
+			f := want[*bus.EndFrame](p)
+			if string(h.Network) != "test" || string(f.Call) != fmt.Sprintf("%s-1", h.Connection) || string(f.Code) != bus.CodeNoFunction {
+				t.Errorf("%+v %+v", h, f)
+			}
+		}
+	})
+}

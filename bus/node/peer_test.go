@@ -1,0 +1,322 @@
+package node_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"go.uber.org/goleak"
+)
+
+// patience bounds every wait for an event: a test that reaches it has failed.
+const patience = 20 * time.Second
+
+// noLeaks fails the test if a goroutine is left that it has started. It is to
+// be called first, so that it looks last.
+func noLeaks(t testing.TB) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		// A connection that closes may take a second to say why.
+		deadline := time.Now().Add(3 * time.Second)
+		for {
+			err := goleak.Find(before)
+			if err == nil {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Error(err)
+				return
+			}
+		}
+	})
+}
+
+// eventually polls what no event tells of.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never came: %s", what)
+		}
+		runtime.Gosched()
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+// await waits for a channel to be closed or to deliver.
+func await[T any](t testing.TB, what string, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("never came: %s", what)
+		panic("unreachable")
+	}
+}
+
+// raw is a peer that sends what the test says, frame by frame or byte by byte.
+type raw struct {
+	t  testing.TB
+	nc net.Conn
+	r  *bufio.Reader
+}
+
+func newRaw(t testing.TB, nc net.Conn) *raw {
+	t.Cleanup(func() { nc.Close() })
+	nc.SetReadDeadline(time.Now().Add(patience))
+	return &raw{t: t, nc: nc, r: bufio.NewReaderSize(nc, 64<<10)}
+}
+
+// rawUnix connects over the node's socket.
+func rawUnix(t testing.TB, _ *node.Node, path string) *raw {
+	t.Helper()
+	nc, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newRaw(t, nc)
+}
+
+// rawPipe connects in memory: no descriptor, every write waits for the reader.
+func rawPipe(t testing.TB, n *node.Node, _ string) *raw {
+	t.Helper()
+	near, served := newPipe(t, n, "uid:0")
+	t.Cleanup(func() {
+		near.Close()
+		await(t, "the end of ServeConn", served)
+	})
+	return newRaw(t, near)
+}
+
+var transports = map[string]func(testing.TB, *node.Node, string) *raw{"unix": rawUnix, "pipe": rawPipe}
+
+// over runs a test over each transport.
+func over(t *testing.T, f func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw)) {
+	for name, connect := range transports {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			f(t, connect)
+		})
+	}
+}
+
+func encode(frames ...bus.Frame) []byte {
+	var b []byte
+	for _, f := range frames {
+		b = f.Append(b)
+	}
+	return b
+}
+
+// write sends bytes; whoever has been closed on finds that out by reading.
+func (p *raw) write(b []byte) { p.nc.Write(b) }
+
+func (p *raw) send(frames ...bus.Frame) { p.write(encode(frames...)) }
+
+// next reads a frame.
+func (p *raw) next() (bus.Frame, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(p.r, head[:]); err != nil {
+		return nil, err
+	}
+	body := make([]byte, binary.BigEndian.Uint32(head[:]))
+	if _, err := io.ReadFull(p.r, body); err != nil {
+		return nil, err
+	}
+	t, err := bus.PeekType(body)
+	if err != nil {
+		return nil, err
+	}
+	f := map[bus.Type]bus.Frame{
+		bus.TypeHello: &bus.HelloFrame{}, bus.TypeError: &bus.ErrorFrame{}, bus.TypeOffer: &bus.OfferFrame{}, bus.TypeOffered: &bus.OfferedFrame{},
+		bus.TypeCall: &bus.CallFrame{}, bus.TypeData: &bus.DataFrame{}, bus.TypeEOF: &bus.EOFFrame{}, bus.TypeGrant: &bus.GrantFrame{},
+		bus.TypeCancel: &bus.CancelFrame{}, bus.TypeEnd: &bus.EndFrame{},
+	}[t]
+	var d bus.Decoder
+	return f, d.Decode(body, f)
+}
+
+// want reads until a frame of that type comes, and fails if none does.
+func want[F bus.Frame](p *raw) F {
+	p.t.Helper()
+	for {
+		f, err := p.next()
+		if err != nil {
+			p.t.Fatalf("waiting for %v: %v", reflect.TypeFor[F](), err)
+		}
+		if f, ok := f.(F); ok {
+			return f
+		}
+		if e, ok := f.(*bus.ErrorFrame); ok {
+			p.t.Fatalf("waiting for %v: the node says %s: %s", reflect.TypeFor[F](), e.Code, e.Message)
+		}
+	}
+}
+
+// closed reads to the end of the connection and returns the code that was given.
+func (p *raw) closed() string {
+	p.t.Helper()
+	code := ""
+	for {
+		f, err := p.next()
+		var ne net.Error
+		if errors.As(err, &ne) && ne.Timeout() {
+			p.t.Fatal("the connection was not closed")
+		}
+		if err != nil {
+			return code
+		}
+		if e, ok := f.(*bus.ErrorFrame); ok {
+			code = string(e.Code)
+		}
+	}
+}
+
+func hello() *bus.HelloFrame { return &bus.HelloFrame{Major: bus.Major, Name: []byte("raw")} }
+
+// greet exchanges HELLO.
+func (p *raw) greet() *raw {
+	p.t.Helper()
+	p.send(hello())
+	want[*bus.HelloFrame](p)
+	return p
+}
+
+// offer offers a function.
+func (p *raw) offer(name string, slots, flags uint64) {
+	p.t.Helper()
+	p.send(&bus.OfferFrame{Seq: 1, Name: []byte(name), Slots: slots, Flags: flags})
+	if a := want[*bus.OfferedFrame](p); len(a.Code) > 0 {
+		p.t.Fatalf("offer of %s: %s: %s", name, a.Code, a.Message)
+	}
+}
+
+// callFrame is a call with a whole input.
+func callFrame(id uint64, name, input string) *bus.CallFrame {
+	return &bus.CallFrame{
+		ID: id, Name: []byte(name), Input: []byte(input), Flags: bus.FlagInputEnd,
+		WaitSlot: bus.Forever, WindowOutput: bus.InitialWindow, WindowStderr: bus.InitialWindow,
+	}
+}
+
+// openFrame is a call whose input is to follow.
+func openFrame(id uint64, name string) *bus.CallFrame {
+	f := callFrame(id, name, "")
+	f.Flags = 0
+	return f
+}
+
+func exit(id, status uint64) *bus.EndFrame {
+	return &bus.EndFrame{ID: id, Status: status, Code: []byte("exit")}
+}
+
+// settled checks that node and counts are as if nothing had happened.
+func settled(t testing.TB, n *node.Node, want node.Books) {
+	t.Helper()
+	want.Budget = 0 // when want was taken, something was still being written
+	deadline := time.Now().Add(patience)
+	for n.Books() != want {
+		if time.Now().After(deadline) {
+			t.Fatalf("counts are %+v, they were %+v", n.Books(), want)
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+	if err := n.Audit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// offerFunc offers a function over a client.
+func offerFunc(t testing.TB, c *bus.Client, name string, slots int, h bus.CallHandler) *bus.Offering {
+	t.Helper()
+	off, err := c.Offer(context.Background(), bus.Offer{Name: name, Slots: slots}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return off
+}
+
+// bystander is a client and a worker that behave, beside what the test does.
+type bystander struct {
+	t      testing.TB
+	client *bus.Client
+	worst  time.Duration
+	mu     sync.Mutex
+}
+
+func beside(t testing.TB, path string) *bystander {
+	t.Helper()
+	w := dial(t, path)
+	offerFunc(t, w, "beside", 2, echo)
+	return &bystander{t: t, client: dial(t, path)}
+}
+
+// works makes a call, and holds how long it took.
+func (b *bystander) works() {
+	b.t.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
+	var out lockedBuffer
+	t0 := time.Now()
+	_, err := b.client.Call(ctx, &bus.Request{Function: "beside", Input: strings.NewReader("still here"), Stdout: &out})
+	if err != nil || out.String() != "still here" {
+		b.t.Errorf("call beside: %q, error %v", out.String(), err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.worst = max(b.worst, time.Since(t0))
+}
+
+// sane checks the latency of the calls so far.
+func (b *bystander) sane(limit time.Duration) {
+	b.t.Helper()
+	if b.worst > limit {
+		b.t.Errorf("a call beside took %v", b.worst)
+	}
+}
+
+// lockedBuffer may be written by one goroutine and read by another.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// newPipe serves one end of a pipe for a caller of that identity; served is
+// closed at its end.
+func newPipe(t testing.TB, n *node.Node, caller string) (near net.Conn, served <-chan struct{}) {
+	near, far := net.Pipe()
+	ch := make(chan struct{})
+	go func() { // ends with the connection
+		defer close(ch)
+		n.ServeConn(far, caller)
+	}()
+	return near, ch
+}

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds every wait for something that should happen.
-const patience = 10 * time.Second
+const patience = 20 * time.Second
 
 type runnerKey struct{}
 

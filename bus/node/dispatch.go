@@ -14,6 +14,7 @@ import (
 type function struct {
 	node   *Node
 	name   string
+	text   []byte // name, for frames
 	offers []*offer
 	queue  queue
 	calls  int    // not finished, queued or with a worker
@@ -47,7 +48,7 @@ func (o *offer) free() int {
 func (n *Node) function(name string) *function {
 	fn := n.functions[name]
 	if fn == nil {
-		fn = &function{node: n, name: name}
+		fn = &function{node: n, name: name, text: []byte(name)}
 		n.functions[name] = fn
 	}
 	return fn
@@ -104,8 +105,11 @@ type call struct {
 	bytesIn, bytesOut int64
 }
 
-func (c *call) name() string {
-	return string(c.session.connection()) + fmt.Sprintf("-%d", c.id)
+func (c *call) name() string { return string(c.appendName(nil)) }
+
+// appendName appends the call's id on the network.
+func (c *call) appendName(dst []byte) []byte {
+	return c.session.appendCall(dst, c.id)
 }
 
 // handleCall takes a new call: it is placed, queued or ended at once.
@@ -123,7 +127,7 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	if code, msg := s.refuseCall(f); code != "" {
 		return b.Send(s.conn, &bus.EndFrame{
 			ID: f.ID, Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
-			Call: fmt.Appendf(s.connection(), "-%d", f.ID),
+			Call: s.appendCall(nil, f.ID),
 		})
 	}
 	c := n.newCall(s, f)
@@ -255,11 +259,12 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 	c.offer, c.workerID, c.started = o, w.lastOut, time.Now()
 	w.out[c.workerID] = c
 	c.stopWaiting()
-	f := bus.CallFrame{
-		ID: c.workerID, Name: []byte(c.fn.name), Kind: c.kind, Args: args, Input: input, Flags: c.flags,
+	f := &n.scratch.call
+	*f = bus.CallFrame{
+		ID: c.workerID, Name: c.fn.text, Kind: c.kind, Args: args, Input: input, Flags: c.flags,
 		WaitSlot:     bus.Forever,
 		WindowOutput: c.flows[bus.Output].first(firstOutput), WindowStderr: c.flows[bus.Stderr].first(firstStderr),
-		Call: []byte(c.name()), Caller: []byte(c.session.caller),
+		Call: c.appendName(n.scratch.name[:0]), Caller: c.session.callerText,
 	}
 	if c.inputEnded {
 		f.Flags |= bus.FlagInputEnd
@@ -267,7 +272,7 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 	if !c.deadline.IsZero() {
 		f.Timeout = uint64(max(1, time.Until(c.deadline).Milliseconds()))
 	}
-	b.Send(w.conn, &f)
+	b.Send(w.conn, f)
 }
 
 // enqueue makes a new call wait, if it may.

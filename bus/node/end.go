@@ -33,9 +33,9 @@ func (c *call) dismiss(b *bus.Batch, code string) {
 func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
 	c.close(f)
 	if !c.session.gone {
-		f.ID, f.Call = c.id, []byte(c.name())
+		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
 		if c.offer != nil {
-			f.Worker = []byte(c.offer.session.name)
+			f.Worker = c.offer.session.nameText
 		}
 		if k := len(f.Output); k > longest { // with these names it might not fit a frame
 			b.Send(c.session.conn, &bus.DataFrame{ID: c.id, Stream: bus.Output, Payload: f.Output[:k/2]})
@@ -127,7 +127,7 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 		c.leave()
 		c.requeue(b)
 	default:
-		c.end(b, &bus.EndFrame{Source: f.Source, Status: f.Status, Code: f.Code, Message: f.Message, Output: f.Output})
+		c.end(b, f)
 		c.leave()
 		c.finish()
 	}

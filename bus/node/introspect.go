@@ -205,7 +205,7 @@ func (n *Node) Cancel(id string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, s := range n.sessions {
-		if !strings.HasPrefix(id, string(s.connection())+"-") {
+		if !strings.HasPrefix(id, string(s.prefix)+"-") {
 			continue
 		}
 		for _, c := range s.in {

@@ -70,12 +70,19 @@ type Node struct {
 	tick      uint64 // rises with each use of an offer: orders idle ones
 	exposure  int64  // credit given out, not used yet
 	open      int    // calls that some worker or queue holds, the node's own functions not counted
+	scratch   scratch
 	draining  bool
 	idle      chan struct{} // closed when open falls to 0, if somebody waits
 	closed    bool
 
 	serving sync.WaitGroup
 	own     *bus.Client // offers the node's own functions
+}
+
+// scratch is what frames are put together in: they are encoded at once.
+type scratch struct {
+	call bus.CallFrame
+	name [64]byte
 }
 
 // New makes a node. It has no connection yet, and offers its own functions.
@@ -178,6 +185,8 @@ func (n *Node) serve(nc net.Conn, caller string, internal bool) {
 	}
 	n.lastConn++
 	s.id = n.lastConn
+	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)
+	s.callerText = []byte(caller)
 	n.sessions[s.id] = s
 	n.serving.Add(1)
 	n.mu.Unlock()

@@ -20,6 +20,10 @@ type session struct {
 	internal bool   // the node's own: may offer fbus.*
 	greeted  bool   // its reader's alone
 
+	prefix     []byte // of the ids of calls that are opened here
+	callerText []byte // caller, for frames
+	nameText   []byte // name, for frames
+
 	name     string
 	instance string
 	in       map[uint64]*call // calls that the peer opened
@@ -89,13 +93,14 @@ func (s *session) greet(b *bus.Batch, f bus.Frame) error {
 	s.register(h)
 	return b.Send(s.conn, &bus.HelloFrame{
 		Major: bus.Major, Minor: bus.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
-		Connection: s.connection(),
+		Connection: s.prefix,
 	})
 }
 
-// connection is the prefix of the ids of calls that are opened here.
-func (s *session) connection() []byte {
-	return strconv.AppendUint([]byte(s.node.prefix+"-"), s.id, 10)
+// appendCall appends the id on the network of a call that is opened here.
+func (s *session) appendCall(dst []byte, id uint64) []byte {
+	dst = append(append(dst, s.prefix...), '-')
+	return strconv.AppendUint(dst, id, 10)
 }
 
 // clean makes a peer's text fit for a message: short and printable.
@@ -119,6 +124,7 @@ func (s *session) register(h *bus.HelloFrame) {
 	key := s.caller + " " + string(h.Instance)
 	n.mu.Lock()
 	s.name = clean(h.Name)
+	s.nameText = []byte(s.name)
 	if len(h.Instance) == 0 {
 		n.mu.Unlock()
 		return
@@ -303,7 +309,8 @@ func (s *session) handleData(b *bus.Batch, f *bus.DataFrame) error {
 		b.Send(to.conn, &bus.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload[:k/2]})
 		f.Payload = f.Payload[k/2:]
 	}
-	b.Send(to.conn, &bus.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload})
+	f.ID = id // the rest is passed on as it came
+	b.Send(to.conn, f)
 	return nil
 }
 

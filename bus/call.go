@@ -328,6 +328,17 @@ func (c *Client) inputGrant(f *GrantFrame) error {
 	return call.input.grant(f.Bytes)
 }
 
+// interned is a text that comes again and again.
+type interned string
+
+// intern returns p as a string, without a copy if it is what came last.
+func (i *interned) intern(p []byte) string {
+	if string(p) != string(*i) {
+		*i = interned(p)
+	}
+	return string(*i)
+}
+
 // handleEnd ends a call of ours.
 func (c *Client) handleEnd(f *EndFrame) error {
 	c.mu.Lock()
@@ -341,8 +352,8 @@ func (c *Client) handleEnd(f *EndFrame) error {
 	}
 	delete(c.out, f.ID)
 	call.result = Result{
-		Source: f.Source, Status: int(f.Status), Code: string(f.Code), Message: string(f.Message),
-		Call: string(f.Call), Worker: string(f.Worker),
+		Source: f.Source, Status: int(f.Status), Code: c.codes.intern(f.Code), Message: string(f.Message),
+		Call: string(f.Call), Worker: c.workers.intern(f.Worker),
 	}
 	call.stderr.close()
 	call.stdout.close()
@@ -371,6 +382,7 @@ func (s *recvStream) init(call *outCall, stream Stream) {
 	s.credit, s.window = InitialWindow, InitialWindow
 }
 
+// signal wakes whoever consumes the stream. s.mu is held.
 func (s *recvStream) signal() {
 	select {
 	case s.wake <- struct{}{}:

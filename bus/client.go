@@ -43,6 +43,9 @@ type Client struct {
 	lastIn   uint64 // highest id the node opened
 	in       map[uint64]*Invocation
 	lastSeq  uint64
+	codes    interned
+	workers  interned
+	callers  interned
 	pending  map[uint64]chan *Error // OFFERs not answered yet
 	offers   map[string]*Offering
 	err      error

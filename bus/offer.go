@@ -210,7 +210,7 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 	n := copy(data, f.Args)
 	copy(data[n:], f.Input)
 	inv := &Invocation{
-		Function: off.offer.Name, Call: string(f.Call), Caller: string(f.Caller),
+		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
 		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&FlagHasInput != 0,
 		client: c, offering: off, id: f.ID,
 	}
@@ -337,14 +337,13 @@ type sendStream struct {
 	inv    *Invocation
 	stream Stream
 
-	mu     sync.Mutex // protects credit
+	mu     sync.Mutex // protects the fields below
 	credit uint64
-	more   chan struct{} // has room for one: credit came
+	more   chan struct{} // has room for one: credit came; nil until a writer has waited
 }
 
 func (s *sendStream) init(inv *Invocation, stream Stream, credit uint64) {
 	s.inv, s.stream, s.credit = inv, stream, credit
-	s.more = make(chan struct{}, 1)
 }
 
 func (s *sendStream) grant(n uint64) error {
@@ -371,12 +370,16 @@ func (s *sendStream) takeAll(n int) bool {
 	return true
 }
 
-func (s *sendStream) take(n int) int {
+// take takes credit for at most n bytes; if there is none, more tells when.
+func (s *sendStream) take(n int) (k int, more <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := min(uint64(n), s.credit)
-	s.credit -= k
-	return int(k)
+	k = int(min(uint64(n), s.credit))
+	s.credit -= uint64(k)
+	if k == 0 && s.more == nil {
+		s.more = make(chan struct{}, 1)
+	}
+	return k, s.more
 }
 
 // Write sends p, waiting for the caller's credit as it needs to.
@@ -386,10 +389,10 @@ func (s *sendStream) Write(p []byte) (int, error) {
 		if err := s.inv.ctx.Err(); err != nil {
 			return sent, context.Cause(s.inv.ctx)
 		}
-		n := s.take(min(len(p)-sent, ChunkSize))
+		n, more := s.take(min(len(p)-sent, ChunkSize))
 		if n == 0 {
 			select {
-			case <-s.more:
+			case <-more:
 			case <-s.inv.ctx.Done():
 			}
 			continue

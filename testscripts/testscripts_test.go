@@ -39,6 +39,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                ".",
 		Setup:              setup,
+		WorkdirRoot:        t.TempDir(), // its own would stay behind when -run leaves scripts out
 		Condition:          condition,
 		RequireUniqueNames: true,
 		// A command that hangs is a failure, not a reason to wait for go test's limit.

@@ -28,9 +28,10 @@ type Worker struct {
 	// Notice, if set, takes messages about losses and returns.
 	Notice func(format string, args ...any)
 
-	mu     sync.Mutex // protects the fields below
-	client *Client    // nil while there is none
-	served []*served
+	mu      sync.Mutex // protects the fields below
+	client  *Client    // nil while there is none
+	drained bool       // nothing is offered any more
+	served  []*served
 }
 
 // served is one function of a worker, across connections.
@@ -38,14 +39,29 @@ type served struct {
 	worker   *Worker
 	offer    Offer
 	handler  CallHandler
-	offering *Offering // on the current connection
-	held     int       // calls of all connections that have not returned
+	offering *Offering       // on the current connection
+	held     map[*Client]int // calls that have not returned, by connection
 	idle     chan struct{}
+
+	change sync.Mutex // taken before mu: one OFFER at a time, each by the latest count
 }
+
+// running is how many calls have not returned. The worker's mu is held.
+func (s *served) running() int {
+	n := 0
+	for _, k := range s.held {
+		n += k
+	}
+	return n
+}
+
+// slots is how many may be offered over c: all but those that calls of earlier
+// connections hold. The worker's mu is held.
+func (s *served) slots(c *Client) int { return s.offer.Slots - s.running() + s.held[c] }
 
 // Add adds a function, before Run.
 func (w *Worker) Add(o Offer, h CallHandler) {
-	w.served = append(w.served, &served{worker: w, offer: o, handler: h})
+	w.served = append(w.served, &served{worker: w, offer: o, handler: h, held: map[*Client]int{}})
 }
 
 // Start connects and makes all offers. An error is final.
@@ -146,15 +162,20 @@ func (w *Worker) notice(format string, args ...any) {
 	}
 }
 
-// announce offers the slots that are free; with none the first call that
-// returns does it.
+// announce offers the slots that are free, or changes how many are offered; with
+// none the first call that returns does it.
 func (s *served) announce(ctx context.Context, c *Client) error {
+	s.change.Lock()
+	defer s.change.Unlock()
 	w := s.worker
 	w.mu.Lock()
-	slots := s.offer.Slots - s.held
+	slots, off, stale := s.slots(c), s.offering, w.client != c || w.drained
 	w.mu.Unlock()
-	if slots <= 0 {
+	switch {
+	case stale || slots <= 0:
 		return nil
+	case off != nil:
+		return off.SetSlots(ctx, slots)
 	}
 	o := s.offer
 	o.Slots = slots
@@ -175,54 +196,37 @@ func (s *served) announce(ctx context.Context, c *Client) error {
 func (s *served) serve(ctx context.Context, inv *Invocation) Result {
 	w := s.worker
 	w.mu.Lock()
-	s.held++
+	if w.client != inv.client {
+		w.mu.Unlock() // lost before it began: its slot may be offered already
+		return Result{Source: FromBus, Status: StatusOf(CodeCancelled), Code: CodeCancelled}
+	}
+	s.held[inv.client]++
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		s.held--
-		if s.held == 0 && s.idle != nil {
+		if s.held[inv.client]--; s.held[inv.client] == 0 {
+			delete(s.held, inv.client)
+		}
+		if len(s.held) == 0 && s.idle != nil {
 			close(s.idle)
 			s.idle = nil
 		}
 		if c := w.client; c != nil && c != inv.client {
-			go s.grow(c) // ends with one exchange
+			go s.announce(context.Background(), c) // ends with one exchange
 		}
 	}()
 	return s.handler(ctx, inv)
 }
 
-// grow offers a slot that has come free from an earlier connection.
-func (s *served) grow(c *Client) {
-	w := s.worker
-	w.mu.Lock()
-	off, stale := s.offering, 0
-	if off != nil {
-		stale = s.held - off.Running()
-	}
-	w.mu.Unlock()
-	if off == nil {
-		s.announce(context.Background(), c)
-		return
-	}
-	off.SetSlots(context.Background(), max(1, s.offer.Slots-stale))
-}
-
 // Drain withdraws the offers and waits until no call runs, or ctx ends. Then the
 // connection is closed.
 func (w *Worker) Drain(ctx context.Context) error {
-	if c := w.current(); c != nil {
-		w.mu.Lock()
-		offerings := make([]*Offering, 0, len(w.served))
-		for _, s := range w.served {
-			if s.offering != nil {
-				offerings = append(offerings, s.offering)
-			}
-		}
-		w.mu.Unlock()
-		for _, off := range offerings {
-			off.SetSlots(ctx, 0)
-		}
+	w.mu.Lock()
+	w.drained = true
+	w.mu.Unlock()
+	for _, s := range w.served {
+		s.withdraw(ctx)
 	}
 	for _, s := range w.served {
 		if err := s.wait(ctx); err != nil {
@@ -230,6 +234,18 @@ func (w *Worker) Drain(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// withdraw takes the offer back, after one that is being made.
+func (s *served) withdraw(ctx context.Context) {
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.worker.mu.Lock()
+	off := s.offering
+	s.worker.mu.Unlock()
+	if off != nil {
+		off.SetSlots(ctx, 0)
+	}
 }
 
 // Close closes the connection. Calls that still run are cancelled and waited
@@ -246,7 +262,7 @@ func (w *Worker) Close() {
 func (s *served) wait(ctx context.Context) error {
 	w := s.worker
 	w.mu.Lock()
-	if s.held == 0 {
+	if len(s.held) == 0 {
 		w.mu.Unlock()
 		return nil
 	}

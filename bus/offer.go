@@ -82,9 +82,25 @@ func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, 
 			}
 		}
 		c.mu.Unlock()
+		if ctx.Err() != nil {
+			off.giveUp(old)
+		}
 		return nil, err
 	}
 	return off, nil
+}
+
+// giveUp makes the node forget an offer whose answer was not waited for: calls
+// would be sent here and find nobody.
+func (off *Offering) giveUp(old *Offering) {
+	done, cancel := context.WithCancel(context.Background())
+	cancel() // nor is this answer waited for
+	if old != nil {
+		off = old
+	} else {
+		off = &Offering{client: off.client, offer: off.offer}
+	}
+	off.announce(done, off.slots)
 }
 
 // announce sends OFFER and waits for the answer.
@@ -236,6 +252,9 @@ func (inv *Invocation) run() {
 		inv.rest.open()
 	}
 	res := inv.offering.handler(inv.ctx, inv)
+	if res.Source > FromBus || res.Status < 0 || res.Status > 255 {
+		res = Result{Source: FromBus, Status: StatusOf(CodeInternal), Code: CodeInternal, Message: inv.Function + ": its handler returned no valid status", Output: res.Output}
+	}
 	out := res.Output
 	if len(out) > 0 && !inv.out.takeAll(len(out)) {
 		// Longer than what the caller has granted: as any output, at its pace.

@@ -122,10 +122,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 		hello: make(chan struct{}), done: make(chan struct{}),
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
-	if err := c.conn.Send(&hello); err != nil {
-		nc.Close()
-		return nil, &Error{Code: CodeNoNode, Message: "node hung up: " + reason(err), Err: err}
-	}
+	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too
 	go c.serve() // ends when the connection does
 	if o.Eager {
 		return c, nil

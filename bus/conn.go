@@ -279,12 +279,12 @@ func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 
 // finish closes after a failed read; a protocol error is told to the peer.
 func (c *Conn) finish(err error) error {
+	var e *Error
 	c.mu.Lock()
-	if c.err != nil {
+	if c.err != nil && !errors.As(err, &e) {
 		err = c.err // closed on our side: that was first
 	}
 	c.mu.Unlock()
-	var e *Error
 	switch {
 	case errors.As(err, &e):
 		c.CloseWith(e)
@@ -292,6 +292,11 @@ func (c *Conn) finish(err error) error {
 		c.CloseWith(&Error{Code: CodeProtocol, Message: err.Error()})
 	default:
 		c.Close(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil { // a failed write has left the socket to us
+		c.nc.Close()
 	}
 	return err
 }
@@ -495,8 +500,19 @@ func (c *Conn) tryWrite(p, payload []byte) (n int, ok bool) {
 	case c.werr == syscall.EAGAIN:
 		return 0, true
 	}
-	c.fail(c.werr)
+	c.failWrite(c.werr)
 	return 0, false
+}
+
+// failWrite makes a failed write final. The peer has gone, but may have said why
+// before it went: the reader gets a moment to find that. c.mu is held.
+func (c *Conn) failWrite(err error) {
+	if c.err != nil || c.closing {
+		c.fail(err)
+		return
+	}
+	c.nc.SetReadDeadline(time.Now().Add(flushTime))
+	c.drop(err)
 }
 
 // startWriter leaves the backlog to a goroutine.
@@ -573,7 +589,7 @@ func (c *Conn) writeLoop() {
 		c.mu.Lock()
 		c.under = 0
 		if err != nil {
-			c.fail(err)
+			c.failWrite(err)
 		}
 		if c.space != nil && len(c.out) < sendMark {
 			close(c.space)
@@ -634,6 +650,12 @@ func (c *Conn) fail(err error) {
 	if c.err != nil {
 		return
 	}
+	c.drop(err)
+	c.nc.Close()
+}
+
+// drop makes err final and forgets the backlog. c.mu is held.
+func (c *Conn) drop(err error) {
 	c.err = err
 	c.budget.Add(-len(c.out))
 	c.out = nil
@@ -641,7 +663,6 @@ func (c *Conn) fail(err error) {
 		close(c.space)
 		c.space = nil
 	}
-	c.nc.Close()
 }
 
 // Close closes the connection at once; err is what later sends return.

@@ -72,10 +72,10 @@ writes it, and its exit status is ours. Words that begin with - go behind --.
 			&cli.IntFlag{Name: "retries", Usage: "try `N` times more if the worker is lost before any output", Destination: &o.retries},
 			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
 			nodeFlag(&o.node),
-			&cli.IntFlag{Name: "status-fd", Usage: "write how it ended, as JSON, to descriptor `N`", Destination: &o.statusFD},
+			&cli.IntFlag{Name: "status-fd", Usage: "write how it ended, as JSON, to descriptor `N`", Destination: &o.statusFD, DefaultText: "none"},
 			&cli.StringFlag{Name: "status-file", Usage: "write how it ended, as JSON, to `FILE`", Destination: &o.statusTo},
 			quietFlag(&o.quiet),
-			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "say which node and worker it was", Destination: &o.verbose, DisableDefaultText: true},
+			verboseFlag(&o.verbose, "say which node and worker it was"),
 		},
 		Action: func(ctx *cli.Context) error {
 			o.hasData, o.hasFD = ctx.IsSet("data"), ctx.IsSet("status-fd")
@@ -106,6 +106,9 @@ func (o *callOptions) check() error {
 		return usage("-i and -n exclude each other")
 	case o.data == "@-" && o.input == "-":
 		return usage("-d @- and -i - both want stdin")
+	case badField(o.fields) != nil:
+		f := badField(o.fields)
+		return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).withHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
 	case o.noWait && o.wait.set:
 		return usage("--wait and --no-wait exclude each other")
 	case o.retries < 0:
@@ -163,7 +166,15 @@ func pathReason(err error) error {
 	return err
 }
 
-func validJSON(s string) bool { return json.Valid([]byte(s)) }
+// badField finds a field of -F that is not JSON.
+func badField(fields []bus.Field) *bus.Field {
+	for i, f := range fields {
+		if f.JSON && !json.Valid([]byte(f.Value)) {
+			return &fields[i]
+		}
+	}
+	return nil
+}
 
 // arguments are the words, the fields or the document.
 func (o *callOptions) arguments() (bus.Args, error) {

@@ -39,7 +39,7 @@ func takesValue(f cli.Flag) bool {
 
 // normalize rewrites words as getopt_long reads them into the form that the
 // flag package reads without surprises: every flag apart, values joined with =,
-// then --, then the operands as they are. So -j4, -t5s, -qn and --x=y work, and
+// its first name, then --, then the operands as they are. So -j4, -t5s, -qn and --x=y work, and
 // an operand is never taken for a flag or the other way round.
 func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]string, error) {
 	g := getopt{command: command, table: tableOf(flags), words: words}
@@ -90,7 +90,7 @@ func (g *getopt) flag(w string) error {
 		}
 		cluster = cluster[1:]
 		if !takesValue(f) {
-			g.flags = append(g.flags, "-"+name)
+			g.flags = append(g.flags, "--"+f.Names()[0])
 			continue
 		}
 		value := strings.TrimPrefix(cluster, "=")
@@ -100,7 +100,7 @@ func (g *getopt) flag(w string) error {
 				return err
 			}
 		}
-		g.flags = append(g.flags, "-"+name+"="+value)
+		g.flags = append(g.flags, "--"+f.Names()[0]+"="+value)
 		return nil
 	}
 	return nil
@@ -116,7 +116,7 @@ func (g *getopt) long(w string) error {
 	case !takesValue(f) && given:
 		return usage("--%s takes no value", name)
 	case !takesValue(f):
-		g.flags = append(g.flags, "--"+name)
+		g.flags = append(g.flags, "--"+f.Names()[0])
 		return nil
 	case !given:
 		var err error
@@ -124,7 +124,7 @@ func (g *getopt) long(w string) error {
 			return err
 		}
 	}
-	g.flags = append(g.flags, "--"+name+"="+value)
+	g.flags = append(g.flags, "--"+f.Names()[0]+"="+value)
 	return nil
 }
 

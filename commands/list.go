@@ -19,9 +19,11 @@ import (
 
 // lookOptions are the flags of the commands that look at the bus.
 type lookOptions struct {
-	node string
-	json bool
-	wait durationValue
+	node    string
+	json    bool
+	wait    durationValue
+	quiet   bool
+	verbose bool
 }
 
 func (o *lookOptions) flags() []cli.Flag {
@@ -30,17 +32,22 @@ func (o *lookOptions) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "json", Usage: "one JSON object a line", Destination: &o.json, DisableDefaultText: true},
 		nodeFlag(&o.node),
 		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
+		quietFlag(&o.quiet),
+		verboseFlag(&o.verbose, "say which node it was"),
 	}
 }
 
 // ask calls one of the node's own functions and returns what it says.
 func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
 	ctx := context.Background() // a signal ends the process: there is nothing to clean up
-	c, _, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	c, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	if o.verbose {
+		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+	}
 	var out bytes.Buffer
 	req := &bus.Request{Function: name, Stdout: &out, Stderr: os.Stderr}
 	if len(words) > 0 {
@@ -271,14 +278,24 @@ func cancelCommand() *cli.Command {
 			if ctx.NArg() == 0 {
 				return usage("cancel what? the id of a call is due").withHint("fbus ps shows them")
 			}
-			for _, id := range ctx.Args().Slice() {
-				if _, err := o.ask("fbus.cancel", id); err != nil {
-					return err
-				}
-			}
-			return nil
+			return cancel(o, ctx.Args().Slice(), ctx.App.ErrWriter)
 		},
 	}
+}
+
+// cancel ends every call of the list that there is; the first failure is the
+// command's, the others are said.
+func cancel(o *lookOptions, ids []string, stderr io.Writer) error {
+	var first error
+	for _, id := range ids {
+		_, err := o.ask("fbus.cancel", id)
+		if err != nil && first != nil {
+			say(stderr, err.Error())
+		} else if err != nil {
+			first = err
+		}
+	}
+	return first
 }
 
 func statusCommand() *cli.Command {

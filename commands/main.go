@@ -34,12 +34,34 @@ func Main() int {
 
 // run runs one command line.
 func run(args []string, stdout, stderr io.Writer) error {
-	app := newApp(stdout, stderr)
+	out := &checkedWriter{w: stdout}
+	app := newApp(out, stderr)
 	words, err := prepare(app, args)
 	if err != nil {
 		return err
 	}
-	return app.Run(append([]string{"fbus"}, words...))
+	if err := app.Run(append([]string{"fbus"}, words...)); err != nil {
+		return err
+	}
+	if out.err != nil {
+		return fail(exitInternal, "output: %v", pathReason(out.err))
+	}
+	return nil
+}
+
+// checkedWriter remembers that something could not be written, so that no
+// command loses output and says that all went well.
+type checkedWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (c *checkedWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	return n, err
 }
 
 // report prints an error as a person reads it and returns the exit status.

@@ -24,11 +24,12 @@ import (
 // offerOptions are the flags of fbus offer: what is offered, and how.
 type offerOptions struct {
 	function
-	node   string
-	wait   durationValue
-	worker string
-	drain  durationValue
-	quiet  bool
+	node    string
+	wait    durationValue
+	worker  string
+	drain   durationValue
+	quiet   bool
+	verbose bool
 }
 
 // function describes one program as a function.
@@ -85,6 +86,7 @@ name has more slots. TERM or INT drains; a second one ends at once.
 			nodeFlag(&o.node),
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 			quietFlag(&o.quiet),
+			verboseFlag(&o.verbose, "say how each call ended"),
 		},
 		Action: func(ctx *cli.Context) error {
 			o.env = env.Value()
@@ -107,7 +109,7 @@ func (o *offerOptions) operands(words []string, slotsSet bool) error {
 	case len(words) == 0 || i == 0:
 		return usage("offer what? a name is due").withHint("fbus offer NAME -- PROGRAM [ARG…]")
 	case i < 0 && len(words) > 1:
-		return usage("the program of %s must stand behind --", words[0]).withHint("%s", join("fbus offer", words[:1])+" -- "+join(words[1:]))
+		return usage("the program of %s must stand behind --", words[0]).withHint("%s", join("fbus", "offer", words[:1], "--", words[1:]))
 	case i < 0 || i == len(words)-1:
 		return usage("%s: no program is given", words[0]).withHint("fbus offer %s -- PROGRAM [ARG…]", words[0])
 	case i > 1:
@@ -158,7 +160,7 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 }
 
 // handler adapts a program to the bus.
-func handler(fn *exec.Function) bus.CallHandler {
+func handler(fn *exec.Function, ended func(string, ...any)) bus.CallHandler {
 	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		run, stop := context.WithCancelCause(context.Background())
 		defer context.AfterFunc(ctx, func() {
@@ -174,6 +176,9 @@ func handler(fn *exec.Function) bus.CallHandler {
 			Kind: exec.Kind(inv.Kind), Args: inv.Args, HasInput: inv.HasInput, Input: inv.Input, Rest: inv.Rest,
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
 		})
+		if ended != nil {
+			ended("call %s of %s: %s %d %s", inv.Call, inv.Caller, res.Source, res.Status, res.Code)
+		}
 		return bus.Result{Source: sourceOf[res.Source], Status: res.Status, Code: res.Code, Message: res.Message}
 	}
 }
@@ -189,8 +194,8 @@ type offered struct {
 }
 
 // newWorker makes a worker of some functions; none is on the bus yet. The
-// functions are to be closed.
-func newWorker(list []*function, log func(string, ...any)) (*bus.Worker, []offered, error) {
+// functions are to be closed. ended, if not nil, is told how calls end.
+func newWorker(list []*function, log, ended func(string, ...any)) (*bus.Worker, []offered, error) {
 	w := &bus.Worker{Notice: log}
 	var fns []offered
 	for _, f := range list {
@@ -201,7 +206,7 @@ func newWorker(list []*function, log func(string, ...any)) (*bus.Worker, []offer
 				fns = append(fns, offered{fn, f.name})
 				w.Add(bus.Offer{
 					Name: f.name, Slots: f.slots, Idempotent: f.idempotent, Description: f.description, Arguments: fn.Arguments(),
-				}, handler(fn))
+				}, handler(fn, ended))
 				continue
 			}
 		}
@@ -222,7 +227,11 @@ func offer(o *offerOptions, stderr io.Writer) error {
 	if err := exec.BecomeReaper(); err != nil {
 		return fail(exitInternal, "%v", err)
 	}
-	w, fns, err := newWorker([]*function{&o.function}, log)
+	var ended func(string, ...any)
+	if o.verbose {
+		ended = log
+	}
+	w, fns, err := newWorker([]*function{&o.function}, log, ended)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 )
 
 // maxPretty is how much output -p holds back to indent it; longer comes out as
@@ -40,6 +42,10 @@ func openOutput(o *callOptions) (*outputFile, error) {
 // device or a pipe, is written to directly; a link stays and its target is
 // replaced.
 func (o *outputFile) open(path string) error {
+	if f, err := descriptor(path); f != nil || err != nil {
+		o.w = f
+		return err
+	}
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
@@ -71,6 +77,30 @@ func (o *outputFile) open(path string) error {
 	}
 	o.w, o.tmp, o.path = f, f, path
 	return nil
+}
+
+// descriptor opens a name of one of our own descriptors: what stands there is
+// written on, where it is, and not replaced.
+func descriptor(path string) (*os.File, error) {
+	n, ok := strings.CutPrefix(path, "/dev/fd/")
+	if !ok {
+		n, ok = strings.CutPrefix(path, "/proc/self/fd/")
+	}
+	switch {
+	case path == "/dev/stdout":
+		return os.Stdout, nil
+	case path == "/dev/stderr":
+		return os.Stderr, nil
+	case !ok:
+		return nil, nil
+	}
+	fd, err := strconv.Atoi(n)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: os.ErrNotExist}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	_, err = f.Stat()
+	return f, err
 }
 
 // createAside makes a new file in the directory of path, its mode under the

@@ -25,6 +25,8 @@ import (
 type runOptions struct {
 	offers  []string
 	command []string
+	quiet   bool
+	verbose bool
 }
 
 func runCommand() *cli.Command {
@@ -35,13 +37,15 @@ func runCommand() *cli.Command {
 		Usage:     "run a command with a private bus of its own",
 		UsageText: "run [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
 		Description: `A node in a private directory, these offers on it, and COMMAND with FBUS_NODE
-set and this fbus first on its PATH. When COMMAND ends, so does the bus, and its
-exit status is ours. An offer's COMMAND is split into words as a shell would,
+set and this fbus first on its PATH. When COMMAND ends, so does the bus, and what
+COMMAND has left in the background; its exit status is ours. An offer's COMMAND is split into words as a shell would,
 and run without one.
 
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Destination: &offers},
+			quietFlag(&o.quiet),
+			verboseFlag(&o.verbose, "say who connects, what is offered and how calls end"),
 		},
 		Action: func(ctx *cli.Context) error {
 			o.offers = offers.Value()
@@ -50,7 +54,7 @@ and run without one.
 			switch {
 			case i < 0 && len(words) > 0:
 				return usage("the command must stand behind --").
-					withHint("%s; or, to call a function: %s", "fbus run -- "+join(words), join("fbus call", words))
+					withHint("%s; or, to call a function: %s", join("fbus", "run", "--", words), join("fbus", "call", words))
 			case i < 0 || i == len(words)-1:
 				return usage("run what? a command is due").withHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
 			case i > 0:
@@ -115,11 +119,16 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	if err != nil {
 		return fail(exitInternal, "private directory: %v", pathReason(err))
 	}
-	stop, err := privateBus(dir, list, env, stderr)
+	var note func(string, ...any)
+	if o.verbose {
+		note = logger(stderr)
+	}
+	stop, err := privateBus(dir, list, env, logger(stderr), note)
 	if err != nil {
 		return err
 	}
 	defer stop()
+	defer exec.EndOrphans(exec.DefaultGrace) // what COMMAND has left in the background
 	return runCommandIn(o.command, env, signals)
 }
 
@@ -164,14 +173,13 @@ func privateEnv(dir string) ([]string, error) {
 }
 
 // privateBus starts the node and the offers; stop ends both.
-func privateBus(dir string, list []*function, env []string, stderr io.Writer) (stop func(), err error) {
+func privateBus(dir string, list []*function, env []string, log, note func(string, ...any)) (stop func(), err error) {
 	socket := filepath.Join(dir, "bus.sock")
-	log := logger(stderr)
 	l, err := node.Listen(socket, false)
 	if err != nil {
 		return nil, fail(exitInternal, "%v", err)
 	}
-	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log})
+	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note})
 	if err != nil {
 		l.Close()
 		return nil, err
@@ -184,7 +192,7 @@ func privateBus(dir string, list []*function, env []string, stderr io.Writer) (s
 	for _, f := range list {
 		f.env = append(env[:1:1], env[2:]...) // FBUS_NODE is set by the function
 	}
-	w, fns, err := newWorker(list, log)
+	w, fns, err := newWorker(list, log, note)
 	if err != nil {
 		stopNode()
 		return nil, err

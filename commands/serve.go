@@ -30,6 +30,9 @@ type serveOptions struct {
 	drain   durationValue
 	log     string
 	quiet   bool
+	verbose bool
+
+	hasNetwork bool
 }
 
 func serveCommand() *cli.Command {
@@ -54,11 +57,13 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
 			&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
 			quietFlag(&o.quiet),
+			verboseFlag(&o.verbose, "say who connects and what is offered"),
 		},
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
 				return err
 			}
+			o.hasNetwork = ctx.IsSet("network")
 			return serve(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
@@ -66,6 +71,10 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 
 func quietFlag(dest *bool) cli.Flag {
 	return &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "only say what went wrong", Destination: dest, DisableDefaultText: true}
+}
+
+func verboseFlag(dest *bool, usage string) cli.Flag {
+	return &cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: usage, Destination: dest, DisableDefaultText: true}
 }
 
 func noOperands(ctx *cli.Context) error {
@@ -84,6 +93,9 @@ func tuneMemory() {
 }
 
 func serve(o *serveOptions, stdout, stderr io.Writer) error {
+	if o.hasNetwork && o.network == "" {
+		return usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
+	}
 	if o.queue < 1 {
 		return usage("--queue %d: at least 1 is due", o.queue)
 	}
@@ -113,9 +125,14 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 		return fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
 	}
 	defer l.Close()
+	warn := logger(stderr)
+	var note func(string, ...any)
+	if o.verbose {
+		note = warn
+	}
 	n, err := node.New(node.Config{
 		Network: network, Address: path, Version: Version, Queue: o.queue, Log: log.record(),
-		Warn: func(format string, args ...any) { say(stderr, fmt.Sprintf(format, args...)) },
+		Warn: warn, Note: note,
 	})
 	if err != nil {
 		return usage("%v", err)

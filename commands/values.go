@@ -155,9 +155,6 @@ func (v *fieldsValue) Set(s string) error {
 			return fmt.Errorf("field %q is given twice", name)
 		}
 	}
-	if v.json && !validJSON(value) {
-		return usage("field %s: %s is not JSON", name, value).withHint("-f %s sends it as a string; or write -F '%s=\"…\"'", s, name)
-	}
 	*v.list = append(*v.list, bus.Field{Name: name, Value: value, JSON: v.json})
 	return nil
 }

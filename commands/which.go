@@ -33,10 +33,10 @@ type place struct {
 // socket of this user, the machine's.
 func find(flag string) (place, error) {
 	if flag != "" {
-		return place{flag, "--node"}, nil
+		return named(flag, "--node")
 	}
 	if env := os.Getenv("FBUS_NODE"); env != "" {
-		return place{env, "FBUS_NODE"}, nil
+		return named(env, "FBUS_NODE")
 	}
 	own := ownSockets()
 	if len(own) > 1 {
@@ -53,6 +53,18 @@ func find(flag string) (place, error) {
 		return place{systemSocket, "the machine's node"}, nil
 	}
 	return place{}, noNode()
+}
+
+// named is the node that somebody has named: a path holds a /, or is a file here.
+func named(addr, why string) (place, error) {
+	if strings.Contains(addr, "/") {
+		return place{addr, why}, nil
+	}
+	if _, err := os.Lstat(addr); err == nil {
+		return place{"./" + addr, why}, nil
+	}
+	return place{}, usage("%s %s: there is no such socket here, and nodes on other machines can not be dialled yet", why, addr).
+		withHint("give the path of a socket: %s ./%s", why, addr)
 }
 
 func noNode() *bus.Error {

@@ -71,7 +71,7 @@ func (f *family) sweep(start uint64) {
 	}
 	giveUp := time.Now().Add(refusedAfter)
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		left, refused := f.sweepOnce(start)
+		left, refused := f.sweepOnce(start, unix.SIGKILL)
 		if left == 0 || (refused == left && time.Now().After(giveUp)) {
 			return
 		}
@@ -79,9 +79,26 @@ func (f *family) sweep(start uint64) {
 	}
 }
 
+// EndOrphans ends what programs have left behind that this process started by
+// Adopt and that have ended: TERM, then KILL when grace is over. Without
+// BecomeReaper it does nothing.
+func EndOrphans(grace time.Duration) {
+	if !reaping.Load() {
+		return
+	}
+	sig := unix.SIGTERM
+	for until := time.Now().Add(grace); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		if left, _ := kids.sweepOnce(0, sig); left == 0 {
+			return
+		}
+		sig = 0 // once is enough
+	}
+	kids.sweep(0)
+}
+
 // sweepOnce looks at all processes: a child that exits stays in that list
 // until it is reaped here, so a look that finds none has missed none.
-func (f *family) sweepOnce(start uint64) (left, refused int) {
+func (f *family) sweepOnce(start uint64, sig unix.Signal) (left, refused int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	self := os.Getpid()
@@ -90,11 +107,14 @@ func (f *family) sweepOnce(start uint64) (left, refused int) {
 			continue
 		}
 		left++
-		err := unix.Kill(s.pid, unix.SIGKILL)
+		err := unix.Kill(s.pid, sig)
+		if sig == unix.SIGTERM {
+			unix.Kill(s.pid, unix.SIGCONT) // or a stopped one never hears of it
+		}
 		if err == unix.EPERM && s.state != 'Z' {
 			refused++
 		}
-		walkFrom(s.pid, -1, 1, func(fd int, d procStat) { signal(fd, d.pid, unix.SIGKILL) })
+		walkFrom(s.pid, -1, 1, func(fd int, d procStat) { signal(fd, d.pid, sig) })
 		unix.Wait4(s.pid, nil, unix.WNOHANG, nil)
 	}
 	return left, refused

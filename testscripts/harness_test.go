@@ -98,7 +98,7 @@ func lookPath(ts *testscript.TestScript, name string) string {
 // finish ends what the script has left running, and fails it if any process of
 // its own is there afterwards.
 func (r *runner) finish(t testscript.T) {
-	if f, ok := t.(testscript.TFailed); ok && f.Failed() {
+	if f, ok := t.(interface{ Failed() bool }); ok && f.Failed() {
 		for _, name := range r.order {
 			for _, suffix := range []string{".out", ".err"} {
 				if data, _ := os.ReadFile(filepath.Join(r.work, name+suffix)); len(data) > 0 {

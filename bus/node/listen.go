@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -23,7 +24,13 @@ type Listener struct {
 	spare *os.File    // given up for a moment to refuse a connection without descriptors
 	once  sync.Once
 	err   error
+
+	refused int       // since the last warning; accept's alone
+	warned  time.Time // when that was
 }
+
+// warnPause keeps a flood of refusals from flooding the log.
+const warnPause = 10 * time.Second
 
 // Listen makes the socket at path, mode 0600 from its first moment. A stale
 // socket of our own there is removed; a live one, or another's, is an error. If
@@ -45,7 +52,7 @@ func Listen(path string, fixed bool) (*Listener, error) {
 		err := raw.Control(func(fd uintptr) { cerr = unix.Fchmod(int(fd), 0o600) })
 		return errors.Join(err, cerr)
 	}}
-	ul, err := lc.Listen(nil, "unix", path) //nolint:staticcheck // nothing to cancel
+	ul, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
 		l.dropLock()
 		return nil, fmt.Errorf("%s: %w", path, rootCause(err))
@@ -154,7 +161,11 @@ func (l *Listener) accept(warn func(string, ...any)) (net.Conn, error) {
 			}
 			return nil, err
 		}
-		warn("connection refused: no file descriptor is left (see ulimit -n)")
+		l.refused++
+		if time.Since(l.warned) > warnPause {
+			warn("%d connections refused: no file descriptor is left (see ulimit -n)", l.refused)
+			l.warned, l.refused = time.Now(), 0
+		}
 		l.refuse()
 	}
 }

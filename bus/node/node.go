@@ -52,6 +52,9 @@ type Config struct {
 	Log func(*Record)
 	// Warn takes messages for the node's operator; nil discards them.
 	Warn func(format string, args ...any)
+	// Note takes messages about connections and offers that come and go; nil
+	// discards them.
+	Note func(format string, args ...any)
 }
 
 // Node routes calls between the connections it is given.
@@ -95,6 +98,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
+	}
+	if cfg.Note == nil {
+		cfg.Note = func(string, ...any) {}
 	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(string, ...any) {}
@@ -197,6 +203,9 @@ func (n *Node) serve(nc net.Conn, caller string, internal bool) {
 		n.cfg.Warn("connection %d of %s closed: %v", s.id, caller, err)
 	}
 	s.close()
+	if !internal {
+		n.cfg.Note("connection %d of %s has ended: %v", s.id, caller, err)
+	}
 }
 
 // Drain refuses new calls and waits until all that are queued or running have
@@ -228,7 +237,11 @@ func (n *Node) Close() {
 	var b bus.Batch
 	for _, s := range n.sessions {
 		for _, c := range s.in {
-			c.endFor(&b, bus.CodeDraining, "the node is shutting down")
+			if c.offer == nil {
+				c.endFor(&b, bus.CodeDraining, "the node is shutting down")
+			} else { // not to be taken for one that never ran
+				c.endFor(&b, bus.CodeNodeLost, c.fn.name+": the node is shutting down: the call may have run")
+			}
 		}
 	}
 	conns := make([]*bus.Conn, 0, len(n.sessions))

@@ -91,6 +91,9 @@ func (s *session) greet(b *bus.Batch, f bus.Frame) error {
 	s.greeted = true
 	s.conn.NetConn().SetReadDeadline(time.Time{})
 	s.register(h)
+	if !s.internal {
+		n.cfg.Note("connection %d: %s as %s", s.id, s.caller, s.name)
+	}
 	return b.Send(s.conn, &bus.HelloFrame{
 		Major: bus.Major, Minor: bus.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
 		Connection: s.prefix,
@@ -250,6 +253,9 @@ func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
 	o.slots, o.idempotent = int(f.Slots), f.Flags&bus.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.fn.settle(b)
+	if !s.internal {
+		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)
+	}
 }
 
 // incoming finds a call that the peer opened; nil if it has ended.

@@ -73,6 +73,16 @@ func (r *reader) size(n int) uint64 {
 // uint reads an integer from 0 to max. Signed forms are taken if they are not
 // negative: some encoders write them.
 func (r *reader) uint(max uint64) uint64 {
+	if r.left > 0 && len(r.b) > 0 && uint64(r.b[0]) <= min(max, uint64(msgpcode.PosFixedNumHigh)) {
+		n := uint64(r.b[0]) // most are small
+		r.b = r.b[1:]
+		r.left--
+		return n
+	}
+	return r.longUint(max)
+}
+
+func (r *reader) longUint(max uint64) uint64 {
 	if r.left == 0 {
 		r.fail("element missing")
 		return 0
@@ -121,6 +131,12 @@ func (r *reader) bytes(max int) []byte {
 		return nil
 	}
 	r.left--
+	if len(r.b) > 1 && r.b[0] == msgpcode.Bin8 && int(r.b[1]) <= min(max, len(r.b)-2) {
+		n := 2 + int(r.b[1]) // the usual small payload
+		p := r.b[2:n:n]
+		r.b = r.b[n:]
+		return p
+	}
 	c := r.code()
 	n, ok := r.bytesLen(c)
 	switch {

@@ -123,7 +123,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too
-	go c.serve() // ends when the connection does
+	go c.serve()        // ends when the connection does
 	if o.Eager {
 		return c, nil
 	}

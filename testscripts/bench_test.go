@@ -2,6 +2,7 @@ package testscripts
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -10,8 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	fbus "fbus/bus"
 )
 
 // The benchmarks here time whole processes, of a release build, each beside its
@@ -184,6 +188,61 @@ func BenchmarkCallGearman(b *testing.B) {
 	}
 	pair(b, func() *exec.Cmd { return input(s.command("call", "f")) },
 		func() *exec.Cmd { return input(exec.Command("gearman", "-h", "127.0.0.1", "-p", port, "-f", "f")) })
+}
+
+// BenchmarkOnceRate is calls a second of a program started for each, with many
+// callers on one connection, beside os/exec starting the same program with
+// pipes, as many at once.
+func BenchmarkOnceRate(b *testing.B) {
+	for _, program := range []string{"true", "cat"} {
+		for _, parallel := range []int{2, 8} {
+			b.Run(fmt.Sprintf("%s-%d", program, parallel), func(b *testing.B) { onceRate(b, program, parallel) })
+		}
+	}
+}
+
+func onceRate(b *testing.B, program string, parallel int) {
+	const batch = 400
+	s := newBus(b, []string{"f", "--slots", fmt.Sprint(parallel), "--", program})
+	client, err := fbus.Dial(context.Background(), s.socket, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer client.Close()
+	rate := func(one func() error) float64 {
+		var wg sync.WaitGroup
+		began := time.Now()
+		for range parallel {
+			wg.Go(func() {
+				for range batch / parallel {
+					if err := one(); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return batch / time.Since(began).Seconds()
+	}
+	var ours, peer []float64
+	for b.Loop() {
+		ours = append(ours, rate(func() error {
+			_, err := client.Call(context.Background(), &fbus.Request{Function: "f", Input: strings.NewReader("hello\n")})
+			return err
+		}))
+		peer = append(peer, rate(func() error {
+			cmd := exec.Command(program)
+			cmd.Stdin = strings.NewReader("hello\n")
+			_, err := cmd.Output()
+			return err
+		}))
+	}
+	slices.Sort(ours)
+	slices.Sort(peer)
+	b.ReportMetric(ours[len(ours)/2], "calls/s")
+	b.ReportMetric(peer[len(peer)/2], "os/exec/s")
+	b.ReportMetric(ours[len(ours)/2]/peer[len(peer)/2], "ratio")
 }
 
 // bulkSize is what BenchmarkBulk streams, in MiB: FBUS_BULK_MIB, by default 1024.

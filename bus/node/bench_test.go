@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -215,6 +216,49 @@ func relayRate(b *testing.B, raw net.Conn, total, window int) float64 {
 	}
 	<-done
 	return float64(total) / time.Since(t0).Seconds()
+}
+
+// BenchmarkUneven hands 400 jobs, nine in ten of 5 ms and the others of 200 ms,
+// to four workers with a slot each: "ratio" is the time taken over the total of
+// all jobs divided by four.
+func BenchmarkUneven(b *testing.B) {
+	const jobs, workers = 400, 4
+	_, path := start(b, node.Config{})
+	sleep := func(_ context.Context, inv *bus.Invocation) bus.Result {
+		d, _ := time.ParseDuration(string(inv.Input))
+		time.Sleep(d)
+		return bus.Result{Code: "exit"}
+	}
+	for range workers {
+		if _, err := dial(b, path).Offer(context.Background(), bus.Offer{Name: "sleep", Slots: 1}, sleep); err != nil {
+			b.Fatal(err)
+		}
+	}
+	c := dial(b, path)
+	var ratios []float64
+	for b.Loop() {
+		var total time.Duration
+		var wg sync.WaitGroup
+		began := time.Now()
+		seed := uint32(42) // the same order in each run, and in other buses' benchmarks
+		for range jobs {
+			seed = seed*1103515245 + 12345
+			d := 5 * time.Millisecond
+			if (seed>>16)%10 == 0 {
+				d = 200 * time.Millisecond
+			}
+			total += d
+			wg.Go(func() {
+				if _, err := c.Call(context.Background(), &bus.Request{Function: "sleep", Input: strings.NewReader(d.String())}); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		ratios = append(ratios, float64(time.Since(began))/float64(total/workers))
+	}
+	sort.Float64s(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 }
 
 func TestMain(m *testing.M) { os.Exit(m.Run()) }

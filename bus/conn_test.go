@@ -36,7 +36,7 @@ func TestStreamLosesNothing(t *testing.T) {
 	call := &outCall{client: sink(t), id: 1, req: &Request{}}
 	s := &call.stdout
 	s.init(call, Output)
-	const total = 200000
+	const total = 100000
 	done := make(chan error, 1)
 	go func() { // ends when all is pushed
 		for i := range total {
@@ -344,5 +344,16 @@ func TestHalfFramesAreCounted(t *testing.T) {
 	}
 	if used := budget.Used(); used != 0 {
 		t.Errorf("%d bytes of the budget are left", used)
+	}
+}
+
+// TestCloseWithGonePeer: the socket is closed though nobody reads it and the
+// peer has gone before it could be told.
+func TestCloseWithGonePeer(t *testing.T) {
+	near, far := unixPair(t)
+	near.Close()
+	NewConn(far, nil).CloseWith(&Error{Code: CodeDenied})
+	if _, err := far.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("error %v, want a closed socket", err)
 	}
 }

@@ -1,0 +1,6 @@
+//go:build !race
+
+package bus_test
+
+// raceEnabled tells that memory and time are not what they are without -race.
+const raceEnabled = false

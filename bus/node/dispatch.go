@@ -34,6 +34,8 @@ type offer struct {
 	arguments   string
 }
 
+func (o *offer) text() int { return len(o.description) + len(o.arguments) }
+
 // free is how many calls the offer takes now. Whatever its slots, one connection
 // holds no more than maxOpen: a call that is cancelled stays with its worker, and
 // one that never ends them would make the node grow without bound.
@@ -205,7 +207,7 @@ func (c *call) keep(f *bus.CallFrame) {
 	c.data = make([]byte, len(f.Args)+len(f.Input))
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
-	c.size = len(c.data)
+	c.size = len(c.data) + len(c.on)
 	c.node.budget.Add(c.size)
 }
 

@@ -102,7 +102,11 @@ func (p *process) peak() int64 {
 // small checks that the node has stayed under 64 MB.
 func (p *process) small() {
 	p.t.Helper()
-	limit := int64(64e6)
+	p.under(64e6)
+}
+
+func (p *process) under(limit int64) {
+	p.t.Helper()
 	if raceEnabled {
 		limit *= 5 // shadow memory
 	}

@@ -490,3 +490,43 @@ func TestHandshakeOptions(t *testing.T) {
 		}
 	})
 }
+
+// TestTextOfPeersIsBounded: what offers and calls say in words is held, too.
+func TestTextOfPeersIsBounded(t *testing.T) {
+	noLeaks(t)
+	p := startProcess(t)
+	b := beside(t, p.path)
+	long := bytes.Repeat([]byte("x"), bus.MaxText)
+	for range 3 {
+		w := rawUnix(t, nil, p.path).greet()
+		go func() { // ends with the connection
+			for i := range 10000 {
+				w.send(&bus.OfferFrame{Seq: uint64(i), Name: fmt.Appendf(nil, "f%d", i), Slots: 1, Description: long, Arguments: long})
+			}
+		}()
+		for {
+			if a := want[*bus.OfferedFrame](w); a.Seq == 9999 {
+				if string(a.Code) != bus.CodeBusy {
+					t.Errorf("10,000 offers of 8 KiB stand: %q", a.Code)
+				}
+				break
+			}
+		}
+	}
+	c := rawUnix(t, nil, p.path).greet()
+	go func() { // ends with the connection
+		for id := uint64(1); id <= 10000; id++ {
+			f := callFrame(id, fmt.Sprintf("nobody-%d", id), "")
+			f.WaitFunction, f.On = bus.Forever, long
+			c.send(f)
+		}
+		c.send(callFrame(10001, "-", ""))
+	}()
+	for want[*bus.EndFrame](c).ID != 10001 {
+	}
+	c.nc.Close()
+	eventually(t, "room", func() bool {
+		return await(t, "a call", post(bg(), b.client, bus.Request{Function: "beside"})).err == nil
+	})
+	p.under(100e6) // it was 350
+}

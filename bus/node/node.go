@@ -26,6 +26,8 @@ const (
 	maxOpen = 10000
 	// maxOffers is how many functions one connection may offer.
 	maxOffers = 10000
+	// maxOfferText bounds the descriptions of all that one connection offers.
+	maxOfferText = 1 << 20
 	// goneTime is how long the queue of a function stays when its last offer has
 	// gone: a worker that restarts finds it again.
 	goneTime = 5 * time.Second

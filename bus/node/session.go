@@ -31,6 +31,7 @@ type session struct {
 	out      map[uint64]*call // calls that the node opened at the peer
 	lastOut  uint64
 	offers   map[string]*offer
+	text     int     // bytes of their descriptions and arguments
 	exposure int64   // credit given to others for sending here
 	held     []*flow // credit kept back until the peer reads on
 	gone     bool
@@ -202,10 +203,21 @@ func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 		return bus.CodeDenied, "names that begin with fbus. are the node's own"
 	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
 		return bus.CodeDraining, "the node is shutting down"
+	case s.textWith(f) > maxOfferText:
+		return bus.CodeBusy, fmt.Sprintf("%d bytes of descriptions on one connection are the limit", maxOfferText)
 	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
 		return bus.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)
 	}
 	return "", ""
+}
+
+// textWith is how many bytes of text the session's offers hold, with f among them.
+func (s *session) textWith(f *bus.OfferFrame) int {
+	n := s.text + len(f.Description) + len(f.Arguments)
+	if o := s.offers[string(f.Name)]; o != nil {
+		n -= o.text()
+	}
+	return n
 }
 
 // ValidName reports whether a function may have that name:
@@ -231,6 +243,7 @@ func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
 	if f.Slots == 0 {
 		if o != nil {
 			delete(s.offers, name)
+			s.text -= o.text()
 			o.fn.remove(o)
 			o.fn.settle(b)
 		}
@@ -250,6 +263,7 @@ func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
 		s.offers[name] = o
 		fn.offers = append(fn.offers, o)
 	}
+	s.text = s.textWith(f)
 	o.slots, o.idempotent = int(f.Slots), f.Flags&bus.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.fn.settle(b)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 
 	"fbus/exec"
@@ -35,11 +34,11 @@ func Main() int {
 // run runs one command line.
 func run(args []string, stdout, stderr io.Writer) error {
 	out := &checkedWriter{w: stdout}
-	app := newApp(out, stderr)
-	words, err := prepare(app, args)
+	commands, words, err := prepare(args)
 	if err != nil {
 		return err
 	}
+	app := newApp(commands, out, stderr)
 	if err := app.Run(append([]string{"fbus"}, words...)); err != nil {
 		return err
 	}
@@ -92,10 +91,31 @@ func say(w io.Writer, msg string) {
 	}
 }
 
-// how says, for the commands that do not mix flags and operands freely, how they
-// do.
-var how = map[string]mixing{
-	"call": flagsFirst, "run": untilDashDash, "offer": untilDashDash,
+// commandTable lists the commands, and how each mixes flags and operands. Only the one
+// that is run is made: the others would cost every call their set-up.
+var commandTable = []struct {
+	name string
+	make func() *cli.Command
+	mix  mixing
+}{
+	{"serve", serveCommand, interleaved},
+	{"offer", offerCommand, untilDashDash},
+	{"call", callCommand, flagsFirst},
+	{"run", runCommand, untilDashDash},
+	{"ls", lsCommand, interleaved},
+	{"describe", describeCommand, interleaved},
+	{"ps", psCommand, interleaved},
+	{"cancel", cancelCommand, interleaved},
+	{"status", statusCommand, interleaved},
+	{"example", exampleCommand, interleaved},
+}
+
+func allCommands() []*cli.Command {
+	var list []*cli.Command
+	for _, c := range commandTable {
+		list = append(list, c.make())
+	}
+	return list
 }
 
 // elsewhere are verbs that people try first, with ours.
@@ -107,53 +127,47 @@ var elsewhere = map[string]string{
 }
 
 // prepare finds the command and puts its words in order.
-func prepare(app *cli.App, args []string) ([]string, error) {
-	if len(args) == 0 {
-		return []string{"--help"}, nil
+func prepare(args []string) ([]*cli.Command, []string, error) {
+	switch {
+	case len(args) == 0, args[0] == "-h", args[0] == "--help", args[0] == "help" && len(args) == 1:
+		return allCommands(), []string{"--help"}, nil
+	case args[0] == "--version":
+		return nil, args[:1], nil
+	case args[0] == "help":
+		args = []string{args[1], "--help"}
 	}
 	name := args[0]
-	if name == "help" || name == "-h" || name == "--help" {
-		if len(args) > 1 && app.Command(args[1]) != nil {
-			return []string{args[1], "--help"}, nil
-		}
-		return []string{"--help"}, nil
-	}
-	if name == "--version" {
-		return args[:1], nil
-	}
 	if strings.HasPrefix(name, "-") {
-		return nil, usage("%s stands before a command", name).withHint("flags go behind it: fbus COMMAND %s …; fbus --help lists the commands", name)
+		return nil, nil, usage("%s stands before a command", name).withHint("flags go behind it: fbus COMMAND %s …; fbus --help lists the commands", name)
 	}
-	cmd := app.Command(name)
-	if cmd == nil {
-		return nil, noCommand(app, name)
+	for _, c := range commandTable {
+		if c.name != name {
+			continue
+		}
+		cmd := c.make()
+		words, err := normalize(name, append(cmd.Flags, cli.HelpFlag), c.mix, args[1:])
+		return []*cli.Command{cmd}, append([]string{name}, words...), err
 	}
-	words := args[1:]
-	flags := slices.Concat(cmd.Flags, []cli.Flag{cli.HelpFlag})
-	words, err := normalize(name, flags, how[name], words)
-	if err != nil {
-		return nil, err
-	}
-	return append([]string{name}, words...), nil
+	return nil, nil, noCommand(name)
 }
 
-func noCommand(app *cli.App, name string) error {
+func noCommand(name string) error {
 	f := usage("there is no command %s", name)
 	if ours := elsewhere[name]; ours != "" {
 		return f.withHint("fbus %s", ours)
 	}
 	names := []string{}
-	for _, c := range app.Commands {
-		names = append(names, c.Name)
+	for _, c := range commandTable {
+		names = append(names, c.name)
 	}
 	if near := nearest(name, names); near != "" {
 		return f.withHint("fbus %s?", near)
 	}
-	return f.withHint("fbus --help lists the commands; to call a function: fbus call %s", name)
+	return f.withHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", name))
 }
 
 // newApp makes the command tree.
-func newApp(stdout, stderr io.Writer) *cli.App {
+func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:                      "fbus",
 		Usage:                     "publish functions from the shell, and call them",
@@ -166,10 +180,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		OnUsageError:              usageError,
 		ExitErrHandler:            func(*cli.Context, error) {}, // statuses are report's
 		Flags:                     []cli.Flag{},
-		Commands: []*cli.Command{
-			serveCommand(), offerCommand(), callCommand(), runCommand(),
-			lsCommand(), describeCommand(), psCommand(), cancelCommand(), statusCommand(), exampleCommand(),
-		},
+		Commands:                  commands,
 	}
 	for _, c := range app.Commands {
 		c.HideHelpCommand = true

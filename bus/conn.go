@@ -63,7 +63,19 @@ func (b *Budget) Add(n int) {
 }
 
 // Full reports whether the budget is used up.
-func (b *Budget) Full() bool { return b != nil && b.used.Load() >= b.Max }
+func (b *Budget) Full() bool { return b.full(0) }
+
+// full reports whether as much more is used, too.
+func (b *Budget) full(more int64) bool { return b != nil && b.used.Load() >= b.Max+more }
+
+// spare is what unfinished long frames may take beyond the budget: a call whose
+// arguments come when that is full is to be refused, not its connection closed.
+func (b *Budget) spare() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.Max / 2
+}
 
 // Conn frames one stream connection. One goroutine runs [Conn.Serve]; any may
 // send. A frame is written at once, by whoever sends it, as one non-blocking
@@ -219,7 +231,7 @@ func (in *input) settle(b *Budget, frame int) error {
 
 func (in *input) move(b *Budget, size int) error {
 	old := *in
-	if size > readBuffer && b.Full() {
+	if size > readBuffer && b.full(b.spare()) {
 		return ErrBudget
 	}
 	var buf []byte

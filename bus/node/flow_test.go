@@ -256,6 +256,9 @@ func TestFullBuffers(t *testing.T) {
 	}
 	o := await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f"}))
 	wantErr(t, o.err, bus.ErrBusy)
+	// So is a call with long arguments; its connection stands.
+	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: bus.List(strings.Repeat("x", bus.MaxArgs-100))}))
+	wantErr(t, o.err, bus.ErrBusy)
 	// What runs goes on, frames that come in pieces included.
 	got := make(chan int64, 1)
 	go func() {

@@ -272,23 +272,28 @@ func cancelCommand() *cli.Command {
 		UsageText: "cancel [flags] CALL…",
 		Description: `Its caller gets status 143; its program gets TERM and, after the grace, KILL.
 
-  fbus cancel $(fbus ps --json | jq -r .call)`,
-		Flags: o.flags()[1:],
+  fbus cancel $(fbus ps --json | jq -r .call)
+
+With --json the calls as they were, with the fields of fbus ps.`,
+		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() == 0 {
 				return usage("cancel what? the id of a call is due").withHint("fbus ps shows them")
 			}
-			return cancel(o, ctx.Args().Slice(), ctx.App.ErrWriter)
+			return cancel(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
 }
 
 // cancel ends every call of the list that there is; the first failure is the
 // command's, the others are said.
-func cancel(o *lookOptions, ids []string, stderr io.Writer) error {
+func cancel(o *lookOptions, ids []string, stdout, stderr io.Writer) error {
 	var first error
 	for _, id := range ids {
-		_, err := o.ask("fbus.cancel", id)
+		was, err := o.ask("fbus.cancel", id)
+		if o.json {
+			stdout.Write(was)
+		}
 		if err != nil && first != nil {
 			say(stderr, err.Error())
 		} else if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"fbus/exec"
@@ -40,12 +41,25 @@ func run(args []string, stdout, stderr io.Writer) error {
 	}
 	app := newApp(commands, out, stderr)
 	if err := app.Run(append([]string{"fbus"}, words...)); err != nil {
+		if i := slices.Index(words, "--"); i > 0 && slices.Contains(words[:i], "--quiet") {
+			return withoutHint(err)
+		}
 		return err
 	}
 	if out.err != nil {
 		return fail(exitInternal, "output: %v", pathReason(out.err))
 	}
 	return nil
+}
+
+// withoutHint leaves of a failure only what went wrong.
+func withoutHint(err error) error {
+	if errors.As(err, new(statusOnly)) || errors.As(err, new(*interrupted)) {
+		return err
+	}
+	f := *explain(err)
+	f.hint = ""
+	return &f
 }
 
 // checkedWriter remembers that something could not be written, so that no

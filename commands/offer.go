@@ -68,7 +68,7 @@ name has more slots. TERM or INT drains; a second one ends at once.
   fbus offer greet --encoding lines -- sh -c 'read -r who; echo "hello $who"'
   fbus offer thumb -- convert - -resize {1} png:-`,
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "slots", Usage: "take `N` calls at once; default: the number of CPUs", Destination: &o.slots, DefaultText: fmt.Sprint(runtime.NumCPU())},
+			&cli.IntFlag{Name: "slots", Usage: "take `N` calls at once", Destination: &o.slots, DefaultText: "the number of CPUs"},
 			&cli.StringFlag{Name: "args", Usage: "where arguments go: `stdin|argv`", Destination: &o.args},
 			&cli.StringFlag{Name: "encoding", Usage: "of arguments on stdin: `json|msgpack|lines|nul`", Value: "json", Destination: &o.encoding},
 			&cli.BoolFlag{Name: "allow-options", Usage: "let arguments on the command line begin with -", Destination: &o.options, DisableDefaultText: true},

@@ -38,8 +38,8 @@ func runCommand() *cli.Command {
 		UsageText: "run [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
 		Description: `A node in a private directory, these offers on it, and COMMAND with FBUS_NODE
 set and this fbus first on its PATH. When COMMAND ends, so does the bus, and what
-COMMAND has left in the background; its exit status is ours. An offer's COMMAND is split into words as a shell would,
-and run without one.
+COMMAND has left in the background; its exit status is ours. An offer's COMMAND is
+split into words as a shell would, and run without one.
 
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{

@@ -198,8 +198,8 @@ func (n *Node) Info() NodeInfo {
 }
 
 // Cancel ends the call of that id for its caller, as fbus.cancel does, and
-// reports whether there was one.
-func (n *Node) Cancel(id string) bool {
+// returns what it was; ok is false if there is none.
+func (n *Node) Cancel(id string) (was CallInfo, ok bool) {
 	var b bus.Batch
 	defer b.Flush()
 	n.mu.Lock()
@@ -210,12 +210,13 @@ func (n *Node) Cancel(id string) bool {
 		}
 		for _, c := range s.in {
 			if c.name() == id {
+				was = c.info()
 				c.endFor(&b, bus.CodeCancelled, "cancelled by fbus cancel")
-				return true
+				return was, true
 			}
 		}
 	}
-	return false
+	return was, false
 }
 
 func writeLines[T any](out *bytes.Buffer, list []T) {
@@ -251,9 +252,11 @@ func (n *Node) serveCancel(words []string, out *bytes.Buffer) bus.Result {
 	if len(words) != 1 {
 		return badWords("fbus.cancel takes one argument: the id of a call, as fbus.calls shows it")
 	}
-	if !n.Cancel(words[0]) {
+	was, ok := n.Cancel(words[0])
+	if !ok {
 		return badWords("no call has the id " + clean([]byte(words[0])))
 	}
+	writeLines(out, []CallInfo{was})
 	return exit0
 }
 

@@ -20,7 +20,6 @@ func exampleCommand() *cli.Command {
 lines. bus/PROTOCOL.md is the specification.
 
   fbus example python worker > worker.py && python3 worker.py "$FBUS_NODE" hello`,
-		Flags: []cli.Flag{quietFlag(new(bool)), verboseFlag(new(bool), "the same")},
 		Action: func(ctx *cli.Context) error {
 			return example(ctx.Args().Slice(), ctx.App.Writer)
 		},

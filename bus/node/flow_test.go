@@ -502,12 +502,12 @@ func TestRelayBeside(t *testing.T) {
 	var calls []<-chan outcome
 	c := []*bus.Client{dial(t, path), dial(t, path)}
 	for i := range 30 {
-		data := bytes.Repeat([]byte{byte(i), byte(i * 7), 1}, 500000+i)
+		data := bytes.Repeat([]byte{byte(i), byte(i * 7), 1}, 100000+i)
 		calls = append(calls, post(bg(), c[i%2], bus.Request{Function: "cat", Input: io.MultiReader(bytes.NewReader(data))}))
 	}
 	for i, ch := range calls {
 		o := await(t, "a stream", ch)
-		if data := bytes.Repeat([]byte{byte(i), byte(i * 7), 1}, 500000+i); o.err != nil || o.out != string(data) {
+		if data := bytes.Repeat([]byte{byte(i), byte(i * 7), 1}, 100000+i); o.err != nil || o.out != string(data) {
 			t.Errorf("stream %d: %d of %d bytes, error %v", i, len(o.out), len(data), o.err)
 		}
 	}

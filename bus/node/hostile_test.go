@@ -285,6 +285,9 @@ func TestIdleConnections(t *testing.T) {
 // nobody else notices.
 func TestPeerThatNeverReads(t *testing.T) {
 	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
+		if raceEnabled && strings.HasSuffix(t.Name(), "pipe") {
+			t.Skip("takes long")
+		}
 		n, path := start(t, node.Config{})
 		b := beside(t, path)
 		before := n.Books()
@@ -493,6 +496,9 @@ func TestHandshakeOptions(t *testing.T) {
 
 // TestTextOfPeersIsBounded: what offers and calls say in words is held, too.
 func TestTextOfPeersIsBounded(t *testing.T) {
+	if raceEnabled {
+		t.Skip("is about memory")
+	}
 	noLeaks(t)
 	p := startProcess(t)
 	b := beside(t, p.path)

@@ -92,9 +92,10 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time, try int) (Result, bool, error) {
 	call := &outCall{client: c, req: req}
 	call.stdout.init(call, Output)
+	call.stdout.wake = make(chan struct{}, 1)
 	call.stderr.init(call, Stderr)
 	frame := CallFrame{
-		Name: []byte(req.Function), Kind: req.Args.kind, Args: req.Args.data,
+		Kind: req.Args.kind, Args: req.Args.data,
 		WaitFunction: millis(req.WaitFunction), WaitSlot: Forever, On: []byte(req.On),
 		WindowOutput: InitialWindow, WindowStderr: InitialWindow,
 	}
@@ -122,7 +123,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		call.input = newInputPump(call, in, req.Input)
 		defer func() { call.input.stop(in.seekable) }()
 	}
-	if err := c.open(call, &frame); err != nil {
+	if err := c.open(call, frame); err != nil {
 		return Result{}, false, asError(err, CodeNodeLost)
 	}
 	err = call.wait(ctx)
@@ -170,7 +171,7 @@ func millis(d time.Duration) uint64 {
 }
 
 // open sends CALL under a new id.
-func (c *Client) open(call *outCall, frame *CallFrame) error {
+func (c *Client) open(call *outCall, f CallFrame) error {
 	c.mu.Lock()
 	if c.err != nil {
 		defer c.mu.Unlock()
@@ -178,10 +179,15 @@ func (c *Client) open(call *outCall, frame *CallFrame) error {
 	}
 	c.lastOut++ // ids rise on the wire as well: queued under the same lock
 	call.id = c.lastOut
-	frame.ID = call.id
 	c.out[call.id] = call
 	others := len(c.out) > 1
+	frame := &c.scratch.call
+	*frame = f
+	frame.ID = call.id
+	c.scratch.name = append(c.scratch.name[:0], call.req.Function...)
+	frame.Name = c.scratch.name
 	flush, err := c.conn.Queue(frame)
+	*frame = CallFrame{} // the arguments are not ours to keep
 	if err != nil {
 		delete(c.out, call.id)
 	}
@@ -299,6 +305,7 @@ func (c *Client) outputData(f *DataFrame) error {
 	if f.Stream == Stderr {
 		if call.errEnd == nil {
 			call.errEnd = make(chan struct{})
+			call.stderr.expect()
 			go call.pumpStderr(call.errEnd) // ends with the call's stderr
 		}
 		return call.stderr.push(f.Payload)
@@ -364,7 +371,7 @@ func (c *Client) handleEnd(f *EndFrame) error {
 type recvStream struct {
 	call   *outCall
 	stream Stream
-	wake   chan struct{} // has room for one: bytes or the end have come
+	wake   chan struct{} // has room for one: bytes or the end have come; nil without a consumer
 
 	mu       sync.Mutex // protects the fields below
 	buf      []byte
@@ -378,8 +385,14 @@ type recvStream struct {
 
 func (s *recvStream) init(call *outCall, stream Stream) {
 	s.call, s.stream = call, stream
-	s.wake = make(chan struct{}, 1)
 	s.credit, s.window = InitialWindow, InitialWindow
+}
+
+// expect makes the channel that a consumer waits on.
+func (s *recvStream) expect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wake = make(chan struct{}, 1)
 }
 
 // signal wakes whoever consumes the stream. s.mu is held.

@@ -43,6 +43,7 @@ type Client struct {
 	lastIn   uint64 // highest id the node opened
 	in       map[uint64]*Invocation
 	lastSeq  uint64
+	scratch  scratch
 	codes    interned
 	workers  interned
 	callers  interned
@@ -53,6 +54,13 @@ type Client struct {
 	greeted  bool
 	done     chan struct{} // closed when the connection is gone
 	handlers sync.WaitGroup
+}
+
+// scratch is what frames are put together in: they are encoded at once.
+type scratch struct {
+	call       CallFrame
+	end        EndFrame
+	name, code []byte
 }
 
 // NewInstance makes an instance id: one for each process that offers functions.

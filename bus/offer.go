@@ -262,13 +262,11 @@ func (inv *Invocation) run() {
 		out = nil
 	}
 	inv.cancel(ErrCancelled) // not before: a cancelled call's output is dropped
-	inv.end(&EndFrame{
-		ID: inv.id, Source: res.Source, Status: uint64(res.Status), Code: []byte(res.Code), Message: []byte(res.Message), Output: out,
-	})
+	inv.end(&res, out)
 }
 
 // end gives the slot back and sends END.
-func (inv *Invocation) end(f *EndFrame) {
+func (inv *Invocation) end(res *Result, out []byte) {
 	c, off := inv.client, inv.offering
 	c.mu.Lock()
 	off.running--
@@ -280,7 +278,11 @@ func (inv *Invocation) end(f *EndFrame) {
 	delete(c.in, inv.id)
 	others, flush := len(c.in) > 0, false
 	if open {
+		f := &c.scratch.end
+		c.scratch.code = append(c.scratch.code[:0], res.Code...)
+		*f = EndFrame{ID: inv.id, Source: res.Source, Status: uint64(res.Status), Code: c.scratch.code, Message: []byte(res.Message), Output: out}
 		flush, _ = c.conn.Queue(f)
+		f.Output = nil // it is not ours to keep
 	}
 	c.mu.Unlock()
 	if flush {

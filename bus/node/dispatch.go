@@ -155,6 +155,8 @@ func (s *session) refuseCall(f *bus.CallFrame) (code, msg string) {
 		return bus.CodeBusy, fmt.Sprintf("%d calls open on one connection are the limit", maxOpen)
 	case n.budget.Full():
 		return bus.CodeBusy, "the node's buffers are full"
+	case s.own >= ownPerConn && reserved(string(f.Name)):
+		return bus.CodeBusy, fmt.Sprintf("%d calls of the node's own functions on one connection are the limit", ownPerConn)
 	}
 	if _, err := path.Match(string(f.On), ""); err != nil {
 		return bus.CodeUsage, fmt.Sprintf("%q is no glob", clean(f.On))
@@ -188,6 +190,14 @@ func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
 	c.flows[bus.Stderr].held = int64(f.WindowStderr)
 	if f.Timeout > 0 {
 		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
+	}
+	if reserved(c.fn.name) {
+		s.own++
+		if own := c.arrived.Add(ownTime); c.deadline.IsZero() || own.Before(c.deadline) {
+			c.deadline = own
+		}
+	}
+	if !c.deadline.IsZero() {
 		c.timer = time.AfterFunc(time.Until(c.deadline), c.expire)
 	}
 	s.in[f.ID] = c

@@ -77,7 +77,9 @@ func (c *call) finish() {
 	}
 	n := c.node
 	c.fn.calls--
-	if !reserved(c.fn.name) {
+	if reserved(c.fn.name) {
+		c.session.own--
+	} else {
 		n.open--
 		if n.open == 0 && n.idle != nil {
 			close(n.idle)

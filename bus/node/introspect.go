@@ -14,8 +14,13 @@ import (
 	"fbus/bus"
 )
 
-// ownSlots is how many calls of each of its own functions a node serves at once.
-const ownSlots = 8
+// Bounds of the calls of a node's own functions: one peer that does not read the
+// answers must not take them from the others.
+const (
+	ownSlots   = 64               // of each function
+	ownPerConn = 4                // open on one connection
+	ownTime    = 10 * time.Second // for a call
+)
 
 // offerOwn puts the node's own functions on the bus, over a connection to
 // itself: they are called, queued, cancelled and bounded like any other.

@@ -32,6 +32,7 @@ type session struct {
 	lastOut  uint64
 	offers   map[string]*offer
 	text     int     // bytes of their descriptions and arguments
+	own      int     // of in, calls of the node's own functions
 	exposure int64   // credit given to others for sending here
 	held     []*flow // credit kept back until the peer reads on
 	gone     bool

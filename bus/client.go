@@ -53,7 +53,8 @@ type Client struct {
 	hello    chan struct{} // closed at the node's HELLO
 	greeted  bool
 	done     chan struct{} // closed when the connection is gone
-	handlers sync.WaitGroup
+	handlers sync.WaitGroup   // goroutines that run handlers
+	work     chan *Invocation // to one of them that is idle
 }
 
 // scratch is what frames are put together in: they are encoded at once.
@@ -127,7 +128,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	c := &Client{
 		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *Error{}, offers: map[string]*Offering{},
-		hello: make(chan struct{}), done: make(chan struct{}),
+		hello: make(chan struct{}), done: make(chan struct{}), work: make(chan *Invocation),
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too

@@ -216,8 +216,12 @@ func (c *Client) handleCall(b *Batch, f *CallFrame) error {
 	inv := newInvocation(c, off, f)
 	c.in[f.ID] = inv
 	off.running++
-	c.handlers.Add(1)
-	go inv.run() // ends with the handler
+	select {
+	case c.work <- inv:
+	default:
+		c.handlers.Add(1)
+		go c.handle(inv) // ends with the connection
+	}
 	return nil
 }
 
@@ -244,10 +248,23 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 	return inv
 }
 
+// handle serves one call after another: there are as many of these goroutines as
+// calls have run at once. A new one for each call would have to grow its stack
+// each time.
+func (c *Client) handle(inv *Invocation) {
+	defer c.handlers.Done()
+	for {
+		inv.run()
+		select {
+		case inv = <-c.work:
+		case <-c.done:
+			return
+		}
+	}
+}
+
 // run serves the call and ends it.
 func (inv *Invocation) run() {
-	c := inv.client
-	defer c.handlers.Done()
 	if inv.rest != nil {
 		inv.rest.open()
 	}
@@ -280,7 +297,8 @@ func (inv *Invocation) end(res *Result, out []byte) {
 	if open {
 		f := &c.scratch.end
 		c.scratch.code = append(c.scratch.code[:0], res.Code...)
-		*f = EndFrame{ID: inv.id, Source: res.Source, Status: uint64(res.Status), Code: c.scratch.code, Message: []byte(res.Message), Output: out}
+		f.ID, f.Source, f.Status = inv.id, res.Source, uint64(res.Status)
+		f.Code, f.Message, f.Output = c.scratch.code, []byte(res.Message), out
 		flush, _ = c.conn.Queue(f)
 		f.Output = nil // it is not ours to keep
 	}

@@ -4,6 +4,7 @@ package commands
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -40,7 +41,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	app := newApp(commands, out, stderr)
-	if err := app.Run(append([]string{"fbus"}, words...)); err != nil {
+	if err := execute(app, words); err != nil {
 		if i := slices.Index(words, "--"); i > 0 && slices.Contains(words[:i], "--quiet") {
 			return withoutHint(err)
 		}
@@ -50,6 +51,34 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return fail(exitInternal, "output: %v", pathReason(out.err))
 	}
 	return nil
+}
+
+// execute runs a command whose words are in order already, as prepare leaves
+// them. Help is the app's; the rest of its work, setting up every flag whether it
+// is given or not, took half a millisecond of each call.
+func execute(app *cli.App, words []string) error {
+	end := slices.Index(words, "--")
+	if end < 0 || slices.Contains(words[:end], "--help") {
+		return app.Run(append([]string{"fbus"}, words...))
+	}
+	cmd := app.Commands[0]
+	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	table := tableOf(cmd.Flags)
+	for _, w := range words[1:end] {
+		name, _, _ := strings.Cut(strings.TrimPrefix(w, "--"), "=")
+		if set.Lookup(name) == nil {
+			if err := table[name].Apply(set); err != nil {
+				return err
+			}
+		}
+	}
+	ctx := cli.NewContext(app, set, nil)
+	ctx.Command = cmd
+	if err := set.Parse(words[1:]); err != nil {
+		return usageError(ctx, err, false)
+	}
+	return cmd.Action(ctx)
 }
 
 // withoutHint leaves of a failure only what went wrong.
@@ -218,7 +247,10 @@ func usageError(ctx *cli.Context, err error, _ bool) error {
 				if len(name) > 2 {
 					name = "-" + name
 				}
-				msg = fmt.Sprintf("%s %s: %s", name, strings.Trim(value, `"`), strings.TrimPrefix(why, "parse error"))
+				if why == "parse error" {
+					why = "a whole number is due"
+				}
+				msg = fmt.Sprintf("%s %s: %s", name, strings.Trim(value, `"`), why)
 			}
 		}
 	}

@@ -54,7 +54,6 @@ type function struct {
 func offerCommand() *cli.Command {
 	o := &offerOptions{wait: durationValue{allow: true}, drain: durationValue{d: time.Minute}}
 	o.grace.d = exec.DefaultGrace
-	var env cli.StringSlice
 	return &cli.Command{
 		Name:      "offer",
 		Usage:     "offer a program as a function",
@@ -70,13 +69,13 @@ name has more slots. TERM or INT drains; a second one ends at once.
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "slots", Usage: "take `N` calls at once", Destination: &o.slots, DefaultText: "the number of CPUs"},
 			&cli.StringFlag{Name: "args", Usage: "where arguments go: `stdin|argv`", Destination: &o.args},
-			&cli.StringFlag{Name: "encoding", Usage: "of arguments on stdin: `json|msgpack|lines|nul`", Value: "json", Destination: &o.encoding},
+			&cli.StringFlag{Name: "encoding", Usage: "of arguments on stdin: `json|msgpack|lines|nul`", DefaultText: "json", Destination: &o.encoding},
 			&cli.BoolFlag{Name: "allow-options", Usage: "let arguments on the command line begin with -", Destination: &o.options, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`", Value: &o.timeout},
 			&cli.GenericFlag{Name: "grace", Usage: "`D` between TERM and KILL", Value: &o.grace},
 			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
 			&cli.StringFlag{Name: "chdir", Aliases: []string{"C"}, Usage: "run PROGRAM in `DIR`", Destination: &o.dir},
-			&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Destination: &env},
+			&cli.GenericFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Value: &listValue{&o.env}},
 			&cli.BoolFlag{Name: "idempotent", Usage: "a call may be run again when its worker is lost", Destination: &o.idempotent, DisableDefaultText: true},
 			&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &o.description},
 			&cli.StringFlag{Name: "worker", Usage: "call this worker `NAME`; default: the host's name", Destination: &o.worker},
@@ -89,7 +88,6 @@ name has more slots. TERM or INT drains; a second one ends at once.
 			verboseFlag(&o.verbose, "say how each call ended"),
 		},
 		Action: func(ctx *cli.Context) error {
-			o.env = env.Value()
 			if err := o.operands(ctx.Args().Slice(), ctx.IsSet("slots")); err != nil {
 				return err
 			}

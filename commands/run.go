@@ -31,7 +31,6 @@ type runOptions struct {
 
 func runCommand() *cli.Command {
 	o := &runOptions{}
-	var offers cli.StringSlice
 	return &cli.Command{
 		Name:      "run",
 		Usage:     "run a command with a private bus of its own",
@@ -43,12 +42,11 @@ split into words as a shell would, and run without one.
 
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Destination: &offers},
+			&cli.GenericFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Value: &listValue{&o.offers}},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "say who connects, what is offered and how calls end"),
 		},
 		Action: func(ctx *cli.Context) error {
-			o.offers = offers.Value()
 			words := ctx.Args().Slice()
 			i := slices.Index(words, "--")
 			switch {

@@ -36,7 +36,7 @@ type serveOptions struct {
 }
 
 func serveCommand() *cli.Command {
-	o := &serveOptions{drain: durationValue{d: time.Minute}}
+	o := &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue}
 	return &cli.Command{
 		Name:      "serve",
 		Usage:     "run a node of the bus",
@@ -53,7 +53,7 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
 			&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
-			&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", Value: node.DefaultQueue, Destination: &o.queue},
+			&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
 			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
 			&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
 			quietFlag(&o.quiet),

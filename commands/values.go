@@ -162,6 +162,18 @@ func (v *fieldsValue) Set(s string) error {
 // String implements flag.Value.
 func (v *fieldsValue) String() string { return "" }
 
+// listValue collects a flag that may be given again.
+type listValue struct{ list *[]string }
+
+// Set implements flag.Value.
+func (v *listValue) Set(s string) error {
+	*v.list = append(*v.list, s)
+	return nil
+}
+
+// String implements flag.Value.
+func (v *listValue) String() string { return "" }
+
 // hostname is what this machine calls itself.
 func hostname() string {
 	name, err := os.Hostname()

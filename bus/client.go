@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -78,16 +79,32 @@ func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
 	if !strings.Contains(addr, "/") {
 		return nil, errorf(CodeNoNode, "%s: only unix sockets can be dialled yet: give a path that holds a /", addr)
 	}
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "unix", addr)
+	nc, err := dialUnix(ctx, addr)
 	if err != nil {
 		return nil, &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: %s", addr, reason(err)), Err: err}
 	}
-	if err := checkPeer(nc.(*net.UnixConn), addr); err != nil {
+	if err := checkPeer(nc, addr); err != nil {
 		nc.Close()
 		return nil, err
 	}
 	return NewClient(ctx, nc, o)
+}
+
+// dialUnix connects to a unix socket. One whose backlog is full refuses at once:
+// that passes, and is waited for.
+func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
+	until := time.Now().Add(handshakeTime)
+	for {
+		nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(until) {
+			return nc, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // reason is the part of a network error that says why.

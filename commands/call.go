@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"fbus/bus"
@@ -232,14 +230,6 @@ func shorten(p []byte) string {
 	return strings.TrimSpace(strings.ToValidUTF8(string(p), "?"))
 }
 
-// callEnd is how a call ended, as --status-fd writes it.
-type callEnd struct {
-	Source string `json:"source"` // "program", "signal" or "fbus"
-	Status int    `json:"status"` // exit status
-	Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
-	Call   string `json:"call"`   // the call's id, empty if it never had one
-}
-
 func call(o *callOptions, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
@@ -356,89 +346,4 @@ func messageFor(name string, f *failure) string {
 		return f.msg
 	}
 	return name + ": " + f.msg
-}
-
-// statusOut is where --status-fd and --status-file write.
-type statusOut struct {
-	f    *os.File
-	path string
-}
-
-func openStatus(o *callOptions) (*statusOut, error) {
-	switch {
-	case o.hasFD:
-		f := os.NewFile(uintptr(o.statusFD), "status-fd")
-		if o.statusFD < 0 || f == nil {
-			return nil, usage("--status-fd %d: no such descriptor", o.statusFD)
-		}
-		if _, err := f.Stat(); err != nil {
-			return nil, usage("--status-fd %d: the descriptor is not open", o.statusFD).withHint("fbus call --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
-		}
-		return &statusOut{f: f}, nil
-	case o.statusTo != "":
-		f, err := os.OpenFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
-		if err != nil {
-			return nil, usage("--status-file %v", pathReason(err))
-		}
-		return &statusOut{f: f, path: o.statusTo}, nil
-	}
-	return nil, nil
-}
-
-func (s *statusOut) write(end callEnd) error {
-	if s == nil {
-		return nil
-	}
-	line, err := json.Marshal(end)
-	if err != nil {
-		return err
-	}
-	_, err = s.f.Write(append(line, '\n'))
-	if s.path != "" {
-		err = errors.Join(err, s.f.Close())
-	}
-	return err
-}
-
-// interrupted is the error of a command that a signal ended: the signal is
-// raised again when all is said, so that shells and loops see it.
-type interrupted struct{ signal syscall.Signal }
-
-func (i *interrupted) Error() string { return "ended by " + i.signal.String() }
-
-// cleansUp reports whether there is something to do when a signal ends us. If
-// not, nothing catches it: the kernel ends the process as everybody expects, the
-// node sees the connection go, and cancels the call.
-func (o *callOptions) cleansUp() bool {
-	return o.output != "" || o.hasFD || o.statusTo != ""
-}
-
-// stuck is how long a command that a signal has ended may take to clean up: it
-// may be writing to something that has stopped reading.
-const stuck = 500 * time.Millisecond
-
-// signalled returns a context that ends with HUP, INT or TERM, unless those were
-// ignored when we were started (nohup, and shells for background jobs).
-func signalled() context.Context {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	ch := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
-		if !signal.Ignored(s) {
-			signal.Notify(ch, s)
-		}
-	}
-	go func() { // ends with the process
-		i := &interrupted{(<-ch).(syscall.Signal)}
-		cancel(i)
-		time.Sleep(stuck)
-		i.die()
-	}()
-	return ctx
-}
-
-// die ends this process as the signal would have.
-func (i *interrupted) die() {
-	signal.Reset(i.signal)
-	syscall.Kill(os.Getpid(), i.signal)
-	time.Sleep(time.Second) // it is delivered to some thread, soon
 }

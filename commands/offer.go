@@ -298,15 +298,8 @@ func workUntil(ctx context.Context, cancel context.CancelFunc, w *bus.Worker, fn
 		cancel()
 		<-served
 	}
-	limit, stop := context.WithTimeout(context.Background(), drain)
+	limit, stop := drainTime(drain, signals)
 	defer stop()
-	go func() { // ends with the drain
-		select {
-		case <-signals:
-			stop()
-		case <-limit.Done():
-		}
-	}()
 	if w.Drain(limit) != nil {
 		log("calls were ended before they had finished")
 		for _, fn := range fns {

@@ -158,8 +158,18 @@ func serveUntil(n *node.Node, l *node.Listener, signals <-chan os.Signal, o *ser
 	if open := n.Open(); open > 0 && !o.quiet {
 		say(stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(o.drain.d)))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), o.drain.d)
+	ctx, cancel := drainTime(o.drain.d, signals)
 	defer cancel()
+	if n.Drain(ctx) != nil {
+		say(stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))
+	}
+	return nil
+}
+
+// drainTime is how long what runs may take to finish: until the time is up, or
+// another signal comes.
+func drainTime(d time.Duration, signals <-chan os.Signal) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	go func() { // ends with the drain
 		select {
 		case <-signals:
@@ -167,10 +177,7 @@ func serveUntil(n *node.Node, l *node.Listener, signals <-chan os.Signal, o *ser
 		case <-ctx.Done():
 		}
 	}()
-	if n.Drain(ctx) != nil {
-		say(stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))
-	}
-	return nil
+	return ctx, cancel
 }
 
 // homeDir is where configuration and keys live.

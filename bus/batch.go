@@ -1,0 +1,88 @@
+package bus
+
+// Batch collects the connections that the handling of some frames has written
+// to, so that each is flushed once behind them. It belongs to one goroutine.
+type Batch struct {
+	conns  []*Conn
+	dec    Decoder
+	frames struct {
+		hello   HelloFrame
+		error   ErrorFrame
+		offer   OfferFrame
+		offered OfferedFrame
+		call    CallFrame
+		data    DataFrame
+		eof     EOFFrame
+		grant   GrantFrame
+		cancel  CancelFrame
+		end     EndFrame
+	}
+}
+
+// decode decodes one frame and hands it over. Unknown types are skipped.
+func (b *Batch) decode(h Handler, body []byte) error {
+	t, err := PeekType(body)
+	if err != nil {
+		return err
+	}
+	var f Frame
+	switch t {
+	case TypeHello:
+		b.frames.hello = HelloFrame{}
+		f = &b.frames.hello
+	case TypeError:
+		f = &b.frames.error
+	case TypeOffer:
+		b.frames.offer = OfferFrame{}
+		f = &b.frames.offer
+	case TypeOffered:
+		f = &b.frames.offered
+	case TypeCall:
+		f = &b.frames.call
+	case TypeData:
+		f = &b.frames.data
+	case TypeEOF:
+		f = &b.frames.eof
+	case TypeGrant:
+		f = &b.frames.grant
+	case TypeCancel:
+		f = &b.frames.cancel
+	case TypeEnd:
+		f = &b.frames.end
+	default:
+		return nil
+	}
+	if err := b.dec.Decode(body, f); err != nil {
+		return err
+	}
+	return h.Handle(b, f)
+}
+
+// Send appends f to what c will write when the batch is flushed.
+func (b *Batch) Send(c *Conn, f Frame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d, ok := f.(*DataFrame); ok && c.direct(d) {
+		return c.err
+	}
+	if err := c.append(f); err != nil {
+		return err
+	}
+	if !c.dirty && !c.writing {
+		c.dirty = true
+		b.conns = append(b.conns, c)
+	}
+	return nil
+}
+
+// Flush writes what was sent through the batch.
+func (b *Batch) Flush() {
+	for i, c := range b.conns {
+		c.mu.Lock()
+		c.dirty = false
+		c.flush()
+		c.mu.Unlock()
+		b.conns[i] = nil
+	}
+	b.conns = b.conns[:0]
+}

@@ -1,0 +1,175 @@
+package bus
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"syscall"
+)
+
+// readable reads what is there into a pooled buffer, or into rbuf if that holds
+// half a frame already. While nothing is there an idle connection has no buffer.
+func (c *Conn) readable(fd uintptr) bool {
+	buf := c.rbuf
+	var pooled *[readBuffer]byte
+	if buf == nil {
+		pooled = readPool.Get().(*[readBuffer]byte)
+		buf = pooled[:]
+	}
+	for {
+		c.rn, c.rerr = syscall.Read(int(fd), buf)
+		if c.rerr != syscall.EINTR {
+			break
+		}
+	}
+	if c.rerr == syscall.EAGAIN {
+		if pooled != nil {
+			readPool.Put(pooled)
+		}
+		return false
+	}
+	if pooled != nil {
+		c.rbuf = buf
+	}
+	return true
+}
+
+// input is the read side's buffer: bytes start to end are not handled yet.
+type input struct {
+	buf        []byte // nil while idle
+	start, end int
+	held       int // bytes counted in the budget
+}
+
+// fill reads more bytes behind what the buffer holds.
+func (c *Conn) fill(in *input) error {
+	if in.buf != nil {
+		in.compact()
+	}
+	if c.raw == nil {
+		if in.buf == nil {
+			in.buf = make([]byte, 4<<10)
+		}
+		n, err := c.nc.Read(in.buf[in.end:])
+		in.end += n
+		if n > 0 {
+			return nil
+		}
+		return err
+	}
+	c.rbuf = nil
+	if in.buf != nil {
+		c.rbuf = in.buf[in.end:]
+	}
+	if err := c.raw.Read(c.readFn); err != nil {
+		return err
+	}
+	switch {
+	case c.rerr != nil:
+		return c.rerr
+	case c.rn <= 0:
+		return io.EOF
+	}
+	if in.buf == nil {
+		in.buf = c.rbuf
+	}
+	in.end += c.rn
+	return nil
+}
+
+// compact moves the unhandled bytes to the front.
+func (in *input) compact() {
+	if in.start > 0 {
+		in.end = copy(in.buf, in.buf[in.start:in.end])
+		in.start = 0
+	}
+}
+
+func (in *input) release(b *Budget) {
+	if cap(in.buf) == readBuffer {
+		readPool.Put((*[readBuffer]byte)(in.buf[:readBuffer]))
+	}
+	b.Add(-in.held)
+	*in = input{}
+}
+
+// settle makes the buffer fit what is missing before the reader waits: gone if
+// nothing is held, small for a short rest, and large enough for the frame.
+func (in *input) settle(b *Budget, frame int) error {
+	rest := in.end - in.start
+	need := max(frame, rest+1)
+	switch {
+	case rest == 0:
+		in.release(b)
+		return nil
+	case need <= smallRest && len(in.buf) != smallRest:
+		return in.move(b, smallRest)
+	case need <= smallRest, need <= len(in.buf) && len(in.buf) != smallRest:
+		b.Add(len(in.buf) - in.held)
+		in.held = len(in.buf)
+		return nil
+	case need <= readBuffer:
+		return in.move(b, readBuffer)
+	}
+	return in.move(b, need)
+}
+
+func (in *input) move(b *Budget, size int) error {
+	old := *in
+	if size > readBuffer && b.full(b.spare()) {
+		return ErrBudget
+	}
+	var buf []byte
+	if size == readBuffer {
+		buf = readPool.Get().(*[readBuffer]byte)[:]
+	} else {
+		buf = make([]byte, size)
+	}
+	*in = input{buf: buf, end: copy(buf, old.buf[old.start:old.end]), held: size}
+	b.Add(size)
+	old.release(b)
+	return nil
+}
+
+// Serve reads frames and hands them to h until the connection fails, is closed
+// or h returns an error, and returns why: io.EOF for a clean close by the peer.
+// Frames are at most limit() bytes. Then the connection is closed.
+func (c *Conn) Serve(h Handler, limit func() int) error {
+	var in input
+	b := &Batch{}
+	defer func() { in.release(c.budget) }()
+	for {
+		err := c.fill(&in)
+		if err == nil {
+			err = c.handle(b, h, &in, limit)
+		} else if err == io.EOF && in.end > in.start {
+			err = io.ErrUnexpectedEOF
+		}
+		b.Flush()
+		if err != nil {
+			return c.finish(err)
+		}
+	}
+}
+
+// handle passes every complete frame in the buffer on.
+func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
+	size := 0
+	for in.end-in.start >= 4 {
+		size = int(binary.BigEndian.Uint32(in.buf[in.start:]))
+		if max := limit(); size > max {
+			return fmt.Errorf("%w: frame of %d bytes exceeds the limit of %d", ErrMalformed, size, max)
+		}
+		size += 4
+		if in.end-in.start < size {
+			break
+		}
+		body := in.buf[in.start+4 : in.start+size]
+		in.start += size
+		size = 0
+		if err := b.decode(h, body); err != nil {
+			return err
+		}
+	}
+	return in.settle(c.budget, size)
+}

@@ -1,0 +1,244 @@
+package bus
+
+import (
+	"net"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// append encodes f behind the backlog. c.mu is held.
+func (c *Conn) append(f Frame) error {
+	if c.err != nil {
+		return c.err
+	}
+	if c.closing {
+		return net.ErrClosed
+	}
+	before := len(c.out)
+	if before+c.under > MaxBacklog {
+		c.fail(ErrBacklog)
+		return c.err
+	}
+	if d, ok := f.(*DataFrame); ok && cap(c.out) < readBuffer && before+len(d.Payload)+32 > cap(c.out) {
+		c.out = append(readPool.Get().(*[readBuffer]byte)[:0], c.out...)
+	}
+	c.out = f.Append(c.out)
+	c.budget.Add(len(c.out) - before)
+	return nil
+}
+
+// Send writes f now, as far as the peer takes it without waiting; the rest
+// follows by itself.
+func (c *Conn) Send(f Frame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d, ok := f.(*DataFrame); ok && c.direct(d) {
+		return c.err
+	}
+	if err := c.append(f); err != nil {
+		return err
+	}
+	if !c.dirty {
+		c.flush()
+	}
+	return c.err
+}
+
+// Queue appends f to what is to be written. If flush is true the caller must
+// call [Conn.Flush], and holds no lock that a reader of the connection takes.
+func (c *Conn) Queue(f Frame) (flush bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.append(f); err != nil {
+		return false, err
+	}
+	if c.dirty || c.writing {
+		return false, nil
+	}
+	c.dirty = true
+	return true, nil
+}
+
+// Flush writes what was queued. If others are likely to have something to send
+// too, they get their turn first: what they queue goes out with the same write.
+func (c *Conn) Flush(others bool) {
+	if others {
+		runtime.Gosched()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dirty = false
+	c.flush()
+}
+
+// directSize is the payload from which copying costs more than a write of its
+// own does.
+const directSize = 16 << 10
+
+// direct writes a large payload from where it lies, if nothing is before it in
+// the backlog, which gets what the peer does not take. c.mu is held.
+func (c *Conn) direct(d *DataFrame) bool {
+	if c.raw == nil || len(d.Payload) < directSize || len(c.out) > 0 || c.writing || c.closing || c.err != nil {
+		return false
+	}
+	c.head = d.AppendHead(c.head[:0])
+	n, ok := c.tryWrite(c.head, d.Payload)
+	if !ok {
+		return true
+	}
+	if n == len(c.head)+len(d.Payload) {
+		return true
+	}
+	if n < len(c.head) {
+		c.out = append(c.out, c.head[n:]...)
+		n = len(c.head)
+	}
+	rest := d.Payload[n-len(c.head):]
+	if cap(c.out) < readBuffer {
+		c.out = append(readPool.Get().(*[readBuffer]byte)[:0], c.out...)
+	}
+	c.out = append(c.out, rest...)
+	c.budget.Add(len(c.out))
+	c.startWriter()
+	return true
+}
+
+// tryWrite writes what the peer takes at once; ok is false if the connection
+// has failed.
+func (c *Conn) tryWrite(p, payload []byte) (n int, ok bool) {
+	c.wbuf[0], c.wbuf[1] = p, payload
+	err := c.raw.Write(c.writeFn)
+	c.wbuf[0], c.wbuf[1] = nil, nil
+	switch {
+	case err != nil:
+		c.fail(err)
+		return 0, false
+	case c.werr == nil:
+		return c.wn, true
+	case c.werr == syscall.EAGAIN:
+		return 0, true
+	}
+	c.failWrite(c.werr)
+	return 0, false
+}
+
+// failWrite makes a failed write final. The peer has gone, but may have said why
+// before it went: the reader gets a moment to find that. c.mu is held.
+func (c *Conn) failWrite(err error) {
+	if c.err != nil || c.closing {
+		c.fail(err)
+		return
+	}
+	c.nc.SetReadDeadline(time.Now().Add(flushTime))
+	c.drop(err)
+}
+
+// startWriter leaves the backlog to a goroutine.
+func (c *Conn) startWriter() {
+	c.writing = true
+	go c.writeLoop() // ends when the backlog is written or the connection fails
+}
+
+// writable is one non-blocking write of wbuf.
+func (c *Conn) writable(fd uintptr) bool {
+	for {
+		if c.wbuf[1] == nil {
+			c.wn, c.werr = syscall.Write(int(fd), c.wbuf[0])
+		} else {
+			c.wn, c.werr = unix.Writev(int(fd), c.wbuf[:])
+		}
+		if c.werr != syscall.EINTR {
+			return true
+		}
+	}
+}
+
+// flush tries to write the backlog and starts a writer for what the peer does
+// not take. c.mu is held.
+func (c *Conn) flush() {
+	if c.writing || len(c.out) == 0 || c.err != nil {
+		return
+	}
+	n, ok := 0, true
+	if c.raw != nil {
+		if n, ok = c.tryWrite(c.out, nil); !ok {
+			return
+		}
+	}
+	c.budget.Add(-n)
+	if n == len(c.out) {
+		c.emptied()
+		return
+	}
+	c.out = c.out[:copy(c.out, c.out[n:])]
+	c.startWriter()
+}
+
+// emptied keeps a small buffer for the next frames and gives a larger one back.
+// c.mu is held.
+func (c *Conn) emptied() {
+	c.out = recycle(c.out)
+	if c.closing {
+		c.fail(net.ErrClosed)
+	}
+}
+
+// recycle returns what to keep of a written buffer.
+func recycle(buf []byte) []byte {
+	if cap(buf) == readBuffer {
+		readPool.Put((*[readBuffer]byte)(buf[:readBuffer]))
+	}
+	if cap(buf) > smallRest {
+		return nil
+	}
+	return buf[:0]
+}
+
+// writeLoop writes the backlog, waiting for the peer.
+func (c *Conn) writeLoop() {
+	c.mu.Lock()
+	for c.err == nil && len(c.out) > 0 {
+		buf := c.out
+		c.out, c.under = nil, len(buf)
+		c.mu.Unlock()
+		_, err := c.nc.Write(buf)
+		c.budget.Add(-len(buf))
+		recycle(buf)
+		c.mu.Lock()
+		c.under = 0
+		if err != nil {
+			c.failWrite(err)
+		}
+		if c.space != nil && len(c.out) < sendMark {
+			close(c.space)
+			c.space = nil
+		}
+	}
+	c.writing = false
+	if c.err == nil {
+		c.emptied()
+	}
+	drained := c.OnDrain
+	c.mu.Unlock()
+	if drained != nil {
+		drained()
+	}
+}
+
+// Backlog is how many bytes wait for the peer to read, short of what a write
+// under way has taken.
+func (c *Conn) Backlog() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.out)
+}
+
+// Stalled reports whether the peer does not take what is sent at once.
+func (c *Conn) Stalled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writing
+}

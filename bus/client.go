@@ -54,8 +54,7 @@ type Client struct {
 	hello    chan struct{} // closed at the node's HELLO
 	greeted  bool
 	done     chan struct{}    // closed when the connection is gone
-	handlers sync.WaitGroup   // goroutines that run handlers
-	work     chan *Invocation // to one of them that is idle
+	handlers sync.WaitGroup
 }
 
 // scratch is what frames are put together in: they are encoded at once.
@@ -145,7 +144,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	c := &Client{
 		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *Error{}, offers: map[string]*Offering{},
-		hello: make(chan struct{}), done: make(chan struct{}), work: make(chan *Invocation),
+		hello: make(chan struct{}), done: make(chan struct{}),
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too

@@ -215,12 +215,8 @@ func (c *Client) handleCall(b *Batch, f *CallFrame) error {
 	inv := newInvocation(c, off, f)
 	c.in[f.ID] = inv
 	off.running++
-	select {
-	case c.work <- inv:
-	default:
-		c.handlers.Add(1)
-		go c.handle(inv) // ends with the connection
-	}
+	c.handlers.Add(1)
+	go inv.run() // ends with the handler
 	return nil
 }
 
@@ -247,23 +243,9 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 	return inv
 }
 
-// handle serves one call after another: there are as many of these goroutines as
-// calls have run at once. A new one for each call would have to grow its stack
-// each time.
-func (c *Client) handle(inv *Invocation) {
-	defer c.handlers.Done()
-	for {
-		inv.run()
-		select {
-		case inv = <-c.work:
-		case <-c.done:
-			return
-		}
-	}
-}
-
 // run serves the call and ends it.
 func (inv *Invocation) run() {
+	defer inv.client.handlers.Done()
 	if inv.rest != nil {
 		inv.rest.open()
 	}

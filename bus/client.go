@@ -53,7 +53,7 @@ type Client struct {
 	err      error
 	hello    chan struct{} // closed at the node's HELLO
 	greeted  bool
-	done     chan struct{}    // closed when the connection is gone
+	done     chan struct{} // closed when the connection is gone
 	handlers sync.WaitGroup
 }
 

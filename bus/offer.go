@@ -47,8 +47,8 @@ type Invocation struct {
 	Rest     io.Reader // the rest of the input; nil if Input is all of it
 	Deadline time.Time // zero: none
 
-	// Stdout and Stderr send to the caller, at its pace. A write fails once the
-	// call was cancelled.
+	// Stdout and Stderr send to the caller, at its pace; each is for one goroutine
+	// at a time. A write fails once the call was cancelled.
 	Stdout, Stderr io.Writer
 
 	client   *Client

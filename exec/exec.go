@@ -49,6 +49,23 @@ type Spec struct {
 	MaxOutput int64         // bytes of stdout; 0 is no limit
 	Memory    int64         // bytes; 0 is no limit
 
+	// Warm is how many processes are started ahead, each for one call; at most
+	// Slots. Resident keeps a process for many calls; the two exclude each other.
+	Warm     int
+	Resident Protocol
+	Pipeline int           // calls that one resident process holds at once; 0 is 1, more only with JSONRPC
+	ReplyFD  int           // the descriptor a resident process replies on; 0 is stdout
+	MaxCalls int           // a resident process is replaced after as many; 0 is no limit
+	MaxIdle  time.Duration // and after as long without a call; 0 is no limit
+
+	// Check, if set, is held against arguments before a program gets them, as one
+	// JSON document; its error is bad input. Calls without arguments are not
+	// checked.
+	Check func(doc []byte) error
+	// Note, if set, is told why no process can be held ready, and "" when one is
+	// again.
+	Note func(why string)
+
 	Node  string // FBUS_NODE; "" leaves it unset
 	Slots int    // most runs at once; 0 is no limit
 
@@ -93,6 +110,7 @@ type Result struct {
 	Status  int    // 0-255
 	Code    string // "exit", a signal's name, or fbus's own word for it
 	Message string // for a person, in fbus's own results; may end with a line "hint: …"
+	Output  []byte // the last of the program's output, not written to Call.Stdout
 }
 
 // Error is a reason why a program cannot be offered or a call not be run.

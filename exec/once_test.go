@@ -122,7 +122,7 @@ func TestInputBreaksOff(t *testing.T) {
 	w.Write([]byte("part\n"))
 	said.next(t)
 	w.CloseWithError(errors.New("connection lost"))
-	if res := await(t, done); res != (Result{SourceFbus, StatusCancelled, "cancelled", "cancelled: input ended early: connection lost"}) {
+	if res := await(t, done); res != (Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled: input ended early: connection lost"}) {
 		t.Errorf("%+v", res)
 	}
 	if len(said.said) > 0 {
@@ -195,7 +195,7 @@ func TestOutputLimit(t *testing.T) {
 	exact := runCall(t.Context(), sh(t, "head -c 102400 /dev/zero", limit), &Call{})
 	check(t, exact, programExit(0), strings.Repeat("\x00", 100<<10))
 	over := runCall(t.Context(), sh(t, "head -c 102401 /dev/zero; trap '' TERM; sleep 1000", limit), &Call{})
-	check(t, over, Result{SourceFbus, StatusInternal, "output_limit", "output exceeds 100K"}, strings.Repeat("\x00", 100<<10))
+	check(t, over, Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 100K"}, strings.Repeat("\x00", 100<<10))
 }
 
 func TestCancel(t *testing.T) {
@@ -215,7 +215,7 @@ func TestCancel(t *testing.T) {
 			done := background(ctx, f, &Call{Stdout: said})
 			pids := said.next(t)
 			cancel()
-			if res := await(t, done); res != (Result{SourceFbus, StatusCancelled, "cancelled", "cancelled"}) {
+			if res := await(t, done); res != (Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}) {
 				t.Errorf("%+v", res)
 			}
 			gone(t, pids)
@@ -241,14 +241,14 @@ func TestDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	got := runCall(ctx, sh(t, "sleep 1000"), &Call{})
-	check(t, got, Result{SourceFbus, StatusDeadline, "deadline", "deadline exceeded"}, "")
+	check(t, got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}, "")
 
 	f := sh(t, "sleep 1000", func(s *Spec) { s.Timeout = 50 * time.Millisecond })
-	check(t, runCall(t.Context(), f, &Call{}), Result{SourceFbus, StatusDeadline, "deadline", "ran longer than 50ms"}, "")
+	check(t, runCall(t.Context(), f, &Call{}), Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 50ms"}, "")
 
 	ended, end := context.WithCancel(t.Context())
 	end()
-	check(t, runCall(ended, f, &Call{}), Result{SourceFbus, StatusCancelled, "cancelled", "cancelled"}, "")
+	check(t, runCall(ended, f, &Call{}), Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}, "")
 }
 
 func TestKillAndClose(t *testing.T) {

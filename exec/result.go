@@ -26,7 +26,7 @@ func (r *run) result() Result {
 	case why != none:
 		res = r.ended(why)
 	default:
-		res = Result{SourceFbus, StatusLost, "worker_lost", "the program's keeper was killed"}
+		res = Result{Source: SourceFbus, Status: StatusLost, Code: "worker_lost", Message: "the program's keeper was killed"}
 	}
 	if r.survivor != "" {
 		res.Message = join(res.Message, "could not be killed: "+r.survivor)
@@ -61,14 +61,14 @@ func signalName(sig syscall.Signal) string {
 }
 
 func (r *run) ended(why ending) Result {
-	res := Result{SourceFbus, StatusCancelled, "cancelled", "cancelled"}
+	res := Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}
 	switch why {
 	case deadline:
-		res = Result{SourceFbus, StatusDeadline, "deadline", "deadline exceeded"}
+		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}
 	case timeout:
-		res = Result{SourceFbus, StatusDeadline, "deadline", fmt.Sprintf("ran longer than %v", r.f.spec.Timeout)}
+		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: fmt.Sprintf("ran longer than %v", r.f.spec.Timeout)}
 	case outputLimit:
-		res = Result{SourceFbus, StatusInternal, "output_limit", "output exceeds " + size(r.f.spec.MaxOutput)}
+		res = Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds " + size(r.f.spec.MaxOutput)}
 	case inputLost:
 		res.Message = fmt.Sprintf("cancelled: input ended early: %v", r.lost)
 	}

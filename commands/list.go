@@ -83,8 +83,8 @@ func lsCommand() *cli.Command {
   fbus ls --json | jq -r .name
 
 JSON fields: name, description, arguments (how they arrive), slots, busy,
-queued, done (ended with 0), failed, and workers: name, identity, slots, busy,
-idempotent, description, arguments. The function fbus.functions answers the same.`,
+queued, done (ended with 0), failed, and workers: name, id, identity, slots,
+busy, idempotent, description, arguments. The function fbus.functions answers the same.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			return ls(o, ctx.Args().Slice(), ctx.App.Writer)

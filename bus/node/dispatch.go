@@ -227,10 +227,14 @@ func (c *call) forget() {
 	c.size, c.data = 0, nil
 }
 
-// matches reports whether the caller admits that worker.
+// matches reports whether the caller admits that worker: all, one by its id, or
+// those whose name matches.
 func (c *call) matches(o *offer) bool {
 	if c.on == "" {
 		return true
+	}
+	if id, ok := strings.CutPrefix(c.on, "#"); ok {
+		return id == string(o.session.prefix)
 	}
 	ok, _ := path.Match(c.on, o.session.name)
 	return ok

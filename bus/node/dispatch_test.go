@@ -382,6 +382,14 @@ func TestOnGlob(t *testing.T) {
 			t.Errorf("--on %q: worker %s, error %v", glob, o.res.Worker, o.err)
 		}
 	}
+	for _, w := range n.Functions("f")[0].Workers {
+		if w.Name != "cpu-1" {
+			continue // its handler waits to be released
+		}
+		if o := await(t, w.ID, post(bg(), c, bus.Request{Function: "f", On: "#" + w.ID})); o.err != nil || o.res.Worker != w.Name {
+			t.Errorf("on #%s: worker %s, error %v", w.ID, o.res.Worker, o.err)
+		}
+	}
 	first := post(bg(), c, bus.Request{Function: "f", On: "gpu-*"})
 	await(t, "a call at gpu-1", g.started)
 	second := post(bg(), c, bus.Request{Function: "f", On: "gpu-*"})

@@ -77,6 +77,7 @@ type FunctionInfo struct {
 // WorkerInfo is one offer of a function.
 type WorkerInfo struct {
 	Name        string `json:"name"`
+	ID          string `json:"id"`       // of its connection; a call's on may be "#" and this
 	Identity    string `json:"identity"` // who it is, as the node knows it: "uid:1000"
 	Slots       int    `json:"slots"`
 	Busy        int    `json:"busy"`
@@ -143,7 +144,7 @@ func (fn *function) info() FunctionInfo {
 			f.Arguments = o.arguments
 		}
 		f.Workers = append(f.Workers, WorkerInfo{
-			Name: o.session.name, Identity: o.session.caller, Slots: o.slots, Busy: o.busy,
+			Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.caller, Slots: o.slots, Busy: o.busy,
 			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments,
 		})
 	}

@@ -97,10 +97,28 @@ func (f *ErrorFrame) Append(dst []byte) []byte {
 // Append implements [Frame].
 func (f *OfferFrame) Append(dst []byte) []byte {
 	start := len(dst)
-	dst = begin(dst, TypeOffer, 7)
+	arity := f.arity()
+	dst = begin(dst, TypeOffer, arity)
 	dst = appendText(appendUint(dst, f.Seq), f.Name)
 	dst = appendUint(appendUint(dst, f.Slots), f.Flags)
-	return finish(appendText(appendText(dst, f.Description), f.Arguments), start)
+	dst = appendText(appendText(dst, f.Description), f.Arguments)
+	if arity > 7 {
+		dst = appendText(dst, f.Note)
+	}
+	if arity > 8 {
+		dst = append(appendStrHeader(dst, len(f.Schema)), f.Schema...)
+	}
+	return finish(dst, start)
+}
+
+func (f *OfferFrame) arity() int {
+	switch {
+	case len(f.Schema) > 0:
+		return 9
+	case len(f.Note) > 0:
+		return 8
+	}
+	return 7
 }
 
 // Append implements [Frame].

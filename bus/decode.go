@@ -50,6 +50,12 @@ func (f *OfferFrame) decode(r *reader) {
 	if r.more() {
 		f.Arguments = r.text()
 	}
+	if r.more() {
+		f.Note = r.text()
+	}
+	if r.more() {
+		f.Schema = r.bytes(MaxSchema)
+	}
 }
 
 func (f *OfferedFrame) decode(r *reader) {

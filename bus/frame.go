@@ -22,6 +22,8 @@ const (
 	MaxArgs = MaxFrame - MaxInlineInput - 4<<10
 	// MaxText bounds each name, code and message of a frame.
 	MaxText = 4 << 10
+	// MaxSchema bounds the schema in an OFFER.
+	MaxSchema = 64 << 10
 	// InitialWindow is what a stream's receiver has granted when its CALL says
 	// nothing else.
 	InitialWindow = 256 << 10
@@ -44,7 +46,8 @@ const (
 	TypeHello Type = 1
 	// ERROR, both, section 3.3: code, message. The sender closes.
 	TypeError Type = 2
-	// OFFER, client, section 4: seq, name, slots [, flags, description, arguments]
+	// OFFER, client, section 4: seq, name, slots [, flags, description, arguments,
+	// note, schema]
 	TypeOffer Type = 3
 	// OFFERED, node, section 4: seq, code, message
 	TypeOffered Type = 4
@@ -153,6 +156,8 @@ type OfferFrame struct {
 	Flags       uint64
 	Description []byte
 	Arguments   []byte // how arguments arrive, for people
+	Note        []byte // why the worker has nothing ready, for people; empty: all is well
+	Schema      []byte // a JSON Schema of the arguments; empty: none
 }
 
 // OfferedFrame answers an OFFER; an empty Code says that it stands.

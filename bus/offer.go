@@ -13,6 +13,8 @@ type Offer struct {
 	Idempotent  bool   // calls may be run again when the worker is lost
 	Description string // for people
 	Arguments   string // how arguments arrive, for people: "JSON on stdin"
+	Note        string // why the worker has nothing ready just now, for people; empty: all is well
+	Schema      string // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
 }
 
 // A CallHandler serves one invocation; its result ends the call. It runs in a
@@ -31,6 +33,7 @@ type Offering struct {
 
 	// The client's mu protects these.
 	slots   int
+	note    string
 	running int
 	idle    chan struct{} // closed when running falls to 0, if somebody waits
 }
@@ -63,15 +66,18 @@ type Invocation struct {
 // Offer puts a function on the bus, or replaces the offer of that name on this
 // connection. It returns when the node has accepted it.
 func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, error) {
-	if o.Slots < 1 {
+	switch {
+	case o.Slots < 1:
 		return nil, errorf(CodeUsage, "an offer needs at least one slot")
+	case len(o.Schema) > MaxSchema:
+		return nil, errorf(CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), MaxSchema)
 	}
-	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots}
+	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note}
 	c.mu.Lock()
 	old := c.offers[o.Name]
 	c.offers[o.Name] = off // before the node's word: a CALL may be right behind it
 	c.mu.Unlock()
-	err := off.announce(ctx, o.Slots)
+	err := off.announce(ctx)
 	if err != nil {
 		c.mu.Lock()
 		if c.offers[o.Name] == off {
@@ -99,15 +105,16 @@ func (off *Offering) giveUp(old *Offering) {
 	} else {
 		off = &Offering{client: off.client, offer: off.offer}
 	}
-	off.announce(done, off.slots)
+	off.announce(done)
 }
 
 // announce sends OFFER and waits for the answer.
-func (off *Offering) announce(ctx context.Context, slots int) error {
+func (off *Offering) announce(ctx context.Context) error {
 	c := off.client
 	f := OfferFrame{
-		Name: []byte(off.offer.Name), Slots: uint64(slots),
+		Name:        []byte(off.offer.Name),
 		Description: []byte(off.offer.Description), Arguments: []byte(off.offer.Arguments),
+		Schema: []byte(off.offer.Schema),
 	}
 	if off.offer.Idempotent {
 		f.Flags |= FlagIdempotent
@@ -119,7 +126,7 @@ func (off *Offering) announce(ctx context.Context, slots int) error {
 		return c.err
 	}
 	c.lastSeq++
-	f.Seq = c.lastSeq
+	f.Seq, f.Slots, f.Note = c.lastSeq, uint64(off.slots), []byte(off.note)
 	c.pending[f.Seq] = answer
 	err := c.conn.Send(&f)
 	c.mu.Unlock()
@@ -141,9 +148,17 @@ func (off *Offering) announce(ctx context.Context, slots int) error {
 // not touched.
 func (off *Offering) SetSlots(ctx context.Context, n int) error {
 	off.client.mu.Lock()
-	off.slots = n
+	note := off.note
 	off.client.mu.Unlock()
-	return off.announce(ctx, n)
+	return off.change(ctx, n, note)
+}
+
+// change makes the offer again, with as many slots and another note.
+func (off *Offering) change(ctx context.Context, slots int, note string) error {
+	off.client.mu.Lock()
+	off.slots, off.note = slots, note
+	off.client.mu.Unlock()
+	return off.announce(ctx)
 }
 
 // Withdraw takes the offer back and waits for the calls that run, until ctx

@@ -42,6 +42,8 @@ func vectors() []struct {
 		{"error", &ErrorFrame{Code: b("protocol"), Message: b("call id 1 after 1")}},
 		{"offer", &OfferFrame{Seq: 1, Name: b("wc"), Slots: 4, Flags: FlagIdempotent, Description: b("counts words"), Arguments: b("JSON on stdin")}},
 		{"offer withdrawn", &OfferFrame{Seq: 300, Name: b("wc"), Description: b(""), Arguments: b("")}},
+		{"offer with a note", &OfferFrame{Seq: 2, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b("lines"), Note: b("wc dies before it is used: exit 1")}},
+		{"offer with a schema", &OfferFrame{Seq: 3, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b(""), Note: b(""), Schema: b(`{"type":"array","maxItems":1}`)}},
 		{"offered", &OfferedFrame{Seq: 1, Code: b(""), Message: b("")}},
 		{"offered denied", &OfferedFrame{Seq: 70000, Code: b("denied"), Message: b("no")}},
 		{"call raw", &CallFrame{ID: 1, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
@@ -88,6 +90,8 @@ func elements(f Frame) []any {
 		}
 	}
 	switch f := f.(type) {
+	case *OfferFrame:
+		list = list[:f.arity()]
 	case *CallFrame:
 		list = list[:f.arity()]
 	case *EndFrame:
@@ -164,7 +168,7 @@ func TestWireNumbers(t *testing.T) {
 	}
 	for name, pair := range map[string][2]int{
 		"MaxFrame": {MaxFrame, 1048576}, "MaxHelloFrame": {MaxHelloFrame, 4096}, "MaxInlineInput": {MaxInlineInput, 32768},
-		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
+		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "MaxSchema": {MaxSchema, 65536}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
 		"Forever": {Forever, 4294967295}, "kinds": {int(KindRaw)*1000 + int(KindList)*100 + int(KindMap)*10 + int(KindJSON), 123},
 		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(FromProgram)*100 + int(FromSignal)*10 + int(FromBus), 12},
 		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "idempotent": {FlagIdempotent, 1}, "major": {Major, 1},

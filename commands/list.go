@@ -83,8 +83,8 @@ func lsCommand() *cli.Command {
   fbus ls --json | jq -r .name
 
 JSON fields: name, description, arguments (how they arrive), slots, busy,
-queued, done (ended with 0), failed, and workers: name, id, identity, slots,
-busy, idempotent, description, arguments. The function fbus.functions answers the same.`,
+queued, done (ended with 0), failed, note, and workers: name, id, identity,
+slots, busy, idempotent, description, arguments, note. The function fbus.functions answers the same.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			return ls(o, ctx.Args().Slice(), ctx.App.Writer)
@@ -135,6 +135,15 @@ func table(stdout io.Writer, head string, rows func(w io.Writer)) {
 	w.Flush()
 }
 
+// oneLineEach is oneLine for text of several lines.
+func oneLineEach(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = oneLine(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
 // oneLine keeps what others have written from breaking a table or a terminal.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -153,7 +162,8 @@ func describeCommand() *cli.Command {
 		UsageText: "describe [flags] NAME",
 		Description: `  fbus describe wc
 
-JSON fields: those of fbus ls.`,
+A note says why a worker has nothing ready for a call just now. JSON fields:
+those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
@@ -189,7 +199,15 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 	fmt.Fprintf(w, "arguments\t%s\n", oneLine(f.Arguments))
 	fmt.Fprintf(w, "slots\t%d, %d busy\n", f.Slots, f.Busy)
 	fmt.Fprintf(w, "calls\t%d queued, %d done, %d failed\n", f.Queued, f.Done, f.Failed)
+	for _, k := range f.Workers {
+		if k.Note != "" {
+			fmt.Fprintf(w, "note\t%s: %s\n", oneLine(k.Name), oneLine(k.Note))
+		}
+	}
 	w.Flush()
+	if f.Schema != nil {
+		writeSchema(stdout, f.Schema)
+	}
 	fmt.Fprintln(stdout)
 	table(stdout, "WORKER\tIDENTITY\tSLOTS\tBUSY\tIDEMPOTENT\tARGUMENTS", func(w io.Writer) {
 		for _, k := range f.Workers {
@@ -197,6 +215,14 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		}
 	})
 	return nil
+}
+
+// writeSchema writes a schema as people read JSON.
+func writeSchema(stdout io.Writer, schema json.RawMessage) {
+	var out bytes.Buffer
+	if json.Indent(&out, schema, "  ", "  ") == nil {
+		fmt.Fprintf(stdout, "schema of the arguments:\n  %s\n", oneLineEach(out.String()))
+	}
 }
 
 func yes(b bool) string {

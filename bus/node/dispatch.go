@@ -32,9 +32,14 @@ type offer struct {
 	idempotent  bool
 	description string
 	arguments   string
+	note        string
+	schema      string
 }
 
-func (o *offer) text() int { return len(o.description) + len(o.arguments) }
+// text is how many bytes of text the offer holds.
+func (o *offer) text() int {
+	return len(o.description) + len(o.arguments) + len(o.note) + len(o.schema)
+}
 
 // free is how many calls the offer takes now. Whatever its slots, one connection
 // holds no more than maxOpen: a call that is cancelled stays with its worker, and
@@ -227,17 +232,9 @@ func (c *call) forget() {
 	c.size, c.data = 0, nil
 }
 
-// matches reports whether the caller admits that worker: all, one by its id, or
-// those whose name matches.
+// matches reports whether the caller admits that worker.
 func (c *call) matches(o *offer) bool {
-	if c.on == "" {
-		return true
-	}
-	if id, ok := strings.CutPrefix(c.on, "#"); ok {
-		return id == string(o.session.prefix)
-	}
-	ok, _ := path.Match(c.on, o.session.name)
-	return ok
+	return c.on == "" || bus.MatchWorker(c.on, o.session.name, string(o.session.prefix))
 }
 
 // allows reports whether the call may go to that worker: it has not said busy.

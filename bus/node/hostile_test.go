@@ -536,3 +536,30 @@ func TestTextOfPeersIsBounded(t *testing.T) {
 	})
 	p.under(100e6) // it was 350
 }
+
+// TestSchemasAreBounded: what a connection says about its functions is held, and
+// replaced text makes room.
+func TestSchemasAreBounded(t *testing.T) {
+	noLeaks(t)
+	_, path := start(t, node.Config{})
+	w := rawUnix(t, nil, path).greet()
+	schema := []byte(`"` + strings.Repeat("x", bus.MaxSchema-2) + `"`)
+	make := func(i int, schema []byte) string {
+		w.send(&bus.OfferFrame{Seq: uint64(i), Name: fmt.Appendf(nil, "f%d", i), Slots: 1, Schema: schema})
+		return string(want[*bus.OfferedFrame](w).Code)
+	}
+	for i := range 32 {
+		if code := make(i, schema); code != "" {
+			t.Fatalf("schema %d: %s", i, code)
+		}
+	}
+	for _, step := range []struct {
+		i      int
+		schema string
+		code   string
+	}{{32, "1", bus.CodeBusy}, {0, "{", bus.CodeUsage}, {0, "{}", ""}, {32, "1", ""}} {
+		if code := make(step.i, []byte(step.schema)); code != step.code {
+			t.Errorf("%s as f%d: %q", step.schema, step.i, code)
+		}
+	}
+}

@@ -71,7 +71,12 @@ type FunctionInfo struct {
 	Queued      int          `json:"queued"`      // calls that wait for a slot
 	Done        uint64       `json:"done"`        // calls that ended with status 0
 	Failed      uint64       `json:"failed"`      // calls that ended otherwise
+	Note        string       `json:"note"`        // why a worker has nothing ready; of the one that gave one last
 	Workers     []WorkerInfo `json:"workers"`
+
+	// Schema is a JSON Schema of the arguments, of the worker that gave one last.
+	// Only functions that were asked for by name have it.
+	Schema json.RawMessage `json:"schema,omitempty"`
 }
 
 // WorkerInfo is one offer of a function.
@@ -84,6 +89,7 @@ type WorkerInfo struct {
 	Idempotent  bool   `json:"idempotent"`
 	Description string `json:"description"`
 	Arguments   string `json:"arguments"`
+	Note        string `json:"note"` // why it has nothing ready; empty: all is well
 }
 
 // CallInfo is a line of fbus.calls.
@@ -126,13 +132,13 @@ func (n *Node) Functions(names ...string) []FunctionInfo {
 		if len(names) > 0 && !slices.Contains(names, fn.name) || len(names) == 0 && reserved(fn.name) {
 			continue
 		}
-		list = append(list, fn.info())
+		list = append(list, fn.info(len(names) > 0))
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
 	return list
 }
 
-func (fn *function) info() FunctionInfo {
+func (fn *function) info(schema bool) FunctionInfo {
 	f := FunctionInfo{Name: fn.name, Queued: fn.queue.n, Done: fn.done, Failed: fn.failed, Workers: []WorkerInfo{}}
 	for _, o := range fn.offers {
 		f.Slots += o.slots
@@ -143,9 +149,15 @@ func (fn *function) info() FunctionInfo {
 		if o.arguments != "" {
 			f.Arguments = o.arguments
 		}
+		if o.note != "" {
+			f.Note = o.note
+		}
+		if schema && o.schema != "" {
+			f.Schema = json.RawMessage(o.schema)
+		}
 		f.Workers = append(f.Workers, WorkerInfo{
 			Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.caller, Slots: o.slots, Busy: o.busy,
-			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments,
+			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note,
 		})
 	}
 	return f

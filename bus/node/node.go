@@ -26,8 +26,9 @@ const (
 	maxOpen = 10000
 	// maxOffers is how many functions one connection may offer.
 	maxOffers = 10000
-	// maxOfferText bounds the descriptions of all that one connection offers.
-	maxOfferText = 1 << 20
+	// maxOfferText bounds the descriptions, notes and schemas of all that one
+	// connection offers.
+	maxOfferText = 2 << 20
 	// goneTime is how long the queue of a function stays when its last offer has
 	// gone: a worker that restarts finds it again.
 	goneTime = 5 * time.Second

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -31,7 +32,7 @@ type session struct {
 	out      map[uint64]*call // calls that the node opened at the peer
 	lastOut  uint64
 	offers   map[string]*offer
-	text     int     // bytes of their descriptions and arguments
+	text     int     // bytes of text that they hold
 	own      int     // of in, calls of the node's own functions
 	exposure int64   // credit given to others for sending here
 	held     []*flow // credit kept back until the peer reads on
@@ -205,7 +206,9 @@ func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
 		return bus.CodeDraining, "the node is shutting down"
 	case s.textWith(f) > maxOfferText:
-		return bus.CodeBusy, fmt.Sprintf("%d bytes of descriptions on one connection are the limit", maxOfferText)
+		return bus.CodeBusy, fmt.Sprintf("%d bytes of descriptions and schemas on one connection are the limit", maxOfferText)
+	case len(f.Schema) > 0 && !json.Valid(f.Schema):
+		return bus.CodeUsage, "the schema is no JSON"
 	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
 		return bus.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)
 	}
@@ -214,7 +217,7 @@ func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 
 // textWith is how many bytes of text the session's offers hold, with f among them.
 func (s *session) textWith(f *bus.OfferFrame) int {
-	n := s.text + len(f.Description) + len(f.Arguments)
+	n := s.text + len(f.Description) + len(f.Arguments) + len(f.Note) + len(f.Schema)
 	if o := s.offers[string(f.Name)]; o != nil {
 		n -= o.text()
 	}
@@ -265,10 +268,14 @@ func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
 		fn.offers = append(fn.offers, o)
 	}
 	s.text = s.textWith(f)
-	o.slots, o.idempotent = int(f.Slots), f.Flags&bus.FlagIdempotent != 0
+	slots := int(f.Slots)
+	changed := o.slots != slots
+	o.slots = slots
+	o.idempotent = f.Flags&bus.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
+	o.note, o.schema = string(f.Note), string(f.Schema)
 	o.fn.settle(b)
-	if !s.internal {
+	if !s.internal && changed {
 		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)
 	}
 }

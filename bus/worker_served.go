@@ -1,0 +1,263 @@
+package bus
+
+import (
+	"context"
+	"slices"
+)
+
+// served is one function of a worker, across connections. The worker's mu
+// protects what is below handler.
+type served struct {
+	worker  *Worker
+	handler CallHandler
+
+	offer    Offer
+	offering *Offering // on the current connection
+	gone     bool      // replaced or removed
+	calls    int       // of its handler, that have not returned
+	held     *held
+	idle     chan struct{} // closed when calls falls to 0, if somebody waits
+}
+
+// held counts the calls of a name that have not returned, by connection:
+// those of a lost one still take slots, whoever serves the name now.
+type held map[*Client]int
+
+func (h held) all() int {
+	n := 0
+	for _, k := range h {
+		n += k
+	}
+	return n
+}
+
+// slots is how many may be offered over c: all but those that calls of earlier
+// connections hold. The worker's mu is held.
+func (s *served) slots(c *Client) int { return s.offer.Slots - s.held.all() + (*s.held)[c] }
+
+// Add adds a function, before Start.
+func (w *Worker) Add(o Offer, h CallHandler) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.served = append(w.served, &served{worker: w, handler: h, offer: o, held: w.heldOf(o.Name)})
+}
+
+// heldOf finds the count of a name. The worker's mu is held.
+func (w *Worker) heldOf(name string) *held {
+	for _, s := range w.all() {
+		if s.offer.Name == name {
+			return s.held
+		}
+	}
+	return &held{}
+}
+
+// A Retired function is offered no more; calls that it has begun may still run.
+type Retired struct {
+	served   *served
+	offering *Offering // the last
+}
+
+// Wait waits until its last call has ended, or ctx does.
+func (r *Retired) Wait(ctx context.Context) error {
+	if r.offering != nil { // it also knows of calls that are about to begin
+		if err := r.offering.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	return r.served.wait(ctx)
+}
+
+// Put adds a function while the worker runs, or replaces the one of its name,
+// which is returned, without a moment in which the name is not offered: calls
+// that run end where they began, later ones are h's. If the node refuses, the
+// function that was there stays, and what is returned is the new one, which may
+// have been called meanwhile. Without a node it is offered with the others when
+// there is one again.
+func (w *Worker) Put(ctx context.Context, o Offer, h CallHandler) (*Retired, error) {
+	w.change.Lock()
+	defer w.change.Unlock()
+	w.mu.Lock()
+	s := &served{worker: w, handler: h, offer: o, held: w.heldOf(o.Name)}
+	old := w.swap(o.Name, s)
+	c := w.client
+	w.mu.Unlock()
+	var err error
+	if c != nil {
+		err = s.announceNow(ctx, c)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil && w.client == c && c.Err() == nil {
+		w.swap(o.Name, old)
+		if old != nil {
+			old.gone = false
+		}
+		return w.retire(s), err
+	}
+	if old == nil {
+		return nil, nil
+	}
+	return w.retire(old), nil
+}
+
+// swap puts s, which may be nil, in the place of what serves the name, and
+// returns that. The worker's mu is held.
+func (w *Worker) swap(name string, s *served) (old *served) {
+	i := slices.IndexFunc(w.served, func(s *served) bool { return s.offer.Name == name })
+	if i >= 0 {
+		old = w.served[i]
+		old.gone = true
+		w.served = slices.Delete(slices.Clone(w.served), i, i+1)
+	}
+	if s != nil {
+		w.served = append(w.served, s)
+	}
+	return old
+}
+
+// retire notes what is offered no more, until its calls have returned. The
+// worker's mu is held.
+func (w *Worker) retire(s *served) *Retired {
+	w.leaving = slices.DeleteFunc(w.leaving, func(s *served) bool { return s.calls == 0 })
+	w.leaving = append(w.leaving, s)
+	return &Retired{s, s.offering}
+}
+
+// Remove takes a function off the bus; nil if it is not there. Calls that run
+// end where they began.
+func (w *Worker) Remove(ctx context.Context, name string) *Retired {
+	w.change.Lock()
+	defer w.change.Unlock()
+	w.mu.Lock()
+	s := w.swap(name, nil)
+	if s == nil {
+		w.mu.Unlock()
+		return nil
+	}
+	r := w.retire(s)
+	w.mu.Unlock()
+	if r.offering != nil {
+		r.offering.SetSlots(ctx, 0)
+	}
+	return r
+}
+
+// SetNote changes a function's note. It does not wait for the node.
+func (w *Worker) SetNote(name, note string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.served {
+		if s.offer.Name == name && s.offer.Note != note {
+			s.offer.Note = note
+			if w.client != nil {
+				go s.announce(context.Background(), w.client) // ends with one exchange
+			}
+		}
+	}
+}
+
+// announce offers the slots that are free, or changes how many are offered; with
+// none the first call that returns does it.
+func (s *served) announce(ctx context.Context, c *Client) error {
+	s.worker.change.Lock()
+	defer s.worker.change.Unlock()
+	return s.announceNow(ctx, c)
+}
+
+// announceNow is announce for who holds the worker's change.
+func (s *served) announceNow(ctx context.Context, c *Client) error {
+	w := s.worker
+	w.mu.Lock()
+	o, off, stale := s.offer, s.offering, w.client != c || w.drained || s.gone
+	o.Slots = s.slots(c)
+	w.mu.Unlock()
+	switch {
+	case stale || o.Slots <= 0:
+		return nil
+	case off != nil:
+		return off.change(ctx, o.Slots, o.Note)
+	}
+	off, err := c.Offer(ctx, o, s.serve)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.client == c {
+		s.offering = off
+	}
+	return nil
+}
+
+// serve runs the handler and keeps count: a call whose connection is lost still
+// has its slot until it returns.
+func (s *served) serve(ctx context.Context, inv *Invocation) Result {
+	w := s.worker
+	w.mu.Lock()
+	if w.client != inv.client {
+		w.mu.Unlock() // lost before it began: its slot may be offered already
+		return Result{Source: FromBus, Status: StatusOf(CodeCancelled), Code: CodeCancelled}
+	}
+	s.calls++
+	(*s.held)[inv.client]++
+	w.mu.Unlock()
+	defer s.returned(inv.client)
+	return s.handler(ctx, inv)
+}
+
+// returned gives a call's slot back, and offers it if it was an earlier
+// connection's.
+func (s *served) returned(from *Client) {
+	w := s.worker
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if (*s.held)[from]--; (*s.held)[from] == 0 {
+		delete(*s.held, from)
+	}
+	if s.calls--; s.calls == 0 && s.idle != nil {
+		close(s.idle)
+		s.idle = nil
+	}
+	if w.client == nil || w.client == from {
+		return
+	}
+	for _, now := range w.served {
+		if now.held == s.held {
+			go now.announce(context.Background(), w.client) // ends with one exchange
+		}
+	}
+}
+
+// withdraw takes the offer back, after one that is being made.
+func (s *served) withdraw(ctx context.Context) {
+	s.worker.change.Lock()
+	defer s.worker.change.Unlock()
+	s.worker.mu.Lock()
+	off, gone := s.offering, s.gone
+	s.worker.mu.Unlock()
+	if off != nil && !gone {
+		off.SetSlots(ctx, 0)
+	}
+}
+
+// wait waits until no call of the handler runs, or ctx ends.
+func (s *served) wait(ctx context.Context) error {
+	w := s.worker
+	w.mu.Lock()
+	if s.calls == 0 {
+		w.mu.Unlock()
+		return nil
+	}
+	if s.idle == nil {
+		s.idle = make(chan struct{})
+	}
+	idle := s.idle
+	w.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

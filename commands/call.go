@@ -328,16 +328,21 @@ func (o *callOptions) ended(res bus.Result, err error, out *outputFile, stderr i
 		return end, statusOnly(res.Status)
 	}
 	out.flush()
-	f := explain(err)
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, bus.ErrDeadline) {
-		f = &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("%s: deadline of %s exceeded", o.name, formatDuration(o.timeout.d))}
-		if o.timeout.d == 0 {
-			f.msg = fmt.Sprintf("%s: the worker's time limit was exceeded", o.name)
-		}
-	}
+	f := explainCall(err, o.timeout.d)
 	f.msg = messageFor(o.name, f)
 	end = callEnd{Source: "fbus", Status: f.status, Code: f.code, Call: res.Call}
 	return end, f
+}
+
+// explainCall is explain for a call that had that much time, 0 for no limit.
+func explainCall(err error, timeout time.Duration) *failure {
+	switch late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, bus.ErrDeadline); {
+	case !late:
+		return explain(err)
+	case timeout == 0:
+		return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
+	}
+	return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
 }
 
 // messageFor puts the function's name before a message that lacks it.

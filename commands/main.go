@@ -144,6 +144,7 @@ var commandTable = []struct {
 	{"serve", serveCommand, interleaved},
 	{"offer", offerCommand, untilDashDash},
 	{"call", callCommand, flagsFirst},
+	{"map", mapCommand, flagsFirst},
 	{"run", runCommand, untilDashDash},
 	{"ls", lsCommand, interleaved},
 	{"describe", describeCommand, interleaved},

@@ -1,0 +1,69 @@
+package commands
+
+import (
+	"errors"
+	"hash/maphash"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"fbus/bus/fanout"
+)
+
+// fileOutputs writes results to files named after their items.
+type fileOutputs struct {
+	template nameTemplate
+	seed     maphash.Seed
+
+	mu    sync.Mutex          // protects taken
+	taken map[uint64]struct{} // names, hashed: there may be millions
+}
+
+func newFileOutputs(t nameTemplate) *fileOutputs {
+	return &fileOutputs{template: t, seed: maphash.MakeSeed(), taken: map[uint64]struct{}{}}
+}
+
+// reserve makes a file's name for a task, before it is run: a result never
+// replaces another one's of the same run.
+func (f *fileOutputs) reserve(t *fanout.Task) (string, error) {
+	name, err := f.template.name(label(t.Words), t.Seq)
+	if err != nil {
+		return "", err
+	}
+	key := maphash.String(f.seed, name)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.taken[key]; ok {
+		return "", fail(exitBadInput, "%s is another item's already; {#} in -o makes names differ", name)
+	}
+	f.taken[key] = struct{}{}
+	return name, nil
+}
+
+// write puts a result in its file, if it is one.
+func (f *fileOutputs) write(o *fanout.Outcome) {
+	if o.Err != nil || o.Skipped {
+		return
+	}
+	if err := writeResult(o.Aux.(*about).file, o.Output); err != nil {
+		o.Err = fail(exitInternal, "output: %v", pathReason(err))
+	}
+}
+
+func writeResult(name string, result *fanout.Output) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
+		return err
+	}
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return &os.PathError{Op: "open", Path: name, Err: errors.New("is no regular file")}
+	}
+	var out outputFile
+	if err := out.open(name); err != nil {
+		return err
+	}
+	defer out.discard()
+	if _, err := result.WriteTo(&out); err != nil {
+		return err
+	}
+	return out.commit()
+}

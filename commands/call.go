@@ -36,10 +36,16 @@ type callOptions struct {
 	node     string
 	statusFD int
 	statusTo string
+	all      bool
+	replies  int
+	tag      bool
+	json     bool
 	quiet    bool
 	verbose  bool
 	hasData  bool
 	hasFD    bool
+
+	hasReplies bool
 }
 
 func callCommand() *cli.Command {
@@ -55,7 +61,10 @@ writes it, and its exit status is ours. Words that begin with - go behind --.
   fbus call greet Bob
   fbus call -f name=Bob -F age=41 greet
   fbus call -d '{"name":"Bob"}' greet
-  fbus call -i big.jpg -o small.png -t 30s thumb 80x80`,
+  fbus call -i big.jpg -o small.png -t 30s thumb 80x80
+  fbus call --all --tag uptime
+
+With --all the exit status is the worst; the fields of --json are those of map.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "send `JSON`, or @FILE, or @- for stdin, as the arguments", Destination: &o.data},
 			&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: &fieldsValue{list: &o.fields}},
@@ -69,6 +78,10 @@ writes it, and its exit status is ours. Words that begin with - go behind --.
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a slot", Destination: &o.noWait, DisableDefaultText: true},
 			&cli.IntFlag{Name: "retries", Usage: "try `N` times more if the worker is lost before any output", Destination: &o.retries},
 			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
+			&cli.BoolFlag{Name: "all", Usage: "call every worker that offers it", Destination: &o.all, DisableDefaultText: true},
+			&cli.IntFlag{Name: "replies", Usage: "with --all: end after `N` answers", Destination: &o.replies, DefaultText: "all"},
+			&cli.BoolFlag{Name: "tag", Usage: "with --all: begin each line with the worker's name and a tab", Destination: &o.tag, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "json", Usage: "with --all: one JSON object a line for each worker", Destination: &o.json, DisableDefaultText: true},
 			nodeFlag(&o.node),
 			&cli.IntFlag{Name: "status-fd", Usage: "write how it ended, as JSON, to descriptor `N`", Destination: &o.statusFD, DefaultText: "none"},
 			&cli.StringFlag{Name: "status-file", Usage: "write how it ended, as JSON, to `FILE`", Destination: &o.statusTo},
@@ -81,7 +94,10 @@ writes it, and its exit status is ours. Words that begin with - go behind --.
 			if len(words) == 0 {
 				return usage("call what? a name is due").withHint("fbus call NAME; fbus ls shows what is offered")
 			}
-			o.name, o.args = words[0], words[1:]
+			o.name, o.args, o.hasReplies = words[0], words[1:], ctx.IsSet("replies")
+			if o.all {
+				return callAll(o, ctx.App.Writer, ctx.App.ErrWriter)
+			}
 			return call(o, ctx.App.ErrWriter)
 		},
 	}
@@ -115,6 +131,8 @@ func (o *callOptions) check() error {
 		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
 	case o.hasFD && o.statusTo != "":
 		return usage("--status-fd and --status-file exclude each other")
+	case !o.all && (o.hasReplies || o.tag || o.json):
+		return usage("--replies, --tag and --json go with --all").withHint("%s", join("fbus", "call", "--all", o.name, o.args))
 	}
 	return nil
 }

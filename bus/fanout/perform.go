@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
 	"time"
 
 	"fbus/bus"
@@ -122,31 +123,21 @@ func (r *Runner) try(ctx context.Context, o *Outcome) (bus.Result, error) {
 	if req.On = o.On; req.On == "" {
 		req.On = r.On
 	}
-	o.Sent = int64(req.Args.Len())
-	if req.Input != nil {
-		in := &countingReader{r: req.Input}
-		if f, ok := req.Input.(io.Seeker); ok {
-			req.Input = struct {
-				*countingReader
-				io.Seeker
-			}{in, f}
-		} else {
-			req.Input = in
-		}
-		defer func() { o.Sent += in.n }()
-	}
+	o.Sent = int64(req.Args.Len()) + size(req.Input)
 	return r.Client.Call(ctx, req)
 }
 
-type countingReader struct {
-	r io.Reader
-	n int64
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
+// size is how long an input is, 0 if that is not known.
+func size(in io.Reader) int64 {
+	switch in := in.(type) {
+	case interface{ Len() int }:
+		return int64(in.Len())
+	case *os.File:
+		if st, err := in.Stat(); err == nil && st.Mode().IsRegular() {
+			return st.Size()
+		}
+	}
+	return 0
 }
 
 // Worker is one that offers a function.

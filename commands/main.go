@@ -151,6 +151,7 @@ var commandTable = []struct {
 	{"ps", psCommand, interleaved},
 	{"cancel", cancelCommand, interleaved},
 	{"status", statusCommand, interleaved},
+	{"pipe", pipeCommand, interleaved},
 	{"example", exampleCommand, interleaved},
 }
 

@@ -79,7 +79,8 @@ func (o *runOptions) functions() ([]*function, error) {
 		if len(words) == 0 {
 			return nil, usage("--offer %s: NAME=COMMAND is due", s)
 		}
-		f := &function{name: name, argv: words, slots: runtime.NumCPU()}
+		f := newFunction()
+		f.name, f.argv = name, words
 		if err := f.check(); err != nil {
 			return nil, err
 		}
@@ -190,26 +191,21 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 	for _, f := range list {
 		f.env = append(env[:1:1], env[2:]...) // FBUS_NODE is set by the function
 	}
-	w, fns, err := newWorker(list, log, note)
+	w, err := newWorker(list, log, note)
 	if err != nil {
 		stopNode()
 		return nil, err
 	}
-	for _, fn := range fns {
-		fn.SetNode(socket)
-	}
-	w.Dial = func(ctx context.Context) (*bus.Client, error) {
+	w.setNode(socket)
+	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
 		return bus.Dial(ctx, socket, &bus.DialOptions{Name: hostname()})
 	}
 	stop = func() {
-		for _, fn := range fns {
-			fn.Kill()
-		}
-		w.Close()
-		closeAll(fns)
+		w.kill()
+		w.close()
 		stopNode()
 	}
-	if err := w.Start(context.Background()); err != nil {
+	if err := w.bus.Start(context.Background()); err != nil {
 		stop()
 		return nil, err
 	}

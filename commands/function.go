@@ -1,0 +1,205 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"fbus/bus/node"
+	"fbus/exec"
+
+	"github.com/urfave/cli/v2"
+)
+
+// function describes one program as a function: what fbus offer's flags say, and
+// a table of fbus up's file.
+type function struct {
+	name        string
+	argv        []string
+	slots       countValue
+	args        string
+	encoding    string
+	options     bool
+	timeout     durationValue
+	grace       durationValue
+	dir         string
+	env         []string
+	idempotent  bool
+	description string
+	maxOutput   sizeValue
+	memory      sizeValue
+	noNode      bool
+	warm        countValue
+	resident    string
+	pipeline    countValue
+	replyFD     countValue
+	maxCalls    countValue
+	maxIdle     durationValue
+	schemaFile  string
+	schema      string // what the file holds
+}
+
+// newFunction is a function with its defaults.
+func newFunction() *function { return &function{grace: durationValue{d: exec.DefaultGrace}} }
+
+// flags are what can be said about a function, on the command line or in a file.
+func (f *function) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.GenericFlag{Name: "slots", Usage: "take `N` calls at once; default: the number of CPUs", Value: &f.slots},
+		&cli.StringFlag{Name: "args", Usage: "where arguments go: `stdin|argv`", Destination: &f.args},
+		&cli.StringFlag{Name: "encoding", Usage: "of arguments on stdin: `json|msgpack|lines|nul`", DefaultText: "json", Destination: &f.encoding},
+		&cli.BoolFlag{Name: "allow-options", Usage: "let arguments on the command line begin with -", Destination: &f.options, DisableDefaultText: true},
+		&cli.GenericFlag{Name: "warm", Usage: "keep `N` processes started ahead, each for one call", Value: &f.warm},
+		&cli.StringFlag{Name: "resident", Usage: "keep processes for many calls: `lines|json`, a line or a JSON-RPC message each", Destination: &f.resident},
+		&cli.GenericFlag{Name: "pipeline", Usage: "give a resident json process `N` calls at once", Value: &f.pipeline},
+		&cli.GenericFlag{Name: "reply-fd", Usage: "take a resident process's replies from descriptor `N`, not from stdout", Value: &f.replyFD},
+		&cli.GenericFlag{Name: "max-calls", Usage: "replace a resident process after `N` calls", Value: &f.maxCalls},
+		&cli.GenericFlag{Name: "max-idle", Usage: "replace a resident process after `D` without a call", Value: &f.maxIdle},
+		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`", Value: &f.timeout},
+		&cli.GenericFlag{Name: "grace", Usage: "`D` between TERM and KILL", Value: &f.grace},
+		&cli.StringFlag{Name: "chdir", Aliases: []string{"C"}, Usage: "run PROGRAM in `DIR`", Destination: &f.dir},
+		&cli.GenericFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Value: &listValue{&f.env}},
+		&cli.BoolFlag{Name: "idempotent", Usage: "a call may be run again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
+		&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &f.description},
+		&cli.StringFlag{Name: "schema", Usage: "a JSON Schema of the arguments in `FILE`, for fbus describe", Destination: &f.schemaFile},
+		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE`", Value: &f.maxOutput},
+		&cli.GenericFlag{Name: "memory", Usage: "let PROGRAM use at most `SIZE` of memory", Value: &f.memory},
+		&cli.BoolFlag{Name: "no-node", Usage: "do not set FBUS_NODE for PROGRAM", Destination: &f.noNode, DisableDefaultText: true},
+	}
+}
+
+// countValue is a flag's whole number that knows whether it was given.
+type countValue struct {
+	n   int
+	set bool
+}
+
+// Set implements flag.Value.
+func (v *countValue) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		return errors.New("a whole number is due")
+	}
+	v.n, v.set = n, true
+	return nil
+}
+
+// String implements flag.Value.
+func (v *countValue) String() string { return "" }
+
+// check finds what makes no sense, reads the schema and fills in how many slots
+// there are.
+func (f *function) check() error {
+	switch {
+	case !node.ValidName(f.name):
+		return usage("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", f.name)
+	case strings.HasPrefix(f.name, "fbus."):
+		return fail(exitDenied, "%s: names that begin with fbus. are the node's own", f.name)
+	}
+	for _, kv := range f.env {
+		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {
+			return usage("-e %s: NAME=VALUE is due", kv)
+		}
+	}
+	for _, c := range []struct {
+		flag  string
+		v     countValue
+		least int
+	}{{"slots", f.slots, 1}, {"warm", f.warm, 1}, {"pipeline", f.pipeline, 1}, {"reply-fd", f.replyFD, 3}, {"max-calls", f.maxCalls, 1}} {
+		if c.v.set && c.v.n < c.least {
+			return usage("--%s %d: at least %d is due", c.flag, c.v.n, c.least)
+		}
+	}
+	if err := f.checkKept(); err != nil {
+		return err
+	}
+	if f.slots.n = f.slotsOf(); f.slots.n > 1<<20 {
+		return usage("--slots %d: at most %d can be offered", f.slots.n, 1<<20)
+	}
+	return f.readSchema()
+}
+
+// checkKept looks at the flags of processes that are kept.
+func (f *function) checkKept() error {
+	resident := f.resident != ""
+	switch {
+	case f.warm.set && resident:
+		return usage("--warm and --resident exclude each other: a warm process serves one call, a resident one many")
+	case f.warm.set && f.slots.set && f.warm.n > f.slots.n:
+		return usage("--warm %d with --slots %d: there are never more processes than slots", f.warm.n, f.slots.n)
+	case f.pipeline.set && f.resident != exec.JSONRPC.String():
+		return usage("--pipeline is for --resident json: only ids tell several calls apart")
+	}
+	for flag, set := range map[string]bool{"reply-fd": f.replyFD.set, "max-calls": f.maxCalls.set, "max-idle": f.maxIdle.set} {
+		if set && !resident {
+			return usage("--%s is for --resident lines or json", flag)
+		}
+	}
+	return nil
+}
+
+// slotsOf is how many calls are taken at once: what was said, or a process for
+// each CPU.
+func (f *function) slotsOf() int {
+	switch {
+	case f.slots.set:
+		return f.slots.n
+	case f.pipeline.set:
+		return f.pipeline.n * runtime.NumCPU()
+	}
+	return max(f.warm.n, runtime.NumCPU())
+}
+
+// spec is the function as package exec takes it.
+func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
+	spec := exec.Spec{
+		Name: f.name, Argv: f.argv, Dir: f.dir, Env: f.env, ArgsSet: f.args != "", AllowOptions: f.options,
+		Timeout: f.timeout.d, Grace: f.grace.d, MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.slots.n, Log: log,
+		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
+	}
+	var err error
+	if f.args != "" {
+		if spec.Args, err = exec.ParseArgMode(f.args); err != nil {
+			return spec, usage("--args %s: stdin or argv is due", f.args)
+		}
+	}
+	if f.encoding != "" {
+		if spec.Encoding, err = exec.ParseEncoding(f.encoding); err != nil {
+			return spec, usage("--encoding %s: json, msgpack, lines or nul is due", f.encoding)
+		}
+	}
+	if f.resident != "" {
+		if spec.Resident, err = exec.ParseProtocol(f.resident); err != nil {
+			return spec, usage("--resident %s: lines or json is due", f.resident)
+		}
+	}
+	return spec, nil
+}
+
+// slotsText is how many calls the function takes, for people.
+func (f *function) slotsText() string { return plural(f.slots.n, "slot") }
+
+// mode says which processes are kept, "" if none are.
+func (f *function) mode() string {
+	switch {
+	case f.warm.set:
+		return "warm: " + plural(f.warm.n, "process")
+	case f.pipeline.n > 1:
+		return fmt.Sprintf("resident: %s, %d calls a process", f.resident, f.pipeline.n)
+	case f.resident != "":
+		return "resident: " + f.resident
+	}
+	return ""
+}
+
+func plural(n int, what string) string {
+	switch {
+	case n == 1:
+		return "1 " + what
+	case strings.HasSuffix(what, "s"):
+		what += "e"
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,57 @@
+package commands
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"fbus/bus"
+)
+
+// readSchema reads the JSON Schema of the arguments. It is carried with the
+// offer for whoever calls; calls are not held against it: a library that does
+// this costs each fbus that is started more than all the rest of it.
+func (f *function) readSchema() error {
+	if f.schemaFile == "" {
+		return nil
+	}
+	data, err := os.ReadFile(f.schemaFile)
+	if err != nil {
+		var pe *os.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err
+		}
+		return usage("--schema %s: %v", f.schemaFile, err)
+	}
+	f.schema, err = compactSchema(data)
+	if err != nil {
+		return usage("--schema %s%v", f.schemaFile, err)
+	}
+	return nil
+}
+
+// compactSchema checks that text can be a JSON Schema and leaves its spaces out.
+// The error begins with where it is wrong.
+func compactSchema(text []byte) (string, error) {
+	if err := json.Unmarshal(text, new(json.RawMessage)); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			at := int(min(syntax.Offset, int64(len(text))))
+			before := text[:max(at-1, 0)]
+			line := bytes.Count(before, []byte("\n"))
+			return "", fmt.Errorf(":%d:%d: no JSON: %v", line+1, len(before)-bytes.LastIndexByte(before, '\n'), err)
+		}
+		return "", fmt.Errorf(": no JSON: %v", err)
+	}
+	var out bytes.Buffer
+	json.Compact(&out, text)
+	switch c := out.Bytes()[0]; {
+	case c != '{' && c != 't' && c != 'f':
+		return "", errors.New(": no JSON Schema: that is an object, true or false")
+	case out.Len() > bus.MaxSchema:
+		return "", fmt.Errorf(": %d bytes of schema exceed the limit of %d", out.Len(), bus.MaxSchema)
+	}
+	return out.String(), nil
+}

@@ -1,0 +1,205 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"fbus/bus"
+	"fbus/exec"
+)
+
+// worker is a worker of the bus with the programs that it offers.
+type worker struct {
+	bus   *bus.Worker
+	log   func(string, ...any)
+	ended func(string, ...any) // if not nil, is told how calls end
+
+	mu      sync.Mutex // protects the fields below
+	node    string     // the programs' FBUS_NODE
+	offered map[string]*offered
+	running map[*offered]struct{} // those and the ones that others have replaced, until they are closed
+	retired sync.WaitGroup        // one for each of these others
+}
+
+// offered is a program that is on the bus.
+type offered struct {
+	*exec.Function
+	f    *function
+	note string // why nothing is ready; the worker's mu protects it
+}
+
+// newWorker makes a worker of some functions; none is on the bus yet. It is to
+// be closed.
+func newWorker(list []*function, log, ended func(string, ...any)) (*worker, error) {
+	w := &worker{bus: &bus.Worker{Notice: log}, log: log, ended: ended, offered: map[string]*offered{}, running: map[*offered]struct{}{}}
+	for _, f := range list {
+		o, err := w.make(f)
+		if err != nil {
+			w.close()
+			return nil, err
+		}
+		w.offered[f.name] = o
+		w.bus.Add(w.offer(o), w.handler(o))
+	}
+	return w, nil
+}
+
+// make starts what a function needs before its first call.
+func (w *worker) make(f *function) (*offered, error) {
+	o := &offered{f: f}
+	spec, err := f.spec(w.log)
+	if err != nil {
+		return nil, err
+	}
+	spec.Note = func(why string) { w.noted(o, why) }
+	if o.Function, err = exec.New(spec); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running[o] = struct{}{}
+	if !f.noNode {
+		o.SetNode(w.node)
+	}
+	return o, nil
+}
+
+// offer is the function as the bus takes it.
+func (w *worker) offer(o *offered) bus.Offer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return bus.Offer{
+		Name: o.f.name, Slots: o.f.slots.n, Idempotent: o.f.idempotent, Description: o.f.description,
+		Arguments: o.Arguments(), Note: o.note, Schema: o.f.schema,
+	}
+}
+
+// noted passes on why a function has nothing ready, unless another has taken its
+// place.
+func (w *worker) noted(o *offered, why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o.note = why
+	if w.offered[o.f.name] == o {
+		w.bus.SetNote(o.f.name, why)
+	}
+}
+
+// put adds a function while the worker runs, or replaces the one of its name,
+// whose calls have as long as drain to end. If it can not be, the one that was
+// there stays.
+func (w *worker) put(ctx context.Context, f *function, drain time.Duration) error {
+	o, err := w.make(f)
+	if err != nil {
+		return err
+	}
+	old, err := w.bus.Put(ctx, w.offer(o), w.handler(o))
+	if err != nil {
+		w.retire(ctx, o, old, 0)
+		return err
+	}
+	w.mu.Lock()
+	was := w.offered[f.name]
+	w.offered[f.name] = o
+	w.bus.SetNote(f.name, o.note) // it may have changed meanwhile
+	w.mu.Unlock()
+	if was != nil {
+		w.retire(ctx, was, old, drain)
+	}
+	return nil
+}
+
+// remove takes a function off the bus; its calls have as long as drain to end.
+func (w *worker) remove(ctx context.Context, name string, drain time.Duration) {
+	r := w.bus.Remove(ctx, name)
+	w.mu.Lock()
+	o := w.offered[name]
+	delete(w.offered, name)
+	w.mu.Unlock()
+	w.retire(ctx, o, r, drain)
+}
+
+// retire closes a program when its calls have ended, or their time is up.
+func (w *worker) retire(ctx context.Context, o *offered, r *bus.Retired, drain time.Duration) {
+	w.retired.Go(func() { // ends with the calls, or the time
+		limit, cancel := context.WithTimeout(ctx, drain)
+		defer cancel()
+		if r.Wait(limit) != nil && ctx.Err() == nil {
+			w.log("%s: calls of the function as it was were ended before they had finished", o.f.name)
+			o.Kill()
+		}
+		w.drop(o)
+	})
+}
+
+// drop closes a program. Calls that run are waited for.
+func (w *worker) drop(o *offered) {
+	o.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.running, o)
+}
+
+// setNode says where the programs find the bus.
+func (w *worker) setNode(addr string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.node = addr
+	for o := range w.running {
+		if !o.f.noNode {
+			o.SetNode(addr)
+		}
+	}
+}
+
+// kill ends all calls at once.
+func (w *worker) kill() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for o := range w.running {
+		o.Kill()
+	}
+}
+
+// close closes the connection and all programs. Calls that run are waited for.
+func (w *worker) close() {
+	w.bus.Close()
+	w.retired.Wait()
+	w.mu.Lock()
+	list := w.offered
+	w.offered = map[string]*offered{}
+	w.mu.Unlock()
+	for _, o := range list {
+		w.drop(o)
+	}
+}
+
+// handler adapts a program to the bus.
+func (w *worker) handler(fn *offered) bus.CallHandler {
+	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		run, stop := context.WithCancelCause(context.Background())
+		defer context.AfterFunc(ctx, func() {
+			cause := context.Cause(ctx)
+			if errors.Is(cause, bus.ErrDeadline) {
+				cause = context.DeadlineExceeded
+			}
+			stop(cause)
+		})()
+		defer stop(nil)
+		res := fn.Run(run, &exec.Call{
+			ID: inv.Call, Caller: inv.Caller, Deadline: inv.Deadline,
+			Kind: exec.Kind(inv.Kind), Args: inv.Args, HasInput: inv.HasInput, Input: inv.Input, Rest: inv.Rest,
+			Stdout: inv.Stdout, Stderr: inv.Stderr,
+		})
+		if w.ended != nil {
+			w.ended("call %s of %s: %s %d %s", inv.Call, inv.Caller, res.Source, res.Status, res.Code)
+		}
+		return bus.Result{Source: sourceOf[res.Source], Status: res.Status, Code: res.Code, Message: res.Message, Output: res.Output}
+	}
+}
+
+var sourceOf = map[exec.Source]bus.Source{
+	exec.SourceProgram: bus.FromProgram, exec.SourceSignal: bus.FromSignal, exec.SourceFbus: bus.FromBus,
+}

@@ -1,0 +1,126 @@
+package commands
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"fbus/bus"
+	"fbus/exec"
+
+	"github.com/urfave/cli/v2"
+)
+
+// workerOptions are the flags of the commands that are workers.
+type workerOptions struct {
+	node    string
+	wait    durationValue
+	worker  string
+	drain   durationValue
+	quiet   bool
+	verbose bool
+}
+
+func newWorkerOptions() workerOptions {
+	return workerOptions{wait: durationValue{allow: true}, drain: durationValue{d: time.Minute}}
+}
+
+func (o *workerOptions) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
+		&cli.StringFlag{Name: "worker", Usage: "call this worker `NAME`; default: the host's name", Destination: &o.worker},
+		nodeFlag(&o.node),
+		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
+		quietFlag(&o.quiet),
+		verboseFlag(&o.verbose, "say how each call ended"),
+	}
+}
+
+func nodeFlag(dest *string) cli.Flag {
+	return &cli.StringFlag{Name: "node", Usage: "talk to the node at `ADDR`, the path of its socket", Destination: dest}
+}
+
+func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()) }
+
+// begin makes the worker. It is to be closed.
+func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, error) {
+	if err := exec.BecomeReaper(); err != nil {
+		return nil, fail(exitInternal, "%v", err)
+	}
+	log := logger(stderr)
+	var ended func(string, ...any)
+	if o.verbose {
+		ended = log
+	}
+	// A worker's memory is its own; what it passes on is bounded by windows.
+	tuneMemory()
+	return newWorker(list, log, ended)
+}
+
+// start connects and makes the first offers; a signal ends that.
+func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal) error {
+	dial := bus.DialOptions{Name: o.workerName(), Instance: bus.NewInstance()}
+	wait := o.wait
+	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
+		c, p, err := connect(ctx, o.node, wait, &dial)
+		if err == nil {
+			w.setNode(p.addr)
+		}
+		return c, err
+	}
+	started := make(chan error, 1)
+	go func() { started <- w.bus.Start(ctx) }() // ends with the first connection
+	select {
+	case err := <-started:
+		wait = durationValue{} // from now on the worker keeps its own time
+		return err
+	case sig := <-signals:
+		cancel()
+		<-started
+		return statusOnly(exitSignal + int(sig.(syscall.Signal)))
+	}
+}
+
+// serve serves until a signal, then drains; a second signal kills. With a reload
+// HUP does that instead.
+func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal, reload func()) error {
+	served := make(chan error, 1)
+	go func() { served <- w.bus.Run(ctx) }() // ends when cancelled, or denied
+	err := func() error {
+		for {
+			select {
+			case err := <-served:
+				return err
+			case s := <-signals:
+				if s == syscall.SIGHUP && reload != nil {
+					reload()
+					continue
+				}
+				cancel()
+				return <-served
+			}
+		}
+	}()
+	limit, stop := drainTime(o.drain.d, signals)
+	defer stop()
+	if w.bus.Drain(limit) != nil {
+		w.log("calls were ended before they had finished")
+		w.kill()
+	}
+	return err
+}
+
+// logger writes messages, one line at a time.
+func logger(stderr io.Writer) func(string, ...any) {
+	var mu sync.Mutex
+	return func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		say(stderr, fmt.Sprintf(format, args...))
+	}
+}

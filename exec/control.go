@@ -18,7 +18,7 @@ type msgType byte
 const (
 	// Worker to keeper.
 	msgSetup  msgType = 's' // setup: once, first
-	msgRun    msgType = 'r' // order, with the program's descriptors 0-2 and maybe its cgroup's
+	msgRun    msgType = 'r' // order, with the program's descriptors 0-2 and those that it names
 	msgCancel msgType = 'c' // number: TERM, grace, KILL
 	msgKill   msgType = 'k' // number: KILL
 
@@ -50,6 +50,8 @@ type order struct {
 	number uint64   // of the run; a late cancel must not hit the next one
 	argv   []string // nil: setup's
 	env    []string // after setup's
+	extra  int      // a descriptor that the program gets beside 0-2; 0 is none. Sent fourth
+	cgroup bool     // the last descriptor sent is the run's cgroup
 }
 
 // report is all that a keeper ever says.
@@ -156,13 +158,28 @@ func (o *order) pack() []byte {
 	p.uint(o.number)
 	p.strs(o.argv)
 	p.strs(o.env)
+	p.uint(uint64(o.extra))
+	p.bool(o.cgroup)
 	return p
 }
 
 func (o *order) unpack(b []byte) error {
 	u := unpacker{buf: b}
 	o.number, o.argv, o.env = u.uint(), u.strs(), u.strs()
+	o.extra, o.cgroup = int(u.uint()), u.uint() != 0
 	return u.err
+}
+
+// descriptors is how many come with the order.
+func (o *order) descriptors() int {
+	n := 3
+	if o.extra > 0 {
+		n++
+	}
+	if o.cgroup {
+		n++
+	}
+	return n
 }
 
 func (r *report) pack() []byte {

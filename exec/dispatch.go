@@ -36,14 +36,15 @@ func Dispatch() (status int, ok bool) {
 		}
 		return keep(), true
 	case limitName:
-		if len(os.Args) < 4 {
+		if len(os.Args) < 5 {
 			return 0, false
 		}
 		limit, err := strconv.ParseUint(os.Args[1], 10, 64)
-		if err != nil {
+		report, ok := atoi(os.Args[2])
+		if err != nil || !ok {
 			return 0, false
 		}
-		return execLimited(limit, os.Args[2], os.Args[3:]), true
+		return execLimited(limit, report, os.Args[3], os.Args[4:]), true
 	}
 	return 0, false
 }

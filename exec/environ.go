@@ -31,6 +31,9 @@ func baseEnviron(spec *Spec) []string {
 			add(kv)
 		}
 	}
+	if spec.Resident != NotResident {
+		add("PYTHONUNBUFFERED=1") // or an answer stays in Python's buffer for ever
+	}
 	for _, kv := range spec.Env {
 		add(kv)
 	}

@@ -143,6 +143,18 @@ func internal(err error) *Error {
 	return &Error{Status: StatusInternal, Code: "internal", Msg: err.Error()}
 }
 
+func notOffered() Result {
+	return Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "the function is no longer offered"}
+}
+
+// howToEnd is how processes are ended that hold no call.
+func howToEnd(killed bool) msgType {
+	if killed {
+		return msgKill
+	}
+	return msgCancel
+}
+
 // resultOf turns any error of ours into an end.
 func resultOf(err error) Result {
 	var e *Error
@@ -160,18 +172,21 @@ type Function struct {
 	words   template
 	memory  *memory
 	pool    *pool
-	ownNode string // FBUS_NODE from Spec.Env, for calls without another
+	warm    *warm      // nil: nothing is started ahead
+	stay    *residents // nil: no process stays
+	ownNode string     // FBUS_NODE from Spec.Env, for calls without another
 
 	mu      sync.Mutex // guards what follows
 	node    string
 	running map[*run]struct{}
 	closed  bool
+	killed  bool           // Close need not be kind
 	ends    sync.WaitGroup // one for every running call; Add only under mu while not closed
 }
 
-// New checks that spec can be run at all and starts its first keeper. The
-// error is an *Error wherever the offer is at fault. Close ends what New
-// began.
+// New checks that spec can be run at all and starts its first keeper, and the
+// processes that wait for calls. The error is an *Error wherever the offer is
+// at fault. Close ends what New began.
 func New(spec Spec) (*Function, error) {
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return nil, usage("", "no program is given")
@@ -190,6 +205,9 @@ func New(spec Spec) (*Function, error) {
 	if words.dynamic {
 		spec.Args = ArgsArgv
 	}
+	if err := checkModes(&spec); err != nil {
+		return nil, err
+	}
 	f := &Function{
 		spec: spec, program: prog, words: words, node: spec.Node, ownNode: ownNode(spec.Env),
 		memory:  newMemory(spec.Memory),
@@ -199,6 +217,12 @@ func New(spec Spec) (*Function, error) {
 	if err != nil {
 		f.memory.close()
 		return nil, internal(err)
+	}
+	switch {
+	case spec.Warm > 0:
+		f.warm = newWarm(f)
+	case spec.Resident != NotResident:
+		f.stay = newResidents(f)
 	}
 	return f, nil
 }
@@ -223,7 +247,14 @@ func (f *Function) logf(format string, args ...any) {
 
 // Arguments says in one phrase how this function takes its arguments.
 func (f *Function) Arguments() string {
-	if f.spec.Args == ArgsStdin {
+	switch {
+	case f.spec.Resident == LineByLine:
+		return "a line on stdin, resident"
+	case f.spec.Resident == JSONRPC:
+		return "JSON-RPC params, resident"
+	case f.spec.Warm > 0:
+		return f.spec.Encoding.phrase() + " on stdin, warm"
+	case f.spec.Args == ArgsStdin:
 		return f.spec.Encoding.phrase() + " on stdin"
 	}
 	if !f.words.dynamic {
@@ -236,26 +267,55 @@ func (f *Function) Arguments() string {
 // when nothing does.
 func (f *Function) MemoryBy() string { return f.memory.by() }
 
-// SetNode sets FBUS_NODE for calls from now on; "" unsets it.
+// SetNode sets FBUS_NODE for calls from now on; "" unsets it. Processes that
+// were started with another one are replaced, resident ones after their calls.
 func (f *Function) SetNode(addr string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.node = addr
+	if f.closed {
+		return
+	}
+	switch {
+	case f.warm != nil:
+		f.warm.setNode(f.nodeFor(addr))
+	case f.stay != nil:
+		f.stay.setNode(f.nodeFor(addr))
+	}
 }
 
+// nodeFor is what a program sees as FBUS_NODE.
+func (f *Function) nodeFor(addr string) string { return cmp.Or(addr, f.ownNode) }
+
 // Run runs the program for one call. It returns when the program and all that
-// it started are gone and what they wrote was passed on.
+// it started are gone and what they wrote was passed on; when a resident
+// process has answered, or when it is gone. A resident's answer, or the last
+// 64 KiB of it, is in the Result.
 func (f *Function) Run(ctx context.Context, c *Call) Result {
+	if f.stay != nil {
+		return f.stay.run(ctx, c)
+	}
 	in, err := f.prepare(c)
 	if err != nil {
 		return resultOf(err)
 	}
 	r := &run{f: f, call: c, in: in}
 	if !f.enter(r) {
-		return Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "the function is no longer offered"}
+		return notOffered()
 	}
 	defer f.leave(r)
 	return r.do(ctx)
+}
+
+// admit counts a call, unless the function is closed.
+func (f *Function) admit() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.ends.Add(1)
+	return true
 }
 
 func (f *Function) enter(r *run) bool {
@@ -266,7 +326,7 @@ func (f *Function) enter(r *run) bool {
 	}
 	f.running[r] = struct{}{}
 	f.ends.Add(1)
-	r.node = cmp.Or(f.node, f.ownNode)
+	r.node = f.nodeFor(f.node)
 	return true
 }
 
@@ -281,6 +341,7 @@ func (f *Function) leave(r *run) {
 // cancelled.
 func (f *Function) Kill() {
 	f.mu.Lock()
+	f.killed = true
 	held := make([]*run, 0, len(f.running))
 	for r := range f.running {
 		held = append(held, r)
@@ -289,15 +350,27 @@ func (f *Function) Kill() {
 	for _, r := range held {
 		r.end(cancelled, msgKill)
 	}
+	if f.stay != nil {
+		f.stay.kill()
+	}
 }
 
 // Close lets no further Run start, waits for those under way, and ends the
-// keepers.
+// processes that wait for calls and the keepers.
 func (f *Function) Close() {
 	f.mu.Lock()
 	f.closed = true
 	f.mu.Unlock()
 	f.ends.Wait()
+	f.mu.Lock()
+	killed := f.killed
+	f.mu.Unlock()
+	switch {
+	case f.warm != nil:
+		f.warm.close(howToEnd(killed))
+	case f.stay != nil:
+		f.stay.close(killed)
+	}
 	f.pool.close()
 	f.memory.close()
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,6 +40,8 @@ func runCall(ctx context.Context, f *Function, c *Call) reply {
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
 	res := f.Run(ctx, c)
+	out.Write(res.Output)
+	res.Output = nil
 	return reply{res, out.String(), errs.String()}
 }
 
@@ -65,16 +68,19 @@ func sh(t testing.TB, script string, more ...func(*Spec)) *Function {
 	return offer(t, spec)
 }
 
-func programExit(n int) Result { return Result{SourceProgram, n, "exit", ""} }
+func programExit(n int) Result { return Result{Source: SourceProgram, Status: n, Code: "exit"} }
+
+// same compares results, their output too.
+func same(got, want Result) bool { return reflect.DeepEqual(got, want) }
 
 func killedBy(sig syscall.Signal) Result {
-	return Result{SourceSignal, 128 + int(sig), signalName(sig), ""}
+	return Result{Source: SourceSignal, Status: 128 + int(sig), Code: signalName(sig)}
 }
 
 // check holds a reply against a result and an output.
 func check(t *testing.T, got reply, want Result, out string) {
 	t.Helper()
-	if got.Result != want || got.out != out {
+	if !same(got.Result, want) || got.out != out {
 		t.Errorf("got %+v\nwant %+v, output %q", got, want, out)
 	}
 }

@@ -84,16 +84,17 @@ func catchSignals() {
 // used again.
 func (h *holder) run(payload []byte, fds []int) bool {
 	var o order
-	if o.unpack(payload) != nil || len(fds) < 3 {
+	if o.unpack(payload) != nil || len(fds) != o.descriptors() {
 		closeAll(fds)
 		return false
 	}
 	t := &tree{h: h, number: o.number, pidfd: -1, cgroup: -1, self: os.Getpid()}
-	if len(fds) > 3 {
-		t.cgroup = fds[3]
+	if o.cgroup {
+		t.cgroup = fds[len(fds)-1]
+		fds = fds[:len(fds)-1]
 	}
 	err := t.start(&o, fds)
-	closeAll(fds[:3])
+	closeAll(fds)
 	defer t.close()
 	if err != nil {
 		errno, ok := err.(syscall.Errno)
@@ -118,7 +119,7 @@ func (t *tree) start(o *order, fds []int) error {
 	attr := &syscall.ProcAttr{
 		Dir:   s.dir,
 		Env:   append(s.env[:len(s.env):len(s.env)], o.env...),
-		Files: []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])},
+		Files: files(o.extra, fds),
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &t.pidfd},
 	}
 	if t.cgroup >= 0 {
@@ -136,6 +137,18 @@ func (t *tree) start(o *order, fds []int) error {
 		}
 		time.Sleep(pause)
 	}
+}
+
+// files is the program's table of descriptors.
+func files(extra int, fds []int) []uintptr {
+	table := []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}
+	if extra > 0 {
+		for len(table) < extra {
+			table = append(table, ^uintptr(0))
+		}
+		table = append(table, uintptr(fds[3]))
+	}
+	return table
 }
 
 // send tells the worker. A failure means that it is gone, which the next poll

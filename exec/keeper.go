@@ -71,10 +71,10 @@ func forkKeeper(control int) (int, error) {
 
 // run starts a program. An error means that the keeper was dead before: the
 // program did not start.
-func (k *keeper) run(argv, env []string, fds []int) (number uint64, err error) {
+func (k *keeper) run(o *order, fds []int) error {
 	k.number++
-	o := order{number: k.number, argv: argv, env: env}
-	return k.number, k.send(o.pack(), unix.UnixRights(fds...))
+	o.number = k.number
+	return k.send(o.pack(), unix.UnixRights(fds...))
 }
 
 // tell sends msgCancel or msgKill for a run. A stopped keeper is woken first.

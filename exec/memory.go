@@ -65,6 +65,20 @@ func (m *memory) leaf() (*leaf, error) {
 	return newLeaf(path, m.bytes)
 }
 
+// leafFor is leaf with a descriptor of it to pass on, -1 if there is none.
+func (m *memory) leafFor() (*leaf, int, error) {
+	l, err := m.leaf()
+	if err != nil || l == nil {
+		return nil, -1, err
+	}
+	fd, err := unix.FcntlInt(uintptr(l.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		l.remove()
+		return nil, -1, err
+	}
+	return l, fd, nil
+}
+
 func newLeaf(path string, bytes int64) (*leaf, error) {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, err
@@ -188,16 +202,18 @@ func forkLimited(limit uint64, path string, argv []string, attr *syscall.ProcAtt
 		return 0, err
 	}
 	defer syscall.Close(fds[0])
-	args := append([]string{limitName, strconv.FormatUint(limit, 10), path}, argv...)
-	attr.Files = append(attr.Files[:3:3], uintptr(fds[1]))
-	pid, err := syscall.ForkExec(selfExe, args, attr)
+	n := len(attr.Files)
+	args := append([]string{limitName, strconv.FormatUint(limit, 10), strconv.Itoa(n), path}, argv...)
+	limited := *attr
+	limited.Files = append(attr.Files[:n:n], uintptr(fds[1]))
+	pid, err := syscall.ForkExec(selfExe, args, &limited)
 	syscall.Close(fds[1])
 	if err != nil {
 		return 0, err
 	}
 	var errno [4]byte
-	n, _ := readFD(fds[0], errno[:]) // ends without a byte when the program is executed
-	if n < len(errno) {
+	// It ends without a byte when the program is executed.
+	if got, _ := readFD(fds[0], errno[:]); got < len(errno) {
 		return pid, nil
 	}
 	for {
@@ -208,9 +224,8 @@ func forkLimited(limit uint64, path string, argv []string, attr *syscall.ProcAtt
 }
 
 // execLimited becomes the program under the limit, or tells the keeper why
-// not.
-func execLimited(limit uint64, path string, argv []string) int {
-	const report = 3
+// not, on a descriptor that the program does not get.
+func execLimited(limit uint64, report int, path string, argv []string) int {
 	unix.CloseOnExec(report)
 	err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
 	if err == nil {

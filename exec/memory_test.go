@@ -48,7 +48,7 @@ func TestKeeperCgroup(t *testing.T) {
 	}
 	defer k.end()
 	r, w, _ := os.Pipe()
-	if _, err := k.run(nil, nil, []int{0, int(w.Fd()), 2, fd}); err != nil {
+	if err := k.run(&order{cgroup: true}, []int{0, int(w.Fd()), 2, fd}); err != nil {
 		t.Fatal(err)
 	}
 	for {

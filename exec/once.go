@@ -7,8 +7,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // input is what one call brings for its program: words for the command line,
@@ -32,7 +30,7 @@ const (
 	inputLost
 )
 
-// run is one call in once mode: one process, from start to end.
+// run is one call that has a process to itself, from start to end.
 type run struct {
 	f    *Function
 	call *Call
@@ -54,41 +52,56 @@ type run struct {
 	exit     report // msgExited or msgFailed
 	dead     bool   // the keeper died
 	survivor string
+	unread   bool // a waiting process ended and had read nothing of the call
+	left     bool // the slot was given back
 }
 
 // do runs the program and returns when nothing of it is left.
 func (r *run) do(ctx context.Context) Result {
-	k, err := r.f.pool.get(ctx)
-	if ctx.Err() != nil {
-		if err == nil {
-			r.f.pool.put(k)
-		}
+	if r.f.pool.enter(ctx) != nil {
 		r.end(endingOf(ctx), msgCancel)
 		return r.result()
 	}
-	if err != nil {
-		return internal(err).result()
-	}
-	if err := r.open(); err != nil {
-		r.f.pool.put(k)
-		return internal(err).result()
-	}
-	k, err = r.start(k)
-	r.closeChild()
-	if err != nil || k == nil {
-		r.abandon()
-		if err != nil {
+	if r.f.warm == nil || !r.serveWarm(ctx) {
+		if err := r.serve(ctx); err != nil {
+			r.leave()
 			return internal(err).result()
 		}
-		return r.result()
 	}
-	r.attend(ctx, k)
+	r.leave()
 	return r.result()
+}
+
+// leave gives the slot back, once.
+func (r *run) leave() {
+	if r.left {
+		return
+	}
+	r.left = true
+	if r.f.warm != nil {
+		r.f.warm.leave()
+	}
+	r.f.pool.leave()
+}
+
+// serve starts a process for the call. The error says why none was started.
+func (r *run) serve(ctx context.Context) error {
+	if err := r.open(); err != nil {
+		return err
+	}
+	started, err := r.start()
+	r.closeChild()
+	if !started {
+		r.abandon()
+		return err
+	}
+	r.attend(ctx)
+	return nil
 }
 
 // attend passes the program's input and output until its tree is gone, then
 // the rest of its output.
-func (r *run) attend(ctx context.Context, k *keeper) {
+func (r *run) attend(ctx context.Context) {
 	if r.f.spec.Timeout > 0 {
 		timer := time.AfterFunc(r.f.spec.Timeout, func() { r.end(timeout, msgCancel) })
 		defer timer.Stop()
@@ -102,6 +115,7 @@ func (r *run) attend(ctx context.Context, k *keeper) {
 	if r.feed.file != nil {
 		go r.feed.pass(&r.in, r.inputLost) // ends with stop, or when Rest is closed
 	}
+	k := r.k
 	fit := r.listen(k)
 	r.release()
 	r.feed.stop()
@@ -113,11 +127,11 @@ func (r *run) attend(ctx context.Context, k *keeper) {
 	switch {
 	case fit:
 		r.f.pool.put(k)
-	case r.dead:
-		r.f.pool.leave()
-	default:
+	case !r.dead:
 		k.end()
-		r.f.pool.leave()
+	}
+	if r.unread = r.feed.unread(); !r.unread {
+		r.leave()
 	}
 	r.passing.Wait()
 }
@@ -169,14 +183,16 @@ func (r *run) open() (err error) {
 	if r.err, r.child[2], err = newStream(orDiscard(r.call.Stderr)); err != nil {
 		return err
 	}
+	r.limit()
+	r.leaf, r.child[3], err = r.f.memory.leafFor()
+	return err
+}
+
+func (r *run) limit() {
 	if limit := r.f.spec.MaxOutput; limit > 0 {
 		r.out.limit = limit
 		r.out.over = func() { r.end(outputLimit, msgKill) }
 	}
-	if r.leaf, err = r.f.memory.leaf(); err == nil && r.leaf != nil {
-		r.child[3], err = unix.FcntlInt(uintptr(r.leaf.fd), unix.F_DUPFD_CLOEXEC, 0)
-	}
-	return err
 }
 
 func orDiscard(w io.Writer) io.Writer {
@@ -186,36 +202,30 @@ func orDiscard(w io.Writer) io.Writer {
 	return w
 }
 
-// start hands the program to a keeper. An idle keeper may have been killed
-// meanwhile; then the program has not started and another one gets it. No
-// keeper and no error: the run was ended before it began.
-func (r *run) start(k *keeper) (*keeper, error) {
-	fds := r.child[:3]
-	if r.child[3] >= 0 {
-		fds = r.child[:]
-	}
-	env := callEnviron(r.call, r.node)
+// start hands the program to a keeper. No error and not started: the run was
+// ended before it began.
+func (r *run) start() (started bool, err error) {
+	o := order{argv: r.in.argv, env: r.environ(), cgroup: r.child[3] >= 0}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for try := 0; ; try++ {
-		if r.why != none {
-			r.f.pool.put(k)
-			return nil, nil
-		}
-		number, err := k.run(r.in.argv, env, fds)
-		if err == nil {
-			r.k, r.number = k, number
-			return k, nil
-		}
-		k.bury()
-		if try < 3 {
-			k, err = r.f.pool.take()
-		}
-		if err != nil {
-			r.f.pool.leave()
-			return nil, err
-		}
+	if r.why != none {
+		return false, nil
 	}
+	k, err := r.f.pool.launch(&o, r.child[:o.descriptors()])
+	if err != nil {
+		return false, err
+	}
+	r.k, r.number = k, o.number
+	return true, nil
+}
+
+// environ is this call's part of the environment. Of a program that is also
+// started ahead it is the same in every call.
+func (r *run) environ() []string {
+	if r.f.warm != nil {
+		return callEnviron(&Call{}, r.node)
+	}
+	return callEnviron(r.call, r.node)
 }
 
 // end ends the run for a reason, unless there was one before. Kill always
@@ -258,7 +268,11 @@ func endingOf(ctx context.Context) ending {
 
 // closeChild closes the program's ends, which are the keeper's now.
 func (r *run) closeChild() {
-	for _, fd := range r.child {
+	closeFDs(r.child[:])
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
 		if fd >= 0 {
 			syscall.Close(fd)
 		}

@@ -94,7 +94,7 @@ func TestBytesExactHuge(t *testing.T) {
 	in := &hashed{left: 256 << 20, rnd: rand.NewChaCha8([32]byte{1}), sum: sha256.New()}
 	out := &hashed{sum: sha256.New()}
 	res := f.Run(t.Context(), &Call{Rest: in, Stdout: out})
-	if res != programExit(0) || out.left != 256<<20 || !bytes.Equal(in.sum.Sum(nil), out.sum.Sum(nil)) {
+	if !same(res, programExit(0)) || out.left != 256<<20 || !bytes.Equal(in.sum.Sum(nil), out.sum.Sum(nil)) {
 		t.Errorf("%+v, %d bytes", res, out.left)
 	}
 }
@@ -122,7 +122,7 @@ func TestInputBreaksOff(t *testing.T) {
 	w.Write([]byte("part\n"))
 	said.next(t)
 	w.CloseWithError(errors.New("connection lost"))
-	if res := await(t, done); res != (Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled: input ended early: connection lost"}) {
+	if res := await(t, done); !same(res, Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled: input ended early: connection lost"}) {
 		t.Errorf("%+v", res)
 	}
 	if len(said.said) > 0 {
@@ -156,7 +156,7 @@ func (s *slow) Write(p []byte) (int, error) {
 func TestSlowReader(t *testing.T) {
 	f := sh(t, "head -c 200000 /dev/zero; sleep 1000 &")
 	var out slow
-	if res := f.Run(t.Context(), &Call{Stdout: &out}); res != programExit(0) || out.Len() != 200000 {
+	if res := f.Run(t.Context(), &Call{Stdout: &out}); !same(res, programExit(0)) || out.Len() != 200000 {
 		t.Errorf("%+v, %d bytes", res, out.Len())
 	}
 }
@@ -173,7 +173,7 @@ func TestOutputHeldOutside(t *testing.T) {
 	}
 	defer held.Close()
 	io.WriteString(w, "\n")
-	if res := await(t, done); res != programExit(0) || said.next(t) != "bye" {
+	if res := await(t, done); !same(res, programExit(0)) || said.next(t) != "bye" {
 		t.Errorf("%+v", res)
 	}
 	r.Close()
@@ -185,7 +185,7 @@ func (broken) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestNobodyReads(t *testing.T) {
 	f := offer(t, Spec{Argv: []string{"yes"}})
-	if res := f.Run(t.Context(), &Call{Stdout: broken{}}); res != killedBy(syscall.SIGPIPE) {
+	if res := f.Run(t.Context(), &Call{Stdout: broken{}}); !same(res, killedBy(syscall.SIGPIPE)) {
 		t.Errorf("%+v", res)
 	}
 }
@@ -215,7 +215,7 @@ func TestCancel(t *testing.T) {
 			done := background(ctx, f, &Call{Stdout: said})
 			pids := said.next(t)
 			cancel()
-			if res := await(t, done); res != (Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}) {
+			if res := await(t, done); !same(res, Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}) {
 				t.Errorf("%+v", res)
 			}
 			gone(t, pids)
@@ -287,7 +287,7 @@ func TestSlots(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 	w.Close()
-	if res := await(t, first); res != programExit(1) {
+	if res := await(t, first); !same(res, programExit(1)) {
 		t.Errorf("%+v", res)
 	}
 }

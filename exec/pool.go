@@ -37,24 +37,48 @@ func newPool(s setup, slots int, logf func(string, ...any)) (*pool, error) {
 	return p, nil
 }
 
-// get waits for a slot and returns a keeper; the error is ctx's or means that
-// no keeper can be started.
-func (p *pool) get(ctx context.Context) (*keeper, error) {
+// enter waits for a slot; the error is ctx's.
+func (p *pool) enter(ctx context.Context) error {
 	if p.slots != nil {
 		select {
 		case p.slots <- struct{}{}:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
-	k, err := p.take()
+	err := ctx.Err()
 	if err != nil {
 		p.leave()
 	}
-	return k, err
+	return err
 }
 
-// take returns an idle keeper or a new one, without asking for a slot.
+func (p *pool) leave() {
+	if p.slots != nil {
+		<-p.slots
+	}
+}
+
+// launch has a keeper start a program. The error means that there is no
+// keeper. An idle one may have been killed meanwhile; then the program has not
+// started, and another gets it.
+func (p *pool) launch(o *order, fds []int) (*keeper, error) {
+	for try := 0; ; try++ {
+		k, err := p.take()
+		if err != nil {
+			return nil, err
+		}
+		if err = k.run(o, fds); err == nil {
+			return k, nil
+		}
+		k.bury()
+		if try == 3 {
+			return nil, err
+		}
+	}
+}
+
+// take returns an idle keeper or a new one.
 func (p *pool) take() (*keeper, error) {
 	p.mu.Lock()
 	if n := len(p.idle); n > 0 {
@@ -67,15 +91,8 @@ func (p *pool) take() (*keeper, error) {
 	return startKeeper(&p.setup)
 }
 
-func (p *pool) leave() {
-	if p.slots != nil {
-		<-p.slots
-	}
-}
-
-// put gives a keeper and its slot back.
+// put gives a keeper back.
 func (p *pool) put(k *keeper) {
-	defer p.leave()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k.idle = time.Now().UnixNano()

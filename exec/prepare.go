@@ -1,6 +1,9 @@
 package exec
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // maxWord is the kernel's limit for one word of a command line, less its NUL.
 const maxWord = 128<<10 - 1
@@ -11,7 +14,7 @@ func (f *Function) prepare(c *Call) (input, error) {
 	if c.Kind == KindRaw && f.spec.Args == ArgsStdin {
 		return input{data: c.Input, rest: c.Rest}, nil
 	}
-	args, err := decodeArguments(c.Kind, c.Args)
+	args, err := f.arguments(c)
 	if err != nil {
 		return input{}, err
 	}
@@ -23,6 +26,22 @@ func (f *Function) prepare(c *Call) (input, error) {
 	}
 	data, err := encodeStdin(f.spec.Encoding, &args)
 	return input{data: data}, err
+}
+
+// arguments reads what the caller sent and holds it against Spec.Check.
+func (f *Function) arguments(c *Call) (arguments, error) {
+	args, err := decodeArguments(c.Kind, c.Args)
+	if err != nil || f.spec.Check == nil || c.Kind == KindRaw {
+		return args, err
+	}
+	doc, err := encodeJSON(&args)
+	if err != nil {
+		return args, err
+	}
+	if err := f.spec.Check(bytes.TrimSuffix(doc, []byte("\n"))); err != nil {
+		return args, badInput("%v", err)
+	}
+	return args, nil
 }
 
 func encodeStdin(e Encoding, a *arguments) ([]byte, error) {

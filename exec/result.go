@@ -18,7 +18,7 @@ func (r *run) result() Result {
 	var res Result
 	switch {
 	case r.exit.kind == msgFailed:
-		res = r.failed(syscall.Errno(r.exit.errno)).result()
+		res = r.f.failed(syscall.Errno(r.exit.errno)).result()
 	case why == outputLimit:
 		res = r.ended(why)
 	case r.exit.kind == msgExited && !r.exit.ended:
@@ -61,24 +61,31 @@ func signalName(sig syscall.Signal) string {
 }
 
 func (r *run) ended(why ending) Result {
+	res := r.f.endedAs(why)
+	if why == inputLost {
+		res.Message = fmt.Sprintf("cancelled: input ended early: %v", r.lost)
+	}
+	return res
+}
+
+// endedAs is the end of a call that fbus ended.
+func (f *Function) endedAs(why ending) Result {
 	res := Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}
 	switch why {
 	case deadline:
 		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}
 	case timeout:
-		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: fmt.Sprintf("ran longer than %v", r.f.spec.Timeout)}
+		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: fmt.Sprintf("ran longer than %v", f.spec.Timeout)}
 	case outputLimit:
-		res = Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds " + size(r.f.spec.MaxOutput)}
-	case inputLost:
-		res.Message = fmt.Sprintf("cancelled: input ended early: %v", r.lost)
+		res = Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds " + size(f.spec.MaxOutput)}
 	}
 	return res
 }
 
 // failed says why the program could not be executed. It was there when it was
 // offered, so what is wrong now is looked for again.
-func (r *run) failed(errno syscall.Errno) *Error {
-	path := r.f.program.path
+func (f *Function) failed(errno syscall.Errno) *Error {
+	path := f.program.path
 	switch errno {
 	case unix.E2BIG:
 		return badInput("the arguments are too long for a command line")
@@ -91,12 +98,12 @@ func (r *run) failed(errno syscall.Errno) *Error {
 		}
 		return e
 	}
-	if dir := r.f.program.dir; dir != "" {
+	if dir := f.program.dir; dir != "" {
 		if _, err := os.Stat(dir); err != nil {
 			return cannotRun("directory %s: %s", dir, reason(err))
 		}
 	}
-	if _, err := findProgram(&r.f.spec); err != nil {
+	if _, err := findProgram(&f.spec); err != nil {
 		if e, ok := err.(*Error); ok && e.Status != StatusUsage {
 			return e
 		}
@@ -105,6 +112,30 @@ func (r *run) failed(errno syscall.Errno) *Error {
 		return notFound("%s: %s", path, errno)
 	}
 	return cannotRun("%s: %s", path, errno)
+}
+
+// whyEnded says how a process ended that no call can tell of, with the last
+// that it said. The zero report is a dead keeper's.
+func (f *Function) whyEnded(end *report, l *leaf, last string) string {
+	ws := syscall.WaitStatus(end.status)
+	var why string
+	switch {
+	case end.kind == msgFailed:
+		return f.failed(syscall.Errno(end.errno)).Msg
+	case end.kind == 0:
+		why = "the program's keeper was killed"
+	case !ws.Signaled():
+		why = fmt.Sprintf("the program exited with status %d", ws.ExitStatus())
+	default:
+		why = "the program was ended by " + signalName(ws.Signal())
+	}
+	if l.oom() {
+		why += ", out of memory: the limit is " + size(f.spec.Memory)
+	}
+	if last != "" {
+		why += ": " + last
+	}
+	return why
 }
 
 // size writes a number of bytes as users write it.

@@ -16,11 +16,16 @@ const bufSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
 
+// past is a deadline that wakes whoever waits.
+var past = time.Unix(1, 0)
+
 // stream passes one of a program's outputs on.
 type stream struct {
 	file  *os.File
 	conn  syscall.RawConn
 	to    io.Writer
+	first []byte // passed on before what is read
+	any   bool   // something was read
 	limit int64  // bytes to pass on; negative is no limit
 	over  func() // called when the program writes more than that
 }
@@ -60,9 +65,13 @@ func nonblocking(fd int, name string) (*os.File, error) {
 // Closing the pipe early is how a program learns that nobody reads.
 func (s *stream) pass() {
 	defer s.file.Close()
+	if len(s.first) > 0 && !s.write(s.first) {
+		return
+	}
 	finishing := false
 	for {
 		buf, n, err := s.read(finishing)
+		s.any = s.any || n > 0
 		if n > 0 && !s.write(buf[:n]) {
 			buffers.Put(buf)
 			return
@@ -83,7 +92,7 @@ func (s *stream) pass() {
 // pipe. If a stranger still holds the other end no EOF will ever come, and
 // empty means complete.
 func (s *stream) finish() {
-	s.file.SetReadDeadline(time.Unix(1, 0))
+	s.file.SetReadDeadline(past)
 }
 
 // read takes a buffer only when there is something for it: most programs say
@@ -140,6 +149,11 @@ func (s *stream) write(p []byte) bool {
 type feed struct {
 	file *os.File      // nil: all was written beforehand
 	done chan struct{} // closed when Call.Input is no longer touched
+
+	// Of a process that was started ahead.
+	hold    unreadEnd
+	sent    int  // what it held when it was filled
+	refused bool // nobody was there to read
 }
 
 // newFeed makes the program's stdin and writes what it can at once. Complete
@@ -154,24 +168,33 @@ func newFeed(in *input) (f feed, child int, err error) {
 	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return f, -1, os.NewSyscallError("pipe2", err)
 	}
-	if in.rest == nil && len(in.data) == 0 {
-		syscall.Close(fds[1])
-		return f, fds[0], nil
-	}
-	file, err := nonblocking(fds[1], "stdin")
-	if err != nil {
+	if f, err = fill(fds[1], in); err != nil {
 		syscall.Close(fds[0])
 		return f, -1, err
 	}
-	if n, err := syscall.Write(fds[1], in.data); err == nil && n > 0 {
+	return f, fds[0], nil
+}
+
+// fill takes our end of a program's stdin, writes what it can at once, and
+// closes it if that was all.
+func fill(fd int, in *input) (f feed, err error) {
+	if in.rest == nil && len(in.data) == 0 {
+		syscall.Close(fd)
+		return f, nil
+	}
+	file, err := nonblocking(fd, "stdin")
+	if err != nil {
+		return f, err
+	}
+	if n, err := syscall.Write(fd, in.data); err == nil && n > 0 {
 		in.data = in.data[n:]
 	}
 	if in.rest == nil && len(in.data) == 0 {
 		file.Close()
-		return f, fds[0], nil
+		return f, nil
 	}
 	f.file, f.done = file, make(chan struct{})
-	return f, fds[0], nil
+	return f, nil
 }
 
 // pass writes the input. It ends with the input, when the program does not
@@ -211,6 +234,16 @@ func (f *feed) stop() {
 		f.file.Close()
 		<-f.done
 	}
+}
+
+// unread says, once stop was called, that the program has read nothing of what
+// there was to read.
+func (f *feed) unread() bool {
+	unread := f.refused || f.sent > 0 && f.hold.count() == f.sent
+	if f.sent > 0 {
+		f.hold.close()
+	}
+	return unread
 }
 
 func readFD(fd int, p []byte) (n int, err error) {

@@ -65,7 +65,7 @@ func TestOrphansReaped(t *testing.T) {
 	keeper, _ := strconv.Atoi(said.next(t))
 	eventually(t, "orphans reaped", func() bool { return len(children(keeper)) == 1 })
 	w.Close()
-	if res := await(t, done); res != programExit(1) {
+	if res := await(t, done); !same(res, programExit(1)) {
 		t.Errorf("%+v", res)
 	}
 	r.Close()
@@ -94,10 +94,10 @@ func TestKeeperKilled(t *testing.T) {
 	gone(t, pids)
 	end.Close()
 	w.Close()
-	if res := await(t, other); res != programExit(7) {
+	if res := await(t, other); !same(res, programExit(7)) {
 		t.Errorf("the other call: %+v", res)
 	}
-	if res := f.Run(t.Context(), &Call{Input: []byte("\n")}); res != programExit(7) {
+	if res := f.Run(t.Context(), &Call{Input: []byte("\n")}); !same(res, programExit(7)) {
 		t.Errorf("the next call: %+v", res)
 	}
 }
@@ -277,7 +277,7 @@ func TestNoLeaks(t *testing.T) {
 	run := func(n int) {
 		timed(n, width, func() {
 			got := runCall(t.Context(), f, &Call{Input: []byte("c")})
-			if got.Result != programExit(0) || got.out != "a\nc" || got.err != "b\n" {
+			if !same(got.Result, programExit(0)) || got.out != "a\nc" || got.err != "b\n" {
 				t.Errorf("%+v", got)
 			}
 		})
@@ -312,7 +312,7 @@ func TestIdleKeepersEnd(t *testing.T) {
 		defer f.pool.mu.Unlock()
 		return len(f.pool.idle) == 1
 	})
-	if res := f.Run(t.Context(), &Call{}); res != programExit(1) {
+	if res := f.Run(t.Context(), &Call{}); !same(res, programExit(1)) {
 		t.Errorf("%+v", res)
 	}
 }

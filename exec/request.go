@@ -1,0 +1,135 @@
+package exec
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"unicode/utf8"
+)
+
+// longestRequest bounds what one call puts to a resident process, which has to
+// be complete before any of it is written.
+const longestRequest = 64 << 20
+
+// request is what a resident process is to be asked: a line with its end, or
+// the params of a JSON-RPC request.
+func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
+	if c.Kind == KindRaw {
+		data, err := wholeInput(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		if f.spec.Resident == JSONRPC {
+			return rawParams(data)
+		}
+		return asLine(data)
+	}
+	args, err := f.arguments(c)
+	if err != nil {
+		return nil, err
+	}
+	if c.HasInput {
+		return nil, badInput("%s takes its arguments on stdin; it can take no input beside them", f.spec.Name)
+	}
+	if f.spec.Resident == JSONRPC {
+		return params(&args)
+	}
+	return argumentLine(&args)
+}
+
+// wholeInput reads an input stream to its end. The error is bad input, or
+// ctx's.
+func wholeInput(ctx context.Context, c *Call) ([]byte, error) {
+	if c.Rest == nil {
+		return c.Input, nil
+	}
+	type input struct {
+		data []byte
+		err  error
+	}
+	read := make(chan input, 1)
+	buf := bytes.NewBuffer(bytes.Clone(c.Input))
+	rest := c.Rest
+	go func() { // ends with the input, or when Rest is closed
+		_, err := buf.ReadFrom(io.LimitReader(rest, longestRequest+1-int64(buf.Len())))
+		read <- input{buf.Bytes(), err}
+	}()
+	select {
+	case in := <-read:
+		switch {
+		case in.err != nil:
+			return nil, &Error{Status: StatusCancelled, Code: "cancelled", Msg: fmt.Sprintf("cancelled: input ended early: %v", in.err)}
+		case len(in.data) > longestRequest:
+			return nil, badInput("the input is longer than %s, the most that a resident program is given in one call", size(longestRequest))
+		}
+		return in.data, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// asLine makes a line of text: one newline at its end is the line's.
+func asLine(text []byte) ([]byte, error) {
+	n := bytes.IndexByte(text, '\n')
+	switch {
+	case n < 0:
+		return append(text[:len(text):len(text)], '\n'), nil
+	case n < len(text)-1:
+		return nil, badInput("a newline in the middle of the input: this function takes one line")
+	}
+	return text, nil
+}
+
+// argumentLine is the only argument, as a line.
+func argumentLine(a *arguments) ([]byte, error) {
+	if a.kind == KindMap {
+		return nil, badInput("takes one line, not fields")
+	}
+	flat := *a
+	if a.kind != KindList || len(a.values) != 1 || a.values[0].json {
+		var err error
+		if flat, err = a.flat(); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case flat.kind == KindMap:
+		return nil, badInput("takes one line, not fields")
+	case len(flat.values) != 1:
+		return nil, badInput("takes 1 argument, the line, got %d", len(flat.values))
+	case flat.values[0].nested():
+		return nil, badInput("%s is an array or an object, which cannot be a line of text", flat.name(0))
+	}
+	return asLine(flat.values[0].text)
+}
+
+// params is the arguments as a JSON array or object in one line.
+func params(a *arguments) ([]byte, error) {
+	doc, err := encodeJSON(a)
+	if err != nil {
+		return nil, err
+	}
+	doc = bytes.TrimSpace(doc)
+	if bytes.ContainsAny(doc, "\n\r") { // in JSON only ever between tokens
+		var line bytes.Buffer
+		if err := json.Compact(&line, doc); err != nil {
+			return nil, badInput("%v", err)
+		}
+		doc = line.Bytes()
+	}
+	if doc[0] != '[' && doc[0] != '{' {
+		doc = append(append([]byte{'['}, doc...), ']')
+	}
+	return doc, nil
+}
+
+// rawParams is an input without arguments as one string.
+func rawParams(data []byte) ([]byte, error) {
+	if !utf8.Valid(data) {
+		return nil, badInput("the input is not UTF-8, which JSON needs")
+	}
+	out := make([]byte, 0, len(data)+16)
+	return append(appendString(append(out, '['), data), ']'), nil
+}

@@ -1,0 +1,229 @@
+package exec
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// longestAnswer bounds a message of a program when MaxOutput does not: it has
+// to be complete before it can be passed on.
+const longestAnswer = 64 << 20
+
+// rpc is what JSONRPC needs beside. Guarded by resident.mu.
+type rpc struct {
+	heard int64  // messages received
+	half  []byte // what was left of one at the end
+}
+
+// remote puts a request to the process and waits for the response with its id.
+// again says that the process can not have seen it.
+func (p *resident) remote(ctx context.Context, c *Call, params []byte) (res Result, again bool) {
+	h := &holding{c: c, done: make(chan struct{})}
+	p.begin(h)
+	var late <-chan time.Time
+	if limit := p.s.f.spec.Timeout; limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		late = timer.C
+	}
+	_, heard := p.ask(h, rpcRequest(h.id, p.s.f.spec.Name, params))
+	select {
+	case <-h.done:
+	case <-p.gone:
+	case <-ctx.Done():
+		p.cancel(h, endingOf(ctx), heard)
+	case <-late:
+		p.cancel(h, timeout, heard)
+	}
+	p.finish(h)
+	return p.response(h)
+}
+
+// response is how a call ended that is no longer held.
+func (p *resident) response(h *holding) (res Result, again bool) {
+	answered := false
+	select {
+	case <-h.done:
+		answered = true
+	default: // then the process is gone
+	}
+	p.mu.Lock()
+	why, half := h.why, p.half
+	p.mu.Unlock()
+	switch {
+	case why != none:
+		return p.ended(why, !h.silent), false
+	case !answered:
+		return p.lost(h, half, false)
+	}
+	if h.answer.stderr != "" {
+		io.WriteString(orDiscard(h.c.Stderr), h.answer.stderr)
+	}
+	return h.answer.Result, false
+}
+
+// cancel tells the program that nobody waits for a call, and gives it the
+// grace to answer all the same. If it does not, the process takes no more
+// calls, and ends when it has answered its others, at the latest after another
+// grace.
+func (p *resident) cancel(h *holding, why ending, heard int64) {
+	p.mu.Lock()
+	h.why, h.silent = why, p.heard == heard
+	p.write(fmt.Appendf(nil, `{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":%d}}`+"\n", h.id))
+	p.mu.Unlock()
+	grace := time.NewTimer(p.s.f.spec.Grace)
+	defer grace.Stop()
+	if h.over(p, grace) {
+		return
+	}
+	p.s.replace(p, faultOf(why))
+	p.mu.Lock()
+	h.overdue, p.condemned = true, true
+	p.endCondemned()
+	p.mu.Unlock()
+	grace.Reset(p.s.f.spec.Grace)
+	if !h.over(p, grace) {
+		p.tell(msgCancel)
+		select {
+		case <-h.done:
+		case <-p.gone:
+		}
+	}
+}
+
+// over waits for a call's answer or its process's end. False: time is up.
+func (h *holding) over(p *resident, limit *time.Timer) bool {
+	select {
+	case <-h.done:
+	case <-p.gone:
+	case <-limit.C:
+		return false
+	}
+	return true
+}
+
+// endCondemned ends a process that holds nothing but calls that are overdue.
+// p.mu is held.
+func (p *resident) endCondemned() {
+	if !p.condemned || p.told != 0 || p.k == nil || slices.ContainsFunc(p.calls, func(h *holding) bool { return !h.overdue }) {
+		return
+	}
+	p.told = msgCancel
+	p.k.tell(msgCancel, p.number)
+}
+
+// receive reads the program's messages to the end of its output.
+func (p *resident) receive() {
+	bound := longestAnswer
+	if limit := p.s.f.spec.MaxOutput; limit > 0 {
+		bound = int(min(limit, longestAnswer)) + 64<<10 // and what goes round it
+	}
+	from := untilFinished{p.replies}
+	r := bufio.NewReaderSize(from, bufSize)
+	for {
+		line, err := readLine(r, bound)
+		p.mu.Lock()
+		p.heard++
+		p.mu.Unlock()
+		switch {
+		case errors.Is(err, errTooLong):
+			p.refuse(p.s.f.tooLong(bound), "a message longer than "+size(int64(bound)))
+		case err != nil:
+			p.mu.Lock()
+			p.half = line[:min(len(line), longestQuoted+1)]
+			p.mu.Unlock()
+			p.closed()
+			return
+		case p.message(line):
+			continue
+		}
+		io.Copy(io.Discard, from) // not to be trusted any more
+		return
+	}
+}
+
+// closed ends a process that goes on without its output.
+func (p *resident) closed() {
+	p.mu.Lock()
+	shut := p.shut
+	p.mu.Unlock()
+	if !shut {
+		go p.awaitEnd() // ends with the process
+	}
+}
+
+func (f *Function) tooLong(bound int) Result {
+	if f.spec.MaxOutput > 0 {
+		return f.endedAs(outputLimit)
+	}
+	return Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "the answer exceeds " + size(int64(bound))}
+}
+
+var errTooLong = errors.New("line too long")
+
+// readLine reads a line without its end. With an error it returns what there
+// was of one.
+func readLine(r *bufio.Reader, bound int) ([]byte, error) {
+	var long []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(long)+len(part) > bound {
+			return nil, errTooLong
+		}
+		if errors.Is(err, bufio.ErrBufferFull) {
+			long = append(long, part...)
+			continue
+		}
+		if long != nil {
+			part = append(long, part...)
+		}
+		if err == nil {
+			part = part[:len(part)-1]
+		}
+		return part, err
+	}
+}
+
+// refuse ends every call that the process holds, and the process: a message
+// that is nobody's may be anybody's.
+func (p *resident) refuse(res Result, why string) {
+	p.mu.Lock()
+	n := len(p.calls)
+	for _, h := range p.calls {
+		if !h.got {
+			h.got, h.answer.Result = true, res
+			close(h.done)
+		}
+	}
+	p.mu.Unlock()
+	if n == 0 {
+		p.s.f.logf("%s: replaced: it wrote %s", p.s.f.spec.Name, why)
+	}
+	p.s.replace(p, "it wrote "+why)
+	p.tell(msgCancel)
+}
+
+// rpcRequest writes a request. The id comes first, so that a program that
+// quotes a request which it did not understand quotes that.
+func rpcRequest(id uint64, method string, params []byte) []byte {
+	b := make([]byte, 0, len(params)+len(method)+64)
+	b = strconv.AppendUint(append(b, `{"jsonrpc":"2.0","id":`...), id, 10)
+	b = appendString(append(b, `,"method":`...), []byte(method))
+	b = append(append(b, `,"params":`...), params...)
+	return append(b, "}\n"...)
+}
+
+// message is any JSON-RPC message.
+type message struct {
+	ID     json.RawMessage `json:"id"`
+	Method *string         `json:"method"`
+	Result json.RawMessage `json:"result"`
+	Error  json.RawMessage `json:"error"`
+}

@@ -1,0 +1,239 @@
+package exec
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// steadyAfter is how long a process waits before it counts as held ready
+// where others ended too early.
+var steadyAfter = 5 * time.Second
+
+// warm holds the processes that are started ahead. Those and the ones that
+// run are never more than the slots.
+type warm struct {
+	f       *Function
+	want    int
+	slots   int // 0: no limit
+	trouble trouble
+	watched sync.WaitGroup // one for every waiting process and every start
+
+	mu       sync.Mutex // guards what follows
+	idle     []*waiting // the longest waiting first: it is the likeliest to be ready
+	starting int
+	running  int
+	node     string
+	pause    *time.Timer // set while starts have to wait
+	closed   bool
+	settled  *sync.Cond // starting went down
+}
+
+func newWarm(f *Function) *warm {
+	w := &warm{f: f, want: f.spec.Warm, slots: f.spec.Slots, node: f.nodeFor(f.node)}
+	w.trouble.f = f
+	w.settled = sync.NewCond(&w.mu)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refill()
+	return w
+}
+
+// take returns a process that waits, or nil: the call then starts its own. It
+// must have a slot, and leaves.
+func (w *warm) take() *waiting {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running++
+	for {
+		for len(w.idle) == 0 && w.starting > 0 && w.slots > 0 && w.starting+w.running > w.slots {
+			w.settled.Wait() // for what is as good as there
+		}
+		if len(w.idle) == 0 {
+			return nil
+		}
+		p := w.idle[0]
+		w.idle = w.idle[1:]
+		w.refill()
+		w.mu.Unlock()
+		ok := p.claim()
+		w.mu.Lock()
+		if ok {
+			return p
+		}
+	}
+}
+
+// leave says that a running process is gone.
+func (w *warm) leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running--
+	w.refill()
+}
+
+// refill starts what is missing. w.mu is held.
+func (w *warm) refill() {
+	for !w.closed && w.pause == nil && len(w.idle)+w.starting < w.want &&
+		(w.slots == 0 || len(w.idle)+w.starting+w.running < w.slots) {
+		w.starting++
+		w.watched.Add(1)
+		go w.start(w.node) // ends with the process's wait, or at once
+	}
+}
+
+// start starts a process and watches it while it waits.
+func (w *warm) start(node string) {
+	defer w.watched.Done()
+	p, err := startWaiting(w, node)
+	w.mu.Lock()
+	w.starting--
+	w.settled.Broadcast()
+	if err != nil {
+		w.mu.Unlock()
+		w.failed(internal(err).Msg)
+		return
+	}
+	stale := w.closed || node != w.node
+	if !stale {
+		w.idle = append(w.idle, p)
+	}
+	w.mu.Unlock()
+	if stale {
+		p.discard(msgCancel)
+	}
+	p.wait()
+}
+
+// failed puts the next start off.
+func (w *warm) failed(why string) {
+	pause := w.trouble.failed(why)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || w.pause != nil {
+		return
+	}
+	w.pause = time.AfterFunc(pause, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.pause = nil
+		w.refill()
+	})
+}
+
+// remove takes a process out that has ended.
+func (w *warm) remove(p *waiting) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.Index(w.idle, p); i >= 0 {
+		w.idle = slices.Delete(w.idle, i, i+1)
+	}
+}
+
+// setNode replaces processes that know another node.
+func (w *warm) setNode(node string) {
+	w.mu.Lock()
+	if node == w.node {
+		w.mu.Unlock()
+		return
+	}
+	w.node = node
+	w.mu.Unlock()
+	w.discard(msgCancel)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refill()
+}
+
+// discard ends all that wait.
+func (w *warm) discard(how msgType) {
+	w.mu.Lock()
+	old := w.idle
+	w.idle = nil
+	w.mu.Unlock()
+	for _, p := range old {
+		p.discard(how)
+	}
+}
+
+// close ends all that wait and returns when they are gone.
+func (w *warm) close(how msgType) {
+	w.mu.Lock()
+	w.closed = true
+	if w.pause != nil {
+		w.pause.Stop()
+	}
+	w.mu.Unlock()
+	w.discard(how)
+	w.watched.Wait()
+}
+
+// serveWarm gives the call to a process that waits. False: none does, or it
+// ended without having read anything of the call, which may start afresh.
+func (r *run) serveWarm(ctx context.Context) bool {
+	w := r.f.warm
+	p := w.take()
+	if p == nil {
+		return false
+	}
+	whole := r.in
+	r.adopt(p)
+	r.attend(ctx)
+	if r.unread && !r.out.any && r.renew(whole) {
+		return false
+	}
+	if r.exit.kind == msgExited && (r.exit.status == 0 || r.feed.sent > 0 && !r.unread) {
+		w.trouble.over()
+	}
+	return true
+}
+
+// adopt hands the call over.
+func (r *run) adopt(p *waiting) {
+	r.out, r.err, r.leaf = p.out, p.err, p.leaf
+	r.out.to, r.err.to = orDiscard(r.call.Stdout), orDiscard(r.call.Stderr)
+	r.err.first = p.log.part
+	r.limit()
+	var err error
+	if r.in.rest == nil && len(r.in.data) > 0 && len(r.in.data) <= bufSize {
+		sent := len(r.in.data)
+		r.feed, err = fill(p.stdin, &r.in)
+		r.feed.hold, r.feed.sent = p.hold, sent
+	} else {
+		// What it has read of a long input can not be told afterwards: without
+		// the hold it shows when nobody is there to read.
+		p.hold.close()
+		if nobodyReads(p.stdin) {
+			closeFDs([]int{p.stdin})
+			r.feed = feed{hold: noUnreadEnd, refused: true}
+		} else {
+			r.feed, err = fill(p.stdin, &r.in)
+			r.feed.hold = noUnreadEnd
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.k, r.number = p.k, p.number
+	if err != nil && r.why == none {
+		r.why, r.lost = inputLost, err
+	}
+	if r.why != none {
+		r.k.tell(msgKill, r.number) // ended before it began
+	}
+}
+
+// renew makes the run as it was before it got a process. False: it was told to
+// end.
+func (r *run) renew(whole input) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.why != none {
+		return false
+	}
+	r.leaf.remove()
+	r.leaf = nil
+	r.in, r.feed = whole, feed{}
+	r.exit, r.dead, r.survivor, r.unread = report{}, false, "", false
+	return true
+}

@@ -188,6 +188,37 @@ type Function struct {
 // processes that wait for calls. The error is an *Error wherever the offer is
 // at fault. Close ends what New began.
 func New(spec Spec) (*Function, error) {
+	f, err := plan(spec)
+	if err != nil {
+		return nil, err
+	}
+	f.memory = newMemory(spec.Memory)
+	f.pool, err = newPool(f.setup(), spec.Slots, f.logf)
+	if err != nil {
+		f.memory.close()
+		return nil, internal(err)
+	}
+	switch {
+	case spec.Warm > 0:
+		f.warm = newWarm(f)
+	case spec.Resident != NotResident:
+		f.stay = newResidents(f)
+	}
+	return f, nil
+}
+
+// Check finds what New would refuse, starts nothing, and says in one phrase how
+// the function takes its arguments.
+func Check(spec Spec) (arguments string, err error) {
+	f, err := plan(spec)
+	if err != nil {
+		return "", err
+	}
+	return f.Arguments(), nil
+}
+
+// plan is a function of which nothing has begun.
+func plan(spec Spec) (*Function, error) {
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return nil, usage("", "no program is given")
 	}
@@ -208,23 +239,10 @@ func New(spec Spec) (*Function, error) {
 	if err := checkModes(&spec); err != nil {
 		return nil, err
 	}
-	f := &Function{
+	return &Function{
 		spec: spec, program: prog, words: words, node: spec.Node, ownNode: ownNode(spec.Env),
-		memory:  newMemory(spec.Memory),
 		running: make(map[*run]struct{}),
-	}
-	f.pool, err = newPool(f.setup(), spec.Slots, f.logf)
-	if err != nil {
-		f.memory.close()
-		return nil, internal(err)
-	}
-	switch {
-	case spec.Warm > 0:
-		f.warm = newWarm(f)
-	case spec.Resident != NotResident:
-		f.stay = newResidents(f)
-	}
-	return f, nil
+	}, nil
 }
 
 // setup is what every keeper of this function is told once.

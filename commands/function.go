@@ -39,6 +39,9 @@ type function struct {
 	maxIdle     durationValue
 	schemaFile  string
 	schema      string // what the file holds
+
+	where string      // the file and place that declare it, if one does
+	files []fileStamp // on the command line of a program whose processes are kept
 }
 
 // newFunction is a function with its defaults.
@@ -178,18 +181,15 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	return spec, nil
 }
 
-// slotsText is how many calls the function takes, for people.
-func (f *function) slotsText() string { return plural(f.slots.n, "slot") }
-
 // mode says which processes are kept, "" if none are.
 func (f *function) mode() string {
 	switch {
 	case f.warm.set:
-		return "warm: " + plural(f.warm.n, "process")
+		return plural(f.warm.n, "process") + " warm"
 	case f.pipeline.n > 1:
-		return fmt.Sprintf("resident: %s, %d calls a process", f.resident, f.pipeline.n)
+		return fmt.Sprintf("resident %s, %d calls a process", f.resident, f.pipeline.n)
 	case f.resident != "":
-		return "resident: " + f.resident
+		return "resident " + f.resident
 	}
 	return ""
 }

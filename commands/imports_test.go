@@ -32,6 +32,7 @@ func TestImports(t *testing.T) {
 		ours + "commands":              {"fbus"},
 		"github.com/kballard/":         {"fbus/commands", "fbus/exec"},
 		"github.com/xrash/smetrics":    {"fbus/commands"},
+		"github.com/pelletier/go-toml": {"fbus/commands"},
 		"github.com/rogpeppe/":         {},
 		"github.com/google/go-cmp/cmp": {},
 	}

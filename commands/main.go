@@ -143,6 +143,7 @@ var commandTable = []struct {
 }{
 	{"serve", serveCommand, interleaved},
 	{"offer", offerCommand, untilDashDash},
+	{"up", upCommand, interleaved},
 	{"call", callCommand, flagsFirst},
 	{"map", mapCommand, flagsFirst},
 	{"run", runCommand, untilDashDash},

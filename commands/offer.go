@@ -74,18 +74,19 @@ func offer(o *offerOptions, stderr io.Writer) error {
 		return err
 	}
 	if !o.quiet {
-		say(stderr, o.ready(w.offered[o.name]))
+		say(stderr, w.offered[o.name].ready(o.workerName()))
 	}
-	return o.serve(ctx, cancel, w, signals, nil)
+	return o.serve(ctx, cancel, w, nil, signals, nil, nil)
 }
 
 // ready is what is said when the offer stands.
-func (o *offerOptions) ready(fn *offered) string {
-	line := fmt.Sprintf("offering %s with %s as worker %s; arguments: %s", o.name, o.slotsText(), o.workerName(), fn.Arguments())
-	if mode := o.mode(); mode != "" {
-		line += "; " + mode
+func (o *offered) ready(worker string) string {
+	slots := plural(o.f.slots.n, "slot")
+	if mode := o.f.mode(); mode != "" {
+		slots += ", " + mode + ","
 	}
-	if by := fn.MemoryBy(); by != "" {
+	line := fmt.Sprintf("offering %s with %s as worker %s; arguments: %s", o.f.name, slots, worker, o.Arguments())
+	if by := o.MemoryBy(); by != "" {
 		line += fmt.Sprintf("; memory limited by %s", by)
 	}
 	return line

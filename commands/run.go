@@ -23,6 +23,7 @@ import (
 
 // runOptions are the flags of fbus run.
 type runOptions struct {
+	config  string
 	offers  []string
 	command []string
 	quiet   bool
@@ -34,14 +35,15 @@ func runCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "run",
 		Usage:     "run a command with a private bus of its own",
-		UsageText: "run [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
+		UsageText: "run [-c FILE] [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
 		Description: `A node in a private directory, these offers on it, and COMMAND with FBUS_NODE
 set and this fbus first on its PATH. When COMMAND ends, so does the bus, and what
 COMMAND has left in the background; its exit status is ours. An offer's COMMAND is
-split into words as a shell would, and run without one.
+split into words as a shell would, and run without one. FILE is one of fbus up.
 
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "offer the functions of `FILE` as well", Destination: &o.config},
 			&cli.GenericFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Value: &listValue{&o.offers}},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "say who connects, what is offered and how calls end"),
@@ -65,8 +67,18 @@ split into words as a shell would, and run without one.
 }
 
 // functions reads the offers.
-func (o *runOptions) functions() ([]*function, error) {
+func (o *runOptions) functions(stderr io.Writer) ([]*function, error) {
 	var list []*function
+	if o.config != "" {
+		c, wrong := readConfig(o.config)
+		if err := wrong.err(); err != nil {
+			return nil, err
+		}
+		if c.node.at != "" && o.verbose {
+			say(stderr, c.node.at+": [node] does not count here: the bus is private")
+		}
+		list = c.functions
+	}
 	for _, s := range o.offers {
 		name, command, ok := strings.Cut(s, "=")
 		if !ok || command == "" {
@@ -86,7 +98,7 @@ func (o *runOptions) functions() ([]*function, error) {
 		}
 		for _, g := range list {
 			if g.name == name {
-				return nil, usage("--offer %s is given twice", name)
+				return nil, usage("--offer %s: there is a function of that name already", name)
 			}
 		}
 		list = append(list, f)
@@ -96,7 +108,7 @@ func (o *runOptions) functions() ([]*function, error) {
 
 // runPrivate runs the command on a bus of its own.
 func runPrivate(o *runOptions, stderr io.Writer) error {
-	list, err := o.functions()
+	list, err := o.functions(stderr)
 	if err != nil {
 		return err
 	}
@@ -189,14 +201,13 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 		n.Close()
 	}
 	for _, f := range list {
-		f.env = append(env[:1:1], env[2:]...) // FBUS_NODE is set by the function
+		f.env = slices.Concat(env[:1], env[2:], f.env) // FBUS_NODE is set by the function
 	}
-	w, err := newWorker(list, log, note)
+	w, err := newWorker(list, socket, log, note)
 	if err != nil {
 		stopNode()
 		return nil, err
 	}
-	w.setNode(socket)
 	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
 		return bus.Dial(ctx, socket, &bus.DialOptions{Name: hostname()})
 	}

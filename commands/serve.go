@@ -35,8 +35,12 @@ type serveOptions struct {
 	hasNetwork bool
 }
 
+func newServeOptions() *serveOptions {
+	return &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue}
+}
+
 func serveCommand() *cli.Command {
-	o := &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue}
+	o := newServeOptions()
 	return &cli.Command{
 		Name:      "serve",
 		Usage:     "run a node of the bus",
@@ -50,15 +54,11 @@ second one ends at once.
 
 Each line of the log is an ended call: time, id, caller, function, worker,
 waited and ran (seconds), in and out (bytes), source, status and code.`,
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
-			&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
-			&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
+		Flags: append(o.nodeFlags(),
 			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
-			&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "say who connects and what is offered"),
-		},
+		),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
 				return err
@@ -66,6 +66,16 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 			o.hasNetwork = ctx.IsSet("network")
 			return serve(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
+	}
+}
+
+// nodeFlags are what can be said about a node, on the command line or in a file.
+func (o *serveOptions) nodeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
+		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
+		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
+		&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
 	}
 }
 
@@ -93,17 +103,51 @@ func tuneMemory() {
 }
 
 func serve(o *serveOptions, stdout, stderr io.Writer) error {
-	if o.hasNetwork && o.network == "" {
-		return usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
-	}
-	if o.queue < 1 {
-		return usage("--queue %d: at least 1 is due", o.queue)
-	}
-	network, err := networkID(o.network, stderr)
+	// Caught before the socket exists: whoever sees it may signal at once.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	tuneMemory()
+	n, err := startNode(o, stdout, stderr)
 	if err != nil {
 		return err
 	}
-	tuneMemory()
+	defer n.close()
+	n.sayReady()
+	select {
+	case err := <-n.served:
+		return fmt.Errorf("listening: %w", err)
+	case <-signals:
+	}
+	ctx, cancel := drainTime(o.drain.d, signals)
+	defer cancel()
+	n.drain(ctx, o.drain.d)
+	return nil
+}
+
+// servedNode is a node with the socket that it listens on and its log.
+type servedNode struct {
+	*node.Node
+	o      *serveOptions
+	path   string
+	stderr io.Writer
+	l      *node.Listener
+	log    *callLog
+	served chan error // why it listens no more
+}
+
+// startNode makes a node and lets it listen. It is to be closed.
+func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
+	if o.hasNetwork && o.network == "" {
+		return nil, usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
+	}
+	if o.queue < 1 {
+		return nil, usage("--queue %d: at least 1 is due", o.queue)
+	}
+	network, err := networkID(o.network, stderr)
+	if err != nil {
+		return nil, err
+	}
 	fixed, path := o.socket != "", o.socket
 	if !fixed {
 		path = filepath.Join(socketDir, fmt.Sprintf("%s%d%s", socketPrefix, os.Getpid(), socketSuffix))
@@ -111,59 +155,55 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 			node.RemoveStale(p)
 		}
 	}
-	log, err := openLog(o.log, stdout, stderr)
-	if err != nil {
-		return err
+	n := &servedNode{o: o, path: path, stderr: stderr, served: make(chan error, 1)}
+	if n.log, err = openLog(o.log, stdout, stderr); err != nil {
+		return nil, err
 	}
-	defer log.close()
-	// Caught before the socket exists: whoever sees it may signal at once.
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
-	l, err := node.Listen(path, fixed)
-	if err != nil {
-		return fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
+	if n.l, err = node.Listen(path, fixed); err != nil {
+		n.log.close()
+		return nil, fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
 	}
-	defer l.Close()
 	warn := logger(stderr)
 	var note func(string, ...any)
 	if o.verbose {
 		note = warn
 	}
-	n, err := node.New(node.Config{
-		Network: network, Address: path, Version: Version, Queue: o.queue, Log: log.record(),
+	n.Node, err = node.New(node.Config{
+		Network: network, Address: path, Version: Version, Queue: o.queue, Log: n.log.record(),
 		Warn: warn, Note: note,
 	})
 	if err != nil {
-		return usage("%v", err)
+		n.l.Close()
+		n.log.close()
+		return nil, usage("%v", err)
 	}
-	defer n.Close()
-	if !o.quiet {
-		say(stderr, fmt.Sprintf("node %s of network %s is ready at %s", n.Info().Name, network, path))
-	}
-	return serveUntil(n, l, signals, o, stderr)
+	go func() { n.served <- n.Serve(n.l) }() // ends when the listener is closed
+	return n, nil
 }
 
-// serveUntil serves until a signal, then drains.
-func serveUntil(n *node.Node, l *node.Listener, signals <-chan os.Signal, o *serveOptions, stderr io.Writer) error {
-	served := make(chan error, 1)
-	go func() { served <- n.Serve(l) }() // ends when the listener is closed
-	select {
-	case err := <-served:
-		return fmt.Errorf("listening: %w", err)
-	case <-signals:
+func (n *servedNode) sayReady() {
+	if !n.o.quiet {
+		i := n.Info()
+		say(n.stderr, fmt.Sprintf("node %s of network %s is ready at %s", i.Name, i.Network, n.path))
 	}
-	l.Close() // the socket goes first: nobody new finds the way
-	<-served
-	if open := n.Open(); open > 0 && !o.quiet {
-		say(stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(o.drain.d)))
+}
+
+// drain lets what is queued and runs finish until ctx ends, which is in d.
+func (n *servedNode) drain(ctx context.Context, d time.Duration) {
+	n.l.Close() // the socket goes first: nobody new finds the way
+	<-n.served
+	if open := n.Open(); open > 0 && !n.o.quiet {
+		say(n.stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(d)))
 	}
-	ctx, cancel := drainTime(o.drain.d, signals)
-	defer cancel()
 	if n.Drain(ctx) != nil {
-		say(stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))
+		say(n.stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))
 	}
-	return nil
+}
+
+func (n *servedNode) close() {
+	n.Node.Close()
+	n.l.Close()
+	n.log.close()
 }
 
 // drainTime is how long what runs may take to finish: until the time is up, or

@@ -3,6 +3,8 @@ package commands
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +18,7 @@ type worker struct {
 	log   func(string, ...any)
 	ended func(string, ...any) // if not nil, is told how calls end
 
-	mu      sync.Mutex // protects the fields below
+	mu      sync.Mutex // protects the fields below; not held while a program is told something, which tells us things
 	node    string     // the programs' FBUS_NODE
 	offered map[string]*offered
 	running map[*offered]struct{} // those and the ones that others have replaced, until they are closed
@@ -30,18 +32,26 @@ type offered struct {
 	note string // why nothing is ready; the worker's mu protects it
 }
 
-// newWorker makes a worker of some functions; none is on the bus yet. It is to
-// be closed.
-func newWorker(list []*function, log, ended func(string, ...any)) (*worker, error) {
-	w := &worker{bus: &bus.Worker{Notice: log}, log: log, ended: ended, offered: map[string]*offered{}, running: map[*offered]struct{}{}}
+// newWorker makes a worker of some functions, whose programs find the bus at
+// node, if that is known already. None is offered yet. It is to be closed.
+func newWorker(list []*function, node string, log, ended func(string, ...any)) (*worker, error) {
+	w := &worker{
+		bus: &bus.Worker{Notice: log}, log: log, ended: ended, node: node,
+		offered: map[string]*offered{}, running: map[*offered]struct{}{},
+	}
+	var wrong problems
 	for _, f := range list {
 		o, err := w.make(f)
 		if err != nil {
-			w.close()
-			return nil, err
+			wrong = append(wrong, explain(err))
+			continue
 		}
 		w.offered[f.name] = o
 		w.bus.Add(w.offer(o), w.handler(o))
+	}
+	if len(wrong) > 0 {
+		w.close()
+		return nil, wrong.err()
 	}
 	return w, nil
 }
@@ -53,15 +63,21 @@ func (w *worker) make(f *function) (*offered, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !f.noNode {
+		w.mu.Lock()
+		spec.Node = w.node
+		w.mu.Unlock()
+	}
 	spec.Note = func(why string) { w.noted(o, why) }
 	if o.Function, err = exec.New(spec); err != nil {
-		return nil, err
+		return nil, f.at(err)
 	}
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.running[o] = struct{}{}
-	if !f.noNode {
-		o.SetNode(w.node)
+	node := w.node
+	w.mu.Unlock()
+	if node != spec.Node && !f.noNode { // it was found meanwhile
+		o.SetNode(node)
 	}
 	return o, nil
 }
@@ -142,12 +158,29 @@ func (w *worker) drop(o *offered) {
 	delete(w.running, o)
 }
 
+// function is what is offered by that name; nil if nothing is.
+func (w *worker) function(name string) *function {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if o := w.offered[name]; o != nil {
+		return o.f
+	}
+	return nil
+}
+
+// names lists what is offered.
+func (w *worker) names() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Sorted(maps.Keys(w.offered))
+}
+
 // setNode says where the programs find the bus.
 func (w *worker) setNode(addr string) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.node = addr
-	for o := range w.running {
+	w.mu.Unlock()
+	for _, o := range w.all() {
 		if !o.f.noNode {
 			o.SetNode(addr)
 		}
@@ -156,11 +189,16 @@ func (w *worker) setNode(addr string) {
 
 // kill ends all calls at once.
 func (w *worker) kill() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for o := range w.running {
+	for _, o := range w.all() {
 		o.Kill()
 	}
+}
+
+// all lists what is offered, and what was and is not closed yet.
+func (w *worker) all() []*offered {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Keys(w.running))
 }
 
 // close closes the connection and all programs. Calls that run are waited for.

@@ -59,7 +59,8 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 	}
 	// A worker's memory is its own; what it passes on is bounded by windows.
 	tuneMemory()
-	return newWorker(list, log, ended)
+	p, _ := find(o.node) // what is started ahead should know it
+	return newWorker(list, p.addr, log, ended)
 }
 
 // start connects and makes the first offers; a signal ends that.
@@ -86,33 +87,60 @@ func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w 
 	}
 }
 
-// serve serves until a signal, then drains; a second signal kills. With a reload
-// HUP does that instead.
-func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal, reload func()) error {
+// serve serves until a signal, then drains, the node first if it is ours; a second
+// signal kills. A hangup reloads.
+func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w *worker, n *servedNode, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
 	served := make(chan error, 1)
 	go func() { served <- w.bus.Run(ctx) }() // ends when cancelled, or denied
-	err := func() error {
-		for {
-			select {
-			case err := <-served:
-				return err
-			case s := <-signals:
-				if s == syscall.SIGHUP && reload != nil {
-					reload()
-					continue
-				}
-				cancel()
-				return <-served
-			}
-		}
-	}()
+	err := work(ctx, served, signals, hangups, reload)
 	limit, stop := drainTime(o.drain.d, signals)
 	defer stop()
+	if n != nil && err == nil {
+		n.drain(limit, o.drain.d) // what is queued there still comes here
+	}
+	cancel()
+	if err == nil {
+		err = <-served
+	}
 	if w.bus.Drain(limit) != nil {
 		w.log("calls were ended before they had finished")
 		w.kill()
 	}
 	return err
+}
+
+// work returns at a signal, or when the worker has ended by itself. A reload that
+// is under way then is given up.
+func work(ctx context.Context, served chan error, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var reloaded chan struct{} // closed when the reload is done; nil without one
+	defer func() {
+		cancel()
+		if reloaded != nil {
+			<-reloaded
+		}
+	}()
+	for {
+		next := hangups
+		if reloaded != nil {
+			next = nil // one at a time: the next hangup stays where it is
+		}
+		select {
+		case err := <-served:
+			return err
+		case <-signals:
+			return nil
+		case <-next:
+			done := make(chan struct{})
+			reloaded = done
+			go func() { // ends with the reload
+				defer close(done)
+				reload(ctx)
+			}()
+		case <-reloaded:
+			reloaded = nil
+		}
+	}
 }
 
 // logger writes messages, one line at a time.

@@ -1,0 +1,195 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// defaultConfig is the file of functions when none is named.
+const defaultConfig = "fbus.toml"
+
+// upOptions are the flags of fbus up.
+type upOptions struct {
+	workerOptions
+	config string
+	dir    string
+	check  bool
+
+	drainSet bool
+}
+
+func upCommand() *cli.Command {
+	o := &upOptions{workerOptions: newWorkerOptions()}
+	return &cli.Command{
+		Name:      "up",
+		Usage:     "offer the functions of a file or a directory",
+		UsageText: "up [flags] [DIR]",
+		Description: `The file is ./fbus.toml, or that of -c. In DIR each executable file is a
+function, named after it less its last extension (resize.sh is resize); options
+stand in its first 64 lines, in comments: # fbus: description = "…", // or --.
+
+  fbus up
+  fbus up -c functions.toml --check
+  kill -HUP PID        # read again: what has not changed goes on undisturbed
+
+  [node]
+  serve = true                  # be a node too; or address = "PATH" of one
+  [functions.wc]
+  command = ["wc", "-w"]        # and every option of fbus offer, by its long name
+  slots = 4
+  timeout = "30s"
+  env = { LC_ALL = "C" }        # or ["LC_ALL=C"]
+
+[node] takes the options of fbus serve, if it is one, and worker and drain. Paths
+begin at the file. With a kept process (warm, resident) HUP also sees whether a
+file of its command line is another. TERM or INT drains; a second one ends at once.`,
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the functions of `FILE`", Destination: &o.config},
+			&cli.BoolFlag{Name: "check", Usage: "say what would be offered, or what is wrong, and end", Destination: &o.check, DisableDefaultText: true},
+		}, o.flags()...),
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() > 1 {
+				return usage("one directory is due, not %s", join(ctx.Args().Slice()))
+			}
+			o.dir, o.drainSet = ctx.Args().First(), ctx.IsSet("drain")
+			if o.config == "" && o.dir == "" {
+				o.config = defaultConfig
+			}
+			if o.check {
+				return upCheck(o, ctx.App.Writer, ctx.App.ErrWriter)
+			}
+			return up(o, ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+// read reads the file, the directory, or both.
+func (o *upOptions) read() (*upConfig, problems) {
+	all := &upConfig{node: nodeConfig{options: *newServeOptions()}}
+	var wrong problems
+	if o.config != "" {
+		if _, err := os.Stat(o.config); o.config == defaultConfig && errors.Is(err, os.ErrNotExist) {
+			return nil, problems{usage("there is no %s here", defaultConfig).withHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
+		}
+		c, p := readConfig(o.config)
+		if wrong = p; c != nil {
+			all = c
+		}
+	}
+	if o.dir != "" {
+		c, p := readDir(o.dir)
+		wrong = append(wrong, p...)
+		if c != nil {
+			all.notes = append(all.notes, c.notes...)
+			wrong = append(wrong, all.add(c.functions)...)
+		}
+	}
+	switch {
+	case len(wrong) > 0:
+		return nil, wrong
+	case all.node.serve && o.node != "":
+		return nil, problems{usage("--node and serve = true of %s exclude each other", o.config)}
+	}
+	return all, nil
+}
+
+// add takes further functions, whose names must be others.
+func (c *upConfig) add(list []*function) problems {
+	var p problems
+	for _, f := range list {
+		for _, g := range c.functions {
+			if f.name == g.name {
+				p.add(f.where, "%s stands in %s as well", f.name, g.where)
+			}
+		}
+	}
+	c.functions = append(c.functions, list...)
+	return p
+}
+
+// apply takes what [node] says and the command line does not.
+func (o *upOptions) apply(n *nodeConfig) {
+	if o.worker == "" {
+		o.worker = n.worker
+	}
+	if n.drain.set && !o.drainSet {
+		o.drain = n.drain
+	}
+	if o.node == "" {
+		o.node = n.address
+	}
+}
+
+// upNode is the node that the functions are offered at, if it is ours.
+func upNode(o *upOptions, c *nodeConfig, stdout, stderr io.Writer) (*servedNode, error) {
+	if !c.serve {
+		return nil, nil
+	}
+	options := c.options
+	options.quiet, options.verbose = o.quiet, o.verbose
+	n, err := startNode(&options, stdout, stderr)
+	if err != nil {
+		return nil, err
+	}
+	o.node = n.path
+	n.sayReady()
+	return n, nil
+}
+
+func up(o *upOptions, stdout, stderr io.Writer) error {
+	config, wrong := o.read()
+	if len(wrong) > 0 {
+		return wrong.err()
+	}
+	r := &reloader{o: *o, config: config, stderr: stderr}
+	o.apply(&config.node)
+	r.drain = o.drain.d
+	hangups, signals := make(chan os.Signal, 1), make(chan os.Signal, 2)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	n, err := upNode(o, &config.node, stdout, stderr)
+	if err != nil {
+		return err
+	}
+	if n != nil {
+		defer n.close()
+	}
+	w, err := o.begin(config.functions, stderr)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	r.w = w
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if err := o.start(ctx, cancel, w, signals); err != nil {
+		return err
+	}
+	o.sayOffers(w, config, stderr)
+	err = o.serve(ctx, cancel, w, n, signals, hangups, r.reload)
+	return err
+}
+
+// sayOffers says what stands.
+func (o *upOptions) sayOffers(w *worker, config *upConfig, stderr io.Writer) {
+	if o.verbose {
+		for _, note := range config.notes {
+			say(stderr, note)
+		}
+		for _, f := range config.functions {
+			say(stderr, w.offered[f.name].ready(o.workerName()))
+		}
+	}
+	if !o.quiet {
+		say(stderr, fmt.Sprintf("offering %s as worker %s", plural(len(config.functions), "function"), o.workerName()))
+	}
+}

@@ -1,0 +1,354 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// upConfig is what a file of functions says, or a directory of them.
+type upConfig struct {
+	functions []*function
+	node      nodeConfig
+	notes     []string // what was left out, and why
+}
+
+// nodeConfig is the [node] table.
+type nodeConfig struct {
+	at      string // empty: there is none
+	serve   bool   // be a node
+	options serveOptions
+	address string // or where one is
+	worker  string
+	drain   durationValue
+}
+
+// problems are all that is wrong with a file, each beginning with its place.
+type problems []*failure
+
+func (p *problems) add(at, format string, args ...any) *failure {
+	f := usage("%s: %s", at, fmt.Sprintf(format, args...))
+	*p = append(*p, f)
+	return f
+}
+
+// err is nil without problems, else a failure that says them all. A usage error
+// among them decides the status, or the first.
+func (p problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	all := *p[0]
+	for _, f := range p[1:] {
+		all.msg += "\n" + f.msg
+		all.hint = ""
+		if f.status == exitUsage {
+			all.status, all.code = f.status, f.code
+		}
+	}
+	return &all
+}
+
+// configFile reads a file of functions.
+type configFile struct {
+	base     string // relative paths begin here
+	config   upConfig
+	declared []*declared // in the file's order
+	strange  string      // the last table that is not known
+	problems problems
+}
+
+// declared is a function and where its parts stand.
+type declared struct {
+	*function
+	places map[string]string // of options
+	flags  flagTable
+}
+
+// readConfig reads a file of functions.
+func readConfig(path string) (*upConfig, problems) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, problems{usage("%v", pathReason(err))}
+	}
+	c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
+	doc, err := parseTOML(path, data)
+	if err != nil {
+		return nil, problems{explain(err)}
+	}
+	if c.base, err = absDir(path); err != nil {
+		return nil, problems{explain(err)}
+	}
+	c.read(doc)
+	if len(c.problems) > 0 {
+		return nil, c.problems
+	}
+	return &c.config, nil
+}
+
+func absDir(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	return filepath.Dir(abs), err
+}
+
+func (c *configFile) read(doc *tomlFile) {
+	for _, t := range doc.tables {
+		c.table(t)
+	}
+	for _, s := range doc.settings {
+		switch s.key[0] {
+		case "node":
+			c.nodeSetting(s)
+		case "functions":
+			c.functionSetting(s)
+		default:
+			c.unknownTable(s)
+		}
+	}
+	c.config.node.check(&c.problems, doc)
+	for _, d := range c.declared {
+		d.finish(c.base, &c.problems)
+		c.config.functions = append(c.config.functions, d.function)
+	}
+}
+
+// table takes note of a table: it may be empty.
+func (c *configFile) table(t setting) {
+	switch {
+	case t.key[0] == "node" && len(t.key) == 1:
+		c.config.node.at = t.at
+	case t.key[0] == "functions" && len(t.key) == 1:
+	case t.key[0] == "functions" && len(t.key) == 2:
+		c.function(t.key[1], t.at)
+	case t.key[0] == "functions" && len(t.key) == 3 && t.key[2] == "env":
+	case t.key[0] == "functions":
+		c.unknown(t.at, t.key[1], t.key[2], nil)
+	case t.key[0] == "node":
+		c.unknown(t.at, "node", t.key[1], nil)
+	default:
+		c.unknownTable(t)
+	}
+}
+
+// unknownTable refuses a table once, whatever stands in it.
+func (c *configFile) unknownTable(s setting) {
+	if c.strange != s.key[0] {
+		c.strange = s.key[0]
+		c.unknown(s.at, "", s.key[0], []string{"node", "functions"})
+	}
+}
+
+// unknown refuses a key, and names the one that was most likely meant.
+func (c *configFile) unknown(at, in, key string, known []string) {
+	where := ""
+	if in != "" {
+		where = in + ": "
+	}
+	msg := fmt.Sprintf("%sthere is no key %s here", where, key)
+	if near := nearest(key, known); near != "" {
+		msg += fmt.Sprintf(", did you mean %s?", near)
+	}
+	c.problems.add(at, "%s", msg)
+}
+
+// function finds or makes a function's entry.
+func (c *configFile) function(name, at string) *declared {
+	for _, d := range c.declared {
+		if d.name == name {
+			return d
+		}
+	}
+	d := newDeclared(name, at)
+	c.declared = append(c.declared, d)
+	return d
+}
+
+func newDeclared(name, at string) *declared {
+	d := &declared{function: newFunction(), places: map[string]string{}}
+	d.name, d.where = name, at
+	d.flags = tableOf(d.function.flags())
+	return d
+}
+
+func (c *configFile) functionSetting(s setting) {
+	if len(s.key) == 2 {
+		c.problems.add(s.value.at, "functions.%s: a table is due, not %s", s.key[1], s.value.typeName())
+		return
+	}
+	c.function(s.key[1], s.at).set(s, c)
+}
+
+// set takes one option, by the name and the parser that it has in fbus offer.
+func (d *declared) set(s setting, c *configFile) {
+	key := s.key[2]
+	d.places[key] = s.value.at
+	switch {
+	case key == "command" && len(s.key) == 3:
+		if list, ok := c.strings(d.name, key, s.value); ok {
+			d.argv = list
+		}
+		return
+	case key == "env" && len(s.key) == 4:
+		if v, ok := s.value.v.(string); ok {
+			d.env = append(d.env, s.key[3]+"="+v)
+		} else {
+			c.wrongType(d.name, "env."+s.key[3], s.value, "a string")
+		}
+		return
+	}
+	flag := d.flags[key]
+	if flag == nil || len(key) < 2 || len(s.key) > 3 {
+		c.unknown(s.at, d.name, strings.Join(s.key[2:], "."), append(longNames(d.flags), "command"))
+		return
+	}
+	c.apply(d.name, key, flag, s.value)
+}
+
+// longNames are the names of flags that may stand in a file.
+func longNames(table flagTable) []string {
+	var list []string
+	for name := range table {
+		if len(name) > 1 {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// apply gives a value to a flag.
+func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
+	text, isText := v.text()
+	_, isString := v.v.(string)
+	switch f := flag.(type) {
+	case *cli.BoolFlag:
+		if b, ok := v.v.(bool); ok {
+			*f.Destination = b
+			return
+		}
+		c.wrongType(in, key, v, "true or false")
+	case *cli.StringFlag:
+		if isString {
+			*f.Destination = text
+			return
+		}
+		c.wrongType(in, key, v, "a string")
+	case *cli.IntFlag:
+		if n, ok := v.v.(int64); ok {
+			*f.Destination = int(n)
+			return
+		}
+		c.wrongType(in, key, v, "a whole number")
+	case *cli.GenericFlag:
+		switch dest := f.Value.(type) {
+		case *listValue:
+			if list, ok := c.strings(in, key, v); ok {
+				*dest.list = list
+			}
+			return
+		case *countValue:
+			if isString || !isText {
+				c.wrongType(in, key, v, "a whole number")
+				return
+			}
+		default: // a duration or size: a bare number is told what it lacks
+			if !isText {
+				c.wrongType(in, key, v, "a string")
+				return
+			}
+		}
+		if err := f.Value.(interface{ Set(string) error }).Set(text); err != nil {
+			c.problems.add(v.at, "%s: %s %s: %v", in, key, text, err)
+		}
+	}
+}
+
+func (c *configFile) wrongType(in, key string, v tomlValue, due string) {
+	c.problems.add(v.at, "%s: %s: %s is due, not %s", in, key, due, v.typeName())
+}
+
+// strings reads an array of strings.
+func (c *configFile) strings(in, key string, v tomlValue) ([]string, bool) {
+	array, ok := v.v.([]tomlValue)
+	if !ok {
+		c.wrongType(in, key, v, "an array of strings")
+		return nil, false
+	}
+	list := []string{}
+	for _, e := range array {
+		s, ok := e.v.(string)
+		if !ok {
+			c.wrongType(in, key, e, "a string")
+			return nil, false
+		}
+		list = append(list, s)
+	}
+	return list, true
+}
+
+// finish makes relative paths absolute, and checks the function as a whole.
+func (d *declared) finish(base string, p *problems) {
+	if len(d.argv) == 0 || d.argv[0] == "" {
+		if d.places["command"] != "" && d.argv == nil {
+			return // it is said already
+		}
+		p.add(d.where, "%s: no command: command = [\"PROGRAM\", \"ARG\", …] is due", d.name)
+		return
+	}
+	if strings.Contains(d.argv[0], "/") {
+		d.argv[0] = under(base, d.argv[0])
+	}
+	d.dir, d.schemaFile = under(base, d.dir), under(base, d.schemaFile)
+	err := d.check()
+	if err == nil {
+		_, err = d.spec(nil)
+	}
+	if err != nil {
+		*p = append(*p, d.problem(err))
+		return
+	}
+	d.stamp()
+}
+
+// under is a path that is relative to dir; "" stays.
+func under(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}
+
+// problem says where in the file an error is whose text speaks of flags.
+func (d *declared) problem(err error) *failure {
+	f := *explain(err)
+	at, first := d.where, len(f.msg)
+	if entry, ok := strings.CutPrefix(f.msg, "-e "); ok && d.places["env"] != "" {
+		at, first, f.msg = d.places["env"], 0, "env: "+entry
+	}
+	for name, place := range d.places {
+		if i := strings.Index(f.msg, "--"+name); i >= 0 && i < first {
+			at, first = place, i
+		}
+	}
+	names := longNames(d.flags)
+	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
+	for _, name := range names {
+		f.msg = strings.ReplaceAll(f.msg, "--"+name, name)
+	}
+	f.msg = fmt.Sprintf("%s: %s: %s", at, d.name, f.msg)
+	return &f
+}
+
+// at says where a function is declared whose program can not be run.
+func (f *function) at(err error) error {
+	if f.where == "" || errors.As(err, new(*interrupted)) {
+		return err
+	}
+	e := *explain(err)
+	e.msg = fmt.Sprintf("%s: %s: %s", f.where, f.name, e.msg)
+	return &e
+}

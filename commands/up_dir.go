@@ -1,0 +1,143 @@
+package commands
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// optionLines is how far into a script its options are looked for.
+const optionLines = 64
+
+// readDir takes each executable file of a directory as a function.
+func readDir(dir string) (*upConfig, problems) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, problems{usage("%v", pathReason(err))}
+	}
+	base, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, problems{explain(err)}
+	}
+	c := &configFile{base: base}
+	files := map[string]string{} // by the function's name
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if skip := notFunction(path); skip != "" {
+			c.config.notes = append(c.config.notes, path+": "+skip)
+			continue
+		}
+		name := functionName(e.Name())
+		if other := files[name]; other != "" {
+			c.problems.add(path, "the name %s is that of %s as well: what follows the last dot does not count", name, other)
+			continue
+		}
+		files[name] = path
+		d := newDeclared(name, path)
+		d.argv = []string{filepath.Join(base, e.Name())}
+		c.scriptOptions(d, path)
+		d.finish(base, &c.problems)
+		c.config.functions = append(c.config.functions, d.function)
+	}
+	if len(c.problems) > 0 {
+		return nil, c.problems
+	}
+	return &c.config, nil
+}
+
+// notFunction says why a file is none, "" if it is one.
+func notFunction(path string) string {
+	name := filepath.Base(path)
+	st, err := os.Stat(path)
+	switch {
+	case strings.HasPrefix(name, "."):
+		return "skipped: it is hidden"
+	case strings.HasSuffix(name, "~"):
+		return "skipped: it is a backup"
+	case err != nil:
+		return fmt.Sprintf("skipped: %v", pathReason(err))
+	case !st.Mode().IsRegular():
+		return "skipped: it is no regular file"
+	case unix.Access(path, unix.X_OK) != nil:
+		return "skipped: it can not be executed"
+	}
+	return ""
+}
+
+// functionName is a file's name less its extension.
+func functionName(file string) string {
+	if ext := filepath.Ext(file); ext != "" && ext != file {
+		return strings.TrimSuffix(file, ext)
+	}
+	return file
+}
+
+// scriptOptions reads the options in a script's comments.
+func (c *configFile) scriptOptions(d *declared, path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return // it may be executed all the same
+	}
+	defer f.Close()
+	head, _ := io.ReadAll(io.LimitReader(f, 64<<10))
+	doc, err := parseTOML(path, optionComments(head))
+	if err != nil {
+		c.problems = append(c.problems, explain(err))
+		return
+	}
+	for _, t := range doc.tables {
+		if len(t.key) != 1 || t.key[0] != "env" {
+			c.problems.add(t.at, "%s: only options stand in comments, no table", d.name)
+		}
+	}
+	for _, s := range doc.settings {
+		if s.key[0] == "command" {
+			c.problems.add(s.at, "%s: the script itself is the command", d.name)
+			continue
+		}
+		s.key = append([]string{"functions", d.name}, s.key...)
+		d.set(s, c)
+	}
+}
+
+// optionComments is a script with everything but its options left out, each
+// where it stands.
+func optionComments(script []byte) []byte {
+	if !bytes.HasPrefix(script, []byte("#!")) {
+		return nil
+	}
+	var doc bytes.Buffer
+	n := 0
+	for line := range bytes.Lines(script) {
+		if n++; n > optionLines {
+			break
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		if i := optionAt(line); i > 0 {
+			doc.Write(bytes.Repeat([]byte(" "), i))
+			doc.Write(line[i:])
+		}
+		doc.WriteByte('\n')
+	}
+	return doc.Bytes()
+}
+
+// optionAt is where an option begins in a line of a script, 0 if it holds none.
+func optionAt(line []byte) int {
+	rest := bytes.TrimLeft(line, " \t")
+	for _, leader := range []string{"#", "//", "--"} {
+		text, ok := bytes.CutPrefix(rest, []byte(leader))
+		if !ok {
+			continue
+		}
+		if text, ok = bytes.CutPrefix(bytes.TrimLeft(text, " \t"), []byte("fbus:")); ok {
+			return len(line) - len(text)
+		}
+	}
+	return 0
+}

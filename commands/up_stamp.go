@@ -1,0 +1,42 @@
+package commands
+
+import (
+	"os"
+	"reflect"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// fileStamp tells one version of a file from another.
+type fileStamp struct {
+	path  string
+	inode uint64
+	size  int64
+	time  time.Time
+}
+
+// stamp notes the files on the command line of a program whose processes are
+// kept: one that is edited is to be started anew. A program that is started for
+// each call is the new one by itself.
+func (f *function) stamp() {
+	f.files = nil
+	if !f.warm.set && f.resident == "" {
+		return
+	}
+	for _, w := range f.argv {
+		if !strings.ContainsAny(w, "/.") {
+			continue
+		}
+		if st, err := os.Stat(under(f.dir, w)); err == nil && st.Mode().IsRegular() {
+			f.files = append(f.files, fileStamp{w, st.Sys().(*syscall.Stat_t).Ino, st.Size(), st.ModTime()})
+		}
+	}
+}
+
+// same reports whether nothing has changed but the place in the file.
+func (f *function) same(g *function) bool {
+	a, b := *f, *g
+	a.where, b.where = "", ""
+	return reflect.DeepEqual(a, b)
+}

@@ -153,6 +153,7 @@ var commandTable = []struct {
 	{"cancel", cancelCommand, interleaved},
 	{"status", statusCommand, interleaved},
 	{"pipe", pipeCommand, interleaved},
+	{"import", importCommand, interleaved},
 	{"example", exampleCommand, interleaved},
 }
 

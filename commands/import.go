@@ -1,0 +1,220 @@
+package commands
+
+import (
+	"fmt"
+	"io"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+// importOptions are the flags of fbus import.
+type importOptions struct {
+	names   []string
+	prefix  string
+	node    string
+	wait    durationValue
+	noCheck bool
+	quiet   bool
+	verbose bool
+}
+
+func importCommand() *cli.Command {
+	o := &importOptions{wait: durationValue{allow: true}}
+	return &cli.Command{
+		Name:      "import",
+		Usage:     "print shell functions that call functions of the bus",
+		UsageText: "import [flags] NAME…",
+		Description: `Functions for bash, zsh and other shells, so that NAME is called like a command:
+its words, those that begin with - as well, are the arguments; without any, stdin
+is the input. A name that the shell needs itself is refused: give it a prefix. Only
+bash and zsh take names with . or -. On any error nothing is printed.
+
+  eval "$(fbus import wc shout)"
+  eval "$(fbus import --prefix bus_ test)"; bus_test -x word
+
+A node given by --node or FBUS_NODE stays the one that is called.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "prefix", Usage: "`P` before each name in the shell", Destination: &o.prefix},
+			nodeFlag(&o.node),
+			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node and the functions", Value: &o.wait},
+			&cli.BoolFlag{Name: "no-check", Usage: "do not ask whether they are offered", Destination: &o.noCheck, DisableDefaultText: true},
+			quietFlag(&o.quiet),
+			verboseFlag(&o.verbose, "say which node it was"),
+		},
+		Action: func(ctx *cli.Context) error {
+			o.names = ctx.Args().Slice()
+			return importFunctions(o, ctx.App.Writer)
+		},
+	}
+}
+
+// reservedWords can not be commands in some shell.
+var reservedWords = strings.Fields(`if then else elif fi for while until do done case esac in select function time
+	coproc repeat foreach end nocorrect always`)
+
+// specialBuiltins are found before functions in POSIX, or end a script that
+// fails to define them.
+var specialBuiltins = strings.Fields(`break continue eval exec exit export readonly return set shift times trap unset`)
+
+// builtins are those of bash, dash and zsh that scripts, prompts and completions
+// lean on.
+var builtins = strings.Fields(`alias autoload bg bind bindkey builtin caller cd chdir command compgen complete compopt
+	declare dirs disable disown echo emulate enable false fc fg float functions getopts hash help history integer
+	jobs kill let local logout mapfile noglob popd print printf private pushd pwd read readarray rehash setopt shopt
+	source suspend test true type typeset ulimit umask unalias unfunction unhash unlimit unsetopt wait whence where
+	which zcompile zle zmodload zparseopts zstyle`)
+
+var shellName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+
+// check refuses what no shell function can be.
+func (o *importOptions) check() error {
+	if len(o.names) == 0 {
+		return usage("import what? a name is due").withHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
+	}
+	if o.prefix != "" && !shellName.MatchString(o.prefix) {
+		return usage("--prefix %s: letters, digits, _, . and - are due", o.prefix)
+	}
+	for _, name := range o.names {
+		if !node.ValidName(name) {
+			return usage("%q is no function name", name)
+		}
+		if why := unfit(o.prefix + name); why != "" {
+			return usage("%s: %s", o.prefix+name, why).withHint("under another name: %s", join("fbus", "import", "--prefix", "bus_"+o.prefix, name))
+		}
+	}
+	return nil
+}
+
+// unfit is why a shell function may not have a name, empty if it may.
+func unfit(name string) string {
+	switch {
+	case slices.Contains(reservedWords, name):
+		return "it is a reserved word of the shell"
+	case slices.Contains(specialBuiltins, name):
+		return "it is a special builtin of the shell"
+	case slices.Contains(builtins, name):
+		return "it is a builtin of the shell, which scripts rely on"
+	case name == "fbus":
+		return "it would hide this program"
+	case strings.Trim(name, "0123456789") == "":
+		return "a number is no command"
+	}
+	return ""
+}
+
+// importFunctions prints all definitions, or nothing.
+func importFunctions(o *importOptions, stdout io.Writer) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	if !o.noCheck {
+		if err := o.offered(); err != nil {
+			return err
+		}
+	}
+	addr, err := o.address()
+	if err != nil {
+		return err
+	}
+	command := []string{"fbus", "call"}
+	if _, err := osexec.LookPath("fbus"); err != nil {
+		if self, err := os.Executable(); err == nil {
+			command[0] = self
+		}
+	}
+	if addr != "" {
+		command = append(command, "--node="+addr)
+	}
+	var text strings.Builder
+	done := map[string]bool{}
+	for _, name := range o.names {
+		if !done[name] {
+			text.WriteString(definition(o.prefix+name, command, name))
+			done[name] = true
+		}
+	}
+	_, err = io.WriteString(stdout, text.String())
+	return err
+}
+
+// definition is a shell function. An alias of its name would take the place of
+// the name in the definition, and must be gone before that is read: zsh reads all
+// that eval is given at once, so there is an eval in it.
+func definition(name string, command []string, function string) string {
+	body := fmt.Sprintf(`%s() { command %s -- "$@"; }`, name, join(command, function))
+	return fmt.Sprintf("\\unalias %s 2>/dev/null || :\n\\eval %s\n", name, quoteWord(body))
+}
+
+// quoteWord quotes for any shell.
+func quoteWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// address is the node that was named, empty if none was. The functions may be
+// called in other directories: a relative path is made absolute.
+func (o *importOptions) address() (string, error) {
+	addr := o.node
+	if addr == "" {
+		addr = os.Getenv("FBUS_NODE")
+	}
+	if addr == "" {
+		return "", nil
+	}
+	if o.noCheck && !strings.Contains(addr, "/") {
+		if _, err := os.Lstat(addr); err != nil {
+			return addr, nil // not there yet: the call will say so
+		}
+	}
+	p, err := find(addr)
+	if err != nil {
+		return "", err
+	}
+	path, err := filepath.Abs(p.addr)
+	if err != nil {
+		return "", fail(exitInternal, "%v", err)
+	}
+	return path, nil
+}
+
+// offered checks that somebody offers all the names, now or within the time to
+// wait.
+func (o *importOptions) offered() error {
+	deadline := time.Now().Add(o.wait.d)
+	look := lookOptions{node: o.node, wait: o.wait, verbose: o.verbose}
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := o.lookFor(&look)
+		left := time.Until(deadline)
+		if err == nil || explain(err).status != exitNoFunction || !o.wait.set || !o.wait.forever && left <= 0 {
+			return err
+		}
+		if !o.wait.forever {
+			pause = min(pause, left)
+		}
+		time.Sleep(pause)
+		look.verbose = false
+	}
+}
+
+func (o *importOptions) lookFor(look *lookOptions) error {
+	data, err := look.ask("fbus.functions")
+	if err != nil {
+		return err
+	}
+	list, err := decodeLines[node.FunctionInfo](data)
+	if err != nil {
+		return err
+	}
+	// A name that is only waited for is listed too.
+	list = slices.DeleteFunc(list, func(f node.FunctionInfo) bool { return len(f.Workers) == 0 })
+	names := slices.DeleteFunc(slices.Clone(o.names), func(name string) bool {
+		return strings.HasPrefix(name, "fbus.") // the node's own are not listed
+	})
+	return missing(list, names)
+}

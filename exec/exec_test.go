@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"strconv"
@@ -125,6 +126,8 @@ func (l *lines) Write(p []byte) (int, error) {
 		l.part = rest
 	}
 }
+
+func sprintln(format string, args ...any) string { return fmt.Sprintf(format, args...) + "\n" }
 
 // next waits for a line.
 func (l *lines) next(t *testing.T) string {

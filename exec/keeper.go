@@ -99,12 +99,19 @@ func (k *keeper) send(msg, rights []byte) error {
 }
 
 // next waits for the keeper to say something. io.EOF: it is dead.
+// os.ErrDeadlineExceeded: the wait was broken off, and it has said nothing.
 func (k *keeper) next() (r report, err error) {
 	var n int
-	rerr := k.conn.Read(func(fd uintptr) bool {
+	try := func(fd uintptr) bool {
 		n, err = readFD(int(fd), k.buf[:])
 		return err != unix.EAGAIN
-	})
+	}
+	rerr := k.conn.Read(try)
+	if errors.Is(rerr, os.ErrDeadlineExceeded) {
+		if cerr := k.conn.Control(func(fd uintptr) { try(fd) }); cerr != nil || err != unix.EAGAIN {
+			rerr = cerr
+		}
+	}
 	switch {
 	case rerr != nil:
 		return r, rerr

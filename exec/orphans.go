@@ -46,6 +46,14 @@ func (f *family) startKeeper(control int) (int, error) {
 	return pid, err
 }
 
+// still asks something while no child is being started, which for a moment
+// holds copies of all our descriptors.
+func (f *family) still(ask func() bool) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return ask()
+}
+
 func (f *family) forget(pid int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

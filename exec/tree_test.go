@@ -119,15 +119,23 @@ func TestIdleKeeperKilled(t *testing.T) {
 	f := offer(t, Spec{Argv: []string{"cat"}})
 	for range 2 {
 		check(t, runCall(t.Context(), f, &Call{Input: []byte("a")}), programExit(0), "a")
-		pid := f.pool.idle[0].pid
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			t.Skip(err)
-		}
-		syscall.Kill(pid, syscall.SIGKILL)
-		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1) // all its threads are dead
-		unix.Close(fd)
+		killAndWait(t, f.pool.idle[0].pid)
 	}
+}
+
+// killAndWait returns when all threads of a process are dead.
+func killAndWait(t *testing.T, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.Close(fd)
+	syscall.Kill(pid, syscall.SIGKILL)
+	ignoringEINTR(func() error {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		return err
+	})
 }
 
 func TestStoppedKeeperStillEnds(t *testing.T) {

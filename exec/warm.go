@@ -41,28 +41,35 @@ func newWarm(f *Function) *warm {
 }
 
 // take returns a process that waits, or nil: the call then starts its own. It
-// must have a slot, and leaves.
+// must have a slot, and leaves. Once it has handed itself over it calls taken.
 func (w *warm) take() *waiting {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.running++
 	for {
-		for len(w.idle) == 0 && w.starting > 0 && w.slots > 0 && w.starting+w.running > w.slots {
+		for len(w.idle) == 0 && w.starting > 0 && w.slots > 0 && w.starting+w.running >= w.slots {
 			w.settled.Wait() // for what is as good as there
 		}
+		w.running++
 		if len(w.idle) == 0 {
 			return nil
 		}
 		p := w.idle[0]
 		w.idle = w.idle[1:]
-		w.refill()
 		w.mu.Unlock()
 		ok := p.claim()
 		w.mu.Lock()
 		if ok {
 			return p
 		}
+		w.running--
 	}
+}
+
+// taken makes up for a process that was taken.
+func (w *warm) taken() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refill()
 }
 
 // leave says that a running process is gone.
@@ -179,6 +186,7 @@ func (r *run) serveWarm(ctx context.Context) bool {
 	}
 	whole := r.in
 	r.adopt(p)
+	w.taken()
 	r.attend(ctx)
 	if r.unread && !r.out.any && r.renew(whole) {
 		return false
@@ -204,7 +212,7 @@ func (r *run) adopt(p *waiting) {
 		// What it has read of a long input can not be told afterwards: without
 		// the hold it shows when nobody is there to read.
 		p.hold.close()
-		if nobodyReads(p.stdin) {
+		if kids.still(func() bool { return nobodyReads(p.stdin) }) {
 			closeFDs([]int{p.stdin})
 			r.feed = feed{hold: noUnreadEnd, refused: true}
 		} else {

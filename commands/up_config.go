@@ -176,8 +176,8 @@ func newDeclared(name, at string) *declared {
 }
 
 func (c *configFile) functionSetting(s setting) {
-	if len(s.key) == 2 {
-		c.problems.add(s.value.at, "functions.%s: a table is due, not %s", s.key[1], s.value.typeName())
+	if len(s.key) < 3 {
+		c.problems.add(s.value.at, "%s: a table is due, not %s", strings.Join(s.key, "."), s.value.typeName())
 		return
 	}
 	c.function(s.key[1], s.at).set(s, c)

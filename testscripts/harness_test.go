@@ -187,6 +187,13 @@ func offer(ts *testscript.TestScript, neg bool, args []string) {
 	startReady(ts, name, append([]string{"fbus", "offer"}, args...), `(?m)^fbus: offering`)
 }
 
+// up starts fbus up and waits until its functions stand. The process is called
+// up, or NAME with -as NAME.
+func up(ts *testscript.TestScript, neg bool, args []string) {
+	name, args := nameOf("up", args)
+	startReady(ts, name, append([]string{"fbus", "up"}, args...), `(?m)^fbus: offering \d+ function`)
+}
+
 func nameOf(name string, args []string) (string, []string) {
 	if len(args) > 1 && args[0] == "-as" {
 		return args[1], args[2:]

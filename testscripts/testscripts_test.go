@@ -47,6 +47,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"node":    node,
 			"offer":   offer,
+			"up":      up,
 			"bg":      background,
 			"ended":   ended,
 			"status":  status,

@@ -1,0 +1,295 @@
+package commands
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+// written puts a file into a directory of the test.
+func written(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfig(t *testing.T) {
+	path := written(t, "fbus.toml", `
+[node]
+serve = true
+socket = "run/bus.sock"
+queue = 5
+worker = "box"
+drain = "2m"
+
+[functions.wc]
+command = ["wc", "-w"]
+slots = 4
+timeout = "1m30s"
+max-output = "64M"
+env = { B = "2", A = "1=x" }
+
+[functions."x.y"]
+command = ["./x", "./y"]
+chdir = "sub"
+env = ["K=V"]
+resident = "json"
+pipeline = 3
+idempotent = true
+`)
+	c, wrong := readConfig(path)
+	if err := wrong.err(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(path)
+	n := c.node
+	if !n.serve || n.options.socket != dir+"/run/bus.sock" || n.options.queue != 5 || n.worker != "box" || n.drain.d != 2*time.Minute {
+		t.Errorf("%+v", n)
+	}
+	if len(c.functions) != 2 {
+		t.Fatalf("%d functions", len(c.functions))
+	}
+	wc, xy := c.functions[0], c.functions[1]
+	if wc.name != "wc" || !reflect.DeepEqual(wc.argv, []string{"wc", "-w"}) || wc.slots.n != 4 || wc.timeout.d != 90*time.Second ||
+		wc.maxOutput.n != 64<<20 || !reflect.DeepEqual(wc.env, []string{"B=2", "A=1=x"}) || wc.where != path+":9:12" {
+		t.Errorf("%+v", wc)
+	}
+	if xy.name != "x.y" || !reflect.DeepEqual(xy.argv, []string{dir + "/x", "./y"}) || xy.dir != dir+"/sub" || !xy.idempotent ||
+		xy.slots.n != 3*runtime.NumCPU() || !reflect.DeepEqual(xy.env, []string{"K=V"}) {
+		t.Errorf("%+v", xy)
+	}
+}
+
+// TestConfigHasEveryFlag: whatever fbus offer can be told about a function, a file
+// can say under the same name.
+func TestConfigHasEveryFlag(t *testing.T) {
+	schema := written(t, "schema.json", "true")
+	text := map[string]string{
+		"args": `"stdin"`, "encoding": `"lines"`, "env": `["K=V"]`, "schema": fmt.Sprintf("%q", schema), "resident": `"json"`,
+		"timeout": `"1s"`, "grace": `"1s"`, "max-idle": `"1s"`, "max-output": `"1M"`, "memory": `"1G"`, "reply-fd": "3",
+	}
+	for _, f := range newFunction().flags() {
+		name := f.Names()[0]
+		value := text[name]
+		switch f.(type) {
+		case *cli.BoolFlag:
+			value = "true"
+		case *cli.StringFlag:
+			if value == "" {
+				value = `"text"`
+			}
+		case *cli.GenericFlag:
+			if value == "" {
+				value = "2"
+			}
+		}
+		more := ""
+		if name == "pipeline" || name == "reply-fd" || strings.HasPrefix(name, "max-") && name != "max-output" {
+			more = "resident = \"json\"\n"
+		}
+		c, wrong := readConfig(written(t, "f.toml", fmt.Sprintf("[functions.f]\ncommand = [\"cat\"]\n%s%s = %s\n", more, name, value)))
+		if err := wrong.err(); err != nil {
+			t.Errorf("%s = %s: %v", name, value, err)
+			continue
+		}
+		plain := newFunction()
+		plain.name, plain.argv = "f", []string{"cat"}
+		if err := plain.check(); err != nil {
+			t.Fatal(err)
+		}
+		if plain.same(c.functions[0]) {
+			t.Errorf("%s = %s: changes nothing", name, value)
+		}
+	}
+}
+
+func TestConfigRefuses(t *testing.T) {
+	const cat = "[functions.f]\ncommand = [\"cat\"]\n"
+	for _, c := range []struct {
+		text, at, want string
+		status         int
+	}{
+		{"x = ", ":1:4", "expected", exitUsage},
+		{"[functions.f]\n[functions.f]\n", ":2:2", "already", exitUsage},
+		{"a = 1\n", ":1:1", "there is no key a here", exitUsage},
+		{"[function.f]\ncommand = []\n", ":1:11", "there is no key function here, did you mean functions?", exitUsage},
+		{"functions = 1\n", ":1:13", "functions: a table is due", exitUsage},
+		{"[functions]\nf = \"cat\"\n", ":2:5", "functions.f: a table is due, not a string", exitUsage},
+		{"[[functions.f]]\n", ":1:13", "no table stands more than once", exitUsage},
+		{"[functions.f]\n", ":1:12", "f: no command", exitUsage},
+		{"[functions.f]\ncommand = []\n", ":1:12", "f: no command", exitUsage},
+		{"[functions.f]\ncommand = \"cat\"\n", ":2:11", "f: command: an array of strings is due, not a string", exitUsage},
+		{"[functions.f]\ncommand = [\"cat\",\n 1]\n", ":3:2", "f: command: a string is due, not a whole number", exitUsage},
+		{cat + "slot = 1\n", ":3:1", "f: there is no key slot here, did you mean slots?", exitUsage},
+		{cat + "t = \"1s\"\n", ":3:1", "f: there is no key t here", exitUsage},
+		{cat + "drain = \"1s\"\n", ":3:1", "f: there is no key drain here", exitUsage},
+		{cat + "slots.n = 1\n", ":3:7", "f: there is no key slots.n here", exitUsage},
+		{cat + "slots = \"1\"\n", ":3:9", "f: slots: a whole number is due, not a string", exitUsage},
+		{cat + "slots = 1.5\n", ":3:9", "f: slots: a whole number is due, not a number with a fraction", exitUsage},
+		{cat + "slots = 99999999999999999999\n", ":3:9", "", exitUsage},
+		{cat + "slots = 0\n", ":3:9", "f: slots 0: at least 1 is due", exitUsage},
+		{cat + "idempotent = \"yes\"\n", ":3:14", "f: idempotent: true or false is due, not a string", exitUsage},
+		{cat + "description = 5\n", ":3:15", "f: description: a string is due, not a whole number", exitUsage},
+		{cat + "timeout = 5\n", ":3:11", "f: timeout 5: a duration needs a unit: 5s", exitUsage},
+		{cat + "timeout = true\n", ":3:11", "f: timeout: a string is due, not true or false", exitUsage},
+		{cat + "memory = \"64\"\n", ":3:10", "f: memory 64: a size needs a unit", exitUsage},
+		{cat + "encoding = \"xml\"\n", ":3:12", "f: encoding xml: json, msgpack, lines or nul is due", exitUsage},
+		{cat + "env = [\"X\"]\n", ":3:1", "f: env: X: NAME=VALUE is due", exitUsage},
+		{cat + "env = { X = 1 }\n", ":3:13", "f: env.X: a string is due, not a whole number", exitUsage},
+		{cat + "warm = 1\nresident = \"lines\"\n", ":3:8", "f: warm and resident exclude each other", exitUsage},
+		{cat + "schema = \"nosuch.json\"\n", ":3:10", "nosuch.json: no such file", exitUsage},
+		{"[functions.\"a b\"]\ncommand = [\"cat\"]\n", ":1:12", `"a b" is no function name`, exitUsage},
+		{"[functions.\"fbus.x\"]\ncommand = [\"cat\"]\n", ":1:12", "the node's own", exitDenied},
+		{"[node]\nserv = true\n", ":2:1", "node: there is no key serv here, did you mean serve?", exitUsage},
+		{"[node]\nqueue = 5\n", ":2:1", "node: queue is for serve = true", exitUsage},
+		{"[node]\nserve = true\naddress = \"x\"\n", ":3:1", "node: address and serve = true exclude each other", exitUsage},
+		{"[node]\nserve = 1\n", ":2:9", "node: serve: true or false is due, not a whole number", exitUsage},
+	} {
+		_, wrong := readConfig(written(t, "f.toml", c.text))
+		if len(wrong) != 1 {
+			t.Errorf("%q: %d problems: %v", c.text, len(wrong), wrong.err())
+			continue
+		}
+		f := wrong[0]
+		if !strings.Contains(f.msg, "f.toml"+c.at+": ") || !strings.Contains(f.msg, c.want) || f.status != c.status || strings.Contains(f.msg, "--") {
+			t.Errorf("%q: %d %s", c.text, f.status, f.msg)
+		}
+	}
+	_, wrong := readConfig(written(t, "f.toml", cat+"a = 1\nslots = 0\n[functions.g]\n[functions.\"fbus.x\"]\ncommand = [\"x\"]"))
+	if f := explain(wrong.err()); len(wrong) != 4 || f.status != exitUsage || strings.Count(f.msg, "\n") != 3 {
+		t.Errorf("%v", f)
+	}
+}
+
+// TestConfigSame: what moves in the file has not changed, what its program is
+// made of has, if a process is kept that does not see it.
+func TestConfigSame(t *testing.T) {
+	dir := t.TempDir()
+	read := func(text string) *function {
+		t.Helper()
+		path := filepath.Join(dir, "f.toml")
+		os.WriteFile(path, []byte(text), 0o644)
+		c, wrong := readConfig(path)
+		if err := wrong.err(); err != nil {
+			t.Fatal(err)
+		}
+		return c.functions[0]
+	}
+	script := func(text string) {
+		os.WriteFile(filepath.Join(dir, "x.sh"), []byte(text), 0o755)
+	}
+	script("one")
+	const once, kept = "[functions.f]\ncommand = [\"sh\", \"./x.sh\"]\nchdir = \".\"\n", "\n[functions.f]\ncommand = [\"./x.sh\"]\nresident = \"lines\"\n"
+	wasOnce, wasKept := read(once), read(kept)
+	if !wasOnce.same(read("# moved\n"+once)) || !wasKept.same(read("# moved\n"+kept)) {
+		t.Error("moved, and another")
+	}
+	if wasOnce.same(read(once + "slots = 9\n")) {
+		t.Error("with other slots the same")
+	}
+	script("two, and longer")
+	if !wasOnce.same(read(once)) {
+		t.Error("a program that is started for each call is another when its script is")
+	}
+	if wasKept.same(read(kept)) {
+		t.Error("a program that is kept is the same when its file is not")
+	}
+}
+
+func TestDir(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name, text string, mode os.FileMode) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("resize.sh", "#!/bin/sh\n# fbus: description = \"makes it small\"\n#fbus: slots = 3\n// fbus: timeout = \"5s\"\n  -- fbus: env.A = \"b\"\n# fbus slots = 9\necho\n", 0o755)
+	put("plain", "#!/bin/sh\r\n# fbus: warm = 2\r\n"+strings.Repeat("\n", optionLines-2)+"# fbus: slots = 9\n", 0o755)
+	put("a.tar.gz", "#!/bin/sh\n", 0o700)
+	put("binary", "\x7fELF\n# fbus: slots = 9\n", 0o755)
+	put("README", "text\n", 0o644)
+	put(".hidden", "#!/bin/sh\n", 0o755)
+	put("old.sh~", "#!/bin/sh\n", 0o755)
+	os.Mkdir(filepath.Join(dir, "sub"), 0o755)
+	os.Symlink("plain", filepath.Join(dir, "link"))
+	os.Symlink("nowhere", filepath.Join(dir, "broken"))
+	c, wrong := readDir(dir)
+	if err := wrong.err(); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]*function{}
+	for _, f := range c.functions {
+		got[f.name] = f
+	}
+	if len(got) != 5 || got["a.tar"] == nil || got["link"] == nil || len(c.notes) != 5 {
+		t.Errorf("%v, notes %q", got, c.notes)
+	}
+	if f := got["resize"]; f.description != "makes it small" || f.slots.n != 3 || f.timeout.d != 5*time.Second || f.env[0] != "A=b" || f.argv[0] != dir+"/resize.sh" {
+		t.Errorf("%+v", f)
+	}
+	if f := got["plain"]; f.warm.n != 2 || f.slots.set {
+		t.Errorf("%+v", f)
+	}
+	if f := got["binary"]; f.slots.set {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestDirRefuses(t *testing.T) {
+	for _, c := range []struct{ name, text, at, want string }{
+		{"f.sh", "#!/bin/sh\n# fbus: slot = 1\n", "/f.sh:2:9", "there is no key slot here, did you mean slots?"},
+		{"f.sh", "#!/bin/sh\n\n  // fbus:   slots = 0\n", "/f.sh:3:22", "slots 0: at least 1 is due"},
+		{"f.sh", "#!/bin/sh\n# fbus: slots =\n", "/f.sh:2:16", ""},
+		{"f.sh", "#!/bin/sh\n# fbus: slots = 1\n# fbus: slots = 2\n", "/f.sh:3:9", "already"},
+		{"f.sh", "#!/bin/sh\n# fbus: [functions.g]\n", "/f.sh:2:20", "no table"},
+		{"f.sh", "#!/bin/sh\n# fbus: command = [\"cat\"]\n", "/f.sh:2:9", "the script itself is the command"},
+		{"a b", "#!/bin/sh\n", "/a b", "no function name"},
+		{"g.py", "#!/bin/sh\n", "/g.sh", "the name g is that of "},
+	} {
+		dir := t.TempDir()
+		os.WriteFile(filepath.Join(dir, c.name), []byte(c.text), 0o755)
+		if c.name == "g.py" {
+			os.WriteFile(filepath.Join(dir, "g.sh"), []byte(c.text), 0o755)
+		}
+		_, wrong := readDir(dir)
+		if len(wrong) != 1 || !strings.Contains(wrong[0].msg, c.at+": ") || !strings.Contains(wrong[0].msg, c.want) {
+			t.Errorf("%q: %v", c.text, wrong.err())
+		}
+	}
+}
+
+// FuzzConfig: whatever a file holds is taken or refused.
+func FuzzConfig(f *testing.F) {
+	f.Add("[node]\nserve = true\n[functions.f]\ncommand = [\"cat\"]\nenv = { A = \"b\" }\n")
+	f.Add("functions = { f.command = [\"cat\"], g = {} }\na.b.c = [[1], { x = 1979-05-27 }]\n")
+	f.Add("[functions]\n\"\".command = ['''\na''', \"\"\"b\"\"\"]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		doc, err := parseTOML("f", []byte(text))
+		if err != nil {
+			return
+		}
+		c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
+		for _, s := range doc.settings {
+			if len(s.key) == 0 || !strings.HasPrefix(s.at, "f:") || !strings.HasPrefix(s.value.at, "f:") {
+				t.Errorf("%q at %q, value at %q", s.key, s.at, s.value.at)
+			}
+		}
+		for _, s := range doc.settings { // no file is to be read
+			if s.key[len(s.key)-1] == "schema" {
+				return
+			}
+		}
+		c.read(doc)
+	})
+}

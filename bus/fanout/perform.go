@@ -25,6 +25,10 @@ const (
 // perform makes one task's call, as often as it takes.
 func (r *Runner) perform(ctx context.Context, t Task) *Outcome {
 	o := &Outcome{Task: t, Output: r.output(), Began: time.Now()}
+	if ctx.Err() != nil {
+		o.Err, o.Skipped = context.Cause(ctx), true
+		return o
+	}
 	busy := 0
 	for {
 		o.Tries++

@@ -1,0 +1,398 @@
+package fanout
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// startNode runs a node and returns its socket, and what ends it.
+func startNode(t *testing.T) (path string, stop func()) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "node.sock")
+	l, err := node.Listen(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := node.New(node.Config{Network: "test", Address: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go n.Serve(l) // ends with stop
+	stop = sync.OnceFunc(func() {
+		l.Close()
+		n.Close()
+	})
+	t.Cleanup(stop)
+	return path, stop
+}
+
+func dial(t *testing.T, path, name string) *bus.Client {
+	t.Helper()
+	c, err := bus.Dial(t.Context(), path, &bus.DialOptions{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func offer(t *testing.T, c *bus.Client, slots int, h bus.CallHandler) *bus.Offering {
+	t.Helper()
+	o, err := c.Offer(t.Context(), bus.Offer{Name: "f", Slots: slots}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// echo answers its first word.
+func echo(_ context.Context, inv *bus.Invocation) bus.Result {
+	words, _ := inv.Words()
+	return bus.Result{Code: "exit", Output: []byte(words[0])}
+}
+
+// numbers makes a runner that calls f with 1 to n, and collects what it answers.
+func numbers(c *bus.Client, n int) (*Runner, *[]string) {
+	i, got := 0, []string{}
+	return &Runner{
+		Client: c, Function: "f",
+		Next: func() (Task, error) {
+			if i++; i > n {
+				return Task{}, io.EOF
+			}
+			return Task{Seq: i, Words: []string{fmt.Sprint(i)}}, nil
+		},
+		Request: func(t *Task) (*bus.Request, io.Closer, error) {
+			return &bus.Request{Args: bus.List(t.Words...)}, nil, nil
+		},
+		Done: func(o *Outcome) error {
+			var b bytes.Buffer
+			o.Output.WriteTo(&b)
+			switch {
+			case o.Skipped:
+				b.WriteString("skipped")
+			case o.Err != nil:
+				b.WriteString("failed")
+			}
+			got = append(got, b.String())
+			return nil
+		},
+	}, &got
+}
+
+func wantOrder(t *testing.T, got []string, n int) {
+	t.Helper()
+	if len(got) != n {
+		t.Fatalf("%d outcomes, want %d", len(got), n)
+	}
+	for i, s := range got {
+		if s != fmt.Sprint(i+1) {
+			t.Fatalf("outcome %d is %s", i+1, s)
+		}
+	}
+}
+
+func TestOutcomesKeepTheOrder(t *testing.T) {
+	path, _ := startNode(t)
+	offer(t, dial(t, path, "w"), 8, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+		return echo(ctx, inv)
+	})
+	r, got := numbers(dial(t, path, "c"), 2000)
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, 2000)
+	if p := r.Progress(); p.Ended != 2000 || p.Failed != 0 || p.Running != 0 {
+		t.Errorf("progress %+v", p)
+	}
+}
+
+func TestLookAheadIsBounded(t *testing.T) {
+	path, _ := startNode(t)
+	release := make(chan struct{})
+	var ran atomic.Int64
+	offer(t, dial(t, path, "w"), 4, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if res := echo(ctx, inv); string(res.Output) != "1" {
+			ran.Add(1)
+			return res
+		}
+		<-release
+		return echo(ctx, inv)
+	})
+	const n = 2 * lookAhead
+	r, got := numbers(dial(t, path, "c"), n)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(t.Context()) }()
+	for ran.Load() < lookAhead-4 {
+		runtime.Gosched()
+	}
+	close(release)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, n)
+}
+
+func TestUnorderedDoesNotWait(t *testing.T) {
+	path, _ := startNode(t)
+	first := make(chan struct{})
+	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if res := echo(ctx, inv); string(res.Output) != "1" {
+			return res
+		}
+		<-first // which is closed when another one was told
+		return echo(ctx, inv)
+	})
+	r, got := numbers(dial(t, path, "c"), 3)
+	r.Unordered = true
+	done, once := r.Done, sync.OnceFunc(func() { close(first) })
+	r.Done = func(o *Outcome) error { once(); return done(o) }
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(*got) != 3 || (*got)[2] == "2" {
+		t.Errorf("order %v", *got)
+	}
+}
+
+func TestFailuresAreTriedAgain(t *testing.T) {
+	path, _ := startNode(t)
+	var mu sync.Mutex
+	tries := map[string]int{}
+	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		res := echo(ctx, inv)
+		mu.Lock()
+		defer mu.Unlock()
+		if tries[string(res.Output)]++; tries[string(res.Output)] < 3 {
+			return bus.Result{Status: 3, Code: "exit", Output: []byte("half")}
+		}
+		return res
+	})
+	r, got := numbers(dial(t, path, "c"), 4)
+	r.Retries = 2
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, 4)
+	r, got = numbers(dial(t, path, "c"), 1)
+	clear(tries)
+	r.Retries = 1
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if (*got)[0] != "halffailed" || r.Progress().Failed != 1 {
+		t.Errorf("%v, %+v", *got, r.Progress())
+	}
+}
+
+func TestHalt(t *testing.T) {
+	path, _ := startNode(t)
+	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if res := echo(ctx, inv); string(res.Output) != "1" {
+			return bus.Result{Status: 1, Code: "exit"}
+		}
+		<-ctx.Done()
+		return bus.Result{Status: 1, Code: "exit"}
+	})
+	r, got := numbers(dial(t, path, "c"), 1000)
+	r.HaltAfter, r.HaltNow = 3, true
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(*got) < 4 || len(*got) > 5 {
+		t.Errorf("%d outcomes: %v", len(*got), *got)
+	}
+}
+
+func TestLimitFollowsSlots(t *testing.T) {
+	path, _ := startNode(t)
+	var running, most atomic.Int64
+	release := make(chan struct{})
+	h := func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if n := running.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		defer running.Add(-1)
+		<-release
+		return echo(ctx, inv)
+	}
+	offer(t, dial(t, path, "w1"), 2, h)
+	r, got := numbers(dial(t, path, "c"), 30)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(t.Context()) }()
+	until(t, func() bool { return running.Load() == 2 })
+	offer(t, dial(t, path, "w2"), 3, h)
+	until(t, func() bool { return running.Load() == 5 })
+	close(release)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, 30)
+	if most.Load() != 5 {
+		t.Errorf("%d at once", most.Load())
+	}
+}
+
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			t.Fatal("it does not happen")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestAFunctionWithoutWorkersIsWaitedFor(t *testing.T) {
+	path, _ := startNode(t)
+	w1 := dial(t, path, "w1")
+	offer(t, w1, 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		res := echo(ctx, inv)
+		if string(res.Output) == "10" {
+			go w1.Close()
+			<-ctx.Done()
+		}
+		return res
+	})
+	r, got := numbers(dial(t, path, "c"), 100)
+	r.Retries = 1
+	said := make(chan string, 10)
+	r.Notice = func(format string, args ...any) { said <- fmt.Sprintf(format, args...) }
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(t.Context()) }()
+	if s := <-said; !strings.Contains(s, "waiting") {
+		t.Errorf("said %q", s)
+	}
+	offer(t, dial(t, path, "w2"), 2, echo)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, 100)
+}
+
+func TestALostNodeEndsIt(t *testing.T) {
+	path, stop := startNode(t)
+	begun := make(chan struct{}, 100)
+	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if res := echo(ctx, inv); string(res.Output) != "2" && string(res.Output) != "4" {
+			return res
+		}
+		begun <- struct{}{}
+		<-ctx.Done()
+		return bus.Result{Status: 1, Code: "exit"}
+	})
+	r, got := numbers(dial(t, path, "c"), 1000)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(t.Context()) }()
+	<-begun
+	<-begun
+	stop()
+	if err := <-ended; !errors.Is(err, bus.ErrNodeLost) {
+		t.Errorf("error %v", err)
+	}
+	// What was done before is told, also behind what was lost.
+	if s := strings.Join(*got, " "); s != "1 failed 3 failed" {
+		t.Errorf("outcomes %s", s)
+	}
+}
+
+func TestACancelledContextEndsIt(t *testing.T) {
+	path, _ := startNode(t)
+	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		<-ctx.Done()
+		return bus.Result{Status: 1, Code: "exit"}
+	})
+	why := errors.New("no more")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	r, got := numbers(dial(t, path, "c"), 10)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	until(t, func() bool { return r.Progress().Running == 2 })
+	cancel(why)
+	if err := <-ended; err != why {
+		t.Errorf("error %v", err)
+	}
+	if s := strings.Join(*got, " "); s != "failed failed" && s != "failed failed skipped" {
+		t.Errorf("outcomes %v", *got)
+	}
+}
+
+func TestADoneThatFailsEndsIt(t *testing.T) {
+	path, _ := startNode(t)
+	offer(t, dial(t, path, "w"), 2, echo)
+	r, _ := numbers(dial(t, path, "c"), 10000)
+	why := errors.New("nobody reads")
+	r.Done = func(*Outcome) error { return why }
+	if err := r.Run(t.Context()); err != why {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestLongOutputGoesToAFile(t *testing.T) {
+	r := &Runner{}
+	o := r.output()
+	var want bytes.Buffer
+	for i := range 300 {
+		p := bytes.Repeat([]byte{byte(i)}, 10<<10)
+		want.Write(p)
+		if _, err := o.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.held.Load() > spillAt {
+		t.Errorf("%d bytes in memory", r.held.Load())
+	}
+	for range 2 { // it can be read again
+		var got bytes.Buffer
+		if _, err := o.WriteTo(&got); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
+			t.Fatalf("%d bytes, error %v", got.Len(), err)
+		}
+	}
+	o.reset()
+	if r.held.Load() != 0 || o.Size() != 0 {
+		t.Errorf("%d bytes held, size %d", r.held.Load(), o.Size())
+	}
+}
+
+func TestSharedInput(t *testing.T) {
+	var want bytes.Buffer
+	for i := range 100_000 {
+		fmt.Fprintln(&want, i)
+	}
+	s, err := NewSharedInput(io.MultiReader(bytes.NewReader(want.Bytes()))) // no Len
+	if err != nil {
+		t.Fatal(err)
+	}
+	var readers sync.WaitGroup
+	for range 4 {
+		r := s.Reader()
+		readers.Go(func() {
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want.Bytes()) {
+				t.Errorf("%d bytes, error %v", len(got), err)
+			}
+		})
+	}
+	readers.Wait()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -331,7 +331,7 @@ func TestACancelledContextEndsIt(t *testing.T) {
 	if err := <-ended; err != why {
 		t.Errorf("error %v", err)
 	}
-	if s := strings.Join(*got, " "); s != "failed failed" && s != "failed failed skipped" {
+	if n := strings.Count(strings.Join(*got, " "), "failed"); n != 2 {
 		t.Errorf("outcomes %v", *got)
 	}
 }

@@ -154,6 +154,7 @@ var commandTable = []struct {
 	{"status", statusCommand, interleaved},
 	{"pipe", pipeCommand, interleaved},
 	{"import", importCommand, interleaved},
+	{"bench", benchCommand, interleaved},
 	{"example", exampleCommand, interleaved},
 }
 

@@ -1,0 +1,177 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"fbus/bus"
+)
+
+// bencher is a private bus to measure on: processes, as users have them.
+type bencher struct {
+	ctx     context.Context
+	fbus    string // this binary
+	dir     string
+	socket  string
+	client  *bus.Client
+	running []*osexec.Cmd
+	offered map[string]bool
+	ended   []func() // to be called by close
+}
+
+func newBencher(ctx context.Context) (*bencher, error) {
+	path, err := self()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "fbus-bench-")
+	if err != nil {
+		return nil, fail(exitInternal, "private directory: %v", pathReason(err))
+	}
+	b := &bencher{ctx: ctx, fbus: path, dir: dir, socket: filepath.Join(dir, "bus.sock"), offered: map[string]bool{}}
+	err = b.start("serve", "-q", "--socket", b.socket)
+	if err == nil {
+		wait := durationValue{d: 10 * time.Second, set: true}
+		b.client, _, err = connect(ctx, b.socket, wait, &bus.DialOptions{Name: "bench"})
+	}
+	if err != nil {
+		b.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// start runs this binary as part of the bus, until close.
+func (b *bencher) start(args ...string) error {
+	cmd := osexec.Command(b.fbus, args...)
+	cmd.Env = append(os.Environ(), "FBUS_NODE="+b.socket, "FBUS_HOME="+filepath.Join(b.dir, "home"))
+	cmd.Stderr = os.Stderr
+	// Ctrl-C is ours: the bus ends behind what is measured.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fail(exitInternal, "%v", err)
+	}
+	b.running = append(b.running, cmd)
+	return nil
+}
+
+// offer puts a program on the bus, once.
+func (b *bencher) offer(name string, words ...string) error {
+	if b.offered[name] {
+		return nil
+	}
+	if err := b.start(append([]string{"offer", "-q", name}, words...)...); err != nil {
+		return err
+	}
+	b.offered[name] = true
+	return awaitFunction(b.client, name, "", durationValue{d: 10 * time.Second, set: true})
+}
+
+func (b *bencher) close() {
+	for _, end := range b.ended {
+		end()
+	}
+	if b.client != nil {
+		b.client.Close()
+	}
+	for i := len(b.running) - 1; i >= 0; i-- {
+		b.running[i].Process.Signal(syscall.SIGTERM)
+		b.running[i].Wait()
+	}
+	os.RemoveAll(b.dir)
+}
+
+// repeat does one thing again and again, so many at once, for about d, and
+// returns how often in a second.
+func (b *bencher) repeat(d time.Duration, parallel int, one func(worker int) error) (float64, error) {
+	var n atomic.Int64
+	var first error
+	var once sync.Once
+	var group sync.WaitGroup
+	began := time.Now()
+	for i := range parallel {
+		group.Go(func() {
+			for b.ctx.Err() == nil {
+				if err := one(i); err != nil {
+					once.Do(func() { first = err })
+					return
+				}
+				n.Add(1)
+				if time.Since(began) >= d {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	return float64(n.Load()) / time.Since(began).Seconds(), first
+}
+
+// calls measures calls of a function, so many at once, each with that line.
+func (b *bencher) calls(name string, parallel int, words ...string) func(time.Duration) (float64, error) {
+	return func(d time.Duration) (float64, error) {
+		return b.repeat(d, parallel, func(int) error {
+			_, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: bus.List(words...), Stderr: io.Discard})
+			return err
+		})
+	}
+}
+
+// command measures a command that is run again and again.
+func (b *bencher) command(parallel int, words ...string) func(time.Duration) (float64, error) {
+	return func(d time.Duration) (float64, error) {
+		return b.repeat(d, parallel, func(int) error { return b.run(nil, words...) })
+	}
+}
+
+// run runs a command with FBUS_NODE set and throws its output away.
+func (b *bencher) run(stdin io.Reader, words ...string) error {
+	cmd := osexec.CommandContext(b.ctx, words[0], words[1:]...)
+	cmd.Env = append(os.Environ(), "FBUS_NODE="+b.socket)
+	cmd.Stdin = stdin
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", words[0], err, shorten(stderr.Bytes()))
+	}
+	return nil
+}
+
+// batch measures a command that is given many lines at once: lines a second. A
+// first small batch says how many fit the time.
+func (b *bencher) batch(words ...string) func(time.Duration) (float64, error) {
+	perSecond := 1000.0
+	one := func(n int) (float64, error) {
+		var lines strings.Builder
+		for i := range n {
+			fmt.Fprintf(&lines, "line %d\n", i)
+		}
+		began := time.Now()
+		err := b.run(strings.NewReader(lines.String()), words...)
+		return float64(n) / time.Since(began).Seconds(), err
+	}
+	first := true
+	return func(d time.Duration) (rate float64, err error) {
+		if first {
+			if perSecond, err = one(200); err != nil {
+				return 0, err
+			}
+			if perSecond, err = one(max(200, int(perSecond*d.Seconds()))); err != nil {
+				return 0, err
+			}
+			first = false
+		}
+		perSecond, err = one(max(200, int(perSecond*d.Seconds())))
+		return perSecond, err
+	}
+}

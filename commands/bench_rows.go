@@ -1,0 +1,242 @@
+package commands
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	osexec "os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// perSecond measures something for about the time given.
+type perSecond = func(d time.Duration) (float64, error)
+
+// slowStart is how long the program of the row warm takes to be ready.
+const slowStart = "0.15"
+
+var benchRows = []benchRow{
+	{"spawn", "start a program (true), 2 at once", "calls/s", "",
+		func(b *bencher) (perSecond, perSecond, error) { return b.command(2, "true"), nil, nil }},
+	{"once", "call a program (true), 2 at once", "calls/s", "starting it directly",
+		func(b *bencher) (perSecond, perSecond, error) {
+			err := b.offer("once", "--slots", "2", "--args", "argv", "--", "true")
+			return b.calls("once", 2, "x"), b.command(2, "true"), err
+		}},
+	{"warm", "call a program that needs 150 ms to start, kept warm", "calls/s", "calling cat, which needs none",
+		prepareWarm},
+	{"resident", "call a resident program (lines), 2 at once", "calls/s", "the same two programs driven directly",
+		func(b *bencher) (perSecond, perSecond, error) {
+			loop, err := b.resident()
+			return b.calls("resident", 2, "hello"), b.direct(loop, 2), err
+		}},
+	{"map-once", "fbus map of a program (true)", "lines/s", "xargs -P2 -n1 true",
+		func(b *bencher) (perSecond, perSecond, error) {
+			err := b.offer("once", "--slots", "2", "--args", "argv", "--", "true")
+			return b.batch(b.fbus, "map", "once"), b.batch("xargs", "-P2", "-n1", "true"), err
+		}},
+	{"map", "fbus map of a resident program (lines), 2 slots", "lines/s", "the same two programs driven directly",
+		func(b *bencher) (perSecond, perSecond, error) {
+			loop, err := b.resident()
+			return b.batch(b.fbus, "map", "resident"), b.direct(loop, 2), err
+		}},
+	{"call", "fbus call of a resident program, a whole process", "calls/s", "fbus --version",
+		func(b *bencher) (perSecond, perSecond, error) {
+			_, err := b.resident()
+			return b.command(1, b.fbus, "call", "resident", "hello"), b.command(1, b.fbus, "--version"), err
+		}},
+	{"pipe", "calls of a resident program through fbus pipe, one at a time", "calls/s", "the program driven directly",
+		preparePipe},
+	{"roundtrip", "call a handler in this process through a node, one at a time", "calls/s", "two bare hops over unix sockets",
+		func(b *bencher) (perSecond, perSecond, error) { return prepareRoundTrip(b, 1) }},
+	{"throughput", "the same, 64 at once", "calls/s", "two bare hops, 64 messages under way",
+		func(b *bencher) (perSecond, perSecond, error) { return prepareRoundTrip(b, 64) }},
+	{"bulk", "stream through cat on the bus", "bytes/s", "through cat and two bare hops",
+		prepareBulk},
+}
+
+// prepareWarm compares the time of single calls: in between, the pool has time
+// to refill.
+func prepareWarm(b *bencher) (perSecond, perSecond, error) {
+	slots := strconv.Itoa(max(4, runtime.NumCPU()))
+	err := b.offer("warm", "--slots", slots, "--warm", slots, "--", "sh", "-c", "sleep "+slowStart+"; exec cat")
+	if err == nil {
+		err = b.offer("cat", "--", "cat")
+	}
+	single := func(name string) perSecond {
+		return func(d time.Duration) (float64, error) {
+			var rates []float64
+			for began := time.Now(); len(rates) == 0 || time.Since(began) < d; {
+				time.Sleep(200 * time.Millisecond) // the pool refills, in both cases alike
+				t := time.Now()
+				if _, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: bus.List("hello")}); err != nil {
+					return 0, err
+				}
+				rates = append(rates, 1/time.Since(t).Seconds())
+			}
+			return median(rates), nil
+		}
+	}
+	return single("warm"), single("cat"), err
+}
+
+// loops are programs that answer each line with itself, quickest first.
+var loops = [][]string{
+	{"perl", "-ne", "BEGIN { $| = 1 } print"},
+	{"python3", "-uc", "import sys\nfor line in sys.stdin: sys.stdout.write(line); sys.stdout.flush()"},
+	{"sh", "-c", "while IFS= read -r line; do printf '%s\\n' \"$line\"; done"},
+}
+
+// resident offers the first of the loops that this machine can run.
+func (b *bencher) resident() ([]string, error) {
+	for _, loop := range loops {
+		if _, err := osexec.LookPath(loop[0]); err == nil {
+			return loop, b.offer("resident", append([]string{"--slots", "2", "--resident", "lines", "--"}, loop...)...)
+		}
+	}
+	return nil, errors.New("no program to keep resident is here")
+}
+
+// preparePipe keeps one fbus pipe and asks it again and again.
+func preparePipe(b *bencher) (perSecond, perSecond, error) {
+	loop, err := b.resident()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := osexec.Command(b.fbus, "pipe", "--node", b.socket)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	b.ended = append(b.ended, func() { in.Close(); cmd.Wait() })
+	answers := bufio.NewReader(out)
+	ours := func(d time.Duration) (float64, error) {
+		return b.repeat(d, 1, func(int) error {
+			if _, err := io.WriteString(in, `{"jsonrpc":"2.0","id":1,"method":"resident","params":["hello"]}`+"\n"); err != nil {
+				return err
+			}
+			line, err := answers.ReadString('\n')
+			if err == nil && !strings.Contains(line, `"result"`) {
+				err = fmt.Errorf("fbus pipe answers %s", shorten([]byte(line)))
+			}
+			return err
+		})
+	}
+	return ours, b.direct(loop, 1), nil
+}
+
+// prepareRoundTrip runs a node, a worker and a caller in this process.
+func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error) {
+	path := filepath.Join(b.dir, "inside-"+strconv.Itoa(outstanding))
+	l, err := node.Listen(path, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := node.New(node.Config{Network: "bench", Address: path, Version: Version})
+	if err != nil {
+		l.Close()
+		return nil, nil, err
+	}
+	go n.Serve(l) // ends when the listener is closed
+	b.ended = append(b.ended, func() { l.Close(); n.Close() })
+	worker, err := bus.Dial(b.ctx, path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	caller, err := bus.Dial(b.ctx, path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	echo := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Result{Code: "exit"} }
+	if _, err := worker.Offer(b.ctx, bus.Offer{Name: "echo", Slots: outstanding}, echo); err != nil {
+		return nil, nil, err
+	}
+	args := bus.List(strings.Repeat("x", 64))
+	ours := func(d time.Duration) (float64, error) {
+		return b.repeat(d, outstanding, func(int) error {
+			_, err := caller.Call(b.ctx, &bus.Request{Function: "echo", Args: args})
+			return err
+		})
+	}
+	limit, err := b.relay(outstanding)
+	return ours, limit, err
+}
+
+// prepareBulk streams zeros through cat: over the bus, and over the same number
+// of hops that only copy.
+func prepareBulk(b *bencher) (perSecond, perSecond, error) {
+	if err := b.offer("cat", "--", "cat"); err != nil {
+		return nil, nil, err
+	}
+	ours := func(d time.Duration) (float64, error) {
+		in, out := &zeros{until: time.Now().Add(d)}, &counter{}
+		began := time.Now()
+		_, err := b.client.Call(b.ctx, &bus.Request{Function: "cat", Input: in, Stdout: out})
+		return float64(out.n) / time.Since(began).Seconds(), err
+	}
+	far, err := b.listen("far", func(c net.Conn) {
+		cmd := osexec.Command("cat")
+		in, _ := cmd.StdinPipe()
+		out, _ := cmd.StdoutPipe()
+		if cmd.Start() != nil {
+			c.Close()
+			return
+		}
+		go func() { // ends with the connection's first half
+			copyPlain(in, c)
+			in.Close()
+		}()
+		copyPlain(c, out)
+		cmd.Wait()
+		c.Close()
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	near, err := b.listen("near", func(c net.Conn) {
+		w, err := net.Dial("unix", far)
+		if err != nil {
+			return
+		}
+		go func() { // ends with the connection's first half
+			copyPlain(w, c)
+			w.(*net.UnixConn).CloseWrite()
+		}()
+		copyPlain(c, w)
+		c.Close()
+		w.Close()
+	})
+	limit := func(d time.Duration) (float64, error) {
+		conn, err := net.Dial("unix", near)
+		if err != nil {
+			return 0, err
+		}
+		defer conn.Close()
+		in, out := &zeros{until: time.Now().Add(d)}, &counter{}
+		began := time.Now()
+		go func() { // ends when the time is up
+			copyPlain(conn, in)
+			conn.(*net.UnixConn).CloseWrite()
+		}()
+		copyPlain(out, conn)
+		return float64(out.n) / time.Since(began).Seconds(), nil
+	}
+	return ours, limit, err
+}
+

@@ -239,4 +239,3 @@ func prepareBulk(b *bencher) (perSecond, perSecond, error) {
 	}
 	return ours, limit, err
 }
-

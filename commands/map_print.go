@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -198,7 +199,7 @@ func (p *printer) explain(o *fanout.Outcome, end outcomeEnd) {
 		}
 		return
 	}
-	p.screen.say("%s: %s: %s", p.name, shorten([]byte(p.title(&o.Task))), msg)
+	p.screen.say("%s: %s: %s", p.name, shorten([]byte(p.title(&o.Task))), strings.TrimPrefix(msg, p.name+": "))
 }
 
 func (p *printer) printTagged(o *fanout.Outcome) error {

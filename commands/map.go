@@ -257,6 +257,7 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 	}
 	ctx, stop := interruptible(r, screen)
 	defer stop()
+	defer followLoad()()
 	err := r.Run(ctx)
 	return o.summary(r, p, screen, err)
 }

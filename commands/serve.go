@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -94,20 +93,12 @@ func noOperands(ctx *cli.Context) error {
 	return nil
 }
 
-// tuneMemory keeps a node or worker small without much collecting: there is
-// little live data as a rule, so garbage may be a multiple of it, until the limit
-// makes the collector work for what a full queue holds.
-func tuneMemory() {
-	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(52 << 20)
-}
-
 func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	// Caught before the socket exists: whoever sees it may signal at once.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
-	tuneMemory()
+	defer tune()()
 	n, err := startNode(o, stdout, stderr)
 	if err != nil {
 		return err

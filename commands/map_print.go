@@ -3,15 +3,12 @@ package commands
 import (
 	"bufio"
 	"bytes"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"fbus/bus"
 	"fbus/bus/fanout"
@@ -32,25 +29,7 @@ type printer struct {
 	label   func(t *fanout.Task) string // nil: the item
 	worst   int                         // exit status
 	told    int                         // failures that were explained
-	line    bytes.Buffer
 	resumed atomic.Int64
-}
-
-// mapLine is a line of --json.
-type mapLine struct {
-	Item     any     `json:"item"`               // a string; an array of them with -N; absent for call --all
-	Output   string  `json:"output"`             // stdout
-	Encoding string  `json:"encoding,omitempty"` // "base64" if output is not UTF-8
-	File     string  `json:"file,omitempty"`     // where the output is, with -o
-	Stderr   string  `json:"stderr"`
-	Status   int     `json:"status"` // exit status
-	Source   string  `json:"source"` // "program", "signal" or "fbus"
-	Code     string  `json:"code"`   // "exit", a signal's name, or fbus's code
-	Message  string  `json:"message,omitempty"`
-	Worker   string  `json:"worker"`
-	Seconds  float64 `json:"seconds"`
-	Call     string  `json:"call"`
-	Tries    int     `json:"tries"`
 }
 
 // maxStderr is how much of a call's stderr a JSON line holds; the last of it.
@@ -208,43 +187,6 @@ func (p *printer) printTagged(o *fanout.Outcome) error {
 		return err
 	}
 	return lines.Close()
-}
-
-func (p *printer) printJSON(o *fanout.Outcome, end outcomeEnd) error {
-	l := mapLine{
-		Status: end.Status, Source: end.Source, Code: end.Code, Message: end.message, Call: end.Call,
-		Worker: o.Result.Worker, Seconds: seconds(o.Took), Tries: o.Tries,
-	}
-	switch len(o.Words) {
-	case 0:
-	case 1:
-		l.Item = o.Words[0]
-	default:
-		l.Item = o.Words
-	}
-	if a, ok := o.Aux.(*about); ok {
-		l.Stderr = a.tail.String()
-		if o.Err == nil {
-			l.File = a.file
-		}
-	}
-	if p.files == nil {
-		var text bytes.Buffer
-		if _, err := o.Output.WriteTo(&text); err != nil {
-			return err
-		}
-		if l.Output = text.String(); !utf8.ValidString(l.Output) {
-			l.Output, l.Encoding = base64.StdEncoding.EncodeToString(text.Bytes()), "base64"
-		}
-	}
-	p.line.Reset()
-	enc := json.NewEncoder(&p.line)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(l); err != nil {
-		return err
-	}
-	_, err := p.out.Write(p.line.Bytes())
-	return err
 }
 
 // rest is called when there is nothing to print for now: the log follows what

@@ -31,7 +31,7 @@ func init() {
 }
 
 // release builds fbus as it is released.
-func release(b *testing.B) string {
+func release(b testing.TB) string {
 	out := filepath.Join(b.TempDir(), "fbus")
 	if err := build(out, ".."); err != nil {
 		b.Fatal(err)
@@ -51,12 +51,12 @@ func build(out, dir string) error {
 
 // bus is a node and its workers as processes.
 type bus struct {
-	b      *testing.B
+	b      testing.TB
 	fbus   string
 	socket string
 }
 
-func newBus(b *testing.B, offers ...[]string) *bus {
+func newBus(b testing.TB, offers ...[]string) *bus {
 	s := &bus{b: b, fbus: release(b), socket: filepath.Join(b.TempDir(), "bus.sock")}
 	s.background("ready", "serve", "--socket", s.socket, "--network", "bench")
 	for _, o := range offers {
@@ -75,7 +75,7 @@ func (s *bus) command(args ...string) *exec.Cmd {
 func (s *bus) background(word string, args ...string) { until(s.b, s.command(args...), word) }
 
 // until starts a process that says word on stderr when it is ready.
-func until(b *testing.B, cmd *exec.Cmd, word string) {
+func until(b testing.TB, cmd *exec.Cmd, word string) {
 	b.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {

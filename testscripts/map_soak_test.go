@@ -1,0 +1,111 @@
+package testscripts
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// soak reports whether tests are to take their time: FBUS_SOAK=1.
+func soak() bool { return os.Getenv("FBUS_SOAK") != "" }
+
+// mapMemory is what fbus map may take at most, however many lines there are.
+const mapMemory = 96 << 20
+
+// TestMapLosesNothing sends many lines through resident programs whose workers
+// are killed at random: each line comes back, once, in order. FBUS_SOAK=1 does it
+// with 100,000 lines, each twice.
+func TestMapLosesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	lines, rounds := 8_000, 1
+	if soak() {
+		lines, rounds = 100_000, 2
+	}
+	for _, program := range [][]string{
+		{"sh", "-c", `while IFS= read -r line; do printf 'got %s\n' "$line"; done`},
+		{"python3", "-c", "import sys\nfor line in sys.stdin: print('got', line, end='')"},
+	} {
+		for round := range rounds {
+			t.Run(fmt.Sprint(program[0], round), func(t *testing.T) { killedWorkers(t, program, lines) })
+		}
+	}
+}
+
+func killedWorkers(t *testing.T, program []string, lines int) {
+	if _, err := exec.LookPath(program[0]); err != nil {
+		t.Skip(err)
+	}
+	s := newBus(t)
+	stop := make(chan struct{})
+	var workers sync.WaitGroup
+	kills := make(chan int, 2)
+	for i := range 2 {
+		workers.Go(func() { kills <- s.mortal(t, fmt.Sprint("w", i), program, stop) })
+	}
+	var in, want, stderr bytes.Buffer
+	for i := range lines {
+		fmt.Fprintln(&in, "line", i)
+		fmt.Fprintln(&want, "got line", i)
+	}
+	cmd := s.command("map", "-w", "20s", "--retries", "100", "--no-bar", "f")
+	cmd.Stdin, cmd.Stderr = &in, &stderr
+	got, err := cmd.Output()
+	close(stop)
+	workers.Wait()
+	t.Logf("%d workers were killed", <-kills+<-kills)
+	if err != nil {
+		t.Fatalf("%v: %s", err, stderr.Bytes())
+	}
+	if !bytes.Equal(got, want.Bytes()) {
+		t.Errorf("%s", firstDifference(got, want.Bytes()))
+	}
+	if most := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10; most > mapMemory {
+		t.Errorf("%d bytes of memory", most)
+	}
+}
+
+// mortal keeps a worker that is killed again and again, until stop, and returns
+// how often it was.
+func (s *bus) mortal(t *testing.T, name string, program []string, stop <-chan struct{}) int {
+	for kills := 0; ; kills++ {
+		var said bytes.Buffer
+		cmd := s.command(append([]string{"offer", "f", "--worker", name, "--slots", "2", "--resident", "lines", "--"}, program...)...)
+		cmd.Stderr = &said
+		if err := cmd.Start(); err != nil {
+			t.Error(err)
+			return kills
+		}
+		select { // an event to kill it at is not to be had: at random is what is meant
+		case <-time.After(300*time.Millisecond + rand.N(300*time.Millisecond)):
+			cmd.Process.Kill()
+			cmd.Wait()
+		case <-stop:
+			cmd.Process.Signal(syscall.SIGTERM)
+			cmd.Wait()
+			if strings.Contains(said.String(), "panic") {
+				t.Error(said.String())
+			}
+			return kills
+		}
+	}
+}
+
+// firstDifference says where two outputs part.
+func firstDifference(got, want []byte) string {
+	a, b := strings.Split(string(got), "\n"), strings.Split(string(want), "\n")
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Sprintf("line %d is %q, not %q", i+1, a[i], b[i])
+		}
+	}
+	return fmt.Sprintf("%d lines, not %d", len(a), len(b))
+}

@@ -94,13 +94,19 @@ func TestWarmEnvironment(t *testing.T) {
 	}
 	check(t, runCall(t.Context(), f, &Call{}), programExit(0), "FBUS_FUNCTION=f\nFBUS_NODE=/tmp/b\n")
 	eventually(t, "the old process gone", func() bool {
-		return syscall.Kill(atoiOr0(strings.TrimPrefix(second, "f: ")), 0) == syscall.ESRCH
+		return syscall.Kill(pidOf(t, strings.TrimPrefix(second, "f: ")), 0) == syscall.ESRCH
 	})
 }
 
-func atoiOr0(s string) int {
-	n, _ := strconv.Atoi(s)
-	return n
+// pidOf reads what a program said. No pid at all would be this very process
+// group.
+func pidOf(t *testing.T, s string) int {
+	t.Helper()
+	pid, err := strconv.Atoi(strings.TrimSpace(s))
+	if err != nil || pid <= 1 {
+		t.Fatalf("not a pid: %q", s)
+	}
+	return pid
 }
 
 // A program that does not live is not started without end; why is said once;
@@ -157,7 +163,7 @@ func TestWarmDiedUnread(t *testing.T) {
 		f := sh(t, "echo $$ $PPID >&2; exec cat", warmMode(1), logged(log))
 		var pid, keeper int
 		ids := strings.Fields(log.next(t))
-		pid, keeper = atoiOr0(ids[1]), atoiOr0(ids[2])
+		pid, keeper = pidOf(t, ids[1]), pidOf(t, ids[2])
 		stdin, _ := os.Readlink(filepath.Join("/proc", ids[1], "fd/0"))
 		eventually(t, "the keeper lets go of stdin", func() bool { return !holds(keeper, stdin) })
 		syscall.Kill(keeper, syscall.SIGSTOP) // so that nobody tells
@@ -191,9 +197,9 @@ func TestWarmKeeperKilled(t *testing.T) {
 		if len(ids) != 3 {
 			continue
 		}
-		killAndWait(t, atoiOr0(ids[2]))
+		killAndWait(t, pidOf(t, ids[2]))
 		check(t, runCall(t.Context(), f, &Call{Input: []byte("x")}), programExit(0), "x")
-		eventually(t, "gone", func() bool { return syscall.Kill(atoiOr0(ids[1]), 0) == syscall.ESRCH })
+		eventually(t, "gone", func() bool { return syscall.Kill(pidOf(t, ids[1]), 0) == syscall.ESRCH })
 	}
 }
 

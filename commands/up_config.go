@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -345,7 +344,7 @@ func (d *declared) problem(err error) *failure {
 
 // at says where a function is declared whose program can not be run.
 func (f *function) at(err error) error {
-	if f.where == "" || errors.As(err, new(*interrupted)) {
+	if f.where == "" {
 		return err
 	}
 	e := *explain(err)

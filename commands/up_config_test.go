@@ -293,3 +293,30 @@ func FuzzConfig(f *testing.F) {
 		c.read(doc)
 	})
 }
+
+// TestReadmeExample: the file that the README shows is one.
+func TestReadmeExample(t *testing.T) {
+	page, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, part, ok := strings.Cut(string(page), "## A file of functions\n")
+	if !ok {
+		t.Fatal("the README has no such section")
+	}
+	var text strings.Builder
+	for line := range strings.Lines(part) {
+		if code, ok := strings.CutPrefix(line, "    "); ok {
+			text.WriteString(code)
+		} else if strings.TrimSpace(line) != "" && text.Len() > 0 {
+			break
+		}
+	}
+	c, wrong := readConfig(written(t, "fbus.toml", text.String()))
+	if err := wrong.err(); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.functions) != 3 || !c.node.serve {
+		t.Errorf("%d functions", len(c.functions))
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kballard/go-shellquote"
 	"github.com/urfave/cli/v2"
 	"github.com/xrash/smetrics"
 )
@@ -209,7 +208,7 @@ func join(parts ...any) string {
 			words = append(words, p...)
 		}
 	}
-	return shellquote.Join(words...)
+	return quoteWords(words)
 }
 
 // nearest is the candidate that a mistyped word most likely meant, "" if none

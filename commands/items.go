@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -191,15 +192,24 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 	case "file":
 		f, err := os.Open(words[0])
 		if err != nil {
-			return nil, nil, fail(exitBadInput, "%v", pathReason(err))
+			return nil, nil, fail(exitBadInput, "%v", withoutPath(err))
 		}
 		if st, err := f.Stat(); err == nil && st.IsDir() {
 			f.Close()
-			return nil, nil, fail(exitBadInput, "%s: is a directory", words[0])
+			return nil, nil, fail(exitBadInput, "is a directory")
 		}
 		return &bus.Request{Input: f}, f, nil
 	}
 	return &bus.Request{Args: bus.List(words...)}, nil, nil
+}
+
+// withoutPath is a file error without the file's name.
+func withoutPath(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
 }
 
 // label is what a person calls the item.

@@ -8,12 +8,10 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
+	"syscall"
 
 	"fbus/bus"
 	"fbus/bus/fanout"
-
-	"github.com/kballard/go-shellquote"
 )
 
 // jobLogHead names the columns, as GNU parallel does.
@@ -29,24 +27,46 @@ type jobLog struct {
 	pending []byte
 }
 
-// openJobLog begins a log, or, to resume, reads what it says is done and goes
-// on behind it.
+// openJobLog begins a log, - being stdout, or, to resume, reads what it says is
+// done and goes on behind it.
 func openJobLog(path, function string, resume bool) (*jobLog, error) {
-	l := &jobLog{name: function, done: map[string]int{}}
-	flags := os.O_RDWR | os.O_CREATE | os.O_APPEND
-	if !resume {
-		flags |= os.O_TRUNC
+	l := &jobLog{name: function, done: map[string]int{}, f: os.Stdout}
+	var err error
+	switch {
+	case resume:
+		err = l.open(path, os.O_RDWR|os.O_CREATE|os.O_APPEND)
+	case path != "-":
+		err = l.open(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_TRUNC)
 	}
-	f, err := os.OpenFile(path, flags, 0o666)
 	if err != nil {
-		return nil, usage("joblog: %v", pathReason(err))
-	}
-	l.f = f
-	if err := l.load(path); err != nil {
-		f.Close()
 		return nil, err
 	}
-	return l, nil
+	if !resume {
+		l.pending = []byte(jobLogHead)
+		return l, l.flush()
+	}
+	st, err := l.f.Stat()
+	switch {
+	case err != nil:
+		err = fail(exitInternal, "joblog: %v", pathReason(err))
+	case !st.Mode().IsRegular():
+		err = usage("joblog: %s is no regular file: --resume can not read it", path)
+	default:
+		err = l.load(path)
+	}
+	if err != nil {
+		l.f.Close()
+	}
+	return l, err
+}
+
+func (l *jobLog) open(path string, flags int) error {
+	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o666) // a FIFO that nobody reads is an error
+	if err != nil {
+		return usage("joblog: %v", pathReason(err))
+	}
+	l.f = f
+	return nil
 }
 
 // load reads what is there. A last line that has no end was cut when its writer
@@ -147,39 +167,3 @@ func (l *jobLog) close() error {
 	}
 	return errors.Join(l.flush(), l.f.Close())
 }
-
-// quoteWords writes words as a shell reads them, on one line whatever they hold.
-func quoteWords(words []string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		if strings.ContainsFunc(w, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			quoted[i] = quoteControl(w)
-		} else {
-			quoted[i] = shellquote.Join(w)
-		}
-	}
-	return strings.Join(quoted, " ")
-}
-
-// quoteControl writes a word with control characters in $'…'.
-func quoteControl(w string) string {
-	b := []byte("$'")
-	for _, c := range []byte(w) {
-		switch {
-		case c == '\'' || c == '\\':
-			b = append(b, '\\', c)
-		case c == '\n':
-			b = append(b, `\n`...)
-		case c == '\t':
-			b = append(b, `\t`...)
-		case c < ' ' || c == 0x7f:
-			b = fmt.Appendf(b, `\x%02x`, c)
-		default:
-			b = append(b, c)
-		}
-	}
-	return string(append(b, '\''))
-}
-
-// seconds is a time as the JSON lines have it.
-func seconds(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }

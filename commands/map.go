@@ -60,8 +60,9 @@ function has slots. Results come out in the order of the items. The exit status 
 
 In -o FILE: {} is the item, {.} without extension, {/} its base name, {//} its
 directory, {/.} base name without extension, {#} the call's number. JSON fields:
-item, output, stderr, status, source, code, worker, seconds, call, tries; encoding
-is "base64" where output is not UTF-8; file is there with -o.`,
+item (an array with -N), output, stderr, status, source, code, worker, seconds, call,
+tries; encoding and item_encoding are "base64" where output and item are not UTF-8;
+message is why fbus ended a call; file is there with -o.`,
 		Flags: append(o.itemOptions.flags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
@@ -83,6 +84,11 @@ is "base64" where output is not UTF-8; file is there with -o.`,
 		),
 		Action: func(ctx *cli.Context) error {
 			o.hasJobs = ctx.IsSet("jobs")
+			for _, name := range []string{"arg-file", "output", "joblog"} {
+				if ctx.IsSet(name) && ctx.String(name) == "" {
+					return usage("--%s: the name of a file is due, not nothing", name)
+				}
+			}
 			words := ctx.Args().Slice()
 			if len(words) == 0 {
 				return usage("map what? a function's name is due").withHint("fbus map NAME [ITEM…]; fbus ls shows what is offered")
@@ -134,7 +140,7 @@ func (o *mapOptions) check() error {
 		return usage("--retries %d: at least 0 is due", o.retries)
 	case o.timeout.set && o.timeout.d <= 0:
 		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
-	case o.resume && o.joblog == "":
+	case o.resume && (o.joblog == "" || o.joblog == "-"):
 		return usage("--resume needs --joblog FILE: it says what is done")
 	case o.output != "" && !t.varies():
 		return usage("-o %s: all results would go to the same file", o.output).withHint("%s, or > %s for one file", join("-o", o.output+".{#}"), o.output)
@@ -221,7 +227,7 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 	}
 	p := &printer{
 		name: o.name, out: newFlusher(stdout), screen: screen, tag: o.tag, json: o.json, log: log,
-		quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d,
+		grouped: o.per > 1, quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d,
 	}
 	if o.output != "" {
 		p.files = newFileOutputs(parseTemplate(o.output))
@@ -252,9 +258,7 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 		return req, p.stderr(t, req, file), nil
 	}
 	r.Done, r.Rest = p.print, p.rest
-	if !o.quiet {
-		r.Notice = screen.say
-	}
+	r.Notice = screen.say
 	ctx, stop := interruptible(r, screen)
 	defer stop()
 	defer followLoad()()
@@ -309,7 +313,7 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 		err = e
 	}
 	n := r.Progress()
-	if n.Failed > 0 && !o.quiet {
+	if n.Failed > 0 {
 		screen.say("%s: %d of %d calls failed", o.name, n.Failed, n.Ended)
 	}
 	if p.resumed.Load() > 0 && o.verbose {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"time"
 	"unicode/utf8"
 
 	"fbus/bus/fanout"
@@ -13,17 +14,18 @@ import (
 // mapLine is a line of --json, but for its first fields: item, a string, or an
 // array of them with -N, or null with call --all; and output, stdout.
 type mapLine struct {
-	Encoding string  `json:"encoding,omitempty"` // "base64" if output is not UTF-8
-	File     string  `json:"file,omitempty"`     // where the output is, with -o
-	Stderr   string  `json:"stderr"`
-	Status   int     `json:"status"` // exit status
-	Source   string  `json:"source"` // "program", "signal" or "fbus"
-	Code     string  `json:"code"`   // "exit", a signal's name, or fbus's code
-	Message  string  `json:"message,omitempty"`
-	Worker   string  `json:"worker"`
-	Seconds  float64 `json:"seconds"`
-	Call     string  `json:"call"`
-	Tries    int     `json:"tries"`
+	Encoding     string  `json:"encoding,omitempty"`      // "base64" if output is not UTF-8
+	ItemEncoding string  `json:"item_encoding,omitempty"` // "base64" if item is not
+	File         string  `json:"file,omitempty"`          // where the output is, with -o
+	Stderr       string  `json:"stderr"`
+	Status       int     `json:"status"` // exit status
+	Source       string  `json:"source"` // "program", "signal" or "fbus"
+	Code         string  `json:"code"`   // "exit", a signal's name, or fbus's code
+	Message      string  `json:"message,omitempty"`
+	Worker       string  `json:"worker"`
+	Seconds      float64 `json:"seconds"`
+	Call         string  `json:"call"`
+	Tries        int     `json:"tries"`
 }
 
 // printJSON writes an outcome as a line. The output may be long: it is passed
@@ -39,14 +41,7 @@ func (p *printer) printJSON(o *fanout.Outcome, end outcomeEnd) error {
 			l.File = a.file
 		}
 	}
-	var item any
-	switch len(o.Words) {
-	case 0:
-	case 1:
-		item = o.Words[0]
-	default:
-		item = o.Words
-	}
+	item := p.item(o.Words, &l)
 	head, err := marshal(item)
 	if err != nil {
 		return err
@@ -63,6 +58,28 @@ func (p *printer) printJSON(o *fanout.Outcome, end outcomeEnd) error {
 	return err
 }
 
+// item is the item as JSON has it; where that is not UTF-8 it is in base64.
+func (p *printer) item(words []string, l *mapLine) any {
+	if len(words) == 0 {
+		return nil
+	}
+	for _, w := range words {
+		if !utf8.ValidString(w) {
+			l.ItemEncoding = "base64"
+		}
+	}
+	list := append([]string(nil), words...)
+	if l.ItemEncoding != "" {
+		for i, w := range list {
+			list[i] = base64.StdEncoding.EncodeToString([]byte(w))
+		}
+	}
+	if p.grouped {
+		return list
+	}
+	return list[0]
+}
+
 // write writes texts until one fails.
 func write(w io.Writer, err *error, texts ...string) {
 	for _, t := range texts {
@@ -71,6 +88,9 @@ func write(w io.Writer, err *error, texts ...string) {
 		}
 	}
 }
+
+// seconds is a time as the JSON lines have it.
+func seconds(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }
 
 // marshal is [json.Marshal] without escapes for HTML.
 func marshal(v any) ([]byte, error) {

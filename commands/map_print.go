@@ -21,6 +21,7 @@ type printer struct {
 	screen  *screen
 	tag     bool
 	json    bool
+	grouped bool         // several items make a call
 	files   *fileOutputs // nil: results are printed
 	log     *jobLog      // may be nil
 	quiet   bool
@@ -157,7 +158,7 @@ const maxExplained = 20
 
 // explain says why a call failed if its program did not say so itself.
 func (p *printer) explain(o *fanout.Outcome, end outcomeEnd) {
-	if o.Err == nil || p.quiet || p.json && !p.verbose {
+	if o.Err == nil || p.json && !p.verbose {
 		return
 	}
 	msg := end.message
@@ -165,7 +166,7 @@ func (p *printer) explain(o *fanout.Outcome, end outcomeEnd) {
 	case end.Code == "interrupted":
 		return
 	case end.Source == "fbus":
-	case end.Source == "signal":
+	case end.Source == "signal" && !p.quiet:
 		msg = "program was ended by " + end.Code
 	case p.verbose:
 		msg = statusOnly(end.Status).Error()

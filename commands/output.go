@@ -106,8 +106,10 @@ func descriptor(path string) (*os.File, error) {
 // createAside makes a new file in the directory of path, its mode under the
 // umask.
 func createAside(path string, mode os.FileMode) (*os.File, error) {
+	base := filepath.Base(path)
+	base = base[:min(len(base), 200)] // a name has at most 255 bytes
 	for range 100 {
-		name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+randomSuffix())
+		name := filepath.Join(filepath.Dir(path), "."+base+"."+randomSuffix())
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 		if !errors.Is(err, os.ErrExist) {
 			return f, err

@@ -47,8 +47,21 @@ func (t nameTemplate) varies() bool {
 	return slices.ContainsFunc(t, func(p namePart) bool { return p.verb != "" })
 }
 
-// name is the file's name for an item. An item must not lead out of where the
-// template points to: items may come from anywhere.
+// holds reports whether a name is in the directory that the template begins with,
+// if it does: items may come from anywhere, and must not lead out of there by ...
+func (t nameTemplate) holds(name string) bool {
+	if t[0].verb != "" {
+		return true
+	}
+	slash := strings.LastIndexByte(t[0].text, '/')
+	if slash < 0 {
+		return !slices.Contains(strings.Split(name, "/"), "..")
+	}
+	rel, err := filepath.Rel(filepath.Clean(t[0].text[:slash+1]), filepath.Clean(name))
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// name is the file's name for an item.
 func (t nameTemplate) name(item string, seq int) (string, error) {
 	var b strings.Builder
 	for _, p := range t {
@@ -56,14 +69,12 @@ func (t nameTemplate) name(item string, seq int) (string, error) {
 			b.WriteString(p.text)
 			continue
 		}
-		s := replace(p.verb, item, seq)
-		if slices.Contains(strings.Split(s, "/"), "..") {
-			return "", fail(exitBadInput, "an output's name must not go up by ..: %s", shorten([]byte(s)))
-		}
-		b.WriteString(s)
+		b.WriteString(replace(p.verb, item, seq))
 	}
 	name := b.String()
 	switch {
+	case !t.holds(name):
+		return "", fail(exitBadInput, "the output would leave the directory of -o: %s", shorten([]byte(name)))
 	case strings.ContainsRune(name, 0):
 		return "", fail(exitBadInput, "an output's name must not hold a NUL: %s", shorten([]byte(item)))
 	case name == "" || strings.HasSuffix(name, "/"):

@@ -68,6 +68,9 @@ func explain(err error) *failure {
 	var xe *exec.Error
 	switch {
 	case errors.As(err, &f):
+		if f.code == "" {
+			f.code = ownCodes[f.status]
+		}
 		return f
 	case errors.As(err, &be):
 		return &failure{status: be.Status(), code: be.Code, msg: be.Error(), hint: hintFor(be.Code)}
@@ -76,6 +79,9 @@ func explain(err error) *failure {
 	}
 	return &failure{status: exitInternal, code: bus.CodeInternal, msg: err.Error()}
 }
+
+// ownCodes are the codes of failures that have only a status.
+var ownCodes = map[int]string{exitUsage: bus.CodeUsage, exitBadInput: bus.CodeBadInput, exitInternal: bus.CodeInternal, exitDenied: bus.CodeDenied}
 
 // hintFor is the next step after an end that fbus decided.
 func hintFor(code string) string {

@@ -1,7 +1,10 @@
 package commands
 
 import (
+	"embed"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"fbus/bus"
@@ -9,16 +12,37 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-var exampleSuffix = map[string]string{"python": ".py", "perl": ".pl"}
+// examples are the parts that need no protocol of their own: stdin and stdout.
+//
+//go:embed examples
+var examples embed.FS
+
+// exampleParts lists what there is, with the languages it is there in.
+var exampleParts = map[string][]string{
+	"caller":        {"python", "perl"},
+	"worker":        {"python", "perl"},
+	"resident":      {"sh", "python", "perl", "node"},
+	"resident-json": {"python", "perl", "node"},
+	"pipe":          {"bash", "node", "php"},
+}
+
+var exampleSuffix = map[string]string{
+	"sh": ".sh", "bash": ".sh", "python": ".py", "perl": ".pl", "node": ".js", "php": ".php",
+}
 
 func exampleCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "example",
-		Usage:     "print a worked client in another language",
-		UsageText: "example python|perl caller|worker",
-		Description: `A caller or a worker that speaks the protocol by itself, in about a hundred
-lines. bus/PROTOCOL.md is the specification.
+		Usage:     "print a worked example in another language",
+		UsageText: "example LANGUAGE PART",
+		Description: `A program for many calls (resident takes lines, resident-json JSON-RPC), a use of
+fbus pipe, or a caller or worker that speaks the protocol by itself, in about a
+hundred lines; bus/PROTOCOL.md is the specification.
 
+  fbus example sh|python|perl|node resident
+  fbus example python|perl|node resident-json
+  fbus example bash|node|php pipe
+  fbus example python|perl caller|worker
   fbus example python worker > worker.py && python3 worker.py "$FBUS_NODE" hello`,
 		Action: func(ctx *cli.Context) error {
 			return example(ctx.Args().Slice(), ctx.App.Writer)
@@ -27,18 +51,44 @@ lines. bus/PROTOCOL.md is the specification.
 }
 
 func example(words []string, stdout io.Writer) error {
-	const want = "fbus example python|perl caller|worker"
+	const want = "fbus example python caller; fbus example --help lists them"
 	if len(words) != 2 {
 		return usage("a language and a part are due").withHint(want)
 	}
-	suffix, part := exampleSuffix[words[0]], words[1]
-	if suffix == "" || part != "caller" && part != "worker" {
+	language, part := words[0], words[1]
+	languages := exampleParts[part]
+	switch {
+	case languages == nil && exampleSuffix[language] == "":
 		return usage("there is no example %s", strings.Join(words, " ")).withHint(want)
+	case languages == nil:
+		return usage("there is no example %s", strings.Join(words, " ")).
+			withHint("fbus example %s %s", language, strings.Join(partsOf(language), "|"))
+	case !slices.Contains(languages, language):
+		return usage("there is no example %s", strings.Join(words, " ")).
+			withHint("fbus example %s %s", strings.Join(languages, "|"), part)
 	}
-	text, err := bus.Examples.ReadFile("testdata/clients/" + part + suffix)
+	text, err := exampleText(part, exampleSuffix[language])
 	if err != nil {
 		return fail(exitInternal, "%v", err)
 	}
 	_, err = stdout.Write(text)
 	return err
+}
+
+func exampleText(part, suffix string) ([]byte, error) {
+	if part == "caller" || part == "worker" {
+		return bus.Examples.ReadFile("testdata/clients/" + part + suffix)
+	}
+	return examples.ReadFile("examples/" + part + suffix)
+}
+
+// partsOf lists what there is in a language.
+func partsOf(language string) []string {
+	return slices.Sorted(func(yield func(string) bool) {
+		for part := range maps.Keys(exampleParts) {
+			if slices.Contains(exampleParts[part], language) && !yield(part) {
+				return
+			}
+		}
+	})
 }

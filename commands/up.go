@@ -148,9 +148,9 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 	if len(wrong) > 0 {
 		return wrong.err()
 	}
-	r := &reloader{o: *o, config: config, stderr: stderr}
+	r := &reloader{o: *o, config: config}
 	o.apply(&config.node)
-	r.drain = o.drain.d
+	r.name, r.drain = o.workerName(), o.drain.d
 	hangups, signals := make(chan os.Signal, 1), make(chan os.Signal, 2)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
@@ -175,8 +175,7 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	o.sayOffers(w, config, stderr)
-	err = o.serve(ctx, cancel, w, n, signals, hangups, r.reload)
-	return err
+	return o.serve(ctx, cancel, w, n, signals, hangups, r.reload)
 }
 
 // sayOffers says what stands.

@@ -3,7 +3,6 @@ package commands
 import (
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 )
@@ -11,10 +10,21 @@ import (
 // reloader makes what runs what the file says now.
 type reloader struct {
 	o      upOptions // as the command line has them
-	config *upConfig // as it was read last
+	config *upConfig // as it was read last; its node is the one that runs
 	w      *worker
-	drain  time.Duration
-	stderr io.Writer
+	name   string        // of the worker
+	drain  time.Duration // for calls of what has changed or gone
+}
+
+// changes counts functions by what a reload has done to them.
+type changes struct{ added, changed, removed, unchanged, failed int }
+
+func (c changes) String() string {
+	line := fmt.Sprintf("%d added, %d changed, %d removed, %d unchanged", c.added, c.changed, c.removed, c.unchanged)
+	if c.failed > 0 {
+		line += fmt.Sprintf(", %d failed", c.failed)
+	}
+	return line
 }
 
 // reload reads again. What has not changed is not touched; what does not parse
@@ -22,53 +32,63 @@ type reloader struct {
 func (r *reloader) reload(ctx context.Context) {
 	config, wrong := r.o.read()
 	if len(wrong) > 0 {
-		f := explain(wrong.err())
-		r.w.log("%s", f.msg)
+		r.w.log("%s", explain(wrong.err()).msg)
 		r.w.log("not reloaded: what was offered still is")
 		return
 	}
 	if !config.node.same(&r.config.node) {
 		r.w.log("%s: [node] has changed: that needs a restart", r.o.config)
 	}
-	var added, changed, removed, unchanged, failed int
+	config.node = r.config.node
+	r.config = config
+	var n changes
 	for _, f := range config.functions {
-		old := r.w.function(f.name)
-		if old != nil && old.same(f) {
-			unchanged++
-			continue
+		if ctx.Err() != nil {
+			return // a signal to end is more urgent
 		}
-		switch err := r.w.put(ctx, f, r.drain); {
-		case ctx.Err() != nil:
-			return
-		case err != nil && old != nil:
-			failed++
-			r.w.log("%s", explain(err).msg)
-			r.w.log("%s stays as it was", f.name)
-		case err != nil:
-			failed++
-			r.w.log("%s", explain(err).msg)
-			r.w.log("%s is not offered", f.name)
-		case old != nil:
-			changed++
-		default:
-			added++
-		}
+		r.place(ctx, f, &n)
 	}
 	for _, name := range r.w.names() {
 		if !slices.ContainsFunc(config.functions, func(f *function) bool { return f.name == name }) {
 			r.w.remove(ctx, name, r.drain)
-			removed++
+			r.note("offering %s no more", name)
+			n.removed++
 		}
 	}
-	node := r.config.node
-	r.config = config
-	r.config.node = node // the one that runs
-	if r.o.quiet {
+	if !r.o.quiet {
+		r.w.log("reloaded: %s", n)
+	}
+}
+
+// place adds a function, or puts it in the place of what has its name, or leaves
+// that as it is.
+func (r *reloader) place(ctx context.Context, f *function, n *changes) {
+	old := r.w.get(f.name)
+	if old != nil && old.f.same(f) {
+		n.unchanged++
 		return
 	}
-	line := fmt.Sprintf("reloaded: %d added, %d changed, %d removed, %d unchanged", added, changed, removed, unchanged)
-	if failed > 0 {
-		line += fmt.Sprintf(", %d failed", failed)
+	if err := r.w.put(ctx, f, r.drain); err != nil {
+		n.failed++
+		r.w.log("%s", explain(err).msg)
+		if old != nil {
+			r.w.log("%s stays as it was", f.name)
+		} else {
+			r.w.log("%s is not offered", f.name)
+		}
+		return
 	}
-	r.w.log("%s", line)
+	r.note("%s", r.w.get(f.name).ready(r.name))
+	if old != nil {
+		n.changed++
+	} else {
+		n.added++
+	}
+}
+
+// note says what has happened to one function, to who wants to know.
+func (r *reloader) note(format string, args ...any) {
+	if r.o.verbose {
+		r.w.log(format, args...)
+	}
 }

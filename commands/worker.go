@@ -158,14 +158,11 @@ func (w *worker) drop(o *offered) {
 	delete(w.running, o)
 }
 
-// function is what is offered by that name; nil if nothing is.
-func (w *worker) function(name string) *function {
+// get is what is offered by that name; nil if nothing is.
+func (w *worker) get(name string) *offered {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if o := w.offered[name]; o != nil {
-		return o.f
-	}
-	return nil
+	return w.offered[name]
 }
 
 // names lists what is offered.

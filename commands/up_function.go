@@ -1,0 +1,111 @@
+package commands
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// declared is a function and where its parts stand.
+type declared struct {
+	*function
+	places map[string]string // of options
+	flags  flagTable
+}
+
+func newDeclared(name, at string) *declared {
+	d := &declared{function: newFunction(), places: map[string]string{}}
+	d.name, d.where = name, at
+	d.flags = tableOf(d.function.flags())
+	return d
+}
+
+// set takes one option, by the name and the parser that it has in fbus offer.
+func (d *declared) set(s setting, c *configFile) {
+	key := s.key[2]
+	d.places[key] = s.value.at
+	switch {
+	case key == "command" && len(s.key) == 3:
+		if list, ok := c.strings(d.name, key, s.value); ok {
+			d.argv = list
+		}
+		return
+	case key == "env" && len(s.key) == 4:
+		if v, ok := s.value.v.(string); ok {
+			d.env = append(d.env, s.key[3]+"="+v)
+		} else {
+			c.wrongType(d.name, "env."+s.key[3], s.value, "a string")
+		}
+		return
+	}
+	flag := d.flags[key]
+	if flag == nil || len(key) < 2 || len(s.key) > 3 {
+		c.unknown(s.at, d.name, strings.Join(s.key[2:], "."), append(longNames(d.flags), "command"))
+		return
+	}
+	c.apply(d.name, key, flag, s.value)
+}
+
+// finish makes relative paths absolute, and checks the function as a whole.
+func (d *declared) finish(base string, p *problems) {
+	if len(d.argv) == 0 || d.argv[0] == "" {
+		if d.places["command"] != "" && d.argv == nil {
+			return // it is said already
+		}
+		p.add(d.where, "%s: no command: command = [\"PROGRAM\", \"ARG\", …] is due", d.name)
+		return
+	}
+	if strings.Contains(d.argv[0], "/") {
+		d.argv[0] = under(base, d.argv[0])
+	}
+	d.dir, d.schemaFile = under(base, d.dir), under(base, d.schemaFile)
+	err := d.check()
+	if err == nil {
+		_, err = d.spec(nil)
+	}
+	if err != nil {
+		*p = append(*p, d.problem(err))
+		return
+	}
+	d.stamp()
+}
+
+// under is a path that is relative to dir; "" stays.
+func under(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}
+
+// problem says where in the file an error is whose text speaks of flags.
+func (d *declared) problem(err error) *failure {
+	f := *explain(err)
+	at, first := d.where, len(f.msg)
+	if entry, ok := strings.CutPrefix(f.msg, "-e "); ok && d.places["env"] != "" {
+		at, first, f.msg = d.places["env"], 0, "env: "+entry
+	}
+	for name, place := range d.places {
+		if i := strings.Index(f.msg, "--"+name); i >= 0 && i < first {
+			at, first = place, i
+		}
+	}
+	names := longNames(d.flags)
+	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
+	for _, name := range names {
+		f.msg = strings.ReplaceAll(f.msg, "--"+name, name)
+	}
+	f.msg = fmt.Sprintf("%s: %s: %s", at, d.name, f.msg)
+	return &f
+}
+
+// at says where a function is declared whose program can not be run.
+func (f *function) at(err error) error {
+	if f.where == "" {
+		return err
+	}
+	e := *explain(err)
+	e.msg = fmt.Sprintf("%s: %s: %s", f.where, f.name, e.msg)
+	return &e
+}

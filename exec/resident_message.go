@@ -48,12 +48,9 @@ func (p *resident) message(line []byte) bool {
 	case again:
 		// Whose it is is known, and that call has its answer. The others may
 		// still get theirs.
-		p.mu.Lock()
-		p.condemned = true
-		p.endCondemned()
-		p.mu.Unlock()
 		p.s.f.logf("%s: replaced: it answered twice: %s", p.s.f.spec.Name, quote(line))
 		p.s.replace(p, "it answered twice")
+		p.condemn(nil)
 		return true
 	case h == nil:
 		p.refuse(malformed("has the id of no call", line), quote(line)+", which has the id of no call")

@@ -84,10 +84,7 @@ func (p *resident) cancel(h *holding, why ending, heard int64) {
 		return
 	}
 	p.s.replace(p, faultOf(why))
-	p.mu.Lock()
-	h.overdue, p.condemned = true, true
-	p.endCondemned()
-	p.mu.Unlock()
+	p.condemn(h)
 	grace.Reset(p.s.f.spec.Grace)
 	if !h.over(p, grace) {
 		p.tell(msgCancel)
@@ -107,6 +104,18 @@ func (h *holding) over(p *resident, limit *time.Timer) bool {
 		return false
 	}
 	return true
+}
+
+// condemn has a process that is out of service end with its calls, of which it
+// need not wait for the overdue one.
+func (p *resident) condemn(overdue *holding) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if overdue != nil {
+		overdue.overdue = true
+	}
+	p.condemned = true
+	p.endCondemned()
 }
 
 // endCondemned ends a process that holds nothing but calls that are overdue.
@@ -194,6 +203,7 @@ func readLine(r *bufio.Reader, bound int) ([]byte, error) {
 // refuse ends every call that the process holds, and the process: a message
 // that is nobody's may be anybody's.
 func (p *resident) refuse(res Result, why string) {
+	p.s.replace(p, "it wrote "+why) // first, or a call that ends here makes room for another
 	p.mu.Lock()
 	n := len(p.calls)
 	for _, h := range p.calls {
@@ -206,7 +216,6 @@ func (p *resident) refuse(res Result, why string) {
 	if n == 0 {
 		p.s.f.logf("%s: replaced: it wrote %s", p.s.f.spec.Name, why)
 	}
-	p.s.replace(p, "it wrote "+why)
 	p.tell(msgCancel)
 }
 

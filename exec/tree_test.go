@@ -156,6 +156,8 @@ func child(mode string) int {
 	switch mode {
 	case "hello":
 		fmt.Println("hello")
+	case "rpc":
+		return rpcChild()
 	case "refused":
 		f, err := New(Spec{Name: "f", Grace: 10 * time.Millisecond, Argv: []string{"sh", "-c",
 			os.Args[3] + ` -e 'use POSIX; setuid(0); syswrite STDOUT, "$$\n"; sleep 30' & read x`}})

@@ -1,0 +1,356 @@
+package exec
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// rpcChild does as the first of its params says, with the second. Each request
+// is served by itself, so answers come in any order.
+func rpcChild() int {
+	in := bufio.NewScanner(os.Stdin)
+	in.Buffer(nil, 16<<20)
+	var mu sync.Mutex // guards stdout, cancelled
+	cancelled := make(map[float64]chan struct{})
+	say := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Printf(format, args...)
+	}
+	for in.Scan() {
+		var m struct {
+			ID     float64
+			Method string
+			Params json.RawMessage
+		}
+		if err := json.Unmarshal(in.Bytes(), &m); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		var params []string
+		if m.Method == "$/cancelRequest" {
+			var p struct{ ID float64 }
+			json.Unmarshal(m.Params, &p)
+			mu.Lock()
+			if c := cancelled[p.ID]; c != nil {
+				close(c)
+				delete(cancelled, p.ID)
+			}
+			mu.Unlock()
+			continue
+		}
+		if json.Unmarshal(m.Params, &params) != nil || len(params) == 0 {
+			say(`{"jsonrpc":"2.0","id":%v,"result":%s}`+"\n", m.ID, m.Params)
+			continue
+		}
+		params = append(params, "")
+		done := make(chan struct{})
+		mu.Lock()
+		cancelled[m.ID] = done
+		mu.Unlock()
+		go func() { rpcObey(say, m.ID, params[0], params[1], done) }()
+	}
+	return 0
+}
+
+func rpcObey(say func(string, ...any), id float64, what, with string, cancelled <-chan struct{}) {
+	answer := func(result string) { say(`{"jsonrpc":"2.0","id":%v,"result":%s}`+"\n", id, result) }
+	quoted, _ := json.Marshal(with)
+	switch what {
+	case "echo":
+		answer(string(quoted))
+	case "raw":
+		say("%s\n", strings.ReplaceAll(with, "ID", fmt.Sprint(id)))
+	case "pid":
+		answer(fmt.Sprint(os.Getpid()))
+	case "crash":
+		os.Exit(3)
+	case "half":
+		say("%s", with)
+		os.Exit(3)
+	case "twice":
+		answer(string(quoted))
+		answer(string(quoted))
+	case "err":
+		fmt.Fprintln(os.Stderr, with)
+		answer("null")
+	case "polite":
+		<-cancelled
+		say(`{"jsonrpc":"2.0","id":%v,"error":{"code":-32800,"message":"cancelled"}}`+"\n", id)
+	case "slow":
+		time.Sleep(time.Duration(rand.IntN(3)) * time.Millisecond)
+		answer(string(quoted))
+	case "hang":
+		select {}
+	}
+}
+
+func offerRPC(t testing.TB, more ...func(*Spec)) *Function {
+	spec := Spec{Resident: JSONRPC, Slots: 1, Argv: []string{"/proc/self/exe", "child", "rpc"}, Grace: 200 * time.Millisecond,
+		Env: []string{"GORACE=atexit_sleep_ms=0"}}
+	for _, m := range more {
+		m(&spec)
+	}
+	return offer(t, spec)
+}
+
+func pipelined(n int) func(*Spec) { return func(s *Spec) { s.Slots, s.Pipeline = n, n } }
+
+func do(t *testing.T, f *Function, words ...any) reply {
+	t.Helper()
+	return runCall(t.Context(), f, list(t, words...))
+}
+
+func TestRPCParams(t *testing.T) {
+	f := offerRPC(t)
+	for _, tt := range []struct {
+		c    *Call
+		want string
+	}{
+		{list(t, doc("[1]"), doc("2.50")), "[[1],2.50]"},
+		{fields(t, "a", "b", "c", doc("{\n\"x\": null }")), `{"a":"b","c":{"x":null}}`},
+		{document(`{ "a" : 1e400 }`), `{"a":1e400}`},
+		{document("[\n]"), "[]"},
+		{document("17"), "[17]"},
+	} {
+		check(t, runCall(t.Context(), f, tt.c), programExit(0), tt.want+"\n")
+	}
+	check(t, runCall(t.Context(), f, &Call{Input: []byte("echo")}), programExit(0), "\"\"\n")
+	got := runCall(t.Context(), f, &Call{Input: []byte("\xff")})
+	check(t, got, Result{Source: SourceFbus, Status: StatusBadInput, Code: "bad_input", Message: "the input is not UTF-8, which JSON needs"}, "")
+	f.Close()
+	one := offer(t, Spec{Name: "say.it", Resident: JSONRPC, Argv: []string{"perl", "-e",
+		`$| = 1; while (<STDIN>) { chomp; s/"/\\"/g; s/\\n/\\\\n/g; print qq({"id":1,"result":"$_"}\n) }`}})
+	check(t, runCall(t.Context(), one, &Call{Input: []byte("a\n")}), programExit(0),
+		`"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"say.it\",\"params\":[\"a\\n\"]}"`+"\n")
+}
+
+func TestRPCErrors(t *testing.T) {
+	log := newLines()
+	f := offerRPC(t, logged(log))
+	pid := do(t, f, "pid").out
+	got := do(t, f, "raw", `{"id":ID,"error":{"code":-32001,"message":"no such\nthing","data":{"a": 1}}}`)
+	check(t, got, Result{Source: SourceProgram, Status: 1, Code: "-32001"}, "")
+	if got.err != "no such\nthing {\"a\":1}\n" {
+		t.Errorf("%q", got.err)
+	}
+	check(t, do(t, f, "raw", `{"id":ID.0,"result":{ "a" : "b c" },"error":null}`), programExit(0), "{\"a\":\"b c\"}\n")
+	check(t, do(t, f, "raw", `{"id":ID,"result":null}`), programExit(0), "null\n")
+	for _, bad := range []string{`{"id":ID}`, `{"id":ID,"result":1,"error":{"code":1,"message":""}}`,
+		`{"id":ID,"error":"text"}`, `{"id":ID,"error":{"code":1.5,"message":""}}`} {
+		if got := do(t, f, "raw", bad); got.Status != StatusInternal || got.Source != SourceFbus || !strings.Contains(got.Message, `{\"id\":`) {
+			t.Errorf("%+v", got)
+		}
+	}
+	check(t, do(t, f, "raw", "{\"method\":\"progress\",\"params\":[1]}\n\n{\"id\":7,\"method\":\"ask\"}\n{\"id\":ID,\"result\":1}"), programExit(0), "1\n")
+	for _, want := range []string{`f: notification: {"method":"progress","params":[1]}`, `f: request, ignored: {"id":7,"method":"ask"}`} {
+		if line := log.next(t); line != want {
+			t.Errorf("%q", line)
+		}
+	}
+	for range 50 {
+		if got := do(t, f, "err", "to the caller"); got.out != "null\n" || got.err != "to the caller\n" {
+			t.Errorf("%+v", got)
+		}
+	}
+	check(t, do(t, f, "pid"), programExit(0), pid)
+}
+
+// A message that is nobody's costs the call that is held, and the process.
+func TestRPCMalformed(t *testing.T) {
+	f := offerRPC(t)
+	for _, bad := range []string{"noise", "[]", `{"id":"x","result":1}`, `{"id":99999,"result":1}`, `{"id":null,"error":{"code":-32700,"message":""}}`, `{"result":1}`} {
+		pid := do(t, f, "pid").out
+		got := do(t, f, "raw", bad)
+		if got.Status != StatusInternal || got.Code != "internal" || !strings.Contains(got.Message, quote([]byte(bad))) {
+			t.Errorf("%s: %+v", bad, got)
+		}
+		if got := do(t, f, "pid"); got.Status != 0 || got.out == pid {
+			t.Errorf("%s: %+v after %s", bad, got, pid)
+		}
+	}
+	check(t, do(t, f, "crash"), lostAs("the program exited with status 3 before it answered"), "")
+	check(t, do(t, f, "echo", "x"), programExit(0), "\"x\"\n")
+	check(t, do(t, f, "half", `{"id":`), lostAs(`the program exited with status 3 before it answered; it left half a line: "{\"id\":"`), "")
+	for i := range 20 {
+		check(t, do(t, f, "twice", fmt.Sprint(i)), programExit(0), fmt.Sprintf("\"%d\"\n", i))
+	}
+}
+
+func TestRPCTooLong(t *testing.T) {
+	f := offerRPC(t, func(s *Spec) { s.MaxOutput = 10 })
+	over := Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 10 bytes"}
+	check(t, do(t, f, "echo", "1234567"), programExit(0), "\"1234567\"\n")
+	check(t, do(t, f, "echo", "12345678"), over, "")
+	check(t, do(t, f, "echo", strings.Repeat("x", 1<<20)), over, "")
+	long := strings.Repeat("x", 3<<20)
+	check(t, do(t, offerRPC(t), "echo", long), programExit(0), `"`+long+"\"\n")
+}
+
+func TestRPCCancel(t *testing.T) {
+	f := offerRPC(t, pipelined(2), func(s *Spec) { s.Timeout = 100 * time.Millisecond })
+	late := Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline",
+		Message: "ran longer than 100ms\nhint: does the program flush its output after each line?"}
+	pid := do(t, f, "pid").out
+	check(t, do(t, f, "polite"), late, "")
+	check(t, do(t, f, "pid"), programExit(0), pid) // it let go, and stays
+
+	hung := background(t.Context(), f, list(t, "hang"))
+	eventually(t, "asked", func() bool { return heldCalls(f) == 1 })
+	check(t, do(t, f, "pid"), programExit(0), pid)
+	if res := await(t, hung); res.Code != "deadline" {
+		t.Errorf("%+v", res)
+	}
+	gone(t, pid)
+	if got := do(t, f, "echo", "x"); got.out != "\"x\"\n" {
+		t.Errorf("%+v", got)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	g := offerRPC(t, pipelined(2))
+	pid = do(t, g, "pid").out
+	first, second := background(ctx, g, list(t, "hang")), background(t.Context(), g, list(t, "hang"))
+	eventually(t, "asked", func() bool { return heldCalls(g) == 2 })
+	cancel()
+	if res := await(t, first); res.Code != "cancelled" {
+		t.Errorf("%+v", res)
+	}
+	if res := await(t, second); res.Code != "worker_lost" {
+		t.Errorf("%+v", res)
+	}
+	gone(t, pid)
+
+	third := background(t.Context(), g, list(t, "hang"))
+	eventually(t, "asked", func() bool { return heldCalls(g) == 1 })
+	g.Kill()
+	if res := await(t, third); res.Code != "cancelled" {
+		t.Errorf("%+v", res)
+	}
+}
+
+// One process holds as many calls as it is said to, and no more.
+func TestRPCPipeline(t *testing.T) {
+	f := offerRPC(t, func(s *Spec) { s.Slots, s.Pipeline, s.MaxCalls = 4, 4, 50 })
+	timed(400, 6, func() {
+		if got := runCall(t.Context(), f, list(t, "slow", "x")); got.out != "\"x\"\n" {
+			t.Errorf("%+v", got)
+		}
+		f.stay.mu.Lock()
+		defer f.stay.mu.Unlock()
+		for p := range f.stay.all {
+			if p.held > 4 || p.taken > 50 || f.stay.live > 1 {
+				t.Errorf("%d held, %d taken, %d processes", p.held, p.taken, f.stay.live)
+			}
+		}
+	})
+}
+
+// Whatever the program does, no answer reaches another call.
+func TestResidentChaos(t *testing.T) {
+	calls := 4000
+	if testing.Short() {
+		calls = 800
+	}
+	before := takeCensus()
+	f := offerRPC(t, func(s *Spec) { s.Slots, s.Pipeline, s.Grace = 8, 4, 20*time.Millisecond })
+	var n, good atomic.Int64
+	timed(calls, 8, func() {
+		word := fmt.Sprintf("word %d", n.Add(1))
+		c := list(t, "echo", word)
+		switch rand.IntN(60) {
+		case 0:
+			c = list(t, "crash")
+		case 1:
+			c = list(t, "raw", "noise")
+		case 2:
+			c = list(t, "half", "{")
+		case 3:
+			c = list(t, "hang")
+		case 4, 5:
+			c = list(t, "twice", word)
+		case 6, 7:
+			c = list(t, "polite")
+		default:
+			if rand.IntN(4) == 0 {
+				c = list(t, "slow", word)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+rand.IntN(200))*time.Millisecond)
+		defer cancel()
+		got := runCall(ctx, f, c)
+		switch {
+		case got.Source == SourceProgram && got.Status == 0:
+			good.Add(1)
+			if got.out != fmt.Sprintf("%q\n", word) {
+				t.Errorf("%s: %+v", word, got)
+			}
+		case got.out != "" || got.Source != SourceFbus:
+			t.Errorf("%s: %+v", word, got)
+		}
+	})
+	if good.Load() < int64(calls/4) {
+		t.Errorf("%d good of %d", good.Load(), calls)
+	}
+	f.Close()
+	eventually(t, "as before", func() bool { return takeCensus().children <= before.children })
+}
+
+// The same with lines: an answer is its call's, or there is none.
+func TestLineChaos(t *testing.T) {
+	before := takeCensus()
+	f := offer(t, Spec{Resident: LineByLine, Slots: 3, Grace: 20 * time.Millisecond, Argv: []string{"perl", "-e", `$| = 1; $SIG{TERM} = "IGNORE" if $$ % 2;
+		while (<STDIN>) {
+			$n++; $r = rand 40;
+			exit 3 if $n % 7 == 0;
+			if ($r < 1) { sleep 1000 }
+			elsif ($r < 2) { chop; print; exit }
+			elsif ($r < 3) { print "$_$_"; next }
+			elsif ($r < 4) { kill 9, $$ }
+			elsif ($r < 5) { select undef, undef, undef, 0.02 }
+			print }`}})
+	var n, good atomic.Int64
+	timed(1200, 4, func() {
+		word := fmt.Sprintf("word %d\n", n.Add(1))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+rand.IntN(60))*time.Millisecond)
+		defer cancel()
+		got := runCall(ctx, f, &Call{Input: []byte(word)})
+		switch {
+		case got.Source == SourceProgram:
+			good.Add(1)
+			if got.out != word {
+				t.Errorf("%q: %+v", word, got)
+			}
+		case got.out != "":
+			t.Errorf("%q: %+v", word, got)
+		}
+	})
+	if good.Load() < 300 {
+		t.Errorf("%d good", good.Load())
+	}
+	f.Close()
+	eventually(t, "as before", func() bool { return takeCensus().children <= before.children })
+}
+
+func TestRPCKilledIdle(t *testing.T) {
+	f := offerRPC(t)
+	for range 10 {
+		got := do(t, f, "pid")
+		check(t, got, programExit(0), got.out)
+		killAndWait(t, pidOf(t, got.out))
+	}
+	pid := pidOf(t, do(t, f, "pid").out)
+	f.Close()
+	if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+		t.Error(err)
+	}
+}

@@ -40,8 +40,9 @@ type function struct {
 	schemaFile  string
 	schema      string // what the file holds
 
-	where string      // the file and place that declare it, if one does
-	files []fileStamp // on the command line of a program whose processes are kept
+	where  string            // the file and place that declare it, if one does
+	places map[string]string // of its options there
+	files  []fileStamp       // on the command line of a program whose processes are kept
 }
 
 // newFunction is a function with its defaults.
@@ -92,8 +93,8 @@ func (v *countValue) Set(s string) error {
 // String implements flag.Value.
 func (v *countValue) String() string { return "" }
 
-// check finds what makes no sense, reads the schema and fills in how many slots
-// there are.
+// check finds what makes no sense whatever the program is, reads the schema and
+// fills in how many slots there are.
 func (f *function) check() error {
 	switch {
 	case !node.ValidName(f.name):
@@ -115,32 +116,10 @@ func (f *function) check() error {
 			return usage("--%s %d: at least %d is due", c.flag, c.v.n, c.least)
 		}
 	}
-	if err := f.checkKept(); err != nil {
-		return err
-	}
 	if f.slots.n = f.slotsOf(); f.slots.n > 1<<20 {
 		return usage("--slots %d: at most %d can be offered", f.slots.n, 1<<20)
 	}
 	return f.readSchema()
-}
-
-// checkKept looks at the flags of processes that are kept.
-func (f *function) checkKept() error {
-	resident := f.resident != ""
-	switch {
-	case f.warm.set && resident:
-		return usage("--warm and --resident exclude each other: a warm process serves one call, a resident one many")
-	case f.warm.set && f.slots.set && f.warm.n > f.slots.n:
-		return usage("--warm %d with --slots %d: there are never more processes than slots", f.warm.n, f.slots.n)
-	case f.pipeline.set && f.resident != exec.JSONRPC.String():
-		return usage("--pipeline is for --resident json: only ids tell several calls apart")
-	}
-	for flag, set := range map[string]bool{"reply-fd": f.replyFD.set, "max-calls": f.maxCalls.set, "max-idle": f.maxIdle.set} {
-		if set && !resident {
-			return usage("--%s is for --resident lines or json", flag)
-		}
-	}
-	return nil
 }
 
 // slotsOf is how many calls are taken at once: what was said, or a process for

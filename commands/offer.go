@@ -29,9 +29,14 @@ command line: with --args argv behind ARG…, or where placeholders stand, {} fo
 all, {1} for the first, {name} for a field. Offered again, here or elsewhere, a
 name has more slots. TERM or INT drains; a second one ends at once.
 
+With --warm N processes wait, each for one call. With --resident they serve many:
+lines is a line in and a line out, json is JSON-RPC 2.0, a message a line.
+
   fbus offer wc -- wc -w
   fbus offer greet --encoding lines -- sh -c 'read -r who; echo "hello $who"'
-  fbus offer thumb -- convert - -resize {1} png:-`,
+  fbus offer thumb -- convert - -resize {1} png:-
+  fbus offer classify --warm 2 -- python3 classify.py
+  fbus offer shout --resident lines -- perl -pe '$| = 1; $_ = uc'`,
 		Flags: append(o.function.flags(), o.workerOptions.flags()...),
 		Action: func(ctx *cli.Context) error {
 			if err := o.operands(ctx.Args().Slice()); err != nil {

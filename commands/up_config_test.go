@@ -146,7 +146,6 @@ func TestConfigRefuses(t *testing.T) {
 		{cat + "encoding = \"xml\"\n", ":3:12", "f: encoding xml: json, msgpack, lines or nul is due", exitUsage},
 		{cat + "env = [\"X\"]\n", ":3:1", "f: env: X: NAME=VALUE is due", exitUsage},
 		{cat + "env = { X = 1 }\n", ":3:13", "f: env.X: a string is due, not a whole number", exitUsage},
-		{cat + "warm = 1\nresident = \"lines\"\n", ":3:8", "f: warm and resident exclude each other", exitUsage},
 		{cat + "schema = \"nosuch.json\"\n", ":3:10", "nosuch.json: no such file", exitUsage},
 		{"[functions.\"a b\"]\ncommand = [\"cat\"]\n", ":1:12", `"a b" is no function name`, exitUsage},
 		{"[functions.\"fbus.x\"]\ncommand = [\"cat\"]\n", ":1:12", "the node's own", exitDenied},

@@ -10,13 +10,12 @@ import (
 // declared is a function and where its parts stand.
 type declared struct {
 	*function
-	places map[string]string // of options
-	flags  flagTable
+	flags flagTable
 }
 
 func newDeclared(name, at string) *declared {
-	d := &declared{function: newFunction(), places: map[string]string{}}
-	d.name, d.where = name, at
+	d := &declared{function: newFunction()}
+	d.name, d.where, d.places = name, at, map[string]string{}
 	d.flags = tableOf(d.function.flags())
 	return d
 }
@@ -65,7 +64,7 @@ func (d *declared) finish(base string, p *problems) {
 		_, err = d.spec(nil)
 	}
 	if err != nil {
-		*p = append(*p, d.problem(err))
+		*p = append(*p, explain(d.at(err)))
 		return
 	}
 	d.stamp()
@@ -79,33 +78,28 @@ func under(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// problem says where in the file an error is whose text speaks of flags.
-func (d *declared) problem(err error) *failure {
-	f := *explain(err)
-	at, first := d.where, len(f.msg)
-	if entry, ok := strings.CutPrefix(f.msg, "-e "); ok && d.places["env"] != "" {
-		at, first, f.msg = d.places["env"], 0, "env: "+entry
-	}
-	for name, place := range d.places {
-		if i := strings.Index(f.msg, "--"+name); i >= 0 && i < first {
-			at, first = place, i
-		}
-	}
-	names := longNames(d.flags)
-	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
-	for _, name := range names {
-		f.msg = strings.ReplaceAll(f.msg, "--"+name, name)
-	}
-	f.msg = fmt.Sprintf("%s: %s: %s", at, d.name, f.msg)
-	return &f
-}
-
-// at says where a function is declared whose program can not be run.
+// at says where in its file an error about a function is, whose text speaks of
+// flags. Of a function that is in none it stays as it is.
 func (f *function) at(err error) error {
 	if f.where == "" {
 		return err
 	}
 	e := *explain(err)
-	e.msg = fmt.Sprintf("%s: %s: %s", f.where, f.name, e.msg)
+	at, first := f.where, len(e.msg)
+	if entry, ok := strings.CutPrefix(e.msg, "-e "); ok && f.places["env"] != "" {
+		at, first, e.msg = f.places["env"], 0, "env: "+entry
+	}
+	for name, place := range f.places {
+		if i := strings.Index(e.msg, "--"+name); i >= 0 && i < first {
+			at, first = place, i
+		}
+	}
+	names := longNames(tableOf(f.flags()))
+	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
+	for _, name := range names {
+		e.msg = strings.ReplaceAll(e.msg, "--"+name, name)
+		e.hint = strings.ReplaceAll(e.hint, "--"+name, name)
+	}
+	e.msg = fmt.Sprintf("%s: %s: %s", at, f.name, e.msg)
 	return &e
 }

@@ -43,10 +43,10 @@ func (r *reloader) reload(ctx context.Context) {
 	r.config = config
 	var n changes
 	for _, f := range config.functions {
-		if ctx.Err() != nil {
-			return // a signal to end is more urgent
-		}
 		r.place(ctx, f, &n)
+		if ctx.Err() != nil {
+			return // we are to end
+		}
 	}
 	for _, name := range r.w.names() {
 		if !slices.ContainsFunc(config.functions, func(f *function) bool { return f.name == name }) {
@@ -68,7 +68,11 @@ func (r *reloader) place(ctx context.Context, f *function, n *changes) {
 		n.unchanged++
 		return
 	}
-	if err := r.w.put(ctx, f, r.drain); err != nil {
+	err := r.w.put(ctx, f, r.drain)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
 		n.failed++
 		r.w.log("%s", explain(err).msg)
 		if old != nil {

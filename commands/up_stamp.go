@@ -37,6 +37,6 @@ func (f *function) stamp() {
 // same reports whether nothing has changed but the place in the file.
 func (f *function) same(g *function) bool {
 	a, b := *f, *g
-	a.where, b.where = "", ""
+	a.where, b.where, a.places, b.places = "", "", nil, nil
 	return reflect.DeepEqual(a, b)
 }

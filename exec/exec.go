@@ -1,6 +1,6 @@
-// Package exec makes a function of any program: one process per call, held
-// by a keeper, its output passed on to the last byte, nothing of it left
-// behind.
+// Package exec makes a function of any program: one process per call, started
+// for it or ahead of it, or one that stays for many; held by a keeper, its
+// output passed on to the last byte, nothing of it left behind.
 //
 // A worker process calls Dispatch before anything else (keepers are this
 // binary, executed again), BecomeReaper once, and New for each program that
@@ -73,10 +73,11 @@ type Spec struct {
 }
 
 // Call is one invocation. Run reads it, and writes to Stdout and Stderr, one
-// goroutine each.
+// goroutine each. ID, Caller and Deadline are told to a program that is started
+// for the call, not to one that was there before.
 type Call struct {
 	ID, Caller string    // FBUS_CALL_ID, FBUS_CALLER
-	Deadline   time.Time // FBUS_DEADLINE, told to the program; the zero time is none
+	Deadline   time.Time // FBUS_DEADLINE; the zero time is none
 
 	Kind     Kind
 	Args     []byte // as Kind says

@@ -129,6 +129,34 @@ func BenchmarkRPC(b *testing.B) {
 	}
 }
 
+// BenchmarkWarmStartup is the call of a program that takes its time to start,
+// once it has, beside a start of cat.
+func BenchmarkWarmStartup(b *testing.B) {
+	ready := newLines()
+	spec := Spec{Argv: []string{"python3", "-c", "import sys, time; time.sleep(0.15); sys.stderr.write('ready\\n'); sys.stdin.read(); print('done')"}, Warm: 1}
+	logged(ready)(&spec)
+	f := offer(b, spec)
+	var ours, theirs time.Duration
+	n := 0
+	for b.Loop() {
+		<-ready.said
+		begin := time.Now()
+		fbusCall(b, f)
+		ours += time.Since(begin)
+		<-ready.said
+		io.WriteString(ready, "ready\n")
+		begin = time.Now()
+		if err := osCall("cat"); err != nil {
+			b.Error(err)
+		}
+		theirs += time.Since(begin)
+		n++
+	}
+	b.ReportMetric(float64(ours.Microseconds())/float64(n), "fbus-µs/call")
+	b.ReportMetric(float64(theirs.Microseconds())/float64(n), "cat-µs/start")
+	b.ReportMetric(0, "ns/op")
+}
+
 // BenchmarkWarm is the call of a program that was started ahead beside the
 // start of one that does the same.
 func BenchmarkWarm(b *testing.B) {

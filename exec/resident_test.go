@@ -209,6 +209,7 @@ func TestLineTakenBack(t *testing.T) {
 	f := sh(t, obey, lineMode)
 	pid := ask(t, f, "pid").out
 	syscall.Kill(pidOf(t, pid), syscall.SIGSTOP)
+	eventually(t, "stopped", func() bool { st, ok := readStat(pidOf(t, pid)); return ok && st.state == 'T' })
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
 	if got := runCall(ctx, f, &Call{Input: []byte("crash")}); got.Code != "deadline" {

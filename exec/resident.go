@@ -17,7 +17,6 @@ type resident struct {
 	k       *keeper // guarded by mu; nil when it may serve another process
 	number  uint64
 	node    string
-	started time.Time
 	stdin   *os.File
 	in      syscall.RawConn
 	hold    unreadEnd
@@ -83,7 +82,7 @@ type holding struct {
 
 // startResident starts a process and what reads its outputs.
 func startResident(s *residents, node string) (p *resident, err error) {
-	p = &resident{s: s, node: node, hold: noUnreadEnd, gone: make(chan struct{}), started: time.Now()}
+	p = &resident{s: s, node: node, hold: noUnreadEnd, gone: make(chan struct{})}
 	p.log.f = s.f
 	fds, err := p.open()
 	defer closeFDs(fds[:])

@@ -2,6 +2,7 @@ package exec
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,7 +131,7 @@ func (p *resident) more(h *holding, into []byte) (int, error) {
 			if err == nil && p.n == 0 && p.err == nil {
 				err = io.EOF
 			}
-			return p.n, cmpErr(err, p.err)
+			return p.n, cmp.Or(err, p.err)
 		}
 		p.mu.Lock()
 		why, shut := h.why, p.shut
@@ -151,13 +152,6 @@ func (p *resident) more(h *holding, into []byte) (int, error) {
 			return p.n, nil
 		}
 	}
-}
-
-func cmpErr(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // lineStep is tried whenever there may be something to read. What is there

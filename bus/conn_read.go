@@ -17,7 +17,7 @@ func (c *Conn) readable(fd uintptr) bool {
 		buf = pooled[:]
 	}
 	for {
-		c.rn, c.rerr = syscall.Read(int(fd), buf)
+		c.rn, c.rerr = rawRead(int(fd), buf)
 		if c.rerr != syscall.EINTR {
 			break
 		}

@@ -146,7 +146,7 @@ func (c *Conn) startWriter() {
 func (c *Conn) writable(fd uintptr) bool {
 	for {
 		if c.wbuf[1] == nil {
-			c.wn, c.werr = syscall.Write(int(fd), c.wbuf[0])
+			c.wn, c.werr = rawWrite(int(fd), c.wbuf[0])
 		} else {
 			c.wn, c.werr = unix.Writev(int(fd), c.wbuf[:])
 		}

@@ -3,8 +3,6 @@ package exec
 import (
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // begin seats a call.
@@ -38,7 +36,7 @@ func (p *resident) write(b []byte) {
 	}
 	if p.flushes == nil {
 		n := 0
-		p.in.Control(func(fd uintptr) { n, _ = unix.Write(int(fd), b) })
+		p.in.Control(func(fd uintptr) { n, _ = rawWrite(int(fd), b) })
 		n = max(n, 0)
 		p.written += int64(n)
 		b = b[n:]

@@ -248,7 +248,7 @@ func (f *feed) unread() bool {
 
 func readFD(fd int, p []byte) (n int, err error) {
 	err = ignoringEINTR(func() error {
-		n, err = unix.Read(fd, p)
+		n, err = rawRead(fd, p)
 		return err
 	})
 	return max(n, 0), err

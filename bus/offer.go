@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"io"
+	"runtime"
 	"time"
 )
 
@@ -231,7 +232,7 @@ func (c *Client) handleCall(b *Batch, f *CallFrame) error {
 	c.in[f.ID] = inv
 	off.running++
 	c.handlers.Add(1)
-	go inv.run() // ends with the handler
+	go inv.serve() // ends with the handler
 	return nil
 }
 
@@ -256,6 +257,16 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 		inv.Rest = inv.rest
 	}
 	return inv
+}
+
+// serve is run on a stack that is large enough for most handlers from the start:
+// a small one would be copied twice as it grows, for each call again.
+//
+//go:noinline
+func (inv *Invocation) serve() {
+	var room [4 << 10]byte
+	inv.run()
+	runtime.KeepAlive(&room)
 }
 
 // run serves the call and ends it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/fanout"
@@ -88,6 +89,7 @@ func (s *scatter) run(client *bus.Client) error {
 		}
 		defer shared.Close()
 	}
+	began := time.Now()
 	p := &printer{
 		name: o.name, out: newFlusher(s.out), screen: s.screen, tag: o.tag, json: o.json,
 		quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d, label: s.worker,
@@ -103,9 +105,7 @@ func (s *scatter) run(client *bus.Client) error {
 			if shared != nil {
 				req.Input = shared.Reader()
 			}
-			if o.noWait {
-				o.patience(&req, 0)
-			}
+			o.patience(&req, time.Since(began))
 			return &req, p.stderr(t, &req, nil), nil
 		},
 		Done: func(out *fanout.Outcome) error {
@@ -113,7 +113,7 @@ func (s *scatter) run(client *bus.Client) error {
 				return nil // one that came too late
 			}
 			if out.Result.Worker == "" {
-				out.Result.Worker = s.worker(&out.Task)
+				out.Result.Worker = s.workers[out.Seq-1].Name
 			}
 			if err := p.print(out); err != nil {
 				return err
@@ -127,7 +127,7 @@ func (s *scatter) run(client *bus.Client) error {
 			return nil
 		},
 	}
-	ctx, stop := interruptible(r, s.screen)
+	ctx, stop := interruptible(r, s.screen, false)
 	defer stop()
 	err := r.Run(ctx)
 	if errors.Is(err, errEnough) {
@@ -148,8 +148,17 @@ func (s *scatter) next() (fanout.Task, error) {
 	return fanout.Task{Seq: s.seq, On: "#" + s.workers[n].ID}, nil
 }
 
-// worker is the name of the worker that a task is for.
-func (s *scatter) worker(t *fanout.Task) string { return s.workers[t.Seq-1].Name }
+// worker is the name of the worker that a task is for, with its id if another
+// one has the same name.
+func (s *scatter) worker(t *fanout.Task) string {
+	w := s.workers[t.Seq-1]
+	for _, other := range s.workers {
+		if other.Name == w.Name && other.ID != w.ID {
+			return w.Name + "#" + w.ID
+		}
+	}
+	return w.Name
+}
 
 // end says how it ended: with the worst status.
 func (s *scatter) end(p *printer, err error) error {

@@ -76,7 +76,7 @@ message is why fbus ended a call; file is there with -o.`,
 			&cli.BoolFlag{Name: "resume", Usage: "skip items that the job log shows done", Destination: &o.resume, DisableDefaultText: true},
 			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
 			nodeFlag(&o.node),
-			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node and the function", Value: &o.wait},
+			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function, and workers that were lost", Value: &o.wait},
 			&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is no terminal", Destination: &o.bar, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "no-bar", Usage: "do not show progress", Destination: &o.noBar, DisableDefaultText: true},
 			quietFlag(&o.quiet),
@@ -214,33 +214,38 @@ func awaitFunction(client *bus.Client, name, on string, wait durationValue) erro
 // run makes the calls.
 func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, stdout, stderr io.Writer) error {
 	r := &fanout.Runner{
-		Client: client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
+		Patience: o.wait.d, // how long a lost function is waited for
+		Client:   client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
 		Retries: o.retries, HaltAfter: o.halt.fail, HaltNow: o.halt.now,
 	}
 	screen := &screen{w: stderr}
 	if o.bar || !o.noBar && !o.quiet && isTerminal(stderr) {
-		total := -1
+		total := 0
 		if log == nil || len(log.done) == 0 {
-			total = items.count()
+			total = max(0, items.count())
 		}
 		screen.start(o.name, total, r.Progress, isTerminal(stderr))
 	}
 	p := &printer{
-		name: o.name, out: newFlusher(stdout), screen: screen, tag: o.tag, json: o.json, log: log,
+		name: o.name, out: newFlusher(screen.beside(stdout, isTerminal(stdout))), screen: screen, tag: o.tag, json: o.json, log: log,
 		grouped: o.per > 1, quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d,
 	}
 	if o.output != "" {
 		p.files = newFileOutputs(parseTemplate(o.output))
 		r.Finish = p.files.write
 	}
-	seq := 0
+	seq, begun := 0, 0
 	r.Next = func() (fanout.Task, error) {
 		for {
 			words, err := items.next()
+			if err == io.EOF {
+				screen.total(begun)
+			}
 			if err != nil {
 				return fanout.Task{}, err
 			}
 			if seq++; !log.skips(words) {
+				begun++
 				return fanout.Task{Seq: seq, Words: words}, nil
 			}
 			p.resumed.Add(1)
@@ -259,16 +264,16 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 	}
 	r.Done, r.Rest = p.print, p.rest
 	r.Notice = screen.say
-	ctx, stop := interruptible(r, screen)
+	ctx, stop := interruptible(r, screen, true)
 	defer stop()
 	defer followLoad()()
 	err := r.Run(ctx)
 	return o.summary(r, p, screen, err)
 }
 
-// interruptible ends with a second INT, or the first HUP or TERM; a first INT
-// begins nothing further.
-func interruptible(r *fanout.Runner, screen *screen) (context.Context, func()) {
+// interruptible ends with HUP, INT or TERM; if it is gentle, with a second INT:
+// the first begins nothing further.
+func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
@@ -278,7 +283,7 @@ func interruptible(r *fanout.Runner, screen *screen) (context.Context, func()) {
 	}
 	done := make(chan struct{})
 	go func() { // ends with stop
-		for again := false; ; again = true {
+		for again := !gentle; ; again = true {
 			select {
 			case s := <-signals:
 				i := &interrupted{s.(syscall.Signal)}
@@ -287,7 +292,11 @@ func interruptible(r *fanout.Runner, screen *screen) (context.Context, func()) {
 					return
 				}
 				r.Stop(i)
-				screen.say("no further call is made; %s: Ctrl-C again cancels", stillRunning(r.Progress().Running))
+				if p := r.Progress(); p.Waiting || p.Running == 0 {
+					screen.say("no further call is made")
+				} else {
+					screen.say("no further call is made; %s: Ctrl-C again cancels", stillRunning(p.Running))
+				}
 			case <-done:
 				return
 			}

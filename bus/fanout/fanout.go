@@ -74,6 +74,8 @@ type Runner struct {
 	// Fixed tasks name their worker: a worker that is gone is their failure. If it is
 	// not set, a function without workers makes all wait until it has one again.
 	Fixed bool
+	// Patience is how long that may take each time; 0 is for ever.
+	Patience time.Duration
 	// Notice, if set, is told when it has to wait for a worker and when it goes on.
 	Notice func(format string, args ...any)
 
@@ -105,7 +107,7 @@ type counts struct{ begun, ended, failed, skipped atomic.Int64 }
 // Progress is how far a Runner is.
 type Progress struct {
 	Begun, Ended, Failed, Skipped, Running int
-	Stopped                                bool
+	Stopped, Waiting                       bool // nothing more is begun; for a worker
 }
 
 // Progress may be asked at any time, from any goroutine.
@@ -117,7 +119,7 @@ func (r *Runner) Progress() Progress {
 	p.Running = p.Begun - p.Ended - p.Skipped
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.Stopped = r.stopped
+	p.Stopped, p.Waiting = r.stopped, r.waiting
 	return p
 }
 
@@ -153,8 +155,8 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.callers.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if cause := context.Cause(ctx); r.err == nil && cause != ErrHalted {
-		r.err = cause
+	if cause := context.Cause(ctx); cause != nil && cause != ErrHalted {
+		return cause
 	}
 	return r.err
 }

@@ -85,7 +85,7 @@ func (r *Runner) verdict(ctx context.Context, o *Outcome, busy int) verdict {
 		return final
 	case mine && e.Code == bus.CodeNoFunction && !r.Fixed:
 		return tryWhenOffered
-	case mine && e.Code == bus.CodeBusy && busy < maxBusy && !r.isStopped():
+	case mine && e.Code == bus.CodeBusy && !r.Fixed && busy < maxBusy && !r.isStopped():
 		return tryLater
 	case mine && (e.Code == bus.CodeDenied || e.Code == bus.CodeUsage || e.Code == bus.CodeBadInput):
 		return final
@@ -244,13 +244,16 @@ func (r *Runner) seekWorker(ctx context.Context) {
 
 // findWorker asks until there is a slot.
 func (r *Runner) findWorker(ctx context.Context) error {
-	for {
+	for began := time.Now(); ; {
 		n, err := Slots(ctx, r.Client, r.Function, r.On)
 		if err != nil && !errors.Is(err, bus.ErrBusy) {
 			return err
 		}
 		if n > 0 {
 			return nil
+		}
+		if r.Patience > 0 && time.Since(began) > r.Patience {
+			return &bus.Error{Code: bus.CodeNoFunction, Message: r.Function + ": no worker has come back"}
 		}
 		select {
 		case <-time.After(seekEvery):

@@ -142,14 +142,16 @@ func BenchmarkStart(b *testing.B) {
 		func() *exec.Cmd { return exec.Command(empty) })
 }
 
-// BenchmarkCallGearman is a call of cat beside gearman's client and worker.
+// BenchmarkCallGearman is a call of cat, started for it, started ahead, and of a
+// loop of Perl that stays, beside gearman's client and worker with cat.
 func BenchmarkCallGearman(b *testing.B) {
 	for _, tool := range []string{"gearmand", "gearman"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			b.Skipf("%s is not installed (Debian: gearman-job-server gearman-tools)", tool)
 		}
 	}
-	s := newBus(b, []string{"f", "--", "cat"})
+	s := newBus(b, []string{"once", "--", "cat"}, []string{"warm", "--warm", "2", "--", "cat"},
+		[]string{"resident", "--resident", "lines", "--", "perl", "-pe", "BEGIN { $| = 1 }"})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -177,17 +179,21 @@ func BenchmarkCallGearman(b *testing.B) {
 	for range 2 {
 		start("gearman", "-h", "127.0.0.1", "-p", port, "-w", "-f", "f", "cat")
 	}
-	input := func(cmd *exec.Cmd) *exec.Cmd {
-		f, err := os.Open("/etc/hostname")
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() { f.Close() })
-		cmd.Stdin = f
-		return cmd
+	for _, name := range []string{"once", "warm", "resident"} {
+		b.Run(name, func(b *testing.B) {
+			input := func(cmd *exec.Cmd) *exec.Cmd {
+				f, err := os.Open("/etc/hostname")
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(func() { f.Close() })
+				cmd.Stdin = f
+				return cmd
+			}
+			pair(b, func() *exec.Cmd { return input(s.command("call", name)) },
+				func() *exec.Cmd { return input(exec.Command("gearman", "-h", "127.0.0.1", "-p", port, "-f", "f")) })
+		})
 	}
-	pair(b, func() *exec.Cmd { return input(s.command("call", "f")) },
-		func() *exec.Cmd { return input(exec.Command("gearman", "-h", "127.0.0.1", "-p", port, "-f", "f")) })
 }
 
 // BenchmarkOnceRate is calls a second of a program started for each, with many

@@ -65,11 +65,23 @@ func (w *warm) take() *waiting {
 	}
 }
 
+// spareWait is how long a refill waits while other processes are ready: a short
+// call is over by then, and has not shared the machine with a start.
+const spareWait = 3 * time.Millisecond
+
 // taken makes up for a process that was taken.
 func (w *warm) taken() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.refill()
+	if len(w.idle) == 0 {
+		w.refill()
+		return
+	}
+	time.AfterFunc(spareWait, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.refill()
+	})
 }
 
 // leave says that a running process is gone.

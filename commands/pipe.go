@@ -58,7 +58,7 @@ an array, when all are done.
 Result: the function's output, as it stands if it is JSON, else as a string; as
 {"base64":"…"} if it is not UTF-8.
 Error: code is the exit status, or what a resident program has answered; message
-is the last line of stderr; data has source, status and code as --status-fd of fbus
+is the last line of stderr; data has source, status and code as the status line of fbus
 call has them, call, worker, stderr (its last 64 KiB) and output. Without data:
 -32700 and -32600 for what is no request, or has the id of one in flight.
 Cancel: {"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":1}}; the call

@@ -18,10 +18,10 @@ import (
 type screen struct {
 	w io.Writer
 
-	mu    sync.Mutex // protects the fields below, and keeps lines apart
+	mu    sync.Mutex      // protects the fields below, and keeps lines apart
 	bar   *pb.ProgressBar // nil if there is no progress
-	drawn bool // the cursor is behind the progress
-	cut   bool // the cursor is behind a line of stdout that has not ended
+	drawn bool            // the cursor is behind the progress
+	cut   bool            // the cursor is behind a line of stdout that has not ended
 	at    func() fanout.Progress
 	done  chan struct{} // closed to end what moves the bar
 }

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -9,8 +10,8 @@ import (
 
 	"fbus/bus/fanout"
 
-	"github.com/cheggaaa/pb/v3"
 	"github.com/mattn/go-isatty"
+	"github.com/schollz/progressbar/v3"
 )
 
 // screen is stderr, with or without a line of progress that gives way to what is
@@ -18,10 +19,11 @@ import (
 type screen struct {
 	w io.Writer
 
-	mu    sync.Mutex      // protects the fields below, and keeps lines apart
-	bar   *pb.ProgressBar // nil if there is no progress
-	drawn bool            // the cursor is behind the progress
-	cut   bool            // the cursor is behind a line of stdout that has not ended
+	mu    sync.Mutex               // protects the fields below, and keeps lines apart
+	bar   *progressbar.ProgressBar // nil if there is no progress
+	name  string                   // of the function
+	drawn bool                     // the cursor is behind the progress
+	cut   bool                     // the cursor is behind a line of stdout that has not ended
 	at    func() fanout.Progress
 	done  chan struct{} // closed to end what moves the bar
 }
@@ -30,15 +32,25 @@ type screen struct {
 func (s *screen) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.erase()
+	defer s.redraw(s.erase())
 	return s.w.Write(p)
 }
 
-// erase takes the progress from the line that it is on. mu is held.
-func (s *screen) erase() {
+// erase takes the progress from the line that it is on, if it is there. mu is
+// held.
+func (s *screen) erase() (was bool) {
 	if s.drawn {
 		io.WriteString(s.w, "\r\x1b[K")
-		s.drawn = false
+	}
+	was, s.drawn = s.drawn, false
+	return was
+}
+
+// redraw draws it again where it was erased. mu is held.
+func (s *screen) redraw(was bool) {
+	if was && !s.cut {
+		s.w.Write(s.last)
+		s.drawn = true
 	}
 }
 
@@ -54,11 +66,12 @@ func (s *screen) beside(stdout io.Writer, terminal bool) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.erase()
+		was := s.erase()
 		n, err := stdout.Write(p)
 		if n > 0 {
 			s.cut = p[n-1] != '\n'
 		}
+		s.redraw(was)
 		return n, err
 	})
 }
@@ -74,24 +87,19 @@ const (
 	noteEvery = time.Second
 )
 
-// progressLine is what is drawn: count, bar, rate, time to go, failures, what runs.
-const progressLine = `{{string . "name"}} {{counters . "%s/%s" "%s"}} {{bar . }} {{speed . "%s/s" "-/s"}}, {{rtime . "ETA %s" "%s" "ETA -"}}{{string . "state"}}`
-
 // start shows progress until stop; total is 0 if it is not known.
 func (s *screen) start(name string, total int, at func() fanout.Progress, terminal bool) {
 	every := drawEvery
 	if !terminal {
 		every = noteEvery
 	}
-	s.at, s.done = at, make(chan struct{})
-	s.bar = pb.ProgressBarTemplate(progressLine).New(total).Set("name", name).Set(pb.Terminal, true).Set(pb.CleanOnFinish, true)
-	s.bar.SetRefreshRate(every)
-	if !terminal {
-		s.bar.SetWidth(100)
+	if total == 0 {
+		total = -1
 	}
-	s.bar.SetWriter(writerFunc(s.draw))
+	s.name, s.at, s.done = name, at, make(chan struct{})
+	s.bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(writerFunc(s.draw)), progressbar.OptionShowCount(),
+		progressbar.OptionShowIts(), progressbar.OptionSetItsString("calls"), progressbar.OptionSetWidth(20), progressbar.OptionSetRenderBlankState(true))
 	s.update()
-	s.bar.Start()
 	go s.move(every) // ends with stop
 }
 
@@ -102,21 +110,27 @@ func (s *screen) draw(p []byte) (int, error) {
 	if s.cut {
 		return len(p), nil
 	}
+	if len(bytes.TrimSpace(p)) > 0 { // else it is what clears the line
+		s.last = append(s.last[:0], p...)
+	}
 	s.drawn = true
 	return s.w.Write(p)
 }
 
 // total says how many calls there are, once that is known.
 func (s *screen) total(n int) {
-	if s.bar != nil {
-		s.bar.SetTotal(int64(n))
+	if s.bar != nil && n > 0 {
+		s.bar.ChangeMax(n)
 	}
 }
 
+// update draws where the calls are. A bar that is full would end its line.
 func (s *screen) update() {
 	p := s.at()
-	s.bar.Set("state", fmt.Sprintf(", %d failed, %d running", p.Failed, p.Running))
-	s.bar.SetCurrent(int64(p.Ended))
+	s.bar.Describe(fmt.Sprintf("%s: %d failed, %d running", s.name, p.Failed, p.Running))
+	if total := s.bar.GetMax(); total < 0 || p.Ended < total {
+		s.bar.Set(p.Ended)
+	}
 }
 
 // move keeps the progress where the calls are.
@@ -139,8 +153,6 @@ func (s *screen) stop() {
 		return
 	}
 	close(s.done)
-	s.update()
-	s.bar.Finish()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.erase()

@@ -22,6 +22,7 @@ type screen struct {
 	mu    sync.Mutex               // protects the fields below, and keeps lines apart
 	bar   *progressbar.ProgressBar // nil if there is no progress
 	name  string                   // of the function
+	last  []byte                   // what was drawn last
 	drawn bool                     // the cursor is behind the progress
 	cut   bool                     // the cursor is behind a line of stdout that has not ended
 	at    func() fanout.Progress

@@ -168,7 +168,7 @@ func allCommands() []*cli.Command {
 
 // elsewhere are verbs that people try first, with ours.
 var elsewhere = map[string]string{
-	"list": "ls", "functions": "ls", "workers": "ls", "exec": "call NAME", "invoke": "call NAME", "request": "call NAME", "submit": "call NAME",
+	"list": "ls", "functions": "ls", "workers": "ls", "exec": "call NAME", "invoke": "call NAME", "request": "call NAME", "submit": "call NAME", "xargs": "map NAME", "parallel": "map NAME", "foreach": "map NAME",
 	"publish": "offer NAME -- PROGRAM", "register": "offer NAME -- PROGRAM", "reply": "offer NAME -- PROGRAM", "worker": "offer NAME -- PROGRAM",
 	"server": "serve", "start": "serve", "daemon": "serve", "node": "serve", "kill": "cancel CALL", "stop": "cancel CALL",
 	"jobs": "ps", "show": "describe NAME", "info": "describe NAME", "version": "--version",

@@ -295,7 +295,7 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 				if p := r.Progress(); p.Waiting || p.Running == 0 {
 					screen.say("no further call is made")
 				} else {
-					screen.say("no further call is made; %s: Ctrl-C again cancels", stillRunning(p.Running))
+					screen.say("no further call is made; still running: %s; Ctrl-C again cancels", calls(p.Running))
 				}
 			case <-done:
 				return
@@ -308,11 +308,11 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 	}
 }
 
-func stillRunning(n int) string {
+func calls(n int) string {
 	if n == 1 {
-		return "1 call still runs"
+		return "1 call"
 	}
-	return fmt.Sprintf("%d calls still run", n)
+	return fmt.Sprintf("%d calls", n)
 }
 
 // summary says what failed, and turns how it all ended into our own end.
@@ -323,7 +323,7 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 	}
 	n := r.Progress()
 	if n.Failed > 0 {
-		screen.say("%s: %d of %d calls failed", o.name, n.Failed, n.Ended)
+		screen.say("%s: %d of %s failed", o.name, n.Failed, calls(n.Ended))
 	}
 	if p.resumed.Load() > 0 && o.verbose {
 		screen.say("%d items were done before", p.resumed.Load())
@@ -333,14 +333,14 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 	switch {
 	case errors.As(err, &sig):
 		if !o.quiet {
-			screen.say("interrupted: %d calls have ended", n.Ended)
+			screen.say("interrupted: %s ended before", calls(n.Ended))
 		}
 		return sig
 	case errors.As(err, &be):
 		f := explain(err)
 		if be.Code == bus.CodeDraining || be.Code == bus.CodeNodeLost {
 			f.status = exitNoNode
-			f.msg = fmt.Sprintf("%s: %s: %d calls had succeeded", o.name, f.msg, n.Ended-n.Failed)
+			f.msg = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.msg, calls(n.Ended-n.Failed))
 			f.hint = "with --joblog FILE, --resume goes on where this ends"
 			if o.joblog != "" {
 				f.hint = "--resume goes on where this has ended"

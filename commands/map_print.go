@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -316,16 +317,29 @@ func (l *lineWriter) Close() error {
 type tailBuffer struct {
 	limit int
 	b     []byte
+	cut   int // bytes that are not kept
 }
 
 // Write implements io.Writer.
 func (t *tailBuffer) Write(p []byte) (int, error) {
 	t.b = append(t.b, p...)
 	if len(t.b) > 2*t.limit {
-		t.b = append(t.b[:0], t.b[len(t.b)-t.limit:]...)
+		t.trim()
 	}
 	return len(p), nil
 }
 
-// String is what was kept.
-func (t *tailBuffer) String() string { return string(t.b[max(0, len(t.b)-t.limit):]) }
+func (t *tailBuffer) trim() {
+	if more := len(t.b) - t.limit; more > 0 {
+		t.cut += more
+		t.b = append(t.b[:0], t.b[more:]...)
+	}
+}
+
+// String is what was kept, and how much was not.
+func (t *tailBuffer) String() string {
+	if t.trim(); t.cut == 0 {
+		return string(t.b)
+	}
+	return fmt.Sprintf("[%d bytes left out]\n%s", t.cut, t.b)
+}

@@ -46,16 +46,13 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		}
 		defer out.discard()
 	}
-	client, p, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	client, p, err := reach(o.node, o.name, o.on, o.wait)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	if o.verbose {
 		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
-	}
-	if err := awaitFunction(client, o.name, o.on, o.wait); err != nil {
-		return err
 	}
 	workers, err := fanout.Workers(context.Background(), client, o.name, o.on)
 	if err != nil {

@@ -175,7 +175,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
-	client, p, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	client, p, err := reach(o.node, o.name, o.on, o.wait)
 	if err != nil {
 		return err
 	}
@@ -183,13 +183,23 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	if o.verbose {
 		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
 	}
-	if err := awaitFunction(client, o.name, o.on, o.wait); err != nil {
-		return err
-	}
 	if items.terminal() && !o.quiet {
 		say(stderr, "reading items from the terminal: Ctrl-D ends them")
 	}
 	return o.run(client, items, log, stdout, stderr)
+}
+
+// reach connects to a node on which somebody offers the function.
+func reach(address, name, on string, wait durationValue) (*bus.Client, place, error) {
+	client, p, err := connect(context.Background(), address, wait, &bus.DialOptions{Name: hostname()})
+	if err != nil {
+		return nil, p, err
+	}
+	if err := awaitFunction(client, name, on, wait); err != nil {
+		client.Close()
+		return nil, p, err
+	}
+	return client, p, nil
 }
 
 // awaitFunction fails if nobody offers the function within the time.

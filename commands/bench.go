@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -119,7 +120,7 @@ func bench(o *benchOptions, stdout, stderr io.Writer) error {
 		}
 		res, err := b.measure(row, o.time.d)
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 		if err != nil {
 			res.Skipped = oneLine(err.Error())

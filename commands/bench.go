@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -106,6 +107,7 @@ func bench(o *benchOptions, stdout, stderr io.Writer) error {
 		return usage("--time %s: at least 10ms is due", formatDuration(o.time.d))
 	}
 	ctx := signalled()
+	debug.SetGCPercent(400) // as nodes and workers have it
 	b, err := newBencher(ctx)
 	if err != nil {
 		return err

@@ -170,7 +170,7 @@ func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error)
 	args := bus.List(strings.Repeat("x", 64))
 	ours := func(d time.Duration) (float64, error) {
 		return b.repeat(d, outstanding, func(int) error {
-			_, err := caller.Call(b.ctx, &bus.Request{Function: "echo", Args: args})
+			_, err := caller.Call(context.Background(), &bus.Request{Function: "echo", Args: args})
 			return err
 		})
 	}

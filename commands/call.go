@@ -358,7 +358,12 @@ func explainCall(err error, timeout time.Duration) *failure {
 	case !late:
 		return explain(err)
 	case timeout == 0:
-		return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
+		f := &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
+		var e *bus.Error
+		if errors.As(err, &e) {
+			_, f.hint, _ = strings.Cut(e.Message, "\nhint: ")
+		}
+		return f
 	}
 	return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
 }

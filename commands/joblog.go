@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"fbus/bus"
 	"fbus/bus/fanout"
@@ -61,7 +60,7 @@ func openJobLog(path, function string, resume bool) (*jobLog, error) {
 }
 
 func (l *jobLog) open(path string, flags int) error {
-	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o666) // a FIFO that nobody reads is an error
+	f, err := os.OpenFile(path, flags, 0o666)
 	if err != nil {
 		return usage("joblog: %v", pathReason(err))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/schollz/progressbar/v3"
+	"golang.org/x/sys/unix"
 )
 
 // screen is stderr, with or without a line of progress that gives way to what is
@@ -108,14 +109,30 @@ func (s *screen) start(name string, total int, at func() fanout.Progress, termin
 func (s *screen) draw(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cut {
+	text := []rune(string(bytes.TrimSpace(p)))
+	if s.cut || len(text) == 0 { // it clears the line: so do we
 		return len(p), nil
 	}
-	if len(bytes.TrimSpace(p)) > 0 { // else it is what clears the line
-		s.last = append(s.last[:0], p...)
+	if width := terminalWidth(s.w); width > 0 && len(text) >= width {
+		text = text[:width-1] // a line that wraps can not be erased
 	}
-	s.drawn = true
-	return s.w.Write(p)
+	s.erase()
+	s.last = append(s.last[:0], string(text)...)
+	s.redraw(true)
+	return len(p), nil
+}
+
+// terminalWidth is how many characters fit a line, 0 if that is not known.
+func terminalWidth(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
 }
 
 // total says how many calls there are, once that is known.

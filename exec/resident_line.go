@@ -44,6 +44,7 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 	if limit := p.s.f.spec.Timeout; limit > 0 {
 		defer time.AfterFunc(limit, func() { p.interrupt(h, timeout) }).Stop()
 	}
+	defer p.hintAtFlushing(h)()
 	p.cur, p.req = h, req
 	l := lineReader{p: p, h: h, buf: buf[:]}
 	end := l.read()

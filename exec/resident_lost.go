@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // quote shows what a program wrote, shortened.
@@ -18,9 +19,32 @@ func quote(b []byte) string {
 func (p *resident) ended(why ending, heard bool) Result {
 	res := p.s.f.endedAs(why)
 	if res.Code == "deadline" && !heard {
-		res.Message += "\nhint: does the program flush its output after each line?"
+		res.Message += "\n" + flushHint
 	}
 	return res
+}
+
+const flushHint = "hint: does the program flush its output after each line?"
+
+// flushHintBefore is how long before its deadline a call is told that a program
+// which never answered may not flush: at the deadline its caller goes.
+const flushHintBefore = 30 * time.Millisecond
+
+// hintAtFlushing tells a call's caller, shortly before its deadline, what may be
+// wrong with a program that has said nothing so far. Stop it with the call.
+func (p *resident) hintAtFlushing(h *holding) (stop func()) {
+	left := time.Until(h.c.Deadline)
+	if h.c.Deadline.IsZero() || p.answered.Load() || h.c.Stderr == nil {
+		return func() {}
+	}
+	timer := time.AfterFunc(max(left/2, left-flushHintBefore), func() {
+		p.errMu.Lock() // stderr is for one goroutine at a time
+		defer p.errMu.Unlock()
+		if !p.answered.Load() {
+			p.tellErr([]byte("fbus: " + flushHint + "\n"))
+		}
+	})
+	return func() { timer.Stop() }
 }
 
 // lost is the end of a call whose process is gone. It can be put to another

@@ -33,6 +33,7 @@ func (p *resident) remote(ctx context.Context, c *Call, params []byte) (res Resu
 		defer timer.Stop()
 		late = timer.C
 	}
+	defer p.hintAtFlushing(h)()
 	_, heard := p.ask(h, rpcRequest(h.id, p.s.f.spec.Name, params))
 	select {
 	case <-h.done:

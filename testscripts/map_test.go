@@ -19,15 +19,20 @@ import (
 // each line of the function's stderr stands there once and whole, and of the
 // progress bar nothing is left.
 func TestMapOnATerminal(t *testing.T) {
-	const items, columns = 10, 80
+	const items = 10
 	s := newBus(t, []string{"f", "--slots", "1", "--args", "argv", "--",
 		"sh", "-c", `sleep 0.1; echo "result $1"; echo "warning $1" >&2`, "x"}) // long enough for a bar
 	for name, command := range map[string]string{
 		"results on the terminal": `"$FBUS" map -j1 $ITEMS`,
 		"results by a filter":     `"$FBUS" map -j1 $ITEMS | cat`,
 		"results in a file":       `"$FBUS" map -j1 $ITEMS >"$RESULTS"; cat "$RESULTS"`,
+		"a narrow terminal":       `"$FBUS" map -j1 $ITEMS >"$RESULTS"; cat "$RESULTS"`,
 	} {
 		t.Run(name, func(t *testing.T) {
+			columns := 80
+			if name == "a narrow terminal" {
+				columns = 40
+			}
 			words := "f"
 			for i := range items {
 				words += " " + strconv.Itoa(i)
@@ -36,7 +41,7 @@ func TestMapOnATerminal(t *testing.T) {
 			cmd.Env = append(os.Environ(), "TERM=xterm", "FBUS="+s.fbus, "FBUS_NODE="+s.socket,
 				"RESULTS="+filepath.Join(t.TempDir(), "results"))
 			written := onTerminal(t, cmd, columns)
-			if name == "results in a file" && !strings.Contains(written, "/"+strconv.Itoa(items)) {
+			if strings.Contains(command, ">") && !strings.Contains(written, "/"+strconv.Itoa(items)) {
 				t.Error("no progress was shown")
 			}
 			screen := screenAfter(t, columns, written)

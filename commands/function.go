@@ -34,6 +34,7 @@ type function struct {
 	warm        countValue
 	resident    string
 	pipeline    countValue
+	calls       int // taken at once: set by check
 	replyFD     countValue
 	maxCalls    countValue
 	maxIdle     durationValue
@@ -51,13 +52,13 @@ func newFunction() *function { return &function{grace: durationValue{d: exec.Def
 // flags are what can be said about a function, on the command line or in a file.
 func (f *function) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.GenericFlag{Name: "slots", Usage: "take `N` calls at once; default: the number of CPUs", Value: &f.slots},
+		&cli.GenericFlag{Name: "slots", Usage: "take `N` calls at once, a process each; default: the number of CPUs", Value: &f.slots},
 		&cli.StringFlag{Name: "args", Usage: "where arguments go: `stdin|argv`", Destination: &f.args},
 		&cli.StringFlag{Name: "encoding", Usage: "of arguments on stdin: `json|msgpack|lines|nul`", DefaultText: "json", Destination: &f.encoding},
 		&cli.BoolFlag{Name: "allow-options", Usage: "let arguments on the command line begin with -", Destination: &f.options, DisableDefaultText: true},
 		&cli.GenericFlag{Name: "warm", Usage: "keep `N` processes started ahead, each for one call", Value: &f.warm},
 		&cli.StringFlag{Name: "resident", Usage: "keep processes for many calls: `lines|json`, a line or a JSON-RPC message each", Destination: &f.resident},
-		&cli.GenericFlag{Name: "pipeline", Usage: "give a resident json process `N` calls at once", Value: &f.pipeline},
+		&cli.GenericFlag{Name: "pipeline", Usage: "give each resident json process `N` calls at once: takes slots times N", Value: &f.pipeline},
 		&cli.GenericFlag{Name: "reply-fd", Usage: "take a resident process's replies from descriptor `N`, not from stdout", Value: &f.replyFD},
 		&cli.GenericFlag{Name: "max-calls", Usage: "replace a resident process after `N` calls", Value: &f.maxCalls},
 		&cli.GenericFlag{Name: "max-idle", Usage: "replace a resident process after `D` without a call", Value: &f.maxIdle},
@@ -116,20 +117,19 @@ func (f *function) check() error {
 			return usage("--%s %d: at least %d is due", c.flag, c.v.n, c.least)
 		}
 	}
-	if f.slots.n = f.slotsOf(); f.slots.n > 1<<20 {
-		return usage("--slots %d: at most %d can be offered", f.slots.n, 1<<20)
+	if f.calls = f.slotsOf() * min(max(1, f.pipeline.n), maxSlots+1); f.calls > maxSlots {
+		return usage("%d calls at once: at most %d can be offered", f.calls, maxSlots)
 	}
 	return f.readSchema()
 }
 
-// slotsOf is how many calls are taken at once: what was said, or a process for
-// each CPU.
+// maxSlots is how many calls an offer may take at once.
+const maxSlots = 1 << 20
+
+// slotsOf is how many processes may run: what was said, or one for each CPU.
 func (f *function) slotsOf() int {
-	switch {
-	case f.slots.set:
-		return f.slots.n
-	case f.pipeline.set:
-		return f.pipeline.n * runtime.NumCPU()
+	if f.slots.set {
+		return min(f.slots.n, maxSlots+1) // and no product overflows
 	}
 	return max(f.warm.n, runtime.NumCPU())
 }
@@ -138,7 +138,7 @@ func (f *function) slotsOf() int {
 func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	spec := exec.Spec{
 		Name: f.name, Argv: f.argv, Dir: f.dir, Env: f.env, ArgsSet: f.args != "", AllowOptions: f.options,
-		Timeout: f.timeout.d, Grace: f.grace.d, MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.slots.n, Log: log,
+		Timeout: f.timeout.d, Grace: f.grace.d, MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.calls, Log: log,
 		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
 	}
 	var err error

@@ -86,7 +86,7 @@ func offer(o *offerOptions, stderr io.Writer) error {
 
 // ready is what is said when the offer stands.
 func (o *offered) ready(worker string) string {
-	slots := plural(o.f.slots.n, "slot")
+	slots := plural(o.f.calls, "slot")
 	if mode := o.f.mode(); mode != "" {
 		slots += ", " + mode + ","
 	}

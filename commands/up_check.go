@@ -34,7 +34,7 @@ func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	}
 	table(stdout, "NAME\tSLOTS\tMODE\tARGUMENTS\tCOMMAND", func(w io.Writer) {
 		for _, f := range config.functions {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", f.name, f.slots.n, orDash(f.mode()), arguments[f], oneLine(join(f.argv)))
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", f.name, f.calls, orDash(f.mode()), arguments[f], oneLine(join(f.argv)))
 		}
 	})
 	return nil

@@ -60,12 +60,12 @@ idempotent = true
 		t.Fatalf("%d functions", len(c.functions))
 	}
 	wc, xy := c.functions[0], c.functions[1]
-	if wc.name != "wc" || !reflect.DeepEqual(wc.argv, []string{"wc", "-w"}) || wc.slots.n != 4 || wc.timeout.d != 90*time.Second ||
+	if wc.name != "wc" || !reflect.DeepEqual(wc.argv, []string{"wc", "-w"}) || wc.calls != 4 || wc.timeout.d != 90*time.Second ||
 		wc.maxOutput.n != 64<<20 || !reflect.DeepEqual(wc.env, []string{"B=2", "A=1=x"}) || wc.where != path+":9:12" {
 		t.Errorf("%+v", wc)
 	}
 	if xy.name != "x.y" || !reflect.DeepEqual(xy.argv, []string{dir + "/x", "./y"}) || xy.dir != dir+"/sub" || !xy.idempotent ||
-		xy.slots.n != 3*runtime.NumCPU() || !reflect.DeepEqual(xy.env, []string{"K=V"}) {
+		xy.calls != 3*runtime.NumCPU() || !reflect.DeepEqual(xy.env, []string{"K=V"}) {
 		t.Errorf("%+v", xy)
 	}
 }

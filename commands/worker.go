@@ -87,7 +87,7 @@ func (w *worker) offer(o *offered) bus.Offer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return bus.Offer{
-		Name: o.f.name, Slots: o.f.slots.n, Idempotent: o.f.idempotent, Description: o.f.description,
+		Name: o.f.name, Slots: o.f.calls, Idempotent: o.f.idempotent, Description: o.f.description,
 		Arguments: o.Arguments(), Note: o.note, Schema: o.f.schema,
 	}
 }

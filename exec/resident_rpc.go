@@ -72,8 +72,7 @@ func (p *resident) response(h *holding) (res Result, again bool) {
 
 // cancel tells the program that nobody waits for a call, and gives it the
 // grace to answer all the same. If it does not, the process takes no more
-// calls, and ends when it has answered its others, at the latest after another
-// grace.
+// calls, and ends when it has answered its others.
 func (p *resident) cancel(h *holding, why ending, heard int64) {
 	p.mu.Lock()
 	h.why, h.silent = why, p.heard == heard
@@ -86,13 +85,9 @@ func (p *resident) cancel(h *holding, why ending, heard int64) {
 	}
 	p.s.replace(p, faultOf(why))
 	p.condemn(h)
-	grace.Reset(p.s.f.spec.Grace)
-	if !h.over(p, grace) {
-		p.tell(msgCancel)
-		select {
-		case <-h.done:
-		case <-p.gone:
-		}
+	select {
+	case <-h.done:
+	case <-p.gone:
 	}
 }
 

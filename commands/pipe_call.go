@@ -117,13 +117,7 @@ func (c *pipeCall) outcome(res bus.Result, err error) *rpcError {
 		data.status, data.code = bus.StatusOf(bus.CodeCancelled), bus.CodeCancelled
 		return &rpcError{code: rpcCancelled, message: err.Error(), data: data}
 	}
-	f := explain(err)
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, bus.ErrDeadline) {
-		f = &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
-		if d := c.pipe.o.timeout.d; d > 0 {
-			f.msg = fmt.Sprintf("deadline of %s exceeded", formatDuration(d))
-		}
-	}
+	f := explainCall(err, c.pipe.o.timeout.d)
 	data.status, data.code = f.status, f.code
 	return &rpcError{code: f.status, message: messageFor(c.req.method, f), data: data}
 }

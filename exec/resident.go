@@ -20,6 +20,7 @@ type resident struct {
 	stdin   *os.File
 	in      syscall.RawConn
 	hold    unreadEnd
+	started time.Time
 	replies *stream // where it answers
 	said    *stream // its stdout, if it answers elsewhere
 	errs    *stream
@@ -82,7 +83,7 @@ type holding struct {
 
 // startResident starts a process and what reads its outputs.
 func startResident(s *residents, node string) (p *resident, err error) {
-	p = &resident{s: s, node: node, hold: noUnreadEnd, gone: make(chan struct{})}
+	p = &resident{s: s, node: node, hold: noUnreadEnd, gone: make(chan struct{}), started: time.Now()}
 	p.log.f = s.f
 	fds, err := p.open()
 	defer closeFDs(fds[:])

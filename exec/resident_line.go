@@ -45,12 +45,14 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 		defer time.AfterFunc(limit, func() { p.interrupt(h, timeout) }).Stop()
 	}
 	defer p.hintAtFlushing(h)()
+	p.hearOut(ctx)
 	p.cur, p.req = h, req
 	l := lineReader{p: p, h: h, buf: buf[:]}
 	end := l.read()
 	p.cur, p.req = nil, nil
 	if end == lineWhole {
 		p.answered.Store(true)
+		p.s.proven.Store(true)
 		p.s.trouble.over()
 		res = Result{Source: SourceProgram, Code: "exit", Output: bytes.Clone(l.line())}
 		if rest := l.rest(); len(rest) > 0 {
@@ -61,6 +63,37 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 	}
 	p.finish(h)
 	return res, again
+}
+
+// How long after its start a process may say what it was not asked: the first of
+// a function, and where others have done so.
+const (
+	firstGreeting = 100 * time.Millisecond
+	laterGreeting = 300 * time.Millisecond
+)
+
+// hearOut waits for a new process to write before it is asked, unless one of the
+// same program was quiet: what comes behind the request would be taken for the
+// answer.
+func (p *resident) hearOut(ctx context.Context) {
+	if p.answered.Load() || p.s.proven.Load() {
+		return
+	}
+	limit := firstGreeting
+	if p.s.greets.Load() {
+		limit = laterGreeting
+	}
+	for until := p.started.Add(limit); time.Now().Before(until) && ctx.Err() == nil; {
+		ready := false
+		p.replies.conn.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, _ := unix.Poll(fds, 10)
+			ready = n > 0
+		})
+		if ready {
+			return
+		}
+	}
 }
 
 // lineReader reads one answer.
@@ -208,8 +241,13 @@ func (l *lineReader) fault(end lineEnd) (res Result, again bool) {
 	switch end {
 	case lineStray:
 		stray := quote(l.buf[:l.n])
+		if !p.answered.Load() {
+			p.s.greets.Store(true)
+		}
 		p.distrust("it wrote before it was asked: " + stray)
-		return internal(fmt.Errorf("the program writes before it is asked: %s", stray)).result(), true
+		res = internal(fmt.Errorf("the program writes before it is asked: %s", stray)).result()
+		res.Message += "\nhint: --reply-fd 3 takes answers from another descriptor than stdout"
+		return res, true
 	case lineOver:
 		p.s.replace(p, "its answer exceeds "+size(p.s.f.spec.MaxOutput))
 		p.tell(msgKill)

@@ -285,3 +285,14 @@ func TestLineCancel(t *testing.T) {
 		check(t, ask(t, f, "echo ok"), programExit(0), "ok\n")
 	}
 }
+
+// A program that greets would have its greeting taken for the first answer.
+func TestLineGreeting(t *testing.T) {
+	f := sh(t, "echo hello\n"+obey, lineMode)
+	for range 2 {
+		got := ask(t, f, "echo x")
+		if got.Status != StatusInternal || !strings.Contains(got.Message, `"hello\n"`) {
+			t.Errorf("%+v", got)
+		}
+	}
+}

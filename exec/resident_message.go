@@ -111,6 +111,10 @@ func (f *Function) answer(m *message) (ans answer, err error) {
 	return ans, nil
 }
 
+// longestMessage is how much of an error's text travels with the end of a call;
+// a longer one is on stderr alone.
+const longestMessage = 2 << 10
+
 // errorAnswer is status 1: its message is for people, its code for programs.
 func errorAnswer(doc []byte) (ans answer, err error) {
 	var e struct {
@@ -134,6 +138,9 @@ func errorAnswer(doc []byte) (ans answer, err error) {
 	}
 	ans.stderr += "\n"
 	ans.Result = Result{Source: SourceProgram, Status: 1, Code: strconv.FormatInt(code, 10)}
+	if len(*e.Message) <= longestMessage {
+		ans.Result.Message = *e.Message
+	}
 	return ans, nil
 }
 

@@ -140,7 +140,7 @@ func TestRPCErrors(t *testing.T) {
 	f := offerRPC(t, logged(log))
 	pid := do(t, f, "pid").out
 	got := do(t, f, "raw", `{"id":ID,"error":{"code":-32001,"message":"no such\nthing","data":{"a": 1}}}`)
-	check(t, got, Result{Source: SourceProgram, Status: 1, Code: "-32001"}, "")
+	check(t, got, Result{Source: SourceProgram, Status: 1, Code: "-32001", Message: "no such\nthing"}, "")
 	if got.err != "no such\nthing {\"a\":1}\n" {
 		t.Errorf("%q", got.err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,8 @@ type residents struct {
 	most    int // processes in service; 0 is no limit
 	seats   int // calls that one process holds at once
 	trouble trouble
+	greets  atomic.Bool    // a process has written before it was ever asked
+	proven  atomic.Bool    // one was heard out, and answered
 	watched sync.WaitGroup // one for every process and every start
 
 	mu       sync.Mutex // guards what follows

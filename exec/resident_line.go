@@ -41,11 +41,11 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, func() { p.interrupt(h, endingOf(ctx)) })()
 	}
+	p.hearOut(ctx, c)
 	if limit := p.s.f.spec.Timeout; limit > 0 {
 		defer time.AfterFunc(limit, func() { p.interrupt(h, timeout) }).Stop()
 	}
 	defer p.hintAtFlushing(h)()
-	p.hearOut(ctx)
 	p.cur, p.req = h, req
 	l := lineReader{p: p, h: h, buf: buf[:]}
 	end := l.read()
@@ -74,14 +74,17 @@ const (
 
 // hearOut waits for a new process to write before it is asked, unless one of the
 // same program was quiet: what comes behind the request would be taken for the
-// answer.
-func (p *resident) hearOut(ctx context.Context) {
+// answer. A call that has little time does not wait.
+func (p *resident) hearOut(ctx context.Context, c *Call) {
 	if p.answered.Load() || p.s.proven.Load() {
 		return
 	}
 	limit := firstGreeting
 	if p.s.greets.Load() {
 		limit = laterGreeting
+	}
+	if !c.Deadline.IsZero() && time.Until(c.Deadline) < 3*limit {
+		return
 	}
 	for until := p.started.Add(limit); time.Now().Before(until) && ctx.Err() == nil; {
 		ready := false

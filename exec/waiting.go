@@ -75,8 +75,10 @@ func (p *waiting) listen() (end report, claimed bool) {
 	for {
 		rep, err := p.k.next()
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, os.ErrDeadlineExceeded) && end.kind == 0:
 			return end, true
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			p.k.file.SetReadDeadline(time.Time{}) // claimed too late: it has exited
 		case err != nil:
 			return report{}, false
 		case rep.number != p.number:

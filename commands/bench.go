@@ -106,9 +106,16 @@ func bench(o *benchOptions, stdout, stderr io.Writer) error {
 	if o.time.d < 10*time.Millisecond {
 		return usage("--time %s: at least 10ms is due", formatDuration(o.time.d))
 	}
-	ctx := signalled()
+	ctx, stop := endedBySignal()
+	defer stop()
 	debug.SetGCPercent(400) // as nodes and workers have it
 	b, err := newBencher(ctx)
+	if ctx.Err() != nil {
+		if b != nil {
+			b.close()
+		}
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return err
 	}

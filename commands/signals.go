@@ -44,6 +44,31 @@ func signalled() context.Context {
 	return ctx
 }
 
+// endedBySignal returns a context that ends with HUP, INT or TERM and leaves it
+// to the command to clean up; a second signal ends the process at once.
+func endedBySignal() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	ch := make(chan os.Signal, 1)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		if !signal.Ignored(s) {
+			signal.Notify(ch, s)
+		}
+	}
+	done := make(chan struct{})
+	go func() { // ends with a signal, or stop
+		select {
+		case s := <-ch:
+			signal.Stop(ch)
+			cancel(&interrupted{s.(syscall.Signal)})
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		close(done)
+	}
+}
+
 // die ends this process as the signal would have.
 func (i *interrupted) die() {
 	signal.Reset(i.signal)

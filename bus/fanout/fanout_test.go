@@ -194,7 +194,9 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 	}
 	wantOrder(t, *got, 4)
 	r, got = numbers(dial(t, path, "c"), 1)
+	mu.Lock()
 	clear(tries)
+	mu.Unlock()
 	r.Retries = 1
 	if err := r.Run(t.Context()); err != nil {
 		t.Fatal(err)

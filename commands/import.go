@@ -6,7 +6,6 @@ import (
 	"os"
 	osexec "os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -58,29 +57,31 @@ A node given by --node or FBUS_NODE stays the one that is called.`,
 }
 
 // reservedWords can not be commands in some shell.
-var reservedWords = strings.Fields(`if then else elif fi for while until do done case esac in select function time
-	coproc repeat foreach end nocorrect always`)
+const reservedWords = `if then else elif fi for while until do done case esac in select function time
+	coproc repeat foreach end nocorrect always`
 
 // specialBuiltins are found before functions in POSIX, or end a script that
 // fails to define them.
-var specialBuiltins = strings.Fields(`break continue eval exec exit export readonly return set shift times trap unset`)
+const specialBuiltins = `break continue eval exec exit export readonly return set shift times trap unset`
 
 // builtins are those of bash, dash and zsh that scripts, prompts and completions
 // lean on.
-var builtins = strings.Fields(`alias autoload bg bind bindkey builtin caller cd chdir command compgen complete compopt
+const builtins = `alias autoload bg bind bindkey builtin caller cd chdir command compgen complete compopt
 	declare dirs disable disown echo emulate enable false fc fg float functions getopts hash help history integer
 	jobs kill let local logout mapfile noglob popd print printf private pushd pwd read readarray rehash setopt shopt
 	source suspend test true type typeset ulimit umask unalias unfunction unhash unlimit unsetopt wait whence where
-	which zcompile zle zmodload zparseopts zstyle`)
+	which zcompile zle zmodload zparseopts zstyle`
 
-var shellName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+// oneOf reports whether a word is in a list of words. The lists are split only
+// here: at the start of the program that would cost every call.
+func oneOf(list, word string) bool { return slices.Contains(strings.Fields(list), word) }
 
 // check refuses what no shell function can be.
 func (o *importOptions) check() error {
 	if len(o.names) == 0 {
 		return usage("import what? a name is due").withHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
 	}
-	if o.prefix != "" && !shellName.MatchString(o.prefix) {
+	if o.prefix != "" && !node.ValidName(o.prefix) {
 		return usage("--prefix %s: letters, digits, _, . and - are due", o.prefix)
 	}
 	for _, name := range o.names {
@@ -97,11 +98,11 @@ func (o *importOptions) check() error {
 // unfit is why a shell function may not have a name, empty if it may.
 func unfit(name string) string {
 	switch {
-	case slices.Contains(reservedWords, name):
+	case oneOf(reservedWords, name):
 		return "it is a reserved word of the shell"
-	case slices.Contains(specialBuiltins, name):
+	case oneOf(specialBuiltins, name):
 		return "it is a special builtin of the shell"
-	case slices.Contains(builtins, name):
+	case oneOf(builtins, name):
 		return "it is a builtin of the shell, which scripts rely on"
 	case name == "fbus":
 		return "it would hide this program"

@@ -59,7 +59,7 @@ func (f *function) flags() []cli.Flag {
 		&cli.GenericFlag{Name: "warm", Usage: "keep `N` processes started ahead, each for one call", Value: &f.warm},
 		&cli.StringFlag{Name: "resident", Usage: "keep processes for many calls: `lines|json`, a line or a JSON-RPC message each", Destination: &f.resident},
 		&cli.GenericFlag{Name: "pipeline", Usage: "give each resident json process `N` calls at once: takes slots times N", Value: &f.pipeline},
-		&cli.GenericFlag{Name: "reply-fd", Usage: "take a resident process's replies from descriptor `N`, not from stdout", Value: &f.replyFD},
+		&cli.GenericFlag{Name: "reply-fd", Usage: "take a resident process's replies from descriptor `N`, 3 to 9, not from stdout", Value: &f.replyFD},
 		&cli.GenericFlag{Name: "max-calls", Usage: "replace a resident process after `N` calls", Value: &f.maxCalls},
 		&cli.GenericFlag{Name: "max-idle", Usage: "replace a resident process after `D` without a call", Value: &f.maxIdle},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`", Value: &f.timeout},

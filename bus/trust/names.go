@@ -1,0 +1,125 @@
+package trust
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"strings"
+)
+
+// maxName is the longest name of a ticket.
+const maxName = 64
+
+// names are what the URI names of a certificate say.
+type names struct {
+	name   string
+	rights Rights
+	join   bool
+}
+
+// CheckName says what is wrong with the name of a ticket.
+func CheckName(name string) error {
+	if !validName(name, maxName) {
+		return errorf(CodeBadRight, "%q is no name for a ticket", short(name)).
+			withHint("letters, digits, _ . - are due, at most %d, not . or - first", maxName)
+	}
+	if isSerial(name) { // revoke NAME|SERIAL could not tell
+		return errorf(CodeBadRight, "%q is no name for a ticket: it looks like a serial number", name).withHint("32 hexadecimal digits are a serial")
+	}
+	return nil
+}
+
+// CheckNetwork says what is wrong with a network id: [a-z0-9-]{1,63}.
+func CheckNetwork(id string) error {
+	ok := id != "" && len(id) <= 63
+	for _, c := range id {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-')
+	}
+	if !ok {
+		return errorf(CodeBadTicket, "%q is no network id", short(id)).withHint("1 to 63 characters of a-z 0-9 - are due")
+	}
+	return nil
+}
+
+// uris writes names for a certificate. See the package's documentation for the
+// encoding.
+func (n names) uris() []*url.URL {
+	uris := []*url.URL{fbusURI("name:", n.name)}
+	if n.join {
+		uris = append(uris, fbusURI("join", ""))
+	}
+	for _, w := range n.rights.Words() {
+		kind, glob, ok := strings.Cut(w, ":")
+		if ok {
+			kind += ":"
+		}
+		uris = append(uris, fbusURI(kind, glob))
+	}
+	return uris
+}
+
+func fbusURI(kind, value string) *url.URL {
+	return &url.URL{Scheme: "fbus", Opaque: kind + escape(value)}
+}
+
+// escape encodes what a URI can not hold (RFC 3986): ? would begin a query.
+func escape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; nameRune(rune(c)) || c == '*' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// parseNames reads the URI names of a certificate; names of other schemes are
+// somebody else's.
+func parseNames(uris []*url.URL) (names, error) {
+	var n names
+	var words []string
+	for _, u := range uris {
+		if u.Scheme != "fbus" {
+			continue
+		}
+		if u.ForceQuery || u.RawQuery != "" || u.Fragment != "" {
+			return n, errorf(CodeBadCertificate, "the certificate's name %q has a query or a fragment", short(u.String())).withHint("a ? in a glob is written %%3F")
+		}
+		kind, value, _ := strings.Cut(u.Opaque, ":")
+		value, err := url.PathUnescape(value)
+		switch {
+		case err != nil:
+			return n, errorf(CodeBadCertificate, "the certificate's name %q is malformed", short(u.String()))
+		case kind == "name" && n.name != "":
+			return n, errorf(CodeBadCertificate, "the certificate has two fbus:name: names")
+		case kind == "name":
+			if err := CheckName(value); err != nil {
+				return n, err
+			}
+			n.name = value
+		case u.Opaque == "join":
+			n.join = true
+		case u.Opaque == "admin":
+			words = append(words, "admin")
+		default:
+			words = append(words, kind+":"+value)
+		}
+	}
+	if n.name == "" {
+		return n, errorf(CodeBadCertificate, "the certificate has no name fbus:name:NAME among its URI names").
+			withHint("names elsewhere, the common name or DNS names, are not looked at")
+	}
+	var err error
+	n.rights, err = ParseRights(words...)
+	return n, err
+}
+
+func isSerial(s string) bool { return len(s) == 32 && isHex(s) }
+
+// isHex: lower case only, so that a serial has one spelling.
+func isHex(s string) bool {
+	_, err := hex.DecodeString(s)
+	return err == nil && !strings.ContainsAny(s, "ABCDEF")
+}

@@ -1,0 +1,174 @@
+package trust
+
+import (
+	"encoding/json"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Rights are what the holder of a ticket may do. The zero value allows nothing.
+//
+// A glob is over function names: * is any run of characters, ? any one, [a-z0-9]
+// one of a class, [^a-z] one that is not in it; the rest stands for itself, and
+// the glob is for the whole name. No glob matches a name that begins with fbus.,
+// which are the node's own: those are for Admin, but for what the node gives to
+// everybody, which is decided there. Nobody may offer them.
+type Rights struct {
+	Call, Offer []string // globs
+	Admin       bool     // may call fbus.*; says nothing of other functions
+}
+
+const (
+	maxGlob   = 128 // as long as a function name
+	maxRights = 64  // in one ticket: a certificate has to stay small
+
+	ownPrefix = "fbus." // of the node's own functions
+)
+
+// ParseRights reads rights as [Rights.Words] writes them: call:GLOB, offer:GLOB,
+// admin.
+func ParseRights(words ...string) (Rights, error) {
+	var r Rights
+	for _, w := range words {
+		kind, glob, hasGlob := strings.Cut(w, ":")
+		switch {
+		case kind == "call" && hasGlob:
+			r.Call = append(r.Call, glob)
+		case kind == "offer" && hasGlob:
+			r.Offer = append(r.Offer, glob)
+		case w == "admin":
+			r.Admin = true
+		default:
+			return Rights{}, errorf(CodeBadRight, "%q is no right", short(w)).withHint("rights are call:GLOB, offer:GLOB and admin")
+		}
+	}
+	return r, r.Check()
+}
+
+// Check says what is wrong with the globs.
+func (r Rights) Check() error {
+	if n := len(r.Call) + len(r.Offer); n > maxRights {
+		return errorf(CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).withHint("say it with fewer globs, or give a second ticket")
+	}
+	for _, g := range slices.Concat(r.Call, r.Offer) {
+		if err := CheckGlob(g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckGlob says what is wrong with a glob, and what to write instead.
+func CheckGlob(glob string) error {
+	bad := func(hint, format string, args ...any) error {
+		return errorf(CodeBadRight, "glob %q: "+format, append([]any{short(glob)}, args...)...).withHint("%s", hint)
+	}
+	switch {
+	case glob == "":
+		return bad("* stands for every function", "it is empty and would match nothing")
+	case len(glob) > maxGlob:
+		return bad("no function has a longer name", "%d characters exceed the limit of %d", len(glob), maxGlob)
+	case glob[0] == '-' || glob[0] == '.':
+		return bad("was the glob left out before a flag?", "no function's name begins with %c", glob[0])
+	case strings.HasPrefix(glob, ownPrefix):
+		return bad("--admin allows what a node offers itself", "names that begin with fbus. are the node's own")
+	case strings.Contains(glob, "[!"):
+		return bad("[^...] is the class of what is not in it", "[! does not begin a class")
+	case strings.ContainsAny(glob, "{},"):
+		return bad("give a right for each name", "braces and commas do not stand in a glob")
+	}
+	if i := strings.IndexFunc(glob, func(c rune) bool { return !nameRune(c) && !strings.ContainsRune("*?[]^", c) }); i >= 0 {
+		return bad("letters, digits, _ . - and * ? [...] [^...] may stand in it", "%q is in no function's name", []rune(glob[i:])[0])
+	}
+	if _, err := path.Match(glob, ""); err != nil {
+		return bad("a class is closed and not empty: [a-z], [^0-9]", "the class in it is malformed")
+	}
+	return nil
+}
+
+// MayCall reports whether calls of that function are allowed.
+func (r Rights) MayCall(name string) bool {
+	if strings.HasPrefix(name, ownPrefix) {
+		return r.Admin && validName(name, 128)
+	}
+	return matchAny(r.Call, name)
+}
+
+// MayOffer reports whether offers of that function are allowed.
+func (r Rights) MayOffer(name string) bool { return matchAny(r.Offer, name) }
+
+// Sees reports whether the function may be shown: only what may be called is,
+// so that what is denied and what is absent look alike.
+func (r Rights) Sees(name string) bool { return r.MayCall(name) }
+
+// Empty reports whether nothing is allowed.
+func (r Rights) Empty() bool { return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin }
+
+// Equal reports whether both say the same, in whatever order.
+func (r Rights) Equal(o Rights) bool { return slices.Equal(r.Words(), o.Words()) }
+
+// Words are the rights in one order, each once: admin, call:GLOB, offer:GLOB.
+func (r Rights) Words() []string {
+	words := make([]string, 0, len(r.Call)+len(r.Offer)+1)
+	if r.Admin {
+		words = append(words, "admin")
+	}
+	for _, g := range r.Call {
+		words = append(words, "call:"+g)
+	}
+	for _, g := range r.Offer {
+		words = append(words, "offer:"+g)
+	}
+	slices.Sort(words)
+	return slices.Compact(words)
+}
+
+// String is the rights for a person: "call resize*, offer wc".
+func (r Rights) String() string {
+	if r.Empty() {
+		return "nothing"
+	}
+	return strings.ReplaceAll(strings.Join(r.Words(), ", "), ":", " ")
+}
+
+// MarshalJSON writes the words.
+func (r Rights) MarshalJSON() ([]byte, error) { return json.Marshal(r.Words()) }
+
+// UnmarshalJSON reads the words.
+func (r *Rights) UnmarshalJSON(p []byte) error {
+	var words []string
+	err := json.Unmarshal(p, &words)
+	if err == nil {
+		*r, err = ParseRights(words...)
+	}
+	return err
+}
+
+func matchAny(globs []string, name string) bool {
+	if strings.HasPrefix(name, ownPrefix) || !validName(name, 128) {
+		return false
+	}
+	return slices.ContainsFunc(globs, func(g string) bool {
+		ok, _ := path.Match(g, name) // neither holds a /, which alone is special to path
+		return ok
+	})
+}
+
+// validName is the rule for the names of functions, at most 128 characters, and
+// of tickets: [A-Za-z0-9_][A-Za-z0-9_.-]*.
+func validName(name string, limit int) bool {
+	if name == "" || len(name) > limit || name[0] == '.' || name[0] == '-' {
+		return false
+	}
+	for _, c := range name {
+		if !nameRune(c) {
+			return false
+		}
+	}
+	return true
+}
+
+func nameRune(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-'
+}

@@ -1,0 +1,179 @@
+package trust
+
+import (
+	"encoding/json"
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+// TestGlobs is the table of what a glob matches; PROTOCOL.md states the rules.
+func TestGlobs(t *testing.T) {
+	for _, c := range []struct {
+		glob, name string
+		want       bool
+	}{
+		{"*", "wc", true},
+		{"*", "a.b-c_D9", true},
+		{"*", "fbus", true},
+		{"*", "fbusy.x", true},
+		{"*", "fbus.invite", false},
+		{"*", "fbus.", false},
+		{"*.*", "fbus.invite", false},
+		{"fbus*", "fbus.invite", false},
+		{"f???.*", "fbus.invite", false},
+		{"[f]bus.*", "fbus.invite", false},
+		{"?bus.invite", "fbus.invite", false},
+		{"*invite", "fbus.invite", false},
+		{"*", "", false},
+		{"*", "a/b", false},
+		{"*", "a\nb", false},
+		{"*", ".hidden", false},
+		{"*", strings.Repeat("x", 129), false},
+		{"resize*", "resize", true},
+		{"resize*", "resize.png", true},
+		{"resize*", "a.resize", false},
+		{"resize", "resize2", false},
+		{"resize", "Resize", false},
+		{"a?c", "abc", true},
+		{"a?c", "ac", false},
+		{"a.c", "abc", false},
+		{"[a-c]x", "bx", true},
+		{"[a-c]x", "dx", false},
+		{"[^a-c]x", "dx", true},
+		{"[^a-c]x", "ax", false},
+		{"img[0-9]*", "img7.big", true},
+		{"*-*", "a-b", true},
+		{"a*b*c", "axxbyyc", true},
+		{"a*b*c", "axxbyy", false},
+	} {
+		if err := CheckGlob(c.glob); err != nil {
+			t.Errorf("CheckGlob(%q): %v", c.glob, err)
+		}
+		if got := (Rights{Call: []string{c.glob}}).MayCall(c.name); got != c.want {
+			t.Errorf("call %q: %q: got %v", c.glob, c.name, got)
+		}
+		if got := (Rights{Offer: []string{c.glob}}).MayOffer(c.name); got != c.want {
+			t.Errorf("offer %q: %q: got %v", c.glob, c.name, got)
+		}
+	}
+}
+
+// TestBadGlobs: each is refused with a hint at what to write.
+func TestBadGlobs(t *testing.T) {
+	for glob, hint := range map[string]string{
+		"":                       "every function",
+		"fbus.*":                 "--admin",
+		"fbus.invite":            "--admin",
+		"--offer":                "before a flag",
+		".x":                     "before a flag",
+		"[!a]":                   "[^...]",
+		"{a,b}":                  "a right for each",
+		"a,b":                    "a right for each",
+		"a b":                    "may stand in it",
+		"a/b":                    "may stand in it",
+		`a\*`:                    "may stand in it",
+		"ä":                      "may stand in it",
+		"a\x00":                  "may stand in it",
+		"[a":                     "closed",
+		"[]":                     "closed",
+		"[a-]":                   "closed",
+		strings.Repeat("a", 129): "longer",
+	} {
+		var e *Error
+		if err := CheckGlob(glob); !errors.As(err, &e) || e.Code != CodeBadRight || !strings.Contains(e.Hint, hint) {
+			t.Errorf("CheckGlob(%q) = %v, hint wants %q", glob, e, hint)
+		}
+	}
+}
+
+// TestRights: each right allows what it says and nothing beside it.
+func TestRights(t *testing.T) {
+	call := Rights{Call: []string{"a"}}
+	if !call.MayCall("a") || call.MayCall("b") || call.MayOffer("a") || call.Sees("b") || !call.Sees("a") || call.MayCall("fbus.invite") {
+		t.Error("call a")
+	}
+	offer := Rights{Offer: []string{"*"}}
+	if offer.MayCall("a") || offer.Sees("a") || !offer.MayOffer("a") || offer.MayOffer("fbus.x") {
+		t.Error("offer *")
+	}
+	admin := Rights{Admin: true}
+	if !admin.MayCall("fbus.invite") || admin.MayCall("a") || admin.MayOffer("fbus.x") || admin.MayOffer("a") || admin.MayCall("fbus.\n") {
+		t.Error("admin")
+	}
+	if (Rights{}).MayCall("a") || !(Rights{}).Empty() || (Rights{}).String() != "nothing" {
+		t.Error("zero value")
+	}
+	r := Rights{Call: []string{"b", "a", "b"}, Admin: true}
+	if got := r.String(); got != "admin, call a, call b" {
+		t.Errorf("String: %q", got)
+	}
+	if !r.Equal(Rights{Call: []string{"a", "b"}, Admin: true}) || r.Equal(call) {
+		t.Error("Equal")
+	}
+	for _, bad := range []string{"", "call", "admin:x", "join", "name:x", "root", "call:fbus.*", "CALL:a"} {
+		if _, err := ParseRights(bad); !errors.Is(err, &Error{Code: CodeBadRight}) {
+			t.Errorf("ParseRights(%q): %v", bad, err)
+		}
+	}
+	if _, err := ParseRights(strings.Split(strings.Repeat("call:a ", 65), " ")[:65]...); err == nil {
+		t.Error("65 rights were taken")
+	}
+	data, err := json.Marshal(r)
+	var back Rights
+	if err != nil || json.Unmarshal(data, &back) != nil || !back.Equal(r) {
+		t.Errorf("JSON: %s %v", data, err)
+	}
+}
+
+// TestNames: every glob survives the certificate's URI names, in the one
+// spelling that is documented.
+func TestNames(t *testing.T) {
+	n := names{name: "ci-2.a_b", rights: Rights{Call: []string{"re?ize*", "[^a-c]x"}, Offer: []string{"*"}, Admin: true}}
+	want := "fbus:name:ci-2.a_b fbus:admin fbus:call:%5B%5Ea-c%5Dx fbus:call:re%3Fize* fbus:offer:*"
+	var got []string
+	var read []*url.URL
+	for _, u := range n.uris() {
+		got = append(got, u.String())
+		back, err := url.Parse(u.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		read = append(read, back)
+	}
+	if s := strings.Join(got, " "); s != want {
+		t.Errorf("got %s", s)
+	}
+	back, err := parseNames(read)
+	if err != nil || back.name != n.name || back.join || !back.rights.Equal(n.rights) {
+		t.Errorf("%+v, %v", back, err)
+	}
+}
+
+// TestBadNames: what a foreign CA may write is refused, not guessed at.
+func TestBadNames(t *testing.T) {
+	for _, c := range []string{
+		"", "https://example.com/fbus:name:x", "fbus:call:*", "fbus:name:", "fbus:name:a fbus:name:b", "fbus:name:a%0Ab",
+		"fbus:name:a fbus:call:a?", "fbus:name:a fbus:call:a?b", "fbus:name:a fbus:call:a#b", "fbus:name:a fbus:root", "fbus:name:a fbus:call",
+		"fbus:name:a fbus:call:%zz", "fbus:name:a fbus:call:fbus.*", "fbus:name:a fbus:admin:x", "fbus://name/a", "fbus:name:a fbus:join:x",
+		"fbus:name:0123456789abcdef0123456789abcdef",
+	} {
+		var uris []*url.URL
+		for _, s := range strings.Fields(c) {
+			u, err := url.Parse(s)
+			if err != nil { // x509 refuses such a certificate
+				continue
+			}
+			uris = append(uris, u)
+		}
+		if n, err := parseNames(uris); err == nil {
+			t.Errorf("%q: taken as %+v", c, n)
+		}
+	}
+	u, _ := url.Parse("fbus:call:%72esize%2a")
+	v, _ := url.Parse("FBUS:name:a")
+	if n, err := parseNames([]*url.URL{u, v}); err != nil || !n.rights.MayCall("resize1") {
+		t.Errorf("other spellings: %+v, %v", n, err)
+	}
+}

@@ -1,0 +1,264 @@
+package trust
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// privateDir is a directory that belongs to this user alone, held open. What is
+// in it is reached through the descriptor and never through a link, so that
+// nothing that happens to the path later leads elsewhere.
+type privateDir struct {
+	f    *os.File
+	path string
+}
+
+// fileID tells one content of a file from the next: each is a new inode, put in
+// place by rename.
+type fileID struct {
+	dev, ino uint64
+	size     int64
+	mtime    unix.Timespec
+}
+
+const (
+	tempPrefix = ".new-"
+	lockName   = "lock"
+	lockWait   = 5 * time.Second // a holder needs milliseconds; one that is stopped must not stop us
+)
+
+// openPrivate opens the directory, and makes it if need be, mode 0700. It is an
+// error if others could read it, or lead us elsewhere by what they own on the
+// way to it.
+func openPrivate(path string) (*privateDir, error) {
+	real, err := walk(path)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, errorf(CodeStorage, "%s: %v", path, err)
+	}
+	d := &privateDir{f: os.NewFile(uintptr(fd), real), path: path}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		d.close()
+		return nil, errorf(CodeStorage, "%s: %v", path, err)
+	}
+	if int(st.Uid) != os.Geteuid() {
+		d.close()
+		return nil, foreign(path, st.Uid)
+	}
+	if st.Mode&0o077 != 0 {
+		d.close()
+		return nil, errorf(CodeUnsafe, "%s: mode %04o lets others in", path, st.Mode&0o7777).withHint("chmod 700 %s", path)
+	}
+	return d, nil
+}
+
+// walk resolves a path from the root down, making what is missing of it. Every
+// link and directory on the way must be ours or root's, so that nobody else
+// decides where it leads: in a directory such as /tmp the name may be taken by
+// another user's link.
+func walk(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", errorf(CodeStorage, "%s: %v", path, err)
+	}
+	done, rest := "/", components(abs)
+	for steps := 0; len(rest) > 0; steps++ {
+		if steps > 256 { // links that lead in a circle, or somebody who removes what we make
+			return "", errorf(CodeStorage, "%s: too many links on the way", path)
+		}
+		next := filepath.Join(done, rest[0])
+		var st unix.Stat_t
+		err := unix.Lstat(next, &st)
+		if errors.Is(err, unix.ENOENT) {
+			if err = unix.Mkdir(next, 0o700); err == nil || errors.Is(err, unix.EEXIST) {
+				continue
+			}
+		}
+		if err != nil {
+			return "", errorf(CodeStorage, "%s: %v", next, err)
+		}
+		if uid := int(st.Uid); uid != os.Geteuid() && uid != 0 {
+			return "", foreign(next, st.Uid)
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFLNK:
+			target, err := os.Readlink(next)
+			if err != nil {
+				return "", errorf(CodeStorage, "%v", err)
+			}
+			if filepath.IsAbs(target) {
+				done = "/"
+			}
+			rest = append(components(target), rest[1:]...)
+			continue
+		case unix.S_IFDIR:
+		default:
+			return "", errorf(CodeStorage, "%s: is no directory", next)
+		}
+		if st.Mode&0o002 != 0 && st.Mode&unix.S_ISVTX == 0 {
+			return "", errorf(CodeUnsafe, "%s: everybody may rename what is in it", next).withHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
+		}
+		done, rest = next, rest[1:]
+	}
+	return done, nil
+}
+
+func components(path string) []string {
+	return slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." })
+}
+
+func foreign(path string, uid uint32) *Error {
+	return errorf(CodeUnsafe, "%s: belongs to uid %d: it is not used", path, uid).withHint("set FBUS_HOME to a directory of your own")
+}
+
+func (d *privateDir) fd() int      { return int(d.f.Fd()) }
+func (d *privateDir) close() error { return d.f.Close() }
+
+// join is the path of a file, for messages.
+func (d *privateDir) join(name string) string { return filepath.Join(d.path, name) }
+
+// read returns a file's content. It is an error if the file is a link, is longer
+// than limit, or if others may read or write it.
+func (d *privateDir) read(name string, limit int64) ([]byte, fileID, error) {
+	// Without O_NONBLOCK a FIFO of that name would hold us up for ever.
+	fd, err := unix.Openat(d.fd(), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fileID{}, errorf(CodeUnsafe, "%s: is a symbolic link: it is not followed", d.join(name))
+	}
+	if err != nil {
+		return nil, fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fileID{}, errorf(CodeUnsafe, "%s: is no regular file", d.join(name))
+	case int(st.Uid) != os.Geteuid():
+		return nil, fileID{}, foreign(d.join(name), st.Uid)
+	case st.Mode&0o077 != 0:
+		return nil, fileID{}, errorf(CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), st.Mode&0o7777).withHint("chmod 600 %s", d.join(name))
+	case st.Size > limit:
+		return nil, fileID{}, errorf(CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return nil, fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	return data, idOf(&st), nil
+}
+
+// write replaces a file, mode 0600, so that a crash at any moment leaves the old
+// content or the new one. When it returns nil the new one is on the disk.
+func (d *privateDir) write(name string, data []byte) (fileID, error) {
+	temp := tempPrefix + rand.Text()
+	fd, err := unix.Openat(d.fd(), temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	f := os.NewFile(uintptr(fd), temp)
+	defer f.Close()
+	var st unix.Stat_t
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	if err == nil {
+		err = unix.Renameat(d.fd(), temp, d.fd(), name)
+	}
+	if err != nil {
+		unix.Unlinkat(d.fd(), temp, 0)
+		return fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	if err := d.f.Sync(); err != nil {
+		return fileID{}, errorf(CodeStorage, "%s: %v", d.path, err)
+	}
+	return idOf(&st), nil
+}
+
+// stat tells which content a file has.
+func (d *privateDir) stat(name string) (fileID, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	return idOf(&st), nil
+}
+
+func idOf(st *unix.Stat_t) fileID {
+	return fileID{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim}
+}
+
+// remove removes a file, on the disk too when it returns nil.
+func (d *privateDir) remove(name string) error {
+	err := unix.Unlinkat(d.fd(), name, 0)
+	if err == nil {
+		err = d.f.Sync()
+	}
+	if err != nil {
+		return errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	return nil
+}
+
+// list returns the names of what is in the directory.
+func (d *privateDir) list() ([]string, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", d.fd()))
+	if err != nil {
+		f, err = os.Open(d.path)
+	}
+	if err != nil {
+		return nil, errorf(CodeStorage, "%s: %v", d.path, err)
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}
+
+// sweep removes what interrupted writes have left. The lock must be held.
+func (d *privateDir) sweep() {
+	names, _ := d.list()
+	for _, name := range names {
+		if strings.HasPrefix(name, tempPrefix) {
+			unix.Unlinkat(d.fd(), name, 0)
+		}
+	}
+}
+
+// lock keeps other processes from changing what is here. The lock's file stays:
+// who waits for it holds it open.
+func (d *privateDir) lock() (unlock func(), err error) {
+	fd, err := unix.Openat(d.fd(), lockName, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, errorf(CodeStorage, "%s: %v", d.join(lockName), err)
+	}
+	for until := time.Now().Add(lockWait); ; time.Sleep(5 * time.Millisecond) {
+		if err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return func() { unix.Close(fd) }, nil
+		}
+		if time.Now().After(until) {
+			unix.Close(fd)
+			return nil, errorf(CodeStorage, "%s: another process has held the lock for %s: %v", d.join(lockName), lockWait, err)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"net/url"
@@ -176,4 +177,23 @@ func TestBadNames(t *testing.T) {
 	if n, err := parseNames([]*url.URL{u, v}); err != nil || !n.rights.MayCall("resize1") {
 		t.Errorf("other spellings: %+v, %v", n, err)
 	}
+}
+
+func FuzzRight(f *testing.F) {
+	f.Add("call:a*", "abc")
+	f.Add("offer:[^a-z]?", "fbus.x")
+	f.Fuzz(func(t *testing.T, word, name string) {
+		r, err := ParseRights(word)
+		if err != nil {
+			return
+		}
+		if strings.HasPrefix(name, "fbus.") && (r.MayOffer(name) || r.MayCall(name) && !r.Admin) {
+			t.Errorf("%q reaches %q", word, name)
+		}
+		ca, key := testCA(t, "net")
+		cert := testLeaf(t, ca, key, func(c *x509.Certificate) { c.URIs = names{name: "a", rights: r}.uris() })
+		if n, err := parseNames(cert.Leaf.URIs); err != nil || !n.rights.Equal(r) {
+			t.Errorf("%q came back as %v, %v", word, n.rights, err)
+		}
+	})
 }

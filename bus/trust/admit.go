@@ -1,0 +1,120 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"slices"
+	"time"
+)
+
+// Identity is who is at the other end of a connection, and what it may do.
+type Identity struct {
+	Name    string
+	Serial  string
+	Rights  Rights    // empty while Joining
+	Expires time.Time // the connection has to end then
+	Joining bool      // an invitation: it may exchange itself, and nothing else
+}
+
+// Caller is who it is for FBUS_CALLER and the log: "ticket:NAME".
+func (id *Identity) Caller() string { return "ticket:" + id.Name }
+
+// Admit says who has completed this handshake, as the authority's list has it
+// now, or why nobody has. It is to be called before anything that the peer sent
+// is read; the error's code and message may be told to the peer. from is the
+// peer's address, for the list.
+//
+// An invitation is admitted (Joining) after it was burnt too, while it lasts,
+// since the reply may have been lost; what it gets then is decided by Exchange.
+func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error) {
+	now := a.now()
+	if err := checkClient(cs, now); err != nil {
+		return nil, err
+	}
+	chain := cs.VerifiedChains[0]
+	if len(cs.VerifiedChains) != 1 || len(chain) != 2 || !bytes.Equal(chain[1].Raw, a.ca.Raw) {
+		return nil, errorf(CodeOtherNetwork, "the certificate was not signed by the CA of network %s itself", a.network)
+	}
+	cert := chain[0]
+	if !onlyUse(cert, clientUse) {
+		return nil, errorf(CodeWrongUse, "the certificate is not for clients alone")
+	}
+	n, err := parseNames(cert.URIs)
+	if err != nil {
+		return nil, err
+	}
+	id := &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter, Joining: n.join}
+	r, err := a.check(id, now)
+	if err != nil {
+		return nil, err
+	}
+	hash, err := keyHash(cert.PublicKey)
+	if err != nil || hash != r.Key {
+		return nil, errorf(CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
+	}
+	a.list.saw(id.Serial, from)
+	return id, nil
+}
+
+// Check says whether somebody who was admitted would be so still.
+func (a *Authority) Check(id *Identity) error {
+	_, err := a.check(id, a.now())
+	return err
+}
+
+// check compares what a certificate says with what the list does.
+func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
+	t, err := a.list.load()
+	if err != nil {
+		return nil, err
+	}
+	r := t.get(id.Serial)
+	if r == nil {
+		return nil, unlisted(id.Serial)
+	}
+	if r.State == Revoked {
+		return nil, revoked(r)
+	}
+	if end := earlier(r.Expires, id.Expires); now.After(end) {
+		return nil, expired("ticket "+r.Name, end, now)
+	}
+	if id.Name != r.Name || id.Joining != (r.State == Invited || r.State == Burnt) {
+		return nil, errorf(CodeBadCertificate, "the certificate is not what was issued with the serial %s", r.Serial)
+	}
+	want := r.Rights
+	if id.Joining {
+		want = Rights{}
+	}
+	if !id.Rights.Equal(want) {
+		return nil, errorf(CodeBadCertificate, "the certificate of ticket %s says %s, and the list %s", r.Name, id.Rights, want)
+	}
+	return r, nil
+}
+
+// checkClient checks what is cryptographic about a peer that came as a client.
+func checkClient(cs tls.ConnectionState, now time.Time) error {
+	switch {
+	case cs.Version != tls.VersionTLS13:
+		return errorf(CodeTLSVersion, "the connection is not TLS 1.3")
+	case cs.DidResume:
+		return errorf(CodeTLS, "the connection resumes another one, which would leave out checks")
+	case len(cs.PeerCertificates) == 0:
+		return noCertificate()
+	case cs.PeerCertificates[0].IsCA:
+		return errorf(CodeWrongUse, "the certificate is that of a CA, not of a client")
+	case len(cs.VerifiedChains) == 0 || len(cs.VerifiedChains[0]) < 2:
+		return errorf(CodeOtherNetwork, "the certificate was not verified")
+	}
+	cert := cs.PeerCertificates[0]
+	if !slices.Contains(cert.ExtKeyUsage, clientUse) {
+		return errorf(CodeWrongUse, "the certificate is not one for clients")
+	}
+	return checkTime(cert, "the certificate", now)
+}
+
+// onlyUse: x509 takes a certificate that says nothing of its use for one that is
+// good for any.
+func onlyUse(c *x509.Certificate, use x509.ExtKeyUsage) bool {
+	return !c.IsCA && len(c.ExtKeyUsage) == 1 && c.ExtKeyUsage[0] == use && len(c.UnknownExtKeyUsage) == 0
+}

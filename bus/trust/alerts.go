@@ -1,0 +1,96 @@
+package trust
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"time"
+)
+
+// Alerts of TLS (RFC 8446, section 6.2) that say something about entry.
+const (
+	alertHandshake          = 40
+	alertBadCertificate     = 42
+	alertUnsupportedCert    = 43
+	alertCertificateRevoked = 44
+	alertExpired            = 45 // or not yet valid: Go's server has one alert for both
+	alertUnknownCertificate = 46
+	alertUnknownCA          = 48
+	alertAccessDenied       = 49
+	alertDecrypt            = 51
+	alertVersion            = 70
+	alertCertRequired       = 116
+	alertNoProtocol         = 120
+)
+
+var alerts = []tls.AlertError{
+	alertHandshake, alertBadCertificate, alertUnsupportedCert, alertCertificateRevoked, alertExpired, alertUnknownCertificate,
+	alertUnknownCA, alertAccessDenied, alertDecrypt, alertVersion, alertCertRequired, alertNoProtocol,
+}
+
+// remoteAlert is the alert that the other end has sent, 0 if it has sent none that
+// we know. crypto/tls keeps the alert's type to itself, but for QUIC; the text is
+// the same.
+func remoteAlert(err error) tls.AlertError {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return 0
+	}
+	for _, a := range alerts {
+		if op.Err.Error() == a.Error() {
+			return a
+		}
+	}
+	return 0
+}
+
+// explainAlert is what an alert says by itself, to either side.
+func explainAlert(alert tls.AlertError, err error) *Error {
+	var e *Error
+	switch alert {
+	case alertUnknownCA:
+		e = errorf(CodeOtherNetwork, "the other end does not know the CA of the certificate: it is in another network").
+			withHint("the ticket is for another network, or for one of that name that was made anew")
+	case alertExpired:
+		e = errorf(CodeExpired, "the other end says, by its clock, that the certificate has expired or is not valid yet").withHint(hintClock)
+	case alertCertRequired:
+		e = noCertificate()
+	case alertCertificateRevoked, alertAccessDenied:
+		e = errorf(CodeRevoked, "the other end says that the ticket was revoked").withHint("ask for a new ticket")
+	case alertVersion:
+		e = oldTLS()
+	case alertNoProtocol:
+		e = notFbus()
+	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate, alertDecrypt:
+		e = errorf(CodeBadCertificate, "the other end refuses the certificate: it is no ticket, or not whole").withHint("ask for a new ticket")
+	default:
+		e = errorf(CodeTLS, "the other end has given up the TLS handshake")
+	}
+	e.Message += ": " + err.Error()
+	e.Err = err
+	return e
+}
+
+// explainAlert adds what the ticket itself shows.
+func (t *Ticket) explainAlert(alert tls.AlertError, err error, now time.Time) *Error {
+	switch alert {
+	case alertExpired:
+		if e, ok := checkTime(t.Leaf, "ticket "+t.Name, now).(*Error); ok {
+			e.Err = err
+			return e
+		}
+		return errorf(CodeClock, "the node says, by its clock, that ticket %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
+			t.Name, stamp(now), stamp(t.Leaf.NotBefore), stamp(t.Leaf.NotAfter), err).withHint(hintClock)
+	case alertUnknownCA:
+		return errorf(CodeOtherNetwork, "the node does not know the CA of ticket %s: it is not in network %s, or that was made anew: %v", t.Name, t.Network, err).
+			withHint("ask for a ticket of the node's network")
+	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
+		if t.Leaf.IsCA {
+			return errorf(CodeWrongUse, "the certificate is that of a CA, not of a client: %v", err)
+		}
+		if !onlyUse(t.Leaf, clientUse) {
+			return errorf(CodeWrongUse, "the certificate is not one for clients: %v", err)
+		}
+	}
+	return explainAlert(alert, err)
+}

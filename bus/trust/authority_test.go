@@ -1,0 +1,278 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestFounding: modes, the CA's shape, and the same authority the next time.
+func TestFounding(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a := openTest(t, dir, c)
+	for name, mode := range map[string]os.FileMode{".": 0o700, caName: 0o600, listName: 0o600, "..": 0o700} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v", name, st.Mode(), err)
+		}
+	}
+	ca := a.ca
+	if !ca.IsCA || !ca.MaxPathLenZero || ca.MaxPathLen != 0 || ca.KeyUsage != x509.KeyUsageCertSign || ca.Subject.CommonName != "net" ||
+		!ca.NotBefore.Equal(c.now().Add(-time.Hour)) || ca.NotAfter.Sub(c.now()) != caLife {
+		t.Errorf("CA: %+v", ca)
+	}
+	if b := openTest(t, dir, c); !bytes.Equal(b.CA(), a.CA()) {
+		t.Error("the second start made another CA")
+	}
+}
+
+// TestFoundingAtOnce: of several that start at once all have the same CA.
+func TestFoundingAtOnce(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	var wg sync.WaitGroup
+	cas := make([][]byte, 8)
+	for i := range cas {
+		wg.Go(func() { cas[i] = openTest(t, dir, c).CA() })
+	}
+	wg.Wait()
+	for _, ca := range cas {
+		if !bytes.Equal(ca, cas[0]) {
+			t.Fatal("two CAs were made")
+		}
+	}
+}
+
+// TestNodeCertificate: for servers alone, and made anew in time.
+func TestNodeCertificate(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	get := func() *x509.Certificate {
+		cert, err := a.NodeCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert.Leaf
+	}
+	first := get()
+	if !onlyUse(first, serverUse) || fmt.Sprint(first.DNSNames) != "[net.fbus.invalid]" || len(first.URIs) > 0 {
+		t.Errorf("%+v", first)
+	}
+	c.add(nodeLife / 2)
+	if get() != first {
+		t.Error("made anew with half of its life left")
+	}
+	c.add(nodeLife / 4)
+	second := get()
+	if second == first || second.NotAfter.Sub(c.now()) != nodeLife {
+		t.Error("not made anew with a quarter of its life left")
+	}
+	c.add(-nodeLife / 2)
+	if third := get(); third == second {
+		t.Error("not made anew after the clock was set back by months")
+	}
+	c.add(caLife - nodeLife/2)
+	if last := get(); !last.NotAfter.Equal(a.ca.NotAfter) || get() != last {
+		t.Error("the last one has to end with the CA, and is made once")
+	}
+}
+
+// TestIssueChecks: what can not be issued says what to do.
+func TestIssueChecks(t *testing.T) {
+	a := openTest(t, privateTemp(t), newClock())
+	call := rights(t, "call:a")
+	issue(t, a, Request{Name: "ci", Reusable: true})
+	for _, c := range []struct {
+		q    Request
+		code string
+		hint string
+	}{
+		{Request{Name: "x"}, CodeBadRight, "say what it allows"},
+		{Request{Name: "a b", Rights: call}, CodeBadRight, "letters"},
+		{Request{Name: newSerial(), Rights: call}, CodeBadRight, "serial"},
+		{Request{Name: "ci", Rights: call}, CodeNameTaken, "revoke ci"},
+		{Request{Rights: call, TTL: time.Second}, CodeBadRight, "at least"},
+		{Request{Rights: call, TTL: -time.Hour}, CodeBadRight, "at least"},
+		{Request{Rights: call, TTL: 20 * caLife}, CodeBadRight, "365d"},
+		{Request{Rights: Rights{Call: []string{"fbus.*"}}}, CodeBadRight, "--admin"},
+		{Request{Rights: call, Addresses: []string{"host"}}, CodeBadRight, "host:port"},
+		{Request{Rights: call, Addresses: []string{"h:1\nname: x"}}, CodeBadRight, "host:port"},
+		{Request{Rights: call, Addresses: make([]string, 17)}, CodeBadRight, "limit"},
+	} {
+		_, err := a.Issue(c.q)
+		wantCode(t, err, c.code, c.hint)
+	}
+	records, err := a.Tickets()
+	if err != nil || len(records) != 1 {
+		t.Errorf("%d records, %v", len(records), err)
+	}
+	if free := issue(t, a, Request{}); CheckName(free.Name) != nil || free.Expires.Sub(free.Issued) != DefaultTTL {
+		t.Errorf("defaults: %+v", free)
+	}
+}
+
+// TestNamesAreFreed: by revoking and by expiry.
+func TestNamesAreFreed(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	first := issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
+	if _, err := a.Revoke(first.Serial); err != nil {
+		t.Fatal(err)
+	}
+	issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
+	c.add(2 * time.Hour)
+	issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
+	_, err := a.Revoke(first.Serial)
+	wantCode(t, err, CodeRevoked)
+	_, err = a.Revoke("nobody")
+	wantCode(t, err, CodeNoTicket, "fbus tickets")
+}
+
+// TestExchange: the invitation becomes an identity once; the same key may ask
+// again, another is refused, and a revoked one is over.
+func TestExchange(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	inv := issue(t, a, Request{Name: "box", Rights: rights(t, "offer:r*"), TTL: time.Hour})
+	req, _ := request(t)
+	first, err := a.Exchange(inv.Serial, req, "10.0.0.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := a.Exchange(inv.Serial, req, "10.0.0.2:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, y := parseOne(t, first), parseOne(t, again)
+	if x.SerialNumber.Cmp(y.SerialNumber) != 0 || !bytes.Equal(x.RawSubject, y.RawSubject) || !x.NotAfter.Equal(y.NotAfter) {
+		t.Error("asked again, the same key got something else")
+	}
+	if n, err := parseNames(x.URIs); err != nil || n.name != "box" || n.join || n.rights.String() != "offer r*" || x.NotAfter.Sub(c.now()) != IdentityLife {
+		t.Errorf("%+v, %v, until %s", n, err, x.NotAfter)
+	}
+	other, _ := request(t)
+	_, err = a.Exchange(inv.Serial, other, "10.0.0.3:9")
+	wantCode(t, err, CodeUsed, "10.0.0.1:9", "revoke box")
+	_, err = a.Issue(Request{Name: "box", Rights: rights(t, "call:a")})
+	wantCode(t, err, CodeNameTaken)
+	c.add(2 * time.Hour)
+	_, err = a.Exchange(inv.Serial, req, "")
+	wantCode(t, err, CodeExpired, "clock")
+	c.add(-2 * time.Hour)
+	if serials, err := a.Revoke("box"); err != nil || len(serials) != 2 {
+		t.Errorf("revoked %v, %v", serials, err)
+	}
+	_, err = a.Exchange(inv.Serial, req, "")
+	wantCode(t, err, CodeRevoked)
+}
+
+func parseOne(t testing.TB, text []byte) *x509.Certificate {
+	t.Helper()
+	certs, _, err := parseBundle(text)
+	if err != nil || len(certs) != 1 {
+		t.Fatal(len(certs), err)
+	}
+	return certs[0]
+}
+
+// TestExchangeRefusals: what is no invitation, and what is no request.
+func TestExchangeRefusals(t *testing.T) {
+	a := openTest(t, privateTemp(t), newClock())
+	inv := issue(t, a, Request{})
+	reusable := issue(t, a, Request{Reusable: true})
+	req, _ := request(t)
+	own, _ := inv.Request()
+	for _, c := range []struct {
+		serial, code string
+		req          []byte
+	}{
+		{newSerial(), CodeUnlisted, req},
+		{"", CodeUnlisted, req},
+		{reusable.Serial, CodeWrongUse, req},
+		{inv.Serial, CodeBadCertificate, own},
+		{inv.Serial, CodeBadCertificate, nil},
+		{inv.Serial, CodeBadCertificate, []byte("hello")},
+		{inv.Serial, CodeBadCertificate, certPEM(inv.Leaf.Raw)},
+		{inv.Serial, CodeBadCertificate, bytes.Repeat([]byte("x"), maxTicket+1)},
+		{inv.Serial, CodeBadCertificate, bytes.Replace(req, []byte("MI"), []byte("MJ"), 1)},
+	} {
+		_, err := a.Exchange(c.serial, c.req, "")
+		wantCode(t, err, c.code)
+	}
+	if _, err := a.Exchange(inv.Serial, req, ""); err != nil {
+		t.Errorf("after refusals: %v", err)
+	}
+}
+
+// TestExchangeRace: of many keys at once exactly one wins.
+func TestExchangeRace(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	as := []*Authority{openTest(t, dir, c), openTest(t, dir, c)} // as two processes
+	inv := issue(t, as[0], Request{})
+	var wg sync.WaitGroup
+	errs := make([]error, 8)
+	for i := range errs {
+		req, _ := request(t)
+		wg.Go(func() { _, errs[i] = as[i%2].Exchange(inv.Serial, req, "") })
+	}
+	wg.Wait()
+	won := 0
+	for _, err := range errs {
+		if err == nil {
+			won++
+		} else if !errors.Is(err, &Error{Code: CodeUsed}) {
+			t.Error(err)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d keys won", won)
+	}
+}
+
+// TestRenew: in the last third, for the same key, once however often it is asked
+// for; revoking takes all of the chain.
+func TestRenew(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	inv := issue(t, a, Request{Name: "box"})
+	req, key := request(t)
+	cert, err := a.Exchange(inv.Serial, req, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := serialText(parseOne(t, cert).SerialNumber)
+	renew := func() *x509.Certificate {
+		t.Helper()
+		text, err := a.Renew(serial, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parseOne(t, text)
+	}
+	if early := renew(); serialText(early.SerialNumber) != serial {
+		t.Error("renewed at once")
+	}
+	c.add(IdentityLife * 3 / 4)
+	first, again := renew(), renew()
+	if serialText(first.SerialNumber) == serial || first.SerialNumber.Cmp(again.SerialNumber) != 0 || first.NotAfter.Sub(c.now()) != IdentityLife {
+		t.Error("not renewed, or more than once")
+	}
+	if !key.PublicKey.Equal(first.PublicKey) {
+		t.Error("renewed with another key")
+	}
+	other, _ := request(t)
+	_, err = a.Renew(serial, other)
+	wantCode(t, err, CodeBadCertificate)
+	_, err = a.Renew(inv.Serial, req)
+	wantCode(t, err, CodeWrongUse)
+	serials, err := a.Revoke(serialText(first.SerialNumber))
+	if err != nil || len(serials) != 3 {
+		t.Errorf("revoked %v, %v", serials, err)
+	}
+	_, err = a.Renew(serial, req)
+	wantCode(t, err, CodeRevoked)
+}

@@ -1,0 +1,90 @@
+package trust
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxTicket bounds a bundle: a ticket with all the rights that it may have is
+// smaller.
+const maxTicket = 64 << 10
+
+// parseBundle reads the PEM blocks of a text: certificates, and at most one key,
+// which is nil if there is none.
+func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err error) {
+	if len(text) > maxTicket {
+		return nil, nil, errorf(CodeBadTicket, "%d bytes or more exceed the limit of %d", len(text), maxTicket)
+	}
+	for {
+		var block *pem.Block
+		block, text = pem.Decode(text)
+		if block == nil {
+			return certs, key, nil
+		}
+		switch block.Type {
+		case certBlock:
+			c, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return nil, nil, errorf(CodeBadTicket, "a certificate in it is malformed: %v", err)
+			}
+			certs = append(certs, c)
+		case keyBlock:
+			if key != nil {
+				return nil, nil, errorf(CodeBadTicket, "there are two keys in it")
+			}
+			if key, err = parseKey(block.Bytes); err != nil {
+				return nil, nil, err
+			}
+		default:
+			return nil, nil, errorf(CodeBadTicket, "there is a block %q in it", short(block.Type)).
+				withHint("certificates and one PRIVATE KEY (PKCS#8, not encrypted) are due")
+		}
+	}
+}
+
+func parseKey(der []byte) (crypto.Signer, error) {
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, errorf(CodeBadTicket, "the key in it is malformed: %v", err)
+	}
+	key, ok := k.(crypto.Signer)
+	if !ok || !goodKey(key.Public()) {
+		return nil, errorf(CodeBadTicket, "the key in it is of a kind that is not used here")
+	}
+	return key, nil
+}
+
+// readBounded reads a file that is named by its user, without waiting on a FIFO
+// for ever.
+func readBounded(path string) ([]byte, os.FileMode, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, errorf(CodeStorage, "%v", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0, errorf(CodeStorage, "%v", err)
+	}
+	if info.IsDir() {
+		return nil, 0, errorf(CodeBadTicket, "%s: is a directory", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return nil, 0, errorf(CodeStorage, "%v", err)
+	}
+	return data, info.Mode(), nil
+}
+
+// comment is the text before the first PEM block.
+func comment(text []byte) []string {
+	before, _, _ := bytes.Cut(text, []byte("-----BEGIN"))
+	return strings.Split(string(before), "\n")
+}

@@ -1,0 +1,196 @@
+package trust
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"time"
+)
+
+const (
+	caLife   = 10 * 365 * 24 * time.Hour
+	nodeLife = 365 * 24 * time.Hour
+
+	// IdentityLife is how long an identity is good for; it is renewed in the last
+	// third of it.
+	IdentityLife = 365 * 24 * time.Hour
+
+	backdate = time.Hour // of NotBefore: clocks are seldom equal
+
+	certBlock    = "CERTIFICATE"
+	keyBlock     = "PRIVATE KEY"
+	requestBlock = "CERTIFICATE REQUEST"
+)
+
+// The uses of a certificate: never both.
+const (
+	clientUse = x509.ExtKeyUsageClientAuth
+	serverUse = x509.ExtKeyUsageServerAuth
+)
+
+// ServerName is the DNS name of a network's nodes, whatever their addresses.
+func ServerName(network string) string { return network + ".fbus.invalid" }
+
+func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+// newSerial is 128 random bits.
+func newSerial() string {
+	var p [16]byte
+	rand.Read(p[:]) // never fails
+	return fmt.Sprintf("%x", p)
+}
+
+func serialText(n *big.Int) string { return fmt.Sprintf("%032x", n) }
+
+func serialNumber(text string) *big.Int {
+	n, _ := new(big.Int).SetString(text, 16)
+	return n
+}
+
+// keyHash is the SHA-256 of a public key as certificates hold it.
+func keyHash(pub any) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(der)), nil
+}
+
+// makeCA signs the CA of a network with its own key. It may sign leaves only. It
+// has no name constraints: verifiers that meet any fail on URI names without a
+// host, as ours are.
+func makeCA(network string, key *ecdsa.PrivateKey, now time.Time) ([]byte, error) {
+	template := &x509.Certificate{
+		SerialNumber:          serialNumber(newSerial()),
+		Subject:               pkix.Name{CommonName: network},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(caLife),
+		KeyUsage:              x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}
+	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+}
+
+// leaf is the template that the node's and the tickets' certificates share.
+func leaf(commonName string, use x509.ExtKeyUsage) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: commonName},
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{use},
+		BasicConstraintsValid: true,
+	}
+}
+
+// signNode makes the node's certificate, with a key that is nowhere else. It is
+// backdated as far as the CA goes: a client whose clock is slow need not care
+// when the node was started.
+func (a *Authority) signNode(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	t := leaf(ServerName(a.network), serverUse)
+	t.SerialNumber = serialNumber(newSerial())
+	t.DNSNames = []string{ServerName(a.network)}
+	t.NotBefore, t.NotAfter = a.ca.NotBefore, earlier(now.Add(nodeLife), a.ca.NotAfter)
+	der, err := x509.CreateCertificate(rand.Reader, t, a.ca, key.Public(), a.key)
+	if err != nil {
+		return nil, nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	return cert, key, err
+}
+
+// signClient makes the certificate that belongs to a record. For one record and
+// key it always says the same.
+func (a *Authority) signClient(r *Record, join bool, pub any) (*x509.Certificate, error) {
+	// For people; the space keeps anybody from taking it for a DNS name.
+	t := leaf("ticket "+r.Name, clientUse)
+	t.SerialNumber = serialNumber(r.Serial)
+	t.NotBefore, t.NotAfter = r.Issued.Add(-backdate), r.Expires
+	n := names{name: r.Name, join: join}
+	if !join {
+		n.rights = r.Rights
+	}
+	t.URIs = n.uris()
+	der, err := x509.CreateCertificate(rand.Reader, t, a.ca, pub, a.key)
+	if err != nil {
+		return nil, errorf(CodeBadRight, "the certificate can not be signed: %v", err)
+	}
+	return x509.ParseCertificate(der)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// parseRequest reads a PKCS#10 request. Of what it says only the key counts.
+func parseRequest(text []byte) (pub any, err error) {
+	if len(text) > maxTicket {
+		return nil, errorf(CodeBadCertificate, "a certificate request of %d bytes exceeds the limit of %d", len(text), maxTicket)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != requestBlock {
+		return nil, errorf(CodeBadCertificate, "this is no certificate request").withHint("PKCS#10 is due, in PEM: BEGIN CERTIFICATE REQUEST")
+	}
+	req, err := x509.ParseCertificateRequest(block.Bytes)
+	if err == nil {
+		err = req.CheckSignature()
+	}
+	if err != nil {
+		return nil, errorf(CodeBadCertificate, "the certificate request is malformed: %v", err)
+	}
+	if !goodKey(req.PublicKey) {
+		return nil, errorf(CodeBadCertificate, "the certificate request has a key of a kind that is not used here").
+			withHint("ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits")
+	}
+	return req.PublicKey, nil
+}
+
+func goodKey(pub any) bool {
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		return k.Curve == elliptic.P256() || k.Curve == elliptic.P384()
+	case ed25519.PublicKey:
+		return true
+	case *rsa.PublicKey:
+		n := k.N.BitLen()
+		return n >= 2048 && n <= 8192 // crypto/tls refuses larger ones
+	}
+	return false
+}
+
+// makeRequest is the PKCS#10 request for a key, in PEM.
+func makeRequest(key crypto.Signer) ([]byte, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, errorf(CodeBadTicket, "the certificate request can not be made: %v", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: requestBlock, Bytes: der}), nil
+}
+
+func certPEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: der})
+}
+
+func keyPEM(key crypto.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, errorf(CodeBadTicket, "the key can not be written: %v", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
+}

@@ -1,0 +1,183 @@
+package trust
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Explain says why a handshake failed, or the first read after one: under TLS 1.3
+// that is where a client learns that its certificate was refused. It returns nil
+// for nil. The zero now is the present.
+func Explain(err error, now time.Time) *Error { return explain(err, "the peer's certificate", now) }
+
+// Explain is [Explain] for who dialled with this ticket: it knows what the node
+// may have disliked. A failed write is better explained by a read after it.
+func (t *Ticket) Explain(err error, now time.Time) *Error {
+	if alert := remoteAlert(err); alert != 0 {
+		return t.explainAlert(alert, err, orNow(now))
+	}
+	return explain(err, "the certificate of the node of network "+t.Network, now)
+}
+
+func orNow(now time.Time) time.Time {
+	if now.IsZero() {
+		return time.Now()
+	}
+	return now
+}
+
+func explain(err error, whose string, now time.Time) *Error {
+	var own *Error
+	var header tls.RecordHeaderError
+	var verify *tls.CertificateVerificationError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &own):
+		return own
+	case errors.As(err, &header):
+		return explainHeader(header)
+	case errors.As(err, &verify):
+		return explainVerify(verify, whose, orNow(now))
+	}
+	if alert := remoteAlert(err); alert != 0 {
+		return explainAlert(alert, err)
+	}
+	for _, known := range byText {
+		if strings.Contains(err.Error(), known.text) {
+			e := known.make()
+			e.Err = err
+			return e
+		}
+	}
+	var timeout net.Error
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return errorf(CodeReset, "the other end closed the connection without a reason: %v", err).
+			withHint("it may be no fbus node, or something between the two cuts connections")
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return errorf(CodeTimeout, "the other end did not answer in time: %v", err)
+	}
+	return errorf(CodeTLS, "the TLS handshake failed: %v", err)
+}
+
+// byText are errors of crypto/tls that have no type; a test holds their texts.
+var byText = []struct {
+	text string
+	make func() *Error
+}{
+	{"client didn't provide a certificate", noCertificate},
+	{"client offered only unsupported versions", oldTLS},
+	{"server selected unsupported protocol version", oldTLS},
+	{"client requested unsupported application protocols", notFbus},
+	{"server selected unadvertised ALPN protocol", notFbus},
+}
+
+func noCertificate() *Error {
+	return errorf(CodeNoCertificate, "no certificate was sent: nobody gets in without a ticket").withHint("fbus join TICKET, or FBUS_TICKET=FILE")
+}
+
+func oldTLS() *Error {
+	return errorf(CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken")
+}
+
+func notFbus() *Error {
+	return errorf(CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN)
+}
+
+func explainHeader(h tls.RecordHeaderError) *Error {
+	head := h.RecordHeader[:]
+	for _, verb := range []string{"HTTP/", "GET ", "PUT ", "HEAD ", "POST ", "OPTIO", "CONNE", "DELET", "PATCH", "TRACE", "PRI *"} {
+		if bytes.HasPrefix(head, []byte(verb)) {
+			return errorf(CodeHTTP, "the other end speaks HTTP without TLS: %v", h).withHint("is it the right port?")
+		}
+	}
+	return errorf(CodePlainText, "the other end does not speak TLS: %v", h).withHint("is it the right port?")
+}
+
+// explainVerify says why the certificate of the other end was refused here.
+func explainVerify(v *tls.CertificateVerificationError, whose string, now time.Time) *Error {
+	var authority x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var host x509.HostnameError
+	switch {
+	case errors.As(v.Err, &invalid):
+		return explainInvalid(invalid, whose, now)
+	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
+		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err)
+	case errors.As(v.Err, &authority):
+		by := "another network"
+		if len(v.UnverifiedCertificates) > 0 {
+			by = fmt.Sprintf("%q", short(v.UnverifiedCertificates[0].Issuer.CommonName))
+		}
+		return errorf(CodeOtherNetwork, "%s was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
+			withHint("the ticket is for another network, or for one of that name that was made anew")
+	case errors.As(v.Err, &host):
+		return errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, v.Err)
+	}
+	return errorf(CodeBadCertificate, "%s is refused: %v", whose, v.Err)
+}
+
+// signedByLeaf reports whether a peer has sent its certificate with that of a
+// signer that is no CA.
+func signedByLeaf(sent []*x509.Certificate) bool {
+	return len(sent) > 1 && bytes.Equal(sent[0].RawIssuer, sent[1].RawSubject) && !sent[1].IsCA
+}
+
+func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time) *Error {
+	switch e.Reason {
+	case x509.Expired:
+		if own, ok := checkTime(e.Cert, whose, now).(*Error); ok {
+			own.Err = e
+			return own
+		}
+		return errorf(CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).withHint(hintClock)
+	case x509.IncompatibleUsage:
+		return errorf(CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e)
+	case x509.NotAuthorizedToSign, x509.TooManyIntermediates:
+		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e)
+	}
+	return errorf(CodeBadCertificate, "%s is refused: %v", whose, e)
+}
+
+const hintClock = "check the clock at both ends: date -u"
+
+// checkTime says whether the certificate is good at that time.
+func checkTime(c *x509.Certificate, whose string, now time.Time) error {
+	switch {
+	case now.Before(c.NotBefore):
+		return errorf(CodeNotYetValid, "%s is not valid before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).withHint(hintClock)
+	case now.After(c.NotAfter):
+		return expired(whose, c.NotAfter, now)
+	}
+	return nil
+}
+
+func expired(whose string, end, now time.Time) *Error {
+	return errorf(CodeExpired, "%s expired at %s, %s ago by this clock", whose, stamp(end), span(now.Sub(end))).
+		withHint("ask for a new ticket; or, if it should be good still, %s", hintClock)
+}
+
+// span is a duration for people.
+func span(d time.Duration) string {
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", d/time.Minute)
+	}
+	return fmt.Sprintf("%d seconds", d/time.Second)
+}

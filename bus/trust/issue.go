@@ -1,0 +1,316 @@
+package trust
+
+import (
+	"net"
+	"strings"
+	"time"
+)
+
+// Times that a ticket may be good for.
+const (
+	DefaultTTL         = 24 * time.Hour      // of an invitation: from hand to hand
+	DefaultReusableTTL = 30 * 24 * time.Hour // of a reusable ticket
+	MinTTL             = time.Minute
+	maxAddresses       = 16
+)
+
+// Request is what a ticket shall be.
+type Request struct {
+	Name      string // default: made from the serial
+	Rights    Rights
+	TTL       time.Duration // default DefaultTTL or DefaultReusableTTL
+	Reusable  bool          // carries its rights itself, for any number of users
+	Addresses []string      // host:port of the node, a hint for the joiner
+}
+
+// Issue makes a ticket. It is on the list, and the list on the disk, before it
+// is returned.
+func (a *Authority) Issue(q Request) (*Ticket, error) {
+	if err := a.checkRequest(&q); err != nil {
+		return nil, err
+	}
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	hash, err := keyHash(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	now := a.now().UTC().Truncate(time.Second)
+	r := Record{
+		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
+		Issued: now, Expires: earlier(now.Add(q.TTL), a.ca.NotAfter), Key: hash,
+	}
+	if r.Reusable {
+		r.State = Active
+	}
+	if r.Name == "" {
+		r.Name = "ticket-" + r.Serial[:8]
+	}
+	cert, err := a.signClient(&r, !r.Reusable, key.Public())
+	if err != nil {
+		return nil, err
+	}
+	if err := a.list.update(func(t *table) (bool, error) { return true, t.issue(r, now) }); err != nil {
+		return nil, err
+	}
+	return &Ticket{
+		Network: a.network, Name: r.Name, Rights: r.Rights, Joining: !r.Reusable, Serial: r.Serial,
+		Issued: now, Expires: r.Expires, Addresses: q.Addresses, CA: a.ca, Leaf: cert, Key: key,
+	}, nil
+}
+
+func (a *Authority) checkRequest(q *Request) error {
+	if q.Name != "" {
+		if err := CheckName(q.Name); err != nil {
+			return err
+		}
+	}
+	if q.Rights.Empty() {
+		return errorf(CodeBadRight, "the ticket would allow nothing").withHint("say what it allows: --call GLOB, --offer GLOB, --admin")
+	}
+	if err := q.Rights.Check(); err != nil {
+		return err
+	}
+	if q.TTL == 0 && q.Reusable {
+		q.TTL = DefaultReusableTTL
+	} else if q.TTL == 0 {
+		q.TTL = DefaultTTL
+	}
+	if q.TTL < MinTTL {
+		return errorf(CodeBadRight, "a ticket for %s is too short", q.TTL).withHint("at least %s", MinTTL)
+	}
+	if q.TTL > caLife {
+		return errorf(CodeBadRight, "a ticket for %s would outlive the network's CA", q.TTL).withHint("a year is 365d")
+	}
+	if len(q.Addresses) > maxAddresses {
+		return errorf(CodeBadRight, "%d addresses exceed the limit of %d", len(q.Addresses), maxAddresses)
+	}
+	for _, addr := range q.Addresses {
+		if err := checkAddress(addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkAddress: host:port, and nothing that could pass for a line of its own.
+func checkAddress(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" || port == "" || len(addr) > 300 || strings.ContainsFunc(addr, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errorf(CodeBadRight, "%q is no address", short(addr)).withHint("host:port is due; an IPv6 address stands in brackets: [2001:db8::1]:10101")
+	}
+	return nil
+}
+
+// issue adds a record whose name is free.
+func (t *table) issue(r Record, now time.Time) error {
+	if t.get(r.Serial) != nil {
+		return errorf(CodeStorage, "the serial %s was made twice", r.Serial)
+	}
+	live := 0
+	for i := range t.records {
+		if t.records[i].Live(now) {
+			live++
+		}
+	}
+	if live >= maxLive {
+		return errorf(CodeStorage, "%d tickets are the limit", maxLive).withHint("revoke what is no longer used")
+	}
+	if others := t.named(r.Name, now); len(others) > 0 {
+		return errorf(CodeNameTaken, "there is a ticket %s already, until %s", r.Name, stamp(others[0].Expires)).
+			withHint("choose another name, or revoke that one first: fbus revoke %s", r.Name)
+	}
+	t.add(r)
+	return nil
+}
+
+// Exchange turns the invitation with that serial, which the peer has entered
+// with, into an identity for the key of a PKCS#10 request (PEM). The
+// certificate (PEM) is returned after the list is on the disk. The same key may
+// ask again while the invitation lasts. from is where the peer is.
+func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
+	pub, err := parseRequest(request)
+	if err != nil {
+		return nil, err
+	}
+	hash, err := keyHash(pub)
+	if err != nil {
+		return nil, err
+	}
+	now := a.now().UTC().Truncate(time.Second)
+	var identity Record
+	err = a.list.update(func(t *table) (changed bool, err error) {
+		identity, changed, err = t.exchange(serial, hash, from, now, a.ca.NotAfter)
+		return changed, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a.certificate(&identity, pub)
+}
+
+func (a *Authority) certificate(r *Record, pub any) ([]byte, error) {
+	cert, err := a.signClient(r, false, pub)
+	if err != nil {
+		return nil, err
+	}
+	return certPEM(cert.Raw), nil
+}
+
+// exchange finds the identity that the invitation became for this key, or makes
+// it.
+func (t *table) exchange(serial, hash, from string, now, end time.Time) (identity Record, changed bool, err error) {
+	inv := t.get(serial)
+	switch {
+	case inv == nil:
+		return identity, false, unlisted(serial)
+	case inv.State == Revoked:
+		return identity, false, revoked(inv)
+	case inv.State == Active:
+		return identity, false, errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", inv.Name)
+	case now.After(inv.Expires):
+		return identity, false, expired("ticket "+inv.Name, inv.Expires, now)
+	case hash == inv.Key:
+		return identity, false, errorf(CodeBadCertificate, "the request is for the invitation's own key, which others may have seen").withHint("make a key of your own")
+	case inv.State == Burnt:
+		if r := t.get(inv.Into); r != nil && r.State == Active && r.Key == hash {
+			return *r, false, nil
+		}
+		return identity, false, errorf(CodeUsed, "ticket %s was used already, at %s, from %s", inv.Name, stamp(inv.Ended), inv.By).
+			withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", inv.Name)
+	}
+	identity = Record{
+		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active,
+		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash,
+	}
+	inv.State, inv.Into, inv.Ended, inv.By = Burnt, identity.Serial, now, from
+	t.add(identity)
+	return identity, true, nil
+}
+
+// Renew gives the identity with that serial a new certificate (PEM) for the same
+// key. Before the last third of its life, and after a lost reply, that is the one
+// it has. The older certificate stays good until it expires.
+func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
+	pub, err := parseRequest(request)
+	if err != nil {
+		return nil, err
+	}
+	hash, err := keyHash(pub)
+	if err != nil {
+		return nil, err
+	}
+	now := a.now().UTC().Truncate(time.Second)
+	var identity Record
+	err = a.list.update(func(t *table) (changed bool, err error) {
+		identity, changed, err = t.renew(serial, hash, now, a.ca.NotAfter)
+		return changed, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a.certificate(&identity, pub)
+}
+
+func (t *table) renew(serial, hash string, now, end time.Time) (identity Record, changed bool, err error) {
+	r := t.get(serial)
+	switch {
+	case r == nil:
+		return identity, false, unlisted(serial)
+	case r.State == Revoked:
+		return identity, false, revoked(r)
+	case r.State != Active || r.Reusable:
+		return identity, false, errorf(CodeWrongUse, "ticket %s is no identity: only those are renewed", r.Name)
+	case now.After(r.Expires):
+		return identity, false, expired("ticket "+r.Name, r.Expires, now)
+	case hash != r.Key:
+		return identity, false, errorf(CodeBadCertificate, "the request is for another key than that of ticket %s", r.Name)
+	}
+	for r.Into != "" && t.get(r.Into) != nil {
+		r = t.get(r.Into)
+	}
+	if !renewalDue(r.Expires, now) || r.Expires.Equal(end) {
+		return *r, false, nil
+	}
+	identity = *r
+	identity.Serial, identity.Issued, identity.Expires = newSerial(), now, earlier(now.Add(IdentityLife), end)
+	r.Into = identity.Serial
+	t.add(identity)
+	return identity, true, nil
+}
+
+func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < IdentityLife/3 }
+
+// Revoke takes back the ticket with that name or serial, and whatever it was
+// exchanged or renewed into. It returns the serials. When it returns, the list is
+// on the disk, nobody enters with them, and who asked with OnRevoke was told.
+func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
+	now := a.now().UTC().Truncate(time.Second)
+	var serials []string
+	err := a.list.update(func(t *table) (bool, error) {
+		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
+			return false, revoked(r)
+		}
+		for _, i := range t.kin(nameOrSerial) {
+			r := &t.records[i]
+			r.State, r.Ended = Revoked, now
+			serials = append(serials, r.Serial)
+		}
+		if len(serials) == 0 {
+			return false, errorf(CodeNoTicket, "no ticket has the name or serial %s", short(nameOrSerial)).withHint("fbus tickets lists them")
+		}
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return serials, nil
+}
+
+// kin finds what goes when a name or a serial is revoked: what is not revoked yet
+// of that name, or of that serial's chain of exchange and renewal. An expired one
+// goes too: it is only by this clock that it has expired.
+func (t *table) kin(nameOrSerial string) []int {
+	in := map[string]bool{}
+	if t.get(nameOrSerial) == nil {
+		for i := range t.records {
+			if t.records[i].Name == nameOrSerial {
+				in[t.records[i].Serial] = true
+			}
+		}
+	} else {
+		in[nameOrSerial] = true
+	}
+	for i := len(t.records) - 1; i >= 0; i-- { // Into is always issued later
+		if r := &t.records[i]; in[r.Into] {
+			in[r.Serial] = true
+		}
+	}
+	var found []int
+	for i := range t.records {
+		r := &t.records[i]
+		if !in[r.Serial] {
+			continue
+		}
+		if r.Into != "" {
+			in[r.Into] = true
+		}
+		if r.State != Revoked {
+			found = append(found, i)
+		}
+	}
+	return found
+}
+
+func unlisted(serial string) *Error {
+	return errorf(CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", short(serial)).withHint("ask for a new ticket")
+}
+
+func revoked(r *Record) *Error {
+	return errorf(CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).withHint("ask for a new ticket")
+}
+
+// stamp writes a time for people and programs alike.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

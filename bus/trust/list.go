@@ -1,0 +1,282 @@
+package trust
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// list is the list of issued serials: in memory as the file has it, and read
+// again when another process has replaced the file, which a look at its inode
+// tells.
+type list struct {
+	dir     *privateDir
+	network string
+	now     func() time.Time
+	warn    func(format string, args ...any)
+
+	current atomic.Pointer[table]
+	writing sync.Mutex // held over a whole change, the disk included
+	loading sync.Mutex // held while the file is read
+
+	mu      sync.Mutex // protects what follows
+	seen    map[string]sighting
+	noted   time.Time // when sightings were last written
+	busy    bool      // they are being written
+	closed  bool
+	onGone  []func(serial string)
+	writers sync.WaitGroup
+}
+
+// table is the list at one time; it is never changed.
+type table struct {
+	file    fileID
+	records []Record // in order of issue
+	index   map[string]int
+}
+
+type sighting struct {
+	at   time.Time
+	from string
+}
+
+const (
+	seenPause   = time.Minute // between writes of sightings
+	maxLive     = 10000       // tickets at a time
+	maxFinished = 1000        // records of what is over, the oldest dropped first
+)
+
+func newTable(id fileID, records []Record) *table {
+	t := &table{file: id, records: records, index: make(map[string]int, len(records))}
+	for i := range records {
+		t.index[records[i].Serial] = i
+	}
+	return t
+}
+
+// get returns the record of a serial, nil if there is none.
+func (t *table) get(serial string) *Record {
+	if i, ok := t.index[serial]; ok {
+		return &t.records[i]
+	}
+	return nil
+}
+
+// add appends a record to a table that is still its maker's alone.
+func (t *table) add(r Record) {
+	t.index[r.Serial] = len(t.records)
+	t.records = append(t.records, r)
+}
+
+// named returns the live records of that name: one, or several certificates of
+// one identity.
+func (t *table) named(name string, now time.Time) []*Record {
+	var found []*Record
+	for i := range t.records {
+		if r := &t.records[i]; r.Name == name && r.Live(now) {
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+// load returns the list as the file has it now. When it can not be read, nobody
+// may be admitted.
+func (l *list) load() (*table, error) {
+	if t := l.fresh(); t != nil {
+		return t, nil
+	}
+	t, gone, err := l.reload()
+	l.tell(gone)
+	return t, err
+}
+
+// fresh is the list in memory, if the file is still the one it came from.
+func (l *list) fresh() *table {
+	t := l.current.Load()
+	if t == nil {
+		return nil
+	}
+	if id, err := l.dir.stat(listName); err != nil || id != t.file {
+		return nil
+	}
+	return t
+}
+
+func (l *list) reload() (*table, []string, error) {
+	l.loading.Lock()
+	defer l.loading.Unlock()
+	if t := l.fresh(); t != nil {
+		return t, nil, nil
+	}
+	data, id, err := l.dir.read(listName, listLimit)
+	if err != nil {
+		return nil, nil, errorf(CodeListLost, "the list of issued tickets can not be read, so nobody is admitted: %v", err).
+			orHint("restore %s, or restart the node with an empty list and issue new tickets", l.dir.join(listName))
+	}
+	records, err := parseList(l.network, data)
+	if err != nil {
+		return nil, nil, errorf(CodeDamaged, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err).
+			orHint("restore it from a backup; or remove it, and issue new tickets")
+	}
+	t := newTable(id, records)
+	return t, l.install(t), nil
+}
+
+// install puts a table in place and returns the serials that it no longer admits.
+func (l *list) install(t *table) (gone []string) {
+	old := l.current.Swap(t)
+	if old == nil {
+		return nil
+	}
+	for i := range old.records {
+		r := &old.records[i]
+		if r.State == Revoked {
+			continue
+		}
+		if now := t.get(r.Serial); now == nil || now.State == Revoked {
+			gone = append(gone, r.Serial)
+		}
+	}
+	return gone
+}
+
+// tell calls those who want to know of revocations, with no lock held.
+func (l *list) tell(gone []string) {
+	if len(gone) == 0 {
+		return
+	}
+	l.mu.Lock()
+	watchers := slices.Clone(l.onGone)
+	l.mu.Unlock()
+	for _, serial := range gone {
+		for _, f := range watchers {
+			f(serial)
+		}
+	}
+}
+
+// update changes the list: the file first, synced, then what is in memory. The
+// change is applied to what the file holds now, and to a copy of it; if it
+// returns an error or false, nothing has changed.
+func (l *list) update(change func(*table) (changed bool, err error)) error {
+	gone, err := l.updateLocked(change)
+	l.tell(gone)
+	return err
+}
+
+func (l *list) updateLocked(change func(*table) (changed bool, err error)) ([]string, error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	unlock, err := l.dir.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	t, err := l.load()
+	if err != nil {
+		return nil, err
+	}
+	next := newTable(fileID{}, slices.Clone(t.records))
+	if changed, err := change(next); err != nil || !changed {
+		return nil, err
+	}
+	next.records = l.finish(next.records)
+	data, err := formatList(l.network, next.records)
+	if err != nil {
+		return nil, err
+	}
+	id, err := l.dir.write(listName, data)
+	if err != nil {
+		return nil, err
+	}
+	return l.install(newTable(id, next.records)), nil
+}
+
+// finish adds the sightings, and drops the oldest of what is over. It goes by
+// number and not by age: a clock that is wrong for an hour must not empty the
+// list.
+func (l *list) finish(records []Record) []Record {
+	l.addSightings(records)
+	now := l.now()
+	over := 0
+	for i := range records {
+		if !records[i].Live(now) {
+			over++
+		}
+	}
+	return slices.DeleteFunc(records, func(r Record) bool {
+		if over <= maxFinished || r.Live(now) {
+			return false
+		}
+		over--
+		return true
+	})
+}
+
+func (l *list) addSightings(records []Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range records {
+		if s, ok := l.seen[records[i].Serial]; ok && s.at.After(records[i].Seen) {
+			records[i].Seen, records[i].From = s.at, s.from
+		}
+	}
+}
+
+// saw notes an entry. It never waits: the file follows within about a minute.
+func (l *list) saw(serial, from string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now().UTC().Truncate(time.Second)
+	l.seen[serial] = sighting{at: now, from: from}
+	if since := now.Sub(l.noted); l.busy || l.closed || since >= 0 && since < seenPause {
+		return
+	}
+	l.busy = true
+	l.writers.Add(1)
+	go l.writeSightings() // ends when the file is written
+}
+
+func (l *list) writeSightings() {
+	defer l.writers.Done()
+	l.mu.Lock()
+	l.noted = l.now()
+	l.mu.Unlock()
+	// The change is what finish adds to any.
+	err := l.update(func(*table) (bool, error) { return true, nil })
+	if err != nil {
+		l.warn("who was seen last is not kept: %v", err)
+	}
+	l.mu.Lock()
+	l.busy = false
+	if err == nil {
+		l.forget(l.current.Load())
+	}
+	l.mu.Unlock()
+}
+
+// forget drops sightings that the list now holds. mu is held.
+func (l *list) forget(t *table) {
+	for serial, s := range l.seen {
+		if r := t.get(serial); r == nil || !r.Seen.Before(s.at) {
+			delete(l.seen, serial)
+		}
+	}
+}
+
+// close writes the sightings that are left.
+func (l *list) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.writers.Wait()
+	l.mu.Lock()
+	left := len(l.seen)
+	l.mu.Unlock()
+	if left > 0 {
+		l.writers.Add(1)
+		l.writeSightings()
+	}
+}

@@ -1,0 +1,296 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestList: what is written is what is read.
+func TestList(t *testing.T) {
+	records := []Record{{
+		Serial: newSerial(), Name: "a", Rights: rights(t, "call:x*", "admin"), State: Burnt, Issued: newClock().now(), Expires: newClock().now(),
+		Key: strings.Repeat("0f", 32), Into: newSerial(), Ended: newClock().now(), By: "h:1", Seen: newClock().now(), From: "h:2",
+	}}
+	data, err := formatList("net", records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := parseList("net", data)
+	if err != nil || !reflect.DeepEqual(back, records) {
+		t.Errorf("%+v, %v", back, err)
+	}
+	if _, err := parseList("other", data); err == nil {
+		t.Error("read as another network's")
+	}
+}
+
+// TestListDamaged: cut short anywhere, or with any byte changed, it is refused
+// as a whole.
+func TestListDamaged(t *testing.T) {
+	data, _ := formatList("net", []Record{{Serial: newSerial(), Name: "a", State: Active, Key: strings.Repeat("0", 64)}})
+	for i := range data {
+		if _, err := parseList("net", data[:i]); err == nil {
+			t.Fatalf("cut at %d of %d: taken", i, len(data))
+		}
+		changed := bytes.Clone(data)
+		changed[i] ^= 1
+		if _, err := parseList("net", changed); err == nil {
+			t.Fatalf("byte %d changed: taken", i)
+		}
+	}
+	if _, err := parseList("net", append(data, ' ')); err == nil {
+		t.Error("with a byte more: taken")
+	}
+}
+
+// TestListContents: a list that somebody wrote with a right checksum, and that
+// makes no sense.
+func TestListContents(t *testing.T) {
+	good := Record{Serial: newSerial(), Name: "a", State: Active, Key: strings.Repeat("0", 64)}
+	for what, change := range map[string]func(*Record){
+		"serial":      func(r *Record) { r.Serial = "1" },
+		"upper case":  func(r *Record) { r.Serial = strings.Repeat("AB", 16) },
+		"name":        func(r *Record) { r.Name = "a b" },
+		"state":       func(r *Record) { r.State = "odd" },
+		"key":         func(r *Record) { r.Key = "" },
+		"into":        func(r *Record) { r.Into = "x" },
+		"rights":      func(r *Record) { r.Rights.Call = []string{"["} },
+		"node rights": func(r *Record) { r.Rights.Call = []string{"fbus.*"} },
+	} {
+		bad := good
+		change(&bad)
+		data, _ := formatList("net", []Record{bad})
+		if _, err := parseList("net", data); err == nil {
+			t.Errorf("%s: taken", what)
+		}
+	}
+	data, _ := formatList("net", []Record{good, good})
+	if _, err := parseList("net", data); err == nil {
+		t.Error("twice the same serial: taken")
+	}
+}
+
+// TestLostList: nobody is admitted, whether it goes while the node runs or
+// before it starts; what is issued from then on is.
+func TestLostList(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a := openTest(t, dir, c)
+	old := issue(t, a, Request{Reusable: true})
+	id := &Identity{Name: old.Name, Serial: old.Serial, Rights: old.Rights, Expires: old.Expires}
+	path := filepath.Join(dir, listName)
+	kept, err := os.ReadFile(path)
+	if err != nil || a.Check(id) != nil {
+		t.Fatal(err, a.Check(id))
+	}
+	os.Remove(path)
+	wantCode(t, a.Check(id), CodeListLost, "nobody is admitted")
+	_, err = a.Issue(Request{Rights: rights(t, "call:a")})
+	wantCode(t, err, CodeListLost)
+	os.WriteFile(path, kept, 0o600)
+	if err := a.Check(id); err != nil {
+		t.Errorf("restored: %v", err)
+	}
+	os.WriteFile(path, kept[:len(kept)-3], 0o600)
+	wantCode(t, a.Check(id), CodeDamaged, path)
+	_, err = Open(Options{Dir: dir, Network: "net", Now: c.now})
+	wantCode(t, err, CodeDamaged, path, "issue new tickets")
+
+	os.Remove(path)
+	warned := ""
+	b, err := Open(Options{Dir: dir, Network: "net", Now: c.now, Warn: func(f string, args ...any) { warned += fmt.Sprintf(f, args...) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	wantCode(t, b.Check(id), CodeUnlisted)
+	if !strings.Contains(warned, "nobody") {
+		t.Errorf("warned %q", warned)
+	}
+	issue(t, b, Request{})
+}
+
+// TestLostCA: beside a list of tickets it is not made anew, which would hide
+// that all of them are void.
+func TestLostCA(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	issue(t, openTest(t, dir, c), Request{})
+	path := filepath.Join(dir, caName)
+	kept, _ := os.ReadFile(path)
+	os.Remove(path)
+	_, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
+	wantCode(t, err, CodeDamaged, caName, "missing")
+	for what, text := range map[string][]byte{
+		"empty": nil, "cut": kept[:len(kept)-40], "no key": kept[:bytes.Index(kept, []byte("-----BEGIN PRIVATE"))], "text": []byte("hello"),
+	} {
+		os.WriteFile(path, text, 0o600)
+		if _, err := Open(Options{Dir: dir, Network: "net", Now: c.now}); err == nil {
+			t.Errorf("%s: taken", what)
+		} else {
+			wantCode(t, err, CodeDamaged, path)
+		}
+	}
+	os.WriteFile(path, kept, 0o600)
+	_, err = Open(Options{Dir: dir, Network: "other", Now: c.now})
+	wantCode(t, err, CodeDamaged)
+	openTest(t, dir, c)
+}
+
+// TestCAClock: a CA from the future, or from too long ago, is about the clock.
+func TestCAClock(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	openTest(t, dir, c)
+	c.add(-24 * time.Hour)
+	_, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
+	wantCode(t, err, CodeNotYetValid, "clock", "23 hours")
+	c.add(caLife + 72*time.Hour)
+	_, err = Open(Options{Dir: dir, Network: "net", Now: c.now})
+	wantCode(t, err, CodeExpired, "clock", "2 days")
+}
+
+// TestRevokeIsSeen: at once here, in another process at its next look, and after
+// a restart.
+func TestRevokeIsSeen(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a, b := openTest(t, dir, c), openTest(t, dir, c)
+	var here, there []string
+	a.OnRevoke(func(s string) { here = append(here, s) })
+	b.OnRevoke(func(s string) { there = append(there, s) })
+	ticket := issue(t, a, Request{Name: "ci", Reusable: true})
+	id := &Identity{Name: "ci", Serial: ticket.Serial, Rights: ticket.Rights, Expires: ticket.Expires}
+	if err := b.Check(id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Revoke("ci"); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(here, []string{ticket.Serial}) || there != nil {
+		t.Errorf("told %v and %v", here, there)
+	}
+	if err := b.Refresh(); err != nil || !slices.Equal(there, here) {
+		t.Errorf("told %v, %v", there, err)
+	}
+	wantCode(t, b.Check(id), CodeRevoked, "ci")
+	wantCode(t, openTest(t, dir, c).Check(id), CodeRevoked)
+}
+
+// TestPruning: what is over is dropped by number, and never what is live.
+func TestPruning(t *testing.T) {
+	c := newClock()
+	l := &list{now: c.now}
+	var records []Record
+	for i := range maxFinished + 10 {
+		records = append(records, Record{Serial: fmt.Sprint(i), State: Revoked}, Record{Serial: "live" + fmt.Sprint(i), State: Active, Expires: c.now()})
+	}
+	kept := l.finish(records)
+	if len(kept) != 2*maxFinished+10 || kept[0].Serial != "live0" || kept[len(kept)-2].State != Revoked {
+		t.Errorf("%d kept, first %s", len(kept), kept[0].Serial)
+	}
+}
+
+// TestSeen: last seen is shown at once, written within a minute or at the end,
+// and does not undo another process's change.
+func TestSeen(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a, b := openTest(t, dir, c), openTest(t, dir, c)
+	ticket := issue(t, a, Request{Name: "ci", Reusable: true})
+	a.list.saw(ticket.Serial, "h:1")
+	if r, err := a.Tickets(); err != nil || r[0].From != "h:1" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, _ := b.Tickets(); r[0].From != "" {
+		t.Error("written at once")
+	}
+	issue(t, b, Request{Name: "two"})
+	c.add(2 * time.Minute)
+	a.list.saw(ticket.Serial, "h:2")
+	a.list.writers.Wait()
+	if r, _ := b.Tickets(); len(r) != 2 || r[0].From != "h:2" || !r[0].Seen.Equal(c.now()) {
+		t.Errorf("%+v", r)
+	}
+	a.list.saw(ticket.Serial, "h:3")
+	c.add(time.Second)
+	a.list.saw(ticket.Serial, "h:4")
+	a.Close()
+	if r, _ := b.Tickets(); r[0].From != "h:4" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestKilled: a writer that is killed at any moment leaves a list that can be
+// read, with all that it has said was written.
+func TestKilled(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	openTest(t, dir, c)
+	acknowledged := 0
+	for range 5 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "TRUST_TEST_WRITER="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		io.ReadFull(out, make([]byte, 10)) // ten changes are on the disk, another is under way
+		cmd.Process.Kill()
+		rest, _ := io.ReadAll(out)
+		cmd.Wait()
+		acknowledged += 10 + len(rest)
+		r, err := openTest(t, dir, c).Tickets()
+		if err != nil || len(r) < acknowledged {
+			t.Fatalf("%d records of %d acknowledged, %v", len(r), acknowledged, err)
+		}
+		acknowledged = len(r) // one more may have been written than was said
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, tempPrefix+"*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func writeUntilKilled(dir string) {
+	c := newClock()
+	a, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
+	for err == nil {
+		if _, err = a.Issue(Request{Rights: Rights{Call: []string{"a"}}}); err == nil {
+			os.Stdout.Write([]byte("."))
+		}
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+func FuzzList(f *testing.F) {
+	data, _ := formatList("net", []Record{{Serial: newSerial(), Name: "a", State: Active, Key: strings.Repeat("0", 64)}})
+	_, body, _ := bytes.Cut(data, []byte("\n"))
+	f.Add(body)
+	f.Add([]byte("[]\n"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		parseList("net", body)
+		records, err := parseList("net", withChecksum(body))
+		if err != nil {
+			return
+		}
+		again, err := formatList("net", records)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseList("net", again); err != nil {
+			t.Errorf("taken, and not when written again: %v", err)
+		}
+	})
+}
+
+func withChecksum(body []byte) []byte {
+	return append(fmt.Appendf(nil, "%s net %x\n", listVersion, sha256.Sum256(body)), body...)
+}

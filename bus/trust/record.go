@@ -1,0 +1,116 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// State is what has become of a serial.
+type State string
+
+// States of a serial. Only the first two are live: their name is taken.
+const (
+	Invited State = "invited" // an invitation that nobody has used
+	Active  State = "active"  // an identity, or a reusable ticket
+	Burnt   State = "burnt"   // an invitation that was exchanged for Into
+	Revoked State = "revoked" // taken back; kept so that its holder can be told
+)
+
+// Record is what the list of issued serials says of one of them. Times are in
+// whole seconds, as certificates have them.
+type Record struct {
+	Serial   string    `json:"serial"` // 32 hexadecimal digits
+	Name     string    `json:"name"`
+	Rights   Rights    `json:"rights"` // an invitation's are those it will be exchanged for
+	State    State     `json:"state"`
+	Reusable bool      `json:"reusable,omitempty"`
+	Issued   time.Time `json:"issued"`
+	Expires  time.Time `json:"expires"`
+	Key      string    `json:"key"`            // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
+	Into     string    `json:"into,omitempty"` // the serial that took its place: of the identity, or of the renewed one
+	Ended    time.Time `json:"ended,omitzero"` // when it was burnt or revoked
+	By       string    `json:"by,omitempty"`   // where it was burnt from
+	Seen     time.Time `json:"seen,omitzero"`  // last entry; may lag by a minute after a crash
+	From     string    `json:"from,omitempty"` // and from where
+}
+
+// Live reports whether the record holds its name at that time.
+func (r *Record) Live(now time.Time) bool {
+	return (r.State == Invited || r.State == Active) && !now.After(r.Expires)
+}
+
+// The list is one file, replaced as a whole: a line with the version, the network
+// and the SHA-256 of what follows, and then the records as JSON. Cut short, or
+// with a byte changed, it is damaged, and nothing of it is believed.
+const (
+	listName    = "tickets"
+	listVersion = "fbus-tickets 1"
+	listLimit   = 16 << 20
+)
+
+func formatList(network string, records []Record) ([]byte, error) {
+	if records == nil {
+		records = []Record{}
+	}
+	body, err := json.MarshalIndent(records, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	body = append(body, '\n')
+	data := append(fmt.Appendf(nil, "%s %s %x\n", listVersion, network, sha256.Sum256(body)), body...)
+	if len(data) > listLimit {
+		return nil, errorf(CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).withHint("revoke what is no longer used")
+	}
+	return data, nil
+}
+
+func parseList(network string, data []byte) ([]Record, error) {
+	head, body, _ := bytes.Cut(data, []byte("\n"))
+	if !bytes.HasPrefix(head, []byte(listVersion+" ")) {
+		return nil, errorf(CodeDamaged, "it does not begin with %q", listVersion)
+	}
+	want := fmt.Sprintf("%s %s %x", listVersion, network, sha256.Sum256(body))
+	if string(head) != want {
+		if !bytes.HasPrefix(head, []byte(listVersion+" "+network+" ")) {
+			return nil, errorf(CodeDamaged, "it is not the list of network %s", network)
+		}
+		return nil, errorf(CodeDamaged, "its checksum is not that of its content")
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields() // what we do not know we would lose with the next change
+	var records []Record
+	if err := dec.Decode(&records); err != nil {
+		return nil, errorf(CodeDamaged, "%v", err)
+	}
+	seen := map[string]bool{}
+	for i := range records {
+		if err := records[i].check(); err != nil {
+			return nil, err
+		}
+		if seen[records[i].Serial] {
+			return nil, errorf(CodeDamaged, "serial %s stands in it twice", records[i].Serial)
+		}
+		seen[records[i].Serial] = true
+	}
+	return records, nil
+}
+
+func (r *Record) check() error {
+	switch {
+	case !isSerial(r.Serial):
+		return errorf(CodeDamaged, "%q is no serial", short(r.Serial))
+	case CheckName(r.Name) != nil:
+		return errorf(CodeDamaged, "serial %s has the name %q", r.Serial, short(r.Name))
+	case !slices.Contains([]State{Invited, Active, Burnt, Revoked}, r.State):
+		return errorf(CodeDamaged, "serial %s is in the state %q", r.Serial, short(string(r.State)))
+	case len(r.Key) != 64 || !isHex(r.Key):
+		return errorf(CodeDamaged, "serial %s has no key", r.Serial)
+	case r.Into != "" && !isSerial(r.Into):
+		return errorf(CodeDamaged, "serial %s became %q", r.Serial, short(r.Into))
+	}
+	return nil
+}

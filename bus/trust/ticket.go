@@ -1,0 +1,185 @@
+package trust
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Ticket is what lets somebody into a network: an invitation, a reusable ticket,
+// or the identity that an invitation was exchanged for. As text it is a PEM
+// bundle: lines for people, then its certificate, its key and the CA's
+// certificate, in that order, which is the one that stock TLS libraries want of a
+// file that holds all three. It is as secret as the key in it.
+type Ticket struct {
+	Network string
+	Name    string
+	Rights  Rights // of an invitation: known where it was issued, not where it is read
+	Joining bool   // an invitation: it has to be exchanged first
+	Serial  string
+	Issued  time.Time // of a ticket that was read: from when it is good
+	Expires time.Time
+
+	Addresses []string // host:port to dial, in this order: hints, which anybody may have edited
+
+	CA   *x509.Certificate
+	Leaf *x509.Certificate
+	Key  crypto.Signer
+}
+
+// Format writes a ticket as text.
+func (t *Ticket) Format() ([]byte, error) {
+	secret, err := keyPEM(t.Key)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.WriteString("fbus ticket\nKeep it secret: whoever has this text may do what it says.\n\n")
+	line := func(key, value string) { fmt.Fprintf(&b, "%s: %s\n", key, value) }
+	line("network", t.Network)
+	line("name", t.Name)
+	if !t.Joining || !t.Rights.Empty() {
+		line("rights", t.Rights.String())
+	}
+	if t.Joining {
+		line("use", "once: fbus join FILE")
+	} else {
+		line("use", "FBUS_TICKET=FILE, or with any TLS 1.3 library")
+	}
+	line("expires", stamp(t.Expires))
+	line("serial", t.Serial)
+	line("server name", ServerName(t.Network))
+	for _, addr := range t.Addresses {
+		line("address", addr)
+	}
+	b.WriteByte('\n')
+	b.Write(certPEM(t.Leaf.Raw))
+	b.Write(secret)
+	b.Write(certPEM(t.CA.Raw))
+	return b.Bytes(), nil
+}
+
+// ParseTicket reads a ticket from its text. All but the addresses is taken from
+// the certificates. It does not look at the time.
+func ParseTicket(text []byte) (*Ticket, error) {
+	certs, key, err := parseBundle(text)
+	if err != nil {
+		return nil, errorf(CodeBadTicket, "this is no ticket: %v", err)
+	}
+	if len(certs) == 0 && key == nil {
+		return nil, errorf(CodeBadTicket, "this is no ticket: there is no PEM block in it").withHint("fbus invite makes tickets")
+	}
+	if key == nil {
+		return nil, errorf(CodeBadTicket, "the ticket has no key").withHint("was it cut short? all of the text is due")
+	}
+	t := &Ticket{Key: key}
+	for _, c := range certs {
+		switch {
+		case c.IsCA && t.CA != nil:
+			return nil, errorf(CodeBadTicket, "the ticket has two CAs").withHint("a file holds one ticket")
+		case c.IsCA:
+			t.CA = c
+		case t.Leaf != nil:
+			return nil, errorf(CodeBadTicket, "the ticket has two certificates besides the CA's").withHint("a file holds one ticket")
+		default:
+			t.Leaf = c
+		}
+	}
+	if t.CA == nil || t.Leaf == nil {
+		return nil, errorf(CodeBadTicket, "the ticket lacks a certificate: its own and the CA's are due").withHint("was it cut short? all of the text is due")
+	}
+	if err := t.fill(); err != nil {
+		return nil, err
+	}
+	for _, l := range comment(text) {
+		addr, ok := strings.CutPrefix(strings.TrimSpace(l), "address:")
+		addr = strings.TrimSpace(addr)
+		if ok && checkAddress(addr) == nil && len(t.Addresses) < maxAddresses {
+			t.Addresses = append(t.Addresses, addr)
+		}
+	}
+	return t, nil
+}
+
+// fill takes what the certificates say, and checks that the parts belong together.
+func (t *Ticket) fill() error {
+	t.Network = t.CA.Subject.CommonName
+	if err := CheckNetwork(t.Network); err != nil {
+		return errorf(CodeBadTicket, "the CA in it is not that of a network: %v", err)
+	}
+	if pub, ok := t.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(t.Leaf.PublicKey) {
+		return errorf(CodeBadTicket, "the ticket's key is not that of its certificate")
+	}
+	if t.Leaf.CheckSignatureFrom(t.CA) != nil || !isCA(t.CA) {
+		return errorf(CodeBadTicket, "the ticket's certificate was not signed by the CA in it")
+	}
+	if !onlyUse(t.Leaf, clientUse) {
+		return errorf(CodeWrongUse, "the ticket's certificate is not one for clients")
+	}
+	n, err := parseNames(t.Leaf.URIs)
+	if err != nil {
+		return errorf(CodeBadTicket, "the ticket's certificate is not a ticket's: %v", err)
+	}
+	t.Name, t.Rights, t.Joining = n.name, n.rights, n.join
+	t.Serial = serialText(t.Leaf.SerialNumber)
+	t.Issued, t.Expires = t.Leaf.NotBefore, t.Leaf.NotAfter
+	return nil
+}
+
+// ReadTicket reads a ticket from a file, or from the text itself, as FBUS_TICKET
+// may be either.
+func ReadTicket(fileOrText string) (*Ticket, error) {
+	if strings.Contains(fileOrText, "-----BEGIN ") {
+		return ParseTicket([]byte(fileOrText))
+	}
+	text, _, err := readBounded(fileOrText)
+	if err != nil {
+		return nil, err
+	}
+	t, err := ParseTicket(text)
+	if err != nil {
+		e := *err.(*Error)
+		e.Message = fileOrText + ": " + e.Message
+		return nil, &e
+	}
+	return t, nil
+}
+
+// RenewalDue reports whether an identity should be renewed by now: less than a
+// third of its life is left.
+func (t *Ticket) RenewalDue(now time.Time) bool {
+	return !t.Joining && t.Leaf.NotAfter.Sub(t.Leaf.NotBefore) >= IdentityLife && renewalDue(t.Leaf.NotAfter, now)
+}
+
+// Request is a PKCS#10 request (PEM) for the ticket's own key, to renew it.
+func (t *Ticket) Request() ([]byte, error) { return makeRequest(t.Key) }
+
+// WithCertificate is the ticket with another certificate (PEM) for the same key,
+// as Exchange and Renew return it, and the rights that stand in that.
+func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
+	certs, key, err := parseBundle(cert)
+	if err != nil {
+		return nil, errorf(CodeBadTicket, "the node's answer is no certificate: %v", err)
+	}
+	if len(certs) != 1 || key != nil {
+		return nil, errorf(CodeBadTicket, "the node's answer is no certificate: one certificate and no key are due")
+	}
+	next := &Ticket{CA: t.CA, Leaf: certs[0], Key: t.Key, Addresses: slices.Clone(t.Addresses)}
+	if err := next.fill(); err != nil {
+		return nil, err
+	}
+	if next.Joining {
+		return nil, errorf(CodeBadTicket, "the node's answer is another invitation")
+	}
+	return next, nil
+}
+
+// certificate is the ticket as crypto/tls has it.
+func (t *Ticket) certificate() *tls.Certificate {
+	return &tls.Certificate{Certificate: [][]byte{t.Leaf.Raw}, PrivateKey: t.Key, Leaf: t.Leaf}
+}

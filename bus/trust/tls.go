@@ -1,0 +1,94 @@
+package trust
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"time"
+)
+
+// ALPN is the protocol's name in the TLS handshake. A client may leave it out; one
+// that offers only others is refused.
+const ALPN = "fbus/1"
+
+// ServerConfig is for the node's listener. Tickets for resumption are off, and
+// the checks are in VerifyConnection, which resumption does not skip
+// (golang/go 77217, CVE-2025-68121). Who completes the handshake is not admitted
+// yet: see [Authority.Admit].
+func (a *Authority) ServerConfig() *tls.Config {
+	c := serverConfig(a.pool, a.now)
+	c.GetCertificate = a.NodeCertificate
+	return c
+}
+
+func serverConfig(pool *x509.CertPool, now func() time.Time) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{ALPN},
+		ClientAuth:             tls.RequireAndVerifyClientCert,
+		ClientCAs:              pool,
+		SessionTicketsDisabled: true,
+		Time:                   now,
+		VerifyConnection:       func(cs tls.ConnectionState) error { return checkClient(cs, now()) },
+	}
+}
+
+// ClientConfig is for dialling a node with the ticket. The node must have a
+// certificate for servers, signed by the ticket's CA itself, with the network's
+// name; what address was dialled does not matter. now may be nil.
+func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
+	pool := x509.NewCertPool()
+	pool.AddCert(t.CA)
+	c := clientConfig(pool, ServerName(t.Network), t.certificate(), now)
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		if chain := cs.VerifiedChains[0]; len(chain) != 2 || !onlyUse(chain[0], serverUse) {
+			return errorf(CodeWrongUse, "the certificate at the other end is not that of a node")
+		}
+		return nil
+	}
+	return c
+}
+
+func clientConfig(pool *x509.CertPool, name string, cert *tls.Certificate, now func() time.Time) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{ALPN},
+		RootCAs:                pool,
+		ServerName:             name,
+		SessionTicketsDisabled: true,
+		Time:                   now,
+		// Sent even if the node asks for another CA's, so that the node says what is
+		// wrong with it and not that there is none.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
+	}
+}
+
+// HTTPAnswer is what to write to a peer that speaks HTTP without TLS.
+const HTTPAnswer = "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n" +
+	"This is the port of an fbus node. It speaks its own protocol, under TLS 1.3, with those who have a ticket.\n"
+
+const (
+	dismissTime  = time.Second
+	dismissBytes = 64 << 10
+)
+
+// Dismiss closes the connection of a peer that is not let in, such that what was
+// written last, an alert or a frame, arrives: closed while bytes of the peer are
+// unread, the kernel would send a reset, which may overtake it. What the
+// peer sends is read and dropped, for at most a second and 64 KiB. err is
+// what the handshake returned, if it was that which failed.
+func Dismiss(c *tls.Conn, err error) {
+	raw := c.NetConn()
+	defer raw.Close()
+	raw.SetDeadline(time.Now().Add(dismissTime))
+	if e := Explain(err, time.Time{}); e != nil && e.Code == CodeHTTP {
+		io.WriteString(raw, HTTPAnswer)
+	}
+	if err == nil {
+		c.CloseWrite() // close_notify
+	}
+	if half, ok := raw.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
+	io.CopyN(io.Discard, raw, dismissBytes)
+}

@@ -1,0 +1,185 @@
+package trust
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const nobody = 65534
+
+// attack prepares a directory as another user may, and returns the path that
+// fbus is told to use.
+type attack struct {
+	name string
+	code string
+	hint string
+	root bool // it takes root to play the other user
+	prep func(t *testing.T, base string) string
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var attacks = []attack{
+	{"open to others", CodeUnsafe, "chmod 700", false, func(t *testing.T, base string) string {
+		must(t, os.Mkdir(base+"/d", 0o700))
+		must(t, os.Chmod(base+"/d", 0o750))
+		return base + "/d"
+	}},
+	{"a file", CodeStorage, "", false, func(t *testing.T, base string) string {
+		must(t, os.WriteFile(base+"/d", nil, 0o600))
+		return base + "/d"
+	}},
+	{"links in a circle", CodeStorage, "", false, func(t *testing.T, base string) string {
+		must(t, os.Symlink("d", base+"/d"))
+		return base + "/d"
+	}},
+	{"parent open to all", CodeUnsafe, "FBUS_HOME", false, func(t *testing.T, base string) string {
+		must(t, os.Mkdir(base+"/p", 0o700))
+		must(t, os.Chmod(base+"/p", 0o777))
+		return base + "/p/d"
+	}},
+	{"squatted", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+		must(t, os.Mkdir(base+"/d", 0o700))
+		must(t, os.Lchown(base+"/d", nobody, nobody))
+		return base + "/d"
+	}},
+	{"squatted parent", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+		must(t, os.Mkdir(base+"/p", 0o700))
+		must(t, os.Lchown(base+"/p", nobody, nobody))
+		return base + "/p/d"
+	}},
+	{"another's link to our directory", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+		must(t, os.Mkdir(base+"/mine", 0o700))
+		must(t, os.Symlink(base+"/mine", base+"/d"))
+		must(t, os.Lchown(base+"/d", nobody, nobody))
+		return base + "/d"
+	}},
+	{"another's link on the way", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+		must(t, os.MkdirAll(base+"/mine/d", 0o700))
+		must(t, os.Symlink("mine", base+"/p"))
+		must(t, os.Lchown(base+"/p", nobody, nobody))
+		return base + "/p/d"
+	}},
+}
+
+// TestDirectoryAttacks: nothing is made or read where somebody else decides
+// where that is.
+func TestDirectoryAttacks(t *testing.T) {
+	for _, a := range attacks {
+		t.Run(a.name, func(t *testing.T) {
+			if a.root && os.Getuid() != 0 {
+				t.Skip("needs root")
+			}
+			base := t.TempDir()
+			dir := a.prep(t, base)
+			_, err := Open(Options{Dir: dir, Network: "net"})
+			wantCode(t, err, a.code, a.hint)
+			filepath.WalkDir(base, func(path string, _ os.DirEntry, _ error) error {
+				if strings.HasSuffix(path, caName) || strings.HasSuffix(path, lockName) {
+					t.Errorf("%s was made", path)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestOwnLink: a link of one's own is followed, as ~/.config may be one.
+func TestOwnLink(t *testing.T) {
+	base := t.TempDir()
+	must(t, os.Mkdir(base+"/real", 0o700))
+	must(t, os.Symlink("real", base+"/a"))
+	must(t, os.Symlink(base+"/a/../a", base+"/b"))
+	openTest(t, base+"/b/networks/net", newClock())
+	if _, err := os.Stat(base + "/real/networks/net/" + caName); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFileAttacks: a file that others can read, a link, a FIFO, another's file:
+// each is refused, whichever file it is, and never written through.
+func TestFileAttacks(t *testing.T) {
+	for _, name := range []string{caName, listName} {
+		for what, c := range map[string]struct {
+			hint string
+			do   func(path string) error
+		}{
+			"readable":  {"chmod 600", func(p string) error { return os.Chmod(p, 0o640) }},
+			"writable":  {"chmod 600", func(p string) error { return os.Chmod(p, 0o602) }},
+			"link":      {"symbolic link", func(p string) error { os.Rename(p, p+".real"); return os.Symlink(p+".real", p) }},
+			"dangling":  {"symbolic link", func(p string) error { os.Remove(p); return os.Symlink(p+".victim", p) }},
+			"FIFO":      {"regular", func(p string) error { os.Remove(p); return syscall.Mkfifo(p, 0o600) }},
+			"directory": {"regular", func(p string) error { os.Remove(p); return os.Mkdir(p, 0o700) }},
+			"another's": {"uid 65534", func(p string) error { return os.Chown(p, nobody, nobody) }},
+		} {
+			t.Run(name+" "+what, func(t *testing.T) {
+				if what == "another's" && os.Getuid() != 0 {
+					t.Skip("needs root")
+				}
+				dir, clk := privateTemp(t), newClock()
+				openTest(t, dir, clk).Close()
+				path := filepath.Join(dir, name)
+				must(t, c.do(path))
+				_, err := Open(Options{Dir: dir, Network: "net", Now: clk.now})
+				if err == nil || !strings.Contains(err.Error()+err.(*Error).Hint, c.hint) {
+					t.Errorf("got %v, want %q", err, c.hint)
+				}
+				if _, err := os.Lstat(path + ".victim"); err == nil {
+					t.Error("written through the link")
+				}
+			})
+		}
+	}
+}
+
+// TestLockLink: the lock is not made through a link either.
+func TestLockLink(t *testing.T) {
+	dir := privateTemp(t)
+	must(t, os.MkdirAll(dir, 0o700))
+	must(t, os.Symlink(dir+"/victim", dir+"/"+lockName))
+	if _, err := Open(Options{Dir: dir, Network: "net"}); err == nil {
+		t.Error("opened")
+	}
+	if _, err := os.Stat(dir + "/victim"); err == nil {
+		t.Error("made through the link")
+	}
+}
+
+// TestLeftovers: what an interrupted write left is swept, and never read.
+func TestLeftovers(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	openTest(t, dir, c).Close()
+	left := filepath.Join(dir, tempPrefix+"X")
+	must(t, os.WriteFile(left, []byte("half a li"), 0o600))
+	openTest(t, dir, c)
+	if _, err := os.Stat(left); err == nil {
+		t.Error("not swept")
+	}
+}
+
+// TestLinkReplacedByWrite: a write puts a new file in a link's place.
+func TestLinkReplacedByWrite(t *testing.T) {
+	base := t.TempDir()
+	must(t, os.Chmod(base, 0o700))
+	d, err := openPrivate(base)
+	must(t, err)
+	defer d.close()
+	must(t, os.WriteFile(base+"/victim", []byte("kept"), 0o600))
+	must(t, os.Symlink("victim", base+"/x"))
+	_, err = d.write("x", []byte("new"))
+	must(t, err)
+	if kept, _ := os.ReadFile(base + "/victim"); string(kept) != "kept" {
+		t.Errorf("the link's target holds %q", kept)
+	}
+	if st, err := os.Lstat(base + "/x"); err != nil || !st.Mode().IsRegular() || st.Mode().Perm() != 0o600 {
+		t.Error(st.Mode(), err)
+	}
+}

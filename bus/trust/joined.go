@@ -1,0 +1,192 @@
+package trust
+
+import (
+	"bytes"
+	"crypto"
+	"errors"
+	"io/fs"
+	"strings"
+)
+
+// Joined is the directory of the networks that this user has joined: a file with
+// the identity for each, and the keys of invitations that are being exchanged.
+type Joined struct{ dir *privateDir }
+
+const (
+	identitySuffix = ".pem"
+	pendingSuffix  = ".joining"
+)
+
+// OpenJoined opens the directory, and makes it if need be. Close it in the end.
+func OpenJoined(dir string) (*Joined, error) {
+	d, err := openPrivate(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Joined{dir: d}, nil
+}
+
+// Close lets go of the directory.
+func (j *Joined) Close() error { return j.dir.close() }
+
+// Begin makes the key of one's own that an invitation is exchanged for, and has it
+// on the disk before it returns the request (PEM) for the node. Begun again
+// with the same invitation, it is the same key: so a lost reply, or a crash before
+// Finish, costs nothing.
+func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
+	if !invitation.Joining {
+		return nil, errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", invitation.Name)
+	}
+	if err := j.sameCA(invitation); err != nil {
+		return nil, err
+	}
+	unlock, err := j.dir.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	j.dir.sweep()
+	key, err := j.pending(invitation)
+	if errors.Is(err, fs.ErrNotExist) {
+		key, err = j.makePending(invitation)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return makeRequest(key)
+}
+
+// Finish keeps the identity that the node has signed (PEM), and returns it.
+func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
+	key, err := j.pending(invitation)
+	if err != nil {
+		return nil, err
+	}
+	own := *invitation
+	own.Key = key
+	t, err := own.WithCertificate(cert)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.Save(t); err != nil {
+		return nil, err
+	}
+	j.dir.remove(pendingName(invitation)) // what is left of it does no harm
+	return t, nil
+}
+
+// Save keeps an identity or a reusable ticket as the one for its network, in
+// place of any other.
+func (j *Joined) Save(t *Ticket) error {
+	if t.Joining {
+		return errorf(CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).withHint("fbus join FILE")
+	}
+	if err := j.sameCA(t); err != nil {
+		return err
+	}
+	text, err := t.Format()
+	if err != nil {
+		return err
+	}
+	unlock, err := j.dir.lock() // or another's sweep would take our file for a leftover
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = j.dir.write(t.Network+identitySuffix, text)
+	return err
+}
+
+// Load returns the identity for a network.
+func (j *Joined) Load(network string) (*Ticket, error) {
+	if err := CheckNetwork(network); err != nil {
+		return nil, err
+	}
+	text, _, err := j.dir.read(network+identitySuffix, maxTicket)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errorf(CodeNoTicket, "network %s was not joined: %v", network, err).withHint("fbus join TICKET")
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := ParseTicket(text)
+	if err != nil {
+		return nil, errorf(CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).withHint("remove it and join anew")
+	}
+	if t.Network != network {
+		return nil, errorf(CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).withHint("remove it and join anew")
+	}
+	return t, nil
+}
+
+// Networks returns the ids of the networks that were joined, sorted.
+func (j *Joined) Networks() ([]string, error) {
+	names, err := j.dir.list()
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, name := range names {
+		if id, ok := strings.CutSuffix(name, identitySuffix); ok && CheckNetwork(id) == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// Remove forgets a network.
+func (j *Joined) Remove(network string) error {
+	if _, err := j.Load(network); errors.Is(err, &Error{Code: CodeNoTicket}) {
+		return err
+	}
+	return j.dir.remove(network + identitySuffix)
+}
+
+// sameCA: a network of the same name with another CA is another network, and
+// must not take the place of the one that was joined.
+func (j *Joined) sameCA(t *Ticket) error {
+	old, err := j.Load(t.Network)
+	if errors.Is(err, &Error{Code: CodeNoTicket}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(old.CA.Raw, t.CA.Raw) {
+		return errorf(CodeOtherNetwork, "a network %s was joined already, and its CA is another one", t.Network).
+			withHint("if that network was made anew, remove %s first", j.dir.join(t.Network+identitySuffix))
+	}
+	return nil
+}
+
+// pendingName: an invitation has a key of its own, so that two that are joined at
+// once do not mix.
+func pendingName(t *Ticket) string { return t.Network + "." + t.Serial + pendingSuffix }
+
+func (j *Joined) pending(t *Ticket) (crypto.Signer, error) {
+	text, _, err := j.dir.read(pendingName(t), maxTicket)
+	if err != nil {
+		return nil, err
+	}
+	_, key, err := parseBundle(text)
+	if err == nil && key == nil {
+		err = errorf(CodeDamaged, "there is no key in it")
+	}
+	if err != nil {
+		return nil, errorf(CodeDamaged, "%s: %v", j.dir.join(pendingName(t)), err)
+	}
+	return key, nil
+}
+
+func (j *Joined) makePending(t *Ticket) (crypto.Signer, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	text, err := keyPEM(key)
+	if err != nil {
+		return nil, err
+	}
+	_, err = j.dir.write(pendingName(t), text)
+	return key, err
+}

@@ -1,0 +1,112 @@
+package trust
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"sync/atomic"
+	"time"
+)
+
+// Files are a certificate, its key and a CA that somebody else's PKI has made
+// (fbus serve --tls-cert, --tls-key, --tls-ca). Clients are whoever has a
+// certificate for clients from that CA, directly or through others, with the URI
+// names that tickets have; who has no fbus:name: is refused. There is no list:
+// nothing is issued, exchanged or revoked here but by that PKI, and by taking
+// the CA out of the file.
+type Files struct {
+	cert, key, ca string
+	now           func() time.Time
+	current       atomic.Pointer[filesState]
+}
+
+type filesState struct {
+	pair *tls.Certificate
+	pool *x509.CertPool
+}
+
+// OpenFiles reads the files. now may be nil.
+func OpenFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
+	if now == nil {
+		now = time.Now
+	}
+	f := &Files{cert: cert, key: key, ca: ca, now: now}
+	return f, f.Reload()
+}
+
+// Reload reads the files again, for connections made from then on. After an
+// error those that were read before are in use still.
+func (f *Files) Reload() error {
+	certText, _, err := readBounded(f.cert)
+	if err != nil {
+		return err
+	}
+	keyText, mode, err := readBounded(f.key)
+	if err != nil {
+		return err
+	}
+	if mode&0o007 != 0 { // a group such as ssl-cert may be meant
+		return errorf(CodeUnsafe, "%s: mode %04o lets everybody read or write the key", f.key, mode.Perm()).withHint("chmod o-rwx %s", f.key)
+	}
+	caText, _, err := readBounded(f.ca)
+	if err != nil {
+		return err
+	}
+	pair, err := tls.X509KeyPair(certText, keyText)
+	if err != nil {
+		return errorf(CodeBadTicket, "%s, %s: %v", f.cert, f.key, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(caText) {
+		return errorf(CodeBadTicket, "%s: there is no certificate in it", f.ca).withHint("PEM is due: BEGIN CERTIFICATE")
+	}
+	if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
+		return err
+	}
+	f.current.Store(&filesState{pair: &pair, pool: pool})
+	return nil
+}
+
+// ServerConfig is for the node's listener. Who completes the handshake is not
+// admitted yet: see Admit.
+func (f *Files) ServerConfig() *tls.Config {
+	c := serverConfig(f.current.Load().pool, f.now)
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		s := f.current.Load()
+		c := serverConfig(s.pool, f.now)
+		c.Certificates = []tls.Certificate{*s.pair}
+		return c, nil
+	}
+	return c
+}
+
+// ClientConfig is for dialling a node of that PKI, whose certificate must have
+// that DNS name or address.
+func (f *Files) ClientConfig(host string) *tls.Config {
+	s := f.current.Load()
+	return clientConfig(s.pool, host, s.pair, f.now)
+}
+
+// Admit says who has completed this handshake, by the names in its certificate.
+// See [Authority.Admit] for when it is to be called.
+func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
+	if err := checkClient(cs, f.now()); err != nil {
+		return nil, err
+	}
+	cert := cs.PeerCertificates[0]
+	n, err := parseNames(cert.URIs)
+	if err != nil {
+		return nil, err
+	}
+	if n.join {
+		return nil, errorf(CodeBadCertificate, "the certificate is an invitation, and this node exchanges none").withHint("its certificates come from a PKI of its own")
+	}
+	return &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter}, nil
+}
+
+// Check says whether somebody who was admitted would be so still.
+func (f *Files) Check(id *Identity) error {
+	if now := f.now(); now.After(id.Expires) {
+		return expired("the certificate of "+id.Name, id.Expires, now)
+	}
+	return nil
+}

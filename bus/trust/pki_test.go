@@ -1,0 +1,105 @@
+package trust
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// writePKI writes a node's certificate of somebody's PKI, and returns the paths.
+func writePKI(t *testing.T, dir string, change func(*x509.Certificate)) (cert, key, ca string, client *tls.Certificate) {
+	t.Helper()
+	root, rootKey := testCA(t, "net")
+	node := testLeaf(t, root, rootKey, func(x *x509.Certificate) {
+		x.ExtKeyUsage = []x509.ExtKeyUsage{serverUse}
+		x.URIs, x.DNSNames = nil, []string{"bus.net.fbus.invalid"}
+	})
+	secret, err := keyPEM(node.PrivateKey)
+	must(t, err)
+	cert, key, ca = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "ca.pem")
+	must(t, os.WriteFile(cert, certPEM(node.Leaf.Raw), 0o644))
+	must(t, os.WriteFile(key, secret, 0o600))
+	must(t, os.WriteFile(ca, certPEM(root.Raw), 0o644))
+	return cert, key, ca, testLeaf(t, root, rootKey, change)
+}
+
+// TestFiles: a PKI of one's own says in URI names who may do what.
+func TestFiles(t *testing.T) {
+	c := newClock()
+	cert, key, ca, client := writePKI(t, t.TempDir(), func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{clientUse, serverUse} })
+	f, err := OpenFiles(cert, key, ca, c.now)
+	must(t, err)
+	n := serve(t, f, c.now)
+	cfg := func(cert *tls.Certificate) *tls.Config { return withCert(f.ClientConfig("bus.net.fbus.invalid"), cert) }
+	if got, err := n.enter(t, cfg(client)); got != "x" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if id := n.admitted(t); id.Caller() != "ticket:x" || id.Rights.String() != "call *" {
+		t.Errorf("%+v", id)
+	}
+	<-n.handled
+	old := cfg(client)
+	_, err = n.enter(t, f.ClientConfig("elsewhere.example"))
+	wantCode(t, Explain(err, c.now()), CodeWrongUse, "elsewhere.example")
+	<-n.refused
+	// Another CA in the file: those of the old one are out, and its node's too.
+	cert2, key2, ca2, _ := writePKI(t, t.TempDir(), nil)
+	for from, to := range map[string]string{cert2: cert, key2: key, ca2: ca} {
+		must(t, os.Rename(from, to))
+	}
+	must(t, f.Reload())
+	old.InsecureSkipVerify = true
+	_, err = n.enter(t, old)
+	n.rejected(t, "of the old CA", CodeOtherNetwork)
+	wantCode(t, Explain(err, c.now()), CodeOtherNetwork)
+}
+
+// TestFilesRefused: a certificate of that CA without a name, with a right that is
+// none, or that is an invitation.
+func TestFilesRefused(t *testing.T) {
+	c := newClock()
+	for what, change := range map[string]func(*x509.Certificate){
+		"no name": func(x *x509.Certificate) { x.URIs = nil; x.Subject.CommonName = "fbus:admin" },
+		"typo":    func(x *x509.Certificate) { x.URIs[1].Opaque = "cal:x" },
+		"join":    func(x *x509.Certificate) { x.URIs = names{name: "x", join: true}.uris() },
+	} {
+		cert, key, ca, client := writePKI(t, t.TempDir(), change)
+		f, err := OpenFiles(cert, key, ca, c.now)
+		must(t, err)
+		n := serve(t, f, c.now)
+		n.enter(t, withCert(f.ClientConfig("bus.net.fbus.invalid"), client))
+		select {
+		case e := <-n.refused:
+			if e.Code != CodeBadCertificate && e.Code != CodeBadRight {
+				t.Errorf("%s: %v", what, e)
+			}
+		case <-n.ids:
+			t.Errorf("%s: admitted", what)
+		}
+	}
+}
+
+// TestFilesErrors: what is wrong with the files is said of the file.
+func TestFilesErrors(t *testing.T) {
+	c := newClock()
+	cert, key, ca, _ := writePKI(t, t.TempDir(), nil)
+	_, err := OpenFiles(cert, key, cert+".none", c.now)
+	wantCode(t, err, CodeStorage, "none")
+	_, err = OpenFiles(cert, key, key, c.now)
+	wantCode(t, err, CodeBadTicket, key)
+	_, err = OpenFiles(ca, key, ca, c.now)
+	wantCode(t, err, CodeBadTicket, key)
+	must(t, os.Chmod(key, 0o604))
+	_, err = OpenFiles(cert, key, ca, c.now)
+	wantCode(t, err, CodeUnsafe, "chmod")
+	must(t, os.Chmod(key, 0o640))
+	c.add(48 * time.Hour)
+	_, err = OpenFiles(cert, key, ca, c.now)
+	wantCode(t, err, CodeExpired, "clock", cert)
+	c.add(-96 * time.Hour)
+	_, err = OpenFiles(cert, key, ca, c.now)
+	wantCode(t, err, CodeNotYetValid, "clock")
+}

@@ -183,6 +183,9 @@ func (b *bencher) measure(row benchRow, d time.Duration) (benchResult, error) {
 	var values, limits, ratios []float64
 	turn := max(d/benchRounds, 10*time.Millisecond)
 	for range benchRounds {
+		if b.ctx.Err() != nil {
+			return res, context.Cause(b.ctx)
+		}
 		v, err := ours(turn)
 		if err != nil {
 			return res, err

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	osexec "os/exec"
@@ -102,7 +103,7 @@ func (b *bencher) relay(outstanding int) (perSecond, error) {
 				return 0, err
 			}
 			read.Add(1)
-			if !stopped && time.Since(began) >= d {
+			if !stopped && (time.Since(began) >= d || b.ctx.Err() != nil) {
 				stopped = true
 				close(stop)
 			}
@@ -151,12 +152,15 @@ func copyPlain(to io.Writer, from io.Reader) {
 	io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 64<<10))
 }
 
-// zeros reads as zeros until a time.
-type zeros struct{ until time.Time }
+// zeros reads as zeros until a time, or until it is all over.
+type zeros struct {
+	ctx   context.Context
+	until time.Time
+}
 
 // Read implements io.Reader.
 func (z *zeros) Read(p []byte) (int, error) {
-	if time.Now().After(z.until) {
+	if time.Now().After(z.until) || z.ctx.Err() != nil {
 		return 0, io.EOF
 	}
 	clear(p)

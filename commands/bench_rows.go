@@ -75,7 +75,7 @@ func prepareWarm(b *bencher) (perSecond, perSecond, error) {
 	single := func(name string) perSecond {
 		return func(d time.Duration) (float64, error) {
 			var rates []float64
-			for began := time.Now(); len(rates) == 0 || time.Since(began) < d; {
+			for began := time.Now(); b.ctx.Err() == nil && (len(rates) == 0 || time.Since(began) < d); {
 				time.Sleep(200 * time.Millisecond) // the pool refills, in both cases alike
 				t := time.Now()
 				if _, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: bus.List("hello")}); err != nil {
@@ -185,7 +185,7 @@ func prepareBulk(b *bencher) (perSecond, perSecond, error) {
 		return nil, nil, err
 	}
 	ours := func(d time.Duration) (float64, error) {
-		in, out := &zeros{until: time.Now().Add(d)}, &counter{}
+		in, out := &zeros{ctx: b.ctx, until: time.Now().Add(d)}, &counter{}
 		began := time.Now()
 		_, err := b.client.Call(b.ctx, &bus.Request{Function: "cat", Input: in, Stdout: out})
 		return float64(out.n) / time.Since(began).Seconds(), err
@@ -228,7 +228,7 @@ func prepareBulk(b *bencher) (perSecond, perSecond, error) {
 			return 0, err
 		}
 		defer conn.Close()
-		in, out := &zeros{until: time.Now().Add(d)}, &counter{}
+		in, out := &zeros{ctx: b.ctx, until: time.Now().Add(d)}, &counter{}
 		began := time.Now()
 		go func() { // ends when the time is up
 			copyPlain(conn, in)

@@ -150,7 +150,7 @@ func (b *bencher) run(stdin io.Reader, words ...string) error {
 // batch measures a command that is given many lines at once: lines a second. A
 // first small batch says how many fit the time.
 func (b *bencher) batch(words ...string) func(time.Duration) (float64, error) {
-	perSecond := 1000.0
+	speed := 1000.0
 	one := func(n int) (float64, error) {
 		var lines strings.Builder
 		for i := range n {
@@ -163,15 +163,15 @@ func (b *bencher) batch(words ...string) func(time.Duration) (float64, error) {
 	first := true
 	return func(d time.Duration) (rate float64, err error) {
 		if first {
-			if perSecond, err = one(200); err != nil {
+			if speed, err = one(200); err != nil {
 				return 0, err
 			}
-			if perSecond, err = one(max(200, int(perSecond*d.Seconds()))); err != nil {
+			if speed, err = one(max(200, int(speed*d.Seconds()))); err != nil {
 				return 0, err
 			}
 			first = false
 		}
-		perSecond, err = one(max(200, int(perSecond*d.Seconds())))
-		return perSecond, err
+		speed, err = one(max(200, int(speed*d.Seconds())))
+		return speed, err
 	}
 }

@@ -278,8 +278,9 @@ Usage: fbus COMMAND [flags] …
 
 fbus COMMAND --help says more; fbus --version prints the version.
 Exit statuses: the function's own; 64 usage, 65 bad input, 69 no such function,
-70 internal, 74 worker lost, 75 busy, 77 denied, 124 deadline, 126/127 program
-can not be run/not found, 129/130/143 we got HUP/INT/TERM, 255 no node.
+70 internal, 74 worker lost, 75 busy, 77 denied, 123 some calls of map failed,
+124 deadline, 126/127 program can not be run/not found, 129/130/143 we got
+HUP/INT/TERM, 255 no node.
 `
 
 const commandHelp = `fbus {{.Name}}: {{.Usage}}

@@ -158,9 +158,6 @@ func (o *mapOptions) check() error {
 // questions.
 const maxJobs = 9000
 
-// exitSomeFailed is the status if a call of many failed, as xargs has it.
-const exitSomeFailed = 123
-
 func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err

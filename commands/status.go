@@ -19,6 +19,7 @@ const (
 	exitWorkerLost = 74  // the worker vanished mid-call
 	exitBusy       = 75  // no slot is free
 	exitDenied     = 77  // not allowed
+	exitSomeFailed = 123 // a call of map has failed, as xargs has it
 	exitDeadline   = 124 // time was up
 	exitCannotRun  = 126 // the program can not be run
 	exitNotFound   = 127 // the program was not found

@@ -131,6 +131,14 @@ func (t *table) issue(r Record, now time.Time) error {
 // certificate (PEM) is returned after the list is on the disk. The same key may
 // ask again while the invitation lasts. from is where the peer is.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
+	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
+		return t.exchange(serial, hash, from, now, a.ca.NotAfter)
+	})
+}
+
+// sign answers a PKCS#10 request (PEM) with a certificate for the identity that
+// find returns for the hash of its key, after the list is on the disk.
+func (a *Authority) sign(request []byte, find func(t *table, hash string, now time.Time) (identity Record, changed bool, err error)) ([]byte, error) {
 	pub, err := parseRequest(request)
 	if err != nil {
 		return nil, err
@@ -142,7 +150,7 @@ func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte
 	now := a.now().UTC().Truncate(time.Second)
 	var identity Record
 	err = a.list.update(func(t *table) (changed bool, err error) {
-		identity, changed, err = t.exchange(serial, hash, from, now, a.ca.NotAfter)
+		identity, changed, err = find(t, hash, now)
 		return changed, err
 	})
 	if err != nil {
@@ -194,24 +202,9 @@ func (t *table) exchange(serial, hash, from string, now, end time.Time) (identit
 // key. Before the last third of its life, and after a lost reply, that is the one
 // it has. The older certificate stays good until it expires.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
-	pub, err := parseRequest(request)
-	if err != nil {
-		return nil, err
-	}
-	hash, err := keyHash(pub)
-	if err != nil {
-		return nil, err
-	}
-	now := a.now().UTC().Truncate(time.Second)
-	var identity Record
-	err = a.list.update(func(t *table) (changed bool, err error) {
-		identity, changed, err = t.renew(serial, hash, now, a.ca.NotAfter)
-		return changed, err
+	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
+		return t.renew(serial, hash, now, a.ca.NotAfter)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return a.certificate(&identity, pub)
 }
 
 func (t *table) renew(serial, hash string, now, end time.Time) (identity Record, changed bool, err error) {

@@ -9,9 +9,7 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -30,12 +28,24 @@ type DialOptions struct {
 	// Eager returns before the node has answered HELLO, so that a first call
 	// goes out with it. A node's refusal is then the error of that call.
 	Eager bool
+	// Users reports whether a node on this machine may run as that user; this one
+	// and root always may.
+	Users func(uid int) bool
+	// Credentials are for nodes on other machines, over TCP.
+	Credentials *Credentials
+	// KeepAlive is how long a node over TCP may be silent before the connection is
+	// given up; default [DefaultKeepAlive].
+	KeepAlive time.Duration
+
+	dialled string // the address, once it is connected
 }
 
 // Client is a connection to a node, over which any number of calls and offers
 // can be under way.
 type Client struct {
-	conn *Conn
+	conn  *Conn
+	creds *Credentials // nil on this machine
+	addr  string       // what was dialled
 
 	mu       sync.Mutex // protects the fields below
 	node     HelloFrame
@@ -71,62 +81,6 @@ func NewInstance() string {
 	return fmt.Sprintf("%013s", strconv.FormatUint(rand.Uint64(), 36)) + strconv.FormatUint(rand.Uint64(), 36)
 }
 
-// Dial connects to the node at addr, the path of its unix socket. The socket's
-// owner must be this user or root: another's is refused with [CodeForeign]
-// before a byte is sent.
-func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
-	if !strings.Contains(addr, "/") {
-		return nil, errorf(CodeNoNode, "%s: only unix sockets can be dialled yet: give a path that holds a /", addr)
-	}
-	nc, err := dialUnix(ctx, addr)
-	if err != nil {
-		return nil, &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: %s", addr, reason(err)), Err: err}
-	}
-	if err := checkPeer(nc, addr); err != nil {
-		nc.Close()
-		return nil, err
-	}
-	return NewClient(ctx, nc, o)
-}
-
-// dialUnix connects to a unix socket. One whose backlog is full refuses at once:
-// that passes, and is waited for.
-func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
-	until := time.Now().Add(handshakeTime)
-	for {
-		nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(until) {
-			return nc, err
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-}
-
-// reason is the part of a network error that says why.
-func reason(err error) string {
-	var sys *os.SyscallError
-	if errors.As(err, &sys) {
-		return sys.Err.Error()
-	}
-	return err.Error()
-}
-
-// checkPeer refuses a node that runs as somebody else.
-func checkPeer(nc *net.UnixConn, addr string) error {
-	uid, err := PeerUID(nc)
-	if err != nil {
-		return &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", addr, err), Err: err}
-	}
-	if uid != 0 && uid != os.Getuid() {
-		return errorf(CodeForeign, "%s: belongs to uid %d, who is neither you nor root", addr, uid)
-	}
-	return nil
-}
-
 // NewClient speaks the protocol over nc, whose far end is a node. It returns
 // when both sides have said HELLO, unless the options are eager.
 func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error) {
@@ -144,7 +98,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	c := &Client{
 		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *Error{}, offers: map[string]*Offering{},
-		hello: make(chan struct{}), done: make(chan struct{}),
+		hello: make(chan struct{}), done: make(chan struct{}), creds: o.Credentials, addr: o.dialled,
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too
@@ -190,6 +144,8 @@ func (c *Client) lost(err error) error {
 	switch {
 	case errors.As(err, &e):
 		return e
+	case c.creds.refusal(err) != nil:
+		return c.creds.refusal(err)
 	case errors.Is(err, net.ErrClosed):
 		return &Error{Code: CodeNodeLost, Message: "connection closed", Err: err}
 	case !c.greeted && errors.Is(err, os.ErrDeadlineExceeded):
@@ -225,6 +181,10 @@ func (c *Client) Node() (name, network string) {
 	defer c.mu.Unlock()
 	return string(c.node.Name), string(c.node.Network)
 }
+
+// Address is what was dialled: the path of a socket, or host:port; empty for a
+// client that was made over a connection.
+func (c *Client) Address() string { return c.addr }
 
 // Close ends the connection: calls under way fail, running handlers are
 // cancelled. It waits for the handlers.

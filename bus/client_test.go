@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/trust"
 	"fbus/bus/node"
 
 	"go.uber.org/goleak"
@@ -892,9 +893,11 @@ func TestDeniedIsFinal(t *testing.T) {
 }
 
 func TestForeignAddress(t *testing.T) {
-	for _, addr := range []string{"localhost:10101", "x", filepath.Join(t.TempDir(), "none")} {
+	for addr, code := range map[string]string{
+		"localhost:10101": trust.CodeNoCertificate, "x": trust.CodeNoCertificate, filepath.Join(t.TempDir(), "none"): bus.CodeNoNode,
+	} {
 		_, err := bus.Dial(bg(), addr, nil)
-		wantErr(t, err, &bus.Error{Code: bus.CodeNoNode})
+		wantErr(t, err, &bus.Error{Code: code})
 		if !strings.Contains(fmt.Sprint(err), addr) {
 			t.Errorf("error %v does not name %s", err, addr)
 		}

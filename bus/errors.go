@@ -3,6 +3,8 @@ package bus
 import (
 	"errors"
 	"fmt"
+
+	"fbus/bus/trust"
 )
 
 // Codes of END, OFFERED and ERROR frames that come from fbus itself, each with
@@ -29,12 +31,17 @@ const (
 	CodeForeign     = "foreign"       // 255: the socket is another user's
 	CodeAmbiguous   = "ambiguous"     // 255: several nodes are equally near
 	CodeSuperseded  = "superseded"    // 255: this instance connected anew
+	CodeRevoked     = "revoked"       // 77: the ticket was taken back; package trust has the other codes of entry
 )
 
 var statusOf = map[string]int{
 	CodeUsage: 64, CodeBadInput: 65, CodeNoFunction: 69, CodeInternal: 70, CodeOutputLimit: 70,
 	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeDenied: 77, CodeDeadline: 124,
 	CodeCannotRun: 126, CodeNotFound: 127, CodeCancelled: 143,
+
+	trust.CodeNoCertificate: 77, trust.CodeExpired: 77, trust.CodeNotYetValid: 77, trust.CodeClock: 77, trust.CodeRevoked: 77,
+	trust.CodeUnlisted: 77, trust.CodeUsed: 77, trust.CodeWrongUse: 77, trust.CodeBadCertificate: 77, trust.CodeBadTicket: 77,
+	trust.CodeUnsafe: 77, trust.CodeNoTicket: 77, trust.CodeListLost: 75, trust.CodeBadRight: 64, trust.CodeNameTaken: 65,
 }
 
 // StatusOf is the exit status that belongs to a code of fbus: 255 for one that
@@ -68,10 +75,11 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Is reports whether target is an Error with the same code.
+// Is reports whether target is an Error with the same code, or is [ErrDenied] and
+// this is a denial of whatever kind.
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)
-	return ok && t.Code == e.Code
+	return ok && (t.Code == e.Code || t.Code == CodeDenied && e.Status() == StatusOf(CodeDenied))
 }
 
 // Status is the exit status for the error.

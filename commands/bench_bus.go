@@ -39,7 +39,7 @@ func newBencher(ctx context.Context) (*bencher, error) {
 		return nil, fail(exitInternal, "private directory: %v", pathReason(err))
 	}
 	b := &bencher{ctx: ctx, fbus: path, dir: dir, socket: filepath.Join(dir, "bus.sock"), offered: map[string]bool{}}
-	err = b.start("serve", "-q", "--socket", b.socket)
+	err = b.start("serve", "-q", "--no-tcp", "--socket", b.socket)
 	if err == nil {
 		wait := durationValue{d: 10 * time.Second, set: true}
 		b.client, _, err = connect(ctx, b.socket, wait, &bus.DialOptions{Name: "bench"})

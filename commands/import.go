@@ -177,6 +177,9 @@ func (o *importOptions) address() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if p.id != nil {
+		return p.addr, nil
+	}
 	path, err := filepath.Abs(p.addr)
 	if err != nil {
 		return "", fail(exitInternal, "%v", err)

@@ -39,6 +39,14 @@ func (o *lookOptions) flags() []cli.Flag {
 
 // ask calls one of the node's own functions and returns what it says.
 func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
+	if len(words) == 0 {
+		return o.call(name, bus.Args{})
+	}
+	return o.call(name, bus.List(words...))
+}
+
+// call is ask with arguments of any kind.
+func (o *lookOptions) call(name string, args bus.Args) ([]byte, error) {
 	ctx := context.Background() // a signal ends the process: there is nothing to clean up
 	c, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
 	if err != nil {
@@ -48,12 +56,13 @@ func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
 	if o.verbose {
 		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
 	}
+	return output(ctx, c, name, args)
+}
+
+// output is what a function says to some arguments.
+func output(ctx context.Context, c *bus.Client, name string, args bus.Args) ([]byte, error) {
 	var out bytes.Buffer
-	req := &bus.Request{Function: name, Stdout: &out, Stderr: os.Stderr}
-	if len(words) > 0 {
-		req.Args = bus.List(words...)
-	}
-	_, err = c.Call(ctx, req)
+	_, err := c.Call(ctx, &bus.Request{Function: name, Args: args, Stdout: &out, Stderr: os.Stderr})
 	return out.Bytes(), err
 }
 
@@ -338,7 +347,8 @@ func statusCommand() *cli.Command {
 		Description: `  fbus status
 
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
-version, protocol, started, sessions, functions, calls and draining.`,
+version, protocol, started, sessions, functions, calls, draining and listens (for
+other machines). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
@@ -357,18 +367,15 @@ type statusInfo struct {
 }
 
 func status(o *lookOptions, stdout io.Writer) error {
-	p, err := find(o.node)
-	if err != nil && !o.wait.set {
-		return err
-	}
-	data, err := o.ask("fbus.nodes")
+	ctx := context.Background()
+	c, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
 	if err != nil {
 		return err
 	}
-	if p.addr == "" { // it came while we waited
-		if p, err = find(o.node); err != nil {
-			return err
-		}
+	defer c.Close()
+	data, err := output(ctx, c, "fbus.nodes", bus.Args{})
+	if err != nil {
+		return err
 	}
 	list, err := decodeLines[node.NodeInfo](data)
 	if err != nil || len(list) == 0 {
@@ -379,10 +386,17 @@ func status(o *lookOptions, stdout io.Writer) error {
 		return json.NewEncoder(stdout).Encode(statusInfo{p.addr, p.why, n})
 	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(w, "node\t%s, pid %d, version %s\n", oneLine(n.Name), n.PID, n.Version)
+	if n.PID > 0 {
+		fmt.Fprintf(w, "node\t%s, pid %d, version %s\n", oneLine(n.Name), n.PID, n.Version)
+	} else { // not a guest's business
+		fmt.Fprintf(w, "node\t%s, version %s\n", oneLine(n.Name), n.Version)
+	}
 	fmt.Fprintf(w, "address\t%s\n", p.addr)
 	fmt.Fprintf(w, "chosen by\t%s\n", p.why)
 	fmt.Fprintf(w, "network\t%s\n", n.Network)
+	for _, addr := range n.Listens {
+		fmt.Fprintf(w, "listens\t%s, ticket holders only\n", addr)
+	}
 	fmt.Fprintf(w, "up\t%s\n", age(time.Since(n.Started).Seconds()))
 	fmt.Fprintf(w, "functions\t%d\n", n.Functions)
 	fmt.Fprintf(w, "calls\t%d queued or running\n", n.Calls)

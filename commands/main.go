@@ -154,6 +154,10 @@ var commandTable = []struct {
 	{"ps", psCommand, interleaved},
 	{"cancel", cancelCommand, interleaved},
 	{"status", statusCommand, interleaved},
+	{"invite", inviteCommand, interleaved},
+	{"join", joinCommand, interleaved},
+	{"tickets", ticketsCommand, interleaved},
+	{"revoke", revokeCommand, interleaved},
 	{"bench", benchCommand, interleaved},
 	{"example", exampleCommand, interleaved},
 }

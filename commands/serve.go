@@ -30,6 +30,7 @@ type serveOptions struct {
 	log     string
 	quiet   bool
 	verbose bool
+	tcp     tcpOptions
 
 	hasNetwork bool
 }
@@ -44,7 +45,8 @@ func serveCommand() *cli.Command {
 		Name:      "serve",
 		Usage:     "run a node of the bus",
 		UsageText: "serve [flags]",
-		Description: `Listens on the unix socket /tmp/functionbus.PID.sock, for this user and root.
+		Description: `Listens on the unix socket /tmp/functionbus.PID.sock, for this user and root, and on
+TCP port 10101 under TLS 1.3, where nobody gets in without a ticket: see fbus invite.
 TERM or INT drains: new calls are refused, those queued and running finish. A
 second one ends at once.
 
@@ -70,12 +72,12 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 
 // nodeFlags are what can be said about a node, on the command line or in a file.
 func (o *serveOptions) nodeFlags() []cli.Flag {
-	return []cli.Flag{
+	return append(o.tcp.flags(),
 		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
 		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
 		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
 		&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
-	}
+	)
 }
 
 func quietFlag(dest *bool) cli.Flag {
@@ -123,6 +125,7 @@ type servedNode struct {
 	path   string
 	stderr io.Writer
 	l      *node.Listener
+	door   *door
 	log    *callLog
 	served chan error // why it listens no more
 }
@@ -146,7 +149,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 			node.RemoveStale(p)
 		}
 	}
-	n := &servedNode{o: o, path: path, stderr: stderr, served: make(chan error, 1)}
+	n := &servedNode{o: o, path: path, stderr: stderr, served: make(chan error, 1+len(o.tcp.addresses()))}
 	if n.log, err = openLog(o.log, stdout, stderr); err != nil {
 		return nil, err
 	}
@@ -155,33 +158,43 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 		return nil, fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
 	}
 	warn := logger(stderr)
+	if n.door, err = o.tcp.open(network, warn); err != nil {
+		n.l.Close()
+		n.log.close()
+		return nil, err
+	}
 	var note func(string, ...any)
 	if o.verbose {
 		note = warn
 	}
-	n.Node, err = node.New(node.Config{
+	config := node.Config{
 		Network: network, Address: path, Version: Version, Queue: o.queue, Log: n.log.record(),
 		Warn: warn, Note: note,
-	})
+	}
+	n.door.configure(&config)
+	n.Node, err = node.New(config)
 	if err != nil {
 		n.l.Close()
+		n.door.close()
 		n.log.close()
 		return nil, usage("%v", err)
 	}
 	go func() { n.served <- n.Serve(n.l) }() // ends when the listener is closed
+	n.door.serve(n.Node, n.served)
 	return n, nil
 }
 
 func (n *servedNode) sayReady() {
 	if !n.o.quiet {
 		i := n.Info()
-		say(n.stderr, fmt.Sprintf("node %s of network %s is ready at %s", i.Name, i.Network, n.path))
+		say(n.stderr, fmt.Sprintf("node %s of network %s is ready at %s%s", i.Name, i.Network, n.path, n.door))
 	}
 }
 
 // drain lets what is queued and runs finish until ctx ends, which is in d.
 func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 	n.l.Close() // the socket goes first: nobody new finds the way
+	n.door.closeListeners()
 	<-n.served
 	if open := n.Open(); open > 0 && !n.o.quiet {
 		say(n.stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(d)))
@@ -194,6 +207,7 @@ func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 func (n *servedNode) close() {
 	n.Node.Close()
 	n.l.Close()
+	n.door.close()
 	n.log.close()
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"fbus/bus"
+	"fbus/bus/trust"
 	"fbus/exec"
 )
 
@@ -66,6 +67,7 @@ func (s statusOnly) Error() string { return fmt.Sprintf("exit status %d", int(s)
 func explain(err error) *failure {
 	var f *failure
 	var be *bus.Error
+	var te *trust.Error
 	var xe *exec.Error
 	switch {
 	case errors.As(err, &f):
@@ -74,7 +76,13 @@ func explain(err error) *failure {
 		}
 		return f
 	case errors.As(err, &be):
-		return &failure{status: be.Status(), code: be.Code, msg: be.Error(), hint: hintFor(be.Code)}
+		f := &failure{status: be.Status(), code: be.Code, msg: be.Error(), hint: hintFor(be.Code)}
+		if errors.As(err, &te) && te.Hint != "" {
+			f.hint = te.Hint
+		}
+		return f
+	case errors.As(err, &te):
+		return &failure{status: bus.StatusOf(te.Code), code: te.Code, msg: te.Message, hint: te.Hint}
 	case errors.As(err, &xe):
 		return &failure{status: xe.Status, code: xe.Code, msg: xe.Msg, hint: xe.Hint}
 	}
@@ -90,7 +98,7 @@ func hintFor(code string) string {
 	case bus.CodeNoFunction:
 		return "fbus ls shows what is offered; -w 10s waits for it"
 	case bus.CodeNoNode:
-		return "fbus serve starts a node; fbus status shows where one is looked for"
+		return "fbus serve starts a node; fbus doctor looks for one, step by step"
 	case bus.CodeNodeLost:
 		return "a call that was under way may have run"
 	case bus.CodeAmbiguous:

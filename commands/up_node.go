@@ -2,6 +2,7 @@ package commands
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -43,6 +44,10 @@ func (c *configFile) nodeSetting(s setting) {
 		n.options.hasNetwork = true
 	case "socket":
 		n.options.socket = under(c.base, n.options.socket)
+	case "tls-cert", "tls-key", "tls-ca":
+		t := &n.options.tcp
+		file := map[string]*string{"tls-cert": &t.cert, "tls-key": &t.key, "tls-ca": &t.ca}[key]
+		*file = under(c.base, *file)
 	case "log":
 		if n.options.log != "-" {
 			n.options.log = under(c.base, n.options.log)
@@ -74,5 +79,5 @@ func (n *nodeConfig) check(p *problems, doc *tomlFile) {
 func (n *nodeConfig) same(m *nodeConfig) bool {
 	a, b := *n, *m
 	a.at, b.at = "", ""
-	return a == b
+	return reflect.DeepEqual(a, b)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/trust"
 )
 
 const (
@@ -25,12 +26,13 @@ const (
 
 // place is a node to talk to, and why that one.
 type place struct {
-	addr string
+	addr string // a socket's path, or host:port; empty: wherever the identity says
 	why  string
+	id   *identity // over TCP
 }
 
-// find decides which node is meant: the flag, the environment, the one live
-// socket of this user, the machine's.
+// find decides which node is meant: the flag, the environment, a ticket there,
+// the one live socket of this user, the machine's, a network that was joined.
 func find(flag string) (place, error) {
 	if flag != "" {
 		return named(flag, "--node")
@@ -38,37 +40,69 @@ func find(flag string) (place, error) {
 	if env := os.Getenv("FBUS_NODE"); env != "" {
 		return named(env, "FBUS_NODE")
 	}
+	if os.Getenv("FBUS_TICKET") != "" {
+		id, err := identityFor("")
+		return place{why: "FBUS_TICKET", id: id}, asDenied(err)
+	}
 	own := ownSockets()
 	if len(own) > 1 {
 		own = slices.DeleteFunc(own, func(p string) bool { return !live(p) })
 	}
 	switch len(own) {
 	case 1:
-		return place{own[0], "the only live socket of this user in " + socketDir}, nil
+		return place{addr: own[0], why: "the only live socket of this user in " + socketDir}, nil
 	case 0:
 	default:
 		return place{}, &bus.Error{Code: bus.CodeAmbiguous, Message: "several nodes are equally near: " + strings.Join(own, " ")}
 	}
-	if st, err := os.Lstat(systemSocket); err == nil && st.Mode()&os.ModeSocket != 0 {
-		return place{systemSocket, "the machine's node"}, nil
-	}
-	return place{}, noNode()
+	return further()
 }
 
-// named is the node that somebody has named: a path holds a /, or is a file here.
+// further finds a node when this user has none.
+func further() (place, error) {
+	if st, err := os.Lstat(systemSocket); err == nil && st.Mode()&os.ModeSocket != 0 {
+		return place{addr: systemSocket, why: "the machine's node"}, nil
+	}
+	id, err := joinedIdentity("")
+	if err != nil {
+		return place{}, asDenied(err)
+	}
+	if id == nil {
+		return place{}, noNode()
+	}
+	return place{why: id.why, id: id}, nil
+}
+
+// named is the node that somebody has named: a path holds a /, or is a file here;
+// anything else is on another machine.
 func named(addr, why string) (place, error) {
 	if strings.Contains(addr, "/") {
-		return place{addr, why}, nil
+		return place{addr: addr, why: why}, nil
 	}
 	if _, err := os.Lstat(addr); err == nil {
-		return place{"./" + addr, why}, nil
+		return place{addr: "./" + addr, why: why}, nil
 	}
-	return place{}, usage("%s %s: there is no such socket here, and nodes on other machines can not be dialled yet", why, addr).
-		withHint("give the path of a socket: %s ./%s", why, addr)
+	id, err := identityFor(addr)
+	if err != nil {
+		return place{}, asDenied(err)
+	}
+	if id == nil {
+		return place{}, &failure{status: exitDenied, code: trust.CodeNoCertificate, msg: addr + ": there is no socket of that name here, and nobody gets in over TCP without a ticket",
+			hint: "fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./" + addr}
+	}
+	return place{addr: bus.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
+}
+
+// String is where a place is, for messages.
+func (p place) String() string {
+	if p.addr == "" && p.id != nil {
+		return strings.Join(p.id.creds.Addresses, ", ")
+	}
+	return p.addr
 }
 
 func noNode() *bus.Error {
-	return &bus.Error{Code: bus.CodeNoNode, Message: fmt.Sprintf("no node found: no socket of this user in %s, none at %s", socketDir, systemSocket)}
+	return &bus.Error{Code: bus.CodeNoNode, Message: fmt.Sprintf("no node found: no socket of this user in %s, none at %s, no network joined", socketDir, systemSocket)}
 }
 
 // ownSockets lists the sockets of nodes of this user. Another user's of that
@@ -130,10 +164,26 @@ func connectOnce(ctx context.Context, flag string, o *bus.DialOptions) (*bus.Cli
 	if err != nil {
 		return nil, p, err
 	}
-	c, err := bus.Dial(ctx, p.addr, o)
-	if err != nil && errors.Is(err, syscall.ECONNREFUSED) && flag == "" && os.Getenv("FBUS_NODE") == "" {
+	c, err := p.dial(ctx, o)
+	if err != nil && errors.Is(err, syscall.ECONNREFUSED) && strings.HasPrefix(p.why, "the ") {
 		// A socket that a killed node has left: as good as none.
-		return nil, p, noNode()
+		if p, err = further(); err == nil {
+			c, err = p.dial(ctx, o)
+		}
 	}
 	return c, p, err
+}
+
+// dial connects, and fills in where that was.
+func (p *place) dial(ctx context.Context, o *bus.DialOptions) (*bus.Client, error) {
+	with := *o
+	if p.id != nil {
+		with.Credentials = p.id.creds
+	}
+	c, err := bus.Dial(ctx, p.addr, &with)
+	if err == nil && p.id != nil {
+		p.addr = c.Address()
+		p.id.renew(ctx, c)
+	}
+	return c, err
 }

@@ -58,7 +58,7 @@ type bus struct {
 
 func newBus(b testing.TB, offers ...[]string) *bus {
 	s := &bus{b: b, fbus: release(b), socket: filepath.Join(b.TempDir(), "bus.sock")}
-	s.background("ready", "serve", "--socket", s.socket, "--network", "bench")
+	s.background("ready", "serve", "--no-tcp", "--socket", s.socket, "--network", "bench")
 	for _, o := range offers {
 		s.background("offering", append([]string{"offer"}, o...)...)
 	}

@@ -172,7 +172,7 @@ func (r *runner) leftovers() []string {
 // ready. With -as NAME it is called NAME, else node.
 func node(ts *testscript.TestScript, neg bool, args []string) {
 	name, args := nameOf("node", args)
-	args = append([]string{"fbus", "serve", "--socket", ts.Getenv("FBUS_NODE")}, args...)
+	args = append([]string{"fbus", "serve", "--no-tcp", "--socket", ts.Getenv("FBUS_NODE")}, args...)
 	startReady(ts, name, args, `is ready at`)
 }
 

@@ -78,6 +78,7 @@ func writeReload(t *testing.T, file string, i int) {
 	t.Helper()
 	text := fmt.Sprintf(`[node]
 serve = true
+no-tcp = true
 socket = "bus.sock"
 network = "load"
 # %d

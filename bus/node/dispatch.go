@@ -154,6 +154,8 @@ func (s *session) refuseCall(f *bus.CallFrame) (code, msg string) {
 	switch {
 	case !ValidName(f.Name):
 		return bus.CodeUsage, fmt.Sprintf("%q is no function name", clean(f.Name))
+	case !s.peer.mayCall(string(f.Name)): // before look-up: what is absent must look alike
+		return bus.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
 	case n.draining && !reserved(string(f.Name)):
 		return bus.CodeDraining, "the node is shutting down"
 	case len(s.in) >= maxOpen:

@@ -255,7 +255,7 @@ func (c *call) log(f *bus.EndFrame) {
 	}
 	now := time.Now()
 	r := &Record{
-		Time: now, ID: c.name(), Caller: c.session.caller, Function: c.fn.name,
+		Time: now, ID: c.name(), Caller: c.session.peer.Caller, Function: c.fn.name,
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}

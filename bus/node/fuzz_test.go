@@ -218,7 +218,7 @@ func newHouse(f *testing.F) *house {
 
 func (h *house) client(f *testing.F, name string) *bus.Client {
 	near, far := net.Pipe()
-	go h.node.ServeConn(far, "uid:0") // ends with the connection
+	go h.node.ServeConn(far, node.Peer{Caller: "uid:0"}) // ends with the connection
 	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: name})
 	if err != nil {
 		f.Fatal(err)
@@ -235,7 +235,7 @@ func (h *house) session(t *testing.T, send []byte, linger func()) {
 	served, read := make(chan struct{}), make(chan struct{})
 	go func() { // ends with the connection
 		defer close(served)
-		h.node.ServeConn(far, "uid:0")
+		h.node.ServeConn(far, node.Peer{Caller: "uid:0"})
 	}()
 	go func() { // ends with the connection
 		defer close(read)
@@ -304,7 +304,7 @@ func FuzzWorkerSession(f *testing.F) {
 		served := make(chan struct{})
 		go func() { // ends with the connection
 			defer close(served)
-			h.node.ServeConn(far, "uid:0")
+			h.node.ServeConn(far, node.Peer{Caller: "uid:0"})
 		}()
 		p := &raw{t: t, nc: near, r: bufio.NewReader(near)}
 		p.send(hello(), offer)

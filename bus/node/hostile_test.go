@@ -239,7 +239,7 @@ func TestSlowHandshake(t *testing.T) {
 	served := make(chan struct{})
 	go func() { // ends with the time for HELLO
 		defer close(served)
-		n.ServeConn(slow, "uid:0")
+		n.ServeConn(slow, node.Peer{Caller: "uid:0"})
 	}()
 	p := newRaw(t, near)
 	if d := await(t, "a deadline", slow.asked); d < 9*time.Second || d > 10*time.Second {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"sort"
-	"strings"
 	"time"
 
 	"fbus/bus"
@@ -26,7 +25,7 @@ const (
 // itself: they are called, queued, cancelled and bounded like any other.
 func (n *Node) offerOwn() error {
 	near, far := net.Pipe()
-	go n.serve(far, "node", true) // ends when the client is closed, or the node
+	go n.serve(far, Peer{Caller: "node"}, true) // ends when the client is closed, or the node
 	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
 	if err != nil {
 		return err
@@ -34,20 +33,21 @@ func (n *Node) offerOwn() error {
 	n.own = c
 	for _, o := range []struct {
 		name, description, arguments string
-		serve                        func(words []string, out *bytes.Buffer) bus.Result
+		serve                        func(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result
 	}{
 		{"fbus.functions", "the functions on the bus, one JSON object a line", "none, or names", n.serveFunctions},
 		{"fbus.calls", "the calls that run or wait, one JSON object a line", "none", n.serveCalls},
 		{"fbus.nodes", "the nodes of the bus, one JSON object a line", "none", n.serveNodes},
 		{"fbus.cancel", "end a call", "the call's id", n.serveCancel},
+		{"fbus.invite", "make a ticket", "a JSON object", n.serveInvite},
+		{"fbus.join", "exchange an invitation for an identity", "a certificate request in PEM", n.serveJoin},
+		{"fbus.renew", "renew an identity", "a certificate request in PEM", n.serveRenew},
+		{"fbus.tickets", "the tickets that were issued, one JSON object a line", "none", n.serveTickets},
+		{"fbus.revoke", "take a ticket back", "its name or serial", n.serveRevoke},
 	} {
 		handler := func(_ context.Context, inv *bus.Invocation) bus.Result {
-			words, err := inv.Words()
-			if err != nil {
-				return bus.Result{Source: bus.FromBus, Status: 65, Code: bus.CodeBadInput, Message: o.name + ": " + err.Error()}
-			}
 			var out bytes.Buffer
-			res := o.serve(words, &out)
+			res := o.serve(n.asker(inv), inv, &out)
 			res.Output = out.Bytes()
 			return res
 		}
@@ -108,7 +108,8 @@ type NodeInfo struct {
 	Name      string    `json:"name"`
 	Network   string    `json:"network"`
 	Instance  string    `json:"instance"` // new at each start
-	Address   string    `json:"address"`
+	Address   string    `json:"address"`  // of its unix socket
+	Listens   []string  `json:"listens"`  // for other machines
 	PID       int       `json:"pid"`
 	Version   string    `json:"version"`
 	Protocol  int       `json:"protocol"` // major version
@@ -121,7 +122,10 @@ type NodeInfo struct {
 
 // Functions lists what is offered, sorted by name; the node's own only if they
 // are named.
-func (n *Node) Functions(names ...string) []FunctionInfo {
+func (n *Node) Functions(names ...string) []FunctionInfo { return n.functionsFor(&Peer{}, names) }
+
+// functionsFor lists of them what a peer may call.
+func (n *Node) functionsFor(p *Peer, names []string) []FunctionInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	list := []FunctionInfo{}
@@ -130,6 +134,9 @@ func (n *Node) Functions(names ...string) []FunctionInfo {
 			continue
 		}
 		if len(names) > 0 && !slices.Contains(names, fn.name) || len(names) == 0 && reserved(fn.name) {
+			continue
+		}
+		if !p.mayCall(fn.name) {
 			continue
 		}
 		list = append(list, fn.info(len(names) > 0))
@@ -156,7 +163,7 @@ func (fn *function) info(schema bool) FunctionInfo {
 			f.Schema = json.RawMessage(o.schema)
 		}
 		f.Workers = append(f.Workers, WorkerInfo{
-			Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.caller, Slots: o.slots, Busy: o.busy,
+			Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
 			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note,
 		})
 	}
@@ -165,12 +172,15 @@ func (fn *function) info(schema bool) FunctionInfo {
 
 // Calls lists what runs and waits, oldest first, less the calls of the node's
 // own functions.
-func (n *Node) Calls() []CallInfo {
+func (n *Node) Calls() []CallInfo { return n.callsFor(&Peer{}) }
+
+// callsFor lists of them what is a peer's business.
+func (n *Node) callsFor(p *Peer) []CallInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	list := []CallInfo{}
 	add := func(c *call) {
-		if !reserved(c.fn.name) {
+		if !reserved(c.fn.name) && p.owns(c) {
 			list = append(list, c.info())
 		}
 	}
@@ -189,7 +199,7 @@ func (n *Node) Calls() []CallInfo {
 }
 
 func (c *call) info() CallInfo {
-	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.session.caller, Age: time.Since(c.arrived).Seconds()}
+	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.session.peer.Caller, Age: time.Since(c.arrived).Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}
@@ -200,38 +210,67 @@ func (c *call) info() CallInfo {
 }
 
 // Info describes the node.
-func (n *Node) Info() NodeInfo {
+func (n *Node) Info() NodeInfo { return n.infoFor(&Peer{}) }
+
+// infoFor describes the node as far as it is a peer's business: to a guest its
+// numbers are those that the guest sees elsewhere.
+func (n *Node) infoFor(p *Peer) NodeInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := NodeInfo{
-		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Address: n.cfg.Address, PID: os.Getpid(),
-		Version: n.cfg.Version, Protocol: bus.Major, Started: n.started, Sessions: len(n.sessions) - 1, Calls: n.open, Draining: n.draining,
+		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: bus.Major,
+		Started: n.started, Draining: n.draining, Listens: []string{},
 	}
 	for name, fn := range n.functions {
-		if !reserved(name) && len(fn.offers) > 0 {
+		if !reserved(name) && len(fn.offers) > 0 && p.mayCall(name) {
 			i.Functions++
 		}
+	}
+	if !p.admin() {
+		i.Sessions, i.Calls = n.callers[p.Caller], n.callsOf(p)
+		return i
+	}
+	i.Address, i.PID, i.Sessions, i.Calls = n.cfg.Address, os.Getpid(), len(n.sessions)-1, n.open
+	for _, a := range n.listening {
+		i.Listens = append(i.Listens, a.String())
 	}
 	return i
 }
 
+// callsOf counts a guest's own calls. n.mu is held.
+func (n *Node) callsOf(p *Peer) (count int) {
+	for _, s := range n.sessions {
+		if s.peer.Caller != p.Caller {
+			continue
+		}
+		for _, c := range s.in {
+			if !reserved(c.fn.name) {
+				count++
+			}
+		}
+	}
+	return count
+}
+
 // Cancel ends the call of that id for its caller, as fbus.cancel does, and
 // returns what it was; ok is false if there is none.
-func (n *Node) Cancel(id string) (was CallInfo, ok bool) {
+func (n *Node) Cancel(id string) (was CallInfo, ok bool) { return n.cancelFor(&Peer{}, id) }
+
+// cancelFor ends a call that is a peer's business; to others there is none.
+func (n *Node) cancelFor(p *Peer, id string) (was CallInfo, ok bool) {
 	var b bus.Batch
 	defer b.Flush()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, s := range n.sessions {
-		if !strings.HasPrefix(id, string(s.prefix)+"-") {
-			continue
-		}
-		for _, c := range s.in {
-			if c.name() == id {
-				was = c.info()
-				c.endFor(&b, bus.CodeCancelled, "cancelled by fbus cancel")
-				return was, true
-			}
+	s := n.opener(id)
+	if s == nil {
+		return was, false
+	}
+	for _, c := range s.in {
+		if c.name() == id && p.owns(c) {
+			was = c.info()
+			c.endFor(&b, bus.CodeCancelled, "cancelled by fbus cancel")
+			return was, true
 		}
 	}
 	return was, false
@@ -245,32 +284,37 @@ func writeLines[T any](out *bytes.Buffer, list []T) {
 	}
 }
 
-func (n *Node) serveFunctions(words []string, out *bytes.Buffer) bus.Result {
-	writeLines(out, n.Functions(words...))
+func (n *Node) serveFunctions(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+	names, err := inv.Words()
+	if err != nil {
+		return badWords("fbus.functions: " + err.Error())
+	}
+	writeLines(out, n.functionsFor(p, names))
 	return exit0
 }
 
-func (n *Node) serveCalls(words []string, out *bytes.Buffer) bus.Result {
-	if len(words) > 0 {
+func (n *Node) serveCalls(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+	if words, err := inv.Words(); err != nil || len(words) > 0 {
 		return badWords("fbus.calls takes no arguments")
 	}
-	writeLines(out, n.Calls())
+	writeLines(out, n.callsFor(p))
 	return exit0
 }
 
-func (n *Node) serveNodes(words []string, out *bytes.Buffer) bus.Result {
-	if len(words) > 0 {
+func (n *Node) serveNodes(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+	if words, err := inv.Words(); err != nil || len(words) > 0 {
 		return badWords("fbus.nodes takes no arguments")
 	}
-	writeLines(out, []NodeInfo{n.Info()})
+	writeLines(out, []NodeInfo{n.infoFor(p)})
 	return exit0
 }
 
-func (n *Node) serveCancel(words []string, out *bytes.Buffer) bus.Result {
-	if len(words) != 1 {
+func (n *Node) serveCancel(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+	words, err := inv.Words()
+	if err != nil || len(words) != 1 {
 		return badWords("fbus.cancel takes one argument: the id of a call, as fbus.calls shows it")
 	}
-	was, ok := n.Cancel(words[0])
+	was, ok := n.cancelFor(p, words[0])
 	if !ok {
 		return badWords("no call has the id " + clean([]byte(words[0])))
 	}

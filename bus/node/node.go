@@ -4,16 +4,20 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/trust"
 )
 
 const (
@@ -48,7 +52,18 @@ type Config struct {
 	Address string // where it listens, for people
 	Version string // of the program, for people
 	Queue   int    // calls that may wait for one function; default DefaultQueue
-	UIDs    []int  // further users that may connect; the node's own and root always may
+
+	// Local says what another user of this machine may do, and whether it may
+	// connect at all; nil lets nobody in but the node's own user and root.
+	Local func(uid int, gids []int) (trust.Rights, bool)
+	// Gate decides who enters over TCP.
+	Gate Gate
+	// Authority issues tickets; nil: none are issued here.
+	Authority *trust.Authority
+
+	KeepAlive      time.Duration // how long a peer over TCP may be silent; default bus.DefaultKeepAlive
+	MaxConnections int           // default DefaultConnections; the node's own user is not held to it
+	MaxPerTicket   int           // default DefaultPerTicket
 
 	// Log takes one record for each ended call; nil keeps none. It must be
 	// quick: the node's work waits for it.
@@ -80,6 +95,12 @@ type Node struct {
 	draining  bool
 	idle      chan struct{} // closed when open falls to 0, if somebody waits
 	closed    bool
+	callers   map[string]int // connections of each identity
+	listening []*net.TCPAddr
+
+	entering entering
+	done     chan struct{} // closed by Close
+	listLost atomic.Value  // the warning about the list of tickets that stands
 
 	serving sync.WaitGroup
 	own     *bus.Client // offers the node's own functions
@@ -99,6 +120,9 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Queue <= 0 {
 		cfg.Queue = DefaultQueue
 	}
+	cfg.KeepAlive = cmp.Or(cfg.KeepAlive, bus.DefaultKeepAlive)
+	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultConnections)
+	cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket)
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
 	}
@@ -111,8 +135,16 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, instance: bus.NewInstance(), prefix: bus.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{},
+		callers: map[string]int{}, done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
+	n.listLost.Store("")
+	if cfg.Gate != nil {
+		if a, ok := cfg.Gate.(*trust.Authority); ok {
+			a.OnRevoke(n.Revoked)
+		}
+		n.serving.Go(n.watch) // ends with the node
+	}
 	if err := n.offerOwn(); err != nil {
 		n.Close()
 		return nil, err
@@ -143,46 +175,18 @@ func (n *Node) Serve(l *Listener) error {
 		if err != nil {
 			return err
 		}
-		go n.accept(nc) // ends with the connection
+		go n.accept(nc.(*net.UnixConn)) // ends with the connection
 	}
 }
 
-// accept checks who connects before a byte is handled.
-func (n *Node) accept(nc net.Conn) {
-	uc, ok := nc.(*net.UnixConn)
-	if !ok {
-		nc.Close()
-		return
-	}
-	uid, err := bus.PeerUID(uc)
-	if err != nil || !n.admits(uid) {
-		n.cfg.Warn("connection of uid %d refused", uid)
-		bus.NewConn(nc, nil).CloseWith(&bus.Error{Code: bus.CodeDenied, Message: fmt.Sprintf("uid %d may not use this node", uid)})
-		return
-	}
-	n.ServeConn(nc, fmt.Sprintf("uid:%d", uid))
+// ServeConn serves one connection with that peer, until it ends.
+func (n *Node) ServeConn(nc net.Conn, peer Peer) {
+	n.serve(nc, peer, false)
 }
 
-func (n *Node) admits(uid int) bool {
-	if uid == os.Getuid() || uid == 0 {
-		return true
-	}
-	for _, u := range n.cfg.UIDs {
-		if u == uid {
-			return true
-		}
-	}
-	return false
-}
-
-// ServeConn serves one connection whose peer is known as caller, until it ends.
-func (n *Node) ServeConn(nc net.Conn, caller string) {
-	n.serve(nc, caller, false)
-}
-
-func (n *Node) serve(nc net.Conn, caller string, internal bool) {
+func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s := &session{
-		node: n, conn: bus.NewConn(nc, &n.budget), caller: caller, internal: internal,
+		node: n, conn: bus.NewConn(nc, &n.budget), peer: peer, internal: internal,
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
 	s.conn.OnDrain = s.drained
@@ -195,19 +199,27 @@ func (n *Node) serve(nc net.Conn, caller string, internal bool) {
 	n.lastConn++
 	s.id = n.lastConn
 	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)
-	s.callerText = []byte(caller)
+	s.callerText = []byte(peer.Caller)
 	n.sessions[s.id] = s
+	n.callers[peer.Caller]++
 	n.serving.Add(1)
 	n.mu.Unlock()
 	defer n.serving.Done()
+	if peer.identity != nil { // it may have been revoked before we could be found
+		if err := n.cfg.Gate.Check(peer.identity); err != nil {
+			s.close()
+			n.turnAway(nc.(*tls.Conn), peer.From, peer.identity, err)
+			return
+		}
+	}
 	nc.SetReadDeadline(time.Now().Add(greetTime))
 	err := s.conn.Serve(s, s.limit)
 	if errors.Is(err, bus.ErrMalformed) || errors.As(err, new(*bus.Error)) {
-		n.cfg.Warn("connection %d of %s closed: %v", s.id, caller, err)
+		n.cfg.Warn("connection %d of %s closed: %v", s.id, peer.Caller, err)
 	}
 	s.close()
 	if !internal {
-		n.cfg.Note("connection %d of %s has ended: %v", s.id, caller, err)
+		n.cfg.Note("connection %d of %s has ended: %v", s.id, peer.Caller, err)
 	}
 }
 
@@ -235,7 +247,11 @@ func (n *Node) Drain(ctx context.Context) error {
 
 // Close ends every connection, and with them every call. Callers are told.
 func (n *Node) Close() {
+	n.entering.close()
 	n.mu.Lock()
+	if !n.closed {
+		close(n.done)
+	}
 	n.closed = true
 	var b bus.Batch
 	for _, s := range n.sessions {

@@ -316,7 +316,7 @@ func newPipe(t testing.TB, n *node.Node, caller string) (near net.Conn, served <
 	ch := make(chan struct{})
 	go func() { // ends with the connection
 		defer close(ch)
-		n.ServeConn(far, caller)
+		n.ServeConn(far, node.Peer{Caller: caller})
 	}()
 	return near, ch
 }

@@ -17,9 +17,9 @@ type session struct {
 	node     *Node
 	conn     *bus.Conn
 	id       uint64
-	caller   string // who it is: "uid:1000"
-	internal bool   // the node's own: may offer fbus.*
-	greeted  bool   // its reader's alone
+	peer     Peer // who it is
+	internal bool // the node's own: may offer fbus.*
+	greeted  bool // its reader's alone
 
 	prefix     []byte // of the ids of calls that are opened here
 	callerText []byte // caller, for frames
@@ -95,7 +95,7 @@ func (s *session) greet(b *bus.Batch, f bus.Frame) error {
 	s.conn.NetConn().SetReadDeadline(time.Time{})
 	s.register(h)
 	if !s.internal {
-		n.cfg.Note("connection %d: %s as %s", s.id, s.caller, s.name)
+		n.cfg.Note("connection %d: %s as %s", s.id, s.peer.Caller, s.name)
 	}
 	return b.Send(s.conn, &bus.HelloFrame{
 		Major: bus.Major, Minor: bus.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
@@ -127,7 +127,7 @@ func clean(p []byte) string {
 // twice.
 func (s *session) register(h *bus.HelloFrame) {
 	n := s.node
-	key := s.caller + " " + string(h.Instance)
+	key := s.peer.Caller + " " + string(h.Instance)
 	n.mu.Lock()
 	s.name = clean(h.Name)
 	s.nameText = []byte(s.name)
@@ -157,6 +157,9 @@ func (s *session) close() {
 	}
 	s.gone = true
 	delete(n.sessions, s.id)
+	if n.callers[s.peer.Caller]--; n.callers[s.peer.Caller] == 0 {
+		delete(n.callers, s.peer.Caller)
+	}
 	if n.instances[s.instance] == s {
 		delete(n.instances, s.instance)
 	}
@@ -203,6 +206,8 @@ func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 		return bus.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
 		return bus.CodeDenied, "names that begin with fbus. are the node's own"
+	case f.Slots > 0 && !s.peer.mayOffer(string(f.Name)):
+		return bus.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
 	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
 		return bus.CodeDraining, "the node is shutting down"
 	case s.textWith(f) > maxOfferText:

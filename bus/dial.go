@@ -1,0 +1,211 @@
+package bus
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"fbus/bus/trust"
+)
+
+const (
+	// DefaultPort is where nodes listen for other machines.
+	DefaultPort = "10101"
+	// DefaultKeepAlive is how long a peer over TCP may be silent, if nothing else
+	// is said.
+	DefaultKeepAlive = 10 * time.Second
+	// tryTime bounds one address while others are left to try.
+	tryTime = 3 * time.Second
+)
+
+// Credentials are what nodes on other machines are dialled with.
+type Credentials struct {
+	// Addresses are dialled in this order if no other is given.
+	Addresses []string
+	// Config is the TLS configuration for the node at a host.
+	Config func(host string) *tls.Config
+	// Explain says what a failed handshake means, or the first read after one.
+	Explain func(err error) *trust.Error
+}
+
+// TicketCredentials are those of a ticket.
+func TicketCredentials(t *trust.Ticket) *Credentials {
+	return &Credentials{
+		Addresses: t.Addresses,
+		Config:    func(string) *tls.Config { return t.ClientConfig(nil) },
+		Explain:   func(err error) *trust.Error { return t.Explain(err, time.Time{}) },
+	}
+}
+
+// FileCredentials are those of somebody's own PKI: the node's certificate must
+// name the host that is dialled.
+func FileCredentials(f *trust.Files) *Credentials {
+	return &Credentials{Config: f.ClientConfig, Explain: func(err error) *trust.Error { return trust.Explain(err, time.Time{}) }}
+}
+
+// refusal is what an error means that has to do with who may enter; nil for any
+// other, and for those of the network.
+func (c *Credentials) refusal(err error) *Error {
+	if c == nil || err == nil {
+		return nil
+	}
+	e := c.Explain(err)
+	switch e.Code {
+	case trust.CodeReset, trust.CodeTimeout, trust.CodeTLS:
+		return nil
+	case trust.CodeOtherNetwork:
+		return &Error{Code: CodeNetwork, Message: e.Message, Err: e}
+	}
+	return &Error{Code: e.Code, Message: e.Message, Err: e}
+}
+
+// Dial connects to a node. An addr with a / is the path of its unix socket, whose
+// owner must be this user or root, or one of o.Users: another's is refused with
+// [CodeForeign] before a byte is sent. Any other is host[:port], over TCP with
+// TLS, and needs credentials; empty stands for their addresses, one after the
+// other.
+func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
+	if o == nil {
+		o = &DialOptions{}
+	}
+	if strings.Contains(addr, "/") {
+		return dialSocket(ctx, addr, o)
+	}
+	if o.Credentials == nil {
+		return nil, &Error{Code: trust.CodeNoCertificate, Message: addr + ": nobody gets in over TCP without a ticket"}
+	}
+	list := o.Credentials.Addresses
+	if addr != "" {
+		list = []string{addr}
+	}
+	if len(list) == 0 {
+		return nil, errorf(CodeNoNode, "the ticket names no address: give the node's with --node HOST:PORT")
+	}
+	var first error
+	for i, a := range list {
+		c, err := dialTCP(ctx, WithPort(a), o, i < len(list)-1)
+		if err == nil || ctx.Err() != nil || errors.Is(err, ErrDenied) {
+			return c, err // a denial is the network's, not the address's
+		}
+		if first == nil || errors.Is(first, errUnreachable) && !errors.Is(err, errUnreachable) {
+			first = err
+		}
+	}
+	return nil, first
+}
+
+// errUnreachable marks a failure before anybody has answered.
+var errUnreachable = errors.New("nobody answers")
+
+// WithPort adds the default port to an address that has none.
+func WithPort(addr string) string {
+	if _, _, err := net.SplitHostPort(addr); err == nil {
+		return addr
+	}
+	return net.JoinHostPort(strings.Trim(addr, "[]"), DefaultPort)
+}
+
+// dialTCP connects to one address. If others are left to try, it takes less time
+// for it.
+func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Client, error) {
+	limit := handshakeTime
+	if others {
+		limit = tryTime
+	}
+	try, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	dialer := net.Dialer{KeepAlive: -1}
+	tcp, err := dialer.DialContext(try, "tcp", addr)
+	if err != nil {
+		return nil, &Error{Code: CodeNoNode, Message: addr + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
+	}
+	if o.KeepAlive == 0 {
+		KeepAlive(tcp, DefaultKeepAlive)
+	} else {
+		KeepAlive(tcp, o.KeepAlive)
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	nc := tls.Client(tcp, o.Credentials.Config(host))
+	if err := nc.HandshakeContext(try); err != nil {
+		tcp.Close()
+		if e := o.Credentials.refusal(err); e != nil {
+			e.Message = addr + ": " + e.Message
+			return nil, e
+		}
+		e := o.Credentials.Explain(err)
+		return nil, &Error{Code: CodeNoNode, Message: addr + ": " + e.Message, Err: e}
+	}
+	with := *o
+	with.dialled = addr
+	return NewClient(ctx, nc, &with)
+}
+
+// dialReason is the part of a dial's error that says why.
+func dialReason(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "the name can not be resolved: " + dns.Err
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "nobody answers"
+	}
+	return reason(err)
+}
+
+func dialSocket(ctx context.Context, path string, o *DialOptions) (*Client, error) {
+	nc, err := dialUnix(ctx, path)
+	if err != nil {
+		return nil, &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: %s", path, reason(err)), Err: err}
+	}
+	if err := checkPeer(nc, path, o.Users); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	with := *o
+	with.dialled, with.Credentials = path, nil
+	return NewClient(ctx, nc, &with)
+}
+
+// dialUnix connects to a unix socket. One whose backlog is full refuses at once:
+// that passes, and is waited for.
+func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
+	until := time.Now().Add(handshakeTime)
+	for {
+		nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(until) {
+			return nc, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// reason is the part of a network error that says why.
+func reason(err error) string {
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		return sys.Err.Error()
+	}
+	return err.Error()
+}
+
+// checkPeer refuses a node that runs as somebody else, users apart.
+func checkPeer(nc *net.UnixConn, addr string, users func(uid int) bool) error {
+	uid, err := PeerUID(nc)
+	if err != nil {
+		return &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", addr, err), Err: err}
+	}
+	if uid != 0 && uid != os.Getuid() && (users == nil || !users(uid)) {
+		return errorf(CodeForeign, "%s: belongs to uid %d, who is neither you nor root", addr, uid)
+	}
+	return nil
+}

@@ -1,0 +1,203 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/trust"
+)
+
+// Gate decides who enters over TCP: the network's own authority, or the files of
+// somebody else's PKI.
+type Gate interface {
+	ServerConfig() *tls.Config
+	// Admit says who has completed a handshake, before a byte of it is read.
+	Admit(cs tls.ConnectionState, from string) (*trust.Identity, error)
+	// Check says whether somebody who was admitted would be so still.
+	Check(id *trust.Identity) error
+}
+
+const (
+	// DefaultConnections is how many connections there may be.
+	DefaultConnections = 10000
+	// DefaultPerTicket is how many one ticket may have.
+	DefaultPerTicket = 1000
+	// handshakeTime bounds a TLS handshake.
+	handshakeTime = 5 * time.Second
+	// maxEntering is how many may be at it. The oldest makes room for one more: a
+	// peer in earnest needs milliseconds.
+	maxEntering = 512
+	// refreshTime is how often the list of tickets is looked at for what other
+	// processes have changed, and the clock for what has expired.
+	refreshTime = 2 * time.Second
+)
+
+// accept checks who connects on this machine before a byte is handled.
+func (n *Node) accept(nc *net.UnixConn) {
+	peer, err := n.local(nc)
+	if err == nil {
+		n.ServeConn(nc, peer)
+		return
+	}
+	var e *bus.Error
+	if !errors.As(err, &e) {
+		e = &bus.Error{Code: bus.CodeInternal, Message: "who you are can not be told: " + err.Error()}
+	}
+	n.cfg.Warn("connection refused: %v", e)
+	bus.NewConn(nc, nil).CloseWith(e)
+}
+
+// ServeTCP accepts connections from other machines until the listener is closed.
+// Config.Gate must be set.
+func (n *Node) ServeTCP(l net.Listener) error {
+	config := n.cfg.Gate.ServerConfig()
+	slots := make(chan struct{}, 1) // one processor at a time for handshakes
+	for {
+		nc, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+			n.cfg.Warn("%s: no file descriptor is left for another connection (see ulimit -n)", l.Addr())
+			time.Sleep(100 * time.Millisecond)
+			continue
+		case err != nil:
+			if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, syscall.ECONNABORTED) {
+				continue
+			}
+			return err
+		}
+		n.entering.begin(nc)
+		go func() { // ends with the connection
+			defer n.entering.end(nc)
+			n.enter(nc, config, slots)
+		}()
+	}
+}
+
+// enter lets a peer in that has completed the handshake and is on the list.
+// Nothing it sends is handled before.
+func (n *Node) enter(nc net.Conn, config *tls.Config, slots chan struct{}) {
+	from := nc.RemoteAddr().String()
+	nc.SetDeadline(time.Now().Add(handshakeTime))
+	bus.KeepAlive(nc, n.cfg.KeepAlive)
+	tc := tls.Server(nc, config)
+	if err := handshake(tc, slots); err != nil {
+		e := trust.Explain(err, time.Time{})
+		n.refused(from, nil, e)
+		trust.Dismiss(tc, err)
+		return
+	}
+	id, err := n.cfg.Gate.Admit(tc.ConnectionState(), from)
+	if err == nil {
+		err = n.room(id.Caller())
+	}
+	if err != nil {
+		n.turnAway(tc, from, id, err)
+		return
+	}
+	nc.SetDeadline(time.Time{})
+	n.entering.end(nc)
+	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id}
+	n.ServeConn(tc, peer)
+}
+
+func handshake(tc *tls.Conn, slots chan struct{}) error {
+	slots <- struct{}{}
+	defer func() { <-slots }()
+	return tc.HandshakeContext(context.Background())
+}
+
+// room says whether there is room for another connection of that caller.
+func (n *Node) room(caller string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.sessions) >= n.cfg.MaxConnections {
+		return &bus.Error{Code: bus.CodeBusy, Message: fmt.Sprintf("%d connections are the limit of this node", n.cfg.MaxConnections)}
+	}
+	if n.callers[caller] >= n.cfg.MaxPerTicket {
+		return &bus.Error{Code: bus.CodeBusy, Message: fmt.Sprintf("%d connections of %s are the limit of this node", n.cfg.MaxPerTicket, caller)}
+	}
+	return nil
+}
+
+// turnAway tells a peer that has completed the handshake why it may not enter.
+func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error) {
+	f := bus.ErrorFrame{Code: []byte(bus.CodeDenied), Message: []byte(err.Error())}
+	var te *trust.Error
+	var be *bus.Error
+	if errors.As(err, &te) {
+		f.Code = []byte(te.Code)
+	} else if errors.As(err, &be) {
+		f.Code = []byte(be.Code)
+	}
+	n.refused(from, id, err)
+	tc.Write(f.Append(nil))
+	trust.Dismiss(tc, nil)
+}
+
+// refused notes that somebody was not let in.
+func (n *Node) refused(from string, id *trust.Identity, err error) {
+	who := ""
+	if id != nil {
+		who = " of " + id.Caller()
+	}
+	n.cfg.Note("connection from %s%s refused: %v", from, who, err)
+}
+
+// Revoked closes the connections of a serial that may not enter any more. Their
+// calls are cancelled.
+func (n *Node) Revoked(serial string) {
+	n.dismiss(bus.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return p.Serial == serial })
+}
+
+// dismiss closes the connections of some peers, and says why.
+func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
+	var list []*session
+	n.mu.Lock()
+	for _, s := range n.sessions {
+		if whom(&s.peer) {
+			list = append(list, s)
+		}
+	}
+	n.mu.Unlock()
+	for _, s := range list {
+		s.conn.CloseWith(&bus.Error{Code: code, Message: s.peer.Caller + ": " + why})
+		s.close()
+	}
+}
+
+// watch ends what has expired, and looks at the list of tickets, until done is
+// closed.
+func (n *Node) watch() {
+	tick := time.NewTicker(refreshTime)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.done:
+			return
+		case <-tick.C:
+		}
+		if a, ok := n.cfg.Gate.(*trust.Authority); ok {
+			if err := a.Refresh(); err != nil && !errors.Is(err, os.ErrNotExist) {
+				n.warnList(err)
+			}
+		}
+		now := time.Now().Round(0) // the wall's clock: certificates end by that
+		n.dismiss(trust.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
+	}
+}
+
+// warnList says that the list of tickets can not be read, once until it can.
+func (n *Node) warnList(err error) {
+	if n.listLost.Swap(err.Error()) != err.Error() {
+		n.cfg.Warn("%v", err)
+	}
+}

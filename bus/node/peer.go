@@ -1,0 +1,103 @@
+package node
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/trust"
+)
+
+// Peer is who is at the other end of a connection, as its transport knows it, and
+// what it may do.
+type Peer struct {
+	Caller  string        // "uid:1000" or "ticket:NAME": FBUS_CALLER, and who it is in the log
+	From    string        // its address, over TCP
+	Rights  *trust.Rights // nil: everything, as the node's own user may
+	Serial  string        // of its certificate
+	Expires time.Time     // the connection ends then; zero: never
+	Joining bool          // holds an invitation, which it may exchange and nothing else
+
+	identity *trust.Identity // to be checked again once the connection is known
+}
+
+// forAll are the node's own functions that everybody may call. They show each no
+// more than what it may call, and its own calls.
+var forAll = map[string]bool{"fbus.functions": true, "fbus.calls": true, "fbus.nodes": true, "fbus.cancel": true, "fbus.renew": true}
+
+// mayCall reports whether calls of that function are allowed. It knows nothing of
+// what is offered: what is denied and what is absent look alike.
+func (p *Peer) mayCall(name string) bool {
+	switch {
+	case p.Joining:
+		return name == "fbus.join"
+	case p.Rights == nil:
+		return true
+	}
+	return forAll[name] || p.Rights.MayCall(name)
+}
+
+func (p *Peer) mayOffer(name string) bool {
+	return !p.Joining && (p.Rights == nil || p.Rights.MayOffer(name))
+}
+
+// admin reports whether the peer may see and end what others do.
+func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.Admin) }
+
+// owns reports whether a call is the peer's own business.
+func (p *Peer) owns(c *call) bool { return p.admin() || c.session.peer.Caller == p.Caller }
+
+// nobody is who has gone before the node could answer.
+var nobody = &Peer{Rights: &trust.Rights{}}
+
+// asker is who has made a call of one of the node's own functions.
+func (n *Node) asker(inv *bus.Invocation) *Peer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.opener(inv.Call); s != nil {
+		return &s.peer
+	}
+	return nobody
+}
+
+// opener is the session that has opened the call of that id; nil if it has gone.
+// n.mu is held.
+func (n *Node) opener(call string) *session {
+	rest, ok := strings.CutPrefix(call, n.prefix+"-")
+	id, _, cut := strings.Cut(rest, "-")
+	if !ok || !cut {
+		return nil
+	}
+	k, err := strconv.ParseUint(id, 10, 64)
+	if err != nil {
+		return nil
+	}
+	return n.sessions[k]
+}
+
+// local is a peer on this machine: the node's own user and root may do everything.
+func (n *Node) local(nc *net.UnixConn) (Peer, error) {
+	uid, err := bus.PeerUID(nc)
+	if err != nil {
+		return Peer{}, err
+	}
+	p := Peer{Caller: fmt.Sprintf("uid:%d", uid)}
+	if uid == os.Getuid() || uid == 0 {
+		return p, nil
+	}
+	if n.cfg.Local != nil {
+		gids, err := bus.PeerGIDs(nc)
+		if err != nil {
+			return Peer{}, err
+		}
+		if rights, ok := n.cfg.Local(uid, gids); ok {
+			p.Rights = &rights
+			return p, n.room(p.Caller)
+		}
+	}
+	return p, &bus.Error{Code: bus.CodeDenied, Message: fmt.Sprintf("uid %d may not use this node", uid)}
+}

@@ -1,0 +1,166 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/trust"
+)
+
+// identity is what nodes on other machines are dialled with.
+type identity struct {
+	creds  *bus.Credentials
+	ticket *trust.Ticket // nil with one's own PKI
+	joined string        // the directory that it is kept in; empty: not ours to renew
+	why    string
+}
+
+// identityFor is the identity to dial addr with, empty for wherever the ticket
+// says: the ticket in the environment, the files of a PKI, a network that was
+// joined. It is nil if there is none.
+func identityFor(addr string) (*identity, error) {
+	if text := os.Getenv("FBUS_TICKET"); text != "" {
+		return ticketIdentity(text)
+	}
+	if id, err := fileIdentity(); id != nil || err != nil {
+		return id, err
+	}
+	return joinedIdentity(addr)
+}
+
+// ticketIdentity is that of FBUS_TICKET: a file, or the text itself.
+func ticketIdentity(fileOrText string) (*identity, error) {
+	t, err := trust.ReadTicket(fileOrText)
+	if err != nil {
+		return nil, err
+	}
+	if t.Joining {
+		return nil, &failure{status: exitDenied, code: trust.CodeWrongUse,
+			msg: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", t.Name), hint: "fbus join TICKET, and no FBUS_TICKET after that"}
+	}
+	return &identity{creds: bus.TicketCredentials(t), ticket: t, why: "FBUS_TICKET"}, nil
+}
+
+// fileIdentity is that of somebody's own PKI.
+func fileIdentity() (*identity, error) {
+	cert, key, ca := os.Getenv("FBUS_TLS_CERT"), os.Getenv("FBUS_TLS_KEY"), os.Getenv("FBUS_TLS_CA")
+	if cert == "" && key == "" && ca == "" {
+		return nil, nil
+	}
+	if cert == "" || key == "" || ca == "" {
+		return nil, usage("FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA go together: files with a certificate, its key, and the CA of the nodes")
+	}
+	f, err := trust.OpenFiles(cert, key, ca, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &identity{creds: bus.FileCredentials(f), why: "FBUS_TLS_CERT"}, nil
+}
+
+// joinedDir is where the identities of joined networks are.
+func joinedDir() (string, error) {
+	home, err := homeDir()
+	return filepath.Join(home, "joined"), err
+}
+
+// joinedIdentity is that of the network that was joined; of several, of the one
+// that has the address.
+func joinedIdentity(addr string) (*identity, error) {
+	dir, err := joinedDir()
+	if err != nil {
+		return nil, nil
+	}
+	if _, err := os.Lstat(dir); err != nil {
+		return nil, nil
+	}
+	j, err := trust.OpenJoined(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer j.Close()
+	networks, err := j.Networks()
+	if err != nil || len(networks) == 0 {
+		return nil, err
+	}
+	if len(networks) > 1 {
+		if networks, err = withAddress(j, networks, addr); err != nil {
+			return nil, err
+		}
+	}
+	t, err := j.Load(networks[0])
+	if err != nil {
+		return nil, err
+	}
+	return &identity{creds: bus.TicketCredentials(t), ticket: t, joined: dir, why: "network " + t.Network + ", which was joined"}, nil
+}
+
+// withAddress is the one network of several that has the address.
+func withAddress(j *trust.Joined, networks []string, addr string) ([]string, error) {
+	var found []string
+	for _, id := range networks {
+		t, err := j.Load(id)
+		if err != nil {
+			return nil, err
+		}
+		if addr != "" && slices.Contains(t.Addresses, bus.WithPort(addr)) {
+			found = append(found, id)
+		}
+	}
+	if len(found) == 1 {
+		return found, nil
+	}
+	dir, _ := joinedDir()
+	return nil, &failure{status: exitNoNode, code: bus.CodeAmbiguous, msg: "several networks were joined: " + strings.Join(networks, " "),
+		hint: "choose one: FBUS_TICKET=" + quoteWord(filepath.Join(dir, networks[0]+".pem"))}
+}
+
+// renew asks the node for a new certificate in the last third of an identity's
+// life. That it fails is no harm yet: there are months left.
+func (id *identity) renew(ctx context.Context, c *bus.Client) {
+	if id == nil || id.joined == "" || !id.ticket.RenewalDue(time.Now()) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	next, err := renewed(ctx, c, id.ticket)
+	if err != nil {
+		return
+	}
+	j, err := trust.OpenJoined(id.joined)
+	if err != nil {
+		return
+	}
+	defer j.Close()
+	if j.Save(next) == nil {
+		id.ticket = next
+	}
+}
+
+// renewed is the ticket with the certificate that the node gives for it.
+func renewed(ctx context.Context, c *bus.Client, t *trust.Ticket) (*trust.Ticket, error) {
+	request, err := t.Request()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := output(ctx, c, "fbus.renew", bus.List(string(request)))
+	if err != nil {
+		return nil, err
+	}
+	return t.WithCertificate(cert)
+}
+
+// asDenied makes what is wrong with an identity an error of dialling with it.
+func asDenied(err error) error {
+	var te *trust.Error
+	if errors.As(err, &te) && !errors.As(err, new(*bus.Error)) {
+		return &bus.Error{Code: te.Code, Message: te.Message, Err: te}
+	}
+	return err
+}

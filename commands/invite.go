@@ -1,0 +1,206 @@
+package commands
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+
+	"github.com/urfave/cli/v2"
+)
+
+// inviteOptions are the flags of fbus invite.
+type inviteOptions struct {
+	look      lookOptions
+	call      cli.StringSlice
+	offer     cli.StringSlice
+	admin     bool
+	ttl       durationValue
+	name      string
+	addresses cli.StringSlice
+	reusable  bool
+	output    string
+}
+
+func inviteCommand() *cli.Command {
+	o := &inviteOptions{}
+	return &cli.Command{
+		Name:      "invite",
+		Usage:     "make a ticket that lets another machine in",
+		UsageText: "invite --call GLOB|--offer GLOB|--admin … [flags]",
+		Description: `A ticket is a file, or a text: as secret as a key. Whoever has it may do what it
+says and nothing else. By default it is an invitation: the first to "fbus join" it
+makes a key of his own, and the ticket is of no more use. A --reusable one works as
+it stands, for any number of users: in FBUS_TICKET, or with any TLS library.
+
+  fbus invite --offer 'resize*' --name gpu-box --ttl 1h -o gpu.ticket
+  fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
+
+A GLOB is over names of functions: * any run of characters, ? any one, [a-z] one of
+a class. None matches the node's own functions (fbus.…), which --admin allows.`,
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Destination: &o.call},
+			&cli.StringSliceFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Destination: &o.offer},
+			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.admin, DisableDefaultText: true},
+			&cli.GenericFlag{Name: "ttl", Usage: "good for `D`; default 1d, 30d if reusable", Value: &o.ttl},
+			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.name},
+			&cli.StringSliceFlag{Name: "address", Usage: "what is to be dialled, `HOST[:PORT]`; repeatable; default the addresses of the node's machine", Destination: &o.addresses},
+			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, as it stands", Destination: &o.reusable, DisableDefaultText: true},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write it to `FILE`, mode 0600, which must not exist; default stdout", Destination: &o.output},
+			nodeFlag(&o.look.node),
+			quietFlag(&o.look.quiet),
+			verboseFlag(&o.look.verbose, "say which node it was"),
+		},
+		Action: func(ctx *cli.Context) error {
+			if err := noOperands(ctx); err != nil {
+				return err
+			}
+			return invite(o, ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+func (o *inviteOptions) check() error {
+	rights := trust.Rights{Call: o.call.Value(), Offer: o.offer.Value(), Admin: o.admin}
+	if rights.Empty() {
+		return usage("say what it allows: --call GLOB, --offer GLOB or --admin").withHint("fbus invite --call 'resize*' -o ci.ticket")
+	}
+	if err := rights.Check(); err != nil {
+		return asUsage(err)
+	}
+	if o.name != "" {
+		if err := trust.CheckName(o.name); err != nil {
+			return asUsage(err)
+		}
+	}
+	if o.ttl.set && o.ttl.d < trust.MinTTL {
+		return usage("--ttl %s: at least %s is due", o.ttl.d, formatDuration(trust.MinTTL))
+	}
+	return nil
+}
+
+// asUsage makes an error of the rules for tickets one of the command line.
+func asUsage(err error) error {
+	f := usage("%v", err)
+	var te *trust.Error
+	if errors.As(err, &te) && te.Hint != "" {
+		return f.withHint("%s", te.Hint)
+	}
+	return f
+}
+
+func invite(o *inviteOptions, stdout, stderr io.Writer) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	q := node.Invitation{
+		Name: o.name, Call: o.call.Value(), Offer: o.offer.Value(), Admin: o.admin, TTL: o.ttl.d.Seconds(), Reusable: o.reusable,
+	}
+	for _, a := range o.addresses.Value() {
+		q.Addresses = append(q.Addresses, bus.WithPort(a))
+	}
+	document, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	out, err := openSecret(o.output, stdout, stderr)
+	if err != nil {
+		return err
+	}
+	text, err := o.look.call("fbus.invite", bus.JSON(document))
+	if err == nil {
+		err = out.write(text)
+	}
+	if err != nil {
+		out.remove()
+		return err
+	}
+	if !o.look.quiet {
+		say(stderr, describeTicket(text, o.output))
+	}
+	return nil
+}
+
+// describeTicket says what a ticket allows, and what to do with it.
+func describeTicket(text []byte, file string) string {
+	t, err := trust.ParseTicket(text)
+	if err != nil {
+		return "the node's answer can not be read: " + err.Error()
+	}
+	// An invitation's rights stand in its comment alone.
+	rights := t.Rights.String()
+	for line := range bytes.Lines(text) {
+		if r, ok := bytes.CutPrefix(line, []byte("rights: ")); ok {
+			rights = strings.TrimSpace(string(r))
+			break
+		}
+	}
+	use := "to be used once: fbus join " + orStdin(file)
+	if !t.Joining {
+		use = "to be used as it stands: FBUS_TICKET=" + orStdin(file)
+	}
+	return fmt.Sprintf("ticket %s: %s; until %s; %s", t.Name, rights, t.Expires.Local().Format("2006-01-02 15:04 MST"), use)
+}
+
+func orStdin(file string) string {
+	if file == "" || file == "-" {
+		return "FILE"
+	}
+	return quoteWords([]string{file})
+}
+
+// secretFile is where a ticket is written, for this user's eyes alone.
+type secretFile struct {
+	f    *os.File // nil: w
+	w    io.Writer
+	path string
+}
+
+// openSecret makes a new file of mode 0600, never through a link or over what is
+// there; or makes stdout one, if that is a regular file.
+func openSecret(path string, stdout, stderr io.Writer) (*secretFile, error) {
+	if path != "" && path != "-" {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			return nil, usage("output: %s exists: a ticket does not replace a file", path).withHint("remove it, or give another name")
+		}
+		if err != nil {
+			return nil, usage("output: %v", pathReason(err))
+		}
+		return &secretFile{f: f, w: f, path: path}, nil
+	}
+	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
+		if err := os.Stdout.Chmod(0o600); err != nil {
+			return nil, fail(exitInternal, "output: others may read it, and that can not be changed: %v", pathReason(err)).withHint("fbus invite -o FILE")
+		}
+		say(stderr, "warning: the output is a file that others could read; its mode is now 0600; -o FILE makes it so from the start")
+	}
+	return &secretFile{w: stdout}, nil
+}
+
+func (s *secretFile) write(text []byte) error {
+	_, err := s.w.Write(text)
+	if s.f != nil {
+		err = errors.Join(err, s.f.Sync(), s.f.Close())
+	}
+	if err != nil {
+		return fail(exitInternal, "output: %v", pathReason(err))
+	}
+	return nil
+}
+
+// remove takes back a file that got no ticket.
+func (s *secretFile) remove() {
+	if s.f != nil {
+		s.f.Close()
+		os.Remove(s.path)
+	}
+}
+

@@ -1,0 +1,147 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/trust"
+
+	"github.com/urfave/cli/v2"
+)
+
+// joinOptions are the flags of fbus join.
+type joinOptions struct {
+	ticket string
+	node   string
+	quiet  bool
+}
+
+func joinCommand() *cli.Command {
+	o := &joinOptions{}
+	return &cli.Command{
+		Name:      "join",
+		Usage:     "join a network with a ticket",
+		UsageText: "join [flags] TICKET",
+		Description: `TICKET is a file, or - for stdin. An invitation is exchanged for an identity of
+this user, whose key is made here and never leaves; a reusable ticket is kept as it
+is. From then on every command finds the network by itself, unless there is a node
+on this machine. A lost connection does no harm: join again with the same ticket.
+
+  fbus join gpu.ticket && fbus offer resize -- ./resize.sh
+
+What is kept is in $FBUS_HOME/joined, or joined in fbus's configuration directory.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "node", Usage: "the node is at `HOST[:PORT]`, whatever the ticket says", Destination: &o.node},
+			quietFlag(&o.quiet),
+		},
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() != 1 {
+				return usage("fbus join takes one operand: a ticket's file, or - for stdin").withHint("fbus invite makes tickets")
+			}
+			o.ticket = ctx.Args().First()
+			return joinNetwork(o, ctx.App.ErrWriter)
+		},
+	}
+}
+
+// joinNetwork keeps a ticket's identity for this user.
+func joinNetwork(o *joinOptions, stderr io.Writer) error {
+	t, err := readTicket(o.ticket)
+	if err != nil {
+		return err
+	}
+	if o.node != "" {
+		t.Addresses = []string{bus.WithPort(o.node)}
+	}
+	dir, err := joinedDir()
+	if err != nil {
+		return fail(exitInternal, "%v", err)
+	}
+	j, err := trust.OpenJoined(dir)
+	if err != nil {
+		return err
+	}
+	defer j.Close()
+	// A signal ends the process: what is half done is done again by the next try.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if t.Joining {
+		t, err = exchange(ctx, j, t)
+	} else {
+		err = admitted(ctx, t)
+		if err == nil {
+			err = j.Save(t)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if !o.quiet {
+		say(stderr, fmt.Sprintf("joined network %s as %s: %s; until %s", t.Network, t.Name, t.Rights, t.Expires.Local().Format("2006-01-02")))
+		say(stderr, "kept in "+filepath.Join(dir, t.Network+".pem"))
+	}
+	return nil
+}
+
+func readTicket(name string) (*trust.Ticket, error) {
+	if name != "-" {
+		return trust.ReadTicket(name)
+	}
+	text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<20))
+	if err != nil {
+		return nil, fail(exitInternal, "stdin: %v", pathReason(err))
+	}
+	return trust.ParseTicket(text)
+}
+
+// exchange turns an invitation into an identity. The key is on the disk before
+// the node is asked, so that a lost reply costs nothing.
+func exchange(ctx context.Context, j *trust.Joined, t *trust.Ticket) (*trust.Ticket, error) {
+	request, err := j.Begin(t)
+	if err != nil {
+		return nil, err
+	}
+	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	cert, err := output(ctx, c, "fbus.join", bus.List(string(request)))
+	if errors.Is(err, &bus.Error{Code: trust.CodeUsed}) {
+		return kept(ctx, j, t, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return j.Finish(t, cert)
+}
+
+// kept is the identity that an invitation was exchanged for before, here: joining
+// twice does no harm. If there is none that is good, used is the error.
+func kept(ctx context.Context, j *trust.Joined, t *trust.Ticket, used error) (*trust.Ticket, error) {
+	own, err := j.Load(t.Network)
+	if err != nil || own.Name != t.Name {
+		return nil, used
+	}
+	own.Addresses = t.Addresses
+	if admitted(ctx, own) != nil {
+		return nil, used
+	}
+	return own, j.Save(own)
+}
+
+// admitted says whether the network takes a ticket that is used as it stands.
+func admitted(ctx context.Context, t *trust.Ticket) error {
+	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+

@@ -1,0 +1,219 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+
+	"github.com/urfave/cli/v2"
+)
+
+// tcpOptions say how a node is reached from other machines.
+type tcpOptions struct {
+	listen         cli.StringSlice
+	off            bool
+	cert, key, ca  string
+	keepAlive      durationValue
+	maxConnections int
+	maxPerTicket   int
+}
+
+func (o *tcpOptions) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + bus.DefaultPort, Destination: &o.listen},
+		&cli.BoolFlag{Name: "no-tcp", Usage: "only this machine", Destination: &o.off, DisableDefaultText: true},
+		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate is in `FILE` (PEM): a PKI of your own", Destination: &o.cert},
+		&cli.StringFlag{Name: "tls-key", Usage: "its key is in `FILE`", Destination: &o.key},
+		&cli.StringFlag{Name: "tls-ca", Usage: "who has a certificate of the CA in `FILE` may enter, with the rights that stand in it", Destination: &o.ca},
+		&cli.GenericFlag{Name: "keepalive", Usage: "give a silent peer over TCP up after `D`, at least 3s; default 10s", Value: &o.keepAlive},
+		&cli.IntFlag{Name: "max-connections", Usage: "at most `N` connections", DefaultText: fmt.Sprint(node.DefaultConnections), Destination: &o.maxConnections},
+		&cli.IntFlag{Name: "max-per-ticket", Usage: "at most `N` of them with one ticket", DefaultText: fmt.Sprint(node.DefaultPerTicket), Destination: &o.maxPerTicket},
+	}
+}
+
+// addresses are what is listened at.
+func (o *tcpOptions) addresses() []string {
+	if o.off {
+		return nil
+	}
+	if list := o.listen.Value(); len(list) > 0 {
+		return list
+	}
+	return []string{"0.0.0.0:" + bus.DefaultPort}
+}
+
+func (o *tcpOptions) check() error {
+	given := slices.DeleteFunc([]string{o.cert, o.key, o.ca}, func(s string) bool { return s == "" })
+	switch {
+	case o.off && len(o.listen.Value()) > 0:
+		return usage("--no-tcp and --listen exclude each other")
+	case len(given) != 0 && len(given) != 3:
+		return usage("--tls-cert, --tls-key and --tls-ca go together")
+	case o.off && len(given) > 0:
+		return usage("--no-tcp and --tls-cert exclude each other")
+	case o.maxConnections < 0 || o.maxPerTicket < 0:
+		return usage("--max-connections and --max-per-ticket: at least 1 is due")
+	case o.keepAlive.set && o.keepAlive.d <= 0:
+		return usage("--keepalive %s: more than 0 is due", o.keepAlive.d)
+	}
+	return nil
+}
+
+// door is where other machines enter; the nil door is shut.
+type door struct {
+	o         *tcpOptions
+	gate      node.Gate
+	authority *trust.Authority // nil with one's own PKI
+	listeners []net.Listener
+}
+
+// open opens the network's authority and listens. What was not asked for and can
+// not be had is a warning.
+func (o *tcpOptions) open(network string, warn func(string, ...any)) (*door, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if o.off {
+		return nil, nil
+	}
+	d := &door{o: o}
+	if err := d.openGate(network, warn); err != nil {
+		if len(o.listen.Value()) > 0 || o.cert != "" {
+			return nil, err
+		}
+		f := explain(err)
+		warn("no other machine can reach this node: %s", f.msg)
+		if f.hint != "" {
+			warn("hint: %s", f.hint)
+		}
+		return nil, nil
+	}
+	for _, addr := range o.addresses() {
+		l, err := listenTCP(addr)
+		if err == nil {
+			d.listeners = append(d.listeners, l)
+			continue
+		}
+		if len(o.listen.Value()) > 0 {
+			d.close()
+			return nil, fail(exitNoNode, "%s: %s", addr, listenReason(err)).withHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
+		}
+		warn("%s: %s: no other machine can reach this node", addr, listenReason(err))
+		warn("hint: --listen ADDR listens elsewhere; --no-tcp is for this machine only")
+	}
+	return d, nil
+}
+
+// openGate opens what decides who enters.
+func (d *door) openGate(network string, warn func(string, ...any)) error {
+	if d.o.cert != "" {
+		f, err := trust.OpenFiles(d.o.cert, d.o.key, d.o.ca, nil)
+		if err != nil {
+			return err
+		}
+		d.gate = f
+		return nil
+	}
+	home, err := homeDir()
+	if err != nil {
+		return fail(exitInternal, "%v", err).withHint("set FBUS_HOME to a directory that can be written")
+	}
+	a, err := trust.Open(trust.Options{Dir: filepath.Join(home, "networks", network), Network: network, Warn: warn})
+	if err != nil {
+		return err
+	}
+	d.gate, d.authority = a, a
+	return nil
+}
+
+// listenTCP listens at an address: 0.0.0.0 is IPv4 alone, an empty host or :: both.
+func listenTCP(addr string) (net.Listener, error) {
+	addr = bus.WithPort(addr)
+	network := "tcp"
+	if host, _, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host).To4() != nil {
+		network = "tcp4"
+	}
+	lc := net.ListenConfig{KeepAlive: -1}
+	return lc.Listen(context.Background(), network, addr)
+}
+
+func listenReason(err error) string {
+	var dns *net.DNSError
+	var addr *net.AddrError
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "something listens there already"
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &dns):
+		return "the name can not be resolved: " + dns.Err
+	case errors.As(err, &addr):
+		return addr.Err
+	}
+	return err.Error()
+}
+
+func (d *door) configure(c *node.Config) {
+	if d == nil {
+		return
+	}
+	c.Gate, c.Authority, c.KeepAlive = d.gate, d.authority, d.o.keepAlive.d
+	c.MaxConnections, c.MaxPerTicket = d.o.maxConnections, d.o.maxPerTicket
+}
+
+// serve lets others in; served gets why a listener listens no more.
+func (d *door) serve(n *node.Node, served chan<- error) {
+	if d == nil {
+		return
+	}
+	for _, l := range d.listeners {
+		n.Listening(l.Addr().(*net.TCPAddr))
+		go func() { // ends when the listener is closed
+			if err := n.ServeTCP(l); err != nil {
+				served <- err
+			}
+		}()
+	}
+}
+
+// String is how the ready line goes on.
+func (d *door) String() string {
+	if d == nil || len(d.listeners) == 0 {
+		return ""
+	}
+	var list []string
+	for _, l := range d.listeners {
+		list = append(list, l.Addr().String())
+	}
+	who := "ticket holders only"
+	if d.authority == nil {
+		who = "holders of a certificate only"
+	}
+	return fmt.Sprintf(", and at %s, %s", strings.Join(list, " and "), who)
+}
+
+func (d *door) closeListeners() {
+	if d == nil {
+		return
+	}
+	for _, l := range d.listeners {
+		l.Close()
+	}
+}
+
+func (d *door) close() {
+	d.closeListeners()
+	if d != nil && d.authority != nil {
+		d.authority.Close()
+	}
+}

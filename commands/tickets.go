@@ -1,0 +1,133 @@
+package commands
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+
+	"github.com/urfave/cli/v2"
+)
+
+func ticketsCommand() *cli.Command {
+	o := &lookOptions{}
+	all := false
+	return &cli.Command{
+		Name:      "tickets",
+		Usage:     "list the tickets that were issued",
+		UsageText: "tickets [flags]",
+		Description: `Who holds one may enter until it expires or is revoked. An invitation that was
+used is listed as what it was exchanged for.
+
+  fbus tickets --json | jq -r 'select(.connected > 0) | .name'
+
+JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited,
+active, revoked, burnt), reusable, issued, expires, seen and from (last entry), key
+(SHA-256 of the public key), into (what took its place), ended and by (when it was
+used or revoked, from where), connected (connections now).`,
+		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "those too that were revoked, used or have expired", Destination: &all, DisableDefaultText: true}),
+		Action: func(ctx *cli.Context) error {
+			if err := noOperands(ctx); err != nil {
+				return err
+			}
+			return tickets(o, all, ctx.App.Writer)
+		},
+	}
+}
+
+func tickets(o *lookOptions, all bool, stdout io.Writer) error {
+	data, err := o.ask("fbus.tickets")
+	if err != nil {
+		return err
+	}
+	list, err := decodeLines[node.TicketInfo](data)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if !all {
+		list = slices.DeleteFunc(list, func(t node.TicketInfo) bool { return !t.Live(now) || t.Into != "" && t.Connected == 0 })
+	}
+	if o.json {
+		enc := json.NewEncoder(stdout)
+		enc.SetEscapeHTML(false)
+		for _, t := range list {
+			enc.Encode(t) // what can not be written is found at the end
+		}
+		return nil
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	table(stdout, "NAME\tRIGHTS\tSTATE\tISSUED\tEXPIRES\tSEEN\tFROM\tCONNECTED", func(w io.Writer) {
+		for _, t := range list {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", t.Name, t.Rights, stateOf(&t.Record, now),
+				localTime(t.Issued), localTime(t.Expires), localTime(t.Seen), orDash(oneLine(t.From)), t.Connected)
+		}
+	})
+	return nil
+}
+
+// stateOf is a ticket's state for people.
+func stateOf(r *trust.Record, now time.Time) string {
+	switch live := r.State == trust.Active || r.State == trust.Invited; {
+	case live && now.After(r.Expires):
+		return "expired"
+	case live && r.Reusable:
+		return "reusable"
+	}
+	return string(r.State)
+}
+
+func localTime(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04")
+}
+
+func revokeCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "revoke",
+		Usage:     "take a ticket back",
+		UsageText: "revoke [flags] NAME|SERIAL",
+		Description: `At once, and for good: its connections are closed, its calls cancelled, and nobody
+enters with it or with what it was exchanged for. fbus tickets lists the names.
+
+  fbus revoke ci
+
+JSON fields: serials, connections (how many were closed).`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() != 1 {
+				return usage("fbus revoke takes one operand: the name or serial of a ticket").withHint("fbus tickets lists them")
+			}
+			return revoke(o, ctx.Args().First(), ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
+	data, err := o.call("fbus.revoke", bus.List(ticket))
+	if err != nil {
+		return err
+	}
+	if o.json {
+		_, err := stdout.Write(data)
+		return err
+	}
+	list, err := decodeLines[node.RevokedInfo](data)
+	if err != nil || len(list) != 1 {
+		return fail(exitInternal, "the node does not say what it has revoked")
+	}
+	if !o.quiet {
+		say(stderr, fmt.Sprintf("revoked %s: %s closed", ticket, plural(list[0].Connections, "connection")))
+	}
+	return nil
+}

@@ -67,7 +67,7 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 
 // How long after its start a process may say what it was not asked: the first of
 // a function, and where others have done so.
-const (
+var (
 	firstGreeting = 100 * time.Millisecond
 	laterGreeting = 300 * time.Millisecond
 )

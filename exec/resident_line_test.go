@@ -288,6 +288,8 @@ func TestLineCancel(t *testing.T) {
 
 // A program that greets would have its greeting taken for the first answer.
 func TestLineGreeting(t *testing.T) {
+	defer func(first, later time.Duration) { firstGreeting, laterGreeting = first, later }(firstGreeting, laterGreeting)
+	firstGreeting, laterGreeting = 20*time.Second, 20*time.Second // on a busy machine a start takes long
 	f := sh(t, "echo hello\n"+obey, lineMode)
 	for range 2 {
 		got := ask(t, f, "echo x")

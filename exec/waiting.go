@@ -113,9 +113,17 @@ func (p *waiting) pass(finishing bool) bool {
 	return n > 0 && err == nil
 }
 
-// claim takes the process out of its wait. False: it has ended.
+// summon ends the process's wait. w.mu is held: its keeper may not become
+// another's between a look at it and the deadline.
+func (p *waiting) summon() {
+	if p.k != nil {
+		p.k.file.SetReadDeadline(past)
+	}
+}
+
+// claim takes the process out of its wait, once it was summoned. False: it has
+// ended.
 func (p *waiting) claim() bool {
-	p.k.file.SetReadDeadline(past)
 	p.err.finish()
 	<-p.watched
 	<-p.heard
@@ -144,6 +152,7 @@ func (p *waiting) bury(end report) {
 	w.mu.Lock()
 	discarded := p.discarded
 	p.k = nil // it may serve another
+	k.file.SetReadDeadline(time.Time{})
 	w.mu.Unlock()
 	dead := end.kind == 0
 	if dead {

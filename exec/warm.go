@@ -55,6 +55,7 @@ func (w *warm) take() *waiting {
 		}
 		p := w.idle[0]
 		w.idle = w.idle[1:]
+		p.summon()
 		w.mu.Unlock()
 		ok := p.claim()
 		w.mu.Lock()

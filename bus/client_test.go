@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/trust"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 
 	"go.uber.org/goleak"
 )

@@ -203,4 +203,3 @@ func (s *secretFile) remove() {
 		os.Remove(s.path)
 	}
 }
-

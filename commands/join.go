@@ -144,4 +144,3 @@ func admitted(ctx context.Context, t *trust.Ticket) error {
 	}
 	return c.Close()
 }
-

@@ -78,6 +78,7 @@ func (b *Budget) spare() int64 {
 type Conn struct {
 	nc     net.Conn
 	raw    syscall.RawConn // nil: nc can not be tried without blocking
+	sock   *Socket         // below nc if that is TLS; else nil
 	budget *Budget
 
 	// OnDrain, if set before Serve, is called when a backlog has been written.
@@ -85,10 +86,13 @@ type Conn struct {
 
 	mu      sync.Mutex // protects the fields down to the blank line
 	out     []byte     // encoded frames not written yet
-	under   int        // bytes that the writer goroutine is writing
+	under   int        // bytes that the writer goroutine is writing, ciphertext included
 	writing bool       // a writer goroutine has the socket
 	dirty   bool       // a Batch will flush it
+	serving bool       // Serve reads
 	closing bool       // close once out is written
+	linger  bool       // and have the peer get it
+	hungUp  bool       // by hangUp: the reader closes
 	err     error      // why the connection can not be used any more
 	space   chan struct{}
 
@@ -99,14 +103,21 @@ type Conn struct {
 	head       []byte    // of a DATA frame that is written without being copied
 	readFn     func(fd uintptr) bool
 	writeFn    func(fd uintptr) bool
+	putFn      func(fd uintptr) bool
 }
 
-// NewConn frames nc. Buffers are counted in budget, which may be nil.
+// NewConn frames nc. Buffers are counted in budget, which may be nil. TLS must have
+// completed its handshake; it should be over a [Socket].
 func NewConn(nc net.Conn, budget *Budget) *Conn {
 	c := &Conn{nc: nc, budget: budget}
-	c.readFn, c.writeFn = c.readable, c.writable
+	c.readFn, c.writeFn, c.putFn = c.readable, c.writable, c.puttable
 	if sc, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
+	} else if over, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		if s, ok := over.NetConn().(*Socket); ok && s.raw != nil {
+			s.take(budget)
+			c.sock, c.raw = s, s.raw
+		}
 	}
 	return c
 }
@@ -133,6 +144,12 @@ func (c *Conn) finish(err error) error {
 		c.Close(err)
 	}
 	c.mu.Lock()
+	c.serving = false
+	if c.hungUp {
+		c.mu.Unlock()
+		c.drain()
+		return err
+	}
 	defer c.mu.Unlock()
 	if c.err != nil { // a failed write has left the socket to us
 		c.nc.Close()
@@ -210,7 +227,8 @@ func (c *Conn) Finish(f Frame) {
 		return
 	}
 	c.closing = true
-	c.nc.SetWriteDeadline(time.Now().Add(flushTime))
+	c.linger = c.sock != nil && (len(c.out) > 0 || c.writing)
+	c.writeDeadline(time.Now().Add(flushTime))
 	if len(c.out) == 0 && !c.writing {
 		c.fail(net.ErrClosed)
 		return
@@ -218,4 +236,12 @@ func (c *Conn) Finish(f Frame) {
 	if !c.dirty {
 		c.flush()
 	}
+}
+
+func (c *Conn) writeDeadline(t time.Time) {
+	if c.sock != nil {
+		c.sock.nc.SetWriteDeadline(t) // TLS is not asked to write when it has to wait
+		return
+	}
+	c.nc.SetWriteDeadline(t)
 }

@@ -46,16 +46,11 @@ func (c *Conn) fill(in *input) error {
 	if in.buf != nil {
 		in.compact()
 	}
+	if c.sock != nil {
+		return c.fillSealed(in)
+	}
 	if c.raw == nil {
-		if in.buf == nil {
-			in.buf = make([]byte, 4<<10)
-		}
-		n, err := c.nc.Read(in.buf[in.end:])
-		in.end += n
-		if n > 0 {
-			return nil
-		}
-		return err
+		return c.fillWaiting(in)
 	}
 	c.rbuf = nil
 	if in.buf != nil {
@@ -75,6 +70,23 @@ func (c *Conn) fill(in *input) error {
 	}
 	in.end += c.rn
 	return nil
+}
+
+// fillWaiting has to hold a buffer while it waits: a small one, unless the read
+// before has filled what it had.
+func (c *Conn) fillWaiting(in *input) error {
+	if in.buf == nil && c.rn > smallRest/2 {
+		in.buf = readPool.Get().(*[readBuffer]byte)[:]
+	} else if in.buf == nil {
+		in.buf = make([]byte, smallRest)
+	}
+	n, err := c.nc.Read(in.buf[in.end:])
+	c.rn = n
+	in.end += n
+	if n > 0 {
+		return nil
+	}
+	return err
 }
 
 // compact moves the unhandled bytes to the front.
@@ -137,7 +149,15 @@ func (in *input) move(b *Budget, size int) error {
 func (c *Conn) Serve(h Handler, limit func() int) error {
 	var in input
 	b := &Batch{}
-	defer func() { in.release(c.budget) }()
+	c.mu.Lock()
+	c.serving = true
+	c.mu.Unlock()
+	defer func() {
+		in.release(c.budget)
+		if c.sock != nil {
+			c.sock.drop()
+		}
+	}()
 	for {
 		err := c.fill(&in)
 		if err == nil {

@@ -90,6 +90,9 @@ func (c *Conn) direct(d *DataFrame) bool {
 		return true
 	}
 	if n == len(c.head)+len(d.Payload) {
+		if c.sealed() > 0 {
+			c.startWriter()
+		}
 		return true
 	}
 	if n < len(c.head) {
@@ -102,13 +105,20 @@ func (c *Conn) direct(d *DataFrame) bool {
 	}
 	c.out = append(c.out, rest...)
 	c.budget.Add(len(c.out))
-	c.startWriter()
+	if c.sock != nil && c.sealed() == 0 {
+		c.flush() // there was more than is sealed at once
+	} else {
+		c.startWriter()
+	}
 	return true
 }
 
 // tryWrite writes what the peer takes at once; ok is false if the connection
 // has failed.
 func (c *Conn) tryWrite(p, payload []byte) (n int, ok bool) {
+	if c.sock != nil {
+		return c.trySeal(p, payload)
+	}
 	c.wbuf[0], c.wbuf[1] = p, payload
 	err := c.raw.Write(c.writeFn)
 	c.wbuf[0], c.wbuf[1] = nil, nil
@@ -169,7 +179,7 @@ func (c *Conn) flush() {
 		}
 	}
 	c.budget.Add(-n)
-	if n == len(c.out) {
+	if n == len(c.out) && c.sealed() == 0 {
 		c.emptied()
 		return
 	}
@@ -181,7 +191,10 @@ func (c *Conn) flush() {
 // c.mu is held.
 func (c *Conn) emptied() {
 	c.out = recycle(c.out)
-	if c.closing {
+	switch {
+	case c.closing && c.linger:
+		c.hangUp()
+	case c.closing:
 		c.fail(net.ErrClosed)
 	}
 }
@@ -200,11 +213,11 @@ func recycle(buf []byte) []byte {
 // writeLoop writes the backlog, waiting for the peer.
 func (c *Conn) writeLoop() {
 	c.mu.Lock()
-	for c.err == nil && len(c.out) > 0 {
+	for c.err == nil && len(c.out)+c.sealed() > 0 {
 		buf := c.out
-		c.out, c.under = nil, len(buf)
+		c.out, c.under = nil, len(buf)+c.sealed()
 		c.mu.Unlock()
-		_, err := c.nc.Write(buf)
+		err := c.writeAll(buf)
 		c.budget.Add(-len(buf))
 		recycle(buf)
 		c.mu.Lock()
@@ -226,6 +239,15 @@ func (c *Conn) writeLoop() {
 	if drained != nil {
 		drained()
 	}
+}
+
+// writeAll writes buf, waiting for the peer.
+func (c *Conn) writeAll(buf []byte) error {
+	if c.sock != nil {
+		return c.writeSealed(buf)
+	}
+	_, err := c.nc.Write(buf)
+	return err
 }
 
 // Backlog is how many bytes wait for the peer to read, short of what a write

@@ -3,6 +3,8 @@ package bus
 import (
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // rawRead and rawWrite are read and write on a descriptor that does not block.
@@ -23,4 +25,10 @@ func raw(trap uintptr, fd int, p []byte) (int, error) {
 		return -1, errno
 	}
 	return int(n), nil
+}
+
+// limitUnsent bounds what the kernel takes of a TCP connection beyond what it has
+// sent.
+func limitUnsent(fd, n int) error {
+	return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n)
 }

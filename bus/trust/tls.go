@@ -23,13 +23,15 @@ func (a *Authority) ServerConfig() *tls.Config {
 
 func serverConfig(pool *x509.CertPool, now func() time.Time) *tls.Config {
 	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		NextProtos:             []string{ALPN},
-		ClientAuth:             tls.RequireAndVerifyClientCert,
-		ClientCAs:              pool,
-		SessionTicketsDisabled: true,
-		Time:                   now,
-		VerifyConnection:       func(cs tls.ConnectionState) error { return checkClient(cs, now()) },
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{ALPN},
+		// A frame is of no use before it is whole: records of a packet's size only cost.
+		DynamicRecordSizingDisabled: true,
+		ClientAuth:                  tls.RequireAndVerifyClientCert,
+		ClientCAs:                   pool,
+		SessionTicketsDisabled:      true,
+		Time:                        now,
+		VerifyConnection:            func(cs tls.ConnectionState) error { return checkClient(cs, now()) },
 	}
 }
 
@@ -57,6 +59,8 @@ func clientConfig(pool *x509.CertPool, name string, cert *tls.Certificate, now f
 		ServerName:             name,
 		SessionTicketsDisabled: true,
 		Time:                   now,
+		// See serverConfig.
+		DynamicRecordSizingDisabled: true,
 		// Sent even if the node asks for another CA's, so that the node says what is
 		// wrong with it and not that there is none.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },

@@ -1,0 +1,247 @@
+package bus
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+const (
+	// sealSize is how much plaintext is sealed at once: with what the records add it
+	// fits a pooled buffer.
+	sealSize = 112 << 10
+	// maxSealed bounds what waits below TLS. A Conn seals no more while something
+	// does; beyond that there are only answers that TLS itself gives a peer (RFC
+	// 8446, section 4.6.3), who could ask for them and never read.
+	maxSealed = 256 << 10
+	// unsentMark is how much the kernel takes beyond what is on its way: more could not be
+	// overtaken by a small call any more.
+	unsentMark = 128 << 10
+)
+
+// Socket is what a TLS connection is made over, if it is to be framed by a
+// [Conn]:
+//
+//	tc := tls.Server(bus.NewSocket(nc), config)
+//	err := tc.HandshakeContext(ctx)
+//	…
+//	conn := bus.NewConn(tc, budget)
+//
+// Until NewConn takes it over, which must be after the handshake, it is nc as it
+// is. From then on it never waits: what TLS writes goes to a bounded buffer, which the
+// Conn empties, since a write of crypto/tls that has timed out ends the
+// connection; and a read finds what the Conn has read ahead.
+type Socket struct {
+	nc    net.Conn
+	raw   syscall.RawConn // nil: nc can not be tried without blocking
+	taken atomic.Bool     // by a Conn
+
+	acquire, release func() // the Gate; the handshake's alone
+
+	ahead, unread []byte // read ahead, and the part that TLS has not taken; the reader's alone
+	eof           bool   // the reader's alone
+
+	mu      sync.Mutex // protects the fields below, but for waiting's readers
+	budget  *Budget
+	sealed  []byte // ciphertext; written up to start
+	start   int
+	waiting atomic.Int64 // len(sealed) - start
+	werr    error        // why nothing can be written any more
+}
+
+// NewSocket makes a Socket of nc. On TCP it asks the kernel to hold little that is
+// not on its way yet.
+func NewSocket(nc net.Conn) *Socket {
+	s := &Socket{nc: nc}
+	if sc, ok := nc.(syscall.Conn); ok {
+		s.raw, _ = sc.SyscallConn()
+	}
+	if _, ok := nc.(*net.TCPConn); ok && s.raw != nil {
+		s.raw.Control(func(fd uintptr) { limitUnsent(int(fd), unsentMark) }) // a wish: older kernels lack it
+	}
+	return s
+}
+
+// Gate has reads of the handshake give a place back while they wait for the
+// peer, and take one again before they return: so the number of handshakes that
+// compute can be bounded, and no slow peer holds a place. Who starts the
+// handshake holds a place, and holds one when it has ended. It is in force until
+// a Conn takes the Socket over, or until Gate(nil, nil).
+func (s *Socket) Gate(acquire, release func()) { s.acquire, s.release = acquire, release }
+
+// NetConn is the connection below.
+func (s *Socket) NetConn() net.Conn { return s.nc }
+
+// SyscallConn implements [syscall.Conn] for what can be done with the connection below.
+func (s *Socket) SyscallConn() (syscall.RawConn, error) {
+	if sc, ok := s.nc.(syscall.Conn); ok {
+		return sc.SyscallConn()
+	}
+	return nil, syscall.EINVAL
+}
+
+// Read implements [net.Conn].
+func (s *Socket) Read(p []byte) (int, error) {
+	if s.taken.Load() {
+		return s.readAhead(p)
+	}
+	if s.release == nil {
+		return s.nc.Read(p)
+	}
+	return s.readGated(p)
+}
+
+// readGated gives the place back only if there is something to wait for.
+func (s *Socket) readGated(p []byte) (n int, err error) {
+	if s.raw == nil {
+		s.release()
+		defer s.acquire()
+		return s.nc.Read(p)
+	}
+	waited := false
+	rerr := s.raw.Read(func(fd uintptr) bool {
+		for {
+			if n, err = rawRead(int(fd), p); err != syscall.EINTR {
+				break
+			}
+		}
+		if err == syscall.EAGAIN && !waited {
+			waited = true
+			s.release()
+		}
+		return err != syscall.EAGAIN
+	})
+	if waited {
+		s.acquire()
+	}
+	switch {
+	case rerr != nil:
+		return 0, rerr
+	case err != nil:
+		return 0, &net.OpError{Op: "read", Net: s.nc.LocalAddr().Network(), Source: s.nc.LocalAddr(), Addr: s.nc.RemoteAddr(), Err: err}
+	case n == 0 && len(p) > 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// errWait: nothing is there. crypto/tls takes an error that is temporary for a
+// deadline that has passed, after which it can be read on.
+var errWait net.Error = waitError{}
+
+type waitError struct{}
+
+func (waitError) Error() string   { return "nothing has come yet" }
+func (waitError) Timeout() bool   { return true }
+func (waitError) Temporary() bool { return true }
+
+// readAhead gives what the Conn has read.
+func (s *Socket) readAhead(p []byte) (int, error) {
+	if len(s.unread) == 0 {
+		if s.eof {
+			return 0, io.EOF
+		}
+		return 0, errWait
+	}
+	n := copy(p, s.unread)
+	s.unread = s.unread[n:]
+	if len(s.unread) == 0 {
+		s.drop()
+	}
+	return n, nil
+}
+
+// drop gives the read-ahead buffer back.
+func (s *Socket) drop() {
+	recycle(s.ahead)
+	s.ahead, s.unread = nil, nil
+}
+
+// Write implements [net.Conn].
+func (s *Socket) Write(p []byte) (int, error) {
+	if !s.taken.Load() {
+		return s.nc.Write(p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.werr != nil {
+		return 0, s.werr
+	}
+	if len(s.sealed)-s.start+len(p) > maxSealed {
+		s.werr = ErrBacklog
+		return 0, s.werr
+	}
+	if len(p) > smallRest && cap(s.sealed) < readBuffer {
+		s.sealed = append(readPool.Get().(*[readBuffer]byte)[:0], s.sealed...)
+	}
+	s.sealed = append(s.sealed, p...)
+	s.count(len(p))
+	return len(p), nil
+}
+
+// count notes that n more bytes wait. s.mu is held.
+func (s *Socket) count(n int) {
+	s.waiting.Add(int64(n))
+	s.budget.Add(n)
+}
+
+// put is one non-blocking write of what waits.
+func (s *Socket) put(fd uintptr) (done bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.start == len(s.sealed) {
+		return true, nil
+	}
+	var n int
+	for {
+		if n, err = rawWrite(int(fd), s.sealed[s.start:]); err != syscall.EINTR {
+			break
+		}
+	}
+	if err == syscall.EAGAIN {
+		return false, nil
+	}
+	if err != nil {
+		s.werr = err
+		s.forget()
+		return true, err
+	}
+	s.start += n
+	s.count(-n)
+	if s.start < len(s.sealed) {
+		return false, nil
+	}
+	s.sealed, s.start = recycle(s.sealed), 0
+	return true, nil
+}
+
+// forget drops what waits. s.mu is held.
+func (s *Socket) forget() {
+	s.count(s.start - len(s.sealed))
+	recycle(s.sealed)
+	s.sealed, s.start = nil, 0
+}
+
+// take hands the Socket over to a Conn.
+func (s *Socket) take(b *Budget) {
+	s.Gate(nil, nil)
+	s.budget = b
+	s.taken.Store(true)
+}
+
+// Close implements [net.Conn]. What TLS has said last is written if that can be
+// without waiting.
+func (s *Socket) Close() error {
+	if !s.taken.Load() {
+		return s.nc.Close()
+	}
+	// Not by raw.Write: it would wait for a writer that waits.
+	s.raw.Control(func(fd uintptr) { s.put(fd) })
+	s.mu.Lock()
+	s.werr = net.ErrClosed
+	s.forget()
+	s.mu.Unlock()
+	return s.nc.Close()
+}

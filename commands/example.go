@@ -43,7 +43,10 @@ hundred lines; bus/PROTOCOL.md is the specification.
   fbus example python|perl|node resident-json
   fbus example bash|node|php pipe
   fbus example python|perl caller|worker
-  fbus example python worker > worker.py && python3 worker.py "$FBUS_NODE" hello`,
+  fbus example python worker > worker.py && python3 worker.py "$FBUS_NODE" hello
+
+The Python ones take a ticket's file in place of the socket, to reach another
+machine with Python's own TLS.`,
 		Action: func(ctx *cli.Context) error {
 			return example(ctx.Args().Slice(), ctx.App.Writer)
 		},

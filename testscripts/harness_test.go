@@ -169,10 +169,14 @@ func (r *runner) leftovers() []string {
 }
 
 // node starts fbus serve at $FBUS_NODE, with these flags, and waits until it is
-// ready. With -as NAME it is called NAME, else node.
+// ready. With -as NAME it is called NAME, else node. It listens on TCP only if
+// --listen says where.
 func node(ts *testscript.TestScript, neg bool, args []string) {
 	name, args := nameOf("node", args)
-	args = append([]string{"fbus", "serve", "--no-tcp", "--socket", ts.Getenv("FBUS_NODE")}, args...)
+	if !slices.Contains(args, "--listen") {
+		args = append([]string{"--no-tcp"}, args...)
+	}
+	args = append([]string{"fbus", "serve", "--socket", ts.Getenv("FBUS_NODE")}, args...)
 	startReady(ts, name, args, `is ready at`)
 }
 

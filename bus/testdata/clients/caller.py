@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""caller.py SOCKET FUNCTION [ARG...]: call a function on an fbus bus.
+"""caller.py SOCKET|TICKET FUNCTION [ARG...]: call a function on an fbus bus.
 
 With ARGs it sends them as a list; without, stdin is the input, read as the
 function takes it. Ends with the function's status. The sections named below
 are those of PROTOCOL.md. Needs Python 3.10 and msgpack (python3-msgpack).
 """
-import os, select, signal, socket, struct, sys
+import os, select, signal, socket, ssl, stat, struct, sys
 import msgpack
 
 MAX_FRAME, MAX_FIRST, MAX_INPUT, CHUNK = 1 << 20, 4096, 32768, 65536  # section 8; CHUNK is ours
 ID = 1  # of our only call: ids rise from 1 on each connection (5.1, 5.6)
-sock = socket.socket(socket.AF_UNIX)
+sock = None
 
 
 class T:  # types of frames
@@ -29,7 +29,7 @@ def send(*frame):
     It may block, never for good: a node reads whatever it waits for itself."""
     body = msgpack.packb(frame, use_bin_type=True)
     try:
-        sock.sendall(struct.pack(">I", len(body)) + body, socket.MSG_NOSIGNAL)
+        sock.sendall(struct.pack(">I", len(body)) + body)
     except BrokenPipeError:
         pass  # the node's last words, perhaps an ERROR, are still to be read
 
@@ -65,11 +65,30 @@ def optional(elements, i, default):
     return elements[i] if i < len(elements) else default
 
 
-def connect(path):
-    sock.connect(path)
-    uid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    if uid not in (0, os.geteuid()):  # section 2
-        die(255, "foreign", f"{path} belongs to user {uid}")
+def open_node(where):
+    """Section 2: a unix socket of this user's or root's, or, where a ticket is
+    given, TLS 1.3 over TCP (section 2.1): the ticket is a bundle for any library."""
+    if stat.S_ISSOCK(os.stat(where).st_mode):
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(where)
+        uid = struct.unpack("iII", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        if uid not in (0, os.geteuid()):
+            die(255, "foreign", f"{where} belongs to user {uid}")
+        return s
+    with open(where) as file:
+        facts = dict(line.strip().split(": ", 1) for line in file if ": " in line)
+    context = ssl.create_default_context(cafile=where)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["fbus/1"])
+    context.load_cert_chain(where)
+    host, port = facts["address"].rsplit(":", 1)
+    s = socket.create_connection((host.strip("[]"), int(port)), 10)
+    return context.wrap_socket(s, server_hostname=facts["server name"])
+
+
+def connect(where):
+    global sock
+    sock = open_node(where)
     send(T.HELLO, 1, 0, "", "", "caller.py")  # section 3.1
     sock.settimeout(10)
     match receive(MAX_FIRST):
@@ -104,7 +123,8 @@ def serve(more, wake):
     is credit (5.3) for it, for input."""
     credit = 0
     while True:
-        ready, _, _ = select.select([sock, wake] + ([0] if more and credit else []), [], [])
+        held = isinstance(sock, ssl.SSLSocket) and sock.pending()  # read already: nothing to wait for
+        ready, _, _ = select.select([sock, wake] + ([0] if more and credit else []), [], [], 0 if held else None)
         if wake in ready:
             os.read(wake, 1)
             send(T.CANCEL, ID)  # section 5.4; END follows
@@ -113,7 +133,7 @@ def serve(more, wake):
             data = os.read(0, min(credit, CHUNK))
             send(T.DATA, ID, 0, data) if data else send(T.EOF, ID)  # section 5.2
             credit, more = credit - len(data), bool(data)
-        if sock not in ready:
+        if sock not in ready and not held:
             continue
         match receive():
             case [T.DATA, 1, 1 | 2 as stream, bytes(data), *_]:
@@ -136,14 +156,17 @@ def serve(more, wake):
 
 def write(stream, data):
     out = sys.stdout.buffer if stream == 1 else sys.stderr.buffer
-    out.write(data)
-    out.flush()
+    try:
+        out.write(data)
+        out.flush()
+    except BrokenPipeError:  # a stdout that is closed ends us, and so the call (5.8)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def main():
     if len(sys.argv) < 3:
-        die(64, "usage", "caller.py SOCKET FUNCTION [ARG...]")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a stdout that is closed ends us, and so the call (5.8)
+        die(64, "usage", "caller.py SOCKET|TICKET FUNCTION [ARG...]")
     wake, wake_in = os.pipe()  # the first INT or TERM cancels, the second kills
     os.set_blocking(wake_in, False)
     signal.set_wakeup_fd(wake_in)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""worker.py SOCKET NAME: offer a function on an fbus bus that upper-cases.
+"""worker.py SOCKET|TICKET NAME: offer a function on an fbus bus that upper-cases.
 
 Its input comes out upper-cased (ASCII), at whatever size; called with arguments
 it prints those, one a line. The sections named below are those of PROTOCOL.md.
@@ -8,12 +8,12 @@ Needs Python 3.10 and msgpack (python3-msgpack).
 There is one file descriptor to wait for, so there is no loop but the one that
 reads frames: whatever happens, happens because a frame came.
 """
-import os, signal, socket, struct, sys
+import os, signal, socket, ssl, stat, struct, sys
 import msgpack
 
 MAX_FRAME, MAX_FIRST, CHUNK = 1 << 20, 4096, 65536  # section 8; CHUNK is ours
 WINDOW = 256 << 10  # the most input that we hold: granted, or not yet passed on
-sock = socket.socket(socket.AF_UNIX)
+sock = None
 
 
 class T:  # types of frames
@@ -68,11 +68,30 @@ def optional(elements, i, default):
     return elements[i] if i < len(elements) else default
 
 
-def connect(path):
-    sock.connect(path)
-    uid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    if uid not in (0, os.geteuid()):  # section 2
-        die(1, f"{path} belongs to user {uid}")
+def open_node(where):
+    """Section 2: a unix socket of this user's or root's, or, where a ticket is
+    given, TLS 1.3 over TCP (section 2.1): the ticket is a bundle for any library."""
+    if stat.S_ISSOCK(os.stat(where).st_mode):
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(where)
+        uid = struct.unpack("iII", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        if uid not in (0, os.geteuid()):
+            die(1, f"{where} belongs to user {uid}")
+        return s
+    with open(where) as file:
+        facts = dict(line.strip().split(": ", 1) for line in file if ": " in line)
+    context = ssl.create_default_context(cafile=where)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["fbus/1"])
+    context.load_cert_chain(where)
+    host, port = facts["address"].rsplit(":", 1)
+    s = socket.create_connection((host.strip("[]"), int(port)), 10)
+    return context.wrap_socket(s, server_hostname=facts["server name"])
+
+
+def connect(where):
+    global sock
+    sock = open_node(where)
     send(T.HELLO, 1, 0, "", os.urandom(8).hex(), socket.gethostname())  # section 3.1
     sock.settimeout(10)
     match receive(MAX_FIRST):
@@ -171,7 +190,7 @@ def serve():
 
 def main():
     if len(sys.argv) != 3:
-        die(64, "usage: worker.py SOCKET NAME")
+        die(64, "usage: worker.py SOCKET|TICKET NAME")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         connect(sys.argv[1])

@@ -1,0 +1,103 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/journal"
+)
+
+// maxLogWait bounds how long a call of fbus.log waits for an entry; it ends well
+// before ownTime ends the call.
+const maxLogWait = 8 * time.Second
+
+// LogQuery is the document that fbus.log takes. All of it may be left out.
+type LogQuery struct {
+	After    uint64  `json:"after,omitempty"`    // entries with a greater seq
+	Last     int     `json:"last,omitempty"`     // of these, the last so many
+	Function string  `json:"function,omitempty"` // a name or a glob
+	Caller   string  `json:"caller,omitempty"`   // the same
+	Event    string  `json:"event,omitempty"`    // the same
+	Wait     float64 `json:"wait,omitempty"`     // seconds to wait for the first, if there is none yet; at most 8
+}
+
+// LogNext is the last line of what fbus.log answers: where the next call goes on.
+// One that is less than the after that was asked for says that the log has begun
+// anew.
+type LogNext struct {
+	Next uint64 `json:"next"`
+}
+
+// ServeLog returns what serves fbus.log from a journal. It answers the entries, one
+// JSON object a line, and a [LogNext]. If there are more than it gives at once, it
+// gives the first of them.
+func ServeLog(j *journal.Journal) bus.CallHandler {
+	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		q, err := logQuery(inv)
+		if err != nil {
+			return badWords("fbus.log: " + err.Error())
+		}
+		entries, next, err := j.Read(ctx, q)
+		switch {
+		case ctx.Err() != nil: // nobody waits for it
+			return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeCancelled), Code: bus.CodeCancelled}
+		case errors.Is(err, journal.ErrQuery):
+			return badWords("fbus.log: " + err.Error())
+		case errors.Is(err, journal.ErrClosed):
+			return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeDraining), Code: bus.CodeDraining, Message: "fbus.log: " + err.Error()}
+		case err != nil:
+			return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeInternal), Code: bus.CodeInternal, Message: "fbus.log: " + err.Error()}
+		}
+		res := exit0
+		res.Output = logLines(entries, next)
+		return res
+	}
+}
+
+func logLines(entries []journal.Entry, next uint64) []byte {
+	var out []byte
+	for i := range entries {
+		out = entries[i].AppendLine(out)
+	}
+	out = strconv.AppendUint(append(out, `{"next":`...), next, 10)
+	return append(out, "}\n"...)
+}
+
+// logQuery reads what a call asks for: a JSON document as arguments, or as input.
+func logQuery(inv *bus.Invocation) (journal.Query, error) {
+	var doc []byte
+	switch inv.Kind {
+	case bus.KindJSON:
+		doc = inv.Args
+	case bus.KindRaw:
+		doc = bytes.TrimSpace(inv.Input)
+	default:
+		return journal.Query{}, errors.New("one JSON object is due: {\"last\":50}")
+	}
+	var q LogQuery
+	if len(doc) > 0 {
+		dec := json.NewDecoder(bytes.NewReader(doc))
+		dec.DisallowUnknownFields() // a filter that is not known would show what was not asked for
+		if err := dec.Decode(&q); err != nil {
+			return journal.Query{}, fmt.Errorf("not a query: %v", err)
+		}
+		if _, err := dec.Token(); err != io.EOF {
+			return journal.Query{}, errors.New("not a query: there is more behind it")
+		}
+	}
+	if q.Last < 0 || q.Wait < 0 {
+		return journal.Query{}, errors.New("last and wait are not below 0")
+	}
+	wait := maxLogWait
+	if q.Wait < maxLogWait.Seconds() {
+		wait = time.Duration(q.Wait * float64(time.Second))
+	}
+	return journal.Query{After: q.After, Last: q.Last, Function: q.Function, Caller: q.Caller, Event: q.Event, Wait: wait}, nil
+}

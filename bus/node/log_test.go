@@ -1,0 +1,107 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"fbus/bus"
+	"fbus/bus/journal"
+	"fbus/bus/node"
+)
+
+// logOf serves a journal's log on a bus, under a name that peers may offer.
+func logOf(t *testing.T) (*journal.Journal, *bus.Client) {
+	noLeaks(t)
+	j, err := journal.Open(journal.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { j.Close() })
+	_, path := start(t, node.Config{})
+	c, err := bus.Dial(context.Background(), path, &bus.DialOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if _, err := c.Offer(context.Background(), bus.Offer{Name: "log", Slots: 4}, node.ServeLog(j)); err != nil {
+		t.Fatal(err)
+	}
+	return j, c
+}
+
+func askLog(t *testing.T, c *bus.Client, doc string) (functions []string, next uint64) {
+	t.Helper()
+	var out bytes.Buffer
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: bus.JSON([]byte(doc)), Stdout: &out}); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	for _, l := range lines[:len(lines)-1] {
+		var e journal.Entry
+		if err := json.Unmarshal([]byte(l), &e); err != nil || e.Seq == 0 {
+			t.Fatalf("line %q: %v", l, err)
+		}
+		functions = append(functions, e.Function)
+	}
+	var n node.LogNext
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &n); err != nil {
+		t.Fatal(err)
+	}
+	return functions, n.Next
+}
+
+func TestServeLog(t *testing.T) {
+	j, c := logOf(t)
+	for _, f := range []string{"a", "b", "resize.big", "a"} {
+		j.Append(&journal.Entry{Event: journal.EventCall, Function: f, Caller: "uid:1"})
+	}
+	j.Append(&journal.Entry{Event: journal.EventRefused, Code: "revoked"})
+	for doc, want := range map[string]string{
+		`{}`:                              "a b resize.big a ",
+		`{"last":2}`:                      "a ",
+		`{"after":2,"function":"a"}`:      "a",
+		`{"function":"resize*"}`:          "resize.big",
+		`{"event":"call","caller":"u*"}`:  "a b resize.big a",
+		`{"after":9,"wait":100}`:          "",
+		`{"function":"none","wait":0.01}`: "",
+	} {
+		functions, next := askLog(t, c, doc)
+		if got := strings.Join(functions, " "); got != want || next != 5 {
+			t.Errorf("%s: %q, next %d, want %q", doc, got, next, want)
+		}
+	}
+}
+
+func TestServeLogWaits(t *testing.T) {
+	j, c := logOf(t)
+	came := make(chan []string)
+	go func() { // ends with the entry
+		functions, _ := askLog(t, c, `{"wait":8}`)
+		came <- functions
+	}()
+	j.Append(&journal.Entry{Event: journal.EventCall, Function: "a"})
+	if f := await(t, "the entry", came); len(f) != 1 {
+		t.Errorf("got %q", f)
+	}
+}
+
+func TestServeLogRefuses(t *testing.T) {
+	_, c := logOf(t)
+	for _, doc := range []string{`[]`, `{"last":-1}`, `{"wait":-1}`, `{"nobody":1}`, `{"function":"[a"}`, `7`} {
+		_, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: bus.JSON([]byte(doc))})
+		if !errors.Is(err, bus.ErrBadInput) {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: bus.List("a")}); !errors.Is(err, bus.ErrBadInput) {
+		t.Errorf("words: %v", err)
+	}
+	var out bytes.Buffer
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Stdout: &out}); err != nil || out.String() != "{\"next\":0}\n" {
+		t.Errorf("nothing: %q, %v", &out, err)
+	}
+}

@@ -1,0 +1,204 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/journal"
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+// logOptions are the flags of fbus log.
+type logOptions struct {
+	lookOptions
+	last     int
+	follow   bool
+	function string // that is asked; a test has its own
+}
+
+// logWait is how long one call waits for an entry: a node that is stopped is
+// noticed after that, and one that is drained not held up.
+const logWait = 5 * time.Second
+
+func logCommand() *cli.Command {
+	o := &logOptions{function: "fbus.log"}
+	return &cli.Command{
+		Name:      "log",
+		Usage:     "show who called what, and who was refused",
+		UsageText: "log [flags] [NAME]",
+		Description: `  fbus log
+  fbus log --follow 'resize*'
+  fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
+
+NAME is a function, or a glob over functions. --follow goes on over a restart of
+the node. JSON fields, each where it applies: seq, time, event (call, refused,
+dropped: entries are missing, …), call (its id), caller, from, function, worker, waited and
+ran (seconds), in and out (bytes), source (program, signal, fbus), status, code,
+message, name and serial (of a ticket), dropped (how many). The function fbus.log
+answers the same, page by page.`,
+		Flags: append(o.flags(),
+			&cli.BoolFlag{Name: "follow", Usage: "go on with what comes", Destination: &o.follow, DisableDefaultText: true},
+			&cli.IntFlag{Name: "last", Usage: "show the last `N` entries", Value: 50, Destination: &o.last},
+		),
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() > 1 {
+				return usage("fbus log takes one NAME, and got %s as well", ctx.Args().Get(1)).withHint("a glob is for several: %s", join("fbus", "log", ctx.Args().First()+"*"))
+			}
+			if o.last < 0 {
+				return usage("--last %d: at least 0 is due", o.last)
+			}
+			// A signal ends the process: there is nothing to clean up.
+			return showLog(context.Background(), o, ctx.Args().First(), ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+// showLog prints the last entries, and with --follow those that come.
+func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.Writer) error {
+	r := &logReader{o: o, stderr: stderr}
+	defer r.close()
+	p := &logPrinter{w: stdout, json: o.json, follow: o.follow}
+	q := node.LogQuery{Function: name, Last: max(1, o.last)}
+	for left := o.last; o.follow || left > 0; {
+		entries, next, err := r.read(ctx, q)
+		if err != nil {
+			return err
+		}
+		if o.last == 0 && q.Last > 0 {
+			entries = nil // only where the end is was asked
+		}
+		if err := p.print(entries); err != nil {
+			return fail(exitInternal, "output: %v", pathReason(err))
+		}
+		if !o.follow && len(entries) == 0 {
+			return nil
+		}
+		left -= len(entries)
+		q.Last, q.After = 0, next
+		if o.follow && left <= 0 || len(entries) == 0 {
+			q.Wait = logWait.Seconds()
+		}
+	}
+	return nil
+}
+
+// logReader asks a node for its log; one that follows outlives the node.
+type logReader struct {
+	o         *logOptions
+	stderr    io.Writer
+	client    *bus.Client
+	connected bool // once
+	answered  bool // once
+}
+
+// logEntry is an entry, and the line that it came as: a newer node's has more.
+type logEntry struct {
+	text []byte // with its newline
+	journal.Entry
+}
+
+// read returns the entries of a query and where to go on. With --follow it tries
+// again for as long as a node may come back.
+func (r *logReader) read(ctx context.Context, q node.LogQuery) ([]logEntry, uint64, error) {
+	said := false
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		data, err := r.ask(ctx, q)
+		if err == nil {
+			entries, next, err := parseLog(data)
+			if err != nil || next >= q.After {
+				return entries, next, err
+			}
+			r.say("the log has begun anew")
+			q.After = 0
+			continue
+		}
+		r.close()
+		if !r.o.follow || !r.connected || ctx.Err() != nil || !retryable(err) && !errors.Is(err, bus.ErrBusy) {
+			return nil, 0, err
+		}
+		if !said {
+			r.say(err.Error() + ": waiting for it to come back")
+			said = true
+		}
+		select {
+		case <-time.After(pause): // it may take connections and no calls
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+	}
+}
+
+func (r *logReader) say(msg string) {
+	if !r.o.quiet {
+		say(r.stderr, msg)
+	}
+}
+
+// ask calls fbus.log, over a new connection if there is none. The first one is
+// waited for as --wait has it, others for ever.
+func (r *logReader) ask(ctx context.Context, q node.LogQuery) ([]byte, error) {
+	if r.client == nil {
+		wait := r.o.wait
+		if r.connected {
+			wait = durationValue{set: true, forever: true}
+		}
+		c, p, err := connect(ctx, r.o.node, wait, &bus.DialOptions{Name: hostname()})
+		if err != nil {
+			return nil, err
+		}
+		if r.o.verbose {
+			say(r.stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		}
+		r.client, r.connected = c, true
+	}
+	doc, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	req := &bus.Request{Function: r.o.function, Args: bus.JSON(doc), Stdout: &out, Stderr: r.stderr}
+	if r.answered {
+		req.WaitFunction = logWait // it is there, or a node has just begun
+	}
+	_, err = r.client.Call(ctx, req)
+	r.answered = r.answered || err == nil
+	if errors.Is(err, bus.ErrNoFunction) {
+		return nil, fail(exitNoFunction, "the node keeps no log: it has no function %s", r.o.function)
+	}
+	return out.Bytes(), err
+}
+
+func (r *logReader) close() {
+	if r.client != nil {
+		r.client.Close()
+		r.client = nil
+	}
+}
+
+// parseLog reads what fbus.log has answered. Without a last line that says where to
+// go on, that is behind the last entry.
+func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
+	for text := range bytes.Lines(data) {
+		var v struct {
+			journal.Entry
+			Next *uint64 `json:"next"`
+		}
+		if err := json.Unmarshal(text, &v); err != nil {
+			return nil, 0, fail(exitInternal, "the node's answer can not be read: %v", err)
+		}
+		if v.Next != nil {
+			return entries, *v.Next, nil
+		}
+		entries = append(entries, logEntry{text, v.Entry})
+		next = v.Seq
+	}
+	return entries, next, nil
+}

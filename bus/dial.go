@@ -131,7 +131,7 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 		KeepAlive(tcp, o.KeepAlive)
 	}
 	host, _, _ := net.SplitHostPort(addr)
-	nc := tls.Client(tcp, o.Credentials.Config(host))
+	nc := tls.Client(NewSocket(tcp), o.Credentials.Config(host))
 	if err := nc.HandshakeContext(try); err != nil {
 		tcp.Close()
 		if e := o.Credentials.refusal(err); e != nil {

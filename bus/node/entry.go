@@ -58,7 +58,7 @@ func (n *Node) accept(nc *net.UnixConn) {
 // Config.Gate must be set.
 func (n *Node) ServeTCP(l net.Listener) error {
 	config := n.cfg.Gate.ServerConfig()
-	slots := make(chan struct{}, 1) // one processor at a time for handshakes
+	places := make(chan struct{}, 1) // handshakes take one processor at most
 	for {
 		nc, err := l.Accept()
 		switch {
@@ -77,19 +77,20 @@ func (n *Node) ServeTCP(l net.Listener) error {
 		n.entering.begin(nc)
 		go func() { // ends with the connection
 			defer n.entering.end(nc)
-			n.enter(nc, config, slots)
+			n.enter(nc, config, places)
 		}()
 	}
 }
 
 // enter lets a peer in that has completed the handshake and is on the list.
 // Nothing it sends is handled before.
-func (n *Node) enter(nc net.Conn, config *tls.Config, slots chan struct{}) {
+func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 	from := nc.RemoteAddr().String()
 	nc.SetDeadline(time.Now().Add(handshakeTime))
 	bus.KeepAlive(nc, n.cfg.KeepAlive)
-	tc := tls.Server(nc, config)
-	if err := handshake(tc, slots); err != nil {
+	sock := bus.NewSocket(nc)
+	tc := tls.Server(sock, config)
+	if err := handshake(tc, sock, places); err != nil {
 		e := trust.Explain(err, time.Time{})
 		n.refused(from, nil, e)
 		trust.Dismiss(tc, err)
@@ -109,9 +110,12 @@ func (n *Node) enter(nc net.Conn, config *tls.Config, slots chan struct{}) {
 	n.ServeConn(tc, peer)
 }
 
-func handshake(tc *tls.Conn, slots chan struct{}) error {
-	slots <- struct{}{}
-	defer func() { <-slots }()
+// handshake has a place while it computes, not while it waits for the peer.
+func handshake(tc *tls.Conn, sock *bus.Socket, places chan struct{}) error {
+	acquire, release := func() { places <- struct{}{} }, func() { <-places }
+	sock.Gate(acquire, release)
+	acquire()
+	defer release()
 	return tc.HandshakeContext(context.Background())
 }
 
@@ -130,17 +134,24 @@ func (n *Node) room(caller string) error {
 
 // turnAway tells a peer that has completed the handshake why it may not enter.
 func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error) {
-	f := bus.ErrorFrame{Code: []byte(bus.CodeDenied), Message: []byte(err.Error())}
-	var te *trust.Error
-	var be *bus.Error
-	if errors.As(err, &te) {
-		f.Code = []byte(te.Code)
-	} else if errors.As(err, &be) {
-		f.Code = []byte(be.Code)
-	}
 	n.refused(from, id, err)
+	e := denial(err)
+	f := bus.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}
 	tc.Write(f.Append(nil))
 	trust.Dismiss(tc, nil)
+}
+
+// denial is what a peer is told that may not enter.
+func denial(err error) *bus.Error {
+	var te *trust.Error
+	var be *bus.Error
+	switch {
+	case errors.As(err, &te):
+		return &bus.Error{Code: te.Code, Message: te.Message}
+	case errors.As(err, &be):
+		return be
+	}
+	return &bus.Error{Code: bus.CodeDenied, Message: err.Error()}
 }
 
 // refused notes that somebody was not let in.

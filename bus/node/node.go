@@ -6,7 +6,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -207,8 +206,9 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	defer n.serving.Done()
 	if peer.identity != nil { // it may have been revoked before we could be found
 		if err := n.cfg.Gate.Check(peer.identity); err != nil {
+			n.refused(peer.From, peer.identity, err)
+			s.conn.CloseWith(denial(err))
 			s.close()
-			n.turnAway(nc.(*tls.Conn), peer.From, peer.identity, err)
 			return
 		}
 	}

@@ -50,6 +50,10 @@ TCP port 10101 under TLS 1.3, where nobody gets in without a ticket: see fbus in
 TERM or INT drains: new calls are refused, those queued and running finish. A
 second one ends at once.
 
+With a PKI of your own (--tls-cert, --tls-key, --tls-ca) the node's certificate names
+its host, and clients have certificates with the URI names of tickets, in the files
+that FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA name.
+
   fbus serve &
   fbus serve --socket /run/user/1000/bus.sock --log calls.jsonl
 

@@ -84,16 +84,19 @@ type Conn struct {
 	// OnDrain, if set before Serve, is called when a backlog has been written.
 	OnDrain func()
 
-	mu      sync.Mutex // protects the fields down to the blank line
-	out     []byte     // encoded frames not written yet
-	under   int        // bytes that the writer goroutine is writing, ciphertext included
-	writing bool       // a writer goroutine has the socket
-	dirty   bool       // a Batch will flush it
-	serving bool       // Serve reads
-	closing bool       // close once out is written
-	linger  bool       // and have the peer get it
-	hungUp  bool       // by hangUp: the reader closes
-	err     error      // why the connection can not be used any more
+	mu      sync.Mutex        // protects the fields down to the blank line
+	out     []byte            // encoded frames not written yet
+	lanes   map[laneKey]*lane // of calls that have more to send than the peer takes; only while writing
+	turns   []*lane           // the lanes, the next to be written first
+	laned   int               // bytes in lanes
+	under   int               // bytes that the writer goroutine is writing, ciphertext included
+	writing bool              // a writer goroutine has the socket
+	dirty   bool              // a Batch will flush it
+	serving bool              // Serve reads
+	closing bool              // close once out is written
+	linger  bool              // and have the peer get it
+	hungUp  bool              // by hangUp: the reader closes
+	err     error             // why the connection can not be used any more
 	space   chan struct{}
 
 	rn, wn     int
@@ -162,7 +165,7 @@ func (c *Conn) finish(err error) error {
 func (c *Conn) WaitSpace(ctx context.Context) error {
 	for {
 		c.mu.Lock()
-		if c.err != nil || len(c.out) < sendMark {
+		if c.err != nil || c.backlog() < sendMark {
 			err := c.err
 			c.mu.Unlock()
 			return err
@@ -192,8 +195,9 @@ func (c *Conn) fail(err error) {
 // drop makes err final and forgets the backlog. c.mu is held.
 func (c *Conn) drop(err error) {
 	c.err = err
-	c.budget.Add(-len(c.out))
+	c.budget.Add(-c.backlog())
 	c.out = nil
+	c.lanes, c.turns, c.laned = nil, nil, 0
 	if c.space != nil {
 		close(c.space)
 		c.space = nil
@@ -220,6 +224,7 @@ func (c *Conn) CloseWith(e *Error) {
 func (c *Conn) Finish(f Frame) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.merge()
 	if f != nil {
 		c.append(f)
 	}

@@ -17,11 +17,19 @@ func (c *Conn) append(f Frame) error {
 	if c.closing {
 		return net.ErrClosed
 	}
-	before := len(c.out)
-	if before+c.under > MaxBacklog {
+	if c.backlog()+c.under > MaxBacklog {
 		c.fail(ErrBacklog)
 		return c.err
 	}
+	if c.writing {
+		if l := c.laneFor(f); l != nil {
+			n := l.append(f)
+			c.laned += n
+			c.budget.Add(n)
+			return nil
+		}
+	}
+	before := len(c.out)
 	if d, ok := f.(*DataFrame); ok && cap(c.out) < readBuffer && before+len(d.Payload)+32 > cap(c.out) {
 		c.out = append(readPool.Get().(*[readBuffer]byte)[:0], c.out...)
 	}
@@ -213,19 +221,24 @@ func recycle(buf []byte) []byte {
 // writeLoop writes the backlog, waiting for the peer.
 func (c *Conn) writeLoop() {
 	c.mu.Lock()
-	for c.err == nil && len(c.out)+c.sealed() > 0 {
+	for c.err == nil && c.backlog()+c.sealed() > 0 {
 		buf := c.out
-		c.out, c.under = nil, len(buf)+c.sealed()
+		chunk, spent := c.takeLane()
+		c.out, c.under = nil, len(buf)+len(chunk)+c.sealed()
 		c.mu.Unlock()
 		err := c.writeAll(buf)
-		c.budget.Add(-len(buf))
+		if err == nil && len(chunk) > 0 {
+			err = c.writeAll(chunk)
+		}
+		c.budget.Add(-len(buf) - len(chunk))
 		recycle(buf)
+		recycle(spent)
 		c.mu.Lock()
 		c.under = 0
 		if err != nil {
 			c.failWrite(err)
 		}
-		if c.space != nil && len(c.out) < sendMark {
+		if c.space != nil && c.backlog() < sendMark {
 			close(c.space)
 			c.space = nil
 		}
@@ -246,16 +259,22 @@ func (c *Conn) writeAll(buf []byte) error {
 	if c.sock != nil {
 		return c.writeSealed(buf)
 	}
+	if len(buf) == 0 {
+		return nil // a pipe would wait for a reader
+	}
 	_, err := c.nc.Write(buf)
 	return err
 }
+
+// backlog is how many bytes the writer has not taken. c.mu is held.
+func (c *Conn) backlog() int { return len(c.out) + c.laned }
 
 // Backlog is how many bytes wait for the peer to read, short of what a write
 // under way has taken.
 func (c *Conn) Backlog() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.out)
+	return c.backlog()
 }
 
 // Stalled reports whether the peer does not take what is sent at once.

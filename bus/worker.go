@@ -169,5 +169,16 @@ func (w *Worker) Close() {
 	}
 }
 
+// Running is how many calls run.
+func (w *Worker) Running() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, s := range w.all() {
+		n += s.calls
+	}
+	return n
+}
+
 // all lists what is offered and what was. The worker's mu is held.
 func (w *Worker) all() []*served { return append(slices.Clone(w.served), w.leaving...) }

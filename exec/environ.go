@@ -12,6 +12,12 @@ var notInherited = []string{
 	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE",
 }
 
+// ofService is what a service manager tells its service, and nobody else: a
+// program that inherited it would speak in the worker's name.
+var ofService = []string{
+	"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID",
+}
+
 // baseEnviron is the part of a program's environment that is the same in
 // every call. Of a name given twice the last counts, as in a shell.
 func baseEnviron(spec *Spec) []string {
@@ -27,7 +33,7 @@ func baseEnviron(spec *Spec) []string {
 		env = append(env, kv)
 	}
 	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(notInherited, name) {
+		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(notInherited, name) && !slices.Contains(ofService, name) {
 			add(kv)
 		}
 	}

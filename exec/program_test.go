@@ -5,6 +5,7 @@ import (
 	"os"
 	osexec "os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -136,12 +137,12 @@ func TestDescriptors(t *testing.T) {
 }
 
 func TestEnvironment(t *testing.T) {
-	for _, name := range notInherited {
+	for _, name := range slices.Concat(notInherited, ofService) {
 		t.Setenv(name, "inherited")
 	}
 	t.Setenv("KEPT", "kept")
 	t.Setenv("CHANGED", "no")
-	f := sh(t, "env | grep -E 'FBUS|KEPT|CHANGED' | sort", func(s *Spec) {
+	f := sh(t, "env | grep -E 'FBUS|KEPT|CHANGED|=inherited' | sort", func(s *Spec) {
 		s.Env = []string{"CHANGED=yes", "FBUS_CALLER=forged"}
 		s.Node = "/tmp/a"
 	})

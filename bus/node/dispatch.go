@@ -131,7 +131,9 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	if s.gone {
 		return nil
 	}
-	if code, msg := s.refuseCall(f); code != "" {
+	late := n.draining && s.fresh
+	s.fresh = false
+	if code, msg := s.refuseCall(f, late); code != "" {
 		return b.Send(s.conn, &bus.EndFrame{
 			ID: f.ID, Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
 			Call: s.appendCall(nil, f.ID),
@@ -148,15 +150,16 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	return nil
 }
 
-// refuseCall says why a call is not even looked at.
-func (s *session) refuseCall(f *bus.CallFrame) (code, msg string) {
+// refuseCall says why a call is not even looked at. A late one was on its way
+// when the drain began.
+func (s *session) refuseCall(f *bus.CallFrame, late bool) (code, msg string) {
 	n := s.node
 	switch {
 	case !ValidName(f.Name):
 		return bus.CodeUsage, fmt.Sprintf("%q is no function name", clean(f.Name))
 	case !s.peer.mayCall(string(f.Name)): // before look-up: what is absent must look alike
 		return bus.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
-	case n.draining && !reserved(string(f.Name)):
+	case n.draining && !late && !reserved(string(f.Name)):
 		return bus.CodeDraining, "the node is shutting down"
 	case len(s.in) >= maxOpen:
 		return bus.CodeBusy, fmt.Sprintf("%d calls open on one connection are the limit", maxOpen)

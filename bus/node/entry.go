@@ -43,9 +43,10 @@ const (
 func (n *Node) accept(nc *net.UnixConn) {
 	peer, err := n.local(nc)
 	if err == nil {
-		n.ServeConn(nc, peer)
+		n.serve(nc, peer, false)
 		return
 	}
+	n.arriving.Add(-1)
 	var e *bus.Error
 	if !errors.As(err, &e) {
 		e = &bus.Error{Code: bus.CodeInternal, Message: "who you are can not be told: " + err.Error()}

@@ -51,6 +51,9 @@ type Config struct {
 	Address string // where it listens, for people
 	Version string // of the program, for people
 	Queue   int    // calls that may wait for one function; default DefaultQueue
+	// Successor says that callers may be here before the workers of the node that
+	// was here before: for a moment a call waits for a function that nobody offers.
+	Successor bool
 
 	// Local says what another user of this machine may do, and whether it may
 	// connect at all; nil lets nobody in but the node's own user and root.
@@ -101,8 +104,9 @@ type Node struct {
 	done     chan struct{} // closed by Close
 	listLost atomic.Value  // the warning about the list of tickets that stands
 
-	serving sync.WaitGroup
-	own     *bus.Client // offers the node's own functions
+	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
+	serving  sync.WaitGroup
+	own      *bus.Client // offers the node's own functions
 }
 
 // scratch is what frames are put together in: they are encoded at once.
@@ -174,18 +178,20 @@ func (n *Node) Serve(l *Listener) error {
 		if err != nil {
 			return err
 		}
+		n.arriving.Add(1)
 		go n.accept(nc.(*net.UnixConn)) // ends with the connection
 	}
 }
 
 // ServeConn serves one connection with that peer, until it ends.
 func (n *Node) ServeConn(nc net.Conn, peer Peer) {
+	n.arriving.Add(1)
 	n.serve(nc, peer, false)
 }
 
 func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s := &session{
-		node: n, conn: bus.NewConn(nc, &n.budget), peer: peer, internal: internal,
+		node: n, conn: bus.NewConn(nc, &n.budget), peer: peer, internal: internal, fresh: !internal, began: time.Now(),
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
 	s.conn.OnDrain = s.drained
@@ -200,6 +206,9 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)
 	s.callerText = []byte(peer.Caller)
 	n.sessions[s.id] = s
+	if !internal {
+		n.arriving.Add(-1)
+	}
 	n.callers[peer.Caller]++
 	n.serving.Add(1)
 	n.mu.Unlock()
@@ -224,10 +233,14 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 }
 
 // Drain refuses new calls and waits until all that are queued or running have
-// ended, or ctx has. The listener is its owner's to close, before.
+// ended, or ctx has. The listener is its owner's to close, before; the first call
+// of who has connected just before that is still taken.
 func (n *Node) Drain(ctx context.Context) error {
 	n.mu.Lock()
 	n.draining = true
+	n.mu.Unlock()
+	n.awaitLate(ctx)
+	n.mu.Lock()
 	if n.open == 0 {
 		n.mu.Unlock()
 		return nil

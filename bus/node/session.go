@@ -37,6 +37,8 @@ type session struct {
 	exposure int64   // credit given to others for sending here
 	held     []*flow // credit kept back until the peer reads on
 	gone     bool
+	fresh    bool      // has asked for nothing yet
+	began    time.Time // when it connected
 }
 
 func (s *session) limit() int {
@@ -187,6 +189,7 @@ func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	s.fresh = false
 	answer := &bus.OfferedFrame{Seq: f.Seq}
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)

@@ -34,6 +34,9 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 	if c.seen && left >= 0 && left < goneTime {
 		left = goneTime // its workers have just gone: they may be restarting
 	}
+	if c.node.cfg.Successor && left >= 0 && !reserved(c.fn.name) {
+		left = max(left, time.Until(c.node.started.Add(goneTime))) // they may be on their way here
+	}
 	return bus.CodeNoFunction, msg, left
 }
 

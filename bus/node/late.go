@@ -1,0 +1,50 @@
+package node
+
+import (
+	"context"
+	"time"
+)
+
+// lateTime is how long a drain waits for the first frame of who had connected
+// just before: a call that is on its way finds the node that it has reached
+// still there. Who connects to wait for something does not hold it up longer.
+const lateTime = 2 * time.Second
+
+// awaitLate returns when everybody who was let in has asked for something, or
+// had the time to. The listener is closed: there will be no more of them.
+func (n *Node) awaitLate(ctx context.Context) {
+	defer n.settleLate(0)
+	if !n.settleLate(lateTime) {
+		return
+	}
+	limit := time.NewTimer(lateTime)
+	defer limit.Stop()
+	// Looked at again and again, for at most that time: a channel that says it
+	// would cost each connection something all its life.
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for n.settleLate(lateTime) {
+		select {
+		case <-again.C:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settleLate counts those as silent who have asked for nothing in that time,
+// and reports whether there are others.
+func (n *Node) settleLate(limit time.Duration) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	late := n.arriving.Load() > 0
+	for _, s := range n.sessions {
+		if s.fresh && time.Since(s.began) >= limit {
+			s.fresh = false
+		}
+		late = late || s.fresh
+	}
+	return late
+}

@@ -34,6 +34,7 @@ func TestImports(t *testing.T) {
 		"github.com/xrash/smetrics":    {"fbus/commands"},
 		"github.com/pelletier/go-toml": {"fbus/commands"},
 		"github.com/rogpeppe/":         {},
+		"github.com/coreos/":           {"fbus/commands"},
 		"github.com/google/go-cmp/cmp": {},
 	}
 	for pkg, imports := range direct {

@@ -158,6 +158,7 @@ var commandTable = []struct {
 	{"join", joinCommand, interleaved},
 	{"tickets", ticketsCommand, interleaved},
 	{"revoke", revokeCommand, interleaved},
+	{"unit", unitCommand, untilDashDash},
 	{"bench", benchCommand, interleaved},
 	{"example", exampleCommand, interleaved},
 }
@@ -174,7 +175,7 @@ func allCommands() []*cli.Command {
 var elsewhere = map[string]string{
 	"list": "ls", "functions": "ls", "workers": "ls", "exec": "call NAME", "invoke": "call NAME", "request": "call NAME", "submit": "call NAME", "xargs": "map NAME", "parallel": "map NAME", "foreach": "map NAME",
 	"publish": "offer NAME -- PROGRAM", "register": "offer NAME -- PROGRAM", "reply": "offer NAME -- PROGRAM", "worker": "offer NAME -- PROGRAM",
-	"server": "serve", "start": "serve", "daemon": "serve", "node": "serve", "kill": "cancel CALL", "stop": "cancel CALL",
+	"server": "serve", "start": "serve", "daemon": "serve", "systemd": "unit serve", "service": "unit serve", "node": "serve", "kill": "cancel CALL", "stop": "cancel CALL",
 	"jobs": "ps", "show": "describe NAME", "info": "describe NAME", "version": "--version",
 }
 

@@ -81,6 +81,7 @@ func offer(o *offerOptions, stderr io.Writer) error {
 	if !o.quiet {
 		say(stderr, w.offered[o.name].ready(o.workerName()))
 	}
+	notifyReady(w.log, "offering "+o.name)
 	return o.serve(ctx, cancel, w, nil, signals, nil, nil)
 }
 

@@ -111,6 +111,8 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	}
 	defer n.close()
 	n.sayReady()
+	notifyReady(logger(stderr), n.status())
+	defer watchdog(logger(stderr), func() { n.Open() })()
 	select {
 	case err := <-n.served:
 		return fmt.Errorf("listening: %w", err)
@@ -118,6 +120,7 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	}
 	ctx, cancel := drainTime(o.drain.d, signals)
 	defer cancel()
+	defer notifyDraining(logger(stderr), n.Open, o.drain.d)()
 	n.drain(ctx, o.drain.d)
 	return nil
 }
@@ -128,7 +131,7 @@ type servedNode struct {
 	o      *serveOptions
 	path   string
 	stderr io.Writer
-	l      *node.Listener
+	l      []*node.Listener
 	door   *door
 	log    *callLog
 	served chan error // why it listens no more
@@ -153,17 +156,19 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 			node.RemoveStale(p)
 		}
 	}
-	n := &servedNode{o: o, path: path, stderr: stderr, served: make(chan error, 1+len(o.tcp.addresses()))}
+	n := &servedNode{o: o, stderr: stderr}
 	if n.log, err = openLog(o.log, stdout, stderr); err != nil {
 		return nil, err
 	}
-	if n.l, err = node.Listen(path, fixed); err != nil {
+	sockets, err := listenAt(path, fixed)
+	if err != nil {
 		n.log.close()
-		return nil, fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
+		return nil, err
 	}
+	n.l, n.path = sockets.unix, sockets.unix[0].Path()
 	warn := logger(stderr)
-	if n.door, err = o.tcp.open(network, warn); err != nil {
-		n.l.Close()
+	if n.door, err = o.tcp.open(network, sockets.tcp, warn); err != nil {
+		closeAll(n.l)
 		n.log.close()
 		return nil, err
 	}
@@ -172,18 +177,21 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 		note = warn
 	}
 	config := node.Config{
-		Network: network, Address: path, Version: Version, Queue: o.queue, Log: n.log.record(),
+		Network: network, Address: n.path, Version: Version, Queue: o.queue, Log: n.log.record(), Successor: sockets.passed,
 		Warn: warn, Note: note,
 	}
 	n.door.configure(&config)
 	n.Node, err = node.New(config)
 	if err != nil {
-		n.l.Close()
+		closeAll(n.l)
 		n.door.close()
 		n.log.close()
 		return nil, usage("%v", err)
 	}
-	go func() { n.served <- n.Serve(n.l) }() // ends when the listener is closed
+	n.served = make(chan error, len(n.l)+n.door.size())
+	for _, l := range n.l {
+		go func() { n.served <- n.Serve(l) }() // ends when the listener is closed
+	}
 	n.door.serve(n.Node, n.served)
 	return n, nil
 }
@@ -195,11 +203,18 @@ func (n *servedNode) sayReady() {
 	}
 }
 
+// status is the node in a few words, for a service manager.
+func (n *servedNode) status() string {
+	return fmt.Sprintf("listening at %s%s, for network %s", n.path, n.door, n.Info().Network)
+}
+
 // drain lets what is queued and runs finish until ctx ends, which is in d.
 func (n *servedNode) drain(ctx context.Context, d time.Duration) {
-	n.l.Close() // the socket goes first: nobody new finds the way
+	closeAll(n.l) // the socket goes first: nobody new finds the way
 	n.door.closeListeners()
-	<-n.served
+	for range n.l {
+		<-n.served
+	}
 	if open := n.Open(); open > 0 && !n.o.quiet {
 		say(n.stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(d)))
 	}
@@ -210,7 +225,7 @@ func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 
 func (n *servedNode) close() {
 	n.Node.Close()
-	n.l.Close()
+	closeAll(n.l)
 	n.door.close()
 	n.log.close()
 }

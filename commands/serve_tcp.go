@@ -76,18 +76,28 @@ type door struct {
 	listeners []net.Listener
 }
 
-// open opens the network's authority and listens. What was not asked for and can
-// not be had is a warning.
-func (o *tcpOptions) open(network string, warn func(string, ...any)) (*door, error) {
+// open opens the network's authority and listens, beside the sockets that a
+// service manager has passed on. What was not asked for and can not be had is a
+// warning.
+func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(string, ...any)) (*door, error) {
+	d := &door{o: o}
+	for _, l := range passed {
+		d.listeners = append(d.listeners, l)
+	}
 	if err := o.check(); err != nil {
+		d.close()
 		return nil, err
 	}
 	if o.off {
+		d.close()
+		if len(passed) > 0 {
+			return nil, usage("--no-tcp, and the service manager listens at %s", passed[0].Addr())
+		}
 		return nil, nil
 	}
-	d := &door{o: o}
 	if err := d.openGate(network, warn); err != nil {
-		if len(o.listen.Value()) > 0 || o.cert != "" {
+		d.close()
+		if len(o.listen.Value()) > 0 || o.cert != "" || len(passed) > 0 {
 			return nil, err
 		}
 		f := explain(err)
@@ -97,7 +107,11 @@ func (o *tcpOptions) open(network string, warn func(string, ...any)) (*door, err
 		}
 		return nil, nil
 	}
-	for _, addr := range o.addresses() {
+	addresses := o.addresses()
+	if len(passed) > 0 {
+		addresses = o.listen.Value()
+	}
+	for _, addr := range addresses {
 		l, err := listenTCP(addr)
 		if err == nil {
 			d.listeners = append(d.listeners, l)
@@ -200,6 +214,14 @@ func (d *door) String() string {
 		who = "holders of a certificate only"
 	}
 	return fmt.Sprintf(", and at %s, %s", strings.Join(list, " and "), who)
+}
+
+// size is how many listeners there are.
+func (d *door) size() int {
+	if d == nil {
+		return 0
+	}
+	return len(d.listeners)
 }
 
 func (d *door) closeListeners() {

@@ -175,7 +175,22 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	o.sayOffers(w, config, stderr)
-	return o.serve(ctx, cancel, w, n, signals, hangups, r.reload)
+	status := func() string { return upStatus(w, n) }
+	notifyReady(w.log, status())
+	return o.serve(ctx, cancel, w, n, signals, hangups, func(ctx context.Context) {
+		notifyReloading(w.log)
+		r.reload(ctx)
+		notifyReady(w.log, status())
+	})
+}
+
+// upStatus is what runs here in a few words, for a service manager.
+func upStatus(w *worker, n *servedNode) string {
+	line := "offering " + plural(len(w.names()), "function")
+	if n != nil {
+		line += ", " + n.status()
+	}
+	return line
 }
 
 // sayOffers says what stands.

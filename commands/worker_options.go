@@ -92,7 +92,13 @@ func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w 
 func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w *worker, n *servedNode, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
 	served := make(chan error, 1)
 	go func() { served <- w.bus.Run(ctx) }() // ends when cancelled, or denied
+	running := w.bus.Running
+	if n != nil {
+		running = n.Open // what is queued will come here
+	}
+	defer watchdog(w.log, func() { running() })()
 	err := work(ctx, served, signals, hangups, reload)
+	defer notifyDraining(w.log, running, o.drain.d)()
 	limit, stop := drainTime(o.drain.d, signals)
 	defer stop()
 	if n != nil && err == nil {

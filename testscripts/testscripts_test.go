@@ -31,7 +31,8 @@ func TestMain(m *testing.M) {
 	// Scripts wait for events far more than they compute.
 	flag.Set("test.parallel", "8")
 	testscript.Main(m, map[string]func(){
-		"fbus": func() { os.Exit(commands.Main()) },
+		"fbus":    func() { os.Exit(commands.Main()) },
+		"manager": func() { os.Exit(manage(os.Args[1:])) },
 	})
 }
 

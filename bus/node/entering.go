@@ -47,6 +47,12 @@ func (e *entering) remove(nc net.Conn) {
 	}
 }
 
+func (e *entering) size() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.order.Len()
+}
+
 // close closes them all, and whatever comes after.
 func (e *entering) close() {
 	e.mu.Lock()

@@ -106,9 +106,10 @@ func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 		return
 	}
 	nc.SetDeadline(time.Time{})
+	n.arriving.Add(1) // before it is entering no more: a drain waits for either
 	n.entering.end(nc)
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id}
-	n.ServeConn(tc, peer)
+	n.serve(tc, peer, false)
 }
 
 // handshake has a place while it computes, not while it waits for the peer.

@@ -39,7 +39,7 @@ func (n *Node) awaitLate(ctx context.Context) {
 func (n *Node) settleLate(limit time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	late := n.arriving.Load() > 0
+	late := n.arriving.Load() > 0 || n.entering.size() > 0
 	for _, s := range n.sessions {
 		if s.fresh && time.Since(s.began) >= limit {
 			s.fresh = false

@@ -1,0 +1,123 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+
+	"fbus/bus/node"
+
+	"github.com/coreos/go-systemd/v22/activation"
+
+	"golang.org/x/sys/unix"
+)
+
+// inherited takes the sockets that a service manager listens at for us and has
+// passed on: sd_listen_fds(3). They are close-on-exec, and what told us of them
+// is no longer in our environment.
+func inherited() (unixes []*net.UnixListener, tcps []*net.TCPListener, err error) {
+	for _, f := range activation.Files(true) {
+		l, lerr := listenerOf(f)
+		switch l := l.(type) {
+		case *net.UnixListener:
+			unixes = append(unixes, l)
+		case *net.TCPListener:
+			tcps = append(tcps, l)
+		default:
+			err = errors.Join(err, fmt.Errorf("descriptor %d (%s): %w", f.Fd(), f.Name(), lerr))
+		}
+		f.Close() // net has a copy of its own
+	}
+	if err != nil {
+		closeAll(unixes)
+		closeAll(tcps)
+		return nil, nil, err
+	}
+	return unixes, tcps, nil
+}
+
+var errNotListening = errors.New("not a stream socket that listens: ListenStream= with Accept=no is due")
+
+// listenerOf is what a descriptor listens at. net would take a connection for a
+// listener, and fail at the first accept.
+func listenerOf(f *os.File) (net.Listener, error) {
+	fd := int(f.Fd())
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return nil, err
+	}
+	listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil {
+		return nil, err
+	}
+	if kind != unix.SOCK_STREAM || listens == 0 {
+		return nil, errNotListening
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, errNotListening
+	}
+	return l, nil
+}
+
+func closeAll[L net.Listener](list []L) {
+	for _, l := range list {
+		l.Close()
+	}
+}
+
+// sockets are what a node listens at.
+type sockets struct {
+	unix   []*node.Listener   // at least one; the first is the one that it is known by
+	tcp    []*net.TCPListener // passed on by a service manager
+	passed bool               // some were
+}
+
+// listenAt makes the unix socket of a node, or takes those that it was started
+// with. Of a path that was chosen there is no second opinion: the manager must be
+// listening there.
+func listenAt(path string, chosen bool) (*sockets, error) {
+	unixes, tcps, err := inherited()
+	if err != nil {
+		return nil, usage("socket activation: %v", err)
+	}
+	s := &sockets{tcp: tcps, passed: len(unixes)+len(tcps) > 0}
+	if len(unixes) == 0 {
+		l, err := node.Listen(path, chosen)
+		if err != nil {
+			closeAll(tcps)
+			return nil, fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
+		}
+		s.unix = []*node.Listener{l}
+		return s, nil
+	}
+	at := slices.IndexFunc(unixes, func(l *net.UnixListener) bool { return sameSocket(l.Addr().String(), path) })
+	switch {
+	case chosen && at < 0:
+		closeAll(unixes)
+		closeAll(tcps)
+		return nil, usage("--socket %s: the service manager listens at %s", path, unixes[0].Addr()).
+			withHint("ListenStream= of the socket unit and --socket of the service must be the same")
+	case at > 0:
+		unixes[0], unixes[at] = unixes[at], unixes[0]
+	}
+	for _, l := range unixes {
+		s.unix = append(s.unix, node.Inherit(l))
+	}
+	return s, nil
+}
+
+// sameSocket reports whether two paths lead to one socket: /var/run is /run.
+func sameSocket(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
+}

@@ -1,0 +1,250 @@
+package commands
+
+import (
+	"embed"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+//go:embed units
+var unitFiles embed.FS
+
+// unitOptions are the flags of fbus unit.
+type unitOptions struct {
+	command string // serve or up
+	words   []string
+	user    bool
+	socket  bool
+}
+
+func unitCommand() *cli.Command {
+	o := &unitOptions{}
+	return &cli.Command{
+		Name:      "unit",
+		Usage:     "print a systemd unit for a node, or for functions",
+		UsageText: "unit serve|up [--user] [--socket-unit] [-- FLAGS…]",
+		Description: `FLAGS are those of fbus serve or fbus up; they are checked, and stand in the unit.
+The time to stop follows from the flag for the drain. Functions are offered from
+the directory that is the current one now.
+
+  fbus unit serve > /etc/systemd/system/fbus.service
+  fbus unit serve --socket-unit > /etc/systemd/system/fbus.socket
+  systemctl daemon-reload && systemctl enable --now fbus.socket fbus.service
+
+With --user the files go to ~/.config/systemd/user, and it is systemctl --user.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "user", Usage: "for this user's service manager, not the machine's", Destination: &o.user, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "socket-unit", Usage: "print the socket unit beside the service of serve", Destination: &o.socket, DisableDefaultText: true},
+		},
+		Action: func(ctx *cli.Context) error {
+			if err := o.operands(ctx.Args().Slice()); err != nil {
+				return err
+			}
+			return unit(o, ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+func (o *unitOptions) operands(words []string) error {
+	if i := slices.Index(words, "--"); i >= 0 {
+		words, o.words = words[:i], words[i+1:]
+	}
+	switch {
+	case len(words) == 0:
+		return usage("a unit for what? serve or up is due").withHint("fbus unit serve")
+	case len(words) > 1:
+		return usage("%s stands before --", words[1]).withHint("%s", join("fbus", "unit", words[:1], "--", words[1:]))
+	case words[0] != "serve" && words[0] != "up":
+		return usage("there is no unit for %s: serve or up is due", words[0]).withHint("fbus unit serve")
+	case o.socket && words[0] != "serve":
+		return usage("--socket-unit is for serve: up listens at no socket of its own")
+	}
+	o.command = words[0]
+	return nil
+}
+
+// unitText is what the templates are filled with.
+type unitText struct {
+	User, System bool
+	ExecStart    string
+	Socket       string // where the manager listens
+	SocketGroup  string // who may connect as well
+	Directory    string
+	Drain, Stop  string
+	Target       string
+	Writable     []string // outside of its own directories
+	InHome       bool     // something that it needs is there
+	InTmp        string   // the socket, if it is in /tmp
+}
+
+const socketFlag = "socket"
+
+func unit(o *unitOptions, stdout, stderr io.Writer) error {
+	set, err := o.parse()
+	if err != nil {
+		return err
+	}
+	t := &unitText{User: o.user, System: !o.user, Target: "multi-user.target"}
+	if o.user {
+		t.Target = "default.target"
+	}
+	if o.command == "serve" {
+		if err := o.place(t, set); err != nil {
+			return err
+		}
+	}
+	if err := o.paths(t, stderr); err != nil {
+		return err
+	}
+	drain := set.Lookup("drain").Value.(*durationValue).d
+	t.Drain, t.Stop = formatDuration(drain), unitTime(drain+endMargin)
+	name := o.command + ".service"
+	if o.socket {
+		name = "serve.socket"
+	}
+	all, err := template.ParseFS(unitFiles, "units/*")
+	if err != nil {
+		return fail(exitInternal, "%v", err)
+	}
+	return all.ExecuteTemplate(stdout, name, t)
+}
+
+// unitTime is a time as systemd reads it: it has no fractions of a unit.
+func unitTime(d time.Duration) string {
+	return fmt.Sprintf("%ds", int64((d+time.Second-1)/time.Second))
+}
+
+// parse holds the flags for the unit against those of the command, with its
+// defaults.
+func (o *unitOptions) parse() (*flag.FlagSet, error) {
+	cmd := serveCommand()
+	most := 0
+	if o.command == "up" {
+		cmd, most = upCommand(), 1
+	}
+	words, err := normalize(o.command, append(cmd.Flags, cli.HelpFlag), interleaved, o.words)
+	if err != nil {
+		return nil, err
+	}
+	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	for _, f := range cmd.Flags {
+		if err := f.Apply(set); err != nil {
+			return nil, err
+		}
+	}
+	if err := set.Parse(words); err != nil {
+		ctx := cli.NewContext(nil, set, nil)
+		ctx.Command = cmd
+		return nil, usageError(ctx, err, false)
+	}
+	if set.NArg() > most {
+		return nil, usage("fbus %s takes no operand %s", o.command, set.Arg(most)).withHint("fbus %s --help", o.command)
+	}
+	return set, nil
+}
+
+// place says where the node listens, and what else it writes to.
+func (o *unitOptions) place(t *unitText, set *flag.FlagSet) error {
+	value := func(name string) string {
+		if f := set.Lookup(name); f != nil {
+			return f.Value.String()
+		}
+		return ""
+	}
+	t.SocketGroup = value("socket-group")
+	t.Socket = value(socketFlag)
+	switch {
+	case t.Socket != "" && !filepath.IsAbs(t.Socket):
+		return usage("--socket %s: a unit needs the whole path", t.Socket)
+	case t.Socket == "" && o.user:
+		t.Socket = socketDir + "/" + socketPrefix + "%U" + socketSuffix
+	case t.Socket == "":
+		t.Socket = systemSocket
+		o.words = append([]string{"--" + socketFlag, systemSocket}, o.words...)
+	default:
+		t.Socket = unitWord(t.Socket)
+	}
+	for _, name := range []string{"tls-cert", "tls-key", "tls-ca"} {
+		t.InHome = t.InHome || below(value(name), homes...)
+	}
+	for _, path := range []string{value(socketFlag), value("log")} {
+		if !filepath.IsAbs(path) {
+			continue
+		}
+		dir := filepath.Dir(path)
+		t.InHome = t.InHome || below(path, homes...)
+		if below(path, temporary...) {
+			t.InTmp = unitWord(path)
+		}
+		if dir != filepath.Dir(systemSocket) && !slices.Contains(t.Writable, unitWord(dir)) {
+			t.Writable = append(t.Writable, unitWord(dir))
+		}
+	}
+	return nil
+}
+
+var (
+	homes     = []string{"/home", "/root", "/run/user"}
+	temporary = []string{"/tmp", "/var/tmp"}
+)
+
+func below(path string, dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(path, dir+"/") })
+}
+
+// paths finds this program and the current directory.
+func (o *unitOptions) paths(t *unitText, stderr io.Writer) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fail(exitInternal, "%v", err)
+	}
+	if !o.user && !o.socket && below(self, append(homes, temporary...)...) {
+		say(stderr, fmt.Sprintf("%s: a service of the machine may not be able to run it there", self))
+		say(stderr, fmt.Sprintf("hint: install it where all can: install %s /usr/local/bin/fbus", quoteWords([]string{self})))
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return fail(exitInternal, "%v", err)
+	}
+	words := []string{unitWord(self), o.command}
+	for _, w := range o.words {
+		words = append(words, strings.ReplaceAll(unitWord(w), "$", "$$"))
+	}
+	t.ExecStart, t.Directory = strings.Join(words, " "), strings.ReplaceAll(dir, "%", "%%")
+	return nil
+}
+
+// unitWord writes a word as systemd.syntax(7) and systemd.unit(5) read it: quoted
+// where need be, specifiers not taken for such.
+func unitWord(w string) string {
+	w = strings.ReplaceAll(w, "%", "%%")
+	plain := func(r rune) bool { return r > ' ' && r != 0x7f && !strings.ContainsRune(`"'\;#`, r) }
+	if w != "" && !strings.ContainsFunc(w, func(r rune) bool { return !plain(r) }) {
+		return w
+	}
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, c := range []byte(w) {
+		switch {
+		case c == '"' || c == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c == 0x7f:
+			fmt.Fprintf(&b, `\x%02x`, c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}

@@ -38,8 +38,11 @@ the directory that is the current one now.
 
   fbus unit serve > /etc/systemd/system/fbus.service
   fbus unit serve --socket-unit > /etc/systemd/system/fbus.socket
-  systemctl daemon-reload && systemctl enable --now fbus.socket fbus.service
+  systemctl daemon-reload && systemctl enable fbus.socket fbus.service
+  systemctl start fbus.socket fbus.service
 
+With the socket unit a restart refuses nobody: who connects meanwhile waits for the
+next node, for up to 10s. The service alone works too; then who connects is refused.
 With --user the files go to ~/.config/systemd/user, and it is systemctl --user.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "user", Usage: "for this user's service manager, not the machine's", Destination: &o.user, DisableDefaultText: true},

@@ -1,9 +1,9 @@
 package commands
 
 import (
-	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -11,7 +11,6 @@ import (
 	"fbus/bus/fanout"
 
 	"github.com/mattn/go-isatty"
-	"github.com/schollz/progressbar/v3"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,12 +19,11 @@ import (
 type screen struct {
 	w io.Writer
 
-	mu    sync.Mutex               // protects the fields below, and keeps lines apart
-	bar   *progressbar.ProgressBar // nil if there is no progress
-	name  string                   // of the function
-	last  []byte                   // what was drawn last
-	drawn bool                     // the cursor is behind the progress
-	cut   bool                     // the cursor is behind a line of stdout that has not ended
+	mu    sync.Mutex // protects the fields below, and keeps lines apart
+	meter *meter     // nil if there is no progress
+	last  []byte     // what was drawn last
+	drawn bool       // the cursor is behind the progress
+	cut   bool       // the cursor is behind a line of stdout that has not ended
 	at    func() fanout.Progress
 	done  chan struct{} // closed to end what moves the bar
 }
@@ -62,7 +60,7 @@ func (s *screen) say(format string, args ...any) { say(s, fmt.Sprintf(format, ar
 // beside returns a writer for stdout: on the same terminal, the progress gives
 // way to it as well.
 func (s *screen) beside(stdout io.Writer, terminal bool) io.Writer {
-	if s.bar == nil || !terminal {
+	if s.meter == nil || !terminal {
 		return stdout
 	}
 	return writerFunc(func(p []byte) (int, error) {
@@ -95,31 +93,28 @@ func (s *screen) start(name string, total int, at func() fanout.Progress, termin
 	if !terminal {
 		every = noteEvery
 	}
-	if total == 0 {
-		total = -1
-	}
-	s.name, s.at, s.done = name, at, make(chan struct{})
-	s.bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(writerFunc(s.draw)), progressbar.OptionShowCount(),
-		progressbar.OptionShowIts(), progressbar.OptionSetItsString("calls"), progressbar.OptionSetWidth(20), progressbar.OptionSetRenderBlankState(true))
+	s.meter, s.at, s.done = newMeter(name, total, time.Now()), at, make(chan struct{})
 	s.update()
 	go s.move(every) // ends with stop
 }
 
-// draw writes the progress, unless it would go into somebody's line.
-func (s *screen) draw(p []byte) (int, error) {
+// update draws where the calls are, unless that would go into somebody's line.
+func (s *screen) update() {
+	p := s.at()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	text := []rune(string(bytes.TrimSpace(p)))
-	if s.cut || len(text) == 0 { // it clears the line: so do we
-		return len(p), nil
+	if s.cut {
+		return
 	}
-	if width := terminalWidth(s.w); width > 0 && len(text) >= width {
-		text = text[:width-1] // a line that wraps can not be erased
+	width := math.MaxInt
+	if w := terminalWidth(s.w); w > 0 {
+		width = w - 1 // a line that wraps can not be erased
 	}
+	text := []rune(s.meter.line(time.Now(), p, width))
+	text = text[:min(len(text), width)]
 	s.erase()
 	s.last = append(s.last[:0], string(text)...)
 	s.redraw(true)
-	return len(p), nil
 }
 
 // terminalWidth is how many characters fit a line, 0 if that is not known.
@@ -137,18 +132,12 @@ func terminalWidth(w io.Writer) int {
 
 // total says how many calls there are, once that is known.
 func (s *screen) total(n int) {
-	if s.bar != nil && n > 0 {
-		s.bar.ChangeMax(n)
+	if s.meter == nil {
+		return
 	}
-}
-
-// update draws where the calls are. A bar that is full would end its line.
-func (s *screen) update() {
-	p := s.at()
-	s.bar.Describe(fmt.Sprintf("%s: %d failed, %d running", s.name, p.Failed, p.Running))
-	if total := s.bar.GetMax(); total < 0 || p.Ended < total {
-		s.bar.Set(p.Ended)
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.meter.total = n
 }
 
 // move keeps the progress where the calls are.
@@ -167,7 +156,7 @@ func (s *screen) move(every time.Duration) {
 
 // stop takes the progress away.
 func (s *screen) stop() {
-	if s.bar == nil {
+	if s.meter == nil {
 		return
 	}
 	close(s.done)

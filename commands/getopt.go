@@ -21,13 +21,38 @@ const (
 type flagTable map[string]cli.Flag
 
 func tableOf(flags []cli.Flag) flagTable {
-	t := flagTable{}
+	t := make(flagTable, 2*len(flags))
 	for _, f := range flags {
-		for _, name := range f.Names() {
+		name, aliases := namesOf(f)
+		t[name] = f
+		for _, name := range aliases {
 			t[name] = f
 		}
 	}
 	return t
+}
+
+// namesOf is a flag's own name and its others. The flag's Names says the same,
+// but runs a regular expression over each, and every call asks for them all.
+func namesOf(f cli.Flag) (name string, aliases []string) {
+	switch f := f.(type) {
+	case *cli.StringFlag:
+		return f.Name, f.Aliases
+	case *cli.BoolFlag:
+		return f.Name, f.Aliases
+	case *cli.IntFlag:
+		return f.Name, f.Aliases
+	case *cli.GenericFlag:
+		return f.Name, f.Aliases
+	}
+	names := f.Names()
+	return names[0], names[1:]
+}
+
+// option is a flag as normalize writes it.
+func option(f cli.Flag) string {
+	name, _ := namesOf(f)
+	return "--" + name
 }
 
 // takesValue reports whether a flag is followed by a value.
@@ -89,7 +114,7 @@ func (g *getopt) flag(w string) error {
 		}
 		cluster = cluster[1:]
 		if !takesValue(f) {
-			g.flags = append(g.flags, "--"+f.Names()[0])
+			g.flags = append(g.flags, option(f))
 			continue
 		}
 		value := strings.TrimPrefix(cluster, "=")
@@ -99,7 +124,7 @@ func (g *getopt) flag(w string) error {
 				return err
 			}
 		}
-		g.flags = append(g.flags, "--"+f.Names()[0]+"="+value)
+		g.flags = append(g.flags, option(f)+"="+value)
 		return nil
 	}
 	return nil
@@ -115,7 +140,7 @@ func (g *getopt) long(w string) error {
 	case !takesValue(f) && given:
 		return usage("--%s takes no value", name)
 	case !takesValue(f):
-		g.flags = append(g.flags, "--"+f.Names()[0])
+		g.flags = append(g.flags, option(f))
 		return nil
 	case !given:
 		var err error
@@ -123,7 +148,7 @@ func (g *getopt) long(w string) error {
 			return err
 		}
 	}
-	g.flags = append(g.flags, "--"+f.Names()[0]+"="+value)
+	g.flags = append(g.flags, option(f)+"="+value)
 	return nil
 }
 

@@ -1,57 +1,89 @@
 package exec
 
 import (
-	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"math"
 	"strconv"
 	"unicode/utf8"
 
-	"github.com/vmihailenco/msgpack/v5"
+	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
+
+// msgpacker writes msgpack, each value in its shortest form. It is our own
+// because the library's encoder fills tables of types at every start of fbus.
+type msgpacker struct{ buf []byte }
 
 // encodeMsgpack writes the arguments as one value. JSON numbers become
 // integers where they are, else floats.
 func encodeMsgpack(a *arguments) ([]byte, error) {
-	var buf bytes.Buffer
-	enc := msgpack.NewEncoder(&buf)
+	var m msgpacker
 	if a.kind == KindJSON {
-		err := msgpackDocument(enc, a.doc)
-		return buf.Bytes(), err
+		err := m.document(a.doc)
+		return m.buf, err
 	}
 	if a.kind == KindMap {
-		enc.EncodeMapLen(len(a.values)) // writes to memory do not fail
+		m.header(mapHeader, len(a.values))
 	} else {
-		enc.EncodeArrayLen(len(a.values))
+		m.header(arrayHeader, len(a.values))
 	}
 	for i, v := range a.values {
 		if a.kind == KindMap {
-			msgpackString(enc, []byte(a.keys[i]))
+			m.string([]byte(a.keys[i]))
 		}
 		if !v.json {
-			msgpackString(enc, v.text)
+			m.string(v.text)
 			continue
 		}
-		if err := msgpackDocument(enc, v.text); err != nil {
+		if err := m.document(v.text); err != nil {
 			return nil, err
 		}
 	}
-	return buf.Bytes(), nil
+	return m.buf, nil
 }
 
-// msgpackString writes text as str, and what is no text as bin: a str that is
-// not UTF-8 breaks most decoders.
-func msgpackString(enc *msgpack.Encoder, s []byte) {
-	if utf8.Valid(s) {
-		enc.EncodeString(string(s))
-		return
+// A header says what follows and how long it is: in one byte that begins with
+// fixed if that is at most most, or behind one of three codes.
+type header struct {
+	fixed                 byte
+	most                  int
+	code8, code16, code32 byte // code8 is 0 where there is none
+}
+
+var (
+	mapHeader    = header{msgpcode.FixedMapLow, 15, 0, msgpcode.Map16, msgpcode.Map32}
+	arrayHeader  = header{msgpcode.FixedArrayLow, 15, 0, msgpcode.Array16, msgpcode.Array32}
+	stringHeader = header{msgpcode.FixedStrLow, 31, msgpcode.Str8, msgpcode.Str16, msgpcode.Str32}
+	binHeader    = header{0, -1, msgpcode.Bin8, msgpcode.Bin16, msgpcode.Bin32}
+)
+
+func (m *msgpacker) header(h header, n int) {
+	switch {
+	case n <= h.most:
+		m.buf = append(m.buf, h.fixed|byte(n))
+	case n <= math.MaxUint8 && h.code8 != 0:
+		m.buf = append(m.buf, h.code8, byte(n))
+	case n <= math.MaxUint16:
+		m.buf = binary.BigEndian.AppendUint16(append(m.buf, h.code16), uint16(n))
+	default: // arguments are far below 4 GiB
+		m.buf = binary.BigEndian.AppendUint32(append(m.buf, h.code32), uint32(n))
 	}
-	enc.EncodeBytes(s)
 }
 
-// msgpackDocument converts a JSON document. It is read twice, since msgpack
-// wants to know how long a container is before what is in it.
-func msgpackDocument(enc *msgpack.Encoder, doc []byte) error {
+// string writes text as str, and what is no text as bin: a str that is not
+// UTF-8 breaks most decoders.
+func (m *msgpacker) string(s []byte) {
+	h := stringHeader
+	if !utf8.Valid(s) {
+		h = binHeader
+	}
+	m.header(h, len(s))
+	m.buf = append(m.buf, s...)
+}
+
+// document converts a JSON document. It is read twice, since msgpack wants to
+// know how long a container is before what is in it.
+func (m *msgpacker) document(doc []byte) error {
 	counts, err := containerLengths(doc)
 	if err != nil {
 		return err
@@ -65,17 +97,24 @@ func msgpackDocument(enc *msgpack.Encoder, doc []byte) error {
 			n := counts[0]
 			counts = counts[1:]
 			if t == '{' {
-				return enc.EncodeMapLen(n / 2)
+				m.header(mapHeader, n/2)
+			} else {
+				m.header(arrayHeader, n)
 			}
-			return enc.EncodeArrayLen(n)
 		case json.Number:
-			return msgpackNumber(enc, string(t))
+			return m.number(string(t))
 		case string:
-			return enc.EncodeString(t)
+			m.string([]byte(t))
 		case bool:
-			return enc.EncodeBool(t)
+			code := msgpcode.False
+			if t {
+				code = msgpcode.True
+			}
+			m.buf = append(m.buf, code)
+		default:
+			m.buf = append(m.buf, msgpcode.Nil)
 		}
-		return enc.EncodeNil()
+		return nil
 	})
 }
 
@@ -101,16 +140,53 @@ func containerLengths(doc []byte) ([]int, error) {
 	return counts, err
 }
 
-func msgpackNumber(enc *msgpack.Encoder, s string) error {
+func (m *msgpacker) number(s string) error {
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return enc.EncodeInt(n)
+		if n < 0 {
+			m.negative(n)
+		} else {
+			m.natural(uint64(n))
+		}
+		return nil
 	}
 	if n, err := strconv.ParseUint(s, 10, 64); err == nil {
-		return enc.EncodeUint(n)
+		m.natural(n)
+		return nil
 	}
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.IsInf(f, 0) {
 		return badInput("the number %s does not fit msgpack", abbreviate([]byte(s)))
 	}
-	return enc.EncodeFloat64(f)
+	m.buf = binary.BigEndian.AppendUint64(append(m.buf, msgpcode.Double), math.Float64bits(f))
+	return nil
+}
+
+func (m *msgpacker) natural(n uint64) {
+	switch {
+	case n <= uint64(msgpcode.PosFixedNumHigh):
+		m.buf = append(m.buf, byte(n))
+	case n <= math.MaxUint8:
+		m.buf = append(m.buf, msgpcode.Uint8, byte(n))
+	case n <= math.MaxUint16:
+		m.buf = binary.BigEndian.AppendUint16(append(m.buf, msgpcode.Uint16), uint16(n))
+	case n <= math.MaxUint32:
+		m.buf = binary.BigEndian.AppendUint32(append(m.buf, msgpcode.Uint32), uint32(n))
+	default:
+		m.buf = binary.BigEndian.AppendUint64(append(m.buf, msgpcode.Uint64), n)
+	}
+}
+
+func (m *msgpacker) negative(n int64) {
+	switch {
+	case n >= -32:
+		m.buf = append(m.buf, byte(n)) // its own code
+	case n >= math.MinInt8:
+		m.buf = append(m.buf, msgpcode.Int8, byte(n))
+	case n >= math.MinInt16:
+		m.buf = binary.BigEndian.AppendUint16(append(m.buf, msgpcode.Int16), uint16(n))
+	case n >= math.MinInt32:
+		m.buf = binary.BigEndian.AppendUint32(append(m.buf, msgpcode.Int32), uint32(n))
+	default:
+		m.buf = binary.BigEndian.AppendUint64(append(m.buf, msgpcode.Int64), uint64(n))
+	}
 }

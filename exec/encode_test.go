@@ -2,6 +2,8 @@ package exec
 
 import (
 	"bytes"
+	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -102,6 +104,58 @@ func TestEncodeStdin(t *testing.T) {
 				t.Errorf("got %q, want %q", in.data, tt.want)
 			}
 		})
+	}
+}
+
+// TestMsgpackForms holds what is written, on both sides of each limit between
+// forms, against the library's encoder.
+func TestMsgpackForms(t *testing.T) {
+	for _, n := range []int{0, 15, 16, 31, 32, 255, 256, 65535, 65536} {
+		text := strings.Repeat("x", n)
+		bin := strings.Repeat("\xff", n)
+		array := make([]any, n)
+		var object strings.Builder
+		for i := range n {
+			fmt.Fprintf(&object, `,"%d":null`, i)
+		}
+		for name, f := range map[string]struct {
+			call *Call
+			want func(*msgpack.Encoder)
+		}{
+			"str":   {document(`"` + text + `"`), func(enc *msgpack.Encoder) { enc.EncodeString(text) }},
+			"array": {document("[" + strings.TrimPrefix(strings.Repeat(",null", n), ",") + "]"), func(enc *msgpack.Encoder) { enc.Encode(array) }},
+			"map": {document("{" + strings.TrimPrefix(object.String(), ",") + "}"), func(enc *msgpack.Encoder) {
+				enc.EncodeMapLen(n)
+				for i := range n {
+					enc.EncodeMulti(fmt.Sprint(i), nil)
+				}
+			}},
+			"bin": {list(t, bin), func(enc *msgpack.Encoder) {
+				enc.EncodeArrayLen(1)
+				if n == 0 {
+					enc.EncodeString(bin) // nothing is text as well
+					return
+				}
+				enc.EncodeBytes([]byte(bin))
+			}},
+		} {
+			checkMsgpack(t, fmt.Sprintf("%s of %d", name, n), f.call, pack(t, f.want))
+		}
+	}
+	for _, n := range []int64{0, 127, 128, 255, 256, 65535, 65536, 1<<32 - 1, 1 << 32, math.MaxInt64,
+		-1, -32, -33, -128, -129, -32768, -32769, math.MinInt32, math.MinInt32 - 1, math.MinInt64} {
+		checkMsgpack(t, fmt.Sprint(n), document(fmt.Sprint(n)), pack(t, func(enc *msgpack.Encoder) { enc.EncodeInt(n) }))
+	}
+	checkMsgpack(t, "-0", document("-0"), []byte{0})
+}
+
+func checkMsgpack(t *testing.T, name string, c *Call, want []byte) {
+	t.Helper()
+	in, err := (&Function{spec: Spec{Name: "f", Encoding: Msgpack}}).prepare(c)
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+	} else if !bytes.Equal(in.data, want) {
+		t.Errorf("%s: %d bytes that begin with % x, want %d with % x", name, len(in.data), in.data[:min(12, len(in.data))], len(want), want[:min(12, len(want))])
 	}
 }
 

@@ -40,8 +40,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	app := newApp(commands, out, stderr)
-	if err := execute(app, words); err != nil {
+	if words[0] == "--version" {
+		fmt.Fprintf(out, "fbus %s\n", Version)
+	} else if err := execute(newApp(commands, out, stderr), words); err != nil {
 		if i := slices.Index(words, "--"); i > 0 && slices.Contains(words[:i], "--quiet") {
 			return withoutHint(err)
 		}
@@ -224,7 +225,6 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:                      "fbus",
 		Usage:                     "publish functions from the shell, and call them",
-		Version:                   Version,
 		Writer:                    stdout,
 		ErrWriter:                 stderr,
 		HideHelpCommand:           true,
@@ -268,9 +268,7 @@ func usageError(ctx *cli.Context, err error, _ bool) error {
 }
 
 func init() {
-	cli.VersionFlag = &cli.BoolFlag{Name: "version", Usage: "print the version"}
 	cli.HelpFlag = &cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show this help", DisableDefaultText: true}
-	cli.VersionPrinter = func(ctx *cli.Context) { fmt.Fprintf(ctx.App.Writer, "fbus %s\n", ctx.App.Version) }
 }
 
 const appHelp = `fbus: {{.Usage}}

@@ -172,12 +172,32 @@ func allCommands() []*cli.Command {
 	return list
 }
 
-// elsewhere are verbs that people try first, with ours.
-var elsewhere = map[string]string{
-	"list": "ls", "functions": "ls", "workers": "ls", "exec": "call NAME", "invoke": "call NAME", "request": "call NAME", "submit": "call NAME", "xargs": "map NAME", "parallel": "map NAME", "foreach": "map NAME",
-	"publish": "offer NAME -- PROGRAM", "register": "offer NAME -- PROGRAM", "reply": "offer NAME -- PROGRAM", "worker": "offer NAME -- PROGRAM",
-	"server": "serve", "start": "serve", "daemon": "serve", "systemd": "unit serve", "service": "unit serve", "node": "serve", "kill": "cancel CALL", "stop": "cancel CALL",
-	"jobs": "ps", "show": "describe NAME", "info": "describe NAME", "version": "--version",
+// elsewhere is our word for a verb that people try first, "" if there is none. A
+// switch and not a map: that would be filled at the start of every call.
+func elsewhere(verb string) string {
+	switch verb {
+	case "list", "functions", "workers":
+		return "ls"
+	case "exec", "invoke", "request", "submit":
+		return "call NAME"
+	case "xargs", "parallel", "foreach":
+		return "map NAME"
+	case "publish", "register", "reply", "worker":
+		return "offer NAME -- PROGRAM"
+	case "server", "start", "daemon", "node":
+		return "serve"
+	case "systemd", "service":
+		return "unit serve"
+	case "kill", "stop":
+		return "cancel CALL"
+	case "jobs":
+		return "ps"
+	case "show", "info":
+		return "describe NAME"
+	case "version":
+		return "--version"
+	}
+	return ""
 }
 
 // prepare finds the command and puts its words in order.
@@ -207,7 +227,7 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 
 func noCommand(name string) error {
 	f := usage("there is no command %s", name)
-	if ours := elsewhere[name]; ours != "" {
+	if ours := elsewhere(name); ours != "" {
 		return f.withHint("fbus %s", ours)
 	}
 	names := []string{}

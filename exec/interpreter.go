@@ -23,16 +23,27 @@ var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|
 // there is no place in them that is not code.
 func joining(name string) bool { return name == "eval" || name == "ssh" }
 
-// scripted commands take code as their first argument. The options listed have
-// a value of their own; those in instead name the code, so that no argument
-// does.
-var scripted = map[string]struct{ values, instead []string }{
-	"awk":  {[]string{"-F", "-v"}, []string{"-f", "-e"}},
-	"gawk": {[]string{"-F", "-v", "-i", "-l"}, []string{"-f", "-e"}},
-	"mawk": {[]string{"-F", "-v", "-W"}, []string{"-f", "-e"}},
-	"nawk": {[]string{"-F", "-v"}, []string{"-f"}},
-	"sed":  {[]string{"-l"}, []string{"-f", "-e"}},
-	"jq":   {[]string{"--indent", "-L"}, []string{"-f", "--from-file"}},
+// codeArgument is how a command that takes code as its first argument is told apart
+// from its other uses: the options in values have a value of their own; those
+// in instead name the code, so that no argument does.
+type codeArgument struct{ values, instead []string }
+
+func scripted(name string) (c codeArgument, ok bool) {
+	switch name {
+	case "awk":
+		return codeArgument{[]string{"-F", "-v"}, []string{"-f", "-e"}}, true
+	case "gawk":
+		return codeArgument{[]string{"-F", "-v", "-i", "-l"}, []string{"-f", "-e"}}, true
+	case "mawk":
+		return codeArgument{[]string{"-F", "-v", "-W"}, []string{"-f", "-e"}}, true
+	case "nawk":
+		return codeArgument{[]string{"-F", "-v"}, []string{"-f"}}, true
+	case "sed":
+		return codeArgument{[]string{"-l"}, []string{"-f", "-e"}}, true
+	case "jq":
+		return codeArgument{[]string{"--indent", "-L"}, []string{"-f", "--from-file"}}, true
+	}
+	return codeArgument{}, false
 }
 
 var (
@@ -52,7 +63,7 @@ func codeWords(argv []string) map[int]bool {
 		if code == nil {
 			code = make(map[int]bool)
 		}
-		switch opts, ok := scripted[name]; {
+		switch opts, ok := scripted(name); {
 		case ok:
 			markScript(code, argv, i+1, name == "jq", opts.values, opts.instead)
 		case joining(name):

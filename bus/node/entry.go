@@ -118,6 +118,7 @@ func handshake(tc *tls.Conn, sock *bus.Socket, places chan struct{}) error {
 	sock.Gate(acquire, release)
 	acquire()
 	defer release()
+	defer sock.Gate(nil, nil) // who is turned away is read from without a place
 	return tc.HandshakeContext(context.Background())
 }
 

@@ -54,7 +54,7 @@ func newBencher(ctx context.Context) (*bencher, error) {
 // start runs this binary as part of the bus, until close.
 func (b *bencher) start(args ...string) error {
 	cmd := osexec.Command(b.fbus, args...)
-	cmd.Env = append(os.Environ(), "FBUS_NODE="+b.socket, "FBUS_HOME="+filepath.Join(b.dir, "home"))
+	cmd.Env = append(os.Environ(), "FBUS_NODE="+b.socket, "FBUS_HOME="+filepath.Join(b.dir, "home"), "FBUS_STATE="+filepath.Join(b.dir, "state"))
 	cmd.Stderr = os.Stderr
 	// Ctrl-C is ours: the bus ends behind what is measured.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

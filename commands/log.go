@@ -29,7 +29,7 @@ type logOptions struct {
 const logWait = 5 * time.Second
 
 func logCommand() *cli.Command {
-	o := &logOptions{function: "fbus.log"}
+	o := &logOptions{function: "fbus.log", last: 50}
 	return &cli.Command{
 		Name:      "log",
 		Usage:     "show who called what, and who was refused",
@@ -46,7 +46,7 @@ message, name and serial (of a ticket), dropped (how many). The function fbus.lo
 answers the same, page by page.`,
 		Flags: append(o.flags(),
 			&cli.BoolFlag{Name: "follow", Usage: "go on with what comes", Destination: &o.follow, DisableDefaultText: true},
-			&cli.IntFlag{Name: "last", Usage: "show the last `N` entries", Value: 50, Destination: &o.last},
+			&cli.IntFlag{Name: "last", Usage: "show the last `N` entries", DefaultText: "50", Destination: &o.last},
 		),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {

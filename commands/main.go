@@ -159,6 +159,7 @@ var commandTable = []struct {
 	{"join", joinCommand, interleaved},
 	{"tickets", ticketsCommand, interleaved},
 	{"revoke", revokeCommand, interleaved},
+	{"log", logCommand, interleaved},
 	{"unit", unitCommand, untilDashDash},
 	{"bench", benchCommand, interleaved},
 	{"example", exampleCommand, interleaved},

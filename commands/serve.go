@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/journal"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -133,8 +134,10 @@ type servedNode struct {
 	stderr io.Writer
 	l      []*node.Listener
 	door   *door
-	log    *callLog
-	served chan error // why it listens no more
+
+	journal *journal.Journal // nil: none is kept
+	log     *callLog
+	served  chan error // why it listens no more
 }
 
 // startNode makes a node and lets it listen. It is to be closed.
@@ -181,10 +184,13 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 		Warn: warn, Note: note,
 	}
 	n.door.configure(&config)
+	n.journal = openJournal(network, warn)
+	config.Journal = n.journal
 	n.Node, err = node.New(config)
 	if err != nil {
 		closeAll(n.l)
 		n.door.close()
+		n.closeJournal()
 		n.log.close()
 		return nil, usage("%v", err)
 	}
@@ -228,6 +234,30 @@ func (n *servedNode) close() {
 	closeAll(n.l)
 	n.door.close()
 	n.log.close()
+	n.closeJournal()
+}
+
+func (n *servedNode) closeJournal() {
+	if n.journal == nil {
+		return
+	}
+	if err := n.journal.Close(); err != nil {
+		say(n.stderr, err.Error())
+	}
+}
+
+// openJournal opens what fbus log shows. A node that can not keep it works on
+// without.
+func openJournal(network string, warn func(string, ...any)) *journal.Journal {
+	dir, err := stateDir()
+	if err == nil {
+		var j *journal.Journal
+		if j, err = journal.Open(journal.Options{Dir: filepath.Join(dir, network, "log"), Warn: warn}); err == nil {
+			return j
+		}
+	}
+	warn("no log is kept for fbus log: %v", err)
+	return nil
 }
 
 // drainTime is how long what runs may take to finish: until the time is up, or
@@ -254,6 +284,21 @@ func homeDir() (string, error) {
 		return "", err
 	}
 	return filepath.Join(dir, "fbus"), nil
+}
+
+// stateDir is where what a node keeps for itself lives.
+func stateDir() (string, error) {
+	if dir := os.Getenv("FBUS_STATE"); dir != "" {
+		return dir, nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "fbus"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("there is no directory for it: set FBUS_STATE to one that can be written")
+	}
+	return filepath.Join(home, ".local", "state", "fbus"), nil
 }
 
 // networkID is the id that was given, or the one this user's nodes have had

@@ -67,7 +67,8 @@ func newBus(b testing.TB, offers ...[]string) *bus {
 
 func (s *bus) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(s.fbus, args...)
-	cmd.Env = append(os.Environ(), "FBUS_NODE="+s.socket)
+	dir := filepath.Dir(s.socket)
+	cmd.Env = append(os.Environ(), "FBUS_NODE="+s.socket, "FBUS_HOME="+filepath.Join(dir, "home"), "FBUS_STATE="+filepath.Join(dir, "state"))
 	return cmd
 }
 

@@ -74,6 +74,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 	env.Setenv("TMPDIR", filepath.Join(env.WorkDir, "tmp"))
 	env.Setenv("FBUS_HOME", filepath.Join(env.WorkDir, "fbus-home"))
+	env.Setenv("FBUS_STATE", filepath.Join(env.WorkDir, "fbus-state"))
 	env.Setenv("FBUS_NODE", filepath.Join(env.WorkDir, "bus.sock"))
 	if path, err := exec.LookPath("fbus"); err == nil {
 		env.Setenv("FBUS", path)

@@ -142,7 +142,7 @@ func startUp(t *testing.T, file string) *upProcess {
 	t.Helper()
 	p := &upProcess{cmd: exec.Command("fbus", "up", "-c", file)}
 	p.cmd.Stderr = p
-	p.cmd.Env = append(os.Environ(), "FBUS_HOME="+filepath.Dir(file))
+	p.cmd.Env = append(os.Environ(), "FBUS_HOME="+filepath.Dir(file), "FBUS_STATE="+filepath.Dir(file))
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -134,6 +134,9 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	late := n.draining && s.fresh
 	s.fresh = false
 	if code, msg := s.refuseCall(f, late); code != "" {
+		if code == bus.CodeDenied {
+			s.denied(clean(f.Name), msg)
+		}
 		return b.Send(s.conn, &bus.EndFrame{
 			ID: f.ID, Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
 			Call: s.appendCall(nil, f.ID),

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/journal"
 )
 
 // endFor ends a call for its caller: by deadline, cancellation or refusal. If a
@@ -250,10 +251,14 @@ type Record struct {
 }
 
 func (c *call) log(f *bus.EndFrame) {
-	if c.node.cfg.Log == nil || reserved(c.fn.name) {
+	if reserved(c.fn.name) {
 		return
 	}
 	now := time.Now()
+	c.journal(f, now)
+	if c.node.cfg.Log == nil {
+		return
+	}
 	r := &Record{
 		Time: now, ID: c.name(), Caller: c.session.peer.Caller, Function: c.fn.name,
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
@@ -264,4 +269,25 @@ func (c *call) log(f *bus.EndFrame) {
 		r.Waited, r.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
 	}
 	c.node.cfg.Log(r)
+}
+
+// journal keeps the end of a call for fbus.log.
+func (c *call) journal(f *bus.EndFrame, now time.Time) {
+	j := c.node.cfg.Journal
+	if j == nil {
+		return
+	}
+	e := journal.Entry{
+		Time: now, Event: journal.EventCall, Call: c.name(), Caller: c.session.peer.Caller, From: c.session.peer.From, Function: c.fn.name,
+		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
+		Waited: now.Sub(c.arrived).Seconds(),
+	}
+	if f.Source == bus.FromBus {
+		e.Message = string(f.Message)
+	}
+	if c.offer != nil {
+		e.Worker = c.offer.session.name
+		e.Waited, e.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
+	}
+	j.Append(&e)
 }

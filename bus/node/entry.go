@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
 
@@ -51,6 +52,7 @@ func (n *Node) accept(nc *net.UnixConn) {
 	if !errors.As(err, &e) {
 		e = &bus.Error{Code: bus.CodeInternal, Message: "who you are can not be told: " + err.Error()}
 	}
+	n.refused("", nil, e)
 	n.cfg.Warn("connection refused: %v", e)
 	bus.NewConn(nc, nil).CloseWith(e)
 }
@@ -159,11 +161,29 @@ func denial(err error) *bus.Error {
 
 // refused notes that somebody was not let in.
 func (n *Node) refused(from string, id *trust.Identity, err error) {
+	e := denial(err)
+	entry := journal.Entry{Event: journal.EventRefused, From: from, Code: e.Code, Message: e.Message}
 	who := ""
 	if id != nil {
 		who = " of " + id.Caller()
+		entry.Name, entry.Serial = id.Name, id.Serial
 	}
+	n.note(&entry)
 	n.cfg.Note("connection from %s%s refused: %v", from, who, err)
+}
+
+// denied notes that somebody wanted more than his rights allow.
+func (s *session) denied(function, msg string) {
+	s.node.note(&journal.Entry{
+		Event: journal.EventRefused, Caller: s.peer.Caller, From: s.peer.From, Function: function, Code: bus.CodeDenied, Message: msg, Serial: s.peer.Serial,
+	})
+}
+
+// note puts an entry into the journal, if one is kept.
+func (n *Node) note(e *journal.Entry) {
+	if n.cfg.Journal != nil {
+		n.cfg.Journal.Append(e)
+	}
 }
 
 // Revoked closes the connections of a serial that may not enter any more. Their

@@ -56,7 +56,12 @@ func (n *Node) offerOwn() error {
 			return err
 		}
 	}
-	return nil
+	if n.cfg.Journal == nil {
+		return nil
+	}
+	offer := bus.Offer{Name: "fbus.log", Slots: ownSlots, Description: "who called what, and who was refused, one JSON object a line", Arguments: "a JSON object", Idempotent: true}
+	_, err = c.Offer(context.Background(), offer, ServeLog(n.cfg.Journal))
+	return err
 }
 
 var exit0 = bus.Result{Source: bus.FromProgram, Code: "exit"}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
 
@@ -70,6 +71,8 @@ type Config struct {
 	// Log takes one record for each ended call; nil keeps none. It must be
 	// quick: the node's work waits for it.
 	Log func(*Record)
+	// Journal is what fbus.log shows; nil keeps none. It is its owner's to close.
+	Journal *journal.Journal
 	// Warn takes messages for the node's operator; nil discards them.
 	Warn func(format string, args ...any)
 	// Note takes messages about connections and offers that come and go; nil

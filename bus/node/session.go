@@ -193,6 +193,9 @@ func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
 	answer := &bus.OfferedFrame{Seq: f.Seq}
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)
+		if code == bus.CodeDenied {
+			s.denied(clean(f.Name), msg)
+		}
 	} else if !s.gone {
 		// The answer goes first: a call may follow at once.
 		b.Send(s.conn, answer)

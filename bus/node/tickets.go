@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
 
@@ -37,7 +38,7 @@ type RevokedInfo struct {
 }
 
 // serveInvite makes a ticket and answers with its text.
-func (n *Node) serveInvite(_ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveInvite(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	if n.cfg.Authority == nil {
 		return noAuthority()
 	}
@@ -63,6 +64,7 @@ func (n *Node) serveInvite(_ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.
 	if err != nil {
 		return trustResult(err)
 	}
+	n.note(&journal.Entry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
 	out.Write(text)
 	return exit0
 }
@@ -77,6 +79,7 @@ func (n *Node) serveJoin(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Re
 	if err != nil {
 		return trustResult(err)
 	}
+	n.note(&journal.Entry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
 	out.Write(cert)
 	return exit0
 }
@@ -126,7 +129,7 @@ func (n *Node) connected() map[string]int {
 	return count
 }
 
-func (n *Node) serveRevoke(_ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveRevoke(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	words, err := inv.Words()
 	if err != nil || len(words) != 1 {
 		return badWords("fbus.revoke takes one argument: the name or serial of a ticket")
@@ -143,6 +146,7 @@ func (n *Node) serveRevoke(_ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.
 	for _, s := range serials {
 		info.Connections += before[s]
 	}
+	n.note(&journal.Entry{Event: "revoked", Caller: p.Caller, From: p.From, Name: words[0], Serial: serials[len(serials)-1]})
 	writeLines(out, []RevokedInfo{info})
 	return exit0
 }

@@ -30,6 +30,7 @@ type runner struct {
 	work    string
 	started map[string]*process
 	order   []string
+	tls     *overTLS // nil: over unix sockets
 }
 
 // process is a background command; its output goes to NAME.out and NAME.err.
@@ -173,6 +174,10 @@ func (r *runner) leftovers() []string {
 // --listen says where.
 func node(ts *testscript.TestScript, neg bool, args []string) {
 	name, args := nameOf("node", args)
+	if o := runnerOf(ts).tls; o != nil {
+		o.node(ts, name, args)
+		return
+	}
 	if !slices.Contains(args, "--listen") {
 		args = append([]string{"--no-tcp"}, args...)
 	}

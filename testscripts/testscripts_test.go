@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -37,8 +38,14 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                ".",
+	p := params(t)
+	p.Dir = "."
+	testscript.Run(t, p)
+}
+
+// params is what all scripts are run with.
+func params(t *testing.T) testscript.Params {
+	return testscript.Params{
 		Setup:              setup,
 		WorkdirRoot:        t.TempDir(), // its own would stay behind when -run leaves scripts out
 		Condition:          condition,
@@ -60,7 +67,7 @@ func TestScripts(t *testing.T) {
 			"bytes":   countBytes,
 			"same":    same,
 		},
-	})
+	}
 }
 
 // setup gives a script a home, an address for its node, and an end that leaves
@@ -79,6 +86,9 @@ func setup(env *testscript.Env) error {
 	if path, err := exec.LookPath("fbus"); err == nil {
 		env.Setenv("FBUS", path)
 	}
+	// Patterns of who a caller is to the node, and of where that is.
+	env.Setenv("CALLER", `uid:\d+`)
+	env.Setenv("AT", regexp.QuoteMeta(env.Getenv("FBUS_NODE")))
 	env.Setenv("PYTHON", python())
 	env.Setenv("LC_ALL", "C.UTF-8")
 	// A race-built process would sleep a second before each exit.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -21,6 +20,9 @@ func start(t testing.TB, cfg node.Config) (*node.Node, string) {
 	t.Helper()
 	if cfg.Network == "" {
 		cfg.Network = "test"
+	}
+	if cfg.Gate == nil {
+		cfg.Gate = &everybody
 	}
 	n, err := node.New(cfg)
 	if err != nil {
@@ -260,5 +262,3 @@ func BenchmarkUneven(b *testing.B) {
 	sort.Float64s(ratios)
 	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 }
-
-func TestMain(m *testing.M) { os.Exit(m.Run()) }

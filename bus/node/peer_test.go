@@ -104,7 +104,7 @@ func rawPipe(t testing.TB, n *node.Node, _ string) *raw {
 	return newRaw(t, near)
 }
 
-var transports = map[string]func(testing.TB, *node.Node, string) *raw{"unix": rawUnix, "pipe": rawPipe}
+var transports = map[string]func(testing.TB, *node.Node, string) *raw{"unix": rawUnix, "pipe": rawPipe, "tls": rawTLS}
 
 // over runs a test over each transport.
 func over(t *testing.T, f func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw)) {

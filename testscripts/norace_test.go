@@ -1,0 +1,6 @@
+//go:build !race
+
+package testscripts
+
+// raceEnabled tells that everything takes several times as long as without -race.
+const raceEnabled = false

@@ -67,16 +67,30 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // serve runs a node at path; stop ends it, and may be called twice.
 func serve(t testing.TB, path string) (n *node.Node, stop func()) {
 	t.Helper()
-	n, err := node.New(node.Config{Network: "test"})
+	config := node.Config{Network: "test"}
+	w, tcp := networks.Load(path)
+	if tcp {
+		config.Gate, config.Authority = w.(network).Authority, w.(network).Authority
+	}
+	n, err := node.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := node.Listen(path, false)
+	var l net.Listener
+	var listen func() error
+	if tcp {
+		l, err = net.Listen("tcp", path)
+		listen = func() error { return n.ServeTCP(l) }
+	} else {
+		var ul *node.Listener
+		ul, err = node.Listen(path, false)
+		l, listen = ul, func() error { return n.Serve(ul) }
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- n.Serve(l) }() // ends when the listener is closed
+	go func() { served <- listen() }() // ends when the listener is closed
 	stop = sync.OnceFunc(func() {
 		l.Close()
 		if err := <-served; err != nil {
@@ -97,7 +111,7 @@ func start(t testing.TB) (*node.Node, string) {
 
 func dial(t testing.TB, path string) *bus.Client {
 	t.Helper()
-	c, err := bus.Dial(context.Background(), path, nil)
+	c, err := bus.Dial(context.Background(), path, dialOptions(path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,9 +174,11 @@ func later(ctx context.Context, c *bus.Client, req *bus.Request) <-chan error {
 func bg() context.Context { return context.Background() }
 
 // TestCancel: the caller is told at once, the worker why.
-func TestCancel(t *testing.T) {
+func TestCancel(t *testing.T) { over(t, testCancel) }
+
+func testCancel(t *testing.T, path string) {
 	noLeaks(t)
-	n, path := start(t)
+	n, _ := serve(t, path)
 	h := newHolder()
 	offer(t, dial(t, path), "f", 1, h.handle)
 	c := dial(t, path)
@@ -194,9 +210,11 @@ func TestCancel(t *testing.T) {
 }
 
 // TestStatuses: every way to end has its own error, and the result with it.
-func TestStatuses(t *testing.T) {
+func TestStatuses(t *testing.T) { over(t, testStatuses) }
+
+func testStatuses(t *testing.T, path string) {
 	noLeaks(t)
-	_, path := start(t)
+	serve(t, path)
 	c := dial(t, path)
 	var next bus.Result
 	offer(t, c, "f", 1, func(context.Context, *bus.Invocation) bus.Result { return next })
@@ -239,9 +257,11 @@ func TestStatuses(t *testing.T) {
 
 // TestBytesAreExact: input and output of every size that is special, in chunks
 // of any size, with stderr beside them.
-func TestBytesAreExact(t *testing.T) {
+func TestBytesAreExact(t *testing.T) { over(t, testBytesAreExact) }
+
+func testBytesAreExact(t *testing.T, path string) {
 	noLeaks(t)
-	_, path := start(t)
+	serve(t, path)
 	offer(t, dial(t, path), "cat", 4, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		in := io.MultiReader(bytes.NewReader(inv.Input))
 		if inv.Rest != nil {
@@ -317,9 +337,11 @@ func asFile(t testing.TB, data []byte) *os.File {
 
 // TestHandlerOutput: what a handler returns as output arrives, however long and
 // whatever was written before.
-func TestHandlerOutput(t *testing.T) {
+func TestHandlerOutput(t *testing.T) { over(t, testHandlerOutput) }
+
+func testHandlerOutput(t *testing.T, path string) {
 	noLeaks(t)
-	_, path := start(t)
+	serve(t, path)
 	c := dial(t, path)
 	offer(t, c, "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		io.WriteString(inv.Stdout, "first ")
@@ -376,9 +398,11 @@ func stderr(inv *bus.Invocation) io.Writer { return inv.Stderr }
 
 // TestWriterFails: a stdout that can not be written ends the program, as a
 // closed pipe does; a stderr that can not be does not.
-func TestWriterFails(t *testing.T) {
+func TestWriterFails(t *testing.T) { over(t, testWriterFails) }
+
+func testWriterFails(t *testing.T, path string) {
 	noLeaks(t)
-	n, path := start(t)
+	n, _ := serve(t, path)
 	c := dial(t, path)
 	offer(t, dial(t, path), "endless", 1, flood(stdout, -1))
 	full := errors.New("disk full")
@@ -393,9 +417,11 @@ func TestWriterFails(t *testing.T) {
 }
 
 // TestReaderFails: an input that can not be read does not look complete.
-func TestReaderFails(t *testing.T) {
+func TestReaderFails(t *testing.T) { over(t, testReaderFails) }
+
+func testReaderFails(t *testing.T, path string) {
 	noLeaks(t)
-	n, path := start(t)
+	n, _ := serve(t, path)
 	sawEOF := make(chan error, 1)
 	offer(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		_, err := io.Copy(io.Discard, inv.Rest)
@@ -419,9 +445,11 @@ func (b *blocked) Read([]byte) (int, error) {
 }
 
 // TestInputThatNeverComes: a call starts and ends without it.
-func TestInputThatNeverComes(t *testing.T) {
+func TestInputThatNeverComes(t *testing.T) { over(t, testInputThatNeverComes) }
+
+func testInputThatNeverComes(t *testing.T, path string) {
 	noLeaks(t)
-	_, path := start(t)
+	serve(t, path)
 	offer(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		return bus.Result{Code: "exit", Output: []byte("done")}
 	})
@@ -445,9 +473,10 @@ func TestInputThatNeverComes(t *testing.T) {
 }
 
 // TestNodeLost: every call fails at once, and says that it may have run.
-func TestNodeLost(t *testing.T) {
+func TestNodeLost(t *testing.T) { over(t, testNodeLost) }
+
+func testNodeLost(t *testing.T, path string) {
 	noLeaks(t)
-	path := filepath.Join(t.TempDir(), "bus.sock")
 	n, stop := serve(t, path)
 	h := newHolder()
 	offer(t, dial(t, path), "f", 2, h.handle)
@@ -471,14 +500,16 @@ func TestNodeLost(t *testing.T) {
 	wantErr(t, err, bus.ErrNodeLost)
 	_, err = c.Offer(bg(), bus.Offer{Name: "g", Slots: 1}, echo)
 	wantErr(t, err, bus.ErrNodeLost)
-	_, err = bus.Dial(bg(), path, nil)
+	_, err = bus.Dial(bg(), path, dialOptions(path))
 	wantErr(t, err, &bus.Error{Code: bus.CodeNoNode})
 }
 
 // TestClose: what is under way fails, handlers are cancelled and waited for.
-func TestClose(t *testing.T) {
+func TestClose(t *testing.T) { over(t, testClose) }
+
+func testClose(t *testing.T, path string) {
 	noLeaks(t)
-	_, path := start(t)
+	serve(t, path)
 	w, c := dial(t, path), dial(t, path)
 	h := newHolder()
 	offer(t, w, "f", 5, h.handle)
@@ -499,9 +530,11 @@ func TestClose(t *testing.T) {
 }
 
 // TestConcurrentUse: one client, many callers of everything.
-func TestConcurrentUse(t *testing.T) {
+func TestConcurrentUse(t *testing.T) { over(t, testConcurrentUse) }
+
+func testConcurrentUse(t *testing.T, path string) {
 	noLeaks(t)
-	n, path := start(t)
+	n, _ := serve(t, path)
 	w, c := dial(t, path), dial(t, path)
 	off := offer(t, w, "f", 8, echo)
 	var wg sync.WaitGroup
@@ -669,7 +702,9 @@ func TestOfferGivenUp(t *testing.T) {
 func newWorker(path, name string, slots int, h bus.CallHandler) *bus.Worker {
 	instance := bus.NewInstance()
 	w := &bus.Worker{Dial: func(ctx context.Context) (*bus.Client, error) {
-		return bus.Dial(ctx, path, &bus.DialOptions{Name: "w", Instance: instance})
+		o := dialOptions(path)
+		o.Name, o.Instance = "w", instance
+		return bus.Dial(ctx, path, o)
 	}}
 	w.Add(bus.Offer{Name: name, Slots: slots}, h)
 	return w
@@ -677,9 +712,10 @@ func newWorker(path, name string, slots int, h bus.CallHandler) *bus.Worker {
 
 // TestWorkerReconnects: after its node has come back at the same path a worker
 // offers again, by itself.
-func TestWorkerReconnects(t *testing.T) {
+func TestWorkerReconnects(t *testing.T) { over(t, testWorkerReconnects) }
+
+func testWorkerReconnects(t *testing.T, path string) {
 	noLeaks(t)
-	path := filepath.Join(t.TempDir(), "bus.sock")
 	_, stop := serve(t, path)
 	w := newWorker(path, "f", 3, echo)
 	if err := w.Start(bg()); err != nil {
@@ -706,9 +742,10 @@ func TestWorkerReconnects(t *testing.T) {
 
 // TestHeldSlotsAreNotOffered: slots whose calls have not returned since the node
 // was lost come back one by one, and never more than there are.
-func TestHeldSlotsAreNotOffered(t *testing.T) {
+func TestHeldSlotsAreNotOffered(t *testing.T) { over(t, testHeldSlotsAreNotOffered) }
+
+func testHeldSlotsAreNotOffered(t *testing.T, path string) {
 	noLeaks(t)
-	path := filepath.Join(t.TempDir(), "bus.sock")
 	_, stop := serve(t, path)
 	const slots = 4
 	var now, most atomic.Int32
@@ -786,9 +823,10 @@ func TestHeldSlotsAreNotOffered(t *testing.T) {
 
 // TestSlotsComeBackTogether: calls of a lost connection that return at the same
 // moment give all their slots back.
-func TestSlotsComeBackTogether(t *testing.T) {
+func TestSlotsComeBackTogether(t *testing.T) { over(t, testSlotsComeBackTogether) }
+
+func testSlotsComeBackTogether(t *testing.T, path string) {
 	noLeaks(t)
-	path := filepath.Join(t.TempDir(), "bus.sock")
 	_, stop := serve(t, path)
 	const slots = 16
 	for range 10 {
@@ -823,9 +861,10 @@ func TestSlotsComeBackTogether(t *testing.T) {
 }
 
 // TestDrainedWorkerOffersNothing, though calls of a lost connection return.
-func TestDrainedWorkerOffersNothing(t *testing.T) {
+func TestDrainedWorkerOffersNothing(t *testing.T) { over(t, testDrainedWorkerOffersNothing) }
+
+func testDrainedWorkerOffersNothing(t *testing.T, path string) {
 	noLeaks(t)
-	path := filepath.Join(t.TempDir(), "bus.sock")
 	_, stop := serve(t, path)
 	started, release := make(chan struct{}, 10), make(chan struct{})
 	w := newWorker(path, "f", 2, func(context.Context, *bus.Invocation) bus.Result {

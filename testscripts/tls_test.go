@@ -24,8 +24,6 @@ var notOverTLS = []scripts{
 	{"offer_no_node", "begins without a node, so without a ticket of it"},
 	{"import hints_are_commands offer_refused", "are about words, or name the node by its socket"},
 	{"example_", "connect themselves, or know where"},
-	{"offer_env", "calls on from a program, which gets no ticket"},
-	{"ticket_", "are about tickets, and use them as they need"},
 }
 
 // chosenOverTLS are those that are run where all would take too long.
@@ -37,7 +35,10 @@ var chosenOverTLS = []scripts{
 	{"ls ps map_items pipe_many", "and the rest"},
 }
 
-var startsNode = regexp.MustCompile(`(?m)^node\b`)
+var (
+	startsNode = regexp.MustCompile(`(?m)^node\b`)
+	usesTCP    = regexp.MustCompile(`--listen|FBUS_TICKET`) // by itself
+)
 
 func TestScriptsTLS(t *testing.T) {
 	files, err := filepath.Glob("*.txtar")
@@ -61,7 +62,7 @@ func TestScriptsTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if startsNode.Match(src) && !has(notOverTLS, file) && (!short || has(chosenOverTLS, file)) {
+		if startsNode.Match(src) && !usesTCP.Match(src) && !has(notOverTLS, file) && (!short || has(chosenOverTLS, file)) {
 			p.Files = append(p.Files, file)
 		}
 	}

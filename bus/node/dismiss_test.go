@@ -30,7 +30,6 @@ func TestDismissedPeerGoes(t *testing.T) {
 	// Once it is closed, the kernel answers with a reset. Bytes sent before that are
 	// dropped, and too few to make the node close for their number.
 	eventually(t, "the node closes a peer that it has turned away", func() bool {
-
 		_, err := nc.Write([]byte("x"))
 		return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 	})

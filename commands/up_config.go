@@ -195,6 +195,14 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 			return
 		}
 		c.wrongType(in, key, v, "a string")
+	case *cli.StringSliceFlag:
+		list, ok := []string{text}, isString // one needs no brackets
+		if !isString {
+			list, ok = c.strings(in, key, v)
+		}
+		if ok {
+			*f.Destination = *cli.NewStringSlice(list...)
+		}
 	case *cli.IntFlag:
 		if n, ok := v.v.(int64); ok {
 			*f.Destination = int(n)

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -67,6 +68,33 @@ idempotent = true
 	if xy.name != "x.y" || !reflect.DeepEqual(xy.argv, []string{dir + "/x", "./y"}) || xy.dir != dir+"/sub" || !xy.idempotent ||
 		xy.calls != 3*runtime.NumCPU() || !reflect.DeepEqual(xy.env, []string{"K=V"}) {
 		t.Errorf("%+v", xy)
+	}
+}
+
+// TestConfigNodeHasEveryFlag: nothing that a node can be told on the command line
+// is left out, or taken and forgotten.
+func TestConfigNodeHasEveryFlag(t *testing.T) {
+	text := map[string]string{
+		"listen": `["127.0.0.1:1", "[::1]:2"]`, "keepalive": `"5s"`, "max-connections": "7", "max-per-ticket": "8", "queue": "9",
+		"no-tcp": "true", "drain": `"5s"`,
+	}
+	for _, flag := range newServeOptions().nodeFlags() {
+		name, _ := namesOf(flag)
+		value := cmp.Or(text[name], `"x"`)
+		c, wrong := readConfig(written(t, "f.toml", fmt.Sprintf("[node]\nserve = true\n%s = %s\n", name, value)))
+		if err := wrong.err(); err != nil {
+			t.Error(err)
+			continue
+		}
+		if reflect.DeepEqual(c.node.options, *newServeOptions()) {
+			t.Errorf("%s = %s changes nothing", name, value)
+		}
+	}
+	for text, want := range map[string][]string{`"127.0.0.1"`: {"127.0.0.1"}, `["a:1", "b:2"]`: {"a:1", "b:2"}} {
+		c, wrong := readConfig(written(t, "f.toml", "[node]\nserve = true\nlisten = "+text))
+		if err := wrong.err(); err != nil || !reflect.DeepEqual(c.node.options.tcp.addresses(), want) {
+			t.Errorf("listen = %s: %v, %v", text, c, err)
+		}
 	}
 }
 

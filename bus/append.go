@@ -7,8 +7,7 @@ import (
 )
 
 // begin appends a frame's length prefix, still zero, its array header and its
-// type. Arrays of this protocol have at most 16 elements: one with 16 takes the
-// three-byte header.
+// type. Arrays of 16 elements and more take the three-byte header.
 func begin(dst []byte, t Type, arity int) []byte {
 	dst = append(dst, 0, 0, 0, 0)
 	if arity < 16 {
@@ -145,11 +144,16 @@ func (f *CallFrame) Append(dst []byte) []byte {
 		dst = appendUint(appendUint(dst, f.WindowOutput), f.WindowStderr)
 		dst = appendText(appendText(dst, f.Call), f.Caller)
 	}
+	if arity > 16 {
+		dst = appendText(appendUint(appendText(dst, f.Job), f.Attempt), f.Origin)
+	}
 	return finish(dst, start)
 }
 
 func (f *CallFrame) arity() int {
 	switch {
+	case len(f.Job) > 0, f.Attempt > 0, len(f.Origin) > 0:
+		return 19
 	case len(f.Call) > 0, len(f.Caller) > 0,
 		f.WindowOutput != InitialWindow, f.WindowStderr != InitialWindow:
 		return 16

@@ -33,6 +33,17 @@ type Request struct {
 	Retries int
 	// On limits the call to workers whose name matches this glob.
 	On string
+	// Posted is said of a call that runs a job. It is for a node's own
+	// connections: from others a node ignores it.
+	Posted *Posted
+}
+
+// Posted is what a call says of the job that it runs.
+type Posted struct {
+	Caller  string // who has posted it, as the node knew it
+	Job     string // its id
+	Attempt int    // which one this is, from 1
+	Origin  string // the job whose end has posted this one, see [Invocation]; empty: none
 }
 
 // Result is how a call ended.
@@ -100,6 +111,9 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	}
 	if req.WaitSlot != nil {
 		frame.WaitSlot = millis(*req.WaitSlot)
+	}
+	if p := req.Posted; p != nil {
+		frame.Caller, frame.Job, frame.Attempt, frame.Origin = []byte(p.Caller), []byte(p.Job), uint64(max(0, p.Attempt)), []byte(p.Origin)
 	}
 	left, err := timeLeft(ctx, req.Timeout, start)
 	if err != nil {

@@ -68,6 +68,7 @@ func (f *CallFrame) decode(r *reader) {
 	f.Timeout, f.WaitFunction, f.WaitSlot, f.Retries = 0, 0, Forever, 0
 	f.WindowOutput, f.WindowStderr = InitialWindow, InitialWindow
 	f.On, f.Call, f.Caller = nil, nil, nil
+	f.Job, f.Attempt, f.Origin = nil, 0, nil
 	for _, n := range [...]*uint64{&f.Timeout, &f.WaitFunction, &f.WaitSlot, &f.Retries} {
 		if !r.more() {
 			return
@@ -88,6 +89,15 @@ func (f *CallFrame) decode(r *reader) {
 	}
 	if r.more() {
 		f.Caller = r.text()
+	}
+	if r.more() {
+		f.Job = r.text()
+	}
+	if r.more() {
+		f.Attempt = r.uint(maxUint)
+	}
+	if r.more() {
+		f.Origin = r.text()
 	}
 }
 

@@ -53,7 +53,7 @@ const (
 	TypeOffered Type = 4
 	// CALL, opener, section 5.1: id, name, kind, args, input, flags [, timeout,
 	// wait-function, wait-slot, retries, on, window-output, window-error, call,
-	// caller]
+	// caller, job, attempt, origin]
 	TypeCall Type = 5
 	// DATA, both, section 5.2: id, stream, bytes
 	TypeData Type = 6
@@ -183,6 +183,9 @@ type CallFrame struct {
 	WindowStderr uint64 // credit for Stderr, bytes
 	Call         []byte // node only: the call's id on the network
 	Caller       []byte // node only: who calls, as the node knows it
+	Job          []byte // node only: id of the job that the call runs
+	Attempt      uint64 // node only: of the job, from 1
+	Origin       []byte // node only: the job whose end has posted this one, as JSON
 }
 
 // DataFrame carries bytes of a stream.

@@ -51,6 +51,12 @@ type Invocation struct {
 	Rest     io.Reader // the rest of the input; nil if Input is all of it
 	Deadline time.Time // zero: none
 
+	Job     string // id of the job that the call runs; empty: it is no job's
+	Attempt int    // of the job, from 1
+	// Origin is the job whose end has posted this one: a JSON object with its id,
+	// function, status and attempts; empty: none.
+	Origin string
+
 	// Stdout and Stderr send to the caller, at its pace; each is for one goroutine
 	// at a time. A write fails once the call was cancelled.
 	Stdout, Stderr io.Writer
@@ -243,6 +249,7 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 	inv := &Invocation{
 		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
 		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&FlagHasInput != 0,
+		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin),
 		client: c, offering: off, id: f.ID,
 	}
 	if f.Timeout > 0 {

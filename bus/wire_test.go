@@ -25,6 +25,9 @@ type vector struct {
 	Frame []any  `json:"frame"`
 }
 
+// vectorJob is the id of a job.
+const vectorJob = "01JC7XKQ4N8T2V5W9Y0Z3A6B7C"
+
 // vectors covers every type, each optional part left out and given, and sizes
 // around every change of encoding.
 func vectors() []struct {
@@ -52,6 +55,8 @@ func vectors() []struct {
 		{"call json", &CallFrame{ID: 256, Name: b("greet"), Kind: KindJSON, Args: b(`{"n":1.10}`), Flags: FlagInputEnd | FlagHasInput, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
 		{"call with options", &CallFrame{ID: 65536, Name: b("wc"), Input: long, Timeout: 1500, WaitFunction: 10000, WaitSlot: 0, Retries: 2, On: b("gpu-*"), WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
 		{"call at a worker", &CallFrame{ID: 1 << 32, Name: b("wc"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-1"), Caller: b("uid:1000")}},
+		{"call of a job", &CallFrame{ID: 3, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-3"), Caller: b("uid:1000"), Job: b(vectorJob), Attempt: 1}},
+		{"call of a job posted by another's end", &CallFrame{ID: 4, Name: b("note"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow, Call: b("x7k2q-4-4"), Caller: b("ticket:ci"), Job: b("01JC7XKQ4N8T2V5W9Y0Z3A6B7D"), Attempt: 300, Origin: b(`{"id":"` + vectorJob + `","function":"wc","status":0,"attempts":1}`)}},
 		{"data input", &DataFrame{ID: 1, Stream: Input, Payload: b("hello")}},
 		{"data output of 256 bytes", &DataFrame{ID: 1, Stream: Output, Payload: bytes.Repeat([]byte{0xff}, 256)}},
 		{"data output of 65536 bytes", &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 65536)}},
@@ -273,6 +278,27 @@ func TestSession(t *testing.T) {
 	}
 	if frames < 8 {
 		t.Errorf("only %d frames in the session", frames)
+	}
+}
+
+// TestFrameAllocatesNothing: neither a plain call nor one with all that a node says
+// of a job.
+func TestFrameAllocatesNothing(t *testing.T) {
+	for _, v := range vectors() {
+		call, ok := v.f.(*CallFrame)
+		if !ok {
+			continue
+		}
+		raw := call.Append(nil)
+		buf, got, d := make([]byte, 0, 2*len(raw)), &CallFrame{}, &Decoder{}
+		if n := testing.AllocsPerRun(100, func() {
+			buf = call.Append(buf[:0])
+			if err := d.Decode(buf[4:], got); err != nil {
+				t.Error(err)
+			}
+		}); n > 0 {
+			t.Errorf("%s: %v allocations", v.name, n)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"fmt"
 	"path"
 	"strings"
@@ -93,6 +94,9 @@ type call struct {
 	queued     bool
 	seen       bool // a worker was there that could take it
 
+	caller, job, origin []byte // of a job's call: who posted it, its id, what posted it
+	attempt             uint64 // of the job
+
 	offer    *offer // nil: not with a worker
 	workerID uint64
 	refused  []*session // workers that said busy
@@ -117,6 +121,22 @@ func (c *call) name() string { return string(c.appendName(nil)) }
 // appendName appends the call's id on the network.
 func (c *call) appendName(dst []byte) []byte {
 	return c.session.appendCall(dst, c.id)
+}
+
+// callerText is who calls, for frames: of a job's call who has posted it.
+func (c *call) callerText() []byte {
+	if len(c.caller) > 0 {
+		return c.caller
+	}
+	return c.session.callerText
+}
+
+// callerName is callerText for the other uses.
+func (c *call) callerName() string {
+	if len(c.caller) > 0 {
+		return string(c.caller)
+	}
+	return c.session.peer.Caller
 }
 
 // handleCall takes a new call: it is placed, queued or ended at once.
@@ -193,6 +213,9 @@ func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
 	}
 	if f.WaitFunction >= bus.Forever {
 		c.waitFunction = -1
+	}
+	if s.background {
+		c.caller, c.job, c.attempt, c.origin = bytes.Clone(f.Caller), bytes.Clone(f.Job), f.Attempt, bytes.Clone(f.Origin)
 	}
 	c.inputEnded = c.whole
 	c.bytesIn = int64(len(f.Input))
@@ -285,7 +308,8 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 		ID: c.workerID, Name: c.fn.text, Kind: c.kind, Args: args, Input: input, Flags: c.flags,
 		WaitSlot:     bus.Forever,
 		WindowOutput: c.flows[bus.Output].first(firstOutput), WindowStderr: c.flows[bus.Stderr].first(firstStderr),
-		Call: c.appendName(n.scratch.name[:0]), Caller: c.session.callerText,
+		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(),
+		Job: c.job, Attempt: c.attempt, Origin: c.origin,
 	}
 	if c.inputEnded {
 		f.Flags |= bus.FlagInputEnd

@@ -260,7 +260,7 @@ func (c *call) log(f *bus.EndFrame) {
 		return
 	}
 	r := &Record{
-		Time: now, ID: c.name(), Caller: c.session.peer.Caller, Function: c.fn.name,
+		Time: now, ID: c.name(), Caller: c.callerName(), Function: c.fn.name,
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}
@@ -278,7 +278,7 @@ func (c *call) journal(f *bus.EndFrame, now time.Time) {
 		return
 	}
 	e := journal.Entry{
-		Time: now, Event: journal.EventCall, Call: c.name(), Caller: c.session.peer.Caller, From: c.session.peer.From, Function: c.fn.name,
+		Time: now, Event: journal.EventCall, Call: c.name(), Caller: c.callerName(), From: c.session.peer.From, Function: c.fn.name,
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}

@@ -159,3 +159,14 @@ func (a *audit) function(name string, fn *function) error {
 	}
 	return nil
 }
+
+// MakeBackground makes the connection of that name one of the node's own for jobs.
+func (n *Node) MakeBackground(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.sessions {
+		if s.name == name {
+			s.background = true
+		}
+	}
+}

@@ -204,7 +204,7 @@ func (n *Node) callsFor(p *Peer) []CallInfo {
 }
 
 func (c *call) info() CallInfo {
-	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.session.peer.Caller, Age: time.Since(c.arrived).Seconds()}
+	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.callerName(), Age: time.Since(c.arrived).Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}

@@ -49,7 +49,7 @@ func (p *Peer) mayOffer(name string) bool {
 func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.Admin) }
 
 // owns reports whether a call is the peer's own business.
-func (p *Peer) owns(c *call) bool { return p.admin() || c.session.peer.Caller == p.Caller }
+func (p *Peer) owns(c *call) bool { return p.admin() || c.callerName() == p.Caller }
 
 // nobody is who has gone before the node could answer.
 var nobody = &Peer{Rights: &trust.Rights{}}

@@ -21,6 +21,9 @@ type session struct {
 	internal bool // the node's own: may offer fbus.*
 	greeted  bool // its reader's alone
 
+	// background: the node's own, for jobs: its calls say whose they are.
+	background bool
+
 	prefix     []byte // of the ids of calls that are opened here
 	callerText []byte // caller, for frames
 	nameText   []byte // name, for frames

@@ -225,6 +225,7 @@ func (w *worker) handler(fn *offered) bus.CallHandler {
 		defer stop(nil)
 		res := fn.Run(run, &exec.Call{
 			ID: inv.Call, Caller: inv.Caller, Deadline: inv.Deadline,
+			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin,
 			Kind: exec.Kind(inv.Kind), Args: inv.Args, HasInput: inv.HasInput, Input: inv.Input, Rest: inv.Rest,
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
 		})

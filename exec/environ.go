@@ -10,6 +10,7 @@ import (
 // the ticket is a secret, the others describe a call that is not this one.
 var notInherited = []string{
 	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE",
+	"FBUS_JOB_ID", "FBUS_ATTEMPT", "FBUS_PARENT_ID", "FBUS_PARENT_FUNCTION", "FBUS_PARENT_STATUS", "FBUS_PARENT_ATTEMPTS",
 }
 
 // ofService is what a service manager tells its service, and nobody else: a
@@ -78,6 +79,16 @@ func callEnviron(c *Call, node string) []string {
 		add("FBUS_DEADLINE", c.Deadline.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
 	}
 	add("FBUS_NODE", node)
+	if c.Job != "" {
+		add("FBUS_JOB_ID", c.Job)
+		add("FBUS_ATTEMPT", itoa(c.Attempt))
+	}
+	if p := originOf(c); p != nil {
+		add("FBUS_PARENT_ID", p.ID)
+		add("FBUS_PARENT_FUNCTION", p.Function)
+		add("FBUS_PARENT_STATUS", itoa(p.Status))
+		add("FBUS_PARENT_ATTEMPTS", itoa(p.Attempts))
+	}
 	return env
 }
 

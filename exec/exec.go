@@ -73,11 +73,18 @@ type Spec struct {
 }
 
 // Call is one invocation. Run reads it, and writes to Stdout and Stderr, one
-// goroutine each. ID, Caller and Deadline are told to a program that is started
-// for the call, not to one that was there before.
+// goroutine each. What has a name in the environment is told to a program that is
+// started for the call, not to one that was there before.
 type Call struct {
 	ID, Caller string    // FBUS_CALL_ID, FBUS_CALLER
 	Deadline   time.Time // FBUS_DEADLINE; the zero time is none
+
+	Job     string // FBUS_JOB_ID: the job that the call runs; "" is none
+	Attempt int    // FBUS_ATTEMPT: which of the job's attempts it is, from 1
+	// Origin is the job whose end has posted this one, its output being the input: a
+	// JSON object with id, function, status and attempts, FBUS_PARENT_ID and so on. A
+	// resident program with JSONRPC has them, and the output, as parameters.
+	Origin string
 
 	Kind     Kind
 	Args     []byte // as Kind says

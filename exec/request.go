@@ -22,6 +22,9 @@ func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
 			return nil, err
 		}
 		if f.spec.Resident == JSONRPC {
+			if p := originOf(c); p != nil {
+				return p.params(data), nil
+			}
 			return rawParams(data)
 		}
 		return asLine(data)

@@ -47,15 +47,23 @@ func (e unreadEnd) takeBack(n int) bool {
 	if e < 0 || n == 0 || n > bufSize || e.count() != n {
 		return false
 	}
-	buf := buffers.Get().(*[bufSize]byte)
-	defer buffers.Put(buf)
+	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(null)
 	got := 0
-	for got < n && e.count() > 0 {
-		m, err := readFD(int(e), buf[got:n])
-		if err != nil || m == 0 {
+	for got < n {
+		// Not a read: that would wait for more if the program is quicker. Whether
+		// it waits is shared with the program, whose stdin has to.
+		m, err := unix.Splice(int(e), nil, null, nil, n-got, unix.SPLICE_F_NONBLOCK)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || m <= 0 {
 			break
 		}
-		got += m
+		got += int(m)
 	}
 	return got == n
 }

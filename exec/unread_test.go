@@ -1,0 +1,47 @@
+package exec
+
+import (
+	"syscall"
+	"testing"
+)
+
+// However a program's read falls together with the taking back of what it
+// reads, each byte goes one way, and nobody waits for another's.
+func TestTakeBack(t *testing.T) {
+	ours, child, hold, err := newStdin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.close()
+	read := make(chan int, 1)
+	go func() { // ends with the end of input
+		defer close(read)
+		defer syscall.Close(child)
+		buf := make([]byte, 100)
+		for {
+			n, err := syscall.Read(child, buf)
+			if err == syscall.EINTR {
+				continue
+			}
+			if n <= 0 {
+				return
+			}
+			read <- n
+		}
+	}()
+	const request = "a request\n"
+	back := 0
+	for range 5_000 {
+		syscall.Write(ours, []byte(request))
+		if hold.takeBack(len(request)) {
+			back++
+		} else if n := <-read; n != len(request) {
+			t.Fatalf("the program read %d bytes", n)
+		}
+	}
+	syscall.Close(ours)
+	if n := <-read; n != 0 {
+		t.Errorf("the program read %d bytes that were taken back", n)
+	}
+	t.Logf("%d were taken back", back)
+}

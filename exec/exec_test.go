@@ -28,8 +28,13 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	keeperEnv = append(keeperEnv, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
+	closingAfter = patience                                   // on a busy machine an exit takes long
 	goleak.VerifyTestMain(m)
 }
+
+// patience is how long a test waits for what must come: long enough for any
+// machine, since only a failure takes it.
+const patience = time.Minute
 
 // reply is what a call gave.
 type reply struct {
@@ -57,6 +62,14 @@ func offer(t testing.TB, spec Spec) *Function {
 	}
 	t.Cleanup(f.Close)
 	return f
+}
+
+// set gives a variable another value until the test's functions are closed, if
+// it is called before they are offered.
+func set[T any](t *testing.T, v *T, to T) {
+	old := *v
+	*v = to
+	t.Cleanup(func() { *v = old })
 }
 
 // sh offers a shell script.
@@ -135,10 +148,16 @@ func (l *lines) next(t *testing.T) string {
 	select {
 	case s := <-l.said:
 		return s
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the program says nothing")
 		return ""
 	}
+}
+
+// overdue is a context whose deadline passes when a test says so.
+func overdue(t *testing.T) (ctx context.Context, pass func()) {
+	ctx, end := context.WithCancelCause(t.Context())
+	return ctx, func() { end(context.DeadlineExceeded) }
 }
 
 // background starts a call; its result comes on the channel.
@@ -153,7 +172,7 @@ func await(t *testing.T, done <-chan Result) Result {
 	select {
 	case r := <-done:
 		return r
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the call does not end")
 		return Result{}
 	}
@@ -162,7 +181,7 @@ func await(t *testing.T, done <-chan Result) Result {
 // eventually waits for what only the kernel can tell.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("never: " + what)
 		}

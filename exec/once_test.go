@@ -226,7 +226,7 @@ func TestCancel(t *testing.T) {
 // What a program says and starts while it cleans up is still its own.
 func TestGrace(t *testing.T) {
 	f := sh(t, `trap 'sh -c "sleep 0.05; echo cleaned"; exit 5' TERM; echo ready; while :; do sleep 1; done`,
-		func(s *Spec) { s.Grace = 10 * time.Second })
+		func(s *Spec) { s.Grace = patience })
 	ctx, cancel := context.WithCancel(t.Context())
 	said := newLines()
 	done := background(ctx, f, &Call{Stdout: said})

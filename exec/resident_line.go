@@ -16,7 +16,7 @@ import (
 
 // closingAfter is how long a process that has closed its output is given to
 // say by its exit why.
-const closingAfter = 200 * time.Millisecond
+var closingAfter = 200 * time.Millisecond
 
 // chat is what LineByLine needs beside. Only the call that holds the process
 // touches it.

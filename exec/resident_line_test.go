@@ -101,7 +101,6 @@ func TestLineLost(t *testing.T) {
 		"crash":     "the program exited with status 3 before it answered",
 		"die":       "the program was ended by SIGKILL before it answered",
 		"half a\tb": `the program exited with status 3 before it answered; it left half a line: "a\tb"`,
-		"mute":      "the program closed its output before it answered",
 	} {
 		check(t, ask(t, f, "echo ok"), programExit(0), "ok\n")
 		check(t, ask(t, f, line), lostAs(want), "")
@@ -111,6 +110,15 @@ func TestLineLost(t *testing.T) {
 	if want := quote([]byte(strings.Repeat("x", 1000))); !strings.HasSuffix(long.Message, want) || len(want) > longestQuoted+10 {
 		t.Errorf("%+v", long)
 	}
+}
+
+// A process that has closed its output is not waited for for ever.
+func TestLineMute(t *testing.T) {
+	set(t, &closingAfter, 20*time.Millisecond)
+	f := sh(t, obey, lineMode)
+	check(t, ask(t, f, "echo ok"), programExit(0), "ok\n")
+	check(t, ask(t, f, "mute"), lostAs("the program closed its output before it answered"), "")
+	check(t, ask(t, f, "echo ok"), programExit(0), "ok\n")
 }
 
 func TestLineEvery7th(t *testing.T) {
@@ -172,33 +180,76 @@ func TestAlwaysStray(t *testing.T) {
 }
 
 func TestLineDeadline(t *testing.T) {
-	f := sh(t, obey, lineMode, func(s *Spec) { s.Timeout = 100 * time.Millisecond })
-	first := ask(t, f, "pid").out
-	for range 2 {
-		check(t, ask(t, f, "hang"), Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline",
-			Message: "ran longer than 100ms\nhint: does the program flush its output after each line?"}, "")
-		gone(t, first)
-		if first = ask(t, f, "pid").out; first == "" {
-			t.Error("no answer")
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	got := runCall(ctx, f, &Call{Input: []byte("hang")})
-	if got.Code != "deadline" || !strings.Contains(got.Message, "hint: ") {
+	f := sh(t, obey, lineMode)
+	pid := ask(t, f, "pid").out
+	late, pass := overdue(t)
+	hung := background(late, f, &Call{Input: []byte("hang")})
+	eventually(t, "it hangs", func() bool { return len(children(pidOf(t, pid))) == 1 })
+	pass()
+	if got := await(t, hung); !same(got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded\n" + flushHint}) {
 		t.Errorf("%+v", got)
 	}
-	got = runCall(ctx, f, &Call{Input: []byte("echo never")})
+	gone(t, pid)
+	got := runCall(late, f, &Call{Input: []byte("echo never")})
 	if got.Code != "deadline" || got.out != "" {
 		t.Errorf("%+v", got)
 	}
+	check(t, ask(t, f, "echo x"), programExit(0), "x\n")
+}
+
+// The offer's own limit ends a call as the caller's does, whether the program
+// has begun to read its request or not. If it has, it is replaced.
+func TestLineTimeout(t *testing.T) {
+	f := sh(t, obey, lineMode, func(s *Spec) { s.Timeout = 100 * time.Millisecond })
+	pid := programOf(t, f)
+	eventually(t, "a program that hangs is replaced", func() bool {
+		check(t, ask(t, f, "hang"), Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline",
+			Message: "ran longer than 100ms\n" + flushHint}, "")
+		return programOf(t, f) != pid
+	})
+	gone(t, itoa(pid))
+}
+
+// programOf waits for a function's one resident program, and returns its pid.
+func programOf(t *testing.T, f *Function) (pid int) {
+	t.Helper()
+	eventually(t, "a process holds the program", func() bool {
+		f.stay.mu.Lock()
+		defer f.stay.mu.Unlock()
+		for p := range f.stay.all {
+			if p.mu.Lock(); p.k != nil && !p.dropped {
+				if kids := children(p.k.pid); len(kids) == 1 {
+					pid = kids[0]
+				}
+			}
+			p.mu.Unlock()
+		}
+		return pid != 0
+	})
+	return pid
 }
 
 // An answer that comes after its call has ended is nobody's.
 func TestLineLate(t *testing.T) {
-	f := sh(t, "trap '' TERM\n"+obey, lineMode, func(s *Spec) { s.Timeout = 100 * time.Millisecond })
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := sh(t, "trap '' TERM\n"+obey, lineMode, func(s *Spec) { s.Grace = patience })
 	for i := range 5 {
-		ask(t, f, "late sleep 0.15")
+		late, pass := overdue(t)
+		ended := background(late, f, &Call{Input: []byte("late read -r x <" + fifo + "; echo late; exit")})
+		told, err := os.OpenFile(fifo, os.O_WRONLY, 0) // returns when the program reads there
+		if err != nil {
+			t.Fatal(err)
+		}
+		pass()
+		eventually(t, "ended", func() bool { return retiring(f) == 1 })
+		fmt.Fprintln(told, "go on")
+		told.Close()
+		if res := await(t, ended); res.Code != "deadline" || len(res.Output) > 0 {
+			t.Errorf("%+v", res)
+		}
 		check(t, ask(t, f, fmt.Sprintf("echo %d", i)), programExit(0), fmt.Sprintf("%d\n", i))
 	}
 }
@@ -238,6 +289,13 @@ func TestLineDiedUnread(t *testing.T) {
 	if res := await(t, done); res.Status != 0 || string(res.Output) == first.out {
 		t.Errorf("%+v", res)
 	}
+}
+
+// retiring counts the processes that are out of service and not gone.
+func retiring(f *Function) int {
+	f.stay.mu.Lock()
+	defer f.stay.mu.Unlock()
+	return f.stay.retiring
 }
 
 // heldCalls counts the calls whose request was sent.
@@ -288,8 +346,8 @@ func TestLineCancel(t *testing.T) {
 
 // A program that greets would have its greeting taken for the first answer.
 func TestLineGreeting(t *testing.T) {
-	defer func(first, later time.Duration) { firstGreeting, laterGreeting = first, later }(firstGreeting, laterGreeting)
-	firstGreeting, laterGreeting = 20*time.Second, 20*time.Second // on a busy machine a start takes long
+	set(t, &firstGreeting, patience) // on a busy machine a start takes long
+	set(t, &laterGreeting, patience)
 	f := sh(t, "echo hello\n"+obey, lineMode)
 	for range 2 {
 		got := ask(t, f, "echo x")

@@ -197,22 +197,43 @@ func TestRPCTooLong(t *testing.T) {
 	check(t, do(t, offerRPC(t), "echo", long), programExit(0), `"`+long+"\"\n")
 }
 
-func TestRPCCancel(t *testing.T) {
-	f := offerRPC(t, pipelined(2), func(s *Spec) { s.Timeout = 100 * time.Millisecond })
+// A program is told which call nobody waits for. It stays if it lets go of it.
+func TestRPCTimeout(t *testing.T) {
+	limit := func(grace time.Duration) func(*Spec) {
+		return func(s *Spec) { s.Timeout, s.Grace = 50*time.Millisecond, grace }
+	}
 	late := Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline",
-		Message: "ran longer than 100ms\nhint: does the program flush its output after each line?"}
-	pid := do(t, f, "pid").out
-	check(t, do(t, f, "polite"), late, "")
-	check(t, do(t, f, "pid"), programExit(0), pid) // it let go, and stays
+		Message: "ran longer than 50ms\nhint: does the program flush its output after each line?"}
+	f := offerRPC(t, pipelined(2), limit(patience))
+	pid := programOf(t, f)
+	for range 3 {
+		check(t, do(t, f, "polite"), late, "")
+	}
+	if now := programOf(t, f); now != pid {
+		t.Errorf("process %d was replaced by %d", pid, now)
+	}
 
-	hung := background(t.Context(), f, list(t, "hang"))
+	f = offerRPC(t, pipelined(2), limit(50*time.Millisecond))
+	pid = programOf(t, f)
+	check(t, do(t, f, "hang"), late, "")
+	gone(t, itoa(pid))
+}
+
+// A process that does not let go of a call is replaced, once it has answered
+// the others.
+func TestRPCCancel(t *testing.T) {
+	f := offerRPC(t, pipelined(2))
+	pid := do(t, f, "pid").out
+	late, pass := overdue(t)
+	hung := background(late, f, list(t, "hang"))
 	eventually(t, "asked", func() bool { return heldCalls(f) == 1 })
 	check(t, do(t, f, "pid"), programExit(0), pid)
+	pass()
 	if res := await(t, hung); res.Code != "deadline" {
 		t.Errorf("%+v", res)
 	}
 	gone(t, pid)
-	eventually(t, "another process answers in time", func() bool { return do(t, f, "echo", "x").out == "\"x\"\n" })
+	check(t, do(t, f, "echo", "x"), programExit(0), "\"x\"\n")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	g := offerRPC(t, pipelined(2))
@@ -256,7 +277,8 @@ func TestRPCPipeline(t *testing.T) {
 	})
 }
 
-// Whatever the program does, no answer reaches another call.
+// Whatever the program does, no answer reaches another call. Half of the calls
+// have all the time they need: how many are answered is no matter of speed.
 func TestResidentChaos(t *testing.T) {
 	calls := 4000
 	if testing.Short() {
@@ -268,6 +290,7 @@ func TestResidentChaos(t *testing.T) {
 	timed(calls, 8, func() {
 		word := fmt.Sprintf("word %d", n.Add(1))
 		c := list(t, "echo", word)
+		late, pass := rand.IntN(2) == 0, func() {}
 		switch rand.IntN(60) {
 		case 0:
 			c = list(t, "crash")
@@ -276,18 +299,21 @@ func TestResidentChaos(t *testing.T) {
 		case 2:
 			c = list(t, "half", "{")
 		case 3:
-			c = list(t, "hang")
+			c, late = list(t, "hang"), true
 		case 4, 5:
 			c = list(t, "twice", word)
 		case 6, 7:
-			c = list(t, "polite")
+			c, late = list(t, "polite"), true
 		default:
 			if rand.IntN(4) == 0 {
 				c = list(t, "slow", word)
 			}
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+rand.IntN(200))*time.Millisecond)
-		defer cancel()
+		ctx := t.Context()
+		if late {
+			ctx, pass = context.WithTimeout(ctx, time.Duration(1+rand.IntN(200))*time.Millisecond)
+		}
+		defer pass()
 		got := runCall(ctx, f, c)
 		switch {
 		case got.Source == SourceProgram && got.Status == 0:
@@ -306,14 +332,15 @@ func TestResidentChaos(t *testing.T) {
 	eventually(t, "as before", func() bool { return takeCensus().children <= before.children })
 }
 
-// The same with lines: an answer is its call's, or there is none.
+// The same with lines: an answer is its call's, or there is none. The program
+// hangs where it is told to, since a call that has all the time would wait.
 func TestLineChaos(t *testing.T) {
 	before := takeCensus()
 	f := offer(t, Spec{Resident: LineByLine, Slots: 3, Grace: 20 * time.Millisecond, Argv: []string{"perl", "-e", `$| = 1; $SIG{TERM} = "IGNORE" if $$ % 2;
 		while (<STDIN>) {
 			$n++; $r = rand 40;
 			exit 3 if $n % 7 == 0;
-			if ($r < 1) { sleep 1000 }
+			if (/hang/) { sleep 1000 }
 			elsif ($r < 2) { chop; print; exit }
 			elsif ($r < 3) { print "$_$_"; next }
 			elsif ($r < 4) { kill 9, $$ }
@@ -322,8 +349,15 @@ func TestLineChaos(t *testing.T) {
 	var n, good atomic.Int64
 	timed(1200, 4, func() {
 		word := fmt.Sprintf("word %d\n", n.Add(1))
-		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+rand.IntN(60))*time.Millisecond)
-		defer cancel()
+		hang := rand.IntN(40) == 0
+		if hang {
+			word = "hang " + word
+		}
+		ctx, pass := t.Context(), func() {}
+		if hang || rand.IntN(2) == 0 {
+			ctx, pass = context.WithTimeout(ctx, time.Duration(1+rand.IntN(60))*time.Millisecond)
+		}
+		defer pass()
 		got := runCall(ctx, f, &Call{Input: []byte(word)})
 		switch {
 		case got.Source == SourceProgram:

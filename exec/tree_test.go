@@ -9,6 +9,7 @@ import (
 	osexec "os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,7 +38,7 @@ func TestLeftBehind(t *testing.T) {
 		"ignores TERM":       "trap '' TERM HUP INT; sleep 1000 & echo $!",
 		"stopped":            "sleep 1000 & echo $!; kill -STOP $!",
 		"many":               "for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 1000 & echo $!; setsid sh -c 'sleep 1000 & echo $! $$; wait' & sleep 0.1); done",
-		"forks when told":    "sh -c 'trap \"sleep 1000 &\" TERM; echo $$; while :; do sleep 1; done' & sleep 0.1",
+		"forks when told":    "{ sh -c 'trap \"sleep 1000 &\" TERM; echo $$; while :; do sleep 1; done' & } | { read -r pid; echo $pid; }",
 	}
 	for name, script := range scripts {
 		t.Run(name, func(t *testing.T) {
@@ -303,18 +304,15 @@ func TestNoLeaks(t *testing.T) {
 	if held := len(f.pool.idle); held > width {
 		t.Errorf("%d keepers for %d slots", held, width)
 	}
-	for _, s := range scanProcs() {
-		if s.ppid == os.Getpid() && s.state == 'Z' {
-			t.Errorf("zombie %d", s.pid)
-		}
-	}
+	eventually(t, "no zombie", func() bool {
+		return !slices.ContainsFunc(scanProcs(), func(s procStat) bool { return s.ppid == os.Getpid() && s.state == 'Z' })
+	})
 	f.Close()
 	eventually(t, "keepers gone", func() bool { return takeCensus().children <= before.children })
 }
 
 func TestIdleKeepersEnd(t *testing.T) {
-	defer func(d time.Duration) { idleAfter = d }(idleAfter)
-	idleAfter = 10 * time.Millisecond
+	set(t, &idleAfter, 10*time.Millisecond)
 	f := sh(t, "read x")
 	timed(12, 4, func() { f.Run(t.Context(), &Call{}) })
 	eventually(t, "one keeper left", func() bool {

@@ -112,6 +112,7 @@ func pidOf(t *testing.T, s string) int {
 // A program that does not live is not started without end; why is said once;
 // calls start their own.
 func TestWarmDies(t *testing.T) {
+	set(t, &steadyAfter, time.Hour) // on a busy machine one may take long to die
 	log, notes := newLines(), newLines()
 	broken := filepath.Join(t.TempDir(), "broken")
 	os.WriteFile(broken, nil, 0o600)
@@ -125,7 +126,11 @@ func TestWarmDies(t *testing.T) {
 	if !strings.Contains(got.err, "no module\n") {
 		t.Errorf("%+v", got)
 	}
-	os.Remove(broken)
+	eventually(t, "no process is about to look", func() bool {
+		f.warm.mu.Lock()
+		defer f.warm.mu.Unlock()
+		return f.warm.pause != nil && len(f.warm.idle)+f.warm.starting == 0 && os.Remove(broken) == nil
+	})
 	eventually(t, "well again", func() bool {
 		return runCall(t.Context(), f, &Call{Input: []byte("x")}).out == "x" && len(notes.said) > 0
 	})
@@ -145,8 +150,7 @@ func TestWarmDies(t *testing.T) {
 
 // A process that waits for long is ready, whatever was before.
 func TestWarmSteady(t *testing.T) {
-	defer func(d time.Duration) { steadyAfter = d }(steadyAfter)
-	steadyAfter = time.Millisecond
+	set(t, &steadyAfter, time.Millisecond)
 	notes := newLines()
 	file := filepath.Join(t.TempDir(), "twice")
 	sh(t, "test -e "+file+" || { : > "+file+"; exit 1; }; cat", warmMode(1), noted(notes))
@@ -204,15 +208,17 @@ func TestWarmKeeperKilled(t *testing.T) {
 }
 
 func TestWarmEnds(t *testing.T) {
-	script := "trap '' TERM; sleep 1000 & echo $$ $!; wait"
-	over := func(s *Spec) { s.Warm, s.Timeout, s.MaxOutput = 1, 300*time.Millisecond, 100 }
-	got := runCall(t.Context(), sh(t, script, over), &Call{})
-	check(t, got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 300ms"}, got.out)
+	script := "trap '' TERM; sleep 1000 & echo $$ $!; echo ready >&2; wait"
+	log := newLines()
+	f := sh(t, script, warmMode(1), logged(log), func(s *Spec) { s.Timeout = 50 * time.Millisecond })
+	log.next(t)
+	got := runCall(t.Context(), f, &Call{})
+	check(t, got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 50ms"}, got.out)
 	gone(t, got.out)
-	got = runCall(t.Context(), sh(t, "head -c 101 /dev/zero; cat", over), &Call{})
+	got = runCall(t.Context(), sh(t, "head -c 101 /dev/zero; cat", warmMode(1), func(s *Spec) { s.MaxOutput = 100 }), &Call{})
 	check(t, got, Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 100 bytes"}, strings.Repeat("\x00", 100))
 
-	f := sh(t, script, warmMode(1))
+	f = sh(t, script, warmMode(1))
 	ctx, cancel := context.WithCancel(t.Context())
 	said := newLines()
 	done := background(ctx, f, &Call{Stdout: said})

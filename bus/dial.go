@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -125,11 +126,7 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 	if err != nil {
 		return nil, &Error{Code: CodeNoNode, Message: addr + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
 	}
-	if o.KeepAlive == 0 {
-		KeepAlive(tcp, DefaultKeepAlive)
-	} else {
-		KeepAlive(tcp, o.KeepAlive)
-	}
+	pulse := KeepAlive(tcp, cmp.Or(o.KeepAlive, DefaultKeepAlive))
 	host, _, _ := net.SplitHostPort(addr)
 	nc := tls.Client(NewSocket(tcp), o.Credentials.Config(host))
 	if err := nc.HandshakeContext(try); err != nil {
@@ -143,7 +140,25 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 	}
 	with := *o
 	with.dialled = addr
-	return NewClient(ctx, nc, &with)
+	c, err := NewClient(ctx, nc, &with)
+	if err == nil {
+		go c.watch(pulse) // ends with the connection
+	}
+	return c, err
+}
+
+// watch keeps a connection whose node is only stopped.
+func (c *Client) watch(p *Pulse) {
+	tick := time.NewTicker(p.Every())
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-tick.C:
+			p.Check()
+		}
+	}
 }
 
 // dialReason is the part of a dial's error that says why.

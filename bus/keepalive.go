@@ -2,35 +2,87 @@ package bus
 
 import (
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// KeepAlive has the kernel give a TCP connection up when its peer was silent for
-// about d, at least 3 seconds: probes while nothing is sent, and TCP_USER_TIMEOUT
-// for what was sent and is not acknowledged (tcp(7)).
-func KeepAlive(nc net.Conn, d time.Duration) error {
+// A Pulse has the kernel give a TCP connection up when its peer was silent for as
+// long as it may be: probes while nothing is sent, and TCP_USER_TIMEOUT for what
+// was sent and is not acknowledged (tcp(7)).
+//
+// By itself TCP_USER_TIMEOUT gives up as well a peer that reads nothing for so
+// long, though its machine answers: a caller that was stopped is not dead. So
+// [Pulse.Check] is to be called now and then. The nil Pulse does nothing.
+type Pulse struct {
+	raw   syscall.RawConn
+	limit time.Duration
+
+	checked time.Time // when the peer was last seen to take what is sent
+	held    time.Time // since when it does not; zero: it does
+}
+
+// MinKeepAlive is the least that a peer may be silent for: less is a bad moment of
+// the network.
+const MinKeepAlive = 3 * time.Second
+
+// KeepAlive begins it. The peer may be silent for about d, at least 3 seconds.
+// It returns nil if nc is not TCP.
+func KeepAlive(nc net.Conn, d time.Duration) *Pulse {
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {
 		return nil
 	}
-	d = max(d, 3*time.Second)
+	d = max(d, MinKeepAlive)
 	const probes = 3
 	idle := max(d/2, time.Second)
-	err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: idle, Interval: max((d-idle)/probes, time.Second), Count: probes})
-	if err != nil {
-		return err
-	}
+	tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: idle, Interval: max((d-idle)/probes, time.Second), Count: probes})
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return err
+		return nil // it is closed
 	}
-	var serr error
-	if err := raw.Control(func(fd uintptr) {
-		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
-	}); err != nil {
-		return err
+	p := &Pulse{raw: raw, limit: d, checked: time.Now()}
+	raw.Control(func(fd uintptr) { p.set(fd, d) })
+	return p
+}
+
+// set has the kernel wait as long for an answer.
+func (p *Pulse) set(fd uintptr, d time.Duration) {
+	unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+}
+
+// Every is how often Check is to be called.
+func (p *Pulse) Every() time.Duration { return p.limit / 3 }
+
+// Check looks whether the peer takes what is sent. While it does not, and its
+// machine answers the kernel's probes, the end is put off: it comes two limits
+// after the last answer. Calls must not overlap.
+func (p *Pulse) Check() {
+	if p != nil {
+		p.raw.Control(p.check)
 	}
-	return serr
+}
+
+func (p *Pulse) check(fd uintptr) {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return
+	}
+	now := time.Now()
+	if info.Notsent_bytes == 0 || info.Unacked > 0 && info.Snd_wnd > 0 {
+		p.checked = now
+		if !p.held.IsZero() {
+			p.held = time.Time{}
+			p.set(fd, p.limit)
+		}
+		return
+	}
+	if p.held.IsZero() {
+		p.held = p.checked // at the earliest
+	}
+	// The kernel counts from when it began to probe. The sum also bounds the pause
+	// that it makes before its next probe.
+	answered := time.Duration(info.Last_ack_recv) * time.Millisecond
+	p.set(fd, now.Sub(p.held)+2*p.limit-min(answered, 2*p.limit))
 }

@@ -90,7 +90,7 @@ func (n *Node) ServeTCP(l net.Listener) error {
 func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 	from := nc.RemoteAddr().String()
 	nc.SetDeadline(time.Now().Add(handshakeTime))
-	bus.KeepAlive(nc, n.cfg.KeepAlive)
+	pulse := bus.KeepAlive(nc, n.cfg.KeepAlive)
 	sock := bus.NewSocket(nc)
 	tc := tls.Server(sock, config)
 	if err := handshake(tc, sock, places); err != nil {
@@ -110,7 +110,7 @@ func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 	nc.SetDeadline(time.Time{})
 	n.arriving.Add(1) // before it is entering no more: a drain waits for either
 	n.entering.end(nc)
-	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id}
+	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse}
 	n.serve(tc, peer, false)
 }
 
@@ -208,15 +208,19 @@ func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	}
 }
 
-// watch ends what has expired, and looks at the list of tickets, until done is
-// closed.
+// watch ends what has expired, and looks at the list of tickets and at peers that
+// read nothing, until done is closed.
 func (n *Node) watch() {
-	tick := time.NewTicker(refreshTime)
+	tick, pulse := time.NewTicker(refreshTime), time.NewTicker(n.cfg.KeepAlive/3)
 	defer tick.Stop()
+	defer pulse.Stop()
 	for {
 		select {
 		case <-n.done:
 			return
+		case <-pulse.C:
+			n.checkPulses()
+			continue
 		case <-tick.C:
 		}
 		if a, ok := n.cfg.Gate.(*trust.Authority); ok {
@@ -226,6 +230,21 @@ func (n *Node) watch() {
 		}
 		now := time.Now().Round(0) // the wall's clock: certificates end by that
 		n.dismiss(trust.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
+	}
+}
+
+// checkPulses keeps the connections of peers that are only stopped.
+func (n *Node) checkPulses() {
+	var list []*bus.Pulse
+	n.mu.Lock()
+	for _, s := range n.sessions {
+		if s.peer.pulse != nil {
+			list = append(list, s.peer.pulse)
+		}
+	}
+	n.mu.Unlock()
+	for _, p := range list {
+		p.Check()
 	}
 }
 

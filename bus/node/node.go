@@ -126,7 +126,7 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Queue <= 0 {
 		cfg.Queue = DefaultQueue
 	}
-	cfg.KeepAlive = cmp.Or(cfg.KeepAlive, bus.DefaultKeepAlive)
+	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, bus.DefaultKeepAlive), bus.MinKeepAlive)
 	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultConnections)
 	cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket)
 	if cfg.Name == "" {

@@ -23,6 +23,7 @@ type Peer struct {
 	Joining bool          // holds an invitation, which it may exchange and nothing else
 
 	identity *trust.Identity // to be checked again once the connection is known
+	pulse    *bus.Pulse      // nil on this machine
 }
 
 // forAll are the node's own functions that everybody may call. They show each no

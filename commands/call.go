@@ -20,30 +20,31 @@ import (
 
 // callOptions are the flags of fbus call.
 type callOptions struct {
-	name     string
-	args     []string
-	data     string
-	fields   []bus.Field
-	input    string
-	noStdin  bool
-	output   string
-	pretty   bool
-	timeout  durationValue
-	wait     durationValue
-	noWait   bool
-	retries  int
-	on       string
-	node     string
-	statusFD int
-	statusTo string
-	all      bool
-	replies  int
-	tag      bool
-	json     bool
-	quiet    bool
-	verbose  bool
-	hasData  bool
-	hasFD    bool
+	name      string
+	args      []string
+	data      string
+	fields    []bus.Field
+	input     string
+	noStdin   bool
+	output    string
+	pretty    bool
+	timeout   durationValue
+	wait      durationValue
+	noWait    bool
+	retries   int
+	on        string
+	node      string
+	keepAlive keepAliveValue
+	statusFD  int
+	statusTo  string
+	all       bool
+	replies   int
+	tag       bool
+	json      bool
+	quiet     bool
+	verbose   bool
+	hasData   bool
+	hasFD     bool
 
 	hasReplies bool
 }
@@ -83,6 +84,7 @@ With --all the exit status is the worst; the fields of --json are those of map.`
 			&cli.BoolFlag{Name: "tag", Usage: "with --all: begin each line with the worker's name and a tab", Destination: &o.tag, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "json", Usage: "with --all: one JSON object a line for each worker", Destination: &o.json, DisableDefaultText: true},
 			nodeFlag(&o.node),
+			keepAliveFlag(&o.keepAlive),
 			&cli.IntFlag{Name: "status-fd", Usage: "write how it ended, as JSON, to descriptor `N`", Destination: &o.statusFD, DefaultText: "none"},
 			&cli.StringFlag{Name: "status-file", Usage: "write how it ended, as JSON, to `FILE`", Destination: &o.statusTo},
 			quietFlag(&o.quiet),
@@ -293,7 +295,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d+time.Second, bus.ErrDeadline)
 		defer cancel()
 	}
-	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: true})
+	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: true, KeepAlive: o.keepAlive.d})
 	if err == nil {
 		// The connection ends with this process: that is the quickest way.
 		o.patience(req, time.Since(began))

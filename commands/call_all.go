@@ -46,7 +46,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		}
 		defer out.discard()
 	}
-	client, p, err := reach(o.node, o.name, o.on, o.wait)
+	client, p, err := reach(o.node, o.name, o.on, o.wait, o.keepAlive.d)
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type mapOptions struct {
 	resume    bool
 	on        string
 	node      string
+	keepAlive keepAliveValue
 	bar       bool
 	noBar     bool
 	quiet     bool
@@ -76,6 +77,7 @@ message is why fbus ended a call; file is there with -o.`,
 			&cli.BoolFlag{Name: "resume", Usage: "skip items that the job log shows done", Destination: &o.resume, DisableDefaultText: true},
 			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
 			nodeFlag(&o.node),
+			keepAliveFlag(&o.keepAlive),
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function, and workers that were lost", Value: &o.wait},
 			&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is no terminal", Destination: &o.bar, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "no-bar", Usage: "do not show progress", Destination: &o.noBar, DisableDefaultText: true},
@@ -172,7 +174,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
-	client, p, err := reach(o.node, o.name, o.on, o.wait)
+	client, p, err := reach(o.node, o.name, o.on, o.wait, o.keepAlive.d)
 	if err != nil {
 		return err
 	}
@@ -187,8 +189,8 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 }
 
 // reach connects to a node on which somebody offers the function.
-func reach(address, name, on string, wait durationValue) (*bus.Client, place, error) {
-	client, p, err := connect(context.Background(), address, wait, &bus.DialOptions{Name: hostname()})
+func reach(address, name, on string, wait durationValue, keepAlive time.Duration) (*bus.Client, place, error) {
+	client, p, err := connect(context.Background(), address, wait, &bus.DialOptions{Name: hostname(), KeepAlive: keepAlive})
 	if err != nil {
 		return nil, p, err
 	}

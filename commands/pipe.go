@@ -28,14 +28,15 @@ const (
 
 // pipeOptions are the flags of fbus pipe.
 type pipeOptions struct {
-	jobs    int
-	timeout durationValue
-	wait    durationValue
-	on      string
-	node    string
-	text    bool
-	quiet   bool
-	verbose bool
+	jobs      int
+	timeout   durationValue
+	wait      durationValue
+	on        string
+	node      string
+	keepAlive keepAliveValue
+	text      bool
+	quiet     bool
+	verbose   bool
 }
 
 func pipeCommand() *cli.Command {
@@ -73,6 +74,7 @@ stdin what is in flight is finished. If the node is lost, that is answered with
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, and with each call for its function and a slot", Value: &o.wait},
 			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
 			nodeFlag(&o.node),
+			keepAliveFlag(&o.keepAlive),
 			&cli.BoolFlag{Name: "text", Usage: "every result is a string, JSON or not", Destination: &o.text, DisableDefaultText: true},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "say which node it is, and which worker has had each call"),
@@ -146,7 +148,7 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 	}
 	// A signal ends the process as everybody expects, and with it the connection,
 	// and so the calls: there is nothing to clean up.
-	client, at, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	client, at, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname(), KeepAlive: o.keepAlive.d})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"fbus/bus"
+
+	"github.com/urfave/cli/v2"
 )
 
 // durationValue is a flag's D: 300ms 90s 5m 7d, or several units in a row. A
@@ -18,6 +21,23 @@ type durationValue struct {
 	set     bool
 	forever bool // "forever" was given
 	allow   bool // and may be
+}
+
+// keepAliveValue is --keepalive: how long a peer over TCP may be silent.
+type keepAliveValue struct{ durationValue }
+
+// Set implements flag.Value.
+func (v *keepAliveValue) Set(s string) error {
+	err := v.durationValue.Set(s)
+	if err == nil && v.d <= 0 {
+		err = errors.New("more than 0 is due")
+	}
+	return err
+}
+
+// keepAliveFlag is that of a client.
+func keepAliveFlag(v *keepAliveValue) cli.Flag {
+	return &cli.GenericFlag{Name: "keepalive", Usage: "over TCP: give a silent node up after `D`, at least 3s; default 10s", Value: v}
 }
 
 var units = []struct {

@@ -18,12 +18,13 @@ import (
 
 // workerOptions are the flags of the commands that are workers.
 type workerOptions struct {
-	node    string
-	wait    durationValue
-	worker  string
-	drain   durationValue
-	quiet   bool
-	verbose bool
+	node      string
+	wait      durationValue
+	worker    string
+	drain     durationValue
+	keepAlive keepAliveValue
+	quiet     bool
+	verbose   bool
 }
 
 func newWorkerOptions() workerOptions {
@@ -35,6 +36,7 @@ func (o *workerOptions) flags() []cli.Flag {
 		&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
 		&cli.StringFlag{Name: "worker", Usage: "call this worker `NAME`; default: the host's name", Destination: &o.worker},
 		nodeFlag(&o.node),
+		keepAliveFlag(&o.keepAlive),
 		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 		quietFlag(&o.quiet),
 		verboseFlag(&o.verbose, "say how each call ended"),
@@ -65,7 +67,7 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 
 // start connects and makes the first offers; a signal ends that.
 func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal) error {
-	dial := bus.DialOptions{Name: o.workerName(), Instance: bus.NewInstance()}
+	dial := bus.DialOptions{Name: o.workerName(), Instance: bus.NewInstance(), KeepAlive: o.keepAlive.d}
 	wait := o.wait
 	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
 		c, p, err := connect(ctx, o.node, wait, &dial)

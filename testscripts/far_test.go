@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -33,14 +34,12 @@ type far struct {
 	toNode    *line
 	toFar     *line
 	worker    *said // on the far machine
+	giveUp    time.Duration
 }
 
-// giveUp is how long a peer may be silent here.
-const giveUp = 3 * time.Second
-
-func newFar(t *testing.T) *far {
-	t.Parallel()
-	f := &far{t: t, dir: t.TempDir(), near: newMachine(t, nodeAddress), far: newMachine(t, farAddress)}
+// newFar makes it, with peers that may be silent for so long.
+func newFar(t *testing.T, giveUp time.Duration) *far {
+	f := &far{t: t, giveUp: giveUp, dir: t.TempDir(), near: newMachine(t, nodeAddress), far: newMachine(t, farAddress)}
 	c := connect(t, f.far, f.near)
 	f.toNode, f.toFar = &c.there, &c.back
 	f.serve()
@@ -66,6 +65,7 @@ func (f *far) command(m *machine, args ...string) *exec.Cmd {
 	}
 	if m == f.far {
 		cmd.Env = append(cmd.Env, "FBUS_HOME="+f.path("far-home"), "FBUS_TICKET="+f.path("ticket"))
+		cmd.Args = slices.Insert(cmd.Args, 2, "--keepalive", f.giveUp.String())
 	} else {
 		cmd.Env = append(cmd.Env, "FBUS_HOME="+f.path("home"), "FBUS_NODE="+f.path("bus.sock"))
 	}
@@ -105,9 +105,7 @@ func (f *far) begin(m *machine, cmd *exec.Cmd) *said {
 		close(s.done)
 	}()
 	f.t.Cleanup(func() {
-		select {
-		case <-s.done:
-		default:
+		if !s.ended() {
 			cmd.Process.Signal(syscall.SIGCONT)
 			cmd.Process.Signal(syscall.SIGINT)
 			time.AfterFunc(100*time.Millisecond, func() { cmd.Process.Signal(syscall.SIGINT) })
@@ -119,6 +117,15 @@ func (f *far) begin(m *machine, cmd *exec.Cmd) *said {
 		s.err.Close()
 	})
 	return s
+}
+
+func (s *said) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *said) stderr() string {
@@ -138,7 +145,7 @@ func (f *far) eventually(what string, test func() bool) {
 
 func (f *far) serve() {
 	f.t.Helper()
-	s := f.begin(f.near, f.command(f.near, "serve", "-v", "--socket", f.path("bus.sock"), "--keepalive", giveUp.String(), "--network", "far"))
+	s := f.begin(f.near, f.command(f.near, "serve", "-v", "--socket", f.path("bus.sock"), "--keepalive", f.giveUp.String(), "--network", "far"))
 	f.eventually("the node is ready", func() bool { return strings.Contains(s.stderr(), "is ready at") })
 }
 
@@ -146,7 +153,7 @@ func (f *far) serve() {
 // and stays.
 func (f *far) offer(m *machine, name string) *said {
 	f.t.Helper()
-	program := `case $1 in '') exec cat;; hold) echo $$ >"$DIR/$2"; exec sleep 600;; *) echo $1;; esac`
+	program := `case $1 in '') exec cat;; hold) echo $$ >"$DIR/$2"; exec sleep 600;; flood) echo $$ >"$DIR/$2"; exec cat /dev/zero;; *) echo $1;; esac`
 	s := f.begin(m, f.command(m, "offer", name, "--worker", name, "--slots", "8", "--args", "argv", "--", "sh", "-c", program, "sh"))
 	f.eventually(name+" is offered", func() bool { return strings.Contains(s.stderr(), "offering") })
 	return s
@@ -156,15 +163,20 @@ func (f *far) offer(m *machine, name string) *said {
 // waits until its program runs.
 func (f *far) hold(m *machine, function string, flags ...string) (call *said, pid func() int) {
 	f.t.Helper()
+	return f.run(m, function, "hold", flags)
+}
+
+func (f *far) run(m *machine, function, what string, flags []string) (call *said, pid func() int) {
+	f.t.Helper()
 	file := fmt.Sprintf("pid-%d", rand.Uint64())
-	call = f.begin(m, f.command(m, append(append([]string{"call"}, flags...), function, "hold", file)...))
+	call = f.begin(m, f.command(m, append(append([]string{"call"}, flags...), function, what, file)...))
 	read := func() int {
 		pid := 0
 		text, _ := os.ReadFile(f.path(file))
 		fmt.Sscan(string(text), &pid)
 		return pid
 	}
-	f.eventually("the program of "+function+" runs", func() bool { return read() > 0 })
+	f.eventually("the program of "+function+" runs", func() bool { return read() > 0 || call.ended() })
 	return call, read
 }
 
@@ -234,6 +246,7 @@ func (c *copying) whole(f *far) {
 // says so; nothing runs on for nobody; and when the way is there again the worker
 // is, too.
 func TestFarBreaks(t *testing.T) {
+	t.Parallel()
 	for _, broken := range []struct {
 		name        string
 		begin, mend func(f *far)
@@ -252,14 +265,15 @@ func TestFarBreaks(t *testing.T) {
 			func(f *far) {}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
-			f := newFar(t)
+			t.Parallel()
+			f := newFar(t, 5*time.Second)
 			fromFar, runsNear := f.hold(f.far, "near")
-			fromFarTimed, _ := f.hold(f.far, "near", "-t", "4s")
+			fromFarTimed, _ := f.hold(f.far, "near", "-t", "2s")
 			fromNear, runsFar := f.hold(f.near, "far")
-			fromNearTimed, _ := f.hold(f.near, "far", "-t", "4s")
+			fromNearTimed, _ := f.hold(f.near, "far", "-t", "2s")
 			broken.begin(f)
-			f.ends(fromFarTimed, 124, "deadline of 4s exceeded")
-			f.ends(fromNearTimed, 124, "deadline of 4s exceeded")
+			f.ends(fromFarTimed, 124, "deadline of 2s exceeded")
+			f.ends(fromNearTimed, 124, "deadline of 2s exceeded")
 			f.ends(fromNear, 74, "worker far was lost: the call may have run")
 			f.ends(fromFar, 255, "may have run")
 			f.eventually("the programs of lost calls are ended", func() bool { return !running(runsNear()) && !running(runsFar()) })
@@ -273,7 +287,8 @@ func TestFarBreaks(t *testing.T) {
 // TestFarStopped: who is stopped is silent, but not dead: its machine answers. Its
 // calls go on when it does, however long that was.
 func TestFarStopped(t *testing.T) {
-	f := newFar(t)
+	t.Parallel()
+	f := newFar(t, 3*time.Second)
 	const size = 32 << 20
 	caller := f.copying(f.far, "near", size)
 	worker := f.copying(f.near, "far", size)
@@ -282,7 +297,7 @@ func TestFarStopped(t *testing.T) {
 	for _, pid := range pids {
 		syscall.Kill(pid, syscall.SIGSTOP)
 	}
-	time.Sleep(2 * giveUp) // nothing is to happen
+	time.Sleep(2 * f.giveUp) // nothing is to happen
 	for _, pid := range pids {
 		syscall.Kill(pid, syscall.SIGCONT)
 	}
@@ -290,9 +305,24 @@ func TestFarStopped(t *testing.T) {
 	worker.whole(f)
 }
 
+// TestFarStoppedThenGone: a stopped peer whose machine answers no more is dead.
+func TestFarStoppedThenGone(t *testing.T) {
+	t.Parallel()
+	f := newFar(t, 3*time.Second)
+	caller, pid := f.run(f.far, "near", "flood", []string{"-o", os.DevNull})
+	caller.cmd.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(2 * f.giveUp) // it is kept as long as its machine answers
+	if !running(pid()) {
+		t.Fatal("a stopped caller was given up")
+	}
+	f.toNode.cut.Store(true)
+	f.eventually("its program is ended", func() bool { return !running(pid()) })
+}
+
 // TestFarBad: over a way that loses packets, or takes its time, bytes are exact,
 // and calls end as they do elsewhere.
 func TestFarBad(t *testing.T) {
+	t.Parallel()
 	for _, bad := range []struct {
 		name  string
 		begin func(l *line)
@@ -301,7 +331,8 @@ func TestFarBad(t *testing.T) {
 		{"200 ms later", func(l *line) { l.delay.Store(int64(200 * time.Millisecond)) }},
 	} {
 		t.Run(bad.name, func(t *testing.T) {
-			f := newFar(t)
+			t.Parallel()
+			f := newFar(t, 10*time.Second)
 			bad.begin(f.toNode)
 			bad.begin(f.toFar)
 			const size = 1 << 20
@@ -310,14 +341,14 @@ func TestFarBad(t *testing.T) {
 				f.copying(f.near, "far", size, "-w", "30s"),
 			}
 			timed := f.begin(f.far, f.command(f.far, "call", "-w", "30s", "-t", "9s", "near", "hold", "pid-far"))
-			timedFar, _ := f.hold(f.near, "far", "-t", "4s")
+			timedFar, _ := f.hold(f.near, "far", "-t", "2s")
 			f.answers(f.far, "near")
 			f.answers(f.near, "far")
 			for _, c := range copies {
 				c.whole(f)
 			}
 			f.ends(timed, 124, "deadline of 9s exceeded")
-			f.ends(timedFar, 124, "deadline of 4s exceeded")
+			f.ends(timedFar, 124, "deadline of 2s exceeded")
 			if f.toNode.passed.Load() == 0 || f.toFar.passed.Load() == 0 {
 				t.Error("the cable was not used")
 			}

@@ -55,6 +55,13 @@ func newFar(t *testing.T, giveUp time.Duration) *far {
 
 func (f *far) path(name string) string { return filepath.Join(f.dir, name) }
 
+// notShort skips what waits long where time is short.
+func notShort(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("waits some seconds for a peer to be given up")
+	}
+}
+
 // command is fbus as it is run on one of the machines.
 func (f *far) command(m *machine, args ...string) *exec.Cmd {
 	cmd := exec.Command("fbus", args...)
@@ -265,6 +272,9 @@ func TestFarBreaks(t *testing.T) {
 			func(f *far) {}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
+			if broken.name != "link down" {
+				notShort(t)
+			}
 			t.Parallel()
 			f := newFar(t, 5*time.Second)
 			fromFar, runsNear := f.hold(f.far, "near")
@@ -287,8 +297,9 @@ func TestFarBreaks(t *testing.T) {
 // TestFarStopped: who is stopped is silent, but not dead: its machine answers. Its
 // calls go on when it does, however long that was.
 func TestFarStopped(t *testing.T) {
+	notShort(t)
 	t.Parallel()
-	f := newFar(t, 3*time.Second)
+	f := newFar(t, 6*time.Second)
 	const size = 32 << 20
 	caller := f.copying(f.far, "near", size)
 	worker := f.copying(f.near, "far", size)
@@ -297,7 +308,7 @@ func TestFarStopped(t *testing.T) {
 	for _, pid := range pids {
 		syscall.Kill(pid, syscall.SIGSTOP)
 	}
-	time.Sleep(2 * f.giveUp) // nothing is to happen
+	time.Sleep(3 * f.giveUp / 2) // nothing is to happen
 	for _, pid := range pids {
 		syscall.Kill(pid, syscall.SIGCONT)
 	}
@@ -307,11 +318,12 @@ func TestFarStopped(t *testing.T) {
 
 // TestFarStoppedThenGone: a stopped peer whose machine answers no more is dead.
 func TestFarStoppedThenGone(t *testing.T) {
+	notShort(t)
 	t.Parallel()
-	f := newFar(t, 3*time.Second)
+	f := newFar(t, 6*time.Second)
 	caller, pid := f.run(f.far, "near", "flood", []string{"-o", os.DevNull})
 	caller.cmd.Process.Signal(syscall.SIGSTOP)
-	time.Sleep(2 * f.giveUp) // it is kept as long as its machine answers
+	time.Sleep(3 * f.giveUp / 2) // it is kept as long as its machine answers
 	if !running(pid()) {
 		t.Fatal("a stopped caller was given up")
 	}
@@ -331,6 +343,9 @@ func TestFarBad(t *testing.T) {
 		{"200 ms later", func(l *line) { l.delay.Store(int64(200 * time.Millisecond)) }},
 	} {
 		t.Run(bad.name, func(t *testing.T) {
+			if bad.name != "one packet in ten is lost" {
+				notShort(t)
+			}
 			t.Parallel()
 			f := newFar(t, 10*time.Second)
 			bad.begin(f.toNode)

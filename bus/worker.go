@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"fbus/bus/trust"
 )
 
 // Back-off of a worker that has lost its node.
@@ -53,13 +55,18 @@ func (w *Worker) Start(ctx context.Context) error {
 }
 
 // Run serves until ctx ends, and returns nil then; [Worker.Drain] is to follow.
-// It returns an error if the node denies what is offered: that is final.
+// It returns an error if the node denies what is offered, or that this worker enters:
+// that is final.
 func (w *Worker) Run(ctx context.Context) error {
 	for {
 		c := w.current()
 		if c != nil {
 			select {
 			case <-c.Done():
+				// An identity that has expired may have been renewed meanwhile.
+				if err := asError(c.Err(), CodeNodeLost); errors.Is(err, ErrDenied) && err.Code != trust.CodeExpired {
+					return err
+				}
 				w.notice("%v: looking for a node", c.Err())
 			case <-ctx.Done():
 				return nil

@@ -23,7 +23,8 @@ func (id *Identity) Caller() string { return "ticket:" + id.Name }
 // Admit says who has completed this handshake, as the authority's list has it
 // now, or why nobody has. It is to be called before anything that the peer sent
 // is read; the error's code and message may be told to the peer. from is the
-// peer's address, for the list.
+// peer's address, for the list. Beside an error an identity is only what the CA has
+// signed, for the log.
 //
 // An invitation is admitted (Joining) after it was burnt too, while it lasts,
 // since the reply may have been lost; what it gets then is decided by Exchange.
@@ -47,11 +48,11 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	id := &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter, Joining: n.join}
 	r, err := a.check(id, now)
 	if err != nil {
-		return nil, err
+		return id, err
 	}
 	hash, err := keyHash(cert.PublicKey)
 	if err != nil || hash != r.Key {
-		return nil, errorf(CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
+		return id, errorf(CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
 	}
 	a.list.saw(id.Serial, from)
 	return id, nil

@@ -63,6 +63,10 @@ func JSON(doc []byte) Args {
 	return Args{kind: KindJSON, data: doc}
 }
 
+// RawArgs makes arguments of what a CALL has brought, or will bring: Args of an
+// [Invocation], and its Kind.
+func RawArgs(kind Kind, data []byte) Args { return Args{kind: kind, data: data} }
+
 // appendStr appends a str of any length.
 func appendStr(dst []byte, s string) []byte {
 	return append(appendStrHeader(dst, len(s)), s...)

@@ -120,7 +120,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		return Result{}, false, err
 	}
 	frame.Timeout = left
-	if left > 0 {
+	if left > 0 && req.Posted == nil { // a job's time begins when a worker has it
 		// The node keeps the deadline; this one is for a node that hangs.
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, errorf(CodeDeadline, "deadline exceeded"))

@@ -111,6 +111,16 @@ func (s Source) String() string {
 	return "fbus"
 }
 
+// ParseSource is the source of that name, as String gives it.
+func ParseSource(name string) Source {
+	for _, s := range []Source{FromProgram, FromSignal} {
+		if s.String() == name {
+			return s
+		}
+	}
+	return FromBus
+}
+
 // Flags of CALL.
 const (
 	// FlagInputEnd: the input is complete with this frame.

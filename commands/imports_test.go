@@ -36,6 +36,8 @@ func TestImports(t *testing.T) {
 		"github.com/rogpeppe/":         {},
 		"github.com/coreos/":           {"fbus/commands"},
 		"github.com/google/go-cmp/cmp": {},
+		"go.etcd.io/bbolt":             {"fbus/bus/jobs"},
+		"github.com/oklog/ulid":        {"fbus/bus/jobs"},
 	}
 	for pkg, imports := range direct {
 		for _, imp := range imports {

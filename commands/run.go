@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"fbus/bus"
+	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/exec"
 
@@ -190,15 +191,22 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 	if err != nil {
 		return nil, fail(exitInternal, "%v", err)
 	}
-	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note})
+	posted, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "state", "jobs"), Warn: log, Volatile: true})
 	if err != nil {
 		l.Close()
+		return nil, fail(exitInternal, "%v", err)
+	}
+	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note, Jobs: posted})
+	if err != nil {
+		l.Close()
+		posted.Close()
 		return nil, err
 	}
 	go n.Serve(l) // ends when the listener is closed
 	stopNode := func() {
 		l.Close()
 		n.Close()
+		posted.Close()
 	}
 	for _, f := range list {
 		f.env = slices.Concat(env[:1], env[2:], f.env) // FBUS_NODE is set by the function

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/node"
 
@@ -32,12 +33,13 @@ type serveOptions struct {
 	quiet   bool
 	verbose bool
 	tcp     tcpOptions
+	jobs    jobOptions
 
 	hasNetwork bool
 }
 
 func newServeOptions() *serveOptions {
-	return &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue}
+	return &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue, jobs: newJobOptions()}
 }
 
 func serveCommand() *cli.Command {
@@ -77,7 +79,7 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 
 // nodeFlags are what can be said about a node, on the command line or in a file.
 func (o *serveOptions) nodeFlags() []cli.Flag {
-	return append(o.tcp.flags(),
+	return append(append(o.tcp.flags(), o.jobs.flags()...),
 		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
 		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
 		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
@@ -136,12 +138,13 @@ type servedNode struct {
 	door   *door
 
 	journal *journal.Journal // nil: none is kept
+	jobs    *jobs.Manager    // nil: none can be posted
 	log     *callLog
 	served  chan error // why it listens no more
 }
 
 // startNode makes a node and lets it listen. It is to be closed.
-func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
+func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err error) {
 	if o.hasNetwork && o.network == "" {
 		return nil, usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
 	}
@@ -170,6 +173,17 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 	}
 	n.l, n.path = sockets.unix, sockets.unix[0].Path()
 	warn := logger(stderr)
+	var noJobs error
+	if n.jobs, noJobs = o.jobs.open(network, warn); isLocked(noJobs) {
+		closeAll(n.l)
+		n.log.close()
+		return nil, noJobs
+	}
+	defer func() {
+		if err != nil {
+			closeJobs(n.jobs)
+		}
+	}()
 	if n.door, err = o.tcp.open(network, sockets.tcp, warn); err != nil {
 		closeAll(n.l)
 		n.log.close()
@@ -185,7 +199,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (*servedNode, error) {
 	}
 	n.door.configure(&config)
 	n.journal = openJournal(network, warn)
-	config.Journal = n.journal
+	config.Journal, config.Jobs, config.NoJobs = n.journal, n.jobs, noJobs
 	n.Node, err = node.New(config)
 	if err != nil {
 		closeAll(n.l)
@@ -233,6 +247,7 @@ func (n *servedNode) close() {
 	n.Node.Close()
 	closeAll(n.l)
 	n.door.close()
+	closeJobs(n.jobs)
 	n.log.close()
 	n.closeJournal()
 }

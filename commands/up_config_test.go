@@ -76,7 +76,7 @@ idempotent = true
 func TestConfigNodeHasEveryFlag(t *testing.T) {
 	text := map[string]string{
 		"listen": `["127.0.0.1:1", "[::1]:2"]`, "keepalive": `"5s"`, "max-connections": "7", "max-per-ticket": "8", "queue": "9",
-		"no-tcp": "true", "drain": `"5s"`,
+		"no-tcp": "true", "max-jobs": "10", "max-spool": `"1G"`, "drain": `"5s"`,
 	}
 	for _, flag := range newServeOptions().nodeFlags() {
 		name, _ := namesOf(flag)

@@ -1,9 +1,9 @@
 package node
 
 import (
-	"bytes"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,9 +18,11 @@ type function struct {
 	text   []byte // name, for frames
 	offers []*offer
 	queue  queue
-	calls  int    // not finished, queued or with a worker
-	done   uint64 // calls that ended with a program's status 0
-	failed uint64 // calls that ended otherwise
+	jobs   []*call // posted ones that wait: for slots that the queue leaves free
+	turns  int     // slots that the queue has had since the last of them
+	calls  int     // not finished, queued or with a worker
+	done   uint64  // calls that ended with a program's status 0
+	failed uint64  // calls that ended otherwise
 }
 
 // offer is one worker's slots for one function.
@@ -94,8 +96,11 @@ type call struct {
 	queued     bool
 	seen       bool // a worker was there that could take it
 
-	caller, job, origin []byte // of a job's call: who posted it, its id, what posted it
-	attempt             uint64 // of the job
+	// Of an attempt at a posted call.
+	job, caller, origin []byte        // its id, who has posted it, and what; empty: none
+	attempt             uint64        // from 1
+	limit               time.Duration // from its start
+	counted             bool          // it has begun
 
 	offer    *offer // nil: not with a worker
 	workerID uint64
@@ -188,8 +193,8 @@ func (s *session) refuseCall(f *bus.CallFrame, late bool) (code, msg string) {
 		return bus.CodeBusy, fmt.Sprintf("%d calls open on one connection are the limit", maxOpen)
 	case n.budget.Full():
 		return bus.CodeBusy, "the node's buffers are full"
-	case s.own >= ownPerConn && reserved(string(f.Name)):
-		return bus.CodeBusy, fmt.Sprintf("%d calls of the node's own functions on one connection are the limit", ownPerConn)
+	case reserved(string(f.Name)) && s.ownFull(string(f.Name)):
+		return bus.CodeBusy, fmt.Sprintf("%d calls of the node's own functions on one connection are the limit", limitsOf(string(f.Name)).perConn)
 	}
 	if _, err := path.Match(string(f.On), ""); err != nil {
 		return bus.CodeUsage, fmt.Sprintf("%q is no glob", clean(f.On))
@@ -214,9 +219,6 @@ func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
 	if f.WaitFunction >= bus.Forever {
 		c.waitFunction = -1
 	}
-	if s.background {
-		c.caller, c.job, c.attempt, c.origin = bytes.Clone(f.Caller), bytes.Clone(f.Job), f.Attempt, bytes.Clone(f.Origin)
-	}
 	c.inputEnded = c.whole
 	c.bytesIn = int64(len(f.Input))
 	for i := range c.flows {
@@ -224,12 +226,15 @@ func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
 	}
 	c.flows[bus.Output].held = int64(f.WindowOutput)
 	c.flows[bus.Stderr].held = int64(f.WindowStderr)
-	if f.Timeout > 0 {
+	if s.background {
+		c.takePosted(f)
+	} else if f.Timeout > 0 {
 		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
 	}
 	if reserved(c.fn.name) {
-		s.own++
-		if own := c.arrived.Add(ownTime); c.deadline.IsZero() || own.Before(c.deadline) {
+		limits := limitsOf(c.fn.name)
+		*s.ownCalls(limits)++
+		if own := c.arrived.Add(limits.time); limits.time > 0 && (c.deadline.IsZero() || own.Before(c.deadline)) {
 			c.deadline = own
 		}
 	}
@@ -238,7 +243,7 @@ func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
 	}
 	s.in[f.ID] = c
 	c.fn.calls++
-	if !reserved(c.fn.name) {
+	if !reserved(c.fn.name) && len(c.job) == 0 {
 		n.open++
 	}
 	return c
@@ -311,6 +316,9 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(),
 		Job: c.job, Attempt: c.attempt, Origin: c.origin,
 	}
+	if len(c.job) > 0 {
+		c.startPosted(f)
+	}
 	if c.inputEnded {
 		f.Flags |= bus.FlagInputEnd
 	}
@@ -322,6 +330,12 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 
 // enqueue makes a new call wait, if it may.
 func (c *call) enqueue(b *bus.Batch, f *bus.CallFrame) {
+	if len(c.job) > 0 {
+		c.keep(f)
+		c.queued = true
+		c.fn.jobs = append(c.fn.jobs, c)
+		return
+	}
 	q, limit := &c.fn.queue, c.node.cfg.Queue
 	if code, msg, wait := c.patience(); wait == 0 {
 		c.endFor(b, code, msg)
@@ -351,17 +365,18 @@ func (fn *function) settle(b *bus.Batch) {
 		}
 		c.setTimer()
 	})
+	for _, c := range slices.Clone(fn.jobs) {
+		if _, _, left := c.patience(); left == 0 && len(c.refused) > 0 {
+			c.refusedByAll(b)
+		}
+	}
 	fn.tidy()
 }
 
 // fill gives free slots to waiting calls.
 func (fn *function) fill(b *bus.Batch) {
-	for fn.queue.n > 0 {
-		var o *offer
-		c := fn.queue.take(func(c *call) bool {
-			o = c.choose()
-			return o != nil
-		})
+	for fn.queue.n > 0 || len(fn.jobs) > 0 {
+		c, o := fn.next()
 		if c == nil {
 			return
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"time"
 
 	"fbus/bus"
@@ -50,13 +51,18 @@ func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
 func (c *call) close(f *bus.EndFrame) {
 	c.ended = true
 	delete(c.session.in, c.id)
+	if len(c.job) > 0 && c.node.posted[string(c.job)] == c {
+		delete(c.node.posted, string(c.job))
+	}
 	c.forget()
 	if c.timer != nil {
 		c.timer.Stop()
 	}
-	if f.Source == bus.FromProgram && f.Status == 0 {
+	switch {
+	case len(c.job) > 0 && !c.counted: // taken back
+	case f.Source == bus.FromProgram && f.Status == 0:
 		c.fn.done++
-	} else {
+	default:
 		c.fn.failed++
 	}
 	c.log(f)
@@ -70,7 +76,7 @@ func (c *call) finish() {
 	c.done = true
 	if c.queued {
 		c.queued = false
-		c.fn.queue.remove(c)
+		c.unqueue()
 	}
 	c.stopWaiting()
 	for i := range c.flows {
@@ -78,9 +84,11 @@ func (c *call) finish() {
 	}
 	n := c.node
 	c.fn.calls--
-	if reserved(c.fn.name) {
-		c.session.own--
-	} else {
+	switch {
+	case reserved(c.fn.name):
+		*c.session.ownCalls(limitsOf(c.fn.name))--
+	case len(c.job) > 0 && !c.counted:
+	default:
 		n.open--
 		if n.open == 0 && n.idle != nil {
 			close(n.idle)
@@ -183,8 +191,12 @@ func (c *call) requeue(b *bus.Batch) {
 		c.start(b, o, c.data[:c.args], c.data[c.args:])
 		return
 	}
-	c.fn.queue.pushHead(c)
 	c.queued = true
+	if len(c.job) > 0 {
+		c.fn.jobs = slices.Insert(c.fn.jobs, 0, c)
+	} else {
+		c.fn.queue.pushHead(c)
+	}
 	if _, _, left := c.patience(); left == 0 {
 		if len(c.refused) > 0 {
 			c.refusedByAll(b)
@@ -205,7 +217,7 @@ func (c *call) refusedByAll(b *bus.Batch) {
 // its offers are out of the registry.
 func (c *call) workerLost(b *bus.Batch) {
 	worker, idempotent := c.offer.session, c.offer.idempotent
-	may := c.whole && !c.passed && !c.ended && (idempotent && c.lost < maxLost || c.retries > 0)
+	may := len(c.job) == 0 && c.whole && !c.passed && !c.ended && (idempotent && c.lost < maxLost || c.retries > 0)
 	name := worker.name
 	if !may && !c.ended {
 		c.end(b, &bus.EndFrame{
@@ -251,7 +263,7 @@ type Record struct {
 }
 
 func (c *call) log(f *bus.EndFrame) {
-	if reserved(c.fn.name) {
+	if reserved(c.fn.name) || len(c.job) > 0 && !c.counted {
 		return
 	}
 	now := time.Now()

@@ -44,7 +44,7 @@ const (
 func (n *Node) accept(nc *net.UnixConn) {
 	peer, err := n.local(nc)
 	if err == nil {
-		n.serve(nc, peer, false)
+		n.serve(nc, peer, forOthers)
 		return
 	}
 	n.arriving.Add(-1)
@@ -111,7 +111,7 @@ func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 	n.arriving.Add(1) // before it is entering no more: a drain waits for either
 	n.entering.end(nc)
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse}
-	n.serve(tc, peer, false)
+	n.serve(tc, peer, forOthers)
 }
 
 // handshake has a place while it computes, not while it waits for the peer.

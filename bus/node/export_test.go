@@ -26,7 +26,7 @@ func (n *Node) QueueLen(name string) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if fn := n.functions[name]; fn != nil {
-		return fn.queue.n
+		return fn.queue.n + len(fn.jobs)
 	}
 	return 0
 }

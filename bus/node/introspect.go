@@ -11,21 +11,24 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/jobs"
 )
 
 // Bounds of the calls of a node's own functions: one peer that does not read the
 // answers must not take them from the others.
 const (
-	ownSlots   = 64               // of each function
-	ownPerConn = 4                // open on one connection
-	ownTime    = 10 * time.Second // for a call
+	ownSlots    = 64               // of each function
+	ownPerConn  = 4                // open on one connection
+	ownTime     = 10 * time.Second // for a call
+	longSlots   = 1024             // of those that may wait
+	longPerConn = 500              // open on one connection
 )
 
 // offerOwn puts the node's own functions on the bus, over a connection to
 // itself: they are called, queued, cancelled and bounded like any other.
 func (n *Node) offerOwn() error {
 	near, far := net.Pipe()
-	go n.serve(far, Peer{Caller: "node"}, true) // ends when the client is closed, or the node
+	go n.serve(far, Peer{Caller: "node"}, forItself) // ends when the client is closed, or the node
 	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
 	if err != nil {
 		return err
@@ -33,7 +36,7 @@ func (n *Node) offerOwn() error {
 	n.own = c
 	for _, o := range []struct {
 		name, description, arguments string
-		serve                        func(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result
+		serve                        func(ctx context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result
 	}{
 		{"fbus.functions", "the functions on the bus, one JSON object a line", "none, or names", n.serveFunctions},
 		{"fbus.calls", "the calls that run or wait, one JSON object a line", "none", n.serveCalls},
@@ -45,9 +48,9 @@ func (n *Node) offerOwn() error {
 		{"fbus.tickets", "the tickets that were issued, one JSON object a line", "none", n.serveTickets},
 		{"fbus.revoke", "take a ticket back", "its name or serial", n.serveRevoke},
 	} {
-		handler := func(_ context.Context, inv *bus.Invocation) bus.Result {
+		handler := func(ctx context.Context, inv *bus.Invocation) bus.Result {
 			var out bytes.Buffer
-			res := o.serve(n.asker(inv), inv, &out)
+			res := o.serve(ctx, n.asker(inv), inv, &out)
 			res.Output = out.Bytes()
 			return res
 		}
@@ -99,13 +102,14 @@ type WorkerInfo struct {
 
 // CallInfo is a line of fbus.calls.
 type CallInfo struct {
-	Call     string  `json:"call"`     // its id
-	Function string  `json:"function"` // its name
-	State    string  `json:"state"`    // "queued", "running", or "ending": nobody waits, but its program is not gone yet
-	Caller   string  `json:"caller"`   // who called
-	Worker   string  `json:"worker"`   // empty while queued
-	Age      float64 `json:"age"`      // seconds since it was called
-	Ran      float64 `json:"ran"`      // seconds with its worker
+	Call     string  `json:"call"`          // its id
+	Function string  `json:"function"`      // its name
+	State    string  `json:"state"`         // "queued", "running", or "ending": nobody waits, but its program is not gone yet
+	Caller   string  `json:"caller"`        // who called
+	Job      string  `json:"job,omitempty"` // that it is an attempt at
+	Worker   string  `json:"worker"`        // empty while queued
+	Age      float64 `json:"age"`           // seconds since it was called
+	Ran      float64 `json:"ran"`           // seconds with its worker
 }
 
 // NodeInfo is a line of fbus.nodes.
@@ -191,7 +195,9 @@ func (n *Node) callsFor(p *Peer) []CallInfo {
 	}
 	for _, s := range n.sessions {
 		for _, c := range s.in {
-			add(c)
+			if len(c.job) == 0 || c.offer != nil { // fbus.jobs shows those that wait
+				add(c)
+			}
 		}
 		for _, c := range s.out {
 			if c.ended {
@@ -204,7 +210,7 @@ func (n *Node) callsFor(p *Peer) []CallInfo {
 }
 
 func (c *call) info() CallInfo {
-	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.callerName(), Age: time.Since(c.arrived).Seconds()}
+	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.callerName(), Job: string(c.job), Age: time.Since(c.arrived).Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}
@@ -235,7 +241,12 @@ func (n *Node) infoFor(p *Peer) NodeInfo {
 		i.Sessions, i.Calls = n.callers[p.Caller], n.callsOf(p)
 		return i
 	}
-	i.Address, i.PID, i.Sessions, i.Calls = n.cfg.Address, os.Getpid(), len(n.sessions)-1, n.open
+	i.Address, i.PID, i.Sessions, i.Calls = n.cfg.Address, os.Getpid(), 0, n.open
+	for _, s := range n.sessions {
+		if !s.internal {
+			i.Sessions++
+		}
+	}
 	for _, a := range n.listening {
 		i.Listens = append(i.Listens, a.String())
 	}
@@ -289,7 +300,7 @@ func writeLines[T any](out *bytes.Buffer, list []T) {
 	}
 }
 
-func (n *Node) serveFunctions(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveFunctions(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	names, err := inv.Words()
 	if err != nil {
 		return badWords("fbus.functions: " + err.Error())
@@ -298,7 +309,7 @@ func (n *Node) serveFunctions(p *Peer, inv *bus.Invocation, out *bytes.Buffer) b
 	return exit0
 }
 
-func (n *Node) serveCalls(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveCalls(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	if words, err := inv.Words(); err != nil || len(words) > 0 {
 		return badWords("fbus.calls takes no arguments")
 	}
@@ -306,7 +317,7 @@ func (n *Node) serveCalls(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.R
 	return exit0
 }
 
-func (n *Node) serveNodes(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveNodes(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	if words, err := inv.Words(); err != nil || len(words) > 0 {
 		return badWords("fbus.nodes takes no arguments")
 	}
@@ -314,10 +325,18 @@ func (n *Node) serveNodes(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.R
 	return exit0
 }
 
-func (n *Node) serveCancel(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveCancel(ctx context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	words, err := inv.Words()
 	if err != nil || len(words) != 1 {
 		return badWords("fbus.cancel takes one argument: the id of a call, as fbus.calls shows it")
+	}
+	if _, ok := jobs.ParseID(words[0]); ok && n.cfg.Jobs != nil {
+		was, err := n.cancelJob(ctx, p, words[0])
+		if err != nil {
+			return n.jobResult(p, err)
+		}
+		writeLines(out, []*jobs.Info{was})
+		return exit0
 	}
 	was, ok := n.cancelFor(p, words[0])
 	if !ok {

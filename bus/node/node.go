@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
@@ -73,6 +74,11 @@ type Config struct {
 	Log func(*Record)
 	// Journal is what fbus.log shows; nil keeps none. It is its owner's to close.
 	Journal *journal.Journal
+	// Jobs are the calls that were posted; nil: none can be. It is its owner's to
+	// close, after the node.
+	Jobs *jobs.Manager
+	// NoJobs says, if Jobs is nil, why nothing can be posted.
+	NoJobs error
 	// Warn takes messages for the node's operator; nil discards them.
 	Warn func(format string, args ...any)
 	// Note takes messages about connections and offers that come and go; nil
@@ -92,6 +98,7 @@ type Node struct {
 	sessions  map[uint64]*session
 	instances map[string]*session
 	functions map[string]*function
+	posted    map[string]*call // attempts at posted calls, by the job's id
 	lastConn  uint64
 	tick      uint64 // rises with each use of an offer: orders idle ones
 	exposure  int64  // credit given out, not used yet
@@ -140,7 +147,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, instance: bus.NewInstance(), prefix: bus.NewInstance()[:5], started: time.Now(),
-		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{},
+		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[string]*call{},
 		callers: map[string]int{}, done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
@@ -151,7 +158,11 @@ func New(cfg Config) (*Node, error) {
 		}
 		n.serving.Go(n.watch) // ends with the node
 	}
-	if err := n.offerOwn(); err != nil {
+	err := n.offerOwn()
+	if err == nil && (cfg.Jobs != nil || cfg.NoJobs != nil) {
+		err = n.startJobs()
+	}
+	if err != nil {
 		n.Close()
 		return nil, err
 	}
@@ -189,12 +200,22 @@ func (n *Node) Serve(l *Listener) error {
 // ServeConn serves one connection with that peer, until it ends.
 func (n *Node) ServeConn(nc net.Conn, peer Peer) {
 	n.arriving.Add(1)
-	n.serve(nc, peer, false)
+	n.serve(nc, peer, forOthers)
 }
 
-func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
+// role is what a connection is for.
+type role int
+
+const (
+	forOthers role = iota
+	forItself      // offers the node's own functions
+	forJobs        // makes the attempts at posted calls
+)
+
+func (n *Node) serve(nc net.Conn, peer Peer, as role) {
+	internal := as != forOthers
 	s := &session{
-		node: n, conn: bus.NewConn(nc, &n.budget), peer: peer, internal: internal, fresh: !internal, began: time.Now(),
+		node: n, conn: bus.NewConn(nc, &n.budget), peer: peer, internal: internal, background: as == forJobs, fresh: !internal, began: time.Now(),
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
 	s.conn.OnDrain = s.drained
@@ -239,6 +260,9 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 // ended, or ctx has. The listener is its owner's to close, before; the first call
 // of who has connected just before that is still taken.
 func (n *Node) Drain(ctx context.Context) error {
+	if n.cfg.Jobs != nil {
+		n.cfg.Jobs.Pause()
+	}
 	n.mu.Lock()
 	n.draining = true
 	n.mu.Unlock()

@@ -22,13 +22,15 @@ type Peer struct {
 	Expires time.Time     // the connection ends then; zero: never
 	Joining bool          // holds an invitation, which it may exchange and nothing else
 
+	groups   []int           // of a user of this machine
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *bus.Pulse      // nil on this machine
 }
 
 // forAll are the node's own functions that everybody may call. They show each no
 // more than what it may call, and its own calls.
-var forAll = map[string]bool{"fbus.functions": true, "fbus.calls": true, "fbus.nodes": true, "fbus.cancel": true, "fbus.renew": true}
+var forAll = map[string]bool{"fbus.functions": true, "fbus.calls": true, "fbus.nodes": true, "fbus.cancel": true, "fbus.renew": true,
+	"fbus.post": true, "fbus.jobs": true, "fbus.result": true, "fbus.retry": true, "fbus.purge": true}
 
 // mayCall reports whether calls of that function are allowed. It knows nothing of
 // what is offered: what is denied and what is absent look alike.
@@ -96,7 +98,7 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			return Peer{}, err
 		}
 		if rights, ok := n.cfg.Local(uid, gids); ok {
-			p.Rights = &rights
+			p.Rights, p.groups = &rights, gids
 			return p, n.room(p.Caller)
 		}
 	}

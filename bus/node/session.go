@@ -14,15 +14,13 @@ import (
 // session is one connection: it may call, offer, or both. Its fields below conn
 // are protected by the node's mu once the session is registered.
 type session struct {
-	node     *Node
-	conn     *bus.Conn
-	id       uint64
-	peer     Peer // who it is
-	internal bool // the node's own: may offer fbus.*
-	greeted  bool // its reader's alone
-
-	// background: the node's own, for jobs: its calls say whose they are.
-	background bool
+	node       *Node
+	conn       *bus.Conn
+	id         uint64
+	peer       Peer // who it is
+	internal   bool // the node's own: may offer fbus.*
+	background bool // the node's own: makes the attempts at posted calls, and says whose they are
+	greeted    bool // its reader's alone
 
 	prefix     []byte // of the ids of calls that are opened here
 	callerText []byte // caller, for frames
@@ -37,6 +35,7 @@ type session struct {
 	offers   map[string]*offer
 	text     int     // bytes of text that they hold
 	own      int     // of in, calls of the node's own functions
+	ownLong  int     // and of those of them that may wait
 	exposure int64   // credit given to others for sending here
 	held     []*flow // credit kept back until the peer reads on
 	gone     bool

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net"
@@ -38,7 +39,7 @@ type RevokedInfo struct {
 }
 
 // serveInvite makes a ticket and answers with its text.
-func (n *Node) serveInvite(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	if n.cfg.Authority == nil {
 		return noAuthority()
 	}
@@ -70,7 +71,7 @@ func (n *Node) serveInvite(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.
 }
 
 // serveJoin exchanges the invitation that the peer has entered with.
-func (n *Node) serveJoin(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveJoin(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	request, err := inv.Words()
 	if n.cfg.Authority == nil || !p.Joining || err != nil || len(request) != 1 {
 		return badWords("fbus.join takes a certificate request in PEM, from a peer that holds an invitation")
@@ -85,7 +86,7 @@ func (n *Node) serveJoin(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Re
 }
 
 // serveRenew gives the peer's identity a new certificate.
-func (n *Node) serveRenew(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	request, err := inv.Words()
 	if n.cfg.Authority == nil || p.Serial == "" || err != nil || len(request) != 1 {
 		return badWords("fbus.renew takes a certificate request in PEM, from a peer that has joined")
@@ -98,7 +99,7 @@ func (n *Node) serveRenew(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.R
 	return exit0
 }
 
-func (n *Node) serveTickets(_ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveTickets(_ context.Context, _ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	if words, err := inv.Words(); err != nil || len(words) > 0 {
 		return badWords("fbus.tickets takes no arguments")
 	}
@@ -129,7 +130,7 @@ func (n *Node) connected() map[string]int {
 	return count
 }
 
-func (n *Node) serveRevoke(p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
+func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	words, err := inv.Words()
 	if err != nil || len(words) != 1 {
 		return badWords("fbus.revoke takes one argument: the name or serial of a ticket")

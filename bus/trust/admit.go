@@ -64,6 +64,32 @@ func (a *Authority) Check(id *Identity) error {
 	return err
 }
 
+// Standing says what the holder of a serial may do now, through whatever that was
+// exchanged or renewed into. It is for work that was left here: who is not
+// connected can not be asked for a certificate.
+func (a *Authority) Standing(serial string) (Rights, error) {
+	t, err := a.list.load()
+	if err != nil {
+		return Rights{}, err
+	}
+	for range 64 { // a chain is short: one link for each renewal that is still listed
+		r := t.get(serial)
+		switch {
+		case r == nil:
+			return Rights{}, unlisted(serial)
+		case r.State == Revoked:
+			return Rights{}, revoked(r)
+		case r.Into != "":
+			serial = r.Into
+			continue
+		case a.now().After(r.Expires):
+			return Rights{}, expired("ticket "+r.Name, r.Expires, a.now())
+		}
+		return r.Rights, nil
+	}
+	return Rights{}, unlisted(serial)
+}
+
 // check compares what a certificate says with what the list does.
 func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 	t, err := a.list.load()

@@ -1,0 +1,287 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"fbus/bus"
+)
+
+// attempt is one run of a job, from its turn in the line to its end on disk.
+type attempt struct {
+	m     *Manager
+	line  *line
+	place readyJob
+	id    ID
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	// The manager's mu protects these.
+	started time.Time // zero: no worker has it
+	worker  string
+	call    string
+	number  int
+	kept    bool // the end is being written: it can not be cancelled any more
+}
+
+var errCancelledJob = &bus.Error{Code: bus.CodeCancelled, Message: "the job was cancelled"}
+
+// newAttempt makes an attempt. m.mu is held.
+func newAttempt(m *Manager, l *line, r readyJob) *attempt {
+	a := &attempt{m: m, line: l, place: r, id: r.id}
+	a.ctx, a.cancel = context.WithCancelCause(m.ctx)
+	return a
+}
+
+// run makes the attempt.
+func (a *attempt) run() {
+	defer a.cancel(nil)
+	j, args, input, err := a.m.store.open(a.id)
+	switch {
+	case err != nil:
+		a.broken(j, err)
+		return
+	case j == nil || j.State != Queued: // it has gone since its line was read
+		a.leave(false)
+		return
+	}
+	defer input.close()
+	if err := a.m.host.May(&j.Poster, j.Function); err != nil {
+		a.finish(outcome{end: End{Source: "fbus", Status: 77, Code: bus.CodeDenied, Message: err.Error()}, never: true})
+		return
+	}
+	a.m.mu.Lock()
+	a.number = j.Attempts + 1
+	a.m.mu.Unlock()
+	out, stderr := a.m.store.spool.newDraft(), a.m.store.spool.newDraft()
+	req := a.request(j, args, input, out, stderr)
+	res, err := a.m.host.Call(a.ctx, req)
+	a.ended(j, res, err, out, stderr)
+}
+
+// request is the call that the attempt makes.
+func (a *attempt) request(j *Job, args []byte, input *content, out, stderr io.Writer) *bus.Request {
+	posted := &bus.Posted{Caller: j.Poster.Caller, Job: j.ID.String(), Attempt: j.Attempts + 1}
+	if j.Origin != nil {
+		text, _ := json.Marshal(j.Origin)
+		posted.Origin = string(text)
+	}
+	req := &bus.Request{
+		Function: j.Function, Args: bus.RawArgs(bus.Kind(j.Kind), args), Stdout: out, Stderr: stderr,
+		Timeout: seconds(j.Timeout), WaitFunction: bus.Forever * time.Millisecond, On: j.On, Posted: posted,
+	}
+	if j.Input.Size > 0 || j.HasInput {
+		req.Input = input.reader()
+	}
+	return req
+}
+
+// Started is told by the node that a worker has a job. The node's lock is held.
+func (m *Manager) Started(job, worker, call string) {
+	id, ok := ParseID(job)
+	if !ok {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.active[id]; a != nil && a.started.IsZero() {
+		a.begin(worker, call)
+		m.feed(a.line)
+	}
+}
+
+// begin notes that the attempt is made. m.mu is held.
+func (a *attempt) begin(worker, call string) {
+	a.started = a.m.store.clock.Wall()
+	a.worker, a.call = worker, call
+	if a.line.first == a {
+		a.line.first = nil
+	}
+	try := a.try()
+	o := &op{must: true, done: func(error) { a.m.changed(a.id, false) }, run: func(t *tx) error {
+		a.m.mu.Lock()
+		over := a.kept || a.m.active[a.id] != a
+		a.m.mu.Unlock()
+		if over {
+			return nil
+		}
+		return wrap(t.running(a.id, try))
+	}}
+	select {
+	case a.m.store.ops <- o:
+	default: // the node does not wait for the disk
+		a.m.runs.Go(func() { a.m.store.submit(o) })
+	}
+}
+
+// try is the attempt for the history.
+func (a *attempt) try() Try {
+	return Try{Attempt: a.number, Started: millis(a.started), Worker: a.worker, Call: a.call}
+}
+
+// ended decides what the end of the call means.
+func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
+	end := endOf(res, err)
+	a.m.mu.Lock()
+	if a.started.IsZero() && res.Worker != "" {
+		a.begin(res.Worker, res.Call)
+	}
+	started := !a.started.IsZero()
+	a.m.mu.Unlock()
+	cancelled := errors.Is(context.Cause(a.ctx), errCancelledJob)
+	drop := func() { out.drop(); stderr.drop() }
+	switch {
+	case !started && cancelled, !started && a.m.ctx.Err() != nil:
+		drop()
+		if cancelled { // first: it must not get its turn again
+			a.m.cancelQueued(a.id)
+		}
+		a.leave(!cancelled)
+		return
+	case !started && end.Code == "recalled": // a more urgent job takes its turn
+		drop()
+		a.leave(true)
+		return
+	case !started && !refusedForGood(&end): // the node has no room, or shuts down
+		drop()
+		a.m.retryLater(a)
+		return
+	case a.m.ctx.Err() != nil, end.Code == bus.CodeNodeLost, end.Code == bus.CodeDraining:
+		drop() // it is found as interrupted when the node starts again
+		a.leave(false)
+		return
+	}
+	o := outcome{end: end, out: out, stderr: stderr, started: started}
+	o.cancelled = cancelled || end.Code == bus.CodeCancelled && end.Source == "fbus"
+	var full *FullError
+	var broken *StoreError
+	if errors.As(err, &full) || errors.As(err, &broken) { // our own writers have refused it
+		o.end = End{Source: "fbus", Status: 70, Code: bus.CodeInternal, Message: "its output could not be kept: " + err.Error()}
+	}
+	o.judge(j)
+	a.finish(o)
+}
+
+// refusedForGood reports an end that another try could not change, though no
+// worker has had the call.
+func refusedForGood(e *End) bool {
+	return e.Source == "fbus" && (e.Code == bus.CodeUsage || e.Code == bus.CodeBadInput || e.Code == bus.CodeDenied)
+}
+
+// endOf is a call's result as jobs keep it.
+func endOf(res bus.Result, err error) End {
+	end := End{Source: res.Source.String(), Status: res.Status, Code: res.Code, Message: res.Message}
+	var be *bus.Error
+	if errors.As(err, &be) {
+		end = End{Source: bus.FromBus.String(), Status: bus.StatusOf(be.Code), Code: be.Code, Message: be.Error()}
+	} else if err != nil && res.Code == "" {
+		end = End{Source: bus.FromBus.String(), Status: 70, Code: bus.CodeInternal, Message: err.Error()}
+	}
+	return end
+}
+
+// leave gives the place in line up without an end; again puts the job back.
+func (a *attempt) leave(again bool) {
+	m := a.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.active[a.id] == a {
+		delete(m.active, a.id)
+	}
+	if a.line.first == a {
+		a.line.first = nil
+	}
+	if again {
+		l := m.lines[a.line.key]
+		if l == nil {
+			m.lines[a.line.key], l = a.line, a.line
+		}
+		l.insert(a.place)
+		if l.filling {
+			l.behind = true
+		}
+	}
+	if l := m.lines[a.line.key]; l != nil {
+		m.feed(l)
+	}
+}
+
+// broken ends a job that can not be read. The others go on.
+func (a *attempt) broken(j *Job, err error) {
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) { // the store as a whole: it is found again when that works
+		a.m.retryLater(a)
+		return
+	}
+	a.m.warn("%v: it is not run", err)
+	if j == nil { // nothing is known of it but its id
+		a.m.store.submit(&op{must: true, run: func(t *tx) error { return wrap(t.forget(a)) }, done: func(error) { a.leave(false); a.m.changed(a.id, true) }})
+		return
+	}
+	a.finish(outcome{end: End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}, never: true})
+}
+
+// retryLater looks at a line again when the store works.
+func (m *Manager) retryLater(a *attempt) {
+	m.runs.Go(func() { // ends with the wait
+		t := time.NewTimer(maxPause)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			a.leave(true)
+		case <-m.ctx.Done():
+			a.leave(false)
+		}
+	})
+}
+
+// open reads a job with what its program is to be given.
+func (s *Store) open(id ID) (j *Job, args []byte, input *content, err error) {
+	var inline []byte
+	err = s.view(func(t *tx) (err error) {
+		if j, err = t.job(id); err != nil || j == nil {
+			return err
+		}
+		if args, err = t.read(j, partArgs, j.Args); err == nil {
+			inline, err = t.read(j, partInput, j.Input)
+		}
+		return err
+	})
+	if err != nil || j == nil {
+		return j, nil, nil, err
+	}
+	input = &content{Reader: bytes.NewReader(inline)}
+	if j.Args.File != "" {
+		f, err := s.spool.open(id, partArgs, j.Args)
+		if err != nil {
+			return j, nil, nil, err
+		}
+		args, err = io.ReadAll(f)
+		f.Close()
+		if err != nil {
+			return j, nil, nil, &StoreError{Err: err}
+		}
+	}
+	if j.Input.File != "" {
+		if input.file, err = s.spool.open(id, partInput, j.Input); err != nil {
+			return j, nil, nil, err
+		}
+	}
+	return j, args, input, nil
+}
+
+func wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	var d *DamagedError
+	if errors.As(err, &d) {
+		return err
+	}
+	return storeError(err)
+}

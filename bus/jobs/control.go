@@ -1,0 +1,228 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Cancel ends a job: one that waits is not run, one that runs is ended.
+func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
+	was, err = m.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	if was.State.Finished() {
+		return was, fmt.Errorf("%s: it is %s: %w", id, was.State, errState)
+	}
+	ended := m.await(id)
+	defer m.unwait(id, ended)
+	m.mu.Lock()
+	a := m.active[id]
+	if a != nil && !a.kept {
+		a.cancel(errCancelledJob)
+	}
+	m.mu.Unlock()
+	if a == nil {
+		if err := m.cancelQueued(id); err != nil {
+			return was, err
+		}
+	}
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	case <-m.ctx.Done():
+	}
+	return was, nil
+}
+
+// cancelQueued ends a job that nobody has.
+func (m *Manager) cancelQueued(id ID) error {
+	var j *Job
+	err := m.store.apply(true, func(t *tx) (err error) {
+		if j, err = t.job(id); err != nil || j == nil || j.State.Finished() {
+			return wrap(err)
+		}
+		return wrap(t.move(j, func() {
+			j.State, j.Due = Cancelled, 0
+			j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
+			j.Finished = millis(m.store.clock.Wall())
+			j.Expires = m.store.time.now() + int64(j.keep())
+		}))
+	})
+	if err != nil || j == nil {
+		return err
+	}
+	m.mu.Lock()
+	if l := m.lines[j.queueKey()]; l != nil {
+		l.remove(id)
+	}
+	if a := m.active[id]; a != nil { // its turn has come meanwhile
+		a.cancel(errCancelledJob)
+	}
+	m.mu.Unlock()
+	m.changed(id, true)
+	return nil
+}
+
+// Retry queues a job again that is dead or was cancelled. It has all its retries
+// anew.
+func (m *Manager) Retry(id ID) error {
+	var j *Job
+	err := m.store.apply(false, func(t *tx) (err error) {
+		switch j, err = t.job(id); {
+		case err != nil:
+			return wrap(err)
+		case j == nil:
+			return ErrNoJob
+		case j.State != Dead && j.State != Cancelled:
+			return fmt.Errorf("%s: it is %s: %w", id, j.State, errState)
+		}
+		return wrap(t.move(j, func() {
+			j.State, j.Used, j.Laters, j.Expires, j.Finished = Queued, 0, 0, 0, 0
+		}))
+	})
+	if err != nil {
+		return err
+	}
+	m.ready(j)
+	m.changed(id, false)
+	return nil
+}
+
+// Purge deletes jobs and their results. Of State "" only finished ones; those that
+// run never.
+func (m *Manager) Purge(f *Filter, older time.Duration) (int, error) {
+	total := 0
+	fits := m.purgeable(f, older)
+	for after := (ID{}); ; {
+		list, end, err := m.page(f, after, maxTick)
+		if err != nil {
+			return total, err
+		}
+		ids := make([]ID, 0, len(list))
+		for _, j := range list {
+			if fits(j) {
+				ids = append(ids, j.ID)
+			}
+		}
+		if len(ids) > 0 {
+			n, err := m.remove(ids, fits)
+			if total += n; err != nil {
+				return total, err
+			}
+		}
+		if after = end; after == (ID{}) {
+			return total, nil
+		}
+	}
+}
+
+// PurgeThese is Purge of some jobs.
+func (m *Manager) PurgeThese(ids []ID, f *Filter, older time.Duration) (int, error) {
+	return m.remove(ids, m.purgeable(f, older))
+}
+
+// purgeable says which jobs a purge is about.
+func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
+	now := m.store.clock.Wall()
+	return func(j *Job) bool {
+		state := m.State(j)
+		switch {
+		case state == Running || !f.matches(j.Function, state, j.Poster.Caller):
+			return false
+		case f.State == "" && !j.State.Finished():
+			return false
+		case older > 0 && j.State.Finished():
+			return now.Sub(time.UnixMilli(j.Finished)) >= older
+		case older > 0:
+			return now.Sub(time.UnixMilli(j.Posted)) >= older
+		}
+		return true
+	}
+}
+
+// await returns what is closed when the job has ended.
+func (m *Manager) await(id ID) chan struct{} {
+	c := make(chan struct{})
+	m.mu.Lock()
+	m.waiters[id] = append(m.waiters[id], c)
+	m.mu.Unlock()
+	return c
+}
+
+func (m *Manager) unwait(id ID, c chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := m.waiters[id]
+	for i := range list {
+		if list[i] == c {
+			list = append(list[:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(m.waiters, id)
+		return
+	}
+	m.waiters[id] = list
+}
+
+// Get reads a job.
+func (m *Manager) Get(id ID) (*Job, error) {
+	var j *Job
+	err := m.store.view(func(t *tx) (err error) {
+		j, err = t.job(id)
+		return err
+	})
+	if err == nil && j == nil {
+		err = ErrNoJob
+	}
+	return j, err
+}
+
+// Wait returns a job once it has finished.
+func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
+	ended := m.await(id) // before it is looked at: its end is not missed
+	defer m.unwait(id, ended)
+	j, err := m.Get(id)
+	if err != nil || j.State.Finished() {
+		return j, err
+	}
+	select {
+	case <-ended:
+		return m.Get(id)
+	case <-ctx.Done():
+		return j, ErrUnfinished
+	case <-m.ctx.Done():
+		return j, ErrClosed
+	}
+}
+
+// Result opens what a finished job has written.
+func (m *Manager) Result(j *Job) (stdout, stderr io.ReadCloser, err error) {
+	out, err := m.store.content(j, partOutput, j.Output)
+	if err != nil {
+		return nil, nil, err
+	}
+	errs, err := m.store.content(j, partStderr, j.Stderr)
+	if err != nil {
+		out.Close()
+		return nil, nil, err
+	}
+	return out, errs, nil
+}
+
+func (s *Store) content(j *Job, part byte, p payload) (io.ReadCloser, error) {
+	if p.File != "" {
+		return s.spool.open(j.ID, part, p)
+	}
+	var data []byte
+	err := s.view(func(t *tx) (err error) {
+		data, err = t.read(j, part, p)
+		return err
+	})
+	return io.NopCloser(bytes.NewReader(data)), err
+}

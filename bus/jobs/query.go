@@ -1,0 +1,306 @@
+package jobs
+
+import (
+	"bytes"
+	"path"
+	"slices"
+	"time"
+)
+
+// Filter says which jobs are meant.
+type Filter struct {
+	State    State
+	Function string // a glob
+	Owner    string // the poster's caller; "": anybody's
+}
+
+func (f *Filter) matches(function string, state State, caller string) bool {
+	if f.State != "" && f.State != state || f.Owner != "" && f.Owner != caller {
+		return false
+	}
+	if f.Function == "" || f.Function == function {
+		return true
+	}
+	ok, _ := path.Match(f.Function, function)
+	return ok
+}
+
+// State is a job's state now: that it runs is not in its record.
+func (m *Manager) State(j *Job) State { return m.stateOf(j.ID, j.State) }
+
+func (m *Manager) stateOf(id ID, recorded State) State {
+	if recorded != Queued {
+		return recorded
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.active[id]; a != nil && !a.started.IsZero() {
+		return Running
+	}
+	return recorded
+}
+
+// peek reads what stands first in a record, without the rest of it: a look over
+// many jobs is not to decode them all.
+func peek(value []byte) (function, state, caller string, ok bool) {
+	rest := value[min(4, len(value)):]
+	for _, part := range []struct {
+		before string
+		into   *string
+	}{{`{"function":"`, &function}, {`,"state":"`, &state}, {`,"poster":{"caller":"`, &caller}} {
+		if rest, ok = bytes.CutPrefix(rest, []byte(part.before)); !ok {
+			return
+		}
+		var text []byte
+		if text, rest, ok = bytes.Cut(rest, []byte(`"`)); !ok {
+			return
+		}
+		*part.into = string(text)
+	}
+	return
+}
+
+// maxScan bounds how many records are looked at in one state of the store: one
+// that is read from keeps what was deleted since from being used again.
+const maxScan = 20000
+
+// page returns jobs that match, in the order of their ids, from behind after on,
+// and where to go on; the zero id: there are no more. It may return none and yet not
+// be at the end.
+func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, err error) {
+	bucket := bucketJobs
+	if f.State == Dead {
+		bucket = bucketDead
+	}
+	err = m.store.view(func(t *tx) error {
+		c := t.Bucket([]byte(bucket)).Cursor()
+		k, _ := c.Seek(after[:])
+		if k != nil && keyID(k) == after {
+			k, _ = c.Next()
+		}
+		for n := 0; k != nil; k, _ = c.Next() {
+			if n++; n > maxScan || len(list) >= limit {
+				next = after
+				return nil
+			}
+			after = keyID(k)
+			list = m.pick(t, list, f, after)
+		}
+		return nil
+	})
+	return list, next, err
+}
+
+// pick appends a job if it matches. One that is damaged is listed by what is known.
+func (m *Manager) pick(t *tx, list []*Job, f *Filter, id ID) []*Job {
+	v := t.Bucket([]byte(bucketJobs)).Get(id[:])
+	function, state, caller, ok := peek(v)
+	if !ok || !f.matches(function, m.stateOf(id, State(state)), caller) {
+		return list
+	}
+	j, err := decodeJob(id, v)
+	if err != nil {
+		j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}}
+	}
+	return append(list, j)
+}
+
+// newest returns the last jobs that match, oldest first.
+func (m *Manager) newest(f *Filter, limit int) (list []*Job, err error) {
+	bucket := bucketJobs
+	if f.State == Dead {
+		bucket = bucketDead
+	}
+	var before []byte
+	for more := true; more && len(list) < limit && err == nil; {
+		err = m.store.view(func(t *tx) error {
+			c := t.Bucket([]byte(bucket)).Cursor()
+			k, _ := c.Last()
+			if before != nil {
+				c.Seek(before)
+				k, _ = c.Prev()
+			}
+			for n := 0; k != nil && n < maxScan && len(list) < limit; k, _ = c.Prev() {
+				n++
+				before = bytes.Clone(k)
+				list = m.pick(t, list, f, keyID(k))
+			}
+			more = k != nil
+			return nil
+		})
+	}
+	slices.Reverse(list)
+	return list, err
+}
+
+// count is how many jobs match.
+func (m *Manager) count(f *Filter) (total int, err error) {
+	if *f == (Filter{}) {
+		return int(m.store.jobs.Load()), nil
+	}
+	var after ID
+	for more := true; more && err == nil; {
+		err = m.store.view(func(t *tx) error {
+			c := t.Bucket([]byte(bucketJobs)).Cursor()
+			k, v := c.Seek(after[:])
+			for n := 0; k != nil && n < maxScan; k, v = c.Next() {
+				n++
+				if function, state, caller, ok := peek(v); ok && f.matches(function, m.stateOf(keyID(k), State(state)), caller) {
+					total++
+				}
+			}
+			if more = k != nil; more {
+				after = keyID(k)
+			}
+			return nil
+		})
+	}
+	return total, err
+}
+
+// Query asks for a list of jobs.
+type Query struct {
+	Filter
+	Limit  int  // 0: all
+	After  ID   // only those behind it
+	Newest bool // of more than Limit the last, not the first
+}
+
+// List shows jobs that match, oldest first, to each until that returns an error.
+func (m *Manager) List(q *Query, each func(*Info) error) (total int, err error) {
+	if q.Newest && q.Limit > 0 {
+		list, err := m.newest(&q.Filter, q.Limit)
+		if err != nil {
+			return 0, err
+		}
+		for _, j := range list {
+			if err := each(m.Info(j, false)); err != nil {
+				return 0, err
+			}
+		}
+		return m.count(&q.Filter)
+	}
+	const pageSize = 1000
+	shown := 0
+	for after := q.After; ; {
+		list, next, err := m.page(&q.Filter, after, pageSize)
+		if err != nil {
+			return 0, err
+		}
+		for _, j := range list {
+			if q.Limit > 0 && shown == q.Limit {
+				return m.count(&q.Filter)
+			}
+			shown++
+			if err := each(m.Info(j, false)); err != nil {
+				return 0, err
+			}
+		}
+		if after = next; after == (ID{}) {
+			return shown, nil
+		}
+	}
+}
+
+// Info is a job as people and programs see it. Times are dates, durations seconds.
+type Info struct {
+	ID       string    `json:"id"`
+	Function string    `json:"function"`
+	State    State     `json:"state"`
+	Poster   string    `json:"poster"`
+	Posted   time.Time `json:"posted"`
+	Age      float64   `json:"age"`
+	Due      time.Time `json:"due,omitzero"`     // when it is delayed until
+	Started  time.Time `json:"started,omitzero"` // of the last attempt
+	Ended    time.Time `json:"ended,omitzero"`
+	Attempts int       `json:"attempts"` // that were begun
+	Retries  int       `json:"retries"`
+	Priority int       `json:"priority"`
+	Unique   string    `json:"unique,omitempty"`
+	Then     string    `json:"then,omitempty"`
+	Else     string    `json:"else,omitempty"`
+	Finally  string    `json:"finally,omitempty"`
+	Timeout  float64   `json:"timeout,omitempty"`
+	Keep     float64   `json:"keep"`
+	On       string    `json:"on,omitempty"`
+	Worker   string    `json:"worker,omitempty"`
+	Call     string    `json:"call,omitempty"` // while it runs
+
+	Source  string `json:"source,omitempty"` // how it, or its last attempt, ended
+	Status  *int   `json:"status,omitempty"`
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
+
+	In       int64     `json:"in"`
+	Out      int64     `json:"out"`
+	Err      int64     `json:"err"`
+	Note     string    `json:"note,omitempty"`
+	Parent   string    `json:"parent,omitempty"`
+	Children []string  `json:"children,omitempty"`
+	History  []TryInfo `json:"history,omitempty"`
+}
+
+// TryInfo is one attempt.
+type TryInfo struct {
+	Attempt int       `json:"attempt"`
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Worker  string    `json:"worker,omitempty"`
+	Call    string    `json:"call,omitempty"`
+	Source  string    `json:"source,omitempty"`
+	Status  *int      `json:"status,omitempty"`
+	Code    string    `json:"code,omitempty"`
+	Message string    `json:"message,omitempty"`
+}
+
+// Info describes a job as it is now.
+func (m *Manager) Info(j *Job, history bool) *Info {
+	now := m.store.clock.Wall()
+	i := &Info{
+		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
+		Attempts: j.Attempts, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
+		Timeout: j.Timeout, Keep: j.keep().Seconds(), On: j.On, In: j.Input.Size, Out: j.Output.Size, Err: j.Stderr.Size,
+		Children: j.Children,
+	}
+	i.Age = max(0, now.Sub(i.Posted).Seconds())
+	if j.Origin != nil {
+		i.Parent = j.Origin.ID
+	}
+	if j.State == Delayed {
+		i.Due = now.Add(time.Duration(j.Due - m.store.time.now())).Round(time.Millisecond)
+	}
+	if j.Finished > 0 {
+		i.Ended = time.UnixMilli(j.Finished)
+	}
+	if e := j.Last; e != nil {
+		i.Source, i.Status, i.Code, i.Message = e.Source, &e.Status, e.Code, e.Message
+	}
+	if n := len(j.Tries); n > 0 {
+		i.Worker, i.Started = j.Tries[n-1].Worker, time.UnixMilli(j.Tries[n-1].Started)
+	}
+	tries := j.Tries
+	m.mu.Lock()
+	a := m.active[j.ID]
+	if a != nil && !a.started.IsZero() && j.State == Queued {
+		i.State, i.Worker, i.Call, i.Started, i.Attempts = Running, a.worker, a.call, a.started, a.number
+		tries = append(slices.Clone(tries), a.try())
+	}
+	m.mu.Unlock()
+	if i.State == Queued && m.host.Offered != nil && !m.host.Offered(j.Function, j.On) {
+		i.Note = "no worker offers it"
+	}
+	if history {
+		for k := range tries {
+			i.History = append(i.History, tryInfo(&tries[k]))
+		}
+	}
+	return i
+}
+
+func tryInfo(t *Try) TryInfo {
+	i := TryInfo{Attempt: t.Attempt, Started: time.UnixMilli(t.Started), Worker: t.Worker, Call: t.Call, Source: t.Source, Code: t.Code, Message: t.Message}
+	if t.Ended > 0 {
+		i.Ended, i.Status = time.UnixMilli(t.Ended), &t.Status
+	}
+	return i
+}

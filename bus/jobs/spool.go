@@ -1,0 +1,244 @@
+package jobs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// inlineSize is how many bytes of a part stay in the store's file. What is longer
+// is written beside it, as it comes.
+const inlineSize = 32 << 10
+
+// spool is the directory of the large parts, and the count of all.
+type spool struct {
+	dir  string
+	max  int64
+	used atomic.Int64 // bytes of payloads, in files and in the store
+	tmp  atomic.Uint64
+}
+
+const tmpPrefix = "tmp-"
+
+// reserve counts n bytes that are about to be written, if there is room for them.
+func (s *spool) reserve(n int64) error {
+	if s.used.Add(n) > s.max {
+		s.used.Add(-n)
+		return &FullError{What: fmt.Sprintf("%d bytes of input and output are the limit (--max-spool)", s.max)}
+	}
+	return nil
+}
+
+func (s *spool) release(n int64) { s.used.Add(-n) }
+
+// draft is a part that is being written: memory first, a file from inlineSize on.
+type draft struct {
+	payload
+	inline []byte
+	spool  *spool
+	file   *os.File
+	tmp    string
+}
+
+func (s *spool) newDraft() *draft { return &draft{spool: s} }
+
+// Write implements io.Writer.
+func (p *draft) Write(b []byte) (int, error) {
+	if err := p.spool.reserve(int64(len(b))); err != nil {
+		return 0, err
+	}
+	p.Size += int64(len(b))
+	if p.file == nil && p.Size <= inlineSize {
+		p.inline = append(p.inline, b...)
+		return len(b), nil
+	}
+	if p.file == nil {
+		if err := p.toFile(); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), p.append(b)
+}
+
+func (p *draft) toFile() error {
+	p.tmp = filepath.Join(p.spool.dir, fmt.Sprintf("%s%d-%d", tmpPrefix, os.Getpid(), p.spool.tmp.Add(1)))
+	f, err := os.OpenFile(p.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return spoolError(err)
+	}
+	p.file = f
+	head := p.inline
+	p.inline = nil
+	return p.append(head)
+}
+
+func (p *draft) append(b []byte) error {
+	p.Sum = crc32.Update(p.Sum, castagnoli, b)
+	if _, err := p.file.Write(b); err != nil {
+		return spoolError(err)
+	}
+	return nil
+}
+
+// keep makes a file last under its name, before the record that names it is
+// written.
+func (p *draft) keep(id ID, part byte, attempt int) error {
+	if p.file == nil {
+		return nil
+	}
+	name := fmt.Sprintf("%s.%c.%d", id, part, attempt)
+	err := p.file.Sync()
+	if err == nil {
+		err = os.Rename(p.tmp, filepath.Join(p.spool.dir, name))
+	}
+	if err == nil {
+		p.tmp, p.File = "", name
+		err = p.spool.sync()
+	}
+	if err != nil {
+		return spoolError(err)
+	}
+	p.file.Close()
+	return nil
+}
+
+// drop takes back what was written. It is for parts that no record names.
+func (p *draft) drop() {
+	if p == nil {
+		return
+	}
+	p.spool.release(p.Size)
+	p.Size = 0
+	if p.file != nil {
+		p.file.Close()
+	}
+	if p.tmp != "" {
+		os.Remove(p.tmp)
+	} else if p.File != "" {
+		os.Remove(filepath.Join(p.spool.dir, p.File))
+	}
+}
+
+func (s *spool) sync() error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// link gives another job the same file, which is never changed once it has its
+// name. A second copy would take as much room again.
+func (s *spool) link(p payload, id ID, part byte) (payload, error) {
+	name := fmt.Sprintf("%s.%c.0", id, part)
+	err := os.Link(filepath.Join(s.dir, p.File), filepath.Join(s.dir, name))
+	if err == nil || errors.Is(err, os.ErrExist) { // from a try that could not be committed
+		err = s.sync()
+	}
+	if err != nil {
+		return payload{}, spoolError(err)
+	}
+	p.File = name
+	return p, nil
+}
+
+func (s *spool) remove(names ...string) {
+	for _, name := range names {
+		os.Remove(filepath.Join(s.dir, name))
+	}
+}
+
+// open returns the file of a part once it has been found to be what was written:
+// a program must not be given, nor a caller be told, what has changed since.
+func (s *spool) open(id ID, part byte, p payload) (*os.File, error) {
+	damaged := func(what string) error {
+		return &DamagedError{ID: id, What: fmt.Sprintf("%s: %s: %s", partName(part), filepath.Join(s.dir, p.File), what)}
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, p.File), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, damaged(reason(err))
+	}
+	sum := crc32.New(castagnoli)
+	n, err := io.Copy(sum, f)
+	switch {
+	case err != nil:
+		err = damaged(reason(err))
+	case n != p.Size:
+		err = damaged(fmt.Sprintf("it has %d bytes, not %d", n, p.Size))
+	case sum.Sum32() != p.Sum:
+		err = damaged("it does not match its checksum")
+	default:
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// names lists the files there are, less those that were not finished.
+func (s *spool) names() ([]string, error) {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	all, err := d.Readdirnames(-1)
+	names := all[:0]
+	for _, name := range all {
+		if strings.HasPrefix(name, tmpPrefix) {
+			os.Remove(filepath.Join(s.dir, name))
+			continue
+		}
+		names = append(names, name)
+	}
+	return names, err
+}
+
+// spoolError says that there is no room in the way that others are told of it.
+func spoolError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &FullError{What: "the disk is full", Err: err}
+	}
+	return &StoreError{Err: err}
+}
+
+// reason is a file's error without what was done to which file.
+func reason(err error) string {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// content is where a part can be read from.
+type content struct {
+	*bytes.Reader
+	file *os.File
+}
+
+func (c *content) close() {
+	if c != nil && c.file != nil {
+		c.file.Close()
+	}
+}
+
+// reader is what of the two is there.
+func (c *content) reader() io.Reader {
+	if c.file != nil {
+		return c.file
+	}
+	return c.Reader
+}

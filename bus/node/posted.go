@@ -1,0 +1,92 @@
+package node
+
+import (
+	"slices"
+	"time"
+
+	"fbus/bus"
+)
+
+// jobShare is how many slots of a function go to calls that somebody waits for
+// before one goes to a posted call, while both wait. With nobody waiting, posted
+// calls have them all.
+const jobShare = 8
+
+// takePosted takes what only the node's own connection may say of a call.
+func (c *call) takePosted(f *bus.CallFrame) {
+	c.job, c.caller, c.attempt, c.origin = slices.Clone(f.Job), slices.Clone(f.Caller), f.Attempt, slices.Clone(f.Origin)
+	c.limit = time.Duration(min(f.Timeout, maxWait)) * time.Millisecond
+	c.waitFunction, c.waitSlot = -1, -1
+	c.node.posted[string(c.job)] = c
+}
+
+// startPosted tells the worker what it runs, and the store that it is run. The
+// time of an attempt begins here.
+func (c *call) startPosted(f *bus.CallFrame) {
+	n := c.node
+	if c.limit > 0 && c.deadline.IsZero() {
+		c.deadline = c.started.Add(c.limit)
+		c.timer = time.AfterFunc(c.limit, c.expire)
+	}
+	if !c.counted {
+		c.counted = true
+		n.open++
+		if n.cfg.Jobs != nil {
+			n.cfg.Jobs.Started(string(c.job), c.offer.session.name, c.name())
+		}
+	}
+}
+
+// next finds the call that has the next free slot, and takes it out of its queue.
+func (fn *function) next() (*call, *offer) {
+	var o *offer
+	fits := func(c *call) bool {
+		o = c.choose()
+		return o != nil
+	}
+	if len(fn.jobs) == 0 || fn.turns < jobShare {
+		if c := fn.queue.take(fits); c != nil {
+			fn.turns++
+			return c, o
+		}
+	}
+	for i, c := range fn.jobs {
+		if fits(c) {
+			fn.jobs = slices.Delete(fn.jobs, i, i+1)
+			fn.turns = 0
+			return c, o
+		}
+	}
+	if c := fn.queue.take(fits); c != nil {
+		return c, o
+	}
+	return nil, nil
+}
+
+// unqueue takes a call out of the queue that it waits in.
+func (c *call) unqueue() {
+	if len(c.job) == 0 {
+		c.fn.queue.remove(c)
+		return
+	}
+	c.fn.jobs = slices.DeleteFunc(c.fn.jobs, func(x *call) bool { return x == c })
+}
+
+// codeRecalled ends an attempt that was taken back before it began. It does not
+// leave the node.
+const codeRecalled = "recalled"
+
+// recall takes a posted call back that no worker has; false: one has, or there is
+// none.
+func (n *Node) recall(job string) bool {
+	var b bus.Batch
+	defer b.Flush()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.posted[job]
+	if c == nil || c.counted {
+		return false
+	}
+	c.endFor(&b, codeRecalled, "")
+	return true
+}

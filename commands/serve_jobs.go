@@ -1,0 +1,62 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"fbus/bus/jobs"
+
+	"github.com/urfave/cli/v2"
+)
+
+// jobOptions are what can be said about the posted calls that a node keeps.
+type jobOptions struct {
+	max   int
+	spool sizeValue
+}
+
+func newJobOptions() jobOptions {
+	return jobOptions{max: jobs.DefaultMaxJobs, spool: sizeValue{jobs.DefaultMaxSpool}}
+}
+
+func (o *jobOptions) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "max-jobs", Usage: "keep at most `N` posted calls, their results included", DefaultText: fmt.Sprint(jobs.DefaultMaxJobs), Destination: &o.max},
+		&cli.GenericFlag{Name: "max-spool", Usage: "and at most `SIZE` of their arguments, input and output", DefaultText: "16G", Value: &o.spool},
+	}
+}
+
+// open opens the store of jobs. A node that can not have it works on without,
+// unless another one has it.
+func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Manager, error) {
+	if o.max < 1 {
+		return nil, usage("--max-jobs %d: at least 1 is due", o.max)
+	}
+	dir, err := stateDir()
+	if err != nil {
+		warn("nothing can be posted: %v", err)
+		return nil, err
+	}
+	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, network, "jobs"), MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
+	var locked *jobs.LockedError
+	switch {
+	case errors.As(err, &locked):
+		return nil, fail(exitInternal, "%v", err).withHint("a second node of this user needs a network of its own: fbus serve --network ID")
+	case err != nil:
+		warn("nothing can be posted: %v", err)
+	}
+	return m, err
+}
+
+// isLocked tells what keeps a node from starting from what it can do without.
+func isLocked(err error) bool {
+	var f *failure
+	return errors.As(err, &f)
+}
+
+func closeJobs(m *jobs.Manager) {
+	if m != nil {
+		m.Close()
+	}
+}

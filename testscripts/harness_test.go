@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds every wait for something that should happen.
-const patience = 20 * time.Second
+// patience bounds every wait for something that should happen: long enough for
+// any machine, since only a failure takes it.
+const patience = time.Minute
 
 type runnerKey struct{}
 
@@ -115,14 +117,14 @@ func (r *runner) finish(t testscript.T) {
 			t.Log(name + " did not end by two SIGTERM, and was killed")
 		}
 	}
-	var left []string
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	var left map[int]string
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		if left = r.leftovers(); len(left) == 0 || time.Now().After(end) {
 			break
 		}
 	}
 	if len(left) > 0 {
-		t.Fatal("processes were left behind:\n" + strings.Join(left, "\n"))
+		t.Fatal("processes were left behind:\n" + strings.Join(slices.Collect(maps.Values(left)), "\n"))
 	}
 }
 
@@ -147,10 +149,20 @@ func (p *process) end() bool {
 	return false
 }
 
+// bound kills all that a script has started when it takes far too long: what
+// hangs is a failure of its own line, not a reason to wait for go test's limit.
+func (r *runner) bound() (stop func() bool) {
+	return time.AfterFunc(5*patience, func() {
+		for pid := range r.leftovers() {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}).Stop
+}
+
 // leftovers finds processes that the script has started, by their environment
-// or their directory, and kills them.
-func (r *runner) leftovers() []string {
-	var list []string
+// or their directory.
+func (r *runner) leftovers() map[int]string {
+	list := map[int]string{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		env, _ := os.ReadFile(filepath.Join(dir, "environ"))
@@ -164,7 +176,7 @@ func (r *runner) leftovers() []string {
 			continue
 		}
 		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-		list = append(list, fmt.Sprintf("%d %q", pid, strings.ReplaceAll(string(line), "\x00", " ")))
+		list[pid] = fmt.Sprintf("%d %q", pid, strings.ReplaceAll(string(line), "\x00", " "))
 	}
 	return list
 }
@@ -296,18 +308,70 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// within runs a command that has to end with status 0 in the given time.
+// within runs a command that has to end with status 0 in the given time. The
+// time is that of a machine with nothing else to do; one that is slow at the
+// time gets as much more.
 func within(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: within TIME COMMAND [ARG…]")
 	}
 	limit, err := time.ParseDuration(args[0])
 	ts.Check(err)
+	slow := slowness()
 	began := time.Now()
 	status(ts, false, append([]string{"0"}, args[1:]...))
-	if took := time.Since(began); took > limit {
-		ts.Fatalf("took %s, more than %s", took.Round(time.Millisecond), limit)
+	if took, times := time.Since(began), slow(); took > time.Duration(times*float64(limit)) {
+		ts.Fatalf("took %s, more than %s, on a machine that is %.1f times too slow", took.Round(time.Millisecond), limit, times)
 	}
+}
+
+// slowness looks, until it is asked, how much longer than it should the machine
+// takes to run a command that does nothing: the worst, and at least 1.
+func slowness() (times func() float64) {
+	const nothing = 10 * time.Millisecond
+	stop, worst := make(chan struct{}), make(chan time.Duration)
+	go func() { // ends when it is asked
+		most := nothing
+		for {
+			began := time.Now()
+			exec.Command("true").Run()
+			most = max(most, time.Since(began))
+			select {
+			case <-stop:
+				worst <- most
+				return
+			case <-time.After(nothing):
+			}
+		}
+	}()
+	return func() float64 {
+		close(stop)
+		return float64(<-worst) / float64(nothing)
+	}
+}
+
+// overruns runs a command that has a limit, LIMIT in its words, which passes. A
+// short one is tried first; while that leaves the programs no time for what the
+// test needs, as a shell command says, longer ones: overruns STATUS TEST
+// COMMAND [ARG…]. Afterwards $LIMIT is the one that was long enough.
+func overruns(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 3 {
+		ts.Fatalf("usage: overruns STATUS TEST COMMAND [ARG…]")
+	}
+	for _, limit := range []string{"200ms", "1s", "4s", "20s"} {
+		words := []string{args[0]}
+		for _, word := range args[2:] {
+			words = append(words, strings.ReplaceAll(word, "LIMIT", limit))
+		}
+		status(ts, false, words)
+		ts.Setenv("LIMIT", limit)
+		cmd := exec.Command("sh", "-c", args[1])
+		cmd.Dir, cmd.Env = ts.MkAbs("."), environ(ts)
+		if cmd.Run() == nil {
+			return
+		}
+	}
+	ts.Fatalf("no limit is long enough for: %s", args[1])
 }
 
 // sendSignal signals a background command or the process whose pid a file

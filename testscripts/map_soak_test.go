@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -48,34 +49,65 @@ func killedWorkers(t *testing.T, program []string, lines int) {
 	stop := make(chan struct{})
 	var workers sync.WaitGroup
 	kills := make(chan int, 2)
+	var got progress
 	for i := range 2 {
-		workers.Go(func() { kills <- s.mortal(t, fmt.Sprint("w", i), program, stop) })
+		workers.Go(func() { kills <- s.mortal(t, fmt.Sprint("w", i), program, &got, stop) })
 	}
 	var in, want, stderr bytes.Buffer
 	for i := range lines {
 		fmt.Fprintln(&in, "line", i)
 		fmt.Fprintln(&want, "got line", i)
 	}
-	cmd := s.command("map", "-w", "20s", "--retries", "100", "--no-bar", "f")
-	cmd.Stdin, cmd.Stderr = &in, &stderr
-	got, err := cmd.Output()
+	cmd := s.command("map", "-w", "60s", "--retries", "100", "--no-bar", "f")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &got, &stderr
+	err := cmd.Run()
 	close(stop)
 	workers.Wait()
 	t.Logf("%d workers were killed", <-kills+<-kills)
 	if err != nil {
 		t.Fatalf("%v: %s", err, stderr.Bytes())
 	}
-	if !bytes.Equal(got, want.Bytes()) {
-		t.Errorf("%s", firstDifference(got, want.Bytes()))
+	if !bytes.Equal(got.all, want.Bytes()) {
+		t.Errorf("%s", firstDifference(got.all, want.Bytes()))
 	}
 	if most := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10; most > mapMemory {
 		t.Errorf("%d bytes of memory", most)
 	}
 }
 
+// progress is an output, and how far it has come.
+type progress struct {
+	all   []byte
+	bytes atomic.Int64
+}
+
+func (p *progress) Write(b []byte) (int, error) {
+	p.all = append(p.all, b...)
+	p.bytes.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// after returns a channel that is closed when so many more bytes are there, or at
+// stop.
+func (p *progress) after(more int64, stop <-chan struct{}) <-chan struct{} {
+	until, there := p.bytes.Load()+more, make(chan struct{})
+	go func() {
+		defer close(there)
+		for p.bytes.Load() < until {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	return there
+}
+
 // mortal keeps a worker that is killed again and again, until stop, and returns
-// how often it was.
-func (s *bus) mortal(t *testing.T, name string, program []string, stop <-chan struct{}) int {
+// how often it was. Most live until the work has gone on, by a random amount, so
+// that it comes to its end however slow the machine is; some do not.
+func (s *bus) mortal(t *testing.T, name string, program []string, got *progress, stop <-chan struct{}) int {
 	for kills := 0; ; kills++ {
 		var said bytes.Buffer
 		cmd := s.command(append([]string{"offer", "f", "--worker", name, "--slots", "2", "--resident", "lines", "--"}, program...)...)
@@ -84,8 +116,13 @@ func (s *bus) mortal(t *testing.T, name string, program []string, stop <-chan st
 			t.Error(err)
 			return kills
 		}
-		select { // an event to kill it at is not to be had: at random is what is meant
-		case <-time.After(300*time.Millisecond + rand.N(300*time.Millisecond)):
+		if kills%4 == 3 {
+			time.Sleep(rand.N(100 * time.Millisecond))
+		} else {
+			<-got.after(rand.N[int64](8<<10), stop)
+		}
+		select {
+		default:
 			cmd.Process.Kill()
 			cmd.Wait()
 		case <-stop:

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"fbus/commands"
 	fbusexec "fbus/exec"
@@ -50,22 +49,21 @@ func params(t *testing.T) testscript.Params {
 		WorkdirRoot:        t.TempDir(), // its own would stay behind when -run leaves scripts out
 		Condition:          condition,
 		RequireUniqueNames: true,
-		// A command that hangs is a failure, not a reason to wait for go test's limit.
-		Deadline: time.Now().Add(2 * time.Minute),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"node":    node,
-			"offer":   offer,
-			"up":      up,
-			"bg":      background,
-			"ended":   ended,
-			"status":  status,
-			"within":  within,
-			"signal":  sendSignal,
-			"waitfor": waitFor,
-			"gone":    gone,
-			"alive":   alive,
-			"bytes":   countBytes,
-			"same":    same,
+			"node":     node,
+			"offer":    offer,
+			"up":       up,
+			"bg":       background,
+			"ended":    ended,
+			"status":   status,
+			"within":   within,
+			"overruns": overruns,
+			"signal":   sendSignal,
+			"waitfor":  waitFor,
+			"gone":     gone,
+			"alive":    alive,
+			"bytes":    countBytes,
+			"same":     same,
 		},
 	}
 }
@@ -95,7 +93,8 @@ func setup(env *testscript.Env) error {
 	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	r := &runner{work: env.WorkDir, started: map[string]*process{}}
 	env.Values[runnerKey{}] = r
-	env.Defer(func() { r.finish(env.T()) })
+	stop := r.bound()
+	env.Defer(func() { stop(); r.finish(env.T()) })
 	return nil
 }
 

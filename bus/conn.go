@@ -23,7 +23,7 @@ const (
 	sendMark = 256 << 10
 	// ChunkSize is the payload of a DATA frame that this package sends.
 	ChunkSize = 64 << 10
-	// flushTime bounds how long a closing connection tries to say why.
+	// flushTime is how long a closing connection tries to say why.
 	flushTime = time.Second
 )
 
@@ -99,6 +99,7 @@ type Conn struct {
 	err     error             // why the connection can not be used any more
 	space   chan struct{}
 
+	patience   time.Duration // bounds how long it closes
 	rn, wn     int
 	rerr, werr error
 	rbuf       []byte
@@ -112,7 +113,7 @@ type Conn struct {
 // NewConn frames nc. Buffers are counted in budget, which may be nil. TLS must have
 // completed its handshake; it should be over a [Socket].
 func NewConn(nc net.Conn, budget *Budget) *Conn {
-	c := &Conn{nc: nc, budget: budget}
+	c := &Conn{nc: nc, budget: budget, patience: flushTime}
 	c.readFn, c.writeFn, c.putFn = c.readable, c.writable, c.puttable
 	if sc, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
@@ -233,7 +234,7 @@ func (c *Conn) Finish(f Frame) {
 	}
 	c.closing = true
 	c.linger = c.sock != nil && (len(c.out) > 0 || c.writing)
-	c.writeDeadline(time.Now().Add(flushTime))
+	c.writeDeadline(time.Now().Add(c.patience))
 	if len(c.out) == 0 && !c.writing {
 		c.fail(net.ErrClosed)
 		return

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
 
 // arrivals notes frames in the order in which they come.
@@ -38,7 +36,7 @@ func (s slow) Read(p []byte) (int, error) {
 func TestOrderWithinCalls(t *testing.T) {
 	for _, kind := range transports {
 		t.Run(kind, func(t *testing.T) {
-			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+			defer noneLeft(t)()
 			near, far := pair(t, kind)
 			budget := &Budget{Max: 1 << 30}
 			conn := NewConn(far, budget)

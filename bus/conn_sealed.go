@@ -157,18 +157,18 @@ func (c *Conn) hangUp() {
 	}
 	c.raw.Control(func(fd uintptr) { c.sock.put(fd) })
 	c.sock.CloseWrite()
-	time.AfterFunc(flushTime, func() { c.nc.Close() })
+	time.AfterFunc(c.patience, func() { c.nc.Close() })
 	if c.serving {
 		c.nc.SetReadDeadline(time.Unix(1, 0)) // its reader does the rest
 		return
 	}
-	go c.drain() // ends within flushTime
+	go c.drain() // ends in time
 }
 
 // drain drops what the peer still sends, and closes.
 func (c *Conn) drain() {
 	nc := c.sock.nc
-	nc.SetReadDeadline(time.Now().Add(flushTime))
+	nc.SetReadDeadline(time.Now().Add(c.patience))
 	io.CopyN(io.Discard, nc, MaxBacklog)
 	c.nc.Close()
 }

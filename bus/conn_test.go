@@ -9,8 +9,6 @@ import (
 	"runtime"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
 
 // sink is a client whose node takes everything and says nothing.
@@ -206,7 +204,7 @@ func serveChunks(t *testing.T, kind string, chunks ...[]byte) ([]byte, error) {
 func TestBacklogLimit(t *testing.T) {
 	for _, kind := range transports {
 		t.Run(kind, func(t *testing.T) {
-			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+			defer noneLeft(t)()
 			near, far := pair(t, kind)
 			defer near.Close()
 			budget := &Budget{Max: 1 << 30}
@@ -222,7 +220,7 @@ func TestBacklogLimit(t *testing.T) {
 			if sent > MaxBacklog+1<<20 {
 				t.Errorf("%d bytes were taken, %d is the limit", sent, MaxBacklog)
 			}
-			for deadline := time.Now().Add(10 * time.Second); budget.Used() != 0; runtime.Gosched() {
+			for deadline := time.Now().Add(time.Minute); budget.Used() != 0; runtime.Gosched() {
 				if time.Now().After(deadline) {
 					t.Fatalf("%d bytes of the budget are left", budget.Used())
 				}
@@ -327,7 +325,7 @@ func TestHalfFramesAreCounted(t *testing.T) {
 		a.Write(half)
 		go func() { done <- conn.Serve(&collect{}, func() int { return MaxFrame }) }()
 	}
-	for deadline := time.Now().Add(10 * time.Second); budget.Used() < conns*size; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); budget.Used() < conns*size; runtime.Gosched() {
 		if time.Now().After(deadline) {
 			t.Errorf("%d bytes are counted, %d are held at least", budget.Used(), conns*size)
 			break

@@ -150,7 +150,7 @@ func (c *Conn) failWrite(err error) {
 		c.fail(err)
 		return
 	}
-	c.nc.SetReadDeadline(time.Now().Add(flushTime))
+	c.nc.SetReadDeadline(time.Now().Add(c.patience))
 	c.drop(err)
 }
 

@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
 
 // TestServeBytewise: records of TLS that come in pieces, and frames in them.
@@ -44,7 +42,7 @@ func anyFrame() int { return MaxFrame }
 func TestBulkBothWays(t *testing.T) {
 	for _, kind := range transports {
 		t.Run(kind, func(t *testing.T) {
-			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+			defer noneLeft(t)()
 			near, far := bothSockets(t, kind)
 			budget := &Budget{Max: 1 << 30}
 			a, b := NewConn(near, budget), NewConn(far, budget)
@@ -117,6 +115,7 @@ func TestCloseWithArrives(t *testing.T) {
 		for _, backlog := range []int{0, 3, 60} {
 			near, far := pair(t, kind)
 			conn := NewConn(far, nil)
+			conn.patience = time.Minute
 			served := make(chan error, 1)
 			if backlog == 3 { // otherwise nobody reads, as when a peer is refused
 				go func() { served <- conn.Serve(swallow{}, anyFrame) }()

@@ -11,7 +11,26 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+// noneLeft returns what waits until all goroutines have ended that began since.
+func noneLeft(t testing.TB) (wait func()) {
+	before := goleak.IgnoreCurrent()
+	return func() {
+		for end := time.Now().Add(time.Minute); ; {
+			err := goleak.Find(before)
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+		}
+	}
+}
 
 // transports are what the tests of Conn run over. pair knows two more: "tcp", and
 // "bytewise", which is TLS whose ciphertext comes one byte at a time.

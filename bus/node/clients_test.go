@@ -61,7 +61,7 @@ func script(ctx context.Context, t *testing.T, role, lang string, args ...string
 	path := filepath.Join("..", "testdata", "clients", role+"."+lang)
 	cmd := exec.CommandContext(ctx, program, append([]string{path}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second // then it is killed, and the test fails
+	cmd.WaitDelay = patience // then it is killed, and the test fails
 	return cmd
 }
 
@@ -199,7 +199,7 @@ func stdinWith(t *testing.T, data []byte) *os.File {
 // untilRunning waits until a call is with its worker.
 func untilRunning(t *testing.T, n *node.Node) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		for _, c := range n.Calls() {
 			if c.State == "running" {
 				return
@@ -351,7 +351,7 @@ func (p *fakeNode) raw(b []byte) {
 // next reads a frame into f, whose type it must be of.
 func (p *fakeNode) next(f bus.Frame) {
 	p.t.Helper()
-	p.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	p.nc.SetReadDeadline(time.Now().Add(patience))
 	head := make([]byte, 4)
 	if _, err := io.ReadFull(p.nc, head); err != nil {
 		p.t.Fatalf("waiting for %T: %v", f, err)
@@ -401,7 +401,7 @@ func runAgainst(t *testing.T, role, lang string, args ...string) (p *fakeNode, w
 	}
 	waitOnce := sync.OnceValue(func() int { cmd.Wait(); return waitStatus(cmd.ProcessState) })
 	t.Cleanup(func() { cmd.Process.Kill(); waitOnce() })
-	l.(*net.UnixListener).SetDeadline(time.Now().Add(10 * time.Second))
+	l.(*net.UnixListener).SetDeadline(time.Now().Add(patience))
 	nc, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)

@@ -275,6 +275,7 @@ func TestWaits(t *testing.T) {
 func TestLastOfferGone(t *testing.T) {
 	t.Parallel()
 	n, path := start(t, node.Config{})
+	p := watchPace(t)
 	c := dial(t, path)
 	park := func() (w *raw, queued <-chan outcome) {
 		w = rawUnix(t, n, path).greet()
@@ -300,7 +301,7 @@ func TestLastOfferGone(t *testing.T) {
 	w.nc.Close()
 	o := await(t, "the queued call", queued)
 	wantErr(t, o.err, bus.ErrNoFunction)
-	if d := time.Since(t0); d < 4*time.Second || d > 9*time.Second {
+	if d := time.Since(t0); d < 4*time.Second || d > p.limit(9*time.Second) {
 		t.Errorf("ended after %v, five seconds are due", d)
 	}
 }
@@ -642,6 +643,7 @@ func TestOfferCrossesCall(t *testing.T) {
 func TestWorkerLost(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{})
+	p := watchPace(t)
 	w := rawUnix(t, n, path).greet()
 	w.offer("f", 3, 0)
 	c := dial(t, path)
@@ -660,7 +662,7 @@ func TestWorkerLost(t *testing.T) {
 			t.Errorf("%+v", o.res)
 		}
 	}
-	if d := time.Since(t0); d > time.Second {
+	if d := time.Since(t0); d > p.limit(time.Second) {
 		t.Errorf("after %v", d)
 	}
 }

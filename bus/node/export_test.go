@@ -1,6 +1,17 @@
 package node
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
+
+// SetLateTime has drains wait as long for who had connected just before, until
+// restore.
+func SetLateTime(d time.Duration) (restore func()) {
+	old := lateTime
+	lateTime = d
+	return func() { lateTime = old }
+}
 
 // Books is what a node keeps count of; a test compares two of them.
 type Books struct {

@@ -242,7 +242,7 @@ func TestSlowHandshake(t *testing.T) {
 		n.ServeConn(slow, node.Peer{Caller: "uid:0"})
 	}()
 	p := newRaw(t, near)
-	if d := await(t, "a deadline", slow.asked); d < 9*time.Second || d > 10*time.Second {
+	if d := await(t, "a deadline", slow.asked); d < 5*time.Second || d > 10*time.Second {
 		t.Errorf("HELLO has %v", d)
 	}
 	p.closed()

@@ -8,7 +8,7 @@ import (
 // lateTime is how long a drain waits for the first frame of who had connected
 // just before: a call that is on its way finds the node that it has reached
 // still there. Who connects to wait for something does not hold it up longer.
-const lateTime = 2 * time.Second
+var lateTime = 2 * time.Second
 
 // awaitLate returns when everybody who was let in has asked for something, or
 // had the time to. The listener is closed: there will be no more of them.

@@ -14,6 +14,7 @@ import (
 // nothing yet, may still make one call.
 func TestDrainTakesLate(t *testing.T) {
 	noLeaks(t)
+	t.Cleanup(node.SetLateTime(patience))
 	n, path := start(t, node.Config{})
 	g := newGate()
 	offerFunc(t, dial(t, path), "f", 1, g.handle)

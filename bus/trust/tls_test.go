@@ -51,7 +51,7 @@ func serve(t *testing.T, g gate, now func() time.Time) *testNode {
 }
 
 func (n *testNode) one(c *tls.Conn, g gate, now func() time.Time) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := c.HandshakeContext(ctx); err != nil {
 		n.refused <- Explain(err, now())
@@ -85,7 +85,7 @@ func (n *testNode) enter(t *testing.T, cfg *tls.Config) (string, error) {
 	must(t, err)
 	c := tls.Client(raw, cfg)
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	if err := c.Handshake(); err != nil {
 		return "", err
 	}
@@ -104,7 +104,7 @@ func (n *testNode) rejected(t *testing.T, what string, server string) {
 		}
 	case <-n.ids:
 		t.Errorf("%s: admitted", what)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Errorf("%s: the node says nothing", what)
 	}
 	if len(n.handled) > 0 {
@@ -120,7 +120,7 @@ func (n *testNode) admitted(t *testing.T) *Identity {
 		return id
 	case e := <-n.refused:
 		t.Fatalf("refused: %v", e)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the node says nothing")
 	}
 	return nil

@@ -81,6 +81,8 @@ type Conn struct {
 	sock   *Socket         // below nc if that is TLS; else nil
 	budget *Budget
 
+	patience time.Duration // bounds how long it closes
+
 	// OnDrain, if set before Serve, is called when a backlog has been written.
 	OnDrain func()
 
@@ -99,7 +101,6 @@ type Conn struct {
 	err     error             // why the connection can not be used any more
 	space   chan struct{}
 
-	patience   time.Duration // bounds how long it closes
 	rn, wn     int
 	rerr, werr error
 	rbuf       []byte

@@ -199,16 +199,15 @@ func (c *Client) open(call *outCall, f CallFrame) error {
 	frame.ID = call.id
 	c.scratch.name = append(c.scratch.name[:0], call.req.Function...)
 	frame.Name = c.scratch.name
-	flush, err := c.conn.Queue(frame)
+	// If it fails the connection ends, and fails the call: with what the node has said,
+	// if that has closed it.
+	flush, _ := c.conn.Queue(frame)
 	*frame = CallFrame{} // the arguments are not ours to keep
-	if err != nil {
-		delete(c.out, call.id)
-	}
 	c.mu.Unlock()
 	if flush {
 		c.conn.Flush(others)
 	}
-	return err
+	return nil
 }
 
 // wait passes output on until the call has ended.

@@ -604,11 +604,24 @@ func TestRefusedAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-closed // so HELLO can not be written
-		_, err = bus.NewClient(bg(), nc, nil)
-		if !errors.Is(err, bus.ErrDenied) {
-			t.Errorf("error %v", err)
-			break
+		if _, err = bus.NewClient(bg(), nc, nil); !errors.Is(err, bus.ErrDenied) {
+			t.Fatalf("error %v", err)
 		}
+		if nc, err = net.Dial("unix", l.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		<-closed
+		c, err := bus.NewClient(bg(), nc, &bus.DialOptions{Eager: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Call(bg(), &bus.Request{Function: "f"}); !errors.Is(err, bus.ErrDenied) {
+			t.Fatalf("call: error %v", err)
+		}
+		if _, err := c.Offer(bg(), bus.Offer{Name: "f", Slots: 1}, nil); !errors.Is(err, bus.ErrDenied) {
+			t.Fatalf("offer: error %v", err)
+		}
+		c.Close()
 	}
 	l.Close()
 	<-done

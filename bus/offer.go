@@ -135,11 +135,8 @@ func (off *Offering) announce(ctx context.Context) error {
 	c.lastSeq++
 	f.Seq, f.Slots, f.Note = c.lastSeq, uint64(off.slots), []byte(off.note)
 	c.pending[f.Seq] = answer
-	err := c.conn.Send(&f)
+	c.conn.Send(&f) // if it fails the connection ends, and that is the answer
 	c.mu.Unlock()
-	if err != nil {
-		return asError(err, CodeNodeLost)
-	}
 	select {
 	case e := <-answer:
 		if e != nil {

@@ -66,9 +66,9 @@ func (c *Credentials) refusal(err error) *Error {
 	return &Error{Code: e.Code, Message: e.Message, Err: e}
 }
 
-// Dial connects to a node. An addr with a / is the path of its unix socket, whose
-// owner must be this user or root, or one of o.Users: another's is refused with
-// [CodeForeign] before a byte is sent. Any other is host[:port], over TCP with
+// Dial connects to a node. An addr with a / is the path of its unix socket. The node
+// must be this user's, root's, of one of o.Users, or known by where its socket is
+// (PROTOCOL.md, section 2): another is refused with [CodeForeign] before a byte is sent. Any other is host[:port], over TCP with
 // TLS, and needs credentials; empty stands for their addresses, one after the
 // other.
 func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
@@ -211,16 +211,4 @@ func reason(err error) string {
 		return sys.Err.Error()
 	}
 	return err.Error()
-}
-
-// checkPeer refuses a node that runs as somebody else, users apart.
-func checkPeer(nc *net.UnixConn, addr string, users func(uid int) bool) error {
-	uid, err := PeerUID(nc)
-	if err != nil {
-		return &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", addr, err), Err: err}
-	}
-	if uid != 0 && uid != os.Getuid() && (users == nil || !users(uid)) {
-		return errorf(CodeForeign, "%s: belongs to uid %d, who is neither you nor root", addr, uid)
-	}
-	return nil
 }

@@ -151,8 +151,7 @@ func sweepPrivate() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), privatePrefix+"*"))
 	for _, dir := range dirs {
 		socket := filepath.Join(dir, "bus.sock")
-		st, err := os.Lstat(socket)
-		if err == nil && int(st.Sys().(*syscall.Stat_t).Uid) == os.Getuid() && st.Mode()&os.ModeSocket != 0 && !live(socket) {
+		if ours(dir, os.ModeDir) && ours(socket, os.ModeSocket) && !live(socket) {
 			os.RemoveAll(dir)
 		}
 	}

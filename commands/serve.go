@@ -34,6 +34,8 @@ type serveOptions struct {
 	verbose bool
 	tcp     tcpOptions
 	jobs    jobOptions
+	sharing sharing
+	config  string
 
 	hasNetwork bool
 }
@@ -53,6 +55,17 @@ TCP port 10101 under TLS 1.3, where nobody gets in without a ticket: see fbus in
 TERM or INT drains: new calls are refused, those queued and running finish. A
 second one ends at once.
 
+With --socket-group the members of a group may use the node too: they call and offer
+every function, see their own calls, and do not administer it. A file says who may do
+what instead; whoever it does not name may do nothing. --config FILE reads it, and
+any flag by its long name; flags on the command line go before it.
+
+  [node]
+  socket-group = "staff"
+  [rights]                      # those of a user and of all groups of his add up
+  "group:staff" = { call = ["*"] }
+  "user:alice" = { offer = ["resize*"], admin = true }    # or "uid:1000", "gid:50"
+
 With a PKI of your own (--tls-cert, --tls-key, --tls-ca) the node's certificate names
 its host, and clients have certificates with the URI names of tickets, in the files
 that FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA name.
@@ -63,6 +76,7 @@ that FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA name.
 Each line of the log is an ended call: time, id, caller, function, worker,
 waited and ran (seconds), in and out (bytes), source, status and code.`,
 		Flags: append(o.nodeFlags(),
+			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read [node] and [rights] of `FILE` (TOML)", Destination: &o.config},
 			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "say who connects and what is offered"),
@@ -72,6 +86,11 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 				return err
 			}
 			o.hasNetwork = ctx.IsSet("network")
+			if ctx.IsSet("config") {
+				if err := o.readConfig(o.config, ctx.IsSet); err != nil {
+					return err
+				}
+			}
 			return serve(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
@@ -81,6 +100,7 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 func (o *serveOptions) nodeFlags() []cli.Flag {
 	return append(append(o.tcp.flags(), o.jobs.flags()...),
 		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
+		o.sharing.flag(),
 		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
 		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
 		&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
@@ -143,13 +163,24 @@ type servedNode struct {
 	served  chan error // why it listens no more
 }
 
-// startNode makes a node and lets it listen. It is to be closed.
-func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err error) {
+// check says what is wrong with the options.
+func (o *serveOptions) check() error {
 	if o.hasNetwork && o.network == "" {
-		return nil, usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
+		return usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
 	}
 	if o.queue < 1 {
-		return nil, usage("--queue %d: at least 1 is due", o.queue)
+		return usage("--queue %d: at least 1 is due", o.queue)
+	}
+	if err := o.tcp.check(); err != nil {
+		return err
+	}
+	return o.sharing.resolve()
+}
+
+// startNode makes a node and lets it listen. It is to be closed.
+func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err error) {
+	if err := o.check(); err != nil {
+		return nil, err
 	}
 	network, err := networkID(o.network, stderr)
 	if err != nil {
@@ -173,6 +204,14 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	}
 	n.l, n.path = sockets.unix, sockets.unix[0].Path()
 	warn := logger(stderr)
+	for _, l := range n.l {
+		if err := o.sharing.open(l, warn); err != nil {
+			closeAll(n.l)
+			closeAll(sockets.tcp)
+			n.log.close()
+			return nil, err
+		}
+	}
 	var noJobs error
 	if n.jobs, noJobs = o.jobs.open(network, warn); isLocked(noJobs) {
 		closeAll(n.l)
@@ -198,6 +237,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		Warn: warn, Note: note,
 	}
 	n.door.configure(&config)
+	o.sharing.configure(&config)
 	n.journal = openJournal(network, warn)
 	config.Journal, config.Jobs, config.NoJobs = n.journal, n.jobs, noJobs
 	n.Node, err = node.New(config)
@@ -219,13 +259,13 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 func (n *servedNode) sayReady() {
 	if !n.o.quiet {
 		i := n.Info()
-		say(n.stderr, fmt.Sprintf("node %s of network %s is ready at %s%s", i.Name, i.Network, n.path, n.door))
+		say(n.stderr, fmt.Sprintf("node %s of network %s is ready at %s%s%s", i.Name, i.Network, n.path, &n.o.sharing, n.door))
 	}
 }
 
 // status is the node in a few words, for a service manager.
 func (n *servedNode) status() string {
-	return fmt.Sprintf("listening at %s%s, for network %s", n.path, n.door, n.Info().Network)
+	return fmt.Sprintf("listening at %s%s%s, for network %s", n.path, &n.o.sharing, n.door, n.Info().Network)
 }
 
 // drain lets what is queued and runs finish until ctx ends, which is in d.

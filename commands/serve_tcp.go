@@ -82,10 +82,6 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 	for _, l := range passed {
 		d.listeners = append(d.listeners, l)
 	}
-	if err := o.check(); err != nil {
-		d.close()
-		return nil, err
-	}
 	if o.off {
 		d.close()
 		if len(passed) > 0 {

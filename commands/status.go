@@ -103,6 +103,8 @@ func hintFor(code string) string {
 		return "a call that was under way may have run"
 	case bus.CodeAmbiguous:
 		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
+	case bus.CodeForeign:
+		return "if you trust that user with what you send: FBUS_NODE_USER=UID in the environment"
 	case bus.CodeNetwork:
 		return "fbus status shows which node was chosen and why"
 	}

@@ -1,9 +1,11 @@
 package commands
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -56,30 +58,50 @@ func (p problems) err() error {
 type configFile struct {
 	base     string // relative paths begin here
 	config   upConfig
-	declared []*declared // in the file's order
-	strange  string      // the last table that is not known
+	given    func(flag string) bool // on the command line, which goes before; nil: nothing
+	declared []*declared            // in the file's order
+	strange  string                 // the last table that is not known
 	problems problems
 }
 
 // readConfig reads a file of functions.
 func readConfig(path string) (*upConfig, problems) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, problems{usage("%v", pathReason(err))}
-	}
 	c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
-	doc, err := parseTOML(path, data)
-	if err != nil {
-		return nil, problems{explain(err)}
-	}
-	if c.base, err = absDir(path); err != nil {
-		return nil, problems{explain(err)}
-	}
-	c.read(doc)
+	c.readFile(path)
 	if len(c.problems) > 0 {
 		return nil, c.problems
 	}
 	return &c.config, nil
+}
+
+func (c *configFile) readFile(path string) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		c.problems = problems{usage("%v", pathReason(err))}
+		return
+	}
+	doc, err := parseTOML(path, data)
+	if err == nil {
+		c.base, err = absDir(path)
+	}
+	if err != nil {
+		c.problems = problems{explain(err)}
+		return
+	}
+	c.read(doc)
+	// Tables are looked at before what stands in them: put it in the file's order.
+	slices.SortStableFunc(c.problems, func(a, b *failure) int {
+		return cmp.Compare(placeIn(path, a.msg), placeIn(path, b.msg))
+	})
+}
+
+// placeIn is where in a file a message about it is about: comparable, and no more.
+func placeIn(path, msg string) (at int64) {
+	var line, column int64
+	if rest, ok := strings.CutPrefix(msg, path); ok {
+		fmt.Sscanf(rest, ":%d:%d:", &line, &column)
+	}
+	return line<<32 + column
 }
 
 func absDir(path string) (string, error) {
@@ -97,11 +119,13 @@ func (c *configFile) read(doc *tomlFile) {
 			c.nodeSetting(s)
 		case "functions":
 			c.functionSetting(s)
+		case "rights":
+			c.rightsSetting(s)
 		default:
 			c.unknownTable(s)
 		}
 	}
-	c.config.node.check(&c.problems, doc)
+	c.config.node.check(&c.problems, doc, c.given)
 	for _, d := range c.declared {
 		d.finish(c.base, &c.problems)
 		c.config.functions = append(c.config.functions, d.function)
@@ -113,6 +137,10 @@ func (c *configFile) table(t setting) {
 	switch {
 	case t.key[0] == "node" && len(t.key) == 1:
 		c.config.node.at = t.at
+	case t.key[0] == "rights" && len(t.key) < 3:
+		c.rightsTable(t.key, t.at)
+	case t.key[0] == "rights":
+		c.unknown(t.at, "rights: "+t.key[1], t.key[2], nil)
 	case t.key[0] == "functions" && len(t.key) == 1:
 	case t.key[0] == "functions" && len(t.key) == 2:
 		c.function(t.key[1], t.at)
@@ -130,7 +158,7 @@ func (c *configFile) table(t setting) {
 func (c *configFile) unknownTable(s setting) {
 	if c.strange != s.key[0] {
 		c.strange = s.key[0]
-		c.unknown(s.at, "", s.key[0], []string{"node", "functions"})
+		c.unknown(s.at, "", s.key[0], []string{"node", "functions", "rights"})
 	}
 }
 

@@ -76,8 +76,11 @@ idempotent = true
 func TestConfigNodeHasEveryFlag(t *testing.T) {
 	text := map[string]string{
 		"listen": `["127.0.0.1:1", "[::1]:2"]`, "keepalive": `"5s"`, "max-connections": "7", "max-per-ticket": "8", "queue": "9",
-		"no-tcp": "true", "max-jobs": "10", "max-spool": `"1G"`, "drain": `"5s"`,
+		"no-tcp": "true", "max-jobs": "10", "max-spool": `"1G"`, "drain": `"5s"`, "socket-group": `"0"`,
+		"tls-cert": "\"x\"\ntls-key = \"x\"\ntls-ca = \"x\"",
 	}
+	text["tls-key"] = "\"x\"\ntls-cert = \"x\"\ntls-ca = \"x\""
+	text["tls-ca"] = "\"x\"\ntls-cert = \"x\"\ntls-key = \"x\""
 	for _, flag := range newServeOptions().nodeFlags() {
 		name, _ := namesOf(flag)
 		value := cmp.Or(text[name], `"x"`)

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -32,6 +33,9 @@ func (c *configFile) nodeSetting(s setting) {
 	if n.at == "" {
 		n.at = s.at
 	}
+	if c.given != nil && c.given(s.key[1]) { // it must be right all the same
+		n = &nodeConfig{options: *newServeOptions()}
+	}
 	key, table := s.key[1], n.flags()
 	flag := table[key]
 	if flag == nil || len(s.key) > 2 {
@@ -60,11 +64,15 @@ func (c *configFile) nodeSetting(s setting) {
 }
 
 // check finds keys of [node] that do not go together.
-func (n *nodeConfig) check(p *problems, doc *tomlFile) {
+func (n *nodeConfig) check(p *problems, doc *tomlFile, given func(string) bool) {
 	serve := slices.Sorted(maps.Keys(tableOf(n.options.nodeFlags())))
+	places := map[string]string{}
 	for _, s := range doc.settings {
 		if s.key[0] != "node" || len(s.key) != 2 {
 			continue
+		}
+		if given == nil || !given(s.key[1]) {
+			places[s.key[1]] = s.at
 		}
 		switch key := s.key[1]; {
 		case n.serve && (key == "address" || key == "node"):
@@ -73,11 +81,64 @@ func (n *nodeConfig) check(p *problems, doc *tomlFile) {
 			p.add(s.at, "node: %s is for serve = true", key)
 		}
 	}
+	rights := n.options.sharing.rights
+	rights.check(p)
+	switch {
+	case len(*p) > 0:
+	case n.serve:
+		if err := n.options.check(); err != nil {
+			*p = append(*p, nodeError(err, places))
+		}
+	case rights != nil:
+		p.add(rights.at, "rights: they are for serve = true")
+	}
+}
+
+// nodeError says where in a file an error about a node is, whose text speaks of
+// flags.
+func nodeError(err error, places map[string]string) *failure {
+	e := *explain(err)
+	first, at := len(e.msg), ""
+	for name, place := range places {
+		if i := strings.Index(e.msg, "--"+name); i >= 0 && i < first {
+			first, at = i, place
+		}
+	}
+	if at != "" {
+		e.msg = fmt.Sprintf("%s: node: %s", at, strings.ReplaceAll(e.msg, "--", ""))
+	}
+	return &e
+}
+
+// readConfig takes what a file says and the command line does not.
+func (o *serveOptions) readConfig(path string, given func(flag string) bool) error {
+	c := &configFile{given: given, config: upConfig{node: nodeConfig{serve: true, options: *o}}}
+	c.readFile(path)
+	n := &c.config.node
+	for _, f := range c.config.functions {
+		c.problems.add(f.where, "%s: functions are offered by fbus up", f.name).withHint("%s", join("fbus", "up", "-c", path))
+	}
+	switch {
+	case len(c.problems) > 0:
+	case !n.serve:
+		c.problems.add(n.at, "node: serve = false, and this is fbus serve")
+	case n.worker != "":
+		c.problems.add(n.at, "node: worker is for fbus up")
+	}
+	if err := c.problems.err(); err != nil {
+		return err
+	}
+	*o = n.options
+	if n.drain.set && !given("drain") {
+		o.drain = n.drain
+	}
+	return nil
 }
 
 // same reports whether nothing has changed but the place in the file.
 func (n *nodeConfig) same(m *nodeConfig) bool {
 	a, b := *n, *m
 	a.at, b.at = "", ""
+	a.options.sharing.rights, b.options.sharing.rights = nil, nil // have places of their own
 	return reflect.DeepEqual(a, b)
 }

@@ -39,6 +39,9 @@ func (r *reloader) reload(ctx context.Context) {
 	if !config.node.same(&r.config.node) {
 		r.w.log("%s: [node] has changed: that needs a restart", r.o.config)
 	}
+	if !config.node.options.sharing.rights.same(r.config.node.options.sharing.rights) {
+		r.w.log("%s: [rights] have changed: that needs a restart", r.o.config)
+	}
 	config.node = r.config.node
 	r.config = config
 	var n changes

@@ -31,8 +31,24 @@ type place struct {
 	id   *identity // over TCP
 }
 
+// trustedUserEnv names a user whose nodes are used as one's own are: by name or uid.
+const trustedUserEnv = "FBUS_NODE_USER"
+
+// trustedUser is the uid of that user, -1 if there is none.
+func trustedUser() (int, error) {
+	name := os.Getenv(trustedUserEnv)
+	if name == "" {
+		return -1, nil
+	}
+	uid, err := userID(name)
+	if err != nil {
+		return -1, usage("%s: %v", trustedUserEnv, err)
+	}
+	return uid, nil
+}
+
 // find decides which node is meant: the flag, the environment, a ticket there,
-// the one live socket of this user, the machine's, a network that was joined.
+// the one live socket of this user, of the user that is trusted, the machine's, a network that was joined.
 func find(flag string) (place, error) {
 	if flag != "" {
 		return named(flag, "--node")
@@ -44,22 +60,39 @@ func find(flag string) (place, error) {
 		id, err := identityFor("")
 		return place{why: "FBUS_TICKET", id: id}, asDenied(err)
 	}
-	own := ownSockets()
-	if len(own) > 1 {
-		own = slices.DeleteFunc(own, func(p string) bool { return !live(p) })
-	}
-	switch len(own) {
-	case 1:
-		return place{addr: own[0], why: "the only live socket of this user in " + socketDir}, nil
-	case 0:
-	default:
-		return place{}, &bus.Error{Code: bus.CodeAmbiguous, Message: "several nodes are equally near: " + strings.Join(own, " ")}
+	if p, err := onlySocket(os.Getuid(), "this user"); p.addr != "" || err != nil {
+		return p, err
 	}
 	return further()
 }
 
+// onlySocket is the one live socket of a user in /tmp; none is no error.
+func onlySocket(uid int, user string) (place, error) {
+	list := socketsOf(uid)
+	if len(list) > 1 || uid != os.Getuid() {
+		list = slices.DeleteFunc(list, func(p string) bool { return !live(p) })
+	}
+	switch len(list) {
+	case 0:
+		return place{}, nil
+	case 1:
+		return place{addr: list[0], why: fmt.Sprintf("the only live socket of %s in %s", user, socketDir)}, nil
+	}
+	return place{}, &bus.Error{Code: bus.CodeAmbiguous, Message: "several nodes are equally near: " + strings.Join(list, " ")}
+}
+
 // further finds a node when this user has none.
 func further() (place, error) {
+	trusted, err := trustedUser()
+	if err != nil {
+		return place{}, err
+	}
+	if trusted >= 0 {
+		user := os.Getenv(trustedUserEnv) + ", whom " + trustedUserEnv + " names,"
+		if p, err := onlySocket(trusted, user); p.addr != "" || err != nil {
+			return p, err
+		}
+	}
 	if st, err := os.Lstat(systemSocket); err == nil && st.Mode()&os.ModeSocket != 0 {
 		return place{addr: systemSocket, why: "the machine's node"}, nil
 	}
@@ -107,16 +140,31 @@ func noNode() *bus.Error {
 
 // ownSockets lists the sockets of nodes of this user. Another user's of that
 // name is none of our business.
-func ownSockets() []string {
+func ownSockets() []string { return socketsOf(os.Getuid()) }
+
+func socketsOf(uid int) []string {
 	var list []string
 	paths, _ := filepath.Glob(filepath.Join(socketDir, socketPrefix+"*"+socketSuffix))
 	for _, p := range paths {
-		st, err := os.Lstat(p)
-		if err == nil && st.Mode()&os.ModeSocket != 0 && int(st.Sys().(*syscall.Stat_t).Uid) == os.Getuid() {
+		if belongs(p, os.ModeSocket, uid) {
 			list = append(list, p)
 		}
 	}
 	return list
+}
+
+// ours reports whether a path is that kind of file and this user's.
+func ours(path string, kind os.FileMode) bool { return belongs(path, kind, os.Getuid()) }
+
+// belongs reports whether a path is that kind of file and a user's. One with a second name
+// may be his, but who has put it there is not known.
+func belongs(path string, kind os.FileMode, uid int) bool {
+	st, err := os.Lstat(path)
+	if err != nil || st.Mode().Type() != kind {
+		return false
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	return int(sys.Uid) == uid && (kind == os.ModeDir || sys.Nlink == 1)
 }
 
 // live reports whether somebody listens at a socket.
@@ -179,6 +227,12 @@ func (p *place) dial(ctx context.Context, o *bus.DialOptions) (*bus.Client, erro
 	with := *o
 	if p.id != nil {
 		with.Credentials = p.id.creds
+	} else {
+		trusted, err := trustedUser()
+		if err != nil {
+			return nil, err
+		}
+		with.Users = func(uid int) bool { return uid == trusted }
 	}
 	c, err := bus.Dial(ctx, p.addr, &with)
 	if err == nil && p.id != nil {

@@ -44,9 +44,14 @@ func TestScripts(t *testing.T) {
 
 // params is what all scripts are run with.
 func params(t *testing.T) testscript.Params {
+	root := t.TempDir() // testscript's own would stay behind when -run leaves scripts out
+	// Other users have parts in some scripts.
+	if err := os.Chmod(filepath.Dir(root), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	return testscript.Params{
 		Setup:              setup,
-		WorkdirRoot:        t.TempDir(), // its own would stay behind when -run leaves scripts out
+		WorkdirRoot:        root,
 		Condition:          condition,
 		RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

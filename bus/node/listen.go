@@ -74,8 +74,15 @@ func rootCause(err error) error {
 
 func (l *Listener) takeLock() error {
 	name := l.path + ".lock"
-	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if errors.Is(err, unix.ELOOP) {
+		return fmt.Errorf("%s: is a symbolic link: it is not followed", name)
+	}
 	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := ownFile(fd); err != nil {
+		unix.Close(fd)
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -83,6 +90,51 @@ func (l *Listener) takeLock() error {
 		return fmt.Errorf("%s: another node holds the lock on this socket", name)
 	}
 	l.lock = os.NewFile(uintptr(fd), name)
+	return nil
+}
+
+// ownFile refuses what somebody else has put in the place of a file of ours: he
+// could hold its lock for ever, or have us hold that of another file.
+func ownFile(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return errors.New("is no regular file")
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("belongs to uid %d: it is not used", st.Uid)
+	case st.Nlink != 1:
+		return errors.New("has a second name elsewhere: it is not used")
+	}
+	return nil
+}
+
+// Share lets the members of a group connect too. The socket gets its group first:
+// until then its mode keeps everybody else out. Of an inherited socket both are the
+// manager's business.
+func (l *Listener) Share(gid int) error {
+	if l.info == nil {
+		return nil
+	}
+	// Not by its path, where something else may stand by now.
+	fd, err := unix.Open(l.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.path, err)
+	}
+	f := os.NewFile(uintptr(fd), l.path)
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !os.SameFile(st, l.info) {
+		return fmt.Errorf("%s: is no longer the socket that was made there", l.path)
+	}
+	if err := unix.Fchownat(fd, "", -1, gid, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("%s: group %d: %w", l.path, gid, err)
+	}
+	// fchmod(2) takes no such descriptor, and fchmodat2(2) is of Linux 6.6.
+	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o660); err != nil {
+		return fmt.Errorf("%s: mode: %w", l.path, err)
+	}
 	return nil
 }
 

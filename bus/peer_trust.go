@@ -1,0 +1,64 @@
+package bus
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+)
+
+// checkPeer refuses a node that runs as somebody else (PROTOCOL.md, section 2):
+// whoever has taken the path of a socket would get what is sent to it, and could
+// have the functions run that are offered there.
+func checkPeer(nc *net.UnixConn, path string, users func(uid int) bool) error {
+	uid, err := PeerUID(nc)
+	if err != nil {
+		return &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", path, err), Err: err}
+	}
+	switch {
+	case uid == 0, uid == os.Getuid(), users != nil && users(uid):
+	case placed(path, uid), teammate(nc, path):
+	default:
+		return errorf(CodeForeign, "%s: belongs to uid %d, who is neither you nor root", path, uid)
+	}
+	return nil
+}
+
+// runDir is where root makes a directory for each service of the machine.
+const runDir = "/run"
+
+// placed reports whether the socket is in a directory that root has made in /run,
+// for that user: nobody else can have put it there.
+func placed(path string, uid int) bool {
+	dir := filepath.Dir(filepath.Clean(path))
+	return filepath.Dir(dir) == runDir && closedTo(runDir, 0) && (closedTo(dir, 0) || closedTo(dir, uid))
+}
+
+// closedTo reports whether nobody but root and that user, who has it, may make files in a
+// directory.
+func closedTo(dir string, uid int) bool {
+	st, err := os.Lstat(dir)
+	return err == nil && st.IsDir() && st.Mode()&0o022 == 0 && int(st.Sys().(*syscall.Stat_t).Uid) == uid
+}
+
+// noGroup is what the kernel shows in place of groups that have no number in a
+// user namespace: two that look the same may not be.
+const noGroup = 65534
+
+// teammate reports whether the socket is shared with a group, and both we and who
+// listens there are in it. Root is in no team: what it sends is not for all of them.
+func teammate(nc *net.UnixConn, path string) bool {
+	st, err := os.Stat(path)
+	if err != nil || st.Mode()&os.ModeSocket == 0 || st.Mode()&0o060 != 0o060 || os.Getuid() == 0 {
+		return false
+	}
+	gid := int(st.Sys().(*syscall.Stat_t).Gid)
+	own, err := os.Getgroups()
+	if err != nil || gid == noGroup || !slices.Contains(append(own, os.Getegid()), gid) {
+		return false
+	}
+	theirs, err := PeerGIDs(nc)
+	return err == nil && slices.Contains(theirs, gid)
+}

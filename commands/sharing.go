@@ -1,0 +1,264 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"fbus/bus/node"
+	"fbus/bus/trust"
+
+	"github.com/urfave/cli/v2"
+)
+
+// sharing says who else on this machine may use a node, and for what.
+type sharing struct {
+	group  string  // whose members may connect; empty: nobody else may
+	rights *rights // nil: they may call and offer everything
+	gid    int     // of group, once it was resolved
+}
+
+// rights are the table [rights] of a configuration: what users and groups may do.
+type rights struct {
+	at     string // FILE:LINE:COLUMN
+	grants []*grant
+}
+
+// grant is one entry of it.
+type grant struct {
+	who   string // "uid:1000", "user:alice", "gid:100", "group:staff"
+	at    string
+	group bool // id is a gid
+	id    int
+	call  cli.StringSlice
+	offer cli.StringSlice
+	admin bool
+	wrong bool // what is wrong with it was said
+}
+
+// same reports whether nothing has changed but the place in the file.
+func (r *rights) same(m *rights) bool {
+	if r == nil || m == nil {
+		return r == m
+	}
+	return slices.EqualFunc(r.grants, m.grants, func(a, b *grant) bool {
+		return a.group == b.group && a.id == b.id && a.rights().Equal(b.rights())
+	})
+}
+
+func (g *grant) rights() trust.Rights {
+	return trust.Rights{Call: g.call.Value(), Offer: g.offer.Value(), Admin: g.admin}
+}
+
+func (s *sharing) flag() cli.Flag {
+	return &cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too: it is theirs, mode 0660", Destination: &s.group}
+}
+
+// resolve finds the group, and says what is wrong.
+func (s *sharing) resolve() error {
+	if s.group == "" {
+		if s.rights != nil {
+			return usage("%s: rights: nobody else can connect, for the socket is this user's alone", s.rights.at).
+				withHint("--socket-group GROUP, or socket-group in [node], says whose it is too")
+		}
+		return nil
+	}
+	gid, err := groupID(s.group)
+	if err != nil {
+		return usage("--socket-group: %v", err)
+	}
+	s.gid = gid
+	return nil
+}
+
+// configure lets them in.
+func (s *sharing) configure(c *node.Config) {
+	if s.group != "" {
+		c.Local = s.local
+	}
+}
+
+// everything is what a member of the group may do if nothing else is said: what the
+// team's members do with the node, and not what its owner does.
+var everything = trust.Rights{Call: []string{"*"}, Offer: []string{"*"}}
+
+// local says what another user may do, and whether it may connect at all. The
+// rights of all entries that are about it, and about its groups, add up.
+func (s *sharing) local(uid int, gids []int) (trust.Rights, bool) {
+	if !slices.Contains(gids, s.gid) {
+		return trust.Rights{}, false
+	}
+	if s.rights == nil {
+		return everything, true
+	}
+	var sum trust.Rights
+	found := false
+	for _, g := range s.rights.grants {
+		if g.group && slices.Contains(gids, g.id) || !g.group && g.id == uid {
+			r := g.rights()
+			sum.Call, sum.Offer, sum.Admin = append(sum.Call, r.Call...), append(sum.Offer, r.Offer...), sum.Admin || r.Admin
+			found = true
+		}
+	}
+	return sum, found
+}
+
+// open gives the socket to the group.
+func (s *sharing) open(l *node.Listener, warn func(string, ...any)) error {
+	if s.group == "" {
+		return nil
+	}
+	err := l.Share(s.gid)
+	switch {
+	case errors.Is(err, syscall.EPERM):
+		return fail(exitDenied, "--socket-group %s: only a member of the group, or root, can share a socket with it", s.group).
+			withHint("id shows your groups; after you were added to one, log in again")
+	case err != nil:
+		return fail(exitInternal, "--socket-group %s: %v", s.group, err)
+	}
+	if dir := s.closed(l.Path()); dir != "" {
+		warn("--socket-group %s: its members may not get to %s: not all of them may enter %s", s.group, l.Path(), dir)
+		warn("hint: chmod g+x or o+x, or --socket PATH elsewhere")
+	}
+	return nil
+}
+
+// closed is a directory on the way that members of the group can not pass, as far
+// as its mode says.
+func (s *sharing) closed(path string) string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return ""
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		st, err := os.Stat(dir)
+		if err == nil && st.Mode()&0o001 == 0 && (st.Mode()&0o010 == 0 || int(st.Sys().(*syscall.Stat_t).Gid) != s.gid) {
+			return dir
+		}
+		if dir == "/" || err != nil {
+			return ""
+		}
+	}
+}
+
+// String is how the ready line says it.
+func (s *sharing) String() string {
+	switch {
+	case s.group == "":
+		return ""
+	case s.rights != nil:
+		return fmt.Sprintf(" for group %s, as the configuration says", s.group)
+	}
+	return " for group " + s.group
+}
+
+// grantFor reads whom an entry of [rights] is about.
+func grantFor(who, at string) (*grant, error) {
+	kind, name, _ := strings.Cut(who, ":")
+	g := &grant{who: who, at: at, group: kind == "gid" || kind == "group"}
+	var err error
+	switch {
+	case name == "":
+		err = errors.New("")
+	case kind == "user":
+		g.id, err = userID(name)
+	case kind == "group":
+		g.id, err = groupID(name)
+	case kind == "uid" || kind == "gid":
+		if strings.Trim(name, "0123456789") == "" {
+			g.id, err = userID(name)
+		} else {
+			err = fmt.Errorf("%s is no number", name)
+		}
+	default:
+		err = errors.New("")
+	}
+	if err != nil && err.Error() == "" {
+		err = errors.New("\"uid:1000\", \"user:NAME\", \"gid:100\" or \"group:NAME\" is due")
+	}
+	return g, err
+}
+
+func (g *grant) flags() flagTable {
+	return tableOf([]cli.Flag{
+		&cli.StringSliceFlag{Name: "call", Destination: &g.call},
+		&cli.StringSliceFlag{Name: "offer", Destination: &g.offer},
+		&cli.BoolFlag{Name: "admin", Destination: &g.admin},
+	})
+}
+
+// rightsTable notes an entry of [rights], which may be empty.
+func (c *configFile) rightsTable(key []string, at string) *grant {
+	r := c.config.node.options.sharing.rights
+	if r == nil {
+		r = &rights{at: at}
+		c.config.node.options.sharing.rights = r
+	}
+	if len(key) < 2 {
+		return nil
+	}
+	for _, g := range r.grants {
+		if g.who == key[1] {
+			return g
+		}
+	}
+	g, err := grantFor(key[1], at)
+	if err != nil {
+		c.problems.add(at, "rights: %s: %v", key[1], err)
+		g.wrong = true
+	}
+	r.grants = append(r.grants, g)
+	return g
+}
+
+func (c *configFile) rightsSetting(s setting) {
+	g := c.rightsTable(s.key, s.at)
+	if len(s.key) < 3 {
+		if g != nil {
+			g.wrong = true
+		}
+		c.problems.add(s.value.at, "%s: a table is due, not %s", strings.Join(s.key, "."), s.value.typeName())
+		return
+	}
+	in, table := "rights: "+g.who, g.flags()
+	flag := table[s.key[2]]
+	if flag == nil || len(s.key) > 3 {
+		c.unknown(s.at, in, strings.Join(s.key[2:], "."), longNames(table))
+		g.wrong = true
+		return
+	}
+	before := len(c.problems)
+	c.apply(in, s.key[2], flag, s.value)
+	if list, ok := flag.(*cli.StringSliceFlag); ok {
+		for _, glob := range list.Destination.Value() {
+			if err := trust.CheckGlob(glob); err != nil {
+				c.problems.add(s.value.at, "%s: %s: %v", in, s.key[2], err)
+			}
+		}
+	}
+	g.wrong = g.wrong || len(c.problems) > before
+}
+
+// check finds entries that say nothing, or nothing of use.
+func (r *rights) check(p *problems) {
+	if r == nil {
+		return
+	}
+	if len(r.grants) == 0 {
+		p.add(r.at, "rights: nobody is named: \"uid:1000\" = { call = [\"*\"] } names one")
+	}
+	for _, g := range r.grants {
+		if g.wrong {
+			continue
+		}
+		if err := g.rights().Check(); g.rights().Empty() {
+			p.add(g.at, "rights: %s: say what it allows: call, offer or admin", g.who)
+		} else if err != nil {
+			p.add(g.at, "rights: %s: %v", g.who, err)
+		}
+	}
+}

@@ -41,7 +41,7 @@ func newAttempt(m *Manager, l *line, r readyJob) *attempt {
 // run makes the attempt.
 func (a *attempt) run() {
 	defer a.cancel(nil)
-	j, args, input, err := a.m.store.open(a.id)
+	j, args, input, err := a.m.store.read(a.id)
 	switch {
 	case err != nil:
 		a.broken(j, err)
@@ -52,7 +52,7 @@ func (a *attempt) run() {
 	}
 	defer input.close()
 	if err := a.m.host.May(&j.Poster, j.Function); err != nil {
-		a.finish(outcome{end: End{Source: "fbus", Status: 77, Code: bus.CodeDenied, Message: err.Error()}, never: true})
+		a.finish(outcome{end: denied(err), never: true})
 		return
 	}
 	a.m.mu.Lock()
@@ -62,6 +62,10 @@ func (a *attempt) run() {
 	req := a.request(j, args, input, out, stderr)
 	res, err := a.m.host.Call(a.ctx, req)
 	a.ended(j, res, err, out, stderr)
+}
+
+func denied(why error) End {
+	return End{Source: "fbus", Status: 77, Code: bus.CodeDenied, Message: why.Error()}
 }
 
 // request is the call that the attempt makes.
@@ -112,9 +116,7 @@ func (a *attempt) begin(worker, call string) {
 		}
 		return wrap(t.running(a.id, try))
 	}}
-	select {
-	case a.m.store.ops <- o:
-	default: // the node does not wait for the disk
+	if !a.m.store.trySubmit(o) { // the node does not wait for the disk
 		a.m.runs.Go(func() { a.m.store.submit(o) })
 	}
 }
@@ -133,9 +135,14 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	}
 	started := !a.started.IsZero()
 	a.m.mu.Unlock()
-	cancelled := errors.Is(context.Cause(a.ctx), errCancelledJob)
+	cause := context.Cause(a.ctx)
+	cancelled := errors.Is(cause, errCancelledJob)
 	drop := func() { out.drop(); stderr.drop() }
 	switch {
+	case errors.Is(cause, bus.ErrDenied):
+		drop()
+		a.finish(outcome{end: denied(cause), never: true, started: started})
+		return
 	case !started && cancelled, !started && a.m.ctx.Err() != nil:
 		drop()
 		if cancelled { // first: it must not get its turn again
@@ -240,8 +247,8 @@ func (m *Manager) retryLater(a *attempt) {
 	})
 }
 
-// open reads a job with what its program is to be given.
-func (s *Store) open(id ID) (j *Job, args []byte, input *content, err error) {
+// read gives a job with what its program is to be given.
+func (s *Store) read(id ID) (j *Job, args []byte, input *content, err error) {
 	var inline []byte
 	err = s.view(func(t *tx) (err error) {
 		if j, err = t.job(id); err != nil || j == nil {

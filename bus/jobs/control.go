@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"fbus/bus"
 )
 
 // Cancel ends a job: one that waits is not run, one that runs is ended.
@@ -64,7 +66,56 @@ func (m *Manager) cancelQueued(id ID) error {
 	}
 	m.mu.Unlock()
 	m.changed(id, true)
+	m.poke()
 	return nil
+}
+
+// Recheck ends the jobs of posters who may not call what they have posted, as after
+// a ticket was revoked: those that run too.
+func (m *Manager) Recheck() { m.runs.Go(m.recheck) }
+
+func (m *Manager) recheck() {
+	for after := (ID{}); ; {
+		list, next, err := m.page(&Filter{}, after, maxTick)
+		if err != nil {
+			return // each is looked at again before it is run
+		}
+		for _, j := range list {
+			if j.State.Finished() || j.Poster.Serial == "" {
+				continue
+			}
+			if err := m.host.May(&j.Poster, j.Function); err != nil {
+				m.deny(j.ID, err)
+			}
+		}
+		if after = next; after == (ID{}) {
+			return
+		}
+	}
+}
+
+// deny makes a job dead whose poster has lost his rights.
+func (m *Manager) deny(id ID, why error) {
+	m.mu.Lock()
+	a := m.active[id]
+	if a != nil {
+		a.cancel(&bus.Error{Code: bus.CodeDenied, Message: why.Error()})
+	}
+	m.mu.Unlock()
+	if a != nil {
+		return
+	}
+	o := outcome{end: denied(why), never: true}
+	var j *Job
+	err := m.store.apply(true, func(t *tx) (err error) {
+		if j, err = t.job(id); err != nil || j == nil || j.State.Finished() {
+			return wrap(err)
+		}
+		return wrap(t.move(j, func() { o.apply(j, m.store.time.now(), m.store.clock.Wall()) }))
+	})
+	if err == nil && j != nil {
+		m.changed(id, true)
+	}
 }
 
 // Retry queues a job again that is dead or was cancelled. It has all its retries
@@ -178,10 +229,13 @@ func (m *Manager) Get(id ID) (*Job, error) {
 		return err
 	})
 	if err == nil && j == nil {
-		err = ErrNoJob
+		err = m.store.absent(id)
 	}
 	return j, err
 }
+
+// Absent is what Get says of a job that is not there.
+func (m *Manager) Absent(id ID) error { return m.store.absent(id) }
 
 // Wait returns a job once it has finished.
 func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {

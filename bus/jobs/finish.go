@@ -93,7 +93,7 @@ func (e *ending) written(err error) {
 		m.ready(b)
 	}
 	m.changed(a.id, e.job.State.Finished())
-	if e.job.State == Delayed {
+	if e.job.State == Delayed || m.idle.Load() {
 		m.poke()
 	}
 }
@@ -181,7 +181,7 @@ func (m *Manager) bear(t *tx, j, b *Job) error {
 		b.Input = p
 		return t.enter(b)
 	}
-	if b.Input.Size = j.Output.Size; b.Input.Size > 0 {
+	if b.Input = j.Output; b.Input.Size > 0 {
 		data, err := t.read(j, partOutput, j.Output)
 		if err != nil {
 			return err

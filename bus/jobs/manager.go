@@ -6,6 +6,7 @@ package jobs
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus"
@@ -54,6 +55,7 @@ type Manager struct {
 	stop  context.CancelFunc
 	wake  chan struct{} // has room for one: something may be due
 	runs  sync.WaitGroup
+	idle  atomic.Bool // schedule looks for nothing that time brings
 
 	mu      sync.Mutex // protects the fields below
 	lines   map[string]*line
@@ -147,7 +149,7 @@ func (m *Manager) schedule() {
 		if date.stepped(m.store.time) {
 			m.redate()
 		}
-		pause := time.NewTimer(min(max(next, time.Millisecond), maxPause))
+		pause := time.NewTimer(max(next, time.Millisecond))
 		select {
 		case <-pause.C:
 		case <-m.wake:
@@ -159,8 +161,12 @@ func (m *Manager) schedule() {
 	}
 }
 
-// maxPause bounds how long nobody looks at the clock.
-const maxPause = 500 * time.Millisecond
+// maxPause bounds how long nobody looks at the clock while something waits for its
+// time, idlePause while nothing does.
+const (
+	maxPause  = 500 * time.Millisecond
+	idlePause = 30 * time.Second
+)
 
 // poke makes schedule look again.
 func (m *Manager) poke() {

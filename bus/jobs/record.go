@@ -79,7 +79,7 @@ type Options struct {
 // of the spool.
 type payload struct {
 	Size int64  `json:"size"`
-	Sum  uint32 `json:"sum,omitempty"`  // CRC-32C of a file
+	Sum  uint32 `json:"sum,omitempty"`  // CRC-32C
 	File string `json:"file,omitempty"` // its name in the spool
 }
 

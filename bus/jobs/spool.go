@@ -57,6 +57,7 @@ func (p *draft) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	p.Size += int64(len(b))
+	p.Sum = crc32.Update(p.Sum, castagnoli, b)
 	if p.file == nil && p.Size <= inlineSize {
 		p.inline = append(p.inline, b...)
 		return len(b), nil
@@ -82,7 +83,6 @@ func (p *draft) toFile() error {
 }
 
 func (p *draft) append(b []byte) error {
-	p.Sum = crc32.Update(p.Sum, castagnoli, b)
 	if _, err := p.file.Write(b); err != nil {
 		return spoolError(err)
 	}
@@ -128,14 +128,10 @@ func (p *draft) drop() {
 	}
 }
 
-func (s *spool) sync() error {
-	d, err := os.Open(s.dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
+func (s *spool) sync() error { return syncDir(s.dir) }
+
+// sumData is what a payload's Sum is of.
+func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
 
 // link gives another job the same file, which is never changed once it has its
 // name. A second copy would take as much room again.

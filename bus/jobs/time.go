@@ -12,12 +12,17 @@ const maxTick = 2000
 func (m *Manager) due() (next time.Duration) {
 	var ids []ID
 	next = maxPause
+	m.idle.Store(true) // before it looks: whoever adds something wakes it
+	if m.nothingTimed() {
+		return idlePause
+	}
+	m.idle.Store(false)
 	now := m.store.time.now()
 	err := m.store.view(func(t *tx) error {
 		c := t.Bucket([]byte(bucketDue)).Cursor()
 		for k, _ := c.First(); k != nil; k, _ = c.Next() {
 			if at := keyTime(k); at > now || len(ids) >= maxTick {
-				next = max(0, time.Duration(at-now))
+				next = min(maxPause, max(0, time.Duration(at-now)))
 				break
 			}
 			ids = append(ids, keyID(k))
@@ -55,6 +60,17 @@ func (m *Manager) due() (next time.Duration) {
 		m.changed(j.ID, false)
 	}
 	return next
+}
+
+// nothingTimed reports that no job waits for its time, and no result for its end.
+func (m *Manager) nothingTimed() (none bool) {
+	m.store.view(func(t *tx) error {
+		due, _ := t.Bucket([]byte(bucketDue)).Cursor().First()
+		end, _ := t.Bucket([]byte(bucketEnd)).Cursor().First()
+		none = due == nil && end == nil
+		return nil
+	})
+	return none
 }
 
 // early is when a job is due that is bound to the date, if the date is not there

@@ -135,7 +135,7 @@ func (t *tx) read(j *Job, part byte, p payload) ([]byte, error) {
 		return nil, nil
 	}
 	data, err := t.get(bucketData, dataKey(j.ID, part))
-	if err != nil || int64(len(data)) != p.Size {
+	if err != nil || int64(len(data)) != p.Size || sumData(data) != p.Sum {
 		return nil, &DamagedError{ID: j.ID, What: partName(part) + " does not match its checksum"}
 	}
 	return bytes.Clone(data), nil

@@ -11,6 +11,9 @@ import (
 const (
 	// maxBatch is how many changes are committed at once.
 	maxBatch = 4096
+	// probeSize is what must have room before a store that was full is taken for one
+	// that can be written.
+	probeSize = 64 << 10
 	// Pauses between the tries of a store that can not be written.
 	firstRecovery = 250 * time.Millisecond
 	lastRecovery  = 5 * time.Second
@@ -168,7 +171,7 @@ func (s *Store) reopen(kept []*op, undo []ID) error {
 				}
 			}
 		}
-		return t.put(bucketMeta, []byte("probe"), make([]byte, 1<<20)) // there is room for what is to come
+		return t.put(bucketMeta, []byte("probe"), make([]byte, probeSize))
 	}}
 	end := &op{run: func(t *tx) error { return t.delete(bucketMeta, []byte("probe")) }}
 	if err := s.write1([]*op{gone}); err != nil {

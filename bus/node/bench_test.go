@@ -1,11 +1,12 @@
 package node_test
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -146,8 +147,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.ReportMetric(float64(o)/float64(r), "ratio")
 }
 
-func median(d []time.Duration) time.Duration {
-	sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
+func median[T cmp.Ordered](d []T) T {
+	slices.Sort(d)
 	return d[len(d)/2]
 }
 
@@ -185,8 +186,8 @@ func BenchmarkThroughput(b *testing.B) {
 		ours = append(ours, batch/time.Since(t0).Seconds())
 		bare = append(bare, relayRate(b, raw, batch, outstanding))
 	}
-	sort.Float64s(ours)
-	sort.Float64s(bare)
+	slices.Sort(ours)
+	slices.Sort(bare)
 	o, r := ours[len(ours)/2], bare[len(bare)/2]
 	b.ReportMetric(o, "calls/s")
 	b.ReportMetric(r, "relay/s")
@@ -259,6 +260,6 @@ func BenchmarkUneven(b *testing.B) {
 		wg.Wait()
 		ratios = append(ratios, float64(time.Since(began))/float64(total/workers))
 	}
-	sort.Float64s(ratios)
+	slices.Sort(ratios)
 	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 }

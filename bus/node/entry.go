@@ -190,6 +190,9 @@ func (n *Node) note(e *journal.Entry) {
 // calls are cancelled.
 func (n *Node) Revoked(serial string) {
 	n.dismiss(bus.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return p.Serial == serial })
+	if n.cfg.Jobs != nil {
+		n.cfg.Jobs.Recheck()
+	}
 }
 
 // dismiss closes the connections of some peers, and says why.

@@ -66,7 +66,11 @@ func (n *Node) connectItself(p Peer, as role) (*bus.Client, error) {
 		return nil, err
 	}
 	go n.serve(far, p, as) // ends when the client is closed, or the node
-	return bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
+	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
+	if err == nil {
+		n.forJobs = append(n.forJobs, c)
+	}
+	return c, err
 }
 
 func socketPair() (near, far net.Conn, err error) {

@@ -84,16 +84,16 @@ func (n *Node) job(p *Peer, text string) (*jobs.Job, error) {
 	}
 	j, err := n.cfg.Jobs.Get(id)
 	switch {
-	case errors.Is(err, jobs.ErrNoJob):
-		return nil, absent
-	case err != nil && !p.admin():
-		return nil, absent // whose it is can not be told
-	case err != nil:
+	case err == nil && (p.admin() || j.Poster.Caller == p.Caller):
+		return j, nil
+	case p.admin() && !errors.Is(err, jobs.ErrNoJob):
 		return nil, err
-	case !p.admin() && j.Poster.Caller != p.Caller:
-		return nil, absent
 	}
-	return j, nil
+	// One that is not there and one that is somebody else's look alike.
+	if err := n.cfg.Jobs.Absent(id); !errors.Is(err, jobs.ErrNoJob) {
+		return nil, err
+	}
+	return nil, absent
 }
 
 // serveJobs lists jobs.

@@ -117,6 +117,7 @@ type Node struct {
 	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
 	serving  sync.WaitGroup
 	own      *bus.Client // offers the node's own functions
+	forJobs  []*bus.Client
 }
 
 // scratch is what frames are put together in: they are encoded at once.
@@ -313,6 +314,9 @@ func (n *Node) Close() {
 		c.Finish(nil)
 	}
 	n.serving.Wait()
+	for _, c := range n.forJobs { // their handlers may still be at the store
+		c.Close()
+	}
 }
 
 // Open is how many calls are queued or running.

@@ -348,12 +348,3 @@ func (s *Store) close() {
 		s.lock.Close()
 	})
 }
-
-// size is how much the store's file takes.
-func (s *Store) size() int64 {
-	st, err := os.Stat(filepath.Join(s.dir, dbName))
-	if err != nil {
-		return 0
-	}
-	return st.Size()
-}

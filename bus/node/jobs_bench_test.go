@@ -38,16 +38,7 @@ func startWithJobs(t testing.TB, cfg node.Config, c jobs.Config) (*jobs.Manager,
 	return m, path
 }
 
-// postJob posts a call and returns the job's id.
-func postJob(t testing.TB, c *bus.Client, name, options, input string) string {
-	t.Helper()
-	id, err := tryPost(c, name, options, input)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
+// tryPost posts a call and returns the job's id.
 func tryPost(c *bus.Client, name, options, input string) (string, error) {
 	var out bytes.Buffer
 	_, err := c.Call(context.Background(), &bus.Request{Function: "fbus.post", Args: bus.List(name, options), Input: strings.NewReader(input), Stdout: &out})

@@ -131,6 +131,9 @@ func (m *Manager) Retry(id ID) error {
 		case j.State != Dead && j.State != Cancelled:
 			return fmt.Errorf("%s: it is %s: %w", id, j.State, errState)
 		}
+		if err := t.holdUnique(j); err != nil {
+			return err
+		}
 		return wrap(t.move(j, func() {
 			j.State, j.Used, j.Laters, j.Expires, j.Finished = Queued, 0, 0, 0, 0
 		}))

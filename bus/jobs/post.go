@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -27,8 +28,9 @@ type Post struct {
 func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 	var q struct {
 		Options
-		Kind  string `json:"kind"`
-		Input bool   `json:"input"`
+		Kind  string   `json:"kind"`
+		Input bool     `json:"input"`
+		Keep  *float64 `json:"keep"`
 	}
 	if len(strings.TrimSpace(string(text))) > 0 {
 		dec := json.NewDecoder(strings.NewReader(string(text)))
@@ -39,6 +41,9 @@ func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 		if _, err := dec.Token(); err != io.EOF {
 			return o, "", false, fmt.Errorf("options: there is more behind the object")
 		}
+	}
+	if q.Keep != nil { // none is not the same as not at all
+		q.Options.Keep = cmp.Or(*q.Keep, 1e-9)
 	}
 	return q.Options, q.Kind, q.Input, q.Options.check()
 }

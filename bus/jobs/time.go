@@ -156,6 +156,11 @@ func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (int, error) {
 	}
 	m.store.jobs.Add(-int64(len(gone)))
 	for _, j := range gone {
+		m.mu.Lock()
+		if a := m.active[j.ID]; a != nil { // it stands at the node for its turn
+			a.cancel(errCancelledJob)
+		}
+		m.mu.Unlock()
 		m.store.spool.release(j.size())
 		m.store.spool.remove(j.files()...)
 		m.changed(j.ID, true)

@@ -108,6 +108,21 @@ func (t *tx) freeUnique(j *Job) error {
 	return t.delete(bucketUnique, key)
 }
 
+// holdUnique gives a job its key, which nobody else may have.
+func (t *tx) holdUnique(j *Job) error {
+	if j.Unique == "" {
+		return nil
+	}
+	holder, err := t.get(bucketUnique, j.uniqueKey())
+	switch {
+	case err != nil:
+		return wrap(err)
+	case holder != nil:
+		return fmt.Errorf("%s: job %s has its unique key now: %w", j.ID, keyID(holder), errState)
+	}
+	return wrap(t.put(bucketUnique, j.uniqueKey(), j.ID[:]))
+}
+
 // running says that a worker has the job. It is not waited for: a crash within the
 // next moment forgets that this attempt was made, not that it has to be.
 func (t *tx) running(id ID, try Try) error {

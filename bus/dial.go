@@ -47,7 +47,7 @@ func TicketCredentials(t *trust.Ticket) *Credentials {
 // FileCredentials are those of somebody's own PKI: the node's certificate must
 // name the host that is dialled.
 func FileCredentials(f *trust.Files) *Credentials {
-	return &Credentials{Config: f.ClientConfig, Explain: func(err error) *trust.Error { return trust.Explain(err, time.Time{}) }}
+	return &Credentials{Config: f.ClientConfig, Explain: func(err error) *trust.Error { return f.Explain(err, time.Time{}) }}
 }
 
 // refusal is what an error means that has to do with who may enter; nil for any

@@ -231,7 +231,7 @@ func (n *Node) watch() {
 				n.warnList(err)
 			}
 		}
-		now := time.Now().Round(0) // the wall's clock: certificates end by that
+		now := trust.Now().Round(0) // the wall's clock: certificates end by that
 		n.dismiss(trust.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 	}
 }

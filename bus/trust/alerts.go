@@ -2,6 +2,7 @@ package trust
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"time"
@@ -71,25 +72,37 @@ func explainAlert(alert tls.AlertError, err error) *Error {
 	return e
 }
 
-// explainAlert adds what the ticket itself shows.
-func (t *Ticket) explainAlert(alert tls.AlertError, err error, now time.Time) *Error {
+// shown is what a client has shown of itself.
+type shown struct {
+	what  string // "ticket ci"
+	ca    string // whose the node's CA should be
+	chain []*x509.Certificate
+}
+
+// explainAlert adds what the client's own certificate shows: which of the things
+// that an alert may mean it was.
+func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *Error {
+	leaf := s.chain[0]
 	switch alert {
 	case alertExpired:
-		if e, ok := checkTime(t.Leaf, "ticket "+t.Name, now).(*Error); ok {
+		if e, ok := checkTime(leaf, s.what, now).(*Error); ok {
 			e.Err = err
 			return e
 		}
-		return errorf(CodeClock, "the node says, by its clock, that ticket %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
-			t.Name, stamp(now), stamp(t.Leaf.NotBefore), stamp(t.Leaf.NotAfter), err).withHint(hintClock)
+		return errorf(CodeClock, "the node says, by its clock, that %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
+			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter), err).withHint(hintClock)
 	case alertUnknownCA:
-		return errorf(CodeOtherNetwork, "the node does not know the CA of ticket %s: it is not in network %s, or that was made anew: %v", t.Name, t.Network, err).
+		if signedByLeaf(s.chain) {
+			return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: a leaf's signature makes nobody a member: %v", s.what, err).withHint("ask for a new ticket")
+		}
+		return errorf(CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or that was made anew: %v", s.what, s.ca, err).
 			withHint("ask for a ticket of the node's network")
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
-		if t.Leaf.IsCA {
-			return errorf(CodeWrongUse, "the certificate is that of a CA, not of a client: %v", err)
+		if leaf.IsCA {
+			return errorf(CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err)
 		}
-		if !onlyUse(t.Leaf, clientUse) {
-			return errorf(CodeWrongUse, "the certificate is not one for clients: %v", err)
+		if !onlyUse(leaf, clientUse) {
+			return errorf(CodeWrongUse, "%s is not one for clients: %v", s.what, err)
 		}
 	}
 	return explainAlert(alert, err)

@@ -16,7 +16,7 @@ type Options struct {
 	Dir     string // of this network alone: $FBUS_HOME/networks/ID
 	Network string // its id
 
-	Now  func() time.Time                 // default time.Now
+	Now  func() time.Time                 // default Now
 	Warn func(format string, args ...any) // what a person should know; default nobody
 }
 
@@ -47,7 +47,7 @@ func Open(o Options) (*Authority, error) {
 		return nil, err
 	}
 	if o.Now == nil {
-		o.Now = time.Now
+		o.Now = Now
 	}
 	if o.Warn == nil {
 		o.Warn = func(string, ...any) {}

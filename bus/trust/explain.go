@@ -23,15 +23,32 @@ func Explain(err error, now time.Time) *Error { return explain(err, "the peer's 
 // Explain is [Explain] for who dialled with this ticket: it knows what the node
 // may have disliked. A failed write is better explained by a read after it.
 func (t *Ticket) Explain(err error, now time.Time) *Error {
-	if alert := remoteAlert(err); alert != 0 {
-		return t.explainAlert(alert, err, orNow(now))
+	own := &shown{"ticket " + t.Name, "network " + t.Network, []*x509.Certificate{t.Leaf}}
+	return own.explain(err, "the certificate of the node of network "+t.Network, now)
+}
+
+// Explain is [Explain] for who dialled with these files.
+func (f *Files) Explain(err error, now time.Time) *Error {
+	pair := f.current.Load().pair
+	own := &shown{what: "the certificate in " + f.cert, ca: "the network of " + f.ca}
+	for _, der := range pair.Certificate {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			own.chain = append(own.chain, c)
+		}
 	}
-	return explain(err, "the certificate of the node of network "+t.Network, now)
+	return own.explain(err, "the node's certificate", now)
+}
+
+func (s *shown) explain(err error, whose string, now time.Time) *Error {
+	if alert := remoteAlert(err); alert != 0 {
+		return s.explainAlert(alert, err, orNow(now))
+	}
+	return explain(err, whose, now)
 }
 
 func orNow(now time.Time) time.Time {
 	if now.IsZero() {
-		return time.Now()
+		return Now()
 	}
 	return now
 }
@@ -132,8 +149,11 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 // signedByLeaf reports whether a peer has sent its certificate with that of a
 // signer that is no CA.
 func signedByLeaf(sent []*x509.Certificate) bool {
-	return len(sent) > 1 && bytes.Equal(sent[0].RawIssuer, sent[1].RawSubject) && !sent[1].IsCA
+	return len(sent) > 1 && issued(sent[0], sent[1]) && !sent[1].IsCA
 }
+
+// issued reports whether a certificate names that one as its issuer.
+func issued(c, by *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, by.RawSubject) }
 
 func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time) *Error {
 	switch e.Reason {

@@ -27,7 +27,7 @@ type filesState struct {
 // OpenFiles reads the files. now may be nil.
 func OpenFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
 	if now == nil {
-		now = time.Now
+		now = Now
 	}
 	f := &Files{cert: cert, key: key, ca: ca, now: now}
 	return f, f.Reload()

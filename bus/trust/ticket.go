@@ -84,6 +84,8 @@ func ParseTicket(text []byte) (*Ticket, error) {
 			return nil, errorf(CodeBadTicket, "the ticket has two CAs").withHint("a file holds one ticket")
 		case c.IsCA:
 			t.CA = c
+		case t.Leaf != nil && (issued(t.Leaf, c) || issued(c, t.Leaf)):
+			return nil, errorf(CodeWrongUse, "the ticket's certificate was signed by one that is not a CA's: a leaf's signature makes nobody a member").withHint("ask for a new ticket")
 		case t.Leaf != nil:
 			return nil, errorf(CodeBadTicket, "the ticket has two certificates besides the CA's").withHint("a file holds one ticket")
 		default:
@@ -116,7 +118,7 @@ func (t *Ticket) fill() error {
 		return errorf(CodeBadTicket, "the ticket's key is not that of its certificate")
 	}
 	if t.Leaf.CheckSignatureFrom(t.CA) != nil || !isCA(t.CA) {
-		return errorf(CodeBadTicket, "the ticket's certificate was not signed by the CA in it")
+		return errorf(CodeBadTicket, "the ticket's certificate was not signed by the CA in it, of %q, but by that of %q", short(t.CA.Subject.CommonName), short(t.Leaf.Issuer.CommonName))
 	}
 	if !onlyUse(t.Leaf, clientUse) {
 		return errorf(CodeWrongUse, "the ticket's certificate is not one for clients")

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,6 +69,7 @@ func TestNotTickets(t *testing.T) {
 	key := func(k any) string { p, _ := keyPEM(k); return string(p) }
 	cert := func(der []byte) string { return string(certPEM(der)) }
 	ca, leaf := cert(a.ca.Raw), cert(one.Leaf.Raw)
+	below := testLeaf(t, two.Leaf, two.Key.(*ecdsa.PrivateKey), nil)
 	noName := testLeaf(t, otherCA, otherKey, nil)
 	noName.Leaf.URIs = nil
 	for what, c := range map[string]struct{ text, want string }{
@@ -79,6 +81,8 @@ func TestNotTickets(t *testing.T) {
 		"no leaf":        {ca + key(one.Key), "lacks a certificate"},
 		"two CAs":        {leaf + key(one.Key) + ca + ca, "two CAs"},
 		"two leaves":     {leaf + cert(two.Leaf.Raw) + key(one.Key) + ca, "two certificates"},
+		"a leaf as CA":   {cert(below.Leaf.Raw) + key(below.PrivateKey) + cert(two.Leaf.Raw) + ca, "not a CA's"},
+		"under a leaf":   {cert(below.Leaf.Raw) + key(below.PrivateKey) + ca, `not signed by the CA in it, of "net", but by that of "ticket `},
 		"two keys":       {leaf + key(one.Key) + key(two.Key) + ca, "two keys"},
 		"another's key":  {leaf + key(two.Key) + ca, "key is not that"},
 		"another CA":     {leaf + key(one.Key) + cert(otherCA.Raw), "not signed by the CA"},

@@ -11,6 +11,11 @@ import (
 // that offers only others is refused.
 const ALPN = "fbus/1"
 
+// Now is the clock that certificates are held against where no other is given. A
+// test may set another before it does anything else: the machine's is not its to
+// set.
+var Now = time.Now
+
 // ServerConfig is for the node's listener. Tickets for resumption are off, and
 // the checks are in VerifyConnection, which resumption does not skip
 // (golang/go 77217, CVE-2025-68121). Who completes the handshake is not admitted
@@ -52,6 +57,9 @@ func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
 }
 
 func clientConfig(pool *x509.CertPool, name string, cert *tls.Certificate, now func() time.Time) *tls.Config {
+	if now == nil {
+		now = Now
+	}
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{ALPN},

@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	// DefaultPort is where nodes listen for other machines.
-	DefaultPort = "10101"
 	// DefaultKeepAlive is how long a peer over TCP may be silent, if nothing else
 	// is said.
 	DefaultKeepAlive = 10 * time.Second
@@ -66,6 +64,17 @@ func (c *Credentials) refusal(err error) *Error {
 	return &Error{Code: e.Code, Message: e.Message, Err: e}
 }
 
+// Failure is the error that a failed handshake with a node at addr ends a dial
+// with.
+func (c *Credentials) Failure(addr string, err error) *Error {
+	if e := c.refusal(err); e != nil {
+		e.Message = addr + ": " + e.Message
+		return e
+	}
+	e := c.Explain(err)
+	return &Error{Code: CodeNoNode, Message: addr + ": " + e.Message, Err: e}
+}
+
 // Dial connects to a node. An addr with a / is the path of its unix socket. The node
 // must be this user's, root's, of one of o.Users, or known by where its socket is
 // (PROTOCOL.md, section 2): another is refused with [CodeForeign] before a byte is sent. Any other is host[:port], over TCP with
@@ -104,14 +113,6 @@ func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
 // errUnreachable marks a failure before anybody has answered.
 var errUnreachable = errors.New("nobody answers")
 
-// WithPort adds the default port to an address that has none.
-func WithPort(addr string) string {
-	if _, _, err := net.SplitHostPort(addr); err == nil {
-		return addr
-	}
-	return net.JoinHostPort(strings.Trim(addr, "[]"), DefaultPort)
-}
-
 // dialTCP connects to one address. If others are left to try, it takes less time
 // for it.
 func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Client, error) {
@@ -131,12 +132,7 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 	nc := tls.Client(NewSocket(tcp), o.Credentials.Config(host))
 	if err := nc.HandshakeContext(try); err != nil {
 		tcp.Close()
-		if e := o.Credentials.refusal(err); e != nil {
-			e.Message = addr + ": " + e.Message
-			return nil, e
-		}
-		e := o.Credentials.Explain(err)
-		return nil, &Error{Code: CodeNoNode, Message: addr + ": " + e.Message, Err: e}
+		return nil, o.Credentials.Failure(addr, err)
 	}
 	with := *o
 	with.dialled = addr

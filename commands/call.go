@@ -306,6 +306,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	var res bus.Result
 	if err == nil {
 		res, err = client.Call(ctx, req)
+		err = troubled(err, o.node, o.name)
 	}
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {

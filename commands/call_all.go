@@ -56,10 +56,10 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	}
 	workers, err := fanout.Workers(context.Background(), client, o.name, o.on)
 	if err != nil {
-		return err
+		return troubled(err, o.node, o.name)
 	}
 	s := &scatter{o: o, req: req, workers: workers, out: out, screen: &screen{w: stderr}}
-	return s.run(client)
+	return troubled(s.run(client), o.node, o.name)
 }
 
 // scatter is a call to many workers.

@@ -41,11 +41,16 @@ func ticketIdentity(fileOrText string) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.Joining {
-		return nil, &failure{status: exitDenied, code: trust.CodeWrongUse,
-			msg: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", t.Name), hint: "fbus join TICKET, and no FBUS_TICKET after that"}
-	}
 	return &identity{creds: bus.TicketCredentials(t), ticket: t, why: "FBUS_TICKET"}, nil
+}
+
+// check refuses an identity that nothing but fbus join is for.
+func (id *identity) check() error {
+	if id == nil || id.ticket == nil || !id.ticket.Joining {
+		return nil
+	}
+	return &failure{status: exitDenied, code: trust.CodeWrongUse,
+		msg: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", id.ticket.Name), hint: "fbus join " + orFile(os.Getenv("FBUS_TICKET")) + ", and no FBUS_TICKET after that"}
 }
 
 // fileIdentity is that of somebody's own PKI.
@@ -124,7 +129,7 @@ func withAddress(j *trust.Joined, networks []string, addr string) ([]string, err
 // renew asks the node for a new certificate in the last third of an identity's
 // life. That it fails is no harm yet: there are months left.
 func (id *identity) renew(ctx context.Context, c *bus.Client) {
-	if id == nil || id.joined == "" || !id.ticket.RenewalDue(time.Now()) {
+	if id == nil || id.joined == "" || !id.ticket.RenewalDue(trust.Now()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -163,4 +168,27 @@ func asDenied(err error) error {
 		return &bus.Error{Code: te.Code, Message: te.Message, Err: te}
 	}
 	return err
+}
+
+// mayDo is what somebody may do, for people: may …
+func mayDo(r *trust.Rights) string {
+	switch {
+	case r == nil:
+		return "do everything"
+	case r.Empty():
+		return "do nothing"
+	case r.Admin:
+		without := *r
+		without.Admin = false
+		return strings.TrimPrefix(mayDo(&without)+", administer the node", "do nothing, ")
+	}
+	return r.String()
+}
+
+// orFile is a ticket's file as a word, whatever the ticket came from.
+func orFile(ticket string) string {
+	if ticket == "" || ticket == "-" || strings.Contains(ticket, "-----BEGIN ") {
+		return "FILE"
+	}
+	return quoteWords([]string{ticket})
 }

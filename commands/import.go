@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -168,14 +169,14 @@ func (o *importOptions) address() (string, error) {
 	if addr == "" {
 		return "", nil
 	}
-	if o.noCheck && !strings.Contains(addr, "/") {
+	if o.noCheck && !bus.IsPath(addr) {
 		if _, err := os.Lstat(addr); err != nil {
 			return addr, nil // not there yet: the call will say so
 		}
 	}
 	p, err := find(addr)
 	if err != nil {
-		return "", err
+		return "", troubled(err, addr)
 	}
 	if p.id != nil {
 		return p.addr, nil

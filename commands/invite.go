@@ -83,6 +83,11 @@ func (o *inviteOptions) check() error {
 	if o.ttl.set && o.ttl.d < trust.MinTTL {
 		return usage("--ttl %s: at least %s is due", o.ttl.d, formatDuration(trust.MinTTL))
 	}
+	for _, a := range o.addresses.Value() {
+		if err := bus.CheckAddress(a); err != nil {
+			return usage("--address: %v", err).withHint(addressHint)
+		}
+	}
 	return nil
 }
 
@@ -142,18 +147,11 @@ func describeTicket(text []byte, file string) string {
 			break
 		}
 	}
-	use := "to be used once: fbus join " + orStdin(file)
+	use := "to be used once: fbus join " + orFile(file)
 	if !t.Joining {
-		use = "to be used as it stands: FBUS_TICKET=" + orStdin(file)
+		use = "to be used as it stands: FBUS_TICKET=" + orFile(file)
 	}
 	return fmt.Sprintf("ticket %s: %s; until %s; %s", t.Name, rights, t.Expires.Local().Format("2006-01-02 15:04 MST"), use)
-}
-
-func orStdin(file string) string {
-	if file == "" || file == "-" {
-		return "FILE"
-	}
-	return quoteWords([]string{file})
 }
 
 // secretFile is where a ticket is written, for this user's eyes alone.

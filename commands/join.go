@@ -57,6 +57,9 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		return err
 	}
 	if o.node != "" {
+		if err := bus.CheckAddress(o.node); err != nil {
+			return usage("--node: %v", err).withHint(addressHint)
+		}
 		t.Addresses = []string{bus.WithPort(o.node)}
 	}
 	dir, err := joinedDir()
@@ -72,10 +75,9 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if t.Joining {
-		t, err = exchange(ctx, j, t)
+		t, err = o.exchange(ctx, j, t)
 	} else {
-		err = admitted(ctx, t)
-		if err == nil {
+		if err = o.admitted(ctx, t); err == nil {
 			err = j.Save(t)
 		}
 	}
@@ -102,19 +104,19 @@ func readTicket(name string) (*trust.Ticket, error) {
 
 // exchange turns an invitation into an identity. The key is on the disk before
 // the node is asked, so that a lost reply costs nothing.
-func exchange(ctx context.Context, j *trust.Joined, t *trust.Ticket) (*trust.Ticket, error) {
+func (o *joinOptions) exchange(ctx context.Context, j *trust.Joined, t *trust.Ticket) (*trust.Ticket, error) {
 	request, err := j.Begin(t)
 	if err != nil {
 		return nil, err
 	}
-	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
+	c, err := o.dial(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	cert, err := output(ctx, c, "fbus.join", bus.List(string(request)))
 	if errors.Is(err, &bus.Error{Code: trust.CodeUsed}) {
-		return kept(ctx, j, t, err)
+		return o.kept(ctx, j, t, err)
 	}
 	if err != nil {
 		return nil, err
@@ -124,23 +126,36 @@ func exchange(ctx context.Context, j *trust.Joined, t *trust.Ticket) (*trust.Tic
 
 // kept is the identity that an invitation was exchanged for before, here: joining
 // twice does no harm. If there is none that is good, used is the error.
-func kept(ctx context.Context, j *trust.Joined, t *trust.Ticket, used error) (*trust.Ticket, error) {
+func (o *joinOptions) kept(ctx context.Context, j *trust.Joined, t *trust.Ticket, used error) (*trust.Ticket, error) {
 	own, err := j.Load(t.Network)
 	if err != nil || own.Name != t.Name {
 		return nil, used
 	}
 	own.Addresses = t.Addresses
-	if admitted(ctx, own) != nil {
+	if o.admitted(ctx, own) != nil {
 		return nil, used
 	}
 	return own, j.Save(own)
 }
 
 // admitted says whether the network takes a ticket that is used as it stands.
-func admitted(ctx context.Context, t *trust.Ticket) error {
-	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
+func (o *joinOptions) admitted(ctx context.Context, t *trust.Ticket) error {
+	c, err := o.dial(ctx, t)
 	if err != nil {
 		return err
 	}
 	return c.Close()
+}
+
+// dial connects with a ticket. An error says how fbus doctor sees it.
+func (o *joinOptions) dial(ctx context.Context, t *trust.Ticket) (*bus.Client, error) {
+	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
+	if err == nil {
+		return c, nil
+	}
+	command := []string{"fbus", "doctor"}
+	if o.node != "" {
+		command = append(command, "--node", o.node)
+	}
+	return nil, &trouble{remote: true, err: err, doctor: "FBUS_TICKET=" + orFile(o.ticket) + " " + quoteWords(command)}
 }

@@ -56,7 +56,8 @@ func (o *lookOptions) call(name string, args bus.Args) ([]byte, error) {
 	if o.verbose {
 		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
 	}
-	return output(ctx, c, name, args)
+	data, err := output(ctx, c, name, args)
+	return data, troubled(err, o.node)
 }
 
 // output is what a function says to some arguments.
@@ -346,9 +347,13 @@ func statusCommand() *cli.Command {
 		UsageText: "status [flags]",
 		Description: `  fbus status
 
+The node is that of --node, FBUS_NODE or FBUS_TICKET; or the one live socket of this
+user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joined.
+
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
-version, protocol, started, sessions, functions, calls, draining and listens (for
-other machines). A guest gets no pid, and the numbers of what is its own.`,
+version, protocol, started, time (its clock), sessions, functions, calls, draining,
+listens (for other machines), caller and rights (who asks, and what that one may do;
+null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
@@ -375,7 +380,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 	defer c.Close()
 	data, err := output(ctx, c, "fbus.nodes", bus.Args{})
 	if err != nil {
-		return err
+		return troubled(err, o.node)
 	}
 	list, err := decodeLines[node.NodeInfo](data)
 	if err != nil || len(list) == 0 {
@@ -397,6 +402,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 	for _, addr := range n.Listens {
 		fmt.Fprintf(w, "listens\t%s, ticket holders only\n", addr)
 	}
+	fmt.Fprintf(w, "you are\t%s: may %s\n", n.Caller, mayDo(n.Rights))
 	fmt.Fprintf(w, "up\t%s\n", age(time.Since(n.Started).Seconds()))
 	fmt.Fprintf(w, "functions\t%d\n", n.Functions)
 	fmt.Fprintf(w, "calls\t%d queued or running\n", n.Calls)

@@ -173,7 +173,7 @@ func (r *logReader) ask(ctx context.Context, q node.LogQuery) ([]byte, error) {
 	if errors.Is(err, bus.ErrNoFunction) {
 		return nil, fail(exitNoFunction, "the node keeps no log: it has no function %s", r.o.function)
 	}
-	return out.Bytes(), err
+	return out.Bytes(), troubled(err, r.o.node)
 }
 
 func (r *logReader) close() {

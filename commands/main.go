@@ -155,6 +155,7 @@ var commandTable = []struct {
 	{"ps", psCommand, interleaved},
 	{"cancel", cancelCommand, interleaved},
 	{"status", statusCommand, interleaved},
+	{"doctor", doctorCommand, interleaved},
 	{"invite", inviteCommand, interleaved},
 	{"join", joinCommand, interleaved},
 	{"tickets", ticketsCommand, interleaved},
@@ -195,6 +196,8 @@ func elsewhere(verb string) string {
 		return "ps"
 	case "show", "info":
 		return "describe NAME"
+	case "check", "diagnose", "ping", "why":
+		return "doctor"
 	case "version":
 		return "--version"
 	}

@@ -196,7 +196,7 @@ func reach(address, name, on string, wait durationValue, keepAlive time.Duration
 	}
 	if err := awaitFunction(client, name, on, wait); err != nil {
 		client.Close()
-		return nil, p, err
+		return nil, p, troubled(err, address, name)
 	}
 	return client, p, nil
 }
@@ -346,7 +346,7 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 		}
 		return sig
 	case errors.As(err, &be):
-		f := explain(err)
+		f := explain(troubled(err, o.node, o.name))
 		if be.Code == bus.CodeDraining || be.Code == bus.CodeNodeLost {
 			f.status = exitNoNode
 			f.msg = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.msg, calls(n.Ended-n.Failed))
@@ -354,6 +354,7 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 			if o.joblog != "" {
 				f.hint = "--resume goes on where this has ended"
 			}
+			f.hint += "; " + doctorLine(o.node, []string{o.name}) + " looks at the node"
 		}
 		return f
 	case err != nil:

@@ -185,7 +185,7 @@ func (p *pipe) serve(stdin io.Reader) error {
 		return nil // the command line's end says why
 	}
 	if err == nil {
-		err = p.client.Err()
+		err = troubled(p.client.Err(), p.o.node)
 	}
 	return err
 }

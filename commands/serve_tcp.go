@@ -63,6 +63,11 @@ func (o *tcpOptions) check() error {
 	case o.maxConnections < 0 || o.maxPerTicket < 0:
 		return usage("--max-connections and --max-per-ticket: at least 1 is due")
 	}
+	for _, addr := range o.listen.Value() {
+		if err := bus.CheckAddress(addr); err != nil {
+			return usage("--listen: %v", err).withHint(addressHint)
+		}
+	}
 	return nil
 }
 

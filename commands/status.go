@@ -65,11 +65,14 @@ func (s statusOnly) Error() string { return fmt.Sprintf("exit status %d", int(s)
 
 // explain turns any error into a failure.
 func explain(err error) *failure {
+	var t *trouble
 	var f *failure
 	var be *bus.Error
 	var te *trust.Error
 	var xe *exec.Error
 	switch {
+	case errors.As(err, &t):
+		return t.explain()
 	case errors.As(err, &f):
 		if f.code == "" {
 			f.code = ownCodes[f.status]
@@ -98,15 +101,15 @@ func hintFor(code string) string {
 	case bus.CodeNoFunction:
 		return "fbus ls shows what is offered; -w 10s waits for it"
 	case bus.CodeNoNode:
-		return "fbus serve starts a node; fbus doctor looks for one, step by step"
+		return "fbus serve starts a node"
 	case bus.CodeNodeLost:
 		return "a call that was under way may have run"
+	case trust.CodeRevoked, trust.CodeUnlisted, trust.CodeUsed:
+		return "ask for a new ticket"
 	case bus.CodeAmbiguous:
 		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
 	case bus.CodeForeign:
 		return "if you trust that user with what you send: FBUS_NODE_USER=UID in the environment"
-	case bus.CodeNetwork:
-		return "fbus status shows which node was chosen and why"
 	}
 	return ""
 }

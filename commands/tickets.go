@@ -49,7 +49,7 @@ func tickets(o *lookOptions, all bool, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := trust.Now()
 	if !all {
 		list = slices.DeleteFunc(list, func(t node.TicketInfo) bool { return !t.Live(now) || t.Into != "" && t.Connected == 0 })
 	}

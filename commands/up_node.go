@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"fbus/bus"
+
 	"github.com/urfave/cli/v2"
 )
 
@@ -57,7 +59,7 @@ func (c *configFile) nodeSetting(s setting) {
 			n.options.log = under(c.base, n.options.log)
 		}
 	case "address", "node":
-		if strings.Contains(n.address, "/") {
+		if bus.IsPath(n.address) {
 			n.address = under(c.base, n.address)
 		}
 	}

@@ -29,6 +29,9 @@ type place struct {
 	addr string // a socket's path, or host:port; empty: wherever the identity says
 	why  string
 	id   *identity // over TCP
+
+	// next is the node to talk to if nobody listens at this one; nil: none.
+	next func() (place, error)
 }
 
 // trustedUserEnv names a user whose nodes are used as one's own are: by name or uid.
@@ -61,6 +64,7 @@ func find(flag string) (place, error) {
 		return place{why: "FBUS_TICKET", id: id}, asDenied(err)
 	}
 	if p, err := onlySocket(os.Getuid(), "this user"); p.addr != "" || err != nil {
+		p.next = further
 		return p, err
 	}
 	return further()
@@ -90,12 +94,23 @@ func further() (place, error) {
 	if trusted >= 0 {
 		user := os.Getenv(trustedUserEnv) + ", whom " + trustedUserEnv + " names,"
 		if p, err := onlySocket(trusted, user); p.addr != "" || err != nil {
+			p.next = machine
 			return p, err
 		}
 	}
+	return machine()
+}
+
+// machine is the machine's node.
+func machine() (place, error) {
 	if st, err := os.Lstat(systemSocket); err == nil && st.Mode()&os.ModeSocket != 0 {
-		return place{addr: systemSocket, why: "the machine's node"}, nil
+		return place{addr: systemSocket, why: "the machine's node", next: joined}, nil
 	}
+	return joined()
+}
+
+// joined is the node of the network that was joined.
+func joined() (place, error) {
 	id, err := joinedIdentity("")
 	if err != nil {
 		return place{}, asDenied(err)
@@ -106,14 +121,19 @@ func further() (place, error) {
 	return place{why: id.why, id: id}, nil
 }
 
-// named is the node that somebody has named: a path holds a /, or is a file here;
-// anything else is on another machine.
+// named is the node that somebody has named: a path, a file here, or a host.
 func named(addr, why string) (place, error) {
-	if strings.Contains(addr, "/") {
+	if _, err := os.Lstat(addr); err == nil || bus.IsPath(addr) {
+		if !strings.Contains(addr, "/") {
+			addr = "./" + addr
+		}
+		if strings.Contains(addr, "://") {
+			return place{}, usage("%s: %q is no address: it is a URL", why, addr).withHint(addressHint)
+		}
 		return place{addr: addr, why: why}, nil
 	}
-	if _, err := os.Lstat(addr); err == nil {
-		return place{addr: "./" + addr, why: why}, nil
+	if err := bus.CheckAddress(addr); err != nil {
+		return place{}, usage("%s: %v", why, err).withHint(addressHint)
 	}
 	id, err := identityFor(addr)
 	if err != nil {
@@ -125,6 +145,8 @@ func named(addr, why string) (place, error) {
 	}
 	return place{addr: bus.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
 }
+
+const addressHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address stands in brackets: [::1]:" + bus.DefaultPort
 
 // String is where a place is, for messages.
 func (p place) String() string {
@@ -168,25 +190,32 @@ func belongs(path string, kind os.FileMode, uid int) bool {
 }
 
 // live reports whether somebody listens at a socket.
-func live(path string) bool {
+func live(path string) bool { return probe(path) == nil }
+
+// probe says why nobody can be reached at a socket.
+func probe(path string) error {
 	nc, err := net.Dial("unix", path)
-	if err != nil {
-		return false
+	if err == nil {
+		nc.Close()
 	}
-	nc.Close()
-	return true
+	return err
 }
 
-// connect finds the node and connects, trying for as long as wait allows.
+// connect finds the node and connects, trying for as long as wait allows. Its
+// errors point to fbus doctor.
 func connect(ctx context.Context, flag string, wait durationValue, o *bus.DialOptions) (*bus.Client, place, error) {
 	deadline := time.Now().Add(wait.d)
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		c, p, err := connectOnce(ctx, flag, o)
-		if err == nil || !retryable(err) || !wait.set || ctx.Err() != nil {
-			return c, p, err
+		if err == nil {
+			return c, p, nil
+		}
+		err = troubled(err, flag)
+		if t := new(trouble); errors.As(err, &t) {
+			t.remote = p.id != nil
 		}
 		left := time.Until(deadline)
-		if left <= 0 && !wait.forever {
+		if !retryable(err) || !wait.set || ctx.Err() != nil || left <= 0 && !wait.forever {
 			return nil, p, err
 		}
 		nap := pause/2 + rand.N(pause/2)
@@ -213,18 +242,34 @@ func connectOnce(ctx context.Context, flag string, o *bus.DialOptions) (*bus.Cli
 		return nil, p, err
 	}
 	c, err := p.dial(ctx, o)
-	if err != nil && errors.Is(err, syscall.ECONNREFUSED) && strings.HasPrefix(p.why, "the ") {
-		// A socket that a killed node has left: as good as none.
-		if p, err = further(); err == nil {
+	for err != nil && p.deserted(err) {
+		q, further := p.next()
+		if errors.Is(further, &bus.Error{Code: bus.CodeNoNode}) {
+			break // what there is says more
+		}
+		if p, err = q, further; err == nil {
 			c, err = p.dial(ctx, o)
 		}
 	}
 	return c, p, err
 }
 
+// deserted reports whether an error means that the next place is to be looked at:
+// a socket that a killed node has left is as good as none, and so is the machine's
+// node if it is not for us.
+func (p *place) deserted(err error) bool {
+	if p.next == nil || err == nil {
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) || p.addr == systemSocket && errors.Is(err, syscall.EACCES)
+}
+
 // dial connects, and fills in where that was.
 func (p *place) dial(ctx context.Context, o *bus.DialOptions) (*bus.Client, error) {
 	with := *o
+	if err := p.id.check(); err != nil {
+		return nil, err
+	}
 	if p.id != nil {
 		with.Credentials = p.id.creds
 	} else {

@@ -44,7 +44,7 @@ func (o *workerOptions) flags() []cli.Flag {
 }
 
 func nodeFlag(dest *string) cli.Flag {
-	return &cli.StringFlag{Name: "node", Usage: "talk to the node at `ADDR`, the path of its socket", Destination: dest}
+	return &cli.StringFlag{Name: "node", Usage: "talk to the node at `ADDR`, a path or HOST[:PORT]", Destination: dest}
 }
 
 func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()) }
@@ -81,7 +81,7 @@ func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w 
 	select {
 	case err := <-started:
 		wait = durationValue{} // from now on the worker keeps its own time
-		return err
+		return troubled(err, o.node)
 	case sig := <-signals:
 		cancel()
 		<-started
@@ -114,7 +114,7 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 		w.log("calls were ended before they had finished")
 		w.kill()
 	}
-	return err
+	return troubled(err, o.node)
 }
 
 // work returns at a signal, or when the worker has ended by itself. A reload that

@@ -75,7 +75,7 @@ func (r *runner) start(ts *testscript.TestScript, name string, args []string) *p
 func environ(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{
-		"WORK", "PATH", "HOME", "TMPDIR", "FBUS_HOME", "FBUS_STATE", "FBUS_NODE", "FBUS_TICKET", "LC_ALL", "GORACE", "GOCOVERDIR", "GOTRACEBACK",
+		"WORK", "PATH", "HOME", "TMPDIR", "FBUS_HOME", "FBUS_STATE", "FBUS_NODE", "FBUS_TICKET", "FBUS_TEST_CLOCK", "LC_ALL", "GORACE", "GOCOVERDIR", "GOTRACEBACK",
 	} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)

@@ -31,8 +31,11 @@ func TestMain(m *testing.M) {
 	// Scripts wait for events far more than they compute.
 	flag.Set("test.parallel", "8")
 	testscript.Main(m, map[string]func(){
-		"fbus":    func() { os.Exit(commands.Main()) },
-		"manager": func() { os.Exit(manage(os.Args[1:])) },
+		"fbus":     func() { shiftClock(); os.Exit(commands.Main()) },
+		"manager":  func() { os.Exit(manage(os.Args[1:])) },
+		"forge":    func() { os.Exit(forge()) },
+		"impostor": func() { os.Exit(impostor()) },
+		"knock":    func() { os.Exit(knock()) },
 	})
 }
 

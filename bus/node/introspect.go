@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/jobs"
+	"fbus/bus/trust"
 )
 
 // Bounds of the calls of a node's own functions: one peer that does not read the
@@ -114,11 +115,16 @@ type CallInfo struct {
 
 // NodeInfo is a line of fbus.nodes.
 type NodeInfo struct {
-	Name      string    `json:"name"`
-	Network   string    `json:"network"`
-	Instance  string    `json:"instance"` // new at each start
-	Address   string    `json:"address"`  // of its unix socket
-	Listens   []string  `json:"listens"`  // for other machines
+	Name     string    `json:"name"`
+	Network  string    `json:"network"`
+	Instance string    `json:"instance"` // new at each start
+	Address  string    `json:"address"`  // of its unix socket
+	Listens  []string  `json:"listens"`  // for other machines
+	Time     time.Time `json:"time"`     // now, by its clock
+
+	Caller string        `json:"caller"` // who asks, as the node knows it
+	Rights *trust.Rights `json:"rights"` // what that one may do; null: everything
+
 	PID       int       `json:"pid"`
 	Version   string    `json:"version"`
 	Protocol  int       `json:"protocol"` // major version
@@ -230,7 +236,7 @@ func (n *Node) infoFor(p *Peer) NodeInfo {
 	defer n.mu.Unlock()
 	i := NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: bus.Major,
-		Started: n.started, Draining: n.draining, Listens: []string{},
+		Started: n.started, Draining: n.draining, Listens: []string{}, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
 	for name, fn := range n.functions {
 		if !reserved(name) && len(fn.offers) > 0 && p.mayCall(name) {

@@ -62,9 +62,20 @@ func (n *Node) asker(inv *bus.Invocation) *Peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if s := n.opener(inv.Call); s != nil {
-		return &s.peer
+		p := s.peer
+		return &p
 	}
 	return nobody
+}
+
+// renewed has a connection last as long as the certificate that its peer has got
+// for the same key: it need not be made anew for that.
+func (n *Node) renewed(call, serial string, expires time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.opener(call); s != nil {
+		s.peer.Serial, s.peer.Expires = serial, expires
+	}
 }
 
 // opener is the session that has opened the call of that id; nil if it has gone.

@@ -95,6 +95,11 @@ func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *
 	if err != nil {
 		return trustResult(err)
 	}
+	serial, expires, err := trust.CertificateEnd(cert)
+	if err != nil {
+		return trustResult(err)
+	}
+	n.renewed(inv.Call, serial, expires)
 	out.Write(cert)
 	return exit0
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,4 +88,16 @@ func readBounded(path string) ([]byte, os.FileMode, error) {
 func comment(text []byte) []string {
 	before, _, _ := bytes.Cut(text, []byte("-----BEGIN"))
 	return strings.Split(string(before), "\n")
+}
+
+// CertificateEnd is the serial of a certificate (PEM), and until when it is good.
+func CertificateEnd(cert []byte) (serial string, end time.Time, err error) {
+	certs, _, err := parseBundle(cert)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	if len(certs) != 1 {
+		return "", time.Time{}, errorf(CodeBadCertificate, "%d certificates, and one is due", len(certs))
+	}
+	return serialText(certs[0].SerialNumber), certs[0].NotAfter, nil
 }

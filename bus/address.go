@@ -1,0 +1,58 @@
+package bus
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// DefaultPort is where nodes listen for other machines.
+const DefaultPort = "10101"
+
+// IsPath reports whether an address is the path of a unix socket: it holds a /, or
+// ends as sockets do. Any other is HOST[:PORT].
+func IsPath(addr string) bool { return strings.Contains(addr, "/") || strings.HasSuffix(addr, ".sock") }
+
+// WithPort adds the default port to an address that has none. An IPv6 address
+// without a port may go without its brackets.
+func WithPort(addr string) string {
+	if host, port, err := net.SplitHostPort(addr); err == nil {
+		if port == "" {
+			return net.JoinHostPort(host, DefaultPort)
+		}
+		return addr
+	}
+	if strings.HasPrefix(addr, "[") && strings.HasSuffix(addr, "]") {
+		addr = addr[1 : len(addr)-1]
+	}
+	return net.JoinHostPort(addr, DefaultPort)
+}
+
+// CheckAddress says what is wrong with HOST[:PORT].
+func CheckAddress(addr string) error {
+	host, port, err := net.SplitHostPort(WithPort(addr))
+	if err != nil {
+		return badAddress(addr, "HOST[:PORT] is due")
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return badAddress(addr, fmt.Sprintf("%q is no port", port))
+	}
+	if host == addr && strings.Trim(addr, "0123456789") == "" {
+		return badAddress(addr, "it is a port without a host")
+	}
+	strange := func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`/\"'@#?[]`, r) }
+	if strings.ContainsFunc(host, strange) {
+		return badAddress(addr, fmt.Sprintf("%q is no host", host))
+	}
+	if strings.Contains(host, ":") {
+		if _, err := netip.ParseAddr(host); err != nil {
+			return badAddress(addr, fmt.Sprintf("%q is no IPv6 address", host))
+		}
+	}
+	return nil
+}
+
+func badAddress(addr, why string) error {
+	return errorf(CodeUsage, "%q is no address: %s", addr, why)
+}

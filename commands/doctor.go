@@ -1,0 +1,230 @@
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+// doctorOptions are the flags of fbus doctor.
+type doctorOptions struct {
+	name    string // of a function; empty: none
+	node    string
+	json    bool
+	quiet   bool
+	verbose bool
+}
+
+func doctorCommand() *cli.Command {
+	o := &doctorOptions{}
+	return &cli.Command{
+		Name:      "doctor",
+		Usage:     "say why a node can not be reached, or a function not called",
+		UsageText: "doctor [flags] [NAME]",
+		Description: `Goes the way of a call, step by step, and says of each: ok, warn (a call would pass),
+FAIL with the next step, or skip. Nothing is called. The exit status is the one that
+a call of NAME would have ended with: 0 if it would have begun at once.
+
+  fbus doctor resize
+  fbus doctor --node gpu-box
+  FBUS_TICKET=ci.ticket fbus doctor resize
+
+Steps: address (which node, and why that one), then socket and connection on this
+machine, or dns, tcp, tls, clock and certificate on others; node, rights, function,
+workers. An invitation can be looked at too, and is not used up.
+
+JSON fields: step, state (ok, warn, fail, skip), what, hint, and of a failure code
+and status, as fbus call --status-fd has them.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each step", Destination: &o.json, DisableDefaultText: true},
+			nodeFlag(&o.node),
+			quietFlag(&o.quiet),
+			verboseFlag(&o.verbose, "say how long each step took"),
+		},
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() > 1 {
+				return usage("fbus doctor takes one operand, the name of a function, and got %s", join(ctx.Args().Slice())).withHint("fbus doctor NAME")
+			}
+			o.name = ctx.Args().First()
+			if o.name != "" && !node.ValidName(o.name) {
+				return usage("%q is no function name", o.name)
+			}
+			return doctor(o, ctx.App.Writer)
+		},
+	}
+}
+
+// finding is what one step has shown.
+type finding struct {
+	Step   string `json:"step"`
+	State  string `json:"state"` // one of the states below
+	What   string `json:"what"`
+	Hint   string `json:"hint,omitempty"`   // the next step
+	Code   string `json:"code,omitempty"`   // of a failure, as a call would have it
+	Status int    `json:"status,omitempty"` // and its exit status
+
+	took time.Duration
+}
+
+// States of a finding.
+const (
+	fine    = "ok"
+	warning = "warn" // a call passes, but somebody should look
+	failed  = "fail" // no call passes
+	skipped = "skip" // not looked at
+)
+
+// The steps, in the order that they are told in.
+var (
+	commonSteps = []string{"address", "node", "rights", "function", "workers"}
+	socketSteps = []string{"address", "socket", "connection", "node", "rights", "function", "workers"}
+	remoteSteps = []string{"address", "dns", "tcp", "tls", "certificate", "node", "clock", "rights", "function", "workers"}
+)
+
+// examination is one look at a node.
+type examination struct {
+	o      *doctorOptions
+	tell   func(*finding)
+	told   map[string]bool
+	began  time.Time // of the step
+	place  place
+	client *bus.Client // nil until a node has greeted us
+	status int         // of the failure, 0 while there is none
+}
+
+// doctor looks at the node that a call would use.
+func doctor(o *doctorOptions, stdout io.Writer) error {
+	x := &examination{o: o, told: map[string]bool{}, began: time.Now(), tell: func(f *finding) { o.print(stdout, f) }}
+	// A signal ends the process: there is nothing to clean up.
+	ctx := context.Background()
+	x.look(ctx)
+	steps := commonSteps
+	switch {
+	case x.place.id != nil:
+		steps = remoteSteps
+	case x.place.addr != "":
+		steps = socketSteps
+	}
+	for _, step := range steps {
+		if !x.told[step] && x.status != exitOK {
+			x.skip(step, "not reached")
+		}
+	}
+	if x.status != exitOK {
+		return statusOnly(x.status)
+	}
+	return nil
+}
+
+// look goes from step to step until one fails.
+func (x *examination) look(ctx context.Context) {
+	if !x.address() {
+		return
+	}
+	if x.place.id == nil {
+		x.socket(ctx)
+	} else {
+		x.remote(ctx)
+	}
+	if x.client == nil {
+		return
+	}
+	defer x.client.Close()
+	n, ok := x.node(ctx)
+	if !ok || !x.rights(n) {
+		return
+	}
+	x.function(ctx)
+}
+
+// print writes a finding for a person, or for a program.
+func (o *doctorOptions) print(w io.Writer, f *finding) {
+	switch {
+	case o.json:
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		enc.Encode(f) // what can not be written is found at the end
+		return
+	case o.quiet && f.State != failed && f.State != warning:
+		return
+	}
+	state := f.State
+	if state == failed {
+		state = "FAIL"
+	}
+	took := ""
+	if o.verbose && f.State != skipped {
+		took = fmt.Sprintf(" (%s)", f.took.Round(10*time.Microsecond))
+	}
+	fmt.Fprintf(w, "%-4s  %-11s  %s%s\n", state, f.Step, oneLine(f.What), took)
+	if f.Hint != "" {
+		fmt.Fprintf(w, "      hint: %s\n", oneLine(f.Hint))
+	}
+}
+
+func (x *examination) add(f *finding) {
+	f.took = time.Since(x.began)
+	x.began = time.Now()
+	x.told[f.Step] = true
+	x.tell(f)
+}
+
+func (x *examination) ok(step, format string, args ...any) {
+	x.add(&finding{Step: step, State: fine, What: fmt.Sprintf(format, args...)})
+}
+
+func (x *examination) warn(step, hint, format string, args ...any) {
+	x.add(&finding{Step: step, State: warning, What: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+func (x *examination) skip(step, format string, args ...any) {
+	x.add(&finding{Step: step, State: skipped, What: fmt.Sprintf(format, args...)})
+}
+
+// fail tells what a call would have ended with. It returns false, for a step to
+// return.
+func (x *examination) fail(step string, err error) bool {
+	f := explain(err)
+	if x.status == exitOK {
+		x.status = f.status
+	}
+	x.add(&finding{Step: step, State: failed, What: f.msg, Hint: f.hint, Code: f.code, Status: f.status})
+	return false
+}
+
+// address finds the node, as every command does.
+func (x *examination) address() bool {
+	p, err := find(x.o.node)
+	if err != nil {
+		return x.fail("address", err)
+	}
+	var passed []string
+	for p.next != nil && p.deserted(probe(p.addr)) {
+		q, err := p.next()
+		if err != nil {
+			p.why = "the only one that there is" // and what is wrong with it is the next thing to be seen
+			break
+		}
+		passed = append(passed, p.String())
+		p = q
+	}
+	x.place = p
+	if p.id != nil && p.addr == "" && len(p.id.creds.Addresses) == 0 {
+		_, err := bus.Dial(context.Background(), "", &bus.DialOptions{Credentials: p.id.creds})
+		return x.fail("address", err)
+	}
+	if len(passed) > 0 {
+		x.warn("address", "", "%s: %s; nobody listens at %s, or you may not", p, p.why, strings.Join(passed, " and "))
+		return true
+	}
+	x.ok("address", "%s: %s", p, p.why)
+	return true
+}

@@ -1,0 +1,137 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// node asks the node who it is, and who we are to it.
+func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
+	name, network := x.client.Node()
+	if x.place.id != nil && x.place.id.ticket != nil && x.place.id.ticket.Joining {
+		x.ok("node", "%s of network %s", name, network)
+		x.skip("clock", "an invitation may not ask the node for its time")
+		return nil, true
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	asked := time.Now()
+	data, err := output(ctx, x.client, "fbus.nodes", bus.Args{})
+	if err == nil && len(data) == 0 {
+		err = fail(exitInternal, "it does not say who it is")
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = &bus.Error{Code: bus.CodeNoNode, Message: fmt.Sprintf("it has not answered within %s", formatDuration(askTime))}
+	}
+	if err != nil {
+		return nil, x.fail("node", err)
+	}
+	took := time.Since(asked)
+	list, err := decodeLines[node.NodeInfo](data)
+	if err != nil || len(list) != 1 {
+		return nil, x.fail("node", fail(exitInternal, "it does not say who it is"))
+	}
+	n := &list[0]
+	if n.Draining {
+		return nil, x.fail("node", &bus.Error{Code: bus.CodeDraining, Message: fmt.Sprintf("%s of network %s is shutting down", n.Name, n.Network)})
+	}
+	x.ok("node", "%s of network %s, version %s, up for %s", n.Name, n.Network, n.Version, age(n.Time.Sub(n.Started).Seconds()))
+	if x.place.id != nil {
+		x.clock(n, took)
+	}
+	return n, true
+}
+
+// askTime bounds a question to a node.
+const askTime = 10 * time.Second
+
+// rights says what we may do there.
+func (x *examination) rights(n *node.NodeInfo) bool {
+	if n == nil { // an invitation
+		return x.fail("rights", x.place.id.check())
+	}
+	may := mayDo(n.Rights)
+	switch name := x.o.name; {
+	case name == "", n.Rights == nil, n.Rights.MayCall(name), slices.Contains(forEverybody, name):
+		x.ok("rights", "%s may %s", n.Caller, may)
+		return true
+	case n.Rights.MayOffer(name):
+		return x.fail("rights", &failure{status: exitDenied, code: bus.CodeDenied, msg: fmt.Sprintf("%s may offer %s, and not call it: it may %s", n.Caller, name, may), hint: askFor(name)})
+	default:
+		return x.fail("rights", &failure{status: exitDenied, code: bus.CodeDenied, msg: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), hint: askFor(name)})
+	}
+}
+
+// forEverybody are the node's own functions that need no right.
+var forEverybody = []string{"fbus.functions", "fbus.calls", "fbus.nodes", "fbus.cancel", "fbus.renew"}
+
+func askFor(name string) string {
+	return "ask for a ticket that allows it: " + join("fbus", "invite", "--call", name)
+}
+
+// function says whether somebody offers it, and whether a slot is free.
+func (x *examination) function(ctx context.Context) {
+	name := x.o.name
+	if name == "" {
+		x.skip("function", "none was named: fbus doctor NAME looks at one")
+		x.skip("workers", "no function was named")
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	data, err := output(ctx, x.client, "fbus.functions", bus.List(name))
+	if err != nil {
+		x.fail("function", err)
+		return
+	}
+	list, err := decodeLines[node.FunctionInfo](data)
+	if err != nil {
+		x.fail("function", err)
+		return
+	}
+	if len(list) == 0 || len(list[0].Workers) == 0 {
+		f := explain(&bus.Error{Code: bus.CodeNoFunction, Message: name + ": no such function: nobody offers it"})
+		if len(list) > 0 && list[0].Queued > 0 {
+			f.msg += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
+		}
+		x.fail("function", f)
+		return
+	}
+	f := &list[0]
+	x.ok("function", "%s is offered by %s", name, plural(len(f.Workers), "worker"))
+	x.workers(f)
+}
+
+// workers says whether a call would begin at once.
+func (x *examination) workers(f *node.FunctionInfo) {
+	free, notes := 0, ""
+	for _, w := range f.Workers {
+		free += max(0, w.Slots-w.Busy)
+		if w.Note != "" && notes == "" {
+			notes = fmt.Sprintf("%s: %s", w.Name, w.Note)
+		}
+	}
+	switch {
+	case free == 0:
+		x.fail("workers", &failure{status: exitBusy, code: bus.CodeBusy,
+			msg:  fmt.Sprintf("%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)),
+			hint: "fbus ps shows the calls; offered again, here or elsewhere, a function has more slots; fbus call -w 1m waits a minute"})
+	case notes != "":
+		x.warn("workers", join("fbus", "describe", f.Name)+" shows them", "%d of %s free; %s", free, plural(f.Slots, "slot"), notes)
+	default:
+		x.ok("workers", "%d of %s free", free, plural(f.Slots, "slot"))
+	}
+}
+
+func queued(n int) string {
+	if n == 1 {
+		return "1 call waits"
+	}
+	return fmt.Sprintf("%d calls wait", n)
+}

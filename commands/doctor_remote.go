@@ -1,0 +1,243 @@
+package commands
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+)
+
+const (
+	lookupTime = 5 * time.Second
+	// dialTime bounds an address, aloneTime one that no other comes after: as a
+	// call has it.
+	dialTime  = 3 * time.Second
+	aloneTime = 10 * time.Second
+	// clockLimit is how far two clocks may be apart before it is worth a word.
+	clockLimit = time.Minute
+)
+
+// remote tries the addresses one after the other, as a call does.
+func (x *examination) remote(ctx context.Context) {
+	list := x.place.id.creds.Addresses
+	if x.place.addr != "" {
+		list = []string{x.place.addr}
+	}
+	for i, addr := range list {
+		r := &remoteAddress{examination: x, addr: bus.WithPort(addr), last: i == len(list)-1}
+		if r.try(ctx) {
+			return
+		}
+	}
+}
+
+// remoteAddress is one address of a node.
+type remoteAddress struct {
+	*examination
+	addr string
+	last bool // no other is left to try
+}
+
+// try goes from the name to the greeting. False: the next address is to be tried.
+func (r *remoteAddress) try(ctx context.Context) bool {
+	limit := dialTime
+	if r.last {
+		limit = aloneTime
+	}
+	if !r.lookUp(ctx) {
+		return false
+	}
+	try, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tcp, ok := r.dial(try)
+	if !ok {
+		return false
+	}
+	creds := r.place.id.creds
+	host, _, _ := net.SplitHostPort(r.addr)
+	config := creds.Config(host)
+	nc := tls.Client(bus.NewSocket(tcp), config)
+	err := nc.HandshakeContext(try)
+	if err != nil {
+		tcp.Close()
+		return r.refused(creds.Failure(r.addr, err), err)
+	}
+	r.agreed(nc.ConnectionState())
+	c, err := bus.NewClient(ctx, nc, &bus.DialOptions{Name: hostname(), Credentials: creds})
+	if err != nil {
+		return r.refused(err, err)
+	}
+	r.client = c
+	r.certificate(config)
+	return true
+}
+
+// missed is a failure if no other address is left.
+func (r *remoteAddress) missed(step string, f *failure) bool {
+	if r.last {
+		r.fail(step, f)
+		return true
+	}
+	r.warn(step, f.hint, "%s; the next address is tried", f.msg)
+	return false
+}
+
+// lookUp finds the addresses of a name.
+func (r *remoteAddress) lookUp(ctx context.Context) bool {
+	host, _, _ := net.SplitHostPort(r.addr)
+	if _, err := netip.ParseAddr(host); err == nil || host == "" {
+		r.ok("dns", "%s is no name: there is nothing to look up", orLocal(host))
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		why := err.Error()
+		var dns *net.DNSError
+		if errors.As(err, &dns) {
+			why = dns.Err
+		}
+		r.missed("dns", noNodeAt("%s: the name can not be resolved: %s", host, why).withHint("is it spelt right? --node takes an address as well; getent hosts %s asks the system", host))
+		return false
+	}
+	r.ok("dns", "%s is %s", host, strings.Join(found, ", "))
+	return true
+}
+
+func orLocal(host string) string {
+	if host == "" {
+		return "this machine"
+	}
+	return host
+}
+
+func noNodeAt(format string, args ...any) *failure {
+	return &failure{status: exitNoNode, code: bus.CodeNoNode, msg: fmt.Sprintf(format, args...)}
+}
+
+// dial connects; a name with several addresses has them raced.
+func (r *remoteAddress) dial(ctx context.Context) (net.Conn, bool) {
+	dialer := net.Dialer{KeepAlive: -1}
+	tcp, err := dialer.DialContext(ctx, "tcp", r.addr)
+	if err == nil {
+		r.ok("tcp", "%s answers", tcp.RemoteAddr())
+		return tcp, true
+	}
+	host, port, _ := net.SplitHostPort(r.addr)
+	var errno syscall.Errno
+	var timeout net.Error
+	f := noNodeAt("%s: %v", r.addr, err)
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		f = noNodeAt("%s: connection refused: the machine is there, and nobody listens at that port", r.addr).
+			withHint("is fbus serve running on %s, without --no-tcp, and at port %s? its ready line says where it listens", orLocal(host), port)
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		errors.As(err, &errno)
+		f = noNodeAt("%s: %s", r.addr, errno.Error()).withHint("there is no way to it from here: is the network up, is it the right address?")
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		f = noNodeAt("%s: nobody answers", r.addr).withHint("is the machine up? a firewall that drops what it does not know looks the same: port %s, TCP", port)
+	case errors.As(err, &errno):
+		f = noNodeAt("%s: %s", r.addr, errno.Error())
+	}
+	r.missed("tcp", f)
+	return nil, false
+}
+
+// agreed tells of a handshake that has succeeded as far as this side can see.
+func (r *remoteAddress) agreed(cs tls.ConnectionState) {
+	protocol := cs.NegotiatedProtocol
+	if protocol == "" {
+		protocol = "no protocol said"
+	}
+	r.ok("tls", "%s, %s", tls.VersionName(cs.Version), protocol)
+}
+
+// refused tells of a handshake that has failed, or of a node that has turned us
+// away after it, under the step that it belongs to. cause is what lies below.
+func (r *remoteAddress) refused(err, cause error) bool {
+	f := explain(err)
+	step := stepOf(err, f.code)
+	if step != "tls" && !r.told["tls"] {
+		r.ok("tls", "it was spoken until a certificate was refused")
+	}
+	denied := f.status == exitDenied // the network's word, whatever the address
+	if denied || r.last {
+		r.fail(step, f)
+		return true
+	}
+	return r.missed(step, f)
+}
+
+// stepOf is the step that a refusal belongs to.
+func stepOf(err error, code string) string {
+	var te *trust.Error
+	if errors.As(err, &te) {
+		code = te.Code
+	}
+	switch code {
+	case trust.CodeNotYetValid, trust.CodeClock:
+		return "clock"
+	case trust.CodeExpired:
+		// A node makes its certificate anew long before that: its clock and this one
+		// disagree.
+		if errors.As(err, new(x509.CertificateInvalidError)) {
+			return "clock"
+		}
+		return "certificate"
+	case trust.CodeNoCertificate, trust.CodeOtherNetwork, bus.CodeNetwork, trust.CodeRevoked, trust.CodeUnlisted, trust.CodeUsed,
+		trust.CodeWrongUse, trust.CodeBadCertificate, trust.CodeBadRight, trust.CodeListLost:
+		return "certificate"
+	case trust.CodeTLSVersion, trust.CodePlainText, trust.CodeHTTP, trust.CodeNotFbus, trust.CodeReset, trust.CodeTimeout, trust.CodeTLS:
+		return "tls"
+	}
+	return "node"
+}
+
+// certificate tells of our own that it was taken.
+func (r *remoteAddress) certificate(config *tls.Config) {
+	cert, err := config.GetClientCertificate(nil)
+	if err != nil || cert.Leaf == nil {
+		r.ok("certificate", "it was taken")
+		return
+	}
+	what := "yours"
+	if t := r.place.id.ticket; t != nil {
+		what = fmt.Sprintf("ticket %s of network %s", t.Name, t.Network)
+	}
+	r.ok("certificate", "%s was taken; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+}
+
+// clock compares the node's clock with ours. took is how long the question did.
+func (x *examination) clock(n *node.NodeInfo, took time.Duration) {
+	if n.Time.IsZero() {
+		x.skip("clock", "the node does not tell its time")
+		return
+	}
+	here := trust.Now().Add(-took / 2)
+	off := here.Sub(n.Time)
+	if off.Abs() < time.Second+took {
+		x.ok("clock", "as the node's")
+		return
+	}
+	way := "ahead of"
+	if off < 0 {
+		way = "behind"
+	}
+	what := fmt.Sprintf("this clock is %s %s the node's: %s here, %s there", age(off.Abs().Seconds()), way, here.UTC().Format(time.RFC3339), n.Time.Format(time.RFC3339))
+	if off.Abs() < clockLimit {
+		x.ok("clock", "%s", what)
+		return
+	}
+	x.warn("clock", "date -u at both ends: certificates are held against either clock, and may be refused early or late", "%s", what)
+}

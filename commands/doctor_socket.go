@@ -1,0 +1,124 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+
+	"fbus/bus"
+)
+
+// socket looks at a unix socket, and connects to it.
+func (x *examination) socket(ctx context.Context) {
+	path := x.place.addr
+	noNode := func(format string, args ...any) *failure {
+		return &failure{status: exitNoNode, code: bus.CodeNoNode, msg: path + ": " + fmt.Sprintf(format, args...)}
+	}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		x.fail("socket", noNode("it does not exist: no node listens there").withHint("%s", serveThere(path)))
+		return
+	case errors.Is(err, os.ErrPermission):
+		x.fail("socket", noNode("a directory on the way to it is closed to you").withHint("it belongs to somebody else; --node names another"))
+		return
+	case err != nil:
+		x.fail("socket", noNode("%v", pathReason(err)))
+		return
+	case st.Mode()&os.ModeSocket == 0:
+		x.fail("socket", noNode("it is no socket, but %s", kindOf(st)).withHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
+		return
+	}
+	owner := st.Sys().(*syscall.Stat_t)
+	x.ok("socket", "it belongs to %s, mode %04o", userName(int(owner.Uid)), st.Mode().Perm())
+	x.connection(ctx, st)
+}
+
+// connection connects to a socket that is there.
+func (x *examination) connection(ctx context.Context, st os.FileInfo) {
+	path, owner := x.place.addr, st.Sys().(*syscall.Stat_t)
+	c, err := bus.Dial(ctx, path, &bus.DialOptions{Name: hostname()})
+	if err == nil {
+		x.client = c
+		x.ok("connection", "a node has answered")
+		return
+	}
+	f := explain(err)
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		f.msg = path + ": it is stale: nobody listens there, the node that has made it was killed"
+		f.hint = serveThere(path)
+		if os.Getuid() != 0 && int(owner.Uid) != os.Getuid() {
+			f.hint = userName(int(owner.Uid)) + " has to start the node again"
+		}
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		f.msg = fmt.Sprintf("%s: you may not use it: it belongs to %s and group %s, mode %04o", path, userName(int(owner.Uid)), groupName(int(owner.Gid)), st.Mode().Perm())
+		f.hint = "a node is its user's alone; fbus serve starts one of your own"
+		if st.Mode().Perm()&0o020 != 0 {
+			f.hint = "who is in group " + groupName(int(owner.Gid)) + " may"
+		}
+	case f.code == bus.CodeForeign:
+		f.hint = "a node that somebody else runs is not trusted; fbus serve starts one of your own"
+	case f.code == bus.CodeProtocol:
+		f.hint = "whoever listens there is no fbus node: is it the right socket?"
+	case f.code == bus.CodeNoNode:
+		f.hint = "whoever listens there is no fbus node, or is stopped"
+	}
+	f.msg = withPath(path, f.msg)
+	x.fail("connection", f)
+}
+
+// withPath names a socket that a message does not name.
+func withPath(path, msg string) string {
+	if len(msg) >= len(path) && msg[:len(path)] == path {
+		return msg
+	}
+	return path + ": " + msg
+}
+
+// serveThere is the command that has a node listen at a path.
+func serveThere(path string) string {
+	if auto, _ := isAutoSocket(path); auto {
+		return "fbus serve starts a node"
+	}
+	return join("fbus", "serve", "--socket", path) + " starts a node there"
+}
+
+// isAutoSocket reports whether a path is one that a node has chosen by itself, and
+// of which process.
+func isAutoSocket(path string) (bool, int) {
+	var pid int
+	n, err := fmt.Sscanf(path, socketDir+"/"+socketPrefix+"%d"+socketSuffix, &pid)
+	return n == 1 && err == nil, pid
+}
+
+func kindOf(st os.FileInfo) string {
+	switch {
+	case st.IsDir():
+		return "a directory"
+	case st.Mode().IsRegular():
+		return "a file"
+	}
+	return "something else"
+}
+
+func userName(uid int) string {
+	if uid == os.Getuid() {
+		return "you"
+	}
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		return fmt.Sprintf("%s (uid %d)", u.Username, uid)
+	}
+	return fmt.Sprintf("uid %d", uid)
+}
+
+func groupName(gid int) string {
+	if g, err := user.LookupGroupId(strconv.Itoa(gid)); err == nil {
+		return g.Name
+	}
+	return strconv.Itoa(gid)
+}

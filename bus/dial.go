@@ -49,17 +49,21 @@ func FileCredentials(f *trust.Files) *Credentials {
 }
 
 // refusal is what an error means that has to do with who may enter; nil for any
-// other, and for those of the network.
+// other, and for those of the network. What this side has against the node's
+// certificate is no denial: another address, or a later time, may show a better
+// one.
 func (c *Credentials) refusal(err error) *Error {
 	if c == nil || err == nil {
 		return nil
 	}
 	e := c.Explain(err)
-	switch e.Code {
-	case trust.CodeReset, trust.CodeTimeout, trust.CodeTLS:
+	switch {
+	case e.Code == trust.CodeReset, e.Code == trust.CodeTimeout, e.Code == trust.CodeTLS:
 		return nil
-	case trust.CodeOtherNetwork:
+	case e.Code == trust.CodeOtherNetwork:
 		return &Error{Code: CodeNetwork, Message: e.Message, Err: e}
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(*trust.Error)): // of VerifyConnection
+		return &Error{Code: CodeNotOurs, Message: e.Message, Err: e}
 	}
 	return &Error{Code: e.Code, Message: e.Message, Err: e}
 }

@@ -28,6 +28,7 @@ const (
 	CodeProtocol    = "protocol"      // 255: a peer broke the protocol
 	CodeVersion     = "version"       // 255: another major version
 	CodeNetwork     = "wrong_network" // 255: the node is in another network
+	CodeNotOurs     = "not_ours"      // 255: what listens there has no certificate of a node of the network, or by one of the clocks none that is good
 	CodeForeign     = "foreign"       // 255: the socket is another user's
 	CodeAmbiguous   = "ambiguous"     // 255: several nodes are equally near
 	CodeSuperseded  = "superseded"    // 255: this instance connected anew

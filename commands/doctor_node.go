@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"fbus/bus"
@@ -58,7 +57,7 @@ func (x *examination) rights(n *node.NodeInfo) bool {
 	}
 	may := mayDo(n.Rights)
 	switch name := x.o.name; {
-	case name == "", n.Rights == nil, n.Rights.MayCall(name), slices.Contains(forEverybody, name):
+	case name == "", n.Rights == nil, n.Rights.MayCall(name), node.ForAll(name):
 		x.ok("rights", "%s may %s", n.Caller, may)
 		return true
 	case n.Rights.MayOffer(name):
@@ -67,9 +66,6 @@ func (x *examination) rights(n *node.NodeInfo) bool {
 		return x.fail("rights", &failure{status: exitDenied, code: bus.CodeDenied, msg: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), hint: askFor(name)})
 	}
 }
-
-// forEverybody are the node's own functions that need no right.
-var forEverybody = []string{"fbus.functions", "fbus.calls", "fbus.nodes", "fbus.cancel", "fbus.renew"}
 
 func askFor(name string) string {
 	return "ask for a ticket that allows it: " + join("fbus", "invite", "--call", name)

@@ -32,6 +32,9 @@ type Peer struct {
 var forAll = map[string]bool{"fbus.functions": true, "fbus.calls": true, "fbus.nodes": true, "fbus.cancel": true, "fbus.renew": true,
 	"fbus.post": true, "fbus.jobs": true, "fbus.result": true, "fbus.retry": true, "fbus.purge": true}
 
+// ForAll reports whether everybody may call that function, whatever his rights.
+func ForAll(name string) bool { return forAll[name] }
+
 // mayCall reports whether calls of that function are allowed. It knows nothing of
 // what is offered: what is denied and what is absent look alike.
 func (p *Peer) mayCall(name string) bool {

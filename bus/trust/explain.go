@@ -141,9 +141,26 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 		return errorf(CodeOtherNetwork, "%s was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
 			withHint("the ticket is for another network, or for one of that name that was made anew")
 	case errors.As(v.Err, &host):
-		return errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, v.Err)
+		return explainHost(host, whose)
 	}
 	return errorf(CodeBadCertificate, "%s is refused: %v", whose, v.Err)
+}
+
+// explainHost says whose certificate it is that has another name. x509 looks at the
+// name first, before at who has signed it.
+func explainHost(host x509.HostnameError, whose string) *Error {
+	const domain = ".fbus.invalid"
+	for _, name := range host.Certificate.DNSNames {
+		if network, ok := strings.CutSuffix(name, domain); ok && strings.HasSuffix(host.Host, domain) && name != host.Host {
+			return errorf(CodeOtherNetwork, "%s is that of a node of network %s: %v", whose, short(network), host).
+				withHint("the ticket is for another network than the node at this address is in")
+		}
+	}
+	if by := host.Certificate.Issuer.CommonName; host.Host != ServerName(by) && strings.HasSuffix(host.Host, domain) {
+		return errorf(CodeOtherNetwork, "%s was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
+			withHint("is it the right port? whoever listens there is no node of the ticket's network")
+	}
+	return errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
 }
 
 // signedByLeaf reports whether a peer has sent its certificate with that of a

@@ -41,7 +41,7 @@ func (x *examination) socket(ctx context.Context) {
 // connection connects to a socket that is there.
 func (x *examination) connection(ctx context.Context, st os.FileInfo) {
 	path, owner := x.place.addr, st.Sys().(*syscall.Stat_t)
-	c, err := bus.Dial(ctx, path, &bus.DialOptions{Name: hostname()})
+	c, err := x.place.dial(ctx, &bus.DialOptions{Name: hostname()})
 	if err == nil {
 		x.client = c
 		x.ok("connection", "a node has answered")
@@ -62,7 +62,7 @@ func (x *examination) connection(ctx context.Context, st os.FileInfo) {
 			f.hint = "who is in group " + groupName(int(owner.Gid)) + " may"
 		}
 	case f.code == bus.CodeForeign:
-		f.hint = "a node that somebody else runs is not trusted; fbus serve starts one of your own"
+		f.hint = "a node that somebody else runs sees all that you send, and is not trusted; " + f.hint
 	case f.code == bus.CodeProtocol:
 		f.hint = "whoever listens there is no fbus node: is it the right socket?"
 	case f.code == bus.CodeNoNode:

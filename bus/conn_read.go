@@ -8,7 +8,8 @@ import (
 )
 
 // readable reads what is there into a pooled buffer, or into rbuf if that holds
-// half a frame already. While nothing is there an idle connection has no buffer.
+// half a frame already. While nothing is there an idle connection has no buffer, and
+// one with the beginning of a frame no more than that needs.
 func (c *Conn) readable(fd uintptr) bool {
 	buf := c.rbuf
 	var pooled *[readBuffer]byte
@@ -25,6 +26,9 @@ func (c *Conn) readable(fd uintptr) bool {
 	if c.rerr == syscall.EAGAIN {
 		if pooled != nil {
 			readPool.Put(pooled)
+		}
+		if c.in.shrink(c.budget) && c.sock == nil {
+			c.rbuf = c.in.buf[c.in.end:]
 		}
 		return false
 	}
@@ -106,7 +110,7 @@ func (in *input) release(b *Budget) {
 }
 
 // settle makes the buffer fit what is missing before the reader waits: gone if
-// nothing is held, small for a short rest, and large enough for the frame.
+// nothing is held, small for a short rest, and larger once it is full.
 func (in *input) settle(b *Budget, frame int) error {
 	rest := in.end - in.start
 	need := max(frame, rest+1)
@@ -116,14 +120,31 @@ func (in *input) settle(b *Budget, frame int) error {
 		return nil
 	case need <= smallRest && len(in.buf) != smallRest:
 		return in.move(b, smallRest)
-	case need <= smallRest, need <= len(in.buf) && len(in.buf) != smallRest:
+	case rest < len(in.buf):
 		b.Add(len(in.buf) - in.held)
 		in.held = len(in.buf)
 		return nil
-	case need <= readBuffer:
+	case need <= readBuffer, len(in.buf) < readBuffer:
 		return in.move(b, readBuffer)
 	}
 	return in.move(b, need)
+}
+
+// shrink leaves a buffer that is much too large for what has come, before the peer
+// is waited for: who sends little of a long frame, and then nothing, holds little.
+func (in *input) shrink(b *Budget) bool {
+	if in == nil {
+		return false
+	}
+	size := smallRest
+	for size < in.end-in.start+1 {
+		size *= 2
+	}
+	if len(in.buf) < 16*size {
+		return false
+	}
+	in.move(b, size)
+	return true
 }
 
 func (in *input) move(b *Budget, size int) error {
@@ -152,6 +173,7 @@ func (c *Conn) Serve(h Handler, limit func() int) error {
 	c.mu.Lock()
 	c.serving = true
 	c.mu.Unlock()
+	c.in = &in
 	defer func() {
 		in.release(c.budget)
 		if c.sock != nil {

@@ -295,7 +295,8 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d+time.Second, bus.ErrDeadline)
 		defer cancel()
 	}
-	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: true, KeepAlive: o.keepAlive.d})
+	// With --wait a refusal is waited out, so it has to be known before the call.
+	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
 	if err == nil {
 		// The connection ends with this process: that is the quickest way.
 		o.patience(req, time.Since(began))

@@ -121,7 +121,7 @@ func (r *logReader) read(ctx context.Context, q node.LogQuery) ([]logEntry, uint
 			continue
 		}
 		r.close()
-		if !r.o.follow || !r.connected || ctx.Err() != nil || !retryable(err) && !errors.Is(err, bus.ErrBusy) {
+		if !r.o.follow || !r.connected || ctx.Err() != nil || !retryable(err) {
 			return nil, 0, err
 		}
 		if !said {

@@ -230,10 +230,10 @@ func connect(ctx context.Context, flag string, wait durationValue, o *bus.DialOp
 	}
 }
 
-// retryable reports whether a node may yet come.
+// retryable reports whether a node may yet come, or have room.
 func retryable(err error) bool {
 	var e *bus.Error
-	return errors.As(err, &e) && (e.Code == bus.CodeNoNode || e.Code == bus.CodeDraining || e.Code == bus.CodeNodeLost)
+	return errors.As(err, &e) && (e.Code == bus.CodeNoNode || e.Code == bus.CodeNodeLost || e.Status() == exitBusy)
 }
 
 func connectOnce(ctx context.Context, flag string, o *bus.DialOptions) (*bus.Client, place, error) {

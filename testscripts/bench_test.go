@@ -75,8 +75,9 @@ func (s *bus) command(args ...string) *exec.Cmd {
 // background starts an fbus until the benchmark ends, and waits for its word.
 func (s *bus) background(word string, args ...string) { until(s.b, s.command(args...), word) }
 
-// until starts a process that says word on stderr when it is ready.
-func until(b testing.TB, cmd *exec.Cmd, word string) {
+// until starts a process that says word on stderr when it is ready, and returns
+// what it has said.
+func until(b testing.TB, cmd *exec.Cmd, word string) string {
 	b.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -102,6 +103,7 @@ func until(b testing.TB, cmd *exec.Cmd, word string) {
 		said = append(said, buf[:n]...)
 	}
 	go io.Copy(io.Discard, r) // ends with the process
+	return string(said)
 }
 
 // pair alternates two commands and reports their medians and the ratio.
@@ -304,6 +306,8 @@ func benchRole() bool {
 		return false
 	}
 	switch role[0] {
+	case "flood":
+		flood(role[1:])
 	case "worker":
 		serveRaw(role[1], func(nc *net.UnixConn) {
 			cmd := exec.Command("cat")

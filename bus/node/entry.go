@@ -110,7 +110,7 @@ func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 	nc.SetDeadline(time.Time{})
 	n.arriving.Add(1) // before it is entering no more: a drain waits for either
 	n.entering.end(nc)
-	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse}
+	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse, placed: true}
 	n.serve(tc, peer, forOthers)
 }
 
@@ -124,17 +124,27 @@ func handshake(tc *tls.Conn, sock *bus.Socket, places chan struct{}) error {
 	return tc.HandshakeContext(context.Background())
 }
 
-// room says whether there is room for another connection of that caller.
+// room keeps a place for another connection of that caller, if there is room.
 func (n *Node) room(caller string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.sessions) >= n.cfg.MaxConnections {
+	if n.guests >= n.cfg.MaxConnections {
 		return &bus.Error{Code: bus.CodeBusy, Message: fmt.Sprintf("%d connections are the limit of this node", n.cfg.MaxConnections)}
 	}
 	if n.callers[caller] >= n.cfg.MaxPerTicket {
 		return &bus.Error{Code: bus.CodeBusy, Message: fmt.Sprintf("%d connections of %s are the limit of this node", n.cfg.MaxPerTicket, caller)}
 	}
+	n.guests++
+	n.callers[caller]++
 	return nil
+}
+
+// leave gives a place back. n.mu is held.
+func (n *Node) leave(caller string) {
+	n.guests--
+	if n.callers[caller]--; n.callers[caller] == 0 {
+		delete(n.callers, caller)
+	}
 }
 
 // turnAway tells a peer that has completed the handshake why it may not enter.

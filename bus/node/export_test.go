@@ -26,6 +26,12 @@ func (n *Node) Books() Books {
 	return Books{len(n.sessions), len(n.functions), n.open, n.exposure, n.budget.Used()}
 }
 
+// Entering is how many connections are at their handshake.
+func (n *Node) Entering() int { return n.entering.size() }
+
+// MaxEntering is how many may be.
+const MaxEntering = maxEntering
+
 // Exposure is the credit given out and not used yet.
 func (n *Node) Exposure() int64 { return n.Books().Exposure }
 

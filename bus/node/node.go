@@ -108,6 +108,7 @@ type Node struct {
 	idle      chan struct{} // closed when open falls to 0, if somebody waits
 	closed    bool
 	callers   map[string]int // connections of each identity
+	guests    int            // all of these
 	listening []*net.TCPAddr
 
 	entering entering
@@ -234,7 +235,10 @@ func (n *Node) serve(nc net.Conn, peer Peer, as role) {
 	if !internal {
 		n.arriving.Add(-1)
 	}
-	n.callers[peer.Caller]++
+	if !internal && !peer.placed {
+		n.guests++
+		n.callers[peer.Caller]++
+	}
 	n.serving.Add(1)
 	n.mu.Unlock()
 	defer n.serving.Done()

@@ -25,6 +25,7 @@ type Peer struct {
 	groups   []int           // of a user of this machine
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *bus.Pulse      // nil on this machine
+	placed   bool            // room has been kept for it
 }
 
 // forAll are the node's own functions that everybody may call. They show each no
@@ -112,7 +113,7 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			return Peer{}, err
 		}
 		if rights, ok := n.cfg.Local(uid, gids); ok {
-			p.Rights, p.groups = &rights, gids
+			p.Rights, p.groups, p.placed = &rights, gids, true
 			return p, n.room(p.Caller)
 		}
 	}

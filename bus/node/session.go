@@ -161,8 +161,8 @@ func (s *session) close() {
 	}
 	s.gone = true
 	delete(n.sessions, s.id)
-	if n.callers[s.peer.Caller]--; n.callers[s.peer.Caller] == 0 {
-		delete(n.callers, s.peer.Caller)
+	if !s.internal {
+		n.leave(s.peer.Caller)
 	}
 	if n.instances[s.instance] == s {
 		delete(n.instances, s.instance)

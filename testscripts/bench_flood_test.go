@@ -1,0 +1,235 @@
+package testscripts
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	fbus "fbus/bus"
+	"fbus/bus/trust"
+)
+
+// A flood is a process of its own, with the least of priorities: it would be on
+// another machine. It goes on until it is ended, a minute at most.
+const floodTime = time.Minute
+
+// floods are what a node is to bear.
+var floods = map[string]func(addr string, t *trust.Ticket){
+	// 2,000 connections on which nothing is sent.
+	"half-open": func(addr string, _ *trust.Ticket) {
+		many(2000, addr, func(nc net.Conn) { silent(nc) })
+	},
+	// 500 that send a byte of their handshake now and then.
+	"slow-hello": func(addr string, t *trust.Ticket) {
+		hello := clientHello(t)
+		many(500, addr, func(nc net.Conn) { dribble(nc, hello) })
+	},
+	// 500 of a ticket's holder, each of which begins a frame of a megabyte.
+	"slow-frame": func(addr string, t *trust.Ticket) {
+		many(500, addr, func(nc net.Conn) {
+			tc := tls.Client(nc, t.ClientConfig(nil))
+			tc.SetDeadline(time.Now().Add(floodTime))
+			hello := fbus.HelloFrame{Major: fbus.Major, Minor: fbus.Minor}
+			tc.Write(hello.Append(nil))
+			tc.Read(make([]byte, 4096))
+			dribble(tc, append([]byte{0, 15, 0, 0}, make([]byte, 4096)...))
+		})
+	},
+	// As many handshakes as the node computes, none of which is gone on with.
+	"handshakes": func(addr string, t *trust.Ticket) {
+		hello := clientHello(t)
+		many(64, addr, func(nc net.Conn) {
+			nc.Write(hello)
+			nc.Read(make([]byte, 4096))
+			nc.(*net.TCPConn).SetLinger(0)
+		})
+	},
+}
+
+// many keeps so many connections, each of which f has until it returns.
+func many(n int, addr string, f func(nc net.Conn)) {
+	pause := time.NewTicker(time.Millisecond / 5)
+	for range n {
+		go func() { // ends with the process
+			for {
+				<-pause.C
+				nc, err := net.Dial("tcp", addr)
+				if err == nil {
+					f(nc)
+					nc.Close()
+				}
+			}
+		}()
+	}
+}
+
+func silent(nc net.Conn) { io.Copy(io.Discard, nc) }
+
+// dribble sends a byte of text now and then, until the peer has had enough.
+func dribble(nc net.Conn, text []byte) {
+	for i := range text {
+		if _, err := nc.Write(text[i : i+1]); err != nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	silent(nc)
+}
+
+// clientHello is the first message of a handshake.
+func clientHello(t *trust.Ticket) []byte {
+	near, far := net.Pipe()
+	go func() { // ends with the pipe
+		tls.Client(near, t.ClientConfig(nil)).Handshake()
+	}()
+	buf := make([]byte, 16<<10)
+	n, err := far.Read(buf)
+	far.Close()
+	if err != nil {
+		panic(err)
+	}
+	return buf[:n]
+}
+
+// flood is the main of a flood: KIND ADDR TICKET.
+func flood(args []string) {
+	syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19)
+	t, err := trust.ReadTicket(args[2])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	floods[args[0]](args[1], t)
+	time.Sleep(time.Second)
+	fmt.Fprintln(os.Stderr, "ready")
+	time.Sleep(floodTime)
+}
+
+// flooded is a node at which calls are timed.
+type flooded struct {
+	b      *testing.B
+	node   *exec.Cmd
+	addr   string
+	ticket string
+	creds  *fbus.Credentials
+	client *fbus.Client // over TLS
+}
+
+// newFlooded starts a node, with a worker and a caller in this process.
+func newFlooded(b *testing.B) *flooded {
+	s := &bus{b: b, fbus: release(b), socket: filepath.Join(b.TempDir(), "bus.sock")}
+	f := &flooded{b: b, ticket: filepath.Join(filepath.Dir(s.socket), "ticket")}
+	f.node = s.command("serve", "--socket", s.socket, "--listen", "127.0.0.1:0", "--network", "flood")
+	said := until(b, f.node, "holders only")
+	f.addr = regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(said)
+	invite := s.command("invite", "-q", "--call", "*", "--reusable", "--address", f.addr, "-o", f.ticket)
+	if out, err := invite.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	worker, err := fbus.Dial(context.Background(), s.socket, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { worker.Close() })
+	echo := func(_ context.Context, inv *fbus.Invocation) fbus.Result { return fbus.Result{Code: "exit"} }
+	if _, err := worker.Offer(context.Background(), fbus.Offer{Name: "echo", Slots: 4}, echo); err != nil {
+		b.Fatal(err)
+	}
+	t, err := trust.ReadTicket(f.ticket)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f.creds = fbus.TicketCredentials(t)
+	f.client = f.dial()
+	b.Cleanup(func() { f.client.Close() })
+	return f
+}
+
+func (f *flooded) dial() *fbus.Client {
+	c, err := fbus.Dial(context.Background(), "", &fbus.DialOptions{Credentials: f.creds})
+	if err != nil {
+		f.b.Fatal(err)
+	}
+	return c
+}
+
+// call makes one call on a connection, and a new one if that is nil.
+func (f *flooded) call(c *fbus.Client) {
+	if c == nil {
+		c = f.dial()
+		defer c.Close()
+	}
+	if _, err := c.Call(context.Background(), &fbus.Request{Function: "echo", Args: fbus.List("x")}); err != nil {
+		f.b.Fatal(err)
+	}
+}
+
+// times are those of n calls one after the other: the slowest of a hundred.
+func (f *flooded) slowest(n int, c *fbus.Client) float64 {
+	var times []time.Duration
+	for range n {
+		began := time.Now()
+		f.call(c)
+		times = append(times, time.Since(began))
+	}
+	slices.Sort(times)
+	return float64(times[n*99/100]) / 1e3
+}
+
+// memory is the most that the node has had, in MB.
+func (f *flooded) memory() float64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", f.node.Process.Pid))
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kb, _ := strconv.Atoi(strings.Fields(rest)[0])
+			return float64(kb) / 1e3
+		}
+	}
+	return 0
+}
+
+// BenchmarkFlood is the 99th percentile of small calls over TLS while a node is
+// flooded, beside that before it: "p99-ratio" is of calls on a connection that
+// stands, and 2 is its limit; "enter-ratio" is of calls that connect for
+// themselves. "node-MB" is the most memory that the node has had.
+func BenchmarkFlood(b *testing.B) {
+	for _, kind := range []string{"half-open", "slow-hello", "slow-frame", "handshakes"} {
+		b.Run(kind, func(b *testing.B) {
+			f := newFlooded(b)
+			f.slowest(1000, f.client)
+			var quiet, loud, quietEnter, loudEnter []float64
+			for b.Loop() {
+				quiet = append(quiet, f.slowest(5000, f.client))
+				quietEnter = append(quietEnter, f.slowest(300, nil))
+				cmd := exec.Command(os.Args[0])
+				cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=flood "+strings.Join([]string{kind, f.addr, f.ticket}, " "))
+				until(b, cmd, "ready")
+				loud = append(loud, f.slowest(5000, f.client))
+				loudEnter = append(loudEnter, f.slowest(300, nil))
+				cmd.Process.Kill()
+			}
+			middle := func(v []float64) float64 {
+				slices.Sort(v)
+				return v[len(v)/2]
+			}
+			b.ReportMetric(middle(quiet), "quiet-µs")
+			b.ReportMetric(middle(loud), "flooded-µs")
+			b.ReportMetric(middle(loud)/middle(quiet), "p99-ratio")
+			b.ReportMetric(middle(loudEnter)/middle(quietEnter), "enter-ratio")
+			b.ReportMetric(f.memory(), "node-MB")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

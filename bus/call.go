@@ -250,7 +250,7 @@ func (call *outCall) finish(ctx context.Context) error {
 	case r.OK():
 		return nil
 	case r.Source == FromBus:
-		return &Error{Code: r.Code, Message: r.Message}
+		return &Error{Code: r.Code, Message: r.Message, status: r.Status}
 	}
 	return &ExitError{Result: *r}
 }

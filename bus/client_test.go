@@ -256,6 +256,11 @@ func testStatuses(t *testing.T, path string) {
 			t.Errorf("error %v", err)
 		}
 	}
+	next = bus.Result{Source: bus.FromBus, Status: 75, Code: "full"}
+	var be *bus.Error
+	if _, err := c.Call(bg(), &bus.Request{Function: "f"}); !errors.As(err, &be) || be.Status() != 75 {
+		t.Errorf("a code that is not known with status 75: error %v, status %d", err, be.Status())
+	}
 	// What no frame can say costs the handler's call, not the connection.
 	for _, bad := range []bus.Result{{Status: -1}, {Status: 256}, {Status: 1 << 40}, {Source: 9}} {
 		next = bad

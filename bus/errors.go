@@ -60,6 +60,8 @@ type Error struct {
 	Code    string // one of the Code constants, or a newer node's
 	Message string // what failed, for a person
 	Err     error  // what lies below, if that is known
+
+	status int // that END gave, 0: none
 }
 
 // Error is the message, or the code if there is none.
@@ -83,8 +85,14 @@ func (e *Error) Is(target error) bool {
 	return ok && (t.Code == e.Code || t.Code == CodeDenied && e.Status() == StatusOf(CodeDenied))
 }
 
-// Status is the exit status for the error.
-func (e *Error) Status() int { return StatusOf(e.Code) }
+// Status is the exit status for the error; for a code that this version does not
+// know, the one that came with it.
+func (e *Error) Status() int {
+	if _, known := statusOf[e.Code]; !known && e.status != 0 {
+		return e.status
+	}
+	return StatusOf(e.Code)
+}
 
 // Errors to compare with, by [errors.Is]: one for each cause that a caller can
 // do something about.

@@ -41,7 +41,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	}
 	out := &outputFile{w: stdout}
 	if o.output != "" {
-		if out, err = openOutput(o); err != nil {
+		if out, err = openOutput(&o.endOptions); err != nil {
 			return err
 		}
 		defer out.discard()

@@ -25,7 +25,7 @@ type outputFile struct {
 }
 
 // openOutput opens what -o and -p ask for.
-func openOutput(o *callOptions) (*outputFile, error) {
+func openOutput(o *endOptions) (*outputFile, error) {
 	out := &outputFile{w: os.Stdout}
 	if o.output != "" && o.output != "-" {
 		if err := out.open(o.output); err != nil {

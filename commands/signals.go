@@ -17,7 +17,7 @@ func (i *interrupted) Error() string { return "ended by " + i.signal.String() }
 // cleansUp reports whether there is something to do when a signal ends us. If
 // not, nothing catches it: the kernel ends the process as everybody expects, the
 // node sees the connection go, and cancels the call.
-func (o *callOptions) cleansUp() bool {
+func (o *endOptions) cleansUp() bool {
 	return o.output != "" || o.hasFD || o.statusTo != ""
 }
 

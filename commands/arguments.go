@@ -1,0 +1,181 @@
+package commands
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"github.com/mattn/go-isatty"
+	"github.com/urfave/cli/v2"
+)
+
+// callArguments are what a function is to be called with: its name, and the words
+// and flags that say what is sent.
+type callArguments struct {
+	verb    string // the command, for hints
+	name    string
+	args    []string
+	data    string
+	fields  []bus.Field
+	input   string
+	noStdin bool
+	hasData bool
+}
+
+func (o *callArguments) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "send `JSON`, or @FILE, or @- for stdin, as the arguments", Destination: &o.data},
+		&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: &fieldsValue{list: &o.fields}},
+		&cli.GenericFlag{Name: "json-field", Aliases: []string{"F"}, Usage: "send the field `K=JSON`", Value: &fieldsValue{list: &o.fields, json: true}},
+		&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "send `FILE`, or - for stdin, as the input", Destination: &o.input},
+		&cli.BoolFlag{Name: "no-stdin", Aliases: []string{"n"}, Usage: "leave stdin alone", Destination: &o.noStdin, DisableDefaultText: true},
+	}
+}
+
+// operands takes the name, and the words behind it.
+func (o *callArguments) operands(ctx *cli.Context) error {
+	words := ctx.Args().Slice()
+	if len(words) == 0 {
+		return usage("%s what? a name is due", o.verb).withHint("fbus %s NAME; fbus ls shows what is offered", o.verb)
+	}
+	o.name, o.args, o.hasData = words[0], words[1:], ctx.IsSet("data")
+	return nil
+}
+
+func (o *callArguments) check() error {
+	given := 0
+	for _, b := range []bool{o.hasData, len(o.fields) > 0, len(o.args) > 0} {
+		if b {
+			given++
+		}
+	}
+	switch {
+	case !node.ValidName(o.name):
+		return usage("%q is no function name", o.name)
+	case given > 1:
+		return usage("arguments are given in two ways: words, -f/-F and -d exclude each other")
+	case o.input != "" && o.noStdin:
+		return usage("-i and -n exclude each other")
+	case o.data == "@-" && o.input == "-":
+		return usage("-d @- and -i - both want stdin")
+	case badField(o.fields) != nil:
+		f := badField(o.fields)
+		return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).withHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
+	}
+	return nil
+}
+
+// request is a request with the arguments and the input. The closer is for the
+// input's file.
+func (o *callArguments) request() (*bus.Request, io.Closer, error) {
+	args, err := o.arguments()
+	if err != nil {
+		return nil, nil, err
+	}
+	req := &bus.Request{Args: args}
+	switch {
+	case o.input == "-" || o.input == "" && args.Kind() == bus.KindRaw && !o.noStdin:
+		if stdinReadable() {
+			req.Input = os.Stdin
+		}
+	case o.input != "":
+		f, err := os.Open(o.input)
+		if err != nil {
+			return nil, nil, usage("input: %v", pathReason(err))
+		}
+		req.Input = f
+		return req, f, nil
+	}
+	return req, nil, nil
+}
+
+// stdinReadable is false where reading would stop us: a terminal whose
+// foreground is somebody else.
+func stdinReadable() bool {
+	if _, err := os.Stdin.Stat(); err != nil {
+		return false // closed: <&-
+	}
+	return !isatty.IsTerminal(os.Stdin.Fd()) || foreground(int(os.Stdin.Fd()))
+}
+
+// pathReason is a file error without the name of the system call.
+func pathReason(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("%s: %w", pe.Path, pe.Err)
+	}
+	return err
+}
+
+// badField finds a field of -F that is not JSON.
+func badField(fields []bus.Field) *bus.Field {
+	for i, f := range fields {
+		if f.JSON && !json.Valid([]byte(f.Value)) {
+			return &fields[i]
+		}
+	}
+	return nil
+}
+
+// arguments are the words, the fields or the document.
+func (o *callArguments) arguments() (bus.Args, error) {
+	switch {
+	case len(o.args) > 0:
+		return bus.List(o.args...), nil
+	case len(o.fields) > 0:
+		return bus.Fields(o.fields...), nil
+	case !o.hasData:
+		return bus.Args{}, nil
+	}
+	doc, from := []byte(o.data), "-d"
+	if path, ok := strings.CutPrefix(o.data, "@"); ok {
+		var err error
+		if path == "-" {
+			from = "stdin"
+			doc, err = io.ReadAll(io.LimitReader(os.Stdin, bus.MaxArgs+1))
+		} else {
+			from = path
+			doc, err = readLimited(path)
+		}
+		if err != nil {
+			return bus.Args{}, usage("data: %v", pathReason(err))
+		}
+	}
+	if len(doc) > bus.MaxArgs {
+		return bus.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, bus.MaxArgs).
+			withHint("as input there is no limit: fbus %s %s < FILE", o.verb, o.name)
+	}
+	if !json.Valid(doc) {
+		f := usage("%s: this is not JSON: %s", from, shorten(doc))
+		if from == "-d" {
+			return bus.Args{}, f.withHint("a file is named with @: -d @FILE; words go behind the name: fbus %s %s WORD", o.verb, o.name)
+		}
+		return bus.Args{}, f
+	}
+	return bus.JSON(doc), nil
+}
+
+func readLimited(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, bus.MaxArgs+1))
+}
+
+// shorten makes some bytes fit for a message.
+func shorten(p []byte) string {
+	const most = 60
+	if len(p) > most {
+		p = append(bytes.Clone(p[:most]), "…"...)
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(string(p), "?"))
+}

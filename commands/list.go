@@ -48,16 +48,22 @@ func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
 // call is ask with arguments of any kind.
 func (o *lookOptions) call(name string, args bus.Args) ([]byte, error) {
 	ctx := context.Background() // a signal ends the process: there is nothing to clean up
-	c, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	c, err := o.dial(ctx, o.wait)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if o.verbose {
-		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
-	}
 	data, err := output(ctx, c, name, args)
 	return data, troubled(err, o.node)
+}
+
+// dial connects to the node.
+func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client, error) {
+	c, p, err := connect(ctx, o.node, wait, &bus.DialOptions{Name: hostname()})
+	if err == nil && o.verbose {
+		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+	}
+	return c, err
 }
 
 // output is what a function says to some arguments.
@@ -304,17 +310,20 @@ func cancelCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
 		Name:      "cancel",
-		Usage:     "end a call",
-		UsageText: "cancel [flags] CALL…",
-		Description: `Its caller gets status 143; its program gets TERM and, after the grace, KILL.
+		Usage:     "end a call or a posted job",
+		UsageText: "cancel [flags] ID…",
+		Description: `A call's caller gets status 143; its program gets TERM and, after the grace, KILL.
+A job is ended if it runs, and is not run again unless fbus retry says so.
 
   fbus cancel $(fbus ps --json | jq -r .call)
+  fbus cancel "$job"
 
-With --json the calls as they were, with the fields of fbus ps.`,
+With --json the calls as they were, with the fields of fbus ps, and the jobs with
+those of fbus jobs.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() == 0 {
-				return usage("cancel what? the id of a call is due").withHint("fbus ps shows them")
+				return usage("cancel what? the id of a call or of a job is due").withHint("fbus ps shows calls, fbus jobs shows jobs")
 			}
 			return cancel(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
 		},

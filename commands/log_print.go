@@ -93,11 +93,8 @@ func logRow(e *journal.Entry) [6]string {
 // logEnd says how it ended: "exit 0", "signal KILL", "busy: WHY", "refused:
 // revoked: ticket ci (SERIAL) from 10.0.0.5".
 func logEnd(e *journal.Entry) string {
-	switch {
-	case e.Event == journal.EventCall && e.Source == "program":
-		return fmt.Sprintf("exit %d", e.Status)
-	case e.Event == journal.EventCall && e.Source == "signal":
-		return "signal " + strings.TrimPrefix(e.Code, "SIG")
+	if end := programEnd(e.Source, e.Status, e.Code); e.Event == journal.EventCall && end != "" {
+		return end
 	}
 	var parts []string
 	if e.Event != journal.EventCall && e.Event != journal.EventDropped {
@@ -109,6 +106,17 @@ func logEnd(e *journal.Entry) string {
 		}
 	}
 	return strings.Join(parts, ": ")
+}
+
+// programEnd says how a program ended, "" if it was fbus that has ended it.
+func programEnd(source string, status int, code string) string {
+	switch source {
+	case "program":
+		return fmt.Sprintf("exit %d", status)
+	case "signal":
+		return "signal " + strings.TrimPrefix(code, "SIG")
+	}
+	return ""
 }
 
 // logTicket says which ticket is meant, and where somebody came from.

@@ -147,6 +147,9 @@ var commandTable = []struct {
 	{"up", upCommand, interleaved},
 	{"call", callCommand, flagsFirst},
 	{"map", mapCommand, flagsFirst},
+	{"jobs", jobsCommand, interleaved},
+	{"retry", retryCommand, interleaved},
+	{"purge", purgeCommand, interleaved},
 	{"pipe", pipeCommand, interleaved},
 	{"import", importCommand, interleaved},
 	{"run", runCommand, untilDashDash},
@@ -180,20 +183,26 @@ func elsewhere(verb string) string {
 	switch verb {
 	case "list", "functions", "workers":
 		return "ls"
-	case "exec", "invoke", "request", "submit":
+	case "exec", "invoke", "request":
 		return "call NAME"
+	case "submit", "enqueue", "queue", "send":
+		return "post NAME; fbus call NAME waits for the result"
 	case "xargs", "parallel", "foreach":
 		return "map NAME"
-	case "publish", "register", "reply", "worker":
+	case "publish":
+		return "offer NAME -- PROGRAM; fbus post NAME for a call that nobody waits for"
+	case "register", "reply", "worker":
 		return "offer NAME -- PROGRAM"
 	case "server", "start", "daemon", "node":
 		return "serve"
 	case "systemd", "service":
 		return "unit serve"
 	case "kill", "stop":
-		return "cancel CALL"
-	case "jobs":
-		return "ps"
+		return "cancel ID"
+	case "rerun", "requeue":
+		return "retry ID"
+	case "clean", "clear", "prune", "delete", "rm":
+		return "purge"
 	case "show", "info":
 		return "describe NAME"
 	case "check", "diagnose", "ping", "why":

@@ -119,15 +119,25 @@ func (s *screen) update() {
 
 // terminalWidth is how many characters fit a line, 0 if that is not known.
 func terminalWidth(w io.Writer) int {
+	columns, _ := terminalSize(w)
+	return columns
+}
+
+// terminalSize is how many characters fit a line, and how many lines there are; 0 if
+// that is not known.
+func terminalSize(w io.Writer) (columns, rows int) {
+	if c, ok := w.(*checkedWriter); ok {
+		w = c.w
+	}
 	f, ok := w.(*os.File)
 	if !ok {
-		return 0
+		return 0, 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	return int(size.Col)
+	return int(size.Col), int(size.Row)
 }
 
 // total says how many calls there are, once that is known.

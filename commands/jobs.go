@@ -1,0 +1,274 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/jobs"
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+// jobsOptions are the flags of fbus jobs.
+type jobsOptions struct {
+	lookOptions
+	state    string
+	glob     string
+	limit    int
+	hasLimit bool
+	watch    bool
+	every    time.Duration // --watch looks
+	function string        // that is asked; a test has its own
+}
+
+// defaultJobs is how many jobs a table has, unless --limit says otherwise.
+const defaultJobs = 100
+
+// states are those that a job can be in.
+var states = []string{"queued", "delayed", "running", "done", "dead", "cancelled"}
+
+func jobsCommand() *cli.Command {
+	o := &jobsOptions{function: "fbus.jobs", every: time.Second}
+	return &cli.Command{
+		Name:      "jobs",
+		Usage:     "list posted jobs, or show all there is to know of one",
+		UsageText: "jobs [flags] [ID…]",
+		Description: `  fbus jobs
+  fbus jobs --state dead --json | jq -r .id
+  fbus jobs --watch --function 'resize*'
+  fbus jobs "$id"
+
+The newest 100, or as many as --limit says; with --json all. With an ID what became of
+each attempt, and the chain of jobs that have posted each other. --watch on a terminal
+is drawn anew each second, elsewhere it prints what has changed. States are queued,
+delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
+function, state, poster, posted, age (seconds), due, started, ended, attempts, retries,
+priority, unique, then, else, finally, timeout and keep (seconds), on, worker, call,
+source, status, code and message (of the last end), in, out and err (bytes), note,
+parent, children; with an ID also history (attempt, started, ended, worker, call, source,
+status, code, message) and chain (these jobs, the first one first). The function
+fbus.jobs answers the same.`,
+		Flags: append(o.flags(),
+			&cli.StringFlag{Name: "state", Usage: "only jobs in this state: `S`", Destination: &o.state},
+			&cli.StringFlag{Name: "function", Usage: "only jobs of functions whose name matches `GLOB`", Destination: &o.glob},
+			&cli.IntFlag{Name: "limit", Usage: "show the newest `N`", DefaultText: "100, with --json all", Destination: &o.limit},
+			&cli.BoolFlag{Name: "watch", Usage: "go on, and show what changes", Destination: &o.watch, DisableDefaultText: true},
+		),
+		Action: func(ctx *cli.Context) error {
+			o.hasLimit = ctx.IsSet("limit")
+			return showJobs(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+func (o *jobsOptions) check(ids []string) error {
+	switch {
+	case o.state != "" && !slices.Contains(states, o.state):
+		return usage("--state %s: %s is due", o.state, strings.Join(states, ", "))
+	case o.hasLimit && o.limit < 1:
+		return usage("--limit %d: at least 1 is due", o.limit)
+	case len(ids) > 0 && (o.state != "" || o.glob != "" || o.hasLimit):
+		return usage("--state, --function and --limit choose jobs of all: they do not go with an ID")
+	case slices.Contains(ids, ""):
+		return usage("a job's id is due, not nothing")
+	}
+	return nil
+}
+
+func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
+	if err := o.check(ids); err != nil {
+		return err
+	}
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
+	if o.watch {
+		return watchJobs(ctx, o, ids, stdout, stderr)
+	}
+	c, err := o.dial(ctx, o.wait)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	switch {
+	case len(ids) > 0:
+		return showEach(ctx, o, c, ids, stdout)
+	case o.json:
+		_, err := askJobs(ctx, c, o.function, o.query(0), func(j *jobLine) error {
+			_, err := stdout.Write(j.text)
+			return err
+		})
+		return err
+	}
+	list, total, err := listJobs(ctx, c, o.function, o.query(defaultJobs))
+	if err != nil {
+		return err
+	}
+	jobsTable(stdout, list)
+	if more := total - len(list); more > 0 && !o.quiet {
+		say(stderr, fmt.Sprintf("%d more: --limit N shows the newest N, --json all", more))
+	}
+	return nil
+}
+
+// query asks for the jobs that the flags mean; without --limit for n of them, 0 for
+// all.
+func (o *jobsOptions) query(n int) *node.JobQuery {
+	if o.hasLimit {
+		n = o.limit
+	}
+	return &node.JobQuery{State: o.state, Function: o.glob, Limit: n, Newest: n > 0}
+}
+
+// jobLine is a job, and the line that it came as: a newer node's has more.
+type jobLine struct {
+	text []byte // with its newline
+	jobs.Info
+}
+
+// askJobs calls fbus.jobs and gives each job that matches to each, which must not
+// keep its text. The total counts those that were left out as well.
+func askJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQuery, each func(j *jobLine) error) (total int, err error) {
+	doc, err := marshal(q)
+	if err != nil {
+		return 0, err
+	}
+	lines := &lineSplitter{each: func(line []byte) error {
+		var v struct {
+			jobs.Info
+			Total *int `json:"total"`
+		}
+		if err := json.Unmarshal(line, &v); err != nil {
+			return fail(exitInternal, "the node's answer can not be read: %v", err)
+		}
+		if v.Total != nil {
+			total = *v.Total
+			return nil
+		}
+		return each(&jobLine{line, v.Info})
+	}}
+	_, err = c.Call(ctx, &bus.Request{Function: function, Args: bus.JSON(doc), Stdout: lines})
+	return total, noStore(err, function)
+}
+
+// noStore says of a function that is not there that the node keeps no jobs.
+func noStore(err error, function string) error {
+	if errors.Is(err, bus.ErrNoFunction) {
+		return fail(exitNoFunction, "the node keeps no jobs: it has no function %s", function)
+	}
+	return err
+}
+
+// lineSplitter gives what is written to it to each, a line with its newline at a
+// time.
+type lineSplitter struct {
+	each    func(line []byte) error
+	partial []byte
+}
+
+// Write implements io.Writer.
+func (s *lineSplitter) Write(p []byte) (int, error) {
+	n := len(p)
+	for {
+		i := bytes.IndexByte(p, '\n') + 1
+		if i == 0 {
+			s.partial = append(s.partial, p...)
+			return n, nil
+		}
+		line := p[:i]
+		if len(s.partial) > 0 {
+			line = append(s.partial, line...)
+			s.partial = s.partial[:0]
+		}
+		if err := s.each(line); err != nil {
+			return 0, err
+		}
+		p = p[i:]
+	}
+}
+
+func listJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQuery) (list []*jobLine, total int, err error) {
+	total, err = askJobs(ctx, c, function, q, func(j *jobLine) error {
+		j.text = bytes.Clone(j.text)
+		list = append(list, j)
+		return nil
+	})
+	return list, total, err
+}
+
+// oneJob asks about one job and its history.
+func oneJob(ctx context.Context, c *bus.Client, function, id string) (*jobLine, error) {
+	list, _, err := listJobs(ctx, c, function, &node.JobQuery{IDs: []string{id}})
+	if err == nil && len(list) != 1 {
+		err = fail(exitInternal, "the node's answer can not be read: %d jobs for one", len(list))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+func jobsTable(w io.Writer, list []*jobLine) {
+	if len(list) == 0 {
+		return
+	}
+	table(w, "ID\tFUNCTION\tSTATE\tAGE\tATTEMPTS\tPOSTER\tNOTE", func(w io.Writer) {
+		for _, j := range list {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", j.ID, j.Function, j.State, age(j.Age), j.tries(), oneLine(j.Poster), oneLine(j.note()))
+		}
+	})
+}
+
+// finished reports whether nothing more becomes of the job by itself.
+func (j *jobLine) finished() bool {
+	return j.State == "done" || j.State == "dead" || j.State == "cancelled"
+}
+
+// tries are the attempts that were begun, of those that there may be.
+func (j *jobLine) tries() string {
+	if j.Retries == 0 {
+		return fmt.Sprint(j.Attempts)
+	}
+	return fmt.Sprintf("%d/%d", j.Attempts, j.Retries+1)
+}
+
+// note says what a person wants to know next about a job in its state.
+func (j *jobLine) note() string {
+	var parts []string
+	switch j.State {
+	case "running":
+		parts = append(parts, "on "+j.Worker)
+	case "delayed":
+		if !j.Due.IsZero() {
+			parts = append(parts, "due in "+age(max(0, time.Until(j.Due).Seconds())))
+		}
+		parts = append(parts, j.end())
+	case "dead", "queued":
+		parts = append(parts, j.end())
+	}
+	parts = append(parts, j.Note)
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
+}
+
+// end says how the job, or its last attempt, ended; "" if none has.
+func (j *jobLine) end() string { return endText(j.Source, j.Status, j.Code, j.Message) }
+
+func endText(source string, status *int, code, message string) string {
+	if status == nil {
+		return ""
+	}
+	if end := programEnd(source, *status, code); end != "" {
+		return end
+	}
+	if message == "" {
+		return code
+	}
+	return code + ": " + message
+}

@@ -20,6 +20,9 @@ func (a Args) Kind() Kind { return a.kind }
 // Len is how many bytes the arguments take; more than [MaxArgs] are refused.
 func (a Args) Len() int { return len(a.data) }
 
+// Data are the arguments as they stand on the wire.
+func (a Args) Data() []byte { return a.data }
+
 // List makes arguments of strings, which may hold any bytes.
 func List(words ...string) Args {
 	a := Args{kind: KindList}

@@ -147,6 +147,7 @@ var commandTable = []struct {
 	{"up", upCommand, interleaved},
 	{"call", callCommand, flagsFirst},
 	{"map", mapCommand, flagsFirst},
+	{"post", postCommand, flagsFirst},
 	{"jobs", jobsCommand, interleaved},
 	{"retry", retryCommand, interleaved},
 	{"purge", purgeCommand, interleaved},

@@ -41,7 +41,8 @@ func (p *printer) printJSON(o *fanout.Outcome, end outcomeEnd) error {
 			l.File = a.file
 		}
 	}
-	item := p.item(o.Words, &l)
+	var item any
+	item, l.ItemEncoding = itemJSON(o.Words, p.grouped)
 	head, err := marshal(item)
 	if err != nil {
 		return err
@@ -58,26 +59,27 @@ func (p *printer) printJSON(o *fanout.Outcome, end outcomeEnd) error {
 	return err
 }
 
-// item is the item as JSON has it; where that is not UTF-8 it is in base64.
-func (p *printer) item(words []string, l *mapLine) any {
+// itemJSON is an item as JSON has it, an array if several make one; where that is
+// not UTF-8 it is in base64.
+func itemJSON(words []string, grouped bool) (item any, encoding string) {
 	if len(words) == 0 {
-		return nil
+		return nil, ""
 	}
 	for _, w := range words {
 		if !utf8.ValidString(w) {
-			l.ItemEncoding = "base64"
+			encoding = "base64"
 		}
 	}
 	list := append([]string(nil), words...)
-	if l.ItemEncoding != "" {
+	if encoding != "" {
 		for i, w := range list {
 			list[i] = base64.StdEncoding.EncodeToString([]byte(w))
 		}
 	}
-	if p.grouped {
-		return list
+	if grouped {
+		return list, encoding
 	}
-	return list[0]
+	return list[0], encoding
 }
 
 // write writes texts until one fails.

@@ -110,6 +110,8 @@ func hintFor(code string) string {
 		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
 	case bus.CodeForeign:
 		return "if you trust that user with what you send: FBUS_NODE_USER=UID in the environment"
+	case "store_full":
+		return "jobs that end make room in time, fbus purge --state done makes it now"
 	}
 	return ""
 }

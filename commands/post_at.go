@@ -1,0 +1,73 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// timeValue is a flag's TIME: a date with a time, of a zone or local, or a time of
+// the day, the next one.
+type timeValue struct {
+	t   time.Time
+	set bool
+}
+
+// Set implements flag.Value.
+func (v *timeValue) Set(s string) (err error) {
+	v.t, err = parseTime(s, time.Now())
+	v.set = err == nil
+	return err
+}
+
+// String implements flag.Value.
+func (v *timeValue) String() string { return "" }
+
+// Layouts of a TIME. Seconds may have a fraction.
+var (
+	zonedLayouts = []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02T15:04Z07:00", "2006-01-02 15:04Z07:00"}
+	localLayouts = []string{"2006-01-02 15:04", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02T15:04:05", "2006-01-02"}
+	clockLayouts = []string{"15:04", "15:04:05"}
+)
+
+// late is how long ago a time may be: who has computed it may have been slow. One
+// before that is a mistake.
+const late = time.Minute
+
+// parseTime reads a TIME; now has the zone of local ones.
+func parseTime(s string, now time.Time) (time.Time, error) {
+	for _, layout := range clockLayouts {
+		if c, err := time.Parse(layout, s); err == nil {
+			return nextClock(c, now), nil
+		}
+	}
+	text := strings.ToUpper(s)
+	for _, layout := range append(zonedLayouts, localLayouts...) {
+		t, err := time.ParseInLocation(layout, text, now.Location())
+		switch {
+		case err != nil:
+		case now.Sub(t) > late:
+			return t, fmt.Errorf("that was %s ago", age(now.Sub(t).Seconds()))
+		case t.After(now.AddDate(100, 0, 0)):
+			return t, errors.New("that is more than 100 years away")
+		default:
+			return t, nil
+		}
+	}
+	if _, err := parseDuration(s); err == nil {
+		return time.Time{}, fmt.Errorf("a time is due, not a duration: --delay %s", s)
+	}
+	return time.Time{}, fmt.Errorf("no time: 2026-11-26T07:00:00+01:00 is one, or, of here, 2026-11-26 07:00 or 07:00")
+}
+
+// nextClock is the next time that a clock here shows c.
+func nextClock(c, now time.Time) time.Time {
+	at := func(day int) time.Time {
+		return time.Date(now.Year(), now.Month(), now.Day()+day, c.Hour(), c.Minute(), c.Second(), c.Nanosecond(), now.Location())
+	}
+	if t := at(0); t.After(now) {
+		return t
+	}
+	return at(1) // not 24 hours later: clocks change
+}

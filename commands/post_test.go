@@ -1,0 +1,328 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/node"
+)
+
+// storeNode is a node on which a test plays the functions that keep jobs, under
+// names that peers may offer.
+type storeNode struct {
+	socket string
+	node   *node.Node
+	client *bus.Client
+	l      *node.Listener
+	served chan struct{}
+}
+
+func startStore(t *testing.T, socket string) *storeNode {
+	t.Helper()
+	n := &storeNode{socket: socket, served: make(chan struct{})}
+	var err error
+	if n.node, err = node.New(node.Config{Network: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	if n.l, err = node.Listen(socket, true); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // ends with the listener
+		defer close(n.served)
+		n.node.Serve(n.l)
+	}()
+	if n.client, err = bus.Dial(context.Background(), socket, &bus.DialOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (n *storeNode) offer(t *testing.T, name string, h bus.CallHandler) {
+	t.Helper()
+	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: name, Slots: 1000}, h); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *storeNode) stop() {
+	n.l.Close()
+	<-n.served
+	n.node.Close()
+	n.client.Close()
+}
+
+func newStore(t *testing.T) *storeNode {
+	n := startStore(t, filepath.Join(t.TempDir(), "bus.sock"))
+	t.Cleanup(n.stop)
+	return n
+}
+
+func exited(output string) bus.Result { return bus.Result{Code: "exit", Output: []byte(output)} }
+
+func refusal(status int, code, msg string) bus.Result {
+	return bus.Result{Source: bus.FromBus, Status: status, Code: code, Message: msg}
+}
+
+func postFlags(n *storeNode) *postOptions {
+	o := &postOptions{function: "post", node: n.socket}
+	o.name, o.verb, o.noStdin = "f", "post", true
+	o.itemOptions.flags()
+	return o
+}
+
+// itemsOf makes the flags those of items, given as words.
+func itemsOf(o *postOptions, items ...string) *postOptions {
+	o.each, o.noStdin, o.args = true, false, items
+	return o
+}
+
+func TestPostSends(t *testing.T) {
+	n := newStore(t)
+	file := filepath.Join(t.TempDir(), "input")
+	long := strings.Repeat("long ", 100_000)
+	os.WriteFile(file, []byte(long), 0o600)
+	sent := make(chan []string, 1)
+	n.offer(t, "post", func(_ context.Context, inv *bus.Invocation) bus.Result {
+		got, _ := inv.Words()
+		input := inv.Input
+		if inv.Rest != nil {
+			rest, _ := io.ReadAll(inv.Rest)
+			input = append(input, rest...)
+		}
+		sent <- append(got, string(input))
+		return exited("01ID\n")
+	})
+	for name, c := range map[string]struct {
+		set  func(o *postOptions)
+		want []string
+	}{
+		"nothing": {func(*postOptions) {}, []string{"f", `{"kind":"raw"}`, ""}},
+		"words":   {func(o *postOptions) { o.args = []string{"a", "\xff"} }, []string{"f", `{"kind":"list"}`, "\x92\xa1a\xa1\xff", ""}},
+		"fields":  {func(o *postOptions) { o.fields = []bus.Field{{Name: "n", Value: "1", JSON: true}} }, []string{"f", `{"kind":"map"}`, "\x81\xa1n\xc4\x011", ""}},
+		"a document": {func(o *postOptions) { o.hasData, o.data = true, `{"a": 1.50}` },
+			[]string{"f", `{"kind":"json"}`, `{"a": 1.50}`, ""}},
+		"an input": {func(o *postOptions) { o.noStdin, o.input = false, file }, []string{"f", `{"kind":"raw"}`, long}},
+		"an input beside words": {func(o *postOptions) { o.noStdin, o.input, o.args = false, file, []string{"a"} },
+			[]string{"f", `{"kind":"list","input":true}`, "\x91\xa1a", long}},
+		"options": {func(o *postOptions) {
+			o.then, o.otherwise, o.finally, o.unique, o.on, o.retries, o.priority = "t", "e", "fin", "<k>", "gpu*", 5, -3
+			o.delay.Set("90s")
+			o.backoff.Set("300ms")
+			o.keep.Set("7d")
+			o.timeout.Set("1m")
+		}, []string{"f", `{"kind":"raw","then":"t","else":"e","finally":"fin","delay":90,"retries":5,"backoff":0.3,"priority":-3,"unique":"<k>","keep":604800,"timeout":60,"on":"gpu*"}`, ""}},
+		"a time": {func(o *postOptions) { o.at.Set("2099-01-02T03:04:05.5+01:00") },
+			[]string{"f", `{"kind":"raw","at":"2099-01-02T02:04:05.5Z"}`, ""}},
+	} {
+		var out bytes.Buffer
+		o := postFlags(n)
+		c.set(o)
+		if err := post(o, &out, io.Discard); err != nil || out.String() != "01ID\n" {
+			t.Fatalf("%s: printed %q, error %v", name, &out, err)
+		}
+		if got := <-sent; strings.Join(got, "|") != strings.Join(c.want, "|") {
+			t.Errorf("%s: sent %.300q\nwant %.300q", name, got, c.want)
+		}
+	}
+}
+
+// TestPostOrder: many are on their way at once, no more than there may be, and ids
+// come out in the order of the items whatever the order of the answers is.
+func TestPostOrder(t *testing.T) {
+	n := newStore(t)
+	const items = 10 * maxPosting
+	var mu sync.Mutex // guards the variables below
+	waiting, most := map[string]chan struct{}{}, 0
+	n.offer(t, "post", func(_ context.Context, inv *bus.Invocation) bus.Result {
+		words, _ := inv.Words()
+		item := words[2][2:]
+		ch := make(chan struct{})
+		mu.Lock()
+		waiting[item] = ch
+		most = max(most, len(waiting))
+		if len(waiting) == maxPosting { // all there may be: the last goes first
+			for _, ch := range waiting {
+				close(ch)
+			}
+			clear(waiting)
+		}
+		mu.Unlock()
+		<-ch
+		return exited("id-" + item + "\n")
+	})
+	var words, want []string
+	for i := range items {
+		words = append(words, fmt.Sprintf("item%04d", i))
+		want = append(want, "id-"+words[i])
+	}
+	var out bytes.Buffer
+	if err := post(itemsOf(postFlags(n), words...), &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Fields(out.String()); strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("printed %q", got)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if most != maxPosting {
+		t.Errorf("%d at once, want %d", most, maxPosting)
+	}
+}
+
+func TestPostItemsJSON(t *testing.T) {
+	n := newStore(t)
+	n.offer(t, "post", func(context.Context, *bus.Invocation) bus.Result { return exited("01\n") })
+	o := itemsOf(postFlags(n), "a<", "\xff", "c")
+	o.json, o.per = true, 2
+	var out bytes.Buffer
+	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":["YTw=","/w=="],"item_encoding":"base64"}`+"\n"+`{"id":"01","item":["c"]}`+"\n" {
+		t.Errorf("printed %s, error %v", &out, err)
+	}
+	o = itemsOf(postFlags(n), "")
+	o.json = true
+	out.Reset()
+	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":""}`+"\n" {
+		t.Errorf("printed %s, error %v", &out, err)
+	}
+}
+
+// TestPostRefused: the first item that is not posted ends it. Those behind it that
+// were posted nevertheless are told.
+func TestPostRefused(t *testing.T) {
+	n := newStore(t)
+	var all sync.WaitGroup
+	all.Add(5)
+	n.offer(t, "post", func(_ context.Context, inv *bus.Invocation) bus.Result {
+		words, _ := inv.Words()
+		all.Done()
+		all.Wait() // all are on their way
+		if item := words[2][2:]; item == "c" || item == "d" {
+			return refusal(75, "store_full", "the store is full")
+		}
+		return exited("id-" + words[2][2:] + "\n")
+	})
+	var out, errs bytes.Buffer
+	err := post(itemsOf(postFlags(n), "a", "b", "c", "d", "e"), &out, &errs)
+	if status := report(&errs, err); status != exitBusy || out.String() != "id-a\nid-b\nid-e\n" {
+		t.Errorf("status %d, printed %q", status, &out)
+	}
+	if want := "fbus: item 3, c, was not posted: the store is full; 3 jobs were posted, the last 1 of items behind it\nfbus: hint: "; !strings.HasPrefix(errs.String(), want) {
+		t.Errorf("said %q", &errs)
+	}
+	// What can not be sent is refused here.
+	n.offer(t, "free", func(context.Context, *bus.Invocation) bus.Result { return exited("01\n") })
+	o := itemsOf(postFlags(n), "[1]", "[2", "[3]")
+	o.itemOptions.each, o.function = "json", "free"
+	err = post(o, &out, &errs)
+	if f := explain(err); f.status != exitBadInput || !strings.HasPrefix(f.msg, "item 2, [2, was not posted: this is not JSON: [2; ") {
+		t.Errorf("status %d, said %q", f.status, f.msg)
+	}
+}
+
+// TestPostNodeLost: how many were posted is known, and how many may have been.
+func TestPostNodeLost(t *testing.T) {
+	n := startStore(t, filepath.Join(t.TempDir(), "bus.sock"))
+	under := make(chan struct{}, maxPosting)
+	n.offer(t, "post", func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if words, _ := inv.Words(); words[2][2:] == "a" {
+			return exited("id-a\n")
+		}
+		under <- struct{}{}
+		<-ctx.Done()
+		return exited("")
+	})
+	pr, pw := io.Pipe() // tells when the first id is printed
+	ended := make(chan error, 1)
+	go func() { ended <- post(itemsOf(postFlags(n), "a", "b", "c"), pw, io.Discard) }()
+	id := make([]byte, 5)
+	if _, err := io.ReadFull(pr, id); err != nil || string(id) != "id-a\n" {
+		t.Fatalf("printed %q, error %v", id, err)
+	}
+	<-under
+	<-under
+	n.stop()
+	if f := explain(<-ended); f.status != exitNoNode || !strings.HasSuffix(f.msg, "1 job was posted; the last 2 may have been") {
+		t.Errorf("status %d, said %q", f.status, f.msg)
+	}
+
+	gone := make(chan struct{})
+	m := startStore(t, filepath.Join(t.TempDir(), "bus.sock"))
+	m.offer(t, "post", func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		close(gone)
+		<-ctx.Done()
+		return exited("")
+	})
+	go func() { ended <- post(postFlags(m), io.Discard, io.Discard) }()
+	<-gone
+	m.stop()
+	if f := explain(<-ended); f.status != exitNoNode || !strings.HasSuffix(f.msg, ": the job may have been posted") {
+		t.Errorf("status %d, said %q", f.status, f.msg)
+	}
+}
+
+// TestPostRoom: what waits for the node is bounded by its bytes as well.
+func TestPostRoom(t *testing.T) {
+	w := newPoster(&postOptions{}, nil, io.Discard)
+	w.open, w.held = 1, maxPostingBytes
+	waited := make(chan bool)
+	go func() { waited <- w.awaitRoom() }()
+	select {
+	case <-waited:
+		t.Fatal("there is room for more than may be held")
+	case <-time.After(20 * time.Millisecond):
+	}
+	w.ended(&posted{words: []string{strings.Repeat("x", 10)}})
+	if !<-waited {
+		t.Error("stopped")
+	}
+	w.open = maxPosting
+	go func() { waited <- w.awaitRoom() }()
+	w.stop(nil)
+	if <-waited {
+		t.Error("not stopped")
+	}
+}
+
+func TestPostUsage(t *testing.T) {
+	valid := func() *postOptions {
+		o := &postOptions{}
+		o.name = "f"
+		o.itemOptions.flags()
+		return o
+	}
+	if err := valid().check(); err != nil {
+		t.Error(err)
+	}
+	for want, set := range map[string]func(o *postOptions){
+		`"-f" is no function name`:                   func(o *postOptions) { o.name = "-f" },
+		"--then a b: that is no function name":       func(o *postOptions) { o.then = "a b" },
+		"--else .: that is no function name":         func(o *postOptions) { o.otherwise = "." },
+		"--finally /: that is no function name":      func(o *postOptions) { o.finally = "/" },
+		"--backoff 0s: more than nothing is due":     func(o *postOptions) { o.backoff.Set("0s") },
+		"--keep 0s: more than nothing is due":        func(o *postOptions) { o.keep.Set("0s") },
+		"-t 0s: more than nothing is due":            func(o *postOptions) { o.timeout.Set("0s") },
+		"--delay and --at exclude each other":        func(o *postOptions) { o.delay.Set("1s"); o.at.Set("07:00") },
+		"--retries -1: at least 0 is due":            func(o *postOptions) { o.retries = -1 },
+		"--priority 101: -100 to 100 is due":         func(o *postOptions) { o.priority = 101 },
+		"--unique: a key is due, not nothing":        func(o *postOptions) { o.hasUnique = true },
+		"-d, -f, -F, -i and -n are for one job":      func(o *postOptions) { o.each, o.noStdin = true, true },
+		"--each x: arg, raw, json or file is due":    func(o *postOptions) { o.each, o.itemOptions.each = true, "x" },
+		"items are given in two ways: as words and":  func(o *postOptions) { o.each, o.file, o.args = true, "list", []string{"a"} },
+		"arguments are given in two ways: words, -f": func(o *postOptions) { o.hasData, o.args = true, []string{"a"} },
+	} {
+		o := valid()
+		set(o)
+		if err := o.check(); err == nil || explain(err).status != exitUsage || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+}

@@ -61,6 +61,7 @@ type callEnd struct {
 	Status int    `json:"status"` // exit status
 	Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
 	Call   string `json:"call"`   // the call's id, empty if it never had one
+	Job    string `json:"job,omitempty"`
 }
 
 // fbusEnd is the end of a call that never was one.

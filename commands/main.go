@@ -148,6 +148,7 @@ var commandTable = []struct {
 	{"call", callCommand, flagsFirst},
 	{"map", mapCommand, flagsFirst},
 	{"post", postCommand, flagsFirst},
+	{"result", resultCommand, interleaved},
 	{"jobs", jobsCommand, interleaved},
 	{"retry", retryCommand, interleaved},
 	{"purge", purgeCommand, interleaved},

@@ -29,6 +29,11 @@ command line: with --args argv behind ARG…, or where placeholders stand, {} fo
 all, {1} for the first, {name} for a field. Offered again, here or elsewhere, a
 name has more slots. TERM or INT drains; a second one ends at once.
 
+Started for a call PROGRAM has FBUS_FUNCTION, FBUS_CALL_ID, FBUS_CALLER, FBUS_DEADLINE
+and FBUS_NODE in its environment; of a posted job FBUS_JOB_ID and FBUS_ATTEMPT as well,
+after another job's end FBUS_PARENT_ID, FBUS_PARENT_FUNCTION, FBUS_PARENT_STATUS and
+FBUS_PARENT_ATTEMPTS.
+
 With --warm N processes wait, each for one call. With --resident they serve many:
 lines is a line in and a line out, json is JSON-RPC 2.0, a message a line.
 

@@ -65,7 +65,7 @@ fbus.jobs answers the same.`,
 		),
 		Action: func(ctx *cli.Context) error {
 			o.hasLimit = ctx.IsSet("limit")
-			return showJobs(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
+			return troubled(showJobs(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter), o.node)
 		},
 	}
 }

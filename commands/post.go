@@ -173,7 +173,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	}
 	id, err := o.post(client, req)
 	if err != nil {
-		return explainPost(err)
+		return o.explain(err)
 	}
 	if o.json {
 		return json.NewEncoder(stdout).Encode(postLine{ID: id})
@@ -182,13 +182,21 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	return err
 }
 
-// explainPost is explain for one job.
-func explainPost(err error) *failure {
+// explain is explain for a job that was not posted, or may have been.
+func (o *postOptions) explain(err error) *failure {
 	f := explain(err)
-	if f.code == bus.CodeNodeLost {
-		f.msg, f.hint = f.msg+": the job may have been posted", "fbus jobs shows whether it was"
+	if f.status == exitBusy {
+		return f // it is the store, not the way there
 	}
-	return f
+	if f.code == bus.CodeNodeLost {
+		return &failure{status: f.status, code: f.code, msg: f.msg + ": the job may have been posted", hint: "fbus jobs shows whether it was; " + o.doctor()}
+	}
+	return explain(troubled(err, o.node, o.name))
+}
+
+// doctor is what looks at a node that was lost.
+func (o *postOptions) doctor() string {
+	return doctorLine(o.node, []string{o.name}) + " looks at the node"
 }
 
 // posting is what fbus.post is told about a job.

@@ -221,7 +221,7 @@ func (w *poster) end(output error, stderr io.Writer) error {
 	switch {
 	case w.lost > 0:
 		f := explain(w.first.err)
-		return &failure{status: exitNoNode, code: f.code, msg: fmt.Sprintf("%s: %s; the last %d may have been", f.msg, sofar, w.lost), hint: "fbus jobs shows what is there"}
+		return &failure{status: exitNoNode, code: f.code, msg: fmt.Sprintf("%s: %s; the last %d may have been", f.msg, sofar, w.lost), hint: "fbus jobs shows what is there; " + w.o.doctor()}
 	case w.first != nil:
 		return w.refused(sofar)
 	case output != nil:
@@ -244,7 +244,7 @@ func (w *poster) end(output error, stderr io.Writer) error {
 
 // refused says which item was the first that was not posted.
 func (w *poster) refused(sofar string) error {
-	f := explain(w.first.err)
+	f := w.o.explain(w.first.err)
 	msg := fmt.Sprintf("item %d, %s, was not posted: %s; %s", w.first.item, oneLine(shorten([]byte(label(w.first.words)))), f.msg, sofar)
 	if w.behind > 0 {
 		msg += fmt.Sprintf(", the last %d of items behind it", w.behind)

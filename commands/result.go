@@ -108,7 +108,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	end, err := o.ended(name, timeout, res, err, out, stderr)
 	end.Job = o.id
 	if explainedAs(err, bus.CodeNodeLost) {
-		err.(*failure).hint = "the result is where it was: " + join("fbus", "result", o.id)
+		err.(*failure).hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " looks at the node"
 	}
 	return end, err
 }

@@ -83,7 +83,7 @@ func (o *lookOptions) change(function string, q *node.JobQuery) ([]byte, error) 
 	}
 	defer c.Close()
 	data, err := output(ctx, c, function, bus.JSON(doc))
-	return data, noStore(err, function)
+	return data, troubled(noStore(err, function), o.node)
 }
 
 // purgeOptions are the flags of fbus purge.

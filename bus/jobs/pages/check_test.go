@@ -59,6 +59,9 @@ func TestWholeStores(t *testing.T) {
 		checkClean(t, s)
 	})
 	t.Run("freelist of many", func(t *testing.T) {
+		if most(2) < 2 {
+			t.Skip("a store of 66 MB")
+		}
 		s := build(t, bbolt.Options{PageSize: 1024}, func(tx *bbolt.Tx) {
 			put(tx, "jobs", "a", strings.Repeat("x", 66<<20))
 		}, func(tx *bbolt.Tx) { del(tx, "jobs", "a") })
@@ -86,7 +89,7 @@ func TestGrowingStore(t *testing.T) {
 	}
 	defer db.Close()
 	rnd := random(t)
-	for range 300 {
+	for range most(300) {
 		err := db.Update(func(tx *bbolt.Tx) error {
 			for range rnd.IntN(60) {
 				bucket := [...]string{"a", "b", "c/d", "c/e"}[rnd.IntN(4)]

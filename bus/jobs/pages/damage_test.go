@@ -19,6 +19,15 @@ func random(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
+// most is how often to try something: n times, or less where it takes long. What
+// these tests look for, race detection does not find.
+func most(n int) int {
+	if raceEnabled || testing.Short() {
+		return max(1, n/16)
+	}
+	return n
+}
+
 // harmless says of each byte of a store whether it may be anything: bbolt neither
 // reads it nor keeps it, but for the sequences of buckets.
 func (s *store) harmless() []bool {
@@ -65,17 +74,13 @@ func (s *store) harmless() []bool {
 	return h
 }
 
-// TestEveryBit flips each bit of a store, and holds which ones do no harm. Race
-// detection makes it slow and finds nothing in it, so it takes fewer bits then.
+// TestEveryBit flips each bit of a store, and holds which ones do no harm.
 func TestEveryBit(t *testing.T) {
 	s := small(t)
 	harmless := s.harmless()
 	data := slices.Clone(s.data)
-	step, wrong, opened := 1, 0, 0
-	if raceEnabled || testing.Short() {
-		step = 11
-	}
-	for bit := 0; bit < len(data)*8; bit += step {
+	wrong, opened := 0, 0
+	for bit := 0; bit < len(data)*8; bit += len(data)*8/most(len(data)*8) | 1 {
 		data[bit/8] ^= 1 << (bit % 8)
 		r := pages.CheckBytes(data, s.valid)
 		if r.Clean() != harmless[bit/8] {
@@ -120,11 +125,14 @@ func (s *store) checkReader(t *testing.T, data []byte, r *pages.Report) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for k := range s.content {
-		err := db.Update(func(tx *bbolt.Tx) error { put(tx, k.bucket, k.key, "new"); return nil })
-		if err != nil {
-			t.Fatal(err)
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for k := range s.content {
+			put(tx, k.bucket, k.key, "new")
 		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	db.Close()
 	after, err := pages.Check(path, s.valid)
@@ -136,7 +144,7 @@ func (s *store) checkReader(t *testing.T, data []byte, r *pages.Report) {
 // TestTruncated cuts a store everywhere.
 func TestTruncated(t *testing.T) {
 	for _, s := range []*store{small(t), big(t, 1500)} {
-		step := max(1, len(s.data)/100)
+		step := len(s.data) / most(200)
 		for cut := 0; cut < len(s.data); cut += step {
 			r := pages.CheckBytes(s.data[:cut], s.valid)
 			if r.Clean() != (int64(cut) >= s.used) {
@@ -156,7 +164,7 @@ func TestTruncated(t *testing.T) {
 func TestRandomDamage(t *testing.T) {
 	s, rnd := big(t, 1500), random(t)
 	harmless := s.harmless()
-	for range 100 {
+	for range most(100) {
 		data := slices.Clone(s.data)
 		at := rnd.IntN(len(data))
 		switch rnd.IntN(4) {

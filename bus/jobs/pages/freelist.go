@@ -28,14 +28,12 @@ func (c *checker) freelist(id uint64) {
 		return
 	}
 	data, err := c.grow(nil, id, headerSize+idSize)
-	h := header{}
-	if err == nil {
-		h = parseHeader(data)
-	}
-	switch {
-	case err != nil:
+	if err != nil {
 		c.badList("page %d: %v", id, err)
 		return
+	}
+	h := parseHeader(data)
+	switch {
 	case h.id != id || h.flags != freelistFlag:
 		c.badList("page %d: its header is that of page %d with flags %#x", id, h.id, h.flags)
 		return

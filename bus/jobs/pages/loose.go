@@ -14,8 +14,8 @@ type loosePage struct {
 // extraBytes bounds what is read of a page beyond what its header says.
 const extraBytes = 16 << 20
 
-// loose reads a page as far as it goes. It says no if this is neither a leaf nor a
-// branch. By most is how many pages it may take.
+// loose reads a page as far as it goes, and at most so many pages. It says no if this
+// is neither a leaf nor a branch.
 func (f *file) loose(id, most uint64, buf *[]byte) (p loosePage, ok bool) {
 	data, _ := f.grow((*buf)[:0], id, f.pageSize)
 	*buf = data

@@ -143,6 +143,7 @@ func (m *Manager) Close() {
 // schedule looks after what time brings: jobs that are due, results that expire.
 func (m *Manager) schedule() {
 	var date dateWatch
+	m.redate() // it may have been set while no node ran
 	for {
 		next := m.due()
 		m.expire()

@@ -1,0 +1,90 @@
+package jobs
+
+import (
+	"os"
+	"path/filepath"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// FailCommits makes every commit end with an error until it is called with nil. The
+// disk has what a failed sync would have left: nothing of it, or, if torn, all.
+func (m *Manager) FailCommits(err error, torn bool) {
+	s := m.store
+	s.using.Lock() // the writer has no transaction open
+	defer s.using.Unlock()
+	s.commit = func(b *bolt.Tx) error {
+		if err == nil {
+			return b.Commit()
+		}
+		if torn {
+			if err := b.Commit(); err != nil {
+				return err
+			}
+		}
+		return err
+	}
+}
+
+// Failing reports whether the store is known not to be writable.
+func (m *Manager) Failing() bool { return m.store.unwritable() != nil }
+
+// Counts are how many jobs there are, and bytes of their payloads.
+func (m *Manager) Counts() (jobs, bytes int64) { return m.store.jobs.Load(), m.store.spool.used.Load() }
+
+// FileSize is that of the store's file.
+func (m *Manager) FileSize() int64 { return m.store.size() }
+
+// Files are the names of what is in the spool of a store.
+func Files(dir string) (names []string) {
+	list, _ := os.ReadDir(filepath.Join(dir, spoolName))
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// DBPath is the file of a store.
+func DBPath(dir string) string { return filepath.Join(dir, dbName) }
+
+// Entry is one key of a bucket, as the file has it.
+type Entry struct {
+	Bucket     string
+	Key, Value []byte
+}
+
+// Entries are all of a store that nobody has open.
+func Entries(dir string) (list []Entry, err error) {
+	db, err := bolt.Open(DBPath(dir), 0o600, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	err = db.View(func(t *bolt.Tx) error {
+		for _, bucket := range buckets {
+			t.Bucket([]byte(bucket)).ForEach(func(k, v []byte) error {
+				list = append(list, Entry{bucket, append([]byte(nil), k...), append([]byte(nil), v...)})
+				return nil
+			})
+		}
+		return nil
+	})
+	return list, err
+}
+
+// Replace changes an entry behind the store's back: bbolt itself finds nothing wrong
+// with it.
+func Replace(dir string, old, e Entry) error {
+	db, err := bolt.Open(DBPath(dir), 0o600, nil)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return db.Update(func(t *bolt.Tx) error {
+		b := t.Bucket([]byte(e.Bucket))
+		if err := b.Delete(old.Key); err != nil {
+			return err
+		}
+		return b.Put(e.Key, e.Value)
+	})
+}

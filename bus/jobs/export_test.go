@@ -32,9 +32,6 @@ func (m *Manager) Failing() bool { return m.store.unwritable() != nil }
 // Counts are how many jobs there are, and bytes of their payloads.
 func (m *Manager) Counts() (jobs, bytes int64) { return m.store.jobs.Load(), m.store.spool.used.Load() }
 
-// FileSize is that of the store's file.
-func (m *Manager) FileSize() int64 { return m.store.size() }
-
 // Files are the names of what is in the spool of a store.
 func Files(dir string) (names []string) {
 	list, _ := os.ReadDir(filepath.Join(dir, spoolName))

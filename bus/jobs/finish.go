@@ -87,6 +87,7 @@ func (e *ending) written(err error) {
 	m.store.jobs.Add(int64(len(e.born)))
 	a.leave(false)
 	if e.job == nil {
+		e.o.drop()
 		return
 	}
 	for _, b := range e.born {

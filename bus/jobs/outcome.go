@@ -23,6 +23,12 @@ type outcome struct {
 	later       bool // does not count as a try
 }
 
+// drop takes back what was written of a job that nobody keeps.
+func (o *outcome) drop() {
+	o.out.drop()
+	o.stderr.drop()
+}
+
 // judge says what an end means.
 func (o *outcome) judge(j *Job) {
 	switch e := &o.end; {

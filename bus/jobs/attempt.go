@@ -22,6 +22,7 @@ type attempt struct {
 	cancel context.CancelCauseFunc
 
 	// The manager's mu protects these.
+	job     *Job      // nil: not read yet
 	started time.Time // zero: no worker has it
 	worker  string
 	call    string
@@ -51,13 +52,13 @@ func (a *attempt) run() {
 		return
 	}
 	defer input.close()
+	a.m.mu.Lock()
+	a.number, a.job = j.Attempts+1, j // before it is asked what its poster may: see checkActive
+	a.m.mu.Unlock()
 	if err := a.m.host.May(&j.Poster, j.Function); err != nil {
 		a.finish(outcome{end: denied(err), never: true})
 		return
 	}
-	a.m.mu.Lock()
-	a.number = j.Attempts + 1
-	a.m.mu.Unlock()
 	out, stderr := a.m.store.spool.newDraft(), a.m.store.spool.newDraft()
 	req := a.request(j, args, input, out, stderr)
 	res, err := a.m.host.Call(a.ctx, req)

@@ -71,8 +71,30 @@ func (m *Manager) cancelQueued(id ID) error {
 }
 
 // Recheck ends the jobs of posters who may not call what they have posted, as after
-// a ticket was revoked: those that run too.
-func (m *Manager) Recheck() { m.runs.Go(m.recheck) }
+// a ticket was revoked: those that run too. When it returns none of them begins any
+// more.
+func (m *Manager) Recheck() {
+	m.CheckActive()
+	m.runs.Go(m.recheck)
+}
+
+// CheckActive does so for those that run or stand at the node for a worker, where
+// they may have been for long. The others are looked at when their turn comes.
+func (m *Manager) CheckActive() {
+	var list []*attempt
+	m.mu.Lock()
+	for _, a := range m.active {
+		if a.job != nil {
+			list = append(list, a)
+		}
+	}
+	m.mu.Unlock()
+	for _, a := range list {
+		if err := m.host.May(&a.job.Poster, a.job.Function); err != nil {
+			a.cancel(&bus.Error{Code: bus.CodeDenied, Message: err.Error()})
+		}
+	}
+}
 
 func (m *Manager) recheck() {
 	for after := (ID{}); ; {

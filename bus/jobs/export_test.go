@@ -85,3 +85,11 @@ func Replace(dir string, old, e Entry) error {
 		return b.Put(e.Key, e.Value)
 	})
 }
+
+// Handed reports whether a job of a function stands at the node for its turn.
+func (m *Manager) Handed(function string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.lines[function+"\x00"]
+	return l != nil && l.first != nil
+}

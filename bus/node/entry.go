@@ -241,6 +241,9 @@ func (n *Node) watch() {
 				n.warnList(err)
 			}
 		}
+		if n.cfg.Jobs != nil {
+			n.cfg.Jobs.CheckActive()
+		}
 		now := trust.Now().Round(0) // the wall's clock: certificates end by that
 		n.dismiss(trust.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 	}

@@ -1,0 +1,164 @@
+package jobs_test
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"fbus/bus"
+	"fbus/bus/jobs"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+)
+
+// withTickets gives the node an authority.
+func withTickets(b *bed) {
+	a, err := trust.Open(trust.Options{Dir: filepath.Join(b.t.TempDir(), "trust"), Network: "test"})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { a.Close() })
+	b.auth = a
+}
+
+// guest connects with a new ticket that allows these calls.
+func (b *bed) guest(name string, calls ...string) (*bus.Client, node.Peer) {
+	b.t.Helper()
+	rights := trust.Rights{Call: calls, Offer: []string{"*"}}
+	ticket, err := b.auth.Issue(trust.Request{Name: name, Rights: rights, Reusable: true, Addresses: []string{"127.0.0.1:1"}})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	p := node.Peer{Caller: "ticket:" + name, Rights: &rights, Serial: ticket.Serial, Expires: ticket.Expires}
+	return b.dialAs(name, p), p
+}
+
+func (b *bed) revoke(name string) {
+	b.t.Helper()
+	if _, err := b.auth.Revoke(name); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// TestGuests: a guest sees, fetches, cancels, retries and purges its own jobs; those
+// of others are to it as if they were not there. Who administers the node sees all.
+func TestGuests(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	root := b.dial("root")
+	ann, _ := b.guest("ann", "f", "g")
+	bob, _ := b.guest("bob", "f")
+	b.offer(root, "f", 4, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(inv.Caller) })
+	anns := b.post(ann, "f", `{"unique":"key"}`, "")
+	waits := b.post(ann, "g", "", "secret")
+	bobs := b.post(bob, "f", `{"unique":"key"}`, "")
+	if e := b.result(ann, anns); e.out != "ticket:ann" {
+		t.Errorf("%+v", e)
+	}
+	if e := b.result(bob, bobs); e.out != "ticket:bob" {
+		t.Errorf("%+v", e)
+	}
+	const absent = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+	for _, ask := range []func(id string) ended{
+		func(id string) ended { return b.result(bob, id) },
+		func(id string) ended { return call(bob, "fbus.result", bus.List(id, `{"wait":false}`), "") },
+		func(id string) ended { return call(bob, "fbus.cancel", bus.List(id), "") },
+		func(id string) ended { return call(bob, "fbus.jobs", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
+		func(id string) ended { return call(bob, "fbus.retry", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
+		func(id string) ended { return call(bob, "fbus.purge", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
+	} {
+		nothing := ask(absent)
+		for _, id := range []string{anns, waits} {
+			e := ask(id)
+			if e.res.Status != 65 || e.res.Message != id+": no such job" || e.out != "" || e.err != "" ||
+				strings.ReplaceAll(nothing.res.Message, absent, id) != e.res.Message || nothing.res.Code != e.res.Code {
+				t.Errorf("another's: %+v, one that is not there: %+v", e.res, nothing.res)
+			}
+		}
+	}
+	for _, query := range []string{`{"dead":true}`, `{"state":"queued"}`} {
+		call(bob, "fbus.retry", bus.JSON([]byte(query)), "")
+		call(bob, "fbus.purge", bus.JSON([]byte(query)), "")
+	}
+	for c, want := range map[*bus.Client]int{ann: 2, bob: 1, root: 3} {
+		for _, query := range []string{`{}`, `{"limit":1}`, `{"limit":1,"newest":true}`} {
+			list, total := b.list(c, query)
+			if total != want || c == bob && list[0].ID != bobs {
+				t.Errorf("%s: %d jobs: %+v", query, total, list)
+			}
+		}
+	}
+	if i := b.job(root, waits); i.State != jobs.Queued || i.Poster != "ticket:ann" {
+		t.Errorf("%+v", i)
+	}
+}
+
+// TestRightsOfPosts: every hop is checked when it is posted.
+func TestRightsOfPosts(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	ann, _ := b.guest("ann", "f", "g.*")
+	for _, ok := range []string{`{}`, `{"then":"f"}`, `{"then":"g.a","else":"g.b","finally":"f"}`} {
+		b.post(ann, "f", ok, "")
+	}
+	b.refused(ann, "h", `{}`, "", 77, "may not call h")
+	b.refused(ann, "f", `{"then":"h"}`, "", 77, "may not call h")
+	b.refused(ann, "f", `{"then":"f","else":"h"}`, "", 77, "may not call h")
+	b.refused(ann, "f", `{"then":"f","else":"f","finally":"h"}`, "", 77, "may not call h")
+	for _, own := range []string{"fbus.calls", "fbus.post", "fbus.revoke"} {
+		b.refused(ann, own, `{}`, "", 64, "own functions")
+		b.refused(b.dial("root"), "f", `{"then":"`+own+`"}`, "", 64, "own functions")
+	}
+	b.refused(ann, "no name", `{}`, "", 64, "no function name")
+	b.refused(ann, "f", `{"thn":"f"}`, "", 64, "thn")
+	b.refused(ann, "f", `{"on":"["}`, "", 64, "glob")
+	if _, total := b.list(ann, `{}`); total != 3 {
+		t.Errorf("%d jobs are there", total)
+	}
+}
+
+// TestRevoked: jobs of somebody who was revoked go dead, wherever they are: behind
+// others, at the node for their turn, delayed, or with a worker.
+func TestRevoked(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	root := b.dial("root")
+	ann, _ := b.guest("ann", "*")
+	bob, _ := b.guest("bob", "*")
+	g := newGate()
+	b.offer(root, "f", 1, g.handle)
+	runs := b.post(ann, "f", `{"retries":5,"then":"g","finally":"f"}`, "")
+	await(t, "the first", g.started)
+	doomed := []string{
+		b.post(ann, "f", "", "ann's"), b.post(ann, "f", `{"priority":-1}`, "ann's"), b.post(ann, "f", `{"delay":3600}`, "ann's"),
+		b.post(ann, "g", "", "ann's"), b.post(ann, "g", "", "ann's"),
+	}
+	bobs := []string{b.post(bob, "f", "", "bob's"), b.post(bob, "g", "", "bob's")}
+	eventually(t, "they stand at the node", func() bool { return b.m.Handed("f") && b.m.Handed("g") })
+	b.revoke("ann") // with that the slot is free
+	if inv := await(t, "the next", g.started); string(inv.Input) != "bob's" {
+		t.Errorf("%q of %s was run", inv.Input, inv.Caller)
+	}
+	g.release <- exit(0)
+	b.offer(b.dial("worker"), "g", 1, g.handle)
+	if inv := await(t, "the next", g.started); string(inv.Input) != "bob's" {
+		t.Errorf("%q of %s was run", inv.Input, inv.Caller)
+	}
+	g.release <- exit(0)
+	for _, id := range bobs {
+		b.becomes(root, id, jobs.Done)
+	}
+	b.clock.pass(2 * 3600 * 1e9)
+	doomed = append(doomed, runs)
+	doomed = append(doomed, b.becomes(root, runs, jobs.Dead).Children...)
+	for _, id := range doomed {
+		i := b.becomes(root, id, jobs.Dead)
+		if i.Code != bus.CodeDenied || *i.Status != 77 || !strings.Contains(i.Message, "revoked") || (i.Attempts == 1) != (id == runs) {
+			t.Errorf("%+v", i)
+		}
+	}
+	if len(g.started) != 0 {
+		t.Errorf("%d more were run", len(g.started))
+	}
+}

@@ -70,18 +70,16 @@ file of its command line is another. TERM or INT drains; a second one ends at on
 	}
 }
 
-// read reads the file, the directory, or both.
+// read reads the file, the directory, or both. With problems, what it returns is
+// the functions that have none: no more than something to look at.
 func (o *upOptions) read() (*upConfig, problems) {
 	all := &upConfig{node: nodeConfig{options: *newServeOptions()}}
 	var wrong problems
 	if o.config != "" {
 		if _, err := os.Stat(o.config); o.config == defaultConfig && errors.Is(err, os.ErrNotExist) {
-			return nil, problems{usage("there is no %s here", defaultConfig).withHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
+			return all, problems{usage("there is no %s here", defaultConfig).withHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
 		}
-		c, p := readConfig(o.config)
-		if wrong = p; c != nil {
-			all = c
-		}
+		all, wrong = readConfig(o.config)
 	}
 	if o.dir != "" {
 		c, p := readDir(o.dir)
@@ -91,13 +89,10 @@ func (o *upOptions) read() (*upConfig, problems) {
 			wrong = append(wrong, all.add(c.functions)...)
 		}
 	}
-	switch {
-	case len(wrong) > 0:
-		return nil, wrong
-	case all.node.serve && o.node != "":
-		return nil, problems{usage("--node and serve = true of %s exclude each other", o.config)}
+	if all.node.serve && o.node != "" {
+		wrong = append(wrong, usage("--node and serve = true of %s exclude each other", o.config))
 	}
-	return all, nil
+	return all, wrong
 }
 
 // add takes further functions, whose names must be others.

@@ -10,10 +10,7 @@ import (
 // upCheck says what would be offered, or all that is wrong.
 func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	config, wrong := o.read()
-	if len(wrong) > 0 {
-		return wrong.err()
-	}
-	if o.verbose {
+	if o.verbose && len(wrong) == 0 {
 		for _, note := range config.notes {
 			say(stderr, note)
 		}
@@ -27,6 +24,7 @@ func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 		arguments[f] = phrase
 	}
 	if len(wrong) > 0 {
+		wrong.order(o.config)
 		return wrong.err()
 	}
 	if len(config.functions) == 0 {

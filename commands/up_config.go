@@ -64,14 +64,12 @@ type configFile struct {
 	problems problems
 }
 
-// readConfig reads a file of functions.
+// readConfig reads a file of functions. With problems, what it returns is the
+// functions that have none: they may be looked at further.
 func readConfig(path string) (*upConfig, problems) {
 	c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
 	c.readFile(path)
-	if len(c.problems) > 0 {
-		return nil, c.problems
-	}
-	return &c.config, nil
+	return &c.config, c.problems
 }
 
 func (c *configFile) readFile(path string) {
@@ -89,8 +87,12 @@ func (c *configFile) readFile(path string) {
 		return
 	}
 	c.read(doc)
-	// Tables are looked at before what stands in them: put it in the file's order.
-	slices.SortStableFunc(c.problems, func(a, b *failure) int {
+	c.problems.order(path) // tables are looked at before what stands in them
+}
+
+// order puts what is wrong with a file in the file's order.
+func (p problems) order(path string) {
+	slices.SortStableFunc(p, func(a, b *failure) int {
 		return cmp.Compare(placeIn(path, a.msg), placeIn(path, b.msg))
 	})
 }
@@ -127,7 +129,15 @@ func (c *configFile) read(doc *tomlFile) {
 	}
 	c.config.node.check(&c.problems, doc, c.given)
 	for _, d := range c.declared {
-		d.finish(c.base, &c.problems)
+		c.finish(d)
+	}
+}
+
+// finish takes a function that is whole now, if nothing is wrong with it.
+func (c *configFile) finish(d *declared) {
+	before := len(c.problems)
+	d.finish(c.base, &c.problems)
+	if !d.wrong && len(c.problems) == before {
 		c.config.functions = append(c.config.functions, d.function)
 	}
 }
@@ -192,7 +202,9 @@ func (c *configFile) functionSetting(s setting) {
 		c.problems.add(s.value.at, "%s: a table is due, not %s", strings.Join(s.key, "."), s.value.typeName())
 		return
 	}
-	c.function(s.key[1], s.at).set(s, c)
+	d, before := c.function(s.key[1], s.at), len(c.problems)
+	d.set(s, c)
+	d.wrong = d.wrong || len(c.problems) > before
 }
 
 // longNames are the names of flags that may stand in a file.

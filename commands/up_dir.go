@@ -14,7 +14,8 @@ import (
 // optionLines is how far into a script its options are looked for.
 const optionLines = 64
 
-// readDir takes each executable file of a directory as a function.
+// readDir takes each executable file of a directory as a function. With problems
+// it returns what readConfig does.
 func readDir(dir string) (*upConfig, problems) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -38,16 +39,13 @@ func readDir(dir string) (*upConfig, problems) {
 			continue
 		}
 		files[name] = path
-		d := newDeclared(name, path)
+		d, before := newDeclared(name, path), len(c.problems)
 		d.argv = []string{filepath.Join(base, e.Name())}
 		c.scriptOptions(d, path)
-		d.finish(base, &c.problems)
-		c.config.functions = append(c.config.functions, d.function)
+		d.wrong = len(c.problems) > before
+		c.finish(d)
 	}
-	if len(c.problems) > 0 {
-		return nil, c.problems
-	}
-	return &c.config, nil
+	return &c.config, c.problems
 }
 
 // notFunction says why a file is none, "" if it is one.

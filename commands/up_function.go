@@ -11,6 +11,7 @@ import (
 type declared struct {
 	*function
 	flags flagTable
+	wrong bool // something that is said of it is: it is not looked at as a whole
 }
 
 func newDeclared(name, at string) *declared {

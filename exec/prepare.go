@@ -22,7 +22,7 @@ func (f *Function) prepare(c *Call) (input, error) {
 		return f.prepareArgv(c, &args)
 	}
 	if c.HasInput {
-		return input{}, badInput("%s takes its arguments on stdin; it can take no input beside them", f.spec.Name)
+		return input{}, badInput("takes its arguments on stdin; it can take no input beside them")
 	}
 	data, err := encodeStdin(f.spec.Encoding, &args)
 	return input{data: data}, err

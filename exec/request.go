@@ -34,7 +34,7 @@ func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
 		return nil, err
 	}
 	if c.HasInput {
-		return nil, badInput("%s takes its arguments on stdin; it can take no input beside them", f.spec.Name)
+		return nil, badInput("takes its arguments on stdin; it can take no input beside them")
 	}
 	if f.spec.Resident == JSONRPC {
 		return params(&args)

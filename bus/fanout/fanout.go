@@ -6,6 +6,7 @@ package fanout
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -76,7 +77,8 @@ type Runner struct {
 	Fixed bool
 	// Patience is how long that may take each time; 0 is for ever.
 	Patience time.Duration
-	// Notice, if set, is told when it has to wait for a worker and when it goes on.
+	// Notice, if set, is told when it has to wait for a worker, when it goes on, and
+	// when it begins nothing further for HaltAfter.
 	Notice func(format string, args ...any)
 
 	mu       sync.Mutex // protects the fields below
@@ -266,6 +268,7 @@ func (r *Runner) deliver(o *Outcome) {
 	if o.Err != nil && !o.Skipped {
 		r.failures++
 		if r.HaltAfter > 0 && r.failures >= r.HaltAfter && !r.stopped {
+			r.notice("%s: halted after %s: no further call is made", r.Function, failures(r.failures))
 			r.halt(nil)
 			if r.HaltNow {
 				r.cancel(ErrHalted)
@@ -293,6 +296,13 @@ func (r *Runner) deliver(o *Outcome) {
 		r.cond.Broadcast()
 	}
 	r.telling = false
+}
+
+func failures(n int) string {
+	if n == 1 {
+		return "1 failure"
+	}
+	return fmt.Sprintf("%d failures", n)
 }
 
 // first returns the outcome that is to be told next, nil if it is not there

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -217,8 +218,13 @@ func TestHalt(t *testing.T) {
 	})
 	r, got := numbers(dial(t, path, "c"), 1000)
 	r.HaltAfter, r.HaltNow = 3, true
+	var said []string
+	r.Notice = func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }
 	if err := r.Run(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if want := []string{"f: halted after 3 failures: no further call is made"}; !slices.Equal(said, want) {
+		t.Errorf("said %q", said)
 	}
 	if len(*got) < 4 || len(*got) > 5 {
 		t.Errorf("%d outcomes: %v", len(*got), *got)
@@ -289,6 +295,39 @@ func TestAFunctionWithoutWorkersIsWaitedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantOrder(t, *got, 100)
+}
+
+// A call's time begins when there is a worker again.
+func TestAPauseIsNoCallsTime(t *testing.T) {
+	path, _ := startNode(t)
+	w1 := dial(t, path, "w1")
+	offer(t, w1, 1, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		go w1.Close()
+		<-ctx.Done()
+		return bus.Result{}
+	})
+	r, got := numbers(dial(t, path, "c"), 1)
+	r.Retries = 1
+	var began time.Time
+	done := r.Done
+	r.Done = func(o *Outcome) error {
+		began = o.Began
+		return done(o)
+	}
+	said := make(chan string, 10)
+	r.Notice = func(format string, args ...any) { said <- format }
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(t.Context()) }()
+	<-said
+	paused := time.Now()
+	offer(t, dial(t, path, "w2"), 1, echo)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, 1)
+	if began.Before(paused) {
+		t.Errorf("it began %v before it could", paused.Sub(began))
+	}
 }
 
 func TestALostNodeEndsIt(t *testing.T) {

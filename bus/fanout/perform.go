@@ -38,6 +38,7 @@ func (r *Runner) perform(ctx context.Context, t Task) *Outcome {
 		case tryWhenOffered:
 			o.Tries--
 			if r.awaitWorker(ctx) {
+				o.Began = time.Now() // what it waited for was no call
 				break
 			}
 			o.Skipped = true

@@ -33,6 +33,9 @@ type Request struct {
 	Retries int
 	// On limits the call to workers whose name matches this glob.
 	On string
+	// Opened, if set, is called when the call has been sent, each time it is. Calls
+	// of which each is made when the one before was opened arrive in that order.
+	Opened func()
 	// Posted is said of a call that runs a job. It is for a node's own
 	// connections: from others a node ignores it.
 	Posted *Posted
@@ -138,6 +141,9 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	}
 	if err := c.open(call, frame); err != nil {
 		return Result{}, false, asError(err, CodeNodeLost)
+	}
+	if req.Opened != nil {
+		req.Opened()
 	}
 	err = call.wait(ctx)
 	res := call.result

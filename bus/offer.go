@@ -16,6 +16,11 @@ type Offer struct {
 	Arguments   string // how arguments arrive, for people: "JSON on stdin"
 	Note        string // why the worker has nothing ready just now, for people; empty: all is well
 	Schema      string // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
+
+	// Arrive, if set, is called for each call, in the order in which they come, before
+	// its handler begins; what it returns is the invocation's Arrival. Everything on
+	// the connection waits for it.
+	Arrive func() any
 }
 
 // A CallHandler serves one invocation; its result ends the call. It runs in a
@@ -56,6 +61,8 @@ type Invocation struct {
 	// Origin is the job whose end has posted this one: a JSON object with its id,
 	// function, status and attempts; empty: none.
 	Origin string
+
+	Arrival any // what the offer's Arrive has returned
 
 	// Stdout and Stderr send to the caller, at its pace; each is for one goroutine
 	// at a time. A write fails once the call was cancelled.
@@ -248,6 +255,9 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&FlagHasInput != 0,
 		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin),
 		client: c, offering: off, id: f.ID,
+	}
+	if off.offer.Arrive != nil {
+		inv.Arrival = off.offer.Arrive()
 	}
 	if f.Timeout > 0 {
 		inv.Deadline = time.Now().Add(time.Duration(f.Timeout) * time.Millisecond)

@@ -233,7 +233,7 @@ func (o *postOptions) post(client *bus.Client, req *bus.Request) (string, error)
 		words = append(words, string(req.Args.Data()))
 	}
 	var id bytes.Buffer
-	call := &bus.Request{Function: o.function, Args: bus.List(words...), Input: req.Input, Stdout: &id, Stderr: os.Stderr}
+	call := &bus.Request{Function: o.function, Args: bus.List(words...), Input: req.Input, Stdout: &id, Stderr: os.Stderr, Opened: req.Opened}
 	if _, err = client.Call(context.Background(), call); err != nil {
 		return "", noStore(err, o.function)
 	}

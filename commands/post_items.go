@@ -122,20 +122,39 @@ func (w *poster) awaitRoom() bool {
 	return !w.stopped
 }
 
-// begin posts a job, unless it is too late for that.
+// begin posts a job, unless it is too late for that. It returns when the job is on
+// its way, so that the items' order is that of the jobs' ages.
 func (w *poster) begin(p *posted) {
+	if !w.enter(p) {
+		return
+	}
+	opened := make(chan struct{}, 1)
+	go func() { // ends with the node's answer
+		defer close(p.done)
+		p.id, p.err = w.post(p.words, func() {
+			select {
+			case opened <- struct{}{}:
+			default: // it is sent again
+			}
+		})
+	}()
+	select {
+	case <-opened:
+	case <-p.done:
+	}
+}
+
+// enter takes an item in, unless none is any more.
+func (w *poster) enter(p *posted) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stopped {
-		return
+		return false
 	}
 	w.open++
 	w.held += p.size()
 	w.queue <- p // there is room: it holds what is open
-	go func() {  // ends with the node's answer
-		defer close(p.done)
-		p.id, p.err = w.post(p.words)
-	}()
+	return true
 }
 
 func (p *posted) size() (n int) {
@@ -145,7 +164,7 @@ func (p *posted) size() (n int) {
 	return n
 }
 
-func (w *poster) post(words []string) (string, error) {
+func (w *poster) post(words []string, opened func()) (string, error) {
 	req, file, err := w.o.itemOptions.request(words)
 	if err != nil {
 		return "", err
@@ -153,6 +172,7 @@ func (w *poster) post(words []string) (string, error) {
 	if file != nil {
 		defer file.Close()
 	}
+	req.Opened = opened
 	return w.o.post(w.client, req)
 }
 

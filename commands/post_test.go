@@ -46,9 +46,15 @@ func startStore(t *testing.T, socket string) *storeNode {
 	return n
 }
 
+// offer offers a function; its invocations' Arrival is their number.
 func (n *storeNode) offer(t *testing.T, name string, h bus.CallHandler) {
 	t.Helper()
-	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: name, Slots: 1000}, h); err != nil {
+	calls := 0
+	arrive := func() any {
+		calls++
+		return calls - 1
+	}
+	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: name, Slots: 1000, Arrive: arrive}, h); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -135,8 +141,9 @@ func TestPostSends(t *testing.T) {
 	}
 }
 
-// TestPostOrder: many are on their way at once, no more than there may be, and ids
-// come out in the order of the items whatever the order of the answers is.
+// TestPostOrder: many are on their way at once, no more than there may be. The node
+// gets them in the order of the items, and ids come out in that order, whatever that
+// of the answers is.
 func TestPostOrder(t *testing.T) {
 	n := newStore(t)
 	const items = 10 * maxPosting
@@ -146,6 +153,9 @@ func TestPostOrder(t *testing.T) {
 		words, _ := inv.Words()
 		item := words[2][2:]
 		ch := make(chan struct{})
+		if got := fmt.Sprintf("item%04d", inv.Arrival); got != item {
+			t.Errorf("%s came in the place of %s", item, got)
+		}
 		mu.Lock()
 		waiting[item] = ch
 		most = max(most, len(waiting))

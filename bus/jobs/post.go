@@ -14,6 +14,7 @@ import (
 
 // Post is a call to be kept.
 type Post struct {
+	ID       ID // of [Manager.NewID]; zero: a new one
 	Function string
 	Poster   Poster
 	Options  Options
@@ -95,6 +96,10 @@ func (o *Options) due(t *timeline) int64 {
 	return 0
 }
 
+// NewID makes an id that is greater than all before it. Of several posts that are
+// under way at once the ids decide which is the older job.
+func (m *Manager) NewID() ID { return m.store.nextID() }
+
 // Post keeps a call. When it returns the job is on disk; an error says that it is
 // not. With a unique key the id may be that of a job which was there.
 func (m *Manager) Post(p *Post) (ID, error) {
@@ -108,8 +113,11 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		_, err = io.Copy(input, p.Input)
 	}
 	j := &Job{
-		ID: m.store.nextID(), Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
+		ID: p.ID, Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
 		Kind: uint8(p.Kind), HasInput: p.HasInput, Posted: millis(m.store.clock.Wall()),
+	}
+	if j.ID == (ID{}) {
+		j.ID = m.NewID()
 	}
 	if err == nil {
 		if err = args.keep(j.ID, partArgs, 0); err == nil {

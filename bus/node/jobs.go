@@ -45,6 +45,11 @@ func (n *Node) startJobs() error {
 			return o.serve(ctx, n.asker(inv), inv)
 		}
 		offer := bus.Offer{Name: o.name, Slots: longSlots, Description: o.description, Arguments: o.arguments}
+		if o.name == "fbus.post" && n.cfg.Jobs != nil {
+			// Posts of one connection, made one after the other, have ids in that order,
+			// however long each takes.
+			offer.Arrive = func() any { return n.cfg.Jobs.NewID() }
+		}
 		if _, err := own.Offer(context.Background(), offer, handler); err != nil {
 			return err
 		}
@@ -177,6 +182,7 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 		return nil, usageError("fbus.post takes a function's name, options as a JSON object, and arguments")
 	}
 	post := &jobs.Post{Function: words[0], Poster: n.poster(p)}
+	post.ID, _ = inv.Arrival.(jobs.ID)
 	var text, kind string
 	if len(words) > 1 {
 		text = words[1]

@@ -1,0 +1,40 @@
+package node_test
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+	"testing"
+
+	"fbus/bus"
+	"fbus/bus/jobs"
+	"fbus/bus/node"
+)
+
+// TestPostedInOrder: of posts that are under way at once the one that was sent first
+// has the lower id, and is so the older job, whichever was on disk first.
+func TestPostedInOrder(t *testing.T) {
+	_, path := startWithJobs(t, node.Config{}, jobs.Config{Volatile: true})
+	c := dial(t, path)
+	const posts = 200
+	ids := make([]string, posts)
+	var under sync.WaitGroup
+	for i := range posts {
+		opened := make(chan struct{}, 1)
+		under.Go(func() {
+			var out bytes.Buffer
+			req := &bus.Request{Function: "fbus.post", Args: bus.List("f", "", fmt.Sprint(i)), Stdout: &out, Opened: func() { opened <- struct{}{} }}
+			if _, err := c.Call(bg(), req); err != nil {
+				t.Error(err)
+			}
+			ids[i] = out.String()
+		})
+		await(t, "its sending", opened)
+	}
+	under.Wait()
+	for i := range posts - 1 {
+		if ids[i] >= ids[i+1] {
+			t.Errorf("post %d has the id %spost %d has %s", i, ids[i], i+1, ids[i+1])
+		}
+	}
+}

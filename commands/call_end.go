@@ -141,7 +141,7 @@ func openStatus(o *endOptions) (*statusOut, error) {
 		}
 		return &statusOut{f: f}, nil
 	case o.statusTo != "":
-		f, err := os.OpenFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+		f, err := openFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 		if err != nil {
 			return nil, usage("--status-file %v", pathReason(err))
 		}

@@ -60,7 +60,7 @@ func openJobLog(path, function string, resume bool) (*jobLog, error) {
 }
 
 func (l *jobLog) open(path string, flags int) error {
-	f, err := os.OpenFile(path, flags, 0o666)
+	f, err := openFile(path, flags, 0o666)
 	if err != nil {
 		return usage("joblog: %v", pathReason(err))
 	}

@@ -46,8 +46,9 @@ func (o *outputFile) open(path string) error {
 		o.w = f
 		return err
 	}
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target
+	path, err := resolve(path)
+	if err != nil {
+		return err
 	}
 	mode := os.FileMode(0o666)
 	st, err := os.Stat(path)
@@ -55,14 +56,14 @@ func (o *outputFile) open(path string) error {
 	case err == nil && st.IsDir():
 		return &os.PathError{Op: "open", Path: path, Err: errors.New("is a directory")}
 	case err == nil && !st.Mode().IsRegular():
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		f, err := openFile(path, os.O_WRONLY, 0)
 		if err == nil {
 			o.w = f
 		}
 		return err
 	case err == nil:
 		mode = st.Mode().Perm()
-		if f, err := os.OpenFile(path, os.O_WRONLY, 0); err != nil {
+		if f, err := openFile(path, os.O_WRONLY, 0); err != nil {
 			return err // a file that may not be written is not to be replaced
 		} else {
 			f.Close()

@@ -10,7 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +19,7 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -148,6 +149,18 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	return nil
 }
 
+// defaultSocket is where a node listens unless it was told. A name that somebody else
+// has taken is left to him: another one is found as well.
+func defaultSocket(warn func(string, ...any)) string {
+	base := filepath.Join(socketDir, socketPrefix+strconv.Itoa(os.Getpid()))
+	path := base + socketSuffix
+	if _, err := os.Lstat(path); err != nil || ours(path, os.ModeSocket) {
+		return path
+	}
+	warn("%s: what is there is no socket of this user: it is neither used nor removed", path)
+	return base + "." + randomSuffix() + socketSuffix
+}
+
 // servedNode is a node with the socket that it listens on and its log.
 type servedNode struct {
 	*node.Node
@@ -188,7 +201,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	}
 	fixed, path := o.socket != "", o.socket
 	if !fixed {
-		path = filepath.Join(socketDir, fmt.Sprintf("%s%d%s", socketPrefix, os.Getpid(), socketSuffix))
+		path = defaultSocket(logger(stderr))
 		for _, p := range ownSockets() {
 			node.RemoveStale(p)
 		}
@@ -304,10 +317,10 @@ func (n *servedNode) closeJournal() {
 // openJournal opens what fbus log shows. A node that can not keep it works on
 // without.
 func openJournal(network string, warn func(string, ...any)) *journal.Journal {
-	dir, err := stateDir()
+	dir, err := networkState(network, "log")
 	if err == nil {
 		var j *journal.Journal
-		if j, err = journal.Open(journal.Options{Dir: filepath.Join(dir, network, "log"), Warn: warn}); err == nil {
+		if j, err = journal.Open(journal.Options{Dir: dir, Warn: warn}); err == nil {
 			return j
 		}
 	}
@@ -356,6 +369,16 @@ func stateDir() (string, error) {
 	return filepath.Join(home, ".local", "state", "fbus"), nil
 }
 
+// networkState is a directory of that, for one network, which nobody else may write to
+// or lead elsewhere.
+func networkState(network, part string) (string, error) {
+	dir, err := stateDir()
+	if err != nil {
+		return "", err
+	}
+	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
+}
+
 // networkID is the id that was given, or the one this user's nodes have had
 // before, or a new one that is kept.
 func networkID(given string, stderr io.Writer) (string, error) {
@@ -368,44 +391,11 @@ func networkID(given string, stderr io.Writer) (string, error) {
 	id := "net-" + bus.NewInstance()[:12]
 	dir, err := homeDir()
 	if err == nil {
-		id, err = keepNetwork(dir, id)
+		id, err = trust.KeepNetwork(dir, id)
 	}
 	if err != nil {
 		say(stderr, fmt.Sprintf("the network id %s can not be kept: %v", id, err))
 		say(stderr, "hint: set FBUS_HOME to a directory that can be written, or give --network")
-	}
-	return id, nil
-}
-
-// keepNetwork stores a new id, or returns the one that is stored.
-func keepNetwork(dir, id string) (string, error) {
-	path := filepath.Join(dir, "network")
-	if kept, err := os.ReadFile(path); err == nil {
-		old := strings.TrimSpace(string(kept))
-		if err := node.CheckNetwork(old); err != nil {
-			return id, fmt.Errorf("%s: %w", path, err)
-		}
-		return old, nil
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return id, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return id, err
-	}
-	tmp, err := os.CreateTemp(dir, ".network-*")
-	if err != nil {
-		return id, err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.WriteString(id + "\n")
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return id, err
-	}
-	// A link, unlike a rename, fails if another node was first.
-	if err := os.Link(tmp.Name(), path); errors.Is(err, os.ErrExist) {
-		return keepNetwork(dir, id)
-	} else if err != nil {
-		return id, err
 	}
 	return id, nil
 }
@@ -434,9 +424,9 @@ func openLog(name string, stdout, stderr io.Writer) (*callLog, error) {
 	if name == "-" {
 		l.out = nopCloser{stdout}
 	} else {
-		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := openFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
-			return nil, fail(exitInternal, "log: %v", err)
+			return nil, fail(exitInternal, "log: %v", pathReason(err))
 		}
 		l.out = f
 	}

@@ -3,7 +3,6 @@ package commands
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"fbus/bus/jobs"
 
@@ -33,12 +32,12 @@ func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Mana
 	if o.max < 1 {
 		return nil, usage("--max-jobs %d: at least 1 is due", o.max)
 	}
-	dir, err := stateDir()
+	dir, err := networkState(network, "jobs")
 	if err != nil {
 		warn("nothing can be posted: %v", err)
 		return nil, err
 	}
-	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, network, "jobs"), MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
+	m, err := jobs.Open(jobs.Config{Dir: dir, MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
 	var locked *jobs.LockedError
 	switch {
 	case errors.As(err, &locked):

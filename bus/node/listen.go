@@ -75,10 +75,10 @@ func rootCause(err error) error {
 func (l *Listener) takeLock() error {
 	name := l.path + ".lock"
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-	if errors.Is(err, unix.ELOOP) {
-		return fmt.Errorf("%s: is a symbolic link: it is not followed", name)
-	}
 	if err != nil {
+		if st, lerr := os.Lstat(name); lerr == nil && st.Mode()&os.ModeSymlink != 0 {
+			return fmt.Errorf("%s: is a symbolic link: it is not followed", name)
+		}
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if err := ownFile(fd); err != nil {

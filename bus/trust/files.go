@@ -39,7 +39,10 @@ const (
 // openPrivate opens the directory, and makes it if need be, mode 0700. It is an
 // error if others could read it, or lead us elsewhere by what they own on the
 // way to it.
-func openPrivate(path string) (*privateDir, error) {
+func openPrivate(path string) (*privateDir, error) { return openUnless(path, 0o077) }
+
+// openUnless opens the directory unless its mode has some of those bits.
+func openUnless(path string, mode uint32) (*privateDir, error) {
 	real, err := walk(path)
 	if err != nil {
 		return nil, err
@@ -58,7 +61,7 @@ func openPrivate(path string) (*privateDir, error) {
 		d.close()
 		return nil, foreign(path, st.Uid)
 	}
-	if st.Mode&0o077 != 0 {
+	if st.Mode&mode != 0 {
 		d.close()
 		return nil, errorf(CodeUnsafe, "%s: mode %04o lets others in", path, st.Mode&0o7777).withHint("chmod 700 %s", path)
 	}
@@ -133,6 +136,11 @@ func (d *privateDir) join(name string) string { return filepath.Join(d.path, nam
 // read returns a file's content. It is an error if the file is a link, is longer
 // than limit, or if others may read or write it.
 func (d *privateDir) read(name string, limit int64) ([]byte, fileID, error) {
+	return d.readUnless(name, limit, 0o077)
+}
+
+// readUnless reads a file unless its mode has some of those bits.
+func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, fileID, error) {
 	// Without O_NONBLOCK a FIFO of that name would hold us up for ever.
 	fd, err := unix.Openat(d.fd(), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ELOOP) {
@@ -152,7 +160,7 @@ func (d *privateDir) read(name string, limit int64) ([]byte, fileID, error) {
 		return nil, fileID{}, errorf(CodeUnsafe, "%s: is no regular file", d.join(name))
 	case int(st.Uid) != os.Geteuid():
 		return nil, fileID{}, foreign(d.join(name), st.Uid)
-	case st.Mode&0o077 != 0:
+	case st.Mode&mode != 0:
 		return nil, fileID{}, errorf(CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), st.Mode&0o7777).withHint("chmod 600 %s", d.join(name))
 	case st.Size > limit:
 		return nil, fileID{}, errorf(CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
@@ -168,20 +176,11 @@ func (d *privateDir) read(name string, limit int64) ([]byte, fileID, error) {
 // content or the new one. When it returns nil the new one is on the disk.
 func (d *privateDir) write(name string, data []byte) (fileID, error) {
 	temp := tempPrefix + rand.Text()
-	fd, err := unix.Openat(d.fd(), temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+	if err := d.create(temp, data); err != nil {
+		return fileID{}, err
 	}
-	f := os.NewFile(uintptr(fd), temp)
-	defer f.Close()
 	var st unix.Stat_t
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = unix.Fstat(fd, &st)
-	}
+	err := unix.Fstatat(d.fd(), temp, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil {
 		err = unix.Renameat(d.fd(), temp, d.fd(), name)
 	}
@@ -193,6 +192,25 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 		return fileID{}, errorf(CodeStorage, "%s: %v", d.path, err)
 	}
 	return idOf(&st), nil
+}
+
+// create makes a file that is not there, mode 0600, and has its content on the disk
+// when it returns nil; else there is none.
+func (d *privateDir) create(name string, data []byte) error {
+	fd, err := unix.Openat(d.fd(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		unix.Unlinkat(d.fd(), name, 0)
+		return errorf(CodeStorage, "%s: %v", d.join(name), err)
+	}
+	return nil
 }
 
 // stat tells which content a file has.

@@ -1,0 +1,82 @@
+package trust
+
+import (
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	networkName = "network"
+	maxNetwork  = 256 // bytes of that file
+)
+
+// KeepNetwork stores the id of a user's network in a directory, and makes that if
+// need be; or returns the one that is stored there.
+func KeepNetwork(dir, id string) (string, error) {
+	d, err := openUnless(dir, 0) // what others may do there does no harm to the file
+	if err != nil {
+		return id, err
+	}
+	defer d.close()
+	kept, err := d.network()
+	if !errors.Is(err, fs.ErrNotExist) {
+		return cmpOr(kept, id), err
+	}
+	// A link, unlike a rename, fails if another node was first.
+	temp := tempPrefix + rand.Text()
+	if err := d.create(temp, []byte(id+"\n")); err != nil {
+		return id, err
+	}
+	defer unix.Unlinkat(d.fd(), temp, 0)
+	err = unix.Linkat(d.fd(), temp, d.fd(), networkName, 0)
+	if errors.Is(err, unix.EEXIST) {
+		kept, err = d.network()
+		return cmpOr(kept, id), err
+	}
+	if err != nil {
+		return id, errorf(CodeStorage, "%s: %v", d.join(networkName), err)
+	}
+	return id, nil
+}
+
+// network reads the id that is stored.
+func (d *privateDir) network() (string, error) {
+	data, _, err := d.readUnless(networkName, maxNetwork, 0o022)
+	if err != nil {
+		return "", err
+	}
+	id := strings.TrimSpace(string(data))
+	if CheckNetwork(id) != nil {
+		return "", errorf(CodeDamaged, "%s: what stands in it is no network id", d.join(networkName)).withHint("a-z, 0-9 and -, at most 63; or remove it")
+	}
+	return id, nil
+}
+
+func cmpOr(kept, id string) string {
+	if kept != "" {
+		return kept
+	}
+	return id
+}
+
+// OwnDir makes a directory, if it is not there, and returns its path without links. It
+// is an error if somebody else decides where that is, or may write to it. hint names
+// what a user sets to have another one.
+func OwnDir(path, hint string) (string, error) {
+	d, err := openUnless(path, 0o022)
+	var e *Error
+	if errors.As(err, &e) {
+		other := *e
+		other.Hint = strings.ReplaceAll(e.Hint, "FBUS_HOME", hint)
+		return "", &other
+	}
+	if err != nil {
+		return "", err
+	}
+	defer d.close()
+	return d.f.Name(), nil
+}

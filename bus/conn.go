@@ -104,7 +104,7 @@ type Conn struct {
 	rn, wn     int
 	rerr, werr error
 	rbuf       []byte
-	in         *input // the reader's, once it serves
+	in         *input    // the reader's, once it serves
 	wbuf       [2][]byte // what one write takes: bytes, and a payload behind them
 	head       []byte    // of a DATA frame that is written without being copied
 	readFn     func(fd uintptr) bool

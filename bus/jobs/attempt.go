@@ -42,6 +42,10 @@ func newAttempt(m *Manager, l *line, r readyJob) *attempt {
 // run makes the attempt.
 func (a *attempt) run() {
 	defer a.cancel(nil)
+	if a.m.store.unwritable() != nil { // its end could not be kept: it would be run again
+		a.m.retryLater(a)
+		return
+	}
 	j, args, input, err := a.m.store.read(a.id)
 	switch {
 	case err != nil:
@@ -170,6 +174,8 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	var broken *StoreError
 	if errors.As(err, &full) || errors.As(err, &broken) { // our own writers have refused it
 		o.end = End{Source: "fbus", Status: 70, Code: bus.CodeInternal, Message: "its output could not be kept: " + err.Error()}
+		out.drop() // a part of it would take the room that there is, and help nobody
+		o.out = a.m.store.spool.newDraft()
 	}
 	o.judge(j)
 	a.finish(o)

@@ -3,6 +3,7 @@ package jobs
 import (
 	"os"
 	"path/filepath"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -92,4 +93,18 @@ func (m *Manager) Handed(function string) bool {
 	defer m.mu.Unlock()
 	l := m.lines[function+"\x00"]
 	return l != nil && l.first != nil
+}
+
+// AwaitKept waits until so many attempts have ended whose ends are not on disk.
+func (m *Manager) AwaitKept(n int) {
+	for kept := 0; kept < n; time.Sleep(time.Millisecond) {
+		kept = 0
+		m.mu.Lock()
+		for _, a := range m.active {
+			if a.kept {
+				kept++
+			}
+		}
+		m.mu.Unlock()
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"sort"
+	"time"
 )
 
 // windowSize is how many of a line's jobs are held in memory: the first ones.
@@ -100,8 +101,9 @@ func (m *Manager) fill(l *line) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l.filling = false
-	if err != nil { // the writer has found it too, and tells of its end
+	if err != nil {
 		l.window, l.all = nil, false
+		m.runs.Go(func() { m.feedLater(l) }) // ends with the wait
 		return
 	}
 	l.window, l.all, l.behind = nil, all && !l.behind, false
@@ -111,6 +113,22 @@ func (m *Manager) fill(l *line) {
 		}
 	}
 	m.feed(l)
+}
+
+// feedLater looks at a line again that could not be read.
+func (m *Manager) feedLater(l *line) {
+	t := time.NewTimer(maxPause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-m.ctx.Done():
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lines[l.key] == l {
+		m.feed(l)
+	}
 }
 
 // ready puts a job into its line that is on disk now. A more urgent one takes the

@@ -1,0 +1,202 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"fbus/bus"
+	"fbus/bus/jobs"
+)
+
+// TestCommitsFail: while commits fail, whether or not the disk has what they were to
+// write, no post is acknowledged, and what is refused is not there afterwards. What
+// has ended meanwhile is told when it is on disk, and is not run again.
+func TestCommitsFail(t *testing.T) {
+	t.Parallel()
+	for _, failure := range []struct {
+		name, code, words string
+		err               error
+		torn              bool
+	}{
+		{"lost", "store_failed", "can not be written: input/output error", syscall.EIO, false},
+		{"written and not synced", "store_failed", "can not be written: input/output error", syscall.EIO, true},
+		{"no room", "store_full", "is full: the disk is full", syscall.ENOSPC, false},
+		{"read only", "store_failed", "can not be written: read-only file system", syscall.EROFS, false},
+	} {
+		t.Run(failure.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t)
+			c := b.dial("poster")
+			var ran atomic.Int32
+			g := newGate()
+			b.offer(b.dial("worker"), "f", 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+				ran.Add(1)
+				g.handle(ctx, inv)
+				return saying("got " + string(inv.Input))
+			})
+			ids := []string{b.post(c, "f", `{"then":"g"}`, "1"), b.post(c, "f", `{"retries":3}`, "2"), b.post(c, "f", "", "3")}
+			for range 2 {
+				await(t, "it runs", g.started)
+			}
+			b.m.FailCommits(failure.err, failure.torn)
+			for _, unique := range []string{`{}`, `{"unique":"key"}`, `{"unique":"key"}`, `{"delay":0.001}`} {
+				b.refused(c, "f", unique, "refused", 75, failure.words)
+			}
+			if e := call(c, "fbus.post", bus.List("f"), "refused"); e.res.Code != failure.code {
+				t.Errorf("%+v", e.res)
+			}
+			for range 2 { // with the third, which may or may not run
+				g.release <- exit(0)
+			}
+			b.m.AwaitKept(2)
+			for _, id := range ids[:2] {
+				if e := call(c, "fbus.result", bus.List(id, `{"wait":false}`), ""); e.res.Status != 75 || e.out != "" {
+					t.Errorf("an end was told that is not on disk: %+v", e)
+				}
+			}
+			eventually(t, "the operator is told", func() bool { return strings.Contains(b.warnings(), failure.words) })
+			b.m.FailCommits(nil, false)
+			for range 10 {
+				g.release <- exit(0)
+			}
+			for i, id := range ids {
+				if e := b.result(c, id); e.res.Status != 0 || e.out != fmt.Sprint("got ", i+1) {
+					t.Errorf("%+v", e)
+				}
+			}
+			if ran.Load() != 3 {
+				t.Errorf("3 jobs were run %d times", ran.Load())
+			}
+			eventually(t, "a post is taken", func() bool { return call(c, "fbus.post", bus.List("h", `{"unique":"key"}`), "").res.Status == 0 })
+			var names []string
+			list, total := b.list(c, `{}`)
+			for _, i := range list {
+				names = append(names, i.Function)
+			}
+			slices.Sort(names)
+			if total != 5 || strings.Join(names, "") != "fffgh" {
+				t.Errorf("%d jobs: %+v", total, list)
+			}
+			if !strings.Contains(b.warnings(), "can be written again") {
+				t.Errorf("the operator was told %q", b.warnings())
+			}
+		})
+	}
+}
+
+// TestRestartWhileFailing: a node that ends while its store can not be written has
+// acknowledged nothing that is gone, and runs again what it could not note the end of.
+func TestRestartWhileFailing(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	g := newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	id := b.post(c, "f", "", "once more")
+	waits := b.post(c, "f", "", "then this")
+	await(t, "it runs", g.started)
+	b.m.FailCommits(syscall.EIO, false)
+	b.refused(c, "f", "", "", 75, "can not be written")
+	g.release <- exit(0)
+	b.m.AwaitKept(1)
+	b.restart()
+	c = b.dial("poster")
+	g = newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	for _, want := range []string{id, waits} {
+		if inv := await(t, "it runs", g.started); inv.Job != want {
+			t.Errorf("%s was run, not %s", inv.Job, want)
+		}
+		g.release <- exit(0)
+		b.becomes(c, want, jobs.Done)
+	}
+	if _, total := b.list(c, `{}`); total != 2 {
+		t.Errorf("%d jobs", total)
+	}
+}
+
+// TestFailingWithManyQueued: lines of jobs that are longer than what memory has of
+// them go on when the store can be read again.
+func TestFailingWithManyQueued(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	const n = 3000
+	var posters sync.WaitGroup
+	for range 10 {
+		posters.Go(func() {
+			for range n / 10 {
+				b.post(c, "f", "", "")
+			}
+		})
+	}
+	posters.Wait()
+	var ran atomic.Int32
+	b.offer(b.dial("worker"), "f", 4, func(context.Context, *bus.Invocation) bus.Result {
+		ran.Add(1)
+		return exit(0)
+	})
+	for more := int32(500); more < n-500; more += 500 {
+		eventually(t, "some run", func() bool { return ran.Load() > more })
+		b.m.FailCommits(syscall.EIO, more%1000 == 0)
+		eventually(t, "that is noticed", func() bool { _, done := b.list(c, `{"state":"done"}`); return b.m.Failing() || done == n })
+		b.m.FailCommits(nil, false)
+		eventually(t, "it works again", func() bool { return !b.m.Failing() })
+	}
+	eventually(t, "all are done", func() bool { _, total := b.list(c, `{"state":"done"}`); return total == n })
+	if ran.Load() != n {
+		t.Errorf("%d jobs were run %d times", n, ran.Load())
+	}
+}
+
+// TestBounds: more jobs or more bytes than the bounds are refused, loudly and without
+// a trace, and taken when there is room again.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, func(b *bed) { b.cfg.MaxJobs, b.cfg.MaxSpool = 10, 1<<20 })
+	c := b.dial("poster")
+	for range 10 {
+		b.post(c, "f", `{"delay":1000}`, "")
+	}
+	b.refused(c, "f", "", "", 75, "10 jobs are the limit (--max-jobs)")
+	purge := func() {
+		t.Helper()
+		if e := call(c, "fbus.purge", bus.JSON([]byte(`{"state":"delayed"}`)), ""); e.res.Status != 0 {
+			t.Errorf("%+v", e.res)
+		}
+	}
+	purge()
+	half := strings.Repeat("x", 400<<10)
+	b.post(c, "f", `{"delay":1000}`, half)
+	b.post(c, "f", `{"delay":1000}`, half)
+	b.refused(c, "f", `{"delay":1000}`, half, 75, "1048576 bytes of input and output are the limit (--max-spool)")
+	b.post(c, "f", `{"delay":1000}`, "small")
+	if n, bytes := b.m.Counts(); n != 3 || bytes != 2*int64(len(half))+5 || len(jobs.Files(b.cfg.Dir)) != 2 {
+		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
+	}
+	b.restart()
+	c = b.dial("poster")
+	b.refused(c, "f", `{"delay":1000}`, half, 75, "--max-spool")
+	purge()
+	b.offer(b.dial("worker"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		for range 3 {
+			if _, err := inv.Stdout.Write([]byte(half)); err != nil {
+				return exit(9)
+			}
+		}
+		return exit(0)
+	})
+	e := b.result(c, b.post(c, "f", "", ""))
+	if e.res.Status != 70 || !strings.Contains(e.res.Message, "could not be kept") || !strings.Contains(e.res.Message, "--max-spool") {
+		t.Errorf("output that there is no room for: %+v", e.res)
+	}
+	if n, bytes := b.m.Counts(); n != 1 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
+		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
+	}
+}

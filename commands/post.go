@@ -176,10 +176,14 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return o.explain(err)
 	}
 	if o.json {
-		return json.NewEncoder(stdout).Encode(postLine{ID: id})
+		err = json.NewEncoder(stdout).Encode(postLine{ID: id})
+	} else {
+		_, err = fmt.Fprintln(stdout, id)
 	}
-	_, err = fmt.Fprintln(stdout, id)
-	return err
+	if err != nil {
+		return fail(exitInternal, "output: %v: the job was posted, its id is %s", pathReason(err), id)
+	}
+	return nil
 }
 
 // explain is explain for a job that was not posted, or may have been.

@@ -210,18 +210,19 @@ func (w *wreck) add(bucket string, key, value, sealed []byte, where pages.Where)
 	}
 }
 
-// addJob takes the best version of a job. One that has ended is never taken for one
-// that has not: it would run again after its end was told.
+// addJob takes the best version of a job. Where the tree may be out of date, one that
+// has ended is not taken for one that has not: it would run again after its end was
+// told.
 func (w *wreck) addJob(j *Job, where pages.Where) {
 	old := w.jobs[j.ID]
 	switch {
-	case old == nil && where == pages.Stray && !j.State.Finished():
+	case old == nil && where == pages.Stray && j.State != Done:
 		// It may be current, or long gone, or never have been acknowledged: kept, not run.
 		w.doubt = append(w.doubt, j.ID)
 		j.State, j.Due, j.Finished = Dead, 0, j.Posted
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "it was found in a damaged part of the store: whether it has run is not known"}
 	case old == nil:
-	case !old.job.State.Finished() && j.State.Finished():
+	case w.older && !old.job.State.Finished() && j.State.Finished():
 	case where >= old.where || old.job.State.Finished():
 		return
 	}

@@ -221,8 +221,10 @@ func (n *Node) serveRetry(_ context.Context, p *Peer, inv *bus.Invocation) bus.R
 	if q.Dead {
 		q.State = string(jobs.Dead)
 		_, err := n.cfg.Jobs.List(&jobs.Query{Filter: q.filter(p)}, func(i *jobs.Info) error {
-			id, _ := jobs.ParseID(i.ID)
-			ids = append(ids, id)
+			if i.Code != codeDamaged { // what it is, is for somebody to look at: by its id
+				id, _ := jobs.ParseID(i.ID)
+				ids = append(ids, id)
+			}
 			return nil
 		})
 		if err != nil {

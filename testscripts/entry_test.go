@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -186,8 +187,7 @@ func pretend(kind string, nc net.Conn) {
 //
 //	knock HOST:PORT plain|http|tls12|none|CERTIFICATE
 //
-// Under TLS it sends a HELLO and an OFFER right after its handshake, as bytes: they
-// must come to nothing.
+// It sends a HELLO, an OFFER and a CALL as early as it can: they must come to nothing.
 func knock() int {
 	address, how := os.Args[1], os.Args[2]
 	nc, err := net.DialTimeout("tcp", address, patience)
@@ -230,5 +230,9 @@ func printable(r rune) rune {
 	return r
 }
 
-// hostile is a HELLO and an OFFER.
-var hostile = (&wire.OfferFrame{Seq: 1, Name: []byte("hostile"), Slots: 1}).Append((&wire.HelloFrame{Major: wire.Major}).Append(nil))
+// hostile is a HELLO, an OFFER, and a CALL of a function that leaves a trace.
+var hostile = slices.Concat(
+	(&wire.HelloFrame{Major: wire.Major, Name: []byte("hostile")}).Append(nil),
+	(&wire.OfferFrame{Seq: 1, Name: []byte("hostile"), Slots: 1}).Append(nil),
+	(&wire.CallFrame{ID: 1, Name: []byte("trace"), Flags: wire.FlagInputEnd, WaitSlot: wire.Forever}).Append(nil),
+)

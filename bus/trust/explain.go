@@ -134,11 +134,11 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
 		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err)
 	case errors.As(v.Err, &authority):
-		by := "another network"
+		by := "somebody else"
 		if len(v.UnverifiedCertificates) > 0 {
 			by = fmt.Sprintf("%q", short(v.UnverifiedCertificates[0].Issuer.CommonName))
 		}
-		return errorf(CodeOtherNetwork, "%s was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
+		return errorf(CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
 			withHint("the ticket is for another network, or for one of that name that was made anew")
 	case errors.As(v.Err, &host):
 		return explainHost(host, whose)
@@ -152,12 +152,12 @@ func explainHost(host x509.HostnameError, whose string) *Error {
 	const domain = ".fbus.invalid"
 	for _, name := range host.Certificate.DNSNames {
 		if network, ok := strings.CutSuffix(name, domain); ok && strings.HasSuffix(host.Host, domain) && name != host.Host {
-			return errorf(CodeOtherNetwork, "%s is that of a node of network %s: %v", whose, short(network), host).
+			return errorf(CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, short(network), host).
 				withHint("the ticket is for another network than the node at this address is in")
 		}
 	}
 	if by := host.Certificate.Issuer.CommonName; host.Host != ServerName(by) && strings.HasSuffix(host.Host, domain) {
-		return errorf(CodeOtherNetwork, "%s was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
+		return errorf(CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
 			withHint("is it the right port? whoever listens there is no node of the ticket's network")
 	}
 	return errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
@@ -194,7 +194,7 @@ const hintClock = "check the clock at both ends: date -u"
 func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 	switch {
 	case now.Before(c.NotBefore):
-		return errorf(CodeNotYetValid, "%s is not valid before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).withHint(hintClock)
+		return errorf(CodeNotYetValid, "%s is not yet valid: not before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).withHint(hintClock)
 	case now.After(c.NotAfter):
 		return expired(whose, c.NotAfter, now)
 	}

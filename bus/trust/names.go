@@ -96,7 +96,7 @@ func parseNames(uris []*url.URL) (names, error) {
 			return n, errorf(CodeBadCertificate, "the certificate has two fbus:name: names")
 		case kind == "name":
 			if err := CheckName(value); err != nil {
-				return n, err
+				return n, errorf(CodeBadCertificate, "the certificate's name fbus:name: can not be taken: %v", err)
 			}
 			n.name = value
 		case u.Opaque == "join":
@@ -112,8 +112,10 @@ func parseNames(uris []*url.URL) (names, error) {
 			withHint("names elsewhere, the common name or DNS names, are not looked at")
 	}
 	var err error
-	n.rights, err = ParseRights(words...)
-	return n, err
+	if n.rights, err = ParseRights(words...); err != nil {
+		return n, errorf(CodeBadCertificate, "the certificate has a name that gives no right: %v", err)
+	}
+	return n, nil
 }
 
 func isSerial(s string) bool { return len(s) == 32 && isHex(s) }

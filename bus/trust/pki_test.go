@@ -1,10 +1,12 @@
 package trust
 
 import (
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -55,6 +57,36 @@ func TestFiles(t *testing.T) {
 	_, err = n.enter(t, old)
 	n.rejected(t, "of the old CA", CodeOtherNetwork)
 	wantCode(t, Explain(err, c.now()), CodeOtherNetwork)
+}
+
+// TestFilesExplain: who dialled with files is told what a bare alert may mean.
+func TestFilesExplain(t *testing.T) {
+	c := newClock()
+	dir := t.TempDir()
+	cert, key, ca, client := writePKI(t, dir, nil)
+	node, err := OpenFiles(cert, key, ca, c.now)
+	must(t, err)
+	n := serve(t, node, c.now)
+	below := testLeaf(t, client.Leaf, client.PrivateKey.(*ecdsa.PrivateKey), nil)
+	root, rootKey := testCA(t, "net")
+	for _, r := range []struct {
+		cert  *tls.Certificate
+		chain []byte
+		code  string
+	}{
+		{testLeaf(t, root, rootKey, nil), nil, CodeOtherNetwork},
+		{below, certPEM(client.Leaf.Raw), CodeWrongUse},
+	} {
+		secret, err := keyPEM(r.cert.PrivateKey)
+		must(t, err)
+		file := filepath.Join(dir, "client.pem")
+		must(t, os.WriteFile(file, slices.Concat(certPEM(r.cert.Leaf.Raw), r.chain, secret), 0o600))
+		f, err := OpenFiles(file, file, ca, c.now)
+		must(t, err)
+		_, err = n.enter(t, f.ClientConfig("bus.net.fbus.invalid"))
+		wantCode(t, f.Explain(err, c.now()), r.code, file)
+		<-n.refused
+	}
 }
 
 // TestFilesRefused: a certificate of that CA without a name, with a right that is

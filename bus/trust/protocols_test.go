@@ -103,3 +103,38 @@ func TestNoResumption(t *testing.T) {
 	_, err := a.Admit(tls.ConnectionState{Version: tls.VersionTLS13, DidResume: true}, "")
 	wantCode(t, err, CodeTLS)
 }
+
+// TestResumptionIsChecked: were sessions resumed all the same, by a mistake of ours or
+// of the library, the check that resumption does not skip would find it.
+func TestResumptionIsChecked(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	server := a.ServerConfig()
+	server.SessionTicketsDisabled = false
+	n := serve(t, fixedConfig{a, server}, c.now)
+	ticket := issue(t, a, Request{Reusable: true})
+	cfg := ticket.ClientConfig(c.now)
+	cfg.SessionTicketsDisabled = false
+	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(8)
+	if got, err := n.enter(t, cfg); got != "x" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	n.admitted(t)
+	<-n.handled
+	if s, ok := cfg.ClientSessionCache.Get(cfg.ServerName); !ok || s == nil {
+		t.Fatal("no session is kept: nothing is tested")
+	}
+	if got, err := n.enter(t, cfg); got == "x" {
+		t.Errorf("%q, %v", got, err)
+	}
+	n.rejected(t, "resumed", CodeTLS)
+}
+
+// fixedConfig is a gate whose every connection has the same configuration, and so the
+// same keys for sessions.
+type fixedConfig struct {
+	*Authority
+	config *tls.Config
+}
+
+func (f fixedConfig) ServerConfig() *tls.Config { return f.config }

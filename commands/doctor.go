@@ -3,9 +3,11 @@ package commands
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 	"time"
 
 	"fbus/bus"
@@ -206,14 +208,21 @@ func (x *examination) address() bool {
 	if err != nil {
 		return x.fail("address", err)
 	}
-	var passed []string
-	for p.next != nil && p.deserted(probe(p.addr)) {
+	passed := ""
+	for p.next != nil {
+		gone := probe(p.addr)
+		if !p.deserted(gone) {
+			break
+		}
 		q, err := p.next()
 		if err != nil {
 			p.why = "the only one that there is" // and what is wrong with it is the next thing to be seen
 			break
 		}
-		passed = append(passed, p.String())
+		passed += "; passed over: " + p.addr + ", where nobody listens"
+		if errors.Is(gone, syscall.EACCES) {
+			passed = strings.TrimSuffix(passed, "nobody listens") + "you may not call"
+		}
 		p = q
 	}
 	x.place = p
@@ -221,8 +230,8 @@ func (x *examination) address() bool {
 		_, err := bus.Dial(context.Background(), "", &bus.DialOptions{Credentials: p.id.creds})
 		return x.fail("address", err)
 	}
-	if len(passed) > 0 {
-		x.warn("address", "", "%s: %s; nobody listens at %s, or you may not", p, p.why, strings.Join(passed, " and "))
+	if passed != "" {
+		x.warn("address", "", "%s: %s%s", p, p.why, passed)
 		return true
 	}
 	x.ok("address", "%s: %s", p, p.why)

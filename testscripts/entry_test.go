@@ -129,7 +129,7 @@ func readSigner(file string) (cert *x509.Certificate, raw []byte, key crypto.Sig
 //
 //	impostor KIND ADDRESS FILE [CERTIFICATE]
 //
-// ADDRESS is HOST:PORT or a path; FILE gets the one that it has. It ends when it is
+// A full one needs net.core.somaxconn to be 0. ADDRESS is HOST:PORT or a path; FILE gets the one that it has. It ends when it is
 // killed.
 func impostor() int {
 	kind, address, file := os.Args[1], os.Args[2], os.Args[3]
@@ -139,8 +139,16 @@ func impostor() int {
 	}
 	l, err := net.Listen(network, address)
 	check(err)
+	if kind == "full" { // connects to it are lost: its queue is full, and stays so
+		for err == nil {
+			_, err = net.DialTimeout("tcp", l.Addr().String(), time.Second)
+		}
+	}
 	check(os.WriteFile(file+".new", []byte(l.Addr().String()), 0o666))
 	check(os.Rename(file+".new", file))
+	if kind == "full" {
+		select {}
+	}
 	for {
 		nc, err := l.Accept()
 		check(err)

@@ -114,6 +114,8 @@ func condition(name string) (bool, error) {
 		return os.Getuid() == 0, nil
 	case "unshare":
 		return exec.Command("unshare", "-m", "sh", "-c", "mount --bind / /").Run() == nil, nil
+	case "netns":
+		return exec.Command("unshare", "-n", "-m", "ip", "link", "set", "lo", "up").Run() == nil, nil
 	case "perl":
 		return exec.Command("perl", "-M"+module, "-e1").Run() == nil, nil
 	case "python":

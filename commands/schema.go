@@ -11,8 +11,11 @@ import (
 )
 
 // readSchema reads the JSON Schema of the arguments. It is carried with the
-// offer for whoever calls; calls are not held against it: a library that does
-// this costs each fbus that is started more than all the rest of it.
+// offer for whoever calls; calls are not held against it, because a library that
+// does this costs every fbus that is started, whether it has a schema or not.
+// fbus --version takes 0.90 million instructions in user mode; with
+// google/jsonschema-go linked 1.26, 40 page faults and 8 % of its time more, with
+// santhosh-tekuri/jsonschema v5 14.6, and with v6 23.3 million.
 func (f *function) readSchema() error {
 	if f.schemaFile == "" {
 		return nil

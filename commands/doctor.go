@@ -43,8 +43,8 @@ Steps: address (which node, and why that one), then socket and connection on thi
 machine, or dns, tcp, tls, clock and certificate on others; node, rights, function,
 workers. An invitation can be looked at too, and is not used up.
 
-JSON fields: step, state (ok, warn, fail, skip), what, hint, and of a failure code
-and status, as fbus call --status-fd has them.`,
+JSON fields: step, state (ok, warn, fail, skip), what, hint, and of a failure the code
+and the exit status that the call would have ended with.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each step", Destination: &o.json, DisableDefaultText: true},
 			nodeFlag(&o.node),

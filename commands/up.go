@@ -40,7 +40,7 @@ stand in its first 64 lines, in comments: # fbus: description = "…", // or --.
   kill -HUP PID        # read again: what has not changed goes on undisturbed
 
   [node]
-  serve = true                  # be a node too; or address = "PATH" of one
+  serve = true                  # be a node too; or address = "ADDR" of one
   [functions.wc]
   command = ["wc", "-w"]        # and every option of fbus offer, by its long name
   slots = 4

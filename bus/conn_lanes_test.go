@@ -40,6 +40,7 @@ func TestOrderWithinCalls(t *testing.T) {
 			near, far := pair(t, kind)
 			budget := &Budget{Max: 1 << 30}
 			conn := NewConn(far, budget)
+			conn.patience = time.Minute // its peer is slow
 			got := &arrivals{}
 			var serving sync.WaitGroup
 			serving.Go(func() { NewConn(slow{near}, nil).Serve(got, anyFrame) })

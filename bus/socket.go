@@ -38,7 +38,9 @@ type Socket struct {
 	raw   syscall.RawConn // nil: nc can not be tried without blocking
 	taken atomic.Bool     // by a Conn
 
-	acquire, release func() // the Gate; the handshake's alone
+	acquire func() bool // the Gate; the handshake's alone
+	release func()
+	placed  bool // a place is held
 
 	ahead, unread []byte // read ahead, and the part that TLS has not taken; the reader's alone
 	eof           bool   // the reader's alone
@@ -64,12 +66,22 @@ func NewSocket(nc net.Conn) *Socket {
 	return s
 }
 
-// Gate has reads of the handshake give a place back while they wait for the
-// peer, and take one again before they return: so the number of handshakes that
-// compute can be bounded, and no slow peer holds a place. Who starts the
-// handshake holds a place, and holds one when it has ended. It is in force until
-// a Conn takes the Socket over, or until Gate(nil, nil).
-func (s *Socket) Gate(acquire, release func()) { s.acquire, s.release = acquire, release }
+// Gate has reads of the handshake take a place before they return, and give it
+// back when they have to wait for the peer: so the number of handshakes that
+// compute can be bounded, and no slow peer holds a place. If acquire is false the
+// read fails. It is in force until a Conn takes the Socket over, or until
+// Gate(nil, nil), which gives back a place that is held.
+func (s *Socket) Gate(acquire func() bool, release func()) {
+	s.leavePlace()
+	s.acquire, s.release = acquire, release
+}
+
+func (s *Socket) leavePlace() {
+	if s.placed {
+		s.placed = false
+		s.release()
+	}
+}
 
 // NetConn is the connection below.
 func (s *Socket) NetConn() net.Conn { return s.nc }
@@ -96,26 +108,32 @@ func (s *Socket) Read(p []byte) (int, error) {
 // readGated gives the place back only if there is something to wait for.
 func (s *Socket) readGated(p []byte) (n int, err error) {
 	if s.raw == nil {
-		s.release()
-		defer s.acquire()
-		return s.nc.Read(p)
+		s.leavePlace()
+		n, err = s.nc.Read(p)
+	} else {
+		n, err = s.readRaw(p)
 	}
-	waited := false
+	if n > 0 && !s.placed {
+		if !s.acquire() {
+			return 0, net.ErrClosed
+		}
+		s.placed = true
+	}
+	return n, err
+}
+
+func (s *Socket) readRaw(p []byte) (n int, err error) {
 	rerr := s.raw.Read(func(fd uintptr) bool {
 		for {
 			if n, err = rawRead(int(fd), p); err != syscall.EINTR {
 				break
 			}
 		}
-		if err == syscall.EAGAIN && !waited {
-			waited = true
-			s.release()
+		if err == syscall.EAGAIN {
+			s.leavePlace()
 		}
 		return err != syscall.EAGAIN
 	})
-	if waited {
-		s.acquire()
-	}
 	switch {
 	case rerr != nil:
 		return 0, rerr

@@ -225,29 +225,47 @@ func TestSocketBound(t *testing.T) {
 	}
 }
 
-// TestGate: a place is given back only while the handshake waits for the peer,
-// and all are there when it has ended, well or not.
+// TestGate: a place is taken when the peer has sent something, and given back while
+// the handshake waits for more, and when the gate ends. Who gets none reads nothing.
 func TestGate(t *testing.T) {
 	for _, kind := range []string{"tcp", "pipe"} {
 		near, far := pair(t, kind)
 		places := make(chan struct{}, 1)
-		waits := 0
+		waits, allowed := 0, true
 		s := NewSocket(far)
-		s.Gate(func() { places <- struct{}{} }, func() { <-places; waits++ })
-		places <- struct{}{}
+		acquire := func() bool {
+			if allowed {
+				places <- struct{}{}
+			}
+			return allowed
+		}
+		s.Gate(acquire, func() { <-places; waits++ })
 		client, server := handshake(t, near, s)
 		if len(places) != 1 || waits == 0 {
 			t.Errorf("%s: %d places are taken after %d waits, want the handshake's", kind, len(places), waits)
 		}
 		s.Gate(nil, nil)
+		if len(places) != 0 {
+			t.Errorf("%s: the place is still taken", kind)
+		}
 		go client.Write([]byte("x"))
 		if n, err := server.Read(make([]byte, 9)); n != 1 || err != nil {
 			t.Errorf("%s: %d bytes, error %v", kind, n, err)
 		}
+		s.Gate(acquire, func() { <-places })
+		allowed = false
+		go client.Write([]byte("y"))
+		if n, err := s.Read(make([]byte, 9)); n != 0 || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: %d bytes, error %v", kind, n, err)
+		}
 		near.Close()
-		s.Gate(func() { places <- struct{}{} }, func() { <-places })
-		if _, err := s.Read(make([]byte, 9)); err == nil || len(places) != 1 {
+		allowed = true
+		if _, err := io.Copy(io.Discard, s); len(places) > 1 {
 			t.Errorf("%s: error %v, %d places are taken", kind, err, len(places))
+		}
+		s.Gate(nil, nil)
+		if len(places) != 0 {
+			t.Errorf("%s: the place is still taken", kind)
 		}
 		far.Close()
 	}

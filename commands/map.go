@@ -275,7 +275,7 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 	r.Notice = screen.say
 	ctx, stop := interruptible(r, screen, true)
 	defer stop()
-	defer followLoad()()
+	defer oneProcessor().stop()
 	err := r.Run(ctx)
 	return o.summary(r, p, screen, err)
 }

@@ -128,11 +128,13 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
-	defer tune()()
+	tuned := tune()
+	defer tuned.stop()
 	n, err := startNode(o, stdout, stderr)
 	if err != nil {
 		return err
 	}
+	tuned.node.Store(n.Node)
 	defer n.close()
 	n.sayReady()
 	notifyReady(logger(stderr), n.status())

@@ -3,17 +3,62 @@ package commands
 import (
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"fbus/bus/node"
 )
 
-// tune keeps a node or worker small and out of others' way, until stop is called.
-func tune() (stop func()) {
+const (
+	// memoryMark is from where the collector works for what a full queue holds.
+	memoryMark = 52 << 20
+	// connectionMemory is what a connection over TLS takes, about.
+	connectionMemory = 64 << 10
+)
+
+// tuning keeps a node or worker small and out of others' way, until it is stopped.
+type tuning struct {
+	done chan struct{}
+	node atomic.Pointer[node.Node] // nil, for a worker
+	mark int64                     // the memory limit that is set
+}
+
+// tune begins it.
+func tune() *tuning {
 	// There is little live data as a rule, so garbage may be a multiple of it,
-	// until the limit makes the collector work for what a full queue holds.
+	// until there is much.
 	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(52 << 20)
-	return followLoad()
+	t := &tuning{done: make(chan struct{})}
+	t.limitMemory(0)
+	t.begin()
+	return t
+}
+
+// oneProcessor is the part of it that any client may want.
+func oneProcessor() *tuning {
+	t := &tuning{done: make(chan struct{})}
+	t.begin()
+	return t
+}
+
+func (t *tuning) begin() {
+	all := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(1)
+	go t.followLoad(all) // ends with stop
+}
+
+func (t *tuning) stop() { close(t.done) }
+
+// limitMemory makes the collector work for what is beyond what so many connections
+// need: below that it would run all the time.
+func (t *tuning) limitMemory(connections int) {
+	const step = 64
+	want := memoryMark + int64(connections+step-1)/step*step*connectionMemory
+	if t.mark != want {
+		t.mark = want
+		debug.SetMemoryLimit(want)
+	}
 }
 
 // How busy one processor is, from which the process takes all, and below which
@@ -26,38 +71,35 @@ const (
 // followLoad runs Go code on one processor for as long as that is enough. With
 // more, each message wakes a second thread that finds nothing to do: that was
 // a third of what a call costs. It looks ten times a second while there is work,
-// and seldom when there is none.
-func followLoad() (stop func()) {
-	all := runtime.GOMAXPROCS(0)
-	if all == 1 {
-		return func() {}
-	}
-	runtime.GOMAXPROCS(1)
-	done := make(chan struct{})
-	go func() { // ends with stop
-		const often, seldom = 100 * time.Millisecond, time.Second
-		pause, before, at := often, processorTime(), time.Now()
-		for {
-			select {
-			case <-time.After(pause):
-			case <-done:
-				return
-			}
-			used, now := processorTime(), time.Now()
-			load := float64(used-before) / float64(now.Sub(at))
-			before, at = used, now
-			switch {
-			case load > oneIsFull && runtime.GOMAXPROCS(0) == 1:
-				runtime.GOMAXPROCS(all)
-			case load < oneIsEnough && runtime.GOMAXPROCS(0) != 1:
-				runtime.GOMAXPROCS(1)
-			}
-			if pause = often; load < 0.05 {
-				pause = seldom
-			}
+// and seldom when there is none. While a crowd enters, calls go beside it.
+func (t *tuning) followLoad(all int) {
+	const often, seldom = 100 * time.Millisecond, time.Second
+	pause, before, at := often, processorTime(), time.Now()
+	for {
+		select {
+		case <-time.After(pause):
+		case <-t.done:
+			return
 		}
-	}()
-	return func() { close(done) }
+		used, now := processorTime(), time.Now()
+		load := float64(used-before) / float64(now.Sub(at))
+		before, at = used, now
+		n := t.node.Load()
+		crowded := n != nil && n.Crowded()
+		if n != nil {
+			t.limitMemory(n.Connections())
+		}
+		switch {
+		case all == 1:
+		case (load > oneIsFull || crowded) && runtime.GOMAXPROCS(0) == 1:
+			runtime.GOMAXPROCS(all)
+		case load < oneIsEnough && !crowded && runtime.GOMAXPROCS(0) != 1:
+			runtime.GOMAXPROCS(1)
+		}
+		if pause = often; load < 0.05 {
+			pause = seldom
+		}
+	}
 }
 
 // processorTime is what this process has used.

@@ -163,6 +163,9 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer w.close()
+	if n != nil {
+		w.tuned.node.Store(n.Node)
+	}
 	r.w = w
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

@@ -18,6 +18,8 @@ type worker struct {
 	log   func(string, ...any)
 	ended func(string, ...any) // if not nil, is told how calls end
 
+	tuned *tuning
+
 	mu      sync.Mutex // protects the fields below; not held while a program is told something, which tells us things
 	node    string     // the programs' FBUS_NODE
 	offered map[string]*offered
@@ -200,6 +202,9 @@ func (w *worker) all() []*offered {
 
 // close closes the connection and all programs. Calls that run are waited for.
 func (w *worker) close() {
+	if w.tuned != nil {
+		w.tuned.stop()
+	}
 	w.bus.Close()
 	w.retired.Wait()
 	w.mu.Lock()

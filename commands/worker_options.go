@@ -60,9 +60,15 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 		ended = log
 	}
 	// A worker's memory is its own; what it passes on is bounded by windows.
-	defer tune()()
+	tuned := tune()
 	p, _ := find(o.node) // what is started ahead should know it
-	return newWorker(list, p.addr, log, ended)
+	w, err := newWorker(list, p.addr, log, ended)
+	if err != nil {
+		tuned.stop()
+		return nil, err
+	}
+	w.tuned = tuned
+	return w, nil
 }
 
 // start connects and makes the first offers; a signal ends that.

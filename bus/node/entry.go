@@ -32,9 +32,6 @@ const (
 	DefaultPerTicket = 1000
 	// handshakeTime bounds a TLS handshake.
 	handshakeTime = 5 * time.Second
-	// maxEntering is how many may be at it. The oldest makes room for one more: a
-	// peer in earnest needs milliseconds.
-	maxEntering = 512
 	// refreshTime is how often the list of tickets is looked at for what other
 	// processes have changed, and the clock for what has expired.
 	refreshTime = 2 * time.Second
@@ -61,7 +58,6 @@ func (n *Node) accept(nc *net.UnixConn) {
 // Config.Gate must be set.
 func (n *Node) ServeTCP(l net.Listener) error {
 	config := n.cfg.Gate.ServerConfig()
-	places := make(chan struct{}, 1) // handshakes take one processor at most
 	for {
 		nc, err := l.Accept()
 		switch {
@@ -77,23 +73,24 @@ func (n *Node) ServeTCP(l net.Listener) error {
 			}
 			return err
 		}
-		n.entering.begin(nc)
+		a := n.entering.begin(nc)
 		go func() { // ends with the connection
-			defer n.entering.end(nc)
-			n.enter(nc, config, places)
+			defer a.end()
+			n.enter(a, config)
 		}()
 	}
 }
 
 // enter lets a peer in that has completed the handshake and is on the list.
 // Nothing it sends is handled before.
-func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
+func (n *Node) enter(a *arrival, config *tls.Config) {
+	nc := a.nc
 	from := nc.RemoteAddr().String()
 	nc.SetDeadline(time.Now().Add(handshakeTime))
 	pulse := bus.KeepAlive(nc, n.cfg.KeepAlive)
 	sock := bus.NewSocket(nc)
 	tc := tls.Server(sock, config)
-	if err := handshake(tc, sock, places); err != nil {
+	if err := handshake(tc, sock, a); err != nil {
 		e := trust.Explain(err, time.Time{})
 		n.refused(from, nil, e)
 		trust.Dismiss(tc, err)
@@ -109,18 +106,15 @@ func (n *Node) enter(nc net.Conn, config *tls.Config, places chan struct{}) {
 	}
 	nc.SetDeadline(time.Time{})
 	n.arriving.Add(1) // before it is entering no more: a drain waits for either
-	n.entering.end(nc)
+	a.end()
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse, placed: true}
 	n.serve(tc, peer, forOthers)
 }
 
-// handshake has a place while it computes, not while it waits for the peer.
-func handshake(tc *tls.Conn, sock *bus.Socket, places chan struct{}) error {
-	acquire, release := func() { places <- struct{}{} }, func() { <-places }
-	sock.Gate(acquire, release)
-	acquire()
-	defer release()
-	defer sock.Gate(nil, nil) // who is turned away is read from without a place
+// handshake has the place while it computes, not while it waits for the peer.
+func handshake(tc *tls.Conn, sock *bus.Socket, a *arrival) error {
+	sock.Gate(a.acquire, a.release)
+	defer sock.Gate(nil, nil) // who is turned away is read from without it
 	return tc.HandshakeContext(context.Background())
 }
 
@@ -167,19 +161,6 @@ func denial(err error) *bus.Error {
 		return be
 	}
 	return &bus.Error{Code: bus.CodeDenied, Message: err.Error()}
-}
-
-// refused notes that somebody was not let in.
-func (n *Node) refused(from string, id *trust.Identity, err error) {
-	e := denial(err)
-	entry := journal.Entry{Event: journal.EventRefused, From: from, Code: e.Code, Message: e.Message}
-	who := ""
-	if id != nil {
-		who = " of " + id.Caller()
-		entry.Name, entry.Serial = id.Name, id.Serial
-	}
-	n.note(&entry)
-	n.cfg.Note("connection from %s%s refused: %v", from, who, err)
 }
 
 // denied notes that somebody wanted more than his rights allow.

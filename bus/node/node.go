@@ -111,9 +111,10 @@ type Node struct {
 	guests    int            // all of these
 	listening []*net.TCPAddr
 
-	entering entering
-	done     chan struct{} // closed by Close
-	listLost atomic.Value  // the warning about the list of tickets that stands
+	entering  entering
+	strangers refusals
+	done      chan struct{} // closed by Close
+	listLost  atomic.Value  // the warning about the list of tickets that stands
 
 	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
 	serving  sync.WaitGroup
@@ -322,6 +323,16 @@ func (n *Node) Close() {
 		c.Close()
 	}
 }
+
+// Connections is how many others have here.
+func (n *Node) Connections() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.guests
+}
+
+// Crowded reports whether many are about to enter.
+func (n *Node) Crowded() bool { return n.entering.crowded() }
 
 // Open is how many calls are queued or running.
 func (n *Node) Open() int {

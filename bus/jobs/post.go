@@ -74,8 +74,12 @@ func (o *Options) check() error {
 		return fmt.Errorf("on: it is no glob of workers' names")
 	}
 	if o.At != "" {
-		if _, err := time.Parse(time.RFC3339, o.At); err != nil {
+		at, err := time.Parse(time.RFC3339, o.At)
+		if err != nil {
 			return fmt.Errorf("at: %q is no time like 2026-11-26T07:00:00Z", o.At)
+		}
+		if time.Until(at) > seconds(maxSeconds) { // the store's time would overflow
+			return fmt.Errorf("at: %s is more than a hundred years ahead", o.At)
 		}
 	}
 	return nil

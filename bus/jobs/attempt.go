@@ -20,6 +20,7 @@ type attempt struct {
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	over   chan struct{} // closed when it has left its place in line
 
 	// The manager's mu protects these.
 	job     *Job      // nil: not read yet
@@ -34,7 +35,7 @@ var errCancelledJob = &bus.Error{Code: bus.CodeCancelled, Message: "the job was 
 
 // newAttempt makes an attempt. m.mu is held.
 func newAttempt(m *Manager, l *line, r readyJob) *attempt {
-	a := &attempt{m: m, line: l, place: r, id: r.id}
+	a := &attempt{m: m, line: l, place: r, id: r.id, over: make(chan struct{})}
 	a.ctx, a.cancel = context.WithCancelCause(m.ctx)
 	return a
 }
@@ -151,7 +152,7 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	case !started && cancelled, !started && a.m.ctx.Err() != nil:
 		drop()
 		if cancelled { // first: it must not get its turn again
-			a.m.cancelQueued(a.id)
+			a.m.cancelQueued(a.id, true)
 		}
 		a.leave(!cancelled)
 		return
@@ -206,6 +207,7 @@ func (a *attempt) leave(again bool) {
 	defer m.mu.Unlock()
 	if m.active[a.id] == a {
 		delete(m.active, a.id)
+		close(a.over)
 	}
 	if a.line.first == a {
 		a.line.first = nil

@@ -19,31 +19,37 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 	if was.State.Finished() {
 		return was, fmt.Errorf("%s: it is %s: %w", id, was.State, errState)
 	}
+	if err := m.store.unwritable(); err != nil && m.State(was) != Running {
+		return was, err
+	}
 	ended := m.await(id)
 	defer m.unwait(id, ended)
-	m.mu.Lock()
-	a := m.active[id]
-	if a != nil && !a.kept {
-		a.cancel(errCancelledJob)
-	}
-	m.mu.Unlock()
-	if a == nil {
-		if err := m.cancelQueued(id); err != nil {
-			return was, err
+	for {
+		m.mu.Lock()
+		a := m.active[id]
+		if a != nil && !a.kept {
+			a.cancel(errCancelledJob)
+		}
+		m.mu.Unlock()
+		if a == nil {
+			return was, m.cancelQueued(id, false)
+		}
+		select {
+		case <-ended:
+			return was, nil
+		case <-a.over: // it may have been too late to cancel the attempt: there may be another one to come
+		case <-ctx.Done():
+			return was, nil
+		case <-m.ctx.Done():
+			return was, nil
 		}
 	}
-	select {
-	case <-ended:
-	case <-ctx.Done():
-	case <-m.ctx.Done():
-	}
-	return was, nil
 }
 
-// cancelQueued ends a job that nobody has.
-func (m *Manager) cancelQueued(id ID) error {
+// cancelQueued ends a job that nobody has; must: it has been ended already.
+func (m *Manager) cancelQueued(id ID, must bool) error {
 	var j *Job
-	err := m.store.apply(true, func(t *tx) (err error) {
+	err := m.store.apply(must, func(t *tx) (err error) {
 		if j, err = t.job(id); err != nil || j == nil || j.State.Finished() {
 			return wrap(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -281,6 +282,48 @@ func TestCancel(t *testing.T) {
 	b.becomes(c, last, jobs.Done)
 	if list, _ := b.list(c, `{"function":"g"}`); len(list) != 0 {
 		t.Errorf("a cancelled job has posted %+v", list)
+	}
+}
+
+// TestCancelAtTheEnd: a job is cancelled too while the end of an attempt is written
+// after which it would be tried again; and while nothing can be written, that is said.
+func TestCancelAtTheEnd(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	g := newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	id := b.post(c, "f", `{"retries":5,"backoff":0.001}`, "")
+	waits := b.post(c, "g", "", "")
+	await(t, "it runs", g.started)
+	eventually(t, "it is known to run", func() bool { return b.job(c, id).State == jobs.Running })
+	b.m.FailCommits(syscall.EIO, false)
+	b.refused(c, "f", "", "", 75, "can not be written")
+	g.release <- exit(1)
+	b.m.AwaitKept(1)
+	if e := call(c, "fbus.cancel", bus.List(waits), ""); e.res.Status != 75 {
+		t.Errorf("%+v", e)
+	}
+	cancelled := make(chan ended, 1)
+	go func() { // ends with the call
+		e := call(c, "fbus.cancel", bus.List(id), "")
+		for e.res.Status == 75 { // the store was being opened anew, and could not be read either
+			e = call(c, "fbus.cancel", bus.List(id), "")
+		}
+		cancelled <- e
+	}()
+	eventually(t, "it is asked for", func() bool { return b.m.Awaited(id) })
+	b.m.FailCommits(nil, false)
+	if e := await(t, "its end", cancelled); e.res.Status != 0 {
+		t.Errorf("%+v", e)
+	}
+	if i := b.job(c, id); i.State != jobs.Cancelled {
+		t.Errorf("%+v", i)
+	}
+	b.becomes(c, waits, jobs.Queued)
+	settles()
+	if len(g.started) > 0 {
+		t.Error("it was run after it was cancelled")
 	}
 }
 

@@ -108,3 +108,11 @@ func (m *Manager) AwaitKept(n int) {
 		m.mu.Unlock()
 	}
 }
+
+// Awaited reports whether somebody waits for the end of a job.
+func (m *Manager) Awaited(job string) bool {
+	id, _ := ParseID(job)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waiters[id]) > 0
+}

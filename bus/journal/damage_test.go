@@ -47,8 +47,8 @@ func TestTornLine(t *testing.T) {
 		if len(list) != 3 || next != 3 || list[2].Function != "new" {
 			t.Fatalf("cut at %d of %d: %+v", cut, len(data), list)
 		}
-		if len(w.list) != 1 || w.count("cut short") != 1 {
-			t.Errorf("warnings: %q", w.list)
+		if len(w.all()) != 1 || w.count("cut short") != 1 {
+			t.Errorf("warnings: %q", w.all())
 		}
 		j.Close()
 	}
@@ -94,7 +94,7 @@ func TestDamage(t *testing.T) {
 		if backwards := readAll(t, j, journal.Query{Last: 2 * n}); len(backwards) != left {
 			t.Errorf("seed %d: %d entries from the end", seed, len(backwards))
 		}
-		if left < n && len(w.list) == 0 {
+		if left < n && len(w.all()) == 0 {
 			t.Errorf("seed %d: nothing is said of %d lines", seed, n-left)
 		}
 		j.Append(call("f"))
@@ -119,7 +119,7 @@ func TestFileCutWhileOpen(t *testing.T) {
 	j.Append(call("f"))
 	j.Append(call("f"))
 	if list := readAll(t, j, journal.Query{Last: 1000}); len(list) < 10 || list[len(list)-1].Seq != 102 {
-		t.Errorf("%d entries, %q", len(list), w.list)
+		t.Errorf("%d entries, %q", len(list), w.all())
 	}
 }
 

@@ -1,6 +1,11 @@
 package journal
 
-import "os"
+import (
+	"os"
+	"time"
+)
+
+func init() { flushTime = time.Minute } // on a busy machine the writer takes long
 
 // FailWrites makes every write fail as fail says; nil ends that. It is for a
 // journal that nothing has been appended to yet, or under fail's own lock.

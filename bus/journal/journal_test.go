@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +32,12 @@ func (w *warnings) warn(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list = append(w.list, fmt.Sprintf(format, args...))
+}
+
+func (w *warnings) all() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.list)
 }
 
 func (w *warnings) count(part string) (n int) {
@@ -208,8 +215,8 @@ func TestRotation(t *testing.T) {
 	if names, _ := filepath.Glob(filepath.Join(dir, "*.jsonl")); len(names) != 2 {
 		t.Errorf("files: %q", names)
 	}
-	if len(w.list) > 0 {
-		t.Errorf("warnings: %q", w.list)
+	if len(w.all()) > 0 {
+		t.Errorf("warnings: %q", w.all())
 	}
 }
 
@@ -371,7 +378,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("%d entries while the disk is full", len(list))
 	}
 	if w.count("no space left") != 1 {
-		t.Errorf("warnings: %q", w.list)
+		t.Errorf("warnings: %q", w.all())
 	}
 	mu.Lock()
 	full = false
@@ -380,15 +387,15 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	if w.count("entries are missing") != 1 {
-		t.Errorf("warnings: %q", w.list)
+		t.Errorf("warnings: %q", w.all())
 	}
 	j, w = open(t, journal.Options{Dir: dir})
 	all := readAll(t, j, journal.Query{})
 	if all[0].Event != journal.EventDropped || int(all[0].Dropped)+len(all)-1 != n+1 || all[0].Seq+1 != all[1].Seq {
 		t.Errorf("%d entries, the first %+v", len(all), all[0])
 	}
-	if len(w.list) > 0 {
-		t.Errorf("warnings: %q", w.list)
+	if len(w.all()) > 0 {
+		t.Errorf("warnings: %q", w.all())
 	}
 }
 
@@ -422,7 +429,7 @@ func TestTooFast(t *testing.T) {
 		t.Errorf("got %+v", list)
 	}
 	if w.count("100 entries are missing") != 1 {
-		t.Errorf("warnings: %q", w.list)
+		t.Errorf("warnings: %q", w.all())
 	}
 }
 
@@ -453,7 +460,7 @@ func TestReadsBesideWrites(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	if len(w.list) > 0 {
-		t.Errorf("warnings: %q", w.list)
+	if len(w.all()) > 0 {
+		t.Errorf("warnings: %q", w.all())
 	}
 }

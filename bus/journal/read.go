@@ -17,7 +17,7 @@ const (
 
 // flushTime bounds how long a read waits for what was appended before it: a disk
 // that hangs must not hide what was written before.
-const flushTime = time.Second
+var flushTime = time.Second
 
 // Query says which entries are to be read.
 type Query struct {

@@ -40,11 +40,27 @@ func (d *declared) set(s setting, c *configFile) {
 		return
 	}
 	flag := d.flags[key]
-	if flag == nil || len(key) < 2 || len(s.key) > 3 {
+	switch place := placeOfAll(key); {
+	case flag == nil && place != "" && len(s.key) == 3:
+		c.problems.add(s.at, "%s: there is no key %s here: it is for all functions, %s", d.name, key, place)
+	case flag == nil || len(key) < 2 || len(s.key) > 3:
 		c.unknown(s.at, d.name, strings.Join(s.key[2:], "."), append(longNames(d.flags), "command"))
-		return
+	default:
+		c.apply(d.name, key, flag, s.value)
 	}
-	c.apply(d.name, key, flag, s.value)
+}
+
+// placeOfAll is where an option of fbus offer is given that concerns the worker,
+// and so all its functions; "" for others.
+func placeOfAll(key string) string {
+	worker, node := new(workerOptions), new(nodeConfig)
+	switch {
+	case len(key) < 2 || tableOf(worker.flags())[key] == nil:
+		return ""
+	case node.ownFlags()[key] != nil:
+		return "in [node]"
+	}
+	return "a flag of fbus up"
 }
 
 // finish makes relative paths absolute, and checks the function as a whole.

@@ -16,14 +16,19 @@ import (
 // workers.
 func (n *nodeConfig) flags() flagTable {
 	table := tableOf(n.options.nodeFlags())
-	maps.Copy(table, flagTable{
+	maps.Copy(table, n.ownFlags())
+	return table
+}
+
+// ownFlags are those that a node at another address has as well.
+func (n *nodeConfig) ownFlags() flagTable {
+	return flagTable{
 		"serve":   &cli.BoolFlag{Destination: &n.serve},
 		"address": &cli.StringFlag{Destination: &n.address},
 		"node":    &cli.StringFlag{Destination: &n.address},
 		"worker":  &cli.StringFlag{Destination: &n.worker},
 		"drain":   &cli.GenericFlag{Value: &n.drain},
-	})
-	return table
+	}
 }
 
 func (c *configFile) nodeSetting(s setting) {

@@ -17,8 +17,14 @@ type Identity struct {
 	Joining bool      // an invitation: it may exchange itself, and nothing else
 }
 
-// Caller is who it is for FBUS_CALLER and the log: "ticket:NAME".
-func (id *Identity) Caller() string { return "ticket:" + id.Name }
+// Caller is who it is for FBUS_CALLER and the log: "ticket:NAME". Who holds an
+// invitation is not yet who will have its name: whatever he does takes nothing from that one.
+func (id *Identity) Caller() string {
+	if id.Joining {
+		return "invitation:" + id.Name
+	}
+	return "ticket:" + id.Name
+}
 
 // Admit says who has completed this handshake, as the authority's list has it
 // now, or why nobody has. It is to be called before anything that the peer sent

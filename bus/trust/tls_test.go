@@ -148,7 +148,7 @@ func TestEnter(t *testing.T) {
 	if id := enter(reusable); id.Caller() != "ticket:ci" || id.Joining || !id.Rights.MayCall("a") || !id.Expires.Equal(reusable.Expires) {
 		t.Errorf("%+v", id)
 	}
-	if id := enter(inv); id.Caller() != "ticket:box" || !id.Joining || !id.Rights.Empty() {
+	if id := enter(inv); id.Caller() != "invitation:box" || !id.Joining || !id.Rights.Empty() {
 		t.Errorf("%+v", id)
 	}
 	req, key := request(t)

@@ -208,7 +208,7 @@ func (o *importOptions) offered() error {
 }
 
 func (o *importOptions) lookFor(look *lookOptions) error {
-	data, err := look.ask("fbus.functions")
+	data, err := look.ask("fbus.functions", o.names...)
 	if err != nil {
 		return err
 	}
@@ -218,8 +218,5 @@ func (o *importOptions) lookFor(look *lookOptions) error {
 	}
 	// A name that is only waited for is listed too.
 	list = slices.DeleteFunc(list, func(f node.FunctionInfo) bool { return len(f.Workers) == 0 })
-	names := slices.DeleteFunc(slices.Clone(o.names), func(name string) bool {
-		return strings.HasPrefix(name, "fbus.") // the node's own are not listed
-	})
-	return missing(list, names)
+	return missing(list, o.names)
 }

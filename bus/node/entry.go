@@ -170,6 +170,16 @@ func (s *session) denied(function, msg string) {
 	})
 }
 
+// deny is how a call of one of the node's own functions ends that is about a function
+// which the peer may not call.
+func (n *Node) deny(p *Peer, function string) bus.Result {
+	msg := fmt.Sprintf("%s may not call %s", p.Caller, clean([]byte(function)))
+	n.note(&journal.Entry{
+		Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: clean([]byte(function)), Code: bus.CodeDenied, Message: msg, Serial: p.Serial,
+	})
+	return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeDenied), Code: bus.CodeDenied, Message: msg}
+}
+
 // note puts an entry into the journal, if one is kept.
 func (n *Node) note(e *journal.Entry) {
 	if n.cfg.Journal != nil {

@@ -311,6 +311,11 @@ func (n *Node) serveFunctions(_ context.Context, p *Peer, inv *bus.Invocation, o
 	if err != nil {
 		return badWords("fbus.functions: " + err.Error())
 	}
+	for _, name := range names { // before look-up: what is absent must look alike
+		if !p.mayCall(name) {
+			return n.deny(p, name)
+		}
+	}
 	writeLines(out, n.functionsFor(p, names))
 	return exit0
 }

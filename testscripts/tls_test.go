@@ -20,7 +20,7 @@ type scripts struct{ names, why string }
 // something that is true of unix sockets alone.
 var notOverTLS = []scripts{
 	{"up_ up", "make a node of their own, or name one by its socket"},
-	{"serve_socket_taken serve_stale_socket serve_network_ serve_ready status doctor_", "are about sockets, and which node is found"},
+	{"serve_socket_taken serve_stale_socket serve_network_ serve_ready status socket_ doctor_", "are about sockets, and which node is found"},
 	{"offer_no_node", "begins without a node, so without a ticket of it"},
 	{"import hints_are_commands offer_refused", "are about words, or name the node by its socket"},
 	{"example_", "connect themselves, or know where"},

@@ -23,9 +23,9 @@ import (
 type store struct {
 	t      testing.TB
 	dir    string
-	state  string   // FBUS_STATE
-	before []string // the command that runs fbus serve
+	state  string // FBUS_STATE
 	flags  []string
+	launch func(cmd *exec.Cmd) error // starts the node
 
 	mu   sync.Mutex // protects the fields below
 	node *exec.Cmd
@@ -36,7 +36,7 @@ type store struct {
 // newStore starts a node.
 func newStore(t testing.TB, change ...func(s *store)) *store {
 	t.Helper()
-	s := &store{t: t, dir: t.TempDir()}
+	s := &store{t: t, dir: t.TempDir(), launch: (*exec.Cmd).Start}
 	s.state = filepath.Join(s.dir, "state")
 	for _, f := range change {
 		f(s)
@@ -73,19 +73,9 @@ func (s *store) command(args ...string) *exec.Cmd {
 func (s *store) start() {
 	s.t.Helper()
 	cmd := s.command(append([]string{"serve", "--no-tcp", "--network", "jobs", "--socket", s.socket()}, s.flags...)...)
-	if len(s.before) > 0 {
-		path, err := exec.LookPath("fbus")
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		args := slices.Concat(s.before, []string{path}, cmd.Args[1:])
-		wrapped := exec.Command(args[0], args[1:]...)
-		wrapped.Env = cmd.Env
-		cmd = wrapped
-	}
 	cmd.Stderr = (*storeStderr)(s)
 	cmd.WaitDelay = patience
-	if err := cmd.Start(); err != nil {
+	if err := s.launch(cmd); err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()

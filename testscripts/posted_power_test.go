@@ -1,0 +1,104 @@
+package testscripts
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	fbus "fbus/bus"
+)
+
+// TestPowerCut takes the power from a disk at random while clients post and workers
+// run: whatever of an image has been written at that moment is copied, and a node
+// started on the copy. Each job that was acknowledged is there, none is damaged, and
+// those that were reported done have their results. FBUS_SOAK=1 does it 50 times.
+//
+// The image lies on a filesystem of the test's own, which stands still while it is
+// copied: so the cut comes at any moment, also within an fsync.
+func TestPowerCut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount filesystems")
+	}
+	t.Parallel()
+	cuts := 3
+	if soak() {
+		cuts = 50
+	}
+	m := newMountspace(t)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	m.image(path("outer.img"), 192<<20)
+	m.loop(path("outer.img"), path("outer"), "")
+	m.image(path("outer/disk.img"), 128<<20)
+	m.loop(path("outer/disk.img"), path("disk"), ",commit=300")
+	s := newStore(t, func(s *store) { s.state, s.launch = path("disk"), m.start })
+	l := newLedger()
+	for i := range 2 {
+		s.worker(fmt.Sprint("w", i), "f", 4, l.work(s))
+	}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for i := range 4 {
+		clients.Go(func() { l.client(s, i, stop) })
+	}
+	known := 0
+	for range cuts {
+		eventually(t, "posts are taken", func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return len(l.acked) > known+10
+		})
+		time.Sleep(rand.N(100 * time.Millisecond)) // at random is what is meant
+		l.mu.Lock()
+		acked, reported := maps.Clone(l.acked), maps.Clone(l.reported)
+		l.mu.Unlock()
+		known = len(acked)
+		m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+		m.loop(path("cut.img"), path("cut"), "")
+		afterCut(t, m, path("cut"), acked, reported)
+		m.unmount(path("cut"))
+	}
+	close(stop)
+	clients.Wait()
+	l.settle(t, s)
+}
+
+// afterCut starts a node on what a cut has left.
+func afterCut(t *testing.T, m *mountspace, state string, acked map[string]uint32, reported map[string]int) {
+	t.Helper()
+	s := newStore(t, func(s *store) { s.state, s.launch = state, m.start })
+	defer s.end(syscall.SIGTERM, syscall.SIGTERM)
+	c := s.client("after")
+	l := newLedger()
+	l.acked = acked
+	done := 0
+	for id := range acked {
+		a := ask(c, "fbus.result", id, `{"wait":false}`)
+		l.result(s, id, a)
+		if _, was := reported[id]; was && !a.ok() {
+			t.Errorf("%s was reported done: %+v", id, a.res)
+		}
+		if a.ok() {
+			done++
+		}
+	}
+	s.worker("again", "f", 8, func(ctx context.Context, inv *fbus.Invocation) fbus.Result { return l.work(s)(ctx, inv) })
+	for id := range acked {
+		l.result(s, id, ask(c, "fbus.result", id))
+	}
+	t.Logf("%d acknowledged, %d reported done, %d done on disk", len(acked), len(reported), done)
+	if len(l.reported) != len(acked) || len(l.broken) > 0 || strings.Contains(s.stderr(), "damage") {
+		t.Errorf("%d of %d are there: %s; the node says: %s", len(l.reported), len(acked), strings.Join(l.broken, "\n"), s.stderr())
+	}
+}

@@ -225,6 +225,21 @@ func TestSocketBound(t *testing.T) {
 	}
 }
 
+// answersLate writes for the second time when no place is taken: its peer waits.
+type answersLate struct {
+	net.Conn
+	places chan struct{}
+	begun  bool
+}
+
+func (a *answersLate) Write(p []byte) (int, error) {
+	for a.begun && len(a.places) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	a.begun = true
+	return a.Conn.Write(p)
+}
+
 // TestGate: a place is taken when the peer has sent something, and given back while
 // the handshake waits for more, and when the gate ends. Who gets none reads nothing.
 func TestGate(t *testing.T) {
@@ -240,7 +255,7 @@ func TestGate(t *testing.T) {
 			return allowed
 		}
 		s.Gate(acquire, func() { <-places; waits++ })
-		client, server := handshake(t, near, s)
+		client, server := handshake(t, &answersLate{near, places, false}, s)
 		if len(places) != 1 || waits == 0 {
 			t.Errorf("%s: %d places are taken after %d waits, want the handshake's", kind, len(places), waits)
 		}

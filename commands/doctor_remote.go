@@ -212,8 +212,13 @@ func (r *remoteAddress) certificate(config *tls.Config) {
 		return
 	}
 	what := "yours"
-	if t := r.place.id.ticket; t != nil {
+	t := r.place.id.ticket
+	if t != nil {
 		what = fmt.Sprintf("ticket %s of network %s", t.Name, t.Network)
+	}
+	if r.place.id.joined != "" && t.RenewalDue(trust.Now()) {
+		r.warn("certificate", "every command renews it, if it can write "+r.place.id.joined, "%s was taken, and is to be renewed; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+		return
 	}
 	r.ok("certificate", "%s was taken; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 }

@@ -148,6 +148,28 @@ func (id *identity) renew(ctx context.Context, c *bus.Client) {
 	}
 }
 
+// renewPause is how often a connection that lasts looks whether its identity is to
+// be renewed; a test has no hour.
+var renewPause = time.Hour
+
+// keep renews the identity of a connection that lasts for months, until it ends. The
+// node then lets it last as long as the new certificate.
+func (id *identity) keep(c *bus.Client, pause time.Duration) {
+	if id.joined == "" {
+		return
+	}
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.Done():
+			return
+		case <-tick.C:
+			id.renew(context.Background(), c)
+		}
+	}
+}
+
 // renewed is the ticket with the certificate that the node gives for it.
 func renewed(ctx context.Context, c *bus.Client, t *trust.Ticket) (*trust.Ticket, error) {
 	request, err := t.Request()

@@ -283,6 +283,7 @@ func (p *place) dial(ctx context.Context, o *bus.DialOptions) (*bus.Client, erro
 	if err == nil && p.id != nil {
 		p.addr = c.Address()
 		p.id.renew(ctx, c)
+		go p.id.keep(c, renewPause) // ends with the connection
 	}
 	return c, err
 }

@@ -227,10 +227,8 @@ func (n *Node) watch() {
 			continue
 		case <-tick.C:
 		}
-		if a, ok := n.cfg.Gate.(*trust.Authority); ok {
-			if err := a.Refresh(); err != nil && !errors.Is(err, os.ErrNotExist) {
-				n.warnList(err)
-			}
+		if g, ok := n.cfg.Gate.(interface{ Refresh() error }); ok {
+			n.warnGate(g.Refresh())
 		}
 		if n.cfg.Jobs != nil {
 			n.cfg.Jobs.CheckActive()
@@ -255,9 +253,14 @@ func (n *Node) checkPulses() {
 	}
 }
 
-// warnList says that the list of tickets can not be read, once until it can.
-func (n *Node) warnList(err error) {
-	if n.listLost.Swap(err.Error()) != err.Error() {
-		n.cfg.Warn("%v", err)
+// warnGate says that the list of tickets, or the files of somebody's PKI, can not be
+// read, once until they can.
+func (n *Node) warnGate(err error) {
+	text := ""
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // between a removal and what comes in its place
+		text = err.Error()
+	}
+	if n.gateTrouble.Swap(text) != text && text != "" {
+		n.cfg.Warn("%s", text)
 	}
 }

@@ -111,10 +111,10 @@ type Node struct {
 	guests    int            // all of these
 	listening []*net.TCPAddr
 
-	entering  entering
-	strangers refusals
-	done      chan struct{} // closed by Close
-	listLost  atomic.Value  // the warning about the list of tickets that stands
+	entering    entering
+	strangers   refusals
+	done        chan struct{} // closed by Close
+	gateTrouble atomic.Value  // the warning about what decides who enters that stands
 
 	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
 	serving  sync.WaitGroup
@@ -154,7 +154,7 @@ func New(cfg Config) (*Node, error) {
 		callers: map[string]int{}, done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
-	n.listLost.Store("")
+	n.gateTrouble.Store("")
 	if cfg.Gate != nil {
 		if a, ok := cfg.Gate.(*trust.Authority); ok {
 			a.OnRevoke(n.Revoked)

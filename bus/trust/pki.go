@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -20,8 +21,9 @@ type Files struct {
 }
 
 type filesState struct {
-	pair *tls.Certificate
-	pool *x509.CertPool
+	pair  *tls.Certificate
+	pool  *x509.CertPool
+	files [3]os.FileInfo // as they were
 }
 
 // OpenFiles reads the files. now may be nil.
@@ -36,6 +38,10 @@ func OpenFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
 // Reload reads the files again, for connections made from then on. After an
 // error those that were read before are in use still.
 func (f *Files) Reload() error {
+	files, err := f.stat()
+	if err != nil {
+		return err
+	}
 	certText, _, err := readBounded(f.cert)
 	if err != nil {
 		return err
@@ -62,8 +68,31 @@ func (f *Files) Reload() error {
 	if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
 		return err
 	}
-	f.current.Store(&filesState{pair: &pair, pool: pool})
+	f.current.Store(&filesState{&pair, pool, files})
 	return nil
+}
+
+// Refresh reads the files again if one of them has changed: somebody renews them.
+func (f *Files) Refresh() error {
+	now, err := f.stat()
+	if err != nil {
+		return err
+	}
+	for i, was := range f.current.Load().files {
+		if !os.SameFile(was, now[i]) || !was.ModTime().Equal(now[i].ModTime()) || was.Size() != now[i].Size() {
+			return f.Reload()
+		}
+	}
+	return nil
+}
+
+func (f *Files) stat() (files [3]os.FileInfo, err error) {
+	for i, name := range []string{f.cert, f.key, f.ca} {
+		if files[i], err = os.Stat(name); err != nil {
+			return files, errorf(CodeStorage, "%v", err)
+		}
+	}
+	return files, nil
 }
 
 // ServerConfig is for the node's listener. Who completes the handshake is not

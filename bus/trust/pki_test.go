@@ -43,6 +43,11 @@ func TestFiles(t *testing.T) {
 		t.Errorf("%+v", id)
 	}
 	<-n.handled
+	before := f.current.Load()
+	must(t, f.Refresh())
+	if f.current.Load() != before {
+		t.Error("files that have not changed were read again")
+	}
 	old := cfg(client)
 	_, err = n.enter(t, f.ClientConfig("elsewhere.example"))
 	wantCode(t, Explain(err, c.now()), CodeWrongUse, "elsewhere.example")
@@ -52,7 +57,7 @@ func TestFiles(t *testing.T) {
 	for from, to := range map[string]string{cert2: cert, key2: key, ca2: ca} {
 		must(t, os.Rename(from, to))
 	}
-	must(t, f.Reload())
+	must(t, f.Refresh())
 	old.InsecureSkipVerify = true
 	_, err = n.enter(t, old)
 	n.rejected(t, "of the old CA", CodeOtherNetwork)

@@ -84,6 +84,7 @@ func (w *Worker) Run(ctx context.Context) error {
 
 // reconnect tries until a node has taken all offers.
 func (w *Worker) reconnect(ctx context.Context) error {
+	said := ""
 	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
 		// Jitter: a hundred workers do not knock at once.
 		pause := time.NewTimer(delay/2 + rand.N(delay/2+1))
@@ -105,7 +106,20 @@ func (w *Worker) reconnect(ctx context.Context) error {
 		if errors.Is(err, ErrDenied) {
 			return err
 		}
+		if text := err.Error(); telling(err) && text != said {
+			w.notice("%s: still looking for a node", text)
+			said = text
+		}
 	}
+}
+
+// telling reports whether an error says more than that no node is there.
+func telling(err error) bool {
+	switch asError(err, CodeNoNode).Code {
+	case CodeNoNode, CodeNodeLost, CodeDraining:
+		return false
+	}
+	return true
 }
 
 // offerAll makes the offers on a new connection.

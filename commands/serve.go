@@ -69,7 +69,8 @@ any flag by its long name; flags on the command line go before it.
 
 With a PKI of your own (--tls-cert, --tls-key, --tls-ca) the node's certificate names
 its host, and clients have certificates with the URI names of tickets, in the files
-that FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA name.
+that FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA name. Files that have changed are
+read again.
 
   fbus serve &
   fbus serve --socket /run/user/1000/bus.sock --log calls.jsonl

@@ -227,6 +227,7 @@ func (n *Node) watch() {
 			continue
 		case <-tick.C:
 		}
+		n.noteRest()
 		if g, ok := n.cfg.Gate.(interface{ Refresh() error }); ok {
 			n.warnGate(g.Refresh())
 		}

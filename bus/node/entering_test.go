@@ -104,6 +104,7 @@ func TestEnteringTakesTurns(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		for i, from := range order {
 			if from != "192.0.2.1" && i > 4 {
 				t.Errorf("%s enters as number %d", from, i+1)

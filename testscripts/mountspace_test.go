@@ -69,13 +69,6 @@ func (m *mountspace) must(err error) {
 	}
 }
 
-// tmpfs mounts a small disk.
-func (m *mountspace) tmpfs(dir, size string) {
-	m.t.Helper()
-	m.must(os.MkdirAll(dir, 0o700))
-	m.must(m.run("mount", "-t", "tmpfs", "-o", "mode=700,size="+size, "none", dir))
-}
-
 // image makes a file with an ext4 on it.
 func (m *mountspace) image(path string, size int64) {
 	m.t.Helper()

@@ -232,12 +232,6 @@ func (s *store) list(c *fbus.Client, query string) (list []jobs.Info) {
 	return list[:len(list)-1] // less the total
 }
 
-// job is one job with its history.
-func (s *store) job(c *fbus.Client, id string) jobs.Info {
-	s.t.Helper()
-	return s.list(c, `{"ids":["`+id+`"]}`)[0]
-}
-
 // worker offers a function to each node that comes, until the test ends.
 func (s *store) worker(name, function string, slots int, h fbus.CallHandler) {
 	s.t.Helper()

@@ -19,12 +19,12 @@ import (
 // inviteOptions are the flags of fbus invite.
 type inviteOptions struct {
 	look      lookOptions
-	call      cli.StringSlice
-	offer     cli.StringSlice
+	call      []string
+	offer     []string
 	admin     bool
 	ttl       durationValue
 	name      string
-	addresses cli.StringSlice
+	addresses []string
 	reusable  bool
 	output    string
 }
@@ -46,12 +46,12 @@ it stands, for any number of users: in FBUS_TICKET, or with any TLS library.
 A GLOB is over names of functions: * any run of characters, ? any one, [a-z] one of
 a class. None matches the node's own functions (fbus.…), which --admin allows.`,
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Destination: &o.call},
-			&cli.StringSliceFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Destination: &o.offer},
+			&cli.GenericFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Value: &listValue{&o.call}},
+			&cli.GenericFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Value: &listValue{&o.offer}},
 			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.admin, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "ttl", Usage: "good for `D`; default 1d, 30d if reusable", Value: &o.ttl},
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.name},
-			&cli.StringSliceFlag{Name: "address", Usage: "what is to be dialled, `HOST[:PORT]`; repeatable; default the addresses of the node's machine", Destination: &o.addresses},
+			&cli.GenericFlag{Name: "address", Usage: "what is to be dialled, `HOST[:PORT]`; repeatable; default the addresses of the node's machine", Value: &listValue{&o.addresses}},
 			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, as it stands", Destination: &o.reusable, DisableDefaultText: true},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write it to `FILE`, mode 0600, which must not exist; default stdout", Destination: &o.output},
 			nodeFlag(&o.look.node),
@@ -68,7 +68,7 @@ a class. None matches the node's own functions (fbus.…), which --admin allows.
 }
 
 func (o *inviteOptions) check() error {
-	rights := trust.Rights{Call: o.call.Value(), Offer: o.offer.Value(), Admin: o.admin}
+	rights := trust.Rights{Call: o.call, Offer: o.offer, Admin: o.admin}
 	if rights.Empty() {
 		return usage("say what it allows: --call GLOB, --offer GLOB or --admin").withHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
@@ -83,7 +83,7 @@ func (o *inviteOptions) check() error {
 	if o.ttl.set && o.ttl.d < trust.MinTTL {
 		return usage("--ttl %s: at least %s is due", o.ttl.d, formatDuration(trust.MinTTL))
 	}
-	for _, a := range o.addresses.Value() {
+	for _, a := range o.addresses {
 		if err := bus.CheckAddress(a); err != nil {
 			return usage("--address: %v", err).withHint(addressHint)
 		}
@@ -106,9 +106,9 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	q := node.Invitation{
-		Name: o.name, Call: o.call.Value(), Offer: o.offer.Value(), Admin: o.admin, TTL: o.ttl.d.Seconds(), Reusable: o.reusable,
+		Name: o.name, Call: o.call, Offer: o.offer, Admin: o.admin, TTL: o.ttl.d.Seconds(), Reusable: o.reusable,
 	}
-	for _, a := range o.addresses.Value() {
+	for _, a := range o.addresses {
 		q.Addresses = append(q.Addresses, bus.WithPort(a))
 	}
 	document, err := json.Marshal(q)

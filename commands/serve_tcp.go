@@ -19,7 +19,7 @@ import (
 
 // tcpOptions say how a node is reached from other machines.
 type tcpOptions struct {
-	listen         cli.StringSlice
+	listen         []string
 	off            bool
 	cert, key, ca  string
 	keepAlive      keepAliveValue
@@ -29,7 +29,7 @@ type tcpOptions struct {
 
 func (o *tcpOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringSliceFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + bus.DefaultPort, Destination: &o.listen},
+		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + bus.DefaultPort, Value: &listValue{&o.listen}},
 		&cli.BoolFlag{Name: "no-tcp", Usage: "only this machine", Destination: &o.off, DisableDefaultText: true},
 		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate is in `FILE` (PEM): a PKI of your own", Destination: &o.cert},
 		&cli.StringFlag{Name: "tls-key", Usage: "its key is in `FILE`", Destination: &o.key},
@@ -45,7 +45,7 @@ func (o *tcpOptions) addresses() []string {
 	if o.off {
 		return nil
 	}
-	if list := o.listen.Value(); len(list) > 0 {
+	if list := o.listen; len(list) > 0 {
 		return list
 	}
 	return []string{"0.0.0.0:" + bus.DefaultPort}
@@ -54,7 +54,7 @@ func (o *tcpOptions) addresses() []string {
 func (o *tcpOptions) check() error {
 	given := slices.DeleteFunc([]string{o.cert, o.key, o.ca}, func(s string) bool { return s == "" })
 	switch {
-	case o.off && len(o.listen.Value()) > 0:
+	case o.off && len(o.listen) > 0:
 		return usage("--no-tcp and --listen exclude each other")
 	case len(given) != 0 && len(given) != 3:
 		return usage("--tls-cert, --tls-key and --tls-ca go together")
@@ -63,7 +63,7 @@ func (o *tcpOptions) check() error {
 	case o.maxConnections < 0 || o.maxPerTicket < 0:
 		return usage("--max-connections and --max-per-ticket: at least 1 is due")
 	}
-	for _, addr := range o.listen.Value() {
+	for _, addr := range o.listen {
 		if err := bus.CheckAddress(addr); err != nil {
 			return usage("--listen: %v", err).withHint(addressHint)
 		}
@@ -96,7 +96,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 	}
 	if err := d.openGate(network, warn); err != nil {
 		d.close()
-		if len(o.listen.Value()) > 0 || o.cert != "" || len(passed) > 0 {
+		if len(o.listen) > 0 || o.cert != "" || len(passed) > 0 {
 			return nil, err
 		}
 		f := explain(err)
@@ -108,7 +108,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 	}
 	addresses := o.addresses()
 	if len(passed) > 0 {
-		addresses = o.listen.Value()
+		addresses = o.listen
 	}
 	for _, addr := range addresses {
 		l, err := listenTCP(addr)
@@ -116,7 +116,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 			d.listeners = append(d.listeners, l)
 			continue
 		}
-		if len(o.listen.Value()) > 0 {
+		if len(o.listen) > 0 {
 			d.close()
 			return nil, fail(exitNoNode, "%s: %s", addr, listenReason(err)).withHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
 		}

@@ -34,8 +34,8 @@ type grant struct {
 	at    string
 	group bool // id is a gid
 	id    int
-	call  cli.StringSlice
-	offer cli.StringSlice
+	call  []string
+	offer []string
 	admin bool
 	wrong bool // what is wrong with it was said
 }
@@ -51,7 +51,7 @@ func (r *rights) same(m *rights) bool {
 }
 
 func (g *grant) rights() trust.Rights {
-	return trust.Rights{Call: g.call.Value(), Offer: g.offer.Value(), Admin: g.admin}
+	return trust.Rights{Call: g.call, Offer: g.offer, Admin: g.admin}
 }
 
 func (s *sharing) flag() cli.Flag {
@@ -185,8 +185,8 @@ func grantFor(who, at string) (*grant, error) {
 
 func (g *grant) flags() flagTable {
 	return tableOf([]cli.Flag{
-		&cli.StringSliceFlag{Name: "call", Destination: &g.call},
-		&cli.StringSliceFlag{Name: "offer", Destination: &g.offer},
+		&cli.GenericFlag{Name: "call", Value: &listValue{&g.call}},
+		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.offer}},
 		&cli.BoolFlag{Name: "admin", Destination: &g.admin},
 	})
 }
@@ -233,8 +233,8 @@ func (c *configFile) rightsSetting(s setting) {
 	}
 	before := len(c.problems)
 	c.apply(in, s.key[2], flag, s.value)
-	if list, ok := flag.(*cli.StringSliceFlag); ok {
-		for _, glob := range list.Destination.Value() {
+	if list, ok := flag.(*cli.GenericFlag); ok {
+		for _, glob := range *list.Value.(*listValue).list {
 			if err := trust.CheckGlob(glob); err != nil {
 				c.problems.add(s.value.at, "%s: %s: %v", in, s.key[2], err)
 			}

@@ -235,14 +235,6 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 			return
 		}
 		c.wrongType(in, key, v, "a string")
-	case *cli.StringSliceFlag:
-		list, ok := []string{text}, isString // one needs no brackets
-		if !isString {
-			list, ok = c.strings(in, key, v)
-		}
-		if ok {
-			*f.Destination = *cli.NewStringSlice(list...)
-		}
 	case *cli.IntFlag:
 		if n, ok := v.v.(int64); ok {
 			*f.Destination = int(n)
@@ -252,7 +244,9 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 	case *cli.GenericFlag:
 		switch dest := f.Value.(type) {
 		case *listValue:
-			if list, ok := c.strings(in, key, v); ok {
+			if isString { // one needs no brackets
+				*dest.list = []string{text}
+			} else if list, ok := c.strings(in, key, v); ok {
 				*dest.list = list
 			}
 			return

@@ -116,6 +116,7 @@ func (o *joinOptions) exchange(ctx context.Context, j *trust.Joined, t *trust.Ti
 	defer c.Close()
 	cert, err := output(ctx, c, "fbus.join", bus.List(string(request)))
 	if errors.Is(err, &bus.Error{Code: trust.CodeUsed}) {
+		j.Abandon(t)
 		return o.kept(ctx, j, t, err)
 	}
 	if err != nil {

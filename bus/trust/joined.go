@@ -75,6 +75,10 @@ func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 	return t, nil
 }
 
+// Abandon forgets the key that was made for an invitation: somebody has used that, with
+// another one.
+func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitation)) }
+
 // Save keeps an identity or a reusable ticket as the one for its network, in
 // place of any other.
 func (j *Joined) Save(t *Ticket) error {

@@ -33,7 +33,9 @@ func accountID(kind, database, name string) (int, error) {
 			}
 		}
 	}
-	line, _ := exec.Command("getent", database, name).Output()
+	getent := exec.Command("getent", database, name)
+	getent.Env = []string{} // a ticket may be in ours
+	line, _ := getent.Output()
 	if id, ok := idOf(strings.TrimSpace(string(line)), name); ok {
 		return id, nil
 	}

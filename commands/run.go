@@ -233,7 +233,9 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 // runCommandIn runs the command in the foreground and returns its status.
 func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 	cmd := osexec.Command(command[0], command[1:]...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = slices.DeleteFunc(append(os.Environ(), env...), func(kv string) bool {
+		return strings.HasPrefix(kv, "FBUS_TICKET=") // a secret, and of no use here
+	})
 	// LookPath has used our own PATH, on which the private fbus is not.
 	if command[0] == "fbus" {
 		cmd.Path, cmd.Err = filepath.Join(strings.TrimPrefix(strings.SplitN(env[0], ":", 2)[0], "PATH="), "fbus"), nil

@@ -23,12 +23,13 @@ type attempt struct {
 	over   chan struct{} // closed when it has left its place in line
 
 	// The manager's mu protects these.
-	job     *Job      // nil: not read yet
-	started time.Time // zero: no worker has it
-	worker  string
-	call    string
-	number  int
-	kept    bool // the end is being written: it can not be cancelled any more
+	job      *Job      // nil: not read yet
+	started  time.Time // zero: no worker has it
+	worker   string
+	call     string
+	number   int
+	kept     bool // the end is being written: it can not be cancelled any more
+	unwanted bool // it was cancelled: no other try is to follow
 }
 
 var errCancelledJob = &bus.Error{Code: bus.CodeCancelled, Message: "the job was cancelled"}

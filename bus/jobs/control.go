@@ -27,8 +27,11 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 	for {
 		m.mu.Lock()
 		a := m.active[id]
-		if a != nil && !a.kept {
-			a.cancel(errCancelledJob)
+		if a != nil {
+			a.unwanted = true // should its end be another try
+			if !a.kept {
+				a.cancel(errCancelledJob)
+			}
 		}
 		m.mu.Unlock()
 		if a == nil {

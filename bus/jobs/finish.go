@@ -43,9 +43,15 @@ func (e *ending) write(t *tx) error {
 		return wrap(err)
 	}
 	old := *j
+	m.mu.Lock()
+	unwanted := e.a.unwanted
+	m.mu.Unlock()
 	err = t.move(j, func() {
 		now, wall := m.store.time.now(), m.store.clock.Wall()
 		e.o.apply(j, now, wall)
+		if unwanted && j.State == Delayed {
+			j.State, j.Due, j.Finished, j.Expires = Cancelled, 0, millis(wall), now+int64(j.keep())
+		}
 		if e.o.started {
 			e.try.Ended, e.try.End = millis(wall), e.o.end
 			j.note(e.try)

@@ -45,7 +45,7 @@ func TestScriptsTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	short := testing.Short() || raceEnabled
+	short := testing.Short() || raceEnabled || os.Getenv("FBUS_SOAK") == "" // all of them take minutes
 	p := params(t)
 	setup := p.Setup
 	p.Setup = func(env *testscript.Env) error {

@@ -57,7 +57,7 @@ func (p *draft) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	p.Size += int64(len(b))
-	p.Sum = crc32.Update(p.Sum, castagnoli, b)
+	p.Sum = crc32.Update(p.Sum, castagnoli(), b)
 	if p.file == nil && p.Size <= inlineSize {
 		p.inline = append(p.inline, b...)
 		return len(b), nil
@@ -131,7 +131,7 @@ func (p *draft) drop() {
 func (s *spool) sync() error { return syncDir(s.dir) }
 
 // sumData is what a payload's Sum is of.
-func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
+func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }
 
 // link gives another job the same file, which is never changed once it has its
 // name. A second copy would take as much room again.
@@ -164,7 +164,7 @@ func (s *spool) open(id ID, part byte, p payload) (*os.File, error) {
 	if err != nil {
 		return nil, damaged(reason(err))
 	}
-	sum := crc32.New(castagnoli)
+	sum := crc32.New(castagnoli())
 	n, err := io.Copy(sum, f)
 	switch {
 	case err != nil:

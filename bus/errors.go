@@ -42,7 +42,7 @@ var statusOf = map[string]int{
 
 	trust.CodeNoCertificate: 77, trust.CodeExpired: 77, trust.CodeNotYetValid: 77, trust.CodeClock: 77, trust.CodeRevoked: 77,
 	trust.CodeUnlisted: 77, trust.CodeUsed: 77, trust.CodeWrongUse: 77, trust.CodeBadCertificate: 77, trust.CodeBadTicket: 77,
-	trust.CodeUnsafe: 77, trust.CodeNoTicket: 77, trust.CodeListLost: 75, trust.CodeBadRight: 64, trust.CodeNameTaken: 65,
+	trust.CodeUnsafe: 77, trust.CodeNoTicket: 65, trust.CodeListLost: 75, trust.CodeBadRight: 64, trust.CodeNameTaken: 65,
 }
 
 // StatusOf is the exit status that belongs to a code of fbus: 255 for one that

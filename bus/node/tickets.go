@@ -78,7 +78,7 @@ func (n *Node) serveJoin(_ context.Context, p *Peer, inv *bus.Invocation, out *b
 	}
 	cert, err := n.cfg.Authority.Exchange(p.Serial, []byte(request[0]), p.From)
 	if err != nil {
-		return trustResult(err)
+		return n.refuseIdentity(p, err)
 	}
 	n.note(&journal.Entry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
 	out.Write(cert)
@@ -93,7 +93,7 @@ func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *
 	}
 	cert, err := n.cfg.Authority.Renew(p.Serial, []byte(request[0]))
 	if err != nil {
-		return trustResult(err)
+		return n.refuseIdentity(p, err)
 	}
 	serial, expires, err := trust.CertificateEnd(cert)
 	if err != nil {
@@ -102,6 +102,16 @@ func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *
 	n.renewed(inv.Call, serial, expires)
 	out.Write(cert)
 	return exit0
+}
+
+// refuseIdentity ends the call of a peer that gets no certificate, and notes it: an
+// invitation that comes a second time may have been read by somebody else.
+func (n *Node) refuseIdentity(p *Peer, err error) bus.Result {
+	r := trustResult(err)
+	n.note(&journal.Entry{
+		Event: journal.EventRefused, Caller: p.Caller, From: p.From, Code: r.Code, Message: err.Error(), Serial: p.Serial,
+	})
+	return r
 }
 
 func (n *Node) serveTickets(_ context.Context, _ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
@@ -171,10 +181,7 @@ func trustResult(err error) bus.Result {
 	if e.Hint != "" {
 		msg += "\nhint: " + e.Hint
 	}
-	switch e.Code {
-	case trust.CodeNoTicket, trust.CodeRevoked, trust.CodeNameTaken:
-		status = 65
-	case trust.CodeStorage, trust.CodeDamaged:
+	if e.Code == trust.CodeStorage || e.Code == trust.CodeDamaged {
 		status = 70
 	}
 	return bus.Result{Source: bus.FromBus, Status: status, Code: e.Code, Message: msg}

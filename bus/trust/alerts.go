@@ -63,7 +63,7 @@ func explainAlert(alert tls.AlertError, err error) *Error {
 	case alertNoProtocol:
 		e = notFbus()
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate, alertDecrypt:
-		e = errorf(CodeBadCertificate, "the other end refuses the certificate: it is no ticket, or not whole").withHint("ask for a new ticket")
+		e = errorf(CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else")
 	default:
 		e = errorf(CodeTLS, "the other end has given up the TLS handshake")
 	}
@@ -104,6 +104,7 @@ func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *Er
 		if !onlyUse(leaf, clientUse) {
 			return errorf(CodeWrongUse, "%s is not one for clients: %v", s.what, err)
 		}
+		return errorf(CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).withHint("ask for a new ticket")
 	}
 	return explainAlert(alert, err)
 }

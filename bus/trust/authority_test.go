@@ -127,7 +127,7 @@ func TestNamesAreFreed(t *testing.T) {
 	c.add(2 * time.Hour)
 	issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
 	_, err := a.Revoke(first.Serial)
-	wantCode(t, err, CodeRevoked)
+	wantCode(t, err, CodeNoTicket)
 	_, err = a.Revoke("nobody")
 	wantCode(t, err, CodeNoTicket, "fbus tickets")
 }

@@ -19,7 +19,7 @@ const (
 	CodeUsed           = "used"            // an invitation that another key has taken
 	CodeWrongUse       = "wrong_use"       // a server's as client, a client's as server, a leaf as CA
 	CodeBadCertificate = "bad_certificate" // names, rights or key are not what they must be
-	CodeListLost       = "list_lost"       // the list can not be read: nobody is admitted
+	CodeListLost       = "list_lost"       // the list can not be read, or is damaged: nobody is admitted
 
 	// About the connection.
 	CodeTLSVersion = "tls_version" // only TLS 1.3 is spoken

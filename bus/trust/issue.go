@@ -244,7 +244,7 @@ func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
 	var serials []string
 	err := a.list.update(func(t *table) (bool, error) {
 		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
-			return false, revoked(r)
+			return false, errorf(CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).withHint("fbus tickets --all lists what is over, too")
 		}
 		for _, i := range t.kin(nameOrSerial) {
 			r := &t.records[i]

@@ -117,7 +117,7 @@ func (l *list) reload() (*table, []string, error) {
 	}
 	records, err := parseList(l.network, data)
 	if err != nil {
-		return nil, nil, errorf(CodeDamaged, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err).
+		return nil, nil, errorf(CodeListLost, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err).
 			orHint("restore it from a backup; or remove it, and issue new tickets")
 	}
 	t := newTable(id, records)

@@ -101,9 +101,9 @@ func TestLostList(t *testing.T) {
 		t.Errorf("restored: %v", err)
 	}
 	os.WriteFile(path, kept[:len(kept)-3], 0o600)
-	wantCode(t, a.Check(id), CodeDamaged, path)
+	wantCode(t, a.Check(id), CodeListLost, path)
 	_, err = Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, CodeDamaged, path, "issue new tickets")
+	wantCode(t, err, CodeListLost, path, "issue new tickets")
 
 	os.Remove(path)
 	warned := ""

@@ -5,7 +5,9 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -140,6 +142,9 @@ func ReadTicket(fileOrText string) (*Ticket, error) {
 		return ParseTicket([]byte(fileOrText))
 	}
 	text, _, err := readBounded(fileOrText)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errorf(CodeBadTicket, "%s: no such file", short(fileOrText)).withHint("fbus invite makes tickets")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -100,7 +100,7 @@ func TestNotTickets(t *testing.T) {
 		}
 	}
 	_, err := ReadTicket(filepath.Join(t.TempDir(), "none"))
-	wantCode(t, err, CodeStorage, "none")
+	wantCode(t, err, CodeBadTicket, "none")
 	_, err = ReadTicket(t.TempDir())
 	wantCode(t, err, CodeBadTicket, "directory")
 }

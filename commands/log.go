@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -36,10 +37,11 @@ func logCommand() *cli.Command {
 		UsageText: "log [flags] [NAME]",
 		Description: `  fbus log
   fbus log --follow 'resize*'
+  fbus log ticket:ci
   fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
 
-NAME is a function, or a glob over functions. --follow goes on over a restart of
-the node. JSON fields, each where it applies: seq, time, event (call, refused,
+NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N), or a glob
+over either. --follow goes on over a restart of the node. JSON fields, each where it applies: seq, time, event (call, refused,
 dropped: entries are missing, …), call (its id), caller, from, function, worker, waited and
 ran (seconds), in and out (bytes), source (program, signal, fbus), status, code,
 message, name and serial (of a ticket), dropped (how many). The function fbus.log
@@ -67,6 +69,9 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 	defer r.close()
 	p := &logPrinter{w: stdout, json: o.json, follow: o.follow}
 	q := node.LogQuery{Function: name, Last: max(1, o.last)}
+	if strings.Contains(name, ":") { // which no function's name has
+		q.Function, q.Caller = "", name
+	}
 	for left := o.last; o.follow || left > 0; {
 		entries, next, err := r.read(ctx, q)
 		if err != nil {

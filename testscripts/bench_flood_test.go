@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -58,14 +57,16 @@ var floods = map[string]func(addr string, t *trust.Ticket){
 	},
 }
 
-// many keeps so many connections, each of which f has until it returns.
+// many keeps so many connections, each of which f has until it returns. They come
+// from another address than the calls.
 func many(n int, addr string, f func(nc net.Conn)) {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
 	pause := time.NewTicker(time.Millisecond / 5)
 	for range n {
 		go func() { // ends with the process
 			for {
 				<-pause.C
-				nc, err := net.Dial("tcp", addr)
+				nc, err := dialer.Dial("tcp", addr)
 				if err == nil {
 					f(nc)
 					nc.Close()
@@ -121,26 +122,15 @@ func flood(args []string) {
 
 // flooded is a node at which calls are timed.
 type flooded struct {
-	b      *testing.B
-	node   *exec.Cmd
-	addr   string
-	ticket string
+	*farBus
 	creds  *fbus.Credentials
 	client *fbus.Client // over TLS
 }
 
 // newFlooded starts a node, with a worker and a caller in this process.
 func newFlooded(b *testing.B) *flooded {
-	s := &bus{b: b, fbus: release(b), socket: filepath.Join(b.TempDir(), "bus.sock")}
-	f := &flooded{b: b, ticket: filepath.Join(filepath.Dir(s.socket), "ticket")}
-	f.node = s.command("serve", "--socket", s.socket, "--listen", "127.0.0.1:0", "--network", "flood")
-	said := until(b, f.node, "holders only")
-	f.addr = regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(said)
-	invite := s.command("invite", "-q", "--call", "*", "--reusable", "--address", f.addr, "-o", f.ticket)
-	if out, err := invite.CombinedOutput(); err != nil {
-		b.Fatalf("%v: %s", err, out)
-	}
-	worker, err := fbus.Dial(context.Background(), s.socket, nil)
+	f := &flooded{farBus: newFarBus(b)}
+	worker, err := fbus.Dial(context.Background(), f.socket, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -202,22 +192,71 @@ func (f *flooded) memory() float64 {
 	return 0
 }
 
+// sink is the main of a listener that takes what a flood sends, and does nothing
+// with it. It ends with its stdin.
+func sink() {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Fprintln(os.Stderr, "sink at", l.Addr())
+	go func() { // ends with the process
+		for {
+			nc, err := l.Accept()
+			if err == nil {
+				go func() { // ends with the connection
+					nc.Read(make([]byte, 4096))
+					nc.Write([]byte("x"))
+					silent(nc)
+					nc.Close()
+				}()
+			}
+		}
+	}()
+	io.Copy(io.Discard, os.Stdin)
+}
+
+// start begins a flood of addr.
+func (f *flooded) start(kind, addr string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=flood "+strings.Join([]string{kind, addr, f.ticket}, " "))
+	until(f.b, cmd, "ready")
+	return cmd
+}
+
+// startSink begins a listener that does nothing, and returns its address.
+func (f *flooded) startSink() string {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=sink")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		f.b.Fatal(err)
+	}
+	f.b.Cleanup(func() { in.Close() })
+	return regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(until(f.b, cmd, "sink at"))
+}
+
 // BenchmarkFlood is the 99th percentile of small calls over TLS while a node is
 // flooded, beside that before it: "p99-ratio" is of calls on a connection that
 // stands, and 2 is its limit; "enter-ratio" is of calls that connect for
-// themselves. "node-MB" is the most memory that the node has had.
+// themselves. "machine-ratio" is what calls on a standing connection suffer when the
+// flood goes to a listener that does nothing: the flood takes its part of the
+// processors that are measured on. "node-MB" is the most memory that the node has had.
 func BenchmarkFlood(b *testing.B) {
 	for _, kind := range []string{"half-open", "slow-hello", "slow-frame", "handshakes"} {
 		b.Run(kind, func(b *testing.B) {
 			f := newFlooded(b)
 			f.slowest(1000, f.client)
-			var quiet, loud, quietEnter, loudEnter []float64
+			aside := f.startSink()
+			var quiet, loud, elsewhere, quietEnter, loudEnter []float64
 			for b.Loop() {
 				quiet = append(quiet, f.slowest(5000, f.client))
 				quietEnter = append(quietEnter, f.slowest(300, nil))
-				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=flood "+strings.Join([]string{kind, f.addr, f.ticket}, " "))
-				until(b, cmd, "ready")
+				cmd := f.start(kind, aside)
+				elsewhere = append(elsewhere, f.slowest(5000, f.client))
+				cmd.Process.Kill()
+				cmd = f.start(kind, f.addr)
 				loud = append(loud, f.slowest(5000, f.client))
 				loudEnter = append(loudEnter, f.slowest(300, nil))
 				cmd.Process.Kill()
@@ -229,6 +268,7 @@ func BenchmarkFlood(b *testing.B) {
 			b.ReportMetric(middle(quiet), "quiet-µs")
 			b.ReportMetric(middle(loud), "flooded-µs")
 			b.ReportMetric(middle(loud)/middle(quiet), "p99-ratio")
+			b.ReportMetric(middle(elsewhere)/middle(quiet), "machine-ratio")
 			b.ReportMetric(middle(loudEnter)/middle(quietEnter), "enter-ratio")
 			b.ReportMetric(f.memory(), "node-MB")
 			b.ReportMetric(0, "ns/op")

@@ -311,6 +311,8 @@ func benchRole() bool {
 		return false
 	}
 	switch role[0] {
+	case "sink":
+		sink()
 	case "flood":
 		flood(role[1:])
 	case "worker":

@@ -67,13 +67,27 @@ func (w *warm) take() *waiting {
 }
 
 // spareWait is how long a refill waits while other processes are ready: a short
-// call is over by then, and has not shared the machine with a start.
+// call is over by then, its caller too, and has not shared the machine with a
+// start.
 const spareWait = 3 * time.Millisecond
 
 // taken makes up for a process that was taken.
 func (w *warm) taken() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.refillSoon()
+}
+
+// leave says that a running process is gone.
+func (w *warm) leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running--
+	w.refillSoon()
+}
+
+// refillSoon starts what is missing, at once if there is nothing left. w.mu is held.
+func (w *warm) refillSoon() {
 	if len(w.idle) == 0 {
 		w.refill()
 		return
@@ -83,14 +97,6 @@ func (w *warm) taken() {
 		defer w.mu.Unlock()
 		w.refill()
 	})
-}
-
-// leave says that a running process is gone.
-func (w *warm) leave() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.running--
-	w.refill()
 }
 
 // refill starts what is missing. w.mu is held.

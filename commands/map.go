@@ -52,8 +52,10 @@ func mapCommand() *cli.Command {
 		Usage:     "call a function for each item",
 		UsageText: "map [flags] NAME [ITEM…]",
 		Description: `One call for each ITEM, or each line of FILE or stdin, as many at once as the
-function has slots. Results come out in the order of the items. The exit status is
-0, or 123 if a call failed. Ctrl-C begins no further call, a second one cancels.
+function has slots. While calls are over in a few milliseconds, as many again wait
+at the node for a slot: not so with -j, -t or --halt. Results come out in the order
+of the items. The exit status is 0, or 123 if a call failed. Ctrl-C begins no further
+call, a second one cancels.
 
   ls *.jpg | fbus map --each file -o 'small/{/.}.png' thumb
   fbus map --joblog log --resume --retries 2 -a urls.txt fetch > pages
@@ -226,6 +228,8 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 		Patience: o.wait.d, // how long a lost function is waited for
 		Client:   client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
 		Retries: o.retries, HaltAfter: o.halt.fail, HaltNow: o.halt.now,
+		// A call that waits for a slot spends its time, and may be one too many.
+		Ahead: o.jobs == 0 && o.timeout.d == 0 && o.halt.fail == 0,
 	}
 	screen := &screen{w: stderr}
 	if o.bar || !o.noBar && !o.quiet && isTerminal(stderr) {

@@ -68,6 +68,7 @@ type Runner struct {
 	Rest func() error
 
 	Jobs      int  // calls at once; 0 follows the slots of the function
+	Ahead     bool // then, while calls are short, some more wait at the node for a slot
 	Unordered bool // outcomes come as calls end, not as tasks came
 	Retries   int  // further tries after a failure
 	HaltAfter int  // so many failures end it; 0: they do not
@@ -84,6 +85,8 @@ type Runner struct {
 	mu       sync.Mutex // protects the fields below
 	cond     *sync.Cond // something of them has changed
 	limit    int        // calls at once
+	slots    int        // of the function, if it is followed
+	pace     pace       // if calls may go ahead
 	active   int        // goroutines that make calls
 	taken    int        // tasks that were begun
 	told     int        // outcomes that Done was told
@@ -141,7 +144,8 @@ func (r *Runner) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.limit = max(1, n)
+		r.slots = max(1, n)
+		r.limit = r.slots
 	}
 	defer context.AfterFunc(ctx, func() { r.Stop(nil) })()
 	go r.feed() // ends with the tasks, or when stopped; a Next that blocks is left
@@ -237,6 +241,7 @@ func (r *Runner) work(ctx context.Context) {
 		if r.Finish != nil {
 			r.Finish(o)
 		}
+		r.note(ctx, o.Took)
 		r.deliver(o)
 	}
 }

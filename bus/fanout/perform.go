@@ -203,8 +203,7 @@ func (r *Runner) follow(ctx context.Context, done <-chan struct{}) {
 		}
 		if n, err := Slots(ctx, r.Client, r.Function, r.On); err == nil && n > 0 {
 			r.mu.Lock()
-			r.limit = n
-			r.grow(ctx)
+			r.setLimit(ctx, n)
 			r.mu.Unlock()
 		}
 	}

@@ -45,7 +45,7 @@ func TestScriptsTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	short := testing.Short() || raceEnabled || os.Getenv("FBUS_SOAK") == "" // all of them take minutes
+	short := testing.Short() || raceEnabled // all of them take a while
 	p := params(t)
 	setup := p.Setup
 	p.Setup = func(env *testscript.Env) error {

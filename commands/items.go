@@ -90,8 +90,12 @@ func (o *itemOptions) open(operands []string) (*itemReader, error) {
 	return r, nil
 }
 
-// terminal reports whether a person is to type the items.
-func (r *itemReader) terminal() bool { return r.r != nil && isatty.IsTerminal(r.file.Fd()) }
+// sayWhence tells a person who is to type the items.
+func (r *itemReader) sayWhence(stderr io.Writer) {
+	if r.r != nil && isatty.IsTerminal(r.file.Fd()) {
+		say(stderr, "reading items from the terminal: Ctrl-D ends them")
+	}
+}
 
 // count is how many calls the items make, negative if it can not be known before
 // they are read.

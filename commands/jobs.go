@@ -272,3 +272,19 @@ func endText(source string, status *int, code, message string) string {
 	}
 	return code + ": " + message
 }
+
+// change calls one of the node's own functions about jobs.
+func (o *lookOptions) change(function string, q *node.JobQuery) ([]byte, error) {
+	doc, err := marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
+	c, err := o.dial(ctx, o.wait)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	data, err := output(ctx, c, function, bus.JSON(doc))
+	return data, troubled(noStore(err, function), o.node)
+}

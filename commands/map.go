@@ -184,8 +184,8 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	if o.verbose {
 		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
 	}
-	if items.terminal() && !o.quiet {
-		say(stderr, "reading items from the terminal: Ctrl-D ends them")
+	if !o.quiet {
+		items.sayWhence(stderr)
 	}
 	return o.run(client, items, log, stdout, stderr)
 }

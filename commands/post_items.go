@@ -39,8 +39,8 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 	if o.verbose {
 		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
 	}
-	if items.terminal() && !o.quiet {
-		say(stderr, "reading items from the terminal: Ctrl-D ends them")
+	if !o.quiet {
+		items.sayWhence(stderr)
 	}
 	ctx, stop := endedBySignal()
 	defer stop()

@@ -1,7 +1,6 @@
 package exec
 
 import (
-	"bytes"
 	"strings"
 )
 
@@ -14,7 +13,7 @@ func (f *Function) prepare(c *Call) (input, error) {
 	if c.Kind == KindRaw && f.spec.Args == ArgsStdin {
 		return input{data: c.Input, rest: c.Rest}, nil
 	}
-	args, err := f.arguments(c)
+	args, err := decodeArguments(c.Kind, c.Args)
 	if err != nil {
 		return input{}, err
 	}
@@ -26,22 +25,6 @@ func (f *Function) prepare(c *Call) (input, error) {
 	}
 	data, err := encodeStdin(f.spec.Encoding, &args)
 	return input{data: data}, err
-}
-
-// arguments reads what the caller sent and holds it against Spec.Check.
-func (f *Function) arguments(c *Call) (arguments, error) {
-	args, err := decodeArguments(c.Kind, c.Args)
-	if err != nil || f.spec.Check == nil || c.Kind == KindRaw {
-		return args, err
-	}
-	doc, err := encodeJSON(&args)
-	if err != nil {
-		return args, err
-	}
-	if err := f.spec.Check(bytes.TrimSuffix(doc, []byte("\n"))); err != nil {
-		return args, badInput("%v", err)
-	}
-	return args, nil
 }
 
 func encodeStdin(e Encoding, a *arguments) ([]byte, error) {

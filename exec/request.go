@@ -29,7 +29,7 @@ func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
 		}
 		return asLine(data)
 	}
-	args, err := f.arguments(c)
+	args, err := decodeArguments(c.Kind, c.Args)
 	if err != nil {
 		return nil, err
 	}

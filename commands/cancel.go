@@ -1,0 +1,49 @@
+package commands
+
+import (
+	"io"
+
+	"github.com/urfave/cli/v2"
+)
+
+func cancelCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "cancel",
+		Usage:     "end a call or a posted job",
+		UsageText: "cancel [flags] ID…",
+		Description: `A call's caller gets status 143; its program gets TERM and, after the grace, KILL.
+A job is ended if it runs, and is not run again unless fbus retry says so.
+
+  fbus cancel $(fbus ps --json | jq -r .call)
+  fbus cancel "$job"
+
+With --json the calls as they were, with the fields of fbus ps, and the jobs with
+those of fbus jobs.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() == 0 {
+				return usage("cancel what? the id of a call or of a job is due").withHint("fbus ps shows calls, fbus jobs shows jobs")
+			}
+			return cancel(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
+		},
+	}
+}
+
+// cancel ends every call of the list that there is; the first failure is the
+// command's, the others are said.
+func cancel(o *lookOptions, ids []string, stdout, stderr io.Writer) error {
+	var first error
+	for _, id := range ids {
+		was, err := o.ask("fbus.cancel", id)
+		if o.json {
+			stdout.Write(was)
+		}
+		if err != nil && first != nil {
+			say(stderr, err.Error())
+		} else if err != nil {
+			first = err
+		}
+	}
+	return first
+}

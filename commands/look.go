@@ -1,0 +1,132 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"fbus/bus"
+
+	"github.com/urfave/cli/v2"
+)
+
+// lookOptions are the flags of the commands that look at the bus.
+type lookOptions struct {
+	node    string
+	json    bool
+	wait    durationValue
+	quiet   bool
+	verbose bool
+}
+
+func (o *lookOptions) flags() []cli.Flag {
+	o.wait.allow = true
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "one JSON object a line", Destination: &o.json, DisableDefaultText: true},
+		nodeFlag(&o.node),
+		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
+		quietFlag(&o.quiet),
+		verboseFlag(&o.verbose, "say which node it was"),
+	}
+}
+
+// ask calls one of the node's own functions and returns what it says.
+func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
+	if len(words) == 0 {
+		return o.call(name, bus.Args{})
+	}
+	return o.call(name, bus.List(words...))
+}
+
+// call is ask with arguments of any kind.
+func (o *lookOptions) call(name string, args bus.Args) ([]byte, error) {
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
+	c, err := o.dial(ctx, o.wait)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	data, err := output(ctx, c, name, args)
+	return data, troubled(err, o.node)
+}
+
+// dial connects to the node.
+func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client, error) {
+	c, p, err := connect(ctx, o.node, wait, &bus.DialOptions{Name: hostname()})
+	if err == nil && o.verbose {
+		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+	}
+	return c, err
+}
+
+// output is what a function says to some arguments.
+func output(ctx context.Context, c *bus.Client, name string, args bus.Args) ([]byte, error) {
+	var out bytes.Buffer
+	_, err := c.Call(ctx, &bus.Request{Function: name, Args: args, Stdout: &out, Stderr: os.Stderr})
+	return out.Bytes(), err
+}
+
+// decodeLines reads one object a line.
+func decodeLines[T any](data []byte) ([]T, error) {
+	var list []T
+	for dec := json.NewDecoder(bytes.NewReader(data)); ; {
+		var v T
+		switch err := dec.Decode(&v); err {
+		case nil:
+			list = append(list, v)
+		case io.EOF:
+			return list, nil
+		default:
+			return nil, fail(exitInternal, "the node's answer can not be read: %v", err)
+		}
+	}
+}
+
+// table writes aligned columns.
+func table(stdout io.Writer, head string, rows func(w io.Writer)) {
+	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, head)
+	rows(w)
+	w.Flush()
+}
+
+// oneLineEach is oneLine for text of several lines.
+func oneLineEach(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = oneLine(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// oneLine keeps what others have written from breaking a table or a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// age is a time in seconds, for people.
+func age(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	if d < 10*time.Second {
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}

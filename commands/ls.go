@@ -1,0 +1,65 @@
+package commands
+
+import (
+	"fmt"
+	"io"
+
+	"fbus/bus"
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+func lsCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "ls",
+		Usage:     "list the functions on the bus",
+		UsageText: "ls [flags] [NAME…]",
+		Description: `  fbus ls
+  fbus ls --json | jq -r .name
+
+JSON fields: name, description, arguments (how they arrive), slots, busy,
+queued, done (ended with 0), failed, note, and workers: name, id, identity,
+slots, busy, idempotent, description, arguments, note. The function fbus.functions answers the same.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			return ls(o, ctx.Args().Slice(), ctx.App.Writer)
+		},
+	}
+}
+
+func ls(o *lookOptions, names []string, stdout io.Writer) error {
+	data, err := o.ask("fbus.functions", names...)
+	if err != nil {
+		return err
+	}
+	list, err := decodeLines[node.FunctionInfo](data)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		stdout.Write(data)
+	} else if len(list) > 0 {
+		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(w io.Writer) {
+			for _, f := range list {
+				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, oneLine(f.Description))
+			}
+		})
+	}
+	return missing(list, names)
+}
+
+// missing fails for the first name that was asked for and is not there.
+func missing(list []node.FunctionInfo, names []string) error {
+	for _, name := range names {
+		found := false
+		for _, f := range list {
+			found = found || f.Name == name
+		}
+		if !found {
+			return &bus.Error{Code: bus.CodeNoFunction, Message: name + ": no such function"}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+package commands
+
+import (
+	"fmt"
+	"io"
+
+	"fbus/bus/node"
+
+	"github.com/urfave/cli/v2"
+)
+
+func psCommand() *cli.Command {
+	o := &lookOptions{}
+	return &cli.Command{
+		Name:      "ps",
+		Usage:     "list the calls that run or wait",
+		UsageText: "ps [flags]",
+		Description: `  fbus ps
+
+JSON fields: call (its id), function, state (queued, running, or ending: nobody
+waits for it, but its program is not gone yet), caller, worker, age and ran
+(seconds). The function fbus.calls answers the same.`,
+		Flags: o.flags(),
+		Action: func(ctx *cli.Context) error {
+			if err := noOperands(ctx); err != nil {
+				return err
+			}
+			return ps(o, ctx.App.Writer)
+		},
+	}
+}
+
+func ps(o *lookOptions, stdout io.Writer) error {
+	data, err := o.ask("fbus.calls")
+	if err != nil {
+		return err
+	}
+	if o.json {
+		_, err := stdout.Write(data)
+		return err
+	}
+	list, err := decodeLines[node.CallInfo](data)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	table(stdout, "CALL\tFUNCTION\tSTATE\tCALLER\tWORKER\tAGE", func(w io.Writer) {
+		for _, c := range list {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Call, c.Function, c.State, c.Caller, orDash(oneLine(c.Worker)), age(c.Age))
+		}
+	})
+	return nil
+}

@@ -1,0 +1,236 @@
+package exec
+
+import (
+	"cmp"
+	"context"
+	"sync"
+)
+
+// Function is a program that can be called. Its methods may be used from
+// several goroutines.
+type Function struct {
+	spec    Spec
+	program program
+	words   template
+	memory  *memory
+	pool    *pool
+	warm    *warm      // nil: nothing is started ahead
+	stay    *residents // nil: no process stays
+	ownNode string     // FBUS_NODE from Spec.Env, for calls without another
+
+	mu      sync.Mutex // guards what follows
+	node    string
+	running map[*run]struct{}
+	closed  bool
+	killed  bool           // Close need not be kind
+	ends    sync.WaitGroup // one for every running call; Add only under mu while not closed
+}
+
+// New checks that spec can be run at all and starts its first keeper, and the
+// processes that wait for calls. The error is an *Error wherever the offer is
+// at fault. Close ends what New began.
+func New(spec Spec) (*Function, error) {
+	f, err := plan(spec)
+	if err != nil {
+		return nil, err
+	}
+	f.memory = newMemory(spec.Memory)
+	f.pool, err = newPool(f.setup(), spec.Slots, f.logf)
+	if err != nil {
+		f.memory.close()
+		return nil, internal(err)
+	}
+	switch {
+	case spec.Warm > 0:
+		f.warm = newWarm(f)
+	case spec.Resident != NotResident:
+		f.stay = newResidents(f)
+	}
+	return f, nil
+}
+
+// Check finds what New would refuse, starts nothing, and says in one phrase how
+// the function takes its arguments.
+func Check(spec Spec) (arguments string, err error) {
+	f, err := plan(spec)
+	if err != nil {
+		return "", err
+	}
+	return f.Arguments(), nil
+}
+
+// plan is a function of which nothing has begun.
+func plan(spec Spec) (*Function, error) {
+	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
+		return nil, usage("", "no program is given")
+	}
+	if spec.Grace <= 0 {
+		spec.Grace = DefaultGrace
+	}
+	prog, err := findProgram(&spec)
+	if err != nil {
+		return nil, err
+	}
+	words, err := parseTemplate(&spec)
+	if err != nil {
+		return nil, err
+	}
+	if words.dynamic {
+		spec.Args = ArgsArgv
+	}
+	if err := checkModes(&spec); err != nil {
+		return nil, err
+	}
+	return &Function{
+		spec: spec, program: prog, words: words, node: spec.Node, ownNode: ownNode(spec.Env),
+		running: make(map[*run]struct{}),
+	}, nil
+}
+
+// setup is what every keeper of this function is told once.
+func (f *Function) setup() setup {
+	return setup{
+		path:  f.program.path,
+		argv:  f.spec.Argv,
+		env:   baseEnviron(&f.spec),
+		dir:   f.program.dir,
+		grace: f.spec.Grace,
+		limit: f.memory.rlimit(),
+	}
+}
+
+func (f *Function) logf(format string, args ...any) {
+	if f.spec.Log != nil {
+		f.spec.Log(format, args...)
+	}
+}
+
+// Arguments says in one phrase how this function takes its arguments.
+func (f *Function) Arguments() string {
+	switch {
+	case f.spec.Resident == LineByLine:
+		return "a line on stdin, resident"
+	case f.spec.Resident == JSONRPC:
+		return "JSON-RPC params, resident"
+	case f.spec.Warm > 0:
+		return f.spec.Encoding.phrase() + " on stdin, warm"
+	case f.spec.Args == ArgsStdin:
+		return f.spec.Encoding.phrase() + " on stdin"
+	}
+	if !f.words.dynamic {
+		return "command line"
+	}
+	return "command line: " + f.words.uses()
+}
+
+// MemoryBy says what holds programs to Spec.Memory: "cgroup", "rlimit", or ""
+// when nothing does.
+func (f *Function) MemoryBy() string { return f.memory.by() }
+
+// SetNode sets FBUS_NODE for calls from now on; "" unsets it. Processes that
+// were started with another one are replaced, resident ones after their calls.
+func (f *Function) SetNode(addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.node = addr
+	if f.closed {
+		return
+	}
+	switch {
+	case f.warm != nil:
+		f.warm.setNode(f.nodeFor(addr))
+	case f.stay != nil:
+		f.stay.setNode(f.nodeFor(addr))
+	}
+}
+
+// nodeFor is what a program sees as FBUS_NODE.
+func (f *Function) nodeFor(addr string) string { return cmp.Or(addr, f.ownNode) }
+
+// Run runs the program for one call. It returns when the program and all that
+// it started are gone and what they wrote was passed on; when a resident
+// process has answered, or when it is gone. A resident's answer, or the last
+// 64 KiB of it, is in the Result.
+func (f *Function) Run(ctx context.Context, c *Call) Result {
+	if f.stay != nil {
+		return f.stay.run(ctx, c)
+	}
+	in, err := f.prepare(c)
+	if err != nil {
+		return resultOf(err)
+	}
+	r := &run{f: f, call: c, in: in}
+	if !f.enter(r) {
+		return notOffered()
+	}
+	defer f.leave(r)
+	return r.do(ctx)
+}
+
+// admit counts a call, unless the function is closed.
+func (f *Function) admit() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.ends.Add(1)
+	return true
+}
+
+func (f *Function) enter(r *run) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.running[r] = struct{}{}
+	f.ends.Add(1)
+	r.node = f.nodeFor(f.node)
+	return true
+}
+
+func (f *Function) leave(r *run) {
+	f.mu.Lock()
+	delete(f.running, r)
+	f.mu.Unlock()
+	f.ends.Done()
+}
+
+// Kill kills every process of every running call at once. The calls end as
+// cancelled.
+func (f *Function) Kill() {
+	f.mu.Lock()
+	f.killed = true
+	held := make([]*run, 0, len(f.running))
+	for r := range f.running {
+		held = append(held, r)
+	}
+	f.mu.Unlock()
+	for _, r := range held {
+		r.end(cancelled, msgKill)
+	}
+	if f.stay != nil {
+		f.stay.kill()
+	}
+}
+
+// Close lets no further Run start, waits for those under way, and ends the
+// processes that wait for calls and the keepers.
+func (f *Function) Close() {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.ends.Wait()
+	f.mu.Lock()
+	killed := f.killed
+	f.mu.Unlock()
+	switch {
+	case f.warm != nil:
+		f.warm.close(howToEnd(killed))
+	case f.stay != nil:
+		f.stay.close(killed)
+	}
+	f.pool.close()
+	f.memory.close()
+}

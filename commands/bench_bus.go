@@ -154,7 +154,7 @@ func (b *bencher) batch(words ...string) func(time.Duration) (float64, error) {
 	one := func(n int) (float64, error) {
 		var lines strings.Builder
 		for i := range n {
-			fmt.Fprintf(&lines, "line %d\n", i)
+			fmt.Fprintf(&lines, "line-%d\n", i) // one word, to xargs as well
 		}
 		began := time.Now()
 		err := b.run(strings.NewReader(lines.String()), words...)

@@ -121,7 +121,7 @@ func bench(o *benchOptions, stdout, stderr io.Writer) error {
 	}
 	defer b.close()
 	if !o.json {
-		fmt.Fprintf(stdout, "%-11s %12s %12s %6s  %s\n", "ROW", "FBUS", "LIMIT", "RATIO", "WHAT")
+		fmt.Fprintf(stdout, "%-13s %12s %12s %6s  %s\n", "ROW", "FBUS", "LIMIT", "RATIO", "WHAT")
 	}
 	for _, row := range rows {
 		if o.verbose {
@@ -158,7 +158,7 @@ func writeBench(o *benchOptions, r benchResult, stdout io.Writer) error {
 	if r.Skipped != "" {
 		value, what = "-", what+" (not measured: "+r.Skipped+")"
 	}
-	_, err := fmt.Fprintf(stdout, "%-11s %12s %12s %6s  %s\n", r.Name, value, limit, ratio, what)
+	_, err := fmt.Fprintf(stdout, "%-13s %12s %12s %6s  %s\n", r.Name, value, limit, ratio, what)
 	return err
 }
 

@@ -39,7 +39,7 @@ func newBencher(ctx context.Context) (*bencher, error) {
 		return nil, fail(exitInternal, "private directory: %v", pathReason(err))
 	}
 	b := &bencher{ctx: ctx, fbus: path, dir: dir, socket: filepath.Join(dir, "bus.sock"), offered: map[string]bool{}}
-	err = b.start("serve", "-q", "--no-tcp", "--socket", b.socket)
+	err = b.start("serve", "-q", "--listen", "127.0.0.1:0", "--socket", b.socket)
 	if err == nil {
 		wait := durationValue{d: 10 * time.Second, set: true}
 		b.client, _, err = connect(ctx, b.socket, wait, &bus.DialOptions{Name: "bench"})
@@ -131,6 +131,31 @@ func (b *bencher) calls(name string, parallel int, words ...string) func(time.Du
 func (b *bencher) command(parallel int, words ...string) func(time.Duration) (float64, error) {
 	return func(d time.Duration) (float64, error) {
 		return b.repeat(d, parallel, func(int) error { return b.run(nil, words...) })
+	}
+}
+
+// again measures a command as it is, run again and again.
+func (b *bencher) again(cmd *osexec.Cmd) func(time.Duration) (float64, error) {
+	return func(d time.Duration) (float64, error) {
+		return b.repeat(d, 1, func(int) error {
+			once := osexec.CommandContext(b.ctx, cmd.Path, cmd.Args[1:]...)
+			once.Env = cmd.Env
+			if out, err := once.CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", cmd.Args[0], err, shorten(out))
+			}
+			return nil
+		})
+	}
+}
+
+// oneByOne measures calls of a client, one at a time.
+func (b *bencher) oneByOne(c *bus.Client, name string) func(time.Duration) (float64, error) {
+	args := bus.List(strings.Repeat("x", relayed))
+	return func(d time.Duration) (float64, error) {
+		return b.repeat(d, 1, func(int) error {
+			_, err := c.Call(b.ctx, &bus.Request{Function: name, Args: args})
+			return err
+		})
 	}
 }
 

@@ -60,6 +60,10 @@ var benchRows = []benchRow{
 		func(b *bencher) (perSecond, perSecond, error) { return prepareRoundTrip(b, 1) }},
 	{"throughput", "the same, 64 at once", "calls/s", "two bare hops, 64 messages under way",
 		func(b *bencher) (perSecond, perSecond, error) { return prepareRoundTrip(b, 64) }},
+	{"tls-call", "fbus call of a resident program over TLS, a whole process", "calls/s", "over the unix socket",
+		prepareCallTLS},
+	{"tls-roundtrip", "call a handler in this process over TLS, one at a time", "calls/s", "over the unix socket",
+		prepareRoundTripTLS},
 	{"bulk", "stream through cat on the bus", "bytes/s", "through cat and two bare hops",
 		prepareBulk},
 }

@@ -35,6 +35,7 @@ on this machine. A lost connection does no harm: join again with the same ticket
 
   fbus join gpu.ticket && fbus offer resize -- ./resize.sh
 
+A network has one identity here: one of another name is set aside, as NETWORK.NAME.pem.
 What is kept is in $FBUS_HOME/joined, or joined in fbus's configuration directory.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "node", Usage: "the node is at `HOST[:PORT]`, whatever the ticket says", Destination: &o.node},
@@ -71,6 +72,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		return err
 	}
 	defer j.Close()
+	before, _ := j.Load(t.Network) // nil if there is none
 	// A signal ends the process: what is half done is done again by the next try.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -87,6 +89,10 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	if !o.quiet {
 		say(stderr, fmt.Sprintf("joined network %s as %s: %s; until %s", t.Network, t.Name, t.Rights, t.Expires.Local().Format("2006-01-02")))
 		say(stderr, "kept in "+filepath.Join(dir, t.Network+".pem"))
+	}
+	if before != nil && before.Name != t.Name {
+		say(stderr, fmt.Sprintf("it was joined before as %s: that is set aside, and is used no more", before.Name))
+		say(stderr, "hint: FBUS_TICKET="+quoteWords([]string{j.Aside(before)})+" before a command uses it")
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -27,9 +28,10 @@ used is listed as what it was exchanged for.
   fbus tickets --json | jq -r 'select(.connected > 0) | .name'
 
 JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited,
-active, revoked, burnt), reusable, issued, expires, seen and from (last entry), key
-(SHA-256 of the public key), into (what took its place), ended and by (when it was
-used or revoked, from where), connected (connections now).`,
+active, revoked, burnt), reusable, issued, issued_by (the serial of the ticket that
+asked for it, if one did), expires, seen and from (last entry), key (SHA-256 of the
+public key), into (what took its place), ended and by (when it was used or revoked,
+from where), connected (connections now).`,
 		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "those too that were revoked, used or have expired", Destination: &all, DisableDefaultText: true}),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
@@ -98,11 +100,13 @@ func revokeCommand() *cli.Command {
 		Usage:     "take a ticket back",
 		UsageText: "revoke [flags] NAME|SERIAL",
 		Description: `At once, and for good: its connections are closed, its calls cancelled, and nobody
-enters with it or with what it was exchanged for. fbus tickets lists the names.
+enters with it, with what it was exchanged for, or with a ticket that was issued with
+it. fbus tickets lists the names.
 
   fbus revoke ci
 
-JSON fields: serials, connections (how many were closed).`,
+JSON fields: serials, issued (names of tickets that were issued with it), connections
+(how many were closed).`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
@@ -127,7 +131,11 @@ func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
 		return fail(exitInternal, "the node does not say what it has revoked")
 	}
 	if !o.quiet {
-		say(stderr, fmt.Sprintf("revoked %s: %s closed", ticket, plural(list[0].Connections, "connection")))
+		what := ticket
+		if issued := list[0].Issued; len(issued) > 0 {
+			what += ", and what was issued with it (" + strings.Join(issued, ", ") + ")"
+		}
+		say(stderr, fmt.Sprintf("revoked %s: %s closed", what, plural(list[0].Connections, "connection")))
 	}
 	return nil
 }

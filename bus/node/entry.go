@@ -155,6 +155,8 @@ func denial(err error) *bus.Error {
 	var te *trust.Error
 	var be *bus.Error
 	switch {
+	case errors.As(err, &te) && te.Code == trust.CodeListLost:
+		return &bus.Error{Code: te.Code, Message: "the node can not read its list of tickets, so nobody is admitted"} // where that is, is not theirs to know
 	case errors.As(err, &te):
 		return &bus.Error{Code: te.Code, Message: te.Message}
 	case errors.As(err, &be):

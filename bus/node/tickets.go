@@ -35,7 +35,8 @@ type TicketInfo struct {
 // RevokedInfo is what fbus.revoke answers.
 type RevokedInfo struct {
 	Serials     []string `json:"serials"`
-	Connections int      `json:"connections"` // that were closed
+	Issued      []string `json:"issued,omitempty"` // names of tickets among them that were issued with it
+	Connections int      `json:"connections"`      // that were closed
 }
 
 // serveInvite makes a ticket and answers with its text.
@@ -56,7 +57,7 @@ func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out 
 	}
 	t, err := n.cfg.Authority.Issue(trust.Request{
 		Name: q.Name, Rights: trust.Rights{Call: q.Call, Offer: q.Offer, Admin: q.Admin},
-		TTL: time.Duration(q.TTL * float64(time.Second)), Reusable: q.Reusable, Addresses: q.Addresses,
+		TTL: time.Duration(q.TTL * float64(time.Second)), Reusable: q.Reusable, Addresses: q.Addresses, By: p.Serial,
 	})
 	if err != nil {
 		return trustResult(err)
@@ -158,13 +159,27 @@ func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out 
 	if err != nil {
 		return trustResult(err)
 	}
-	info := RevokedInfo{Serials: serials}
+	info := RevokedInfo{Serials: serials, Issued: n.issuedWith(serials)}
 	for _, s := range serials {
 		info.Connections += before[s]
 	}
 	n.note(&journal.Entry{Event: "revoked", Caller: p.Caller, From: p.From, Name: words[0], Serial: serials[len(serials)-1]})
 	writeLines(out, []RevokedInfo{info})
 	return exit0
+}
+
+// issuedWith are the names of those of the serials that one of them has issued.
+func (n *Node) issuedWith(serials []string) (names []string) {
+	records, err := n.cfg.Authority.Tickets()
+	if err != nil {
+		return nil
+	}
+	for _, r := range records {
+		if slices.Contains(serials, r.Serial) && slices.Contains(serials, r.IssuedBy) && !slices.Contains(names, r.Name) {
+			names = append(names, r.Name)
+		}
+	}
+	return names
 }
 
 func noAuthority() bus.Result {

@@ -79,12 +79,10 @@ func (a *Authority) Standing(serial string) (Rights, error) {
 		return Rights{}, err
 	}
 	for range 64 { // a chain is short: one link for each renewal that is still listed
-		r := t.get(serial)
+		r, err := a.list.state(t, serial)
 		switch {
-		case r == nil:
-			return Rights{}, unlisted(serial)
-		case r.State == Revoked:
-			return Rights{}, revoked(r)
+		case err != nil:
+			return Rights{}, err
 		case r.Into != "":
 			serial = r.Into
 			continue
@@ -102,12 +100,9 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := t.get(id.Serial)
-	if r == nil {
-		return nil, unlisted(id.Serial)
-	}
-	if r.State == Revoked {
-		return nil, revoked(r)
+	r, err := a.list.state(t, id.Serial)
+	if err != nil {
+		return nil, err
 	}
 	if end := earlier(r.Expires, id.Expires); now.After(end) {
 		return nil, expired("ticket "+r.Name, end, now)

@@ -57,7 +57,7 @@ func Open(o Options) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{network: o.Network, dir: dir, now: o.Now, warn: o.Warn}
-	a.list = &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, seen: map[string]sighting{}, noted: o.Now()}
+	a.list = &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, shut: map[string]time.Time{}, seen: map[string]sighting{}, noted: o.Now(), pause: seenPause}
 	if err := a.open(); err != nil {
 		dir.close()
 		return nil, err
@@ -223,7 +223,7 @@ func (a *Authority) Tickets() ([]Record, error) {
 		return nil, err
 	}
 	records := append([]Record(nil), t.records...)
-	a.list.addSightings(records)
+	a.list.addLate(records)
 	return records, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -130,6 +131,33 @@ func TestNamesAreFreed(t *testing.T) {
 	wantCode(t, err, CodeNoTicket)
 	_, err = a.Revoke("nobody")
 	wantCode(t, err, CodeNoTicket, "fbus tickets")
+}
+
+// TestRevokeIssued: what was issued with a ticket goes with it, through exchange and
+// renewal, and nothing else.
+func TestRevokeIssued(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	admin := issue(t, a, Request{Name: "admin", Rights: Rights{Admin: true}, TTL: time.Hour})
+	req, _ := request(t)
+	cert, err := a.Exchange(admin.Serial, req, "h:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, _, err := CertificateEnd(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := issue(t, a, Request{Name: "child", Rights: Rights{Admin: true}, Reusable: true, By: serial})
+	grandchild := issue(t, a, Request{Name: "grandchild", By: child.Serial})
+	other := issue(t, a, Request{Name: "other"})
+	gone, err := a.Revoke("admin")
+	if want := []string{admin.Serial, serial, child.Serial, grandchild.Serial}; err != nil || !slices.Equal(gone, want) {
+		t.Errorf("revoked %q, %v; want %q", gone, err, want)
+	}
+	if gone, err = a.Revoke("other"); err != nil || !slices.Equal(gone, []string{other.Serial}) {
+		t.Errorf("revoked %q, %v", gone, err)
+	}
 }
 
 // TestExchange: the invitation becomes an identity once; the same key may ask

@@ -21,6 +21,7 @@ type Request struct {
 	TTL       time.Duration // default DefaultTTL or DefaultReusableTTL
 	Reusable  bool          // carries its rights itself, for any number of users
 	Addresses []string      // host:port of the node, a hint for the joiner
+	By        string        // the serial of the ticket that asks for it, if one does
 }
 
 // Issue makes a ticket. It is on the list, and the list on the disk, before it
@@ -40,7 +41,7 @@ func (a *Authority) Issue(q Request) (*Ticket, error) {
 	now := a.now().UTC().Truncate(time.Second)
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), a.ca.NotAfter), Key: hash,
+		Issued: now, Expires: earlier(now.Add(q.TTL), a.ca.NotAfter), Key: hash, IssuedBy: q.By,
 	}
 	if r.Reusable {
 		r.State = Active
@@ -132,7 +133,11 @@ func (t *table) issue(r Record, now time.Time) error {
 // ask again while the invitation lasts. from is where the peer is.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
 	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
-		return t.exchange(serial, hash, from, now, a.ca.NotAfter)
+		inv, err := a.list.state(t, serial)
+		if err != nil {
+			return Record{}, false, err
+		}
+		return t.exchange(inv, hash, from, now, a.ca.NotAfter)
 	})
 }
 
@@ -169,13 +174,8 @@ func (a *Authority) certificate(r *Record, pub any) ([]byte, error) {
 
 // exchange finds the identity that the invitation became for this key, or makes
 // it.
-func (t *table) exchange(serial, hash, from string, now, end time.Time) (identity Record, changed bool, err error) {
-	inv := t.get(serial)
+func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
-	case inv == nil:
-		return identity, false, unlisted(serial)
-	case inv.State == Revoked:
-		return identity, false, revoked(inv)
 	case inv.State == Active:
 		return identity, false, errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", inv.Name)
 	case now.After(inv.Expires):
@@ -191,7 +191,7 @@ func (t *table) exchange(serial, hash, from string, now, end time.Time) (identit
 	}
 	identity = Record{
 		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active,
-		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash,
+		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash, IssuedBy: inv.IssuedBy,
 	}
 	inv.State, inv.Into, inv.Ended, inv.By = Burnt, identity.Serial, now, from
 	t.add(identity)
@@ -203,17 +203,16 @@ func (t *table) exchange(serial, hash, from string, now, end time.Time) (identit
 // it has. The older certificate stays good until it expires.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
 	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
-		return t.renew(serial, hash, now, a.ca.NotAfter)
+		r, err := a.list.state(t, serial)
+		if err != nil {
+			return Record{}, false, err
+		}
+		return t.renew(r, hash, now, a.ca.NotAfter)
 	})
 }
 
-func (t *table) renew(serial, hash string, now, end time.Time) (identity Record, changed bool, err error) {
-	r := t.get(serial)
+func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
-	case r == nil:
-		return identity, false, unlisted(serial)
-	case r.State == Revoked:
-		return identity, false, revoked(r)
 	case r.State != Active || r.Reusable:
 		return identity, false, errorf(CodeWrongUse, "ticket %s is no identity: only those are renewed", r.Name)
 	case now.After(r.Expires):
@@ -236,9 +235,11 @@ func (t *table) renew(serial, hash string, now, end time.Time) (identity Record,
 
 func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < IdentityLife/3 }
 
-// Revoke takes back the ticket with that name or serial, and whatever it was
-// exchanged or renewed into. It returns the serials. When it returns, the list is
-// on the disk, nobody enters with them, and who asked with OnRevoke was told.
+// Revoke takes back the ticket with that name or serial, whatever it was exchanged
+// or renewed into, and what was issued with it. It returns the serials. When it
+// returns, the list is on the disk, nobody enters with them, and who asked with
+// OnRevoke was told. If the list can not be written, all that is so beside an error,
+// for as long as this Authority is open.
 func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
 	now := a.now().UTC().Truncate(time.Second)
 	var serials []string
@@ -256,6 +257,11 @@ func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
 		}
 		return true, nil
 	})
+	if err != nil && len(serials) > 0 {
+		a.list.shutOut(serials, now)
+		err = errorf(CodeStorage, "%s is shut out, but not for good yet: the list of tickets can not be written, and the node must not be started anew before it is: %v", short(nameOrSerial), err).
+			withHint("mend that, and revoke it again")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -263,8 +269,9 @@ func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
 }
 
 // kin finds what goes when a name or a serial is revoked: what is not revoked yet
-// of that name, or of that serial's chain of exchange and renewal. An expired one
-// goes too: it is only by this clock that it has expired.
+// of that name, or of that serial's chain of exchange and renewal, and what was issued
+// with one of them. An expired one goes too: it is only by this clock that it has
+// expired.
 func (t *table) kin(nameOrSerial string) []int {
 	in := map[string]bool{}
 	if t.get(nameOrSerial) == nil {
@@ -282,11 +289,12 @@ func (t *table) kin(nameOrSerial string) []int {
 		}
 	}
 	var found []int
-	for i := range t.records {
+	for i := range t.records { // and so is what was issued with one
 		r := &t.records[i]
-		if !in[r.Serial] {
+		if !in[r.Serial] && !(r.IssuedBy != "" && in[r.IssuedBy]) {
 			continue
 		}
+		in[r.Serial] = true
 		if r.Into != "" {
 			in[r.Into] = true
 		}

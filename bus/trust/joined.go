@@ -79,8 +79,8 @@ func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 // another one.
 func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitation)) }
 
-// Save keeps an identity or a reusable ticket as the one for its network, in
-// place of any other.
+// Save keeps an identity or a reusable ticket as the one for its network. One of
+// another name that was there is set aside: see [Joined.Aside].
 func (j *Joined) Save(t *Ticket) error {
 	if t.Joining {
 		return errorf(CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).withHint("fbus join FILE")
@@ -97,9 +97,28 @@ func (j *Joined) Save(t *Ticket) error {
 		return err
 	}
 	defer unlock()
+	if old, err := j.Load(t.Network); err == nil && old.Name != t.Name {
+		if err := j.setAside(old); err != nil {
+			return err
+		}
+	}
 	_, err = j.dir.write(t.Network+identitySuffix, text)
 	return err
 }
+
+func (j *Joined) setAside(old *Ticket) error {
+	text, err := old.Format()
+	if err == nil {
+		_, err = j.dir.write(asideName(old), text)
+	}
+	return err
+}
+
+// Aside is the file in which an identity is that was set aside: there is no other copy
+// of its key. As a file it can be used still, in FBUS_TICKET.
+func (j *Joined) Aside(t *Ticket) string { return j.dir.join(asideName(t)) }
+
+func asideName(t *Ticket) string { return t.Network + "." + t.Name + identitySuffix }
 
 // Load returns the identity for a network.
 func (j *Joined) Load(network string) (*Ticket, error) {

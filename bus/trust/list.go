@@ -20,10 +20,12 @@ type list struct {
 	writing sync.Mutex // held over a whole change, the disk included
 	loading sync.Mutex // held while the file is read
 
-	mu      sync.Mutex // protects what follows
+	mu      sync.Mutex           // protects what follows
+	shut    map[string]time.Time // serials that were revoked, though not on the disk
 	seen    map[string]sighting
-	noted   time.Time // when sightings were last written
-	busy    bool      // they are being written
+	noted   time.Time     // when sightings were last written
+	pause   time.Duration // at least, until they are again
+	busy    bool          // they are being written, or soon will be
 	closed  bool
 	onGone  []func(serial string)
 	writers sync.WaitGroup
@@ -42,9 +44,9 @@ type sighting struct {
 }
 
 const (
-	seenPause   = time.Minute // between writes of sightings
-	maxLive     = 10000       // tickets at a time
-	maxFinished = 1000        // records of what is over, the oldest dropped first
+	seenPause   = 10 * time.Second // between writes of sightings
+	maxLive     = 10000            // tickets at a time
+	maxFinished = 1000             // records of what is over, the oldest dropped first
 )
 
 func newTable(id fileID, records []Record) *table {
@@ -194,11 +196,12 @@ func (l *list) updateLocked(change func(*table) (changed bool, err error)) ([]st
 	return l.install(newTable(id, next.records)), nil
 }
 
-// finish adds the sightings, and drops the oldest of what is over. It goes by
+// finish adds the sightings and what could not be written before, and drops the
+// oldest of what is over. It goes by
 // number and not by age: a clock that is wrong for an hour must not empty the
 // list.
 func (l *list) finish(records []Record) []Record {
-	l.addSightings(records)
+	l.addLate(records)
 	now := l.now()
 	over := 0
 	for i := range records {
@@ -215,28 +218,43 @@ func (l *list) finish(records []Record) []Record {
 	})
 }
 
-func (l *list) addSightings(records []Record) {
+func (l *list) addLate(records []Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range records {
 		if s, ok := l.seen[records[i].Serial]; ok && s.at.After(records[i].Seen) {
 			records[i].Seen, records[i].From = s.at, s.from
 		}
+		if at, ok := l.shut[records[i].Serial]; ok && records[i].State != Revoked {
+			records[i].State, records[i].Ended = Revoked, at
+		}
 	}
 }
 
-// saw notes an entry. It never waits: the file follows within about a minute.
+// saw notes an entry. It never waits: the file follows within seenPause.
 func (l *list) saw(serial, from string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now().UTC().Truncate(time.Second)
 	l.seen[serial] = sighting{at: now, from: from}
-	if since := now.Sub(l.noted); l.busy || l.closed || since >= 0 && since < seenPause {
+	if l.busy || l.closed {
 		return
 	}
 	l.busy = true
-	l.writers.Add(1)
-	go l.writeSightings() // ends when the file is written
+	wait := l.pause - now.Sub(l.noted)
+	if wait <= 0 || wait > l.pause { // or the clock was set back
+		l.writers.Add(1)
+		go l.writeSightings() // ends when the file is written
+		return
+	}
+	time.AfterFunc(wait, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !l.closed {
+			l.writers.Add(1)
+			go l.writeSightings() // as above
+		}
+	})
 }
 
 func (l *list) writeSightings() {
@@ -255,6 +273,37 @@ func (l *list) writeSightings() {
 		l.forget(l.current.Load())
 	}
 	l.mu.Unlock()
+}
+
+// shutOut revokes serials in memory alone.
+func (l *list) shutOut(serials []string, now time.Time) {
+	l.mu.Lock()
+	for _, serial := range serials {
+		l.shut[serial] = now
+	}
+	l.mu.Unlock()
+	l.tell(serials)
+}
+
+// state returns a record, or why its serial admits nobody: it is not there, or was
+// revoked.
+func (l *list) state(t *table, serial string) (*Record, error) {
+	r := t.get(serial)
+	if r == nil {
+		return nil, unlisted(serial)
+	}
+	l.mu.Lock()
+	at, shut := l.shut[serial]
+	l.mu.Unlock()
+	if shut {
+		gone := *r
+		gone.Ended = at
+		return nil, revoked(&gone)
+	}
+	if r.State == Revoked {
+		return nil, revoked(r)
+	}
+	return r, nil
 }
 
 // forget drops sightings that the list now holds. mu is held.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestList: what is written is what is read.
@@ -197,12 +199,13 @@ func TestPruning(t *testing.T) {
 	}
 }
 
-// TestSeen: last seen is shown at once, written within a minute or at the end,
-// and does not undo another process's change.
+// TestSeen: last seen is shown at once, written soon or at the end, and does not
+// undo another process's change.
 func TestSeen(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a, b := openTest(t, dir, c), openTest(t, dir, c)
 	ticket := issue(t, a, Request{Name: "ci", Reusable: true})
+	a.list.pause = time.Hour
 	a.list.saw(ticket.Serial, "h:1")
 	if r, err := a.Tickets(); err != nil || r[0].From != "h:1" {
 		t.Errorf("%+v, %v", r, err)
@@ -211,12 +214,18 @@ func TestSeen(t *testing.T) {
 		t.Error("written at once")
 	}
 	issue(t, b, Request{Name: "two"})
-	c.add(2 * time.Minute)
-	a.list.saw(ticket.Serial, "h:2")
-	a.list.writers.Wait()
-	if r, _ := b.Tickets(); len(r) != 2 || r[0].From != "h:2" || !r[0].Seen.Equal(c.now()) {
-		t.Errorf("%+v", r)
+	c.add(time.Second)
+	soon := openTest(t, dir, c)
+	soon.list.pause = 2 * time.Millisecond
+	soon.list.saw(ticket.Serial, "h:2")
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if r, _ := b.Tickets(); len(r) == 2 && r[0].From == "h:2" && r[0].Seen.Equal(c.now()) {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("%+v", r)
+		}
 	}
+	c.add(time.Second)
 	a.list.saw(ticket.Serial, "h:3")
 	c.add(time.Second)
 	a.list.saw(ticket.Serial, "h:4")
@@ -224,6 +233,49 @@ func TestSeen(t *testing.T) {
 	if r, _ := b.Tickets(); r[0].From != "h:4" {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestRevokeUnwritten: a ticket that is revoked while the disk is full is shut out at
+// once, the error says that this does not last, and the next write makes it last.
+func TestRevokeUnwritten(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a := openTest(t, dir, c)
+	ticket := issue(t, a, Request{Name: "ci", Rights: rights(t, "call:a"), Reusable: true})
+	id := &Identity{Name: "ci", Serial: ticket.Serial, Rights: ticket.Rights, Expires: ticket.Expires}
+	if err := a.Check(id); err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	a.OnRevoke(func(serial string) { told = append(told, serial) })
+	full(t, func() {
+		_, err := a.Revoke("ci")
+		wantCode(t, err, CodeStorage, "not for good yet", "revoke it again")
+	})
+	if !slices.Equal(told, []string{ticket.Serial}) {
+		t.Errorf("told of %q", told)
+	}
+	wantCode(t, a.Check(id), CodeRevoked)
+	_, err := a.Standing(ticket.Serial)
+	wantCode(t, err, CodeRevoked)
+	if err := openTest(t, dir, c).Check(id); err != nil {
+		t.Errorf("it was written after all: %v", err)
+	}
+	issue(t, a, Request{Name: "two"})
+	wantCode(t, openTest(t, dir, c).Check(id), CodeRevoked)
+}
+
+// full runs f while no file can be made longer.
+func full(t *testing.T, f func()) {
+	t.Helper()
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 0, Max: was.Max}); err != nil {
+		t.Skip(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_FSIZE, &was)
+	f()
 }
 
 // TestKilled: a writer that is killed at any moment leaves a list that can be

@@ -30,12 +30,13 @@ type Record struct {
 	Reusable bool      `json:"reusable,omitempty"`
 	Issued   time.Time `json:"issued"`
 	Expires  time.Time `json:"expires"`
-	Key      string    `json:"key"`            // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
-	Into     string    `json:"into,omitempty"` // the serial that took its place: of the identity, or of the renewed one
-	Ended    time.Time `json:"ended,omitzero"` // when it was burnt or revoked
-	By       string    `json:"by,omitempty"`   // where it was burnt from
-	Seen     time.Time `json:"seen,omitzero"`  // last entry; may lag by a minute after a crash
-	From     string    `json:"from,omitempty"` // and from where
+	Key      string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
+	Into     string    `json:"into,omitempty"`      // the serial that took its place: of the identity, or of the renewed one
+	Ended    time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
+	By       string    `json:"by,omitempty"`        // where it was burnt from
+	IssuedBy string    `json:"issued_by,omitempty"` // the serial of the ticket that asked for it; empty: a user of the node's machine
+	Seen     time.Time `json:"seen,omitzero"`       // last entry; may lag by ten seconds after a crash
+	From     string    `json:"from,omitempty"`      // and from where
 }
 
 // Live reports whether the record holds its name at that time.
@@ -109,6 +110,8 @@ func (r *Record) check() error {
 		return errorf(CodeDamaged, "serial %s is in the state %q", r.Serial, short(string(r.State)))
 	case len(r.Key) != 64 || !isHex(r.Key):
 		return errorf(CodeDamaged, "serial %s has no key", r.Serial)
+	case r.IssuedBy != "" && !isSerial(r.IssuedBy):
+		return errorf(CodeDamaged, "serial %s was issued by %q", r.Serial, short(r.IssuedBy))
 	case r.Into != "" && !isSerial(r.Into):
 		return errorf(CodeDamaged, "serial %s became %q", r.Serial, short(r.Into))
 	}

@@ -92,7 +92,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 		if len(passed) > 0 {
 			return nil, usage("--no-tcp, and the service manager listens at %s", passed[0].Addr())
 		}
-		return nil, nil
+		return d.shut(network, warn), nil
 	}
 	if err := d.openGate(network, warn); err != nil {
 		d.close()
@@ -124,6 +124,20 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 		warn("hint: --listen ADDR listens elsewhere; --no-tcp is for this machine only")
 	}
 	return d, nil
+}
+
+// shut is a door that nobody enters by. Who has issued tickets may still list them,
+// and revoke them: after a leak a node may well be taken off the network first.
+func (d *door) shut(network string, warn func(string, ...any)) *door {
+	home, err := homeDir()
+	if err != nil || !trust.Founded(filepath.Join(home, "networks", network)) {
+		return nil
+	}
+	if err := d.openGate(network, warn); err != nil {
+		warn("tickets can not be listed or revoked: %s", explain(err).msg)
+		return nil
+	}
+	return d
 }
 
 // openGate opens what decides who enters.

@@ -160,7 +160,7 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	s.fresh = false
 	if code, msg := s.refuseCall(f, late); code != "" {
 		if code == bus.CodeDenied {
-			s.denied(clean(f.Name), msg)
+			n.denied(&s.peer, clean(f.Name), msg)
 		}
 		return b.Send(s.conn, &bus.EndFrame{
 			ID: f.ID, Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg),

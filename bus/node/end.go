@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -242,7 +243,8 @@ func (c *call) callerLost(b *bus.Batch) {
 	if c.ended {
 		return
 	}
-	c.close(&bus.EndFrame{Source: bus.FromBus, Status: uint64(bus.StatusOf(bus.CodeCancelled)), Code: []byte(bus.CodeCancelled)})
+	code := cmp.Or(c.session.dismissed, bus.CodeCancelled)
+	c.close(&bus.EndFrame{Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code)})
 	c.dismiss(b, bus.CodeCancelled)
 }
 

@@ -165,20 +165,11 @@ func denial(err error) *bus.Error {
 	return &bus.Error{Code: bus.CodeDenied, Message: err.Error()}
 }
 
-// denied notes that somebody wanted more than his rights allow.
-func (s *session) denied(function, msg string) {
-	s.node.note(&journal.Entry{
-		Event: journal.EventRefused, Caller: s.peer.Caller, From: s.peer.From, Function: function, Code: bus.CodeDenied, Message: msg, Serial: s.peer.Serial,
-	})
-}
-
 // deny is how a call of one of the node's own functions ends that is about a function
 // which the peer may not call.
 func (n *Node) deny(p *Peer, function string) bus.Result {
 	msg := fmt.Sprintf("%s may not call %s", p.Caller, clean([]byte(function)))
-	n.note(&journal.Entry{
-		Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: clean([]byte(function)), Code: bus.CodeDenied, Message: msg, Serial: p.Serial,
-	})
+	n.denied(p, clean([]byte(function)), msg)
 	return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeDenied), Code: bus.CodeDenied, Message: msg}
 }
 
@@ -204,6 +195,7 @@ func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	n.mu.Lock()
 	for _, s := range n.sessions {
 		if whom(&s.peer) {
+			s.dismissed = code
 			list = append(list, s)
 		}
 	}

@@ -113,6 +113,7 @@ type Node struct {
 
 	entering    entering
 	strangers   refusals
+	denials     denials
 	done        chan struct{} // closed by Close
 	gateTrouble atomic.Value  // the warning about what decides who enters that stands
 

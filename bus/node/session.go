@@ -26,21 +26,22 @@ type session struct {
 	callerText []byte // caller, for frames
 	nameText   []byte // name, for frames
 
-	name     string
-	instance string
-	in       map[uint64]*call // calls that the peer opened
-	lastIn   uint64
-	out      map[uint64]*call // calls that the node opened at the peer
-	lastOut  uint64
-	offers   map[string]*offer
-	text     int     // bytes of text that they hold
-	own      int     // of in, calls of the node's own functions
-	ownLong  int     // and of those of them that may wait
-	exposure int64   // credit given to others for sending here
-	held     []*flow // credit kept back until the peer reads on
-	gone     bool
-	fresh    bool      // has asked for nothing yet
-	began    time.Time // when it connected
+	name      string
+	instance  string
+	in        map[uint64]*call // calls that the peer opened
+	lastIn    uint64
+	out       map[uint64]*call // calls that the node opened at the peer
+	lastOut   uint64
+	offers    map[string]*offer
+	text      int     // bytes of text that they hold
+	own       int     // of in, calls of the node's own functions
+	ownLong   int     // and of those of them that may wait
+	exposure  int64   // credit given to others for sending here
+	held      []*flow // credit kept back until the peer reads on
+	gone      bool
+	dismissed string    // the code with which the node ends it
+	fresh     bool      // has asked for nothing yet
+	began     time.Time // when it connected
 }
 
 func (s *session) limit() int {
@@ -196,7 +197,7 @@ func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)
 		if code == bus.CodeDenied {
-			s.denied(clean(f.Name), msg)
+			s.node.denied(&s.peer, clean(f.Name), msg)
 		}
 	} else if !s.gone {
 		// The answer goes first: a call may follow at once.

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 )
@@ -63,6 +65,12 @@ func Open(o Options) (*Authority, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// Founded reports whether a network's directory has an authority.
+func Founded(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, caName))
+	return err == nil
 }
 
 // open reads the authority's files, or makes them, while no other process does.

@@ -52,6 +52,7 @@ func check(r io.ReaderAt, size int64, valid func(bucket string, key, value []byt
 	c.page("", c.meta.root, span{}, 0)
 	c.cover()
 	c.report.Free = c.free.len()
+	c.report.free, c.report.pageSize = c.free, c.pageSize
 	return c
 }
 

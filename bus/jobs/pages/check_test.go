@@ -1,6 +1,7 @@
 package pages_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -164,5 +165,29 @@ func TestInvalid(t *testing.T) {
 	}
 	if e := r.Invalid[1]; e.Bucket != "jobs" || string(e.Key) != "job07" || e.Value != nil {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestFreeRuns: the parts of a file that hold nothing are the pages that bbolt has
+// given up, and nothing is missing without them.
+func TestFreeRuns(t *testing.T) {
+	s := big(t, 1000)
+	r := checkClean(t, s)
+	data := bytes.Clone(s.data)
+	total := int64(0)
+	err := r.FreeRuns(func(offset, size int64) error {
+		clear(data[offset : offset+size])
+		total += size
+		return nil
+	})
+	if err != nil || total == 0 || total != int64(r.Free)*int64(s.page) {
+		t.Errorf("%v: %d bytes are free; bbolt has %d pages", err, total, r.Free)
+	}
+	if r := pages.CheckBytes(data, s.valid); !r.Clean() || r.Entries != len(s.content) {
+		t.Errorf("without them: %d entries, %q", r.Entries, r.Problems)
+	}
+	broken := pages.CheckBytes(data[:len(data)/2], s.valid)
+	if broken.FreeRuns(func(int64, int64) error { return errors.New("called") }) != nil {
+		t.Error("a file that is not clean has free pages")
 	}
 }

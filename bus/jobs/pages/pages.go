@@ -66,6 +66,9 @@ type Report struct {
 	Entries int // shown to valid
 	Pages   int // that the file should have
 	Free    int // of these hold nothing, the freelist says
+
+	free     set // the pages that the freelist names
+	pageSize int64
 }
 
 // Bounds of the lists of a Report.
@@ -77,6 +80,27 @@ const (
 // Sound says that the structure is whole: bbolt can read and write the file, and
 // finds all entries that it had, the invalid ones among them.
 func (r *Report) Sound() bool { return len(r.Problems) == 0 }
+
+// FreeRuns shows where pages are that hold nothing, of a file that is clean; nobody
+// reads or writes them until bbolt takes them again.
+func (r *Report) FreeRuns(each func(offset, size int64) error) error {
+	if !r.Clean() {
+		return nil
+	}
+	for id := uint64(0); id < uint64(len(r.free))*64; {
+		n := uint64(0)
+		for r.free.has(id + n) {
+			n++
+		}
+		if n > 0 {
+			if err := each(int64(id)*r.pageSize, int64(n)*r.pageSize); err != nil {
+				return err
+			}
+		}
+		id += n + 1
+	}
+	return nil
+}
 
 // Clean says that the file is sound and all entries are valid.
 func (r *Report) Clean() bool { return r.Sound() && len(r.Invalid) == 0 }

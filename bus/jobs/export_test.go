@@ -27,6 +27,19 @@ func (m *Manager) FailCommits(err error, torn bool) {
 	}
 }
 
+// FailLinks makes the files of postbacks fail to be made until it is called with nil.
+func (m *Manager) FailLinks(err error) {
+	s := m.store
+	s.using.Lock() // the writer has no transaction open
+	defer s.using.Unlock()
+	s.spool.link = func(old, new string) error {
+		if err != nil {
+			return &os.LinkError{Op: "link", Old: old, New: new, Err: err}
+		}
+		return os.Link(old, new)
+	}
+}
+
 // Failing reports whether the store is known not to be writable.
 func (m *Manager) Failing() bool { return m.store.unwritable() != nil }
 
@@ -116,3 +129,6 @@ func (m *Manager) Awaited(job string) bool {
 	defer m.mu.Unlock()
 	return len(m.waiters[id]) > 0
 }
+
+// AwaitIdle waits until the writer has written all that it was given.
+func (m *Manager) AwaitIdle() { m.store.apply(false, func(*tx) error { return nil }) }

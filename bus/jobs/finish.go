@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"errors"
 	"time"
 )
@@ -36,9 +37,14 @@ type ending struct {
 }
 
 func (e *ending) write(t *tx) error {
+	tried := e.job // as a commit was to write it that has failed
 	e.job = nil
 	m := e.a.m
 	j, err := t.job(e.a.id)
+	if err == nil && j != nil && tried != nil && bytes.Equal(j.encode(), tried.encode()) {
+		e.job = j // it is on disk nevertheless
+		return nil
+	}
 	if err != nil || j == nil || j.State != Queued {
 		return wrap(err)
 	}
@@ -181,7 +187,7 @@ func (m *Manager) postbacks(j *Job) (born []*Job) {
 // bear writes a postback of j.
 func (m *Manager) bear(t *tx, j, b *Job) error {
 	if j.Output.File != "" {
-		p, err := m.store.spool.link(j.Output, b.ID, partInput)
+		p, err := m.store.spool.share(j.Output, b.ID, partInput)
 		if err != nil {
 			return err
 		}

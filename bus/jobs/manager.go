@@ -24,10 +24,12 @@ const (
 // Config says where jobs are kept, and how many.
 type Config struct {
 	Dir      string
-	MaxJobs  int64 // in whatever state; default DefaultMaxJobs
-	MaxSpool int64 // bytes of arguments, input and output; default DefaultMaxSpool
-	Clock    Clock // default: the machine's
-	Volatile bool  // need not outlast the machine: nothing is synced
+	Place    func() (string, error) // finds it, in place of Dir, whenever it is tried to open the store
+	Patient  bool                   // a store that can not be opened is tried again until it can, unless another node has it
+	MaxJobs  int64                  // in whatever state; default DefaultMaxJobs
+	MaxSpool int64                  // bytes of arguments, input and output; default DefaultMaxSpool
+	Clock    Clock                  // default: the machine's
+	Volatile bool                   // need not outlast the machine: nothing is synced
 	Warn     func(format string, args ...any)
 }
 
@@ -64,6 +66,7 @@ type Manager struct {
 	watch   []chan struct{} // told of any change
 	paused  bool
 	started bool
+	doubt   []*Job // whose deletion was refused, and may be on disk nevertheless
 }
 
 // Open opens the store; nothing runs before Start.
@@ -89,28 +92,92 @@ func Open(c Config) (*Manager, error) {
 		lines: map[string]*line{}, active: map[ID]*attempt{}, waiters: map[ID][]chan struct{}{},
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	s.mu.Lock()
+	s.works = m.resume
+	s.mu.Unlock()
 	return m, nil
 }
 
-// Start begins to run what is ready.
+// Start begins to run what is ready, once the store can be written. It waits for
+// that only as long as nothing is wrong.
 func (m *Manager) Start(h Host) error {
 	m.host = h
-	if err := m.interrupted(); err != nil {
+	late := make(chan struct{}, 1)
+	begun := make(chan error, 1)
+	m.runs.Go(func() { begun <- m.begin(func() { late <- struct{}{} }) }) // ends with Close
+	select {
+	case err := <-begun:
 		return err
+	case <-late: // what can not be read then is found by resume
+		return nil
 	}
+}
+
+// begin puts what is on disk in order and runs it; late is told if that takes until
+// the store has recovered.
+func (m *Manager) begin(late func()) error {
+	done := make(chan error, 1)
+	m.store.submit(&op{must: true, late: late, run: m.interrupted, done: func(err error) { done <- err }})
+	select {
+	case err := <-done:
+		if err != nil {
+			return err
+		}
+	case <-m.ctx.Done():
+		return nil
+	}
+	m.mu.Lock()
+	m.started = true
+	m.mu.Unlock()
+	m.runs.Go(m.schedule) // ends with Close
 	keys, err := m.store.readyLines()
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
-	m.started = true
 	for _, key := range keys {
 		m.line(key)
 	}
 	m.mu.Unlock()
-	m.runs.Go(m.schedule) // ends with Close
 	m.feedAll()
 	return nil
+}
+
+// resume looks at all anew after the store could not be written: a change that was
+// refused may be on disk nevertheless. The writer calls it.
+func (m *Manager) resume() {
+	m.store.spool.sweep()
+	keys, err := m.store.readyLines()
+	if err != nil {
+		return // the next commit fails, and this comes again
+	}
+	m.mu.Lock()
+	for _, l := range m.lines {
+		l.window, l.all, l.behind = nil, false, true
+	}
+	for _, key := range keys {
+		m.line(key)
+	}
+	waiting := make([]ID, 0, len(m.waiters))
+	for id := range m.waiters {
+		waiting = append(waiting, id)
+	}
+	doubt := m.doubt
+	m.doubt = nil
+	m.mu.Unlock()
+	for _, j := range doubt {
+		var there bool
+		if m.store.view(func(t *tx) error { there = t.Bucket([]byte(bucketJobs)).Get(j.ID[:]) != nil; return nil }) == nil && !there {
+			m.gone(j)
+		}
+	}
+	for _, id := range waiting {
+		if j, err := m.Get(id); err != nil || j.State.Finished() {
+			m.changed(id, true)
+		}
+	}
+	m.feedAll()
+	m.poke()
 }
 
 // Pause starts nothing further, and takes back what no worker has.

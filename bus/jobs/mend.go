@@ -23,30 +23,30 @@ const formatName = "format"
 
 // mend looks at the store's file before bbolt does, which believes what it reads. If
 // anything is not as it was written, a new file is made of what is, the old one is
-// put aside, and what is lost is said.
-func (s *Store) mend(path string) error {
+// put aside, and what is lost is said. The report is that of a file that was clean.
+func (s *Store) mend(path string) (*pages.Report, error) {
 	mark := filepath.Join(s.dir, formatName)
 	_, err := os.Lstat(mark)
 	known := err == nil
 	st, err := os.Lstat(path)
 	switch {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return &StoreError{Err: err}
+		return nil, &StoreError{Err: err}
 	case !known && (err != nil || st.Size() == 0): // a new one
-		return nil
+		return nil, nil
 	case err != nil:
 		s.warn("%s is gone: the jobs in it are lost", path)
 		s.mended = true
-		return nil
+		return nil, nil
 	}
 	report, err := pages.Check(path, func(bucket string, key, value []byte) bool {
 		return key == nil && slices.Contains(buckets, bucket) || key != nil && sealed(bucket, key, value)
 	})
 	if err != nil {
-		return &StoreError{Err: err}
+		return nil, &StoreError{Err: err}
 	}
 	if report.Clean() {
-		return nil
+		return report, nil
 	}
 	for _, p := range report.Problems[:min(3, len(report.Problems))] {
 		s.warn("%s is damaged: %s", path, p)
@@ -54,7 +54,7 @@ func (s *Store) mend(path string) error {
 	if n := len(report.Invalid) + report.MoreInvalid; n > 0 {
 		s.warn("%s is damaged: %d entries do not match their checksums", path, n)
 	}
-	return s.rebuild(path, report)
+	return nil, s.rebuild(path, report)
 }
 
 // mark says that the store has been made.

@@ -9,8 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +25,12 @@ type spool struct {
 	max  int64
 	used atomic.Int64 // bytes of payloads, in files and in the store
 	tmp  atomic.Uint64
+	link func(old, new string) error // a test makes it fail
+	warn func(format string, args ...any)
+
+	mu     sync.Mutex          // protects the fields below
+	left   map[string]struct{} // names that could not be removed: the disk fails
+	failed string              // how the last file failed that was written, "" if it did not
 }
 
 const tmpPrefix = "tmp-"
@@ -74,7 +80,8 @@ func (p *draft) toFile() error {
 	p.tmp = filepath.Join(p.spool.dir, fmt.Sprintf("%s%d-%d", tmpPrefix, os.Getpid(), p.spool.tmp.Add(1)))
 	f, err := os.OpenFile(p.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return spoolError(err)
+		p.tmp = ""
+		return p.spool.fails(err)
 	}
 	p.file = f
 	head := p.inline
@@ -84,7 +91,7 @@ func (p *draft) toFile() error {
 
 func (p *draft) append(b []byte) error {
 	if _, err := p.file.Write(b); err != nil {
-		return spoolError(err)
+		return p.spool.fails(err)
 	}
 	return nil
 }
@@ -105,9 +112,10 @@ func (p *draft) keep(id ID, part byte, attempt int) error {
 		err = p.spool.sync()
 	}
 	if err != nil {
-		return spoolError(err)
+		return p.spool.fails(err)
 	}
 	p.file.Close()
+	p.spool.noteFailure("")
 	return nil
 }
 
@@ -122,9 +130,9 @@ func (p *draft) drop() {
 		p.file.Close()
 	}
 	if p.tmp != "" {
-		os.Remove(p.tmp)
+		p.spool.remove(filepath.Base(p.tmp))
 	} else if p.File != "" {
-		os.Remove(filepath.Join(p.spool.dir, p.File))
+		p.spool.remove(p.File)
 	}
 }
 
@@ -133,25 +141,93 @@ func (s *spool) sync() error { return syncDir(s.dir) }
 // sumData is what a payload's Sum is of.
 func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }
 
-// link gives another job the same file, which is never changed once it has its
+// share gives another job the same file, which is never changed once it has its
 // name. A second copy would take as much room again.
-func (s *spool) link(p payload, id ID, part byte) (payload, error) {
+func (s *spool) share(p payload, id ID, part byte) (payload, error) {
 	name := fmt.Sprintf("%s.%c.0", id, part)
-	err := os.Link(filepath.Join(s.dir, p.File), filepath.Join(s.dir, name))
-	if err == nil || errors.Is(err, os.ErrExist) { // from a try that could not be committed
+	err := s.link(filepath.Join(s.dir, p.File), filepath.Join(s.dir, name))
+	switch {
+	case err == nil, errors.Is(err, os.ErrExist): // from a try that could not be committed
 		err = s.sync()
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EMLINK): // this filesystem has no links, or no more of them
+		err = s.copy(p, id, part)
+	case errors.Is(err, os.ErrNotExist): // it has been taken away: who runs the job finds that out
+		err = nil
 	}
 	if err != nil {
-		return payload{}, spoolError(err)
+		return payload{}, storeError(err)
 	}
 	p.File = name
 	return p, nil
 }
 
+// copy is share where there can be no link.
+func (s *spool) copy(p payload, id ID, part byte) error {
+	f, err := os.Open(filepath.Join(s.dir, p.File))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	d := s.newDraft()
+	if _, err = io.Copy(d, f); err == nil {
+		err = d.keep(id, part, 0)
+	}
+	if err != nil {
+		d.drop()
+		return err
+	}
+	s.release(d.Size) // as of a link, it is counted when it is committed
+	return nil
+}
+
+// remove deletes files. Those that a failing disk keeps go later.
 func (s *spool) remove(names ...string) {
 	for _, name := range names {
-		os.Remove(filepath.Join(s.dir, name))
+		err := os.Remove(filepath.Join(s.dir, name))
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		s.mu.Lock()
+		if s.left == nil {
+			s.left = map[string]struct{}{}
+		}
+		s.left[name] = struct{}{}
+		s.mu.Unlock()
 	}
+}
+
+// sweep removes what could not be removed when it was to be.
+func (s *spool) sweep() {
+	s.mu.Lock()
+	left := s.left
+	s.left = nil
+	s.mu.Unlock()
+	for name := range left {
+		s.remove(name)
+	}
+}
+
+// fails says that a file could not be written: to the operator too, when it is not
+// how the last one failed.
+func (s *spool) fails(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) { // each file has a name of its own
+		err = fmt.Errorf("%s: %w", s.dir, pe.Err)
+	}
+	err = storeError(err)
+	if s.noteFailure(err.Error()) {
+		s.warn("%v", err)
+	}
+	return err
+}
+
+// noteFailure reports whether that is news.
+func (s *spool) noteFailure(what string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.failed
+	s.failed = what
+	return was != what
 }
 
 // open returns the file of a part once it has been found to be what was written:
@@ -200,14 +276,6 @@ func (s *spool) names() ([]string, error) {
 		names = append(names, name)
 	}
 	return names, err
-}
-
-// spoolError says that there is no room in the way that others are told of it.
-func spoolError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return &FullError{What: "the disk is full", Err: err}
-	}
-	return &StoreError{Err: err}
 }
 
 // reason is a file's error without what was done to which file.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -18,13 +19,15 @@ import (
 
 	"github.com/oklog/ulid/v2"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // Names in the directory of a store.
 const (
-	dbName    = "jobs.db"
-	spoolName = "spool"
-	lockName  = "lock"
+	dbName      = "jobs.db"
+	spoolName   = "spool"
+	lockName    = "lock"
+	reserveName = "reserve"
 )
 
 // formatVersion is that of the store; FORMAT.md describes it.
@@ -33,17 +36,21 @@ const formatVersion = "1"
 // Store keeps jobs on disk. All changes go through one writer, which commits as
 // many of them at once as have come while it was busy with the last.
 type Store struct {
+	place    func() (string, error) // finds dir, until the store was opened once; nil: it is known
 	dir      string
 	warn     func(format string, args ...any)
 	maxJobs  int64
 	jobs     atomic.Int64 // that there are, in whatever state
 	spool    *spool
-	lock     *os.File
+	reserve  *reserve
+	lock     *os.File // nil: not had yet
 	clock    Clock
 	volatile bool
-	loss     atomic.Int64 // jobs that were posted until then may be lost: milliseconds of the date
-	mended   bool         // what was damaged was made anew
-	time     *timeline
+	loss     atomic.Int64         // jobs that were posted until then may be lost: milliseconds of the date
+	mended   bool                 // what was damaged was made anew
+	opened   bool                 // it was, once: what is not there is gone, not new
+	hollow   bool                 // what the file has of free pages is given back to the disk when it is opened next
+	time     *timeline            // nil until then
 	commit   func(*bolt.Tx) error // a test makes it fail
 
 	using sync.RWMutex // protects db: taken to read, exclusively to open it anew
@@ -58,7 +65,8 @@ type Store struct {
 
 	mu     sync.Mutex // protects the fields below
 	lastID ID
-	failed error // why nothing can be written now
+	failed error  // why nothing can be written now
+	works  func() // told when it can be written again, in the writer's goroutine
 }
 
 // op is a change of the store.
@@ -66,32 +74,106 @@ type op struct {
 	run   func(t *tx) error // its error takes back nothing: it must look before it writes
 	done  func(err error)   // after the commit, in the writer's goroutine
 	must  bool              // what has happened already: kept until it can be written
+	late  func()            // told, if it must, that it can not be written at once
+	frees bool              // it makes room: it is tried while the disk is full
 	added ID                // a job that must not be there if the post was refused
 	err   error
 }
 
-// openStore opens the store of a directory, and makes one that is not there.
+// openStore opens the store of a directory, and makes one that is not there. If it
+// can not be opened a patient one is tried again until it can.
 func openStore(o *Config) (*Store, error) {
-	if err := os.MkdirAll(filepath.Join(o.Dir, spoolName), 0o700); err != nil {
-		return nil, &StoreError{Err: err}
-	}
-	lock, err := lockDir(o.Dir)
-	if err != nil {
-		return nil, err
-	}
 	s := &Store{
-		dir: o.Dir, warn: o.Warn, maxJobs: o.MaxJobs, lock: lock,
-		spool: &spool{dir: filepath.Join(o.Dir, spoolName), max: o.MaxSpool},
-		ops:   make(chan *op, 4096), done: make(chan struct{}),
+		place: o.Place, warn: o.Warn, maxJobs: o.MaxJobs,
+		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
+		ops: make(chan *op, 4096), done: make(chan struct{}),
 		clock: o.Clock, volatile: o.Volatile,
 		commit: func(t *bolt.Tx) error { return t.Commit() },
 	}
-	if err := s.load(true); err != nil {
-		lock.Close()
+	s.settle(o.Dir)
+	err := s.reach()
+	var locked *LockedError
+	switch {
+	case err != nil && (!o.Patient || errors.As(err, &locked)):
+		if s.lock != nil {
+			s.lock.Close()
+		}
 		return nil, err
+	case err == nil:
+		err = s.reserve.make()
 	}
-	go s.write() // ends with close
+	if err != nil {
+		s.setFailed(storeError(err)) // before anybody can post
+	}
+	go s.write(err) // ends with close
 	return s, nil
+}
+
+// settle says where the store is.
+func (s *Store) settle(dir string) {
+	s.dir, s.spool.dir, s.reserve.path = dir, filepath.Join(dir, spoolName), filepath.Join(dir, reserveName)
+}
+
+// reach takes the directory and opens what is in it.
+func (s *Store) reach() error {
+	if !s.opened && s.place != nil {
+		dir, err := s.place()
+		if err != nil {
+			return storeError(err)
+		}
+		s.settle(dir)
+	}
+	if err := s.take(); err != nil {
+		return err
+	}
+	return s.load()
+}
+
+// take makes the directory, once, and locks it. The lock is taken anew if another
+// filesystem has come in the place of the one that it was on.
+func (s *Store) take() error {
+	if !s.opened {
+		if err := os.MkdirAll(s.spool.dir, 0o700); err != nil {
+			return storeError(err)
+		}
+	} else if _, err := os.Lstat(filepath.Join(s.dir, formatName)); err != nil { // nothing may be made in an empty mount point
+		s.letGo()
+		return &StoreError{Err: fmt.Errorf("it has gone: %w", err)}
+	}
+	if s.lock != nil && sameFile(s.lock, filepath.Join(s.dir, lockName)) {
+		return nil
+	}
+	lock, err := lockDir(s.dir)
+	if err != nil {
+		return err
+	}
+	if s.lock != nil {
+		s.lock.Close()
+	}
+	s.lock = lock
+	return nil
+}
+
+// letGo closes what is open of a store that has gone. A filesystem that is taken away
+// to be repaired is in use until then, and the same is mounted again.
+func (s *Store) letGo() {
+	s.using.Lock()
+	defer s.using.Unlock()
+	if s.db != nil {
+		s.db.Close()
+		s.db = nil
+	}
+	if s.lock != nil {
+		s.lock.Close()
+		s.lock = nil
+	}
+}
+
+// sameFile reports whether a name still leads to an open file.
+func sameFile(f *os.File, path string) bool {
+	was, err := f.Stat()
+	now, err2 := os.Lstat(path)
+	return err == nil && err2 == nil && os.SameFile(was, now)
 }
 
 const (
@@ -103,7 +185,7 @@ const (
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, &StoreError{Err: err}
+		return nil, storeError(err)
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	for wait := lockWait; errors.Is(err, syscall.EWOULDBLOCK) && wait > 0; wait -= lockPause {
@@ -120,19 +202,39 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// load opens the file, after it was found sound, or mended.
-func (s *Store) load(first bool) error {
+// load opens the file, after it was found sound, or mended. Readers wait meanwhile.
+func (s *Store) load() error {
 	path := filepath.Join(s.dir, dbName)
-	if err := s.mend(path); err != nil {
-		return err
-	}
 	s.using.Lock()
 	defer s.using.Unlock()
+	if s.db != nil {
+		s.db.Close()
+		s.db = nil
+	}
+	if s.opened {
+		if err := s.distrust(path); err != nil {
+			return storeError(err)
+		}
+	}
+	report, err := s.mend(path)
+	if err != nil {
+		return err
+	}
+	if s.hollow && report != nil {
+		if err := hollow(path, report); err != nil {
+			return storeError(err)
+		}
+	}
+	_, err = os.Lstat(path)
+	fresh := errors.Is(err, os.ErrNotExist)
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout: time.Second, FreelistType: bolt.FreelistMapType, InitialMmapSize: 64 << 20, OpenFile: openNoFollow,
 	})
 	if err != nil {
-		return &StoreError{Err: fmt.Errorf("%s: %w", path, err)}
+		if fresh { // a part of it would be taken for a damaged one
+			os.Remove(path)
+		}
+		return storeError(fmt.Errorf("%s: %w", path, err))
 	}
 	db.NoSync, db.NoGrowSync = s.volatile, s.volatile
 	db.AllocSize = 1 << 20 // what the file grows by
@@ -140,55 +242,61 @@ func (s *Store) load(first bool) error {
 	if err == nil {
 		err = storeErrorOrNil(s.mark())
 	}
-	if err == nil && first {
+	if err == nil && !s.opened {
 		err = s.survey(db)
 	}
 	if err != nil {
 		db.Close()
+		if fresh {
+			os.Remove(path)
+		}
 		return err
 	}
-	s.db = db
+	s.db, s.opened = db, true
 	return nil
+}
+
+// distrust has what is checked next read from the disk. After an error of a write or
+// sync the kernel takes for clean, and keeps, pages that the disk may never have had;
+// see https://wiki.postgresql.org/wiki/Fsync_Errors.
+func (s *Store) distrust(path string) error {
+	if s.volatile {
+		return nil
+	}
+	f, err := openNoFollow(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil { // what has not been written can not be dropped
+		return err
+	}
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // tmpfs has no disk to read from
+	_, err = io.Copy(io.Discard, f)                         // what can not be read now is not damaged yet
+	return err
 }
 
 func openNoFollow(name string, flag int, mode os.FileMode) (*os.File, error) {
 	return os.OpenFile(name, flag|syscall.O_NOFOLLOW, mode)
 }
 
-// setUp makes the buckets of a new store, and reads the clock of an old one.
+// setUp makes the buckets of a new store, and reads the clock of an old one. It
+// writes nothing to one that has all: the disk may be full.
 func (s *Store) setUp(db *bolt.DB) error {
 	var last stamp
-	err := db.Update(func(b *bolt.Tx) error {
-		t := &tx{b, s}
-		for _, name := range buckets {
-			if _, err := b.CreateBucketIfNotExists([]byte(name)); err != nil {
-				return err
-			}
-		}
-		version, err := t.get(bucketMeta, []byte("format"))
-		switch {
-		case err != nil:
-			return err
-		case version == nil:
-			if err := t.put(bucketMeta, []byte("format"), []byte(formatVersion)); err != nil {
-				return err
-			}
-		case string(version) != formatVersion:
-			return fmt.Errorf("%s: format %s is not known to this version of fbus, which writes %s", db.Path(), version, formatVersion)
-		}
-		loss, err := t.get(bucketMeta, []byte("loss"))
-		if err == nil && loss != nil {
-			n, _ := strconv.ParseInt(string(loss), 10, 64)
-			s.loss.Store(n)
-		}
-		data, err := t.get(bucketMeta, []byte("clock"))
-		if err == nil && data != nil {
-			err = json.Unmarshal(data, &last)
-		}
+	var version string
+	err := db.View(func(b *bolt.Tx) (err error) {
+		version, last, err = s.readMeta(&tx{b, s})
 		return err
 	})
+	if err == nil && version != "" && version != formatVersion {
+		err = fmt.Errorf("%s: format %s is not known to this version of fbus, which writes %s", db.Path(), version, formatVersion)
+	}
+	if err == nil && (version == "" || !whole(db)) {
+		err = db.Update(func(b *bolt.Tx) error { return (&tx{b, s}).found() })
+	}
 	if err != nil {
-		return &StoreError{Err: err}
+		return storeError(err)
 	}
 	if s.time == nil {
 		s.time = newTimeline(s.clock, last)
@@ -196,9 +304,53 @@ func (s *Store) setUp(db *bolt.DB) error {
 	return nil
 }
 
+// readMeta reads what the store says of itself; no version: it is new.
+func (s *Store) readMeta(t *tx) (version string, last stamp, err error) {
+	if t.Bucket([]byte(bucketMeta)) == nil {
+		return "", last, nil
+	}
+	format, err := t.get(bucketMeta, []byte("format"))
+	if err != nil {
+		return "", last, err
+	}
+	loss, err := t.get(bucketMeta, []byte("loss"))
+	if err == nil && loss != nil {
+		n, _ := strconv.ParseInt(string(loss), 10, 64)
+		s.loss.Store(n)
+	}
+	data, err := t.get(bucketMeta, []byte("clock"))
+	if err == nil && data != nil {
+		err = json.Unmarshal(data, &last)
+	}
+	return string(format), last, err
+}
+
+// whole reports whether all buckets are there.
+func whole(db *bolt.DB) bool {
+	return db.View(func(b *bolt.Tx) error {
+		for _, name := range buckets {
+			if b.Bucket([]byte(name)) == nil {
+				return os.ErrNotExist
+			}
+		}
+		return nil
+	}) == nil
+}
+
+// found makes the buckets, in one commit with the format's version.
+func (t *tx) found() error {
+	for _, name := range buckets {
+		if _, err := t.CreateBucketIfNotExists([]byte(name)); err != nil {
+			return err
+		}
+	}
+	return t.put(bucketMeta, []byte("format"), []byte(formatVersion))
+}
+
 // survey counts what there is, and removes files of the spool that no job has.
 func (s *Store) survey(db *bolt.DB) error {
-	var used int64
+	var used, count int64
+	var last ID
 	known := map[string]bool{}
 	err := db.View(func(b *bolt.Tx) error {
 		data := b.Bucket([]byte(bucketData)).Cursor()
@@ -207,8 +359,8 @@ func (s *Store) survey(db *bolt.DB) error {
 		}
 		jobs := b.Bucket([]byte(bucketJobs)).Cursor()
 		for k, v := jobs.First(); k != nil; k, v = jobs.Next() {
-			s.jobs.Add(1)
-			s.lastID = keyID(k)
+			count++
+			last = keyID(k)
 			if !bytes.Contains(v, []byte(`"file":`)) { // most have none, and need not be read
 				continue
 			}
@@ -238,7 +390,13 @@ func (s *Store) survey(db *bolt.DB) error {
 			used += st.Size()
 		}
 	}
+	s.jobs.Store(count)
 	s.spool.used.Store(used)
+	s.mu.Lock()
+	if last.Compare(s.lastID) > 0 {
+		s.lastID = last
+	}
+	s.mu.Unlock()
 	return nil
 }
 
@@ -345,6 +503,8 @@ func (s *Store) close() {
 		if s.db != nil {
 			s.db.Close()
 		}
-		s.lock.Close()
+		if s.lock != nil {
+			s.lock.Close()
+		}
 	})
 }

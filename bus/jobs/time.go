@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 )
 
@@ -134,73 +135,115 @@ func (m *Manager) expire() {
 	}
 }
 
-// remove deletes those of some jobs that are as they should be, and counts them.
-func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (int, error) {
+// remove deletes those of some jobs that are as they should be, and counts them. On a
+// full disk it does so a few at a time, with what room the reserve has.
+func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error) {
+	for size := len(ids); len(ids) > 0; {
+		portion := ids[:min(size, len(ids))]
+		n, err := m.removeAtOnce(portion, fits)
+		var full *FullError
+		switch {
+		case errors.As(err, &full) && size > 1:
+			size = max(1, size/8)
+			continue
+		case err != nil:
+			return total, err
+		}
+		total += n
+		ids = ids[len(portion):]
+		size *= 2 // what has gone has made room
+	}
+	return total, nil
+}
+
+// removeAtOnce is remove in one commit.
+func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 	var gone []*Job
-	err := m.store.apply(false, func(t *tx) error {
+	result := make(chan error, 1)
+	m.store.submit(&op{frees: true, done: func(err error) { result <- err }, run: func(t *tx) error {
+		before := gone // by a commit that has failed, and may be on disk nevertheless
 		gone = nil
 		for _, id := range ids {
 			j, err := t.job(id)
-			if err != nil || j == nil || !fits(j) {
-				continue
-			}
-			if err := t.remove(j); err != nil {
+			if err == nil && j == nil {
+				j = jobOf(before, id)
+			} else if err != nil || !fits(j) {
+				j = nil
+			} else if err := t.remove(j); err != nil {
 				return wrap(err)
 			}
-			gone = append(gone, j)
+			if j != nil {
+				gone = append(gone, j)
+			}
 		}
 		return nil
-	})
-	if err != nil {
+	}})
+	if err := <-result; err != nil {
+		m.mu.Lock()
+		m.doubt = append(m.doubt, gone...)
+		m.mu.Unlock()
 		return 0, err
 	}
-	m.store.jobs.Add(-int64(len(gone)))
 	for _, j := range gone {
-		m.mu.Lock()
-		if a := m.active[j.ID]; a != nil { // it stands at the node for its turn
-			a.cancel(errCancelledJob)
-		}
-		m.mu.Unlock()
-		m.store.spool.release(j.size())
-		m.store.spool.remove(j.files()...)
-		m.changed(j.ID, true)
+		m.gone(j)
 	}
 	return len(gone), nil
+}
+
+// gone does what is to be done when a job was deleted.
+func (m *Manager) gone(j *Job) {
+	m.store.jobs.Add(-1)
+	m.mu.Lock()
+	if a := m.active[j.ID]; a != nil { // it stands at the node for its turn
+		a.cancel(errCancelledJob)
+	}
+	m.mu.Unlock()
+	m.store.spool.release(j.size())
+	m.store.spool.remove(j.files()...)
+	m.changed(j.ID, true)
+}
+
+// jobOf finds a job in a list.
+func jobOf(list []*Job, id ID) *Job {
+	for _, j := range list {
+		if j.ID == id {
+			return j
+		}
+	}
+	return nil
 }
 
 // interrupted puts jobs back into their lines that were running when the node
 // ended. The attempt counts as begun, not against the retries: it is no fault of
 // theirs.
-func (m *Manager) interrupted() error {
-	return m.store.apply(true, func(t *tx) error {
-		var ids []ID
-		c := t.Bucket([]byte(bucketRun)).Cursor()
-		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			ids = append(ids, keyID(k))
+func (m *Manager) interrupted(t *tx) error {
+	var ids []ID
+	c := t.Bucket([]byte(bucketRun)).Cursor()
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		ids = append(ids, keyID(k))
+	}
+	for _, id := range ids {
+		data, _ := t.get(bucketRun, id[:])
+		if err := t.delete(bucketRun, id[:]); err != nil {
+			return wrap(err)
 		}
-		for _, id := range ids {
-			data, _ := t.get(bucketRun, id[:])
-			if err := t.delete(bucketRun, id[:]); err != nil {
-				return wrap(err)
-			}
-			j, err := t.job(id)
-			if err != nil || j == nil || j.State != Queued {
-				continue
-			}
-			var try Try
-			if json.Unmarshal(data, &try) != nil {
-				try = Try{Attempt: j.Attempts + 1}
-			}
-			if try.Attempt <= j.Attempts {
-				continue
-			}
-			try.End = End{Source: "fbus", Status: 255, Code: "node_lost", Message: "the node ended before it had"}
-			j.Attempts = try.Attempt
-			j.note(try)
-			if err := t.put(bucketJobs, j.ID[:], j.encode()); err != nil {
-				return wrap(err)
-			}
+		j, err := t.job(id)
+		if err != nil || j == nil || j.State != Queued {
+			continue
 		}
-		return nil
-	})
+		var try Try
+		if json.Unmarshal(data, &try) != nil {
+			try = Try{Attempt: j.Attempts + 1}
+		}
+		if try.Attempt <= j.Attempts {
+			continue
+		}
+		try.End = End{Source: "fbus", Status: 255, Code: "node_lost", Message: "the node ended before it had"}
+		j.Attempts = try.Attempt
+		j.note(try)
+		if err := t.put(bucketJobs, j.ID[:], j.encode()); err != nil {
+			return wrap(err)
+		}
+	}
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"fbus/bus/jobs"
+	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -26,24 +27,23 @@ func (o *jobOptions) flags() []cli.Flag {
 	}
 }
 
-// open opens the store of jobs. A node that can not have it works on without,
-// unless another one has it.
+// open opens the store of jobs. A node that can not have it works on without, and
+// tries again while it runs; not so if its directory is not to be trusted, or if
+// another node has it.
 func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Manager, error) {
 	if o.max < 1 {
 		return nil, usage("--max-jobs %d: at least 1 is due", o.max)
 	}
-	dir, err := networkState(network, "jobs")
-	if err != nil {
+	place := func() (string, error) { return networkState(network, "jobs") }
+	var disk *trust.Error
+	if _, err := place(); err != nil && !(errors.As(err, &disk) && disk.Code == trust.CodeStorage) {
 		warn("nothing can be posted: %v", err)
 		return nil, err
 	}
-	m, err := jobs.Open(jobs.Config{Dir: dir, MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
+	m, err := jobs.Open(jobs.Config{Place: place, Patient: true, MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
 	var locked *jobs.LockedError
-	switch {
-	case errors.As(err, &locked):
+	if errors.As(err, &locked) {
 		return nil, fail(exitInternal, "%v", err).withHint("a second node of this user needs a network of its own: fbus serve --network ID")
-	case err != nil:
-		warn("nothing can be posted: %v", err)
 	}
 	return m, err
 }

@@ -1,0 +1,614 @@
+package testscripts
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	fbus "fbus/bus"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk is a filesystem of the test's own, with the state of a node on it.
+type disk struct {
+	*mountspace
+	dir string // where it is mounted
+	img string // of an ext4
+}
+
+func newDisk(t *testing.T) *disk {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount filesystems")
+	}
+	dir := t.TempDir()
+	d := &disk{mountspace: newMountspace(t), dir: filepath.Join(dir, "disk"), img: filepath.Join(dir, "disk.img")}
+	if err := os.Mkdir(d.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// tmpfs mounts one.
+func (d *disk) tmpfs(options string) {
+	d.t.Helper()
+	d.must(d.run("mount", "-t", "tmpfs", "-o", "mode=700,"+options, "tmpfs", d.dir))
+}
+
+// node starts a node on it.
+func (d *disk) node(t *testing.T) *store {
+	t.Helper()
+	return newStore(t, func(s *store) { s.state, s.launch = d.dir, d.start })
+}
+
+// fill leaves no room on it; what it returns makes room again.
+func (d *disk) fill() (empty func()) {
+	d.t.Helper()
+	path := filepath.Join(d.dir, "filler")
+	d.must(d.do(func() error {
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		for size := 1 << 20; size > 0; {
+			if _, err = f.Write(make([]byte, size)); err != nil {
+				size /= 2
+			}
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			return fmt.Errorf("the disk is not full: %w", err)
+		}
+		return nil
+	}))
+	return func() { d.must(d.do(func() error { return os.Remove(path) })) }
+}
+
+// spool lists the files of large parts.
+func (d *disk) spool(s *store) (names []string) {
+	d.t.Helper()
+	d.must(d.do(func() error {
+		list, err := os.ReadDir(filepath.Join(s.jobs(), "spool"))
+		for _, e := range list {
+			names = append(names, e.Name())
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}))
+	return names
+}
+
+// noStrays checks that each file of the spool belongs to a job that is listed.
+func (d *disk) noStrays(s *store, c *fbus.Client) {
+	d.t.Helper()
+	var strays []string
+	eventually(d.t, "no file is left that no job has", func() bool {
+		known := map[string]bool{}
+		for _, i := range s.list(c, `{}`) {
+			known[i.ID] = true
+		}
+		strays = slices.DeleteFunc(d.spool(s), func(name string) bool {
+			id, _, _ := strings.Cut(name, ".")
+			return known[id]
+		})
+		return len(strays) == 0
+	})
+}
+
+// fbus runs a command to its end.
+func (s *store) fbus(args ...string) (status int, stdout, stderr string) {
+	s.t.Helper()
+	cmd := s.command(args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var ee *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &ee) {
+		s.t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// refuses checks how fbus post is refused: nothing on stdout, 75, and the reason.
+func (s *store) refuses(reason string) {
+	s.t.Helper()
+	status, out, errs := s.fbus("post", "-n", "f", "refused")
+	if status != 75 || out != "" || !strings.HasPrefix(errs, "fbus: ") || !strings.Contains(errs, reason) {
+		s.t.Errorf("fbus post: status %d, %q, %q; want 75 and %q", status, out, errs, reason)
+	}
+}
+
+// takes waits until posts are taken, and notes them.
+func (l *ledger) takes(s *store, c *fbus.Client) {
+	s.t.Helper()
+	eventually(s.t, "posts are taken", func() bool {
+		id, a := l.post(c, "f", `{}`, "again")
+		if id == "" && a.res.Status != 75 {
+			s.t.Fatalf("%+v", a.res)
+		}
+		return id != ""
+	})
+}
+
+// post posts, and notes what was acknowledged.
+func (l *ledger) post(c *fbus.Client, function, options, input string) (id string, a answer) {
+	if id, a = post(c, function, options, input); id != "" {
+		l.mu.Lock()
+		l.acked[id] = crc32.ChecksumIEEE([]byte(input))
+		l.order = append(l.order, id)
+		l.mu.Unlock()
+	}
+	return id, a
+}
+
+// forget is for jobs that were purged.
+func (l *ledger) forget(ids ...string) {
+	for _, id := range ids {
+		delete(l.acked, id)
+	}
+	l.order = slices.DeleteFunc(l.order, func(id string) bool { _, ok := l.acked[id]; return !ok })
+}
+
+// counts are how many posts were taken, and refused, so far.
+type counts struct{ taken, refused atomic.Int64 }
+
+// press posts small and large inputs until stop is closed; a refusal has to be one
+// of the store.
+func (l *ledger) press(s *store, number int, stop <-chan struct{}, n *counts) {
+	c, err := s.dial(fmt.Sprint("client ", number))
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	defer c.Close()
+	for k := 0; ; k++ {
+		input := fmt.Sprintf("job %d of client %d", k, number)
+		if k%10 == 9 {
+			input = strings.Repeat(input, 3000)
+		}
+		id, a := l.post(c, "f", `{"retries":100,"backoff":0.01}`, input)
+		switch {
+		case id != "":
+			n.taken.Add(1)
+		case a.res.Status == 75 && (a.res.Code == "store_failed" || a.res.Code == "store_full"):
+			n.refused.Add(1)
+		default:
+			l.mu.Lock()
+			l.breach("a post was refused: %+v", a.res)
+			l.mu.Unlock()
+		}
+		select {
+		case <-stop:
+			return
+		case <-time.After(rand.N(4 * time.Millisecond)):
+		}
+	}
+}
+
+// under lets clients press while f makes the disk fail and work again, and checks that
+// all that was acknowledged, and nothing else, has ended well.
+func (l *ledger) under(t *testing.T, d *disk, s *store, f func(n *counts)) {
+	t.Helper()
+	for i := range 2 {
+		s.worker(fmt.Sprint("w", i), "f", 4, l.work(s))
+	}
+	var n counts
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for i := range 4 {
+		clients.Go(func() { l.press(s, i, stop, &n) })
+	}
+	eventually(t, "posts are taken", func() bool { return n.taken.Load() > 30 })
+	defer func() { // a test that fails in f
+		select {
+		case <-stop:
+		default:
+			close(stop)
+		}
+		clients.Wait()
+	}()
+	f(&n)
+	before := n.taken.Load()
+	eventually(t, "posts are taken again", func() bool { return n.taken.Load() > before+30 })
+	close(stop)
+	clients.Wait()
+	l.settle(t, s)
+	c := s.client("look")
+	if total := len(s.list(c, `{}`)); total != len(l.acked) {
+		t.Errorf("%d jobs were acknowledged, and %d are there", len(l.acked), total)
+	}
+	d.noStrays(s, c)
+	t.Logf("%d posts were taken, %d refused", n.taken.Load(), n.refused.Load())
+	if !strings.Contains(s.stderr(), "can be written again") || strings.Contains(s.stderr(), "damage") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+// TestDiskFull: posts are acknowledged until the disk is full, then refused with the
+// reason, and nothing is left of those. What runs can end and jobs can be purged
+// while it is full; when there is room posts are taken again.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=1m")
+	s, l := d.node(t), newLedger()
+	c := s.client("poster")
+	release := make(chan struct{})
+	started := make(chan string, 1)
+	s.worker("held", "held", 1, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		started <- inv.Job
+		<-release
+		inv.Stdout.Write(inv.Input)
+		return fbus.Result{Code: "exit"}
+	})
+	held, _ := l.post(c, "held", `{}`, "it was running")
+	<-started
+
+	var delayed []string
+	var refused answer
+	for i := 0; refused.res.Status == 0; i++ {
+		switch id, a := l.post(c, "f", []string{`{}`, `{"delay":100000}`}[i%2], fmt.Sprint(i, strings.Repeat(" x", i%10*500))); {
+		case id == "":
+			refused = a
+		case i%2 == 1:
+			delayed = append(delayed, id)
+		}
+	}
+	if refused.res.Status != 75 || refused.res.Code != "store_full" || refused.out != "" {
+		t.Errorf("%+v", refused)
+	}
+	t.Logf("%d jobs were acknowledged before the disk was full", len(l.acked))
+	s.refuses("the disk is full")
+	if id, a := post(c, "f", `{}`, strings.Repeat("large", 100000)); id != "" || a.res.Status != 75 {
+		t.Errorf("%q, %+v", id, a.res)
+	}
+	if !strings.Contains(s.stderr(), "the disk is full") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+	d.noStrays(s, c)
+	close(release)
+	if a := ask(c, "fbus.result", held); !a.ok() || a.out != "it was running" {
+		t.Errorf("what was running: %+v", a)
+	}
+
+	empty := d.fill() // what room the purge makes is not the disk's any more
+	if status, _, errs := s.fbus("purge", "--state", "delayed"); status != 0 || errs != fmt.Sprintf("fbus: %d jobs purged\n", len(delayed)) {
+		t.Errorf("fbus purge: %d, %q; there were %d", status, errs, len(delayed))
+	}
+	l.forget(delayed...)
+	empty()
+	l.takes(s, c)
+	empty = d.fill()
+	for a := (answer{}); a.res.Status == 0; { // the file has pages of its own that are free
+		_, a = l.post(c, "f", `{}`, "more")
+	}
+	s.refuses("the disk is full")
+	empty()
+	l.takes(s, c)
+
+	if total := len(s.list(c, `{}`)); total != len(l.acked) {
+		t.Errorf("%d jobs were acknowledged, and %d are there", len(l.acked), total)
+	}
+	s.worker("w", "f", 4, echo)
+	l.settle(t, s)
+	d.noStrays(s, c)
+	if strings.Contains(s.stderr(), "damage") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+// echo gives its input back.
+func echo(_ context.Context, inv *fbus.Invocation) fbus.Result {
+	if _, err := inv.Stdout.Write(inv.Input); err != nil {
+		return fbus.Result{Code: "exit", Status: 74}
+	}
+	return fbus.Result{Code: "exit"}
+}
+
+// TestDiskFullPostback: output that can not be linked, as the input of what is posted
+// with it, is posted when there is room; until then its job has not ended.
+func TestDiskFullPostback(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=16m,nr_inodes=100") // on a tmpfs each link takes an inode
+	s := d.node(t)
+	c := s.client("poster")
+	output := strings.Repeat("much output ", 10000)
+	var ran, after atomic.Int32
+	taken := make(chan []string, 1)
+	s.worker("w", "f", 1, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		if ran.Add(1) > 1 {
+			return fbus.Result{Code: "exit", Status: 1}
+		}
+		inv.Stdout.Write([]byte(output))
+		eventually(t, "the output has its file", func() bool { return len(d.spool(s)) > 0 })
+		taken <- d.takeInodes()
+		return fbus.Result{Code: "exit"}
+	})
+	s.worker("then", "g", 1, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		after.Add(1)
+		var all bytes.Buffer
+		all.Write(inv.Input)
+		all.ReadFrom(inv.Rest)
+		if all.String() != output {
+			return fbus.Result{Code: "exit", Status: 1}
+		}
+		return fbus.Result{Code: "exit"}
+	})
+	id, _ := post(c, "f", `{"then":"g"}`, "")
+	files := <-taken
+	eventually(t, "the node says so", func() bool { return strings.Contains(s.stderr(), "the disk is full") })
+	if a := ask(c, "fbus.result", id, `{"wait":false}`); a.res.Code != "unfinished" {
+		t.Errorf("its end was told: %+v", a.res)
+	}
+	s.refuses("the disk is full")
+	d.must(d.do(func() error {
+		for _, f := range files {
+			if err := os.Remove(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	if a := ask(c, "fbus.result", id); !a.ok() || a.out != output {
+		t.Errorf("%+v, %d bytes", a.res, len(a.out))
+	}
+	list := s.list(c, `{"function":"g"}`)
+	if len(list) != 1 {
+		t.Fatalf("it has posted %+v", list)
+	}
+	if a := ask(c, "fbus.result", list[0].ID); !a.ok() {
+		t.Errorf("%+v", a.res)
+	}
+	if ran.Load() != 1 || after.Load() != 1 {
+		t.Errorf("f was run %d times, g %d", ran.Load(), after.Load())
+	}
+}
+
+// takeInodes makes empty files until there can be no more.
+func (d *disk) takeInodes() (files []string) {
+	d.must(d.do(func() error {
+		for {
+			path := filepath.Join(d.dir, fmt.Sprint("inode-", len(files)))
+			f, err := os.Create(path)
+			if errors.Is(err, unix.ENOSPC) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			f.Close()
+			files = append(files, path)
+		}
+	}))
+	return files
+}
+
+// TestDiskReadOnly: a filesystem that has found an error of its own can only be read
+// any more. Nothing is acknowledged that is not on it, node and callers say so, and
+// when it was repaired and is mounted again all goes on.
+func TestDiskReadOnly(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	state := d.dir
+	d.dir = filepath.Join(state, "jobs", "jobs") // the journal would keep the filesystem in use
+	d.image(d.img, 32<<20)
+	d.loop(d.img, d.dir, ",errors=remount-ro")
+	var st unix.Stat_t
+	d.must(d.do(func() error { return unix.Stat(d.dir, &st) }))
+	name, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		t.Skip(err)
+	}
+	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(name), "trigger_fs_error")
+	if _, err := os.Stat(trigger); err != nil {
+		t.Skipf("an ext4 can not be made to fail here: %v", err)
+	}
+	s, l := newStore(t, func(s *store) { s.state, s.launch = state, d.start }), newLedger()
+	l.under(t, d, s, func(n *counts) {
+		if err := os.WriteFile(trigger, []byte("a test"), 0o200); err != nil {
+			t.Fatal(err)
+		}
+		before := n.refused.Load()
+		eventually(t, "posts are refused", func() bool { return n.refused.Load() > before+10 })
+		s.refuses("read-only file system")
+		eventually(t, "the node says so", func() bool { return strings.Contains(s.stderr(), "the store of jobs can not be written: ") })
+		taken := n.taken.Load()
+		d.must(d.run("umount", "-l", d.dir))
+		eventually(t, "the empty directory is noticed", func() bool { return strings.Contains(s.stderr(), "it has gone: ") })
+		eventually(t, "nothing of it is in use", func() bool {
+			image, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(name), "loop", "backing_file"))
+			return err != nil || strings.TrimSpace(string(image)) != d.img
+		})
+		d.repair()
+		if list, err := os.ReadDir(d.dir); err != nil || len(list) > 0 {
+			t.Errorf("in the empty mount point is made %v, %v", list, err)
+		}
+		if got := n.taken.Load(); got != taken {
+			t.Errorf("%d posts were taken meanwhile", got-taken)
+		}
+		d.loop(d.img, d.dir, "")
+	})
+}
+
+// repair replays the journal of the image, as fsck does at boot.
+func (d *disk) repair() {
+	d.t.Helper()
+	var ee *exec.ExitError
+	if err := d.run("e2fsck", "-p", d.img); err != nil && !(errors.As(err, &ee) && ee.ExitCode() <= 2) { // 1, 2: it has repaired something
+		d.t.Fatal(err)
+	}
+}
+
+// TestDiskReadOnlyAtStart: a node that can not write its store when it starts begins
+// without, and has it when that can be written. A second node is refused all the
+// same.
+func TestDiskReadOnlyAtStart(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=16m,ro")
+	s, l := d.node(t), newLedger()
+	c := s.client("poster")
+	s.refuses("read-only file system")
+	if status, _, errs := s.fbus("jobs"); status != 75 || !strings.Contains(errs, "read-only file system") {
+		t.Errorf("fbus jobs: %d, %q", status, errs)
+	}
+	if !strings.Contains(s.stderr(), "the store of jobs can not be written: ") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+	d.must(d.run("mount", "-o", "remount,rw", d.dir))
+	l.takes(s, c)
+	s.worker("w", "f", 1, echo)
+	l.settle(t, s)
+
+	cmd := s.command("serve", "--no-tcp", "--network", "jobs", "--socket", s.socket()+"2")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	d.must(d.start(cmd))
+	defer time.AfterFunc(patience, func() { cmd.Process.Kill() }).Stop()
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != 70 || !strings.Contains(errs.String(), "another node has this store of jobs") {
+		t.Errorf("a second node: %v, %s", cmd.ProcessState, &errs)
+	}
+}
+
+// TestDiskFullAtStart: the same of a disk that is full, with jobs on it.
+func TestDiskFullAtStart(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=4m")
+	empty := d.fill()
+	s, l := d.node(t), newLedger()
+	s.refuses("the disk is full")
+	empty()
+	c := s.client("poster")
+	l.takes(s, c)
+	started := make(chan struct{}, 10)
+	hold := make(chan struct{})
+	s.worker("w", "f", 1, func(ctx context.Context, inv *fbus.Invocation) fbus.Result {
+		started <- struct{}{}
+		select {
+		case <-hold:
+		case <-ctx.Done():
+		}
+		return echo(ctx, inv)
+	})
+	<-started
+	l.post(c, "f", `{}`, "it waits")
+	s.kill()
+	s.start()
+	<-started // as one that was interrupted
+	s.kill()
+	d.must(d.do(func() error { return os.Truncate(filepath.Join(s.jobs(), "reserve"), 0) }))
+	empty = d.fill()
+	s.start()
+	s.refuses("the disk is full")
+	c = s.client("poster again")
+	if list := s.list(c, `{}`); len(list) != len(l.acked) {
+		t.Errorf("%+v", list)
+	}
+	empty()
+	close(hold)
+	l.settle(t, s)
+	if strings.Contains(s.stderr(), "damage") {
+		t.Errorf("the nodes said: %s", s.stderr())
+	}
+}
+
+// TestDiskSyncFails: while the disk fails to sync nothing is acknowledged, node and
+// callers say so, and when it works all goes on. FBUS_SOAK=1 does it 20 times.
+func TestDiskSyncFails(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skip(err)
+	}
+	times := 2
+	if soak() {
+		times = 20
+	}
+	d := newDisk(t)
+	d.image(d.img, 64<<20)
+	d.loop(d.img, d.dir, "")
+	s, l := d.node(t), newLedger()
+	l.under(t, d, s, func(n *counts) {
+		for i := range times {
+			before := n.refused.Load()
+			stop := s.inject(t, fmt.Sprintf("fsync,fdatasync:error=EIO:when=%d+", 1+i))
+			eventually(t, "posts are refused", func() bool { return n.refused.Load() > before+10 })
+			eventually(t, "the node says so", func() bool {
+				return strings.Count(s.stderr(), "can not be written: input/output error: no job is taken") > i ||
+					strings.Count(s.stderr(), "can not be written: ") > i
+			})
+			s.refuses("input/output error")
+			taken := n.taken.Load()
+			refused := n.refused.Load()
+			eventually(t, "more are refused", func() bool { return n.refused.Load() > refused+100 })
+			if got := n.taken.Load(); got != taken {
+				t.Errorf("%d posts were taken that could not be synced", got-taken)
+			}
+			stop()
+			eventually(t, "posts are taken again", func() bool { return n.taken.Load() > taken })
+		}
+	})
+}
+
+// inject has system calls of the node fail, until what it returns is called.
+func (s *store) inject(t *testing.T, what string) (stop func()) {
+	t.Helper()
+	s.mu.Lock()
+	pid := s.node.Process.Pid
+	s.mu.Unlock()
+	calls, _, _ := strings.Cut(what, ":")
+	cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+calls, "-e", "inject="+what, "-p", fmt.Sprint(pid))
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { // ends with strace
+		cmd.Wait()
+		close(done)
+	}()
+	stop = sync.OnceFunc(func() {
+		cmd.Process.Signal(syscall.SIGTERM) // it lets go of the node, and ends
+		<-done
+	})
+	t.Cleanup(stop)
+	eventually(t, "strace has the node", func() bool {
+		select {
+		case <-done:
+			t.Skipf("strace can not be used here: %s", &errs)
+		default:
+		}
+		return traced(pid)
+	})
+	return stop
+}
+
+// traced reports whether all threads of a process are traced.
+func traced(pid int) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, task := range tasks {
+		text, err := os.ReadFile(task)
+		if err == nil && strings.Contains(string(text), "TracerPid:\t0\n") {
+			return false
+		}
+	}
+	return len(tasks) > 0
+}

@@ -112,11 +112,14 @@ func (l *ledger) client(s *store, number int, stop <-chan struct{}) {
 			l.acked[id] = crc32.ChecksumIEEE([]byte(input))
 			l.order = append(l.order, id)
 			look := l.order[max(0, len(l.order)-1-rand.N(100))]
+			_, told := l.reported[look]
 			l.mu.Unlock()
-			if a := ask(c, "fbus.result", look, `{"wait":false}`); a.res.Code != fbus.CodeNodeLost {
-				l.result(s, look, a)
-			} else {
+			a = ask(c, "fbus.result", look, `{"wait":false}`)
+			if a.res.Code == fbus.CodeNodeLost {
 				break
+			}
+			if told || a.res.Code != "unfinished" { // another client may have been told meanwhile that it is done
+				l.result(s, look, a)
 			}
 		}
 		if c != nil {

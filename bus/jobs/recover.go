@@ -11,9 +11,10 @@ const (
 	lastRecovery  = 5 * time.Second
 	// A try reads the whole store, so a large one is tried less often.
 	recoveryShare = 10
-	// probeSize is what must have room before a store that was full is taken for one
-	// that can be written.
-	probeSize = 64 << 10
+	// minProbe is what must have room beside the reserve, and as much again as that if
+	// that is more, before a store that was full is taken for one that can be written:
+	// it would be full again with the next posts.
+	minProbe = 64 << 10
 )
 
 // recovery is what stands over while the store can not be written. Only the writer
@@ -40,9 +41,9 @@ func (s *Store) recover(batch []*op, err error) {
 	for _, o := range batch {
 		r.put(o)
 	}
-	pause := time.Duration(0) // what makes room can be tried at once
-	if !r.full() {
-		pause = firstRecovery
+	pause := firstRecovery
+	if r.full() && len(r.kept)+len(r.frees) > 0 { // there is the reserve
+		pause = 0
 	}
 	for {
 		open := r.wait(pause)
@@ -172,7 +173,9 @@ func (r *recovery) shrink() error {
 // probe looks for room beside the reserve.
 func (r *recovery) probe() error {
 	r.stale = true // unless it is written
-	err := r.write1([]*op{{run: func(t *tx) error { return t.put(bucketMeta, []byte("probe"), make([]byte, probeSize)) }}})
+	err := r.write1([]*op{{run: func(t *tx) error {
+		return t.put(bucketMeta, []byte("probe"), make([]byte, max(minProbe, r.reserve.size())))
+	}}})
 	if err == nil {
 		err = r.write1([]*op{{run: func(t *tx) error { return t.delete(bucketMeta, []byte("probe")) }}})
 	}

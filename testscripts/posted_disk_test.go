@@ -168,9 +168,9 @@ func (l *ledger) forget(ids ...string) {
 // counts are how many posts were taken, and refused, so far.
 type counts struct{ taken, refused atomic.Int64 }
 
-// press posts small and large inputs until stop is closed; a refusal has to be one
-// of the store.
-func (l *ledger) press(s *store, number int, stop <-chan struct{}, n *counts) {
+// press posts inputs, every so many-th of them a large one, until stop is closed; a
+// refusal has to be one of the store.
+func (l *ledger) press(s *store, number, large int, stop <-chan struct{}, n *counts) {
 	c, err := s.dial(fmt.Sprint("client ", number))
 	if err != nil {
 		s.t.Error(err)
@@ -179,7 +179,7 @@ func (l *ledger) press(s *store, number int, stop <-chan struct{}, n *counts) {
 	defer c.Close()
 	for k := 0; ; k++ {
 		input := fmt.Sprintf("job %d of client %d", k, number)
-		if k%10 == 9 {
+		if k%large == large-1 {
 			input = strings.Repeat(input, 3000)
 		}
 		id, a := l.post(c, "f", `{"retries":100,"backoff":0.01}`, input)
@@ -212,7 +212,7 @@ func (l *ledger) under(t *testing.T, d *disk, s *store, f func(n *counts)) {
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	for i := range 4 {
-		clients.Go(func() { l.press(s, i, stop, &n) })
+		clients.Go(func() { l.press(s, i, 10, stop, &n) })
 	}
 	eventually(t, "posts are taken", func() bool { return n.taken.Load() > 30 })
 	defer func() { // a test that fails in f
@@ -235,7 +235,7 @@ func (l *ledger) under(t *testing.T, d *disk, s *store, f func(n *counts)) {
 	}
 	d.noStrays(s, c)
 	t.Logf("%d posts were taken, %d refused", n.taken.Load(), n.refused.Load())
-	if !strings.Contains(s.stderr(), "can be written again") || strings.Contains(s.stderr(), "damage") {
+	if !strings.Contains(s.stderr(), "can be written again") || strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
 }
@@ -308,7 +308,7 @@ func TestDiskFull(t *testing.T) {
 	s.worker("w", "f", 4, echo)
 	l.settle(t, s)
 	d.noStrays(s, c)
-	if strings.Contains(s.stderr(), "damage") {
+	if strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
 }
@@ -525,7 +525,7 @@ func TestDiskFullAtStart(t *testing.T) {
 	empty()
 	close(hold)
 	l.settle(t, s)
-	if strings.Contains(s.stderr(), "damage") {
+	if strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the nodes said: %s", s.stderr())
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -66,7 +68,7 @@ func TestPowerCut(t *testing.T) {
 		known = len(acked)
 		m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
 		m.loop(path("cut.img"), path("cut"), "")
-		afterCut(t, m, path("cut"), acked, reported)
+		afterCut(t, m, path("cut"), acked, reported, func(*store) {})
 		m.unmount(path("cut"))
 	}
 	close(stop)
@@ -74,11 +76,12 @@ func TestPowerCut(t *testing.T) {
 	l.settle(t, s)
 }
 
-// afterCut starts a node on what a cut has left.
-func afterCut(t *testing.T, m *mountspace, state string, acked map[string]uint32, reported map[string]int) {
+// afterCut starts a node on what a cut has left, and prepares it.
+func afterCut(t *testing.T, m *mountspace, state string, acked map[string]uint32, reported map[string]int, prepare func(s *store)) {
 	t.Helper()
 	s := newStore(t, func(s *store) { s.state, s.launch = state, m.start })
 	defer s.end(syscall.SIGTERM, syscall.SIGTERM)
+	prepare(s)
 	c := s.client("after")
 	l := newLedger()
 	l.acked = acked
@@ -98,7 +101,82 @@ func afterCut(t *testing.T, m *mountspace, state string, acked map[string]uint32
 		l.result(s, id, ask(c, "fbus.result", id))
 	}
 	t.Logf("%d acknowledged, %d reported done, %d done on disk", len(acked), len(reported), done)
-	if len(l.reported) != len(acked) || len(l.broken) > 0 || strings.Contains(s.stderr(), "damage") {
+	if len(l.reported) != len(acked) || len(l.broken) > 0 || strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("%d of %d are there: %s; the node says: %s", len(l.reported), len(acked), strings.Join(l.broken, "\n"), s.stderr())
 	}
+}
+
+// TestPowerCutFull takes the power from a disk that is filled with jobs and emptied by
+// purges again and again, where the store gives room back to the disk. FBUS_SOAK=1
+// does it 50 times.
+func TestPowerCutFull(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount filesystems")
+	}
+	t.Parallel()
+	cuts := 3
+	if soak() {
+		cuts = 50
+	}
+	m := newMountspace(t)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	m.image(path("outer.img"), 64<<20)
+	m.loop(path("outer.img"), path("outer"), "")
+	m.image(path("outer/disk.img"), 12<<20)
+	m.loop(path("outer/disk.img"), path("disk"), ",commit=300")
+	s := newStore(t, func(s *store) { s.state, s.launch = path("disk"), m.start })
+	l := newLedger()
+	s.worker("w", "f", 4, l.work(s))
+	var n counts
+	var rounds atomic.Int64
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	clients.Go(func() { l.press(s, 0, math.MaxInt, stop, &n) })
+	clients.Go(func() {
+		c := s.client("filler")
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if id, _ := post(c, "filler", `{"delay":100000}`, strings.Repeat("x", 30<<10)); id == "" {
+				if a := purgeFillers(c); a.ok() {
+					rounds.Add(1)
+				}
+			}
+		}
+	})
+	for range cuts {
+		before := rounds.Load()
+		eventually(t, "the disk was full, and emptied", func() bool { return rounds.Load() > before })
+		time.Sleep(rand.N(300 * time.Millisecond)) // at random is what is meant
+		l.mu.Lock()
+		acked := maps.Clone(l.acked)
+		l.mu.Unlock()
+		m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+		m.loop(path("cut.img"), path("cut"), "")
+		afterCut(t, m, path("cut"), acked, nil, func(s *store) {
+			if a := purgeFillers(s.client("purge")); !a.ok() {
+				t.Errorf("what filled the disk can not be purged: %+v", a.res)
+			}
+		})
+		m.unmount(path("cut"))
+	}
+	close(stop)
+	clients.Wait()
+	purgeFillers(s.client("purge"))
+	l.settle(t, s)
+	t.Logf("the disk was full %d times; %d posts were taken, %d refused", rounds.Load(), n.taken.Load(), n.refused.Load())
+	if strings.Contains(s.stderr(), "is damaged") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+func purgeFillers(c *fbus.Client) answer {
+	return askWith(c, "fbus.purge", fbus.JSON([]byte(`{"state":"delayed","function":"filler"}`)), "")
 }

@@ -128,6 +128,9 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	// Caught before the socket exists: whoever sees it may signal at once.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	if !signal.Ignored(syscall.SIGHUP) { // as with nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	defer signal.Stop(signals)
 	tuned := tune()
 	defer tuned.stop()
@@ -292,7 +295,7 @@ func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 		<-n.served
 	}
 	if open := n.Open(); open > 0 && !n.o.quiet {
-		say(n.stderr, fmt.Sprintf("draining: %d calls are queued or running; at most %s; once more to end them now", open, formatDuration(d)))
+		say(n.stderr, fmt.Sprintf("draining: %s queued or running; at most %s; once more to end them now", plural(open, "call"), formatDuration(d)))
 	}
 	if n.Drain(ctx) != nil {
 		say(n.stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))

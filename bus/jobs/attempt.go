@@ -28,8 +28,10 @@ type attempt struct {
 	worker   string
 	call     string
 	number   int
-	kept     bool // the end is being written: it can not be cancelled any more
-	unwanted bool // it was cancelled: no other try is to follow
+	kept     bool  // the end is being written: it can not be cancelled any more
+	unwanted bool  // it was cancelled: no other try is to follow
+	stands   bool  // it waits at the node, or is on its way there
+	bytes    int64 // that it holds there
 }
 
 var errCancelledJob = &bus.Error{Code: bus.CodeCancelled, Message: "the job was cancelled"}
@@ -44,6 +46,9 @@ func newAttempt(m *Manager, l *line, r readyJob) *attempt {
 // run makes the attempt.
 func (a *attempt) run() {
 	defer a.cancel(nil)
+	if a.m.forsaken(a.line, a.yield) {
+		return
+	}
 	if a.m.store.unwritable() != nil { // its end could not be kept: it would be run again
 		a.m.retryLater(a)
 		return
@@ -63,6 +68,9 @@ func (a *attempt) run() {
 	a.m.mu.Unlock()
 	if err := a.m.host.May(&j.Poster, j.Function); err != nil {
 		a.finish(outcome{end: denied(err), never: true})
+		return
+	}
+	if !a.stand(int64(len(args)) + min(j.Input.Size, bus.MaxInlineInput)) {
 		return
 	}
 	out, stderr := a.m.store.spool.newDraft(), a.m.store.spool.newDraft()
@@ -113,6 +121,8 @@ func (a *attempt) begin(worker, call string) {
 	if a.line.first == a {
 		a.line.first = nil
 	}
+	a.stood()
+	a.m.admit(a.line.function())
 	try := a.try()
 	o := &op{must: true, done: func(error) { a.m.changed(a.id, false) }, run: func(t *tx) error {
 		a.m.mu.Lock()
@@ -206,6 +216,28 @@ func (a *attempt) leave(again bool) {
 	m := a.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	a.vacate(again)
+	if l := m.lines[a.line.key]; l != nil {
+		m.feed(l)
+	}
+	m.admit(a.line.function())
+}
+
+// yield is leave of an attempt whose line is to be set aside; false: it has to make
+// an end, since it was cancelled. m.mu is held.
+func (a *attempt) yield() bool {
+	if a.ctx.Err() != nil {
+		return false
+	}
+	a.vacate(true)
+	a.m.admit(a.line.function())
+	return true
+}
+
+// vacate is leave, but for what follows. m.mu is held.
+func (a *attempt) vacate(again bool) {
+	m := a.m
+	a.stood()
 	if m.active[a.id] == a {
 		delete(m.active, a.id)
 		close(a.over)
@@ -222,9 +254,6 @@ func (a *attempt) leave(again bool) {
 		if l.filling {
 			l.behind = true
 		}
-	}
-	if l := m.lines[a.line.key]; l != nil {
-		m.feed(l)
 	}
 }
 

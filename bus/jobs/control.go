@@ -67,9 +67,7 @@ func (m *Manager) cancelQueued(id ID, must bool) error {
 		return err
 	}
 	m.mu.Lock()
-	if l := m.lines[j.queueKey()]; l != nil {
-		l.remove(id)
-	}
+	m.unready(j)
 	if a := m.active[id]; a != nil { // its turn has come meanwhile
 		a.cancel(errCancelledJob)
 	}
@@ -145,6 +143,9 @@ func (m *Manager) deny(id ID, why error) {
 		return wrap(t.move(j, func() { o.apply(j, m.store.time.now(), m.store.clock.Wall()) }))
 	})
 	if err == nil && j != nil {
+		m.mu.Lock()
+		m.unready(j)
+		m.mu.Unlock()
 		m.changed(id, true)
 	}
 }

@@ -119,6 +119,7 @@ func TestPostbackOfWhatIsGone(t *testing.T) {
 	c := b.dial("poster")
 	var ran atomic.Int32
 	b.offer(b.dial("worker"), "f", 1, sayLarge(&ran))
+	b.offer(b.dial("second"), "g", 1, echo)
 	b.m.FailLinks(syscall.ENOENT)
 	id := b.post(c, "f", `{"then":"g"}`, "")
 	b.becomes(c, id, jobs.Done)

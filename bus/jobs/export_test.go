@@ -132,3 +132,42 @@ func (m *Manager) Awaited(job string) bool {
 
 // AwaitIdle waits until the writer has written all that it was given.
 func (m *Manager) AwaitIdle() { m.store.apply(false, func(*tx) error { return nil }) }
+
+// Lines are the lines that are known.
+func (m *Manager) Lines() (keys []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key := range m.lines {
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// Window is how many jobs the lines hold in memory.
+func (m *Manager) Window() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.lines {
+		n += len(l.window)
+	}
+	return n
+}
+
+// Aside is how many lines were set aside.
+func (m *Manager) Aside() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, sets := range []lineSets{m.absent, m.crowded} {
+		for _, set := range sets {
+			n += len(set)
+		}
+	}
+	return n
+}
+
+// Standing is how many attempts wait at the node.
+func (m *Manager) Standing() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.standing.n
+}

@@ -11,8 +11,8 @@ import (
 const windowSize = 1024
 
 // line is the jobs that wait for one function, on workers of one glob. One of them,
-// the first, stands at the node for a slot; when it has one the next takes its
-// place. The manager's mu protects it.
+// the first, stands at the node for a slot, unless the line was set aside; when it has
+// one the next takes its place. The manager's mu protects it.
 type line struct {
 	key     string
 	window  []readyJob // the first of those on disk, in their order
@@ -20,6 +20,7 @@ type line struct {
 	filling bool
 	behind  bool     // a job has come since filling began
 	first   *attempt // handed over, and with no worker yet
+	aside   lineSets // that it was set aside in; nil: it was not
 }
 
 // readyJob is a job's place in its line.
@@ -34,6 +35,8 @@ func (a readyJob) compare(b readyJob) int {
 	}
 	return bytes.Compare(a.id[:], b.id[:])
 }
+
+func placeOf(j *Job) readyJob { return readyJob{order: byte(maxPriority - j.Priority), id: j.ID} }
 
 func readyOf(key []byte) readyJob {
 	return readyJob{order: key[len(key)-17], id: keyID(key)}
@@ -65,13 +68,24 @@ func (l *line) insert(r readyJob) {
 }
 
 // remove takes a job out that has left its line.
-func (l *line) remove(id ID) {
-	l.window = slices.DeleteFunc(l.window, func(r readyJob) bool { return r.id == id })
+func (l *line) remove(r readyJob) {
+	i := sort.Search(len(l.window), func(i int) bool { return l.window[i].compare(r) >= 0 })
+	if i < len(l.window) && l.window[i] == r {
+		l.window = slices.Delete(l.window, i, i+1)
+	}
+}
+
+// unready takes a job out of its line that is not to be run. m.mu is held.
+func (m *Manager) unready(j *Job) {
+	if l := m.lines[j.queueKey()]; l != nil {
+		l.remove(placeOf(j))
+		m.tidy(l)
+	}
 }
 
 // feed hands the line's first job over, if none stands at the node. m.mu is held.
 func (m *Manager) feed(l *line) {
-	if m.paused || !m.started || l.first != nil || l.filling {
+	if m.paused || !m.started || l.first != nil || l.filling || l.aside != nil {
 		return
 	}
 	if len(l.window) == 0 {
@@ -93,6 +107,9 @@ func (m *Manager) feed(l *line) {
 
 // fill reads the first jobs of a line that nobody has yet.
 func (m *Manager) fill(l *line) {
+	if m.forsaken(l, func() bool { l.filling, l.behind = false, false; return true }) {
+		return
+	}
 	jobs, all, err := m.store.readyAfter(l.key, func(id ID) bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -134,7 +151,7 @@ func (m *Manager) feedLater(l *line) {
 // ready puts a job into its line that is on disk now. A more urgent one takes the
 // place of the one that stands at the node.
 func (m *Manager) ready(j *Job) {
-	r := readyJob{order: byte(maxPriority - j.Priority), id: j.ID}
+	r := placeOf(j)
 	m.mu.Lock()
 	if m.lines[j.queueKey()] == nil {
 		m.line(j.queueKey()).all = true
@@ -152,15 +169,6 @@ func (m *Manager) ready(j *Job) {
 	m.mu.Unlock()
 	if give != nil {
 		m.host.Recall(give.id.String())
-	}
-}
-
-// feedAll looks at every line.
-func (m *Manager) feedAll() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, l := range m.lines {
-		m.feed(l)
 	}
 }
 

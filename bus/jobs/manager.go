@@ -34,7 +34,7 @@ type Config struct {
 }
 
 // Host is what runs jobs: the node. None of it may be called with the Manager's mu
-// held, since [Manager.Started] is called with the node's.
+// held, since [Manager.Started] and [Manager.Appeared] are called with the node's.
 type Host struct {
 	// Call makes one attempt. It waits for a slot without limit, behind the calls
 	// that somebody waits for.
@@ -44,7 +44,8 @@ type Host struct {
 	// May says whether a poster may call that function now.
 	May func(p *Poster, function string) error
 	// Offered reports whether somebody offers that function, to whom the glob of
-	// workers fits.
+	// workers fits. When somebody begins to, [Manager.Appeared] is told; when nobody does
+	// any more, what waits for it is recalled.
 	Offered func(function, on string) bool
 }
 
@@ -59,14 +60,19 @@ type Manager struct {
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
 
-	mu      sync.Mutex // protects the fields below
-	lines   map[string]*line
-	active  map[ID]*attempt
-	waiters map[ID][]chan struct{}
-	watch   []chan struct{} // told of any change
-	paused  bool
-	started bool
-	doubt   []*Job // whose deletion was refused, and may be on disk nevertheless
+	appeared atomic.Uint64 // how often somebody has offered something; changes with mu held
+
+	mu       sync.Mutex // protects the fields below
+	lines    map[string]*line
+	absent   lineSets // that nobody serves
+	crowded  lineSets // that have no room to stand at the node
+	standing standing
+	active   map[ID]*attempt
+	waiters  map[ID][]chan struct{}
+	watch    []chan struct{} // told of any change
+	paused   bool
+	started  bool
+	doubt    []*Job // whose deletion was refused, and may be on disk nevertheless
 }
 
 // Open opens the store; nothing runs before Start.
@@ -89,7 +95,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, wake: make(chan struct{}, 1),
-		lines: map[string]*line{}, active: map[ID]*attempt{}, waiters: map[ID][]chan struct{}{},
+		lines: map[string]*line{}, absent: lineSets{}, crowded: lineSets{}, standing: standing{of: map[string]int{}}, active: map[ID]*attempt{}, waiters: map[ID][]chan struct{}{},
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	s.mu.Lock()
@@ -134,13 +140,24 @@ func (m *Manager) begin(late func()) error {
 	if err != nil {
 		return err
 	}
+	m.serveAll(keys)
+	return nil
+}
+
+// serveAll makes lines of what is ready on disk, and feeds those that somebody serves.
+func (m *Manager) serveAll(keys []string) {
 	m.mu.Lock()
 	for _, key := range keys {
-		m.line(key)
+		if l := m.lines[key]; l != nil {
+			m.feed(l)
+		} else {
+			m.setAside(m.line(key), m.absent) // there may be many, and hardly a worker yet
+		}
 	}
 	m.mu.Unlock()
-	m.feedAll()
-	return nil
+	for _, key := range keys {
+		m.serve(key)
+	}
 }
 
 // resume looks at all anew after the store could not be written: a change that was
@@ -154,9 +171,7 @@ func (m *Manager) resume() {
 	m.mu.Lock()
 	for _, l := range m.lines {
 		l.window, l.all, l.behind = nil, false, true
-	}
-	for _, key := range keys {
-		m.line(key)
+		m.feed(l)
 	}
 	waiting := make([]ID, 0, len(m.waiters))
 	for id := range m.waiters {
@@ -176,8 +191,20 @@ func (m *Manager) resume() {
 			m.changed(id, true)
 		}
 	}
-	m.feedAll()
+	m.serveAll(keys)
 	m.poke()
+}
+
+// serve looks at a line that was set aside before it was asked who serves it.
+func (m *Manager) serve(key string) {
+	if !m.host.Offered((&line{key: key}).parts()) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.lines[key]; l != nil && l.aside != nil {
+		m.rouse(l)
+	}
 }
 
 // Pause starts nothing further, and takes back what no worker has.

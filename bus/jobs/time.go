@@ -194,6 +194,7 @@ func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 func (m *Manager) gone(j *Job) {
 	m.store.jobs.Add(-1)
 	m.mu.Lock()
+	m.unready(j)
 	if a := m.active[j.ID]; a != nil { // it stands at the node for its turn
 		a.cancel(errCancelledJob)
 	}

@@ -255,9 +255,18 @@ const maxWait = 1 << 40
 // keep copies what a worker needs to run the call, for as long as it may have
 // to be offered (again).
 func (c *call) keep(f *bus.CallFrame) {
+	c.copy(f)
+	c.count()
+}
+
+func (c *call) copy(f *bus.CallFrame) {
 	c.data = make([]byte, len(f.Args)+len(f.Input))
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
+}
+
+// count takes what was copied into account.
+func (c *call) count() {
 	c.size = len(c.data) + len(c.on)
 	c.node.budget.Add(c.size)
 }
@@ -331,7 +340,7 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 // enqueue makes a new call wait, if it may.
 func (c *call) enqueue(b *bus.Batch, f *bus.CallFrame) {
 	if len(c.job) > 0 {
-		c.keep(f)
+		c.copy(f) // the store bounds what stands here: no call is to be refused for it
 		c.queued = true
 		c.fn.jobs = append(c.fn.jobs, c)
 		return
@@ -366,8 +375,11 @@ func (fn *function) settle(b *bus.Batch) {
 		c.setTimer()
 	})
 	for _, c := range slices.Clone(fn.jobs) {
-		if _, _, left := c.patience(); left == 0 && len(c.refused) > 0 {
+		switch _, _, left := c.patience(); {
+		case left == 0 && len(c.refused) > 0:
 			c.refusedByAll(b)
+		case !c.counted && !fn.serves(c.on): // it is not to stand here until somebody does
+			c.endFor(b, codeRecalled, "")
 		}
 	}
 	fn.tidy()

@@ -98,9 +98,11 @@ func (n *Node) offered(name, on string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	fn := n.functions[name]
-	if fn == nil {
-		return false
-	}
+	return fn != nil && fn.serves(on)
+}
+
+// serves reports whether somebody offers the function, to whom the glob fits.
+func (fn *function) serves(on string) bool {
 	for _, o := range fn.offers {
 		if on == "" || bus.MatchWorker(on, o.session.name, string(o.session.prefix)) {
 			return true

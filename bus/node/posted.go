@@ -24,6 +24,9 @@ func (c *call) takePosted(f *bus.CallFrame) {
 // time of an attempt begins here.
 func (c *call) startPosted(f *bus.CallFrame) {
 	n := c.node
+	if c.data != nil && c.size == 0 { // until now it was not counted: see enqueue
+		c.count()
+	}
 	if c.limit > 0 && c.deadline.IsZero() {
 		c.deadline = c.started.Add(c.limit)
 		c.timer = time.AfterFunc(c.limit, c.expire)

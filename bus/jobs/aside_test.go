@@ -1,0 +1,169 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"fbus/bus"
+	"fbus/bus/jobs"
+)
+
+// TestAbsentFunctions: jobs of more functions than a connection may have calls open,
+// which nobody offers, take no place at the node, hold up no others, and run once
+// somebody does offer them. So do they after a restart.
+func TestAbsentFunctions(t *testing.T) {
+	t.Parallel()
+	functions := 10_500
+	if raceEnabled {
+		functions = 2_000
+	}
+	b := newBed(t)
+	c := b.dial("poster")
+	posts := make(chan string)
+	for range 64 {
+		go func() { // ends with posts
+			for name := range posts {
+				if _, err := b.m.Post(&jobs.Post{Function: name, Poster: jobs.Poster{Caller: "uid:0"}}); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	for i := range functions {
+		posts <- fmt.Sprint("absent.", i)
+	}
+	close(posts)
+	eventually(t, "all are posted", func() bool { n, _ := b.m.Counts(); return n == int64(functions) })
+	for _, round := range []string{"posted", "restarted"} {
+		eventually(t, "all lines are set aside", func() bool { return b.m.Aside() == functions })
+		if standing, open := b.m.Standing(), len(b.m.Lines()); standing != 0 || open != functions {
+			t.Fatalf("%s: %d stand at the node, of %d lines", round, standing, open)
+		}
+		worker := b.dial("worker " + round)
+		b.offer(worker, "present", 1, func(context.Context, *bus.Invocation) bus.Result { return saying("done") })
+		if e := b.result(c, b.post(c, "present", "", "")); e.out != "done" {
+			t.Fatalf("%+v", e)
+		}
+		if round == "posted" {
+			b.restart()
+			c = b.dial("poster")
+		}
+	}
+	var ran atomic.Int64
+	worker := b.dial("worker")
+	for i := 0; i < functions; i += 1000 {
+		b.offer(worker, fmt.Sprint("absent.", i), 1, func(context.Context, *bus.Invocation) bus.Result {
+			ran.Add(1)
+			return exit(0)
+		})
+	}
+	want := int64((functions + 999) / 1000)
+	eventually(t, "those that are offered have run", func() bool {
+		_, total := b.list(c, `{"state":"done","function":"absent.*","limit":1}`)
+		return total == int(want)
+	})
+	if ran.Load() != want {
+		t.Errorf("%d were run, of %d", ran.Load(), want)
+	}
+	// What is left of a line that nobody serves goes with its last job.
+	e := call(c, "fbus.purge", bus.JSON([]byte(`{"state":"queued"}`)), "")
+	if want := fmt.Sprintf("{\"purged\":%d}\n", functions-int(want)); e.out != want {
+		t.Errorf("%q, %+v", e.out, e.res)
+	}
+	eventually(t, "no line is left that could be", func() bool { return b.m.Window() == 0 })
+}
+
+// TestAbsentAgain: a job that stands at the node leaves it when the last worker does
+// that it could go to, and runs when one comes again.
+func TestAbsentAgain(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	g := newGate()
+	near, far := b.dial("near"), b.dial("far")
+	b.offer(near, "f", 1, g.handle)
+	b.offer(far, "f", 1, g.handle)
+	held := b.post(c, "f", `{"on":"near"}`, "held")
+	await(t, "the first", g.started)
+	waits := b.post(c, "f", `{"on":"near"}`, "waits")
+	eventually(t, "the second stands at the node", func() bool { return b.m.Standing() == 1 })
+	near.Close()
+	eventually(t, "it does not any more", func() bool { return b.m.Standing() == 0 && b.m.Aside() == 1 })
+	b.becomes(c, held, jobs.Dead)
+	if i := b.job(c, waits); i.State != jobs.Queued || i.Attempts != 0 || i.Note != "no worker offers it" {
+		t.Errorf("%+v", i)
+	}
+	b.offer(b.dial("near"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Input)) })
+	if e := b.result(c, waits); e.out != "waits" {
+		t.Errorf("%+v", e)
+	}
+	if i := b.job(c, waits); i.Attempts != 1 {
+		t.Errorf("%+v", i)
+	}
+}
+
+// TestAsideCancelled: jobs of lines that were set aside can be cancelled, purged and
+// retried, and a line without jobs is forgotten.
+func TestAsideCancelled(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	first, second := b.post(c, "nobody", "", "1"), b.post(c, "nobody", "", "2")
+	eventually(t, "their line is set aside", func() bool { return b.m.Aside() == 1 })
+	if e := call(c, "fbus.cancel", bus.List(first), ""); e.res.Status != 0 {
+		t.Errorf("%+v", e)
+	}
+	b.becomes(c, first, jobs.Cancelled)
+	call(c, "fbus.purge", bus.JSON([]byte(`{"ids":["`+second+`"],"state":"queued"}`)), "")
+	eventually(t, "the line is forgotten", func() bool { return len(b.m.Lines()) == 0 && b.m.Aside() == 0 })
+	call(c, "fbus.retry", bus.JSON([]byte(`{"ids":["`+first+`"]}`)), "")
+	b.becomes(c, first, jobs.Queued)
+	b.offer(b.dial("worker"), "nobody", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Input)) })
+	if e := b.result(c, first); e.out != "1" {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestStandingIsBounded: jobs of a busy function for many globs of workers, with large
+// arguments, leave the node's buffers to calls, and another function its turn.
+func TestStandingIsBounded(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	g := newGate()
+	b.offer(b.dial("worker"), "busy", 1, g.handle)
+	holder := b.post(c, "busy", "", "")
+	await(t, "the slot is taken", g.started)
+	const lines, size = 60, 900 << 10
+	large := strings.Repeat("x", size)
+	var ids []string
+	for i := range lines {
+		ids = append(ids, b.post(c, "busy", fmt.Sprintf(`{"on":"w*%s"}`, strings.Repeat("*", i)), "", large))
+	}
+	eventually(t, "each stands at the node or is set aside", func() bool { return b.m.Standing()+b.m.Aside() == lines })
+	if n := b.m.Standing(); n == 0 || n > 8<<20/size+1 {
+		t.Errorf("%d stand at the node, of %d bytes each", n, size)
+	}
+	worker := b.dial("other")
+	b.offer(worker, "free", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying("free") })
+	if e := call(c, "free", bus.List(), ""); e.out != "free" {
+		t.Errorf("a call: %+v", e.res)
+	}
+	if e := b.result(c, b.post(c, "free", "", "", large)); e.out != "free" {
+		t.Errorf("a job: %+v", e.res)
+	}
+	for range lines + 1 {
+		g.release <- exit(0)
+	}
+	for _, id := range append(ids, holder) {
+		if e := b.result(c, id); e.res.Code != "exit" || e.res.Status != 0 {
+			t.Errorf("%+v", e.res)
+		}
+	}
+	if n := b.m.Standing(); n != 0 {
+		t.Errorf("%d stand at the node", n)
+	}
+}

@@ -442,3 +442,41 @@ func TestSecondStore(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 }
+
+// TestPostedDrain: a node that is told to end lets the jobs that run come to their
+// end, and begins no other; the next one goes on with what is queued.
+func TestPostedDrain(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	c := s.client("test")
+	s.offer("w", "f", jobProgram)
+	first := s.posted(c, `{}`)
+	s.awaitNote("begun", first, "w")
+	queued := []string{s.posted(c, `{}`), s.posted(c, `{}`)}
+	node := s.node
+	node.Process.Signal(syscall.SIGTERM)
+	eventually(t, "the node drains", func() bool {
+		c, err := s.dial("late")
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	queued = append(queued, s.posted(c, `{}`)) // over a connection that stands: it is kept
+	s.allow("w")
+	s.end() // it is waited for
+	if node.ProcessState.ExitCode() != 0 {
+		t.Errorf("it has ended with %s", node.ProcessState)
+	}
+	if n := s.noted(); len(n) != 2 || n[1].what != "ended" {
+		t.Errorf("while it drained: %+v", n)
+	}
+	s.start()
+	c = s.client("test")
+	for _, id := range append(queued, first) {
+		if a := ask(c, "fbus.result", id); a.out != "result of w\n" || !a.ok() {
+			t.Errorf("%+v", a)
+		}
+		s.checkCourse(s.job(c, id), "1@w", "1 w exit 0")
+	}
+}

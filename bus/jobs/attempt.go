@@ -21,6 +21,7 @@ type attempt struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	over   chan struct{} // closed when it has left its place in line
+	ran    chan struct{} // closed when its end was judged
 
 	// The manager's mu protects these.
 	job      *Job      // nil: not read yet
@@ -38,13 +39,14 @@ var errCancelledJob = &bus.Error{Code: bus.CodeCancelled, Message: "the job was 
 
 // newAttempt makes an attempt. m.mu is held.
 func newAttempt(m *Manager, l *line, r readyJob) *attempt {
-	a := &attempt{m: m, line: l, place: r, id: r.id, over: make(chan struct{})}
+	a := &attempt{m: m, line: l, place: r, id: r.id, over: make(chan struct{}), ran: make(chan struct{})}
 	a.ctx, a.cancel = context.WithCancelCause(m.ctx)
 	return a
 }
 
 // run makes the attempt.
 func (a *attempt) run() {
+	defer close(a.ran)
 	defer a.cancel(nil)
 	if a.m.forsaken(a.line, a.yield) {
 		return
@@ -175,7 +177,7 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 		drop()
 		a.m.retryLater(a)
 		return
-	case a.m.ctx.Err() != nil, end.Code == bus.CodeNodeLost, end.Code == bus.CodeDraining:
+	case a.m.ctx.Err() != nil && !complete(err), end.Code == bus.CodeNodeLost, end.Code == bus.CodeDraining:
 		drop() // it is found as interrupted when the node starts again
 		a.leave(false)
 		return
@@ -191,6 +193,12 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	}
 	o.judge(j)
 	a.finish(o)
+}
+
+// complete reports that a call has come to its program's end.
+func complete(err error) bool {
+	var exit *bus.ExitError
+	return err == nil || errors.As(err, &exit)
 }
 
 // refusedForGood reports an end that another try could not change, though no

@@ -226,12 +226,36 @@ func (m *Manager) Pause() {
 // Close ends what runs, and writes what is to be written. The host must have ended
 // its calls, or do so.
 func (m *Manager) Close() {
-	m.mu.Lock()
-	m.paused = true
-	m.mu.Unlock()
+	m.settle()
 	m.stop()
 	m.runs.Wait()
 	m.store.close()
+}
+
+// closeTime bounds how long Close waits for the ends of calls that the host has ended.
+const closeTime = time.Second
+
+// settle waits until the ends are judged of what has been run: that it was need not be
+// forgotten, and done again.
+func (m *Manager) settle() {
+	m.mu.Lock()
+	m.paused = true
+	var list []*attempt
+	for _, a := range m.active {
+		if !a.started.IsZero() {
+			list = append(list, a)
+		}
+	}
+	m.mu.Unlock()
+	late := time.NewTimer(closeTime)
+	defer late.Stop()
+	for _, a := range list {
+		select {
+		case <-a.ran:
+		case <-late.C:
+			return
+		}
+	}
 }
 
 // schedule looks after what time brings: jobs that are due, results that expire.

@@ -320,8 +320,9 @@ func (n *Node) Close() {
 		c.Finish(nil)
 	}
 	n.serving.Wait()
-	for _, c := range n.forJobs { // their handlers may still be at the store
-		c.Close()
+	for _, c := range n.forJobs {
+		<-c.Done() // it reads to its end: how jobs have ended is in there
+		c.Close()  // its handlers may still be at the store
 	}
 }
 

@@ -220,6 +220,9 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
+	if report != nil && !s.opened && s.compact(path, report) {
+		report = nil // it was of another file
+	}
 	if s.hollow && report != nil {
 		if err := hollow(path, report); err != nil {
 			return storeError(err)

@@ -101,11 +101,7 @@ func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 	case len(ids) > 0:
 		return showEach(ctx, o, c, ids, stdout)
 	case o.json:
-		_, err := askJobs(ctx, c, o.function, o.query(0), func(j *jobLine) error {
-			_, err := stdout.Write(j.text)
-			return err
-		})
-		return err
+		return passJobs(ctx, c, o.function, o.query(0), stdout)
 	}
 	list, total, err := listJobs(ctx, c, o.function, o.query(defaultJobs))
 	if err != nil {
@@ -156,6 +152,44 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQue
 	}}
 	_, err = c.Call(ctx, &bus.Request{Function: function, Args: bus.JSON(doc), Stdout: lines})
 	return total, noStore(err, function)
+}
+
+// passJobs writes the lines of the jobs that match to w as they come. There may be
+// millions: none is decoded but the last one, the total.
+func passJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQuery, w io.Writer) error {
+	doc, err := marshal(q)
+	if err != nil {
+		return err
+	}
+	out := &allButLast{w: w}
+	if _, err = c.Call(ctx, &bus.Request{Function: function, Args: bus.JSON(doc), Stdout: out}); err != nil {
+		w.Write(out.last) // a job: there is no total then
+		return noStore(err, function)
+	}
+	var last node.JobTotal
+	if err := json.Unmarshal(out.last, &last); err != nil {
+		return fail(exitInternal, "the node's answer can not be read: %v", err)
+	}
+	return nil
+}
+
+// allButLast passes on the lines that are written to it, but for the last one.
+type allButLast struct {
+	w    io.Writer
+	last []byte
+}
+
+// Write implements io.Writer.
+func (l *allButLast) Write(p []byte) (int, error) {
+	l.last = append(l.last, p...)
+	whole := bytes.LastIndexByte(bytes.TrimSuffix(l.last, []byte("\n")), '\n') + 1
+	if whole > 0 {
+		if _, err := l.w.Write(l.last[:whole]); err != nil {
+			return 0, err
+		}
+		l.last = append(l.last[:0], l.last[whole:]...)
+	}
+	return len(p), nil
 }
 
 // noStore says of a function that is not there that the node keeps no jobs.

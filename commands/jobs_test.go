@@ -142,6 +142,24 @@ func TestJobsJSON(t *testing.T) {
 	}
 }
 
+// TestAllButLast: lines come out whole or not, in whatever pieces they come, and the
+// last one stays.
+func TestAllButLast(t *testing.T) {
+	const text = "one\n\ntwo\nthree\n"
+	for size := 1; size <= len(text); size++ {
+		var out bytes.Buffer
+		l := &allButLast{w: &out}
+		for piece := range slices.Chunk([]byte(text), size) {
+			if n, err := l.Write(piece); n != len(piece) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		if out.String() != "one\n\ntwo\n" || string(l.last) != "three\n" {
+			t.Errorf("in pieces of %d bytes: %q, and the last %q", size, out.String(), l.last)
+		}
+	}
+}
+
 // family is a chain: A has posted B and C, B has posted D; X is not to be had.
 var family = []string{
 	`{"id":"A","function":"fetch","state":"done","children":["B","C","X"],"source":"program","status":0,"code":"exit"}`,

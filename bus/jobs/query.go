@@ -138,13 +138,21 @@ func (m *Manager) count(f *Filter) (total int, err error) {
 	if *f == (Filter{}) {
 		return int(m.store.jobs.Load()), nil
 	}
+	bucket := bucketJobs
+	if f.State == Dead {
+		bucket = bucketDead
+	}
 	var after ID
 	for more := true; more && err == nil; {
 		err = m.store.view(func(t *tx) error {
-			c := t.Bucket([]byte(bucketJobs)).Cursor()
+			all := t.Bucket([]byte(bucketJobs))
+			c := t.Bucket([]byte(bucket)).Cursor()
 			k, v := c.Seek(after[:])
 			for n := 0; k != nil && n < maxScan; k, v = c.Next() {
 				n++
+				if bucket != bucketJobs {
+					v = all.Get(k)
+				}
 				if function, state, caller, ok := peek(v); ok && f.matches(function, m.stateOf(keyID(k), State(state)), caller) {
 					total++
 				}

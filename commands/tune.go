@@ -71,17 +71,19 @@ const (
 // followLoad runs Go code on one processor for as long as that is enough. With
 // more, each message wakes a second thread that finds nothing to do: that was
 // a third of what a call costs. It looks ten times a second while there is work,
-// and seldom when there is none. While a crowd enters, calls go beside it.
+// and seldom when there is none. While a crowd enters, calls go beside it. A processor
+// that waits for the disk does nothing else: the runtime takes it away from a system
+// call only after up to 10 ms, and most are shorter.
 func (t *tuning) followLoad(all int) {
 	const often, seldom = 100 * time.Millisecond, time.Second
-	pause, before, at := often, processorTime(), time.Now()
+	pause, before, at := often, t.taken(), time.Now()
 	for {
 		select {
 		case <-time.After(pause):
 		case <-t.done:
 			return
 		}
-		used, now := processorTime(), time.Now()
+		used, now := t.taken(), time.Now()
 		load := float64(used-before) / float64(now.Sub(at))
 		before, at = used, now
 		n := t.node.Load()
@@ -100,6 +102,15 @@ func (t *tuning) followLoad(all int) {
 			pause = seldom
 		}
 	}
+}
+
+// taken is for how long the process has kept a processor.
+func (t *tuning) taken() time.Duration {
+	used := processorTime()
+	if n := t.node.Load(); n != nil {
+		used += n.Writing()
+	}
+	return used
 }
 
 // processorTime is what this process has used.

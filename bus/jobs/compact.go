@@ -32,14 +32,15 @@ func (s *Store) compact(path string, r *pages.Report) bool {
 	if err = s.copyTo(fresh, path); err == nil {
 		err = os.Rename(fresh, path)
 	}
-	if err == nil && !s.volatile {
-		err = syncDir(s.dir)
+	done := err == nil
+	if done && !s.volatile {
+		err = syncDir(s.dir) // if it fails, either file may be there after a power cut: both have all
 	}
 	if err != nil {
 		os.Remove(fresh)
 		s.warn("%s could not be made smaller: %v", path, err)
 	}
-	return err == nil
+	return done
 }
 
 // copyTo writes all that is in one file to another one, which is on disk then.

@@ -40,6 +40,9 @@ func (m *Manager) stateOf(id ID, recorded State) State {
 	return recorded
 }
 
+// Writing is how long commits have waited for the disk, in all.
+func (m *Manager) Writing() time.Duration { return time.Duration(m.store.writing.Load()) }
+
 // peek reads what stands first in a record, without the rest of it: a look over
 // many jobs is not to decode them all.
 func peek(value []byte) (function, state, caller string, ok bool) {

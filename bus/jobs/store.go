@@ -46,6 +46,7 @@ type Store struct {
 	lock     *os.File // nil: not had yet
 	clock    Clock
 	volatile bool
+	writing  atomic.Int64         // nanoseconds that commits have waited for the disk
 	loss     atomic.Int64         // jobs that were posted until then may be lost: milliseconds of the date
 	mended   bool                 // what was damaged was made anew
 	opened   bool                 // it was, once: what is not there is gone, not new

@@ -3,6 +3,7 @@ package jobs
 import (
 	"encoding/json"
 	"errors"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -27,9 +28,12 @@ func (s *Store) write(failed error) {
 	s.write1(nil) // the clock, so that the time until the next start counts
 }
 
-// gather takes what has come meanwhile.
+// gather takes what has come meanwhile. On one processor that is nothing: whoever hands
+// a change over is waited for by the writer, which runs before anybody else does. So it
+// lets those go first that are about to.
 func (s *Store) gather(first *op) []*op {
 	batch := []*op{first}
+	runtime.Gosched()
 	for len(batch) < maxBatch {
 		select {
 		case o, ok := <-s.ops:
@@ -85,7 +89,10 @@ func (s *Store) commitBatch(batch []*op) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.commit(b)
+	err = s.commit(b)
+	stats := b.Stats()
+	s.writing.Add(int64(stats.GetWriteTime()))
+	return err
 }
 
 // isFailure tells what is wrong with the disk from what is wrong with a job, or with

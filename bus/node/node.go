@@ -336,6 +336,14 @@ func (n *Node) Connections() int {
 // Crowded reports whether many are about to enter.
 func (n *Node) Crowded() bool { return n.entering.crowded() }
 
+// Writing is how long the store of jobs has waited for the disk, in all.
+func (n *Node) Writing() time.Duration {
+	if n.cfg.Jobs == nil {
+		return 0
+	}
+	return n.cfg.Jobs.Writing()
+}
+
 // Open is how many calls are queued or running.
 func (n *Node) Open() int {
 	n.mu.Lock()

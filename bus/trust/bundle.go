@@ -23,6 +23,7 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 	if len(text) > maxTicket {
 		return nil, nil, errorf(CodeBadTicket, "%d bytes or more exceed the limit of %d", len(text), maxTicket)
 	}
+	text = unixLines(text)
 	for {
 		var block *pem.Block
 		block, text = pem.Decode(text)
@@ -48,6 +49,17 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 				withHint("certificates and one PRIVATE KEY (PKCS#8, not encrypted) are due")
 		}
 	}
+}
+
+// unixLines is a text whose lines end as they do here. One that came by way of
+// Windows and a shell's $(…) has its last line end in a CR alone: for encoding/pem
+// that block would have no end, and the ticket be cut short.
+func unixLines(text []byte) []byte {
+	if bytes.IndexByte(text, '\r') < 0 {
+		return text
+	}
+	text = bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n"))
+	return bytes.ReplaceAll(text, []byte("\r"), []byte("\n"))
 }
 
 func parseKey(der []byte) (crypto.Signer, error) {
@@ -86,7 +98,7 @@ func readBounded(path string) ([]byte, os.FileMode, error) {
 
 // comment is the text before the first PEM block.
 func comment(text []byte) []string {
-	before, _, _ := bytes.Cut(text, []byte("-----BEGIN"))
+	before, _, _ := bytes.Cut(unixLines(text), []byte("-----BEGIN"))
 	return strings.Split(string(before), "\n")
 }
 

@@ -60,6 +60,25 @@ func TestTicketComments(t *testing.T) {
 	}
 }
 
+// TestTicketLineEnds: however its lines end, and wherever it was cut off behind the
+// last one, it is the same ticket.
+func TestTicketLineEnds(t *testing.T) {
+	a := openTest(t, privateTemp(t), newClock())
+	made := issue(t, a, Request{Name: "ci", Reusable: true, Addresses: []string{"h:1", "h:2"}})
+	plain, _ := made.Format()
+	text := strings.TrimRight(string(plain), "\n")
+	windows := strings.ReplaceAll(text, "\n", "\r\n")
+	for what, text := range map[string]string{
+		"LF": text + "\n", "no end": text, "CRLF": windows + "\r\n", "CRLF, no end": windows, "CRLF, a CR at the end": windows + "\r",
+		"CR": strings.ReplaceAll(text, "\n", "\r"), "LF, a CR at the end": text + "\r", "twice": strings.ReplaceAll(windows, "\r", "\r\r") + "\r",
+	} {
+		back, err := ReadTicket(text)
+		if err != nil || back.Serial != made.Serial || !slices.Equal(back.Addresses, made.Addresses) {
+			t.Errorf("%s: %+v, %v", what, back, err)
+		}
+	}
+}
+
 // TestNotTickets: each says what is wrong.
 func TestNotTickets(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())

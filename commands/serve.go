@@ -42,7 +42,7 @@ type serveOptions struct {
 }
 
 func newServeOptions() *serveOptions {
-	return &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue, jobs: newJobOptions()}
+	return &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue, tcp: newTCPOptions(), jobs: newJobOptions()}
 }
 
 func serveCommand() *cli.Command {

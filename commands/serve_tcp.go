@@ -27,6 +27,10 @@ type tcpOptions struct {
 	maxPerTicket   int
 }
 
+func newTCPOptions() tcpOptions {
+	return tcpOptions{maxConnections: node.DefaultConnections, maxPerTicket: node.DefaultPerTicket}
+}
+
 func (o *tcpOptions) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + bus.DefaultPort, Value: &listValue{&o.listen}},
@@ -60,8 +64,10 @@ func (o *tcpOptions) check() error {
 		return usage("--tls-cert, --tls-key and --tls-ca go together")
 	case o.off && len(given) > 0:
 		return usage("--no-tcp and --tls-cert exclude each other")
-	case o.maxConnections < 0 || o.maxPerTicket < 0:
-		return usage("--max-connections and --max-per-ticket: at least 1 is due")
+	case o.maxConnections < 1:
+		return usage("--max-connections %d: at least 1 is due", o.maxConnections)
+	case o.maxPerTicket < 1:
+		return usage("--max-per-ticket %d: at least 1 is due", o.maxPerTicket)
 	}
 	for _, addr := range o.listen {
 		if err := bus.CheckAddress(addr); err != nil {

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -29,8 +28,8 @@ type keepAliveValue struct{ durationValue }
 // Set implements flag.Value.
 func (v *keepAliveValue) Set(s string) error {
 	err := v.durationValue.Set(s)
-	if err == nil && v.d <= 0 {
-		err = errors.New("more than 0 is due")
+	if err == nil && v.d < bus.MinKeepAlive {
+		err = fmt.Errorf("at least %s is due", formatDuration(bus.MinKeepAlive))
 	}
 	return err
 }

@@ -9,8 +9,13 @@ import (
 	"flag"
 	"os"
 	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"fbus/bus/trust"
 )
 
 var update = flag.Bool("update", false, "write testdata/frames.jsonl anew")
@@ -68,6 +73,52 @@ func vectors() []struct {
 		{"end of a program", &EndFrame{ID: 1, Source: FromProgram, Code: b("exit"), Message: b(""), Output: b("2\n")}},
 		{"end by a signal", &EndFrame{ID: 1, Source: FromSignal, Status: 137, Code: b("SIGKILL"), Message: b(""), Output: []byte{}}},
 		{"end by fbus, from a node", &EndFrame{ID: 1, Source: FromBus, Status: 75, Code: b("busy"), Message: b("wc: no slot is free"), Output: []byte{}, Call: b("x7k2q-4-1"), Worker: b("gpu-1")}},
+	}
+}
+
+// TestCodesAreOnThePage: PROTOCOL.md, section 7, has each code that a peer can be
+// told, with the status that the commands give it.
+func TestCodesAreOnThePage(t *testing.T) {
+	page, err := os.ReadFile("PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n## 7. ")
+	section, _, _ = strings.Cut(section, "\n## ")
+	found := map[string]int{}
+	for _, row := range regexp.MustCompile(`(?m)^\| ([a-z_, ]+) \| (\d+) \|`).FindAllStringSubmatch(section, -1) {
+		status, _ := strconv.Atoi(row[2])
+		for code := range strings.SplitSeq(row[1], ", ") {
+			if _, twice := found[code]; twice {
+				t.Errorf("%s stands there twice", code)
+			}
+			found[code] = status
+		}
+	}
+	// Said by this side alone, about what it has found: no peer is told.
+	here := []string{
+		CodeNoNode, CodeNotOurs, CodeForeign, CodeAmbiguous,
+		trust.CodePlainText, trust.CodeHTTP, trust.CodeNotFbus, trust.CodeReset, trust.CodeTimeout, trust.CodeBadTicket, trust.CodeClock,
+	}
+	for _, file := range []string{"errors.go", "trust/errors.go"} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		codes := regexp.MustCompile(`(?m)^\tCode\w+ += "(\w+)"`).FindAllStringSubmatch(string(source), -1)
+		if len(codes) < 20 {
+			t.Errorf("%s: %d codes", file, len(codes))
+		}
+		for _, m := range codes {
+			status, ok := found[m[1]]
+			if slices.Contains(here, m[1]) == ok {
+				t.Errorf("%s of %s: on the page is %v", m[1], file, ok)
+			}
+			// Those without a status of their own have it from the END that they come in.
+			if _, known := statusOf[m[1]]; ok && known && status != StatusOf(m[1]) {
+				t.Errorf("%s: status %d on the page, and %d here", m[1], status, StatusOf(m[1]))
+			}
+		}
 	}
 }
 

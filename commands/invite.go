@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 
 	"fbus/bus"
 	"fbus/bus/node"
@@ -115,13 +116,13 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	out, err := openSecret(o.output, stdout, stderr)
+	out, err := openSecret(o.output, stdout)
 	if err != nil {
 		return err
 	}
 	text, err := o.look.call("fbus.invite", bus.JSON(document))
 	if err == nil {
-		err = out.write(text)
+		err = out.write(text, stderr)
 	}
 	if err != nil {
 		out.remove()
@@ -162,8 +163,9 @@ type secretFile struct {
 }
 
 // openSecret makes a new file of mode 0600, never through a link or over what is
-// there; or makes stdout one, if that is a regular file.
-func openSecret(path string, stdout, stderr io.Writer) (*secretFile, error) {
+// there; or takes stdout, unless that is a file of somebody else's: he can read it,
+// whatever its mode.
+func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	if path != "" && path != "-" {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
@@ -174,16 +176,20 @@ func openSecret(path string, stdout, stderr io.Writer) (*secretFile, error) {
 		}
 		return &secretFile{f: f, w: f, path: path}, nil
 	}
-	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
-		if err := os.Stdout.Chmod(0o600); err != nil {
-			return nil, fail(exitInternal, "output: others may read it, and that can not be changed: %v", pathReason(err)).withHint("fbus invite -o FILE")
+	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() {
+		if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != os.Geteuid() {
+			return nil, fail(exitDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).withHint("-o FILE makes one of your own")
 		}
-		say(stderr, "warning: the output is a file that others could read; its mode is now 0600; -o FILE makes it so from the start")
 	}
 	return &secretFile{w: stdout}, nil
 }
 
-func (s *secretFile) write(text []byte) error {
+func (s *secretFile) write(text []byte, stderr io.Writer) error {
+	if s.f == nil {
+		if err := hideStdout(stderr); err != nil {
+			return err
+		}
+	}
 	_, err := s.w.Write(text)
 	if s.f != nil {
 		err = errors.Join(err, s.f.Sync(), s.f.Close())
@@ -191,6 +197,20 @@ func (s *secretFile) write(text []byte) error {
 	if err != nil {
 		return fail(exitInternal, "output: %v", pathReason(err))
 	}
+	return nil
+}
+
+// hideStdout makes a file that others could read this user's alone. Not before there
+// is a ticket to go there: it may be a log, which a failure leaves as it is.
+func hideStdout(stderr io.Writer) error {
+	st, err := os.Stdout.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	if err := os.Stdout.Chmod(0o600); err != nil {
+		return fail(exitInternal, "output: others may read it, and that can not be changed: %v", pathReason(err)).withHint("fbus invite -o FILE")
+	}
+	say(stderr, "warning: the output is a file that others could read; its mode is now 0600; -o FILE makes it so from the start")
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 
@@ -15,6 +16,7 @@ import (
 	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 )
 
 // inviteOptions are the flags of fbus invite.
@@ -28,6 +30,8 @@ type inviteOptions struct {
 	addresses []string
 	reusable  bool
 	output    string
+
+	hasName, hasOutput bool
 }
 
 func inviteCommand() *cli.Command {
@@ -63,6 +67,7 @@ a class. None matches the node's own functions (fbus.…), which --admin allows.
 			if err := noOperands(ctx); err != nil {
 				return err
 			}
+			o.hasName, o.hasOutput = ctx.IsSet("name"), ctx.IsSet("output")
 			return invite(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
@@ -76,7 +81,10 @@ func (o *inviteOptions) check() error {
 	if err := rights.Check(); err != nil {
 		return asUsage(err)
 	}
-	if o.name != "" {
+	if o.hasOutput && o.output == "" { // an unset variable must not have the key shown
+		return usage("--output is empty: the name of a file is due, or - for stdout")
+	}
+	if o.hasName {
 		if err := trust.CheckName(o.name); err != nil {
 			return asUsage(err)
 		}
@@ -121,17 +129,40 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	text, err := o.look.call("fbus.invite", bus.JSON(document))
-	if err == nil {
-		err = out.write(text, stderr)
-	}
 	if err != nil {
 		out.remove()
 		return err
+	}
+	if err := out.write(text, stderr); err != nil {
+		out.remove()
+		return o.takeBack(text, err)
 	}
 	if !o.look.quiet {
 		say(stderr, describeTicket(text, o.output))
 	}
 	return nil
+}
+
+// takeBack revokes a ticket that could not be written: nobody has it, and it would be
+// good for as long as it was asked for.
+func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
+	f := *explain(unwritten)
+	t, err := trust.ParseTicket(text)
+	if err != nil {
+		f.msg += "\nwhat the node has answered can not be read: " + err.Error()
+		f.hint = "fbus tickets shows whether there is a ticket that nobody has"
+		return &f
+	}
+	if _, err := o.look.ask("fbus.revoke", t.Serial); err != nil {
+		f.msg += fmt.Sprintf("\nticket %s is on the list and nobody has it, for it could not be taken back: %s", t.Name, explain(err).msg)
+		f.hint = join("fbus", "revoke", t.Serial)
+		if o.look.node != "" {
+			f.hint = join("fbus", "revoke", "--node", o.look.node, t.Serial)
+		}
+		return &f
+	}
+	f.msg += fmt.Sprintf("\nticket %s was taken back", t.Name)
+	return &f
 }
 
 // describeTicket says what a ticket allows, and what to do with it.
@@ -181,11 +212,32 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 			return nil, fail(exitDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).withHint("-o FILE makes one of your own")
 		}
 	}
+	if stdoutClosed() {
+		return nil, fail(exitInternal, "output: stdout is closed").withHint("fbus invite -o FILE")
+	}
 	return &secretFile{w: stdout}, nil
+}
+
+// stdoutClosed reports whether there was no stdout when we were started. The runtime
+// has /dev/null there then, for reading and writing, and a ticket would be lost in it.
+func stdoutClosed() bool {
+	var out, null unix.Stat_t
+	flags, err := unix.FcntlInt(os.Stdout.Fd(), unix.F_GETFL, 0)
+	if err != nil || unix.Fstat(1, &out) != nil {
+		return true
+	}
+	if unix.Stat(os.DevNull, &null) != nil {
+		return false
+	}
+	return flags&unix.O_ACCMODE == unix.O_RDWR && out.Mode&unix.S_IFMT == unix.S_IFCHR && out.Rdev == null.Rdev
 }
 
 func (s *secretFile) write(text []byte, stderr io.Writer) error {
 	if s.f == nil {
+		// A reader that has gone is an error as well, and not our end: the ticket is to be
+		// taken back.
+		signal.Ignore(syscall.SIGPIPE)
+		defer signal.Reset(syscall.SIGPIPE)
 		if err := hideStdout(stderr); err != nil {
 			return err
 		}

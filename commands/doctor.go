@@ -141,10 +141,13 @@ func (x *examination) look(ctx context.Context) {
 	}
 	defer x.client.Close()
 	n, ok := x.node(ctx)
-	if !ok || !x.rights(n) {
-		return
+	switch {
+	case !ok:
+	case n == nil:
+		x.invitation(ctx)
+	case x.rights(n):
+		x.function(ctx)
 	}
-	x.function(ctx)
 }
 
 // print writes a finding for a person, or for a program.
@@ -172,6 +175,9 @@ func (o *doctorOptions) print(w io.Writer, f *finding) {
 	}
 }
 
+// hintLine is how a node has its hint behind its message.
+const hintLine = "\nhint: "
+
 func (x *examination) add(f *finding) {
 	f.took = time.Since(x.began)
 	x.began = time.Now()
@@ -194,9 +200,12 @@ func (x *examination) skip(step, format string, args ...any) {
 // fail tells what a call would have ended with. It returns false, for a step to
 // return.
 func (x *examination) fail(step string, err error) bool {
-	f := explain(err)
+	f := *explain(err)
 	if x.status == exitOK {
 		x.status = f.status
+	}
+	if msg, hint, ok := strings.Cut(f.msg, hintLine); ok { // the node knows more than its code says
+		f.msg, f.hint = msg, hint
 	}
 	x.add(&finding{Step: step, State: failed, What: f.msg, Hint: f.hint, Code: f.code, Status: f.status})
 	return false

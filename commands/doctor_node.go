@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 )
 
-// node asks the node who it is, and who we are to it.
+// node asks the node who it is, and who we are to it; not with an invitation, which
+// it would not tell.
 func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	name, network := x.client.Node()
 	if x.place.id != nil && x.place.id.ticket != nil && x.place.id.ticket.Joining {
@@ -50,11 +53,32 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 // askTime bounds a question to a node.
 const askTime = 10 * time.Second
 
+// invitation says whether it can be exchanged: a call with it is denied in any case.
+func (x *examination) invitation(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	id := x.place.id
+	_, err := output(ctx, x.client, "fbus.join", bus.Args{})
+	if err == nil {
+		x.fail("rights", id.check())
+		return
+	}
+	f := *explain(err)
+	switch f.code {
+	case trust.CodeUsed:
+		if hint := id.exchanged(); hint != "" {
+			f.msg, _, _ = strings.Cut(f.msg, hintLine)
+			f.hint = hint
+		}
+	case bus.CodeUsage: // of an older node, which does not say
+		f = *explain(id.check())
+		f.hint += "; if it was used already, ask for a new one"
+	}
+	x.fail("rights", &f)
+}
+
 // rights says what we may do there.
 func (x *examination) rights(n *node.NodeInfo) bool {
-	if n == nil { // an invitation
-		return x.fail("rights", x.place.id.check())
-	}
 	may := mayDo(n.Rights)
 	switch name := x.o.name; {
 	case name == "", n.Rights == nil, n.Rights.MayCall(name), node.ForAll(name):

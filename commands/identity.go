@@ -53,6 +53,31 @@ func (id *identity) check() error {
 		msg: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", id.ticket.Name), hint: "fbus join " + orFile(os.Getenv("FBUS_TICKET")) + ", and no FBUS_TICKET after that"}
 }
 
+// exchanged is the next step for an invitation that was used already, if it was used
+// here; else it is empty.
+func (id *identity) exchanged() string {
+	dir, err := joinedDir()
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Lstat(dir); err != nil { // opening it would make it
+		return ""
+	}
+	j, err := trust.OpenJoined(dir)
+	if err != nil {
+		return ""
+	}
+	defer j.Close()
+	if j.Begun(id.ticket) {
+		return "it may have been you, and the answer was lost: fbus join " + orFile(os.Getenv("FBUS_TICKET"))
+	}
+	own, err := j.Load(id.ticket.Network)
+	if err != nil || own.Name != id.ticket.Name || !own.CA.Equal(id.ticket.CA) {
+		return ""
+	}
+	return fmt.Sprintf("network %s was joined here, as %s: no FBUS_TICKET is due any more", own.Network, own.Name)
+}
+
 // fileIdentity is that of somebody's own PKI.
 func fileIdentity() (*identity, error) {
 	cert, key, ca := os.Getenv("FBUS_TLS_CERT"), os.Getenv("FBUS_TLS_KEY"), os.Getenv("FBUS_TLS_CA")

@@ -71,9 +71,16 @@ func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out 
 	return exit0
 }
 
-// serveJoin exchanges the invitation that the peer has entered with.
+// serveJoin exchanges the invitation that the peer has entered with; without a
+// request it only says whether that can be done.
 func (n *Node) serveJoin(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
 	request, err := inv.Words()
+	if n.cfg.Authority != nil && p.Joining && err == nil && len(request) == 0 {
+		if err := n.cfg.Authority.Unused(p.Serial); err != nil {
+			return trustResult(err)
+		}
+		return exit0
+	}
 	if n.cfg.Authority == nil || !p.Joining || err != nil || len(request) != 1 {
 		return badWords("fbus.join takes a certificate request in PEM, from a peer that holds an invitation")
 	}

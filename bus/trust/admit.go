@@ -70,6 +70,29 @@ func (a *Authority) Check(id *Identity) error {
 	return err
 }
 
+// Unused says whether the invitation with that serial can still be exchanged for any
+// key, or why not. It changes nothing.
+func (a *Authority) Unused(serial string) error {
+	t, err := a.list.load()
+	if err != nil {
+		return err
+	}
+	switch r := t.get(serial); {
+	case r == nil:
+		return unlisted(serial)
+	case r.State == Revoked:
+		return revoked(r)
+	case r.State == Burnt:
+		return errorf(CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
+			withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
+	case r.State != Invited:
+		return errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", r.Name)
+	case a.now().After(r.Expires):
+		return expired("ticket "+r.Name, r.Expires, a.now())
+	}
+	return nil
+}
+
 // Standing says what the holder of a serial may do now, through whatever that was
 // exchanged or renewed into. It is for work that was left here: who is not
 // connected can not be asked for a certificate.

@@ -56,6 +56,13 @@ func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	return makeRequest(key)
 }
 
+// Begun reports whether Begin has made a key for the invitation that is still to be
+// exchanged: Begin and Finish go on with it.
+func (j *Joined) Begun(invitation *Ticket) bool {
+	_, err := j.pending(invitation)
+	return err == nil
+}
+
 // Finish keeps the identity that the node has signed (PEM), and returns it.
 func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 	key, err := j.pending(invitation)

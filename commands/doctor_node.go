@@ -92,7 +92,11 @@ func (x *examination) rights(n *node.NodeInfo) bool {
 }
 
 func askFor(name string) string {
-	return "ask for a ticket that allows it: " + join("fbus", "invite", "--call", name)
+	allows := []string{"fbus", "invite", "--call", name}
+	if strings.HasPrefix(name, "fbus.") { // no glob matches the node's own
+		allows = []string{"fbus", "invite", "--admin"}
+	}
+	return "ask for a ticket that allows it: " + quoteWords(allows)
 }
 
 // function says whether somebody offers it, and whether a slot is free.

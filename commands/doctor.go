@@ -207,6 +207,9 @@ func (x *examination) fail(step string, err error) bool {
 	if msg, hint, ok := strings.Cut(f.msg, hintLine); ok { // the node knows more than its code says
 		f.msg, f.hint = msg, hint
 	}
+	if f.hint == "" || f.hint == hintFor(bus.CodeNoNode) && (x.place.id != nil || step == "node") { // one is there, or not here
+		f.hint = nextStep(step, f.code)
+	}
 	x.add(&finding{Step: step, State: failed, What: f.msg, Hint: f.hint, Code: f.code, Status: f.status})
 	return false
 }
@@ -237,7 +240,7 @@ func (x *examination) address() bool {
 	x.place = p
 	if p.id != nil && p.addr == "" && len(p.id.creds.Addresses) == 0 {
 		_, err := bus.Dial(context.Background(), "", &bus.DialOptions{Credentials: p.id.creds})
-		return x.fail("address", err)
+		return x.fail("address", explain(err).withHint("fbus doctor --node HOST[:PORT]"))
 	}
 	if passed != "" {
 		x.warn("address", "", "%s: %s%s", p, p.why, passed)

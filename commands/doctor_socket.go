@@ -27,7 +27,7 @@ func (x *examination) socket(ctx context.Context) {
 		x.fail("socket", noNode("a directory on the way to it is closed to you").withHint("it belongs to somebody else; --node names another"))
 		return
 	case err != nil:
-		x.fail("socket", noNode("%v", pathReason(err)))
+		x.fail("socket", noNode("%v", pathReason(err)).withHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
 		return
 	case st.Mode()&os.ModeSocket == 0:
 		x.fail("socket", noNode("it is no socket, but %s", kindOf(st)).withHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))

@@ -85,7 +85,8 @@ func fileIdentity() (*identity, error) {
 		return nil, nil
 	}
 	if cert == "" || key == "" || ca == "" {
-		return nil, usage("FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA go together: files with a certificate, its key, and the CA of the nodes")
+		return nil, usage("FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA go together: files with a certificate, its key, and the CA of the nodes").
+			withHint("set all three, or none and FBUS_TICKET=FILE")
 	}
 	f, err := trust.OpenFiles(cert, key, ca, nil)
 	if err != nil {

@@ -45,7 +45,7 @@ func trustedUser() (int, error) {
 	}
 	uid, err := userID(name)
 	if err != nil {
-		return -1, usage("%s: %v", trustedUserEnv, err)
+		return -1, usage("%s: %v", trustedUserEnv, err).withHint("it is the name or uid of a user whose nodes are used as one's own are")
 	}
 	return uid, nil
 }

@@ -45,7 +45,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	}
 	cert := chain[0]
 	if !onlyUse(cert, clientUse) {
-		return nil, errorf(CodeWrongUse, "the certificate is not for clients alone")
+		return nil, errorf(CodeWrongUse, "the certificate is not for clients alone").withHint(hintClient)
 	}
 	n, err := parseNames(cert.URIs)
 	if err != nil {

@@ -63,14 +63,17 @@ func explainAlert(alert tls.AlertError, err error) *Error {
 	case alertNoProtocol:
 		e = notFbus()
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate, alertDecrypt:
-		e = errorf(CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else")
+		e = errorf(CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else").
+			withHint("ask for a ticket of the node's network")
 	default:
-		e = errorf(CodeTLS, "the other end has given up the TLS handshake")
+		e = errorf(CodeTLS, "the other end has given up the TLS handshake").withHint(hintPort)
 	}
 	e.Message += ": " + err.Error()
 	e.Err = err
 	return e
 }
+
+const hintClient = "have one made that is for clients alone (clientAuth), or use a ticket of fbus invite"
 
 // shown is what a client has shown of itself.
 type shown struct {
@@ -99,10 +102,10 @@ func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *Er
 			withHint("ask for a ticket of the node's network")
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
 		if leaf.IsCA {
-			return errorf(CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err)
+			return errorf(CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err).withHint(hintClient)
 		}
 		if !onlyUse(leaf, clientUse) {
-			return errorf(CodeWrongUse, "%s is not one for clients: %v", s.what, err)
+			return errorf(CodeWrongUse, "%s is not one for clients: %v", s.what, err).withHint(hintClient)
 		}
 		return errorf(CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).withHint("ask for a new ticket")
 	}

@@ -84,9 +84,10 @@ func explain(err error, whose string, now time.Time) *Error {
 		return errorf(CodeReset, "the other end closed the connection without a reason: %v", err).
 			withHint("it may be no fbus node, or something between the two cuts connections")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return errorf(CodeTimeout, "the other end did not answer in time: %v", err)
+		return errorf(CodeTimeout, "the other end did not answer in time: %v", err).
+			withHint("is it the right port? a node that is stopped, or something on the way that drops what it does not know, looks the same")
 	}
-	return errorf(CodeTLS, "the TLS handshake failed: %v", err)
+	return errorf(CodeTLS, "the TLS handshake failed: %v", err).withHint(hintPort)
 }
 
 // byText are errors of crypto/tls that have no type; a test holds their texts.
@@ -106,11 +107,14 @@ func noCertificate() *Error {
 }
 
 func oldTLS() *Error {
-	return errorf(CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken")
+	return errorf(CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken").withHint(hintPort)
 }
 
+// hintPort is the next step where something answers that is no node.
+const hintPort = "is it the right port? something between the two that ends TLS itself looks the same"
+
 func notFbus() *Error {
-	return errorf(CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN)
+	return errorf(CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN).withHint(hintPort)
 }
 
 func explainHeader(h tls.RecordHeaderError) *Error {
@@ -132,7 +136,7 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &invalid):
 		return explainInvalid(invalid, whose, now)
 	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
-		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err)
+		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err).withHint(hintCA)
 	case errors.As(v.Err, &authority):
 		by := "somebody else"
 		if len(v.UnverifiedCertificates) > 0 {
@@ -143,7 +147,7 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &host):
 		return explainHost(host, whose)
 	}
-	return errorf(CodeBadCertificate, "%s is refused: %v", whose, v.Err)
+	return errorf(CodeBadCertificate, "%s is refused: %v", whose, v.Err).withHint(hintUse)
 }
 
 // explainHost says whose certificate it is that has another name. x509 looks at the
@@ -160,7 +164,11 @@ func explainHost(host x509.HostnameError, whose string) *Error {
 		return errorf(CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
 			withHint("is it the right port? whoever listens there is no node of the ticket's network")
 	}
-	return errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
+	e := errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
+	if strings.HasSuffix(host.Host, domain) {
+		return e.withHint("whoever listens there is no node, though the network's CA has signed for it: is it the right port?")
+	}
+	return e.withHint("with a PKI of your own a node's certificate must name what is dialled: dial a name that stands in it, or have it made anew")
 }
 
 // signedByLeaf reports whether a peer has sent its certificate with that of a
@@ -177,16 +185,21 @@ func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time)
 	case x509.Expired:
 		if own, ok := checkTime(e.Cert, whose, now).(*Error); ok {
 			own.Err = e
-			return own
+			return own.withHint(hintClock) // it is not ours: no new ticket helps
 		}
 		return errorf(CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).withHint(hintClock)
 	case x509.IncompatibleUsage:
-		return errorf(CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e)
+		return errorf(CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).withHint(hintUse)
 	case x509.NotAuthorizedToSign, x509.TooManyIntermediates:
-		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e)
+		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e).withHint(hintCA)
 	}
-	return errorf(CodeBadCertificate, "%s is refused: %v", whose, e)
+	return errorf(CodeBadCertificate, "%s is refused: %v", whose, e).withHint(hintUse)
 }
+
+const (
+	hintUse = "a node's certificate is for servers alone (serverAuth), a client's for clients alone (clientAuth): is it the right one, and the right port?"
+	hintCA  = "whoever listens there is not to be trusted; is it the right port?"
+)
 
 const hintClock = "check the clock at both ends: date -u"
 

@@ -59,7 +59,7 @@ func (f *Files) Reload() error {
 	}
 	pair, err := tls.X509KeyPair(certText, keyText)
 	if err != nil {
-		return errorf(CodeBadTicket, "%s, %s: %v", f.cert, f.key, err)
+		return errorf(CodeBadTicket, "%s, %s: %v", f.cert, f.key, err).withHint("PEM is due: a certificate, and the key that it was made for")
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(caText) {

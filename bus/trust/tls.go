@@ -49,7 +49,7 @@ func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
 	c := clientConfig(pool, ServerName(t.Network), t.certificate(), now)
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		if chain := cs.VerifiedChains[0]; len(chain) != 2 || !onlyUse(chain[0], serverUse) {
-			return errorf(CodeWrongUse, "the certificate at the other end is not that of a node")
+			return errorf(CodeWrongUse, "the certificate at the other end is not that of a node").withHint(hintUse)
 		}
 		return nil
 	}

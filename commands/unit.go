@@ -2,7 +2,6 @@ package commands
 
 import (
 	"embed"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -32,8 +31,9 @@ func unitCommand() *cli.Command {
 		Name:      "unit",
 		Usage:     "print a systemd unit for a node, or for functions",
 		UsageText: "unit serve|up [--user] [--socket-unit] [-- FLAGS…]",
-		Description: `FLAGS are those of fbus serve or fbus up; they are checked, and stand in the unit.
-The time to stop follows from the flag for the drain. Functions are offered from
+		Description: `FLAGS are those of fbus serve or fbus up; they are checked, and stand in the unit,
+with the whole paths of the files that serve is given. Its configuration is read for
+what the unit must allow. The time to stop follows from the drain. Functions are offered from
 the directory that is the current one now.
 
   fbus unit serve > /etc/systemd/system/fbus.service
@@ -92,7 +92,7 @@ type unitText struct {
 const socketFlag = "socket"
 
 func unit(o *unitOptions, stdout, stderr io.Writer) error {
-	set, err := o.parse()
+	f, err := o.parse()
 	if err != nil {
 		return err
 	}
@@ -101,15 +101,12 @@ func unit(o *unitOptions, stdout, stderr io.Writer) error {
 		t.Target = "default.target"
 	}
 	if o.command == "serve" {
-		if err := o.place(t, set); err != nil {
-			return err
-		}
+		o.place(t, f)
 	}
 	if err := o.paths(t, stderr); err != nil {
 		return err
 	}
-	drain := set.Lookup("drain").Value.(*durationValue).d
-	t.Drain, t.Stop = formatDuration(drain), unitTime(drain+endMargin)
+	t.Drain, t.Stop = formatDuration(f.drain), unitTime(f.drain+endMargin)
 	name := o.command + ".service"
 	if o.socket {
 		name = "serve.socket"
@@ -126,49 +123,10 @@ func unitTime(d time.Duration) string {
 	return fmt.Sprintf("%ds", int64((d+time.Second-1)/time.Second))
 }
 
-// parse holds the flags for the unit against those of the command, with its
-// defaults.
-func (o *unitOptions) parse() (*flag.FlagSet, error) {
-	cmd := serveCommand()
-	most := 0
-	if o.command == "up" {
-		cmd, most = upCommand(), 1
-	}
-	words, err := normalize(o.command, append(cmd.Flags, cli.HelpFlag), interleaved, o.words)
-	if err != nil {
-		return nil, err
-	}
-	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
-	set.SetOutput(io.Discard)
-	for _, f := range cmd.Flags {
-		if err := f.Apply(set); err != nil {
-			return nil, err
-		}
-	}
-	if err := set.Parse(words); err != nil {
-		ctx := cli.NewContext(nil, set, nil)
-		ctx.Command = cmd
-		return nil, usageError(ctx, err, false)
-	}
-	if set.NArg() > most {
-		return nil, usage("fbus %s takes no operand %s", o.command, set.Arg(most)).withHint("fbus %s --help", o.command)
-	}
-	return set, nil
-}
-
-// place says where the node listens, and what else it writes to.
-func (o *unitOptions) place(t *unitText, set *flag.FlagSet) error {
-	value := func(name string) string {
-		if f := set.Lookup(name); f != nil {
-			return f.Value.String()
-		}
-		return ""
-	}
-	t.SocketGroup = value("socket-group")
-	t.Socket = value(socketFlag)
+// place says where the node listens, and what else it needs.
+func (o *unitOptions) place(t *unitText, f *unitFlags) {
+	t.Socket = f.value(socketFlag)
 	switch {
-	case t.Socket != "" && !filepath.IsAbs(t.Socket):
-		return usage("--socket %s: a unit needs the whole path", t.Socket)
 	case t.Socket == "" && o.user:
 		t.Socket = socketDir + "/" + socketPrefix + "%U" + socketSuffix
 	case t.Socket == "":
@@ -177,23 +135,26 @@ func (o *unitOptions) place(t *unitText, set *flag.FlagSet) error {
 	default:
 		t.Socket = unitWord(t.Socket)
 	}
-	for _, name := range []string{"tls-cert", "tls-key", "tls-ca"} {
-		t.InHome = t.InHome || below(value(name), homes...)
+	if group := f.value("socket-group"); group != "" {
+		t.SocketGroup = unitWord(group)
 	}
-	for _, path := range []string{value(socketFlag), value("log")} {
+	for _, name := range fileFlags {
+		path := f.value(name)
 		if !filepath.IsAbs(path) {
 			continue
 		}
-		dir := filepath.Dir(path)
 		t.InHome = t.InHome || below(path, homes...)
 		if below(path, temporary...) {
 			t.InTmp = unitWord(path)
 		}
+		if name != socketFlag && name != "log" { // those are only read
+			continue
+		}
+		dir := filepath.Dir(path)
 		if dir != filepath.Dir(systemSocket) && !slices.Contains(t.Writable, unitWord(dir)) {
 			t.Writable = append(t.Writable, unitWord(dir))
 		}
 	}
-	return nil
 }
 
 var (
@@ -218,6 +179,9 @@ func (o *unitOptions) paths(t *unitText, stderr io.Writer) error {
 	dir, err := os.Getwd()
 	if err != nil {
 		return fail(exitInternal, "%v", err)
+	}
+	if strings.Contains(self+dir, "\n") {
+		return usage("%q: no line of a unit has room for a newline", dir)
 	}
 	words := []string{unitWord(self), o.command}
 	for _, w := range o.words {

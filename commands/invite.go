@@ -43,7 +43,9 @@ func inviteCommand() *cli.Command {
 		Description: `A ticket is a file, or a text: as secret as a key. Whoever has it may do what it
 says and nothing else. By default it is an invitation: the first to "fbus join" it
 makes a key of his own, and the ticket is of no more use. A --reusable one works as
-it stands, for any number of users: in FBUS_TICKET, or with any TLS library.
+it stands, for any number of users: in FBUS_TICKET, or with any TLS library. --ttl is
+how long the ticket is good for: what an invitation was exchanged for lasts, renewing
+itself, until it is revoked; a reusable ticket gives access for that long and no longer.
 
   fbus invite --offer 'resize*' --name gpu-box --ttl 1h -o gpu.ticket
   fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
@@ -179,11 +181,11 @@ func describeTicket(text []byte, file string) string {
 			break
 		}
 	}
-	use := "to be used once: fbus join " + orFile(file)
-	if !t.Joining {
-		use = "to be used as it stands: FBUS_TICKET=" + orFile(file)
+	end := t.Expires.Local().Format("2006-01-02 15:04 MST")
+	if t.Joining {
+		return fmt.Sprintf("ticket %s: %s; until %s; to be used once: fbus join %s\nwho has joined with it may do so until it is revoked: fbus revoke %s", t.Name, rights, end, orFile(file), t.Name)
 	}
-	return fmt.Sprintf("ticket %s: %s; until %s; %s", t.Name, rights, t.Expires.Local().Format("2006-01-02 15:04 MST"), use)
+	return fmt.Sprintf("ticket %s: %s; until %s; to be used as it stands: FBUS_TICKET=%s", t.Name, rights, end, orFile(file))
 }
 
 // secretFile is where a ticket is written, for this user's eyes alone.

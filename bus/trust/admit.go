@@ -77,14 +77,11 @@ func (a *Authority) Unused(serial string) error {
 	if err != nil {
 		return err
 	}
-	switch r := t.get(serial); {
-	case r == nil:
-		return unlisted(serial)
-	case r.State == Revoked:
-		return revoked(r)
+	switch r, err := a.list.state(t, serial); {
+	case err != nil:
+		return err
 	case r.State == Burnt:
-		return errorf(CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
-			withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
+		return used(r)
 	case r.State != Invited:
 		return errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", r.Name)
 	case a.now().After(r.Expires):

@@ -186,8 +186,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 		if r := t.get(inv.Into); r != nil && r.State == Active && r.Key == hash {
 			return *r, false, nil
 		}
-		return identity, false, errorf(CodeUsed, "ticket %s was used already, at %s, from %s", inv.Name, stamp(inv.Ended), inv.By).
-			withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", inv.Name)
+		return identity, false, used(inv)
 	}
 	identity = Record{
 		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active,
@@ -307,6 +306,11 @@ func (t *table) kin(nameOrSerial string) []int {
 
 func unlisted(serial string) *Error {
 	return errorf(CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", short(serial)).withHint("ask for a new ticket")
+}
+
+func used(r *Record) *Error {
+	return errorf(CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
+		withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
 }
 
 func revoked(r *Record) *Error {

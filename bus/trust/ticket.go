@@ -50,6 +50,7 @@ func (t *Ticket) Format() ([]byte, error) {
 	}
 	if t.Joining {
 		line("use", "once: fbus join FILE")
+		line("then", "who has joined stays until he is revoked")
 	} else {
 		line("use", "FBUS_TICKET=FILE, or with any TLS 1.3 library")
 	}

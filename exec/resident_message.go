@@ -19,16 +19,17 @@ type answer struct {
 // message takes one line of a program. False: the program is not to be trusted
 // any more.
 func (p *resident) message(line []byte) bool {
-	var m message
 	line = bytes.TrimSpace(line)
-	switch {
-	case len(line) == 0:
+	if len(line) == 0 {
 		return true
-	case line[0] != '{' || json.Unmarshal(line, &m) != nil:
+	}
+	m, err := readMessage(line)
+	switch {
+	case err != nil || m.Method != nil && (m.Result != nil || m.Error != nil):
 		p.refuse(malformed("is not JSON-RPC", line), quote(line)+", which is not JSON-RPC")
 		return false
 	case m.Method != nil:
-		p.overheard(&m, line)
+		p.overheard(m, line)
 		return true
 	}
 	id, ok := messageID(m.ID)
@@ -56,16 +57,19 @@ func (p *resident) message(line []byte) bool {
 		p.refuse(malformed("has the id of no call", line), quote(line)+", which has the id of no call")
 		return false
 	}
-	p.answer(h, &m, line)
+	p.answer(h, m, line)
 	return true
 }
 
-// overheard logs what a program says unasked, or asks. It gets no answer:
-// there is nothing here that it could call.
+// overheard logs what a program says unasked, or asks. There is nothing here that it
+// could call.
 func (p *resident) overheard(m *message, line []byte) {
 	what := "notification"
 	if m.ID != nil {
-		what = "request, ignored"
+		what = "request, refused"
+		p.mu.Lock()
+		p.write(fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32601,"message":"nothing can be called from here"}}`+"\n", m.ID))
+		p.mu.Unlock()
 	}
 	p.s.f.logf("%s: %s: %s", p.s.f.spec.Name, what, line[:min(len(line), longestLogged)])
 }

@@ -2,6 +2,7 @@ package exec
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -227,8 +228,45 @@ func rpcRequest(id uint64, method string, params []byte) []byte {
 
 // message is any JSON-RPC message.
 type message struct {
-	ID     json.RawMessage `json:"id"`
-	Method *string         `json:"method"`
-	Result json.RawMessage `json:"result"`
-	Error  json.RawMessage `json:"error"`
+	ID     json.RawMessage
+	Method json.RawMessage
+	Result json.RawMessage
+	Error  json.RawMessage
+}
+
+// readMessage reads an object. Names are what they are to the letter, and each stands
+// there once: encoding/json would take "ID" for "id", and the last of two, and so an
+// answer for that of another call.
+func readMessage(line []byte) (*message, error) {
+	m := &message{}
+	parts := map[string]*json.RawMessage{"id": &m.ID, "method": &m.Method, "result": &m.Result, "error": &m.Error}
+	dec := json.NewDecoder(bytes.NewReader(line))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		return nil, errors.New("no object")
+	}
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		part := parts[name.(string)]
+		if part == nil {
+			part = new(json.RawMessage)
+		} else if *part != nil {
+			return nil, fmt.Errorf("%q stands there twice", name)
+		}
+		if err := dec.Decode(part); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, err
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errors.New("there is more behind it")
+	}
+	if string(m.Method) == "null" {
+		m.Method = nil
+	}
+	return m, nil
 }

@@ -2,6 +2,7 @@ package exec
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -36,6 +37,12 @@ func rpcChild() int {
 		if err := json.Unmarshal(in.Bytes(), &m); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 2
+		}
+		if m.Method == "" { // an answer
+			if !bytes.Contains(in.Bytes(), []byte(`"code":-32601`)) {
+				return 2
+			}
+			continue
 		}
 		var params []string
 		if m.Method == "$/cancelRequest" {
@@ -152,8 +159,9 @@ func TestRPCErrors(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	}
+	check(t, do(t, f, "raw", `{"id":ID,"result":1,"method":null,"ID":99,"Error":{}}`), programExit(0), "1\n") // names are what they are
 	check(t, do(t, f, "raw", "{\"method\":\"progress\",\"params\":[1]}\n\n{\"id\":7,\"method\":\"ask\"}\n{\"id\":ID,\"result\":1}"), programExit(0), "1\n")
-	for _, want := range []string{`f: notification: {"method":"progress","params":[1]}`, `f: request, ignored: {"id":7,"method":"ask"}`} {
+	for _, want := range []string{`f: notification: {"method":"progress","params":[1]}`, `f: request, refused: {"id":7,"method":"ask"}`} {
 		if line := log.next(t); line != want {
 			t.Errorf("%q", line)
 		}
@@ -169,7 +177,8 @@ func TestRPCErrors(t *testing.T) {
 // A message that is nobody's costs the call that is held, and the process.
 func TestRPCMalformed(t *testing.T) {
 	f := offerRPC(t)
-	for _, bad := range []string{"noise", "[]", `{"id":"x","result":1}`, `{"id":99999,"result":1}`, `{"id":null,"error":{"code":-32700,"message":""}}`, `{"result":1}`} {
+	for _, bad := range []string{"noise", "[]", `{"id":"x","result":1}`, `{"id":99999,"result":1}`, `{"id":null,"error":{"code":-32700,"message":""}}`, `{"result":1}`,
+		`{"id":1,"result":1,"id":2}`, `{"id":1,"method":"ask","result":1}`, `{"id":1,"result":1} {}`, `{"Id":1,"result":1}`} {
 		pid := do(t, f, "pid").out
 		got := do(t, f, "raw", bad)
 		if got.Status != StatusInternal || got.Code != "internal" || !strings.Contains(got.Message, quote([]byte(bad))) {

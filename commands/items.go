@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"fbus/bus"
 
@@ -194,6 +195,10 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 		}
 		return &bus.Request{Args: bus.JSON([]byte(words[0]))}, nil, nil
 	case "file":
+		if st, err := os.Stat(words[0]); err == nil && st.Mode()&os.ModeNamedPipe != 0 {
+			f := &lateFile{name: words[0]}
+			return &bus.Request{Input: f}, f, nil
+		}
 		f, err := os.Open(words[0])
 		if err != nil {
 			return nil, nil, fail(exitBadInput, "%v", withoutPath(err))
@@ -205,6 +210,48 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 		return &bus.Request{Input: f}, f, nil
 	}
 	return &bus.Request{Args: bus.List(words...)}, nil, nil
+}
+
+// lateFile is a FIFO, which is opened when it is read: that waits for whoever writes to
+// it, and a call that is cancelled meanwhile must not wait with it.
+type lateFile struct {
+	name string
+
+	mu     sync.Mutex // protects what follows, but not while the FIFO is opened
+	file   *os.File
+	closed bool
+}
+
+// Read implements io.Reader, for one goroutine.
+func (l *lateFile) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	f, closed := l.file, l.closed
+	l.mu.Unlock()
+	if f == nil && !closed {
+		var err error
+		if f, err = os.Open(l.name); err != nil {
+			return 0, withoutPath(err)
+		}
+		l.mu.Lock()
+		l.file, closed = f, l.closed
+		l.mu.Unlock()
+	}
+	if closed {
+		l.Close()
+		return 0, os.ErrClosed
+	}
+	return f.Read(p)
+}
+
+// Close implements io.Closer.
+func (l *lateFile) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Close()
 }
 
 // withoutPath is a file error without the file's name.

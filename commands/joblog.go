@@ -21,20 +21,24 @@ const jobLogHead = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSi
 // status, signal, and the function with its item as a shell would be given them.
 type jobLog struct {
 	f       *os.File
-	name    string         // of the function
-	done    map[string]int // commands that ended with 0, and how often
+	name    string                        // of the function
+	done    map[string]int                // commands that ended with 0, and how often
+	told    func(seq int, command string) // if set, of each of these as it is read
 	pending []byte
 }
 
 // openJobLog begins a log, - being stdout, or, to resume, reads what it says is
 // done and goes on behind it.
-func openJobLog(path, function string, resume bool) (*jobLog, error) {
-	l := &jobLog{name: function, done: map[string]int{}, f: os.Stdout}
+func openJobLog(path, function string, resume bool, told func(seq int, command string)) (*jobLog, error) {
+	l := &jobLog{name: function, done: map[string]int{}, f: os.Stdout, told: told}
 	var err error
 	switch {
 	case resume:
 		err = l.open(path, os.O_RDWR|os.O_CREATE|os.O_APPEND)
 	case path != "-":
+		if err = checkOld(path); err != nil {
+			return nil, err
+		}
 		err = l.open(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_TRUNC)
 	}
 	if err != nil {
@@ -57,6 +61,25 @@ func openJobLog(path, function string, resume bool) (*jobLog, error) {
 		l.f.Close()
 	}
 	return l, err
+}
+
+// checkOld refuses to begin a log in the place of a file that is none.
+func checkOld(path string) error {
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+		return nil // what is wrong shows when it is opened
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	head := make([]byte, len(jobLogHead))
+	n, _ := io.ReadFull(f, head)
+	if string(head[:n]) != jobLogHead {
+		return usage("joblog: %s: this is no job log: its beginning is %q", path, shorten(head[:n])).withHint("a log takes the place of an older log, and of nothing else")
+	}
+	return nil
 }
 
 func (l *jobLog) open(path string, flags int) error {
@@ -94,6 +117,9 @@ func (l *jobLog) load(path string) error {
 		columns := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 9)
 		if len(columns) == 9 && columns[6] == "0" && columns[7] == "0" {
 			l.done[columns[8]]++
+			if seq, err := strconv.Atoi(columns[0]); err == nil && l.told != nil {
+				l.told(seq, columns[8])
+			}
 		}
 	}
 }

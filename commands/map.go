@@ -65,7 +65,7 @@ In -o FILE: {} is the item, {.} without extension, {/} its base name, {//} its
 directory, {/.} base name without extension, {#} the call's number. JSON fields:
 item (an array with -N), output, stderr, status, source, code, worker, seconds, call,
 tries; encoding and item_encoding are "base64" where output and item are not UTF-8;
-message is why fbus ended a call; file is there with -o.`,
+message is why fbus ended a call; file is there with -o, worker_id with call --all.`,
 		Flags: append(o.itemOptions.flags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
@@ -170,9 +170,17 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var files *fileOutputs
+	if o.output != "" {
+		files = newFileOutputs(parseTemplate(o.output))
+	}
 	var log *jobLog
 	if o.joblog != "" {
-		if log, err = openJobLog(o.joblog, o.name, o.resume); err != nil {
+		var told func(int, string)
+		if files != nil && strings.Contains(o.output, "{#}") { // else an item has the name that it had
+			told = files.done
+		}
+		if log, err = openJobLog(o.joblog, o.name, o.resume, told); err != nil {
 			return err
 		}
 	}
@@ -187,7 +195,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	if !o.quiet {
 		items.sayWhence(stderr)
 	}
-	return o.run(client, items, log, stdout, stderr)
+	return o.run(client, items, log, files, stdout, stderr)
 }
 
 // reach connects to a node on which somebody offers the function.
@@ -223,7 +231,7 @@ func awaitFunction(client *bus.Client, name, on string, wait durationValue) erro
 }
 
 // run makes the calls.
-func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, stdout, stderr io.Writer) error {
+func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, files *fileOutputs, stdout, stderr io.Writer) error {
 	r := &fanout.Runner{
 		Patience: o.wait.d, // how long a lost function is waited for
 		Client:   client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
@@ -243,9 +251,8 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, std
 		name: o.name, out: newFlusher(screen.beside(stdout, isTerminal(stdout))), screen: screen, tag: o.tag, json: o.json, log: log,
 		grouped: o.per > 1, quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d,
 	}
-	if o.output != "" {
-		p.files = newFileOutputs(parseTemplate(o.output))
-		r.Finish = p.files.write
+	if p.files = files; files != nil {
+		r.Finish = files.write
 	}
 	seq, begun := 0, 0
 	r.Next = func() (fanout.Task, error) {
@@ -346,7 +353,7 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 	switch {
 	case errors.As(err, &sig):
 		if !o.quiet {
-			screen.say("interrupted: %s ended before", calls(n.Ended))
+			screen.say("interrupted: %s had succeeded", calls(n.Ended-n.Failed))
 		}
 		return sig
 	case errors.As(err, &be):

@@ -8,12 +8,15 @@ import (
 	"sync"
 
 	"fbus/bus/fanout"
+
+	"github.com/kballard/go-shellquote"
 )
 
 // fileOutputs writes results to files named after their items.
 type fileOutputs struct {
 	template nameTemplate
 	seed     maphash.Seed
+	again    bool // there are results of an earlier run
 
 	mu    sync.Mutex          // protects taken
 	taken map[uint64]struct{} // names, hashed: there may be millions
@@ -34,10 +37,26 @@ func (f *fileOutputs) reserve(t *fanout.Task) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, ok := f.taken[key]; ok {
+		if f.again {
+			return "", fail(exitBadInput, "%s is the result of another item, which had this number when it was done", name)
+		}
 		return "", fail(exitBadInput, "%s is another item's already; {#} in -o makes names differ", name)
 	}
 	f.taken[key] = struct{}{}
 	return name, nil
+}
+
+// done reserves the name that an item had in an earlier run, by its command in the job
+// log: of items with other numbers now, none may replace its result.
+func (f *fileOutputs) done(seq int, command string) {
+	words, err := shellquote.Split(command)
+	if err != nil || len(words) < 2 {
+		return
+	}
+	if name, err := f.template.name(label(words[1:]), seq); err == nil {
+		f.taken[maphash.String(f.seed, name)] = struct{}{}
+		f.again = true
+	}
 }
 
 // write puts a result in its file, if it is one.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -26,6 +27,7 @@ type mapLine struct {
 	Seconds      float64 `json:"seconds"`
 	Call         string  `json:"call"`
 	Tries        int     `json:"tries"`
+	WorkerID     string  `json:"worker_id,omitempty"` // of call --all: two workers may have one name
 }
 
 // printJSON writes an outcome as a line. The output may be long: it is passed
@@ -34,6 +36,9 @@ func (p *printer) printJSON(o *fanout.Outcome, end outcomeEnd) error {
 	l := mapLine{
 		Status: end.Status, Source: end.Source, Code: end.Code, Message: end.message, Call: end.Call,
 		Worker: o.Result.Worker, Seconds: seconds(o.Took), Tries: o.Tries,
+	}
+	if id, ok := strings.CutPrefix(o.On, "#"); ok {
+		l.WorkerID = id
 	}
 	if a, ok := o.Aux.(*about); ok {
 		l.Stderr = a.tail.String()

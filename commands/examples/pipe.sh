@@ -5,13 +5,18 @@
 coproc BUS { exec fbus pipe --text; }
 
 quote() { # REPLY = $1 as a JSON string
-	local s=$1 b='\'
-	s=${s//"$b"/"$b$b"} s=${s//'"'/"$b\""} s=${s//$'\n'/"${b}n"} s=${s//$'\t'/"${b}t"}
+	local s=$1 b='\' i c u
+	s=${s//"$b"/"$b$b"} s=${s//'"'/"$b\""}
+	for ((i = 1; i < 32; i++)); do
+		printf -v u '\\u%04x' "$i"
+		printf -v c %b "$u"
+		s=${s//"$c"/"$u"}
+	done
 	REPLY="\"$s\""
 }
 
 call() { # call FUNCTION TEXT: REPLY = its output; a failure is on stderr
-	local answer result='"result":"(.*)"}$' error='"error":[{]"code":([-0-9]+),"message":"(.*)","data"'
+	local answer result='"result":"(.*)"}$' error='"error":[{]"code":([-0-9]+),"message":"(([^"\]|\\.)*)"'
 	quote "$2"
 	printf '{"jsonrpc":"2.0","id":1,"method":"%s","input":%s}\n' "$1" "$REPLY" >&"${BUS[1]}" || return 255
 	IFS= read -r answer <&"${BUS[0]}" || return 255

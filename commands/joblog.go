@@ -69,7 +69,7 @@ func checkOld(path string) error {
 	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
 		return nil // what is wrong shows when it is opened
 	}
-	f, err := os.Open(path)
+	f, err := openFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil
 	}

@@ -65,7 +65,7 @@ In -o FILE: {} is the item, {.} without extension, {/} its base name, {//} its
 directory, {/.} base name without extension, {#} the call's number. JSON fields:
 item (an array with -N), output, stderr, status, source, code, worker, seconds, call,
 tries; encoding and item_encoding are "base64" where output and item are not UTF-8;
-message is why fbus ended a call; file is there with -o, worker_id with call --all.`,
+message is why fbus ended a call; file is there with -o.`,
 		Flags: append(o.itemOptions.flags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},

@@ -427,7 +427,9 @@ func TestDiskReadOnly(t *testing.T) {
 		}
 		before := n.refused.Load()
 		eventually(t, "posts are refused", func() bool { return n.refused.Load() > before+10 })
-		s.refuses("read-only file system")
+		// A commit that is under way may be told of an error first.
+		eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "read-only file system") })
+		s.refuses("")
 		eventually(t, "the node says so", func() bool { return strings.Contains(s.stderr(), "the store of jobs can not be written: ") })
 		taken := n.taken.Load()
 		d.must(d.run("umount", "-l", d.dir))

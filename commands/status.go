@@ -111,7 +111,7 @@ func hintFor(code string) string {
 	case bus.CodeForeign:
 		return "if you trust that user with what you send: FBUS_NODE_USER=UID in the environment"
 	case "store_full":
-		return "jobs that end make room in time, fbus purge --state done makes it now"
+		return "jobs that end make room in time; fbus purge --state done, or --state dead, makes it now"
 	}
 	return ""
 }

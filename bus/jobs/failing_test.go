@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -152,6 +153,39 @@ func TestFailingWithManyQueued(t *testing.T) {
 	eventually(t, "all are done", func() bool { _, total := b.list(c, `{"state":"done"}`); return total == n })
 	if ran.Load() != n {
 		t.Errorf("%d jobs were run %d times", n, ran.Load())
+	}
+}
+
+// TestShares: the holder of a ticket has at most half of the store.
+func TestShares(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, func(b *bed) { b.cfg.MaxJobs, b.cfg.MaxSpool = 10, 1<<20 })
+	post := func(caller string, size int) error {
+		_, err := b.m.Post(&jobs.Post{Function: "f", Poster: jobs.Poster{Caller: caller}, Input: strings.NewReader(strings.Repeat("x", size))})
+		return err
+	}
+	refused := func(err error, why string) {
+		t.Helper()
+		if !errors.As(err, new(*jobs.FullError)) || !strings.Contains(err.Error(), why) {
+			t.Errorf("%v, want %q", err, why)
+		}
+	}
+	refused(post("ticket:a", 800<<10), "ticket:a")
+	for range 5 {
+		if err := post("ticket:a", 90<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(post("ticket:a", 1), "ticket:a has 5 jobs")
+	if err := post("ticket:b", 100<<10); err != nil {
+		t.Error(err)
+	}
+	if err := post("uid:0", 300<<10); err != nil {
+		t.Error(err)
+	}
+	refused(post("ticket:b", 500<<10), "") // there is no more room for anybody
+	if n, bytes := b.m.Counts(); n != 7 || bytes != 850<<10 {
+		t.Errorf("%d jobs, %d bytes", n, bytes)
 	}
 }
 

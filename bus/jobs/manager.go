@@ -60,6 +60,8 @@ type Manager struct {
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
 
+	shares shares
+
 	appeared atomic.Uint64 // how often somebody has offered something; changes with mu held
 
 	mu       sync.Mutex // protects the fields below

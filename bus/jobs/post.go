@@ -110,11 +110,15 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	if err := m.room(); err != nil {
 		return ID{}, err
 	}
+	most, err := m.allow(&p.Poster)
+	if err != nil {
+		return ID{}, err
+	}
 	args, input := m.store.spool.newDraft(), m.store.spool.newDraft()
 	drop := func() { args.drop(); input.drop() }
-	_, err := args.Write(p.Args)
+	_, err = args.Write(p.Args)
 	if err == nil && p.Input != nil {
-		_, err = io.Copy(input, p.Input)
+		_, err = io.Copy(input, &sharedInput{Reader: p.Input, m: m, p: &p.Poster, most: most})
 	}
 	j := &Job{
 		ID: p.ID, Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
@@ -141,6 +145,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		drop()
 		return id, err
 	}
+	m.shares.kept(j)
 	if j.State == Queued {
 		m.ready(j)
 	} else {

@@ -1,25 +1,17 @@
 package commands
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/node"
-	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -153,18 +145,6 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	defer notifyDraining(logger(stderr), n.Open, o.drain.d)()
 	n.drain(ctx, o.drain.d)
 	return nil
-}
-
-// defaultSocket is where a node listens unless it was told. A name that somebody else
-// has taken is left to him: another one is found as well.
-func defaultSocket(warn func(string, ...any)) string {
-	base := filepath.Join(socketDir, socketPrefix+strconv.Itoa(os.Getpid()))
-	path := base + socketSuffix
-	if _, err := os.Lstat(path); err != nil || ours(path, os.ModeSocket) {
-		return path
-	}
-	warn("%s: what is there is no socket of this user: it is neither used nor removed", path)
-	return base + "." + randomSuffix() + socketSuffix
 }
 
 // servedNode is a node with the socket that it listens on and its log.
@@ -348,150 +328,6 @@ func drainTime(d time.Duration, signals <-chan os.Signal) (context.Context, cont
 	return ctx, cancel
 }
 
-// homeDir is where configuration and keys live.
-func homeDir() (string, error) {
-	if dir := os.Getenv("FBUS_HOME"); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.UserConfigDir()
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, "fbus"), nil
-}
-
-// stateDir is where what a node keeps for itself lives.
-func stateDir() (string, error) {
-	if dir := os.Getenv("FBUS_STATE"); dir != "" {
-		return dir, nil
-	}
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "fbus"), nil
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", fmt.Errorf("there is no directory for it: set FBUS_STATE to one that can be written")
-	}
-	return filepath.Join(home, ".local", "state", "fbus"), nil
-}
-
-// networkState is a directory of that, for one network, which nobody else may write to
-// or lead elsewhere.
-func networkState(network, part string) (string, error) {
-	dir, err := stateDir()
-	if err != nil {
-		return "", err
-	}
-	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
-}
-
-// networkID is the id that was given, or the one this user's nodes have had
-// before, or a new one that is kept.
-func networkID(given string, stderr io.Writer) (string, error) {
-	if given != "" {
-		if err := node.CheckNetwork(given); err != nil {
-			return "", usage("%v", err)
-		}
-		return given, nil
-	}
-	id := "net-" + bus.NewInstance()[:12]
-	dir, err := homeDir()
-	if err == nil {
-		id, err = trust.KeepNetwork(dir, id)
-	}
-	if err != nil {
-		say(stderr, fmt.Sprintf("the network id %s can not be kept: %v", id, err))
-		say(stderr, "hint: set FBUS_HOME to a directory that can be written, or give --network")
-	}
-	return id, nil
-}
-
-// callLog writes records from a goroutine of its own, so that a slow disk does
-// not hold up the node. If it falls far behind, records are dropped and the
-// number is said.
-type callLog struct {
-	records chan *node.Record
-	done    chan struct{}
-	out     io.WriteCloser
-	stderr  io.Writer
-
-	mu      sync.Mutex // protects dropped
-	dropped int
-}
-
 const logBacklog = 8192
 
-// openLog opens the log; the nil log of no name records nothing.
-func openLog(name string, stdout, stderr io.Writer) (*callLog, error) {
-	if name == "" {
-		return nil, nil
-	}
-	l := &callLog{records: make(chan *node.Record, logBacklog), done: make(chan struct{}), stderr: stderr}
-	if name == "-" {
-		l.out = nopCloser{stdout}
-	} else {
-		f, err := openFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return nil, fail(exitInternal, "log: %v", pathReason(err))
-		}
-		l.out = f
-	}
-	go l.write() // ends when the log is closed
-	return l, nil
-}
-
-type nopCloser struct{ io.Writer }
-
 func (nopCloser) Close() error { return nil }
-
-func (l *callLog) record() func(*node.Record) {
-	if l == nil {
-		return nil
-	}
-	return func(r *node.Record) {
-		select {
-		case l.records <- r:
-		default:
-			l.mu.Lock()
-			l.dropped++
-			l.mu.Unlock()
-		}
-	}
-}
-
-// write writes lines as they come, flushed whenever none is waiting.
-func (l *callLog) write() {
-	defer close(l.done)
-	w := bufio.NewWriter(l.out)
-	enc := json.NewEncoder(w)
-	failed := false
-	for r := range l.records {
-		err := enc.Encode(r)
-		if len(l.records) == 0 {
-			err = errors.Join(err, w.Flush())
-		}
-		if err != nil {
-			if !failed {
-				say(l.stderr, fmt.Sprintf("log: %v: calls are not logged until it can be written again", err))
-			}
-			w.Reset(l.out) // a failed buffer stays failed
-		}
-		failed = err != nil
-		l.mu.Lock()
-		if l.dropped > 0 && len(l.records) == 0 {
-			say(l.stderr, fmt.Sprintf("log: too slow: %d calls are missing from it", l.dropped))
-			l.dropped = 0
-		}
-		l.mu.Unlock()
-	}
-	w.Flush()
-}
-
-func (l *callLog) close() {
-	if l == nil {
-		return
-	}
-	close(l.records)
-	<-l.done
-	l.out.Close()
-}

@@ -1,0 +1,120 @@
+package node
+
+import (
+	"fbus/bus"
+)
+
+// incoming finds a call that the peer opened; nil if it has ended.
+func (s *session) incoming(id uint64) (*call, error) {
+	if c := s.in[id]; c != nil {
+		return c, nil
+	}
+	if id == 0 || id > s.lastIn {
+		return nil, protocol("frame for call %d, which was never opened", id)
+	}
+	return nil, nil
+}
+
+// outgoing finds a call that the node opened at the peer; nil if it has ended.
+func (s *session) outgoing(id uint64) (*call, error) {
+	if c := s.out[id]; c != nil {
+		return c, nil
+	}
+	if id == 0 || id > s.lastOut {
+		return nil, protocol("frame for call %d, which was never opened", id)
+	}
+	return nil, nil
+}
+
+// sender finds the call that a peer sends a stream of: the opener sends input,
+// the acceptor output.
+func (s *session) sender(id uint64, stream bus.Stream) (*call, error) {
+	if stream == bus.Input {
+		return s.incoming(id)
+	}
+	return s.outgoing(id)
+}
+
+// receiver is the other end of sender.
+func (s *session) receiver(id uint64, stream bus.Stream) (*call, error) {
+	if stream == bus.Input {
+		return s.outgoing(id)
+	}
+	return s.incoming(id)
+}
+
+// handleData passes bytes on to the call's other end.
+func (s *session) handleData(b *bus.Batch, f *bus.DataFrame) error {
+	n := s.node
+	n.mu.Lock()
+	c, err := s.sender(f.ID, f.Stream)
+	if c == nil {
+		n.mu.Unlock()
+		return err
+	}
+	to, id, err := c.pass(b, f)
+	n.mu.Unlock()
+	if to == nil {
+		return err
+	}
+	if k := len(f.Payload); k > longest { // with a longer id it might not fit a frame
+		b.Send(to.conn, &bus.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload[:k/2]})
+		f.Payload = f.Payload[k/2:]
+	}
+	f.ID = id // the rest is passed on as it came
+	b.Send(to.conn, f)
+	return nil
+}
+
+func (s *session) handleEOF(b *bus.Batch, f *bus.EOFFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, err := s.incoming(f.ID)
+	if c == nil {
+		return err
+	}
+	if c.inputEnded {
+		return protocol("EOF after the input's end")
+	}
+	c.inputEnded = true
+	if c.offer == nil { // still queued: what CALL brought is all of it
+		c.whole = true
+		return nil
+	}
+	b.Send(c.offer.session.conn, &bus.EOFFrame{ID: c.workerID})
+	return nil
+}
+
+func (s *session) handleGrant(b *bus.Batch, f *bus.GrantFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, err := s.receiver(f.ID, f.Stream)
+	if c == nil {
+		return err
+	}
+	fl := &c.flows[f.Stream]
+	if fl.held+fl.out+int64(f.Bytes) > bus.MaxWindow {
+		return protocol("credit of %d bytes exceeds the limit of %d", fl.held+fl.out+int64(f.Bytes), bus.MaxWindow)
+	}
+	fl.held += int64(f.Bytes)
+	fl.give(b)
+	return nil
+}
+
+func (s *session) handleCancel(b *bus.Batch, f *bus.CancelFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, err := s.incoming(f.ID)
+	if c == nil {
+		return err
+	}
+	code, msg := bus.CodeCancelled, "cancelled by the caller"
+	if string(f.Code) == bus.CodeDeadline {
+		code, msg = bus.CodeDeadline, "deadline exceeded"
+	}
+	c.endFor(b, code, msg)
+	return nil
+}

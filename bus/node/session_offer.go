@@ -1,0 +1,120 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"fbus/bus"
+)
+
+// handleOffer adds, replaces or withdraws an offer.
+func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.fresh = false
+	answer := &bus.OfferedFrame{Seq: f.Seq}
+	if code, msg := s.refuseOffer(f); code != "" {
+		answer.Code, answer.Message = []byte(code), []byte(msg)
+		if code == bus.CodeDenied {
+			s.node.denied(&s.peer, clean(f.Name), msg)
+		}
+	} else if !s.gone {
+		// The answer goes first: a call may follow at once.
+		b.Send(s.conn, answer)
+		s.setOffer(b, f)
+		return nil
+	}
+	return b.Send(s.conn, answer)
+}
+
+// refuseOffer says why an offer can not stand.
+func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
+	switch {
+	case !ValidName(f.Name):
+		return bus.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
+	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
+		return bus.CodeDenied, "names that begin with fbus. are the node's own"
+	case f.Slots > 0 && !s.peer.mayOffer(string(f.Name)):
+		return bus.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
+	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
+		return bus.CodeDraining, "the node is shutting down"
+	case s.textWith(f) > maxOfferText:
+		return bus.CodeBusy, fmt.Sprintf("%d bytes of descriptions and schemas on one connection are the limit", maxOfferText)
+	case len(f.Schema) > 0 && !json.Valid(f.Schema):
+		return bus.CodeUsage, "the schema is no JSON"
+	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
+		return bus.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)
+	}
+	return "", ""
+}
+
+// textWith is how many bytes of text the session's offers hold, with f among them.
+func (s *session) textWith(f *bus.OfferFrame) int {
+	n := s.text + len(f.Description) + len(f.Arguments) + len(f.Note) + len(f.Schema)
+	if o := s.offers[string(f.Name)]; o != nil {
+		n -= o.text()
+	}
+	return n
+}
+
+// ValidName reports whether a function may have that name:
+// [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
+func ValidName[T string | []byte](name T) bool {
+	if len(name) == 0 || len(name) > 128 {
+		return false
+	}
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		word := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
+		if !word && (i == 0 || c != '.' && c != '-') {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
+	n := s.node
+	name := string(f.Name)
+	o := s.offers[name]
+	fresh := o == nil
+	if f.Slots == 0 {
+		if o != nil {
+			delete(s.offers, name)
+			s.text -= o.text()
+			o.fn.remove(o)
+			o.fn.settle(b)
+		}
+		return
+	}
+	if o == nil {
+		fn := n.function(name)
+		o = &offer{session: s, fn: fn}
+		for _, c := range s.out { // calls of an offer withdrawn before still take slots
+			if c.fn == fn {
+				c.offer = o // its own is out of the registry
+				o.busy++
+			}
+		}
+		n.tick++
+		o.used = n.tick
+		s.offers[name] = o
+		fn.offers = append(fn.offers, o)
+	}
+	s.text = s.textWith(f)
+	slots := int(f.Slots)
+	changed := o.slots != slots
+	o.slots = slots
+	o.idempotent = f.Flags&bus.FlagIdempotent != 0
+	o.description, o.arguments = string(f.Description), string(f.Arguments)
+	o.note, o.schema = string(f.Note), string(f.Schema)
+	o.fn.settle(b)
+	if fresh && n.cfg.Jobs != nil && !s.internal {
+		n.cfg.Jobs.Appeared(name)
+	}
+	if !s.internal && changed {
+		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)
+	}
+}

@@ -1,0 +1,83 @@
+package commands
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+)
+
+// defaultSocket is where a node listens unless it was told. A name that somebody else
+// has taken is left to him: another one is found as well.
+func defaultSocket(warn func(string, ...any)) string {
+	base := filepath.Join(socketDir, socketPrefix+strconv.Itoa(os.Getpid()))
+	path := base + socketSuffix
+	if _, err := os.Lstat(path); err != nil || ours(path, os.ModeSocket) {
+		return path
+	}
+	warn("%s: what is there is no socket of this user: it is neither used nor removed", path)
+	return base + "." + randomSuffix() + socketSuffix
+}
+
+// homeDir is where configuration and keys live.
+func homeDir() (string, error) {
+	if dir := os.Getenv("FBUS_HOME"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "fbus"), nil
+}
+
+// stateDir is where what a node keeps for itself lives.
+func stateDir() (string, error) {
+	if dir := os.Getenv("FBUS_STATE"); dir != "" {
+		return dir, nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "fbus"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("there is no directory for it: set FBUS_STATE to one that can be written")
+	}
+	return filepath.Join(home, ".local", "state", "fbus"), nil
+}
+
+// networkState is a directory of that, for one network, which nobody else may write to
+// or lead elsewhere.
+func networkState(network, part string) (string, error) {
+	dir, err := stateDir()
+	if err != nil {
+		return "", err
+	}
+	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
+}
+
+// networkID is the id that was given, or the one this user's nodes have had
+// before, or a new one that is kept.
+func networkID(given string, stderr io.Writer) (string, error) {
+	if given != "" {
+		if err := node.CheckNetwork(given); err != nil {
+			return "", usage("%v", err)
+		}
+		return given, nil
+	}
+	id := "net-" + bus.NewInstance()[:12]
+	dir, err := homeDir()
+	if err == nil {
+		id, err = trust.KeepNetwork(dir, id)
+	}
+	if err != nil {
+		say(stderr, fmt.Sprintf("the network id %s can not be kept: %v", id, err))
+		say(stderr, "hint: set FBUS_HOME to a directory that can be written, or give --network")
+	}
+	return id, nil
+}

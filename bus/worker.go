@@ -176,12 +176,18 @@ func (w *Worker) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the connection. Calls that still run are cancelled and waited
-// for.
-func (w *Worker) Close() {
+// Disconnect closes the connection: to their callers, calls that still run are lost with
+// this worker, whatever becomes of them then.
+func (w *Worker) Disconnect() {
 	if c := w.current(); c != nil {
 		c.Close()
 	}
+}
+
+// Close closes the connection. Calls that still run are cancelled and waited
+// for.
+func (w *Worker) Close() {
+	w.Disconnect()
 	w.mu.Lock()
 	all := w.all()
 	w.mu.Unlock()

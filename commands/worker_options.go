@@ -118,6 +118,7 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 	}
 	if w.bus.Drain(limit) != nil {
 		w.log("calls were ended before they had finished")
+		w.bus.Disconnect() // first, or a program that is quick to end was cancelled, as its caller sees it
 		w.kill()
 	}
 	return troubled(err, o.node)

@@ -26,25 +26,7 @@ import (
 // The image lies on a filesystem of the test's own, which stands still while it is
 // copied: so the cut comes at any moment, also within an fsync.
 func TestPowerCut(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("only root may mount filesystems")
-	}
-	t.Parallel()
-	cuts := 3
-	if soak() {
-		cuts = 50
-	}
-	m := newMountspace(t)
-	dir := t.TempDir()
-	path := func(name string) string { return filepath.Join(dir, name) }
-	m.image(path("outer.img"), 192<<20)
-	m.loop(path("outer.img"), path("outer"), "")
-	m.image(path("outer/disk.img"), 128<<20)
-	m.loop(path("outer/disk.img"), path("disk"), ",commit=300")
-	s := newStore(t, func(s *store) { s.state, s.launch = path("disk"), m.start })
+	m, path, s, cuts := powered(t, 192<<20, 128<<20)
 	l := newLedger()
 	for i := range 2 {
 		s.worker(fmt.Sprint("w", i), "f", 4, l.work(s))
@@ -74,6 +56,31 @@ func TestPowerCut(t *testing.T) {
 	close(stop)
 	clients.Wait()
 	l.settle(t, s)
+}
+
+// powered is a store on a disk whose image lies on a filesystem of its own, how the
+// files of the test are called, and how often the power is to be cut.
+func powered(t *testing.T, outer, disk int64) (m *mountspace, path func(name string) string, s *store, cuts int) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount filesystems")
+	}
+	t.Parallel()
+	cuts = 3
+	if soak() {
+		cuts = 50
+	}
+	m = newMountspace(t)
+	dir := t.TempDir()
+	path = func(name string) string { return filepath.Join(dir, name) }
+	m.image(path("outer.img"), outer)
+	m.loop(path("outer.img"), path("outer"), "")
+	m.image(path("outer/disk.img"), disk)
+	m.loop(path("outer/disk.img"), path("disk"), ",commit=300")
+	return m, path, newStore(t, func(s *store) { s.state, s.launch = path("disk"), m.start }), cuts
 }
 
 // afterCut starts a node on what a cut has left, and prepares it.
@@ -110,25 +117,7 @@ func afterCut(t *testing.T, m *mountspace, state string, acked map[string]uint32
 // purges again and again, where the store gives room back to the disk. FBUS_SOAK=1
 // does it 50 times.
 func TestPowerCutFull(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("only root may mount filesystems")
-	}
-	t.Parallel()
-	cuts := 3
-	if soak() {
-		cuts = 50
-	}
-	m := newMountspace(t)
-	dir := t.TempDir()
-	path := func(name string) string { return filepath.Join(dir, name) }
-	m.image(path("outer.img"), 64<<20)
-	m.loop(path("outer.img"), path("outer"), "")
-	m.image(path("outer/disk.img"), 12<<20)
-	m.loop(path("outer/disk.img"), path("disk"), ",commit=300")
-	s := newStore(t, func(s *store) { s.state, s.launch = path("disk"), m.start })
+	m, path, s, cuts := powered(t, 64<<20, 12<<20)
 	l := newLedger()
 	s.worker("w", "f", 4, l.work(s))
 	var n counts

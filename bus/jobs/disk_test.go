@@ -92,18 +92,25 @@ func TestPostbackHasNoRoom(t *testing.T) {
 	}
 }
 
-// TestPostbackIsCopied: where files can not be linked they are copied.
-func TestPostbackIsCopied(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
+// unlinked posts a job whose large output goes on to another, while files can not be
+// linked for that reason, and returns how the other ends.
+func (b *bed) unlinked(err error) ended {
+	b.t.Helper()
 	c := b.dial("poster")
 	var ran atomic.Int32
 	b.offer(b.dial("worker"), "f", 1, sayLarge(&ran))
 	b.offer(b.dial("second"), "g", 1, echo)
-	b.m.FailLinks(syscall.EPERM)
+	b.m.FailLinks(err)
 	id := b.post(c, "f", `{"then":"g"}`, "")
 	b.becomes(c, id, jobs.Done)
-	if e := b.result(c, b.job(c, id).Children[0]); e.res.Status != 0 || e.out != large {
+	return b.result(c, b.job(c, id).Children[0])
+}
+
+// TestPostbackIsCopied: where files can not be linked they are copied.
+func TestPostbackIsCopied(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	if e := b.unlinked(syscall.EPERM); e.res.Status != 0 || e.out != large {
 		t.Errorf("%+v, %d bytes", e.res, len(e.out))
 	}
 	if n, bytes := b.m.Counts(); n != 2 || bytes != 3*int64(len(large)) || len(jobs.Files(b.cfg.Dir)) != 3 {
@@ -116,18 +123,11 @@ func TestPostbackIsCopied(t *testing.T) {
 func TestPostbackOfWhatIsGone(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	c := b.dial("poster")
-	var ran atomic.Int32
-	b.offer(b.dial("worker"), "f", 1, sayLarge(&ran))
-	b.offer(b.dial("second"), "g", 1, echo)
-	b.m.FailLinks(syscall.ENOENT)
-	id := b.post(c, "f", `{"then":"g"}`, "")
-	b.becomes(c, id, jobs.Done)
-	if e := b.result(c, b.job(c, id).Children[0]); e.res.Status != 70 || !strings.Contains(e.res.Message, "is damaged") {
+	if e := b.unlinked(syscall.ENOENT); e.res.Status != 70 || !strings.Contains(e.res.Message, "is damaged") {
 		t.Errorf("%+v", e.res)
 	}
 	b.m.FailLinks(nil)
-	b.post(c, "f", `{}`, "")
+	b.post(b.dial("poster"), "f", `{}`, "")
 }
 
 // TestUnsyncedIsThere: changes whose commit has failed and that are on disk

@@ -31,31 +31,44 @@ func TestPowerCut(t *testing.T) {
 	for i := range 2 {
 		s.worker(fmt.Sprint("w", i), "f", 4, l.work(s))
 	}
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
+	var clients []func(stop <-chan struct{})
 	for i := range 4 {
-		clients.Go(func() { l.client(s, i, stop) })
+		clients = append(clients, func(stop <-chan struct{}) { l.client(s, i, stop) })
 	}
 	known := 0
 	for range cuts {
-		eventually(t, "posts are taken", func() bool {
+		var acked map[string]uint32
+		var reported map[string]int
+		during(func() {
+			eventually(t, "posts are taken", func() bool {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				return len(l.acked) > known+10
+			})
+			time.Sleep(rand.N(100 * time.Millisecond)) // at random is what is meant
 			l.mu.Lock()
-			defer l.mu.Unlock()
-			return len(l.acked) > known+10
-		})
-		time.Sleep(rand.N(100 * time.Millisecond)) // at random is what is meant
-		l.mu.Lock()
-		acked, reported := maps.Clone(l.acked), maps.Clone(l.reported)
-		l.mu.Unlock()
-		known = len(acked)
-		m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+			acked, reported = maps.Clone(l.acked), maps.Clone(l.reported)
+			l.mu.Unlock()
+			m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+		}, clients...)
+		known = len(l.acked)
 		m.loop(path("cut.img"), path("cut"), "")
 		afterCut(t, m, path("cut"), acked, reported, func(*store) {})
 		m.unmount(path("cut"))
 	}
-	close(stop)
-	clients.Wait()
 	l.settle(t, s)
+}
+
+// during runs clients while f runs, and no longer.
+func during(f func(), clients ...func(stop <-chan struct{})) {
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	for _, c := range clients {
+		all.Go(func() { c(stop) })
+	}
+	f()
+	close(stop)
+	all.Wait()
 }
 
 // powered is a store on a disk whose image lies on a filesystem of its own, how the
@@ -117,16 +130,19 @@ func afterCut(t *testing.T, m *mountspace, state string, acked map[string]uint32
 // purges again and again, where the store gives room back to the disk. FBUS_SOAK=1
 // does it 50 times.
 func TestPowerCutFull(t *testing.T) {
-	m, path, s, cuts := powered(t, 64<<20, 12<<20)
+	size := int64(16 << 20)
+	if soak() {
+		size = 64 << 20 // what is done stays
+	}
+	m, path, s, cuts := powered(t, 2*size+32<<20, size)
 	l := newLedger()
 	s.worker("w", "f", 4, l.work(s))
 	var n counts
 	var rounds atomic.Int64
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	clients.Go(func() { l.press(s, 0, math.MaxInt, stop, &n) })
-	clients.Go(func() {
+	press := func(stop <-chan struct{}) { l.press(s, 0, math.MaxInt, stop, &n) }
+	fill := func(stop <-chan struct{}) {
 		c := s.client("filler")
+		defer c.Close()
 		for {
 			select {
 			case <-stop:
@@ -139,15 +155,18 @@ func TestPowerCutFull(t *testing.T) {
 				}
 			}
 		}
-	})
+	}
 	for range cuts {
 		before := rounds.Load()
-		eventually(t, "the disk was full, and emptied", func() bool { return rounds.Load() > before })
-		time.Sleep(rand.N(300 * time.Millisecond)) // at random is what is meant
-		l.mu.Lock()
-		acked := maps.Clone(l.acked)
-		l.mu.Unlock()
-		m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+		var acked map[string]uint32
+		during(func() {
+			eventually(t, "the disk was full, and emptied", func() bool { return rounds.Load() > before })
+			time.Sleep(rand.N(300 * time.Millisecond)) // at random is what is meant
+			l.mu.Lock()
+			acked = maps.Clone(l.acked)
+			l.mu.Unlock()
+			m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+		}, press, fill)
 		m.loop(path("cut.img"), path("cut"), "")
 		afterCut(t, m, path("cut"), acked, nil, func(s *store) {
 			if a := purgeFillers(s.client("purge")); !a.ok() {
@@ -156,8 +175,6 @@ func TestPowerCutFull(t *testing.T) {
 		})
 		m.unmount(path("cut"))
 	}
-	close(stop)
-	clients.Wait()
 	purgeFillers(s.client("purge"))
 	l.settle(t, s)
 	t.Logf("the disk was full %d times; %d posts were taken, %d refused", rounds.Load(), n.taken.Load(), n.refused.Load())

@@ -192,8 +192,15 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 		o.out = a.m.store.spool.newDraft()
 	}
 	o.judge(j)
+	if (isFull(err) || broken != nil) && j.Laters < maxUnkept {
+		o.never, o.later = false, true // it is the disk's fault, and the disk may be mended
+	}
 	a.finish(o)
 }
+
+// maxUnkept is how often in a row a job is run again for nothing, since the disk has no
+// room for its output: it may be what fills the disk.
+const maxUnkept = 8
 
 // complete reports that a call has come to its program's end.
 func complete(err error) bool {

@@ -120,13 +120,12 @@ func (r *recovery) wait(pause time.Duration) (open bool) {
 }
 
 // try looks at the file anew, after an error, and writes what stands over. On a full
-// disk the reserve makes room for that; the store works again when the disk has
-// room for a new one.
+// disk the reserves make room for that; the store works again when the disk has
+// room for new ones.
 func (r *recovery) try() error {
 	err := r.write()
 	if isFull(err) && r.db != nil && (r.pending() || r.freed) { // the file may have had free pages that were enough
-		r.reserve.give()
-		err = r.write()
+		err = r.writeReserved()
 	}
 	for _, o := range r.frees { // who makes room is not left to wait
 		if o.done != nil {
@@ -137,22 +136,55 @@ func (r *recovery) try() error {
 	if err == nil {
 		err = r.room()
 	} else if isFull(err) && r.db != nil {
-		r.reserve.make() // of what there is
+		// What a commit has written before it failed takes room, for nothing.
+		if r.shrink() == nil {
+			r.makeReserves() // of what there is
+		}
 	}
 	return err
+}
+
+// writeReserved is write with the room that is set aside. What makes room has one of
+// its own, which nothing else gets, and what it has freed goes there first: however much
+// has happened that could not be written, jobs can be purged.
+func (r *recovery) writeReserved() error {
+	if len(r.frees)+len(r.undo) > 0 {
+		r.spare.give()
+		r.reserve.give()
+		err := r.writeFrees()
+		if err == nil {
+			err = r.shrink()
+		}
+		if made := r.spare.make(); err == nil {
+			err = storeErrorOrNil(made)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	r.reserve.give()
+	return r.write()
 }
 
 // room looks whether a disk that was full has room again: for the reserve, and beside
 // it. If not, what the file has of free pages is given back to the disk first.
 func (r *recovery) room() error {
-	err := r.reserve.make()
+	err := r.makeReserves()
 	if r.freed && (isFull(err) || r.cramped) {
 		if err = r.shrink(); err == nil {
-			err = r.reserve.make()
+			err = r.makeReserves()
 		}
 	}
 	if err == nil && r.full() {
 		err = r.probe()
+	}
+	return err
+}
+
+func (r *recovery) makeReserves() error {
+	err := r.spare.make()
+	if err == nil {
+		err = r.reserve.make()
 	}
 	return err
 }
@@ -185,25 +217,48 @@ func (r *recovery) probe() error {
 
 // write is what a try writes: what makes room goes first.
 func (r *recovery) write() error {
+	if !r.stale && r.db != nil && !r.pending() {
+		return nil
+	}
+	if err := r.writeFrees(); err != nil {
+		return err
+	}
+	for size := len(r.kept); len(r.kept) > 0; { // on a full disk one after the other, as far as it goes
+		size = min(size, len(r.kept))
+		err := r.writeSome(r.kept[:size])
+		if isFull(err) && size > 1 {
+			size = max(1, size/8)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		r.kept = r.kept[size:]
+	}
+	r.kept = nil
+	return nil
+}
+
+func (r *recovery) writeFrees() error {
+	if err := r.writeSome(append([]*op{{run: r.takeOut}}, r.frees...)); err != nil {
+		return err
+	}
+	r.freed = r.freed || len(r.frees) > 0
+	r.frees, r.undo = nil, nil
+	return nil
+}
+
+// writeSome writes some changes, after a look at the file if that is not to be trusted.
+func (r *recovery) writeSome(list []*op) error {
 	if r.stale || r.db == nil {
 		if err := r.reach(); err != nil {
 			r.stale = true
 			return err
 		}
-	} else if !r.pending() {
-		return nil
 	}
-	r.stale = true // unless it is written
-	if err := r.write1(append([]*op{{run: r.takeOut}}, r.frees...)); err != nil {
-		return err
-	}
-	r.freed = r.freed || len(r.frees) > 0
-	r.frees, r.undo = nil, nil
-	if err := r.write1(r.kept); err != nil {
-		return err
-	}
-	r.kept, r.stale = nil, false
-	return nil
+	err := r.write1(list)
+	r.stale = err != nil
+	return err
 }
 
 // takeOut removes posts that were refused, should they be there.

@@ -15,6 +15,7 @@ const (
 	// maxReserve is what is set aside of the disk, a sixteenth of a small one.
 	maxReserve   = 1 << 20
 	reserveShare = 16
+	minReserve   = 128 << 10 // the deletion of a job writes its neighbours anew: a few parts of inlineSize
 )
 
 // reserve is a file of no content that is given up when the disk is full: without it
@@ -54,7 +55,7 @@ func (r *reserve) size() int64 {
 	}
 	const page = 4096
 	share := int64(st.Blocks) * st.Bsize / reserveShare
-	return max(page, min(maxReserve, share/page*page))
+	return max(minReserve, min(maxReserve, share/page*page))
 }
 
 // setAside makes a file so long, with room on the disk for all of it. Where the

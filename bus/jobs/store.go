@@ -28,6 +28,7 @@ const (
 	spoolName   = "spool"
 	lockName    = "lock"
 	reserveName = "reserve"
+	spareName   = "reserve.purge"
 )
 
 // formatVersion is that of the store; FORMAT.md describes it.
@@ -42,7 +43,8 @@ type Store struct {
 	maxJobs  int64
 	jobs     atomic.Int64 // that there are, in whatever state
 	spool    *spool
-	reserve  *reserve
+	reserve  *reserve // for what has happened
+	spare    *reserve // for what makes room
 	lock     *os.File // nil: not had yet
 	clock    Clock
 	volatile bool
@@ -86,7 +88,7 @@ type op struct {
 func openStore(o *Config) (*Store, error) {
 	s := &Store{
 		place: o.Place, warn: o.Warn, maxJobs: o.MaxJobs,
-		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
+		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{}, spare: &reserve{},
 		ops: make(chan *op, 4096), done: make(chan struct{}),
 		clock: o.Clock, volatile: o.Volatile,
 		commit: func(t *bolt.Tx) error { return t.Commit() },
@@ -101,7 +103,9 @@ func openStore(o *Config) (*Store, error) {
 		}
 		return nil, err
 	case err == nil:
-		err = s.reserve.make()
+		if err = s.spare.make(); err == nil {
+			err = s.reserve.make()
+		}
 	}
 	if err != nil {
 		s.setFailed(storeError(err)) // before anybody can post
@@ -112,7 +116,8 @@ func openStore(o *Config) (*Store, error) {
 
 // settle says where the store is.
 func (s *Store) settle(dir string) {
-	s.dir, s.spool.dir, s.reserve.path = dir, filepath.Join(dir, spoolName), filepath.Join(dir, reserveName)
+	s.dir, s.spool.dir = dir, filepath.Join(dir, spoolName)
+	s.reserve.path, s.spare.path = filepath.Join(dir, reserveName), filepath.Join(dir, spareName)
 }
 
 // reach takes the directory and opens what is in it.

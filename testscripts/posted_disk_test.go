@@ -614,3 +614,40 @@ func traced(pid int) bool {
 	}
 	return len(tasks) > 0
 }
+
+// TestDiskFullOfEnds: where the ends of jobs and their postbacks fill the disk, what has
+// ended can be purged nevertheless, and then everything goes on.
+func TestDiskFullOfEnds(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=1m")
+	s := d.node(t)
+	s.worker("large", "large", 4, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		inv.Stdout.Write(bytes.Repeat([]byte("x"), 20000))
+		return fbus.Result{Code: "exit"}
+	})
+	s.worker("never", "never", 4, func(context.Context, *fbus.Invocation) fbus.Result {
+		return fbus.Result{Status: 65, Code: "exit"}
+	})
+	c := s.client("poster")
+	posted := 0
+	for range 80 {
+		if id, _ := post(c, "large", `{"then":"never","finally":"never"}`, ""); id != "" {
+			posted++
+		}
+	}
+	eventually(t, "the disk is full", func() bool { return strings.Contains(s.stderr(), "the disk is full") })
+	t.Logf("%d jobs were posted", posted)
+	eventually(t, "all is purged", func() bool {
+		for _, state := range []string{"dead", "done", "queued"} {
+			if status, _, errs := s.fbus("purge", "--state", state); status != 0 {
+				t.Fatalf("fbus purge --state %s: %d, %q", state, status, errs)
+			}
+		}
+		return len(s.list(c, `{}`)) == 0
+	})
+	eventually(t, "posts are taken", func() bool { id, _ := post(c, "large", `{}`, ""); return id != "" })
+	if strings.Contains(s.stderr(), "is damaged") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+}

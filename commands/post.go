@@ -82,6 +82,11 @@ as its input. JSON fields: id, and of items item (an array with -N), item_encodi
 				o.each = o.each || ctx.IsSet(name)
 			}
 			o.hasUnique = ctx.IsSet("unique")
+			for _, name := range []string{"then", "else", "finally"} {
+				if ctx.IsSet(name) && ctx.String(name) == "" {
+					return usage("--%s: a function's name is due, not nothing", name)
+				}
+			}
 			return post(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}

@@ -75,5 +75,8 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 	if err == nil && len(list) == 1 && !o.quiet {
 		say(stderr, fmt.Sprintf("%s purged", plural(list[0].Purged, "job")))
 	}
+	if err == nil && len(list) == 1 && list[0].Purged < len(ids) {
+		return fail(exitBadInput, "%d of %s not purged: what runs is not", len(ids)-list[0].Purged, plural(len(ids), "job")).withHint("fbus cancel ends it")
+	}
 	return err
 }

@@ -260,13 +260,14 @@ func TestDiskFull(t *testing.T) {
 	held, _ := l.post(c, "held", `{}`, "it was running")
 	<-started
 
+	const later = `{"delay":100000}` // most, so that there is room for the output of the others
 	var delayed []string
 	var refused answer
 	for i := 0; refused.res.Status == 0; i++ {
-		switch id, a := l.post(c, "f", []string{`{}`, `{"delay":100000}`}[i%2], fmt.Sprint(i, strings.Repeat(" x", i%10*500))); {
+		switch id, a := l.post(c, "f", []string{`{}`, later, later, later}[i%4], fmt.Sprint(i, strings.Repeat(" x", i%10*500))); {
 		case id == "":
 			refused = a
-		case i%2 == 1:
+		case i%4 != 0:
 			delayed = append(delayed, id)
 		}
 	}

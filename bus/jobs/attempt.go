@@ -52,7 +52,7 @@ func (a *attempt) run() {
 		return
 	}
 	if a.m.store.unwritable() != nil { // its end could not be kept: it would be run again
-		a.m.retryLater(a)
+		a.awaitStore()
 		return
 	}
 	j, args, input, err := a.m.store.read(a.id)
@@ -287,7 +287,29 @@ func (a *attempt) broken(j *Job, err error) {
 	a.finish(outcome{end: End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}, never: true})
 }
 
-// retryLater looks at a line again when the store works.
+// awaitStore gives the place up when the store can be written again.
+func (a *attempt) awaitStore() {
+	m := a.m
+	m.runs.Go(func() { // ends with the wait
+		for {
+			m.mu.Lock()
+			resumed := m.resumed
+			m.mu.Unlock()
+			if m.store.unwritable() == nil {
+				a.leave(true)
+				return
+			}
+			select {
+			case <-resumed:
+			case <-m.ctx.Done():
+				a.leave(false)
+				return
+			}
+		}
+	})
+}
+
+// retryLater looks at a line again after a while: perhaps the store works then.
 func (m *Manager) retryLater(a *attempt) {
 	m.runs.Go(func() { // ends with the wait
 		t := time.NewTimer(maxPause)

@@ -74,6 +74,7 @@ type Manager struct {
 	watch    []chan struct{} // told of any change
 	paused   bool
 	started  bool
+	resumed  chan struct{} // closed when the store can be written again
 	doubt    []*Job // whose deletion was refused, and may be on disk nevertheless
 }
 
@@ -96,7 +97,7 @@ func Open(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		store: s, warn: c.Warn, wake: make(chan struct{}, 1),
+		store: s, warn: c.Warn, wake: make(chan struct{}, 1), resumed: make(chan struct{}),
 		lines: map[string]*line{}, absent: lineSets{}, crowded: lineSets{}, standing: standing{of: map[string]int{}}, active: map[ID]*attempt{}, waiters: map[ID][]chan struct{}{},
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
@@ -175,6 +176,8 @@ func (m *Manager) resume() {
 		l.window, l.all, l.behind = nil, false, true
 		m.feed(l)
 	}
+	close(m.resumed)
+	m.resumed = make(chan struct{})
 	waiting := make([]ID, 0, len(m.waiters))
 	for id := range m.waiters {
 		waiting = append(waiting, id)

@@ -225,6 +225,7 @@ type Info struct {
 	Started  time.Time `json:"started,omitzero"` // of the last attempt
 	Ended    time.Time `json:"ended,omitzero"`
 	Attempts int       `json:"attempts"` // that were begun
+	Used     int       `json:"used"`     // that count against Retries
 	Retries  int       `json:"retries"`
 	Priority int       `json:"priority"`
 	Unique   string    `json:"unique,omitempty"`
@@ -269,7 +270,7 @@ func (m *Manager) Info(j *Job, history bool) *Info {
 	now := m.store.clock.Wall()
 	i := &Info{
 		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
-		Attempts: j.Attempts, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
+		Attempts: j.Attempts, Used: j.Used, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
 		Timeout: j.Timeout, Keep: j.keep().Seconds(), On: j.On, In: j.Input.Size, Out: j.Output.Size, Err: j.Stderr.Size,
 		Children: j.Children,
 	}

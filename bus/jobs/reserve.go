@@ -15,12 +15,17 @@ const (
 	// maxReserve is what is set aside of the disk, a sixteenth of a small one.
 	maxReserve   = 1 << 20
 	reserveShare = 16
-	minReserve   = 128 << 10 // the deletion of a job writes its neighbours anew: a few parts of inlineSize
+	// minSpare is for the deletion of one job: its neighbours are written anew, which
+	// are a few parts of inlineSize at most.
+	minSpare = 128 << 10
 )
 
 // reserve is a file of no content that is given up when the disk is full: without it
 // not even the deletion of jobs could be written, nor the end of those that run.
-type reserve struct{ path string }
+type reserve struct {
+	path  string
+	least int64 // that it is to be
+}
 
 // make sets the room aside, if there is not enough yet: as much of it as there is,
 // and an error if that is not all.
@@ -55,7 +60,7 @@ func (r *reserve) size() int64 {
 	}
 	const page = 4096
 	share := int64(st.Blocks) * st.Bsize / reserveShare
-	return max(minReserve, min(maxReserve, share/page*page))
+	return max(page, r.least, min(maxReserve, share/page*page))
 }
 
 // setAside makes a file so long, with room on the disk for all of it. Where the

@@ -88,7 +88,7 @@ type op struct {
 func openStore(o *Config) (*Store, error) {
 	s := &Store{
 		place: o.Place, warn: o.Warn, maxJobs: o.MaxJobs,
-		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{}, spare: &reserve{},
+		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{}, spare: &reserve{least: minSpare},
 		ops: make(chan *op, 4096), done: make(chan struct{}),
 		clock: o.Clock, volatile: o.Volatile,
 		commit: func(t *bolt.Tx) error { return t.Commit() },

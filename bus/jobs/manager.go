@@ -75,7 +75,7 @@ type Manager struct {
 	paused   bool
 	started  bool
 	resumed  chan struct{} // closed when the store can be written again
-	doubt    []*Job // whose deletion was refused, and may be on disk nevertheless
+	doubt    []*Job        // whose deletion was refused, and may be on disk nevertheless
 }
 
 // Open opens the store; nothing runs before Start.

@@ -175,7 +175,11 @@ func TestPostedMany(t *testing.T) {
 	if lost > 0 || twice > 0 || c.bad.Load() > 0 || ids.n.Load() != int64(n) {
 		t.Errorf("%d ids of %d jobs; %d were lost, %d run twice or more, %d were something else", ids.n.Load(), n, lost, twice, c.bad.Load())
 	}
-	if own > firstOwn+firstOwn/4+16<<20 && !raceEnabled {
+	slack := int64(64 << 20) // how much waits at once depends on the machine's load
+	if soak() {
+		slack = 16 << 20
+	}
+	if own > firstOwn+firstOwn/4+slack && !raceEnabled {
 		t.Errorf("the node took %d bytes after %d jobs, and takes %d after %d", firstOwn, n/5, own, n)
 	}
 	if most > 128<<20 {

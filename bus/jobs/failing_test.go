@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -159,9 +160,9 @@ func TestFailingWithManyQueued(t *testing.T) {
 // TestShares: the holder of a ticket has at most half of the store.
 func TestShares(t *testing.T) {
 	t.Parallel()
-	b := newBed(t, func(b *bed) { b.cfg.MaxJobs, b.cfg.MaxSpool = 10, 1<<20 })
-	post := func(caller string, size int) error {
-		_, err := b.m.Post(&jobs.Post{Function: "f", Poster: jobs.Poster{Caller: caller}, Input: strings.NewReader(strings.Repeat("x", size))})
+	b := newBed(t, func(b *bed) { b.cfg.MaxJobs, b.cfg.MaxSpool = 1000, 64<<20 })
+	post := func(caller string, size int64) error {
+		_, err := b.m.Post(&jobs.Post{Function: "f", Poster: jobs.Poster{Caller: caller}, Input: io.LimitReader(zeros{}, size)})
 		return err
 	}
 	refused := func(err error, why string) {
@@ -170,24 +171,26 @@ func TestShares(t *testing.T) {
 			t.Errorf("%v, want %q", err, why)
 		}
 	}
-	refused(post("ticket:a", 800<<10), "ticket:a")
-	for range 5 {
-		if err := post("ticket:a", 90<<10); err != nil {
+	refused(post("ticket:a", 40<<20), "ticket:a")
+	for range 500 {
+		if err := post("ticket:a", 10); err != nil {
 			t.Fatal(err)
 		}
 	}
-	refused(post("ticket:a", 1), "ticket:a has 5 jobs")
-	if err := post("ticket:b", 100<<10); err != nil {
-		t.Error(err)
+	refused(post("ticket:a", 1), "ticket:a has 500 jobs")
+	for _, other := range []string{"ticket:b", "uid:0"} {
+		if err := post(other, 1); err != nil {
+			t.Errorf("%s: %v", other, err)
+		}
 	}
-	if err := post("uid:0", 300<<10); err != nil {
-		t.Error(err)
-	}
-	refused(post("ticket:b", 500<<10), "") // there is no more room for anybody
-	if n, bytes := b.m.Counts(); n != 7 || bytes != 850<<10 {
+	if n, bytes := b.m.Counts(); n != 502 || bytes != 5002 {
 		t.Errorf("%d jobs, %d bytes", n, bytes)
 	}
 }
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestBounds: more jobs or more bytes than the bounds are refused, loudly and without
 // a trace, and taken when there is room again.

@@ -11,8 +11,21 @@ import (
 
 // The holder of a ticket has at most half of the store: others are not to be refused
 // for what one of them leaves there. What each has is counted when the store is half
-// full, from what is on disk, and for shareTime after that.
-const shareTime = 2 * time.Second
+// full, from what is on disk, and for shareTime after that. A store that is small on
+// purpose is not shared out.
+const (
+	shareTime  = 2 * time.Second
+	sharedJobs = 1000
+	sharedSize = 64 << 20
+)
+
+// portion is how much of a bound one caller may have.
+func portion(most, shared int64) int64 {
+	if most < shared {
+		return most
+	}
+	return most / 2
+}
 
 type shares struct {
 	mu sync.Mutex // protects of, and is held while one is counted
@@ -29,7 +42,7 @@ type share struct {
 // allow is how many bytes more a poster may keep; negative: as many as there is room
 // for, so far. An error says that he has had his share.
 func (m *Manager) allow(p *Poster) (int64, error) {
-	jobs, size := m.store.maxJobs/2, m.store.spool.max/2
+	jobs, size := portion(m.store.maxJobs, sharedJobs), portion(m.store.spool.max, sharedSize)
 	if !strings.HasPrefix(p.Caller, "ticket:") || m.store.jobs.Load() < jobs && m.store.spool.used.Load() < size {
 		return -1, nil
 	}

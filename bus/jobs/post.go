@@ -161,16 +161,23 @@ func (m *Manager) room() error {
 		return err
 	}
 	if n := m.store.jobs.Load(); n >= m.store.maxJobs {
-		return &FullError{What: fmt.Sprintf("%d jobs are the limit (--max-jobs)", m.store.maxJobs)}
+		return m.errJobs()
 	}
 	return nil
+}
+
+func (m *Manager) errJobs() error {
+	return &FullError{What: fmt.Sprintf("%d jobs are the limit (--max-jobs)", m.store.maxJobs)}
 }
 
 // add writes a new job, and returns the id of the one that its unique key belongs
 // to.
 func (m *Manager) add(j *Job, args, input *draft) (ID, error) {
 	id := j.ID
-	m.store.jobs.Add(1)
+	if m.store.jobs.Add(1) > m.store.maxJobs { // others have come first
+		m.store.jobs.Add(-1)
+		return ID{}, m.errJobs()
+	}
 	result := make(chan error, 1)
 	m.store.submit(&op{added: j.ID, done: func(err error) { result <- err }, run: func(t *tx) error {
 		id = j.ID

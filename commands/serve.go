@@ -124,6 +124,7 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	defer signal.Stop(signals)
+	outliveReaders()
 	tuned := tune()
 	defer tuned.stop()
 	n, err := startNode(o, stdout, stderr)

@@ -44,6 +44,10 @@ func signalled() context.Context {
 	return ctx
 }
 
+// outliveReaders lets a process that stays go on when whoever has read what it says is
+// gone, as in fbus serve 2>&1 | head: writing is an error then, and no longer its end.
+func outliveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
+
 // endedBySignal returns a context that ends with HUP, INT or TERM and leaves it
 // to the command to clean up; a second signal ends the process at once.
 func endedBySignal() (ctx context.Context, stop func()) {

@@ -60,6 +60,7 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 		ended = log
 	}
 	// A worker's memory is its own; what it passes on is bounded by windows.
+	outliveReaders()
 	tuned := tune()
 	p, _ := find(o.node) // what is started ahead should know it
 	w, err := newWorker(list, p.addr, log, ended)

@@ -29,6 +29,10 @@ type disk struct {
 	*mountspace
 	dir string // where it is mounted
 	img string // of an ext4
+	// broken says that its filesystem loses what it has synced: while an ext4 turns
+	// read-only after an error, a sync may succeed that has written nothing. What is
+	// damaged then has to be found and mended, without a job lost.
+	broken bool
 }
 
 func newDisk(t *testing.T) *disk {
@@ -235,7 +239,7 @@ func (l *ledger) under(t *testing.T, d *disk, s *store, f func(n *counts)) {
 	}
 	d.noStrays(s, c)
 	t.Logf("%d posts were taken, %d refused", n.taken.Load(), n.refused.Load())
-	if !strings.Contains(s.stderr(), "can be written again") || strings.Contains(s.stderr(), "is damaged") {
+	if !strings.Contains(s.stderr(), "can be written again") || !d.broken && strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
 }
@@ -422,6 +426,7 @@ func TestDiskReadOnly(t *testing.T) {
 		t.Skipf("an ext4 can not be made to fail here: %v", err)
 	}
 	s, l := newStore(t, func(s *store) { s.state, s.launch = state, d.start }), newLedger()
+	d.broken = true
 	l.under(t, d, s, func(n *counts) {
 		if err := os.WriteFile(trigger, []byte("a test"), 0o200); err != nil {
 			t.Fatal(err)

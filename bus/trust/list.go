@@ -235,8 +235,8 @@ func (l *list) addLate(records []Record) {
 func (l *list) saw(serial, from string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now().UTC().Truncate(time.Second)
-	l.seen[serial] = sighting{at: now, from: from}
+	now := l.now().UTC()
+	l.seen[serial] = sighting{at: now.Truncate(time.Second), from: from}
 	if l.busy || l.closed {
 		return
 	}

@@ -241,14 +241,7 @@ func TestPostedResultUnsent(t *testing.T) {
 	w.kill()
 	s.allow("w2")
 	s.offer("w2", "f", jobProgram)
-	if a := ask(c, "fbus.result", id); a.out != "result of w2\n" || !a.ok() {
-		t.Errorf("%+v", a)
-	}
-	i := s.job(c, id)
-	s.checkCourse(i, "1@w1 2@w2", "1 w1 worker_lost 74, 2 w2 exit 0")
-	if len(i.Children) != 1 {
-		t.Errorf("it has posted %d jobs at its end", len(i.Children))
-	}
+	s.endsWell(c, id, "result of w2\n", "1@w1 2@w2", "1 w1 worker_lost 74, 2 w2 exit 0")
 }
 
 // TestPostedResultLost: the result is on its way when the node is killed: the next
@@ -267,13 +260,20 @@ func TestPostedResultLost(t *testing.T) {
 	s.kill()
 	s.start()
 	c = s.client("test")
-	if a := ask(c, "fbus.result", id); a.out != "result of w1\n" || !a.ok() {
-		t.Errorf("%+v", a)
+	s.endsWell(c, id, "result of w1\n", "1@w1 2@w1", "1 w1 node_lost -, 2 w1 exit 0")
+}
+
+// endsWell waits for a job's result, and checks what became of it: the attempts that its
+// programs have noted and that its history has, and that it has posted one job.
+func (s *store) endsWell(c *fbus.Client, id, out, course, history string) {
+	s.t.Helper()
+	if a := ask(c, "fbus.result", id); a.out != out || !a.ok() {
+		s.t.Errorf("%+v", a)
 	}
 	i := s.job(c, id)
-	s.checkCourse(i, "1@w1 2@w1", "1 w1 node_lost -, 2 w1 exit 0")
+	s.checkCourse(i, course, history)
 	if len(i.Children) != 1 {
-		t.Errorf("it has posted %d jobs at its end", len(i.Children))
+		s.t.Errorf("it has posted %d jobs at its end", len(i.Children))
 	}
 }
 

@@ -181,14 +181,6 @@ func (r *recovery) room() error {
 	return err
 }
 
-func (r *recovery) makeReserves() error {
-	err := r.spare.make()
-	if err == nil {
-		err = r.reserve.make()
-	}
-	return err
-}
-
 // pending reports whether there is something to write.
 func (r *recovery) pending() bool { return len(r.kept)+len(r.frees)+len(r.undo) > 0 }
 

@@ -49,6 +49,15 @@ func (r *reserve) make() error {
 	return storeErrorOrNil(err)
 }
 
+// makeReserves sets room aside for purges first, and for what has happened.
+func (s *Store) makeReserves() error {
+	err := s.spare.make()
+	if err == nil {
+		err = s.reserve.make()
+	}
+	return err
+}
+
 // give gives it up.
 func (r *reserve) give() { os.Truncate(r.path, 0) }
 

@@ -134,20 +134,6 @@ func (b *bencher) command(parallel int, words ...string) func(time.Duration) (fl
 	}
 }
 
-// again measures a command as it is, run again and again.
-func (b *bencher) again(cmd *osexec.Cmd) func(time.Duration) (float64, error) {
-	return func(d time.Duration) (float64, error) {
-		return b.repeat(d, 1, func(int) error {
-			once := osexec.CommandContext(b.ctx, cmd.Path, cmd.Args[1:]...)
-			once.Env = cmd.Env
-			if out, err := once.CombinedOutput(); err != nil {
-				return fmt.Errorf("%s: %w: %s", cmd.Args[0], err, shorten(out))
-			}
-			return nil
-		})
-	}
-}
-
 // oneByOne measures calls of a client, one at a time.
 func (b *bencher) oneByOne(c *bus.Client, name string) func(time.Duration) (float64, error) {
 	args := bus.List(strings.Repeat("x", relayed))
@@ -161,8 +147,12 @@ func (b *bencher) oneByOne(c *bus.Client, name string) func(time.Duration) (floa
 
 // run runs a command with FBUS_NODE set and throws its output away.
 func (b *bencher) run(stdin io.Reader, words ...string) error {
+	return b.runWith([]string{"FBUS_NODE=" + b.socket}, stdin, words...)
+}
+
+func (b *bencher) runWith(env []string, stdin io.Reader, words ...string) error {
 	cmd := osexec.CommandContext(b.ctx, words[0], words[1:]...)
-	cmd.Env = append(os.Environ(), "FBUS_NODE="+b.socket)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin = stdin
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -3,8 +3,8 @@ package commands
 import (
 	"context"
 	"os"
-	osexec "os/exec"
 	"path/filepath"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/trust"
@@ -25,9 +25,11 @@ func prepareCallTLS(b *bencher) (perSecond, perSecond, error) {
 		return nil, nil, err
 	}
 	ticket, err := b.ticket()
-	far := osexec.Command(b.fbus, "call", "resident", "hello")
-	far.Env = append(os.Environ(), "FBUS_NODE=", "FBUS_TICKET="+ticket)
-	return b.again(far), b.command(1, b.fbus, "call", "resident", "hello"), err
+	words := []string{b.fbus, "call", "resident", "hello"}
+	far := func(d time.Duration) (float64, error) {
+		return b.repeat(d, 1, func(int) error { return b.runWith([]string{"FBUS_NODE=", "FBUS_TICKET=" + ticket}, nil, words...) })
+	}
+	return far, b.command(1, words...), err
 }
 
 // prepareRoundTripTLS calls a handler in this process through the private bus's

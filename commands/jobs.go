@@ -51,10 +51,10 @@ The newest 100, or as many as --limit says; with --json all. With an ID what bec
 each attempt, and the chain of jobs that have posted each other. --watch on a terminal
 is drawn anew each second, elsewhere it prints what has changed. States are queued,
 delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
-function, state, poster, posted, age (seconds), due, started, ended, attempts, used (those
-that count against retries), retries, priority, unique, then, else, finally, timeout and keep (seconds), on, worker, call,
-source, status, code and message (of the last end), in, out and err (bytes), note,
-parent, children; with an ID also history (attempt, started, ended, worker, call, source,
+function, state, poster, posted, age (seconds), due, started, ended, attempts, used
+(those that count against retries), retries, priority, unique, then, else, finally,
+timeout and keep (seconds), on, worker, call, source, status, code and message (of the
+last end), in, out and err (bytes), note, parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
 fbus.jobs answers the same.`,
 		Flags: append(o.flags(),

@@ -41,11 +41,13 @@ func logCommand() *cli.Command {
   fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
 
 NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N), or a glob
-over either. --follow goes on over a restart of the node. JSON fields, each where it applies: seq, time, event (call, refused,
-dropped: entries are missing, …), call (its id), caller, from, function, worker, waited and
-ran (seconds), in and out (bytes), source (program, signal, fbus), status, code,
-message, name and serial (of a ticket), dropped (how many). The function fbus.log
-answers the same, page by page.`,
+over either. --follow goes on over a restart of the node.
+
+JSON fields, each where it applies: seq, time, event (call, refused, dropped: entries
+are missing, …), call (its id), caller, from, function, worker, waited and ran
+(seconds), in and out (bytes), source (program, signal, fbus), status, code (flood: how
+many more refusals there were, in message), message, name and serial (of a ticket),
+dropped (how many). The function fbus.log answers the same, page by page.`,
 		Flags: append(o.flags(),
 			&cli.BoolFlag{Name: "follow", Usage: "go on with what comes", Destination: &o.follow, DisableDefaultText: true},
 			&cli.IntFlag{Name: "last", Usage: "show the last `N` entries", DefaultText: "50", Destination: &o.last},

@@ -29,8 +29,8 @@ func purgeCommand() *cli.Command {
   fbus purge --older 7d --function 'resize*'
 
 Jobs that are done, dead or cancelled; those that are queued or delayed only if
---state says so, those that run never. With --json an object with their number,
-purged.`,
+--state says so, those that run never: with the ID of one that status is 65. With
+--json an object with their number, purged.`,
 		Flags: append(o.flags(),
 			&cli.StringFlag{Name: "state", Usage: "jobs in this state: `S`, done, dead, cancelled, queued or delayed", Destination: &o.state},
 			&cli.GenericFlag{Name: "older", Usage: "jobs that ended `D` ago or earlier", Value: &o.older},

@@ -190,7 +190,7 @@ func (n *Node) issuedWith(serials []string) (names []string) {
 }
 
 func noAuthority() bus.Result {
-	return badWords("this node has no authority of its own: its tickets are made elsewhere, or it could not keep keys")
+	return badWords("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
 }
 
 // trustResult is an error of the authority as the end of a call.

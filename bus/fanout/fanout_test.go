@@ -358,7 +358,9 @@ func TestALostNodeEndsIt(t *testing.T) {
 
 func TestACancelledContextEndsIt(t *testing.T) {
 	path, _ := startNode(t)
+	running := make(chan bool, 10)
 	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		running <- true
 		<-ctx.Done()
 		return bus.Result{Status: 1, Code: "exit"}
 	})
@@ -367,7 +369,8 @@ func TestACancelledContextEndsIt(t *testing.T) {
 	r, got := numbers(dial(t, path, "c"), 10)
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
-	until(t, func() bool { return r.Progress().Running == 2 })
+	<-running
+	<-running
 	cancel(why)
 	if err := <-ended; err != why {
 		t.Errorf("error %v", err)

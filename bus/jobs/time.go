@@ -1,8 +1,10 @@
 package jobs
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -160,13 +162,13 @@ func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error
 func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 	var gone []*Job
 	result := make(chan error, 1)
-	m.store.submit(&op{frees: true, done: func(err error) { result <- err }, run: func(t *tx) error {
+	m.store.submit(&op{frees: true, done: func(err error) { m.removed(gone, err); result <- err }, run: func(t *tx) error {
 		before := gone // by a commit that has failed, and may be on disk nevertheless
 		gone = nil
 		for _, id := range ids {
 			j, err := t.job(id)
 			if err == nil && j == nil {
-				j = jobOf(before, id)
+				j = cmp.Or(jobOf(before, id), m.doubtful(id))
 			} else if err != nil || !fits(j) {
 				j = nil
 			} else if err := t.remove(j); err != nil {
@@ -179,15 +181,32 @@ func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 		return nil
 	}})
 	if err := <-result; err != nil {
-		m.mu.Lock()
-		m.doubt = append(m.doubt, gone...)
-		m.mu.Unlock()
 		return 0, err
 	}
-	for _, j := range gone {
-		m.gone(j)
-	}
 	return len(gone), nil
+}
+
+// removed says of some jobs that they were deleted, or that this was refused. It is for
+// the writer's goroutine, as resume is: each is accounted for once.
+func (m *Manager) removed(list []*Job, err error) {
+	m.mu.Lock()
+	m.doubt = slices.DeleteFunc(m.doubt, func(j *Job) bool { return jobOf(list, j.ID) != nil })
+	if err != nil {
+		m.doubt = append(m.doubt, list...)
+	}
+	m.mu.Unlock()
+	if err == nil {
+		for _, j := range list {
+			m.gone(j)
+		}
+	}
+}
+
+// doubtful is a job whose deletion was refused; nil: it is none.
+func (m *Manager) doubtful(id ID) *Job {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return jobOf(m.doubt, id)
 }
 
 // gone does what is to be done when a job was deleted.

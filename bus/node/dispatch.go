@@ -275,6 +275,10 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 // enqueue makes a new call wait, if it may.
 func (c *call) enqueue(b *bus.Batch, f *bus.CallFrame) {
 	if len(c.job) > 0 {
+		if c.node.cfg.Jobs != nil && !c.fn.serves(c.on) { // they have gone while it was on its way here
+			c.endFor(b, codeRecalled, "")
+			return
+		}
 		c.copy(f) // the store bounds what stands here: no call is to be refused for it
 		c.queued = true
 		c.fn.jobs = append(c.fn.jobs, c)

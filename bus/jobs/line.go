@@ -97,6 +97,9 @@ func (m *Manager) feed(l *line) {
 		m.runs.Go(func() { m.fill(l) }) // ends when it has read
 		return
 	}
+	if m.arriving.holds(l) {
+		return
+	}
 	r := l.window[0]
 	l.window = l.window[1:]
 	a := newAttempt(m, l, r)

@@ -70,6 +70,7 @@ type Manager struct {
 	crowded  lineSets // that have no room to stand at the node
 	standing standing
 	active   map[ID]*attempt
+	arriving arriving
 	waiters  map[ID][]chan struct{}
 	watch    []chan struct{} // told of any change
 	paused   bool

@@ -14,7 +14,7 @@ import (
 
 // Post is a call to be kept.
 type Post struct {
-	ID       ID // of [Manager.NewID]; zero: a new one
+	ID       ID // of [Manager.Arrives]; zero: a new one
 	Function string
 	Poster   Poster
 	Options  Options
@@ -100,10 +100,6 @@ func (o *Options) due(t *timeline) int64 {
 	return 0
 }
 
-// NewID makes an id that is greater than all before it. Of several posts that are
-// under way at once the ids decide which is the older job.
-func (m *Manager) NewID() ID { return m.store.nextID() }
-
 // Post keeps a call. When it returns the job is on disk; an error says that it is
 // not. With a unique key the id may be that of a job which was there.
 func (m *Manager) Post(p *Post) (ID, error) {
@@ -125,7 +121,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		Kind: uint8(p.Kind), HasInput: p.HasInput, Posted: millis(m.store.clock.Wall()),
 	}
 	if j.ID == (ID{}) {
-		j.ID = m.NewID()
+		j.ID = m.store.nextID()
 	}
 	if err == nil {
 		if err = args.keep(j.ID, partArgs, 0); err == nil {

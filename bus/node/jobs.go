@@ -48,7 +48,7 @@ func (n *Node) startJobs() error {
 		if o.name == "fbus.post" && n.cfg.Jobs != nil {
 			// Posts of one connection, made one after the other, have ids in that order,
 			// however long each takes.
-			offer.Arrive = func() any { return n.cfg.Jobs.NewID() }
+			offer.Arrive = func() any { return n.cfg.Jobs.Arrives() }
 		}
 		if _, err := own.Offer(context.Background(), offer, handler); err != nil {
 			return err
@@ -162,6 +162,12 @@ func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 
 // servePost keeps a call. It answers when that is on disk.
 func (n *Node) servePost(ctx context.Context, p *Peer, inv *bus.Invocation) bus.Result {
+	if came, ok := inv.Arrival.(jobs.ID); ok {
+		defer n.cfg.Jobs.Settled(came)
+		if inv.Rest != nil { // others do not wait for an input that is still to come
+			n.cfg.Jobs.Settled(came)
+		}
+	}
 	post, err := n.readPost(p, inv)
 	if err != nil {
 		return n.jobResult(p, err)

@@ -72,6 +72,12 @@ func (a *attempt) run() {
 		a.finish(outcome{end: denied(err), never: true})
 		return
 	}
+	room, ok := a.m.promise(a.id)
+	if !ok {
+		a.finish(outcome{waits: true})
+		return
+	}
+	defer room()
 	if !a.stand(int64(len(args)) + min(j.Input.Size, bus.MaxInlineInput)) {
 		return
 	}
@@ -186,19 +192,21 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	o.cancelled = cancelled || end.Code == bus.CodeCancelled && end.Source == "fbus"
 	var full *FullError
 	var broken *StoreError
+	fits := true
 	if errors.As(err, &full) || errors.As(err, &broken) { // our own writers have refused it
+		fits = isFull(err) || broken != nil || a.m.needsRoom(a.id, out.wanted()+stderr.wanted())
 		o.end = End{Source: "fbus", Status: 70, Code: bus.CodeInternal, Message: "its output could not be kept: " + err.Error()}
 		out.drop() // a part of it would take the room that there is, and help nobody
 		o.out = a.m.store.spool.newDraft()
 	}
 	o.judge(j)
-	if (isFull(err) || broken != nil) && j.Laters < maxUnkept {
-		o.never, o.later = false, true // it is the disk's fault, and the disk may be mended
+	if (full != nil || broken != nil) && fits && j.Laters < maxUnkept {
+		o.never, o.later = false, true // it is not the job's fault, and there may be room again
 	}
 	a.finish(o)
 }
 
-// maxUnkept is how often in a row a job is run again for nothing, since the disk has no
+// maxUnkept is how often in a row a job is run again for nothing, since there is no
 // room for its output: it may be what fills the disk.
 const maxUnkept = 8
 

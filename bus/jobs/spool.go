@@ -53,6 +53,7 @@ type draft struct {
 	spool  *spool
 	file   *os.File
 	tmp    string
+	short  int64 // what there was no room for under --max-spool, at least
 }
 
 func (s *spool) newDraft() *draft { return &draft{spool: s} }
@@ -60,6 +61,7 @@ func (s *spool) newDraft() *draft { return &draft{spool: s} }
 // Write implements io.Writer.
 func (p *draft) Write(b []byte) (int, error) {
 	if err := p.spool.reserve(int64(len(b))); err != nil {
+		p.short = int64(len(b))
 		return 0, err
 	}
 	p.Size += int64(len(b))
@@ -75,6 +77,9 @@ func (p *draft) Write(b []byte) (int, error) {
 	}
 	return len(b), p.append(b)
 }
+
+// wanted is what its writer has written, or tried to.
+func (p *draft) wanted() int64 { return p.Size + p.short }
 
 func (p *draft) toFile() error {
 	p.tmp = filepath.Join(p.spool.dir, fmt.Sprintf("%s%d-%d", tmpPrefix, os.Getpid(), p.spool.tmp.Add(1)))

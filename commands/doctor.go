@@ -40,8 +40,8 @@ a call of NAME would have ended with: 0 if it would have begun at once.
   FBUS_TICKET=ci.ticket fbus doctor resize
 
 Steps: address (which node, and why that one), then socket and connection on this
-machine, or dns, tcp, tls, clock and certificate on others; node, rights, function,
-workers. An invitation can be looked at too, and is not used up.
+machine, or dns, tcp, tls, clock and certificate on others; node, store (if nothing can
+be posted there), rights, function, workers. An invitation can be looked at too, and is not used up.
 
 JSON fields: step, state (ok, warn, fail, skip), what, hint, and of a failure the code
 and the exit status that the call would have ended with.`,
@@ -145,7 +145,7 @@ func (x *examination) look(ctx context.Context) {
 	case !ok:
 	case n == nil:
 		x.invitation(ctx)
-	case x.rights(n):
+	case x.posts(n) && x.rights(n):
 		x.function(ctx)
 	}
 }

@@ -50,6 +50,14 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	return n, true
 }
 
+// posts says why nothing can be posted. A call would pass.
+func (x *examination) posts(n *node.NodeInfo) bool {
+	if n.NoPosts != "" {
+		x.warn("store", "fbus serve says on its stderr what happened; fbus purge makes room", "nothing can be posted: %s", n.NoPosts)
+	}
+	return true
+}
+
 // askTime bounds a question to a node.
 const askTime = 10 * time.Second
 

@@ -255,7 +255,7 @@ func jobsTable(w io.Writer, list []*jobLine) {
 	}
 	table(w, "ID\tFUNCTION\tSTATE\tAGE\tATTEMPTS\tPOSTER\tNOTE", func(w io.Writer) {
 		for _, j := range list {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", j.ID, j.Function, j.State, age(j.Age), j.tries(), oneLine(j.Poster), oneLine(j.note()))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", j.ID, j.Function, j.State, age(j.Age), fmt.Sprint(j.Attempts), oneLine(j.Poster), oneLine(j.note()))
 		}
 	})
 }
@@ -263,14 +263,6 @@ func jobsTable(w io.Writer, list []*jobLine) {
 // finished reports whether nothing more becomes of the job by itself.
 func (j *jobLine) finished() bool {
 	return j.State == "done" || j.State == "dead" || j.State == "cancelled"
-}
-
-// tries are the attempts that were begun, of those that there may be.
-func (j *jobLine) tries() string {
-	if j.Retries == 0 {
-		return fmt.Sprint(j.Attempts)
-	}
-	return fmt.Sprintf("%d/%d", j.Attempts, j.Retries+1)
 }
 
 // note says what a person wants to know next about a job in its state.

@@ -123,7 +123,7 @@ func (ch *chain) show(stdout io.Writer) {
 	row("posted", "%s, %s ago", moment(j.Posted), age(j.Age))
 	text("due", moment(j.Due))
 	text("ended", moment(j.Ended))
-	row("attempts", "%s", j.tries())
+	row("attempts", "%d; %d of %d used", j.Attempts, j.Used, j.Retries+1)
 	text("end", j.end())
 	if j.Priority != 0 {
 		row("priority", "%d", j.Priority)
@@ -164,7 +164,7 @@ func (j *jobLine) attempts(w io.Writer) {
 // rows are the chain's, each job under the one that has posted it.
 func (ch *chain) rows(w io.Writer) {
 	for _, l := range ch.links {
-		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, l.tries(), orDash(oneLine(l.end())))
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, fmt.Sprint(l.Attempts), orDash(oneLine(l.end())))
 	}
 }
 

@@ -88,9 +88,9 @@ func TestJobsTable(t *testing.T) {
 		`{"id":"F","function":"resize","state":"dead","age":1,"attempts":1,"retries":0,"poster":"uid:7","source":"signal","status":137,"code":"SIGKILL"}`,
 	)
 	want := `ID FUNCTION STATE AGE ATTEMPTS POSTER NOTE
-A resize running 1h2m5s 2/6 uid:7 on here
+A resize running 1h2m5s 2 uid:7 on here
 B resize queued 1.3s 0 ticket: [31m no worker offers it
-C resize delayed 1s 1/2 uid:7 due in 0s, exit 3
+C resize delayed 1s 1 uid:7 due in 0s, exit 3
 D resize dead 1s 1 uid:7 denied: uid:7 may not call it
 E resize done 1s 1 uid:7 
 F resize dead 1s 1 uid:7 signal KILL
@@ -227,7 +227,7 @@ func TestJobsShow(t *testing.T) {
 	}
 	got := spaces.ReplaceAllString(out.String(), " ")
 	for _, want := range []string{
-		"function resize\n", "state delayed\n", "poster uid:7\n", ", 1m30s ago\n", "attempts 2/6\n", "priority -3\n", "unique k\n", "on gpu*\n", "timeout 1m30s\n",
+		"function resize\n", "state delayed\n", "poster uid:7\n", ", 1m30s ago\n", "attempts 2; 0 of 6 used\n", "priority -3\n", "unique k\n", "on gpu*\n", "timeout 1m30s\n",
 		"keep 1d\n", "then notify\n", "else alarm\n", "bytes 3 in, 4 out, 5 stderr\n", " 1.500 w1 c-1 exit 3\n", " 0.000 w2 c-2 worker_lost: worker w2 was lost\n", " - w3 c-3 -\n",
 	} {
 		if !strings.Contains(got, want) {

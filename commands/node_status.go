@@ -26,8 +26,8 @@ The node is that of --node, FBUS_NODE or FBUS_TICKET; or the one live socket of 
 user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joined.
 
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
-version, protocol, started, time (its clock), sessions, functions, calls, draining,
-listens (for other machines), caller and rights (who asks, and what that one may do;
+version, protocol, started, time (its clock), sessions, functions, calls, draining, no_posts (why
+nothing can be posted), listens (for other machines), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
@@ -81,6 +81,9 @@ func status(o *lookOptions, stdout io.Writer) error {
 	fmt.Fprintf(w, "up\t%s\n", age(time.Since(n.Started).Seconds()))
 	fmt.Fprintf(w, "functions\t%d\n", n.Functions)
 	fmt.Fprintf(w, "calls\t%d queued or running\n", n.Calls)
+	if n.NoPosts != "" {
+		fmt.Fprintf(w, "posts\tnone: %s\n", oneLine(n.NoPosts))
+	}
 	if n.Draining {
 		fmt.Fprintf(w, "state\tdraining\n")
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"fbus/bus"
 	"fbus/bus/jobs"
@@ -72,7 +73,7 @@ as its input. JSON fields: id, and of items item (an array with -N), item_encodi
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 			keepAliveFlag(&o.keepAlive),
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say which node it was, and how many jobs were posted"),
+			verboseFlag(&o.verbose, "say which node it was, and of items how many jobs were posted"),
 		),
 		Action: func(ctx *cli.Context) error {
 			if err := o.operands(ctx); err != nil {
@@ -101,7 +102,7 @@ func (o *postOptions) jobFlags() []cli.Flag {
 		&cli.GenericFlag{Name: "delay", Usage: "run it after `D`, not before", Value: &o.delay},
 		&cli.GenericFlag{Name: "at", Usage: "run it at `TIME`, not before", Value: &o.at},
 		&cli.IntFlag{Name: "retries", Usage: "run it `N` times more after failures", Destination: &o.retries},
-		&cli.GenericFlag{Name: "backoff", Usage: "wait `D` before the first retry, twice as long before each further one; default: 1s", Value: &o.backoff},
+		&cli.GenericFlag{Name: "backoff", Usage: "before a retry wait `D`, twice as long before each further one, up to 1h, and up to half of it less; default: 1s", Value: &o.backoff},
 		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.priority, DefaultText: "0"},
 		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, give its id and post nothing", Destination: &o.unique},
 		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; default: 1d", Value: &o.keep},
@@ -136,6 +137,8 @@ func (o *postOptions) check() error {
 		return usage("--priority %d: -100 to 100 is due", o.priority)
 	case o.hasUnique && o.unique == "":
 		return usage("--unique: a key is due, not nothing")
+	case strings.ContainsRune(o.unique, utf8.RuneError):
+		return usage("--unique: the key is not UTF-8")
 	}
 	return nil
 }
@@ -200,7 +203,17 @@ func (o *postOptions) explain(err error) *failure {
 	if f.code == bus.CodeNodeLost {
 		return &failure{status: f.status, code: f.code, msg: f.msg + ": the job may have been posted", hint: "fbus jobs shows whether it was; " + o.doctor()}
 	}
-	return explain(troubled(err, o.node, o.name))
+	return explain(troubled(err, o.node, o.denied(err)))
+}
+
+// denied is the function that a refusal is about.
+func (o *postOptions) denied(err error) string {
+	for _, name := range []string{o.then, o.otherwise, o.finally} {
+		if name != "" && strings.HasSuffix(err.Error(), " may not call "+name) {
+			return name
+		}
+	}
+	return o.name
 }
 
 // doctor is what looks at a node that was lost.

@@ -45,8 +45,13 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	text := strings.ToUpper(s)
 	for _, layout := range append(zonedLayouts, localLayouts...) {
 		t, err := time.ParseInLocation(layout, text, now.Location())
+		shown, _ := time.Parse(layout, text)
 		switch {
 		case err != nil:
+		case !shows(t, shown):
+			return t, errors.New("clocks here do not show that: they are put forward")
+		case now.Sub(t) > 365*24*time.Hour:
+			return t, fmt.Errorf("that was in %d", t.Year())
 		case now.Sub(t) > late:
 			return t, fmt.Errorf("that was %s ago", age(now.Sub(t).Seconds()))
 		case t.After(now.AddDate(100, 0, 0)):
@@ -66,8 +71,12 @@ func nextClock(c, now time.Time) time.Time {
 	at := func(day int) time.Time {
 		return time.Date(now.Year(), now.Month(), now.Day()+day, c.Hour(), c.Minute(), c.Second(), c.Nanosecond(), now.Location())
 	}
-	if t := at(0); t.After(now) {
-		return t
+	day := 0
+	for !at(day).After(now) || !shows(at(day), c) { // not 24 hours later: clocks change, and leave times out
+		day++
 	}
-	return at(1) // not 24 hours later: clocks change
+	return at(day)
 }
+
+// shows reports whether a clock of t's zone shows the time of the day that c has.
+func shows(t, c time.Time) bool { return t.Hour() == c.Hour() && t.Minute() == c.Minute() }

@@ -47,11 +47,20 @@ func TestParseTime(t *testing.T) {
 		"5m":                   "not a duration: --delay 5m",
 		"2026-11-26 06:28":     "that was 2m15s ago",
 		"2025-11-26T07:00:00Z": "ago",
+		"1700-01-01T00:00:00Z": "that was in 1700",
 		"2127-01-01":           "more than 100 years away",
 	} {
 		if got, err := parseTime(text, now); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, error %v, want %s", text, got, err, want)
 		}
+	}
+	// On the day that has 23 hours no clock shows 02:30.
+	spring := time.Date(2027, 3, 27, 12, 0, 0, 0, berlin)
+	if got, err := parseTime("2027-03-28 02:30", spring); err == nil || !strings.Contains(err.Error(), "put forward") {
+		t.Errorf("%v, error %v", got, err)
+	}
+	if got, err := parseTime("02:30", spring); err != nil || !got.Equal(time.Date(2027, 3, 29, 2, 30, 0, 0, berlin)) {
+		t.Errorf("%v, error %v", got, err)
 	}
 	// On the day that has 25 hours the next 07:00 is 25 hours away.
 	eve := time.Date(2026, 10, 24, 7, 0, 0, 0, berlin)

@@ -65,10 +65,11 @@ type poster struct {
 	cause   error // of an end before the last item
 
 	// Only finish uses these.
-	count  int     // jobs that were posted
-	behind int     // of them, behind the first that was not
-	lost   int     // of which nobody knows
-	first  *posted // that was not posted
+	count  int             // jobs that were posted
+	ids    map[string]bool // theirs, with --unique
+	behind int             // of them, behind the first that was not
+	lost   int             // of which nobody knows
+	first  *posted         // that was not posted
 }
 
 // posted is one item on its way.
@@ -193,7 +194,7 @@ func (w *poster) finish(stderr io.Writer) error {
 		<-p.done
 		err := p.err
 		if err == nil {
-			w.count++
+			w.add(p.id)
 			if err = w.print(p); err != nil && output == nil {
 				output = outputError(err)
 			}
@@ -217,6 +218,19 @@ func (w *poster) finish(stderr io.Writer) error {
 	return w.end(output, stderr)
 }
 
+// add counts a job: one for each item, unless the key of --unique is that of another.
+func (w *poster) add(id string) {
+	if !w.o.hasUnique {
+		w.count++
+		return
+	}
+	if w.ids == nil {
+		w.ids = map[string]bool{}
+	}
+	w.ids[id] = true
+	w.count = len(w.ids)
+}
+
 func explainedAs(err error, code string) bool { return err != nil && explain(err).code == code }
 
 func (w *poster) print(p *posted) error {
@@ -237,6 +251,9 @@ func (w *poster) print(p *posted) error {
 // end says how many jobs were posted, where that is not all.
 func (w *poster) end(output error, stderr io.Writer) error {
 	sofar := plural(w.count, "job") + map[bool]string{true: " was", false: " were"}[w.count == 1] + " posted"
+	if w.o.hasUnique {
+		sofar += ", or there already"
+	}
 	var sig *interrupted
 	switch {
 	case w.lost > 0:

@@ -27,7 +27,8 @@ func retryCommand() *cli.Command {
 		Description: `  fbus retry "$id"
   fbus retry --dead --function 'resize*'
 
-They have as many attempts again as when they were posted. With --json an object with
+They have as many attempts again as when they were posted. --dead leaves out those whose
+input is damaged: such a one is retried by its id, when its file was restored. With --json an object with
 the id of each.`,
 		Flags: append(o.flags(),
 			&cli.BoolFlag{Name: "dead", Usage: "all jobs that are dead", Destination: &o.dead, DisableDefaultText: true},

@@ -122,6 +122,16 @@ func (m *Manager) Started(job, worker, call string) {
 	}
 }
 
+// Wanted is asked by the node before a worker gets a job: it may have been cancelled, or
+// its poster revoked, while it was on its way there. The node's lock is held.
+func (m *Manager) Wanted(job string) bool {
+	id, ok := ParseID(job)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := m.active[id]
+	return ok && a != nil && a.ctx.Err() == nil
+}
+
 // begin notes that the attempt is made. m.mu is held.
 func (a *attempt) begin(worker, call string) {
 	a.started = a.m.store.clock.Wall()

@@ -96,10 +96,16 @@ func (m *Manager) CheckActive() {
 		}
 	}
 	m.mu.Unlock()
+	denied := map[*attempt]error{}
 	for _, a := range list {
 		if err := m.host.May(&a.job.Poster, a.job.Function); err != nil {
-			a.cancel(&bus.Error{Code: bus.CodeDenied, Message: err.Error()})
+			denied[a] = &bus.Error{Code: bus.CodeDenied, Message: err.Error()}
 		}
+	}
+	m.mu.Lock() // all at once: none is to begin in the slot of another
+	defer m.mu.Unlock()
+	for a, err := range denied {
+		a.cancel(err)
 	}
 }
 

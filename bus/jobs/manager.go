@@ -34,7 +34,8 @@ type Config struct {
 }
 
 // Host is what runs jobs: the node. None of it may be called with the Manager's mu
-// held, since [Manager.Started] and [Manager.Appeared] are called with the node's.
+// held, since [Manager.Started], [Manager.Wanted] and [Manager.Appeared] are called with
+// the node's.
 type Host struct {
 	// Call makes one attempt. It waits for a slot without limit, behind the calls
 	// that somebody waits for.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,9 +26,10 @@ const formatName = "format"
 // anything is not as it was written, a new file is made of what is, the old one is
 // put aside, and what is lost is said. The report is that of a file that was clean.
 func (s *Store) mend(path string) (*pages.Report, error) {
-	mark := filepath.Join(s.dir, formatName)
-	_, err := os.Lstat(mark)
-	known := err == nil
+	known, err := s.marked()
+	if err != nil {
+		return nil, err
+	}
 	st, err := os.Lstat(path)
 	switch {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
@@ -57,17 +59,55 @@ func (s *Store) mend(path string) (*pages.Report, error) {
 	return nil, s.rebuild(path, report)
 }
 
+// marked reports whether the store has been made. One of a later format is an error.
+func (s *Store) marked() (bool, error) {
+	text, err := s.readMark()
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	version, ok := strings.CutPrefix(text, markPrefix)
+	n, bad := strconv.Atoi(strings.TrimSuffix(version, "\n"))
+	switch {
+	case err != nil:
+		return false, &StoreError{Err: err}
+	case ok && bad == nil && fmt.Sprint(n) != formatVersion:
+		return false, errFormat(s.dir, fmt.Sprint(n))
+	case text != markText:
+		s.warn("%s is damaged: it is made anew", filepath.Join(s.dir, formatName))
+	}
+	return true, nil
+}
+
+func errFormat(path, version string) error {
+	return &StoreError{Err: fmt.Errorf("%s: format %s is not known to this version of fbus, which writes %s", path, version, formatVersion)}
+}
+
+// What the mark says.
+const (
+	markPrefix = "fbus-jobs "
+	markText   = markPrefix + formatVersion + "\n"
+)
+
+func (s *Store) readMark() (string, error) {
+	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_RDONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 100))
+	return string(text), err
+}
+
 // mark says that the store has been made.
 func (s *Store) mark() error {
-	path := filepath.Join(s.dir, formatName)
-	if _, err := os.Lstat(path); err == nil {
+	if text, err := s.readMark(); err == nil && text == markText {
 		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString("fbus-jobs " + formatVersion + "\n")
+	_, err = f.WriteString(markText)
 	return errors.Join(err, f.Sync(), f.Close(), syncDir(s.dir))
 }
 

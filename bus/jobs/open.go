@@ -230,7 +230,7 @@ func (s *Store) setUp(db *bolt.DB) error {
 		return err
 	})
 	if err == nil && version != "" && version != formatVersion {
-		err = fmt.Errorf("%s: format %s is not known to this version of fbus, which writes %s", db.Path(), version, formatVersion)
+		err = errFormat(db.Path(), version)
 	}
 	if err == nil && (version == "" || !whole(db)) {
 		err = db.Update(func(b *bolt.Tx) error { return (&tx{b, s}).found() })

@@ -63,7 +63,9 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 		j.State, j.Due = Delayed, now+int64(backoff(j, j.Laters))
 		return
 	default:
-		j.Used++
+		if o.started || !o.never {
+			j.Used++
+		}
 		j.Laters = 0
 		if !o.never && j.Used <= j.Retries {
 			j.State, j.Due = Delayed, now+int64(backoff(j, j.Used))

@@ -8,6 +8,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"fbus/bus"
 )
@@ -68,6 +69,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("retries: %d is not from 0 to 1000000", o.Retries)
 	case o.Priority < -maxPriority || o.Priority > maxPriority:
 		return fmt.Errorf("priority: %d is not from %d to %d", o.Priority, -maxPriority, maxPriority)
+	case strings.ContainsRune(o.Unique, utf8.RuneError): // what is no UTF-8 has become that: keys would be taken for each other
+		return fmt.Errorf("unique: the key is not UTF-8")
 	case len(o.Unique) > 1024:
 		return fmt.Errorf("unique: %d bytes exceed the limit of 1024", len(o.Unique))
 	case len(o.On) > 256 || strings.ContainsAny(o.On, "\x00\x01"):
@@ -103,7 +106,7 @@ func (o *Options) due(t *timeline) int64 {
 // Post keeps a call. When it returns the job is on disk; an error says that it is
 // not. With a unique key the id may be that of a job which was there.
 func (m *Manager) Post(p *Post) (ID, error) {
-	if err := m.room(); err != nil {
+	if err := m.Room(); err != nil {
 		return ID{}, err
 	}
 	most, err := m.allow(&p.Poster)
@@ -151,8 +154,8 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	return id, nil
 }
 
-// room says why nothing can be posted now.
-func (m *Manager) room() error {
+// Room says why nothing can be posted now.
+func (m *Manager) Room() error {
 	if err := m.store.unwritable(); err != nil {
 		return err
 	}

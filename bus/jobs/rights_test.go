@@ -154,7 +154,7 @@ func TestRevoked(t *testing.T) {
 	doomed = append(doomed, b.becomes(root, runs, jobs.Dead).Children...)
 	for _, id := range doomed {
 		i := b.becomes(root, id, jobs.Dead)
-		if i.Code != bus.CodeDenied || *i.Status != 77 || !strings.Contains(i.Message, "revoked") || (i.Attempts == 1) != (id == runs) {
+		if i.Code != bus.CodeDenied || *i.Status != 77 || !strings.Contains(i.Message, "revoked") || (i.Attempts == 1) != (id == runs) || i.Used != i.Attempts {
 			t.Errorf("%+v", i)
 		}
 	}

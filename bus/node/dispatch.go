@@ -230,6 +230,9 @@ func (c *call) allows(o *offer) bool {
 // choose returns the offer with the most free slots, of several the one that
 // has been idle longest; nil if none has a slot.
 func (c *call) choose() *offer {
+	if len(c.job) > 0 && c.node.cfg.Jobs != nil && !c.node.cfg.Jobs.Wanted(string(c.job)) {
+		return nil // its end is on its way
+	}
 	var best *offer
 	for _, o := range c.fn.offers {
 		if o.free() <= 0 || best != nil && (o.free() < best.free() || o.free() == best.free() && o.used > best.used) {

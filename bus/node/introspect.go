@@ -133,6 +133,7 @@ type NodeInfo struct {
 	Functions int       `json:"functions"` // names offered
 	Calls     int       `json:"calls"`     // queued or running
 	Draining  bool      `json:"draining"`
+	NoPosts   string    `json:"no_posts,omitempty"` // why nothing can be posted
 }
 
 // Functions lists what is offered, sorted by name; the node's own only if they
@@ -238,6 +239,9 @@ func (n *Node) infoFor(p *Peer) NodeInfo {
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: bus.Major,
 		Started: n.started, Draining: n.draining, Listens: []string{}, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
+	if err := n.noPosts(); err != nil {
+		i.NoPosts = err.Error()
+	}
 	for name, fn := range n.functions {
 		if !reserved(name) && len(fn.offers) > 0 && p.mayCall(name) {
 			i.Functions++
@@ -257,6 +261,17 @@ func (n *Node) infoFor(p *Peer) NodeInfo {
 		i.Listens = append(i.Listens, a.String())
 	}
 	return i
+}
+
+// noPosts is why no call can be posted.
+func (n *Node) noPosts() error {
+	switch {
+	case n.cfg.Jobs != nil:
+		return n.cfg.Jobs.Room()
+	case n.cfg.NoJobs != nil:
+		return n.cfg.NoJobs
+	}
+	return nil
 }
 
 // callsOf counts a guest's own calls. n.mu is held.

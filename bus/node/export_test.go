@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// SetLateTime has drains wait as long for who had connected just before, until
-// restore.
+// SetLateTime has drains wait as long for who had connected just before, and for
+// changes that are under way, until restore.
 func SetLateTime(d time.Duration) (restore func()) {
-	old := lateTime
-	lateTime = d
-	return func() { lateTime = old }
+	late, changes := lateTime, changesTime
+	lateTime, changesTime = d, d
+	return func() { lateTime, changesTime = late, changes }
 }
 
 // Books is what a node keeps count of; a test compares two of them.
@@ -25,6 +25,9 @@ func (n *Node) Books() Books {
 	defer n.mu.Unlock()
 	return Books{len(n.sessions), len(n.functions), n.open, n.exposure, n.budget.Used()}
 }
+
+// Changing reports whether a call is under way that changes something at the node.
+func (n *Node) Changing() bool { return n.changing() }
 
 // Entering is how many connections are at their handshake.
 func (n *Node) Entering() int { return n.entering.size() }

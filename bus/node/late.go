@@ -48,3 +48,37 @@ func (n *Node) settleLate(limit time.Duration) bool {
 	}
 	return late
 }
+
+// changesTime is how long a drain waits for the end of what changes something at the
+// node itself: who has asked for that is to be told.
+var changesTime = time.Second
+
+// awaitChanges returns when nothing of that is under way, or has had the time.
+func (n *Node) awaitChanges(ctx context.Context) {
+	limit := time.NewTimer(changesTime)
+	defer limit.Stop()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for n.changing() {
+		select {
+		case <-again.C:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (n *Node) changing() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.sessions {
+		for _, c := range s.in {
+			if changes[c.fn.name] {
+				return true
+			}
+		}
+	}
+	return false
+}

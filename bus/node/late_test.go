@@ -3,10 +3,13 @@ package node_test
 import (
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"fbus/bus"
+	"fbus/bus/jobs"
 	"fbus/bus/node"
 )
 
@@ -34,6 +37,39 @@ func TestDrainTakesLate(t *testing.T) {
 	}
 	g.release <- struct{}{}
 	if o := await(t, "the call", late); o.err != nil || o.out != "x" {
+		t.Errorf("%q, error %v", o.out, o.err)
+	}
+	if err := await(t, "Drain", drained); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDrainEndsChanges: who is about to post is told whether it was kept.
+func TestDrainEndsChanges(t *testing.T) {
+	noLeaks(t)
+	t.Cleanup(node.SetLateTime(patience))
+	m, err := jobs.Open(jobs.Config{Dir: t.TempDir(), Volatile: true, Warn: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Close)
+	n, path := start(t, node.Config{Jobs: m})
+	input, feed := io.Pipe()
+	opened := make(chan bool, 1)
+	posted := post(bg(), dial(t, path), bus.Request{Function: "fbus.post", Args: bus.List("f"), Input: input, Opened: func() { opened <- true }})
+	feed.Write([]byte("x"))
+	await(t, "the post", opened)
+	eventually(t, "it is under way", n.Changing)
+	drained := make(chan error, 1)
+	go func() { drained <- n.Drain(bg()) }()
+	eventually(t, "the drain", func() bool { return n.Info().Draining })
+	select {
+	case err := <-drained:
+		t.Errorf("Drain ended before the post: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	feed.Close()
+	if o := await(t, "the post", posted); o.err != nil || len(o.out) != 27 {
 		t.Errorf("%q, error %v", o.out, o.err)
 	}
 	if err := await(t, "Drain", drained); err != nil {

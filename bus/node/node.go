@@ -267,6 +267,14 @@ func (n *Node) serve(nc net.Conn, peer Peer, as role) {
 // ended, or ctx has. The listener is its owner's to close, before; the first call
 // of who has connected just before that is still taken.
 func (n *Node) Drain(ctx context.Context) error {
+	err := n.drainCalls(ctx)
+	if err == nil {
+		n.awaitChanges(ctx)
+	}
+	return err
+}
+
+func (n *Node) drainCalls(ctx context.Context) error {
 	if n.cfg.Jobs != nil {
 		n.cfg.Jobs.Pause()
 	}

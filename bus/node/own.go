@@ -35,3 +35,9 @@ func (s *session) ownFull(name string) bool {
 	l := limitsOf(name)
 	return *s.ownCalls(l) >= l.perConn
 }
+
+// changes are those of them that do not only tell something.
+var changes = map[string]bool{
+	"fbus.post": true, "fbus.retry": true, "fbus.purge": true, "fbus.cancel": true,
+	"fbus.invite": true, "fbus.join": true, "fbus.renew": true, "fbus.revoke": true,
+}

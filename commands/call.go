@@ -138,16 +138,13 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		ctx = signalled()
 	}
 	began := time.Now()
-	if o.timeout.d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d+time.Second, bus.ErrDeadline)
-		defer cancel()
-	}
-	// With --wait a refusal is waited out, so it has to be known before the call.
-	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
+	client, p, err := o.connect(ctx)
 	if err == nil {
 		// The connection ends with this process: that is the quickest way.
 		o.patience(req, time.Since(began))
+		if o.timeout.d > 0 { // connecting has spent some of it
+			req.Timeout = max(time.Millisecond, o.timeout.d-time.Since(began))
+		}
 		if o.verbose {
 			say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
 		}
@@ -165,6 +162,21 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		say(stderr, fmt.Sprintf("worker: %s, call: %s", res.Worker, res.Call))
 	}
 	return o.ended(o.name, o.timeout.d, res, err, out, stderr)
+}
+
+// connect connects within the time that the call has.
+func (o *callOptions) connect(ctx context.Context) (*bus.Client, place, error) {
+	if o.timeout.d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d, bus.ErrDeadline)
+		defer cancel()
+	}
+	// With --wait a refusal is waited out, so it has to be known before the call.
+	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
+	if err != nil && errors.Is(context.Cause(ctx), bus.ErrDeadline) {
+		err = bus.ErrDeadline
+	}
+	return client, p, err
 }
 
 // patience sets how long the node may keep the call waiting.

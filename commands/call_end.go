@@ -101,8 +101,8 @@ func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, e
 
 // explainCall is explain for a call that had that much time, 0 for no limit.
 func explainCall(err error, timeout time.Duration) *failure {
-	switch late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, bus.ErrDeadline); {
-	case !late:
+	switch {
+	case !timeWasUp(err):
 		return explain(err)
 	case timeout == 0:
 		f := &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
@@ -113,6 +113,16 @@ func explainCall(err error, timeout time.Duration) *failure {
 		return f
 	}
 	return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
+}
+
+// timeWasUp reports whether a call's time was up. A node that does not answer its handshake
+// in time is another thing.
+func timeWasUp(err error) bool {
+	var e *bus.Error
+	if errors.As(err, &e) {
+		return e.Code == bus.CodeDeadline
+	}
+	return errors.Is(err, context.DeadlineExceeded)
 }
 
 // messageFor puts the function's name before a message that lacks it.

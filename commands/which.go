@@ -206,7 +206,7 @@ func probe(path string) error {
 func connect(ctx context.Context, flag string, wait durationValue, o *bus.DialOptions) (*bus.Client, place, error) {
 	deadline := time.Now().Add(wait.d)
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		c, p, err := connectOnce(ctx, flag, o)
+		c, p, err := connectWithin(ctx, wait, time.Until(deadline), flag, o)
 		if err == nil {
 			return c, p, nil
 		}
@@ -234,6 +234,20 @@ func connect(ctx context.Context, flag string, wait durationValue, o *bus.DialOp
 func retryable(err error) bool {
 	var e *bus.Error
 	return errors.As(err, &e) && (e.Code == bus.CodeNoNode || e.Code == bus.CodeNodeLost || e.Status() == exitBusy)
+}
+
+// leastTry is how long the last try of a wait may take.
+const leastTry = 250 * time.Millisecond
+
+// connectWithin is one try to connect, which takes no longer than what is left of the
+// wait. Without a wait only dialling itself has its limits.
+func connectWithin(ctx context.Context, wait durationValue, left time.Duration, flag string, o *bus.DialOptions) (*bus.Client, place, error) {
+	if wait.d > 0 && !wait.forever {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, max(left, leastTry), &bus.Error{Code: bus.CodeNoNode, Message: "node did not answer the handshake in time"})
+		defer cancel()
+	}
+	return connectOnce(ctx, flag, o)
 }
 
 func connectOnce(ctx context.Context, flag string, o *bus.DialOptions) (*bus.Client, place, error) {

@@ -162,31 +162,24 @@ func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out 
 		return noAuthority()
 	}
 	before := n.connected()
-	serials, err := n.cfg.Authority.Revoke(words[0])
+	gone, err := n.cfg.Authority.Revoke(words[0])
 	if err != nil {
 		return trustResult(err)
 	}
-	info := RevokedInfo{Serials: serials, Issued: n.issuedWith(serials)}
-	for _, s := range serials {
-		info.Connections += before[s]
-	}
-	n.note(&journal.Entry{Event: "revoked", Caller: p.Caller, From: p.From, Name: words[0], Serial: serials[len(serials)-1]})
-	writeLines(out, []RevokedInfo{info})
-	return exit0
-}
-
-// issuedWith are the names of those of the serials that one of them has issued.
-func (n *Node) issuedWith(serials []string) (names []string) {
-	records, err := n.cfg.Authority.Tickets()
-	if err != nil {
-		return nil
-	}
-	for _, r := range records {
-		if slices.Contains(serials, r.Serial) && slices.Contains(serials, r.IssuedBy) && !slices.Contains(names, r.Name) {
-			names = append(names, r.Name)
+	var info RevokedInfo
+	for i, r := range gone {
+		info.Serials = append(info.Serials, r.Serial)
+		info.Connections += before[r.Serial]
+		if slices.Contains(info.Serials, r.IssuedBy) && !slices.Contains(info.Issued, r.Name) {
+			info.Issued = append(info.Issued, r.Name)
+		}
+		// An entry for each ticket: with the last of its serials, which is the one in use.
+		if !slices.ContainsFunc(gone[i+1:], func(later trust.Record) bool { return later.Name == r.Name }) {
+			n.note(&journal.Entry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
 		}
 	}
-	return names
+	writeLines(out, []RevokedInfo{info})
+	return exit0
 }
 
 func noAuthority() bus.Result {

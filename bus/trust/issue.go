@@ -235,13 +235,14 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < IdentityLife/3 }
 
 // Revoke takes back the ticket with that name or serial, whatever it was exchanged
-// or renewed into, and what was issued with it. It returns the serials. When it
+// or renewed into, and what was issued with it. It returns their records. When it
 // returns, the list is on the disk, nobody enters with them, and who asked with
 // OnRevoke was told. If the list can not be written, all that is so beside an error,
 // for as long as this Authority is open.
-func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
+func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	now := a.now().UTC().Truncate(time.Second)
 	var serials []string
+	var gone []Record
 	err := a.list.update(func(t *table) (bool, error) {
 		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
 			return false, errorf(CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).withHint("fbus tickets --all lists what is over, too")
@@ -249,7 +250,7 @@ func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
 		for _, i := range t.kin(nameOrSerial) {
 			r := &t.records[i]
 			r.State, r.Ended = Revoked, now
-			serials = append(serials, r.Serial)
+			serials, gone = append(serials, r.Serial), append(gone, *r)
 		}
 		if len(serials) == 0 {
 			return false, errorf(CodeNoTicket, "no ticket has the name or serial %s", short(nameOrSerial)).withHint("fbus tickets lists them")
@@ -264,7 +265,7 @@ func (a *Authority) Revoke(nameOrSerial string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return serials, nil
+	return gone, nil
 }
 
 // kin finds what goes when a name or a serial is revoked: what is not revoked yet

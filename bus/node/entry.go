@@ -49,7 +49,7 @@ func (n *Node) accept(nc *net.UnixConn) {
 	if !errors.As(err, &e) {
 		e = &bus.Error{Code: bus.CodeInternal, Message: "who you are can not be told: " + err.Error()}
 	}
-	n.refused("", nil, e)
+	n.refused("", peer.Caller, nil, e)
 	n.cfg.Warn("connection refused: %v", e)
 	bus.NewConn(nc, nil).CloseWith(e)
 }
@@ -92,7 +92,7 @@ func (n *Node) enter(a *arrival, config *tls.Config) {
 	tc := tls.Server(sock, config)
 	if err := handshake(tc, sock, a); err != nil {
 		e := trust.Explain(err, time.Time{})
-		n.refused(from, nil, e)
+		n.refused(from, "", nil, e)
 		trust.Dismiss(tc, err)
 		return
 	}
@@ -143,7 +143,7 @@ func (n *Node) leave(caller string) {
 
 // turnAway tells a peer that has completed the handshake why it may not enter.
 func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error) {
-	n.refused(from, id, err)
+	n.refused(from, "", id, err)
 	e := denial(err)
 	f := bus.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}
 	tc.Write(f.Append(nil))

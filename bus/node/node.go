@@ -246,7 +246,7 @@ func (n *Node) serve(nc net.Conn, peer Peer, as role) {
 	defer n.serving.Done()
 	if peer.identity != nil { // it may have been revoked before we could be found
 		if err := n.cfg.Gate.Check(peer.identity); err != nil {
-			n.refused(peer.From, peer.identity, err)
+			n.refused(peer.From, peer.Caller, peer.identity, err)
 			s.conn.CloseWith(denial(err))
 			s.close()
 			return

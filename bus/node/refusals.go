@@ -68,16 +68,25 @@ func (r *refusals) rest() int {
 	return n
 }
 
-// refused notes that somebody was not let in.
-func (n *Node) refused(from string, id *trust.Identity, err error) {
+// refused notes that somebody was not let in. The caller is who it is on this machine;
+// over TLS that is said by the identity, if the network's CA has signed it.
+func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
+	if id == nil {
+		if !n.strangers.one(time.Now()) {
+			return
+		}
+		if g, ok := n.cfg.Gate.(interface{ Shown(error) *trust.Identity }); ok {
+			id = g.Shown(err)
+		}
+	}
 	e := denial(err)
-	entry := journal.Entry{Event: journal.EventRefused, From: from, Code: e.Code, Message: e.Message}
-	who := ""
+	entry := journal.Entry{Event: journal.EventRefused, Caller: caller, From: from, Code: e.Code, Message: e.Message}
 	if id != nil {
-		who = " of " + id.Caller()
-		entry.Name, entry.Serial = id.Name, id.Serial
-	} else if !n.strangers.one(time.Now()) {
-		return
+		entry.Caller, entry.Name, entry.Serial = id.Caller(), id.Name, id.Serial
+	}
+	who := ""
+	if entry.Caller != "" {
+		who = " of " + entry.Caller
 	}
 	n.note(&entry)
 	n.cfg.Note("connection from %s%s refused: %v", from, who, err)

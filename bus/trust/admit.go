@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"slices"
 	"time"
 )
@@ -62,6 +63,29 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	}
 	a.list.saw(id.Serial, from)
 	return id, nil
+}
+
+// Shown is whose certificate it is that a handshake has failed for, because it has expired
+// or is not valid yet; nil if the CA has not signed it, or the list does not hold it. That
+// its holder has the key was not seen yet: it is for the log, and no more.
+func (a *Authority) Shown(err error) *Identity {
+	var e x509.CertificateInvalidError
+	if !errors.As(err, &e) || a.ca.CheckSignature(e.Cert.SignatureAlgorithm, e.Cert.RawTBSCertificate, e.Cert.Signature) != nil {
+		return nil
+	}
+	n, err := parseNames(e.Cert.URIs)
+	if err != nil {
+		return nil
+	}
+	t, err := a.list.load()
+	if err != nil {
+		return nil
+	}
+	serial := serialText(e.Cert.SerialNumber)
+	if r := t.get(serial); r == nil || r.Name != n.name {
+		return nil
+	}
+	return &Identity{Name: n.name, Serial: serial, Joining: n.join}
 }
 
 // Check says whether somebody who was admitted would be so still.

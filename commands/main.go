@@ -59,8 +59,11 @@ func run(args []string, stdout, stderr io.Writer) error {
 // is given or not, took half a millisecond of each call.
 func execute(app *cli.App, words []string) error {
 	end := slices.Index(words, "--")
-	if end < 0 || slices.Contains(words[:end], "--help") {
+	switch {
+	case end < 0:
 		return app.Run(append([]string{"fbus"}, words...))
+	case slices.Contains(words[:end], "--help"): // an operand would be taken for a topic of it
+		return app.Run([]string{"fbus", words[0], "--help"})
 	}
 	cmd := app.Commands[0]
 	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)

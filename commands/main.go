@@ -66,23 +66,32 @@ func execute(app *cli.App, words []string) error {
 		return app.Run([]string{"fbus", words[0], "--help"})
 	}
 	cmd := app.Commands[0]
+	ctx, err := parse(app, cmd, words[1:])
+	if err != nil {
+		return err
+	}
+	return cmd.Action(ctx)
+}
+
+// parse sets up those of a command's flags that stand in normalized words, and reads them.
+func parse(app *cli.App, cmd *cli.Command, words []string) (*cli.Context, error) {
 	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	table := tableOf(cmd.Flags)
-	for _, w := range words[1:end] {
+	for _, w := range words[:slices.Index(words, "--")] {
 		name, _, _ := strings.Cut(strings.TrimPrefix(w, "--"), "=")
 		if set.Lookup(name) == nil {
 			if err := table[name].Apply(set); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
 	ctx := cli.NewContext(app, set, nil)
 	ctx.Command = cmd
-	if err := set.Parse(words[1:]); err != nil {
-		return usageError(ctx, err, false)
+	if err := set.Parse(words); err != nil {
+		return nil, usageError(ctx, err, false)
 	}
-	return cmd.Action(ctx)
+	return ctx, nil
 }
 
 // withoutHint leaves of a failure only what went wrong.

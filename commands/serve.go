@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -69,12 +70,7 @@ read again.
 
 Each line of the log is an ended call: time, id, caller, function, worker,
 waited and ran (seconds), in and out (bytes), source, status and code.`,
-		Flags: append(o.nodeFlags(),
-			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read [node] and [rights] of `FILE` (TOML)", Destination: &o.config},
-			&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
-			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say who connects and what is offered"),
-		),
+		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
 				return err
@@ -88,6 +84,15 @@ waited and ran (seconds), in and out (bytes), source, status and code.`,
 			return serve(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
+}
+
+func (o *serveOptions) flags() []cli.Flag {
+	return append(o.nodeFlags(),
+		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read [node] and [rights] of `FILE` (TOML)", Destination: &o.config},
+		&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
+		quietFlag(&o.quiet),
+		verboseFlag(&o.verbose, "say who connects and what is offered"),
+	)
 }
 
 // nodeFlags are what can be said about a node, on the command line or in a file.
@@ -171,7 +176,12 @@ func (o *serveOptions) check() error {
 	if o.queue < 1 {
 		return usage("--queue %d: at least 1 is due", o.queue)
 	}
-	if err := o.tcp.check(); err != nil {
+	if o.network != "" {
+		if err := node.CheckNetwork(o.network); err != nil {
+			return usage("--network: %v", err)
+		}
+	}
+	if err := cmp.Or(o.tcp.check(), o.jobs.check()); err != nil {
 		return err
 	}
 	return o.sharing.resolve()

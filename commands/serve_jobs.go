@@ -27,13 +27,17 @@ func (o *jobOptions) flags() []cli.Flag {
 	}
 }
 
+func (o *jobOptions) check() error {
+	if o.max < 1 {
+		return usage("--max-jobs %d: at least 1 is due", o.max)
+	}
+	return nil
+}
+
 // open opens the store of jobs. A node that can not have it works on without, and
 // tries again while it runs; not so if its directory is not to be trusted, or if
 // another node has it.
 func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Manager, error) {
-	if o.max < 1 {
-		return nil, usage("--max-jobs %d: at least 1 is due", o.max)
-	}
 	place := func() (string, error) { return networkState(network, "jobs") }
 	var disk *trust.Error
 	if _, err := place(); err != nil && !(errors.As(err, &disk) && disk.Code == trust.CodeStorage) {

@@ -20,6 +20,8 @@ type sharing struct {
 	group  string  // whose members may connect; empty: nobody else may
 	rights *rights // nil: they may call and offer everything
 	gid    int     // of group, once it was resolved
+
+	absent func(format string, args ...any) // is told of a group that is not here; nil: that is an error
 }
 
 // rights are the table [rights] of a configuration: what users and groups may do.
@@ -68,7 +70,10 @@ func (s *sharing) resolve() error {
 		return nil
 	}
 	gid, err := groupID(s.group)
-	if err != nil {
+	switch {
+	case err != nil && s.absent != nil:
+		s.absent("--socket-group: %v", err)
+	case err != nil:
 		return usage("--socket-group: %v", err)
 	}
 	s.gid = gid

@@ -32,9 +32,10 @@ func unitCommand() *cli.Command {
 		Usage:     "print a systemd unit for a node, or for functions",
 		UsageText: "unit serve|up [--user] [--socket-unit] [-- FLAGS…]",
 		Description: `FLAGS are those of fbus serve or fbus up; they are checked, and stand in the unit,
-with the whole paths of the files that serve is given. Its configuration is read for
-what the unit must allow. The time to stop follows from the drain. Functions are offered from
-the directory that is the current one now.
+with the whole paths of the files that serve is given. The configuration is read for
+what the unit must allow; what is not here, a file or a group, only gets a warning. The
+time to stop follows from the drain. Functions are offered from the directory that is the
+current one now.
 
   fbus unit serve > /etc/systemd/system/fbus.service
   fbus unit serve --socket-unit > /etc/systemd/system/fbus.socket
@@ -92,7 +93,7 @@ type unitText struct {
 const socketFlag = "socket"
 
 func unit(o *unitOptions, stdout, stderr io.Writer) error {
-	f, err := o.parse()
+	f, err := o.parse(logger(stderr))
 	if err != nil {
 		return err
 	}

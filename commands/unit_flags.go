@@ -1,8 +1,7 @@
 package commands
 
 import (
-	"flag"
-	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,22 +13,24 @@ import (
 // fileFlags are the flags of serve whose values are files.
 var fileFlags = []string{"tls-cert", "tls-key", "tls-ca", "config", socketFlag, "log"}
 
-// unitFlags are the flags for the unit, and what a file among them adds.
+// unitFlags are what the flags for the unit say, and what a file among them adds.
 type unitFlags struct {
-	set   *flag.FlagSet
-	file  *serveOptions // of --config; nil: there is none
+	given func(flag string) bool // on the command line
+	node  *serveOptions          // of serve
 	drain time.Duration
+	warn  func(format string, args ...any)
 }
 
-// parse holds the flags for the unit against those of the command, with its
-// defaults.
-func (o *unitOptions) parse() (*unitFlags, error) {
-	cmd := serveCommand()
-	most := 0
+// parse holds the flags for the unit against those of the command. What that would
+// refuse is refused here, unless another machine may have it.
+func (o *unitOptions) parse(warn func(format string, args ...any)) (*unitFlags, error) {
+	f := &unitFlags{node: newServeOptions(), warn: warn}
+	up, most := &upOptions{workerOptions: newWorkerOptions()}, 0
+	flags := f.node.flags()
 	if o.command == "up" {
-		cmd, most = upCommand(), 1
+		flags, most = up.flags(), 1
 	}
-	words, err := normalize(o.command, append(cmd.Flags, cli.HelpFlag), interleaved, o.words)
+	words, err := normalize(o.command, flags, interleaved, o.words)
 	if err != nil {
 		return nil, err
 	}
@@ -43,28 +44,63 @@ func (o *unitOptions) parse() (*unitFlags, error) {
 			return nil, err
 		}
 	}
-	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
-	set.SetOutput(io.Discard)
-	for _, f := range cmd.Flags {
-		if err := f.Apply(set); err != nil {
-			return nil, err
+	ctx, err := parse(nil, &cli.Command{Name: o.command, Flags: flags}, words)
+	if err != nil {
+		return nil, err
+	}
+	if ctx.NArg() > most {
+		return nil, usage("fbus %s takes no operand %s", o.command, ctx.Args().Get(most)).withHint("fbus %s --help", o.command)
+	}
+	f.given = ctx.IsSet
+	if o.command == "up" {
+		up.take(ctx.Args().First(), ctx.IsSet)
+		return f, f.checkUp(up)
+	}
+	return f, f.checkServe()
+}
+
+// checkServe is the check of fbus serve, with what its file says.
+func (f *unitFlags) checkServe() error {
+	o := f.node
+	o.hasNetwork, o.sharing.absent = f.given("network"), f.warn
+	check := o.check
+	if f.given("config") && f.here(o.config) {
+		check = func() error { return o.readConfig(o.config, f.given) } // which checks it all
+	}
+	if err := check(); err != nil {
+		return err
+	}
+	for _, path := range []string{o.tcp.cert, o.tcp.key, o.tcp.ca} {
+		if path != "" {
+			f.here(path)
 		}
 	}
-	if err := set.Parse(words); err != nil {
-		ctx := cli.NewContext(nil, set, nil)
-		ctx.Command = cmd
-		return nil, usageError(ctx, err, false)
+	f.drain = o.drain.d
+	return nil
+}
+
+// checkUp is the check of fbus up.
+func (f *unitFlags) checkUp(o *upOptions) error {
+	if o.config != "" && !f.here(o.config) {
+		o.config = ""
 	}
-	if set.NArg() > most {
-		return nil, usage("fbus %s takes no operand %s", o.command, set.Arg(most)).withHint("fbus %s --help", o.command)
+	if o.dir != "" && !f.here(o.dir) {
+		o.dir = ""
 	}
-	f := &unitFlags{set: set, drain: set.Lookup("drain").Value.(*durationValue).d}
-	if o.command == "serve" && f.given("config") {
-		if err := f.read(set.Lookup("config").Value.String()); err != nil {
-			return nil, err
-		}
+	config, wrong := o.read()
+	o.apply(&config.node)
+	f.drain = o.drain.d
+	return wrong.err()
+}
+
+// here reports whether a file is there, and warns if it is not: the service may run
+// elsewhere.
+func (f *unitFlags) here(path string) bool {
+	_, err := os.Stat(path)
+	if err != nil {
+		f.warn("%v", pathReason(err))
 	}
-	return f, nil
+	return err == nil
 }
 
 // wholePaths makes the files in normalized words independent of the current
@@ -92,43 +128,23 @@ func (o *unitOptions) wholePaths(words []string) error {
 	return nil
 }
 
-// read takes what the node's file says. What serve would refuse is refused here.
-func (f *unitFlags) read(path string) error {
-	f.file = newServeOptions()
-	if err := f.file.readConfig(path, f.given); err != nil {
-		return err
-	}
-	if !f.given("drain") {
-		f.drain = f.file.drain.d
-	}
-	return nil
-}
-
-// given reports whether a flag stands on the command line.
-func (f *unitFlags) given(name string) bool {
-	found := false
-	f.set.Visit(func(g *flag.Flag) { found = found || g.Name == name })
-	return found
-}
-
-// value is a flag's, or else the one that the file has.
+// value is what a flag of serve is about: the command line's, or else the file's.
 func (f *unitFlags) value(name string) string {
-	if f.file == nil || f.given(name) {
-		return f.set.Lookup(name).Value.String()
-	}
-	switch name {
+	switch o := f.node; name {
 	case socketFlag:
-		return f.file.socket
+		return o.socket
 	case "socket-group":
-		return f.file.sharing.group
+		return o.sharing.group
 	case "log":
-		return f.file.log
+		return o.log
+	case "config":
+		return o.config
 	case "tls-cert":
-		return f.file.tcp.cert
+		return o.tcp.cert
 	case "tls-key":
-		return f.file.tcp.key
+		return o.tcp.key
 	case "tls-ca":
-		return f.file.tcp.ca
+		return o.tcp.ca
 	}
 	return ""
 }

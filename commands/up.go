@@ -50,23 +50,32 @@ stand in its first 64 lines, in comments: # fbus: description = "…", // or --.
 [node] takes the options of fbus serve, if it is one, and worker and drain. Paths
 begin at the file. With a kept process (warm, resident) HUP also sees whether a
 file of its command line is another. TERM or INT drains; a second one ends at once.`,
-		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the functions of `FILE`", Destination: &o.config},
-			&cli.BoolFlag{Name: "check", Usage: "say what would be offered, or what is wrong, and end", Destination: &o.check, DisableDefaultText: true},
-		}, o.flags()...),
+		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
 				return usage("one directory is due, not %s", join(ctx.Args().Slice()))
 			}
-			o.dir, o.drainSet = ctx.Args().First(), ctx.IsSet("drain")
-			if o.config == "" && o.dir == "" {
-				o.config = defaultConfig
-			}
+			o.take(ctx.Args().First(), ctx.IsSet)
 			if o.check {
 				return upCheck(o, ctx.App.Writer, ctx.App.ErrWriter)
 			}
 			return up(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
+	}
+}
+
+func (o *upOptions) flags() []cli.Flag {
+	return append([]cli.Flag{
+		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the functions of `FILE`", Destination: &o.config},
+		&cli.BoolFlag{Name: "check", Usage: "say what would be offered, or what is wrong, and end", Destination: &o.check, DisableDefaultText: true},
+	}, o.workerOptions.flags()...)
+}
+
+// take takes the operand, "" if there is none, and which flags were given.
+func (o *upOptions) take(dir string, given func(flag string) bool) {
+	o.dir, o.drainSet = dir, given("drain")
+	if o.config == "" && o.dir == "" {
+		o.config = defaultConfig
 	}
 }
 

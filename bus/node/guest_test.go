@@ -288,6 +288,27 @@ func TestGuestSees(t *testing.T) {
 	}
 }
 
+// TestAdminSees: who administers the node is shown every function, and may call none for that.
+func TestAdminSees(t *testing.T) {
+	g := newGuests(t)
+	p := g.guest("admin")
+	for i, words := range [][]string{nil, {"a", "b"}} {
+		got := p.says(wordsFrame(uint64(i+1), "fbus.functions", words...))
+		if !strings.Contains(got, `{"name":"a"`) || !strings.Contains(got, `{"name":"b"`) {
+			t.Errorf("%q: it sees %s", words, got)
+		}
+	}
+	var info node.NodeInfo
+	if err := json.Unmarshal([]byte(p.says(wordsFrame(3, "fbus.nodes"))), &info); err != nil || info.Functions != 2 {
+		t.Errorf("it sees of the node %+v, %v", info, err)
+	}
+	for i, name := range []string{"a", "nosuch"} {
+		if got, want := p.says(wordsFrame(uint64(i+4), name)), "77 denied: ticket:guest may not call "+name; got != want {
+			t.Errorf("it calls %s: %s", name, got)
+		}
+	}
+}
+
 // TestGuestJobs: a guest posts what it may call and nothing else, and to it there are no
 // jobs but its own.
 func TestGuestJobs(t *testing.T) {

@@ -140,7 +140,7 @@ type NodeInfo struct {
 // are named.
 func (n *Node) Functions(names ...string) []FunctionInfo { return n.functionsFor(&Peer{}, names) }
 
-// functionsFor lists of them what a peer may call.
+// functionsFor lists of them what a peer sees.
 func (n *Node) functionsFor(p *Peer, names []string) []FunctionInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -152,7 +152,7 @@ func (n *Node) functionsFor(p *Peer, names []string) []FunctionInfo {
 		if len(names) > 0 && !slices.Contains(names, fn.name) || len(names) == 0 && reserved(fn.name) {
 			continue
 		}
-		if !p.mayCall(fn.name) {
+		if !p.sees(fn.name) {
 			continue
 		}
 		list = append(list, fn.info(len(names) > 0))
@@ -243,7 +243,7 @@ func (n *Node) infoFor(p *Peer) NodeInfo {
 		i.NoPosts = err.Error()
 	}
 	for name, fn := range n.functions {
-		if !reserved(name) && len(fn.offers) > 0 && p.mayCall(name) {
+		if !reserved(name) && len(fn.offers) > 0 && p.sees(name) {
 			i.Functions++
 		}
 	}
@@ -327,7 +327,7 @@ func (n *Node) serveFunctions(_ context.Context, p *Peer, inv *bus.Invocation, o
 		return badWords("fbus.functions: " + err.Error())
 	}
 	for _, name := range names { // before look-up: what is absent must look alike
-		if !p.mayCall(name) {
+		if !p.sees(name) {
 			return n.deny(p, name)
 		}
 	}

@@ -55,6 +55,9 @@ func (p *Peer) mayOffer(name string) bool {
 // admin reports whether the peer may see and end what others do.
 func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.Admin) }
 
+// sees reports whether the peer is shown the function: guests only what they may call.
+func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
+
 // owns reports whether a call is the peer's own business.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.callerName() == p.Caller }
 

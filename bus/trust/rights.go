@@ -98,10 +98,6 @@ func (r Rights) MayCall(name string) bool {
 // MayOffer reports whether offers of that function are allowed.
 func (r Rights) MayOffer(name string) bool { return matchAny(r.Offer, name) }
 
-// Sees reports whether the function may be shown: only what may be called is,
-// so that what is denied and what is absent look alike.
-func (r Rights) Sees(name string) bool { return r.MayCall(name) }
-
 // Empty reports whether nothing is allowed.
 func (r Rights) Empty() bool { return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin }
 

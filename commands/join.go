@@ -115,20 +115,37 @@ func (o *joinOptions) exchange(ctx context.Context, j *trust.Joined, t *trust.Ti
 	if err != nil {
 		return nil, err
 	}
+	cert, err := o.ask(ctx, t, request)
+	if err == nil {
+		return j.Finish(t, cert)
+	}
+	var e *bus.Error
+	if !errors.As(err, &e) {
+		return nil, err
+	}
+	switch e.Code {
+	case trust.CodeUsed:
+		j.Abandon(t)
+		return o.kept(ctx, j, t, err)
+	case trust.CodeExpired, trust.CodeRevoked: // for good
+		j.Abandon(t)
+	}
+	return nil, err
+}
+
+// ask has the node sign a request.
+func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) ([]byte, error) {
 	c, err := o.dial(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	cert, err := output(ctx, c, "fbus.join", bus.List(string(request)))
-	if errors.Is(err, &bus.Error{Code: trust.CodeUsed}) {
-		j.Abandon(t)
-		return o.kept(ctx, j, t, err)
+	if errors.Is(err, bus.ErrNodeLost) {
+		f := *explain(err)
+		err = o.troubled(f.withHint("no harm is done, join again with the same ticket: fbus join %s", orFile(o.ticket)))
 	}
-	if err != nil {
-		return nil, err
-	}
-	return j.Finish(t, cert)
+	return cert, err
 }
 
 // kept is the identity that an invitation was exchanged for before, here: joining
@@ -154,15 +171,20 @@ func (o *joinOptions) admitted(ctx context.Context, t *trust.Ticket) error {
 	return c.Close()
 }
 
-// dial connects with a ticket. An error says how fbus doctor sees it.
+// dial connects with a ticket.
 func (o *joinOptions) dial(ctx context.Context, t *trust.Ticket) (*bus.Client, error) {
 	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
-	if err == nil {
-		return c, nil
+	if err != nil {
+		err = o.troubled(err)
 	}
+	return c, err
+}
+
+// troubled says how fbus doctor sees an error.
+func (o *joinOptions) troubled(err error) error {
 	command := []string{"fbus", "doctor"}
 	if o.node != "" {
 		command = append(command, "--node", o.node)
 	}
-	return nil, &trouble{remote: true, err: err, doctor: "FBUS_TICKET=" + orFile(o.ticket) + " " + quoteWords(command)}
+	return &trouble{remote: true, err: err, doctor: "FBUS_TICKET=" + orFile(o.ticket) + " " + quoteWords(command)}
 }

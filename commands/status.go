@@ -3,6 +3,7 @@ package commands
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"fbus/bus"
 	"fbus/bus/trust"
@@ -82,6 +83,9 @@ func explain(err error) *failure {
 		f := &failure{status: be.Status(), code: be.Code, msg: be.Error(), hint: hintFor(be.Code)}
 		if errors.As(err, &te) && te.Hint != "" {
 			f.hint = te.Hint
+		}
+		if msg, hint, ok := strings.Cut(f.msg, "\nhint: "); ok { // from the node, which knows more
+			f.msg, f.hint = msg, hint
 		}
 		return f
 	case errors.As(err, &te):

@@ -82,8 +82,8 @@ func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 	return t, nil
 }
 
-// Abandon forgets the key that was made for an invitation: somebody has used that, with
-// another one.
+// Abandon forgets the key that was made for an invitation which nobody exchanges any more:
+// it has expired, was revoked, or somebody has used it with another key.
 func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitation)) }
 
 // Save keeps an identity or a reusable ticket as the one for its network. One of

@@ -249,13 +249,20 @@ func (n *Node) checkPulses() {
 }
 
 // warnGate says that the list of tickets, or the files of somebody's PKI, can not be
-// read, once until they can.
+// read, once until they can. It belongs to watch.
 func (n *Node) warnGate(err error) {
 	text := ""
-	if err != nil && !errors.Is(err, os.ErrNotExist) { // between a removal and what comes in its place
+	if err != nil {
 		text = err.Error()
 	}
-	if n.gateTrouble.Swap(text) != text && text != "" {
+	missing := errors.Is(err, os.ErrNotExist)
+	if missing && !n.gateMissing { // perhaps between a removal and what comes in its place
+		n.gateMissing = true
+		return
+	}
+	n.gateMissing = missing
+	if text != n.gateTrouble && text != "" {
 		n.cfg.Warn("%s", text)
 	}
+	n.gateTrouble = text
 }

@@ -115,7 +115,8 @@ type Node struct {
 	strangers   refusals
 	denials     denials
 	done        chan struct{} // closed by Close
-	gateTrouble atomic.Value  // the warning about what decides who enters that stands
+	gateTrouble string        // the warning about what decides who enters that stands: watch's alone
+	gateMissing bool          // and that it was not there at the last look
 
 	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
 	serving  sync.WaitGroup
@@ -155,7 +156,6 @@ func New(cfg Config) (*Node, error) {
 		callers: map[string]int{}, done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
-	n.gateTrouble.Store("")
 	if cfg.Gate != nil {
 		if a, ok := cfg.Gate.(*trust.Authority); ok {
 			a.OnRevoke(n.Revoked)

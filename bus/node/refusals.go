@@ -80,7 +80,7 @@ func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
 		}
 	}
 	e := denial(err)
-	entry := journal.Entry{Event: journal.EventRefused, Caller: caller, From: from, Code: e.Code, Message: e.Message}
+	entry := journal.Entry{Event: journal.EventRefused, Caller: caller, From: from, Code: e.Code, Message: err.Error()}
 	if id != nil {
 		entry.Caller, entry.Name, entry.Serial = id.Caller(), id.Name, id.Serial
 	}

@@ -12,6 +12,8 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/trust"
+
+	"golang.org/x/sys/unix"
 )
 
 // identity is what nodes on other machines are dialled with.
@@ -88,11 +90,24 @@ func fileIdentity() (*identity, error) {
 		return nil, usage("FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA go together: files with a certificate, its key, and the CA of the nodes").
 			withHint("set all three, or none and FBUS_TICKET=FILE")
 	}
+	if err := readable("FBUS_TLS_CERT=", cert, "FBUS_TLS_KEY=", key, "FBUS_TLS_CA=", ca); err != nil {
+		return nil, err
+	}
 	f, err := trust.OpenFiles(cert, key, ca, nil)
 	if err != nil {
 		return nil, err
 	}
 	return &identity{creds: bus.FileCredentials(f), why: "FBUS_TLS_CERT"}, nil
+}
+
+// readable refuses files that can not be read, each behind the flag or variable that names it.
+func readable(pairs ...string) error {
+	for pair := range slices.Chunk(pairs, 2) {
+		if err := unix.Access(pair[1], unix.R_OK); err != nil {
+			return usage("%s%s: %v", pair[0], pair[1], err).withHint("is it the right file, and may you read it?")
+		}
+	}
+	return nil
 }
 
 // joinedDir is where the identities of joined networks are.

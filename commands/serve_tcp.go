@@ -149,12 +149,17 @@ func (d *door) shut(network string, warn func(string, ...any)) *door {
 // openGate opens what decides who enters.
 func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if d.o.cert != "" {
-		f, err := trust.OpenFiles(d.o.cert, d.o.key, d.o.ca, nil)
+		err := readable("--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca)
 		if err != nil {
 			return err
 		}
+		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, nil)
+		var e *trust.Error
+		if errors.As(err, &e) && e.Code == trust.CodeWrongUse {
+			return usage("--tls-cert %s", e.Message).withHint("%s", e.Hint)
+		}
 		d.gate = f
-		return nil
+		return err
 	}
 	home, err := homeDir()
 	if err != nil {

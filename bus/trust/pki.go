@@ -3,7 +3,9 @@ package trust
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -16,6 +18,7 @@ import (
 // the CA out of the file.
 type Files struct {
 	cert, key, ca string
+	node          bool // they are a node's
 	now           func() time.Time
 	current       atomic.Pointer[filesState]
 }
@@ -26,12 +29,21 @@ type filesState struct {
 	files [3]os.FileInfo // as they were
 }
 
-// OpenFiles reads the files. now may be nil.
+// OpenFiles reads the files of a client. now may be nil.
 func OpenFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
-	if now == nil {
-		now = Now
+	return openFiles(&Files{cert: cert, key: key, ca: ca, now: now})
+}
+
+// OpenNodeFiles reads the files of a node. One whose certificate no client would take is
+// refused, with [CodeWrongUse]. now may be nil.
+func OpenNodeFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
+	return openFiles(&Files{cert: cert, key: key, ca: ca, node: true, now: now})
+}
+
+func openFiles(f *Files) (*Files, error) {
+	if f.now == nil {
+		f.now = Now
 	}
-	f := &Files{cert: cert, key: key, ca: ca, now: now}
 	return f, f.Reload()
 }
 
@@ -68,7 +80,23 @@ func (f *Files) Reload() error {
 	if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
 		return err
 	}
+	if err := checkNode(pair.Leaf, f.cert); f.node && err != nil {
+		return err
+	}
 	f.current.Store(&filesState{&pair, pool, files})
+	return nil
+}
+
+// checkNode says why clients refuse a node's certificate, whatever they dial.
+func checkNode(c *x509.Certificate, file string) error {
+	switch uses := c.ExtKeyUsage; {
+	case len(uses)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(uses, serverUse) && !slices.Contains(uses, x509.ExtKeyUsageAny):
+		return errorf(CodeWrongUse, "%s: no client accepts it: its extended key usage is not serverAuth", file).
+			withHint("have a certificate made for a server, with extendedKeyUsage=serverAuth")
+	case len(c.DNSNames) == 0 && len(c.IPAddresses) == 0:
+		return errorf(CodeWrongUse, "%s: no client accepts it: there is no DNS name and no address in it, and clients look for the one that they dial", file).
+			withHint("have one made with subjectAltName=DNS:HOST or IP:ADDRESS")
+	}
 	return nil
 }
 
@@ -76,14 +104,22 @@ func (f *Files) Reload() error {
 func (f *Files) Refresh() error {
 	now, err := f.stat()
 	if err != nil {
-		return err
+		return stale(err)
 	}
 	for i, was := range f.current.Load().files {
 		if !os.SameFile(was, now[i]) || !was.ModTime().Equal(now[i].ModTime()) || was.Size() != now[i].Size() {
-			return f.Reload()
+			return stale(f.Reload())
 		}
 	}
 	return nil
+}
+
+// stale says that what was read before is in use still.
+func stale(err error) error {
+	if err != nil {
+		err = fmt.Errorf("%w: what was read before is in use still", err)
+	}
+	return err
 }
 
 func (f *Files) stat() (files [3]os.FileInfo, err error) {

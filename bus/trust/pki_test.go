@@ -140,3 +140,36 @@ func TestFilesErrors(t *testing.T) {
 	_, err = OpenFiles(cert, key, ca, c.now)
 	wantCode(t, err, CodeNotYetValid, "clock")
 }
+
+// TestNodeFiles: a node's certificate that no client would take is refused, at first and
+// later, when those that were read before stay in use.
+func TestNodeFiles(t *testing.T) {
+	c := newClock()
+	for want, change := range map[string]func(*x509.Certificate){
+		"":              func(x *x509.Certificate) { x.ExtKeyUsage = append(x.ExtKeyUsage, serverUse) },
+		"serverAuth":    func(x *x509.Certificate) { x.DNSNames = []string{"a.example"} },
+		"no DNS name":   func(x *x509.Certificate) { x.ExtKeyUsage, x.DNSNames = []x509.ExtKeyUsage{serverUse}, nil },
+		"DNS:HOST or I": func(x *x509.Certificate) { x.ExtKeyUsage, x.DNSNames = nil, nil },
+	} {
+		dir := t.TempDir()
+		cert, key, ca, client := writePKI(t, dir, func(x *x509.Certificate) { x.DNSNames = []string{"a.example"}; change(x) })
+		f, err := OpenNodeFiles(cert, key, ca, c.now)
+		must(t, err)
+		before := f.current.Load()
+		secret, err := keyPEM(client.PrivateKey)
+		must(t, err)
+		must(t, os.WriteFile(cert, certPEM(client.Leaf.Raw), 0o644))
+		must(t, os.WriteFile(key, secret, 0o600))
+		_, err = OpenNodeFiles(cert, key, ca, c.now)
+		if want == "" {
+			must(t, err)
+			must(t, f.Refresh())
+			continue
+		}
+		wantCode(t, err, CodeWrongUse, want)
+		wantCode(t, f.Refresh(), CodeWrongUse)
+		if f.current.Load() != before {
+			t.Errorf("%s: those that were read before are in use no more", want)
+		}
+	}
+}

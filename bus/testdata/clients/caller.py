@@ -10,6 +10,11 @@ import msgpack
 
 MAX_FRAME, MAX_FIRST, MAX_INPUT, CHUNK = 1 << 20, 4096, 32768, 65536  # section 8; CHUNK is ours
 ID = 1  # of our only call: ids rise from 1 on each connection (5.1, 5.6)
+# Section 7: the codes of an ERROR whose status is not 255.
+STATUS = {code: status for status, codes in {
+    70: b"internal", 75: b"busy draining list_lost",
+    77: b"denied no_certificate revoked unlisted used expired not_yet_valid wrong_use bad_certificate",
+}.items() for code in codes.split()}
 sock = None
 
 
@@ -98,7 +103,7 @@ def connect(where):
             send(T.ERROR, "version", "this caller speaks version 1")
             die(255, "version", f"the node speaks version {major}")
         case [T.ERROR, bytes(code), bytes(message), *_]:
-            die(255, code, message)
+            die(STATUS.get(code, 255), code, message)
         case _:
             broken("the first frame must be HELLO")
 
@@ -147,7 +152,7 @@ def serve(more, wake):
                     die(status, optional(rest, 0, b""), optional(rest, 1, b""))
                 sys.exit(status)
             case [T.ERROR, bytes(code), bytes(message), *_]:
-                die(255, code, message)
+                die(STATUS.get(code, 255), code, message)
             case [int(t), *_] if not 1 <= t <= 10:
                 pass  # section 2: from a newer minor version
             case _:

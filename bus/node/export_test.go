@@ -190,3 +190,15 @@ func (n *Node) MakeBackground(name string) {
 		}
 	}
 }
+
+// Own are the names of the node's own functions.
+func (n *Node) Own() (names []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name := range n.functions {
+		if reserved(name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}

@@ -288,6 +288,23 @@ func TestGuestSees(t *testing.T) {
 	}
 }
 
+// TestOwnAreOnThePage: PROTOCOL.md, section 9, has each of the node's own functions.
+func TestOwnAreOnThePage(t *testing.T) {
+	page, err := os.ReadFile("../PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := newGuests(t).n.Own()
+	if len(own) < 15 {
+		t.Errorf("only %q", own)
+	}
+	for _, name := range own {
+		if !strings.Contains(string(page), "\n| "+name+" | ") {
+			t.Errorf("%s is not there", name)
+		}
+	}
+}
+
 // TestAdminSees: who administers the node is shown every function, and may call none for that.
 func TestAdminSees(t *testing.T) {
 	g := newGuests(t)

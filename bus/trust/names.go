@@ -87,11 +87,14 @@ func parseNames(uris []*url.URL) (names, error) {
 		if u.ForceQuery || u.RawQuery != "" || u.Fragment != "" {
 			return n, errorf(CodeBadCertificate, "the certificate's name %q has a query or a fragment", short(u.String())).withHint("a ? in a glob is written %%3F")
 		}
-		kind, value, _ := strings.Cut(u.Opaque, ":")
-		value, err := url.PathUnescape(value)
+		kind, raw, _ := strings.Cut(u.Opaque, ":")
+		value, err := url.PathUnescape(raw)
 		switch {
 		case err != nil:
 			return n, errorf(CodeBadCertificate, "the certificate's name %q is malformed", short(u.String()))
+		case raw != escape(value):
+			return n, errorf(CodeBadCertificate, "the certificate's name %q is not written as it must be", short(u.String())).
+				withHint("in it A-Z a-z 0-9 _ . - * stand for themselves, and the rest as %%5B does for [, with upper-case digits")
 		case kind == "name" && n.name != "":
 			return n, errorf(CodeBadCertificate, "the certificate has two fbus:name: names")
 		case kind == "name":

@@ -43,27 +43,43 @@ func ParseRights(words ...string) (Rights, error) {
 			return Rights{}, errorf(CodeBadRight, "%q is no right", short(w)).withHint("rights are call:GLOB, offer:GLOB and admin")
 		}
 	}
-	return r, r.Check()
+	return r, r.check(wellFormed)
 }
 
 // Check says what is wrong with the globs.
-func (r Rights) Check() error {
+func (r Rights) Check() error { return r.check(CheckGlob) }
+
+func (r Rights) check(glob func(string) error) error {
 	if n := len(r.Call) + len(r.Offer); n > maxRights {
 		return errorf(CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).withHint("say it with fewer globs, or give a second ticket")
 	}
 	for _, g := range slices.Concat(r.Call, r.Offer) {
-		if err := CheckGlob(g); err != nil {
+		if err := glob(g); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// CheckGlob says what is wrong with a glob, and what to write instead.
+// CheckGlob says what is wrong with a glob that somebody gives, and what to write instead.
 func CheckGlob(glob string) error {
-	bad := func(hint, format string, args ...any) error {
-		return errorf(CodeBadRight, "glob %q: "+format, append([]any{short(glob)}, args...)...).withHint("%s", hint)
+	if err := wellFormed(glob); err != nil {
+		return err
 	}
+	if r := emptyRange(glob); r != "" {
+		return badGlob(glob, "a range goes from the lower to the higher: [a-z]", "the range %s in it is empty", r)
+	}
+	return nil
+}
+
+func badGlob(glob, hint, format string, args ...any) error {
+	return errorf(CodeBadRight, "glob %q: "+format, append([]any{short(glob)}, args...)...).withHint("%s", hint)
+}
+
+// wellFormed is what a glob has to be that was given before, too: one that is not makes
+// the list that holds it unreadable.
+func wellFormed(glob string) error {
+	bad := func(hint, format string, args ...any) error { return badGlob(glob, hint, format, args...) }
 	switch {
 	case glob == "":
 		return bad("* stands for every function", "it is empty and would match nothing")
@@ -85,6 +101,23 @@ func CheckGlob(glob string) error {
 		return bad("a class is closed and not empty: [a-z], [^0-9]", "the class in it is malformed")
 	}
 	return nil
+}
+
+// emptyRange is a range of a class that no character is in, such as z-a. The glob is well
+// formed.
+func emptyRange(glob string) string {
+	class := false
+	for i := range len(glob) {
+		switch c := glob[i]; {
+		case c == '[':
+			class = true
+		case c == ']':
+			class = false
+		case class && c == '-' && glob[i-1] > glob[i+1]:
+			return glob[i-1 : i+2]
+		}
+	}
+	return ""
 }
 
 // MayCall reports whether calls of that function are allowed.

@@ -46,6 +46,7 @@ func TestGlobs(t *testing.T) {
 		{"[^a-c]x", "ax", false},
 		{"img[0-9]*", "img7.big", true},
 		{"*-*", "a-b", true},
+		{"z-a[a-az-z]", "z-az", true},
 		{"a*b*c", "axxbyyc", true},
 		{"a*b*c", "axxbyy", false},
 	} {
@@ -80,6 +81,8 @@ func TestBadGlobs(t *testing.T) {
 		"[a":                     "closed",
 		"[]":                     "closed",
 		"[a-]":                   "closed",
+		"[z-a]":                  "lower to the higher",
+		"x[^a-c0_-Z].[b]*":       "lower to the higher",
 		strings.Repeat("a", 129): "longer",
 	} {
 		var e *Error
@@ -158,7 +161,8 @@ func TestBadNames(t *testing.T) {
 		"", "https://example.com/fbus:name:x", "fbus:call:*", "fbus:name:", "fbus:name:a fbus:name:b", "fbus:name:a%0Ab",
 		"fbus:name:a fbus:call:a?", "fbus:name:a fbus:call:a?b", "fbus:name:a fbus:call:a#b", "fbus:name:a fbus:root", "fbus:name:a fbus:call",
 		"fbus:name:a fbus:call:%zz", "fbus:name:a fbus:call:fbus.*", "fbus:name:a fbus:admin:x", "fbus://name/a", "fbus:name:a fbus:join:x",
-		"fbus:name:0123456789abcdef0123456789abcdef",
+		"fbus:name:0123456789abcdef0123456789abcdef", "fbus:name:%61lice", "fbus:name:a fbus:call:%72esize", "fbus:name:a fbus:call:a%2a",
+		"fbus:name:a fbus:call:%5ba-c%5D", "fbus:name:a fbus:call:[a-c]",
 	} {
 		var uris []*url.URL
 		for _, s := range strings.Fields(c) {
@@ -172,10 +176,10 @@ func TestBadNames(t *testing.T) {
 			t.Errorf("%q: taken as %+v", c, n)
 		}
 	}
-	u, _ := url.Parse("fbus:call:%72esize%2a")
+	u, _ := url.Parse("fbus:call:resize*")
 	v, _ := url.Parse("FBUS:name:a")
 	if n, err := parseNames([]*url.URL{u, v}); err != nil || !n.rights.MayCall("resize1") {
-		t.Errorf("other spellings: %+v, %v", n, err)
+		t.Errorf("a scheme in upper case: %+v, %v", n, err)
 	}
 }
 

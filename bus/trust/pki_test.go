@@ -134,10 +134,12 @@ func TestFilesErrors(t *testing.T) {
 	wantCode(t, err, CodeUnsafe, "chmod")
 	must(t, os.Chmod(key, 0o640))
 	c.add(48 * time.Hour)
-	_, err = OpenFiles(cert, key, ca, c.now)
+	_, err = OpenNodeFiles(cert, key, ca, c.now)
 	wantCode(t, err, CodeExpired, "clock", cert)
-	c.add(-96 * time.Hour)
 	_, err = OpenFiles(cert, key, ca, c.now)
+	must(t, err)
+	c.add(-96 * time.Hour)
+	_, err = OpenNodeFiles(cert, key, ca, c.now)
 	wantCode(t, err, CodeNotYetValid, "clock")
 }
 

@@ -186,11 +186,11 @@ func stepOf(err error, code string) string {
 		code = te.Code
 	}
 	switch code {
-	case trust.CodeClock:
+	case trust.CodeNotYetValid, trust.CodeClock:
 		return "clock"
-	case trust.CodeExpired, trust.CodeNotYetValid:
-		// A node makes its certificate anew long before it expires, and long after it
-		// begins: its clock and this one disagree.
+	case trust.CodeExpired:
+		// A node makes its certificate anew long before that: its clock and this one
+		// disagree.
 		if errors.As(err, new(x509.CertificateInvalidError)) {
 			return "clock"
 		}

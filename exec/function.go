@@ -152,6 +152,11 @@ func (f *Function) nodeFor(addr string) string { return cmp.Or(addr, f.ownNode) 
 // process has answered, or when it is gone. A resident's answer, or the last
 // 64 KiB of it, is in the Result.
 func (f *Function) Run(ctx context.Context, c *Call) Result {
+	if limit := f.spec.Timeout; limit > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, limit, errTimeout)
+		defer stop()
+	}
 	if f.stay != nil {
 		return f.stay.run(ctx, c)
 	}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // input is what one call brings for its program: words for the command line,
@@ -102,10 +101,6 @@ func (r *run) serve(ctx context.Context) error {
 // attend passes the program's input and output until its tree is gone, then
 // the rest of its output.
 func (r *run) attend(ctx context.Context) {
-	if r.f.spec.Timeout > 0 {
-		timer := time.AfterFunc(r.f.spec.Timeout, func() { r.end(timeout, msgCancel) })
-		defer timer.Stop()
-	}
 	unhook := context.AfterFunc(ctx, func() { r.end(endingOf(ctx), msgCancel) })
 	defer unhook()
 
@@ -259,8 +254,14 @@ func (r *run) inputLost(err error) {
 	r.end(inputLost, msgCancel)
 }
 
+// errTimeout is the cause of a context whose time was Spec.Timeout.
+var errTimeout = errors.New("timeout")
+
 func endingOf(ctx context.Context) ending {
-	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errTimeout):
+		return timeout
+	case errors.Is(cause, context.DeadlineExceeded):
 		return deadline
 	}
 	return cancelled

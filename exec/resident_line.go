@@ -42,9 +42,6 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 		defer context.AfterFunc(ctx, func() { p.interrupt(h, endingOf(ctx)) })()
 	}
 	p.hearOut(ctx, c)
-	if limit := p.s.f.spec.Timeout; limit > 0 {
-		defer time.AfterFunc(limit, func() { p.interrupt(h, timeout) }).Stop()
-	}
 	defer p.hintAtFlushing(h)()
 	p.cur, p.req = h, req
 	l := lineReader{p: p, h: h, buf: buf[:]}
@@ -84,6 +81,9 @@ func (p *resident) hearOut(ctx context.Context, c *Call) {
 		limit = laterGreeting
 	}
 	if !c.Deadline.IsZero() && time.Until(c.Deadline) < 3*limit {
+		return
+	}
+	if d, ok := ctx.Deadline(); ok && time.Until(d) < 3*limit {
 		return
 	}
 	for until := p.started.Add(limit); time.Now().Before(until) && ctx.Err() == nil; {

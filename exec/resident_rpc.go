@@ -28,12 +28,6 @@ type rpc struct {
 func (p *resident) remote(ctx context.Context, c *Call, params []byte) (res Result, again bool) {
 	h := &holding{c: c, done: make(chan struct{})}
 	p.begin(h)
-	var late <-chan time.Time
-	if limit := p.s.f.spec.Timeout; limit > 0 {
-		timer := time.NewTimer(limit)
-		defer timer.Stop()
-		late = timer.C
-	}
 	defer p.hintAtFlushing(h)()
 	_, heard := p.ask(h, rpcRequest(h.id, p.s.f.spec.Name, params))
 	select {
@@ -41,8 +35,6 @@ func (p *resident) remote(ctx context.Context, c *Call, params []byte) (res Resu
 	case <-p.gone:
 	case <-ctx.Done():
 		p.cancel(h, endingOf(ctx), heard)
-	case <-late:
-		p.cancel(h, timeout, heard)
 	}
 	p.finish(h)
 	return p.response(h)

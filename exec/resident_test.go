@@ -128,6 +128,17 @@ func TestResidentDies(t *testing.T) {
 	}
 }
 
+// The offer's own limit covers the wait for a process that can not live.
+func TestResidentTimeoutWithoutProcess(t *testing.T) {
+	for _, script := range []string{"exit 9", "echo hello; cat"} {
+		f := sh(t, script, lineMode, func(s *Spec) { s.Timeout = 50 * time.Millisecond })
+		eventually(t, "a call ends while starts are put off", func() bool {
+			got := ask(t, f, "x")
+			return got.Code == "deadline" && strings.HasPrefix(got.Message, "no process was ready within 50ms: ")
+		})
+	}
+}
+
 // A program that is gone is reported as in once mode.
 func TestResidentVanishes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "program")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -84,7 +85,7 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 			if p != nil {
 				s.give(p)
 			}
-			return s.f.endedAs(endingOf(ctx))
+			return s.unserved(endingOf(ctx))
 		case err != nil:
 			return resultOf(err)
 		}
@@ -100,6 +101,18 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 			return res
 		}
 	}
+}
+
+// unserved is the end of a call that got no process in its time.
+func (s *residents) unserved(why ending) Result {
+	res := s.f.endedAs(why)
+	if why == timeout {
+		res.Message = fmt.Sprintf("no process was ready within %v", s.f.spec.Timeout)
+		if trouble := s.trouble.reason(); trouble != "" {
+			res.Message += ": " + trouble
+		}
+	}
+	return res
 }
 
 var errKilled = errors.New("killed")

@@ -52,6 +52,13 @@ func (t *trouble) over() {
 	}
 }
 
+// reason is why no process can be held ready, "" if one can.
+func (t *trouble) reason() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.why
+}
+
 func (t *trouble) note(why string) {
 	if t.f.spec.Note != nil {
 		t.f.spec.Note(why)

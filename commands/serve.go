@@ -173,13 +173,11 @@ func (o *serveOptions) check() error {
 	if o.hasNetwork && o.network == "" {
 		return usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
 	}
+	if o.network != "" && node.CheckNetwork(o.network) != nil {
+		return usage("--network %s: 1 to 63 characters of a-z 0-9 - are due", o.network)
+	}
 	if o.queue < 1 {
 		return usage("--queue %d: at least 1 is due", o.queue)
-	}
-	if o.network != "" {
-		if err := node.CheckNetwork(o.network); err != nil {
-			return usage("--network: %v", err)
-		}
 	}
 	if err := cmp.Or(o.tcp.check(), o.jobs.check()); err != nil {
 		return err
@@ -192,10 +190,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	network, err := networkID(o.network, stderr)
-	if err != nil {
-		return nil, err
-	}
+	network := networkID(o.network, stderr)
 	fixed, path := o.socket != "", o.socket
 	if !fixed {
 		path = defaultSocket(logger(stderr))

@@ -64,6 +64,9 @@ func (c *configFile) nodeSetting(s setting) {
 			n.options.log = under(c.base, n.options.log)
 		}
 	case "address", "node":
+		if err := checkAddress(n.address, s.value.at+": node: "+key); err != nil && n.address != "" {
+			c.problems = append(c.problems, explain(err))
+		}
 		if bus.IsPath(n.address) {
 			n.address = under(c.base, n.address)
 		}

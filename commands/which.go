@@ -123,17 +123,14 @@ func joined() (place, error) {
 
 // named is the node that somebody has named: a path, a file here, or a host.
 func named(addr, why string) (place, error) {
-	if _, err := os.Lstat(addr); err == nil || bus.IsPath(addr) {
+	if err := checkAddress(addr, why); err != nil {
+		return place{}, err
+	}
+	if isPath(addr) {
 		if !strings.Contains(addr, "/") {
 			addr = "./" + addr
 		}
-		if strings.Contains(addr, "://") {
-			return place{}, usage("%s: %q is no address: it is a URL", why, addr).withHint(addressHint)
-		}
 		return place{addr: addr, why: why}, nil
-	}
-	if err := bus.CheckAddress(addr); err != nil {
-		return place{}, usage("%s: %v", why, err).withHint(addressHint)
 	}
 	id, err := identityFor(addr)
 	if err != nil {
@@ -144,6 +141,25 @@ func named(addr, why string) (place, error) {
 			hint: "fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./" + addr}
 	}
 	return place{addr: bus.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
+}
+
+func isPath(addr string) bool {
+	_, err := os.Lstat(addr)
+	return err == nil || bus.IsPath(addr)
+}
+
+// checkAddress refuses what can be no address of a node.
+func checkAddress(addr, why string) error {
+	switch path := isPath(addr); {
+	case path && strings.Contains(addr, "://"):
+		return usage("%s: %q is no address: it is a URL", why, addr).withHint(addressHint)
+	case path:
+		return nil
+	}
+	if err := bus.CheckAddress(addr); err != nil {
+		return usage("%s: %v", why, err).withHint(addressHint)
+	}
+	return nil
 }
 
 const addressHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address stands in brackets: [::1]:" + bus.DefaultPort

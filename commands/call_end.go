@@ -107,8 +107,8 @@ func explainCall(err error, timeout time.Duration) *failure {
 	case timeout == 0:
 		f := &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
 		var e *bus.Error
-		if errors.As(err, &e) {
-			_, f.hint, _ = strings.Cut(e.Message, "\nhint: ")
+		if errors.As(err, &e) && e.Message != "" {
+			f.msg += ": " + e.Message
 		}
 		return f
 	}

@@ -73,6 +73,8 @@ type holding struct {
 	why     ending // why fbus ended it
 	overdue bool   // it was ended, and the process would not let it go
 	back    bool   // the request was taken back: the process knows nothing of it
+	mute    bool   // Spec.Timeout has ended it, and the program had said nothing
+	hinted  bool   // its caller was told what that may mean
 
 	// Of JSONRPC.
 	silent bool          // the program said nothing between the request and its end
@@ -299,6 +301,11 @@ func (p *resident) tellErr(b []byte) {
 		return
 	}
 	p.log.remember(b)
+	p.pass(h, b)
+}
+
+// pass writes to the stderr of a call that is p.talking. errMu is held.
+func (p *resident) pass(h *holding, b []byte) {
 	h.c.Stderr.Write(b)
 	p.mu.Lock()
 	p.talking = nil

@@ -59,6 +59,7 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 		res, again = l.fault(end)
 	}
 	p.finish(h)
+	p.hint(h)
 	return res, again
 }
 
@@ -266,7 +267,7 @@ func (l *lineReader) fault(end lineEnd) (res Result, again bool) {
 	if !back {
 		<-p.gone
 	}
-	return p.ended(why, l.n > 0 || l.passed > 0), false
+	return p.ended(h, why, l.n > 0 || l.passed > 0), false
 }
 
 // distrust replaces a process that wrote out of turn.

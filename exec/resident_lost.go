@@ -2,6 +2,8 @@ package exec
 
 import (
 	"fmt"
+	"io"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -16,15 +18,12 @@ func quote(b []byte) string {
 }
 
 // ended is the end of a call that fbus ended.
-func (p *resident) ended(why ending, heard bool) Result {
-	res := p.s.f.endedAs(why)
-	if res.Code == "deadline" && !heard {
-		res.Message += "\n" + flushHint
-	}
-	return res
+func (p *resident) ended(h *holding, why ending, heard bool) Result {
+	h.mute = why == timeout && !heard
+	return p.s.f.endedAs(why)
 }
 
-const flushHint = "hint: does the program flush its output after each line?"
+const flushHint = "fbus: hint: does the program flush its output after each line?\n"
 
 // flushHintBefore is how long before its deadline a call is told that a program
 // which never answered may not flush: at the deadline its caller goes.
@@ -40,11 +39,28 @@ func (p *resident) hintAtFlushing(h *holding) (stop func()) {
 	timer := time.AfterFunc(max(left/2, left-flushHintBefore), func() {
 		p.errMu.Lock() // stderr is for one goroutine at a time
 		defer p.errMu.Unlock()
-		if !p.answered.Load() {
-			p.tellErr([]byte("fbus: " + flushHint + "\n"))
+		p.mu.Lock()
+		h.hinted = !p.answered.Load() && slices.Contains(p.calls, h)
+		if h.hinted {
+			p.talking = h
+		}
+		p.mu.Unlock()
+		if h.hinted {
+			p.pass(h, []byte(flushHint))
 		}
 	})
 	return func() { timer.Stop() }
+}
+
+// hint is the same at the end of a call that the function's own limit has ended,
+// when nobody else writes to its stderr any more.
+func (p *resident) hint(h *holding) {
+	p.mu.Lock()
+	due := h.mute && !h.hinted
+	p.mu.Unlock()
+	if due {
+		io.WriteString(orDiscard(h.c.Stderr), flushHint)
+	}
 }
 
 // lost is the end of a call whose process is gone. It can be put to another
@@ -59,7 +75,7 @@ func (p *resident) lost(h *holding, half []byte, passed bool) (res Result, again
 	case killed:
 		return f.endedAs(cancelled), false
 	case why != none:
-		return p.ended(why, passed || len(half) > 0), false
+		return p.ended(h, why, passed || len(half) > 0), false
 	case p.end.kind == msgFailed:
 		return f.failed(syscall.Errno(p.end.errno)).result(), false
 	}

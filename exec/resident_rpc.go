@@ -37,7 +37,9 @@ func (p *resident) remote(ctx context.Context, c *Call, params []byte) (res Resu
 		p.cancel(h, endingOf(ctx), heard)
 	}
 	p.finish(h)
-	return p.response(h)
+	res, again = p.response(h)
+	p.hint(h)
+	return res, again
 }
 
 // response is how a call ended that is no longer held.
@@ -53,7 +55,7 @@ func (p *resident) response(h *holding) (res Result, again bool) {
 	p.mu.Unlock()
 	switch {
 	case why != none:
-		return p.ended(why, !h.silent), false
+		return p.ended(h, why, !h.silent), false
 	case !answered:
 		return p.lost(h, half, false)
 	}

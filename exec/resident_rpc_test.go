@@ -211,8 +211,7 @@ func TestRPCTimeout(t *testing.T) {
 	limit := func(grace time.Duration) func(*Spec) {
 		return func(s *Spec) { s.Timeout, s.Grace = 50*time.Millisecond, grace }
 	}
-	late := Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline",
-		Message: "ran longer than 50ms\nhint: does the program flush its output after each line?"}
+	late := Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 50ms"}
 	f := offerRPC(t, pipelined(2), limit(patience))
 	pid := programOf(t, f)
 	for range 3 {
@@ -224,8 +223,34 @@ func TestRPCTimeout(t *testing.T) {
 
 	f = offerRPC(t, pipelined(2), limit(50*time.Millisecond))
 	pid = programOf(t, f)
-	check(t, do(t, f, "hang"), late, "")
+	got := do(t, f, "hang")
+	check(t, got, late, "")
+	if got.err != flushHint {
+		t.Errorf("%q", got.err)
+	}
 	gone(t, itoa(pid))
+}
+
+// Each of several callers is told what a silent program may lack.
+func TestRPCHint(t *testing.T) {
+	f := offerRPC(t, pipelined(2))
+	late, pass := overdue(t)
+	said := newLines()
+	var done []<-chan Result
+	for range 2 {
+		c := list(t, "hang")
+		c.Stderr, c.Deadline = said, time.Now().Add(100*time.Millisecond)
+		done = append(done, background(late, f, c))
+	}
+	for range done {
+		if line := said.next(t); line+"\n" != flushHint {
+			t.Errorf("%q", line)
+		}
+	}
+	pass()
+	for _, d := range done {
+		await(t, d)
+	}
 }
 
 // A process that does not let go of a call is replaced, once it has answered

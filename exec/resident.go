@@ -26,6 +26,7 @@ type resident struct {
 	errs    *stream
 	leaf    *leaf
 	oom     bool           // valid after gone
+	mourned bool           // its end is in the log; for watch alone
 	readers sync.WaitGroup // what reads errs, said and, where answers name their calls, replies; what writes stdin
 
 	// Guarded by residents.mu.
@@ -248,7 +249,8 @@ func (p *resident) died(end *report) {
 		return
 	}
 	why := p.s.f.whyEnded(end, p.leaf, last)
-	if idle && p.answered.Load() {
+	if idle && p.answered.Load() && !p.mourned {
+		p.mourned = true
 		p.s.f.logf("%s: replaced: %s", p.s.f.spec.Name, why)
 	}
 	p.s.replace(p, why)

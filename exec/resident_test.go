@@ -139,6 +139,22 @@ func TestResidentTimeoutWithoutProcess(t *testing.T) {
 	}
 }
 
+// A program that ends between two calls is in the log once.
+func TestResidentExits(t *testing.T) {
+	log := newLines()
+	f := sh(t, "while read -r x; do echo $$; done", lineMode, logged(log))
+	for range 5 {
+		killAndWait(t, pidOf(t, ask(t, f, "x").out))
+		if line := log.next(t); line != "f: replaced: the program was ended by SIGKILL" {
+			t.Errorf("%q", line)
+		}
+	}
+	f.Close()
+	if n := len(log.said); n > 0 {
+		t.Errorf("%d lines more: %q", n, log.next(t))
+	}
+}
+
 // A program that is gone is reported as in once mode.
 func TestResidentVanishes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "program")

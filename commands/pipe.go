@@ -72,7 +72,7 @@ stdin what is in flight is finished. If the node is lost, that is answered with
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "`N` calls in flight at most", Value: o.jobs, Destination: &o.jobs},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end each call after `D`, waiting included", Value: &o.timeout},
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, and with each call for its function and a slot", Value: &o.wait},
-			&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
+			onFlag(&o.on),
 			nodeFlag(&o.node),
 			keepAliveFlag(&o.keepAlive),
 			&cli.BoolFlag{Name: "text", Usage: "every result is a string, JSON or not", Destination: &o.text, DisableDefaultText: true},

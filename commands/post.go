@@ -107,7 +107,7 @@ func (o *postOptions) jobFlags() []cli.Flag {
 		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, give its id and post nothing", Destination: &o.unique},
 		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; default: 1d", Value: &o.keep},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end an attempt after `D`", Value: &o.timeout},
-		&cli.StringFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Destination: &o.on},
+		onFlag(&o.on),
 	}
 }
 

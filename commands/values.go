@@ -1,9 +1,11 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -192,6 +194,25 @@ func (v *listValue) Set(s string) error {
 
 // String implements flag.Value.
 func (v *listValue) String() string { return "" }
+
+// globValue is a flag's GLOB over names of workers.
+type globValue struct{ glob *string }
+
+func onFlag(dest *string) cli.Flag {
+	return &cli.GenericFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Value: &globValue{dest}}
+}
+
+// Set implements flag.Value.
+func (v *globValue) Set(s string) error {
+	if _, err := path.Match(s, ""); err != nil {
+		return errors.New("that is no glob: *, ? and [a-z] stand for others")
+	}
+	*v.glob = s
+	return nil
+}
+
+// String implements flag.Value.
+func (v *globValue) String() string { return "" }
 
 // hostname is what this machine calls itself.
 func hostname() string {

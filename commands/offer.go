@@ -35,7 +35,9 @@ after another job's end FBUS_PARENT_ID, FBUS_PARENT_FUNCTION, FBUS_PARENT_STATUS
 FBUS_PARENT_ATTEMPTS.
 
 With --warm N processes wait, each for one call. With --resident they serve many:
-lines is a line in and a line out, json is JSON-RPC 2.0, a message a line.
+lines is a line in and a line out, json is JSON-RPC 2.0, a message a line. When a call
+is cancelled or its time is over, json gets the notification $/cancelRequest, params
+{"id":ID}; a process that has not answered within --grace is replaced.
 
   fbus offer wc -- wc -w
   fbus offer greet --encoding lines -- sh -c 'read -r who; echo "hello $who"'

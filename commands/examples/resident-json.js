@@ -17,7 +17,7 @@ process.stdin.setEncoding('utf8').on('data', (text) => {
 });
 
 function answer({ id, params }) {
-  if (id === undefined) return; // a notification: some call was cancelled
+  if (id === undefined) return; // $/cancelRequest: call params.id was cancelled
   const say = (message) => process.stdout.write(JSON.stringify({ jsonrpc: '2.0', id, ...message }) + '\n');
   hello(params).then(
     (result) => say({ result }),

@@ -10,7 +10,7 @@ $| = 1;  # an answer is not held back
 
 while (my $line = <STDIN>) {
     my $request = $json->decode($line);
-    next unless exists $request->{id};  # a notification: some call was cancelled
+    next unless exists $request->{id};  # $/cancelRequest: call params.id was cancelled
     my $params = $request->{params};
     my $name   = ref $params eq 'HASH' ? $params->{name} : @$params == 1 ? $params->[0] : undef;
     my %answer = defined $name

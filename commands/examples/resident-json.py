@@ -12,5 +12,5 @@ for line in sys.stdin.buffer:
             answer["result"] = {"hello": name}
         case _:  # exit status 1 for the caller, with the message on stderr
             answer["error"] = {"code": -32602, "message": "one name is due"}
-    if "id" in request:  # else a notification: some call was cancelled
+    if "id" in request:  # else $/cancelRequest: call params.id was cancelled
         print(json.dumps(answer), flush=True)

@@ -177,6 +177,8 @@ func TestConfigRefuses(t *testing.T) {
 		{cat + "memory = \"64\"\n", ":3:10", "f: memory 64: a size needs a unit", exitUsage},
 		{cat + "encoding = \"xml\"\n", ":3:12", "f: encoding xml: json, msgpack, lines or nul is due", exitUsage},
 		{cat + "env = [\"X\"]\n", ":3:1", "f: env: X: NAME=VALUE is due", exitUsage},
+		{cat + "env = { \"A=B\" = \"x\" }\n", ":3:9", "f: env: \"A=B\" is no name of a variable", exitUsage},
+		{cat + "env = { \"\" = \"x\" }\n", ":3:9", "f: env: \"\" is no name of a variable", exitUsage},
 		{cat + "env = { X = 1 }\n", ":3:13", "f: env.X: a string is due, not a whole number", exitUsage},
 		{cat + "schema = \"nosuch.json\"\n", ":3:10", "nosuch.json: no such file", exitUsage},
 		{"[functions.\"a b\"]\ncommand = [\"cat\"]\n", ":1:12", `"a b" is no function name`, exitUsage},

@@ -31,6 +31,9 @@ func (d *declared) set(s setting, c *configFile) {
 			d.argv = list
 		}
 		return
+	case key == "env" && len(s.key) == 4 && (s.key[3] == "" || strings.Contains(s.key[3], "=")):
+		c.problems.add(s.at, "%s: env: %q is no name of a variable", d.name, s.key[3])
+		return
 	case key == "env" && len(s.key) == 4:
 		if v, ok := s.value.v.(string); ok {
 			d.env = append(d.env, s.key[3]+"="+v)

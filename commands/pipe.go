@@ -61,7 +61,8 @@ Result: the function's output, as it stands if it is JSON, else as a string; as
 Error: code is the exit status, or what a resident program has answered; message
 is the last line of stderr; data has source, status and code as the status line of fbus
 call has them, call, worker, stderr (its last 64 KiB) and output. Without data:
--32700 and -32600 for what is no request, or has the id of one in flight.
+-32700 and -32600 for what is no request, has the id of one in flight, or is a batch
+of more than 10,000; -32601 for a $/cancelRequest with an id.
 Cancel: {"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":1}}; the call
 is answered with -32800.
 
@@ -275,7 +276,7 @@ func (p *pipe) request(doc []byte, to destination) {
 	}
 	c := &pipeCall{pipe: p, req: r, to: to, cost: int64(len(doc)), ctx: context.Background(), key: idKey(r.id)}
 	if !p.admission.enter(c.cost) {
-		p.answer(to, r.id, &rpcError{code: exitNoNode, message: p.client.Err().Error()}, nil)
+		p.answer(to, r.id, refusalf(exitNoNode, bus.CodeNodeLost, "%v", p.client.Err()), nil)
 		return
 	}
 	if !p.register(c) {
@@ -294,9 +295,11 @@ func (p *pipe) refuse(r *rpcRequest) *rpcError {
 			return rpcErrorf(rpcNoMethod, "%s is a notification: it has no id", shorten([]byte(r.method)))
 		}
 	case !node.ValidName(r.method):
-		return rpcErrorf(exitUsage, "%q is no function name", shorten([]byte(r.method)))
+		return refusalf(exitUsage, bus.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
+	case r.unpaired:
+		return refusalf(exitBadInput, bus.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
 	case len(r.params) > bus.MaxArgs:
-		return rpcErrorf(exitBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), bus.MaxArgs)
+		return refusalf(exitBadInput, bus.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), bus.MaxArgs)
 	}
 	return nil
 }
@@ -365,7 +368,7 @@ func (p *pipe) answer(to destination, id []byte, e *rpcError, output []byte) {
 		line = appendTo(nil)
 		held = int64(len(line))
 		if !p.hoard.tryTake(held) {
-			e, held = &rpcError{code: exitInternal, message: errBatchTooLarge.Message}, 0
+			e, held = refusalf(exitInternal, errBatchTooLarge.Code, "%s", errBatchTooLarge.Message), 0
 			line = appendTo(nil)
 		}
 	}

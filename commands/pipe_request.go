@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"fbus/bus"
+	"fbus/exec"
 )
 
 // Codes of JSON-RPC 2.0, section 5.1, and of the Language Server Protocol for a
@@ -32,7 +33,7 @@ const maxBatch = 10000
 type rpcError struct {
 	code    int
 	message string
-	data    *rpcData // nil: nothing was called
+	data    *rpcData // nil: it was no request
 }
 
 func (e *rpcError) Error() string { return e.message }
@@ -41,15 +42,23 @@ func rpcErrorf(code int, format string, args ...any) *rpcError {
 	return &rpcError{code: code, message: fmt.Sprintf(format, args...)}
 }
 
+// refusalf is the error of a request that is refused as a call would be.
+func refusalf(status int, code, format string, args ...any) *rpcError {
+	e := rpcErrorf(status, format, args...)
+	e.data = &rpcData{source: bus.FromBus.String(), status: status, code: code}
+	return e
+}
+
 // rpcRequest is one request or notification, not yet checked further than that
 // it is JSON. Its parts are cut from the line as they stand there, so that
 // numbers keep their digits.
 type rpcRequest struct {
-	id     []byte // nil: a notification
-	method string
-	params []byte // nil: none
-	input  []byte
-	raw    bool // there is an input
+	id       []byte // nil: a notification
+	method   string
+	params   []byte // nil: none
+	input    []byte
+	raw      bool // there is an input
+	unpaired bool // which was half of a surrogate pair, and so is not what was meant
 }
 
 // splitBatch reads one line: a request, or a batch of them. An empty batch is an
@@ -129,7 +138,7 @@ func (r *rpcRequest) takeInput(text, encoded []byte) error {
 		if text[0] != '"' {
 			return rpcErrorf(rpcInvalid, "input is no string")
 		}
-		r.input, r.raw = []byte(unquote(text)), true
+		r.input, r.raw, r.unpaired = []byte(unquote(text)), true, exec.Unpaired(text)
 	case encoded != nil:
 		if encoded[0] != '"' {
 			return rpcErrorf(rpcInvalid, "input_base64 is no string")
@@ -144,7 +153,7 @@ func (r *rpcRequest) takeInput(text, encoded []byte) error {
 }
 
 // arguments are the params: a list of strings, fields, or, for an array that
-// holds other values too, that document.
+// holds other values too, that document. So it is with a string that is no text.
 func (r *rpcRequest) arguments() bus.Args {
 	switch {
 	case r.params == nil:
@@ -152,7 +161,10 @@ func (r *rpcRequest) arguments() bus.Args {
 	case r.params[0] == '{':
 		var fields []bus.Field
 		for key, value := range members(r.params) {
-			if value[0] == '"' {
+			if strings.ContainsRune(key, utf8.RuneError) && exec.Unpaired(r.params) {
+				return bus.JSON(r.params)
+			}
+			if value[0] == '"' && !exec.Unpaired(value) {
 				fields = append(fields, bus.Field{Name: key, Value: unquote(value)})
 			} else {
 				fields = append(fields, bus.Field{Name: key, Value: string(value), JSON: true})
@@ -162,7 +174,7 @@ func (r *rpcRequest) arguments() bus.Args {
 	}
 	var words []string
 	for _, value := range elements(r.params, len(r.params)) {
-		if value[0] != '"' {
+		if value[0] != '"' || exec.Unpaired(value) {
 			return bus.JSON(r.params)
 		}
 		words = append(words, unquote(value))
@@ -176,6 +188,8 @@ func idKey(id []byte) string {
 	switch {
 	case id == nil || string(id) == "null":
 		return ""
+	case id[0] == '"' && exec.Unpaired(id):
+		return "u" + string(id)
 	case id[0] == '"':
 		return "s" + unquote(id)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -101,6 +102,9 @@ func flatten(doc []byte) (arguments, error) {
 			if err != nil || !ok {
 				return a, badInput("not a JSON object")
 			}
+			if strings.ContainsRune(key, utf8.RuneError) && Unpaired(doc) {
+				return a, errUnpaired
+			}
 			if seen[key] {
 				return a, badInput("field %q is given twice", key)
 			}
@@ -129,6 +133,9 @@ func plain(doc []byte) (value, error) {
 		var s string
 		if err := json.Unmarshal(doc, &s); err != nil {
 			return value{}, badInput("%v", err)
+		}
+		if Unpaired(doc) {
+			return value{}, errUnpaired
 		}
 		return value{text: []byte(s)}, nil
 	case '[', '{':

@@ -84,6 +84,9 @@ func (m *msgpacker) string(s []byte) {
 // document converts a JSON document. It is read twice, since msgpack wants to
 // know how long a container is before what is in it.
 func (m *msgpacker) document(doc []byte) error {
+	if Unpaired(doc) {
+		return errUnpaired
+	}
 	counts, err := containerLengths(doc)
 	if err != nil {
 		return err

@@ -146,6 +146,8 @@ func (o *mapOptions) check() error {
 		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
 	case o.resume && (o.joblog == "" || o.joblog == "-"):
 		return usage("--resume needs --joblog FILE: it says what is done")
+	case t.unknown() != "":
+		return usage("-o %s: there is no %s here, only %s", o.output, t.unknown(), strings.Join(replacements, " "))
 	case o.output != "" && !t.varies():
 		return usage("-o %s: all results would go to the same file", o.output).withHint("%s, or > %s for one file", join("-o", o.output+".{#}"), o.output)
 	case o.output != "" && o.tag:

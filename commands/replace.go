@@ -47,6 +47,24 @@ func (t nameTemplate) varies() bool {
 	return slices.ContainsFunc(t, func(p namePart) bool { return p.verb != "" })
 }
 
+// unknown is the first that looks like a replacement string of GNU parallel's, and
+// is none here; "" if there is none.
+func (t nameTemplate) unknown() string {
+	for _, p := range t {
+		for s := p.text; ; s = s[1:] {
+			i := strings.IndexByte(s, '{')
+			if i < 0 {
+				break
+			}
+			s = s[i:]
+			if end := strings.IndexByte(s, '}'); end > 1 && strings.IndexByte("0123456789-+./#%=:,^", s[1]) >= 0 {
+				return s[:end+1]
+			}
+		}
+	}
+	return ""
+}
+
 // holds reports whether a name is in the directory that the template begins with,
 // if it does: items may come from anywhere, and must not lead out of there by ...
 func (t nameTemplate) holds(name string) bool {
@@ -99,11 +117,11 @@ func replace(verb, item string, seq int) string {
 	return item
 }
 
-// withoutExtension cuts what follows the last dot of the last element, unless
-// the element begins with that dot.
+// withoutExtension cuts what follows the last dot of the last element, as GNU
+// parallel does even of an element that begins with it.
 func withoutExtension(s string) string {
 	dot := strings.LastIndexByte(s, '.')
-	if slash := strings.LastIndexByte(s, '/'); dot > slash+1 {
+	if slash := strings.LastIndexByte(s, '/'); dot > slash {
 		return s[:dot]
 	}
 	return s

@@ -117,10 +117,32 @@ func (f *function) check() error {
 			return usage("--%s %d: at least %d is due", c.flag, c.v.n, c.least)
 		}
 	}
+	for _, d := range []struct {
+		flag string
+		v    durationValue
+	}{{"timeout", f.timeout}, {"max-idle", f.maxIdle}} {
+		if d.v.set && d.v.d <= 0 {
+			return usage("--%s %s: more than nothing is due", d.flag, formatDuration(d.v.d))
+		}
+	}
 	if f.calls = f.slotsOf() * min(max(1, f.pipeline.n), maxSlots+1); f.calls > maxSlots {
-		return usage("%d calls at once: at most %d can be offered", f.calls, maxSlots)
+		return usage("%s: at most %d calls at once can be offered", f.sizes(), maxSlots)
 	}
 	return f.readSchema()
+}
+
+// sizes are the flags that say how many calls are taken at once, as they were given.
+func (f *function) sizes() string {
+	var given []string
+	for _, c := range []struct {
+		flag string
+		v    countValue
+	}{{"slots", f.slots}, {"warm", f.warm}, {"pipeline", f.pipeline}} {
+		if c.v.set {
+			given = append(given, fmt.Sprintf("--%s %d", c.flag, c.v.n))
+		}
+	}
+	return strings.Join(given, ", ")
 }
 
 // maxSlots is how many calls an offer may take at once.
@@ -128,10 +150,11 @@ const maxSlots = 1 << 20
 
 // slotsOf is how many processes may run: what was said, or one for each CPU.
 func (f *function) slotsOf() int {
+	n := max(f.warm.n, runtime.NumCPU())
 	if f.slots.set {
-		return min(f.slots.n, maxSlots+1) // and no product overflows
+		n = f.slots.n
 	}
-	return max(f.warm.n, runtime.NumCPU())
+	return min(n, maxSlots+1) // and no product overflows
 }
 
 // spec is the function as package exec takes it.

@@ -13,6 +13,8 @@ func checkModes(spec *Spec) error {
 	case spec.Warm > 0 && spec.Args == ArgsArgv:
 		return usage("read the arguments on stdin (--args stdin), or leave --warm out",
 			"--warm starts processes before their arguments are known, which --args argv and placeholders put on the command line")
+	case spec.Warm > 0 && spec.AllowOptions:
+		return usage("leave --allow-options out", "--allow-options does not go with --warm, which takes no arguments on the command line")
 	case spec.Warm > 0 && spec.Slots > 0 && spec.Warm > spec.Slots:
 		return usage("raise --slots, or write --warm "+itoa(spec.Slots), "--warm %d is more than --slots %d", spec.Warm, spec.Slots)
 	case spec.Resident < NotResident || spec.Resident > JSONRPC:
@@ -46,6 +48,8 @@ func checkResident(spec *Spec) error {
 	case spec.Args == ArgsArgv:
 		return usage("read the arguments on stdin (--args stdin), or leave --resident out",
 			"--resident starts a process before its arguments are known, which --args argv and placeholders put on the command line")
+	case spec.AllowOptions:
+		return usage("leave --allow-options out", "--allow-options does not go with --resident, which takes no arguments on the command line")
 	case spec.Encoding != JSON:
 		return usage("leave --encoding out", "--encoding %v does not go with --resident %v, which says itself how arguments are written", spec.Encoding, spec.Resident)
 	case spec.Pipeline < 0:

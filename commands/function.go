@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"fbus/bus/node"
 	"fbus/exec"
@@ -161,7 +162,8 @@ func (f *function) slotsOf() int {
 func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	spec := exec.Spec{
 		Name: f.name, Argv: f.argv, Dir: f.dir, Env: f.env, ArgsSet: f.args != "", AllowOptions: f.options,
-		Timeout: f.timeout.d, Grace: f.grace.d, MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.calls, Log: log,
+		Timeout: f.timeout.d, Grace: max(f.grace.d, time.Nanosecond), // 0s is at once, not the default
+		MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.calls, Log: log,
 		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
 	}
 	var err error

@@ -49,8 +49,8 @@ writes it, and its exit status is ours. Words that begin with - go behind --.
   fbus call -i big.jpg -o small.png -t 30s thumb 80x80
   fbus call --all --tag uptime
 
-With --all the exit status is the worst; the fields of --json are those of map, and
-worker_id: two workers may have one name.`,
+With --all the exit status is the worst; the fields of --json are those of map (stderr
+is cut to its last 1 MiB), and worker_id: two workers may have one name.`,
 		Flags: append(append(o.callArguments.flags(), o.endOptions.flags()...),
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end after `D`, waiting included", Value: &o.timeout},
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function and a slot", Value: &o.wait},

@@ -89,7 +89,7 @@ func (s *scatter) run(client *bus.Client) error {
 	began := time.Now()
 	p := &printer{
 		name: o.name, out: newFlusher(s.out), screen: s.screen, tag: o.tag, json: o.json,
-		quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d, label: s.worker,
+		verbose: o.verbose, timeout: o.timeout.d, label: s.worker,
 	}
 	r := &fanout.Runner{
 		Client: client, Function: o.name, Jobs: min(len(s.workers), maxJobs), Unordered: true, Fixed: true,

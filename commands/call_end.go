@@ -87,7 +87,7 @@ func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, e
 		return end, nil
 	case errors.As(err, &exit):
 		out.flush()
-		if res.Source == bus.FromSignal && !o.quiet {
+		if res.Source == bus.FromSignal {
 			say(stderr, fmt.Sprintf("%s: program was ended by %s", name, res.Code))
 		}
 		return end, statusOnly(res.Status)

@@ -63,9 +63,9 @@ call, a second one cancels.
 
 In -o FILE: {} is the item, {.} without extension, {/} its base name, {//} its
 directory, {/.} base name without extension, {#} the call's number. JSON fields:
-item (an array with -N), output, stderr, status, source, code, worker, seconds, call,
-tries; encoding and item_encoding are "base64" where output and item are not UTF-8;
-message is why fbus ended a call; file is there with -o.`,
+item (an array with -N), output, stderr (its last 1 MiB), status, source, code, worker,
+seconds, call, tries; encoding and item_encoding are "base64" where output and item
+are not UTF-8; message is why fbus ended a call; file is there with -o.`,
 		Flags: append(o.itemOptions.flags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
@@ -251,7 +251,7 @@ func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, fil
 	}
 	p := &printer{
 		name: o.name, out: newFlusher(screen.beside(stdout, isTerminal(stdout))), screen: screen, tag: o.tag, json: o.json, log: log,
-		grouped: o.per > 1, quiet: o.quiet, verbose: o.verbose, timeout: o.timeout.d,
+		grouped: o.per > 1, verbose: o.verbose, timeout: o.timeout.d,
 	}
 	if p.files = files; files != nil {
 		r.Finish = files.write

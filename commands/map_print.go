@@ -25,7 +25,6 @@ type printer struct {
 	grouped bool         // several items make a call
 	files   *fileOutputs // nil: results are printed
 	log     *jobLog      // may be nil
-	quiet   bool
 	verbose bool
 	timeout time.Duration
 	label   func(t *fanout.Task) string // nil: the item
@@ -167,7 +166,7 @@ func (p *printer) explain(o *fanout.Outcome, end outcomeEnd) {
 	case end.Code == "interrupted":
 		return
 	case end.Source == "fbus":
-	case end.Source == "signal" && !p.quiet:
+	case end.Source == "signal":
 		msg = "program was ended by " + end.Code
 	case p.verbose:
 		msg = statusOnly(end.Status).Error()

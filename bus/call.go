@@ -33,6 +33,9 @@ type Request struct {
 	Retries int
 	// On limits the call to workers whose name matches this glob.
 	On string
+	// Farewell is how long a call that is given up waits for the node's word on it,
+	// which names the worker that had it; 0 is not at all.
+	Farewell time.Duration
 	// Opened, if set, is called when the call has been sent, each time it is. Calls
 	// of which each is made when the one before was opened arrive in that order.
 	Opened func()
@@ -77,6 +80,7 @@ type outCall struct {
 	errEnd chan struct{} // closed when the stderr pump has written all, nil if there is none
 	input  *inputPump    // nil if all of the input went out with the call
 	wrote  bool          // stdout was passed on
+	told   chan struct{} // closed at the END of a call that was given up; nil if that is not waited for
 }
 
 // Call invokes a function and waits for its end. The error is nil if a program
@@ -146,6 +150,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		req.Opened()
 	}
 	err = call.wait(ctx)
+	call.awaitEnd()
 	res := call.result
 	if res.Call == "" {
 		res.Call = c.callName(call.id)
@@ -269,6 +274,10 @@ func (call *outCall) abandon(err error) {
 	_, open := c.out[call.id]
 	if open {
 		delete(c.out, call.id)
+		if call.req.Farewell > 0 {
+			call.told = make(chan struct{})
+			c.left[call.id] = call
+		}
 		call.fail(err)
 	}
 	c.mu.Unlock()
@@ -280,6 +289,27 @@ func (call *outCall) abandon(err error) {
 		code = CodeDeadline
 	}
 	c.conn.Send(&CancelFrame{ID: call.id, Code: []byte(code)})
+}
+
+// awaitEnd waits for the END of a call that was given up, which says who had it.
+func (call *outCall) awaitEnd() {
+	c := call.client
+	c.mu.Lock()
+	told := call.told
+	c.mu.Unlock()
+	if told == nil {
+		return
+	}
+	timer := time.NewTimer(call.req.Farewell)
+	defer timer.Stop()
+	select {
+	case <-told:
+	case <-c.done:
+	case <-timer.C:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.left, call.id)
 }
 
 // fail ends the call without a result. The client's mu is held.
@@ -369,6 +399,11 @@ func (c *Client) handleEnd(f *EndFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call, err := c.outgoing(f.ID)
+	if left := c.left[f.ID]; left != nil && call == nil {
+		delete(c.left, f.ID)
+		left.result.Worker = c.workers.intern(f.Worker)
+		close(left.told)
+	}
 	if call == nil {
 		return err
 	}

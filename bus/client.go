@@ -59,6 +59,7 @@ type Client struct {
 	workers  interned
 	callers  interned
 	pending  map[uint64]chan *Error // OFFERs not answered yet
+	left     map[uint64]*outCall    // given up, and waiting for the node's END
 	offers   map[string]*Offering
 	err      error
 	hello    chan struct{} // closed at the node's HELLO
@@ -96,7 +97,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 		hello.Name = []byte(name)
 	}
 	c := &Client{
-		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
+		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *Error{}, offers: map[string]*Offering{},
 		hello: make(chan struct{}), done: make(chan struct{}), creds: o.Credentials, addr: o.dialled,
 	}

@@ -314,10 +314,10 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 					return
 				}
 				r.Stop(i)
-				if p := r.Progress(); p.Waiting || p.Running == 0 {
+				if running := r.Running(); r.Progress().Waiting || len(running) == 0 {
 					screen.say("no further call is made")
 				} else {
-					screen.say("no further call is made; still running: %s; Ctrl-C again cancels", calls(p.Running))
+					screen.say("no further call is made; still running: %s: %s; Ctrl-C again cancels", calls(len(running)), quotedItems(running))
 				}
 			case <-done:
 				return
@@ -328,6 +328,22 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 		signal.Stop(signals)
 		close(done)
 	}
+}
+
+// quotedItems names the first few items of tasks.
+func quotedItems(tasks []fanout.Task) string {
+	const most = 3
+	var b strings.Builder
+	for i, t := range tasks[:min(len(tasks), most)] {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(strconv.Quote(shorten([]byte(label(t.Words)))))
+	}
+	if n := len(tasks) - most; n > 0 {
+		fmt.Fprintf(&b, " and %d more", n)
+	}
+	return b.String()
 }
 
 func calls(n int) string {

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,6 +93,7 @@ type Runner struct {
 	taken    int        // tasks that were begun
 	told     int        // outcomes that Done was told
 	ready    map[int]*Outcome
+	running  map[int]Task
 	queue    []*Outcome // ready, if unordered
 	telling  bool       // somebody is in Done
 	stopped  bool       // nothing more is begun
@@ -128,6 +131,13 @@ func (r *Runner) Progress() Progress {
 	return p
 }
 
+// Running are the tasks whose calls are under way, in their order.
+func (r *Runner) Running() []Task {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.SortedFunc(maps.Values(r.running), func(a, b Task) int { return a.order - b.order })
+}
+
 // Run makes all calls and returns when the last has ended: nil, whatever their
 // outcomes were; the cause of ctx; what Next or Done returned; or the loss of the
 // node.
@@ -135,7 +145,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	ctx, r.cancel = context.WithCancelCause(ctx)
 	defer r.cancel(nil)
 	r.cond = sync.NewCond(&r.mu)
-	r.ready = map[int]*Outcome{}
+	r.ready, r.running = map[int]*Outcome{}, map[int]Task{}
 	r.tasks = make(chan Task, 256)
 	r.stop = make(chan struct{})
 	r.limit = r.Jobs
@@ -237,6 +247,9 @@ func (r *Runner) work(ctx context.Context) {
 			return
 		}
 		r.counts.begun.Add(1)
+		r.mu.Lock()
+		r.running[t.order] = t
+		r.mu.Unlock()
 		o := r.perform(ctx, t)
 		if r.Finish != nil {
 			r.Finish(o)
@@ -270,6 +283,7 @@ func (r *Runner) admit() bool {
 func (r *Runner) deliver(o *Outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	delete(r.running, o.order)
 	if o.Err != nil && !o.Skipped {
 		r.failures++
 		if r.HaltAfter > 0 && r.failures >= r.HaltAfter && !r.stopped {

@@ -367,10 +367,20 @@ func TestACancelledContextEndsIt(t *testing.T) {
 	why := errors.New("no more")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	r, got := numbers(dial(t, path, "c"), 10)
+	done := r.Done
+	r.Done = func(o *Outcome) error {
+		if o.Result.Worker != "w" && !o.Skipped {
+			t.Errorf("%s was cancelled with worker %q", o.Words, o.Result.Worker)
+		}
+		return done(o)
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	<-running
 	<-running
+	if tasks := r.Running(); len(tasks) != 2 || tasks[0].Words[0] != "1" || tasks[1].Words[0] != "2" {
+		t.Errorf("running: %v", tasks)
+	}
 	cancel(why)
 	if err := <-ended; err != why {
 		t.Errorf("error %v", err)

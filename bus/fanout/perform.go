@@ -20,6 +20,8 @@ const (
 	// maxBusy is how often a call is offered again that found queues full: that is
 	// no failure of its own, but it must end.
 	maxBusy = 200
+	// farewell is how long a cancelled call is given to say which worker had it.
+	farewell = time.Second
 )
 
 // perform makes one task's call, as often as it takes.
@@ -128,6 +130,7 @@ func (r *Runner) try(ctx context.Context, o *Outcome) (bus.Result, error) {
 	if req.On = o.On; req.On == "" {
 		req.On = r.On
 	}
+	req.Farewell = farewell
 	o.Sent = int64(req.Args.Len()) + size(req.Input)
 	return r.Client.Call(ctx, req)
 }

@@ -84,8 +84,8 @@ func (p *resident) hearOut(ctx context.Context, c *Call) {
 	if !c.Deadline.IsZero() && time.Until(c.Deadline) < 3*limit {
 		return
 	}
-	if d, ok := ctx.Deadline(); ok && time.Until(d) < 3*limit {
-		return
+	if whole := p.s.f.spec.Timeout; whole > 0 {
+		limit = min(limit, whole/3)
 	}
 	for until := p.started.Add(limit); time.Now().Before(until) && ctx.Err() == nil; {
 		ready := false

@@ -19,7 +19,7 @@ func quote(b []byte) string {
 
 // ended is the end of a call that fbus ended.
 func (p *resident) ended(h *holding, why ending, heard bool) Result {
-	h.mute = why == timeout && !heard
+	h.mute = why == timeout && h.sent && !heard
 	return p.s.f.endedAs(why)
 }
 

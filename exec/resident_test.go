@@ -128,13 +128,14 @@ func TestResidentDies(t *testing.T) {
 	}
 }
 
-// The offer's own limit covers the wait for a process that can not live.
+// The offer's own limit covers the wait for a process that can not live, or that
+// is not fit to be asked.
 func TestResidentTimeoutWithoutProcess(t *testing.T) {
-	for _, script := range []string{"exit 9", "echo hello; cat"} {
-		f := sh(t, script, lineMode, func(s *Spec) { s.Timeout = 50 * time.Millisecond })
+	for script, limit := range map[string]time.Duration{"exit 9": 50 * time.Millisecond, "echo hello; cat": 300 * time.Millisecond} {
+		f := sh(t, script, lineMode, func(s *Spec) { s.Timeout = limit })
 		eventually(t, "a call ends while starts are put off", func() bool {
 			got := ask(t, f, "x")
-			return got.Code == "deadline" && strings.HasPrefix(got.Message, "no process was ready within 50ms: ")
+			return got.Code == "deadline" && strings.HasPrefix(got.Message, fmt.Sprintf("no process was ready within %v: ", limit))
 		})
 	}
 }

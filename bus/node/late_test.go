@@ -96,7 +96,7 @@ func TestDrainIsNotHeldUp(t *testing.T) {
 // TestSuccessor: a call that comes before the workers waits for them, not for
 // ever, and not for the node's own functions.
 func TestSuccessor(t *testing.T) {
-	noLeaks(t)
+	t.Parallel()
 	_, path := start(t, node.Config{Successor: true})
 	c := dial(t, path)
 	call := post(bg(), c, bus.Request{Function: "f", Input: strings.NewReader("x")})

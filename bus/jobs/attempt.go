@@ -72,7 +72,7 @@ func (a *attempt) run() {
 		a.finish(outcome{end: denied(err), never: true})
 		return
 	}
-	room, ok := a.m.promise(a.id)
+	room, ok := a.m.promise(a.id, j.sent())
 	if !ok {
 		a.finish(outcome{waits: true})
 		return
@@ -82,6 +82,7 @@ func (a *attempt) run() {
 		return
 	}
 	out, stderr := a.m.store.spool.newDraft(), a.m.store.spool.newDraft()
+	out.beyond, stderr.beyond = j.sent(), j.sent() // that goes when it is done: see cut
 	req := a.request(j, args, input, out, stderr)
 	res, err := a.m.host.Call(a.ctx, req)
 	a.ended(j, res, err, out, stderr)
@@ -212,6 +213,9 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	o.judge(j)
 	if (full != nil || broken != nil) && fits && j.Laters < maxUnkept {
 		o.never, o.later = false, true // it is not the job's fault, and there may be room again
+	}
+	if !o.ok() {
+		o.cut(a.m.store.spool)
 	}
 	a.finish(o)
 }

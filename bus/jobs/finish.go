@@ -65,6 +65,9 @@ func (e *ending) write(t *tx) error {
 		if e.o.out != nil {
 			j.Output, j.Stderr = e.o.out.payload, e.o.stderr.payload
 		}
+		if j.State == Done {
+			j.spend()
+		}
 		if e.born == nil {
 			e.born = m.postbacks(j)
 		}
@@ -72,9 +75,14 @@ func (e *ending) write(t *tx) error {
 			j.Children = append(j.Children, b.ID.String())
 		}
 	})
+	e.freed, e.stale = 0, missing(old.files(), j.files())
 	if err == nil && e.o.out != nil {
 		err = errors.Join(t.replace(j, partOutput, e.o.out), t.replace(j, partStderr, e.o.stderr))
-		e.freed, e.stale = old.Output.Size+old.Stderr.Size, missing(old.files(), j.files())
+		e.freed += old.Output.Size + old.Stderr.Size
+	}
+	if err == nil && j.State == Done {
+		err = errors.Join(t.delete(bucketData, dataKey(j.ID, partArgs)), t.delete(bucketData, dataKey(j.ID, partInput)))
+		e.freed += old.sent()
 	}
 	for _, b := range e.born {
 		if err == nil {

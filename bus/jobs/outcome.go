@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -28,6 +29,18 @@ type outcome struct {
 func (o *outcome) drop() {
 	o.out.drop()
 	o.stderr.drop()
+}
+
+// cut drops what was written if that has taken the room of what the job was sent, which
+// it may need again.
+func (o *outcome) cut(s *spool) {
+	for _, d := range []**draft{&o.out, &o.stderr} {
+		if s.over() && (*d).Size > 0 {
+			(*d).drop()
+			*d = s.newDraft()
+			o.end.Message = strings.TrimPrefix(o.end.Message+"; there was no room for what it has written (--max-spool)", "; ")
+		}
+	}
 }
 
 // judge says what an end means.

@@ -271,7 +271,7 @@ func (m *Manager) Info(j *Job, history bool) *Info {
 	i := &Info{
 		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
 		Attempts: j.Attempts, Used: j.Used, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
-		Timeout: j.Timeout, Keep: j.keep().Seconds(), On: j.On, In: j.Input.Size, Out: j.Output.Size, Err: j.Stderr.Size,
+		Timeout: j.Timeout, Keep: j.keep().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
 		Children: j.Children,
 	}
 	i.Age = max(0, now.Sub(i.Posted).Seconds())

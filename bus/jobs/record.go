@@ -131,6 +131,7 @@ type Job struct {
 	Input    payload  `json:"in,omitzero"`
 	Output   payload  `json:"out,omitzero"`
 	Stderr   payload  `json:"err,omitzero"`
+	Taken    int64    `json:"taken,omitempty"`    // bytes of the input that it had, once it is done
 	Posted   int64    `json:"posted"`             // milliseconds of the date
 	Due      int64    `json:"due,omitempty"`      // the store's time, while delayed
 	Expires  int64    `json:"expires,omitempty"`  // the store's time, once it has ended

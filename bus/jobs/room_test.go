@@ -2,6 +2,8 @@ package jobs_test
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -66,5 +68,76 @@ func TestRoomForOutput(t *testing.T) {
 	later("the third has", jobs.Done, 1)
 	if runs.Load() != 2*n {
 		t.Errorf("%d jobs were run %d times", n, runs.Load())
+	}
+}
+
+// TestSentIsSpent: what a job was sent goes when it is done, and counts as room for what
+// it writes: a store that is full of work gets through with it. What has failed keeps it,
+// and the bound.
+func TestSentIsSpent(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, func(b *bed) { b.cfg.MaxSpool = 1 << 20 })
+	c := b.dial("poster")
+	input := strings.Repeat("x", 500<<10)
+	ids := []string{b.post(c, "echo", "", input), b.post(c, "count", "", input)}
+	b.refused(c, "count", "", input, 75, "--max-spool")
+	b.refused(c, "fails", "", strings.Repeat("x", 100<<10), 75, "--max-spool")
+	w := b.dial("worker")
+	b.offer(w, "echo", 1, echo)
+	b.offer(w, "count", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		n := len(inv.Input)
+		if inv.Rest != nil {
+			rest, _ := io.Copy(io.Discard, inv.Rest)
+			n += int(rest)
+		}
+		inv.Stderr.Write(make([]byte, 40<<10)) // more than is left
+		return saying(fmt.Sprint(n))
+	})
+	for i, want := range []string{input, fmt.Sprint(len(input))} {
+		if e := b.result(c, ids[i]); e.res.Status != 0 || e.out != want {
+			t.Errorf("%+v, %d bytes", e.res, len(e.out))
+		}
+		if i := b.job(c, ids[i]); i.In != int64(len(input)) {
+			t.Errorf("%+v", i)
+		}
+	}
+	if n, bytes := b.m.Counts(); n != 2 || bytes != int64(len(input)+6+40<<10) || len(jobs.Files(b.cfg.Dir)) != 2 {
+		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
+	}
+	b.offer(w, "fails", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		if _, err := inv.Stdout.Write(make([]byte, 300<<10)); err != nil {
+			return exit(8)
+		}
+		return exit(9)
+	})
+	id := b.post(c, "fails", "", strings.Repeat("x", 300<<10))
+	if i := b.becomes(c, id, jobs.Dead); *i.Status != 9 || i.Out != 0 || !strings.Contains(i.Message, "--max-spool") || i.In != 300<<10 {
+		t.Errorf("%+v, status %d", i, *i.Status)
+	}
+	if _, bytes := b.m.Counts(); bytes > b.cfg.MaxSpool {
+		t.Errorf("%d bytes are kept", bytes)
+	}
+}
+
+// TestChainHasRoom: a postback whose input is the output of another job, which is kept as
+// well, ends all the same.
+func TestChainHasRoom(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, func(b *bed) { b.cfg.MaxSpool = 1 << 20 })
+	c := b.dial("poster")
+	b.offer(b.dial("worker"), "big", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		inv.Stdout.Write(make([]byte, 700<<10))
+		return exit(0)
+	})
+	b.offer(b.dial("second"), "small", 1, func(context.Context, *bus.Invocation) bus.Result { return saying("small") })
+	id := b.post(c, "big", `{"then":"small"}`, "")
+	if e := b.result(c, id); e.res.Status != 0 {
+		t.Errorf("%+v", e.res)
+	}
+	if e := b.result(c, b.job(c, id).Children[0]); e.res.Status != 0 || e.out != "small" {
+		t.Errorf("%+v, %q", e.res, e.out)
+	}
+	if _, bytes := b.m.Counts(); bytes != 700<<10+5 {
+		t.Errorf("%d bytes are kept", bytes)
 	}
 }

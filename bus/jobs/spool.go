@@ -35,9 +35,10 @@ type spool struct {
 
 const tmpPrefix = "tmp-"
 
-// reserve counts n bytes that are about to be written, if there is room for them.
-func (s *spool) reserve(n int64) error {
-	if s.used.Add(n) > s.max {
+// reserve counts n bytes that are about to be written, if there is room for them, and
+// for beyond bytes less.
+func (s *spool) reserve(n, beyond int64) error {
+	if s.used.Add(n) > s.max+beyond {
 		s.used.Add(-n)
 		return &FullError{What: fmt.Sprintf("%d bytes of input and output are the limit (--max-spool)", s.max)}
 	}
@@ -45,6 +46,9 @@ func (s *spool) reserve(n int64) error {
 }
 
 func (s *spool) release(n int64) { s.used.Add(-n) }
+
+// over reports whether there is more than the bound, as an output may have made it.
+func (s *spool) over() bool { return s.used.Load() > s.max }
 
 // draft is a part that is being written: memory first, a file from inlineSize on.
 type draft struct {
@@ -54,13 +58,14 @@ type draft struct {
 	file   *os.File
 	tmp    string
 	short  int64 // what there was no room for under --max-spool, at least
+	beyond int64 // what it may take beyond that
 }
 
 func (s *spool) newDraft() *draft { return &draft{spool: s} }
 
 // Write implements io.Writer.
 func (p *draft) Write(b []byte) (int, error) {
-	if err := p.spool.reserve(int64(len(b))); err != nil {
+	if err := p.spool.reserve(int64(len(b)), p.beyond); err != nil {
 		p.short = int64(len(b))
 		return 0, err
 	}

@@ -177,6 +177,15 @@ func (t *tx) remove(j *Job) error {
 	return t.delete(bucketJobs, j.ID[:])
 }
 
+// sent is the size of what a job was sent.
+func (j *Job) sent() int64 { return j.Args.Size + j.Input.Size }
+
+// spend lets go of what a job was sent, which nobody needs any more.
+func (j *Job) spend() {
+	j.Taken = j.Input.Size
+	j.Args, j.Input = payload{}, payload{}
+}
+
 // parts are the payloads of a job.
 func (j *Job) parts() map[byte]payload {
 	return map[byte]payload{partArgs: j.Args, partInput: j.Input, partOutput: j.Output, partStderr: j.Stderr}

@@ -130,7 +130,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	if left > 0 && req.Posted == nil { // a job's time begins when a worker has it
 		// The node keeps the deadline; this one is for a node that hangs.
 		var stop context.CancelFunc
-		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, errorf(CodeDeadline, "deadline exceeded"))
+		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, errorf(CodeDeadline, DeadlineMessage))
 		defer stop()
 	}
 	in.fill(&frame)
@@ -167,7 +167,7 @@ func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint
 	if timeout > 0 {
 		left = timeout - time.Since(start)
 		if left <= 0 {
-			return 0, errorf(CodeDeadline, "deadline exceeded")
+			return 0, errorf(CodeDeadline, DeadlineMessage)
 		}
 	}
 	if d, ok := ctx.Deadline(); ok {

@@ -94,6 +94,10 @@ func (e *Error) Status() int {
 	return StatusOf(e.Code)
 }
 
+// DeadlineMessage is that of a call whose own deadline has passed. At a limit of its own
+// the worker says which.
+const DeadlineMessage = "deadline exceeded"
+
 // Errors to compare with, by [errors.Is]: one for each cause that a caller can
 // do something about.
 var (

@@ -87,11 +87,11 @@ func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, 
 		return nil, errorf(CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), MaxSchema)
 	}
 	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note}
-	c.mu.Lock()
-	old := c.offers[o.Name]
-	c.offers[o.Name] = off // before the node's word: a CALL may be right behind it
-	c.mu.Unlock()
-	err := off.announce(ctx)
+	var old *Offering
+	err := off.announce(ctx, func() {
+		old = c.offers[o.Name]
+		c.offers[o.Name] = off // before the node's word: a CALL may be right behind it
+	})
 	if err != nil {
 		c.mu.Lock()
 		if c.offers[o.Name] == off {
@@ -119,11 +119,12 @@ func (off *Offering) giveUp(old *Offering) {
 	} else {
 		off = &Offering{client: off.client, offer: off.offer}
 	}
-	off.announce(done)
+	off.announce(done, func() {})
 }
 
-// announce sends OFFER and waits for the answer.
-func (off *Offering) announce(ctx context.Context) error {
+// announce makes a change here, sends OFFER, and waits for the answer. Nothing is done
+// between the two: a call that is refused for the change finds the node told.
+func (off *Offering) announce(ctx context.Context, change func()) error {
 	c := off.client
 	f := OfferFrame{
 		Name:        []byte(off.offer.Name),
@@ -139,6 +140,7 @@ func (off *Offering) announce(ctx context.Context) error {
 		defer c.mu.Unlock()
 		return c.err
 	}
+	change()
 	c.lastSeq++
 	f.Seq, f.Slots, f.Note = c.lastSeq, uint64(off.slots), []byte(off.note)
 	c.pending[f.Seq] = answer
@@ -166,10 +168,7 @@ func (off *Offering) SetSlots(ctx context.Context, n int) error {
 
 // change makes the offer again, with as many slots and another note.
 func (off *Offering) change(ctx context.Context, slots int, note string) error {
-	off.client.mu.Lock()
-	off.slots, off.note = slots, note
-	off.client.mu.Unlock()
-	return off.announce(ctx)
+	return off.announce(ctx, func() { off.slots, off.note = slots, note })
 }
 
 // Withdraw takes the offer back and waits for the calls that run, until ctx

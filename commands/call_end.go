@@ -104,15 +104,24 @@ func explainCall(err error, timeout time.Duration) *failure {
 	switch {
 	case !timeWasUp(err):
 		return explain(err)
-	case timeout == 0:
-		f := &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
-		var e *bus.Error
-		if errors.As(err, &e) && e.Message != "" {
-			f.msg += ": " + e.Message
-		}
-		return f
+	case timeout > 0 && limitOf(err) == "":
+		return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
 	}
-	return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
+	f := &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
+	if limit := limitOf(err); limit != "" {
+		f.msg += ": " + limit
+	}
+	return f
+}
+
+// limitOf is what a worker says of its own limit, "" if it was the caller's that has ended
+// the call.
+func limitOf(err error) string {
+	var e *bus.Error
+	if errors.As(err, &e) && e.Message != bus.DeadlineMessage {
+		return e.Message
+	}
+	return ""
 }
 
 // timeWasUp reports whether a call's time was up. A node that does not answer its handshake

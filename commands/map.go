@@ -15,6 +15,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/fanout"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -376,8 +377,11 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 		return sig
 	case errors.As(err, &be):
 		f := explain(troubled(err, o.node, o.name))
-		if be.Code == bus.CodeDraining || be.Code == bus.CodeNodeLost {
+		lost := be.Code == bus.CodeDraining || be.Code == bus.CodeNodeLost
+		if lost {
 			f.status = exitNoNode
+		}
+		if lost || be.Code == bus.CodeRevoked || be.Code == trust.CodeExpired {
 			f.msg = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.msg, calls(n.Ended-n.Failed))
 			f.hint = "with --joblog FILE, --resume goes on where this ends"
 			if o.joblog != "" {

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	defaultPipeJobs = 1000
+	defaultPipeJobs = 500       // what a connection may have in a queue of the default length
 	maxPipeJobs     = 10000     // what a node holds open for one connection
 	maxPipeLine     = 64 << 20  // bytes of one line of input
 	maxPipeRequests = 128 << 20 // bytes of the requests in flight

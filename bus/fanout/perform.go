@@ -34,8 +34,13 @@ func (r *Runner) perform(ctx context.Context, t Task) *Outcome {
 	busy := 0
 	for {
 		o.Tries++
+		shut := r.shut()
 		o.Result, o.Err = r.try(ctx, o)
 		switch again := r.verdict(ctx, o, busy); again {
+		case final:
+			o.Skipped = o.Skipped || shut
+			o.Took = time.Since(o.Began)
+			return o
 		case tryNow:
 		case tryWhenOffered:
 			o.Tries--
@@ -44,8 +49,6 @@ func (r *Runner) perform(ctx context.Context, t Task) *Outcome {
 				break
 			}
 			o.Skipped = true
-			fallthrough
-		case final:
 			o.Took = time.Since(o.Began)
 			return o
 		default:
@@ -79,8 +82,9 @@ func (r *Runner) verdict(ctx context.Context, o *Outcome, busy int) verdict {
 	switch {
 	case o.Err == nil, ctx.Err() != nil:
 		return final
-	case mine && (e.Code == bus.CodeDraining || e.Code == bus.CodeNodeLost):
-		// Nothing more can be called. What was only queued has not run.
+	case mine && (e.Code == bus.CodeDraining || e.Code == bus.CodeNodeLost || r.shut()):
+		// Nothing more can be called: the node goes, or we were shut out. What was only
+		// queued has not run.
 		r.mu.Lock()
 		r.halt(e)
 		r.mu.Unlock()
@@ -98,6 +102,16 @@ func (r *Runner) verdict(ctx context.Context, o *Outcome, busy int) verdict {
 		return tryNow
 	}
 	return tryAgain
+}
+
+// shut reports whether the connection has ended.
+func (r *Runner) shut() bool {
+	select {
+	case <-r.Client.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 func (r *Runner) isStopped() bool {

@@ -113,7 +113,7 @@ func (s *session) handleCancel(b *bus.Batch, f *bus.CancelFrame) error {
 	}
 	code, msg := bus.CodeCancelled, "cancelled by the caller"
 	if string(f.Code) == bus.CodeDeadline {
-		code, msg = bus.CodeDeadline, "deadline exceeded"
+		code, msg = bus.CodeDeadline, bus.DeadlineMessage
 	}
 	c.endFor(b, code, msg)
 	return nil

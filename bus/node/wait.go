@@ -75,7 +75,7 @@ func (c *call) waited(gen int) {
 func (c *call) expire() {
 	var b bus.Batch
 	c.node.mu.Lock()
-	c.endFor(&b, bus.CodeDeadline, "deadline exceeded")
+	c.endFor(&b, bus.CodeDeadline, bus.DeadlineMessage)
 	c.node.mu.Unlock()
 	b.Flush()
 }

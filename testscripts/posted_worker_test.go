@@ -363,6 +363,13 @@ func TestPosterKilled(t *testing.T) {
 		}
 	}
 	interruptedInput(t, s, len(input))
+	spooled := func(per int) func() bool {
+		return func() bool {
+			files, err := os.ReadDir(filepath.Join(s.jobs(), "spool"))
+			return err == nil && len(files) == per*len(s.list(c, `{}`))
+		}
+	}
+	eventually(t, "the spool has a file for each job", spooled(1))
 	s.offer("w", "f", "wc -c")
 	all := 0
 	eventually(t, "all jobs are done", func() bool {
@@ -384,9 +391,7 @@ func TestPosterKilled(t *testing.T) {
 	for id := range printed {
 		t.Errorf("the id %s was printed, and is of no job", id)
 	}
-	if files, err := os.ReadDir(filepath.Join(s.jobs(), "spool")); err != nil || len(files) != all {
-		t.Errorf("%d files in the spool, of %d jobs: %v", len(files), all, err)
-	}
+	eventually(t, "the spool has none of what is done", spooled(0))
 	t.Logf("%d of %d posts that were killed are jobs", all-1, kills)
 }
 

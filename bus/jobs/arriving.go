@@ -11,8 +11,8 @@ import (
 type arriving struct {
 	ids   []ID               // in their order
 	over  map[ID]struct{}    // of those, but not the first
-	lines map[*line]struct{} // whose turn waits for that
-	least ID                 // of the jobs that are theirs to hand over: not until the first of ids is beyond that
+	lines map[*line]struct{} // whose first jobs wait for that
+	least ID                 // the oldest of those jobs
 }
 
 // Arrives makes the id of a post that comes now. It is greater than all before it: of several

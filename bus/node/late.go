@@ -17,13 +17,17 @@ func (n *Node) awaitLate(ctx context.Context) {
 	if !n.settleLate(lateTime) {
 		return
 	}
-	limit := time.NewTimer(lateTime)
+	poll(ctx, lateTime, func() bool { return !n.settleLate(lateTime) })
+}
+
+// poll returns when it is done, or has had the time. It looks again and again: a channel
+// that says it would cost each connection something all its life.
+func poll(ctx context.Context, most time.Duration, done func() bool) {
+	limit := time.NewTimer(most)
 	defer limit.Stop()
-	// Looked at again and again, for at most that time: a channel that says it
-	// would cost each connection something all its life.
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
-	for n.settleLate(lateTime) {
+	for !done() {
 		select {
 		case <-again.C:
 		case <-limit.C:
@@ -55,19 +59,7 @@ var changesTime = time.Second
 
 // awaitChanges returns when nothing of that is under way, or has had the time.
 func (n *Node) awaitChanges(ctx context.Context) {
-	limit := time.NewTimer(changesTime)
-	defer limit.Stop()
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for n.changing() {
-		select {
-		case <-again.C:
-		case <-limit.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
+	poll(ctx, changesTime, func() bool { return !n.changing() })
 }
 
 func (n *Node) changing() bool {

@@ -1,0 +1,66 @@
+package bus
+
+import (
+	"io"
+	"time"
+)
+
+// Request is a call to make.
+type Request struct {
+	// Function is the name to call.
+	Function string
+	// Args are the arguments; the zero value sends none.
+	Args Args
+	// Input is the input stream, nil for none. What can be had of it without
+	// waiting goes out with the call; the rest is read when the function takes
+	// it. A Read that is under way when the call ends is not waited for.
+	Input io.Reader
+	// Stdout and Stderr take what the program writes, as it comes; nil discards
+	// it. Each is written to by one goroutine at a time.
+	Stdout, Stderr io.Writer
+	// Timeout bounds the call from now to its end, waiting included; 0 is none.
+	// A deadline of the context counts as well.
+	Timeout time.Duration
+	// WaitFunction is how long to wait for the function to be offered at all.
+	WaitFunction time.Duration
+	// WaitSlot is how long to wait for a free slot; nil waits without limit.
+	WaitSlot *time.Duration
+	// Retries is how many further tries a call gets whose worker was lost, as
+	// long as nothing of its output was passed on.
+	Retries int
+	// On limits the call to workers whose name matches this glob.
+	On string
+	// Farewell is how long a call that is given up waits for the node's word on it,
+	// which names the worker that had it; 0 is not at all.
+	Farewell time.Duration
+	// Opened, if set, is called when the call has been sent, each time it is. Calls
+	// of which each is made when the one before was opened arrive in that order.
+	Opened func()
+	// Posted is said of a call that runs a job. It is for a node's own
+	// connections: from others a node ignores it.
+	Posted *Posted
+}
+
+// Posted is what a call says of the job that it runs.
+type Posted struct {
+	Caller  string // who has posted it, as the node knew it
+	Job     string // its id
+	Attempt int    // which one this is, from 1
+	Origin  string // the job whose end has posted this one, see [Invocation]; empty: none
+}
+
+// Result is how a call ended.
+type Result struct {
+	Source  Source
+	Status  int    // exit status: the program's, 128+N for a signal, or fbus's
+	Code    string // "exit", a signal's name, or one of the Code constants
+	Message string // for a person, from fbus
+	Call    string // the call's id on the network
+	Worker  string // name of the worker that ran it
+
+	// Output is only for handlers: last bytes of output, sent with the end.
+	Output []byte
+}
+
+// OK reports whether a program exited with status 0.
+func (r *Result) OK() bool { return r.Source == FromProgram && r.Status == 0 }

@@ -62,7 +62,7 @@ func TestRoomForOutput(t *testing.T) {
 			t.Errorf("%+v", e.res)
 		}
 	}
-	purge(`{"state":"queued"}`)
+	purge(`{"state":"queued","function":"other"}`) // one that waits is queued, too, while it is looked at
 	later("two have room", jobs.Done, 2)
 	purge(`{"state":"done"}`)
 	later("the third has", jobs.Done, 1)

@@ -18,7 +18,7 @@ import (
 )
 
 func entryLine(e *journal.Entry) logEntry {
-	return logEntry{e.AppendLine(nil), *e}
+	return logEntry{journal.AppendLine(nil, e), *e}
 }
 
 func TestLogRows(t *testing.T) {

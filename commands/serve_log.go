@@ -8,15 +8,16 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
-	"fbus/bus/node"
+	"fbus/bus"
 )
 
 // callLog writes records from a goroutine of its own, so that a slow disk does
 // not hold up the node. If it falls far behind, records are dropped and the
 // number is said.
 type callLog struct {
-	records chan *node.Record
+	records chan *logLine
 	done    chan struct{}
 	out     io.WriteCloser
 	stderr  io.Writer
@@ -25,12 +26,28 @@ type callLog struct {
 	dropped int
 }
 
+// logLine is one line of the log.
+type logLine struct {
+	Time     time.Time `json:"time"`
+	ID       string    `json:"id"`
+	Caller   string    `json:"caller"`
+	Function string    `json:"function"`
+	Worker   string    `json:"worker"`
+	Waited   float64   `json:"waited"`
+	Ran      float64   `json:"ran"`
+	In       int64     `json:"in"`
+	Out      int64     `json:"out"`
+	Source   string    `json:"source"`
+	Status   int       `json:"status"`
+	Code     string    `json:"code"`
+}
+
 // openLog opens the log; the nil log of no name records nothing.
 func openLog(name string, stdout, stderr io.Writer) (*callLog, error) {
 	if name == "" {
 		return nil, nil
 	}
-	l := &callLog{records: make(chan *node.Record, logBacklog), done: make(chan struct{}), stderr: stderr}
+	l := &callLog{records: make(chan *logLine, logBacklog), done: make(chan struct{}), stderr: stderr}
 	if name == "-" {
 		l.out = nopCloser{stdout}
 	} else {
@@ -46,11 +63,12 @@ func openLog(name string, stdout, stderr io.Writer) (*callLog, error) {
 
 type nopCloser struct{ io.Writer }
 
-func (l *callLog) record() func(*node.Record) {
+func (l *callLog) record() func(*bus.LogEntry) {
 	if l == nil {
 		return nil
 	}
-	return func(r *node.Record) {
+	return func(e *bus.LogEntry) {
+		r := &logLine{e.Time, e.Call, e.Caller, e.Function, e.Worker, e.Waited, e.Ran, e.In, e.Out, e.Source, e.Status, e.Code}
 		select {
 		case l.records <- r:
 		default:

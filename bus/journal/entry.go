@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"fbus/bus"
 )
 
 // Events that entries are of. A reader takes others as they come.
@@ -16,29 +18,8 @@ const (
 	EventDropped = "dropped" // entries are missing here
 )
 
-// Entry is one line. Fields that do not apply to an event are left out of it; the
-// end of a call has its numbers even if they are 0.
-type Entry struct {
-	Seq      uint64    `json:"seq"`                // rises by one, also over restarts
-	Time     time.Time `json:"time"`               // when it happened: UTC, microseconds
-	Event    string    `json:"event"`              // one of the Event constants, or another word
-	Call     string    `json:"call,omitempty"`     // the call's id
-	Caller   string    `json:"caller,omitempty"`   // "ticket:ci", "uid:1000"
-	From     string    `json:"from,omitempty"`     // address it came from, over TCP
-	Function string    `json:"function,omitempty"` // its name
-	Worker   string    `json:"worker,omitempty"`   // none: no worker had it
-	Waited   float64   `json:"waited,omitempty"`   // seconds until a worker had it, or until the end
-	Ran      float64   `json:"ran,omitempty"`      // seconds with the last worker
-	In       int64     `json:"in,omitempty"`       // bytes of input
-	Out      int64     `json:"out,omitempty"`      // bytes of stdout
-	Source   string    `json:"source,omitempty"`   // of a call's end: "program", "signal" or "fbus"
-	Status   int       `json:"status,omitempty"`   // exit status
-	Code     string    `json:"code,omitempty"`     // "exit", a signal's name, or fbus's code
-	Message  string    `json:"message,omitempty"`  // for a person
-	Name     string    `json:"name,omitempty"`     // of the ticket that is meant
-	Serial   string    `json:"serial,omitempty"`   // of the ticket that is meant
-	Dropped  uint64    `json:"dropped,omitempty"`  // entries that are missing here
-}
+// Entry is one line.
+type Entry = bus.LogEntry
 
 // maxText bounds a text in an entry, in bytes. Peers have a say in most of them.
 const maxText = 256
@@ -48,7 +29,7 @@ const maxLine = 32 << 10
 
 // bound cuts what is too long. A copy is made of what is left, so that an entry
 // that waits does not hold the whole.
-func (e *Entry) bound() {
+func bound(e *Entry) {
 	for _, s := range [...]*string{&e.Event, &e.Call, &e.Caller, &e.From, &e.Function, &e.Worker, &e.Source, &e.Code, &e.Message, &e.Name, &e.Serial} {
 		if len(*s) > maxText {
 			*s = strings.Clone(cut(*s))
@@ -65,15 +46,8 @@ func cut(s string) string {
 	return s[:n]
 }
 
-// MarshalJSON implements encoding/json.Marshaler, as the journal's own lines are written.
-func (e Entry) MarshalJSON() ([]byte, error) {
-	e.bound()
-	var enc encoder
-	return enc.entry(nil, &e), nil
-}
-
-// AppendLine appends the entry as a line of JSON.
-func (e *Entry) AppendLine(dst []byte) []byte {
+// AppendLine appends an entry as a line of JSON.
+func AppendLine(dst []byte, e *Entry) []byte {
 	var enc encoder
 	return append(enc.entry(dst, e), '\n')
 }

@@ -115,7 +115,7 @@ func (j *Journal) Append(e *Entry) {
 	n := len(j.queue)
 	q := &j.queue[n-1]
 	q.Seq, q.Time = j.seq, now
-	q.bound()
+	bound(q)
 	j.mu.Unlock()
 	switch n {
 	case 1:

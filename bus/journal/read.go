@@ -122,7 +122,7 @@ func (v *view) read(ctx context.Context, q Query, m matcher) (entries []Entry, n
 	if q.Last > 0 {
 		q.After = v.beforeLast(ctx, q, m)
 	}
-	most, room := bound(q.Max, MaxEntries), bound(q.MaxBytes, MaxRead)
+	most, room := atMost(q.Max, MaxEntries), atMost(q.MaxBytes, MaxRead)
 	next = q.After
 	full := false
 	v.forwards(q.After, func(l line) bool {
@@ -176,7 +176,7 @@ func (v *view) beforeLast(ctx context.Context, q Query, m matcher) uint64 {
 	return start
 }
 
-func bound(n, most int) int {
+func atMost(n, most int) int {
 	if n <= 0 || n > most {
 		return most
 	}

@@ -1045,7 +1045,7 @@ func TestLog(t *testing.T) {
 	noLeaks(t)
 	var mu sync.Mutex
 	got := map[string]int{}
-	_, path := start(t, node.Config{Log: func(r *node.Record) {
+	_, path := start(t, node.Config{Log: func(r *bus.LogEntry) {
 		mu.Lock()
 		defer mu.Unlock()
 		got[fmt.Sprintf("%s %s %d %s", r.Function, r.Source, r.Status, r.Code)]++

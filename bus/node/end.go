@@ -248,50 +248,13 @@ func (c *call) callerLost(b *bus.Batch) {
 	c.dismiss(b, bus.CodeCancelled)
 }
 
-// Record is what the log keeps of an ended call.
-type Record struct {
-	Time     time.Time `json:"time"`     // when it ended
-	ID       string    `json:"id"`       // the call
-	Caller   string    `json:"caller"`   // "uid:1000"
-	Function string    `json:"function"` // its name
-	Worker   string    `json:"worker"`   // empty: none had it
-	Waited   float64   `json:"waited"`   // seconds until a worker had it, or until the end
-	Ran      float64   `json:"ran"`      // seconds with the last worker
-	In       int64     `json:"in"`       // bytes of input
-	Out      int64     `json:"out"`      // bytes of stdout
-	Source   string    `json:"source"`   // "program", "signal" or "fbus"
-	Status   int       `json:"status"`   // exit status
-	Code     string    `json:"code"`     // "exit", a signal's name or fbus's code
-}
-
+// log logs the end of a call, for fbus.log and --log.
 func (c *call) log(f *bus.EndFrame) {
 	if reserved(c.fn.name) || len(c.job) > 0 && !c.counted {
 		return
 	}
 	now := time.Now()
-	c.journal(f, now)
-	if c.node.cfg.Log == nil {
-		return
-	}
-	r := &Record{
-		Time: now, ID: c.name(), Caller: c.callerName(), Function: c.fn.name,
-		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
-		Waited: now.Sub(c.arrived).Seconds(),
-	}
-	if c.offer != nil {
-		r.Worker = c.offer.session.name
-		r.Waited, r.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
-	}
-	c.node.cfg.Log(r)
-}
-
-// journal keeps the end of a call for fbus.log.
-func (c *call) journal(f *bus.EndFrame, now time.Time) {
-	j := c.node.cfg.Journal
-	if j == nil {
-		return
-	}
-	e := journal.Entry{
+	e := bus.LogEntry{
 		Time: now, Event: journal.EventCall, Call: c.name(), Caller: c.callerName(), From: c.session.peer.From, Function: c.fn.name,
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
@@ -303,5 +266,8 @@ func (c *call) journal(f *bus.EndFrame, now time.Time) {
 		e.Worker = c.offer.session.name
 		e.Waited, e.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
 	}
-	j.Append(&e)
+	c.node.note(&e)
+	if c.node.cfg.Log != nil {
+		c.node.cfg.Log(&e)
+	}
 }

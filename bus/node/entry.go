@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
 
@@ -174,7 +173,7 @@ func (n *Node) deny(p *Peer, function string) bus.Result {
 }
 
 // note puts an entry into the journal, if one is kept.
-func (n *Node) note(e *journal.Entry) {
+func (n *Node) note(e *bus.LogEntry) {
 	if n.cfg.Journal != nil {
 		n.cfg.Journal.Append(e)
 	}

@@ -213,7 +213,7 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 		case reserved(name):
 			return nil, usageError(name + ": the node's own functions can not be posted")
 		case !p.mayCall(name):
-			n.note(&journal.Entry{Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: bus.CodeDenied, Serial: p.Serial})
+			n.note(&bus.LogEntry{Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: bus.CodeDenied, Serial: p.Serial})
 			return nil, &bus.Error{Code: bus.CodeDenied, Message: fmt.Sprintf("%s may not call %s", p.Caller, name)}
 		}
 	}

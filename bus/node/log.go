@@ -64,7 +64,7 @@ func ServeLog(j *journal.Journal) bus.CallHandler {
 func logLines(entries []journal.Entry, next uint64) []byte {
 	var out []byte
 	for i := range entries {
-		out = entries[i].AppendLine(out)
+		out = journal.AppendLine(out, &entries[i])
 	}
 	out = strconv.AppendUint(append(out, `{"next":`...), next, 10)
 	return append(out, "}\n"...)

@@ -69,9 +69,9 @@ type Config struct {
 	MaxConnections int           // default DefaultConnections; the node's own user is not held to it
 	MaxPerTicket   int           // default DefaultPerTicket
 
-	// Log takes one record for each ended call; nil keeps none. It must be
+	// Log takes one entry for each ended call; nil keeps none. It must be
 	// quick: the node's work waits for it.
-	Log func(*Record)
+	Log func(*bus.LogEntry)
 	// Journal is what fbus.log shows; nil keeps none. It is its owner's to close.
 	Journal *journal.Journal
 	// Jobs are the calls that were posted; nil: none can be. It is its owner's to

@@ -80,7 +80,7 @@ func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
 		}
 	}
 	e := denial(err)
-	entry := journal.Entry{Event: journal.EventRefused, Caller: caller, From: from, Code: e.Code, Message: err.Error()}
+	entry := bus.LogEntry{Event: journal.EventRefused, Caller: caller, From: from, Code: e.Code, Message: err.Error()}
 	if id != nil {
 		entry.Caller, entry.Name, entry.Serial = id.Caller(), id.Name, id.Serial
 	}
@@ -137,7 +137,7 @@ func (d *denials) rest(now time.Time) map[string]int {
 // denied notes that somebody wanted more than his rights allow.
 func (n *Node) denied(p *Peer, function, msg string) {
 	if n.denials.one(p.Caller, time.Now()) {
-		n.note(&journal.Entry{
+		n.note(&bus.LogEntry{
 			Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: function, Code: bus.CodeDenied, Message: msg, Serial: p.Serial,
 		})
 	}
@@ -147,10 +147,10 @@ func (n *Node) denied(p *Peer, function, msg string) {
 func (n *Node) noteRest() {
 	if k := n.strangers.rest(); k > 0 {
 		msg := fmt.Sprintf("%d more connections of strangers", k)
-		n.note(&journal.Entry{Event: journal.EventRefused, Code: "flood", Message: msg})
+		n.note(&bus.LogEntry{Event: journal.EventRefused, Code: "flood", Message: msg})
 		n.cfg.Note("%s were refused", msg)
 	}
 	for caller, k := range n.denials.rest(time.Now()) {
-		n.note(&journal.Entry{Event: journal.EventRefused, Caller: caller, Code: "flood", Message: fmt.Sprintf("%d more denials", k)})
+		n.note(&bus.LogEntry{Event: journal.EventRefused, Caller: caller, Code: "flood", Message: fmt.Sprintf("%d more denials", k)})
 	}
 }

@@ -66,7 +66,7 @@ func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out 
 	if err != nil {
 		return trustResult(err)
 	}
-	n.note(&journal.Entry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
+	n.note(&bus.LogEntry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
 	out.Write(text)
 	return exit0
 }
@@ -88,7 +88,7 @@ func (n *Node) serveJoin(_ context.Context, p *Peer, inv *bus.Invocation, out *b
 	if err != nil {
 		return n.refuseIdentity(p, err)
 	}
-	n.note(&journal.Entry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
+	n.note(&bus.LogEntry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
 	out.Write(cert)
 	return exit0
 }
@@ -116,7 +116,7 @@ func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *
 // invitation that comes a second time may have been read by somebody else.
 func (n *Node) refuseIdentity(p *Peer, err error) bus.Result {
 	r := trustResult(err)
-	n.note(&journal.Entry{
+	n.note(&bus.LogEntry{
 		Event: journal.EventRefused, Caller: p.Caller, From: p.From, Code: r.Code, Message: err.Error(), Serial: p.Serial,
 	})
 	return r
@@ -175,7 +175,7 @@ func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out 
 		}
 		// An entry for each ticket: with the last of its serials, which is the one in use.
 		if !slices.ContainsFunc(gone[i+1:], func(later trust.Record) bool { return later.Name == r.Name }) {
-			n.note(&journal.Entry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
+			n.note(&bus.LogEntry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
 		}
 	}
 	writeLines(out, []RevokedInfo{info})

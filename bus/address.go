@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"fbus/bus/args"
 	"fmt"
 	"net"
 	"net/netip"
@@ -54,5 +55,5 @@ func CheckAddress(addr string) error {
 }
 
 func badAddress(addr, why string) error {
-	return errorf(CodeUsage, "%q is no address: %s", addr, why)
+	return args.Errorf(args.CodeUsage, "%q is no address: %s", addr, why)
 }

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"encoding/binary"
+	"fbus/bus/args"
 
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
@@ -24,60 +25,20 @@ func finish(dst []byte, start int) []byte {
 	return dst
 }
 
-func appendUint(dst []byte, n uint64) []byte {
-	switch {
-	case n <= uint64(msgpcode.PosFixedNumHigh):
-		return append(dst, byte(n))
-	case n < 1<<8:
-		return append(dst, msgpcode.Uint8, byte(n))
-	case n < 1<<16:
-		return append(dst, msgpcode.Uint16, byte(n>>8), byte(n))
-	case n < 1<<32:
-		return binary.BigEndian.AppendUint32(append(dst, msgpcode.Uint32), uint32(n))
-	}
-	return binary.BigEndian.AppendUint64(append(dst, msgpcode.Uint64), n)
-}
-
 // appendText appends a str; what is longer than a receiver takes is cut.
 func appendText[T string | []byte](dst []byte, s T) []byte {
 	if len(s) > MaxText {
 		s = s[:MaxText]
 	}
-	dst = appendStrHeader(dst, len(s))
+	dst = args.AppendStrHeader(dst, len(s))
 	return append(dst, s...)
-}
-
-func appendStrHeader(dst []byte, n int) []byte {
-	switch {
-	case n < 32:
-		return append(dst, msgpcode.FixedStrLow|byte(n))
-	case n < 1<<8:
-		return append(dst, msgpcode.Str8, byte(n))
-	case n < 1<<16:
-		return append(dst, msgpcode.Str16, byte(n>>8), byte(n))
-	}
-	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Str32), uint32(n))
-}
-
-func appendBinHeader(dst []byte, n int) []byte {
-	switch {
-	case n < 1<<8:
-		return append(dst, msgpcode.Bin8, byte(n))
-	case n < 1<<16:
-		return append(dst, msgpcode.Bin16, byte(n>>8), byte(n))
-	}
-	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Bin32), uint32(n))
-}
-
-func appendBin(dst, p []byte) []byte {
-	return append(appendBinHeader(dst, len(p)), p...)
 }
 
 // Append implements [Frame].
 func (f *HelloFrame) Append(dst []byte) []byte {
 	start := len(dst)
 	dst = begin(dst, TypeHello, 8)
-	dst = appendUint(appendUint(dst, f.Major), f.Minor)
+	dst = args.AppendUint(args.AppendUint(dst, f.Major), f.Minor)
 	dst = appendText(appendText(appendText(dst, f.Network), f.Instance), f.Name)
 	dst = append(dst, msgpcode.Array16, byte(len(f.Caps)>>8), byte(len(f.Caps)))
 	for _, c := range f.Caps {
@@ -98,14 +59,14 @@ func (f *OfferFrame) Append(dst []byte) []byte {
 	start := len(dst)
 	arity := f.arity()
 	dst = begin(dst, TypeOffer, arity)
-	dst = appendText(appendUint(dst, f.Seq), f.Name)
-	dst = appendUint(appendUint(dst, f.Slots), f.Flags)
+	dst = appendText(args.AppendUint(dst, f.Seq), f.Name)
+	dst = args.AppendUint(args.AppendUint(dst, f.Slots), f.Flags)
 	dst = appendText(appendText(dst, f.Description), f.Arguments)
 	if arity > 7 {
 		dst = appendText(dst, f.Note)
 	}
 	if arity > 8 {
-		dst = append(appendStrHeader(dst, len(f.Schema)), f.Schema...)
+		dst = append(args.AppendStrHeader(dst, len(f.Schema)), f.Schema...)
 	}
 	return finish(dst, start)
 }
@@ -124,7 +85,7 @@ func (f *OfferFrame) arity() int {
 func (f *OfferedFrame) Append(dst []byte) []byte {
 	start := len(dst)
 	dst = begin(dst, TypeOffered, 4)
-	dst = appendUint(dst, f.Seq)
+	dst = args.AppendUint(dst, f.Seq)
 	return finish(appendText(appendText(dst, f.Code), f.Message), start)
 }
 
@@ -134,18 +95,18 @@ func (f *CallFrame) Append(dst []byte) []byte {
 	start := len(dst)
 	arity := f.arity()
 	dst = begin(dst, TypeCall, arity)
-	dst = appendUint(appendText(appendUint(dst, f.ID), f.Name), uint64(f.Kind))
-	dst = appendUint(appendBin(appendBin(dst, f.Args), f.Input), f.Flags)
+	dst = args.AppendUint(appendText(args.AppendUint(dst, f.ID), f.Name), uint64(f.Kind))
+	dst = args.AppendUint(args.AppendBin(args.AppendBin(dst, f.Args), f.Input), f.Flags)
 	if arity > 7 {
-		dst = appendUint(appendUint(dst, f.Timeout), f.WaitFunction)
-		dst = appendText(appendUint(appendUint(dst, f.WaitSlot), f.Retries), f.On)
+		dst = args.AppendUint(args.AppendUint(dst, f.Timeout), f.WaitFunction)
+		dst = appendText(args.AppendUint(args.AppendUint(dst, f.WaitSlot), f.Retries), f.On)
 	}
 	if arity > 12 {
-		dst = appendUint(appendUint(dst, f.WindowOutput), f.WindowStderr)
+		dst = args.AppendUint(args.AppendUint(dst, f.WindowOutput), f.WindowStderr)
 		dst = appendText(appendText(dst, f.Call), f.Caller)
 	}
 	if arity > 16 {
-		dst = appendText(appendUint(appendText(dst, f.Job), f.Attempt), f.Origin)
+		dst = appendText(args.AppendUint(appendText(dst, f.Job), f.Attempt), f.Origin)
 	}
 	return finish(dst, start)
 }
@@ -173,8 +134,8 @@ func (f *DataFrame) Append(dst []byte) []byte {
 func (f *DataFrame) AppendHead(dst []byte) []byte {
 	start := len(dst)
 	dst = begin(dst, TypeData, 4)
-	dst = appendUint(appendUint(dst, f.ID), uint64(f.Stream))
-	dst = appendBinHeader(dst, len(f.Payload))
+	dst = args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Stream))
+	dst = args.AppendBinHeader(dst, len(f.Payload))
 	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4+len(f.Payload)))
 	return dst
 }
@@ -182,20 +143,20 @@ func (f *DataFrame) AppendHead(dst []byte) []byte {
 // Append implements [Frame].
 func (f *EOFFrame) Append(dst []byte) []byte {
 	start := len(dst)
-	return finish(appendUint(begin(dst, TypeEOF, 2), f.ID), start)
+	return finish(args.AppendUint(begin(dst, TypeEOF, 2), f.ID), start)
 }
 
 // Append implements [Frame].
 func (f *GrantFrame) Append(dst []byte) []byte {
 	start := len(dst)
-	dst = appendUint(begin(dst, TypeGrant, 4), f.ID)
-	return finish(appendUint(appendUint(dst, uint64(f.Stream)), f.Bytes), start)
+	dst = args.AppendUint(begin(dst, TypeGrant, 4), f.ID)
+	return finish(args.AppendUint(args.AppendUint(dst, uint64(f.Stream)), f.Bytes), start)
 }
 
 // Append implements [Frame].
 func (f *CancelFrame) Append(dst []byte) []byte {
 	start := len(dst)
-	return finish(appendText(appendUint(begin(dst, TypeCancel, 3), f.ID), f.Code), start)
+	return finish(appendText(args.AppendUint(begin(dst, TypeCancel, 3), f.ID), f.Code), start)
 }
 
 // Append implements [Frame].
@@ -206,8 +167,8 @@ func (f *EndFrame) Append(dst []byte) []byte {
 		arity = 7
 	}
 	dst = begin(dst, TypeEnd, arity)
-	dst = appendUint(appendUint(appendUint(dst, f.ID), uint64(f.Source)), f.Status)
-	dst = appendBin(appendText(appendText(dst, f.Code), f.Message), f.Output)
+	dst = args.AppendUint(args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Source)), f.Status)
+	dst = args.AppendBin(appendText(appendText(dst, f.Code), f.Message), f.Output)
 	if arity > 7 {
 		dst = appendText(appendText(dst, f.Call), f.Worker)
 	}

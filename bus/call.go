@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fbus/bus/args"
 	"strconv"
 	"time"
 )
@@ -27,12 +28,12 @@ type outCall struct {
 // the call; the context's cause if that was cancelled; or what a writer
 // returned. The Result is filled as far as it is known.
 func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
-	if len(req.Args.data) > MaxArgs {
-		return Result{}, errorf(CodeBadInput, "arguments of %d bytes exceed the limit of %d: send them as input instead", len(req.Args.data), MaxArgs)
+	if len(req.Args.Data()) > MaxArgs {
+		return Result{}, args.Errorf(args.CodeBadInput, "arguments of %d bytes exceed the limit of %d: send them as input instead", len(req.Args.Data()), MaxArgs)
 	}
 	in := readAhead(req.Input)
 	if in.err != nil {
-		return Result{}, &Error{Code: CodeInternal, Message: "input can not be read: " + reason(in.err), Err: in.err}
+		return Result{}, &args.Error{Code: args.CodeInternal, Message: "input can not be read: " + reason(in.err), Err: in.err}
 	}
 	start := time.Now()
 	for try := 0; ; try++ {
@@ -51,7 +52,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	call.stdout.wake = make(chan struct{}, 1)
 	call.stderr.init(call, Stderr)
 	frame := CallFrame{
-		Kind: req.Args.kind, Args: req.Args.data,
+		Kind: req.Args.Kind(), Args: req.Args.Data(),
 		WaitFunction: millis(req.WaitFunction), WaitSlot: Forever, On: []byte(req.On),
 		WindowOutput: InitialWindow, WindowStderr: InitialWindow,
 	}
@@ -69,11 +70,11 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	if left > 0 && req.Posted == nil { // a job's time begins when a worker has it
 		// The node keeps the deadline; this one is for a node that hangs.
 		var stop context.CancelFunc
-		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, errorf(CodeDeadline, DeadlineMessage))
+		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, args.Errorf(args.CodeDeadline, DeadlineMessage))
 		defer stop()
 	}
 	in.fill(&frame)
-	if req.Input != nil && req.Args.kind != KindRaw {
+	if req.Input != nil && req.Args.Kind() != args.KindRaw {
 		frame.Flags |= FlagHasInput
 	}
 	if in.whole() {
@@ -83,7 +84,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		defer func() { call.input.stop(in.seekable) }()
 	}
 	if err := c.open(call, frame); err != nil {
-		return Result{}, false, asError(err, CodeNodeLost)
+		return Result{}, false, args.AsError(err, args.CodeNodeLost)
 	}
 	if req.Opened != nil {
 		req.Opened()
@@ -106,7 +107,7 @@ func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint
 	if timeout > 0 {
 		left = timeout - time.Since(start)
 		if left <= 0 {
-			return 0, errorf(CodeDeadline, DeadlineMessage)
+			return 0, args.Errorf(args.CodeDeadline, DeadlineMessage)
 		}
 	}
 	if d, ok := ctx.Deadline(); ok {
@@ -199,8 +200,8 @@ func (call *outCall) finish(ctx context.Context) error {
 		return call.err
 	case r.OK():
 		return nil
-	case r.Source == FromBus:
-		return &Error{Code: r.Code, Message: r.Message, status: r.Status}
+	case r.Source == args.FromBus:
+		return args.FromWire(r.Code, r.Message, r.Status)
 	}
 	return &ExitError{Result: *r}
 }

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fbus/bus/args"
 	"time"
 )
 
@@ -24,9 +25,9 @@ func (call *outCall) abandon(err error) {
 	if !open {
 		return
 	}
-	code := CodeCancelled
+	code := args.CodeCancelled
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrDeadline) {
-		code = CodeDeadline
+		code = args.CodeDeadline
 	}
 	c.conn.Send(&CancelFrame{ID: call.id, Code: []byte(code)})
 }

@@ -1,5 +1,7 @@
 package bus
 
+import "fbus/bus/args"
+
 // outgoing finds a call that this side opened, nil for one that has ended. The
 // client's mu is held.
 func (c *Client) outgoing(id uint64) (*outCall, error) {
@@ -7,7 +9,7 @@ func (c *Client) outgoing(id uint64) (*outCall, error) {
 		return call, nil
 	}
 	if id == 0 || id > c.lastOut {
-		return nil, errorf(CodeProtocol, "frame for call %d, which was never opened", id)
+		return nil, args.Errorf(args.CodeProtocol, "frame for call %d, which was never opened", id)
 	}
 	return nil, nil
 }

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -58,8 +59,8 @@ type Client struct {
 	codes    interned
 	workers  interned
 	callers  interned
-	pending  map[uint64]chan *Error // OFFERs not answered yet
-	left     map[uint64]*outCall    // given up, and waiting for the node's END
+	pending  map[uint64]chan *args.Error // OFFERs not answered yet
+	left     map[uint64]*outCall         // given up, and waiting for the node's END
 	offers   map[string]*Offering
 	err      error
 	hello    chan struct{} // closed at the node's HELLO
@@ -98,7 +99,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	}
 	c := &Client{
 		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
-		pending: map[uint64]chan *Error{}, offers: map[string]*Offering{},
+		pending: map[uint64]chan *args.Error{}, offers: map[string]*Offering{},
 		hello: make(chan struct{}), done: make(chan struct{}), creds: o.Credentials, addr: o.dialled,
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
@@ -133,7 +134,7 @@ func (c *Client) serve() {
 	}
 	for seq, ch := range c.pending {
 		delete(c.pending, seq)
-		ch <- asError(c.err, CodeNodeLost)
+		ch <- args.AsError(c.err, args.CodeNodeLost)
 	}
 	c.mu.Unlock()
 	close(c.done)
@@ -141,22 +142,22 @@ func (c *Client) serve() {
 
 // lost says what the end of the connection means to what was under way.
 func (c *Client) lost(err error) error {
-	var e *Error
+	var e *args.Error
 	switch {
 	case errors.As(err, &e):
 		return e
 	case c.creds.refusal(err) != nil:
 		return c.creds.refusal(err)
 	case errors.Is(err, net.ErrClosed):
-		return &Error{Code: CodeNodeLost, Message: "connection closed", Err: err}
+		return &args.Error{Code: args.CodeNodeLost, Message: "connection closed", Err: err}
 	case !c.greeted && errors.Is(err, os.ErrDeadlineExceeded):
-		return &Error{Code: CodeNoNode, Message: "node did not answer the handshake in time", Err: err}
+		return &args.Error{Code: args.CodeNoNode, Message: "node did not answer the handshake in time", Err: err}
 	case !c.greeted:
-		return &Error{Code: CodeNoNode, Message: "node hung up during the handshake: " + reason(err), Err: err}
+		return &args.Error{Code: args.CodeNoNode, Message: "node hung up during the handshake: " + reason(err), Err: err}
 	case err == io.EOF:
-		return &Error{Code: CodeNodeLost, Message: "node went away", Err: err}
+		return &args.Error{Code: args.CodeNodeLost, Message: "node went away", Err: err}
 	}
-	return &Error{Code: CodeNodeLost, Message: "connection to the node was lost: " + reason(err), Err: err}
+	return &args.Error{Code: args.CodeNodeLost, Message: "connection to the node was lost: " + reason(err), Err: err}
 }
 
 func (c *Client) limit() int {
@@ -225,11 +226,11 @@ func (c *Client) Handle(b *Batch, f Frame) error {
 	case *EndFrame:
 		return c.handleEnd(f)
 	}
-	return errorf(CodeProtocol, "frame of type %d is not for a client", f.frameType())
+	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", f.frameType())
 }
 
 func remoteError(f *ErrorFrame) error {
-	return &Error{Code: string(f.Code), Message: string(f.Message)}
+	return args.FromWire(string(f.Code), string(f.Message), 0)
 }
 
 // greet takes the node's first frame.
@@ -237,7 +238,7 @@ func (c *Client) greet(f Frame) error {
 	switch f := f.(type) {
 	case *HelloFrame:
 		if f.Major != Major {
-			return errorf(CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, Major)
+			return args.Errorf(args.CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, Major)
 		}
 		c.conn.NetConn().SetReadDeadline(time.Time{})
 		c.mu.Lock()
@@ -252,7 +253,7 @@ func (c *Client) greet(f Frame) error {
 	case *ErrorFrame:
 		return remoteError(f)
 	}
-	return errorf(CodeProtocol, "frame of type %d before HELLO", f.frameType())
+	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", f.frameType())
 }
 
 func clone(p []byte) []byte { return append([]byte(nil), p...) }

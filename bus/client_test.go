@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
-	"fbus/bus/trust"
 
 	"go.uber.org/goleak"
 )
@@ -151,7 +151,7 @@ func (h *holder) handle(ctx context.Context, inv *bus.Invocation) bus.Result {
 	h.started <- inv
 	<-ctx.Done()
 	h.causes <- context.Cause(ctx)
-	return bus.Result{Source: bus.FromSignal, Status: 143, Code: "SIGTERM"}
+	return bus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
 }
 
 // overrun makes a call whose time has to pass while it runs: again with a longer
@@ -242,22 +242,22 @@ func testStatuses(t *testing.T, path string) {
 			t.Errorf("status %d: %+v, error %v", status, res, err)
 		}
 	}
-	next = bus.Result{Source: bus.FromSignal, Status: 137, Code: "SIGKILL"}
+	next = bus.Result{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}
 	_, err := c.Call(bg(), &bus.Request{Function: "f"})
 	var exit *bus.ExitError
-	if !errors.As(err, &exit) || exit.Code != "SIGKILL" || exit.Source != bus.FromSignal {
+	if !errors.As(err, &exit) || exit.Code != "SIGKILL" || exit.Source != args.FromSignal {
 		t.Errorf("error %v", err)
 	}
-	for code, want := range map[string]error{bus.CodeBadInput: bus.ErrBadInput, bus.CodeDenied: bus.ErrDenied, "new": &bus.Error{Code: "new"}} {
-		next = bus.Result{Source: bus.FromBus, Status: bus.StatusOf(code), Code: code, Message: "why"}
+	for code, want := range map[string]error{args.CodeBadInput: bus.ErrBadInput, args.CodeDenied: bus.ErrDenied, "new": &args.Error{Code: "new"}} {
+		next = bus.Result{Source: args.FromBus, Status: args.StatusOf(code), Code: code, Message: "why"}
 		_, err := c.Call(bg(), &bus.Request{Function: "f"})
 		wantErr(t, err, want)
 		if err.Error() != "why" {
 			t.Errorf("error %v", err)
 		}
 	}
-	next = bus.Result{Source: bus.FromBus, Status: 75, Code: "full"}
-	var be *bus.Error
+	next = bus.Result{Source: args.FromBus, Status: 75, Code: "full"}
+	var be *args.Error
 	if _, err := c.Call(bg(), &bus.Request{Function: "f"}); !errors.As(err, &be) || be.Status() != 75 {
 		t.Errorf("a code that is not known with status 75: error %v, status %d", err, be.Status())
 	}
@@ -404,7 +404,7 @@ func flood(stream func(*bus.Invocation) io.Writer, size int) bus.CallHandler {
 				size -= n
 			}
 			if _, err := stream(inv).Write(chunk[:n]); err != nil {
-				return bus.Result{Source: bus.FromSignal, Status: 141, Code: "SIGPIPE"}
+				return bus.Result{Source: args.FromSignal, Status: 141, Code: "SIGPIPE"}
 			}
 		}
 		return bus.Result{Code: "exit"}
@@ -519,7 +519,7 @@ func testNodeLost(t *testing.T, path string) {
 	_, err = c.Offer(bg(), bus.Offer{Name: "g", Slots: 1}, echo)
 	wantErr(t, err, bus.ErrNodeLost)
 	_, err = bus.Dial(bg(), path, dialOptions(path))
-	wantErr(t, err, &bus.Error{Code: bus.CodeNoNode})
+	wantErr(t, err, &args.Error{Code: args.CodeNoNode})
 }
 
 // TestClose: what is under way fails, handlers are cancelled and waited for.
@@ -598,7 +598,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			if err != nil {
 				return
 			}
-			nc.Write((&bus.ErrorFrame{Code: []byte(bus.CodeDenied), Message: []byte("not you")}).Append(nil))
+			nc.Write((&bus.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}).Append(nil))
 			nc.Close()
 			closed <- struct{}{}
 		}
@@ -639,23 +639,23 @@ func TestHostileNode(t *testing.T) {
 		hello, send []byte
 		code        string
 	}{
-		"says nothing and closes":    {nil, nil, bus.CodeNoNode},
-		"another version":            {(&bus.HelloFrame{Major: 2}).Append(nil), nil, bus.CodeVersion},
-		"an error":                   {(&bus.ErrorFrame{Code: []byte("wrong_network")}).Append(nil), nil, bus.CodeNetwork},
-		"text":                       {[]byte("HTTP/1.1 400"), nil, bus.CodeNoNode},
-		"a call first":               {(&bus.CallFrame{ID: 1}).Append(nil), nil, bus.CodeProtocol},
-		"END never opened":           {hello.Append(nil), (&bus.EndFrame{ID: 7}).Append(nil), bus.CodeProtocol},
-		"END beyond the credit":      {hello.Append(nil), (&bus.EndFrame{ID: 1, Output: make([]byte, bus.InitialWindow+1)}).Append(nil), bus.CodeProtocol},
-		"DATA beyond the credit":     {hello.Append(nil), (&bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: make([]byte, bus.InitialWindow+1)}).Append(nil), bus.CodeProtocol},
-		"too much credit":            {hello.Append(nil), bytes.Repeat((&bus.GrantFrame{ID: 1, Bytes: 4 << 20}).Append(nil), 3), bus.CodeProtocol},
-		"an answer to no offer":      {hello.Append(nil), (&bus.OfferedFrame{Seq: 3}).Append(nil), bus.CodeProtocol},
-		"an offer":                   {hello.Append(nil), (&bus.OfferFrame{Seq: 3}).Append(nil), bus.CodeProtocol},
-		"a second HELLO":             {hello.Append(nil), hello.Append(nil), bus.CodeProtocol},
-		"a length bomb":              {hello.Append(nil), []byte{0xff, 0, 0, 0}, bus.CodeNodeLost},
-		"half a frame":               {hello.Append(nil), []byte{0, 0, 0, 3, 0x92}, bus.CodeNodeLost},
-		"an error mid-call":          {hello.Append(nil), (&bus.ErrorFrame{Code: []byte("superseded")}).Append(nil), bus.CodeSuperseded},
-		"an end between frames":      {hello.Append(nil), nil, bus.CodeNodeLost},
-		"a call of nothing we offer": {hello.Append(nil), append((&bus.CallFrame{ID: 1, Name: []byte("x")}).Append(nil), (&bus.CallFrame{ID: 1, Name: []byte("x")}).Append(nil)...), bus.CodeProtocol},
+		"says nothing and closes":    {nil, nil, args.CodeNoNode},
+		"another version":            {(&bus.HelloFrame{Major: 2}).Append(nil), nil, args.CodeVersion},
+		"an error":                   {(&bus.ErrorFrame{Code: []byte("wrong_network")}).Append(nil), nil, args.CodeNetwork},
+		"text":                       {[]byte("HTTP/1.1 400"), nil, args.CodeNoNode},
+		"a call first":               {(&bus.CallFrame{ID: 1}).Append(nil), nil, args.CodeProtocol},
+		"END never opened":           {hello.Append(nil), (&bus.EndFrame{ID: 7}).Append(nil), args.CodeProtocol},
+		"END beyond the credit":      {hello.Append(nil), (&bus.EndFrame{ID: 1, Output: make([]byte, bus.InitialWindow+1)}).Append(nil), args.CodeProtocol},
+		"DATA beyond the credit":     {hello.Append(nil), (&bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: make([]byte, bus.InitialWindow+1)}).Append(nil), args.CodeProtocol},
+		"too much credit":            {hello.Append(nil), bytes.Repeat((&bus.GrantFrame{ID: 1, Bytes: 4 << 20}).Append(nil), 3), args.CodeProtocol},
+		"an answer to no offer":      {hello.Append(nil), (&bus.OfferedFrame{Seq: 3}).Append(nil), args.CodeProtocol},
+		"an offer":                   {hello.Append(nil), (&bus.OfferFrame{Seq: 3}).Append(nil), args.CodeProtocol},
+		"a second HELLO":             {hello.Append(nil), hello.Append(nil), args.CodeProtocol},
+		"a length bomb":              {hello.Append(nil), []byte{0xff, 0, 0, 0}, args.CodeNodeLost},
+		"half a frame":               {hello.Append(nil), []byte{0, 0, 0, 3, 0x92}, args.CodeNodeLost},
+		"an error mid-call":          {hello.Append(nil), (&bus.ErrorFrame{Code: []byte("superseded")}).Append(nil), args.CodeSuperseded},
+		"an end between frames":      {hello.Append(nil), nil, args.CodeNodeLost},
+		"a call of nothing we offer": {hello.Append(nil), append((&bus.CallFrame{ID: 1, Name: []byte("x")}).Append(nil), (&bus.CallFrame{ID: 1, Name: []byte("x")}).Append(nil)...), args.CodeProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
@@ -676,7 +676,7 @@ func TestHostileNode(t *testing.T) {
 			}()
 			go func() { // ends with the connection
 				far.Write(tc.hello)
-				if tc.send == nil && tc.code != bus.CodeNodeLost {
+				if tc.send == nil && tc.code != args.CodeNodeLost {
 					far.Close()
 				}
 			}()
@@ -689,7 +689,7 @@ func TestHostileNode(t *testing.T) {
 				err = await(t, "the end", call)
 				c.Close()
 			}
-			wantErr(t, err, &bus.Error{Code: tc.code})
+			wantErr(t, err, &args.Error{Code: tc.code})
 			far.Close()
 			<-gone
 		})
@@ -951,7 +951,7 @@ func TestDeniedIsFinal(t *testing.T) {
 			if err != nil {
 				return
 			}
-			nc.Write((&bus.ErrorFrame{Code: []byte(bus.CodeDenied), Message: []byte("no more")}).Append(nil))
+			nc.Write((&bus.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("no more")}).Append(nil))
 			nc.Close()
 		}
 	}()
@@ -964,10 +964,10 @@ func TestDeniedIsFinal(t *testing.T) {
 
 func TestForeignAddress(t *testing.T) {
 	for addr, code := range map[string]string{
-		"localhost:10101": trust.CodeNoCertificate, "x": trust.CodeNoCertificate, filepath.Join(t.TempDir(), "none"): bus.CodeNoNode,
+		"localhost:10101": args.CodeNoCertificate, "x": args.CodeNoCertificate, filepath.Join(t.TempDir(), "none"): args.CodeNoNode,
 	} {
 		_, err := bus.Dial(bg(), addr, nil)
-		wantErr(t, err, &bus.Error{Code: code})
+		wantErr(t, err, &args.Error{Code: code})
 		if !strings.Contains(fmt.Sprint(err), addr) {
 			t.Errorf("error %v does not name %s", err, addr)
 		}

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fbus/bus/args"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -135,7 +136,7 @@ var readPool = sync.Pool{New: func() any { return new([readBuffer]byte) }}
 
 // finish closes after a failed read; a protocol error is told to the peer.
 func (c *Conn) finish(err error) error {
-	var e *Error
+	var e *args.Error
 	c.mu.Lock()
 	if c.err != nil && !errors.As(err, &e) {
 		err = c.err // closed on our side: that was first
@@ -144,8 +145,8 @@ func (c *Conn) finish(err error) error {
 	switch {
 	case errors.As(err, &e):
 		c.CloseWith(e)
-	case errors.Is(err, ErrMalformed):
-		c.CloseWith(&Error{Code: CodeProtocol, Message: err.Error()})
+	case errors.Is(err, args.ErrMalformed):
+		c.CloseWith(&args.Error{Code: args.CodeProtocol, Message: err.Error()})
 	default:
 		c.Close(err)
 	}
@@ -218,7 +219,7 @@ func (c *Conn) Close(err error) {
 }
 
 // CloseWith tells the peer why, after what was sent before, and then closes.
-func (c *Conn) CloseWith(e *Error) {
+func (c *Conn) CloseWith(e *args.Error) {
 	c.Finish(&ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)})
 }
 

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"encoding/binary"
+	"fbus/bus/args"
 	"fmt"
 	"io"
 	"syscall"
@@ -200,7 +201,7 @@ func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 	for in.end-in.start >= 4 {
 		size = int(binary.BigEndian.Uint32(in.buf[in.start:]))
 		if max := limit(); size > max {
-			return fmt.Errorf("%w: frame of %d bytes exceeds the limit of %d", ErrMalformed, size, max)
+			return fmt.Errorf("%w: frame of %d bytes exceeds the limit of %d", args.ErrMalformed, size, max)
 		}
 		size += 4
 		if in.end-in.start < size {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fbus/bus/args"
 	"io"
 	"net"
 	"runtime"
@@ -97,7 +98,7 @@ func TestWindowIsBounded(t *testing.T) {
 	if s.window <= first {
 		t.Errorf("the window did not grow over %d", first)
 	}
-	if err := s.push(make([]byte, s.credit+1)); !errors.Is(err, &Error{Code: CodeProtocol}) {
+	if err := s.push(make([]byte, s.credit+1)); !errors.Is(err, &args.Error{Code: args.CodeProtocol}) {
 		t.Errorf("more than was granted: error %v", err)
 	}
 }
@@ -170,7 +171,7 @@ func TestServeLarge(t *testing.T) {
 		}
 	}
 	raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, MaxFrame)}).Append(nil)
-	if _, err := serveChunks(t, "unix", raw); !errors.Is(err, ErrMalformed) {
+	if _, err := serveChunks(t, "unix", raw); !errors.Is(err, args.ErrMalformed) {
 		t.Errorf("a frame too long: error %v", err)
 	}
 }
@@ -347,7 +348,7 @@ func TestHalfFramesAreCounted(t *testing.T) {
 func TestCloseWithGonePeer(t *testing.T) {
 	near, far := pair(t, "unix")
 	near.Close()
-	NewConn(far, nil).CloseWith(&Error{Code: CodeDenied})
+	NewConn(far, nil).CloseWith(&args.Error{Code: args.CodeDenied})
 	if _, err := far.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("error %v, want a closed socket", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"fbus/bus/args"
 	"fbus/bus/trust"
 )
 
@@ -52,31 +53,31 @@ func FileCredentials(f *trust.Files) *Credentials {
 // other, and for those of the network. What this side has against the node's
 // certificate is no denial: another address, or a later time, may show a better
 // one.
-func (c *Credentials) refusal(err error) *Error {
+func (c *Credentials) refusal(err error) *args.Error {
 	if c == nil || err == nil {
 		return nil
 	}
 	e := c.Explain(err)
 	switch {
-	case e.Code == trust.CodeReset, e.Code == trust.CodeTimeout, e.Code == trust.CodeTLS:
+	case e.Code == args.CodeReset, e.Code == args.CodeTimeout, e.Code == args.CodeTLS:
 		return nil
-	case e.Code == trust.CodeOtherNetwork:
-		return &Error{Code: CodeNetwork, Message: e.Message, Err: e}
+	case e.Code == args.CodeOtherNetwork:
+		return &args.Error{Code: args.CodeNetwork, Message: e.Message, Err: e}
 	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(*trust.Error)): // of VerifyConnection
-		return &Error{Code: CodeNotOurs, Message: e.Message, Err: e}
+		return &args.Error{Code: args.CodeNotOurs, Message: e.Message, Err: e}
 	}
-	return &Error{Code: e.Code, Message: e.Message, Err: e}
+	return &args.Error{Code: e.Code, Message: e.Message, Err: e}
 }
 
 // Failure is the error that a failed handshake with a node at addr ends a dial
 // with.
-func (c *Credentials) Failure(addr string, err error) *Error {
+func (c *Credentials) Failure(addr string, err error) *args.Error {
 	if e := c.refusal(err); e != nil {
 		e.Message = addr + ": " + e.Message
 		return e
 	}
 	e := c.Explain(err)
-	return &Error{Code: CodeNoNode, Message: addr + ": " + e.Message, Err: e}
+	return &args.Error{Code: args.CodeNoNode, Message: addr + ": " + e.Message, Err: e}
 }
 
 // Dial connects to a node. An addr with a / is the path of its unix socket. The node
@@ -92,14 +93,14 @@ func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
 		return dialSocket(ctx, addr, o)
 	}
 	if o.Credentials == nil {
-		return nil, &Error{Code: trust.CodeNoCertificate, Message: addr + ": nobody gets in over TCP without a ticket"}
+		return nil, &args.Error{Code: args.CodeNoCertificate, Message: addr + ": nobody gets in over TCP without a ticket"}
 	}
 	list := o.Credentials.Addresses
 	if addr != "" {
 		list = []string{addr}
 	}
 	if len(list) == 0 {
-		return nil, errorf(CodeNoNode, "the ticket names no address: give the node's with --node HOST:PORT")
+		return nil, args.Errorf(args.CodeNoNode, "the ticket names no address: give the node's with --node HOST:PORT")
 	}
 	var first error
 	for i, a := range list {
@@ -129,7 +130,7 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 	dialer := net.Dialer{KeepAlive: -1}
 	tcp, err := dialer.DialContext(try, "tcp", addr)
 	if err != nil {
-		return nil, &Error{Code: CodeNoNode, Message: addr + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
+		return nil, &args.Error{Code: args.CodeNoNode, Message: addr + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
 	}
 	pulse := KeepAlive(tcp, cmp.Or(o.KeepAlive, DefaultKeepAlive))
 	host, _, _ := net.SplitHostPort(addr)
@@ -176,7 +177,7 @@ func dialReason(err error) string {
 func dialSocket(ctx context.Context, path string, o *DialOptions) (*Client, error) {
 	nc, err := dialUnix(ctx, path)
 	if err != nil {
-		return nil, &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: %s", path, reason(err)), Err: err}
+		return nil, &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: %s", path, reason(err)), Err: err}
 	}
 	if err := checkPeer(nc, path, o.Users); err != nil {
 		nc.Close()

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -51,7 +52,7 @@ func ExampleDial() {
 	fmt.Println("network", network)
 
 	_, err = bus.Dial(context.Background(), path, &bus.DialOptions{Network: "other"})
-	var e *bus.Error
+	var e *args.Error
 	if errors.As(err, &e) {
 		fmt.Println(e.Code)
 	}
@@ -117,7 +118,7 @@ func ExampleClient_Offer() {
 	greet := func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		words, err := inv.Words()
 		if err != nil || len(words) != 1 {
-			return bus.Result{Source: bus.FromBus, Status: 65, Code: bus.CodeBadInput, Message: "greet: one name is due"}
+			return bus.Result{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: "greet: one name is due"}
 		}
 		return bus.Result{Code: "exit", Output: []byte("hello " + words[0] + "\n")}
 	}
@@ -125,11 +126,11 @@ func ExampleClient_Offer() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	c.Call(context.Background(), &bus.Request{Function: "greet", Args: bus.List("Bob"), Stdout: os.Stdout})
+	c.Call(context.Background(), &bus.Request{Function: "greet", Args: args.List("Bob"), Stdout: os.Stdout})
 	_, err = c.Call(context.Background(), &bus.Request{Function: "greet", Stdout: os.Stdout})
 	fmt.Println(err)
 	off.Withdraw(context.Background())
-	_, err = c.Call(context.Background(), &bus.Request{Function: "greet", Args: bus.List("Bob"), Stdout: os.Stdout})
+	_, err = c.Call(context.Background(), &bus.Request{Function: "greet", Args: args.List("Bob"), Stdout: os.Stdout})
 	fmt.Println(err)
 	// Output:
 	// hello Bob

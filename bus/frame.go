@@ -1,5 +1,7 @@
 package bus
 
+import "fbus/bus/args"
+
 // Version of the protocol this package speaks (PROTOCOL.md, section 3). Another
 // major version is refused; a newer minor version may add elements to frames,
 // and frame types, which are skipped.
@@ -29,8 +31,6 @@ const (
 	InitialWindow = 256 << 10
 	// MaxWindow is the most credit a receiver may have outstanding for a stream.
 	MaxWindow = 4 << 20
-	// MaxDepth bounds the nesting of elements that are skipped.
-	MaxDepth = 16
 	// Forever is a wait without limit, in milliseconds.
 	Forever = 1<<32 - 1
 )
@@ -68,18 +68,6 @@ const (
 	TypeEnd Type = 10
 )
 
-// Kind says what a call's arguments are (PROTOCOL.md, section 6).
-type Kind uint8
-
-// Kinds of arguments.
-const (
-	KindRaw  Kind = 0 // none: the input is all the function gets
-	KindList Kind = 1 // a msgpack array of values
-	KindMap  Kind = 2 // a msgpack map from strings to values
-	KindJSON Kind = 3 // one JSON document, UTF-8
-	maxKind       = KindJSON
-)
-
 // Stream numbers the byte streams of a call.
 type Stream uint8
 
@@ -89,37 +77,6 @@ const (
 	Output Stream = 1
 	Stderr Stream = 2
 )
-
-// Source says who decided how a call ended.
-type Source uint8
-
-// Sources of an end status.
-const (
-	FromProgram Source = 0 // the program exited by itself
-	FromSignal  Source = 1 // a signal ended it: status is 128+N
-	FromBus     Source = 2 // fbus ended the call: the code says why
-)
-
-// String names the source as the JSON outputs do.
-func (s Source) String() string {
-	switch s {
-	case FromProgram:
-		return "program"
-	case FromSignal:
-		return "signal"
-	}
-	return "fbus"
-}
-
-// ParseSource is the source of that name, as String gives it.
-func ParseSource(name string) Source {
-	for _, s := range []Source{FromProgram, FromSignal} {
-		if s.String() == name {
-			return s
-		}
-	}
-	return FromBus
-}
 
 // Flags of CALL.
 const (
@@ -180,7 +137,7 @@ type OfferedFrame struct {
 type CallFrame struct {
 	ID           uint64
 	Name         []byte
-	Kind         Kind
+	Kind         args.Kind
 	Args         []byte
 	Input        []byte
 	Flags        uint64
@@ -226,7 +183,7 @@ type CancelFrame struct {
 // EndFrame is the last frame of a call.
 type EndFrame struct {
 	ID      uint64
-	Source  Source
+	Source  args.Source
 	Status  uint64
 	Code    []byte
 	Message []byte

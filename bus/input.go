@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"fbus/bus/args"
 	"io"
 	"os"
 	"sync"
@@ -147,7 +148,7 @@ func (p *inputPump) grant(n uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.credit += n; p.credit > MaxWindow {
-		return errorf(CodeProtocol, "credit of %d bytes exceeds the limit of %d", p.credit, MaxWindow)
+		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", p.credit, MaxWindow)
 	}
 	if !p.started {
 		p.started = true
@@ -228,7 +229,7 @@ func (p *inputPump) send(b []byte) bool {
 
 // fail ends the call: an input that can not be read must not look complete.
 func (p *inputPump) fail(err error) {
-	p.call.abandon(&Error{Code: CodeInternal, Message: "input can not be read: " + reason(err), Err: err})
+	p.call.abandon(&args.Error{Code: args.CodeInternal, Message: "input can not be read: " + reason(err), Err: err})
 }
 
 // readable reports whether a read of f would return at once.

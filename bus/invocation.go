@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"fbus/bus/args"
 	"io"
 	"sync"
 )
@@ -24,7 +25,7 @@ func (s *sendStream) grant(n uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.credit += n; s.credit > MaxWindow {
-		return errorf(CodeProtocol, "credit of %d bytes exceeds the limit of %d", s.credit, MaxWindow)
+		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", s.credit, MaxWindow)
 	}
 	select {
 	case s.more <- struct{}{}:
@@ -123,10 +124,10 @@ func (s *inputStream) push(p []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(p) > s.credit {
-		return errorf(CodeProtocol, "%d bytes of input with a credit of %d", len(p), s.credit)
+		return args.Errorf(args.CodeProtocol, "%d bytes of input with a credit of %d", len(p), s.credit)
 	}
 	if s.err != nil {
-		return errorf(CodeProtocol, "input after its end")
+		return args.Errorf(args.CodeProtocol, "input after its end")
 	}
 	s.credit -= len(p)
 	if s.pos > len(s.buf)/2 { // what was read must not pile up before it

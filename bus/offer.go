@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"fbus/bus/args"
 	"io"
 	"runtime"
 	"time"
@@ -49,7 +50,7 @@ type Invocation struct {
 	Function string
 	Call     string // id on the network
 	Caller   string // who calls, as the node knows it: "uid:1000"
-	Kind     Kind
+	Kind     args.Kind
 	Args     []byte    // see PROTOCOL.md, section 6
 	HasInput bool      // an input was sent beside arguments
 	Input    []byte    // the input's first bytes
@@ -82,9 +83,9 @@ type Invocation struct {
 func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, error) {
 	switch {
 	case o.Slots < 1:
-		return nil, errorf(CodeUsage, "an offer needs at least one slot")
+		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
 	case len(o.Schema) > MaxSchema:
-		return nil, errorf(CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), MaxSchema)
+		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), MaxSchema)
 	}
 	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note}
 	var old *Offering
@@ -134,7 +135,7 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	if off.offer.Idempotent {
 		f.Flags |= FlagIdempotent
 	}
-	answer := make(chan *Error, 1)
+	answer := make(chan *args.Error, 1)
 	c.mu.Lock()
 	if c.err != nil {
 		defer c.mu.Unlock()
@@ -213,13 +214,13 @@ func (c *Client) handleOffered(f *OfferedFrame) error {
 	defer c.mu.Unlock()
 	ch := c.pending[f.Seq]
 	if ch == nil {
-		return errorf(CodeProtocol, "answer to offer %d, which was never made", f.Seq)
+		return args.Errorf(args.CodeProtocol, "answer to offer %d, which was never made", f.Seq)
 	}
 	delete(c.pending, f.Seq)
 	if len(f.Code) == 0 {
 		ch <- nil
 	} else {
-		ch <- &Error{Code: string(f.Code), Message: string(f.Message)}
+		ch <- args.FromWire(string(f.Code), string(f.Message), 0)
 	}
 	return nil
 }
@@ -229,13 +230,13 @@ func (c *Client) handleCall(b *Batch, f *CallFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.ID <= c.lastIn {
-		return errorf(CodeProtocol, "call id %d after %d", f.ID, c.lastIn)
+		return args.Errorf(args.CodeProtocol, "call id %d after %d", f.ID, c.lastIn)
 	}
 	c.lastIn = f.ID
 	off := c.offers[string(f.Name)]
 	if off == nil || off.running >= off.slots {
 		// Our offer and the node's call have crossed: it looks elsewhere.
-		return b.Send(c.conn, &EndFrame{ID: f.ID, Source: FromBus, Status: 75, Code: []byte(CodeBusy), Message: []byte("no slot is free at the worker")})
+		return b.Send(c.conn, &EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is free at the worker")})
 	}
 	inv := newInvocation(c, off, f)
 	c.in[f.ID] = inv
@@ -289,8 +290,8 @@ func (inv *Invocation) run() {
 		inv.rest.open()
 	}
 	res := inv.offering.handler(inv.ctx, inv)
-	if res.Source > FromBus || res.Status < 0 || res.Status > 255 {
-		res = Result{Source: FromBus, Status: StatusOf(CodeInternal), Code: CodeInternal, Message: inv.Function + ": its handler returned no valid status", Output: res.Output}
+	if res.Source > args.FromBus || res.Status < 0 || res.Status > 255 {
+		res = Result{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: inv.Function + ": its handler returned no valid status", Output: res.Output}
 	}
 	out := res.Output
 	if len(out) > 0 && !inv.out.takeAll(len(out)) {
@@ -335,7 +336,7 @@ func (c *Client) incoming(id uint64) (*Invocation, error) {
 		return inv, nil
 	}
 	if id == 0 || id > c.lastIn {
-		return nil, errorf(CodeProtocol, "frame for call %d, which was never opened", id)
+		return nil, args.Errorf(args.CodeProtocol, "frame for call %d, which was never opened", id)
 	}
 	return nil, nil
 }
@@ -381,7 +382,7 @@ func (c *Client) handleCancel(f *CancelFrame) error {
 		return err
 	}
 	cause := ErrCancelled
-	if string(f.Code) == CodeDeadline {
+	if string(f.Code) == args.CodeDeadline {
 		cause = ErrDeadline
 	}
 	inv.cancel(cause)

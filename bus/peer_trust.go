@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"fbus/bus/args"
 	"fmt"
 	"net"
 	"os"
@@ -15,13 +16,13 @@ import (
 func checkPeer(nc *net.UnixConn, path string, users func(uid int) bool) error {
 	uid, err := PeerUID(nc)
 	if err != nil {
-		return &Error{Code: CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", path, err), Err: err}
+		return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", path, err), Err: err}
 	}
 	switch {
 	case uid == 0, uid == os.Getuid(), users != nil && users(uid):
 	case placed(path, uid), teammate(nc, path):
 	default:
-		return errorf(CodeForeign, "%s: belongs to uid %d, who is neither you nor root", path, uid)
+		return args.Errorf(args.CodeForeign, "%s: belongs to uid %d, who is neither you nor root", path, uid)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"fbus/bus/args"
 	"io"
 	"sync"
 )
@@ -49,7 +50,7 @@ func (s *recvStream) push(p []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(p) > s.credit {
-		return errorf(CodeProtocol, "%d bytes of stream %d with a credit of %d", len(p), s.stream, s.credit)
+		return args.Errorf(args.CodeProtocol, "%d bytes of stream %d with a credit of %d", len(p), s.stream, s.credit)
 	}
 	s.credit -= len(p)
 	s.buf = append(s.buf, p...)

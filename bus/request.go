@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"fbus/bus/args"
 	"io"
 	"time"
 )
@@ -10,7 +11,7 @@ type Request struct {
 	// Function is the name to call.
 	Function string
 	// Args are the arguments; the zero value sends none.
-	Args Args
+	Args args.Args
 	// Input is the input stream, nil for none. What can be had of it without
 	// waiting goes out with the call; the rest is read when the function takes
 	// it. A Read that is under way when the call ends is not waited for.
@@ -51,7 +52,7 @@ type Posted struct {
 
 // Result is how a call ended.
 type Result struct {
-	Source  Source
+	Source  args.Source
 	Status  int    // exit status: the program's, 128+N for a signal, or fbus's
 	Code    string // "exit", a signal's name, or one of the Code constants
 	Message string // for a person, from fbus
@@ -63,4 +64,4 @@ type Result struct {
 }
 
 // OK reports whether a program exited with status 0.
-func (r *Result) OK() bool { return r.Source == FromProgram && r.Status == 0 }
+func (r *Result) OK() bool { return r.Source == args.FromProgram && r.Status == 0 }

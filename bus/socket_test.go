@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fbus/bus/args"
 	"io"
 	"net"
 	"runtime"
@@ -130,12 +131,12 @@ func TestCloseWithArrives(t *testing.T) {
 			for range backlog {
 				conn.Send(&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, ChunkSize)})
 			}
-			conn.CloseWith(&Error{Code: CodeDenied, Message: "not you"})
+			conn.CloseWith(&args.Error{Code: args.CodeDenied, Message: "not you"})
 			if err := conn.Send(&EOFFrame{ID: 9}); err == nil {
 				t.Error("a frame was taken after the last")
 			}
 			got, err := io.ReadAll(near)
-			want := (&ErrorFrame{Code: []byte(CodeDenied), Message: []byte("not you")}).Append(nil)
+			want := (&ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}).Append(nil)
 			if kind == "unix" && errors.Is(err, syscall.ECONNRESET) {
 				err = nil // all the same, behind what was written
 			}
@@ -159,7 +160,7 @@ func TestCloseWithUnread(t *testing.T) {
 	for !conn.Stalled() {
 		conn.Send(&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, ChunkSize)})
 	}
-	conn.CloseWith(&Error{Code: CodeDenied})
+	conn.CloseWith(&args.Error{Code: args.CodeDenied})
 	if err := <-served; err == nil {
 		t.Error("no error")
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -39,7 +40,7 @@ func BenchmarkCallTLS(b *testing.B) {
 		function string
 	}{{local, "near"}, {far, "near"}, {far, "far"}}
 	times := make([][]time.Duration, len(kinds))
-	args := bus.List(string(make([]byte, 64)))
+	args := args.List(string(make([]byte, 64)))
 	for b.Loop() {
 		for i, k := range kinds {
 			t0 := time.Now()

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"testing"
 
-	"fbus/bus/trust"
+	"fbus/bus/args"
 )
 
 var update = flag.Bool("update", false, "write testdata/frames.jsonl anew")
@@ -55,9 +55,9 @@ func vectors() []struct {
 		{"offered", &OfferedFrame{Seq: 1, Code: b(""), Message: b("")}},
 		{"offered denied", &OfferedFrame{Seq: 70000, Code: b("denied"), Message: b("no")}},
 		{"call raw", &CallFrame{ID: 1, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
-		{"call list", &CallFrame{ID: 127, Name: b("greet"), Kind: KindList, Args: List("Bob").data, Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
-		{"call map", &CallFrame{ID: 128, Name: b("greet"), Kind: KindMap, Args: Fields(Field{"n", "Bob", false}, Field{"age", "41", true}).data, Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
-		{"call json", &CallFrame{ID: 256, Name: b("greet"), Kind: KindJSON, Args: b(`{"n":1.10}`), Flags: FlagInputEnd | FlagHasInput, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call list", &CallFrame{ID: 127, Name: b("greet"), Kind: args.KindList, Args: args.List("Bob").Data(), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call map", &CallFrame{ID: 128, Name: b("greet"), Kind: args.KindMap, Args: args.Fields(args.Field{Name: "n", Value: "Bob"}, args.Field{Name: "age", Value: "41", JSON: true}).Data(), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
+		{"call json", &CallFrame{ID: 256, Name: b("greet"), Kind: args.KindJSON, Args: b(`{"n":1.10}`), Flags: FlagInputEnd | FlagHasInput, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
 		{"call with options", &CallFrame{ID: 65536, Name: b("wc"), Input: long, Timeout: 1500, WaitFunction: 10000, WaitSlot: 0, Retries: 2, On: b("gpu-*"), WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
 		{"call at a worker", &CallFrame{ID: 1 << 32, Name: b("wc"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-1"), Caller: b("uid:1000")}},
 		{"call of a job", &CallFrame{ID: 3, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-3"), Caller: b("uid:1000"), Job: b(vectorJob), Attempt: 1}},
@@ -70,9 +70,9 @@ func vectors() []struct {
 		{"eof", &EOFFrame{ID: 1}},
 		{"grant", &GrantFrame{ID: 1, Stream: Output, Bytes: 131072}},
 		{"cancel", &CancelFrame{ID: 1, Code: b("deadline")}},
-		{"end of a program", &EndFrame{ID: 1, Source: FromProgram, Code: b("exit"), Message: b(""), Output: b("2\n")}},
-		{"end by a signal", &EndFrame{ID: 1, Source: FromSignal, Status: 137, Code: b("SIGKILL"), Message: b(""), Output: []byte{}}},
-		{"end by fbus, from a node", &EndFrame{ID: 1, Source: FromBus, Status: 75, Code: b("busy"), Message: b("wc: no slot is free"), Output: []byte{}, Call: b("x7k2q-4-1"), Worker: b("gpu-1")}},
+		{"end of a program", &EndFrame{ID: 1, Source: args.FromProgram, Code: b("exit"), Message: b(""), Output: b("2\n")}},
+		{"end by a signal", &EndFrame{ID: 1, Source: args.FromSignal, Status: 137, Code: b("SIGKILL"), Message: b(""), Output: []byte{}}},
+		{"end by fbus, from a node", &EndFrame{ID: 1, Source: args.FromBus, Status: 75, Code: b("busy"), Message: b("wc: no slot is free"), Output: []byte{}, Call: b("x7k2q-4-1"), Worker: b("gpu-1")}},
 	}
 }
 
@@ -97,16 +97,16 @@ func TestCodesAreOnThePage(t *testing.T) {
 	}
 	// Said by this side alone, about what it has found: no peer is told.
 	here := []string{
-		CodeNoNode, CodeNotOurs, CodeForeign, CodeAmbiguous,
-		trust.CodePlainText, trust.CodeHTTP, trust.CodeNotFbus, trust.CodeReset, trust.CodeTimeout, trust.CodeBadTicket, trust.CodeClock,
+		args.CodeNoNode, args.CodeNotOurs, args.CodeForeign, args.CodeAmbiguous,
+		args.CodePlainText, args.CodeHTTP, args.CodeNotFbus, args.CodeReset, args.CodeTimeout, args.CodeBadTicket, args.CodeClock,
 	}
-	for _, file := range []string{"errors.go", "trust/errors.go"} {
+	for _, file := range []string{"args/error.go", "args/codes.go"} {
 		source, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		codes := regexp.MustCompile(`(?m)^\tCode\w+ += "(\w+)"`).FindAllStringSubmatch(string(source), -1)
-		if len(codes) < 20 {
+		if len(codes) < 15 {
 			t.Errorf("%s: %d codes", file, len(codes))
 		}
 		for _, m := range codes {
@@ -115,8 +115,8 @@ func TestCodesAreOnThePage(t *testing.T) {
 				t.Errorf("%s of %s: on the page is %v", m[1], file, ok)
 			}
 			// Those without a status of their own have it from the END that they come in.
-			if _, known := statusOf[m[1]]; ok && known && status != StatusOf(m[1]) {
-				t.Errorf("%s: status %d on the page, and %d here", m[1], status, StatusOf(m[1]))
+			if known := slices.Contains(args.Codes(), m[1]); ok && known && status != args.StatusOf(m[1]) {
+				t.Errorf("%s: status %d on the page, and %d here", m[1], status, args.StatusOf(m[1]))
 			}
 		}
 	}
@@ -225,17 +225,12 @@ func TestWireNumbers(t *testing.T) {
 	for name, pair := range map[string][2]int{
 		"MaxFrame": {MaxFrame, 1048576}, "MaxHelloFrame": {MaxHelloFrame, 4096}, "MaxInlineInput": {MaxInlineInput, 32768},
 		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "MaxSchema": {MaxSchema, 65536}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
-		"Forever": {Forever, 4294967295}, "kinds": {int(KindRaw)*1000 + int(KindList)*100 + int(KindMap)*10 + int(KindJSON), 123},
-		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(FromProgram)*100 + int(FromSignal)*10 + int(FromBus), 12},
+		"Forever": {Forever, 4294967295}, "kinds": {int(args.KindRaw)*1000 + int(args.KindList)*100 + int(args.KindMap)*10 + int(args.KindJSON), 123},
+		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(args.FromProgram)*100 + int(args.FromSignal)*10 + int(args.FromBus), 12},
 		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "idempotent": {FlagIdempotent, 1}, "major": {Major, 1},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s is %d, want %d", name, pair[0], pair[1])
-		}
-	}
-	for code, want := range statusOf {
-		if StatusOf(code) != want {
-			t.Errorf("%s: %d", code, StatusOf(code))
 		}
 	}
 }
@@ -270,7 +265,7 @@ func TestDecodeRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := &Batch{}
 			err := b.decode(nopHandler{}, body)
-			if !errors.Is(err, ErrMalformed) {
+			if !errors.Is(err, args.ErrMalformed) {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -354,7 +349,7 @@ func TestFrameAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkFrame(b *testing.B) {
-	call := &CallFrame{ID: 1000, Name: []byte("echo"), Kind: KindList, Args: List(strings.Repeat("x", 64)).data, Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}
+	call := &CallFrame{ID: 1000, Name: []byte("echo"), Kind: args.KindList, Args: args.List(strings.Repeat("x", 64)).Data(), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}
 	raw := call.Append(nil)
 	b.Run("encode", func(b *testing.B) {
 		b.ReportAllocs()

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"fbus/bus/trust"
+	"fbus/bus/args"
 )
 
 // Back-off of a worker that has lost its node.
@@ -64,7 +64,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			select {
 			case <-c.Done():
 				// An identity that has expired may have been renewed meanwhile.
-				if err := asError(c.Err(), CodeNodeLost); errors.Is(err, ErrDenied) && err.Code != trust.CodeExpired {
+				if err := args.AsError(c.Err(), args.CodeNodeLost); errors.Is(err, ErrDenied) && err.Code != args.CodeExpired {
 					return err
 				}
 				w.notice("%v: looking for a node", c.Err())
@@ -115,8 +115,8 @@ func (w *Worker) reconnect(ctx context.Context) error {
 
 // telling reports whether an error says more than that no node is there.
 func telling(err error) bool {
-	switch asError(err, CodeNoNode).Code {
-	case CodeNoNode, CodeNodeLost, CodeDraining:
+	switch args.AsError(err, args.CodeNoNode).Code {
+	case args.CodeNoNode, args.CodeNodeLost, args.CodeDraining:
 		return false
 	}
 	return true

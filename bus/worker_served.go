@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"fbus/bus/args"
 	"slices"
 )
 
@@ -197,7 +198,7 @@ func (s *served) serve(ctx context.Context, inv *Invocation) Result {
 	w.mu.Lock()
 	if w.client != inv.client {
 		w.mu.Unlock() // lost before it began: its slot may be offered already
-		return Result{Source: FromBus, Status: StatusOf(CodeCancelled), Code: CodeCancelled}
+		return Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
 	}
 	s.calls++
 	(*s.held)[inv.client]++

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fbus/bus/args"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,9 +21,9 @@ func TestBackOff(t *testing.T) {
 				list = append(list, time.Since(last))
 				last = time.Now()
 				if len(list) == tries {
-					return nil, &Error{Code: CodeRevoked}
+					return nil, &args.Error{Code: args.CodeRevoked}
 				}
-				return nil, &Error{Code: CodeNoNode}
+				return nil, &args.Error{Code: args.CodeNoNode}
 			}}
 			if err := w.Run(context.Background()); !errors.Is(err, ErrDenied) {
 				t.Errorf("the worker ends with %v", err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/mattn/go-isatty"
@@ -23,7 +24,7 @@ type callArguments struct {
 	name    string
 	args    []string
 	data    string
-	fields  []bus.Field
+	fields  []args.Field
 	input   string
 	noStdin bool
 	hasData bool
@@ -75,13 +76,13 @@ func (o *callArguments) check() error {
 // request is a request with the arguments and the input. The closer is for the
 // input's file.
 func (o *callArguments) request() (*bus.Request, io.Closer, error) {
-	args, err := o.arguments()
+	given, err := o.arguments()
 	if err != nil {
 		return nil, nil, err
 	}
-	req := &bus.Request{Args: args}
+	req := &bus.Request{Args: given}
 	switch {
-	case o.input == "-" || o.input == "" && args.Kind() == bus.KindRaw && !o.noStdin:
+	case o.input == "-" || o.input == "" && given.Kind() == args.KindRaw && !o.noStdin:
 		if stdinReadable() {
 			req.Input = os.Stdin
 		}
@@ -115,7 +116,7 @@ func pathReason(err error) error {
 }
 
 // badField finds a field of -F that is not JSON.
-func badField(fields []bus.Field) *bus.Field {
+func badField(fields []args.Field) *args.Field {
 	for i, f := range fields {
 		if f.JSON && !json.Valid([]byte(f.Value)) {
 			return &fields[i]
@@ -125,14 +126,14 @@ func badField(fields []bus.Field) *bus.Field {
 }
 
 // arguments are the words, the fields or the document.
-func (o *callArguments) arguments() (bus.Args, error) {
+func (o *callArguments) arguments() (args.Args, error) {
 	switch {
 	case len(o.args) > 0:
-		return bus.List(o.args...), nil
+		return args.List(o.args...), nil
 	case len(o.fields) > 0:
-		return bus.Fields(o.fields...), nil
+		return args.Fields(o.fields...), nil
 	case !o.hasData:
-		return bus.Args{}, nil
+		return args.Args{}, nil
 	}
 	doc, from := []byte(o.data), "-d"
 	if path, ok := strings.CutPrefix(o.data, "@"); ok {
@@ -145,21 +146,21 @@ func (o *callArguments) arguments() (bus.Args, error) {
 			doc, err = readLimited(path)
 		}
 		if err != nil {
-			return bus.Args{}, usage("data: %v", pathReason(err))
+			return args.Args{}, usage("data: %v", pathReason(err))
 		}
 	}
 	if len(doc) > bus.MaxArgs {
-		return bus.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, bus.MaxArgs).
+		return args.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, bus.MaxArgs).
 			withHint("as input there is no limit: fbus %s %s < FILE", o.verb, o.name)
 	}
 	if !json.Valid(doc) {
 		f := usage("%s: this is not JSON: %s", from, shorten(doc))
 		if from == "-d" {
-			return bus.Args{}, f.withHint("a file is named with @: -d @FILE; words go behind the name: fbus %s %s WORD", o.verb, o.name)
+			return args.Args{}, f.withHint("a file is named with @: -d @FILE; words go behind the name: fbus %s %s WORD", o.verb, o.name)
 		}
-		return bus.Args{}, f
+		return args.Args{}, f
 	}
-	return bus.JSON(doc), nil
+	return args.JSON(doc), nil
 }
 
 func readLimited(path string) ([]byte, error) {

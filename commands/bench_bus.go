@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // bencher is a private bus to measure on: processes, as users have them.
@@ -121,7 +122,7 @@ func (b *bencher) repeat(d time.Duration, parallel int, one func(worker int) err
 func (b *bencher) calls(name string, parallel int, words ...string) func(time.Duration) (float64, error) {
 	return func(d time.Duration) (float64, error) {
 		return b.repeat(d, parallel, func(int) error {
-			_, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: bus.List(words...), Stderr: io.Discard})
+			_, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: args.List(words...), Stderr: io.Discard})
 			return err
 		})
 	}
@@ -136,7 +137,7 @@ func (b *bencher) command(parallel int, words ...string) func(time.Duration) (fl
 
 // oneByOne measures calls of a client, one at a time.
 func (b *bencher) oneByOne(c *bus.Client, name string) func(time.Duration) (float64, error) {
-	args := bus.List(strings.Repeat("x", relayed))
+	args := args.List(strings.Repeat("x", relayed))
 	return func(d time.Duration) (float64, error) {
 		return b.repeat(d, 1, func(int) error {
 			_, err := c.Call(b.ctx, &bus.Request{Function: name, Args: args})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -82,7 +83,7 @@ func prepareWarm(b *bencher) (perSecond, perSecond, error) {
 			for began := time.Now(); b.ctx.Err() == nil && (len(rates) == 0 || time.Since(began) < d); {
 				time.Sleep(200 * time.Millisecond) // the pool refills, in both cases alike
 				t := time.Now()
-				if _, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: bus.List("hello")}); err != nil {
+				if _, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: args.List("hello")}); err != nil {
 					return 0, err
 				}
 				rates = append(rates, 1/time.Since(t).Seconds())
@@ -171,7 +172,7 @@ func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error)
 	if _, err := worker.Offer(b.ctx, bus.Offer{Name: "echo", Slots: outstanding}, echo); err != nil {
 		return nil, nil, err
 	}
-	args := bus.List(strings.Repeat("x", 64))
+	args := args.List(strings.Repeat("x", 64))
 	ours := func(d time.Duration) (float64, error) {
 		return b.repeat(d, outstanding, func(int) error {
 			_, err := caller.Call(context.Background(), &bus.Request{Function: "echo", Args: args})

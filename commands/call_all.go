@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/fanout"
 )
 
@@ -115,7 +116,7 @@ func (s *scatter) run(client *bus.Client) error {
 			if err := p.print(out); err != nil {
 				return err
 			}
-			if out.Result.Source != bus.FromBus && (out.Err == nil || errors.As(out.Err, new(*bus.ExitError))) {
+			if out.Result.Source != args.FromBus && (out.Err == nil || errors.As(out.Err, new(*bus.ExitError))) {
 				s.answers++
 			}
 			if s.enough() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -82,12 +83,12 @@ func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, e
 	switch {
 	case err == nil:
 		if err := out.commit(); err != nil {
-			return callEnd{Source: "fbus", Status: exitInternal, Code: bus.CodeInternal, Call: res.Call}, fail(exitInternal, "output: %v", pathReason(err))
+			return callEnd{Source: "fbus", Status: exitInternal, Code: args.CodeInternal, Call: res.Call}, fail(exitInternal, "output: %v", pathReason(err))
 		}
 		return end, nil
 	case errors.As(err, &exit):
 		out.flush()
-		if res.Source == bus.FromSignal {
+		if res.Source == args.FromSignal {
 			say(stderr, fmt.Sprintf("%s: program was ended by %s", name, res.Code))
 		}
 		return end, statusOnly(res.Status)
@@ -105,9 +106,9 @@ func explainCall(err error, timeout time.Duration) *failure {
 	case !timeWasUp(err):
 		return explain(err)
 	case timeout > 0 && limitOf(err) == "":
-		return &failure{status: exitDeadline, code: bus.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
+		return &failure{status: exitDeadline, code: args.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
 	}
-	f := &failure{status: exitDeadline, code: bus.CodeDeadline, msg: "the worker's time limit was exceeded"}
+	f := &failure{status: exitDeadline, code: args.CodeDeadline, msg: "the worker's time limit was exceeded"}
 	if limit := limitOf(err); limit != "" {
 		f.msg += ": " + limit
 	}
@@ -117,7 +118,7 @@ func explainCall(err error, timeout time.Duration) *failure {
 // limitOf is what a worker says of its own limit, "" if it was the caller's that has ended
 // the call.
 func limitOf(err error) string {
-	var e *bus.Error
+	var e *args.Error
 	if errors.As(err, &e) && e.Message != bus.DeadlineMessage {
 		return e.Message
 	}
@@ -127,9 +128,9 @@ func limitOf(err error) string {
 // timeWasUp reports whether a call's time was up. A node that does not answer its handshake
 // in time is another thing.
 func timeWasUp(err error) bool {
-	var e *bus.Error
+	var e *args.Error
 	if errors.As(err, &e) {
-		return e.Code == bus.CodeDeadline
+		return e.Code == args.CodeDeadline
 	}
 	return errors.Is(err, context.DeadlineExceeded)
 }

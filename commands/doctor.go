@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -207,7 +208,7 @@ func (x *examination) fail(step string, err error) bool {
 	if msg, hint, ok := strings.Cut(f.msg, hintLine); ok { // the node knows more than its code says
 		f.msg, f.hint = msg, hint
 	}
-	if f.hint == "" || f.hint == hintFor(bus.CodeNoNode) && (x.place.id != nil || step == "node") { // one is there, or not here
+	if f.hint == "" || f.hint == hintFor(args.CodeNoNode) && (x.place.id != nil || step == "node") { // one is there, or not here
 		f.hint = nextStep(step, f.code)
 	}
 	x.add(&finding{Step: step, State: failed, What: f.msg, Hint: f.hint, Code: f.code, Status: f.status})

@@ -1,8 +1,7 @@
 package commands
 
 import (
-	"fbus/bus"
-	"fbus/bus/trust"
+	"fbus/bus/args"
 )
 
 // nextStep is the hint for a failure that has none of its own: by its code, which
@@ -29,27 +28,27 @@ func nextStep(step, code string) string {
 // nextOf is the next step that follows from a code alone, or is empty.
 func nextOf(code string) string {
 	switch code {
-	case bus.CodeBusy:
+	case args.CodeBusy:
 		return "fbus call -w 1m waits for room; a ticket of its own for each user shares it out, fbus serve --max-per-ticket and --max-connections give more"
-	case bus.CodeDraining:
+	case args.CodeDraining:
 		return "fbus call -w 1m waits for the node that comes after it"
-	case bus.CodeVersion:
+	case args.CodeVersion:
 		return "fbus --version at both ends: the older of the two is to be replaced"
-	case bus.CodeNetwork:
+	case args.CodeNetwork:
 		return "ask for a ticket of the node's network"
-	case bus.CodeProtocol:
+	case args.CodeProtocol:
 		return "whoever listens there is no fbus node: is it the right address?"
-	case bus.CodeNoNode:
+	case args.CodeNoNode:
 		return "is the node running, and not stopped? its machine shows it: fbus status there"
-	case bus.CodeDenied:
+	case args.CodeDenied:
 		return "ask who runs the node: fbus serve --socket-group lets others of the machine in, fbus invite those of other machines"
-	case trust.CodeListLost:
+	case args.CodeListLost:
 		return "nobody is let in before the list of tickets is there again: fbus serve says on its stderr what is wrong with it"
-	case trust.CodeBadTicket:
+	case args.CodeBadTicket:
 		return "a file holds one ticket, whole and as fbus invite has made it: ask for a new one"
-	case trust.CodeStorage, trust.CodeUnsafe:
+	case args.CodeStorage, args.CodeUnsafe:
 		return "is it the right file or directory, and is it yours? FBUS_HOME says where fbus keeps its own"
-	case trust.CodeBadCertificate, trust.CodeWrongUse, trust.CodeNoCertificate:
+	case args.CodeBadCertificate, args.CodeWrongUse, args.CodeNoCertificate:
 		return "ask for a new ticket; of a PKI of your own, for a certificate with the URI names of one: fbus:name:NAME, fbus:call:GLOB, …"
 	}
 	return ""

@@ -7,9 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
-	"fbus/bus/trust"
 )
 
 // node asks the node who it is, and who we are to it; not with an invitation, which
@@ -24,12 +23,12 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	asked := time.Now()
-	data, err := output(ctx, x.client, "fbus.nodes", bus.Args{})
+	data, err := output(ctx, x.client, "fbus.nodes", args.Args{})
 	if err == nil && len(data) == 0 {
 		err = fail(exitInternal, "it does not say who it is")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = &bus.Error{Code: bus.CodeNoNode, Message: fmt.Sprintf("it has not answered within %s", formatDuration(askTime))}
+		err = &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("it has not answered within %s", formatDuration(askTime))}
 	}
 	if err != nil {
 		return nil, x.fail("node", err)
@@ -41,7 +40,7 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	}
 	n := &list[0]
 	if n.Draining {
-		return nil, x.fail("node", &bus.Error{Code: bus.CodeDraining, Message: fmt.Sprintf("%s of network %s is shutting down", n.Name, n.Network)})
+		return nil, x.fail("node", &args.Error{Code: args.CodeDraining, Message: fmt.Sprintf("%s of network %s is shutting down", n.Name, n.Network)})
 	}
 	x.ok("node", "%s of network %s, version %s, up for %s", n.Name, n.Network, n.Version, age(n.Time.Sub(n.Started).Seconds()))
 	if x.place.id != nil {
@@ -66,19 +65,19 @@ func (x *examination) invitation(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	id := x.place.id
-	_, err := output(ctx, x.client, "fbus.join", bus.Args{})
+	_, err := output(ctx, x.client, "fbus.join", args.Args{})
 	if err == nil {
 		x.fail("rights", id.check())
 		return
 	}
 	f := *explain(err)
 	switch f.code {
-	case trust.CodeUsed:
+	case args.CodeUsed:
 		if hint := id.exchanged(); hint != "" {
 			f.msg, _, _ = strings.Cut(f.msg, hintLine)
 			f.hint = hint
 		}
-	case bus.CodeUsage: // of an older node, which does not say
+	case args.CodeUsage: // of an older node, which does not say
 		f = *explain(id.check())
 		f.hint += "; if it was used already, ask for a new one"
 	}
@@ -93,9 +92,9 @@ func (x *examination) rights(n *node.NodeInfo) bool {
 		x.ok("rights", "%s may %s", n.Caller, may)
 		return true
 	case n.Rights.MayOffer(name):
-		return x.fail("rights", &failure{status: exitDenied, code: bus.CodeDenied, msg: fmt.Sprintf("%s may offer %s, and not call it: it may %s", n.Caller, name, may), hint: askFor(name)})
+		return x.fail("rights", &failure{status: exitDenied, code: args.CodeDenied, msg: fmt.Sprintf("%s may offer %s, and not call it: it may %s", n.Caller, name, may), hint: askFor(name)})
 	default:
-		return x.fail("rights", &failure{status: exitDenied, code: bus.CodeDenied, msg: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), hint: askFor(name)})
+		return x.fail("rights", &failure{status: exitDenied, code: args.CodeDenied, msg: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), hint: askFor(name)})
 	}
 }
 
@@ -117,7 +116,7 @@ func (x *examination) function(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	data, err := output(ctx, x.client, "fbus.functions", bus.List(name))
+	data, err := output(ctx, x.client, "fbus.functions", args.List(name))
 	if err != nil {
 		x.fail("function", err)
 		return
@@ -128,7 +127,7 @@ func (x *examination) function(ctx context.Context) {
 		return
 	}
 	if len(list) == 0 || len(list[0].Workers) == 0 {
-		f := explain(&bus.Error{Code: bus.CodeNoFunction, Message: name + ": no such function: nobody offers it"})
+		f := explain(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function: nobody offers it"})
 		if len(list) > 0 && list[0].Queued > 0 {
 			f.msg += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
 		}
@@ -151,7 +150,7 @@ func (x *examination) workers(f *node.FunctionInfo) {
 	}
 	switch {
 	case free == 0:
-		x.fail("workers", &failure{status: exitBusy, code: bus.CodeBusy,
+		x.fail("workers", &failure{status: exitBusy, code: args.CodeBusy,
 			msg:  fmt.Sprintf("%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)),
 			hint: "fbus ps shows the calls; offered again, here or elsewhere, a function has more slots; fbus call -w 1m waits a minute"})
 	case notes != "":

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 )
@@ -122,8 +123,8 @@ func orLocal(host string) string {
 	return host
 }
 
-func noNodeAt(format string, args ...any) *failure {
-	return &failure{status: exitNoNode, code: bus.CodeNoNode, msg: fmt.Sprintf(format, args...)}
+func noNodeAt(format string, a ...any) *failure {
+	return &failure{status: exitNoNode, code: args.CodeNoNode, msg: fmt.Sprintf(format, a...)}
 }
 
 // dial connects; a name with several addresses has them raced.
@@ -186,19 +187,19 @@ func stepOf(err error, code string) string {
 		code = te.Code
 	}
 	switch code {
-	case trust.CodeNotYetValid, trust.CodeClock:
+	case args.CodeNotYetValid, args.CodeClock:
 		return "clock"
-	case trust.CodeExpired:
+	case args.CodeExpired:
 		// A node makes its certificate anew long before that: its clock and this one
 		// disagree.
 		if errors.As(err, new(x509.CertificateInvalidError)) {
 			return "clock"
 		}
 		return "certificate"
-	case trust.CodeNoCertificate, trust.CodeOtherNetwork, bus.CodeNetwork, trust.CodeRevoked, trust.CodeUnlisted, trust.CodeUsed,
-		trust.CodeWrongUse, trust.CodeBadCertificate, trust.CodeBadRight, trust.CodeListLost:
+	case args.CodeNoCertificate, args.CodeOtherNetwork, args.CodeNetwork, args.CodeRevoked, args.CodeUnlisted, args.CodeUsed,
+		args.CodeWrongUse, args.CodeBadCertificate, args.CodeBadRight, args.CodeListLost:
 		return "certificate"
-	case trust.CodeTLSVersion, trust.CodePlainText, trust.CodeHTTP, trust.CodeNotFbus, trust.CodeReset, trust.CodeTimeout, trust.CodeTLS:
+	case args.CodeTLSVersion, args.CodePlainText, args.CodeHTTP, args.CodeNotFbus, args.CodeReset, args.CodeTimeout, args.CodeTLS:
 		return "tls"
 	}
 	return "node"

@@ -10,13 +10,14 @@ import (
 	"syscall"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // socket looks at a unix socket, and connects to it.
 func (x *examination) socket(ctx context.Context) {
 	path := x.place.addr
-	noNode := func(format string, args ...any) *failure {
-		return &failure{status: exitNoNode, code: bus.CodeNoNode, msg: path + ": " + fmt.Sprintf(format, args...)}
+	noNode := func(format string, a ...any) *failure {
+		return &failure{status: exitNoNode, code: args.CodeNoNode, msg: path + ": " + fmt.Sprintf(format, a...)}
 	}
 	st, err := os.Stat(path)
 	switch {
@@ -61,11 +62,11 @@ func (x *examination) connection(ctx context.Context, st os.FileInfo) {
 		if st.Mode().Perm()&0o020 != 0 {
 			f.hint = "who is in group " + groupName(int(owner.Gid)) + " may"
 		}
-	case f.code == bus.CodeForeign:
+	case f.code == args.CodeForeign:
 		f.hint = "a node that somebody else runs sees all that you send, and is not trusted; " + f.hint
-	case f.code == bus.CodeProtocol:
+	case f.code == args.CodeProtocol:
 		f.hint = "whoever listens there is no fbus node: is it the right socket?"
-	case f.code == bus.CodeNoNode:
+	case f.code == args.CodeNoNode:
 		f.hint = "whoever listens there is no fbus node, or is stopped"
 	}
 	f.msg = withPath(path, f.msg)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +52,7 @@ func (id *identity) check() error {
 	if id == nil || id.ticket == nil || !id.ticket.Joining {
 		return nil
 	}
-	return &failure{status: exitDenied, code: trust.CodeWrongUse,
+	return &failure{status: exitDenied, code: args.CodeWrongUse,
 		msg: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", id.ticket.Name), hint: "fbus join " + orFile(os.Getenv("FBUS_TICKET")) + ", and no FBUS_TICKET after that"}
 }
 
@@ -163,7 +164,7 @@ func withAddress(j *trust.Joined, networks []string, addr string) ([]string, err
 		return found, nil
 	}
 	dir, _ := joinedDir()
-	return nil, &failure{status: exitNoNode, code: bus.CodeAmbiguous, msg: "several networks were joined: " + strings.Join(networks, " "),
+	return nil, &failure{status: exitNoNode, code: args.CodeAmbiguous, msg: "several networks were joined: " + strings.Join(networks, " "),
 		hint: "choose one: FBUS_TICKET=" + quoteWord(filepath.Join(dir, networks[0]+".pem"))}
 }
 
@@ -217,7 +218,7 @@ func renewed(ctx context.Context, c *bus.Client, t *trust.Ticket) (*trust.Ticket
 	if err != nil {
 		return nil, err
 	}
-	cert, err := output(ctx, c, "fbus.renew", bus.List(string(request)))
+	cert, err := output(ctx, c, "fbus.renew", args.List(string(request)))
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +228,8 @@ func renewed(ctx context.Context, c *bus.Client, t *trust.Ticket) (*trust.Ticket
 // asDenied makes what is wrong with an identity an error of dialling with it.
 func asDenied(err error) error {
 	var te *trust.Error
-	if errors.As(err, &te) && !errors.As(err, new(*bus.Error)) {
-		return &bus.Error{Code: te.Code, Message: te.Message, Err: te}
+	if errors.As(err, &te) && !errors.As(err, new(*args.Error)) {
+		return &args.Error{Code: te.Code, Message: te.Message, Err: te}
 	}
 	return err
 }

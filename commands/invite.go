@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 
@@ -130,7 +131,7 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	text, err := o.look.call("fbus.invite", bus.JSON(document))
+	text, err := o.look.call("fbus.invite", args.JSON(document))
 	if err != nil {
 		out.remove()
 		return err

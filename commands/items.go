@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/mattn/go-isatty"
 	"github.com/urfave/cli/v2"
@@ -193,7 +194,7 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 		if !json.Valid([]byte(words[0])) {
 			return nil, nil, fail(exitBadInput, "this is not JSON: %s", shorten([]byte(words[0])))
 		}
-		return &bus.Request{Args: bus.JSON([]byte(words[0]))}, nil, nil
+		return &bus.Request{Args: args.JSON([]byte(words[0]))}, nil, nil
 	case "file":
 		if st, err := os.Stat(words[0]); err == nil && st.Mode()&os.ModeNamedPipe != 0 {
 			f := &lateFile{name: words[0]}
@@ -209,7 +210,7 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 		}
 		return &bus.Request{Input: f}, f, nil
 	}
-	return &bus.Request{Args: bus.List(words...)}, nil, nil
+	return &bus.Request{Args: args.List(words...)}, nil, nil
 }
 
 // lateFile is a FIFO, which is opened when it is read: that waits for whoever writes to

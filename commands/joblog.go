@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/fanout"
 )
 
@@ -147,7 +147,7 @@ func (l *jobLog) add(o *fanout.Outcome, end callEnd) {
 		return
 	}
 	status, signal := end.Status, 0
-	if end.Source == bus.FromSignal.String() {
+	if end.Source == args.FromSignal.String() {
 		status, signal = 0, end.Status-exitSignal
 	}
 	b := l.pending

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 
@@ -150,7 +151,7 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQue
 		}
 		return each(&jobLine{line, v.Info})
 	}}
-	_, err = c.Call(ctx, &bus.Request{Function: function, Args: bus.JSON(doc), Stdout: lines})
+	_, err = c.Call(ctx, &bus.Request{Function: function, Args: args.JSON(doc), Stdout: lines})
 	return total, noStore(err, function)
 }
 
@@ -162,7 +163,7 @@ func passJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQu
 		return err
 	}
 	out := &allButLast{w: w}
-	if _, err = c.Call(ctx, &bus.Request{Function: function, Args: bus.JSON(doc), Stdout: out}); err != nil {
+	if _, err = c.Call(ctx, &bus.Request{Function: function, Args: args.JSON(doc), Stdout: out}); err != nil {
 		w.Write(out.last) // a job: there is no total then
 		return noStore(err, function)
 	}
@@ -311,6 +312,6 @@ func (o *lookOptions) change(function string, q *node.JobQuery) ([]byte, error) 
 		return nil, err
 	}
 	defer c.Close()
-	data, err := output(ctx, c, function, bus.JSON(doc))
+	data, err := output(ctx, c, function, args.JSON(doc))
 	return data, troubled(noStore(err, function), o.node)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
@@ -119,15 +120,15 @@ func (o *joinOptions) exchange(ctx context.Context, j *trust.Joined, t *trust.Ti
 	if err == nil {
 		return j.Finish(t, cert)
 	}
-	var e *bus.Error
+	var e *args.Error
 	if !errors.As(err, &e) {
 		return nil, err
 	}
 	switch e.Code {
-	case trust.CodeUsed:
+	case args.CodeUsed:
 		j.Abandon(t)
 		return o.kept(ctx, j, t, err)
-	case trust.CodeExpired, trust.CodeRevoked: // for good
+	case args.CodeExpired, args.CodeRevoked: // for good
 		j.Abandon(t)
 	}
 	return nil, err
@@ -140,7 +141,7 @@ func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) 
 		return nil, err
 	}
 	defer c.Close()
-	cert, err := output(ctx, c, "fbus.join", bus.List(string(request)))
+	cert, err := output(ctx, c, "fbus.join", args.List(string(request)))
 	if errors.Is(err, bus.ErrNodeLost) {
 		f := *explain(err)
 		err = o.troubled(f.withHint("no harm is done, join again with the same ticket: fbus join %s", orFile(o.ticket)))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 )
 
@@ -22,7 +23,7 @@ func TestJoinLost(t *testing.T) {
 	_, file := issueFor(t, a, trust.Request{Name: "box", Rights: trust.Rights{Call: []string{"*"}}, TTL: time.Hour, Addresses: []string{addr}})
 	o := &joinOptions{ticket: file, node: lossy(t, a), quiet: true}
 	f := explain(joinNetwork(o, io.Discard))
-	if f.status != exitNoNode || f.code != bus.CodeNodeLost || strings.Contains(f.msg+f.hint, "may have run") {
+	if f.status != exitNoNode || f.code != args.CodeNodeLost || strings.Contains(f.msg+f.hint, "may have run") {
 		t.Errorf("it says %d %s: %s; %s", f.status, f.code, f.msg, f.hint)
 	}
 	for _, want := range []string{"fbus join " + file, "FBUS_TICKET=" + file + " fbus doctor --node " + o.node} {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/journal"
 	"fbus/bus/node"
 
@@ -171,7 +172,7 @@ func (r *logReader) ask(ctx context.Context, q node.LogQuery) ([]byte, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	req := &bus.Request{Function: r.o.function, Args: bus.JSON(doc), Stdout: &out, Stderr: r.stderr}
+	req := &bus.Request{Function: r.o.function, Args: args.JSON(doc), Stdout: &out, Stderr: r.stderr}
 	if r.answered {
 		req.WaitFunction = logWait // it is there, or a node has just begun
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -39,13 +40,13 @@ func (o *lookOptions) flags() []cli.Flag {
 // ask calls one of the node's own functions and returns what it says.
 func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
 	if len(words) == 0 {
-		return o.call(name, bus.Args{})
+		return o.call(name, args.Args{})
 	}
-	return o.call(name, bus.List(words...))
+	return o.call(name, args.List(words...))
 }
 
 // call is ask with arguments of any kind.
-func (o *lookOptions) call(name string, args bus.Args) ([]byte, error) {
+func (o *lookOptions) call(name string, args args.Args) ([]byte, error) {
 	ctx := context.Background() // a signal ends the process: there is nothing to clean up
 	c, err := o.dial(ctx, o.wait)
 	if err != nil {
@@ -66,7 +67,7 @@ func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client
 }
 
 // output is what a function says to some arguments.
-func output(ctx context.Context, c *bus.Client, name string, args bus.Args) ([]byte, error) {
+func output(ctx context.Context, c *bus.Client, name string, args args.Args) ([]byte, error) {
 	var out bytes.Buffer
 	_, err := c.Call(ctx, &bus.Request{Function: name, Args: args, Stdout: &out, Stderr: os.Stderr})
 	return out.Bytes(), err

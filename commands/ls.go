@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -58,7 +58,7 @@ func missing(list []node.FunctionInfo, names []string) error {
 			found = found || f.Name == name
 		}
 		if !found {
-			return &bus.Error{Code: bus.CodeNoFunction, Message: name + ": no such function"}
+			return &args.Error{Code: args.CodeNoFunction, Message: name + ": no such function"}
 		}
 	}
 	return nil

@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/fanout"
 	"fbus/bus/node"
-	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -227,7 +227,7 @@ func awaitFunction(client *bus.Client, name, on string, wait durationValue) erro
 			if on != "" {
 				msg = fmt.Sprintf("%s: no worker whose name matches %s", name, on)
 			}
-			return &bus.Error{Code: bus.CodeNoFunction, Message: msg}
+			return &args.Error{Code: args.CodeNoFunction, Message: msg}
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -367,7 +367,7 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 	if p.resumed.Load() > 0 && o.verbose {
 		screen.say("%d items were done before", p.resumed.Load())
 	}
-	var be *bus.Error
+	var be *args.Error
 	var sig *interrupted
 	switch {
 	case errors.As(err, &sig):
@@ -377,11 +377,11 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 		return sig
 	case errors.As(err, &be):
 		f := explain(troubled(err, o.node, o.name))
-		lost := be.Code == bus.CodeDraining || be.Code == bus.CodeNodeLost
+		lost := be.Code == args.CodeDraining || be.Code == args.CodeNodeLost
 		if lost {
 			f.status = exitNoNode
 		}
-		if lost || be.Code == bus.CodeRevoked || be.Code == trust.CodeExpired {
+		if lost || be.Code == args.CodeRevoked || be.Code == args.CodeExpired {
 			f.msg = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.msg, calls(n.Ended-n.Failed))
 			f.hint = "with --joblog FILE, --resume goes on where this ends"
 			if o.joblog != "" {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/fanout"
 )
 
@@ -138,13 +139,13 @@ func endOf(o *fanout.Outcome, timeout time.Duration) outcomeEnd {
 	var sig *interrupted
 	switch {
 	case o.Err == nil:
-		end.Status, end.Source = 0, bus.FromProgram.String()
+		end.Status, end.Source = 0, args.FromProgram.String()
 	case errors.As(o.Err, &exit):
 	case errors.As(o.Err, &sig):
 		end.Source, end.Status, end.Code = "fbus", exitSignal+int(sig.signal), "interrupted"
 		end.message = "interrupted"
 	case errors.Is(o.Err, fanout.ErrHalted):
-		end.Source, end.Status, end.Code = "fbus", bus.StatusOf(bus.CodeCancelled), bus.CodeCancelled
+		end.Source, end.Status, end.Code = "fbus", args.StatusOf(args.CodeCancelled), args.CodeCancelled
 		end.message = o.Err.Error()
 	default:
 		f := explainCall(o.Err, timeout)

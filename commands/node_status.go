@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -53,7 +54,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 		return err
 	}
 	defer c.Close()
-	data, err := output(ctx, c, "fbus.nodes", bus.Args{})
+	data, err := output(ctx, c, "fbus.nodes", args.Args{})
 	if err != nil {
 		return troubled(err, o.node)
 	}

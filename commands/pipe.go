@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -124,7 +125,7 @@ func (o *pipeOptions) waiting(ctx context.Context, name string) (context.Context
 	if !o.wait.set || o.wait.forever {
 		return ctx, stop
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.wait.d, &bus.Error{Code: bus.CodeBusy, Message: name + ": no slot is free"})
+	ctx, cancel := context.WithTimeoutCause(ctx, o.wait.d, &args.Error{Code: args.CodeBusy, Message: name + ": no slot is free"})
 	return ctx, func() { cancel(); stop() }
 }
 
@@ -276,7 +277,7 @@ func (p *pipe) request(doc []byte, to destination) {
 	}
 	c := &pipeCall{pipe: p, req: r, to: to, cost: int64(len(doc)), ctx: context.Background(), key: idKey(r.id)}
 	if !p.admission.enter(c.cost) {
-		p.answer(to, r.id, refusalf(exitNoNode, bus.CodeNodeLost, "%v", p.client.Err()), nil)
+		p.answer(to, r.id, refusalf(exitNoNode, args.CodeNodeLost, "%v", p.client.Err()), nil)
 		return
 	}
 	if !p.register(c) {
@@ -295,11 +296,11 @@ func (p *pipe) refuse(r *rpcRequest) *rpcError {
 			return rpcErrorf(rpcNoMethod, "%s is a notification: it has no id", shorten([]byte(r.method)))
 		}
 	case !node.ValidName(r.method):
-		return refusalf(exitUsage, bus.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
+		return refusalf(exitUsage, args.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
 	case r.unpaired:
-		return refusalf(exitBadInput, bus.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
+		return refusalf(exitBadInput, args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
 	case len(r.params) > bus.MaxArgs:
-		return refusalf(exitBadInput, bus.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), bus.MaxArgs)
+		return refusalf(exitBadInput, args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), bus.MaxArgs)
 	}
 	return nil
 }

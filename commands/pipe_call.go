@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 const (
@@ -103,18 +104,18 @@ func (c *pipeCall) outcome(res bus.Result, err error) *rpcError {
 	if err == nil {
 		return nil
 	}
-	data := &rpcData{source: bus.FromBus.String(), call: res.Call, worker: res.Worker, stderr: c.stderr.tail(), output: c.out.buf}
+	data := &rpcData{source: args.FromBus.String(), call: res.Call, worker: res.Worker, stderr: c.stderr.tail(), output: c.out.buf}
 	var exit *bus.ExitError
 	if errors.As(err, &exit) {
 		data.source, data.status, data.code = res.Source.String(), res.Status, res.Code
 		e := &rpcError{code: res.Status, data: data, message: cmp.Or(res.Message, lastLine(data.stderr), exitMessage(&res))}
-		if n, err := strconv.Atoi(res.Code); err == nil && n != 0 && res.Source == bus.FromProgram {
+		if n, err := strconv.Atoi(res.Code); err == nil && n != 0 && res.Source == args.FromProgram {
 			e.code = n // a resident program's own error
 		}
 		return e
 	}
 	if errors.Is(err, errRequestCancelled) {
-		data.status, data.code = bus.StatusOf(bus.CodeCancelled), bus.CodeCancelled
+		data.status, data.code = args.StatusOf(args.CodeCancelled), args.CodeCancelled
 		return &rpcError{code: rpcCancelled, message: err.Error(), data: data}
 	}
 	f := explainCall(err, c.pipe.o.timeout.d)
@@ -124,7 +125,7 @@ func (c *pipeCall) outcome(res bus.Result, err error) *rpcError {
 
 // exitMessage is for a program that has failed without a word.
 func exitMessage(res *bus.Result) string {
-	if res.Source == bus.FromSignal {
+	if res.Source == args.FromSignal {
 		return "ended by " + res.Code
 	}
 	return fmt.Sprintf("exit status %d", res.Status)
@@ -143,7 +144,7 @@ type pipeOutput struct {
 func (o *pipeOutput) Write(p []byte) (int, error) {
 	n := int64(len(p))
 	if o.held+n > maxResult {
-		return 0, &bus.Error{Code: bus.CodeOutputLimit, Message: fmt.Sprintf("the output exceeds the limit of %d bytes for one result", maxResult)}
+		return 0, &args.Error{Code: args.CodeOutputLimit, Message: fmt.Sprintf("the output exceeds the limit of %d bytes for one result", maxResult)}
 	}
 	if o.patient {
 		if err := o.hoard.take(o.ctx, o, n); err != nil {
@@ -157,7 +158,7 @@ func (o *pipeOutput) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-var errBatchTooLarge = &bus.Error{Code: bus.CodeOutputLimit, Message: "there is no room left to hold the results of the batch"}
+var errBatchTooLarge = &args.Error{Code: args.CodeOutputLimit, Message: "there is no room left to hold the results of the batch"}
 
 // free drops what was collected.
 func (o *pipeOutput) free() {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/exec"
 )
 
@@ -43,9 +43,9 @@ func rpcErrorf(code int, format string, args ...any) *rpcError {
 }
 
 // refusalf is the error of a request that is refused as a call would be.
-func refusalf(status int, code, format string, args ...any) *rpcError {
-	e := rpcErrorf(status, format, args...)
-	e.data = &rpcData{source: bus.FromBus.String(), status: status, code: code}
+func refusalf(status int, code, format string, a ...any) *rpcError {
+	e := rpcErrorf(status, format, a...)
+	e.data = &rpcData{source: args.FromBus.String(), status: status, code: code}
 	return e
 }
 
@@ -154,32 +154,32 @@ func (r *rpcRequest) takeInput(text, encoded []byte) error {
 
 // arguments are the params: a list of strings, fields, or, for an array that
 // holds other values too, that document. So it is with a string that is no text.
-func (r *rpcRequest) arguments() bus.Args {
+func (r *rpcRequest) arguments() args.Args {
 	switch {
 	case r.params == nil:
-		return bus.Args{}
+		return args.Args{}
 	case r.params[0] == '{':
-		var fields []bus.Field
+		var fields []args.Field
 		for key, value := range members(r.params) {
 			if strings.ContainsRune(key, utf8.RuneError) && exec.Unpaired(r.params) {
-				return bus.JSON(r.params)
+				return args.JSON(r.params)
 			}
 			if value[0] == '"' && !exec.Unpaired(value) {
-				fields = append(fields, bus.Field{Name: key, Value: unquote(value)})
+				fields = append(fields, args.Field{Name: key, Value: unquote(value)})
 			} else {
-				fields = append(fields, bus.Field{Name: key, Value: string(value), JSON: true})
+				fields = append(fields, args.Field{Name: key, Value: string(value), JSON: true})
 			}
 		}
-		return bus.Fields(fields...)
+		return args.Fields(fields...)
 	}
 	var words []string
 	for _, value := range elements(r.params, len(r.params)) {
 		if value[0] != '"' || exec.Unpaired(value) {
-			return bus.JSON(r.params)
+			return args.JSON(r.params)
 		}
 		words = append(words, unquote(value))
 	}
-	return bus.List(words...)
+	return args.List(words...)
 }
 
 // idKey makes ids comparable: "a" and "\u0061" are one, "1" and 1 are two. It is

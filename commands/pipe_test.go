@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/args"
 )
 
 func TestPipeParse(t *testing.T) {
@@ -21,21 +21,21 @@ func TestPipeParse(t *testing.T) {
 		line   string
 		id     string // "-": a notification
 		method string
-		kind   bus.Kind
+		kind   args.Kind
 		input  string // "-": none
 		code   int    // 0: it is a request
 	}{
-		{`{"jsonrpc":"2.0","id":1,"method":"f"}`, `1`, "f", bus.KindRaw, "-", 0},
-		{` { "method" : "f" , "id" : "a\u0062" , "jsonrpc" : "2.0" } `, `"a\u0062"`, "f", bus.KindRaw, "-", 0},
-		{`{"jsonrpc":"2.0","id":12345678901234567890.50,"method":"f","params":[]}`, `12345678901234567890.50`, "f", bus.KindList, "-", 0},
-		{`{"jsonrpc":"2.0","id":null,"method":"f","params":{}}`, `null`, "f", bus.KindMap, "-", 0},
-		{`{"jsonrpc":"2.0","method":"f","params":null}`, "-", "f", bus.KindRaw, "-", 0},
-		{`{"jsonrpc":"2.0","id":1,"method":"f","params":["a","]}"]}`, `1`, "f", bus.KindList, "-", 0},
-		{`{"jsonrpc":"2.0","id":1,"method":"f","params":["a",1]}`, `1`, "f", bus.KindJSON, "-", 0},
-		{`{"jsonrpc":"2.0","id":1,"method":"f","input":"a\n\u00e9"}`, `1`, "f", bus.KindRaw, "a\né", 0},
-		{`{"jsonrpc":"2.0","id":1,"method":"f","input":""}`, `1`, "f", bus.KindRaw, "", 0},
-		{`{"jsonrpc":"2.0","id":1,"method":"f","input_base64":"/wA="}`, `1`, "f", bus.KindRaw, "\xff\x00", 0},
-		{`{"jsonrpc":"2.0","id":1,"method":"\u0066"}`, `1`, "f", bus.KindRaw, "-", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"f"}`, `1`, "f", args.KindRaw, "-", 0},
+		{` { "method" : "f" , "id" : "a\u0062" , "jsonrpc" : "2.0" } `, `"a\u0062"`, "f", args.KindRaw, "-", 0},
+		{`{"jsonrpc":"2.0","id":12345678901234567890.50,"method":"f","params":[]}`, `12345678901234567890.50`, "f", args.KindList, "-", 0},
+		{`{"jsonrpc":"2.0","id":null,"method":"f","params":{}}`, `null`, "f", args.KindMap, "-", 0},
+		{`{"jsonrpc":"2.0","method":"f","params":null}`, "-", "f", args.KindRaw, "-", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"f","params":["a","]}"]}`, `1`, "f", args.KindList, "-", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"f","params":["a",1]}`, `1`, "f", args.KindJSON, "-", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"f","input":"a\n\u00e9"}`, `1`, "f", args.KindRaw, "a\né", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"f","input":""}`, `1`, "f", args.KindRaw, "", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"f","input_base64":"/wA="}`, `1`, "f", args.KindRaw, "\xff\x00", 0},
+		{`{"jsonrpc":"2.0","id":1,"method":"\u0066"}`, `1`, "f", args.KindRaw, "-", 0},
 		{`{"jsonrpc":"2.0","id":{},"method":"f"}`, `null`, "", 0, "-", rpcInvalid},
 		{`{"jsonrpc":"2.0","id":true,"method":"f"}`, `null`, "", 0, "-", rpcInvalid},
 		{`{"jsonrpc":"1.0","id":1,"method":"f"}`, `1`, "", 0, "-", rpcInvalid},

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 
@@ -200,7 +201,7 @@ func (o *postOptions) explain(err error) *failure {
 	if f.status == exitBusy {
 		return f // it is the store, not the way there
 	}
-	if f.code == bus.CodeNodeLost {
+	if f.code == args.CodeNodeLost {
 		return &failure{status: f.status, code: f.code, msg: f.msg + ": the job may have been posted", hint: "fbus jobs shows whether it was; " + o.doctor()}
 	}
 	return explain(troubled(err, o.node, o.denied(err)))
@@ -241,21 +242,21 @@ func (o *postOptions) options() jobs.Options {
 }
 
 // kindNames are what fbus.post calls kinds of arguments.
-var kindNames = [...]string{bus.KindRaw: "raw", bus.KindList: "list", bus.KindMap: "map", bus.KindJSON: "json"}
+var kindNames = [...]string{args.KindRaw: "raw", args.KindList: "list", args.KindMap: "map", args.KindJSON: "json"}
 
 // post posts a job that sends what a request would, and returns its id.
 func (o *postOptions) post(client *bus.Client, req *bus.Request) (string, error) {
 	kind := req.Args.Kind()
-	doc, err := marshal(posting{Kind: kindNames[kind], Input: req.Input != nil && kind != bus.KindRaw, Options: o.options()})
+	doc, err := marshal(posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: o.options()})
 	if err != nil {
 		return "", err
 	}
 	words := []string{o.name, string(doc)}
-	if kind != bus.KindRaw {
+	if kind != args.KindRaw {
 		words = append(words, string(req.Args.Data()))
 	}
 	var id bytes.Buffer
-	call := &bus.Request{Function: o.function, Args: bus.List(words...), Input: req.Input, Stdout: &id, Stderr: os.Stderr, Opened: req.Opened}
+	call := &bus.Request{Function: o.function, Args: args.List(words...), Input: req.Input, Stdout: &id, Stderr: os.Stderr, Opened: req.Opened}
 	if _, err = client.Call(context.Background(), call); err != nil {
 		return "", noStore(err, o.function)
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // Bounds of the jobs that are on their way to the node. Most of the time is that of
@@ -204,7 +205,7 @@ func (w *poster) finish(stderr io.Writer) error {
 		} else if w.first == nil {
 			w.first = p
 		}
-		if explainedAs(p.err, bus.CodeNodeLost) {
+		if explainedAs(p.err, args.CodeNodeLost) {
 			w.lost++
 		}
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -75,7 +76,7 @@ func newStore(t *testing.T) *storeNode {
 func exited(output string) bus.Result { return bus.Result{Code: "exit", Output: []byte(output)} }
 
 func refusal(status int, code, msg string) bus.Result {
-	return bus.Result{Source: bus.FromBus, Status: status, Code: code, Message: msg}
+	return bus.Result{Source: args.FromBus, Status: status, Code: code, Message: msg}
 }
 
 func postFlags(n *storeNode) *postOptions {
@@ -113,7 +114,7 @@ func TestPostSends(t *testing.T) {
 	}{
 		"nothing": {func(*postOptions) {}, []string{"f", `{"kind":"raw"}`, ""}},
 		"words":   {func(o *postOptions) { o.args = []string{"a", "\xff"} }, []string{"f", `{"kind":"list"}`, "\x92\xa1a\xa1\xff", ""}},
-		"fields":  {func(o *postOptions) { o.fields = []bus.Field{{Name: "n", Value: "1", JSON: true}} }, []string{"f", `{"kind":"map"}`, "\x81\xa1n\xc4\x011", ""}},
+		"fields":  {func(o *postOptions) { o.fields = []args.Field{{Name: "n", Value: "1", JSON: true}} }, []string{"f", `{"kind":"map"}`, "\x81\xa1n\xc4\x011", ""}},
 		"a document": {func(o *postOptions) { o.hasData, o.data = true, `{"a": 1.50}` },
 			[]string{"f", `{"kind":"json"}`, `{"a": 1.50}`, ""}},
 		"an input": {func(o *postOptions) { o.noStdin, o.input = false, file }, []string{"f", `{"kind":"raw"}`, long}},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 )
@@ -146,10 +147,10 @@ func TestRenewal(t *testing.T) {
 	defer c.Close()
 	pass(trust.IdentityLife / 2)
 	<-c.Done()
-	if e := explain(c.Err()); e.code != trust.CodeExpired {
+	if e := explain(c.Err()); e.code != args.CodeExpired {
 		t.Errorf("the short one ended with %v", c.Err())
 	}
-	data, err := output(context.Background(), lasting, "fbus.nodes", bus.Args{})
+	data, err := output(context.Background(), lasting, "fbus.nodes", args.Args{})
 	if err != nil || !bytes.Contains(data, []byte("ticket:box")) {
 		t.Errorf("the lasting connection: %s, %v", data, err)
 	}
@@ -168,7 +169,7 @@ func TestRenewal(t *testing.T) {
 	pass(2 * trust.IdentityLife)
 	_, _, err = connect(t.Context(), addr, durationValue{}, &bus.DialOptions{})
 	f := explain(err)
-	if f.code != trust.CodeExpired && f.code != bus.CodeNotOurs || !strings.Contains(f.msg+f.hint, "clock") {
+	if f.code != args.CodeExpired && f.code != args.CodeNotOurs || !strings.Contains(f.msg+f.hint, "clock") {
 		t.Errorf("%+v", f)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -107,7 +108,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	res.Call = "" // that was ours
 	end, err := o.ended(name, timeout, res, err, out, stderr)
 	end.Job = o.id
-	if explainedAs(err, bus.CodeNodeLost) {
+	if explainedAs(err, args.CodeNodeLost) {
 		err.(*failure).hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " looks at the node"
 	}
 	return end, err
@@ -187,7 +188,7 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	case !f.o.noWait && !f.o.timeout.set:
 		doc = `{}`
 	}
-	req := &bus.Request{Function: f.o.function, Args: bus.List(f.o.id, doc), Stdout: f.out, Stderr: f.stderr}
+	req := &bus.Request{Function: f.o.function, Args: args.List(f.o.id, doc), Stdout: f.out, Stderr: f.stderr}
 	if again {
 		req.WaitFunction = logWait // a node that has just begun
 	}
@@ -195,7 +196,7 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	if errors.Is(err, bus.ErrNoFunction) && res.Worker == "" {
 		return res, fail(exitNoFunction, "the node keeps no jobs: it has no function %s", f.o.function)
 	}
-	if err != nil && res.Code != "" && res.Source != bus.FromProgram {
+	if err != nil && res.Code != "" && res.Source != args.FromProgram {
 		f.job, _ = oneJob(ctx, client, f.o.jobs, f.o.id)
 	}
 	return res, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
 
@@ -40,7 +41,7 @@ func (o *jobOptions) check() error {
 func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Manager, error) {
 	place := func() (string, error) { return networkState(network, "jobs") }
 	var disk *trust.Error
-	if _, err := place(); err != nil && !(errors.As(err, &disk) && disk.Code == trust.CodeStorage) {
+	if _, err := place(); err != nil && !(errors.As(err, &disk) && disk.Code == args.CodeStorage) {
 		warn("nothing can be posted: %v", err)
 		return nil, err
 	}

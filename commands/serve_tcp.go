@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 
@@ -155,7 +156,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 		}
 		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, nil)
 		var e *trust.Error
-		if errors.As(err, &e) && e.Code == trust.CodeWrongUse {
+		if errors.As(err, &e) && e.Code == args.CodeWrongUse {
 			return usage("--tls-cert %s", e.Message).withHint("%s", e.Hint)
 		}
 		d.gate = f

@@ -3,9 +3,8 @@ package commands
 import (
 	"errors"
 	"fmt"
-	"strings"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 	"fbus/exec"
 )
@@ -52,9 +51,9 @@ func (f *failure) withHint(format string, args ...any) *failure {
 }
 
 // usage is a failure of the command line.
-func usage(format string, args ...any) *failure {
-	f := fail(exitUsage, format, args...)
-	f.code = bus.CodeUsage
+func usage(format string, a ...any) *failure {
+	f := fail(exitUsage, format, a...)
+	f.code = args.CodeUsage
 	return f
 }
 
@@ -68,7 +67,7 @@ func (s statusOnly) Error() string { return fmt.Sprintf("exit status %d", int(s)
 func explain(err error) *failure {
 	var t *trouble
 	var f *failure
-	var be *bus.Error
+	var be *args.Error
 	var te *trust.Error
 	var xe *exec.Error
 	switch {
@@ -84,35 +83,35 @@ func explain(err error) *failure {
 		if errors.As(err, &te) && te.Hint != "" {
 			f.hint = te.Hint
 		}
-		if msg, hint, ok := strings.Cut(f.msg, "\nhint: "); ok { // from the node, which knows more
-			f.msg, f.hint = msg, hint
+		if be.Hint != "" { // from the node, which knows more
+			f.hint = be.Hint
 		}
 		return f
 	case errors.As(err, &te):
-		return &failure{status: bus.StatusOf(te.Code), code: te.Code, msg: te.Message, hint: te.Hint}
+		return &failure{status: args.StatusOf(te.Code), code: te.Code, msg: te.Message, hint: te.Hint}
 	case errors.As(err, &xe):
 		return &failure{status: xe.Status, code: xe.Code, msg: xe.Msg, hint: xe.Hint}
 	}
-	return &failure{status: exitInternal, code: bus.CodeInternal, msg: err.Error()}
+	return &failure{status: exitInternal, code: args.CodeInternal, msg: err.Error()}
 }
 
 // ownCodes are the codes of failures that have only a status.
-var ownCodes = map[int]string{exitUsage: bus.CodeUsage, exitBadInput: bus.CodeBadInput, exitInternal: bus.CodeInternal, exitDenied: bus.CodeDenied}
+var ownCodes = map[int]string{exitUsage: args.CodeUsage, exitBadInput: args.CodeBadInput, exitInternal: args.CodeInternal, exitDenied: args.CodeDenied}
 
 // hintFor is the next step after an end that fbus decided.
 func hintFor(code string) string {
 	switch code {
-	case bus.CodeNoFunction:
+	case args.CodeNoFunction:
 		return "fbus ls shows what is offered; -w 10s waits for it"
-	case bus.CodeNoNode:
+	case args.CodeNoNode:
 		return "fbus serve starts a node"
-	case bus.CodeNodeLost:
+	case args.CodeNodeLost:
 		return "a call that was under way may have run"
-	case trust.CodeRevoked, trust.CodeUnlisted, trust.CodeUsed:
+	case args.CodeRevoked, args.CodeUnlisted, args.CodeUsed:
 		return "ask for a new ticket"
-	case bus.CodeAmbiguous:
+	case args.CodeAmbiguous:
 		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
-	case bus.CodeForeign:
+	case args.CodeForeign:
 		return "if you trust that user with what you send: FBUS_NODE_USER=UID in the environment"
 	case "store_full":
 		return "jobs that end make room in time; fbus purge --state done, or --state dead, makes it now"

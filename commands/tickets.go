@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 
@@ -118,7 +118,7 @@ JSON fields: serials, issued (names of tickets that were issued with it), connec
 }
 
 func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
-	data, err := o.call("fbus.revoke", bus.List(ticket))
+	data, err := o.call("fbus.revoke", args.List(ticket))
 	if err != nil {
 		return err
 	}

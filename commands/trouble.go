@@ -5,7 +5,7 @@ import (
 	"os"
 	"strings"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 )
 
@@ -29,7 +29,7 @@ func troubled(err error, node string, name ...string) error {
 	if err == nil || errors.As(err, new(*trouble)) {
 		return err
 	}
-	var be *bus.Error
+	var be *args.Error
 	var te *trust.Error
 	var f *failure
 	switch {
@@ -51,7 +51,7 @@ func troubled(err error, node string, name ...string) error {
 func (t *trouble) explain() *failure {
 	f := *explain(t.err)
 	way := t.doctor + " says why, step by step"
-	if f.hint == "" || t.remote && f.hint == hintFor(bus.CodeNoNode) {
+	if f.hint == "" || t.remote && f.hint == hintFor(args.CodeNoNode) {
 		f.hint = way
 	} else {
 		f.hint += "; " + way

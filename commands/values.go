@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -161,7 +162,7 @@ func parseSize(s string) (int64, error) {
 // fieldsValue collects -f and -F in the order they were given: two flags share
 // one list.
 type fieldsValue struct {
-	list *[]bus.Field
+	list *[]args.Field
 	json bool
 }
 
@@ -176,7 +177,7 @@ func (v *fieldsValue) Set(s string) error {
 			return fmt.Errorf("field %q is given twice", name)
 		}
 	}
-	*v.list = append(*v.list, bus.Field{Name: name, Value: value, JSON: v.json})
+	*v.list = append(*v.list, args.Field{Name: name, Value: value, JSON: v.json})
 	return nil
 }
 

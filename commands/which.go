@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/trust"
+	"fbus/bus/args"
 )
 
 const (
@@ -82,7 +82,7 @@ func onlySocket(uid int, user string) (place, error) {
 	case 1:
 		return place{addr: list[0], why: fmt.Sprintf("the only live socket of %s in %s", user, socketDir)}, nil
 	}
-	return place{}, &bus.Error{Code: bus.CodeAmbiguous, Message: "several nodes are equally near: " + strings.Join(list, " ")}
+	return place{}, &args.Error{Code: args.CodeAmbiguous, Message: "several nodes are equally near: " + strings.Join(list, " ")}
 }
 
 // further finds a node when this user has none.
@@ -137,7 +137,7 @@ func named(addr, why string) (place, error) {
 		return place{}, asDenied(err)
 	}
 	if id == nil {
-		return place{}, &failure{status: exitDenied, code: trust.CodeNoCertificate, msg: addr + ": there is no socket of that name here, and nobody gets in over TCP without a ticket",
+		return place{}, &failure{status: exitDenied, code: args.CodeNoCertificate, msg: addr + ": there is no socket of that name here, and nobody gets in over TCP without a ticket",
 			hint: "fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./" + addr}
 	}
 	return place{addr: bus.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
@@ -172,8 +172,8 @@ func (p place) String() string {
 	return p.addr
 }
 
-func noNode() *bus.Error {
-	return &bus.Error{Code: bus.CodeNoNode, Message: fmt.Sprintf("no node found: no socket of this user in %s, none at %s, no network joined", socketDir, systemSocket)}
+func noNode() *args.Error {
+	return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("no node found: no socket of this user in %s, none at %s, no network joined", socketDir, systemSocket)}
 }
 
 // ownSockets lists the sockets of nodes of this user. Another user's of that
@@ -248,8 +248,8 @@ func connect(ctx context.Context, flag string, wait durationValue, o *bus.DialOp
 
 // retryable reports whether a node may yet come, or have room.
 func retryable(err error) bool {
-	var e *bus.Error
-	return errors.As(err, &e) && (e.Code == bus.CodeNoNode || e.Code == bus.CodeNodeLost || e.Status() == exitBusy)
+	var e *args.Error
+	return errors.As(err, &e) && (e.Code == args.CodeNoNode || e.Code == args.CodeNodeLost || e.Status() == exitBusy)
 }
 
 // leastTry is how long the last try of a wait may take.
@@ -260,7 +260,7 @@ const leastTry = 250 * time.Millisecond
 func connectWithin(ctx context.Context, wait durationValue, left time.Duration, flag string, o *bus.DialOptions) (*bus.Client, place, error) {
 	if wait.d > 0 && !wait.forever {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, max(left, leastTry), &bus.Error{Code: bus.CodeNoNode, Message: "node did not answer the handshake in time"})
+		ctx, cancel = context.WithTimeoutCause(ctx, max(left, leastTry), &args.Error{Code: args.CodeNoNode, Message: "node did not answer the handshake in time"})
 		defer cancel()
 	}
 	return connectOnce(ctx, flag, o)
@@ -274,7 +274,7 @@ func connectOnce(ctx context.Context, flag string, o *bus.DialOptions) (*bus.Cli
 	c, err := p.dial(ctx, o)
 	for err != nil && p.deserted(err) {
 		q, further := p.next()
-		if errors.Is(further, &bus.Error{Code: bus.CodeNoNode}) {
+		if errors.Is(further, &args.Error{Code: args.CodeNoNode}) {
 			break // what there is says more
 		}
 		if p, err = q, further; err == nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/exec"
 )
 
@@ -241,6 +242,6 @@ func (w *worker) handler(fn *offered) bus.CallHandler {
 	}
 }
 
-var sourceOf = map[exec.Source]bus.Source{
-	exec.SourceProgram: bus.FromProgram, exec.SourceSignal: bus.FromSignal, exec.SourceFbus: bus.FromBus,
+var sourceOf = map[exec.Source]args.Source{
+	exec.SourceProgram: args.FromProgram, exec.SourceSignal: args.FromSignal, exec.SourceFbus: args.FromBus,
 }

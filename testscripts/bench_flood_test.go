@@ -17,6 +17,7 @@ import (
 	"time"
 
 	fbus "fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 )
 
@@ -163,7 +164,7 @@ func (f *flooded) call(c *fbus.Client) {
 		c = f.dial()
 		defer c.Close()
 	}
-	if _, err := c.Call(context.Background(), &fbus.Request{Function: "echo", Args: fbus.List("x")}); err != nil {
+	if _, err := c.Call(context.Background(), &fbus.Request{Function: "echo", Args: args.List("x")}); err != nil {
 		f.b.Fatal(err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	fbus "fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -188,26 +189,26 @@ func (a *answer) ok() bool { return a.res.Code == "exit" && a.res.Status == 0 }
 
 // ask makes a call with words and returns how it ended, whatever that is.
 func ask(c *fbus.Client, function string, words ...string) answer {
-	return askWith(c, function, fbus.List(words...), "")
+	return askWith(c, function, args.List(words...), "")
 }
 
-func askWith(c *fbus.Client, function string, args fbus.Args, input string) answer {
+func askWith(c *fbus.Client, function string, given args.Args, input string) answer {
 	var out, stderr bytes.Buffer
-	req := &fbus.Request{Function: function, Args: args, Stdout: &out, Stderr: &stderr}
+	req := &fbus.Request{Function: function, Args: given, Stdout: &out, Stderr: &stderr}
 	if input != "" {
 		req.Input = strings.NewReader(input)
 	}
 	res, err := c.Call(context.Background(), req)
-	var be *fbus.Error
+	var be *args.Error
 	if errors.As(err, &be) && res.Code == "" {
-		res.Source, res.Code, res.Status, res.Message = fbus.FromBus, be.Code, fbus.StatusOf(be.Code), be.Message
+		res.Source, res.Code, res.Status, res.Message = args.FromBus, be.Code, args.StatusOf(be.Code), be.Message
 	}
 	return answer{out.String(), stderr.String(), res}
 }
 
 // post posts, and returns the id that was printed, or "".
 func post(c *fbus.Client, function, options, input string) (id string, a answer) {
-	a = askWith(c, "fbus.post", fbus.List(function, options), input)
+	a = askWith(c, "fbus.post", args.List(function, options), input)
 	if a.ok() {
 		id = strings.TrimSpace(a.out)
 	}
@@ -217,7 +218,7 @@ func post(c *fbus.Client, function, options, input string) (id string, a answer)
 // list asks fbus.jobs.
 func (s *store) list(c *fbus.Client, query string) (list []jobs.Info) {
 	s.t.Helper()
-	a := askWith(c, "fbus.jobs", fbus.JSON([]byte(query)), "")
+	a := askWith(c, "fbus.jobs", args.JSON([]byte(query)), "")
 	if !a.ok() {
 		s.t.Fatalf("fbus.jobs %s: %+v", query, a.res)
 	}

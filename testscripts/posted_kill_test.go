@@ -14,6 +14,7 @@ import (
 	"time"
 
 	fbus "fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -65,7 +66,7 @@ func (l *ledger) work(s *store) fbus.CallHandler {
 		select {
 		case <-time.After(rand.N(5 * time.Millisecond)):
 		case <-ctx.Done():
-			return fbus.Result{Source: fbus.FromSignal, Status: 143, Code: "SIGTERM"}
+			return fbus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
 		}
 		switch rand.N(20) {
 		case 0:
@@ -101,7 +102,7 @@ func (l *ledger) client(s *store, number int, stop <-chan struct{}) {
 			}
 			id, a := post(c, "f", `{"retries":100,"backoff":0.01}`, input)
 			if id == "" {
-				if a.res.Code != fbus.CodeNodeLost && a.res.Code != fbus.CodeNoNode && a.res.Code != fbus.CodeDraining {
+				if a.res.Code != args.CodeNodeLost && a.res.Code != args.CodeNoNode && a.res.Code != args.CodeDraining {
 					l.mu.Lock()
 					l.breach("a post was refused: %+v", a.res)
 					l.mu.Unlock()
@@ -115,7 +116,7 @@ func (l *ledger) client(s *store, number int, stop <-chan struct{}) {
 			_, told := l.reported[look]
 			l.mu.Unlock()
 			a = ask(c, "fbus.result", look, `{"wait":false}`)
-			if a.res.Code == fbus.CodeNodeLost {
+			if a.res.Code == args.CodeNodeLost {
 				break
 			}
 			if told || a.res.Code != "unfinished" { // another client may have been told meanwhile that it is done

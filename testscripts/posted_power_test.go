@@ -16,6 +16,7 @@ import (
 	"time"
 
 	fbus "fbus/bus"
+	"fbus/bus/args"
 )
 
 // TestPowerCut takes the power from a disk at random while clients post and workers
@@ -184,5 +185,5 @@ func TestPowerCutFull(t *testing.T) {
 }
 
 func purgeFillers(c *fbus.Client) answer {
-	return askWith(c, "fbus.purge", fbus.JSON([]byte(`{"state":"delayed","function":"filler"}`)), "")
+	return askWith(c, "fbus.purge", args.JSON([]byte(`{"state":"delayed","function":"filler"}`)), "")
 }

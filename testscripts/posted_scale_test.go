@@ -17,6 +17,7 @@ import (
 	"time"
 
 	fbus "fbus/bus"
+	"fbus/bus/args"
 )
 
 // backlog is how many jobs are posted and not run, at most, while many go through.
@@ -163,7 +164,7 @@ func TestPostedMany(t *testing.T) {
 	all, own := memory(t, s.node.Process.Pid)
 	client := s.client("test")
 	eventually(t, "all results have gone", func() bool {
-		a := askWith(client, "fbus.jobs", fbus.JSON([]byte(`{"limit":1}`)), "")
+		a := askWith(client, "fbus.jobs", args.JSON([]byte(`{"limit":1}`)), "")
 		return strings.HasPrefix(a.out, `{"total":0}`)
 	})
 	lost, twice := 0, 0

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	fbus "fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -201,7 +202,7 @@ func TestPostedWorkerKilled(t *testing.T) {
 	s.awaitNote("begun", last, "w3")
 	w.kill()
 	i := s.becomes(c, last, jobs.Dead)
-	if i.Code != fbus.CodeWorkerLost || *i.Status != 74 || !strings.Contains(i.Message, "worker w3 was lost") || i.Attempts != 1 {
+	if i.Code != args.CodeWorkerLost || *i.Status != 74 || !strings.Contains(i.Message, "worker w3 was lost") || i.Attempts != 1 {
 		t.Errorf("%+v", i)
 	}
 	s.checkCourse(i, "1@w3", "1 w3 worker_lost 74")

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"go.uber.org/goleak"
@@ -82,7 +83,7 @@ func numbers(c *bus.Client, n int) (*Runner, *[]string) {
 			return Task{Seq: i, Words: []string{fmt.Sprint(i)}}, nil
 		},
 		Request: func(t *Task) (*bus.Request, io.Closer, error) {
-			return &bus.Request{Args: bus.List(t.Words...)}, nil, nil
+			return &bus.Request{Args: args.List(t.Words...)}, nil, nil
 		},
 		Done: func(o *Outcome) error {
 			var b bytes.Buffer

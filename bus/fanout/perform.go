@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // Pauses between tries.
@@ -77,24 +78,24 @@ const (
 )
 
 func (r *Runner) verdict(ctx context.Context, o *Outcome, busy int) verdict {
-	var e *bus.Error
+	var e *args.Error
 	mine := errors.As(o.Err, &e)
 	switch {
 	case o.Err == nil, ctx.Err() != nil:
 		return final
-	case mine && (e.Code == bus.CodeDraining || e.Code == bus.CodeNodeLost || r.shut()):
+	case mine && (e.Code == args.CodeDraining || e.Code == args.CodeNodeLost || r.shut()):
 		// Nothing more can be called: the node goes, or we were shut out. What was only
 		// queued has not run.
 		r.mu.Lock()
 		r.halt(e)
 		r.mu.Unlock()
-		o.Skipped = e.Code == bus.CodeDraining
+		o.Skipped = e.Code == args.CodeDraining
 		return final
-	case mine && e.Code == bus.CodeNoFunction && !r.Fixed:
+	case mine && e.Code == args.CodeNoFunction && !r.Fixed:
 		return tryWhenOffered
-	case mine && e.Code == bus.CodeBusy && !r.Fixed && busy < maxBusy && !r.isStopped():
+	case mine && e.Code == args.CodeBusy && !r.Fixed && busy < maxBusy && !r.isStopped():
 		return tryLater
-	case mine && (e.Code == bus.CodeDenied || e.Code == bus.CodeUsage || e.Code == bus.CodeBadInput):
+	case mine && (e.Code == args.CodeDenied || e.Code == args.CodeUsage || e.Code == args.CodeBadInput):
 		return final
 	case o.Tries > r.Retries || r.isStopped():
 		return final
@@ -183,7 +184,7 @@ func Slots(ctx context.Context, client *bus.Client, function, on string) (int, e
 // Workers asks the node who offers the function.
 func Workers(ctx context.Context, client *bus.Client, function, on string) ([]Worker, error) {
 	var out bytes.Buffer
-	if _, err := client.Call(ctx, &bus.Request{Function: "fbus.functions", Args: bus.List(function), Stdout: &out}); err != nil {
+	if _, err := client.Call(ctx, &bus.Request{Function: "fbus.functions", Args: args.List(function), Stdout: &out}); err != nil {
 		return nil, err
 	}
 	var list []Worker
@@ -247,11 +248,11 @@ func (r *Runner) seekWorker(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting = false
-	var e *bus.Error
+	var e *args.Error
 	switch {
 	case err == nil:
 		r.notice("%s: a worker is there again: going on", r.Function)
-	case errors.As(err, &e) && e.Code != bus.CodeBusy:
+	case errors.As(err, &e) && e.Code != args.CodeBusy:
 		r.halt(e)
 	default:
 		r.halt(nil)
@@ -270,7 +271,7 @@ func (r *Runner) findWorker(ctx context.Context) error {
 			return nil
 		}
 		if r.Patience > 0 && time.Since(began) > r.Patience {
-			return &bus.Error{Code: bus.CodeNoFunction, Message: r.Function + ": no worker has come back"}
+			return &args.Error{Code: args.CodeNoFunction, Message: r.Function + ": no worker has come back"}
 		}
 		select {
 		case <-time.After(seekEvery):

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -69,7 +70,7 @@ func TestAbsentFunctions(t *testing.T) {
 		t.Errorf("%d were run, of %d", ran.Load(), want)
 	}
 	// What is left of a line that nobody serves goes with its last job.
-	e := call(c, "fbus.purge", bus.JSON([]byte(`{"state":"queued"}`)), "")
+	e := call(c, "fbus.purge", args.JSON([]byte(`{"state":"queued"}`)), "")
 	if want := fmt.Sprintf("{\"purged\":%d}\n", functions-int(want)); e.out != want {
 		t.Errorf("%q, %+v", e.out, e.res)
 	}
@@ -113,13 +114,13 @@ func TestAsideCancelled(t *testing.T) {
 	c := b.dial("poster")
 	first, second := b.post(c, "nobody", "", "1"), b.post(c, "nobody", "", "2")
 	eventually(t, "their line is set aside", func() bool { return b.m.Aside() == 1 })
-	if e := call(c, "fbus.cancel", bus.List(first), ""); e.res.Status != 0 {
+	if e := call(c, "fbus.cancel", args.List(first), ""); e.res.Status != 0 {
 		t.Errorf("%+v", e)
 	}
 	b.becomes(c, first, jobs.Cancelled)
-	call(c, "fbus.purge", bus.JSON([]byte(`{"ids":["`+second+`"],"state":"queued"}`)), "")
+	call(c, "fbus.purge", args.JSON([]byte(`{"ids":["`+second+`"],"state":"queued"}`)), "")
 	eventually(t, "the line is forgotten", func() bool { return len(b.m.Lines()) == 0 && b.m.Aside() == 0 })
-	call(c, "fbus.retry", bus.JSON([]byte(`{"ids":["`+first+`"]}`)), "")
+	call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+first+`"]}`)), "")
 	b.becomes(c, first, jobs.Queued)
 	b.offer(b.dial("worker"), "nobody", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Input)) })
 	if e := b.result(c, first); e.out != "1" {
@@ -149,7 +150,7 @@ func TestStandingIsBounded(t *testing.T) {
 	}
 	worker := b.dial("other")
 	b.offer(worker, "free", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying("free") })
-	if e := call(c, "free", bus.List(), ""); e.out != "free" {
+	if e := call(c, "free", args.List(), ""); e.out != "free" {
 		t.Errorf("a call: %+v", e.res)
 	}
 	if e := b.result(c, b.post(c, "free", "", "", large)); e.out != "free" {

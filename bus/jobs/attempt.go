@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // attempt is one run of a job, from its turn in the line to its end on disk.
@@ -35,7 +36,7 @@ type attempt struct {
 	bytes    int64 // that it holds there
 }
 
-var errCancelledJob = &bus.Error{Code: bus.CodeCancelled, Message: "the job was cancelled"}
+var errCancelledJob = &args.Error{Code: args.CodeCancelled, Message: "the job was cancelled"}
 
 // newAttempt makes an attempt. m.mu is held.
 func newAttempt(m *Manager, l *line, r readyJob) *attempt {
@@ -55,7 +56,7 @@ func (a *attempt) run() {
 		a.awaitStore()
 		return
 	}
-	j, args, input, err := a.m.store.read(a.id)
+	j, data, input, err := a.m.store.read(a.id)
 	switch {
 	case err != nil:
 		a.broken(j, err)
@@ -78,29 +79,29 @@ func (a *attempt) run() {
 		return
 	}
 	defer room()
-	if !a.stand(int64(len(args)) + min(j.Input.Size, bus.MaxInlineInput)) {
+	if !a.stand(int64(len(data)) + min(j.Input.Size, bus.MaxInlineInput)) {
 		return
 	}
 	out, stderr := a.m.store.spool.newDraft(), a.m.store.spool.newDraft()
 	out.beyond, stderr.beyond = j.sent(), j.sent() // that goes when it is done: see cut
-	req := a.request(j, args, input, out, stderr)
+	req := a.request(j, data, input, out, stderr)
 	res, err := a.m.host.Call(a.ctx, req)
 	a.ended(j, res, err, out, stderr)
 }
 
 func denied(why error) End {
-	return End{Source: "fbus", Status: 77, Code: bus.CodeDenied, Message: why.Error()}
+	return End{Source: "fbus", Status: 77, Code: args.CodeDenied, Message: why.Error()}
 }
 
 // request is the call that the attempt makes.
-func (a *attempt) request(j *Job, args []byte, input *content, out, stderr io.Writer) *bus.Request {
+func (a *attempt) request(j *Job, data []byte, input *content, out, stderr io.Writer) *bus.Request {
 	posted := &bus.Posted{Caller: j.Poster.Caller, Job: j.ID.String(), Attempt: j.Attempts + 1}
 	if j.Origin != nil {
 		text, _ := json.Marshal(j.Origin)
 		posted.Origin = string(text)
 	}
 	req := &bus.Request{
-		Function: j.Function, Args: bus.RawArgs(bus.Kind(j.Kind), args), Stdout: out, Stderr: stderr,
+		Function: j.Function, Args: args.RawArgs(args.Kind(j.Kind), data), Stdout: out, Stderr: stderr,
 		Timeout: seconds(j.Timeout), WaitFunction: bus.Forever * time.Millisecond, On: j.On, Posted: posted,
 	}
 	if j.Input.Size > 0 || j.HasInput {
@@ -194,19 +195,19 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 		drop()
 		a.m.retryLater(a)
 		return
-	case a.m.ctx.Err() != nil && !complete(err), end.Code == bus.CodeNodeLost, end.Code == bus.CodeDraining:
+	case a.m.ctx.Err() != nil && !complete(err), end.Code == args.CodeNodeLost, end.Code == args.CodeDraining:
 		drop() // it is found as interrupted when the node starts again
 		a.leave(false)
 		return
 	}
 	o := outcome{end: end, out: out, stderr: stderr, started: started}
-	o.cancelled = cancelled || end.Code == bus.CodeCancelled && end.Source == "fbus"
+	o.cancelled = cancelled || end.Code == args.CodeCancelled && end.Source == "fbus"
 	var full *FullError
 	var broken *StoreError
 	fits := true
 	if errors.As(err, &full) || errors.As(err, &broken) { // our own writers have refused it
 		fits = isFull(err) || broken != nil || a.m.needsRoom(a.id, out.wanted()+stderr.wanted())
-		o.end = End{Source: "fbus", Status: 70, Code: bus.CodeInternal, Message: "its output could not be kept: " + err.Error()}
+		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + err.Error()}
 		out.drop() // a part of it would take the room that there is, and help nobody
 		o.out = a.m.store.spool.newDraft()
 	}
@@ -233,17 +234,17 @@ func complete(err error) bool {
 // refusedForGood reports an end that another try could not change, though no
 // worker has had the call.
 func refusedForGood(e *End) bool {
-	return e.Source == "fbus" && (e.Code == bus.CodeUsage || e.Code == bus.CodeBadInput || e.Code == bus.CodeDenied)
+	return e.Source == "fbus" && (e.Code == args.CodeUsage || e.Code == args.CodeBadInput || e.Code == args.CodeDenied)
 }
 
 // endOf is a call's result as jobs keep it.
 func endOf(res bus.Result, err error) End {
 	end := End{Source: res.Source.String(), Status: res.Status, Code: res.Code, Message: res.Message}
-	var be *bus.Error
+	var be *args.Error
 	if errors.As(err, &be) {
-		end = End{Source: bus.FromBus.String(), Status: bus.StatusOf(be.Code), Code: be.Code, Message: be.Error()}
+		end = End{Source: args.FromBus.String(), Status: args.StatusOf(be.Code), Code: be.Code, Message: be.Error()}
 	} else if err != nil && res.Code == "" {
-		end = End{Source: bus.FromBus.String(), Status: 70, Code: bus.CodeInternal, Message: err.Error()}
+		end = End{Source: args.FromBus.String(), Status: 70, Code: args.CodeInternal, Message: err.Error()}
 	}
 	return end
 }

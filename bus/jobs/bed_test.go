@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/trust"
@@ -188,26 +189,26 @@ type ended struct {
 }
 
 // call makes a call and returns how it ended, whatever that is.
-func call(c *bus.Client, function string, args bus.Args, input string) ended {
+func call(c *bus.Client, function string, given args.Args, input string) ended {
 	ctx, stop := context.WithTimeout(bg(), patience)
 	defer stop()
 	var out, stderr bytes.Buffer
-	req := &bus.Request{Function: function, Args: args, Stdout: &out, Stderr: &stderr}
+	req := &bus.Request{Function: function, Args: given, Stdout: &out, Stderr: &stderr}
 	if input != "" {
 		req.Input = strings.NewReader(input)
 	}
 	res, err := c.Call(ctx, req)
-	var be *bus.Error
+	var be *args.Error
 	if errors.As(err, &be) && res.Code == "" {
-		res.Source, res.Code, res.Status, res.Message = bus.FromBus, be.Code, bus.StatusOf(be.Code), be.Message
+		res.Source, res.Code, res.Status, res.Message = args.FromBus, be.Code, args.StatusOf(be.Code), be.Message
 	}
 	return ended{out.String(), stderr.String(), res}
 }
 
 // post posts with options and arguments, and returns the id.
-func (b *bed) post(c *bus.Client, function, options, input string, args ...string) string {
+func (b *bed) post(c *bus.Client, function, options, input string, words ...string) string {
 	b.t.Helper()
-	e := call(c, "fbus.post", bus.List(append([]string{function, options}, args...)...), input)
+	e := call(c, "fbus.post", args.List(append([]string{function, options}, words...)...), input)
 	if e.res.Status != 0 {
 		b.t.Fatalf("post to %s: %+v", function, e.res)
 	}
@@ -217,19 +218,21 @@ func (b *bed) post(c *bus.Client, function, options, input string, args ...strin
 // refused is a post that has to end with that status and words of the message.
 func (b *bed) refused(c *bus.Client, function, options, input string, status int, words string) {
 	b.t.Helper()
-	e := call(c, "fbus.post", bus.List(function, options), input)
-	if e.out != "" || e.res.Status != status || e.res.Source != bus.FromBus || !strings.Contains(e.res.Message, words) {
+	e := call(c, "fbus.post", args.List(function, options), input)
+	if e.out != "" || e.res.Status != status || e.res.Source != args.FromBus || !strings.Contains(e.res.Message, words) {
 		b.t.Errorf("post to %s: %q, %+v; want status %d: %s", function, e.out, e.res, status, words)
 	}
 }
 
 // result waits for a job's end.
-func (b *bed) result(c *bus.Client, id string) ended { return call(c, "fbus.result", bus.List(id), "") }
+func (b *bed) result(c *bus.Client, id string) ended {
+	return call(c, "fbus.result", args.List(id), "")
+}
 
 // list asks fbus.jobs.
 func (b *bed) list(c *bus.Client, query string) (list []jobs.Info, total int) {
 	b.t.Helper()
-	e := call(c, "fbus.jobs", bus.JSON([]byte(query)), "")
+	e := call(c, "fbus.jobs", args.JSON([]byte(query)), "")
 	if e.res.Status != 0 {
 		b.t.Fatalf("fbus.jobs %s: %+v", query, e.res)
 	}
@@ -287,7 +290,7 @@ func (g *gate) handle(ctx context.Context, inv *bus.Invocation) bus.Result {
 	case r := <-g.release:
 		return r
 	case <-ctx.Done():
-		return bus.Result{Source: bus.FromSignal, Status: 143, Code: "SIGTERM"}
+		return bus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
 	}
 }
 

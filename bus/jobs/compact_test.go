@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/jobs/pages"
 )
@@ -48,7 +48,7 @@ func TestFileSize(t *testing.T) {
 	b := newBed(t)
 	purge := func() {
 		t.Helper()
-		e := call(b.dial("purger"), "fbus.purge", bus.JSON([]byte(`{"state":"queued","function":"many"}`)), "")
+		e := call(b.dial("purger"), "fbus.purge", args.JSON([]byte(`{"state":"queued","function":"many"}`)), "")
 		if want := fmt.Sprintf("{\"purged\":%d}\n", many); e.out != want {
 			t.Fatalf("%q, %+v", e.out, e.res)
 		}

@@ -7,7 +7,7 @@ import (
 	"io"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // Cancel ends a job: one that waits is not run, one that runs is ended.
@@ -99,7 +99,7 @@ func (m *Manager) CheckActive() {
 	denied := map[*attempt]error{}
 	for _, a := range list {
 		if err := m.host.May(&a.job.Poster, a.job.Function); err != nil {
-			denied[a] = &bus.Error{Code: bus.CodeDenied, Message: err.Error()}
+			denied[a] = &args.Error{Code: args.CodeDenied, Message: err.Error()}
 		}
 	}
 	m.mu.Lock() // all at once: none is to begin in the slot of another
@@ -134,7 +134,7 @@ func (m *Manager) deny(id ID, why error) {
 	m.mu.Lock()
 	a := m.active[id]
 	if a != nil {
-		a.cancel(&bus.Error{Code: bus.CodeDenied, Message: why.Error()})
+		a.cancel(&args.Error{Code: args.CodeDenied, Message: why.Error()})
 	}
 	m.mu.Unlock()
 	if a != nil {

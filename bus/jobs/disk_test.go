@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -61,7 +62,7 @@ func TestPostbackHasNoRoom(t *testing.T) {
 			b.m.FailLinks(failure)
 			id := b.post(c, "f", `{"then":"g","finally":"g"}`, "")
 			eventually(t, "the operator is told", func() bool { return strings.Contains(b.warnings(), failure.Error()) || b.m.Failing() })
-			if e := call(c, "fbus.result", bus.List(id, `{"wait":false}`), ""); e.res.Status != 75 || e.out != "" {
+			if e := call(c, "fbus.result", args.List(id, `{"wait":false}`), ""); e.res.Status != 75 || e.out != "" {
 				t.Errorf("an end was told without its postback: %+v", e)
 			}
 			b.refused(c, "f", "", "", 75, "the store of jobs")
@@ -197,7 +198,7 @@ func TestUnsyncedIsThere(t *testing.T) {
 		id := b.post(c, "f", "", "")
 		b.becomes(c, id, jobs.Dead)
 		failing(b, func() {
-			if e := call(c, "fbus.retry", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 75 {
+			if e := call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 75 {
 				t.Errorf("%+v", e.res)
 			}
 		})
@@ -211,7 +212,7 @@ func TestUnsyncedIsThere(t *testing.T) {
 			b.post(c, "f", "", large)
 		}
 		var e ended
-		purge := func() { e = call(c, "fbus.purge", bus.JSON([]byte(`{"state":"queued"}`)), "") }
+		purge := func() { e = call(c, "fbus.purge", args.JSON([]byte(`{"state":"queued"}`)), "") }
 		done := make(chan struct{})
 		b.m.FailCommits(syscall.ENOSPC, true)
 		go func() { // ends with the purge
@@ -253,7 +254,7 @@ func TestOpenedLater(t *testing.T) {
 	b.offer(b.dial("worker"), "f", 1, echo)
 	b.refused(c, "f", "", "", 75, "not a directory")
 	for name, query := range map[string]string{"fbus.jobs": `{}`, "fbus.purge": `{"state":"queued"}`, "fbus.retry": `{"ids":["` + id + `"]}`} {
-		if e := call(c, name, bus.JSON([]byte(query)), ""); e.res.Status != 75 || !strings.Contains(e.res.Message, "not a directory") {
+		if e := call(c, name, args.JSON([]byte(query)), ""); e.res.Status != 75 || !strings.Contains(e.res.Message, "not a directory") {
 			t.Errorf("%s: %+v", name, e.res)
 		}
 	}

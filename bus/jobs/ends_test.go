@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -31,9 +32,9 @@ func TestEnds(t *testing.T) {
 		switch end := ends[min(inv.Attempt, len(ends))-1]; {
 		case end == -1:
 			<-ctx.Done()
-			return bus.Result{Source: bus.FromSignal, Status: 143, Code: "SIGTERM"}
+			return bus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
 		case end > 128:
-			return bus.Result{Source: bus.FromSignal, Status: end, Code: "SIGKILL"}
+			return bus.Result{Source: args.FromSignal, Status: end, Code: "SIGKILL"}
 		default:
 			return exit(end)
 		}
@@ -53,7 +54,7 @@ func TestEnds(t *testing.T) {
 		{`{"retries":1}`, `[75,1,75,75,1]`, jobs.Dead, 5, "exit"},
 		{`{"retries":1}`, `[137,137]`, jobs.Dead, 2, "SIGKILL"},
 		{`{"retries":1,"timeout":0.05}`, `[-1,0]`, jobs.Done, 2, "exit"},
-		{`{"retries":1,"timeout":0.05}`, `[-1,-1]`, jobs.Dead, 2, bus.CodeDeadline},
+		{`{"retries":1,"timeout":0.05}`, `[-1,-1]`, jobs.Dead, 2, args.CodeDeadline},
 	} {
 		options := strings.TrimSuffix(strings.Replace(test.options, "{", `{"kind":"json","backoff":0.001,`, 1), ",}")
 		if test.options == `{}` {
@@ -111,13 +112,13 @@ func TestUnique(t *testing.T) {
 	if second == id {
 		t.Error("the key of a dead job is not free")
 	}
-	if e := call(c, "fbus.retry", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 65 || !strings.Contains(e.res.Message, second) {
+	if e := call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 65 || !strings.Contains(e.res.Message, second) {
 		t.Errorf("a second job with that key was queued: %+v", e)
 	}
 	await(t, "the second", g.started)
 	g.release <- exit(0)
 	b.becomes(c, second, jobs.Done)
-	if e := call(c, "fbus.retry", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 0 {
+	if e := call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 0 {
 		t.Errorf("%+v", e)
 	}
 	if again := b.post(c, "f", key, "sixth"); again != id {
@@ -139,7 +140,7 @@ func TestRetry(t *testing.T) {
 	b.offer(b.dial("worker"), "f", 4, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		return saying2(fmt.Sprint("attempt ", inv.Attempt), int(status.Load()))
 	})
-	retry := func(query string) ended { return call(c, "fbus.retry", bus.JSON([]byte(query)), "") }
+	retry := func(query string) ended { return call(c, "fbus.retry", args.JSON([]byte(query)), "") }
 	var ids []string
 	for range 3 {
 		ids = append(ids, b.post(c, "f", `{"retries":1,"backoff":0.001}`, ""))
@@ -174,7 +175,7 @@ func TestRetry(t *testing.T) {
 			t.Errorf("retry of one that is done: %+v", e)
 		}
 	}
-	if e := call(c, "fbus.cancel", bus.List(waits), ""); e.res.Status != 0 {
+	if e := call(c, "fbus.cancel", args.List(waits), ""); e.res.Status != 0 {
 		t.Errorf("%+v", e)
 	}
 	if i := b.job(c, waits); i.State != jobs.Cancelled {
@@ -197,7 +198,7 @@ func TestPurge(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	c := b.dial("poster")
-	purge := func(query string) ended { return call(c, "fbus.purge", bus.JSON([]byte(query)), "") }
+	purge := func(query string) ended { return call(c, "fbus.purge", args.JSON([]byte(query)), "") }
 	for _, bare := range []string{`{}`, `{"function":"f"}`, `{"state":"running"}`, `{"state":"nothing"}`, `{"older":-1}`, `{"stat":"dead"}`} {
 		if e := purge(bare); e.res.Status != 64 {
 			t.Errorf("purge %s: %+v", bare, e)
@@ -265,13 +266,13 @@ func TestCancel(t *testing.T) {
 	ids := []string{runs, b.post(c, "f", "", ""), b.post(c, "f", "", ""), b.post(c, "f", `{"delay":100}`, "")}
 	last := b.post(c, "f", "", "last")
 	for _, id := range slices.Backward(ids) {
-		if e := call(c, "fbus.cancel", bus.List(id), ""); e.res.Status != 0 {
+		if e := call(c, "fbus.cancel", args.List(id), ""); e.res.Status != 0 {
 			t.Errorf("%+v", e)
 		}
-		if e := b.result(c, id); e.res.Status != 143 || e.res.Code != bus.CodeCancelled {
+		if e := b.result(c, id); e.res.Status != 143 || e.res.Code != args.CodeCancelled {
 			t.Errorf("%+v", e)
 		}
-		if e := call(c, "fbus.cancel", bus.List(id), ""); e.res.Status != 65 || !strings.Contains(e.res.Message, "cancelled") {
+		if e := call(c, "fbus.cancel", args.List(id), ""); e.res.Status != 65 || !strings.Contains(e.res.Message, "cancelled") {
 			t.Errorf("cancelled twice: %+v", e)
 		}
 	}
@@ -301,14 +302,14 @@ func TestCancelAtTheEnd(t *testing.T) {
 	b.refused(c, "f", "", "", 75, "can not be written")
 	g.release <- exit(1)
 	b.m.AwaitKept(1)
-	if e := call(c, "fbus.cancel", bus.List(waits), ""); e.res.Status != 75 {
+	if e := call(c, "fbus.cancel", args.List(waits), ""); e.res.Status != 75 {
 		t.Errorf("%+v", e)
 	}
 	cancelled := make(chan ended, 1)
 	go func() { // ends with the call
-		e := call(c, "fbus.cancel", bus.List(id), "")
+		e := call(c, "fbus.cancel", args.List(id), "")
 		for e.res.Status == 75 { // the store was being opened anew, and could not be read either
-			e = call(c, "fbus.cancel", bus.List(id), "")
+			e = call(c, "fbus.cancel", args.List(id), "")
 		}
 		cancelled <- e
 	}()

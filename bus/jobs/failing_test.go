@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -50,7 +51,7 @@ func TestCommitsFail(t *testing.T) {
 			for _, unique := range []string{`{}`, `{"unique":"key"}`, `{"unique":"key"}`, `{"delay":0.001}`} {
 				b.refused(c, "f", unique, "refused", 75, failure.words)
 			}
-			if e := call(c, "fbus.post", bus.List("f"), "refused"); e.res.Code != failure.code {
+			if e := call(c, "fbus.post", args.List("f"), "refused"); e.res.Code != failure.code {
 				t.Errorf("%+v", e.res)
 			}
 			for range 2 { // with the third, which may or may not run
@@ -58,7 +59,7 @@ func TestCommitsFail(t *testing.T) {
 			}
 			b.m.AwaitKept(2)
 			for _, id := range ids[:2] {
-				if e := call(c, "fbus.result", bus.List(id, `{"wait":false}`), ""); e.res.Status != 75 || e.out != "" {
+				if e := call(c, "fbus.result", args.List(id, `{"wait":false}`), ""); e.res.Status != 75 || e.out != "" {
 					t.Errorf("an end was told that is not on disk: %+v", e)
 				}
 			}
@@ -75,7 +76,7 @@ func TestCommitsFail(t *testing.T) {
 			if ran.Load() != 3 {
 				t.Errorf("3 jobs were run %d times", ran.Load())
 			}
-			eventually(t, "a post is taken", func() bool { return call(c, "fbus.post", bus.List("h", `{"unique":"key"}`), "").res.Status == 0 })
+			eventually(t, "a post is taken", func() bool { return call(c, "fbus.post", args.List("h", `{"unique":"key"}`), "").res.Status == 0 })
 			var names []string
 			list, total := b.list(c, `{}`)
 			for _, i := range list {
@@ -204,7 +205,7 @@ func TestBounds(t *testing.T) {
 	b.refused(c, "f", "", "", 75, "10 jobs are the limit (--max-jobs)")
 	purge := func() {
 		t.Helper()
-		if e := call(c, "fbus.purge", bus.JSON([]byte(`{"state":"delayed"}`)), ""); e.res.Status != 0 {
+		if e := call(c, "fbus.purge", args.JSON([]byte(`{"state":"delayed"}`)), ""); e.res.Status != 0 {
 			t.Errorf("%+v", e.res)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -148,7 +149,7 @@ func TestPoison(t *testing.T) {
 	i := b.becomes(c, poison, jobs.Dead)
 	close(stop)
 	workers.Wait()
-	if killed.Load() != 4 || i.Attempts != 4 || i.Code != bus.CodeWorkerLost || len(i.History) != 4 {
+	if killed.Load() != 4 || i.Attempts != 4 || i.Code != args.CodeWorkerLost || len(i.History) != 4 {
 		t.Errorf("%d workers were killed; %+v", killed.Load(), i)
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // Exit statuses that say what is to become of a job.
@@ -49,7 +49,7 @@ func (o *outcome) judge(j *Job) {
 	case o.cancelled:
 	case e.Source == "program" && e.Status == statusNever, refusedForGood(e):
 		o.never = true
-	case e.Source == "program" && e.Status == statusLater, e.Source == "fbus" && e.Code == bus.CodeBusy:
+	case e.Source == "program" && e.Status == statusLater, e.Source == "fbus" && e.Code == args.CodeBusy:
 		o.later = true
 	}
 }

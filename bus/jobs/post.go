@@ -10,7 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // Post is a call to be kept.
@@ -19,7 +19,7 @@ type Post struct {
 	Function string
 	Poster   Poster
 	Options  Options
-	Kind     bus.Kind
+	Kind     args.Kind
 	Args     []byte
 	HasInput bool      // there is an input beside arguments
 	Input    io.Reader // nil: none

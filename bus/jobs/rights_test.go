@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/trust"
@@ -62,11 +63,11 @@ func TestGuests(t *testing.T) {
 	const absent = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 	for _, ask := range []func(id string) ended{
 		func(id string) ended { return b.result(bob, id) },
-		func(id string) ended { return call(bob, "fbus.result", bus.List(id, `{"wait":false}`), "") },
-		func(id string) ended { return call(bob, "fbus.cancel", bus.List(id), "") },
-		func(id string) ended { return call(bob, "fbus.jobs", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
-		func(id string) ended { return call(bob, "fbus.retry", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
-		func(id string) ended { return call(bob, "fbus.purge", bus.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
+		func(id string) ended { return call(bob, "fbus.result", args.List(id, `{"wait":false}`), "") },
+		func(id string) ended { return call(bob, "fbus.cancel", args.List(id), "") },
+		func(id string) ended { return call(bob, "fbus.jobs", args.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
+		func(id string) ended { return call(bob, "fbus.retry", args.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
+		func(id string) ended { return call(bob, "fbus.purge", args.JSON([]byte(`{"ids":["`+id+`"]}`)), "") },
 	} {
 		nothing := ask(absent)
 		for _, id := range []string{anns, waits} {
@@ -78,8 +79,8 @@ func TestGuests(t *testing.T) {
 		}
 	}
 	for _, query := range []string{`{"dead":true}`, `{"state":"queued"}`} {
-		call(bob, "fbus.retry", bus.JSON([]byte(query)), "")
-		call(bob, "fbus.purge", bus.JSON([]byte(query)), "")
+		call(bob, "fbus.retry", args.JSON([]byte(query)), "")
+		call(bob, "fbus.purge", args.JSON([]byte(query)), "")
 	}
 	for c, want := range map[*bus.Client]int{ann: 2, bob: 1, root: 3} {
 		for _, query := range []string{`{}`, `{"limit":1}`, `{"limit":1,"newest":true}`} {
@@ -154,7 +155,7 @@ func TestRevoked(t *testing.T) {
 	doomed = append(doomed, b.becomes(root, runs, jobs.Dead).Children...)
 	for _, id := range doomed {
 		i := b.becomes(root, id, jobs.Dead)
-		if i.Code != bus.CodeDenied || *i.Status != 77 || !strings.Contains(i.Message, "revoked") || (i.Attempts == 1) != (id == runs) || i.Used != i.Attempts {
+		if i.Code != args.CodeDenied || *i.Status != 77 || !strings.Contains(i.Message, "revoked") || (i.Attempts == 1) != (id == runs) || i.Used != i.Attempts {
 			t.Errorf("%+v", i)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -58,7 +59,7 @@ func TestRoomForOutput(t *testing.T) {
 	}
 	purge := func(query string) {
 		t.Helper()
-		if e := call(c, "fbus.purge", bus.JSON([]byte(query)), ""); e.res.Status != 0 {
+		if e := call(c, "fbus.purge", args.JSON([]byte(query)), ""); e.res.Status != 0 {
 			t.Errorf("%+v", e.res)
 		}
 	}

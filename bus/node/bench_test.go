@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -126,7 +127,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	}
 	defer raw.Close()
 	body := make([]byte, 64)
-	args := bus.List(string(body))
+	args := args.List(string(body))
 	buf := make([]byte, callSize)
 	ours, bare := make([]time.Duration, 0, b.N), make([]time.Duration, 0, b.N)
 	for b.Loop() {
@@ -166,7 +167,7 @@ func BenchmarkThroughput(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer raw.Close()
-	args := bus.List(string(make([]byte, 64)))
+	args := args.List(string(make([]byte, 64)))
 	const batch = 20000
 	var ours, bare []float64
 	for b.Loop() {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -96,15 +97,15 @@ func scriptCaller(t *testing.T, lang, path string) callFunc {
 
 func goCaller(t *testing.T, path string) callFunc {
 	c := dial(t, path)
-	return func(ctx context.Context, fn string, args []string, stdin *os.File, stdout io.Writer) (string, int) {
+	return func(ctx context.Context, fn string, words []string, stdin *os.File, stdout io.Writer) (string, int) {
 		req := &bus.Request{Function: fn, Stdout: stdout}
-		if args != nil {
-			req.Args = bus.List(args...)
+		if words != nil {
+			req.Args = args.List(words...)
 		} else if stdin != nil {
 			req.Input = stdin
 		}
 		_, err := c.Call(ctx, req)
-		var fault *bus.Error
+		var fault *args.Error
 		switch {
 		case err == nil:
 			return "", 0
@@ -145,10 +146,10 @@ func scriptWorker(t *testing.T, lang, path, name string) (wait func() (string, i
 
 // upperFunc is the function of the scripts' workers, in Go.
 func upperFunc(_ context.Context, inv *bus.Invocation) bus.Result {
-	if inv.Kind != bus.KindRaw {
+	if inv.Kind != args.KindRaw {
 		words, err := inv.Words()
 		if err != nil {
-			return bus.Result{Source: bus.FromBus, Status: 65, Code: bus.CodeBadInput, Message: err.Error()}
+			return bus.Result{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: err.Error()}
 		}
 		for _, w := range words {
 			fmt.Fprintf(inv.Stdout, "%s\n", upperASCII([]byte(w)))
@@ -366,7 +367,7 @@ func (p *fakeNode) next(f bus.Frame) {
 }
 
 // end reads an END and checks it.
-func (p *fakeNode) end(id uint64, source bus.Source, status uint64, code string) {
+func (p *fakeNode) end(id uint64, source args.Source, status uint64, code string) {
 	p.t.Helper()
 	var f bus.EndFrame
 	if p.next(&f); f.ID != id || f.Status != status || string(f.Code) != code {
@@ -449,7 +450,7 @@ func TestScriptWorkersFrameByFrame(t *testing.T) {
 			p.data(1, "E")
 			p.send(&bus.GrantFrame{ID: 1, Stream: bus.Stderr, Bytes: 9}, &bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 9})
 			p.data(1, "FGH")
-			p.end(1, bus.FromProgram, 0, "exit")
+			p.end(1, args.FromProgram, 0, "exit")
 
 			late := []bus.Frame{&bus.DataFrame{ID: 1, Payload: []byte("late")}, &bus.EOFFrame{ID: 1},
 				&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1}, &bus.CancelFrame{ID: 1}}
@@ -459,15 +460,15 @@ func TestScriptWorkersFrameByFrame(t *testing.T) {
 			p.next(&grant)
 			p.send(late...)
 			p.send(&bus.CallFrame{ID: 3, Name: offer.Name, Flags: bus.FlagInputEnd}) // beyond its slot
-			p.end(3, bus.FromBus, 75, bus.CodeBusy)
+			p.end(3, args.FromBus, 75, args.CodeBusy)
 			p.raw(longCancel)
-			p.end(2, bus.FromBus, 143, bus.CodeCancelled)
+			p.end(2, args.FromBus, 143, args.CodeCancelled)
 
-			p.send(&bus.CallFrame{ID: 9, Name: offer.Name, Kind: bus.KindJSON, Args: []byte("{}"), Flags: bus.FlagInputEnd})
-			p.end(9, bus.FromBus, 65, bus.CodeBadInput)
+			p.send(&bus.CallFrame{ID: 9, Name: offer.Name, Kind: args.KindJSON, Args: []byte("{}"), Flags: bus.FlagInputEnd})
+			p.end(9, args.FromBus, 65, args.CodeBadInput)
 			p.send(&bus.DataFrame{ID: 10})
 			var fault bus.ErrorFrame
-			if p.next(&fault); string(fault.Code) != bus.CodeProtocol {
+			if p.next(&fault); string(fault.Code) != args.CodeProtocol {
 				t.Errorf("ERROR %q", fault.Code)
 			}
 			if _, stderr, status := wait(); status != 1 || !strings.HasPrefix(stderr, "offering upper\nworker: protocol: ") {
@@ -484,7 +485,7 @@ func TestScriptWorkersEnd(t *testing.T) {
 			p, wait := runAgainst(t, "worker", lang, "upper")
 			p.send(nodeHello)
 			p.next(&bus.OfferFrame{})
-			p.send(&bus.OfferedFrame{Seq: 1, Code: []byte(bus.CodeDenied), Message: []byte("not you")})
+			p.send(&bus.OfferedFrame{Seq: 1, Code: []byte(args.CodeDenied), Message: []byte("not you")})
 			if _, stderr, status := wait(); status != 77 || stderr != "worker: denied: not you\n" {
 				t.Errorf("status %d, stderr %q", status, stderr)
 			}
@@ -517,7 +518,7 @@ func TestScriptCallersFrameByFrame(t *testing.T) {
 					t.Errorf("grant %+v", grant)
 				}
 			}
-			p.send(&bus.EndFrame{ID: call.ID, Source: bus.FromSignal, Status: 137, Code: []byte("SIGKILL"), Output: []byte("!")})
+			p.send(&bus.EndFrame{ID: call.ID, Source: args.FromSignal, Status: 137, Code: []byte("SIGKILL"), Output: []byte("!")})
 			if stdout, stderr, status := wait(); status != 137 || stdout != "1!" || stderr != "2" {
 				t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 			}
@@ -525,7 +526,7 @@ func TestScriptCallersFrameByFrame(t *testing.T) {
 			p, wait = runAgainst(t, "caller", lang, "f")
 			p.send(&bus.HelloFrame{Major: 2, Network: nodeHello.Network, Instance: nodeHello.Instance, Name: nodeHello.Name})
 			var fault bus.ErrorFrame
-			if p.next(&fault); string(fault.Code) != bus.CodeVersion {
+			if p.next(&fault); string(fault.Code) != args.CodeVersion {
 				t.Errorf("ERROR %q", fault.Code)
 			}
 			if _, stderr, status := wait(); status != 255 || !strings.HasPrefix(stderr, "caller: version: ") {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // call is one invocation, from CALL to the END of its worker.
@@ -16,7 +17,7 @@ type call struct {
 	id      uint64   // there
 	fn      *function
 
-	kind  bus.Kind
+	kind  args.Kind
 	data  []byte // arguments and input, kept while the call may be offered (again)
 	args  int    // of data, these are the arguments
 	flags uint64
@@ -94,11 +95,11 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 	late := n.draining && s.fresh
 	s.fresh = false
 	if code, msg := s.refuseCall(f, late); code != "" {
-		if code == bus.CodeDenied {
+		if code == args.CodeDenied {
 			n.denied(&s.peer, clean(f.Name), msg)
 		}
 		return b.Send(s.conn, &bus.EndFrame{
-			ID: f.ID, Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
+			ID: f.ID, Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
 			Call: s.appendCall(nil, f.ID),
 		})
 	}
@@ -119,20 +120,20 @@ func (s *session) refuseCall(f *bus.CallFrame, late bool) (code, msg string) {
 	n := s.node
 	switch {
 	case !ValidName(f.Name):
-		return bus.CodeUsage, fmt.Sprintf("%q is no function name", clean(f.Name))
+		return args.CodeUsage, fmt.Sprintf("%q is no function name", clean(f.Name))
 	case !s.peer.mayCall(string(f.Name)): // before look-up: what is absent must look alike
-		return bus.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
+		return args.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
 	case n.draining && !late && !reserved(string(f.Name)):
-		return bus.CodeDraining, "the node is shutting down"
+		return args.CodeDraining, "the node is shutting down"
 	case len(s.in) >= maxOpen:
-		return bus.CodeBusy, fmt.Sprintf("%d calls open on one connection are the limit", maxOpen)
+		return args.CodeBusy, fmt.Sprintf("%d calls open on one connection are the limit", maxOpen)
 	case n.budget.Full():
-		return bus.CodeBusy, "the node's buffers are full"
+		return args.CodeBusy, "the node's buffers are full"
 	case reserved(string(f.Name)) && s.ownFull(string(f.Name)):
-		return bus.CodeBusy, fmt.Sprintf("%d calls of the node's own functions on one connection are the limit", limitsOf(string(f.Name)).perConn)
+		return args.CodeBusy, fmt.Sprintf("%d calls of the node's own functions on one connection are the limit", limitsOf(string(f.Name)).perConn)
 	}
 	if _, err := path.Match(string(f.On), ""); err != nil {
-		return bus.CodeUsage, fmt.Sprintf("%q is no glob", clean(f.On))
+		return args.CodeUsage, fmt.Sprintf("%q is no glob", clean(f.On))
 	}
 	return "", ""
 }
@@ -294,9 +295,9 @@ func (c *call) enqueue(b *bus.Batch, f *bus.CallFrame) {
 	}
 	switch {
 	case q.n >= limit:
-		c.endFor(b, bus.CodeBusy, fmt.Sprintf("%s: %d calls are queued: that is the limit", c.fn.name, q.n))
+		c.endFor(b, args.CodeBusy, fmt.Sprintf("%s: %d calls are queued: that is the limit", c.fn.name, q.n))
 	case q.waiting(c.session) >= max(1, limit/2):
-		c.endFor(b, bus.CodeBusy, fmt.Sprintf("%s: %d calls of this connection are queued: that is the limit", c.fn.name, q.waiting(c.session)))
+		c.endFor(b, args.CodeBusy, fmt.Sprintf("%s: %d calls of this connection are queued: that is the limit", c.fn.name, q.waiting(c.session)))
 	default:
 		c.keep(f)
 		q.push(c)

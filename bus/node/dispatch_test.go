@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -99,7 +100,7 @@ func TestSlotsAreHard(t *testing.T) {
 		<-ctx.Done()
 		time.Sleep(100 * time.Microsecond) // what it started has to be killed
 		now.Add(-1)
-		return bus.Result{Source: bus.FromSignal, Status: 137, Code: "SIGKILL"}
+		return bus.Result{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}
 	})
 	c := rawUnix(t, n, path).greet()
 	ended := make(chan int, 1)
@@ -407,7 +408,7 @@ func TestOnGlob(t *testing.T) {
 		}
 	}
 	o := await(t, "a bad glob", post(bg(), c, bus.Request{Function: "f", On: "[a"}))
-	wantErr(t, o.err, &bus.Error{Code: bus.CodeUsage})
+	wantErr(t, o.err, &args.Error{Code: args.CodeUsage})
 }
 
 // refuses is a worker that says busy by exit 75.
@@ -427,9 +428,9 @@ func TestBusyAsksOnce(t *testing.T) {
 		offerFunc(t, named(t, path, fmt.Sprintf("w%d", i)), "f", 5, refuses(&asked[i]))
 	}
 	c := dial(t, path)
-	o := await(t, "75", post(bg(), c, bus.Request{Function: "f", Args: bus.List("a"), Input: strings.NewReader("in")}))
+	o := await(t, "75", post(bg(), c, bus.Request{Function: "f", Args: args.List("a"), Input: strings.NewReader("in")}))
 	var exit *bus.ExitError
-	if !errors.As(o.err, &exit) || exit.Status != 75 || exit.Source != bus.FromProgram {
+	if !errors.As(o.err, &exit) || exit.Status != 75 || exit.Source != args.FromProgram {
 		t.Errorf("error %v, want a program's exit 75", o.err)
 	}
 	for i := range asked {
@@ -454,7 +455,7 @@ func TestBusyGoesOn(t *testing.T) {
 		return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
 	})
 	var stderr lockedBuffer
-	o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Args: bus.List("a", "b"), Input: strings.NewReader("in"), Stderr: &stderr}))
+	o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List("a", "b"), Input: strings.NewReader("in"), Stderr: &stderr}))
 	if o.err != nil || o.out != "[a b] in" || stderr.String() != "no room " || asked.Load() != 1 {
 		t.Errorf("%q, stderr %q, error %v, asked %d", o.out, stderr.String(), o.err, asked.Load())
 	}
@@ -515,7 +516,7 @@ func TestBusyWorkerGoes(t *testing.T) {
 	no.send(exit(1, 75))
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 	full.send(&bus.OfferFrame{Seq: 2, Name: []byte("f"), Slots: 0})
-	if f := want[*bus.EndFrame](c); f.ID != 2 || f.Status != 75 || string(f.Code) != bus.CodeBusy {
+	if f := want[*bus.EndFrame](c); f.ID != 2 || f.Status != 75 || string(f.Code) != args.CodeBusy {
 		t.Errorf("%+v", f)
 	}
 }
@@ -567,7 +568,7 @@ func TestBusyAfterEmptyData(t *testing.T) {
 				words, _ := inv.Words()
 				return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
 			})
-			call := post(bg(), dial(t, path), bus.Request{Function: "f", Args: bus.List("arg"), Input: strings.NewReader("input")})
+			call := post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List("arg"), Input: strings.NewReader("input")})
 			want[*bus.CallFrame](w)
 			say(w)
 			if o := await(t, "the call", call); o.err != nil || o.out != "[arg] input" {
@@ -630,7 +631,7 @@ func TestOfferCrossesCall(t *testing.T) {
 			})
 			call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: input()})
 			want[*bus.CallFrame](w)
-			w.send(&bus.OfferFrame{Seq: 2, Name: []byte("f")}, &bus.EndFrame{ID: 1, Source: bus.FromBus, Status: 75, Code: []byte(bus.CodeBusy)})
+			w.send(&bus.OfferFrame{Seq: 2, Name: []byte("f")}, &bus.EndFrame{ID: 1, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy)})
 			all, _ := io.ReadAll(input())
 			if o := await(t, "the call", call); o.err != nil || o.out != fmt.Sprint(len(all)) {
 				t.Errorf("%q, error %v", o.out, o.err)
@@ -658,7 +659,7 @@ func TestWorkerLost(t *testing.T) {
 	for _, ch := range calls {
 		o := await(t, "worker lost", ch)
 		wantErr(t, o.err, bus.ErrWorkerLost)
-		if o.res.Status != 74 || o.res.Source != bus.FromBus || o.res.Worker != "raw" {
+		if o.res.Status != 74 || o.res.Source != args.FromBus || o.res.Worker != "raw" {
 			t.Errorf("%+v", o.res)
 		}
 	}
@@ -785,7 +786,7 @@ func TestSupersede(t *testing.T) {
 			t.Errorf("%+v", info)
 		}
 		wantErr(t, await(t, "the old call", lost).err, bus.ErrWorkerLost)
-		if code := old.closed(); code != bus.CodeSuperseded {
+		if code := old.closed(); code != args.CodeSuperseded {
 			t.Errorf("code %q", code)
 		}
 	})
@@ -962,14 +963,14 @@ func TestDeniedNames(t *testing.T) {
 	_, path := start(t, node.Config{})
 	c := dial(t, path)
 	for name, want := range map[string]string{
-		"fbus.x": bus.CodeDenied, "fbus.calls": bus.CodeDenied, "": bus.CodeUsage, "-x": bus.CodeUsage, ".x": bus.CodeUsage, "a b": bus.CodeUsage,
-		"a\x00": bus.CodeUsage, "ä": bus.CodeUsage, strings.Repeat("x", 129): bus.CodeUsage, "fbus./": bus.CodeUsage,
+		"fbus.x": args.CodeDenied, "fbus.calls": args.CodeDenied, "": args.CodeUsage, "-x": args.CodeUsage, ".x": args.CodeUsage, "a b": args.CodeUsage,
+		"a\x00": args.CodeUsage, "ä": args.CodeUsage, strings.Repeat("x", 129): args.CodeUsage, "fbus./": args.CodeUsage,
 	} {
 		_, err := c.Offer(bg(), bus.Offer{Name: name, Slots: 1}, echo)
-		wantErr(t, err, &bus.Error{Code: want})
-		if want == bus.CodeUsage {
+		wantErr(t, err, &args.Error{Code: want})
+		if want == args.CodeUsage {
 			_, err = c.Call(bg(), &bus.Request{Function: name})
-			wantErr(t, err, &bus.Error{Code: want})
+			wantErr(t, err, &args.Error{Code: want})
 		}
 	}
 	for _, name := range []string{"fbus", "fbusx", strings.Repeat("x", 128), "_a-b.c", "0"} {
@@ -1006,14 +1007,14 @@ func TestCancelByID(t *testing.T) {
 	calls = append(calls, post(bg(), c, bus.Request{Function: "f"}))
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 	for _, info := range n.Calls() {
-		if o := await(t, "fbus.cancel", post(bg(), c, bus.Request{Function: "fbus.cancel", Args: bus.List(info.Call)})); o.err != nil {
+		if o := await(t, "fbus.cancel", post(bg(), c, bus.Request{Function: "fbus.cancel", Args: args.List(info.Call)})); o.err != nil {
 			t.Error(o.err)
 		}
 	}
 	for _, ch := range calls {
 		wantErr(t, await(t, "the end", ch).err, bus.ErrCancelled)
 	}
-	wantErr(t, await(t, "65", post(bg(), c, bus.Request{Function: "fbus.cancel", Args: bus.List("no-such-1")})).err, bus.ErrBadInput)
+	wantErr(t, await(t, "65", post(bg(), c, bus.Request{Function: "fbus.cancel", Args: args.List("no-such-1")})).err, bus.ErrBadInput)
 }
 
 // TestCallerGone: a caller that vanishes ends its calls, queued and running.

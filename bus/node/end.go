@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/journal"
 )
 
@@ -15,15 +16,15 @@ func (c *call) endFor(b *bus.Batch, code, msg string) {
 	if c.ended {
 		return
 	}
-	c.end(b, &bus.EndFrame{Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code), Message: []byte(msg)})
+	c.end(b, &bus.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg)})
 	c.dismiss(b, code)
 }
 
 // dismiss tells the worker that nobody waits, or takes the call out of the queue.
 func (c *call) dismiss(b *bus.Batch, code string) {
 	if c.offer != nil {
-		if code != bus.CodeDeadline {
-			code = bus.CodeCancelled
+		if code != args.CodeDeadline {
+			code = args.CodeCancelled
 		}
 		b.Send(c.offer.session.conn, &bus.CancelFrame{ID: c.workerID, Code: []byte(code)})
 		return
@@ -61,7 +62,7 @@ func (c *call) close(f *bus.EndFrame) {
 	}
 	switch {
 	case len(c.job) > 0 && !c.counted: // taken back
-	case f.Source == bus.FromProgram && f.Status == 0:
+	case f.Source == args.FromProgram && f.Status == 0:
 		c.fn.done++
 	default:
 		c.fn.failed++
@@ -160,7 +161,7 @@ func (c *call) bounced(f *bus.EndFrame) bool {
 		return false
 	}
 	code := string(f.Code)
-	if f.Source == bus.FromBus && (code == bus.CodeBusy || code == bus.CodeDraining) {
+	if f.Source == args.FromBus && (code == args.CodeBusy || code == args.CodeDraining) {
 		// It has crossed a change of the offer: the same worker may take it yet.
 		if c.bounces++; c.bounces < maxBounces {
 			return true
@@ -168,7 +169,7 @@ func (c *call) bounced(f *bus.EndFrame) bool {
 		c.refused = append(c.refused, c.offer.session)
 		return c.another()
 	}
-	if c.whole && f.Source == bus.FromProgram && f.Status == uint64(bus.StatusOf(bus.CodeBusy)) {
+	if c.whole && f.Source == args.FromProgram && f.Status == uint64(args.StatusOf(args.CodeBusy)) {
 		c.refused = append(c.refused, c.offer.session)
 		return c.another()
 	}
@@ -211,7 +212,7 @@ func (c *call) requeue(b *bus.Batch) {
 
 // refusedByAll ends a call that every worker was too busy for.
 func (c *call) refusedByAll(b *bus.Batch) {
-	c.endFor(b, bus.CodeBusy, c.fn.name+": every worker said that it is busy")
+	c.endFor(b, args.CodeBusy, c.fn.name+": every worker said that it is busy")
 }
 
 // workerLost handles a call whose worker has vanished. The session is gone and
@@ -222,7 +223,7 @@ func (c *call) workerLost(b *bus.Batch) {
 	name := worker.name
 	if !may && !c.ended {
 		c.end(b, &bus.EndFrame{
-			Source: bus.FromBus, Status: uint64(bus.StatusOf(bus.CodeWorkerLost)), Code: []byte(bus.CodeWorkerLost),
+			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),
 			Message: []byte(c.fn.name + ": worker " + name + " was lost: the call may have run"),
 		})
 	}
@@ -243,9 +244,9 @@ func (c *call) callerLost(b *bus.Batch) {
 	if c.ended {
 		return
 	}
-	code := cmp.Or(c.session.dismissed, bus.CodeCancelled)
-	c.close(&bus.EndFrame{Source: bus.FromBus, Status: uint64(bus.StatusOf(code)), Code: []byte(code)})
-	c.dismiss(b, bus.CodeCancelled)
+	code := cmp.Or(c.session.dismissed, args.CodeCancelled)
+	c.close(&bus.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code)})
+	c.dismiss(b, args.CodeCancelled)
 }
 
 // log logs the end of a call, for fbus.log and --log.
@@ -259,7 +260,7 @@ func (c *call) log(f *bus.EndFrame) {
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}
-	if f.Source == bus.FromBus {
+	if f.Source == args.FromBus {
 		e.Message = string(f.Message)
 	}
 	if c.offer != nil {

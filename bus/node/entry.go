@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 )
 
@@ -44,9 +45,9 @@ func (n *Node) accept(nc *net.UnixConn) {
 		return
 	}
 	n.arriving.Add(-1)
-	var e *bus.Error
+	var e *args.Error
 	if !errors.As(err, &e) {
-		e = &bus.Error{Code: bus.CodeInternal, Message: "who you are can not be told: " + err.Error()}
+		e = &args.Error{Code: args.CodeInternal, Message: "who you are can not be told: " + err.Error()}
 	}
 	n.refused("", peer.Caller, nil, e)
 	n.cfg.Warn("connection refused: %v", e)
@@ -122,10 +123,10 @@ func (n *Node) room(caller string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.guests >= n.cfg.MaxConnections {
-		return &bus.Error{Code: bus.CodeBusy, Message: fmt.Sprintf("%d connections are the limit of this node", n.cfg.MaxConnections)}
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("%d connections are the limit of this node", n.cfg.MaxConnections)}
 	}
 	if n.callers[caller] >= n.cfg.MaxPerTicket {
-		return &bus.Error{Code: bus.CodeBusy, Message: fmt.Sprintf("%d connections of %s are the limit of this node", n.cfg.MaxPerTicket, caller)}
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("%d connections of %s are the limit of this node", n.cfg.MaxPerTicket, caller)}
 	}
 	n.guests++
 	n.callers[caller]++
@@ -150,18 +151,18 @@ func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error
 }
 
 // denial is what a peer is told that may not enter.
-func denial(err error) *bus.Error {
+func denial(err error) *args.Error {
 	var te *trust.Error
-	var be *bus.Error
+	var be *args.Error
 	switch {
-	case errors.As(err, &te) && te.Code == trust.CodeListLost:
-		return &bus.Error{Code: te.Code, Message: "the node can not read its list of tickets, so nobody is admitted"} // where that is, is not theirs to know
+	case errors.As(err, &te) && te.Code == args.CodeListLost:
+		return &args.Error{Code: te.Code, Message: "the node can not read its list of tickets, so nobody is admitted"} // where that is, is not theirs to know
 	case errors.As(err, &te):
-		return &bus.Error{Code: te.Code, Message: te.Message}
+		return &args.Error{Code: te.Code, Message: te.Message}
 	case errors.As(err, &be):
 		return be
 	}
-	return &bus.Error{Code: bus.CodeDenied, Message: err.Error()}
+	return &args.Error{Code: args.CodeDenied, Message: err.Error()}
 }
 
 // deny is how a call of one of the node's own functions ends that is about a function
@@ -169,7 +170,7 @@ func denial(err error) *bus.Error {
 func (n *Node) deny(p *Peer, function string) bus.Result {
 	msg := fmt.Sprintf("%s may not call %s", p.Caller, clean([]byte(function)))
 	n.denied(p, clean([]byte(function)), msg)
-	return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeDenied), Code: bus.CodeDenied, Message: msg}
+	return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeDenied), Code: args.CodeDenied, Message: msg}
 }
 
 // note puts an entry into the journal, if one is kept.
@@ -182,7 +183,7 @@ func (n *Node) note(e *bus.LogEntry) {
 // Revoked closes the connections of a serial that may not enter any more. Their
 // calls are cancelled.
 func (n *Node) Revoked(serial string) {
-	n.dismiss(bus.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return p.Serial == serial })
+	n.dismiss(args.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return p.Serial == serial })
 	if n.cfg.Jobs != nil {
 		n.cfg.Jobs.Recheck()
 	}
@@ -200,7 +201,7 @@ func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	}
 	n.mu.Unlock()
 	for _, s := range list {
-		s.conn.CloseWith(&bus.Error{Code: code, Message: s.peer.Caller + ": " + why})
+		s.conn.CloseWith(&args.Error{Code: code, Message: s.peer.Caller + ": " + why})
 		s.close()
 	}
 }
@@ -228,7 +229,7 @@ func (n *Node) watch() {
 			n.cfg.Jobs.CheckActive()
 		}
 		now := trust.Now().Round(0) // the wall's clock: certificates end by that
-		n.dismiss(trust.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
+		n.dismiss(args.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -185,7 +186,7 @@ func TestMaxConnections(t *testing.T) {
 		p := dialTLS(t, addr, everybody.ticket.ClientConfig(nil))
 		got, err := p.next()
 		f, ok := got.(*bus.ErrorFrame)
-		if !ok || string(f.Code) != bus.CodeBusy || string(f.Message) != want {
+		if !ok || string(f.Code) != args.CodeBusy || string(f.Message) != want {
 			t.Errorf("the peer is told %+v, want %s (error %v)", got, want, err)
 		}
 		p.nc.Close()

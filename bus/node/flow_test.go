@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -24,7 +25,7 @@ var soak = flag.Duration("soak", time.Second, "how long the tests of memory and 
 func endlessly(_ context.Context, stream io.Writer) bus.Result {
 	for chunk := make([]byte, 64<<10); ; {
 		if _, err := stream.Write(chunk); err != nil {
-			return bus.Result{Source: bus.FromSignal, Status: 141, Code: "SIGPIPE"}
+			return bus.Result{Source: args.FromSignal, Status: 141, Code: "SIGPIPE"}
 		}
 	}
 }
@@ -212,7 +213,7 @@ func TestQueuedGigabytes(t *testing.T) {
 		calls = append(calls, post(ctx, clients[i%3], bus.Request{Function: "f", Input: &endless{left: 1 << 30}}))
 	}
 	eventually(t, "a queue", func() bool {
-		o := await(t, "fbus.functions", post(bg(), b.client, bus.Request{Function: "fbus.functions", Args: bus.List("f")}))
+		o := await(t, "fbus.functions", post(bg(), b.client, bus.Request{Function: "fbus.functions", Args: args.List("f")}))
 		return strings.Contains(o.out, `"queued":999,`)
 	})
 	b.watch(*soak / 2)
@@ -245,7 +246,7 @@ func TestFullBuffers(t *testing.T) {
 		c.send(callFrame(id, "f", input), callFrame(id+1, "-", ""))
 		for {
 			f := want[*bus.EndFrame](c)
-			full = full || f.ID == id && string(f.Code) == bus.CodeBusy
+			full = full || f.ID == id && string(f.Code) == args.CodeBusy
 			if f.ID == id+1 {
 				break
 			}
@@ -257,7 +258,7 @@ func TestFullBuffers(t *testing.T) {
 	o := await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f"}))
 	wantErr(t, o.err, bus.ErrBusy)
 	// So is a call with long arguments; its connection stands.
-	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: bus.List(strings.Repeat("x", bus.MaxArgs-100))}))
+	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List(strings.Repeat("x", bus.MaxArgs-100))}))
 	wantErr(t, o.err, bus.ErrBusy)
 	// What runs goes on, frames that come in pieces included.
 	got := make(chan int64, 1)
@@ -435,10 +436,10 @@ func TestCreditOnTheWire(t *testing.T) {
 		// More than was granted costs the worker its connection, and the caller
 		// only that call.
 		w.send(&bus.DataFrame{ID: 2, Stream: bus.Stderr, Payload: make([]byte, 300<<10)})
-		if code := w.closed(); code != bus.CodeProtocol {
+		if code := w.closed(); code != args.CodeProtocol {
 			t.Errorf("code %q", code)
 		}
-		if e := want[*bus.EndFrame](c); string(e.Code) != bus.CodeWorkerLost {
+		if e := want[*bus.EndFrame](c); string(e.Code) != args.CodeWorkerLost {
 			t.Errorf("%+v", e)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -83,7 +84,7 @@ func program(data []byte) []byte {
 				f.WindowOutput = 0
 			}
 			if o>>7&1 == 1 {
-				f.Kind, f.Args = bus.KindList, []byte{0x91, 0xa1, 'a'}
+				f.Kind, f.Args = args.KindList, []byte{0x91, 0xa1, 'a'}
 			}
 			out = f.Append(out)
 		case 2:
@@ -93,13 +94,13 @@ func program(data []byte) []byte {
 		case 4, 5:
 			out = (&bus.GrantFrame{ID: id, Stream: bus.Stream(next() % 3), Bytes: uint64(sizes[next()%8])}).Append(out)
 		case 6:
-			out = (&bus.CancelFrame{ID: id, Code: []byte([]string{"", bus.CodeDeadline}[next()%2])}).Append(out)
+			out = (&bus.CancelFrame{ID: id, Code: []byte([]string{"", args.CodeDeadline}[next()%2])}).Append(out)
 		case 7:
 			f := exit(id, []uint64{0, 75, 1, 255}[next()%4])
 			o := next()
-			f.Source = bus.Source(o % 3)
+			f.Source = args.Source(o % 3)
 			if o>>2&1 == 1 {
-				f.Code = []byte(bus.CodeBusy)
+				f.Code = []byte(args.CodeBusy)
 			}
 			f.Output = make([]byte, sizes[o>>3%8])
 			out = f.Append(out)
@@ -311,7 +312,7 @@ func FuzzWorkerSession(f *testing.F) {
 		want[*bus.OfferedFrame](p)
 		ends := make(chan error, 3)
 		for _, req := range []bus.Request{
-			{Function: "mine", Input: strings.NewReader("whole"), Args: bus.List("a")},
+			{Function: "mine", Input: strings.NewReader("whole"), Args: args.List("a")},
 			{Function: "mine", Input: &endless{left: 1 << 20}, Stdout: io.Discard},
 			{Function: "mine", Retries: 1, Stderr: io.Discard},
 		} {

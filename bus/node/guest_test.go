@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/node"
@@ -113,7 +114,7 @@ func (p *raw) says(f *bus.CallFrame) string {
 func wordsFrame(id uint64, name string, words ...string) *bus.CallFrame {
 	f := callFrame(id, name, "")
 	if len(words) > 0 {
-		f.Kind, f.Args = bus.KindList, []byte{0x90 + byte(len(words))} // fixarray
+		f.Kind, f.Args = args.KindList, []byte{0x90 + byte(len(words))} // fixarray
 		for _, w := range words {
 			f.Args = append(binary.BigEndian.AppendUint32(append(f.Args, 0xdb), uint32(len(w))), w...) // str 32
 		}
@@ -123,7 +124,7 @@ func wordsFrame(id uint64, name string, words ...string) *bus.CallFrame {
 
 func documentFrame(id uint64, name, document string) *bus.CallFrame {
 	f := callFrame(id, name, "")
-	f.Kind, f.Args = bus.KindJSON, []byte(document)
+	f.Kind, f.Args = args.KindJSON, []byte(document)
 	return f
 }
 
@@ -142,7 +143,7 @@ func TestGuestCalls(t *testing.T) {
 		"not waiting": func(f *bus.CallFrame) { f.WaitSlot = 0 },
 		"with input":  func(f *bus.CallFrame) { f.Flags = 0; f.Input = make([]byte, 32<<10) },
 		"retried":     func(f *bus.CallFrame) { f.Retries, f.Timeout = 1<<40, 1 },
-		"no kind":     func(f *bus.CallFrame) { f.Kind, f.Args = bus.KindMap, []byte("\xc1") },
+		"no kind":     func(f *bus.CallFrame) { f.Kind, f.Args = args.KindMap, []byte("\xc1") },
 		"as root":     func(f *bus.CallFrame) { f.Caller, f.Call = []byte("uid:0"), []byte("x-1-1") },
 		"as a job":    func(f *bus.CallFrame) { f.Job, f.Attempt, f.Origin = []byte("01J"), 1, []byte(`{}`) },
 	} {
@@ -194,13 +195,13 @@ func TestGuestOffers(t *testing.T) {
 	for _, name := range []string{
 		"a", "b", "R", "xr", "fbus", "fbusr", "fbus.r", "fbus.functions", "fbus.invite", "fbus.join", "fbus.", "fbus.nosuch",
 	} {
-		if code := offer(name, 100); code != bus.CodeDenied {
+		if code := offer(name, 100); code != args.CodeDenied {
 			t.Errorf("%s: %q", name, code)
 		}
 		offer(name, 0) // withdraws what is its own, which is nothing
 	}
 	for _, name := range []string{"", "r b", "r\x00", "r/b", "%72", "\xff", "fbus./r", " r", "r ", strings.Repeat("r", 129)} {
-		if code := offer(name, 1); code != bus.CodeUsage {
+		if code := offer(name, 1); code != args.CodeUsage {
 			t.Errorf("%q: %q", name, code)
 		}
 	}
@@ -430,7 +431,7 @@ func TestGuestInstance(t *testing.T) {
 	greet(g.ticket("guest", "call:*", "offer:*", "admin"))
 	worker.offer("r2", 1, 0) // it is still there
 	again := greet(gpu)
-	if code := worker.closed(); code != bus.CodeSuperseded {
+	if code := worker.closed(); code != args.CodeSuperseded {
 		t.Errorf("closed with %q", code)
 	}
 	again.offer("r", 1, 0)
@@ -469,7 +470,7 @@ func TestInvitationIsNobody(t *testing.T) {
 		}
 	}
 	thief.send(&bus.OfferFrame{Seq: 1, Name: []byte("r"), Slots: 1})
-	if a := want[*bus.OfferedFrame](thief); string(a.Code) != bus.CodeDenied {
+	if a := want[*bus.OfferedFrame](thief); string(a.Code) != args.CodeDenied {
 		t.Errorf("%+v", a)
 	}
 	cert := thief.says(wordsFrame(10, "fbus.join", string(request)))
@@ -504,7 +505,7 @@ func TestGuestForeignIDs(t *testing.T) {
 	} {
 		p := g.enter(ticket)
 		p.send(f)
-		if code := p.closed(); code != bus.CodeProtocol {
+		if code := p.closed(); code != args.CodeProtocol {
 			t.Errorf("%s: closed with %q", what, code)
 		}
 	}
@@ -530,7 +531,7 @@ func TestGuestIsLogged(t *testing.T) {
 	}
 	for _, e := range entries {
 		got = append(got, e.Function)
-		if e.Caller != "ticket:guest" || !strings.HasPrefix(e.From, "127.0.0.1:") || e.Code != bus.CodeDenied || e.Serial == "" || e.Time.IsZero() {
+		if e.Caller != "ticket:guest" || !strings.HasPrefix(e.From, "127.0.0.1:") || e.Code != args.CodeDenied || e.Serial == "" || e.Time.IsZero() {
 			t.Errorf("%+v", e)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
@@ -38,53 +39,53 @@ func TestHostilePeers(t *testing.T) {
 		send  []byte
 		code  string
 	}{
-		{"a length bomb before HELLO", true, []byte{0xff, 0xff, 0xff, 0xff}, bus.CodeProtocol},
-		{"an over-long HELLO", true, []byte{0, 0, 0x10, 1, 0x98}, bus.CodeProtocol},
-		{"a HELLO with too much text", true, encode(&bus.HelloFrame{Major: 1, Name: make([]byte, 4096)}), bus.CodeProtocol},
-		{"another major version", true, late(2, ""), bus.CodeVersion},
-		{"major version 0", true, late(0, ""), bus.CodeVersion},
-		{"another network", true, late(1, "other"), bus.CodeNetwork},
-		{"a call before HELLO", true, call(1, "beside"), bus.CodeProtocol},
-		{"an offer before HELLO", true, encode(&bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}), bus.CodeProtocol},
-		{"ERROR before HELLO", true, encode(&bus.ErrorFrame{}), bus.CodeProtocol},
-		{"text", true, []byte("GET / HTTP/1.1\r\n\r\n"), bus.CodeProtocol},
-		{"nothing in a frame", true, []byte{0, 0, 0, 0}, bus.CodeProtocol},
-		{"100 capabilities", true, encode(&bus.HelloFrame{Major: 1, Caps: make([][]byte, 100)}), bus.CodeProtocol},
-		{"major version 65536", true, late(65536, ""), bus.CodeProtocol},
+		{"a length bomb before HELLO", true, []byte{0xff, 0xff, 0xff, 0xff}, args.CodeProtocol},
+		{"an over-long HELLO", true, []byte{0, 0, 0x10, 1, 0x98}, args.CodeProtocol},
+		{"a HELLO with too much text", true, encode(&bus.HelloFrame{Major: 1, Name: make([]byte, 4096)}), args.CodeProtocol},
+		{"another major version", true, late(2, ""), args.CodeVersion},
+		{"major version 0", true, late(0, ""), args.CodeVersion},
+		{"another network", true, late(1, "other"), args.CodeNetwork},
+		{"a call before HELLO", true, call(1, "beside"), args.CodeProtocol},
+		{"an offer before HELLO", true, encode(&bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}), args.CodeProtocol},
+		{"ERROR before HELLO", true, encode(&bus.ErrorFrame{}), args.CodeProtocol},
+		{"text", true, []byte("GET / HTTP/1.1\r\n\r\n"), args.CodeProtocol},
+		{"nothing in a frame", true, []byte{0, 0, 0, 0}, args.CodeProtocol},
+		{"100 capabilities", true, encode(&bus.HelloFrame{Major: 1, Caps: make([][]byte, 100)}), args.CodeProtocol},
+		{"major version 65536", true, late(65536, ""), args.CodeProtocol},
 
-		{"a second HELLO", false, encode(hello()), bus.CodeProtocol},
-		{"a length bomb", false, []byte{0x7f, 0xff, 0xff, 0xff}, bus.CodeProtocol},
-		{"a frame one byte too long", false, []byte{0, 0x10, 0, 1}, bus.CodeProtocol},
-		{"an array bomb", false, frameOf(0xdd, 0xff, 0xff, 0xff, 0xff, 7, 1), bus.CodeProtocol},
-		{"a bin bomb", false, frameOf(0x94, 6, 1, 0, 0xc6, 0xff, 0xff, 0xff, 0xff), bus.CodeProtocol},
-		{"a map bomb in an extra element", false, frameOf(0x93, 7, 1, 0xdf, 0xff, 0xff, 0xff, 0xff), bus.CodeProtocol},
-		{"a nesting bomb", false, deep(100000), bus.CodeProtocol},
-		{"nesting one too deep", false, deep(17), bus.CodeProtocol},
-		{"too few elements", false, frameOf(0x91, 7), bus.CodeProtocol},
-		{"bytes left over", false, frameOf(0x92, 7, 1, 0), bus.CodeProtocol},
-		{"a negative id", false, frameOf(0x92, 7, 0xff), bus.CodeProtocol},
-		{"an id over 2^53", false, encode(&bus.EOFFrame{ID: 1<<53 + 1}), bus.CodeProtocol},
-		{"an id used again", false, join(call(1, "beside"), call(1, "beside")), bus.CodeProtocol},
-		{"an id that falls", false, join(call(5, "beside"), call(4, "beside")), bus.CodeProtocol},
-		{"id 0", false, call(0, "beside"), bus.CodeProtocol},
-		{"DATA for a call never opened", false, encode(&bus.DataFrame{ID: 9}), bus.CodeProtocol},
-		{"EOF for a call never opened", false, encode(&bus.EOFFrame{ID: 1}), bus.CodeProtocol},
-		{"GRANT for a call never opened", false, encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1}), bus.CodeProtocol},
-		{"CANCEL for a call never opened", false, encode(&bus.CancelFrame{ID: 1}), bus.CodeProtocol},
-		{"END for a call not given", false, encode(exit(1, 0)), bus.CodeProtocol},
-		{"output for a call not given", false, encode(&bus.DataFrame{ID: 1, Stream: bus.Output}), bus.CodeProtocol},
-		{"a grant of input for a call not given", false, encode(&bus.GrantFrame{ID: 1, Bytes: 1}), bus.CodeProtocol},
-		{"OFFERED", false, encode(&bus.OfferedFrame{Seq: 1}), bus.CodeProtocol},
-		{"DATA without credit", false, join(open(1, "hold"), encode(&bus.DataFrame{ID: 1, Payload: make([]byte, 5<<20>>3)})), bus.CodeProtocol},
-		{"DATA in the queue", false, join(open(1, "hold"), open(2, "hold"), encode(&bus.DataFrame{ID: 2, Payload: []byte("x")})), bus.CodeProtocol},
-		{"DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1, Payload: []byte("x")})), bus.CodeProtocol},
-		{"empty DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1})), bus.CodeProtocol},
-		{"EOF twice", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.EOFFrame{ID: 1})), bus.CodeProtocol},
-		{"EOF after a whole CALL", false, join(call(1, "hold"), encode(&bus.EOFFrame{ID: 1})), bus.CodeProtocol},
-		{"too much credit", false, join(call(1, "hold"), encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 4 << 20})), bus.CodeProtocol},
-		{"too much credit, bit by bit", false, join(call(1, "hold"), bytes.Repeat(encode(&bus.GrantFrame{ID: 1, Stream: bus.Stderr, Bytes: 1 << 20}), 4)), bus.CodeProtocol},
-		{"input of 32769 bytes in CALL", false, encode(callFrame(1, "hold", strings.Repeat("x", 32769))), bus.CodeProtocol},
-		{"a window of 4 MiB and 1", false, encode(&bus.CallFrame{ID: 1, Name: []byte("hold"), WindowOutput: 4<<20 + 1}), bus.CodeProtocol},
+		{"a second HELLO", false, encode(hello()), args.CodeProtocol},
+		{"a length bomb", false, []byte{0x7f, 0xff, 0xff, 0xff}, args.CodeProtocol},
+		{"a frame one byte too long", false, []byte{0, 0x10, 0, 1}, args.CodeProtocol},
+		{"an array bomb", false, frameOf(0xdd, 0xff, 0xff, 0xff, 0xff, 7, 1), args.CodeProtocol},
+		{"a bin bomb", false, frameOf(0x94, 6, 1, 0, 0xc6, 0xff, 0xff, 0xff, 0xff), args.CodeProtocol},
+		{"a map bomb in an extra element", false, frameOf(0x93, 7, 1, 0xdf, 0xff, 0xff, 0xff, 0xff), args.CodeProtocol},
+		{"a nesting bomb", false, deep(100000), args.CodeProtocol},
+		{"nesting one too deep", false, deep(17), args.CodeProtocol},
+		{"too few elements", false, frameOf(0x91, 7), args.CodeProtocol},
+		{"bytes left over", false, frameOf(0x92, 7, 1, 0), args.CodeProtocol},
+		{"a negative id", false, frameOf(0x92, 7, 0xff), args.CodeProtocol},
+		{"an id over 2^53", false, encode(&bus.EOFFrame{ID: 1<<53 + 1}), args.CodeProtocol},
+		{"an id used again", false, join(call(1, "beside"), call(1, "beside")), args.CodeProtocol},
+		{"an id that falls", false, join(call(5, "beside"), call(4, "beside")), args.CodeProtocol},
+		{"id 0", false, call(0, "beside"), args.CodeProtocol},
+		{"DATA for a call never opened", false, encode(&bus.DataFrame{ID: 9}), args.CodeProtocol},
+		{"EOF for a call never opened", false, encode(&bus.EOFFrame{ID: 1}), args.CodeProtocol},
+		{"GRANT for a call never opened", false, encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1}), args.CodeProtocol},
+		{"CANCEL for a call never opened", false, encode(&bus.CancelFrame{ID: 1}), args.CodeProtocol},
+		{"END for a call not given", false, encode(exit(1, 0)), args.CodeProtocol},
+		{"output for a call not given", false, encode(&bus.DataFrame{ID: 1, Stream: bus.Output}), args.CodeProtocol},
+		{"a grant of input for a call not given", false, encode(&bus.GrantFrame{ID: 1, Bytes: 1}), args.CodeProtocol},
+		{"OFFERED", false, encode(&bus.OfferedFrame{Seq: 1}), args.CodeProtocol},
+		{"DATA without credit", false, join(open(1, "hold"), encode(&bus.DataFrame{ID: 1, Payload: make([]byte, 5<<20>>3)})), args.CodeProtocol},
+		{"DATA in the queue", false, join(open(1, "hold"), open(2, "hold"), encode(&bus.DataFrame{ID: 2, Payload: []byte("x")})), args.CodeProtocol},
+		{"DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1, Payload: []byte("x")})), args.CodeProtocol},
+		{"empty DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1})), args.CodeProtocol},
+		{"EOF twice", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.EOFFrame{ID: 1})), args.CodeProtocol},
+		{"EOF after a whole CALL", false, join(call(1, "hold"), encode(&bus.EOFFrame{ID: 1})), args.CodeProtocol},
+		{"too much credit", false, join(call(1, "hold"), encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 4 << 20})), args.CodeProtocol},
+		{"too much credit, bit by bit", false, join(call(1, "hold"), bytes.Repeat(encode(&bus.GrantFrame{ID: 1, Stream: bus.Stderr, Bytes: 1 << 20}), 4)), args.CodeProtocol},
+		{"input of 32769 bytes in CALL", false, encode(callFrame(1, "hold", strings.Repeat("x", 32769))), args.CodeProtocol},
+		{"a window of 4 MiB and 1", false, encode(&bus.CallFrame{ID: 1, Name: []byte("hold"), WindowOutput: 4<<20 + 1}), args.CodeProtocol},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
@@ -457,7 +458,7 @@ func TestCallsPerConnection(t *testing.T) {
 			frames = f.Append(frames)
 		}
 		c.write(frames)
-		if f := want[*bus.EndFrame](c); string(f.Code) != bus.CodeBusy || round == 0 && f.ID != 10001 {
+		if f := want[*bus.EndFrame](c); string(f.Code) != args.CodeBusy || round == 0 && f.ID != 10001 {
 			t.Errorf("%+v", f)
 		}
 		c.nc.Close()
@@ -487,7 +488,7 @@ func TestHandshakeOptions(t *testing.T) {
 			go p.send(me, big)                                                     // ends when that is read
 			h := want[*bus.HelloFrame](p)
 			f := want[*bus.EndFrame](p)
-			if string(h.Network) != "test" || string(f.Call) != fmt.Sprintf("%s-1", h.Connection) || string(f.Code) != bus.CodeNoFunction {
+			if string(h.Network) != "test" || string(f.Call) != fmt.Sprintf("%s-1", h.Connection) || string(f.Code) != args.CodeNoFunction {
 				t.Errorf("%+v %+v", h, f)
 			}
 		}
@@ -512,7 +513,7 @@ func TestTextOfPeersIsBounded(t *testing.T) {
 		}()
 		for {
 			if a := want[*bus.OfferedFrame](w); a.Seq == 9999 {
-				if string(a.Code) != bus.CodeBusy {
+				if string(a.Code) != args.CodeBusy {
 					t.Errorf("10,000 offers of 8 KiB stand: %q", a.Code)
 				}
 				break
@@ -557,7 +558,7 @@ func TestSchemasAreBounded(t *testing.T) {
 		i      int
 		schema string
 		code   string
-	}{{32, "1", bus.CodeBusy}, {0, "{", bus.CodeUsage}, {0, "{}", ""}, {32, "1", ""}} {
+	}{{32, "1", args.CodeBusy}, {0, "{", args.CodeUsage}, {0, "{}", ""}, {32, "1", ""}} {
 		if code := make(step.i, []byte(step.schema)); code != step.code {
 			t.Errorf("%s as f%d: %q", step.schema, step.i, code)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
 )
@@ -68,7 +69,7 @@ func (n *Node) offerOwn() error {
 	return err
 }
 
-var exit0 = bus.Result{Source: bus.FromProgram, Code: "exit"}
+var exit0 = bus.Result{Source: args.FromProgram, Code: "exit"}
 
 // FunctionInfo is a line of fbus.functions.
 type FunctionInfo struct {
@@ -306,7 +307,7 @@ func (n *Node) cancelFor(p *Peer, id string) (was CallInfo, ok bool) {
 	for _, c := range s.in {
 		if c.name() == id && p.owns(c) {
 			was = c.info()
-			c.endFor(&b, bus.CodeCancelled, "cancelled by fbus cancel")
+			c.endFor(&b, args.CodeCancelled, "cancelled by fbus cancel")
 			return was, true
 		}
 	}
@@ -373,5 +374,5 @@ func (n *Node) serveCancel(ctx context.Context, p *Peer, inv *bus.Invocation, ou
 }
 
 func badWords(msg string) bus.Result {
-	return bus.Result{Source: bus.FromBus, Status: 65, Code: bus.CodeBadInput, Message: msg}
+	return bus.Result{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: msg}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
@@ -40,7 +41,7 @@ func (n *Node) startJobs() error {
 	} {
 		handler := func(ctx context.Context, inv *bus.Invocation) bus.Result {
 			if n.cfg.Jobs == nil {
-				return bus.Result{Source: bus.FromBus, Status: 75, Code: codeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
+				return bus.Result{Source: args.FromBus, Status: 75, Code: codeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
 			}
 			return o.serve(ctx, n.asker(inv), inv)
 		}
@@ -174,7 +175,7 @@ func (n *Node) servePost(ctx context.Context, p *Peer, inv *bus.Invocation) bus.
 	}
 	id, err := n.cfg.Jobs.Post(post)
 	if ctx.Err() != nil && err != nil {
-		return bus.Result{Source: bus.FromBus, Status: 143, Code: bus.CodeCancelled}
+		return bus.Result{Source: args.FromBus, Status: 143, Code: args.CodeCancelled}
 	}
 	if err != nil {
 		return n.jobResult(p, err)
@@ -199,7 +200,7 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 		return nil, usageError("fbus.post: " + err.Error())
 	}
 	if len(words) > 2 {
-		post.Args, post.Kind = []byte(words[2]), bus.KindList
+		post.Args, post.Kind = []byte(words[2]), args.KindList
 	}
 	if err := setKind(post, kind, len(words) > 2); err != nil {
 		return nil, err
@@ -213,8 +214,8 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 		case reserved(name):
 			return nil, usageError(name + ": the node's own functions can not be posted")
 		case !p.mayCall(name):
-			n.note(&bus.LogEntry{Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: bus.CodeDenied, Serial: p.Serial})
-			return nil, &bus.Error{Code: bus.CodeDenied, Message: fmt.Sprintf("%s may not call %s", p.Caller, name)}
+			n.note(&bus.LogEntry{Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: args.CodeDenied, Serial: p.Serial})
+			return nil, &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may not call %s", p.Caller, name)}
 		}
 	}
 	if _, err := path.Match(o.On, ""); err != nil {
@@ -228,27 +229,27 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 
 // setKind says what the arguments are.
 func setKind(post *jobs.Post, kind string, given bool) error {
-	kinds := map[string]bus.Kind{"raw": bus.KindRaw, "list": bus.KindList, "map": bus.KindMap, "json": bus.KindJSON}
+	kinds := map[string]args.Kind{"raw": args.KindRaw, "list": args.KindList, "map": args.KindMap, "json": args.KindJSON}
 	k, ok := kinds[kind]
 	switch {
 	case kind == "":
 	case !ok:
 		return usageError("fbus.post: kind is raw, list, map or json")
-	case given == (k == bus.KindRaw):
+	case given == (k == args.KindRaw):
 		return usageError("fbus.post: arguments and their kind go together")
 	default:
 		post.Kind = k
 	}
 	if len(post.Args) > bus.MaxArgs {
-		return &bus.Error{Code: bus.CodeBadInput, Message: fmt.Sprintf("arguments of %d bytes exceed the limit of %d", len(post.Args), bus.MaxArgs)}
+		return &args.Error{Code: args.CodeBadInput, Message: fmt.Sprintf("arguments of %d bytes exceed the limit of %d", len(post.Args), bus.MaxArgs)}
 	}
-	if post.Kind == bus.KindJSON && !json.Valid(post.Args) {
-		return &bus.Error{Code: bus.CodeBadInput, Message: "the arguments are no JSON"}
+	if post.Kind == args.KindJSON && !json.Valid(post.Args) {
+		return &args.Error{Code: args.CodeBadInput, Message: "the arguments are no JSON"}
 	}
 	return nil
 }
 
-func usageError(msg string) error { return &bus.Error{Code: bus.CodeUsage, Message: msg} }
+func usageError(msg string) error { return &args.Error{Code: args.CodeUsage, Message: msg} }
 
 // Codes of refusals that are the store's.
 const (
@@ -261,15 +262,15 @@ const (
 // jobResult is how a call ends that could not do what was asked of jobs.
 func (n *Node) jobResult(_ *Peer, err error) bus.Result {
 	fail := func(status int, code string) bus.Result {
-		return bus.Result{Source: bus.FromBus, Status: status, Code: code, Message: err.Error()}
+		return bus.Result{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}
 	}
-	var be *bus.Error
+	var be *args.Error
 	var full *jobs.FullError
 	var store *jobs.StoreError
 	var damaged *jobs.DamagedError
 	switch {
 	case errors.As(err, &be):
-		return fail(bus.StatusOf(be.Code), be.Code)
+		return fail(args.StatusOf(be.Code), be.Code)
 	case errors.As(err, &full):
 		return fail(75, codeStoreFull)
 	case errors.As(err, &store):
@@ -279,7 +280,7 @@ func (n *Node) jobResult(_ *Peer, err error) bus.Result {
 	case errors.Is(err, jobs.ErrUnfinished):
 		return fail(75, codeUnfinished)
 	case errors.Is(err, jobs.ErrClosed):
-		return fail(75, bus.CodeDraining)
+		return fail(75, args.CodeDraining)
 	}
-	return fail(65, bus.CodeBadInput)
+	return fail(65, args.CodeBadInput)
 }

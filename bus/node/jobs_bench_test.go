@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 
@@ -41,13 +42,13 @@ func startWithJobs(t testing.TB, cfg node.Config, c jobs.Config) (*jobs.Manager,
 // tryPost posts a call and returns the job's id.
 func tryPost(c *bus.Client, name, options, input string) (string, error) {
 	var out bytes.Buffer
-	_, err := c.Call(context.Background(), &bus.Request{Function: "fbus.post", Args: bus.List(name, options), Input: strings.NewReader(input), Stdout: &out})
+	_, err := c.Call(context.Background(), &bus.Request{Function: "fbus.post", Args: args.List(name, options), Input: strings.NewReader(input), Stdout: &out})
 	return strings.TrimSpace(out.String()), err
 }
 
 func resultOf(c *bus.Client, id, options string) (stdout string, res bus.Result, err error) {
 	var out bytes.Buffer
-	res, err = c.Call(context.Background(), &bus.Request{Function: "fbus.result", Args: bus.List(id, options), Stdout: &out})
+	res, err = c.Call(context.Background(), &bus.Request{Function: "fbus.result", Args: args.List(id, options), Stdout: &out})
 	return out.String(), res, err
 }
 

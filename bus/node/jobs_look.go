@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 )
 
@@ -38,8 +39,8 @@ func jobQuery(inv *bus.Invocation) (*JobQuery, error) {
 	q := &JobQuery{}
 	doc := inv.Args
 	switch inv.Kind {
-	case bus.KindJSON:
-	case bus.KindRaw:
+	case args.KindJSON:
+	case args.KindRaw:
 		doc = bytes.TrimSpace(inv.Input)
 	default:
 		words, err := inv.Words()
@@ -77,7 +78,7 @@ func (q *JobQuery) filter(p *Peer) jobs.Filter {
 
 // job finds a job of p's. To others there is none.
 func (n *Node) job(p *Peer, text string) (*jobs.Job, error) {
-	absent := &bus.Error{Code: bus.CodeBadInput, Message: clean([]byte(text)) + ": no such job"}
+	absent := &args.Error{Code: args.CodeBadInput, Message: clean([]byte(text)) + ": no such job"}
 	id, ok := jobs.ParseID(text)
 	if !ok {
 		return nil, absent
@@ -188,7 +189,7 @@ func (n *Node) giveResult(p *Peer, inv *bus.Invocation, j *jobs.Job) bus.Result 
 	var both sync.WaitGroup // neither waits for the other
 	var copied error
 	both.Go(func() { io.Copy(inv.Stderr, stderr) })
-	res := bus.Result{Source: bus.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}
+	res := bus.Result{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}
 	if j.Output.Size <= bus.ChunkSize {
 		res.Output, copied = io.ReadAll(stdout)
 	} else {

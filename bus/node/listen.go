@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"golang.org/x/sys/unix"
 )
@@ -230,7 +231,7 @@ func (l *Listener) refuse() {
 	}
 	if nc, err := l.UnixListener.Accept(); err == nil {
 		c := bus.NewConn(nc, nil)
-		c.CloseWith(&bus.Error{Code: bus.CodeBusy, Message: "the node has no file descriptor left for another connection"})
+		c.CloseWith(&args.Error{Code: args.CodeBusy, Message: "the node has no file descriptor left for another connection"})
 		c.Close(nil)
 	} else {
 		time.Sleep(10 * time.Millisecond) // somebody else took it

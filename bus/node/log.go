@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/journal"
 )
 
@@ -47,13 +48,13 @@ func ServeLog(j *journal.Journal) bus.CallHandler {
 		entries, next, err := j.Read(ctx, q)
 		switch {
 		case ctx.Err() != nil: // nobody waits for it
-			return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeCancelled), Code: bus.CodeCancelled}
+			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
 		case errors.Is(err, journal.ErrQuery):
 			return badWords("fbus.log: " + err.Error())
 		case errors.Is(err, journal.ErrClosed):
-			return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeDraining), Code: bus.CodeDraining, Message: "fbus.log: " + err.Error()}
+			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeDraining), Code: args.CodeDraining, Message: "fbus.log: " + err.Error()}
 		case err != nil:
-			return bus.Result{Source: bus.FromBus, Status: bus.StatusOf(bus.CodeInternal), Code: bus.CodeInternal, Message: "fbus.log: " + err.Error()}
+			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: "fbus.log: " + err.Error()}
 		}
 		res := exit0
 		res.Output = logLines(entries, next)
@@ -74,9 +75,9 @@ func logLines(entries []journal.Entry, next uint64) []byte {
 func logQuery(inv *bus.Invocation) (journal.Query, error) {
 	var doc []byte
 	switch inv.Kind {
-	case bus.KindJSON:
+	case args.KindJSON:
 		doc = inv.Args
-	case bus.KindRaw:
+	case args.KindRaw:
 		doc = bytes.TrimSpace(inv.Input)
 	default:
 		return journal.Query{}, errors.New("one JSON object is due: {\"last\":50}")

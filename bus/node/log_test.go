@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/journal"
 	"fbus/bus/node"
 )
@@ -36,7 +37,7 @@ func logOf(t *testing.T) (*journal.Journal, *bus.Client) {
 func askLog(t *testing.T, c *bus.Client, doc string) (functions []string, next uint64) {
 	t.Helper()
 	var out bytes.Buffer
-	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: bus.JSON([]byte(doc)), Stdout: &out}); err != nil {
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: args.JSON([]byte(doc)), Stdout: &out}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
@@ -92,12 +93,12 @@ func TestServeLogWaits(t *testing.T) {
 func TestServeLogRefuses(t *testing.T) {
 	_, c := logOf(t)
 	for _, doc := range []string{`[]`, `{"last":-1}`, `{"wait":-1}`, `{"nobody":1}`, `{"function":"[a"}`, `7`} {
-		_, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: bus.JSON([]byte(doc))})
+		_, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: args.JSON([]byte(doc))})
 		if !errors.Is(err, bus.ErrBadInput) {
 			t.Errorf("%s: %v", doc, err)
 		}
 	}
-	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: bus.List("a")}); !errors.Is(err, bus.ErrBadInput) {
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: args.List("a")}); !errors.Is(err, bus.ErrBadInput) {
 		t.Errorf("words: %v", err)
 	}
 	var out bytes.Buffer

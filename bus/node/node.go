@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
@@ -254,7 +255,7 @@ func (n *Node) serve(nc net.Conn, peer Peer, as role) {
 	}
 	nc.SetReadDeadline(time.Now().Add(greetTime))
 	err := s.conn.Serve(s, s.limit)
-	if errors.Is(err, bus.ErrMalformed) || errors.As(err, new(*bus.Error)) {
+	if errors.Is(err, args.ErrMalformed) || errors.As(err, new(*args.Error)) {
 		n.cfg.Warn("connection %d of %s closed: %v", s.id, peer.Caller, err)
 	}
 	s.close()
@@ -312,9 +313,9 @@ func (n *Node) Close() {
 	for _, s := range n.sessions {
 		for _, c := range s.in {
 			if c.offer == nil {
-				c.endFor(&b, bus.CodeDraining, "the node is shutting down")
+				c.endFor(&b, args.CodeDraining, "the node is shutting down")
 			} else { // not to be taken for one that never ran
-				c.endFor(&b, bus.CodeNodeLost, c.fn.name+": the node is shutting down: the call may have run")
+				c.endFor(&b, args.CodeNodeLost, c.fn.name+": the node is shutting down: the call may have run")
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/trust"
 )
 
@@ -120,5 +121,5 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			return p, n.room(p.Caller)
 		}
 	}
-	return p, &bus.Error{Code: bus.CodeDenied, Message: fmt.Sprintf("uid %d may not use this node", uid)}
+	return p, &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("uid %d may not use this node", uid)}
 }

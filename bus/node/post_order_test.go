@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 )
@@ -32,7 +33,7 @@ func TestPostedInOrder(t *testing.T) {
 		opened := make(chan struct{}, 1)
 		under.Go(func() {
 			var out bytes.Buffer
-			req := &bus.Request{Function: "fbus.post", Args: bus.List("f", `{"kind":"json"}`, fmt.Sprint("[\"", i, "\"]")), Stdout: &out, Opened: func() { opened <- struct{}{} }}
+			req := &bus.Request{Function: "fbus.post", Args: args.List("f", `{"kind":"json"}`, fmt.Sprint("[\"", i, "\"]")), Stdout: &out, Opened: func() { opened <- struct{}{} }}
 			if _, err := c.Call(bg(), req); err != nil {
 				t.Error(err)
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
@@ -138,7 +139,7 @@ func (d *denials) rest(now time.Time) map[string]int {
 func (n *Node) denied(p *Peer, function, msg string) {
 	if n.denials.one(p.Caller, time.Now()) {
 		n.note(&bus.LogEntry{
-			Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: function, Code: bus.CodeDenied, Message: msg, Serial: p.Serial,
+			Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: function, Code: args.CodeDenied, Message: msg, Serial: p.Serial,
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // session is one connection: it may call, offer, or both. Its fields below conn
@@ -77,8 +78,8 @@ func (s *session) Handle(b *bus.Batch, f bus.Frame) error {
 	return protocol("OFFERED is not for a node")
 }
 
-func protocol(format string, args ...any) error {
-	return &bus.Error{Code: bus.CodeProtocol, Message: fmt.Sprintf(format, args...)}
+func protocol(format string, a ...any) error {
+	return &args.Error{Code: args.CodeProtocol, Message: fmt.Sprintf(format, a...)}
 }
 
 // greet takes the first frame, which must be HELLO, and answers it.
@@ -89,10 +90,10 @@ func (s *session) greet(b *bus.Batch, f bus.Frame) error {
 	}
 	n := s.node
 	if h.Major != bus.Major {
-		return &bus.Error{Code: bus.CodeVersion, Message: fmt.Sprintf("version %d of the protocol is not spoken here: this node speaks version %d", h.Major, bus.Major)}
+		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("version %d of the protocol is not spoken here: this node speaks version %d", h.Major, bus.Major)}
 	}
 	if len(h.Network) > 0 && string(h.Network) != n.cfg.Network {
-		return &bus.Error{Code: bus.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, clean(h.Network))}
+		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, clean(h.Network))}
 	}
 	s.greeted = true
 	s.conn.NetConn().SetReadDeadline(time.Time{})
@@ -143,7 +144,7 @@ func (s *session) register(h *bus.HelloFrame) {
 	n.instances[key] = s
 	n.mu.Unlock()
 	if old != nil {
-		old.conn.CloseWith(&bus.Error{Code: bus.CodeSuperseded, Message: "this instance has connected anew"})
+		old.conn.CloseWith(&args.Error{Code: args.CodeSuperseded, Message: "this instance has connected anew"})
 		old.close()
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // incoming finds a call that the peer opened; nil if it has ended.
@@ -111,9 +112,9 @@ func (s *session) handleCancel(b *bus.Batch, f *bus.CancelFrame) error {
 	if c == nil {
 		return err
 	}
-	code, msg := bus.CodeCancelled, "cancelled by the caller"
-	if string(f.Code) == bus.CodeDeadline {
-		code, msg = bus.CodeDeadline, bus.DeadlineMessage
+	code, msg := args.CodeCancelled, "cancelled by the caller"
+	if string(f.Code) == args.CodeDeadline {
+		code, msg = args.CodeDeadline, bus.DeadlineMessage
 	}
 	c.endFor(b, code, msg)
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // handleOffer adds, replaces or withdraws an offer.
@@ -17,7 +18,7 @@ func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
 	answer := &bus.OfferedFrame{Seq: f.Seq}
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)
-		if code == bus.CodeDenied {
+		if code == args.CodeDenied {
 			s.node.denied(&s.peer, clean(f.Name), msg)
 		}
 	} else if !s.gone {
@@ -33,19 +34,19 @@ func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
 func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 	switch {
 	case !ValidName(f.Name):
-		return bus.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
+		return args.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
-		return bus.CodeDenied, "names that begin with fbus. are the node's own"
+		return args.CodeDenied, "names that begin with fbus. are the node's own"
 	case f.Slots > 0 && !s.peer.mayOffer(string(f.Name)):
-		return bus.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
+		return args.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
 	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
-		return bus.CodeDraining, "the node is shutting down"
+		return args.CodeDraining, "the node is shutting down"
 	case s.textWith(f) > maxOfferText:
-		return bus.CodeBusy, fmt.Sprintf("%d bytes of descriptions and schemas on one connection are the limit", maxOfferText)
+		return args.CodeBusy, fmt.Sprintf("%d bytes of descriptions and schemas on one connection are the limit", maxOfferText)
 	case len(f.Schema) > 0 && !json.Valid(f.Schema):
-		return bus.CodeUsage, "the schema is no JSON"
+		return args.CodeUsage, "the schema is no JSON"
 	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
-		return bus.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)
+		return args.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)
 	}
 	return "", ""
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 )
@@ -25,7 +26,7 @@ func TestShare(t *testing.T) {
 	c := dial(t, path)
 	const posted, called, slots = 50, 180, 4
 	for range posted {
-		if _, err := c.Call(bg(), &bus.Request{Function: "fbus.post", Args: bus.List("f")}); err != nil {
+		if _, err := c.Call(bg(), &bus.Request{Function: "fbus.post", Args: args.List("f")}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
 )
@@ -47,7 +48,7 @@ func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out 
 	var q Invitation
 	dec := json.NewDecoder(bytes.NewReader(inv.Args))
 	dec.DisallowUnknownFields()
-	if inv.Kind != bus.KindJSON || dec.Decode(&q) != nil {
+	if inv.Kind != args.KindJSON || dec.Decode(&q) != nil {
 		return badWords("fbus.invite takes a JSON object: name, call, offer, admin, ttl, reusable, addresses")
 	}
 	if len(q.Addresses) == 0 {
@@ -190,16 +191,16 @@ func noAuthority() bus.Result {
 func trustResult(err error) bus.Result {
 	var e *trust.Error
 	if !errors.As(err, &e) {
-		return bus.Result{Source: bus.FromBus, Status: 70, Code: bus.CodeInternal, Message: err.Error()}
+		return bus.Result{Source: args.FromBus, Status: 70, Code: args.CodeInternal, Message: err.Error()}
 	}
-	msg, status := e.Message, bus.StatusOf(e.Code)
+	msg, status := e.Message, args.StatusOf(e.Code)
 	if e.Hint != "" {
 		msg += "\nhint: " + e.Hint
 	}
-	if e.Code == trust.CodeStorage || e.Code == trust.CodeDamaged {
+	if e.Code == args.CodeStorage || e.Code == args.CodeDamaged {
 		status = 70
 	}
-	return bus.Result{Source: bus.FromBus, Status: status, Code: e.Code, Message: msg}
+	return bus.Result{Source: args.FromBus, Status: status, Code: e.Code, Message: msg}
 }
 
 // addresses are where other machines may reach this node.

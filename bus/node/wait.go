@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // patience says how much longer the call may wait as things stand, and what its
@@ -20,11 +21,11 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 	for _, o := range c.fn.offers {
 		if c.allows(o) {
 			c.seen = true
-			return bus.CodeBusy, fmt.Sprintf("%s: no slot is free", c.fn.name), until(c.waitSlot)
+			return args.CodeBusy, fmt.Sprintf("%s: no slot is free", c.fn.name), until(c.waitSlot)
 		}
 	}
 	if len(c.refused) > 0 {
-		return bus.CodeBusy, fmt.Sprintf("%s: every worker said that it is busy", c.fn.name), 0
+		return args.CodeBusy, fmt.Sprintf("%s: every worker said that it is busy", c.fn.name), 0
 	}
 	msg = fmt.Sprintf("%s: no such function", c.fn.name)
 	if c.on != "" && len(c.fn.offers) > 0 {
@@ -37,7 +38,7 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 	if c.node.cfg.Successor && left >= 0 && !reserved(c.fn.name) {
 		left = max(left, time.Until(c.node.started.Add(goneTime))) // they may be on their way here
 	}
-	return bus.CodeNoFunction, msg, left
+	return args.CodeNoFunction, msg, left
 }
 
 // setTimer bounds the wait of a queued call as things stand now.
@@ -75,7 +76,7 @@ func (c *call) waited(gen int) {
 func (c *call) expire() {
 	var b bus.Batch
 	c.node.mu.Lock()
-	c.endFor(&b, bus.CodeDeadline, bus.DeadlineMessage)
+	c.endFor(&b, args.CodeDeadline, bus.DeadlineMessage)
 	c.node.mu.Unlock()
 	b.Flush()
 }

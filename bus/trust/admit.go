@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fbus/bus/args"
 	"slices"
 	"time"
 )
@@ -42,11 +43,11 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	}
 	chain := cs.VerifiedChains[0]
 	if len(cs.VerifiedChains) != 1 || len(chain) != 2 || !bytes.Equal(chain[1].Raw, a.ca.Raw) {
-		return nil, errorf(CodeOtherNetwork, "the certificate was not signed by the CA of network %s itself", a.network)
+		return nil, errorf(args.CodeOtherNetwork, "the certificate was not signed by the CA of network %s itself", a.network)
 	}
 	cert := chain[0]
 	if !onlyUse(cert, clientUse) {
-		return nil, errorf(CodeWrongUse, "the certificate is not for clients alone").withHint(hintClient)
+		return nil, errorf(args.CodeWrongUse, "the certificate is not for clients alone").withHint(hintClient)
 	}
 	n, err := parseNames(cert.URIs)
 	if err != nil {
@@ -59,7 +60,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	}
 	hash, err := keyHash(cert.PublicKey)
 	if err != nil || hash != r.Key {
-		return id, errorf(CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
+		return id, errorf(args.CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
 	}
 	a.list.saw(id.Serial, from)
 	return id, nil
@@ -107,7 +108,7 @@ func (a *Authority) Unused(serial string) error {
 	case r.State == Burnt:
 		return used(r)
 	case r.State != Invited:
-		return errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", r.Name)
+		return errorf(args.CodeWrongUse, "ticket %s is no invitation: it is used as it stands", r.Name)
 	case a.now().After(r.Expires):
 		return expired("ticket "+r.Name, r.Expires, a.now())
 	}
@@ -152,14 +153,14 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 		return nil, expired("ticket "+r.Name, end, now)
 	}
 	if id.Name != r.Name || id.Joining != (r.State == Invited || r.State == Burnt) {
-		return nil, errorf(CodeBadCertificate, "the certificate is not what was issued with the serial %s", r.Serial)
+		return nil, errorf(args.CodeBadCertificate, "the certificate is not what was issued with the serial %s", r.Serial)
 	}
 	want := r.Rights
 	if id.Joining {
 		want = Rights{}
 	}
 	if !id.Rights.Equal(want) {
-		return nil, errorf(CodeBadCertificate, "the certificate of ticket %s says %s, and the list %s", r.Name, id.Rights, want)
+		return nil, errorf(args.CodeBadCertificate, "the certificate of ticket %s says %s, and the list %s", r.Name, id.Rights, want)
 	}
 	return r, nil
 }
@@ -168,19 +169,19 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 func checkClient(cs tls.ConnectionState, now time.Time) error {
 	switch {
 	case cs.Version != tls.VersionTLS13:
-		return errorf(CodeTLSVersion, "the connection is not TLS 1.3")
+		return errorf(args.CodeTLSVersion, "the connection is not TLS 1.3")
 	case cs.DidResume:
-		return errorf(CodeTLS, "the connection resumes another one, which would leave out checks")
+		return errorf(args.CodeTLS, "the connection resumes another one, which would leave out checks")
 	case len(cs.PeerCertificates) == 0:
 		return noCertificate()
 	case cs.PeerCertificates[0].IsCA:
-		return errorf(CodeWrongUse, "the certificate is that of a CA, not of a client")
+		return errorf(args.CodeWrongUse, "the certificate is that of a CA, not of a client")
 	case len(cs.VerifiedChains) == 0 || len(cs.VerifiedChains[0]) < 2:
-		return errorf(CodeOtherNetwork, "the certificate was not verified")
+		return errorf(args.CodeOtherNetwork, "the certificate was not verified")
 	}
 	cert := cs.PeerCertificates[0]
 	if !slices.Contains(cert.ExtKeyUsage, clientUse) {
-		return errorf(CodeWrongUse, "the certificate is not one for clients")
+		return errorf(args.CodeWrongUse, "the certificate is not one for clients")
 	}
 	return checkTime(cert, "the certificate", now)
 }

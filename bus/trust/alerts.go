@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fbus/bus/args"
 	"net"
 	"time"
 )
@@ -50,23 +51,23 @@ func explainAlert(alert tls.AlertError, err error) *Error {
 	var e *Error
 	switch alert {
 	case alertUnknownCA:
-		e = errorf(CodeOtherNetwork, "the other end does not know the CA of the certificate: it is in another network").
+		e = errorf(args.CodeOtherNetwork, "the other end does not know the CA of the certificate: it is in another network").
 			withHint("the ticket is for another network, or for one of that name that was made anew")
 	case alertExpired:
-		e = errorf(CodeExpired, "the other end says, by its clock, that the certificate has expired or is not valid yet").withHint(hintClock)
+		e = errorf(args.CodeExpired, "the other end says, by its clock, that the certificate has expired or is not valid yet").withHint(hintClock)
 	case alertCertRequired:
 		e = noCertificate()
 	case alertCertificateRevoked, alertAccessDenied:
-		e = errorf(CodeRevoked, "the other end says that the ticket was revoked").withHint("ask for a new ticket")
+		e = errorf(args.CodeRevoked, "the other end says that the ticket was revoked").withHint("ask for a new ticket")
 	case alertVersion:
 		e = oldTLS()
 	case alertNoProtocol:
 		e = notFbus()
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate, alertDecrypt:
-		e = errorf(CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else").
+		e = errorf(args.CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else").
 			withHint("ask for a ticket of the node's network")
 	default:
-		e = errorf(CodeTLS, "the other end has given up the TLS handshake").withHint(hintPort)
+		e = errorf(args.CodeTLS, "the other end has given up the TLS handshake").withHint(hintPort)
 	}
 	e.Message += ": " + err.Error()
 	e.Err = err
@@ -92,22 +93,22 @@ func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *Er
 			e.Err = err
 			return e
 		}
-		return errorf(CodeClock, "the node says, by its clock, that %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
+		return errorf(args.CodeClock, "the node says, by its clock, that %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
 			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter), err).withHint(hintClock)
 	case alertUnknownCA:
 		if signedByLeaf(s.chain) {
-			return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: a leaf's signature makes nobody a member: %v", s.what, err).withHint("ask for a new ticket")
+			return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: a leaf's signature makes nobody a member: %v", s.what, err).withHint("ask for a new ticket")
 		}
-		return errorf(CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or that was made anew: %v", s.what, s.ca, err).
+		return errorf(args.CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or that was made anew: %v", s.what, s.ca, err).
 			withHint("ask for a ticket of the node's network")
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
 		if leaf.IsCA {
-			return errorf(CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err).withHint(hintClient)
+			return errorf(args.CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err).withHint(hintClient)
 		}
 		if !onlyUse(leaf, clientUse) {
-			return errorf(CodeWrongUse, "%s is not one for clients: %v", s.what, err).withHint(hintClient)
+			return errorf(args.CodeWrongUse, "%s is not one for clients: %v", s.what, err).withHint(hintClient)
 		}
-		return errorf(CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).withHint("ask for a new ticket")
+		return errorf(args.CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).withHint("ask for a new ticket")
 	}
 	return explainAlert(alert, err)
 }

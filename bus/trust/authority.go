@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"io/fs"
 	"os"
@@ -18,8 +19,8 @@ type Options struct {
 	Dir     string // of this network alone: $FBUS_HOME/networks/ID
 	Network string // its id
 
-	Now  func() time.Time                 // default Now
-	Warn func(format string, args ...any) // what a person should know; default nobody
+	Now  func() time.Time              // default Now
+	Warn func(format string, a ...any) // what a person should know; default nobody
 }
 
 // Authority is the trust root of a network: its CA, and the list of what it has
@@ -111,7 +112,7 @@ func (a *Authority) found() ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case len(a.list.current.Load().records) > 0:
-		return nil, errorf(CodeDamaged, "%s is missing, and there is a list of tickets that it has signed", a.dir.join(caName)).
+		return nil, errorf(args.CodeDamaged, "%s is missing, and there is a list of tickets that it has signed", a.dir.join(caName)).
 			withHint("restore it from a backup; or remove %s too, and issue new tickets", a.dir.join(listName))
 	}
 	key, err := newKey()
@@ -120,7 +121,7 @@ func (a *Authority) found() ([]byte, error) {
 	}
 	cert, err := makeCA(a.network, key, a.now().UTC().Truncate(time.Second))
 	if err != nil {
-		return nil, errorf(CodeStorage, "the CA can not be made: %v", err)
+		return nil, errorf(args.CodeStorage, "the CA can not be made: %v", err)
 	}
 	secret, err := keyPEM(key)
 	if err != nil {
@@ -155,8 +156,8 @@ func (a *Authority) writeEmptyList() error {
 // readCA takes the CA from its file, if it is one that can be used.
 func (a *Authority) readCA(data []byte) error {
 	path := a.dir.join(caName)
-	bad := func(format string, args ...any) *Error {
-		return errorf(CodeDamaged, path+": "+format, args...).orHint("restore it from a backup; or remove %s, and issue new tickets", a.dir.path)
+	bad := func(format string, v ...any) *Error {
+		return errorf(args.CodeDamaged, path+": "+format, v...).orHint("restore it from a backup; or remove %s, and issue new tickets", a.dir.path)
 	}
 	certs, key, err := parseBundle(data)
 	if err != nil {
@@ -217,7 +218,7 @@ func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 	}
 	cert, key, err := a.signNode(now.UTC().Truncate(time.Second))
 	if err != nil {
-		return nil, errorf(CodeTLS, "the node's certificate can not be made: %v", err)
+		return nil, errorf(args.CodeTLS, "the node's certificate can not be made: %v", err)
 	}
 	a.node = &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
 	return a.node, nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -92,17 +93,17 @@ func TestIssueChecks(t *testing.T) {
 		code string
 		hint string
 	}{
-		{Request{Name: "x"}, CodeBadRight, "say what it allows"},
-		{Request{Name: "a b", Rights: call}, CodeBadRight, "letters"},
-		{Request{Name: newSerial(), Rights: call}, CodeBadRight, "serial"},
-		{Request{Name: "ci", Rights: call}, CodeNameTaken, "revoke ci"},
-		{Request{Rights: call, TTL: time.Second}, CodeBadRight, "at least"},
-		{Request{Rights: call, TTL: -time.Hour}, CodeBadRight, "at least"},
-		{Request{Rights: call, TTL: 20 * caLife}, CodeBadRight, "365d"},
-		{Request{Rights: Rights{Call: []string{"fbus.*"}}}, CodeBadRight, "--admin"},
-		{Request{Rights: call, Addresses: []string{"host"}}, CodeBadRight, "host:port"},
-		{Request{Rights: call, Addresses: []string{"h:1\nname: x"}}, CodeBadRight, "host:port"},
-		{Request{Rights: call, Addresses: make([]string, 17)}, CodeBadRight, "limit"},
+		{Request{Name: "x"}, args.CodeBadRight, "say what it allows"},
+		{Request{Name: "a b", Rights: call}, args.CodeBadRight, "letters"},
+		{Request{Name: newSerial(), Rights: call}, args.CodeBadRight, "serial"},
+		{Request{Name: "ci", Rights: call}, args.CodeNameTaken, "revoke ci"},
+		{Request{Rights: call, TTL: time.Second}, args.CodeBadRight, "at least"},
+		{Request{Rights: call, TTL: -time.Hour}, args.CodeBadRight, "at least"},
+		{Request{Rights: call, TTL: 20 * caLife}, args.CodeBadRight, "365d"},
+		{Request{Rights: Rights{Call: []string{"fbus.*"}}}, args.CodeBadRight, "--admin"},
+		{Request{Rights: call, Addresses: []string{"host"}}, args.CodeBadRight, "host:port"},
+		{Request{Rights: call, Addresses: []string{"h:1\nname: x"}}, args.CodeBadRight, "host:port"},
+		{Request{Rights: call, Addresses: make([]string, 17)}, args.CodeBadRight, "limit"},
 	} {
 		_, err := a.Issue(c.q)
 		wantCode(t, err, c.code, c.hint)
@@ -128,9 +129,9 @@ func TestNamesAreFreed(t *testing.T) {
 	c.add(2 * time.Hour)
 	issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
 	_, err := a.Revoke(first.Serial)
-	wantCode(t, err, CodeNoTicket)
+	wantCode(t, err, args.CodeNoTicket)
 	_, err = a.Revoke("nobody")
-	wantCode(t, err, CodeNoTicket, "fbus tickets")
+	wantCode(t, err, args.CodeNoTicket, "fbus tickets")
 }
 
 // TestRevokeIssued: what was issued with a ticket goes with it, through exchange and
@@ -190,18 +191,18 @@ func TestExchange(t *testing.T) {
 	}
 	other, _ := request(t)
 	_, err = a.Exchange(inv.Serial, other, "10.0.0.3:9")
-	wantCode(t, err, CodeUsed, "10.0.0.1:9", "revoke box")
+	wantCode(t, err, args.CodeUsed, "10.0.0.1:9", "revoke box")
 	_, err = a.Issue(Request{Name: "box", Rights: rights(t, "call:a")})
-	wantCode(t, err, CodeNameTaken)
+	wantCode(t, err, args.CodeNameTaken)
 	c.add(2 * time.Hour)
 	_, err = a.Exchange(inv.Serial, req, "")
-	wantCode(t, err, CodeExpired, "clock")
+	wantCode(t, err, args.CodeExpired, "clock")
 	c.add(-2 * time.Hour)
 	if serials, err := a.Revoke("box"); err != nil || len(serials) != 2 {
 		t.Errorf("revoked %v, %v", serials, err)
 	}
 	_, err = a.Exchange(inv.Serial, req, "")
-	wantCode(t, err, CodeRevoked)
+	wantCode(t, err, args.CodeRevoked)
 }
 
 func parseOne(t testing.TB, text []byte) *x509.Certificate {
@@ -224,15 +225,15 @@ func TestExchangeRefusals(t *testing.T) {
 		serial, code string
 		req          []byte
 	}{
-		{newSerial(), CodeUnlisted, req},
-		{"", CodeUnlisted, req},
-		{reusable.Serial, CodeWrongUse, req},
-		{inv.Serial, CodeBadCertificate, own},
-		{inv.Serial, CodeBadCertificate, nil},
-		{inv.Serial, CodeBadCertificate, []byte("hello")},
-		{inv.Serial, CodeBadCertificate, certPEM(inv.Leaf.Raw)},
-		{inv.Serial, CodeBadCertificate, bytes.Repeat([]byte("x"), maxTicket+1)},
-		{inv.Serial, CodeBadCertificate, bytes.Replace(req, []byte("MI"), []byte("MJ"), 1)},
+		{newSerial(), args.CodeUnlisted, req},
+		{"", args.CodeUnlisted, req},
+		{reusable.Serial, args.CodeWrongUse, req},
+		{inv.Serial, args.CodeBadCertificate, own},
+		{inv.Serial, args.CodeBadCertificate, nil},
+		{inv.Serial, args.CodeBadCertificate, []byte("hello")},
+		{inv.Serial, args.CodeBadCertificate, certPEM(inv.Leaf.Raw)},
+		{inv.Serial, args.CodeBadCertificate, bytes.Repeat([]byte("x"), maxTicket+1)},
+		{inv.Serial, args.CodeBadCertificate, bytes.Replace(req, []byte("MI"), []byte("MJ"), 1)},
 	} {
 		_, err := a.Exchange(c.serial, c.req, "")
 		wantCode(t, err, c.code)
@@ -258,7 +259,7 @@ func TestExchangeRace(t *testing.T) {
 	for _, err := range errs {
 		if err == nil {
 			won++
-		} else if !errors.Is(err, &Error{Code: CodeUsed}) {
+		} else if !errors.Is(err, &Error{Code: args.CodeUsed}) {
 			t.Error(err)
 		}
 	}
@@ -300,13 +301,13 @@ func TestRenew(t *testing.T) {
 	}
 	other, _ := request(t)
 	_, err = a.Renew(serial, other)
-	wantCode(t, err, CodeBadCertificate)
+	wantCode(t, err, args.CodeBadCertificate)
 	_, err = a.Renew(inv.Serial, req)
-	wantCode(t, err, CodeWrongUse)
+	wantCode(t, err, args.CodeWrongUse)
 	serials, err := a.Revoke(serialText(first.SerialNumber))
 	if err != nil || len(serials) != 3 {
 		t.Errorf("revoked %v, %v", serials, err)
 	}
 	_, err = a.Renew(serial, req)
-	wantCode(t, err, CodeRevoked)
+	wantCode(t, err, args.CodeRevoked)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
+	"fbus/bus/args"
 	"io"
 	"os"
 	"strings"
@@ -21,7 +22,7 @@ const maxTicket = 64 << 10
 // which is nil if there is none.
 func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err error) {
 	if len(text) > maxTicket {
-		return nil, nil, errorf(CodeBadTicket, "%d bytes or more exceed the limit of %d", len(text), maxTicket)
+		return nil, nil, errorf(args.CodeBadTicket, "%d bytes or more exceed the limit of %d", len(text), maxTicket)
 	}
 	text = unixLines(text)
 	for {
@@ -34,18 +35,18 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 		case certBlock:
 			c, err := x509.ParseCertificate(block.Bytes)
 			if err != nil {
-				return nil, nil, errorf(CodeBadTicket, "a certificate in it is malformed: %v", err)
+				return nil, nil, errorf(args.CodeBadTicket, "a certificate in it is malformed: %v", err)
 			}
 			certs = append(certs, c)
 		case keyBlock:
 			if key != nil {
-				return nil, nil, errorf(CodeBadTicket, "there are two keys in it")
+				return nil, nil, errorf(args.CodeBadTicket, "there are two keys in it")
 			}
 			if key, err = parseKey(block.Bytes); err != nil {
 				return nil, nil, err
 			}
 		default:
-			return nil, nil, errorf(CodeBadTicket, "there is a block %q in it", short(block.Type)).
+			return nil, nil, errorf(args.CodeBadTicket, "there is a block %q in it", short(block.Type)).
 				withHint("certificates and one PRIVATE KEY (PKCS#8, not encrypted) are due")
 		}
 	}
@@ -65,11 +66,11 @@ func unixLines(text []byte) []byte {
 func parseKey(der []byte) (crypto.Signer, error) {
 	k, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return nil, errorf(CodeBadTicket, "the key in it is malformed: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the key in it is malformed: %v", err)
 	}
 	key, ok := k.(crypto.Signer)
 	if !ok || !goodKey(key.Public()) {
-		return nil, errorf(CodeBadTicket, "the key in it is of a kind that is not used here")
+		return nil, errorf(args.CodeBadTicket, "the key in it is of a kind that is not used here")
 	}
 	return key, nil
 }
@@ -79,19 +80,19 @@ func parseKey(der []byte) (crypto.Signer, error) {
 func readBounded(path string) ([]byte, os.FileMode, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, 0, errorf(CodeStorage, "%v", err)
+		return nil, 0, errorf(args.CodeStorage, "%v", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, 0, errorf(CodeStorage, "%v", err)
+		return nil, 0, errorf(args.CodeStorage, "%v", err)
 	}
 	if info.IsDir() {
-		return nil, 0, errorf(CodeBadTicket, "%s: is a directory", path)
+		return nil, 0, errorf(args.CodeBadTicket, "%s: is a directory", path)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {
-		return nil, 0, errorf(CodeStorage, "%v", err)
+		return nil, 0, errorf(args.CodeStorage, "%v", err)
 	}
 	return data, info.Mode(), nil
 }
@@ -109,7 +110,7 @@ func CertificateEnd(cert []byte) (serial string, end time.Time, err error) {
 		return "", time.Time{}, err
 	}
 	if len(certs) != 1 {
-		return "", time.Time{}, errorf(CodeBadCertificate, "%d certificates, and one is due", len(certs))
+		return "", time.Time{}, errorf(args.CodeBadCertificate, "%d certificates, and one is due", len(certs))
 	}
 	return serialText(certs[0].SerialNumber), certs[0].NotAfter, nil
 }

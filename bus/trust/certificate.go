@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fbus/bus/args"
 	"fmt"
 	"math/big"
 	"time"
@@ -126,7 +127,7 @@ func (a *Authority) signClient(r *Record, join bool, pub any) (*x509.Certificate
 	t.URIs = n.uris()
 	der, err := x509.CreateCertificate(rand.Reader, t, a.ca, pub, a.key)
 	if err != nil {
-		return nil, errorf(CodeBadRight, "the certificate can not be signed: %v", err)
+		return nil, errorf(args.CodeBadRight, "the certificate can not be signed: %v", err)
 	}
 	return x509.ParseCertificate(der)
 }
@@ -141,21 +142,21 @@ func earlier(a, b time.Time) time.Time {
 // parseRequest reads a PKCS#10 request. Of what it says only the key counts.
 func parseRequest(text []byte) (pub any, err error) {
 	if len(text) > maxTicket {
-		return nil, errorf(CodeBadCertificate, "a certificate request of %d bytes exceeds the limit of %d", len(text), maxTicket)
+		return nil, errorf(args.CodeBadCertificate, "a certificate request of %d bytes exceeds the limit of %d", len(text), maxTicket)
 	}
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != requestBlock {
-		return nil, errorf(CodeBadCertificate, "this is no certificate request").withHint("PKCS#10 is due, in PEM: BEGIN CERTIFICATE REQUEST")
+		return nil, errorf(args.CodeBadCertificate, "this is no certificate request").withHint("PKCS#10 is due, in PEM: BEGIN CERTIFICATE REQUEST")
 	}
 	req, err := x509.ParseCertificateRequest(block.Bytes)
 	if err == nil {
 		err = req.CheckSignature()
 	}
 	if err != nil {
-		return nil, errorf(CodeBadCertificate, "the certificate request is malformed: %v", err)
+		return nil, errorf(args.CodeBadCertificate, "the certificate request is malformed: %v", err)
 	}
 	if !goodKey(req.PublicKey) {
-		return nil, errorf(CodeBadCertificate, "the certificate request has a key of a kind that is not used here").
+		return nil, errorf(args.CodeBadCertificate, "the certificate request has a key of a kind that is not used here").
 			withHint("ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits")
 	}
 	return req.PublicKey, nil
@@ -178,7 +179,7 @@ func goodKey(pub any) bool {
 func makeRequest(key crypto.Signer) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return nil, errorf(CodeBadTicket, "the certificate request can not be made: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the certificate request can not be made: %v", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: requestBlock, Bytes: der}), nil
 }
@@ -190,7 +191,7 @@ func certPEM(der []byte) []byte {
 func keyPEM(key crypto.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, errorf(CodeBadTicket, "the key can not be written: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the key can not be written: %v", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
 }

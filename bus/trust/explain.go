@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"io"
 	"net"
@@ -81,13 +82,13 @@ func explain(err error, whose string, now time.Time) *Error {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return errorf(CodeReset, "the other end closed the connection without a reason: %v", err).
+		return errorf(args.CodeReset, "the other end closed the connection without a reason: %v", err).
 			withHint("it may be no fbus node, or something between the two cuts connections")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return errorf(CodeTimeout, "the other end did not answer in time: %v", err).
+		return errorf(args.CodeTimeout, "the other end did not answer in time: %v", err).
 			withHint("is it the right port? a node that is stopped, or something on the way that drops what it does not know, looks the same")
 	}
-	return errorf(CodeTLS, "the TLS handshake failed: %v", err).withHint(hintPort)
+	return errorf(args.CodeTLS, "the TLS handshake failed: %v", err).withHint(hintPort)
 }
 
 // byText are errors of crypto/tls that have no type; a test holds their texts.
@@ -103,28 +104,28 @@ var byText = []struct {
 }
 
 func noCertificate() *Error {
-	return errorf(CodeNoCertificate, "no certificate was sent: nobody gets in without a ticket").withHint("fbus join TICKET, or FBUS_TICKET=FILE")
+	return errorf(args.CodeNoCertificate, "no certificate was sent: nobody gets in without a ticket").withHint("fbus join TICKET, or FBUS_TICKET=FILE")
 }
 
 func oldTLS() *Error {
-	return errorf(CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken").withHint(hintPort)
+	return errorf(args.CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken").withHint(hintPort)
 }
 
 // hintPort is the next step where something answers that is no node.
 const hintPort = "is it the right port? something between the two that ends TLS itself looks the same"
 
 func notFbus() *Error {
-	return errorf(CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN).withHint(hintPort)
+	return errorf(args.CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN).withHint(hintPort)
 }
 
 func explainHeader(h tls.RecordHeaderError) *Error {
 	head := h.RecordHeader[:]
 	for _, verb := range []string{"HTTP/", "GET ", "PUT ", "HEAD ", "POST ", "OPTIO", "CONNE", "DELET", "PATCH", "TRACE", "PRI *"} {
 		if bytes.HasPrefix(head, []byte(verb)) {
-			return errorf(CodeHTTP, "the other end speaks HTTP without TLS: %v", h).withHint("is it the right port?")
+			return errorf(args.CodeHTTP, "the other end speaks HTTP without TLS: %v", h).withHint("is it the right port?")
 		}
 	}
-	return errorf(CodePlainText, "the other end does not speak TLS: %v", h).withHint("is it the right port?")
+	return errorf(args.CodePlainText, "the other end does not speak TLS: %v", h).withHint("is it the right port?")
 }
 
 // explainVerify says why the certificate of the other end was refused here.
@@ -136,18 +137,18 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &invalid):
 		return explainInvalid(invalid, whose, now)
 	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
-		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err).withHint(hintCA)
+		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err).withHint(hintCA)
 	case errors.As(v.Err, &authority):
 		by := "somebody else"
 		if len(v.UnverifiedCertificates) > 0 {
 			by = fmt.Sprintf("%q", short(v.UnverifiedCertificates[0].Issuer.CommonName))
 		}
-		return errorf(CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
+		return errorf(args.CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
 			withHint("the ticket is for another network, or for one of that name that was made anew")
 	case errors.As(v.Err, &host):
 		return explainHost(host, whose)
 	}
-	return errorf(CodeBadCertificate, "%s is refused: %v", whose, v.Err).withHint(hintUse)
+	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, v.Err).withHint(hintUse)
 }
 
 // explainHost says whose certificate it is that has another name. x509 looks at the
@@ -156,15 +157,15 @@ func explainHost(host x509.HostnameError, whose string) *Error {
 	const domain = ".fbus.invalid"
 	for _, name := range host.Certificate.DNSNames {
 		if network, ok := strings.CutSuffix(name, domain); ok && strings.HasSuffix(host.Host, domain) && name != host.Host {
-			return errorf(CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, short(network), host).
+			return errorf(args.CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, short(network), host).
 				withHint("the ticket is for another network than the node at this address is in")
 		}
 	}
 	if by := host.Certificate.Issuer.CommonName; host.Host != ServerName(by) && strings.HasSuffix(host.Host, domain) {
-		return errorf(CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
+		return errorf(args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
 			withHint("is it the right port? whoever listens there is no node of the ticket's network")
 	}
-	e := errorf(CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
+	e := errorf(args.CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
 	if strings.HasSuffix(host.Host, domain) {
 		return e.withHint("whoever listens there is no node, though the network's CA has signed for it: is it the right port?")
 	}
@@ -187,13 +188,13 @@ func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time)
 			own.Err = e
 			return own.withHint(hintClock) // it is not ours: no new ticket helps
 		}
-		return errorf(CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).withHint(hintClock)
+		return errorf(args.CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).withHint(hintClock)
 	case x509.IncompatibleUsage:
-		return errorf(CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).withHint(hintUse)
+		return errorf(args.CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).withHint(hintUse)
 	case x509.NotAuthorizedToSign, x509.TooManyIntermediates:
-		return errorf(CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e).withHint(hintCA)
+		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e).withHint(hintCA)
 	}
-	return errorf(CodeBadCertificate, "%s is refused: %v", whose, e).withHint(hintUse)
+	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, e).withHint(hintUse)
 }
 
 const (
@@ -207,7 +208,7 @@ const hintClock = "check the clock at both ends: date -u"
 func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 	switch {
 	case now.Before(c.NotBefore):
-		return errorf(CodeNotYetValid, "%s is not yet valid: not before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).withHint(hintClock)
+		return errorf(args.CodeNotYetValid, "%s is not yet valid: not before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).withHint(hintClock)
 	case now.After(c.NotAfter):
 		return expired(whose, c.NotAfter, now)
 	}
@@ -215,7 +216,7 @@ func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 }
 
 func expired(whose string, end, now time.Time) *Error {
-	return errorf(CodeExpired, "%s expired at %s, %s ago by this clock", whose, stamp(end), span(now.Sub(end))).
+	return errorf(args.CodeExpired, "%s expired at %s, %s ago by this clock", whose, stamp(end), span(now.Sub(end))).
 		withHint("ask for a new ticket; or, if it should be good still, %s", hintClock)
 }
 

@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/rand"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"io"
 	"os"
@@ -49,13 +50,13 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 	}
 	fd, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, errorf(CodeStorage, "%s: %v", path, err)
+		return nil, errorf(args.CodeStorage, "%s: %v", path, err)
 	}
 	d := &privateDir{f: os.NewFile(uintptr(fd), real), path: path}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		d.close()
-		return nil, errorf(CodeStorage, "%s: %v", path, err)
+		return nil, errorf(args.CodeStorage, "%s: %v", path, err)
 	}
 	if int(st.Uid) != os.Geteuid() {
 		d.close()
@@ -63,7 +64,7 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 	}
 	if st.Mode&mode != 0 {
 		d.close()
-		return nil, errorf(CodeUnsafe, "%s: mode %04o lets others in", path, st.Mode&0o7777).withHint("chmod 700 %s", path)
+		return nil, errorf(args.CodeUnsafe, "%s: mode %04o lets others in", path, st.Mode&0o7777).withHint("chmod 700 %s", path)
 	}
 	return d, nil
 }
@@ -75,12 +76,12 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 func walk(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return "", errorf(CodeStorage, "%s: %v", path, err)
+		return "", errorf(args.CodeStorage, "%s: %v", path, err)
 	}
 	done, rest := "/", components(abs)
 	for steps := 0; len(rest) > 0; steps++ {
 		if steps > 256 { // links that lead in a circle, or somebody who removes what we make
-			return "", errorf(CodeStorage, "%s: too many links on the way", path)
+			return "", errorf(args.CodeStorage, "%s: too many links on the way", path)
 		}
 		next := filepath.Join(done, rest[0])
 		var st unix.Stat_t
@@ -91,7 +92,7 @@ func walk(path string) (string, error) {
 			}
 		}
 		if err != nil {
-			return "", errorf(CodeStorage, "%s: %v", next, err)
+			return "", errorf(args.CodeStorage, "%s: %v", next, err)
 		}
 		if uid := int(st.Uid); uid != os.Geteuid() && uid != 0 {
 			return "", foreign(next, st.Uid)
@@ -100,7 +101,7 @@ func walk(path string) (string, error) {
 		case unix.S_IFLNK:
 			target, err := os.Readlink(next)
 			if err != nil {
-				return "", errorf(CodeStorage, "%v", err)
+				return "", errorf(args.CodeStorage, "%v", err)
 			}
 			if filepath.IsAbs(target) {
 				done = "/"
@@ -109,10 +110,10 @@ func walk(path string) (string, error) {
 			continue
 		case unix.S_IFDIR:
 		default:
-			return "", errorf(CodeStorage, "%s: is no directory", next)
+			return "", errorf(args.CodeStorage, "%s: is no directory", next)
 		}
 		if st.Mode&0o002 != 0 && st.Mode&unix.S_ISVTX == 0 {
-			return "", errorf(CodeUnsafe, "%s: everybody may rename what is in it", next).withHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
+			return "", errorf(args.CodeUnsafe, "%s: everybody may rename what is in it", next).withHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
 		}
 		done, rest = next, rest[1:]
 	}
@@ -124,7 +125,7 @@ func components(path string) []string {
 }
 
 func foreign(path string, uid uint32) *Error {
-	return errorf(CodeUnsafe, "%s: belongs to uid %d: it is not used", path, uid).withHint("set FBUS_HOME to a directory of your own")
+	return errorf(args.CodeUnsafe, "%s: belongs to uid %d: it is not used", path, uid).withHint("set FBUS_HOME to a directory of your own")
 }
 
 func (d *privateDir) fd() int      { return int(d.f.Fd()) }
@@ -144,30 +145,30 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 	// Without O_NONBLOCK a FIFO of that name would hold us up for ever.
 	fd, err := unix.Openat(d.fd(), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ELOOP) {
-		return nil, fileID{}, errorf(CodeUnsafe, "%s: is a symbolic link: it is not followed", d.join(name))
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is a symbolic link: it is not followed", d.join(name))
 	}
 	if err != nil {
-		return nil, fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, fileID{}, errorf(CodeUnsafe, "%s: is no regular file", d.join(name))
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is no regular file", d.join(name))
 	case int(st.Uid) != os.Geteuid():
 		return nil, fileID{}, foreign(d.join(name), st.Uid)
 	case st.Mode&mode != 0:
-		return nil, fileID{}, errorf(CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), st.Mode&0o7777).withHint("chmod 600 %s", d.join(name))
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), st.Mode&0o7777).withHint("chmod 600 %s", d.join(name))
 	case st.Size > limit:
-		return nil, fileID{}, errorf(CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
+		return nil, fileID{}, errorf(args.CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit))
 	if err != nil {
-		return nil, fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	return data, idOf(&st), nil
 }
@@ -186,10 +187,10 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 	}
 	if err != nil {
 		unix.Unlinkat(d.fd(), temp, 0)
-		return fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	if err := d.f.Sync(); err != nil {
-		return fileID{}, errorf(CodeStorage, "%s: %v", d.path, err)
+		return fileID{}, errorf(args.CodeStorage, "%s: %v", d.path, err)
 	}
 	return idOf(&st), nil
 }
@@ -199,7 +200,7 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 func (d *privateDir) create(name string, data []byte) error {
 	fd, err := unix.Openat(d.fd(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	_, err = f.Write(data)
@@ -208,7 +209,7 @@ func (d *privateDir) create(name string, data []byte) error {
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		unix.Unlinkat(d.fd(), name, 0)
-		return errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	return nil
 }
@@ -217,7 +218,7 @@ func (d *privateDir) create(name string, data []byte) error {
 func (d *privateDir) stat(name string) (fileID, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(d.fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fileID{}, errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	return idOf(&st), nil
 }
@@ -233,7 +234,7 @@ func (d *privateDir) remove(name string) error {
 		err = d.f.Sync()
 	}
 	if err != nil {
-		return errorf(CodeStorage, "%s: %v", d.join(name), err)
+		return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	return nil
 }
@@ -245,7 +246,7 @@ func (d *privateDir) list() ([]string, error) {
 		f, err = os.Open(d.path)
 	}
 	if err != nil {
-		return nil, errorf(CodeStorage, "%s: %v", d.path, err)
+		return nil, errorf(args.CodeStorage, "%s: %v", d.path, err)
 	}
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
@@ -268,7 +269,7 @@ func (d *privateDir) sweep() {
 func (d *privateDir) lock() (unlock func(), err error) {
 	fd, err := unix.Openat(d.fd(), lockName, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, errorf(CodeStorage, "%s: %v", d.join(lockName), err)
+		return nil, errorf(args.CodeStorage, "%s: %v", d.join(lockName), err)
 	}
 	for until := time.Now().Add(lockWait); ; time.Sleep(5 * time.Millisecond) {
 		if err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil {
@@ -276,7 +277,7 @@ func (d *privateDir) lock() (unlock func(), err error) {
 		}
 		if time.Now().After(until) {
 			unix.Close(fd)
-			return nil, errorf(CodeStorage, "%s: another process has held the lock for %s: %v", d.join(lockName), lockWait, err)
+			return nil, errorf(args.CodeStorage, "%s: another process has held the lock for %s: %v", d.join(lockName), lockWait, err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"fbus/bus/args"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,41 +29,41 @@ func must(t *testing.T, err error) {
 }
 
 var attacks = []attack{
-	{"open to others", CodeUnsafe, "chmod 700", false, func(t *testing.T, base string) string {
+	{"open to others", args.CodeUnsafe, "chmod 700", false, func(t *testing.T, base string) string {
 		must(t, os.Mkdir(base+"/d", 0o700))
 		must(t, os.Chmod(base+"/d", 0o750))
 		return base + "/d"
 	}},
-	{"a file", CodeStorage, "", false, func(t *testing.T, base string) string {
+	{"a file", args.CodeStorage, "", false, func(t *testing.T, base string) string {
 		must(t, os.WriteFile(base+"/d", nil, 0o600))
 		return base + "/d"
 	}},
-	{"links in a circle", CodeStorage, "", false, func(t *testing.T, base string) string {
+	{"links in a circle", args.CodeStorage, "", false, func(t *testing.T, base string) string {
 		must(t, os.Symlink("d", base+"/d"))
 		return base + "/d"
 	}},
-	{"parent open to all", CodeUnsafe, "FBUS_HOME", false, func(t *testing.T, base string) string {
+	{"parent open to all", args.CodeUnsafe, "FBUS_HOME", false, func(t *testing.T, base string) string {
 		must(t, os.Mkdir(base+"/p", 0o700))
 		must(t, os.Chmod(base+"/p", 0o777))
 		return base + "/p/d"
 	}},
-	{"squatted", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+	{"squatted", args.CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
 		must(t, os.Mkdir(base+"/d", 0o700))
 		must(t, os.Lchown(base+"/d", nobody, nobody))
 		return base + "/d"
 	}},
-	{"squatted parent", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+	{"squatted parent", args.CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
 		must(t, os.Mkdir(base+"/p", 0o700))
 		must(t, os.Lchown(base+"/p", nobody, nobody))
 		return base + "/p/d"
 	}},
-	{"another's link to our directory", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+	{"another's link to our directory", args.CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
 		must(t, os.Mkdir(base+"/mine", 0o700))
 		must(t, os.Symlink(base+"/mine", base+"/d"))
 		must(t, os.Lchown(base+"/d", nobody, nobody))
 		return base + "/d"
 	}},
-	{"another's link on the way", CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
+	{"another's link on the way", args.CodeUnsafe, "FBUS_HOME", true, func(t *testing.T, base string) string {
 		must(t, os.MkdirAll(base+"/mine/d", 0o700))
 		must(t, os.Symlink("mine", base+"/p"))
 		must(t, os.Lchown(base+"/p", nobody, nobody))

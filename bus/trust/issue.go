@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"fbus/bus/args"
 	"net"
 	"strings"
 	"time"
@@ -69,7 +70,7 @@ func (a *Authority) checkRequest(q *Request) error {
 		}
 	}
 	if q.Rights.Empty() {
-		return errorf(CodeBadRight, "the ticket would allow nothing").withHint("say what it allows: --call GLOB, --offer GLOB, --admin")
+		return errorf(args.CodeBadRight, "the ticket would allow nothing").withHint("say what it allows: --call GLOB, --offer GLOB, --admin")
 	}
 	if err := q.Rights.Check(); err != nil {
 		return err
@@ -80,13 +81,13 @@ func (a *Authority) checkRequest(q *Request) error {
 		q.TTL = DefaultTTL
 	}
 	if q.TTL < MinTTL {
-		return errorf(CodeBadRight, "a ticket for %s is too short", q.TTL).withHint("at least %s", MinTTL)
+		return errorf(args.CodeBadRight, "a ticket for %s is too short", q.TTL).withHint("at least %s", MinTTL)
 	}
 	if q.TTL > caLife {
-		return errorf(CodeBadRight, "a ticket for %s would outlive the network's CA", q.TTL).withHint("a year is 365d")
+		return errorf(args.CodeBadRight, "a ticket for %s would outlive the network's CA", q.TTL).withHint("a year is 365d")
 	}
 	if len(q.Addresses) > maxAddresses {
-		return errorf(CodeBadRight, "%d addresses exceed the limit of %d", len(q.Addresses), maxAddresses)
+		return errorf(args.CodeBadRight, "%d addresses exceed the limit of %d", len(q.Addresses), maxAddresses)
 	}
 	for _, addr := range q.Addresses {
 		if err := checkAddress(addr); err != nil {
@@ -100,7 +101,7 @@ func (a *Authority) checkRequest(q *Request) error {
 func checkAddress(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" || port == "" || len(addr) > 300 || strings.ContainsFunc(addr, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return errorf(CodeBadRight, "%q is no address", short(addr)).withHint("host:port is due; an IPv6 address stands in brackets: [2001:db8::1]:10101")
+		return errorf(args.CodeBadRight, "%q is no address", short(addr)).withHint("host:port is due; an IPv6 address stands in brackets: [2001:db8::1]:10101")
 	}
 	return nil
 }
@@ -108,7 +109,7 @@ func checkAddress(addr string) error {
 // issue adds a record whose name is free.
 func (t *table) issue(r Record, now time.Time) error {
 	if t.get(r.Serial) != nil {
-		return errorf(CodeStorage, "the serial %s was made twice", r.Serial)
+		return errorf(args.CodeStorage, "the serial %s was made twice", r.Serial)
 	}
 	live := 0
 	for i := range t.records {
@@ -117,10 +118,10 @@ func (t *table) issue(r Record, now time.Time) error {
 		}
 	}
 	if live >= maxLive {
-		return errorf(CodeStorage, "%d tickets are the limit", maxLive).withHint("revoke what is no longer used")
+		return errorf(args.CodeStorage, "%d tickets are the limit", maxLive).withHint("revoke what is no longer used")
 	}
 	if others := t.named(r.Name, now); len(others) > 0 {
-		return errorf(CodeNameTaken, "there is a ticket %s already, until %s", r.Name, stamp(others[0].Expires)).
+		return errorf(args.CodeNameTaken, "there is a ticket %s already, until %s", r.Name, stamp(others[0].Expires)).
 			withHint("choose another name, or revoke that one first: fbus revoke %s", r.Name)
 	}
 	t.add(r)
@@ -177,11 +178,11 @@ func (a *Authority) certificate(r *Record, pub any) ([]byte, error) {
 func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
 	case inv.State == Active:
-		return identity, false, errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", inv.Name)
+		return identity, false, errorf(args.CodeWrongUse, "ticket %s is no invitation: it is used as it stands", inv.Name)
 	case now.After(inv.Expires):
 		return identity, false, expired("ticket "+inv.Name, inv.Expires, now)
 	case hash == inv.Key:
-		return identity, false, errorf(CodeBadCertificate, "the request is for the invitation's own key, which others may have seen").withHint("make a key of your own")
+		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have seen").withHint("make a key of your own")
 	case inv.State == Burnt:
 		if r := t.get(inv.Into); r != nil && r.State == Active && r.Key == hash {
 			return *r, false, nil
@@ -213,11 +214,11 @@ func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
 func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
 	case r.State != Active || r.Reusable:
-		return identity, false, errorf(CodeWrongUse, "ticket %s is no identity: only those are renewed", r.Name)
+		return identity, false, errorf(args.CodeWrongUse, "ticket %s is no identity: only those are renewed", r.Name)
 	case now.After(r.Expires):
 		return identity, false, expired("ticket "+r.Name, r.Expires, now)
 	case hash != r.Key:
-		return identity, false, errorf(CodeBadCertificate, "the request is for another key than that of ticket %s", r.Name)
+		return identity, false, errorf(args.CodeBadCertificate, "the request is for another key than that of ticket %s", r.Name)
 	}
 	for r.Into != "" && t.get(r.Into) != nil {
 		r = t.get(r.Into)
@@ -245,7 +246,7 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	var gone []Record
 	err := a.list.update(func(t *table) (bool, error) {
 		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
-			return false, errorf(CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).withHint("fbus tickets --all lists what is over, too")
+			return false, errorf(args.CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).withHint("fbus tickets --all lists what is over, too")
 		}
 		for _, i := range t.kin(nameOrSerial) {
 			r := &t.records[i]
@@ -253,13 +254,13 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 			serials, gone = append(serials, r.Serial), append(gone, *r)
 		}
 		if len(serials) == 0 {
-			return false, errorf(CodeNoTicket, "no ticket has the name or serial %s", short(nameOrSerial)).withHint("fbus tickets lists them")
+			return false, errorf(args.CodeNoTicket, "no ticket has the name or serial %s", short(nameOrSerial)).withHint("fbus tickets lists them")
 		}
 		return true, nil
 	})
 	if err != nil && len(serials) > 0 {
 		a.list.shutOut(serials, now)
-		err = errorf(CodeStorage, "%s is shut out, but not for good yet: the list of tickets can not be written, and the node must not be started anew before it is: %v", short(nameOrSerial), err).
+		err = errorf(args.CodeStorage, "%s is shut out, but not for good yet: the list of tickets can not be written, and the node must not be started anew before it is: %v", short(nameOrSerial), err).
 			withHint("mend that, and revoke it again")
 	}
 	if err != nil {
@@ -306,16 +307,16 @@ func (t *table) kin(nameOrSerial string) []int {
 }
 
 func unlisted(serial string) *Error {
-	return errorf(CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", short(serial)).withHint("ask for a new ticket")
+	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", short(serial)).withHint("ask for a new ticket")
 }
 
 func used(r *Record) *Error {
-	return errorf(CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
+	return errorf(args.CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
 		withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
 }
 
 func revoked(r *Record) *Error {
-	return errorf(CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).withHint("ask for a new ticket")
+	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).withHint("ask for a new ticket")
 }
 
 // stamp writes a time for people and programs alike.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"errors"
+	"fbus/bus/args"
 	"io/fs"
 	"strings"
 )
@@ -35,7 +36,7 @@ func (j *Joined) Close() error { return j.dir.close() }
 // Finish, costs nothing.
 func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	if !invitation.Joining {
-		return nil, errorf(CodeWrongUse, "ticket %s is no invitation: it is used as it stands", invitation.Name)
+		return nil, errorf(args.CodeWrongUse, "ticket %s is no invitation: it is used as it stands", invitation.Name)
 	}
 	if err := j.sameCA(invitation); err != nil {
 		return nil, err
@@ -90,7 +91,7 @@ func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitati
 // another name that was there is set aside: see [Joined.Aside].
 func (j *Joined) Save(t *Ticket) error {
 	if t.Joining {
-		return errorf(CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).withHint("fbus join FILE")
+		return errorf(args.CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).withHint("fbus join FILE")
 	}
 	if err := j.sameCA(t); err != nil {
 		return err
@@ -134,17 +135,17 @@ func (j *Joined) Load(network string) (*Ticket, error) {
 	}
 	text, _, err := j.dir.read(network+identitySuffix, maxTicket)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errorf(CodeNoTicket, "network %s was not joined: %v", network, err).withHint("fbus join TICKET")
+		return nil, errorf(args.CodeNoTicket, "network %s was not joined: %v", network, err).withHint("fbus join TICKET")
 	}
 	if err != nil {
 		return nil, err
 	}
 	t, err := ParseTicket(text)
 	if err != nil {
-		return nil, errorf(CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).withHint("remove it and join anew")
+		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).withHint("remove it and join anew")
 	}
 	if t.Network != network {
-		return nil, errorf(CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).withHint("remove it and join anew")
+		return nil, errorf(args.CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).withHint("remove it and join anew")
 	}
 	return t, nil
 }
@@ -166,7 +167,7 @@ func (j *Joined) Networks() ([]string, error) {
 
 // Remove forgets a network.
 func (j *Joined) Remove(network string) error {
-	if _, err := j.Load(network); errors.Is(err, &Error{Code: CodeNoTicket}) {
+	if _, err := j.Load(network); errors.Is(err, &Error{Code: args.CodeNoTicket}) {
 		return err
 	}
 	return j.dir.remove(network + identitySuffix)
@@ -176,14 +177,14 @@ func (j *Joined) Remove(network string) error {
 // must not take the place of the one that was joined.
 func (j *Joined) sameCA(t *Ticket) error {
 	old, err := j.Load(t.Network)
-	if errors.Is(err, &Error{Code: CodeNoTicket}) {
+	if errors.Is(err, &Error{Code: args.CodeNoTicket}) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(old.CA.Raw, t.CA.Raw) {
-		return errorf(CodeOtherNetwork, "a network %s was joined already, and its CA is another one", t.Network).
+		return errorf(args.CodeOtherNetwork, "a network %s was joined already, and its CA is another one", t.Network).
 			withHint("if that network was made anew, remove %s first", j.dir.join(t.Network+identitySuffix))
 	}
 	return nil
@@ -200,10 +201,10 @@ func (j *Joined) pending(t *Ticket) (crypto.Signer, error) {
 	}
 	_, key, err := parseBundle(text)
 	if err == nil && key == nil {
-		err = errorf(CodeDamaged, "there is no key in it")
+		err = errorf(args.CodeDamaged, "there is no key in it")
 	}
 	if err != nil {
-		return nil, errorf(CodeDamaged, "%s: %v", j.dir.join(pendingName(t)), err)
+		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(pendingName(t)), err)
 	}
 	return key, nil
 }

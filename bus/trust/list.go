@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"fbus/bus/args"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -114,12 +115,12 @@ func (l *list) reload() (*table, []string, error) {
 	}
 	data, id, err := l.dir.read(listName, listLimit)
 	if err != nil {
-		return nil, nil, errorf(CodeListLost, "the list of issued tickets can not be read, so nobody is admitted: %v", err).
+		return nil, nil, errorf(args.CodeListLost, "the list of issued tickets can not be read, so nobody is admitted: %v", err).
 			orHint("restore %s, or restart the node with an empty list and issue new tickets", l.dir.join(listName))
 	}
 	records, err := parseList(l.network, data)
 	if err != nil {
-		return nil, nil, errorf(CodeListLost, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err).
+		return nil, nil, errorf(args.CodeListLost, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err).
 			orHint("restore it from a backup; or remove it, and issue new tickets")
 	}
 	t := newTable(id, records)

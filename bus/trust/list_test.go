@@ -3,6 +3,7 @@ package trust
 import (
 	"bytes"
 	"crypto/sha256"
+	"fbus/bus/args"
 	"fmt"
 	"io"
 	"os"
@@ -95,17 +96,17 @@ func TestLostList(t *testing.T) {
 		t.Fatal(err, a.Check(id))
 	}
 	os.Remove(path)
-	wantCode(t, a.Check(id), CodeListLost, "nobody is admitted")
+	wantCode(t, a.Check(id), args.CodeListLost, "nobody is admitted")
 	_, err = a.Issue(Request{Rights: rights(t, "call:a")})
-	wantCode(t, err, CodeListLost)
+	wantCode(t, err, args.CodeListLost)
 	os.WriteFile(path, kept, 0o600)
 	if err := a.Check(id); err != nil {
 		t.Errorf("restored: %v", err)
 	}
 	os.WriteFile(path, kept[:len(kept)-3], 0o600)
-	wantCode(t, a.Check(id), CodeListLost, path)
+	wantCode(t, a.Check(id), args.CodeListLost, path)
 	_, err = Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, CodeListLost, path, "issue new tickets")
+	wantCode(t, err, args.CodeListLost, path, "issue new tickets")
 
 	os.Remove(path)
 	warned := ""
@@ -114,7 +115,7 @@ func TestLostList(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	wantCode(t, b.Check(id), CodeUnlisted)
+	wantCode(t, b.Check(id), args.CodeUnlisted)
 	if !strings.Contains(warned, "nobody") {
 		t.Errorf("warned %q", warned)
 	}
@@ -130,7 +131,7 @@ func TestLostCA(t *testing.T) {
 	kept, _ := os.ReadFile(path)
 	os.Remove(path)
 	_, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, CodeDamaged, caName, "missing")
+	wantCode(t, err, args.CodeDamaged, caName, "missing")
 	for what, text := range map[string][]byte{
 		"empty": nil, "cut": kept[:len(kept)-40], "no key": kept[:bytes.Index(kept, []byte("-----BEGIN PRIVATE"))], "text": []byte("hello"),
 	} {
@@ -138,12 +139,12 @@ func TestLostCA(t *testing.T) {
 		if _, err := Open(Options{Dir: dir, Network: "net", Now: c.now}); err == nil {
 			t.Errorf("%s: taken", what)
 		} else {
-			wantCode(t, err, CodeDamaged, path)
+			wantCode(t, err, args.CodeDamaged, path)
 		}
 	}
 	os.WriteFile(path, kept, 0o600)
 	_, err = Open(Options{Dir: dir, Network: "other", Now: c.now})
-	wantCode(t, err, CodeDamaged)
+	wantCode(t, err, args.CodeDamaged)
 	openTest(t, dir, c)
 }
 
@@ -153,10 +154,10 @@ func TestCAClock(t *testing.T) {
 	openTest(t, dir, c)
 	c.add(-24 * time.Hour)
 	_, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, CodeNotYetValid, "clock", "23 hours")
+	wantCode(t, err, args.CodeNotYetValid, "clock", "23 hours")
 	c.add(caLife + 72*time.Hour)
 	_, err = Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, CodeExpired, "clock", "2 days")
+	wantCode(t, err, args.CodeExpired, "clock", "2 days")
 }
 
 // TestRevokeIsSeen: at once here, in another process at its next look, and after
@@ -181,8 +182,8 @@ func TestRevokeIsSeen(t *testing.T) {
 	if err := b.Refresh(); err != nil || !slices.Equal(there, here) {
 		t.Errorf("told %v, %v", there, err)
 	}
-	wantCode(t, b.Check(id), CodeRevoked, "ci")
-	wantCode(t, openTest(t, dir, c).Check(id), CodeRevoked)
+	wantCode(t, b.Check(id), args.CodeRevoked, "ci")
+	wantCode(t, openTest(t, dir, c).Check(id), args.CodeRevoked)
 }
 
 // TestPruning: what is over is dropped by number, and never what is live.
@@ -249,19 +250,19 @@ func TestRevokeUnwritten(t *testing.T) {
 	a.OnRevoke(func(serial string) { told = append(told, serial) })
 	full(t, func() {
 		_, err := a.Revoke("ci")
-		wantCode(t, err, CodeStorage, "not for good yet", "revoke it again")
+		wantCode(t, err, args.CodeStorage, "not for good yet", "revoke it again")
 	})
 	if !slices.Equal(told, []string{ticket.Serial}) {
 		t.Errorf("told of %q", told)
 	}
-	wantCode(t, a.Check(id), CodeRevoked)
+	wantCode(t, a.Check(id), args.CodeRevoked)
 	_, err := a.Standing(ticket.Serial)
-	wantCode(t, err, CodeRevoked)
+	wantCode(t, err, args.CodeRevoked)
 	if err := openTest(t, dir, c).Check(id); err != nil {
 		t.Errorf("it was written after all: %v", err)
 	}
 	issue(t, a, Request{Name: "two"})
-	wantCode(t, openTest(t, dir, c).Check(id), CodeRevoked)
+	wantCode(t, openTest(t, dir, c).Check(id), args.CodeRevoked)
 }
 
 // full runs f while no file can be made longer.

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"encoding/hex"
+	"fbus/bus/args"
 	"fmt"
 	"net/url"
 	"strings"
@@ -20,11 +21,11 @@ type names struct {
 // CheckName says what is wrong with the name of a ticket.
 func CheckName(name string) error {
 	if !validName(name, maxName) {
-		return errorf(CodeBadRight, "%q is no name for a ticket", short(name)).
+		return errorf(args.CodeBadRight, "%q is no name for a ticket", short(name)).
 			withHint("letters, digits, _ . - are due, at most %d, not . or - first", maxName)
 	}
 	if isSerial(name) { // revoke NAME|SERIAL could not tell
-		return errorf(CodeBadRight, "%q is no name for a ticket: it looks like a serial number", name).withHint("32 hexadecimal digits are a serial")
+		return errorf(args.CodeBadRight, "%q is no name for a ticket: it looks like a serial number", name).withHint("32 hexadecimal digits are a serial")
 	}
 	return nil
 }
@@ -36,7 +37,7 @@ func CheckNetwork(id string) error {
 		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-')
 	}
 	if !ok {
-		return errorf(CodeBadTicket, "%q is no network id", short(id)).withHint("1 to 63 characters of a-z 0-9 - are due")
+		return errorf(args.CodeBadTicket, "%q is no network id", short(id)).withHint("1 to 63 characters of a-z 0-9 - are due")
 	}
 	return nil
 }
@@ -85,21 +86,21 @@ func parseNames(uris []*url.URL) (names, error) {
 			continue
 		}
 		if u.ForceQuery || u.RawQuery != "" || u.Fragment != "" {
-			return n, errorf(CodeBadCertificate, "the certificate's name %q has a query or a fragment", short(u.String())).withHint("a ? in a glob is written %%3F")
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q has a query or a fragment", short(u.String())).withHint("a ? in a glob is written %%3F")
 		}
 		kind, raw, _ := strings.Cut(u.Opaque, ":")
 		value, err := url.PathUnescape(raw)
 		switch {
 		case err != nil:
-			return n, errorf(CodeBadCertificate, "the certificate's name %q is malformed", short(u.String()))
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is malformed", short(u.String()))
 		case raw != escape(value):
-			return n, errorf(CodeBadCertificate, "the certificate's name %q is not written as it must be", short(u.String())).
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is not written as it must be", short(u.String())).
 				withHint("in it A-Z a-z 0-9 _ . - * stand for themselves, and the rest as %%5B does for [, with upper-case digits")
 		case kind == "name" && n.name != "":
-			return n, errorf(CodeBadCertificate, "the certificate has two fbus:name: names")
+			return n, errorf(args.CodeBadCertificate, "the certificate has two fbus:name: names")
 		case kind == "name":
 			if err := CheckName(value); err != nil {
-				return n, errorf(CodeBadCertificate, "the certificate's name fbus:name: can not be taken: %v", err)
+				return n, errorf(args.CodeBadCertificate, "the certificate's name fbus:name: can not be taken: %v", err)
 			}
 			n.name = value
 		case u.Opaque == "join":
@@ -111,12 +112,12 @@ func parseNames(uris []*url.URL) (names, error) {
 		}
 	}
 	if n.name == "" {
-		return n, errorf(CodeBadCertificate, "the certificate has no name fbus:name:NAME among its URI names").
+		return n, errorf(args.CodeBadCertificate, "the certificate has no name fbus:name:NAME among its URI names").
 			withHint("names elsewhere, the common name or DNS names, are not looked at")
 	}
 	var err error
 	if n.rights, err = ParseRights(words...); err != nil {
-		return n, errorf(CodeBadCertificate, "the certificate has a name that gives no right: %v", err)
+		return n, errorf(args.CodeBadCertificate, "the certificate has a name that gives no right: %v", err)
 	}
 	return n, nil
 }

@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/rand"
 	"errors"
+	"fbus/bus/args"
 	"io/fs"
 	"strings"
 
@@ -38,7 +39,7 @@ func KeepNetwork(dir, id string) (string, error) {
 		return cmpOr(kept, id), err
 	}
 	if err != nil {
-		return id, errorf(CodeStorage, "%s: %v", d.join(networkName), err)
+		return id, errorf(args.CodeStorage, "%s: %v", d.join(networkName), err)
 	}
 	return id, nil
 }
@@ -51,7 +52,7 @@ func (d *privateDir) network() (string, error) {
 	}
 	id := strings.TrimSpace(string(data))
 	if CheckNetwork(id) != nil {
-		return "", errorf(CodeDamaged, "%s: what stands in it is no network id", d.join(networkName)).withHint("a-z, 0-9 and -, at most 63; or remove it")
+		return "", errorf(args.CodeDamaged, "%s: what stands in it is no network id", d.join(networkName)).withHint("a-z, 0-9 and -, at most 63; or remove it")
 	}
 	return id, nil
 }

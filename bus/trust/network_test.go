@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"fbus/bus/args"
 	"os"
 	"strings"
 	"sync"
@@ -105,7 +106,7 @@ func TestOwnDir(t *testing.T) {
 	}
 	must(t, os.Chmod(base+"/real/net/log", 0o770))
 	_, err := OwnDir(base+"/link/net/log", "FBUS_STATE")
-	wantCode(t, err, CodeUnsafe, "chmod 700")
+	wantCode(t, err, args.CodeUnsafe, "chmod 700")
 	for _, a := range attacks[3:] {
 		if a.root && os.Getuid() != 0 {
 			continue

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"fbus/bus/args"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,7 +51,7 @@ func TestFiles(t *testing.T) {
 	}
 	old := cfg(client)
 	_, err = n.enter(t, f.ClientConfig("elsewhere.example"))
-	wantCode(t, Explain(err, c.now()), CodeWrongUse, "elsewhere.example")
+	wantCode(t, Explain(err, c.now()), args.CodeWrongUse, "elsewhere.example")
 	<-n.refused
 	// Another CA in the file: those of the old one are out, and its node's too.
 	cert2, key2, ca2, _ := writePKI(t, t.TempDir(), nil)
@@ -60,8 +61,8 @@ func TestFiles(t *testing.T) {
 	must(t, f.Refresh())
 	old.InsecureSkipVerify = true
 	_, err = n.enter(t, old)
-	n.rejected(t, "of the old CA", CodeOtherNetwork)
-	wantCode(t, Explain(err, c.now()), CodeOtherNetwork)
+	n.rejected(t, "of the old CA", args.CodeOtherNetwork)
+	wantCode(t, Explain(err, c.now()), args.CodeOtherNetwork)
 }
 
 // TestFilesExplain: who dialled with files is told what a bare alert may mean.
@@ -79,8 +80,8 @@ func TestFilesExplain(t *testing.T) {
 		chain []byte
 		code  string
 	}{
-		{testLeaf(t, root, rootKey, nil), nil, CodeOtherNetwork},
-		{below, certPEM(client.Leaf.Raw), CodeWrongUse},
+		{testLeaf(t, root, rootKey, nil), nil, args.CodeOtherNetwork},
+		{below, certPEM(client.Leaf.Raw), args.CodeWrongUse},
 	} {
 		secret, err := keyPEM(r.cert.PrivateKey)
 		must(t, err)
@@ -110,7 +111,7 @@ func TestFilesRefused(t *testing.T) {
 		n.enter(t, withCert(f.ClientConfig("bus.net.fbus.invalid"), client))
 		select {
 		case e := <-n.refused:
-			if e.Code != CodeBadCertificate && e.Code != CodeBadRight {
+			if e.Code != args.CodeBadCertificate && e.Code != args.CodeBadRight {
 				t.Errorf("%s: %v", what, e)
 			}
 		case <-n.ids:
@@ -124,23 +125,23 @@ func TestFilesErrors(t *testing.T) {
 	c := newClock()
 	cert, key, ca, _ := writePKI(t, t.TempDir(), nil)
 	_, err := OpenFiles(cert, key, cert+".none", c.now)
-	wantCode(t, err, CodeStorage, "none")
+	wantCode(t, err, args.CodeStorage, "none")
 	_, err = OpenFiles(cert, key, key, c.now)
-	wantCode(t, err, CodeBadTicket, key)
+	wantCode(t, err, args.CodeBadTicket, key)
 	_, err = OpenFiles(ca, key, ca, c.now)
-	wantCode(t, err, CodeBadTicket, key)
+	wantCode(t, err, args.CodeBadTicket, key)
 	must(t, os.Chmod(key, 0o604))
 	_, err = OpenFiles(cert, key, ca, c.now)
-	wantCode(t, err, CodeUnsafe, "chmod")
+	wantCode(t, err, args.CodeUnsafe, "chmod")
 	must(t, os.Chmod(key, 0o640))
 	c.add(48 * time.Hour)
 	_, err = OpenNodeFiles(cert, key, ca, c.now)
-	wantCode(t, err, CodeExpired, "clock", cert)
+	wantCode(t, err, args.CodeExpired, "clock", cert)
 	_, err = OpenFiles(cert, key, ca, c.now)
 	must(t, err)
 	c.add(-96 * time.Hour)
 	_, err = OpenNodeFiles(cert, key, ca, c.now)
-	wantCode(t, err, CodeNotYetValid, "clock")
+	wantCode(t, err, args.CodeNotYetValid, "clock")
 }
 
 // TestNodeFiles: a node's certificate that no client would take is refused, at first and
@@ -168,8 +169,8 @@ func TestNodeFiles(t *testing.T) {
 			must(t, f.Refresh())
 			continue
 		}
-		wantCode(t, err, CodeWrongUse, want)
-		wantCode(t, f.Refresh(), CodeWrongUse)
+		wantCode(t, err, args.CodeWrongUse, want)
+		wantCode(t, f.Refresh(), args.CodeWrongUse)
 		if f.current.Load() != before {
 			t.Errorf("%s: those that were read before are in use no more", want)
 		}

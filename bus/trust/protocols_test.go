@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/tls"
 	"errors"
+	"fbus/bus/args"
 	"io"
 	"net"
 	"testing"
@@ -19,14 +20,14 @@ func TestOtherProtocols(t *testing.T) {
 	old := ticket.ClientConfig(c.now)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	_, err := n.enter(t, old)
-	n.rejected(t, "TLS 1.2", CodeTLSVersion)
-	wantCode(t, ticket.Explain(err, c.now()), CodeTLSVersion)
+	n.rejected(t, "TLS 1.2", args.CodeTLSVersion)
+	wantCode(t, ticket.Explain(err, c.now()), args.CodeTLSVersion)
 
 	web := ticket.ClientConfig(c.now)
 	web.NextProtos = []string{"h2", "http/1.1"}
 	_, err = n.enter(t, web)
-	n.rejected(t, "ALPN", CodeNotFbus)
-	wantCode(t, ticket.Explain(err, c.now()), CodeNotFbus)
+	n.rejected(t, "ALPN", args.CodeNotFbus)
+	wantCode(t, ticket.Explain(err, c.now()), args.CodeNotFbus)
 
 	bare := ticket.ClientConfig(c.now)
 	bare.NextProtos = nil
@@ -37,9 +38,9 @@ func TestOtherProtocols(t *testing.T) {
 	<-n.handled
 
 	for sent, r := range map[string]struct{ code, answer string }{
-		"\x00\x00\x00\x08\x96\x01\x01\x00\xa0": {CodePlainText, ""},
-		"hello there\n":                        {CodePlainText, ""},
-		"GET / HTTP/1.1\r\nHost: x\r\n\r\n":    {CodeHTTP, HTTPAnswer},
+		"\x00\x00\x00\x08\x96\x01\x01\x00\xa0": {args.CodePlainText, ""},
+		"hello there\n":                        {args.CodePlainText, ""},
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n":    {args.CodeHTTP, HTTPAnswer},
 	} {
 		raw, err := net.Dial("tcp", n.addr)
 		must(t, err)
@@ -59,7 +60,7 @@ func TestNoNode(t *testing.T) {
 	c := newClock()
 	ticket := issue(t, openTest(t, privateTemp(t), c), Request{Reusable: true})
 	for answer, code := range map[string]string{
-		"HTTP/1.1 400 Bad Request\r\n\r\n": CodeHTTP, "SSH-2.0-OpenSSH_9.9\r\n": CodePlainText, "": CodeReset,
+		"HTTP/1.1 400 Bad Request\r\n\r\n": args.CodeHTTP, "SSH-2.0-OpenSSH_9.9\r\n": args.CodePlainText, "": args.CodeReset,
 	} {
 		near, far := net.Pipe()
 		go func() { // ends when near is closed
@@ -74,12 +75,12 @@ func TestNoNode(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
 	near.SetDeadline(time.Now())
-	wantCode(t, ticket.Explain(tls.Client(near, ticket.ClientConfig(c.now)).Handshake(), c.now()), CodeTimeout)
+	wantCode(t, ticket.Explain(tls.Client(near, ticket.ClientConfig(c.now)).Handshake(), c.now()), args.CodeTimeout)
 	near.Close()
 	if ticket.Explain(nil, c.now()) != nil || Explain(nil, c.now()) != nil {
 		t.Error("nil is explained")
 	}
-	wantCode(t, Explain(errors.New("odd"), time.Time{}), CodeTLS)
+	wantCode(t, Explain(errors.New("odd"), time.Time{}), args.CodeTLS)
 }
 
 // TestNoResumption: no session ticket is sent, so that a client with a cache
@@ -101,7 +102,7 @@ func TestNoResumption(t *testing.T) {
 		t.Error("a session is kept")
 	}
 	_, err := a.Admit(tls.ConnectionState{Version: tls.VersionTLS13, DidResume: true}, "")
-	wantCode(t, err, CodeTLS)
+	wantCode(t, err, args.CodeTLS)
 }
 
 // TestResumptionIsChecked: were sessions resumed all the same, by a mistake of ours or
@@ -127,7 +128,7 @@ func TestResumptionIsChecked(t *testing.T) {
 	if got, err := n.enter(t, cfg); got == "x" {
 		t.Errorf("%q, %v", got, err)
 	}
-	n.rejected(t, "resumed", CodeTLS)
+	n.rejected(t, "resumed", args.CodeTLS)
 }
 
 // fixedConfig is a gate whose every connection has the same configuration, and so the

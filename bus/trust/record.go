@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"fbus/bus/args"
 	"fmt"
 	"slices"
 	"time"
@@ -64,7 +65,7 @@ func formatList(network string, records []Record) ([]byte, error) {
 	body = append(body, '\n')
 	data := append(fmt.Appendf(nil, "%s %s %x\n", listVersion, network, sha256.Sum256(body)), body...)
 	if len(data) > listLimit {
-		return nil, errorf(CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).withHint("revoke what is no longer used")
+		return nil, errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).withHint("revoke what is no longer used")
 	}
 	return data, nil
 }
@@ -72,20 +73,20 @@ func formatList(network string, records []Record) ([]byte, error) {
 func parseList(network string, data []byte) ([]Record, error) {
 	head, body, _ := bytes.Cut(data, []byte("\n"))
 	if !bytes.HasPrefix(head, []byte(listVersion+" ")) {
-		return nil, errorf(CodeDamaged, "it does not begin with %q", listVersion)
+		return nil, errorf(args.CodeDamaged, "it does not begin with %q", listVersion)
 	}
 	want := fmt.Sprintf("%s %s %x", listVersion, network, sha256.Sum256(body))
 	if string(head) != want {
 		if !bytes.HasPrefix(head, []byte(listVersion+" "+network+" ")) {
-			return nil, errorf(CodeDamaged, "it is not the list of network %s", network)
+			return nil, errorf(args.CodeDamaged, "it is not the list of network %s", network)
 		}
-		return nil, errorf(CodeDamaged, "its checksum is not that of its content")
+		return nil, errorf(args.CodeDamaged, "its checksum is not that of its content")
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields() // what we do not know we would lose with the next change
 	var records []Record
 	if err := dec.Decode(&records); err != nil {
-		return nil, errorf(CodeDamaged, "%v", err)
+		return nil, errorf(args.CodeDamaged, "%v", err)
 	}
 	seen := map[string]bool{}
 	for i := range records {
@@ -93,7 +94,7 @@ func parseList(network string, data []byte) ([]Record, error) {
 			return nil, err
 		}
 		if seen[records[i].Serial] {
-			return nil, errorf(CodeDamaged, "serial %s stands in it twice", records[i].Serial)
+			return nil, errorf(args.CodeDamaged, "serial %s stands in it twice", records[i].Serial)
 		}
 		seen[records[i].Serial] = true
 	}
@@ -103,17 +104,17 @@ func parseList(network string, data []byte) ([]Record, error) {
 func (r *Record) check() error {
 	switch {
 	case !isSerial(r.Serial):
-		return errorf(CodeDamaged, "%q is no serial", short(r.Serial))
+		return errorf(args.CodeDamaged, "%q is no serial", short(r.Serial))
 	case CheckName(r.Name) != nil:
-		return errorf(CodeDamaged, "serial %s has the name %q", r.Serial, short(r.Name))
+		return errorf(args.CodeDamaged, "serial %s has the name %q", r.Serial, short(r.Name))
 	case !slices.Contains([]State{Invited, Active, Burnt, Revoked}, r.State):
-		return errorf(CodeDamaged, "serial %s is in the state %q", r.Serial, short(string(r.State)))
+		return errorf(args.CodeDamaged, "serial %s is in the state %q", r.Serial, short(string(r.State)))
 	case len(r.Key) != 64 || !isHex(r.Key):
-		return errorf(CodeDamaged, "serial %s has no key", r.Serial)
+		return errorf(args.CodeDamaged, "serial %s has no key", r.Serial)
 	case r.IssuedBy != "" && !isSerial(r.IssuedBy):
-		return errorf(CodeDamaged, "serial %s was issued by %q", r.Serial, short(r.IssuedBy))
+		return errorf(args.CodeDamaged, "serial %s was issued by %q", r.Serial, short(r.IssuedBy))
 	case r.Into != "" && !isSerial(r.Into):
-		return errorf(CodeDamaged, "serial %s became %q", r.Serial, short(r.Into))
+		return errorf(args.CodeDamaged, "serial %s became %q", r.Serial, short(r.Into))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"encoding/json"
+	"fbus/bus/args"
 	"path"
 	"slices"
 	"strings"
@@ -40,7 +41,7 @@ func ParseRights(words ...string) (Rights, error) {
 		case w == "admin":
 			r.Admin = true
 		default:
-			return Rights{}, errorf(CodeBadRight, "%q is no right", short(w)).withHint("rights are call:GLOB, offer:GLOB and admin")
+			return Rights{}, errorf(args.CodeBadRight, "%q is no right", short(w)).withHint("rights are call:GLOB, offer:GLOB and admin")
 		}
 	}
 	return r, r.check(wellFormed)
@@ -51,7 +52,7 @@ func (r Rights) Check() error { return r.check(CheckGlob) }
 
 func (r Rights) check(glob func(string) error) error {
 	if n := len(r.Call) + len(r.Offer); n > maxRights {
-		return errorf(CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).withHint("say it with fewer globs, or give a second ticket")
+		return errorf(args.CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).withHint("say it with fewer globs, or give a second ticket")
 	}
 	for _, g := range slices.Concat(r.Call, r.Offer) {
 		if err := glob(g); err != nil {
@@ -72,14 +73,14 @@ func CheckGlob(glob string) error {
 	return nil
 }
 
-func badGlob(glob, hint, format string, args ...any) error {
-	return errorf(CodeBadRight, "glob %q: "+format, append([]any{short(glob)}, args...)...).withHint("%s", hint)
+func badGlob(glob, hint, format string, a ...any) error {
+	return errorf(args.CodeBadRight, "glob %q: "+format, append([]any{short(glob)}, a...)...).withHint("%s", hint)
 }
 
 // wellFormed is what a glob has to be that was given before, too: one that is not makes
 // the list that holds it unreadable.
 func wellFormed(glob string) error {
-	bad := func(hint, format string, args ...any) error { return badGlob(glob, hint, format, args...) }
+	bad := func(hint, format string, a ...any) error { return badGlob(glob, hint, format, a...) }
 	switch {
 	case glob == "":
 		return bad("* stands for every function", "it is empty and would match nothing")

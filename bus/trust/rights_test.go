@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fbus/bus/args"
 	"net/url"
 	"strings"
 	"testing"
@@ -86,7 +87,7 @@ func TestBadGlobs(t *testing.T) {
 		strings.Repeat("a", 129): "longer",
 	} {
 		var e *Error
-		if err := CheckGlob(glob); !errors.As(err, &e) || e.Code != CodeBadRight || !strings.Contains(e.Hint, hint) {
+		if err := CheckGlob(glob); !errors.As(err, &e) || e.Code != args.CodeBadRight || !strings.Contains(e.Hint, hint) {
 			t.Errorf("CheckGlob(%q) = %v, hint wants %q", glob, e, hint)
 		}
 	}
@@ -117,7 +118,7 @@ func TestRights(t *testing.T) {
 		t.Error("Equal")
 	}
 	for _, bad := range []string{"", "call", "admin:x", "join", "name:x", "root", "call:fbus.*", "CALL:a"} {
-		if _, err := ParseRights(bad); !errors.Is(err, &Error{Code: CodeBadRight}) {
+		if _, err := ParseRights(bad); !errors.Is(err, &Error{Code: args.CodeBadRight}) {
 			t.Errorf("ParseRights(%q): %v", bad, err)
 		}
 	}

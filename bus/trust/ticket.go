@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"os"
 	"slices"
@@ -72,31 +73,31 @@ func (t *Ticket) Format() ([]byte, error) {
 func ParseTicket(text []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(text)
 	if err != nil {
-		return nil, errorf(CodeBadTicket, "this is no ticket: %v", err)
+		return nil, errorf(args.CodeBadTicket, "this is no ticket: %v", err)
 	}
 	if len(certs) == 0 && key == nil {
-		return nil, errorf(CodeBadTicket, "this is no ticket: there is no PEM block in it").withHint("fbus invite makes tickets")
+		return nil, errorf(args.CodeBadTicket, "this is no ticket: there is no PEM block in it").withHint("fbus invite makes tickets")
 	}
 	if key == nil {
-		return nil, errorf(CodeBadTicket, "the ticket has no key").withHint("was it cut short? all of the text is due")
+		return nil, errorf(args.CodeBadTicket, "the ticket has no key").withHint("was it cut short? all of the text is due")
 	}
 	t := &Ticket{Key: key}
 	for _, c := range certs {
 		switch {
 		case c.IsCA && t.CA != nil:
-			return nil, errorf(CodeBadTicket, "the ticket has two CAs").withHint("a file holds one ticket")
+			return nil, errorf(args.CodeBadTicket, "the ticket has two CAs").withHint("a file holds one ticket")
 		case c.IsCA:
 			t.CA = c
 		case t.Leaf != nil && (issued(t.Leaf, c) || issued(c, t.Leaf)):
-			return nil, errorf(CodeWrongUse, "the ticket's certificate was signed by one that is not a CA's: a leaf's signature makes nobody a member").withHint("ask for a new ticket")
+			return nil, errorf(args.CodeWrongUse, "the ticket's certificate was signed by one that is not a CA's: a leaf's signature makes nobody a member").withHint("ask for a new ticket")
 		case t.Leaf != nil:
-			return nil, errorf(CodeBadTicket, "the ticket has two certificates besides the CA's").withHint("a file holds one ticket")
+			return nil, errorf(args.CodeBadTicket, "the ticket has two certificates besides the CA's").withHint("a file holds one ticket")
 		default:
 			t.Leaf = c
 		}
 	}
 	if t.CA == nil || t.Leaf == nil {
-		return nil, errorf(CodeBadTicket, "the ticket lacks a certificate: its own and the CA's are due").withHint("was it cut short? all of the text is due")
+		return nil, errorf(args.CodeBadTicket, "the ticket lacks a certificate: its own and the CA's are due").withHint("was it cut short? all of the text is due")
 	}
 	if err := t.fill(); err != nil {
 		return nil, err
@@ -115,20 +116,20 @@ func ParseTicket(text []byte) (*Ticket, error) {
 func (t *Ticket) fill() error {
 	t.Network = t.CA.Subject.CommonName
 	if err := CheckNetwork(t.Network); err != nil {
-		return errorf(CodeBadTicket, "the CA in it is not that of a network: %v", err)
+		return errorf(args.CodeBadTicket, "the CA in it is not that of a network: %v", err)
 	}
 	if pub, ok := t.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(t.Leaf.PublicKey) {
-		return errorf(CodeBadTicket, "the ticket's key is not that of its certificate")
+		return errorf(args.CodeBadTicket, "the ticket's key is not that of its certificate")
 	}
 	if t.Leaf.CheckSignatureFrom(t.CA) != nil || !isCA(t.CA) {
-		return errorf(CodeBadTicket, "the ticket's certificate was not signed by the CA in it, of %q, but by that of %q", short(t.CA.Subject.CommonName), short(t.Leaf.Issuer.CommonName))
+		return errorf(args.CodeBadTicket, "the ticket's certificate was not signed by the CA in it, of %q, but by that of %q", short(t.CA.Subject.CommonName), short(t.Leaf.Issuer.CommonName))
 	}
 	if !onlyUse(t.Leaf, clientUse) {
-		return errorf(CodeWrongUse, "the ticket's certificate is not one for clients")
+		return errorf(args.CodeWrongUse, "the ticket's certificate is not one for clients")
 	}
 	n, err := parseNames(t.Leaf.URIs)
 	if err != nil {
-		return errorf(CodeBadTicket, "the ticket's certificate is not a ticket's: %v", err)
+		return errorf(args.CodeBadTicket, "the ticket's certificate is not a ticket's: %v", err)
 	}
 	t.Name, t.Rights, t.Joining = n.name, n.rights, n.join
 	t.Serial = serialText(t.Leaf.SerialNumber)
@@ -144,7 +145,7 @@ func ReadTicket(fileOrText string) (*Ticket, error) {
 	}
 	text, _, err := readBounded(fileOrText)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, errorf(CodeBadTicket, "%s: no such file", short(fileOrText)).withHint("fbus invite makes tickets")
+		return nil, errorf(args.CodeBadTicket, "%s: no such file", short(fileOrText)).withHint("fbus invite makes tickets")
 	}
 	if err != nil {
 		return nil, err
@@ -172,17 +173,17 @@ func (t *Ticket) Request() ([]byte, error) { return makeRequest(t.Key) }
 func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(cert)
 	if err != nil {
-		return nil, errorf(CodeBadTicket, "the node's answer is no certificate: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the node's answer is no certificate: %v", err)
 	}
 	if len(certs) != 1 || key != nil {
-		return nil, errorf(CodeBadTicket, "the node's answer is no certificate: one certificate and no key are due")
+		return nil, errorf(args.CodeBadTicket, "the node's answer is no certificate: one certificate and no key are due")
 	}
 	next := &Ticket{CA: t.CA, Leaf: certs[0], Key: t.Key, Addresses: slices.Clone(t.Addresses)}
 	if err := next.fill(); err != nil {
 		return nil, err
 	}
 	if next.Joining {
-		return nil, errorf(CodeBadTicket, "the node's answer is another invitation")
+		return nil, errorf(args.CodeBadTicket, "the node's answer is another invitation")
 	}
 	return next, nil
 }

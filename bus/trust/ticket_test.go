@@ -3,6 +3,7 @@ package trust
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"fbus/bus/args"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,9 +120,9 @@ func TestNotTickets(t *testing.T) {
 		}
 	}
 	_, err := ReadTicket(filepath.Join(t.TempDir(), "none"))
-	wantCode(t, err, CodeBadTicket, "none")
+	wantCode(t, err, args.CodeBadTicket, "none")
 	_, err = ReadTicket(t.TempDir())
-	wantCode(t, err, CodeBadTicket, "directory")
+	wantCode(t, err, args.CodeBadTicket, "directory")
 }
 
 // TestJoin: the key is on the disk before it is asked for; begun again it is the
@@ -171,8 +172,8 @@ func TestJoin(t *testing.T) {
 	}
 	must(t, j.Remove("net"))
 	_, err = j.Load("net")
-	wantCode(t, err, CodeNoTicket, "fbus join")
-	wantCode(t, j.Remove("net"), CodeNoTicket)
+	wantCode(t, err, args.CodeNoTicket, "fbus join")
+	wantCode(t, j.Remove("net"), args.CodeNoTicket)
 }
 
 func testRenewJoined(t *testing.T, a *Authority, j *Joined, c *clock) {
@@ -208,16 +209,16 @@ func TestJoinRefusals(t *testing.T) {
 	reusable := issue(t, a, Request{Reusable: true, TTL: time.Hour})
 	must(t, j.Save(reusable))
 	_, err = j.Begin(reusable)
-	wantCode(t, err, CodeWrongUse)
+	wantCode(t, err, args.CodeWrongUse)
 	_, err = j.Begin(issue(t, b, Request{}))
-	wantCode(t, err, CodeOtherNetwork, "remove")
-	wantCode(t, j.Save(issue(t, b, Request{Reusable: true})), CodeOtherNetwork)
-	wantCode(t, j.Save(issue(t, a, Request{})), CodeWrongUse, "fbus join")
+	wantCode(t, err, args.CodeOtherNetwork, "remove")
+	wantCode(t, j.Save(issue(t, b, Request{Reusable: true})), args.CodeOtherNetwork)
+	wantCode(t, j.Save(issue(t, a, Request{})), args.CodeWrongUse, "fbus join")
 	_, err = j.Load("../net")
-	wantCode(t, err, CodeBadTicket)
+	wantCode(t, err, args.CodeBadTicket)
 	must(t, os.WriteFile(j.dir.join("net.pem"), []byte("hello"), 0o600))
 	_, err = j.Load("net")
-	wantCode(t, err, CodeDamaged, "join anew")
+	wantCode(t, err, args.CodeDamaged, "join anew")
 }
 
 func FuzzTicket(f *testing.F) {

@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fbus/bus/args"
 	"io"
 	"time"
 )
@@ -49,7 +50,7 @@ func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
 	c := clientConfig(pool, ServerName(t.Network), t.certificate(), now)
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		if chain := cs.VerifiedChains[0]; len(chain) != 2 || !onlyUse(chain[0], serverUse) {
-			return errorf(CodeWrongUse, "the certificate at the other end is not that of a node").withHint(hintUse)
+			return errorf(args.CodeWrongUse, "the certificate at the other end is not that of a node").withHint(hintUse)
 		}
 		return nil
 	}
@@ -93,7 +94,7 @@ func Dismiss(c *tls.Conn, err error) {
 	raw := c.NetConn()
 	defer raw.Close()
 	raw.SetDeadline(time.Now().Add(dismissTime))
-	if e := Explain(err, time.Time{}); e != nil && e.Code == CodeHTTP {
+	if e := Explain(err, time.Time{}); e != nil && e.Code == args.CodeHTTP {
 		io.WriteString(raw, HTTPAnswer)
 	}
 	if err == nil {

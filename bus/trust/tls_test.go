@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"fbus/bus/args"
 	"io"
 	"net"
 	"net/url"
@@ -195,23 +196,23 @@ func TestRefused(t *testing.T) {
 		server string // what the node says
 		client string // what the client can tell; or the frame that it gets
 	}{
-		{"none", new(tls.Certificate), CodeNoCertificate, CodeNoCertificate},
-		{"another network's", foreign.certificate(), CodeOtherNetwork, CodeOtherNetwork},
-		{"expired", ours(func(x *x509.Certificate) { x.NotAfter = c.now().Add(-time.Minute) }), CodeExpired, CodeClock},
-		{"not yet valid", ours(func(x *x509.Certificate) { x.NotBefore = c.now().Add(time.Minute) }), CodeNotYetValid, CodeClock},
-		{"a leaf as CA", below, CodeWrongUse, CodeOtherNetwork},
-		{"the CA itself", &tls.Certificate{Certificate: [][]byte{a.ca.Raw}, PrivateKey: a.key}, CodeWrongUse, CodeBadCertificate},
-		{"the node's", node, CodeWrongUse, CodeBadCertificate},
-		{"no use", ours(func(x *x509.Certificate) { x.ExtKeyUsage = nil }), CodeWrongUse, CodeBadCertificate},
-		{"any use", ours(func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), CodeWrongUse, CodeBadCertificate},
-		{"two uses", ours(func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{clientUse, serverUse} }), CodeWrongUse, "ERROR wrong_use"},
-		{"unlisted", ours(nil), CodeUnlisted, "ERROR unlisted"},
-		{"name in the common name", ours(func(x *x509.Certificate) { x.URIs = nil; x.Subject.CommonName = "fbus:name:ci" }), CodeBadCertificate, "ERROR bad_certificate"},
-		{"name as a DNS name", ours(func(x *x509.Certificate) { x.URIs = nil; x.DNSNames = []string{"ci.net.fbus.invalid"} }), CodeBadCertificate, "ERROR bad_certificate"},
-		{"other rights", ours(listed("fbus:name:ci fbus:call:*")), CodeBadCertificate, "ERROR bad_certificate"},
-		{"other name", ours(listed("fbus:name:cj fbus:call:a")), CodeBadCertificate, "ERROR bad_certificate"},
-		{"join", ours(listed("fbus:name:ci fbus:join")), CodeBadCertificate, "ERROR bad_certificate"},
-		{"other key", ours(listed("fbus:name:ci fbus:call:a")), CodeBadCertificate, "ERROR bad_certificate"},
+		{"none", new(tls.Certificate), args.CodeNoCertificate, args.CodeNoCertificate},
+		{"another network's", foreign.certificate(), args.CodeOtherNetwork, args.CodeOtherNetwork},
+		{"expired", ours(func(x *x509.Certificate) { x.NotAfter = c.now().Add(-time.Minute) }), args.CodeExpired, args.CodeClock},
+		{"not yet valid", ours(func(x *x509.Certificate) { x.NotBefore = c.now().Add(time.Minute) }), args.CodeNotYetValid, args.CodeClock},
+		{"a leaf as CA", below, args.CodeWrongUse, args.CodeOtherNetwork},
+		{"the CA itself", &tls.Certificate{Certificate: [][]byte{a.ca.Raw}, PrivateKey: a.key}, args.CodeWrongUse, args.CodeBadCertificate},
+		{"the node's", node, args.CodeWrongUse, args.CodeBadCertificate},
+		{"no use", ours(func(x *x509.Certificate) { x.ExtKeyUsage = nil }), args.CodeWrongUse, args.CodeBadCertificate},
+		{"any use", ours(func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), args.CodeWrongUse, args.CodeBadCertificate},
+		{"two uses", ours(func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{clientUse, serverUse} }), args.CodeWrongUse, "ERROR wrong_use"},
+		{"unlisted", ours(nil), args.CodeUnlisted, "ERROR unlisted"},
+		{"name in the common name", ours(func(x *x509.Certificate) { x.URIs = nil; x.Subject.CommonName = "fbus:name:ci" }), args.CodeBadCertificate, "ERROR bad_certificate"},
+		{"name as a DNS name", ours(func(x *x509.Certificate) { x.URIs = nil; x.DNSNames = []string{"ci.net.fbus.invalid"} }), args.CodeBadCertificate, "ERROR bad_certificate"},
+		{"other rights", ours(listed("fbus:name:ci fbus:call:*")), args.CodeBadCertificate, "ERROR bad_certificate"},
+		{"other name", ours(listed("fbus:name:cj fbus:call:a")), args.CodeBadCertificate, "ERROR bad_certificate"},
+		{"join", ours(listed("fbus:name:ci fbus:join")), args.CodeBadCertificate, "ERROR bad_certificate"},
+		{"other key", ours(listed("fbus:name:ci fbus:call:a")), args.CodeBadCertificate, "ERROR bad_certificate"},
 	} {
 		got, err := n.enter(t, withCert(ticket.ClientConfig(c.now), r.cert))
 		n.rejected(t, r.what, r.server)
@@ -243,7 +244,7 @@ func TestRevokedEntry(t *testing.T) {
 	if got, _ := n.enter(t, ticket.ClientConfig(c.now)); got != "ERROR revoked" {
 		t.Errorf("got %q", got)
 	}
-	n.rejected(t, "revoked", CodeRevoked)
+	n.rejected(t, "revoked", args.CodeRevoked)
 }
 
 // TestClocks: a day off either way, at either end, is called the clock's fault,
@@ -257,12 +258,12 @@ func TestClocks(t *testing.T) {
 		node, client time.Duration
 		code         string
 	}{
-		{0, -24 * time.Hour, CodeNotYetValid}, // the client does not believe the node's certificate
-		{0, 24 * time.Hour, ""},               // the ticket is good where it counts
-		{24 * time.Hour, 0, CodeClock},
-		{24 * time.Hour, 24 * time.Hour, CodeExpired},
-		{-24 * time.Hour, 0, CodeClock},
-		{-24 * time.Hour, -24 * time.Hour, CodeNotYetValid},
+		{0, -24 * time.Hour, args.CodeNotYetValid}, // the client does not believe the node's certificate
+		{0, 24 * time.Hour, ""},                    // the ticket is good where it counts
+		{24 * time.Hour, 0, args.CodeClock},
+		{24 * time.Hour, 24 * time.Hour, args.CodeExpired},
+		{-24 * time.Hour, 0, args.CodeClock},
+		{-24 * time.Hour, -24 * time.Hour, args.CodeNotYetValid},
 	} {
 		there := newClock()
 		c.add(r.node)
@@ -287,7 +288,7 @@ func TestExpiryWhileConnected(t *testing.T) {
 	id := n.admitted(t)
 	must(t, a.Check(id))
 	c.add(time.Hour + time.Second)
-	wantCode(t, a.Check(id), CodeExpired)
+	wantCode(t, a.Check(id), args.CodeExpired)
 }
 
 // TestServerRefused: what a client does not take for its node.
@@ -299,17 +300,17 @@ func TestServerRefused(t *testing.T) {
 		cert *tls.Certificate
 		code string
 	}{
-		"a ticket":        {ticket.certificate(), CodeWrongUse},
-		"another network": {must2(other.NodeCertificate(nil)), CodeOtherNetwork},
-		"another name":    {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) { x.ExtKeyUsage[0] = serverUse }), CodeWrongUse},
+		"a ticket":        {ticket.certificate(), args.CodeWrongUse},
+		"another network": {must2(other.NodeCertificate(nil)), args.CodeOtherNetwork},
+		"another name":    {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) { x.ExtKeyUsage[0] = serverUse }), args.CodeWrongUse},
 		"both uses": {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) {
 			x.ExtKeyUsage = []x509.ExtKeyUsage{serverUse, clientUse}
 			x.DNSNames = []string{"net.fbus.invalid"}
-		}), CodeWrongUse},
+		}), args.CodeWrongUse},
 		"name in the common name": {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) {
 			x.ExtKeyUsage[0] = serverUse
 			x.Subject.CommonName = "net.fbus.invalid"
-		}), CodeWrongUse},
+		}), args.CodeWrongUse},
 	} {
 		cfg := a.ServerConfig()
 		cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.cert, nil }

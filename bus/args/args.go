@@ -1,4 +1,4 @@
-package bus
+package args
 
 import (
 	"encoding/binary"
@@ -48,7 +48,7 @@ func Fields(fields ...Field) Args {
 	for _, f := range fields {
 		a.data = appendStr(a.data, f.Name)
 		if f.JSON {
-			a.data = appendBin(a.data, []byte(f.Value))
+			a.data = AppendBin(a.data, []byte(f.Value))
 		} else {
 			a.data = appendStr(a.data, f.Value)
 		}
@@ -70,9 +70,20 @@ func JSON(doc []byte) Args {
 // [Invocation], and its Kind.
 func RawArgs(kind Kind, data []byte) Args { return Args{kind: kind, data: data} }
 
+// Kind says what a call's arguments are (PROTOCOL.md, section 6).
+type Kind uint8
+
+// Kinds of arguments.
+const (
+	KindRaw  Kind = 0 // none: the input is all the function gets
+	KindList Kind = 1 // a msgpack array of values
+	KindMap  Kind = 2 // a msgpack map from strings to values
+	KindJSON Kind = 3 // one JSON document, UTF-8
+)
+
 // appendStr appends a str of any length.
 func appendStr(dst []byte, s string) []byte {
-	return append(appendStrHeader(dst, len(s)), s...)
+	return append(AppendStrHeader(dst, len(s)), s...)
 }
 
 func appendArrayHeader(dst []byte, n int) []byte {
@@ -95,34 +106,15 @@ func appendMapHeader(dst []byte, n int) []byte {
 	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Map32), uint32(n))
 }
 
-// Words returns the arguments of an invocation as strings: those of a list, of
-// a JSON array of strings, or none. It is for handlers that take only words;
-// others decode Args by PROTOCOL.md, section 6.
-func (inv *Invocation) Words() ([]string, error) {
-	switch inv.Kind {
-	case KindRaw:
-		return nil, nil
-	case KindList:
-		return words(inv.Args)
-	case KindJSON:
-		var list []string
-		if err := json.Unmarshal(inv.Args, &list); err != nil {
-			return nil, errorf(CodeBadInput, "an array of strings is due")
-		}
-		return list, nil
-	}
-	return nil, errorf(CodeBadInput, "fields are not taken: give words")
-}
-
-func words(data []byte) ([]string, error) {
-	r := reader{b: data}
-	r.left = r.arrayLen()
+func Words(data []byte) ([]string, error) {
+	r := Reader{B: data}
+	r.Left = r.ArrayLen()
 	var list []string
-	for r.err == nil && r.left > 0 {
-		list = append(list, string(r.bytes(len(data))))
+	for r.Err == nil && r.Left > 0 {
+		list = append(list, string(r.Bytes(len(data))))
 	}
-	if r.err == nil && len(r.b) > 0 {
-		r.fail("%d bytes after the last element", len(r.b))
+	if r.Err == nil && len(r.B) > 0 {
+		r.Fail("%d bytes after the last element", len(r.B))
 	}
-	return list, r.err
+	return list, r.Err
 }

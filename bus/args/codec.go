@@ -1,4 +1,4 @@
-package bus
+package args
 
 import (
 	"encoding/binary"
@@ -8,6 +8,9 @@ import (
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
 
+// MaxDepth bounds the nesting of elements that are skipped.
+const MaxDepth = 16
+
 // ErrMalformed is wrapped by every error about a peer's bytes: the connection
 // they came on can not be used any further.
 var ErrMalformed = errors.New("malformed frame")
@@ -15,46 +18,46 @@ var ErrMalformed = errors.New("malformed frame")
 // reader takes msgpack elements one by one from one frame. The first error
 // sticks and every later read yields zero, so a frame's decode reads like its
 // layout. It never allocates by a length that the peer claims.
-type reader struct {
-	b    []byte
-	left int // elements of the frame not read yet
-	err  error
+type Reader struct {
+	B    []byte
+	Left int // elements of the frame not read yet
+	Err  error
 }
 
-func (r *reader) fail(format string, args ...any) {
-	if r.err == nil {
-		r.err = fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+func (r *Reader) Fail(format string, args ...any) {
+	if r.Err == nil {
+		r.Err = fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
 	}
-	r.b, r.left = nil, 0
+	r.B, r.Left = nil, 0
 }
 
 // more reports whether another element is there: optional ones are asked for.
-func (r *reader) more() bool { return r.left > 0 }
+func (r *Reader) More() bool { return r.Left > 0 }
 
 // take returns the next n bytes.
-func (r *reader) take(n int) []byte {
-	if n > len(r.b) {
-		r.fail("element of %d bytes with %d left", n, len(r.b))
+func (r *Reader) take(n int) []byte {
+	if n > len(r.B) {
+		r.Fail("element of %d bytes with %d left", n, len(r.B))
 		return nil
 	}
-	p := r.b[:n:n]
-	r.b = r.b[n:]
+	p := r.B[:n:n]
+	r.B = r.B[n:]
 	return p
 }
 
 // code takes the next byte; 0xc1, which msgpack never uses, on error.
-func (r *reader) code() byte {
-	if len(r.b) == 0 {
-		r.fail("ends early")
+func (r *Reader) code() byte {
+	if len(r.B) == 0 {
+		r.Fail("ends early")
 		return 0xc1
 	}
-	c := r.b[0]
-	r.b = r.b[1:]
+	c := r.B[0]
+	r.B = r.B[1:]
 	return c
 }
 
 // size takes a big-endian unsigned integer of n bytes.
-func (r *reader) size(n int) uint64 {
+func (r *Reader) size(n int) uint64 {
 	p := r.take(n)
 	if p == nil {
 		return 0
@@ -72,22 +75,22 @@ func (r *reader) size(n int) uint64 {
 
 // uint reads an integer from 0 to max. Signed forms are taken if they are not
 // negative: some encoders write them.
-func (r *reader) uint(max uint64) uint64 {
-	if r.left > 0 && len(r.b) > 0 && uint64(r.b[0]) <= min(max, uint64(msgpcode.PosFixedNumHigh)) {
-		n := uint64(r.b[0]) // most are small
-		r.b = r.b[1:]
-		r.left--
+func (r *Reader) Uint(max uint64) uint64 {
+	if r.Left > 0 && len(r.B) > 0 && uint64(r.B[0]) <= min(max, uint64(msgpcode.PosFixedNumHigh)) {
+		n := uint64(r.B[0]) // most are small
+		r.B = r.B[1:]
+		r.Left--
 		return n
 	}
 	return r.longUint(max)
 }
 
-func (r *reader) longUint(max uint64) uint64 {
-	if r.left == 0 {
-		r.fail("element missing")
+func (r *Reader) longUint(max uint64) uint64 {
+	if r.Left == 0 {
+		r.Fail("element missing")
 		return 0
 	}
-	r.left--
+	r.Left--
 	c := r.code()
 	var n uint64
 	switch {
@@ -98,21 +101,21 @@ func (r *reader) longUint(max uint64) uint64 {
 	case c >= msgpcode.Int8 && c <= msgpcode.Int64:
 		w := 1 << (c - msgpcode.Int8)
 		n = r.size(w)
-		if r.err == nil && n>>(8*w-1) != 0 {
-			r.fail("negative integer")
+		if r.Err == nil && n>>(8*w-1) != 0 {
+			r.Fail("negative integer")
 		}
 	default:
-		r.fail("element 0x%02x where an integer is due", c)
+		r.Fail("element 0x%02x where an integer is due", c)
 	}
 	if n > max {
-		r.fail("integer %d exceeds the limit of %d", n, max)
+		r.Fail("integer %d exceeds the limit of %d", n, max)
 		return 0
 	}
 	return n
 }
 
 // bytesLen reads the header of a str or bin; ok is false for another element.
-func (r *reader) bytesLen(c byte) (n uint64, ok bool) {
+func (r *Reader) bytesLen(c byte) (n uint64, ok bool) {
 	switch {
 	case msgpcode.IsFixedString(c):
 		return uint64(c & msgpcode.FixedStrMask), true
@@ -125,28 +128,28 @@ func (r *reader) bytesLen(c byte) (n uint64, ok bool) {
 }
 
 // bytes reads a str or bin of at most max bytes, aliasing the frame.
-func (r *reader) bytes(max int) []byte {
-	if r.left == 0 {
-		r.fail("element missing")
+func (r *Reader) Bytes(max int) []byte {
+	if r.Left == 0 {
+		r.Fail("element missing")
 		return nil
 	}
-	r.left--
-	if len(r.b) > 1 && r.b[0] == msgpcode.Bin8 && int(r.b[1]) <= min(max, len(r.b)-2) {
-		n := 2 + int(r.b[1]) // the usual small payload
-		p := r.b[2:n:n]
-		r.b = r.b[n:]
+	r.Left--
+	if len(r.B) > 1 && r.B[0] == msgpcode.Bin8 && int(r.B[1]) <= min(max, len(r.B)-2) {
+		n := 2 + int(r.B[1]) // the usual small payload
+		p := r.B[2:n:n]
+		r.B = r.B[n:]
 		return p
 	}
 	c := r.code()
 	n, ok := r.bytesLen(c)
 	switch {
-	case r.err != nil:
+	case r.Err != nil:
 		return nil
 	case !ok:
-		r.fail("element 0x%02x where bytes are due", c)
+		r.Fail("element 0x%02x where bytes are due", c)
 		return nil
 	case n > uint64(max):
-		r.fail("element of %d bytes exceeds the limit of %d", n, max)
+		r.Fail("element of %d bytes exceeds the limit of %d", n, max)
 		return nil
 	}
 	return r.take(int(n))
@@ -154,7 +157,7 @@ func (r *reader) bytes(max int) []byte {
 
 // arrayLen reads the header of an array, without believing it further than the
 // bytes that are left: every element takes at least one.
-func (r *reader) arrayLen() int {
+func (r *Reader) ArrayLen() int {
 	c := r.code()
 	var n uint64
 	switch {
@@ -165,11 +168,11 @@ func (r *reader) arrayLen() int {
 	case c == msgpcode.Array32:
 		n = r.size(4)
 	default:
-		r.fail("element 0x%02x where an array is due", c)
+		r.Fail("element 0x%02x where an array is due", c)
 		return 0
 	}
-	if n > uint64(len(r.b)) {
-		r.fail("array of %d elements in %d bytes", n, len(r.b))
+	if n > uint64(len(r.B)) {
+		r.Fail("array of %d elements in %d bytes", n, len(r.B))
 		return 0
 	}
 	return int(n)
@@ -177,12 +180,12 @@ func (r *reader) arrayLen() int {
 
 // skip passes over what is left of the frame: elements of a newer minor
 // version. It works iteratively, so nesting costs a counter and no stack.
-func (r *reader) skip() {
+func (r *Reader) Skip() {
 	var open [MaxDepth]uint64 // elements due at each depth
 	depth := 0
-	open[0] = uint64(r.left)
-	r.left = 0
-	for r.err == nil {
+	open[0] = uint64(r.Left)
+	r.Left = 0
+	for r.Err == nil {
 		for depth >= 0 && open[depth] == 0 {
 			depth--
 		}
@@ -192,19 +195,19 @@ func (r *reader) skip() {
 		open[depth]--
 		if n := r.skipOne(); n > 0 {
 			if depth++; depth == MaxDepth {
-				r.fail("nested deeper than %d", MaxDepth)
+				r.Fail("nested deeper than %d", MaxDepth)
 				return
 			}
 			open[depth] = n
 		}
 	}
-	if r.err == nil && len(r.b) > 0 {
-		r.fail("%d bytes after the last element", len(r.b))
+	if r.Err == nil && len(r.B) > 0 {
+		r.Fail("%d bytes after the last element", len(r.B))
 	}
 }
 
 // skipOne passes over one element and returns how many it holds.
-func (r *reader) skipOne() (inner uint64) {
+func (r *Reader) skipOne() (inner uint64) {
 	c := r.code()
 	if n, ok := r.bytesLen(c); ok {
 		r.takeLong(n)
@@ -231,50 +234,16 @@ func (r *reader) skipOne() (inner uint64) {
 	case c >= msgpcode.Ext8 && c <= msgpcode.Ext32:
 		r.takeLong(1 + r.size(1<<(c-msgpcode.Ext8)))
 	default:
-		r.fail("element 0x%02x is no msgpack", c)
+		r.Fail("element 0x%02x is no msgpack", c)
 	}
 	return 0
 }
 
 // takeLong is take for a length that may not fit an int.
-func (r *reader) takeLong(n uint64) {
-	if n > uint64(len(r.b)) {
-		r.fail("element of %d bytes with %d left", n, len(r.b))
+func (r *Reader) takeLong(n uint64) {
+	if n > uint64(len(r.B)) {
+		r.Fail("element of %d bytes with %d left", n, len(r.B))
 		return
 	}
 	r.take(int(n))
-}
-
-// PeekType returns the type of the frame in body, which is a frame without its
-// length prefix. Decode reads the rest.
-func PeekType(body []byte) (Type, error) {
-	r := reader{b: body}
-	t := r.start()
-	return t, r.err
-}
-
-// start reads the array header and the type.
-func (r *reader) start() Type {
-	r.left = r.arrayLen()
-	return Type(r.uint(255))
-}
-
-// Decoder decodes frames one after the other. It exists so that decoding does
-// not allocate; it is not safe for concurrent use.
-type Decoder struct{ r reader }
-
-// Decode reads body, a frame without its length prefix, into f. Elements that
-// f does not know are skipped; a wrong type, arity, range or length is an error
-// that wraps [ErrMalformed].
-func (d *Decoder) Decode(body []byte, f Frame) error {
-	r := &d.r
-	*r = reader{b: body}
-	if t := r.start(); r.err == nil && t != f.frameType() {
-		r.fail("type %d where %d is due", t, f.frameType())
-	}
-	f.decode(r)
-	if r.err == nil && (r.left > 0 || len(r.b) > 0) {
-		r.skip()
-	}
-	return r.err
 }

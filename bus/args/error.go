@@ -1,0 +1,137 @@
+package args
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Codes of END, OFFERED and ERROR frames that come from fbus itself, each with
+// the exit status that the command gives it (PROTOCOL.md, section 7).
+const (
+	CodeUsage       = "usage"         // 64: the request makes no sense
+	CodeBadInput    = "bad_input"     // 65: arguments or input the function cannot take
+	CodeNoFunction  = "no_function"   // 69: nobody offers it
+	CodeInternal    = "internal"      // 70: a fault of fbus or the machine
+	CodeOutputLimit = "output_limit"  // 70: more output than the offer allows
+	CodeWorkerLost  = "worker_lost"   // 74: the worker vanished mid-call
+	CodeBusy        = "busy"          // 75: no slot, or no room in a queue
+	CodeDraining    = "draining"      // 75: the node or worker is shutting down
+	CodeDenied      = "denied"        // 77: not allowed
+	CodeDeadline    = "deadline"      // 124: the call's time was up
+	CodeCannotRun   = "cannot_run"    // 126: the program cannot be run
+	CodeNotFound    = "not_found"     // 127: the program was not found
+	CodeCancelled   = "cancelled"     // 143: somebody cancelled the call
+	CodeNoNode      = "no_node"       // 255: no node can be reached
+	CodeNodeLost    = "node_lost"     // 255: the node went away mid-call
+	CodeProtocol    = "protocol"      // 255: a peer broke the protocol
+	CodeVersion     = "version"       // 255: another major version
+	CodeNetwork     = "wrong_network" // 255: the node is in another network
+	CodeNotOurs     = "not_ours"      // 255: what listens there has no certificate of a node of the network, or by one of the clocks none that is good
+	CodeForeign     = "foreign"       // 255: the socket is another user's
+	CodeAmbiguous   = "ambiguous"     // 255: several nodes are equally near
+	CodeSuperseded  = "superseded"    // 255: this instance has connected again
+)
+
+var statuses = map[string]int{
+	CodeUsage: 64, CodeBadInput: 65, CodeNoFunction: 69, CodeInternal: 70, CodeOutputLimit: 70,
+	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeDenied: 77, CodeDeadline: 124,
+	CodeCannotRun: 126, CodeNotFound: 127, CodeCancelled: 143,
+
+	CodeNoCertificate: 77, CodeExpired: 77, CodeNotYetValid: 77, CodeClock: 77, CodeRevoked: 77,
+	CodeUnlisted: 77, CodeUsed: 77, CodeWrongUse: 77, CodeBadCertificate: 77, CodeBadTicket: 77,
+	CodeUnsafe: 77, CodeNoTicket: 65, CodeListLost: 75, CodeBadRight: 64, CodeNameTaken: 65,
+}
+
+// StatusOf is the exit status that belongs to a code of fbus: 255 for one that
+// is about the node, and for one that this version does not know.
+func StatusOf(code string) int {
+	if s, ok := statuses[code]; ok {
+		return s
+	}
+	return 255
+}
+
+// Error is a failure that fbus itself reports, here or at the node. Two of them
+// are equal for [errors.Is] if their codes are.
+type Error struct {
+	Code    string // one of the Code constants, or a newer node's
+	Message string // what failed, for a person
+	Hint    string // the next step, or ""
+	Err     error  // the cause, if it is known
+
+	status int // the one that came with the code, 0: none
+}
+
+// hintLine separates a message from its hint where the wire has one element for both.
+const hintLine = "\nhint: "
+
+// FromWire returns the error of an END, OFFERED or ERROR frame. The status counts
+// only if this version does not know the code; 0 is none.
+func FromWire(code, message string, status int) *Error {
+	message, hint, _ := strings.Cut(message, hintLine)
+	return &Error{Code: code, Message: message, Hint: hint, status: status}
+}
+
+// WireMessage returns the message and the hint as one text, as frames carry them.
+func WireMessage(message, hint string) string {
+	if hint == "" {
+		return message
+	}
+	return message + hintLine + hint
+}
+
+// Error is the message, or the code if there is none.
+func (e *Error) Error() string {
+	switch {
+	case e.Message == "" && e.Err != nil:
+		return e.Err.Error()
+	case e.Message == "":
+		return e.Code
+	}
+	return e.Message
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Is reports whether target is an Error with the same code, or is [ErrDenied] and
+// this is a denial of whatever kind.
+func (e *Error) Is(target error) bool {
+	t, ok := target.(*Error)
+	return ok && (t.Code == e.Code || t.Code == CodeDenied && e.Status() == StatusOf(CodeDenied))
+}
+
+// Status is the exit status for the error; for a code that this version does not
+// know, the one that came with it.
+func (e *Error) Status() int {
+	if _, known := statuses[e.Code]; !known && e.status != 0 {
+		return e.status
+	}
+	return StatusOf(e.Code)
+}
+
+// Errorf returns an Error without a hint.
+func Errorf(code, format string, a ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, a...)}
+}
+
+// WithHint adds the next step to e.
+func (e *Error) WithHint(format string, a ...any) *Error {
+	e.Hint = fmt.Sprintf(format, a...)
+	return e
+}
+
+// AsError returns the Error in err, or a new one with the given code.
+func AsError(err error, code string) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Code: code, Message: err.Error(), Err: err}
+}
+
+// Codes returns all codes that this version knows.
+func Codes() []string { return slices.Sorted(maps.Keys(statuses)) }

@@ -27,7 +27,7 @@ func TestImports(t *testing.T) {
 		"github.com/urfave/cli/v2":     {"fbus/commands"},
 		"github.com/mattn/go-isatty":   {"fbus/commands"},
 		"github.com/vmihailenco/":      {"fbus/bus", "fbus/exec"},
-		ours + "exec":                  {"fbus/commands"},
+		ours + "exec":                  {"fbus/commands", "fbus/exec"},
 		ours + "bus":                   {"fbus/commands", "fbus/bus", "fbus/bus/"},
 		ours + "commands":              {"fbus"},
 		"github.com/kballard/":         {"fbus/commands", "fbus/exec"},

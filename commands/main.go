@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"fbus/exec"
+	"fbus/exec/keeper"
 
 	"github.com/urfave/cli/v2"
 )
@@ -21,7 +21,7 @@ var Version = "0.1.0"
 
 // Main runs the command line of this process and returns its exit status.
 func Main() int {
-	if status, ok := exec.Dispatch(); ok {
+	if status, ok := keeper.Dispatch(); ok {
 		return status
 	}
 	err := run(os.Args[1:], os.Stdout, os.Stderr)

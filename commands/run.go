@@ -17,6 +17,7 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/exec"
+	"fbus/exec/keeper"
 
 	"github.com/kballard/go-shellquote"
 	"github.com/urfave/cli/v2"
@@ -113,7 +114,7 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := exec.BecomeReaper(); err != nil {
+	if err := keeper.BecomeReaper(); err != nil {
 		return fail(exitInternal, "%v", err)
 	}
 	// From here on nothing but the end of the command ends us: a terminal's INT
@@ -140,7 +141,7 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 		return err
 	}
 	defer stop()
-	defer exec.EndOrphans(exec.DefaultGrace) // what COMMAND has left in the background
+	defer keeper.EndOrphans(exec.DefaultGrace) // what COMMAND has left in the background
 	return runCommandIn(o.command, env, signals)
 }
 
@@ -246,7 +247,7 @@ func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	forget, err := exec.Adopt(func() (int, error) {
+	forget, err := keeper.Adopt(func() (int, error) {
 		if err := cmd.Start(); err != nil {
 			return 0, err
 		}

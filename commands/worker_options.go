@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/exec"
+	"fbus/exec/keeper"
 
 	"github.com/urfave/cli/v2"
 )
@@ -51,7 +51,7 @@ func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()
 
 // begin makes the worker. It is to be closed.
 func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, error) {
-	if err := exec.BecomeReaper(); err != nil {
+	if err := keeper.BecomeReaper(); err != nil {
 		return nil, fail(exitInternal, "%v", err)
 	}
 	log := logger(stderr)

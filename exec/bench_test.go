@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"fbus/exec/keeper"
 )
 
 // osCall is what most programs do to run another: the limit that a call is
@@ -14,7 +16,7 @@ func osCall(argv ...string) error {
 	cmd := osexec.Command(argv[0], argv[1:]...)
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader([]byte("hello\n")), &out, &errs
-	forget, err := Adopt(func() (int, error) { return started(cmd) })
+	forget, err := keeper.Adopt(func() (int, error) { return started(cmd) })
 	defer forget()
 	if err != nil {
 		return err

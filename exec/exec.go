@@ -2,9 +2,11 @@
 // for it or ahead of it, or one that stays for many; held by a keeper, its
 // output passed on to the last byte, nothing of it left behind.
 //
-// A worker process calls Dispatch before anything else (keepers are this
-// binary, executed again), BecomeReaper once, and New for each program that
-// it offers. Everything else happens in Function.Run.
+// A worker process calls keeper.Dispatch before anything else (keepers are this
+// binary, executed again) and keeper.BecomeReaper once; children that it starts
+// by other means than this package it then starts by keeper.Adopt, or they may be
+// killed as orphans. It calls New for each program that it offers. Everything else
+// happens in Function.Run.
 package exec
 
 import (
@@ -146,14 +148,6 @@ func internal(err error) *Error {
 
 func notOffered() Result {
 	return Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "the function is no longer offered"}
-}
-
-// howToEnd is how processes are ended that hold no call.
-func howToEnd(killed bool) msgType {
-	if killed {
-		return msgKill
-	}
-	return msgCancel
 }
 
 // resultOf turns any error of ours into an end.

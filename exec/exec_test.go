@@ -14,21 +14,23 @@ import (
 	"testing"
 	"time"
 
+	"fbus/exec/keeper"
+
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) {
-	if status, ok := Dispatch(); ok {
+	if status, ok := keeper.Dispatch(); ok {
 		os.Exit(status)
 	}
 	if len(os.Args) > 2 && os.Args[1] == "child" {
 		os.Exit(child(os.Args[2]))
 	}
-	if err := BecomeReaper(); err != nil {
+	if err := keeper.BecomeReaper(); err != nil {
 		panic(err)
 	}
-	keeperEnv = append(keeperEnv, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
-	closingAfter = patience                                   // on a busy machine an exit takes long
+	keeper.Env = append(keeper.Env, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
+	closingAfter = patience                                     // on a busy machine an exit takes long
 	goleak.VerifyTestMain(m)
 }
 

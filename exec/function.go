@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"sync"
+
+	"fbus/exec/keeper"
 )
 
 // Function is a program that can be called. Its methods may be used from
@@ -12,11 +14,11 @@ type Function struct {
 	spec    Spec
 	program program
 	words   template
-	memory  *memory
-	pool    *pool
-	warm    *warm      // nil: nothing is started ahead
-	stay    *residents // nil: no process stays
-	ownNode string     // FBUS_NODE from Spec.Env, for calls without another
+	pool    *keeper.Pool
+	slots   chan struct{} // nil: no limit
+	warm    *warm         // nil: nothing is started ahead
+	stay    *residents    // nil: no process stays
+	ownNode string        // FBUS_NODE from Spec.Env, for calls without another
 
 	mu      sync.Mutex // guards what follows
 	node    string
@@ -34,11 +36,12 @@ func New(spec Spec) (*Function, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.memory = newMemory(spec.Memory)
-	f.pool, err = newPool(f.setup(), spec.Slots, f.logf)
+	f.pool, err = keeper.NewPool(f.setup())
 	if err != nil {
-		f.memory.close()
 		return nil, internal(err)
+	}
+	if spec.Slots > 0 {
+		f.slots = make(chan struct{}, spec.Slots)
 	}
 	switch {
 	case spec.Warm > 0:
@@ -87,15 +90,33 @@ func plan(spec Spec) (*Function, error) {
 	}, nil
 }
 
-// setup is what every keeper of this function is told once.
-func (f *Function) setup() setup {
-	return setup{
-		path:  f.program.path,
-		argv:  f.spec.Argv,
-		env:   baseEnviron(&f.spec),
-		dir:   f.program.dir,
-		grace: f.spec.Grace,
-		limit: f.memory.rlimit(),
+// setup returns what all processes of this function have in common.
+func (f *Function) setup() keeper.Setup {
+	return keeper.Setup{
+		Path: f.program.path, Argv: f.spec.Argv, Env: baseEnviron(&f.spec), Dir: f.program.dir,
+		Grace: f.spec.Grace, Memory: f.spec.Memory,
+	}
+}
+
+// enterSlot waits for a slot; the error is ctx's.
+func (f *Function) enterSlot(ctx context.Context) error {
+	if f.slots != nil {
+		select {
+		case f.slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	err := ctx.Err()
+	if err != nil {
+		f.leaveSlot()
+	}
+	return err
+}
+
+func (f *Function) leaveSlot() {
+	if f.slots != nil {
+		<-f.slots
 	}
 }
 
@@ -125,7 +146,7 @@ func (f *Function) Arguments() string {
 
 // MemoryBy says what holds programs to Spec.Memory: "cgroup", "rlimit", or ""
 // when nothing does.
-func (f *Function) MemoryBy() string { return f.memory.by() }
+func (f *Function) MemoryBy() string { return f.pool.MemoryBy() }
 
 // SetNode sets FBUS_NODE for calls from now on; "" unsets it. Processes that
 // were started with another one are replaced, resident ones after their calls.
@@ -213,7 +234,7 @@ func (f *Function) Kill() {
 	}
 	f.mu.Unlock()
 	for _, r := range held {
-		r.end(cancelled, msgKill)
+		r.end(cancelled, true)
 	}
 	if f.stay != nil {
 		f.stay.kill()
@@ -232,10 +253,9 @@ func (f *Function) Close() {
 	f.mu.Unlock()
 	switch {
 	case f.warm != nil:
-		f.warm.close(howToEnd(killed))
+		f.warm.close(killed)
 	case f.stay != nil:
 		f.stay.close(killed)
 	}
-	f.pool.close()
-	f.memory.close()
+	f.pool.Close()
 }

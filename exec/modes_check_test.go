@@ -64,3 +64,22 @@ func TestArgumentsInAPhrase(t *testing.T) {
 		}
 	}
 }
+
+func TestParse(t *testing.T) {
+	for _, e := range []Encoding{JSON, Msgpack, Lines, NUL} {
+		if got, err := ParseEncoding(e.String()); got != e || err != nil {
+			t.Errorf("%v: %v, %v", e, got, err)
+		}
+	}
+	for _, m := range []ArgMode{ArgsStdin, ArgsArgv} {
+		if got, err := ParseArgMode(m.String()); got != m || err != nil {
+			t.Errorf("%v: %v, %v", m, got, err)
+		}
+	}
+	if _, err := ParseEncoding("xml"); err == nil {
+		t.Error("xml is an encoding")
+	}
+	if _, err := ParseArgMode("env"); err == nil {
+		t.Error("env is an argument mode")
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"syscall"
+
+	"fbus/exec/keeper"
 )
 
 // input is what one call brings for its program: words for the command line,
@@ -17,7 +19,7 @@ type input struct {
 	null bool      // no stdin at all: /dev/null
 }
 
-// ending is why fbus ended a run.
+// ending is the reason why fbus ended a call.
 type ending int
 
 const (
@@ -36,29 +38,25 @@ type run struct {
 	in   input
 	node string
 
-	mu     sync.Mutex // guards what follows
-	k      *keeper    // set while it can be told to end this run
-	number uint64
-	why    ending // the first reason
-	lost   error  // inputLost: what happened to the input
+	mu      sync.Mutex // guards what follows
+	process *keeper.Process
+	why     ending // the first reason
+	lost    error  // of the input, with inputLost
 
 	feed     feed
 	out, err *stream
-	child    [4]int // the program's descriptors and its cgroup's, -1 if none
-	leaf     *leaf
+	child    [3]int // the program's descriptors, -1 if closed
 	passing  sync.WaitGroup
 
-	exit     report // msgExited or msgFailed
-	dead     bool   // the keeper died
-	survivor string
-	unread   bool // a waiting process ended and had read nothing of the call
-	left     bool // the slot was given back
+	exit   keeper.End
+	unread bool // a waiting process ended and had read nothing of the call
+	left   bool // the slot was released
 }
 
 // do runs the program and returns when nothing of it is left.
 func (r *run) do(ctx context.Context) Result {
-	if r.f.pool.enter(ctx) != nil {
-		r.end(endingOf(ctx), msgCancel)
+	if r.f.enterSlot(ctx) != nil {
+		r.end(endingOf(ctx), false)
 		return r.result()
 	}
 	if r.f.warm == nil || !r.serveWarm(ctx) {
@@ -71,7 +69,7 @@ func (r *run) do(ctx context.Context) Result {
 	return r.result()
 }
 
-// leave gives the slot back, once.
+// leave releases the slot, once.
 func (r *run) leave() {
 	if r.left {
 		return
@@ -80,95 +78,27 @@ func (r *run) leave() {
 	if r.f.warm != nil {
 		r.f.warm.leave()
 	}
-	r.f.pool.leave()
+	r.f.leaveSlot()
 }
 
-// serve starts a process for the call. The error says why none was started.
+// serve starts a process for the call. The error tells why none was started.
 func (r *run) serve(ctx context.Context) error {
-	if err := r.open(); err != nil {
-		return err
+	err := r.open()
+	if err == nil {
+		err = r.start()
 	}
-	started, err := r.start()
-	r.closeChild()
-	if !started {
-		r.abandon()
+	closeFDs(r.child[:])
+	if err != nil || r.process == nil { // it was ended before it began
+		r.closeStreams()
 		return err
 	}
 	r.attend(ctx)
 	return nil
 }
 
-// attend passes the program's input and output until its tree is gone, then
-// the rest of its output.
-func (r *run) attend(ctx context.Context) {
-	unhook := context.AfterFunc(ctx, func() { r.end(endingOf(ctx), msgCancel) })
-	defer unhook()
-
-	for _, s := range []*stream{r.out, r.err} {
-		r.passing.Go(s.pass) // ends at the pipe's end, at the latest after finish
-	}
-	if r.feed.file != nil {
-		go r.feed.pass(&r.in, r.inputLost) // ends with stop, or when Rest is closed
-	}
-	k := r.k
-	fit := r.listen(k)
-	r.release()
-	r.feed.stop()
-	if r.dead {
-		k.bury()
-	}
-	r.out.finish()
-	r.err.finish()
-	switch {
-	case fit:
-		r.f.pool.put(k)
-	case !r.dead:
-		k.end()
-	}
-	if r.unread = r.feed.unread(); !r.unread {
-		r.leave()
-	}
-	r.passing.Wait()
-}
-
-// listen follows the keeper's reports until nothing of the program is left.
-// fit says that the keeper can be used again.
-func (r *run) listen(k *keeper) (fit bool) {
-	for {
-		rep, err := k.next()
-		if err != nil {
-			r.dead = true
-			return false
-		}
-		if rep.number != r.number {
-			continue
-		}
-		switch rep.kind {
-		case msgFailed:
-			r.exit = rep
-			return true
-		case msgExited:
-			r.exit = rep
-			if rep.gone {
-				return true
-			}
-			r.feed.stop()
-		case msgGone:
-			r.survivor = rep.survivors
-			return rep.survivors == ""
-		}
-	}
-}
-
 // open makes the pipes.
 func (r *run) open() (err error) {
-	r.child = [4]int{-1, -1, -1, -1}
-	defer func() {
-		if err != nil {
-			r.closeChild()
-			r.abandon()
-		}
-	}()
+	r.child = [3]int{-1, -1, -1}
 	if r.feed, r.child[0], err = newFeed(&r.in); err != nil {
 		return err
 	}
@@ -179,14 +109,13 @@ func (r *run) open() (err error) {
 		return err
 	}
 	r.limit()
-	r.leaf, r.child[3], err = r.f.memory.leafFor()
-	return err
+	return nil
 }
 
 func (r *run) limit() {
 	if limit := r.f.spec.MaxOutput; limit > 0 {
 		r.out.limit = limit
-		r.out.over = func() { r.end(outputLimit, msgKill) }
+		r.out.over = func() { r.end(outputLimit, true) }
 	}
 }
 
@@ -197,61 +126,70 @@ func orDiscard(w io.Writer) io.Writer {
 	return w
 }
 
-// start hands the program to a keeper. No error and not started: the run was
-// ended before it began.
-func (r *run) start() (started bool, err error) {
-	o := order{argv: r.in.argv, env: r.environ(), cgroup: r.child[3] >= 0}
+// start hands the program to a keeper, unless the run was ended before.
+func (r *run) start() error {
+	call := r.call
+	if r.f.warm != nil {
+		call = &Call{} // a program that is also started ahead has the same environment in every call
+	}
+	o := keeper.Order{Argv: r.in.argv, Env: callEnviron(call, r.node)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.why != none {
-		return false, nil
+		return nil
 	}
-	k, err := r.f.pool.launch(&o, r.child[:o.descriptors()])
-	if err != nil {
-		return false, err
-	}
-	r.k, r.number = k, o.number
-	return true, nil
+	var err error
+	r.process, err = r.f.pool.Start(o, r.child[:]...)
+	return err
 }
 
-// environ is this call's part of the environment. Of a program that is also
-// started ahead it is the same in every call.
-func (r *run) environ() []string {
-	if r.f.warm != nil {
-		return callEnviron(&Call{}, r.node)
+// attend passes the program's input and output until its tree is gone, then
+// the rest of its output.
+func (r *run) attend(ctx context.Context) {
+	unhook := context.AfterFunc(ctx, func() { r.end(endingOf(ctx), false) })
+	defer unhook()
+
+	for _, s := range []*stream{r.out, r.err} {
+		r.passing.Go(s.pass) // ends at the pipe's end, at the latest after finish
 	}
-	return callEnviron(r.call, r.node)
+	if r.feed.file != nil {
+		go r.feed.pass(&r.in, r.inputLost) // ends with stop, or when Rest is closed
+	}
+	r.exit, _ = r.process.Wait(func(keeper.End) { r.feed.stop() })
+	r.feed.stop()
+	r.out.finish()
+	r.err.finish()
+	if r.unread = r.feed.unread(); !r.unread {
+		r.leave()
+	}
+	r.passing.Wait()
 }
 
-// end ends the run for a reason, unless there was one before. Kill always
-// goes through: it hurries an end that has begun.
-func (r *run) end(why ending, how msgType) {
+// end ends the run for a reason, unless there was one before. A kill always
+// takes effect: it hastens an end that has begun.
+func (r *run) end(why ending, kill bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.why != none && how != msgKill {
+	if r.why != none && !kill {
 		return
 	}
 	if r.why == none || why == outputLimit {
 		r.why = why
 	}
-	if r.k != nil {
-		r.k.tell(how, r.number)
+	switch {
+	case r.process == nil:
+	case kill:
+		r.process.Kill()
+	default:
+		r.process.Cancel()
 	}
-}
-
-// release makes sure that nobody tells the keeper about this run any more: it
-// is about to serve another one.
-func (r *run) release() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.k = nil
 }
 
 func (r *run) inputLost(err error) {
 	r.mu.Lock()
 	r.lost = err
 	r.mu.Unlock()
-	r.end(inputLost, msgCancel)
+	r.end(inputLost, false)
 }
 
 // errTimeout is the cause of a context whose time was Spec.Timeout.
@@ -267,11 +205,6 @@ func endingOf(ctx context.Context) ending {
 	return cancelled
 }
 
-// closeChild closes the program's ends, which are the keeper's now.
-func (r *run) closeChild() {
-	closeFDs(r.child[:])
-}
-
 func closeFDs(fds []int) {
 	for _, fd := range fds {
 		if fd >= 0 {
@@ -280,8 +213,8 @@ func closeFDs(fds []int) {
 	}
 }
 
-// abandon closes what open made for a run that never started.
-func (r *run) abandon() {
+// closeStreams closes what open made for a run that never started.
+func (r *run) closeStreams() {
 	if r.feed.file != nil {
 		r.feed.file.Close()
 	}
@@ -290,6 +223,4 @@ func (r *run) abandon() {
 			s.file.Close()
 		}
 	}
-	r.leaf.remove()
-	r.leaf = nil
 }

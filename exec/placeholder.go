@@ -3,6 +3,7 @@ package exec
 import (
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -138,7 +139,7 @@ func splitWord(w string) word {
 		}
 		switch {
 		case m[2] >= 0:
-			n, _ := atoi(w[m[2]:m[3]])
+			n, _ := strconv.Atoi(w[m[2]:m[3]])
 			parts = append(parts, part{kind: partNumber, number: n})
 		case m[4] >= 0:
 			parts = append(parts, part{kind: partField, text: w[m[4]:m[5]]})

@@ -8,14 +8,15 @@ import (
 	"syscall"
 	"time"
 
+	"fbus/exec/keeper"
+
 	"golang.org/x/sys/unix"
 )
 
 // resident is a process that stays for many calls.
 type resident struct {
 	s       *residents
-	k       *keeper // guarded by mu; nil when it may serve another process
-	number  uint64
+	process *keeper.Process
 	node    string
 	stdin   *os.File
 	in      syscall.RawConn
@@ -24,9 +25,6 @@ type resident struct {
 	replies *stream // where it answers
 	said    *stream // its stdout, if it answers elsewhere
 	errs    *stream
-	leaf    *leaf
-	oom     bool           // valid after gone
-	mourned bool           // its end is in the log; for watch alone
 	readers sync.WaitGroup // what reads errs, said and, where answers name their calls, replies; what writes stdin
 
 	// Guarded by residents.mu.
@@ -39,7 +37,7 @@ type resident struct {
 
 	answered atomic.Bool   // a call
 	gone     chan struct{} // closed when nothing of it is left
-	end      report        // valid after gone; the zero report is a dead keeper's
+	end      keeper.End    // valid after gone
 	read     int64         // valid after gone: how much of stdin it took
 
 	mu        sync.Mutex    // guards what follows, and the writing of stdin
@@ -48,7 +46,7 @@ type resident struct {
 	pending   []byte        // what did not fit, flush writes it
 	flushes   chan struct{} // closed when flush has ended; nil if none runs
 	shut      bool          // nothing is written any more
-	told      msgType       // how it was told to end
+	told      signal        // how it was told to end
 	killed    bool          // with the calls that it held
 	retired   *time.Timer
 	calls     []*holding
@@ -91,15 +89,11 @@ func startResident(s *residents, node string) (p *resident, err error) {
 	fds, err := p.open()
 	defer closeFDs(fds[:])
 	if err == nil {
-		o := order{env: callEnviron(&Call{}, node), extra: s.f.spec.ReplyFD, cgroup: fds[4] >= 0}
-		give := make([]int, 0, len(fds))
-		for _, fd := range fds {
-			if fd >= 0 {
-				give = append(give, fd)
-			}
+		give := fds[:3]
+		if fds[3] >= 0 {
+			give = fds[:]
 		}
-		p.k, err = s.f.pool.launch(&o, give)
-		p.number = o.number
+		p.process, err = s.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, node), Extra: s.f.spec.ReplyFD}, give...)
 	}
 	if err != nil {
 		p.close()
@@ -121,8 +115,8 @@ func startResident(s *residents, node string) (p *resident, err error) {
 
 // open makes the pipes; the program's ends are in the order in which a keeper
 // takes them.
-func (p *resident) open() (fds [5]int, err error) {
-	fds = [5]int{-1, -1, -1, -1, -1}
+func (p *resident) open() (fds [4]int, err error) {
+	fds = [4]int{-1, -1, -1, -1}
 	var ours int
 	if ours, fds[0], p.hold, err = newStdin(); err != nil {
 		return fds, err
@@ -145,8 +139,7 @@ func (p *resident) open() (fds [5]int, err error) {
 	if p.errs, fds[2], err = newStream(nil); err != nil {
 		return fds, err
 	}
-	p.leaf, fds[4], err = p.s.f.memory.leafFor()
-	return fds, err
+	return fds, nil
 }
 
 // close closes all but replies.
@@ -160,18 +153,17 @@ func (p *resident) close() {
 			s.file.Close()
 		}
 	}
-	p.leaf.remove()
 }
 
 // watch follows the process to its end and cleans up behind it.
 func (p *resident) watch() {
 	s := p.s
-	end := p.listen()
-	k, flushes := p.release()
-	dead := end.kind == 0
-	if dead {
-		k.bury()
-	}
+	exited := false
+	end, _ := p.process.Wait(func(end keeper.End) {
+		exited = true
+		p.died(&end)
+	})
+	flushes := p.release()
 	p.stdin.Close()
 	if flushes != nil {
 		<-flushes
@@ -183,60 +175,32 @@ func (p *resident) watch() {
 	}
 	p.readers.Wait()
 	p.log.flush()
-	p.died(&end) // if the keeper did
+	if !exited {
+		p.died(&end)
+	}
 	p.end = end
 	p.read = p.written - int64(p.hold.count())
-	switch {
-	case end.survivors != "":
-		s.f.logf("%s: could not be killed: %s", s.f.spec.Name, end.survivors)
-		k.end()
-	case !dead:
-		s.f.pool.put(k)
+	if end.Survivors != "" {
+		s.f.logf("%s: could not be killed: %s", s.f.spec.Name, end.Survivors)
 	}
-	p.oom = p.leaf.oom()
 	p.close()
 	close(p.gone)
 	s.gone(p)
 }
 
-// release makes sure that nothing is told to the keeper and nothing written to
-// stdin any more.
-func (p *resident) release() (k *keeper, flushes <-chan struct{}) {
+// release makes sure that nothing is written to stdin any more.
+func (p *resident) release() (flushes <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	k, p.k = p.k, nil
 	p.shut = true
 	if p.retired != nil {
 		p.retired.Stop()
 	}
-	return k, p.flushes
+	return p.flushes
 }
 
-// listen follows the keeper's reports until nothing is left of the process.
-func (p *resident) listen() (end report) {
-	for {
-		rep, err := p.k.next()
-		switch {
-		case err != nil:
-			return report{}
-		case rep.number != p.number:
-		case rep.kind == msgFailed:
-			return rep
-		case rep.kind == msgExited:
-			end = rep
-			p.died(&end)
-			if rep.gone {
-				return end
-			}
-		case rep.kind == msgGone:
-			end.survivors = rep.survivors
-			return end
-		}
-	}
-}
-
-// died takes the process out of service that nobody told to end.
-func (p *resident) died(end *report) {
+// died takes a process out of service that ended by itself.
+func (p *resident) died(end *keeper.End) {
 	p.errMu.Lock()
 	p.errs.conn.Control(p.drain)
 	last := p.log.last
@@ -248,9 +212,8 @@ func (p *resident) died(end *report) {
 		p.s.replace(p, "")
 		return
 	}
-	why := p.s.f.whyEnded(end, p.leaf, last)
-	if idle && p.answered.Load() && !p.mourned {
-		p.mourned = true
+	why := p.s.f.whyEnded(end, last)
+	if idle && p.answered.Load() {
 		p.s.f.logf("%s: replaced: %s", p.s.f.spec.Name, why)
 	}
 	p.s.replace(p, why)
@@ -284,7 +247,7 @@ func (p *resident) drain(fd uintptr) {
 }
 
 func (p *resident) passErr(fd uintptr) (n int, err error) {
-	if n, err = readFD(int(fd), p.errBuf[:]); n > 0 {
+	if n, err = keeper.ReadFD(int(fd), p.errBuf[:]); n > 0 {
 		p.tellErr(p.errBuf[:n])
 	}
 	return n, err
@@ -326,7 +289,7 @@ type untilFinished struct{ s *stream }
 
 func (u untilFinished) Read(b []byte) (n int, err error) {
 	try := func(fd uintptr) bool {
-		n, err = readFD(int(fd), b)
+		n, err = keeper.ReadFD(int(fd), b)
 		return err != unix.EAGAIN
 	}
 	if u.s.conn.Read(try) != nil {

@@ -3,6 +3,8 @@ package exec
 import (
 	"slices"
 	"time"
+
+	"fbus/exec/keeper"
 )
 
 // begin seats a call.
@@ -36,8 +38,7 @@ func (p *resident) write(b []byte) {
 	}
 	if p.flushes == nil {
 		n := 0
-		p.in.Control(func(fd uintptr) { n, _ = rawWrite(int(fd), b) })
-		n = max(n, 0)
+		p.in.Control(func(fd uintptr) { n, _ = keeper.WriteFD(int(fd), b) })
 		p.written += int64(n)
 		b = b[n:]
 	}
@@ -96,15 +97,25 @@ func (p *resident) leave(h *holding) {
 	p.endCondemned()
 }
 
+// signal is how a process is told to end.
+type signal int
+
+const (
+	msgCancel signal = iota + 1
+	msgKill
+)
+
 // tell has the keeper end the process.
-func (p *resident) tell(how msgType) {
+func (p *resident) tell(how signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.told == 0 || how == msgKill {
 		p.told = how
 	}
-	if p.k != nil {
-		p.k.tell(how, p.number)
+	if how == msgKill {
+		p.process.Kill()
+	} else {
+		p.process.Cancel()
 	}
 }
 
@@ -121,7 +132,7 @@ func (p *resident) kill() {
 func (p *resident) retire() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.told != 0 || p.k == nil {
+	if p.told != 0 || p.shut {
 		return
 	}
 	p.told = msgCancel

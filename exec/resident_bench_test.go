@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"fbus/exec/keeper"
 )
 
 // loops answer lines with lines.
@@ -32,7 +34,7 @@ func driven(b *testing.B, argv []string) *direct {
 	if err != nil {
 		b.Fatal(err)
 	}
-	forget, err := Adopt(func() (int, error) { return started(cmd) })
+	forget, err := keeper.Adopt(func() (int, error) { return started(cmd) })
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"fbus/exec/keeper"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -196,7 +198,7 @@ func (p *resident) more(h *holding, into []byte) (int, error) {
 // before the request was written is no answer to it. The wait for an answer
 // begins before the request is written, so no read fails in between.
 func (p *resident) lineStep(fd uintptr) bool {
-	p.n, p.err = readFD(int(fd), p.into)
+	p.n, p.err = keeper.ReadFD(int(fd), p.into)
 	if p.err != unix.EAGAIN {
 		return true
 	}

@@ -184,7 +184,7 @@ func TestLineDeadline(t *testing.T) {
 	pid := ask(t, f, "pid").out
 	late, pass := overdue(t)
 	hung := background(late, f, &Call{Input: []byte("hang")})
-	eventually(t, "it hangs", func() bool { return len(children(pidOf(t, pid))) == 1 })
+	eventually(t, "it hangs", func() bool { return len(childrenOf(pidOf(t, pid))) == 1 })
 	pass()
 	if got := await(t, hung); !same(got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}) {
 		t.Errorf("%+v", got)
@@ -221,12 +221,14 @@ func programOf(t *testing.T, f *Function) (pid int) {
 		f.stay.mu.Lock()
 		defer f.stay.mu.Unlock()
 		for p := range f.stay.all {
-			if p.mu.Lock(); p.k != nil && !p.dropped {
-				if kids := children(p.k.pid); len(kids) == 1 {
-					pid = kids[0]
+			stdin, _ := os.Readlink("/proc/self/fd/" + itoa(int(p.hold)))
+			for _, holder := range childrenOf(os.Getpid()) {
+				for _, child := range childrenOf(holder) {
+					if holds(child, stdin) && !p.dropped {
+						pid = child
+					}
 				}
 			}
-			p.mu.Unlock()
 		}
 		return pid != 0
 	})
@@ -266,7 +268,7 @@ func TestLineTakenBack(t *testing.T) {
 	f := sh(t, obey, lineMode)
 	pid := ask(t, f, "pid").out
 	syscall.Kill(pidOf(t, pid), syscall.SIGSTOP)
-	eventually(t, "stopped", func() bool { st, ok := readStat(pidOf(t, pid)); return ok && st.state == 'T' })
+	eventually(t, "stopped", func() bool { return stateOf(pidOf(t, pid)) == "T" })
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
 	if got := runCall(ctx, f, &Call{Input: []byte("crash")}); got.Code != "deadline" {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"syscall"
 	"time"
 )
 
@@ -76,12 +75,12 @@ func (p *resident) lost(h *holding, half []byte, passed bool) (res Result, again
 		return f.endedAs(cancelled), false
 	case why != none:
 		return p.ended(h, why, passed || len(half) > 0), false
-	case p.end.kind == msgFailed:
-		return f.failed(syscall.Errno(p.end.errno)).result(), false
+	case p.end.Errno != 0:
+		return f.failed(p.end.Errno).result(), false
 	}
 	msg := p.farewell(told)
-	if p.oom {
-		msg += ", out of memory: the limit is " + size(f.spec.Memory)
+	if p.end.OutOfMemory {
+		msg += ", " + f.outOfMemory()
 	}
 	if len(half) > 0 {
 		msg += "; it left half a line: " + quote(half)
@@ -94,12 +93,12 @@ func (p *resident) lost(h *holding, half []byte, passed bool) (res Result, again
 	return res, unread && !passed && len(half) == 0 && p.answered.Load()
 }
 
-func (p *resident) farewell(told msgType) string {
-	ws := syscall.WaitStatus(p.end.status)
+func (p *resident) farewell(told signal) string {
+	ws := p.end.Status
 	switch {
-	case p.end.kind == 0:
+	case !p.end.Exited:
 		return "the program's keeper was killed"
-	case told != 0 && p.end.ended:
+	case told != 0 && p.end.Asked:
 		return "the program closed its output before it answered"
 	case ws.Signaled():
 		return fmt.Sprintf("the program was ended by %s before it answered", signalName(ws.Signal()))

@@ -112,11 +112,11 @@ func (p *resident) condemn(overdue *holding) {
 // endCondemned ends a process that holds nothing but calls that are overdue.
 // p.mu is held.
 func (p *resident) endCondemned() {
-	if !p.condemned || p.told != 0 || p.k == nil || slices.ContainsFunc(p.calls, func(h *holding) bool { return !h.overdue }) {
+	if !p.condemned || p.told != 0 || p.shut || slices.ContainsFunc(p.calls, func(h *holding) bool { return !h.overdue }) {
 		return
 	}
 	p.told = msgCancel
-	p.k.tell(msgCancel, p.number)
+	p.process.Cancel()
 }
 
 // receive reads the program's messages to the end of its output.

@@ -5,32 +5,33 @@ import (
 	"os"
 	"syscall"
 
+	"fbus/exec/keeper"
+
 	"golang.org/x/sys/unix"
 )
 
-// result is how the run ended. A program that was done before it was told to
-// end keeps its own status; output that was cut never goes with one.
+// result returns how the run ended. A program that exited before it was asked to
+// keeps its own status; but output that was cut never goes with one.
 func (r *run) result() Result {
-	defer r.leaf.remove()
 	r.mu.Lock()
 	why := r.why
 	r.mu.Unlock()
 	var res Result
 	switch {
-	case r.exit.kind == msgFailed:
-		res = r.f.failed(syscall.Errno(r.exit.errno)).result()
+	case r.exit.Errno != 0:
+		res = r.f.failed(r.exit.Errno).result()
 	case why == outputLimit:
 		res = r.ended(why)
-	case r.exit.kind == msgExited && !r.exit.ended:
-		res = r.exited(syscall.WaitStatus(r.exit.status))
+	case r.exit.Exited && !r.exit.Asked:
+		res = r.exited()
 	case why != none:
 		res = r.ended(why)
 	default:
 		res = Result{Source: SourceFbus, Status: StatusLost, Code: "worker_lost", Message: "the program's keeper was killed"}
 	}
-	if r.survivor != "" {
-		res.Message = join(res.Message, "could not be killed: "+r.survivor)
-		r.f.logf("%s: could not be killed: %s", r.f.spec.Name, r.survivor)
+	if r.exit.Survivors != "" {
+		res.Message = join(res.Message, "could not be killed: "+r.exit.Survivors)
+		r.f.logf("%s: could not be killed: %s", r.f.spec.Name, r.exit.Survivors)
 	}
 	return res
 }
@@ -42,16 +43,19 @@ func join(a, b string) string {
 	return a + "; " + b
 }
 
-func (r *run) exited(ws syscall.WaitStatus) Result {
+func (r *run) exited() Result {
+	ws := r.exit.Status
 	if !ws.Signaled() {
 		return Result{Source: SourceProgram, Status: ws.ExitStatus(), Code: "exit"}
 	}
 	res := Result{Source: SourceSignal, Status: 128 + int(ws.Signal()), Code: signalName(ws.Signal())}
-	if r.leaf.oom() {
-		res.Message = "out of memory: the limit is " + size(r.f.spec.Memory)
+	if r.exit.OutOfMemory {
+		res.Message = r.f.outOfMemory()
 	}
 	return res
 }
+
+func (f *Function) outOfMemory() string { return "out of memory: the limit is " + size(f.spec.Memory) }
 
 func signalName(sig syscall.Signal) string {
 	if name := unix.SignalName(sig); name != "" {
@@ -114,23 +118,22 @@ func (f *Function) failed(errno syscall.Errno) *Error {
 	return cannotRun("%s: %s", path, errno)
 }
 
-// whyEnded says how a process ended that no call can tell of, with the last
-// that it said. The zero report is a dead keeper's.
-func (f *Function) whyEnded(end *report, l *leaf, last string) string {
-	ws := syscall.WaitStatus(end.status)
+// whyEnded describes the end of a process that held no call, with the last line
+// of its output.
+func (f *Function) whyEnded(end *keeper.End, last string) string {
 	var why string
 	switch {
-	case end.kind == msgFailed:
-		return f.failed(syscall.Errno(end.errno)).Msg
-	case end.kind == 0:
+	case end.Errno != 0:
+		return f.failed(end.Errno).Msg
+	case !end.Exited:
 		why = "the program's keeper was killed"
-	case !ws.Signaled():
-		why = fmt.Sprintf("the program exited with status %d", ws.ExitStatus())
+	case !end.Status.Signaled():
+		why = fmt.Sprintf("the program exited with status %d", end.Status.ExitStatus())
 	default:
-		why = "the program was ended by " + signalName(ws.Signal())
+		why = "the program was ended by " + signalName(end.Status.Signal())
 	}
-	if l.oom() {
-		why += ", out of memory: the limit is " + size(f.spec.Memory)
+	if end.OutOfMemory {
+		why += ", " + f.outOfMemory()
 	}
 	if last != "" {
 		why += ": " + last

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"fbus/exec/keeper"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -102,7 +104,7 @@ func (s *stream) read(finishing bool) (buf *[bufSize]byte, n int, err error) {
 		if buf == nil {
 			buf = buffers.Get().(*[bufSize]byte)
 		}
-		if n, err = readFD(int(fd), buf[:]); err != unix.EAGAIN {
+		if n, err = keeper.ReadFD(int(fd), buf[:]); err != unix.EAGAIN {
 			return true
 		}
 		n = 0
@@ -244,20 +246,4 @@ func (f *feed) unread() bool {
 		f.hold.close()
 	}
 	return unread
-}
-
-func readFD(fd int, p []byte) (n int, err error) {
-	err = ignoringEINTR(func() error {
-		n, err = rawRead(fd, p)
-		return err
-	})
-	return max(n, 0), err
-}
-
-func ignoringEINTR(f func() error) error {
-	for {
-		if err := f(); err != unix.EINTR {
-			return err
-		}
-	}
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"fbus/exec/keeper"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -63,8 +65,8 @@ func TestOrphansReaped(t *testing.T) {
 	said := newLines()
 	r, w, _ := os.Pipe()
 	done := background(t.Context(), f, &Call{Rest: r, Stdout: said})
-	keeper, _ := strconv.Atoi(said.next(t))
-	eventually(t, "orphans reaped", func() bool { return len(children(keeper)) == 1 })
+	holder, _ := strconv.Atoi(said.next(t))
+	eventually(t, "orphans reaped", func() bool { return len(childrenOf(holder)) == 1 })
 	w.Close()
 	if res := await(t, done); !same(res, programExit(1)) {
 		t.Errorf("%+v", res)
@@ -73,22 +75,17 @@ func TestOrphansReaped(t *testing.T) {
 }
 
 func TestKeeperKilled(t *testing.T) {
-	f := sh(t, fmt.Sprintf(daemon, "%ENV = ();")+"; setsid sleep 1000 & echo $! $$ ; read x; exit 7")
+	f := sh(t, fmt.Sprintf(daemon, "%ENV = ();")+"; setsid sleep 1000 & echo $PPID $! $$; read x; exit 7")
 	r, w, _ := os.Pipe()
 	defer r.Close()
 	spared, said := newLines(), newLines()
 	other := background(t.Context(), f, &Call{Rest: r, Stdout: spared})
 	spared.next(t)
-	first := heldKeepers(f)[0]
 	never, end, _ := os.Pipe()
 	defer never.Close()
 	done := background(t.Context(), f, &Call{Rest: never, Stdout: said})
-	pids := said.next(t)
-	for _, pid := range heldKeepers(f) {
-		if pid != first {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
+	pids := said.next(t) // the daemon's, the keeper's, ...
+	syscall.Kill(pidOf(t, strings.Fields(pids)[1]), syscall.SIGKILL)
 	if res := await(t, done); res.Status != StatusLost || res.Code != "worker_lost" {
 		t.Errorf("%+v", res)
 	}
@@ -103,25 +100,18 @@ func TestKeeperKilled(t *testing.T) {
 	}
 }
 
-func heldKeepers(f *Function) (pids []int) {
+// heldRuns counts the calls that hold a program.
+func heldRuns(f *Function) (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for r := range f.running {
 		r.mu.Lock()
-		if r.k != nil {
-			pids = append(pids, r.k.pid)
+		if r.process != nil {
+			n++
 		}
 		r.mu.Unlock()
 	}
-	return pids
-}
-
-func TestIdleKeeperKilled(t *testing.T) {
-	f := offer(t, Spec{Argv: []string{"cat"}})
-	for range 2 {
-		check(t, runCall(t.Context(), f, &Call{Input: []byte("a")}), programExit(0), "a")
-		killAndWait(t, f.pool.idle[0].pid)
-	}
+	return n
 }
 
 // killAndWait returns when all threads of a process are dead.
@@ -133,30 +123,28 @@ func killAndWait(t *testing.T, pid int) {
 	}
 	defer unix.Close(fd)
 	syscall.Kill(pid, syscall.SIGKILL)
-	ignoringEINTR(func() error {
+	keeper.IgnoringEINTR(func() error {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
 		return err
 	})
 }
 
 func TestStoppedKeeperStillEnds(t *testing.T) {
-	f := sh(t, "echo $$; sleep 1000")
+	f := sh(t, "echo $PPID $$; sleep 1000")
 	said := newLines()
 	done := background(t.Context(), f, &Call{Stdout: said})
-	pids := said.next(t)
-	syscall.Kill(heldKeepers(f)[0], syscall.SIGSTOP)
+	holder, pid, _ := strings.Cut(said.next(t), " ")
+	syscall.Kill(pidOf(t, holder), syscall.SIGSTOP)
 	f.Kill()
 	if res := await(t, done); res.Code != "cancelled" {
 		t.Errorf("%+v", res)
 	}
-	gone(t, pids)
+	gone(t, pid)
 }
 
 // child is the test binary as another program.
 func child(mode string) int {
 	switch mode {
-	case "hello":
-		fmt.Println("hello")
 	case "rpc":
 		return rpcChild()
 	case "refused":
@@ -175,7 +163,7 @@ func child(mode string) int {
 		fmt.Printf("%+v\n", <-done)
 		f.Close()
 	case "worker":
-		BecomeReaper()
+		keeper.BecomeReaper()
 		f, err := New(Spec{Name: "f", Argv: []string{"sh", "-c",
 			"trap '' TERM; " + fmt.Sprintf(daemon, "") + "; setsid sleep 1000 & echo $PPID $! $$; sleep 1000"}})
 		if err != nil {
@@ -214,7 +202,7 @@ func TestRefusesToDie(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
-	forget, err := Adopt(func() (int, error) { return started(cmd) })
+	forget, err := keeper.Adopt(func() (int, error) { return started(cmd) })
 	if err != nil {
 		t.Skip(err)
 	}
@@ -243,7 +231,7 @@ func TestWorkerKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forget, err := Adopt(func() (int, error) { return started(cmd) })
+	forget, err := keeper.Adopt(func() (int, error) { return started(cmd) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,12 +262,33 @@ func TestWorkerKilled(t *testing.T) {
 	}
 }
 
+// childrenOf lists a process's children, also dead ones that are not reaped.
+func childrenOf(parent int) (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range stats {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if statFields(pid)[1] == strconv.Itoa(parent) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func stateOf(pid int) string { return statFields(pid)[0] }
+
+// statFields returns the fields of /proc/PID/stat behind the command's name:
+// state, parent, ...
+func statFields(pid int) []string {
+	stat, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	return append(strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), "", "")
+}
+
 // census counts what a leak would add to.
 type census struct{ fds, goroutines, children int }
 
 func takeCensus() census {
 	fds, _ := os.ReadDir("/proc/self/fd")
-	return census{len(fds), runtime.NumGoroutine(), len(scanChildren(os.Getpid()))}
+	return census{len(fds), runtime.NumGoroutine(), len(childrenOf(os.Getpid()))}
 }
 
 func TestNoLeaks(t *testing.T) {
@@ -301,26 +310,20 @@ func TestNoLeaks(t *testing.T) {
 		after = takeCensus()
 		return after.fds <= before.fds+2*width && after.goroutines <= before.goroutines && after.children <= before.children+width
 	})
-	if held := len(f.pool.idle); held > width {
-		t.Errorf("%d keepers for %d slots", held, width)
-	}
 	eventually(t, "no zombie", func() bool {
-		return !slices.ContainsFunc(scanProcs(), func(s procStat) bool { return s.ppid == os.Getpid() && s.state == 'Z' })
+		return !slices.ContainsFunc(childrenOf(os.Getpid()), func(pid int) bool { return stateOf(pid) == "Z" })
 	})
 	f.Close()
 	eventually(t, "keepers gone", func() bool { return takeCensus().children <= before.children })
 }
 
-func TestIdleKeepersEnd(t *testing.T) {
-	set(t, &idleAfter, 10*time.Millisecond)
-	f := sh(t, "read x")
-	timed(12, 4, func() { f.Run(t.Context(), &Call{}) })
-	eventually(t, "one keeper left", func() bool {
-		f.pool.mu.Lock()
-		defer f.pool.mu.Unlock()
-		return len(f.pool.idle) == 1
-	})
-	if res := f.Run(t.Context(), &Call{}); !same(res, programExit(1)) {
-		t.Errorf("%+v", res)
+func TestMemoryLimit(t *testing.T) {
+	f := offer(t, Spec{Argv: []string{"perl", "-e", `$x = "a" x ($ARGV[0] << 20); print length $x`, "{1}"}, Memory: 64 << 20})
+	if by := f.MemoryBy(); by != "rlimit" && by != "cgroup" {
+		t.Errorf("limited by %q", by)
+	}
+	check(t, runCall(t.Context(), f, list(t, "1")), programExit(0), "1048576")
+	if got := runCall(t.Context(), f, list(t, "200")); got.Status == 0 || got.out != "" {
+		t.Errorf("%+v", got)
 	}
 }

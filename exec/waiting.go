@@ -1,9 +1,9 @@
 package exec
 
 import (
-	"errors"
-	"os"
 	"time"
+
+	"fbus/exec/keeper"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,12 +14,10 @@ import (
 // end of input would be a call with nothing in it.
 type waiting struct {
 	w        *warm
-	k        *keeper
-	number   uint64
+	process  *keeper.Process
 	stdin    int
 	hold     unreadEnd
 	out, err *stream
-	leaf     *leaf
 	log      lineLog
 
 	discarded bool          // guarded by w.mu: it was told to end
@@ -30,7 +28,7 @@ type waiting struct {
 
 func startWaiting(w *warm, node string) (p *waiting, err error) {
 	p = &waiting{w: w, stdin: -1, hold: noUnreadEnd, log: lineLog{f: w.f}, watched: make(chan struct{}), heard: make(chan struct{})}
-	child := [4]int{-1, -1, -1, -1}
+	child := [3]int{-1, -1, -1}
 	defer func() {
 		closeFDs(child[:])
 		if err != nil {
@@ -46,12 +44,7 @@ func startWaiting(w *warm, node string) (p *waiting, err error) {
 	if p.err, child[2], err = newStream(nil); err != nil {
 		return p, err
 	}
-	if p.leaf, child[3], err = w.f.memory.leafFor(); err != nil {
-		return p, err
-	}
-	o := order{env: callEnviron(&Call{}, node), cgroup: child[3] >= 0}
-	p.k, err = w.f.pool.launch(&o, child[:o.descriptors()])
-	p.number = o.number
+	p.process, err = w.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, node)}, child[:]...)
 	return p, err
 }
 
@@ -61,38 +54,12 @@ func (p *waiting) wait() {
 	if p.w.trouble.any.Load() {
 		defer time.AfterFunc(steadyAfter, p.w.trouble.over).Stop()
 	}
-	go p.hear() // ends with the claim, or when bury has finished stderr
-	rep, claimed := p.listen()
-	p.ended = !claimed
+	go p.hear()                                                     // ends with the claim, or when bury has finished stderr
+	end, gone := p.process.Wait(func(keeper.End) { p.w.remove(p) }) // what it left behind may take a while
+	p.ended = gone
 	close(p.watched)
-	if !claimed {
-		p.bury(rep)
-	}
-}
-
-// listen follows the keeper's reports. The zero report is a dead keeper's.
-func (p *waiting) listen() (end report, claimed bool) {
-	for {
-		rep, err := p.k.next()
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && end.kind == 0:
-			return end, true
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			p.k.file.SetReadDeadline(time.Time{}) // claimed too late: it has exited
-		case err != nil:
-			return report{}, false
-		case rep.number != p.number:
-		case rep.kind == msgFailed:
-			return rep, false
-		case rep.kind == msgExited:
-			p.w.remove(p) // what it left behind may take a while
-			if end = rep; rep.gone {
-				return end, false
-			}
-		case rep.kind == msgGone:
-			end.survivors = rep.survivors
-			return end, false
-		}
+	if gone {
+		p.bury(end)
 	}
 }
 
@@ -113,13 +80,8 @@ func (p *waiting) pass(finishing bool) bool {
 	return n > 0 && err == nil
 }
 
-// summon ends the process's wait. w.mu is held: its keeper may not become
-// another's between a look at it and the deadline.
-func (p *waiting) summon() {
-	if p.k != nil {
-		p.k.file.SetReadDeadline(past)
-	}
-}
+// summon ends the process's wait.
+func (p *waiting) summon() { p.process.Interrupt() }
 
 // claim takes the process out of its wait, once it was summoned. False: it has
 // ended.
@@ -130,47 +92,38 @@ func (p *waiting) claim() bool {
 	if p.ended {
 		return false
 	}
-	p.k.file.SetReadDeadline(time.Time{})
 	p.err.file.SetReadDeadline(time.Time{})
 	return true
 }
 
 // discard tells the process to end. It may have been told before.
-func (p *waiting) discard(how msgType) {
+func (p *waiting) discard(kill bool) {
 	p.w.mu.Lock()
-	defer p.w.mu.Unlock()
 	p.discarded = true
-	if p.k != nil {
-		p.k.tell(how, p.number)
+	p.w.mu.Unlock()
+	if kill {
+		p.process.Kill()
+	} else {
+		p.process.Cancel()
 	}
 }
 
 // bury cleans up behind a process that ended unclaimed.
-func (p *waiting) bury(end report) {
-	w, k := p.w, p.k
+func (p *waiting) bury(end keeper.End) {
+	w := p.w
 	w.remove(p)
 	w.mu.Lock()
 	discarded := p.discarded
-	p.k = nil // it may serve another
-	k.file.SetReadDeadline(time.Time{})
 	w.mu.Unlock()
-	dead := end.kind == 0
-	if dead {
-		k.bury()
-	}
 	p.err.finish()
 	<-p.heard
 	for p.pass(true) {
 	}
 	p.log.flush()
-	why := w.f.whyEnded(&end, p.leaf, p.log.last)
+	why := w.f.whyEnded(&end, p.log.last)
 	p.close()
-	switch {
-	case end.survivors != "":
-		w.f.logf("%s: could not be killed: %s", w.f.spec.Name, end.survivors)
-		k.end()
-	case !dead:
-		w.f.pool.put(k)
+	if end.Survivors != "" {
+		w.f.logf("%s: could not be killed: %s", w.f.spec.Name, end.Survivors)
 	}
 	if !discarded {
 		w.failed(why)
@@ -186,7 +139,6 @@ func (p *waiting) close() {
 			s.file.Close()
 		}
 	}
-	p.leaf.remove()
 }
 
 // nobodyReads says that the other end of a pipe is closed everywhere.

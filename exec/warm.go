@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"fbus/exec/keeper"
 )
 
 // steadyAfter is how long a process waits before it counts as held ready
@@ -127,7 +129,7 @@ func (w *warm) start(node string) {
 	}
 	w.mu.Unlock()
 	if stale {
-		p.discard(msgCancel)
+		p.discard(false)
 	}
 	p.wait()
 }
@@ -166,32 +168,32 @@ func (w *warm) setNode(node string) {
 	}
 	w.node = node
 	w.mu.Unlock()
-	w.discard(msgCancel)
+	w.discard(false)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.refill()
 }
 
 // discard ends all that wait.
-func (w *warm) discard(how msgType) {
+func (w *warm) discard(kill bool) {
 	w.mu.Lock()
 	old := w.idle
 	w.idle = nil
 	w.mu.Unlock()
 	for _, p := range old {
-		p.discard(how)
+		p.discard(kill)
 	}
 }
 
 // close ends all that wait and returns when they are gone.
-func (w *warm) close(how msgType) {
+func (w *warm) close(kill bool) {
 	w.mu.Lock()
 	w.closed = true
 	if w.pause != nil {
 		w.pause.Stop()
 	}
 	w.mu.Unlock()
-	w.discard(how)
+	w.discard(kill)
 	w.watched.Wait()
 }
 
@@ -210,7 +212,7 @@ func (r *run) serveWarm(ctx context.Context) bool {
 	if r.unread && !r.out.any && r.renew(whole) {
 		return false
 	}
-	if r.exit.kind == msgExited && (r.exit.status == 0 || r.feed.sent > 0 && !r.unread) {
+	if r.exit.Exited && (r.exit.Status == 0 || r.feed.sent > 0 && !r.unread) {
 		w.trouble.over()
 	}
 	return true
@@ -218,7 +220,7 @@ func (r *run) serveWarm(ctx context.Context) bool {
 
 // adopt hands the call over.
 func (r *run) adopt(p *waiting) {
-	r.out, r.err, r.leaf = p.out, p.err, p.leaf
+	r.out, r.err = p.out, p.err
 	r.out.to, r.err.to = orDiscard(r.call.Stdout), orDiscard(r.call.Stderr)
 	r.err.first = p.log.part
 	r.limit()
@@ -231,7 +233,7 @@ func (r *run) adopt(p *waiting) {
 		// What it has read of a long input can not be told afterwards: without
 		// the hold it shows when nobody is there to read.
 		p.hold.close()
-		if kids.still(func() bool { return nobodyReads(p.stdin) }) {
+		if keeper.WithoutFork(func() bool { return nobodyReads(p.stdin) }) {
 			closeFDs([]int{p.stdin})
 			r.feed = feed{hold: noUnreadEnd, refused: true}
 		} else {
@@ -241,12 +243,12 @@ func (r *run) adopt(p *waiting) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.k, r.number = p.k, p.number
+	r.process = p.process
 	if err != nil && r.why == none {
 		r.why, r.lost = inputLost, err
 	}
 	if r.why != none {
-		r.k.tell(msgKill, r.number) // ended before it began
+		r.process.Kill() // ended before it began
 	}
 }
 
@@ -258,9 +260,7 @@ func (r *run) renew(whole input) bool {
 	if r.why != none {
 		return false
 	}
-	r.leaf.remove()
-	r.leaf = nil
-	r.in, r.feed = whole, feed{}
-	r.exit, r.dead, r.survivor, r.unread = report{}, false, "", false
+	r.in, r.feed, r.process = whole, feed{}, nil
+	r.exit, r.unread = keeper.End{}, false
 	return true
 }

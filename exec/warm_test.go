@@ -176,7 +176,7 @@ func TestWarmDiedUnread(t *testing.T) {
 		var out strings.Builder
 		c.Stdout = &out
 		done := background(t.Context(), f, c)
-		eventually(t, "handed over", func() bool { return len(heldKeepers(f)) == 1 })
+		eventually(t, "handed over", func() bool { return heldRuns(f) == 1 })
 		syscall.Kill(keeper, syscall.SIGCONT)
 		if res := await(t, done); !same(res, programExit(0)) || out.String() != in {
 			t.Errorf("%d bytes of input: %+v, %d bytes", len(in), res, out.Len())

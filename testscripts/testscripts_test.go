@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"fbus/commands"
-	fbusexec "fbus/exec"
+	"fbus/exec/keeper"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// Keepers are this binary, executed again.
-	if status, ok := fbusexec.Dispatch(); ok {
+	if status, ok := keeper.Dispatch(); ok {
 		// Not os.Exit: a race-built keeper, whose environment is its own, would
 		// sleep a second in it.
 		unix.Exit(status)

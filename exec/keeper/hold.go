@@ -1,22 +1,23 @@
-package exec
+package keeper
 
 import (
 	"os"
 	ossignal "os/signal"
 	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// holder is the keeper's own side: a process that runs one program at a time
-// and is, as a subreaper, the parent of all that the program leaves behind.
-// It works on one thread with blocking calls, since every hand-over between
-// threads would be on the caller's path.
+// holder is the keeper process itself: it runs one program at a time and is, as
+// a subreaper, the parent of everything that the program leaves behind. It works
+// on one thread with blocking calls, since every hand-over between threads would
+// be on the caller's path.
 type holder struct {
 	ctl   receiver
-	setup setup
+	setup Setup
 }
 
 // keep is a keeper's main function. It returns when the worker is gone or has
@@ -50,8 +51,8 @@ func keep() int {
 	}
 }
 
-// closeOnExec keeps every descriptor beyond 0-2 from programs, also those
-// that whoever started the worker left open in it.
+// closeOnExec keeps every descriptor beyond 0-2 from programs, including those
+// that the worker itself inherited.
 func closeOnExec() {
 	if unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) == nil {
 		return
@@ -61,15 +62,15 @@ func closeOnExec() {
 		return
 	}
 	for _, n := range names {
-		if fd, ok := atoi(n.Name()); ok && fd > 2 {
+		if fd, err := strconv.Atoi(n.Name()); err == nil && fd > 2 {
 			unix.CloseOnExec(fd)
 		}
 	}
 }
 
-// catchSignals makes the keeper outlive what is meant for its worker. Caught
-// and not ignored: ignoring is inherited by programs, catching is not. What
-// the worker inherited as ignored is reset for programs by the same means.
+// catchSignals lets the keeper survive signals that are meant for its worker.
+// Caught and not ignored: ignoring is inherited by programs, catching is not.
+// What the worker inherited as ignored is reset for programs by the same means.
 func catchSignals() {
 	never := make(chan os.Signal, 1)
 	ossignal.Notify(never, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
@@ -107,19 +108,25 @@ func (h *holder) run(payload []byte, fds []int) bool {
 	return t.hold()
 }
 
-// start executes the program. Text file busy is passed over for a moment:
-// another thread's fork may hold a just written program open (golang/go
-// 22315).
+// start executes the program. It retries ETXTBSY for a moment: another thread's
+// fork may hold a just written program open (golang/go 22315).
 func (t *tree) start(o *order, fds []int) error {
 	s := &t.h.setup
 	argv := o.argv
 	if argv == nil {
-		argv = s.argv
+		argv = s.Argv
+	}
+	files := []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}
+	if o.extra > 0 {
+		for len(files) < o.extra {
+			files = append(files, ^uintptr(0))
+		}
+		files = append(files, uintptr(fds[3]))
 	}
 	attr := &syscall.ProcAttr{
-		Dir:   s.dir,
-		Env:   append(s.env[:len(s.env):len(s.env)], o.env...),
-		Files: files(o.extra, fds),
+		Dir:   s.Dir,
+		Env:   append(s.Env[:len(s.Env):len(s.Env)], o.env...),
+		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &t.pidfd},
 	}
 	if t.cgroup >= 0 {
@@ -128,9 +135,9 @@ func (t *tree) start(o *order, fds []int) error {
 	for pause := time.Millisecond; ; pause *= 2 {
 		var err error
 		if s.limit > 0 {
-			t.pid, err = forkLimited(s.limit, s.path, argv, attr)
+			t.pid, err = forkLimited(s.limit, s.Path, argv, attr)
 		} else {
-			t.pid, err = syscall.ForkExec(s.path, argv, attr)
+			t.pid, err = syscall.ForkExec(s.Path, argv, attr)
 		}
 		if err != unix.ETXTBSY || pause > 100*time.Millisecond {
 			return err
@@ -139,42 +146,15 @@ func (t *tree) start(o *order, fds []int) error {
 	}
 }
 
-// files is the program's table of descriptors.
-func files(extra int, fds []int) []uintptr {
-	table := []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}
-	if extra > 0 {
-		for len(table) < extra {
-			table = append(table, ^uintptr(0))
-		}
-		table = append(table, uintptr(fds[3]))
-	}
-	return table
-}
-
-// send tells the worker. A failure means that it is gone, which the next poll
-// shows as well.
+// send reports to the worker. It fails when the worker is gone, which the next
+// poll shows as well.
 func (h *holder) send(r *report) {
 	msg := append(make([]byte, 1, 65), r.pack()...)
-	for {
-		if err := unix.Sendmsg(h.ctl.fd, msg, nil, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
-			return
-		}
-	}
+	IgnoringEINTR(func() error { return unix.Sendmsg(h.ctl.fd, msg, nil, nil, unix.MSG_NOSIGNAL) })
 }
 
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
-}
-
-// atoi reads a non-negative number.
-func atoi(s string) (n int, ok bool) {
-	for _, c := range []byte(s) {
-		if c < '0' || c > '9' || n > 1<<30 {
-			return 0, false
-		}
-		n = n*10 + int(c-'0')
-	}
-	return n, s != ""
 }

@@ -1,10 +1,11 @@
-package exec
+package keeper
 
 import (
 	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -14,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// memory holds programs to a limit: by a cgroup of its own for each call where
-// the system lets this user make them, which counts the whole tree; else by
-// RLIMIT_DATA, which counts each process for itself.
+// memory limits what programs use: by a cgroup for each program where the system
+// lets this user make them, which counts the whole tree; otherwise by RLIMIT_DATA,
+// which counts each process alone.
 type memory struct {
 	bytes int64
-	dir   string // where the calls' cgroups go; "" means RLIMIT_DATA
+	dir   string // of the programs' cgroups; "" means RLIMIT_DATA
 	count atomic.Uint64
 }
 
@@ -40,7 +41,7 @@ func (m *memory) by() string {
 	return "rlimit"
 }
 
-// rlimit is what keepers are told; 0 if there is nothing for them to do.
+// rlimit is the limit that keepers set themselves; 0 is none.
 func (m *memory) rlimit() uint64 {
 	if m == nil || m.dir != "" {
 		return 0
@@ -48,65 +49,49 @@ func (m *memory) rlimit() uint64 {
 	return uint64(m.bytes)
 }
 
-func (m *memory) close() {}
-
-// leaf is one call's cgroup.
-type leaf struct {
+// group is one program's cgroup.
+type group struct {
 	path string
 	fd   int
 }
 
-// leaf makes one call's cgroup; nil if cgroups are not what limits memory.
-func (m *memory) leaf() (*leaf, error) {
+// group makes a program's cgroup; nil if cgroups are not what limits memory.
+func (m *memory) group() (*group, error) {
 	if m == nil || m.dir == "" {
 		return nil, nil
 	}
 	path := filepath.Join(m.dir, fmt.Sprintf("fbus-%d-%d", os.Getpid(), m.count.Add(1)))
-	return newLeaf(path, m.bytes)
+	return newGroup(path, m.bytes)
 }
 
-// leafFor is leaf with a descriptor of it to pass on, -1 if there is none.
-func (m *memory) leafFor() (*leaf, int, error) {
-	l, err := m.leaf()
-	if err != nil || l == nil {
-		return nil, -1, err
-	}
-	fd, err := unix.FcntlInt(uintptr(l.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		l.remove()
-		return nil, -1, err
-	}
-	return l, fd, nil
-}
-
-func newLeaf(path string, bytes int64) (*leaf, error) {
+func newGroup(path string, bytes int64) (*group, error) {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, err
 	}
-	l := &leaf{path: path, fd: -1}
+	g := &group{path: path, fd: -1}
 	err := os.WriteFile(filepath.Join(path, "memory.max"), []byte(strconv.FormatInt(bytes, 10)), 0)
 	if err == nil {
-		// One process out of memory ends the call, not a part of it. Swap would
-		// make the limit a matter of patience; not every kernel counts it.
+		// One process out of memory ends the whole program. Swap would make the
+		// limit a matter of time; not every kernel counts it.
 		err = os.WriteFile(filepath.Join(path, "memory.oom.group"), []byte("1"), 0)
 		os.WriteFile(filepath.Join(path, "memory.swap.max"), []byte("0"), 0)
 	}
 	if err == nil {
-		l.fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		g.fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
-		l.remove()
+		g.remove()
 		return nil, err
 	}
-	return l, nil
+	return g, nil
 }
 
-// oom says that the kernel killed this call for its memory.
-func (l *leaf) oom() bool {
-	if l == nil {
+// oom reports whether the kernel killed this program for its memory.
+func (g *group) oom() bool {
+	if g == nil {
 		return false
 	}
-	events, _ := os.ReadFile(filepath.Join(l.path, "memory.events"))
+	events, _ := os.ReadFile(filepath.Join(g.path, "memory.events"))
 	for line := range strings.Lines(string(events)) {
 		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
 			return n != "0"
@@ -116,18 +101,17 @@ func (l *leaf) oom() bool {
 }
 
 // remove kills whatever is still in the group, also what a dead keeper left,
-// and removes it. The kernel refuses for a moment while a process is on its
-// way out.
-func (l *leaf) remove() {
-	if l == nil {
+// and removes it. The kernel refuses for a moment while a process exits.
+func (g *group) remove() {
+	if g == nil {
 		return
 	}
-	if l.fd >= 0 {
-		killCgroup(l.fd)
-		unix.Close(l.fd)
+	if g.fd >= 0 {
+		killCgroup(g.fd)
+		unix.Close(g.fd)
 	}
 	for pause := 100 * time.Microsecond; pause < 50*time.Millisecond; pause *= 2 {
-		if err := os.Remove(l.path); err == nil || os.IsNotExist(err) {
+		if err := os.Remove(g.path); err == nil || os.IsNotExist(err) {
 			return
 		}
 		time.Sleep(pause)
@@ -186,12 +170,7 @@ func holdsWord(file, word string) bool {
 	if err != nil {
 		return false
 	}
-	for _, w := range strings.Fields(string(buf)) {
-		if w == word {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(strings.Fields(string(buf)), word)
 }
 
 // forkLimited is ForkExec with a step between, a process of this binary that
@@ -213,18 +192,18 @@ func forkLimited(limit uint64, path string, argv []string, attr *syscall.ProcAtt
 	}
 	var errno [4]byte
 	// It ends without a byte when the program is executed.
-	if got, _ := readFD(fds[0], errno[:]); got < len(errno) {
+	if got, _ := ReadFD(fds[0], errno[:]); got < len(errno) {
 		return pid, nil
 	}
-	for {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			return 0, syscall.Errno(binary.NativeEndian.Uint32(errno[:]))
-		}
-	}
+	IgnoringEINTR(func() error {
+		_, err := unix.Wait4(pid, nil, 0, nil)
+		return err
+	})
+	return 0, syscall.Errno(binary.NativeEndian.Uint32(errno[:]))
 }
 
-// execLimited becomes the program under the limit, or tells the keeper why
-// not, on a descriptor that the program does not get.
+// execLimited becomes the program under the limit. If it cannot, it writes the
+// error number to report, a descriptor that the program does not get.
 func execLimited(limit uint64, report int, path string, argv []string) int {
 	unix.CloseOnExec(report)
 	err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
@@ -236,5 +215,5 @@ func execLimited(limit uint64, report int, path string, argv []string) int {
 		errno = unix.EIO
 	}
 	unix.Write(report, binary.NativeEndian.AppendUint32(nil, uint32(errno)))
-	return StatusCannotRun
+	return 126
 }

@@ -1,4 +1,4 @@
-package exec
+package keeper
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// procStat is what /proc/PID/stat says about a process, as far as needed.
+// procStat holds the fields of /proc/PID/stat that are needed.
 type procStat struct {
 	pid, ppid, pgrp int
 	state           byte
@@ -42,9 +42,9 @@ func parseStat(pid int, buf []byte) (procStat, bool) {
 	return s, true
 }
 
-// children lists pid's children. The list is a snapshot and, while processes
-// exit, can miss one: whoever must find all asks until wait4 says ECHILD.
-func children(pid int) []int {
+// childrenOf lists pid's children. The list is a snapshot and, while processes
+// exit, can miss one: to find all, repeat until wait4 returns ECHILD.
+func childrenOf(pid int) []int {
 	base := "/proc/" + strconv.Itoa(pid) + "/task"
 	tasks, err := os.ReadDir(base)
 	if err != nil {
@@ -111,8 +111,7 @@ const maxDepth = 256
 // walk calls visit for every descendant of pid that it can find, parents
 // before children, with a pidfd that surely is that process: a descendant's
 // number can be given to a stranger at any time, so each is pinned first and
-// its parenthood checked afterwards. The caller must be the only one to reap
-// pid's children.
+// its parenthood checked afterwards. Nobody else may reap pid's children.
 func walk(pid int, visit func(pidfd int, s procStat)) {
 	walkFrom(pid, -1, 0, visit)
 }
@@ -121,13 +120,13 @@ func walkFrom(parent, parentFD, depth int, visit func(pidfd int, s procStat)) {
 	if depth == maxDepth {
 		return
 	}
-	for _, pid := range children(parent) {
+	for _, pid := range childrenOf(parent) {
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil && depth > 0 {
 			continue
 		}
 		s, ok := readStat(pid)
-		// The parent must still be itself when its child's word is taken.
+		// The parent must still be the same process when its child names it.
 		if ok && s.ppid == parent && (parentFD < 0 || unix.PidfdSendSignal(parentFD, 0, nil, 0) == nil) {
 			visit(fd, s)
 			if fd >= 0 {
@@ -140,8 +139,8 @@ func walkFrom(parent, parentFD, depth int, visit func(pidfd int, s procStat)) {
 	}
 }
 
-// signal sends sig to the process that walk found. Only an own child comes
-// without a pidfd (Linux before 5.3), and its number can not be reused.
+// signal sends sig to a process that walk found. Only an own child comes
+// without a pidfd (Linux before 5.3), and its number cannot be reused.
 func signal(pidfd int, pid int, sig unix.Signal) error {
 	if pidfd < 0 {
 		return unix.Kill(pid, sig)

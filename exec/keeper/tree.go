@@ -1,4 +1,4 @@
-package exec
+package keeper
 
 import (
 	"fmt"
@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// startedAfter is how long a program runs before its keeper says that it
-	// does. Most end sooner, and that message would cost them a wake-up.
+	// startedAfter is how long a program runs before its keeper reports that it
+	// runs. Most end sooner, and the report would cost them a wake-up.
 	startedAfter = 10 * time.Millisecond
 
 	// refusedAfter is added to the grace before processes that a keeper may
@@ -33,9 +33,9 @@ type tree struct {
 	exited   bool // the program is reaped
 	ended    bool // the worker asked for the end before that
 	orphaned bool // the worker is gone
-	told     bool // msgStarted is not due any more
+	reported bool // msgStarted was sent
 
-	signalled map[int]bool // who got TERM: nobody gets it twice
+	signalled map[int]bool // processes that got TERM: none gets it twice
 	killAt    time.Time    // end of the grace
 	giveUpAt  time.Time    // end of trying to kill what refuses
 	refused   []string     // what refused last
@@ -69,7 +69,7 @@ func (t *tree) hold() bool {
 	}
 }
 
-// poll waits for the program to exit, the worker to speak, or t.pause.
+// poll waits for the program's exit, a message of the worker, or t.pause.
 func (t *tree) poll() (asked bool) {
 	fds := [2]unix.PollFd{{Fd: -1}, {Fd: -1}}
 	if !t.orphaned {
@@ -83,15 +83,15 @@ func (t *tree) poll() (asked bool) {
 		wait = min(wait, max(time.Until(t.killAt), 0))
 	}
 	if t.pidfd < 0 {
-		wait = min(wait, 5*time.Millisecond) // nothing else tells of the exit
+		wait = min(wait, 5*time.Millisecond) // nothing else shows the exit
 	}
 	ts := unix.NsecToTimespec(int64(wait))
 	n, err := unix.Ppoll(fds[:], &ts, nil)
 	return err == nil && n > 0 && fds[0].Revents != 0
 }
 
-// reap collects whoever died, and reports the program's exit. True: nothing is
-// left and all is said.
+// reap collects children that died, and reports the program's exit. done: nothing
+// is left, and that was reported.
 func (t *tree) reap() (done bool) {
 	var status unix.WaitStatus
 	exited := false
@@ -116,12 +116,12 @@ func (t *tree) reap() (done bool) {
 		break
 	}
 	if exited {
-		t.h.send(&report{kind: msgExited, number: t.number, pid: t.pid, status: uint32(status), ended: t.ended, gone: done})
+		t.h.send(&report{kind: msgExited, number: t.number, status: uint32(status), ended: t.ended, gone: done})
 		if !done {
 			t.term()
 		}
 	} else if done {
-		t.h.send(&report{kind: msgGone, number: t.number, pid: t.pid})
+		t.h.send(&report{kind: msgGone, number: t.number})
 	}
 	return done
 }
@@ -151,7 +151,7 @@ func (t *tree) listen() {
 	}
 }
 
-// advance does what the stage asks for after each wait. False: give up.
+// advance does one step of the stage after each wait. False: give up.
 func (t *tree) advance() bool {
 	switch t.stage {
 	case stageRunning:
@@ -178,13 +178,13 @@ func (t *tree) advance() bool {
 // keepLooking paces the reaping of orphans that die while the program runs:
 // every second while there are some, every eight when there are none.
 func (t *tree) keepLooking() {
-	if t.told {
+	if t.reported {
 		t.pause = min(2*t.pause, 8*time.Second)
 		return
 	}
-	t.told = true
+	t.reported = true
 	t.pause = time.Second
-	t.h.send(&report{kind: msgStarted, number: t.number, pid: t.pid})
+	t.h.send(&report{kind: msgStarted, number: t.number})
 }
 
 // term sends TERM to everything, once. A stopped process gets it when it
@@ -194,7 +194,7 @@ func (t *tree) term() {
 		return
 	}
 	t.stage = stageTerm
-	t.killAt = time.Now().Add(t.h.setup.grace)
+	t.killAt = time.Now().Add(t.h.setup.Grace)
 	t.pause = 500 * time.Microsecond
 	t.signalled = make(map[int]bool)
 	group := 0
@@ -214,11 +214,10 @@ func (t *tree) term() {
 	})
 }
 
-// termOrphans gives TERM to processes that have become ours since. Only ours:
-// what a process that handles TERM starts in order to clean up is not told
-// to stop.
+// termOrphans sends TERM to processes that have become ours since. Only to ours:
+// what a process that handles TERM starts in order to clean up shall finish.
 func (t *tree) termOrphans() {
-	for _, pid := range children(t.self) {
+	for _, pid := range childrenOf(t.self) {
 		if !t.signalled[pid] {
 			t.signalled[pid] = true
 			unix.Kill(pid, unix.SIGTERM)
@@ -232,19 +231,19 @@ func (t *tree) kill() {
 		return
 	}
 	t.stage = stageKill
-	t.giveUpAt = time.Now().Add(t.h.setup.grace + refusedAfter)
+	t.giveUpAt = time.Now().Add(t.h.setup.Grace + refusedAfter)
 	t.pause = 100 * time.Microsecond
 	t.killAll()
 }
 
-// killAll kills what it sees. Whoever was forked meanwhile is seen next time.
+// killAll kills every process that it finds. One forked in between is found next time.
 func (t *tree) killAll() {
 	if t.cgroup >= 0 {
 		killCgroup(t.cgroup)
 	}
-	// Own children first and without a look: their numbers are safe, and what
-	// forks and exits all the time is gone after one.
-	for _, pid := range children(t.self) {
+	// Own children first and without reading their state: their numbers are safe,
+	// and a process that forks and exits all the time would be gone by then.
+	for _, pid := range childrenOf(t.self) {
 		unix.Kill(pid, unix.SIGKILL)
 	}
 	var refused []string
@@ -264,12 +263,12 @@ func (t *tree) killAll() {
 	t.refused = refused
 }
 
-// giveUp says what is left and retires the keeper.
+// giveUp reports the survivors and retires the keeper.
 func (t *tree) giveUp() bool {
 	if !t.exited {
-		t.h.send(&report{kind: msgExited, number: t.number, pid: t.pid, status: uint32(unix.SIGKILL), ended: true})
+		t.h.send(&report{kind: msgExited, number: t.number, status: uint32(unix.SIGKILL), ended: true})
 	}
-	t.h.send(&report{kind: msgGone, number: t.number, pid: t.pid,
+	t.h.send(&report{kind: msgGone, number: t.number,
 		survivors: strings.Join(t.refused[:min(len(t.refused), 10)], ", ")})
 	return false
 }

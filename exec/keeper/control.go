@@ -1,4 +1,4 @@
-package exec
+package keeper
 
 import (
 	"encoding/binary"
@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The talk between a worker and a keeper. Both are the same binary, so it has
-// no versions. A message is a type and a payload, cut into packets of a
-// SOCK_SEQPACKET socket: each begins with a byte that says whether more of
-// the message follows, and the last one carries the descriptors.
+// A worker and its keepers exchange messages. Both are the same binary, so the
+// protocol has no versions. A message is a type and a payload, cut into packets of
+// a SOCK_SEQPACKET socket: each begins with a byte that is 1 if more of the
+// message follows, and the last packet carries the descriptors.
 type msgType byte
 
 const (
 	// Worker to keeper.
-	msgSetup  msgType = 's' // setup: once, first
-	msgRun    msgType = 'r' // order, with the program's descriptors 0-2 and those that it names
+	msgSetup  msgType = 's' // Setup: once, first
+	msgRun    msgType = 'r' // order, with the program's descriptors 0-2 and those that the order names
 	msgCancel msgType = 'c' // number: TERM, grace, KILL
 	msgKill   msgType = 'k' // number: KILL
 
@@ -35,30 +35,19 @@ const packetSize = 32 << 10
 // maxMessage is more than execve takes: nothing valid is longer.
 const maxMessage = 16 << 20
 
-// setup is what stays the same for all runs of a keeper.
-type setup struct {
-	path  string
-	argv  []string
-	env   []string
-	dir   string
-	grace time.Duration
-	limit uint64 // RLIMIT_DATA, 0 is none
-}
-
 // order starts one run.
 type order struct {
 	number uint64   // of the run; a late cancel must not hit the next one
-	argv   []string // nil: setup's
-	env    []string // after setup's
-	extra  int      // a descriptor that the program gets beside 0-2; 0 is none. Sent fourth
+	argv   []string // nil: the setup's
+	env    []string // added to the setup's
+	extra  int      // a further descriptor of the program, by its number there; 0 is none. Sent fourth
 	cgroup bool     // the last descriptor sent is the run's cgroup
 }
 
-// report is all that a keeper ever says.
+// report is the only message from a keeper.
 type report struct {
 	kind      msgType
 	number    uint64
-	pid       int
 	errno     int    // msgFailed
 	status    uint32 // msgExited: as wait4 gives it
 	ended     bool   // msgExited: cancel or kill came before the program exited
@@ -66,7 +55,7 @@ type report struct {
 	survivors string // msgGone: what could not be killed, in words
 }
 
-var errBadMessage = errors.New("exec: malformed keeper message")
+var errBadMessage = errors.New("malformed keeper message")
 
 type packer []byte
 
@@ -134,21 +123,21 @@ func (u *unpacker) strs() []string {
 	return list
 }
 
-func (s *setup) pack() []byte {
+func (s *Setup) pack() []byte {
 	p := packer{byte(msgSetup)}
-	p.str(s.path)
-	p.strs(s.argv)
-	p.strs(s.env)
-	p.str(s.dir)
-	p.uint(uint64(s.grace))
+	p.str(s.Path)
+	p.strs(s.Argv)
+	p.strs(s.Env)
+	p.str(s.Dir)
+	p.uint(uint64(s.Grace))
 	p.uint(s.limit)
 	return p
 }
 
-func (s *setup) unpack(b []byte) error {
+func (s *Setup) unpack(b []byte) error {
 	u := unpacker{buf: b}
-	s.path, s.argv, s.env, s.dir = u.str(), u.strs(), u.strs(), u.str()
-	s.grace, s.limit = time.Duration(u.uint()), u.uint()
+	s.Path, s.Argv, s.Env, s.Dir = u.str(), u.strs(), u.strs(), u.str()
+	s.Grace, s.limit = time.Duration(u.uint()), u.uint()
 	return u.err
 }
 
@@ -170,7 +159,7 @@ func (o *order) unpack(b []byte) error {
 	return u.err
 }
 
-// descriptors is how many come with the order.
+// descriptors counts the descriptors that come with the order.
 func (o *order) descriptors() int {
 	n := 3
 	if o.extra > 0 {
@@ -186,7 +175,6 @@ func (r *report) pack() []byte {
 	p := make(packer, 0, 64)
 	p = append(p, byte(r.kind))
 	p.uint(r.number)
-	p.uint(uint64(r.pid))
 	p.uint(uint64(r.errno))
 	p.uint(uint64(r.status))
 	p.bool(r.ended)
@@ -201,7 +189,7 @@ func (r *report) unpack(b []byte) error {
 	}
 	r.kind = msgType(b[0])
 	u := unpacker{buf: b[1:]}
-	r.number, r.pid, r.errno, r.status = u.uint(), int(u.uint()), int(u.uint()), uint32(u.uint())
+	r.number, r.errno, r.status = u.uint(), int(u.uint()), uint32(u.uint())
 	r.ended, r.gone, r.survivors = u.uint() != 0, u.uint() != 0, u.str()
 	return u.err
 }
@@ -236,7 +224,7 @@ type receiver struct {
 }
 
 // next returns the next message and the descriptors that came with it. Zero
-// bytes, which is how a SEQPACKET socket says EOF, are io.EOF.
+// bytes, which is EOF on a SEQPACKET socket, are io.EOF.
 func (r *receiver) next() (t msgType, payload []byte, fds []int, err error) {
 	var msg []byte
 	for {

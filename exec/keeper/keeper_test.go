@@ -1,0 +1,170 @@
+package keeper
+
+import (
+	"fmt"
+	"io"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	if status, ok := Dispatch(); ok {
+		os.Exit(status)
+	}
+	if len(os.Args) == 2 && os.Args[1] == "hello" {
+		fmt.Println("hello")
+		return
+	}
+	if err := BecomeReaper(); err != nil {
+		panic(err)
+	}
+	Env = append(Env, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
+	os.Exit(m.Run())
+}
+
+// A link to the binary may have any name; only a real keeper acts as one.
+func TestDispatchByMoreThanName(t *testing.T) {
+	for _, name := range []string{keeperName, limitName, "fbus"} {
+		cmd := osexec.Command("/proc/self/exe", "hello")
+		cmd.Args[0] = name
+		var out []byte
+		forget, err := Adopt(func() (pid int, err error) {
+			// Output waits too; nothing is swept meanwhile.
+			out, err = cmd.Output()
+			return 0, err
+		})
+		forget()
+		if err != nil || string(out) != "hello\n" {
+			t.Errorf("%s: %v, %q", name, err, out)
+		}
+	}
+}
+
+// Idle keepers end, except one for the next program.
+func TestIdleKeepersEnd(t *testing.T) {
+	defer func(d time.Duration) { idleAfter = d }(idleAfter)
+	idleAfter = 10 * time.Millisecond
+	p, err := NewPool(Setup{Path: "/bin/true", Argv: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	run := func() {
+		r, err := p.Start(Order{}, 0, 1, 2)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if end, gone := r.Wait(nil); !gone || !end.Exited || end.Status != 0 || end.Asked {
+			t.Errorf("%+v, %v", end, gone)
+		}
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { run(); run(); run() })
+	}
+	wg.Wait()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		p.mu.Lock()
+		n := len(p.idle)
+		p.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d keepers are idle", n)
+		}
+	}
+	run()
+}
+
+// An idle keeper that was killed costs the next program nothing.
+func TestIdleKeeperKilled(t *testing.T) {
+	p, err := NewPool(Setup{Path: "/bin/true", Argv: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for range 3 {
+		fd, err := unix.PidfdOpen(p.idle[0].pid, 0)
+		if err != nil {
+			t.Skip(err)
+		}
+		unix.Kill(p.idle[0].pid, unix.SIGKILL)
+		IgnoringEINTR(func() error {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			return err
+		})
+		unix.Close(fd)
+		r, err := p.Start(Order{}, 0, 1, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Wait(nil)
+	}
+}
+
+// A keeper starts its program in the cgroup that it is handed, and ends what is
+// in there. No memory controller is needed for that.
+func TestKeeperCgroup(t *testing.T) {
+	dir := ""
+	for _, base := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		d := fmt.Sprintf("%s/fbus-test-%d", base, os.Getpid())
+		if _, err := os.Stat(base + "/cgroup.procs"); err == nil && os.Mkdir(d, 0o755) == nil {
+			dir = d
+			break
+		}
+	}
+	if dir == "" {
+		t.Skip("no cgroups can be made here")
+	}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &group{path: dir, fd: fd}
+	k, err := startKeeper(&Setup{Path: "/bin/sh", Argv: []string{"sh", "-c", "trap '' TERM; sleep 1000 & cat /proc/self/cgroup"}, Grace: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.end()
+	r, w, _ := os.Pipe()
+	if err := k.run(&order{cgroup: true}, []int{0, int(w.Fd()), 2, fd}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		rep, err := k.next()
+		if err != nil || rep.kind == msgFailed {
+			t.Fatal(rep, err)
+		}
+		if rep.kind == msgGone {
+			break
+		}
+	}
+	w.Close()
+	out, _ := io.ReadAll(r)
+	r.Close()
+	if !strings.Contains(string(out), "0::/"+filepath.Base(dir)+"\n") {
+		t.Errorf("%s", out)
+	}
+	l.remove()
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the cgroup is still there")
+	}
+}
+
+func TestNoMemoryController(t *testing.T) {
+	if _, err := newGroup(t.TempDir()+"/none/leaf", 1<<20); err == nil {
+		t.Error("made a group in a directory that does not exist")
+	}
+	if dir := usableCgroup(t.TempDir()); dir != "" {
+		t.Errorf("%s is not a cgroup", dir)
+	}
+}

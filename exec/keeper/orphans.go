@@ -1,0 +1,145 @@
+package keeper
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// reaping is true in a subreaper: orphans become this process's children.
+var reaping atomic.Bool
+
+// children lists this process's own children, to tell a dead keeper's orphans
+// from them.
+var children = childSet{known: make(map[int]struct{})}
+
+type childSet struct {
+	mu    sync.Mutex // guards known; held while a child is started, so that none is unknown
+	known map[int]struct{}
+}
+
+// BecomeReaper makes this process a child subreaper (prctl(2)), so that it can
+// find and kill what a killed keeper leaves behind. A worker calls it once,
+// before NewPool.
+//
+// It changes what happens to children that this package does not know. The
+// orphans of any child of this process become children of this process. When a
+// keeper dies, and in EndOrphans, every child that is neither a keeper nor was
+// started by Adopt is taken for an orphan: it is killed with all its descendants,
+// and reaped. So a program that calls BecomeReaper must start its other
+// processes, also those of os/exec, by Adopt.
+func BecomeReaper() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl", err)
+	}
+	reaping.Store(true)
+	return nil
+}
+
+// Adopt starts a child of this process that is not a keeper, and protects it when
+// a dead keeper's orphans are killed. start returns the child's pid. Call forget
+// after the child was waited for.
+func Adopt(start func() (pid int, err error)) (forget func(), err error) {
+	children.mu.Lock()
+	defer children.mu.Unlock()
+	pid, err := start()
+	if err != nil {
+		return func() {}, err
+	}
+	children.known[pid] = struct{}{}
+	return func() { children.forget(pid) }, nil
+}
+
+// WithoutFork calls ask while no child is being started. A child that is being
+// started holds copies of all our descriptors for a moment.
+func WithoutFork(ask func() bool) bool {
+	children.mu.Lock()
+	defer children.mu.Unlock()
+	return ask()
+}
+
+func (c *childSet) startKeeper(control int) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pid, err := forkKeeper(control)
+	if err == nil {
+		c.known[pid] = struct{}{}
+	}
+	return pid, err
+}
+
+func (c *childSet) forget(pid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, pid)
+}
+
+// reap waits for a keeper to end. Only when it is reaped have its orphans surely
+// become ours; only then may its number be forgotten.
+func (c *childSet) reap(pid int) {
+	IgnoringEINTR(func() error {
+		_, err := unix.Wait4(pid, nil, 0, nil)
+		return err
+	})
+	c.forget(pid)
+}
+
+// sweep kills and reaps the orphans of a dead keeper that began at start, until
+// none is left that can be killed.
+func (c *childSet) sweep(start uint64) {
+	if !reaping.Load() {
+		return
+	}
+	giveUp := time.Now().Add(refusedAfter)
+	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		left, refused := c.sweepOnce(start, unix.SIGKILL)
+		if left == 0 || (refused == left && time.Now().After(giveUp)) {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// EndOrphans ends what children started by Adopt left behind when they ended:
+// TERM, then KILL when grace is over. Without BecomeReaper it does nothing.
+func EndOrphans(grace time.Duration) {
+	if !reaping.Load() {
+		return
+	}
+	sig := unix.SIGTERM
+	for until := time.Now().Add(grace); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		if left, _ := children.sweepOnce(0, sig); left == 0 {
+			return
+		}
+		sig = 0 // once is enough
+	}
+	children.sweep(0)
+}
+
+// sweepOnce signals and reaps orphans. It looks at all processes: a child that
+// exits stays in that list until it is reaped here, so none is missed.
+func (c *childSet) sweepOnce(start uint64, sig syscall.Signal) (left, refused int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	self := os.Getpid()
+	for _, s := range scanProcs() {
+		if _, ours := c.known[s.pid]; ours || s.ppid != self || s.start < start {
+			continue
+		}
+		left++
+		err := unix.Kill(s.pid, sig)
+		if sig == unix.SIGTERM {
+			unix.Kill(s.pid, unix.SIGCONT) // a stopped one would not see it
+		}
+		if err == unix.EPERM && s.state != 'Z' {
+			refused++
+		}
+		walkFrom(s.pid, -1, 1, func(fd int, d procStat) { signal(fd, d.pid, sig) })
+		unix.Wait4(s.pid, nil, unix.WNOHANG, nil)
+	}
+	return left, refused
+}

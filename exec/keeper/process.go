@@ -1,0 +1,242 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a program that a keeper holds, with everything that it has started.
+type Process struct {
+	pool   *Pool
+	number uint64 // of the keeper's run
+	group  *group // nil: cgroups do not limit its memory
+
+	mu sync.Mutex // guards k
+	k  *keeper    // nil once nothing of the program is left: the keeper may hold another
+}
+
+// End describes how a program ended. The zero End means that its keeper was
+// killed before the program's exit was known.
+type End struct {
+	Errno       syscall.Errno // not 0: the program could not be executed
+	Exited      bool          // the program exited, with Status
+	Status      syscall.WaitStatus
+	Asked       bool   // Cancel or Kill came before the program exited
+	OutOfMemory bool   // the kernel killed it for its memory limit
+	Survivors   string // what could not be killed, in words
+}
+
+// Cancel ends the process tree: TERM, the grace, KILL. It does nothing once the
+// tree is gone.
+func (p *Process) Cancel() { p.signal(msgCancel) }
+
+// Kill kills the process tree, also one that a Cancel is ending.
+func (p *Process) Kill() { p.signal(msgKill) }
+
+func (p *Process) signal(t msgType) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.k == nil {
+		return
+	}
+	m := packer{byte(t)}
+	m.uint(p.number)
+	p.k.send(m, nil)                 // if it fails the keeper is dead, and Wait sees it
+	unix.Kill(p.k.pid, unix.SIGCONT) // a stopped keeper has to wake
+}
+
+// Interrupt makes Wait return as soon as it finds that the program still runs.
+func (p *Process) Interrupt() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.k != nil {
+		p.k.file.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Wait returns when nothing is left of the process tree. If exited is not nil it
+// is called when the program itself has exited, before what it left behind is
+// ended. gone is false if Interrupt broke the wait off while the program still
+// ran; then Wait must be called again. Only one goroutine may wait.
+func (p *Process) Wait(exited func(End)) (end End, gone bool) {
+	for {
+		rep, err := p.k.next()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			p.k.file.SetReadDeadline(time.Time{})
+			if !end.Exited { // else the interrupt came too late
+				return end, false
+			}
+		case err != nil:
+			p.release(&end, true)
+			return end, true
+		case rep.number != p.number:
+		case rep.kind == msgFailed:
+			end.Errno = syscall.Errno(rep.errno)
+			p.release(&end, false)
+			return end, true
+		case rep.kind == msgExited:
+			end.Exited, end.Status, end.Asked = true, syscall.WaitStatus(rep.status), rep.ended
+			end.OutOfMemory = p.group.oom()
+			if exited != nil {
+				exited(end)
+			}
+			if rep.gone {
+				p.release(&end, false)
+				return end, true
+			}
+		case rep.kind == msgGone:
+			end.Survivors = rep.survivors
+			p.release(&end, false)
+			return end, true
+		}
+	}
+}
+
+// release returns the keeper to the pool, or ends it, or cleans up after a dead
+// one: it and all that it held are dead when release returns.
+func (p *Process) release(end *End, dead bool) {
+	p.mu.Lock()
+	k := p.k
+	p.k = nil
+	k.file.SetReadDeadline(time.Time{})
+	p.mu.Unlock()
+	switch {
+	case dead:
+		k.discard()
+		end.OutOfMemory = end.OutOfMemory || p.group.oom()
+	case end.Survivors != "":
+		k.end()
+	default:
+		p.pool.put(k)
+	}
+	p.group.remove()
+}
+
+// keeper is the worker's side of one keeper process, which runs programs one
+// after another and reports how each ended. One goroutine runs and listens; send
+// may be called at the same time.
+type keeper struct {
+	pid    int
+	start  uint64 // when it began, in the kernel's ticks: its orphans are younger
+	file   *os.File
+	conn   syscall.RawConn
+	number uint64
+	idle   int64 // since when, see Pool
+	buf    [512]byte
+}
+
+// Env is a keeper's own environment; programs get Setup's. One thread works and
+// little memory is used, so a collection is hardly ever needed.
+var Env = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB"}
+
+func startKeeper(s *Setup) (*keeper, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	k := &keeper{}
+	k.pid, err = children.startKeeper(pair[1])
+	unix.Close(pair[1])
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("start keeper: %w", err)
+	}
+	if st, ok := readStat(k.pid); ok {
+		k.start = st.start
+	}
+	if err = unix.SetNonblock(pair[0], true); err == nil {
+		k.file = os.NewFile(uintptr(pair[0]), "keeper")
+		if k.conn, err = k.file.SyscallConn(); err == nil {
+			err = k.send(s.pack(), nil)
+		}
+	}
+	if err != nil {
+		k.end()
+		return nil, err
+	}
+	return k, nil
+}
+
+// forkKeeper executes this binary as a keeper with its control socket.
+func forkKeeper(control int) (int, error) {
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(null)
+	return syscall.ForkExec(selfExe, []string{keeperName}, &syscall.ProcAttr{
+		Env:   Env,
+		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(control)},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+}
+
+// run starts a program. An error means that the keeper was dead before: the
+// program did not start.
+func (k *keeper) run(o *order, fds []int) error {
+	k.number++
+	o.number = k.number
+	return k.send(o.pack(), unix.UnixRights(fds...))
+}
+
+func (k *keeper) send(msg, rights []byte) error {
+	return packets(msg, rights, func(packet, rights []byte) error {
+		var err error
+		werr := k.conn.Write(func(fd uintptr) bool {
+			err = IgnoringEINTR(func() error {
+				return unix.Sendmsg(int(fd), packet, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			})
+			return err != unix.EAGAIN
+		})
+		return errors.Join(werr, err)
+	})
+}
+
+// next waits for a report. io.EOF: the keeper is dead. os.ErrDeadlineExceeded:
+// the wait was interrupted, and there is no report.
+func (k *keeper) next() (r report, err error) {
+	var n int
+	try := func(fd uintptr) bool {
+		n, err = ReadFD(int(fd), k.buf[:])
+		return err != unix.EAGAIN
+	}
+	rerr := k.conn.Read(try)
+	if errors.Is(rerr, os.ErrDeadlineExceeded) {
+		if cerr := k.conn.Control(func(fd uintptr) { try(fd) }); cerr != nil || err != unix.EAGAIN {
+			rerr = cerr
+		}
+	}
+	switch {
+	case rerr != nil:
+		return r, rerr
+	case err != nil:
+		return r, err
+	case n == 0:
+		return r, io.EOF
+	}
+	return r, r.unpack(k.buf[1:n])
+}
+
+// end closes an idle keeper's socket and waits until it has exited.
+func (k *keeper) end() {
+	if k.file != nil {
+		k.file.Close()
+	}
+	children.reap(k.pid)
+}
+
+// discard cleans up after a keeper that died, or whose reports make no sense: it
+// and all that it held are dead when discard returns.
+func (k *keeper) discard() {
+	unix.Kill(k.pid, unix.SIGKILL)
+	k.end()
+	children.sweep(k.start)
+}

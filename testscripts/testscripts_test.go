@@ -3,6 +3,7 @@
 package testscripts
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"os"
@@ -36,6 +37,7 @@ func TestMain(m *testing.M) {
 		"forge":    func() { os.Exit(forge()) },
 		"impostor": func() { os.Exit(impostor()) },
 		"knock":    func() { os.Exit(knock()) },
+		"each":     func() { os.Exit(each()) },
 	})
 }
 
@@ -79,6 +81,13 @@ func params(t *testing.T) testscript.Params {
 // setup gives a script a home, an address for its node, and an end that leaves
 // nothing behind.
 func setup(env *testscript.Env) error {
+	script, err := os.ReadFile(strings.TrimPrefix(filepath.Base(env.WorkDir), "script-") + ".txtar")
+	if err != nil {
+		return err
+	}
+	if tool := lacking(script); tool != "" {
+		env.T().Skip("needs " + tool)
+	}
 	for _, dir := range []string{"home", "tmp", "fbus-home"} {
 		if err := os.MkdirAll(filepath.Join(env.WorkDir, dir), 0o700); err != nil {
 			return err
@@ -104,6 +113,24 @@ func setup(env *testscript.Env) error {
 	stop := r.bound()
 	env.Defer(func() { stop(); r.finish(env.T()) })
 	return nil
+}
+
+// extras are the programs that scripts use and that a plain machine, with sh and the
+// coreutils, may lack.
+var extras = regexp.MustCompile(`\b(awk|cmp|diff|find|getconf|grep|openssl|perl|python3|sed|setpriv|setsid|unshare|xargs)\b`)
+
+// builtins are lines of scripts that name an extra and do not run it.
+var builtins = regexp.MustCompile(`(?m)^(#|!? ?(cmp|grep|stdout|stderr) |waitfor !? ?grep ).*$`)
+
+// lacking returns a program that a script uses and this machine does not have. Where
+// the script itself asks for the program, as in [exec:perl], it decides alone.
+func lacking(script []byte) string {
+	for _, tool := range extras.FindAllString(string(builtins.ReplaceAll(script, nil)), -1) {
+		if _, err := exec.LookPath(tool); err != nil && !bytes.Contains(script, []byte("exec:"+tool+"]")) {
+			return tool
+		}
+	}
+	return ""
 }
 
 // condition knows what a script may need that is not everywhere.

@@ -16,8 +16,17 @@ import (
 // scripts are named, or by the beginning of their names up to a _.
 type scripts struct{ names, why string }
 
-// notOverTLS are the scripts that say nothing about the way to the node, or
-// something that is true of unix sockets alone.
+// overTLSToo are the scripts that run over TLS as well: what they promise depends on the
+// way to the node.
+var overTLSToo = []scripts{
+	{"call_streams call_stdin_never_waited call_streaming call_closed_pipe call_all_input", "bytes in both directions"},
+	{"call_interrupted call_killed call_stopped call_timeout cancel", "the caller ends the call"},
+	{"call_worker_killed call_node_killed offer_node_restart result_restart", "a peer is lost"},
+	{"serve_drain serve_second_signal offer_drain", "a peer drains"},
+	{"ps map_items pipe_queue post", "many calls on one connection, and its caller's name"},
+}
+
+// notOverTLS are the scripts that cannot run over TLS. FBUS_SOAK=1 runs all others.
 var notOverTLS = []scripts{
 	{"up_ up", "make a node of their own, or name one by its socket"},
 	{"serve_socket_taken serve_stale_socket serve_network_ serve_ready status socket_ doctor_", "are about sockets, and which node is found"},
@@ -26,26 +35,17 @@ var notOverTLS = []scripts{
 	{"example_", "connect themselves, or know where"},
 }
 
-// chosenOverTLS are those that are run where all would take too long.
-var chosenOverTLS = []scripts{
-	{"call_streams call_stdin_never_waited call_streaming call_status_fbus call_all", "bytes and statuses"},
-	{"call_interrupted call_stopped call_timeout cancel map_interrupted", "the caller ends it"},
-	{"call_worker_killed call_node_killed offer_node_restart", "somebody else is lost"},
-	{"serve_drain serve_second_signal offer_drain", "and ends in order"},
-	{"ls ps map_items pipe_many", "and the rest"},
-}
-
 var (
 	startsNode = regexp.MustCompile(`(?m)^node\b`)
 	usesTCP    = regexp.MustCompile(`--listen|FBUS_TICKET`) // by itself
 )
 
+// TestScriptsTLS runs scripts again, over TLS.
 func TestScriptsTLS(t *testing.T) {
 	files, err := filepath.Glob("*.txtar")
 	if err != nil {
 		t.Fatal(err)
 	}
-	short := testing.Short() || raceEnabled // all of them take a while
 	p := params(t)
 	setup := p.Setup
 	p.Setup = func(env *testscript.Env) error {
@@ -62,7 +62,7 @@ func TestScriptsTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if startsNode.Match(src) && !usesTCP.Match(src) && !has(notOverTLS, file) && (!short || has(chosenOverTLS, file)) {
+		if startsNode.Match(src) && !usesTCP.Match(src) && !has(notOverTLS, file) && (soak() || has(overTLSToo, file)) {
 			p.Files = append(p.Files, file)
 		}
 	}

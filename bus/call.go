@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"strconv"
 	"time"
 )
@@ -28,8 +29,8 @@ type outCall struct {
 // the call; the context's cause if that was cancelled; or what a writer
 // returned. The Result is filled as far as it is known.
 func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
-	if len(req.Args.Data()) > MaxArgs {
-		return Result{}, args.Errorf(args.CodeBadInput, "arguments of %d bytes exceed the limit of %d: send them as input instead", len(req.Args.Data()), MaxArgs)
+	if len(req.Args.Data()) > wire.MaxArgs {
+		return Result{}, args.Errorf(args.CodeBadInput, "arguments of %d bytes exceed the limit of %d: send them as input instead", len(req.Args.Data()), wire.MaxArgs)
 	}
 	in := readAhead(req.Input)
 	if in.err != nil {
@@ -48,13 +49,13 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 // it has whole; the others are for this side, which can rewind a file.
 func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time, try int) (Result, bool, error) {
 	call := &outCall{client: c, req: req}
-	call.stdout.init(call, Output)
+	call.stdout.init(call, wire.Output)
 	call.stdout.wake = make(chan struct{}, 1)
-	call.stderr.init(call, Stderr)
-	frame := CallFrame{
+	call.stderr.init(call, wire.Stderr)
+	frame := wire.CallFrame{
 		Kind: req.Args.Kind(), Args: req.Args.Data(),
-		WaitFunction: millis(req.WaitFunction), WaitSlot: Forever, On: []byte(req.On),
-		WindowOutput: InitialWindow, WindowStderr: InitialWindow,
+		WaitFunction: millis(req.WaitFunction), WaitSlot: wire.Forever, On: []byte(req.On),
+		WindowOutput: wire.InitialWindow, WindowStderr: wire.InitialWindow,
 	}
 	if req.WaitSlot != nil {
 		frame.WaitSlot = millis(*req.WaitSlot)
@@ -75,7 +76,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	}
 	in.fill(&frame)
 	if req.Input != nil && req.Args.Kind() != args.KindRaw {
-		frame.Flags |= FlagHasInput
+		frame.Flags |= wire.FlagHasInput
 	}
 	if in.whole() {
 		frame.Retries = uint64(max(0, req.Retries))
@@ -131,11 +132,11 @@ func millis(d time.Duration) uint64 {
 		return 0
 	}
 	ms := uint64((d + time.Millisecond - 1) / time.Millisecond)
-	return min(ms, Forever)
+	return min(ms, wire.Forever)
 }
 
 // open sends CALL under a new id.
-func (c *Client) open(call *outCall, f CallFrame) error {
+func (c *Client) open(call *outCall, f wire.CallFrame) error {
 	c.mu.Lock()
 	if c.err != nil {
 		defer c.mu.Unlock()
@@ -153,7 +154,7 @@ func (c *Client) open(call *outCall, f CallFrame) error {
 	// If it fails the connection ends, and fails the call: with what the node has said,
 	// if that has closed it.
 	flush, _ := c.conn.Queue(frame)
-	*frame = CallFrame{} // the arguments are not ours to keep
+	*frame = wire.CallFrame{} // the arguments are not ours to keep
 	c.mu.Unlock()
 	if flush {
 		c.conn.Flush(others)

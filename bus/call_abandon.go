@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"time"
 )
 
@@ -29,7 +30,7 @@ func (call *outCall) abandon(err error) {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrDeadline) {
 		code = args.CodeDeadline
 	}
-	c.conn.Send(&CancelFrame{ID: call.id, Code: []byte(code)})
+	c.conn.Send(&wire.CancelFrame{ID: call.id, Code: []byte(code)})
 }
 
 // awaitEnd waits for the END of a call that was given up, which says who had it.

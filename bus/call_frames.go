@@ -1,6 +1,9 @@
 package bus
 
-import "fbus/bus/args"
+import (
+	"fbus/bus/args"
+	"fbus/bus/wire"
+)
 
 // outgoing finds a call that this side opened, nil for one that has ended. The
 // client's mu is held.
@@ -15,14 +18,14 @@ func (c *Client) outgoing(id uint64) (*outCall, error) {
 }
 
 // outputData takes stdout or stderr of a call of ours.
-func (c *Client) outputData(f *DataFrame) error {
+func (c *Client) outputData(f *wire.DataFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call, err := c.outgoing(f.ID)
 	if call == nil {
 		return err
 	}
-	if f.Stream == Stderr {
+	if f.Stream == wire.Stderr {
 		if call.errEnd == nil {
 			call.errEnd = make(chan struct{})
 			call.stderr.expect()
@@ -45,7 +48,7 @@ func (call *outCall) pumpStderr(done chan struct{}) {
 }
 
 // inputGrant lets a call of ours send more input.
-func (c *Client) inputGrant(f *GrantFrame) error {
+func (c *Client) inputGrant(f *wire.GrantFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call, err := c.outgoing(f.ID)
@@ -67,7 +70,7 @@ func (i *interned) intern(p []byte) string {
 }
 
 // handleEnd ends a call of ours.
-func (c *Client) handleEnd(f *EndFrame) error {
+func (c *Client) handleEnd(f *wire.EndFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call, err := c.outgoing(f.ID)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -44,12 +45,12 @@ type DialOptions struct {
 // Client is a connection to a node, over which any number of calls and offers
 // can be under way.
 type Client struct {
-	conn  *Conn
+	conn  *wire.Conn
 	creds *Credentials // nil on this machine
 	addr  string       // what was dialled
 
 	mu       sync.Mutex // protects the fields below
-	node     HelloFrame
+	node     wire.HelloFrame
 	lastOut  uint64 // highest id this side opened
 	out      map[uint64]*outCall
 	lastIn   uint64 // highest id the node opened
@@ -71,8 +72,8 @@ type Client struct {
 
 // scratch is what frames are put together in: they are encoded at once.
 type scratch struct {
-	call       CallFrame
-	end        EndFrame
+	call       wire.CallFrame
+	end        wire.EndFrame
 	name, code []byte
 }
 
@@ -89,7 +90,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	if o == nil {
 		o = &DialOptions{}
 	}
-	hello := HelloFrame{Major: Major, Minor: Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name)}
+	hello := wire.HelloFrame{Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name)}
 	if o.Instance == "" {
 		hello.Instance = []byte(NewInstance())
 	}
@@ -98,7 +99,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 		hello.Name = []byte(name)
 	}
 	c := &Client{
-		conn: NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
+		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *args.Error{}, offers: map[string]*Offering{},
 		hello: make(chan struct{}), done: make(chan struct{}), creds: o.Credentials, addr: o.dialled,
 	}
@@ -162,9 +163,9 @@ func (c *Client) lost(err error) error {
 
 func (c *Client) limit() int {
 	if c.greeted {
-		return MaxFrame
+		return wire.MaxFrame
 	}
-	return MaxHelloFrame
+	return wire.MaxHelloFrame
 }
 
 // Done is closed when the connection is gone; Err then says why.
@@ -198,51 +199,51 @@ func (c *Client) Close() error {
 }
 
 // Handle implements [Handler]: it is called by the connection.
-func (c *Client) Handle(b *Batch, f Frame) error {
+func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	if !c.greeted {
 		return c.greet(f)
 	}
 	switch f := f.(type) {
-	case *ErrorFrame:
+	case *wire.ErrorFrame:
 		return remoteError(f)
-	case *OfferedFrame:
+	case *wire.OfferedFrame:
 		return c.handleOffered(f)
-	case *CallFrame:
+	case *wire.CallFrame:
 		return c.handleCall(b, f)
-	case *DataFrame:
-		if f.Stream == Input {
+	case *wire.DataFrame:
+		if f.Stream == wire.Input {
 			return c.inputData(f)
 		}
 		return c.outputData(f)
-	case *EOFFrame:
+	case *wire.EOFFrame:
 		return c.inputEOF(f)
-	case *GrantFrame:
-		if f.Stream == Input {
+	case *wire.GrantFrame:
+		if f.Stream == wire.Input {
 			return c.inputGrant(f)
 		}
 		return c.outputGrant(f)
-	case *CancelFrame:
+	case *wire.CancelFrame:
 		return c.handleCancel(f)
-	case *EndFrame:
+	case *wire.EndFrame:
 		return c.handleEnd(f)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", f.frameType())
+	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", f.FrameType())
 }
 
-func remoteError(f *ErrorFrame) error {
+func remoteError(f *wire.ErrorFrame) error {
 	return args.FromWire(string(f.Code), string(f.Message), 0)
 }
 
 // greet takes the node's first frame.
-func (c *Client) greet(f Frame) error {
+func (c *Client) greet(f wire.Frame) error {
 	switch f := f.(type) {
-	case *HelloFrame:
-		if f.Major != Major {
-			return args.Errorf(args.CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, Major)
+	case *wire.HelloFrame:
+		if f.Major != wire.Major {
+			return args.Errorf(args.CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, wire.Major)
 		}
 		c.conn.NetConn().SetReadDeadline(time.Time{})
 		c.mu.Lock()
-		c.node = HelloFrame{
+		c.node = wire.HelloFrame{
 			Major: f.Major, Minor: f.Minor,
 			Network: clone(f.Network), Instance: clone(f.Instance), Name: clone(f.Name), Connection: clone(f.Connection),
 		}
@@ -250,10 +251,10 @@ func (c *Client) greet(f Frame) error {
 		c.greeted = true
 		close(c.hello)
 		return nil
-	case *ErrorFrame:
+	case *wire.ErrorFrame:
 		return remoteError(f)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", f.frameType())
+	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", f.FrameType())
 }
 
 func clone(p []byte) []byte { return append([]byte(nil), p...) }

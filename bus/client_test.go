@@ -19,6 +19,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 
 	"go.uber.org/goleak"
 )
@@ -598,7 +599,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			if err != nil {
 				return
 			}
-			nc.Write((&bus.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}).Append(nil))
+			nc.Write((&wire.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}).Append(nil))
 			nc.Close()
 			closed <- struct{}{}
 		}
@@ -634,28 +635,28 @@ func TestRefusedAtOnce(t *testing.T) {
 
 // TestHostileNode: a node that breaks the protocol fails what is under way.
 func TestHostileNode(t *testing.T) {
-	hello := &bus.HelloFrame{Major: 1, Network: []byte("n"), Connection: []byte("x-1")}
+	hello := &wire.HelloFrame{Major: 1, Network: []byte("n"), Connection: []byte("x-1")}
 	for name, tc := range map[string]struct {
 		hello, send []byte
 		code        string
 	}{
 		"says nothing and closes":    {nil, nil, args.CodeNoNode},
-		"another version":            {(&bus.HelloFrame{Major: 2}).Append(nil), nil, args.CodeVersion},
-		"an error":                   {(&bus.ErrorFrame{Code: []byte("wrong_network")}).Append(nil), nil, args.CodeNetwork},
+		"another version":            {(&wire.HelloFrame{Major: 2}).Append(nil), nil, args.CodeVersion},
+		"an error":                   {(&wire.ErrorFrame{Code: []byte("wrong_network")}).Append(nil), nil, args.CodeNetwork},
 		"text":                       {[]byte("HTTP/1.1 400"), nil, args.CodeNoNode},
-		"a call first":               {(&bus.CallFrame{ID: 1}).Append(nil), nil, args.CodeProtocol},
-		"END never opened":           {hello.Append(nil), (&bus.EndFrame{ID: 7}).Append(nil), args.CodeProtocol},
-		"END beyond the credit":      {hello.Append(nil), (&bus.EndFrame{ID: 1, Output: make([]byte, bus.InitialWindow+1)}).Append(nil), args.CodeProtocol},
-		"DATA beyond the credit":     {hello.Append(nil), (&bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: make([]byte, bus.InitialWindow+1)}).Append(nil), args.CodeProtocol},
-		"too much credit":            {hello.Append(nil), bytes.Repeat((&bus.GrantFrame{ID: 1, Bytes: 4 << 20}).Append(nil), 3), args.CodeProtocol},
-		"an answer to no offer":      {hello.Append(nil), (&bus.OfferedFrame{Seq: 3}).Append(nil), args.CodeProtocol},
-		"an offer":                   {hello.Append(nil), (&bus.OfferFrame{Seq: 3}).Append(nil), args.CodeProtocol},
+		"a call first":               {(&wire.CallFrame{ID: 1}).Append(nil), nil, args.CodeProtocol},
+		"END never opened":           {hello.Append(nil), (&wire.EndFrame{ID: 7}).Append(nil), args.CodeProtocol},
+		"END beyond the credit":      {hello.Append(nil), (&wire.EndFrame{ID: 1, Output: make([]byte, wire.InitialWindow+1)}).Append(nil), args.CodeProtocol},
+		"DATA beyond the credit":     {hello.Append(nil), (&wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: make([]byte, wire.InitialWindow+1)}).Append(nil), args.CodeProtocol},
+		"too much credit":            {hello.Append(nil), bytes.Repeat((&wire.GrantFrame{ID: 1, Bytes: 4 << 20}).Append(nil), 3), args.CodeProtocol},
+		"an answer to no offer":      {hello.Append(nil), (&wire.OfferedFrame{Seq: 3}).Append(nil), args.CodeProtocol},
+		"an offer":                   {hello.Append(nil), (&wire.OfferFrame{Seq: 3}).Append(nil), args.CodeProtocol},
 		"a second HELLO":             {hello.Append(nil), hello.Append(nil), args.CodeProtocol},
 		"a length bomb":              {hello.Append(nil), []byte{0xff, 0, 0, 0}, args.CodeNodeLost},
 		"half a frame":               {hello.Append(nil), []byte{0, 0, 0, 3, 0x92}, args.CodeNodeLost},
-		"an error mid-call":          {hello.Append(nil), (&bus.ErrorFrame{Code: []byte("superseded")}).Append(nil), args.CodeSuperseded},
+		"an error mid-call":          {hello.Append(nil), (&wire.ErrorFrame{Code: []byte("superseded")}).Append(nil), args.CodeSuperseded},
 		"an end between frames":      {hello.Append(nil), nil, args.CodeNodeLost},
-		"a call of nothing we offer": {hello.Append(nil), append((&bus.CallFrame{ID: 1, Name: []byte("x")}).Append(nil), (&bus.CallFrame{ID: 1, Name: []byte("x")}).Append(nil)...), args.CodeProtocol},
+		"a call of nothing we offer": {hello.Append(nil), append((&wire.CallFrame{ID: 1, Name: []byte("x")}).Append(nil), (&wire.CallFrame{ID: 1, Name: []byte("x")}).Append(nil)...), args.CodeProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
@@ -669,7 +670,7 @@ func TestHostileNode(t *testing.T) {
 					if err != nil {
 						return
 					}
-					if typ == bus.TypeCall {
+					if typ == wire.TypeCall {
 						opened <- struct{}{}
 					}
 				}
@@ -697,7 +698,7 @@ func TestHostileNode(t *testing.T) {
 }
 
 // readType reads a frame and tells its type.
-func readType(r io.Reader) (bus.Type, error) {
+func readType(r io.Reader) (wire.Type, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return 0, err
@@ -706,7 +707,7 @@ func readType(r io.Reader) (bus.Type, error) {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return 0, err
 	}
-	return bus.PeekType(body)
+	return wire.PeekType(body)
 }
 
 // TestOfferGivenUp: an offer whose maker did not wait for the answer does not
@@ -951,7 +952,7 @@ func TestDeniedIsFinal(t *testing.T) {
 			if err != nil {
 				return
 			}
-			nc.Write((&bus.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("no more")}).Append(nil))
+			nc.Write((&wire.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("no more")}).Append(nil))
 			nc.Close()
 		}
 	}()

@@ -14,6 +14,7 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 const (
@@ -104,7 +105,7 @@ func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
 	}
 	var first error
 	for i, a := range list {
-		c, err := dialTCP(ctx, WithPort(a), o, i < len(list)-1)
+		c, err := dialTCP(ctx, wire.WithPort(a), o, i < len(list)-1)
 		if err == nil || ctx.Err() != nil || errors.Is(err, ErrDenied) {
 			return c, err // a denial is the network's, not the address's
 		}
@@ -132,9 +133,9 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 	if err != nil {
 		return nil, &args.Error{Code: args.CodeNoNode, Message: addr + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
 	}
-	pulse := KeepAlive(tcp, cmp.Or(o.KeepAlive, DefaultKeepAlive))
+	pulse := wire.KeepAlive(tcp, cmp.Or(o.KeepAlive, DefaultKeepAlive))
 	host, _, _ := net.SplitHostPort(addr)
-	nc := tls.Client(NewSocket(tcp), o.Credentials.Config(host))
+	nc := tls.Client(wire.NewSocket(tcp), o.Credentials.Config(host))
 	if err := nc.HandshakeContext(try); err != nil {
 		tcp.Close()
 		return nil, o.Credentials.Failure(addr, err)
@@ -149,7 +150,7 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 }
 
 // watch keeps a connection whose node is only stopped.
-func (c *Client) watch(p *Pulse) {
+func (c *Client) watch(p *wire.Pulse) {
 	tick := time.NewTicker(p.Every())
 	defer tick.Stop()
 	for {
@@ -179,7 +180,7 @@ func dialSocket(ctx context.Context, path string, o *DialOptions) (*Client, erro
 	if err != nil {
 		return nil, &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: %s", path, reason(err)), Err: err}
 	}
-	if err := checkPeer(nc, path, o.Users); err != nil {
+	if err := wire.CheckPeer(nc, path, o.Users); err != nil {
 		nc.Close()
 		return nil, err
 	}

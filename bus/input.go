@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"io"
 	"os"
 	"sync"
@@ -29,7 +30,7 @@ func readAhead(r io.Reader) readAheadInput {
 		io.Reader
 		Len() int
 	}:
-		if r.Len() <= MaxInlineInput {
+		if r.Len() <= wire.MaxInlineInput {
 			head, err := io.ReadAll(r)
 			return readAheadInput{head: head, complete: true, err: err}
 		}
@@ -56,7 +57,7 @@ func readAheadFile(f *os.File) readAheadInput {
 			in.start, in.seekable = pos, true
 		}
 	}
-	buf := make([]byte, MaxInlineInput+1)
+	buf := make([]byte, wire.MaxInlineInput+1)
 	n := 0
 	for n < len(buf) {
 		if !regular && !readable(f) {
@@ -65,7 +66,7 @@ func readAheadFile(f *os.File) readAheadInput {
 		k, err := f.Read(buf[n:])
 		n += k
 		if err == io.EOF || (err == nil && k == 0) {
-			in.complete = n <= MaxInlineInput
+			in.complete = n <= wire.MaxInlineInput
 			break
 		}
 		if err != nil {
@@ -81,13 +82,13 @@ func (in *readAheadInput) whole() bool { return in.complete }
 
 // fill puts the input, or a small beginning of it, into CALL. What can not be
 // whole is better kept here than in the queue of the node.
-func (in *readAheadInput) fill(f *CallFrame) {
+func (in *readAheadInput) fill(f *wire.CallFrame) {
 	if in.complete {
 		f.Input = in.head
-		f.Flags |= FlagInputEnd
+		f.Flags |= wire.FlagInputEnd
 		return
 	}
-	if len(in.head) <= smallRest {
+	if len(in.head) <= wire.SmallRest {
 		f.Input = in.head
 	}
 }
@@ -123,7 +124,7 @@ type inputPump struct {
 
 func newInputPump(call *outCall, in *readAheadInput, r io.Reader) *inputPump {
 	p := &inputPump{call: call, r: r, more: make(chan struct{}, 1), done: make(chan struct{})}
-	if len(in.head) > smallRest {
+	if len(in.head) > wire.SmallRest {
 		p.head = in.head
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -147,8 +148,8 @@ func (p *inputPump) stop(file bool) {
 func (p *inputPump) grant(n uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.credit += n; p.credit > MaxWindow {
-		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", p.credit, MaxWindow)
+	if p.credit += n; p.credit > wire.MaxWindow {
+		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", p.credit, wire.MaxWindow)
 	}
 	if !p.started {
 		p.started = true
@@ -189,13 +190,13 @@ func (p *inputPump) giveBack(n int) {
 func (p *inputPump) run() {
 	defer close(p.done)
 	for len(p.head) > 0 {
-		n := p.take(min(len(p.head), ChunkSize))
+		n := p.take(min(len(p.head), wire.ChunkSize))
 		if n == 0 || !p.send(p.head[:n]) {
 			return
 		}
 		p.head = p.head[n:]
 	}
-	buf := make([]byte, ChunkSize)
+	buf := make([]byte, wire.ChunkSize)
 	for {
 		k := p.take(len(buf))
 		if k == 0 {
@@ -210,7 +211,7 @@ func (p *inputPump) run() {
 		case p.ctx.Err() != nil:
 			return
 		case err == io.EOF:
-			p.call.client.conn.Send(&EOFFrame{ID: p.call.id})
+			p.call.client.conn.Send(&wire.EOFFrame{ID: p.call.id})
 			return
 		case err != nil:
 			p.fail(err)
@@ -224,7 +225,7 @@ func (p *inputPump) send(b []byte) bool {
 	if conn.WaitSpace(p.ctx) != nil {
 		return false
 	}
-	return conn.Send(&DataFrame{ID: p.call.id, Stream: Input, Payload: b}) == nil
+	return conn.Send(&wire.DataFrame{ID: p.call.id, Stream: wire.Input, Payload: b}) == nil
 }
 
 // fail ends the call: an input that can not be read must not look complete.
@@ -239,7 +240,7 @@ func readable(f *os.File) bool {
 		return false
 	}
 	ready := false
-	if err := rc.Control(func(fd uintptr) { ready = pollIn(int(fd)) }); err != nil {
+	if err := rc.Control(func(fd uintptr) { ready = wire.PollIn(int(fd)) }); err != nil {
 		return false
 	}
 	return ready

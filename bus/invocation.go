@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"io"
 	"sync"
 )
@@ -10,22 +11,22 @@ import (
 // sendStream is an output stream of a call that we serve.
 type sendStream struct {
 	inv    *Invocation
-	stream Stream
+	stream wire.Stream
 
 	mu     sync.Mutex // protects the fields below
 	credit uint64
 	more   chan struct{} // has room for one: credit came; nil until a writer has waited
 }
 
-func (s *sendStream) init(inv *Invocation, stream Stream, credit uint64) {
+func (s *sendStream) init(inv *Invocation, stream wire.Stream, credit uint64) {
 	s.inv, s.stream, s.credit = inv, stream, credit
 }
 
 func (s *sendStream) grant(n uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.credit += n; s.credit > MaxWindow {
-		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", s.credit, MaxWindow)
+	if s.credit += n; s.credit > wire.MaxWindow {
+		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", s.credit, wire.MaxWindow)
 	}
 	select {
 	case s.more <- struct{}{}:
@@ -38,7 +39,7 @@ func (s *sendStream) grant(n uint64) error {
 func (s *sendStream) takeAll(n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if uint64(n) > s.credit || n > ChunkSize {
+	if uint64(n) > s.credit || n > wire.ChunkSize {
 		return false
 	}
 	s.credit -= uint64(n)
@@ -64,7 +65,7 @@ func (s *sendStream) Write(p []byte) (int, error) {
 		if err := s.inv.ctx.Err(); err != nil {
 			return sent, context.Cause(s.inv.ctx)
 		}
-		n, more := s.take(min(len(p)-sent, ChunkSize))
+		n, more := s.take(min(len(p)-sent, wire.ChunkSize))
 		if n == 0 {
 			select {
 			case <-more:
@@ -76,7 +77,7 @@ func (s *sendStream) Write(p []byte) (int, error) {
 		if err := conn.WaitSpace(s.inv.ctx); err != nil {
 			return sent, err
 		}
-		if err := conn.Send(&DataFrame{ID: s.inv.id, Stream: s.stream, Payload: p[sent : sent+n]}); err != nil {
+		if err := conn.Send(&wire.DataFrame{ID: s.inv.id, Stream: s.stream, Payload: p[sent : sent+n]}); err != nil {
 			return sent, err
 		}
 		sent += n
@@ -99,7 +100,7 @@ type inputStream struct {
 
 // inputWindow is the credit for input. It does not grow: a program that is fed
 // from a pipe takes no more at once.
-const inputWindow = InitialWindow
+const inputWindow = wire.InitialWindow
 
 func newInputStream(inv *Invocation) *inputStream {
 	return &inputStream{inv: inv, more: make(chan struct{}, 1)}
@@ -110,7 +111,7 @@ func (s *inputStream) open() {
 	s.mu.Lock()
 	s.credit = inputWindow
 	s.mu.Unlock()
-	s.inv.client.conn.Send(&GrantFrame{ID: s.inv.id, Stream: Input, Bytes: inputWindow})
+	s.inv.client.conn.Send(&wire.GrantFrame{ID: s.inv.id, Stream: wire.Input, Bytes: inputWindow})
 }
 
 func (s *inputStream) signal() {
@@ -161,7 +162,7 @@ func (s *inputStream) Read(p []byte) (int, error) {
 			grant := s.grantable(n)
 			s.mu.Unlock()
 			if grant > 0 {
-				s.inv.client.conn.Send(&GrantFrame{ID: s.inv.id, Stream: Input, Bytes: uint64(grant)})
+				s.inv.client.conn.Send(&wire.GrantFrame{ID: s.inv.id, Stream: wire.Input, Bytes: uint64(grant)})
 			}
 			return n, nil
 		}
@@ -195,7 +196,7 @@ func (s *inputStream) WriteTo(w io.Writer) (total int64, err error) {
 				return total, err
 			}
 			if grant > 0 {
-				s.inv.client.conn.Send(&GrantFrame{ID: s.inv.id, Stream: Input, Bytes: uint64(grant)})
+				s.inv.client.conn.Send(&wire.GrantFrame{ID: s.inv.id, Stream: wire.Input, Bytes: uint64(grant)})
 			}
 			continue
 		}

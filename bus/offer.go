@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"io"
 	"runtime"
 	"time"
@@ -84,8 +85,8 @@ func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, 
 	switch {
 	case o.Slots < 1:
 		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
-	case len(o.Schema) > MaxSchema:
-		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), MaxSchema)
+	case len(o.Schema) > wire.MaxSchema:
+		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), wire.MaxSchema)
 	}
 	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note}
 	var old *Offering
@@ -127,13 +128,13 @@ func (off *Offering) giveUp(old *Offering) {
 // between the two: a call that is refused for the change finds the node told.
 func (off *Offering) announce(ctx context.Context, change func()) error {
 	c := off.client
-	f := OfferFrame{
+	f := wire.OfferFrame{
 		Name:        []byte(off.offer.Name),
 		Description: []byte(off.offer.Description), Arguments: []byte(off.offer.Arguments),
 		Schema: []byte(off.offer.Schema),
 	}
 	if off.offer.Idempotent {
-		f.Flags |= FlagIdempotent
+		f.Flags |= wire.FlagIdempotent
 	}
 	answer := make(chan *args.Error, 1)
 	c.mu.Lock()
@@ -209,7 +210,7 @@ func (off *Offering) Running() int {
 	return off.running
 }
 
-func (c *Client) handleOffered(f *OfferedFrame) error {
+func (c *Client) handleOffered(f *wire.OfferedFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ch := c.pending[f.Seq]
@@ -226,7 +227,7 @@ func (c *Client) handleOffered(f *OfferedFrame) error {
 }
 
 // handleCall starts a call that the node opened.
-func (c *Client) handleCall(b *Batch, f *CallFrame) error {
+func (c *Client) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.ID <= c.lastIn {
@@ -236,7 +237,7 @@ func (c *Client) handleCall(b *Batch, f *CallFrame) error {
 	off := c.offers[string(f.Name)]
 	if off == nil || off.running >= off.slots {
 		// Our offer and the node's call have crossed: it looks elsewhere.
-		return b.Send(c.conn, &EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is free at the worker")})
+		return b.Send(c.conn, &wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is free at the worker")})
 	}
 	inv := newInvocation(c, off, f)
 	c.in[f.ID] = inv
@@ -246,13 +247,13 @@ func (c *Client) handleCall(b *Batch, f *CallFrame) error {
 	return nil
 }
 
-func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
+func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	data := make([]byte, len(f.Args)+len(f.Input))
 	n := copy(data, f.Args)
 	copy(data[n:], f.Input)
 	inv := &Invocation{
 		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
-		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&FlagHasInput != 0,
+		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&wire.FlagHasInput != 0,
 		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin),
 		client: c, offering: off, id: f.ID,
 	}
@@ -263,10 +264,10 @@ func newInvocation(c *Client, off *Offering, f *CallFrame) *Invocation {
 		inv.Deadline = time.Now().Add(time.Duration(f.Timeout) * time.Millisecond)
 	}
 	inv.ctx, inv.cancel = context.WithCancelCause(context.Background())
-	inv.out.init(inv, Output, f.WindowOutput)
-	inv.err.init(inv, Stderr, f.WindowStderr)
+	inv.out.init(inv, wire.Output, f.WindowOutput)
+	inv.err.init(inv, wire.Stderr, f.WindowStderr)
 	inv.Stdout, inv.Stderr = &inv.out, &inv.err
-	if f.Flags&FlagInputEnd == 0 {
+	if f.Flags&wire.FlagInputEnd == 0 {
 		inv.rest = newInputStream(inv)
 		inv.Rest = inv.rest
 	}
@@ -341,7 +342,7 @@ func (c *Client) incoming(id uint64) (*Invocation, error) {
 	return nil, nil
 }
 
-func (c *Client) inputData(f *DataFrame) error {
+func (c *Client) inputData(f *wire.DataFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	inv, err := c.incoming(f.ID)
@@ -351,7 +352,7 @@ func (c *Client) inputData(f *DataFrame) error {
 	return inv.rest.push(f.Payload)
 }
 
-func (c *Client) inputEOF(f *EOFFrame) error {
+func (c *Client) inputEOF(f *wire.EOFFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	inv, err := c.incoming(f.ID)
@@ -361,20 +362,20 @@ func (c *Client) inputEOF(f *EOFFrame) error {
 	return err
 }
 
-func (c *Client) outputGrant(f *GrantFrame) error {
+func (c *Client) outputGrant(f *wire.GrantFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	inv, err := c.incoming(f.ID)
 	if inv == nil {
 		return err
 	}
-	if f.Stream == Stderr {
+	if f.Stream == wire.Stderr {
 		return inv.err.grant(f.Bytes)
 	}
 	return inv.out.grant(f.Bytes)
 }
 
-func (c *Client) handleCancel(f *CancelFrame) error {
+func (c *Client) handleCancel(f *wire.CancelFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	inv, err := c.incoming(f.ID)

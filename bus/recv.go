@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"io"
 	"sync"
 )
@@ -9,7 +10,7 @@ import (
 // Window bookkeeping of one stream that we receive.
 type recvStream struct {
 	call   *outCall
-	stream Stream
+	stream wire.Stream
 	wake   chan struct{} // has room for one: bytes or the end have come; nil without a consumer
 
 	mu       sync.Mutex // protects the fields below
@@ -22,9 +23,9 @@ type recvStream struct {
 	wErr     error
 }
 
-func (s *recvStream) init(call *outCall, stream Stream) {
+func (s *recvStream) init(call *outCall, stream wire.Stream) {
 	s.call, s.stream = call, stream
-	s.credit, s.window = InitialWindow, InitialWindow
+	s.credit, s.window = wire.InitialWindow, wire.InitialWindow
 }
 
 // expect makes the channel that a consumer waits on.
@@ -68,7 +69,7 @@ func (s *recvStream) pass(w io.Writer) error {
 	}
 	s.buf, s.spare = s.spare[:0], nil
 	s.mu.Unlock()
-	if s.stream == Output {
+	if s.stream == wire.Output {
 		s.call.wrote = true
 	}
 	var err error
@@ -83,7 +84,7 @@ func (s *recvStream) pass(w io.Writer) error {
 	n := s.grantable(len(p))
 	s.mu.Unlock()
 	if n > 0 {
-		s.call.client.conn.Send(&GrantFrame{ID: s.call.id, Stream: s.stream, Bytes: uint64(n)})
+		s.call.client.conn.Send(&wire.GrantFrame{ID: s.call.id, Stream: s.stream, Bytes: uint64(n)})
 	}
 	return err
 }

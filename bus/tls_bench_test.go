@@ -17,6 +17,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // BenchmarkCallTLS alternates a call of 64 bytes over TLS with one over the unix
@@ -105,8 +106,8 @@ func tlsConnector(b *testing.B) func() [2]net.Conn {
 	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	return func() [2]net.Conn {
 		raw := ends(b, "tcp", "127.0.0.1:0")
-		client := tls.Client(bus.NewSocket(raw[0]), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
-		server := tls.Server(bus.NewSocket(raw[1]), &tls.Config{Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true})
+		client := tls.Client(wire.NewSocket(raw[0]), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
+		server := tls.Server(wire.NewSocket(raw[1]), &tls.Config{Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true})
 		go client.Handshake()
 		if err := server.Handshake(); err != nil {
 			b.Fatal(err)

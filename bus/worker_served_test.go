@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/wire"
 )
 
 // saying answers every call with one word.
@@ -106,7 +107,7 @@ func TestWorkerKeepsWhatIsRefused(t *testing.T) {
 	running(t, w)
 	for what, o := range map[string]bus.Offer{
 		"no JSON":  {Name: "f", Slots: 1, Schema: "{"},
-		"long":     {Name: "f", Slots: 1, Schema: strings.Repeat(" ", bus.MaxSchema) + "1"},
+		"long":     {Name: "f", Slots: 1, Schema: strings.Repeat(" ", wire.MaxSchema) + "1"},
 		"reserved": {Name: "fbus.f", Slots: 1},
 	} {
 		if _, err := w.Put(bg(), o, saying("new")); err == nil {

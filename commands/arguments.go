@@ -12,6 +12,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 
 	"github.com/mattn/go-isatty"
 	"github.com/urfave/cli/v2"
@@ -140,7 +141,7 @@ func (o *callArguments) arguments() (args.Args, error) {
 		var err error
 		if path == "-" {
 			from = "stdin"
-			doc, err = io.ReadAll(io.LimitReader(os.Stdin, bus.MaxArgs+1))
+			doc, err = io.ReadAll(io.LimitReader(os.Stdin, wire.MaxArgs+1))
 		} else {
 			from = path
 			doc, err = readLimited(path)
@@ -149,8 +150,8 @@ func (o *callArguments) arguments() (args.Args, error) {
 			return args.Args{}, usage("data: %v", pathReason(err))
 		}
 	}
-	if len(doc) > bus.MaxArgs {
-		return args.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, bus.MaxArgs).
+	if len(doc) > wire.MaxArgs {
+		return args.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, wire.MaxArgs).
 			withHint("as input there is no limit: fbus %s %s < FILE", o.verb, o.name)
 	}
 	if !json.Valid(doc) {
@@ -169,7 +170,7 @@ func readLimited(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, bus.MaxArgs+1))
+	return io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 }
 
 // shorten makes some bytes fit for a message.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -185,7 +186,7 @@ func (o *callOptions) patience(req *bus.Request, spent time.Duration) {
 	case o.noWait:
 		req.WaitSlot = new(time.Duration)
 	case o.wait.forever:
-		req.WaitFunction = bus.Forever * time.Millisecond
+		req.WaitFunction = wire.Forever * time.Millisecond
 	case o.wait.set:
 		left := max(0, o.wait.d-spent)
 		req.WaitFunction, req.WaitSlot = left, &left

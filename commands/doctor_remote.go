@@ -16,6 +16,7 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 const (
@@ -35,7 +36,7 @@ func (x *examination) remote(ctx context.Context) {
 		list = []string{x.place.addr}
 	}
 	for i, addr := range list {
-		r := &remoteAddress{examination: x, addr: bus.WithPort(addr), last: i == len(list)-1}
+		r := &remoteAddress{examination: x, addr: wire.WithPort(addr), last: i == len(list)-1}
 		if r.try(ctx) {
 			return
 		}
@@ -67,7 +68,7 @@ func (r *remoteAddress) try(ctx context.Context) bool {
 	creds := r.place.id.creds
 	host, _, _ := net.SplitHostPort(r.addr)
 	config := creds.Config(host)
-	nc := tls.Client(bus.NewSocket(tcp), config)
+	nc := tls.Client(wire.NewSocket(tcp), config)
 	err := nc.HandshakeContext(try)
 	if err != nil {
 		tcp.Close()

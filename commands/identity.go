@@ -13,6 +13,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 
 	"golang.org/x/sys/unix"
 )
@@ -156,7 +157,7 @@ func withAddress(j *trust.Joined, networks []string, addr string) ([]string, err
 		if err != nil {
 			return nil, err
 		}
-		if addr != "" && slices.Contains(t.Addresses, bus.WithPort(addr)) {
+		if addr != "" && slices.Contains(t.Addresses, wire.WithPort(addr)) {
 			found = append(found, id)
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -169,7 +169,7 @@ func (o *importOptions) address() (string, error) {
 	if addr == "" {
 		return "", nil
 	}
-	if o.noCheck && !bus.IsPath(addr) {
+	if o.noCheck && !wire.IsPath(addr) {
 		if _, err := os.Lstat(addr); err != nil {
 			return addr, nil // not there yet: the call will say so
 		}

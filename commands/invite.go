@@ -11,10 +11,10 @@ import (
 	"strings"
 	"syscall"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -96,7 +96,7 @@ func (o *inviteOptions) check() error {
 		return usage("--ttl %s: at least %s is due", o.ttl.d, formatDuration(trust.MinTTL))
 	}
 	for _, a := range o.addresses {
-		if err := bus.CheckAddress(a); err != nil {
+		if err := wire.CheckAddress(a); err != nil {
 			return usage("--address: %v", err).withHint(addressHint)
 		}
 	}
@@ -121,7 +121,7 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 		Name: o.name, Call: o.call, Offer: o.offer, Admin: o.admin, TTL: o.ttl.d.Seconds(), Reusable: o.reusable,
 	}
 	for _, a := range o.addresses {
-		q.Addresses = append(q.Addresses, bus.WithPort(a))
+		q.Addresses = append(q.Addresses, wire.WithPort(a))
 	}
 	document, err := json.Marshal(q)
 	if err != nil {

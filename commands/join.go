@@ -12,6 +12,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -59,10 +60,10 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		return err
 	}
 	if o.node != "" {
-		if err := bus.CheckAddress(o.node); err != nil {
+		if err := wire.CheckAddress(o.node); err != nil {
 			return usage("--node: %v", err).withHint(addressHint)
 		}
-		t.Addresses = []string{bus.WithPort(o.node)}
+		t.Addresses = []string{wire.WithPort(o.node)}
 	}
 	dir, err := joinedDir()
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // TestJoinLost: when the reply is lost it is said that the ticket can be joined again, and
@@ -53,7 +53,7 @@ func lossy(t *testing.T, a *trust.Authority) (addr string) {
 		c := tls.Server(nc, a.ServerConfig())
 		defer c.Close()
 		skipFrame(c)
-		c.Write((&bus.HelloFrame{Major: bus.Major, Network: []byte("net")}).Append(nil))
+		c.Write((&wire.HelloFrame{Major: wire.Major, Network: []byte("net")}).Append(nil))
 		skipFrame(c)
 	}()
 	t.Cleanup(func() { l.Close(); <-done })

@@ -15,6 +15,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -109,7 +110,7 @@ func (o *pipeOptions) patience(req *bus.Request, spent time.Duration) {
 	}
 	switch {
 	case o.wait.forever:
-		req.WaitFunction = bus.Forever * time.Millisecond
+		req.WaitFunction = wire.Forever * time.Millisecond
 	case o.wait.set:
 		left := max(0, o.wait.d-spent)
 		req.WaitFunction, req.WaitSlot = left, &left
@@ -299,8 +300,8 @@ func (p *pipe) refuse(r *rpcRequest) *rpcError {
 		return refusalf(exitUsage, args.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
 	case r.unpaired:
 		return refusalf(exitBadInput, args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
-	case len(r.params) > bus.MaxArgs:
-		return refusalf(exitBadInput, args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), bus.MaxArgs)
+	case len(r.params) > wire.MaxArgs:
+		return refusalf(exitBadInput, args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), wire.MaxArgs)
 	}
 	return nil
 }

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 
-	"fbus/bus"
+	"fbus/bus/wire"
 )
 
 // readSchema reads the JSON Schema of the arguments. It is carried with the
@@ -53,8 +53,8 @@ func compactSchema(text []byte) (string, error) {
 	switch c := out.Bytes()[0]; {
 	case c != '{' && c != 't' && c != 'f':
 		return "", errors.New(": no JSON Schema: that is an object, true or false")
-	case out.Len() > bus.MaxSchema:
-		return "", fmt.Errorf(": %d bytes of schema exceed the limit of %d", out.Len(), bus.MaxSchema)
+	case out.Len() > wire.MaxSchema:
+		return "", fmt.Errorf(": %d bytes of schema exceed the limit of %d", out.Len(), wire.MaxSchema)
 	}
 	return out.String(), nil
 }

@@ -10,10 +10,10 @@ import (
 	"strings"
 	"syscall"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -34,7 +34,7 @@ func newTCPOptions() tcpOptions {
 
 func (o *tcpOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + bus.DefaultPort, Value: &listValue{&o.listen}},
+		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + wire.DefaultPort, Value: &listValue{&o.listen}},
 		&cli.BoolFlag{Name: "no-tcp", Usage: "only this machine", Destination: &o.off, DisableDefaultText: true},
 		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate is in `FILE` (PEM): a PKI of your own", Destination: &o.cert},
 		&cli.StringFlag{Name: "tls-key", Usage: "its key is in `FILE`", Destination: &o.key},
@@ -53,7 +53,7 @@ func (o *tcpOptions) addresses() []string {
 	if list := o.listen; len(list) > 0 {
 		return list
 	}
-	return []string{"0.0.0.0:" + bus.DefaultPort}
+	return []string{"0.0.0.0:" + wire.DefaultPort}
 }
 
 func (o *tcpOptions) check() error {
@@ -71,7 +71,7 @@ func (o *tcpOptions) check() error {
 		return usage("--max-per-ticket %d: at least 1 is due", o.maxPerTicket)
 	}
 	for _, addr := range o.listen {
-		if err := bus.CheckAddress(addr); err != nil {
+		if err := wire.CheckAddress(addr); err != nil {
 			return usage("--listen: %v", err).withHint(addressHint)
 		}
 	}
@@ -176,7 +176,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 
 // listenTCP listens at an address: 0.0.0.0 is IPv4 alone, an empty host or :: both.
 func listenTCP(addr string) (net.Listener, error) {
-	addr = bus.WithPort(addr)
+	addr = wire.WithPort(addr)
 	network := "tcp"
 	if host, _, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host).To4() != nil {
 		network = "tcp4"

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"fbus/bus"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -67,7 +67,7 @@ func (c *configFile) nodeSetting(s setting) {
 		if err := checkAddress(n.address, s.value.at+": node: "+key); err != nil && n.address != "" {
 			c.problems = append(c.problems, explain(err))
 		}
-		if bus.IsPath(n.address) {
+		if wire.IsPath(n.address) {
 			n.address = under(c.base, n.address)
 		}
 	}

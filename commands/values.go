@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -31,8 +31,8 @@ type keepAliveValue struct{ durationValue }
 // Set implements flag.Value.
 func (v *keepAliveValue) Set(s string) error {
 	err := v.durationValue.Set(s)
-	if err == nil && v.d < bus.MinKeepAlive {
-		err = fmt.Errorf("at least %s is due", formatDuration(bus.MinKeepAlive))
+	if err == nil && v.d < wire.MinKeepAlive {
+		err = fmt.Errorf("at least %s is due", formatDuration(wire.MinKeepAlive))
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 const (
@@ -140,12 +141,12 @@ func named(addr, why string) (place, error) {
 		return place{}, &failure{status: exitDenied, code: args.CodeNoCertificate, msg: addr + ": there is no socket of that name here, and nobody gets in over TCP without a ticket",
 			hint: "fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./" + addr}
 	}
-	return place{addr: bus.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
+	return place{addr: wire.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
 }
 
 func isPath(addr string) bool {
 	_, err := os.Lstat(addr)
-	return err == nil || bus.IsPath(addr)
+	return err == nil || wire.IsPath(addr)
 }
 
 // checkAddress refuses what can be no address of a node.
@@ -156,13 +157,13 @@ func checkAddress(addr, why string) error {
 	case path:
 		return nil
 	}
-	if err := bus.CheckAddress(addr); err != nil {
+	if err := wire.CheckAddress(addr); err != nil {
 		return usage("%s: %v", why, err).withHint(addressHint)
 	}
 	return nil
 }
 
-const addressHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address stands in brackets: [::1]:" + bus.DefaultPort
+const addressHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address stands in brackets: [::1]:" + wire.DefaultPort
 
 // String is where a place is, for messages.
 func (p place) String() string {

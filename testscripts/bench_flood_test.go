@@ -19,6 +19,7 @@ import (
 	fbus "fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // A flood is a process of its own, with little priority: it would be on another
@@ -41,7 +42,7 @@ var floods = map[string]func(addr string, t *trust.Ticket){
 		many(500, addr, func(nc net.Conn) {
 			tc := tls.Client(nc, t.ClientConfig(nil))
 			tc.SetDeadline(time.Now().Add(floodTime))
-			hello := fbus.HelloFrame{Major: fbus.Major, Minor: fbus.Minor}
+			hello := wire.HelloFrame{Major: wire.Major, Minor: wire.Minor}
 			tc.Write(hello.Append(nil))
 			tc.Read(make([]byte, 4096))
 			dribble(tc, append([]byte{0, 15, 0, 0}, make([]byte, 4096)...))

@@ -22,8 +22,8 @@ import (
 	"strings"
 	"time"
 
-	wire "fbus/bus"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // shiftClock sets the clock that certificates are held against: FBUS_TEST_CLOCK is

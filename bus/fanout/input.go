@@ -7,7 +7,7 @@ import (
 	"os"
 	"sync"
 
-	"fbus/bus"
+	"fbus/bus/wire"
 )
 
 // SharedInput is one input for many calls. It is read as the first of them asks
@@ -29,12 +29,12 @@ func NewSharedInput(source io.Reader) (*SharedInput, error) {
 	s := &SharedInput{source: source}
 	s.cond = sync.NewCond(&s.mu)
 	if f, ok := source.(*os.File); ok {
-		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && st.Size() <= bus.MaxInlineInput {
-			head, err := io.ReadAll(io.LimitReader(f, bus.MaxInlineInput+1))
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && st.Size() <= wire.MaxInlineInput {
+			head, err := io.ReadAll(io.LimitReader(f, wire.MaxInlineInput+1))
 			if err != nil {
 				return nil, err
 			}
-			if len(head) <= bus.MaxInlineInput {
+			if len(head) <= wire.MaxInlineInput {
 				s.whole = head
 				return s, nil
 			}

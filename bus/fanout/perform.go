@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // Pauses between tries.
@@ -196,7 +197,7 @@ func Workers(ctx context.Context, client *bus.Client, function, on string) ([]Wo
 			return list, nil
 		}
 		for _, w := range f.Workers {
-			if bus.MatchWorker(on, w.Name, w.ID) {
+			if wire.MatchWorker(on, w.Name, w.ID) {
 				list = append(list, w)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // attempt is one run of a job, from its turn in the line to its end on disk.
@@ -79,7 +80,7 @@ func (a *attempt) run() {
 		return
 	}
 	defer room()
-	if !a.stand(int64(len(data)) + min(j.Input.Size, bus.MaxInlineInput)) {
+	if !a.stand(int64(len(data)) + min(j.Input.Size, wire.MaxInlineInput)) {
 		return
 	}
 	out, stderr := a.m.store.spool.newDraft(), a.m.store.spool.newDraft()
@@ -102,7 +103,7 @@ func (a *attempt) request(j *Job, data []byte, input *content, out, stderr io.Wr
 	}
 	req := &bus.Request{
 		Function: j.Function, Args: args.RawArgs(args.Kind(j.Kind), data), Stdout: out, Stderr: stderr,
-		Timeout: seconds(j.Timeout), WaitFunction: bus.Forever * time.Millisecond, On: j.On, Posted: posted,
+		Timeout: seconds(j.Timeout), WaitFunction: wire.Forever * time.Millisecond, On: j.On, Posted: posted,
 	}
 	if j.Input.Size > 0 || j.HasInput {
 		req.Input = input.reader()

@@ -23,6 +23,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // The worked examples in testdata/clients were written from PROTOCOL.md alone:
@@ -253,8 +254,8 @@ func testPair(t *testing.T, n *node.Node, call callFunc) {
 	big := make([]byte, 5<<20+7)
 	rand.New(rand.NewSource(1)).Read(big)
 	for name, in := range map[string][]byte{
-		"whole": []byte("Hello, b\u00fcs\n"), "empty": nil, "inline and no more": big[:bus.MaxInlineInput],
-		"window": big[:bus.InitialWindow], "5 MB": big,
+		"whole": []byte("Hello, b\u00fcs\n"), "empty": nil, "inline and no more": big[:wire.MaxInlineInput],
+		"window": big[:wire.InitialWindow], "5 MB": big,
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := sha256.New()
@@ -333,10 +334,10 @@ func testPair(t *testing.T, n *node.Node, call callFunc) {
 type fakeNode struct {
 	t   *testing.T
 	nc  net.Conn
-	dec bus.Decoder
+	dec wire.Decoder
 }
 
-func (p *fakeNode) send(frames ...bus.Frame) {
+func (p *fakeNode) send(frames ...wire.Frame) {
 	p.t.Helper()
 	for _, f := range frames {
 		p.raw(f.Append(nil))
@@ -350,7 +351,7 @@ func (p *fakeNode) raw(b []byte) {
 }
 
 // next reads a frame into f, whose type it must be of.
-func (p *fakeNode) next(f bus.Frame) {
+func (p *fakeNode) next(f wire.Frame) {
 	p.t.Helper()
 	p.nc.SetReadDeadline(time.Now().Add(patience))
 	head := make([]byte, 4)
@@ -369,7 +370,7 @@ func (p *fakeNode) next(f bus.Frame) {
 // end reads an END and checks it.
 func (p *fakeNode) end(id uint64, source args.Source, status uint64, code string) {
 	p.t.Helper()
-	var f bus.EndFrame
+	var f wire.EndFrame
 	if p.next(&f); f.ID != id || f.Status != status || string(f.Code) != code {
 		p.t.Errorf("END of %d, status %d, code %q; want %d, %d, %q", f.ID, f.Status, f.Code, id, status, code)
 	}
@@ -378,8 +379,8 @@ func (p *fakeNode) end(id uint64, source args.Source, status uint64, code string
 // data reads a DATA and checks it.
 func (p *fakeNode) data(id uint64, want string) {
 	p.t.Helper()
-	var f bus.DataFrame
-	if p.next(&f); f.ID != id || f.Stream != bus.Output || string(f.Payload) != want {
+	var f wire.DataFrame
+	if p.next(&f); f.ID != id || f.Stream != wire.Output || string(f.Payload) != want {
 		p.t.Errorf("DATA %d of %d: %q, want %q of %d", f.Stream, f.ID, f.Payload, want, id)
 	}
 }
@@ -409,14 +410,14 @@ func runAgainst(t *testing.T, role, lang string, args ...string) (p *fakeNode, w
 	}
 	t.Cleanup(func() { nc.Close() })
 	p = &fakeNode{t: t, nc: nc}
-	p.next(&bus.HelloFrame{})
+	p.next(&wire.HelloFrame{})
 	return p, func() (string, string, int) {
 		status := waitOnce()
 		return stdout.String(), stderr.String(), status
 	}
 }
 
-var nodeHello = &bus.HelloFrame{Major: bus.Major, Network: []byte("test"), Instance: []byte("n"), Name: []byte("n")}
+var nodeHello = &wire.HelloFrame{Major: wire.Major, Network: []byte("test"), Instance: []byte("n"), Name: []byte("n")}
 
 // newerFrame is a frame that a newer minor version might send: type 77 with a map
 // whose key is an array.
@@ -432,42 +433,42 @@ func TestScriptWorkersFrameByFrame(t *testing.T) {
 		t.Run(lang, func(t *testing.T) {
 			p, wait := runAgainst(t, "worker", lang, "upper")
 			p.send(nodeHello)
-			var offer bus.OfferFrame
+			var offer wire.OfferFrame
 			if p.next(&offer); string(offer.Name) != "upper" || offer.Slots != 1 {
 				t.Errorf("offer of %q with %d slots", offer.Name, offer.Slots)
 			}
-			p.send(&bus.OfferedFrame{Seq: offer.Seq})
+			p.send(&wire.OfferedFrame{Seq: offer.Seq})
 
 			p.raw(newerFrame)
-			p.send(&bus.CallFrame{ID: 1, Name: offer.Name, Input: []byte("abcdef"), WindowOutput: 4})
+			p.send(&wire.CallFrame{ID: 1, Name: offer.Name, Input: []byte("abcdef"), WindowOutput: 4})
 			p.data(1, "ABCD")
-			var grant bus.GrantFrame
-			if p.next(&grant); grant.ID != 1 || grant.Stream != bus.Input || grant.Bytes == 0 || grant.Bytes > bus.MaxWindow {
+			var grant wire.GrantFrame
+			if p.next(&grant); grant.ID != 1 || grant.Stream != wire.Input || grant.Bytes == 0 || grant.Bytes > wire.MaxWindow {
 				t.Errorf("grant %+v", grant)
 			}
-			p.send(&bus.DataFrame{ID: 1, Payload: []byte("gh")}, &bus.DataFrame{ID: 1}, &bus.EOFFrame{ID: 1})
-			p.send(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1})
+			p.send(&wire.DataFrame{ID: 1, Payload: []byte("gh")}, &wire.DataFrame{ID: 1}, &wire.EOFFrame{ID: 1})
+			p.send(&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 1})
 			p.data(1, "E")
-			p.send(&bus.GrantFrame{ID: 1, Stream: bus.Stderr, Bytes: 9}, &bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 9})
+			p.send(&wire.GrantFrame{ID: 1, Stream: wire.Stderr, Bytes: 9}, &wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 9})
 			p.data(1, "FGH")
 			p.end(1, args.FromProgram, 0, "exit")
 
-			late := []bus.Frame{&bus.DataFrame{ID: 1, Payload: []byte("late")}, &bus.EOFFrame{ID: 1},
-				&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1}, &bus.CancelFrame{ID: 1}}
+			late := []wire.Frame{&wire.DataFrame{ID: 1, Payload: []byte("late")}, &wire.EOFFrame{ID: 1},
+				&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 1}, &wire.CancelFrame{ID: 1}}
 			p.send(late...)
-			p.send(&bus.CallFrame{ID: 2, Name: offer.Name, Input: []byte("abc"), WindowOutput: 1})
+			p.send(&wire.CallFrame{ID: 2, Name: offer.Name, Input: []byte("abc"), WindowOutput: 1})
 			p.data(2, "A")
 			p.next(&grant)
 			p.send(late...)
-			p.send(&bus.CallFrame{ID: 3, Name: offer.Name, Flags: bus.FlagInputEnd}) // beyond its slot
+			p.send(&wire.CallFrame{ID: 3, Name: offer.Name, Flags: wire.FlagInputEnd}) // beyond its slot
 			p.end(3, args.FromBus, 75, args.CodeBusy)
 			p.raw(longCancel)
 			p.end(2, args.FromBus, 143, args.CodeCancelled)
 
-			p.send(&bus.CallFrame{ID: 9, Name: offer.Name, Kind: args.KindJSON, Args: []byte("{}"), Flags: bus.FlagInputEnd})
+			p.send(&wire.CallFrame{ID: 9, Name: offer.Name, Kind: args.KindJSON, Args: []byte("{}"), Flags: wire.FlagInputEnd})
 			p.end(9, args.FromBus, 65, args.CodeBadInput)
-			p.send(&bus.DataFrame{ID: 10})
-			var fault bus.ErrorFrame
+			p.send(&wire.DataFrame{ID: 10})
+			var fault wire.ErrorFrame
 			if p.next(&fault); string(fault.Code) != args.CodeProtocol {
 				t.Errorf("ERROR %q", fault.Code)
 			}
@@ -484,8 +485,8 @@ func TestScriptWorkersEnd(t *testing.T) {
 		t.Run(lang, func(t *testing.T) {
 			p, wait := runAgainst(t, "worker", lang, "upper")
 			p.send(nodeHello)
-			p.next(&bus.OfferFrame{})
-			p.send(&bus.OfferedFrame{Seq: 1, Code: []byte(args.CodeDenied), Message: []byte("not you")})
+			p.next(&wire.OfferFrame{})
+			p.send(&wire.OfferedFrame{Seq: 1, Code: []byte(args.CodeDenied), Message: []byte("not you")})
 			if _, stderr, status := wait(); status != 77 || stderr != "worker: denied: not you\n" {
 				t.Errorf("status %d, stderr %q", status, stderr)
 			}
@@ -506,26 +507,26 @@ func TestScriptCallersFrameByFrame(t *testing.T) {
 		t.Run(lang, func(t *testing.T) {
 			p, wait := runAgainst(t, "caller", lang, "f") // stdin is /dev/null
 			p.send(nodeHello)
-			var call bus.CallFrame
-			if p.next(&call); string(call.Name) != "f" || call.Flags != bus.FlagInputEnd || call.WindowOutput != bus.InitialWindow {
+			var call wire.CallFrame
+			if p.next(&call); string(call.Name) != "f" || call.Flags != wire.FlagInputEnd || call.WindowOutput != wire.InitialWindow {
 				t.Errorf("call %+v", call)
 			}
 			p.raw(newerFrame)
-			for stream := bus.Output; stream <= bus.Stderr; stream++ {
-				p.send(&bus.DataFrame{ID: call.ID, Stream: stream, Payload: []byte{'0' + byte(stream)}})
-				var grant bus.GrantFrame
+			for stream := wire.Output; stream <= wire.Stderr; stream++ {
+				p.send(&wire.DataFrame{ID: call.ID, Stream: stream, Payload: []byte{'0' + byte(stream)}})
+				var grant wire.GrantFrame
 				if p.next(&grant); grant.ID != call.ID || grant.Stream != stream || grant.Bytes != 1 {
 					t.Errorf("grant %+v", grant)
 				}
 			}
-			p.send(&bus.EndFrame{ID: call.ID, Source: args.FromSignal, Status: 137, Code: []byte("SIGKILL"), Output: []byte("!")})
+			p.send(&wire.EndFrame{ID: call.ID, Source: args.FromSignal, Status: 137, Code: []byte("SIGKILL"), Output: []byte("!")})
 			if stdout, stderr, status := wait(); status != 137 || stdout != "1!" || stderr != "2" {
 				t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 			}
 
 			p, wait = runAgainst(t, "caller", lang, "f")
-			p.send(&bus.HelloFrame{Major: 2, Network: nodeHello.Network, Instance: nodeHello.Instance, Name: nodeHello.Name})
-			var fault bus.ErrorFrame
+			p.send(&wire.HelloFrame{Major: 2, Network: nodeHello.Network, Instance: nodeHello.Instance, Name: nodeHello.Name})
+			var fault wire.ErrorFrame
 			if p.next(&fault); string(fault.Code) != args.CodeVersion {
 				t.Errorf("ERROR %q", fault.Code)
 			}

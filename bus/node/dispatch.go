@@ -6,8 +6,8 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // call is one invocation, from CALL to the END of its worker.
@@ -81,7 +81,7 @@ func (c *call) callerName() string {
 }
 
 // handleCall takes a new call: it is placed, queued or ended at once.
-func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
+func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -98,7 +98,7 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 		if code == args.CodeDenied {
 			n.denied(&s.peer, clean(f.Name), msg)
 		}
-		return b.Send(s.conn, &bus.EndFrame{
+		return b.Send(s.conn, &wire.EndFrame{
 			ID: f.ID, Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg),
 			Call: s.appendCall(nil, f.ID),
 		})
@@ -116,7 +116,7 @@ func (s *session) handleCall(b *bus.Batch, f *bus.CallFrame) error {
 
 // refuseCall says why a call is not even looked at. A late one was on its way
 // when the drain began.
-func (s *session) refuseCall(f *bus.CallFrame, late bool) (code, msg string) {
+func (s *session) refuseCall(f *wire.CallFrame, late bool) (code, msg string) {
 	n := s.node
 	switch {
 	case !ValidName(f.Name):
@@ -141,27 +141,27 @@ func (s *session) refuseCall(f *bus.CallFrame, late bool) (code, msg string) {
 // reserved reports whether a name is one of the node's own functions.
 func reserved(name string) bool { return strings.HasPrefix(name, "fbus.") }
 
-func (n *Node) newCall(s *session, f *bus.CallFrame) *call {
+func (n *Node) newCall(s *session, f *wire.CallFrame) *call {
 	c := &call{
 		node: n, session: s, id: f.ID, fn: n.function(string(f.Name)),
 		kind: f.Kind, flags: f.Flags, on: string(f.On), retries: f.Retries,
-		whole: f.Flags&bus.FlagInputEnd != 0, arrived: time.Now(),
+		whole: f.Flags&wire.FlagInputEnd != 0, arrived: time.Now(),
 		waitFunction: time.Duration(min(f.WaitFunction, maxWait)) * time.Millisecond,
 		waitSlot:     time.Duration(min(f.WaitSlot, maxWait)) * time.Millisecond,
 	}
-	if f.WaitSlot >= bus.Forever {
+	if f.WaitSlot >= wire.Forever {
 		c.waitSlot = -1
 	}
-	if f.WaitFunction >= bus.Forever {
+	if f.WaitFunction >= wire.Forever {
 		c.waitFunction = -1
 	}
 	c.inputEnded = c.whole
 	c.bytesIn = int64(len(f.Input))
 	for i := range c.flows {
-		c.flows[i] = flow{call: c, stream: bus.Stream(i)}
+		c.flows[i] = flow{call: c, stream: wire.Stream(i)}
 	}
-	c.flows[bus.Output].held = int64(f.WindowOutput)
-	c.flows[bus.Stderr].held = int64(f.WindowStderr)
+	c.flows[wire.Output].held = int64(f.WindowOutput)
+	c.flows[wire.Stderr].held = int64(f.WindowStderr)
 	if s.background {
 		c.takePosted(f)
 	} else if f.Timeout > 0 {
@@ -190,12 +190,12 @@ const maxWait = 1 << 40
 
 // keep copies what a worker needs to run the call, for as long as it may have
 // to be offered (again).
-func (c *call) keep(f *bus.CallFrame) {
+func (c *call) keep(f *wire.CallFrame) {
 	c.copy(f)
 	c.count()
 }
 
-func (c *call) copy(f *bus.CallFrame) {
+func (c *call) copy(f *wire.CallFrame) {
 	c.data = make([]byte, len(f.Args)+len(f.Input))
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
@@ -215,7 +215,7 @@ func (c *call) forget() {
 
 // matches reports whether the caller admits that worker.
 func (c *call) matches(o *offer) bool {
-	return c.on == "" || bus.MatchWorker(c.on, o.session.name, string(o.session.prefix))
+	return c.on == "" || wire.MatchWorker(c.on, o.session.name, string(o.session.prefix))
 }
 
 // allows reports whether the call may go to that worker: it has not said busy.
@@ -247,7 +247,7 @@ func (c *call) choose() *offer {
 }
 
 // start hands the call to a worker.
-func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
+func (c *call) start(b *wire.Batch, o *offer, args, input []byte) {
 	n, w := c.node, o.session
 	n.tick++
 	o.used = n.tick
@@ -257,10 +257,10 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 	w.out[c.workerID] = c
 	c.stopWaiting()
 	f := &n.scratch.call
-	*f = bus.CallFrame{
+	*f = wire.CallFrame{
 		ID: c.workerID, Name: c.fn.text, Kind: c.kind, Args: args, Input: input, Flags: c.flags,
-		WaitSlot:     bus.Forever,
-		WindowOutput: c.flows[bus.Output].first(firstOutput), WindowStderr: c.flows[bus.Stderr].first(firstStderr),
+		WaitSlot:     wire.Forever,
+		WindowOutput: c.flows[wire.Output].first(firstOutput), WindowStderr: c.flows[wire.Stderr].first(firstStderr),
 		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(),
 		Job: c.job, Attempt: c.attempt, Origin: c.origin,
 	}
@@ -268,7 +268,7 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 		c.startPosted(f)
 	}
 	if c.inputEnded {
-		f.Flags |= bus.FlagInputEnd
+		f.Flags |= wire.FlagInputEnd
 	}
 	if !c.deadline.IsZero() {
 		f.Timeout = uint64(max(1, time.Until(c.deadline).Milliseconds()))
@@ -277,7 +277,7 @@ func (c *call) start(b *bus.Batch, o *offer, args, input []byte) {
 }
 
 // enqueue makes a new call wait, if it may.
-func (c *call) enqueue(b *bus.Batch, f *bus.CallFrame) {
+func (c *call) enqueue(b *wire.Batch, f *wire.CallFrame) {
 	if len(c.job) > 0 {
 		if c.node.cfg.Jobs != nil && !c.fn.serves(c.on) { // they have gone while it was on its way here
 			c.endFor(b, codeRecalled, "")

@@ -15,6 +15,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // gate is a handler that holds each call until it is let go, and counts.
@@ -107,14 +108,14 @@ func TestSlotsAreHard(t *testing.T) {
 	go func() { // ends when all calls have
 		k := 0
 		for ; k < storm; k++ {
-			if want[*bus.EndFrame](c) == nil {
+			if want[*wire.EndFrame](c) == nil {
 				break
 			}
 		}
 		ended <- k
 	}()
 	for id := uint64(1); id <= storm; id++ {
-		c.send(callFrame(id, "f", "x"), &bus.CancelFrame{ID: id})
+		c.send(callFrame(id, "f", "x"), &wire.CancelFrame{ID: id})
 	}
 	if k := await(t, "the end of all calls", ended); k != storm {
 		t.Errorf("%d of %d calls ended", k, storm)
@@ -143,20 +144,20 @@ func TestSlotsAreHardOnTheWire(t *testing.T) {
 		calls = append(calls, post(ctx, c, bus.Request{Function: "f"}))
 	}
 	for range 4 {
-		want[*bus.CallFrame](w)
+		want[*wire.CallFrame](w)
 	}
 	stop() // all are cancelled: four CANCELs, and no further CALL
 	for _, ch := range calls {
 		wantErr(t, await(t, "a cancelled call", ch).err, context.Canceled)
 	}
 	for range 4 {
-		want[*bus.CancelFrame](w)
+		want[*wire.CancelFrame](w)
 	}
 	eventually(t, "the queue's end", func() bool { return n.Open() == 4 })
 	after := post(bg(), c, bus.Request{Function: "f"})
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 	w.send(exit(3, 0))
-	if f := want[*bus.CallFrame](w); f.ID != 5 {
+	if f := want[*wire.CallFrame](w); f.ID != 5 {
 		t.Errorf("call %d, want 5", f.ID)
 	}
 	w.send(exit(5, 0), exit(1, 0), exit(2, 0), exit(4, 0))
@@ -174,8 +175,8 @@ func TestQueueOrder(t *testing.T) {
 	w.offer("f", 1, 0)
 	a, b, c := rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet()
 	a.send(callFrame(1, "f", "a1"))
-	order := []string{string(want[*bus.CallFrame](w).Input)}
-	queue := func(p *raw, frames ...bus.Frame) {
+	order := []string{string(want[*wire.CallFrame](w).Input)}
+	queue := func(p *raw, frames ...wire.Frame) {
 		before := n.QueueLen("f")
 		p.send(frames...)
 		eventually(t, "queued calls", func() bool { return n.QueueLen("f") == before+len(frames) })
@@ -185,7 +186,7 @@ func TestQueueOrder(t *testing.T) {
 	queue(c, callFrame(1, "f", "c1"))
 	for id := uint64(1); id <= 7; id++ {
 		w.send(exit(id, 0))
-		order = append(order, string(want[*bus.CallFrame](w).Input))
+		order = append(order, string(want[*wire.CallFrame](w).Input))
 	}
 	if got, want := strings.Join(order, " "), "a1 a2 b1 c1 a3 b2 a4 a5"; got != want {
 		t.Errorf("order %s, want %s", got, want)
@@ -282,7 +283,7 @@ func TestLastOfferGone(t *testing.T) {
 		w = rawUnix(t, n, path).greet()
 		w.offer("f", 1, 0)
 		post(bg(), c, bus.Request{Function: "f"})
-		want[*bus.CallFrame](w)
+		want[*wire.CallFrame](w)
 		queued = post(bg(), c, bus.Request{Function: "f", Input: strings.NewReader("q")})
 		eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 		return w, queued
@@ -316,8 +317,8 @@ func TestMostFreeSlots(t *testing.T) {
 	got := make(chan string, 100)
 	for i, slots := range []uint64{1, 3, 2} {
 		w := rawUnix(t, n, path)
-		w.send(&bus.HelloFrame{Major: 1, Name: fmt.Appendf(nil, "w%d", i)})
-		want[*bus.HelloFrame](w)
+		w.send(&wire.HelloFrame{Major: 1, Name: fmt.Appendf(nil, "w%d", i)})
+		want[*wire.HelloFrame](w)
 		w.offer("f", slots, 0)
 		workers = append(workers, w)
 		go func() { // ends with the connection
@@ -326,7 +327,7 @@ func TestMostFreeSlots(t *testing.T) {
 				if err != nil {
 					return
 				}
-				if _, ok := f.(*bus.CallFrame); ok {
+				if _, ok := f.(*wire.CallFrame); ok {
 					got <- fmt.Sprintf("w%d", i)
 				}
 			}
@@ -470,28 +471,28 @@ func TestBusyWaitsAtHead(t *testing.T) {
 	full.offer("f", 1, 0)
 	c := rawUnix(t, n, path).greet()
 	c.send(callFrame(1, "f", "first"))
-	want[*bus.CallFrame](full)
+	want[*wire.CallFrame](full)
 	c.send(callFrame(2, "f", "queued"))
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 	no := rawUnix(t, n, path).greet()
 	no.offer("f", 1, 0) // takes "queued" at once
-	want[*bus.CallFrame](no)
+	want[*wire.CallFrame](no)
 	c.send(callFrame(3, "f", "later"))
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 	no.send(exit(1, 75)) // refuses "queued", is free for "later"
-	if f := want[*bus.CallFrame](no); string(f.Input) != "later" {
+	if f := want[*wire.CallFrame](no); string(f.Input) != "later" {
 		t.Errorf("%s came to the one that had refused it", f.Input)
 	}
 	c.send(callFrame(4, "f", "last"))
 	eventually(t, "two queued", func() bool { return n.QueueLen("f") == 2 })
 	full.send(exit(1, 0))
-	if f := want[*bus.CallFrame](full); string(f.Input) != "queued" {
+	if f := want[*wire.CallFrame](full); string(f.Input) != "queued" {
 		t.Errorf("%s came before the one at the head", f.Input)
 	}
 	// The one it waits for goes: no worker is left that has not refused.
 	full.send(exit(2, 75))
 	for {
-		f := want[*bus.EndFrame](c)
+		f := want[*wire.EndFrame](c)
 		if f.ID == 2 {
 			if f.Status != 75 {
 				t.Errorf("status %d", f.Status)
@@ -509,14 +510,14 @@ func TestBusyWorkerGoes(t *testing.T) {
 	full.offer("f", 1, 0)
 	c := rawUnix(t, n, path).greet()
 	c.send(callFrame(1, "f", "first"))
-	want[*bus.CallFrame](full)
+	want[*wire.CallFrame](full)
 	no.offer("f", 1, 0)
 	c.send(callFrame(2, "f", "second"))
-	want[*bus.CallFrame](no)
+	want[*wire.CallFrame](no)
 	no.send(exit(1, 75))
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
-	full.send(&bus.OfferFrame{Seq: 2, Name: []byte("f"), Slots: 0})
-	if f := want[*bus.EndFrame](c); f.ID != 2 || f.Status != 75 || string(f.Code) != args.CodeBusy {
+	full.send(&wire.OfferFrame{Seq: 2, Name: []byte("f"), Slots: 0})
+	if f := want[*wire.EndFrame](c); f.ID != 2 || f.Status != 75 || string(f.Code) != args.CodeBusy {
 		t.Errorf("%+v", f)
 	}
 }
@@ -540,7 +541,7 @@ func TestBusyIsPassedOn(t *testing.T) {
 	c := dial(t, path)
 	for _, req := range []bus.Request{
 		{Function: "said"},
-		{Function: "half", Input: bytes.NewReader(make([]byte, bus.MaxInlineInput+1))},
+		{Function: "half", Input: bytes.NewReader(make([]byte, wire.MaxInlineInput+1))},
 	} {
 		ran.Store(0)
 		o := await(t, "75", post(bg(), c, req))
@@ -555,21 +556,21 @@ func TestBusyIsPassedOn(t *testing.T) {
 // the call may still go elsewhere, with all that it had.
 func TestBusyAfterEmptyData(t *testing.T) {
 	for name, say := range map[string]func(w *raw){
-		"busy": func(w *raw) { w.send(&bus.DataFrame{ID: 1, Stream: bus.Output}, exit(1, 75)) },
-		"lost": func(w *raw) { w.send(&bus.DataFrame{ID: 1, Stream: bus.Output}); w.nc.Close() },
+		"busy": func(w *raw) { w.send(&wire.DataFrame{ID: 1, Stream: wire.Output}, exit(1, 75)) },
+		"lost": func(w *raw) { w.send(&wire.DataFrame{ID: 1, Stream: wire.Output}); w.nc.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
 			n, path := start(t, node.Config{})
 			w := rawUnix(t, n, path).greet()
-			w.offer("f", 9, bus.FlagIdempotent)
+			w.offer("f", 9, wire.FlagIdempotent)
 			other := dial(t, path)
 			offerFunc(t, other, "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 				words, _ := inv.Words()
 				return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
 			})
 			call := post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List("arg"), Input: strings.NewReader("input")})
-			want[*bus.CallFrame](w)
+			want[*wire.CallFrame](w)
 			say(w)
 			if o := await(t, "the call", call); o.err != nil || o.out != "[arg] input" {
 				t.Errorf("%q, error %v", o.out, o.err)
@@ -593,7 +594,7 @@ func TestBusyKeepsCredit(t *testing.T) {
 	offerFunc(t, yes, "f", 1, echo)
 	call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: strings.NewReader("input")})
 	for _, w := range nos {
-		f := want[*bus.CallFrame](w)
+		f := want[*wire.CallFrame](w)
 		end := exit(1, 75)
 		end.Output = make([]byte, f.WindowOutput)
 		if len(end.Output) == 0 {
@@ -630,8 +631,8 @@ func TestOfferCrossesCall(t *testing.T) {
 				return bus.Result{Code: "exit", Output: fmt.Append(nil, len(rest))}
 			})
 			call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: input()})
-			want[*bus.CallFrame](w)
-			w.send(&bus.OfferFrame{Seq: 2, Name: []byte("f")}, &bus.EndFrame{ID: 1, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy)})
+			want[*wire.CallFrame](w)
+			w.send(&wire.OfferFrame{Seq: 2, Name: []byte("f")}, &wire.EndFrame{ID: 1, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy)})
 			all, _ := io.ReadAll(input())
 			if o := await(t, "the call", call); o.err != nil || o.out != fmt.Sprint(len(all)) {
 				t.Errorf("%q, error %v", o.out, o.err)
@@ -652,8 +653,8 @@ func TestWorkerLost(t *testing.T) {
 		post(bg(), c, bus.Request{Function: "f"}),
 		post(bg(), c, bus.Request{Function: "f", Input: bytes.NewReader(make([]byte, 1<<20))}),
 	}
-	want[*bus.CallFrame](w)
-	want[*bus.CallFrame](w)
+	want[*wire.CallFrame](w)
+	want[*wire.CallFrame](w)
 	t0 := time.Now()
 	w.nc.Close()
 	for _, ch := range calls {
@@ -669,10 +670,10 @@ func TestWorkerLost(t *testing.T) {
 }
 
 // loser takes calls and vanishes.
-func loser(t testing.TB, n *node.Node, path, name string, flags uint64, say ...bus.Frame) (gone <-chan struct{}) {
+func loser(t testing.TB, n *node.Node, path, name string, flags uint64, say ...wire.Frame) (gone <-chan struct{}) {
 	w := rawUnix(t, n, path)
-	w.send(&bus.HelloFrame{Major: 1, Name: []byte(name)})
-	want[*bus.HelloFrame](w)
+	w.send(&wire.HelloFrame{Major: 1, Name: []byte(name)})
+	want[*wire.HelloFrame](w)
 	w.offer("f", 50, flags)
 	ch := make(chan struct{})
 	go func() { // ends with the first call
@@ -681,7 +682,7 @@ func loser(t testing.TB, n *node.Node, path, name string, flags uint64, say ...b
 			if err != nil {
 				return
 			}
-			if _, ok := f.(*bus.CallFrame); ok {
+			if _, ok := f.(*wire.CallFrame); ok {
 				w.send(say...)
 				close(ch)
 				w.nc.Close()
@@ -693,25 +694,25 @@ func loser(t testing.TB, n *node.Node, path, name string, flags uint64, say ...b
 }
 
 func TestRunAgain(t *testing.T) {
-	output := &bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("out")}
-	stderr := &bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: []byte("err")}
+	output := &wire.DataFrame{ID: 1, Stream: wire.Output, Payload: []byte("out")}
+	stderr := &wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: []byte("err")}
 	long := make([]byte, 1<<20)
 	for _, tc := range []struct {
 		name    string
 		flags   uint64
 		retries int
 		input   []byte
-		say     []bus.Frame
+		say     []wire.Frame
 		again   bool
 	}{
 		{"neither", 0, 0, nil, nil, false},
 		{"retries", 0, 1, []byte("x"), nil, true},
-		{"idempotent", bus.FlagIdempotent, 0, []byte("x"), nil, true},
-		{"stderr does not count", bus.FlagIdempotent, 0, []byte("x"), []bus.Frame{stderr}, true},
-		{"stdout was passed on", bus.FlagIdempotent, 3, []byte("x"), []bus.Frame{output}, false},
-		{"a long input, idempotent", bus.FlagIdempotent, 0, long, nil, false},
+		{"idempotent", wire.FlagIdempotent, 0, []byte("x"), nil, true},
+		{"stderr does not count", wire.FlagIdempotent, 0, []byte("x"), []wire.Frame{stderr}, true},
+		{"stdout was passed on", wire.FlagIdempotent, 3, []byte("x"), []wire.Frame{output}, false},
+		{"a long input, idempotent", wire.FlagIdempotent, 0, long, nil, false},
 		{"a long input is rewound", 0, 1, long, nil, true},
-		{"a long input after stdout", 0, 1, long, []bus.Frame{output}, false},
+		{"a long input after stdout", 0, 1, long, []wire.Frame{output}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeaks(t)
@@ -742,7 +743,7 @@ func TestLossIsBounded(t *testing.T) {
 		flags   uint64
 		retries int
 		most    int
-	}{"idempotent": {bus.FlagIdempotent, 0, 4}, "retries": {0, 2, 3}} {
+	}{"idempotent": {wire.FlagIdempotent, 0, 4}, "retries": {0, 2, 3}} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
 			n, path := start(t, node.Config{})
@@ -771,16 +772,16 @@ func TestLossIsBounded(t *testing.T) {
 func TestSupersede(t *testing.T) {
 	over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
 		n, path := start(t, node.Config{})
-		me := &bus.HelloFrame{Major: 1, Name: []byte("w"), Instance: []byte("same")}
+		me := &wire.HelloFrame{Major: 1, Name: []byte("w"), Instance: []byte("same")}
 		old := connect(t, n, path)
 		old.send(me)
-		want[*bus.HelloFrame](old)
+		want[*wire.HelloFrame](old)
 		old.offer("f", 4, 0)
 		lost := post(bg(), dial(t, path), bus.Request{Function: "f"})
-		want[*bus.CallFrame](old)
+		want[*wire.CallFrame](old)
 		again := connect(t, n, path)
 		again.send(me)
-		want[*bus.HelloFrame](again)
+		want[*wire.HelloFrame](again)
 		again.offer("f", 3, 0)
 		if info := n.Functions("f"); info[0].Slots != 3 || info[0].Busy != 0 || len(info[0].Workers) != 1 {
 			t.Errorf("%+v", info)
@@ -796,15 +797,15 @@ func TestSupersede(t *testing.T) {
 func TestSupersedeNeedsIdentity(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{})
-	me := &bus.HelloFrame{Major: 1, Name: []byte("w"), Instance: []byte("same")}
+	me := &wire.HelloFrame{Major: 1, Name: []byte("w"), Instance: []byte("same")}
 	a := rawUnix(t, n, path)
 	a.send(me)
-	want[*bus.HelloFrame](a)
+	want[*wire.HelloFrame](a)
 	a.offer("f", 1, 0)
 	near, served := newPipe(t, n, "uid:12345")
 	b := newRaw(t, near)
 	b.send(me)
-	want[*bus.HelloFrame](b)
+	want[*wire.HelloFrame](b)
 	a.offer("g", 1, 0) // is still there
 	near.Close()
 	await(t, "the end of ServeConn", served)
@@ -822,24 +823,24 @@ func TestOfferReplaces(t *testing.T) {
 	for id := uint64(1); id <= 4; id++ {
 		c.send(callFrame(id, "f", ""))
 	}
-	want[*bus.CallFrame](w)
-	want[*bus.CallFrame](w)
+	want[*wire.CallFrame](w)
+	want[*wire.CallFrame](w)
 	eventually(t, "two queued", func() bool { return n.QueueLen("f") == 2 })
 	w.offer("f", 1, 0) // two run: none may start before both have ended
 	w.send(exit(1, 0))
 	w.offer("f", 0, 0)
 	w.offer("f", 2, 0) // withdrawn and back: one still runs
-	if f := want[*bus.CallFrame](w); f.ID != 3 {
+	if f := want[*wire.CallFrame](w); f.ID != 3 {
 		t.Errorf("call %d", f.ID)
 	}
 	if info := n.Functions("f")[0]; info.Slots != 2 || info.Busy != 2 || info.Queued != 1 {
 		t.Errorf("%+v", info)
 	}
 	w.send(exit(2, 0))
-	want[*bus.CallFrame](w)
+	want[*wire.CallFrame](w)
 	w.send(exit(3, 0), exit(4, 0))
 	for range 4 {
-		if f := want[*bus.EndFrame](c); f.Status != 0 {
+		if f := want[*wire.EndFrame](c); f.Status != 0 {
 			t.Errorf("%+v", f)
 		}
 	}
@@ -862,7 +863,7 @@ func TestWithdrawnThenLost(t *testing.T) {
 	w.offer("f", 1, 0)
 	c := dial(t, path)
 	call := post(bg(), c, bus.Request{Function: "f"})
-	want[*bus.CallFrame](w)
+	want[*wire.CallFrame](w)
 	w.offer("f", 0, 0)
 	w.nc.Close()
 	wantErr(t, await(t, "the call", call).err, bus.ErrWorkerLost)

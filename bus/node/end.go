@@ -8,25 +8,26 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/journal"
+	"fbus/bus/wire"
 )
 
 // endFor ends a call for its caller: by deadline, cancellation or refusal. If a
 // worker has it, that is told; the slot stays taken until the worker's own END.
-func (c *call) endFor(b *bus.Batch, code, msg string) {
+func (c *call) endFor(b *wire.Batch, code, msg string) {
 	if c.ended {
 		return
 	}
-	c.end(b, &bus.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg)})
+	c.end(b, &wire.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg)})
 	c.dismiss(b, code)
 }
 
 // dismiss tells the worker that nobody waits, or takes the call out of the queue.
-func (c *call) dismiss(b *bus.Batch, code string) {
+func (c *call) dismiss(b *wire.Batch, code string) {
 	if c.offer != nil {
 		if code != args.CodeDeadline {
 			code = args.CodeCancelled
 		}
-		b.Send(c.offer.session.conn, &bus.CancelFrame{ID: c.workerID, Code: []byte(code)})
+		b.Send(c.offer.session.conn, &wire.CancelFrame{ID: c.workerID, Code: []byte(code)})
 		return
 	}
 	c.finish()
@@ -34,7 +35,7 @@ func (c *call) dismiss(b *bus.Batch, code string) {
 }
 
 // end sends END to the caller and logs the call. f lacks only the ids.
-func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
+func (c *call) end(b *wire.Batch, f *wire.EndFrame) {
 	c.close(f)
 	if !c.session.gone {
 		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
@@ -42,7 +43,7 @@ func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
 			f.Worker = c.offer.session.nameText
 		}
 		if k := len(f.Output); k > longest { // with these names it might not fit a frame
-			b.Send(c.session.conn, &bus.DataFrame{ID: c.id, Stream: bus.Output, Payload: f.Output[:k/2]})
+			b.Send(c.session.conn, &wire.DataFrame{ID: c.id, Stream: wire.Output, Payload: f.Output[:k/2]})
 			f.Output = f.Output[k/2:]
 		}
 		b.Send(c.session.conn, f)
@@ -50,7 +51,7 @@ func (c *call) end(b *bus.Batch, f *bus.EndFrame) {
 }
 
 // close ends the call for the caller's side of the books.
-func (c *call) close(f *bus.EndFrame) {
+func (c *call) close(f *wire.EndFrame) {
 	c.ended = true
 	delete(c.session.in, c.id)
 	if len(c.job) > 0 && c.node.posted[string(c.job)] == c {
@@ -104,7 +105,7 @@ func (c *call) leave() {
 	for i := range c.flows {
 		c.flows[i].release()
 	}
-	c.flows[bus.Input].held = 0 // another worker grants anew
+	c.flows[wire.Input].held = 0 // another worker grants anew
 	o := c.offer
 	delete(o.session.out, c.workerID)
 	o.busy--
@@ -114,7 +115,7 @@ func (c *call) leave() {
 }
 
 // handleEnd takes a worker's END: the program and all it started are gone.
-func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
+func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -122,7 +123,7 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 	if c == nil {
 		return err
 	}
-	fl := &c.flows[bus.Output]
+	fl := &c.flows[wire.Output]
 	if int64(len(f.Output)) > fl.out {
 		return protocol("%d bytes of output in END with a credit of %d", len(f.Output), fl.out)
 	}
@@ -156,7 +157,7 @@ func (s *session) handleEnd(b *bus.Batch, f *bus.EndFrame) error {
 
 // bounced reports whether an END means that the worker has not taken the call,
 // and another may be asked.
-func (c *call) bounced(f *bus.EndFrame) bool {
+func (c *call) bounced(f *wire.EndFrame) bool {
 	if c.data == nil || c.passed {
 		return false
 	}
@@ -188,7 +189,7 @@ func (c *call) another() bool {
 
 // requeue offers a call again that a worker has given back, or makes it wait at
 // the head of the queue.
-func (c *call) requeue(b *bus.Batch) {
+func (c *call) requeue(b *wire.Batch) {
 	if o := c.choose(); o != nil {
 		c.start(b, o, c.data[:c.args], c.data[c.args:])
 		return
@@ -211,18 +212,18 @@ func (c *call) requeue(b *bus.Batch) {
 }
 
 // refusedByAll ends a call that every worker was too busy for.
-func (c *call) refusedByAll(b *bus.Batch) {
+func (c *call) refusedByAll(b *wire.Batch) {
 	c.endFor(b, args.CodeBusy, c.fn.name+": every worker said that it is busy")
 }
 
 // workerLost handles a call whose worker has vanished. The session is gone and
 // its offers are out of the registry.
-func (c *call) workerLost(b *bus.Batch) {
+func (c *call) workerLost(b *wire.Batch) {
 	worker, idempotent := c.offer.session, c.offer.idempotent
 	may := len(c.job) == 0 && c.whole && !c.passed && !c.ended && (idempotent && c.lost < maxLost || c.retries > 0)
 	name := worker.name
 	if !may && !c.ended {
-		c.end(b, &bus.EndFrame{
+		c.end(b, &wire.EndFrame{
 			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),
 			Message: []byte(c.fn.name + ": worker " + name + " was lost: the call may have run"),
 		})
@@ -240,17 +241,17 @@ func (c *call) workerLost(b *bus.Batch) {
 }
 
 // callerLost handles a call whose caller has vanished.
-func (c *call) callerLost(b *bus.Batch) {
+func (c *call) callerLost(b *wire.Batch) {
 	if c.ended {
 		return
 	}
 	code := cmp.Or(c.session.dismissed, args.CodeCancelled)
-	c.close(&bus.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code)})
+	c.close(&wire.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code)})
 	c.dismiss(b, args.CodeCancelled)
 }
 
 // log logs the end of a call, for fbus.log and --log.
-func (c *call) log(f *bus.EndFrame) {
+func (c *call) log(f *wire.EndFrame) {
 	if reserved(c.fn.name) || len(c.job) > 0 && !c.counted {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // Gate decides who enters over TCP: the network's own authority, or the files of
@@ -51,7 +52,7 @@ func (n *Node) accept(nc *net.UnixConn) {
 	}
 	n.refused("", peer.Caller, nil, e)
 	n.cfg.Warn("connection refused: %v", e)
-	bus.NewConn(nc, nil).CloseWith(e)
+	wire.NewConn(nc, nil).CloseWith(e)
 }
 
 // ServeTCP accepts connections from other machines until the listener is closed.
@@ -87,8 +88,8 @@ func (n *Node) enter(a *arrival, config *tls.Config) {
 	nc := a.nc
 	from := nc.RemoteAddr().String()
 	nc.SetDeadline(time.Now().Add(handshakeTime))
-	pulse := bus.KeepAlive(nc, n.cfg.KeepAlive)
-	sock := bus.NewSocket(nc)
+	pulse := wire.KeepAlive(nc, n.cfg.KeepAlive)
+	sock := wire.NewSocket(nc)
 	tc := tls.Server(sock, config)
 	if err := handshake(tc, sock, a); err != nil {
 		e := trust.Explain(err, time.Time{})
@@ -112,7 +113,7 @@ func (n *Node) enter(a *arrival, config *tls.Config) {
 }
 
 // handshake has the place while it computes, not while it waits for the peer.
-func handshake(tc *tls.Conn, sock *bus.Socket, a *arrival) error {
+func handshake(tc *tls.Conn, sock *wire.Socket, a *arrival) error {
 	sock.Gate(a.acquire, a.release)
 	defer sock.Gate(nil, nil) // who is turned away is read from without it
 	return tc.HandshakeContext(context.Background())
@@ -145,7 +146,7 @@ func (n *Node) leave(caller string) {
 func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error) {
 	n.refused(from, "", id, err)
 	e := denial(err)
-	f := bus.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}
+	f := wire.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}
 	tc.Write(f.Append(nil))
 	trust.Dismiss(tc, nil)
 }
@@ -235,7 +236,7 @@ func (n *Node) watch() {
 
 // checkPulses keeps the connections of peers that are only stopped.
 func (n *Node) checkPulses() {
-	var list []*bus.Pulse
+	var list []*wire.Pulse
 	n.mu.Lock()
 	for _, s := range n.sessions {
 		if s.peer.pulse != nil {

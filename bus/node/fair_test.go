@@ -7,6 +7,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // TestFairWriting: a small answer does not stand behind the megabytes that other
@@ -24,7 +25,7 @@ func TestFairWriting(t *testing.T) {
 		r := connect(t, n, path).greet()
 		for id := uint64(1); id <= 2; id++ {
 			f := callFrame(id, "bulk", "")
-			f.WindowOutput = bus.MaxWindow
+			f.WindowOutput = wire.MaxWindow
 			r.send(f)
 		}
 		// It reads next to nothing: what is granted lines up in the node. A first frame may find
@@ -49,10 +50,10 @@ func TestFairWriting(t *testing.T) {
 				t.Fatal(err)
 			}
 			switch f := f.(type) {
-			case *bus.DataFrame:
+			case *wire.DataFrame:
 				before += len(f.Payload)
 				continue
-			case *bus.EndFrame:
+			case *wire.EndFrame:
 				if f.ID != 3 || string(f.Output) != "small" {
 					t.Fatalf("%+v", f)
 				}

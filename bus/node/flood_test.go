@@ -16,6 +16,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // TestHalfOpen: of connections that never get through their handshake, silent or a
@@ -185,7 +186,7 @@ func TestMaxConnections(t *testing.T) {
 		t.Helper()
 		p := dialTLS(t, addr, everybody.ticket.ClientConfig(nil))
 		got, err := p.next()
-		f, ok := got.(*bus.ErrorFrame)
+		f, ok := got.(*wire.ErrorFrame)
 		if !ok || string(f.Code) != args.CodeBusy || string(f.Message) != want {
 			t.Errorf("the peer is told %+v, want %s (error %v)", got, want, err)
 		}

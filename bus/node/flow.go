@@ -1,6 +1,8 @@
 package node
 
-import "fbus/bus"
+import (
+	"fbus/bus/wire"
+)
 
 // The node gives credit on to a stream's sender only as far as its own buffers
 // stand for it: if the receiver then stops reading, that much is what the node
@@ -18,14 +20,14 @@ const (
 	leastDose = 4 << 10
 	// longest is how many bytes are passed on in one frame: with whatever the
 	// next hop adds they fit it.
-	longest = bus.MaxFrame - 16<<10
+	longest = wire.MaxFrame - 16<<10
 )
 
 // flow is the credit of one stream of a call, between the side that sends and
 // the side that receives. The node's mu protects it.
 type flow struct {
 	call   *call
-	stream bus.Stream
+	stream wire.Stream
 	held   int64 // granted by the receiver, not given to the sender yet
 	out    int64 // given to the sender, not used yet
 	listed bool  // in the receiver's held list
@@ -39,7 +41,7 @@ func (f *flow) ends() (from *session, id uint64, to *session) {
 	if c.offer != nil {
 		worker = c.offer.session
 	}
-	if f.stream == bus.Input {
+	if f.stream == wire.Input {
 		return c.session, c.id, worker
 	}
 	return worker, c.workerID, c.session
@@ -50,7 +52,7 @@ func (f *flow) ends() (from *session, id uint64, to *session) {
 func (n *Node) dose() int64 {
 	switch used := n.exposure + n.budget.Used(); {
 	case used < MaxBuffers/2:
-		return bus.MaxWindow
+		return wire.MaxWindow
 	case used < MaxBuffers*3/4:
 		return 64 << 10
 	case used < MaxBuffers:
@@ -84,7 +86,7 @@ func (f *flow) use(d int64, to *session) {
 
 // give lets the sender have more, if the receiver keeps up; if not, the flow is
 // listed with the receiver until it does.
-func (f *flow) give(b *bus.Batch) {
+func (f *flow) give(b *wire.Batch) {
 	from, id, to := f.ends()
 	if f.held == 0 || from == nil || to == nil || f.call.ended {
 		return
@@ -105,11 +107,11 @@ func (f *flow) give(b *bus.Batch) {
 		}
 		return
 	}
-	if f.stream == bus.Input && !f.call.whole {
+	if f.stream == wire.Input && !f.call.whole {
 		f.call.forget() // its worker has taken it: it can not be offered again
 	}
 	f.add(d, to)
-	b.Send(from.conn, &bus.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
+	b.Send(from.conn, &wire.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
 }
 
 // release takes back what the sender did not use; it counts as held again.
@@ -123,7 +125,7 @@ func (f *flow) release() {
 
 // drained is called when a receiver has read its backlog.
 func (s *session) drained() {
-	var b bus.Batch
+	var b wire.Batch
 	s.node.mu.Lock()
 	s.giveHeld(&b)
 	s.node.mu.Unlock()
@@ -131,7 +133,7 @@ func (s *session) drained() {
 }
 
 // giveHeld tries every flow again that was listed with this receiver.
-func (s *session) giveHeld(b *bus.Batch) {
+func (s *session) giveHeld(b *wire.Batch) {
 	held := s.held
 	s.held = nil
 	for _, f := range held {
@@ -144,14 +146,14 @@ func (s *session) giveHeld(b *bus.Batch) {
 
 // pass accounts for bytes of a stream and says where they go: nil, if nobody
 // wants them any more.
-func (c *call) pass(b *bus.Batch, f *bus.DataFrame) (to *session, id uint64, err error) {
+func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, err error) {
 	fl := &c.flows[f.Stream]
 	_, _, to = fl.ends()
 	size := int64(len(f.Payload))
 	if size > fl.out {
 		return nil, 0, protocol("%d bytes of stream %d with a credit of %d", size, f.Stream, fl.out)
 	}
-	if f.Stream == bus.Input && c.inputEnded {
+	if f.Stream == wire.Input && c.inputEnded {
 		return nil, 0, protocol("input after its end")
 	}
 	if to == nil || size == 0 { // an empty frame passes nothing on
@@ -163,10 +165,10 @@ func (c *call) pass(b *bus.Batch, f *bus.DataFrame) (to *session, id uint64, err
 	}
 	id = c.id
 	switch f.Stream {
-	case bus.Input:
+	case wire.Input:
 		id = c.workerID
 		c.bytesIn += size
-	case bus.Output:
+	case wire.Output:
 		c.bytesOut += size
 		c.passed = true
 		c.forget()

@@ -17,6 +17,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 var soak = flag.Duration("soak", time.Second, "how long the tests of memory and latency keep a node busy")
@@ -159,7 +160,7 @@ func TestSlowReaders(t *testing.T) {
 		r := rawUnix(t, nil, p.path).greet()
 		for id := uint64(1); id <= 10; id++ {
 			f := callFrame(id, []string{"out", "err"}[id%2], "")
-			f.WindowOutput, f.WindowStderr = bus.MaxWindow, bus.MaxWindow
+			f.WindowOutput, f.WindowStderr = wire.MaxWindow, wire.MaxWindow
 			r.send(f)
 		}
 	}
@@ -183,12 +184,12 @@ func TestSlowReader(t *testing.T) {
 	offerFunc(t, dial(t, p.path), "out", 1, func(ctx context.Context, inv *bus.Invocation) bus.Result { return endlessly(ctx, inv.Stdout) })
 	r := rawUnix(t, nil, p.path).greet()
 	f := callFrame(1, "out", "")
-	f.WindowOutput = bus.MaxWindow
+	f.WindowOutput = wire.MaxWindow
 	r.send(f)
 	got := 0
 	for end := time.Now().Add(*soak); time.Now().Before(end); {
-		k := len(want[*bus.DataFrame](r).Payload)
-		r.send(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: uint64(k)})
+		k := len(want[*wire.DataFrame](r).Payload)
+		r.send(&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: uint64(k)})
 		got += k
 		b.works()
 	}
@@ -239,13 +240,13 @@ func TestFullBuffers(t *testing.T) {
 	reading, half := io.Pipe()
 	bulk := post(bg(), dial(t, path), bus.Request{Function: "big", Stdout: half})
 	c := rawUnix(t, n, path).greet()
-	input := strings.Repeat("x", bus.MaxInlineInput)
+	input := strings.Repeat("x", wire.MaxInlineInput)
 	// One at a time, each with an answer: while frames are read their buffers count
 	// as well.
 	for id, full := uint64(1), false; !full; id += 2 {
 		c.send(callFrame(id, "f", input), callFrame(id+1, "-", ""))
 		for {
-			f := want[*bus.EndFrame](c)
+			f := want[*wire.EndFrame](c)
 			full = full || f.ID == id && string(f.Code) == args.CodeBusy
 			if f.ID == id+1 {
 				break
@@ -258,7 +259,7 @@ func TestFullBuffers(t *testing.T) {
 	o := await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f"}))
 	wantErr(t, o.err, bus.ErrBusy)
 	// So is a call with long arguments; its connection stands.
-	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List(strings.Repeat("x", bus.MaxArgs-100))}))
+	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List(strings.Repeat("x", wire.MaxArgs-100))}))
 	wantErr(t, o.err, bus.ErrBusy)
 	// What runs goes on, frames that come in pieces included.
 	got := make(chan int64, 1)
@@ -408,38 +409,38 @@ func TestCreditOnTheWire(t *testing.T) {
 		f := callFrame(1, "f", "")
 		f.WindowOutput, f.WindowStderr = 0, 0
 		c.send(f)
-		if got := want[*bus.CallFrame](w); got.WindowOutput != 0 || got.WindowStderr != 0 {
+		if got := want[*wire.CallFrame](w); got.WindowOutput != 0 || got.WindowStderr != 0 {
 			t.Errorf("windows of %d and %d", got.WindowOutput, got.WindowStderr)
 		}
-		c.send(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 5})
-		if g := want[*bus.GrantFrame](w); g.Bytes != 5 || g.Stream != bus.Output {
+		c.send(&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 5})
+		if g := want[*wire.GrantFrame](w); g.Bytes != 5 || g.Stream != wire.Output {
 			t.Errorf("%+v", g)
 		}
-		w.send(&bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("12345")})
-		if d := want[*bus.DataFrame](c); string(d.Payload) != "12345" {
+		w.send(&wire.DataFrame{ID: 1, Stream: wire.Output, Payload: []byte("12345")})
+		if d := want[*wire.DataFrame](c); string(d.Payload) != "12345" {
 			t.Errorf("%+v", d)
 		}
 		w.send(exit(1, 0))
-		want[*bus.EndFrame](c)
+		want[*wire.EndFrame](c)
 		// Input: granted by the worker, and only that much.
 		c.send(openFrame(2, "f"))
-		want[*bus.CallFrame](w)
-		w.send(&bus.GrantFrame{ID: 2, Bytes: 3})
-		if g := want[*bus.GrantFrame](c); g.ID != 2 || g.Bytes != 3 || g.Stream != bus.Input {
+		want[*wire.CallFrame](w)
+		w.send(&wire.GrantFrame{ID: 2, Bytes: 3})
+		if g := want[*wire.GrantFrame](c); g.ID != 2 || g.Bytes != 3 || g.Stream != wire.Input {
 			t.Errorf("%+v", g)
 		}
-		c.send(&bus.DataFrame{ID: 2, Payload: []byte("abc")}, &bus.EOFFrame{ID: 2})
-		if d := want[*bus.DataFrame](w); string(d.Payload) != "abc" {
+		c.send(&wire.DataFrame{ID: 2, Payload: []byte("abc")}, &wire.EOFFrame{ID: 2})
+		if d := want[*wire.DataFrame](w); string(d.Payload) != "abc" {
 			t.Errorf("%+v", d)
 		}
-		want[*bus.EOFFrame](w)
+		want[*wire.EOFFrame](w)
 		// More than was granted costs the worker its connection, and the caller
 		// only that call.
-		w.send(&bus.DataFrame{ID: 2, Stream: bus.Stderr, Payload: make([]byte, 300<<10)})
+		w.send(&wire.DataFrame{ID: 2, Stream: wire.Stderr, Payload: make([]byte, 300<<10)})
 		if code := w.closed(); code != args.CodeProtocol {
 			t.Errorf("code %q", code)
 		}
-		if e := want[*bus.EndFrame](c); string(e.Code) != args.CodeWorkerLost {
+		if e := want[*wire.EndFrame](c); string(e.Code) != args.CodeWorkerLost {
 			t.Errorf("%+v", e)
 		}
 	})
@@ -452,36 +453,36 @@ func TestWindowsGrow(t *testing.T) {
 	w, c := rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet()
 	w.offer("f", 1, 0)
 	f := callFrame(1, "f", "")
-	f.WindowOutput = bus.MaxWindow
+	f.WindowOutput = wire.MaxWindow
 	c.send(f)
-	credit := int64(want[*bus.CallFrame](w).WindowOutput)
+	credit := int64(want[*wire.CallFrame](w).WindowOutput)
 	most := credit
 	for range 200 {
 		size := min(credit, 60<<10)
-		w.send(&bus.DataFrame{ID: 1, Stream: bus.Output, Payload: make([]byte, size)})
+		w.send(&wire.DataFrame{ID: 1, Stream: wire.Output, Payload: make([]byte, size)})
 		credit -= size
 		for got := 0; got < int(size); {
-			d := want[*bus.DataFrame](c)
+			d := want[*wire.DataFrame](c)
 			got += len(d.Payload)
 		}
-		c.send(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: uint64(size)})
+		c.send(&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: uint64(size)})
 		// Whatever was granted by now; an answer to an OFFER comes behind it.
-		w.send(&bus.OfferFrame{Seq: 2, Name: []byte("g"), Slots: 1})
+		w.send(&wire.OfferFrame{Seq: 2, Name: []byte("g"), Slots: 1})
 		for {
 			f, err := w.next()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if g, ok := f.(*bus.GrantFrame); ok {
+			if g, ok := f.(*wire.GrantFrame); ok {
 				credit += int64(g.Bytes)
 				most = max(most, credit)
 			}
-			if _, ok := f.(*bus.OfferedFrame); ok {
+			if _, ok := f.(*wire.OfferedFrame); ok {
 				break
 			}
 		}
 	}
-	if most <= bus.InitialWindow || most > bus.MaxWindow {
+	if most <= wire.InitialWindow || most > wire.MaxWindow {
 		t.Errorf("the worker had a credit of %d at most", most)
 	}
 }

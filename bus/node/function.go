@@ -3,7 +3,7 @@ package node
 import (
 	"slices"
 
-	"fbus/bus"
+	"fbus/bus/wire"
 )
 
 // function is a name with offers, or with calls that wait for one. The node's
@@ -72,7 +72,7 @@ func (fn *function) remove(o *offer) {
 
 // settle hands out free slots to what waits, and looks again at how long the
 // rest may wait. It is called whenever the offers of a function have changed.
-func (fn *function) settle(b *bus.Batch) {
+func (fn *function) settle(b *wire.Batch) {
 	fn.fill(b)
 	fn.queue.each(func(c *call) {
 		if _, _, left := c.patience(); left == 0 && len(c.refused) > 0 {
@@ -93,7 +93,7 @@ func (fn *function) settle(b *bus.Batch) {
 }
 
 // fill gives free slots to waiting calls.
-func (fn *function) fill(b *bus.Batch) {
+func (fn *function) fill(b *wire.Batch) {
 	for fn.queue.n > 0 || len(fn.jobs) > 0 {
 		c, o := fn.next()
 		if c == nil {

@@ -17,6 +17,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // Modes of the first byte of an input: how the others become a byte stream.
@@ -28,7 +29,7 @@ const (
 )
 
 // stream makes the bytes that a peer sends from a fuzzer's input.
-func stream(data []byte, opening ...bus.Frame) []byte {
+func stream(data []byte, opening ...wire.Frame) []byte {
 	if len(data) == 0 {
 		return nil
 	}
@@ -88,13 +89,13 @@ func program(data []byte) []byte {
 			}
 			out = f.Append(out)
 		case 2:
-			out = (&bus.DataFrame{ID: id, Stream: bus.Stream(next() % 3), Payload: make([]byte, sizes[next()%8])}).Append(out)
+			out = (&wire.DataFrame{ID: id, Stream: wire.Stream(next() % 3), Payload: make([]byte, sizes[next()%8])}).Append(out)
 		case 3:
-			out = (&bus.EOFFrame{ID: id}).Append(out)
+			out = (&wire.EOFFrame{ID: id}).Append(out)
 		case 4, 5:
-			out = (&bus.GrantFrame{ID: id, Stream: bus.Stream(next() % 3), Bytes: uint64(sizes[next()%8])}).Append(out)
+			out = (&wire.GrantFrame{ID: id, Stream: wire.Stream(next() % 3), Bytes: uint64(sizes[next()%8])}).Append(out)
 		case 6:
-			out = (&bus.CancelFrame{ID: id, Code: []byte([]string{"", args.CodeDeadline}[next()%2])}).Append(out)
+			out = (&wire.CancelFrame{ID: id, Code: []byte([]string{"", args.CodeDeadline}[next()%2])}).Append(out)
 		case 7:
 			f := exit(id, []uint64{0, 75, 1, 255}[next()%4])
 			o := next()
@@ -105,15 +106,15 @@ func program(data []byte) []byte {
 			f.Output = make([]byte, sizes[o>>3%8])
 			out = f.Append(out)
 		case 8:
-			out = (&bus.OfferFrame{Seq: id, Name: []byte(names[next()%uint64(len(names))]), Slots: next() % 5, Flags: next()}).Append(out)
+			out = (&wire.OfferFrame{Seq: id, Name: []byte(names[next()%uint64(len(names))]), Slots: next() % 5, Flags: next()}).Append(out)
 		case 9:
 			switch next() % 4 {
 			case 0:
 				out = hello().Append(out)
 			case 1:
-				out = (&bus.ErrorFrame{Code: []byte("x")}).Append(out)
+				out = (&wire.ErrorFrame{Code: []byte("x")}).Append(out)
 			case 2:
-				out = (&bus.OfferedFrame{Seq: id}).Append(out)
+				out = (&wire.OfferedFrame{Seq: id}).Append(out)
 			default:
 				out = append(out, 0, 0, 0, 2, 0x91, 99) // a type from the future
 			}
@@ -300,7 +301,7 @@ func FuzzWorkerSession(f *testing.F) {
 		if before == 0 {
 			before = runtime.NumGoroutine()
 		}
-		offer := &bus.OfferFrame{Seq: 1, Name: []byte("mine"), Slots: 5, Flags: uint64(data[0] >> 7)}
+		offer := &wire.OfferFrame{Seq: 1, Name: []byte("mine"), Slots: 5, Flags: uint64(data[0] >> 7)}
 		near, far := net.Pipe()
 		served := make(chan struct{})
 		go func() { // ends with the connection
@@ -309,7 +310,7 @@ func FuzzWorkerSession(f *testing.F) {
 		}()
 		p := &raw{t: t, nc: near, r: bufio.NewReader(near)}
 		p.send(hello(), offer)
-		want[*bus.OfferedFrame](p)
+		want[*wire.OfferedFrame](p)
 		ends := make(chan error, 3)
 		for _, req := range []bus.Request{
 			{Function: "mine", Input: strings.NewReader("whole"), Args: args.List("a")},
@@ -320,7 +321,7 @@ func FuzzWorkerSession(f *testing.F) {
 				_, err := h.caller.Call(context.Background(), &req)
 				ends <- err
 			}()
-			want[*bus.CallFrame](p) // one after the other, so that their ids are known
+			want[*wire.CallFrame](p) // one after the other, so that their ids are known
 		}
 		read := make(chan struct{})
 		go func() { // ends with the connection
@@ -368,7 +369,7 @@ func FuzzClient(f *testing.F) {
 		}
 		near, far := net.Pipe()
 		p := &raw{t: t, nc: far, r: bufio.NewReader(far)}
-		go far.Write(encode(&bus.HelloFrame{Major: 1, Connection: []byte("n-1")})) // ends when that is read
+		go far.Write(encode(&wire.HelloFrame{Major: 1, Connection: []byte("n-1")})) // ends when that is read
 		read := make(chan struct{})
 		calls := make(chan struct{}, 2)
 		go func() { // ends with the connection
@@ -379,9 +380,9 @@ func FuzzClient(f *testing.F) {
 					return
 				}
 				switch f.(type) {
-				case *bus.OfferFrame:
-					go far.Write(encode(&bus.OfferedFrame{Seq: 1})) // ends when that is read
-				case *bus.CallFrame:
+				case *wire.OfferFrame:
+					go far.Write(encode(&wire.OfferedFrame{Seq: 1})) // ends when that is read
+				case *wire.CallFrame:
 					if open++; open <= 2 {
 						calls <- struct{}{}
 					}

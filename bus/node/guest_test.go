@@ -12,12 +12,12 @@ import (
 	"strings"
 	"testing"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/node"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // These tests hold what a ticket allows against a peer that keeps to nothing: its frames
@@ -83,7 +83,7 @@ func (g *guests) guest(rights ...string) *raw {
 }
 
 // says is what comes of a call: its END, with its output, in words.
-func (p *raw) says(f *bus.CallFrame) string {
+func (p *raw) says(f *wire.CallFrame) string {
 	p.t.Helper()
 	p.send(f)
 	var out bytes.Buffer
@@ -93,9 +93,9 @@ func (p *raw) says(f *bus.CallFrame) string {
 			p.t.Fatal(err)
 		}
 		switch next := next.(type) {
-		case *bus.DataFrame:
+		case *wire.DataFrame:
 			out.Write(next.Payload)
-		case *bus.EndFrame:
+		case *wire.EndFrame:
 			if next.ID != f.ID {
 				p.t.Fatalf("END of %d, not of %d", next.ID, f.ID)
 			}
@@ -104,14 +104,14 @@ func (p *raw) says(f *bus.CallFrame) string {
 				return out.String()
 			}
 			return fmt.Sprintf("%d %s: %s", next.Status, next.Code, next.Message)
-		case *bus.ErrorFrame:
+		case *wire.ErrorFrame:
 			p.t.Fatalf("the node says %s: %s", next.Code, next.Message)
 		}
 	}
 }
 
 // wordsFrame is a call with strings as arguments.
-func wordsFrame(id uint64, name string, words ...string) *bus.CallFrame {
+func wordsFrame(id uint64, name string, words ...string) *wire.CallFrame {
 	f := callFrame(id, name, "")
 	if len(words) > 0 {
 		f.Kind, f.Args = args.KindList, []byte{0x90 + byte(len(words))} // fixarray
@@ -122,7 +122,7 @@ func wordsFrame(id uint64, name string, words ...string) *bus.CallFrame {
 	return f
 }
 
-func documentFrame(id uint64, name, document string) *bus.CallFrame {
+func documentFrame(id uint64, name, document string) *wire.CallFrame {
 	f := callFrame(id, name, "")
 	f.Kind, f.Args = args.KindJSON, []byte(document)
 	return f
@@ -134,18 +134,18 @@ func TestGuestCalls(t *testing.T) {
 	g := newGuests(t)
 	p := g.guest("call:a")
 	id := uint64(0)
-	for what, change := range map[string]func(f *bus.CallFrame){
-		"plain":       func(f *bus.CallFrame) {},
-		"on a worker": func(f *bus.CallFrame) { f.On = []byte("raw") },
-		"on none":     func(f *bus.CallFrame) { f.On = []byte("nosuch*") },
-		"on no glob":  func(f *bus.CallFrame) { f.On = []byte("[") },
-		"waiting":     func(f *bus.CallFrame) { f.WaitFunction = bus.Forever },
-		"not waiting": func(f *bus.CallFrame) { f.WaitSlot = 0 },
-		"with input":  func(f *bus.CallFrame) { f.Flags = 0; f.Input = make([]byte, 32<<10) },
-		"retried":     func(f *bus.CallFrame) { f.Retries, f.Timeout = 1<<40, 1 },
-		"no kind":     func(f *bus.CallFrame) { f.Kind, f.Args = args.KindMap, []byte("\xc1") },
-		"as root":     func(f *bus.CallFrame) { f.Caller, f.Call = []byte("uid:0"), []byte("x-1-1") },
-		"as a job":    func(f *bus.CallFrame) { f.Job, f.Attempt, f.Origin = []byte("01J"), 1, []byte(`{}`) },
+	for what, change := range map[string]func(f *wire.CallFrame){
+		"plain":       func(f *wire.CallFrame) {},
+		"on a worker": func(f *wire.CallFrame) { f.On = []byte("raw") },
+		"on none":     func(f *wire.CallFrame) { f.On = []byte("nosuch*") },
+		"on no glob":  func(f *wire.CallFrame) { f.On = []byte("[") },
+		"waiting":     func(f *wire.CallFrame) { f.WaitFunction = wire.Forever },
+		"not waiting": func(f *wire.CallFrame) { f.WaitSlot = 0 },
+		"with input":  func(f *wire.CallFrame) { f.Flags = 0; f.Input = make([]byte, 32<<10) },
+		"retried":     func(f *wire.CallFrame) { f.Retries, f.Timeout = 1<<40, 1 },
+		"no kind":     func(f *wire.CallFrame) { f.Kind, f.Args = args.KindMap, []byte("\xc1") },
+		"as root":     func(f *wire.CallFrame) { f.Caller, f.Call = []byte("uid:0"), []byte("x-1-1") },
+		"as a job":    func(f *wire.CallFrame) { f.Job, f.Attempt, f.Origin = []byte("01J"), 1, []byte(`{}`) },
 	} {
 		for _, name := range []string{
 			"b", "nosuch", "A", "aa", "a.", "fbus", "fbus.invite", "fbus.tickets", "fbus.revoke", "fbus.log", "fbus.join", "fbus.nosuch", "fbus.",
@@ -156,7 +156,7 @@ func TestGuestCalls(t *testing.T) {
 			if got, want := p.says(f), "77 denied: ticket:guest may not call "+name; got != want {
 				t.Errorf("%s, %s: %s", name, what, got)
 			}
-			p.send(&bus.DataFrame{ID: id, Payload: []byte("late")}, &bus.GrantFrame{ID: id, Stream: bus.Output, Bytes: 1}, &bus.CancelFrame{ID: id})
+			p.send(&wire.DataFrame{ID: id, Payload: []byte("late")}, &wire.GrantFrame{ID: id, Stream: wire.Output, Bytes: 1}, &wire.CancelFrame{ID: id})
 		}
 	}
 	for _, name := range []string{"", "a b", "b\x00", "../b", "%62", "a/b", "\xff", "fbus./invite", "fbus.invite ", " fbus.invite", strings.Repeat("b", 129)} {
@@ -167,8 +167,8 @@ func TestGuestCalls(t *testing.T) {
 	}
 	// What it may call is found as ever.
 	go func() {
-		f := want[*bus.CallFrame](g.root)
-		g.root.send(&bus.EndFrame{ID: f.ID, Code: []byte("exit"), Output: []byte("of " + string(f.Name) + " for " + string(f.Caller))})
+		f := want[*wire.CallFrame](g.root)
+		g.root.send(&wire.EndFrame{ID: f.ID, Code: []byte("exit"), Output: []byte("of " + string(f.Name) + " for " + string(f.Caller))})
 	}()
 	if got := p.says(callFrame(id+1, "a", "")); got != "of a for ticket:guest" {
 		t.Error(got)
@@ -185,8 +185,8 @@ func TestGuestOffers(t *testing.T) {
 	offer := func(name string, slots uint64) string {
 		t.Helper()
 		seq++
-		p.send(&bus.OfferFrame{Seq: seq, Name: []byte(name), Slots: slots})
-		a := want[*bus.OfferedFrame](p)
+		p.send(&wire.OfferFrame{Seq: seq, Name: []byte(name), Slots: slots})
+		a := want[*wire.OfferedFrame](p)
 		if a.Seq != seq {
 			t.Fatalf("answer to %d, not to %d", a.Seq, seq)
 		}
@@ -230,7 +230,7 @@ func TestGuestOffers(t *testing.T) {
 	}
 	// A call of root's function comes to root.
 	p.send(callFrame(1, "b", "from a guest"))
-	if f := want[*bus.CallFrame](g.root); string(f.Input) != "from a guest" {
+	if f := want[*wire.CallFrame](g.root); string(f.Input) != "from a guest" {
 		t.Errorf("%+v", f)
 	}
 }
@@ -244,7 +244,7 @@ func TestGuestSees(t *testing.T) {
 	g := newGuests(t)
 	p, other := g.guest("call:a"), g.enter(g.ticket("other", "call:b"))
 	other.send(callFrame(1, "b", "secret"))
-	call := want[*bus.CallFrame](g.root)
+	call := want[*wire.CallFrame](g.root)
 	for i, words := range [][]string{nil, {"a"}} {
 		var names []string
 		for line := range strings.Lines(p.says(wordsFrame(uint64(i+1), "fbus.functions", words...))) {
@@ -283,8 +283,8 @@ func TestGuestSees(t *testing.T) {
 		t.Errorf("it sees of the node %+v", info)
 	}
 	// The other's call is as it was.
-	g.root.send(&bus.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("result")})
-	if e := want[*bus.EndFrame](other); string(e.Output) != "result" {
+	g.root.send(&wire.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("result")})
+	if e := want[*wire.EndFrame](other); string(e.Output) != "result" {
 		t.Errorf("%+v", e)
 	}
 }
@@ -353,18 +353,18 @@ func TestGuestJobs(t *testing.T) {
 		}
 	}
 	const absent = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-	for function, f := range map[string]func(id uint64, job string) *bus.CallFrame{
-		"fbus.result": func(id uint64, job string) *bus.CallFrame {
+	for function, f := range map[string]func(id uint64, job string) *wire.CallFrame{
+		"fbus.result": func(id uint64, job string) *wire.CallFrame {
 			return wordsFrame(id, "fbus.result", job, `{"wait":false}`)
 		},
-		"fbus.cancel": func(id uint64, job string) *bus.CallFrame { return wordsFrame(id, "fbus.cancel", job) },
-		"fbus.jobs": func(id uint64, job string) *bus.CallFrame {
+		"fbus.cancel": func(id uint64, job string) *wire.CallFrame { return wordsFrame(id, "fbus.cancel", job) },
+		"fbus.jobs": func(id uint64, job string) *wire.CallFrame {
 			return documentFrame(id, "fbus.jobs", `{"ids":["`+job+`"]}`)
 		},
-		"fbus.retry": func(id uint64, job string) *bus.CallFrame {
+		"fbus.retry": func(id uint64, job string) *wire.CallFrame {
 			return documentFrame(id, "fbus.retry", `{"ids":["`+job+`"]}`)
 		},
-		"fbus.purge": func(id uint64, job string) *bus.CallFrame {
+		"fbus.purge": func(id uint64, job string) *wire.CallFrame {
 			return documentFrame(id, "fbus.purge", `{"ids":["`+job+`"]}`)
 		},
 	} {
@@ -388,21 +388,21 @@ func TestGuestIsWhoItIs(t *testing.T) {
 	g := newGuests(t)
 	ticket := g.ticket("guest", "call:a", "offer:mine")
 	p := dialTLS(t, g.addr, ticket.ClientConfig(nil))
-	p.send(&bus.HelloFrame{Major: bus.Major, Name: []byte("uid:0"), Instance: []byte("uid:0 "), Network: []byte("test"), Connection: []byte("x-1")})
-	greeting := want[*bus.HelloFrame](p)
+	p.send(&wire.HelloFrame{Major: wire.Major, Name: []byte("uid:0"), Instance: []byte("uid:0 "), Network: []byte("test"), Connection: []byte("x-1")})
+	greeting := want[*wire.HelloFrame](p)
 	f := callFrame(1, "a", "")
 	f.Caller, f.Call, f.Job, f.Attempt, f.Origin = []byte("uid:0"), []byte("x-1-1"), []byte("01ARZ3NDEKTSV4RRFFQ69G5FAV"), 7, []byte(`{"id":"x"}`)
 	p.send(f)
-	call := want[*bus.CallFrame](g.root)
+	call := want[*wire.CallFrame](g.root)
 	if string(call.Caller) != "ticket:guest" || string(call.Call) != string(greeting.Connection)+"-1" || len(call.Job) > 0 || call.Attempt != 0 || len(call.Origin) > 0 {
 		t.Errorf("the worker is told %+v", call)
 	}
 	// Nor is what it says of a call of its function taken for the node's word.
 	p.offer("mine", 1, 0)
 	g.root.send(callFrame(1, "mine", ""))
-	call = want[*bus.CallFrame](p)
-	p.send(&bus.EndFrame{ID: call.ID, Code: []byte("exit"), Call: []byte("x-1-1"), Worker: []byte("root's")})
-	if e := want[*bus.EndFrame](g.root); string(e.Call) == "x-1-1" || string(e.Worker) != "uid:0" {
+	call = want[*wire.CallFrame](p)
+	p.send(&wire.EndFrame{ID: call.ID, Code: []byte("exit"), Call: []byte("x-1-1"), Worker: []byte("root's")})
+	if e := want[*wire.EndFrame](g.root); string(e.Call) == "x-1-1" || string(e.Worker) != "uid:0" {
 		t.Errorf("the caller is told %+v", e)
 	}
 	entries, _, err := g.journal.Read(context.Background(), journal.Query{})
@@ -421,8 +421,8 @@ func TestGuestInstance(t *testing.T) {
 	g := newGuests(t)
 	greet := func(ticket *trust.Ticket) *raw {
 		p := dialTLS(t, g.addr, ticket.ClientConfig(nil))
-		p.send(&bus.HelloFrame{Major: bus.Major, Name: []byte("w"), Instance: []byte("same")})
-		want[*bus.HelloFrame](p)
+		p.send(&wire.HelloFrame{Major: wire.Major, Name: []byte("w"), Instance: []byte("same")})
+		want[*wire.HelloFrame](p)
 		return p
 	}
 	gpu := g.ticket("gpu", "offer:r*")
@@ -462,15 +462,15 @@ func TestInvitationIsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	thief := dialTLS(t, addr, invitation.ClientConfig(nil))
-	thief.send(&bus.HelloFrame{Major: bus.Major, Instance: []byte("same")})
-	want[*bus.HelloFrame](thief)
+	thief.send(&wire.HelloFrame{Major: wire.Major, Instance: []byte("same")})
+	want[*wire.HelloFrame](thief)
 	for i, name := range []string{"r", "nosuch", "fbus.functions", "fbus.renew", "fbus.invite"} {
 		if got, want := thief.says(callFrame(uint64(i+1), name, "")), "77 denied: invitation:gpu may not call "+name; got != want {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
-	thief.send(&bus.OfferFrame{Seq: 1, Name: []byte("r"), Slots: 1})
-	if a := want[*bus.OfferedFrame](thief); string(a.Code) != args.CodeDenied {
+	thief.send(&wire.OfferFrame{Seq: 1, Name: []byte("r"), Slots: 1})
+	if a := want[*wire.OfferedFrame](thief); string(a.Code) != args.CodeDenied {
 		t.Errorf("%+v", a)
 	}
 	cert := thief.says(wordsFrame(10, "fbus.join", string(request)))
@@ -479,8 +479,8 @@ func TestInvitationIsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	worker := dialTLS(t, addr, own.ClientConfig(nil))
-	worker.send(&bus.HelloFrame{Major: bus.Major, Instance: []byte("same")})
-	want[*bus.HelloFrame](worker)
+	worker.send(&wire.HelloFrame{Major: wire.Major, Instance: []byte("same")})
+	want[*wire.HelloFrame](worker)
 	worker.offer("r", 1, 0)
 	if got := thief.says(callFrame(11, "r", "")); !strings.HasPrefix(got, "77 ") { // it is still there
 		t.Error(got)
@@ -493,15 +493,15 @@ func TestGuestForeignIDs(t *testing.T) {
 	g := newGuests(t)
 	ticket := g.ticket("guest", "call:a", "offer:mine")
 	g.root.send(callFrame(1, "b", "")) // root calls itself
-	call := want[*bus.CallFrame](g.root)
-	for what, f := range map[string]bus.Frame{
-		"input":   &bus.DataFrame{ID: 1, Payload: []byte("x")},
-		"output":  &bus.DataFrame{ID: call.ID, Stream: bus.Output, Payload: []byte("x")},
-		"EOF":     &bus.EOFFrame{ID: 1},
-		"cancel":  &bus.CancelFrame{ID: 1},
-		"end":     &bus.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("forged")},
-		"credit":  &bus.GrantFrame{ID: call.ID, Stream: bus.Input, Bytes: 1},
-		"OFFERED": &bus.OfferedFrame{Seq: 1},
+	call := want[*wire.CallFrame](g.root)
+	for what, f := range map[string]wire.Frame{
+		"input":   &wire.DataFrame{ID: 1, Payload: []byte("x")},
+		"output":  &wire.DataFrame{ID: call.ID, Stream: wire.Output, Payload: []byte("x")},
+		"EOF":     &wire.EOFFrame{ID: 1},
+		"cancel":  &wire.CancelFrame{ID: 1},
+		"end":     &wire.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("forged")},
+		"credit":  &wire.GrantFrame{ID: call.ID, Stream: wire.Input, Bytes: 1},
+		"OFFERED": &wire.OfferedFrame{Seq: 1},
 	} {
 		p := g.enter(ticket)
 		p.send(f)
@@ -509,8 +509,8 @@ func TestGuestForeignIDs(t *testing.T) {
 			t.Errorf("%s: closed with %q", what, code)
 		}
 	}
-	g.root.send(&bus.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("root's")})
-	if e := want[*bus.EndFrame](g.root); string(e.Output) != "root's" || e.Status != 0 {
+	g.root.send(&wire.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("root's")})
+	if e := want[*wire.EndFrame](g.root); string(e.Output) != "root's" || e.Status != 0 {
 		t.Errorf("%+v", e)
 	}
 }
@@ -521,8 +521,8 @@ func TestGuestIsLogged(t *testing.T) {
 	p := g.guest("call:a")
 	p.says(callFrame(1, "b", ""))
 	p.says(callFrame(2, "fbus.tickets", ""))
-	p.send(&bus.OfferFrame{Seq: 1, Name: []byte("o"), Slots: 1})
-	want[*bus.OfferedFrame](p)
+	p.send(&wire.OfferFrame{Seq: 1, Name: []byte("o"), Slots: 1})
+	want[*wire.OfferedFrame](p)
 	p.says(wordsFrame(3, "fbus.post", "c"))
 	var got []string
 	entries, _, err := g.journal.Read(context.Background(), journal.Query{Event: journal.EventRefused})

@@ -14,6 +14,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // frameOf frames a body that no encoder would write.
@@ -31,7 +32,7 @@ func TestHostilePeers(t *testing.T) {
 		return frameOf(append(append([]byte{0x93, 7, 1}, bytes.Repeat([]byte{0x91}, n)...), 0xc0)...)
 	}
 	late := func(major uint64, network string) []byte {
-		return encode(&bus.HelloFrame{Major: major, Network: []byte(network), Name: []byte("x")})
+		return encode(&wire.HelloFrame{Major: major, Network: []byte(network), Name: []byte("x")})
 	}
 	for _, tc := range []struct {
 		name  string
@@ -41,16 +42,16 @@ func TestHostilePeers(t *testing.T) {
 	}{
 		{"a length bomb before HELLO", true, []byte{0xff, 0xff, 0xff, 0xff}, args.CodeProtocol},
 		{"an over-long HELLO", true, []byte{0, 0, 0x10, 1, 0x98}, args.CodeProtocol},
-		{"a HELLO with too much text", true, encode(&bus.HelloFrame{Major: 1, Name: make([]byte, 4096)}), args.CodeProtocol},
+		{"a HELLO with too much text", true, encode(&wire.HelloFrame{Major: 1, Name: make([]byte, 4096)}), args.CodeProtocol},
 		{"another major version", true, late(2, ""), args.CodeVersion},
 		{"major version 0", true, late(0, ""), args.CodeVersion},
 		{"another network", true, late(1, "other"), args.CodeNetwork},
 		{"a call before HELLO", true, call(1, "beside"), args.CodeProtocol},
-		{"an offer before HELLO", true, encode(&bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}), args.CodeProtocol},
-		{"ERROR before HELLO", true, encode(&bus.ErrorFrame{}), args.CodeProtocol},
+		{"an offer before HELLO", true, encode(&wire.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}), args.CodeProtocol},
+		{"ERROR before HELLO", true, encode(&wire.ErrorFrame{}), args.CodeProtocol},
 		{"text", true, []byte("GET / HTTP/1.1\r\n\r\n"), args.CodeProtocol},
 		{"nothing in a frame", true, []byte{0, 0, 0, 0}, args.CodeProtocol},
-		{"100 capabilities", true, encode(&bus.HelloFrame{Major: 1, Caps: make([][]byte, 100)}), args.CodeProtocol},
+		{"100 capabilities", true, encode(&wire.HelloFrame{Major: 1, Caps: make([][]byte, 100)}), args.CodeProtocol},
 		{"major version 65536", true, late(65536, ""), args.CodeProtocol},
 
 		{"a second HELLO", false, encode(hello()), args.CodeProtocol},
@@ -64,28 +65,28 @@ func TestHostilePeers(t *testing.T) {
 		{"too few elements", false, frameOf(0x91, 7), args.CodeProtocol},
 		{"bytes left over", false, frameOf(0x92, 7, 1, 0), args.CodeProtocol},
 		{"a negative id", false, frameOf(0x92, 7, 0xff), args.CodeProtocol},
-		{"an id over 2^53", false, encode(&bus.EOFFrame{ID: 1<<53 + 1}), args.CodeProtocol},
+		{"an id over 2^53", false, encode(&wire.EOFFrame{ID: 1<<53 + 1}), args.CodeProtocol},
 		{"an id used again", false, join(call(1, "beside"), call(1, "beside")), args.CodeProtocol},
 		{"an id that falls", false, join(call(5, "beside"), call(4, "beside")), args.CodeProtocol},
 		{"id 0", false, call(0, "beside"), args.CodeProtocol},
-		{"DATA for a call never opened", false, encode(&bus.DataFrame{ID: 9}), args.CodeProtocol},
-		{"EOF for a call never opened", false, encode(&bus.EOFFrame{ID: 1}), args.CodeProtocol},
-		{"GRANT for a call never opened", false, encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 1}), args.CodeProtocol},
-		{"CANCEL for a call never opened", false, encode(&bus.CancelFrame{ID: 1}), args.CodeProtocol},
+		{"DATA for a call never opened", false, encode(&wire.DataFrame{ID: 9}), args.CodeProtocol},
+		{"EOF for a call never opened", false, encode(&wire.EOFFrame{ID: 1}), args.CodeProtocol},
+		{"GRANT for a call never opened", false, encode(&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 1}), args.CodeProtocol},
+		{"CANCEL for a call never opened", false, encode(&wire.CancelFrame{ID: 1}), args.CodeProtocol},
 		{"END for a call not given", false, encode(exit(1, 0)), args.CodeProtocol},
-		{"output for a call not given", false, encode(&bus.DataFrame{ID: 1, Stream: bus.Output}), args.CodeProtocol},
-		{"a grant of input for a call not given", false, encode(&bus.GrantFrame{ID: 1, Bytes: 1}), args.CodeProtocol},
-		{"OFFERED", false, encode(&bus.OfferedFrame{Seq: 1}), args.CodeProtocol},
-		{"DATA without credit", false, join(open(1, "hold"), encode(&bus.DataFrame{ID: 1, Payload: make([]byte, 5<<20>>3)})), args.CodeProtocol},
-		{"DATA in the queue", false, join(open(1, "hold"), open(2, "hold"), encode(&bus.DataFrame{ID: 2, Payload: []byte("x")})), args.CodeProtocol},
-		{"DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1, Payload: []byte("x")})), args.CodeProtocol},
-		{"empty DATA after EOF", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.DataFrame{ID: 1})), args.CodeProtocol},
-		{"EOF twice", false, join(open(1, "hold"), encode(&bus.EOFFrame{ID: 1}, &bus.EOFFrame{ID: 1})), args.CodeProtocol},
-		{"EOF after a whole CALL", false, join(call(1, "hold"), encode(&bus.EOFFrame{ID: 1})), args.CodeProtocol},
-		{"too much credit", false, join(call(1, "hold"), encode(&bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 4 << 20})), args.CodeProtocol},
-		{"too much credit, bit by bit", false, join(call(1, "hold"), bytes.Repeat(encode(&bus.GrantFrame{ID: 1, Stream: bus.Stderr, Bytes: 1 << 20}), 4)), args.CodeProtocol},
+		{"output for a call not given", false, encode(&wire.DataFrame{ID: 1, Stream: wire.Output}), args.CodeProtocol},
+		{"a grant of input for a call not given", false, encode(&wire.GrantFrame{ID: 1, Bytes: 1}), args.CodeProtocol},
+		{"OFFERED", false, encode(&wire.OfferedFrame{Seq: 1}), args.CodeProtocol},
+		{"DATA without credit", false, join(open(1, "hold"), encode(&wire.DataFrame{ID: 1, Payload: make([]byte, 5<<20>>3)})), args.CodeProtocol},
+		{"DATA in the queue", false, join(open(1, "hold"), open(2, "hold"), encode(&wire.DataFrame{ID: 2, Payload: []byte("x")})), args.CodeProtocol},
+		{"DATA after EOF", false, join(open(1, "hold"), encode(&wire.EOFFrame{ID: 1}, &wire.DataFrame{ID: 1, Payload: []byte("x")})), args.CodeProtocol},
+		{"empty DATA after EOF", false, join(open(1, "hold"), encode(&wire.EOFFrame{ID: 1}, &wire.DataFrame{ID: 1})), args.CodeProtocol},
+		{"EOF twice", false, join(open(1, "hold"), encode(&wire.EOFFrame{ID: 1}, &wire.EOFFrame{ID: 1})), args.CodeProtocol},
+		{"EOF after a whole CALL", false, join(call(1, "hold"), encode(&wire.EOFFrame{ID: 1})), args.CodeProtocol},
+		{"too much credit", false, join(call(1, "hold"), encode(&wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 4 << 20})), args.CodeProtocol},
+		{"too much credit, bit by bit", false, join(call(1, "hold"), bytes.Repeat(encode(&wire.GrantFrame{ID: 1, Stream: wire.Stderr, Bytes: 1 << 20}), 4)), args.CodeProtocol},
 		{"input of 32769 bytes in CALL", false, encode(callFrame(1, "hold", strings.Repeat("x", 32769))), args.CodeProtocol},
-		{"a window of 4 MiB and 1", false, encode(&bus.CallFrame{ID: 1, Name: []byte("hold"), WindowOutput: 4<<20 + 1}), args.CodeProtocol},
+		{"a window of 4 MiB and 1", false, encode(&wire.CallFrame{ID: 1, Name: []byte("hold"), WindowOutput: 4<<20 + 1}), args.CodeProtocol},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			over(t, func(t *testing.T, connect func(testing.TB, *node.Node, string) *raw) {
@@ -122,7 +123,7 @@ func TestTolerated(t *testing.T) {
 			t.Helper()
 			p.write(append(bytes.Join(frames, nil), encode(callFrame(id, "echo", "still"))...))
 			for {
-				f := want[*bus.EndFrame](p)
+				f := want[*wire.EndFrame](p)
 				if f.ID == id {
 					if string(f.Output) != "still" {
 						t.Errorf("after %s: %+v", what, f)
@@ -132,17 +133,17 @@ func TestTolerated(t *testing.T) {
 			}
 		}
 		p.write(frameOf(0x9a, 1, 1, 0xcd, 0xff, 0xff, 0xa0, 0xa0, 0xa1, 'x', 0x90, 0xa0, 0xc0, 0x92, 1, 0xc3)) // a newer minor version
-		want[*bus.HelloFrame](p)
+		want[*wire.HelloFrame](p)
 		ok("an unknown type", 1, frameOf(0x92, 99, 0xc0), frameOf(0xdc, 0, 1, 0xcc, 200))
 		ok("extra elements", 2, frameOf(0x99, 5, 0xd3, 0, 0, 0, 0, 0, 0, 0, 3, 0xa0, 0, 0xa0, 0xa0, 1, 0, 0)[:0])
 		p.write(encode(callFrame(5, "echo", "x")))
-		want[*bus.EndFrame](p)
+		want[*wire.EndFrame](p)
 		ok("late frames of a call that has ended", 6, encode(
-			&bus.DataFrame{ID: 5, Payload: []byte("late")}, &bus.EOFFrame{ID: 5}, &bus.GrantFrame{ID: 5, Stream: bus.Output, Bytes: 4 << 20}, &bus.CancelFrame{ID: 5}))
-		ok("frames of an id that was passed over", 7, encode(&bus.DataFrame{ID: 3, Payload: []byte("x")}, &bus.CancelFrame{ID: 4}))
+			&wire.DataFrame{ID: 5, Payload: []byte("late")}, &wire.EOFFrame{ID: 5}, &wire.GrantFrame{ID: 5, Stream: wire.Output, Bytes: 4 << 20}, &wire.CancelFrame{ID: 5}))
+		ok("frames of an id that was passed over", 7, encode(&wire.DataFrame{ID: 3, Payload: []byte("x")}, &wire.CancelFrame{ID: 4}))
 		wait := openFrame(8, "nobody")
-		wait.WaitFunction = bus.Forever
-		ok("empty DATA while queued", 9, encode(wait, &bus.DataFrame{ID: 8}, &bus.GrantFrame{ID: 8, Stream: bus.Output}, &bus.EOFFrame{ID: 8}, &bus.CancelFrame{ID: 8}))
+		wait.WaitFunction = wire.Forever
+		ok("empty DATA while queued", 9, encode(wait, &wire.DataFrame{ID: 8}, &wire.GrantFrame{ID: 8, Stream: wire.Output}, &wire.EOFFrame{ID: 8}, &wire.CancelFrame{ID: 8}))
 		ok("a jump of ids", 1<<40, nil)
 		p.nc.Close()
 		settled(t, n, before)
@@ -156,11 +157,11 @@ func TestSessionEverySplit(t *testing.T) {
 		n, path := start(t, node.Config{})
 		before := n.Books()
 		session := encode(
-			hello(), &bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1},
-			callFrame(1, "f", "in"), &bus.GrantFrame{ID: 1, Stream: bus.Output, Bytes: 10},
+			hello(), &wire.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1},
+			callFrame(1, "f", "in"), &wire.GrantFrame{ID: 1, Stream: wire.Output, Bytes: 10},
 		)
 		// The node's CALL has come by then.
-		answer := encode(&bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("out")}, &bus.DataFrame{ID: 1, Stream: bus.Stderr, Payload: []byte("err")}, exit(1, 3))
+		answer := encode(&wire.DataFrame{ID: 1, Stream: wire.Output, Payload: []byte("out")}, &wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: []byte("err")}, exit(1, 3))
 		play := func(chunks func(p *raw, all []byte)) {
 			t.Helper()
 			p := connect(t, n, path)
@@ -169,12 +170,12 @@ func TestSessionEverySplit(t *testing.T) {
 				defer close(sent)
 				chunks(p, session)
 			}()
-			if f := want[*bus.CallFrame](p); string(f.Input) != "in" {
+			if f := want[*wire.CallFrame](p); string(f.Input) != "in" {
 				t.Fatalf("%+v", f)
 			}
 			await(t, "the session's last byte", sent)
 			chunks(p, answer)
-			if f := want[*bus.EndFrame](p); f.Status != 3 || f.ID != 1 {
+			if f := want[*wire.EndFrame](p); f.Status != 3 || f.ID != 1 {
 				t.Fatalf("%+v", f)
 			}
 			p.nc.Close()
@@ -203,8 +204,8 @@ func TestHalfSession(t *testing.T) {
 		b := beside(t, path)
 		before := n.Books()
 		session := encode(
-			hello(), &bus.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}, callFrame(1, "f", "in"), openFrame(2, "beside"),
-			&bus.DataFrame{ID: 1, Stream: bus.Output, Payload: []byte("out")},
+			hello(), &wire.OfferFrame{Seq: 1, Name: []byte("f"), Slots: 1}, callFrame(1, "f", "in"), openFrame(2, "beside"),
+			&wire.DataFrame{ID: 1, Stream: wire.Output, Payload: []byte("out")},
 		)
 		for cut := range session {
 			p := connect(t, n, path)
@@ -388,32 +389,32 @@ func TestLongFramesArePassedOn(t *testing.T) {
 	w.offer("f", 10, 0)
 	for id := uint64(1); id <= 200; id++ { // so that the worker's ids take two bytes
 		c.send(callFrame(id, "f", ""))
-		want[*bus.CallFrame](w)
+		want[*wire.CallFrame](w)
 		w.send(exit(id, 0))
-		want[*bus.EndFrame](c)
+		want[*wire.EndFrame](c)
 	}
 	c2 := rawUnix(t, n, path).greet()
 	f := openFrame(1, "f")
-	f.WindowOutput = bus.MaxWindow
+	f.WindowOutput = wire.MaxWindow
 	c2.send(f)
-	id := want[*bus.CallFrame](w).ID
-	w.send(&bus.GrantFrame{ID: id, Bytes: 4 << 20})
-	longest := &bus.DataFrame{ID: 1, Payload: make([]byte, 1<<20)}
+	id := want[*wire.CallFrame](w).ID
+	w.send(&wire.GrantFrame{ID: id, Bytes: 4 << 20})
+	longest := &wire.DataFrame{ID: 1, Payload: make([]byte, 1<<20)}
 	longest.Payload = longest.Payload[len(longest.AppendHead(nil))-4:]
 	granted := uint64(0)
 	for granted < 2<<20 {
-		granted += want[*bus.GrantFrame](c2).Bytes
+		granted += want[*wire.GrantFrame](c2).Bytes
 	}
 	c2.send(longest)
 	got := 0
 	for got < len(longest.Payload) {
-		got += len(want[*bus.DataFrame](w).Payload)
+		got += len(want[*wire.DataFrame](w).Payload)
 	}
 	// The same backwards: END with all that fits, to which the node adds names.
-	w.send(&bus.DataFrame{ID: id, Stream: bus.Output, Payload: make([]byte, 64<<10)})
-	want[*bus.DataFrame](c2)
+	w.send(&wire.DataFrame{ID: id, Stream: wire.Output, Payload: make([]byte, 64<<10)})
+	want[*wire.DataFrame](c2)
 	for granted = 0; granted < 2<<20; {
-		granted += want[*bus.GrantFrame](w).Bytes
+		granted += want[*wire.GrantFrame](w).Bytes
 	}
 	end := exit(id, 0)
 	end.Output = make([]byte, 1<<20)
@@ -426,13 +427,13 @@ func TestLongFramesArePassedOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		switch f := f.(type) {
-		case *bus.DataFrame:
+		case *wire.DataFrame:
 			got += len(f.Payload)
-		case *bus.EndFrame:
+		case *wire.EndFrame:
 			if got += len(f.Output); got != len(end.Output) {
 				t.Errorf("%d of %d bytes", got, len(end.Output))
 			}
-			if l := len(f.Append(nil)) - 4; l > bus.MaxFrame {
+			if l := len(f.Append(nil)) - 4; l > wire.MaxFrame {
 				t.Errorf("END of %d bytes", l)
 			}
 			return
@@ -458,7 +459,7 @@ func TestCallsPerConnection(t *testing.T) {
 			frames = f.Append(frames)
 		}
 		c.write(frames)
-		if f := want[*bus.EndFrame](c); string(f.Code) != args.CodeBusy || round == 0 && f.ID != 10001 {
+		if f := want[*wire.EndFrame](c); string(f.Code) != args.CodeBusy || round == 0 && f.ID != 10001 {
 			t.Errorf("%+v", f)
 		}
 		c.nc.Close()
@@ -484,10 +485,10 @@ func TestHandshakeOptions(t *testing.T) {
 			p := connect(t, n, path)
 			me := hello()
 			me.Network = []byte(network)
-			big := callFrame(1, "nobody", strings.Repeat("x", bus.MaxInlineInput)) // longer than a HELLO may be
-			go p.send(me, big)                                                     // ends when that is read
-			h := want[*bus.HelloFrame](p)
-			f := want[*bus.EndFrame](p)
+			big := callFrame(1, "nobody", strings.Repeat("x", wire.MaxInlineInput)) // longer than a HELLO may be
+			go p.send(me, big)                                                      // ends when that is read
+			h := want[*wire.HelloFrame](p)
+			f := want[*wire.EndFrame](p)
 			if string(h.Network) != "test" || string(f.Call) != fmt.Sprintf("%s-1", h.Connection) || string(f.Code) != args.CodeNoFunction {
 				t.Errorf("%+v %+v", h, f)
 			}
@@ -503,16 +504,16 @@ func TestTextOfPeersIsBounded(t *testing.T) {
 	noLeaks(t)
 	p := startProcess(t)
 	b := beside(t, p.path)
-	long := bytes.Repeat([]byte("x"), bus.MaxText)
+	long := bytes.Repeat([]byte("x"), wire.MaxText)
 	for range 3 {
 		w := rawUnix(t, nil, p.path).greet()
 		go func() { // ends with the connection
 			for i := range 10000 {
-				w.send(&bus.OfferFrame{Seq: uint64(i), Name: fmt.Appendf(nil, "f%d", i), Slots: 1, Description: long, Arguments: long})
+				w.send(&wire.OfferFrame{Seq: uint64(i), Name: fmt.Appendf(nil, "f%d", i), Slots: 1, Description: long, Arguments: long})
 			}
 		}()
 		for {
-			if a := want[*bus.OfferedFrame](w); a.Seq == 9999 {
+			if a := want[*wire.OfferedFrame](w); a.Seq == 9999 {
 				if string(a.Code) != args.CodeBusy {
 					t.Errorf("10,000 offers of 8 KiB stand: %q", a.Code)
 				}
@@ -524,12 +525,12 @@ func TestTextOfPeersIsBounded(t *testing.T) {
 	go func() { // ends with the connection
 		for id := uint64(1); id <= 10000; id++ {
 			f := callFrame(id, fmt.Sprintf("nobody-%d", id), "")
-			f.WaitFunction, f.On = bus.Forever, long
+			f.WaitFunction, f.On = wire.Forever, long
 			c.send(f)
 		}
 		c.send(callFrame(10001, "-", ""))
 	}()
-	for want[*bus.EndFrame](c).ID != 10001 {
+	for want[*wire.EndFrame](c).ID != 10001 {
 	}
 	c.nc.Close()
 	eventually(t, "room", func() bool {
@@ -544,10 +545,10 @@ func TestSchemasAreBounded(t *testing.T) {
 	noLeaks(t)
 	_, path := start(t, node.Config{})
 	w := rawUnix(t, nil, path).greet()
-	schema := []byte(`"` + strings.Repeat("x", bus.MaxSchema-2) + `"`)
+	schema := []byte(`"` + strings.Repeat("x", wire.MaxSchema-2) + `"`)
 	make := func(i int, schema []byte) string {
-		w.send(&bus.OfferFrame{Seq: uint64(i), Name: fmt.Appendf(nil, "f%d", i), Slots: 1, Schema: schema})
-		return string(want[*bus.OfferedFrame](w).Code)
+		w.send(&wire.OfferFrame{Seq: uint64(i), Name: fmt.Appendf(nil, "f%d", i), Slots: 1, Schema: schema})
+		return string(want[*wire.OfferedFrame](w).Code)
 	}
 	for i := range 32 {
 		if code := make(i, schema); code != "" {

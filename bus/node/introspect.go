@@ -14,6 +14,7 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // Bounds of the calls of a node's own functions: one peer that does not read the
@@ -237,7 +238,7 @@ func (n *Node) infoFor(p *Peer) NodeInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := NodeInfo{
-		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: bus.Major,
+		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
 		Started: n.started, Draining: n.draining, Listens: []string{}, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
 	if err := n.noPosts(); err != nil {
@@ -296,7 +297,7 @@ func (n *Node) Cancel(id string) (was CallInfo, ok bool) { return n.cancelFor(&P
 
 // cancelFor ends a call that is a peer's business; to others there is none.
 func (n *Node) cancelFor(p *Peer, id string) (was CallInfo, ok bool) {
-	var b bus.Batch
+	var b wire.Batch
 	defer b.Flush()
 	n.mu.Lock()
 	defer n.mu.Unlock()

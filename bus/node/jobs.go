@@ -20,6 +20,7 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // startJobs puts the functions on the bus that keep posted calls, and begins to run
@@ -105,7 +106,7 @@ func (n *Node) offered(name, on string) bool {
 // serves reports whether somebody offers the function, to whom the glob fits.
 func (fn *function) serves(on string) bool {
 	for _, o := range fn.offers {
-		if on == "" || bus.MatchWorker(on, o.session.name, string(o.session.prefix)) {
+		if on == "" || wire.MatchWorker(on, o.session.name, string(o.session.prefix)) {
 			return true
 		}
 	}
@@ -240,8 +241,8 @@ func setKind(post *jobs.Post, kind string, given bool) error {
 	default:
 		post.Kind = k
 	}
-	if len(post.Args) > bus.MaxArgs {
-		return &args.Error{Code: args.CodeBadInput, Message: fmt.Sprintf("arguments of %d bytes exceed the limit of %d", len(post.Args), bus.MaxArgs)}
+	if len(post.Args) > wire.MaxArgs {
+		return &args.Error{Code: args.CodeBadInput, Message: fmt.Sprintf("arguments of %d bytes exceed the limit of %d", len(post.Args), wire.MaxArgs)}
 	}
 	if post.Kind == args.KindJSON && !json.Valid(post.Args) {
 		return &args.Error{Code: args.CodeBadInput, Message: "the arguments are no JSON"}

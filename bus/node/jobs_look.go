@@ -14,6 +14,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
+	"fbus/bus/wire"
 )
 
 // JobQuery is the document that fbus.jobs takes, and, as far as it applies,
@@ -190,7 +191,7 @@ func (n *Node) giveResult(p *Peer, inv *bus.Invocation, j *jobs.Job) bus.Result 
 	var copied error
 	both.Go(func() { io.Copy(inv.Stderr, stderr) })
 	res := bus.Result{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}
-	if j.Output.Size <= bus.ChunkSize {
+	if j.Output.Size <= wire.ChunkSize {
 		res.Output, copied = io.ReadAll(stdout)
 	} else {
 		_, copied = io.Copy(inv.Stdout, stdout)

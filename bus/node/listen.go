@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 
 	"golang.org/x/sys/unix"
 )
@@ -230,7 +230,7 @@ func (l *Listener) refuse() {
 		l.spare = nil
 	}
 	if nc, err := l.UnixListener.Accept(); err == nil {
-		c := bus.NewConn(nc, nil)
+		c := wire.NewConn(nc, nil)
 		c.CloseWith(&args.Error{Code: args.CodeBusy, Message: "the node has no file descriptor left for another connection"})
 		c.Close(nil)
 	} else {

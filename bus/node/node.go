@@ -20,6 +20,7 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/journal"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 const (
@@ -93,7 +94,7 @@ type Node struct {
 	instance string
 	prefix   string // of call ids: tells this run of the node from earlier ones
 	started  time.Time
-	budget   bus.Budget
+	budget   wire.Budget
 
 	mu        sync.Mutex // protects all state below, and of sessions, functions, offers and calls
 	sessions  map[uint64]*session
@@ -127,7 +128,7 @@ type Node struct {
 
 // scratch is what frames are put together in: they are encoded at once.
 type scratch struct {
-	call bus.CallFrame
+	call wire.CallFrame
 	name [64]byte
 }
 
@@ -139,7 +140,7 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Queue <= 0 {
 		cfg.Queue = DefaultQueue
 	}
-	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, bus.DefaultKeepAlive), bus.MinKeepAlive)
+	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, bus.DefaultKeepAlive), wire.MinKeepAlive)
 	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultConnections)
 	cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket)
 	if cfg.Name == "" {
@@ -220,7 +221,7 @@ const (
 func (n *Node) serve(nc net.Conn, peer Peer, as role) {
 	internal := as != forOthers
 	s := &session{
-		node: n, conn: bus.NewConn(nc, &n.budget), peer: peer, internal: internal, background: as == forJobs, fresh: !internal, began: time.Now(),
+		node: n, conn: wire.NewConn(nc, &n.budget), peer: peer, internal: internal, background: as == forJobs, fresh: !internal, began: time.Now(),
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
 	s.conn.OnDrain = s.drained
@@ -309,7 +310,7 @@ func (n *Node) Close() {
 		close(n.done)
 	}
 	n.closed = true
-	var b bus.Batch
+	var b wire.Batch
 	for _, s := range n.sessions {
 		for _, c := range s.in {
 			if c.offer == nil {
@@ -319,7 +320,7 @@ func (n *Node) Close() {
 			}
 		}
 	}
-	conns := make([]*bus.Conn, 0, len(n.sessions))
+	conns := make([]*wire.Conn, 0, len(n.sessions))
 	for _, s := range n.sessions {
 		conns = append(conns, s.conn)
 	}

@@ -11,6 +11,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // Peer is who is at the other end of a connection, as its transport knows it, and
@@ -25,7 +26,7 @@ type Peer struct {
 
 	groups   []int           // of a user of this machine
 	identity *trust.Identity // to be checked again once the connection is known
-	pulse    *bus.Pulse      // nil on this machine
+	pulse    *wire.Pulse     // nil on this machine
 	placed   bool            // room has been kept for it
 }
 
@@ -103,7 +104,7 @@ func (n *Node) opener(call string) *session {
 
 // local is a peer on this machine: the node's own user and root may do everything.
 func (n *Node) local(nc *net.UnixConn) (Peer, error) {
-	uid, err := bus.PeerUID(nc)
+	uid, err := wire.PeerUID(nc)
 	if err != nil {
 		return Peer{}, err
 	}
@@ -112,7 +113,7 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 		return p, nil
 	}
 	if n.cfg.Local != nil {
-		gids, err := bus.PeerGIDs(nc)
+		gids, err := wire.PeerGIDs(nc)
 		if err != nil {
 			return Peer{}, err
 		}

@@ -18,6 +18,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 
 	"go.uber.org/goleak"
 )
@@ -117,7 +118,7 @@ func over(t *testing.T, f func(t *testing.T, connect func(testing.TB, *node.Node
 	}
 }
 
-func encode(frames ...bus.Frame) []byte {
+func encode(frames ...wire.Frame) []byte {
 	var b []byte
 	for _, f := range frames {
 		b = f.Append(b)
@@ -128,10 +129,10 @@ func encode(frames ...bus.Frame) []byte {
 // write sends bytes; whoever has been closed on finds that out by reading.
 func (p *raw) write(b []byte) { p.nc.Write(b) }
 
-func (p *raw) send(frames ...bus.Frame) { p.write(encode(frames...)) }
+func (p *raw) send(frames ...wire.Frame) { p.write(encode(frames...)) }
 
 // next reads a frame.
-func (p *raw) next() (bus.Frame, error) {
+func (p *raw) next() (wire.Frame, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(p.r, head[:]); err != nil {
 		return nil, err
@@ -140,21 +141,21 @@ func (p *raw) next() (bus.Frame, error) {
 	if _, err := io.ReadFull(p.r, body); err != nil {
 		return nil, err
 	}
-	t, err := bus.PeekType(body)
+	t, err := wire.PeekType(body)
 	if err != nil {
 		return nil, err
 	}
-	f := map[bus.Type]bus.Frame{
-		bus.TypeHello: &bus.HelloFrame{}, bus.TypeError: &bus.ErrorFrame{}, bus.TypeOffer: &bus.OfferFrame{}, bus.TypeOffered: &bus.OfferedFrame{},
-		bus.TypeCall: &bus.CallFrame{}, bus.TypeData: &bus.DataFrame{}, bus.TypeEOF: &bus.EOFFrame{}, bus.TypeGrant: &bus.GrantFrame{},
-		bus.TypeCancel: &bus.CancelFrame{}, bus.TypeEnd: &bus.EndFrame{},
+	f := map[wire.Type]wire.Frame{
+		wire.TypeHello: &wire.HelloFrame{}, wire.TypeError: &wire.ErrorFrame{}, wire.TypeOffer: &wire.OfferFrame{}, wire.TypeOffered: &wire.OfferedFrame{},
+		wire.TypeCall: &wire.CallFrame{}, wire.TypeData: &wire.DataFrame{}, wire.TypeEOF: &wire.EOFFrame{}, wire.TypeGrant: &wire.GrantFrame{},
+		wire.TypeCancel: &wire.CancelFrame{}, wire.TypeEnd: &wire.EndFrame{},
 	}[t]
-	var d bus.Decoder
+	var d wire.Decoder
 	return f, d.Decode(body, f)
 }
 
 // want reads until a frame of that type comes, and fails if none does.
-func want[F bus.Frame](p *raw) F {
+func want[F wire.Frame](p *raw) F {
 	p.t.Helper()
 	for {
 		f, err := p.next()
@@ -164,7 +165,7 @@ func want[F bus.Frame](p *raw) F {
 		if f, ok := f.(F); ok {
 			return f
 		}
-		if e, ok := f.(*bus.ErrorFrame); ok {
+		if e, ok := f.(*wire.ErrorFrame); ok {
 			p.t.Fatalf("waiting for %v: the node says %s: %s", reflect.TypeFor[F](), e.Code, e.Message)
 		}
 	}
@@ -183,48 +184,48 @@ func (p *raw) closed() string {
 		if err != nil {
 			return code
 		}
-		if e, ok := f.(*bus.ErrorFrame); ok {
+		if e, ok := f.(*wire.ErrorFrame); ok {
 			code = string(e.Code)
 		}
 	}
 }
 
-func hello() *bus.HelloFrame { return &bus.HelloFrame{Major: bus.Major, Name: []byte("raw")} }
+func hello() *wire.HelloFrame { return &wire.HelloFrame{Major: wire.Major, Name: []byte("raw")} }
 
 // greet exchanges HELLO.
 func (p *raw) greet() *raw {
 	p.t.Helper()
 	p.send(hello())
-	want[*bus.HelloFrame](p)
+	want[*wire.HelloFrame](p)
 	return p
 }
 
 // offer offers a function.
 func (p *raw) offer(name string, slots, flags uint64) {
 	p.t.Helper()
-	p.send(&bus.OfferFrame{Seq: 1, Name: []byte(name), Slots: slots, Flags: flags})
-	if a := want[*bus.OfferedFrame](p); len(a.Code) > 0 {
+	p.send(&wire.OfferFrame{Seq: 1, Name: []byte(name), Slots: slots, Flags: flags})
+	if a := want[*wire.OfferedFrame](p); len(a.Code) > 0 {
 		p.t.Fatalf("offer of %s: %s: %s", name, a.Code, a.Message)
 	}
 }
 
 // callFrame is a call with a whole input.
-func callFrame(id uint64, name, input string) *bus.CallFrame {
-	return &bus.CallFrame{
-		ID: id, Name: []byte(name), Input: []byte(input), Flags: bus.FlagInputEnd,
-		WaitSlot: bus.Forever, WindowOutput: bus.InitialWindow, WindowStderr: bus.InitialWindow,
+func callFrame(id uint64, name, input string) *wire.CallFrame {
+	return &wire.CallFrame{
+		ID: id, Name: []byte(name), Input: []byte(input), Flags: wire.FlagInputEnd,
+		WaitSlot: wire.Forever, WindowOutput: wire.InitialWindow, WindowStderr: wire.InitialWindow,
 	}
 }
 
 // openFrame is a call whose input is to follow.
-func openFrame(id uint64, name string) *bus.CallFrame {
+func openFrame(id uint64, name string) *wire.CallFrame {
 	f := callFrame(id, name, "")
 	f.Flags = 0
 	return f
 }
 
-func exit(id, status uint64) *bus.EndFrame {
-	return &bus.EndFrame{ID: id, Status: status, Code: []byte("exit")}
+func exit(id, status uint64) *wire.EndFrame {
+	return &wire.EndFrame{ID: id, Status: status, Code: []byte("exit")}
 }
 
 // settled checks that node and counts are as if nothing had happened.

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/wire"
 )
 
 // jobShare is how many slots of a function go to calls that somebody waits for
@@ -13,7 +13,7 @@ import (
 const jobShare = 8
 
 // takePosted takes what only the node's own connection may say of a call.
-func (c *call) takePosted(f *bus.CallFrame) {
+func (c *call) takePosted(f *wire.CallFrame) {
 	c.job, c.caller, c.attempt, c.origin = slices.Clone(f.Job), slices.Clone(f.Caller), f.Attempt, slices.Clone(f.Origin)
 	c.limit = time.Duration(min(f.Timeout, maxWait)) * time.Millisecond
 	c.waitFunction, c.waitSlot = -1, -1
@@ -22,7 +22,7 @@ func (c *call) takePosted(f *bus.CallFrame) {
 
 // startPosted tells the worker what it runs, and the store that it is run. The
 // time of an attempt begins here.
-func (c *call) startPosted(f *bus.CallFrame) {
+func (c *call) startPosted(f *wire.CallFrame) {
 	n := c.node
 	if c.data != nil && c.size == 0 { // until now it was not counted: see enqueue
 		c.count()
@@ -82,7 +82,7 @@ const codeRecalled = "recalled"
 // recall takes a posted call back that no worker has; false: one has, or there is
 // none.
 func (n *Node) recall(job string) bool {
-	var b bus.Batch
+	var b wire.Batch
 	defer b.Flush()
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 )
 
 // TestPosted: what a call says of the job that it runs reaches the worker, also
@@ -23,8 +24,8 @@ func TestPosted(t *testing.T) {
 
 	client, own := named(t, path, "client"), named(t, path, "jobs")
 	n.MakeBackground("jobs")
-	forged := post(bg(), client, bus.Request{Function: "f", Posted: posted, WaitFunction: bus.Forever * time.Millisecond})
-	queued := post(bg(), own, bus.Request{Function: "g", Posted: posted, WaitFunction: bus.Forever * time.Millisecond})
+	forged := post(bg(), client, bus.Request{Function: "f", Posted: posted, WaitFunction: wire.Forever * time.Millisecond})
+	queued := post(bg(), own, bus.Request{Function: "g", Posted: posted, WaitFunction: wire.Forever * time.Millisecond})
 	eventually(t, "two calls are queued", func() bool { return n.QueueLen("f")+n.QueueLen("g") == 2 })
 	if list := n.Calls(); len(list) != 1 || list[0].Function != "f" {
 		t.Errorf("fbus.calls shows what fbus.jobs does: %+v", list)

@@ -6,15 +6,15 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // session is one connection: it may call, offer, or both. Its fields below conn
 // are protected by the node's mu once the session is registered.
 type session struct {
 	node       *Node
-	conn       *bus.Conn
+	conn       *wire.Conn
 	id         uint64
 	peer       Peer // who it is
 	internal   bool // the node's own: may offer fbus.*
@@ -45,34 +45,34 @@ type session struct {
 
 func (s *session) limit() int {
 	if s.greeted {
-		return bus.MaxFrame
+		return wire.MaxFrame
 	}
-	return bus.MaxHelloFrame
+	return wire.MaxHelloFrame
 }
 
 // Handle implements [bus.Handler].
-func (s *session) Handle(b *bus.Batch, f bus.Frame) error {
+func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	if !s.greeted {
 		return s.greet(b, f)
 	}
 	switch f := f.(type) {
-	case *bus.CallFrame:
+	case *wire.CallFrame:
 		return s.handleCall(b, f)
-	case *bus.DataFrame:
+	case *wire.DataFrame:
 		return s.handleData(b, f)
-	case *bus.EOFFrame:
+	case *wire.EOFFrame:
 		return s.handleEOF(b, f)
-	case *bus.GrantFrame:
+	case *wire.GrantFrame:
 		return s.handleGrant(b, f)
-	case *bus.CancelFrame:
+	case *wire.CancelFrame:
 		return s.handleCancel(b, f)
-	case *bus.EndFrame:
+	case *wire.EndFrame:
 		return s.handleEnd(b, f)
-	case *bus.OfferFrame:
+	case *wire.OfferFrame:
 		return s.handleOffer(b, f)
-	case *bus.ErrorFrame:
+	case *wire.ErrorFrame:
 		return fmt.Errorf("peer gave up: %s: %s", f.Code, f.Message)
-	case *bus.HelloFrame:
+	case *wire.HelloFrame:
 		return protocol("second HELLO")
 	}
 	return protocol("OFFERED is not for a node")
@@ -83,14 +83,14 @@ func protocol(format string, a ...any) error {
 }
 
 // greet takes the first frame, which must be HELLO, and answers it.
-func (s *session) greet(b *bus.Batch, f bus.Frame) error {
-	h, ok := f.(*bus.HelloFrame)
+func (s *session) greet(b *wire.Batch, f wire.Frame) error {
+	h, ok := f.(*wire.HelloFrame)
 	if !ok {
 		return protocol("the first frame must be HELLO")
 	}
 	n := s.node
-	if h.Major != bus.Major {
-		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("version %d of the protocol is not spoken here: this node speaks version %d", h.Major, bus.Major)}
+	if h.Major != wire.Major {
+		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("version %d of the protocol is not spoken here: this node speaks version %d", h.Major, wire.Major)}
 	}
 	if len(h.Network) > 0 && string(h.Network) != n.cfg.Network {
 		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, clean(h.Network))}
@@ -101,8 +101,8 @@ func (s *session) greet(b *bus.Batch, f bus.Frame) error {
 	if !s.internal {
 		n.cfg.Note("connection %d: %s as %s", s.id, s.peer.Caller, s.name)
 	}
-	return b.Send(s.conn, &bus.HelloFrame{
-		Major: bus.Major, Minor: bus.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
+	return b.Send(s.conn, &wire.HelloFrame{
+		Major: wire.Major, Minor: wire.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
 		Connection: s.prefix,
 	})
 }
@@ -129,7 +129,7 @@ func clean(p []byte) string {
 // register notes who the peer is. An older connection of the same instance and
 // identity is closed first: the peer has lost it, and its slots must not count
 // twice.
-func (s *session) register(h *bus.HelloFrame) {
+func (s *session) register(h *wire.HelloFrame) {
 	n := s.node
 	key := s.peer.Caller + " " + string(h.Instance)
 	n.mu.Lock()
@@ -153,7 +153,7 @@ func (s *session) register(h *bus.HelloFrame) {
 // twice.
 func (s *session) close() {
 	n := s.node
-	var b bus.Batch
+	var b wire.Batch
 	n.mu.Lock()
 	if s.gone {
 		n.mu.Unlock()

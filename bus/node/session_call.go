@@ -3,6 +3,7 @@ package node
 import (
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // incoming finds a call that the peer opened; nil if it has ended.
@@ -29,23 +30,23 @@ func (s *session) outgoing(id uint64) (*call, error) {
 
 // sender finds the call that a peer sends a stream of: the opener sends input,
 // the acceptor output.
-func (s *session) sender(id uint64, stream bus.Stream) (*call, error) {
-	if stream == bus.Input {
+func (s *session) sender(id uint64, stream wire.Stream) (*call, error) {
+	if stream == wire.Input {
 		return s.incoming(id)
 	}
 	return s.outgoing(id)
 }
 
 // receiver is the other end of sender.
-func (s *session) receiver(id uint64, stream bus.Stream) (*call, error) {
-	if stream == bus.Input {
+func (s *session) receiver(id uint64, stream wire.Stream) (*call, error) {
+	if stream == wire.Input {
 		return s.outgoing(id)
 	}
 	return s.incoming(id)
 }
 
 // handleData passes bytes on to the call's other end.
-func (s *session) handleData(b *bus.Batch, f *bus.DataFrame) error {
+func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 	n := s.node
 	n.mu.Lock()
 	c, err := s.sender(f.ID, f.Stream)
@@ -59,7 +60,7 @@ func (s *session) handleData(b *bus.Batch, f *bus.DataFrame) error {
 		return err
 	}
 	if k := len(f.Payload); k > longest { // with a longer id it might not fit a frame
-		b.Send(to.conn, &bus.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload[:k/2]})
+		b.Send(to.conn, &wire.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload[:k/2]})
 		f.Payload = f.Payload[k/2:]
 	}
 	f.ID = id // the rest is passed on as it came
@@ -67,7 +68,7 @@ func (s *session) handleData(b *bus.Batch, f *bus.DataFrame) error {
 	return nil
 }
 
-func (s *session) handleEOF(b *bus.Batch, f *bus.EOFFrame) error {
+func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -83,11 +84,11 @@ func (s *session) handleEOF(b *bus.Batch, f *bus.EOFFrame) error {
 		c.whole = true
 		return nil
 	}
-	b.Send(c.offer.session.conn, &bus.EOFFrame{ID: c.workerID})
+	b.Send(c.offer.session.conn, &wire.EOFFrame{ID: c.workerID})
 	return nil
 }
 
-func (s *session) handleGrant(b *bus.Batch, f *bus.GrantFrame) error {
+func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -96,15 +97,15 @@ func (s *session) handleGrant(b *bus.Batch, f *bus.GrantFrame) error {
 		return err
 	}
 	fl := &c.flows[f.Stream]
-	if fl.held+fl.out+int64(f.Bytes) > bus.MaxWindow {
-		return protocol("credit of %d bytes exceeds the limit of %d", fl.held+fl.out+int64(f.Bytes), bus.MaxWindow)
+	if fl.held+fl.out+int64(f.Bytes) > wire.MaxWindow {
+		return protocol("credit of %d bytes exceeds the limit of %d", fl.held+fl.out+int64(f.Bytes), wire.MaxWindow)
 	}
 	fl.held += int64(f.Bytes)
 	fl.give(b)
 	return nil
 }
 
-func (s *session) handleCancel(b *bus.Batch, f *bus.CancelFrame) error {
+func (s *session) handleCancel(b *wire.Batch, f *wire.CancelFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -5,17 +5,17 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // handleOffer adds, replaces or withdraws an offer.
-func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
+func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s.fresh = false
-	answer := &bus.OfferedFrame{Seq: f.Seq}
+	answer := &wire.OfferedFrame{Seq: f.Seq}
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)
 		if code == args.CodeDenied {
@@ -31,7 +31,7 @@ func (s *session) handleOffer(b *bus.Batch, f *bus.OfferFrame) error {
 }
 
 // refuseOffer says why an offer can not stand.
-func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
+func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 	switch {
 	case !ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
@@ -52,7 +52,7 @@ func (s *session) refuseOffer(f *bus.OfferFrame) (code, msg string) {
 }
 
 // textWith is how many bytes of text the session's offers hold, with f among them.
-func (s *session) textWith(f *bus.OfferFrame) int {
+func (s *session) textWith(f *wire.OfferFrame) int {
 	n := s.text + len(f.Description) + len(f.Arguments) + len(f.Note) + len(f.Schema)
 	if o := s.offers[string(f.Name)]; o != nil {
 		n -= o.text()
@@ -76,7 +76,7 @@ func ValidName[T string | []byte](name T) bool {
 	return true
 }
 
-func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
+func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	n := s.node
 	name := string(f.Name)
 	o := s.offers[name]
@@ -108,7 +108,7 @@ func (s *session) setOffer(b *bus.Batch, f *bus.OfferFrame) {
 	slots := int(f.Slots)
 	changed := o.slots != slots
 	o.slots = slots
-	o.idempotent = f.Flags&bus.FlagIdempotent != 0
+	o.idempotent = f.Flags&wire.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema = string(f.Note), string(f.Schema)
 	o.fn.settle(b)

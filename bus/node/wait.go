@@ -6,6 +6,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // patience says how much longer the call may wait as things stand, and what its
@@ -62,7 +63,7 @@ func (c *call) stopWaiting() {
 
 // waited ends a call whose wait is over.
 func (c *call) waited(gen int) {
-	var b bus.Batch
+	var b wire.Batch
 	c.node.mu.Lock()
 	if c.queued && c.waitGen == gen {
 		code, msg, _ := c.patience()
@@ -74,7 +75,7 @@ func (c *call) waited(gen int) {
 
 // expire ends a call whose deadline has come.
 func (c *call) expire() {
-	var b bus.Batch
+	var b wire.Batch
 	c.node.mu.Lock()
 	c.endFor(&b, args.CodeDeadline, bus.DeadlineMessage)
 	c.node.mu.Unlock()

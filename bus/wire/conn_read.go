@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"encoding/binary"
@@ -80,10 +80,10 @@ func (c *Conn) fill(in *input) error {
 // fillWaiting has to hold a buffer while it waits: a small one, unless the read
 // before has filled what it had.
 func (c *Conn) fillWaiting(in *input) error {
-	if in.buf == nil && c.rn > smallRest/2 {
+	if in.buf == nil && c.rn > SmallRest/2 {
 		in.buf = readPool.Get().(*[readBuffer]byte)[:]
 	} else if in.buf == nil {
-		in.buf = make([]byte, smallRest)
+		in.buf = make([]byte, SmallRest)
 	}
 	n, err := c.nc.Read(in.buf[in.end:])
 	c.rn = n
@@ -119,8 +119,8 @@ func (in *input) settle(b *Budget, frame int) error {
 	case rest == 0:
 		in.release(b)
 		return nil
-	case need <= smallRest && len(in.buf) != smallRest:
-		return in.move(b, smallRest)
+	case need <= SmallRest && len(in.buf) != SmallRest:
+		return in.move(b, SmallRest)
 	case rest < len(in.buf):
 		b.Add(len(in.buf) - in.held)
 		in.held = len(in.buf)
@@ -137,7 +137,7 @@ func (in *input) shrink(b *Budget) bool {
 	if in == nil {
 		return false
 	}
-	size := smallRest
+	size := SmallRest
 	for size < in.end-in.start+1 {
 		size *= 2
 	}

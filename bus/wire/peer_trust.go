@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"fbus/bus/args"
@@ -13,7 +13,7 @@ import (
 // checkPeer refuses a node that runs as somebody else (PROTOCOL.md, section 2):
 // whoever has taken the path of a socket would get what is sent to it, and could
 // have the functions run that are offered there.
-func checkPeer(nc *net.UnixConn, path string, users func(uid int) bool) error {
+func CheckPeer(nc *net.UnixConn, path string, users func(uid int) bool) error {
 	uid, err := PeerUID(nc)
 	if err != nil {
 		return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", path, err), Err: err}

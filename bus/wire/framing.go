@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import "fbus/bus/args"
 
@@ -29,8 +29,8 @@ type Decoder struct{ r reader }
 func (d *Decoder) Decode(body []byte, f Frame) error {
 	r := &d.r
 	*r = reader{args.Reader{B: body}}
-	if t := r.start(); r.Err == nil && t != f.frameType() {
-		r.Fail("type %d where %d is due", t, f.frameType())
+	if t := r.start(); r.Err == nil && t != f.FrameType() {
+		r.Fail("type %d where %d is due", t, f.FrameType())
 	}
 	f.decode(r)
 	if r.Err == nil && (r.Left > 0 || len(r.B) > 0) {

@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import "fbus/bus/args"
 
@@ -96,7 +96,8 @@ type Frame interface {
 	// Append appends the frame, with its length prefix, to dst.
 	Append(dst []byte) []byte
 	decode(r *reader)
-	frameType() Type
+	// FrameType returns the first element of the frame.
+	FrameType() Type
 }
 
 // HelloFrame opens a connection in each direction.
@@ -192,13 +193,13 @@ type EndFrame struct {
 	Worker  []byte // node only: name of the worker that ran it
 }
 
-func (*HelloFrame) frameType() Type   { return TypeHello }
-func (*ErrorFrame) frameType() Type   { return TypeError }
-func (*OfferFrame) frameType() Type   { return TypeOffer }
-func (*OfferedFrame) frameType() Type { return TypeOffered }
-func (*CallFrame) frameType() Type    { return TypeCall }
-func (*DataFrame) frameType() Type    { return TypeData }
-func (*EOFFrame) frameType() Type     { return TypeEOF }
-func (*GrantFrame) frameType() Type   { return TypeGrant }
-func (*CancelFrame) frameType() Type  { return TypeCancel }
-func (*EndFrame) frameType() Type     { return TypeEnd }
+func (*HelloFrame) FrameType() Type   { return TypeHello }
+func (*ErrorFrame) FrameType() Type   { return TypeError }
+func (*OfferFrame) FrameType() Type   { return TypeOffer }
+func (*OfferedFrame) FrameType() Type { return TypeOffered }
+func (*CallFrame) FrameType() Type    { return TypeCall }
+func (*DataFrame) FrameType() Type    { return TypeData }
+func (*EOFFrame) FrameType() Type     { return TypeEOF }
+func (*GrantFrame) FrameType() Type   { return TypeGrant }
+func (*CancelFrame) FrameType() Type  { return TypeCancel }
+func (*EndFrame) FrameType() Type     { return TypeEnd }

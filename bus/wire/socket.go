@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"io"
@@ -191,7 +191,7 @@ func (s *Socket) Write(p []byte) (int, error) {
 		s.werr = ErrBacklog
 		return 0, s.werr
 	}
-	if len(p) > smallRest && cap(s.sealed) < readBuffer {
+	if len(p) > SmallRest && cap(s.sealed) < readBuffer {
 		s.sealed = append(readPool.Get().(*[readBuffer]byte)[:0], s.sealed...)
 	}
 	s.sealed = append(s.sealed, p...)

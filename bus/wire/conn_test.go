@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"bytes"
@@ -11,97 +11,6 @@ import (
 	"testing"
 	"time"
 )
-
-// sink is a client whose node takes everything and says nothing.
-func sink(t *testing.T) *Client {
-	near, far := net.Pipe()
-	drained := make(chan struct{})
-	go func() { // ends with the pipe
-		defer close(drained)
-		io.Copy(io.Discard, far)
-	}()
-	c := &Client{conn: NewConn(near, nil), out: map[uint64]*outCall{}}
-	t.Cleanup(func() {
-		c.conn.Close(nil)
-		far.Close()
-		<-drained
-	})
-	return c
-}
-
-// TestStreamLosesNothing: what comes while the consumer looks into an empty
-// buffer is still there afterwards.
-func TestStreamLosesNothing(t *testing.T) {
-	call := &outCall{client: sink(t), id: 1, req: &Request{}}
-	s := &call.stdout
-	s.init(call, Output)
-	const total = 100000
-	done := make(chan error, 1)
-	go func() { // ends when all is pushed
-		for i := range total {
-			for {
-				s.mu.Lock()
-				credit := s.credit
-				s.mu.Unlock()
-				if credit > 0 {
-					break
-				}
-				runtime.Gosched()
-			}
-			if err := s.push([]byte{byte(i)}); err != nil {
-				done <- err
-				return
-			}
-		}
-		done <- nil
-	}()
-	var got bytes.Buffer
-	for got.Len() < total {
-		if err := s.pass(&got); err != nil {
-			t.Fatal(err)
-		}
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.pass(&got)
-			if got.Len() != total {
-				t.Fatalf("%d of %d bytes arrived", got.Len(), total)
-			}
-		default:
-		}
-	}
-	for i, b := range got.Bytes() {
-		if b != byte(i) {
-			t.Fatalf("byte %d is %d", i, b)
-		}
-	}
-}
-
-// TestWindowIsBounded: a reader that keeps up is granted more at once, up to a
-// limit; what is outstanding never exceeds the window.
-func TestWindowIsBounded(t *testing.T) {
-	call := &outCall{client: sink(t), id: 1, req: &Request{}}
-	s := &call.stdout
-	s.init(call, Output)
-	first := s.window
-	for range 2000 {
-		if err := s.push(make([]byte, min(ChunkSize, s.credit))); err != nil {
-			t.Fatal(err)
-		}
-		s.pass(nil)
-		if s.credit > s.window || s.window > MaxWindow {
-			t.Fatalf("credit of %d in a window of %d", s.credit, s.window)
-		}
-	}
-	if s.window <= first {
-		t.Errorf("the window did not grow over %d", first)
-	}
-	if err := s.push(make([]byte, s.credit+1)); !errors.Is(err, &args.Error{Code: args.CodeProtocol}) {
-		t.Errorf("more than was granted: error %v", err)
-	}
-}
 
 // framesOf hands frames over a connection to Serve, split by split, and returns
 // what came out.
@@ -161,7 +70,7 @@ func TestServeEOF(t *testing.T) {
 // TestServeLarge: frames larger than the read buffer, up to the limit and one
 // byte over it.
 func TestServeLarge(t *testing.T) {
-	for _, size := range []int{smallRest, readBuffer - 20, readBuffer, readBuffer + 1, MaxFrame - 20, MaxFrame - 9} {
+	for _, size := range []int{SmallRest, readBuffer - 20, readBuffer, readBuffer + 1, MaxFrame - 20, MaxFrame - 9} {
 		raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, size)}).Append(nil)
 		raw = append(raw, (&EOFFrame{ID: 7}).Append(nil)...)
 		for _, kind := range transports {

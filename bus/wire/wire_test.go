@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"bufio"
@@ -20,7 +20,7 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/frames.jsonl anew")
 
-const vectorFile = "testdata/frames.jsonl"
+const vectorFile = "../testdata/frames.jsonl"
 
 // vector is a frame as bytes and as JSON: bin elements are hex, others as they
 // are.
@@ -79,7 +79,7 @@ func vectors() []struct {
 // TestCodesAreOnThePage: PROTOCOL.md, section 7, has each code that a peer can be
 // told, with the status that the commands give it.
 func TestCodesAreOnThePage(t *testing.T) {
-	page, err := os.ReadFile("PROTOCOL.md")
+	page, err := os.ReadFile("../PROTOCOL.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestCodesAreOnThePage(t *testing.T) {
 		args.CodeNoNode, args.CodeNotOurs, args.CodeForeign, args.CodeAmbiguous,
 		args.CodePlainText, args.CodeHTTP, args.CodeNotFbus, args.CodeReset, args.CodeTimeout, args.CodeBadTicket, args.CodeClock,
 	}
-	for _, file := range []string{"args/error.go", "args/codes.go"} {
+	for _, file := range []string{"../args/error.go", "../args/codes.go"} {
 		source, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -124,7 +124,7 @@ func TestCodesAreOnThePage(t *testing.T) {
 
 // elements lists a frame's elements for JSON, in the order of the wire.
 func elements(f Frame) []any {
-	list := []any{float64(f.frameType())}
+	list := []any{float64(f.FrameType())}
 	v := reflect.ValueOf(f).Elem()
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Name
@@ -161,7 +161,7 @@ func elements(f Frame) []any {
 // fresh makes an empty frame of a type.
 func fresh(t Type) Frame {
 	for _, v := range vectors() {
-		if v.f.frameType() == t {
+		if v.f.FrameType() == t {
 			return reflect.New(reflect.TypeOf(v.f).Elem()).Interface().(Frame)
 		}
 	}
@@ -205,7 +205,7 @@ func TestVectors(t *testing.T) {
 		if got := elements(want[i].f); !reflect.DeepEqual(got, v.Frame) {
 			t.Errorf("%s: elements %v, the vector has %v", v.Name, got, v.Frame)
 		}
-		got := fresh(want[i].f.frameType())
+		got := fresh(want[i].f.FrameType())
 		var d Decoder
 		if err := d.Decode(raw[4:], got); err != nil {
 			t.Errorf("%s: %v", v.Name, err)
@@ -290,7 +290,7 @@ func TestDecodeSkips(t *testing.T) {
 
 // TestSession holds the worked session of PROTOCOL.md against the code.
 func TestSession(t *testing.T) {
-	page, err := os.ReadFile("PROTOCOL.md")
+	page, err := os.ReadFile("../PROTOCOL.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"context"
@@ -15,7 +15,7 @@ const (
 	readBuffer = 128 << 10 // two full DATA frames
 	// smallRest is how much of a half frame may be kept in a buffer of its own
 	// while a connection is idle, so that a thousand of them stay cheap.
-	smallRest = 4 << 10
+	SmallRest = 4 << 10
 	// MaxBacklog bounds what waits to be written to one peer: all that it may
 	// have granted and as much again. A peer that reads nothing loses the
 	// connection there.

@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"net"
@@ -75,7 +75,7 @@ func control(nc *net.UnixConn, f func(fd int) error) error {
 
 // pollIn reports whether a read of fd would return at once: bytes, the end or an
 // error are there.
-func pollIn(fd int) bool {
+func PollIn(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
 		n, err := unix.Poll(p, 0)

@@ -1,4 +1,4 @@
-package bus
+package wire
 
 // Batch collects the connections that the handling of some frames has written
 // to, so that each is flushed once behind them. It belongs to one goroutine.

@@ -1,4 +1,4 @@
-package bus
+package wire
 
 import (
 	"net"
@@ -212,7 +212,7 @@ func recycle(buf []byte) []byte {
 	if cap(buf) == readBuffer {
 		readPool.Put((*[readBuffer]byte)(buf[:readBuffer]))
 	}
-	if cap(buf) > smallRest {
+	if cap(buf) > SmallRest {
 		return nil
 	}
 	return buf[:0]

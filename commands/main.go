@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -179,7 +180,6 @@ var commandTable = []struct {
 	{"revoke", revokeCommand, interleaved},
 	{"log", logCommand, interleaved},
 	{"unit", unitCommand, untilDashDash},
-	{"bench", benchCommand, interleaved},
 	{"example", exampleCommand, interleaved},
 }
 
@@ -249,6 +249,9 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 		words, err := normalize(name, append(cmd.Flags, cli.HelpFlag), c.mix, args[1:])
 		return []*cli.Command{cmd}, append([]string{name}, words...), err
 	}
+	if err := runCompanion(name, args[1:]); err != nil {
+		return nil, nil, err
+	}
 	return nil, nil, noCommand(name)
 }
 
@@ -257,7 +260,7 @@ func noCommand(name string) error {
 	if ours := elsewhere(name); ours != "" {
 		return f.withHint("fbus %s", ours)
 	}
-	names := []string{}
+	names := slices.Collect(maps.Keys(companions()))
 	for _, c := range commandTable {
 		names = append(names, c.name)
 	}
@@ -281,6 +284,7 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {}, // statuses are report's
 		Flags:                     []cli.Flag{},
 		Commands:                  commands,
+		ExtraInfo:                 companions,
 	}
 	for _, c := range app.Commands {
 		c.HideHelpCommand = true
@@ -323,7 +327,10 @@ const appHelp = `fbus: {{.Usage}}
 Usage: fbus COMMAND [flags] …
 
 {{range .VisibleCommands}}  {{printf "%-10s" .Name}} {{.Usage}}
-{{end}}
+{{end}}{{with call .ExtraInfo}}
+Companions:
+{{range $name, $what := .}}  {{printf "%-10s" $name}} {{$what}}
+{{end}}{{end}}
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'
 
 fbus COMMAND --help says more; fbus --version prints the version.

@@ -1,4 +1,4 @@
-package commands
+package main
 
 import (
 	"bytes"
@@ -16,34 +16,38 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/fanout"
+	"fbus/cmd/companion"
 )
 
 // bencher is a private bus to measure on: processes, as users have them.
 type bencher struct {
 	ctx     context.Context
-	fbus    string // this binary
+	fbus    string // the binary that is measured
 	dir     string
 	socket  string
 	client  *bus.Client
 	running []*osexec.Cmd
 	offered map[string]bool
-	ended   []func() // to be called by close
+	ended   []func() // close calls them
 }
 
 func newBencher(ctx context.Context) (*bencher, error) {
-	path, err := self()
+	path, err := companion.Fbus()
 	if err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "fbus-bench-")
 	if err != nil {
-		return nil, fail(exitInternal, "private directory: %v", pathReason(err))
+		return nil, err
 	}
 	b := &bencher{ctx: ctx, fbus: path, dir: dir, socket: filepath.Join(dir, "bus.sock"), offered: map[string]bool{}}
 	err = b.start("serve", "-q", "--listen", "127.0.0.1:0", "--socket", b.socket)
 	if err == nil {
-		wait := durationValue{d: 10 * time.Second, set: true}
-		b.client, _, err = connect(ctx, b.socket, wait, &bus.DialOptions{Name: "bench"})
+		err = b.await(func() (err error) {
+			b.client, err = bus.Dial(ctx, b.socket, &bus.DialOptions{Name: "bench"})
+			return err
+		})
 	}
 	if err != nil {
 		b.close()
@@ -52,21 +56,30 @@ func newBencher(ctx context.Context) (*bencher, error) {
 	return b, nil
 }
 
-// start runs this binary as part of the bus, until close.
+// await tries something until it succeeds, for 10 seconds at most.
+func (b *bencher) await(try func() error) error {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err := try(); err == nil || b.ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// start runs fbus as part of the private bus, until close.
 func (b *bencher) start(args ...string) error {
 	cmd := osexec.Command(b.fbus, args...)
 	cmd.Env = append(os.Environ(), "FBUS_NODE="+b.socket, "FBUS_HOME="+filepath.Join(b.dir, "home"), "FBUS_STATE="+filepath.Join(b.dir, "state"))
 	cmd.Stderr = os.Stderr
-	// Ctrl-C is ours: the bus ends behind what is measured.
+	// Ctrl-C reaches this process alone: the bus ends after what is measured.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return fail(exitInternal, "%v", err)
+		return err
 	}
 	b.running = append(b.running, cmd)
 	return nil
 }
 
-// offer puts a program on the bus, once.
+// offer publishes a program on the private bus, once.
 func (b *bencher) offer(name string, words ...string) error {
 	if b.offered[name] {
 		return nil
@@ -75,7 +88,13 @@ func (b *bencher) offer(name string, words ...string) error {
 		return err
 	}
 	b.offered[name] = true
-	return awaitFunction(b.client, name, "", durationValue{d: 10 * time.Second, set: true})
+	return b.await(func() error {
+		slots, err := fanout.Slots(b.ctx, b.client, name, "")
+		if err == nil && slots == 0 {
+			err = fmt.Errorf("fbus offer %s did not start", name)
+		}
+		return err
+	})
 }
 
 func (b *bencher) close() {
@@ -92,8 +111,8 @@ func (b *bencher) close() {
 	os.RemoveAll(b.dir)
 }
 
-// repeat does one thing again and again, so many at once, for about d, and
-// returns how often in a second.
+// repeat does one thing again and again for about d, in that many goroutines, and
+// returns how often it was done in a second.
 func (b *bencher) repeat(d time.Duration, parallel int, one func(worker int) error) (float64, error) {
 	var n atomic.Int64
 	var first error
@@ -118,7 +137,7 @@ func (b *bencher) repeat(d time.Duration, parallel int, one func(worker int) err
 	return float64(n.Load()) / time.Since(began).Seconds(), first
 }
 
-// calls measures calls of a function, so many at once, each with that line.
+// calls measures calls of a function with these arguments, parallel at once.
 func (b *bencher) calls(name string, parallel int, words ...string) func(time.Duration) (float64, error) {
 	return func(d time.Duration) (float64, error) {
 		return b.repeat(d, parallel, func(int) error {
@@ -128,7 +147,7 @@ func (b *bencher) calls(name string, parallel int, words ...string) func(time.Du
 	}
 }
 
-// command measures a command that is run again and again.
+// command measures a command, parallel processes at once.
 func (b *bencher) command(parallel int, words ...string) func(time.Duration) (float64, error) {
 	return func(d time.Duration) (float64, error) {
 		return b.repeat(d, parallel, func(int) error { return b.run(nil, words...) })
@@ -146,7 +165,7 @@ func (b *bencher) oneByOne(c *bus.Client, name string) func(time.Duration) (floa
 	}
 }
 
-// run runs a command with FBUS_NODE set and throws its output away.
+// run runs a command on the private bus and discards its output.
 func (b *bencher) run(stdin io.Reader, words ...string) error {
 	return b.runWith([]string{"FBUS_NODE=" + b.socket}, stdin, words...)
 }
@@ -158,13 +177,13 @@ func (b *bencher) runWith(env []string, stdin io.Reader, words ...string) error 
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w: %s", words[0], err, shorten(stderr.Bytes()))
+		return fmt.Errorf("%s: %w: %s", words[0], err, shorten(stderr.String()))
 	}
 	return nil
 }
 
-// batch measures a command that is given many lines at once: lines a second. A
-// first small batch says how many fit the time.
+// batch measures a command that reads many lines: lines a second. A small first
+// batch finds how many fit the time.
 func (b *bencher) batch(words ...string) func(time.Duration) (float64, error) {
 	speed := 1000.0
 	one := func(n int) (float64, error) {
@@ -190,4 +209,13 @@ func (b *bencher) batch(words ...string) func(time.Duration) (float64, error) {
 		speed, err = one(max(200, int(speed*d.Seconds())))
 		return speed, err
 	}
+}
+
+// shorten limits foreign text in a message.
+func shorten(s string) string {
+	const most = 60
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 }

@@ -1,4 +1,4 @@
-package commands
+package main
 
 import (
 	"bufio"
@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	osexec "os/exec"
 	"path/filepath"
 	"runtime"
@@ -17,15 +18,13 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 )
-
-// perSecond measures something for about the time given.
-type perSecond = func(d time.Duration) (float64, error)
 
 // slowStart is how long the program of the row warm takes to be ready.
 const slowStart = "0.15"
 
-var benchRows = []benchRow{
+var rows = []row{
 	{"spawn", "start a program (true), 2 at once", "calls/s", "",
 		func(b *bencher) (perSecond, perSecond, error) { return b.command(2, "true"), nil, nil }},
 	{"once", "call a program (true), 2 at once", "calls/s", "starting it directly",
@@ -69,8 +68,8 @@ var benchRows = []benchRow{
 		prepareBulk},
 }
 
-// prepareWarm compares the time of single calls: in between, the pool has time
-// to refill.
+// prepareWarm measures single calls with a pause between them, in which the pool
+// refills.
 func prepareWarm(b *bencher) (perSecond, perSecond, error) {
 	slots := strconv.Itoa(max(4, runtime.NumCPU()))
 	err := b.offer("warm", "--slots", slots, "--warm", slots, "--", "sh", "-c", "sleep "+slowStart+"; exec cat")
@@ -81,7 +80,7 @@ func prepareWarm(b *bencher) (perSecond, perSecond, error) {
 		return func(d time.Duration) (float64, error) {
 			var rates []float64
 			for began := time.Now(); b.ctx.Err() == nil && (len(rates) == 0 || time.Since(began) < d); {
-				time.Sleep(200 * time.Millisecond) // the pool refills, in both cases alike
+				time.Sleep(200 * time.Millisecond)
 				t := time.Now()
 				if _, err := b.client.Call(b.ctx, &bus.Request{Function: name, Args: args.List("hello")}); err != nil {
 					return 0, err
@@ -94,24 +93,24 @@ func prepareWarm(b *bencher) (perSecond, perSecond, error) {
 	return single("warm"), single("cat"), err
 }
 
-// loops are programs that answer each line with itself, quickest first.
+// loops are programs that answer each line with itself, the fastest first.
 var loops = [][]string{
 	{"perl", "-ne", "BEGIN { $| = 1 } print"},
 	{"python3", "-uc", "import sys\nfor line in sys.stdin: sys.stdout.write(line); sys.stdout.flush()"},
 	{"sh", "-c", "while IFS= read -r line; do printf '%s\\n' \"$line\"; done"},
 }
 
-// resident offers the first of the loops that this machine can run.
+// resident offers the first of the loops that is installed.
 func (b *bencher) resident() ([]string, error) {
 	for _, loop := range loops {
 		if _, err := osexec.LookPath(loop[0]); err == nil {
 			return loop, b.offer("resident", append([]string{"--slots", "2", "--resident", "lines", "--"}, loop...)...)
 		}
 	}
-	return nil, errors.New("no program to keep resident is here")
+	return nil, errors.New("neither perl, python3 nor sh is installed")
 }
 
-// preparePipe keeps one fbus pipe and asks it again and again.
+// preparePipe sends requests to one fbus pipe.
 func preparePipe(b *bencher) (perSecond, perSecond, error) {
 	loop, err := b.resident()
 	if err != nil {
@@ -138,7 +137,7 @@ func preparePipe(b *bencher) (perSecond, perSecond, error) {
 			}
 			line, err := answers.ReadString('\n')
 			if err == nil && !strings.Contains(line, `"result"`) {
-				err = fmt.Errorf("fbus pipe answers %s", shorten([]byte(line)))
+				err = fmt.Errorf("fbus pipe answers %s", shorten(line))
 			}
 			return err
 		})
@@ -153,7 +152,7 @@ func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	n, err := node.New(node.Config{Network: "bench", Address: path, Version: Version})
+	n, err := node.New(node.Config{Network: "bench", Address: path})
 	if err != nil {
 		l.Close()
 		return nil, nil, err
@@ -183,8 +182,8 @@ func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error)
 	return ours, limit, err
 }
 
-// prepareBulk streams zeros through cat: over the bus, and over the same number
-// of hops that only copy.
+// prepareBulk streams zeros through cat: over the bus, and over as many hops that
+// only copy.
 func prepareBulk(b *bencher) (perSecond, perSecond, error) {
 	if err := b.offer("cat", "--", "cat"); err != nil {
 		return nil, nil, err
@@ -243,4 +242,54 @@ func prepareBulk(b *bencher) (perSecond, perSecond, error) {
 		return float64(out.n) / time.Since(began).Seconds(), nil
 	}
 	return ours, limit, err
+}
+
+// ticket returns a file with a ticket of the private bus, for calls over TLS.
+func (b *bencher) ticket() (string, error) {
+	path := filepath.Join(b.dir, "ticket")
+	if _, err := os.Lstat(path); err == nil {
+		return path, nil
+	}
+	return path, b.run(nil, b.fbus, "invite", "-q", "--call", "*", "--reusable", "--name", "bench", "-o", path)
+}
+
+// prepareCallTLS measures fbus call over TLS, with its handshake, and over the socket.
+func prepareCallTLS(b *bencher) (perSecond, perSecond, error) {
+	if _, err := b.resident(); err != nil {
+		return nil, nil, err
+	}
+	ticket, err := b.ticket()
+	words := []string{b.fbus, "call", "resident", "hello"}
+	far := func(d time.Duration) (float64, error) {
+		return b.repeat(d, 1, func(int) error { return b.runWith([]string{"FBUS_NODE=", "FBUS_TICKET=" + ticket}, nil, words...) })
+	}
+	return far, b.command(1, words...), err
+}
+
+// prepareRoundTripTLS measures calls of a handler in this process through the node
+// of the private bus, over TLS and over the socket.
+func prepareRoundTripTLS(b *bencher) (perSecond, perSecond, error) {
+	file, err := b.ticket()
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := trust.ReadTicket(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	far, err := bus.Dial(b.ctx, "", &bus.DialOptions{Credentials: bus.TicketCredentials(t)})
+	if err != nil {
+		return nil, nil, err
+	}
+	b.ended = append(b.ended, func() { far.Close() })
+	echo := func(context.Context, *bus.Invocation) bus.Result { return bus.Result{Code: "exit"} }
+	if _, err := b.client.Offer(b.ctx, bus.Offer{Name: "echo", Slots: 1}, echo); err != nil {
+		return nil, nil, err
+	}
+	near, err := bus.Dial(b.ctx, b.socket, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	b.ended = append(b.ended, func() { near.Close() })
+	return b.oneByOne(far, "echo"), b.oneByOne(near, "echo"), nil
 }

@@ -1,4 +1,4 @@
-package commands
+package main
 
 import (
 	"bufio"
@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// direct drives so many of a resident program without the bus, a line at a time
-// each.
+// direct measures n processes of a resident program without the bus, each one
+// line at a time.
 func (b *bencher) direct(loop []string, n int) perSecond {
 	type driven struct {
 		in  io.WriteCloser
@@ -53,10 +53,10 @@ func (b *bencher) direct(loop []string, n int) perSecond {
 	}
 }
 
-// relayed is a small frame with a body of 64 bytes, about.
+// relayed is about the size of a small frame with a body of 64 bytes.
 const relayed = 128
 
-// relay measures messages over two hops that do nothing but copy.
+// relay measures messages over two hops that only copy.
 func (b *bencher) relay(outstanding int) (perSecond, error) {
 	echo, err := b.listen("echo-"+strconv.Itoa(outstanding), func(c net.Conn) { hop(c, c) })
 	if err != nil {
@@ -82,7 +82,7 @@ func (b *bencher) relay(outstanding int) (perSecond, error) {
 		window := make(chan struct{}, outstanding)
 		var sent, read atomic.Int64
 		stop := make(chan struct{})
-		go func() { // ends with stop, when the last message is out
+		go func() { // ends with stop, after the last message
 			defer close(window)
 			msg := make([]byte, relayed)
 			for {
@@ -112,7 +112,7 @@ func (b *bencher) relay(outstanding int) (perSecond, error) {
 	}, nil
 }
 
-// listen serves a socket until the bench ends.
+// listen serves a socket until close.
 func (b *bencher) listen(name string, serve func(net.Conn)) (string, error) {
 	path := filepath.Join(b.dir, name)
 	l, err := net.Listen("unix", path)
@@ -132,7 +132,7 @@ func (b *bencher) listen(name string, serve func(net.Conn)) (string, error) {
 	return path, nil
 }
 
-// hop copies what comes, through memory as a node does.
+// hop copies through memory, as a node does.
 func hop(to, from net.Conn) {
 	buf := make([]byte, 128<<10)
 	for {
@@ -147,12 +147,12 @@ func hop(to, from net.Conn) {
 	}
 }
 
-// copyPlain copies through a buffer: the bytes pass through the process.
+// copyPlain copies through a buffer, so that the bytes pass through this process.
 func copyPlain(to io.Writer, from io.Reader) {
 	io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 64<<10))
 }
 
-// zeros reads as zeros until a time, or until it is all over.
+// zeros reads as zeros until a time, or until the context ends.
 type zeros struct {
 	ctx   context.Context
 	until time.Time

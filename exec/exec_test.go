@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	osexec "os/exec"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,6 +40,9 @@ func TestMain(m *testing.M) {
 // machine, since only a failure takes it.
 const patience = time.Minute
 
+// soak reports whether tests are to take their time: FBUS_SOAK=1.
+func soak() bool { return os.Getenv("FBUS_SOAK") != "" }
+
 // reply is what a call gave.
 type reply struct {
 	Result
@@ -53,10 +58,20 @@ func runCall(ctx context.Context, f *Function, c *Call) reply {
 	return reply{res, out.String(), errs.String()}
 }
 
+// extras are the programs of tests that a plain machine, with sh and the coreutils, may
+// lack.
+var extras = regexp.MustCompile(`\b(awk|grep|perl|ps|python3|setsid)\b`)
+
+// offer makes a function, or skips the test where its program is missing.
 func offer(t testing.TB, spec Spec) *Function {
 	t.Helper()
 	if spec.Name == "" {
 		spec.Name = "f"
+	}
+	for _, tool := range extras.FindAllString(strings.Join(spec.Argv, " "), -1) {
+		if _, err := osexec.LookPath(tool); err != nil {
+			t.Skip(err)
+		}
 	}
 	f, err := New(spec)
 	if err != nil {

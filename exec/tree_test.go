@@ -292,7 +292,7 @@ func takeCensus() census {
 }
 
 func TestNoLeaks(t *testing.T) {
-	const width, calls = 8, 1000
+	const width, calls = 8, 200
 	f := sh(t, "echo a; echo b >&2; cat", func(s *Spec) { s.Slots = width })
 	run := func(n int) {
 		timed(n, width, func() {

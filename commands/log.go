@@ -12,7 +12,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/journal"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -110,7 +109,7 @@ type logReader struct {
 // logEntry is an entry, and the line that it came as: a newer node's has more.
 type logEntry struct {
 	text []byte // with its newline
-	journal.Entry
+	bus.LogEntry
 }
 
 // read returns the entries of a query and where to go on. With --follow it tries
@@ -196,7 +195,7 @@ func (r *logReader) close() {
 func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 	for text := range bytes.Lines(data) {
 		var v struct {
-			journal.Entry
+			bus.LogEntry
 			Next *uint64 `json:"next"`
 		}
 		if err := json.Unmarshal(text, &v); err != nil {
@@ -205,7 +204,7 @@ func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 		if v.Next != nil {
 			return entries, *v.Next, nil
 		}
-		entries = append(entries, logEntry{text, v.Entry})
+		entries = append(entries, logEntry{text, v.LogEntry})
 		next = v.Seq
 	}
 	return entries, next, nil

@@ -10,7 +10,8 @@ import (
 	"text/tabwriter"
 	"unicode/utf8"
 
-	"fbus/bus/journal"
+	"fbus/bus"
+	"fbus/bus/calllog"
 )
 
 // logPrinter prints entries as they come.
@@ -53,7 +54,7 @@ func (p *logPrinter) rows(entries []logEntry, row func([6]string)) {
 		p.begun = true
 	}
 	for i := range entries {
-		row(logRow(&entries[i].Entry))
+		row(logRow(&entries[i].LogEntry))
 	}
 }
 
@@ -76,7 +77,7 @@ func (p *logPrinter) padded(out *bytes.Buffer) func([6]string) {
 
 // logRow is an entry for people: local time, caller, function, worker, seconds with
 // the worker, end.
-func logRow(e *journal.Entry) [6]string {
+func logRow(e *bus.LogEntry) [6]string {
 	row := [6]string{
 		e.Time.Local().Format("2006-01-02 15:04:05.000"),
 		orDash(e.Caller), orDash(e.Function), orDash(e.Worker), "-", logEnd(e),
@@ -92,12 +93,12 @@ func logRow(e *journal.Entry) [6]string {
 
 // logEnd says how it ended: "exit 0", "signal KILL", "busy: WHY", "refused:
 // revoked: ticket ci (SERIAL) from 10.0.0.5".
-func logEnd(e *journal.Entry) string {
-	if end := programEnd(e.Source, e.Status, e.Code); e.Event == journal.EventCall && end != "" {
+func logEnd(e *bus.LogEntry) string {
+	if end := programEnd(e.Source, e.Status, e.Code); e.Event == calllog.EventCall && end != "" {
 		return end
 	}
 	var parts []string
-	if e.Event != journal.EventCall && e.Event != journal.EventDropped {
+	if e.Event != calllog.EventCall && e.Event != calllog.EventDropped {
 		parts = append(parts, cmp.Or(e.Event, "?"))
 	}
 	for _, s := range []string{e.Code, logTicket(e), e.Message} {
@@ -120,7 +121,7 @@ func programEnd(source string, status int, code string) string {
 }
 
 // logTicket says which ticket is meant, and where somebody came from.
-func logTicket(e *journal.Entry) string {
+func logTicket(e *bus.LogEntry) string {
 	var words []string
 	if e.Name != "" {
 		words = append(words, "ticket "+e.Name)
@@ -131,7 +132,7 @@ func logTicket(e *journal.Entry) string {
 	case e.Serial != "":
 		words = append(words, "serial "+e.Serial)
 	}
-	if e.From != "" && e.Event != journal.EventCall {
+	if e.From != "" && e.Event != calllog.EventCall {
 		words = append(words, "from "+e.From)
 	}
 	return strings.Join(words, " ")

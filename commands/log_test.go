@@ -13,17 +13,17 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/journal"
+	"fbus/bus/calllog"
 	"fbus/bus/node"
 )
 
-func entryLine(e *journal.Entry) logEntry {
-	return logEntry{journal.AppendLine(nil, e), *e}
+func entryLine(e *bus.LogEntry) logEntry {
+	return logEntry{calllog.AppendLine(nil, e), *e}
 }
 
 func TestLogRows(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.Local)
-	for want, e := range map[string]*journal.Entry{
+	for want, e := range map[string]*bus.LogEntry{
 		"uid:7 wc here 1.500 exit 0":                              {Event: "call", Caller: "uid:7", Function: "wc", Worker: "here", Ran: 1.5, Source: "program", Code: "exit"},
 		"uid:7 wc here 0.000 exit 3":                              {Event: "call", Caller: "uid:7", Function: "wc", Worker: "here", Source: "program", Code: "exit", Status: 3},
 		"ticket:ci wc here 2.000 signal KILL":                     {Event: "call", Caller: "ticket:ci", From: "10.0.0.5", Function: "wc", Worker: "here", Ran: 2, Source: "signal", Code: "SIGKILL", Status: 137},
@@ -45,8 +45,8 @@ func TestLogRows(t *testing.T) {
 }
 
 func TestLogColumns(t *testing.T) {
-	a := entryLine(&journal.Entry{Event: "call", Caller: "uid:7", Function: "a", Worker: "w", Source: "program"})
-	b := entryLine(&journal.Entry{Event: "call", Caller: "ticket:a-long-name", Function: "bbbbbbbbbbbbbbbbbbbbb", Worker: "w", Source: "program"})
+	a := entryLine(&bus.LogEntry{Event: "call", Caller: "uid:7", Function: "a", Worker: "w", Source: "program"})
+	b := entryLine(&bus.LogEntry{Event: "call", Caller: "ticket:a-long-name", Function: "bbbbbbbbbbbbbbbbbbbbb", Worker: "w", Source: "program"})
 	for _, follow := range []bool{false, true} {
 		var out bytes.Buffer
 		p := &logPrinter{w: &out, follow: follow}
@@ -75,18 +75,18 @@ func TestLogColumns(t *testing.T) {
 
 // logNode is a node with a log, under a name that peers may offer.
 type logNode struct {
-	node    *node.Node
-	client  *bus.Client
-	journal *journal.Journal
-	l       *node.Listener
-	served  chan struct{}
+	node   *node.Node
+	client *bus.Client
+	log    *calllog.Log
+	l      *node.Listener
+	served chan struct{}
 }
 
 func startLogNode(t *testing.T, socket, dir string) *logNode {
 	t.Helper()
 	n := &logNode{served: make(chan struct{})}
 	var err error
-	if n.journal, err = journal.Open(journal.Options{Dir: dir}); err != nil {
+	if n.log, err = calllog.Open(calllog.Options{Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
 	if n.node, err = node.New(node.Config{Network: "test"}); err != nil {
@@ -102,7 +102,7 @@ func startLogNode(t *testing.T, socket, dir string) *logNode {
 	if n.client, err = bus.Dial(context.Background(), socket, &bus.DialOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: "log", Slots: 4}, node.ServeLog(n.journal)); err != nil {
+	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: "log", Slots: 4}, node.ServeLog(n.log)); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -113,12 +113,12 @@ func (n *logNode) stop() {
 	<-n.served
 	n.node.Close()
 	n.client.Close()
-	n.journal.Close()
+	n.log.Close()
 }
 
 func (n *logNode) add(functions ...string) {
 	for _, f := range functions {
-		n.journal.Append(&journal.Entry{Event: "call", Caller: "uid:7", Function: f, Source: "program", Code: "exit"})
+		n.log.Append(&bus.LogEntry{Event: "call", Caller: "uid:7", Function: f, Source: "program", Code: "exit"})
 	}
 }
 

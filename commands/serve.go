@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"fbus/bus/calllog"
 	"fbus/bus/jobs"
-	"fbus/bus/journal"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -68,8 +68,9 @@ read again.
   fbus serve &
   fbus serve --socket /run/user/1000/bus.sock --log calls.jsonl
 
-Each line of the log is an ended call: time, id, caller, function, worker,
-waited and ran (seconds), in and out (bytes), source, status and code.`,
+Each line of --log is a call that ended: time, id, caller, function, worker,
+waited and ran (seconds), in and out (bytes), source, status and code, and the other
+fields of fbus log. A file that was moved away, as by logrotate, is made again.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
@@ -162,10 +163,9 @@ type servedNode struct {
 	l      []*node.Listener
 	door   *door
 
-	journal *journal.Journal // nil: none is kept
-	jobs    *jobs.Manager    // nil: none can be posted
-	log     *callLog
-	served  chan error // why it listens no more
+	log    *calllog.Log  // nil: there is none
+	jobs   *jobs.Manager // nil: none can be posted
+	served chan error    // why it listens no more
 }
 
 // check says what is wrong with the options.
@@ -199,38 +199,33 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		}
 	}
 	n := &servedNode{o: o, stderr: stderr}
-	if n.log, err = openLog(o.log, stdout, stderr); err != nil {
+	logFile, err := openLogFile(o.log, stdout)
+	if err != nil {
 		return nil, err
 	}
 	sockets, err := listenAt(path, fixed)
 	if err != nil {
-		n.log.close()
 		return nil, err
 	}
 	n.l, n.path = sockets.unix, sockets.unix[0].Path()
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
 	warn := logger(stderr)
 	for _, l := range n.l {
 		if err := o.sharing.open(l, warn); err != nil {
-			closeAll(n.l)
 			closeAll(sockets.tcp)
-			n.log.close()
 			return nil, err
 		}
 	}
 	var noJobs error
 	if n.jobs, noJobs = o.jobs.open(network, warn); isLocked(noJobs) {
-		closeAll(n.l)
-		n.log.close()
+		closeAll(sockets.tcp)
 		return nil, noJobs
 	}
-	defer func() {
-		if err != nil {
-			closeJobs(n.jobs)
-		}
-	}()
 	if n.door, err = o.tcp.open(network, sockets.tcp, warn); err != nil {
-		closeAll(n.l)
-		n.log.close()
 		return nil, err
 	}
 	var note func(string, ...any)
@@ -238,19 +233,14 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		note = warn
 	}
 	config := node.Config{
-		Network: network, Address: n.path, Version: Version, Queue: o.queue, Log: n.log.record(), Successor: sockets.passed,
+		Network: network, Address: n.path, Version: Version, Queue: o.queue, Successor: sockets.passed,
 		Warn: warn, Note: note,
 	}
 	n.door.configure(&config)
 	o.sharing.configure(&config)
-	n.journal = openJournal(network, warn)
-	config.Journal, config.Jobs, config.NoJobs = n.journal, n.jobs, noJobs
-	n.Node, err = node.New(config)
-	if err != nil {
-		closeAll(n.l)
-		n.door.close()
-		n.closeJournal()
-		n.log.close()
+	n.log = openLog(network, logFile, warn)
+	config.Log, config.Jobs, config.NoJobs = n.log, n.jobs, noJobs
+	if n.Node, err = node.New(config); err != nil {
 		return nil, usage("%v", err)
 	}
 	n.served = make(chan error, len(n.l)+n.door.size())
@@ -288,36 +278,56 @@ func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 	}
 }
 
+// close closes what there is of the node.
 func (n *servedNode) close() {
-	n.Node.Close()
+	if n.Node != nil {
+		n.Node.Close()
+	}
 	closeAll(n.l)
 	n.door.close()
 	closeJobs(n.jobs)
-	n.log.close()
-	n.closeJournal()
-}
-
-func (n *servedNode) closeJournal() {
-	if n.journal == nil {
-		return
-	}
-	if err := n.journal.Close(); err != nil {
+	if err := n.log.Close(); err != nil {
 		say(n.stderr, err.Error())
 	}
 }
 
-// openJournal opens what fbus log shows. A node that can not keep it works on
-// without.
-func openJournal(network string, warn func(string, ...any)) *journal.Journal {
+// openLogFile opens the file of --log; the nil file of no name gets nothing.
+func openLogFile(name string, stdout io.Writer) (io.WriteCloser, error) {
+	switch name {
+	case "":
+		return nil, nil
+	case "-":
+		return nopCloser{stdout}, nil
+	}
+	f, err := calllog.OpenFile(name, func() (*os.File, error) {
+		return openFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	})
+	if err != nil {
+		return nil, fail(exitInternal, "log: %v", pathReason(err))
+	}
+	return f, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// openLog opens the call log. A node whose directory for it cannot be used serves
+// without fbus log.
+func openLog(network string, file io.WriteCloser, warn func(string, ...any)) *calllog.Log {
 	dir, err := networkState(network, "log")
 	if err == nil {
-		var j *journal.Journal
-		if j, err = journal.Open(journal.Options{Dir: dir, Warn: warn}); err == nil {
-			return j
+		var l *calllog.Log
+		if l, err = calllog.Open(calllog.Options{Dir: dir, Copy: file, Warn: warn}); err == nil {
+			return l
 		}
 	}
-	warn("no log is kept for fbus log: %v", err)
-	return nil
+	warn("fbus log shows nothing of this node: %v", err)
+	if file == nil {
+		return nil
+	}
+	l, _ := calllog.Open(calllog.Options{Copy: file, Warn: warn}) // without a directory it cannot fail
+	return l
 }
 
 // drainTime is how long what runs may take to finish: until the time is up, or
@@ -333,7 +343,3 @@ func drainTime(d time.Duration, signals <-chan os.Signal) (context.Context, cont
 	}()
 	return ctx, cancel
 }
-
-const logBacklog = 8192
-
-func (nopCloser) Close() error { return nil }

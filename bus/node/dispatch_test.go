@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	"fbus/bus/node"
 	"fbus/bus/wire"
 )
@@ -1042,16 +1042,15 @@ func TestCallerGone(t *testing.T) {
 	}
 }
 
-// TestLog: each ended call leaves one record, whatever ended it.
+// TestLog: each ended call leaves one entry, whatever ended it.
 func TestLog(t *testing.T) {
 	noLeaks(t)
-	var mu sync.Mutex
-	got := map[string]int{}
-	_, path := start(t, node.Config{Log: func(r *bus.LogEntry) {
-		mu.Lock()
-		defer mu.Unlock()
-		got[fmt.Sprintf("%s %s %d %s", r.Function, r.Source, r.Status, r.Code)]++
-	}})
+	l, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, path := start(t, node.Config{Log: l})
 	w, c := dial(t, path), dial(t, path)
 	offerFunc(t, w, "f", 1, echo)
 	offerFunc(t, w, "wait", 1, newGate().handle)
@@ -1059,8 +1058,14 @@ func TestLog(t *testing.T) {
 	c.Call(bg(), &bus.Request{Function: "none"})
 	c.Call(bg(), &bus.Request{Function: "wait", Timeout: time.Millisecond})
 	c.Call(bg(), &bus.Request{Function: "fbus.calls"})
-	mu.Lock()
-	defer mu.Unlock()
+	entries, _, err := l.Read(bg(), calllog.Query{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for _, e := range entries {
+		got[fmt.Sprintf("%s %s %d %s", e.Function, e.Source, e.Status, e.Code)]++
+	}
 	want := map[string]int{"f program 0 exit": 1, "none fbus 69 no_function": 1, "wait fbus 124 deadline": 1}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, want %v", got, want)

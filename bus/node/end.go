@@ -7,7 +7,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/journal"
+	"fbus/bus/calllog"
 	"fbus/bus/wire"
 )
 
@@ -257,7 +257,7 @@ func (c *call) log(f *wire.EndFrame) {
 	}
 	now := time.Now()
 	e := bus.LogEntry{
-		Time: now, Event: journal.EventCall, Call: c.name(), Caller: c.callerName(), From: c.session.peer.From, Function: c.fn.name,
+		Time: now, Event: calllog.EventCall, Call: c.name(), Caller: c.callerName(), From: c.session.peer.From, Function: c.fn.name,
 		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}
@@ -268,8 +268,5 @@ func (c *call) log(f *wire.EndFrame) {
 		e.Worker = c.offer.session.name
 		e.Waited, e.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
 	}
-	c.node.note(&e)
-	if c.node.cfg.Log != nil {
-		c.node.cfg.Log(&e)
-	}
+	c.node.cfg.Log.Append(&e)
 }

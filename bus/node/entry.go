@@ -174,13 +174,6 @@ func (n *Node) deny(p *Peer, function string) bus.Result {
 	return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeDenied), Code: args.CodeDenied, Message: msg}
 }
 
-// note puts an entry into the journal, if one is kept.
-func (n *Node) note(e *bus.LogEntry) {
-	if n.cfg.Journal != nil {
-		n.cfg.Journal.Append(e)
-	}
-}
-
 // Revoked closes the connections of a serial that may not enter any more. Their
 // calls are cancelled.
 func (n *Node) Revoked(serial string) {

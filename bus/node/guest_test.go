@@ -13,8 +13,8 @@ import (
 	"testing"
 
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	"fbus/bus/jobs"
-	"fbus/bus/journal"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
@@ -25,12 +25,12 @@ import (
 
 // guests is a node with its own authority, that root has functions on.
 type guests struct {
-	t       *testing.T
-	n       *node.Node
-	a       *trust.Authority
-	addr    string
-	root    *raw // offers a and b, one slot each
-	journal *journal.Journal
+	t    *testing.T
+	n    *node.Node
+	a    *trust.Authority
+	addr string
+	root *raw // offers a and b, one slot each
+	log  *calllog.Log
 }
 
 func newGuests(t *testing.T) *guests {
@@ -40,7 +40,7 @@ func newGuests(t *testing.T) *guests {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close() })
-	j, err := journal.Open(journal.Options{Dir: t.TempDir()})
+	j, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,8 +50,8 @@ func newGuests(t *testing.T) *guests {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.Close)
-	n, path := start(t, node.Config{Gate: a, Authority: a, Journal: j, Jobs: m})
-	g := &guests{t: t, n: n, a: a, addr: listenTCP(t, n), journal: j, root: rawUnix(t, n, path).greet()}
+	n, path := start(t, node.Config{Gate: a, Authority: a, Log: j, Jobs: m})
+	g := &guests{t: t, n: n, a: a, addr: listenTCP(t, n), log: j, root: rawUnix(t, n, path).greet()}
 	g.root.offer("a", 1, 0)
 	g.root.offer("b", 1, 0)
 	return g
@@ -405,7 +405,7 @@ func TestGuestIsWhoItIs(t *testing.T) {
 	if e := want[*wire.EndFrame](g.root); string(e.Call) == "x-1-1" || string(e.Worker) != "uid:0" {
 		t.Errorf("the caller is told %+v", e)
 	}
-	entries, _, err := g.journal.Read(context.Background(), journal.Query{})
+	entries, _, err := g.log.Read(context.Background(), calllog.Query{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -525,7 +525,7 @@ func TestGuestIsLogged(t *testing.T) {
 	want[*wire.OfferedFrame](p)
 	p.says(wordsFrame(3, "fbus.post", "c"))
 	var got []string
-	entries, _, err := g.journal.Read(context.Background(), journal.Query{Event: journal.EventRefused})
+	entries, _, err := g.log.Read(context.Background(), calllog.Query{Event: calllog.EventRefused})
 	if err != nil && err != io.EOF {
 		t.Fatal(err)
 	}

@@ -62,11 +62,11 @@ func (n *Node) offerOwn() error {
 			return err
 		}
 	}
-	if n.cfg.Journal == nil {
+	if !n.cfg.Log.Kept() {
 		return nil
 	}
 	offer := bus.Offer{Name: "fbus.log", Slots: ownSlots, Description: "who called what, and who was refused, one JSON object a line", Arguments: "a JSON object", Idempotent: true}
-	_, err = c.Offer(context.Background(), offer, ServeLog(n.cfg.Journal))
+	_, err = c.Offer(context.Background(), offer, ServeLog(n.cfg.Log))
 	return err
 }
 

@@ -17,8 +17,8 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	"fbus/bus/jobs"
-	"fbus/bus/journal"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -215,7 +215,7 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 		case reserved(name):
 			return nil, usageError(name + ": the node's own functions can not be posted")
 		case !p.mayCall(name):
-			n.note(&bus.LogEntry{Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: args.CodeDenied, Serial: p.Serial})
+			n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: args.CodeDenied, Serial: p.Serial})
 			return nil, &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may not call %s", p.Caller, name)}
 		}
 	}

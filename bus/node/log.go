@@ -12,7 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/journal"
+	"fbus/bus/calllog"
 )
 
 // maxLogWait bounds how long a call of fbus.log waits for an entry; it ends well
@@ -36,10 +36,10 @@ type LogNext struct {
 	Next uint64 `json:"next"`
 }
 
-// ServeLog returns what serves fbus.log from a journal. It answers the entries, one
+// ServeLog returns what serves fbus.log from a log. It answers the entries, one
 // JSON object a line, and a [LogNext]. If there are more than it gives at once, it
 // gives the first of them.
-func ServeLog(j *journal.Journal) bus.CallHandler {
+func ServeLog(j *calllog.Log) bus.CallHandler {
 	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		q, err := logQuery(inv)
 		if err != nil {
@@ -49,9 +49,9 @@ func ServeLog(j *journal.Journal) bus.CallHandler {
 		switch {
 		case ctx.Err() != nil: // nobody waits for it
 			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
-		case errors.Is(err, journal.ErrQuery):
+		case errors.Is(err, calllog.ErrQuery):
 			return badWords("fbus.log: " + err.Error())
-		case errors.Is(err, journal.ErrClosed):
+		case errors.Is(err, calllog.ErrClosed):
 			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeDraining), Code: args.CodeDraining, Message: "fbus.log: " + err.Error()}
 		case err != nil:
 			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: "fbus.log: " + err.Error()}
@@ -62,17 +62,17 @@ func ServeLog(j *journal.Journal) bus.CallHandler {
 	}
 }
 
-func logLines(entries []journal.Entry, next uint64) []byte {
+func logLines(entries []bus.LogEntry, next uint64) []byte {
 	var out []byte
 	for i := range entries {
-		out = journal.AppendLine(out, &entries[i])
+		out = calllog.AppendLine(out, &entries[i])
 	}
 	out = strconv.AppendUint(append(out, `{"next":`...), next, 10)
 	return append(out, "}\n"...)
 }
 
 // logQuery reads what a call asks for: a JSON document as arguments, or as input.
-func logQuery(inv *bus.Invocation) (journal.Query, error) {
+func logQuery(inv *bus.Invocation) (calllog.Query, error) {
 	var doc []byte
 	switch inv.Kind {
 	case args.KindJSON:
@@ -80,25 +80,25 @@ func logQuery(inv *bus.Invocation) (journal.Query, error) {
 	case args.KindRaw:
 		doc = bytes.TrimSpace(inv.Input)
 	default:
-		return journal.Query{}, errors.New("one JSON object is due: {\"last\":50}")
+		return calllog.Query{}, errors.New("one JSON object is due: {\"last\":50}")
 	}
 	var q LogQuery
 	if len(doc) > 0 {
 		dec := json.NewDecoder(bytes.NewReader(doc))
 		dec.DisallowUnknownFields() // a filter that is not known would show what was not asked for
 		if err := dec.Decode(&q); err != nil {
-			return journal.Query{}, fmt.Errorf("not a query: %v", err)
+			return calllog.Query{}, fmt.Errorf("not a query: %v", err)
 		}
 		if _, err := dec.Token(); err != io.EOF {
-			return journal.Query{}, errors.New("not a query: there is more behind it")
+			return calllog.Query{}, errors.New("not a query: there is more behind it")
 		}
 	}
 	if q.Last < 0 || q.Wait < 0 {
-		return journal.Query{}, errors.New("last and wait are not below 0")
+		return calllog.Query{}, errors.New("last and wait are not below 0")
 	}
 	wait := maxLogWait
 	if q.Wait < maxLogWait.Seconds() {
 		wait = time.Duration(q.Wait * float64(time.Second))
 	}
-	return journal.Query{After: q.After, Last: q.Last, Function: q.Function, Caller: q.Caller, Event: q.Event, Wait: wait}, nil
+	return calllog.Query{After: q.After, Last: q.Last, Function: q.Function, Caller: q.Caller, Event: q.Event, Wait: wait}, nil
 }

@@ -10,14 +10,14 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/journal"
+	"fbus/bus/calllog"
 	"fbus/bus/node"
 )
 
 // logOf serves a journal's log on a bus, under a name that peers may offer.
-func logOf(t *testing.T) (*journal.Journal, *bus.Client) {
+func logOf(t *testing.T) (*calllog.Log, *bus.Client) {
 	noLeaks(t)
-	j, err := journal.Open(journal.Options{Dir: t.TempDir()})
+	j, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func askLog(t *testing.T, c *bus.Client, doc string) (functions []string, next u
 	}
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 	for _, l := range lines[:len(lines)-1] {
-		var e journal.Entry
+		var e bus.LogEntry
 		if err := json.Unmarshal([]byte(l), &e); err != nil || e.Seq == 0 {
 			t.Fatalf("line %q: %v", l, err)
 		}
@@ -58,9 +58,9 @@ func askLog(t *testing.T, c *bus.Client, doc string) (functions []string, next u
 func TestServeLog(t *testing.T) {
 	j, c := logOf(t)
 	for _, f := range []string{"a", "b", "resize.big", "a"} {
-		j.Append(&journal.Entry{Event: journal.EventCall, Function: f, Caller: "uid:1"})
+		j.Append(&bus.LogEntry{Event: calllog.EventCall, Function: f, Caller: "uid:1"})
 	}
-	j.Append(&journal.Entry{Event: journal.EventRefused, Code: "revoked"})
+	j.Append(&bus.LogEntry{Event: calllog.EventRefused, Code: "revoked"})
 	for doc, want := range map[string]string{
 		`{}`:                              "a b resize.big a ",
 		`{"last":2}`:                      "a ",
@@ -84,7 +84,7 @@ func TestServeLogWaits(t *testing.T) {
 		functions, _ := askLog(t, c, `{"wait":8}`)
 		came <- functions
 	}()
-	j.Append(&journal.Entry{Event: journal.EventCall, Function: "a"})
+	j.Append(&bus.LogEntry{Event: calllog.EventCall, Function: "a"})
 	if f := await(t, "the entry", came); len(f) != 1 {
 		t.Errorf("got %q", f)
 	}

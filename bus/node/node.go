@@ -17,8 +17,8 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	"fbus/bus/jobs"
-	"fbus/bus/journal"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -71,11 +71,9 @@ type Config struct {
 	MaxConnections int           // default DefaultConnections; the node's own user is not held to it
 	MaxPerTicket   int           // default DefaultPerTicket
 
-	// Log takes one entry for each ended call; nil keeps none. It must be
-	// quick: the node's work waits for it.
-	Log func(*bus.LogEntry)
-	// Journal is what fbus.log shows; nil keeps none. It is its owner's to close.
-	Journal *journal.Journal
+	// Log takes every call that ended and who was refused; nil keeps none. Its owner
+	// closes it, after the node.
+	Log *calllog.Log
 	// Jobs are the calls that were posted; nil: none can be. It is its owner's to
 	// close, after the node.
 	Jobs *jobs.Manager

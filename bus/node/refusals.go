@@ -7,7 +7,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/journal"
+	"fbus/bus/calllog"
 	"fbus/bus/trust"
 )
 
@@ -81,7 +81,7 @@ func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
 		}
 	}
 	e := denial(err)
-	entry := bus.LogEntry{Event: journal.EventRefused, Caller: caller, From: from, Code: e.Code, Message: err.Error()}
+	entry := bus.LogEntry{Event: calllog.EventRefused, Caller: caller, From: from, Code: e.Code, Message: err.Error()}
 	if id != nil {
 		entry.Caller, entry.Name, entry.Serial = id.Caller(), id.Name, id.Serial
 	}
@@ -89,7 +89,7 @@ func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
 	if entry.Caller != "" {
 		who = " of " + entry.Caller
 	}
-	n.note(&entry)
+	n.cfg.Log.Append(&entry)
 	n.cfg.Note("connection from %s%s refused: %v", from, who, err)
 }
 
@@ -138,8 +138,8 @@ func (d *denials) rest(now time.Time) map[string]int {
 // denied notes that somebody wanted more than his rights allow.
 func (n *Node) denied(p *Peer, function, msg string) {
 	if n.denials.one(p.Caller, time.Now()) {
-		n.note(&bus.LogEntry{
-			Event: journal.EventRefused, Caller: p.Caller, From: p.From, Function: function, Code: args.CodeDenied, Message: msg, Serial: p.Serial,
+		n.cfg.Log.Append(&bus.LogEntry{
+			Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Function: function, Code: args.CodeDenied, Message: msg, Serial: p.Serial,
 		})
 	}
 }
@@ -148,10 +148,10 @@ func (n *Node) denied(p *Peer, function, msg string) {
 func (n *Node) noteRest() {
 	if k := n.strangers.rest(); k > 0 {
 		msg := fmt.Sprintf("%d more connections of strangers", k)
-		n.note(&bus.LogEntry{Event: journal.EventRefused, Code: "flood", Message: msg})
+		n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRefused, Code: "flood", Message: msg})
 		n.cfg.Note("%s were refused", msg)
 	}
 	for caller, k := range n.denials.rest(time.Now()) {
-		n.note(&bus.LogEntry{Event: journal.EventRefused, Caller: caller, Code: "flood", Message: fmt.Sprintf("%d more denials", k)})
+		n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: caller, Code: "flood", Message: fmt.Sprintf("%d more denials", k)})
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/journal"
+	"fbus/bus/calllog"
 	"fbus/bus/trust"
 )
 
@@ -67,7 +67,7 @@ func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out 
 	if err != nil {
 		return trustResult(err)
 	}
-	n.note(&bus.LogEntry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
+	n.cfg.Log.Append(&bus.LogEntry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
 	out.Write(text)
 	return exit0
 }
@@ -89,7 +89,7 @@ func (n *Node) serveJoin(_ context.Context, p *Peer, inv *bus.Invocation, out *b
 	if err != nil {
 		return n.refuseIdentity(p, err)
 	}
-	n.note(&bus.LogEntry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
+	n.cfg.Log.Append(&bus.LogEntry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
 	out.Write(cert)
 	return exit0
 }
@@ -117,8 +117,8 @@ func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *
 // invitation that comes a second time may have been read by somebody else.
 func (n *Node) refuseIdentity(p *Peer, err error) bus.Result {
 	r := trustResult(err)
-	n.note(&bus.LogEntry{
-		Event: journal.EventRefused, Caller: p.Caller, From: p.From, Code: r.Code, Message: err.Error(), Serial: p.Serial,
+	n.cfg.Log.Append(&bus.LogEntry{
+		Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Code: r.Code, Message: err.Error(), Serial: p.Serial,
 	})
 	return r
 }
@@ -176,7 +176,7 @@ func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out 
 		}
 		// An entry for each ticket: with the last of its serials, which is the one in use.
 		if !slices.ContainsFunc(gone[i+1:], func(later trust.Record) bool { return later.Name == r.Name }) {
-			n.note(&bus.LogEntry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
+			n.cfg.Log.Append(&bus.LogEntry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
 		}
 	}
 	writeLines(out, []RevokedInfo{info})

@@ -1,35 +1,36 @@
-package journal_test
+package calllog_test
 
 import (
 	"encoding/json"
 	"testing"
 	"time"
 
-	"fbus/bus/journal"
+	"fbus/bus"
+	"fbus/bus/calllog"
 )
 
 // BenchmarkAppend is what the caller pays; the writer works beside it on another
 // CPU, and drops what is too much.
 func BenchmarkAppend(b *testing.B) {
-	j, _ := open(b, journal.Options{Dir: b.TempDir()})
+	l, _ := open(b, calllog.Options{Dir: b.TempDir()})
 	e := call("resize")
 	e.Time = time.Now()
 	b.ReportAllocs()
 	for b.Loop() {
-		j.Append(e)
+		l.Append(e)
 	}
 }
 
 // BenchmarkAppendPaced appends no more than can be written, so that it includes
 // what waking the writer costs.
 func BenchmarkAppendPaced(b *testing.B) {
-	j, _ := open(b, journal.Options{Dir: b.TempDir()})
+	l, _ := open(b, calllog.Options{Dir: b.TempDir()})
 	e := call("resize")
 	b.ReportAllocs()
 	var spent time.Duration
 	for b.Loop() {
 		start := time.Now()
-		j.Append(e)
+		l.Append(e)
 		d := time.Since(start)
 		spent += d
 		for time.Since(start) < 10*time.Microsecond {
@@ -39,14 +40,14 @@ func BenchmarkAppendPaced(b *testing.B) {
 }
 
 // plainEntry is an entry that encoding/json knows its own way about.
-type plainEntry journal.Entry
+type plainEntry bus.LogEntry
 
 func BenchmarkEncode(b *testing.B) {
 	e := call("resize")
 	e.Seq, e.Time = 123456, time.Now()
 	b.Run("ours", func(b *testing.B) {
-		j, _ := open(b, journal.Options{Dir: b.TempDir()})
-		encode := j.Encoder()
+		l, _ := open(b, calllog.Options{Dir: b.TempDir()})
+		encode := l.Encoder()
 		b.ReportAllocs()
 		for b.Loop() {
 			encode(e)
@@ -62,20 +63,20 @@ func BenchmarkEncode(b *testing.B) {
 
 // BenchmarkReadLast100 looks for the last 100 calls of a rare function in 40 MiB.
 func BenchmarkReadLast100(b *testing.B) {
-	j, _ := open(b, journal.Options{Dir: b.TempDir()})
+	l, _ := open(b, calllog.Options{Dir: b.TempDir()})
 	const n = 160000
 	for i := range n {
 		e := call("resize")
 		if i%1600 == 0 {
 			e.Function = "rare"
 		}
-		j.Append(e)
+		l.Append(e)
 		if i%5000 == 0 {
-			read(b, j, journal.Query{Last: 1}) // so that none is dropped
+			read(b, l, calllog.Query{Last: 1}) // so that none is dropped
 		}
 	}
 	for b.Loop() {
-		if list, _ := read(b, j, journal.Query{Function: "rare", Last: 95}); len(list) != 95 {
+		if list, _ := read(b, l, calllog.Query{Function: "rare", Last: 95}); len(list) != 95 {
 			b.Fatalf("%d entries", len(list))
 		}
 	}

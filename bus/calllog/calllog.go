@@ -1,0 +1,316 @@
+// Package calllog keeps a node's call log: who called what, when, on which worker and
+// with what end, and who was refused. The log is one stream of JSON lines with rising
+// numbers. Its files, in one directory, are bounded in size: log.jsonl and, older,
+// log.1.jsonl, log.2.jsonl, … hold the calls; security.jsonl, security.1.jsonl, … hold
+// every other event, so that a flood of calls cannot wash those out.
+//
+// One process writes a log. Append never waits for the disk: a goroutine writes the
+// entries some milliseconds later, many at once. Entries that it had not written yet are
+// lost if the process is killed; nothing is synced, so a crash of the machine may lose
+// more.
+package calllog
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fbus/bus"
+)
+
+// Events of entries. Readers accept others.
+const (
+	EventCall    = "call"    // a call has ended
+	EventRefused = "refused" // a peer was not admitted, or was denied something
+	EventDropped = "dropped" // entries are missing here
+)
+
+// Options configures a log.
+type Options struct {
+	// Dir is the log's directory, where nobody else may write; it is made if it is
+	// missing. Empty: only Copy is written, and there is nothing to read.
+	Dir      string
+	MaxBytes int64 // of a file; default 8 MiB
+	Files    int   // kept of the calls, and of the other events; default 5
+
+	// Copy gets a line for each call that ended, as --log promises. Its writes may
+	// block. It is closed with the log.
+	Copy io.WriteCloser
+
+	// Warn reports trouble while the log works on. Default: trouble is not reported.
+	Warn func(format string, args ...any)
+}
+
+const (
+	// maxQueue bounds the calls that wait for the writer, about 6 MB. Other events
+	// have some room beyond it.
+	maxQueue      = 16384
+	securityQueue = 1024
+
+	// linger is how long the writer lets entries gather. Waking it for each one would
+	// cost the caller of Append more than everything else: a system call if a CPU is idle.
+	linger = 5 * time.Millisecond
+
+	chunkSize = 64 << 10         // bytes written at once
+	slowPause = 10 * time.Second // between two reports that entries were dropped
+	copyGrace = 5 * time.Second  // for the last writes to Copy
+)
+
+// Log is an open log. Its methods may be called from any goroutine. A nil Log keeps
+// nothing.
+type Log struct {
+	opts Options
+	name string        // for messages
+	copy *Log          // writes Options.Copy, from a goroutine of its own
+	wake chan struct{} // has room for one: the queue is not empty any more
+	soon chan struct{} // has room for one: a reader waits, or the queue fills up
+	stop chan struct{} // closed by Close
+	done chan struct{} // closed when the writer has ended
+
+	mu      sync.Mutex     // protects the fields below; held for moments only, never over I/O
+	queue   []bus.LogEntry // not taken by the writer yet
+	seq     uint64         // of the newest entry
+	dropped uint64         // entries for which the queue had no room, since the writer took it
+	closed  bool
+	written uint64        // seq of the newest entry that can be read
+	changed chan struct{} // closed, and replaced, when written rises or the log closes
+
+	lock   *os.File     // flocked
+	moving sync.RWMutex // held while files are renamed, or opened for reading
+	series [2]series    // calls, other events
+	damage atomic.Bool  // was reported
+
+	// The writer's.
+	outs   [2]io.Writer // for calls and other events; nil: they are not written
+	bufs   [2][]byte
+	err    error  // of the last write
+	failed uint64 // entries that were lost since writes fail
+	lost   uint64 // entries that the next "dropped" will count
+	slow   uint64 // entries that were dropped, not reported yet
+	slowAt time.Time
+}
+
+// Open opens the log in a directory. It is an error if another process writes it.
+func Open(o Options) (*Log, error) {
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = 8 << 20
+	}
+	if o.Files <= 0 {
+		o.Files = 5
+	}
+	if o.Warn == nil {
+		o.Warn = func(string, ...any) {}
+	}
+	start := func(name string) *Log {
+		return &Log{
+			opts: o, name: name, wake: make(chan struct{}, 1), soon: make(chan struct{}, 1), changed: make(chan struct{}),
+			stop: make(chan struct{}), done: make(chan struct{}),
+		}
+	}
+	var l, copied *Log
+	if o.Dir != "" {
+		l = start("the log")
+		if err := l.openFiles(); err != nil {
+			l.closeFiles()
+			return nil, err
+		}
+		go l.write() // ends when the log is closed
+	}
+	if o.Copy != nil {
+		copied = start("--log")
+		copied.outs[0] = o.Copy
+		go copied.write() // ends when the log is closed
+	}
+	if l == nil {
+		return copied, nil
+	}
+	l.copy = copied
+	return l, nil
+}
+
+// Kept reports whether the log is kept, so that Read finds its entries.
+func (l *Log) Kept() bool { return l != nil && l.lock != nil }
+
+// Append adds an entry. It copies e and gives the copy its number, and the present time
+// if it has none; texts are cut to 256 bytes. It never waits for the disk: when the
+// writer falls too far behind, the entry is dropped, and a later one of the event
+// "dropped" counts those.
+func (l *Log) Append(e *bus.LogEntry) {
+	if l == nil {
+		return
+	}
+	now := e.Time
+	if now.IsZero() {
+		now = time.Now()
+	}
+	room := maxQueue
+	if e.Event != EventCall {
+		room += securityQueue
+	}
+	l.mu.Lock()
+	if l.closed || len(l.queue) >= room {
+		l.dropped++
+		l.mu.Unlock()
+		return
+	}
+	l.queue = append(l.queue, *e)
+	n := len(l.queue)
+	q := &l.queue[n-1]
+	if q.Time = now; q.Seq == 0 { // a copy has one
+		l.seq++
+		q.Seq = l.seq
+	}
+	bound(q)
+	var copied bus.LogEntry
+	if l.copy != nil {
+		copied = *q
+	}
+	l.mu.Unlock()
+	switch n {
+	case 1:
+		signal(l.wake)
+	case maxQueue / 2:
+		signal(l.soon)
+	}
+	l.copy.Append(&copied)
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Close writes the entries that wait and closes the log. Entries that are appended later
+// are not kept. The error reports entries that could not be written.
+func (l *Log) Close() error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	first := !l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if first {
+		close(l.stop)
+	}
+	l.copy.Close()
+	var late <-chan time.Time
+	if l.lock == nil {
+		late = time.After(copyGrace)
+	}
+	select {
+	case <-l.done:
+	case <-late: // its reader hangs, and must not keep the node from its end
+		l.opts.Warn("--log takes no more lines: its last ones are lost")
+		return nil
+	}
+	if !first || l.lock == nil {
+		return nil
+	}
+	l.closeFiles()
+	if l.err != nil {
+		return fmt.Errorf("%d entries of the log are lost: %w", l.failed, l.err)
+	}
+	return nil
+}
+
+// write takes entries and writes them until the log is closed.
+func (l *Log) write() {
+	defer close(l.done)
+	var batch []bus.LogEntry
+	for stopping := false; !stopping; {
+		select {
+		case <-l.wake:
+			select {
+			case <-time.After(linger):
+			case <-l.soon:
+			case <-l.stop:
+				stopping = true
+			}
+		case <-l.soon:
+		case <-l.stop:
+			stopping = true
+		}
+		// The queue and the last batch change places.
+		l.mu.Lock()
+		batch, l.queue = l.queue, batch[:0]
+		l.slow += l.dropped
+		l.lost += l.dropped
+		l.dropped = 0
+		if l.lost > 0 { // the queue was full then: they came after those in it
+			l.seq++
+			batch = append(batch, bus.LogEntry{
+				Seq: l.seq, Time: time.Now(), Event: EventDropped, Dropped: l.lost, Message: fmt.Sprintf("%d entries are missing", l.lost),
+			})
+			l.lost = 0
+		}
+		l.mu.Unlock()
+		l.put(batch)
+		if l.slow > 0 && (stopping || time.Since(l.slowAt) > slowPause) {
+			l.opts.Warn("%s is too slow: %d entries are missing from it", l.name, l.slow)
+			l.slow, l.slowAt = 0, time.Now()
+		}
+		clear(batch) // releases the texts
+		if cap(batch) > 1024 && len(batch) < cap(batch)/4 {
+			batch = nil // it was for a busy time
+		}
+	}
+	if l.lock == nil {
+		l.opts.Copy.Close()
+	}
+}
+
+// put writes entries, and lets readers have them.
+func (l *Log) put(batch []bus.LogEntry) {
+	limit := int(min(chunkSize, l.opts.MaxBytes/8))
+	for i := 0; i < len(batch); {
+		var plain, all [2]uint64 // entries, without and with those that entries count
+		for l.bufs[0], l.bufs[1] = l.bufs[0][:0], l.bufs[1][:0]; i < len(batch) && len(l.bufs[0]) < limit && len(l.bufs[1]) < limit; i++ {
+			e, k := &batch[i], 1
+			switch e.Event {
+			case EventCall:
+				k = 0
+				plain[k]++
+			case EventDropped:
+				k = 0
+				all[k] += e.Dropped - 1
+			default:
+				plain[k]++
+			}
+			if l.lock == nil && e.Event != EventCall {
+				continue // not for a copy
+			}
+			all[k]++
+			l.bufs[k] = append(appendEntry(l.bufs[k], e, l.lock == nil), '\n')
+		}
+		for k, p := range l.bufs {
+			if len(p) == 0 {
+				continue
+			}
+			switch _, err := l.outs[k].Write(p); {
+			case err != nil:
+				if l.err == nil {
+					l.opts.Warn("%s cannot be written: %v: entries are lost until it can be", l.name, err)
+				}
+				l.err = err
+				l.lost += all[k]
+				l.failed += plain[k]
+			case l.err != nil:
+				l.opts.Warn("%s can be written again: %d entries are missing from it", l.name, l.failed)
+				l.err, l.failed = nil, 0
+			}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(batch) > 0 {
+		l.written = batch[len(batch)-1].Seq
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}

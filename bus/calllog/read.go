@@ -1,0 +1,361 @@
+package calllog
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"strconv"
+	"time"
+
+	"fbus/bus"
+)
+
+// Bounds of one [Log.Read]: the next one returns the rest.
+const (
+	MaxEntries = 1000
+	MaxRead    = 1 << 20 // bytes of lines
+)
+
+// Errors of a read.
+var (
+	ErrClosed = errors.New("the log is closed")
+	ErrQuery  = errors.New("malformed query")
+)
+
+// flushTime bounds how long a read waits for entries that were appended before it: a disk
+// that hangs must not hide those that were written before.
+var flushTime = time.Second
+
+// Query selects entries.
+type Query struct {
+	After    uint64        // those with a greater seq
+	Last     int           // of these, the last so many; 0: all
+	Function string        // a name, or a glob as [path.Match] has it; empty: any
+	Caller   string        // the same
+	Event    string        // the same
+	Wait     time.Duration // how long to wait for the first one, if there is none yet
+}
+
+// Read returns entries in order, including all that were appended before it, and the seq
+// after which the next Read goes on. If the last q.Last entries are more than fit, their
+// first part comes first.
+//
+// A next below q.After means that the log has begun again: there are no entries, and
+// a follower starts over. The error is that of ctx, ErrClosed, ErrQuery, or the disk's.
+func (l *Log) Read(ctx context.Context, q Query) (entries []bus.LogEntry, next uint64, err error) {
+	m := matcher{{`"function":"`, q.Function}, {`"caller":"`, q.Caller}, {`"event":"`, q.Event}}
+	if err := m.check(); err != nil {
+		return nil, q.After, err
+	}
+	l.mu.Lock()
+	target := l.seq
+	l.mu.Unlock()
+	late := time.After(flushTime)
+	var timeout <-chan time.Time
+	for {
+		l.mu.Lock()
+		closed, last, changed := l.closed, l.written, l.changed
+		l.mu.Unlock()
+		switch {
+		case closed:
+			return nil, q.After, ErrClosed
+		case last < target:
+			signal(l.soon)
+		default:
+			next = last
+			if q.After < last {
+				entries, next, err = l.scan(ctx, q, m, last)
+			}
+			if err != nil || len(entries) > 0 || q.Wait <= 0 || next < q.After {
+				return entries, next, err
+			}
+			q.After = next
+			if timeout == nil {
+				timeout = time.After(q.Wait)
+			}
+		}
+		select {
+		case <-changed:
+		case <-late:
+			target = 0
+		case <-timeout:
+			return nil, next, nil
+		case <-ctx.Done():
+			return nil, q.After, ctx.Err()
+		}
+	}
+}
+
+// scan reads the entries up to last that a query selects.
+func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entries []bus.LogEntry, next uint64, err error) {
+	v, err := l.view()
+	if err != nil {
+		return nil, q.After, err
+	}
+	defer v.close()
+	after, skip := q.After, 0
+	if q.Last > 0 {
+		// Numbers have few gaps, so the last ones are looked for in ever more entries.
+		for span := uint64(q.Last); ; span *= 8 {
+			after = q.After
+			if span < last-q.After {
+				after = last - span
+			}
+			n := 0
+			err := v.each(ctx, after, last, func(_ uint64, text []byte) bool {
+				if m.matches(text) {
+					n++
+				}
+				return true
+			})
+			if err != nil {
+				return nil, q.After, err
+			}
+			if n >= q.Last || after == q.After {
+				skip = max(0, n-q.Last)
+				break
+			}
+		}
+	}
+	next = last
+	room, before := MaxRead, after
+	err = v.each(ctx, after, last, func(seq uint64, text []byte) bool {
+		if m.matches(text) {
+			if skip--; skip < 0 {
+				if len(entries) == MaxEntries || len(entries) > 0 && len(text) > room {
+					next = before
+					return false
+				}
+				var e bus.LogEntry
+				if json.Unmarshal(text, &e) == nil {
+					entries = append(entries, e)
+					room -= len(text)
+				} else {
+					v.damaged = true
+				}
+			}
+		}
+		before = seq
+		return true
+	})
+	if err != nil {
+		return nil, q.After, err
+	}
+	if v.damaged && !l.damage.Swap(true) {
+		l.opts.Warn("%s: damaged lines in the log are skipped", l.opts.Dir)
+	}
+	return entries, next, nil
+}
+
+// view is the log's files at one time. Entries may be added to them, but while a view is
+// open none goes.
+type view struct {
+	files   [2][]*os.File // of each series, oldest first
+	damaged bool          // lines that are not ours were seen
+}
+
+// view opens the log's files for reading.
+func (l *Log) view() (*view, error) {
+	l.moving.RLock()
+	defer l.moving.RUnlock()
+	v := &view{}
+	for i := range l.series {
+		for k := l.opts.Files - 1; k >= 0; k-- {
+			f, err := os.Open(l.series[i].file(k))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				v.close()
+				return nil, err
+			}
+			v.files[i] = append(v.files[i], f)
+		}
+	}
+	return v, nil
+}
+
+func (v *view) close() {
+	for _, files := range v.files {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+}
+
+// last returns the highest seq of all entries.
+func (v *view) last() (last uint64) {
+	for i := range v.files {
+		c := v.seek(i, math.MaxUint64)
+		for last = max(last, c.seq); c.next(); {
+			last = max(last, c.seq)
+		}
+	}
+	return last
+}
+
+// each calls f with every line whose seq is greater than after and at most last, in
+// order, until f returns false. The text is valid only in the call.
+func (v *view) each(ctx context.Context, after, last uint64, f func(seq uint64, text []byte) bool) error {
+	advance := func(c *cursor) {
+		for c.next() && (c.seq <= after || c.seq > last) {
+		}
+	}
+	calls, others := v.seek(0, after), v.seek(1, after)
+	advance(calls)
+	advance(others)
+	for ctx.Err() == nil {
+		c := calls
+		if c.seq == 0 || others.seq != 0 && others.seq < c.seq {
+			c = others
+		}
+		if c.seq == 0 {
+			return cmp.Or(calls.err, others.err)
+		}
+		if !f(c.seq, c.text) {
+			return nil
+		}
+		advance(c)
+	}
+	return ctx.Err()
+}
+
+// cursor reads the lines of one series in order.
+type cursor struct {
+	view  *view
+	files []*os.File // to be read, the first one with r
+	r     *bufio.Reader
+
+	seq  uint64 // of the current line; 0: there is none
+	text []byte
+	err  error // why there is none
+}
+
+// seek returns a cursor a little before the first line whose seq is greater than after.
+func (v *view) seek(series int, after uint64) *cursor {
+	c := &cursor{view: v, r: bufio.NewReaderSize(nil, 2*maxLine)} // room for every line of ours
+	files := v.files[series]
+	for k := len(files) - 1; k >= 0; k-- {
+		for back := int64(4 * maxLine); ; back *= 8 {
+			from := max(0, sizeOf(files[k])-back)
+			c.start(files[k:], from)
+			if from > 0 {
+				c.r.ReadSlice('\n') // the rest of a line
+			}
+			// For the sake of that line it must be one that is not wanted.
+			if c.next() && c.seq <= after {
+				return c
+			}
+			if from == 0 {
+				break
+			}
+		}
+	}
+	c.start(files, 0)
+	return c
+}
+
+func (c *cursor) start(files []*os.File, offset int64) {
+	c.files = files
+	if len(files) > 0 {
+		c.r.Reset(io.NewSectionReader(files[0], offset, 1<<62))
+	}
+}
+
+// next reads the next line; false: there is none.
+func (c *cursor) next() bool {
+	for c.seq = 0; len(c.files) > 0; {
+		text, err := c.r.ReadSlice('\n')
+		long := err == bufio.ErrBufferFull
+		for err == bufio.ErrBufferFull {
+			_, err = c.r.ReadSlice('\n')
+		}
+		if err == io.EOF { // a line that is being written has no end yet
+			c.start(c.files[1:], 0)
+			continue
+		}
+		if c.err = err; err != nil {
+			return false
+		}
+		if seq := seqOf(text); !long && seq > 0 && text[len(text)-2] == '}' {
+			c.seq, c.text = seq, text[:len(text)-1]
+			return true
+		}
+		c.view.damaged = c.view.damaged || len(text) > 1
+	}
+	return false
+}
+
+func sizeOf(f *os.File) int64 {
+	st, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// seqOf returns the number that a line begins with; 0 if it has none.
+func seqOf(text []byte) uint64 {
+	rest, ok := bytes.CutPrefix(text, []byte(`{"seq":`))
+	end := bytes.IndexByte(rest[:min(len(rest), 21)], ',')
+	if !ok || end < 0 {
+		return 0
+	}
+	n, err := strconv.ParseUint(string(rest[:end]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// matcher selects entries by fields of their lines. It finds them in the text: decoding
+// every line would take a hundred times as long. A quote within a text is escaped, so the
+// name of a field is never part of one.
+type matcher [3]struct{ field, glob string }
+
+func (m *matcher) check() error {
+	for _, f := range m {
+		if _, err := path.Match(f.glob, ""); err != nil {
+			return fmt.Errorf("%w: invalid glob %q: a class is closed and not empty: [a-z]", ErrQuery, cut(f.glob))
+		}
+	}
+	return nil
+}
+
+func (m *matcher) matches(text []byte) bool {
+	for _, f := range m {
+		if f.glob != "" && !matchField(text, f.field, f.glob) {
+			return false
+		}
+	}
+	return true
+}
+
+func matchField(text []byte, field, glob string) bool {
+	i := bytes.Index(text, []byte(field))
+	if i < 0 {
+		return false
+	}
+	text = text[i+len(field)-1:]
+	end := bytes.IndexByte(text[1:], '"') + 1
+	if end == 0 {
+		return false
+	}
+	s := string(text[1:end])
+	if bytes.IndexByte(text[:end], '\\') >= 0 { // rare, and never in the name of a function
+		if json.NewDecoder(bytes.NewReader(text)).Decode(&s) != nil {
+			return false
+		}
+	}
+	ok, _ := path.Match(glob, s)
+	return ok || s == glob
+}

@@ -153,7 +153,7 @@ func TestSlotsAreHardOnTheWire(t *testing.T) {
 	for range 4 {
 		want[*wire.CancelFrame](w)
 	}
-	eventually(t, "the queue's end", func() bool { return n.Open() == 4 })
+	eventually(t, "the queue's end", func() bool { return n.Live() == 4 })
 	after := post(bg(), c, bus.Request{Function: "f"})
 	eventually(t, "a queued call", func() bool { return n.QueueLen("f") == 1 })
 	w.send(exit(3, 0))
@@ -901,7 +901,8 @@ func TestWithdraw(t *testing.T) {
 // TestDrain: new calls are refused, queued and running ones finish.
 func TestDrain(t *testing.T) {
 	noLeaks(t)
-	n, path := start(t, node.Config{})
+	log := newLog(t)
+	n, path := start(t, node.Config{Log: log.Log})
 	g := newGate()
 	w := dial(t, path)
 	off := offerFunc(t, w, "f", 2, g.handle)
@@ -917,6 +918,9 @@ func TestDrain(t *testing.T) {
 		o := await(t, "a call", post(bg(), c, bus.Request{Function: "g"}))
 		return errors.Is(o.err, bus.ErrDraining)
 	})
+	if log.all()["g fbus 75 draining"] != 1 {
+		t.Errorf("the call that was refused is not in the log: %v", log.all())
+	}
 	_, err := w.Offer(bg(), bus.Offer{Name: "new", Slots: 1}, echo)
 	wantErr(t, err, bus.ErrDraining)
 	if err := off.SetSlots(bg(), 1); err != nil { // a worker may take slots back at any time
@@ -1042,32 +1046,64 @@ func TestCallerGone(t *testing.T) {
 	}
 }
 
-// TestLog: each ended call leaves one entry, whatever ended it.
-func TestLog(t *testing.T) {
-	noLeaks(t)
+// tally counts the entries of a log by function, source, status and code.
+type tally struct {
+	t testing.TB
+	*calllog.Log
+}
+
+func newLog(t testing.TB) *tally {
 	l, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, path := start(t, node.Config{Log: l})
+	t.Cleanup(func() { l.Close() })
+	return &tally{t, l}
+}
+
+func (l *tally) all() map[string]int {
+	all := map[string]int{}
+	for after := uint64(0); ; {
+		entries, next, err := l.Read(bg(), calllog.Query{After: after})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		if len(entries) == 0 {
+			return all
+		}
+		for _, e := range entries {
+			all[fmt.Sprintf("%s %s %d %s", e.Function, e.Source, e.Status, e.Code)]++
+		}
+		after = next
+	}
+}
+
+// TestLog: each call that ends, or is refused, leaves one entry, whatever the reason. The tests
+// of the limits on open calls and buffers, and of drains, look for theirs.
+func TestLog(t *testing.T) {
+	noLeaks(t)
+	log := newLog(t)
+	_, path := start(t, node.Config{Log: log.Log, Queue: 1})
 	w, c := dial(t, path), dial(t, path)
 	offerFunc(t, w, "f", 1, echo)
-	offerFunc(t, w, "wait", 1, newGate().handle)
+	g := newGate()
+	offerFunc(t, w, "wait", 1, g.handle)
 	c.Call(bg(), &bus.Request{Function: "f"})
 	c.Call(bg(), &bus.Request{Function: "none"})
-	c.Call(bg(), &bus.Request{Function: "wait", Timeout: time.Millisecond})
+	c.Call(bg(), &bus.Request{Function: "no name"})
+	c.Call(bg(), &bus.Request{Function: "f", On: "["})
 	c.Call(bg(), &bus.Request{Function: "fbus.calls"})
-	entries, _, err := l.Read(bg(), calllog.Query{})
-	if err != nil {
-		t.Fatal(err)
+	held := post(bg(), c, bus.Request{Function: "wait"})
+	await(t, "the call", g.started)
+	c.Call(bg(), &bus.Request{Function: "wait", WaitSlot: ptr(time.Duration(0))})
+	c.Call(bg(), &bus.Request{Function: "wait", Timeout: time.Millisecond})
+	g.release <- struct{}{}
+	await(t, "its end", held)
+	want := map[string]int{
+		"f program 0 exit": 1, "none fbus 69 no_function": 1, "no name fbus 64 usage": 1, "f fbus 64 usage": 1,
+		"wait program 0 exit": 1, "wait fbus 75 busy": 1, "wait fbus 124 deadline": 1,
 	}
-	got := map[string]int{}
-	for _, e := range entries {
-		got[fmt.Sprintf("%s %s %d %s", e.Function, e.Source, e.Status, e.Code)]++
-	}
-	want := map[string]int{"f program 0 exit": 1, "none fbus 69 no_function": 1, "wait fbus 124 deadline": 1}
-	if fmt.Sprint(got) != fmt.Sprint(want) {
+	if got := log.all(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }

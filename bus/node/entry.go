@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
@@ -151,27 +150,37 @@ func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error
 	trust.Dismiss(tc, nil)
 }
 
-// denial is what a peer is told that may not enter.
+// denial returns what a peer that may not enter is told.
 func denial(err error) *args.Error {
-	var te *trust.Error
-	var be *args.Error
+	e := known(err)
 	switch {
-	case errors.As(err, &te) && te.Code == args.CodeListLost:
-		return &args.Error{Code: te.Code, Message: "the node can not read its list of tickets, so nobody is admitted"} // where that is, is not theirs to know
-	case errors.As(err, &te):
-		return &args.Error{Code: te.Code, Message: te.Message}
-	case errors.As(err, &be):
-		return be
+	case e == nil:
+		return &args.Error{Code: args.CodeDenied, Message: err.Error()}
+	case e.Code == args.CodeListLost: // the place of the list is not theirs to know
+		return &args.Error{Code: e.Code, Message: "the node cannot read its list of tickets, so nobody is admitted"}
 	}
-	return &args.Error{Code: args.CodeDenied, Message: err.Error()}
+	return &args.Error{Code: e.Code, Message: e.Message}
 }
 
-// deny is how a call of one of the node's own functions ends that is about a function
-// which the peer may not call.
-func (n *Node) deny(p *Peer, function string) bus.Result {
-	msg := fmt.Sprintf("%s may not call %s", p.Caller, clean([]byte(function)))
-	n.denied(p, clean([]byte(function)), msg)
-	return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeDenied), Code: args.CodeDenied, Message: msg}
+// known returns the error with a code that err is or wraps; nil: there is none.
+func known(err error) *args.Error {
+	var te *trust.Error
+	var e *args.Error
+	switch {
+	case errors.As(err, &te):
+		return &args.Error{Code: te.Code, Message: te.Message, Hint: te.Hint}
+	case errors.As(err, &e):
+		return e
+	}
+	return nil
+}
+
+// deny returns the error of a call of one of the node's own functions about a function that
+// the peer may not call.
+func (q *asked) deny(function string) error {
+	msg := fmt.Sprintf("%s may not call %s", q.peer.Caller, clean([]byte(function)))
+	q.node.denied(q.peer, clean([]byte(function)), msg)
+	return &args.Error{Code: args.CodeDenied, Message: msg}
 }
 
 // Revoked closes the connections of a serial that may not enter any more. Their

@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+func init() {
+	illegal = func(_ *Node, msg string) { panic(msg) }
+}
+
 // SetLateTime has drains wait as long for who had connected just before, and for
 // changes that are under way, until restore.
 func SetLateTime(d time.Duration) (restore func()) {
@@ -51,11 +55,23 @@ func (n *Node) QueueLen(name string) int {
 	return 0
 }
 
+// Live is how many calls wait or take a slot, less those of the node's own functions.
+func (n *Node) Live() (live int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, fn := range n.functions {
+		if fn.own == nil {
+			live += fn.calls
+		}
+	}
+	return live
+}
+
 // Audit checks that the node's counts agree with each other.
 func (n *Node) Audit() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	a := audit{node: n, busy: map[*offer]int{}, owed: map[*session]int64{}, calls: map[*call]bool{}, per: map[*function]int{}}
+	a := audit{node: n, busy: map[*offer]int{}, owed: map[*session]int64{}, calls: map[*call]bool{}, per: map[*function]int{}, short: map[*session]int{}, long: map[*session]int{}}
 	for _, s := range n.sessions {
 		if err := a.session(s); err != nil {
 			return err
@@ -79,22 +95,26 @@ type audit struct {
 	calls    map[*call]bool
 	per      map[*function]int
 	open     int
+	size     int // of the copies that calls keep
+	kept     int // copies of calls that have ended
 	exposure int64
+	short    map[*session]int // live calls of the node's own functions
+	long     map[*session]int
 }
 
 func (a *audit) session(s *session) error {
 	for id, c := range s.in {
-		if c.session != s || c.id != id || c.ended || c.done {
-			return fmt.Errorf("call %d of session %d: session %d, id %d, ended %v, done %v", id, s.id, c.session.id, c.id, c.ended, c.done)
+		if c.session != s || c.id != id || c.state != waiting && c.state != running {
+			return fmt.Errorf("call %d of session %d: session %d, id %d, %s", id, s.id, c.session.id, c.id, stateNames[c.state])
 		}
-		if (c.offer == nil) != c.queued {
-			return fmt.Errorf("call %s: queued %v, with a worker %v", c.name(), c.queued, c.offer != nil)
+		if (c.offer == nil) != (c.state == waiting) {
+			return fmt.Errorf("call %s: %s, with a worker %v", c.name(), stateNames[c.state], c.offer != nil)
 		}
 		a.call(c)
 	}
 	for id, c := range s.out {
-		if c.offer == nil || c.offer.session != s || c.workerID != id || c.done {
-			return fmt.Errorf("call %s at session %d under %d: its own id %d, done %v", c.name(), s.id, id, c.workerID, c.done)
+		if c.offer == nil || c.offer.session != s || c.workerID != id || !c.state.used() {
+			return fmt.Errorf("call %s at session %d under %d: its own id %d, %s", c.name(), s.id, id, c.workerID, stateNames[c.state])
 		}
 		a.busy[c.offer]++
 		a.call(c)
@@ -113,8 +133,17 @@ func (a *audit) call(c *call) {
 	}
 	a.calls[c] = true
 	a.per[c.fn]++
-	if !reserved(c.fn.name) {
-		a.open++
+	a.open += c.counts(c.state)
+	a.size += c.size
+	if c.size != 0 && c.state.ended() {
+		a.kept++
+	}
+	if c.fn.own != nil {
+		if c.fn.own.long {
+			a.long[c.session]++
+		} else {
+			a.short[c.session]++
+		}
 	}
 	for i := range c.flows {
 		f := &c.flows[i]
@@ -134,10 +163,13 @@ func (a *audit) totals() error {
 	if a.exposure != n.exposure {
 		return fmt.Errorf("exposure is %d, flows have %d", n.exposure, a.exposure)
 	}
-	if used := n.budget.Used(); used < 0 {
-		return fmt.Errorf("budget of %d bytes used", used)
+	if used := n.budget.Used(); used < int64(a.size) || a.kept > 0 {
+		return fmt.Errorf("budget of %d bytes used, calls keep %d; %d that have ended keep some", used, a.size, a.kept)
 	}
 	for _, s := range n.sessions {
+		if short, long := a.short[s], a.long[s]; s.ownShort != short || s.ownLong != long {
+			return fmt.Errorf("session %d: %d and %d calls of the node's own functions, %d and %d are there", s.id, s.ownShort, s.ownLong, short, long)
+		}
 		if s.exposure != a.owed[s] {
 			return fmt.Errorf("exposure of session %d is %d, flows have %d", s.id, s.exposure, a.owed[s])
 		}
@@ -159,17 +191,28 @@ func (a *audit) function(name string, fn *function) error {
 	if len(fn.offers) == 0 && fn.calls == 0 {
 		return fmt.Errorf("function %s is kept for nothing", name)
 	}
-	for _, o := range fn.offers {
+	for i, o := range fn.offers {
+		if o.at != i || i > 0 && fn.before(i, (i-1)/2) {
+			return fmt.Errorf("function %s: offer %d is at the wrong place", name, i)
+		}
 		if o.busy != a.busy[o] {
 			return fmt.Errorf("function %s at session %d: %d busy, %d calls are there", name, o.session.id, o.busy, a.busy[o])
 		}
 		if o.session.offers[name] != o {
-			return fmt.Errorf("function %s: an offer of session %d stands that it does not make", name, o.session.id)
+			return fmt.Errorf("function %s: it has an offer of session %d that the session does not make", name, o.session.id)
 		}
 	}
-	queued := len(fn.queue.head)
+	queued := 0
+	var stray *call
+	fn.queue.each(func(c *call) {
+		if queued++; c.state != waiting || c.fn != fn {
+			stray = c
+		}
+	})
+	if stray != nil {
+		return fmt.Errorf("function %s: call %s in its queue is %s", name, stray.name(), stateNames[stray.state])
+	}
 	for _, l := range fn.queue.lanes {
-		queued += len(l.calls)
 		if len(l.calls) == 0 {
 			return fmt.Errorf("function %s: an empty lane", name)
 		}

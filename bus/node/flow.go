@@ -1,8 +1,6 @@
 package node
 
-import (
-	"fbus/bus/wire"
-)
+import "fbus/bus/wire"
 
 // The node gives credit on to a stream's sender only as far as its own buffers
 // stand for it: if the receiver then stops reading, that much is what the node
@@ -88,7 +86,7 @@ func (f *flow) use(d int64, to *session) {
 // listed with the receiver until it does.
 func (f *flow) give(b *wire.Batch) {
 	from, id, to := f.ends()
-	if f.held == 0 || from == nil || to == nil || f.call.ended {
+	if f.held == 0 || from == nil || to == nil || f.call.state.ended() {
 		return
 	}
 	n := f.call.node
@@ -107,8 +105,8 @@ func (f *flow) give(b *wire.Batch) {
 		}
 		return
 	}
-	if f.stream == wire.Input && !f.call.whole {
-		f.call.forget() // its worker has taken it: it can not be offered again
+	if f.stream == wire.Input && f.call.input != inputWhole {
+		f.call.forget() // its worker has taken it: it cannot be offered again
 	}
 	f.add(d, to)
 	b.Send(from.conn, &wire.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
@@ -138,7 +136,7 @@ func (s *session) giveHeld(b *wire.Batch) {
 	s.held = nil
 	for _, f := range held {
 		f.listed = false
-		if _, _, to := f.ends(); to == s && !f.call.done {
+		if _, _, to := f.ends(); to == s && f.call.state != done {
 			f.give(b)
 		}
 	}
@@ -153,14 +151,14 @@ func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, e
 	if size > fl.out {
 		return nil, 0, protocol("%d bytes of stream %d with a credit of %d", size, f.Stream, fl.out)
 	}
-	if f.Stream == wire.Input && c.inputEnded {
+	if f.Stream == wire.Input && c.input != inputOpen {
 		return nil, 0, protocol("input after its end")
 	}
 	if to == nil || size == 0 { // an empty frame passes nothing on
 		return nil, 0, nil
 	}
 	fl.use(size, to)
-	if c.ended {
+	if c.state.ended() {
 		return nil, 0, nil
 	}
 	id = c.id
@@ -170,7 +168,6 @@ func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, e
 		c.bytesIn += size
 	case wire.Output:
 		c.bytesOut += size
-		c.passed = true
 		c.forget()
 	}
 	fl.give(b)

@@ -229,7 +229,8 @@ func TestQueuedGigabytes(t *testing.T) {
 // ones are busy, those queued are served, and no connection is closed.
 func TestFullBuffers(t *testing.T) {
 	noLeaks(t)
-	n, path := start(t, node.Config{Queue: 10000})
+	log := newLog(t)
+	n, path := start(t, node.Config{Queue: 10000, Log: log.Log})
 	g := newGate()
 	offerFunc(t, dial(t, path), "f", 1, g.handle)
 	sender := dial(t, path)
@@ -258,6 +259,9 @@ func TestFullBuffers(t *testing.T) {
 	}
 	o := await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f"}))
 	wantErr(t, o.err, bus.ErrBusy)
+	if log.all()["f fbus 75 busy"] != 2 {
+		t.Error("a call that was refused is not in the log")
+	}
 	// So is a call with long arguments; its connection stands.
 	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List(strings.Repeat("x", wire.MaxArgs-100))}))
 	wantErr(t, o.err, bus.ErrBusy)
@@ -351,7 +355,7 @@ func TestStalledInput(t *testing.T) {
 	for _, ch := range calls {
 		wantErr(t, await(t, "the end", ch).err, context.Canceled)
 	}
-	eventually(t, "the workers' ends", func() bool { return n.Open() == 0 })
+	eventually(t, "the workers' ends", func() bool { return n.Live() == 0 })
 	b.sane(time.Second)
 	if n.Exposure() != 0 {
 		t.Errorf("an exposure of %d is left", n.Exposure())

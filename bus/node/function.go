@@ -2,21 +2,23 @@ package node
 
 import (
 	"slices"
+	"sort"
 
 	"fbus/bus/wire"
 )
 
-// function is a name with offers, or with calls that wait for one. The node's
-// mu protects it.
+// function is a name with offers, or with calls that wait for one. The node's mu
+// protects it.
 type function struct {
 	node   *Node
 	name   string
-	text   []byte // name, for frames
-	offers []*offer
+	text   []byte       // name, for frames
+	own    *ownFunction // nil: not one of the node's own
+	offers []*offer     // a heap: the one with the most free slots first, of several the one that has been idle longest
 	queue  queue
 	jobs   []*call // posted ones that wait: for slots that the queue leaves free
 	turns  int     // slots that the queue has had since the last of them
-	calls  int     // not finished, queued or with a worker
+	calls  int     // live ones
 	done   uint64  // calls that ended with a program's status 0
 	failed uint64  // calls that ended otherwise
 }
@@ -25,9 +27,11 @@ type function struct {
 type offer struct {
 	session     *session
 	fn          *function
+	at          int // in fn.offers; -1: withdrawn
 	slots       int
 	busy        int
 	used        uint64 // the node's tick when it was last used or came free
+	since       uint64 // the node's tick when it was first made
 	idempotent  bool
 	description string
 	arguments   string
@@ -35,14 +39,14 @@ type offer struct {
 	schema      string
 }
 
-// text is how many bytes of text the offer holds.
+// text returns how many bytes of text the offer holds.
 func (o *offer) text() int {
 	return len(o.description) + len(o.arguments) + len(o.note) + len(o.schema)
 }
 
-// free is how many calls the offer takes now. Whatever its slots, one connection
+// free returns how many calls the offer takes now. Whatever its slots, one connection
 // holds no more than maxOpen: a call that is cancelled stays with its worker, and
-// one that never ends them would make the node grow without bound.
+// a worker that never ends calls would make the node grow without bound.
 func (o *offer) free() int {
 	if len(o.session.out) >= maxOpen {
 		return 0
@@ -50,28 +54,116 @@ func (o *offer) free() int {
 	return o.slots - o.busy
 }
 
-// function finds or makes the entry of a name.
-func (n *Node) function(name string) *function {
-	fn := n.functions[name]
-	if fn == nil {
-		fn = &function{node: n, name: name, text: []byte(name)}
-		n.functions[name] = fn
-	}
-	return fn
-}
-
-// remove takes an offer out.
-func (fn *function) remove(o *offer) {
-	for i, x := range fn.offers {
-		if x == o {
-			fn.offers = append(fn.offers[:i], fn.offers[i+1:]...)
-			return
+// take changes how many slots are busy. The session's list of calls is already changed.
+func (o *offer) take(d int) {
+	n := o.fn.node
+	n.tick++
+	o.used = n.tick
+	o.busy += d
+	o.fn.fix(o)
+	if k := len(o.session.out); k >= maxOpen || k == maxOpen-1 { // a bound that all its offers share
+		for _, other := range o.session.offers {
+			other.fn.fix(other)
 		}
 	}
 }
 
-// settle hands out free slots to what waits, and looks again at how long the
-// rest may wait. It is called whenever the offers of a function have changed.
+func newFunction(n *Node, name string) *function {
+	return &function{node: n, name: name, text: []byte(name), own: ownOf(name)}
+}
+
+// add puts an offer into the heap, and its function into the registry.
+func (fn *function) add(o *offer) {
+	fn.node.functions[fn.name] = fn
+	o.at = len(fn.offers)
+	fn.offers = append(fn.offers, o)
+	fn.fix(o)
+}
+
+// remove takes an offer out of the heap.
+func (fn *function) remove(o *offer) {
+	i, last := o.at, len(fn.offers)-1
+	moved := fn.offers[last]
+	fn.offers[i], moved.at = moved, i
+	fn.offers[last] = nil
+	fn.offers = fn.offers[:last]
+	o.at = -1
+	if moved != o {
+		fn.fix(moved)
+	}
+}
+
+// before reports whether offer i is to be used before offer j.
+func (fn *function) before(i, j int) bool {
+	a, b := fn.offers[i], fn.offers[j]
+	if x, y := a.free(), b.free(); x != y {
+		return x > y
+	}
+	return a.used < b.used
+}
+
+// fix restores the heap after an offer has changed.
+func (fn *function) fix(o *offer) {
+	if o.at < 0 {
+		return
+	}
+	swap := func(i, j int) {
+		h := fn.offers
+		h[i], h[j] = h[j], h[i]
+		h[i].at, h[j].at = i, j
+	}
+	i := o.at
+	for ; i > 0 && fn.before(i, (i-1)/2); i = (i - 1) / 2 {
+		swap(i, (i-1)/2)
+	}
+	for {
+		child := 2*i + 1
+		if child+1 < len(fn.offers) && fn.before(child+1, child) {
+			child++
+		}
+		if child >= len(fn.offers) || !fn.before(child, i) {
+			return
+		}
+		swap(i, child)
+		i = child
+	}
+}
+
+// best returns the first offer, in the order of their use, that has a free slot and fits;
+// nil: there is none. It looks at no more offers than come before that one.
+func (fn *function) best(fits func(*offer) bool) *offer {
+	if len(fn.offers) == 0 {
+		return nil
+	}
+	edge := append(fn.node.scratch.edge[:0], 0) // places in the heap, the next one last
+	for len(edge) > 0 {
+		i := edge[len(edge)-1]
+		edge = edge[:len(edge)-1]
+		o := fn.offers[i]
+		if o.free() <= 0 {
+			return nil
+		}
+		if fits(o) {
+			return o
+		}
+		for child := 2*i + 1; child <= 2*i+2 && child < len(fn.offers); child++ {
+			k := sort.Search(len(edge), func(k int) bool { return fn.before(edge[k], child) })
+			edge = slices.Insert(edge, k, child)
+		}
+		fn.node.scratch.edge = edge
+	}
+	return nil
+}
+
+// inOrder returns the offers in the order in which they were made.
+func (fn *function) inOrder() []*offer {
+	list := slices.Clone(fn.offers)
+	slices.SortFunc(list, func(a, b *offer) int { return int(a.since) - int(b.since) })
+	return list
+}
+
+// settle hands out free slots to waiting calls, and looks again at how long the rest may
+// wait. It is called whenever the offers of a function have changed.
 func (fn *function) settle(b *wire.Batch) {
 	fn.fill(b)
 	fn.queue.each(func(c *call) {
@@ -85,7 +177,7 @@ func (fn *function) settle(b *wire.Batch) {
 		switch _, _, left := c.patience(); {
 		case left == 0 && len(c.refused) > 0:
 			c.refusedByAll(b)
-		case !c.counted && !fn.serves(c.on): // it is not to stand here until somebody does
+		case !c.posted.begun && !fn.serves(c.on): // it waits in the store until somebody offers it
 			c.endFor(b, codeRecalled, "")
 		}
 	}
@@ -94,19 +186,18 @@ func (fn *function) settle(b *wire.Batch) {
 
 // fill gives free slots to waiting calls.
 func (fn *function) fill(b *wire.Batch) {
-	for fn.queue.n > 0 || len(fn.jobs) > 0 {
+	for (fn.queue.n > 0 || len(fn.jobs) > 0) && len(fn.offers) > 0 && fn.offers[0].free() > 0 {
 		c, o := fn.next()
 		if c == nil {
 			return
 		}
-		c.queued = false
 		c.start(b, o, c.data[:c.args], c.data[c.args:])
 	}
 }
 
-// tidy forgets a name that nobody offers, waits for or works on.
+// tidy forgets a name that has neither offers nor calls.
 func (fn *function) tidy() {
-	if len(fn.offers) == 0 && fn.calls == 0 {
+	if len(fn.offers) == 0 && fn.calls == 0 && fn.node.functions[fn.name] == fn {
 		delete(fn.node.functions, fn.name)
 	}
 }

@@ -445,7 +445,8 @@ func TestLongFramesArePassedOn(t *testing.T) {
 // next is busy; at a worker as well, whatever its slots.
 func TestCallsPerConnection(t *testing.T) {
 	noLeaks(t)
-	n, path := start(t, node.Config{Queue: 100})
+	log := newLog(t)
+	n, path := start(t, node.Config{Queue: 100, Log: log.Log})
 	w := rawUnix(t, n, path).greet()
 	w.offer("f", 1<<20, 0)
 	go io.Copy(io.Discard, w.r) // ends with the connection
@@ -462,15 +463,18 @@ func TestCallsPerConnection(t *testing.T) {
 		if f := want[*wire.EndFrame](c); string(f.Code) != args.CodeBusy || round == 0 && f.ID != 10001 {
 			t.Errorf("%+v", f)
 		}
+		if round == 0 && log.all()["f fbus 75 busy"] != 1 {
+			t.Error("the call that was refused is not in the log")
+		}
 		c.nc.Close()
 		eventually(t, "the caller's end", func() bool { return n.Books().Sessions == before.Sessions })
 		// The worker does not end them: they still count there.
-		if open := n.Open(); open > 10000 {
+		if open := n.Live(); open > 10000 {
 			t.Errorf("%d calls are held for one worker", open)
 		}
 	}
 	w.nc.Close()
-	eventually(t, "the end of all", func() bool { return n.Open() == 0 })
+	eventually(t, "the end of all", func() bool { return n.Live() == 0 })
 	if err := n.Audit(); err != nil {
 		t.Error(err)
 	}

@@ -1,76 +1,18 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"net"
 	"os"
 	"slices"
 	"sort"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
-
-// Bounds of the calls of a node's own functions: one peer that does not read the
-// answers must not take them from the others.
-const (
-	ownSlots    = 64               // of each function
-	ownPerConn  = 4                // open on one connection
-	ownTime     = 10 * time.Second // for a call
-	longSlots   = 1024             // of those that may wait
-	longPerConn = 500              // open on one connection
-)
-
-// offerOwn puts the node's own functions on the bus, over a connection to
-// itself: they are called, queued, cancelled and bounded like any other.
-func (n *Node) offerOwn() error {
-	near, far := net.Pipe()
-	go n.serve(far, Peer{Caller: "node"}, forItself) // ends when the client is closed, or the node
-	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
-	if err != nil {
-		return err
-	}
-	n.own = c
-	for _, o := range []struct {
-		name, description, arguments string
-		serve                        func(ctx context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result
-	}{
-		{"fbus.functions", "the functions on the bus, one JSON object a line", "none, or names", n.serveFunctions},
-		{"fbus.calls", "the calls that run or wait, one JSON object a line", "none", n.serveCalls},
-		{"fbus.nodes", "the nodes of the bus, one JSON object a line", "none", n.serveNodes},
-		{"fbus.cancel", "end a call", "the call's id", n.serveCancel},
-		{"fbus.invite", "make a ticket", "a JSON object", n.serveInvite},
-		{"fbus.join", "exchange an invitation for an identity", "a certificate request in PEM", n.serveJoin},
-		{"fbus.renew", "renew an identity", "a certificate request in PEM", n.serveRenew},
-		{"fbus.tickets", "the tickets that were issued, one JSON object a line", "none", n.serveTickets},
-		{"fbus.revoke", "take a ticket back", "its name or serial", n.serveRevoke},
-	} {
-		handler := func(ctx context.Context, inv *bus.Invocation) bus.Result {
-			var out bytes.Buffer
-			res := o.serve(ctx, n.asker(inv), inv, &out)
-			res.Output = out.Bytes()
-			return res
-		}
-		offer := bus.Offer{Name: o.name, Slots: ownSlots, Description: o.description, Arguments: o.arguments, Idempotent: true}
-		if _, err := c.Offer(context.Background(), offer, handler); err != nil {
-			return err
-		}
-	}
-	if !n.cfg.Log.Kept() {
-		return nil
-	}
-	offer := bus.Offer{Name: "fbus.log", Slots: ownSlots, Description: "who called what, and who was refused, one JSON object a line", Arguments: "a JSON object", Idempotent: true}
-	_, err = c.Offer(context.Background(), offer, ServeLog(n.cfg.Log))
-	return err
-}
-
-var exit0 = bus.Result{Source: args.FromProgram, Code: "exit"}
 
 // FunctionInfo is a line of fbus.functions.
 type FunctionInfo struct {
@@ -165,7 +107,7 @@ func (n *Node) functionsFor(p *Peer, names []string) []FunctionInfo {
 
 func (fn *function) info(schema bool) FunctionInfo {
 	f := FunctionInfo{Name: fn.name, Queued: fn.queue.n, Done: fn.done, Failed: fn.failed, Workers: []WorkerInfo{}}
-	for _, o := range fn.offers {
+	for _, o := range fn.inOrder() {
 		f.Slots += o.slots
 		f.Busy += o.busy
 		if o.description != "" {
@@ -204,12 +146,12 @@ func (n *Node) callsFor(p *Peer) []CallInfo {
 	}
 	for _, s := range n.sessions {
 		for _, c := range s.in {
-			if len(c.job) == 0 || c.offer != nil { // fbus.jobs shows those that wait
+			if c.posted == nil || c.offer != nil { // fbus.jobs shows those that wait
 				add(c)
 			}
 		}
 		for _, c := range s.out {
-			if c.ended {
+			if c.state == orphaned {
 				add(c)
 			}
 		}
@@ -219,11 +161,11 @@ func (n *Node) callsFor(p *Peer) []CallInfo {
 }
 
 func (c *call) info() CallInfo {
-	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.callerName(), Job: string(c.job), Age: time.Since(c.arrived).Seconds()}
+	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}
-	if c.ended {
+	if c.state == orphaned {
 		i.State = "ending"
 	}
 	return i
@@ -315,65 +257,56 @@ func (n *Node) cancelFor(p *Peer, id string) (was CallInfo, ok bool) {
 	return was, false
 }
 
-func writeLines[T any](out *bytes.Buffer, list []T) {
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	for _, v := range list {
-		enc.Encode(v)
-	}
-}
-
-func (n *Node) serveFunctions(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	names, err := inv.Words()
+func serveFunctions(_ context.Context, q *asked) error {
+	names, err := q.Words()
 	if err != nil {
-		return badWords("fbus.functions: " + err.Error())
+		return badInput("%s: %v", q.Function, err)
 	}
-	for _, name := range names { // before look-up: what is absent must look alike
-		if !p.sees(name) {
-			return n.deny(p, name)
+	for _, name := range names { // before look-up: denied and absent look alike
+		if !q.peer.sees(name) {
+			return q.deny(name)
 		}
 	}
-	writeLines(out, n.functionsFor(p, names))
-	return exit0
+	for _, f := range q.node.functionsFor(q.peer, names) {
+		q.line(f)
+	}
+	return nil
 }
 
-func (n *Node) serveCalls(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	if words, err := inv.Words(); err != nil || len(words) > 0 {
-		return badWords("fbus.calls takes no arguments")
+func serveCalls(_ context.Context, q *asked) error {
+	if _, err := q.words(0, 0, "no arguments"); err != nil {
+		return err
 	}
-	writeLines(out, n.callsFor(p))
-	return exit0
+	for _, c := range q.node.callsFor(q.peer) {
+		q.line(c)
+	}
+	return nil
 }
 
-func (n *Node) serveNodes(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	if words, err := inv.Words(); err != nil || len(words) > 0 {
-		return badWords("fbus.nodes takes no arguments")
+func serveNodes(_ context.Context, q *asked) error {
+	if _, err := q.words(0, 0, "no arguments"); err != nil {
+		return err
 	}
-	writeLines(out, []NodeInfo{n.infoFor(p)})
-	return exit0
+	q.line(q.node.infoFor(q.peer))
+	return nil
 }
 
-func (n *Node) serveCancel(ctx context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	words, err := inv.Words()
-	if err != nil || len(words) != 1 {
-		return badWords("fbus.cancel takes one argument: the id of a call, as fbus.calls shows it")
+func serveCancel(ctx context.Context, q *asked) error {
+	words, err := q.words(1, 1, "one argument: the id of a call, as fbus.calls shows it")
+	if err != nil {
+		return err
 	}
-	if _, ok := jobs.ParseID(words[0]); ok && n.cfg.Jobs != nil {
-		was, err := n.cancelJob(ctx, p, words[0])
-		if err != nil {
-			return n.jobResult(p, err)
-		}
-		writeLines(out, []*jobs.Info{was})
-		return exit0
+	if _, ok := jobs.ParseID(words[0]); ok && q.node.cfg.Jobs != nil {
+		return cancelJob(ctx, q, words[0])
 	}
-	was, ok := n.cancelFor(p, words[0])
+	was, ok := q.node.cancelFor(q.peer, words[0])
 	if !ok {
-		return badWords("no call has the id " + clean([]byte(words[0])))
+		return badInput("no call has the id %s", clean([]byte(words[0])))
 	}
-	writeLines(out, []CallInfo{was})
-	return exit0
+	q.line(was)
+	return nil
 }
 
-func badWords(msg string) bus.Result {
-	return bus.Result{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: msg}
-}
+func badInput(format string, a ...any) error { return args.Errorf(args.CodeBadInput, format, a...) }
+
+func usageError(format string, a ...any) error { return args.Errorf(args.CodeUsage, format, a...) }

@@ -7,58 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/calllog"
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
 
-// startJobs puts the functions on the bus that keep posted calls, and begins to run
-// what is there.
+// startJobs begins to run posted calls.
 func (n *Node) startJobs() error {
-	own, err := n.connectItself(Peer{Caller: "node"}, forItself)
-	if err != nil {
-		return err
-	}
-	for _, o := range []struct {
-		name, description, arguments string
-		serve                        func(ctx context.Context, p *Peer, inv *bus.Invocation) bus.Result
-	}{
-		{"fbus.post", "keep a call that nobody waits for", "a name, options in JSON, arguments", n.servePost},
-		{"fbus.jobs", "posted calls, one JSON object a line", "none, or a JSON object", n.serveJobs},
-		{"fbus.result", "what a posted call has written, and how it ended", "its id, options in JSON", n.serveResult},
-		{"fbus.retry", "run posted calls again that are dead", "a JSON object", n.serveRetry},
-		{"fbus.purge", "delete posted calls and their results", "a JSON object", n.servePurge},
-	} {
-		handler := func(ctx context.Context, inv *bus.Invocation) bus.Result {
-			if n.cfg.Jobs == nil {
-				return bus.Result{Source: args.FromBus, Status: 75, Code: codeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
-			}
-			return o.serve(ctx, n.asker(inv), inv)
-		}
-		offer := bus.Offer{Name: o.name, Slots: longSlots, Description: o.description, Arguments: o.arguments}
-		if o.name == "fbus.post" && n.cfg.Jobs != nil {
-			// Posts of one connection, made one after the other, have ids in that order,
-			// however long each takes.
-			offer.Arrive = func() any { return n.cfg.Jobs.Arrives() }
-		}
-		if _, err := own.Offer(context.Background(), offer, handler); err != nil {
-			return err
-		}
-	}
-	if n.cfg.Jobs == nil {
-		return nil
-	}
 	runner, err := n.connectItself(Peer{Caller: "node"}, forJobs)
 	if err != nil {
 		return err
@@ -66,36 +28,7 @@ func (n *Node) startJobs() error {
 	return n.cfg.Jobs.Start(jobs.Host{Call: runner.Call, Recall: n.recall, May: n.posterMay, Offered: n.offered})
 }
 
-// connectItself makes a connection of the node to itself.
-func (n *Node) connectItself(p Peer, as role) (*bus.Client, error) {
-	near, far, err := socketPair()
-	if err != nil {
-		return nil, err
-	}
-	go n.serve(far, p, as) // ends when the client is closed, or the node
-	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
-	if err == nil {
-		n.forJobs = append(n.forJobs, c)
-	}
-	return c, err
-}
-
-func socketPair() (near, far net.Conn, err error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "socketpair")
-		c, e := net.FileConn(f)
-		f.Close()
-		ends[i], err = c, errors.Join(err, e)
-	}
-	return ends[0], ends[1], err
-}
-
-// offered reports whether somebody offers a function, to whom the glob fits.
+// offered reports whether a worker offers a function whose name matches the glob.
 func (n *Node) offered(name, on string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -103,7 +36,7 @@ func (n *Node) offered(name, on string) bool {
 	return fn != nil && fn.serves(on)
 }
 
-// serves reports whether somebody offers the function, to whom the glob fits.
+// serves reports whether a worker offers the function whose name matches the glob.
 func (fn *function) serves(on string) bool {
 	for _, o := range fn.offers {
 		if on == "" || wire.MatchWorker(on, o.session.name, string(o.session.prefix)) {
@@ -113,7 +46,7 @@ func (fn *function) serves(on string) bool {
 	return false
 }
 
-// poster is who posts, for as long as the job lives.
+// poster returns the poster as the store keeps it with the job.
 func (n *Node) poster(p *Peer) jobs.Poster {
 	who := jobs.Poster{Caller: p.Caller, Serial: p.Serial, Groups: p.groups}
 	if _, ours := n.cfg.Gate.(*trust.Authority); p.Serial != "" && !ours {
@@ -122,7 +55,7 @@ func (n *Node) poster(p *Peer) jobs.Poster {
 	return who
 }
 
-// posterMay says whether a poster may call that function now.
+// posterMay returns an error if a poster may not call that function now.
 func (n *Node) posterMay(who *jobs.Poster, function string) error {
 	rights, err := n.rightsOf(who)
 	p := Peer{Caller: who.Caller, Rights: rights}
@@ -135,7 +68,7 @@ func (n *Node) posterMay(who *jobs.Poster, function string) error {
 	return nil
 }
 
-// rightsOf are a poster's rights now; nil: all.
+// rightsOf returns a poster's rights now; nil: all.
 func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 	if uid, ok := strings.CutPrefix(who.Caller, "uid:"); ok {
 		id, err := strconv.Atoi(uid)
@@ -163,47 +96,43 @@ func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 }
 
 // servePost keeps a call. It answers when that is on disk.
-func (n *Node) servePost(ctx context.Context, p *Peer, inv *bus.Invocation) bus.Result {
-	if came, ok := inv.Arrival.(jobs.ID); ok {
+func servePost(_ context.Context, q *asked) error {
+	n := q.node
+	came, ok := q.Arrival.(jobs.ID)
+	if ok {
 		defer n.cfg.Jobs.Settled(came)
-		if inv.Rest != nil { // others do not wait for an input that is still to come
+		if q.Rest != nil { // others do not wait for an input that is still to come
 			n.cfg.Jobs.Settled(came)
 		}
 	}
-	post, err := n.readPost(p, inv)
+	post, err := n.readPost(q)
 	if err != nil {
-		return n.jobResult(p, err)
+		return err
 	}
+	post.ID = came
 	id, err := n.cfg.Jobs.Post(post)
-	if ctx.Err() != nil && err != nil {
-		return bus.Result{Source: args.FromBus, Status: 143, Code: args.CodeCancelled}
+	if err == nil {
+		q.out.WriteString(id.String() + "\n")
 	}
-	if err != nil {
-		return n.jobResult(p, err)
-	}
-	res := exit0
-	res.Output = []byte(id.String() + "\n")
-	return res
+	return err
 }
 
-func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
-	words, err := inv.Words()
+func (n *Node) readPost(q *asked) (*jobs.Post, error) {
+	words, err := q.Words()
 	if err != nil || len(words) < 1 || len(words) > 3 {
 		return nil, usageError("fbus.post takes a function's name, options as a JSON object, and arguments")
 	}
-	post := &jobs.Post{Function: words[0], Poster: n.poster(p)}
-	post.ID, _ = inv.Arrival.(jobs.ID)
-	var text, kind string
-	if len(words) > 1 {
-		text = words[1]
+	words = append(words, "", "")
+	post := &jobs.Post{Function: words[0], Poster: n.poster(q.peer)}
+	var kind string
+	if post.Options, kind, post.HasInput, err = jobs.ParseOptions([]byte(words[1])); err != nil {
+		return nil, usageError("fbus.post: %v", err)
 	}
-	if post.Options, kind, post.HasInput, err = jobs.ParseOptions([]byte(text)); err != nil {
-		return nil, usageError("fbus.post: " + err.Error())
-	}
-	if len(words) > 2 {
+	given := len(words) == 5 // and the two empty ones
+	if given {
 		post.Args, post.Kind = []byte(words[2]), args.KindList
 	}
-	if err := setKind(post, kind, len(words) > 2); err != nil {
+	if err := setKind(post, kind, given); err != nil {
 		return nil, err
 	}
 	o := &post.Options
@@ -211,77 +140,40 @@ func (n *Node) readPost(p *Peer, inv *bus.Invocation) (*jobs.Post, error) {
 		switch {
 		case name == "" && post.Function != "":
 		case !ValidName(name):
-			return nil, usageError(fmt.Sprintf("%q is no function name", clean([]byte(name))))
+			return nil, usageError("invalid function name %q", clean([]byte(name)))
 		case reserved(name):
-			return nil, usageError(name + ": the node's own functions can not be posted")
-		case !p.mayCall(name):
-			n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Function: name, Code: args.CodeDenied, Serial: p.Serial})
-			return nil, &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may not call %s", p.Caller, name)}
+			return nil, usageError("%s: the node's own functions cannot be posted", name)
+		case !q.peer.mayCall(name):
+			return nil, q.deny(name)
 		}
 	}
 	if _, err := path.Match(o.On, ""); err != nil {
-		return nil, usageError(fmt.Sprintf("%q is no glob", clean([]byte(o.On))))
+		return nil, usageError("invalid glob %q", clean([]byte(o.On)))
 	}
-	if post.Input = io.Reader(bytes.NewReader(inv.Input)); inv.Rest != nil {
-		post.Input = io.MultiReader(post.Input, inv.Rest)
+	if post.Input = io.Reader(bytes.NewReader(q.Input)); q.Rest != nil {
+		post.Input = io.MultiReader(post.Input, q.Rest)
 	}
 	return post, nil
 }
 
-// setKind says what the arguments are.
+// setKind checks and sets the kind of the arguments.
 func setKind(post *jobs.Post, kind string, given bool) error {
 	kinds := map[string]args.Kind{"raw": args.KindRaw, "list": args.KindList, "map": args.KindMap, "json": args.KindJSON}
 	k, ok := kinds[kind]
 	switch {
 	case kind == "":
 	case !ok:
-		return usageError("fbus.post: kind is raw, list, map or json")
+		return usageError("fbus.post: kind must be raw, list, map or json")
 	case given == (k == args.KindRaw):
-		return usageError("fbus.post: arguments and their kind go together")
+		return usageError("fbus.post: arguments need a kind, and the other way round")
 	default:
 		post.Kind = k
 	}
 	if len(post.Args) > wire.MaxArgs {
-		return &args.Error{Code: args.CodeBadInput, Message: fmt.Sprintf("arguments of %d bytes exceed the limit of %d", len(post.Args), wire.MaxArgs)}
+		return badInput("arguments of %d bytes exceed the limit of %d", len(post.Args), wire.MaxArgs)
 	}
 	if post.Kind == args.KindJSON && !json.Valid(post.Args) {
-		return &args.Error{Code: args.CodeBadInput, Message: "the arguments are no JSON"}
+		return badInput("the arguments are not valid JSON")
 	}
 	return nil
-}
-
-func usageError(msg string) error { return &args.Error{Code: args.CodeUsage, Message: msg} }
-
-// Codes of refusals that are the store's.
-const (
-	codeStoreFull   = "store_full"   // 75: there is room again when jobs have ended
-	codeStoreFailed = "store_failed" // 75: it is tried again
-	codeUnfinished  = "unfinished"   // 75: the job has not ended
-	codeDamaged     = "damaged"      // 70: it is not what was written
-)
-
-// jobResult is how a call ends that could not do what was asked of jobs.
-func (n *Node) jobResult(_ *Peer, err error) bus.Result {
-	fail := func(status int, code string) bus.Result {
-		return bus.Result{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}
-	}
-	var be *args.Error
-	var full *jobs.FullError
-	var store *jobs.StoreError
-	var damaged *jobs.DamagedError
-	switch {
-	case errors.As(err, &be):
-		return fail(args.StatusOf(be.Code), be.Code)
-	case errors.As(err, &full):
-		return fail(75, codeStoreFull)
-	case errors.As(err, &store):
-		return fail(75, codeStoreFailed)
-	case errors.As(err, &damaged):
-		return fail(70, codeDamaged)
-	case errors.Is(err, jobs.ErrUnfinished):
-		return fail(75, codeUnfinished)
-	case errors.Is(err, jobs.ErrClosed):
-		return fail(75, args.CodeDraining)
-	}
-	return fail(65, args.CodeBadInput)
 }

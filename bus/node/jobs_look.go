@@ -1,9 +1,7 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,39 +34,22 @@ type JobTotal struct {
 }
 
 // jobQuery reads the document of a call.
-func jobQuery(inv *bus.Invocation) (*JobQuery, error) {
-	q := &JobQuery{}
-	doc := inv.Args
-	switch inv.Kind {
-	case args.KindJSON:
-	case args.KindRaw:
-		doc = bytes.TrimSpace(inv.Input)
-	default:
-		words, err := inv.Words()
-		if err != nil || len(words) != 1 {
-			return nil, usageError(inv.Function + " takes one JSON object")
-		}
-		doc = []byte(words[0])
+func jobQuery(q *asked) (*JobQuery, error) {
+	d := &JobQuery{}
+	if err := q.document(d); err != nil {
+		return nil, err
 	}
-	if len(doc) == 0 {
-		return q, nil
+	if _, err := path.Match(d.Function, ""); err != nil {
+		return nil, usageError("%s: invalid glob %q", q.Function, clean([]byte(d.Function)))
 	}
-	dec := json.NewDecoder(bytes.NewReader(doc))
-	dec.DisallowUnknownFields() // a filter that is not known would mean others than were asked for
-	if err := dec.Decode(q); err != nil {
-		return nil, usageError(inv.Function + ": " + err.Error())
-	}
-	if _, err := path.Match(q.Function, ""); err != nil {
-		return nil, usageError(fmt.Sprintf("%s: %q is no glob", inv.Function, clean([]byte(q.Function))))
-	}
-	switch jobs.State(q.State) {
+	switch jobs.State(d.State) {
 	case "", jobs.Queued, jobs.Delayed, jobs.Running, jobs.Done, jobs.Dead, jobs.Cancelled:
-		return q, nil
+		return d, nil
 	}
-	return nil, usageError(fmt.Sprintf("%s: %q is no state: queued, delayed, running, done, dead or cancelled is", inv.Function, clean([]byte(q.State))))
+	return nil, usageError("%s: invalid state %q: it must be queued, delayed, running, done, dead or cancelled", q.Function, clean([]byte(d.State)))
 }
 
-// filter is what of a query says which jobs are meant, of those that are p's.
+// filter selects the jobs that a query is about, of those that the peer may see.
 func (q *JobQuery) filter(p *Peer) jobs.Filter {
 	f := jobs.Filter{State: jobs.State(q.State), Function: q.Function}
 	if !p.admin() {
@@ -77,219 +58,190 @@ func (q *JobQuery) filter(p *Peer) jobs.Filter {
 	return f
 }
 
-// job finds a job of p's. To others there is none.
-func (n *Node) job(p *Peer, text string) (*jobs.Job, error) {
+// job finds a job that the caller may see. One that is absent and one of somebody else
+// look alike.
+func (q *asked) job(text string) (*jobs.Job, error) {
+	store, p := q.node.cfg.Jobs, q.peer
 	absent := &args.Error{Code: args.CodeBadInput, Message: clean([]byte(text)) + ": no such job"}
 	id, ok := jobs.ParseID(text)
 	if !ok {
 		return nil, absent
 	}
-	j, err := n.cfg.Jobs.Get(id)
+	j, err := store.Get(id)
 	switch {
 	case err == nil && (p.admin() || j.Poster.Caller == p.Caller):
 		return j, nil
 	case p.admin() && !errors.Is(err, jobs.ErrNoJob):
 		return nil, err
 	}
-	// One that is not there and one that is somebody else's look alike.
-	if err := n.cfg.Jobs.Absent(id); !errors.Is(err, jobs.ErrNoJob) {
+	if err := store.Absent(id); !errors.Is(err, jobs.ErrNoJob) {
 		return nil, err
 	}
 	return nil, absent
 }
 
-// serveJobs lists jobs.
-func (n *Node) serveJobs(_ context.Context, p *Peer, inv *bus.Invocation) bus.Result {
-	q, err := jobQuery(inv)
-	if err != nil {
-		return n.jobResult(p, err)
-	}
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
-	enc.SetEscapeHTML(false)
-	flush := func() error {
-		if out.Len() < 64<<10 {
-			return nil
-		}
-		_, err := inv.Stdout.Write(out.Bytes())
-		out.Reset()
-		return err
-	}
-	total := len(q.IDs)
-	for _, id := range q.IDs {
-		j, err := n.job(p, id)
+// ids finds the jobs of a query that names some.
+func (q *asked) ids(d *JobQuery) ([]jobs.ID, error) {
+	ids := make([]jobs.ID, 0, len(d.IDs))
+	for _, text := range d.IDs {
+		j, err := q.job(text)
 		if err != nil {
-			inv.Stdout.Write(out.Bytes())
-			return n.jobResult(p, err)
+			return nil, err
 		}
-		enc.Encode(n.cfg.Jobs.Info(j, true))
-		if err := flush(); err != nil {
-			return n.jobResult(p, err)
-		}
+		ids = append(ids, j.ID)
 	}
-	if len(q.IDs) == 0 {
-		after, _ := jobs.ParseID(q.After)
-		total, err = n.cfg.Jobs.List(&jobs.Query{Filter: q.filter(p), Limit: q.Limit, After: after, Newest: q.Newest}, func(i *jobs.Info) error {
-			enc.Encode(i)
-			return flush()
-		})
-		if err != nil {
-			return n.jobResult(p, err)
-		}
-	}
-	enc.Encode(JobTotal{Total: total})
-	res := exit0
-	res.Output = out.Bytes()
-	return res
+	return ids, nil
 }
 
-// serveResult gives what a job has written, as its caller would have had it.
-func (n *Node) serveResult(ctx context.Context, p *Peer, inv *bus.Invocation) bus.Result {
-	words, err := inv.Words()
-	if err != nil || len(words) < 1 || len(words) > 2 {
-		return n.jobResult(p, usageError("fbus.result takes the id of a job, and options as a JSON object"))
+// serveJobs lists jobs.
+func serveJobs(_ context.Context, q *asked) error {
+	d, err := jobQuery(q)
+	if err != nil {
+		return err
 	}
-	q := struct {
+	store, total := q.node.cfg.Jobs, len(d.IDs)
+	for _, id := range d.IDs {
+		j, err := q.job(id)
+		if err != nil {
+			return err
+		}
+		q.line(store.Info(j, true))
+		if err := q.flush(); err != nil {
+			return err
+		}
+	}
+	if len(d.IDs) == 0 {
+		after, _ := jobs.ParseID(d.After)
+		total, err = store.List(&jobs.Query{Filter: d.filter(q.peer), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *jobs.Info) error {
+			q.line(i)
+			return q.flush()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	q.line(JobTotal{Total: total})
+	return nil
+}
+
+// serveResult answers what a job has written, and ends as the job did.
+func serveResult(ctx context.Context, q *asked) error {
+	words, err := q.Words()
+	if err != nil || len(words) < 1 || len(words) > 2 {
+		return usageError("fbus.result takes the id of a job, and options as a JSON object")
+	}
+	o := struct {
 		Wait    bool    `json:"wait"`
 		Timeout float64 `json:"timeout"`
 	}{Wait: true}
-	if len(words) == 2 && words[1] != "" {
-		dec := json.NewDecoder(bytes.NewReader([]byte(words[1])))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&q); err != nil {
-			return n.jobResult(p, usageError("fbus.result: "+err.Error()))
+	if len(words) == 2 {
+		if err := strict(q.Function, []byte(words[1]), &o); err != nil {
+			return err
 		}
 	}
-	j, err := n.job(p, words[0])
-	if err == nil && q.Wait {
-		wait := ctx
-		if q.Timeout > 0 {
+	store := q.node.cfg.Jobs
+	j, err := q.job(words[0])
+	if err == nil && o.Wait {
+		if o.Timeout > 0 {
 			var cancel context.CancelFunc
-			wait, cancel = context.WithTimeout(ctx, time.Duration(min(q.Timeout, 1e9)*float64(time.Second)))
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(min(o.Timeout, 1e9)*float64(time.Second)))
 			defer cancel()
 		}
-		j, err = n.cfg.Jobs.Wait(wait, j.ID)
+		j, err = store.Wait(ctx, j.ID)
 	}
 	if err == nil && !j.State.Finished() || errors.Is(err, jobs.ErrUnfinished) {
-		err = fmt.Errorf("%s: it is %s: %w", j.ID, n.cfg.Jobs.State(j), jobs.ErrUnfinished)
+		err = fmt.Errorf("%s: it is %s: %w", j.ID, store.State(j), jobs.ErrUnfinished)
 	}
 	if err != nil {
-		return n.jobResult(p, err)
+		return err
 	}
-	return n.giveResult(p, inv, j)
-}
-
-// giveResult passes on what is kept.
-func (n *Node) giveResult(p *Peer, inv *bus.Invocation, j *jobs.Job) bus.Result {
-	stdout, stderr, err := n.cfg.Jobs.Result(j)
+	stdout, stderr, err := store.Result(j)
 	if err != nil {
-		return n.jobResult(p, err)
+		return err
 	}
 	defer stdout.Close()
 	defer stderr.Close()
 	var both sync.WaitGroup // neither waits for the other
-	var copied error
-	both.Go(func() { io.Copy(inv.Stderr, stderr) })
-	res := bus.Result{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}
+	both.Go(func() { io.Copy(q.Stderr, stderr) })
 	if j.Output.Size <= wire.ChunkSize {
-		res.Output, copied = io.ReadAll(stdout)
+		_, err = q.out.ReadFrom(stdout)
 	} else {
-		_, copied = io.Copy(inv.Stdout, stdout)
+		_, err = io.Copy(q.Stdout, stdout)
 	}
 	both.Wait()
-	if copied != nil {
-		return n.jobResult(p, copied)
-	}
-	return res
+	q.result = &bus.Result{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}
+	return err
 }
 
 // serveRetry queues jobs again.
-func (n *Node) serveRetry(_ context.Context, p *Peer, inv *bus.Invocation) bus.Result {
-	q, err := jobQuery(inv)
-	if err == nil && len(q.IDs) == 0 && !q.Dead {
+func serveRetry(_ context.Context, q *asked) error {
+	d, err := jobQuery(q)
+	if err == nil && len(d.IDs) == 0 && !d.Dead {
 		err = usageError("fbus.retry takes ids, or \"dead\": true")
 	}
 	if err != nil {
-		return n.jobResult(p, err)
+		return err
 	}
-	ids := make([]jobs.ID, 0, len(q.IDs))
-	for _, text := range q.IDs {
-		j, err := n.job(p, text)
-		if err != nil {
-			return n.jobResult(p, err)
-		}
-		ids = append(ids, j.ID)
-	}
-	if q.Dead {
-		q.State = string(jobs.Dead)
-		_, err := n.cfg.Jobs.List(&jobs.Query{Filter: q.filter(p)}, func(i *jobs.Info) error {
-			if i.Code != codeDamaged { // what it is, is for somebody to look at: by its id
+	store := q.node.cfg.Jobs
+	ids, err := q.ids(d)
+	if err == nil && d.Dead {
+		d.State = string(jobs.Dead)
+		_, err = store.List(&jobs.Query{Filter: d.filter(q.peer)}, func(i *jobs.Info) error {
+			if i.Code != codeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
 				ids = append(ids, id)
 			}
 			return nil
 		})
-		if err != nil {
-			return n.jobResult(p, err)
-		}
 	}
-	var out bytes.Buffer
+	if err != nil {
+		return err
+	}
 	for _, id := range ids {
-		if err := n.cfg.Jobs.Retry(id); err != nil {
-			res := n.jobResult(p, err)
-			res.Output = out.Bytes()
-			return res
+		if err := store.Retry(id); err != nil {
+			return err
 		}
-		fmt.Fprintf(&out, "{\"id\":%q}\n", id)
+		fmt.Fprintf(&q.out, "{\"id\":%q}\n", id)
 	}
-	res := exit0
-	res.Output = out.Bytes()
-	return res
+	return nil
 }
 
 // servePurge deletes jobs.
-func (n *Node) servePurge(_ context.Context, p *Peer, inv *bus.Invocation) bus.Result {
-	q, err := jobQuery(inv)
-	if err == nil && len(q.IDs) == 0 && q.State == "" && q.Older <= 0 {
-		err = usageError("fbus.purge takes a state, an age, or ids: which jobs are to go?")
+func servePurge(_ context.Context, q *asked) error {
+	d, err := jobQuery(q)
+	if err == nil && len(d.IDs) == 0 && d.State == "" && d.Older <= 0 {
+		err = usageError("fbus.purge takes a state, an age, or ids")
 	}
-	if err == nil && jobs.State(q.State) == jobs.Running {
-		err = usageError("a job that runs is not purged: cancel it first")
+	if err == nil && jobs.State(d.State) == jobs.Running {
+		err = usageError("a running job cannot be purged: cancel it first")
 	}
 	if err != nil {
-		return n.jobResult(p, err)
+		return err
 	}
-	count := 0
-	f := q.filter(p)
-	older := time.Duration(min(q.Older, 1e9) * float64(time.Second))
-	if len(q.IDs) > 0 {
-		var ids []jobs.ID
-		for _, text := range q.IDs {
-			j, err := n.job(p, text)
-			if err != nil {
-				return n.jobResult(p, err)
-			}
-			ids = append(ids, j.ID)
-		}
-		count, err = n.cfg.Jobs.PurgeThese(ids, &f, older)
+	store, f, count := q.node.cfg.Jobs, d.filter(q.peer), 0
+	older := time.Duration(min(d.Older, 1e9) * float64(time.Second))
+	if len(d.IDs) == 0 {
+		count, err = store.Purge(&f, older)
+	} else if ids, missing := q.ids(d); missing != nil {
+		err = missing
 	} else {
-		count, err = n.cfg.Jobs.Purge(&f, older)
+		count, err = store.PurgeThese(ids, &f, older)
 	}
-	if err != nil {
-		return n.jobResult(p, err)
+	if err == nil {
+		fmt.Fprintf(&q.out, "{\"purged\":%d}\n", count)
 	}
-	res := exit0
-	res.Output = fmt.Appendf(nil, "{\"purged\":%d}\n", count)
-	return res
+	return err
 }
 
-// cancelJob ends a job, as fbus.cancel does, and returns what it was.
-func (n *Node) cancelJob(ctx context.Context, p *Peer, text string) (*jobs.Info, error) {
-	j, err := n.job(p, text)
+// cancelJob ends a job, as fbus.cancel does, and answers what it was.
+func cancelJob(ctx context.Context, q *asked, text string) error {
+	j, err := q.job(text)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	was := n.cfg.Jobs.Info(j, false)
-	_, err = n.cfg.Jobs.Cancel(ctx, j.ID)
-	return was, err
+	was := q.node.cfg.Jobs.Info(j, false)
+	if _, err = q.node.cfg.Jobs.Cancel(ctx, j.ID); err == nil {
+		q.line(was)
+	}
+	return err
 }

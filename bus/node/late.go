@@ -67,7 +67,7 @@ func (n *Node) changing() bool {
 	defer n.mu.Unlock()
 	for _, s := range n.sessions {
 		for _, c := range s.in {
-			if changes[c.fn.name] {
+			if c.fn.own != nil && c.fn.own.changes {
 				return true
 			}
 		}

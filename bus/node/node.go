@@ -120,13 +120,14 @@ type Node struct {
 
 	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
 	serving  sync.WaitGroup
-	own      *bus.Client // offers the node's own functions
-	forJobs  []*bus.Client
+	own      []*bus.Client // connections of the node to itself
 }
 
-// scratch is what frames are put together in: they are encoded at once.
+// scratch is memory that is used again and again under the node's lock: frames are encoded
+// at once.
 type scratch struct {
 	call wire.CallFrame
+	edge []int // of a search for an offer
 	name [64]byte
 }
 
@@ -163,7 +164,7 @@ func New(cfg Config) (*Node, error) {
 		n.serving.Go(n.watch) // ends with the node
 	}
 	err := n.offerOwn()
-	if err == nil && (cfg.Jobs != nil || cfg.NoJobs != nil) {
+	if err == nil && cfg.Jobs != nil {
 		err = n.startJobs()
 	}
 	if err != nil {
@@ -328,7 +329,7 @@ func (n *Node) Close() {
 		c.Finish(nil)
 	}
 	n.serving.Wait()
-	for _, c := range n.forJobs {
+	for _, c := range n.own {
 		<-c.Done() // it reads to its end: how jobs have ended is in there
 		c.Close()  // its handlers may still be at the store
 	}

@@ -1,43 +1,316 @@
 package node
 
-import "time"
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
 
-// ownLimits bound the calls of a node's own functions: one peer that does not read
-// the answers must not take them from the others.
-type ownLimits struct {
-	perConn int           // open on one connection
-	time    time.Duration // for a call; 0: without limit
-	long    bool          // they may wait, and count by themselves
-}
-
-var (
-	shortOwn = ownLimits{perConn: ownPerConn, time: ownTime}
-	longOwn  = ownLimits{perConn: longPerConn, long: true}
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/jobs"
 )
 
-// limitsOf are those of one of the node's own functions.
-func limitsOf(name string) *ownLimits {
-	switch name {
-	case "fbus.post", "fbus.result", "fbus.jobs", "fbus.cancel":
-		return &longOwn
-	}
-	return &shortOwn
+// ownFunction is one of the node's own functions.
+type ownFunction struct {
+	name      string
+	help      string // for people
+	arguments string // for people
+	everybody bool   // may be called whatever the caller's rights; it shows each caller no more than they may see
+	changes   bool   // changes something: a drain waits for its end
+	long      bool   // may wait, and has larger limits
+	part      part
+	serve     func(ctx context.Context, q *asked) error
 }
 
-func (s *session) ownCalls(l *ownLimits) *int {
-	if l.long {
+// part is what a function needs of its node, whose absence is an error or hides it.
+type part int
+
+const (
+	ofNode    part = iota
+	ofLog          // hidden without a log
+	ofJobs         // hidden without a store, or an error if the store could not be opened
+	ofTickets      // an error without an authority
+)
+
+// ownFunctions lists them all. It is filled here since the functions themselves ask for
+// their limits.
+var ownFunctions []ownFunction
+
+func init() {
+	ownFunctions = []ownFunction{
+		{name: "fbus.functions", help: "the functions on the bus, one JSON object a line", arguments: "none, or names", everybody: true, serve: serveFunctions},
+		{name: "fbus.calls", help: "the calls that run or wait, one JSON object a line", arguments: "none", everybody: true, serve: serveCalls},
+		{name: "fbus.nodes", help: "the nodes of the bus, one JSON object a line", arguments: "none", everybody: true, serve: serveNodes},
+		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, serve: serveCancel},
+
+		{name: "fbus.log", help: "who called what, and who was refused, one JSON object a line", arguments: "a JSON object", part: ofLog, serve: serveLog},
+
+		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, part: ofJobs, serve: servePost},
+		{name: "fbus.jobs", help: "posted calls, one JSON object a line", arguments: "none, or a JSON object", everybody: true, long: true, part: ofJobs, serve: serveJobs},
+		{name: "fbus.result", help: "the output of a posted call, and how it ended", arguments: "its id, options in JSON", everybody: true, long: true, part: ofJobs, serve: serveResult},
+		{name: "fbus.retry", help: "run posted calls again that are dead", arguments: "a JSON object", everybody: true, changes: true, part: ofJobs, serve: serveRetry},
+		{name: "fbus.purge", help: "delete posted calls and their results", arguments: "a JSON object", everybody: true, changes: true, part: ofJobs, serve: servePurge},
+
+		{name: "fbus.invite", help: "make a ticket", arguments: "a JSON object", changes: true, part: ofTickets, serve: serveInvite},
+		{name: "fbus.join", help: "exchange an invitation for an identity", arguments: "a certificate request in PEM", changes: true, part: ofTickets, serve: serveJoin},
+		{name: "fbus.renew", help: "renew an identity", arguments: "a certificate request in PEM", everybody: true, changes: true, part: ofTickets, serve: serveRenew},
+		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: "none", part: ofTickets, serve: serveTickets},
+		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial", changes: true, part: ofTickets, serve: serveRevoke},
+	}
+}
+
+// unknownOwn stands for names that begin with fbus. and are no function.
+var unknownOwn ownFunction
+
+// ownOf returns one of the node's own functions; nil: the name is not reserved for them.
+func ownOf(name string) *ownFunction {
+	if !reserved(name) {
+		return nil
+	}
+	for i := range ownFunctions {
+		if ownFunctions[i].name == name {
+			return &ownFunctions[i]
+		}
+	}
+	return &unknownOwn
+}
+
+// ForAll reports whether everybody may call that function, whatever their rights.
+func ForAll(name string) bool {
+	o := ownOf(name)
+	return o != nil && o.everybody
+}
+
+// The limits of the node's own functions: a peer that does not read the answers must not
+// take the slots from the others.
+
+// slots returns how many calls of the function run at once.
+func (o *ownFunction) slots() int {
+	if o.long {
+		return 1024
+	}
+	return 64
+}
+
+// perConn returns how many calls of such functions one connection may have open.
+func (o *ownFunction) perConn() int {
+	if o.long {
+		return 500
+	}
+	return 4
+}
+
+// time returns how long a call may take; 0: without limit.
+func (o *ownFunction) time() time.Duration {
+	if o.long {
+		return 0
+	}
+	return 10 * time.Second
+}
+
+// ownCalls counts the session's live calls of the node's own functions: those that may
+// wait, and the others.
+func (s *session) ownCalls(o *ownFunction) *int {
+	if o.long {
 		return &s.ownLong
 	}
-	return &s.own
+	return &s.ownShort
 }
 
-func (s *session) ownFull(name string) bool {
-	l := limitsOf(name)
-	return *s.ownCalls(l) >= l.perConn
+// asked is one call of a function of the node's own.
+type asked struct {
+	*bus.Invocation
+	node   *Node
+	peer   *Peer        // the caller
+	out    bytes.Buffer // the answer
+	result *bus.Result  // the end, if it is not "exit 0"
 }
 
-// changes are those of them that do not only tell something.
-var changes = map[string]bool{
-	"fbus.post": true, "fbus.retry": true, "fbus.purge": true, "fbus.cancel": true,
-	"fbus.invite": true, "fbus.join": true, "fbus.renew": true, "fbus.revoke": true,
+// line appends a line of JSON to the answer.
+func (q *asked) line(v any) {
+	enc := json.NewEncoder(&q.out)
+	enc.SetEscapeHTML(false)
+	enc.Encode(v)
+}
+
+// flush sends what there is of a long answer.
+func (q *asked) flush() error {
+	if q.out.Len() < 64<<10 {
+		return nil
+	}
+	_, err := q.Stdout.Write(q.out.Bytes())
+	q.out.Reset()
+	return err
+}
+
+// words returns the arguments, from least to most of them; form describes them.
+func (q *asked) words(least, most int, form string) ([]string, error) {
+	words, err := q.Words()
+	if err != nil || len(words) < least || len(words) > most {
+		return nil, badInput("%s takes %s", q.Function, form)
+	}
+	return words, nil
+}
+
+// document decodes the JSON object that the call brings, as arguments or as input. A
+// field that is not known is an error: it could be a filter that would widen the answer.
+func (q *asked) document(v any) error {
+	doc := q.Args
+	switch q.Kind {
+	case args.KindJSON:
+	case args.KindRaw:
+		doc = bytes.TrimSpace(q.Input)
+	default:
+		words, err := q.Words()
+		if err != nil || len(words) != 1 {
+			return usageError("%s takes one JSON object", q.Function)
+		}
+		doc = []byte(words[0])
+	}
+	return strict(q.Function, doc, v)
+}
+
+// strict decodes one JSON object, if there is one, and nothing else.
+func strict(function string, doc []byte, v any) error {
+	if len(doc) == 0 {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(doc))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(v)
+	if _, more := dec.Token(); err == nil && more != io.EOF {
+		err = errors.New("more than one JSON object")
+	}
+	if err != nil {
+		return usageError("%s: %v", function, err)
+	}
+	return nil
+}
+
+// offerOwn puts the node's own functions on the bus, over a connection of the node to
+// itself: they are called, queued, cancelled and bounded like any other.
+func (n *Node) offerOwn() error {
+	c, err := n.connectItself(Peer{Caller: "node"}, forItself)
+	if err != nil {
+		return err
+	}
+	for i := range ownFunctions {
+		o := &ownFunctions[i]
+		switch {
+		case o.part == ofLog && !n.cfg.Log.Kept(), o.part == ofJobs && n.cfg.Jobs == nil && n.cfg.NoJobs == nil:
+			continue
+		}
+		offer := bus.Offer{Name: o.name, Slots: o.slots(), Description: o.help, Arguments: o.arguments, Idempotent: !o.changes}
+		if o.name == "fbus.post" && n.cfg.Jobs != nil {
+			// Posts of one connection, made one after the other, have ids in that order,
+			// however long each takes.
+			offer.Arrive = func() any { return n.cfg.Jobs.Arrives() }
+		}
+		_, err := c.Offer(context.Background(), offer, func(ctx context.Context, inv *bus.Invocation) bus.Result { return n.serveOwn(ctx, o, inv) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation) bus.Result {
+	q := &asked{Invocation: inv, node: n, peer: n.asker(inv)}
+	var err error
+	switch {
+	case o.part == ofJobs && n.cfg.Jobs == nil:
+		err = &args.Error{Code: codeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
+	case o.part == ofTickets && n.cfg.Authority == nil:
+		err = badInput("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
+	default:
+		err = o.serve(ctx, q)
+	}
+	res := bus.Result{Source: args.FromProgram, Code: "exit"}
+	if q.result != nil {
+		res = *q.result
+	}
+	if err != nil {
+		res = n.failure(o, err)
+		if ctx.Err() != nil { // nobody waits for it
+			res = bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
+		}
+	}
+	if q.out.Len() > 0 {
+		res.Output = q.out.Bytes()
+	}
+	return res
+}
+
+// Codes of refusals by the store.
+const (
+	codeStoreFull   = "store_full"   // 75: there is room again when jobs have ended
+	codeStoreFailed = "store_failed" // 75: it is tried again
+	codeUnfinished  = "unfinished"   // 75: the job has not ended
+	codeDamaged     = "damaged"      // 70: it is not what was written
+)
+
+// failure is the end of a call of one of the node's own functions that returned an error.
+func (n *Node) failure(o *ownFunction, err error) bus.Result {
+	fail := func(status int, code string) bus.Result {
+		return bus.Result{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}
+	}
+	switch e := known(err); {
+	case e != nil:
+		status := e.Status()
+		switch e.Code {
+		case args.CodeStorage, args.CodeDamaged:
+			status = args.StatusOf(args.CodeInternal)
+		case codeStoreFailed:
+			status = args.StatusOf(args.CodeBusy)
+		}
+		return bus.Result{Source: args.FromBus, Status: status, Code: e.Code, Message: args.WireMessage(e.Message, e.Hint)}
+	case errors.As(err, new(*jobs.FullError)):
+		return fail(75, codeStoreFull)
+	case errors.As(err, new(*jobs.StoreError)):
+		return fail(75, codeStoreFailed)
+	case errors.As(err, new(*jobs.DamagedError)):
+		return fail(70, codeDamaged)
+	case errors.Is(err, jobs.ErrUnfinished):
+		return fail(75, codeUnfinished)
+	case errors.Is(err, jobs.ErrClosed):
+		return fail(75, args.CodeDraining)
+	case o.part == ofJobs, o.name == "fbus.cancel":
+		return fail(65, args.CodeBadInput)
+	}
+	return fail(args.StatusOf(args.CodeInternal), args.CodeInternal)
+}
+
+// connectItself makes a connection of the node to itself. It ends with the node.
+func (n *Node) connectItself(p Peer, as role) (*bus.Client, error) {
+	near, far, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	go n.serve(far, p, as)
+	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
+	if err == nil {
+		n.own = append(n.own, c)
+	}
+	return c, err
+}
+
+func socketPair() (near, far net.Conn, err error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socketpair")
+		c, e := net.FileConn(f)
+		f.Close()
+		ends[i], err = c, errors.Join(err, e)
+	}
+	return ends[0], ends[1], err
 }

@@ -30,14 +30,6 @@ type Peer struct {
 	placed   bool            // room has been kept for it
 }
 
-// forAll are the node's own functions that everybody may call. They show each no
-// more than what it may call, and its own calls.
-var forAll = map[string]bool{"fbus.functions": true, "fbus.calls": true, "fbus.nodes": true, "fbus.cancel": true, "fbus.renew": true,
-	"fbus.post": true, "fbus.jobs": true, "fbus.result": true, "fbus.retry": true, "fbus.purge": true}
-
-// ForAll reports whether everybody may call that function, whatever his rights.
-func ForAll(name string) bool { return forAll[name] }
-
 // mayCall reports whether calls of that function are allowed. It knows nothing of
 // what is offered: what is denied and what is absent look alike.
 func (p *Peer) mayCall(name string) bool {
@@ -47,7 +39,7 @@ func (p *Peer) mayCall(name string) bool {
 	case p.Rights == nil:
 		return true
 	}
-	return forAll[name] || p.Rights.MayCall(name)
+	return ForAll(name) || p.Rights.MayCall(name)
 }
 
 func (p *Peer) mayOffer(name string) bool {
@@ -61,7 +53,7 @@ func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.
 func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
 
 // owns reports whether a call is the peer's own business.
-func (p *Peer) owns(c *call) bool { return p.admin() || c.callerName() == p.Caller }
+func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
 
 // nobody is who has gone before the node could answer.
 var nobody = &Peer{Rights: &trust.Rights{}}

@@ -12,35 +12,37 @@ import (
 // calls have them all.
 const jobShare = 8
 
-// takePosted takes what only the node's own connection may say of a call.
+// takePosted takes what only the node's own connection may set of a call.
 func (c *call) takePosted(f *wire.CallFrame) {
-	c.job, c.caller, c.attempt, c.origin = slices.Clone(f.Job), slices.Clone(f.Caller), f.Attempt, slices.Clone(f.Origin)
-	c.limit = time.Duration(min(f.Timeout, maxWait)) * time.Millisecond
+	c.posted = &posted{
+		job: slices.Clone(f.Job), caller: slices.Clone(f.Caller), origin: slices.Clone(f.Origin), attempt: f.Attempt,
+		limit: time.Duration(min(f.Timeout, maxWait)) * time.Millisecond,
+	}
 	c.waitFunction, c.waitSlot = -1, -1
-	c.node.posted[string(c.job)] = c
+	c.node.posted[string(c.posted.job)] = c
 }
 
-// startPosted tells the worker what it runs, and the store that it is run. The
+// startPosted adds to CALL which job it runs, and reports to the store that it runs. The
 // time of an attempt begins here.
 func (c *call) startPosted(f *wire.CallFrame) {
-	n := c.node
+	n, p := c.node, c.posted
+	f.Job, f.Attempt, f.Origin = p.job, p.attempt, p.origin
 	if c.data != nil && c.size == 0 { // until now it was not counted: see enqueue
 		c.count()
 	}
-	if c.limit > 0 && c.deadline.IsZero() {
-		c.deadline = c.started.Add(c.limit)
-		c.timer = time.AfterFunc(c.limit, c.expire)
+	if p.limit > 0 && c.deadline.IsZero() {
+		c.deadline = c.started.Add(p.limit)
+		c.timer = time.AfterFunc(p.limit, c.expire)
 	}
-	if !c.counted {
-		c.counted = true
-		n.open++
+	if !p.begun {
+		p.begun = true
 		if n.cfg.Jobs != nil {
-			n.cfg.Jobs.Started(string(c.job), c.offer.session.name, c.name())
+			n.cfg.Jobs.Started(string(p.job), c.offer.session.name, c.name())
 		}
 	}
 }
 
-// next finds the call that has the next free slot, and takes it out of its queue.
+// next finds the call that has the next free slot; it is still in its queue.
 func (fn *function) next() (*call, *offer) {
 	var o *offer
 	fits := func(c *call) bool {
@@ -48,19 +50,18 @@ func (fn *function) next() (*call, *offer) {
 		return o != nil
 	}
 	if len(fn.jobs) == 0 || fn.turns < jobShare {
-		if c := fn.queue.take(fits); c != nil {
+		if c := fn.queue.next(fits); c != nil {
 			fn.turns++
 			return c, o
 		}
 	}
-	for i, c := range fn.jobs {
+	for _, c := range fn.jobs {
 		if fits(c) {
-			fn.jobs = slices.Delete(fn.jobs, i, i+1)
 			fn.turns = 0
 			return c, o
 		}
 	}
-	if c := fn.queue.take(fits); c != nil {
+	if c := fn.queue.next(fits); c != nil {
 		return c, o
 	}
 	return nil, nil
@@ -68,8 +69,8 @@ func (fn *function) next() (*call, *offer) {
 
 // unqueue takes a call out of the queue that it waits in.
 func (c *call) unqueue() {
-	if len(c.job) == 0 {
-		c.fn.queue.remove(c)
+	if c.posted == nil {
+		c.fn.queue.remove(c, c.state == running)
 		return
 	}
 	c.fn.jobs = slices.DeleteFunc(c.fn.jobs, func(x *call) bool { return x == c })
@@ -87,7 +88,7 @@ func (n *Node) recall(job string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	c := n.posted[job]
-	if c == nil || c.counted {
+	if c == nil || c.posted.begun {
 		return false
 	}
 	c.endFor(&b, codeRecalled, "")

@@ -23,7 +23,7 @@ func (q *queue) lane(s *session) *lane {
 	return nil
 }
 
-// waiting is how many calls of one connection wait.
+// waiting returns how many calls of one connection wait.
 func (q *queue) waiting(s *session) int {
 	if l := q.lane(s); l != nil {
 		return len(l.calls)
@@ -48,26 +48,47 @@ func (q *queue) pushHead(c *call) {
 	q.n++
 }
 
-// take removes and returns the next call that fits, nil if there is none.
-func (q *queue) take(fits func(*call) bool) *call {
-	for i, c := range q.head {
+// next returns the next call that fits; nil: there is none.
+func (q *queue) next(fits func(*call) bool) *call {
+	for _, c := range q.head {
 		if fits(c) {
-			q.head = append(q.head[:i], q.head[i+1:]...)
-			q.n--
 			return c
 		}
 	}
-	for i, l := range q.lanes {
-		for j, c := range l.calls {
+	for _, l := range q.lanes {
+		for _, c := range l.calls {
 			if fits(c) {
-				l.drop(j)
-				q.n--
-				q.rotate(i)
 				return c
 			}
 		}
 	}
 	return nil
+}
+
+// remove takes a call out. If it has been given a slot, its connection has had its turn.
+func (q *queue) remove(c *call, served bool) {
+	for i, h := range q.head {
+		if h == c {
+			q.head = append(q.head[:i], q.head[i+1:]...)
+			q.n--
+			return
+		}
+	}
+	for i, l := range q.lanes {
+		if l.session != c.session {
+			continue
+		}
+		for j, x := range l.calls {
+			if x == c {
+				l.drop(j)
+				q.n--
+				if served || len(l.calls) == 0 {
+					q.rotate(i)
+				}
+				return
+			}
+		}
+	}
 }
 
 // drop removes call j; the common first one without moving the others.
@@ -90,40 +111,13 @@ func (q *queue) rotate(i int) {
 	}
 }
 
-// remove takes a call out wherever it stands.
-func (q *queue) remove(c *call) {
-	for i, h := range q.head {
-		if h == c {
-			q.head = append(q.head[:i], q.head[i+1:]...)
-			q.n--
-			return
-		}
-	}
-	for i, l := range q.lanes {
-		if l.session != c.session {
-			continue
-		}
-		for j, x := range l.calls {
-			if x == c {
-				l.drop(j)
-				q.n--
-				if len(l.calls) == 0 {
-					q.lanes = append(q.lanes[:i], q.lanes[i+1:]...)
-				}
-				return
-			}
-		}
-	}
-}
-
-// each calls f for all that wait, in no promised order.
+// each calls f for every waiting call, in no promised order.
 func (q *queue) each(f func(*call)) {
-	for _, c := range append([]*call(nil), q.head...) {
-		f(c)
+	list := append([]*call(nil), q.head...)
+	for _, l := range q.lanes {
+		list = append(list, l.calls...)
 	}
-	for _, l := range append([]*lane(nil), q.lanes...) {
-		for _, c := range append([]*call(nil), l.calls...) {
-			f(c)
-		}
+	for _, c := range list {
+		f(c)
 	}
 }

@@ -33,7 +33,7 @@ type session struct {
 	lastOut   uint64
 	offers    map[string]*offer
 	text      int     // bytes of text that they hold
-	own       int     // of in, calls of the node's own functions
+	ownShort  int     // live calls of the node's own functions
 	ownLong   int     // and of those of them that may wait
 	exposure  int64   // credit given to others for sending here
 	held      []*flow // credit kept back until the peer reads on
@@ -50,7 +50,7 @@ func (s *session) limit() int {
 	return wire.MaxHelloFrame
 }
 
-// Handle implements [bus.Handler].
+// Handle implements [wire.Handler].
 func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	if !s.greeted {
 		return s.greet(b, f)

@@ -76,14 +76,14 @@ func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
 	if c == nil {
 		return err
 	}
-	if c.inputEnded {
+	if c.input != inputOpen {
 		return protocol("EOF after the input's end")
 	}
-	c.inputEnded = true
-	if c.offer == nil { // still queued: what CALL brought is all of it
-		c.whole = true
+	if c.offer == nil { // still queued: CALL has brought all of it
+		c.input = inputWhole
 		return nil
 	}
+	c.input = inputEnded
 	b.Send(c.offer.session.conn, &wire.EOFFrame{ID: c.workerID})
 	return nil
 }

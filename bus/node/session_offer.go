@@ -30,11 +30,11 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 	return b.Send(s.conn, answer)
 }
 
-// refuseOffer says why an offer can not stand.
+// refuseOffer returns why an offer is refused, if it is.
 func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 	switch {
 	case !ValidName(f.Name):
-		return args.CodeUsage, fmt.Sprintf("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", clean(f.Name))
+		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", clean(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
 		return args.CodeDenied, "names that begin with fbus. are the node's own"
 	case f.Slots > 0 && !s.peer.mayOffer(string(f.Name)):
@@ -42,11 +42,11 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
 		return args.CodeDraining, "the node is shutting down"
 	case s.textWith(f) > maxOfferText:
-		return args.CodeBusy, fmt.Sprintf("%d bytes of descriptions and schemas on one connection are the limit", maxOfferText)
+		return args.CodeBusy, fmt.Sprintf("too much text in the descriptions and schemas of this connection (limit %d bytes)", maxOfferText)
 	case len(f.Schema) > 0 && !json.Valid(f.Schema):
-		return args.CodeUsage, "the schema is no JSON"
+		return args.CodeUsage, "the schema is not valid JSON"
 	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
-		return args.CodeBusy, fmt.Sprintf("%d offers on one connection are the limit", maxOffers)
+		return args.CodeBusy, fmt.Sprintf("too many offers on this connection (limit %d)", maxOffers)
 	}
 	return "", ""
 }
@@ -91,23 +91,26 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 		return
 	}
 	if o == nil {
-		fn := n.function(name)
-		o = &offer{session: s, fn: fn}
+		fn := n.functions[name]
+		if fn == nil {
+			fn = newFunction(n, name)
+		}
+		n.tick++
+		o = &offer{session: s, fn: fn, used: n.tick, since: n.tick}
 		for _, c := range s.out { // calls of an offer withdrawn before still take slots
 			if c.fn == fn {
 				c.offer = o // its own is out of the registry
 				o.busy++
 			}
 		}
-		n.tick++
-		o.used = n.tick
 		s.offers[name] = o
-		fn.offers = append(fn.offers, o)
+		fn.add(o)
 	}
 	s.text = s.textWith(f)
 	slots := int(f.Slots)
 	changed := o.slots != slots
 	o.slots = slots
+	o.fn.fix(o)
 	o.idempotent = f.Flags&wire.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema = string(f.Note), string(f.Schema)

@@ -1,10 +1,7 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"net"
 	"slices"
 	"strconv"
@@ -41,106 +38,96 @@ type RevokedInfo struct {
 }
 
 // serveInvite makes a ticket and answers with its text.
-func (n *Node) serveInvite(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	if n.cfg.Authority == nil {
-		return noAuthority()
+func serveInvite(_ context.Context, q *asked) error {
+	n, p := q.node, q.peer
+	var d Invitation
+	if q.Kind != args.KindJSON || q.document(&d) != nil {
+		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, ttl, reusable, addresses")
 	}
-	var q Invitation
-	dec := json.NewDecoder(bytes.NewReader(inv.Args))
-	dec.DisallowUnknownFields()
-	if inv.Kind != args.KindJSON || dec.Decode(&q) != nil {
-		return badWords("fbus.invite takes a JSON object: name, call, offer, admin, ttl, reusable, addresses")
-	}
-	if len(q.Addresses) == 0 {
-		if q.Addresses = n.addresses(); len(q.Addresses) == 0 {
-			return badWords("this node does not listen on TCP: say what is to be dialled, or start it without --no-tcp")
+	if len(d.Addresses) == 0 {
+		if d.Addresses = n.addresses(); len(d.Addresses) == 0 {
+			return badInput("this node does not listen on TCP: name the address to dial, or start it without --no-tcp")
 		}
 	}
 	t, err := n.cfg.Authority.Issue(trust.Request{
-		Name: q.Name, Rights: trust.Rights{Call: q.Call, Offer: q.Offer, Admin: q.Admin},
-		TTL: time.Duration(q.TTL * float64(time.Second)), Reusable: q.Reusable, Addresses: q.Addresses, By: p.Serial,
+		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin},
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, By: p.Serial,
 	})
 	if err != nil {
-		return trustResult(err)
+		return err
 	}
 	text, err := t.Format()
 	if err != nil {
-		return trustResult(err)
+		return err
 	}
 	n.cfg.Log.Append(&bus.LogEntry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
-	out.Write(text)
-	return exit0
+	q.out.Write(text)
+	return nil
 }
 
-// serveJoin exchanges the invitation that the peer has entered with; without a
-// request it only says whether that can be done.
-func (n *Node) serveJoin(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	request, err := inv.Words()
-	if n.cfg.Authority != nil && p.Joining && err == nil && len(request) == 0 {
-		if err := n.cfg.Authority.Unused(p.Serial); err != nil {
-			return trustResult(err)
-		}
-		return exit0
+// serveJoin exchanges the invitation that the peer has entered with. Without a request it
+// only checks that this can be done.
+func serveJoin(_ context.Context, q *asked) error {
+	n, p := q.node, q.peer
+	request, err := q.Words()
+	if err != nil || !p.Joining || len(request) > 1 {
+		return badInput("fbus.join takes a certificate request in PEM, from a peer that holds an invitation")
 	}
-	if n.cfg.Authority == nil || !p.Joining || err != nil || len(request) != 1 {
-		return badWords("fbus.join takes a certificate request in PEM, from a peer that holds an invitation")
+	if len(request) == 0 {
+		return n.cfg.Authority.Unused(p.Serial)
 	}
 	cert, err := n.cfg.Authority.Exchange(p.Serial, []byte(request[0]), p.From)
 	if err != nil {
-		return n.refuseIdentity(p, err)
+		return q.refuseIdentity(err)
 	}
 	n.cfg.Log.Append(&bus.LogEntry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
-	out.Write(cert)
-	return exit0
+	q.out.Write(cert)
+	return nil
 }
 
-// serveRenew gives the peer's identity a new certificate.
-func (n *Node) serveRenew(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	request, err := inv.Words()
-	if n.cfg.Authority == nil || p.Serial == "" || err != nil || len(request) != 1 {
-		return badWords("fbus.renew takes a certificate request in PEM, from a peer that has joined")
+// serveRenew issues a new certificate for the peer's identity.
+func serveRenew(_ context.Context, q *asked) error {
+	n, p := q.node, q.peer
+	request, err := q.Words()
+	if err != nil || p.Serial == "" || len(request) != 1 {
+		return badInput("fbus.renew takes a certificate request in PEM, from a peer that has joined")
 	}
 	cert, err := n.cfg.Authority.Renew(p.Serial, []byte(request[0]))
 	if err != nil {
-		return n.refuseIdentity(p, err)
+		return q.refuseIdentity(err)
 	}
 	serial, expires, err := trust.CertificateEnd(cert)
 	if err != nil {
-		return trustResult(err)
+		return err
 	}
-	n.renewed(inv.Call, serial, expires)
-	out.Write(cert)
-	return exit0
+	n.renewed(q.Call, serial, expires)
+	q.out.Write(cert)
+	return nil
 }
 
-// refuseIdentity ends the call of a peer that gets no certificate, and notes it: an
-// invitation that comes a second time may have been read by somebody else.
-func (n *Node) refuseIdentity(p *Peer, err error) bus.Result {
-	r := trustResult(err)
-	n.cfg.Log.Append(&bus.LogEntry{
-		Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Code: r.Code, Message: err.Error(), Serial: p.Serial,
+// refuseIdentity notes that a peer got no certificate: an invitation that is used a second
+// time may have been read by somebody else.
+func (q *asked) refuseIdentity(err error) error {
+	p := q.peer
+	q.node.cfg.Log.Append(&bus.LogEntry{
+		Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Code: q.node.failure(ownOf(q.Function), err).Code, Message: err.Error(), Serial: p.Serial,
 	})
-	return r
+	return err
 }
 
-func (n *Node) serveTickets(_ context.Context, _ *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	if words, err := inv.Words(); err != nil || len(words) > 0 {
-		return badWords("fbus.tickets takes no arguments")
+func serveTickets(_ context.Context, q *asked) error {
+	if _, err := q.words(0, 0, "no arguments"); err != nil {
+		return err
 	}
-	if n.cfg.Authority == nil {
-		return noAuthority()
-	}
-	records, err := n.cfg.Authority.Tickets()
+	records, err := q.node.cfg.Authority.Tickets()
 	if err != nil {
-		return trustResult(err)
+		return err
 	}
-	connected := n.connected()
-	list := make([]TicketInfo, 0, len(records))
+	connected := q.node.connected()
 	for _, r := range records {
-		list = append(list, TicketInfo{r, connected[r.Serial]})
+		q.line(TicketInfo{r, connected[r.Serial]})
 	}
-	writeLines(out, list)
-	return exit0
+	return nil
 }
 
 // connected counts the connections of each serial.
@@ -154,18 +141,16 @@ func (n *Node) connected() map[string]int {
 	return count
 }
 
-func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out *bytes.Buffer) bus.Result {
-	words, err := inv.Words()
-	if err != nil || len(words) != 1 {
-		return badWords("fbus.revoke takes one argument: the name or serial of a ticket")
-	}
-	if n.cfg.Authority == nil {
-		return noAuthority()
+func serveRevoke(_ context.Context, q *asked) error {
+	n, p := q.node, q.peer
+	words, err := q.words(1, 1, "one argument: the name or serial of a ticket")
+	if err != nil {
+		return err
 	}
 	before := n.connected()
 	gone, err := n.cfg.Authority.Revoke(words[0])
 	if err != nil {
-		return trustResult(err)
+		return err
 	}
 	var info RevokedInfo
 	for i, r := range gone {
@@ -174,36 +159,16 @@ func (n *Node) serveRevoke(_ context.Context, p *Peer, inv *bus.Invocation, out 
 		if slices.Contains(info.Serials, r.IssuedBy) && !slices.Contains(info.Issued, r.Name) {
 			info.Issued = append(info.Issued, r.Name)
 		}
-		// An entry for each ticket: with the last of its serials, which is the one in use.
+		// One entry for each ticket, with the last of its serials, which is the one in use.
 		if !slices.ContainsFunc(gone[i+1:], func(later trust.Record) bool { return later.Name == r.Name }) {
 			n.cfg.Log.Append(&bus.LogEntry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
 		}
 	}
-	writeLines(out, []RevokedInfo{info})
-	return exit0
+	q.line(info)
+	return nil
 }
 
-func noAuthority() bus.Result {
-	return badWords("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
-}
-
-// trustResult is an error of the authority as the end of a call.
-func trustResult(err error) bus.Result {
-	var e *trust.Error
-	if !errors.As(err, &e) {
-		return bus.Result{Source: args.FromBus, Status: 70, Code: args.CodeInternal, Message: err.Error()}
-	}
-	msg, status := e.Message, args.StatusOf(e.Code)
-	if e.Hint != "" {
-		msg += "\nhint: " + e.Hint
-	}
-	if e.Code == args.CodeStorage || e.Code == args.CodeDamaged {
-		status = 70
-	}
-	return bus.Result{Source: args.FromBus, Status: status, Code: e.Code, Message: msg}
-}
-
-// addresses are where other machines may reach this node.
+// addresses returns where other machines may reach this node.
 func (n *Node) addresses() []string {
 	var list []string
 	n.mu.Lock()
@@ -224,8 +189,8 @@ func (n *Node) addresses() []string {
 	return list
 }
 
-// machineAddresses are those of its interfaces that others can dial; on a machine
-// without any, the loopback's.
+// machineAddresses returns the addresses of this machine's interfaces that others can dial;
+// without any, those of the loopback.
 func machineAddresses(only4 bool) []string {
 	var list, loop []string
 	all, _ := net.InterfaceAddrs()
@@ -247,7 +212,7 @@ func machineAddresses(only4 bool) []string {
 	return list
 }
 
-// Listening notes an address that invitations are to name.
+// Listening adds an address for invitations to name.
 func (n *Node) Listening(a *net.TCPAddr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

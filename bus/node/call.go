@@ -1,0 +1,644 @@
+package node
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/wire"
+)
+
+// state is where a call is between its CALL and the END of its worker.
+type state uint8
+
+const (
+	created  state = iota // not placed yet
+	waiting               // in the queue of its function
+	running               // with a worker
+	orphaned              // ended for its caller; its worker still has it
+	done
+)
+
+var stateNames = [...]string{"created", "waiting", "running", "orphaned", "done"}
+
+// legal lists the transitions between states. A running call goes back to waiting
+// when its worker is busy, cannot start it, or is lost.
+var legal = [...][5]bool{
+	created:  {waiting: true, running: true, done: true},
+	waiting:  {running: true, done: true},
+	running:  {waiting: true, orphaned: true, done: true},
+	orphaned: {done: true},
+	done:     {},
+}
+
+func (s state) queued() bool { return s == waiting }
+func (s state) used() bool   { return s == running || s == orphaned } // takes a slot
+func (s state) ended() bool  { return s == orphaned || s == done }    // for its caller
+func (s state) live() bool   { return s != created && s != done }
+
+// inputState is how much of its input a call has.
+type inputState uint8
+
+const (
+	inputOpen  inputState = iota // more may come
+	inputWhole                   // it has ended, and all of it came with CALL
+	inputEnded                   // it has ended
+)
+
+// call is one invocation, from CALL to the END of its worker. The node's mu protects it.
+type call struct {
+	node    *Node
+	session *session // that opened it
+	id      uint64   // on that session
+	fn      *function
+
+	// What CALL asked for.
+	kind         args.Kind
+	flags        uint64
+	on           string
+	retries      uint64        // further tries that the caller allows
+	deadline     time.Time     // zero: none
+	waitFunction time.Duration // for an offer to appear; negative: without limit
+	waitSlot     time.Duration // for a slot; negative: without limit
+	posted       *posted       // nil: not an attempt at a posted call
+
+	state state
+	input inputState
+	data  []byte // arguments and input; nil once the call cannot be offered again
+	args  int    // length of the arguments in data
+	size  int    // counted in the budget
+
+	offer    *offer // while running or orphaned
+	workerID uint64
+	served   bool       // some worker could have taken it
+	refused  []*session // workers that were busy
+	lost     int        // workers lost
+	bounces  int        // times that it has crossed a change of an offer
+
+	arrived, started  time.Time
+	timer             *time.Timer // of the deadline
+	waitTimer         *time.Timer
+	waitGen           int // tells an old waitTimer from the current one
+	flows             [3]flow
+	bytesIn, bytesOut int64
+}
+
+// posted is what only an attempt at a posted call has.
+type posted struct {
+	job, caller, origin []byte        // its id, who posted it, and the job that posted it
+	attempt             uint64        // from 1
+	limit               time.Duration // from its start
+	begun               bool
+}
+
+// illegal reports a transition that is not in the table. Tests replace it by a panic.
+var illegal = func(n *Node, msg string) { n.cfg.Warn("%s: this is a fault in fbus", msg) }
+
+// to moves the call into another state, and updates every count and list that depends
+// on it. c.offer must be set before a call runs. It reports whether the transition is legal.
+func (c *call) to(next state) bool {
+	n, fn, was := c.node, c.fn, c.state
+	if !legal[was][next] {
+		illegal(n, fmt.Sprintf("call %s went from %s to %s", c.name(), stateNames[was], stateNames[next]))
+		return false
+	}
+	c.state = next
+	if was.queued() {
+		c.stopWaiting()
+		c.unqueue()
+	}
+	if next.live() != was.live() {
+		d := -1
+		if next.live() {
+			d = 1
+			n.functions[fn.name] = fn
+			c.session.in[c.id] = c
+		}
+		fn.calls += d
+		if c.fn.own != nil {
+			*c.session.ownCalls(c.fn.own) += d
+		}
+	}
+	if next.ended() && !was.ended() {
+		delete(c.session.in, c.id)
+		if c.posted != nil && n.posted[string(c.posted.job)] == c {
+			delete(n.posted, string(c.posted.job))
+		}
+		c.forget()
+		if c.timer != nil {
+			c.timer.Stop()
+		}
+	}
+	if next.used() != was.used() {
+		if next.used() {
+			c.offer.session.out[c.workerID] = c
+			c.offer.take(1)
+		} else {
+			for i := range c.flows {
+				c.flows[i].release()
+			}
+			c.flows[wire.Input].held = 0 // the next worker grants its own credit
+			delete(c.offer.session.out, c.workerID)
+			c.offer.take(-1)
+			c.offer = nil
+		}
+	}
+	n.setOpen(c.counts(next) - c.counts(was))
+	return true
+}
+
+// counts is 1 if the call is open in that state: queued or running, for a caller. A
+// posted call is open while it runs; calls of the node's own functions are not.
+func (c *call) counts(s state) int {
+	if c.fn.own == nil && (s == running || s == waiting && c.posted == nil) {
+		return 1
+	}
+	return 0
+}
+
+// setOpen changes the number of open calls.
+func (n *Node) setOpen(d int) {
+	n.open += d
+	if n.open == 0 && n.idle != nil {
+		close(n.idle)
+		n.idle = nil
+	}
+}
+
+func (c *call) name() string { return string(c.appendName(nil)) }
+
+// appendName appends the call's id on the network.
+func (c *call) appendName(dst []byte) []byte {
+	return c.session.appendCall(dst, c.id)
+}
+
+// callerText names the caller in frames; the caller of a job is its poster.
+func (c *call) callerText() []byte {
+	if c.posted != nil && len(c.posted.caller) > 0 {
+		return c.posted.caller
+	}
+	return c.session.callerText
+}
+
+func (c *call) caller() string {
+	if c.posted != nil && len(c.posted.caller) > 0 {
+		return string(c.posted.caller)
+	}
+	return c.session.peer.Caller
+}
+
+func (c *call) job() string {
+	if c.posted == nil {
+		return ""
+	}
+	return string(c.posted.job)
+}
+
+// handleCall takes a new call. It is placed, queued or ended at once.
+func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if f.ID <= s.lastIn {
+		return protocol("call id %d after %d", f.ID, s.lastIn)
+	}
+	s.lastIn = f.ID
+	if s.gone {
+		return nil
+	}
+	late := n.draining && s.fresh
+	s.fresh = false
+	c := n.newCall(s, f)
+	if code, msg := s.refuseCall(c, f, late); code != "" {
+		c.endFor(b, code, msg)
+		return nil
+	}
+	c.setDeadline()
+	if o := c.choose(); o != nil {
+		c.served = true
+		c.start(b, o, f.Args, f.Input)
+		c.keep(f)
+		return nil
+	}
+	c.enqueue(b, f)
+	return nil
+}
+
+// refuseCall returns why a call cannot be placed, if so. A late one was on its way
+// when the drain began.
+func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg string) {
+	n := s.node
+	switch {
+	case !ValidName(f.Name):
+		return args.CodeUsage, fmt.Sprintf("invalid function name %q", c.fn.name)
+	case !s.peer.mayCall(c.fn.name): // before look-up: denied and absent look alike
+		return args.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
+	case n.draining && !late && c.fn.own == nil:
+		return args.CodeDraining, "the node is shutting down"
+	case len(s.in) >= maxOpen:
+		return args.CodeBusy, fmt.Sprintf("too many open calls on this connection (limit %d)", maxOpen)
+	case n.budget.Full():
+		return args.CodeBusy, "the node's buffers are full"
+	case c.fn.own != nil && *s.ownCalls(c.fn.own) >= c.fn.own.perConn():
+		return args.CodeBusy, fmt.Sprintf("too many open calls of the node's own functions on this connection (limit %d)", c.fn.own.perConn())
+	}
+	if _, err := path.Match(c.on, ""); err != nil {
+		return args.CodeUsage, fmt.Sprintf("invalid glob %q", clean(f.On))
+	}
+	return "", ""
+}
+
+// reserved reports whether a name is one of the node's own functions.
+func reserved(name string) bool { return strings.HasPrefix(name, "fbus.") }
+
+// maxWait keeps a duration in milliseconds from overflowing.
+const maxWait = 1 << 40
+
+func (n *Node) newCall(s *session, f *wire.CallFrame) *call {
+	c := &call{
+		node: n, session: s, id: f.ID, fn: n.functions[string(f.Name)], kind: f.Kind, flags: f.Flags, on: string(f.On), retries: f.Retries,
+		arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot), bytesIn: int64(len(f.Input)),
+	}
+	if c.fn == nil {
+		c.fn = newFunction(n, clean(f.Name)) // registered with the call, if that is placed
+	}
+	if f.Flags&wire.FlagInputEnd != 0 {
+		c.input = inputWhole
+	}
+	for i := range c.flows {
+		c.flows[i] = flow{call: c, stream: wire.Stream(i)}
+	}
+	c.flows[wire.Output].held = int64(f.WindowOutput)
+	c.flows[wire.Stderr].held = int64(f.WindowStderr)
+	if s.background {
+		c.takePosted(f)
+	} else if f.Timeout > 0 {
+		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
+	}
+	return c
+}
+
+// waitOf is the duration of a wait in milliseconds, -1 for one without limit.
+func waitOf(ms uint64) time.Duration {
+	if ms >= wire.Forever {
+		return -1
+	}
+	return time.Duration(ms) * time.Millisecond
+}
+
+// setDeadline starts the timer of a call that is about to be placed.
+func (c *call) setDeadline() {
+	if own := c.fn.own; own != nil && own.time() > 0 {
+		if limit := c.arrived.Add(own.time()); c.deadline.IsZero() || limit.Before(c.deadline) {
+			c.deadline = limit
+		}
+	}
+	if !c.deadline.IsZero() {
+		c.timer = time.AfterFunc(time.Until(c.deadline), c.expire)
+	}
+}
+
+// keep copies what a worker needs to run the call, for as long as it may have to be
+// offered again.
+func (c *call) keep(f *wire.CallFrame) {
+	c.copy(f)
+	c.count()
+}
+
+func (c *call) copy(f *wire.CallFrame) {
+	c.data = make([]byte, len(f.Args)+len(f.Input))
+	c.args = copy(c.data, f.Args)
+	copy(c.data[c.args:], f.Input)
+}
+
+// count adds the copy to the budget.
+func (c *call) count() {
+	c.size = len(c.data) + len(c.on)
+	c.node.budget.Add(c.size)
+}
+
+// forget frees what keep has copied.
+func (c *call) forget() {
+	c.node.budget.Add(-c.size)
+	c.size, c.data = 0, nil
+}
+
+// allows reports whether the call may go to that worker: its name matches, and it has
+// not been busy for this call.
+func (c *call) allows(o *offer) bool {
+	for _, s := range c.refused {
+		if s == o.session {
+			return false
+		}
+	}
+	return c.on == "" || wire.MatchWorker(c.on, o.session.name, string(o.session.prefix))
+}
+
+// choose returns the offer that has the most free slots of those that the call allows,
+// of several the one that has been idle longest; nil if none has a slot.
+func (c *call) choose() *offer {
+	if c.posted != nil && c.node.cfg.Jobs != nil && !c.node.cfg.Jobs.Wanted(string(c.posted.job)) {
+		return nil // its end is on its way
+	}
+	return c.fn.best(c.allows)
+}
+
+// start hands the call to a worker.
+func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
+	n, w := c.node, o.session
+	w.lastOut++
+	c.offer, c.workerID, c.started = o, w.lastOut, time.Now()
+	if !c.to(running) {
+		return
+	}
+	f := &n.scratch.call
+	*f = wire.CallFrame{
+		ID: c.workerID, Name: c.fn.text, Kind: c.kind, Args: arguments, Input: input, Flags: c.flags,
+		WaitSlot:     wire.Forever,
+		WindowOutput: c.flows[wire.Output].first(firstOutput), WindowStderr: c.flows[wire.Stderr].first(firstStderr),
+		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(),
+	}
+	if c.posted != nil {
+		c.startPosted(f)
+	}
+	if c.input != inputOpen {
+		f.Flags |= wire.FlagInputEnd
+	}
+	if !c.deadline.IsZero() {
+		f.Timeout = uint64(max(1, time.Until(c.deadline).Milliseconds()))
+	}
+	b.Send(w.conn, f)
+}
+
+// enqueue makes a new call wait, if it may.
+func (c *call) enqueue(b *wire.Batch, f *wire.CallFrame) {
+	if c.posted != nil {
+		if c.node.cfg.Jobs != nil && !c.fn.serves(c.on) { // its workers have gone while it was on its way here
+			c.endFor(b, codeRecalled, "")
+			return
+		}
+		c.copy(f) // the store bounds what waits here: no such call is refused for its size
+		c.fn.jobs = append(c.fn.jobs, c)
+		c.to(waiting)
+		return
+	}
+	q, limit := &c.fn.queue, c.node.cfg.Queue
+	if code, msg, wait := c.patience(); wait == 0 {
+		c.endFor(b, code, msg)
+		return
+	}
+	switch {
+	case q.n >= limit:
+		c.endFor(b, args.CodeBusy, fmt.Sprintf("%s: the queue is full (limit %d calls)", c.fn.name, limit))
+	case q.waiting(c.session) >= max(1, limit/2):
+		c.endFor(b, args.CodeBusy, fmt.Sprintf("%s: too many queued calls of this connection (limit %d)", c.fn.name, max(1, limit/2)))
+	default:
+		c.keep(f)
+		q.push(c)
+		c.to(waiting)
+		c.setTimer()
+	}
+}
+
+// patience returns how much longer the call may wait for what is missing now, and the
+// code and message of its end after that; negative is without limit.
+func (c *call) patience() (code, msg string, left time.Duration) {
+	spent := time.Since(c.arrived)
+	until := func(limit time.Duration) time.Duration {
+		if limit < 0 {
+			return -1
+		}
+		return max(0, limit-spent)
+	}
+	if c.another() {
+		c.served = true
+		return args.CodeBusy, c.fn.name + ": no slot is free", until(c.waitSlot)
+	}
+	if len(c.refused) > 0 {
+		return args.CodeBusy, c.fn.name + ": every worker is busy", 0
+	}
+	msg = c.fn.name + ": no such function"
+	if c.on != "" && len(c.fn.offers) > 0 {
+		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, clean([]byte(c.on)))
+	}
+	left = until(c.waitFunction)
+	if c.served && left >= 0 && left < goneTime {
+		left = goneTime // its workers have just gone: they may be restarting
+	}
+	if c.node.cfg.Successor && left >= 0 && c.fn.own == nil {
+		left = max(left, time.Until(c.node.started.Add(goneTime))) // they may be on their way here
+	}
+	return args.CodeNoFunction, msg, left
+}
+
+// another reports whether a worker is left that has not refused the call.
+func (c *call) another() bool {
+	for _, o := range c.fn.offers {
+		if c.allows(o) {
+			return true
+		}
+	}
+	return false
+}
+
+// setTimer bounds the wait of a queued call by its patience now.
+func (c *call) setTimer() {
+	c.stopWaiting()
+	_, _, left := c.patience()
+	if left < 0 {
+		return
+	}
+	gen := c.waitGen
+	c.waitTimer = time.AfterFunc(left, func() {
+		c.locked(func(b *wire.Batch) {
+			if c.state == waiting && c.waitGen == gen {
+				code, msg, _ := c.patience()
+				c.endFor(b, code, msg)
+			}
+		})
+	})
+}
+
+func (c *call) stopWaiting() {
+	c.waitGen++
+	if c.waitTimer != nil {
+		c.waitTimer.Stop()
+		c.waitTimer = nil
+	}
+}
+
+// expire ends a call at its deadline.
+func (c *call) expire() {
+	c.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, bus.DeadlineMessage) })
+}
+
+// locked runs f with the node's lock held, and writes what f has sent.
+func (c *call) locked(f func(*wire.Batch)) {
+	var b wire.Batch
+	c.node.mu.Lock()
+	f(&b)
+	c.node.mu.Unlock()
+	b.Flush()
+}
+
+// endFor ends a call for its caller: by deadline, cancellation or refusal. Its worker,
+// if it has one, gets CANCEL; the slot stays taken until the worker's own END.
+func (c *call) endFor(b *wire.Batch, code, msg string) {
+	if c.state.ended() {
+		return
+	}
+	f := &wire.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg)}
+	if c.offer == nil {
+		c.end(b, f, done)
+		c.fn.tidy()
+		return
+	}
+	c.end(b, f, orphaned)
+	if code != args.CodeDeadline {
+		code = args.CodeCancelled
+	}
+	b.Send(c.offer.session.conn, &wire.CancelFrame{ID: c.workerID, Code: []byte(code)})
+}
+
+// end sends END to the caller, counts and logs how the call ended, and moves it to
+// its next state. Every call that ends or is refused passes here. f lacks only the ids.
+func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
+	if !c.session.gone {
+		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
+		if c.offer != nil {
+			f.Worker = c.offer.session.nameText
+		}
+		out := f.Output
+		if k := len(out); k > longest { // with these names it might not fit a frame
+			b.Send(c.session.conn, &wire.DataFrame{ID: c.id, Stream: wire.Output, Payload: out[:k/2]})
+			f.Output = out[k/2:]
+		}
+		b.Send(c.session.conn, f)
+	}
+	if c.posted == nil || c.posted.begun { // else it was taken back
+		if f.Source == args.FromProgram && f.Status == 0 {
+			c.fn.done++
+		} else {
+			c.fn.failed++
+		}
+		c.log(f)
+	}
+	c.to(next)
+}
+
+// handleEnd takes a worker's END: the program and all it started are gone.
+func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
+	n := s.node
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, err := s.outgoing(f.ID)
+	if c == nil {
+		return err
+	}
+	fl, size := &c.flows[wire.Output], int64(len(f.Output))
+	if size > fl.out {
+		return protocol("%d bytes of output in END with a credit of %d", size, fl.out)
+	}
+	fl.use(size, c.session)
+	fn, full := c.fn, len(s.out) >= maxOpen
+	switch {
+	case c.state == orphaned:
+		c.to(done)
+	case c.bounced(f):
+		fl.held += size // not passed on, so the caller will not grant it again
+		c.requeue(b)
+	default:
+		c.bytesOut += size
+		c.end(b, f, done)
+	}
+	fn.fill(b)
+	fn.tidy()
+	if full { // its other functions may have waited for this
+		for _, o := range s.offers {
+			o.fn.fill(b)
+		}
+	}
+	return nil
+}
+
+// bounced reports whether an END means that the worker has not taken the call, and
+// another may be asked.
+func (c *call) bounced(f *wire.EndFrame) bool {
+	if c.data == nil {
+		return false
+	}
+	code := string(f.Code)
+	switch {
+	case f.Source == args.FromBus && (code == args.CodeBusy || code == args.CodeDraining):
+		// It has crossed a change of the offer: the same worker may take it yet.
+		if c.bounces++; c.bounces < maxBounces {
+			return true
+		}
+	case c.input == inputWhole && f.Source == args.FromProgram && f.Status == uint64(args.StatusOf(args.CodeBusy)):
+	default:
+		return false
+	}
+	c.refused = append(c.refused, c.offer.session)
+	return c.another()
+}
+
+// requeue offers a call again that its worker has given back, or makes it wait at the
+// head of the queue.
+func (c *call) requeue(b *wire.Batch) {
+	if !c.to(waiting) {
+		return
+	}
+	if c.posted != nil {
+		c.fn.jobs = append([]*call{c}, c.fn.jobs...)
+	} else {
+		c.fn.queue.pushHead(c)
+	}
+	c.fn.fill(b)
+	if c.state != waiting {
+		return
+	}
+	if _, _, left := c.patience(); left == 0 {
+		if len(c.refused) > 0 {
+			c.refusedByAll(b)
+			return
+		}
+		c.waitSlot = -1 // it had a slot, so --no-wait was kept; now it waits for another
+	}
+	c.setTimer()
+}
+
+// refusedByAll ends a call that every worker was too busy for.
+func (c *call) refusedByAll(b *wire.Batch) {
+	c.endFor(b, args.CodeBusy, c.fn.name+": every worker is busy")
+}
+
+// workerLost handles a call whose worker has vanished. The session is gone and its
+// offers are out of the registry.
+func (c *call) workerLost(b *wire.Batch) {
+	if c.state == orphaned {
+		c.to(done)
+		return
+	}
+	again := c.posted == nil && c.input == inputWhole && c.data != nil && (c.offer.idempotent && c.lost < maxLost || c.retries > 0)
+	if !again {
+		c.end(b, &wire.EndFrame{
+			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),
+			Message: []byte(c.fn.name + ": worker " + c.offer.session.name + " was lost: the call may have run"),
+		}, done)
+		return
+	}
+	c.lost++
+	if c.retries > 0 {
+		c.retries--
+	}
+	c.requeue(b)
+}
+
+// callerLost handles a call whose caller has vanished.
+func (c *call) callerLost(b *wire.Batch) {
+	c.endFor(b, cmp.Or(c.session.dismissed, args.CodeCancelled), "")
+}

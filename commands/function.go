@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/exec"
 
@@ -173,7 +174,7 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 		}
 	}
 	if f.encoding != "" {
-		if spec.Encoding, err = exec.ParseEncoding(f.encoding); err != nil {
+		if spec.Encoding, err = args.ParseEncoding(f.encoding); err != nil {
 			return spec, usage("--encoding %s: json, msgpack, lines or nul is due", f.encoding)
 		}
 	}

@@ -26,7 +26,7 @@ func TestImports(t *testing.T) {
 	only := map[string][]string{ // who may import it
 		"github.com/urfave/cli/v2":     {"fbus/commands"},
 		"github.com/mattn/go-isatty":   {"fbus/commands"},
-		"github.com/vmihailenco/":      {"fbus/bus", "fbus/exec"},
+		"github.com/vmihailenco/":      {"fbus/bus", "fbus/bus/args"},
 		ours + "exec":                  {"fbus/commands", "fbus/exec"},
 		ours + "bus":                   {"fbus/commands", "fbus/bus", "fbus/bus/"},
 		ours + "commands":              {"fbus"},

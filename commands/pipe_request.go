@@ -9,7 +9,6 @@ import (
 	"unicode/utf8"
 
 	"fbus/bus/args"
-	"fbus/exec"
 )
 
 // Codes of JSON-RPC 2.0, section 5.1, and of the Language Server Protocol for a
@@ -138,7 +137,7 @@ func (r *rpcRequest) takeInput(text, encoded []byte) error {
 		if text[0] != '"' {
 			return rpcErrorf(rpcInvalid, "input is no string")
 		}
-		r.input, r.raw, r.unpaired = []byte(unquote(text)), true, exec.Unpaired(text)
+		r.input, r.raw, r.unpaired = []byte(unquote(text)), true, args.Unpaired(text)
 	case encoded != nil:
 		if encoded[0] != '"' {
 			return rpcErrorf(rpcInvalid, "input_base64 is no string")
@@ -161,10 +160,10 @@ func (r *rpcRequest) arguments() args.Args {
 	case r.params[0] == '{':
 		var fields []args.Field
 		for key, value := range members(r.params) {
-			if strings.ContainsRune(key, utf8.RuneError) && exec.Unpaired(r.params) {
+			if strings.ContainsRune(key, utf8.RuneError) && args.Unpaired(r.params) {
 				return args.JSON(r.params)
 			}
-			if value[0] == '"' && !exec.Unpaired(value) {
+			if value[0] == '"' && !args.Unpaired(value) {
 				fields = append(fields, args.Field{Name: key, Value: unquote(value)})
 			} else {
 				fields = append(fields, args.Field{Name: key, Value: string(value), JSON: true})
@@ -174,7 +173,7 @@ func (r *rpcRequest) arguments() args.Args {
 	}
 	var words []string
 	for _, value := range elements(r.params, len(r.params)) {
-		if value[0] != '"' || exec.Unpaired(value) {
+		if value[0] != '"' || args.Unpaired(value) {
 			return args.JSON(r.params)
 		}
 		words = append(words, unquote(value))
@@ -188,7 +187,7 @@ func idKey(id []byte) string {
 	switch {
 	case id == nil || string(id) == "null":
 		return ""
-	case id[0] == '"' && exec.Unpaired(id):
+	case id[0] == '"' && args.Unpaired(id):
 		return "u" + string(id)
 	case id[0] == '"':
 		return "s" + unquote(id)

@@ -6,7 +6,6 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/trust"
-	"fbus/exec"
 )
 
 // Exit statuses that are fbus's own. A program may return any of them too:
@@ -69,7 +68,6 @@ func explain(err error) *failure {
 	var f *failure
 	var be *args.Error
 	var te *trust.Error
-	var xe *exec.Error
 	switch {
 	case errors.As(err, &t):
 		return t.explain()
@@ -89,8 +87,6 @@ func explain(err error) *failure {
 		return f
 	case errors.As(err, &te):
 		return &failure{status: args.StatusOf(te.Code), code: te.Code, msg: te.Message, hint: te.Hint}
-	case errors.As(err, &xe):
-		return &failure{status: xe.Status, code: xe.Code, msg: xe.Msg, hint: xe.Hint}
 	}
 	return &failure{status: exitInternal, code: args.CodeInternal, msg: err.Error()}
 }

@@ -3,8 +3,10 @@ package commands
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // declared is a function and where its parts stand.
@@ -98,13 +100,32 @@ func under(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// at says where in its file an error about a function is, whose text speaks of
-// flags. Of a function that is in none it stays as it is.
-func (f *function) at(err error) error {
-	if f.where == "" {
-		return err
+// optionNames matches an option of a function as package exec names it: `slots`, or
+// `slots 2`.
+var optionNames = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("`([a-z]+(?:-[a-z]+)*)((?: [^`]*)?)`") })
+
+// asFlags spells the options that package exec names in a message as flags.
+func asFlags(text string) string {
+	if !strings.Contains(text, "`") {
+		return text
 	}
+	flags := tableOf(newFunction().flags())
+	return optionNames().ReplaceAllStringFunc(text, func(s string) string {
+		if m := optionNames().FindStringSubmatch(s); flags[m[1]] != nil {
+			return "--" + m[1] + m[2]
+		}
+		return s
+	})
+}
+
+// at adds to an error about a function where in its file the fault is, and names
+// options as the file does. If the function is not in a file, they are flags.
+func (f *function) at(err error) error {
 	e := *explain(err)
+	e.msg, e.hint = asFlags(e.msg), asFlags(e.hint)
+	if f.where == "" {
+		return &e
+	}
 	at, first := f.where, len(e.msg)
 	if entry, ok := strings.CutPrefix(e.msg, "-e "); ok && f.places["env"] != "" {
 		at, first, e.msg = f.places["env"], 0, "env: "+entry

@@ -232,16 +232,15 @@ func (w *worker) handler(fn *offered) bus.CallHandler {
 		res := fn.Run(run, &exec.Call{
 			ID: inv.Call, Caller: inv.Caller, Deadline: inv.Deadline,
 			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin,
-			Kind: exec.Kind(inv.Kind), Args: inv.Args, HasInput: inv.HasInput, Input: inv.Input, Rest: inv.Rest,
+			Kind: inv.Kind, Args: inv.Args, HasInput: inv.HasInput, Input: inv.Input, Rest: inv.Rest,
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
 		})
 		if w.ended != nil {
 			w.ended("call %s of %s: %s %d %s", inv.Call, inv.Caller, res.Source, res.Status, res.Code)
 		}
-		return bus.Result{Source: sourceOf[res.Source], Status: res.Status, Code: res.Code, Message: res.Message, Output: res.Output}
+		if res.Source == args.FromBus {
+			res.Message, res.Hint = asFlags(res.Message), asFlags(res.Hint)
+		}
+		return bus.Result{Source: res.Source, Status: res.Status, Code: res.Code, Message: args.WireMessage(res.Message, res.Hint), Output: res.Output}
 	}
-}
-
-var sourceOf = map[exec.Source]args.Source{
-	exec.SourceProgram: args.FromProgram, exec.SourceSignal: args.FromSignal, exec.SourceFbus: args.FromBus,
 }

@@ -3,6 +3,7 @@ package exec
 import (
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -81,13 +82,13 @@ func callEnviron(c *Call, node string) []string {
 	add("FBUS_NODE", node)
 	if c.Job != "" {
 		add("FBUS_JOB_ID", c.Job)
-		add("FBUS_ATTEMPT", itoa(c.Attempt))
+		add("FBUS_ATTEMPT", strconv.Itoa(c.Attempt))
 	}
 	if p := originOf(c); p != nil {
 		add("FBUS_PARENT_ID", p.ID)
 		add("FBUS_PARENT_FUNCTION", p.Function)
-		add("FBUS_PARENT_STATUS", itoa(p.Status))
-		add("FBUS_PARENT_ATTEMPTS", itoa(p.Attempts))
+		add("FBUS_PARENT_STATUS", strconv.Itoa(p.Status))
+		add("FBUS_PARENT_ATTEMPTS", strconv.Itoa(p.Attempts))
 	}
 	return env
 }
@@ -97,7 +98,7 @@ func checkEnv(env []string) error {
 	for _, kv := range env {
 		name, _, ok := strings.Cut(kv, "=")
 		if !ok || name == "" || strings.ContainsRune(kv, 0) {
-			return usage("write -e NAME=VALUE", "-e %q is not NAME=VALUE", kv)
+			return usage("", "environment entry %q is not NAME=VALUE", kv)
 		}
 	}
 	return nil

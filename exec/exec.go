@@ -10,22 +10,10 @@
 package exec
 
 import (
-	"errors"
-	"fmt"
 	"io"
 	"time"
-)
 
-// Exit statuses that are fbus's own, not the program's.
-const (
-	StatusUsage     = 64  // the offer itself makes no sense
-	StatusBadInput  = 65  // arguments that this function cannot take
-	StatusInternal  = 70  // fbus failed, or the output limit was passed
-	StatusLost      = 74  // the program's keeper died under it
-	StatusDeadline  = 124 // out of time
-	StatusCannotRun = 126 // the program is there but cannot be executed
-	StatusNotFound  = 127 // there is no such program
-	StatusCancelled = 143 // the caller went away, or the worker ends
+	"fbus/bus/args"
 )
 
 // DefaultGrace is the time between TERM and KILL unless Spec says otherwise.
@@ -40,7 +28,7 @@ type Spec struct {
 
 	Args         ArgMode
 	ArgsSet      bool // Args was asked for, not defaulted: placeholders do not override it
-	Encoding     Encoding
+	Encoding     args.Encoding
 	AllowOptions bool // values may begin with "-"
 
 	Timeout   time.Duration // one run's longest time; 0 is none
@@ -81,8 +69,8 @@ type Call struct {
 	// resident program with JSONRPC has them, and the output, as parameters.
 	Origin string
 
-	Kind     Kind
-	Args     []byte // as Kind says
+	Kind     args.Kind
+	Args     []byte // of that kind, as they are on the wire
 	HasInput bool   // an input stream came beside the arguments
 
 	// Input is the first of the input and Rest what follows; nil if nothing
@@ -97,64 +85,22 @@ type Call struct {
 	Stdout, Stderr io.Writer
 }
 
-// Source says whose word a Result is.
-type Source string
-
-// The three sources of an end status.
-const (
-	SourceProgram Source = "program"
-	SourceSignal  Source = "signal"
-	SourceFbus    Source = "fbus"
-)
-
 // Result is how a call ended.
 type Result struct {
-	Source  Source
-	Status  int    // 0-255
-	Code    string // "exit", a signal's name, or fbus's own word for it
-	Message string // for a person, in fbus's own results; may end with a line "hint: …"
-	Output  []byte // the last of the program's output, not written to Call.Stdout
+	args.End
+	Output []byte // the last of the program's output, not written to Call.Stdout
 }
 
-// Error is a reason why a program cannot be offered or a call not be run.
-type Error struct {
-	Status int    // an exit status
-	Code   string // one word for programs: usage, not_found, cannot_run, bad_input, …
-	Msg    string // what a person reads
-	Hint   string // the next step, or ""
+func usage(hint, format string, a ...any) *args.Error {
+	e := args.Errorf(args.CodeUsage, format, a...)
+	e.Hint = hint
+	return e
 }
 
-func (e *Error) Error() string { return e.Msg }
+// fbusEnd is the result of a call that fbus ended.
+func fbusEnd(code, message string) Result { return failure(args.Errorf(code, "%s", message)) }
 
-func (e *Error) result() Result {
-	msg := e.Msg
-	if e.Hint != "" {
-		msg += "\nhint: " + e.Hint
-	}
-	return Result{Source: SourceFbus, Status: e.Status, Code: e.Code, Message: msg}
-}
+// failure is the result of a call that failed with err.
+func failure(err error) Result { return Result{End: args.AsError(err, args.CodeInternal).End()} }
 
-func usage(hint, format string, args ...any) *Error {
-	return &Error{Status: StatusUsage, Code: "usage", Msg: fmt.Sprintf(format, args...), Hint: hint}
-}
-
-func badInput(format string, args ...any) *Error {
-	return &Error{Status: StatusBadInput, Code: "bad_input", Msg: fmt.Sprintf(format, args...)}
-}
-
-func internal(err error) *Error {
-	return &Error{Status: StatusInternal, Code: "internal", Msg: err.Error()}
-}
-
-func notOffered() Result {
-	return Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "the function is no longer offered"}
-}
-
-// resultOf turns any error of ours into an end.
-func resultOf(err error) Result {
-	var e *Error
-	if !errors.As(err, &e) {
-		e = internal(err)
-	}
-	return e.result()
-}
+func notOffered() Result { return fbusEnd(args.CodeCancelled, "the function is no longer offered") }

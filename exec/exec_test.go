@@ -18,7 +18,10 @@ import (
 
 	"fbus/exec/keeper"
 
+	"github.com/vmihailenco/msgpack/v5"
 	"go.uber.org/goleak"
+
+	"fbus/bus/args"
 )
 
 func TestMain(m *testing.M) {
@@ -99,13 +102,15 @@ func sh(t testing.TB, script string, more ...func(*Spec)) *Function {
 	return offer(t, spec)
 }
 
-func programExit(n int) Result { return Result{Source: SourceProgram, Status: n, Code: "exit"} }
+func programExit(n int) Result {
+	return Result{End: args.End{Source: args.FromProgram, Status: n, Code: "exit"}}
+}
 
 // same compares results, their output too.
 func same(got, want Result) bool { return reflect.DeepEqual(got, want) }
 
 func killedBy(sig syscall.Signal) Result {
-	return Result{Source: SourceSignal, Status: 128 + int(sig), Code: signalName(sig)}
+	return Result{End: args.End{Source: args.FromSignal, Status: 128 + int(sig), Code: signalName(sig)}}
 }
 
 // check holds a reply against a result and an output.
@@ -204,3 +209,45 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// doc marks a JSON document in a test's arguments; a string is a string.
+type doc string
+
+func pack(t testing.TB, write func(enc *msgpack.Encoder)) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	write(msgpack.NewEncoder(&buf))
+	return buf.Bytes()
+}
+
+func packValue(enc *msgpack.Encoder, v any) {
+	if d, ok := v.(doc); ok {
+		enc.EncodeBytes([]byte(d))
+		return
+	}
+	if err := enc.Encode(v); err != nil {
+		panic(err)
+	}
+}
+
+func list(t testing.TB, values ...any) *Call {
+	return &Call{Kind: args.KindList, Args: pack(t, func(enc *msgpack.Encoder) {
+		enc.EncodeArrayLen(len(values))
+		for _, v := range values {
+			packValue(enc, v)
+		}
+	})}
+}
+
+func fields(t testing.TB, pairs ...any) *Call {
+	return &Call{Kind: args.KindMap, Args: pack(t, func(enc *msgpack.Encoder) {
+		enc.EncodeMapLen(len(pairs) / 2)
+		for _, v := range pairs {
+			packValue(enc, v)
+		}
+	})}
+}
+
+func document(text string) *Call { return &Call{Kind: args.KindJSON, Args: []byte(text)} }
+
+func itoa(n int) string { return strconv.Itoa(n) }

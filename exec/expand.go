@@ -2,19 +2,22 @@ package exec
 
 import (
 	"slices"
+	"strconv"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // expand puts a call's arguments into the command line. Without placeholders
 // they follow it.
-func (t *template) expand(a *arguments, allowOptions bool) ([]string, error) {
-	argv := make([]string, 1, len(t.words)+len(a.values)+1)
+func (t *template) expand(v *args.Values, allowOptions bool) ([]string, error) {
+	argv := make([]string, 1, len(t.words)+len(v.List)+1)
 	argv[0] = t.argv0
-	if err := t.check(a); err != nil {
+	if err := t.check(v); err != nil {
 		return nil, err
 	}
 	for _, w := range t.words {
-		words, err := w.expand(a)
+		words, err := w.expand(v)
 		if err != nil {
 			return nil, err
 		}
@@ -30,7 +33,7 @@ func (t *template) expand(a *arguments, allowOptions bool) ([]string, error) {
 	if t.dynamic {
 		return argv, nil
 	}
-	rest, err := word{{kind: partAll}}.expand(a)
+	rest, err := word{{kind: partAll}}.expand(v)
 	if err == nil && !allowOptions {
 		err = refuseOptions(rest)
 	}
@@ -39,20 +42,20 @@ func (t *template) expand(a *arguments, allowOptions bool) ([]string, error) {
 
 // check finds arguments that no placeholder uses: silence would hide a
 // caller's mistake.
-func (t *template) check(a *arguments) error {
+func (t *template) check(v *args.Values) error {
 	if !t.dynamic || t.all {
 		return nil
 	}
-	if a.kind == KindMap {
-		for _, key := range a.keys {
+	if v.Kind == args.KindMap {
+		for _, key := range v.Keys {
 			if !slices.Contains(t.fields, key) {
-				return badInput("field %q has no use here: it takes %s", key, t.uses())
+				return args.BadInput("field %q has no use here: it takes %s", key, t.uses())
 			}
 		}
 		return nil
 	}
-	if n := len(a.values); n > t.numbers {
-		return badInput("takes %s, got %d", count(t.numbers), n)
+	if n := len(v.List); n > t.numbers {
+		return args.BadInput("takes %s, got %d", count(t.numbers), n)
 	}
 	return nil
 }
@@ -64,24 +67,24 @@ func count(n int) string {
 	case 1:
 		return "1 argument"
 	}
-	return itoa(n) + " arguments"
+	return strconv.Itoa(n) + " arguments"
 }
 
 func refuseOptions(words []string) error {
 	for _, w := range words {
 		if strings.HasPrefix(w, "-") {
-			return badInput("%s begins with \"-\" and could be taken for an option; the function's offer can permit it: --allow-options",
-				abbreviate([]byte(w)))
+			return args.BadInput("%s begins with \"-\" and could be taken for an option; the function's offer can permit it: `allow-options`",
+				args.Abbreviate([]byte(w)))
 		}
 	}
 	return nil
 }
 
-func (w word) expand(a *arguments) ([]string, error) {
+func (w word) expand(v *args.Values) ([]string, error) {
 	if w[0].kind == partAll {
-		words := make([]string, len(a.values))
-		for i := range a.values {
-			b, err := a.word(i)
+		words := make([]string, len(v.List))
+		for i := range v.List {
+			b, err := v.Word(i)
 			if err != nil {
 				return nil, err
 			}
@@ -95,7 +98,7 @@ func (w word) expand(a *arguments) ([]string, error) {
 			out.WriteString(p.text)
 			continue
 		}
-		b, err := a.pick(p)
+		b, err := p.pick(v)
 		if err != nil {
 			return nil, err
 		}
@@ -104,24 +107,22 @@ func (w word) expand(a *arguments) ([]string, error) {
 	return []string{out.String()}, nil
 }
 
-// pick finds the argument that a placeholder stands for.
-func (a *arguments) pick(p part) ([]byte, error) {
+// pick returns the argument that a placeholder names.
+func (p part) pick(v *args.Values) ([]byte, error) {
 	switch p.kind {
 	case partOnly:
-		if len(a.values) != 1 {
-			return nil, badInput("takes 1 argument, got %d", len(a.values))
+		if len(v.List) != 1 {
+			return nil, args.BadInput("takes 1 argument, got %d", len(v.List))
 		}
-		return a.word(0)
+		return v.Word(0)
 	case partNumber:
-		if a.kind == KindMap || p.number > len(a.values) {
-			return nil, badInput("argument %d is missing", p.number)
+		if v.Kind == args.KindMap || p.number > len(v.List) {
+			return nil, args.BadInput("argument %d is missing", p.number)
 		}
-		return a.values[p.number-1].text, nil
+		return v.List[p.number-1].Text, nil
 	}
-	if a.kind == KindMap {
-		if i := slices.Index(a.keys, p.text); i >= 0 {
-			return a.values[i].text, nil
-		}
+	if value, ok := v.Field(p.text); ok {
+		return value.Text, nil
 	}
-	return nil, badInput("field %q is missing", p.text)
+	return nil, args.BadInput("field %q is missing", p.text)
 }

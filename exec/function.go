@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"fbus/exec/keeper"
+
+	"fbus/bus/args"
 )
 
 // Function is a program that can be called. Its methods may be used from
@@ -29,7 +31,7 @@ type Function struct {
 }
 
 // New checks that spec can be run at all and starts its first keeper, and the
-// processes that wait for calls. The error is an *Error wherever the offer is
+// processes that wait for calls. The error is an *args.Error wherever the offer is
 // at fault. Close ends what New began.
 func New(spec Spec) (*Function, error) {
 	f, err := plan(spec)
@@ -38,7 +40,7 @@ func New(spec Spec) (*Function, error) {
 	}
 	f.pool, err = keeper.NewPool(f.setup())
 	if err != nil {
-		return nil, internal(err)
+		return nil, args.AsError(err, args.CodeInternal)
 	}
 	if spec.Slots > 0 {
 		f.slots = make(chan struct{}, spec.Slots)
@@ -134,14 +136,18 @@ func (f *Function) Arguments() string {
 	case f.spec.Resident == JSONRPC:
 		return "JSON-RPC params, resident"
 	case f.spec.Warm > 0:
-		return f.spec.Encoding.phrase() + " on stdin, warm"
+		return phrases[f.spec.Encoding] + " on stdin, warm"
 	case f.spec.Args == ArgsStdin:
-		return f.spec.Encoding.phrase() + " on stdin"
+		return phrases[f.spec.Encoding] + " on stdin"
 	}
 	if !f.words.dynamic {
 		return "command line"
 	}
 	return "command line: " + f.words.uses()
+}
+
+var phrases = [...]string{
+	args.EncodeJSON: "JSON", args.EncodeMsgpack: "msgpack", args.EncodeLines: "lines", args.EncodeNUL: "NUL-terminated strings",
 }
 
 // MemoryBy says what holds programs to Spec.Memory: "cgroup", "rlimit", or ""
@@ -183,7 +189,7 @@ func (f *Function) Run(ctx context.Context, c *Call) Result {
 	}
 	in, err := f.prepare(c)
 	if err != nil {
-		return resultOf(err)
+		return failure(err)
 	}
 	r := &run{f: f, call: c, in: in}
 	if !f.enter(r) {

@@ -19,7 +19,7 @@ func ParseArgMode(s string) (ArgMode, error) {
 	case "argv":
 		return ArgsArgv, nil
 	}
-	return 0, fmt.Errorf("%q is not a way to pass arguments: stdin or argv", s)
+	return 0, fmt.Errorf("unknown argument mode %q (known: stdin, argv)", s)
 }
 
 func (m ArgMode) String() string {
@@ -29,45 +29,25 @@ func (m ArgMode) String() string {
 	return "stdin"
 }
 
-// Encoding is how arguments are written to a program's stdin.
-type Encoding int
+// Protocol is how calls are put to a resident process, and how it answers.
+type Protocol int
 
-// The encodings.
+// The protocols.
 const (
-	JSON    Encoding = iota // one document and a newline
-	Msgpack                 // one value
-	Lines                   // one argument a line
-	NUL                     // one argument, then a NUL byte
+	NotResident Protocol = iota // one process per call
+	LineByLine                  // a line in, a line out
+	JSONRPC                     // JSON-RPC 2.0, one message a line
 )
 
-var encodings = [...]struct{ name, phrase string }{
-	JSON:    {"json", "JSON"},
-	Msgpack: {"msgpack", "msgpack"},
-	Lines:   {"lines", "lines"},
-	NUL:     {"nul", "NUL-terminated strings"},
-}
-
-// ParseEncoding reads an encoding's name.
-func ParseEncoding(s string) (Encoding, error) {
-	for i, e := range encodings {
-		if e.name == s {
-			return Encoding(i), nil
-		}
+// ParseProtocol reads "lines" or "json".
+func ParseProtocol(s string) (Protocol, error) {
+	switch s {
+	case "lines":
+		return LineByLine, nil
+	case "json":
+		return JSONRPC, nil
 	}
-	return 0, fmt.Errorf("%q is not an encoding: json, msgpack, lines or nul", s)
+	return 0, fmt.Errorf("unknown protocol %q (known: lines, json)", s)
 }
 
-func (e Encoding) String() string { return encodings[e].name }
-func (e Encoding) phrase() string { return encodings[e].phrase }
-
-// Kind is the form in which a call's arguments travel. The numbers are the
-// wire's.
-type Kind int
-
-// The kinds.
-const (
-	KindRaw  Kind = 0 // no arguments: the input is everything
-	KindList Kind = 1 // a msgpack array of values
-	KindMap  Kind = 2 // a msgpack map with string keys, in the caller's order
-	KindJSON Kind = 3 // one JSON document, verbatim
-)
+func (p Protocol) String() string { return [...]string{"", "lines", "json"}[p] }

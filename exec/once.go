@@ -62,7 +62,7 @@ func (r *run) do(ctx context.Context) Result {
 	if r.f.warm == nil || !r.serveWarm(ctx) {
 		if err := r.serve(ctx); err != nil {
 			r.leave()
-			return internal(err).result()
+			return failure(err)
 		}
 	}
 	r.leave()

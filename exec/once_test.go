@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 func TestStatuses(t *testing.T) {
@@ -122,7 +124,7 @@ func TestInputBreaksOff(t *testing.T) {
 	w.Write([]byte("part\n"))
 	said.next(t)
 	w.CloseWithError(errors.New("connection lost"))
-	if res := await(t, done); !same(res, Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled: input ended early: connection lost"}) {
+	if res := await(t, done); !same(res, fbusEnd(args.CodeCancelled, "cancelled: input ended early: connection lost")) {
 		t.Errorf("%+v", res)
 	}
 	if len(said.said) > 0 {
@@ -195,7 +197,7 @@ func TestOutputLimit(t *testing.T) {
 	exact := runCall(t.Context(), sh(t, "head -c 102400 /dev/zero", limit), &Call{})
 	check(t, exact, programExit(0), strings.Repeat("\x00", 100<<10))
 	over := runCall(t.Context(), sh(t, "head -c 102401 /dev/zero; trap '' TERM; sleep 1000", limit), &Call{})
-	check(t, over, Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 100K"}, strings.Repeat("\x00", 100<<10))
+	check(t, over, fbusEnd(args.CodeOutputLimit, "output exceeds 100K"), strings.Repeat("\x00", 100<<10))
 }
 
 func TestCancel(t *testing.T) {
@@ -215,7 +217,7 @@ func TestCancel(t *testing.T) {
 			done := background(ctx, f, &Call{Stdout: said})
 			pids := said.next(t)
 			cancel()
-			if res := await(t, done); !same(res, Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}) {
+			if res := await(t, done); !same(res, fbusEnd(args.CodeCancelled, "cancelled")) {
 				t.Errorf("%+v", res)
 			}
 			gone(t, pids)
@@ -241,14 +243,14 @@ func TestDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	got := runCall(ctx, sh(t, "sleep 1000"), &Call{})
-	check(t, got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}, "")
+	check(t, got, fbusEnd(args.CodeDeadline, "deadline exceeded"), "")
 
 	f := sh(t, "sleep 1000", func(s *Spec) { s.Timeout = 50 * time.Millisecond })
-	check(t, runCall(t.Context(), f, &Call{}), Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 50ms"}, "")
+	check(t, runCall(t.Context(), f, &Call{}), fbusEnd(args.CodeDeadline, "ran longer than 50ms"), "")
 
 	ended, end := context.WithCancel(t.Context())
 	end()
-	check(t, runCall(ended, f, &Call{}), Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}, "")
+	check(t, runCall(ended, f, &Call{}), fbusEnd(args.CodeCancelled, "cancelled"), "")
 }
 
 func TestKillAndClose(t *testing.T) {
@@ -268,7 +270,7 @@ func TestKillAndClose(t *testing.T) {
 			t.Errorf("%+v", res)
 		}
 	}
-	if res := f.Run(t.Context(), &Call{}); res.Status != StatusCancelled {
+	if res := f.Run(t.Context(), &Call{}); res.Code != args.CodeCancelled {
 		t.Errorf("after Close: %+v", res)
 	}
 }
@@ -289,5 +291,15 @@ func TestSlots(t *testing.T) {
 	w.Close()
 	if res := await(t, first); !same(res, programExit(1)) {
 		t.Errorf("%+v", res)
+	}
+}
+
+func TestInputBesideArguments(t *testing.T) {
+	f := &Function{spec: Spec{Name: "f"}}
+	c := list(t, "a")
+	c.HasInput = true
+	_, err := f.prepare(c)
+	if args.AsError(err, "").Code != args.CodeBadInput || !strings.Contains(err.Error(), "takes its arguments on stdin") {
+		t.Error(err)
 	}
 }

@@ -3,7 +3,10 @@ package exec
 import (
 	"encoding/base64"
 	"encoding/json"
+	"strconv"
 	"unicode/utf8"
+
+	"fbus/bus/args"
 )
 
 // origin is the job whose end has posted another one: what Call.Origin says.
@@ -31,11 +34,11 @@ func originOf(c *Call) *origin {
 // know of it, and its output as a string, in base64 where it is not UTF-8.
 func (p *origin) params(output []byte) []byte {
 	out := make([]byte, 0, len(output)+256)
-	out = appendString(append(out, `{"id":`...), []byte(p.ID))
-	out = appendString(append(out, `,"function":`...), []byte(p.Function))
-	out = append(out, `,"status":`+itoa(p.Status)+`,"attempts":`+itoa(p.Attempts)+`,"output":`...)
+	out = args.AppendString(append(out, `{"id":`...), []byte(p.ID))
+	out = args.AppendString(append(out, `,"function":`...), []byte(p.Function))
+	out = append(out, `,"status":`+strconv.Itoa(p.Status)+`,"attempts":`+strconv.Itoa(p.Attempts)+`,"output":`...)
 	if utf8.Valid(output) {
-		return append(appendString(out, output), '}')
+		return append(args.AppendString(out, output), '}')
 	}
 	out = append(base64.StdEncoding.AppendEncode(append(out, '"'), output), '"')
 	return append(out, `,"encoding":"base64"}`...)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // template is the offered command line with its placeholders found.
@@ -69,7 +71,7 @@ func parseTemplate(spec *Spec) (template, error) {
 		t.note(parsed)
 	}
 	if spec.Args == ArgsArgv && !t.dynamic && slices.ContainsFunc(spec.Argv, func(w string) bool { return joining(path.Base(w)) }) {
-		return t, usage("leave --args argv out: the arguments then arrive on stdin", "arguments at the end of this command line would be read as code by a shell")
+		return t, usage("leave `args argv` out: the arguments then arrive on stdin", "arguments at the end of this command line would be read as code by a shell")
 	}
 	return t, nil
 }
@@ -111,7 +113,7 @@ func (p part) String() string {
 	case partAll, partOnly:
 		return "{}"
 	case partNumber:
-		return "{" + itoa(p.number) + "}"
+		return "{" + strconv.Itoa(p.number) + "}"
 	case partField:
 		return "{" + p.text + "}"
 	}
@@ -167,7 +169,7 @@ func parseShellWord(w string, code bool) (word, error) {
 	case whole, !code && optionWord().MatchString(w):
 		return splitWord(w), nil
 	case strings.ContainsAny(w, " \t\n") && meansArgument(w):
-		return nil, usage(shellHint, "a placeholder within the code %s would let an argument be run as code", abbreviate([]byte(w)))
+		return nil, usage(shellHint, "a placeholder within the code %s would let an argument be run as code", args.Abbreviate([]byte(w)))
 	}
 	return literal(w), nil
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"fbus/bus/args"
 )
 
 func TestExpand(t *testing.T) {
@@ -88,8 +90,8 @@ func TestRefusedTemplates(t *testing.T) {
 	} {
 		spec := Spec{Name: "f", Argv: argv, Args: ArgsArgv}
 		_, err := parseTemplate(&spec)
-		var e *Error
-		if !errors.As(err, &e) || e.Status != StatusUsage || e.Hint == "" {
+		var e *args.Error
+		if !errors.As(err, &e) || e.Code != args.CodeUsage || e.Hint == "" {
 			t.Errorf("%q: got %v, want a usage error with a hint", argv, err)
 		}
 		spec.Args, spec.ArgsSet = ArgsStdin, true
@@ -102,13 +104,30 @@ func TestRefusedTemplates(t *testing.T) {
 func TestArgumentsPhrase(t *testing.T) {
 	for want, spec := range map[string]Spec{
 		"JSON on stdin":                   {Argv: []string{"cat"}},
-		"lines on stdin":                  {Argv: []string{"cat"}, Encoding: Lines},
+		"lines on stdin":                  {Argv: []string{"cat"}, Encoding: args.EncodeLines},
 		"command line":                    {Argv: []string{"echo"}, Args: ArgsArgv},
 		"command line: {1} {name}":        {Argv: []string{"echo", "{1}", "a{name}b{1}"}},
-		"NUL-terminated strings on stdin": {Argv: []string{"cat"}, Encoding: NUL},
+		"NUL-terminated strings on stdin": {Argv: []string{"cat"}, Encoding: args.EncodeNUL},
 	} {
 		if got := offer(t, spec).Arguments(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+const isBad = "\x00bad"
+
+// checkBad holds an error against a wanted string that begins with isBad.
+func checkBad(t *testing.T, want string, err error) {
+	t.Helper()
+	part, bad := strings.CutPrefix(want, isBad)
+	switch {
+	case !bad && err != nil:
+		t.Fatalf("unexpected error: %v", err)
+	case !bad:
+	case err == nil:
+		t.Fatalf("no error, want one about %q", part)
+	case args.AsError(err, "").Code != args.CodeBadInput || !strings.Contains(err.Error(), part):
+		t.Fatalf("got %+v, want bad input about %q", err, part)
 	}
 }

@@ -3,7 +3,6 @@ package exec
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"fbus/bus/args"
 )
 
 // program is a program that was found.
@@ -33,7 +34,7 @@ func findProgram(spec *Spec) (program, error) {
 	}
 	cwd, err := os.Getwd()
 	if err != nil {
-		return p, internal(err)
+		return p, args.AsError(err, args.CodeInternal)
 	}
 	if spec.Dir != "" {
 		if p.dir, err = checkDir(cwd, spec.Dir); err != nil {
@@ -89,11 +90,11 @@ func lookProgram(name, cwd, path string) (string, error) {
 		}
 		file := filepath.Join(dir, name)
 		err := checkExecutable(file)
-		var e *Error
+		var e *args.Error
 		switch {
 		case err == nil:
 			return file, nil
-		case errors.As(err, &e) && e.Status == StatusCannotRun && found == nil:
+		case errors.As(err, &e) && e.Code == args.CodeCannotRun && found == nil:
 			found = err
 		}
 	}
@@ -107,12 +108,12 @@ func lookProgram(name, cwd, path string) (string, error) {
 	return "", e
 }
 
-func notFound(format string, args ...any) *Error {
-	return &Error{Status: StatusNotFound, Code: "not_found", Msg: fmt.Sprintf(format, args...)}
+func notFound(format string, a ...any) *args.Error {
+	return args.Errorf(args.CodeNotFound, format, a...)
 }
 
-func cannotRun(format string, args ...any) *Error {
-	return &Error{Status: StatusCannotRun, Code: "cannot_run", Msg: fmt.Sprintf(format, args...)}
+func cannotRun(format string, a ...any) *args.Error {
+	return args.Errorf(args.CodeCannotRun, format, a...)
 }
 
 func checkExecutable(file string) error {
@@ -164,8 +165,8 @@ func checkInterpreter(file, cwd, path string) error {
 
 func badInterpreter(file, interp string, err error) error {
 	why := "no such file"
-	var cause *Error
-	if errors.As(err, &cause) && cause.Status == StatusCannotRun {
+	var cause *args.Error
+	if errors.As(err, &cause) && cause.Code == args.CodeCannotRun {
 		why = "it cannot be executed"
 	}
 	e := cannotRun("%s: bad interpreter %q: %s", file, interp, why)

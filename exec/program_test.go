@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 func script(t *testing.T, dir, name, text string, mode os.FileMode) string {
@@ -28,30 +30,30 @@ func TestRefusedPrograms(t *testing.T) {
 	dos := script(t, dir, "dos", "#!/bin/sh\r\necho\r\n", 0o755)
 	env := script(t, dir, "env", "#!/usr/bin/env nosuchlanguage\n", 0o755)
 	tests := []struct {
-		name   string
-		spec   Spec
-		status int
-		part   string
+		name string
+		spec Spec
+		code string
+		part string
 	}{
-		{"none", Spec{}, StatusUsage, "no program"},
-		{"not on PATH", Spec{Argv: []string{"no-such-program"}}, StatusNotFound, "not on PATH"},
-		{"no file", Spec{Argv: []string{dir + "/none"}}, StatusNotFound, "no such file"},
-		{"directory", Spec{Argv: []string{dir}}, StatusCannotRun, "is a directory"},
-		{"not executable", Spec{Argv: []string{plain}}, StatusCannotRun, "permission denied"},
-		{"not executable on PATH", Spec{Argv: []string{"plain"}, Env: []string{"PATH=" + dir}}, StatusCannotRun, "permission denied"},
-		{"interpreter", Spec{Argv: []string{interp}}, StatusCannotRun, "/no/such/shell"},
-		{"DOS", Spec{Argv: []string{dos}}, StatusCannotRun, `/bin/sh\r`},
-		{"env", Spec{Argv: []string{env}}, StatusCannotRun, "nosuchlanguage"},
-		{"no directory", Spec{Argv: []string{"cat"}, Dir: dir + "/none"}, StatusUsage, "no such file"},
-		{"bad -e", Spec{Argv: []string{"cat"}, Env: []string{"=x"}}, StatusUsage, "NAME=VALUE"},
-		{"NUL", Spec{Argv: []string{"cat", "a\x00"}}, StatusUsage, "NUL"},
+		{"none", Spec{}, args.CodeUsage, "no program"},
+		{"not on PATH", Spec{Argv: []string{"no-such-program"}}, args.CodeNotFound, "not on PATH"},
+		{"no file", Spec{Argv: []string{dir + "/none"}}, args.CodeNotFound, "no such file"},
+		{"directory", Spec{Argv: []string{dir}}, args.CodeCannotRun, "is a directory"},
+		{"not executable", Spec{Argv: []string{plain}}, args.CodeCannotRun, "permission denied"},
+		{"not executable on PATH", Spec{Argv: []string{"plain"}, Env: []string{"PATH=" + dir}}, args.CodeCannotRun, "permission denied"},
+		{"interpreter", Spec{Argv: []string{interp}}, args.CodeCannotRun, "/no/such/shell"},
+		{"DOS", Spec{Argv: []string{dos}}, args.CodeCannotRun, `/bin/sh\r`},
+		{"env", Spec{Argv: []string{env}}, args.CodeCannotRun, "nosuchlanguage"},
+		{"no directory", Spec{Argv: []string{"cat"}, Dir: dir + "/none"}, args.CodeUsage, "no such file"},
+		{"bad -e", Spec{Argv: []string{"cat"}, Env: []string{"=x"}}, args.CodeUsage, "NAME=VALUE"},
+		{"NUL", Spec{Argv: []string{"cat", "a\x00"}}, args.CodeUsage, "NUL"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := New(tt.spec)
-			var e *Error
-			if !errors.As(err, &e) || e.Status != tt.status || !strings.Contains(e.Msg, tt.part) {
-				t.Errorf("got %+v, want %d about %q", err, tt.status, tt.part)
+			var e *args.Error
+			if !errors.As(err, &e) || e.Code != tt.code || !strings.Contains(e.Message, tt.part) {
+				t.Errorf("got %+v, want %s about %q", err, tt.code, tt.part)
 			}
 		})
 	}
@@ -82,18 +84,18 @@ func TestProgramChanges(t *testing.T) {
 		check(t, runCall(t.Context(), f, &Call{}), programExit(0), "two\n")
 		for _, step := range []struct {
 			change func()
-			status int
+			code   string
 			part   string
 		}{
-			{func() { script(t, dir, "p", "#!/no/such\n", 0o755) }, StatusCannotRun, "/no/such"},
-			{func() { script(t, dir, "p", "echo no first line\n", 0o755) }, StatusCannotRun, "#!/bin/sh"},
-			{func() { os.Chmod(file, 0o644) }, StatusCannotRun, "permission denied"},
-			{func() { os.Remove(file) }, StatusNotFound, "no such file"},
+			{func() { script(t, dir, "p", "#!/no/such\n", 0o755) }, args.CodeCannotRun, "/no/such"},
+			{func() { script(t, dir, "p", "echo no first line\n", 0o755) }, args.CodeCannotRun, "#!/bin/sh"},
+			{func() { os.Chmod(file, 0o644) }, args.CodeCannotRun, "permission denied"},
+			{func() { os.Remove(file) }, args.CodeNotFound, "no such file"},
 		} {
 			step.change()
 			got := f.Run(t.Context(), &Call{})
-			if got.Source != SourceFbus || got.Status != step.status || !strings.Contains(got.Message, step.part) {
-				t.Errorf("memory %d: %+v, want %d about %q", memory, got, step.status, step.part)
+			if got.Source != args.FromBus || got.Code != step.code || !strings.Contains(got.Message+got.Hint, step.part) {
+				t.Errorf("memory %d: %+v, want %s about %q", memory, got, step.code, step.part)
 			}
 		}
 	}
@@ -105,7 +107,7 @@ func TestTooLongForCommandLine(t *testing.T) {
 	for i := range values {
 		values[i] = strings.Repeat("a", 100_000)
 	}
-	if got := f.Run(t.Context(), list(t, values...)); got.Status != StatusBadInput || got.Code != "bad_input" {
+	if got := f.Run(t.Context(), list(t, values...)); got.Code != args.CodeBadInput {
 		t.Errorf("%+v", got)
 	}
 }

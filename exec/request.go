@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"unicode/utf8"
+
+	"fbus/bus/args"
 )
 
 // longestRequest bounds what one call puts to a resident process, which has to
@@ -16,7 +17,7 @@ const longestRequest = 64 << 20
 // request is what a resident process is to be asked: a line with its end, or
 // the params of a JSON-RPC request.
 func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
-	if c.Kind == KindRaw {
+	if c.Kind == args.KindRaw {
 		data, err := wholeInput(ctx, c)
 		if err != nil {
 			return nil, err
@@ -29,17 +30,17 @@ func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
 		}
 		return asLine(data)
 	}
-	args, err := decodeArguments(c.Kind, c.Args)
+	v, err := args.Decode(c.Kind, c.Args)
 	if err != nil {
 		return nil, err
 	}
 	if c.HasInput {
-		return nil, badInput("takes its arguments on stdin; it can take no input beside them")
+		return nil, args.BadInput("takes its arguments on stdin; it can take no input beside them")
 	}
 	if f.spec.Resident == JSONRPC {
-		return params(&args)
+		return params(v)
 	}
-	return argumentLine(&args)
+	return argumentLine(v)
 }
 
 // wholeInput reads an input stream to its end. The error is bad input, or
@@ -63,9 +64,9 @@ func wholeInput(ctx context.Context, c *Call) ([]byte, error) {
 	case in := <-read:
 		switch {
 		case in.err != nil:
-			return nil, &Error{Status: StatusCancelled, Code: "cancelled", Msg: fmt.Sprintf("cancelled: input ended early: %v", in.err)}
+			return nil, args.Errorf(args.CodeCancelled, "cancelled: input ended early: %v", in.err)
 		case len(in.data) > longestRequest:
-			return nil, badInput("the input is longer than %s, the most that a resident program is given in one call", size(longestRequest))
+			return nil, args.BadInput("the input is longer than %s, the most that a resident program is given in one call", size(longestRequest))
 		}
 		return in.data, nil
 	case <-ctx.Done():
@@ -80,37 +81,34 @@ func asLine(text []byte) ([]byte, error) {
 	case n < 0:
 		return append(text[:len(text):len(text)], '\n'), nil
 	case n < len(text)-1:
-		return nil, badInput("a newline in the middle of the input: this function takes one line")
+		return nil, args.BadInput("a newline in the middle of the input: this function takes one line")
 	}
 	return text, nil
 }
 
 // argumentLine is the only argument, as a line.
-func argumentLine(a *arguments) ([]byte, error) {
-	if a.kind == KindMap {
-		return nil, badInput("takes one line, not fields")
-	}
-	flat := *a
-	if a.kind != KindList || len(a.values) != 1 || a.values[0].json {
+func argumentLine(v *args.Values) ([]byte, error) {
+	flat := v
+	if v.Kind != args.KindList || len(v.List) != 1 || v.List[0].JSON {
 		var err error
-		if flat, err = a.flat(); err != nil {
+		if flat, err = v.Flat(); err != nil {
 			return nil, err
 		}
 	}
 	switch {
-	case flat.kind == KindMap:
-		return nil, badInput("takes one line, not fields")
-	case len(flat.values) != 1:
-		return nil, badInput("takes 1 argument, the line, got %d", len(flat.values))
-	case flat.values[0].nested():
-		return nil, badInput("%s is an array or an object, which cannot be a line of text", flat.name(0))
+	case flat.Kind == args.KindMap:
+		return nil, args.BadInput("takes one line, not fields")
+	case len(flat.List) != 1:
+		return nil, args.BadInput("takes 1 argument, the line, got %d", len(flat.List))
+	case flat.List[0].Nested():
+		return nil, args.BadInput("%s is an array or an object, which cannot be a line of text", flat.Name(0))
 	}
-	return asLine(flat.values[0].text)
+	return asLine(flat.List[0].Text)
 }
 
 // params is the arguments as a JSON array or object in one line.
-func params(a *arguments) ([]byte, error) {
-	doc, err := encodeJSON(a)
+func params(v *args.Values) ([]byte, error) {
+	doc, err := v.Encode(args.EncodeJSON)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +116,7 @@ func params(a *arguments) ([]byte, error) {
 	if bytes.ContainsAny(doc, "\n\r") { // in JSON only ever between tokens
 		var line bytes.Buffer
 		if err := json.Compact(&line, doc); err != nil {
-			return nil, badInput("%v", err)
+			return nil, args.BadInput("%v", err)
 		}
 		doc = line.Bytes()
 	}
@@ -131,8 +129,8 @@ func params(a *arguments) ([]byte, error) {
 // rawParams is an input without arguments as one string.
 func rawParams(data []byte) ([]byte, error) {
 	if !utf8.Valid(data) {
-		return nil, badInput("the input is not UTF-8, which JSON needs")
+		return nil, args.BadInput("the input is not UTF-8, which JSON needs")
 	}
 	out := make([]byte, 0, len(data)+16)
-	return append(appendString(append(out, '['), data), ']'), nil
+	return append(args.AppendString(append(out, '['), data), ']'), nil
 }

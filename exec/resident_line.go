@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -14,6 +13,8 @@ import (
 	"fbus/exec/keeper"
 
 	"golang.org/x/sys/unix"
+
+	"fbus/bus/args"
 )
 
 // closingAfter is how long a process that has closed its output is given to
@@ -53,7 +54,7 @@ func (p *resident) line(ctx context.Context, c *Call, req []byte) (res Result, a
 		p.answered.Store(true)
 		p.s.proven.Store(true)
 		p.s.trouble.over()
-		res = Result{Source: SourceProgram, Code: "exit", Output: bytes.Clone(l.line())}
+		res = Result{End: args.End{Source: args.FromProgram, Code: "exit"}, Output: bytes.Clone(l.line())}
 		if rest := l.rest(); len(rest) > 0 {
 			p.distrust("it wrote more than one line: " + quote(rest))
 		}
@@ -251,8 +252,8 @@ func (l *lineReader) fault(end lineEnd) (res Result, again bool) {
 			p.s.greets.Store(true)
 		}
 		p.distrust("it wrote before it was asked: " + stray)
-		res = internal(fmt.Errorf("the program writes before it is asked: %s", stray)).result()
-		res.Message += "\nhint: --reply-fd 3 takes answers from another descriptor than stdout"
+		res = fbusEnd(args.CodeInternal, "the program writes before it is asked: "+stray)
+		res.Hint = "`reply-fd 3` takes answers from another descriptor than stdout"
 		return res, true
 	case lineOver:
 		p.s.replace(p, "its answer exceeds "+size(p.s.f.spec.MaxOutput))

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // A loop that does as each line says.
@@ -38,7 +40,7 @@ func ask(t *testing.T, f *Function, line string) reply {
 }
 
 func lostAs(msg string) Result {
-	return Result{Source: SourceFbus, Status: StatusLost, Code: "worker_lost", Message: msg}
+	return fbusEnd(args.CodeWorkerLost, msg)
 }
 
 func TestLineByLine(t *testing.T) {
@@ -68,7 +70,7 @@ func TestNoLine(t *testing.T) {
 		list(t), list(t, "a", "b"), list(t, "a\nb"), list(t, doc(`{"a":1}`)), fields(t, "a", "b"),
 		document(`{"a":1}`), document(`["a","b"]`), document(`[]`), document(`[["a"]]`), withInput,
 	} {
-		if got := runCall(t.Context(), f, c); got.Status != StatusBadInput || got.Source != SourceFbus || got.out != "" {
+		if got := runCall(t.Context(), f, c); got.Code != args.CodeBadInput || got.Source != args.FromBus || got.out != "" {
 			t.Errorf("%+v: %+v", c, got)
 		}
 	}
@@ -88,7 +90,7 @@ func TestLineBytes(t *testing.T) {
 func TestLineTooLong(t *testing.T) {
 	f := offer(t, Spec{Argv: []string{"cat"}, Resident: LineByLine, MaxOutput: 10})
 	check(t, ask(t, f, "123456789"), programExit(0), "123456789\n")
-	over := Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 10 bytes"}
+	over := fbusEnd(args.CodeOutputLimit, "output exceeds 10 bytes")
 	check(t, ask(t, f, "1234567890"), over, "")
 	check(t, ask(t, f, strings.Repeat("x", 1<<20)), over, "")
 	check(t, ask(t, f, "1"), programExit(0), "1\n")
@@ -186,7 +188,7 @@ func TestLineDeadline(t *testing.T) {
 	hung := background(late, f, &Call{Input: []byte("hang")})
 	eventually(t, "it hangs", func() bool { return len(childrenOf(pidOf(t, pid))) == 1 })
 	pass()
-	if got := await(t, hung); !same(got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}) {
+	if got := await(t, hung); !same(got, fbusEnd(args.CodeDeadline, "deadline exceeded")) {
 		t.Errorf("%+v", got)
 	}
 	gone(t, pid)
@@ -204,7 +206,7 @@ func TestLineTimeout(t *testing.T) {
 	pid := programOf(t, f)
 	eventually(t, "a program that hangs is replaced", func() bool {
 		got := ask(t, f, "hang")
-		check(t, got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 100ms"}, "")
+		check(t, got, fbusEnd(args.CodeDeadline, "ran longer than 100ms"), "")
 		replaced := programOf(t, f) != pid
 		if replaced && !strings.HasSuffix(got.err, flushHint) {
 			t.Errorf("%q", got.err)
@@ -342,7 +344,7 @@ func TestLineCancel(t *testing.T) {
 			cancel()
 		}
 		for _, d := range []<-chan Result{done, waiting} {
-			if res := await(t, d); !same(res, Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}) {
+			if res := await(t, d); !same(res, fbusEnd(args.CodeCancelled, "cancelled")) {
 				t.Errorf("%s: %+v", how, res)
 			}
 		}
@@ -359,7 +361,7 @@ func TestLineGreeting(t *testing.T) {
 	f := sh(t, "echo hello\n"+obey, lineMode)
 	for range 2 {
 		got := ask(t, f, "echo x")
-		if got.Status != StatusInternal || !strings.Contains(got.Message, `"hello\n"`) {
+		if got.Code != args.CodeInternal || !strings.Contains(got.Message, `"hello\n"`) {
 			t.Errorf("%+v", got)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // quote shows what a program wrote, shortened.
@@ -76,7 +78,7 @@ func (p *resident) lost(h *holding, half []byte, passed bool) (res Result, again
 	case why != none:
 		return p.ended(h, why, passed || len(half) > 0), false
 	case p.end.Errno != 0:
-		return f.failed(p.end.Errno).result(), false
+		return failure(f.failed(p.end.Errno)), false
 	}
 	msg := p.farewell(told)
 	if p.end.OutOfMemory {
@@ -88,7 +90,7 @@ func (p *resident) lost(h *holding, half []byte, passed bool) (res Result, again
 	if !p.answered.Load() && p.log.last != "" {
 		msg += ": " + p.log.last
 	}
-	res = Result{Source: SourceFbus, Status: StatusLost, Code: "worker_lost", Message: msg}
+	res = fbusEnd(args.CodeWorkerLost, msg)
 	unread := !h.sent || h.begin >= p.read
 	return res, unread && !passed && len(half) == 0 && p.answered.Load()
 }

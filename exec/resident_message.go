@@ -8,6 +8,8 @@ import (
 	"math"
 	"strconv"
 	"unicode/utf8"
+
+	"fbus/bus/args"
 )
 
 // answer is a call's, and what its caller gets on stderr.
@@ -111,7 +113,7 @@ func (f *Function) answer(m *message) (ans answer, err error) {
 		ans.Result = f.endedAs(outputLimit)
 		return ans, nil
 	}
-	ans.Result = Result{Source: SourceProgram, Code: "exit", Output: out.Bytes()}
+	ans.Result = Result{End: args.End{Source: args.FromProgram, Code: "exit"}, Output: out.Bytes()}
 	return ans, nil
 }
 
@@ -141,7 +143,7 @@ func errorAnswer(doc []byte) (ans answer, err error) {
 		}
 	}
 	ans.stderr += "\n"
-	ans.Result = Result{Source: SourceProgram, Status: 1, Code: strconv.FormatInt(code, 10)}
+	ans.Result = Result{End: args.End{Source: args.FromProgram, Status: 1, Code: strconv.FormatInt(code, 10)}}
 	if len(*e.Message) <= longestMessage {
 		ans.Result.Message = *e.Message
 	}
@@ -161,5 +163,5 @@ func messageID(raw json.RawMessage) (uint64, bool) {
 }
 
 func malformed(what string, line []byte) Result {
-	return internal(fmt.Errorf("the program's answer %s: %s", what, quote(line))).result()
+	return fbusEnd(args.CodeInternal, fmt.Sprintf("the program's answer %s: %s", what, quote(line)))
 }

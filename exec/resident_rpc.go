@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // longestAnswer bounds a message of a program when MaxOutput does not: it has
@@ -163,7 +165,7 @@ func (f *Function) tooLong(bound int) Result {
 	if f.spec.MaxOutput > 0 {
 		return f.endedAs(outputLimit)
 	}
-	return Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "the answer exceeds " + size(int64(bound))}
+	return fbusEnd(args.CodeOutputLimit, "the answer exceeds "+size(int64(bound)))
 }
 
 var errTooLong = errors.New("line too long")
@@ -215,7 +217,7 @@ func (p *resident) refuse(res Result, why string) {
 func rpcRequest(id uint64, method string, params []byte) []byte {
 	b := make([]byte, 0, len(params)+len(method)+64)
 	b = strconv.AppendUint(append(b, `{"jsonrpc":"2.0","id":`...), id, 10)
-	b = appendString(append(b, `,"method":`...), []byte(method))
+	b = args.AppendString(append(b, `,"method":`...), []byte(method))
 	b = append(append(b, `,"params":`...), params...)
 	return append(b, "}\n"...)
 }

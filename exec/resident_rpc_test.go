@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // rpcChild does as the first of its params says, with the second. Each request
@@ -134,7 +136,7 @@ func TestRPCParams(t *testing.T) {
 	}
 	check(t, runCall(t.Context(), f, &Call{Input: []byte("echo")}), programExit(0), "\"\"\n")
 	got := runCall(t.Context(), f, &Call{Input: []byte("\xff")})
-	check(t, got, Result{Source: SourceFbus, Status: StatusBadInput, Code: "bad_input", Message: "the input is not UTF-8, which JSON needs"}, "")
+	check(t, got, fbusEnd(args.CodeBadInput, "the input is not UTF-8, which JSON needs"), "")
 	f.Close()
 	one := offer(t, Spec{Name: "say.it", Resident: JSONRPC, Argv: []string{"perl", "-e",
 		`$| = 1; while (<STDIN>) { chomp; s/"/\\"/g; s/\\n/\\\\n/g; print qq({"id":1,"result":"$_"}\n) }`}})
@@ -147,7 +149,7 @@ func TestRPCErrors(t *testing.T) {
 	f := offerRPC(t, logged(log))
 	pid := do(t, f, "pid").out
 	got := do(t, f, "raw", `{"id":ID,"error":{"code":-32001,"message":"no such\nthing","data":{"a": 1}}}`)
-	check(t, got, Result{Source: SourceProgram, Status: 1, Code: "-32001", Message: "no such\nthing"}, "")
+	check(t, got, Result{End: args.End{Source: args.FromProgram, Status: 1, Code: "-32001", Message: "no such\nthing"}}, "")
 	if got.err != "no such\nthing {\"a\":1}\n" {
 		t.Errorf("%q", got.err)
 	}
@@ -155,7 +157,7 @@ func TestRPCErrors(t *testing.T) {
 	check(t, do(t, f, "raw", `{"id":ID,"result":null}`), programExit(0), "null\n")
 	for _, bad := range []string{`{"id":ID}`, `{"id":ID,"result":1,"error":{"code":1,"message":""}}`,
 		`{"id":ID,"error":"text"}`, `{"id":ID,"error":{"code":1.5,"message":""}}`} {
-		if got := do(t, f, "raw", bad); got.Status != StatusInternal || got.Source != SourceFbus || !strings.Contains(got.Message, `{\"id\":`) {
+		if got := do(t, f, "raw", bad); got.Code != args.CodeInternal || got.Source != args.FromBus || !strings.Contains(got.Message, `{\"id\":`) {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -181,7 +183,7 @@ func TestRPCMalformed(t *testing.T) {
 		`{"id":1,"result":1,"id":2}`, `{"id":1,"method":"ask","result":1}`, `{"id":1,"result":1} {}`, `{"Id":1,"result":1}`} {
 		pid := do(t, f, "pid").out
 		got := do(t, f, "raw", bad)
-		if got.Status != StatusInternal || got.Code != "internal" || !strings.Contains(got.Message, quote([]byte(bad))) {
+		if got.Code != args.CodeInternal || !strings.Contains(got.Message, quote([]byte(bad))) {
 			t.Errorf("%s: %+v", bad, got)
 		}
 		if got := do(t, f, "pid"); got.Status != 0 || got.out == pid {
@@ -198,7 +200,7 @@ func TestRPCMalformed(t *testing.T) {
 
 func TestRPCTooLong(t *testing.T) {
 	f := offerRPC(t, func(s *Spec) { s.MaxOutput = 10 })
-	over := Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 10 bytes"}
+	over := fbusEnd(args.CodeOutputLimit, "output exceeds 10 bytes")
 	check(t, do(t, f, "echo", "1234567"), programExit(0), "\"1234567\"\n")
 	check(t, do(t, f, "echo", "12345678"), over, "")
 	check(t, do(t, f, "echo", strings.Repeat("x", 1<<20)), over, "")
@@ -211,7 +213,7 @@ func TestRPCTimeout(t *testing.T) {
 	limit := func(grace time.Duration) func(*Spec) {
 		return func(s *Spec) { s.Timeout, s.Grace = 50*time.Millisecond, grace }
 	}
-	late := Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 50ms"}
+	late := fbusEnd(args.CodeDeadline, "ran longer than 50ms")
 	f := offerRPC(t, pipelined(2), limit(patience))
 	pid := programOf(t, f)
 	for range 3 {
@@ -351,12 +353,12 @@ func TestResidentChaos(t *testing.T) {
 		defer pass()
 		got := runCall(ctx, f, c)
 		switch {
-		case got.Source == SourceProgram && got.Status == 0:
+		case got.Source == args.FromProgram && got.Status == 0:
 			good.Add(1)
 			if got.out != fmt.Sprintf("%q\n", word) {
 				t.Errorf("%s: %+v", word, got)
 			}
-		case got.out != "" || got.Source != SourceFbus:
+		case got.out != "" || got.Source != args.FromBus:
 			t.Errorf("%s: %+v", word, got)
 		}
 	})
@@ -399,7 +401,7 @@ func TestLineChaos(t *testing.T) {
 		defer pass()
 		got := runCall(ctx, f, &Call{Input: []byte(word)})
 		switch {
-		case got.Source == SourceProgram:
+		case got.Source == args.FromProgram:
 			good.Add(1)
 			if got.out != word {
 				t.Errorf("%q: %+v", word, got)

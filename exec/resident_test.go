@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 func TestResidentStderr(t *testing.T) {
@@ -164,7 +166,7 @@ func TestResidentVanishes(t *testing.T) {
 	check(t, ask(t, f, "echo x"), programExit(0), "x\n")
 	os.Remove(file)
 	check(t, ask(t, f, "crash"), lostAs("the program exited with status 3 before it answered"), "")
-	if got := ask(t, f, "echo x"); got.Status != StatusNotFound {
+	if got := ask(t, f, "echo x"); got.Code != args.CodeNotFound {
 		t.Errorf("%+v", got)
 	}
 }
@@ -176,7 +178,7 @@ func TestResidentClose(t *testing.T) {
 	pids := ask(t, f, "").out
 	f.Close()
 	gone(t, pids)
-	if res := f.Run(t.Context(), &Call{}); res.Status != StatusCancelled {
+	if res := f.Run(t.Context(), &Call{}); res.Code != args.CodeCancelled {
 		t.Errorf("%+v", res)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // mostTries is how many processes one call may find unfit before it was put to
@@ -70,7 +72,7 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 		if ctx.Err() != nil {
 			return s.f.endedAs(endingOf(ctx))
 		}
-		return resultOf(err)
+		return failure(err)
 	}
 	if !s.f.admit() {
 		return notOffered()
@@ -87,7 +89,7 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 			}
 			return s.unserved(endingOf(ctx))
 		case err != nil:
-			return resultOf(err)
+			return failure(err)
 		}
 		var res Result
 		var again bool
@@ -299,7 +301,7 @@ func (s *residents) start(node string) {
 	defer s.watched.Done()
 	p, err := startResident(s, node)
 	if err != nil {
-		s.failed(internal(err))
+		s.failed(args.AsError(err, args.CodeInternal))
 		return
 	}
 	s.mu.Lock()
@@ -317,8 +319,8 @@ func (s *residents) start(node string) {
 }
 
 // failed says that no process can be started.
-func (s *residents) failed(err *Error) {
-	pause := s.trouble.failed(err.Msg)
+func (s *residents) failed(err *args.Error) {
+	pause := s.trouble.failed(err.Message)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.starting--

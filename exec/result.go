@@ -8,6 +8,8 @@ import (
 	"fbus/exec/keeper"
 
 	"golang.org/x/sys/unix"
+
+	"fbus/bus/args"
 )
 
 // result returns how the run ended. A program that exited before it was asked to
@@ -19,7 +21,7 @@ func (r *run) result() Result {
 	var res Result
 	switch {
 	case r.exit.Errno != 0:
-		res = r.f.failed(r.exit.Errno).result()
+		res = failure(r.f.failed(r.exit.Errno))
 	case why == outputLimit:
 		res = r.ended(why)
 	case r.exit.Exited && !r.exit.Asked:
@@ -27,7 +29,7 @@ func (r *run) result() Result {
 	case why != none:
 		res = r.ended(why)
 	default:
-		res = Result{Source: SourceFbus, Status: StatusLost, Code: "worker_lost", Message: "the program's keeper was killed"}
+		res = fbusEnd(args.CodeWorkerLost, "the program's keeper was killed")
 	}
 	if r.exit.Survivors != "" {
 		res.Message = join(res.Message, "could not be killed: "+r.exit.Survivors)
@@ -46,9 +48,9 @@ func join(a, b string) string {
 func (r *run) exited() Result {
 	ws := r.exit.Status
 	if !ws.Signaled() {
-		return Result{Source: SourceProgram, Status: ws.ExitStatus(), Code: "exit"}
+		return Result{End: args.End{Source: args.FromProgram, Status: ws.ExitStatus(), Code: "exit"}}
 	}
-	res := Result{Source: SourceSignal, Status: 128 + int(ws.Signal()), Code: signalName(ws.Signal())}
+	res := Result{End: args.End{Source: args.FromSignal, Status: 128 + int(ws.Signal()), Code: signalName(ws.Signal())}}
 	if r.exit.OutOfMemory {
 		res.Message = r.f.outOfMemory()
 	}
@@ -74,27 +76,27 @@ func (r *run) ended(why ending) Result {
 
 // endedAs is the end of a call that fbus ended.
 func (f *Function) endedAs(why ending) Result {
-	res := Result{Source: SourceFbus, Status: StatusCancelled, Code: "cancelled", Message: "cancelled"}
+	res := fbusEnd(args.CodeCancelled, "cancelled")
 	switch why {
 	case deadline:
-		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "deadline exceeded"}
+		res = fbusEnd(args.CodeDeadline, "deadline exceeded")
 	case timeout:
-		res = Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: fmt.Sprintf("ran longer than %v", f.spec.Timeout)}
+		res = fbusEnd(args.CodeDeadline, fmt.Sprintf("ran longer than %v", f.spec.Timeout))
 	case outputLimit:
-		res = Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds " + size(f.spec.MaxOutput)}
+		res = fbusEnd(args.CodeOutputLimit, "output exceeds "+size(f.spec.MaxOutput))
 	}
 	return res
 }
 
 // failed says why the program could not be executed. It was there when it was
 // offered, so what is wrong now is looked for again.
-func (f *Function) failed(errno syscall.Errno) *Error {
+func (f *Function) failed(errno syscall.Errno) *args.Error {
 	path := f.program.path
 	switch errno {
 	case unix.E2BIG:
-		return badInput("the arguments are too long for a command line")
+		return args.BadInput("the arguments are too long for a command line")
 	case unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE:
-		return internal(fmt.Errorf("start %s: %w", path, errno))
+		return args.Errorf(args.CodeInternal, "start %s: %s", path, errno)
 	case unix.ENOEXEC:
 		e := cannotRun("%s: %s", path, errno)
 		if interp, _ := shebang(path); interp == "" {
@@ -108,7 +110,7 @@ func (f *Function) failed(errno syscall.Errno) *Error {
 		}
 	}
 	if _, err := findProgram(&f.spec); err != nil {
-		if e, ok := err.(*Error); ok && e.Status != StatusUsage {
+		if e, ok := err.(*args.Error); ok && e.Code != args.CodeUsage {
 			return e
 		}
 	}
@@ -124,7 +126,7 @@ func (f *Function) whyEnded(end *keeper.End, last string) string {
 	var why string
 	switch {
 	case end.Errno != 0:
-		return f.failed(end.Errno).Msg
+		return f.failed(end.Errno).Message
 	case !end.Exited:
 		why = "the program's keeper was killed"
 	case !end.Status.Signaled():

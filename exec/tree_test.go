@@ -20,6 +20,8 @@ import (
 	"fbus/exec/keeper"
 
 	"golang.org/x/sys/unix"
+
+	"fbus/bus/args"
 )
 
 // daemon leaves a process behind in the classic way, and says its number.
@@ -86,7 +88,7 @@ func TestKeeperKilled(t *testing.T) {
 	done := background(t.Context(), f, &Call{Rest: never, Stdout: said})
 	pids := said.next(t) // the daemon's, the keeper's, ...
 	syscall.Kill(pidOf(t, strings.Fields(pids)[1]), syscall.SIGKILL)
-	if res := await(t, done); res.Status != StatusLost || res.Code != "worker_lost" {
+	if res := await(t, done); res.Code != args.CodeWorkerLost {
 		t.Errorf("%+v", res)
 	}
 	gone(t, pids)

@@ -120,7 +120,7 @@ func (w *warm) start(node string) {
 	w.settled.Broadcast()
 	if err != nil {
 		w.mu.Unlock()
-		w.failed(internal(err).Msg)
+		w.failed(err.Error())
 		return
 	}
 	stale := w.closed || node != w.node

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 func warmMode(n int) func(*Spec) {
@@ -213,10 +215,10 @@ func TestWarmEnds(t *testing.T) {
 	f := sh(t, script, warmMode(1), logged(log), func(s *Spec) { s.Timeout = 50 * time.Millisecond })
 	log.next(t)
 	got := runCall(t.Context(), f, &Call{})
-	check(t, got, Result{Source: SourceFbus, Status: StatusDeadline, Code: "deadline", Message: "ran longer than 50ms"}, got.out)
+	check(t, got, fbusEnd(args.CodeDeadline, "ran longer than 50ms"), got.out)
 	gone(t, got.out)
 	got = runCall(t.Context(), sh(t, "head -c 101 /dev/zero; cat", warmMode(1), func(s *Spec) { s.MaxOutput = 100 }), &Call{})
-	check(t, got, Result{Source: SourceFbus, Status: StatusInternal, Code: "output_limit", Message: "output exceeds 100 bytes"}, strings.Repeat("\x00", 100))
+	check(t, got, fbusEnd(args.CodeOutputLimit, "output exceeds 100 bytes"), strings.Repeat("\x00", 100))
 
 	f = sh(t, script, warmMode(1))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -241,7 +243,7 @@ func TestWarmClose(t *testing.T) {
 		}
 		f.Close()
 		gone(t, pids)
-		if res := f.Run(t.Context(), &Call{}); res.Status != StatusCancelled {
+		if res := f.Run(t.Context(), &Call{}); res.Code != args.CodeCancelled {
 			t.Errorf("%+v", res)
 		}
 	}

@@ -155,27 +155,38 @@ func (r *Reader) Bytes(max int) []byte {
 	return r.take(int(n))
 }
 
-// arrayLen reads the header of an array, without believing it further than the
-// bytes that are left: every element takes at least one.
+// ArrayLen reads the header of an array.
 func (r *Reader) ArrayLen() int {
 	c := r.code()
-	var n uint64
-	switch {
-	case msgpcode.IsFixedArray(c):
-		n = uint64(c & msgpcode.FixedArrayMask)
-	case c == msgpcode.Array16:
-		n = r.size(2)
-	case c == msgpcode.Array32:
-		n = r.size(4)
-	default:
-		r.Fail("element 0x%02x where an array is due", c)
-		return 0
-	}
-	if n > uint64(len(r.B)) {
-		r.Fail("array of %d elements in %d bytes", n, len(r.B))
+	n, isMap, ok := r.container(c)
+	if !ok || isMap {
+		r.Fail("element 0x%02x is not an array", c)
 		return 0
 	}
 	return int(n)
+}
+
+// container reads the header of an array or a map; ok is false for another element.
+// A count that exceeds the bytes left is refused: every element takes at least one.
+func (r *Reader) container(c byte) (n uint64, isMap, ok bool) {
+	need := uint64(1)
+	switch {
+	case msgpcode.IsFixedArray(c):
+		n = uint64(c & msgpcode.FixedArrayMask)
+	case msgpcode.IsFixedMap(c):
+		n, isMap, need = uint64(c&msgpcode.FixedMapMask), true, 2
+	case c == msgpcode.Array16, c == msgpcode.Array32:
+		n = r.size(2 << (c - msgpcode.Array16))
+	case c == msgpcode.Map16, c == msgpcode.Map32:
+		n, isMap, need = r.size(2<<(c-msgpcode.Map16)), true, 2
+	default:
+		return 0, false, false
+	}
+	if n*need > uint64(len(r.B)) {
+		r.Fail("%d elements in %d bytes", n*need, len(r.B))
+		n = 0
+	}
+	return n, isMap, true
 }
 
 // skip passes over what is left of the frame: elements of a newer minor
@@ -213,16 +224,14 @@ func (r *Reader) skipOne() (inner uint64) {
 		r.takeLong(n)
 		return 0
 	}
+	if n, isMap, ok := r.container(c); ok {
+		if isMap {
+			n *= 2
+		}
+		return n
+	}
 	switch {
 	case msgpcode.IsFixedNum(c), c == msgpcode.Nil, c == msgpcode.False, c == msgpcode.True:
-	case msgpcode.IsFixedArray(c):
-		return uint64(c & msgpcode.FixedArrayMask)
-	case msgpcode.IsFixedMap(c):
-		return 2 * uint64(c&msgpcode.FixedMapMask)
-	case c == msgpcode.Array16, c == msgpcode.Array32:
-		return r.size(2 << (c - msgpcode.Array16))
-	case c == msgpcode.Map16, c == msgpcode.Map32:
-		return 2 * r.size(2<<(c-msgpcode.Map16))
 	case c >= msgpcode.Uint8 && c <= msgpcode.Uint64:
 		r.take(1 << (c - msgpcode.Uint8))
 	case c >= msgpcode.Int8 && c <= msgpcode.Int64:

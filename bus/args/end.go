@@ -1,5 +1,19 @@
 package args
 
+// End describes how a call ended.
+type End struct {
+	Source  Source
+	Status  int    // exit status: the program's, 128+N for a signal, or that of Code
+	Code    string // "exit", a signal's name, or one of the Code constants
+	Message string // for a person, from fbus; may be empty
+	Hint    string // the next step, or ""
+}
+
+// End returns the end of a call that failed with e.
+func (e *Error) End() End {
+	return End{Source: FromBus, Status: e.Status(), Code: e.Code, Message: e.Error(), Hint: e.Hint}
+}
+
 // Source says who decided how a call ended.
 type Source uint8
 

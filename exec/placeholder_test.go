@@ -36,7 +36,7 @@ func TestExpand(t *testing.T) {
 		{"too many", []string{"p", "{1}", "{2}"}, list(t, "a", "b", "c"), isBad + "takes 2 arguments, got 3"},
 		{"unused field", []string{"p", "{a}"}, fields(t, "a", "1", "b", "2"), isBad + `field "b" has no use`},
 		{"unused with all", []string{"p", "{1}", "{}"}, list(t, "a", "b"), "p|a|a|b"},
-		{"option", []string{"p"}, list(t, "-rf"), isBad + "--allow-options"},
+		{"option", []string{"p"}, list(t, "-rf"), isBad + "`allow-options`"},
 		{"dash alone", []string{"p", "{1}"}, list(t, "-"), isBad + "begins with"},
 		{"option in the middle", []string{"p", "png:{1}"}, list(t, "-x"), "p|png:-x"},
 		{"option put together", []string{"p", "{1}{2}"}, list(t, "", "-x"), isBad + "begins with"},

@@ -74,12 +74,6 @@ func (a *attempt) run() {
 		a.finish(outcome{end: denied(err), never: true})
 		return
 	}
-	room, ok := a.m.promise(a.id, j.sent())
-	if !ok {
-		a.finish(outcome{waits: true})
-		return
-	}
-	defer room()
 	if !a.stand(int64(len(data)) + min(j.Input.Size, wire.MaxInlineInput)) {
 		return
 	}
@@ -207,7 +201,10 @@ func (a *attempt) ended(j *Job, res bus.Result, err error, out, stderr *draft) {
 	var broken *StoreError
 	fits := true
 	if errors.As(err, &full) || errors.As(err, &broken) { // our own writers have refused it
-		fits = isFull(err) || broken != nil || a.m.needsRoom(a.id, out.wanted()+stderr.wanted())
+		fits = isFull(err) || broken != nil || out.wanted()+stderr.wanted() <= a.m.store.spool.max
+		if full != nil && a.m.store.spool.noteFailure("--max-spool") {
+			a.m.warn("job %s waits for room for its output: %v", a.id, full)
+		}
 		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + err.Error()}
 		out.drop() // a part of it would take the room that there is, and help nobody
 		o.out = a.m.store.spool.newDraft()

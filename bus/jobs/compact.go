@@ -6,27 +6,24 @@ import (
 	"runtime/debug"
 	"time"
 
-	"fbus/bus/jobs/pages"
-
 	bolt "go.etcd.io/bbolt"
 )
 
-// A file never becomes smaller by itself: what jobs leave behind is used again by
-// others. One that is at least this large, and has at most a quarter in use, is written
-// anew when a node starts: each commit writes the list of what is free, which is long
-// then.
+// A file never becomes smaller by itself: other jobs use the pages again. When a node
+// starts, a file of at least this size with at most a quarter in use is copied to a new
+// one: each commit writes the list of free pages, which is long then.
 const (
 	compactSize  = 16 << 20
 	compactRatio = 4
 )
 
-// compact makes the file of a store small that was found sound, if it is worth it, and
-// reports whether it has. If it can not, the file does as it is.
-func (s *Store) compact(path string, r *pages.Report) bool {
+// compact copies a sound file to a smaller one, if that is worth it, and reports whether
+// it has. If it cannot, the store keeps the file.
+func (s *Store) compact(path string, c *contents) bool {
 	fresh := path + ".new"
 	os.Remove(fresh) // of one that was cut off
 	st, err := os.Lstat(path)
-	if err != nil || st.Size() < compactSize || (r.Pages-r.Free)*compactRatio > r.Pages {
+	if err != nil || st.Size() < compactSize || (c.Pages-c.Free)*compactRatio > c.Pages {
 		return false
 	}
 	if err = s.copyTo(fresh, path); err == nil {
@@ -43,7 +40,7 @@ func (s *Store) compact(path string, r *pages.Report) bool {
 	return done
 }
 
-// copyTo writes all that is in one file to another one, which is on disk then.
+// copyTo copies all entries of one file to another, and syncs that.
 func (s *Store) copyTo(fresh, path string) (err error) {
 	defer catch(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))

@@ -10,7 +10,6 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/jobs"
-	"fbus/bus/jobs/pages"
 )
 
 // postMany posts n jobs of one kilobyte to a function that nobody offers.
@@ -115,8 +114,5 @@ func TestFileSize(t *testing.T) {
 	after, err := jobs.Entries(b.cfg.Dir)
 	if err != nil || len(list) != few || len(before) != len(after) {
 		t.Errorf("%d jobs of %d, %d entries of %d: %v", len(list), few, len(after), len(before), err)
-	}
-	if r, err := pages.Check(jobs.DBPath(b.cfg.Dir), nil); err != nil || !r.Clean() {
-		t.Errorf("%+v, %v", r, err)
 	}
 }

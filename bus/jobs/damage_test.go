@@ -3,10 +3,11 @@ package jobs
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"fbus/bus"
+
+	bolt "go.etcd.io/bbolt"
 )
 
 // hostOf is a node whose workers are functions of the test. What is called "never"
@@ -137,69 +140,207 @@ func sampleStore(t *testing.T, dir string) (results, waiting map[ID]string) {
 	return results, waiting
 }
 
-// TestDamage: whatever byte of a store is changed, and wherever a file is cut off,
-// each job is as it was, or is said to be damaged, by its id. None is given as
-// something that it is not, and the others go on.
+// damaged runs a store whose file, or a file of its spool, was changed.
+type damaged struct {
+	t                *testing.T
+	dir              string // undamaged
+	results, waiting map[ID]string
+	pages            []page
+}
+
+// page is a page of the undamaged file.
+type page struct {
+	kind     string // of the tree: the bucket and "branch" or "leaf"; else meta, freelist or free
+	at, size int
+}
+
+func newDamaged(t *testing.T) *damaged {
+	d := &damaged{t: t, dir: filepath.Join(t.TempDir(), "jobs")}
+	d.results, d.waiting = sampleStore(t, d.dir)
+	err := openGuarded(filepath.Join(d.dir, dbName), true, func(db *bolt.DB, b *bolt.Tx) error {
+		size := db.Info().PageSize
+		for id := 0; id < int(b.Size())/size; {
+			info, err := b.Page(id)
+			if err != nil {
+				return err
+			}
+			d.pages = append(d.pages, page{info.Type, id * size, (1 + info.OverflowCount) * size})
+			id++
+			if info.Type != "free" {
+				id += info.OverflowCount
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// with checks a copy whose file was changed.
+func (d *damaged) with(what, file string, change func(data []byte) []byte) {
+	d.t.Helper()
+	dir, err := os.MkdirTemp(d.t.TempDir(), "")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	copied := filepath.Join(dir, "jobs")
+	if err := os.CopyFS(copied, os.DirFS(d.dir)); err != nil {
+		d.t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(copied, file))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(copied, file), change(data), 0o600)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	hangs := time.AfterFunc(time.Minute, func() { panic(what + ": it hangs") })
+	defer hangs.Stop()
+	checkDamaged(d.t, file+": "+what, copied, d.results, d.waiting)
+}
+
+// few is how many of all cases a test takes, at random, without FBUS_SOAK=1.
+func few[T any](t *testing.T, n int, all []T) []T {
+	if os.Getenv("FBUS_SOAK") == "" && len(all) > n {
+		rand.Shuffle(len(all), func(i, k int) { all[i], all[k] = all[k], all[i] })
+		all = all[:n]
+	}
+	return all
+}
+
+// TestTruncatedFile: wherever the file is cut off, each job is as it was, or is reported
+// by its id; none is delivered as something else, and the store works.
+func TestTruncatedFile(t *testing.T) {
+	t.Parallel()
+	d := newDamaged(t)
+	var ends []int
+	for _, p := range d.pages {
+		ends = append(ends, p.at, p.at+1, p.at+p.size/2)
+	}
+	for _, end := range few(t, 40, ends) {
+		d.with(fmt.Sprint("cut to ", end), dbName, func(data []byte) []byte { return data[:end] })
+	}
+}
+
+// TestZeroedPage: the same, whichever page is lost.
+func TestZeroedPage(t *testing.T) {
+	t.Parallel()
+	d := newDamaged(t)
+	for _, p := range few(t, 40, d.pages) {
+		d.with(fmt.Sprintf("%s page at %d zeroed", p.kind, p.at), dbName, func(data []byte) []byte {
+			clear(data[p.at : p.at+p.size])
+			return data
+		})
+	}
+}
+
+// TestFlippedBit: the same, whichever bit is flipped: of the header and the first
+// entries of each kind of page, and of each kind of record.
+func TestFlippedBit(t *testing.T) {
+	t.Parallel()
+	d := newDamaged(t)
+	flip := func(what string, from, size, n int) {
+		var bits []int
+		for bit := from * 8; bit < (from+size)*8; bit++ {
+			bits = append(bits, bit)
+		}
+		for _, bit := range few(t, n, bits) {
+			d.with(fmt.Sprintf("%s, bit %d of byte %d", what, bit%8, bit/8), dbName, func(data []byte) []byte {
+				data[bit/8] ^= 1 << (bit % 8)
+				return data
+			})
+		}
+	}
+	kinds := map[string]int{}
+	for _, p := range d.pages {
+		if kinds[p.kind]++; kinds[p.kind] < 3 && p.kind != "free" {
+			flip(p.kind+" page", p.at, 16+64, 12)
+		}
+	}
+	if kinds["branch"] == 0 || kinds["leaf"] == 0 || kinds["freelist"] == 0 || kinds["meta"] == 0 {
+		t.Errorf("the file has pages %v", kinds)
+	}
+	whole, err := os.ReadFile(filepath.Join(d.dir, dbName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := Entries(d.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds = map[string]int{}
+	for _, e := range list {
+		// It is where key and value follow each other. Old versions may be there as well.
+		entry := append(bytes.Clone(e.Key), e.Value...)
+		for at := 0; len(e.Key) >= 10; at += len(entry) {
+			i := bytes.Index(whole[at:], entry)
+			if i < 0 {
+				break
+			}
+			if at += i; kinds[e.Bucket] < 4 {
+				kinds[e.Bucket]++
+				flip(e.Bucket+" entry", at, len(entry), 2)
+			}
+		}
+	}
+	for _, bucket := range []string{bucketJobs, bucketData, bucketReady, bucketDue, bucketEnd, bucketDead, bucketUnique} {
+		if kinds[bucket] == 0 {
+			t.Errorf("no entry of the bucket %s was damaged", bucket)
+		}
+	}
+}
+
+// TestFreelistCount: a freelist that claims more entries than memory has room for.
+func TestFreelistCount(t *testing.T) {
+	d := newDamaged(t)
+	for _, p := range d.pages {
+		if p.kind == "freelist" {
+			d.with("a large freelist", dbName, func(data []byte) []byte {
+				binary.NativeEndian.PutUint16(data[p.at+10:], 0xFFFF)
+				binary.NativeEndian.PutUint64(data[p.at+16:], 1<<40)
+				return data
+			})
+		}
+	}
+}
+
+// TestDamage: the same of any byte of any file, changed or cut off.
 func TestDamage(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "jobs")
-	results, waiting := sampleStore(t, dir)
+	t.Parallel()
+	d := newDamaged(t)
 	var files []string
-	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && d.Name() != lockName {
-			rel, _ := filepath.Rel(dir, path)
+	filepath.WalkDir(d.dir, func(path string, e os.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && e.Name() != lockName && e.Name() != reserveName {
+			rel, _ := filepath.Rel(d.dir, path)
 			files = append(files, rel)
 		}
 		return err
 	})
-	rounds := 60
-	if testing.Short() {
-		rounds = 10
+	for range len(few(t, 30, make([]int, 1000))) {
+		file := files[rand.IntN(len(files))]
+		d.with("", file, func(data []byte) []byte {
+			if len(data) == 0 {
+				return data
+			}
+			at := rand.IntN(len(data))
+			if rand.IntN(3) == 0 {
+				t.Logf("%s cut to %d", file, at)
+				return data[:at]
+			}
+			t.Logf("%s: bit of byte %d", file, at)
+			data[at] ^= 1 << rand.IntN(8)
+			return data
+		})
 	}
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewSource(seed))
-	for i := range rounds {
-		copied := filepath.Join(t.TempDir(), "jobs")
-		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
-			t.Fatal(err)
-		}
-		file := dbName
-		if i%3 == 2 {
-			file = files[rnd.Intn(len(files))]
-		}
-		what := damage(t, rnd, filepath.Join(copied, file))
-		what = file + ": " + what
-		checkDamaged(t, what, copied, results, waiting)
-	}
-}
-
-// damage flips a bit, or cuts the file off, somewhere.
-func damage(t *testing.T, rnd *rand.Rand, path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := rnd.Intn(max(1, len(data)))
-	if used := bytes.TrimRight(data, "\x00"); rnd.Intn(4) > 0 && len(used) > 0 {
-		at = rnd.Intn(len(used)) // where there is something
-	}
-	if rnd.Intn(3) == 0 {
-		err = os.Truncate(path, int64(at))
-		defer t.Logf("%s cut to %d", path, at)
-	} else if len(data) > 0 {
-		data[at] ^= 1 << rnd.Intn(8)
-		err = os.WriteFile(path, data, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("at %d of %d", at, len(data))
 }
 
 func checkDamaged(t *testing.T, what, dir string, results, waiting map[ID]string) {
 	t.Helper()
 	var log said
-	m, err := Open(Config{Dir: dir, Warn: log.warn})
+	m, err := Open(Config{Dir: dir, Warn: log.warn, Volatile: true})
 	if err != nil {
 		t.Errorf("%s: %v", what, err)
 		return
@@ -250,7 +391,7 @@ func checkDamaged(t *testing.T, what, dir string, results, waiting map[ID]string
 	if id := put(t, m, "never", "new", Options{}); lost == 0 && id == (ID{}) {
 		t.Errorf("%s: nothing can be posted", what)
 	}
-	if lost > 30 {
+	if lost > 30 && testing.Verbose() {
 		t.Logf("%s: %d jobs lost", what, lost)
 	}
 }

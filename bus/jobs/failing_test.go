@@ -2,9 +2,7 @@ package jobs_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -157,41 +155,6 @@ func TestFailingWithManyQueued(t *testing.T) {
 		t.Errorf("%d jobs were run %d times", n, ran.Load())
 	}
 }
-
-// TestShares: the holder of a ticket has at most half of the store.
-func TestShares(t *testing.T) {
-	t.Parallel()
-	b := newBed(t, func(b *bed) { b.cfg.MaxJobs, b.cfg.MaxSpool = 1000, 64<<20 })
-	post := func(caller string, size int64) error {
-		_, err := b.m.Post(&jobs.Post{Function: "f", Poster: jobs.Poster{Caller: caller}, Input: io.LimitReader(zeros{}, size)})
-		return err
-	}
-	refused := func(err error, why string) {
-		t.Helper()
-		if !errors.As(err, new(*jobs.FullError)) || !strings.Contains(err.Error(), why) {
-			t.Errorf("%v, want %q", err, why)
-		}
-	}
-	refused(post("ticket:a", 40<<20), "ticket:a")
-	for range 500 {
-		if err := post("ticket:a", 10); err != nil {
-			t.Fatal(err)
-		}
-	}
-	refused(post("ticket:a", 1), "ticket:a has 500 jobs")
-	for _, other := range []string{"ticket:b", "uid:0"} {
-		if err := post(other, 1); err != nil {
-			t.Errorf("%s: %v", other, err)
-		}
-	}
-	if n, bytes := b.m.Counts(); n != 502 || bytes != 5002 {
-		t.Errorf("%d jobs, %d bytes", n, bytes)
-	}
-}
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestBounds: more jobs or more bytes than the bounds are refused, loudly and without
 // a trace, and taken when there is room again.

@@ -61,8 +61,6 @@ type Manager struct {
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
 
-	shares shares
-
 	appeared atomic.Uint64 // how often somebody has offered something; changes with mu held
 
 	mu       sync.Mutex // protects the fields below
@@ -72,8 +70,6 @@ type Manager struct {
 	standing standing
 	active   map[ID]*attempt
 	arriving arriving
-	needs    map[ID]int64 // what the output came to of a job for which --max-spool had no room
-	promised int64        // of those that run
 	waiters  map[ID][]chan struct{}
 	watch    []chan struct{} // told of any change
 	paused   bool
@@ -102,7 +98,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, wake: make(chan struct{}, 1), resumed: make(chan struct{}),
-		lines: map[string]*line{}, absent: lineSets{}, crowded: lineSets{}, standing: standing{of: map[string]int{}}, active: map[ID]*attempt{}, needs: map[ID]int64{}, waiters: map[ID][]chan struct{}{},
+		lines: map[string]*line{}, absent: lineSets{}, crowded: lineSets{}, standing: standing{of: map[string]int{}}, active: map[ID]*attempt{}, waiters: map[ID][]chan struct{}{},
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	s.mu.Lock()
@@ -317,7 +313,6 @@ func (m *Manager) changed(id ID, finished bool) {
 	if !finished {
 		return
 	}
-	delete(m.needs, id)
 	for _, c := range m.waiters[id] {
 		close(c)
 	}

@@ -1,13 +1,13 @@
 package jobs
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -21,7 +21,7 @@ import (
 func openStore(o *Config) (*Store, error) {
 	s := &Store{
 		place: o.Place, warn: o.Warn, maxJobs: o.MaxJobs,
-		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{}, spare: &reserve{least: minSpare},
+		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
 		ops: make(chan *op, 4096), done: make(chan struct{}),
 		clock: o.Clock, volatile: o.Volatile,
 		commit: func(t *bolt.Tx) error { return t.Commit() },
@@ -36,7 +36,7 @@ func openStore(o *Config) (*Store, error) {
 		}
 		return nil, err
 	case err == nil:
-		err = s.makeReserves()
+		err = s.reserve.make()
 	}
 	if err != nil {
 		s.setFailed(storeError(err)) // before anybody can post
@@ -48,7 +48,7 @@ func openStore(o *Config) (*Store, error) {
 // settle says where the store is.
 func (s *Store) settle(dir string) {
 	s.dir, s.spool.dir = dir, filepath.Join(dir, spoolName)
-	s.reserve.path, s.spare.path = filepath.Join(dir, reserveName), filepath.Join(dir, spareName)
+	s.reserve.path = filepath.Join(dir, reserveName)
 }
 
 // reach takes the directory and opens what is in it.
@@ -153,18 +153,12 @@ func (s *Store) load() error {
 			return storeError(err)
 		}
 	}
-	report, err := s.mend(path)
+	c, err := s.mend(path)
 	if err != nil {
 		return err
 	}
-	if report != nil && !s.opened && s.compact(path, report) {
-		report = nil // it was of another file
-	}
-	if s.hollow && report != nil {
-		if err := hollow(path, report); err != nil {
-			return storeError(err)
-		}
-	}
+	os.Remove(filepath.Join(s.dir, cleanName))
+	os.Remove(filepath.Join(s.dir, "reserve.purge")) // of earlier versions
 	_, err = os.Lstat(path)
 	fresh := errors.Is(err, os.ErrNotExist)
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
@@ -183,7 +177,7 @@ func (s *Store) load() error {
 		err = storeErrorOrNil(s.mark())
 	}
 	if err == nil && !s.opened {
-		err = s.survey(db)
+		err = s.survey(db, c)
 	}
 	if err != nil {
 		db.Close()
@@ -287,27 +281,25 @@ func (t *tx) found() error {
 	return t.put(bucketMeta, []byte("format"), []byte(formatVersion))
 }
 
-// survey counts what there is, and removes files of the spool that no job has.
-func (s *Store) survey(db *bolt.DB) error {
-	var used, count int64
-	var last ID
-	known := map[string]bool{}
-	err := db.View(func(b *bolt.Tx) error {
-		data := b.Bucket([]byte(bucketData)).Cursor()
-		for k, v := data.First(); k != nil; k, v = data.Next() {
-			used += int64(len(v)) - 4
-		}
-		jobs := b.Bucket([]byte(bucketJobs)).Cursor()
-		for k, v := jobs.First(); k != nil; k, v = jobs.Next() {
-			count++
-			last = keyID(k)
-			if !bytes.Contains(v, []byte(`"file":`)) { // most have none, and need not be read
-				continue
-			}
-			if j, err := decodeJob(keyID(k), v); err == nil {
-				for _, f := range j.files() {
-					known[f] = true
-				}
+// survey takes over what was counted, and removes files of the spool that no job has.
+func (s *Store) survey(db *bolt.DB, c *contents) error {
+	names, err := s.spool.names()
+	if err != nil {
+		return &StoreError{Err: err}
+	}
+	used := c.Bytes
+	err = db.View(func(b *bolt.Tx) error {
+		t := &tx{b, s}
+		for _, name := range names {
+			st, err := os.Lstat(filepath.Join(s.spool.dir, name))
+			id, _ := ParseID(name[:min(len(name), len(ID{}.String()))])
+			j, damage := t.job(id)
+			known := damage != nil || j != nil && slices.Contains(j.files(), name)
+			switch {
+			case !known && !s.mended: // it was written, and its record was not
+				s.spool.remove(name)
+			case err == nil: // after damage, files without a record are kept for people to look at
+				used += st.Size()
 			}
 		}
 		return nil
@@ -315,26 +307,11 @@ func (s *Store) survey(db *bolt.DB) error {
 	if err != nil {
 		return &StoreError{Err: err}
 	}
-	names, err := s.spool.names()
-	if err != nil {
-		return &StoreError{Err: err}
-	}
-	for _, name := range names {
-		st, err := os.Lstat(filepath.Join(s.spool.dir, name))
-		switch {
-		case !known[name] && s.mended: // of a job whose record was lost: for people to look at
-			used += st.Size()
-		case !known[name]: // written, and cut off before its record was
-			s.spool.remove(name)
-		case err == nil:
-			used += st.Size()
-		}
-	}
-	s.jobs.Store(count)
+	s.jobs.Store(c.Jobs)
 	s.spool.used.Store(used)
 	s.mu.Lock()
-	if last.Compare(s.lastID) > 0 {
-		s.lastID = last
+	if c.Last.Compare(s.lastID) > 0 {
+		s.lastID = c.Last
 	}
 	s.mu.Unlock()
 	return nil

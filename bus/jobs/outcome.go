@@ -22,7 +22,6 @@ type outcome struct {
 	cancelled   bool
 	never       bool // not to be tried again
 	later       bool // does not count as a try
-	waits       bool // was not run: there is no room for its output
 }
 
 // drop takes back what was written of a job that nobody keeps.
@@ -58,10 +57,6 @@ func (o *outcome) ok() bool { return o.end.Source == "program" && o.end.Status =
 
 // apply puts a job into the state that follows. now is the store's time.
 func (o *outcome) apply(j *Job, now int64, wall time.Time) {
-	if o.waits {
-		j.State, j.Due = Delayed, now+int64(roomPause+rand.N(roomPause))
-		return
-	}
 	j.Last = &o.end
 	if o.started {
 		j.Attempts++

@@ -109,15 +109,11 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	if err := m.Room(); err != nil {
 		return ID{}, err
 	}
-	most, err := m.allow(&p.Poster)
-	if err != nil {
-		return ID{}, err
-	}
 	args, input := m.store.spool.newDraft(), m.store.spool.newDraft()
 	drop := func() { args.drop(); input.drop() }
-	_, err = args.Write(p.Args)
+	_, err := args.Write(p.Args)
 	if err == nil && p.Input != nil {
-		_, err = io.Copy(input, &sharedInput{Reader: p.Input, m: m, p: &p.Poster, most: most})
+		_, err = io.Copy(input, p.Input)
 	}
 	j := &Job{
 		ID: p.ID, Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
@@ -144,7 +140,6 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		drop()
 		return id, err
 	}
-	m.shares.kept(j)
 	if j.State == Queued {
 		m.ready(j)
 	} else {

@@ -6,29 +6,25 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"fbus/bus/jobs/pages"
-
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// maxReserve is what is set aside of the disk, a sixteenth of a small one.
-	maxReserve   = 1 << 20
+	maxReserve   = 1 << 20 // a sixteenth of a small disk
 	reserveShare = 16
-	// minSpare is for the deletion of one job: its neighbours are written anew, which
-	// are a few parts of inlineSize at most.
-	minSpare = 128 << 10
+	// purgeReserve is the part that only purges use: the deletion of one job writes its
+	// neighbours again, a few parts of inlineSize at most.
+	purgeReserve = 128 << 10
 )
 
-// reserve is a file of no content that is given up when the disk is full: without it
-// not even the deletion of jobs could be written, nor the end of those that run.
-type reserve struct {
-	path  string
-	least int64 // that it is to be
-}
+// reserve is an empty file that takes room on the disk. The store releases that when
+// the disk is full: without it neither the deletion of jobs nor the end of running ones
+// could be written.
+type reserve struct{ path string }
 
-// make sets the room aside, if there is not enough yet: as much of it as there is,
-// and an error if that is not all.
+// make allocates what is missing, or as much of that as there is, and then returns an
+// error.
 func (r *reserve) make() error {
 	f, err := os.OpenFile(r.path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -40,63 +36,102 @@ func (r *reserve) make() error {
 		return storeError(err)
 	}
 	want := r.size()
-	err = setAside(f, want)
+	err = allocate(f, want)
 	for size := want / 2; isFull(err) && size >= st.Size() && size > 0; size /= 2 {
-		if setAside(f, size) == nil {
+		if allocate(f, size) == nil {
 			break
 		}
 	}
 	return storeErrorOrNil(err)
 }
 
-// makeReserves sets room aside for purges first, and for what has happened.
-func (s *Store) makeReserves() error {
-	err := s.spare.make()
-	if err == nil {
-		err = s.reserve.make()
+// release frees all but some bytes of the reserved room.
+func (r *reserve) release(all int64) {
+	if st, err := os.Lstat(r.path); err == nil && st.Size() > all {
+		os.Truncate(r.path, all)
 	}
-	return err
 }
 
-// give gives it up.
-func (r *reserve) give() { os.Truncate(r.path, 0) }
-
-// size is how large it is to be.
+// size is how much to reserve.
 func (r *reserve) size() int64 {
 	var st unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(r.path), &st); err != nil || st.Blocks == 0 {
-		return maxReserve
+		return maxReserve + purgeReserve
 	}
-	const page = 4096
 	share := int64(st.Blocks) * st.Bsize / reserveShare
-	return max(page, r.least, min(maxReserve, share/page*page))
+	return min(maxReserve, share&^4095) + purgeReserve
 }
 
-// setAside makes a file so long, with room on the disk for all of it. Where the
-// filesystem can not do that there is no reserve.
-func setAside(f *os.File, size int64) error {
+// roomBeside reports whether the disk has room for as much again.
+func (r *reserve) roomBeside() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(filepath.Dir(r.path), &st) != nil || int64(st.Bavail)*st.Bsize >= r.size()
+}
+
+// allocate makes a file that long, with room on the disk for all of it. On a filesystem
+// that cannot do that there is no reserve.
+func allocate(f *os.File, size int64) error {
+	return unsupported(retry(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) }))
+}
+
+// punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and
+// a disk that the store has filled would stay full however much is purged. No
+// transaction may have failed since the file was opened.
+func (s *Store) punchHoles() (err error) {
+	s.using.Lock() // a reader may use pages that are free for writers
+	defer s.using.Unlock()
+	f, err := openNoFollow(s.db.Path(), os.O_RDWR, 0)
+	if err != nil {
+		return storeError(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return storeError(err)
+	}
+	err = s.db.View(func(t *bolt.Tx) error {
+		size := int64(s.db.Info().PageSize)
+		pages, first := t.Size()/size, int64(-1)
+		punch := func(end int64) error {
+			if first < 0 || end <= first {
+				return nil
+			}
+			at := first
+			first = -1
+			return unsupported(retry(func() error {
+				return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at*size, (end-at)*size)
+			}))
+		}
+		for id := range pages {
+			info, err := t.Page(int(id))
+			if err != nil {
+				return err
+			}
+			if info.Type == "free" {
+				if first < 0 {
+					first = id
+				}
+			} else if err := punch(id); err != nil {
+				return err
+			}
+		}
+		if first < 0 {
+			first = pages // the file grows ahead of its pages
+		}
+		return punch(st.Size() / size)
+	})
+	return storeErrorOrNil(err)
+}
+
+func retry(call func() error) error {
 	for {
-		switch err := unix.Fallocate(int(f.Fd()), 0, 0, size); err {
-		case unix.EINTR:
-		case unix.EOPNOTSUPP, unix.ENOSYS:
-			return nil
-		default:
+		if err := call(); err != unix.EINTR {
 			return err
 		}
 	}
 }
 
-// hollow gives back to the disk what a file has of free pages: bbolt never does, and
-// a disk that the store has filled would stay full however much is purged.
-func hollow(path string, report *pages.Report) error {
-	f, err := openNoFollow(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	err = report.FreeRuns(func(offset, size int64) error {
-		return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, size)
-	})
+func unsupported(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil
 	}

@@ -288,6 +288,17 @@ func (s *spool) names() ([]string, error) {
 	return names, err
 }
 
+// size adds up the files.
+func (s *spool) size() (total int64) {
+	names, _ := s.names()
+	for _, name := range names {
+		if st, err := os.Lstat(filepath.Join(s.dir, name)); err == nil {
+			total += st.Size()
+		}
+	}
+	return total
+}
+
 // reason is a file's error without what was done to which file.
 func reason(err error) string {
 	var pe *os.PathError

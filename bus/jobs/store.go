@@ -20,7 +20,6 @@ const (
 	spoolName   = "spool"
 	lockName    = "lock"
 	reserveName = "reserve"
-	spareName   = "reserve.purge"
 )
 
 // formatVersion is that of the store; FORMAT.md describes it.
@@ -35,8 +34,7 @@ type Store struct {
 	maxJobs  int64
 	jobs     atomic.Int64 // that there are, in whatever state
 	spool    *spool
-	reserve  *reserve // for what has happened
-	spare    *reserve // for what makes room
+	reserve  *reserve
 	lock     *os.File // nil: not had yet
 	clock    Clock
 	volatile bool
@@ -44,7 +42,6 @@ type Store struct {
 	loss     atomic.Int64         // jobs that were posted until then may be lost: milliseconds of the date
 	mended   bool                 // what was damaged was made anew
 	opened   bool                 // it was, once: what is not there is gone, not new
-	hollow   bool                 // what the file has of free pages is given back to the disk when it is opened next
 	time     *timeline            // nil until then
 	commit   func(*bolt.Tx) error // a test makes it fail
 
@@ -176,7 +173,7 @@ func (s *Store) close() {
 		s.gate.Unlock()
 		<-s.done
 		if s.db != nil {
-			s.db.Close()
+			s.closeFile()
 		}
 		if s.lock != nil {
 			s.lock.Close()

@@ -220,7 +220,7 @@ func TestTruncatedFile(t *testing.T) {
 	for _, p := range d.pages {
 		ends = append(ends, p.at, p.at+1, p.at+p.size/2)
 	}
-	for _, end := range few(t, 40, ends) {
+	for _, end := range few(t, 15, ends) {
 		d.with(fmt.Sprint("cut to ", end), dbName, func(data []byte) []byte { return data[:end] })
 	}
 }
@@ -229,7 +229,7 @@ func TestTruncatedFile(t *testing.T) {
 func TestZeroedPage(t *testing.T) {
 	t.Parallel()
 	d := newDamaged(t)
-	for _, p := range few(t, 40, d.pages) {
+	for _, p := range few(t, 15, d.pages) {
 		d.with(fmt.Sprintf("%s page at %d zeroed", p.kind, p.at), dbName, func(data []byte) []byte {
 			clear(data[p.at : p.at+p.size])
 			return data
@@ -257,7 +257,7 @@ func TestFlippedBit(t *testing.T) {
 	kinds := map[string]int{}
 	for _, p := range d.pages {
 		if kinds[p.kind]++; kinds[p.kind] < 3 && p.kind != "free" {
-			flip(p.kind+" page", p.at, 16+64, 12)
+			flip(p.kind+" page", p.at, 16+64, 6)
 		}
 	}
 	if kinds["branch"] == 0 || kinds["leaf"] == 0 || kinds["freelist"] == 0 || kinds["meta"] == 0 {
@@ -282,7 +282,7 @@ func TestFlippedBit(t *testing.T) {
 			}
 			if at += i; kinds[e.Bucket] < 4 {
 				kinds[e.Bucket]++
-				flip(e.Bucket+" entry", at, len(entry), 2)
+				flip(e.Bucket+" entry", at, len(entry), 1)
 			}
 		}
 	}
@@ -319,7 +319,7 @@ func TestDamage(t *testing.T) {
 		}
 		return err
 	})
-	for range len(few(t, 30, make([]int, 1000))) {
+	for range len(few(t, 15, make([]int, 1000))) {
 		file := files[rand.IntN(len(files))]
 		d.with("", file, func(data []byte) []byte {
 			if len(data) == 0 {

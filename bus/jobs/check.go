@@ -12,7 +12,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
 // contents is what a store's file holds.
@@ -35,10 +34,12 @@ const cleanName = "clean"
 // inspect checks a file before bbolt opens it to write. An error that is no StoreError
 // means that the file is damaged.
 func (s *Store) inspect(path string) (*contents, error) {
-	if c := s.readClean(path); c != nil && checkLinks(path, false) == nil {
-		return c, nil
+	if c := s.readClean(path); c != nil {
+		if _, err := checkLinks(path, false); err == nil {
+			return c, nil
+		}
 	}
-	err := checkLinks(path, true)
+	_, err := checkLinks(path, true)
 	var c *contents
 	if err == nil {
 		err = openGuarded(path, true, func(_ *bolt.DB, t *bolt.Tx) (err error) {
@@ -95,7 +96,7 @@ func readAll(t *bolt.Tx) (*contents, error) {
 func openGuarded(path string, freelist bool, f func(*bolt.DB, *bolt.Tx) error) (err error) {
 	defer catch(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: freelist, MmapFlags: unix.MAP_POPULATE, Timeout: time.Second, OpenFile: openNoFollow})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: freelist, Timeout: time.Second, OpenFile: openNoFollow})
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,9 @@ type links struct {
 	root     []byte // the root bucket's link, in the current meta page
 	freelist uint64
 	seen     []bool
-	leaves   bool // check leaf pages too; without them only few pages are read
-	repair   bool // replace what is wrong by something empty. data must be a private copy
+	free     []uint64 // pages in the freelist
+	leaves   bool     // check leaf pages too; without them only few pages are read
+	repair   bool     // replace what is wrong by something empty. data must be a private copy
 	err      error
 }
 
@@ -40,33 +41,29 @@ const (
 var u16, u32, u64 = binary.NativeEndian.Uint16, binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
 
 // checkLinks checks the links of a file.
-func checkLinks(path string, leaves bool) (err error) {
+func checkLinks(path string, leaves bool) (l *links, err error) {
 	defer catch(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	f, err := openNoFollow(path, os.O_RDONLY, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if st.Size() == 0 {
-		return errors.New("the file is empty")
+		return nil, errors.New("the file is empty")
 	}
-	flags := unix.MAP_SHARED
-	if leaves {
-		flags |= unix.MAP_POPULATE // all pages are read: at once that takes a third of the time
-	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, flags)
+	data, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unix.Munmap(data)
-	l := &links{data: data, leaves: leaves}
+	l = &links{data: data, leaves: leaves}
 	l.check()
-	return l.err
+	return l, l.err
 }
 
 func (l *links) bad(format string, args ...any) {
@@ -245,6 +242,8 @@ func (l *links) checkFreelist() {
 		if id := u64(list[8*i:]); id < 2 || id >= l.pages || l.seen[id] {
 			l.bad("page %d is in use and free", id)
 			return
+		} else {
+			l.free = append(l.free, id)
 		}
 	}
 }

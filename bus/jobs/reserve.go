@@ -4,9 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
-	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,11 +75,15 @@ func allocate(f *os.File, size int64) error {
 }
 
 // punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and
-// a disk that the store has filled would stay full however much is purged. No
-// transaction may have failed since the file was opened.
-func (s *Store) punchHoles() (err error) {
+// a disk that the store has filled would stay full however much is purged. The last
+// commit must not have failed.
+func (s *Store) punchHoles() error {
 	s.using.Lock() // a reader may use pages that are free for writers
 	defer s.using.Unlock()
+	l, err := checkLinks(s.db.Path(), false)
+	if err != nil {
+		return storeError(err)
+	}
 	f, err := openNoFollow(s.db.Path(), os.O_RDWR, 0)
 	if err != nil {
 		return storeError(err)
@@ -89,37 +93,22 @@ func (s *Store) punchHoles() (err error) {
 	if err != nil {
 		return storeError(err)
 	}
-	err = s.db.View(func(t *bolt.Tx) error {
-		size := int64(s.db.Info().PageSize)
-		pages, first := t.Size()/size, int64(-1)
-		punch := func(end int64) error {
-			if first < 0 || end <= first {
-				return nil
-			}
-			at := first
-			first = -1
-			return unsupported(retry(func() error {
-				return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at*size, (end-at)*size)
-			}))
+	free := l.free
+	for id := l.pages; id < uint64(st.Size())/l.size; id++ { // the file grows ahead of its pages
+		free = append(free, id)
+	}
+	slices.Sort(free)
+	for first := 0; first < len(free) && err == nil; {
+		end := first + 1
+		for end < len(free) && free[end] == free[end-1]+1 {
+			end++
 		}
-		for id := range pages {
-			info, err := t.Page(int(id))
-			if err != nil {
-				return err
-			}
-			if info.Type == "free" {
-				if first < 0 {
-					first = id
-				}
-			} else if err := punch(id); err != nil {
-				return err
-			}
-		}
-		if first < 0 {
-			first = pages // the file grows ahead of its pages
-		}
-		return punch(st.Size() / size)
-	})
+		at, size := int64(free[first]*l.size), int64(uint64(end-first)*l.size)
+		err = unsupported(retry(func() error {
+			return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
+		}))
+		first = end
+	}
 	return storeErrorOrNil(err)
 }
 

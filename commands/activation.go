@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -88,7 +89,7 @@ func listenAt(path string, chosen bool) (*sockets, error) {
 		l, err := node.Listen(path, chosen)
 		if err != nil {
 			closeAll(tcps)
-			return nil, fail(exitNoNode, "%v", err).withHint("fbus serve --socket PATH listens elsewhere")
+			return nil, fail(args.CodeNoNode, "%v", err).WithHint("fbus serve --socket PATH listens elsewhere")
 		}
 		s.unix = []*node.Listener{l}
 		return s, nil
@@ -99,7 +100,7 @@ func listenAt(path string, chosen bool) (*sockets, error) {
 		closeAll(unixes)
 		closeAll(tcps)
 		return nil, usage("--socket %s: the service manager listens at %s", path, unixes[0].Addr()).
-			withHint("ListenStream= of the socket unit and --socket of the service must be the same")
+			WithHint("ListenStream= of the socket unit and --socket of the service must be the same")
 	case at > 0:
 		unixes[0], unixes[at] = unixes[at], unixes[0]
 	}

@@ -45,7 +45,7 @@ func (o *callArguments) flags() []cli.Flag {
 func (o *callArguments) operands(ctx *cli.Context) error {
 	words := ctx.Args().Slice()
 	if len(words) == 0 {
-		return usage("%s what? a name is due", o.verb).withHint("fbus %s NAME; fbus ls shows what is offered", o.verb)
+		return usage("%s what? a name is due", o.verb).WithHint("fbus %s NAME; fbus ls shows what is offered", o.verb)
 	}
 	o.name, o.args, o.hasData = words[0], words[1:], ctx.IsSet("data")
 	return nil
@@ -69,7 +69,7 @@ func (o *callArguments) check() error {
 		return usage("-d @- and -i - both want stdin")
 	case badField(o.fields) != nil:
 		f := badField(o.fields)
-		return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).withHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
+		return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).WithHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
 	}
 	return nil
 }
@@ -151,13 +151,13 @@ func (o *callArguments) arguments() (args.Args, error) {
 		}
 	}
 	if len(doc) > wire.MaxArgs {
-		return args.Args{}, fail(exitBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, wire.MaxArgs).
-			withHint("as input there is no limit: fbus %s %s < FILE", o.verb, o.name)
+		return args.Args{}, fail(args.CodeBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, wire.MaxArgs).
+			WithHint("as input there is no limit: fbus %s %s < FILE", o.verb, o.name)
 	}
 	if !json.Valid(doc) {
 		f := usage("%s: this is not JSON: %s", from, shorten(doc))
 		if from == "-d" {
-			return args.Args{}, f.withHint("a file is named with @: -d @FILE; words go behind the name: fbus %s %s WORD", o.verb, o.name)
+			return args.Args{}, f.WithHint("a file is named with @: -d @FILE; words go behind the name: fbus %s %s WORD", o.verb, o.name)
 		}
 		return args.Args{}, f
 	}

@@ -95,7 +95,7 @@ func (o *callOptions) check() error {
 	case o.timeout.set && o.timeout.d <= 0:
 		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
 	case !o.all && (o.hasReplies || o.tag || o.json):
-		return usage("--replies, --tag and --json go with --all").withHint("%s", join("fbus", "call", "--all", o.name, o.args))
+		return usage("--replies, --tag and --json go with --all").WithHint("%s", join("fbus", "call", "--all", o.name, o.args))
 	}
 	return nil
 }

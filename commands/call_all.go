@@ -83,7 +83,7 @@ func (s *scatter) run(client *bus.Client) error {
 	if s.req.Input != nil {
 		var err error
 		if shared, err = fanout.NewSharedInput(s.req.Input); err != nil {
-			return fail(exitInternal, "input: %v", pathReason(err))
+			return fail(args.CodeInternal, "input: %v", pathReason(err))
 		}
 		defer shared.Close()
 	}
@@ -173,7 +173,7 @@ func (s *scatter) end(p *printer, err error) error {
 		return statusOnly(p.worst)
 	}
 	if err := s.out.commit(); err != nil {
-		return fail(exitInternal, "output: %v", pathReason(err))
+		return fail(args.CodeInternal, "output: %v", pathReason(err))
 	}
 	return nil
 }

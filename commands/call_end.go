@@ -51,7 +51,7 @@ func (o *endOptions) told(do func() (callEnd, error)) error {
 	}
 	end, err := do()
 	if err := status.write(end); err != nil {
-		return fail(exitInternal, "status: %v", pathReason(err))
+		return fail(args.CodeInternal, "status: %v", pathReason(err))
 	}
 	return err
 }
@@ -68,7 +68,7 @@ type callEnd struct {
 // fbusEnd is the end of a call that never was one.
 func fbusEnd(err error) (callEnd, error) {
 	f := explain(err)
-	return callEnd{Source: "fbus", Status: f.status, Code: f.code}, err
+	return callEnd{Source: "fbus", Status: f.Status(), Code: f.Code}, err
 }
 
 // end is how a call ended that the signal has ended.
@@ -83,7 +83,7 @@ func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, e
 	switch {
 	case err == nil:
 		if err := out.commit(); err != nil {
-			return callEnd{Source: "fbus", Status: exitInternal, Code: args.CodeInternal, Call: res.Call}, fail(exitInternal, "output: %v", pathReason(err))
+			return callEnd{Source: "fbus", Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Call: res.Call}, outputError(err)
 		}
 		return end, nil
 	case errors.As(err, &exit):
@@ -95,22 +95,22 @@ func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, e
 	}
 	out.flush()
 	f := explainCall(err, timeout)
-	f.msg = messageFor(name, f)
-	end = callEnd{Source: "fbus", Status: f.status, Code: f.code, Call: res.Call}
+	f.Message = messageFor(name, f.Status(), f.Message)
+	end = callEnd{Source: "fbus", Status: f.Status(), Code: f.Code, Call: res.Call}
 	return end, f
 }
 
 // explainCall is explain for a call that had that much time, 0 for no limit.
-func explainCall(err error, timeout time.Duration) *failure {
+func explainCall(err error, timeout time.Duration) *args.Error {
 	switch {
 	case !timeWasUp(err):
 		return explain(err)
 	case timeout > 0 && limitOf(err) == "":
-		return &failure{status: exitDeadline, code: args.CodeDeadline, msg: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
+		return &args.Error{Code: args.CodeDeadline, Message: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
 	}
-	f := &failure{status: exitDeadline, code: args.CodeDeadline, msg: "the worker's time limit was exceeded"}
+	f := &args.Error{Code: args.CodeDeadline, Message: "the worker's time limit was exceeded"}
 	if limit := limitOf(err); limit != "" {
-		f.msg += ": " + limit
+		f.Message += ": " + limit
 	}
 	return f
 }
@@ -136,11 +136,11 @@ func timeWasUp(err error) bool {
 }
 
 // messageFor puts the function's name before a message that lacks it.
-func messageFor(name string, f *failure) string {
-	if f.status == exitNoNode || strings.HasPrefix(f.msg, name+":") {
-		return f.msg
+func messageFor(name string, status int, message string) string {
+	if status == args.StatusOf(args.CodeNoNode) || strings.HasPrefix(message, name+":") {
+		return message
 	}
-	return name + ": " + f.msg
+	return name + ": " + message
 }
 
 // statusOut is where --status-fd and --status-file write.
@@ -157,7 +157,7 @@ func openStatus(o *endOptions) (*statusOut, error) {
 			return nil, usage("--status-fd %d: no such descriptor", o.statusFD)
 		}
 		if _, err := f.Stat(); err != nil {
-			return nil, usage("--status-fd %d: the descriptor is not open", o.statusFD).withHint("a redirection opens it: fbus … --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
+			return nil, usage("--status-fd %d: the descriptor is not open", o.statusFD).WithHint("a redirection opens it: fbus … --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
 		}
 		return &statusOut{f: f}, nil
 	case o.statusTo != "":

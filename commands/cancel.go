@@ -23,7 +23,7 @@ those of fbus jobs.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() == 0 {
-				return usage("cancel what? the id of a call or of a job is due").withHint("fbus ps shows calls, fbus jobs shows jobs")
+				return usage("cancel what? the id of a call or of a job is due").WithHint("fbus ps shows calls, fbus jobs shows jobs")
 			}
 			return cancel(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
 		},

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 
+	"fbus/bus/args"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -73,7 +75,7 @@ func isCompanionName(word string) bool {
 
 // runCompanion replaces this process with the companion of that name. It returns
 // nil if none is installed and the name is not that of a known one.
-func runCompanion(name string, args []string) error {
+func runCompanion(name string, words []string) error {
 	if !isCompanionName(name) {
 		return nil
 	}
@@ -84,15 +86,15 @@ func runCompanion(name string, args []string) error {
 		if self, err := os.Executable(); err == nil { // so that it can run the same fbus
 			env = append(slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "FBUS=") }), "FBUS="+self)
 		}
-		err = syscall.Exec(path, append([]string{path}, args...), env)
-		return fail(exitCannotRun, "%s: %v", path, err)
+		err = syscall.Exec(path, append([]string{path}, words...), env)
+		return fail(args.CodeCannotRun, "%s: %v", path, err)
 	case errors.Is(err, syscall.EACCES):
-		return fail(exitCannotRun, "%s: %v", path, err)
+		return fail(args.CodeCannotRun, "%s: %v", path, err)
 	}
 	for _, c := range knownCompanions {
 		if c.name == name {
-			return fail(exitNotFound, "%s%s is not installed", companionPrefix, name).
-				withHint("in the source of fbus: cd cmd && go install ./%s%s; fbus looks for it in its own directory and on PATH", companionPrefix, name)
+			return fail(args.CodeNotFound, "%s%s is not installed", companionPrefix, name).
+				WithHint("in the source of fbus: cd cmd && go install ./%s%s; fbus looks for it in its own directory and on PATH", companionPrefix, name)
 		}
 	}
 	return nil

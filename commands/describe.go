@@ -25,7 +25,7 @@ those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("describe what? one name is due").withHint("fbus describe NAME; fbus ls shows what is offered")
+				return usage("describe what? one name is due").WithHint("fbus describe NAME; fbus ls shows what is offered")
 			}
 			return describe(o, ctx.Args().First(), ctx.App.Writer)
 		},

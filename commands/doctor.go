@@ -54,7 +54,7 @@ and the exit status that the call would have ended with.`,
 		},
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
-				return usage("fbus doctor takes one operand, the name of a function, and got %s", join(ctx.Args().Slice())).withHint("fbus doctor NAME")
+				return usage("fbus doctor takes one operand, the name of a function, and got %s", join(ctx.Args().Slice())).WithHint("fbus doctor NAME")
 			}
 			o.name = ctx.Args().First()
 			if o.name != "" && !node.ValidName(o.name) {
@@ -117,11 +117,11 @@ func doctor(o *doctorOptions, stdout io.Writer) error {
 		steps = socketSteps
 	}
 	for _, step := range steps {
-		if !x.told[step] && x.status != exitOK {
+		if !x.told[step] && x.status != 0 {
 			x.skip(step, "not reached")
 		}
 	}
-	if x.status != exitOK {
+	if x.status != 0 {
 		return statusOnly(x.status)
 	}
 	return nil
@@ -176,9 +176,6 @@ func (o *doctorOptions) print(w io.Writer, f *finding) {
 	}
 }
 
-// hintLine is how a node has its hint behind its message.
-const hintLine = "\nhint: "
-
 func (x *examination) add(f *finding) {
 	f.took = time.Since(x.began)
 	x.began = time.Now()
@@ -201,17 +198,14 @@ func (x *examination) skip(step, format string, args ...any) {
 // fail tells what a call would have ended with. It returns false, for a step to
 // return.
 func (x *examination) fail(step string, err error) bool {
-	f := *explain(err)
-	if x.status == exitOK {
-		x.status = f.status
+	f := explain(err)
+	if x.status == 0 {
+		x.status = f.Status()
 	}
-	if msg, hint, ok := strings.Cut(f.msg, hintLine); ok { // the node knows more than its code says
-		f.msg, f.hint = msg, hint
+	if f.Hint == "" || f.Hint == hintFor(args.CodeNoNode) && (x.place.id != nil || step == "node") { // one is there, or not here
+		f.Hint = nextStep(step, f.Code)
 	}
-	if f.hint == "" || f.hint == hintFor(args.CodeNoNode) && (x.place.id != nil || step == "node") { // one is there, or not here
-		f.hint = nextStep(step, f.code)
-	}
-	x.add(&finding{Step: step, State: failed, What: f.msg, Hint: f.hint, Code: f.code, Status: f.status})
+	x.add(&finding{Step: step, State: failed, What: f.Message, Hint: f.Hint, Code: f.Code, Status: f.Status()})
 	return false
 }
 
@@ -241,7 +235,7 @@ func (x *examination) address() bool {
 	x.place = p
 	if p.id != nil && p.addr == "" && len(p.id.creds.Addresses) == 0 {
 		_, err := bus.Dial(context.Background(), "", &bus.DialOptions{Credentials: p.id.creds})
-		return x.fail("address", explain(err).withHint("fbus doctor --node HOST[:PORT]"))
+		return x.fail("address", explain(err).WithHint("fbus doctor --node HOST[:PORT]"))
 	}
 	if passed != "" {
 		x.warn("address", "", "%s: %s%s", p, p.why, passed)

@@ -25,7 +25,7 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	asked := time.Now()
 	data, err := output(ctx, x.client, "fbus.nodes", args.Args{})
 	if err == nil && len(data) == 0 {
-		err = fail(exitInternal, "it does not say who it is")
+		err = fail(args.CodeInternal, "it does not say who it is")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("it has not answered within %s", formatDuration(askTime))}
@@ -36,7 +36,7 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	took := time.Since(asked)
 	list, err := decodeLines[node.NodeInfo](data)
 	if err != nil || len(list) != 1 {
-		return nil, x.fail("node", fail(exitInternal, "it does not say who it is"))
+		return nil, x.fail("node", fail(args.CodeInternal, "it does not say who it is"))
 	}
 	n := &list[0]
 	if n.Draining {
@@ -70,18 +70,17 @@ func (x *examination) invitation(ctx context.Context) {
 		x.fail("rights", id.check())
 		return
 	}
-	f := *explain(err)
-	switch f.code {
+	f := explain(err)
+	switch f.Code {
 	case args.CodeUsed:
 		if hint := id.exchanged(); hint != "" {
-			f.msg, _, _ = strings.Cut(f.msg, hintLine)
-			f.hint = hint
+			f.Hint = hint
 		}
 	case args.CodeUsage: // of an older node, which does not say
-		f = *explain(id.check())
-		f.hint += "; if it was used already, ask for a new one"
+		f = explain(id.check())
+		f.Hint += "; if it was used already, ask for a new one"
 	}
-	x.fail("rights", &f)
+	x.fail("rights", f)
 }
 
 // rights says what we may do there.
@@ -92,9 +91,9 @@ func (x *examination) rights(n *node.NodeInfo) bool {
 		x.ok("rights", "%s may %s", n.Caller, may)
 		return true
 	case n.Rights.MayOffer(name):
-		return x.fail("rights", &failure{status: exitDenied, code: args.CodeDenied, msg: fmt.Sprintf("%s may offer %s, and not call it: it may %s", n.Caller, name, may), hint: askFor(name)})
+		return x.fail("rights", &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may offer %s, and not call it: it may %s", n.Caller, name, may), Hint: askFor(name)})
 	default:
-		return x.fail("rights", &failure{status: exitDenied, code: args.CodeDenied, msg: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), hint: askFor(name)})
+		return x.fail("rights", &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), Hint: askFor(name)})
 	}
 }
 
@@ -129,7 +128,7 @@ func (x *examination) function(ctx context.Context) {
 	if len(list) == 0 || len(list[0].Workers) == 0 {
 		f := explain(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function: nobody offers it"})
 		if len(list) > 0 && list[0].Queued > 0 {
-			f.msg += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
+			f.Message += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
 		}
 		x.fail("function", f)
 		return
@@ -150,9 +149,9 @@ func (x *examination) workers(f *node.FunctionInfo) {
 	}
 	switch {
 	case free == 0:
-		x.fail("workers", &failure{status: exitBusy, code: args.CodeBusy,
-			msg:  fmt.Sprintf("%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)),
-			hint: "fbus ps shows the calls; offered again, here or elsewhere, a function has more slots; fbus call -w 1m waits a minute"})
+		x.fail("workers", &args.Error{Code: args.CodeBusy,
+			Message: fmt.Sprintf("%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)),
+			Hint:    "fbus ps shows the calls; offered again, here or elsewhere, a function has more slots; fbus call -w 1m waits a minute"})
 	case notes != "":
 		x.warn("workers", join("fbus", "describe", f.Name)+" shows them", "%d of %s free; %s", free, plural(f.Slots, "slot"), notes)
 	default:

@@ -85,12 +85,12 @@ func (r *remoteAddress) try(ctx context.Context) bool {
 }
 
 // missed is a failure if no other address is left.
-func (r *remoteAddress) missed(step string, f *failure) bool {
+func (r *remoteAddress) missed(step string, f *args.Error) bool {
 	if r.last {
 		r.fail(step, f)
 		return true
 	}
-	r.warn(step, f.hint, "%s; the next address is tried", f.msg)
+	r.warn(step, f.Hint, "%s; the next address is tried", f.Message)
 	return false
 }
 
@@ -110,7 +110,7 @@ func (r *remoteAddress) lookUp(ctx context.Context) bool {
 		if errors.As(err, &dns) {
 			why = dns.Err
 		}
-		r.missed("dns", noNodeAt("%s: the name can not be resolved: %s", host, why).withHint("is it spelt right? --node takes an address as well; getent hosts %s asks the system", host))
+		r.missed("dns", noNodeAt("%s: the name can not be resolved: %s", host, why).WithHint("is it spelt right? --node takes an address as well; getent hosts %s asks the system", host))
 		return false
 	}
 	r.ok("dns", "%s is %s", host, strings.Join(found, ", "))
@@ -124,8 +124,8 @@ func orLocal(host string) string {
 	return host
 }
 
-func noNodeAt(format string, a ...any) *failure {
-	return &failure{status: exitNoNode, code: args.CodeNoNode, msg: fmt.Sprintf(format, a...)}
+func noNodeAt(format string, a ...any) *args.Error {
+	return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf(format, a...)}
 }
 
 // dial connects; a name with several addresses has them raced.
@@ -143,12 +143,12 @@ func (r *remoteAddress) dial(ctx context.Context) (net.Conn, bool) {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		f = noNodeAt("%s: connection refused: the machine is there, and nobody listens at that port", r.addr).
-			withHint("is fbus serve running on %s, without --no-tcp, and at port %s? its ready line says where it listens", orLocal(host), port)
+			WithHint("is fbus serve running on %s, without --no-tcp, and at port %s? its ready line says where it listens", orLocal(host), port)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		errors.As(err, &errno)
-		f = noNodeAt("%s: %s", r.addr, errno.Error()).withHint("there is no way to it from here: is the network up, is it the right address?")
+		f = noNodeAt("%s: %s", r.addr, errno.Error()).WithHint("there is no way to it from here: is the network up, is it the right address?")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		f = noNodeAt("%s: nobody answers", r.addr).withHint("is the machine up? a firewall that drops what it does not know looks the same: port %s, TCP", port)
+		f = noNodeAt("%s: nobody answers", r.addr).WithHint("is the machine up? a firewall that drops what it does not know looks the same: port %s, TCP", port)
 	case errors.As(err, &errno):
 		f = noNodeAt("%s: %s", r.addr, errno.Error())
 	}
@@ -169,11 +169,11 @@ func (r *remoteAddress) agreed(cs tls.ConnectionState) {
 // away after it, under the step that it belongs to. cause is what lies below.
 func (r *remoteAddress) refused(err, cause error) bool {
 	f := explain(err)
-	step := stepOf(err, f.code)
+	step := stepOf(err, f.Code)
 	if step != "tls" && !r.told["tls"] {
 		r.ok("tls", "it was spoken until a certificate was refused")
 	}
-	denied := f.status == exitDenied // the network's word, whatever the address
+	denied := f.Status() == args.StatusOf(args.CodeDenied) // the network's word, whatever the address
 	if denied || r.last {
 		r.fail(step, f)
 		return true

@@ -16,22 +16,22 @@ import (
 // socket looks at a unix socket, and connects to it.
 func (x *examination) socket(ctx context.Context) {
 	path := x.place.addr
-	noNode := func(format string, a ...any) *failure {
-		return &failure{status: exitNoNode, code: args.CodeNoNode, msg: path + ": " + fmt.Sprintf(format, a...)}
+	noNode := func(format string, a ...any) *args.Error {
+		return &args.Error{Code: args.CodeNoNode, Message: path + ": " + fmt.Sprintf(format, a...)}
 	}
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		x.fail("socket", noNode("it does not exist: no node listens there").withHint("%s", serveThere(path)))
+		x.fail("socket", noNode("it does not exist: no node listens there").WithHint("%s", serveThere(path)))
 		return
 	case errors.Is(err, os.ErrPermission):
-		x.fail("socket", noNode("a directory on the way to it is closed to you").withHint("it belongs to somebody else; --node names another"))
+		x.fail("socket", noNode("a directory on the way to it is closed to you").WithHint("it belongs to somebody else; --node names another"))
 		return
 	case err != nil:
-		x.fail("socket", noNode("%v", pathReason(err)).withHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
+		x.fail("socket", noNode("%v", pathReason(err)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
 		return
 	case st.Mode()&os.ModeSocket == 0:
-		x.fail("socket", noNode("it is no socket, but %s", kindOf(st)).withHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
+		x.fail("socket", noNode("it is no socket, but %s", kindOf(st)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
 		return
 	}
 	owner := st.Sys().(*syscall.Stat_t)
@@ -51,25 +51,25 @@ func (x *examination) connection(ctx context.Context, st os.FileInfo) {
 	f := explain(err)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		f.msg = path + ": it is stale: nobody listens there, the node that has made it was killed"
-		f.hint = serveThere(path)
+		f.Message = path + ": it is stale: nobody listens there, the node that has made it was killed"
+		f.Hint = serveThere(path)
 		if os.Getuid() != 0 && int(owner.Uid) != os.Getuid() {
-			f.hint = userName(int(owner.Uid)) + " has to start the node again"
+			f.Hint = userName(int(owner.Uid)) + " has to start the node again"
 		}
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		f.msg = fmt.Sprintf("%s: you may not use it: it belongs to %s and group %s, mode %04o", path, userName(int(owner.Uid)), groupName(int(owner.Gid)), st.Mode().Perm())
-		f.hint = "a node is its user's alone; fbus serve starts one of your own"
+		f.Message = fmt.Sprintf("%s: you may not use it: it belongs to %s and group %s, mode %04o", path, userName(int(owner.Uid)), groupName(int(owner.Gid)), st.Mode().Perm())
+		f.Hint = "a node is its user's alone; fbus serve starts one of your own"
 		if st.Mode().Perm()&0o020 != 0 {
-			f.hint = "who is in group " + groupName(int(owner.Gid)) + " may"
+			f.Hint = "who is in group " + groupName(int(owner.Gid)) + " may"
 		}
-	case f.code == args.CodeForeign:
-		f.hint = "a node that somebody else runs sees all that you send, and is not trusted; " + f.hint
-	case f.code == args.CodeProtocol:
-		f.hint = "whoever listens there is no fbus node: is it the right socket?"
-	case f.code == args.CodeNoNode:
-		f.hint = "whoever listens there is no fbus node, or is stopped"
+	case f.Code == args.CodeForeign:
+		f.Hint = "a node that somebody else runs sees all that you send, and is not trusted; " + f.Hint
+	case f.Code == args.CodeProtocol:
+		f.Hint = "whoever listens there is no fbus node: is it the right socket?"
+	case f.Code == args.CodeNoNode:
+		f.Hint = "whoever listens there is no fbus node, or is stopped"
 	}
-	f.msg = withPath(path, f.msg)
+	f.Message = withPath(path, f.Message)
 	x.fail("connection", f)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -56,23 +57,23 @@ machine with Python's own TLS.`,
 func example(words []string, stdout io.Writer) error {
 	const want = "fbus example python caller; fbus example --help lists them"
 	if len(words) != 2 {
-		return usage("a language and a part are due").withHint(want)
+		return usage("a language and a part are due").WithHint(want)
 	}
 	language, part := words[0], words[1]
 	languages := exampleParts[part]
 	switch {
 	case languages == nil && exampleSuffix[language] == "":
-		return usage("there is no example %s", strings.Join(words, " ")).withHint(want)
+		return usage("there is no example %s", strings.Join(words, " ")).WithHint(want)
 	case languages == nil:
 		return usage("there is no example %s", strings.Join(words, " ")).
-			withHint("fbus example %s %s", language, strings.Join(partsOf(language), "|"))
+			WithHint("fbus example %s %s", language, strings.Join(partsOf(language), "|"))
 	case !slices.Contains(languages, language):
 		return usage("there is no example %s", strings.Join(words, " ")).
-			withHint("fbus example %s %s", strings.Join(languages, "|"), part)
+			WithHint("fbus example %s %s", strings.Join(languages, "|"), part)
 	}
 	text, err := exampleText(part, exampleSuffix[language])
 	if err != nil {
-		return fail(exitInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	_, err = stdout.Write(text)
 	return err

@@ -103,7 +103,7 @@ func (f *function) check() error {
 	case !node.ValidName(f.name):
 		return usage("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", f.name)
 	case strings.HasPrefix(f.name, "fbus."):
-		return fail(exitDenied, "%s: names that begin with fbus. are the node's own", f.name)
+		return fail(args.CodeDenied, "%s: names that begin with fbus. are the node's own", f.name)
 	}
 	for _, kv := range f.env {
 		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {

@@ -155,7 +155,7 @@ func (g *getopt) long(w string) error {
 // value takes the next word as a flag's value.
 func (g *getopt) value(flag string) (string, error) {
 	if len(g.words) == 0 {
-		return "", usage("%s needs a value", flag).withHint("fbus %s --help", g.command)
+		return "", usage("%s needs a value", flag).WithHint("fbus %s --help", g.command)
 	}
 	v := g.words[0]
 	g.words = g.words[1:]
@@ -169,9 +169,9 @@ func (g *getopt) unknown(flag string) error {
 		names = append(names, name)
 	}
 	if near := nearest(strings.TrimLeft(flag, "-"), names); near != "" && len(near) > 1 {
-		return f.withHint("fbus %s --%s?", g.command, near)
+		return f.WithHint("fbus %s --%s?", g.command, near)
 	}
-	return f.withHint("fbus %s --help lists them", g.command)
+	return f.WithHint("fbus %s --help lists them", g.command)
 }
 
 // rest takes everything from the first operand on. A word that begins with - is
@@ -204,13 +204,13 @@ func (g *getopt) misplaced(name string, words []string, k int) error {
 	forFunction := join("fbus", g.command, g.flags, name, "--", pass)
 	known := g.known(w)
 	if known == nil {
-		return f.withHint("to pass it on: %s", forFunction)
+		return f.WithHint("to pass it on: %s", forFunction)
 	}
 	moved, rest := []string{w}, slices.Clone(words[k+1:])
 	if takesValue(known) && (w[:2] == "--" && !strings.Contains(w, "=") || w[:2] != "--" && len(w) == 2) && len(rest) > 0 {
 		moved, rest = append(moved, rest[0]), rest[1:]
 	}
-	return f.withHint("for fbus: %s; to pass it on: %s",
+	return f.WithHint("for fbus: %s; to pass it on: %s",
 		join("fbus", g.command, g.flags, moved, name, words[:k], rest), forFunction)
 }
 

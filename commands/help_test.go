@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"fbus/bus/args"
 )
 
 // runs runs a command line as the process would, in this process.
@@ -73,7 +75,7 @@ func TestKeepaliveBound(t *testing.T) {
 		found++
 		for _, d := range []string{"1s", "2999ms", "0s"} {
 			status, _, stderr := runs(c.name, "--keepalive", d, "f", "--", "x")
-			if status != exitUsage || !strings.HasPrefix(stderr, "fbus: --keepalive ") {
+			if status != args.StatusOf(args.CodeUsage) || !strings.HasPrefix(stderr, "fbus: --keepalive ") {
 				t.Errorf("%s: status %d: %s", c.name, status, stderr)
 			}
 		}

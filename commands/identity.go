@@ -53,8 +53,8 @@ func (id *identity) check() error {
 	if id == nil || id.ticket == nil || !id.ticket.Joining {
 		return nil
 	}
-	return &failure{status: exitDenied, code: args.CodeWrongUse,
-		msg: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", id.ticket.Name), hint: "fbus join " + orFile(os.Getenv("FBUS_TICKET")) + ", and no FBUS_TICKET after that"}
+	return &args.Error{Code: args.CodeWrongUse,
+		Message: fmt.Sprintf("FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", id.ticket.Name), Hint: "fbus join " + orFile(os.Getenv("FBUS_TICKET")) + ", and no FBUS_TICKET after that"}
 }
 
 // exchanged is the next step for an invitation that was used already, if it was used
@@ -90,7 +90,7 @@ func fileIdentity() (*identity, error) {
 	}
 	if cert == "" || key == "" || ca == "" {
 		return nil, usage("FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA go together: files with a certificate, its key, and the CA of the nodes").
-			withHint("set all three, or none and FBUS_TICKET=FILE")
+			WithHint("set all three, or none and FBUS_TICKET=FILE")
 	}
 	if err := readable("FBUS_TLS_CERT=", cert, "FBUS_TLS_KEY=", key, "FBUS_TLS_CA=", ca); err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func fileIdentity() (*identity, error) {
 func readable(pairs ...string) error {
 	for pair := range slices.Chunk(pairs, 2) {
 		if err := unix.Access(pair[1], unix.R_OK); err != nil {
-			return usage("%s%s: %v", pair[0], pair[1], err).withHint("is it the right file, and may you read it?")
+			return usage("%s%s: %v", pair[0], pair[1], err).WithHint("is it the right file, and may you read it?")
 		}
 	}
 	return nil
@@ -165,8 +165,8 @@ func withAddress(j *trust.Joined, networks []string, addr string) ([]string, err
 		return found, nil
 	}
 	dir, _ := joinedDir()
-	return nil, &failure{status: exitNoNode, code: args.CodeAmbiguous, msg: "several networks were joined: " + strings.Join(networks, " "),
-		hint: "choose one: FBUS_TICKET=" + quoteWord(filepath.Join(dir, networks[0]+".pem"))}
+	return nil, &args.Error{Code: args.CodeAmbiguous, Message: "several networks were joined: " + strings.Join(networks, " "),
+		Hint: "choose one: FBUS_TICKET=" + quoteWord(filepath.Join(dir, networks[0]+".pem"))}
 }
 
 // renew asks the node for a new certificate in the last third of an identity's

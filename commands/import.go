@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/wire"
 
@@ -80,7 +81,7 @@ func oneOf(list, word string) bool { return slices.Contains(strings.Fields(list)
 // check refuses what no shell function can be.
 func (o *importOptions) check() error {
 	if len(o.names) == 0 {
-		return usage("import what? a name is due").withHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
+		return usage("import what? a name is due").WithHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
 	}
 	if o.prefix != "" && !node.ValidName(o.prefix) {
 		return usage("--prefix %s: letters, digits, _, . and - are due", o.prefix)
@@ -90,7 +91,7 @@ func (o *importOptions) check() error {
 			return usage("%q is no function name", name)
 		}
 		if why := unfit(o.prefix + name); why != "" {
-			return usage("%s: %s", o.prefix+name, why).withHint("under another name: %s", join("fbus", "import", "--prefix", "bus_"+o.prefix, name))
+			return usage("%s: %s", o.prefix+name, why).WithHint("under another name: %s", join("fbus", "import", "--prefix", "bus_"+o.prefix, name))
 		}
 	}
 	return nil
@@ -183,7 +184,7 @@ func (o *importOptions) address() (string, error) {
 	}
 	path, err := filepath.Abs(p.addr)
 	if err != nil {
-		return "", fail(exitInternal, "%v", err)
+		return "", fail(args.CodeInternal, "%v", err)
 	}
 	return path, nil
 }
@@ -196,7 +197,7 @@ func (o *importOptions) offered() error {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err := o.lookFor(&look)
 		left := time.Until(deadline)
-		if err == nil || explain(err).status != exitNoFunction || !o.wait.set || !o.wait.forever && left <= 0 {
+		if err == nil || explain(err).Code != args.CodeNoFunction || !o.wait.set || !o.wait.forever && left <= 0 {
 			return err
 		}
 		if !o.wait.forever {

@@ -79,7 +79,7 @@ a class. None matches the node's own functions (fbus.…), which --admin allows.
 func (o *inviteOptions) check() error {
 	rights := trust.Rights{Call: o.call, Offer: o.offer, Admin: o.admin}
 	if rights.Empty() {
-		return usage("say what it allows: --call GLOB, --offer GLOB or --admin").withHint("fbus invite --call 'resize*' -o ci.ticket")
+		return usage("say what it allows: --call GLOB, --offer GLOB or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
 	if err := rights.Check(); err != nil {
 		return asUsage(err)
@@ -97,7 +97,7 @@ func (o *inviteOptions) check() error {
 	}
 	for _, a := range o.addresses {
 		if err := wire.CheckAddress(a); err != nil {
-			return usage("--address: %v", err).withHint(addressHint)
+			return usage("--address: %v", err).WithHint(addressHint)
 		}
 	}
 	return nil
@@ -108,7 +108,7 @@ func asUsage(err error) error {
 	f := usage("%v", err)
 	var te *trust.Error
 	if errors.As(err, &te) && te.Hint != "" {
-		return f.withHint("%s", te.Hint)
+		return f.WithHint("%s", te.Hint)
 	}
 	return f
 }
@@ -152,19 +152,19 @@ func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
 	f := *explain(unwritten)
 	t, err := trust.ParseTicket(text)
 	if err != nil {
-		f.msg += "\nwhat the node has answered can not be read: " + err.Error()
-		f.hint = "fbus tickets shows whether there is a ticket that nobody has"
+		f.Message += "\nwhat the node has answered can not be read: " + err.Error()
+		f.Hint = "fbus tickets shows whether there is a ticket that nobody has"
 		return &f
 	}
 	if _, err := o.look.ask("fbus.revoke", t.Serial); err != nil {
-		f.msg += fmt.Sprintf("\nticket %s is on the list and nobody has it, for it could not be taken back: %s", t.Name, explain(err).msg)
-		f.hint = join("fbus", "revoke", t.Serial)
+		f.Message += fmt.Sprintf("\nticket %s is on the list and nobody has it, for it could not be taken back: %s", t.Name, explain(err).Message)
+		f.Hint = join("fbus", "revoke", t.Serial)
 		if o.look.node != "" {
-			f.hint = join("fbus", "revoke", "--node", o.look.node, t.Serial)
+			f.Hint = join("fbus", "revoke", "--node", o.look.node, t.Serial)
 		}
 		return &f
 	}
-	f.msg += fmt.Sprintf("\nticket %s was taken back", t.Name)
+	f.Message += fmt.Sprintf("\nticket %s was taken back", t.Name)
 	return &f
 }
 
@@ -203,7 +203,7 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	if path != "" && path != "-" {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
-			return nil, usage("output: %s exists: a ticket does not replace a file", path).withHint("remove it, or give another name")
+			return nil, usage("output: %s exists: a ticket does not replace a file", path).WithHint("remove it, or give another name")
 		}
 		if err != nil {
 			return nil, usage("output: %v", pathReason(err))
@@ -212,11 +212,11 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	}
 	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() {
 		if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != os.Geteuid() {
-			return nil, fail(exitDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).withHint("-o FILE makes one of your own")
+			return nil, fail(args.CodeDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).WithHint("-o FILE makes one of your own")
 		}
 	}
 	if stdoutClosed() {
-		return nil, fail(exitInternal, "output: stdout is closed").withHint("fbus invite -o FILE")
+		return nil, fail(args.CodeInternal, "output: stdout is closed").WithHint("fbus invite -o FILE")
 	}
 	return &secretFile{w: stdout}, nil
 }
@@ -250,7 +250,7 @@ func (s *secretFile) write(text []byte, stderr io.Writer) error {
 		err = errors.Join(err, s.f.Sync(), s.f.Close())
 	}
 	if err != nil {
-		return fail(exitInternal, "output: %v", pathReason(err))
+		return fail(args.CodeInternal, "output: %v", pathReason(err))
 	}
 	return nil
 }
@@ -263,7 +263,7 @@ func hideStdout(stderr io.Writer) error {
 		return nil
 	}
 	if err := os.Stdout.Chmod(0o600); err != nil {
-		return fail(exitInternal, "output: others may read it, and that can not be changed: %v", pathReason(err)).withHint("fbus invite -o FILE")
+		return fail(args.CodeInternal, "output: others may read it, and that can not be changed: %v", pathReason(err)).WithHint("fbus invite -o FILE")
 	}
 	say(stderr, "warning: the output is a file that others could read; its mode is now 0600; -o FILE makes it so from the start")
 	return nil

@@ -86,7 +86,7 @@ func (o *itemOptions) open(operands []string) (*itemReader, error) {
 		}
 		r.file, r.from = f, o.file
 	} else if _, err := os.Stdin.Stat(); err != nil {
-		return nil, usage("items: stdin is closed").withHint("give them as words, or with -a FILE")
+		return nil, usage("items: stdin is closed").WithHint("give them as words, or with -a FILE")
 	}
 	r.r = bufio.NewReaderSize(r.file, 64<<10)
 	return r, nil
@@ -167,14 +167,14 @@ func (r *itemReader) read() (string, error) {
 		}
 		switch {
 		case len(long)+len(part) > maxItem:
-			return "", fail(exitBadInput, "%s: item %d is longer than %d bytes", r.from, r.n+1, maxItem)
+			return "", fail(args.CodeBadInput, "%s: item %d is longer than %d bytes", r.from, r.n+1, maxItem)
 		case err == bufio.ErrBufferFull:
 			long = append(long, part...)
 			continue
 		case err == io.EOF && len(long)+len(part) == 0:
 			return "", io.EOF
 		case err != nil && err != io.EOF:
-			return "", fail(exitInternal, "items: %v", pathReason(err))
+			return "", fail(args.CodeInternal, "items: %v", pathReason(err))
 		}
 		r.n++
 		if long == nil {
@@ -192,7 +192,7 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 		return &bus.Request{Input: strings.NewReader(words[0])}, nil, nil
 	case "json":
 		if !json.Valid([]byte(words[0])) {
-			return nil, nil, fail(exitBadInput, "this is not JSON: %s", shorten([]byte(words[0])))
+			return nil, nil, fail(args.CodeBadInput, "this is not JSON: %s", shorten([]byte(words[0])))
 		}
 		return &bus.Request{Args: args.JSON([]byte(words[0]))}, nil, nil
 	case "file":
@@ -202,11 +202,11 @@ func (o *itemOptions) request(words []string) (*bus.Request, io.Closer, error) {
 		}
 		f, err := os.Open(words[0])
 		if err != nil {
-			return nil, nil, fail(exitBadInput, "%v", withoutPath(err))
+			return nil, nil, fail(args.CodeBadInput, "%v", withoutPath(err))
 		}
 		if st, err := f.Stat(); err == nil && st.IsDir() {
 			f.Close()
-			return nil, nil, fail(exitBadInput, "is a directory")
+			return nil, nil, fail(args.CodeBadInput, "is a directory")
 		}
 		return &bus.Request{Input: f}, f, nil
 	}

@@ -51,7 +51,7 @@ func openJobLog(path, function string, resume bool, told func(seq int, command s
 	st, err := l.f.Stat()
 	switch {
 	case err != nil:
-		err = fail(exitInternal, "joblog: %v", pathReason(err))
+		err = fail(args.CodeInternal, "joblog: %v", pathReason(err))
 	case !st.Mode().IsRegular():
 		err = usage("joblog: %s is no regular file: --resume can not read it", path)
 	default:
@@ -77,7 +77,7 @@ func checkOld(path string) error {
 	head := make([]byte, len(jobLogHead))
 	n, _ := io.ReadFull(f, head)
 	if string(head[:n]) != jobLogHead {
-		return usage("joblog: %s: this is no job log: its beginning is %q", path, shorten(head[:n])).withHint("a log takes the place of an older log, and of nothing else")
+		return usage("joblog: %s: this is no job log: its beginning is %q", path, shorten(head[:n])).WithHint("a log takes the place of an older log, and of nothing else")
 	}
 	return nil
 }
@@ -107,7 +107,7 @@ func (l *jobLog) load(path string) error {
 		case err == io.EOF && line == "":
 			return nil
 		case err != nil && err != io.EOF:
-			return fail(exitInternal, "joblog: %v", pathReason(err))
+			return fail(args.CodeInternal, "joblog: %v", pathReason(err))
 		case n == 1:
 			if line != jobLogHead {
 				return usage("joblog: %s: this is no job log: its first line is %q", path, shorten([]byte(line)))
@@ -181,7 +181,7 @@ func (l *jobLog) flush() error {
 	_, err := l.f.Write(l.pending)
 	l.pending = l.pending[:0]
 	if err != nil {
-		return fail(exitInternal, "joblog: %v", pathReason(err))
+		return fail(args.CodeInternal, "joblog: %v", pathReason(err))
 	}
 	return nil
 }

@@ -143,7 +143,7 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQue
 			Total *int `json:"total"`
 		}
 		if err := json.Unmarshal(line, &v); err != nil {
-			return fail(exitInternal, "the node's answer can not be read: %v", err)
+			return fail(args.CodeInternal, "the node's answer can not be read: %v", err)
 		}
 		if v.Total != nil {
 			total = *v.Total
@@ -169,7 +169,7 @@ func passJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQu
 	}
 	var last node.JobTotal
 	if err := json.Unmarshal(out.last, &last); err != nil {
-		return fail(exitInternal, "the node's answer can not be read: %v", err)
+		return fail(args.CodeInternal, "the node's answer can not be read: %v", err)
 	}
 	return nil
 }
@@ -196,7 +196,7 @@ func (l *allButLast) Write(p []byte) (int, error) {
 // noStore says of a function that is not there that the node keeps no jobs.
 func noStore(err error, function string) error {
 	if errors.Is(err, bus.ErrNoFunction) {
-		return fail(exitNoFunction, "the node keeps no jobs: it has no function %s", function)
+		return fail(args.CodeNoFunction, "the node keeps no jobs: it has no function %s", function).WithHint("fbus status shows which node that is, and its version")
 	}
 	return err
 }
@@ -242,7 +242,7 @@ func listJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQu
 func oneJob(ctx context.Context, c *bus.Client, function, id string) (*jobLine, error) {
 	list, _, err := listJobs(ctx, c, function, &node.JobQuery{IDs: []string{id}})
 	if err == nil && len(list) != 1 {
-		err = fail(exitInternal, "the node's answer can not be read: %d jobs for one", len(list))
+		err = fail(args.CodeInternal, "the node's answer can not be read: %d jobs for one", len(list))
 	}
 	if err != nil {
 		return nil, err

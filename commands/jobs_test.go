@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 )
@@ -137,8 +138,8 @@ func TestJobsJSON(t *testing.T) {
 		t.Errorf("asked %+v", q)
 	}
 	o.function = "nosuch"
-	if f := explain(showJobs(o, nil, &out, io.Discard)); f.status != exitNoFunction || !strings.Contains(f.msg, "keeps no jobs") {
-		t.Errorf("status %d, said %q", f.status, f.msg)
+	if f := explain(showJobs(o, nil, &out, io.Discard)); f.Code != args.CodeNoFunction || !strings.Contains(f.Message, "keeps no jobs") {
+		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }
 
@@ -209,8 +210,8 @@ A      fetch     done    0         exit 0
 		t.Error(err)
 	}
 	f := explain(showJobs(jobsFlags(n), []string{"Z"}, io.Discard, io.Discard))
-	if f.status != exitBadInput || f.msg != "Z: no such job" {
-		t.Errorf("status %d, said %q", f.status, f.msg)
+	if f.Code != args.CodeBadInput || f.Message != "Z: no such job" {
+		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }
 
@@ -366,7 +367,7 @@ func TestRetryAndPurgeUsage(t *testing.T) {
 		"choose jobs of all: they do not": (&jobsOptions{state: "dead"}).check([]string{"A"}),
 		"a job's id is due, not nothing":  (&jobsOptions{}).check([]string{""}),
 	} {
-		if err == nil || explain(err).status != exitUsage || !strings.Contains(err.Error(), want) {
+		if err == nil || explain(err).Code != args.CodeUsage || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %s", err, want)
 		}
 	}

@@ -45,7 +45,7 @@ What is kept is in $FBUS_HOME/joined, or joined in fbus's configuration director
 		},
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("fbus join takes one operand: a ticket's file, or - for stdin").withHint("fbus invite makes tickets")
+				return usage("fbus join takes one operand: a ticket's file, or - for stdin").WithHint("fbus invite makes tickets")
 			}
 			o.ticket = ctx.Args().First()
 			return joinNetwork(o, ctx.App.ErrWriter)
@@ -61,13 +61,13 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	}
 	if o.node != "" {
 		if err := wire.CheckAddress(o.node); err != nil {
-			return usage("--node: %v", err).withHint(addressHint)
+			return usage("--node: %v", err).WithHint(addressHint)
 		}
 		t.Addresses = []string{wire.WithPort(o.node)}
 	}
 	dir, err := joinedDir()
 	if err != nil {
-		return fail(exitInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	j, err := trust.OpenJoined(dir)
 	if err != nil {
@@ -105,7 +105,7 @@ func readTicket(name string) (*trust.Ticket, error) {
 	}
 	text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<20))
 	if err != nil {
-		return nil, fail(exitInternal, "stdin: %v", pathReason(err))
+		return nil, fail(args.CodeInternal, "stdin: %v", pathReason(err))
 	}
 	return trust.ParseTicket(text)
 }
@@ -145,7 +145,7 @@ func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) 
 	cert, err := output(ctx, c, "fbus.join", args.List(string(request)))
 	if errors.Is(err, bus.ErrNodeLost) {
 		f := *explain(err)
-		err = o.troubled(f.withHint("no harm is done, join again with the same ticket: fbus join %s", orFile(o.ticket)))
+		err = o.troubled(f.WithHint("no harm is done, join again with the same ticket: fbus join %s", orFile(o.ticket)))
 	}
 	return cert, err
 }

@@ -23,12 +23,12 @@ func TestJoinLost(t *testing.T) {
 	_, file := issueFor(t, a, trust.Request{Name: "box", Rights: trust.Rights{Call: []string{"*"}}, TTL: time.Hour, Addresses: []string{addr}})
 	o := &joinOptions{ticket: file, node: lossy(t, a), quiet: true}
 	f := explain(joinNetwork(o, io.Discard))
-	if f.status != exitNoNode || f.code != args.CodeNodeLost || strings.Contains(f.msg+f.hint, "may have run") {
-		t.Errorf("it says %d %s: %s; %s", f.status, f.code, f.msg, f.hint)
+	if f.Status() != args.StatusOf(args.CodeNoNode) || f.Code != args.CodeNodeLost || strings.Contains(f.Message+f.Hint, "may have run") {
+		t.Errorf("it says %d %s: %s; %s", f.Status(), f.Code, f.Message, f.Hint)
 	}
 	for _, want := range []string{"fbus join " + file, "FBUS_TICKET=" + file + " fbus doctor --node " + o.node} {
-		if !strings.Contains(f.hint, want) {
-			t.Errorf("no %q in the hint: %s", want, f.hint)
+		if !strings.Contains(f.Hint, want) {
+			t.Errorf("no %q in the hint: %s", want, f.Hint)
 		}
 	}
 	o.node = ""

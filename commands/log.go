@@ -54,7 +54,7 @@ dropped (how many). The function fbus.log answers the same, page by page.`,
 		),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
-				return usage("fbus log takes one NAME, and got %s as well", ctx.Args().Get(1)).withHint("a glob is for several: %s", join("fbus", "log", ctx.Args().First()+"*"))
+				return usage("fbus log takes one NAME, and got %s as well", ctx.Args().Get(1)).WithHint("a glob is for several: %s", join("fbus", "log", ctx.Args().First()+"*"))
 			}
 			if o.last < 0 {
 				return usage("--last %d: at least 0 is due", o.last)
@@ -83,7 +83,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 			entries = nil // only where the end is was asked
 		}
 		if err := p.print(entries); err != nil {
-			return fail(exitInternal, "output: %v", pathReason(err))
+			return fail(args.CodeInternal, "output: %v", pathReason(err))
 		}
 		if !o.follow && len(entries) == 0 {
 			return nil
@@ -178,7 +178,7 @@ func (r *logReader) ask(ctx context.Context, q node.LogQuery) ([]byte, error) {
 	_, err = r.client.Call(ctx, req)
 	r.answered = r.answered || err == nil
 	if errors.Is(err, bus.ErrNoFunction) {
-		return nil, fail(exitNoFunction, "the node keeps no log: it has no function %s", r.o.function)
+		return nil, fail(args.CodeNoFunction, "the node keeps no log: it has no function %s", r.o.function).WithHint("fbus status shows which node that is, and its version")
 	}
 	return out.Bytes(), troubled(err, r.o.node)
 }
@@ -199,7 +199,7 @@ func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 			Next *uint64 `json:"next"`
 		}
 		if err := json.Unmarshal(text, &v); err != nil {
-			return nil, 0, fail(exitInternal, "the node's answer can not be read: %v", err)
+			return nil, 0, fail(args.CodeInternal, "the node's answer can not be read: %v", err)
 		}
 		if v.Next != nil {
 			return entries, *v.Next, nil

@@ -84,7 +84,7 @@ func decodeLines[T any](data []byte) ([]T, error) {
 		case io.EOF:
 			return list, nil
 		default:
-			return nil, fail(exitInternal, "the node's answer can not be read: %v", err)
+			return nil, fail(args.CodeInternal, "the node's answer can not be read: %v", err)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"fbus/bus/args"
 	"fbus/exec/keeper"
 
 	"github.com/urfave/cli/v2"
@@ -35,9 +36,9 @@ func Main() int {
 }
 
 // run runs one command line.
-func run(args []string, stdout, stderr io.Writer) error {
+func run(line []string, stdout, stderr io.Writer) error {
 	out := &checkedWriter{w: stdout}
-	commands, words, err := prepare(args)
+	commands, words, err := prepare(line)
 	if err != nil {
 		return err
 	}
@@ -45,12 +46,12 @@ func run(args []string, stdout, stderr io.Writer) error {
 		fmt.Fprintf(out, "fbus %s\n", Version)
 	} else if err := execute(newApp(commands, out, stderr), words); err != nil {
 		if i := slices.Index(words, "--"); i > 0 && slices.Contains(words[:i], "--quiet") {
-			return withoutHint(err)
+			return hintless{err}
 		}
 		return err
 	}
 	if out.err != nil {
-		return fail(exitInternal, "output: %v", pathReason(out.err))
+		return fail(args.CodeInternal, "output: %v", pathReason(out.err))
 	}
 	return nil
 }
@@ -95,15 +96,11 @@ func parse(app *cli.App, cmd *cli.Command, words []string) (*cli.Context, error)
 	return ctx, nil
 }
 
-// withoutHint leaves of a failure only what went wrong.
-func withoutHint(err error) error {
-	if errors.As(err, new(statusOnly)) || errors.As(err, new(*interrupted)) {
-		return err
-	}
-	f := *explain(err)
-	f.hint = ""
-	return &f
-}
+// hintless is an error whose hint is not printed, because of -q.
+type hintless struct{ error }
+
+// Unwrap returns the error.
+func (h hintless) Unwrap() error { return h.error }
 
 // checkedWriter remembers that something could not be written, so that no
 // command loses output and says that all went well.
@@ -123,7 +120,7 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 // report prints an error as a person reads it and returns the exit status.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
-		return exitOK
+		return 0
 	}
 	var only statusOnly
 	if errors.As(err, &only) {
@@ -134,11 +131,11 @@ func report(stderr io.Writer, err error) int {
 		return exitSignal + int(sig.signal)
 	}
 	f := explain(err)
-	say(stderr, f.msg)
-	if f.hint != "" {
-		say(stderr, "hint: "+f.hint)
+	say(stderr, f.Message)
+	if f.Hint != "" && !errors.As(err, new(hintless)) {
+		say(stderr, "hint: "+f.Hint)
 	}
-	return f.status
+	return f.Status()
 }
 
 // say prints a message, each line with our name before it.
@@ -239,7 +236,7 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 	}
 	name := args[0]
 	if strings.HasPrefix(name, "-") {
-		return nil, nil, usage("%s stands before a command", name).withHint("flags go behind it: fbus COMMAND %s …; fbus --help lists the commands", name)
+		return nil, nil, usage("%s stands before a command", name).WithHint("flags go behind it: fbus COMMAND %s …; fbus --help lists the commands", name)
 	}
 	for _, c := range commandTable {
 		if c.name != name {
@@ -258,16 +255,16 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 func noCommand(name string) error {
 	f := usage("there is no command %s", name)
 	if ours := elsewhere(name); ours != "" {
-		return f.withHint("fbus %s", ours)
+		return f.WithHint("fbus %s", ours)
 	}
 	names := slices.Collect(maps.Keys(companions()))
 	for _, c := range commandTable {
 		names = append(names, c.name)
 	}
 	if near := nearest(name, names); near != "" {
-		return f.withHint("fbus %s?", near)
+		return f.WithHint("fbus %s?", near)
 	}
-	return f.withHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", name))
+	return f.WithHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", name))
 }
 
 // newApp makes the command tree.
@@ -296,7 +293,7 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 
 // usageError makes what the flag package says ours.
 func usageError(ctx *cli.Context, err error, _ bool) error {
-	var f *failure
+	var f *args.Error
 	if errors.As(err, &f) {
 		return f
 	}
@@ -315,7 +312,7 @@ func usageError(ctx *cli.Context, err error, _ bool) error {
 			}
 		}
 	}
-	return usage("%s", msg).withHint("fbus %s --help", ctx.Command.Name)
+	return usage("%s", msg).WithHint("fbus %s --help", ctx.Command.Name)
 }
 
 func init() {

@@ -96,7 +96,7 @@ are not UTF-8; message is why fbus ended a call; file is there with -o.`,
 			}
 			words := ctx.Args().Slice()
 			if len(words) == 0 {
-				return usage("map what? a function's name is due").withHint("fbus map NAME [ITEM…]; fbus ls shows what is offered")
+				return usage("map what? a function's name is due").WithHint("fbus map NAME [ITEM…]; fbus ls shows what is offered")
 			}
 			o.name, o.operands = words[0], words[1:]
 			return mapItems(o, ctx.App.Writer, ctx.App.ErrWriter)
@@ -150,7 +150,7 @@ func (o *mapOptions) check() error {
 	case t.unknown() != "":
 		return usage("-o %s: there is no %s here, only %s", o.output, t.unknown(), strings.Join(replacements, " "))
 	case o.output != "" && !t.varies():
-		return usage("-o %s: all results would go to the same file", o.output).withHint("%s, or > %s for one file", join("-o", o.output+".{#}"), o.output)
+		return usage("-o %s: all results would go to the same file", o.output).WithHint("%s, or > %s for one file", join("-o", o.output+".{#}"), o.output)
 	case o.output != "" && o.tag:
 		return usage("--tag is for what is printed: it does not go with -o")
 	case o.json && o.tag:
@@ -379,15 +379,15 @@ func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err e
 		f := explain(troubled(err, o.node, o.name))
 		lost := be.Code == args.CodeDraining || be.Code == args.CodeNodeLost
 		if lost {
-			f.status = exitNoNode
+			f.Code = args.CodeNodeLost
 		}
 		if lost || be.Code == args.CodeRevoked || be.Code == args.CodeExpired {
-			f.msg = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.msg, calls(n.Ended-n.Failed))
-			f.hint = "with --joblog FILE, --resume goes on where this ends"
+			f.Message = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.Message, calls(n.Ended-n.Failed))
+			f.Hint = "with --joblog FILE, --resume goes on where this ends"
 			if o.joblog != "" {
-				f.hint = "--resume goes on where this has ended"
+				f.Hint = "--resume goes on where this has ended"
 			}
-			f.hint += "; " + doctorLine(o.node, []string{o.name}) + " looks at the node"
+			f.Hint += "; " + doctorLine(o.node, []string{o.name}) + " looks at the node"
 		}
 		return f
 	case err != nil:

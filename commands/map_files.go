@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"fbus/bus/args"
 	"fbus/bus/fanout"
 
 	"github.com/kballard/go-shellquote"
@@ -38,9 +39,9 @@ func (f *fileOutputs) reserve(t *fanout.Task) (string, error) {
 	defer f.mu.Unlock()
 	if _, ok := f.taken[key]; ok {
 		if f.again {
-			return "", fail(exitBadInput, "%s is the result of another item, which had this number when it was done", name)
+			return "", fail(args.CodeBadInput, "%s is the result of another item, which had this number when it was done", name)
 		}
-		return "", fail(exitBadInput, "%s is another item's already; {#} in -o makes names differ", name)
+		return "", fail(args.CodeBadInput, "%s is another item's already; {#} in -o makes names differ", name)
 	}
 	f.taken[key] = struct{}{}
 	return name, nil
@@ -65,7 +66,7 @@ func (f *fileOutputs) write(o *fanout.Outcome) {
 		return
 	}
 	if err := writeResult(o.Aux.(*about).file, o.Output); err != nil {
-		o.Err = fail(exitInternal, "output: %v", pathReason(err))
+		o.Err = fail(args.CodeInternal, "output: %v", pathReason(err))
 	}
 }
 

@@ -124,7 +124,7 @@ func (p *printer) print(o *fanout.Outcome) error {
 }
 
 // outputError is what ends a command that can not print.
-func outputError(err error) error { return fail(exitInternal, "output: %v", pathReason(err)) }
+func outputError(err error) error { return fail(args.CodeInternal, "output: %v", pathReason(err)) }
 
 // outcomeEnd is how a call ended, with what there is to say.
 type outcomeEnd struct {
@@ -149,7 +149,7 @@ func endOf(o *fanout.Outcome, timeout time.Duration) outcomeEnd {
 		end.message = o.Err.Error()
 	default:
 		f := explainCall(o.Err, timeout)
-		end.Source, end.Status, end.Code, end.message = "fbus", f.status, f.code, f.msg
+		end.Source, end.Status, end.Code, end.message = "fbus", f.Status(), f.Code, f.Message
 	}
 	return end
 }

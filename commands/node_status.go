@@ -60,7 +60,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 	}
 	list, err := decodeLines[node.NodeInfo](data)
 	if err != nil || len(list) == 0 {
-		return fail(exitInternal, "the node does not say who it is")
+		return fail(args.CodeInternal, "the node does not say who it is")
 	}
 	n := list[0]
 	if o.json {

@@ -59,11 +59,11 @@ func (o *offerOptions) operands(words []string) error {
 	i := slices.Index(words, "--")
 	switch {
 	case len(words) == 0 || i == 0:
-		return usage("offer what? a name is due").withHint("fbus offer NAME -- PROGRAM [ARG…]")
+		return usage("offer what? a name is due").WithHint("fbus offer NAME -- PROGRAM [ARG…]")
 	case i < 0 && len(words) > 1:
-		return usage("the program of %s must stand behind --", words[0]).withHint("%s", join("fbus", "offer", words[:1], "--", words[1:]))
+		return usage("the program of %s must stand behind --", words[0]).WithHint("%s", join("fbus", "offer", words[:1], "--", words[1:]))
 	case i < 0 || i == len(words)-1:
-		return usage("%s: no program is given", words[0]).withHint("fbus offer %s -- PROGRAM [ARG…]", words[0])
+		return usage("%s: no program is given", words[0]).WithHint("fbus offer %s -- PROGRAM [ARG…]", words[0])
 	case i > 1:
 		return usage("one name is due before --, not %s", join(words[:i]))
 	}

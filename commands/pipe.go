@@ -209,7 +209,7 @@ func (p *pipe) read(stdin io.Reader) error {
 		case err == io.EOF:
 			return nil
 		case err != nil:
-			return fail(exitInternal, "input: %v", pathReason(err))
+			return fail(args.CodeInternal, "input: %v", pathReason(err))
 		}
 	}
 }
@@ -278,7 +278,7 @@ func (p *pipe) request(doc []byte, to destination) {
 	}
 	c := &pipeCall{pipe: p, req: r, to: to, cost: int64(len(doc)), ctx: context.Background(), key: idKey(r.id)}
 	if !p.admission.enter(c.cost) {
-		p.answer(to, r.id, refusalf(exitNoNode, args.CodeNodeLost, "%v", p.client.Err()), nil)
+		p.answer(to, r.id, refusalf(args.CodeNodeLost, "%v", p.client.Err()), nil)
 		return
 	}
 	if !p.register(c) {
@@ -297,11 +297,11 @@ func (p *pipe) refuse(r *rpcRequest) *rpcError {
 			return rpcErrorf(rpcNoMethod, "%s is a notification: it has no id", shorten([]byte(r.method)))
 		}
 	case !node.ValidName(r.method):
-		return refusalf(exitUsage, args.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
+		return refusalf(args.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
 	case r.unpaired:
-		return refusalf(exitBadInput, args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
+		return refusalf(args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
 	case len(r.params) > wire.MaxArgs:
-		return refusalf(exitBadInput, args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), wire.MaxArgs)
+		return refusalf(args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), wire.MaxArgs)
 	}
 	return nil
 }
@@ -370,7 +370,7 @@ func (p *pipe) answer(to destination, id []byte, e *rpcError, output []byte) {
 		line = appendTo(nil)
 		held = int64(len(line))
 		if !p.hoard.tryTake(held) {
-			e, held = refusalf(exitInternal, errBatchTooLarge.Code, "%s", errBatchTooLarge.Message), 0
+			e, held = refusalf(errBatchTooLarge.Code, "%s", errBatchTooLarge.Message), 0
 			line = appendTo(nil)
 		}
 	}

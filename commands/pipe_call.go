@@ -50,7 +50,7 @@ func (c *pipeCall) run() {
 		c.stderr.flush()
 	}
 	if e != nil && c.req.id == nil {
-		say(p.stderr, messageFor(c.req.method, &failure{status: e.code, msg: e.message}))
+		say(p.stderr, messageFor(c.req.method, e.code, e.message))
 	}
 	p.answer(c.to, c.req.id, e, c.out.buf)
 	c.out.free()
@@ -119,8 +119,8 @@ func (c *pipeCall) outcome(res bus.Result, err error) *rpcError {
 		return &rpcError{code: rpcCancelled, message: err.Error(), data: data}
 	}
 	f := explainCall(err, c.pipe.o.timeout.d)
-	data.status, data.code = f.status, f.code
-	return &rpcError{code: f.status, message: messageFor(c.req.method, f), data: data}
+	data.status, data.code = f.Status(), f.Code
+	return &rpcError{code: f.Status(), message: messageFor(c.req.method, f.Status(), f.Message), data: data}
 }
 
 // exitMessage is for a program that has failed without a word.

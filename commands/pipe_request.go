@@ -42,7 +42,8 @@ func rpcErrorf(code int, format string, args ...any) *rpcError {
 }
 
 // refusalf is the error of a request that is refused as a call would be.
-func refusalf(status int, code, format string, a ...any) *rpcError {
+func refusalf(code, format string, a ...any) *rpcError {
+	status := args.StatusOf(code)
 	e := rpcErrorf(status, format, a...)
 	e.data = &rpcData{source: args.FromBus.String(), status: status, code: code}
 	return e

@@ -190,19 +190,20 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		_, err = fmt.Fprintln(stdout, id)
 	}
 	if err != nil {
-		return fail(exitInternal, "output: %v: the job was posted, its id is %s", pathReason(err), id)
+		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", pathReason(err), id)
 	}
 	return nil
 }
 
 // explain is explain for a job that was not posted, or may have been.
-func (o *postOptions) explain(err error) *failure {
+func (o *postOptions) explain(err error) *args.Error {
 	f := explain(err)
-	if f.status == exitBusy {
+	if f.Status() == args.StatusOf(args.CodeBusy) {
 		return f // it is the store, not the way there
 	}
-	if f.code == args.CodeNodeLost {
-		return &failure{status: f.status, code: f.code, msg: f.msg + ": the job may have been posted", hint: "fbus jobs shows whether it was; " + o.doctor()}
+	if f.Code == args.CodeNodeLost {
+		f.Message += ": the job may have been posted"
+		return f.WithHint("fbus jobs shows whether it was; %s", o.doctor())
 	}
 	return explain(troubled(err, o.node, o.denied(err)))
 }

@@ -232,7 +232,7 @@ func (w *poster) add(id string) {
 	w.count = len(w.ids)
 }
 
-func explainedAs(err error, code string) bool { return err != nil && explain(err).code == code }
+func explainedAs(err error, code string) bool { return err != nil && explain(err).Code == code }
 
 func (w *poster) print(p *posted) error {
 	if !w.o.json {
@@ -259,12 +259,13 @@ func (w *poster) end(output error, stderr io.Writer) error {
 	switch {
 	case w.lost > 0:
 		f := explain(w.first.err)
-		return &failure{status: exitNoNode, code: f.code, msg: fmt.Sprintf("%s: %s; the last %d may have been", f.msg, sofar, w.lost), hint: "fbus jobs shows what is there; " + w.o.doctor()}
+		return &args.Error{Code: args.CodeNodeLost, Message: fmt.Sprintf("%s: %s; the last %d may have been", f.Message, sofar, w.lost), Hint: "fbus jobs shows what is there; " + w.o.doctor()}
 	case w.first != nil:
 		return w.refused(sofar)
 	case output != nil:
 		f := explain(output)
-		return &failure{status: f.status, code: f.code, msg: f.msg + ": " + sofar, hint: "fbus jobs shows their ids"}
+		f.Message += ": " + sofar
+		return f.WithHint("fbus jobs shows their ids")
 	case errors.As(w.cause, &sig):
 		if !w.o.quiet {
 			say(stderr, "interrupted: "+sofar)
@@ -272,7 +273,8 @@ func (w *poster) end(output error, stderr io.Writer) error {
 		return sig
 	case w.cause != nil:
 		f := explain(w.cause)
-		return &failure{status: f.status, code: f.code, msg: f.msg + ": " + sofar, hint: f.hint}
+		f.Message += ": " + sofar
+		return f
 	}
 	if w.o.verbose {
 		say(stderr, sofar)
@@ -283,9 +285,10 @@ func (w *poster) end(output error, stderr io.Writer) error {
 // refused says which item was the first that was not posted.
 func (w *poster) refused(sofar string) error {
 	f := w.o.explain(w.first.err)
-	msg := fmt.Sprintf("item %d, %s, was not posted: %s; %s", w.first.item, oneLine(shorten([]byte(label(w.first.words)))), f.msg, sofar)
+	msg := fmt.Sprintf("item %d, %s, was not posted: %s; %s", w.first.item, oneLine(shorten([]byte(label(w.first.words)))), f.Message, sofar)
 	if w.behind > 0 {
 		msg += fmt.Sprintf(", the last %d of items behind it", w.behind)
 	}
-	return &failure{status: f.status, code: f.code, msg: msg, hint: f.hint}
+	f.Message = msg
+	return f
 }

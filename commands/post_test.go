@@ -223,7 +223,7 @@ func TestPostRefused(t *testing.T) {
 	})
 	var out, errs bytes.Buffer
 	err := post(itemsOf(postFlags(n), "a", "b", "c", "d", "e"), &out, &errs)
-	if status := report(&errs, err); status != exitBusy || out.String() != "id-a\nid-b\nid-e\n" {
+	if status := report(&errs, err); status != args.StatusOf(args.CodeBusy) || out.String() != "id-a\nid-b\nid-e\n" {
 		t.Errorf("status %d, printed %q", status, &out)
 	}
 	if want := "fbus: item 3, c, was not posted: the store is full; 3 jobs were posted, the last 1 of items behind it\nfbus: hint: "; !strings.HasPrefix(errs.String(), want) {
@@ -234,8 +234,8 @@ func TestPostRefused(t *testing.T) {
 	o := itemsOf(postFlags(n), "[1]", "[2", "[3]")
 	o.itemOptions.each, o.function = "json", "free"
 	err = post(o, &out, &errs)
-	if f := explain(err); f.status != exitBadInput || !strings.HasPrefix(f.msg, "item 2, [2, was not posted: this is not JSON: [2; ") {
-		t.Errorf("status %d, said %q", f.status, f.msg)
+	if f := explain(err); f.Code != args.CodeBadInput || !strings.HasPrefix(f.Message, "item 2, [2, was not posted: this is not JSON: [2; ") {
+		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }
 
@@ -261,8 +261,8 @@ func TestPostNodeLost(t *testing.T) {
 	<-under
 	<-under
 	n.stop()
-	if f := explain(<-ended); f.status != exitNoNode || !strings.HasSuffix(f.msg, "1 job was posted; the last 2 may have been") {
-		t.Errorf("status %d, said %q", f.status, f.msg)
+	if f := explain(<-ended); f.Status() != args.StatusOf(args.CodeNoNode) || !strings.HasSuffix(f.Message, "1 job was posted; the last 2 may have been") {
+		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 
 	gone := make(chan struct{})
@@ -275,8 +275,8 @@ func TestPostNodeLost(t *testing.T) {
 	go func() { ended <- post(postFlags(m), io.Discard, io.Discard) }()
 	<-gone
 	m.stop()
-	if f := explain(<-ended); f.status != exitNoNode || !strings.HasSuffix(f.msg, ": the job may have been posted") {
-		t.Errorf("status %d, said %q", f.status, f.msg)
+	if f := explain(<-ended); f.Status() != args.StatusOf(args.CodeNoNode) || !strings.HasSuffix(f.Message, ": the job may have been posted") {
+		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }
 
@@ -332,7 +332,7 @@ func TestPostUsage(t *testing.T) {
 	} {
 		o := valid()
 		set(o)
-		if err := o.check(); err == nil || explain(err).status != exitUsage || !strings.Contains(err.Error(), want) {
+		if err := o.check(); err == nil || explain(err).Code != args.CodeUsage || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %s", err, want)
 		}
 	}

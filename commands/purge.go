@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 
+	"fbus/bus/args"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -45,7 +46,7 @@ Jobs that are done, dead or cancelled; those that are queued or delayed only if
 func (o *purgeOptions) check(ids []string) error {
 	switch {
 	case o.state == "running":
-		return usage("--state running: a job that runs is not purged").withHint("fbus cancel ends it")
+		return usage("--state running: a job that runs is not purged").WithHint("fbus cancel ends it")
 	case o.state != "" && !slices.Contains(states, o.state):
 		return usage("--state %s: done, dead, cancelled, queued or delayed is due", o.state)
 	case o.older.set && o.older.d <= 0:
@@ -53,7 +54,7 @@ func (o *purgeOptions) check(ids []string) error {
 	case len(ids) > 0 && (o.state != "" || o.older.set || o.glob != ""):
 		return usage("--state, --older and --function choose jobs of all: they do not go with an ID")
 	case len(ids) == 0 && o.state == "" && !o.older.set:
-		return usage("purge what? --state or --older is due").withHint("fbus purge --state done; fbus jobs shows what is there")
+		return usage("purge what? --state or --older is due").WithHint("fbus purge --state done; fbus jobs shows what is there")
 	case slices.Contains(ids, ""):
 		return usage("a job's id is due, not nothing")
 	}
@@ -76,7 +77,7 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 		say(stderr, fmt.Sprintf("%s purged", plural(list[0].Purged, "job")))
 	}
 	if err == nil && len(list) == 1 && list[0].Purged < len(ids) {
-		return fail(exitBadInput, "%d of %s not purged: what runs is not", len(ids)-list[0].Purged, plural(len(ids), "job")).withHint("fbus cancel ends it")
+		return fail(args.CodeBadInput, "%d of %s not purged: what runs is not", len(ids)-list[0].Purged, plural(len(ids), "job")).WithHint("fbus cancel ends it")
 	}
 	return err
 }

@@ -147,7 +147,7 @@ func TestRenewal(t *testing.T) {
 	defer c.Close()
 	pass(trust.IdentityLife / 2)
 	<-c.Done()
-	if e := explain(c.Err()); e.code != args.CodeExpired {
+	if e := explain(c.Err()); e.Code != args.CodeExpired {
 		t.Errorf("the short one ended with %v", c.Err())
 	}
 	data, err := output(context.Background(), lasting, "fbus.nodes", args.Args{})
@@ -169,7 +169,7 @@ func TestRenewal(t *testing.T) {
 	pass(2 * trust.IdentityLife)
 	_, _, err = connect(t.Context(), addr, durationValue{}, &bus.DialOptions{})
 	f := explain(err)
-	if f.code != args.CodeExpired && f.code != args.CodeNotOurs || !strings.Contains(f.msg+f.hint, "clock") {
+	if f.Code != args.CodeExpired && f.Code != args.CodeNotOurs || !strings.Contains(f.Message+f.Hint, "clock") {
 		t.Errorf("%+v", f)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // nameTemplate makes a file's name of an item, by GNU parallel's replacement
@@ -92,11 +94,11 @@ func (t nameTemplate) name(item string, seq int) (string, error) {
 	name := b.String()
 	switch {
 	case !t.holds(name):
-		return "", fail(exitBadInput, "the output would leave the directory of -o: %s", shorten([]byte(name)))
+		return "", fail(args.CodeBadInput, "the output would leave the directory of -o: %s", shorten([]byte(name)))
 	case strings.ContainsRune(name, 0):
-		return "", fail(exitBadInput, "an output's name must not hold a NUL: %s", shorten([]byte(item)))
+		return "", fail(args.CodeBadInput, "an output's name must not hold a NUL: %s", shorten([]byte(item)))
 	case name == "" || strings.HasSuffix(name, "/"):
-		return "", fail(exitBadInput, "the item gives no output's name: %q", shorten([]byte(item)))
+		return "", fail(args.CodeBadInput, "the item gives no output's name: %q", shorten([]byte(item)))
 	}
 	return filepath.Clean(name), nil
 }

@@ -53,7 +53,7 @@ It is 75 if the job is not finished and not waited for, 65 if there is no such j
 		),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("result of what? one job's id is due").withHint("fbus result ID, which fbus post has printed; fbus jobs shows them")
+				return usage("result of what? one job's id is due").WithHint("fbus result ID, which fbus post has printed; fbus jobs shows them")
 			}
 			o.id, o.hasFD = ctx.Args().First(), ctx.IsSet("status-fd")
 			return result(o, ctx.App.ErrWriter)
@@ -66,7 +66,7 @@ func (o *resultOptions) check() error {
 	case o.id == "":
 		return usage("a job's id is due, not nothing")
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d)).withHint("fbus result --no-wait %s", quoteWord(o.id))
+		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d)).WithHint("fbus result --no-wait %s", quoteWord(o.id))
 	case o.timeout.set && o.noWait:
 		return usage("-t and --no-wait exclude each other")
 	}
@@ -109,7 +109,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	end, err := o.ended(name, timeout, res, err, out, stderr)
 	end.Job = o.id
 	if explainedAs(err, args.CodeNodeLost) {
-		err.(*failure).hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " looks at the node"
+		err.(*args.Error).Hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " looks at the node"
 	}
 	return end, err
 }
@@ -194,7 +194,7 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	}
 	res, err := client.Call(ctx, req)
 	if errors.Is(err, bus.ErrNoFunction) && res.Worker == "" {
-		return res, fail(exitNoFunction, "the node keeps no jobs: it has no function %s", f.o.function)
+		return res, fail(args.CodeNoFunction, "the node keeps no jobs: it has no function %s", f.o.function).WithHint("fbus status shows which node that is, and its version")
 	}
 	if err != nil && res.Code != "" && res.Source != args.FromProgram {
 		f.job, _ = oneJob(ctx, client, f.o.jobs, f.o.id)

@@ -156,8 +156,8 @@ func TestResultLostMidway(t *testing.T) {
 	}
 	n.stop()
 	f := explain(<-ended)
-	if f.status != exitNoNode || !strings.HasPrefix(f.hint, "the result is where it was: fbus result "+o.id+"; ") {
-		t.Errorf("status %d, said %q, hint %q", f.status, f.msg, f.hint)
+	if f.Status() != args.StatusOf(args.CodeNoNode) || !strings.HasPrefix(f.Hint, "the result is where it was: fbus result "+o.id+"; ") {
+		t.Errorf("status %d, said %q, hint %q", f.Status(), f.Message, f.Hint)
 	}
 }
 
@@ -178,8 +178,8 @@ func TestResultTimeout(t *testing.T) {
 	n.stop()
 	select {
 	case err := <-ended:
-		if f := explain(err); f.status != exitNoNode {
-			t.Errorf("status %d, said %q", f.status, f.msg)
+		if f := explain(err); f.Status() != args.StatusOf(args.CodeNoNode) {
+			t.Errorf("status %d, said %q", f.Status(), f.Message)
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("it waits for ever")
@@ -188,7 +188,7 @@ func TestResultTimeout(t *testing.T) {
 
 func TestResultNeedsAStore(t *testing.T) {
 	n := newStore(t)
-	if f := explain(result(resultFlags(t, n), io.Discard)); f.status != exitNoFunction || !strings.Contains(f.msg, "keeps no jobs") {
-		t.Errorf("status %d, said %q", f.status, f.msg)
+	if f := explain(result(resultFlags(t, n), io.Discard)); f.Code != args.CodeNoFunction || !strings.Contains(f.Message, "keeps no jobs") {
+		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }

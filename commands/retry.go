@@ -43,7 +43,7 @@ the id of each.`,
 func (o *retryOptions) check(ids []string) error {
 	switch {
 	case len(ids) == 0 && !o.dead:
-		return usage("retry what? ids of jobs are due, or --dead").withHint("fbus jobs --state dead shows them")
+		return usage("retry what? ids of jobs are due, or --dead").WithHint("fbus jobs --state dead shows them")
 	case len(ids) > 0 && o.dead:
 		return usage("ids and --dead exclude each other")
 	case o.glob != "" && !o.dead:

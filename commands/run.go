@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/exec"
@@ -56,11 +57,11 @@ split into words as a shell would, and run without one. FILE is one of fbus up.
 			switch {
 			case i < 0 && len(words) > 0:
 				return usage("the command must stand behind --").
-					withHint("%s; or, to call a function: %s", join("fbus", "run", "--", words), join("fbus", "call", words))
+					WithHint("%s; or, to call a function: %s", join("fbus", "run", "--", words), join("fbus", "call", words))
 			case i < 0 || i == len(words)-1:
-				return usage("run what? a command is due").withHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
+				return usage("run what? a command is due").WithHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
 			case i > 0:
-				return usage("%s stands before --", join(words[:i])).withHint("fbus run -- %s", join(words[i+1:]))
+				return usage("%s stands before --", join(words[:i])).WithHint("fbus run -- %s", join(words[i+1:]))
 			}
 			o.command = words[i+1:]
 			return runPrivate(o, ctx.App.ErrWriter)
@@ -115,7 +116,7 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 		return err
 	}
 	if err := keeper.BecomeReaper(); err != nil {
-		return fail(exitInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	// From here on nothing but the end of the command ends us: a terminal's INT
 	// and QUIT reach the command by themselves, the others are passed on.
@@ -125,12 +126,12 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	sweepPrivate()
 	dir, err := os.MkdirTemp("", privatePrefix)
 	if err != nil {
-		return fail(exitInternal, "private directory: %v", pathReason(err))
+		return fail(args.CodeInternal, "private directory: %v", pathReason(err))
 	}
 	defer os.RemoveAll(dir)
 	env, err := privateEnv(dir)
 	if err != nil {
-		return fail(exitInternal, "private directory: %v", pathReason(err))
+		return fail(args.CodeInternal, "private directory: %v", pathReason(err))
 	}
 	var note func(string, ...any)
 	if o.verbose {
@@ -189,12 +190,12 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 	socket := filepath.Join(dir, "bus.sock")
 	l, err := node.Listen(socket, false)
 	if err != nil {
-		return nil, fail(exitInternal, "%v", err)
+		return nil, fail(args.CodeInternal, "%v", err)
 	}
 	posted, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "state", "jobs"), Warn: log, Volatile: true})
 	if err != nil {
 		l.Close()
-		return nil, fail(exitInternal, "%v", err)
+		return nil, fail(args.CodeInternal, "%v", err)
 	}
 	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note, Jobs: posted})
 	if err != nil {
@@ -279,7 +280,7 @@ func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 	case ok && ws.ExitStatus() != 0:
 		return statusOnly(ws.ExitStatus())
 	case err != nil:
-		return fail(exitInternal, "%s: %v", command[0], err)
+		return fail(args.CodeInternal, "%s: %v", command[0], err)
 	}
 	return nil
 }
@@ -293,9 +294,9 @@ func cannotStart(name string, err error) error {
 	} else if errors.As(err, &xe) {
 		why = xe.Err
 	}
-	f := fail(exitCannotRun, "%s: %v", name, why)
+	f := fail(args.CodeCannotRun, "%s: %v", name, why)
 	if errors.Is(err, osexec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-		f.status = exitNotFound
+		f.Code = args.CodeNotFound
 	}
 	return f
 }

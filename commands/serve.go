@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"fbus/bus/args"
 	"fbus/bus/calllog"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
@@ -117,7 +118,7 @@ func verboseFlag(dest *bool, usage string) cli.Flag {
 
 func noOperands(ctx *cli.Context) error {
 	if ctx.NArg() > 0 {
-		return usage("fbus %s takes no operand, and got %s", ctx.Command.Name, ctx.Args().First()).withHint("fbus %s --help", ctx.Command.Name)
+		return usage("fbus %s takes no operand, and got %s", ctx.Command.Name, ctx.Args().First()).WithHint("fbus %s --help", ctx.Command.Name)
 	}
 	return nil
 }
@@ -303,7 +304,7 @@ func openLogFile(name string, stdout io.Writer) (io.WriteCloser, error) {
 		return openFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	})
 	if err != nil {
-		return nil, fail(exitInternal, "log: %v", pathReason(err))
+		return nil, fail(args.CodeInternal, "log: %v", pathReason(err))
 	}
 	return f, nil
 }

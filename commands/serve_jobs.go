@@ -48,16 +48,13 @@ func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Mana
 	m, err := jobs.Open(jobs.Config{Place: place, Patient: true, MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
 	var locked *jobs.LockedError
 	if errors.As(err, &locked) {
-		return nil, fail(exitInternal, "%v", err).withHint("a second node of this user needs a network of its own: fbus serve --network ID")
+		return nil, &args.Error{Code: args.CodeInternal, Err: locked, Hint: "a second node of this user needs a network of its own: fbus serve --network ID"}
 	}
 	return m, err
 }
 
-// isLocked tells what keeps a node from starting from what it can do without.
-func isLocked(err error) bool {
-	var f *failure
-	return errors.As(err, &f)
-}
+// isLocked reports whether another node uses the store: then this one does not start.
+func isLocked(err error) bool { return errors.As(err, new(*jobs.LockedError)) }
 
 func closeJobs(m *jobs.Manager) {
 	if m != nil {

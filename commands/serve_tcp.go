@@ -72,7 +72,7 @@ func (o *tcpOptions) check() error {
 	}
 	for _, addr := range o.listen {
 		if err := wire.CheckAddress(addr); err != nil {
-			return usage("--listen: %v", err).withHint(addressHint)
+			return usage("--listen: %v", err).WithHint(addressHint)
 		}
 	}
 	return nil
@@ -107,9 +107,9 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 			return nil, err
 		}
 		f := explain(err)
-		warn("no other machine can reach this node: %s", f.msg)
-		if f.hint != "" {
-			warn("hint: %s", f.hint)
+		warn("no other machine can reach this node: %s", f.Message)
+		if f.Hint != "" {
+			warn("hint: %s", f.Hint)
 		}
 		return nil, nil
 	}
@@ -125,7 +125,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 		}
 		if len(o.listen) > 0 {
 			d.close()
-			return nil, fail(exitNoNode, "%s: %s", addr, listenReason(err)).withHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
+			return nil, fail(args.CodeNoNode, "%s: %s", addr, listenReason(err)).WithHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
 		}
 		warn("%s: %s: no other machine can reach this node", addr, listenReason(err))
 		warn("hint: --listen ADDR listens elsewhere; --no-tcp is for this machine only")
@@ -141,7 +141,7 @@ func (d *door) shut(network string, warn func(string, ...any)) *door {
 		return nil
 	}
 	if err := d.openGate(network, warn); err != nil {
-		warn("tickets can not be listed or revoked: %s", explain(err).msg)
+		warn("tickets can not be listed or revoked: %s", explain(err).Message)
 		return nil
 	}
 	return d
@@ -157,14 +157,14 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, nil)
 		var e *trust.Error
 		if errors.As(err, &e) && e.Code == args.CodeWrongUse {
-			return usage("--tls-cert %s", e.Message).withHint("%s", e.Hint)
+			return usage("--tls-cert %s", e.Message).WithHint("%s", e.Hint)
 		}
 		d.gate = f
 		return err
 	}
 	home, err := homeDir()
 	if err != nil {
-		return fail(exitInternal, "%v", err).withHint("set FBUS_HOME to a directory that can be written")
+		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a directory that can be written")
 	}
 	a, err := trust.Open(trust.Options{Dir: filepath.Join(home, "networks", network), Network: network, Warn: warn})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 
@@ -65,7 +66,7 @@ func (s *sharing) resolve() error {
 	if s.group == "" {
 		if s.rights != nil {
 			return usage("%s: rights: nobody else can connect, for the socket is this user's alone", s.rights.at).
-				withHint("--socket-group GROUP, or socket-group in [node], says whose it is too")
+				WithHint("--socket-group GROUP, or socket-group in [node], says whose it is too")
 		}
 		return nil
 	}
@@ -120,10 +121,10 @@ func (s *sharing) open(l *node.Listener, warn func(string, ...any)) error {
 	err := l.Share(s.gid)
 	switch {
 	case errors.Is(err, syscall.EPERM):
-		return fail(exitDenied, "--socket-group %s: only a member of the group, or root, can share a socket with it", s.group).
-			withHint("id shows your groups; after you were added to one, log in again")
+		return fail(args.CodeDenied, "--socket-group %s: only a member of the group, or root, can share a socket with it", s.group).
+			WithHint("id shows your groups; after you were added to one, log in again")
 	case err != nil:
-		return fail(exitInternal, "--socket-group %s: %v", s.group, err)
+		return fail(args.CodeInternal, "--socket-group %s: %v", s.group, err)
 	}
 	if dir := s.closed(l.Path()); dir != "" {
 		warn("--socket-group %s: its members may not get to %s: not all of them may enter %s", s.group, l.Path(), dir)

@@ -8,93 +8,51 @@ import (
 	"fbus/bus/trust"
 )
 
-// Exit statuses that are fbus's own. A program may return any of them too:
-// --status-fd and --status-file tell the two apart.
+// Exit statuses that are the command line's own. The others are those of codes, as
+// [args.StatusOf] has them. A program may return any of them too: --status-fd and
+// --status-file tell the two apart.
 const (
-	exitOK         = 0
-	exitUsage      = 64  // the command line makes no sense
-	exitBadInput   = 65  // input the function can not take
-	exitNoFunction = 69  // nobody offers the function
-	exitInternal   = 70  // a fault of fbus or the machine, or the output limit
-	exitWorkerLost = 74  // the worker vanished mid-call
-	exitBusy       = 75  // no slot is free
-	exitDenied     = 77  // not allowed
 	exitSomeFailed = 123 // a call of map has failed, as xargs has it
-	exitDeadline   = 124 // time was up
-	exitCannotRun  = 126 // the program can not be run
-	exitNotFound   = 127 // the program was not found
 	exitSignal     = 128 // plus the signal's number
-	exitNoNode     = 255 // no node can be reached, or it was lost mid-call
 )
 
-// failure is an error that is ready to be read by a person: what failed, the
-// exit status, and the next step if there is one.
-type failure struct {
-	status int
-	code   string // for --status-fd
-	msg    string
-	hint   string
-}
+// fail returns an error with a code that decides the exit status.
+func fail(code, format string, a ...any) *args.Error { return args.Errorf(code, format, a...) }
 
-func (f *failure) Error() string { return f.msg }
+// usage returns an error of the command line.
+func usage(format string, a ...any) *args.Error { return args.Errorf(args.CodeUsage, format, a...) }
 
-// fail makes a failure.
-func fail(status int, format string, args ...any) *failure {
-	return &failure{status: status, msg: fmt.Sprintf(format, args...)}
-}
-
-// withHint adds the next step.
-func (f *failure) withHint(format string, args ...any) *failure {
-	f.hint = fmt.Sprintf(format, args...)
-	return f
-}
-
-// usage is a failure of the command line.
-func usage(format string, a ...any) *failure {
-	f := fail(exitUsage, format, a...)
-	f.code = args.CodeUsage
-	return f
-}
-
-// statusOnly ends the command with a status and no message: what there is to
-// say was said.
+// statusOnly ends the command with a status and no message: everything was printed
+// already.
 type statusOnly int
 
 func (s statusOnly) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// explain turns any error into a failure.
-func explain(err error) *failure {
+// explain returns any error as it is shown: with a code, a message and, where there is
+// one, the next step. It is a copy, which the caller may change.
+func explain(err error) *args.Error {
 	var t *trouble
-	var f *failure
-	var be *args.Error
 	var te *trust.Error
 	switch {
 	case errors.As(err, &t):
 		return t.explain()
-	case errors.As(err, &f):
-		if f.code == "" {
-			f.code = ownCodes[f.status]
+	case errors.As(err, new(*args.Error)):
+		e := *args.AsError(err, args.CodeInternal)
+		e.Message = e.Error()
+		if e.Hint == "" && errors.As(err, &te) {
+			e.Hint = te.Hint
 		}
-		return f
-	case errors.As(err, &be):
-		f := &failure{status: be.Status(), code: be.Code, msg: be.Error(), hint: hintFor(be.Code)}
-		if errors.As(err, &te) && te.Hint != "" {
-			f.hint = te.Hint
+		if e.Hint == "" {
+			e.Hint = hintFor(e.Code)
 		}
-		if be.Hint != "" { // from the node, which knows more
-			f.hint = be.Hint
-		}
-		return f
+		return &e
 	case errors.As(err, &te):
-		return &failure{status: args.StatusOf(te.Code), code: te.Code, msg: te.Message, hint: te.Hint}
+		return &args.Error{Code: te.Code, Message: te.Message, Hint: te.Hint}
 	}
-	return &failure{status: exitInternal, code: args.CodeInternal, msg: err.Error()}
+	return args.AsError(err, args.CodeInternal)
 }
 
-// ownCodes are the codes of failures that have only a status.
-var ownCodes = map[int]string{exitUsage: args.CodeUsage, exitBadInput: args.CodeBadInput, exitInternal: args.CodeInternal, exitDenied: args.CodeDenied}
-
-// hintFor is the next step after an end that fbus decided.
+// hintFor returns the next step after an error with this code, "" if there is none.
 func hintFor(code string) string {
 	switch code {
 	case args.CodeNoFunction:

@@ -110,7 +110,7 @@ JSON fields: serials, issued (names of tickets that were issued with it), connec
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("fbus revoke takes one operand: the name or serial of a ticket").withHint("fbus tickets lists them")
+				return usage("fbus revoke takes one operand: the name or serial of a ticket").WithHint("fbus tickets lists them")
 			}
 			return revoke(o, ctx.Args().First(), ctx.App.Writer, ctx.App.ErrWriter)
 		},
@@ -128,7 +128,7 @@ func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
 	}
 	list, err := decodeLines[node.RevokedInfo](data)
 	if err != nil || len(list) != 1 {
-		return fail(exitInternal, "the node does not say what it has revoked")
+		return fail(args.CodeInternal, "the node does not say what it has revoked")
 	}
 	if !o.quiet {
 		what := ticket

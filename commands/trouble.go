@@ -9,8 +9,8 @@ import (
 	"fbus/bus/trust"
 )
 
-// trouble is an error of finding a node, of reaching it, of being let in or of
-// losing it: its hint points to fbus doctor.
+// trouble is an error of finding, reaching, entering or losing a node. Its hint points
+// to fbus doctor.
 type trouble struct {
 	err    error
 	doctor string // the command that looks into it
@@ -22,45 +22,38 @@ func (t *trouble) Error() string { return t.err.Error() }
 // Unwrap returns what happened.
 func (t *trouble) Unwrap() error { return t.err }
 
-// troubled marks an error that has to do with the node that the flag, or the
-// environment, names: of an error that has not, it makes nothing else. name is a
-// function that was to be called, if it is about one.
+// troubled marks an error that is about the node which the flag, or the environment,
+// names, and returns any other as it is. name is the function of the call, if there is
+// one.
 func troubled(err error, node string, name ...string) error {
 	if err == nil || errors.As(err, new(*trouble)) {
 		return err
 	}
-	var be *args.Error
-	var te *trust.Error
-	var f *failure
-	switch {
-	case errors.As(err, &f):
-		if f.status != exitNoNode && f.status != exitDenied {
+	var e *args.Error
+	if errors.As(err, &e) {
+		if s := e.Status(); s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
 			return err
 		}
-	case errors.As(err, &be):
-		if be.Status() != exitNoNode && be.Status() != exitDenied && be.Status() != exitBusy {
-			return err
-		}
-	case !errors.As(err, &te):
+	} else if !errors.As(err, new(*trust.Error)) {
 		return err
 	}
 	return &trouble{err: err, doctor: doctorLine(node, name)}
 }
 
-// explain is the error with the way to the doctor in its hint.
-func (t *trouble) explain() *failure {
-	f := *explain(t.err)
+// explain returns the error with fbus doctor in its hint.
+func (t *trouble) explain() *args.Error {
+	e := explain(t.err)
 	way := t.doctor + " says why, step by step"
-	if f.hint == "" || t.remote && f.hint == hintFor(args.CodeNoNode) {
-		f.hint = way
+	if e.Hint == "" || t.remote && e.Hint == hintFor(args.CodeNoNode) {
+		e.Hint = way
 	} else {
-		f.hint += "; " + way
+		e.Hint += "; " + way
 	}
-	return &f
+	return e
 }
 
-// doctorLine is the command line that looks at the node that a command line
-// with that --node has looked at, whatever the environment is then.
+// doctorLine returns the command line that examines the node of a command with this
+// --node, whatever the environment is by then.
 func doctorLine(node string, words []string) string {
 	if node == "" {
 		node = os.Getenv("FBUS_NODE")
@@ -72,7 +65,7 @@ func doctorLine(node string, words []string) string {
 	line := quoteWords(append(command, words...))
 	ticket := os.Getenv("FBUS_TICKET")
 	if ticket == "" || strings.Contains(ticket, "-----BEGIN ") || strings.Contains(node, "/") {
-		return line // a ticket's text is no word for a command line
+		return line // the text of a ticket is too long for a command line
 	}
 	return "FBUS_TICKET=" + quoteWords([]string{ticket}) + " " + line
 }

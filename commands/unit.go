@@ -11,6 +11,8 @@ import (
 	"text/template"
 	"time"
 
+	"fbus/bus/args"
+
 	"github.com/urfave/cli/v2"
 )
 
@@ -64,11 +66,11 @@ func (o *unitOptions) operands(words []string) error {
 	}
 	switch {
 	case len(words) == 0:
-		return usage("a unit for what? serve or up is due").withHint("fbus unit serve")
+		return usage("a unit for what? serve or up is due").WithHint("fbus unit serve")
 	case len(words) > 1:
-		return usage("%s stands before --", words[1]).withHint("%s", join("fbus", "unit", words[:1], "--", words[1:]))
+		return usage("%s stands before --", words[1]).WithHint("%s", join("fbus", "unit", words[:1], "--", words[1:]))
 	case words[0] != "serve" && words[0] != "up":
-		return usage("there is no unit for %s: serve or up is due", words[0]).withHint("fbus unit serve")
+		return usage("there is no unit for %s: serve or up is due", words[0]).WithHint("fbus unit serve")
 	case o.socket && words[0] != "serve":
 		return usage("--socket-unit is for serve: up listens at no socket of its own")
 	}
@@ -114,7 +116,7 @@ func unit(o *unitOptions, stdout, stderr io.Writer) error {
 	}
 	all, err := template.ParseFS(unitFiles, "units/*")
 	if err != nil {
-		return fail(exitInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	return all.ExecuteTemplate(stdout, name, t)
 }
@@ -171,7 +173,7 @@ func below(path string, dirs ...string) bool {
 func (o *unitOptions) paths(t *unitText, stderr io.Writer) error {
 	self, err := os.Executable()
 	if err != nil {
-		return fail(exitInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	if !o.user && !o.socket && below(self, append(homes, temporary...)...) {
 		say(stderr, fmt.Sprintf("%s: a service of the machine may not be able to run it there", self))
@@ -179,7 +181,7 @@ func (o *unitOptions) paths(t *unitText, stderr io.Writer) error {
 	}
 	dir, err := os.Getwd()
 	if err != nil {
-		return fail(exitInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	if strings.Contains(self+dir, "\n") {
 		return usage("%q: no line of a unit has room for a newline", dir)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus/args"
+
 	"github.com/urfave/cli/v2"
 )
 
@@ -49,7 +51,7 @@ func (o *unitOptions) parse(warn func(format string, args ...any)) (*unitFlags, 
 		return nil, err
 	}
 	if ctx.NArg() > most {
-		return nil, usage("fbus %s takes no operand %s", o.command, ctx.Args().Get(most)).withHint("fbus %s --help", o.command)
+		return nil, usage("fbus %s takes no operand %s", o.command, ctx.Args().Get(most)).WithHint("fbus %s --help", o.command)
 	}
 	f.given = ctx.IsSet
 	if o.command == "up" {
@@ -118,7 +120,7 @@ func (o *unitOptions) wholePaths(words []string) error {
 		}
 		whole, err := filepath.Abs(path)
 		if err != nil {
-			return fail(exitInternal, "%v", err)
+			return fail(args.CodeInternal, "%v", err)
 		}
 		words[i], changed = "--"+name+"="+whole, true
 	}

@@ -86,7 +86,7 @@ func (o *upOptions) read() (*upConfig, problems) {
 	var wrong problems
 	if o.config != "" {
 		if _, err := os.Stat(o.config); o.config == defaultConfig && errors.Is(err, os.ErrNotExist) {
-			return all, problems{usage("there is no %s here", defaultConfig).withHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
+			return all, problems{usage("there is no %s here", defaultConfig).WithHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
 		}
 		all, wrong = readConfig(o.config)
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"fbus/bus/args"
+
 	"github.com/urfave/cli/v2"
 )
 
@@ -29,9 +31,9 @@ type nodeConfig struct {
 }
 
 // problems are all that is wrong with a file, each beginning with its place.
-type problems []*failure
+type problems []*args.Error
 
-func (p *problems) add(at, format string, args ...any) *failure {
+func (p *problems) add(at, format string, args ...any) *args.Error {
 	f := usage("%s: %s", at, fmt.Sprintf(format, args...))
 	*p = append(*p, f)
 	return f
@@ -45,10 +47,10 @@ func (p problems) err() error {
 	}
 	all := *p[0]
 	for _, f := range p[1:] {
-		all.msg += "\n" + f.msg
-		all.hint = ""
-		if f.status == exitUsage {
-			all.status, all.code = f.status, f.code
+		all.Message += "\n" + f.Message
+		all.Hint = ""
+		if f.Status() == args.StatusOf(args.CodeUsage) {
+			all.Code = f.Code
 		}
 	}
 	return &all
@@ -92,8 +94,8 @@ func (c *configFile) readFile(path string) {
 
 // order puts what is wrong with a file in the file's order.
 func (p problems) order(path string) {
-	slices.SortStableFunc(p, func(a, b *failure) int {
-		return cmp.Compare(placeIn(path, a.msg), placeIn(path, b.msg))
+	slices.SortStableFunc(p, func(a, b *args.Error) int {
+		return cmp.Compare(placeIn(path, a.Message), placeIn(path, b.Message))
 	})
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"fbus/bus/args"
+
 	"github.com/urfave/cli/v2"
 )
 
@@ -148,48 +150,48 @@ func TestConfigRefuses(t *testing.T) {
 	const cat = "[functions.f]\ncommand = [\"cat\"]\n"
 	for _, c := range []struct {
 		text, at, want string
-		status         int
+		code           string
 	}{
-		{"x = ", ":1:4", "expected", exitUsage},
-		{"[functions.f]\n[functions.f]\n", ":2:2", "already", exitUsage},
-		{"a = 1\n", ":1:1", "there is no key a here", exitUsage},
-		{"[function.f]\ncommand = []\n", ":1:11", "there is no key function here, did you mean functions?", exitUsage},
-		{"functions = 1\n", ":1:13", "functions: a table is due", exitUsage},
-		{"[functions]\nf = \"cat\"\n", ":2:5", "functions.f: a table is due, not a string", exitUsage},
-		{"[[functions.f]]\n", ":1:13", "no table stands more than once", exitUsage},
-		{"[functions.f]\n", ":1:12", "f: no command", exitUsage},
-		{"[functions.f]\ncommand = []\n", ":1:12", "f: no command", exitUsage},
-		{"[functions.f]\ncommand = \"cat\"\n", ":2:11", "f: command: an array of strings is due, not a string", exitUsage},
-		{"[functions.f]\ncommand = [\"cat\",\n 1]\n", ":3:2", "f: command: a string is due, not a whole number", exitUsage},
-		{cat + "slot = 1\n", ":3:1", "f: there is no key slot here, did you mean slots?", exitUsage},
-		{cat + "t = \"1s\"\n", ":3:1", "f: there is no key t here", exitUsage},
-		{cat + "drain = \"1s\"\n", ":3:1", "f: there is no key drain here: it is for all functions, in [node]", exitUsage},
-		{cat + "wait = \"1s\"\n", ":3:1", "f: there is no key wait here: it is for all functions, a flag of fbus up", exitUsage},
-		{cat + "slots.n = 1\n", ":3:7", "f: there is no key slots.n here", exitUsage},
-		{cat + "slots = \"1\"\n", ":3:9", "f: slots: a whole number is due, not a string", exitUsage},
-		{cat + "slots = 1.5\n", ":3:9", "f: slots: a whole number is due, not a number with a fraction", exitUsage},
-		{cat + "slots = 99999999999999999999\n", ":3:9", "", exitUsage},
-		{cat + "slots = 0\n", ":3:9", "f: slots 0: at least 1 is due", exitUsage},
-		{cat + "idempotent = \"yes\"\n", ":3:14", "f: idempotent: true or false is due, not a string", exitUsage},
-		{cat + "description = 5\n", ":3:15", "f: description: a string is due, not a whole number", exitUsage},
-		{cat + "timeout = 5\n", ":3:11", "f: timeout 5: a duration needs a unit: 5s", exitUsage},
-		{cat + "timeout = true\n", ":3:11", "f: timeout: a string is due, not true or false", exitUsage},
-		{cat + "timeout = \"0s\"\n", ":3:11", "f: timeout 0s: more than nothing is due", exitUsage},
-		{cat + "resident = \"lines\"\nmax-idle = \"0s\"\n", ":4:12", "f: max-idle 0s: more than nothing is due", exitUsage},
-		{cat + "slots = 99999999\n", ":3:9", "f: slots 99999999: at most 1048576 calls at once can be offered", exitUsage},
-		{cat + "memory = \"64\"\n", ":3:10", "f: memory 64: a size needs a unit", exitUsage},
-		{cat + "encoding = \"xml\"\n", ":3:12", "f: encoding xml: json, msgpack, lines or nul is due", exitUsage},
-		{cat + "env = [\"X\"]\n", ":3:1", "f: env: X: NAME=VALUE is due", exitUsage},
-		{cat + "env = { \"A=B\" = \"x\" }\n", ":3:9", "f: env: \"A=B\" is no name of a variable", exitUsage},
-		{cat + "env = { \"\" = \"x\" }\n", ":3:9", "f: env: \"\" is no name of a variable", exitUsage},
-		{cat + "env = { X = 1 }\n", ":3:13", "f: env.X: a string is due, not a whole number", exitUsage},
-		{cat + "schema = \"nosuch.json\"\n", ":3:10", "nosuch.json: no such file", exitUsage},
-		{"[functions.\"a b\"]\ncommand = [\"cat\"]\n", ":1:12", `"a b" is no function name`, exitUsage},
-		{"[functions.\"fbus.x\"]\ncommand = [\"cat\"]\n", ":1:12", "the node's own", exitDenied},
-		{"[node]\nserv = true\n", ":2:1", "node: there is no key serv here, did you mean serve?", exitUsage},
-		{"[node]\nqueue = 5\n", ":2:1", "node: queue is for serve = true", exitUsage},
-		{"[node]\nserve = true\naddress = \"x\"\n", ":3:1", "node: address and serve = true exclude each other", exitUsage},
-		{"[node]\nserve = 1\n", ":2:9", "node: serve: true or false is due, not a whole number", exitUsage},
+		{"x = ", ":1:4", "expected", args.CodeUsage},
+		{"[functions.f]\n[functions.f]\n", ":2:2", "already", args.CodeUsage},
+		{"a = 1\n", ":1:1", "there is no key a here", args.CodeUsage},
+		{"[function.f]\ncommand = []\n", ":1:11", "there is no key function here, did you mean functions?", args.CodeUsage},
+		{"functions = 1\n", ":1:13", "functions: a table is due", args.CodeUsage},
+		{"[functions]\nf = \"cat\"\n", ":2:5", "functions.f: a table is due, not a string", args.CodeUsage},
+		{"[[functions.f]]\n", ":1:13", "no table stands more than once", args.CodeUsage},
+		{"[functions.f]\n", ":1:12", "f: no command", args.CodeUsage},
+		{"[functions.f]\ncommand = []\n", ":1:12", "f: no command", args.CodeUsage},
+		{"[functions.f]\ncommand = \"cat\"\n", ":2:11", "f: command: an array of strings is due, not a string", args.CodeUsage},
+		{"[functions.f]\ncommand = [\"cat\",\n 1]\n", ":3:2", "f: command: a string is due, not a whole number", args.CodeUsage},
+		{cat + "slot = 1\n", ":3:1", "f: there is no key slot here, did you mean slots?", args.CodeUsage},
+		{cat + "t = \"1s\"\n", ":3:1", "f: there is no key t here", args.CodeUsage},
+		{cat + "drain = \"1s\"\n", ":3:1", "f: there is no key drain here: it is for all functions, in [node]", args.CodeUsage},
+		{cat + "wait = \"1s\"\n", ":3:1", "f: there is no key wait here: it is for all functions, a flag of fbus up", args.CodeUsage},
+		{cat + "slots.n = 1\n", ":3:7", "f: there is no key slots.n here", args.CodeUsage},
+		{cat + "slots = \"1\"\n", ":3:9", "f: slots: a whole number is due, not a string", args.CodeUsage},
+		{cat + "slots = 1.5\n", ":3:9", "f: slots: a whole number is due, not a number with a fraction", args.CodeUsage},
+		{cat + "slots = 99999999999999999999\n", ":3:9", "", args.CodeUsage},
+		{cat + "slots = 0\n", ":3:9", "f: slots 0: at least 1 is due", args.CodeUsage},
+		{cat + "idempotent = \"yes\"\n", ":3:14", "f: idempotent: true or false is due, not a string", args.CodeUsage},
+		{cat + "description = 5\n", ":3:15", "f: description: a string is due, not a whole number", args.CodeUsage},
+		{cat + "timeout = 5\n", ":3:11", "f: timeout 5: a duration needs a unit: 5s", args.CodeUsage},
+		{cat + "timeout = true\n", ":3:11", "f: timeout: a string is due, not true or false", args.CodeUsage},
+		{cat + "timeout = \"0s\"\n", ":3:11", "f: timeout 0s: more than nothing is due", args.CodeUsage},
+		{cat + "resident = \"lines\"\nmax-idle = \"0s\"\n", ":4:12", "f: max-idle 0s: more than nothing is due", args.CodeUsage},
+		{cat + "slots = 99999999\n", ":3:9", "f: slots 99999999: at most 1048576 calls at once can be offered", args.CodeUsage},
+		{cat + "memory = \"64\"\n", ":3:10", "f: memory 64: a size needs a unit", args.CodeUsage},
+		{cat + "encoding = \"xml\"\n", ":3:12", "f: encoding xml: json, msgpack, lines or nul is due", args.CodeUsage},
+		{cat + "env = [\"X\"]\n", ":3:1", "f: env: X: NAME=VALUE is due", args.CodeUsage},
+		{cat + "env = { \"A=B\" = \"x\" }\n", ":3:9", "f: env: \"A=B\" is no name of a variable", args.CodeUsage},
+		{cat + "env = { \"\" = \"x\" }\n", ":3:9", "f: env: \"\" is no name of a variable", args.CodeUsage},
+		{cat + "env = { X = 1 }\n", ":3:13", "f: env.X: a string is due, not a whole number", args.CodeUsage},
+		{cat + "schema = \"nosuch.json\"\n", ":3:10", "nosuch.json: no such file", args.CodeUsage},
+		{"[functions.\"a b\"]\ncommand = [\"cat\"]\n", ":1:12", `"a b" is no function name`, args.CodeUsage},
+		{"[functions.\"fbus.x\"]\ncommand = [\"cat\"]\n", ":1:12", "the node's own", args.CodeDenied},
+		{"[node]\nserv = true\n", ":2:1", "node: there is no key serv here, did you mean serve?", args.CodeUsage},
+		{"[node]\nqueue = 5\n", ":2:1", "node: queue is for serve = true", args.CodeUsage},
+		{"[node]\nserve = true\naddress = \"x\"\n", ":3:1", "node: address and serve = true exclude each other", args.CodeUsage},
+		{"[node]\nserve = 1\n", ":2:9", "node: serve: true or false is due, not a whole number", args.CodeUsage},
 	} {
 		_, wrong := readConfig(written(t, "f.toml", c.text))
 		if len(wrong) != 1 {
@@ -197,12 +199,12 @@ func TestConfigRefuses(t *testing.T) {
 			continue
 		}
 		f := wrong[0]
-		if !strings.Contains(f.msg, "f.toml"+c.at+": ") || !strings.Contains(f.msg, c.want) || f.status != c.status || strings.Contains(f.msg, "--") {
-			t.Errorf("%q: %d %s", c.text, f.status, f.msg)
+		if !strings.Contains(f.Message, "f.toml"+c.at+": ") || !strings.Contains(f.Message, c.want) || f.Code != c.code || strings.Contains(f.Message, "--") {
+			t.Errorf("%q: %d %s", c.text, f.Status(), f.Message)
 		}
 	}
 	_, wrong := readConfig(written(t, "f.toml", cat+"a = 1\nslots = 0\n[functions.g]\n[functions.\"fbus.x\"]\ncommand = [\"x\"]"))
-	if f := explain(wrong.err()); len(wrong) != 4 || f.status != exitUsage || strings.Count(f.msg, "\n") != 3 {
+	if f := explain(wrong.err()); len(wrong) != 4 || f.Code != args.CodeUsage || strings.Count(f.Message, "\n") != 3 {
 		t.Errorf("%v", f)
 	}
 }
@@ -299,7 +301,7 @@ func TestDirRefuses(t *testing.T) {
 			os.WriteFile(filepath.Join(dir, "g.sh"), []byte(c.text), 0o755)
 		}
 		_, wrong := readDir(dir)
-		if len(wrong) != 1 || !strings.Contains(wrong[0].msg, c.at+": ") || !strings.Contains(wrong[0].msg, c.want) {
+		if len(wrong) != 1 || !strings.Contains(wrong[0].Message, c.at+": ") || !strings.Contains(wrong[0].Message, c.want) {
 			t.Errorf("%q: %v", c.text, wrong.err())
 		}
 	}

@@ -122,25 +122,25 @@ func asFlags(text string) string {
 // options as the file does. If the function is not in a file, they are flags.
 func (f *function) at(err error) error {
 	e := *explain(err)
-	e.msg, e.hint = asFlags(e.msg), asFlags(e.hint)
+	e.Message, e.Hint = asFlags(e.Message), asFlags(e.Hint)
 	if f.where == "" {
 		return &e
 	}
-	at, first := f.where, len(e.msg)
-	if entry, ok := strings.CutPrefix(e.msg, "-e "); ok && f.places["env"] != "" {
-		at, first, e.msg = f.places["env"], 0, "env: "+entry
+	at, first := f.where, len(e.Message)
+	if entry, ok := strings.CutPrefix(e.Message, "-e "); ok && f.places["env"] != "" {
+		at, first, e.Message = f.places["env"], 0, "env: "+entry
 	}
 	for name, place := range f.places {
-		if i := strings.Index(e.msg, "--"+name); i >= 0 && i < first {
+		if i := strings.Index(e.Message, "--"+name); i >= 0 && i < first {
 			at, first = place, i
 		}
 	}
 	names := longNames(tableOf(f.flags()))
 	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
 	for _, name := range names {
-		e.msg = strings.ReplaceAll(e.msg, "--"+name, name)
-		e.hint = strings.ReplaceAll(e.hint, "--"+name, name)
+		e.Message = strings.ReplaceAll(e.Message, "--"+name, name)
+		e.Hint = strings.ReplaceAll(e.Hint, "--"+name, name)
 	}
-	e.msg = fmt.Sprintf("%s: %s: %s", at, f.name, e.msg)
+	e.Message = fmt.Sprintf("%s: %s: %s", at, f.name, e.Message)
 	return &e
 }

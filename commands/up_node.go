@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"fbus/bus/args"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
@@ -106,16 +107,16 @@ func (n *nodeConfig) check(p *problems, doc *tomlFile, given func(string) bool) 
 
 // nodeError says where in a file an error about a node is, whose text speaks of
 // flags.
-func nodeError(err error, places map[string]string) *failure {
+func nodeError(err error, places map[string]string) *args.Error {
 	e := *explain(err)
-	first, at := len(e.msg), ""
+	first, at := len(e.Message), ""
 	for name, place := range places {
-		if i := strings.Index(e.msg, "--"+name); i >= 0 && i < first {
+		if i := strings.Index(e.Message, "--"+name); i >= 0 && i < first {
 			first, at = i, place
 		}
 	}
 	if at != "" {
-		e.msg = fmt.Sprintf("%s: node: %s", at, strings.ReplaceAll(e.msg, "--", ""))
+		e.Message = fmt.Sprintf("%s: node: %s", at, strings.ReplaceAll(e.Message, "--", ""))
 	}
 	return &e
 }
@@ -126,7 +127,7 @@ func (o *serveOptions) readConfig(path string, given func(flag string) bool) err
 	c.readFile(path)
 	n := &c.config.node
 	for _, f := range c.config.functions {
-		c.problems.add(f.where, "%s: functions are offered by fbus up", f.name).withHint("%s", join("fbus", "up", "-c", path))
+		c.problems.add(f.where, "%s: functions are offered by fbus up", f.name).WithHint("%s", join("fbus", "up", "-c", path))
 	}
 	switch {
 	case len(c.problems) > 0:

@@ -32,7 +32,7 @@ func (c changes) String() string {
 func (r *reloader) reload(ctx context.Context) {
 	config, wrong := r.o.read()
 	if len(wrong) > 0 {
-		r.w.log("%s", explain(wrong.err()).msg)
+		r.w.log("%s", explain(wrong.err()).Message)
 		r.w.log("not reloaded: what was offered still is")
 		return
 	}
@@ -77,7 +77,7 @@ func (r *reloader) place(ctx context.Context, f *function, n *changes) {
 		return
 	case err != nil:
 		n.failed++
-		r.w.log("%s", explain(err).msg)
+		r.w.log("%s", explain(err).Message)
 		if old != nil {
 			r.w.log("%s stays as it was", f.name)
 		} else {

@@ -46,7 +46,7 @@ func trustedUser() (int, error) {
 	}
 	uid, err := userID(name)
 	if err != nil {
-		return -1, usage("%s: %v", trustedUserEnv, err).withHint("it is the name or uid of a user whose nodes are used as one's own are")
+		return -1, usage("%s: %v", trustedUserEnv, err).WithHint("it is the name or uid of a user whose nodes are used as one's own are")
 	}
 	return uid, nil
 }
@@ -138,8 +138,8 @@ func named(addr, why string) (place, error) {
 		return place{}, asDenied(err)
 	}
 	if id == nil {
-		return place{}, &failure{status: exitDenied, code: args.CodeNoCertificate, msg: addr + ": there is no socket of that name here, and nobody gets in over TCP without a ticket",
-			hint: "fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./" + addr}
+		return place{}, &args.Error{Code: args.CodeNoCertificate, Message: addr + ": there is no socket of that name here, and nobody gets in over TCP without a ticket",
+			Hint: "fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./" + addr}
 	}
 	return place{addr: wire.WithPort(addr), why: why + ", as " + id.why, id: id}, nil
 }
@@ -153,12 +153,12 @@ func isPath(addr string) bool {
 func checkAddress(addr, why string) error {
 	switch path := isPath(addr); {
 	case path && strings.Contains(addr, "://"):
-		return usage("%s: %q is no address: it is a URL", why, addr).withHint(addressHint)
+		return usage("%s: %q is no address: it is a URL", why, addr).WithHint(addressHint)
 	case path:
 		return nil
 	}
 	if err := wire.CheckAddress(addr); err != nil {
-		return usage("%s: %v", why, err).withHint(addressHint)
+		return usage("%s: %v", why, err).WithHint(addressHint)
 	}
 	return nil
 }
@@ -250,7 +250,7 @@ func connect(ctx context.Context, flag string, wait durationValue, o *bus.DialOp
 // retryable reports whether a node may yet come, or have room.
 func retryable(err error) bool {
 	var e *args.Error
-	return errors.As(err, &e) && (e.Code == args.CodeNoNode || e.Code == args.CodeNodeLost || e.Status() == exitBusy)
+	return errors.As(err, &e) && (e.Code == args.CodeNoNode || e.Code == args.CodeNodeLost || e.Status() == args.StatusOf(args.CodeBusy))
 }
 
 // leastTry is how long the last try of a wait may take.

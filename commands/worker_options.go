@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/exec/keeper"
 
 	"github.com/urfave/cli/v2"
@@ -52,7 +53,7 @@ func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()
 // begin makes the worker. It is to be closed.
 func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, error) {
 	if err := keeper.BecomeReaper(); err != nil {
-		return nil, fail(exitInternal, "%v", err)
+		return nil, fail(args.CodeInternal, "%v", err)
 	}
 	log := logger(stderr)
 	var ended func(string, ...any)

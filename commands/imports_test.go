@@ -57,6 +57,11 @@ func TestImports(t *testing.T) {
 			}
 		}
 	}
+	for _, dep := range list("-deps", "fbus/exec") { // all that exec and bus share
+		if strings.HasPrefix(dep, "fbus/bus") && dep != "fbus/bus/args" && dep != "fbus/bus/jsonrpc" {
+			t.Errorf("fbus/exec depends on %s", dep)
+		}
+	}
 	for _, dep := range list("-deps", "fbus") {
 		if dep == "net/http" {
 			t.Errorf("fbus links %s: every call would pay for its start", dep)

@@ -14,6 +14,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/jsonrpc"
 	"fbus/bus/node"
 	"fbus/bus/wire"
 
@@ -200,7 +201,7 @@ func (p *pipe) read(stdin io.Reader) error {
 		line, err := readLine(r, maxPipeLine)
 		switch {
 		case err == errLongLine:
-			p.answer(destination{}, jsonNull, rpcErrorf(rpcInvalid, "a line exceeds the limit of %d bytes", maxPipeLine), nil)
+			p.answer(destination{}, jsonNull, jsonrpc.Errorf(jsonrpc.CodeInvalid, "a line exceeds the limit of %d bytes", maxPipeLine), nil)
 			continue
 		case len(bytes.TrimSpace(line)) > 0:
 			p.line(line)
@@ -240,10 +241,9 @@ func readLine(r *bufio.Reader, most int) ([]byte, error) {
 
 // line takes a request or a batch.
 func (p *pipe) line(line []byte) {
-	docs, several, err := splitBatch(line)
-	var e *rpcError
+	docs, several, e := jsonrpc.Split(line)
 	switch {
-	case errors.As(err, &e):
+	case e != nil:
 		p.answer(destination{}, jsonNull, e, nil)
 	case !several:
 		p.request(docs[0], destination{})
@@ -257,32 +257,31 @@ func (p *pipe) line(line []byte) {
 
 // request starts the call that one request asks for, when there is room for it.
 func (p *pipe) request(doc []byte, to destination) {
-	r, err := parseRequest(doc)
-	var e *rpcError
-	if !errors.As(err, &e) {
+	r, e := jsonrpc.ParseRequest(doc)
+	if e == nil {
 		e = p.refuse(&r)
-	} else if r.id == nil {
-		r.id = jsonNull // something was wrong: that is to be heard
+	} else if r.ID == nil {
+		r.ID = jsonNull // something was wrong: that is to be heard
 	}
 	switch {
-	case e != nil && r.id == nil:
-		say(p.stderr, e.message)
+	case e != nil && r.ID == nil:
+		say(p.stderr, e.Message)
 		fallthrough
 	case e != nil:
-		p.answer(to, r.id, e, nil)
+		p.answer(to, r.ID, e, nil)
 		return
-	case strings.HasPrefix(r.method, "$/"):
+	case strings.HasPrefix(r.Method, "$/"):
 		p.cancel(&r)
 		p.answer(to, nil, nil, nil)
 		return
 	}
-	c := &pipeCall{pipe: p, req: r, to: to, cost: int64(len(doc)), ctx: context.Background(), key: idKey(r.id)}
+	c := &pipeCall{pipe: p, req: r, to: to, cost: int64(len(doc)), ctx: context.Background(), key: r.Key()}
 	if !p.admission.enter(c.cost) {
-		p.answer(to, r.id, refusalf(args.CodeNodeLost, "%v", p.client.Err()), nil)
+		p.answer(to, r.ID, jsonrpc.Refusal(args.Errorf(args.CodeNodeLost, "%v", p.client.Err())), nil)
 		return
 	}
 	if !p.register(c) {
-		p.answer(to, r.id, rpcErrorf(rpcInvalid, "a request with the id %s is in flight", shorten(r.id)), nil)
+		p.answer(to, r.ID, jsonrpc.Errorf(jsonrpc.CodeInvalid, "a request with the id %s is in flight", shorten(r.ID)), nil)
 		p.admission.leave(c.cost)
 		return
 	}
@@ -290,18 +289,18 @@ func (p *pipe) request(doc []byte, to destination) {
 }
 
 // refuse finds what need not be sent.
-func (p *pipe) refuse(r *rpcRequest) *rpcError {
+func (p *pipe) refuse(r *jsonrpc.Request) *jsonrpc.Error {
 	switch {
-	case strings.HasPrefix(r.method, "$/"):
-		if r.id != nil {
-			return rpcErrorf(rpcNoMethod, "%s is a notification: it has no id", shorten([]byte(r.method)))
+	case strings.HasPrefix(r.Method, "$/"):
+		if r.ID != nil {
+			return jsonrpc.Errorf(jsonrpc.CodeNoMethod, "%s is a notification: it has no id", shorten([]byte(r.Method)))
 		}
-	case !node.ValidName(r.method):
-		return refusalf(args.CodeUsage, "%q is no function name", shorten([]byte(r.method)))
-	case r.unpaired:
-		return refusalf(args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.method)
-	case len(r.params) > wire.MaxArgs:
-		return refusalf(args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.method, len(r.params), wire.MaxArgs)
+	case !node.ValidName(r.Method):
+		return jsonrpc.Refusal(args.Errorf(args.CodeUsage, "%q is no function name", shorten([]byte(r.Method))))
+	case r.Unpaired:
+		return jsonrpc.Refusal(args.Errorf(args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.Method))
+	case len(r.Params) > wire.MaxArgs:
+		return jsonrpc.Refusal(args.Errorf(args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.Method, len(r.Params), wire.MaxArgs))
 	}
 	return nil
 }
@@ -331,20 +330,12 @@ func (p *pipe) forget(key string) {
 
 // cancel ends the call that a notification names; other notifications of that
 // kind are nothing to us.
-func (p *pipe) cancel(r *rpcRequest) {
-	if r.method != cancelMethod || r.params == nil || r.params[0] != '{' {
-		return
-	}
-	for name, value := range members(r.params) {
-		if name != "id" || value[0] != '"' && !isNumber(value) {
-			continue
-		}
-		p.mu.Lock()
-		end := p.inFlight[idKey(value)]
-		p.mu.Unlock()
-		if end != nil {
-			end(errRequestCancelled)
-		}
+func (p *pipe) cancel(r *jsonrpc.Request) {
+	p.mu.Lock()
+	end := p.inFlight[r.Cancels()]
+	p.mu.Unlock()
+	if end != nil {
+		end(errRequestCancelled)
 	}
 }
 
@@ -356,8 +347,8 @@ type destination struct {
 
 // answer writes an answer, or puts it into its batch. Without an id there is
 // none.
-func (p *pipe) answer(to destination, id []byte, e *rpcError, output []byte) {
-	appendTo := func(dst []byte) []byte { return appendAnswer(dst, id, e, output, p.o.text) }
+func (p *pipe) answer(to destination, id []byte, e *jsonrpc.Error, output []byte) {
+	appendTo := func(dst []byte) []byte { return jsonrpc.AppendAnswer(dst, id, e, output, p.o.text) }
 	if to.batch == nil {
 		if id != nil {
 			p.answers.put(p.admission.several(), appendTo)
@@ -370,7 +361,7 @@ func (p *pipe) answer(to destination, id []byte, e *rpcError, output []byte) {
 		line = appendTo(nil)
 		held = int64(len(line))
 		if !p.hoard.tryTake(held) {
-			e, held = refusalf(errBatchTooLarge.Code, "%s", errBatchTooLarge.Message), 0
+			e, held = jsonrpc.Refusal(errBatchTooLarge), 0
 			line = appendTo(nil)
 		}
 	}

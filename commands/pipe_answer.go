@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"runtime"
-	"strconv"
-	"strings"
 	"sync"
 )
 
@@ -87,54 +85,6 @@ func (a *answers) close() {
 	if a.err == nil {
 		a.err = errClosed
 	}
-}
-
-// rpcData is an error's data: how the call ended.
-type rpcData struct {
-	source string // "program", "signal" or "fbus"
-	status int
-	code   string
-	call   string
-	worker string
-	stderr string
-	output []byte // what came before the end
-}
-
-func (d *rpcData) append(dst []byte) []byte {
-	dst = append(dst, `{"source":"`...)
-	dst = append(dst, d.source...)
-	dst = append(dst, `","status":`...)
-	dst = strconv.AppendInt(dst, int64(d.status), 10)
-	for _, f := range []struct{ name, value string }{{"code", d.code}, {"call", d.call}, {"worker", d.worker}, {"stderr", d.stderr}} {
-		dst = append(dst, `,"`...)
-		dst = append(dst, f.name...)
-		dst = append(dst, `":`...)
-		dst = appendQuoted(dst, strings.ToValidUTF8(f.value, "\ufffd"))
-	}
-	dst = append(dst, `,"output":`...)
-	return append(appendText(dst, d.output), '}')
-}
-
-// appendAnswer appends the answer to a request: an error, or a result.
-func appendAnswer(dst, id []byte, e *rpcError, output []byte, text bool) []byte {
-	dst = append(dst, `{"jsonrpc":"2.0","id":`...)
-	if id == nil {
-		dst = append(dst, "null"...)
-	}
-	dst = append(dst, id...)
-	if e == nil {
-		dst = append(dst, `,"result":`...)
-		return append(appendResult(dst, output, text), '}')
-	}
-	dst = append(dst, `,"error":{"code":`...)
-	dst = strconv.AppendInt(dst, int64(e.code), 10)
-	dst = append(dst, `,"message":`...)
-	dst = appendQuoted(dst, strings.ToValidUTF8(e.message, "\ufffd"))
-	if e.data != nil {
-		dst = append(dst, `,"data":`...)
-		dst = e.data.append(dst)
-	}
-	return append(dst, "}}"...)
 }
 
 // batch collects the answers to an array of requests, in the requests' order.

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/jsonrpc"
 )
 
 const (
@@ -26,7 +28,7 @@ var errRequestCancelled = errors.New("the request was cancelled")
 // pipeCall is one request that has become a call.
 type pipeCall struct {
 	pipe   *pipe
-	req    rpcRequest
+	req    jsonrpc.Request
 	to     destination
 	ctx    context.Context
 	key    string // of its id, empty if it can not be cancelled
@@ -44,15 +46,15 @@ func (c *pipeCall) run() {
 	p.forget(c.key) // the id is free again when its answer is read
 	e := c.outcome(res, err)
 	if p.o.verbose && res.Worker != "" {
-		say(p.stderr, fmt.Sprintf("%s: worker: %s, call: %s", c.req.method, res.Worker, res.Call))
+		say(p.stderr, fmt.Sprintf("%s: worker: %s, call: %s", c.req.Method, res.Worker, res.Call))
 	}
-	if e == nil || c.req.id == nil {
+	if e == nil || c.req.ID == nil {
 		c.stderr.flush()
 	}
-	if e != nil && c.req.id == nil {
-		say(p.stderr, messageFor(c.req.method, e.code, e.message))
+	if e != nil && c.req.ID == nil {
+		say(p.stderr, messageFor(c.req.Method, e.Code, e.Message))
 	}
-	p.answer(c.to, c.req.id, e, c.out.buf)
+	p.answer(c.to, c.req.ID, e, c.out.buf)
 	c.out.free()
 	p.admission.leave(c.cost)
 }
@@ -60,9 +62,9 @@ func (c *pipeCall) run() {
 // call makes the call. What the node's queue has no room for waits here, as long
 // as others of ours are there and will make room.
 func (c *pipeCall) call() (bus.Result, error) {
-	p, name, began := c.pipe, c.req.method, time.Now()
-	req := bus.Request{Function: name, Args: c.req.arguments(), On: p.o.on, Stderr: &c.stderr}
-	if c.req.id != nil {
+	p, name, began := c.pipe, c.req.Method, time.Now()
+	req := bus.Request{Function: name, Args: c.req.Args(), On: p.o.on, Stderr: &c.stderr}
+	if c.req.ID != nil {
 		req.Stdout = &c.out
 	}
 	waiting, cancel := p.o.waiting(c.ctx, name)
@@ -74,8 +76,8 @@ func (c *pipeCall) call() (bus.Result, error) {
 		if err != nil {
 			return bus.Result{}, err
 		}
-		if c.req.raw {
-			req.Input = bytes.NewReader(c.req.input)
+		if c.req.HasInput {
+			req.Input = bytes.NewReader(c.req.Input)
 		}
 		p.o.patience(&req, time.Since(began))
 		res, err := p.client.Call(c.ctx, &req)
@@ -100,27 +102,27 @@ func queueOf(name string) string {
 }
 
 // outcome is the error that a call is answered with, nil for a result.
-func (c *pipeCall) outcome(res bus.Result, err error) *rpcError {
+func (c *pipeCall) outcome(res bus.Result, err error) *jsonrpc.Error {
 	if err == nil {
 		return nil
 	}
-	data := &rpcData{source: args.FromBus.String(), call: res.Call, worker: res.Worker, stderr: c.stderr.tail(), output: c.out.buf}
+	data := &jsonrpc.Data{Source: args.FromBus, Call: res.Call, Worker: res.Worker, Stderr: c.stderr.tail(), Output: c.out.buf}
 	var exit *bus.ExitError
 	if errors.As(err, &exit) {
-		data.source, data.status, data.code = res.Source.String(), res.Status, res.Code
-		e := &rpcError{code: res.Status, data: data, message: cmp.Or(res.Message, lastLine(data.stderr), exitMessage(&res))}
+		data.Source, data.Status, data.Code = res.Source, res.Status, res.Code
+		e := &jsonrpc.Error{Code: res.Status, Data: data, Message: cmp.Or(res.Message, lastLine(data.Stderr), exitMessage(&res))}
 		if n, err := strconv.Atoi(res.Code); err == nil && n != 0 && res.Source == args.FromProgram {
-			e.code = n // a resident program's own error
+			e.Code = n // a resident program's own error
 		}
 		return e
 	}
 	if errors.Is(err, errRequestCancelled) {
-		data.status, data.code = args.StatusOf(args.CodeCancelled), args.CodeCancelled
-		return &rpcError{code: rpcCancelled, message: err.Error(), data: data}
+		data.Status, data.Code = args.StatusOf(args.CodeCancelled), args.CodeCancelled
+		return &jsonrpc.Error{Code: jsonrpc.CodeCancelled, Message: err.Error(), Data: data}
 	}
 	f := explainCall(err, c.pipe.o.timeout.d)
-	data.status, data.code = f.Status(), f.Code
-	return &rpcError{code: f.Status(), message: messageFor(c.req.method, f.Status(), f.Message), data: data}
+	data.Status, data.Code = f.Status(), f.Code
+	return &jsonrpc.Error{Code: f.Status(), Message: messageFor(c.req.Method, f.Status(), f.Message), Data: data}
 }
 
 // exitMessage is for a program that has failed without a word.
@@ -222,4 +224,10 @@ func (s *sharedWriter) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.w.Write(p)
+}
+
+// lastLine returns the last line of a program's stderr that is not blank.
+func lastLine(stderr string) string {
+	stderr = strings.TrimSpace(stderr)
+	return strings.TrimSpace(stderr[strings.LastIndexByte(stderr, '\n')+1:])
 }

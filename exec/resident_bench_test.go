@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"fbus/bus/jsonrpc"
 	"fbus/exec/keeper"
 )
 
@@ -115,7 +116,7 @@ func BenchmarkRPC(b *testing.B) {
 			f := offer(b, Spec{Argv: argv, Resident: JSONRPC, Slots: 2 * pipeline, Pipeline: pipeline})
 			two := [2]*direct{driven(b, argv), driven(b, argv)}
 			var turn [2]sync.Mutex
-			line := rpcRequest(1, "f", []byte("[]"))
+			line := jsonrpc.AppendRequest(nil, 1, "f", []byte("[]"))
 			inTurn(b, 4000, 2*pipeline, func(int) {
 				if res := f.Run(b.Context(), &Call{}); string(res.Output) != "\"hello\"\n" {
 					b.Errorf("%+v", res)

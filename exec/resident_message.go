@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"fbus/bus/args"
+	"fbus/bus/jsonrpc"
 )
 
 // answer is a call's, and what its caller gets on stderr.
@@ -25,7 +26,7 @@ func (p *resident) message(line []byte) bool {
 	if len(line) == 0 {
 		return true
 	}
-	m, err := readMessage(line)
+	m, err := jsonrpc.ParseMessage(line)
 	switch {
 	case err != nil || m.Method != nil && (m.Result != nil || m.Error != nil):
 		p.refuse(malformed("is not JSON-RPC", line), quote(line)+", which is not JSON-RPC")
@@ -65,7 +66,7 @@ func (p *resident) message(line []byte) bool {
 
 // overheard logs what a program says unasked, or asks. There is nothing here that it
 // could call.
-func (p *resident) overheard(m *message, line []byte) {
+func (p *resident) overheard(m *jsonrpc.Message, line []byte) {
 	what := "notification"
 	if m.ID != nil {
 		what = "request, refused"
@@ -77,7 +78,7 @@ func (p *resident) overheard(m *message, line []byte) {
 }
 
 // answer ends a call with its response.
-func (p *resident) answer(h *holding, m *message, line []byte) {
+func (p *resident) answer(h *holding, m *jsonrpc.Message, line []byte) {
 	ans, err := p.s.f.answer(m)
 	if err != nil {
 		ans.Result = malformed(err.Error(), line)
@@ -91,7 +92,7 @@ func (p *resident) answer(h *holding, m *message, line []byte) {
 
 // answer reads a response. A null beside the other of the two is what JSON-RPC
 // 1.0 puts there.
-func (f *Function) answer(m *message) (ans answer, err error) {
+func (f *Function) answer(m *jsonrpc.Message) (ans answer, err error) {
 	failed := m.Error != nil && string(m.Error) != "null"
 	switch {
 	case failed && m.Result != nil && string(m.Result) != "null":

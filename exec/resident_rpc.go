@@ -2,17 +2,14 @@ package exec
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/jsonrpc"
 )
 
 // longestAnswer bounds a message of a program when MaxOutput does not: it has
@@ -31,7 +28,7 @@ func (p *resident) remote(ctx context.Context, c *Call, params []byte) (res Resu
 	h := &holding{c: c, done: make(chan struct{})}
 	p.begin(h)
 	defer p.hintAtFlushing(h)()
-	_, heard := p.ask(h, rpcRequest(h.id, p.s.f.spec.Name, params))
+	_, heard := p.ask(h, jsonrpc.AppendRequest(nil, h.id, p.s.f.spec.Name, params))
 	select {
 	case <-h.done:
 	case <-p.gone:
@@ -73,7 +70,7 @@ func (p *resident) response(h *holding) (res Result, again bool) {
 func (p *resident) cancel(h *holding, why ending, heard int64) {
 	p.mu.Lock()
 	h.why, h.silent = why, p.heard == heard
-	p.write(fmt.Appendf(nil, `{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":%d}}`+"\n", h.id))
+	p.write(jsonrpc.AppendCancel(nil, h.id))
 	p.mu.Unlock()
 	grace := time.NewTimer(p.s.f.spec.Grace)
 	defer grace.Stop()
@@ -210,59 +207,4 @@ func (p *resident) refuse(res Result, why string) {
 		p.s.f.logf("%s: replaced: it wrote %s", p.s.f.spec.Name, why)
 	}
 	p.tell(msgCancel)
-}
-
-// rpcRequest writes a request. The id comes first, so that a program that
-// quotes a request which it did not understand quotes that.
-func rpcRequest(id uint64, method string, params []byte) []byte {
-	b := make([]byte, 0, len(params)+len(method)+64)
-	b = strconv.AppendUint(append(b, `{"jsonrpc":"2.0","id":`...), id, 10)
-	b = args.AppendString(append(b, `,"method":`...), []byte(method))
-	b = append(append(b, `,"params":`...), params...)
-	return append(b, "}\n"...)
-}
-
-// message is any JSON-RPC message.
-type message struct {
-	ID     json.RawMessage
-	Method json.RawMessage
-	Result json.RawMessage
-	Error  json.RawMessage
-}
-
-// readMessage reads an object. Names are what they are to the letter, and each stands
-// there once: encoding/json would take "ID" for "id", and the last of two, and so an
-// answer for that of another call.
-func readMessage(line []byte) (*message, error) {
-	m := &message{}
-	parts := map[string]*json.RawMessage{"id": &m.ID, "method": &m.Method, "result": &m.Result, "error": &m.Error}
-	dec := json.NewDecoder(bytes.NewReader(line))
-	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
-		return nil, errors.New("no object")
-	}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return nil, err
-		}
-		part := parts[name.(string)]
-		if part == nil {
-			part = new(json.RawMessage)
-		} else if *part != nil {
-			return nil, fmt.Errorf("%q stands there twice", name)
-		}
-		if err := dec.Decode(part); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return nil, err
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("there is more behind it")
-	}
-	if string(m.Method) == "null" {
-		m.Method = nil
-	}
-	return m, nil
 }

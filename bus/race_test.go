@@ -1,6 +1,0 @@
-//go:build race
-
-package bus_test
-
-// raceEnabled tells that memory and time are not what they are without -race.
-const raceEnabled = true

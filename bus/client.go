@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/wire"
 	"fmt"
 	"io"
@@ -15,39 +16,12 @@ import (
 	"time"
 )
 
-// handshakeTime bounds the exchange of HELLO frames.
-const handshakeTime = 10 * time.Second
-
-// DialOptions says who we are. The zero value is fine.
-type DialOptions struct {
-	// Network is the network id that the node must have; empty takes any.
-	Network string
-	// Name is what this worker or caller is called; default the host's name.
-	Name string
-	// Instance names this process across reconnections: a connection with the
-	// same one supersedes the older. Default: a new one.
-	Instance string
-	// Eager returns before the node has answered HELLO, so that a first call
-	// goes out with it. A node's refusal is then the error of that call.
-	Eager bool
-	// Users reports whether a node on this machine may run as that user; this one
-	// and root always may.
-	Users func(uid int) bool
-	// Credentials are for nodes on other machines, over TCP.
-	Credentials *Credentials
-	// KeepAlive is how long a node over TCP may be silent before the connection is
-	// given up; default [DefaultKeepAlive].
-	KeepAlive time.Duration
-
-	dialled string // the address, once it is connected
-}
-
 // Client is a connection to a node, over which any number of calls and offers
 // can be under way.
 type Client struct {
-	conn  *wire.Conn
-	creds *Credentials // nil on this machine
-	addr  string       // what was dialled
+	conn *wire.Conn
+	id   *find.Identity // nil on this machine
+	addr wire.Addr      // what was dialled
 
 	mu       sync.Mutex // protects the fields below
 	node     wire.HelloFrame
@@ -86,9 +60,9 @@ func NewInstance() string {
 
 // NewClient speaks the protocol over nc, whose far end is a node. It returns
 // when both sides have said HELLO, unless the options are eager.
-func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error) {
+func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	if o == nil {
-		o = &DialOptions{}
+		o = &Options{}
 	}
 	hello := wire.HelloFrame{Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name)}
 	if o.Instance == "" {
@@ -101,7 +75,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	c := &Client{
 		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *args.Error{}, offers: map[string]*Offering{},
-		hello: make(chan struct{}), done: make(chan struct{}), creds: o.Credentials, addr: o.dialled,
+		hello: make(chan struct{}), done: make(chan struct{}), id: o.Identity, addr: o.dialled,
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too
@@ -109,15 +83,22 @@ func NewClient(ctx context.Context, nc net.Conn, o *DialOptions) (*Client, error
 	if o.Eager {
 		return c, nil
 	}
+	var err error
 	select {
 	case <-c.hello:
-		return c, nil
 	case <-c.done:
-		return nil, c.err
+		err = c.err
 	case <-ctx.Done():
 		c.Close()
-		return nil, context.Cause(ctx)
+		err = context.Cause(ctx)
 	}
+	if o.Trace != nil && o.Trace.Greeted != nil {
+		o.Trace.Greeted(c.addr, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // serve reads until the connection ends and then fails what is under way.
@@ -147,8 +128,8 @@ func (c *Client) lost(err error) error {
 	switch {
 	case errors.As(err, &e):
 		return e
-	case c.creds.refusal(err) != nil:
-		return c.creds.refusal(err)
+	case c.id.Refusal(err) != nil:
+		return c.id.Refusal(err)
 	case errors.Is(err, net.ErrClosed):
 		return &args.Error{Code: args.CodeNodeLost, Message: "connection closed", Err: err}
 	case !c.greeted && errors.Is(err, os.ErrDeadlineExceeded):
@@ -185,9 +166,9 @@ func (c *Client) Node() (name, network string) {
 	return string(c.node.Name), string(c.node.Network)
 }
 
-// Address is what was dialled: the path of a socket, or host:port; empty for a
-// client that was made over a connection.
-func (c *Client) Address() string { return c.addr }
+// Addr returns what was dialled, the zero Addr for a client that was made over a
+// connection.
+func (c *Client) Addr() wire.Addr { return c.addr }
 
 // Close ends the connection: calls under way fail, running handlers are
 // cancelled. It waits for the handlers.

@@ -112,7 +112,7 @@ func start(t testing.TB) (*node.Node, string) {
 
 func dial(t testing.TB, path string) *bus.Client {
 	t.Helper()
-	c, err := bus.Dial(context.Background(), path, dialOptions(path))
+	c, err := bus.Dial(context.Background(), address(path), dialOptions(path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -516,7 +516,7 @@ func testNodeLost(t *testing.T, path string) {
 	wantErr(t, err, bus.ErrNodeLost)
 	_, err = c.Offer(bg(), bus.Offer{Name: "g", Slots: 1}, echo)
 	wantErr(t, err, bus.ErrNodeLost)
-	_, err = bus.Dial(bg(), path, dialOptions(path))
+	_, err = bus.Dial(bg(), address(path), dialOptions(path))
 	wantErr(t, err, &args.Error{Code: args.CodeNoNode})
 }
 
@@ -614,7 +614,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-closed
-		c, err := bus.NewClient(bg(), nc, &bus.DialOptions{Eager: true})
+		c, err := bus.NewClient(bg(), nc, &bus.Options{Eager: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -733,7 +733,7 @@ func newWorker(path, name string, slots int, h bus.CallHandler) *bus.Worker {
 	w := &bus.Worker{Dial: func(ctx context.Context) (*bus.Client, error) {
 		o := dialOptions(path)
 		o.Name, o.Instance = "w", instance
-		return bus.Dial(ctx, path, o)
+		return bus.Dial(ctx, address(path), o)
 	}}
 	w.Add(bus.Offer{Name: name, Slots: slots}, h)
 	return w
@@ -961,12 +961,12 @@ func TestDeniedIsFinal(t *testing.T) {
 }
 
 func TestForeignAddress(t *testing.T) {
-	for addr, code := range map[string]string{
-		"localhost:10101": args.CodeNoCertificate, "x": args.CodeNoCertificate, filepath.Join(t.TempDir(), "none"): args.CodeNoNode,
+	for addr, code := range map[bus.Addr]string{
+		bus.TCP("localhost:10101"): args.CodeNoCertificate, bus.TCP("x"): args.CodeNoCertificate, bus.Unix(filepath.Join(t.TempDir(), "none")): args.CodeNoNode,
 	} {
 		_, err := bus.Dial(bg(), addr, nil)
 		wantErr(t, err, &args.Error{Code: code})
-		if !strings.Contains(fmt.Sprint(err), addr) {
+		if !strings.Contains(fmt.Sprint(err), addr.String()) {
 			t.Errorf("error %v does not name %s", err, addr)
 		}
 	}

@@ -1,111 +1,221 @@
 package bus
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
 	"fbus/bus/args"
-	"fbus/bus/trust"
+	"fbus/bus/find"
 	"fbus/bus/wire"
 )
 
 const (
-	// DefaultKeepAlive is how long a peer over TCP may be silent, if nothing else
-	// is said.
-	DefaultKeepAlive = 10 * time.Second
+	// handshakeTime bounds the exchange of HELLO frames.
+	handshakeTime = 10 * time.Second
 	// tryTime bounds one address while others are left to try.
 	tryTime = 3 * time.Second
+	// lookupTime bounds the lookup of a name for a [Trace].
+	lookupTime = 5 * time.Second
+	// lastTry is the least time that the last try of a [Wait] gets.
+	lastTry = 250 * time.Millisecond
 )
 
-// Credentials are what nodes on other machines are dialled with.
-type Credentials struct {
-	// Addresses are dialled in this order if no other is given.
-	Addresses []string
-	// Config is the TLS configuration for the node at a host.
-	Config func(host string) *tls.Config
-	// Explain says what a failed handshake means, or the first read after one.
-	Explain func(err error) *trust.Error
+// An Addr is where a node listens: the path of a unix socket, or host:port over TCP.
+type Addr = wire.Addr
+
+// Unix returns the address of the unix socket at path.
+func Unix(path string) Addr { return wire.Unix(path) }
+
+// TCP returns the address HOST[:PORT]; the default port is 10101.
+func TCP(hostPort string) Addr { return wire.TCP(hostPort) }
+
+// Options are for [Connect] and [Dial]. The zero value is fine.
+type Options struct {
+	// Node is the node that Connect uses, as with the flag --node: the path of a
+	// socket, or HOST[:PORT]. Empty: the environment decides.
+	Node string
+	// Wait is how long Connect waits for a node to come, or to have room; default
+	// [NoWait].
+	Wait Wait
+	// Network is the network id that the node must have; empty takes any.
+	Network string
+	// Name is the name of this worker or caller; default the host's name.
+	Name string
+	// Instance names this process across reconnections: a connection with the
+	// same one supersedes the older. Default: a new one.
+	Instance string
+	// Eager returns before the node has answered HELLO, so that a first call
+	// goes out with it. A node's refusal is then the error of that call.
+	Eager bool
+	// Users reports whether a node on this machine may run as that user; this one
+	// and root always may. Connect sets it from FBUS_NODE_USER.
+	Users func(uid int) bool
+	// Identity is for nodes on other machines, over TCP. Connect finds one.
+	Identity *find.Identity
+	// KeepAlive is how long a node over TCP may be silent before the connection is
+	// given up; default 10 seconds.
+	KeepAlive time.Duration
+	// Trace, if set, observes the steps of connecting.
+	Trace *Trace
+
+	dialled Addr // once it is connected
 }
 
-// TicketCredentials are those of a ticket.
-func TicketCredentials(t *trust.Ticket) *Credentials {
-	return &Credentials{
-		Addresses: t.Addresses,
-		Config:    func(string) *tls.Config { return t.ClientConfig(nil) },
-		Explain:   func(err error) *trust.Error { return t.Explain(err, time.Time{}) },
-	}
+// A Trace has functions that [Connect] and [Dial] call after each step, in the order of
+// the fields. Any may be nil. A step's error ends the try; another address, or another
+// place, may follow.
+type Trace struct {
+	// Place gets each node that is tried, and why it was chosen; Passed those where
+	// nobody listens, when the next place is tried.
+	Place  func(find.Place)
+	Passed func(find.Place, error)
+	// Lookup gets the addresses of a host's name.
+	Lookup func(host string, found []string, err error)
+	// Connected gets the socket or TCP connection, before anything is sent.
+	Connected func(addr Addr, nc net.Conn, err error)
+	// Secured gets the state of TLS after its handshake.
+	Secured func(addr Addr, state tls.ConnectionState, err error)
+	// Greeted gets the end of the exchange of HELLO frames, which is also when a node
+	// refuses a certificate.
+	Greeted func(addr Addr, err error)
 }
 
-// FileCredentials are those of somebody's own PKI: the node's certificate must
-// name the host that is dialled.
-func FileCredentials(f *trust.Files) *Credentials {
-	return &Credentials{Config: f.ClientConfig, Explain: func(err error) *trust.Error { return f.Explain(err, time.Time{}) }}
-}
-
-// refusal is what an error means that has to do with who may enter; nil for any
-// other, and for those of the network. What this side has against the node's
-// certificate is no denial: another address, or a later time, may show a better
-// one.
-func (c *Credentials) refusal(err error) *args.Error {
-	if c == nil || err == nil {
-		return nil
-	}
-	e := c.Explain(err)
-	switch {
-	case e.Code == args.CodeReset, e.Code == args.CodeTimeout, e.Code == args.CodeTLS:
-		return nil
-	case e.Code == args.CodeOtherNetwork:
-		return &args.Error{Code: args.CodeNetwork, Message: e.Message, Err: e}
-	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(*trust.Error)): // of VerifyConnection
-		return &args.Error{Code: args.CodeNotOurs, Message: e.Message, Err: e}
-	}
-	return &args.Error{Code: e.Code, Message: e.Message, Err: e}
-}
-
-// Failure is the error that a failed handshake with a node at addr ends a dial
-// with.
-func (c *Credentials) Failure(addr string, err error) *args.Error {
-	if e := c.refusal(err); e != nil {
-		e.Message = addr + ": " + e.Message
-		return e
-	}
-	e := c.Explain(err)
-	return &args.Error{Code: args.CodeNoNode, Message: addr + ": " + e.Message, Err: e}
-}
-
-// Dial connects to a node. An addr with a / is the path of its unix socket. The node
-// must be this user's, root's, of one of o.Users, or known by where its socket is
-// (PROTOCOL.md, section 2): another is refused with [CodeForeign] before a byte is sent. Any other is host[:port], over TCP with
-// TLS, and needs credentials; empty stands for their addresses, one after the
-// other.
-func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
+// Connect chooses a node and an identity as every command does, see [find.Node],
+// connects, and tries again for as long as o.Wait allows. An identity of a joined
+// network is renewed in time, for as long as the connection lasts.
+func Connect(ctx context.Context, o *Options) (*Client, error) {
 	if o == nil {
-		o = &DialOptions{}
+		o = &Options{}
 	}
-	if strings.Contains(addr, "/") {
+	deadline := time.Now().Add(o.Wait.limit())
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		c, err := connectWithin(ctx, o, time.Until(deadline))
+		if err == nil || !args.Retryable(err) || ctx.Err() != nil {
+			return c, err
+		}
+		nap := pause/2 + rand.N(pause/2)
+		if o.Wait != Forever {
+			left := time.Until(deadline)
+			if left <= 0 {
+				return nil, err
+			}
+			nap = min(nap, left)
+		}
+		select {
+		case <-time.After(nap):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// connectWithin makes one try, which takes no longer than what is left of the wait.
+// Without a wait only dialling has its limits.
+func connectWithin(ctx context.Context, o *Options, left time.Duration) (*Client, error) {
+	if o.Wait > 0 && o.Wait != Forever {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, max(left, lastTry), args.Errorf(args.CodeNoNode, "node did not answer the handshake in time"))
+		defer cancel()
+	}
+	p, err := find.Node(o.Node)
+	if err != nil {
+		return nil, err
+	}
+	c, err := dialPlace(ctx, p, o)
+	for p.Passable(err) {
+		next, none := p.Next()
+		if errors.Is(none, &Error{Code: args.CodeNoNode}) {
+			break // the error of the node that there is explains more
+		}
+		if o.Trace != nil && o.Trace.Passed != nil {
+			o.Trace.Passed(p, err)
+		}
+		if p, err = next, none; err == nil {
+			c, err = dialPlace(ctx, p, o)
+		}
+	}
+	return c, err
+}
+
+// dialPlace connects to a node that was chosen.
+func dialPlace(ctx context.Context, p find.Place, o *Options) (*Client, error) {
+	if o.Trace != nil && o.Trace.Place != nil {
+		o.Trace.Place(p)
+	}
+	with, id := *o, p.Identity
+	if err := id.Check(); err != nil {
+		return nil, err
+	}
+	if with.Identity = id; id == nil {
+		trusted, err := find.TrustedUser()
+		if err != nil {
+			return nil, err
+		}
+		with.Users = func(uid int) bool { return uid == trusted }
+	}
+	c, err := Dial(ctx, p.Addr, &with)
+	if err == nil && id != nil && id.Dir != "" {
+		id.Renew(ctx, c.askRenewal)
+		go c.keepRenewed(id) // ends with the connection
+	}
+	return c, err
+}
+
+// keepRenewed renews the identity of a connection that lasts for months. The node then
+// lets it last as long as the new certificate.
+func (c *Client) keepRenewed(id *find.Identity) {
+	tick := time.NewTicker(find.RenewPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-tick.C:
+			id.Renew(context.Background(), c.askRenewal)
+		}
+	}
+}
+
+func (c *Client) askRenewal(ctx context.Context, request []byte) ([]byte, error) {
+	var cert bytes.Buffer
+	_, err := c.Call(ctx, &Request{Function: "fbus.renew", Args: args.List(string(request)), Stdout: &cert})
+	return cert.Bytes(), err
+}
+
+// Dial connects to the node at addr. On a unix socket the node must be this user's,
+// root's, of one of o.Users, or known by where its socket is (PROTOCOL.md, section 2):
+// another is refused with the code foreign before a byte is sent. Over TCP, which is
+// always TLS, an identity is needed; the zero Addr stands for its addresses, which are
+// tried in their order.
+func Dial(ctx context.Context, addr Addr, o *Options) (*Client, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	if addr.Network() == "unix" {
 		return dialSocket(ctx, addr, o)
 	}
-	if o.Credentials == nil {
-		return nil, &args.Error{Code: args.CodeNoCertificate, Message: addr + ": nobody gets in over TCP without a ticket"}
+	if o.Identity == nil {
+		return nil, args.Errorf(args.CodeNoCertificate, "%v: nobody gets in over TCP without a ticket", addr)
 	}
-	list := o.Credentials.Addresses
-	if addr != "" {
-		list = []string{addr}
+	list := []Addr{addr}
+	if addr == (Addr{}) {
+		list = o.Identity.Addresses
 	}
 	if len(list) == 0 {
 		return nil, args.Errorf(args.CodeNoNode, "the ticket names no address: give the node's with --node HOST:PORT")
 	}
 	var first error
 	for i, a := range list {
-		c, err := dialTCP(ctx, wire.WithPort(a), o, i < len(list)-1)
+		c, err := dialTCP(ctx, a, o, i < len(list)-1)
 		if err == nil || ctx.Err() != nil || errors.Is(err, ErrDenied) {
 			return c, err // a denial is the network's, not the address's
 		}
@@ -119,26 +229,47 @@ func Dial(ctx context.Context, addr string, o *DialOptions) (*Client, error) {
 // errUnreachable marks a failure before anybody has answered.
 var errUnreachable = errors.New("nobody answers")
 
-// dialTCP connects to one address. If others are left to try, it takes less time
-// for it.
-func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Client, error) {
+// dialTCP connects to one address. If others are left to try it gets less time.
+func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, error) {
 	limit := handshakeTime
 	if others {
 		limit = tryTime
 	}
+	trace := o.Trace
+	if trace == nil {
+		trace = &Trace{}
+	}
+	host, _, _ := net.SplitHostPort(addr.String())
+	if trace.Lookup != nil && host != "" {
+		lookup, cancel := context.WithTimeout(ctx, lookupTime)
+		found, err := net.DefaultResolver.LookupHost(lookup, host)
+		cancel()
+		if trace.Lookup(host, found, err); err != nil {
+			return nil, unreachable(addr, err)
+		}
+	}
 	try, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	dialer := net.Dialer{KeepAlive: -1}
-	tcp, err := dialer.DialContext(try, "tcp", addr)
+	tcp, err := dialer.DialContext(try, "tcp", addr.String())
+	if trace.Connected != nil {
+		trace.Connected(addr, tcp, err)
+	}
 	if err != nil {
-		return nil, &args.Error{Code: args.CodeNoNode, Message: addr + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
+		return nil, unreachable(addr, err)
 	}
 	pulse := wire.KeepAlive(tcp, cmp.Or(o.KeepAlive, DefaultKeepAlive))
-	host, _, _ := net.SplitHostPort(addr)
-	nc := tls.Client(wire.NewSocket(tcp), o.Credentials.Config(host))
-	if err := nc.HandshakeContext(try); err != nil {
+	nc := tls.Client(wire.NewSocket(tcp), o.Identity.Config(host))
+	err = nc.HandshakeContext(try)
+	if err != nil {
 		tcp.Close()
-		return nil, o.Credentials.Failure(addr, err)
+		err = o.Identity.Failure(addr, err)
+	}
+	if trace.Secured != nil {
+		trace.Secured(addr, nc.ConnectionState(), err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	with := *o
 	with.dialled = addr
@@ -148,6 +279,13 @@ func dialTCP(ctx context.Context, addr string, o *DialOptions, others bool) (*Cl
 	}
 	return c, err
 }
+
+func unreachable(addr Addr, err error) error {
+	return &Error{Code: args.CodeNoNode, Message: addr.String() + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
+}
+
+// DefaultKeepAlive is how long a peer over TCP may be silent if nothing else is set.
+const DefaultKeepAlive = 10 * time.Second
 
 // watch keeps a connection whose node is only stopped.
 func (c *Client) watch(p *wire.Pulse) {
@@ -175,17 +313,21 @@ func dialReason(err error) string {
 	return reason(err)
 }
 
-func dialSocket(ctx context.Context, path string, o *DialOptions) (*Client, error) {
-	nc, err := dialUnix(ctx, path)
+func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
+	nc, err := dialUnix(ctx, addr.String())
 	if err != nil {
-		return nil, &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: %s", path, reason(err)), Err: err}
-	}
-	if err := wire.CheckPeer(nc, path, o.Users); err != nil {
+		err = &Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%v: %s", addr, reason(err)), Err: err}
+	} else if err = wire.CheckPeer(nc, addr.String(), o.Users); err != nil {
 		nc.Close()
+	}
+	if o.Trace != nil && o.Trace.Connected != nil {
+		o.Trace.Connected(addr, nc, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	with := *o
-	with.dialled, with.Credentials = path, nil
+	with.dialled, with.Identity = addr, nil
 	return NewClient(ctx, nc, &with)
 }
 

@@ -5,6 +5,9 @@ import (
 	"fmt"
 )
 
+// Error is a failure that fbus itself reports, see [args.Error].
+type Error = args.Error
+
 // DeadlineMessage is that of a call whose own deadline has passed. At a limit of its own
 // the worker says which.
 const DeadlineMessage = "deadline exceeded"

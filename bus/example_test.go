@@ -43,7 +43,7 @@ func ExampleDial() {
 	path, stop := exampleNode() // yours is at /tmp/functionbus.PID.sock
 	defer stop()
 
-	c, err := bus.Dial(context.Background(), path, &bus.DialOptions{Network: "example"})
+	c, err := bus.Dial(context.Background(), bus.Unix(path), &bus.Options{Network: "example"})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func ExampleDial() {
 	_, network := c.Node()
 	fmt.Println("network", network)
 
-	_, err = bus.Dial(context.Background(), path, &bus.DialOptions{Network: "other"})
+	_, err = bus.Dial(context.Background(), bus.Unix(path), &bus.Options{Network: "other"})
 	var e *args.Error
 	if errors.As(err, &e) {
 		fmt.Println(e.Code)
@@ -64,7 +64,7 @@ func ExampleDial() {
 func ExampleClient_Call() {
 	path, stop := exampleNode()
 	defer stop()
-	c, err := bus.Dial(context.Background(), path, nil)
+	c, err := bus.Dial(context.Background(), bus.Unix(path), nil)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func upper(ctx context.Context, inv *bus.Invocation) bus.Result {
 func ExampleClient_Offer() {
 	path, stop := exampleNode()
 	defer stop()
-	c, err := bus.Dial(context.Background(), path, nil)
+	c, err := bus.Dial(context.Background(), bus.Unix(path), nil)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func ExampleWorker() {
 	instance := bus.NewInstance() // the same at each connection: the node then ends the older one
 	w := &bus.Worker{
 		Dial: func(ctx context.Context) (*bus.Client, error) {
-			return bus.Dial(ctx, path, &bus.DialOptions{Instance: instance, Name: "worker-1"})
+			return bus.Dial(ctx, bus.Unix(path), &bus.Options{Instance: instance, Name: "worker-1"})
 		},
 		Notice: log.Printf,
 	}
@@ -157,7 +157,7 @@ func ExampleWorker() {
 	done := make(chan error)
 	go func() { done <- w.Run(ctx) }() // finds a node again when this one goes
 
-	c, err := bus.Dial(context.Background(), path, nil)
+	c, err := bus.Dial(context.Background(), bus.Unix(path), nil)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -3,8 +3,29 @@ package bus
 import (
 	"fbus/bus/args"
 	"io"
+	"math"
 	"time"
 )
+
+// A Wait is how long to wait for something. The zero Wait is the default of the field
+// that has it.
+type Wait time.Duration
+
+const (
+	NoWait  Wait = -1            // do not wait at all
+	Forever Wait = math.MaxInt64 // wait without limit
+)
+
+// WaitFor returns a wait of at most d, [NoWait] if d is not positive.
+func WaitFor(d time.Duration) Wait {
+	if d <= 0 {
+		return NoWait
+	}
+	return Wait(d)
+}
+
+// limit returns the duration, 0 for none.
+func (w Wait) limit() time.Duration { return time.Duration(max(0, w)) }
 
 // Request is a call to make.
 type Request struct {

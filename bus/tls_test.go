@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/find"
 	"fbus/bus/trust"
 )
 
@@ -58,10 +59,18 @@ func found(t testing.TB) string {
 }
 
 // dialOptions are those that a node at path is dialled with.
-func dialOptions(path string) *bus.DialOptions {
+func dialOptions(path string) *bus.Options {
 	if strings.Contains(path, "/") {
-		return &bus.DialOptions{}
+		return &bus.Options{}
 	}
 	w, _ := networks.Load(path)
-	return &bus.DialOptions{Credentials: bus.TicketCredentials(w.(network).ticket)}
+	return &bus.Options{Identity: find.ForTicket(w.(network).ticket)}
+}
+
+// address is that of the node at path.
+func address(path string) bus.Addr {
+	if strings.Contains(path, "/") {
+		return bus.Unix(path)
+	}
+	return bus.TCP(path)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/find"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
@@ -147,7 +148,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 			req.Timeout = max(time.Millisecond, o.timeout.d-time.Since(began))
 		}
 		if o.verbose {
-			say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+			say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 		}
 	}
 	var res bus.Result
@@ -166,14 +167,14 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 }
 
 // connect connects within the time that the call has.
-func (o *callOptions) connect(ctx context.Context) (*bus.Client, place, error) {
+func (o *callOptions) connect(ctx context.Context) (*bus.Client, find.Place, error) {
 	if o.timeout.d > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d, bus.ErrDeadline)
 		defer cancel()
 	}
 	// With --wait a refusal is waited out, so it has to be known before the call.
-	client, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
+	client, p, err := connect(ctx, o.node, o.wait, &bus.Options{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
 	if err != nil && errors.Is(context.Cause(ctx), bus.ErrDeadline) {
 		err = bus.ErrDeadline
 	}

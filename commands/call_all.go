@@ -53,7 +53,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	}
 	defer client.Close()
 	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	workers, err := fanout.Workers(context.Background(), client, o.name, o.on)
 	if err != nil {

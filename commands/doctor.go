@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -98,7 +99,7 @@ type examination struct {
 	tell   func(*finding)
 	told   map[string]bool
 	began  time.Time // of the step
-	place  place
+	place  find.Place
 	client *bus.Client // nil until a node has greeted us
 	status int         // of the failure, 0 while there is none
 }
@@ -111,9 +112,9 @@ func doctor(o *doctorOptions, stdout io.Writer) error {
 	x.look(ctx)
 	steps := commonSteps
 	switch {
-	case x.place.id != nil:
+	case x.place.Identity != nil:
 		steps = remoteSteps
-	case x.place.addr != "":
+	case x.place.Why != "":
 		steps = socketSteps
 	}
 	for _, step := range steps {
@@ -132,7 +133,7 @@ func (x *examination) look(ctx context.Context) {
 	if !x.address() {
 		return
 	}
-	if x.place.id == nil {
+	if x.place.Identity == nil {
 		x.socket(ctx)
 	} else {
 		x.remote(ctx)
@@ -202,7 +203,7 @@ func (x *examination) fail(step string, err error) bool {
 	if x.status == 0 {
 		x.status = f.Status()
 	}
-	if f.Hint == "" || f.Hint == hintFor(args.CodeNoNode) && (x.place.id != nil || step == "node") { // one is there, or not here
+	if f.Hint == "" || f.Hint == hintFor(args.CodeNoNode) && (x.place.Identity != nil || step == "node") { // one is there, or not here
 		f.Hint = nextStep(step, f.Code)
 	}
 	x.add(&finding{Step: step, State: failed, What: f.Message, Hint: f.Hint, Code: f.Code, Status: f.Status()})
@@ -211,36 +212,36 @@ func (x *examination) fail(step string, err error) bool {
 
 // address finds the node, as every command does.
 func (x *examination) address() bool {
-	p, err := find(x.o.node)
+	p, err := find.Node(x.o.node)
 	if err != nil {
 		return x.fail("address", err)
 	}
 	passed := ""
-	for p.next != nil {
-		gone := probe(p.addr)
-		if !p.deserted(gone) {
+	for p.Next != nil {
+		gone := find.Probe(p.Addr.String())
+		if !p.Passable(gone) {
 			break
 		}
-		q, err := p.next()
+		q, err := p.Next()
 		if err != nil {
-			p.why = "the only one that there is" // and what is wrong with it is the next thing to be seen
+			p.Why = "the only one that there is" // and what is wrong with it is the next thing to be seen
 			break
 		}
-		passed += "; passed over: " + p.addr + ", where nobody listens"
+		passed += "; passed over: " + p.String() + ", where nobody listens"
 		if errors.Is(gone, syscall.EACCES) {
 			passed = strings.TrimSuffix(passed, "nobody listens") + "you may not call"
 		}
 		p = q
 	}
 	x.place = p
-	if p.id != nil && p.addr == "" && len(p.id.creds.Addresses) == 0 {
-		_, err := bus.Dial(context.Background(), "", &bus.DialOptions{Credentials: p.id.creds})
+	if p.Identity != nil && len(p.Addresses()) == 0 {
+		_, err := bus.Dial(context.Background(), bus.Addr{}, &bus.Options{Identity: p.Identity})
 		return x.fail("address", explain(err).WithHint("fbus doctor --node HOST[:PORT]"))
 	}
 	if passed != "" {
-		x.warn("address", "", "%s: %s%s", p, p.why, passed)
+		x.warn("address", "", "%s: %s%s", p, p.Why, passed)
 		return true
 	}
-	x.ok("address", "%s: %s", p, p.why)
+	x.ok("address", "%s: %s", p, p.Why)
 	return true
 }

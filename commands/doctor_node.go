@@ -15,7 +15,7 @@ import (
 // it would not tell.
 func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 	name, network := x.client.Node()
-	if x.place.id != nil && x.place.id.ticket != nil && x.place.id.ticket.Joining {
+	if x.place.Identity != nil && x.place.Identity.Ticket != nil && x.place.Identity.Ticket.Joining {
 		x.ok("node", "%s of network %s", name, network)
 		x.skip("clock", "an invitation may not ask the node for its time")
 		return nil, true
@@ -43,7 +43,7 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 		return nil, x.fail("node", &args.Error{Code: args.CodeDraining, Message: fmt.Sprintf("%s of network %s is shutting down", n.Name, n.Network)})
 	}
 	x.ok("node", "%s of network %s, version %s, up for %s", n.Name, n.Network, n.Version, age(n.Time.Sub(n.Started).Seconds()))
-	if x.place.id != nil {
+	if x.place.Identity != nil {
 		x.clock(n, took)
 	}
 	return n, true
@@ -64,20 +64,20 @@ const askTime = 10 * time.Second
 func (x *examination) invitation(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	id := x.place.id
+	id := x.place.Identity
 	_, err := output(ctx, x.client, "fbus.join", args.Args{})
 	if err == nil {
-		x.fail("rights", id.check())
+		x.fail("rights", id.Check())
 		return
 	}
 	f := explain(err)
 	switch f.Code {
 	case args.CodeUsed:
-		if hint := id.exchanged(); hint != "" {
+		if hint := id.Exchanged(); hint != "" {
 			f.Hint = hint
 		}
 	case args.CodeUsage: // of an older node, which does not say
-		f = explain(id.check())
+		f = explain(id.Check())
 		f.Hint += "; if it was used already, ask for a new one"
 	}
 	x.fail("rights", f)
@@ -102,7 +102,7 @@ func askFor(name string) string {
 	if strings.HasPrefix(name, "fbus.") { // no glob matches the node's own
 		allows = []string{"fbus", "invite", "--admin"}
 	}
-	return "ask for a ticket that allows it: " + quoteWords(allows)
+	return "ask for a ticket that allows it: " + args.Quote(allows...)
 }
 
 // function says whether somebody offers it, and whether a slot is free.

@@ -31,12 +31,9 @@ const (
 
 // remote tries the addresses one after the other, as a call does.
 func (x *examination) remote(ctx context.Context) {
-	list := x.place.id.creds.Addresses
-	if x.place.addr != "" {
-		list = []string{x.place.addr}
-	}
+	list := x.place.Addresses()
 	for i, addr := range list {
-		r := &remoteAddress{examination: x, addr: wire.WithPort(addr), last: i == len(list)-1}
+		r := &remoteAddress{examination: x, addr: addr, last: i == len(list)-1}
 		if r.try(ctx) {
 			return
 		}
@@ -46,7 +43,7 @@ func (x *examination) remote(ctx context.Context) {
 // remoteAddress is one address of a node.
 type remoteAddress struct {
 	*examination
-	addr string
+	addr bus.Addr
 	last bool // no other is left to try
 }
 
@@ -65,8 +62,8 @@ func (r *remoteAddress) try(ctx context.Context) bool {
 	if !ok {
 		return false
 	}
-	creds := r.place.id.creds
-	host, _, _ := net.SplitHostPort(r.addr)
+	creds := r.place.Identity
+	host, _, _ := net.SplitHostPort(r.addr.String())
 	config := creds.Config(host)
 	nc := tls.Client(wire.NewSocket(tcp), config)
 	err := nc.HandshakeContext(try)
@@ -75,7 +72,7 @@ func (r *remoteAddress) try(ctx context.Context) bool {
 		return r.refused(creds.Failure(r.addr, err), err)
 	}
 	r.agreed(nc.ConnectionState())
-	c, err := bus.NewClient(ctx, nc, &bus.DialOptions{Name: hostname(), Credentials: creds})
+	c, err := bus.NewClient(ctx, nc, &bus.Options{Name: hostname(), Identity: creds})
 	if err != nil {
 		return r.refused(err, err)
 	}
@@ -96,7 +93,7 @@ func (r *remoteAddress) missed(step string, f *args.Error) bool {
 
 // lookUp finds the addresses of a name.
 func (r *remoteAddress) lookUp(ctx context.Context) bool {
-	host, _, _ := net.SplitHostPort(r.addr)
+	host, _, _ := net.SplitHostPort(r.addr.String())
 	if _, err := netip.ParseAddr(host); err == nil || host == "" {
 		r.ok("dns", "%s is no name: there is nothing to look up", orLocal(host))
 		return true
@@ -131,12 +128,12 @@ func noNodeAt(format string, a ...any) *args.Error {
 // dial connects; a name with several addresses has them raced.
 func (r *remoteAddress) dial(ctx context.Context) (net.Conn, bool) {
 	dialer := net.Dialer{KeepAlive: -1}
-	tcp, err := dialer.DialContext(ctx, "tcp", r.addr)
+	tcp, err := dialer.DialContext(ctx, "tcp", r.addr.String())
 	if err == nil {
 		r.ok("tcp", "%s answers", tcp.RemoteAddr())
 		return tcp, true
 	}
-	host, port, _ := net.SplitHostPort(r.addr)
+	host, port, _ := net.SplitHostPort(r.addr.String())
 	var errno syscall.Errno
 	var timeout net.Error
 	f := noNodeAt("%s: %v", r.addr, err)
@@ -214,12 +211,12 @@ func (r *remoteAddress) certificate(config *tls.Config) {
 		return
 	}
 	what := "yours"
-	t := r.place.id.ticket
+	t := r.place.Identity.Ticket
 	if t != nil {
 		what = fmt.Sprintf("ticket %s of network %s", t.Name, t.Network)
 	}
-	if r.place.id.joined != "" && t.RenewalDue(trust.Now()) {
-		r.warn("certificate", "every command renews it, if it can write "+r.place.id.joined, "%s was taken, and is to be renewed; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	if r.place.Identity.Dir != "" && t.RenewalDue(trust.Now()) {
+		r.warn("certificate", "every command renews it, if it can write "+r.place.Identity.Dir, "%s was taken, and is to be renewed; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 		return
 	}
 	r.ok("certificate", "%s was taken; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))

@@ -11,11 +11,12 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 )
 
 // socket looks at a unix socket, and connects to it.
 func (x *examination) socket(ctx context.Context) {
-	path := x.place.addr
+	path := x.place.Addr.String()
 	noNode := func(format string, a ...any) *args.Error {
 		return &args.Error{Code: args.CodeNoNode, Message: path + ": " + fmt.Sprintf(format, a...)}
 	}
@@ -41,8 +42,8 @@ func (x *examination) socket(ctx context.Context) {
 
 // connection connects to a socket that is there.
 func (x *examination) connection(ctx context.Context, st os.FileInfo) {
-	path, owner := x.place.addr, st.Sys().(*syscall.Stat_t)
-	c, err := x.place.dial(ctx, &bus.DialOptions{Name: hostname()})
+	path, owner := x.place.Addr.String(), st.Sys().(*syscall.Stat_t)
+	c, err := bus.Connect(ctx, &bus.Options{Node: path, Name: hostname()})
 	if err == nil {
 		x.client = c
 		x.ok("connection", "a node has answered")
@@ -93,7 +94,7 @@ func serveThere(path string) string {
 // of which process.
 func isAutoSocket(path string) (bool, int) {
 	var pid int
-	n, err := fmt.Sscanf(path, socketDir+"/"+socketPrefix+"%d"+socketSuffix, &pid)
+	n, err := fmt.Sscanf(path, find.SocketDir+"/"+find.SocketPrefix+"%d"+find.SocketSuffix, &pid)
 	return n == 1 && err == nil, pid
 }
 

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fbus/bus/args"
 	"slices"
 	"strings"
 
@@ -233,7 +234,7 @@ func join(parts ...any) string {
 			words = append(words, p...)
 		}
 	}
-	return quoteWords(words)
+	return args.Quote(words...)
 }
 
 // nearest is the candidate that a mistyped word most likely meant, "" if none

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/wire"
 
@@ -175,14 +176,14 @@ func (o *importOptions) address() (string, error) {
 			return addr, nil // not there yet: the call will say so
 		}
 	}
-	p, err := find(addr)
+	p, err := find.Node(addr)
 	if err != nil {
 		return "", troubled(err, addr)
 	}
-	if p.id != nil {
-		return p.addr, nil
+	if p.Identity != nil {
+		return p.Addr.String(), nil
 	}
-	path, err := filepath.Abs(p.addr)
+	path, err := filepath.Abs(p.Addr.String())
 	if err != nil {
 		return "", fail(args.CodeInternal, "%v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
@@ -97,7 +98,7 @@ func (o *inviteOptions) check() error {
 	}
 	for _, a := range o.addresses {
 		if err := wire.CheckAddress(a); err != nil {
-			return usage("--address: %v", err).WithHint(addressHint)
+			return usage("--address: %v", err).WithHint(find.AddrHint)
 		}
 	}
 	return nil
@@ -184,9 +185,9 @@ func describeTicket(text []byte, file string) string {
 	}
 	end := t.Expires.Local().Format("2006-01-02 15:04 MST")
 	if t.Joining {
-		return fmt.Sprintf("ticket %s: %s; until %s; to be used once: fbus join %s\nwho has joined with it may do so until it is revoked: fbus revoke %s", t.Name, rights, end, orFile(file), t.Name)
+		return fmt.Sprintf("ticket %s: %s; until %s; to be used once: fbus join %s\nwho has joined with it may do so until it is revoked: fbus revoke %s", t.Name, rights, end, find.TicketWord(file), t.Name)
 	}
-	return fmt.Sprintf("ticket %s: %s; until %s; to be used as it stands: FBUS_TICKET=%s", t.Name, rights, end, orFile(file))
+	return fmt.Sprintf("ticket %s: %s; until %s; to be used as it stands: FBUS_TICKET=%s", t.Name, rights, end, find.TicketWord(file))
 }
 
 // secretFile is where a ticket is written, for this user's eyes alone.

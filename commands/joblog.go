@@ -125,7 +125,7 @@ func (l *jobLog) load(path string) error {
 }
 
 // command is what stands in the last column: it is how items are told apart.
-func (l *jobLog) command(words []string) string { return l.name + " " + quoteWords(words) }
+func (l *jobLog) command(words []string) string { return l.name + " " + args.Quote(words...) }
 
 // skips reports whether an item is done already. Of items that are the same, as
 // many are as have been done.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // watchJobs shows jobs and goes on, over a restart of the node as well.
@@ -50,7 +51,7 @@ func (w *jobWatcher) look(ctx context.Context) error {
 		return nil
 	}
 	w.close()
-	if !w.connected || !retryable(err) {
+	if !w.connected || !args.Retryable(err) {
 		return err
 	}
 	if !w.said && !w.o.quiet {

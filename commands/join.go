@@ -11,6 +11,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 
@@ -61,11 +62,11 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	}
 	if o.node != "" {
 		if err := wire.CheckAddress(o.node); err != nil {
-			return usage("--node: %v", err).WithHint(addressHint)
+			return usage("--node: %v", err).WithHint(find.AddrHint)
 		}
 		t.Addresses = []string{wire.WithPort(o.node)}
 	}
-	dir, err := joinedDir()
+	dir, err := find.JoinedDir()
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
@@ -94,7 +95,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	}
 	if before != nil && before.Name != t.Name {
 		say(stderr, fmt.Sprintf("it was joined before as %s: that is set aside, and is used no more", before.Name))
-		say(stderr, "hint: FBUS_TICKET="+quoteWords([]string{j.Aside(before)})+" before a command uses it")
+		say(stderr, "hint: FBUS_TICKET="+args.Quote(j.Aside(before))+" before a command uses it")
 	}
 	return nil
 }
@@ -145,7 +146,7 @@ func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) 
 	cert, err := output(ctx, c, "fbus.join", args.List(string(request)))
 	if errors.Is(err, bus.ErrNodeLost) {
 		f := *explain(err)
-		err = o.troubled(f.WithHint("no harm is done, join again with the same ticket: fbus join %s", orFile(o.ticket)))
+		err = o.troubled(f.WithHint("no harm is done, join again with the same ticket: fbus join %s", find.TicketWord(o.ticket)))
 	}
 	return cert, err
 }
@@ -175,7 +176,7 @@ func (o *joinOptions) admitted(ctx context.Context, t *trust.Ticket) error {
 
 // dial connects with a ticket.
 func (o *joinOptions) dial(ctx context.Context, t *trust.Ticket) (*bus.Client, error) {
-	c, err := bus.Dial(ctx, "", &bus.DialOptions{Name: hostname(), Credentials: bus.TicketCredentials(t)})
+	c, err := bus.Dial(ctx, bus.Addr{}, &bus.Options{Name: hostname(), Identity: find.ForTicket(t)})
 	if err != nil {
 		err = o.troubled(err)
 	}
@@ -188,5 +189,5 @@ func (o *joinOptions) troubled(err error) error {
 	if o.node != "" {
 		command = append(command, "--node", o.node)
 	}
-	return &trouble{remote: true, err: err, doctor: "FBUS_TICKET=" + orFile(o.ticket) + " " + quoteWords(command)}
+	return &trouble{remote: true, err: err, doctor: "FBUS_TICKET=" + find.TicketWord(o.ticket) + " " + args.Quote(command...)}
 }

@@ -128,7 +128,7 @@ func (r *logReader) read(ctx context.Context, q node.LogQuery) ([]logEntry, uint
 			continue
 		}
 		r.close()
-		if !r.o.follow || !r.connected || ctx.Err() != nil || !retryable(err) {
+		if !r.o.follow || !r.connected || ctx.Err() != nil || !args.Retryable(err) {
 			return nil, 0, err
 		}
 		if !said {
@@ -157,12 +157,12 @@ func (r *logReader) ask(ctx context.Context, q node.LogQuery) ([]byte, error) {
 		if r.connected {
 			wait = durationValue{set: true, forever: true}
 		}
-		c, p, err := connect(ctx, r.o.node, wait, &bus.DialOptions{Name: hostname()})
+		c, p, err := connect(ctx, r.o.node, wait, &bus.Options{Name: hostname()})
 		if err != nil {
 			return nil, err
 		}
 		if r.o.verbose {
-			say(r.stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+			say(r.stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 		}
 		r.client, r.connected = c, true
 	}

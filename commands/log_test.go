@@ -99,7 +99,7 @@ func startLogNode(t *testing.T, socket, dir string) *logNode {
 		defer close(n.served)
 		n.node.Serve(n.l)
 	}()
-	if n.client, err = bus.Dial(context.Background(), socket, &bus.DialOptions{}); err != nil {
+	if n.client, err = bus.Dial(context.Background(), bus.Unix(socket), &bus.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: "log", Slots: 4}, node.ServeLog(n.log)); err != nil {

@@ -59,9 +59,9 @@ func (o *lookOptions) call(name string, args args.Args) ([]byte, error) {
 
 // dial connects to the node.
 func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client, error) {
-	c, p, err := connect(ctx, o.node, wait, &bus.DialOptions{Name: hostname()})
+	c, p, err := connect(ctx, o.node, wait, &bus.Options{Name: hostname()})
 	if err == nil && o.verbose {
-		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	return c, err
 }

@@ -15,6 +15,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/fanout"
+	"fbus/bus/find"
 	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
@@ -193,7 +194,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	}
 	defer client.Close()
 	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	if !o.quiet {
 		items.sayWhence(stderr)
@@ -202,8 +203,8 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 }
 
 // reach connects to a node on which somebody offers the function.
-func reach(address, name, on string, wait durationValue, keepAlive time.Duration) (*bus.Client, place, error) {
-	client, p, err := connect(context.Background(), address, wait, &bus.DialOptions{Name: hostname(), KeepAlive: keepAlive})
+func reach(address, name, on string, wait durationValue, keepAlive time.Duration) (*bus.Client, find.Place, error) {
+	client, p, err := connect(context.Background(), address, wait, &bus.Options{Name: hostname(), KeepAlive: keepAlive})
 	if err != nil {
 		return nil, p, err
 	}

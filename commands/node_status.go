@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -49,7 +51,7 @@ type statusInfo struct {
 
 func status(o *lookOptions, stdout io.Writer) error {
 	ctx := context.Background()
-	c, p, err := connect(ctx, o.node, o.wait, &bus.DialOptions{Name: hostname()})
+	c, p, err := connect(ctx, o.node, o.wait, &bus.Options{Name: hostname()})
 	if err != nil {
 		return err
 	}
@@ -64,7 +66,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 	}
 	n := list[0]
 	if o.json {
-		return json.NewEncoder(stdout).Encode(statusInfo{p.addr, p.why, n})
+		return json.NewEncoder(stdout).Encode(statusInfo{p.Addr.String(), p.Why, n})
 	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	if n.PID > 0 {
@@ -72,8 +74,8 @@ func status(o *lookOptions, stdout io.Writer) error {
 	} else { // not a guest's business
 		fmt.Fprintf(w, "node\t%s, version %s\n", oneLine(n.Name), n.Version)
 	}
-	fmt.Fprintf(w, "address\t%s\n", p.addr)
-	fmt.Fprintf(w, "chosen by\t%s\n", p.why)
+	fmt.Fprintf(w, "address\t%s\n", p.Addr)
+	fmt.Fprintf(w, "chosen by\t%s\n", p.Why)
 	fmt.Fprintf(w, "network\t%s\n", n.Network)
 	for _, addr := range n.Listens {
 		fmt.Fprintf(w, "listens\t%s, ticket holders only\n", addr)
@@ -89,4 +91,19 @@ func status(o *lookOptions, stdout io.Writer) error {
 		fmt.Fprintf(w, "state\tdraining\n")
 	}
 	return w.Flush()
+}
+
+// mayDo describes rights for people: may …
+func mayDo(r *trust.Rights) string {
+	switch {
+	case r == nil:
+		return "do everything"
+	case r.Empty():
+		return "do nothing"
+	case r.Admin:
+		without := *r
+		without.Admin = false
+		return strings.TrimPrefix(mayDo(&without)+", administer the node", "do nothing, ")
+	}
+	return r.String()
 }

@@ -152,12 +152,12 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 	}
 	// A signal ends the process as everybody expects, and with it the connection,
 	// and so the calls: there is nothing to clean up.
-	client, at, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname(), KeepAlive: o.keepAlive.d})
+	client, at, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
 	if err != nil {
 		return err
 	}
 	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", at.addr, at.why))
+		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
 	}
 	p := &pipe{
 		o: o, client: client, stderr: &sharedWriter{w: stderr}, answers: newAnswers(stdout),

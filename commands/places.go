@@ -8,31 +8,20 @@ import (
 	"strconv"
 
 	"fbus/bus"
+	"fbus/bus/find"
 	"fbus/bus/trust"
 )
 
 // defaultSocket is where a node listens unless it was told. A name that somebody else
 // has taken is left to him: another one is found as well.
 func defaultSocket(warn func(string, ...any)) string {
-	base := filepath.Join(socketDir, socketPrefix+strconv.Itoa(os.Getpid()))
-	path := base + socketSuffix
-	if _, err := os.Lstat(path); err != nil || ours(path, os.ModeSocket) {
+	base := filepath.Join(find.SocketDir, find.SocketPrefix+strconv.Itoa(os.Getpid()))
+	path := base + find.SocketSuffix
+	if _, err := os.Lstat(path); err != nil || find.Owned(path, os.ModeSocket, os.Getuid()) {
 		return path
 	}
 	warn("%s: what is there is no socket of this user: it is neither used nor removed", path)
-	return base + "." + randomSuffix() + socketSuffix
-}
-
-// homeDir is where configuration and keys live.
-func homeDir() (string, error) {
-	if dir := os.Getenv("FBUS_HOME"); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.UserConfigDir()
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, "fbus"), nil
+	return base + "." + randomSuffix() + find.SocketSuffix
 }
 
 // stateDir is where what a node keeps for itself lives.
@@ -67,7 +56,7 @@ func networkID(given string, stderr io.Writer) string {
 		return given
 	}
 	id := "net-" + bus.NewInstance()[:12]
-	dir, err := homeDir()
+	dir, err := find.HomeDir()
 	if err == nil {
 		id, err = trust.KeepNetwork(dir, id)
 	}

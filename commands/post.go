@@ -172,13 +172,13 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	if file != nil {
 		defer file.Close()
 	}
-	client, p, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname(), Eager: true, KeepAlive: o.keepAlive.d})
+	client, p, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), Eager: true, KeepAlive: o.keepAlive.d})
 	if err != nil {
 		return err
 	}
 	// The connection ends with this process: that is the quickest way.
 	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	id, err := o.post(client, req)
 	if err != nil {

@@ -32,13 +32,13 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	client, p, err := connect(context.Background(), o.node, o.wait, &bus.DialOptions{Name: hostname(), KeepAlive: o.keepAlive.d})
+	client, p, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	if !o.quiet {
 		items.sayWhence(stderr)

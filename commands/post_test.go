@@ -41,7 +41,7 @@ func startStore(t *testing.T, socket string) *storeNode {
 		defer close(n.served)
 		n.node.Serve(n.l)
 	}()
-	if n.client, err = bus.Dial(context.Background(), socket, &bus.DialOptions{}); err != nil {
+	if n.client, err = bus.Dial(context.Background(), bus.Unix(socket), &bus.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	return n

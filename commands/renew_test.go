@@ -14,6 +14,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 )
@@ -29,10 +30,10 @@ func init() {
 
 // withClock lets a test set the clock.
 func withClock(t *testing.T) (add func(time.Duration)) {
-	pause := renewPause
-	renewPause = time.Millisecond
+	pause := find.RenewPause
+	find.RenewPause = time.Millisecond
 	t.Cleanup(func() {
-		renewPause = pause
+		find.RenewPause = pause
 		ahead.Store(0)
 	})
 	return func(d time.Duration) { ahead.Add(int64(d)) }
@@ -85,7 +86,7 @@ func issueFor(t *testing.T, a *trust.Authority, q trust.Request) (*trust.Ticket,
 // serialKept is the serial of the identity that is kept for the network.
 func serialKept(t *testing.T) string {
 	t.Helper()
-	dir, err := joinedDir()
+	dir, err := find.JoinedDir()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,12 +117,12 @@ func TestRenewal(t *testing.T) {
 	}
 	dial := func() *bus.Client {
 		t.Helper()
-		c, p, err := connect(t.Context(), addr, durationValue{}, &bus.DialOptions{Name: "box"})
+		c, p, err := connect(t.Context(), addr, durationValue{}, &bus.Options{Name: "box"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.id.joined == "" {
-			t.Fatalf("%s: %s", p, p.why)
+		if p.Identity.Dir == "" {
+			t.Fatalf("%s: %s", p, p.Why)
 		}
 		return c
 	}
@@ -140,7 +141,7 @@ func TestRenewal(t *testing.T) {
 	// Past the end of the first certificate. That the node has looked at the clock since
 	// is seen by another connection, whose ticket has ended too.
 	short, _ := issueFor(t, a, trust.Request{Name: "short", Rights: trust.Rights{Call: []string{"x"}}, Reusable: true, TTL: time.Hour, Addresses: []string{addr}})
-	c, err := bus.Dial(t.Context(), "", &bus.DialOptions{Credentials: bus.TicketCredentials(short)})
+	c, err := bus.Dial(t.Context(), bus.Addr{}, &bus.Options{Identity: find.ForTicket(short)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +168,7 @@ func TestRenewal(t *testing.T) {
 	}
 	// One that has lain about for too long is told to ask for a new ticket.
 	pass(2 * trust.IdentityLife)
-	_, _, err = connect(t.Context(), addr, durationValue{}, &bus.DialOptions{})
+	_, _, err = connect(t.Context(), addr, durationValue{}, &bus.Options{})
 	f := explain(err)
 	if f.Code != args.CodeExpired && f.Code != args.CodeNotOurs || !strings.Contains(f.Message+f.Hint, "clock") {
 		t.Errorf("%+v", f)

@@ -143,7 +143,7 @@ type fetcher struct {
 func (f *fetcher) fetch(ctx context.Context) (bus.Result, error) {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		res, err := f.try(ctx)
-		gone := err != nil && retryable(err) && (f.job == nil || !f.job.finished())
+		gone := err != nil && args.Retryable(err) && (f.job == nil || !f.job.finished())
 		if !gone || !f.connected || f.o.noWait || f.out.n > 0 || ctx.Err() != nil {
 			return res, err
 		}
@@ -172,13 +172,13 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	if again {
 		wait = durationValue{set: true, forever: !f.o.timeout.set, d: max(0, f.left())}
 	}
-	client, p, err := connect(ctx, f.o.node, wait, &bus.DialOptions{Name: hostname(), Eager: !again, KeepAlive: f.o.keepAlive.d})
+	client, p, err := connect(ctx, f.o.node, wait, &bus.Options{Name: hostname(), Eager: !again, KeepAlive: f.o.keepAlive.d})
 	if err != nil {
 		return bus.Result{}, err
 	}
 	defer client.Close()
 	if f.o.verbose {
-		say(f.stderr, fmt.Sprintf("node: %s (%s)", p.addr, p.why))
+		say(f.stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	f.connected = true
 	doc := `{"wait":false}`

@@ -15,6 +15,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/exec"
@@ -153,7 +154,7 @@ func sweepPrivate() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), privatePrefix+"*"))
 	for _, dir := range dirs {
 		socket := filepath.Join(dir, "bus.sock")
-		if ours(dir, os.ModeDir) && ours(socket, os.ModeSocket) && !live(socket) {
+		if mine := os.Getuid(); find.Owned(dir, os.ModeDir, mine) && find.Owned(socket, os.ModeSocket, mine) && find.Probe(socket) != nil {
 			os.RemoveAll(dir)
 		}
 	}
@@ -218,7 +219,7 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 		return nil, err
 	}
 	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
-		return bus.Dial(ctx, socket, &bus.DialOptions{Name: hostname()})
+		return bus.Dial(ctx, bus.Unix(socket), &bus.Options{Name: hostname()})
 	}
 	stop = func() {
 		w.kill()

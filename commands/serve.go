@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/calllog"
+	"fbus/bus/find"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 
@@ -195,7 +196,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	fixed, path := o.socket != "", o.socket
 	if !fixed {
 		path = defaultSocket(logger(stderr))
-		for _, p := range ownSockets() {
+		for _, p := range find.Sockets(os.Getuid()) {
 			node.RemoveStale(p)
 		}
 	}

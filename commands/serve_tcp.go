@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
@@ -72,7 +73,7 @@ func (o *tcpOptions) check() error {
 	}
 	for _, addr := range o.listen {
 		if err := wire.CheckAddress(addr); err != nil {
-			return usage("--listen: %v", err).WithHint(addressHint)
+			return usage("--listen: %v", err).WithHint(find.AddrHint)
 		}
 	}
 	return nil
@@ -136,7 +137,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 // shut is a door that nobody enters by. Who has issued tickets may still list them,
 // and revoke them: after a leak a node may well be taken off the network first.
 func (d *door) shut(network string, warn func(string, ...any)) *door {
-	home, err := homeDir()
+	home, err := find.HomeDir()
 	if err != nil || !trust.Founded(filepath.Join(home, "networks", network)) {
 		return nil
 	}
@@ -150,7 +151,7 @@ func (d *door) shut(network string, warn func(string, ...any)) *door {
 // openGate opens what decides who enters.
 func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if d.o.cert != "" {
-		err := readable("--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca)
+		err := find.Readable("--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca)
 		if err != nil {
 			return err
 		}
@@ -162,7 +163,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 		d.gate = f
 		return err
 	}
-	home, err := homeDir()
+	home, err := find.HomeDir()
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a directory that can be written")
 	}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 
@@ -70,7 +71,7 @@ func (s *sharing) resolve() error {
 		}
 		return nil
 	}
-	gid, err := groupID(s.group)
+	gid, err := find.GroupID(s.group)
 	switch {
 	case err != nil && s.absent != nil:
 		s.absent("--socket-group: %v", err)
@@ -171,12 +172,12 @@ func grantFor(who, at string) (*grant, error) {
 	case name == "":
 		err = errors.New("")
 	case kind == "user":
-		g.id, err = userID(name)
+		g.id, err = find.UserID(name)
 	case kind == "group":
-		g.id, err = groupID(name)
+		g.id, err = find.GroupID(name)
 	case kind == "uid" || kind == "gid":
 		if strings.Trim(name, "0123456789") == "" {
-			g.id, err = userID(name)
+			g.id, err = find.UserID(name)
 		} else {
 			err = fmt.Errorf("%s is no number", name)
 		}

@@ -62,10 +62,10 @@ func doctorLine(node string, words []string) string {
 	if node != "" {
 		command = append(command, "--node", node)
 	}
-	line := quoteWords(append(command, words...))
+	line := args.Quote(append(command, words...)...)
 	ticket := os.Getenv("FBUS_TICKET")
 	if ticket == "" || strings.Contains(ticket, "-----BEGIN ") || strings.Contains(node, "/") {
 		return line // the text of a ticket is too long for a command line
 	}
-	return "FBUS_TICKET=" + quoteWords([]string{ticket}) + " " + line
+	return "FBUS_TICKET=" + args.Quote(ticket) + " " + line
 }

@@ -2,6 +2,8 @@ package commands
 
 import (
 	"embed"
+	"fbus/bus/args"
+	"fbus/bus/find"
 	"fmt"
 	"io"
 	"os"
@@ -10,8 +12,6 @@ import (
 	"strings"
 	"text/template"
 	"time"
-
-	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -131,10 +131,10 @@ func (o *unitOptions) place(t *unitText, f *unitFlags) {
 	t.Socket = f.value(socketFlag)
 	switch {
 	case t.Socket == "" && o.user:
-		t.Socket = socketDir + "/" + socketPrefix + "%U" + socketSuffix
+		t.Socket = find.SocketDir + "/" + find.SocketPrefix + "%U" + find.SocketSuffix
 	case t.Socket == "":
-		t.Socket = systemSocket
-		o.words = append([]string{"--" + socketFlag, systemSocket}, o.words...)
+		t.Socket = find.SystemSocket
+		o.words = append([]string{"--" + socketFlag, find.SystemSocket}, o.words...)
 	default:
 		t.Socket = unitWord(t.Socket)
 	}
@@ -154,7 +154,7 @@ func (o *unitOptions) place(t *unitText, f *unitFlags) {
 			continue
 		}
 		dir := filepath.Dir(path)
-		if dir != filepath.Dir(systemSocket) && !slices.Contains(t.Writable, unitWord(dir)) {
+		if dir != filepath.Dir(find.SystemSocket) && !slices.Contains(t.Writable, unitWord(dir)) {
 			t.Writable = append(t.Writable, unitWord(dir))
 		}
 	}
@@ -177,7 +177,7 @@ func (o *unitOptions) paths(t *unitText, stderr io.Writer) error {
 	}
 	if !o.user && !o.socket && below(self, append(homes, temporary...)...) {
 		say(stderr, fmt.Sprintf("%s: a service of the machine may not be able to run it there", self))
-		say(stderr, fmt.Sprintf("hint: install it where all can: install %s /usr/local/bin/fbus", quoteWords([]string{self})))
+		say(stderr, fmt.Sprintf("hint: install it where all can: install %s /usr/local/bin/fbus", args.Quote(self)))
 	}
 	dir, err := os.Getwd()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
@@ -65,7 +66,7 @@ func (c *configFile) nodeSetting(s setting) {
 			n.options.log = under(c.base, n.options.log)
 		}
 	case "address", "node":
-		if err := checkAddress(n.address, s.value.at+": node: "+key); err != nil && n.address != "" {
+		if _, err := find.ParseAddr(n.address, s.value.at+": node: "+key); err != nil && n.address != "" {
 			c.problems = append(c.problems, explain(err))
 		}
 		if wire.IsPath(n.address) {

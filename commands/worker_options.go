@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/exec/keeper"
 
 	"github.com/urfave/cli/v2"
@@ -63,8 +64,8 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 	// A worker's memory is its own; what it passes on is bounded by windows.
 	outliveReaders()
 	tuned := tune()
-	p, _ := find(o.node) // what is started ahead should know it
-	w, err := newWorker(list, p.addr, log, ended)
+	p, _ := find.Node(o.node) // what is started ahead should know it
+	w, err := newWorker(list, p.Addr.String(), log, ended)
 	if err != nil {
 		tuned.stop()
 		return nil, err
@@ -75,12 +76,12 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 
 // start connects and makes the first offers; a signal ends that.
 func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal) error {
-	dial := bus.DialOptions{Name: o.workerName(), Instance: bus.NewInstance(), KeepAlive: o.keepAlive.d}
+	dial := bus.Options{Name: o.workerName(), Instance: bus.NewInstance(), KeepAlive: o.keepAlive.d}
 	wait := o.wait
 	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
 		c, p, err := connect(ctx, o.node, wait, &dial)
 		if err == nil {
-			w.setNode(p.addr)
+			w.setNode(p.Addr.String())
 		}
 		return c, err
 	}

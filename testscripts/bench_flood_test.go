@@ -18,6 +18,7 @@ import (
 
 	fbus "fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -125,14 +126,14 @@ func flood(args []string) {
 // flooded is a node at which calls are timed.
 type flooded struct {
 	*farBus
-	creds  *fbus.Credentials
+	creds  *find.Identity
 	client *fbus.Client // over TLS
 }
 
 // newFlooded starts a node, with a worker and a caller in this process.
 func newFlooded(b *testing.B) *flooded {
 	f := &flooded{farBus: newFarBus(b)}
-	worker, err := fbus.Dial(context.Background(), f.socket, nil)
+	worker, err := fbus.Dial(context.Background(), fbus.Unix(f.socket), nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -145,14 +146,14 @@ func newFlooded(b *testing.B) *flooded {
 	if err != nil {
 		b.Fatal(err)
 	}
-	f.creds = fbus.TicketCredentials(t)
+	f.creds = find.ForTicket(t)
 	f.client = f.dial()
 	b.Cleanup(func() { f.client.Close() })
 	return f
 }
 
 func (f *flooded) dial() *fbus.Client {
-	c, err := fbus.Dial(context.Background(), "", &fbus.DialOptions{Credentials: f.creds})
+	c, err := fbus.Dial(context.Background(), fbus.Addr{}, &fbus.Options{Identity: f.creds})
 	if err != nil {
 		f.b.Fatal(err)
 	}

@@ -218,7 +218,7 @@ func BenchmarkOnceRate(b *testing.B) {
 func onceRate(b *testing.B, program string, parallel int) {
 	const batch = 400
 	s := newBus(b, []string{"f", "--slots", fmt.Sprint(parallel), "--", program})
-	client, err := fbus.Dial(context.Background(), s.socket, nil)
+	client, err := fbus.Dial(context.Background(), fbus.Unix(s.socket), nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -164,7 +164,7 @@ func eventually(t testing.TB, what string, test func() bool) {
 }
 
 func (s *store) dial(name string) (*fbus.Client, error) {
-	return fbus.Dial(context.Background(), s.socket(), &fbus.DialOptions{Name: name})
+	return fbus.Dial(context.Background(), fbus.Unix(s.socket()), &fbus.Options{Name: name})
 }
 
 // client is a connection until the test ends.
@@ -238,7 +238,7 @@ func (s *store) worker(name, function string, slots int, h fbus.CallHandler) {
 	s.t.Helper()
 	instance := fbus.NewInstance()
 	w := &fbus.Worker{Dial: func(ctx context.Context) (*fbus.Client, error) {
-		return fbus.Dial(ctx, s.socket(), &fbus.DialOptions{Name: name, Instance: instance})
+		return fbus.Dial(ctx, fbus.Unix(s.socket()), &fbus.Options{Name: name, Instance: instance})
 	}}
 	w.Add(fbus.Offer{Name: function, Slots: slots}, h)
 	if err := w.Start(context.Background()); err != nil {

@@ -30,7 +30,7 @@ func TestUpReloadsUnderLoad(t *testing.T) {
 	file := filepath.Join(dir, "fbus.toml")
 	writeReload(t, file, 0)
 	p := startUp(t, file)
-	c, err := fbus.Dial(context.Background(), socket, nil)
+	c, err := fbus.Dial(context.Background(), fbus.Unix(socket), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

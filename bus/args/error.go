@@ -133,5 +133,12 @@ func AsError(err error, code string) *Error {
 	return &Error{Code: code, Message: err.Error(), Err: err}
 }
 
+// Retryable reports whether the same may succeed later: a node may still come, or have
+// room.
+func Retryable(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && (e.Code == CodeNoNode || e.Code == CodeNodeLost || e.Status() == StatusOf(CodeBusy))
+}
+
 // Codes returns all codes that this version knows.
 func Codes() []string { return slices.Sorted(maps.Keys(statuses)) }

@@ -48,7 +48,7 @@ func startNode(t *testing.T) (path string, stop func()) {
 
 func dial(t *testing.T, path, name string) *bus.Client {
 	t.Helper()
-	c, err := bus.Dial(t.Context(), path, &bus.DialOptions{Name: name})
+	c, err := bus.Dial(t.Context(), bus.Unix(path), &bus.Options{Name: name})
 	if err != nil {
 		t.Fatal(err)
 	}

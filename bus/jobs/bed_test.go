@@ -161,7 +161,7 @@ func (b *bed) dialAs(name string, p node.Peer) *bus.Client {
 		defer close(served)
 		n.ServeConn(far, p)
 	}()
-	c, err := bus.NewClient(bg(), near, &bus.DialOptions{Name: name})
+	c, err := bus.NewClient(bg(), near, &bus.Options{Name: name})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -52,7 +52,7 @@ func start(t testing.TB, cfg node.Config) (*node.Node, string) {
 
 func dial(t testing.TB, path string) *bus.Client {
 	t.Helper()
-	c, err := bus.Dial(context.Background(), path, nil)
+	c, err := bus.Dial(context.Background(), bus.Unix(path), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func ptr[T any](v T) *T { return &v }
 
 func named(t testing.TB, path, name string) *bus.Client {
 	t.Helper()
-	c, err := bus.Dial(bg(), path, &bus.DialOptions{Name: name})
+	c, err := bus.Dial(bg(), bus.Unix(path), &bus.Options{Name: name})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/wire"
 )
@@ -219,12 +220,12 @@ func TestMaxConnectionsAtOnce(t *testing.T) {
 	n, _ := start(t, node.Config{MaxPerTicket: 5})
 	everybody.open()
 	addr := listenTCP(t, n)
-	creds := bus.TicketCredentials(everybody.ticket)
+	creds := find.ForTicket(everybody.ticket)
 	var in, out atomic.Int64
 	var wg sync.WaitGroup
 	for range 40 {
 		wg.Go(func() {
-			c, err := bus.Dial(context.Background(), addr, &bus.DialOptions{Credentials: creds})
+			c, err := bus.Dial(context.Background(), bus.Unix(addr), &bus.Options{Identity: creds})
 			switch {
 			case err == nil:
 				in.Add(1)

@@ -221,7 +221,7 @@ func newHouse(f *testing.F) *house {
 func (h *house) client(f *testing.F, name string) *bus.Client {
 	near, far := net.Pipe()
 	go h.node.ServeConn(far, node.Peer{Caller: "uid:0"}) // ends with the connection
-	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: name})
+	c, err := bus.NewClient(context.Background(), near, &bus.Options{Name: name})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -389,7 +389,7 @@ func FuzzClient(f *testing.F) {
 				}
 			}
 		}()
-		c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: "client"})
+		c, err := bus.NewClient(context.Background(), near, &bus.Options{Name: "client"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,7 +23,7 @@ func logOf(t *testing.T) (*calllog.Log, *bus.Client) {
 	}
 	t.Cleanup(func() { j.Close() })
 	_, path := start(t, node.Config{})
-	c, err := bus.Dial(context.Background(), path, &bus.DialOptions{})
+	c, err := bus.Dial(context.Background(), bus.Unix(path), &bus.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

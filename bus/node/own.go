@@ -293,7 +293,7 @@ func (n *Node) connectItself(p Peer, as role) (*bus.Client, error) {
 		return nil, err
 	}
 	go n.serve(far, p, as)
-	c, err := bus.NewClient(context.Background(), near, &bus.DialOptions{Name: n.cfg.Name})
+	c, err := bus.NewClient(context.Background(), near, &bus.Options{Name: n.cfg.Name})
 	if err == nil {
 		n.own = append(n.own, c)
 	}

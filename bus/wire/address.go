@@ -11,6 +11,22 @@ import (
 // DefaultPort is where nodes listen for other machines.
 const DefaultPort = "10101"
 
+// An Addr is where a node listens: the path of a unix socket, or host:port over TCP.
+// The zero Addr is neither. It implements [net.Addr].
+type Addr struct{ network, text string }
+
+// Unix returns the address of the unix socket at path.
+func Unix(path string) Addr { return Addr{"unix", path} }
+
+// TCP returns the address HOST[:PORT]; the default port is 10101.
+func TCP(hostPort string) Addr { return Addr{"tcp", WithPort(hostPort)} }
+
+// Network returns "unix" or "tcp", and nothing for the zero Addr.
+func (a Addr) Network() string { return a.network }
+
+// String returns the path, or host:port.
+func (a Addr) String() string { return a.text }
+
 // IsPath reports whether an address is the path of a unix socket: it holds a /, or
 // ends as sockets do. Any other is HOST[:PORT].
 func IsPath(addr string) bool { return strings.Contains(addr, "/") || strings.HasSuffix(addr, ".sock") }

@@ -45,7 +45,7 @@ func newBencher(ctx context.Context) (*bencher, error) {
 	err = b.start("serve", "-q", "--listen", "127.0.0.1:0", "--socket", b.socket)
 	if err == nil {
 		err = b.await(func() (err error) {
-			b.client, err = bus.Dial(ctx, b.socket, &bus.DialOptions{Name: "bench"})
+			b.client, err = bus.Dial(ctx, bus.Unix(b.socket), &bus.Options{Name: "bench"})
 			return err
 		})
 	}

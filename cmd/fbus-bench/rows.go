@@ -17,6 +17,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 )
@@ -159,11 +160,11 @@ func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error)
 	}
 	go n.Serve(l) // ends when the listener is closed
 	b.ended = append(b.ended, func() { l.Close(); n.Close() })
-	worker, err := bus.Dial(b.ctx, path, nil)
+	worker, err := bus.Dial(b.ctx, bus.Unix(path), nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	caller, err := bus.Dial(b.ctx, path, nil)
+	caller, err := bus.Dial(b.ctx, bus.Unix(path), nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -277,7 +278,7 @@ func prepareRoundTripTLS(b *bencher) (perSecond, perSecond, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	far, err := bus.Dial(b.ctx, "", &bus.DialOptions{Credentials: bus.TicketCredentials(t)})
+	far, err := bus.Dial(b.ctx, bus.Addr{}, &bus.Options{Identity: find.ForTicket(t)})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -286,7 +287,7 @@ func prepareRoundTripTLS(b *bencher) (perSecond, perSecond, error) {
 	if _, err := b.client.Offer(b.ctx, bus.Offer{Name: "echo", Slots: 1}, echo); err != nil {
 		return nil, nil, err
 	}
-	near, err := bus.Dial(b.ctx, b.socket, nil)
+	near, err := bus.Dial(b.ctx, bus.Unix(b.socket), nil)
 	if err != nil {
 		return nil, nil, err
 	}

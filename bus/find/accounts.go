@@ -1,4 +1,4 @@
-package commands
+package find
 
 import (
 	"bufio"
@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// userID is the uid of a user, given by name or number.
-func userID(name string) (int, error) { return accountID("user", "passwd", name) }
+// UserID returns the uid of a user, given by name or number.
+func UserID(name string) (int, error) { return accountID("user", "passwd", name) }
 
-// groupID is the gid of a group, given by name or number.
-func groupID(name string) (int, error) { return accountID("group", "group", name) }
+// GroupID returns the gid of a group, given by name or number.
+func GroupID(name string) (int, error) { return accountID("group", "group", name) }
 
 // accountID finds a number in /etc, or with getent(1), which knows directory
 // services too. The package os/user would do without those here, and cost every
@@ -42,7 +42,7 @@ func accountID(kind, database, name string) (int, error) {
 	return 0, fmt.Errorf("there is no %s %s", kind, name)
 }
 
-// idOf is the number in a line of passwd(5) or group(5), if it is about that name.
+// idOf returns the number in a line of passwd(5) or group(5), if it is about that name.
 func idOf(line, name string) (int, bool) {
 	fields := strings.Split(line, ":")
 	if len(fields) < 3 || fields[0] != name {

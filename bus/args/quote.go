@@ -1,4 +1,4 @@
-package commands
+package args
 
 import (
 	"fmt"
@@ -7,8 +7,8 @@ import (
 	"github.com/kballard/go-shellquote"
 )
 
-// quoteWords writes words as a shell reads them, on one line whatever they hold.
-func quoteWords(words []string) string {
+// Quote writes words as a shell reads them, on one line whatever they contain.
+func Quote(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
 		if strings.ContainsFunc(w, func(r rune) bool { return r < ' ' || r == 0x7f }) {

@@ -1,0 +1,225 @@
+// Package find chooses the node to use, and the identity to use it with, as every
+// command does: from an address, FBUS_NODE, FBUS_TICKET, FBUS_TLS_CERT and its
+// companions, the sockets on this machine, and the networks that this user has joined.
+// It does not connect: package fbus/bus does, in Connect.
+package find
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"fbus/bus/args"
+	"fbus/bus/wire"
+)
+
+// Where nodes listen on this machine. A node that is not configured otherwise listens
+// at SocketDir/SocketPrefix + its process id + SocketSuffix, the machine's node at
+// SystemSocket.
+const (
+	SocketDir    = "/tmp"
+	SocketPrefix = "functionbus."
+	SocketSuffix = ".sock"
+	SystemSocket = "/run/fbus/functionbus.sock"
+)
+
+// A Place is a node to connect to, and the reason why it was chosen.
+type Place struct {
+	Addr     wire.Addr // zero: the addresses of the identity, in their order
+	Why      string    // for people
+	Identity *Identity // for TCP; nil on this machine
+
+	// Next returns the node to use if nobody listens at this one; nil: there is none.
+	Next func() (Place, error)
+}
+
+// Addresses lists what to dial, in order.
+func (p Place) Addresses() []wire.Addr {
+	if p.Addr != (wire.Addr{}) || p.Identity == nil {
+		return []wire.Addr{p.Addr}
+	}
+	return p.Identity.Addresses
+}
+
+// String returns the addresses, for messages.
+func (p Place) String() string {
+	list := []string{}
+	for _, a := range p.Addresses() {
+		list = append(list, a.String())
+	}
+	return strings.Join(list, ", ")
+}
+
+// Passable reports whether an error of dialling p means that the next place has to be
+// tried: the socket of a killed node is as good as none, and so is the machine's node
+// if this user has no access to it.
+func (p Place) Passable(err error) bool {
+	return p.Next != nil && err != nil && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) ||
+		p.Addr == wire.Unix(SystemSocket) && errors.Is(err, syscall.EACCES))
+}
+
+// Node chooses the node: the given address (the flag --node), FBUS_NODE, FBUS_TICKET,
+// the only live socket of this user, then of the user that FBUS_NODE_USER names, the
+// machine's node, and the network that was joined. Its error has the code
+// [args.CodeNoNode] if there is none, and [args.CodeAmbiguous] if two are equally near.
+func Node(addr string) (Place, error) {
+	if addr != "" {
+		return named(addr, "--node")
+	}
+	if env := os.Getenv("FBUS_NODE"); env != "" {
+		return named(env, "FBUS_NODE")
+	}
+	if os.Getenv("FBUS_TICKET") != "" {
+		id, err := identityFor(wire.Addr{})
+		return Place{Why: "FBUS_TICKET", Identity: id}, err
+	}
+	if p, err := onlySocket(os.Getuid(), "this user"); p.Why != "" || err != nil {
+		p.Next = otherNode
+		return p, err
+	}
+	return otherNode()
+}
+
+// otherNode chooses a node when this user has none.
+func otherNode() (Place, error) {
+	trusted, err := TrustedUser()
+	if err != nil {
+		return Place{}, err
+	}
+	if trusted >= 0 {
+		user := os.Getenv(trustedUserEnv) + ", whom " + trustedUserEnv + " names,"
+		if p, err := onlySocket(trusted, user); p.Why != "" || err != nil {
+			p.Next = machineNode
+			return p, err
+		}
+	}
+	return machineNode()
+}
+
+func machineNode() (Place, error) {
+	if st, err := os.Lstat(SystemSocket); err == nil && st.Mode()&os.ModeSocket != 0 {
+		return Place{Addr: wire.Unix(SystemSocket), Why: "the machine's node", Next: joinedNode}, nil
+	}
+	return joinedNode()
+}
+
+func joinedNode() (Place, error) {
+	id, err := joinedIdentity(wire.Addr{})
+	if err != nil {
+		return Place{}, err
+	}
+	if id == nil {
+		return Place{}, args.Errorf(args.CodeNoNode, "no node found: no socket of this user in %s, none at %s, no network joined", SocketDir, SystemSocket)
+	}
+	return Place{Why: id.Why, Identity: id}, nil
+}
+
+// named returns the node at an address that somebody gave: a path, a file here, or a host.
+func named(text, why string) (Place, error) {
+	addr, err := ParseAddr(text, why)
+	if err != nil {
+		return Place{}, err
+	}
+	if addr.Network() == "unix" {
+		return Place{Addr: addr, Why: why}, nil
+	}
+	id, err := identityFor(addr)
+	if err != nil {
+		return Place{}, err
+	}
+	if id == nil {
+		return Place{}, args.Errorf(args.CodeNoCertificate, "%s: there is no socket of that name here, and nobody gets in over TCP without a ticket", text).
+			WithHint("fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./%s", text)
+	}
+	return Place{Addr: addr, Why: why + ", as " + id.Why, Identity: id}, nil
+}
+
+// AddrHint is the hint at what an address of a node looks like.
+const AddrHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address stands in brackets: [::1]:" + wire.DefaultPort
+
+// ParseAddr parses the address of a node: a path, the name of a file that exists, or
+// HOST[:PORT]. source names the flag or variable in its error.
+func ParseAddr(text, source string) (wire.Addr, error) {
+	_, err := os.Lstat(text)
+	switch path := err == nil || wire.IsPath(text); {
+	case path && strings.Contains(text, "://"):
+		return wire.Addr{}, args.Errorf(args.CodeUsage, "%s: %q is no address: it is a URL", source, text).WithHint(AddrHint)
+	case path && !strings.Contains(text, "/"):
+		return wire.Unix("./" + text), nil
+	case path:
+		return wire.Unix(text), nil
+	}
+	if err := wire.CheckAddress(text); err != nil {
+		return wire.Addr{}, args.Errorf(args.CodeUsage, "%s: %v", source, err).WithHint(AddrHint)
+	}
+	return wire.TCP(text), nil
+}
+
+// trustedUserEnv names a user, by name or uid, whose nodes are used as one's own are.
+const trustedUserEnv = "FBUS_NODE_USER"
+
+// TrustedUser returns the uid of the user that FBUS_NODE_USER names, -1 without one.
+func TrustedUser() (int, error) {
+	name := os.Getenv(trustedUserEnv)
+	if name == "" {
+		return -1, nil
+	}
+	uid, err := UserID(name)
+	if err != nil {
+		return -1, args.Errorf(args.CodeUsage, "%s: %v", trustedUserEnv, err).WithHint("it is the name or uid of a user whose nodes are used as one's own are")
+	}
+	return uid, nil
+}
+
+// onlySocket returns the only live socket of a user, or a Place without Why.
+func onlySocket(uid int, user string) (Place, error) {
+	list := Sockets(uid)
+	if len(list) > 1 || uid != os.Getuid() {
+		list = slices.DeleteFunc(list, func(p string) bool { return Probe(p) != nil })
+	}
+	switch len(list) {
+	case 0:
+		return Place{}, nil
+	case 1:
+		return Place{Addr: wire.Unix(list[0]), Why: fmt.Sprintf("the only live socket of %s in %s", user, SocketDir)}, nil
+	}
+	return Place{}, args.Errorf(args.CodeAmbiguous, "several nodes are equally near: %s", strings.Join(list, " "))
+}
+
+// Sockets lists the sockets of a user's nodes in [SocketDir]. Those of other users with
+// such a name are left out.
+func Sockets(uid int) []string {
+	var list []string
+	paths, _ := filepath.Glob(filepath.Join(SocketDir, SocketPrefix+"*"+SocketSuffix))
+	for _, p := range paths {
+		if Owned(p, os.ModeSocket, uid) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// Owned reports whether a path is a file of that kind and belongs to a user. A file with
+// a second name does not count: it is not known who gave it this one.
+func Owned(path string, kind os.FileMode, uid int) bool {
+	st, err := os.Lstat(path)
+	if err != nil || st.Mode().Type() != kind {
+		return false
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	return int(sys.Uid) == uid && (kind == os.ModeDir || sys.Nlink == 1)
+}
+
+// Probe returns why nobody can be reached at a socket, nil if somebody listens.
+func Probe(path string) error {
+	nc, err := net.Dial("unix", path)
+	if err == nil {
+		nc.Close()
+	}
+	return err
+}

@@ -1,0 +1,278 @@
+package find
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"fbus/bus/args"
+	"fbus/bus/trust"
+	"fbus/bus/wire"
+
+	"golang.org/x/sys/unix"
+)
+
+// An Identity is what proves to nodes on other machines who this is: a ticket, or the
+// files of another PKI.
+type Identity struct {
+	Ticket    *trust.Ticket // nil with files
+	Files     *trust.Files  // nil with a ticket
+	Addresses []wire.Addr   // of nodes, in the order in which they are tried
+	Dir       string        // where a joined network keeps it; empty: it is not renewed
+	Why       string        // where it is from, for people
+
+	latest *trust.Ticket // after the last renewal; belongs to the goroutine that renews
+}
+
+// ForTicket returns the identity of a ticket.
+func ForTicket(t *trust.Ticket) *Identity {
+	id := &Identity{Ticket: t, latest: t}
+	for _, a := range t.Addresses {
+		id.Addresses = append(id.Addresses, wire.TCP(a))
+	}
+	return id
+}
+
+// Config returns the TLS configuration for the node at a host. With files the node's
+// certificate must name that host.
+func (id *Identity) Config(host string) *tls.Config {
+	if id.Files != nil {
+		return id.Files.ClientConfig(host)
+	}
+	return id.Ticket.ClientConfig(nil)
+}
+
+func (id *Identity) explain(err error) *trust.Error {
+	if id.Files != nil {
+		return id.Files.Explain(err, time.Time{})
+	}
+	return id.Ticket.Explain(err, time.Time{})
+}
+
+// Refusal returns what an error of a connection means if it is about who may enter, and
+// nil for any other, such as one of the network. A node's certificate that this side
+// does not accept is no denial: another address, or a later time, may show a better one.
+func (id *Identity) Refusal(err error) *args.Error {
+	if id == nil || err == nil {
+		return nil
+	}
+	e := id.explain(err)
+	code := e.Code
+	switch {
+	case code == args.CodeReset, code == args.CodeTimeout, code == args.CodeTLS:
+		return nil
+	case code == args.CodeOtherNetwork:
+		code = args.CodeNetwork
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(*trust.Error)): // of VerifyConnection
+		code = args.CodeNotOurs
+	}
+	return &args.Error{Code: code, Message: e.Message, Err: e}
+}
+
+// Failure returns the error of a failed handshake with the node at addr.
+func (id *Identity) Failure(addr wire.Addr, err error) *args.Error {
+	e := id.Refusal(err)
+	if e == nil {
+		te := id.explain(err)
+		e = &args.Error{Code: args.CodeNoNode, Message: te.Message, Err: te}
+	}
+	e.Message = addr.String() + ": " + e.Message
+	return e
+}
+
+// Check refuses an invitation: it can only be exchanged, by fbus join.
+func (id *Identity) Check() error {
+	if id == nil || id.Ticket == nil || !id.Ticket.Joining {
+		return nil
+	}
+	return args.Errorf(args.CodeWrongUse, "FBUS_TICKET: ticket %s is an invitation, which is exchanged once and then kept", id.Ticket.Name).
+		WithHint("fbus join %s, and no FBUS_TICKET after that", TicketWord(os.Getenv("FBUS_TICKET")))
+}
+
+// Exchanged returns the next step for an invitation that was used before, if it was used
+// by this user; otherwise it is empty.
+func (id *Identity) Exchanged() string {
+	j, err := openJoined()
+	if err != nil || j == nil {
+		return ""
+	}
+	defer j.Close()
+	if j.Begun(id.Ticket) {
+		return "it may have been you, and the answer was lost: fbus join " + TicketWord(os.Getenv("FBUS_TICKET"))
+	}
+	own, err := j.Load(id.Ticket.Network)
+	if err != nil || own.Name != id.Ticket.Name || !own.CA.Equal(id.Ticket.CA) {
+		return ""
+	}
+	return "network " + own.Network + " was joined here, as " + own.Name + ": no FBUS_TICKET is due any more"
+}
+
+// identityFor returns the identity to dial addr with: the ticket in the environment, the
+// files of a PKI, or the network that was joined. It is nil if there is none.
+func identityFor(addr wire.Addr) (*Identity, error) {
+	if text := os.Getenv("FBUS_TICKET"); text != "" { // a file, or the text itself
+		t, err := trust.ReadTicket(text)
+		if err != nil {
+			return nil, denied(err)
+		}
+		id := ForTicket(t)
+		id.Why = "FBUS_TICKET"
+		return id, nil
+	}
+	if id, err := fileIdentity(); id != nil || err != nil {
+		return id, err
+	}
+	return joinedIdentity(addr)
+}
+
+// fileIdentity returns the identity of another PKI.
+func fileIdentity() (*Identity, error) {
+	cert, key, ca := os.Getenv("FBUS_TLS_CERT"), os.Getenv("FBUS_TLS_KEY"), os.Getenv("FBUS_TLS_CA")
+	if cert == "" && key == "" && ca == "" {
+		return nil, nil
+	}
+	if cert == "" || key == "" || ca == "" {
+		return nil, args.Errorf(args.CodeUsage, "FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA go together: files with a certificate, its key, and the CA of the nodes").
+			WithHint("set all three, or none and FBUS_TICKET=FILE")
+	}
+	if err := Readable("FBUS_TLS_CERT=", cert, "FBUS_TLS_KEY=", key, "FBUS_TLS_CA=", ca); err != nil {
+		return nil, err
+	}
+	f, err := trust.OpenFiles(cert, key, ca, nil)
+	if err != nil {
+		return nil, denied(err)
+	}
+	return &Identity{Files: f, Why: "FBUS_TLS_CERT"}, nil
+}
+
+// Readable refuses files that cannot be read, each after the flag or variable that names it.
+func Readable(pairs ...string) error {
+	for pair := range slices.Chunk(pairs, 2) {
+		if err := unix.Access(pair[1], unix.R_OK); err != nil {
+			return args.Errorf(args.CodeUsage, "%s%s: %v", pair[0], pair[1], err).WithHint("is it the right file, and may you read it?")
+		}
+	}
+	return nil
+}
+
+// openJoined opens the directory of the networks that this user has joined, nil if there
+// is none yet.
+func openJoined() (*trust.Joined, error) {
+	dir, err := JoinedDir()
+	if err != nil {
+		return nil, nil
+	}
+	if _, err := os.Lstat(dir); err != nil { // opening it would make it
+		return nil, nil
+	}
+	return trust.OpenJoined(dir)
+}
+
+// joinedIdentity returns the identity for the network that was joined, or of several for
+// the one that has the address; nil if there is none.
+func joinedIdentity(addr wire.Addr) (*Identity, error) {
+	j, err := openJoined()
+	if j == nil || err != nil {
+		return nil, denied(err)
+	}
+	defer j.Close()
+	networks, err := j.Networks()
+	if err != nil || len(networks) == 0 {
+		return nil, denied(err)
+	}
+	var found []*trust.Ticket
+	for _, network := range networks {
+		t, err := j.Load(network)
+		if err != nil {
+			return nil, denied(err)
+		}
+		if len(networks) == 1 || slices.Contains(t.Addresses, addr.String()) {
+			found = append(found, t)
+		}
+	}
+	dir, _ := JoinedDir()
+	if len(found) != 1 {
+		return nil, args.Errorf(args.CodeAmbiguous, "several networks were joined: %s", strings.Join(networks, " ")).
+			WithHint("choose one: FBUS_TICKET=%s", args.Quote(filepath.Join(dir, networks[0]+".pem")))
+	}
+	id := ForTicket(found[0])
+	id.Dir, id.Why = dir, "network "+found[0].Network+", which was joined"
+	return id, nil
+}
+
+// RenewPause is how often a connection that lasts checks whether its identity has to be
+// renewed. Tests set it: they have no hour.
+var RenewPause = time.Hour
+
+// Renew asks the node for a new certificate in the last third of the identity's life,
+// and keeps it. ask sends a signing request and returns the certificate. A failure does
+// no harm: there are months left, and the next connection tries again.
+func (id *Identity) Renew(ctx context.Context, ask func(ctx context.Context, request []byte) ([]byte, error)) {
+	if id == nil || id.Dir == "" || !id.latest.RenewalDue(trust.Now()) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	request, err := id.latest.Request()
+	if err != nil {
+		return
+	}
+	cert, err := ask(ctx, request)
+	if err != nil {
+		return
+	}
+	next, err := id.latest.WithCertificate(cert)
+	if err != nil {
+		return
+	}
+	j, err := trust.OpenJoined(id.Dir)
+	if err != nil {
+		return
+	}
+	defer j.Close()
+	if j.Save(next) == nil {
+		id.latest = next
+	}
+}
+
+// denied turns an error about an identity into one of dialling with it.
+func denied(err error) error {
+	var te *trust.Error
+	if errors.As(err, &te) && !errors.As(err, new(*args.Error)) {
+		return &args.Error{Code: te.Code, Message: te.Message, Err: te}
+	}
+	return err
+}
+
+// TicketWord returns a ticket's file as a word for a command line, FILE if the ticket is
+// not in one.
+func TicketWord(ticket string) string {
+	if ticket == "" || ticket == "-" || strings.Contains(ticket, "-----BEGIN ") {
+		return "FILE"
+	}
+	return args.Quote(ticket)
+}
+
+// HomeDir returns the directory of configuration and keys: FBUS_HOME, or fbus in the
+// user's configuration directory.
+func HomeDir() (string, error) {
+	if dir := os.Getenv("FBUS_HOME"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "fbus"), nil
+}
+
+// JoinedDir returns the directory of the identities of joined networks.
+func JoinedDir() (string, error) {
+	home, err := HomeDir()
+	return filepath.Join(home, "joined"), err
+}

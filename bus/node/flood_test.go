@@ -225,7 +225,7 @@ func TestMaxConnectionsAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 40 {
 		wg.Go(func() {
-			c, err := bus.Dial(context.Background(), bus.Unix(addr), &bus.Options{Identity: creds})
+			c, err := bus.Dial(context.Background(), bus.TCP(addr), &bus.Options{Identity: creds})
 			switch {
 			case err == nil:
 				in.Add(1)

@@ -2,16 +2,19 @@ package commands
 
 import (
 	"embed"
-	"fbus/bus/args"
-	"fbus/bus/find"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/template"
 	"time"
+
+	"fbus/bus/args"
+	"fbus/bus/find"
 
 	"github.com/urfave/cli/v2"
 )
@@ -33,188 +36,227 @@ func unitCommand() *cli.Command {
 		Name:      "unit",
 		Usage:     "print a systemd unit for a node, or for functions",
 		UsageText: "unit serve|up [--user] [--socket-unit] [-- FLAGS…]",
-		Description: `FLAGS are those of fbus serve or fbus up; they are checked, and stand in the unit,
-with the whole paths of the files that serve is given. The configuration is read for
-what the unit must allow; what is not here, a file or a group, only gets a warning. The
-time to stop follows from the drain. Functions are offered from the directory that is the
-current one now.
+		Description: `FLAGS are those of fbus serve or fbus up. They are checked and written into the unit. A
+configuration file among them is read too: where the socket is, for example, decides what
+the unit must allow. A file or group that does not exist here is only a warning, because
+the service may run on another machine. The time to stop depends on the drain. The service
+of fbus up runs in the current directory.
 
   fbus unit serve > /etc/systemd/system/fbus.service
   fbus unit serve --socket-unit > /etc/systemd/system/fbus.socket
-  systemctl daemon-reload && systemctl enable fbus.socket fbus.service
-  systemctl start fbus.socket fbus.service
+  systemctl daemon-reload && systemctl enable --now fbus.socket fbus.service
 
-With the socket unit a restart refuses nobody: who connects meanwhile waits for the
-next node, for up to 10s. The service alone works too; then who connects is refused.
-With --user the files go to ~/.config/systemd/user, and it is systemctl --user.`,
+With the socket unit, a restart refuses nobody: clients that connect during the restart
+wait for the next node, up to 10s. With the service alone they are refused. With --user
+the files belong into ~/.config/systemd/user, and the command is systemctl --user.`,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "user", Usage: "for this user's service manager, not the machine's", Destination: &o.user, DisableDefaultText: true},
-			&cli.BoolFlag{Name: "socket-unit", Usage: "print the socket unit beside the service of serve", Destination: &o.socket, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "user", Usage: "for the service manager of this user, not of the machine", Destination: &o.user, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "socket-unit", Usage: "print the socket unit that belongs to the service of serve", Destination: &o.socket, DisableDefaultText: true},
 		},
 		Action: func(ctx *cli.Context) error {
-			if err := o.operands(ctx.Args().Slice()); err != nil {
-				return err
+			words := ctx.Args().Slice()
+			if i := slices.Index(words, "--"); i >= 0 {
+				words, o.words = words[:i], words[i+1:]
 			}
-			return unit(o, ctx.App.Writer, ctx.App.ErrWriter)
+			switch {
+			case len(words) == 0:
+				return usage("fbus unit needs serve or up").WithHint("fbus unit serve")
+			case len(words) > 1:
+				return usage("flags of fbus %s must follow --", words[0]).WithHint("%s", join("fbus", "unit", words[:1], "--", words[1:]))
+			case words[0] != "serve" && words[0] != "up":
+				return usage("fbus unit prints no unit for %s, only for serve and up", words[0]).WithHint("fbus unit serve")
+			case o.socket && words[0] != "serve":
+				return usage("--socket-unit is for serve only: up does not listen")
+			}
+			o.command = words[0]
+			return unit(o, ctx.App.Writer, logger(ctx.App.ErrWriter))
 		},
 	}
 }
 
-func (o *unitOptions) operands(words []string) error {
-	if i := slices.Index(words, "--"); i >= 0 {
-		words, o.words = words[:i], words[i+1:]
-	}
-	switch {
-	case len(words) == 0:
-		return usage("a unit for what? serve or up is due").WithHint("fbus unit serve")
-	case len(words) > 1:
-		return usage("%s stands before --", words[1]).WithHint("%s", join("fbus", "unit", words[:1], "--", words[1:]))
-	case words[0] != "serve" && words[0] != "up":
-		return usage("there is no unit for %s: serve or up is due", words[0]).WithHint("fbus unit serve")
-	case o.socket && words[0] != "serve":
-		return usage("--socket-unit is for serve: up listens at no socket of its own")
-	}
-	o.command = words[0]
-	return nil
-}
-
-// unitText is what the templates are filled with.
+// unitText is the data of the templates.
 type unitText struct {
 	User, System bool
 	ExecStart    string
-	Socket       string // where the manager listens
-	SocketGroup  string // who may connect as well
+	Socket       string // the service manager listens there
+	SocketGroup  string // its members may connect as well
 	Directory    string
 	Drain, Stop  string
 	Target       string
-	Writable     []string // outside of its own directories
-	InHome       bool     // something that it needs is there
+	Writable     []string // directories outside of the service's own
+	InHome       bool     // it needs a file below a home directory
 	InTmp        string   // the socket, if it is in /tmp
 }
 
-const socketFlag = "socket"
-
-func unit(o *unitOptions, stdout, stderr io.Writer) error {
-	f, err := o.parse(logger(stderr))
-	if err != nil {
-		return err
-	}
-	t := &unitText{User: o.user, System: !o.user, Target: "multi-user.target"}
-	if o.user {
-		t.Target = "default.target"
-	}
-	if o.command == "serve" {
-		o.place(t, f)
-	}
-	if err := o.paths(t, stderr); err != nil {
-		return err
-	}
-	t.Drain, t.Stop = formatDuration(f.drain), unitTime(f.drain+endMargin)
-	name := o.command + ".service"
-	if o.socket {
-		name = "serve.socket"
-	}
-	all, err := template.ParseFS(unitFiles, "units/*")
-	if err != nil {
-		return fail(args.CodeInternal, "%v", err)
-	}
-	return all.ExecuteTemplate(stdout, name, t)
-}
-
-// unitTime is a time as systemd reads it: it has no fractions of a unit.
-func unitTime(d time.Duration) string {
-	return fmt.Sprintf("%ds", int64((d+time.Second-1)/time.Second))
-}
-
-// place says where the node listens, and what else it needs.
-func (o *unitOptions) place(t *unitText, f *unitFlags) {
-	t.Socket = f.value(socketFlag)
-	switch {
-	case t.Socket == "" && o.user:
-		t.Socket = find.SocketDir + "/" + find.SocketPrefix + "%U" + find.SocketSuffix
-	case t.Socket == "":
-		t.Socket = find.SystemSocket
-		o.words = append([]string{"--" + socketFlag, find.SystemSocket}, o.words...)
-	default:
-		t.Socket = unitWord(t.Socket)
-	}
-	if group := f.value("socket-group"); group != "" {
-		t.SocketGroup = unitWord(group)
-	}
-	for _, name := range fileFlags {
-		path := f.value(name)
-		if !filepath.IsAbs(path) {
-			continue
-		}
-		t.InHome = t.InHome || below(path, homes...)
-		if below(path, temporary...) {
-			t.InTmp = unitWord(path)
-		}
-		if name != socketFlag && name != "log" { // those are only read
-			continue
-		}
-		dir := filepath.Dir(path)
-		if dir != filepath.Dir(find.SystemSocket) && !slices.Contains(t.Writable, unitWord(dir)) {
-			t.Writable = append(t.Writable, unitWord(dir))
-		}
-	}
-}
-
-var (
-	homes     = []string{"/home", "/root", "/run/user"}
-	temporary = []string{"/tmp", "/var/tmp"}
-)
-
-func below(path string, dirs ...string) bool {
-	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(path, dir+"/") })
-}
-
-// paths finds this program and the current directory.
-func (o *unitOptions) paths(t *unitText, stderr io.Writer) error {
+// unit checks the flags for the unit as their command does, and prints the unit.
+func unit(o *unitOptions, stdout io.Writer, warn logf) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err)
-	}
-	if !o.user && !o.socket && below(self, append(homes, temporary...)...) {
-		say(stderr, fmt.Sprintf("%s: a service of the machine may not be able to run it there", self))
-		say(stderr, fmt.Sprintf("hint: install it where all can: install %s /usr/local/bin/fbus", args.Quote(self)))
 	}
 	dir, err := os.Getwd()
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
-	if strings.Contains(self+dir, "\n") {
-		return usage("%q: no line of a unit has room for a newline", dir)
+	if strings.Contains(strings.Join(o.words, "")+self+dir, "\n") {
+		return usage("a unit cannot contain a newline: %s", join(o.words))
 	}
-	words := []string{unitWord(self), o.command}
-	for _, w := range o.words {
-		words = append(words, strings.ReplaceAll(unitWord(w), "$", "$$"))
+	t := &unitText{User: o.user, System: !o.user, Directory: strings.ReplaceAll(dir, "%", "%%"), Target: "multi-user.target"}
+	if o.user {
+		t.Target = "default.target"
 	}
-	t.ExecStart, t.Directory = strings.Join(words, " "), strings.ReplaceAll(dir, "%", "%%")
-	return nil
+	var drain time.Duration
+	if o.command == "serve" {
+		drain, err = o.serve(t, warn)
+	} else {
+		drain, err = o.up(warn)
+	}
+	if err != nil {
+		return err
+	}
+	if !o.user && !o.socket && below(self, homes, temporary) {
+		warn("%s: a service of the machine may not be able to run it there", self)
+		warn("hint: install it for all users: install %s /usr/local/bin/fbus", join(self))
+	}
+	words := append([]string{self, o.command}, o.words...)
+	for i, w := range words {
+		words[i] = strings.ReplaceAll(unitWord(w), "$", "$$")
+	}
+	t.ExecStart = strings.Join(words, " ")
+	t.Drain, t.Stop = formatDuration(drain), fmt.Sprintf("%ds", int64((drain+endMargin).Round(time.Second).Seconds()))
+	all, err := template.ParseFS(unitFiles, "units/*")
+	if err != nil {
+		return fail(args.CodeInternal, "%v", err)
+	}
+	name := o.command + ".service"
+	if o.socket {
+		name = "serve.socket"
+	}
+	return all.ExecuteTemplate(stdout, name, t)
 }
 
-// unitWord writes a word as systemd.syntax(7) and systemd.unit(5) read it: quoted
-// where need be, specifiers not taken for such.
-func unitWord(w string) string {
-	w = strings.ReplaceAll(w, "%", "%%")
-	plain := func(r rune) bool { return r > ' ' && r != 0x7f && !strings.ContainsRune(`"'\;#`, r) }
-	if w != "" && !strings.ContainsFunc(w, func(r rune) bool { return !plain(r) }) {
-		return w
+// parseFor parses the flags for the unit, and leaves them in o.words in normal form.
+func (o *unitOptions) parseFor(flags []cli.Flag, operands int) (*cli.Context, error) {
+	words, err := normalize(o.command, flags, interleaved, o.words)
+	if err != nil {
+		return nil, err
 	}
-	var b strings.Builder
-	b.WriteByte('"')
-	for _, c := range []byte(w) {
-		switch {
-		case c == '"' || c == '\\':
-			b.WriteByte('\\')
-			b.WriteByte(c)
-		case c < ' ' || c == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, c)
-		default:
-			b.WriteByte(c)
+	ctx, err := parse(nil, &cli.Command{Name: o.command, Flags: flags}, words)
+	if err == nil && ctx.NArg() > operands {
+		err = usage("fbus %s takes no operand %s", o.command, ctx.Args().Get(operands)).WithHint("fbus %s --help", o.command)
+	}
+	if words[len(words)-1] == "--" {
+		words = words[:len(words)-1]
+	}
+	o.words = words
+	return ctx, err
+}
+
+// here reports whether a file exists, and warns if it does not.
+func here(path string, warn logf) bool {
+	_, err := os.Stat(path)
+	if err != nil {
+		warn("%v", pathReason(err))
+	}
+	return err == nil
+}
+
+// up checks the flags of fbus up, and returns its drain.
+func (o *unitOptions) up(warn logf) (time.Duration, error) {
+	up := &upOptions{workerOptions: newWorkerOptions()}
+	ctx, err := o.parseFor(up.flags(), 1)
+	if err != nil {
+		return 0, err
+	}
+	up.take(ctx.Args().First(), ctx.IsSet)
+	if up.config != "" && !here(up.config, warn) {
+		up.config = ""
+	}
+	if up.dir != "" && !here(up.dir, warn) {
+		up.dir = ""
+	}
+	config, wrong := up.read()
+	up.apply(&config.node)
+	return up.drain.d, wrong.err()
+}
+
+// serve checks the flags of fbus serve, and returns its drain. It fills in what the
+// node needs outside of its own directories.
+func (o *unitOptions) serve(t *unitText, warn logf) (time.Duration, error) {
+	s := newServeOptions()
+	files := map[string]*string{
+		"socket": &s.socket, "log": &s.log, "config": &s.config, "tls-cert": &s.tcp.cert, "tls-key": &s.tcp.key, "tls-ca": &s.tcp.ca,
+	}
+	ctx, err := o.parseFor(s.flags(), 0)
+	if err != nil {
+		return 0, err
+	}
+	for i, w := range o.words { // the service runs in another directory
+		name, path, _ := strings.Cut(strings.TrimPrefix(w, "--"), "=")
+		if files[name] == nil || path == "" || path == "-" {
+			continue
+		}
+		if path, err = filepath.Abs(path); err != nil {
+			return 0, fail(args.CodeInternal, "%v", err)
+		}
+		*files[name], o.words[i] = path, "--"+name+"="+path
+	}
+	s.hasNetwork, s.sharing.absent = ctx.IsSet("network"), warn
+	if s.config != "" && here(s.config, warn) {
+		err = s.readConfig(s.config, ctx.IsSet)
+	} else {
+		err = s.check()
+	}
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		path := files[name]
+		if !filepath.IsAbs(*path) {
+			continue
+		}
+		if strings.HasPrefix(name, "tls-") {
+			here(*path, warn)
+		}
+		t.InHome = t.InHome || below(*path, homes)
+		if below(*path, temporary) {
+			t.InTmp = unitWord(*path)
+		}
+		dir := filepath.Dir(*path)
+		if (name == "socket" || name == "log") && dir != filepath.Dir(find.SystemSocket) {
+			t.Writable = append(t.Writable, unitWord(dir))
 		}
 	}
-	b.WriteByte('"')
-	return b.String()
+	slices.Sort(t.Writable)
+	t.Writable = slices.Compact(t.Writable)
+	t.Socket, t.SocketGroup = unitWord(s.socket), s.sharing.group
+	switch {
+	case s.socket == "" && o.user:
+		t.Socket = find.SocketDir + "/" + find.SocketPrefix + "%U" + find.SocketSuffix
+	case s.socket == "":
+		t.Socket = find.SystemSocket
+		o.words = append([]string{"--socket=" + find.SystemSocket}, o.words...)
+	}
+	if t.SocketGroup != "" {
+		t.SocketGroup = unitWord(t.SocketGroup)
+	}
+	return s.drain.d, nil
+}
+
+var (
+	homes     = []string{"/home/", "/root/", "/run/user/"}
+	temporary = []string{"/tmp/", "/var/tmp/"}
+)
+
+func below(path string, lists ...[]string) bool {
+	return slices.ContainsFunc(slices.Concat(lists...), func(dir string) bool { return strings.HasPrefix(path, dir) })
+}
+
+// unitWord quotes a word as systemd.syntax(7) and systemd.unit(5) require.
+func unitWord(w string) string {
+	w = strings.ReplaceAll(w, "%", "%%")
+	if w != "" && !strings.ContainsFunc(w, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`"'\;#`, r) }) {
+		return w
+	}
+	return strconv.Quote(w)
 }

@@ -1,6 +1,11 @@
 package bus
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+
+	"fbus/bus/trust"
+)
 
 // LogEntry is one line of a node's call log, as the function fbus.log answers it. Fields
 // that do not apply to an event are left out of its JSON; the end of a call has its
@@ -25,4 +30,128 @@ type LogEntry struct {
 	Name     string    `json:"name,omitempty"`     // of the ticket concerned
 	Serial   string    `json:"serial,omitempty"`   // of the ticket concerned
 	Dropped  uint64    `json:"dropped,omitempty"`  // how many entries are missing here
+}
+
+// FunctionInfo is a function on the bus, a line of fbus.functions.
+type FunctionInfo struct {
+	Name        string       `json:"name"`
+	Description string       `json:"description"` // of the last worker that gave one
+	Arguments   string       `json:"arguments"`   // how they arrive
+	Slots       int          `json:"slots"`       // of all workers
+	Busy        int          `json:"busy"`        // slots taken
+	Queued      int          `json:"queued"`      // calls that wait for a slot
+	Done        uint64       `json:"done"`        // calls that ended with status 0
+	Failed      uint64       `json:"failed"`      // calls that ended otherwise
+	Note        string       `json:"note"`        // why a worker has nothing ready; of the last one that gave a reason
+	Workers     []WorkerInfo `json:"workers"`
+
+	// Schema is a JSON Schema of the arguments, of the last worker that gave one.
+	// It is there only if the function was asked for by name.
+	Schema json.RawMessage `json:"schema,omitempty"`
+}
+
+// WorkerInfo is one worker's offer of a function.
+type WorkerInfo struct {
+	Name        string `json:"name"`
+	ID          string `json:"id"`       // of its connection; a call's on may be "#" and this
+	Identity    string `json:"identity"` // as the node knows it: "uid:1000"
+	Slots       int    `json:"slots"`
+	Busy        int    `json:"busy"`
+	Idempotent  bool   `json:"idempotent"`
+	Description string `json:"description"`
+	Arguments   string `json:"arguments"`
+	Note        string `json:"note"` // why it has nothing ready; empty: all is well
+}
+
+// CallInfo is a call that runs or waits, a line of fbus.calls.
+type CallInfo struct {
+	Call     string  `json:"call"`          // its id
+	Function string  `json:"function"`      // its name
+	State    string  `json:"state"`         // "queued", "running", or "ending": its caller has the end, its worker still has the program
+	Caller   string  `json:"caller"`        // the caller
+	Job      string  `json:"job,omitempty"` // the job that it runs
+	Worker   string  `json:"worker"`        // empty while queued
+	Age      float64 `json:"age"`           // seconds since it was called
+	Ran      float64 `json:"ran"`           // seconds with its worker
+}
+
+// NodeInfo is a node, a line of fbus.nodes.
+type NodeInfo struct {
+	Name     string    `json:"name"`
+	Network  string    `json:"network"`
+	Instance string    `json:"instance"` // new at each start
+	Address  string    `json:"address"`  // of its unix socket
+	Listens  []string  `json:"listens"`  // for other machines
+	Time     time.Time `json:"time"`     // now, by its clock
+
+	Caller string        `json:"caller"` // the one that asks, as the node knows it
+	Rights *trust.Rights `json:"rights"` // of the one that asks; null: everything
+
+	PID       int       `json:"pid"`
+	Version   string    `json:"version"`
+	Protocol  int       `json:"protocol"` // major version
+	Started   time.Time `json:"started"`
+	Sessions  int       `json:"sessions"`  // connections
+	Functions int       `json:"functions"` // names offered
+	Calls     int       `json:"calls"`     // queued or running
+	Draining  bool      `json:"draining"`
+	NoPosts   string    `json:"no_posts,omitempty"` // why nothing can be posted
+}
+
+// Invitation is the JSON object that fbus.invite takes.
+type Invitation struct {
+	Name      string   `json:"name,omitempty"`      // default: a new one
+	Call      []string `json:"call,omitempty"`      // globs of functions that may be called
+	Offer     []string `json:"offer,omitempty"`     // and offered
+	Admin     bool     `json:"admin,omitempty"`     // may call fbus.*
+	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
+	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged
+	Addresses []string `json:"addresses,omitempty"` // host:port to dial; default the machine's
+}
+
+// TicketInfo is an issued ticket, a line of fbus.tickets.
+type TicketInfo struct {
+	trust.Record
+	Connected int `json:"connected"` // connections now
+}
+
+// RevokedInfo is the answer of fbus.revoke.
+type RevokedInfo struct {
+	Serials     []string `json:"serials"`
+	Issued      []string `json:"issued,omitempty"` // names of tickets among them that were issued with it
+	Connections int      `json:"connections"`      // closed
+}
+
+// JobQuery is the JSON object that fbus.jobs takes and, as far as it applies, fbus.retry
+// and fbus.purge.
+type JobQuery struct {
+	IDs      []string `json:"ids,omitempty"`
+	State    string   `json:"state,omitempty"`
+	Function string   `json:"function,omitempty"` // a name or a glob
+	Limit    int      `json:"limit,omitempty"`    // 0: all
+	After    string   `json:"after,omitempty"`    // only those after this id
+	Newest   bool     `json:"newest,omitempty"`   // the last of them, not the first
+	Dead     bool     `json:"dead,omitempty"`     // fbus.retry: all that are dead
+	Older    float64  `json:"older,omitempty"`    // fbus.purge: seconds since they ended
+}
+
+// JobTotal is the last line of the answer of fbus.jobs.
+type JobTotal struct {
+	Total int `json:"total"` // that match, shown or not
+}
+
+// LogQuery is the JSON object that fbus.log takes. All of it may be left out.
+type LogQuery struct {
+	After    uint64  `json:"after,omitempty"`    // entries with a greater seq
+	Last     int     `json:"last,omitempty"`     // of these, the last so many
+	Function string  `json:"function,omitempty"` // a name or a glob
+	Caller   string  `json:"caller,omitempty"`   // the same
+	Event    string  `json:"event,omitempty"`    // the same
+	Wait     float64 `json:"wait,omitempty"`     // seconds to wait for the first, if there is none yet; at most 8
+}
+
+// LogNext is the last line of the answer of fbus.log: the after of the next call.
+// If it is less than the after that was asked for, the log has begun again.
+type LogNext struct {
+	Next uint64 `json:"next"`
 }

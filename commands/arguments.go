@@ -11,7 +11,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 	"fbus/bus/wire"
 
 	"github.com/mattn/go-isatty"
@@ -59,7 +58,7 @@ func (o *callArguments) check() error {
 		}
 	}
 	switch {
-	case !node.ValidName(o.name):
+	case !args.ValidName(o.name):
 		return usage("%q is no function name", o.name)
 	case given > 1:
 		return usage("arguments are given in two ways: words, -f/-F and -d exclude each other")

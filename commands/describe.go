@@ -7,7 +7,7 @@ import (
 	"io"
 	"text/tabwriter"
 
-	"fbus/bus/node"
+	"fbus/bus"
 
 	"github.com/urfave/cli/v2"
 )
@@ -37,7 +37,7 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	list, err := decodeLines[node.FunctionInfo](data)
+	list, err := decodeLines[bus.FunctionInfo](data)
 	if err == nil {
 		err = missing(list, []string{name})
 	}

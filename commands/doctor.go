@@ -13,7 +13,6 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -58,7 +57,7 @@ and the exit status that the call would have ended with.`,
 				return usage("fbus doctor takes one operand, the name of a function, and got %s", join(ctx.Args().Slice())).WithHint("fbus doctor NAME")
 			}
 			o.name = ctx.Args().First()
-			if o.name != "" && !node.ValidName(o.name) {
+			if o.name != "" && !args.ValidName(o.name) {
 				return usage("%q is no function name", o.name)
 			}
 			return doctor(o, ctx.App.Writer)

@@ -7,13 +7,14 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
 // node asks the node who it is, and who we are to it; not with an invitation, which
 // it would not tell.
-func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
+func (x *examination) node(ctx context.Context) (*bus.NodeInfo, bool) {
 	name, network := x.client.Node()
 	if x.place.Identity != nil && x.place.Identity.Ticket != nil && x.place.Identity.Ticket.Joining {
 		x.ok("node", "%s of network %s", name, network)
@@ -34,7 +35,7 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 		return nil, x.fail("node", err)
 	}
 	took := time.Since(asked)
-	list, err := decodeLines[node.NodeInfo](data)
+	list, err := decodeLines[bus.NodeInfo](data)
 	if err != nil || len(list) != 1 {
 		return nil, x.fail("node", fail(args.CodeInternal, "it does not say who it is"))
 	}
@@ -50,7 +51,7 @@ func (x *examination) node(ctx context.Context) (*node.NodeInfo, bool) {
 }
 
 // posts says why nothing can be posted. A call would pass.
-func (x *examination) posts(n *node.NodeInfo) bool {
+func (x *examination) posts(n *bus.NodeInfo) bool {
 	if n.NoPosts != "" {
 		x.warn("store", "fbus serve says on its stderr what happened; fbus purge makes room", "nothing can be posted: %s", n.NoPosts)
 	}
@@ -84,7 +85,7 @@ func (x *examination) invitation(ctx context.Context) {
 }
 
 // rights says what we may do there.
-func (x *examination) rights(n *node.NodeInfo) bool {
+func (x *examination) rights(n *bus.NodeInfo) bool {
 	may := mayDo(n.Rights)
 	switch name := x.o.name; {
 	case name == "", n.Rights == nil, n.Rights.MayCall(name), node.ForAll(name):
@@ -120,7 +121,7 @@ func (x *examination) function(ctx context.Context) {
 		x.fail("function", err)
 		return
 	}
-	list, err := decodeLines[node.FunctionInfo](data)
+	list, err := decodeLines[bus.FunctionInfo](data)
 	if err != nil {
 		x.fail("function", err)
 		return
@@ -139,7 +140,7 @@ func (x *examination) function(ctx context.Context) {
 }
 
 // workers says whether a call would begin at once.
-func (x *examination) workers(f *node.FunctionInfo) {
+func (x *examination) workers(f *bus.FunctionInfo) {
 	free, notes := 0, ""
 	for _, w := range f.Workers {
 		free += max(0, w.Slots-w.Busy)

@@ -14,7 +14,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -223,7 +222,7 @@ func (r *remoteAddress) certificate(config *tls.Config) {
 }
 
 // clock compares the node's clock with ours. took is how long the question did.
-func (x *examination) clock(n *node.NodeInfo, took time.Duration) {
+func (x *examination) clock(n *bus.NodeInfo, took time.Duration) {
 	if n.Time.IsZero() {
 		x.skip("clock", "the node does not tell its time")
 		return

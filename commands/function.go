@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"fbus/bus/args"
-	"fbus/bus/node"
 	"fbus/exec"
 
 	"github.com/urfave/cli/v2"
@@ -100,7 +99,7 @@ func (v *countValue) String() string { return "" }
 // fills in how many slots there are.
 func (f *function) check() error {
 	switch {
-	case !node.ValidName(f.name):
+	case !args.ValidName(f.name):
 		return usage("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", f.name)
 	case strings.HasPrefix(f.name, "fbus."):
 		return fail(args.CodeDenied, "%s: names that begin with fbus. are the node's own", f.name)

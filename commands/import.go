@@ -10,9 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
-	"fbus/bus/node"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
@@ -84,11 +84,11 @@ func (o *importOptions) check() error {
 	if len(o.names) == 0 {
 		return usage("import what? a name is due").WithHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
 	}
-	if o.prefix != "" && !node.ValidName(o.prefix) {
+	if o.prefix != "" && !args.ValidName(o.prefix) {
 		return usage("--prefix %s: letters, digits, _, . and - are due", o.prefix)
 	}
 	for _, name := range o.names {
-		if !node.ValidName(name) {
+		if !args.ValidName(name) {
 			return usage("%q is no function name", name)
 		}
 		if why := unfit(o.prefix + name); why != "" {
@@ -214,11 +214,11 @@ func (o *importOptions) lookFor(look *lookOptions) error {
 	if err != nil {
 		return err
 	}
-	list, err := decodeLines[node.FunctionInfo](data)
+	list, err := decodeLines[bus.FunctionInfo](data)
 	if err != nil {
 		return err
 	}
 	// A name that is only waited for is listed too.
-	list = slices.DeleteFunc(list, func(f node.FunctionInfo) bool { return len(f.Workers) == 0 })
+	list = slices.DeleteFunc(list, func(f bus.FunctionInfo) bool { return len(f.Workers) == 0 })
 	return missing(list, o.names)
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"fbus/bus/node"
+	"fbus/bus/args"
 )
 
 // TestImportReserved asks the shells that are here for their reserved words and
@@ -21,7 +21,7 @@ func TestImportReserved(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range strings.Fields(string(out)) {
-		if node.ValidName(name) && unfit(name) == "" {
+		if args.ValidName(name) && unfit(name) == "" {
 			t.Errorf("%s can be imported", name)
 		}
 	}
@@ -31,7 +31,7 @@ func TestImportReserved(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range strings.Fields(string(out)) {
-			if node.ValidName(name) && unfit(name) == "" {
+			if args.ValidName(name) && unfit(name) == "" {
 				t.Errorf("%s can be imported, and zsh has it as a reserved word", name)
 			}
 		}
@@ -44,7 +44,7 @@ func TestImportLists(t *testing.T) {
 	}
 	for _, list := range []string{reservedWords, specialBuiltins, builtins} {
 		for _, name := range strings.Fields(list) {
-			if unfit(name) == "" || !node.ValidName(name) {
+			if unfit(name) == "" || !args.ValidName(name) {
 				t.Errorf("%s", name)
 			}
 		}

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"syscall"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
-	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 
@@ -118,7 +118,7 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	q := node.Invitation{
+	q := bus.Invitation{
 		Name: o.name, Call: o.call, Offer: o.offer, Admin: o.admin, TTL: o.ttl.d.Seconds(), Reusable: o.reusable,
 	}
 	for _, a := range o.addresses {

@@ -14,7 +14,6 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -117,11 +116,11 @@ func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 
 // query asks for the jobs that the flags mean; without --limit for n of them, 0 for
 // all.
-func (o *jobsOptions) query(n int) *node.JobQuery {
+func (o *jobsOptions) query(n int) *bus.JobQuery {
 	if o.hasLimit {
 		n = o.limit
 	}
-	return &node.JobQuery{State: o.state, Function: o.glob, Limit: n, Newest: n > 0}
+	return &bus.JobQuery{State: o.state, Function: o.glob, Limit: n, Newest: n > 0}
 }
 
 // jobLine is a job, and the line that it came as: a newer node's has more.
@@ -132,7 +131,7 @@ type jobLine struct {
 
 // askJobs calls fbus.jobs and gives each job that matches to each, which must not
 // keep its text. The total counts those that were left out as well.
-func askJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQuery, each func(j *jobLine) error) (total int, err error) {
+func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, each func(j *jobLine) error) (total int, err error) {
 	doc, err := marshal(q)
 	if err != nil {
 		return 0, err
@@ -157,7 +156,7 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQue
 
 // passJobs writes the lines of the jobs that match to w as they come. There may be
 // millions: none is decoded but the last one, the total.
-func passJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQuery, w io.Writer) error {
+func passJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, w io.Writer) error {
 	doc, err := marshal(q)
 	if err != nil {
 		return err
@@ -167,7 +166,7 @@ func passJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQu
 		w.Write(out.last) // a job: there is no total then
 		return noStore(err, function)
 	}
-	var last node.JobTotal
+	var last bus.JobTotal
 	if err := json.Unmarshal(out.last, &last); err != nil {
 		return fail(args.CodeInternal, "the node's answer can not be read: %v", err)
 	}
@@ -229,7 +228,7 @@ func (s *lineSplitter) Write(p []byte) (int, error) {
 	}
 }
 
-func listJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQuery) (list []*jobLine, total int, err error) {
+func listJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery) (list []*jobLine, total int, err error) {
 	total, err = askJobs(ctx, c, function, q, func(j *jobLine) error {
 		j.text = bytes.Clone(j.text)
 		list = append(list, j)
@@ -240,7 +239,7 @@ func listJobs(ctx context.Context, c *bus.Client, function string, q *node.JobQu
 
 // oneJob asks about one job and its history.
 func oneJob(ctx context.Context, c *bus.Client, function, id string) (*jobLine, error) {
-	list, _, err := listJobs(ctx, c, function, &node.JobQuery{IDs: []string{id}})
+	list, _, err := listJobs(ctx, c, function, &bus.JobQuery{IDs: []string{id}})
 	if err == nil && len(list) != 1 {
 		err = fail(args.CodeInternal, "the node's answer can not be read: %d jobs for one", len(list))
 	}
@@ -301,7 +300,7 @@ func endText(source string, status *int, code, message string) string {
 }
 
 // change calls one of the node's own functions about jobs.
-func (o *lookOptions) change(function string, q *node.JobQuery) ([]byte, error) {
+func (o *lookOptions) change(function string, q *bus.JobQuery) ([]byte, error) {
 	doc, err := marshal(q)
 	if err != nil {
 		return nil, err

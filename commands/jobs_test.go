@@ -17,14 +17,13 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
-	"fbus/bus/node"
 )
 
 // playedJobs is what a test's fbus.jobs knows.
 type playedJobs struct {
 	mu    sync.Mutex // protects the fields below
 	lines []string
-	asked []node.JobQuery
+	asked []bus.JobQuery
 	more  int // jobs that are not shown
 }
 
@@ -33,7 +32,7 @@ func playStore(t *testing.T, n *storeNode, lines ...string) *playedJobs {
 	n.offer(t, "jobs", func(_ context.Context, inv *bus.Invocation) bus.Result {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		var q node.JobQuery
+		var q bus.JobQuery
 		if err := json.Unmarshal(inv.Args, &q); err != nil {
 			return refusal(64, "usage", err.Error())
 		}
@@ -64,7 +63,7 @@ func (p *playedJobs) set(lines ...string) {
 	p.lines = lines
 }
 
-func (p *playedJobs) last() node.JobQuery {
+func (p *playedJobs) last() bus.JobQuery {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.asked[len(p.asked)-1]

@@ -12,7 +12,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -70,7 +69,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 	r := &logReader{o: o, stderr: stderr}
 	defer r.close()
 	p := &logPrinter{w: stdout, json: o.json, follow: o.follow}
-	q := node.LogQuery{Function: name, Last: max(1, o.last)}
+	q := bus.LogQuery{Function: name, Last: max(1, o.last)}
 	if strings.Contains(name, ":") { // which no function's name has
 		q.Function, q.Caller = "", name
 	}
@@ -114,7 +113,7 @@ type logEntry struct {
 
 // read returns the entries of a query and where to go on. With --follow it tries
 // again for as long as a node may come back.
-func (r *logReader) read(ctx context.Context, q node.LogQuery) ([]logEntry, uint64, error) {
+func (r *logReader) read(ctx context.Context, q bus.LogQuery) ([]logEntry, uint64, error) {
 	said := false
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		data, err := r.ask(ctx, q)
@@ -151,7 +150,7 @@ func (r *logReader) say(msg string) {
 
 // ask calls fbus.log, over a new connection if there is none. The first one is
 // waited for as --wait has it, others for ever.
-func (r *logReader) ask(ctx context.Context, q node.LogQuery) ([]byte, error) {
+func (r *logReader) ask(ctx context.Context, q bus.LogQuery) ([]byte, error) {
 	if r.client == nil {
 		wait := r.o.wait
 		if r.connected {

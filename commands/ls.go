@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"io"
 
+	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -34,7 +34,7 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	list, err := decodeLines[node.FunctionInfo](data)
+	list, err := decodeLines[bus.FunctionInfo](data)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 }
 
 // missing fails for the first name that was asked for and is not there.
-func missing(list []node.FunctionInfo, names []string) error {
+func missing(list []bus.FunctionInfo, names []string) error {
 	for _, name := range names {
 		found := false
 		for _, f := range list {

@@ -16,7 +16,6 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/fanout"
 	"fbus/bus/find"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -136,7 +135,7 @@ func (o *mapOptions) check() error {
 	}
 	t := parseTemplate(o.output)
 	switch {
-	case !node.ValidName(o.name):
+	case !args.ValidName(o.name):
 		return usage("%q is no function name", o.name)
 	case o.hasJobs && o.jobs < 1:
 		return usage("-j %d: at least 1 is due", o.jobs)

@@ -11,7 +11,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
@@ -46,7 +45,7 @@ null: everything). A guest gets no pid, and the numbers of what is its own.`,
 type statusInfo struct {
 	Address string `json:"address"` // where we reach it
 	Why     string `json:"why"`     // how it was chosen
-	node.NodeInfo
+	bus.NodeInfo
 }
 
 func status(o *lookOptions, stdout io.Writer) error {
@@ -60,7 +59,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 	if err != nil {
 		return troubled(err, o.node)
 	}
-	list, err := decodeLines[node.NodeInfo](data)
+	list, err := decodeLines[bus.NodeInfo](data)
 	if err != nil || len(list) == 0 {
 		return fail(args.CodeInternal, "the node does not say who it is")
 	}

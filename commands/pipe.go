@@ -15,7 +15,6 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jsonrpc"
-	"fbus/bus/node"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
@@ -295,7 +294,7 @@ func (p *pipe) refuse(r *jsonrpc.Request) *jsonrpc.Error {
 		if r.ID != nil {
 			return jsonrpc.Errorf(jsonrpc.CodeNoMethod, "%s is a notification: it has no id", shorten([]byte(r.Method)))
 		}
-	case !node.ValidName(r.Method):
+	case !args.ValidName(r.Method):
 		return jsonrpc.Refusal(args.Errorf(args.CodeUsage, "%q is no function name", shorten([]byte(r.Method))))
 	case r.Unpaired:
 		return jsonrpc.Refusal(args.Errorf(args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.Method))

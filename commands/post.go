@@ -14,7 +14,6 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -117,7 +116,7 @@ func (o *postOptions) check() error {
 		return err
 	}
 	for _, f := range []struct{ flag, name string }{{"then", o.then}, {"else", o.otherwise}, {"finally", o.finally}} {
-		if f.name != "" && !node.ValidName(f.name) {
+		if f.name != "" && !args.ValidName(f.name) {
 			return usage("--%s %s: that is no function name", f.flag, f.name)
 		}
 	}
@@ -150,7 +149,7 @@ func (o *postOptions) checkSent() error {
 		return o.callArguments.check()
 	}
 	switch {
-	case !node.ValidName(o.name):
+	case !args.ValidName(o.name):
 		return usage("%q is no function name", o.name)
 	case o.hasData || len(o.fields) > 0 || o.input != "" || o.noStdin:
 		return usage("-d, -f, -F, -i and -n are for one job: with --each, -a, -0 or -N an item is what is sent")

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 
-	"fbus/bus/node"
+	"fbus/bus"
 
 	"github.com/urfave/cli/v2"
 )
@@ -39,7 +39,7 @@ func ps(o *lookOptions, stdout io.Writer) error {
 		_, err := stdout.Write(data)
 		return err
 	}
-	list, err := decodeLines[node.CallInfo](data)
+	list, err := decodeLines[bus.CallInfo](data)
 	if err != nil || len(list) == 0 {
 		return err
 	}

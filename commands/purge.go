@@ -5,8 +5,8 @@ import (
 	"io"
 	"slices"
 
+	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 
 	"github.com/urfave/cli/v2"
 )
@@ -65,7 +65,7 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {
 		return err
 	}
-	data, err := o.change(o.function, &node.JobQuery{IDs: ids, State: o.state, Older: o.older.d.Seconds(), Function: o.glob})
+	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, State: o.state, Older: o.older.d.Seconds(), Function: o.glob})
 	if err != nil {
 		return err
 	}

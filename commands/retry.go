@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"fbus/bus/node"
+	"fbus/bus"
 
 	"github.com/urfave/cli/v2"
 )
@@ -58,7 +58,7 @@ func retry(o *retryOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {
 		return err
 	}
-	data, err := o.change(o.function, &node.JobQuery{IDs: ids, Dead: o.dead, Function: o.glob})
+	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, Dead: o.dead, Function: o.glob})
 	if o.json {
 		stdout.Write(data)
 	}

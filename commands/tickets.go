@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/node"
 	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
@@ -47,13 +47,13 @@ func tickets(o *lookOptions, all bool, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	list, err := decodeLines[node.TicketInfo](data)
+	list, err := decodeLines[bus.TicketInfo](data)
 	if err != nil {
 		return err
 	}
 	now := trust.Now()
 	if !all {
-		list = slices.DeleteFunc(list, func(t node.TicketInfo) bool { return !t.Live(now) || t.Into != "" && t.Connected == 0 })
+		list = slices.DeleteFunc(list, func(t bus.TicketInfo) bool { return !t.Live(now) || t.Into != "" && t.Connected == 0 })
 	}
 	if o.json {
 		enc := json.NewEncoder(stdout)
@@ -126,7 +126,7 @@ func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
 		_, err := stdout.Write(data)
 		return err
 	}
-	list, err := decodeLines[node.RevokedInfo](data)
+	list, err := decodeLines[bus.RevokedInfo](data)
 	if err != nil || len(list) != 1 {
 		return fail(args.CodeInternal, "the node does not say what it has revoked")
 	}

@@ -244,7 +244,7 @@ func (b *bed) list(c *bus.Client, query string) (list []jobs.Info, total int) {
 		}
 		list = append(list, i)
 	}
-	var last node.JobTotal
+	var last bus.JobTotal
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		b.t.Fatal(err)
 	}

@@ -233,7 +233,7 @@ func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg string) {
 	n := s.node
 	switch {
-	case !ValidName(f.Name):
+	case !args.ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q", c.fn.name)
 	case !s.peer.mayCall(c.fn.name): // before look-up: denied and absent look alike
 		return args.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)

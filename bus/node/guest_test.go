@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/calllog"
 	"fbus/bus/jobs"
@@ -248,7 +249,7 @@ func TestGuestSees(t *testing.T) {
 	for i, words := range [][]string{nil, {"a"}} {
 		var names []string
 		for line := range strings.Lines(p.says(wordsFrame(uint64(i+1), "fbus.functions", words...))) {
-			var f node.FunctionInfo
+			var f bus.FunctionInfo
 			if err := json.Unmarshal([]byte(line), &f); err != nil {
 				t.Fatalf("%q: %v", line, err)
 			}
@@ -275,7 +276,7 @@ func TestGuestSees(t *testing.T) {
 	if got := p.says(wordsFrame(30, "fbus.calls")); got != "" {
 		t.Errorf("it sees calls: %s", got)
 	}
-	var info node.NodeInfo
+	var info bus.NodeInfo
 	if err := json.Unmarshal([]byte(p.says(wordsFrame(31, "fbus.nodes"))), &info); err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +317,7 @@ func TestAdminSees(t *testing.T) {
 			t.Errorf("%q: it sees %s", words, got)
 		}
 	}
-	var info node.NodeInfo
+	var info bus.NodeInfo
 	if err := json.Unmarshal([]byte(p.says(wordsFrame(3, "fbus.nodes"))), &info); err != nil || info.Functions != 2 {
 		t.Errorf("it sees of the node %+v, %v", info, err)
 	}

@@ -8,87 +8,22 @@ import (
 	"sort"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
 
-// FunctionInfo is a line of fbus.functions.
-type FunctionInfo struct {
-	Name        string       `json:"name"`
-	Description string       `json:"description"` // of the worker that gave one last
-	Arguments   string       `json:"arguments"`   // how they arrive
-	Slots       int          `json:"slots"`       // of all workers
-	Busy        int          `json:"busy"`        // slots taken
-	Queued      int          `json:"queued"`      // calls that wait for a slot
-	Done        uint64       `json:"done"`        // calls that ended with status 0
-	Failed      uint64       `json:"failed"`      // calls that ended otherwise
-	Note        string       `json:"note"`        // why a worker has nothing ready; of the one that gave one last
-	Workers     []WorkerInfo `json:"workers"`
-
-	// Schema is a JSON Schema of the arguments, of the worker that gave one last.
-	// Only functions that were asked for by name have it.
-	Schema json.RawMessage `json:"schema,omitempty"`
-}
-
-// WorkerInfo is one offer of a function.
-type WorkerInfo struct {
-	Name        string `json:"name"`
-	ID          string `json:"id"`       // of its connection; a call's on may be "#" and this
-	Identity    string `json:"identity"` // who it is, as the node knows it: "uid:1000"
-	Slots       int    `json:"slots"`
-	Busy        int    `json:"busy"`
-	Idempotent  bool   `json:"idempotent"`
-	Description string `json:"description"`
-	Arguments   string `json:"arguments"`
-	Note        string `json:"note"` // why it has nothing ready; empty: all is well
-}
-
-// CallInfo is a line of fbus.calls.
-type CallInfo struct {
-	Call     string  `json:"call"`          // its id
-	Function string  `json:"function"`      // its name
-	State    string  `json:"state"`         // "queued", "running", or "ending": nobody waits, but its program is not gone yet
-	Caller   string  `json:"caller"`        // who called
-	Job      string  `json:"job,omitempty"` // that it is an attempt at
-	Worker   string  `json:"worker"`        // empty while queued
-	Age      float64 `json:"age"`           // seconds since it was called
-	Ran      float64 `json:"ran"`           // seconds with its worker
-}
-
-// NodeInfo is a line of fbus.nodes.
-type NodeInfo struct {
-	Name     string    `json:"name"`
-	Network  string    `json:"network"`
-	Instance string    `json:"instance"` // new at each start
-	Address  string    `json:"address"`  // of its unix socket
-	Listens  []string  `json:"listens"`  // for other machines
-	Time     time.Time `json:"time"`     // now, by its clock
-
-	Caller string        `json:"caller"` // who asks, as the node knows it
-	Rights *trust.Rights `json:"rights"` // what that one may do; null: everything
-
-	PID       int       `json:"pid"`
-	Version   string    `json:"version"`
-	Protocol  int       `json:"protocol"` // major version
-	Started   time.Time `json:"started"`
-	Sessions  int       `json:"sessions"`  // connections
-	Functions int       `json:"functions"` // names offered
-	Calls     int       `json:"calls"`     // queued or running
-	Draining  bool      `json:"draining"`
-	NoPosts   string    `json:"no_posts,omitempty"` // why nothing can be posted
-}
-
 // Functions lists what is offered, sorted by name; the node's own only if they
 // are named.
-func (n *Node) Functions(names ...string) []FunctionInfo { return n.functionsFor(&Peer{}, names) }
+func (n *Node) Functions(names ...string) []bus.FunctionInfo { return n.functionsFor(&Peer{}, names) }
 
 // functionsFor lists of them what a peer sees.
-func (n *Node) functionsFor(p *Peer, names []string) []FunctionInfo {
+func (n *Node) functionsFor(p *Peer, names []string) []bus.FunctionInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	list := []FunctionInfo{}
+	list := []bus.FunctionInfo{}
 	for _, fn := range n.functions {
 		if len(fn.offers) == 0 && fn.queue.n == 0 {
 			continue
@@ -105,8 +40,8 @@ func (n *Node) functionsFor(p *Peer, names []string) []FunctionInfo {
 	return list
 }
 
-func (fn *function) info(schema bool) FunctionInfo {
-	f := FunctionInfo{Name: fn.name, Queued: fn.queue.n, Done: fn.done, Failed: fn.failed, Workers: []WorkerInfo{}}
+func (fn *function) info(schema bool) bus.FunctionInfo {
+	f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Done: fn.done, Failed: fn.failed, Workers: []bus.WorkerInfo{}}
 	for _, o := range fn.inOrder() {
 		f.Slots += o.slots
 		f.Busy += o.busy
@@ -122,7 +57,7 @@ func (fn *function) info(schema bool) FunctionInfo {
 		if schema && o.schema != "" {
 			f.Schema = json.RawMessage(o.schema)
 		}
-		f.Workers = append(f.Workers, WorkerInfo{
+		f.Workers = append(f.Workers, bus.WorkerInfo{
 			Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
 			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note,
 		})
@@ -132,13 +67,13 @@ func (fn *function) info(schema bool) FunctionInfo {
 
 // Calls lists what runs and waits, oldest first, less the calls of the node's
 // own functions.
-func (n *Node) Calls() []CallInfo { return n.callsFor(&Peer{}) }
+func (n *Node) Calls() []bus.CallInfo { return n.callsFor(&Peer{}) }
 
 // callsFor lists of them what is a peer's business.
-func (n *Node) callsFor(p *Peer) []CallInfo {
+func (n *Node) callsFor(p *Peer) []bus.CallInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	list := []CallInfo{}
+	list := []bus.CallInfo{}
 	add := func(c *call) {
 		if !reserved(c.fn.name) && p.owns(c) {
 			list = append(list, c.info())
@@ -160,8 +95,8 @@ func (n *Node) callsFor(p *Peer) []CallInfo {
 	return list
 }
 
-func (c *call) info() CallInfo {
-	i := CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds()}
+func (c *call) info() bus.CallInfo {
+	i := bus.CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}
@@ -172,14 +107,14 @@ func (c *call) info() CallInfo {
 }
 
 // Info describes the node.
-func (n *Node) Info() NodeInfo { return n.infoFor(&Peer{}) }
+func (n *Node) Info() bus.NodeInfo { return n.infoFor(&Peer{}) }
 
 // infoFor describes the node as far as it is a peer's business: to a guest its
 // numbers are those that the guest sees elsewhere.
-func (n *Node) infoFor(p *Peer) NodeInfo {
+func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	i := NodeInfo{
+	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
 		Started: n.started, Draining: n.draining, Listens: []string{}, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
@@ -235,10 +170,10 @@ func (n *Node) callsOf(p *Peer) (count int) {
 
 // Cancel ends the call of that id for its caller, as fbus.cancel does, and
 // returns what it was; ok is false if there is none.
-func (n *Node) Cancel(id string) (was CallInfo, ok bool) { return n.cancelFor(&Peer{}, id) }
+func (n *Node) Cancel(id string) (was bus.CallInfo, ok bool) { return n.cancelFor(&Peer{}, id) }
 
 // cancelFor ends a call that is a peer's business; to others there is none.
-func (n *Node) cancelFor(p *Peer, id string) (was CallInfo, ok bool) {
+func (n *Node) cancelFor(p *Peer, id string) (was bus.CallInfo, ok bool) {
 	var b wire.Batch
 	defer b.Flush()
 	n.mu.Lock()

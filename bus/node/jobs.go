@@ -139,7 +139,7 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 	for _, name := range []string{post.Function, o.Then, o.Else, o.Finally} {
 		switch {
 		case name == "" && post.Function != "":
-		case !ValidName(name):
+		case !args.ValidName(name):
 			return nil, usageError("invalid function name %q", clean([]byte(name)))
 		case reserved(name):
 			return nil, usageError("%s: the node's own functions cannot be posted", name)

@@ -15,27 +15,9 @@ import (
 	"fbus/bus/wire"
 )
 
-// JobQuery is the document that fbus.jobs takes, and, as far as it applies,
-// fbus.retry and fbus.purge.
-type JobQuery struct {
-	IDs      []string `json:"ids,omitempty"`
-	State    string   `json:"state,omitempty"`
-	Function string   `json:"function,omitempty"` // a name or a glob
-	Limit    int      `json:"limit,omitempty"`    // 0: all
-	After    string   `json:"after,omitempty"`    // only those behind this id
-	Newest   bool     `json:"newest,omitempty"`   // the last of them, not the first
-	Dead     bool     `json:"dead,omitempty"`     // fbus.retry: all that are dead
-	Older    float64  `json:"older,omitempty"`    // fbus.purge: seconds since they ended
-}
-
-// JobTotal is the last line of what fbus.jobs answers.
-type JobTotal struct {
-	Total int `json:"total"` // that match, shown or not
-}
-
 // jobQuery reads the document of a call.
-func jobQuery(q *asked) (*JobQuery, error) {
-	d := &JobQuery{}
+func jobQuery(q *asked) (*bus.JobQuery, error) {
+	d := &bus.JobQuery{}
 	if err := q.document(d); err != nil {
 		return nil, err
 	}
@@ -49,11 +31,11 @@ func jobQuery(q *asked) (*JobQuery, error) {
 	return nil, usageError("%s: invalid state %q: it must be queued, delayed, running, done, dead or cancelled", q.Function, clean([]byte(d.State)))
 }
 
-// filter selects the jobs that a query is about, of those that the peer may see.
-func (q *JobQuery) filter(p *Peer) jobs.Filter {
-	f := jobs.Filter{State: jobs.State(q.State), Function: q.Function}
-	if !p.admin() {
-		f.Owner = p.Caller
+// filter selects the jobs that a query is about, of those that the caller may see.
+func (q *asked) filter(d *bus.JobQuery) jobs.Filter {
+	f := jobs.Filter{State: jobs.State(d.State), Function: d.Function}
+	if !q.peer.admin() {
+		f.Owner = q.peer.Caller
 	}
 	return f
 }
@@ -81,7 +63,7 @@ func (q *asked) job(text string) (*jobs.Job, error) {
 }
 
 // ids finds the jobs of a query that names some.
-func (q *asked) ids(d *JobQuery) ([]jobs.ID, error) {
+func (q *asked) ids(d *bus.JobQuery) ([]jobs.ID, error) {
 	ids := make([]jobs.ID, 0, len(d.IDs))
 	for _, text := range d.IDs {
 		j, err := q.job(text)
@@ -112,7 +94,7 @@ func serveJobs(_ context.Context, q *asked) error {
 	}
 	if len(d.IDs) == 0 {
 		after, _ := jobs.ParseID(d.After)
-		total, err = store.List(&jobs.Query{Filter: d.filter(q.peer), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *jobs.Info) error {
+		total, err = store.List(&jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *jobs.Info) error {
 			q.line(i)
 			return q.flush()
 		})
@@ -120,7 +102,7 @@ func serveJobs(_ context.Context, q *asked) error {
 			return err
 		}
 	}
-	q.line(JobTotal{Total: total})
+	q.line(bus.JobTotal{Total: total})
 	return nil
 }
 
@@ -186,7 +168,7 @@ func serveRetry(_ context.Context, q *asked) error {
 	ids, err := q.ids(d)
 	if err == nil && d.Dead {
 		d.State = string(jobs.Dead)
-		_, err = store.List(&jobs.Query{Filter: d.filter(q.peer)}, func(i *jobs.Info) error {
+		_, err = store.List(&jobs.Query{Filter: q.filter(d)}, func(i *jobs.Info) error {
 			if i.Code != codeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
 				ids = append(ids, id)
@@ -218,7 +200,7 @@ func servePurge(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	store, f, count := q.node.cfg.Jobs, d.filter(q.peer), 0
+	store, f, count := q.node.cfg.Jobs, q.filter(d), 0
 	older := time.Duration(min(d.Older, 1e9) * float64(time.Second))
 	if len(d.IDs) == 0 {
 		count, err = store.Purge(&f, older)

@@ -20,22 +20,6 @@ import (
 // before the limit of such calls.
 const maxLogWait = 8 * time.Second
 
-// LogQuery is the document that fbus.log takes. All of it may be left out.
-type LogQuery struct {
-	After    uint64  `json:"after,omitempty"`    // entries with a greater seq
-	Last     int     `json:"last,omitempty"`     // of these, the last so many
-	Function string  `json:"function,omitempty"` // a name or a glob
-	Caller   string  `json:"caller,omitempty"`   // the same
-	Event    string  `json:"event,omitempty"`    // the same
-	Wait     float64 `json:"wait,omitempty"`     // seconds to wait for the first, if there is none yet; at most 8
-}
-
-// LogNext is the last line of what fbus.log answers: where the next call goes on.
-// If it is less than the after that was asked for, the log has begun again.
-type LogNext struct {
-	Next uint64 `json:"next"`
-}
-
 // ServeLog returns what serves fbus.log from a log. It answers the entries, one
 // JSON object a line, and a [LogNext]. If there are more than it gives at once, it
 // gives the first of them.
@@ -92,7 +76,7 @@ func logQuery(inv *bus.Invocation) (calllog.Query, error) {
 	default:
 		return calllog.Query{}, errors.New("expected one JSON object: {\"last\":50}")
 	}
-	var q LogQuery
+	var q bus.LogQuery
 	if len(doc) > 0 {
 		dec := json.NewDecoder(bytes.NewReader(doc))
 		dec.DisallowUnknownFields() // a filter that is not known would show what was not asked for

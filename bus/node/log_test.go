@@ -48,7 +48,7 @@ func askLog(t *testing.T, c *bus.Client, doc string) (functions []string, next u
 		}
 		functions = append(functions, e.Function)
 	}
-	var n node.LogNext
+	var n bus.LogNext
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &n); err != nil {
 		t.Fatal(err)
 	}

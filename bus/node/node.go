@@ -133,7 +133,7 @@ type scratch struct {
 
 // New makes a node. It has no connection yet, and offers its own functions.
 func New(cfg Config) (*Node, error) {
-	if err := CheckNetwork(cfg.Network); err != nil {
+	if err := trust.CheckNetwork(cfg.Network); err != nil {
 		return nil, err
 	}
 	if cfg.Queue <= 0 {
@@ -172,19 +172,6 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	return n, nil
-}
-
-// CheckNetwork says what is wrong with a network id.
-func CheckNetwork(id string) error {
-	if id == "" || len(id) > 63 {
-		return fmt.Errorf("network id %q: 1 to 63 characters are due", id)
-	}
-	for _, r := range id {
-		if !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-') {
-			return fmt.Errorf("network id %q: only a-z, 0-9 and - may stand in it", id)
-		}
-	}
-	return nil
 }
 
 // Serve accepts connections until the listener is closed.

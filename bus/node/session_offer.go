@@ -33,7 +33,7 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 // refuseOffer returns why an offer is refused, if it is.
 func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 	switch {
-	case !ValidName(f.Name):
+	case !args.ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", clean(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
 		return args.CodeDenied, "names that begin with fbus. are the node's own"
@@ -58,22 +58,6 @@ func (s *session) textWith(f *wire.OfferFrame) int {
 		n -= o.text()
 	}
 	return n
-}
-
-// ValidName reports whether a function may have that name:
-// [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
-func ValidName[T string | []byte](name T) bool {
-	if len(name) == 0 || len(name) > 128 {
-		return false
-	}
-	for i := 0; i < len(name); i++ {
-		c := name[i]
-		word := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
-		if !word && (i == 0 || c != '.' && c != '-') {
-			return false
-		}
-	}
-	return true
 }
 
 func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {

@@ -13,34 +13,10 @@ import (
 	"fbus/bus/trust"
 )
 
-// Invitation is what fbus.invite takes: a JSON object.
-type Invitation struct {
-	Name      string   `json:"name,omitempty"`      // default: made up
-	Call      []string `json:"call,omitempty"`      // globs of functions that may be called
-	Offer     []string `json:"offer,omitempty"`     // and offered
-	Admin     bool     `json:"admin,omitempty"`     // may call fbus.*
-	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
-	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, as it stands
-	Addresses []string `json:"addresses,omitempty"` // host:port to dial; default the machine's
-}
-
-// TicketInfo is a line of fbus.tickets.
-type TicketInfo struct {
-	trust.Record
-	Connected int `json:"connected"` // connections now
-}
-
-// RevokedInfo is what fbus.revoke answers.
-type RevokedInfo struct {
-	Serials     []string `json:"serials"`
-	Issued      []string `json:"issued,omitempty"` // names of tickets among them that were issued with it
-	Connections int      `json:"connections"`      // that were closed
-}
-
 // serveInvite makes a ticket and answers with its text.
 func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
-	var d Invitation
+	var d bus.Invitation
 	if q.Kind != args.KindJSON || q.document(&d) != nil {
 		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, ttl, reusable, addresses")
 	}
@@ -125,7 +101,7 @@ func serveTickets(_ context.Context, q *asked) error {
 	}
 	connected := q.node.connected()
 	for _, r := range records {
-		q.line(TicketInfo{r, connected[r.Serial]})
+		q.line(bus.TicketInfo{Record: r, Connected: connected[r.Serial]})
 	}
 	return nil
 }
@@ -152,7 +128,7 @@ func serveRevoke(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	var info RevokedInfo
+	var info bus.RevokedInfo
 	for i, r := range gone {
 		info.Serials = append(info.Serials, r.Serial)
 		info.Connections += before[r.Serial]

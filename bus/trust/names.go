@@ -30,14 +30,14 @@ func CheckName(name string) error {
 	return nil
 }
 
-// CheckNetwork says what is wrong with a network id: [a-z0-9-]{1,63}.
+// CheckNetwork returns an error if a network id is not [a-z0-9-]{1,63}.
 func CheckNetwork(id string) error {
 	ok := id != "" && len(id) <= 63
 	for _, c := range id {
 		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-')
 	}
 	if !ok {
-		return errorf(args.CodeBadTicket, "%q is no network id", short(id)).withHint("1 to 63 characters of a-z 0-9 - are due")
+		return errorf(args.CodeBadTicket, "invalid network id %q: it must be 1 to 63 of a-z, 0-9 and -", short(id))
 	}
 	return nil
 }

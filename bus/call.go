@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fbus/bus/args"
@@ -54,11 +55,8 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	call.stderr.init(call, wire.Stderr)
 	frame := wire.CallFrame{
 		Kind: req.Args.Kind(), Args: req.Args.Data(),
-		WaitFunction: millis(req.WaitFunction), WaitSlot: wire.Forever, On: []byte(req.On),
+		WaitFunction: req.WaitFunction.millis(), WaitSlot: cmp.Or(req.WaitSlot, Forever).millis(), On: []byte(req.On),
 		WindowOutput: wire.InitialWindow, WindowStderr: wire.InitialWindow,
-	}
-	if req.WaitSlot != nil {
-		frame.WaitSlot = millis(*req.WaitSlot)
 	}
 	if p := req.Posted; p != nil {
 		frame.Caller, frame.Job, frame.Attempt, frame.Origin = []byte(p.Caller), []byte(p.Job), uint64(max(0, p.Attempt)), []byte(p.Origin)
@@ -195,16 +193,10 @@ func (call *outCall) finish(ctx context.Context) error {
 	if err := call.stderr.err(); err != nil {
 		return err
 	}
-	r := &call.result
-	switch {
-	case call.err != nil:
+	if call.err != nil {
 		return call.err
-	case r.OK():
-		return nil
-	case r.Source == args.FromBus:
-		return args.FromWire(r.Code, r.Message, r.Status)
 	}
-	return &ExitError{Result: *r}
+	return call.result.Err()
 }
 
 // callName is a call's id on the network: the connection's prefix and the id on

@@ -86,8 +86,9 @@ func (c *Client) handleEnd(f *wire.EndFrame) error {
 		return err // it is failed with the connection
 	}
 	delete(c.out, f.ID)
+	message, hint := args.SplitHint(string(f.Message))
 	call.result = Result{
-		Source: f.Source, Status: int(f.Status), Code: c.codes.intern(f.Code), Message: string(f.Message),
+		End:  End{Source: f.Source, Status: int(f.Status), Code: c.codes.intern(f.Code), Message: message, Hint: hint},
 		Call: string(f.Call), Worker: c.workers.intern(f.Worker),
 	}
 	call.stderr.close()

@@ -120,7 +120,7 @@ func dial(t testing.TB, path string) *bus.Client {
 	return c
 }
 
-func offer(t testing.TB, c *bus.Client, name string, slots int, h bus.CallHandler) *bus.Offering {
+func offer(t testing.TB, c *bus.Client, name string, slots int, h bus.Handler) *bus.Offering {
 	t.Helper()
 	off, err := c.Offer(context.Background(), bus.Offer{Name: name, Slots: slots}, h)
 	if err != nil {
@@ -130,12 +130,12 @@ func offer(t testing.TB, c *bus.Client, name string, slots int, h bus.CallHandle
 }
 
 func echo(_ context.Context, inv *bus.Invocation) bus.Result {
-	if inv.Rest != nil {
-		inv.Stdout.Write(inv.Input)
-		io.Copy(inv.Stdout, inv.Rest)
-		return bus.Result{Code: "exit"}
+	if inv.Rest() != nil {
+		inv.Stdout.Write(inv.Head())
+		io.Copy(inv.Stdout, inv.Rest())
+		return bus.Result{}
 	}
-	return bus.Result{Code: "exit", Output: inv.Input}
+	return bus.Result{Output: inv.Head()}
 }
 
 // holder is a handler that runs until it is cancelled, and tells why.
@@ -152,7 +152,7 @@ func (h *holder) handle(ctx context.Context, inv *bus.Invocation) bus.Result {
 	h.started <- inv
 	<-ctx.Done()
 	h.causes <- context.Cause(ctx)
-	return bus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
+	return bus.Result{End: bus.End{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}}
 }
 
 // overrun makes a call whose time has to pass while it runs: again with a longer
@@ -236,34 +236,34 @@ func testStatuses(t *testing.T, path string) {
 		if status == 75 {
 			continue // says busy
 		}
-		next = bus.Result{Status: status, Code: "exit"}
+		next = bus.Exit(status)
 		res, err := c.Call(bg(), &bus.Request{Function: "f"})
 		var exit *bus.ExitError
 		if res.Status != status || res.OK() != (err == nil) || (status != 0 && (!errors.As(err, &exit) || exit.Status != status)) {
 			t.Errorf("status %d: %+v, error %v", status, res, err)
 		}
 	}
-	next = bus.Result{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}
+	next = bus.Result{End: bus.End{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}}
 	_, err := c.Call(bg(), &bus.Request{Function: "f"})
 	var exit *bus.ExitError
 	if !errors.As(err, &exit) || exit.Code != "SIGKILL" || exit.Source != args.FromSignal {
 		t.Errorf("error %v", err)
 	}
 	for code, want := range map[string]error{args.CodeBadInput: bus.ErrBadInput, args.CodeDenied: bus.ErrDenied, "new": &args.Error{Code: "new"}} {
-		next = bus.Result{Source: args.FromBus, Status: args.StatusOf(code), Code: code, Message: "why"}
+		next = bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(code), Code: code, Message: "why"}}
 		_, err := c.Call(bg(), &bus.Request{Function: "f"})
 		wantErr(t, err, want)
 		if err.Error() != "why" {
 			t.Errorf("error %v", err)
 		}
 	}
-	next = bus.Result{Source: args.FromBus, Status: 75, Code: "full"}
+	next = bus.Result{End: bus.End{Source: args.FromBus, Status: 75, Code: "full"}}
 	var be *args.Error
 	if _, err := c.Call(bg(), &bus.Request{Function: "f"}); !errors.As(err, &be) || be.Status() != 75 {
 		t.Errorf("a code that is not known with status 75: error %v, status %d", err, be.Status())
 	}
 	// What no frame can say costs the handler's call, not the connection.
-	for _, bad := range []bus.Result{{Status: -1}, {Status: 256}, {Status: 1 << 40}, {Source: 9}} {
+	for _, bad := range []bus.Result{bus.Exit(-1), bus.Exit(256), bus.Exit(1 << 40), {End: bus.End{Source: 9}}} {
 		next = bad
 		if _, err := c.Call(bg(), &bus.Request{Function: "f"}); err == nil || c.Err() != nil {
 			t.Fatalf("result %+v: error %v, connection %v", bad, err, c.Err())
@@ -282,9 +282,9 @@ func testBytesAreExact(t *testing.T, path string) {
 	noLeaks(t)
 	serve(t, path)
 	offer(t, dial(t, path), "cat", 4, func(_ context.Context, inv *bus.Invocation) bus.Result {
-		in := io.MultiReader(bytes.NewReader(inv.Input))
-		if inv.Rest != nil {
-			in = io.MultiReader(bytes.NewReader(inv.Input), inv.Rest)
+		in := io.MultiReader(bytes.NewReader(inv.Head()))
+		if inv.Rest() != nil {
+			in = io.MultiReader(bytes.NewReader(inv.Head()), inv.Rest())
 		}
 		buf := make([]byte, 100000)
 		for k := 1; ; k = k*7%99991 + 1 {
@@ -292,7 +292,7 @@ func testBytesAreExact(t *testing.T, path string) {
 			inv.Stdout.Write(buf[:n])
 			inv.Stderr.Write(buf[:n])
 			if err != nil {
-				return bus.Result{Code: "exit"}
+				return bus.Result{}
 			}
 		}
 	})
@@ -361,7 +361,7 @@ func testHandlerOutput(t *testing.T, path string) {
 	c := dial(t, path)
 	offer(t, c, "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		io.WriteString(inv.Stdout, "first ")
-		return bus.Result{Code: "exit", Output: make([]byte, len(inv.Input)*1000)}
+		return bus.Result{Output: make([]byte, len(inv.Head())*1000)}
 	})
 	for _, k := range []int{0, 1, 64, 65, 300, 20000} {
 		var out bytes.Buffer
@@ -393,7 +393,7 @@ func (f *failing) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func flood(stream func(*bus.Invocation) io.Writer, size int) bus.CallHandler {
+func flood(stream func(*bus.Invocation) io.Writer, size int) bus.Handler {
 	return func(_ context.Context, inv *bus.Invocation) bus.Result {
 		for chunk := make([]byte, 10000); size < 0 || size > 0; {
 			n := len(chunk)
@@ -402,10 +402,10 @@ func flood(stream func(*bus.Invocation) io.Writer, size int) bus.CallHandler {
 				size -= n
 			}
 			if _, err := stream(inv).Write(chunk[:n]); err != nil {
-				return bus.Result{Source: args.FromSignal, Status: 141, Code: "SIGPIPE"}
+				return bus.Result{End: bus.End{Source: args.FromSignal, Status: 141, Code: "SIGPIPE"}}
 			}
 		}
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	}
 }
 
@@ -440,9 +440,9 @@ func testReaderFails(t *testing.T, path string) {
 	n, _ := serve(t, path)
 	sawEOF := make(chan error, 1)
 	offer(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
-		_, err := io.Copy(io.Discard, inv.Rest)
+		_, err := io.Copy(io.Discard, inv.Rest())
 		sawEOF <- err
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	bad := errors.New("bad sector")
 	wantErr(t, await(t, "the end", later(bg(), dial(t, path), &bus.Request{Function: "f", Input: &failing{100000, bad}})), bad)
@@ -467,7 +467,7 @@ func testInputThatNeverComes(t *testing.T, path string) {
 	noLeaks(t)
 	serve(t, path)
 	offer(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
-		return bus.Result{Code: "exit", Output: []byte("done")}
+		return bus.Result{Output: []byte("done")}
 	})
 	in := &blocked{make(chan struct{})}
 	var out bytes.Buffer
@@ -728,7 +728,7 @@ func TestOfferGivenUp(t *testing.T) {
 }
 
 // newWorker is a worker of one function that keeps its instance.
-func newWorker(path, name string, slots int, h bus.CallHandler) *bus.Worker {
+func newWorker(path, name string, slots int, h bus.Handler) *bus.Worker {
 	instance := bus.NewInstance()
 	w := &bus.Worker{Dial: func(ctx context.Context) (*bus.Client, error) {
 		o := dialOptions(path)
@@ -786,7 +786,7 @@ func testHeldSlotsAreNotOffered(t *testing.T, path string) {
 		started <- struct{}{}
 		<-release // whatever happens: its tree takes long to die
 		now.Add(-1)
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	if err := w.Start(bg()); err != nil {
 		t.Fatal(err)
@@ -813,7 +813,7 @@ func testHeldSlotsAreNotOffered(t *testing.T, path string) {
 		c := dial(t, path)
 		var calls []<-chan error
 		for range 20 {
-			calls = append(calls, later(bg(), c, &bus.Request{Function: "f", WaitFunction: time.Hour}))
+			calls = append(calls, later(bg(), c, &bus.Request{Function: "f", WaitFunction: bus.WaitFor(time.Hour)}))
 		}
 		for range slots - held {
 			await(t, "a call in a free slot", started)
@@ -863,7 +863,7 @@ func testSlotsComeBackTogether(t *testing.T, path string) {
 		w := newWorker(path, "f", slots, func(context.Context, *bus.Invocation) bus.Result {
 			started <- struct{}{}
 			<-release
-			return bus.Result{Code: "exit"}
+			return bus.Result{}
 		})
 		if err := w.Start(bg()); err != nil {
 			t.Fatal(err)
@@ -899,7 +899,7 @@ func testDrainedWorkerOffersNothing(t *testing.T, path string) {
 	w := newWorker(path, "f", 2, func(context.Context, *bus.Invocation) bus.Result {
 		started <- struct{}{}
 		<-release
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	if err := w.Start(bg()); err != nil {
 		t.Fatal(err)

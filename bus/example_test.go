@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -39,6 +40,23 @@ func exampleNode() (path string, stop func()) {
 	}
 }
 
+func ExampleConnect() {
+	path, stop := exampleNode()
+	defer stop()
+	os.Setenv("FBUS_NODE", path) // without it: the socket of this user's node, or a joined network
+	defer os.Unsetenv("FBUS_NODE")
+
+	c, err := bus.Connect(context.Background(), &bus.Options{Wait: bus.WaitFor(time.Minute)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	_, network := c.Node()
+	fmt.Println("network", network)
+	// Output:
+	// network example
+}
+
 func ExampleDial() {
 	path, stop := exampleNode() // yours is at /tmp/functionbus.PID.sock
 	defer stop()
@@ -52,7 +70,7 @@ func ExampleDial() {
 	fmt.Println("network", network)
 
 	_, err = bus.Dial(context.Background(), bus.Unix(path), &bus.Options{Network: "other"})
-	var e *args.Error
+	var e *bus.Error
 	if errors.As(err, &e) {
 		fmt.Println(e.Code)
 	}
@@ -89,19 +107,15 @@ func ExampleClient_Call() {
 
 // upper is a handler: it streams its input back, in capitals.
 func upper(ctx context.Context, inv *bus.Invocation) bus.Result {
-	in := io.Reader(bytes.NewReader(inv.Input))
-	if inv.Rest != nil { // there is more than came with the call
-		in = io.MultiReader(in, inv.Rest)
-	}
 	buf := make([]byte, 4096)
 	for {
-		n, err := in.Read(buf)
+		n, err := inv.Input.Read(buf)
 		inv.Stdout.Write(bytes.ToUpper(buf[:n]))
 		if err == io.EOF {
-			return bus.Result{Code: "exit"}
+			return bus.Result{} // success
 		}
 		if err != nil { // cancelled: nobody waits any more
-			return bus.Result{Status: 1, Code: "exit"}
+			return bus.Exit(1)
 		}
 	}
 }
@@ -118,23 +132,23 @@ func ExampleClient_Offer() {
 	greet := func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		words, err := inv.Words()
 		if err != nil || len(words) != 1 {
-			return bus.Result{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: "greet: one name is due"}
+			return bus.Fail(&bus.Error{Code: args.CodeBadInput, Message: "greet takes one name"})
 		}
-		return bus.Result{Code: "exit", Output: []byte("hello " + words[0] + "\n")}
+		return bus.Result{Output: []byte("hello " + words[0] + "\n")}
 	}
 	off, err := c.Offer(context.Background(), bus.Offer{Name: "greet", Slots: 4, Description: "says hello"}, greet)
 	if err != nil {
 		log.Fatal(err)
 	}
-	c.Call(context.Background(), &bus.Request{Function: "greet", Args: args.List("Bob"), Stdout: os.Stdout})
+	c.Call(context.Background(), &bus.Request{Function: "greet", Args: bus.List("Bob"), Stdout: os.Stdout})
 	_, err = c.Call(context.Background(), &bus.Request{Function: "greet", Stdout: os.Stdout})
 	fmt.Println(err)
 	off.Withdraw(context.Background())
-	_, err = c.Call(context.Background(), &bus.Request{Function: "greet", Args: args.List("Bob"), Stdout: os.Stdout})
+	_, err = c.Call(context.Background(), &bus.Request{Function: "greet", Args: bus.List("Bob"), Stdout: os.Stdout})
 	fmt.Println(err)
 	// Output:
 	// hello Bob
-	// greet: one name is due
+	// greet takes one name
 	// greet: no such function
 }
 

@@ -85,6 +85,49 @@ func (s *sendStream) Write(p []byte) (int, error) {
 	return sent, nil
 }
 
+// Head returns the bytes of the input that came with the call, and Rest a reader for what
+// follows them, nil if nothing does. They are for handlers that pass the input on without
+// a copy, and are used instead of Input.
+func (inv *Invocation) Head() []byte { return inv.head }
+
+// Rest is described with Head.
+func (inv *Invocation) Rest() io.Reader {
+	if inv.rest == nil {
+		return nil
+	}
+	return inv.rest
+}
+
+// input reads the head of an invocation's input, then the rest.
+type input Invocation
+
+func (in *input) Read(p []byte) (int, error) {
+	switch {
+	case len(in.head) > 0:
+		n := copy(p, in.head)
+		in.head = in.head[n:]
+		return n, nil
+	case in.rest != nil:
+		return in.rest.Read(p)
+	}
+	return 0, io.EOF
+}
+
+func (in *input) WriteTo(w io.Writer) (total int64, err error) {
+	if head := in.head; len(head) > 0 {
+		in.head = nil
+		n, err := w.Write(head)
+		if total = int64(n); err != nil {
+			return total, err
+		}
+	}
+	if in.rest == nil {
+		return total, nil
+	}
+	n, err := in.rest.WriteTo(w)
+	return total + n, err
+}
+
 // inputStream is the input of a call that we serve, as it comes.
 type inputStream struct {
 	inv *Invocation

@@ -25,19 +25,19 @@ type Offer struct {
 	Arrive func() any
 }
 
-// A CallHandler serves one invocation; its result ends the call. It runs in a
+// A Handler serves one invocation; its result ends the call. It runs in a
 // goroutine of its own, at most Slots at a time for an offer. When ctx is
 // cancelled nobody waits for the result any more, but the slot stays taken
 // until the handler returns: it must not return while what it started runs.
 // The cause of the cancellation is an [Error]: [ErrCancelled], [ErrDeadline] or
 // the loss of the node.
-type CallHandler func(ctx context.Context, inv *Invocation) Result
+type Handler func(ctx context.Context, inv *Invocation) Result
 
 // Offering is an offer that stands on a connection.
 type Offering struct {
 	client  *Client
 	offer   Offer
-	handler CallHandler
+	handler Handler
 
 	// The client's mu protects these.
 	slots   int
@@ -53,9 +53,8 @@ type Invocation struct {
 	Caller   string // who calls, as the node knows it: "uid:1000"
 	Kind     args.Kind
 	Args     []byte    // see PROTOCOL.md, section 6
-	HasInput bool      // an input was sent beside arguments
-	Input    []byte    // the input's first bytes
-	Rest     io.Reader // the rest of the input; nil if Input is all of it
+	HasInput bool      // an input was sent alongside arguments
+	Input    io.Reader // the input stream; for one goroutine at a time
 	Deadline time.Time // zero: none
 
 	Job     string // id of the job that the call runs; empty: it is no job's
@@ -75,13 +74,14 @@ type Invocation struct {
 	id       uint64
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	rest     *inputStream
+	head     []byte       // of the input, not read yet
+	rest     *inputStream // nil if head is all of the input
 	out, err sendStream
 }
 
 // Offer puts a function on the bus, or replaces the offer of that name on this
 // connection. It returns when the node has accepted it.
-func (c *Client) Offer(ctx context.Context, o Offer, h CallHandler) (*Offering, error) {
+func (c *Client) Offer(ctx context.Context, o Offer, h Handler) (*Offering, error) {
 	switch {
 	case o.Slots < 1:
 		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
@@ -253,7 +253,7 @@ func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	copy(data[n:], f.Input)
 	inv := &Invocation{
 		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
-		Kind: f.Kind, Args: data[:n:n], Input: data[n:], HasInput: f.Flags&wire.FlagHasInput != 0,
+		Kind: f.Kind, Args: data[:n:n], head: data[n:], HasInput: f.Flags&wire.FlagHasInput != 0,
 		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin),
 		client: c, offering: off, id: f.ID,
 	}
@@ -269,8 +269,8 @@ func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	inv.Stdout, inv.Stderr = &inv.out, &inv.err
 	if f.Flags&wire.FlagInputEnd == 0 {
 		inv.rest = newInputStream(inv)
-		inv.Rest = inv.rest
 	}
+	inv.Input = (*input)(inv)
 	return inv
 }
 
@@ -292,7 +292,10 @@ func (inv *Invocation) run() {
 	}
 	res := inv.offering.handler(inv.ctx, inv)
 	if res.Source > args.FromBus || res.Status < 0 || res.Status > 255 {
-		res = Result{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: inv.Function + ": its handler returned no valid status", Output: res.Output}
+		res.End = args.Errorf(args.CodeInternal, "%s: its handler returned no valid status", inv.Function).End()
+	}
+	if res.Source == args.FromProgram && res.Code == "" {
+		res.Code = "exit"
 	}
 	out := res.Output
 	if len(out) > 0 && !inv.out.takeAll(len(out)) {
@@ -320,7 +323,7 @@ func (inv *Invocation) end(res *Result, out []byte) {
 		f := &c.scratch.end
 		c.scratch.code = append(c.scratch.code[:0], res.Code...)
 		f.ID, f.Source, f.Status = inv.id, res.Source, uint64(res.Status)
-		f.Code, f.Message, f.Output = c.scratch.code, []byte(res.Message), out
+		f.Code, f.Message, f.Output = c.scratch.code, []byte(args.WireMessage(res.Message, res.Hint)), out
 		flush, _ = c.conn.Queue(f)
 		f.Output = nil // it is not ours to keep
 	}

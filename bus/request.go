@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fbus/bus/args"
+	"fbus/bus/wire"
 	"io"
 	"math"
 	"time"
@@ -27,12 +28,20 @@ func WaitFor(d time.Duration) Wait {
 // limit returns the duration, 0 for none.
 func (w Wait) limit() time.Duration { return time.Duration(max(0, w)) }
 
+// millis returns the wait as a frame carries it.
+func (w Wait) millis() uint64 {
+	if w == Forever {
+		return wire.Forever
+	}
+	return min(millis(w.limit()), wire.Forever-1)
+}
+
 // Request is a call to make.
 type Request struct {
 	// Function is the name to call.
 	Function string
 	// Args are the arguments; the zero value sends none.
-	Args args.Args
+	Args Args
 	// Input is the input stream, nil for none. What can be had of it without
 	// waiting goes out with the call; the rest is read when the function takes
 	// it. A Read that is under way when the call ends is not waited for.
@@ -43,10 +52,11 @@ type Request struct {
 	// Timeout bounds the call from now to its end, waiting included; 0 is none.
 	// A deadline of the context counts as well.
 	Timeout time.Duration
-	// WaitFunction is how long to wait for the function to be offered at all.
-	WaitFunction time.Duration
-	// WaitSlot is how long to wait for a free slot; nil waits without limit.
-	WaitSlot *time.Duration
+	// WaitFunction is how long to wait for the function to be offered at all; default
+	// [NoWait].
+	WaitFunction Wait
+	// WaitSlot is how long to wait for a free slot; default [Forever].
+	WaitSlot Wait
 	// Retries is how many further tries a call gets whose worker was lost, as
 	// long as nothing of its output was passed on.
 	Retries int
@@ -71,18 +81,20 @@ type Posted struct {
 	Origin  string // the job whose end has posted this one, see [Invocation]; empty: none
 }
 
-// Result is how a call ended.
+// Result is how a call ended, and where. The zero Result is a program's success.
 type Result struct {
-	Source  args.Source
-	Status  int    // exit status: the program's, 128+N for a signal, or fbus's
-	Code    string // "exit", a signal's name, or one of the Code constants
-	Message string // for a person, from fbus
-	Call    string // the call's id on the network
-	Worker  string // name of the worker that ran it
+	End
+	Call   string // the call's id on the network
+	Worker string // name of the worker that ran it
 
-	// Output is only for handlers: last bytes of output, sent with the end.
+	// Output is only for handlers: last bytes of output, which go out in one frame
+	// with the end.
 	Output []byte
 }
 
-// OK reports whether a program exited with status 0.
-func (r *Result) OK() bool { return r.Source == args.FromProgram && r.Status == 0 }
+// Exit returns the result of a handler that ends with an exit status, from 0 to 255.
+func Exit(status int) Result { return Result{End: End{Status: status, Code: "exit"}} }
+
+// Fail returns the result of a handler that fails with err: if there is an [Error] in it,
+// the caller gets that, and one with the code internal otherwise.
+func Fail(err error) Result { return Result{End: args.AsError(err, args.CodeInternal).End()} }

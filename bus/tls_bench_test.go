@@ -32,7 +32,7 @@ func BenchmarkCallTLS(b *testing.B) {
 	connect := tlsConnector(b)
 	local, far := connectTo(b, n, localPair(b)), connectTo(b, n, connect())
 	echo := func(_ context.Context, inv *bus.Invocation) bus.Result {
-		return bus.Result{Code: "exit", Output: inv.Input}
+		return bus.Result{Output: inv.Head()}
 	}
 	connectTo(b, n, localPair(b)).Offer(context.Background(), bus.Offer{Name: "near", Slots: 1}, echo)
 	connectTo(b, n, connect()).Offer(context.Background(), bus.Offer{Name: "far", Slots: 1}, echo)

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"fbus/bus/args"
 	"slices"
 )
 
@@ -10,7 +9,7 @@ import (
 // protects what is below handler.
 type served struct {
 	worker  *Worker
-	handler CallHandler
+	handler Handler
 
 	offer    Offer
 	offering *Offering // on the current connection
@@ -37,7 +36,7 @@ func (h held) all() int {
 func (s *served) slots(c *Client) int { return s.offer.Slots - s.held.all() + (*s.held)[c] }
 
 // Add adds a function, before Start.
-func (w *Worker) Add(o Offer, h CallHandler) {
+func (w *Worker) Add(o Offer, h Handler) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.served = append(w.served, &served{worker: w, handler: h, offer: o, held: w.heldOf(o.Name)})
@@ -75,7 +74,7 @@ func (r *Retired) Wait(ctx context.Context) error {
 // function that was there stays, and what is returned is the new one, which may
 // have been called meanwhile. Without a node it is offered with the others when
 // there is one again.
-func (w *Worker) Put(ctx context.Context, o Offer, h CallHandler) (*Retired, error) {
+func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) {
 	w.change.Lock()
 	defer w.change.Unlock()
 	w.mu.Lock()
@@ -198,7 +197,7 @@ func (s *served) serve(ctx context.Context, inv *Invocation) Result {
 	w.mu.Lock()
 	if w.client != inv.client {
 		w.mu.Unlock() // lost before it began: its slot may be offered already
-		return Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
+		return Fail(ErrCancelled)
 	}
 	s.calls++
 	(*s.held)[inv.client]++

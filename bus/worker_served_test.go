@@ -15,9 +15,9 @@ import (
 )
 
 // saying answers every call with one word.
-func saying(word string) bus.CallHandler {
+func saying(word string) bus.Handler {
 	return func(context.Context, *bus.Invocation) bus.Result {
-		return bus.Result{Code: "exit", Output: []byte(word)}
+		return bus.Result{Output: []byte(word)}
 	}
 }
 
@@ -55,7 +55,7 @@ func TestWorkerReplaces(t *testing.T) {
 	w := newWorker(path, "f", 2, func(context.Context, *bus.Invocation) bus.Result {
 		close(started)
 		<-release
-		return bus.Result{Code: "exit", Output: []byte("old")}
+		return bus.Result{Output: []byte("old")}
 	})
 	running(t, w)
 	c := dial(t, path)

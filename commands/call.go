@@ -10,7 +10,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/find"
-	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -185,11 +184,11 @@ func (o *callOptions) connect(ctx context.Context) (*bus.Client, find.Place, err
 func (o *callOptions) patience(req *bus.Request, spent time.Duration) {
 	switch {
 	case o.noWait:
-		req.WaitSlot = new(time.Duration)
+		req.WaitSlot = bus.NoWait
 	case o.wait.forever:
-		req.WaitFunction = wire.Forever * time.Millisecond
+		req.WaitFunction = bus.Forever
 	case o.wait.set:
-		left := max(0, o.wait.d-spent)
-		req.WaitFunction, req.WaitSlot = left, &left
+		left := bus.WaitFor(o.wait.d - spent)
+		req.WaitFunction, req.WaitSlot = left, left
 	}
 }

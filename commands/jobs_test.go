@@ -52,7 +52,7 @@ func playStore(t *testing.T, n *storeNode, lines ...string) *playedJobs {
 			return refusal(65, "bad_input", q.IDs[0]+": no such job")
 		}
 		fmt.Fprintf(&out, "{\"total\":%d}\n", shown+p.more)
-		return bus.Result{Code: "exit", Output: out.Bytes()}
+		return bus.Result{Output: out.Bytes()}
 	})
 	return p
 }

@@ -172,7 +172,7 @@ func (r *logReader) ask(ctx context.Context, q bus.LogQuery) ([]byte, error) {
 	var out bytes.Buffer
 	req := &bus.Request{Function: r.o.function, Args: args.JSON(doc), Stdout: &out, Stderr: r.stderr}
 	if r.answered {
-		req.WaitFunction = logWait // it is there, or a node has just begun
+		req.WaitFunction = bus.WaitFor(logWait) // it is there, or a node has just begun
 	}
 	_, err = r.client.Call(ctx, req)
 	r.answered = r.answered || err == nil

@@ -110,10 +110,10 @@ func (o *pipeOptions) patience(req *bus.Request, spent time.Duration) {
 	}
 	switch {
 	case o.wait.forever:
-		req.WaitFunction = wire.Forever * time.Millisecond
+		req.WaitFunction = bus.Forever
 	case o.wait.set:
 		left := max(0, o.wait.d-spent)
-		req.WaitFunction, req.WaitSlot = left, &left
+		req.WaitFunction, req.WaitSlot = bus.WaitFor(left), bus.WaitFor(left)
 	}
 }
 

@@ -48,7 +48,7 @@ func startStore(t *testing.T, socket string) *storeNode {
 }
 
 // offer offers a function; its invocations' Arrival is their number.
-func (n *storeNode) offer(t *testing.T, name string, h bus.CallHandler) {
+func (n *storeNode) offer(t *testing.T, name string, h bus.Handler) {
 	t.Helper()
 	calls := 0
 	arrive := func() any {
@@ -73,10 +73,10 @@ func newStore(t *testing.T) *storeNode {
 	return n
 }
 
-func exited(output string) bus.Result { return bus.Result{Code: "exit", Output: []byte(output)} }
+func exited(output string) bus.Result { return bus.Result{Output: []byte(output)} }
 
 func refusal(status int, code, msg string) bus.Result {
-	return bus.Result{Source: args.FromBus, Status: status, Code: code, Message: msg}
+	return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: msg}}
 }
 
 func postFlags(n *storeNode) *postOptions {
@@ -100,9 +100,9 @@ func TestPostSends(t *testing.T) {
 	sent := make(chan []string, 1)
 	n.offer(t, "post", func(_ context.Context, inv *bus.Invocation) bus.Result {
 		got, _ := inv.Words()
-		input := inv.Input
-		if inv.Rest != nil {
-			rest, _ := io.ReadAll(inv.Rest)
+		input := inv.Head()
+		if inv.Rest() != nil {
+			rest, _ := io.ReadAll(inv.Rest())
 			input = append(input, rest...)
 		}
 		sent <- append(got, string(input))

@@ -190,7 +190,7 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	}
 	req := &bus.Request{Function: f.o.function, Args: args.List(f.o.id, doc), Stdout: f.out, Stderr: f.stderr}
 	if again {
-		req.WaitFunction = logWait // a node that has just begun
+		req.WaitFunction = bus.WaitFor(logWait) // a node that has just begun
 	}
 	res, err := client.Call(ctx, req)
 	if errors.Is(err, bus.ErrNoFunction) && res.Worker == "" {

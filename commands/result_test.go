@@ -48,8 +48,8 @@ func TestResultEnds(t *testing.T) {
 		code   string
 	}{
 		{exited("bytes"), 0, "", `{"source":"program","status":0,"code":"exit"`},
-		{bus.Result{Code: "exit", Status: 7}, 7, "", `{"source":"program","status":7,"code":"exit"`},
-		{bus.Result{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}, 137, "fbus: resize: program was ended by SIGKILL\n", `{"source":"signal","status":137,"code":"SIGKILL"`},
+		{bus.Exit(7), 7, "", `{"source":"program","status":7,"code":"exit"`},
+		{bus.Result{End: bus.End{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}}, 137, "fbus: resize: program was ended by SIGKILL\n", `{"source":"signal","status":137,"code":"SIGKILL"`},
 		{refusal(124, "deadline", "deadline exceeded"), 124, "fbus: resize: deadline of 1m30s exceeded\n", `{"source":"fbus","status":124,"code":"deadline"`},
 		{refusal(127, "not_found", "convert: not found"), 127, "fbus: resize: convert: not found\n", `{"source":"fbus","status":127,"code":"not_found"`},
 		{refusal(255, "node_lost", "the node has shut down"), 255, "fbus: the node has shut down\n", `{"source":"fbus","status":255,"code":"node_lost"`}, // the job's own end

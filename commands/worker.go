@@ -218,7 +218,7 @@ func (w *worker) close() {
 }
 
 // handler adapts a program to the bus.
-func (w *worker) handler(fn *offered) bus.CallHandler {
+func (w *worker) handler(fn *offered) bus.Handler {
 	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		run, stop := context.WithCancelCause(context.Background())
 		defer context.AfterFunc(ctx, func() {
@@ -232,7 +232,7 @@ func (w *worker) handler(fn *offered) bus.CallHandler {
 		res := fn.Run(run, &exec.Call{
 			ID: inv.Call, Caller: inv.Caller, Deadline: inv.Deadline,
 			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin,
-			Kind: inv.Kind, Args: inv.Args, HasInput: inv.HasInput, Input: inv.Input, Rest: inv.Rest,
+			Kind: inv.Kind, Args: inv.Args, HasInput: inv.HasInput, Input: inv.Head(), Rest: inv.Rest(),
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
 		})
 		if w.ended != nil {
@@ -241,6 +241,6 @@ func (w *worker) handler(fn *offered) bus.CallHandler {
 		if res.Source == args.FromBus {
 			res.Message, res.Hint = asFlags(res.Message), asFlags(res.Hint)
 		}
-		return bus.Result{Source: res.Source, Status: res.Status, Code: res.Code, Message: args.WireMessage(res.Message, res.Hint), Output: res.Output}
+		return bus.Result{End: res.End, Output: res.Output}
 	}
 }

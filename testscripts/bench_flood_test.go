@@ -138,7 +138,7 @@ func newFlooded(b *testing.B) *flooded {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { worker.Close() })
-	echo := func(_ context.Context, inv *fbus.Invocation) fbus.Result { return fbus.Result{Code: "exit"} }
+	echo := func(_ context.Context, inv *fbus.Invocation) fbus.Result { return fbus.Result{} }
 	if _, err := worker.Offer(context.Background(), fbus.Offer{Name: "echo", Slots: 4}, echo); err != nil {
 		b.Fatal(err)
 	}

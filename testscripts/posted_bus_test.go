@@ -234,7 +234,7 @@ func (s *store) list(c *fbus.Client, query string) (list []jobs.Info) {
 }
 
 // worker offers a function to each node that comes, until the test ends.
-func (s *store) worker(name, function string, slots int, h fbus.CallHandler) {
+func (s *store) worker(name, function string, slots int, h fbus.Handler) {
 	s.t.Helper()
 	instance := fbus.NewInstance()
 	w := &fbus.Worker{Dial: func(ctx context.Context) (*fbus.Client, error) {

@@ -258,8 +258,8 @@ func TestDiskFull(t *testing.T) {
 	s.worker("held", "held", 1, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
 		started <- inv.Job
 		<-release
-		inv.Stdout.Write(inv.Input)
-		return fbus.Result{Code: "exit"}
+		inv.Stdout.Write(inv.Head())
+		return fbus.Result{}
 	})
 	held, _ := l.post(c, "held", `{}`, "it was running")
 	<-started
@@ -320,10 +320,10 @@ func TestDiskFull(t *testing.T) {
 
 // echo gives its input back.
 func echo(_ context.Context, inv *fbus.Invocation) fbus.Result {
-	if _, err := inv.Stdout.Write(inv.Input); err != nil {
-		return fbus.Result{Code: "exit", Status: 74}
+	if _, err := inv.Stdout.Write(inv.Head()); err != nil {
+		return fbus.Exit(74)
 	}
-	return fbus.Result{Code: "exit"}
+	return fbus.Result{}
 }
 
 // TestDiskFullPostback: output that can not be linked, as the input of what is posted
@@ -339,22 +339,22 @@ func TestDiskFullPostback(t *testing.T) {
 	taken := make(chan []string, 1)
 	s.worker("w", "f", 1, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
 		if ran.Add(1) > 1 {
-			return fbus.Result{Code: "exit", Status: 1}
+			return fbus.Exit(1)
 		}
 		inv.Stdout.Write([]byte(output))
 		eventually(t, "the output has its file", func() bool { return len(d.spool(s)) > 0 })
 		taken <- d.takeInodes()
-		return fbus.Result{Code: "exit"}
+		return fbus.Result{}
 	})
 	s.worker("then", "g", 1, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
 		after.Add(1)
 		var all bytes.Buffer
-		all.Write(inv.Input)
-		all.ReadFrom(inv.Rest)
+		all.Write(inv.Head())
+		all.ReadFrom(inv.Rest())
 		if all.String() != output {
-			return fbus.Result{Code: "exit", Status: 1}
+			return fbus.Exit(1)
 		}
-		return fbus.Result{Code: "exit"}
+		return fbus.Result{}
 	})
 	id, _ := post(c, "f", `{"then":"g"}`, "")
 	files := <-taken
@@ -630,10 +630,10 @@ func TestDiskFullOfEnds(t *testing.T) {
 	s := d.node(t)
 	s.worker("large", "large", 4, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
 		inv.Stdout.Write(bytes.Repeat([]byte("x"), 20000))
-		return fbus.Result{Code: "exit"}
+		return fbus.Result{}
 	})
 	s.worker("never", "never", 4, func(context.Context, *fbus.Invocation) fbus.Result {
-		return fbus.Result{Status: 65, Code: "exit"}
+		return fbus.Exit(65)
 	})
 	c := s.client("poster")
 	posted := 0

@@ -42,7 +42,7 @@ func (l *ledger) breach(format string, args ...any) {
 
 // work is a function that fails now and then, and is busy now and then; it gives its
 // input back.
-func (l *ledger) work(s *store) fbus.CallHandler {
+func (l *ledger) work(s *store) fbus.Handler {
 	return func(ctx context.Context, inv *fbus.Invocation) fbus.Result {
 		l.mu.Lock()
 		l.runs[inv.Job]++
@@ -50,12 +50,12 @@ func (l *ledger) work(s *store) fbus.CallHandler {
 			l.breach("%s was run after it was reported done", inv.Job)
 		}
 		l.mu.Unlock()
-		input := string(inv.Input)
-		if inv.Rest != nil {
+		input := string(inv.Head())
+		if inv.Rest() != nil {
 			var rest strings.Builder
 			buf := make([]byte, 32<<10)
 			for {
-				n, err := inv.Rest.Read(buf)
+				n, err := inv.Rest().Read(buf)
 				rest.Write(buf[:n])
 				if err != nil {
 					break
@@ -66,21 +66,21 @@ func (l *ledger) work(s *store) fbus.CallHandler {
 		select {
 		case <-time.After(rand.N(5 * time.Millisecond)):
 		case <-ctx.Done():
-			return fbus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
+			return fbus.Result{End: fbus.End{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}}
 		}
 		switch rand.N(20) {
 		case 0:
-			return fbus.Result{Code: "exit", Status: 1}
+			return fbus.Exit(1)
 		case 1:
-			return fbus.Result{Code: "exit", Status: 75}
+			return fbus.Exit(75)
 		}
 		if _, err := inv.Stdout.Write([]byte(input)); err != nil {
-			return fbus.Result{Code: "exit", Status: 74}
+			return fbus.Exit(74)
 		}
 		l.mu.Lock()
 		l.good[inv.Job]++
 		l.mu.Unlock()
-		return fbus.Result{Code: "exit"}
+		return fbus.Result{}
 	}
 }
 

@@ -38,11 +38,11 @@ func (c *tally) handle(_ context.Context, inv *fbus.Invocation) fbus.Result {
 	}
 	if err != nil || i < 0 || i >= len(c.runs) {
 		c.bad.Add(1)
-		return fbus.Result{Code: "exit", Status: 65}
+		return fbus.Exit(65)
 	}
 	c.runs[i].Add(1)
 	c.n.Add(1)
-	return fbus.Result{Code: "exit", Output: []byte(words[0])}
+	return fbus.Result{Output: []byte(words[0])}
 }
 
 // feed writes the items, and no more of them than may wait.

@@ -1,12 +1,40 @@
 package args
 
-// End describes how a call ended.
+import "fmt"
+
+// End describes how a call ended. The zero End is a program's success.
 type End struct {
 	Source  Source
 	Status  int    // exit status: the program's, 128+N for a signal, or that of Code
-	Code    string // "exit", a signal's name, or one of the Code constants
+	Code    string // "exit" or empty, a signal's name, or one of the Code constants
 	Message string // for a person, from fbus; may be empty
 	Hint    string // the next step, or ""
+}
+
+// OK reports whether a program exited with status 0.
+func (e End) OK() bool { return e.Source == FromProgram && e.Status == 0 }
+
+// Err returns nil if a program exited with status 0, an [ExitError] if it ended
+// otherwise, and an [Error] if fbus ended the call.
+func (e End) Err() error {
+	switch {
+	case e.OK():
+		return nil
+	case e.Source == FromBus:
+		return &Error{Code: e.Code, Message: e.Message, Hint: e.Hint, status: e.Status}
+	}
+	return &ExitError{End: e}
+}
+
+// ExitError is a program that did not exit with status 0.
+type ExitError struct{ End }
+
+// Error describes how the program ended.
+func (e *ExitError) Error() string {
+	if e.Source == FromSignal {
+		return fmt.Sprintf("program was ended by %s", e.Code)
+	}
+	return fmt.Sprintf("program exited with status %d", e.Status)
 }
 
 // End returns the end of a call that failed with e.

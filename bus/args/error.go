@@ -71,8 +71,14 @@ const hintLine = "\nhint: "
 // FromWire returns the error of an END, OFFERED or ERROR frame. The status counts
 // only if this version does not know the code; 0 is none.
 func FromWire(code, message string, status int) *Error {
-	message, hint, _ := strings.Cut(message, hintLine)
+	message, hint := SplitHint(message)
 	return &Error{Code: code, Message: message, Hint: hint, status: status}
+}
+
+// SplitHint splits a message and its hint, which frames carry as one text.
+func SplitHint(text string) (message, hint string) {
+	message, hint, _ = strings.Cut(text, hintLine)
+	return message, hint
 }
 
 // WireMessage returns the message and the hint as one text, as frames carry them.

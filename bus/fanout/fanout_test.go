@@ -56,7 +56,7 @@ func dial(t *testing.T, path, name string) *bus.Client {
 	return c
 }
 
-func offer(t *testing.T, c *bus.Client, slots int, h bus.CallHandler) *bus.Offering {
+func offer(t *testing.T, c *bus.Client, slots int, h bus.Handler) *bus.Offering {
 	t.Helper()
 	o, err := c.Offer(t.Context(), bus.Offer{Name: "f", Slots: slots}, h)
 	if err != nil {
@@ -68,7 +68,7 @@ func offer(t *testing.T, c *bus.Client, slots int, h bus.CallHandler) *bus.Offer
 // echo answers its first word.
 func echo(_ context.Context, inv *bus.Invocation) bus.Result {
 	words, _ := inv.Words()
-	return bus.Result{Code: "exit", Output: []byte(words[0])}
+	return bus.Result{Output: []byte(words[0])}
 }
 
 // numbers makes a runner that calls f with 1 to n, and collects what it answers.
@@ -185,7 +185,7 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		if tries[string(res.Output)]++; tries[string(res.Output)] < 3 {
-			return bus.Result{Status: 3, Code: "exit", Output: []byte("half")}
+			return bus.Result{End: bus.End{Status: 3}, Output: []byte("half")}
 		}
 		return res
 	})
@@ -212,10 +212,10 @@ func TestHalt(t *testing.T) {
 	path, _ := startNode(t)
 	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		if res := echo(ctx, inv); string(res.Output) != "1" {
-			return bus.Result{Status: 1, Code: "exit"}
+			return bus.Exit(1)
 		}
 		<-ctx.Done()
-		return bus.Result{Status: 1, Code: "exit"}
+		return bus.Exit(1)
 	})
 	r, got := numbers(dial(t, path, "c"), 1000)
 	r.HaltAfter, r.HaltNow = 3, true
@@ -340,7 +340,7 @@ func TestALostNodeEndsIt(t *testing.T) {
 		}
 		begun <- struct{}{}
 		<-ctx.Done()
-		return bus.Result{Status: 1, Code: "exit"}
+		return bus.Exit(1)
 	})
 	r, got := numbers(dial(t, path, "c"), 1000)
 	ended := make(chan error, 1)
@@ -363,7 +363,7 @@ func TestACancelledContextEndsIt(t *testing.T) {
 	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		running <- true
 		<-ctx.Done()
-		return bus.Result{Status: 1, Code: "exit"}
+		return bus.Exit(1)
 	})
 	why := errors.New("no more")
 	ctx, cancel := context.WithCancelCause(t.Context())

@@ -97,7 +97,7 @@ func TestAbsentAgain(t *testing.T) {
 	if i := b.job(c, waits); i.State != jobs.Queued || i.Attempts != 0 || i.Note != "no worker offers it" {
 		t.Errorf("%+v", i)
 	}
-	b.offer(b.dial("near"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Input)) })
+	b.offer(b.dial("near"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Head())) })
 	if e := b.result(c, waits); e.out != "waits" {
 		t.Errorf("%+v", e)
 	}
@@ -122,7 +122,7 @@ func TestAsideCancelled(t *testing.T) {
 	eventually(t, "the line is forgotten", func() bool { return len(b.m.Lines()) == 0 && b.m.Aside() == 0 })
 	call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+first+`"]}`)), "")
 	b.becomes(c, first, jobs.Queued)
-	b.offer(b.dial("worker"), "nobody", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Input)) })
+	b.offer(b.dial("worker"), "nobody", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Head())) })
 	if e := b.result(c, first); e.out != "1" {
 		t.Errorf("%+v", e)
 	}

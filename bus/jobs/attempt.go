@@ -97,7 +97,7 @@ func (a *attempt) request(j *Job, data []byte, input *content, out, stderr io.Wr
 	}
 	req := &bus.Request{
 		Function: j.Function, Args: args.RawArgs(args.Kind(j.Kind), data), Stdout: out, Stderr: stderr,
-		Timeout: seconds(j.Timeout), WaitFunction: wire.Forever * time.Millisecond, On: j.On, Posted: posted,
+		Timeout: seconds(j.Timeout), WaitFunction: bus.Forever, On: j.On, Posted: posted,
 	}
 	if j.Input.Size > 0 || j.HasInput {
 		req.Input = input.reader()
@@ -237,7 +237,7 @@ func refusedForGood(e *End) bool {
 
 // endOf is a call's result as jobs keep it.
 func endOf(res bus.Result, err error) End {
-	end := End{Source: res.Source.String(), Status: res.Status, Code: res.Code, Message: res.Message}
+	end := End{Source: res.Source.String(), Status: res.Status, Code: res.Code, Message: args.WireMessage(res.Message, res.Hint)}
 	var be *args.Error
 	if errors.As(err, &be) {
 		end = End{Source: args.FromBus.String(), Status: args.StatusOf(be.Code), Code: be.Code, Message: be.Error()}

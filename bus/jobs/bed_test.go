@@ -175,7 +175,7 @@ func (b *bed) dialAs(name string, p node.Peer) *bus.Client {
 }
 
 // offer puts a function on the bus over a client.
-func (b *bed) offer(c *bus.Client, name string, slots int, h bus.CallHandler) {
+func (b *bed) offer(c *bus.Client, name string, slots int, h bus.Handler) {
 	b.t.Helper()
 	if _, err := c.Offer(bg(), bus.Offer{Name: name, Slots: slots}, h); err != nil {
 		b.t.Fatal(err)
@@ -269,10 +269,10 @@ func (b *bed) becomes(c *bus.Client, id string, state jobs.State) (i jobs.Info) 
 }
 
 // exit is how a program ends.
-func exit(status int) bus.Result { return bus.Result{Code: "exit", Status: status} }
+func exit(status int) bus.Result { return bus.Exit(status) }
 
 // saying is exit with output.
-func saying(out string) bus.Result { return bus.Result{Code: "exit", Output: []byte(out)} }
+func saying(out string) bus.Result { return bus.Result{Output: []byte(out)} }
 
 // gate is a handler that tells of each call and holds it until it is let go.
 type gate struct {
@@ -290,7 +290,7 @@ func (g *gate) handle(ctx context.Context, inv *bus.Invocation) bus.Result {
 	case r := <-g.release:
 		return r
 	case <-ctx.Done():
-		return bus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
+		return bus.Result{End: bus.End{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}}
 	}
 }
 

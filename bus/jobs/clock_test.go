@@ -118,7 +118,7 @@ func TestAbsentFunction(t *testing.T) {
 	b.restart()
 	b.clock.pass(time.Hour)
 	w := b.dial("worker")
-	b.offer(w, "absent", 8, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying("got " + string(inv.Input)) })
+	b.offer(w, "absent", 8, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying("got " + string(inv.Head())) })
 	for i, id := range ids {
 		if e := b.result(w, id); e.out != fmt.Sprint("got ", i) || e.res.Status != 0 {
 			t.Fatalf("job %d: %q %+v", i, e.out, e.res)

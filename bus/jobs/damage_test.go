@@ -57,12 +57,12 @@ func (h *hostOf) call(ctx context.Context, req *bus.Request) (bus.Result, error)
 	}
 	end.Worker = "box"
 	if end.Status != 0 {
-		return end, &bus.ExitError{Result: end}
+		return end, &bus.ExitError{End: end.End}
 	}
 	return end, nil
 }
 
-func exit(status int) bus.Result { return bus.Result{Code: "exit", Status: status} }
+func exit(status int) bus.Result { return bus.Exit(status) }
 
 // openWith opens the store of a directory and runs what is in it.
 func openWith(t testing.TB, c Config, serve func(req *bus.Request, input []byte) (string, bus.Result)) (*Manager, *hostOf) {

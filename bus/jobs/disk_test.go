@@ -19,7 +19,7 @@ import (
 var large = strings.Repeat("much output ", 10000)
 
 // sayLarge is a function that says that, and counts how often.
-func sayLarge(ran *atomic.Int32) bus.CallHandler {
+func sayLarge(ran *atomic.Int32) bus.Handler {
 	return func(_ context.Context, inv *bus.Invocation) bus.Result {
 		ran.Add(1)
 		if _, err := inv.Stdout.Write([]byte(large)); err != nil {
@@ -32,10 +32,10 @@ func sayLarge(ran *atomic.Int32) bus.CallHandler {
 // echo gives its input back.
 func echo(_ context.Context, inv *bus.Invocation) bus.Result {
 	var all strings.Builder
-	all.Write(inv.Input)
+	all.Write(inv.Head())
 	buf := make([]byte, 32<<10)
-	for inv.Rest != nil {
-		n, err := inv.Rest.Read(buf)
+	for inv.Rest() != nil {
+		n, err := inv.Rest().Read(buf)
 		all.Write(buf[:n])
 		if err != nil {
 			break

@@ -32,9 +32,9 @@ func TestEnds(t *testing.T) {
 		switch end := ends[min(inv.Attempt, len(ends))-1]; {
 		case end == -1:
 			<-ctx.Done()
-			return bus.Result{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}
+			return bus.Result{End: bus.End{Source: args.FromSignal, Status: 143, Code: "SIGTERM"}}
 		case end > 128:
-			return bus.Result{Source: args.FromSignal, Status: end, Code: "SIGKILL"}
+			return bus.Result{End: bus.End{Source: args.FromSignal, Status: end, Code: "SIGKILL"}}
 		default:
 			return exit(end)
 		}
@@ -100,8 +100,8 @@ func TestUnique(t *testing.T) {
 	}
 	g := newGate()
 	b.offer(c, "f", 1, g.handle)
-	if inv := await(t, "it", g.started); string(inv.Input) != "first" {
-		t.Errorf("%q was run", inv.Input)
+	if inv := await(t, "it", g.started); string(inv.Head()) != "first" {
+		t.Errorf("%q was run", inv.Head())
 	}
 	if again := b.post(c, "f", key, "fourth"); again != id {
 		t.Errorf("posted again while it ran: %s and %s", id, again)
@@ -189,7 +189,7 @@ func TestRetry(t *testing.T) {
 }
 
 func saying2(out string, status int) bus.Result {
-	return bus.Result{Code: "exit", Status: status, Output: []byte(out)}
+	return bus.Result{End: bus.End{Status: status}, Output: []byte(out)}
 }
 
 // TestPurge: what is purged is gone, with its files, and does not run; what runs is
@@ -232,7 +232,7 @@ func TestPurge(t *testing.T) {
 	}
 	last := b.post(c, "f", `{"priority":-100}`, "last")
 	g.release <- saying(big)
-	if inv := await(t, "the next", g.started); string(inv.Input) != "last" {
+	if inv := await(t, "the next", g.started); string(inv.Head()) != "last" {
 		t.Error("a job was run that was purged")
 	}
 	g.release <- exit(1)
@@ -276,7 +276,7 @@ func TestCancel(t *testing.T) {
 			t.Errorf("cancelled twice: %+v", e)
 		}
 	}
-	if inv := await(t, "the next", g.started); string(inv.Input) != "last" {
+	if inv := await(t, "the next", g.started); string(inv.Head()) != "last" {
 		t.Errorf("%s was run, which was cancelled", inv.Job)
 	}
 	g.release <- exit(0)
@@ -357,8 +357,8 @@ func TestPostbacks(t *testing.T) {
 				w := b.dial("worker")
 				b.offer(w, name, 1, g.handle)
 				inv := await(t, "the postback", g.started)
-				input := string(inv.Input)
-				if inv.Rest != nil {
+				input := string(inv.Head())
+				if inv.Rest() != nil {
 					input += readAll(inv)
 				}
 				want := fmt.Sprintf(`{"id":%q,"function":%q,"status":%d,"attempts":1}`, id, f, end)
@@ -380,7 +380,7 @@ func readAll(inv *bus.Invocation) string {
 	var sb strings.Builder
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := inv.Rest.Read(buf)
+		n, err := inv.Rest().Read(buf)
 		sb.Write(buf[:n])
 		if err != nil {
 			return sb.String()

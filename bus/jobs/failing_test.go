@@ -39,7 +39,7 @@ func TestCommitsFail(t *testing.T) {
 			b.offer(b.dial("worker"), "f", 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
 				ran.Add(1)
 				g.handle(ctx, inv)
-				return saying("got " + string(inv.Input))
+				return saying("got " + string(inv.Head()))
 			})
 			ids := []string{b.post(c, "f", `{"then":"g"}`, "1"), b.post(c, "f", `{"retries":3}`, "2"), b.post(c, "f", "", "3")}
 			for range 2 {

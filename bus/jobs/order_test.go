@@ -23,7 +23,7 @@ type running struct {
 func (r *running) note(inv *bus.Invocation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.order = append(r.order, string(inv.Input))
+	r.order = append(r.order, string(inv.Head()))
 }
 
 func (r *running) list() []string {
@@ -124,8 +124,8 @@ func TestPoison(t *testing.T) {
 				w := b.dial(fmt.Sprint("worker", k))
 				die := make(chan struct{}, 1)
 				w.Offer(bg(), bus.Offer{Name: "f", Slots: 1}, func(ctx context.Context, inv *bus.Invocation) bus.Result {
-					if string(inv.Input) != "poison" {
-						return saying("ate " + string(inv.Input))
+					if string(inv.Head()) != "poison" {
+						return saying("ate " + string(inv.Head()))
 					}
 					killed.Add(1)
 					die <- struct{}{}
@@ -168,7 +168,7 @@ func TestPoisonElsewhere(t *testing.T) {
 		ids = append(ids, b.post(c, "f", "", fmt.Sprint(i)))
 	}
 	b.offer(b.dial("worker"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
-		switch string(inv.Input) {
+		switch string(inv.Head()) {
 		case "fail":
 			return exit(1)
 		case "busy":

@@ -138,13 +138,13 @@ func TestRevoked(t *testing.T) {
 	bobs := []string{b.post(bob, "f", "", "bob's"), b.post(bob, "g", "", "bob's")}
 	eventually(t, "the first of them stands at the node", func() bool { return b.m.Handed("f") })
 	b.revoke("ann") // with that the slot is free
-	if inv := await(t, "the next", g.started); string(inv.Input) != "bob's" {
-		t.Errorf("%q of %s was run", inv.Input, inv.Caller)
+	if inv := await(t, "the next", g.started); string(inv.Head()) != "bob's" {
+		t.Errorf("%q of %s was run", inv.Head(), inv.Caller)
 	}
 	g.release <- exit(0)
 	b.offer(b.dial("worker"), "g", 1, g.handle)
-	if inv := await(t, "the next", g.started); string(inv.Input) != "bob's" {
-		t.Errorf("%q of %s was run", inv.Input, inv.Caller)
+	if inv := await(t, "the next", g.started); string(inv.Head()) != "bob's" {
+		t.Errorf("%q of %s was run", inv.Head(), inv.Caller)
 	}
 	g.release <- exit(0)
 	for _, id := range bobs {

@@ -59,9 +59,9 @@ func TestSentIsSpent(t *testing.T) {
 	w := b.dial("worker")
 	b.offer(w, "echo", 1, echo)
 	b.offer(w, "count", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
-		n := len(inv.Input)
-		if inv.Rest != nil {
-			rest, _ := io.Copy(io.Discard, inv.Rest)
+		n := len(inv.Head())
+		if inv.Rest() != nil {
+			rest, _ := io.Copy(io.Discard, inv.Rest())
 			n += int(rest)
 		}
 		inv.Stderr.Write(make([]byte, 40<<10)) // more than is left

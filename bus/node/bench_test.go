@@ -62,7 +62,7 @@ func dial(t testing.TB, path string) *bus.Client {
 
 // echo answers with its arguments or input.
 func echo(_ context.Context, inv *bus.Invocation) bus.Result {
-	return bus.Result{Code: "exit", Output: inv.Input}
+	return bus.Result{Output: inv.Head()}
 }
 
 // relay is the limit: two hops over unix sockets with nothing but copying.
@@ -229,9 +229,9 @@ func BenchmarkUneven(b *testing.B) {
 	const jobs, workers = 400, 4
 	_, path := start(b, node.Config{})
 	sleep := func(_ context.Context, inv *bus.Invocation) bus.Result {
-		d, _ := time.ParseDuration(string(inv.Input))
+		d, _ := time.ParseDuration(string(inv.Head()))
 		time.Sleep(d)
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	}
 	for range workers {
 		if _, err := dial(b, path).Offer(context.Background(), bus.Offer{Name: "sleep", Slots: 1}, sleep); err != nil {

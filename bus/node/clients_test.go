@@ -150,21 +150,21 @@ func upperFunc(_ context.Context, inv *bus.Invocation) bus.Result {
 	if inv.Kind != args.KindRaw {
 		words, err := inv.Words()
 		if err != nil {
-			return bus.Result{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: err.Error()}
+			return bus.Result{End: bus.End{Source: args.FromBus, Status: 65, Code: args.CodeBadInput, Message: err.Error()}}
 		}
 		for _, w := range words {
 			fmt.Fprintf(inv.Stdout, "%s\n", upperASCII([]byte(w)))
 		}
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	}
-	inv.Stdout.Write(upperASCII(inv.Input))
-	for buf := make([]byte, 64<<10); inv.Rest != nil; {
-		n, err := inv.Rest.Read(buf)
+	inv.Stdout.Write(upperASCII(inv.Head()))
+	for buf := make([]byte, 64<<10); inv.Rest() != nil; {
+		n, err := inv.Rest().Read(buf)
 		if _, werr := inv.Stdout.Write(upperASCII(buf[:n])); err != nil || werr != nil {
 			break
 		}
 	}
-	return bus.Result{Code: "exit"}
+	return bus.Result{}
 }
 
 func upperASCII(b []byte) []byte {

@@ -40,7 +40,7 @@ func (g *gate) handle(ctx context.Context, inv *bus.Invocation) bus.Result {
 	case <-g.release:
 	case <-ctx.Done():
 	}
-	return bus.Result{Code: "exit", Output: inv.Input}
+	return bus.Result{Output: inv.Head()}
 }
 
 // outcome is how a call went.
@@ -101,7 +101,7 @@ func TestSlotsAreHard(t *testing.T) {
 		<-ctx.Done()
 		time.Sleep(100 * time.Microsecond) // what it started has to be killed
 		now.Add(-1)
-		return bus.Result{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}
+		return bus.Result{End: bus.End{Source: args.FromSignal, Status: 137, Code: "SIGKILL"}}
 	})
 	c := rawUnix(t, n, path).greet()
 	ended := make(chan int, 1)
@@ -242,12 +242,12 @@ func TestWaits(t *testing.T) {
 		want error
 		min  time.Duration
 	}{
-		{"no slot and no wait", bus.Request{Function: "f", WaitSlot: ptr(time.Duration(0))}, bus.ErrBusy, 0},
-		{"a wait for a slot", bus.Request{Function: "f", WaitSlot: &short}, bus.ErrBusy, short},
+		{"no slot and no wait", bus.Request{Function: "f", WaitSlot: bus.NoWait}, bus.ErrBusy, 0},
+		{"a wait for a slot", bus.Request{Function: "f", WaitSlot: bus.WaitFor(short)}, bus.ErrBusy, short},
 		{"a deadline while queued", bus.Request{Function: "f", Timeout: short}, bus.ErrDeadline, short},
 		{"no function and no wait", bus.Request{Function: "none"}, bus.ErrNoFunction, 0},
-		{"a wait for a function", bus.Request{Function: "none", WaitFunction: short}, bus.ErrNoFunction, short},
-		{"a deadline before that", bus.Request{Function: "none", WaitFunction: time.Hour, Timeout: short}, bus.ErrDeadline, short},
+		{"a wait for a function", bus.Request{Function: "none", WaitFunction: bus.WaitFor(short)}, bus.ErrNoFunction, short},
+		{"a deadline before that", bus.Request{Function: "none", WaitFunction: bus.WaitFor(time.Hour), Timeout: short}, bus.ErrDeadline, short},
 		{"no worker that matches", bus.Request{Function: "f", On: "w2"}, bus.ErrNoFunction, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -259,7 +259,7 @@ func TestWaits(t *testing.T) {
 			}
 		})
 	}
-	late := post(bg(), c, bus.Request{Function: "late", WaitFunction: time.Hour, Input: strings.NewReader("x")})
+	late := post(bg(), c, bus.Request{Function: "late", WaitFunction: bus.WaitFor(time.Hour), Input: strings.NewReader("x")})
 	eventually(t, "a queued call", func() bool { return n.QueueLen("late") == 1 })
 	offerFunc(t, named(t, path, "w2"), "late", 1, echo)
 	if o := await(t, "the call that waited", late); o.err != nil || o.out != "x" {
@@ -413,10 +413,10 @@ func TestOnGlob(t *testing.T) {
 }
 
 // refuses is a worker that says busy by exit 75.
-func refuses(asked *atomic.Int32) bus.CallHandler {
+func refuses(asked *atomic.Int32) bus.Handler {
 	return func(context.Context, *bus.Invocation) bus.Result {
 		asked.Add(1)
-		return bus.Result{Status: 75, Code: "exit"}
+		return bus.Exit(75)
 	}
 }
 
@@ -449,11 +449,11 @@ func TestBusyGoesOn(t *testing.T) {
 	offerFunc(t, named(t, path, "no"), "f", 5, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		asked.Add(1)
 		fmt.Fprint(inv.Stderr, "no room ") // does not count
-		return bus.Result{Status: 75, Code: "exit"}
+		return bus.Exit(75)
 	})
 	offerFunc(t, named(t, path, "yes"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		words, _ := inv.Words()
-		return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
+		return bus.Result{Output: fmt.Appendf(nil, "%v %s", words, inv.Head())}
 	})
 	var stderr lockedBuffer
 	o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List("a", "b"), Input: strings.NewReader("in"), Stderr: &stderr}))
@@ -531,11 +531,11 @@ func TestBusyIsPassedOn(t *testing.T) {
 		offerFunc(t, named(t, path, fmt.Sprint(i)), "said", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 			ran.Add(1)
 			io.WriteString(inv.Stdout, "out")
-			return bus.Result{Status: 75, Code: "exit"}
+			return bus.Exit(75)
 		})
 		offerFunc(t, named(t, path, fmt.Sprint(i)), "half", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 			ran.Add(1)
-			return bus.Result{Status: 75, Code: "exit"}
+			return bus.Exit(75)
 		})
 	}
 	c := dial(t, path)
@@ -567,7 +567,7 @@ func TestBusyAfterEmptyData(t *testing.T) {
 			other := dial(t, path)
 			offerFunc(t, other, "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 				words, _ := inv.Words()
-				return bus.Result{Code: "exit", Output: fmt.Appendf(nil, "%v %s", words, inv.Input)}
+				return bus.Result{Output: fmt.Appendf(nil, "%v %s", words, inv.Head())}
 			})
 			call := post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List("arg"), Input: strings.NewReader("input")})
 			want[*wire.CallFrame](w)
@@ -623,12 +623,12 @@ func TestOfferCrossesCall(t *testing.T) {
 			w := rawUnix(t, n, path).greet()
 			w.offer("f", 9, 0)
 			offerFunc(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
-				rest := inv.Input
-				if inv.Rest != nil {
-					more, _ := io.ReadAll(inv.Rest)
+				rest := inv.Head()
+				if inv.Rest() != nil {
+					more, _ := io.ReadAll(inv.Rest())
 					rest = append(rest, more...)
 				}
-				return bus.Result{Code: "exit", Output: fmt.Append(nil, len(rest))}
+				return bus.Result{Output: fmt.Append(nil, len(rest))}
 			})
 			call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: input()})
 			want[*wire.CallFrame](w)
@@ -719,12 +719,12 @@ func TestRunAgain(t *testing.T) {
 			n, path := start(t, node.Config{})
 			lost := loser(t, n, path, "loser", tc.flags, tc.say...)
 			offerFunc(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
-				k := len(inv.Input)
-				if inv.Rest != nil {
-					more, _ := io.Copy(io.Discard, inv.Rest)
+				k := len(inv.Head())
+				if inv.Rest() != nil {
+					more, _ := io.Copy(io.Discard, inv.Rest())
 					k += int(more)
 				}
-				return bus.Result{Code: "exit", Output: fmt.Append(nil, k)}
+				return bus.Result{Output: fmt.Append(nil, k)}
 			})
 			o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Input: bytes.NewReader(tc.input), Retries: tc.retries}))
 			await(t, "the loss", lost)
@@ -882,7 +882,7 @@ func TestWithdraw(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- off.Withdraw(bg()) }()
 	eventually(t, "no offer", func() bool {
-		return errors.Is(await(t, "69", post(bg(), c, bus.Request{Function: "f", WaitSlot: ptr(time.Duration(0))})).err, bus.ErrNoFunction)
+		return errors.Is(await(t, "69", post(bg(), c, bus.Request{Function: "f", WaitSlot: bus.NoWait})).err, bus.ErrNoFunction)
 	})
 	select {
 	case <-done:
@@ -1095,7 +1095,7 @@ func TestLog(t *testing.T) {
 	c.Call(bg(), &bus.Request{Function: "fbus.calls"})
 	held := post(bg(), c, bus.Request{Function: "wait"})
 	await(t, "the call", g.started)
-	c.Call(bg(), &bus.Request{Function: "wait", WaitSlot: ptr(time.Duration(0))})
+	c.Call(bg(), &bus.Request{Function: "wait", WaitSlot: bus.NoWait})
 	c.Call(bg(), &bus.Request{Function: "wait", Timeout: time.Millisecond})
 	g.release <- struct{}{}
 	await(t, "its end", held)

@@ -20,7 +20,7 @@ func TestFairWriting(t *testing.T) {
 		asked := make(chan bool, 2)
 		offerFunc(t, w, "small", 1, func(context.Context, *bus.Invocation) bus.Result {
 			asked <- true
-			return bus.Result{Code: "exit", Output: []byte("small")}
+			return bus.Result{Output: []byte("small")}
 		})
 		r := connect(t, n, path).greet()
 		for id := uint64(1); id <= 2; id++ {

@@ -26,7 +26,7 @@ var soak = flag.Duration("soak", time.Second, "how long the tests of memory and 
 func endlessly(_ context.Context, stream io.Writer) bus.Result {
 	for chunk := make([]byte, 64<<10); ; {
 		if _, err := stream.Write(chunk); err != nil {
-			return bus.Result{Source: args.FromSignal, Status: 141, Code: "SIGPIPE"}
+			return bus.Result{End: bus.End{Source: args.FromSignal, Status: 141, Code: "SIGPIPE"}}
 		}
 	}
 }
@@ -236,7 +236,7 @@ func TestFullBuffers(t *testing.T) {
 	sender := dial(t, path)
 	offerFunc(t, sender, "big", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		inv.Stdout.Write(make([]byte, 1<<20))
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	reading, half := io.Pipe()
 	bulk := post(bg(), dial(t, path), bus.Request{Function: "big", Stdout: half})
@@ -292,7 +292,7 @@ func TestStalledCallsShareAConnection(t *testing.T) {
 	const size = 8 << 20
 	offerFunc(t, w, "big", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		inv.Stdout.Write(make([]byte, size))
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	c := dial(t, path)
 	ctx, stop := context.WithCancel(bg())
@@ -368,7 +368,7 @@ func TestInputNotTaken(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{})
 	offerFunc(t, dial(t, path), "f", 1, func(context.Context, *bus.Invocation) bus.Result {
-		return bus.Result{Code: "exit", Output: []byte("done")}
+		return bus.Result{Output: []byte("done")}
 	})
 	c := dial(t, path)
 	for range 200 {
@@ -393,7 +393,7 @@ func TestStderrFlood(t *testing.T) {
 		}()
 		io.WriteString(inv.Stdout, "out")
 		<-done
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	var stderr lockedBuffer
 	o := await(t, "the call", post(bg(), dial(t, path), bus.Request{Function: "f", Stderr: &stderr}))
@@ -496,11 +496,11 @@ func TestRelayBeside(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{})
 	cat := func(_ context.Context, inv *bus.Invocation) bus.Result {
-		inv.Stdout.Write(inv.Input)
-		if inv.Rest != nil {
-			io.Copy(inv.Stdout, inv.Rest)
+		inv.Stdout.Write(inv.Head())
+		if inv.Rest() != nil {
+			io.Copy(inv.Stdout, inv.Rest())
 		}
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	}
 	for i := range 3 {
 		offerFunc(t, named(t, path, fmt.Sprint(i)), "cat", 10, cat)

@@ -179,26 +179,26 @@ func newHouse(f *testing.F) *house {
 	f.Cleanup(n.Close)
 	h := &house{node: n}
 	w := h.client(f, "worker")
-	for name, handler := range map[string]bus.CallHandler{
+	for name, handler := range map[string]bus.Handler{
 		"echo": func(_ context.Context, inv *bus.Invocation) bus.Result {
-			if inv.Rest != nil {
-				io.Copy(inv.Stdout, inv.Rest)
+			if inv.Rest() != nil {
+				io.Copy(inv.Stdout, inv.Rest())
 			}
-			return bus.Result{Code: "exit", Output: inv.Input}
+			return bus.Result{Output: inv.Head()}
 		},
 		"hold": func(ctx context.Context, _ *bus.Invocation) bus.Result {
 			<-ctx.Done()
-			return bus.Result{Code: "exit"}
+			return bus.Result{}
 		},
 		"flood": func(_ context.Context, inv *bus.Invocation) bus.Result {
 			for chunk := make([]byte, 10000); ; {
 				if _, err := inv.Stdout.Write(chunk); err != nil {
-					return bus.Result{Code: "exit"}
+					return bus.Result{}
 				}
 				inv.Stderr.Write(chunk[:10])
 			}
 		},
-		"no":     func(context.Context, *bus.Invocation) bus.Result { return bus.Result{Status: 75, Code: "exit"} },
+		"no":     func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(75) },
 		"beside": echo,
 	} {
 		if _, err := w.Offer(context.Background(), bus.Offer{Name: name, Slots: 2}, handler); err != nil {
@@ -394,11 +394,11 @@ func FuzzClient(f *testing.F) {
 			t.Fatal(err)
 		}
 		handler := func(ctx context.Context, inv *bus.Invocation) bus.Result {
-			if inv.Rest != nil {
-				io.Copy(inv.Stdout, inv.Rest)
+			if inv.Rest() != nil {
+				io.Copy(inv.Stdout, inv.Rest())
 			}
 			io.WriteString(inv.Stderr, "err")
-			return bus.Result{Code: "exit", Output: make([]byte, 1000)}
+			return bus.Result{Output: make([]byte, 1000)}
 		}
 		if _, err := c.Offer(context.Background(), bus.Offer{Name: "mine", Slots: 2}, handler); err != nil {
 			t.Fatal(err)

@@ -1,12 +1,10 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strconv"
@@ -101,7 +99,7 @@ func servePost(_ context.Context, q *asked) error {
 	came, ok := q.Arrival.(jobs.ID)
 	if ok {
 		defer n.cfg.Jobs.Settled(came)
-		if q.Rest != nil { // others do not wait for an input that is still to come
+		if q.Rest() != nil { // others do not wait for an input that is still to come
 			n.cfg.Jobs.Settled(came)
 		}
 	}
@@ -150,9 +148,7 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 	if _, err := path.Match(o.On, ""); err != nil {
 		return nil, usageError("invalid glob %q", clean([]byte(o.On)))
 	}
-	if post.Input = io.Reader(bytes.NewReader(q.Input)); q.Rest != nil {
-		post.Input = io.MultiReader(post.Input, q.Rest)
-	}
+	post.Input = q.Input
 	return post, nil
 }
 

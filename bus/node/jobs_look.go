@@ -151,7 +151,7 @@ func serveResult(ctx context.Context, q *asked) error {
 		_, err = io.Copy(q.Stdout, stdout)
 	}
 	both.Wait()
-	q.result = &bus.Result{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}
+	q.result = &bus.Result{End: bus.End{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}}
 	return err
 }
 

@@ -23,7 +23,7 @@ const maxLogWait = 8 * time.Second
 // ServeLog returns what serves fbus.log from a log. It answers the entries, one
 // JSON object a line, and a [LogNext]. If there are more than it gives at once, it
 // gives the first of them.
-func ServeLog(j *calllog.Log) bus.CallHandler {
+func ServeLog(j *calllog.Log) bus.Handler {
 	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
 		q, err := logQuery(inv)
 		if err != nil {
@@ -32,22 +32,22 @@ func ServeLog(j *calllog.Log) bus.CallHandler {
 		entries, next, err := j.Read(ctx, q)
 		switch {
 		case ctx.Err() != nil: // nobody waits for it
-			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
+			return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
 		case errors.Is(err, calllog.ErrQuery):
 			return logFailure("fbus.log: " + err.Error())
 		case errors.Is(err, calllog.ErrClosed):
-			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeDraining), Code: args.CodeDraining, Message: "fbus.log: " + err.Error()}
+			return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeDraining), Code: args.CodeDraining, Message: "fbus.log: " + err.Error()}}
 		case err != nil:
-			return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: "fbus.log: " + err.Error()}
+			return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: "fbus.log: " + err.Error()}}
 		}
-		res := bus.Result{Source: args.FromProgram, Code: "exit"}
+		res := bus.Result{}
 		res.Output = logLines(entries, next)
 		return res
 	}
 }
 
 func logFailure(msg string) bus.Result {
-	return bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeBadInput), Code: args.CodeBadInput, Message: msg}
+	return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeBadInput), Code: args.CodeBadInput, Message: msg}}
 }
 
 func serveLog(ctx context.Context, q *asked) error {
@@ -72,7 +72,7 @@ func logQuery(inv *bus.Invocation) (calllog.Query, error) {
 	case args.KindJSON:
 		doc = inv.Args
 	case args.KindRaw:
-		doc = bytes.TrimSpace(inv.Input)
+		doc = bytes.TrimSpace(inv.Head())
 	default:
 		return calllog.Query{}, errors.New("expected one JSON object: {\"last\":50}")
 	}

@@ -165,7 +165,7 @@ func (q *asked) document(v any) error {
 	switch q.Kind {
 	case args.KindJSON:
 	case args.KindRaw:
-		doc = bytes.TrimSpace(q.Input)
+		doc = bytes.TrimSpace(q.Head())
 	default:
 		words, err := q.Words()
 		if err != nil || len(words) != 1 {
@@ -231,14 +231,14 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	default:
 		err = o.serve(ctx, q)
 	}
-	res := bus.Result{Source: args.FromProgram, Code: "exit"}
+	res := bus.Result{}
 	if q.result != nil {
 		res = *q.result
 	}
 	if err != nil {
 		res = n.failure(o, err)
 		if ctx.Err() != nil { // nobody waits for it
-			res = bus.Result{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}
+			res = bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
 		}
 	}
 	if q.out.Len() > 0 {
@@ -258,7 +258,7 @@ const (
 // failure is the end of a call of one of the node's own functions that returned an error.
 func (n *Node) failure(o *ownFunction, err error) bus.Result {
 	fail := func(status int, code string) bus.Result {
-		return bus.Result{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}
+		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}}
 	}
 	switch e := known(err); {
 	case e != nil:
@@ -269,7 +269,7 @@ func (n *Node) failure(o *ownFunction, err error) bus.Result {
 		case codeStoreFailed:
 			status = args.StatusOf(args.CodeBusy)
 		}
-		return bus.Result{Source: args.FromBus, Status: status, Code: e.Code, Message: args.WireMessage(e.Message, e.Hint)}
+		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: e.Code, Message: e.Message, Hint: e.Hint}}
 	case errors.As(err, new(*jobs.FullError)):
 		return fail(75, codeStoreFull)
 	case errors.As(err, new(*jobs.StoreError)):

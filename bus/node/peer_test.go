@@ -245,7 +245,7 @@ func settled(t testing.TB, n *node.Node, want node.Books) {
 }
 
 // offerFunc offers a function over a client.
-func offerFunc(t testing.TB, c *bus.Client, name string, slots int, h bus.CallHandler) *bus.Offering {
+func offerFunc(t testing.TB, c *bus.Client, name string, slots int, h bus.Handler) *bus.Offering {
 	t.Helper()
 	off, err := c.Offer(context.Background(), bus.Offer{Name: name, Slots: slots}, h)
 	if err != nil {

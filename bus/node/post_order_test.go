@@ -25,7 +25,7 @@ func TestPostedInOrder(t *testing.T) {
 	offerFunc(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		words, _ := inv.Words()
 		ran <- strings.Join(words, " ")
-		return bus.Result{Code: "exit"}
+		return bus.Result{}
 	})
 	ids := make([]string, posts)
 	var under sync.WaitGroup

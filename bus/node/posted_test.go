@@ -4,11 +4,9 @@ import (
 	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"fbus/bus"
 	"fbus/bus/node"
-	"fbus/bus/wire"
 )
 
 // TestPosted: what a call says of the job that it runs reaches the worker, also
@@ -24,8 +22,8 @@ func TestPosted(t *testing.T) {
 
 	client, own := named(t, path, "client"), named(t, path, "jobs")
 	n.MakeBackground("jobs")
-	forged := post(bg(), client, bus.Request{Function: "f", Posted: posted, WaitFunction: wire.Forever * time.Millisecond})
-	queued := post(bg(), own, bus.Request{Function: "g", Posted: posted, WaitFunction: wire.Forever * time.Millisecond})
+	forged := post(bg(), client, bus.Request{Function: "f", Posted: posted, WaitFunction: bus.Forever})
+	queued := post(bg(), own, bus.Request{Function: "g", Posted: posted, WaitFunction: bus.Forever})
 	eventually(t, "two calls are queued", func() bool { return n.QueueLen("f")+n.QueueLen("g") == 2 })
 	if list := n.Calls(); len(list) != 1 || list[0].Function != "f" {
 		t.Errorf("fbus.calls shows what fbus.jobs does: %+v", list)
@@ -70,9 +68,9 @@ func testPostedAgain(t *testing.T, path string, own *bus.Client, posted *bus.Pos
 			seen <- said(inv)
 			select {
 			case <-busy:
-				return bus.Result{Code: "exit", Status: 75}
+				return bus.Exit(75)
 			default:
-				return bus.Result{Code: "exit"}
+				return bus.Result{}
 			}
 		})
 	}

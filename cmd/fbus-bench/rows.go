@@ -168,7 +168,7 @@ func prepareRoundTrip(b *bencher, outstanding int) (perSecond, perSecond, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	echo := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Result{Code: "exit"} }
+	echo := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Result{} }
 	if _, err := worker.Offer(b.ctx, bus.Offer{Name: "echo", Slots: outstanding}, echo); err != nil {
 		return nil, nil, err
 	}
@@ -283,7 +283,7 @@ func prepareRoundTripTLS(b *bencher) (perSecond, perSecond, error) {
 		return nil, nil, err
 	}
 	b.ended = append(b.ended, func() { far.Close() })
-	echo := func(context.Context, *bus.Invocation) bus.Result { return bus.Result{Code: "exit"} }
+	echo := func(context.Context, *bus.Invocation) bus.Result { return bus.Result{} }
 	if _, err := b.client.Offer(b.ctx, bus.Offer{Name: "echo", Slots: 1}, echo); err != nil {
 		return nil, nil, err
 	}

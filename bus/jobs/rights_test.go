@@ -111,7 +111,7 @@ func TestRightsOfPosts(t *testing.T) {
 		b.refused(ann, own, `{}`, "", 64, "own functions")
 		b.refused(b.dial("root"), "f", `{"then":"`+own+`"}`, "", 64, "own functions")
 	}
-	b.refused(ann, "no name", `{}`, "", 64, "no function name")
+	b.refused(ann, "no name", `{}`, "", 64, "invalid function name")
 	b.refused(ann, "f", `{"thn":"f"}`, "", 64, "thn")
 	b.refused(ann, "f", `{"on":"["}`, "", 64, "glob")
 	if _, total := b.list(ann, `{}`); total != 3 {

@@ -3,8 +3,11 @@ package commands
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -31,7 +34,7 @@ JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, no_posts (why
 nothing can be posted), listens (for other machines), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
-		Flags: o.flags(),
+		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
 				return err
@@ -89,7 +92,60 @@ func status(o *lookOptions, stdout io.Writer) error {
 	if n.Draining {
 		fmt.Fprintf(w, "state\tdraining\n")
 	}
+	if o.verbose {
+		if err := showMetrics(ctx, c, w); err != nil && !errors.Is(err, bus.ErrDenied) { // a guest sees none
+			return troubled(err, o.node)
+		}
+	}
 	return w.Flush()
+}
+
+// showMetrics prints the main counters and gauges of a node.
+func showMetrics(ctx context.Context, c *bus.Client, w io.Writer) error {
+	data, err := output(ctx, c, "fbus.metrics", args.Args{})
+	if err != nil {
+		return err
+	}
+	var m bus.Metrics
+	if err := json.Unmarshal(data, &m); err != nil {
+		return err
+	}
+	n := &m.Node
+	fmt.Fprintf(w, "connections\t%d, %s not let in\n", n.Connections, counted(n.RefusedEntries))
+	fmt.Fprintf(w, "refused\t%s calls\n", counted(n.RefusedCalls))
+	ended, failed := uint64(0), uint64(0)
+	for _, f := range m.Functions {
+		for _, e := range f.Calls {
+			if ended += e.Count; e.Source != args.FromProgram.String() || e.Status != 0 {
+				failed += e.Count
+			}
+		}
+	}
+	fmt.Fprintf(w, "ended\t%d calls, %d of them failed\n", ended, failed)
+	fmt.Fprintf(w, "bytes\t%s in, %s out, %s held for peers\n", sizeText(int64(n.In)), sizeText(int64(n.Out)), sizeText(n.Buffers))
+	if n.Jobs != nil {
+		fmt.Fprintf(w, "jobs\t%s, %s on disk\n", counted(n.Jobs), sizeText(n.StoreBytes))
+	}
+	if n.TicketsExpiring >= 0 {
+		fmt.Fprintf(w, "tickets\t%d expire within 30 days\n", n.TicketsExpiring)
+	}
+	fmt.Fprintf(w, "memory\t%s, %d goroutines\n", sizeText(int64(n.Memory)), n.Goroutines)
+	return nil
+}
+
+// counted returns the total, and what it is made of.
+func counted[N int64 | uint64](parts map[string]N) string {
+	var total N
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		if total += parts[name]; parts[name] > 0 {
+			words = append(words, fmt.Sprintf("%d %s", parts[name], name))
+		}
+	}
+	if len(words) == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d (%s)", total, strings.Join(words, ", "))
 }
 
 // mayDo describes rights for people: may …
@@ -105,4 +161,17 @@ func mayDo(r *trust.Rights) string {
 		return strings.TrimPrefix(mayDo(&without)+", administer the node", "do nothing, ")
 	}
 	return r.String()
+}
+
+// sizeText is a number of bytes for a person.
+func sizeText(n int64) string {
+	const units = "KMGT"
+	size, unit := float64(n), ""
+	for i := 0; size >= 1000 && i < len(units); i++ {
+		size, unit = size/1024, units[i:i+1]
+	}
+	if unit == "" {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f%s", size, unit)
 }

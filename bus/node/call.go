@@ -306,7 +306,7 @@ func (c *call) setDeadline() {
 // offered again.
 func (c *call) keep(f *wire.CallFrame) {
 	c.copy(f)
-	c.count()
+	c.charge()
 }
 
 func (c *call) copy(f *wire.CallFrame) {
@@ -315,8 +315,8 @@ func (c *call) copy(f *wire.CallFrame) {
 	copy(c.data[c.args:], f.Input)
 }
 
-// count adds the copy to the budget.
-func (c *call) count() {
+// charge adds the copy to the budget.
+func (c *call) charge() {
 	c.size = len(c.data) + len(c.on)
 	c.node.budget.Add(c.size)
 }
@@ -520,11 +520,7 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 		b.Send(c.session.conn, f)
 	}
 	if c.posted == nil || c.posted.begun { // else it was taken back
-		if f.Source == args.FromProgram && f.Status == 0 {
-			c.fn.done++
-		} else {
-			c.fn.failed++
-		}
+		c.count(f)
 		c.log(f)
 	}
 	c.to(next)

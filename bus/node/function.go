@@ -19,8 +19,7 @@ type function struct {
 	jobs   []*call // posted ones that wait: for slots that the queue leaves free
 	turns  int     // slots that the queue has had since the last of them
 	calls  int     // live ones
-	done   uint64  // calls that ended with a program's status 0
-	failed uint64  // calls that ended otherwise
+	stats  *stats
 }
 
 // offer is one worker's slots for one function.
@@ -69,12 +68,13 @@ func (o *offer) take(d int) {
 }
 
 func newFunction(n *Node, name string) *function {
-	return &function{node: n, name: name, text: []byte(name), own: ownOf(name)}
+	return &function{node: n, name: name, text: []byte(name), own: ownOf(name), stats: n.statsOf(name, false)}
 }
 
 // add puts an offer into the heap, and its function into the registry.
 func (fn *function) add(o *offer) {
 	fn.node.functions[fn.name] = fn
+	fn.stats = fn.node.statsOf(fn.name, true)
 	o.at = len(fn.offers)
 	fn.offers = append(fn.offers, o)
 	fn.fix(o)

@@ -41,7 +41,8 @@ func (n *Node) functionsFor(p *Peer, names []string) []bus.FunctionInfo {
 }
 
 func (fn *function) info(schema bool) bus.FunctionInfo {
-	f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Done: fn.done, Failed: fn.failed, Workers: []bus.WorkerInfo{}}
+	f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
+	f.Done, f.Failed = fn.stats.totals()
 	for _, o := range fn.inOrder() {
 		f.Slots += o.slots
 		f.Busy += o.busy

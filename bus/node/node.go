@@ -104,12 +104,16 @@ type Node struct {
 	exposure  int64  // credit given out, not used yet
 	open      int    // calls that some worker or queue holds, the node's own functions not counted
 	scratch   scratch
-	draining  bool
-	idle      chan struct{} // closed when open falls to 0, if somebody waits
-	closed    bool
-	callers   map[string]int // connections of each identity
-	guests    int            // all of these
-	listening []*net.TCPAddr
+	stats     map[string]*stats // by function; "" for those that have none of their own
+	in, out   uint64            // bytes of calls that ended
+
+	refusedCalls, refusedEntries map[string]uint64 // by code
+	draining                     bool
+	idle                         chan struct{} // closed when open falls to 0, if somebody waits
+	closed                       bool
+	callers                      map[string]int // connections of each identity
+	guests                       int            // all of these
+	listening                    []*net.TCPAddr
 
 	entering    entering
 	strangers   refusals
@@ -154,7 +158,8 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, instance: bus.NewInstance(), prefix: bus.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[string]*call{},
-		callers: map[string]int{}, done: make(chan struct{}),
+		callers: map[string]int{}, stats: map[string]*stats{"": {ends: map[end]uint64{}}},
+		refusedCalls: map[string]uint64{}, refusedEntries: map[string]uint64{}, done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
 	if cfg.Gate != nil {

@@ -49,6 +49,7 @@ func init() {
 		{name: "fbus.nodes", help: "the nodes of the bus, one JSON object a line", arguments: "none", everybody: true, serve: serveNodes},
 		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, serve: serveCancel},
 
+		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: "none", serve: serveMetrics},
 		{name: "fbus.log", help: "who called what, and who was refused, one JSON object a line", arguments: "a JSON object", part: ofLog, serve: serveLog},
 
 		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, part: ofJobs, serve: servePost},

@@ -28,7 +28,7 @@ func (c *call) startPosted(f *wire.CallFrame) {
 	n, p := c.node, c.posted
 	f.Job, f.Attempt, f.Origin = p.job, p.attempt, p.origin
 	if c.data != nil && c.size == 0 { // until now it was not counted: see enqueue
-		c.count()
+		c.charge()
 	}
 	if p.limit > 0 && c.deadline.IsZero() {
 		c.deadline = c.started.Add(p.limit)

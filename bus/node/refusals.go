@@ -72,6 +72,9 @@ func (r *refusals) rest() int {
 // refused notes that somebody was not let in. The caller is who it is on this machine;
 // over TLS that is said by the identity, if the network's CA has signed it.
 func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
+	n.mu.Lock()
+	n.refusedEntries[denial(err).Code]++
+	n.mu.Unlock()
 	if id == nil {
 		if !n.strangers.one(time.Now()) {
 			return

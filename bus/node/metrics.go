@@ -1,0 +1,190 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"runtime"
+	"runtime/metrics"
+	"slices"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/trust"
+	"fbus/bus/wire"
+)
+
+const (
+	// maxStats is how many functions have counters of their own. They stay when the
+	// last worker has gone.
+	maxStats = 10000
+	// maxEnds is how many ways to end are counted apart for one function: workers choose
+	// the codes.
+	maxEnds = 64
+	// expirySoon is before which time a ticket counts as expiring.
+	expirySoon = 30 * 24 * time.Hour
+)
+
+// stats counts the calls of one function that have ended. The node's mu protects it.
+type stats struct {
+	ends        map[end]uint64
+	waited, ran histogram
+	in, out     uint64
+	success     time.Time // of the last call with status 0
+}
+
+type end struct {
+	source args.Source
+	status int
+	code   string
+}
+
+// histogram counts durations; the last bucket has no bound.
+type histogram struct {
+	sum     time.Duration
+	buckets [len(bus.MetricBounds) + 1]uint64
+}
+
+func (h *histogram) add(d time.Duration) {
+	h.sum += d
+	i := 0
+	for s := d.Seconds(); i < len(bus.MetricBounds) && s > bus.MetricBounds[i]; i++ {
+	}
+	h.buckets[i]++
+}
+
+// report returns the histogram with cumulative buckets.
+func (h *histogram) report() bus.Histogram {
+	r := bus.Histogram{Sum: h.sum.Seconds(), Buckets: make([]uint64, len(h.buckets))}
+	for i, k := range h.buckets {
+		r.Count += k
+		r.Buckets[i] = r.Count
+	}
+	return r
+}
+
+// statsOf returns the counters of a function, new ones if it is offered for the first time.
+func (n *Node) statsOf(name string, offered bool) *stats {
+	s := n.stats[name]
+	switch {
+	case s == nil && offered && len(n.stats) < maxStats:
+		s = &stats{ends: map[end]uint64{}}
+		n.stats[name] = s
+	case s == nil:
+		s = n.stats[""]
+	}
+	return s
+}
+
+// count adds a call that has ended, or was refused.
+func (c *call) count(f *wire.EndFrame) {
+	n, s := c.node, c.fn.stats
+	if c.state == created {
+		n.refusedCalls[string(f.Code)]++
+	}
+	e := end{f.Source, int(f.Status), string(f.Code)}
+	if _, known := s.ends[e]; !known && len(s.ends) >= maxEnds {
+		e = end{f.Source, int(f.Status), "other"}
+		if f.Source != args.FromBus {
+			e.status = 0
+		}
+	}
+	s.ends[e]++
+	now := time.Now()
+	if c.offer != nil {
+		s.waited.add(c.started.Sub(c.arrived))
+		s.ran.add(now.Sub(c.started))
+	} else {
+		s.waited.add(now.Sub(c.arrived))
+	}
+	s.in += uint64(c.bytesIn)
+	s.out += uint64(c.bytesOut)
+	n.in += uint64(c.bytesIn)
+	n.out += uint64(c.bytesOut)
+	if f.Source == args.FromProgram && f.Status == 0 {
+		s.success = now.UTC().Round(0)
+	}
+}
+
+// totals returns how many calls ended with a program's status 0, and how many otherwise.
+func (s *stats) totals() (done, failed uint64) {
+	for e, k := range s.ends {
+		if e.source == args.FromProgram && e.status == 0 && e.code != "other" {
+			done += k
+		} else {
+			failed += k
+		}
+	}
+	return done, failed
+}
+
+// serveMetrics answers counters and gauges.
+func serveMetrics(_ context.Context, q *asked) error {
+	if _, err := q.words(0, 0, "no arguments"); err != nil {
+		return err
+	}
+	q.line(q.node.Metrics())
+	return nil
+}
+
+// Metrics returns the node's counters and gauges.
+func (n *Node) Metrics() bus.Metrics {
+	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(memory)
+	m := bus.Metrics{Time: time.Now().UTC(), Bounds: bus.MetricBounds[:], Functions: []bus.FunctionMetrics{}}
+	m.Node = bus.NodeMetrics{
+		Instance: n.instance, Started: n.started, Goroutines: runtime.NumGoroutine(), Memory: memory[0].Value.Uint64() - memory[1].Value.Uint64(),
+		TicketsExpiring: n.expiring(),
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m.Node.Draining, m.Node.Connections, m.Node.Open, m.Node.Buffers = n.draining, n.guests, n.open, n.budget.Used()
+	m.Node.In, m.Node.Out = n.in, n.out
+	m.Node.RefusedCalls, m.Node.RefusedEntries = maps.Clone(n.refusedCalls), maps.Clone(n.refusedEntries)
+	for name, s := range n.stats {
+		m.Functions = append(m.Functions, n.functionMetrics(name, s))
+	}
+	slices.SortFunc(m.Functions, func(a, b bus.FunctionMetrics) int { return cmp.Compare(a.Name, b.Name) })
+	return m
+}
+
+func (n *Node) functionMetrics(name string, s *stats) bus.FunctionMetrics {
+	m := bus.FunctionMetrics{Name: name, Calls: []bus.EndCount{}, Waited: s.waited.report(), Ran: s.ran.report(), In: s.in, Out: s.out, Success: s.success}
+	for e, k := range s.ends {
+		m.Calls = append(m.Calls, bus.EndCount{Source: e.source.String(), Status: e.status, Code: e.code, Count: k})
+	}
+	slices.SortFunc(m.Calls, func(a, b bus.EndCount) int {
+		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Status, b.Status))
+	})
+	fn := n.functions[name]
+	if fn == nil {
+		return m
+	}
+	m.Queued = fn.queue.n
+	for _, o := range fn.offers {
+		m.Slots += o.slots
+		m.Busy += o.busy
+	}
+	fn.queue.each(func(c *call) { m.Oldest = max(m.Oldest, time.Since(c.arrived).Seconds()) })
+	return m
+}
+
+// expiring counts the live tickets that expire soon; -1: the list cannot be read, or is
+// kept elsewhere.
+func (n *Node) expiring() int {
+	if n.cfg.Authority == nil {
+		return -1
+	}
+	records, err := n.cfg.Authority.Tickets()
+	if err != nil {
+		return -1
+	}
+	count, now := 0, trust.Now()
+	for i := range records {
+		if r := &records[i]; r.Live(now) && r.Expires.Sub(now) < expirySoon {
+			count++
+		}
+	}
+	return count
+}

@@ -179,9 +179,9 @@ func (r *remoteAddress) refused(err, cause error) bool {
 
 // stepOf is the step that a refusal belongs to.
 func stepOf(err error, code string) string {
-	var te *trust.Error
-	if errors.As(err, &te) {
-		code = te.Code
+	var e *args.Error
+	for below := err; errors.As(below, &e); below = e.Err { // the innermost one knows best
+		code = e.Code
 	}
 	switch code {
 	case args.CodeNotYetValid, args.CodeClock:

@@ -107,7 +107,7 @@ func (o *inviteOptions) check() error {
 // asUsage makes an error of the rules for tickets one of the command line.
 func asUsage(err error) error {
 	f := usage("%v", err)
-	var te *trust.Error
+	var te *args.Error
 	if errors.As(err, &te) && te.Hint != "" {
 		return f.WithHint("%s", te.Hint)
 	}

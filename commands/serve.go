@@ -15,7 +15,6 @@ import (
 	"fbus/bus/find"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
-	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -176,7 +175,7 @@ func (o *serveOptions) check() error {
 	if o.hasNetwork && o.network == "" {
 		return usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
 	}
-	if o.network != "" && trust.CheckNetwork(o.network) != nil {
+	if o.network != "" && args.CheckNetwork(o.network) != nil {
 		return usage("--network %s: 1 to 63 characters of a-z 0-9 - are due", o.network)
 	}
 	if o.queue < 1 {

@@ -6,7 +6,6 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/jobs"
-	"fbus/bus/trust"
 
 	"github.com/urfave/cli/v2"
 )
@@ -40,7 +39,7 @@ func (o *jobOptions) check() error {
 // another node has it.
 func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Manager, error) {
 	place := func() (string, error) { return networkState(network, "jobs") }
-	var disk *trust.Error
+	var disk *args.Error
 	if _, err := place(); err != nil && !(errors.As(err, &disk) && disk.Code == args.CodeStorage) {
 		warn("nothing can be posted: %v", err)
 		return nil, err

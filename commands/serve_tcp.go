@@ -156,7 +156,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 			return err
 		}
 		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, nil)
-		var e *trust.Error
+		var e *args.Error
 		if errors.As(err, &e) && e.Code == args.CodeWrongUse {
 			return usage("--tls-cert %s", e.Message).WithHint("%s", e.Hint)
 		}

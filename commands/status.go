@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"fbus/bus/args"
-	"fbus/bus/trust"
 )
 
 // Exit statuses that are the command line's own. The others are those of codes, as
@@ -32,22 +31,16 @@ func (s statusOnly) Error() string { return fmt.Sprintf("exit status %d", int(s)
 // one, the next step. It is a copy, which the caller may change.
 func explain(err error) *args.Error {
 	var t *trouble
-	var te *trust.Error
 	switch {
 	case errors.As(err, &t):
 		return t.explain()
 	case errors.As(err, new(*args.Error)):
 		e := *args.AsError(err, args.CodeInternal)
 		e.Message = e.Error()
-		if e.Hint == "" && errors.As(err, &te) {
-			e.Hint = te.Hint
-		}
 		if e.Hint == "" {
 			e.Hint = hintFor(e.Code)
 		}
 		return &e
-	case errors.As(err, &te):
-		return &args.Error{Code: te.Code, Message: te.Message, Hint: te.Hint}
 	}
 	return args.AsError(err, args.CodeInternal)
 }

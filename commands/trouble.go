@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"fbus/bus/args"
-	"fbus/bus/trust"
 )
 
 // trouble is an error of finding, reaching, entering or losing a node. Its hint points
@@ -30,11 +29,10 @@ func troubled(err error, node string, name ...string) error {
 		return err
 	}
 	var e *args.Error
-	if errors.As(err, &e) {
-		if s := e.Status(); s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
-			return err
-		}
-	} else if !errors.As(err, new(*trust.Error)) {
+	if !errors.As(err, &e) {
+		return err
+	}
+	if s := e.Status(); s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
 		return err
 	}
 	return &trouble{err: err, doctor: doctorLine(node, name)}

@@ -1,5 +1,7 @@
 package args
 
+import "strings"
+
 // ValidName reports whether a function may have that name:
 // [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
 func ValidName[T string | []byte](name T) bool {
@@ -7,11 +9,40 @@ func ValidName[T string | []byte](name T) bool {
 		return false
 	}
 	for i := 0; i < len(name); i++ {
-		c := name[i]
-		word := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
-		if !word && (i == 0 || c != '.' && c != '-') {
+		if !NameByte(name[i]) || i == 0 && (name[0] == '.' || name[0] == '-') {
 			return false
 		}
 	}
 	return true
+}
+
+// NameByte reports whether the name of a function or a ticket may contain c.
+func NameByte(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-'
+}
+
+// CheckNetwork checks a network id: [a-z0-9-]{1,63}.
+func CheckNetwork(id string) error {
+	if id == "" || len(id) > 63 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return Errorf(CodeUsage, "invalid network id %q", Shown(id)).WithHint("a network id has 1 to 63 characters of a-z 0-9 -")
+	}
+	return nil
+}
+
+// maxShown bounds a foreign text in a message, in bytes.
+const maxShown = 200
+
+// Shown makes a foreign text fit for a message: at most 200 bytes, and no control
+// characters.
+func Shown[T string | []byte](text T) string {
+	more := ""
+	if len(text) > maxShown {
+		text, more = text[:maxShown], "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0xfffd {
+			return '?'
+		}
+		return r
+	}, string(text)) + more
 }

@@ -47,7 +47,7 @@ func (id *Identity) Config(host string) *tls.Config {
 	return id.Ticket.ClientConfig(nil)
 }
 
-func (id *Identity) explain(err error) *trust.Error {
+func (id *Identity) explain(err error) *args.Error {
 	if id.Files != nil {
 		return id.Files.Explain(err, time.Time{})
 	}
@@ -58,7 +58,7 @@ func (id *Identity) explain(err error) *trust.Error {
 // nil for any other, such as one of the network. A node's certificate that this side
 // does not accept is no denial: another address, or a later time, may show a better one.
 func (id *Identity) Refusal(err error) *args.Error {
-	if id == nil || err == nil {
+	if id == nil || err == nil || errors.As(err, new(*args.Error)) && !trust.Refused(err) { // or a frame reported it
 		return nil
 	}
 	e := id.explain(err)
@@ -68,10 +68,10 @@ func (id *Identity) Refusal(err error) *args.Error {
 		return nil
 	case code == args.CodeOtherNetwork:
 		code = args.CodeNetwork
-	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(*trust.Error)): // of VerifyConnection
+	case trust.Refused(err):
 		code = args.CodeNotOurs
 	}
-	return &args.Error{Code: code, Message: e.Message, Err: e}
+	return &args.Error{Code: code, Message: e.Message, Hint: e.Hint, Err: e}
 }
 
 // Failure returns the error of a failed handshake with the node at addr.
@@ -79,7 +79,7 @@ func (id *Identity) Failure(addr wire.Addr, err error) *args.Error {
 	e := id.Refusal(err)
 	if e == nil {
 		te := id.explain(err)
-		e = &args.Error{Code: args.CodeNoNode, Message: te.Message, Err: te}
+		e = &args.Error{Code: args.CodeNoNode, Message: te.Message, Hint: te.Hint, Err: te}
 	}
 	e.Message = addr.String() + ": " + e.Message
 	return e
@@ -118,7 +118,7 @@ func identityFor(addr wire.Addr) (*Identity, error) {
 	if text := os.Getenv("FBUS_TICKET"); text != "" { // a file, or the text itself
 		t, err := trust.ReadTicket(text)
 		if err != nil {
-			return nil, denied(err)
+			return nil, err
 		}
 		id := ForTicket(t)
 		id.Why = "FBUS_TICKET"
@@ -145,7 +145,7 @@ func fileIdentity() (*Identity, error) {
 	}
 	f, err := trust.OpenFiles(cert, key, ca, nil)
 	if err != nil {
-		return nil, denied(err)
+		return nil, err
 	}
 	return &Identity{Files: f, Why: "FBUS_TLS_CERT"}, nil
 }
@@ -178,18 +178,18 @@ func openJoined() (*trust.Joined, error) {
 func joinedIdentity(addr wire.Addr) (*Identity, error) {
 	j, err := openJoined()
 	if j == nil || err != nil {
-		return nil, denied(err)
+		return nil, err
 	}
 	defer j.Close()
 	networks, err := j.Networks()
 	if err != nil || len(networks) == 0 {
-		return nil, denied(err)
+		return nil, err
 	}
 	var found []*trust.Ticket
 	for _, network := range networks {
 		t, err := j.Load(network)
 		if err != nil {
-			return nil, denied(err)
+			return nil, err
 		}
 		if len(networks) == 1 || slices.Contains(t.Addresses, addr.String()) {
 			found = append(found, t)
@@ -238,15 +238,6 @@ func (id *Identity) Renew(ctx context.Context, ask func(ctx context.Context, req
 	if j.Save(next) == nil {
 		id.latest = next
 	}
-}
-
-// denied turns an error about an identity into one of dialling with it.
-func denied(err error) error {
-	var te *trust.Error
-	if errors.As(err, &te) && !errors.As(err, new(*args.Error)) {
-		return &args.Error{Code: te.Code, Message: te.Message, Err: te}
-	}
-	return err
 }
 
 // TicketWord returns a ticket's file as a word for a command line, FILE if the ticket is

@@ -247,7 +247,7 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg s
 		return args.CodeBusy, fmt.Sprintf("too many open calls of the node's own functions on this connection (limit %d)", c.fn.own.perConn())
 	}
 	if _, err := path.Match(c.on, ""); err != nil {
-		return args.CodeUsage, fmt.Sprintf("invalid glob %q", clean(f.On))
+		return args.CodeUsage, fmt.Sprintf("invalid glob %q", args.Shown(f.On))
 	}
 	return "", ""
 }
@@ -264,7 +264,7 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) *call {
 		arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot), bytesIn: int64(len(f.Input)),
 	}
 	if c.fn == nil {
-		c.fn = newFunction(n, clean(f.Name)) // registered with the call, if that is placed
+		c.fn = newFunction(n, args.Shown(f.Name)) // registered with the call, if that is placed
 	}
 	if f.Flags&wire.FlagInputEnd != 0 {
 		c.input = inputWhole
@@ -423,7 +423,7 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 	}
 	msg = c.fn.name + ": no such function"
 	if c.on != "" && len(c.fn.offers) > 0 {
-		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, clean([]byte(c.on)))
+		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, args.Shown(c.on))
 	}
 	left = until(c.waitFunction)
 	if c.served && left >= 0 && left < goneTime {

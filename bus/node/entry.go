@@ -164,22 +164,16 @@ func denial(err error) *args.Error {
 
 // known returns the error with a code that err is or wraps; nil: there is none.
 func known(err error) *args.Error {
-	var te *trust.Error
 	var e *args.Error
-	switch {
-	case errors.As(err, &te):
-		return &args.Error{Code: te.Code, Message: te.Message, Hint: te.Hint}
-	case errors.As(err, &e):
-		return e
-	}
-	return nil
+	errors.As(err, &e)
+	return e
 }
 
 // deny returns the error of a call of one of the node's own functions about a function that
 // the peer may not call.
 func (q *asked) deny(function string) error {
-	msg := fmt.Sprintf("%s may not call %s", q.peer.Caller, clean([]byte(function)))
-	q.node.denied(q.peer, clean([]byte(function)), msg)
+	msg := fmt.Sprintf("%s may not call %s", q.peer.Caller, args.Shown(function))
+	q.node.denied(q.peer, args.Shown(function), msg)
 	return &args.Error{Code: args.CodeDenied, Message: msg}
 }
 

@@ -237,7 +237,7 @@ func serveCancel(ctx context.Context, q *asked) error {
 	}
 	was, ok := q.node.cancelFor(q.peer, words[0])
 	if !ok {
-		return badInput("no call has the id %s", clean([]byte(words[0])))
+		return badInput("no call has the id %s", args.Shown(words[0]))
 	}
 	q.line(was)
 	return nil

@@ -138,7 +138,7 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 		switch {
 		case name == "" && post.Function != "":
 		case !args.ValidName(name):
-			return nil, usageError("invalid function name %q", clean([]byte(name)))
+			return nil, usageError("invalid function name %q", args.Shown(name))
 		case reserved(name):
 			return nil, usageError("%s: the node's own functions cannot be posted", name)
 		case !q.peer.mayCall(name):
@@ -146,7 +146,7 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 		}
 	}
 	if _, err := path.Match(o.On, ""); err != nil {
-		return nil, usageError("invalid glob %q", clean([]byte(o.On)))
+		return nil, usageError("invalid glob %q", args.Shown(o.On))
 	}
 	post.Input = q.Input
 	return post, nil

@@ -22,13 +22,13 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 		return nil, err
 	}
 	if _, err := path.Match(d.Function, ""); err != nil {
-		return nil, usageError("%s: invalid glob %q", q.Function, clean([]byte(d.Function)))
+		return nil, usageError("%s: invalid glob %q", q.Function, args.Shown(d.Function))
 	}
 	switch jobs.State(d.State) {
 	case "", jobs.Queued, jobs.Delayed, jobs.Running, jobs.Done, jobs.Dead, jobs.Cancelled:
 		return d, nil
 	}
-	return nil, usageError("%s: invalid state %q: it must be queued, delayed, running, done, dead or cancelled", q.Function, clean([]byte(d.State)))
+	return nil, usageError("%s: invalid state %q: it must be queued, delayed, running, done, dead or cancelled", q.Function, args.Shown(d.State))
 }
 
 // filter selects the jobs that a query is about, of those that the caller may see.
@@ -44,7 +44,7 @@ func (q *asked) filter(d *bus.JobQuery) jobs.Filter {
 // look alike.
 func (q *asked) job(text string) (*jobs.Job, error) {
 	store, p := q.node.cfg.Jobs, q.peer
-	absent := &args.Error{Code: args.CodeBadInput, Message: clean([]byte(text)) + ": no such job"}
+	absent := &args.Error{Code: args.CodeBadInput, Message: args.Shown(text) + ": no such job"}
 	id, ok := jobs.ParseID(text)
 	if !ok {
 		return nil, absent

@@ -137,7 +137,7 @@ type scratch struct {
 
 // New makes a node. It has no connection yet, and offers its own functions.
 func New(cfg Config) (*Node, error) {
-	if err := trust.CheckNetwork(cfg.Network); err != nil {
+	if err := args.CheckNetwork(cfg.Network); err != nil {
 		return nil, err
 	}
 	if cfg.Queue <= 0 {

@@ -3,7 +3,6 @@ package node
 import (
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"fbus/bus/args"
@@ -93,7 +92,7 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("version %d of the protocol is not spoken here: this node speaks version %d", h.Major, wire.Major)}
 	}
 	if len(h.Network) > 0 && string(h.Network) != n.cfg.Network {
-		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, clean(h.Network))}
+		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, args.Shown(h.Network))}
 	}
 	s.greeted = true
 	s.conn.NetConn().SetReadDeadline(time.Time{})
@@ -113,19 +112,6 @@ func (s *session) appendCall(dst []byte, id uint64) []byte {
 	return strconv.AppendUint(dst, id, 10)
 }
 
-// clean makes a peer's text fit for a message: short and printable.
-func clean(p []byte) string {
-	if len(p) > 200 {
-		p = p[:200]
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == 0xfffd {
-			return '?'
-		}
-		return r
-	}, string(p))
-}
-
 // register notes who the peer is. An older connection of the same instance and
 // identity is closed first: the peer has lost it, and its slots must not count
 // twice.
@@ -133,7 +119,7 @@ func (s *session) register(h *wire.HelloFrame) {
 	n := s.node
 	key := s.peer.Caller + " " + string(h.Instance)
 	n.mu.Lock()
-	s.name = clean(h.Name)
+	s.name = args.Shown(h.Name)
 	s.nameText = []byte(s.name)
 	if len(h.Instance) == 0 {
 		n.mu.Unlock()

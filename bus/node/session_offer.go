@@ -19,7 +19,7 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)
 		if code == args.CodeDenied {
-			s.node.denied(&s.peer, clean(f.Name), msg)
+			s.node.denied(&s.peer, args.Shown(f.Name), msg)
 		}
 	} else if !s.gone {
 		// The answer goes first: a call may follow at once.
@@ -34,7 +34,7 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 	switch {
 	case !args.ValidName(f.Name):
-		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", clean(f.Name))
+		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", args.Shown(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
 		return args.CodeDenied, "names that begin with fbus. are the node's own"
 	case f.Slots > 0 && !s.peer.mayOffer(string(f.Name)):

@@ -5,9 +5,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fbus/bus/args"
 	"slices"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Identity is who is at the other end of a connection, and what it may do.
@@ -47,7 +48,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	}
 	cert := chain[0]
 	if !onlyUse(cert, clientUse) {
-		return nil, errorf(args.CodeWrongUse, "the certificate is not for clients alone").withHint(hintClient)
+		return nil, errorf(args.CodeWrongUse, "the certificate is not for clients alone").WithHint(hintClient)
 	}
 	n, err := parseNames(cert.URIs)
 	if err != nil {

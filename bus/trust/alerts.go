@@ -4,9 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fbus/bus/args"
 	"net"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Alerts of TLS (RFC 8446, section 6.2) that say something about entry.
@@ -47,27 +48,27 @@ func remoteAlert(err error) tls.AlertError {
 }
 
 // explainAlert is what an alert says by itself, to either side.
-func explainAlert(alert tls.AlertError, err error) *Error {
-	var e *Error
+func explainAlert(alert tls.AlertError, err error) *args.Error {
+	var e *args.Error
 	switch alert {
 	case alertUnknownCA:
 		e = errorf(args.CodeOtherNetwork, "the other end does not know the CA of the certificate: it is in another network").
-			withHint("the ticket is for another network, or for one of that name that was made anew")
+			WithHint("the ticket is for another network, or for one of that name that was made anew")
 	case alertExpired:
-		e = errorf(args.CodeExpired, "the other end says, by its clock, that the certificate has expired or is not valid yet").withHint(hintClock)
+		e = errorf(args.CodeExpired, "the other end says, by its clock, that the certificate has expired or is not valid yet").WithHint(hintClock)
 	case alertCertRequired:
 		e = noCertificate()
 	case alertCertificateRevoked, alertAccessDenied:
-		e = errorf(args.CodeRevoked, "the other end says that the ticket was revoked").withHint("ask for a new ticket")
+		e = errorf(args.CodeRevoked, "the other end says that the ticket was revoked").WithHint("ask for a new ticket")
 	case alertVersion:
 		e = oldTLS()
 	case alertNoProtocol:
 		e = notFbus()
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate, alertDecrypt:
 		e = errorf(args.CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else").
-			withHint("ask for a ticket of the node's network")
+			WithHint("ask for a ticket of the node's network")
 	default:
-		e = errorf(args.CodeTLS, "the other end has given up the TLS handshake").withHint(hintPort)
+		e = errorf(args.CodeTLS, "the other end has given up the TLS handshake").WithHint(hintPort)
 	}
 	e.Message += ": " + err.Error()
 	e.Err = err
@@ -85,30 +86,30 @@ type shown struct {
 
 // explainAlert adds what the client's own certificate shows: which of the things
 // that an alert may mean it was.
-func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *Error {
+func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *args.Error {
 	leaf := s.chain[0]
 	switch alert {
 	case alertExpired:
-		if e, ok := checkTime(leaf, s.what, now).(*Error); ok {
+		if e, ok := checkTime(leaf, s.what, now).(*args.Error); ok {
 			e.Err = err
 			return e
 		}
 		return errorf(args.CodeClock, "the node says, by its clock, that %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
-			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter), err).withHint(hintClock)
+			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter), err).WithHint(hintClock)
 	case alertUnknownCA:
 		if signedByLeaf(s.chain) {
-			return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: a leaf's signature makes nobody a member: %v", s.what, err).withHint("ask for a new ticket")
+			return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: a leaf's signature makes nobody a member: %v", s.what, err).WithHint("ask for a new ticket")
 		}
 		return errorf(args.CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or that was made anew: %v", s.what, s.ca, err).
-			withHint("ask for a ticket of the node's network")
+			WithHint("ask for a ticket of the node's network")
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
 		if leaf.IsCA {
-			return errorf(args.CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err).withHint(hintClient)
+			return errorf(args.CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err).WithHint(hintClient)
 		}
 		if !onlyUse(leaf, clientUse) {
-			return errorf(args.CodeWrongUse, "%s is not one for clients: %v", s.what, err).withHint(hintClient)
+			return errorf(args.CodeWrongUse, "%s is not one for clients: %v", s.what, err).WithHint(hintClient)
 		}
-		return errorf(args.CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).withHint("ask for a new ticket")
+		return errorf(args.CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).WithHint("ask for a new ticket")
 	}
 	return explainAlert(alert, err)
 }

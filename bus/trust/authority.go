@@ -5,13 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fbus/bus/args"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Options say which authority to open.
@@ -46,7 +47,7 @@ const caName = "ca.pem"
 
 // Open opens the authority, and founds it at first use. Close it in the end.
 func Open(o Options) (*Authority, error) {
-	if err := CheckNetwork(o.Network); err != nil {
+	if err := args.CheckNetwork(o.Network); err != nil {
 		return nil, err
 	}
 	if o.Now == nil {
@@ -113,7 +114,7 @@ func (a *Authority) found() ([]byte, error) {
 		return nil, err
 	case len(a.list.current.Load().records) > 0:
 		return nil, errorf(args.CodeDamaged, "%s is missing, and there is a list of tickets that it has signed", a.dir.join(caName)).
-			withHint("restore it from a backup; or remove %s too, and issue new tickets", a.dir.join(listName))
+			WithHint("restore it from a backup; or remove %s too, and issue new tickets", a.dir.join(listName))
 	}
 	key, err := newKey()
 	if err != nil {
@@ -156,8 +157,8 @@ func (a *Authority) writeEmptyList() error {
 // readCA takes the CA from its file, if it is one that can be used.
 func (a *Authority) readCA(data []byte) error {
 	path := a.dir.join(caName)
-	bad := func(format string, v ...any) *Error {
-		return errorf(args.CodeDamaged, path+": "+format, v...).orHint("restore it from a backup; or remove %s, and issue new tickets", a.dir.path)
+	bad := func(format string, v ...any) *args.Error {
+		return orHint(errorf(args.CodeDamaged, path+": "+format, v...), "restore it from a backup; or remove %s, and issue new tickets", a.dir.path)
 	}
 	certs, key, err := parseBundle(data)
 	if err != nil {
@@ -176,7 +177,7 @@ func (a *Authority) readCA(data []byte) error {
 	case !secret.PublicKey.Equal(ca.PublicKey):
 		return bad("the key is not the certificate's")
 	case ca.Subject.CommonName != a.network:
-		return bad("it is the CA of network %s, not of %s", short(ca.Subject.CommonName), a.network)
+		return bad("it is the CA of network %s, not of %s", args.Shown(ca.Subject.CommonName), a.network)
 	}
 	if err := checkTime(ca, "the CA of network "+a.network, a.now()); err != nil {
 		return err

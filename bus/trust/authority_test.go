@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	"errors"
-	"fbus/bus/args"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // TestFounding: modes, the CA's shape, and the same authority the next time.
@@ -259,7 +260,7 @@ func TestExchangeRace(t *testing.T) {
 	for _, err := range errs {
 		if err == nil {
 			won++
-		} else if !errors.Is(err, &Error{Code: args.CodeUsed}) {
+		} else if !errors.Is(err, &args.Error{Code: args.CodeUsed}) {
 			t.Error(err)
 		}
 	}

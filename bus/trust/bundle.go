@@ -5,11 +5,12 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"fbus/bus/args"
 	"io"
 	"os"
 	"strings"
 	"time"
+
+	"fbus/bus/args"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,8 +47,8 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 				return nil, nil, err
 			}
 		default:
-			return nil, nil, errorf(args.CodeBadTicket, "there is a block %q in it", short(block.Type)).
-				withHint("certificates and one PRIVATE KEY (PKCS#8, not encrypted) are due")
+			return nil, nil, errorf(args.CodeBadTicket, "there is a block %q in it", args.Shown(block.Type)).
+				WithHint("certificates and one PRIVATE KEY (PKCS#8, not encrypted) are due")
 		}
 	}
 }

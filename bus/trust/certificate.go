@@ -11,10 +11,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fbus/bus/args"
 	"fmt"
 	"math/big"
 	"time"
+
+	"fbus/bus/args"
 )
 
 const (
@@ -146,7 +147,7 @@ func parseRequest(text []byte) (pub any, err error) {
 	}
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != requestBlock {
-		return nil, errorf(args.CodeBadCertificate, "this is no certificate request").withHint("PKCS#10 is due, in PEM: BEGIN CERTIFICATE REQUEST")
+		return nil, errorf(args.CodeBadCertificate, "this is no certificate request").WithHint("PKCS#10 is due, in PEM: BEGIN CERTIFICATE REQUEST")
 	}
 	req, err := x509.ParseCertificateRequest(block.Bytes)
 	if err == nil {
@@ -157,7 +158,7 @@ func parseRequest(text []byte) (pub any, err error) {
 	}
 	if !goodKey(req.PublicKey) {
 		return nil, errorf(args.CodeBadCertificate, "the certificate request has a key of a kind that is not used here").
-			withHint("ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits")
+			WithHint("ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits")
 	}
 	return req.PublicKey, nil
 }

@@ -1,69 +1,53 @@
 package trust
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"strings"
+
+	"fbus/bus/args"
 )
 
-// Error is why somebody does not get in, or what is wrong with a file. Two of
-// them are equal for [errors.Is] if their codes are.
-type Error struct {
-	Code    string // one of the Code constants
-	Message string // what failed: on what: why
-	Hint    string // the next step, or ""
-	Err     error  // what lies below, if that is known
-}
-
-// Error is the message.
-func (e *Error) Error() string { return e.Message }
-
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }
-
-// Is reports whether target is an Error with the same code.
-func (e *Error) Is(target error) bool {
-	t, ok := target.(*Error)
-	return ok && t.Code == e.Code
-}
-
-// errorf makes an Error; the last argument is its cause if it is an error, and
-// the cause's hint is its own until it is given another.
-func errorf(code, format string, args ...any) *Error {
-	e := &Error{Code: code, Message: fmt.Sprintf(format, args...)}
-	if n := len(args); n > 0 {
-		e.Err, _ = args[n-1].(error)
+// errorf returns an error with a code of args. If the last value is an error, it is the
+// cause, and its hint is the new error's.
+func errorf(code, format string, values ...any) *args.Error {
+	e := &args.Error{Code: code, Message: fmt.Sprintf(format, values...)}
+	if n := len(values); n > 0 {
+		e.Err, _ = values[n-1].(error)
 	}
-	var below *Error
+	var below *args.Error
 	if errors.As(e.Err, &below) {
 		e.Hint = below.Hint
 	}
 	return e
 }
 
-// withHint adds the next step.
-func (e *Error) withHint(format string, args ...any) *Error {
-	e.Hint = fmt.Sprintf(format, args...)
-	return e
-}
-
-// orHint adds the next step if the cause had none.
-func (e *Error) orHint(format string, args ...any) *Error {
+// orHint adds the next step to an error whose cause had none.
+func orHint(e *args.Error, format string, values ...any) *args.Error {
 	if e.Hint == "" {
-		e.Hint = fmt.Sprintf(format, args...)
+		e.WithHint(format, values...)
 	}
 	return e
 }
 
-// short makes somebody's text fit for a message: short and printable.
-func short(s string) string {
-	if len(s) > 80 {
-		s = s[:80] + "..."
+// refusal is an error of VerifyConnection: this side refuses the peer, and no frame of the
+// peer reported it.
+type refusal struct{ err *args.Error }
+
+func (r refusal) Error() string { return r.err.Error() }
+func (r refusal) Unwrap() error { return r.err }
+
+// refuse marks an error of VerifyConnection.
+func refuse(err error) error {
+	var e *args.Error
+	if errors.As(err, &e) {
+		return refusal{e}
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == 0xfffd {
-			return '?'
-		}
-		return r
-	}, s)
+	return err
+}
+
+// Refused reports whether this side failed a handshake because it refuses the peer's
+// certificate.
+func Refused(err error) bool {
+	return errors.As(err, new(refusal)) || errors.As(err, new(*tls.CertificateVerificationError))
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fbus/bus/args"
 	"fmt"
 	"io"
 	"net"
@@ -14,22 +13,26 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Explain says why a handshake failed, or the first read after one: under TLS 1.3
 // that is where a client learns that its certificate was refused. It returns nil
 // for nil. The zero now is the present.
-func Explain(err error, now time.Time) *Error { return explain(err, "the peer's certificate", now) }
+func Explain(err error, now time.Time) *args.Error {
+	return explain(err, "the peer's certificate", now)
+}
 
 // Explain is [Explain] for who dialled with this ticket: it knows what the node
 // may have disliked. A failed write is better explained by a read after it.
-func (t *Ticket) Explain(err error, now time.Time) *Error {
+func (t *Ticket) Explain(err error, now time.Time) *args.Error {
 	own := &shown{"ticket " + t.Name, "network " + t.Network, []*x509.Certificate{t.Leaf}}
 	return own.explain(err, "the certificate of the node of network "+t.Network, now)
 }
 
 // Explain is [Explain] for who dialled with these files.
-func (f *Files) Explain(err error, now time.Time) *Error {
+func (f *Files) Explain(err error, now time.Time) *args.Error {
 	pair := f.current.Load().pair
 	own := &shown{what: "the certificate in " + f.cert, ca: "the network of " + f.ca}
 	for _, der := range pair.Certificate {
@@ -40,7 +43,7 @@ func (f *Files) Explain(err error, now time.Time) *Error {
 	return own.explain(err, "the node's certificate", now)
 }
 
-func (s *shown) explain(err error, whose string, now time.Time) *Error {
+func (s *shown) explain(err error, whose string, now time.Time) *args.Error {
 	if alert := remoteAlert(err); alert != 0 {
 		return s.explainAlert(alert, err, orNow(now))
 	}
@@ -54,8 +57,8 @@ func orNow(now time.Time) time.Time {
 	return now
 }
 
-func explain(err error, whose string, now time.Time) *Error {
-	var own *Error
+func explain(err error, whose string, now time.Time) *args.Error {
+	var own *args.Error
 	var header tls.RecordHeaderError
 	var verify *tls.CertificateVerificationError
 	switch {
@@ -83,18 +86,18 @@ func explain(err error, whose string, now time.Time) *Error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return errorf(args.CodeReset, "the other end closed the connection without a reason: %v", err).
-			withHint("it may be no fbus node, or something between the two cuts connections")
+			WithHint("it may be no fbus node, or something between the two cuts connections")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return errorf(args.CodeTimeout, "the other end did not answer in time: %v", err).
-			withHint("is it the right port? a node that is stopped, or something on the way that drops what it does not know, looks the same")
+			WithHint("is it the right port? a node that is stopped, or something on the way that drops what it does not know, looks the same")
 	}
-	return errorf(args.CodeTLS, "the TLS handshake failed: %v", err).withHint(hintPort)
+	return errorf(args.CodeTLS, "the TLS handshake failed: %v", err).WithHint(hintPort)
 }
 
 // byText are errors of crypto/tls that have no type; a test holds their texts.
 var byText = []struct {
 	text string
-	make func() *Error
+	make func() *args.Error
 }{
 	{"client didn't provide a certificate", noCertificate},
 	{"client offered only unsupported versions", oldTLS},
@@ -103,33 +106,33 @@ var byText = []struct {
 	{"server selected unadvertised ALPN protocol", notFbus},
 }
 
-func noCertificate() *Error {
-	return errorf(args.CodeNoCertificate, "no certificate was sent: nobody gets in without a ticket").withHint("fbus join TICKET, or FBUS_TICKET=FILE")
+func noCertificate() *args.Error {
+	return errorf(args.CodeNoCertificate, "no certificate was sent: nobody gets in without a ticket").WithHint("fbus join TICKET, or FBUS_TICKET=FILE")
 }
 
-func oldTLS() *Error {
-	return errorf(args.CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken").withHint(hintPort)
+func oldTLS() *args.Error {
+	return errorf(args.CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken").WithHint(hintPort)
 }
 
 // hintPort is the next step where something answers that is no node.
 const hintPort = "is it the right port? something between the two that ends TLS itself looks the same"
 
-func notFbus() *Error {
-	return errorf(args.CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN).withHint(hintPort)
+func notFbus() *args.Error {
+	return errorf(args.CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN).WithHint(hintPort)
 }
 
-func explainHeader(h tls.RecordHeaderError) *Error {
+func explainHeader(h tls.RecordHeaderError) *args.Error {
 	head := h.RecordHeader[:]
 	for _, verb := range []string{"HTTP/", "GET ", "PUT ", "HEAD ", "POST ", "OPTIO", "CONNE", "DELET", "PATCH", "TRACE", "PRI *"} {
 		if bytes.HasPrefix(head, []byte(verb)) {
-			return errorf(args.CodeHTTP, "the other end speaks HTTP without TLS: %v", h).withHint("is it the right port?")
+			return errorf(args.CodeHTTP, "the other end speaks HTTP without TLS: %v", h).WithHint("is it the right port?")
 		}
 	}
-	return errorf(args.CodePlainText, "the other end does not speak TLS: %v", h).withHint("is it the right port?")
+	return errorf(args.CodePlainText, "the other end does not speak TLS: %v", h).WithHint("is it the right port?")
 }
 
 // explainVerify says why the certificate of the other end was refused here.
-func explainVerify(v *tls.CertificateVerificationError, whose string, now time.Time) *Error {
+func explainVerify(v *tls.CertificateVerificationError, whose string, now time.Time) *args.Error {
 	var authority x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var host x509.HostnameError
@@ -137,39 +140,39 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &invalid):
 		return explainInvalid(invalid, whose, now)
 	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
-		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err).withHint(hintCA)
+		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err).WithHint(hintCA)
 	case errors.As(v.Err, &authority):
 		by := "somebody else"
 		if len(v.UnverifiedCertificates) > 0 {
-			by = fmt.Sprintf("%q", short(v.UnverifiedCertificates[0].Issuer.CommonName))
+			by = fmt.Sprintf("%q", args.Shown(v.UnverifiedCertificates[0].Issuer.CommonName))
 		}
 		return errorf(args.CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
-			withHint("the ticket is for another network, or for one of that name that was made anew")
+			WithHint("the ticket is for another network, or for one of that name that was made anew")
 	case errors.As(v.Err, &host):
 		return explainHost(host, whose)
 	}
-	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, v.Err).withHint(hintUse)
+	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, v.Err).WithHint(hintUse)
 }
 
 // explainHost says whose certificate it is that has another name. x509 looks at the
 // name first, before at who has signed it.
-func explainHost(host x509.HostnameError, whose string) *Error {
+func explainHost(host x509.HostnameError, whose string) *args.Error {
 	const domain = ".fbus.invalid"
 	for _, name := range host.Certificate.DNSNames {
 		if network, ok := strings.CutSuffix(name, domain); ok && strings.HasSuffix(host.Host, domain) && name != host.Host {
-			return errorf(args.CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, short(network), host).
-				withHint("the ticket is for another network than the node at this address is in")
+			return errorf(args.CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, args.Shown(network), host).
+				WithHint("the ticket is for another network than the node at this address is in")
 		}
 	}
 	if by := host.Certificate.Issuer.CommonName; host.Host != ServerName(by) && strings.HasSuffix(host.Host, domain) {
-		return errorf(args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, short(by), host).
-			withHint("is it the right port? whoever listens there is no node of the ticket's network")
+		return errorf(args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, args.Shown(by), host).
+			WithHint("is it the right port? whoever listens there is no node of the ticket's network")
 	}
 	e := errorf(args.CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
 	if strings.HasSuffix(host.Host, domain) {
-		return e.withHint("whoever listens there is no node, though the network's CA has signed for it: is it the right port?")
+		return e.WithHint("whoever listens there is no node, though the network's CA has signed for it: is it the right port?")
 	}
-	return e.withHint("with a PKI of your own a node's certificate must name what is dialled: dial a name that stands in it, or have it made anew")
+	return e.WithHint("with a PKI of your own a node's certificate must name what is dialled: dial a name that stands in it, or have it made anew")
 }
 
 // signedByLeaf reports whether a peer has sent its certificate with that of a
@@ -181,20 +184,20 @@ func signedByLeaf(sent []*x509.Certificate) bool {
 // issued reports whether a certificate names that one as its issuer.
 func issued(c, by *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, by.RawSubject) }
 
-func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time) *Error {
+func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time) *args.Error {
 	switch e.Reason {
 	case x509.Expired:
-		if own, ok := checkTime(e.Cert, whose, now).(*Error); ok {
+		if own, ok := checkTime(e.Cert, whose, now).(*args.Error); ok {
 			own.Err = e
-			return own.withHint(hintClock) // it is not ours: no new ticket helps
+			return own.WithHint(hintClock) // it is not ours: no new ticket helps
 		}
-		return errorf(args.CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).withHint(hintClock)
+		return errorf(args.CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).WithHint(hintClock)
 	case x509.IncompatibleUsage:
-		return errorf(args.CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).withHint(hintUse)
+		return errorf(args.CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).WithHint(hintUse)
 	case x509.NotAuthorizedToSign, x509.TooManyIntermediates:
-		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e).withHint(hintCA)
+		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e).WithHint(hintCA)
 	}
-	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, e).withHint(hintUse)
+	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, e).WithHint(hintUse)
 }
 
 const (
@@ -208,16 +211,16 @@ const hintClock = "check the clock at both ends: date -u"
 func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 	switch {
 	case now.Before(c.NotBefore):
-		return errorf(args.CodeNotYetValid, "%s is not yet valid: not before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).withHint(hintClock)
+		return errorf(args.CodeNotYetValid, "%s is not yet valid: not before %s, %s from now by this clock", whose, stamp(c.NotBefore), span(c.NotBefore.Sub(now))).WithHint(hintClock)
 	case now.After(c.NotAfter):
 		return expired(whose, c.NotAfter, now)
 	}
 	return nil
 }
 
-func expired(whose string, end, now time.Time) *Error {
+func expired(whose string, end, now time.Time) *args.Error {
 	return errorf(args.CodeExpired, "%s expired at %s, %s ago by this clock", whose, stamp(end), span(now.Sub(end))).
-		withHint("ask for a new ticket; or, if it should be good still, %s", hintClock)
+		WithHint("ask for a new ticket; or, if it should be good still, %s", hintClock)
 }
 
 // span is a duration for people.

@@ -3,7 +3,6 @@ package trust
 import (
 	"crypto/rand"
 	"errors"
-	"fbus/bus/args"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"fbus/bus/args"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,9 +63,9 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 		d.close()
 		return nil, foreign(path, st.Uid)
 	}
-	if st.Mode&mode != 0 {
+	if uint32(st.Mode)&mode != 0 {
 		d.close()
-		return nil, errorf(args.CodeUnsafe, "%s: mode %04o lets others in", path, st.Mode&0o7777).withHint("chmod 700 %s", path)
+		return nil, errorf(args.CodeUnsafe, "%s: mode %04o lets others in", path, uint32(st.Mode)&0o7777).WithHint("chmod 700 %s", path)
 	}
 	return d, nil
 }
@@ -97,7 +98,7 @@ func walk(path string) (string, error) {
 		if uid := int(st.Uid); uid != os.Geteuid() && uid != 0 {
 			return "", foreign(next, st.Uid)
 		}
-		switch st.Mode & unix.S_IFMT {
+		switch uint32(st.Mode) & unix.S_IFMT {
 		case unix.S_IFLNK:
 			target, err := os.Readlink(next)
 			if err != nil {
@@ -112,8 +113,8 @@ func walk(path string) (string, error) {
 		default:
 			return "", errorf(args.CodeStorage, "%s: is no directory", next)
 		}
-		if st.Mode&0o002 != 0 && st.Mode&unix.S_ISVTX == 0 {
-			return "", errorf(args.CodeUnsafe, "%s: everybody may rename what is in it", next).withHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
+		if uint32(st.Mode)&0o002 != 0 && uint32(st.Mode)&unix.S_ISVTX == 0 {
+			return "", errorf(args.CodeUnsafe, "%s: everybody may rename what is in it", next).WithHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
 		}
 		done, rest = next, rest[1:]
 	}
@@ -124,8 +125,8 @@ func components(path string) []string {
 	return slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." })
 }
 
-func foreign(path string, uid uint32) *Error {
-	return errorf(args.CodeUnsafe, "%s: belongs to uid %d: it is not used", path, uid).withHint("set FBUS_HOME to a directory of your own")
+func foreign(path string, uid uint32) *args.Error {
+	return errorf(args.CodeUnsafe, "%s: belongs to uid %d: it is not used", path, uid).WithHint("set FBUS_HOME to a directory of your own")
 }
 
 func (d *privateDir) fd() int      { return int(d.f.Fd()) }
@@ -157,12 +158,12 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
 	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+	case uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG:
 		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is no regular file", d.join(name))
 	case int(st.Uid) != os.Geteuid():
 		return nil, fileID{}, foreign(d.join(name), st.Uid)
-	case st.Mode&mode != 0:
-		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), st.Mode&0o7777).withHint("chmod 600 %s", d.join(name))
+	case uint32(st.Mode)&mode != 0:
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), uint32(st.Mode)&0o7777).WithHint("chmod 600 %s", d.join(name))
 	case st.Size > limit:
 		return nil, fileID{}, errorf(args.CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
 	}

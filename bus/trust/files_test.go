@@ -1,12 +1,13 @@
 package trust
 
 import (
-	"fbus/bus/args"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"fbus/bus/args"
 )
 
 const nobody = 65534
@@ -130,7 +131,7 @@ func TestFileAttacks(t *testing.T) {
 				path := filepath.Join(dir, name)
 				must(t, c.do(path))
 				_, err := Open(Options{Dir: dir, Network: "net", Now: clk.now})
-				if err == nil || !strings.Contains(err.Error()+err.(*Error).Hint, c.hint) {
+				if err == nil || !strings.Contains(err.Error()+err.(*args.Error).Hint, c.hint) {
 					t.Errorf("got %v, want %q", err, c.hint)
 				}
 				if _, err := os.Lstat(path + ".victim"); err == nil {

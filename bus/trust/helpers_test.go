@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"fbus/bus/args"
+
 	"go.uber.org/goleak"
 )
 
@@ -98,7 +100,7 @@ func request(t testing.TB) ([]byte, *ecdsa.PrivateKey) {
 
 func wantCode(t testing.TB, err error, code string, words ...string) {
 	t.Helper()
-	var e *Error
+	var e *args.Error
 	if !errors.As(err, &e) || e.Code != code {
 		t.Errorf("got %v (%+v), want the code %s", err, e, code)
 		return

@@ -1,10 +1,11 @@
 package trust
 
 import (
-	"fbus/bus/args"
 	"net"
 	"strings"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Times that a ticket may be good for.
@@ -70,7 +71,7 @@ func (a *Authority) checkRequest(q *Request) error {
 		}
 	}
 	if q.Rights.Empty() {
-		return errorf(args.CodeBadRight, "the ticket would allow nothing").withHint("say what it allows: --call GLOB, --offer GLOB, --admin")
+		return errorf(args.CodeBadRight, "the ticket would allow nothing").WithHint("say what it allows: --call GLOB, --offer GLOB, --admin")
 	}
 	if err := q.Rights.Check(); err != nil {
 		return err
@@ -81,10 +82,10 @@ func (a *Authority) checkRequest(q *Request) error {
 		q.TTL = DefaultTTL
 	}
 	if q.TTL < MinTTL {
-		return errorf(args.CodeBadRight, "a ticket for %s is too short", q.TTL).withHint("at least %s", MinTTL)
+		return errorf(args.CodeBadRight, "a ticket for %s is too short", q.TTL).WithHint("at least %s", MinTTL)
 	}
 	if q.TTL > caLife {
-		return errorf(args.CodeBadRight, "a ticket for %s would outlive the network's CA", q.TTL).withHint("a year is 365d")
+		return errorf(args.CodeBadRight, "a ticket for %s would outlive the network's CA", q.TTL).WithHint("a year is 365d")
 	}
 	if len(q.Addresses) > maxAddresses {
 		return errorf(args.CodeBadRight, "%d addresses exceed the limit of %d", len(q.Addresses), maxAddresses)
@@ -101,7 +102,7 @@ func (a *Authority) checkRequest(q *Request) error {
 func checkAddress(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" || port == "" || len(addr) > 300 || strings.ContainsFunc(addr, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return errorf(args.CodeBadRight, "%q is no address", short(addr)).withHint("host:port is due; an IPv6 address stands in brackets: [2001:db8::1]:10101")
+		return errorf(args.CodeBadRight, "%q is no address", args.Shown(addr)).WithHint("host:port is due; an IPv6 address stands in brackets: [2001:db8::1]:10101")
 	}
 	return nil
 }
@@ -118,11 +119,11 @@ func (t *table) issue(r Record, now time.Time) error {
 		}
 	}
 	if live >= maxLive {
-		return errorf(args.CodeStorage, "%d tickets are the limit", maxLive).withHint("revoke what is no longer used")
+		return errorf(args.CodeStorage, "%d tickets are the limit", maxLive).WithHint("revoke what is no longer used")
 	}
 	if others := t.named(r.Name, now); len(others) > 0 {
 		return errorf(args.CodeNameTaken, "there is a ticket %s already, until %s", r.Name, stamp(others[0].Expires)).
-			withHint("choose another name, or revoke that one first: fbus revoke %s", r.Name)
+			WithHint("choose another name, or revoke that one first: fbus revoke %s", r.Name)
 	}
 	t.add(r)
 	return nil
@@ -182,7 +183,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 	case now.After(inv.Expires):
 		return identity, false, expired("ticket "+inv.Name, inv.Expires, now)
 	case hash == inv.Key:
-		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have seen").withHint("make a key of your own")
+		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have seen").WithHint("make a key of your own")
 	case inv.State == Burnt:
 		if r := t.get(inv.Into); r != nil && r.State == Active && r.Key == hash {
 			return *r, false, nil
@@ -246,7 +247,7 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	var gone []Record
 	err := a.list.update(func(t *table) (bool, error) {
 		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
-			return false, errorf(args.CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).withHint("fbus tickets --all lists what is over, too")
+			return false, errorf(args.CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).WithHint("fbus tickets --all lists what is over, too")
 		}
 		for _, i := range t.kin(nameOrSerial) {
 			r := &t.records[i]
@@ -254,14 +255,14 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 			serials, gone = append(serials, r.Serial), append(gone, *r)
 		}
 		if len(serials) == 0 {
-			return false, errorf(args.CodeNoTicket, "no ticket has the name or serial %s", short(nameOrSerial)).withHint("fbus tickets lists them")
+			return false, errorf(args.CodeNoTicket, "no ticket has the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")
 		}
 		return true, nil
 	})
 	if err != nil && len(serials) > 0 {
 		a.list.shutOut(serials, now)
-		err = errorf(args.CodeStorage, "%s is shut out, but not for good yet: the list of tickets can not be written, and the node must not be started anew before it is: %v", short(nameOrSerial), err).
-			withHint("mend that, and revoke it again")
+		err = errorf(args.CodeStorage, "%s is shut out, but not for good yet: the list of tickets can not be written, and the node must not be started anew before it is: %v", args.Shown(nameOrSerial), err).
+			WithHint("mend that, and revoke it again")
 	}
 	if err != nil {
 		return nil, err
@@ -306,17 +307,17 @@ func (t *table) kin(nameOrSerial string) []int {
 	return found
 }
 
-func unlisted(serial string) *Error {
-	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", short(serial)).withHint("ask for a new ticket")
+func unlisted(serial string) *args.Error {
+	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", args.Shown(serial)).WithHint("ask for a new ticket")
 }
 
-func used(r *Record) *Error {
+func used(r *Record) *args.Error {
 	return errorf(args.CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
-		withHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
+		WithHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
 }
 
-func revoked(r *Record) *Error {
-	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).withHint("ask for a new ticket")
+func revoked(r *Record) *args.Error {
+	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).WithHint("ask for a new ticket")
 }
 
 // stamp writes a time for people and programs alike.

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"crypto"
 	"errors"
-	"fbus/bus/args"
 	"io/fs"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // Joined is the directory of the networks that this user has joined: a file with
@@ -91,7 +92,7 @@ func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitati
 // another name that was there is set aside: see [Joined.Aside].
 func (j *Joined) Save(t *Ticket) error {
 	if t.Joining {
-		return errorf(args.CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).withHint("fbus join FILE")
+		return errorf(args.CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).WithHint("fbus join FILE")
 	}
 	if err := j.sameCA(t); err != nil {
 		return err
@@ -130,22 +131,22 @@ func asideName(t *Ticket) string { return t.Network + "." + t.Name + identitySuf
 
 // Load returns the identity for a network.
 func (j *Joined) Load(network string) (*Ticket, error) {
-	if err := CheckNetwork(network); err != nil {
+	if err := args.CheckNetwork(network); err != nil {
 		return nil, err
 	}
 	text, _, err := j.dir.read(network+identitySuffix, maxTicket)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errorf(args.CodeNoTicket, "network %s was not joined: %v", network, err).withHint("fbus join TICKET")
+		return nil, errorf(args.CodeNoTicket, "network %s was not joined: %v", network, err).WithHint("fbus join TICKET")
 	}
 	if err != nil {
 		return nil, err
 	}
 	t, err := ParseTicket(text)
 	if err != nil {
-		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).withHint("remove it and join anew")
+		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).WithHint("remove it and join anew")
 	}
 	if t.Network != network {
-		return nil, errorf(args.CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).withHint("remove it and join anew")
+		return nil, errorf(args.CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).WithHint("remove it and join anew")
 	}
 	return t, nil
 }
@@ -158,7 +159,7 @@ func (j *Joined) Networks() ([]string, error) {
 	}
 	var ids []string
 	for _, name := range names {
-		if id, ok := strings.CutSuffix(name, identitySuffix); ok && CheckNetwork(id) == nil {
+		if id, ok := strings.CutSuffix(name, identitySuffix); ok && args.CheckNetwork(id) == nil {
 			ids = append(ids, id)
 		}
 	}
@@ -167,7 +168,7 @@ func (j *Joined) Networks() ([]string, error) {
 
 // Remove forgets a network.
 func (j *Joined) Remove(network string) error {
-	if _, err := j.Load(network); errors.Is(err, &Error{Code: args.CodeNoTicket}) {
+	if _, err := j.Load(network); errors.Is(err, &args.Error{Code: args.CodeNoTicket}) {
 		return err
 	}
 	return j.dir.remove(network + identitySuffix)
@@ -177,7 +178,7 @@ func (j *Joined) Remove(network string) error {
 // must not take the place of the one that was joined.
 func (j *Joined) sameCA(t *Ticket) error {
 	old, err := j.Load(t.Network)
-	if errors.Is(err, &Error{Code: args.CodeNoTicket}) {
+	if errors.Is(err, &args.Error{Code: args.CodeNoTicket}) {
 		return nil
 	}
 	if err != nil {
@@ -185,7 +186,7 @@ func (j *Joined) sameCA(t *Ticket) error {
 	}
 	if !bytes.Equal(old.CA.Raw, t.CA.Raw) {
 		return errorf(args.CodeOtherNetwork, "a network %s was joined already, and its CA is another one", t.Network).
-			withHint("if that network was made anew, remove %s first", j.dir.join(t.Network+identitySuffix))
+			WithHint("if that network was made anew, remove %s first", j.dir.join(t.Network+identitySuffix))
 	}
 	return nil
 }

@@ -1,11 +1,12 @@
 package trust
 
 import (
-	"fbus/bus/args"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // list is the list of issued serials: in memory as the file has it, and read
@@ -115,13 +116,13 @@ func (l *list) reload() (*table, []string, error) {
 	}
 	data, id, err := l.dir.read(listName, listLimit)
 	if err != nil {
-		return nil, nil, errorf(args.CodeListLost, "the list of issued tickets can not be read, so nobody is admitted: %v", err).
-			orHint("restore %s, or restart the node with an empty list and issue new tickets", l.dir.join(listName))
+		return nil, nil, orHint(errorf(args.CodeListLost, "the list of issued tickets can not be read, so nobody is admitted: %v", err),
+			"restore %s, or restart the node with an empty list and issue new tickets", l.dir.join(listName))
 	}
 	records, err := parseList(l.network, data)
 	if err != nil {
-		return nil, nil, errorf(args.CodeListLost, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err).
-			orHint("restore it from a backup; or remove it, and issue new tickets")
+		return nil, nil, orHint(errorf(args.CodeListLost, "%s: the list of issued tickets is damaged, so nobody is admitted: %v", l.dir.join(listName), err),
+			"restore it from a backup; or remove it, and issue new tickets")
 	}
 	t := newTable(id, records)
 	return t, l.install(t), nil

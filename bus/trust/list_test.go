@@ -3,7 +3,6 @@ package trust
 import (
 	"bytes"
 	"crypto/sha256"
-	"fbus/bus/args"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 
 	"golang.org/x/sys/unix"
 )

@@ -2,10 +2,11 @@ package trust
 
 import (
 	"encoding/hex"
-	"fbus/bus/args"
 	"fmt"
 	"net/url"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // maxName is the longest name of a ticket.
@@ -20,24 +21,12 @@ type names struct {
 
 // CheckName says what is wrong with the name of a ticket.
 func CheckName(name string) error {
-	if !validName(name, maxName) {
-		return errorf(args.CodeBadRight, "%q is no name for a ticket", short(name)).
-			withHint("letters, digits, _ . - are due, at most %d, not . or - first", maxName)
+	if len(name) > maxName || !args.ValidName(name) {
+		return errorf(args.CodeBadRight, "%q is no name for a ticket", args.Shown(name)).
+			WithHint("letters, digits, _ . - are due, at most %d, not . or - first", maxName)
 	}
 	if isSerial(name) { // revoke NAME|SERIAL could not tell
-		return errorf(args.CodeBadRight, "%q is no name for a ticket: it looks like a serial number", name).withHint("32 hexadecimal digits are a serial")
-	}
-	return nil
-}
-
-// CheckNetwork returns an error if a network id is not [a-z0-9-]{1,63}.
-func CheckNetwork(id string) error {
-	ok := id != "" && len(id) <= 63
-	for _, c := range id {
-		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-')
-	}
-	if !ok {
-		return errorf(args.CodeBadTicket, "invalid network id %q: it must be 1 to 63 of a-z, 0-9 and -", short(id))
+		return errorf(args.CodeBadRight, "%q is no name for a ticket: it looks like a serial number", name).WithHint("32 hexadecimal digits are a serial")
 	}
 	return nil
 }
@@ -67,7 +56,7 @@ func fbusURI(kind, value string) *url.URL {
 func escape(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		if c := s[i]; nameRune(rune(c)) || c == '*' {
+		if c := s[i]; args.NameByte(c) || c == '*' {
 			b.WriteByte(c)
 		} else {
 			fmt.Fprintf(&b, "%%%02X", c)
@@ -86,16 +75,16 @@ func parseNames(uris []*url.URL) (names, error) {
 			continue
 		}
 		if u.ForceQuery || u.RawQuery != "" || u.Fragment != "" {
-			return n, errorf(args.CodeBadCertificate, "the certificate's name %q has a query or a fragment", short(u.String())).withHint("a ? in a glob is written %%3F")
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q has a query or a fragment", args.Shown(u.String())).WithHint("a ? in a glob is written %%3F")
 		}
 		kind, raw, _ := strings.Cut(u.Opaque, ":")
 		value, err := url.PathUnescape(raw)
 		switch {
 		case err != nil:
-			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is malformed", short(u.String()))
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is malformed", args.Shown(u.String()))
 		case raw != escape(value):
-			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is not written as it must be", short(u.String())).
-				withHint("in it A-Z a-z 0-9 _ . - * stand for themselves, and the rest as %%5B does for [, with upper-case digits")
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is not written as it must be", args.Shown(u.String())).
+				WithHint("in it A-Z a-z 0-9 _ . - * stand for themselves, and the rest as %%5B does for [, with upper-case digits")
 		case kind == "name" && n.name != "":
 			return n, errorf(args.CodeBadCertificate, "the certificate has two fbus:name: names")
 		case kind == "name":
@@ -113,7 +102,7 @@ func parseNames(uris []*url.URL) (names, error) {
 	}
 	if n.name == "" {
 		return n, errorf(args.CodeBadCertificate, "the certificate has no name fbus:name:NAME among its URI names").
-			withHint("names elsewhere, the common name or DNS names, are not looked at")
+			WithHint("names elsewhere, the common name or DNS names, are not looked at")
 	}
 	var err error
 	if n.rights, err = ParseRights(words...); err != nil {

@@ -3,9 +3,10 @@ package trust
 import (
 	"crypto/rand"
 	"errors"
-	"fbus/bus/args"
 	"io/fs"
 	"strings"
+
+	"fbus/bus/args"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,8 +52,8 @@ func (d *privateDir) network() (string, error) {
 		return "", err
 	}
 	id := strings.TrimSpace(string(data))
-	if CheckNetwork(id) != nil {
-		return "", errorf(args.CodeDamaged, "%s: what stands in it is no network id", d.join(networkName)).withHint("a-z, 0-9 and -, at most 63; or remove it")
+	if args.CheckNetwork(id) != nil {
+		return "", errorf(args.CodeDamaged, "%s: what stands in it is no network id", d.join(networkName)).WithHint("a-z, 0-9 and -, at most 63; or remove it")
 	}
 	return id, nil
 }
@@ -69,7 +70,7 @@ func cmpOr(kept, id string) string {
 // what a user sets to have another one.
 func OwnDir(path, hint string) (string, error) {
 	d, err := openUnless(path, 0o022)
-	var e *Error
+	var e *args.Error
 	if errors.As(err, &e) {
 		other := *e
 		other.Hint = strings.ReplaceAll(e.Hint, "FBUS_HOME", hint)

@@ -1,12 +1,13 @@
 package trust
 
 import (
-	"fbus/bus/args"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"fbus/bus/args"
 )
 
 func TestKeepNetwork(t *testing.T) {

@@ -3,12 +3,13 @@ package trust
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"fbus/bus/args"
 	"fmt"
 	"os"
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Files are a certificate, its key and a CA that somebody else's PKI has made
@@ -64,7 +65,7 @@ func (f *Files) Reload() error {
 		return err
 	}
 	if mode&0o007 != 0 { // a group such as ssl-cert may be meant
-		return errorf(args.CodeUnsafe, "%s: mode %04o lets everybody read or write the key", f.key, mode.Perm()).withHint("chmod o-rwx %s", f.key)
+		return errorf(args.CodeUnsafe, "%s: mode %04o lets everybody read or write the key", f.key, mode.Perm()).WithHint("chmod o-rwx %s", f.key)
 	}
 	caText, _, err := readBounded(f.ca)
 	if err != nil {
@@ -72,11 +73,11 @@ func (f *Files) Reload() error {
 	}
 	pair, err := tls.X509KeyPair(certText, keyText)
 	if err != nil {
-		return errorf(args.CodeBadTicket, "%s, %s: %v", f.cert, f.key, err).withHint("PEM is due: a certificate, and the key that it was made for")
+		return errorf(args.CodeBadTicket, "%s, %s: %v", f.cert, f.key, err).WithHint("PEM is due: a certificate, and the key that it was made for")
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(caText) {
-		return errorf(args.CodeBadTicket, "%s: there is no certificate in it", f.ca).withHint("PEM is due: BEGIN CERTIFICATE")
+		return errorf(args.CodeBadTicket, "%s: there is no certificate in it", f.ca).WithHint("PEM is due: BEGIN CERTIFICATE")
 	}
 	if f.node { // what is wrong with a client's, the node says
 		if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
@@ -95,10 +96,10 @@ func checkNode(c *x509.Certificate, file string) error {
 	switch uses := c.ExtKeyUsage; {
 	case len(uses)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(uses, serverUse) && !slices.Contains(uses, x509.ExtKeyUsageAny):
 		return errorf(args.CodeWrongUse, "%s: no client accepts it: its extended key usage is not serverAuth", file).
-			withHint("have a certificate made for a server, with extendedKeyUsage=serverAuth")
+			WithHint("have a certificate made for a server, with extendedKeyUsage=serverAuth")
 	case len(c.DNSNames) == 0 && len(c.IPAddresses) == 0:
 		return errorf(args.CodeWrongUse, "%s: no client accepts it: there is no DNS name and no address in it, and clients look for the one that they dial", file).
-			withHint("have one made with subjectAltName=DNS:HOST or IP:ADDRESS")
+			WithHint("have one made with subjectAltName=DNS:HOST or IP:ADDRESS")
 	}
 	return nil
 }
@@ -166,7 +167,7 @@ func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 		return nil, err
 	}
 	if n.join {
-		return nil, errorf(args.CodeBadCertificate, "the certificate is an invitation, and this node exchanges none").withHint("its certificates come from a PKI of its own")
+		return nil, errorf(args.CodeBadCertificate, "the certificate is an invitation, and this node exchanges none").WithHint("its certificates come from a PKI of its own")
 	}
 	return &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter}, nil
 }

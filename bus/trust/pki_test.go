@@ -4,12 +4,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
-	"fbus/bus/args"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // writePKI writes a node's certificate of somebody's PKI, and returns the paths.

@@ -3,11 +3,12 @@ package trust
 import (
 	"crypto/tls"
 	"errors"
-	"fbus/bus/args"
 	"io"
 	"net"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // TestOtherProtocols: old TLS, another protocol under TLS, plain text, HTTP.

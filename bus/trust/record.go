@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"fbus/bus/args"
 	"fmt"
 	"slices"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // State is what has become of a serial.
@@ -65,7 +66,7 @@ func formatList(network string, records []Record) ([]byte, error) {
 	body = append(body, '\n')
 	data := append(fmt.Appendf(nil, "%s %s %x\n", listVersion, network, sha256.Sum256(body)), body...)
 	if len(data) > listLimit {
-		return nil, errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).withHint("revoke what is no longer used")
+		return nil, errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).WithHint("revoke what is no longer used")
 	}
 	return data, nil
 }
@@ -104,17 +105,17 @@ func parseList(network string, data []byte) ([]Record, error) {
 func (r *Record) check() error {
 	switch {
 	case !isSerial(r.Serial):
-		return errorf(args.CodeDamaged, "%q is no serial", short(r.Serial))
+		return errorf(args.CodeDamaged, "%q is no serial", args.Shown(r.Serial))
 	case CheckName(r.Name) != nil:
-		return errorf(args.CodeDamaged, "serial %s has the name %q", r.Serial, short(r.Name))
+		return errorf(args.CodeDamaged, "serial %s has the name %q", r.Serial, args.Shown(r.Name))
 	case !slices.Contains([]State{Invited, Active, Burnt, Revoked}, r.State):
-		return errorf(args.CodeDamaged, "serial %s is in the state %q", r.Serial, short(string(r.State)))
+		return errorf(args.CodeDamaged, "serial %s is in the state %q", r.Serial, args.Shown(string(r.State)))
 	case len(r.Key) != 64 || !isHex(r.Key):
 		return errorf(args.CodeDamaged, "serial %s has no key", r.Serial)
 	case r.IssuedBy != "" && !isSerial(r.IssuedBy):
-		return errorf(args.CodeDamaged, "serial %s was issued by %q", r.Serial, short(r.IssuedBy))
+		return errorf(args.CodeDamaged, "serial %s was issued by %q", r.Serial, args.Shown(r.IssuedBy))
 	case r.Into != "" && !isSerial(r.Into):
-		return errorf(args.CodeDamaged, "serial %s became %q", r.Serial, short(r.Into))
+		return errorf(args.CodeDamaged, "serial %s became %q", r.Serial, args.Shown(r.Into))
 	}
 	return nil
 }

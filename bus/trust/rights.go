@@ -2,10 +2,11 @@ package trust
 
 import (
 	"encoding/json"
-	"fbus/bus/args"
 	"path"
 	"slices"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // Rights are what the holder of a ticket may do. The zero value allows nothing.
@@ -41,7 +42,7 @@ func ParseRights(words ...string) (Rights, error) {
 		case w == "admin":
 			r.Admin = true
 		default:
-			return Rights{}, errorf(args.CodeBadRight, "%q is no right", short(w)).withHint("rights are call:GLOB, offer:GLOB and admin")
+			return Rights{}, errorf(args.CodeBadRight, "%q is no right", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB and admin")
 		}
 	}
 	return r, r.check(wellFormed)
@@ -52,7 +53,7 @@ func (r Rights) Check() error { return r.check(CheckGlob) }
 
 func (r Rights) check(glob func(string) error) error {
 	if n := len(r.Call) + len(r.Offer); n > maxRights {
-		return errorf(args.CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).withHint("say it with fewer globs, or give a second ticket")
+		return errorf(args.CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).WithHint("say it with fewer globs, or give a second ticket")
 	}
 	for _, g := range slices.Concat(r.Call, r.Offer) {
 		if err := glob(g); err != nil {
@@ -74,7 +75,7 @@ func CheckGlob(glob string) error {
 }
 
 func badGlob(glob, hint, format string, a ...any) error {
-	return errorf(args.CodeBadRight, "glob %q: "+format, append([]any{short(glob)}, a...)...).withHint("%s", hint)
+	return errorf(args.CodeBadRight, "glob %q: "+format, append([]any{args.Shown(glob)}, a...)...).WithHint("%s", hint)
 }
 
 // wellFormed is what a glob has to be that was given before, too: one that is not makes
@@ -95,7 +96,7 @@ func wellFormed(glob string) error {
 	case strings.ContainsAny(glob, "{},"):
 		return bad("give a right for each name", "braces and commas do not stand in a glob")
 	}
-	if i := strings.IndexFunc(glob, func(c rune) bool { return !nameRune(c) && !strings.ContainsRune("*?[]^", c) }); i >= 0 {
+	if i := strings.IndexFunc(glob, func(c rune) bool { return c > 0x7f || !args.NameByte(byte(c)) && !strings.ContainsRune("*?[]^", c) }); i >= 0 {
 		return bad("letters, digits, _ . - and * ? [...] [^...] may stand in it", "%q is in no function's name", []rune(glob[i:])[0])
 	}
 	if _, err := path.Match(glob, ""); err != nil {
@@ -124,7 +125,7 @@ func emptyRange(glob string) string {
 // MayCall reports whether calls of that function are allowed.
 func (r Rights) MayCall(name string) bool {
 	if strings.HasPrefix(name, ownPrefix) {
-		return r.Admin && validName(name, 128)
+		return r.Admin && args.ValidName(name)
 	}
 	return matchAny(r.Call, name)
 }
@@ -176,29 +177,11 @@ func (r *Rights) UnmarshalJSON(p []byte) error {
 }
 
 func matchAny(globs []string, name string) bool {
-	if strings.HasPrefix(name, ownPrefix) || !validName(name, 128) {
+	if strings.HasPrefix(name, ownPrefix) || !args.ValidName(name) {
 		return false
 	}
 	return slices.ContainsFunc(globs, func(g string) bool {
 		ok, _ := path.Match(g, name) // neither holds a /, which alone is special to path
 		return ok
 	})
-}
-
-// validName is the rule for the names of functions, at most 128 characters, and
-// of tickets: [A-Za-z0-9_][A-Za-z0-9_.-]*.
-func validName(name string, limit int) bool {
-	if name == "" || len(name) > limit || name[0] == '.' || name[0] == '-' {
-		return false
-	}
-	for _, c := range name {
-		if !nameRune(c) {
-			return false
-		}
-	}
-	return true
-}
-
-func nameRune(c rune) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-'
 }

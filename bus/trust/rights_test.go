@@ -4,10 +4,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
-	"fbus/bus/args"
 	"net/url"
 	"strings"
 	"testing"
+
+	"fbus/bus/args"
 )
 
 // TestGlobs is the table of what a glob matches; PROTOCOL.md states the rules.
@@ -86,7 +87,7 @@ func TestBadGlobs(t *testing.T) {
 		"x[^a-c0_-Z].[b]*":       "lower to the higher",
 		strings.Repeat("a", 129): "longer",
 	} {
-		var e *Error
+		var e *args.Error
 		if err := CheckGlob(glob); !errors.As(err, &e) || e.Code != args.CodeBadRight || !strings.Contains(e.Hint, hint) {
 			t.Errorf("CheckGlob(%q) = %v, hint wants %q", glob, e, hint)
 		}
@@ -118,7 +119,7 @@ func TestRights(t *testing.T) {
 		t.Error("Equal")
 	}
 	for _, bad := range []string{"", "call", "admin:x", "join", "name:x", "root", "call:fbus.*", "CALL:a"} {
-		if _, err := ParseRights(bad); !errors.Is(err, &Error{Code: args.CodeBadRight}) {
+		if _, err := ParseRights(bad); !errors.Is(err, &args.Error{Code: args.CodeBadRight}) {
 			t.Errorf("ParseRights(%q): %v", bad, err)
 		}
 	}

@@ -6,12 +6,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fbus/bus/args"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // Ticket is what lets somebody into a network: an invitation, a reusable ticket,
@@ -76,28 +77,28 @@ func ParseTicket(text []byte) (*Ticket, error) {
 		return nil, errorf(args.CodeBadTicket, "this is no ticket: %v", err)
 	}
 	if len(certs) == 0 && key == nil {
-		return nil, errorf(args.CodeBadTicket, "this is no ticket: there is no PEM block in it").withHint("fbus invite makes tickets")
+		return nil, errorf(args.CodeBadTicket, "this is no ticket: there is no PEM block in it").WithHint("fbus invite makes tickets")
 	}
 	if key == nil {
-		return nil, errorf(args.CodeBadTicket, "the ticket has no key").withHint("was it cut short? all of the text is due")
+		return nil, errorf(args.CodeBadTicket, "the ticket has no key").WithHint("was it cut short? all of the text is due")
 	}
 	t := &Ticket{Key: key}
 	for _, c := range certs {
 		switch {
 		case c.IsCA && t.CA != nil:
-			return nil, errorf(args.CodeBadTicket, "the ticket has two CAs").withHint("a file holds one ticket")
+			return nil, errorf(args.CodeBadTicket, "the ticket has two CAs").WithHint("a file holds one ticket")
 		case c.IsCA:
 			t.CA = c
 		case t.Leaf != nil && (issued(t.Leaf, c) || issued(c, t.Leaf)):
-			return nil, errorf(args.CodeWrongUse, "the ticket's certificate was signed by one that is not a CA's: a leaf's signature makes nobody a member").withHint("ask for a new ticket")
+			return nil, errorf(args.CodeWrongUse, "the ticket's certificate was signed by one that is not a CA's: a leaf's signature makes nobody a member").WithHint("ask for a new ticket")
 		case t.Leaf != nil:
-			return nil, errorf(args.CodeBadTicket, "the ticket has two certificates besides the CA's").withHint("a file holds one ticket")
+			return nil, errorf(args.CodeBadTicket, "the ticket has two certificates besides the CA's").WithHint("a file holds one ticket")
 		default:
 			t.Leaf = c
 		}
 	}
 	if t.CA == nil || t.Leaf == nil {
-		return nil, errorf(args.CodeBadTicket, "the ticket lacks a certificate: its own and the CA's are due").withHint("was it cut short? all of the text is due")
+		return nil, errorf(args.CodeBadTicket, "the ticket lacks a certificate: its own and the CA's are due").WithHint("was it cut short? all of the text is due")
 	}
 	if err := t.fill(); err != nil {
 		return nil, err
@@ -115,14 +116,14 @@ func ParseTicket(text []byte) (*Ticket, error) {
 // fill takes what the certificates say, and checks that the parts belong together.
 func (t *Ticket) fill() error {
 	t.Network = t.CA.Subject.CommonName
-	if err := CheckNetwork(t.Network); err != nil {
+	if err := args.CheckNetwork(t.Network); err != nil {
 		return errorf(args.CodeBadTicket, "the CA in it is not that of a network: %v", err)
 	}
 	if pub, ok := t.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(t.Leaf.PublicKey) {
 		return errorf(args.CodeBadTicket, "the ticket's key is not that of its certificate")
 	}
 	if t.Leaf.CheckSignatureFrom(t.CA) != nil || !isCA(t.CA) {
-		return errorf(args.CodeBadTicket, "the ticket's certificate was not signed by the CA in it, of %q, but by that of %q", short(t.CA.Subject.CommonName), short(t.Leaf.Issuer.CommonName))
+		return errorf(args.CodeBadTicket, "the ticket's certificate was not signed by the CA in it, of %q, but by that of %q", args.Shown(t.CA.Subject.CommonName), args.Shown(t.Leaf.Issuer.CommonName))
 	}
 	if !onlyUse(t.Leaf, clientUse) {
 		return errorf(args.CodeWrongUse, "the ticket's certificate is not one for clients")
@@ -145,14 +146,14 @@ func ReadTicket(fileOrText string) (*Ticket, error) {
 	}
 	text, _, err := readBounded(fileOrText)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, errorf(args.CodeBadTicket, "%s: no such file", short(fileOrText)).withHint("fbus invite makes tickets")
+		return nil, errorf(args.CodeBadTicket, "%s: no such file", args.Shown(fileOrText)).WithHint("fbus invite makes tickets")
 	}
 	if err != nil {
 		return nil, err
 	}
 	t, err := ParseTicket(text)
 	if err != nil {
-		e := *err.(*Error)
+		e := *err.(*args.Error)
 		e.Message = fileOrText + ": " + e.Message
 		return nil, &e
 	}

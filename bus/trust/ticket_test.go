@@ -3,13 +3,14 @@ package trust
 import (
 	"bytes"
 	"crypto/ecdsa"
-	"fbus/bus/args"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // TestTicketText: what Format writes a person can read, and ParseTicket reads.
@@ -115,7 +116,7 @@ func TestNotTickets(t *testing.T) {
 		"CA key as leaf": {cert(otherCA.Raw) + key(otherKey), "lacks a certificate"},
 	} {
 		_, err := ParseTicket([]byte(c.text))
-		if err == nil || !strings.Contains(err.Error()+err.(*Error).Hint, c.want) {
+		if err == nil || !strings.Contains(err.Error()+err.(*args.Error).Hint, c.want) {
 			t.Errorf("%s: got %v, want %q", what, err, c.want)
 		}
 	}
@@ -215,7 +216,7 @@ func TestJoinRefusals(t *testing.T) {
 	wantCode(t, j.Save(issue(t, b, Request{Reusable: true})), args.CodeOtherNetwork)
 	wantCode(t, j.Save(issue(t, a, Request{})), args.CodeWrongUse, "fbus join")
 	_, err = j.Load("../net")
-	wantCode(t, err, args.CodeBadTicket)
+	wantCode(t, err, args.CodeUsage)
 	must(t, os.WriteFile(j.dir.join("net.pem"), []byte("hello"), 0o600))
 	_, err = j.Load("net")
 	wantCode(t, err, args.CodeDamaged, "join anew")

@@ -3,9 +3,10 @@ package trust
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"fbus/bus/args"
 	"io"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // ALPN is the protocol's name in the TLS handshake. A client may leave it out; one
@@ -37,7 +38,7 @@ func serverConfig(pool *x509.CertPool, now func() time.Time) *tls.Config {
 		ClientCAs:                   pool,
 		SessionTicketsDisabled:      true,
 		Time:                        now,
-		VerifyConnection:            func(cs tls.ConnectionState) error { return checkClient(cs, now()) },
+		VerifyConnection:            func(cs tls.ConnectionState) error { return refuse(checkClient(cs, now())) },
 	}
 }
 
@@ -50,7 +51,7 @@ func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
 	c := clientConfig(pool, ServerName(t.Network), t.certificate(), now)
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		if chain := cs.VerifiedChains[0]; len(chain) != 2 || !onlyUse(chain[0], serverUse) {
-			return errorf(args.CodeWrongUse, "the certificate at the other end is not that of a node").withHint(hintUse)
+			return refuse(errorf(args.CodeWrongUse, "the certificate at the other end is not that of a node").WithHint(hintUse))
 		}
 		return nil
 	}

@@ -5,21 +5,22 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
-	"fbus/bus/args"
 	"io"
 	"net"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // testNode answers as a node has to: handshake, Admit, and only then the first
 // byte. What it tells a peer that is not admitted stands for an ERROR frame.
 type testNode struct {
 	addr    string
-	handled chan byte   // bytes that were handled
-	refused chan *Error // why a peer was not let in
+	handled chan byte        // bytes that were handled
+	refused chan *args.Error // why a peer was not let in
 	ids     chan *Identity
 }
 
@@ -35,7 +36,7 @@ func serve(t *testing.T, g gate, now func() time.Time) *testNode {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	n := &testNode{addr: l.Addr().String(), handled: make(chan byte, 100), refused: make(chan *Error, 100), ids: make(chan *Identity, 100)}
+	n := &testNode{addr: l.Addr().String(), handled: make(chan byte, 100), refused: make(chan *args.Error, 100), ids: make(chan *Identity, 100)}
 	done := make(chan struct{})
 	go func() { // ends with the listener
 		defer close(done)
@@ -65,7 +66,7 @@ func (n *testNode) one(c *tls.Conn, g gate, now func() time.Time) {
 	}
 	if err != nil {
 		n.refused <- Explain(err, now())
-		io.WriteString(c, "ERROR "+err.(*Error).Code)
+		io.WriteString(c, "ERROR "+err.(*args.Error).Code)
 		Dismiss(c, nil)
 		return
 	}

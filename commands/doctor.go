@@ -30,48 +30,49 @@ func doctorCommand() *cli.Command {
 	o := &doctorOptions{}
 	return &cli.Command{
 		Name:      "doctor",
-		Usage:     "say why a node can not be reached, or a function not called",
+		Usage:     "find out why a node cannot be reached, or a function cannot be called",
 		UsageText: "doctor [flags] [NAME]",
-		Description: `Goes the way of a call, step by step, and says of each: ok, warn (a call would pass),
-FAIL with the next step, or skip. Nothing is called. The exit status is the one that
-a call of NAME would have ended with: 0 if it would have begun at once.
+		Description: `Checks each step that a call takes and prints ok, warn (a call would still succeed), FAIL
+with a hint, or skip. Nothing is called. The exit status is that of a call of NAME: 0 if
+it would start at once.
 
   fbus doctor resize
   fbus doctor --node gpu-box
   FBUS_TICKET=ci.ticket fbus doctor resize
 
 Steps: address (which node, and why that one), then socket and connection on this
-machine, or dns, tcp, tls, clock and certificate on others; node, store (if nothing can
-be posted there), rights, function, workers. An invitation can be looked at too, and is not used up.
+machine, or dns, tcp, tls, clock and certificate on others; then node, store (if nothing
+can be posted there), rights, function and workers. An invitation can be checked too, and
+is not used up.
 
-JSON fields: step, state (ok, warn, fail, skip), what, hint, and of a failure the code
-and the exit status that the call would have ended with.`,
+JSON fields: step, state (ok, warn, fail, skip), what, hint, and for a failure the code
+and exit status of the call.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each step", Destination: &o.json, DisableDefaultText: true},
 			nodeFlag(&o.node),
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say how long each step took"),
+			verboseFlag(&o.verbose, "print how long each step took"),
 		},
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
-				return usage("fbus doctor takes one operand, the name of a function, and got %s", join(ctx.Args().Slice())).WithHint("fbus doctor NAME")
+				return usage("fbus doctor takes one function name, got %s", join(ctx.Args().Slice())).WithHint("fbus doctor NAME")
 			}
 			o.name = ctx.Args().First()
 			if o.name != "" && !args.ValidName(o.name) {
-				return usage("%q is no function name", o.name)
+				return usage("invalid function name %q", o.name)
 			}
 			return doctor(o, ctx.App.Writer)
 		},
 	}
 }
 
-// finding is what one step has shown.
+// finding is the result of one step.
 type finding struct {
 	Step   string `json:"step"`
 	State  string `json:"state"` // one of the states below
 	What   string `json:"what"`
 	Hint   string `json:"hint,omitempty"`   // the next step
-	Code   string `json:"code,omitempty"`   // of a failure, as a call would have it
+	Code   string `json:"code,omitempty"`   // of a failure, as for a call
 	Status int    `json:"status,omitempty"` // and its exit status
 
 	took time.Duration
@@ -80,30 +81,30 @@ type finding struct {
 // States of a finding.
 const (
 	fine    = "ok"
-	warning = "warn" // a call passes, but somebody should look
-	failed  = "fail" // no call passes
-	skipped = "skip" // not looked at
+	warning = "warn" // a call succeeds, but something is wrong
+	failed  = "fail" // no call succeeds
+	skipped = "skip" // not checked
 )
 
-// The steps, in the order that they are told in.
+// The steps, in the order of the output.
 var (
 	commonSteps = []string{"address", "node", "rights", "function", "workers"}
 	socketSteps = []string{"address", "socket", "connection", "node", "rights", "function", "workers"}
 	remoteSteps = []string{"address", "dns", "tcp", "tls", "certificate", "node", "clock", "rights", "function", "workers"}
 )
 
-// examination is one look at a node.
+// examination checks one node.
 type examination struct {
 	o      *doctorOptions
 	tell   func(*finding)
 	told   map[string]bool
 	began  time.Time // of the step
 	place  find.Place
-	client *bus.Client // nil until a node has greeted us
+	client *bus.Client // nil before the handshake
 	status int         // of the failure, 0 while there is none
 }
 
-// doctor looks at the node that a call would use.
+// doctor checks the node that a call would use.
 func doctor(o *doctorOptions, stdout io.Writer) error {
 	x := &examination{o: o, told: map[string]bool{}, began: time.Now(), tell: func(f *finding) { o.print(stdout, f) }}
 	// A signal ends the process: there is nothing to clean up.
@@ -127,7 +128,7 @@ func doctor(o *doctorOptions, stdout io.Writer) error {
 	return nil
 }
 
-// look goes from step to step until one fails.
+// look takes the steps until one fails.
 func (x *examination) look(ctx context.Context) {
 	if !x.address() {
 		return
@@ -157,7 +158,7 @@ func (o *doctorOptions) print(w io.Writer, f *finding) {
 	case o.json:
 		enc := json.NewEncoder(w)
 		enc.SetEscapeHTML(false)
-		enc.Encode(f) // what can not be written is found at the end
+		enc.Encode(f) // a write error is reported at the end
 		return
 	case o.quiet && f.State != failed && f.State != warning:
 		return
@@ -195,21 +196,21 @@ func (x *examination) skip(step, format string, args ...any) {
 	x.add(&finding{Step: step, State: skipped, What: fmt.Sprintf(format, args...)})
 }
 
-// fail tells what a call would have ended with. It returns false, for a step to
+// fail reports the error that a call would end with. It returns false, for a step to
 // return.
 func (x *examination) fail(step string, err error) bool {
 	f := explain(err)
 	if x.status == 0 {
 		x.status = f.Status()
 	}
-	if f.Hint == "" || f.Hint == hintFor(args.CodeNoNode) && (x.place.Identity != nil || step == "node") { // one is there, or not here
+	if f.Hint == "" || f.Hint == hintFor(args.CodeNoNode) && (x.place.Identity != nil || step == "node") { // a node runs, or is not on this machine
 		f.Hint = nextStep(step, f.Code)
 	}
 	x.add(&finding{Step: step, State: failed, What: f.Message, Hint: f.Hint, Code: f.Code, Status: f.Status()})
 	return false
 }
 
-// address finds the node, as every command does.
+// address chooses the node as every command does.
 func (x *examination) address() bool {
 	p, err := find.Node(x.o.node)
 	if err != nil {
@@ -223,7 +224,7 @@ func (x *examination) address() bool {
 		}
 		q, err := p.Next()
 		if err != nil {
-			p.Why = "the only one that there is" // and what is wrong with it is the next thing to be seen
+			p.Why = "the only node found" // the next step shows what is wrong with it
 			break
 		}
 		passed += "; passed over: " + p.String() + ", where nobody listens"

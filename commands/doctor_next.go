@@ -4,52 +4,52 @@ import (
 	"fbus/bus/args"
 )
 
-// nextStep is the hint for a failure that has none of its own: by its code, which
-// says more, else by the step that it was found in. No failure goes without.
+// nextStep returns the hint for a failure without one: by its code, which is more
+// specific, or by its step. Every failure gets a hint.
 func nextStep(step, code string) string {
 	if hint := nextOf(code); hint != "" {
 		return hint
 	}
 	switch step {
 	case "address":
-		return "which node is meant is said by --node ADDR, FBUS_NODE=ADDR, FBUS_TICKET=FILE or fbus join TICKET, in that order"
+		return "choose a node by --node ADDR, FBUS_NODE=ADDR, FBUS_TICKET=FILE or fbus join TICKET, the first of them that is given"
 	case "socket", "connection":
-		return "fbus status shows which node is talked to, and why; --node names another"
+		return "fbus status shows which node is used, and why; --node names another"
 	case "dns", "tcp", "tls":
-		return "is it the right address? the ready line of fbus serve says where it listens"
+		return "is it the right address? fbus serve prints where it listens"
 	case "certificate":
-		return "ask for a new ticket; fbus log at the node says why it refuses somebody"
+		return "ask for a new ticket; fbus log at the node shows why it refused this one"
 	case "clock":
 		return "check the clock at both ends: date -u"
 	}
-	return "fbus log at the node shows what it refuses, and fbus --version at both ends whether they are alike"
+	return "fbus log at the node shows what it refused; compare fbus --version at both ends"
 }
 
-// nextOf is the next step that follows from a code alone, or is empty.
+// nextOf returns the next step for a code, "" if there is none.
 func nextOf(code string) string {
 	switch code {
 	case args.CodeBusy:
-		return "fbus call -w 1m waits for room; a ticket of its own for each user shares it out, fbus serve --max-per-ticket and --max-connections give more"
+		return "fbus call -w 1m waits for room; give each user a ticket, or raise fbus serve --max-per-ticket or --max-connections"
 	case args.CodeDraining:
-		return "fbus call -w 1m waits for the node that comes after it"
+		return "fbus call -w 1m waits for the next node"
 	case args.CodeVersion:
-		return "fbus --version at both ends: the older of the two is to be replaced"
+		return "compare fbus --version at both ends, and replace the older one"
 	case args.CodeNetwork:
 		return "ask for a ticket of the node's network"
 	case args.CodeProtocol:
-		return "whoever listens there is no fbus node: is it the right address?"
+		return "the program that listens there is not an fbus node: is it the right address?"
 	case args.CodeNoNode:
-		return "is the node running, and not stopped? its machine shows it: fbus status there"
+		return "is the node running, and not stopped? fbus status on its machine shows that"
 	case args.CodeDenied:
-		return "ask who runs the node: fbus serve --socket-group lets others of the machine in, fbus invite those of other machines"
+		return "ask the owner of the node: fbus serve --socket-group admits users of the machine, fbus invite those of other machines"
 	case args.CodeListLost:
-		return "nobody is let in before the list of tickets is there again: fbus serve says on its stderr what is wrong with it"
+		return "the node admits nobody until its list of tickets is readable again: the stderr of fbus serve has the reason"
 	case args.CodeBadTicket:
-		return "a file holds one ticket, whole and as fbus invite has made it: ask for a new one"
+		return "the file must hold one ticket, complete and unchanged: ask for a new one"
 	case args.CodeStorage, args.CodeUnsafe:
-		return "is it the right file or directory, and is it yours? FBUS_HOME says where fbus keeps its own"
+		return "is it the right file or directory, and is it yours? FBUS_HOME names the directory of fbus"
 	case args.CodeBadCertificate, args.CodeWrongUse, args.CodeNoCertificate:
-		return "ask for a new ticket; of a PKI of your own, for a certificate with the URI names of one: fbus:name:NAME, fbus:call:GLOB, …"
+		return "ask for a new ticket, or, with a PKI of your own, for a certificate with its URI names: fbus:name:NAME, fbus:call:GLOB, …"
 	}
 	return ""
 }

@@ -12,8 +12,7 @@ import (
 	"fbus/bus/node"
 )
 
-// node asks the node who it is, and who we are to it; not with an invitation, which
-// it would not tell.
+// node asks the node for its identity and ours. An invitation has no right to ask.
 func (x *examination) node(ctx context.Context) (*bus.NodeInfo, bool) {
 	name, network := x.client.Node()
 	if x.place.Identity != nil && x.place.Identity.Ticket != nil && x.place.Identity.Ticket.Joining {
@@ -26,10 +25,10 @@ func (x *examination) node(ctx context.Context) (*bus.NodeInfo, bool) {
 	asked := time.Now()
 	data, err := output(ctx, x.client, "fbus.nodes", args.Args{})
 	if err == nil && len(data) == 0 {
-		err = fail(args.CodeInternal, "it does not say who it is")
+		err = fail(args.CodeInternal, "the node did not identify itself")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("it has not answered within %s", formatDuration(askTime))}
+		err = &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("no answer within %s", formatDuration(askTime))}
 	}
 	if err != nil {
 		return nil, x.fail("node", err)
@@ -37,7 +36,7 @@ func (x *examination) node(ctx context.Context) (*bus.NodeInfo, bool) {
 	took := time.Since(asked)
 	list, err := decodeLines[bus.NodeInfo](data)
 	if err != nil || len(list) != 1 {
-		return nil, x.fail("node", fail(args.CodeInternal, "it does not say who it is"))
+		return nil, x.fail("node", fail(args.CodeInternal, "the node did not identify itself"))
 	}
 	n := &list[0]
 	if n.Draining {
@@ -50,10 +49,10 @@ func (x *examination) node(ctx context.Context) (*bus.NodeInfo, bool) {
 	return n, true
 }
 
-// posts says why nothing can be posted. A call would pass.
+// posts warns if nothing can be posted. A call would still succeed.
 func (x *examination) posts(n *bus.NodeInfo) bool {
 	if n.NoPosts != "" {
-		x.warn("store", "fbus serve says on its stderr what happened; fbus purge makes room", "nothing can be posted: %s", n.NoPosts)
+		x.warn("store", "the stderr of fbus serve has the reason; fbus purge makes room", "nothing can be posted: %s", n.NoPosts)
 	}
 	return true
 }
@@ -61,7 +60,7 @@ func (x *examination) posts(n *bus.NodeInfo) bool {
 // askTime bounds a question to a node.
 const askTime = 10 * time.Second
 
-// invitation says whether it can be exchanged: a call with it is denied in any case.
+// invitation checks whether it can be exchanged. A call with it is always denied.
 func (x *examination) invitation(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -77,14 +76,14 @@ func (x *examination) invitation(ctx context.Context) {
 		if hint := id.Exchanged(); hint != "" {
 			f.Hint = hint
 		}
-	case args.CodeUsage: // of an older node, which does not say
+	case args.CodeUsage: // an older node does not report that
 		f = explain(id.Check())
-		f.Hint += "; if it was used already, ask for a new one"
+		f.Hint += "; if it was used before, ask for a new one"
 	}
 	x.fail("rights", f)
 }
 
-// rights says what we may do there.
+// rights checks whether this identity may call the function.
 func (x *examination) rights(n *bus.NodeInfo) bool {
 	may := mayDo(n.Rights)
 	switch name := x.o.name; {
@@ -92,7 +91,7 @@ func (x *examination) rights(n *bus.NodeInfo) bool {
 		x.ok("rights", "%s may %s", n.Caller, may)
 		return true
 	case n.Rights.MayOffer(name):
-		return x.fail("rights", &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may offer %s, and not call it: it may %s", n.Caller, name, may), Hint: askFor(name)})
+		return x.fail("rights", &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may offer %s but not call it: it may %s", n.Caller, name, may), Hint: askFor(name)})
 	default:
 		return x.fail("rights", &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("%s may not call %s: it may %s", n.Caller, name, may), Hint: askFor(name)})
 	}
@@ -100,18 +99,18 @@ func (x *examination) rights(n *bus.NodeInfo) bool {
 
 func askFor(name string) string {
 	allows := []string{"fbus", "invite", "--call", name}
-	if strings.HasPrefix(name, "fbus.") { // no glob matches the node's own
+	if strings.HasPrefix(name, "fbus.") { // no glob matches these
 		allows = []string{"fbus", "invite", "--admin"}
 	}
 	return "ask for a ticket that allows it: " + args.Quote(allows...)
 }
 
-// function says whether somebody offers it, and whether a slot is free.
+// function checks whether the function is offered.
 func (x *examination) function(ctx context.Context) {
 	name := x.o.name
 	if name == "" {
-		x.skip("function", "none was named: fbus doctor NAME looks at one")
-		x.skip("workers", "no function was named")
+		x.skip("function", "no function named: fbus doctor NAME checks one")
+		x.skip("workers", "no function named")
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
@@ -127,7 +126,7 @@ func (x *examination) function(ctx context.Context) {
 		return
 	}
 	if len(list) == 0 || len(list[0].Workers) == 0 {
-		f := explain(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function: nobody offers it"})
+		f := explain(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function: no worker offers it"})
 		if len(list) > 0 && list[0].Queued > 0 {
 			f.Message += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
 		}
@@ -139,7 +138,7 @@ func (x *examination) function(ctx context.Context) {
 	x.workers(f)
 }
 
-// workers says whether a call would begin at once.
+// workers checks whether a call would start at once.
 func (x *examination) workers(f *bus.FunctionInfo) {
 	free, notes := 0, ""
 	for _, w := range f.Workers {
@@ -152,7 +151,7 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 	case free == 0:
 		x.fail("workers", &args.Error{Code: args.CodeBusy,
 			Message: fmt.Sprintf("%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)),
-			Hint:    "fbus ps shows the calls; offered again, here or elsewhere, a function has more slots; fbus call -w 1m waits a minute"})
+			Hint:    "fbus ps shows the calls; offering the function again, here or elsewhere, adds slots; fbus call -w 1m waits a minute"})
 	case notes != "":
 		x.warn("workers", join("fbus", "describe", f.Name)+" shows them", "%d of %s free; %s", free, plural(f.Slots, "slot"), notes)
 	default:

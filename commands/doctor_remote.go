@@ -20,15 +20,14 @@ import (
 
 const (
 	lookupTime = 5 * time.Second
-	// dialTime bounds an address, aloneTime one that no other comes after: as a
-	// call has it.
+	// dialTime limits an address, aloneTime the last one, as for a call.
 	dialTime  = 3 * time.Second
 	aloneTime = 10 * time.Second
-	// clockLimit is how far two clocks may be apart before it is worth a word.
+	// clockLimit is the difference of two clocks from which doctor warns.
 	clockLimit = time.Minute
 )
 
-// remote tries the addresses one after the other, as a call does.
+// remote tries the addresses in turn, as a call does.
 func (x *examination) remote(ctx context.Context) {
 	list := x.place.Addresses()
 	for i, addr := range list {
@@ -43,10 +42,11 @@ func (x *examination) remote(ctx context.Context) {
 type remoteAddress struct {
 	*examination
 	addr bus.Addr
-	last bool // no other is left to try
+	last bool // the last address
 }
 
-// try goes from the name to the greeting. False: the next address is to be tried.
+// try takes the steps from the name to the handshake. It returns false if the next
+// address should be tried.
 func (r *remoteAddress) try(ctx context.Context) bool {
 	limit := dialTime
 	if r.last {
@@ -80,13 +80,13 @@ func (r *remoteAddress) try(ctx context.Context) bool {
 	return true
 }
 
-// missed is a failure if no other address is left.
+// missed reports a failure of the last address, and a warning for any other.
 func (r *remoteAddress) missed(step string, f *args.Error) bool {
 	if r.last {
 		r.fail(step, f)
 		return true
 	}
-	r.warn(step, f.Hint, "%s; the next address is tried", f.Message)
+	r.warn(step, f.Hint, "%s; trying the next address", f.Message)
 	return false
 }
 
@@ -94,7 +94,7 @@ func (r *remoteAddress) missed(step string, f *args.Error) bool {
 func (r *remoteAddress) lookUp(ctx context.Context) bool {
 	host, _, _ := net.SplitHostPort(r.addr.String())
 	if _, err := netip.ParseAddr(host); err == nil || host == "" {
-		r.ok("dns", "%s is no name: there is nothing to look up", orLocal(host))
+		r.ok("dns", "%s is an address: nothing to look up", orLocal(host))
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
@@ -106,7 +106,7 @@ func (r *remoteAddress) lookUp(ctx context.Context) bool {
 		if errors.As(err, &dns) {
 			why = dns.Err
 		}
-		r.missed("dns", noNodeAt("%s: the name can not be resolved: %s", host, why).WithHint("is it spelt right? --node takes an address as well; getent hosts %s asks the system", host))
+		r.missed("dns", noNodeAt("%s: cannot resolve the name: %s", host, why).WithHint("check the spelling; --node takes an address too; getent hosts %s asks the system", host))
 		return false
 	}
 	r.ok("dns", "%s is %s", host, strings.Join(found, ", "))
@@ -124,7 +124,7 @@ func noNodeAt(format string, a ...any) *args.Error {
 	return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf(format, a...)}
 }
 
-// dial connects; a name with several addresses has them raced.
+// dial connects. The addresses of a name are tried in parallel.
 func (r *remoteAddress) dial(ctx context.Context) (net.Conn, bool) {
 	dialer := net.Dialer{KeepAlive: -1}
 	tcp, err := dialer.DialContext(ctx, "tcp", r.addr.String())
@@ -138,13 +138,13 @@ func (r *remoteAddress) dial(ctx context.Context) (net.Conn, bool) {
 	f := noNodeAt("%s: %v", r.addr, err)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		f = noNodeAt("%s: connection refused: the machine is there, and nobody listens at that port", r.addr).
-			WithHint("is fbus serve running on %s, without --no-tcp, and at port %s? its ready line says where it listens", orLocal(host), port)
+		f = noNodeAt("%s: connection refused: the machine answers, but nothing listens on that port", r.addr).
+			WithHint("is fbus serve running on %s, without --no-tcp, on port %s? it prints where it listens", orLocal(host), port)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		errors.As(err, &errno)
-		f = noNodeAt("%s: %s", r.addr, errno.Error()).WithHint("there is no way to it from here: is the network up, is it the right address?")
+		f = noNodeAt("%s: %s", r.addr, errno.Error()).WithHint("there is no route to it: is the network up, is it the right address?")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		f = noNodeAt("%s: nobody answers", r.addr).WithHint("is the machine up? a firewall that drops what it does not know looks the same: port %s, TCP", port)
+		f = noNodeAt("%s: no answer", r.addr).WithHint("is the machine up? a firewall that drops packets looks the same: TCP port %s", port)
 	case errors.As(err, &errno):
 		f = noNodeAt("%s: %s", r.addr, errno.Error())
 	}
@@ -152,24 +152,24 @@ func (r *remoteAddress) dial(ctx context.Context) (net.Conn, bool) {
 	return nil, false
 }
 
-// agreed tells of a handshake that has succeeded as far as this side can see.
+// agreed reports a handshake that has succeeded on this side.
 func (r *remoteAddress) agreed(cs tls.ConnectionState) {
 	protocol := cs.NegotiatedProtocol
 	if protocol == "" {
-		protocol = "no protocol said"
+		protocol = "no protocol"
 	}
 	r.ok("tls", "%s, %s", tls.VersionName(cs.Version), protocol)
 }
 
-// refused tells of a handshake that has failed, or of a node that has turned us
-// away after it, under the step that it belongs to. cause is what lies below.
+// refused reports a failed handshake, or a node that refused this client after it,
+// under the step that it belongs to.
 func (r *remoteAddress) refused(err, cause error) bool {
 	f := explain(err)
 	step := stepOf(err, f.Code)
 	if step != "tls" && !r.told["tls"] {
-		r.ok("tls", "it was spoken until a certificate was refused")
+		r.ok("tls", "fine until a certificate was refused")
 	}
-	denied := f.Status() == args.StatusOf(args.CodeDenied) // the network's word, whatever the address
+	denied := f.Status() == args.StatusOf(args.CodeDenied) // the same for every address
 	if denied || r.last {
 		r.fail(step, f)
 		return true
@@ -177,7 +177,7 @@ func (r *remoteAddress) refused(err, cause error) bool {
 	return r.missed(step, f)
 }
 
-// stepOf is the step that a refusal belongs to.
+// stepOf returns the step that a refusal belongs to.
 func stepOf(err error, code string) string {
 	var e *args.Error
 	for below := err; errors.As(below, &e); below = e.Err { // the innermost one knows best
@@ -187,8 +187,7 @@ func stepOf(err error, code string) string {
 	case args.CodeNotYetValid, args.CodeClock:
 		return "clock"
 	case args.CodeExpired:
-		// A node makes its certificate anew long before that: its clock and this one
-		// disagree.
+		// A node renews its certificate long before that, so the two clocks disagree.
 		if errors.As(err, new(x509.CertificateInvalidError)) {
 			return "clock"
 		}
@@ -202,35 +201,35 @@ func stepOf(err error, code string) string {
 	return "node"
 }
 
-// certificate tells of our own that it was taken.
+// certificate reports that the node has accepted our certificate.
 func (r *remoteAddress) certificate(config *tls.Config) {
 	cert, err := config.GetClientCertificate(nil)
 	if err != nil || cert.Leaf == nil {
-		r.ok("certificate", "it was taken")
+		r.ok("certificate", "accepted")
 		return
 	}
-	what := "yours"
+	what := "your certificate"
 	t := r.place.Identity.Ticket
 	if t != nil {
 		what = fmt.Sprintf("ticket %s of network %s", t.Name, t.Network)
 	}
 	if r.place.Identity.Dir != "" && t.RenewalDue(trust.Now()) {
-		r.warn("certificate", "every command renews it, if it can write "+r.place.Identity.Dir, "%s was taken, and is to be renewed; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+		r.warn("certificate", "every command renews it if it can write to "+r.place.Identity.Dir, "%s was accepted; it needs renewal and is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 		return
 	}
-	r.ok("certificate", "%s was taken; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	r.ok("certificate", "%s was accepted; it is good until %s", what, cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// clock compares the node's clock with ours. took is how long the question did.
+// clock compares the clock of the node with ours. took is the time of the request.
 func (x *examination) clock(n *bus.NodeInfo, took time.Duration) {
 	if n.Time.IsZero() {
-		x.skip("clock", "the node does not tell its time")
+		x.skip("clock", "the node does not report its time")
 		return
 	}
 	here := trust.Now().Add(-took / 2)
 	off := here.Sub(n.Time)
 	if off.Abs() < time.Second+took {
-		x.ok("clock", "as the node's")
+		x.ok("clock", "same as the node's")
 		return
 	}
 	way := "ahead of"
@@ -242,5 +241,5 @@ func (x *examination) clock(n *bus.NodeInfo, took time.Duration) {
 		x.ok("clock", "%s", what)
 		return
 	}
-	x.warn("clock", "date -u at both ends: certificates are held against either clock, and may be refused early or late", "%s", what)
+	x.warn("clock", "check date -u at both ends: certificates are checked against either clock, and may be refused early or late", "%s", what)
 }

@@ -14,7 +14,7 @@ import (
 	"fbus/bus/find"
 )
 
-// socket looks at a unix socket, and connects to it.
+// socket checks a unix socket, and connects to it.
 func (x *examination) socket(ctx context.Context) {
 	path := x.place.Addr.String()
 	noNode := func(format string, a ...any) *args.Error {
@@ -23,16 +23,16 @@ func (x *examination) socket(ctx context.Context) {
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		x.fail("socket", noNode("it does not exist: no node listens there").WithHint("%s", serveThere(path)))
+		x.fail("socket", noNode("does not exist: no node listens there").WithHint("%s", serveThere(path)))
 		return
 	case errors.Is(err, os.ErrPermission):
-		x.fail("socket", noNode("a directory on the way to it is closed to you").WithHint("it belongs to somebody else; --node names another"))
+		x.fail("socket", noNode("you may not enter a directory of this path").WithHint("it belongs to another user; --node names another socket"))
 		return
 	case err != nil:
 		x.fail("socket", noNode("%v", pathReason(err)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
 		return
 	case st.Mode()&os.ModeSocket == 0:
-		x.fail("socket", noNode("it is no socket, but %s", kindOf(st)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
+		x.fail("socket", noNode("not a socket but %s", kindOf(st)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
 		return
 	}
 	owner := st.Sys().(*syscall.Stat_t)
@@ -40,41 +40,41 @@ func (x *examination) socket(ctx context.Context) {
 	x.connection(ctx, st)
 }
 
-// connection connects to a socket that is there.
+// connection connects to a socket that exists.
 func (x *examination) connection(ctx context.Context, st os.FileInfo) {
 	path, owner := x.place.Addr.String(), st.Sys().(*syscall.Stat_t)
 	c, err := bus.Connect(ctx, &bus.Options{Node: path, Name: hostname()})
 	if err == nil {
 		x.client = c
-		x.ok("connection", "a node has answered")
+		x.ok("connection", "a node answered")
 		return
 	}
 	f := explain(err)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		f.Message = path + ": it is stale: nobody listens there, the node that has made it was killed"
+		f.Message = path + ": a stale socket: the node that made it was killed"
 		f.Hint = serveThere(path)
 		if os.Getuid() != 0 && int(owner.Uid) != os.Getuid() {
-			f.Hint = userName(int(owner.Uid)) + " has to start the node again"
+			f.Hint = userName(int(owner.Uid)) + " must start the node again"
 		}
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		f.Message = fmt.Sprintf("%s: you may not use it: it belongs to %s and group %s, mode %04o", path, userName(int(owner.Uid)), groupName(int(owner.Gid)), st.Mode().Perm())
-		f.Hint = "a node is its user's alone; fbus serve starts one of your own"
+		f.Message = fmt.Sprintf("%s: permission denied: it belongs to %s and group %s, mode %04o", path, userName(int(owner.Uid)), groupName(int(owner.Gid)), st.Mode().Perm())
+		f.Hint = "a node is only for its user; fbus serve starts one of your own"
 		if st.Mode().Perm()&0o020 != 0 {
-			f.Hint = "who is in group " + groupName(int(owner.Gid)) + " may"
+			f.Hint = "members of group " + groupName(int(owner.Gid)) + " may use it"
 		}
 	case f.Code == args.CodeForeign:
-		f.Hint = "a node that somebody else runs sees all that you send, and is not trusted; " + f.Hint
+		f.Hint = "a node of another user sees everything that you send, and is not trusted; " + f.Hint
 	case f.Code == args.CodeProtocol:
-		f.Hint = "whoever listens there is no fbus node: is it the right socket?"
+		f.Hint = "the program that listens there is not an fbus node: is it the right socket?"
 	case f.Code == args.CodeNoNode:
-		f.Hint = "whoever listens there is no fbus node, or is stopped"
+		f.Hint = "the program that listens there is not an fbus node, or is stopped"
 	}
 	f.Message = withPath(path, f.Message)
 	x.fail("connection", f)
 }
 
-// withPath names a socket that a message does not name.
+// withPath adds the socket to a message that does not name it.
 func withPath(path, msg string) string {
 	if len(msg) >= len(path) && msg[:len(path)] == path {
 		return msg
@@ -82,7 +82,7 @@ func withPath(path, msg string) string {
 	return path + ": " + msg
 }
 
-// serveThere is the command that has a node listen at a path.
+// serveThere returns the command that starts a node at a path.
 func serveThere(path string) string {
 	if auto, _ := isAutoSocket(path); auto {
 		return "fbus serve starts a node"
@@ -90,8 +90,8 @@ func serveThere(path string) string {
 	return join("fbus", "serve", "--socket", path) + " starts a node there"
 }
 
-// isAutoSocket reports whether a path is one that a node has chosen by itself, and
-// of which process.
+// isAutoSocket reports whether a path is one that a node chose itself, and returns the
+// process in it.
 func isAutoSocket(path string) (bool, int) {
 	var pid int
 	n, err := fmt.Sscanf(path, find.SocketDir+"/"+find.SocketPrefix+"%d"+find.SocketSuffix, &pid)

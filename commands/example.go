@@ -36,9 +36,9 @@ func exampleCommand() *cli.Command {
 		Name:      "example",
 		Usage:     "print a worked example in another language",
 		UsageText: "example LANGUAGE PART",
-		Description: `A program for many calls (resident takes lines, resident-json JSON-RPC), a use of
-fbus pipe, or a caller or worker that speaks the protocol by itself, in about a
-hundred lines; bus/PROTOCOL.md is the specification.
+		Description: `Prints a program that serves many calls (resident reads lines, resident-json speaks
+JSON-RPC), a program that uses fbus pipe, or a caller or worker that speaks the protocol
+without a library, in about a hundred lines; bus/PROTOCOL.md is the specification.
 
   fbus example sh|python|perl|node resident
   fbus example python|perl|node resident-json
@@ -46,8 +46,8 @@ hundred lines; bus/PROTOCOL.md is the specification.
   fbus example python|perl caller|worker
   fbus example python worker > worker.py && python3 worker.py "$FBUS_NODE" hello
 
-The Python ones take a ticket's file in place of the socket, to reach another
-machine with Python's own TLS.`,
+Those in Python take the file of a ticket instead of the socket, to reach another machine
+with the TLS of Python.`,
 		Action: func(ctx *cli.Context) error {
 			return example(ctx.Args().Slice(), ctx.App.Writer)
 		},
@@ -57,18 +57,18 @@ machine with Python's own TLS.`,
 func example(words []string, stdout io.Writer) error {
 	const want = "fbus example python caller; fbus example --help lists them"
 	if len(words) != 2 {
-		return usage("a language and a part are due").WithHint(want)
+		return usage("fbus example needs a language and a part").WithHint(want)
 	}
 	language, part := words[0], words[1]
 	languages := exampleParts[part]
 	switch {
 	case languages == nil && exampleSuffix[language] == "":
-		return usage("there is no example %s", strings.Join(words, " ")).WithHint(want)
+		return usage("no example %s", strings.Join(words, " ")).WithHint(want)
 	case languages == nil:
-		return usage("there is no example %s", strings.Join(words, " ")).
+		return usage("no example %s", strings.Join(words, " ")).
 			WithHint("fbus example %s %s", language, strings.Join(partsOf(language), "|"))
 	case !slices.Contains(languages, language):
-		return usage("there is no example %s", strings.Join(words, " ")).
+		return usage("no example %s", strings.Join(words, " ")).
 			WithHint("fbus example %s %s", strings.Join(languages, "|"), part)
 	}
 	text, err := exampleText(part, exampleSuffix[language])

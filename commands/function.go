@@ -14,8 +14,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// function describes one program as a function: what fbus offer's flags say, and
-// a table of fbus up's file.
+// function describes a program as a function: the flags of fbus offer, or a table in
+// the file of fbus up.
 type function struct {
 	name        string
 	argv        []string
@@ -35,39 +35,39 @@ type function struct {
 	warm        countValue
 	resident    string
 	pipeline    countValue
-	calls       int // taken at once: set by check
+	calls       int // at once; set by check
 	replyFD     countValue
 	maxCalls    countValue
 	maxIdle     durationValue
 	schemaFile  string
-	schema      string // what the file holds
+	schema      string // the contents of the file
 
-	where  string            // the file and place that declare it, if one does
-	places map[string]string // of its options there
-	files  []fileStamp       // on the command line of a program whose processes are kept
+	where  string            // position of its declaration in a file, or ""
+	places map[string]string // positions of its options there
+	files  []fileStamp       // files on the command line of a warm or resident program
 }
 
-// newFunction is a function with its defaults.
+// newFunction returns a function with the defaults.
 func newFunction() *function { return &function{grace: durationValue{d: exec.DefaultGrace}} }
 
-// flags are what can be said about a function, on the command line or in a file.
+// flags returns the options of a function, on the command line or in a file.
 func (f *function) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.GenericFlag{Name: "slots", Usage: "take `N` calls at once, a process each; default: the number of CPUs", Value: &f.slots},
-		&cli.StringFlag{Name: "args", Usage: "where arguments go: `stdin|argv`", Destination: &f.args},
-		&cli.StringFlag{Name: "encoding", Usage: "of arguments on stdin: `json|msgpack|lines|nul`", DefaultText: "json", Destination: &f.encoding},
-		&cli.BoolFlag{Name: "allow-options", Usage: "let arguments on the command line begin with -", Destination: &f.options, DisableDefaultText: true},
+		&cli.StringFlag{Name: "args", Usage: "pass arguments on `stdin|argv`", Destination: &f.args},
+		&cli.StringFlag{Name: "encoding", Usage: "encode arguments on stdin as `json|msgpack|lines|nul`", DefaultText: "json", Destination: &f.encoding},
+		&cli.BoolFlag{Name: "allow-options", Usage: "allow arguments on the command line that begin with -", Destination: &f.options, DisableDefaultText: true},
 		&cli.GenericFlag{Name: "warm", Usage: "keep `N` processes started ahead, each for one call", Value: &f.warm},
 		&cli.StringFlag{Name: "resident", Usage: "keep processes for many calls: `lines|json`, a line or a JSON-RPC message each", Destination: &f.resident},
-		&cli.GenericFlag{Name: "pipeline", Usage: "give each resident json process `N` calls at once: takes slots times N", Value: &f.pipeline},
-		&cli.GenericFlag{Name: "reply-fd", Usage: "take a resident process's replies from descriptor `N`, 3 to 9, not from stdout", Value: &f.replyFD},
+		&cli.GenericFlag{Name: "pipeline", Usage: "send each resident json process `N` calls at once; the function then takes slots × N", Value: &f.pipeline},
+		&cli.GenericFlag{Name: "reply-fd", Usage: "read the replies of a resident process from descriptor `N` (3 to 9), not from stdout", Value: &f.replyFD},
 		&cli.GenericFlag{Name: "max-calls", Usage: "replace a resident process after `N` calls", Value: &f.maxCalls},
 		&cli.GenericFlag{Name: "max-idle", Usage: "replace a resident process after `D` without a call", Value: &f.maxIdle},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`", Value: &f.timeout},
 		&cli.GenericFlag{Name: "grace", Usage: "`D` between TERM and KILL", Value: &f.grace},
 		&cli.StringFlag{Name: "chdir", Aliases: []string{"C"}, Usage: "run PROGRAM in `DIR`", Destination: &f.dir},
 		&cli.GenericFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Value: &listValue{&f.env}},
-		&cli.BoolFlag{Name: "idempotent", Usage: "a call may be run again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
+		&cli.BoolFlag{Name: "idempotent", Usage: "run a call again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
 		&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &f.description},
 		&cli.StringFlag{Name: "schema", Usage: "a JSON Schema of the arguments in `FILE`, for fbus describe", Destination: &f.schemaFile},
 		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE`", Value: &f.maxOutput},
@@ -76,7 +76,7 @@ func (f *function) flags() []cli.Flag {
 	}
 }
 
-// countValue is a flag's whole number that knows whether it was given.
+// countValue is the whole number of a flag, and whether it was given.
 type countValue struct {
 	n   int
 	set bool
@@ -86,7 +86,7 @@ type countValue struct {
 func (v *countValue) Set(s string) error {
 	n, err := strconv.Atoi(s)
 	if err != nil {
-		return errors.New("a whole number is due")
+		return errors.New("must be a whole number")
 	}
 	v.n, v.set = n, true
 	return nil
@@ -95,18 +95,18 @@ func (v *countValue) Set(s string) error {
 // String implements flag.Value.
 func (v *countValue) String() string { return "" }
 
-// check finds what makes no sense whatever the program is, reads the schema and
-// fills in how many slots there are.
+// check refuses options that are wrong for any program, reads the schema and computes
+// the number of calls at once.
 func (f *function) check() error {
 	switch {
 	case !args.ValidName(f.name):
-		return usage("%q is no function name: letters, digits, _ . - are due, at most 128, not . or - first", f.name)
+		return usage("invalid function name %q: use at most 128 letters, digits, _ . and -, not . or - first", f.name)
 	case strings.HasPrefix(f.name, "fbus."):
-		return fail(args.CodeDenied, "%s: names that begin with fbus. are the node's own", f.name)
+		return fail(args.CodeDenied, "%s: names that begin with fbus. belong to the node", f.name)
 	}
 	for _, kv := range f.env {
 		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {
-			return usage("-e %s: NAME=VALUE is due", kv)
+			return usage("-e %s: must be NAME=VALUE", kv)
 		}
 	}
 	for _, c := range []struct {
@@ -115,7 +115,7 @@ func (f *function) check() error {
 		least int
 	}{{"slots", f.slots, 1}, {"warm", f.warm, 1}, {"pipeline", f.pipeline, 1}, {"reply-fd", f.replyFD, 3}, {"max-calls", f.maxCalls, 1}} {
 		if c.v.set && c.v.n < c.least {
-			return usage("--%s %d: at least %d is due", c.flag, c.v.n, c.least)
+			return usage("--%s must be at least %d", c.flag, c.least)
 		}
 	}
 	for _, d := range []struct {
@@ -123,16 +123,16 @@ func (f *function) check() error {
 		v    durationValue
 	}{{"timeout", f.timeout}, {"max-idle", f.maxIdle}} {
 		if d.v.set && d.v.d <= 0 {
-			return usage("--%s %s: more than nothing is due", d.flag, formatDuration(d.v.d))
+			return usage("--%s must be positive", d.flag)
 		}
 	}
 	if f.calls = f.slotsOf() * min(max(1, f.pipeline.n), maxSlots+1); f.calls > maxSlots {
-		return usage("%s: at most %d calls at once can be offered", f.sizes(), maxSlots)
+		return usage("%s: too many calls at once (limit %d)", f.sizes(), maxSlots)
 	}
 	return f.readSchema()
 }
 
-// sizes are the flags that say how many calls are taken at once, as they were given.
+// sizes returns the given flags that decide how many calls run at once.
 func (f *function) sizes() string {
 	var given []string
 	for _, c := range []struct {
@@ -146,46 +146,46 @@ func (f *function) sizes() string {
 	return strings.Join(given, ", ")
 }
 
-// maxSlots is how many calls an offer may take at once.
+// maxSlots is the largest number of calls at once for an offer.
 const maxSlots = 1 << 20
 
-// slotsOf is how many processes may run: what was said, or one for each CPU.
+// slotsOf returns how many processes may run: --slots, or one for each CPU.
 func (f *function) slotsOf() int {
 	n := max(f.warm.n, runtime.NumCPU())
 	if f.slots.set {
 		n = f.slots.n
 	}
-	return min(n, maxSlots+1) // and no product overflows
+	return min(n, maxSlots+1) // so that no product overflows
 }
 
-// spec is the function as package exec takes it.
+// spec returns the function in the form that package exec needs.
 func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	spec := exec.Spec{
 		Name: f.name, Argv: f.argv, Dir: f.dir, Env: f.env, ArgsSet: f.args != "", AllowOptions: f.options,
-		Timeout: f.timeout.d, Grace: max(f.grace.d, time.Nanosecond), // 0s is at once, not the default
+		Timeout: f.timeout.d, Grace: max(f.grace.d, time.Nanosecond), // 0s means at once, not the default
 		MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.calls, Log: log,
 		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
 	}
 	var err error
 	if f.args != "" {
 		if spec.Args, err = exec.ParseArgMode(f.args); err != nil {
-			return spec, usage("--args %s: stdin or argv is due", f.args)
+			return spec, usage("--args must be stdin or argv, not %q", f.args)
 		}
 	}
 	if f.encoding != "" {
 		if spec.Encoding, err = args.ParseEncoding(f.encoding); err != nil {
-			return spec, usage("--encoding %s: json, msgpack, lines or nul is due", f.encoding)
+			return spec, usage("--encoding must be json, msgpack, lines or nul, not %q", f.encoding)
 		}
 	}
 	if f.resident != "" {
 		if spec.Resident, err = exec.ParseProtocol(f.resident); err != nil {
-			return spec, usage("--resident %s: lines or json is due", f.resident)
+			return spec, usage("--resident must be lines or json, not %q", f.resident)
 		}
 	}
 	return spec, nil
 }
 
-// mode says which processes are kept, "" if none are.
+// mode describes the processes that are kept, "" if there are none.
 func (f *function) mode() string {
 	switch {
 	case f.warm.set:

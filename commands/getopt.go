@@ -170,7 +170,7 @@ func (g *getopt) unknown(flag string) error {
 		names = append(names, name)
 	}
 	if near := nearest(strings.TrimLeft(flag, "-"), names); near != "" && len(near) > 1 {
-		return f.WithHint("fbus %s --%s?", g.command, near)
+		return f.WithHint("did you mean fbus %s --%s?", g.command, near)
 	}
 	return f.WithHint("fbus %s --help lists them", g.command)
 }
@@ -200,7 +200,7 @@ func (g *getopt) rest(first string) error {
 // misplaced refuses a word with - behind the name, and shows what was meant.
 func (g *getopt) misplaced(name string, words []string, k int) error {
 	w := words[k]
-	f := usage("%s stands after %s: is it for fbus or for the function?", w, name)
+	f := usage("%s after %s: is it for fbus or for the function?", w, name)
 	pass := slices.DeleteFunc(slices.Clone(g.words), func(w string) bool { return w == "--" })
 	forFunction := join("fbus", g.command, g.flags, name, "--", pass)
 	known := g.known(w)

@@ -35,22 +35,22 @@ func importCommand() *cli.Command {
 		Name:      "import",
 		Usage:     "print shell functions that call functions of the bus",
 		UsageText: "import [flags] NAME…",
-		Description: `Functions for bash, zsh and other shells, so that NAME is called like a command:
-its words, those that begin with - as well, are the arguments; without any, stdin
-is the input. A name that the shell needs itself is refused: give it a prefix. Only
-bash and zsh take names with . or -. On any error nothing is printed.
+		Description: `Prints functions for bash, zsh and other shells, so that NAME is called like a command.
+Its words are the arguments, also those that begin with -; without words, stdin is the
+input. A name that the shell needs itself is refused: use a prefix. Only bash and zsh
+allow names with . or -. After an error nothing is printed.
 
   eval "$(fbus import wc shout)"
   eval "$(fbus import --prefix bus_ test)"; bus_test -x word
 
-A node given by --node or FBUS_NODE stays the one that is called.`,
+The functions always call the node that --node or FBUS_NODE names now.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "prefix", Usage: "`P` before each name in the shell", Destination: &o.prefix},
 			nodeFlag(&o.node),
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node and the functions", Value: &o.wait},
-			&cli.BoolFlag{Name: "no-check", Usage: "do not ask whether they are offered", Destination: &o.noCheck, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "no-check", Usage: "do not check that the functions are offered", Destination: &o.noCheck, DisableDefaultText: true},
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say which node it was"),
+			verboseFlag(&o.verbose, "print the node"),
 		},
 		Action: func(ctx *cli.Context) error {
 			o.names = ctx.Args().Slice()
@@ -82,14 +82,14 @@ func oneOf(list, word string) bool { return slices.Contains(strings.Fields(list)
 // check refuses what no shell function can be.
 func (o *importOptions) check() error {
 	if len(o.names) == 0 {
-		return usage("import what? a name is due").WithHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
+		return usage("fbus import needs a name").WithHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
 	}
 	if o.prefix != "" && !args.ValidName(o.prefix) {
-		return usage("--prefix %s: letters, digits, _, . and - are due", o.prefix)
+		return usage("invalid --prefix %q: use letters, digits, _ . and -", o.prefix)
 	}
 	for _, name := range o.names {
 		if !args.ValidName(name) {
-			return usage("%q is no function name", name)
+			return usage("invalid function name %q", name)
 		}
 		if why := unfit(o.prefix + name); why != "" {
 			return usage("%s: %s", o.prefix+name, why).WithHint("under another name: %s", join("fbus", "import", "--prefix", "bus_"+o.prefix, name))
@@ -106,11 +106,11 @@ func unfit(name string) string {
 	case oneOf(specialBuiltins, name):
 		return "it is a special builtin of the shell"
 	case oneOf(builtins, name):
-		return "it is a builtin of the shell, which scripts rely on"
+		return "it is a builtin of the shell that scripts rely on"
 	case name == "fbus":
 		return "it would hide this program"
 	case strings.Trim(name, "0123456789") == "":
-		return "a number is no command"
+		return "a number cannot be a command"
 	}
 	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"fbus/bus/args"
@@ -236,7 +237,7 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 	}
 	name := args[0]
 	if strings.HasPrefix(name, "-") {
-		return nil, nil, usage("%s stands before a command", name).WithHint("flags go behind it: fbus COMMAND %s …; fbus --help lists the commands", name)
+		return nil, nil, usage("flag %s before the command", name).WithHint("flags follow the command: fbus COMMAND %s …; fbus --help lists the commands", name)
 	}
 	for _, c := range commandTable {
 		if c.name != name {
@@ -253,7 +254,7 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 }
 
 func noCommand(name string) error {
-	f := usage("there is no command %s", name)
+	f := usage("unknown command %s", name)
 	if ours := elsewhere(name); ours != "" {
 		return f.WithHint("fbus %s", ours)
 	}
@@ -262,7 +263,7 @@ func noCommand(name string) error {
 		names = append(names, c.name)
 	}
 	if near := nearest(name, names); near != "" {
-		return f.WithHint("fbus %s?", near)
+		return f.WithHint("did you mean fbus %s?", near)
 	}
 	return f.WithHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", name))
 }
@@ -291,7 +292,16 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 	return app
 }
 
-// usageError makes what the flag package says ours.
+// valueError words what is wrong with the value of an option, which a reason that quotes
+// the value has named already.
+func valueError(name, value, why string) string {
+	if strings.Contains(why, strconv.Quote(value)) {
+		return name + ": " + why
+	}
+	return fmt.Sprintf("%s %s: %s", name, value, why)
+}
+
+// usageError rewords an error of the flag package.
 func usageError(ctx *cli.Context, err error, _ bool) error {
 	var f *args.Error
 	if errors.As(err, &f) {
@@ -306,9 +316,9 @@ func usageError(ctx *cli.Context, err error, _ bool) error {
 					name = "-" + name
 				}
 				if why == "parse error" {
-					why = "a whole number is due"
+					why = "must be a whole number"
 				}
-				msg = fmt.Sprintf("%s %s: %s", name, strings.Trim(value, `"`), why)
+				msg = valueError(name, strings.Trim(value, `"`), why)
 			}
 		}
 	}
@@ -330,10 +340,10 @@ Companions:
 {{end}}{{end}}
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'
 
-fbus COMMAND --help says more; fbus --version prints the version.
+fbus COMMAND --help explains a command; fbus --version prints the version.
 Exit statuses: the function's own; 64 usage, 65 bad input, 69 no such function,
 70 internal, 74 worker lost, 75 busy, 77 denied, 123 some calls of map failed,
-124 deadline, 126/127 program can not be run/not found, 129/130/143 we got
+124 deadline, 126/127 program cannot be run/not found, 129/130/143 fbus got
 HUP/INT/TERM, 255 no node.
 `
 

@@ -21,7 +21,7 @@ type logf = func(format string, args ...any)
 func notify(warn logf, lines ...string) {
 	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
 		// A unit of Type=notify is killed when this message does not come: say why.
-		warn("the service manager can not be told %s: NOTIFY_SOCKET: %v", lines[0], err)
+		warn("cannot notify the service manager of %s: NOTIFY_SOCKET: %v", lines[0], err)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// offerOptions are the flags of fbus offer: what is offered, and how.
+// offerOptions are the flags of fbus offer.
 type offerOptions struct {
 	*function
 	workerOptions
@@ -24,20 +24,20 @@ func offerCommand() *cli.Command {
 		Name:      "offer",
 		Usage:     "offer a program as a function",
 		UsageText: "offer NAME [flags] -- PROGRAM [ARG…]",
-		Description: `Each call starts PROGRAM. Its arguments arrive serialized on stdin, or on its
-command line: with --args argv behind ARG…, or where placeholders stand, {} for
-all, {1} for the first, {name} for a field. Offered again, here or elsewhere, a
-name has more slots. TERM or INT drains; a second one ends at once.
+		Description: `Each call starts PROGRAM. Its arguments arrive on stdin, as JSON unless --encoding
+chooses another form. With --args argv they follow ARG… on the command line, and
+placeholders there are replaced: {} by all, {1} by the first, {name} by a field. Offering
+a name again, here or elsewhere, adds slots. TERM or INT drains; a second one ends at once.
 
-Started for a call PROGRAM has FBUS_FUNCTION, FBUS_CALL_ID, FBUS_CALLER, FBUS_DEADLINE
-and FBUS_NODE in its environment; of a posted job FBUS_JOB_ID and FBUS_ATTEMPT as well,
-after another job's end FBUS_PARENT_ID, FBUS_PARENT_FUNCTION, FBUS_PARENT_STATUS and
-FBUS_PARENT_ATTEMPTS.
+A PROGRAM that is started for a call finds FBUS_FUNCTION, FBUS_CALL_ID, FBUS_CALLER,
+FBUS_DEADLINE and FBUS_NODE in its environment. For a posted job there are FBUS_JOB_ID
+and FBUS_ATTEMPT too, and for one that follows another job FBUS_PARENT_ID,
+FBUS_PARENT_FUNCTION, FBUS_PARENT_STATUS and FBUS_PARENT_ATTEMPTS.
 
-With --warm N processes wait, each for one call. With --resident they serve many:
-lines is a line in and a line out, json is JSON-RPC 2.0, a message a line. When a call
-is cancelled or its time is over, json gets the notification $/cancelRequest, params
-{"id":ID}; a process that has not answered within --grace is replaced.
+With --warm, N processes wait, each for one call. With --resident, a process serves many
+calls: "lines" reads a line and answers a line, "json" speaks JSON-RPC 2.0, one message a
+line. When a call is cancelled or its time is over, a json process gets the notification
+$/cancelRequest, params {"id":ID}; it is replaced if it has not answered within --grace.
 
   fbus offer wc -- wc -w
   fbus offer greet --encoding lines -- sh -c 'read -r who; echo "hello $who"'
@@ -54,18 +54,18 @@ is cancelled or its time is over, json gets the notification $/cancelRequest, pa
 	}
 }
 
-// operands takes NAME, -- and the program, and checks what flags say alone.
+// operands takes NAME, -- and the program, and checks the flags.
 func (o *offerOptions) operands(words []string) error {
 	i := slices.Index(words, "--")
 	switch {
 	case len(words) == 0 || i == 0:
-		return usage("offer what? a name is due").WithHint("fbus offer NAME -- PROGRAM [ARG…]")
+		return usage("fbus offer needs a name").WithHint("fbus offer NAME -- PROGRAM [ARG…]")
 	case i < 0 && len(words) > 1:
-		return usage("the program of %s must stand behind --", words[0]).WithHint("%s", join("fbus", "offer", words[:1], "--", words[1:]))
+		return usage("the program of %s must follow --", words[0]).WithHint("%s", join("fbus", "offer", words[:1], "--", words[1:]))
 	case i < 0 || i == len(words)-1:
-		return usage("%s: no program is given", words[0]).WithHint("fbus offer %s -- PROGRAM [ARG…]", words[0])
+		return usage("%s: no program given", words[0]).WithHint("fbus offer %s -- PROGRAM [ARG…]", words[0])
 	case i > 1:
-		return usage("one name is due before --, not %s", join(words[:i]))
+		return usage("fbus offer takes one name before --, got %s", join(words[:i]))
 	}
 	o.name, o.argv = words[0], words[i+1:]
 	return o.check()
@@ -92,7 +92,7 @@ func offer(o *offerOptions, stderr io.Writer) error {
 	return o.serve(ctx, cancel, w, nil, signals, nil, nil)
 }
 
-// ready is what is said when the offer stands.
+// ready returns the message for an offer that the node has accepted.
 func (o *offered) ready(worker string) string {
 	slots := plural(o.f.calls, "slot")
 	if mode := o.f.mode(); mode != "" {

@@ -50,7 +50,7 @@ func openKnown(path string, flags int, st os.FileInfo) (*os.File, error) {
 	}
 	now, err := f.Stat()
 	if err == nil && !os.SameFile(st, now) {
-		err = &os.PathError{Op: "open", Path: path, Err: errors.New("is another file than it was")}
+		err = &os.PathError{Op: "open", Path: path, Err: errors.New("was replaced while it was opened")}
 	}
 	if err == nil && flags&os.O_TRUNC != 0 && now.Mode().IsRegular() {
 		err = f.Truncate(0)
@@ -72,7 +72,7 @@ func resolve(path string) (string, error) {
 		}
 		uid := ownerOf(st)
 		if uid != os.Geteuid() && shared(dirOf(path)) {
-			return "", &os.PathError{Op: "open", Path: path, Err: fmt.Errorf("is a link of uid %d: it is not followed", uid)}
+			return "", &os.PathError{Op: "open", Path: path, Err: fmt.Errorf("is a link owned by uid %d: not followed", uid)}
 		}
 		target, err := os.Readlink(path)
 		if err != nil {
@@ -116,9 +116,9 @@ func strange(st os.FileInfo) string {
 	switch {
 	case st.Mode()&os.ModeDevice != 0:
 	case int(sys.Uid) != os.Geteuid():
-		return fmt.Sprintf("belongs to uid %d: it is not written to", sys.Uid)
+		return fmt.Sprintf("belongs to uid %d: not overwritten", sys.Uid)
 	case st.Mode().IsRegular() && sys.Nlink > 1:
-		return "has a second name elsewhere: it is not written to"
+		return "has a second name elsewhere: not overwritten"
 	}
 	return ""
 }

@@ -20,11 +20,11 @@ func TestOpenFile(t *testing.T) {
 		"a file":                 {false, func(path, _ string) error { return os.WriteFile(path, []byte("old"), 0o600) }, ""},
 		"a link":                 {false, func(path, victim string) error { return os.Symlink(victim, path) }, ""},
 		"another's file":         {true, func(path, _ string) error { return theirs(os.WriteFile(path, nil, 0o666), path) }, "belongs to uid 65534"},
-		"another's link":         {true, func(path, victim string) error { return theirs(os.Symlink(victim, path), path) }, "is a link of uid 65534"},
-		"another's dangling":     {true, func(path, victim string) error { return theirs(os.Symlink(victim+"x", path), path) }, "is a link of uid 65534"},
+		"another's link":         {true, func(path, victim string) error { return theirs(os.Symlink(victim, path), path) }, "is a link owned by uid 65534"},
+		"another's dangling":     {true, func(path, victim string) error { return theirs(os.Symlink(victim+"x", path), path) }, "is a link owned by uid 65534"},
 		"another's hard link":    {false, func(path, victim string) error { return os.Link(victim, path) }, "second name"},
 		"another's FIFO":         {true, func(path, _ string) error { return theirs(syscall.Mkfifo(path, 0o666), path) }, "belongs to uid 65534"},
-		"a link of ours to that": {true, func(path, victim string) error { return ownLink(path, victim) }, "is a link of uid 65534"},
+		"a link of ours to that": {true, func(path, victim string) error { return ownLink(path, victim) }, "is a link owned by uid 65534"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			if c.root && os.Getuid() != 0 {

@@ -116,7 +116,7 @@ func createAside(path string, mode os.FileMode) (*os.File, error) {
 			return f, err
 		}
 	}
-	return nil, &os.PathError{Op: "create", Path: path, Err: errors.New("no name is free beside it")}
+	return nil, &os.PathError{Op: "create", Path: path, Err: errors.New("no free name for a temporary file")}
 }
 
 // Write implements io.Writer.

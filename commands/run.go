@@ -40,29 +40,30 @@ func runCommand() *cli.Command {
 		Name:      "run",
 		Usage:     "run a command with a private bus of its own",
 		UsageText: "run [-c FILE] [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
-		Description: `A node in a private directory, these offers on it, and COMMAND with FBUS_NODE
-set and this fbus first on its PATH. When COMMAND ends, so does the bus, and what
-COMMAND has left in the background; its exit status is ours. An offer's COMMAND is
-split into words as a shell would, and run without one. FILE is one of fbus up.
+		Description: `Starts a node in a private directory, offers these functions on it, and runs COMMAND
+with FBUS_NODE set and this fbus first on PATH. When COMMAND ends, the bus and everything
+that COMMAND left in the background end too; fbus run exits with the status of COMMAND.
+The COMMAND of an offer is split into words as in a shell, and run without one. FILE is a
+file of fbus up.
 
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "offer the functions of `FILE` as well", Destination: &o.config},
 			&cli.GenericFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Value: &listValue{&o.offers}},
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say who connects, what is offered and how calls end"),
+			verboseFlag(&o.verbose, "report connections, offers and ends of calls"),
 		},
 		Action: func(ctx *cli.Context) error {
 			words := ctx.Args().Slice()
 			i := slices.Index(words, "--")
 			switch {
 			case i < 0 && len(words) > 0:
-				return usage("the command must stand behind --").
+				return usage("the command must follow --").
 					WithHint("%s; or, to call a function: %s", join("fbus", "run", "--", words), join("fbus", "call", words))
 			case i < 0 || i == len(words)-1:
-				return usage("run what? a command is due").WithHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
+				return usage("fbus run needs a command").WithHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
 			case i > 0:
-				return usage("%s stands before --", join(words[:i])).WithHint("fbus run -- %s", join(words[i+1:]))
+				return usage("unexpected words before --: %s", join(words[:i])).WithHint("fbus run -- %s", join(words[i+1:]))
 			}
 			o.command = words[i+1:]
 			return runPrivate(o, ctx.App.ErrWriter)
@@ -79,21 +80,21 @@ func (o *runOptions) functions(stderr io.Writer) ([]*function, error) {
 			return nil, err
 		}
 		if c.node.at != "" && o.verbose {
-			say(stderr, c.node.at+": [node] does not count here: the bus is private")
+			say(stderr, c.node.at+": [node] is ignored: the bus is private")
 		}
 		list = c.functions
 	}
 	for _, s := range o.offers {
 		name, command, ok := strings.Cut(s, "=")
 		if !ok || command == "" {
-			return nil, usage("--offer %s: NAME=COMMAND is due", s)
+			return nil, usage("--offer %s: must be NAME=COMMAND", s)
 		}
 		words, err := shellquote.Split(command)
 		if err != nil {
 			return nil, usage("--offer %s: %v", s, err)
 		}
 		if len(words) == 0 {
-			return nil, usage("--offer %s: NAME=COMMAND is due", s)
+			return nil, usage("--offer %s: must be NAME=COMMAND", s)
 		}
 		f := newFunction()
 		f.name, f.argv = name, words
@@ -102,7 +103,7 @@ func (o *runOptions) functions(stderr io.Writer) ([]*function, error) {
 		}
 		for _, g := range list {
 			if g.name == name {
-				return nil, usage("--offer %s: there is a function of that name already", name)
+				return nil, usage("--offer %s: there is already a function of that name", name)
 			}
 		}
 		list = append(list, f)

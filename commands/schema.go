@@ -44,17 +44,17 @@ func compactSchema(text []byte) (string, error) {
 			at := int(min(syntax.Offset, int64(len(text))))
 			before := text[:max(at-1, 0)]
 			line := bytes.Count(before, []byte("\n"))
-			return "", fmt.Errorf(":%d:%d: no JSON: %v", line+1, len(before)-bytes.LastIndexByte(before, '\n'), err)
+			return "", fmt.Errorf(":%d:%d: invalid JSON: %v", line+1, len(before)-bytes.LastIndexByte(before, '\n'), err)
 		}
-		return "", fmt.Errorf(": no JSON: %v", err)
+		return "", fmt.Errorf(": invalid JSON: %v", err)
 	}
 	var out bytes.Buffer
 	json.Compact(&out, text)
 	switch c := out.Bytes()[0]; {
 	case c != '{' && c != 't' && c != 'f':
-		return "", errors.New(": no JSON Schema: that is an object, true or false")
+		return "", errors.New(": not a JSON Schema: it must be an object, true or false")
 	case out.Len() > wire.MaxSchema:
-		return "", fmt.Errorf(": %d bytes of schema exceed the limit of %d", out.Len(), wire.MaxSchema)
+		return "", fmt.Errorf(": the schema has %d bytes (limit %d)", out.Len(), wire.MaxSchema)
 	}
 	return out.String(), nil
 }

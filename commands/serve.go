@@ -110,7 +110,7 @@ func (o *serveOptions) nodeFlags() []cli.Flag {
 }
 
 func quietFlag(dest *bool) cli.Flag {
-	return &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "only say what went wrong", Destination: dest, DisableDefaultText: true}
+	return &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print errors only, without hints", Destination: dest, DisableDefaultText: true}
 }
 
 func verboseFlag(dest *bool, usage string) cli.Flag {

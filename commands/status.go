@@ -59,9 +59,9 @@ func hintFor(code string) string {
 	case args.CodeAmbiguous:
 		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
 	case args.CodeForeign:
-		return "if you trust that user with what you send: FBUS_NODE_USER=UID in the environment"
+		return "if you trust that user with your data: FBUS_NODE_USER=UID in the environment"
 	case "store_full":
-		return "jobs that end make room in time; fbus purge --state done, or --state dead, makes it now"
+		return "old results make room in time; fbus purge --state done, or --state dead, makes room now"
 	}
 	return ""
 }

@@ -41,7 +41,7 @@ func troubled(err error, node string, name ...string) error {
 // explain returns the error with fbus doctor in its hint.
 func (t *trouble) explain() *args.Error {
 	e := explain(t.err)
-	way := t.doctor + " says why, step by step"
+	way := t.doctor + " shows why, step by step"
 	if e.Hint == "" || t.remote && e.Hint == hintFor(args.CodeNoNode) {
 		e.Hint = way
 	} else {

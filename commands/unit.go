@@ -44,7 +44,8 @@ of fbus up runs in the current directory.
 
   fbus unit serve > /etc/systemd/system/fbus.service
   fbus unit serve --socket-unit > /etc/systemd/system/fbus.socket
-  systemctl daemon-reload && systemctl enable --now fbus.socket fbus.service
+  systemctl daemon-reload && systemctl enable fbus.socket fbus.service
+  systemctl start fbus.socket fbus.service
 
 With the socket unit, a restart refuses nobody: clients that connect during the restart
 wait for the next node, up to 10s. With the service alone they are refused. With --user

@@ -31,13 +31,13 @@ func upCommand() *cli.Command {
 		Name:      "up",
 		Usage:     "offer the functions of a file or a directory",
 		UsageText: "up [flags] [DIR]",
-		Description: `The file is ./fbus.toml, or that of -c. In DIR each executable file is a
-function, named after it less its last extension (resize.sh is resize); options
-stand in its first 64 lines, in comments: # fbus: description = "…", // or --.
+		Description: `The file is ./fbus.toml, or that of -c. In DIR each executable file is a function,
+named after the file without its extension (resize.sh is resize). Its options are in
+comments in its first 64 lines: # fbus: description = "…", or after // or --.
 
   fbus up
   fbus up -c functions.toml --check
-  kill -HUP PID        # read again: what has not changed goes on undisturbed
+  kill -HUP PID        # read again; functions that have not changed are not disturbed
 
   [node]
   serve = true                  # be a node too; or address = "ADDR" of one
@@ -47,13 +47,13 @@ stand in its first 64 lines, in comments: # fbus: description = "…", // or --.
   timeout = "30s"
   env = { LC_ALL = "C" }        # or ["LC_ALL=C"]
 
-[node] takes the options of fbus serve, if it is one, and worker and drain. Paths
-begin at the file. With a kept process (warm, resident) HUP also sees whether a
-file of its command line is another. TERM or INT drains; a second one ends at once.`,
+[node] takes the options of fbus serve, if serve = true, and worker and drain. Paths are
+relative to the file. For warm and resident programs, HUP also finds out whether a file on
+the command line has changed. TERM or INT drains; a second one ends at once.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
-				return usage("one directory is due, not %s", join(ctx.Args().Slice()))
+				return usage("fbus up takes one directory, got %s", join(ctx.Args().Slice()))
 			}
 			o.take(ctx.Args().First(), ctx.IsSet)
 			if o.check {
@@ -67,7 +67,7 @@ file of its command line is another. TERM or INT drains; a second one ends at on
 func (o *upOptions) flags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the functions of `FILE`", Destination: &o.config},
-		&cli.BoolFlag{Name: "check", Usage: "say what would be offered, or what is wrong, and end", Destination: &o.check, DisableDefaultText: true},
+		&cli.BoolFlag{Name: "check", Usage: "print the functions, or what is wrong, and exit", Destination: &o.check, DisableDefaultText: true},
 	}, o.workerOptions.flags()...)
 }
 
@@ -86,7 +86,7 @@ func (o *upOptions) read() (*upConfig, problems) {
 	var wrong problems
 	if o.config != "" {
 		if _, err := os.Stat(o.config); o.config == defaultConfig && errors.Is(err, os.ErrNotExist) {
-			return all, problems{usage("there is no %s here", defaultConfig).WithHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
+			return all, problems{usage("no %s in this directory", defaultConfig).WithHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
 		}
 		all, wrong = readConfig(o.config)
 	}
@@ -99,7 +99,7 @@ func (o *upOptions) read() (*upConfig, problems) {
 		}
 	}
 	if all.node.serve && o.node != "" {
-		wrong = append(wrong, usage("--node and serve = true of %s exclude each other", o.config))
+		wrong = append(wrong, usage("--node conflicts with serve = true in %s", o.config))
 	}
 	return all, wrong
 }
@@ -110,7 +110,7 @@ func (c *upConfig) add(list []*function) problems {
 	for _, f := range list {
 		for _, g := range c.functions {
 			if f.name == g.name {
-				p.add(f.where, "%s stands in %s as well", f.name, g.where)
+				p.add(f.where, "%s is also declared in %s", f.name, g.where)
 			}
 		}
 	}

@@ -180,7 +180,7 @@ func (c *configFile) unknown(at, in, key string, known []string) {
 	if in != "" {
 		where = in + ": "
 	}
-	msg := fmt.Sprintf("%sthere is no key %s here", where, key)
+	msg := fmt.Sprintf("%sunknown key %s", where, key)
 	if near := nearest(key, known); near != "" {
 		msg += fmt.Sprintf(", did you mean %s?", near)
 	}
@@ -201,7 +201,7 @@ func (c *configFile) function(name, at string) *declared {
 
 func (c *configFile) functionSetting(s setting) {
 	if len(s.key) < 3 {
-		c.problems.add(s.value.at, "%s: a table is due, not %s", strings.Join(s.key, "."), s.value.typeName())
+		c.problems.add(s.value.at, "%s must be a table, not %s", strings.Join(s.key, "."), s.value.typeName())
 		return
 	}
 	d, before := c.function(s.key[1], s.at), len(c.problems)
@@ -264,13 +264,13 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 			}
 		}
 		if err := f.Value.(interface{ Set(string) error }).Set(text); err != nil {
-			c.problems.add(v.at, "%s: %s %s: %v", in, key, text, err)
+			c.problems.add(v.at, "%s: %s", in, valueError(key, text, err.Error()))
 		}
 	}
 }
 
-func (c *configFile) wrongType(in, key string, v tomlValue, due string) {
-	c.problems.add(v.at, "%s: %s: %s is due, not %s", in, key, due, v.typeName())
+func (c *configFile) wrongType(in, key string, v tomlValue, want string) {
+	c.problems.add(v.at, "%s: %s must be %s, not %s", in, key, want, v.typeName())
 }
 
 // strings reads an array of strings.

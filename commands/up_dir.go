@@ -35,7 +35,7 @@ func readDir(dir string) (*upConfig, problems) {
 		}
 		name := functionName(e.Name())
 		if other := files[name]; other != "" {
-			c.problems.add(path, "the name %s is that of %s as well: what follows the last dot does not count", name, other)
+			c.problems.add(path, "function name %s is also that of %s: the extension does not count", name, other)
 			continue
 		}
 		files[name] = path
@@ -54,15 +54,15 @@ func notFunction(path string) string {
 	st, err := os.Stat(path)
 	switch {
 	case strings.HasPrefix(name, "."):
-		return "skipped: it is hidden"
+		return "skipped: hidden"
 	case strings.HasSuffix(name, "~"):
-		return "skipped: it is a backup"
+		return "skipped: a backup"
 	case err != nil:
 		return fmt.Sprintf("skipped: %v", pathReason(err))
 	case !st.Mode().IsRegular():
-		return "skipped: it is no regular file"
+		return "skipped: not a regular file"
 	case unix.Access(path, unix.X_OK) != nil:
-		return "skipped: it can not be executed"
+		return "skipped: not executable"
 	}
 	return ""
 }
@@ -90,12 +90,12 @@ func (c *configFile) scriptOptions(d *declared, path string) {
 	}
 	for _, t := range doc.tables {
 		if len(t.key) != 1 || t.key[0] != "env" {
-			c.problems.add(t.at, "%s: only options stand in comments, no table", d.name)
+			c.problems.add(t.at, "%s: comments can hold options only, not tables", d.name)
 		}
 	}
 	for _, s := range doc.settings {
 		if s.key[0] == "command" {
-			c.problems.add(s.at, "%s: the script itself is the command", d.name)
+			c.problems.add(s.at, "%s: unknown key command: the script is the command", d.name)
 			continue
 		}
 		s.key = append([]string{"functions", d.name}, s.key...)

@@ -34,7 +34,7 @@ func (d *declared) set(s setting, c *configFile) {
 		}
 		return
 	case key == "env" && len(s.key) == 4 && (s.key[3] == "" || strings.Contains(s.key[3], "=")):
-		c.problems.add(s.at, "%s: env: %q is no name of a variable", d.name, s.key[3])
+		c.problems.add(s.at, "%s: env: invalid variable name %q", d.name, s.key[3])
 		return
 	case key == "env" && len(s.key) == 4:
 		if v, ok := s.value.v.(string); ok {
@@ -47,7 +47,7 @@ func (d *declared) set(s setting, c *configFile) {
 	flag := d.flags[key]
 	switch place := placeOfAll(key); {
 	case flag == nil && place != "" && len(s.key) == 3:
-		c.problems.add(s.at, "%s: there is no key %s here: it is for all functions, %s", d.name, key, place)
+		c.problems.add(s.at, "%s: unknown key %s: it is for all functions, %s", d.name, key, place)
 	case flag == nil || len(key) < 2 || len(s.key) > 3:
 		c.unknown(s.at, d.name, strings.Join(s.key[2:], "."), append(longNames(d.flags), "command"))
 	default:
@@ -74,7 +74,7 @@ func (d *declared) finish(base string, p *problems) {
 		if d.places["command"] != "" && d.argv == nil {
 			return // it is said already
 		}
-		p.add(d.where, "%s: no command: command = [\"PROGRAM\", \"ARG\", …] is due", d.name)
+		p.add(d.where, "%s: no command: set command = [\"PROGRAM\", \"ARG\", …]", d.name)
 		return
 	}
 	if strings.Contains(d.argv[0], "/") {

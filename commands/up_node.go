@@ -36,7 +36,7 @@ func (n *nodeConfig) ownFlags() flagTable {
 func (c *configFile) nodeSetting(s setting) {
 	n := &c.config.node
 	if len(s.key) == 1 {
-		c.problems.add(s.value.at, "node: a table is due, not %s", s.value.typeName())
+		c.problems.add(s.value.at, "node must be a table, not %s", s.value.typeName())
 		return
 	}
 	if n.at == "" {
@@ -88,9 +88,9 @@ func (n *nodeConfig) check(p *problems, doc *tomlFile, given func(string) bool) 
 		}
 		switch key := s.key[1]; {
 		case n.serve && (key == "address" || key == "node"):
-			p.add(s.at, "node: %s and serve = true exclude each other", key)
+			p.add(s.at, "node: %s conflicts with serve = true", key)
 		case !n.serve && slices.Contains(serve, key):
-			p.add(s.at, "node: %s is for serve = true", key)
+			p.add(s.at, "node: %s needs serve = true", key)
 		}
 	}
 	rights := n.options.sharing.rights
@@ -102,7 +102,7 @@ func (n *nodeConfig) check(p *problems, doc *tomlFile, given func(string) bool) 
 			*p = append(*p, nodeError(err, places))
 		}
 	case rights != nil:
-		p.add(rights.at, "rights: they are for serve = true")
+		p.add(rights.at, "rights need serve = true")
 	}
 }
 
@@ -128,12 +128,12 @@ func (o *serveOptions) readConfig(path string, given func(flag string) bool) err
 	c.readFile(path)
 	n := &c.config.node
 	for _, f := range c.config.functions {
-		c.problems.add(f.where, "%s: functions are offered by fbus up", f.name).WithHint("%s", join("fbus", "up", "-c", path))
+		c.problems.add(f.where, "%s: only fbus up offers functions", f.name).WithHint("%s", join("fbus", "up", "-c", path))
 	}
 	switch {
 	case len(c.problems) > 0:
 	case !n.serve:
-		c.problems.add(n.at, "node: serve = false, and this is fbus serve")
+		c.problems.add(n.at, "node: serve = false conflicts with fbus serve")
 	case n.worker != "":
 		c.problems.add(n.at, "node: worker is for fbus up")
 	}

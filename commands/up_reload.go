@@ -33,7 +33,7 @@ func (r *reloader) reload(ctx context.Context) {
 	config, wrong := r.o.read()
 	if len(wrong) > 0 {
 		r.w.log("%s", explain(wrong.err()).Message)
-		r.w.log("not reloaded: what was offered still is")
+		r.w.log("not reloaded: the functions stay as they were")
 		return
 	}
 	if !config.node.same(&r.config.node) {
@@ -54,7 +54,7 @@ func (r *reloader) reload(ctx context.Context) {
 	for _, name := range r.w.names() {
 		if !slices.ContainsFunc(config.functions, func(f *function) bool { return f.name == name }) {
 			r.w.remove(ctx, name, r.drain)
-			r.note("offering %s no more", name)
+			r.note("no longer offering %s", name)
 			n.removed++
 		}
 	}

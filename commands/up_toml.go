@@ -54,7 +54,7 @@ func parseTOML(name string, data []byte) (*tomlFile, error) {
 			key, at := p.key(nil, e.Key())
 			table = key
 			if e.Kind == unstable.ArrayTable {
-				return nil, usage("%s: [[%s]]: no table stands more than once here", at, strings.Join(key, "."))
+				return nil, usage("%s: [[%s]]: arrays of tables are not allowed", at, strings.Join(key, "."))
 			}
 			p.file.tables = append(p.file.tables, setting{key: key, at: at})
 		case unstable.KeyValue:

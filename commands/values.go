@@ -32,14 +32,14 @@ type keepAliveValue struct{ durationValue }
 func (v *keepAliveValue) Set(s string) error {
 	err := v.durationValue.Set(s)
 	if err == nil && v.d < wire.MinKeepAlive {
-		err = fmt.Errorf("at least %s is due", formatDuration(wire.MinKeepAlive))
+		err = fmt.Errorf("must be at least %s", formatDuration(wire.MinKeepAlive))
 	}
 	return err
 }
 
 // keepAliveFlag is that of a client.
 func keepAliveFlag(v *keepAliveValue) cli.Flag {
-	return &cli.GenericFlag{Name: "keepalive", Usage: "over TCP: give a silent node up after `D`, at least 3s; default 10s", Value: v}
+	return &cli.GenericFlag{Name: "keepalive", Usage: "over TCP: treat a silent node as lost after `D`, at least 3s; default 10s", Value: v}
 }
 
 var units = []struct {
@@ -84,7 +84,7 @@ func parseDuration(s string) (time.Duration, error) {
 		}
 		n, err := strconv.ParseFloat(rest[:i], 64)
 		if err != nil {
-			return 0, fmt.Errorf("%q is no duration: 300ms, 90s, 5m or 7d are", s)
+			return 0, fmt.Errorf("invalid duration %q: use 300ms, 90s, 5m or 7d", s)
 		}
 		rest = rest[i:]
 		found := false
@@ -96,14 +96,14 @@ func parseDuration(s string) (time.Duration, error) {
 			}
 		}
 		if !found {
-			return 0, fmt.Errorf("%q is no duration: 300ms, 90s, 5m or 7d are", s)
+			return 0, fmt.Errorf("invalid duration %q: use 300ms, 90s, 5m or 7d", s)
 		}
 	}
 	if s == "" {
-		return 0, fmt.Errorf("a duration is empty: 300ms, 90s, 5m or 7d are due")
+		return 0, errors.New("empty duration: use 300ms, 90s, 5m or 7d")
 	}
 	if total >= math.MaxInt64 {
-		return 0, fmt.Errorf("%q is too long a time", s)
+		return 0, fmt.Errorf("duration %q is too long", s)
 	}
 	return time.Duration(total), nil
 }
@@ -146,7 +146,7 @@ func parseSize(s string) (int64, error) {
 	}
 	upper := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
 	if upper == "" {
-		return 0, fmt.Errorf("%q is no size: 64M or 16G are", s)
+		return 0, fmt.Errorf("invalid size %q: use 64M or 16G", s)
 	}
 	shift := strings.IndexByte("BKMGT", upper[len(upper)-1]) * 10
 	if strings.HasSuffix(strings.ToUpper(s), "B") && shift < 0 {
@@ -154,7 +154,7 @@ func parseSize(s string) (int64, error) {
 	}
 	n, err := strconv.ParseFloat(upper[:len(upper)-1], 64)
 	if err != nil || shift < 0 || n <= 0 || n*float64(int64(1)<<shift) >= math.MaxInt64 {
-		return 0, fmt.Errorf("%q is no size: 64M or 16G are", s)
+		return 0, fmt.Errorf("invalid size %q: use 64M or 16G", s)
 	}
 	return int64(n * float64(int64(1)<<shift)), nil
 }
@@ -170,7 +170,7 @@ type fieldsValue struct {
 func (v *fieldsValue) Set(s string) error {
 	name, value, ok := strings.Cut(s, "=")
 	if !ok || name == "" {
-		return fmt.Errorf("%q is no field: NAME=VALUE is due", s)
+		return fmt.Errorf("invalid field %q: use NAME=VALUE", s)
 	}
 	for _, f := range *v.list {
 		if f.Name == name {
@@ -206,7 +206,11 @@ func onFlag(dest *string) cli.Flag {
 // Set implements flag.Value.
 func (v *globValue) Set(s string) error {
 	if _, err := path.Match(s, ""); err != nil {
-		return errors.New("that is no glob: *, ? and [a-z] stand for others")
+		why := "bad range"
+		if strings.LastIndexByte(s, '[') > strings.LastIndexByte(s, ']') {
+			why = "missing ]"
+		}
+		return fmt.Errorf("invalid glob %q: %s", s, why)
 	}
 	*v.glob = s
 	return nil

@@ -146,7 +146,7 @@ func (w *worker) retire(ctx context.Context, o *offered, r *bus.Retired, drain t
 		limit, cancel := context.WithTimeout(ctx, drain)
 		defer cancel()
 		if r.Wait(limit) != nil && ctx.Err() == nil {
-			w.log("%s: calls of the function as it was were ended before they had finished", o.f.name)
+			w.log("%s: calls of the old version were ended before they finished", o.f.name)
 			o.Kill()
 		}
 		w.drop(o)

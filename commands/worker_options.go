@@ -35,13 +35,13 @@ func newWorkerOptions() workerOptions {
 
 func (o *workerOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
+		&cli.GenericFlag{Name: "drain", Usage: "let running calls finish for `D` at shutdown", Value: &o.drain},
 		&cli.StringFlag{Name: "worker", Usage: "call this worker `NAME`; default: the host's name", Destination: &o.worker},
 		nodeFlag(&o.node),
 		keepAliveFlag(&o.keepAlive),
 		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 		quietFlag(&o.quiet),
-		verboseFlag(&o.verbose, "say how each call ended"),
+		verboseFlag(&o.verbose, "report how each call ended"),
 	}
 }
 
@@ -120,7 +120,7 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 		err = <-served
 	}
 	if w.bus.Drain(limit) != nil {
-		w.log("calls were ended before they had finished")
+		w.log("calls were ended before they finished")
 		w.bus.Disconnect() // first, or a program that is quick to end was cancelled, as its caller sees it
 		w.kill()
 	}

@@ -115,9 +115,9 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// extras are the programs that scripts use and that a plain machine, with sh and the
-// coreutils, may lack.
-var extras = regexp.MustCompile(`\b(awk|cmp|diff|find|getconf|grep|openssl|perl|python3|sed|setpriv|setsid|unshare|xargs)\b`)
+// extras are the programs that scripts use and that a plain machine may lack, whether it
+// has the coreutils or busybox.
+var extras = regexp.MustCompile(`\b(awk|cksum|cmp|diff|find|getconf|grep|install|openssl|perl|python3|sed|setsid|unshare|xargs)\b`)
 
 // builtins are lines of scripts that name an extra and do not run it.
 var builtins = regexp.MustCompile(`(?m)^(#|!? ?(cmp|grep|stdout|stderr) |waitfor !? ?grep ).*$`)
@@ -139,6 +139,8 @@ func condition(name string) (bool, error) {
 	switch kind {
 	case "root":
 		return os.Getuid() == 0, nil
+	case "setpriv": // of util-linux: busybox has one that cannot change the user
+		return exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "true").Run() == nil, nil
 	case "unshare":
 		return exec.Command("unshare", "-m", "sh", "-c", "mount --bind / /").Run() == nil, nil
 	case "netns":

@@ -35,7 +35,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	keeper.Env = append(keeper.Env, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
-	closingAfter = patience                                     // on a busy machine an exit takes long
+	closedAfter = patience                                      // on a busy machine an exit takes long
+	illegal = func(_ *Function, from, to state) { panic(fmt.Sprintf("a process went from %v to %v", from, to)) }
 	goleak.VerifyTestMain(m)
 }
 
@@ -121,8 +122,8 @@ func check(t *testing.T, got reply, want Result, out string) {
 	}
 }
 
-// gone checks that no process of a list of numbers is left.
-func gone(t *testing.T, pids string) {
+// checkGone checks that no process of a list of numbers is left.
+func checkGone(t *testing.T, pids string) {
 	t.Helper()
 	list := strings.Fields(pids)
 	if len(list) == 0 {

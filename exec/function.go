@@ -50,6 +50,7 @@ func New(spec Spec) (*Function, error) {
 		f.warm = newWarm(f)
 	case spec.Resident != NotResident:
 		f.stay = newResidents(f)
+		f.stay.begin()
 	}
 	return f, nil
 }

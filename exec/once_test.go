@@ -220,7 +220,7 @@ func TestCancel(t *testing.T) {
 			if res := await(t, done); !same(res, fbusEnd(args.CodeCancelled, "cancelled")) {
 				t.Errorf("%+v", res)
 			}
-			gone(t, pids)
+			checkGone(t, pids)
 		})
 	}
 }
@@ -264,7 +264,7 @@ func TestKillAndClose(t *testing.T) {
 	}
 	f.Kill()
 	f.Close()
-	gone(t, pids)
+	checkGone(t, pids)
 	for _, d := range done {
 		if res := await(t, d); res.Code != "cancelled" {
 			t.Errorf("%+v", res)

@@ -1,13 +1,18 @@
 package exec
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"fbus/bus/args"
 	"fbus/exec/keeper"
 
 	"golang.org/x/sys/unix"
@@ -16,76 +21,91 @@ import (
 // resident is a process that stays for many calls.
 type resident struct {
 	s       *residents
-	process *keeper.Process
+	codec   codec
 	node    string
-	stdin   *os.File
-	in      syscall.RawConn
-	hold    unreadEnd
+	process *keeper.Process
 	started time.Time
-	replies *stream // where it answers
-	said    *stream // its stdout, if it answers elsewhere
-	errs    *stream
-	readers sync.WaitGroup // what reads errs, said and, where answers name their calls, replies; what writes stdin
+	replies *stream // its answers
+	stdout  *stream // if it answers on another descriptor
+	stderr  stderrPump
+	readers sync.WaitGroup // what reads its outputs and writes its stdin
 
 	// Guarded by residents.mu.
-	held    int       // calls
-	taken   int       // calls, all in all
-	listed  bool      // it is in residents.free
-	dropped bool      // it is out of service
-	buried  bool      // nothing of it is left
-	since   time.Time // when its last call ended, if MaxIdle is set
+	state state
+	taken int       // calls, in all
+	since time.Time // when it became idle, if MaxIdle is set
+	last  stopping  // how it is stopped when it retires and holds only overdue calls
 
 	answered atomic.Bool   // a call
 	gone     chan struct{} // closed when nothing of it is left
 	end      keeper.End    // valid after gone
-	read     int64         // valid after gone: how much of stdin it took
+	read     int64         // valid after gone: how much of stdin it read
 
-	mu        sync.Mutex    // guards what follows, and the writing of stdin
-	asked     int64         // bytes meant for stdin
-	written   int64         // bytes in the pipe
-	pending   []byte        // what did not fit, flush writes it
-	flushes   chan struct{} // closed when flush has ended; nil if none runs
-	shut      bool          // nothing is written any more
-	told      signal        // how it was told to end
-	killed    bool          // with the calls that it held
-	retired   *time.Timer
-	calls     []*holding
-	condemned bool     // to end as soon as it holds only calls that are overdue
-	next      uint64   // the id of its next call
-	talking   *holding // whom hear is writing to
-
-	errMu  sync.Mutex // guards what follows; held while stderr is read and passed on
-	log    lineLog
-	errBuf [4096]byte
-
-	chat // the state of LineByLine
-	rpc  // the state of JSONRPC
+	mu      sync.Mutex // guards what follows, and the writing of stdin
+	in      requests
+	stopped stopping
+	grace   *time.Timer
+	next    uint64      // the id of its last call
+	calls   []*exchange // changed with residents.mu too, so either lets read it
 }
 
-// holding is a call that a process holds.
-type holding struct {
-	id      uint64
-	c       *Call
-	begin   int64 // where its request begins in all of stdin
-	size    int
-	sent    bool   // its request was written, or given to flush
-	why     ending // why fbus ended it
-	overdue bool   // it was ended, and the process would not let it go
-	back    bool   // the request was taken back: the process knows nothing of it
-	mute    bool   // Spec.Timeout has ended it, and the program had said nothing
-	hinted  bool   // its caller was told what that may mean
-
-	// Of JSONRPC.
-	silent bool          // the program said nothing between the request and its end
-	got    bool          // there is an answer, or will be at once
-	done   chan struct{} // closed when answer is there
-	answer answer
+// codec puts calls to a process by one of the protocols.
+type codec interface {
+	// exchange puts a call to the process and returns its end. again: the process
+	// cannot have seen the call. A call that ctx ends may leave the process unusable;
+	// then it is replaced.
+	exchange(ctx context.Context, x *exchange) (res Result, again bool)
 }
 
-// startResident starts a process and what reads its outputs.
-func startResident(s *residents, node string) (p *resident, err error) {
-	p = &resident{s: s, node: node, hold: noUnreadEnd, gone: make(chan struct{}), started: time.Now()}
-	p.log.f = s.f
+// exchange is one call at one process.
+type exchange struct {
+	c   *Call
+	req []byte
+	p   *resident // set with the seat
+	id  uint64    // among the calls of p
+
+	overdue bool   // guarded by residents.mu: fbus ended it, and the process did not let it go
+	mute    bool   // Spec.Timeout ended it, and the program had written nothing
+	stderr  string // what the call's caller gets on stderr at the end
+
+	// Guarded by resident.mu.
+	sent      bool   // its request was written, or is in requests.pending
+	begin     int64  // where its request begins in all of stdin
+	why       ending // why fbus ended it
+	takenBack bool   // the process has not seen the request
+	hinted    bool   // its caller was told what the program may lack
+	quiet     bool   // JSONRPC: the program wrote nothing between the request and its end
+	settled   bool   // JSONRPC: there is an answer, or will be at once
+
+	// JSONRPC: valid after done.
+	answer    Result
+	answerErr string // for the caller's stderr
+	done      chan struct{}
+}
+
+// stopping is how far a process was told to end. It only rises.
+type stopping int
+
+const (
+	drain stopping = iota + 1 // the end of its input, and TERM when the grace is over
+	term                      // TERM, and KILL when the grace is over
+	kill
+)
+
+func newResident(s *residents) *resident {
+	p := &resident{s: s, node: s.node, last: drain, started: time.Now(), gone: make(chan struct{})}
+	p.in.end = noUnreadEnd
+	p.stderr.p, p.stderr.log.f = p, s.f
+	if s.f.spec.Resident == LineByLine {
+		p.codec = newLineCodec(p)
+	} else {
+		p.codec = &rpcCodec{p: p}
+	}
+	return p
+}
+
+// start starts the process.
+func (p *resident) start() error {
 	fds, err := p.open()
 	defer closeFDs(fds[:])
 	if err == nil {
@@ -93,195 +113,450 @@ func startResident(s *residents, node string) (p *resident, err error) {
 		if fds[3] >= 0 {
 			give = fds[:]
 		}
-		p.process, err = s.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, node), Extra: s.f.spec.ReplyFD}, give...)
+		p.process, err = p.s.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, p.node), Extra: p.s.f.spec.ReplyFD}, give...)
 	}
 	if err != nil {
 		p.close()
 		if p.replies != nil {
 			p.replies.file.Close()
 		}
-		return nil, err
+		return err
 	}
-	p.chat.init(p)
-	p.readers.Go(p.hear) // all end with the outputs, at the latest after finish
-	if p.said != nil {
-		p.readers.Go(p.overhear)
-	}
-	if s.f.spec.Resident == JSONRPC {
-		p.readers.Go(p.receive)
-	}
-	return p, nil
+	return nil
 }
 
-// open makes the pipes; the program's ends are in the order in which a keeper
-// takes them.
+// open makes the pipes. The program's ends are in the order in which a keeper takes
+// them.
 func (p *resident) open() (fds [4]int, err error) {
 	fds = [4]int{-1, -1, -1, -1}
 	var ours int
-	if ours, fds[0], p.hold, err = newStdin(); err != nil {
+	if ours, fds[0], p.in.end, err = newStdin(); err != nil {
 		return fds, err
 	}
-	if p.stdin, err = nonblocking(ours, "stdin"); err != nil {
+	if p.in.file, err = nonblocking(ours, "stdin"); err != nil {
 		return fds, err
 	}
-	if p.in, err = p.stdin.SyscallConn(); err != nil {
+	if p.in.conn, err = p.in.file.SyscallConn(); err != nil {
 		return fds, err
 	}
 	if p.replies, fds[1], err = newStream(nil); err != nil {
 		return fds, err
 	}
 	if p.s.f.spec.ReplyFD > 0 {
-		p.said = p.replies
+		p.stdout = p.replies
 		if p.replies, fds[3], err = newStream(nil); err != nil {
 			return fds, err
 		}
 	}
-	if p.errs, fds[2], err = newStream(nil); err != nil {
-		return fds, err
-	}
-	return fds, nil
+	p.stderr.stream, fds[2], err = newStream(nil)
+	return fds, err
 }
 
 // close closes all but replies.
 func (p *resident) close() {
-	if p.stdin != nil {
-		p.stdin.Close()
+	if p.in.file != nil {
+		p.in.file.Close()
 	}
-	p.hold.close()
-	for _, s := range []*stream{p.said, p.errs} {
+	p.in.end.close()
+	for _, s := range []*stream{p.stdout, p.stderr.stream} {
 		if s != nil {
 			s.file.Close()
 		}
 	}
 }
 
-// watch follows the process to its end and cleans up behind it.
+// watch reads the process's outputs, follows it to its end and cleans up.
 func (p *resident) watch() {
-	s := p.s
+	f := p.s.f
+	p.readers.Go(p.stderr.run) // all end with the outputs, at the latest after finish
+	if p.stdout != nil {
+		p.readers.Go(func() {
+			log := lineLog{f: f}
+			io.Copy(&log, untilFinished{p.stdout})
+			log.flush()
+		})
+	}
+	if r, ok := p.codec.(*rpcCodec); ok {
+		p.readers.Go(r.receive)
+	}
 	exited := false
 	end, _ := p.process.Wait(func(end keeper.End) {
 		exited = true
-		p.died(&end)
+		p.exited(&end)
 	})
-	flushes := p.release()
-	p.stdin.Close()
-	if flushes != nil {
-		<-flushes
+	p.mu.Lock()
+	p.in.closed = true
+	if p.grace != nil {
+		p.grace.Stop()
 	}
-	for _, out := range []*stream{p.errs, p.said, p.replies} {
+	flushed := p.in.flushed
+	p.mu.Unlock()
+	p.in.file.Close()
+	if flushed != nil {
+		<-flushed
+	}
+	for _, out := range []*stream{p.stderr.stream, p.stdout, p.replies} {
 		if out != nil {
 			out.finish()
 		}
 	}
 	p.readers.Wait()
-	p.log.flush()
+	p.stderr.log.flush()
 	if !exited {
-		p.died(&end)
+		p.exited(&end)
 	}
 	p.end = end
-	p.read = p.written - int64(p.hold.count())
+	p.read = p.in.written - int64(p.in.end.count())
 	if end.Survivors != "" {
-		s.f.logf("%s: could not be killed: %s", s.f.spec.Name, end.Survivors)
+		f.logf("%s: could not be killed: %s", f.spec.Name, end.Survivors)
 	}
 	p.close()
 	close(p.gone)
-	s.gone(p)
 }
 
-// release makes sure that nothing is written to stdin any more.
-func (p *resident) release() (flushes <-chan struct{}) {
+// exited takes a process out of service that has exited.
+func (p *resident) exited(end *keeper.End) {
+	p.stderr.mu.Lock()
+	p.stderr.drain()
+	last := p.stderr.log.last
+	p.stderr.mu.Unlock()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.shut = true
-	if p.retired != nil {
-		p.retired.Stop()
-	}
-	return p.flushes
-}
-
-// died takes a process out of service that ended by itself.
-func (p *resident) died(end *keeper.End) {
-	p.errMu.Lock()
-	p.errs.conn.Control(p.drain)
-	last := p.log.last
-	p.errMu.Unlock()
-	p.mu.Lock()
-	unasked, idle := p.told == 0, len(p.calls) == 0
+	asked, idle := p.stopped > 0, len(p.calls) == 0
 	p.mu.Unlock()
-	if !unasked {
-		p.s.replace(p, "")
-		return
-	}
-	why := p.s.f.whyEnded(end, last)
-	if idle && p.answered.Load() {
-		p.s.f.logf("%s: replaced: %s", p.s.f.spec.Name, why)
+	why := ""
+	if !asked {
+		why = p.s.f.whyEnded(end, last)
+		if idle && p.answered.Load() {
+			p.s.f.logf("%s: replaced: %s", p.s.f.spec.Name, why)
+		}
 	}
 	p.s.replace(p, why)
 }
 
-// hear passes stderr on: to the call that the process holds if it holds one,
-// else to the log.
-func (p *resident) hear() {
-	p.errs.conn.Read(func(fd uintptr) bool {
+// hold adds a call. residents.mu is held.
+func (p *resident) hold(x *exchange) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next++
+	x.p, x.id = p, p.next
+	p.calls = append(p.calls, x)
+}
+
+// release removes a call. Unless its stderr was drained it refuses for a call to
+// which stderr may go. residents.mu is held.
+func (p *resident) release(x *exchange, drained bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !drained && (len(p.calls) == 1 || p.stderr.to == x) {
+		return false
+	}
+	if i := slices.Index(p.calls, x); i >= 0 {
+		p.calls = slices.Delete(p.calls, i, i+1)
+	}
+	return true
+}
+
+// settle stops a process that retires and holds no call, or only overdue ones.
+// residents.mu is held.
+func (p *resident) settle() {
+	if p.state == retiring && !slices.ContainsFunc(p.calls, func(x *exchange) bool { return !x.overdue }) {
+		p.stop(p.last)
+	}
+}
+
+// stop ends the process, unless it was told so as strongly before.
+func (p *resident) stop(how stopping) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if how <= p.stopped || p.in.closed || p.process == nil {
+		return
+	}
+	p.stopped = how
+	switch how {
+	case drain:
+		p.in.file.Close()
+		p.grace = time.AfterFunc(p.s.f.spec.Grace, func() { p.stop(term) })
+	case term:
+		p.process.Cancel()
+	case kill:
+		p.process.Kill()
+	}
+}
+
+// fail replaces a process that broke the protocol, and ends it.
+func (p *resident) fail(why string) {
+	p.s.replace(p, why)
+	p.stop(term)
+}
+
+// distrust is fail for a fault that no call reports: it is logged.
+func (p *resident) distrust(why string) {
+	p.s.f.logf("%s: replaced: %s", p.s.f.spec.Name, why)
+	p.fail(why)
+}
+
+// closedAfter is how long a process that has closed its output is given to exit, so
+// that its status can be reported.
+var closedAfter = 200 * time.Millisecond
+
+// awaitEnd waits until nothing is left of a process that has closed its output, and
+// ends it if it goes on without.
+func (p *resident) awaitEnd() {
+	select {
+	case <-p.gone:
+	case <-time.After(closedAfter):
+		p.fail("the program closed its output")
+		<-p.gone
+	}
+}
+
+// requests is a process's stdin.
+type requests struct {
+	file    *os.File
+	conn    syscall.RawConn
+	end     unreadEnd
+	asked   int64         // bytes meant for stdin
+	written int64         // bytes written to the pipe
+	pending []byte        // what did not fit, flush writes it
+	flushed chan struct{} // closed when flush has ended; nil if none runs
+	closed  bool          // nothing is written any more
+}
+
+// ask writes a call's request, or begins to, unless the call was ended before. It
+// never waits for the program to read.
+func (p *resident) ask(x *exchange, req []byte) (sent bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x.why != none {
+		return false
+	}
+	x.sent, x.begin = true, p.in.asked
+	p.write(req)
+	return true
+}
+
+// write writes to stdin what fits, and leaves the rest to flush. p.mu is held.
+func (p *resident) write(b []byte) {
+	p.in.asked += int64(len(b))
+	if p.in.closed {
+		return
+	}
+	if p.in.flushed == nil {
+		n := 0
+		p.in.conn.Control(func(fd uintptr) { n, _ = keeper.WriteFD(int(fd), b) })
+		p.in.written += int64(n)
+		b = b[n:]
+	}
+	if len(b) == 0 {
+		return
+	}
+	p.in.pending = append(p.in.pending, b...)
+	if p.in.flushed == nil {
+		p.in.flushed = make(chan struct{})
+		go p.flush() // ends when all is written, or when watch closes stdin
+	}
+}
+
+func (p *resident) flush() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.in.pending) > 0 {
+		b := p.in.pending
+		p.in.pending = nil
+		p.mu.Unlock()
+		n, err := p.in.file.Write(b)
+		p.mu.Lock()
+		p.in.written += int64(n)
+		if err != nil {
+			break
+		}
+	}
+	close(p.in.flushed)
+	if !p.in.closed {
+		p.in.flushed = nil
+	}
+}
+
+// takeBack removes a call's request from the pipe, if it is all that is there.
+// p.mu is held.
+func (p *resident) takeBack(x *exchange) bool {
+	if p.in.written != p.in.asked || !p.in.end.takeBack(int(p.in.asked-x.begin)) {
+		return false
+	}
+	p.in.asked, p.in.written = x.begin, x.begin
+	return true
+}
+
+// stderrPump passes a process's stderr on: to the call that the process holds if it
+// holds one, otherwise to the log.
+type stderrPump struct {
+	p      *resident
+	stream *stream
+	to     *exchange // guarded by resident.mu: the call that is being written to
+
+	mu  sync.Mutex // guards what follows; held while stderr is read and passed on
+	log lineLog
+	buf [4096]byte
+}
+
+func (e *stderrPump) run() {
+	e.stream.conn.Read(func(fd uintptr) bool {
 		for {
-			p.errMu.Lock()
-			n, err := p.passErr(fd)
-			p.errMu.Unlock()
+			e.mu.Lock()
+			n, err := e.pass(fd)
+			e.mu.Unlock()
 			if n == 0 {
 				return err != unix.EAGAIN
 			}
 		}
 	})
-	p.errMu.Lock()
-	defer p.errMu.Unlock()
-	p.errs.conn.Control(p.drain) // time was up: the rest
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.drain() // finish has ended the read: the rest
 }
 
-// drain passes on what stderr holds, and not what a flood adds meanwhile.
-func (p *resident) drain(fd uintptr) {
-	for range bufSize / len(p.errBuf) {
-		if n, _ := p.passErr(fd); n == 0 {
-			return
+// drain passes on what stderr holds, but not what a flood adds meanwhile. e.mu is
+// held.
+func (e *stderrPump) drain() {
+	e.stream.conn.Control(func(fd uintptr) {
+		for range bufSize / len(e.buf) {
+			if n, _ := e.pass(fd); n == 0 {
+				return
+			}
 		}
-	}
+	})
 }
 
-func (p *resident) passErr(fd uintptr) (n int, err error) {
-	if n, err = keeper.ReadFD(int(fd), p.errBuf[:]); n > 0 {
-		p.tellErr(p.errBuf[:n])
+// pass passes one piece on. e.mu is held.
+func (e *stderrPump) pass(fd uintptr) (n int, err error) {
+	if n, err = keeper.ReadFD(int(fd), e.buf[:]); n == 0 {
+		return n, err
 	}
+	e.p.mu.Lock()
+	e.to = nil
+	if len(e.p.calls) == 1 && e.p.calls[0].c.Stderr != nil {
+		e.to = e.p.calls[0]
+	}
+	x := e.to
+	e.p.mu.Unlock()
+	if x == nil {
+		e.log.Write(e.buf[:n])
+		return n, err
+	}
+	e.log.remember(e.buf[:n])
+	e.write(x, e.buf[:n])
 	return n, err
 }
 
-func (p *resident) tellErr(b []byte) {
-	p.mu.Lock()
-	var h *holding
-	if len(p.calls) == 1 && p.calls[0].c.Stderr != nil {
-		h = p.calls[0]
-	}
-	p.talking = h
-	p.mu.Unlock()
-	if h == nil {
-		p.log.Write(b)
-		return
-	}
-	p.log.remember(b)
-	p.pass(h, b)
+// write writes to the stderr of a call that is e.to. e.mu is held.
+func (e *stderrPump) write(x *exchange, b []byte) {
+	x.c.Stderr.Write(b)
+	e.p.mu.Lock()
+	e.to = nil
+	e.p.mu.Unlock()
 }
 
-// pass writes to the stderr of a call that is p.talking. errMu is held.
-func (p *resident) pass(h *holding, b []byte) {
-	h.c.Stderr.Write(b)
-	p.mu.Lock()
-	p.talking = nil
-	p.mu.Unlock()
+const flushHint = "fbus: hint: does the program flush its output after each line?\n"
+
+// flushHintBefore is how long before its deadline a call's caller gets the hint that
+// a program which never answered may not flush: at the deadline the caller leaves.
+const flushHintBefore = 30 * time.Millisecond
+
+// hintBeforeDeadline writes the flush hint shortly before a call's deadline, if the
+// process has answered nothing by then. Stop it with the call.
+func (p *resident) hintBeforeDeadline(x *exchange) (stop func()) {
+	if x.c.Deadline.IsZero() || p.answered.Load() || x.c.Stderr == nil {
+		return func() {}
+	}
+	left := time.Until(x.c.Deadline)
+	timer := time.AfterFunc(max(left/2, left-flushHintBefore), func() {
+		p.stderr.mu.Lock() // stderr is for one goroutine at a time
+		defer p.stderr.mu.Unlock()
+		p.mu.Lock()
+		hint := !p.answered.Load() && slices.Contains(p.calls, x)
+		if hint {
+			x.hinted, p.stderr.to = true, x
+		}
+		p.mu.Unlock()
+		if hint {
+			p.stderr.write(x, []byte(flushHint))
+		}
+	})
+	return func() { timer.Stop() }
 }
 
-// overhear logs stdout where answers come from another descriptor.
-func (p *resident) overhear() {
-	log := lineLog{f: p.s.f}
-	io.Copy(&log, untilFinished{p.said})
-	log.flush()
+// explain writes to a call's stderr what belongs to its end. The process must not
+// hold the call any more.
+func (p *resident) explain(x *exchange) {
+	if x.mute && !x.hinted {
+		x.stderr += flushHint
+	}
+	if x.stderr != "" {
+		io.WriteString(orDiscard(x.c.Stderr), x.stderr)
+	}
+}
+
+// ended is the end of a call that fbus ended. heard: the program has written
+// something of an answer.
+func (p *resident) ended(x *exchange, why ending, heard bool) Result {
+	x.mute = why == timeout && x.sent && !heard
+	return p.s.f.endedAs(why)
+}
+
+// lost is the end of a call whose process is gone, with half of an answer. It can be
+// put to another process if the program has read nothing of it; a program that never
+// answered would only do the same again.
+func (p *resident) lost(x *exchange, half []byte, passed bool) (res Result, again bool) {
+	p.mu.Lock()
+	why, stopped := x.why, p.stopped
+	p.mu.Unlock()
+	f := p.s.f
+	switch {
+	case stopped == kill:
+		return f.endedAs(cancelled), false
+	case why != none:
+		return p.ended(x, why, passed || len(half) > 0), false
+	case p.end.Errno != 0:
+		return failure(f.failed(p.end.Errno)), false
+	}
+	status, msg := p.end.Status, ""
+	switch {
+	case !p.end.Exited:
+		msg = "the program's keeper was killed"
+	case stopped > 0 && p.end.Asked:
+		msg = "the program closed its output before it answered"
+	case status.Signaled():
+		msg = fmt.Sprintf("the program was ended by %s before it answered", signalName(status.Signal()))
+	default:
+		msg = fmt.Sprintf("the program exited with status %d before it answered", status.ExitStatus())
+	}
+	if p.end.OutOfMemory {
+		msg += ", " + f.outOfMemory()
+	}
+	if len(half) > 0 {
+		msg += "; it left half a line: " + quote(half)
+	}
+	if !p.answered.Load() && p.stderr.log.last != "" {
+		msg += ": " + p.stderr.log.last
+	}
+	unread := !x.sent || x.begin >= p.read
+	return fbusEnd(args.CodeWorkerLost, msg), unread && !passed && len(half) == 0 && p.answered.Load()
+}
+
+// blame returns the fault of a process that was ended with its call.
+func blame(why ending) string {
+	if why == cancelled {
+		return ""
+	}
+	return "the program had not answered when its call's time was over"
+}
+
+// quote shows what a program wrote, shortened.
+func quote(b []byte) string {
+	if len(b) > longestQuoted {
+		return strconv.Quote(string(b[:longestQuoted])) + "…"
+	}
+	return strconv.Quote(string(b))
 }
 
 // untilFinished reads a stream to its end, or after finish until it is empty.

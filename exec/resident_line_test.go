@@ -56,7 +56,7 @@ func TestLineByLine(t *testing.T) {
 	check(t, runCall(t.Context(), f, &Call{Input: []byte("echo "), Rest: strings.NewReader("in parts\n")}), programExit(0), "in parts\n")
 	check(t, ask(t, f, "pid"), programExit(0), first.out)
 	f.Close()
-	gone(t, first.out)
+	checkGone(t, first.out)
 }
 
 // What is no line is refused before anything is written.
@@ -116,7 +116,7 @@ func TestLineLost(t *testing.T) {
 
 // A process that has closed its output is not waited for for ever.
 func TestLineMute(t *testing.T) {
-	set(t, &closingAfter, 20*time.Millisecond)
+	set(t, &closedAfter, 20*time.Millisecond)
 	f := sh(t, obey, lineMode)
 	check(t, ask(t, f, "echo ok"), programExit(0), "ok\n")
 	check(t, ask(t, f, "mute"), lostAs("the program closed its output before it answered"), "")
@@ -171,7 +171,9 @@ func TestAlwaysStray(t *testing.T) {
 		defer f.stay.mu.Unlock()
 		spoken := false
 		for p := range f.stay.all {
-			p.replies.conn.Control(func(fd uintptr) { spoken = unreadEnd(fd).count() > 0 })
+			if p.state != starting {
+				p.replies.conn.Control(func(fd uintptr) { spoken = unreadEnd(fd).count() > 0 })
+			}
 		}
 		return spoken
 	})
@@ -191,7 +193,7 @@ func TestLineDeadline(t *testing.T) {
 	if got := await(t, hung); !same(got, fbusEnd(args.CodeDeadline, "deadline exceeded")) {
 		t.Errorf("%+v", got)
 	}
-	gone(t, pid)
+	checkGone(t, pid)
 	got := runCall(late, f, &Call{Input: []byte("echo never")})
 	if got.Code != "deadline" || got.out != "" {
 		t.Errorf("%+v", got)
@@ -213,7 +215,7 @@ func TestLineTimeout(t *testing.T) {
 		}
 		return replaced
 	})
-	gone(t, itoa(pid))
+	checkGone(t, itoa(pid))
 }
 
 // programOf waits for a function's one resident program, and returns its pid.
@@ -223,10 +225,13 @@ func programOf(t *testing.T, f *Function) (pid int) {
 		f.stay.mu.Lock()
 		defer f.stay.mu.Unlock()
 		for p := range f.stay.all {
-			stdin, _ := os.Readlink("/proc/self/fd/" + itoa(int(p.hold)))
+			if p.state == starting || p.state == retiring {
+				continue
+			}
+			stdin, _ := os.Readlink("/proc/self/fd/" + itoa(int(p.in.end)))
 			for _, holder := range childrenOf(os.Getpid()) {
 				for _, child := range childrenOf(holder) {
-					if holds(child, stdin) && !p.dropped {
+					if holds(child, stdin) {
 						pid = child
 					}
 				}
@@ -245,7 +250,7 @@ func TestLineLate(t *testing.T) {
 	}
 	f := sh(t, "trap '' TERM\n"+obey, lineMode, func(s *Spec) { s.Grace = patience })
 	for i := range 5 {
-		eventually(t, "none but the one in service", func() bool { return retiring(f) == 0 })
+		eventually(t, "none but the one in service", func() bool { return retired(f) == 0 })
 		late, pass := overdue(t)
 		ended := background(late, f, &Call{Input: []byte("late read -r x <" + fifo + "; echo late; exit")})
 		told, err := os.OpenFile(fifo, os.O_WRONLY, 0) // returns when the program reads there
@@ -253,7 +258,7 @@ func TestLineLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		pass()
-		eventually(t, "its end", func() bool { return retiring(f) == 1 })
+		eventually(t, "its end", func() bool { return retired(f) == 1 })
 		fmt.Fprintln(told, "go on")
 		told.Close()
 		// Its answer may still have come at that very moment.
@@ -301,11 +306,11 @@ func TestLineDiedUnread(t *testing.T) {
 	}
 }
 
-// retiring counts the processes that are out of service and not gone.
-func retiring(f *Function) int {
+// retired counts the processes that are out of service and not gone.
+func retired(f *Function) int {
 	f.stay.mu.Lock()
 	defer f.stay.mu.Unlock()
-	return f.stay.retiring
+	return f.stay.count[retiring]
 }
 
 // heldCalls counts the calls whose request was sent.
@@ -349,7 +354,7 @@ func TestLineCancel(t *testing.T) {
 			}
 		}
 		cancel()
-		gone(t, pid)
+		checkGone(t, pid)
 		check(t, ask(t, f, "echo ok"), programExit(0), "ok\n")
 	}
 }

@@ -230,7 +230,7 @@ func TestRPCTimeout(t *testing.T) {
 	if got.err != flushHint {
 		t.Errorf("%q", got.err)
 	}
-	gone(t, itoa(pid))
+	checkGone(t, itoa(pid))
 }
 
 // Each of several callers is told what a silent program may lack.
@@ -268,7 +268,7 @@ func TestRPCCancel(t *testing.T) {
 	if res := await(t, hung); res.Code != "deadline" {
 		t.Errorf("%+v", res)
 	}
-	gone(t, pid)
+	checkGone(t, pid)
 	check(t, do(t, f, "echo", "x"), programExit(0), "\"x\"\n")
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -286,7 +286,7 @@ func TestRPCCancel(t *testing.T) {
 			t.Errorf("%+v", res)
 		}
 	}
-	gone(t, pid)
+	checkGone(t, pid)
 
 	third := background(t.Context(), g, list(t, "hang"))
 	eventually(t, "asked", func() bool { return heldCalls(g) == 1 })
@@ -306,8 +306,8 @@ func TestRPCPipeline(t *testing.T) {
 		f.stay.mu.Lock()
 		defer f.stay.mu.Unlock()
 		for p := range f.stay.all {
-			if p.held > 4 || p.taken > 50 || f.stay.live > 1 {
-				t.Errorf("%d held, %d taken, %d processes", p.held, p.taken, f.stay.live)
+			if len(p.calls) > 4 || p.taken > 50 || f.stay.inService() > 1 {
+				t.Errorf("%d held, %d taken, %d processes", len(p.calls), p.taken, f.stay.inService())
 			}
 		}
 	})

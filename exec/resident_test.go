@@ -177,7 +177,7 @@ func TestResidentClose(t *testing.T) {
 	f := sh(t, `trap '' TERM; setsid sleep 1000 & read -r x; echo $$ $!; while :; do sleep 1; done`, lineMode)
 	pids := ask(t, f, "").out
 	f.Close()
-	gone(t, pids)
+	checkGone(t, pids)
 	if res := f.Run(t.Context(), &Call{}); res.Code != args.CodeCancelled {
 		t.Errorf("%+v", res)
 	}
@@ -193,6 +193,6 @@ func TestResidentKeeperKilled(t *testing.T) {
 	if res := await(t, done); !same(res, lostAs("the program's keeper was killed")) {
 		t.Errorf("%+v", res)
 	}
-	gone(t, got.out)
+	checkGone(t, got.out)
 	check(t, ask(t, f, "echo x"), programExit(0), "x\n")
 }

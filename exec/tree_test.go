@@ -53,7 +53,7 @@ func TestLeftBehind(t *testing.T) {
 				wg.Go(func() {
 					got := runCall(t.Context(), f, &Call{})
 					check(t, got, programExit(4), got.out)
-					gone(t, got.out)
+					checkGone(t, got.out)
 				})
 			}
 			wg.Wait()
@@ -91,7 +91,7 @@ func TestKeeperKilled(t *testing.T) {
 	if res := await(t, done); res.Code != args.CodeWorkerLost {
 		t.Errorf("%+v", res)
 	}
-	gone(t, pids)
+	checkGone(t, pids)
 	end.Close()
 	w.Close()
 	if res := await(t, other); !same(res, programExit(7)) {
@@ -141,7 +141,7 @@ func TestStoppedKeeperStillEnds(t *testing.T) {
 	if res := await(t, done); res.Code != "cancelled" {
 		t.Errorf("%+v", res)
 	}
-	gone(t, pid)
+	checkGone(t, pid)
 }
 
 // child is the test binary as another program.

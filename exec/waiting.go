@@ -51,8 +51,8 @@ func startWaiting(w *warm, node string) (p *waiting, err error) {
 // wait returns when a call has claimed the process, or when nothing of it is
 // left.
 func (p *waiting) wait() {
-	if p.w.trouble.any.Load() {
-		defer time.AfterFunc(steadyAfter, p.w.trouble.over).Stop()
+	if p.w.backoff.failing.Load() {
+		defer time.AfterFunc(steadyAfter, p.w.backoff.succeeded).Stop()
 	}
 	go p.hear()                                                     // ends with the claim, or when bury has finished stderr
 	end, gone := p.process.Wait(func(keeper.End) { p.w.remove(p) }) // what it left behind may take a while

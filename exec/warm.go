@@ -19,7 +19,7 @@ type warm struct {
 	f       *Function
 	want    int
 	slots   int // 0: no limit
-	trouble trouble
+	backoff backoff
 	watched sync.WaitGroup // one for every waiting process and every start
 
 	mu       sync.Mutex // guards what follows
@@ -34,7 +34,7 @@ type warm struct {
 
 func newWarm(f *Function) *warm {
 	w := &warm{f: f, want: f.spec.Warm, slots: f.spec.Slots, node: f.nodeFor(f.node)}
-	w.trouble.f = f
+	w.backoff.f = f
 	w.settled = sync.NewCond(&w.mu)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -136,7 +136,7 @@ func (w *warm) start(node string) {
 
 // failed puts the next start off.
 func (w *warm) failed(why string) {
-	pause := w.trouble.failed(why)
+	pause := w.backoff.failed(why)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed || w.pause != nil {
@@ -213,7 +213,7 @@ func (r *run) serveWarm(ctx context.Context) bool {
 		return false
 	}
 	if r.exit.Exited && (r.exit.Status == 0 || r.feed.sent > 0 && !r.unread) {
-		w.trouble.over()
+		w.backoff.succeeded()
 	}
 	return true
 }

@@ -59,7 +59,7 @@ func TestWarmIsStartedAhead(t *testing.T) {
 		ahead := strings.TrimPrefix(log.next(t), "f: ")
 		got := runCall(t.Context(), f, &Call{Input: []byte("x\n")})
 		check(t, got, programExit(5), ahead+"\n")
-		gone(t, ahead)
+		checkGone(t, ahead)
 	}
 }
 
@@ -216,7 +216,7 @@ func TestWarmEnds(t *testing.T) {
 	log.next(t)
 	got := runCall(t.Context(), f, &Call{})
 	check(t, got, fbusEnd(args.CodeDeadline, "ran longer than 50ms"), got.out)
-	gone(t, got.out)
+	checkGone(t, got.out)
 	got = runCall(t.Context(), sh(t, "head -c 101 /dev/zero; cat", warmMode(1), func(s *Spec) { s.MaxOutput = 100 }), &Call{})
 	check(t, got, fbusEnd(args.CodeOutputLimit, "output exceeds 100 bytes"), strings.Repeat("\x00", 100))
 
@@ -229,7 +229,7 @@ func TestWarmEnds(t *testing.T) {
 	if res := await(t, done); res.Code != "cancelled" {
 		t.Errorf("%+v", res)
 	}
-	gone(t, pids)
+	checkGone(t, pids)
 }
 
 // Nothing is left of processes that wait, kill or no kill.
@@ -242,7 +242,7 @@ func TestWarmClose(t *testing.T) {
 			f.Kill()
 		}
 		f.Close()
-		gone(t, pids)
+		checkGone(t, pids)
 		if res := f.Run(t.Context(), &Call{}); res.Code != args.CodeCancelled {
 			t.Errorf("%+v", res)
 		}

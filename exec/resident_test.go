@@ -133,7 +133,9 @@ func TestResidentDies(t *testing.T) {
 // The offer's own limit covers the wait for a process that can not live, or that
 // is not fit to be asked.
 func TestResidentTimeoutWithoutProcess(t *testing.T) {
-	for script, limit := range map[string]time.Duration{"exit 9": 50 * time.Millisecond, "echo hello; cat": 300 * time.Millisecond} {
+	set(t, &firstGreeting, patience) // a third of the limit then: on a busy machine a start takes long
+	set(t, &laterGreeting, patience)
+	for script, limit := range map[string]time.Duration{"exit 9": 50 * time.Millisecond, "echo hello; cat": time.Second} {
 		f := sh(t, script, lineMode, func(s *Spec) { s.Timeout = limit })
 		eventually(t, "a call ends while starts are put off", func() bool {
 			got := ask(t, f, "x")

@@ -5,18 +5,7 @@ package wire
 type Batch struct {
 	conns  []*Conn
 	dec    Decoder
-	frames struct {
-		hello   HelloFrame
-		error   ErrorFrame
-		offer   OfferFrame
-		offered OfferedFrame
-		call    CallFrame
-		data    DataFrame
-		eof     EOFFrame
-		grant   GrantFrame
-		cancel  CancelFrame
-		end     EndFrame
-	}
+	frames [len(newFrame)]Frame // one of each type that has come, decoded into again and again
 }
 
 // decode decodes one frame and hands it over. Unknown types are skipped.
@@ -25,32 +14,13 @@ func (b *Batch) decode(h Handler, body []byte) error {
 	if err != nil {
 		return err
 	}
-	var f Frame
-	switch t {
-	case TypeHello:
-		b.frames.hello = HelloFrame{}
-		f = &b.frames.hello
-	case TypeError:
-		f = &b.frames.error
-	case TypeOffer:
-		b.frames.offer = OfferFrame{}
-		f = &b.frames.offer
-	case TypeOffered:
-		f = &b.frames.offered
-	case TypeCall:
-		f = &b.frames.call
-	case TypeData:
-		f = &b.frames.data
-	case TypeEOF:
-		f = &b.frames.eof
-	case TypeGrant:
-		f = &b.frames.grant
-	case TypeCancel:
-		f = &b.frames.cancel
-	case TypeEnd:
-		f = &b.frames.end
-	default:
+	if int(t) >= len(newFrame) || newFrame[t] == nil {
 		return nil
+	}
+	f := b.frames[t]
+	if f == nil {
+		f = newFrame[t]()
+		b.frames[t] = f
 	}
 	if err := b.dec.Decode(body, f); err != nil {
 		return err

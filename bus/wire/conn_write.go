@@ -5,8 +5,6 @@ import (
 	"runtime"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // append encodes f behind the backlog. c.mu is held.
@@ -166,7 +164,7 @@ func (c *Conn) writable(fd uintptr) bool {
 		if c.wbuf[1] == nil {
 			c.wn, c.werr = rawWrite(int(fd), c.wbuf[0])
 		} else {
-			c.wn, c.werr = unix.Writev(int(fd), c.wbuf[:])
+			c.wn, c.werr = rawWritev(int(fd), c.wbuf[:])
 		}
 		if c.werr != syscall.EINTR {
 			return true

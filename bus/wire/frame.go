@@ -1,6 +1,12 @@
 package wire
 
-import "fbus/bus/args"
+import (
+	"encoding/binary"
+
+	"fbus/bus/args"
+
+	"github.com/vmihailenco/msgpack/v5/msgpcode"
+)
 
 // Version of the protocol this package speaks (PROTOCOL.md, section 3). Another
 // major version is refused; a newer minor version may add elements to frames,
@@ -38,36 +44,6 @@ const (
 // Type is the first element of every frame.
 type Type uint8
 
-// Frame types: who sends them, their elements, and PROTOCOL.md's section. An
-// element in square brackets may be left out from there on.
-const (
-	// HELLO, both, section 3: major, minor, network, instance, name
-	// [, capabilities, connection]
-	TypeHello Type = 1
-	// ERROR, both, section 3.3: code, message. The sender closes.
-	TypeError Type = 2
-	// OFFER, client, section 4: seq, name, slots [, flags, description, arguments,
-	// note, schema]
-	TypeOffer Type = 3
-	// OFFERED, node, section 4: seq, code, message
-	TypeOffered Type = 4
-	// CALL, opener, section 5.1: id, name, kind, args, input, flags [, timeout,
-	// wait-function, wait-slot, retries, on, window-output, window-error, call,
-	// caller, job, attempt, origin]
-	TypeCall Type = 5
-	// DATA, both, section 5.2: id, stream, bytes
-	TypeData Type = 6
-	// EOF, opener, section 5.2: id
-	TypeEOF Type = 7
-	// GRANT, both, section 5.3: id, stream, bytes
-	TypeGrant Type = 8
-	// CANCEL, opener, section 5.4: id [, code]
-	TypeCancel Type = 9
-	// END, acceptor, section 5.5: id, source, status [, code, message, output,
-	// call, worker]
-	TypeEnd Type = 10
-)
-
 // Stream numbers the byte streams of a call.
 type Stream uint8
 
@@ -100,106 +76,73 @@ type Frame interface {
 	FrameType() Type
 }
 
-// HelloFrame opens a connection in each direction.
-type HelloFrame struct {
-	Major, Minor uint64
-	Network      []byte   // empty: whichever the node is in
-	Instance     []byte   // names this process; a later connection with it supersedes this one
-	Name         []byte   // of the worker or node
-	Caps         [][]byte // capabilities understood
-	Connection   []byte   // node only: prefix of the ids of calls opened on this connection
+// reader reads the elements of a frame.
+type reader struct{ args.Reader }
+
+// PeekType returns the type of the frame in body, which is a frame without its
+// length prefix. Decode reads the rest.
+func PeekType(body []byte) (Type, error) {
+	r := reader{args.Reader{B: body}}
+	t := r.start()
+	return t, r.Err
 }
 
-// ErrorFrame says why its sender closes the connection.
-type ErrorFrame struct {
-	Code, Message []byte
+// start reads the array header and the type.
+func (r *reader) start() Type {
+	r.Left = r.ArrayLen()
+	return Type(r.Uint(255))
 }
 
-// OfferFrame offers a function, or replaces the offer of that name on this
-// connection; zero slots withdraw it.
-type OfferFrame struct {
-	Seq         uint64
-	Name        []byte
-	Slots       uint64
-	Flags       uint64
-	Description []byte
-	Arguments   []byte // how arguments arrive, for people
-	Note        []byte // why the worker has nothing ready, for people; empty: all is well
-	Schema      []byte // a JSON Schema of the arguments; empty: none
+// Decoder decodes frames one after the other. It exists so that decoding does
+// not allocate; it is not safe for concurrent use.
+type Decoder struct{ r reader }
+
+// Decode reads body, a frame without its length prefix, into f. Elements that
+// f does not know are skipped; a wrong type, arity, range or length is an error
+// that wraps [ErrMalformed].
+func (d *Decoder) Decode(body []byte, f Frame) error {
+	r := &d.r
+	*r = reader{args.Reader{B: body}}
+	if t := r.start(); r.Err == nil && t != f.FrameType() {
+		r.Fail("type %d where %d is due", t, f.FrameType())
+	}
+	f.decode(r)
+	if r.Err == nil && (r.Left > 0 || len(r.B) > 0) {
+		r.Skip()
+	}
+	return r.Err
 }
 
-// OfferedFrame answers an OFFER; an empty Code says that it stands.
-type OfferedFrame struct {
-	Seq           uint64
-	Code, Message []byte
+// text, arguments and payloads have bounds of their own inside the frame's.
+func (r *reader) text() []byte { return r.Bytes(MaxText) }
+
+// maxUint bounds integers that have no bound of their own: those that every
+// language can hold exactly.
+const maxUint = 1 << 53
+
+// begin appends a frame's length prefix, still zero, its array header and its
+// type. Arrays of 16 elements and more take the three-byte header.
+func begin(dst []byte, t Type, arity int) []byte {
+	dst = append(dst, 0, 0, 0, 0)
+	if arity < 16 {
+		dst = append(dst, msgpcode.FixedArrayLow|byte(arity))
+	} else {
+		dst = append(dst, msgpcode.Array16, byte(arity>>8), byte(arity))
+	}
+	return append(dst, byte(t))
 }
 
-// CallFrame opens a call.
-type CallFrame struct {
-	ID           uint64
-	Name         []byte
-	Kind         args.Kind
-	Args         []byte
-	Input        []byte
-	Flags        uint64
-	Timeout      uint64 // milliseconds that remain, 0: no deadline
-	WaitFunction uint64 // milliseconds to wait for the function to be offered
-	WaitSlot     uint64 // milliseconds to wait for a slot; Forever is the default
-	Retries      uint64 // further tries after a lost worker
-	On           []byte // glob of worker names, empty: any
-	WindowOutput uint64 // credit for Output, bytes
-	WindowStderr uint64 // credit for Stderr, bytes
-	Call         []byte // node only: the call's id on the network
-	Caller       []byte // node only: who calls, as the node knows it
-	Job          []byte // node only: id of the job that the call runs
-	Attempt      uint64 // node only: of the job, from 1
-	Origin       []byte // node only: the job whose end has posted this one, as JSON
+// finish writes the length of the frame that began at start.
+func finish(dst []byte, start int) []byte {
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4))
+	return dst
 }
 
-// DataFrame carries bytes of a stream.
-type DataFrame struct {
-	ID      uint64
-	Stream  Stream
-	Payload []byte
+// appendText appends a str; what is longer than a receiver takes is cut.
+func appendText[T string | []byte](dst []byte, s T) []byte {
+	if len(s) > MaxText {
+		s = s[:MaxText]
+	}
+	dst = args.AppendStrHeader(dst, len(s))
+	return append(dst, s...)
 }
-
-// EOFFrame ends a call's input.
-type EOFFrame struct {
-	ID uint64
-}
-
-// GrantFrame lets the peer send that many more bytes of a stream.
-type GrantFrame struct {
-	ID     uint64
-	Stream Stream
-	Bytes  uint64
-}
-
-// CancelFrame asks the acceptor to end a call.
-type CancelFrame struct {
-	ID   uint64
-	Code []byte
-}
-
-// EndFrame is the last frame of a call.
-type EndFrame struct {
-	ID      uint64
-	Source  args.Source
-	Status  uint64
-	Code    []byte
-	Message []byte
-	Output  []byte // the last bytes of Output
-	Call    []byte // node only: the call's id on the network
-	Worker  []byte // node only: name of the worker that ran it
-}
-
-func (*HelloFrame) FrameType() Type   { return TypeHello }
-func (*ErrorFrame) FrameType() Type   { return TypeError }
-func (*OfferFrame) FrameType() Type   { return TypeOffer }
-func (*OfferedFrame) FrameType() Type { return TypeOffered }
-func (*CallFrame) FrameType() Type    { return TypeCall }
-func (*DataFrame) FrameType() Type    { return TypeData }
-func (*EOFFrame) FrameType() Type     { return TypeEOF }
-func (*GrantFrame) FrameType() Type   { return TypeGrant }
-func (*CancelFrame) FrameType() Type  { return TypeCancel }
-func (*EndFrame) FrameType() Type     { return TypeEnd }

@@ -4,8 +4,6 @@ import (
 	"net"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A Pulse has the kernel give a TCP connection up when its peer was silent for as
@@ -43,13 +41,8 @@ func KeepAlive(nc net.Conn, d time.Duration) *Pulse {
 		return nil // it is closed
 	}
 	p := &Pulse{raw: raw, limit: d, checked: time.Now()}
-	raw.Control(func(fd uintptr) { p.set(fd, d) })
+	raw.Control(func(fd uintptr) { setUserTimeout(int(fd), d) })
 	return p
-}
-
-// set has the kernel wait as long for an answer.
-func (p *Pulse) set(fd uintptr, d time.Duration) {
-	unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 }
 
 // Every is how often Check is to be called.
@@ -65,16 +58,16 @@ func (p *Pulse) Check() {
 }
 
 func (p *Pulse) check(fd uintptr) {
-	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	moving, answered, err := tcpProgress(int(fd))
 	if err != nil {
 		return
 	}
 	now := time.Now()
-	if info.Notsent_bytes == 0 || info.Unacked > 0 && info.Snd_wnd > 0 {
+	if moving {
 		p.checked = now
 		if !p.held.IsZero() {
 			p.held = time.Time{}
-			p.set(fd, p.limit)
+			setUserTimeout(int(fd), p.limit)
 		}
 		return
 	}
@@ -83,6 +76,5 @@ func (p *Pulse) check(fd uintptr) {
 	}
 	// The kernel counts from when it began to probe. The sum also bounds the pause
 	// that it makes before its next probe.
-	answered := time.Duration(info.Last_ack_recv) * time.Millisecond
-	p.set(fd, now.Sub(p.held)+2*p.limit-min(answered, 2*p.limit))
+	setUserTimeout(int(fd), now.Sub(p.held)+2*p.limit-min(answered, 2*p.limit))
 }

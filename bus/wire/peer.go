@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-// checkPeer refuses a node that runs as somebody else (PROTOCOL.md, section 2):
+// CheckPeer refuses a node that runs as somebody else (PROTOCOL.md, section 2):
 // whoever has taken the path of a socket would get what is sent to it, and could
 // have the functions run that are offered there.
 func CheckPeer(nc *net.UnixConn, path string, users func(uid int) bool) error {
@@ -62,4 +64,29 @@ func teammate(nc *net.UnixConn, path string) bool {
 	}
 	theirs, err := PeerGIDs(nc)
 	return err == nil && slices.Contains(theirs, gid)
+}
+
+// control runs f on the descriptor of a socket.
+func control(nc *net.UnixConn, f func(fd int) error) error {
+	raw, err := nc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// PollIn reports whether a read of fd would return at once: bytes, the end or an
+// error are there.
+func PollIn(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(p, 0)
+		if err != unix.EINTR {
+			return err == nil && n > 0
+		}
+	}
 }

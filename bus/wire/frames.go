@@ -1,0 +1,450 @@
+package wire
+
+import (
+	"encoding/binary"
+
+	"fbus/bus/args"
+
+	"github.com/vmihailenco/msgpack/v5/msgpcode"
+)
+
+// Frame types: who sends them, their elements, and PROTOCOL.md's section. An
+// element in square brackets may be left out from there on.
+const (
+	// HELLO, both, section 3: major, minor, network, instance, name
+	// [, capabilities, connection]
+	TypeHello Type = 1
+	// ERROR, both, section 3.3: code, message. The sender closes.
+	TypeError Type = 2
+	// OFFER, client, section 4: seq, name, slots [, flags, description, arguments,
+	// note, schema]
+	TypeOffer Type = 3
+	// OFFERED, node, section 4: seq, code, message
+	TypeOffered Type = 4
+	// CALL, opener, section 5.1: id, name, kind, args, input, flags [, timeout,
+	// wait-function, wait-slot, retries, on, window-output, window-error, call,
+	// caller, job, attempt, origin]
+	TypeCall Type = 5
+	// DATA, both, section 5.2: id, stream, bytes
+	TypeData Type = 6
+	// EOF, opener, section 5.2: id
+	TypeEOF Type = 7
+	// GRANT, both, section 5.3: id, stream, bytes
+	TypeGrant Type = 8
+	// CANCEL, opener, section 5.4: id [, code]
+	TypeCancel Type = 9
+	// END, acceptor, section 5.5: id, source, status [, code, message, output,
+	// call, worker]
+	TypeEnd Type = 10
+)
+
+// newFrame makes an empty frame of each type.
+var newFrame = [...]func() Frame{
+	TypeHello:   func() Frame { return new(HelloFrame) },
+	TypeError:   func() Frame { return new(ErrorFrame) },
+	TypeOffer:   func() Frame { return new(OfferFrame) },
+	TypeOffered: func() Frame { return new(OfferedFrame) },
+	TypeCall:    func() Frame { return new(CallFrame) },
+	TypeData:    func() Frame { return new(DataFrame) },
+	TypeEOF:     func() Frame { return new(EOFFrame) },
+	TypeGrant:   func() Frame { return new(GrantFrame) },
+	TypeCancel:  func() Frame { return new(CancelFrame) },
+	TypeEnd:     func() Frame { return new(EndFrame) },
+}
+
+// HelloFrame opens a connection in each direction.
+type HelloFrame struct {
+	Major, Minor uint64
+	Network      []byte   // empty: whichever the node is in
+	Instance     []byte   // names this process; a later connection with it supersedes this one
+	Name         []byte   // of the worker or node
+	Caps         [][]byte // capabilities understood
+	Connection   []byte   // node only: prefix of the ids of calls opened on this connection
+}
+
+// FrameType implements [Frame].
+func (*HelloFrame) FrameType() Type { return TypeHello }
+
+// Append implements [Frame].
+func (f *HelloFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeHello, 8)
+	dst = args.AppendUint(args.AppendUint(dst, f.Major), f.Minor)
+	dst = appendText(appendText(appendText(dst, f.Network), f.Instance), f.Name)
+	dst = append(dst, msgpcode.Array16, byte(len(f.Caps)>>8), byte(len(f.Caps)))
+	for _, c := range f.Caps {
+		dst = appendText(dst, c)
+	}
+	return finish(appendText(dst, f.Connection), start)
+}
+
+func (f *HelloFrame) decode(r *reader) {
+	f.Major, f.Minor = r.Uint(1<<16-1), r.Uint(1<<16-1)
+	f.Network, f.Instance, f.Name = r.text(), r.text(), r.text()
+	f.Caps, f.Connection = nil, nil
+	if r.More() {
+		f.Caps = r.texts()
+	}
+	if r.More() {
+		f.Connection = r.text()
+	}
+}
+
+// texts reads an array of strings.
+func (r *reader) texts() [][]byte {
+	r.Left--
+	n := r.ArrayLen()
+	if n > 64 {
+		r.Fail("array of %d capabilities exceeds the limit of 64", n)
+	}
+	outer := r.Left
+	r.Left = n
+	var list [][]byte
+	for r.Err == nil && r.Left > 0 {
+		list = append(list, r.text())
+	}
+	if r.Err == nil {
+		r.Left = outer
+	}
+	return list
+}
+
+// ErrorFrame says why its sender closes the connection.
+type ErrorFrame struct {
+	Code, Message []byte
+}
+
+// FrameType implements [Frame].
+func (*ErrorFrame) FrameType() Type { return TypeError }
+
+// Append implements [Frame].
+func (f *ErrorFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeError, 3)
+	return finish(appendText(appendText(dst, f.Code), f.Message), start)
+}
+
+func (f *ErrorFrame) decode(r *reader) { f.Code, f.Message = r.text(), r.text() }
+
+// OfferFrame offers a function, or replaces the offer of that name on this
+// connection; zero slots withdraw it.
+type OfferFrame struct {
+	Seq         uint64
+	Name        []byte
+	Slots       uint64
+	Flags       uint64
+	Description []byte
+	Arguments   []byte // how arguments arrive, for people
+	Note        []byte // why the worker has nothing ready, for people; empty: all is well
+	Schema      []byte // a JSON Schema of the arguments; empty: none
+}
+
+// FrameType implements [Frame].
+func (*OfferFrame) FrameType() Type { return TypeOffer }
+
+// Append implements [Frame].
+func (f *OfferFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	arity := f.arity()
+	dst = begin(dst, TypeOffer, arity)
+	dst = appendText(args.AppendUint(dst, f.Seq), f.Name)
+	dst = args.AppendUint(args.AppendUint(dst, f.Slots), f.Flags)
+	dst = appendText(appendText(dst, f.Description), f.Arguments)
+	if arity > 7 {
+		dst = appendText(dst, f.Note)
+	}
+	if arity > 8 {
+		dst = append(args.AppendStrHeader(dst, len(f.Schema)), f.Schema...)
+	}
+	return finish(dst, start)
+}
+
+func (f *OfferFrame) arity() int {
+	switch {
+	case len(f.Schema) > 0:
+		return 9
+	case len(f.Note) > 0:
+		return 8
+	}
+	return 7
+}
+
+func (f *OfferFrame) decode(r *reader) {
+	f.Seq, f.Name, f.Slots = r.Uint(maxUint), r.text(), r.Uint(1<<20)
+	f.Flags, f.Description, f.Arguments, f.Note, f.Schema = 0, nil, nil, nil, nil
+	if r.More() {
+		f.Flags = r.Uint(maxUint)
+	}
+	if r.More() {
+		f.Description = r.text()
+	}
+	if r.More() {
+		f.Arguments = r.text()
+	}
+	if r.More() {
+		f.Note = r.text()
+	}
+	if r.More() {
+		f.Schema = r.Bytes(MaxSchema)
+	}
+}
+
+// OfferedFrame answers an OFFER; an empty Code says that it stands.
+type OfferedFrame struct {
+	Seq           uint64
+	Code, Message []byte
+}
+
+// FrameType implements [Frame].
+func (*OfferedFrame) FrameType() Type { return TypeOffered }
+
+// Append implements [Frame].
+func (f *OfferedFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeOffered, 4)
+	dst = args.AppendUint(dst, f.Seq)
+	return finish(appendText(appendText(dst, f.Code), f.Message), start)
+}
+
+func (f *OfferedFrame) decode(r *reader) {
+	f.Seq, f.Code, f.Message = r.Uint(maxUint), r.text(), r.text()
+}
+
+// CallFrame opens a call.
+type CallFrame struct {
+	ID           uint64
+	Name         []byte
+	Kind         args.Kind
+	Args         []byte
+	Input        []byte
+	Flags        uint64
+	Timeout      uint64 // milliseconds that remain, 0: no deadline
+	WaitFunction uint64 // milliseconds to wait for the function to be offered
+	WaitSlot     uint64 // milliseconds to wait for a slot; Forever is the default
+	Retries      uint64 // further tries after a lost worker
+	On           []byte // glob of worker names, empty: any
+	WindowOutput uint64 // credit for Output, bytes
+	WindowStderr uint64 // credit for Stderr, bytes
+	Call         []byte // node only: the call's id on the network
+	Caller       []byte // node only: who calls, as the node knows it
+	Job          []byte // node only: id of the job that the call runs
+	Attempt      uint64 // node only: of the job, from 1
+	Origin       []byte // node only: the job whose end has posted this one, as JSON
+}
+
+// FrameType implements [Frame].
+func (*CallFrame) FrameType() Type { return TypeCall }
+
+// Append implements [Frame]. Elements that have their default at the end of the
+// frame are left out, so a plain call stays small.
+func (f *CallFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	arity := f.arity()
+	dst = begin(dst, TypeCall, arity)
+	dst = args.AppendUint(appendText(args.AppendUint(dst, f.ID), f.Name), uint64(f.Kind))
+	dst = args.AppendUint(args.AppendBin(args.AppendBin(dst, f.Args), f.Input), f.Flags)
+	if arity > 7 {
+		dst = args.AppendUint(args.AppendUint(dst, f.Timeout), f.WaitFunction)
+		dst = appendText(args.AppendUint(args.AppendUint(dst, f.WaitSlot), f.Retries), f.On)
+	}
+	if arity > 12 {
+		dst = args.AppendUint(args.AppendUint(dst, f.WindowOutput), f.WindowStderr)
+		dst = appendText(appendText(dst, f.Call), f.Caller)
+	}
+	if arity > 16 {
+		dst = appendText(args.AppendUint(appendText(dst, f.Job), f.Attempt), f.Origin)
+	}
+	return finish(dst, start)
+}
+
+func (f *CallFrame) arity() int {
+	switch {
+	case len(f.Job) > 0, f.Attempt > 0, len(f.Origin) > 0:
+		return 19
+	case len(f.Call) > 0, len(f.Caller) > 0,
+		f.WindowOutput != InitialWindow, f.WindowStderr != InitialWindow:
+		return 16
+	case f.Timeout > 0, f.WaitFunction > 0, f.WaitSlot != Forever, f.Retries > 0, len(f.On) > 0:
+		return 12
+	}
+	return 7
+}
+
+func (f *CallFrame) decode(r *reader) {
+	f.ID, f.Name, f.Kind = r.Uint(maxUint), r.text(), args.Kind(r.Uint(uint64(args.KindJSON)))
+	f.Args, f.Input, f.Flags = r.Bytes(MaxArgs), r.Bytes(MaxInlineInput), r.Uint(maxUint)
+	f.Timeout, f.WaitFunction, f.WaitSlot, f.Retries = 0, 0, Forever, 0
+	f.WindowOutput, f.WindowStderr = InitialWindow, InitialWindow
+	f.On, f.Call, f.Caller = nil, nil, nil
+	f.Job, f.Attempt, f.Origin = nil, 0, nil
+	for _, n := range [...]*uint64{&f.Timeout, &f.WaitFunction, &f.WaitSlot, &f.Retries} {
+		if !r.More() {
+			return
+		}
+		*n = r.Uint(maxUint)
+	}
+	if r.More() {
+		f.On = r.text()
+	}
+	if r.More() {
+		f.WindowOutput = r.Uint(MaxWindow)
+	}
+	if r.More() {
+		f.WindowStderr = r.Uint(MaxWindow)
+	}
+	if r.More() {
+		f.Call = r.text()
+	}
+	if r.More() {
+		f.Caller = r.text()
+	}
+	if r.More() {
+		f.Job = r.text()
+	}
+	if r.More() {
+		f.Attempt = r.Uint(maxUint)
+	}
+	if r.More() {
+		f.Origin = r.text()
+	}
+}
+
+// DataFrame carries bytes of a stream.
+type DataFrame struct {
+	ID      uint64
+	Stream  Stream
+	Payload []byte
+}
+
+// FrameType implements [Frame].
+func (*DataFrame) FrameType() Type { return TypeData }
+
+// Append implements [Frame].
+func (f *DataFrame) Append(dst []byte) []byte {
+	return append(f.AppendHead(dst), f.Payload...)
+}
+
+// AppendHead appends the frame up to its payload, which the caller writes
+// behind it: so that bulk data is not copied to be framed.
+func (f *DataFrame) AppendHead(dst []byte) []byte {
+	start := len(dst)
+	dst = begin(dst, TypeData, 4)
+	dst = args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Stream))
+	dst = args.AppendBinHeader(dst, len(f.Payload))
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4+len(f.Payload)))
+	return dst
+}
+
+func (f *DataFrame) decode(r *reader) {
+	f.ID, f.Stream, f.Payload = r.Uint(maxUint), Stream(r.Uint(uint64(Stderr))), r.Bytes(MaxFrame)
+}
+
+// EOFFrame ends a call's input.
+type EOFFrame struct {
+	ID uint64
+}
+
+// FrameType implements [Frame].
+func (*EOFFrame) FrameType() Type { return TypeEOF }
+
+// Append implements [Frame].
+func (f *EOFFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	return finish(args.AppendUint(begin(dst, TypeEOF, 2), f.ID), start)
+}
+
+func (f *EOFFrame) decode(r *reader) { f.ID = r.Uint(maxUint) }
+
+// GrantFrame lets the peer send that many more bytes of a stream.
+type GrantFrame struct {
+	ID     uint64
+	Stream Stream
+	Bytes  uint64
+}
+
+// FrameType implements [Frame].
+func (*GrantFrame) FrameType() Type { return TypeGrant }
+
+// Append implements [Frame].
+func (f *GrantFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = args.AppendUint(begin(dst, TypeGrant, 4), f.ID)
+	return finish(args.AppendUint(args.AppendUint(dst, uint64(f.Stream)), f.Bytes), start)
+}
+
+func (f *GrantFrame) decode(r *reader) {
+	f.ID, f.Stream, f.Bytes = r.Uint(maxUint), Stream(r.Uint(uint64(Stderr))), r.Uint(MaxWindow)
+}
+
+// CancelFrame asks the acceptor to end a call.
+type CancelFrame struct {
+	ID   uint64
+	Code []byte
+}
+
+// FrameType implements [Frame].
+func (*CancelFrame) FrameType() Type { return TypeCancel }
+
+// Append implements [Frame].
+func (f *CancelFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	return finish(appendText(args.AppendUint(begin(dst, TypeCancel, 3), f.ID), f.Code), start)
+}
+
+func (f *CancelFrame) decode(r *reader) {
+	f.ID, f.Code = r.Uint(maxUint), nil
+	if r.More() {
+		f.Code = r.text()
+	}
+}
+
+// EndFrame is the last frame of a call.
+type EndFrame struct {
+	ID      uint64
+	Source  args.Source
+	Status  uint64
+	Code    []byte
+	Message []byte
+	Output  []byte // the last bytes of Output
+	Call    []byte // node only: the call's id on the network
+	Worker  []byte // node only: name of the worker that ran it
+}
+
+// FrameType implements [Frame].
+func (*EndFrame) FrameType() Type { return TypeEnd }
+
+// Append implements [Frame].
+func (f *EndFrame) Append(dst []byte) []byte {
+	start := len(dst)
+	arity := 9
+	if len(f.Call) == 0 && len(f.Worker) == 0 {
+		arity = 7
+	}
+	dst = begin(dst, TypeEnd, arity)
+	dst = args.AppendUint(args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Source)), f.Status)
+	dst = args.AppendBin(appendText(appendText(dst, f.Code), f.Message), f.Output)
+	if arity > 7 {
+		dst = appendText(appendText(dst, f.Call), f.Worker)
+	}
+	return finish(dst, start)
+}
+
+func (f *EndFrame) decode(r *reader) {
+	f.ID, f.Source, f.Status = r.Uint(maxUint), args.Source(r.Uint(uint64(args.FromBus))), r.Uint(255)
+	f.Code, f.Message, f.Output, f.Call, f.Worker = nil, nil, nil, nil, nil
+	if r.More() {
+		f.Code = r.text()
+	}
+	if r.More() {
+		f.Message = r.text()
+	}
+	if r.More() {
+		f.Output = r.Bytes(MaxFrame)
+	}
+	if r.More() {
+		f.Call = r.text()
+	}
+	if r.More() {
+		f.Worker = r.text()
+	}
+}

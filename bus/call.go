@@ -69,7 +69,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	if left > 0 && req.Posted == nil { // a job's time begins when a worker has it
 		// The node keeps the deadline; this one is for a node that hangs.
 		var stop context.CancelFunc
-		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, args.Errorf(args.CodeDeadline, DeadlineMessage))
+		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, args.Errorf(args.CodeDeadline, args.DeadlineMessage))
 		defer stop()
 	}
 	in.fill(&frame)
@@ -106,7 +106,7 @@ func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint
 	if timeout > 0 {
 		left = timeout - time.Since(start)
 		if left <= 0 {
-			return 0, args.Errorf(args.CodeDeadline, DeadlineMessage)
+			return 0, args.Errorf(args.CodeDeadline, args.DeadlineMessage)
 		}
 	}
 	if d, ok := ctx.Deadline(); ok {

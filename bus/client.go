@@ -6,12 +6,9 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/find"
 	"fbus/bus/wire"
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -51,13 +48,6 @@ type scratch struct {
 	name, code []byte
 }
 
-// NewInstance makes an instance id: one for each process that offers functions.
-// It need be unique, not secret: it means something only beside the identity
-// that the node itself has seen.
-func NewInstance() string {
-	return fmt.Sprintf("%013s", strconv.FormatUint(rand.Uint64(), 36)) + strconv.FormatUint(rand.Uint64(), 36)
-}
-
 // NewClient speaks the protocol over nc, whose far end is a node. It returns
 // when both sides have said HELLO, unless the options are eager.
 func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
@@ -66,7 +56,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	}
 	hello := wire.HelloFrame{Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name)}
 	if o.Instance == "" {
-		hello.Instance = []byte(NewInstance())
+		hello.Instance = []byte(wire.NewInstance())
 	}
 	if o.Name == "" {
 		name, _ := os.Hostname()

@@ -729,10 +729,9 @@ func TestOfferGivenUp(t *testing.T) {
 
 // newWorker is a worker of one function that keeps its instance.
 func newWorker(path, name string, slots int, h bus.Handler) *bus.Worker {
-	instance := bus.NewInstance()
-	w := &bus.Worker{Dial: func(ctx context.Context) (*bus.Client, error) {
-		o := dialOptions(path)
-		o.Name, o.Instance = "w", instance
+	o := dialOptions(path)
+	o.Name = "w"
+	w := &bus.Worker{Options: o, Dial: func(ctx context.Context, o *bus.Options) (*bus.Client, error) {
 		return bus.Dial(ctx, address(path), o)
 	}}
 	w.Add(bus.Offer{Name: name, Slots: slots}, h)

@@ -258,7 +258,7 @@ func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, 
 	if err != nil {
 		return nil, unreachable(addr, err)
 	}
-	pulse := wire.KeepAlive(tcp, cmp.Or(o.KeepAlive, DefaultKeepAlive))
+	pulse := wire.KeepAlive(tcp, cmp.Or(o.KeepAlive, wire.DefaultKeepAlive))
 	nc := tls.Client(wire.NewSocket(tcp), o.Identity.Config(host))
 	err = nc.HandshakeContext(try)
 	if err != nil {
@@ -283,9 +283,6 @@ func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, 
 func unreachable(addr Addr, err error) error {
 	return &Error{Code: args.CodeNoNode, Message: addr.String() + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
 }
-
-// DefaultKeepAlive is how long a peer over TCP may be silent if nothing else is set.
-const DefaultKeepAlive = 10 * time.Second
 
 // watch keeps a connection whose node is only stopped.
 func (c *Client) watch(p *wire.Pulse) {

@@ -30,10 +30,6 @@ func Fields(fields ...Field) Args { return args.Fields(fields...) }
 // panics if doc is not valid JSON.
 func JSON(doc []byte) Args { return args.JSON(doc) }
 
-// DeadlineMessage is that of a call whose own deadline has passed. At a limit of its own
-// the worker says which.
-const DeadlineMessage = "deadline exceeded"
-
 // Errors to compare with, by [errors.Is]: one for each cause that a caller can
 // do something about.
 var (

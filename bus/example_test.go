@@ -156,13 +156,9 @@ func ExampleWorker() {
 	path, stop := exampleNode()
 	defer stop()
 
-	instance := bus.NewInstance() // the same at each connection: the node then ends the older one
-	w := &bus.Worker{
-		Dial: func(ctx context.Context) (*bus.Client, error) {
-			return bus.Dial(ctx, bus.Unix(path), &bus.Options{Instance: instance, Name: "worker-1"})
-		},
-		Notice: log.Printf,
-	}
+	os.Setenv("FBUS_NODE", path)
+	defer os.Unsetenv("FBUS_NODE")
+	w := &bus.Worker{Options: &bus.Options{Name: "worker-1"}, Notice: log.Printf}
 	w.Add(bus.Offer{Name: "upper", Slots: 4}, upper)
 	if err := w.Start(context.Background()); err != nil {
 		log.Fatal(err)

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/wire"
 )
 
 // Back-off of a worker that has lost its node.
@@ -22,15 +24,19 @@ const (
 // taken by calls of the lost connection. Functions may come, change and go at
 // any time.
 type Worker struct {
-	// Dial finds and connects to a node. It is called again after a loss, and
-	// should give the same Instance each time, so that the node does not count
-	// the lost connection's slots twice.
-	Dial func(ctx context.Context) (*Client, error)
+	// Options are for [Connect], which finds a node, again after each loss. The worker
+	// gives them an Instance if they have none, so that the node does not count the
+	// slots of a lost connection twice.
+	Options *Options
+	// Dial, if set, connects in place of Connect, with the options that it gets.
+	Dial func(ctx context.Context, o *Options) (*Client, error)
 	// Connected, if set, is told of each new connection before offers are made
 	// on it.
 	Connected func(c *Client)
 	// Notice, if set, takes messages about losses and returns.
 	Notice func(format string, args ...any)
+
+	options Options // with an instance, from the first connection on
 
 	change sync.Mutex // taken before mu: one OFFER at a time, each by the latest count
 
@@ -43,7 +49,7 @@ type Worker struct {
 
 // Start connects and makes all offers. An error is final.
 func (w *Worker) Start(ctx context.Context) error {
-	c, err := w.Dial(ctx)
+	c, err := w.dial(ctx)
 	if err != nil {
 		return err
 	}
@@ -52,6 +58,19 @@ func (w *Worker) Start(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+func (w *Worker) dial(ctx context.Context) (*Client, error) {
+	if w.options.Instance == "" {
+		if w.Options != nil {
+			w.options = *w.Options
+		}
+		w.options.Instance = cmp.Or(w.options.Instance, wire.NewInstance())
+	}
+	if w.Dial != nil {
+		return w.Dial(ctx, &w.options)
+	}
+	return Connect(ctx, &w.options)
 }
 
 // Run serves until ctx ends, and returns nil then; [Worker.Drain] is to follow.
@@ -94,7 +113,7 @@ func (w *Worker) reconnect(ctx context.Context) error {
 			pause.Stop()
 			return context.Cause(ctx)
 		}
-		c, err := w.Dial(ctx)
+		c, err := w.dial(ctx)
 		if err == nil {
 			if err = w.offerAll(ctx, c); err == nil {
 				name, network := c.Node()

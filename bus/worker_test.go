@@ -17,7 +17,7 @@ func TestBackOff(t *testing.T) {
 		gaps := func() []time.Duration {
 			var list []time.Duration
 			last := time.Now()
-			w := &Worker{Dial: func(context.Context) (*Client, error) {
+			w := &Worker{Dial: func(context.Context, *Options) (*Client, error) {
 				list = append(list, time.Since(last))
 				last = time.Now()
 				if len(list) == tries {

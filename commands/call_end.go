@@ -119,7 +119,7 @@ func explainCall(err error, timeout time.Duration) *args.Error {
 // the call.
 func limitOf(err error) string {
 	var e *args.Error
-	if errors.As(err, &e) && e.Message != bus.DeadlineMessage {
+	if errors.As(err, &e) && e.Message != args.DeadlineMessage {
 		return e.Message
 	}
 	return ""

@@ -8,8 +8,7 @@ import (
 )
 
 // TestImports holds the direction of imports: main → commands → {bus/…, exec},
-// where exec may import of bus only bus/args and bus/jsonrpc, and heavy or special
-// packages only where they belong.
+// and heavy or special packages only where they belong.
 func TestImports(t *testing.T) {
 	const ours = "fbus/"
 	if _, err := exec.LookPath("go"); err != nil {
@@ -52,18 +51,29 @@ func TestImports(t *testing.T) {
 				if pkg == ours+"exec" && (imp == ours+"bus/args" || imp == ours+"bus/jsonrpc") {
 					continue // all that bus and exec share
 				}
-				ok := slices.ContainsFunc(allowed, func(a string) bool {
-					return pkg == a || strings.HasSuffix(a, "/") && strings.HasPrefix(pkg, a)
-				})
-				if !ok {
+				if !within(pkg, allowed) {
 					t.Errorf("%s imports %s", pkg, imp)
 				}
 			}
 		}
 	}
-	for _, dep := range list("-deps", "fbus/exec") { // all that exec and bus share
-		if strings.HasPrefix(dep, "fbus/bus") && dep != "fbus/bus/args" && dep != "fbus/bus/jsonrpc" {
-			t.Errorf("fbus/exec depends on %s", dep)
+	closed := map[string][]string{ // what a package links of ours, if that is bounded
+		"fbus/exec":        {"fbus/exec", "fbus/exec/", "fbus/bus/args", "fbus/bus/jsonrpc"},
+		"fbus/bus/args":    {"fbus/bus/args"},
+		"fbus/bus/jsonrpc": {"fbus/bus/args", "fbus/bus/jsonrpc"},
+		"fbus/bus/wire":    {"fbus/bus/args", "fbus/bus/wire"},
+		"fbus/bus/find":    {"fbus/bus/args", "fbus/bus/find", "fbus/bus/trust", "fbus/bus/wire"},
+		"fbus/bus":         {"fbus/bus", "fbus/bus/args", "fbus/bus/find", "fbus/bus/trust", "fbus/bus/wire"},
+		"fbus/bus/fanout":  {"fbus/bus", "fbus/bus/args", "fbus/bus/fanout", "fbus/bus/find", "fbus/bus/trust", "fbus/bus/wire"},
+	}
+	for pkg, allowed := range closed {
+		for _, dep := range list("-deps", pkg) {
+			switch ok := within(dep, allowed); {
+			case strings.HasPrefix(dep, ours) && !ok:
+				t.Errorf("%s links %s", pkg, dep)
+			case strings.HasPrefix(dep, "github.com/urfave/"), strings.HasPrefix(dep, "go.etcd.io/"), dep == "net/http":
+				t.Errorf("%s links %s: a companion would too", pkg, dep)
+			}
 		}
 	}
 	for _, dep := range list("-deps", "fbus") {
@@ -71,4 +81,11 @@ func TestImports(t *testing.T) {
 			t.Errorf("fbus links %s: every call would pay for its start", dep)
 		}
 	}
+}
+
+// within reports whether a package is one of those, or below one that ends in a slash.
+func within(pkg string, list []string) bool {
+	return slices.ContainsFunc(list, func(a string) bool {
+		return pkg == a || strings.HasSuffix(a, "/") && strings.HasPrefix(pkg, a)
+	})
 }

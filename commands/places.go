@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"fbus/bus"
 	"fbus/bus/find"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 )
 
 // defaultSocket is where a node listens unless it was told. A name that somebody else
@@ -55,7 +55,7 @@ func networkID(given string, stderr io.Writer) string {
 	if given != "" {
 		return given
 	}
-	id := "net-" + bus.NewInstance()[:12]
+	id := "net-" + wire.NewInstance()[:12]
 	dir, err := find.HomeDir()
 	if err == nil {
 		id, err = trust.KeepNetwork(dir, id)

@@ -219,8 +219,9 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 		stopNode()
 		return nil, err
 	}
-	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
-		return bus.Dial(ctx, bus.Unix(socket), &bus.Options{Name: hostname()})
+	w.bus.Options = &bus.Options{Name: hostname()}
+	w.bus.Dial = func(ctx context.Context, o *bus.Options) (*bus.Client, error) {
+		return bus.Dial(ctx, bus.Unix(socket), o)
 	}
 	stop = func() {
 		w.kill()

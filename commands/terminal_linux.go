@@ -1,7 +1,7 @@
 package commands
 
 import (
-	"fbus/bus"
+	"fbus/bus/wire"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,4 +13,4 @@ func foreground(fd int) bool {
 	return err == nil && pgrp == unix.Getpgrp()
 }
 
-func randomSuffix() string { return bus.NewInstance()[:8] }
+func randomSuffix() string { return wire.NewInstance()[:8] }

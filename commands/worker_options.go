@@ -76,10 +76,10 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 
 // start connects and makes the first offers; a signal ends that.
 func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal) error {
-	dial := bus.Options{Name: o.workerName(), Instance: bus.NewInstance(), KeepAlive: o.keepAlive.d}
+	w.bus.Options = &bus.Options{Name: o.workerName(), KeepAlive: o.keepAlive.d}
 	wait := o.wait
-	w.bus.Dial = func(ctx context.Context) (*bus.Client, error) {
-		c, p, err := connect(ctx, o.node, wait, &dial)
+	w.bus.Dial = func(ctx context.Context, dial *bus.Options) (*bus.Client, error) {
+		c, p, err := connect(ctx, o.node, wait, dial)
 		if err == nil {
 			w.setNode(p.Addr.String())
 		}

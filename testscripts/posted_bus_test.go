@@ -236,10 +236,7 @@ func (s *store) list(c *fbus.Client, query string) (list []jobs.Info) {
 // worker offers a function to each node that comes, until the test ends.
 func (s *store) worker(name, function string, slots int, h fbus.Handler) {
 	s.t.Helper()
-	instance := fbus.NewInstance()
-	w := &fbus.Worker{Dial: func(ctx context.Context) (*fbus.Client, error) {
-		return fbus.Dial(ctx, fbus.Unix(s.socket()), &fbus.Options{Name: name, Instance: instance})
-	}}
+	w := &fbus.Worker{Options: &fbus.Options{Node: s.socket(), Name: name}}
 	w.Add(fbus.Offer{Name: function, Slots: slots}, h)
 	if err := w.Start(context.Background()); err != nil {
 		s.t.Fatal(err)

@@ -65,6 +65,10 @@ type Error struct {
 	status int // the one that came with the code, 0: none
 }
 
+// DeadlineMessage is the message of a call whose own deadline has passed. A worker names
+// its own limit instead.
+const DeadlineMessage = "deadline exceeded"
+
 // hintLine separates a message from its hint where the wire has one element for both.
 const hintLine = "\nhint: "
 

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/wire"
 )
@@ -473,7 +472,7 @@ func (c *call) stopWaiting() {
 
 // expire ends a call at its deadline.
 func (c *call) expire() {
-	c.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, bus.DeadlineMessage) })
+	c.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, args.DeadlineMessage) })
 }
 
 // locked runs f with the node's lock held, and writes what f has sent.

@@ -67,7 +67,7 @@ type Config struct {
 	// Authority issues tickets; nil: none are issued here.
 	Authority *trust.Authority
 
-	KeepAlive      time.Duration // how long a peer over TCP may be silent; default bus.DefaultKeepAlive
+	KeepAlive      time.Duration // how long a peer over TCP may be silent; default wire.DefaultKeepAlive
 	MaxConnections int           // default DefaultConnections; the node's own user is not held to it
 	MaxPerTicket   int           // default DefaultPerTicket
 
@@ -143,7 +143,7 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Queue <= 0 {
 		cfg.Queue = DefaultQueue
 	}
-	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, bus.DefaultKeepAlive), wire.MinKeepAlive)
+	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, wire.DefaultKeepAlive), wire.MinKeepAlive)
 	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultConnections)
 	cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket)
 	if cfg.Name == "" {
@@ -156,7 +156,7 @@ func New(cfg Config) (*Node, error) {
 		cfg.Warn = func(string, ...any) {}
 	}
 	n := &Node{
-		cfg: cfg, instance: bus.NewInstance(), prefix: bus.NewInstance()[:5], started: time.Now(),
+		cfg: cfg, instance: wire.NewInstance(), prefix: wire.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[string]*call{},
 		callers: map[string]int{}, stats: map[string]*stats{"": {ends: map[end]uint64{}}},
 		refusedCalls: map[string]uint64{}, refusedEntries: map[string]uint64{}, done: make(chan struct{}),

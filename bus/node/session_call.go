@@ -1,7 +1,6 @@
 package node
 
 import (
-	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/wire"
 )
@@ -115,7 +114,7 @@ func (s *session) handleCancel(b *wire.Batch, f *wire.CancelFrame) error {
 	}
 	code, msg := args.CodeCancelled, "cancelled by the caller"
 	if string(f.Code) == args.CodeDeadline {
-		code, msg = args.CodeDeadline, bus.DeadlineMessage
+		code, msg = args.CodeDeadline, args.DeadlineMessage
 	}
 	c.endFor(b, code, msg)
 	return nil

@@ -2,6 +2,9 @@ package wire
 
 import (
 	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
 
 	"fbus/bus/args"
 
@@ -43,6 +46,12 @@ const (
 
 // Type is the first element of every frame.
 type Type uint8
+
+// NewInstance returns a new instance id for HELLO. It is unique, not secret: it means
+// something only together with the identity that the node itself has verified.
+func NewInstance() string {
+	return fmt.Sprintf("%013s", strconv.FormatUint(rand.Uint64(), 36)) + strconv.FormatUint(rand.Uint64(), 36)
+}
 
 // Stream numbers the byte streams of a call.
 type Stream uint8

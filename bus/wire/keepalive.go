@@ -21,6 +21,9 @@ type Pulse struct {
 	held    time.Time // since when it does not; zero: it does
 }
 
+// DefaultKeepAlive is how long a peer over TCP may be silent if nothing else is set.
+const DefaultKeepAlive = 10 * time.Second
+
 // MinKeepAlive is the least that a peer may be silent for: less is a bad moment of
 // the network.
 const MinKeepAlive = 3 * time.Second

@@ -1,10 +1,7 @@
 package commands
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -17,8 +14,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// callArguments are what a function is to be called with: its name, and the words
-// and flags that say what is sent.
+// callArguments are the name of a function, and the words and flags for what is sent to
+// it.
 type callArguments struct {
 	verb    string // the command, for hints
 	name    string
@@ -40,11 +37,11 @@ func (o *callArguments) flags() []cli.Flag {
 	}
 }
 
-// operands takes the name, and the words behind it.
+// operands takes the name and the words after it.
 func (o *callArguments) operands(ctx *cli.Context) error {
 	words := ctx.Args().Slice()
 	if len(words) == 0 {
-		return usage("%s what? a name is due", o.verb).WithHint("fbus %s NAME; fbus ls shows what is offered", o.verb)
+		return usage("%s needs the name of a function", o.verb).WithHint("fbus %s NAME; fbus ls shows what is offered", o.verb)
 	}
 	o.name, o.args, o.hasData = words[0], words[1:], ctx.IsSet("data")
 	return nil
@@ -59,7 +56,7 @@ func (o *callArguments) check() error {
 	}
 	switch {
 	case !args.ValidName(o.name):
-		return usage("%q is no function name", o.name)
+		return usage("invalid function name %q", o.name)
 	case given > 1:
 		return usage("arguments are given in two ways: words, -f/-F and -d exclude each other")
 	case o.input != "" && o.noStdin:
@@ -73,7 +70,7 @@ func (o *callArguments) check() error {
 	return nil
 }
 
-// request is a request with the arguments and the input. The closer is for the
+// request makes a request with the arguments and the input. The closer is for the
 // input's file.
 func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	given, err := o.arguments()
@@ -89,7 +86,7 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	case o.input != "":
 		f, err := os.Open(o.input)
 		if err != nil {
-			return nil, nil, usage("input: %v", pathReason(err))
+			return nil, nil, usage("input: %v", args.PathReason(err))
 		}
 		req.Input = f
 		return req, f, nil
@@ -97,8 +94,8 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	return req, nil, nil
 }
 
-// stdinReadable is false where reading would stop us: a terminal whose
-// foreground is somebody else.
+// stdinReadable reports whether stdin can be read without stopping this process, as a
+// terminal would do that another process group has in the foreground.
 func stdinReadable() bool {
 	if _, err := os.Stdin.Stat(); err != nil {
 		return false // closed: <&-
@@ -106,16 +103,7 @@ func stdinReadable() bool {
 	return !isatty.IsTerminal(os.Stdin.Fd()) || foreground(int(os.Stdin.Fd()))
 }
 
-// pathReason is a file error without the name of the system call.
-func pathReason(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return fmt.Errorf("%s: %w", pe.Path, pe.Err)
-	}
-	return err
-}
-
-// badField finds a field of -F that is not JSON.
+// badField returns a field of -F that is not JSON.
 func badField(fields []args.Field) *args.Field {
 	for i, f := range fields {
 		if f.JSON && !json.Valid([]byte(f.Value)) {
@@ -146,17 +134,17 @@ func (o *callArguments) arguments() (args.Args, error) {
 			doc, err = readLimited(path)
 		}
 		if err != nil {
-			return args.Args{}, usage("data: %v", pathReason(err))
+			return args.Args{}, usage("data: %v", args.PathReason(err))
 		}
 	}
 	if len(doc) > wire.MaxArgs {
-		return args.Args{}, fail(args.CodeBadInput, "%s: a document of more than %d bytes can not be sent as arguments", from, wire.MaxArgs).
-			WithHint("as input there is no limit: fbus %s %s < FILE", o.verb, o.name)
+		return args.Args{}, fail(args.CodeBadInput, "%s: a document of arguments exceeds the limit of %d bytes", from, wire.MaxArgs).
+			WithHint("input has no limit: fbus %s %s < FILE", o.verb, o.name)
 	}
 	if !json.Valid(doc) {
-		f := usage("%s: this is not JSON: %s", from, shorten(doc))
+		f := usage("%s: not JSON: %s", from, args.Shorten(doc))
 		if from == "-d" {
-			return args.Args{}, f.WithHint("a file is named with @: -d @FILE; words go behind the name: fbus %s %s WORD", o.verb, o.name)
+			return args.Args{}, f.WithHint("for a file: -d @FILE; for words: fbus %s %s WORD", o.verb, o.name)
 		}
 		return args.Args{}, f
 	}
@@ -170,13 +158,4 @@ func readLimited(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
-}
-
-// shorten makes some bytes fit for a message.
-func shorten(p []byte) string {
-	const most = 60
-	if len(p) > most {
-		p = append(bytes.Clone(p[:most]), "…"...)
-	}
-	return strings.TrimSpace(strings.ToValidUTF8(string(p), "?"))
 }

@@ -79,7 +79,7 @@ is cut to its last 1 MiB), and worker_id: two workers may have one name.`,
 	}
 }
 
-// check refuses flags that do not go together.
+// check refuses flags that exclude each other.
 func (o *callOptions) check() error {
 	if err := o.callArguments.check(); err != nil {
 		return err
@@ -91,23 +91,23 @@ func (o *callOptions) check() error {
 	case o.noWait && o.wait.set:
 		return usage("--wait and --no-wait exclude each other")
 	case o.retries < 0:
-		return usage("--retries %d: at least 0 is due", o.retries)
+		return usage("--retries must not be negative")
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
+		return usage("-t must be positive")
 	case !o.all && (o.hasReplies || o.tag || o.json):
-		return usage("--replies, --tag and --json go with --all").WithHint("%s", join("fbus", "call", "--all", o.name, o.args))
+		return usage("--replies, --tag and --json need --all").WithHint("%s", join("fbus", "call", "--all", o.name, o.args))
 	}
 	return nil
 }
 
-// request puts together what is sent. The closer is for the input's file.
+// request makes the request. The closer is for the input's file.
 func (o *callOptions) request() (*bus.Request, io.Closer, error) {
 	req, file, err := o.callArguments.request()
 	if err != nil {
 		return nil, nil, err
 	}
 	req.Function, req.On, req.Retries, req.Timeout = o.name, o.on, o.retries, o.timeout.d
-	req.Stdout, req.Stderr = os.Stdout, os.Stderr
+	req.Stderr = os.Stderr
 	return req, file, nil
 }
 
@@ -115,22 +115,21 @@ func call(o *callOptions, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	return o.told(func() (callEnd, error) { return o.callOnce(stderr) })
+	return o.report(func() (callEnd, error) { return o.callOnce(stderr) })
 }
 
-// callOnce makes the call and returns how it ended, and the error that is to be
-// reported.
+// callOnce makes the call and returns its end, and the error of the command.
 func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	req, file, err := o.request()
 	if err != nil {
-		return fbusEnd(err)
+		return failedEnd(err)
 	}
 	if file != nil {
 		defer file.Close()
 	}
 	out, err := openOutput(&o.endOptions)
 	if err != nil {
-		return fbusEnd(err)
+		return failedEnd(err)
 	}
 	defer out.discard()
 	req.Stdout = out
@@ -157,7 +156,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	}
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
-		return sig.end(res.Call), sig
+		return callEnd{End: endOf(res, sig, 0), call: res.Call}, sig
 	}
 	if o.verbose && res.Worker != "" {
 		say(stderr, fmt.Sprintf("worker: %s, call: %s", res.Worker, res.Call))
@@ -172,7 +171,7 @@ func (o *callOptions) connect(ctx context.Context) (*bus.Client, find.Place, err
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d, bus.ErrDeadline)
 		defer cancel()
 	}
-	// With --wait a refusal is waited out, so it has to be known before the call.
+	// With --wait a refusal may pass, so it must be known before the call.
 	client, p, err := connect(ctx, o.node, o.wait, &bus.Options{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
 	if err != nil && errors.Is(context.Cause(ctx), bus.ErrDeadline) {
 		err = bus.ErrDeadline
@@ -180,7 +179,7 @@ func (o *callOptions) connect(ctx context.Context) (*bus.Client, find.Place, err
 	return client, p, err
 }
 
-// patience sets how long the node may keep the call waiting.
+// patience sets how long the call may wait at the node.
 func (o *callOptions) patience(req *bus.Request, spent time.Duration) {
 	switch {
 	case o.noWait:

@@ -12,28 +12,31 @@ import (
 	"fbus/bus/fanout"
 )
 
-// checkAll refuses what does not go with --all.
+// checkAll refuses flags that exclude --all.
 func (o *callOptions) checkAll() error {
 	switch {
 	case o.hasReplies && o.replies < 1:
-		return usage("--replies %d: at least 1 is due", o.replies)
+		return usage("--replies must be at least 1")
 	case o.tag && o.json:
-		return usage("--tag and --json exclude each other: with --json, worker says whose answer it is")
+		return usage("--tag and --json exclude each other: with --json, the member worker names the worker")
 	case o.hasFD || o.statusTo != "":
-		return usage("--status-fd and --status-file are for one call: with --all, --json says how each ended")
+		return usage("--status-fd and --status-file are for one call: with --all, use --json")
 	case o.pretty:
 		return usage("-p is for one call: it does not go with --all")
 	}
 	return nil
 }
 
-// callAll makes one call to every worker that offers the function. Outputs come
-// as the calls end, each in one piece.
+// errEnough ends the calls of --all when there are enough answers.
+var errEnough = errors.New("enough answers")
+
+// callAll makes one call to every worker that offers the function. Each output is printed
+// whole when its call has ended.
 func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	if err := errors.Join(o.checkAll(), o.check()); err != nil {
 		return err
 	}
-	req, file, err := o.request()
+	request, file, err := o.request()
 	if err != nil {
 		return err
 	}
@@ -47,119 +50,73 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		}
 		defer out.discard()
 	}
-	client, p, err := reach(o.node, o.name, o.on, o.wait, o.keepAlive.d)
+	client, at, err := reach(o.node, o.name, o.on, o.wait, o.keepAlive.d)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
+		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
 	}
 	workers, err := fanout.Workers(context.Background(), client, o.name, o.on)
 	if err != nil {
 		return troubled(err, o.node, o.name)
 	}
-	s := &scatter{o: o, req: req, workers: workers, out: out, screen: &screen{w: stderr}}
-	return troubled(s.run(client), o.node, o.name)
-}
-
-// scatter is a call to many workers.
-type scatter struct {
-	o       *callOptions
-	req     *bus.Request
-	workers []fanout.Worker
-	out     *outputFile
-	screen  *screen
-	answers int
-	seq     int // workers that were asked
-}
-
-// errEnough ends a scatter that has its answers.
-var errEnough = errors.New("enough answers")
-
-func (s *scatter) run(client *bus.Client) error {
-	o := s.o
 	var shared *fanout.SharedInput
-	if s.req.Input != nil {
-		var err error
-		if shared, err = fanout.NewSharedInput(s.req.Input); err != nil {
-			return fail(args.CodeInternal, "input: %v", pathReason(err))
+	if request.Input != nil {
+		if shared, err = fanout.NewSharedInput(request.Input); err != nil {
+			return fail(args.CodeInternal, "input: %v", args.PathReason(err))
 		}
 		defer shared.Close()
 	}
 	began := time.Now()
 	p := &printer{
-		name: o.name, out: newFlusher(s.out), screen: s.screen, tag: o.tag, json: o.json,
-		verbose: o.verbose, timeout: o.timeout.d, label: s.worker,
+		name: o.name, out: newFlusher(out), screen: &screen{w: stderr}, tag: o.tag, json: o.json,
+		verbose: o.verbose, timeout: o.timeout.d, title: func(t *fanout.Task) string { return workerTitle(workers, workers[t.Seq-1]) },
 	}
-	r := &fanout.Runner{
-		Client: client, Function: o.name, Jobs: min(len(s.workers), maxJobs), Unordered: true, Fixed: true,
-		Next: s.next, Rest: p.rest,
-		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
-			if err := p.attend(t); err != nil {
-				return nil, nil, err
+	seq, answers := 0, 0
+	r := &fanout.Runner{Config: fanout.Config{
+		Client: client, Function: o.name, Mode: fanout.Fixed, Jobs: min(len(workers), maxJobs), Unordered: true, Rest: p.rest,
+		Next: func() (fanout.Task, error) {
+			if seq == len(workers) {
+				return fanout.Task{}, io.EOF
 			}
-			req := *s.req
+			seq++
+			return fanout.Task{Seq: seq, On: "#" + workers[seq-1].ID}, nil
+		},
+		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
+			req := *request
 			if shared != nil {
 				req.Input = shared.Reader()
 			}
 			o.patience(&req, time.Since(began))
-			return &req, p.stderr(t, &req, nil), nil
+			closer, err := p.prepare(t, &req, nil)
+			return &req, closer, err
 		},
 		Done: func(out *fanout.Outcome) error {
-			if s.enough() {
-				return nil // one that came too late
+			if o.replies > 0 && answers >= o.replies {
+				return nil // this one came too late
 			}
 			if out.Result.Worker == "" {
-				out.Result.Worker = s.workers[out.Seq-1].Name
+				out.Result.Worker = workers[out.Seq-1].Name
 			}
 			if err := p.print(out); err != nil {
 				return err
 			}
 			if out.Result.Source != args.FromBus && (out.Err == nil || errors.As(out.Err, new(*bus.ExitError))) {
-				s.answers++
+				answers++
 			}
-			if s.enough() {
+			if o.replies > 0 && answers >= o.replies {
 				return errEnough
 			}
 			return nil
 		},
-	}
-	ctx, stop := interruptible(r, s.screen, false)
+	}}
+	ctx, stop := interruptible(r, p.screen, false)
 	defer stop()
-	err := r.Run(ctx)
-	if errors.Is(err, errEnough) {
+	if err = r.Run(ctx); errors.Is(err, errEnough) {
 		err = nil
 	}
-	return s.end(p, err)
-}
-
-func (s *scatter) enough() bool { return s.o.replies > 0 && s.answers >= s.o.replies }
-
-// next makes a task for each worker.
-func (s *scatter) next() (fanout.Task, error) {
-	n := s.seq
-	if n == len(s.workers) {
-		return fanout.Task{}, io.EOF
-	}
-	s.seq++
-	return fanout.Task{Seq: s.seq, On: "#" + s.workers[n].ID}, nil
-}
-
-// worker is the name of the worker that a task is for, with its id if another
-// one has the same name.
-func (s *scatter) worker(t *fanout.Task) string {
-	w := s.workers[t.Seq-1]
-	for _, other := range s.workers {
-		if other.Name == w.Name && other.ID != w.ID {
-			return w.Name + "#" + w.ID
-		}
-	}
-	return w.Name
-}
-
-// end says how it ended: with the worst status.
-func (s *scatter) end(p *printer, err error) error {
 	if e := p.close(); e != nil && err == nil {
 		err = e
 	}
@@ -168,12 +125,22 @@ func (s *scatter) end(p *printer, err error) error {
 	case errors.As(err, &sig):
 		return sig
 	case err != nil:
-		return err
+		return troubled(err, o.node, o.name)
 	case p.worst != 0:
 		return statusOnly(p.worst)
 	}
-	if err := s.out.commit(); err != nil {
-		return fail(args.CodeInternal, "output: %v", pathReason(err))
+	if err := out.commit(); err != nil {
+		return outputError(err)
 	}
 	return nil
+}
+
+// workerTitle returns the worker's name, with its id if another has the same name.
+func workerTitle(workers []fanout.Worker, w fanout.Worker) string {
+	for _, other := range workers {
+		if other.Name == w.Name && other.ID != w.ID {
+			return w.Name + "#" + w.ID
+		}
+	}
+	return w.Name
 }

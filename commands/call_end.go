@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/fanout"
 
 	"github.com/urfave/cli/v2"
 )
@@ -43,80 +45,84 @@ func (o *endOptions) check() error {
 	return nil
 }
 
-// told does the command's job and writes how that ended where the flags say.
-func (o *endOptions) told(do func() (callEnd, error)) error {
+// report runs the command and writes how the call ended where the flags say.
+func (o *endOptions) report(run func() (callEnd, error)) error {
 	status, err := openStatus(o)
 	if err != nil {
 		return err
 	}
-	end, err := do()
+	end, err := run()
 	if err := status.write(end); err != nil {
-		return fail(args.CodeInternal, "status: %v", pathReason(err))
+		return fail(args.CodeInternal, "status: %v", args.PathReason(err))
 	}
 	return err
 }
 
-// callEnd is how a call ended, as --status-fd writes it.
+// callEnd is the end of a call or job, for --status-fd.
 type callEnd struct {
-	Source string `json:"source"` // "program", "signal" or "fbus"
-	Status int    `json:"status"` // exit status
-	Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
-	Call   string `json:"call"`   // the call's id, empty if it never had one
-	Job    string `json:"job,omitempty"`
+	args.End
+	call string // its id, if it had one
+	job  string
 }
 
-// fbusEnd is the end of a call that never was one.
-func fbusEnd(err error) (callEnd, error) {
-	f := explain(err)
-	return callEnd{Source: "fbus", Status: f.Status(), Code: f.Code}, err
-}
+// codeInterrupted is the code of a call that a signal to this process ended.
+const codeInterrupted = "interrupted"
 
-// end is how a call ended that the signal has ended.
-func (i *interrupted) end(call string) callEnd {
-	return callEnd{Source: "fbus", Status: exitSignal + int(i.signal), Code: "interrupted", Call: call}
-}
+// failedEnd is the end of a command that made no call.
+func failedEnd(err error) (callEnd, error) { return callEnd{End: explain(err).End()}, err }
 
-// ended turns the result of a call, which had that much time, into our own end.
-func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, err error, out *outputFile, stderr io.Writer) (callEnd, error) {
-	var exit *bus.ExitError
-	end := callEnd{Source: res.Source.String(), Status: res.Status, Code: res.Code, Call: res.Call}
+// endOf returns how a call ended that had this much time, 0 for no limit.
+func endOf(res bus.Result, err error, timeout time.Duration) args.End {
+	var sig *interrupted
 	switch {
-	case err == nil:
-		if err := out.commit(); err != nil {
-			return callEnd{Source: "fbus", Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Call: res.Call}, outputError(err)
+	case err == nil, errors.As(err, new(*bus.ExitError)):
+		return args.End{Source: res.Source, Status: res.Status, Code: cmp.Or(res.Code, "exit")}
+	case errors.As(err, &sig):
+		return args.End{Source: args.FromBus, Status: exitSignal + int(sig.signal), Code: codeInterrupted, Message: codeInterrupted}
+	case errors.Is(err, fanout.ErrHalted):
+		return fail(args.CodeCancelled, "%v", err).End()
+	}
+	return explainCall(err, timeout).End()
+}
+
+// ended turns the result of a call, which had this much time, into the end of the
+// command.
+func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, err error, out *outputFile, stderr io.Writer) (callEnd, error) {
+	if err == nil {
+		if err = out.commit(); err != nil {
+			err = outputError(err)
 		}
-		return end, nil
-	case errors.As(err, &exit):
-		out.flush()
+		return callEnd{End: endOf(res, err, 0), call: res.Call}, err
+	}
+	out.flush()
+	end := callEnd{End: endOf(res, err, timeout), call: res.Call}
+	if errors.As(err, new(*bus.ExitError)) {
 		if res.Source == args.FromSignal {
 			say(stderr, fmt.Sprintf("%s: program was ended by %s", name, res.Code))
 		}
 		return end, statusOnly(res.Status)
 	}
-	out.flush()
 	f := explainCall(err, timeout)
 	f.Message = messageFor(name, f.Status(), f.Message)
-	end = callEnd{Source: "fbus", Status: f.Status(), Code: f.Code, Call: res.Call}
 	return end, f
 }
 
-// explainCall is explain for a call that had that much time, 0 for no limit.
+// explainCall is explain for a call that had this much time, 0 for no limit.
 func explainCall(err error, timeout time.Duration) *args.Error {
+	limit := limitOf(err)
 	switch {
 	case !timeWasUp(err):
 		return explain(err)
-	case timeout > 0 && limitOf(err) == "":
-		return &args.Error{Code: args.CodeDeadline, Message: fmt.Sprintf("deadline of %s exceeded", formatDuration(timeout))}
+	case timeout > 0 && limit == "":
+		return fail(args.CodeDeadline, "deadline of %s exceeded", formatDuration(timeout))
+	case limit == "":
+		return fail(args.CodeDeadline, "the worker's time limit was exceeded")
 	}
-	f := &args.Error{Code: args.CodeDeadline, Message: "the worker's time limit was exceeded"}
-	if limit := limitOf(err); limit != "" {
-		f.Message += ": " + limit
-	}
-	return f
+	return fail(args.CodeDeadline, "the worker's time limit was exceeded: %s", limit)
 }
 
-// limitOf is what a worker says of its own limit, "" if it was the caller's that has ended
-// the call.
+// limitOf returns the worker's message about its own limit, "" if the call reached the
+// caller's.
 func limitOf(err error) string {
 	var e *args.Error
 	if errors.As(err, &e) && e.Message != args.DeadlineMessage {
@@ -125,8 +131,8 @@ func limitOf(err error) string {
 	return ""
 }
 
-// timeWasUp reports whether a call's time was up. A node that does not answer its handshake
-// in time is another thing.
+// timeWasUp reports whether a call's time was up. A node that does not answer the
+// handshake in time is a different failure.
 func timeWasUp(err error) bool {
 	var e *args.Error
 	if errors.As(err, &e) {
@@ -143,7 +149,7 @@ func messageFor(name string, status int, message string) string {
 	return name + ": " + message
 }
 
-// statusOut is where --status-fd and --status-file write.
+// statusOut is the target of --status-fd or --status-file, nil for none.
 type statusOut struct {
 	f    *os.File
 	path string
@@ -163,7 +169,7 @@ func openStatus(o *endOptions) (*statusOut, error) {
 	case o.statusTo != "":
 		f, err := openFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 		if err != nil {
-			return nil, usage("--status-file %v", pathReason(err))
+			return nil, usage("--status-file %v", args.PathReason(err))
 		}
 		return &statusOut{f: f, path: o.statusTo}, nil
 	}
@@ -174,7 +180,13 @@ func (s *statusOut) write(end callEnd) error {
 	if s == nil {
 		return nil
 	}
-	line, err := json.Marshal(end)
+	line, err := json.Marshal(struct {
+		Source string `json:"source"` // "program", "signal" or "fbus"
+		Status int    `json:"status"` // exit status
+		Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
+		Call   string `json:"call"`   // the call's id, empty if it never had one
+		Job    string `json:"job,omitempty"`
+	}{end.Source.String(), end.Status, end.Code, end.call, end.job})
 	if err != nil {
 		return err
 	}

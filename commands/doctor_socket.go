@@ -29,7 +29,7 @@ func (x *examination) socket(ctx context.Context) {
 		x.fail("socket", noNode("you may not enter a directory of this path").WithHint("it belongs to another user; --node names another socket"))
 		return
 	case err != nil:
-		x.fail("socket", noNode("%v", pathReason(err)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
+		x.fail("socket", noNode("%v", args.PathReason(err)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))
 		return
 	case st.Mode()&os.ModeSocket == 0:
 		x.fail("socket", noNode("not a socket but %s", kindOf(st)).WithHint("--node ADDR: the path of a node's socket, or HOST[:PORT]"))

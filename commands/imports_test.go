@@ -33,7 +33,7 @@ func TestImports(t *testing.T) {
 		ours + "exec":                  {"fbus/commands", "fbus/exec"},
 		ours + "bus":                   {"fbus/commands", "fbus/bus", "fbus/bus/"},
 		ours + "commands":              {"fbus"},
-		"github.com/kballard/":         {"fbus/bus/args", "fbus/commands", "fbus/exec"},
+		"github.com/kballard/":         {"fbus/bus/args", "fbus/bus/fanout", "fbus/commands", "fbus/exec"},
 		"github.com/xrash/smetrics":    {"fbus/commands"},
 		"github.com/pelletier/go-toml": {"fbus/commands"},
 		"github.com/rogpeppe/":         {},

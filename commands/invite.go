@@ -207,7 +207,7 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 			return nil, usage("output: %s exists: a ticket does not replace a file", path).WithHint("remove it, or give another name")
 		}
 		if err != nil {
-			return nil, usage("output: %v", pathReason(err))
+			return nil, usage("output: %v", args.PathReason(err))
 		}
 		return &secretFile{f: f, w: f, path: path}, nil
 	}
@@ -251,7 +251,7 @@ func (s *secretFile) write(text []byte, stderr io.Writer) error {
 		err = errors.Join(err, s.f.Sync(), s.f.Close())
 	}
 	if err != nil {
-		return fail(args.CodeInternal, "output: %v", pathReason(err))
+		return fail(args.CodeInternal, "output: %v", args.PathReason(err))
 	}
 	return nil
 }
@@ -264,7 +264,7 @@ func hideStdout(stderr io.Writer) error {
 		return nil
 	}
 	if err := os.Stdout.Chmod(0o600); err != nil {
-		return fail(args.CodeInternal, "output: others may read it, and that can not be changed: %v", pathReason(err)).WithHint("fbus invite -o FILE")
+		return fail(args.CodeInternal, "output: others may read it, and that can not be changed: %v", args.PathReason(err)).WithHint("fbus invite -o FILE")
 	}
 	say(stderr, "warning: the output is a file that others could read; its mode is now 0600; -o FILE makes it so from the start")
 	return nil

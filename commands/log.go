@@ -82,7 +82,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 			entries = nil // only where the end is was asked
 		}
 		if err := p.print(entries); err != nil {
-			return fail(args.CodeInternal, "output: %v", pathReason(err))
+			return fail(args.CodeInternal, "output: %v", args.PathReason(err))
 		}
 		if !o.follow && len(entries) == 0 {
 			return nil

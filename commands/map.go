@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 
 // mapOptions are the flags of fbus map.
 type mapOptions struct {
-	itemOptions
+	items     fanout.Items
 	name      string
 	operands  []string
 	output    string
@@ -67,7 +68,7 @@ directory, {/.} base name without extension, {#} the call's number. JSON fields:
 item (an array with -N), output, stderr (its last 1 MiB), status, source, code, worker,
 seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is why fbus ended a call; file is there with -o.`,
-		Flags: append(o.itemOptions.flags(),
+		Flags: append(itemFlags(&o.items),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "tag", Usage: "begin each line with the item and a tab", Destination: &o.tag, DisableDefaultText: true},
@@ -91,12 +92,12 @@ are not UTF-8; message is why fbus ended a call; file is there with -o.`,
 			o.hasJobs = ctx.IsSet("jobs")
 			for _, name := range []string{"arg-file", "output", "joblog"} {
 				if ctx.IsSet(name) && ctx.String(name) == "" {
-					return usage("--%s: the name of a file is due, not nothing", name)
+					return usage("--%s needs the name of a file", name)
 				}
 			}
 			words := ctx.Args().Slice()
 			if len(words) == 0 {
-				return usage("map what? a function's name is due").WithHint("fbus map NAME [ITEM…]; fbus ls shows what is offered")
+				return usage("map needs the name of a function").WithHint("fbus map NAME [ITEM…]; fbus ls shows what is offered")
 			}
 			o.name, o.operands = words[0], words[1:]
 			return mapItems(o, ctx.App.Writer, ctx.App.ErrWriter)
@@ -120,7 +121,7 @@ func (v *haltValue) Set(s string) error {
 	n, ok := strings.CutPrefix(what, "fail=")
 	fail, err := strconv.Atoi(n)
 	if !ok || err != nil || fail < 1 || when != "now" && when != "soon" {
-		return fmt.Errorf("now,fail=N or soon,fail=N is due")
+		return errors.New("must be now,fail=N or soon,fail=N")
 	}
 	*v = haltValue{now: when == "now", fail: fail}
 	return nil
@@ -129,61 +130,79 @@ func (v *haltValue) Set(s string) error {
 // String implements flag.Value.
 func (v *haltValue) String() string { return "" }
 
+// itemFlags are the flags for items, which post has too.
+func itemFlags(o *fanout.Items) []cli.Flag {
+	o.Per, o.Each = 1, "arg"
+	return []cli.Flag{
+		&cli.StringFlag{Name: "arg-file", Aliases: []string{"a"}, Usage: "read items from `FILE`, one a line", Destination: &o.File},
+		&cli.BoolFlag{Name: "null", Aliases: []string{"0"}, Usage: "items end in NUL, not newline", Destination: &o.Null, DisableDefaultText: true},
+		&cli.IntFlag{Name: "max-args", Aliases: []string{"N"}, Usage: "send `N` items with each call", Destination: &o.Per, DefaultText: "1"},
+		&cli.StringFlag{Name: "each", Usage: "an item is an argument, the input, a document, or a file to send: `arg|raw|json|file`", Destination: &o.Each, DefaultText: "arg"},
+	}
+}
+
+// sayTerminal tells a person who must type the items how to end them.
+func sayTerminal(items *fanout.ItemReader, stderr io.Writer) {
+	if items.File != nil && isTerminal(items.File) {
+		say(stderr, "reading items from the terminal: Ctrl-D ends them")
+	}
+}
+
 func (o *mapOptions) check() error {
-	if err := o.itemOptions.check(o.operands); err != nil {
+	if err := o.items.Check(o.operands); err != nil {
 		return err
 	}
-	t := parseTemplate(o.output)
+	t := fanout.ParseTemplate(o.output)
 	switch {
 	case !args.ValidName(o.name):
-		return usage("%q is no function name", o.name)
+		return usage("invalid function name %q", o.name)
 	case o.hasJobs && o.jobs < 1:
-		return usage("-j %d: at least 1 is due", o.jobs)
+		return usage("-j must be at least 1")
 	case o.jobs > maxJobs:
-		return usage("-j %d: at most %d calls can be made at once", o.jobs, maxJobs)
+		return usage("-j must be at most %d", maxJobs)
 	case o.retries < 0:
-		return usage("--retries %d: at least 0 is due", o.retries)
+		return usage("--retries must not be negative")
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
+		return usage("-t must be positive")
 	case o.resume && (o.joblog == "" || o.joblog == "-"):
-		return usage("--resume needs --joblog FILE: it says what is done")
-	case t.unknown() != "":
-		return usage("-o %s: there is no %s here, only %s", o.output, t.unknown(), strings.Join(replacements, " "))
-	case o.output != "" && !t.varies():
+		return usage("--resume needs --joblog FILE, which shows what is done")
+	case t.Unknown() != "":
+		return usage("-o %s: %s is not supported, only %s", o.output, t.Unknown(), strings.Join(fanout.Replacements, " "))
+	case o.output != "" && !t.Varies():
 		return usage("-o %s: all results would go to the same file", o.output).WithHint("%s, or > %s for one file", join("-o", o.output+".{#}"), o.output)
 	case o.output != "" && o.tag:
-		return usage("--tag is for what is printed: it does not go with -o")
+		return usage("--tag and -o exclude each other: --tag is for printed results")
 	case o.json && o.tag:
-		return usage("--tag and --json exclude each other: with --json, item says what a result is of")
+		return usage("--tag and --json exclude each other: with --json, the member item names the call")
 	case o.bar && o.noBar:
 		return usage("--bar and --no-bar exclude each other")
 	}
 	return nil
 }
 
-// maxJobs is how many calls a node takes from one connection, less some for
-// questions.
+// maxJobs is below the number of calls that a node accepts from one connection, so that
+// the node can still be asked something.
 const maxJobs = 9000
 
 func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	items, err := o.open(o.operands)
+	items, err := o.items.Open(o.operands)
 	if err != nil {
 		return err
 	}
-	var files *fileOutputs
+	var names *fanout.Names
 	if o.output != "" {
-		files = newFileOutputs(parseTemplate(o.output))
+		names = fanout.NewNames(fanout.ParseTemplate(o.output))
 	}
-	var log *jobLog
+	var log *fanout.Log
 	if o.joblog != "" {
-		var told func(int, string)
-		if files != nil && strings.Contains(o.output, "{#}") { // else an item has the name that it had
-			told = files.done
+		lo := fanout.LogOptions{Path: o.joblog, Function: o.name, Resume: o.resume, Open: openFile}
+		if names != nil && strings.Contains(o.output, "{#}") { // else the item still has its name
+			lo.Done = names.Done
 		}
-		if log, err = openJobLog(o.joblog, o.name, o.resume, told); err != nil {
+		if log, err = fanout.OpenLog(lo); err != nil {
 			return err
 		}
 	}
@@ -196,12 +215,68 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
 	if !o.quiet {
-		items.sayWhence(stderr)
+		sayTerminal(items, stderr)
 	}
-	return o.run(client, items, log, files, stdout, stderr)
+	r := &fanout.Runner{Config: fanout.Config{
+		Client: client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
+		Patience: o.wait.d, Retries: o.retries, HaltAfter: o.halt.fail, HaltNow: o.halt.now,
+		// A call that waits at the node uses up its time, and may be one too many.
+		Ahead: o.jobs == 0 && o.timeout.d == 0 && o.halt.fail == 0,
+	}}
+	screen := &screen{w: stderr}
+	if o.bar || !o.noBar && !o.quiet && isTerminal(stderr) {
+		total := 0
+		if !log.Resumes() {
+			total = max(0, items.Count())
+		}
+		screen.start(o.name, total, r.Progress, isTerminal(stderr))
+	}
+	out := &printer{
+		name: o.name, out: newFlusher(screen.share(stdout, isTerminal(stdout))), screen: screen, tag: o.tag, json: o.json, log: log, names: names,
+		grouped: o.items.Per > 1, verbose: o.verbose, timeout: o.timeout.d, title: taskItems,
+	}
+	begun, resumed := 0, atomic.Int64{}
+	r.Next = func() (fanout.Task, error) {
+		for {
+			t, err := items.Next()
+			switch {
+			case err == io.EOF:
+				screen.total(begun)
+				return t, err
+			case err != nil:
+				return t, err
+			case !log.Skips(t.Words):
+				begun++
+				return t, nil
+			}
+			resumed.Add(1)
+		}
+	}
+	r.Request = func(t *fanout.Task) (*bus.Request, io.Closer, error) {
+		req, file, err := o.items.Request(t.Words)
+		if err != nil {
+			return nil, nil, err
+		}
+		req.Timeout = o.timeout.d
+		closer, err := out.prepare(t, req, file)
+		return req, closer, err
+	}
+	if names != nil {
+		r.Finish = out.writeFile
+	}
+	r.Done, r.Rest, r.Notice = out.print, out.rest, screen.say
+	ctx, stop := interruptible(r, screen, true)
+	defer stop()
+	defer oneProcessor().stop()
+	err = r.Run(ctx)
+	screen.stop()
+	if e := out.close(); e != nil && err == nil {
+		err = e
+	}
+	return o.summary(r.Progress(), int(resumed.Load()), screen, err)
 }
 
-// reach connects to a node on which somebody offers the function.
+// reach connects to a node on which a worker offers the function.
 func reach(address, name, on string, wait durationValue, keepAlive time.Duration) (*bus.Client, find.Place, error) {
 	client, p, err := connect(context.Background(), address, wait, &bus.Options{Name: hostname(), KeepAlive: keepAlive})
 	if err != nil {
@@ -214,7 +289,7 @@ func reach(address, name, on string, wait durationValue, keepAlive time.Duration
 	return client, p, nil
 }
 
-// awaitFunction fails if nobody offers the function within the time.
+// awaitFunction returns an error if no worker offers the function within the time.
 func awaitFunction(client *bus.Client, name, on string, wait durationValue) error {
 	deadline := time.Now().Add(wait.d)
 	for {
@@ -227,75 +302,14 @@ func awaitFunction(client *bus.Client, name, on string, wait durationValue) erro
 			if on != "" {
 				msg = fmt.Sprintf("%s: no worker whose name matches %s", name, on)
 			}
-			return &args.Error{Code: args.CodeNoFunction, Message: msg}
+			return fail(args.CodeNoFunction, "%s", msg)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 }
 
-// run makes the calls.
-func (o *mapOptions) run(client *bus.Client, items *itemReader, log *jobLog, files *fileOutputs, stdout, stderr io.Writer) error {
-	r := &fanout.Runner{
-		Patience: o.wait.d, // how long a lost function is waited for
-		Client:   client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
-		Retries: o.retries, HaltAfter: o.halt.fail, HaltNow: o.halt.now,
-		// A call that waits for a slot spends its time, and may be one too many.
-		Ahead: o.jobs == 0 && o.timeout.d == 0 && o.halt.fail == 0,
-	}
-	screen := &screen{w: stderr}
-	if o.bar || !o.noBar && !o.quiet && isTerminal(stderr) {
-		total := 0
-		if log == nil || len(log.done) == 0 {
-			total = max(0, items.count())
-		}
-		screen.start(o.name, total, r.Progress, isTerminal(stderr))
-	}
-	p := &printer{
-		name: o.name, out: newFlusher(screen.beside(stdout, isTerminal(stdout))), screen: screen, tag: o.tag, json: o.json, log: log,
-		grouped: o.per > 1, verbose: o.verbose, timeout: o.timeout.d,
-	}
-	if p.files = files; files != nil {
-		r.Finish = files.write
-	}
-	seq, begun := 0, 0
-	r.Next = func() (fanout.Task, error) {
-		for {
-			words, err := items.next()
-			if err == io.EOF {
-				screen.total(begun)
-			}
-			if err != nil {
-				return fanout.Task{}, err
-			}
-			if seq++; !log.skips(words) {
-				begun++
-				return fanout.Task{Seq: seq, Words: words}, nil
-			}
-			p.resumed.Add(1)
-		}
-	}
-	r.Request = func(t *fanout.Task) (*bus.Request, io.Closer, error) {
-		if err := p.attend(t); err != nil {
-			return nil, nil, err
-		}
-		req, file, err := o.itemOptions.request(t.Words)
-		if err != nil {
-			return nil, nil, err
-		}
-		req.Timeout = o.timeout.d
-		return req, p.stderr(t, req, file), nil
-	}
-	r.Done, r.Rest = p.print, p.rest
-	r.Notice = screen.say
-	ctx, stop := interruptible(r, screen, true)
-	defer stop()
-	defer oneProcessor().stop()
-	err := r.Run(ctx)
-	return o.summary(r, p, screen, err)
-}
-
-// interruptible ends with HUP, INT or TERM; if it is gentle, with a second INT:
-// the first begins nothing further.
+// interruptible returns a context that HUP, INT or TERM ends. If it is gentle, the first
+// INT only lets no further call begin.
 func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
@@ -314,11 +328,12 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 					cancel(i)
 					return
 				}
+				waiting := r.Progress().Waiting
 				r.Stop(i)
-				if running := r.Running(); r.Progress().Waiting || len(running) == 0 {
+				if running := r.Running(); waiting || len(running) == 0 {
 					screen.say("no further call is made")
 				} else {
-					screen.say("no further call is made; still running: %s: %s; Ctrl-C again cancels", calls(len(running)), quotedItems(running))
+					screen.say("no further call is made; still running: %s: %s; Ctrl-C again cancels", plural(len(running), "call"), quotedItems(running))
 				}
 			case <-done:
 				return
@@ -334,60 +349,46 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 // quotedItems names the first few items of tasks.
 func quotedItems(tasks []fanout.Task) string {
 	const most = 3
-	var b strings.Builder
-	for i, t := range tasks[:min(len(tasks), most)] {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(strconv.Quote(shorten([]byte(label(t.Words)))))
+	var quoted []string
+	for _, t := range tasks[:min(len(tasks), most)] {
+		quoted = append(quoted, strconv.Quote(args.Shorten(taskItems(&t))))
 	}
 	if n := len(tasks) - most; n > 0 {
-		fmt.Fprintf(&b, " and %d more", n)
+		return fmt.Sprintf("%s and %d more", strings.Join(quoted, ", "), n)
 	}
-	return b.String()
+	return strings.Join(quoted, ", ")
 }
 
-func calls(n int) string {
-	if n == 1 {
-		return "1 call"
-	}
-	return fmt.Sprintf("%d calls", n)
-}
-
-// summary says what failed, and turns how it all ended into our own end.
-func (o *mapOptions) summary(r *fanout.Runner, p *printer, screen *screen, err error) error {
-	screen.stop()
-	if e := p.close(); e != nil && err == nil {
-		err = e
-	}
-	n := r.Progress()
+// summary reports failures, and returns the error that ends the command.
+func (o *mapOptions) summary(n fanout.Progress, resumed int, screen *screen, err error) error {
 	if n.Failed > 0 {
-		screen.say("%s: %d of %s failed", o.name, n.Failed, calls(n.Ended))
+		screen.say("%s: %d of %s failed", o.name, n.Failed, plural(n.Ended, "call"))
 	}
-	if p.resumed.Load() > 0 && o.verbose {
-		screen.say("%d items were done before", p.resumed.Load())
+	if resumed > 0 && o.verbose {
+		screen.say("skipped, done before: %s", plural(resumed, "item"))
 	}
-	var be *args.Error
+	succeeded := plural(n.Ended-n.Failed, "call") + " had succeeded"
+	var e *args.Error
 	var sig *interrupted
 	switch {
 	case errors.As(err, &sig):
 		if !o.quiet {
-			screen.say("interrupted: %s had succeeded", calls(n.Ended-n.Failed))
+			screen.say("interrupted: %s", succeeded)
 		}
 		return sig
-	case errors.As(err, &be):
+	case errors.As(err, &e):
 		f := explain(troubled(err, o.node, o.name))
-		lost := be.Code == args.CodeDraining || be.Code == args.CodeNodeLost
+		lost := e.Code == args.CodeDraining || e.Code == args.CodeNodeLost
 		if lost {
 			f.Code = args.CodeNodeLost
 		}
-		if lost || be.Code == args.CodeRevoked || be.Code == args.CodeExpired {
-			f.Message = fmt.Sprintf("%s: %s: %s had succeeded", o.name, f.Message, calls(n.Ended-n.Failed))
-			f.Hint = "with --joblog FILE, --resume goes on where this ends"
+		if lost || e.Code == args.CodeRevoked || e.Code == args.CodeExpired {
+			f.Message = fmt.Sprintf("%s: %s: %s", o.name, f.Message, succeeded)
+			f.Hint = "with --joblog FILE, --resume continues an interrupted run"
 			if o.joblog != "" {
-				f.Hint = "--resume goes on where this has ended"
+				f.Hint = "--resume continues this run"
 			}
-			f.Hint += "; " + doctorLine(o.node, []string{o.name}) + " looks at the node"
+			f.Hint += "; " + doctorLine(o.node, []string{o.name}) + " examines the node"
 		}
 		return f
 	case err != nil:

@@ -3,13 +3,17 @@ package commands
 import (
 	"bufio"
 	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -18,81 +22,60 @@ import (
 
 // printer prints the outcomes of many calls.
 type printer struct {
-	name    string
+	name    string // of the function
 	out     *flusher
 	screen  *screen
 	tag     bool
 	json    bool
-	grouped bool         // several items make a call
-	files   *fileOutputs // nil: results are printed
-	log     *jobLog      // may be nil
+	grouped bool          // several items make a call
+	names   *fanout.Names // nil: results are printed
+	log     *fanout.Log   // may be nil
 	verbose bool
 	timeout time.Duration
-	label   func(t *fanout.Task) string // nil: the item
-	worst   int                         // exit status
-	told    int                         // failures that were explained
-	resumed atomic.Int64
+	title   func(t *fanout.Task) string
+	worst   int // exit status
+	failed  int // failures that were explained
 }
 
-// maxStderr is how much of a call's stderr a JSON line holds; the last of it.
+// maxStderr limits a call's stderr in a line of JSON; its end is kept.
 const maxStderr = 1 << 20
 
-// about is what a task carries from its start to its line of output.
-type about struct {
+// printed is what a printer keeps of a task until its outcome.
+type printed struct {
 	file string      // with -o
 	tail *tailBuffer // with --json: stderr
 }
 
-// attend prepares a task: what it will be printed as, or to which file.
-func (p *printer) attend(t *fanout.Task) (err error) {
-	if t.Aux != nil {
-		return nil // it is tried again
-	}
-	a := &about{}
-	if p.json {
-		a.tail = &tailBuffer{limit: maxStderr}
-	}
-	if p.files != nil {
-		a.file, err = p.files.reserve(t)
-	}
-	t.Aux = a
-	return err
-}
+// taskItems names a task by its items.
+func taskItems(t *fanout.Task) string { return strings.Join(t.Words, " ") }
 
-// stderr makes a call's stderr go where it should; the closer is to be closed
-// after the call.
-func (p *printer) stderr(t *fanout.Task, req *bus.Request, file io.Closer) io.Closer {
-	if p.json {
-		req.Stderr = t.Aux.(*about).tail
-		return file
+// prepare makes a call's stderr go where it should, and reserves the file of its result.
+// The closer is closed after the call.
+func (p *printer) prepare(t *fanout.Task, req *bus.Request, file io.Closer) (io.Closer, error) {
+	a, again := t.Aux.(*printed)
+	if !again {
+		a = &printed{}
+		if p.json {
+			a.tail = &tailBuffer{limit: maxStderr}
+		}
+		if p.names != nil {
+			var err error
+			if a.file, err = p.names.Reserve(t); err != nil {
+				return file, err
+			}
+		}
+		t.Aux = a
 	}
-	lines := &lineWriter{to: p.screen}
+	if p.json {
+		req.Stderr = a.tail
+		return file, nil
+	}
+	lines := &lineWriter{to: p.screen, then: file}
 	if p.tag {
 		lines.prefix = p.title(t) + "\t"
 	}
 	req.Stderr = lines
-	return closers{lines, file}
-}
-
-// title is what a task is called in the output.
-func (p *printer) title(t *fanout.Task) string {
-	if p.label != nil {
-		return p.label(t)
-	}
-	return label(t.Words)
-}
-
-// closers are closed one after the other; nil ones are skipped.
-type closers []io.Closer
-
-// Close implements io.Closer.
-func (c closers) Close() error {
-	for _, x := range c {
-		if x != nil {
-			x.Close()
-		}
-	}
-	return nil
+	return lines, nil
 }
 
 // print prints one outcome.
@@ -100,16 +83,19 @@ func (p *printer) print(o *fanout.Outcome) error {
 	if o.Skipped {
 		return nil
 	}
-	end := endOf(o, p.timeout)
+	end := endOf(o.Result, o.Err, p.timeout)
 	p.worst = max(p.worst, end.Status)
 	p.explain(o, end)
 	var err error
 	switch {
 	case p.json:
 		err = p.printJSON(o, end)
-	case p.files != nil:
+	case p.names != nil:
 	case p.tag:
-		err = p.printTagged(o)
+		lines := &lineWriter{to: p.out, prefix: p.title(&o.Task) + "\t"}
+		if _, err = o.Output.WriteTo(lines); err == nil {
+			err = lines.Close()
+		}
 	default:
 		_, err = o.Output.WriteTo(p.out)
 		if err == nil && o.Output.Size() > 0 && o.Output.Last() != '\n' {
@@ -119,80 +105,43 @@ func (p *printer) print(o *fanout.Outcome) error {
 	if err != nil {
 		return outputError(err)
 	}
-	p.log.add(o, end.callEnd)
+	p.log.Add(o, end)
 	return nil
 }
 
-// outputError is what ends a command that can not print.
-func outputError(err error) error { return fail(args.CodeInternal, "output: %v", pathReason(err)) }
-
-// outcomeEnd is how a call ended, with what there is to say.
-type outcomeEnd struct {
-	callEnd
-	message string
+// outputError is the error of a command whose output cannot be written.
+func outputError(err error) error {
+	return fail(args.CodeInternal, "output: %v", args.PathReason(err))
 }
 
-// endOf turns an outcome into an end as --status-fd has it.
-func endOf(o *fanout.Outcome, timeout time.Duration) outcomeEnd {
-	end := outcomeEnd{callEnd: callEnd{Source: o.Result.Source.String(), Status: o.Result.Status, Code: o.Result.Code, Call: o.Result.Call}}
-	var exit *bus.ExitError
-	var sig *interrupted
-	switch {
-	case o.Err == nil:
-		end.Status, end.Source = 0, args.FromProgram.String()
-	case errors.As(o.Err, &exit):
-	case errors.As(o.Err, &sig):
-		end.Source, end.Status, end.Code = "fbus", exitSignal+int(sig.signal), "interrupted"
-		end.message = "interrupted"
-	case errors.Is(o.Err, fanout.ErrHalted):
-		end.Source, end.Status, end.Code = "fbus", args.StatusOf(args.CodeCancelled), args.CodeCancelled
-		end.message = o.Err.Error()
-	default:
-		f := explainCall(o.Err, timeout)
-		end.Source, end.Status, end.Code, end.message = "fbus", f.Status(), f.Code, f.Message
-	}
-	return end
-}
-
-// maxExplained is how many failures are explained before it becomes noise.
+// maxExplained limits how many failures are explained without -v.
 const maxExplained = 20
 
-// explain says why a call failed if its program did not say so itself.
-func (p *printer) explain(o *fanout.Outcome, end outcomeEnd) {
-	if o.Err == nil || p.json && !p.verbose {
+// explain prints why a call failed, unless its program did.
+func (p *printer) explain(o *fanout.Outcome, end args.End) {
+	if o.Err == nil || p.json && !p.verbose || end.Code == codeInterrupted {
 		return
 	}
-	msg := end.message
+	msg := strings.TrimPrefix(end.Message, p.name+": ")
 	switch {
-	case end.Code == "interrupted":
-		return
-	case end.Source == "fbus":
-	case end.Source == "signal":
+	case end.Source == args.FromSignal:
 		msg = "program was ended by " + end.Code
-	case p.verbose:
-		msg = statusOnly(end.Status).Error()
-	default:
+	case end.Source == args.FromProgram && !p.verbose:
 		return
+	case end.Source == args.FromProgram:
+		msg = statusOnly(end.Status).Error()
 	}
-	if p.told++; p.told > maxExplained && !p.verbose {
-		if p.told == maxExplained+1 {
+	if p.failed++; p.failed > maxExplained && !p.verbose {
+		if p.failed == maxExplained+1 {
 			p.screen.say("further failures are not shown; -v shows all")
 		}
 		return
 	}
-	p.screen.say("%s: %s: %s", p.name, shorten([]byte(p.title(&o.Task))), strings.TrimPrefix(msg, p.name+": "))
+	p.screen.say("%s: %s: %s", p.name, args.Shorten(p.title(&o.Task)), msg)
 }
 
-func (p *printer) printTagged(o *fanout.Outcome) error {
-	lines := &lineWriter{to: p.out, prefix: p.title(&o.Task) + "\t"}
-	if _, err := o.Output.WriteTo(lines); err != nil {
-		return err
-	}
-	return lines.Close()
-}
-
-// rest is called when there is nothing to print for now: the log follows what
-// it says is done.
+// rest is called when there is nothing to print for now. The log is written after the
+// output of the calls that it shows as done.
 func (p *printer) rest() error {
 	if p.log == nil {
 		return p.out.soon()
@@ -200,17 +149,211 @@ func (p *printer) rest() error {
 	if err := p.out.flush(); err != nil {
 		return outputError(err)
 	}
-	return p.log.flush()
+	return p.log.Flush()
 }
 
 func (p *printer) close() error {
 	if err := p.out.close(); err != nil {
 		return outputError(err)
 	}
-	return p.log.close()
+	return p.log.Close()
 }
 
-// flusher collects small writes and passes them on within a moment.
+// writeFile puts a result into its file.
+func (p *printer) writeFile(o *fanout.Outcome) {
+	if o.Err != nil || o.Skipped {
+		return
+	}
+	if err := writeResult(o.Aux.(*printed).file, o.Output); err != nil {
+		o.Err = outputError(err)
+	}
+}
+
+func writeResult(name string, result *fanout.Output) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
+		return err
+	}
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return &os.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+	}
+	var out outputFile
+	if err := out.open(name); err != nil {
+		return err
+	}
+	defer out.discard()
+	if _, err := result.WriteTo(&out); err != nil {
+		return err
+	}
+	return out.commit()
+}
+
+// mapLine is a line of --json without its first fields: item, which is a string, or an
+// array of them with -N, or null with call --all; and output, the call's stdout.
+type mapLine struct {
+	Encoding     string  `json:"encoding,omitempty"`      // "base64" if output is not UTF-8
+	ItemEncoding string  `json:"item_encoding,omitempty"` // "base64" if item is not
+	File         string  `json:"file,omitempty"`          // where the output is, with -o
+	Stderr       string  `json:"stderr"`
+	Status       int     `json:"status"` // exit status
+	Source       string  `json:"source"` // "program", "signal" or "fbus"
+	Code         string  `json:"code"`   // "exit", a signal's name, or fbus's code
+	Message      string  `json:"message,omitempty"`
+	Worker       string  `json:"worker"`
+	Seconds      float64 `json:"seconds"`
+	Call         string  `json:"call"`
+	Tries        int     `json:"tries"`
+	WorkerID     string  `json:"worker_id,omitempty"` // of call --all: two workers may have one name
+}
+
+// printJSON writes an outcome as a line. The output may be long: it is streamed.
+func (p *printer) printJSON(o *fanout.Outcome, end args.End) error {
+	l := mapLine{
+		Status: end.Status, Source: end.Source.String(), Code: end.Code, Message: end.Message, Call: o.Result.Call,
+		Worker: o.Result.Worker, Seconds: seconds(o.Took), Tries: o.Tries,
+	}
+	if id, ok := strings.CutPrefix(o.On, "#"); ok {
+		l.WorkerID = id
+	}
+	if a, ok := o.Aux.(*printed); ok {
+		l.Stderr = a.tail.String()
+		if o.Err == nil {
+			l.File = a.file
+		}
+	}
+	var item any
+	item, l.ItemEncoding = itemJSON(o.Words, p.grouped)
+	head, err := marshal(item)
+	if err != nil {
+		return err
+	}
+	write(p.out, &err, `{"item":`, string(head), `,"output":"`)
+	if p.names == nil && err == nil {
+		l.Encoding, err = writeOutput(p.out, o.Output)
+	}
+	rest, merr := marshal(l)
+	if merr != nil {
+		return merr
+	}
+	write(p.out, &err, `",`, string(rest[1:]), "\n")
+	return err
+}
+
+// itemJSON returns an item for JSON, as an array if several make a call, in base64 if
+// it is not UTF-8.
+func itemJSON(words []string, grouped bool) (item any, encoding string) {
+	if len(words) == 0 {
+		return nil, ""
+	}
+	for _, w := range words {
+		if !utf8.ValidString(w) {
+			encoding = "base64"
+		}
+	}
+	list := append([]string(nil), words...)
+	if encoding != "" {
+		for i, w := range list {
+			list[i] = base64.StdEncoding.EncodeToString([]byte(w))
+		}
+	}
+	if grouped {
+		return list, encoding
+	}
+	return list[0], encoding
+}
+
+// write writes texts until one fails.
+func write(w io.Writer, err *error, texts ...string) {
+	for _, t := range texts {
+		if *err == nil {
+			_, *err = io.WriteString(w, t)
+		}
+	}
+}
+
+// seconds returns a time as JSON lines contain it.
+func seconds(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }
+
+// marshal is [json.Marshal] without escapes for HTML.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
+
+// writeOutput writes an output as the inside of a JSON string, in base64 if it is not
+// UTF-8.
+func writeOutput(w io.Writer, o *fanout.Output) (encoding string, err error) {
+	text := &textWriter{to: io.Discard}
+	if _, err := o.WriteTo(text); err != nil {
+		return "", err
+	}
+	if text.valid() {
+		_, err := o.WriteTo(&textWriter{to: w, escape: true})
+		return "", err
+	}
+	enc := base64.NewEncoder(base64.StdEncoding, w)
+	if _, err := o.WriteTo(enc); err != nil {
+		return "", err
+	}
+	return "base64", enc.Close()
+}
+
+// textWriter writes UTF-8 in whole characters, escaped for JSON if wanted.
+type textWriter struct {
+	to      io.Writer
+	escape  bool
+	partial []byte // of a character
+	invalid bool
+}
+
+// maxText limits the bytes that are checked and escaped at once.
+const maxText = 64 << 10
+
+// Write implements io.Writer.
+func (t *textWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 && !t.invalid {
+		k := min(len(p), maxText)
+		if err := t.pass(append(t.partial, p[:k]...)); err != nil {
+			return 0, err
+		}
+		p = p[k:]
+	}
+	return n, nil
+}
+
+func (t *textWriter) pass(p []byte) error {
+	end := len(p)
+	for i := 1; i < utf8.UTFMax && i <= len(p); i++ {
+		if c := p[len(p)-i]; utf8.RuneStart(c) {
+			if !utf8.FullRune(p[len(p)-i:]) {
+				end = len(p) - i
+			}
+			break
+		}
+	}
+	t.partial = append(t.partial[:0:0], p[end:]...)
+	if p = p[:end]; !utf8.Valid(p) {
+		t.invalid = true
+		return nil
+	}
+	if t.escape {
+		quoted, err := marshal(string(p))
+		if err != nil {
+			return err
+		}
+		p = quoted[1 : len(quoted)-1]
+	}
+	_, err := t.to.Write(p)
+	return err
+}
+
+// valid reports whether everything written is UTF-8.
+func (t *textWriter) valid() bool { return !t.invalid && len(t.partial) == 0 }
+
+// flusher collects small writes, and writes them after a moment.
 type flusher struct {
 	mu    sync.Mutex // protects the fields below
 	w     *bufio.Writer
@@ -219,7 +362,7 @@ type flusher struct {
 	err   error
 }
 
-// flushWithin is how long a result may wait for others to be written with it.
+// flushWithin is how long a result may wait to be written together with others.
 const flushWithin = 5 * time.Millisecond
 
 func newFlusher(w io.Writer) *flusher { return &flusher{w: bufio.NewWriterSize(w, 64<<10)} }
@@ -231,7 +374,7 @@ func (f *flusher) Write(p []byte) (int, error) {
 	return f.w.Write(p)
 }
 
-// soon flushes within a moment; the error is of an earlier one.
+// soon flushes within a moment. The error is that of an earlier flush.
 func (f *flusher) soon() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -263,15 +406,16 @@ func (f *flusher) close() error {
 	return f.flush()
 }
 
-// lineWriter passes whole lines on, each with a prefix, so that those of
-// several calls do not mix.
+// lineWriter writes whole lines, each with a prefix, so that those of several calls do
+// not mix.
 type lineWriter struct {
 	to      io.Writer
 	prefix  string
+	then    io.Closer // closed by Close, may be nil
 	partial []byte
 }
 
-// maxPartial bounds what is held of a line that does not end.
+// maxPartial limits how much of an unfinished line is kept.
 const maxPartial = 64 << 10
 
 // Write implements io.Writer.
@@ -303,21 +447,23 @@ func (l *lineWriter) write(lines []byte) error {
 	return err
 }
 
-// Close writes a last line that has no end, and ends it.
-func (l *lineWriter) Close() error {
-	if len(l.partial) == 0 {
-		return nil
+// Close writes and ends an unfinished last line.
+func (l *lineWriter) Close() (err error) {
+	if len(l.partial) > 0 {
+		err = l.write(append(l.partial, '\n'))
+		l.partial = nil
 	}
-	last := append(l.partial, '\n')
-	l.partial = nil
-	return l.write(last)
+	if l.then != nil {
+		l.then.Close()
+	}
+	return err
 }
 
-// tailBuffer keeps the last of what is written to it.
+// tailBuffer keeps the end of a text.
 type tailBuffer struct {
 	limit int
 	b     []byte
-	cut   int // bytes that are not kept
+	cut   int // bytes that were dropped
 }
 
 // Write implements io.Writer.
@@ -336,7 +482,7 @@ func (t *tailBuffer) trim() {
 	}
 }
 
-// String is what was kept, and how much was not.
+// String returns the end, after the number of bytes that were dropped.
 func (t *tailBuffer) String() string {
 	if t.trim(); t.cut == 0 {
 		return string(t.b)

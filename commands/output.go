@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // maxPretty is how much output -p holds back to indent it; longer comes out as
@@ -29,7 +31,7 @@ func openOutput(o *endOptions) (*outputFile, error) {
 	out := &outputFile{w: os.Stdout}
 	if o.output != "" && o.output != "-" {
 		if err := out.open(o.output); err != nil {
-			return nil, usage("output: %v", pathReason(err))
+			return nil, usage("output: %v", args.PathReason(err))
 		}
 	}
 	if o.pretty {

@@ -3,29 +3,37 @@ package commands
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/fanout"
 	"fbus/bus/jsonrpc"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 )
 
 const (
 	defaultPipeJobs = 500       // what a connection may have in a queue of the default length
 	maxPipeJobs     = 10000     // what a node holds open for one connection
 	maxPipeLine     = 64 << 20  // bytes of one line of input
-	maxPipeRequests = 128 << 20 // bytes of the requests in flight
-	maxPipeResults  = 128 << 20 // bytes of output held at once; one call may go over it
+	maxPipeResults  = 128 << 20 // bytes of answers in batches that are not complete
+	maxResult       = 64 << 20  // bytes of output that become one result
+	maxStderrTail   = 64 << 10  // bytes of stderr that an error carries
 )
 
 // pipeOptions are the flags of fbus pipe.
@@ -95,62 +103,63 @@ stdin what is in flight is finished. If the node is lost, that is answered with
 func (o *pipeOptions) check() error {
 	switch {
 	case o.jobs < 1 || o.jobs > maxPipeJobs:
-		return usage("-j %d: 1 to %d are due", o.jobs, maxPipeJobs)
+		return usage("-j must be from 1 to %d", maxPipeJobs)
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d))
+		return usage("-t must be positive")
 	}
 	return nil
 }
 
-// patience sets how long the node may take for a call, some of whose time is
-// spent.
-func (o *pipeOptions) patience(req *bus.Request, spent time.Duration) {
-	if o.timeout.set {
-		req.Timeout = max(time.Millisecond, o.timeout.d-spent)
-	}
-	switch {
-	case o.wait.forever:
-		req.WaitFunction = bus.Forever
-	case o.wait.set:
-		left := max(0, o.wait.d-spent)
-		req.WaitFunction, req.WaitSlot = bus.WaitFor(left), bus.WaitFor(left)
-	}
-}
-
-// waiting bounds the time that a call may wait on our side.
-func (o *pipeOptions) waiting(ctx context.Context, name string) (context.Context, context.CancelFunc) {
-	stop := func() {}
-	if o.timeout.set {
-		ctx, stop = context.WithTimeoutCause(ctx, o.timeout.d, bus.ErrDeadline)
-	}
-	if !o.wait.set || o.wait.forever {
-		return ctx, stop
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.wait.d, &args.Error{Code: args.CodeBusy, Message: name + ": no slot is free"})
-	return ctx, func() { cancel(); stop() }
-}
-
-// pipe is a connection to a node, and the calls that are made over it.
+// pipe answers the requests that come as lines.
 type pipe struct {
-	o         *pipeOptions
-	client    *bus.Client
-	stderr    io.Writer
-	answers   *answers
-	admission *admission
-	hoard     *hoard
-	queues    *queues
+	o      *pipeOptions
+	client *bus.Client
+	in     *bufio.Reader
+	stderr *sharedWriter
 
-	mu       sync.Mutex                         // protects inFlight
-	inFlight map[string]context.CancelCauseFunc // by id
+	// Only answer and flush use these, one at a time.
+	out     *bufio.Writer
+	line    []byte // space for an answer
+	batched int    // bytes of answers in batches that are not complete
+
+	mu       sync.Mutex                         // protects the fields below
+	queue    []*pipeRequest                     // read, but not begun: the rest of a batch
+	open     map[*pipeRequest]struct{}          // read, but not answered
+	inFlight map[string]context.CancelCauseFunc // by the key of the id
+	ended    bool                               // nothing more is read
 }
+
+// pipeRequest is a request on its way to its answer.
+type pipeRequest struct {
+	jsonrpc.Request
+	refused error // why there is no call, a *jsonrpc.Error or errNoCall
+	batch   *batch
+	place   int // in the batch
+	began   time.Time
+	stderr  pipeStderr
+}
+
+// batch collects the answers to an array of requests, in the order of the requests.
+type batch struct {
+	answers [][]byte // nil for a notification
+	left    int      // requests without an answer
+	held    int      // bytes of the answers
+}
+
+var (
+	// errCancelled ends a call that its own sender has cancelled.
+	errCancelled = errors.New("the request was cancelled")
+	// errNoCall is the end of a notification to fbus pipe itself.
+	errNoCall = errors.New("not a call")
+)
 
 // pipeCalls makes the calls that come as lines until stdin ends.
 func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	// A signal ends the process as everybody expects, and with it the connection,
-	// and so the calls: there is nothing to clean up.
+	// A signal ends the process in the usual way, and with it the connection, and so the
+	// calls: there is nothing to clean up.
 	client, at, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
 	if err != nil {
 		return err
@@ -159,59 +168,296 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
 	}
 	p := &pipe{
-		o: o, client: client, stderr: &sharedWriter{w: stderr}, answers: newAnswers(stdout),
-		admission: newAdmission(o.jobs, maxPipeRequests), hoard: newHoard(maxPipeResults),
-		queues: &queues{names: map[string]*queue{}}, inFlight: map[string]context.CancelCauseFunc{},
+		o: o, client: client, in: bufio.NewReaderSize(stdin, 64<<10), out: bufio.NewWriterSize(stdout, 64<<10), stderr: &sharedWriter{w: stderr},
+		open: map[*pipeRequest]struct{}{}, inFlight: map[string]context.CancelCauseFunc{},
 	}
-	return p.serve(stdin)
-}
-
-// serve reads until stdin ends or the node is lost, and waits for what is in
-// flight then.
-func (p *pipe) serve(stdin io.Reader) error {
-	ended, done := make(chan error, 1), make(chan struct{})
-	go func() { ended <- p.read(stdin) }() // ends with stdin, or the process
-	var err error
-	go func() { // ends with the last call
-		defer close(done)
+	queueing := time.Duration(math.MaxInt64)
+	if o.wait.set && !o.wait.forever {
+		queueing = max(1, o.wait.d)
+	}
+	if o.timeout.set {
+		queueing = min(queueing, o.timeout.d)
+	}
+	failed := make(chan error, 1)
+	r := &fanout.Runner{Config: fanout.Config{
+		Client: client, On: o.on, Mode: fanout.Mixed, Jobs: o.jobs, Unordered: true, Queueing: queueing, MaxOutput: maxResult,
+		Next: p.next, Request: p.request, Done: p.done,
+		Rest: func() error {
+			err := p.out.Flush()
+			if err != nil {
+				failed <- outputError(err)
+			}
+			return err
+		},
+	}}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(context.Background()) }() // ends with the last call
+	for lost := client.Done(); ; {
 		select {
-		case err = <-ended:
-			go abandoned() // ends with the process
-		case <-p.client.Done(): // calls in flight fail at once
+		case <-lost:
+			lost = nil
+			r.Stop(client.Err())
+		case err := <-failed:
+			return err // whatever runs: it ends with the process
+		case err := <-ended:
+			if e := p.giveUp(); e != nil && err == nil {
+				err = e
+			}
+			return troubled(cmp.Or(err, client.Err()), o.node)
 		}
-		p.admission.end()
-		p.answers.close()
-	}()
-	select {
-	case <-done:
-	case <-p.answers.failed:
-		return nil // the command line's end says why
 	}
-	if err == nil {
-		err = troubled(p.client.Err(), p.o.node)
-	}
-	return err
 }
 
-// read takes lines until stdin ends.
-func (p *pipe) read(stdin io.Reader) error {
-	r := bufio.NewReaderSize(stdin, 64<<10)
+// next returns the next request as a task.
+func (p *pipe) next() (fanout.Task, error) {
 	for {
-		line, err := readLine(r, maxPipeLine)
-		switch {
-		case err == errLongLine:
-			p.answer(destination{}, jsonNull, jsonrpc.Errorf(jsonrpc.CodeInvalid, "a line exceeds the limit of %d bytes", maxPipeLine), nil)
-			continue
-		case len(bytes.TrimSpace(line)) > 0:
-			p.line(line)
+		p.mu.Lock()
+		if p.ended {
+			p.mu.Unlock()
+			return fanout.Task{}, io.EOF
 		}
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return fail(args.CodeInternal, "input: %v", pathReason(err))
+		if len(p.queue) > 0 {
+			req := p.queue[0]
+			p.queue = p.queue[1:]
+			t := p.task(req)
+			p.mu.Unlock()
+			return t, nil
+		}
+		p.mu.Unlock()
+		line, err := readLine(p.in, maxPipeLine)
+		if err == errLongLine {
+			line, err = nil, nil
+			p.add(&pipeRequest{Request: jsonrpc.Request{ID: jsonNull}, refused: jsonrpc.Errorf(jsonrpc.CodeInvalid, "a line exceeds the limit of %d bytes", maxPipeLine)})
+		}
+		if len(bytes.TrimSpace(line)) > 0 {
+			p.add(requests(line)...)
+		} else if err == io.EOF {
+			go abandoned() // ends with the process
+			return fanout.Task{}, err
+		} else if err != nil {
+			return fanout.Task{}, fail(args.CodeInternal, "input: %v", args.PathReason(err))
 		}
 	}
+}
+
+// requests returns the requests of a line.
+func requests(line []byte) (list []*pipeRequest) {
+	docs, several, e := jsonrpc.Split(line)
+	if e != nil {
+		return []*pipeRequest{{Request: jsonrpc.Request{ID: jsonNull}, refused: e}}
+	}
+	var b *batch
+	if several {
+		b = &batch{answers: make([][]byte, len(docs)), left: len(docs)}
+	}
+	for i, doc := range docs {
+		req := &pipeRequest{batch: b, place: i}
+		var e *jsonrpc.Error
+		if req.Request, e = jsonrpc.ParseRequest(doc); e == nil {
+			e = refuse(&req.Request)
+		} else if req.ID == nil {
+			req.ID = jsonNull // an invalid message is always answered
+		}
+		if e != nil {
+			req.refused = e
+		}
+		list = append(list, req)
+	}
+	return list
+}
+
+// refuse returns an error for a request that need not be sent.
+func refuse(r *jsonrpc.Request) *jsonrpc.Error {
+	switch {
+	case strings.HasPrefix(r.Method, "$/"):
+		if r.ID != nil {
+			return jsonrpc.Errorf(jsonrpc.CodeNoMethod, "%s is a notification and must not have an id", args.Shorten(r.Method))
+		}
+	case !args.ValidName(r.Method):
+		return jsonrpc.Refusal(fail(args.CodeUsage, "invalid function name %q", args.Shorten(r.Method)))
+	case r.Unpaired:
+		return jsonrpc.Refusal(fail(args.CodeBadInput, "%s: input holds half of a surrogate pair, which is not text: input_base64 takes any bytes", r.Method))
+	case len(r.Params) > wire.MaxArgs:
+		return jsonrpc.Refusal(fail(args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.Method, len(r.Params), wire.MaxArgs))
+	}
+	return nil
+}
+
+func (p *pipe) add(list ...*pipeRequest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, req := range list {
+		p.open[req] = struct{}{}
+	}
+	p.queue = append(p.queue, list...)
+}
+
+// task makes the task of a request, or cancels another request. mu is held.
+func (p *pipe) task(req *pipeRequest) fanout.Task {
+	t := fanout.Task{Aux: req, Size: len(req.Params) + len(req.Input)}
+	key := req.Key()
+	switch {
+	case req.refused != nil:
+	case strings.HasPrefix(req.Method, "$/"):
+		req.refused = errNoCall
+		if cancel := p.inFlight[req.Cancels()]; cancel != nil {
+			cancel(errCancelled)
+		}
+	case key == "":
+	case p.inFlight[key] != nil:
+		req.refused = jsonrpc.Errorf(jsonrpc.CodeInvalid, "a request with the id %s is in flight", args.Shorten(req.ID))
+	default:
+		t.Context, p.inFlight[key] = context.WithCancelCause(context.Background())
+	}
+	return t
+}
+
+// request makes the request of a call.
+func (p *pipe) request(t *fanout.Task) (*bus.Request, io.Closer, error) {
+	in := t.Aux.(*pipeRequest)
+	if in.refused != nil {
+		return nil, nil, in.refused
+	}
+	if in.began.IsZero() {
+		in.began, in.stderr.w = time.Now(), p.stderr
+	}
+	req := &bus.Request{Function: in.Method, Args: in.Args(), Stderr: &in.stderr}
+	if in.ID == nil {
+		req.Stdout = io.Discard
+	}
+	if in.HasInput {
+		req.Input = bytes.NewReader(in.Input)
+	}
+	spent := time.Since(in.began)
+	if p.o.timeout.set {
+		if spent >= p.o.timeout.d {
+			return nil, nil, bus.ErrDeadline
+		}
+		req.Timeout = p.o.timeout.d - spent
+	}
+	switch {
+	case p.o.wait.forever:
+		req.WaitFunction = bus.Forever
+	case p.o.wait.set:
+		left := bus.WaitFor(p.o.wait.d - spent)
+		req.WaitFunction, req.WaitSlot = left, left
+	}
+	return req, nil, nil
+}
+
+// done answers a request whose call has ended.
+func (p *pipe) done(o *fanout.Outcome) error {
+	req, e := o.Aux.(*pipeRequest), (*jsonrpc.Error)(nil)
+	output, err := o.Output.Bytes()
+	if o.Err == nil && err != nil {
+		o.Err = outputError(err)
+	}
+	if o.Err != nil {
+		e = p.errorOf(req, o, output)
+	}
+	if p.o.verbose && o.Result.Worker != "" {
+		say(p.stderr, fmt.Sprintf("%s: worker: %s, call: %s", req.Method, o.Result.Worker, o.Result.Call))
+	}
+	if e == nil || req.ID == nil {
+		req.stderr.flush()
+	}
+	switch {
+	case e == nil || req.ID != nil:
+	case req.refused != nil:
+		say(p.stderr, e.Message)
+	default:
+		say(p.stderr, messageFor(req.Method, e.Code, e.Message))
+	}
+	p.answer(req, e, output)
+	return nil
+}
+
+// errorOf returns the error that answers a request, nil if it was not a call.
+func (p *pipe) errorOf(req *pipeRequest, o *fanout.Outcome, output []byte) *jsonrpc.Error {
+	var e *jsonrpc.Error
+	if errors.As(o.Err, &e) || errors.Is(o.Err, errNoCall) {
+		return e
+	}
+	data := &jsonrpc.Data{Call: o.Result.Call, Worker: o.Result.Worker, Stderr: req.stderr.tail(), Output: output}
+	e = &jsonrpc.Error{Data: data}
+	if errors.Is(o.Err, errCancelled) {
+		e.Code, e.Message = jsonrpc.CodeCancelled, errCancelled.Error()
+		data.Source, data.Status, data.Code = args.FromBus, args.StatusOf(args.CodeCancelled), args.CodeCancelled
+		return e
+	}
+	end := endOf(o.Result, o.Err, p.o.timeout.d)
+	data.Source, data.Status, data.Code = end.Source, end.Status, end.Code
+	e.Code = end.Status
+	switch end.Source {
+	case args.FromBus:
+		e.Message = messageFor(req.Method, end.Status, end.Message)
+	case args.FromSignal:
+		e.Message = cmp.Or(o.Result.Message, lastLine(data.Stderr), "ended by "+end.Code)
+	default:
+		e.Message = cmp.Or(o.Result.Message, lastLine(data.Stderr), fmt.Sprintf("exit status %d", end.Status))
+		if n, err := strconv.Atoi(end.Code); err == nil && n != 0 {
+			e.Code = n // a resident program's own error
+		}
+	}
+	return e
+}
+
+// answer writes an answer, or puts it into its batch. A notification has none.
+func (p *pipe) answer(req *pipeRequest, e *jsonrpc.Error, output []byte) {
+	p.mu.Lock()
+	delete(p.open, req)
+	if !errors.As(req.refused, new(*jsonrpc.Error)) { // else the id is another's
+		delete(p.inFlight, req.Key())
+	}
+	p.mu.Unlock()
+	line := p.line[:0]
+	if req.ID != nil {
+		line = jsonrpc.AppendAnswer(line, req.ID, e, output, p.o.text)
+	}
+	if b := req.batch; b != nil {
+		if req.ID != nil && p.batched+len(line) > maxPipeResults {
+			line = jsonrpc.AppendAnswer(line[:0], req.ID, jsonrpc.Refusal(fail(args.CodeOutputLimit, "there is no room left to hold the results of the batch")), nil, false)
+		}
+		if req.ID != nil {
+			b.answers[req.place] = bytes.Clone(line)
+		}
+		b.held += len(line)
+		p.batched += len(line)
+		if b.left--; b.left > 0 {
+			return
+		}
+		p.batched -= b.held
+		if line = bytes.Join(slices.DeleteFunc(b.answers, func(a []byte) bool { return a == nil }), []byte{','}); len(line) > 0 {
+			line = append(append([]byte{'['}, line...), ']')
+		}
+	}
+	if len(line) > 0 {
+		p.out.Write(line) // an error shows in Flush
+		p.out.WriteByte('\n')
+	}
+	if p.line = line; cap(line) > 1<<20 {
+		p.line = nil
+	}
+}
+
+// giveUp answers the requests that were read and will not be called, for the node was
+// lost.
+func (p *pipe) giveUp() error {
+	p.mu.Lock()
+	p.ended = true
+	left := slices.Collect(maps.Keys(p.open))
+	p.mu.Unlock()
+	for _, req := range left {
+		var e *jsonrpc.Error
+		if err := p.client.Err(); !errors.As(req.refused, &e) && req.refused != errNoCall && err != nil {
+			e = jsonrpc.Refusal(fail(args.CodeNodeLost, "%v", err))
+		}
+		p.answer(req, e, nil)
+	}
+	if err := p.out.Flush(); err != nil {
+		return outputError(err)
+	}
+	return nil
 }
 
 var (
@@ -219,8 +465,8 @@ var (
 	jsonNull    = []byte("null")
 )
 
-// readLine reads a line of its own memory. One that is longer than most is
-// skipped, with errLongLine; with another error there may be a line as well.
+// readLine reads a line into memory of its own. It skips one that is longer than most, and
+// returns errLongLine; with another error there may be a line too.
 func readLine(r *bufio.Reader, most int) ([]byte, error) {
 	var line []byte
 	for {
@@ -238,134 +484,88 @@ func readLine(r *bufio.Reader, most int) ([]byte, error) {
 	}
 }
 
-// line takes a request or a batch.
-func (p *pipe) line(line []byte) {
-	docs, several, e := jsonrpc.Split(line)
-	switch {
-	case e != nil:
-		p.answer(destination{}, jsonNull, e, nil)
-	case !several:
-		p.request(docs[0], destination{})
-	default:
-		b := &batch{lines: make([][]byte, len(docs)), left: len(docs)}
-		for i, doc := range docs {
-			p.request(doc, destination{b, i})
+// pipeStderr keeps the end of a call's stderr, for its error. What does not fit goes to
+// our own stderr at once.
+type pipeStderr struct {
+	w io.Writer
+
+	mu  sync.Mutex // protects buf: an abandoned call may still write
+	buf []byte
+}
+
+// Write implements [io.Writer].
+func (s *pipeStderr) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buf = append(s.buf, p...)
+	over := len(s.buf) - maxStderrTail
+	if over <= 0 {
+		return len(p), nil
+	}
+	if i := bytes.IndexByte(s.buf[over-1:], '\n'); i >= 0 {
+		over += i // whole lines
+	}
+	s.w.Write(s.buf[:over])
+	s.buf = s.buf[:copy(s.buf, s.buf[over:])]
+	return len(p), nil
+}
+
+func (s *pipeStderr) tail() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return string(s.buf)
+}
+
+// flush writes the part that was kept.
+func (s *pipeStderr) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.buf); n > 0 {
+		if s.buf[n-1] != '\n' {
+			s.buf = append(s.buf, '\n')
 		}
+		s.w.Write(s.buf)
+		s.buf = nil
 	}
 }
 
-// request starts the call that one request asks for, when there is room for it.
-func (p *pipe) request(doc []byte, to destination) {
-	r, e := jsonrpc.ParseRequest(doc)
-	if e == nil {
-		e = p.refuse(&r)
-	} else if r.ID == nil {
-		r.ID = jsonNull // something was wrong: that is to be heard
-	}
-	switch {
-	case e != nil && r.ID == nil:
-		say(p.stderr, e.Message)
-		fallthrough
-	case e != nil:
-		p.answer(to, r.ID, e, nil)
-		return
-	case strings.HasPrefix(r.Method, "$/"):
-		p.cancel(&r)
-		p.answer(to, nil, nil, nil)
-		return
-	}
-	c := &pipeCall{pipe: p, req: r, to: to, cost: int64(len(doc)), ctx: context.Background(), key: r.Key()}
-	if !p.admission.enter(c.cost) {
-		p.answer(to, r.ID, jsonrpc.Refusal(args.Errorf(args.CodeNodeLost, "%v", p.client.Err())), nil)
-		return
-	}
-	if !p.register(c) {
-		p.answer(to, r.ID, jsonrpc.Errorf(jsonrpc.CodeInvalid, "a request with the id %s is in flight", shorten(r.ID)), nil)
-		p.admission.leave(c.cost)
-		return
-	}
-	go c.run() // ends with the call
+// sharedWriter may be used by several goroutines.
+type sharedWriter struct {
+	mu sync.Mutex // held during a write
+	w  io.Writer
 }
 
-// refuse finds what need not be sent.
-func (p *pipe) refuse(r *jsonrpc.Request) *jsonrpc.Error {
-	switch {
-	case strings.HasPrefix(r.Method, "$/"):
-		if r.ID != nil {
-			return jsonrpc.Errorf(jsonrpc.CodeNoMethod, "%s is a notification: it has no id", shorten([]byte(r.Method)))
+// Write implements [io.Writer].
+func (s *sharedWriter) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
+}
+
+// lastLine returns the last line of a program's stderr that is not blank.
+func lastLine(stderr string) string {
+	stderr = strings.TrimSpace(stderr)
+	return strings.TrimSpace(stderr[strings.LastIndexByte(stderr, '\n')+1:])
+}
+
+// abandoned waits until stdout, a pipe or a socket, has no reader any more, and ends the
+// process as a write to it would. A client that neither writes nor reads is gone: its
+// calls must not run on until one of them has an answer.
+func abandoned() {
+	st, err := os.Stdout.Stat()
+	if err != nil || st.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
+		return
+	}
+	fds := []unix.PollFd{{Fd: 1}} // errors are always reported
+	for {
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil || fds[0].Revents&(unix.POLLERR|unix.POLLHUP) == 0:
+			return
 		}
-	case !args.ValidName(r.Method):
-		return jsonrpc.Refusal(args.Errorf(args.CodeUsage, "%q is no function name", shorten([]byte(r.Method))))
-	case r.Unpaired:
-		return jsonrpc.Refusal(args.Errorf(args.CodeBadInput, "%s: input holds half of a surrogate pair, which is no text: input_base64 takes any bytes", r.Method))
-	case len(r.Params) > wire.MaxArgs:
-		return jsonrpc.Refusal(args.Errorf(args.CodeBadInput, "%s: params of %d bytes exceed the limit of %d: send them as input instead", r.Method, len(r.Params), wire.MaxArgs))
-	}
-	return nil
-}
-
-// register makes a call known by its id. False: that id is in flight.
-func (p *pipe) register(c *pipeCall) bool {
-	if c.key == "" {
-		return true
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.inFlight[c.key] != nil {
-		return false
-	}
-	c.ctx, p.inFlight[c.key] = context.WithCancelCause(c.ctx)
-	return true
-}
-
-func (p *pipe) forget(key string) {
-	if key == "" {
+		os.Stdout.Write([]byte{'\n'})
 		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.inFlight, key)
-}
-
-// cancel ends the call that a notification names; other notifications of that
-// kind are nothing to us.
-func (p *pipe) cancel(r *jsonrpc.Request) {
-	p.mu.Lock()
-	end := p.inFlight[r.Cancels()]
-	p.mu.Unlock()
-	if end != nil {
-		end(errRequestCancelled)
-	}
-}
-
-// destination is where an answer goes: a line of its own, or a place in a batch.
-type destination struct {
-	batch *batch
-	n     int
-}
-
-// answer writes an answer, or puts it into its batch. Without an id there is
-// none.
-func (p *pipe) answer(to destination, id []byte, e *jsonrpc.Error, output []byte) {
-	appendTo := func(dst []byte) []byte { return jsonrpc.AppendAnswer(dst, id, e, output, p.o.text) }
-	if to.batch == nil {
-		if id != nil {
-			p.answers.put(p.admission.several(), appendTo)
-		}
-		return
-	}
-	var line []byte
-	var held int64
-	if id != nil {
-		line = appendTo(nil)
-		held = int64(len(line))
-		if !p.hoard.tryTake(held) {
-			e, held = jsonrpc.Refusal(errBatchTooLarge), 0
-			line = appendTo(nil)
-		}
-	}
-	if to.batch.add(to.n, line, held) && !to.batch.empty() {
-		p.answers.put(p.admission.several(), to.batch.append)
-		p.hoard.give(to.batch, to.batch.held)
 	}
 }

@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/fanout"
 	"fbus/bus/jobs"
 
 	"github.com/urfave/cli/v2"
@@ -21,8 +24,8 @@ import (
 // postOptions are the flags of fbus post.
 type postOptions struct {
 	callArguments
-	itemOptions
-	each      bool // items were asked for: a job for each
+	items     fanout.Items
+	each      bool // a job for each item
 	then      string
 	otherwise string
 	finally   string
@@ -67,7 +70,7 @@ and an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, of here,
 2026-11-26 07:00 or 07:00, the next one. NAME of --then and the others gets the output
 as its input. JSON fields: id, and of items item (an array with -N), item_encoding
 ("base64" where it is not UTF-8). The function fbus.post does the same.`,
-		Flags: append(append(append(o.callArguments.flags(), o.itemOptions.flags()...), o.jobFlags()...),
+		Flags: append(append(append(o.callArguments.flags(), itemFlags(&o.items)...), o.jobFlags()...),
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each job", Destination: &o.json, DisableDefaultText: true},
 			nodeFlag(&o.node),
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
@@ -85,7 +88,7 @@ as its input. JSON fields: id, and of items item (an array with -N), item_encodi
 			o.hasUnique = ctx.IsSet("unique")
 			for _, name := range []string{"then", "else", "finally"} {
 				if ctx.IsSet(name) && ctx.String(name) == "" {
-					return usage("--%s: a function's name is due, not nothing", name)
+					return usage("--%s needs the name of a function", name)
 				}
 			}
 			return post(o, ctx.App.Writer, ctx.App.ErrWriter)
@@ -93,7 +96,7 @@ as its input. JSON fields: id, and of items item (an array with -N), item_encodi
 	}
 }
 
-// jobFlags say what becomes of the job.
+// jobFlags are the flags that become options of the job.
 func (o *postOptions) jobFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "then", Usage: "when it is done, post its output to the function `NAME`", Destination: &o.then},
@@ -117,7 +120,7 @@ func (o *postOptions) check() error {
 	}
 	for _, f := range []struct{ flag, name string }{{"then", o.then}, {"else", o.otherwise}, {"finally", o.finally}} {
 		if f.name != "" && !args.ValidName(f.name) {
-			return usage("--%s %s: that is no function name", f.flag, f.name)
+			return usage("--%s: invalid function name %q", f.flag, f.name)
 		}
 	}
 	for _, f := range []struct {
@@ -125,36 +128,36 @@ func (o *postOptions) check() error {
 		v    *durationValue
 	}{{"--backoff", &o.backoff}, {"--keep", &o.keep}, {"-t", &o.timeout}} {
 		if f.v.set && f.v.d <= 0 {
-			return usage("%s %s: more than nothing is due", f.flag, formatDuration(f.v.d))
+			return usage("%s must be positive", f.flag)
 		}
 	}
 	switch {
 	case o.delay.set && o.at.set:
 		return usage("--delay and --at exclude each other")
 	case o.retries < 0:
-		return usage("--retries %d: at least 0 is due", o.retries)
+		return usage("--retries must not be negative")
 	case o.priority < -100 || o.priority > 100:
-		return usage("--priority %d: -100 to 100 is due", o.priority)
+		return usage("--priority must be from -100 to 100")
 	case o.hasUnique && o.unique == "":
-		return usage("--unique: a key is due, not nothing")
+		return usage("--unique needs a key")
 	case strings.ContainsRune(o.unique, utf8.RuneError):
 		return usage("--unique: the key is not UTF-8")
 	}
 	return nil
 }
 
-// checkSent checks what is to be sent: arguments and an input, or items.
+// checkSent checks the arguments and the input, or the items.
 func (o *postOptions) checkSent() error {
 	if !o.each {
 		return o.callArguments.check()
 	}
 	switch {
 	case !args.ValidName(o.name):
-		return usage("%q is no function name", o.name)
+		return usage("invalid function name %q", o.name)
 	case o.hasData || len(o.fields) > 0 || o.input != "" || o.noStdin:
-		return usage("-d, -f, -F, -i and -n are for one job: with --each, -a, -0 or -N an item is what is sent")
+		return usage("-d, -f, -F, -i and -n are for one job: with --each, -a, -0 or -N the items are sent")
 	}
-	return o.itemOptions.check(o.args)
+	return o.items.Check(o.args)
 }
 
 func post(o *postOptions, stdout, stderr io.Writer) error {
@@ -179,17 +182,23 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	if o.verbose {
 		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 	}
-	id, err := o.post(client, req)
+	call, err := o.request(req)
 	if err != nil {
-		return o.explain(err)
+		return err
 	}
+	var out bytes.Buffer
+	call.Stdout = &out
+	if _, err := client.Call(context.Background(), call); err != nil {
+		return o.explain(noStore(err, o.function))
+	}
+	id := strings.TrimSpace(out.String())
 	if o.json {
 		err = json.NewEncoder(stdout).Encode(postLine{ID: id})
 	} else {
 		_, err = fmt.Fprintln(stdout, id)
 	}
 	if err != nil {
-		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", pathReason(err), id)
+		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", args.PathReason(err), id)
 	}
 	return nil
 }
@@ -198,7 +207,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 func (o *postOptions) explain(err error) *args.Error {
 	f := explain(err)
 	if f.Status() == args.StatusOf(args.CodeBusy) {
-		return f // it is the store, not the way there
+		return f // from the store, not on the way there
 	}
 	if f.Code == args.CodeNodeLost {
 		f.Message += ": the job may have been posted"
@@ -207,7 +216,7 @@ func (o *postOptions) explain(err error) *args.Error {
 	return explain(troubled(err, o.node, o.denied(err)))
 }
 
-// denied is the function that a refusal is about.
+// denied returns the function that a refusal is about.
 func (o *postOptions) denied(err error) string {
 	for _, name := range []string{o.then, o.otherwise, o.finally} {
 		if name != "" && strings.HasSuffix(err.Error(), " may not call "+name) {
@@ -217,48 +226,199 @@ func (o *postOptions) denied(err error) string {
 	return o.name
 }
 
-// doctor is what looks at a node that was lost.
 func (o *postOptions) doctor() string {
-	return doctorLine(o.node, []string{o.name}) + " looks at the node"
+	return doctorLine(o.node, []string{o.name}) + " examines the node"
 }
 
-// posting is what fbus.post is told about a job.
+// posting is the document that fbus.post receives with a job.
 type posting struct {
 	Kind  string `json:"kind"`            // of the arguments
-	Input bool   `json:"input,omitempty"` // there is one beside the arguments
+	Input bool   `json:"input,omitempty"` // there is one in addition to the arguments
 	jobs.Options
 }
 
-// options are what the flags say of the job.
-func (o *postOptions) options() jobs.Options {
-	p := jobs.Options{
+// kindNames are the names of kinds of arguments in a posting.
+var kindNames = [...]string{args.KindRaw: "raw", args.KindList: "list", args.KindMap: "map", args.KindJSON: "json"}
+
+// request makes the call that posts a job, which sends what req would send.
+func (o *postOptions) request(req *bus.Request) (*bus.Request, error) {
+	kind := req.Args.Kind()
+	p := posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: jobs.Options{
 		Then: o.then, Else: o.otherwise, Finally: o.finally, Delay: o.delay.d.Seconds(), Retries: o.retries, Backoff: o.backoff.d.Seconds(),
 		Priority: o.priority, Unique: o.unique, Keep: o.keep.d.Seconds(), Timeout: o.timeout.d.Seconds(), On: o.on,
-	}
+	}}
 	if o.at.set {
 		p.At = o.at.t.UTC().Format(time.RFC3339Nano)
 	}
-	return p
-}
-
-// kindNames are what fbus.post calls kinds of arguments.
-var kindNames = [...]string{args.KindRaw: "raw", args.KindList: "list", args.KindMap: "map", args.KindJSON: "json"}
-
-// post posts a job that sends what a request would, and returns its id.
-func (o *postOptions) post(client *bus.Client, req *bus.Request) (string, error) {
-	kind := req.Args.Kind()
-	doc, err := marshal(posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: o.options()})
+	doc, err := marshal(p)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	words := []string{o.name, string(doc)}
 	if kind != args.KindRaw {
 		words = append(words, string(req.Args.Data()))
 	}
-	var id bytes.Buffer
-	call := &bus.Request{Function: o.function, Args: args.List(words...), Input: req.Input, Stdout: &id, Stderr: os.Stderr, Opened: req.Opened}
-	if _, err = client.Call(context.Background(), call); err != nil {
-		return "", noStore(err, o.function)
+	return &bus.Request{Function: o.function, Args: args.List(words...), Input: req.Input, Stderr: os.Stderr}, nil
+}
+
+// maxPosting is how many jobs are on their way to the node at once. They share the
+// node's writes to its disk, which take most of the time.
+const maxPosting = 64
+
+// postLine is a line of --json.
+type postLine struct {
+	ID           string `json:"id"`
+	Item         any    `json:"item,omitempty"`          // a string, or an array of them with -N
+	ItemEncoding string `json:"item_encoding,omitempty"` // "base64" if item is not UTF-8
+}
+
+// postItems posts a job for each item. Ids are printed in the order of the items, each
+// when its job is on disk. After a failure no further job begins, but those on their way
+// are waited for: they may be posted.
+func postItems(o *postOptions, stdout, stderr io.Writer) error {
+	items, err := o.items.Open(o.args)
+	if err != nil {
+		return err
 	}
-	return strings.TrimSpace(id.String()), nil
+	client, at, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if o.verbose {
+		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
+	}
+	if !o.quiet {
+		sayTerminal(items, stderr)
+	}
+	p := &poster{o: o, out: newFlusher(stdout), ids: map[string]bool{}}
+	opened := make(chan struct{}) // closed when the last job is on its way
+	close(opened)
+	r := &fanout.Runner{Config: fanout.Config{
+		Client: client, Function: o.function, Mode: fanout.Fixed, Jobs: maxPosting, HaltAfter: 1,
+		Next: func() (fanout.Task, error) {
+			<-opened // jobs are as old as the order of their items
+			t, err := items.Next()
+			next := make(chan struct{})
+			opened, t.Aux = next, sync.OnceFunc(func() { close(next) })
+			return t, err
+		},
+		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
+			req, file, err := o.items.Request(t.Words)
+			if err != nil {
+				return nil, nil, err
+			}
+			call, err := o.request(req)
+			if err == nil {
+				call.Opened = t.Aux.(func())
+			}
+			return call, file, err
+		},
+		Finish: func(out *fanout.Outcome) { out.Aux.(func())() },
+		Rest:   p.out.soon,
+	}}
+	r.Done = func(out *fanout.Outcome) error {
+		if err := p.print(out); err != nil && p.output == nil {
+			p.output = outputError(err)
+			r.Stop(nil)
+		}
+		return nil
+	}
+	ctx, stop := endedBySignal()
+	defer stop()
+	defer context.AfterFunc(ctx, func() { r.Stop(context.Cause(ctx)) })()
+	cause := r.Run(context.Background())
+	if err := p.out.close(); err != nil && p.output == nil {
+		p.output = outputError(err)
+	}
+	return p.end(cause, stderr)
+}
+
+// poster prints the ids of jobs and counts them.
+type poster struct {
+	o      *postOptions
+	out    *flusher
+	output error           // why ids could not be printed
+	count  int             // jobs that were posted
+	ids    map[string]bool // theirs, with --unique, where several items may share a job
+	first  *fanout.Outcome // of the first item that was not posted
+	behind int             // jobs that were posted after it
+	lost   int             // jobs that may have been posted
+}
+
+// print prints the id of a job.
+func (p *poster) print(out *fanout.Outcome) error {
+	if err := noStore(out.Err, p.o.function); err != nil {
+		if p.first == nil {
+			first := *out
+			p.first, first.Err = &first, err
+		}
+		if explain(err).Code == args.CodeNodeLost {
+			p.lost++
+		}
+		return nil
+	}
+	if p.first != nil {
+		p.behind++
+	}
+	var answer bytes.Buffer
+	out.Output.WriteTo(&answer)
+	id := strings.TrimSpace(answer.String())
+	p.count++
+	if p.o.hasUnique {
+		p.ids[id] = true
+		p.count = len(p.ids)
+	}
+	line := []byte(id)
+	if p.o.json {
+		l := postLine{ID: id}
+		l.Item, l.ItemEncoding = itemJSON(out.Words, p.o.items.Per > 1)
+		var err error
+		if line, err = marshal(l); err != nil {
+			return err
+		}
+	}
+	_, err := p.out.Write(append(line, '\n'))
+	return err
+}
+
+// end returns the error of the command, with the number of jobs that were posted.
+func (p *poster) end(cause error, stderr io.Writer) error {
+	sofar := plural(p.count, "job") + " were posted"
+	if p.count == 1 {
+		sofar = "1 job was posted"
+	}
+	if p.o.hasUnique {
+		sofar += ", or there already"
+	}
+	var sig *interrupted
+	switch {
+	case p.lost > 0:
+		e := explain(p.first.Err)
+		return fail(e.Code, "%s: %s; the last %d may have been", e.Message, sofar, p.lost).WithHint("fbus jobs shows them; %s", p.o.doctor())
+	case p.first != nil:
+		e := p.o.explain(p.first.Err)
+		item := (p.first.Seq-1)*p.o.items.Per + 1 // of several that make a job, the first
+		e.Message = fmt.Sprintf("item %d, %s, was not posted: %s; %s", item, oneLine(args.Shorten(taskItems(&p.first.Task))), e.Message, sofar)
+		if p.behind > 0 {
+			e.Message += fmt.Sprintf(", of which %d for later items", p.behind)
+		}
+		return e
+	case p.output != nil:
+		e := explain(p.output)
+		return fail(e.Code, "%s: %s", e.Message, sofar).WithHint("fbus jobs shows their ids")
+	case errors.As(cause, &sig):
+		if !p.o.quiet {
+			say(stderr, "interrupted: "+sofar)
+		}
+		return sig
+	case cause != nil:
+		e := explain(cause)
+		e.Message += ": " + sofar
+		return e
+	}
+	if p.o.verbose {
+		say(stderr, sofar)
+	}
+	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -82,7 +81,7 @@ func refusal(status int, code, msg string) bus.Result {
 func postFlags(n *storeNode) *postOptions {
 	o := &postOptions{function: "post", node: n.socket}
 	o.name, o.verb, o.noStdin = "f", "post", true
-	o.itemOptions.flags()
+	itemFlags(&o.items)
 	return o
 }
 
@@ -193,7 +192,7 @@ func TestPostItemsJSON(t *testing.T) {
 	n := newStore(t)
 	n.offer(t, "post", func(context.Context, *bus.Invocation) bus.Result { return exited("01\n") })
 	o := itemsOf(postFlags(n), "a<", "\xff", "c")
-	o.json, o.per = true, 2
+	o.json, o.items.Per = true, 2
 	var out bytes.Buffer
 	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":["YTw=","/w=="],"item_encoding":"base64"}`+"\n"+`{"id":"01","item":["c"]}`+"\n" {
 		t.Errorf("printed %s, error %v", &out, err)
@@ -206,8 +205,8 @@ func TestPostItemsJSON(t *testing.T) {
 	}
 }
 
-// TestPostRefused: the first item that is not posted ends it. Those behind it that
-// were posted nevertheless are told.
+// TestPostRefused: the first item that is not posted ends it. Jobs of later
+// items that were posted are reported.
 func TestPostRefused(t *testing.T) {
 	n := newStore(t)
 	var all sync.WaitGroup
@@ -226,15 +225,15 @@ func TestPostRefused(t *testing.T) {
 	if status := report(&errs, err); status != args.StatusOf(args.CodeBusy) || out.String() != "id-a\nid-b\nid-e\n" {
 		t.Errorf("status %d, printed %q", status, &out)
 	}
-	if want := "fbus: item 3, c, was not posted: the store is full; 3 jobs were posted, the last 1 of items behind it\nfbus: hint: "; !strings.HasPrefix(errs.String(), want) {
+	if want := "fbus: item 3, c, was not posted: the store is full; 3 jobs were posted, of which 1 for later items\nfbus: hint: "; !strings.HasPrefix(errs.String(), want) {
 		t.Errorf("said %q", &errs)
 	}
 	// What can not be sent is refused here.
 	n.offer(t, "free", func(context.Context, *bus.Invocation) bus.Result { return exited("01\n") })
 	o := itemsOf(postFlags(n), "[1]", "[2", "[3]")
-	o.itemOptions.each, o.function = "json", "free"
+	o.items.Each, o.function = "json", "free"
 	err = post(o, &out, &errs)
-	if f := explain(err); f.Code != args.CodeBadInput || !strings.HasPrefix(f.Message, "item 2, [2, was not posted: this is not JSON: [2; ") {
+	if f := explain(err); f.Code != args.CodeBadInput || !strings.HasPrefix(f.Message, "item 2, [2, was not posted: not JSON: [2; ") {
 		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }
@@ -280,54 +279,31 @@ func TestPostNodeLost(t *testing.T) {
 	}
 }
 
-// TestPostRoom: what waits for the node is bounded by its bytes as well.
-func TestPostRoom(t *testing.T) {
-	w := newPoster(&postOptions{}, nil, io.Discard)
-	w.open, w.held = 1, maxPostingBytes
-	waited := make(chan bool)
-	go func() { waited <- w.awaitRoom() }()
-	select {
-	case <-waited:
-		t.Fatal("there is room for more than may be held")
-	case <-time.After(20 * time.Millisecond):
-	}
-	w.ended(&posted{words: []string{strings.Repeat("x", 10)}})
-	if !<-waited {
-		t.Error("stopped")
-	}
-	w.open = maxPosting
-	go func() { waited <- w.awaitRoom() }()
-	w.stop(nil)
-	if <-waited {
-		t.Error("not stopped")
-	}
-}
-
 func TestPostUsage(t *testing.T) {
 	valid := func() *postOptions {
 		o := &postOptions{}
 		o.name = "f"
-		o.itemOptions.flags()
+		itemFlags(&o.items)
 		return o
 	}
 	if err := valid().check(); err != nil {
 		t.Error(err)
 	}
 	for want, set := range map[string]func(o *postOptions){
-		`"-f" is no function name`:                   func(o *postOptions) { o.name = "-f" },
-		"--then a b: that is no function name":       func(o *postOptions) { o.then = "a b" },
-		"--else .: that is no function name":         func(o *postOptions) { o.otherwise = "." },
-		"--finally /: that is no function name":      func(o *postOptions) { o.finally = "/" },
-		"--backoff 0s: more than nothing is due":     func(o *postOptions) { o.backoff.Set("0s") },
-		"--keep 0s: more than nothing is due":        func(o *postOptions) { o.keep.Set("0s") },
-		"-t 0s: more than nothing is due":            func(o *postOptions) { o.timeout.Set("0s") },
+		`invalid function name "-f"`:                 func(o *postOptions) { o.name = "-f" },
+		`--then: invalid function name "a b"`:        func(o *postOptions) { o.then = "a b" },
+		`--else: invalid function name "."`:          func(o *postOptions) { o.otherwise = "." },
+		`--finally: invalid function name "/"`:       func(o *postOptions) { o.finally = "/" },
+		"--backoff must be positive":                 func(o *postOptions) { o.backoff.Set("0s") },
+		"--keep must be positive":                    func(o *postOptions) { o.keep.Set("0s") },
+		"-t must be positive":                        func(o *postOptions) { o.timeout.Set("0s") },
 		"--delay and --at exclude each other":        func(o *postOptions) { o.delay.Set("1s"); o.at.Set("07:00") },
-		"--retries -1: at least 0 is due":            func(o *postOptions) { o.retries = -1 },
-		"--priority 101: -100 to 100 is due":         func(o *postOptions) { o.priority = 101 },
-		"--unique: a key is due, not nothing":        func(o *postOptions) { o.hasUnique = true },
+		"--retries must not be negative":             func(o *postOptions) { o.retries = -1 },
+		"--priority must be from -100 to 100":        func(o *postOptions) { o.priority = 101 },
+		"--unique needs a key":                       func(o *postOptions) { o.hasUnique = true },
 		"-d, -f, -F, -i and -n are for one job":      func(o *postOptions) { o.each, o.noStdin = true, true },
-		"--each x: arg, raw, json or file is due":    func(o *postOptions) { o.each, o.itemOptions.each = true, "x" },
-		"items are given in two ways: as words and":  func(o *postOptions) { o.each, o.file, o.args = true, "list", []string{"a"} },
+		"--each x: must be arg, raw, json or file":   func(o *postOptions) { o.each, o.items.Each = true, "x" },
+		"items are given in two ways: as words and":  func(o *postOptions) { o.each, o.items.File, o.args = true, "list", []string{"a"} },
 		"arguments are given in two ways: words, -f": func(o *postOptions) { o.hasData, o.args = true, []string{"a"} },
 	} {
 		o := valid()

@@ -77,7 +77,7 @@ func result(o *resultOptions, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	return o.told(func() (callEnd, error) { return o.fetch(stderr) })
+	return o.report(func() (callEnd, error) { return o.fetch(stderr) })
 }
 
 // fetch gets the result and returns how the job ended, and the error that is to be
@@ -85,7 +85,7 @@ func result(o *resultOptions, stderr io.Writer) error {
 func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	out, err := openOutput(&o.endOptions)
 	if err != nil {
-		return fbusEnd(err)
+		return failedEnd(err)
 	}
 	defer out.discard()
 	ctx := context.Background()
@@ -96,7 +96,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	res, err := f.fetch(ctx)
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
-		return sig.end(""), sig
+		return callEnd{End: endOf(res, sig, 0)}, sig
 	}
 	name, timeout := o.id, time.Duration(0)
 	if f.job != nil {
@@ -107,9 +107,10 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	}
 	res.Call = "" // that was ours
 	end, err := o.ended(name, timeout, res, err, out, stderr)
-	end.Job = o.id
-	if explainedAs(err, args.CodeNodeLost) {
-		err.(*args.Error).Hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " looks at the node"
+	end.job = o.id
+	var e *args.Error
+	if errors.As(err, &e) && e.Code == args.CodeNodeLost {
+		e.Hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " examines the node"
 	}
 	return end, err
 }

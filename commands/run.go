@@ -128,12 +128,12 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	sweepPrivate()
 	dir, err := os.MkdirTemp("", privatePrefix)
 	if err != nil {
-		return fail(args.CodeInternal, "private directory: %v", pathReason(err))
+		return fail(args.CodeInternal, "private directory: %v", args.PathReason(err))
 	}
 	defer os.RemoveAll(dir)
 	env, err := privateEnv(dir)
 	if err != nil {
-		return fail(args.CodeInternal, "private directory: %v", pathReason(err))
+		return fail(args.CodeInternal, "private directory: %v", args.PathReason(err))
 	}
 	var note func(string, ...any)
 	if o.verbose {

@@ -57,9 +57,9 @@ func (s *screen) redraw(was bool) {
 // say prints a message with our name before it.
 func (s *screen) say(format string, args ...any) { say(s, fmt.Sprintf(format, args...)) }
 
-// beside returns a writer for stdout: on the same terminal, the progress gives
-// way to it as well.
-func (s *screen) beside(stdout io.Writer, terminal bool) io.Writer {
+// share returns a writer for stdout. If that is on the same terminal, the progress makes
+// room for its output too.
+func (s *screen) share(stdout io.Writer, terminal bool) io.Writer {
 	if s.meter == nil || !terminal {
 		return stdout
 	}

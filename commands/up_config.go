@@ -77,7 +77,7 @@ func readConfig(path string) (*upConfig, problems) {
 func (c *configFile) readFile(path string) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		c.problems = problems{usage("%v", pathReason(err))}
+		c.problems = problems{usage("%v", args.PathReason(err))}
 		return
 	}
 	doc, err := parseTOML(path, data)

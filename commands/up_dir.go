@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"fbus/bus/args"
 )
 
 // optionLines is how far into a script its options are looked for.
@@ -19,7 +21,7 @@ const optionLines = 64
 func readDir(dir string) (*upConfig, problems) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, problems{usage("%v", pathReason(err))}
+		return nil, problems{usage("%v", args.PathReason(err))}
 	}
 	base, err := filepath.Abs(dir)
 	if err != nil {
@@ -58,7 +60,7 @@ func notFunction(path string) string {
 	case strings.HasSuffix(name, "~"):
 		return "skipped: a backup"
 	case err != nil:
-		return fmt.Sprintf("skipped: %v", pathReason(err))
+		return fmt.Sprintf("skipped: %v", args.PathReason(err))
 	case !st.Mode().IsRegular():
 		return "skipped: not a regular file"
 	case unix.Access(path, unix.X_OK) != nil:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 )
@@ -148,6 +149,25 @@ func AsError(err error, code string) *Error {
 func Retryable(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && (e.Code == CodeNoNode || e.Code == CodeNodeLost || e.Status() == StatusOf(CodeBusy))
+}
+
+// PathReason returns a file error without the name of the system call.
+func PathReason(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("%s: %w", pe.Path, pe.Err)
+	}
+	return err
+}
+
+// Shorten makes the beginning of a text from elsewhere fit for a message.
+func Shorten[T string | []byte](p T) string {
+	const most = 60
+	s := string(p[:min(len(p), most)])
+	if len(p) > most {
+		s += "…"
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 }
 
 // Codes returns all codes that this version knows.

@@ -64,12 +64,19 @@ func TestAhead(t *testing.T) {
 	go func() { ended <- r.Run(t.Context()) }()
 	<-begun
 	<-begun
+	note := func(took time.Duration) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.pace.add(took) {
+			r.setLimit(t.Context(), r.slots)
+		}
+	}
 	for range firstPaces {
-		r.note(t.Context(), 0)
+		note(0)
 	}
 	<-begun
 	<-begun
-	r.note(t.Context(), time.Minute)
+	note(time.Minute)
 	r.mu.Lock()
 	if r.limit != 2 {
 		t.Errorf("the limit is %d after a long call, want 2", r.limit)

@@ -1,14 +1,15 @@
-// Package fanout makes many calls of one function: so many at once, each tried
-// again where that was asked for, their outcomes one after the other, in the
-// order of their tasks if wanted.
+// Package fanout makes many calls: up to a limit at once, each tried again where
+// wanted, their outcomes one at a time and in the order of their tasks if wanted. It
+// also reads items, names files after them, and keeps a log from which a run can be
+// resumed.
 package fanout
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,23 +18,26 @@ import (
 	"fbus/bus"
 )
 
-// Bounds of what is held while an earlier task is still running.
+// Limits of what a run holds, except for a single task or outcome that is larger.
 const (
-	lookAhead = 8192     // outcomes
+	lookAhead = 8192     // outcomes, while an earlier task is still running
 	maxHeld   = 64 << 20 // bytes of their output in memory; single ones spill to files
+	maxTasks  = 64 << 20 // bytes of the tasks under way
 )
 
 // A Task is one call to make.
 type Task struct {
-	Seq   int      // what the caller counts it as
-	Words []string // what the call is about
-	On    string   // only on these workers; empty: Runner.On
-	Aux   any      // the caller's own
+	Seq     int             // the caller's number for it
+	Words   []string        // what the call is about
+	On      string          // only on these workers; empty: Config.On
+	Size    int             // bytes that it holds in memory
+	Context context.Context // ends this call alone; nil: only that of Run
+	Aux     any             // the caller's own
 
-	order int // from 1, as it came
+	order int // from 1, in the order of Next
 }
 
-// An Outcome is how a task ended.
+// An Outcome describes how a task ended.
 type Outcome struct {
 	Task
 	Result  bus.Result
@@ -43,174 +47,211 @@ type Outcome struct {
 	Began   time.Time
 	Took    time.Duration
 	Tries   int
-	Skipped bool // it was not run: nothing is known of it but that
+	Skipped bool // the call was never made; nothing else is known
 }
 
-// Runner makes the calls. Its fields are set before Run and not changed.
-type Runner struct {
+// Mode says how calls depend on each other.
+type Mode int
+
+const (
+	// Spread calls one function. Without a worker all tasks wait for one, a call that
+	// finds the queue full is made again, and a node that drains ends the run.
+	Spread Mode = iota
+	// Fixed makes each call once: it names its worker, or must not wait.
+	Fixed
+	// Mixed calls a function for each task, as its request says. A call that finds the
+	// queue full is made again; what else goes wrong is that task's failure.
+	Mixed
+)
+
+// Config configures a Runner.
+type Config struct {
 	Client   *bus.Client
 	Function string
 	On       string // only workers whose name matches
+	Mode     Mode
 
-	// Next returns the tasks one after the other, and io.EOF behind the last. One
+	// Next returns the tasks one after the other, and io.EOF after the last. One
 	// goroutine calls it.
 	Next func() (Task, error)
-	// Request makes a task's request; it is called once for each try, by several
-	// goroutines at once. What it returns beside is closed after the call. An
-	// error is the task's.
+	// Request makes a task's request. Several goroutines call it at once, and once for
+	// each try. The closer, if any, is closed after the call. An error is the task's.
 	Request func(t *Task) (*bus.Request, io.Closer, error)
-	// Finish, if set, is told a call's outcome before others are, by the goroutine
-	// that made the call; it may make a failure of it.
+	// Finish, if set, sees an outcome before Done does, in the goroutine that made the
+	// call. It may turn it into a failure.
 	Finish func(o *Outcome)
-	// Done is told each outcome, by one goroutine at a time; an error ends all. Its
-	// output is only valid until Done returns.
+	// Done receives the outcomes, one at a time; an error ends the run. The output is
+	// only valid until Done returns.
 	Done func(o *Outcome) error
-	// Rest, if set, is called by the same goroutines when Done has been told all
-	// that there is for now.
+	// Rest, if set, is called like Done when there is no outcome for now.
 	Rest func() error
-
-	Jobs      int  // calls at once; 0 follows the slots of the function
-	Ahead     bool // then, while calls are short, some more wait at the node for a slot
-	Unordered bool // outcomes come as calls end, not as tasks came
-	Retries   int  // further tries after a failure
-	HaltAfter int  // so many failures end it; 0: they do not
-	HaltNow   bool // and cancel what runs; else that is finished
-	// Fixed tasks name their worker: a worker that is gone is their failure. If it is
-	// not set, a function without workers makes all wait until it has one again.
-	Fixed bool
-	// Patience is how long that may take each time; 0 is for ever.
-	Patience time.Duration
-	// Notice, if set, is told when it has to wait for a worker, when it goes on, and
-	// when it begins nothing further for HaltAfter.
+	// Notice, if set, receives messages for the user: that the run waits for a worker,
+	// that it goes on, that it is halted.
 	Notice func(format string, args ...any)
 
-	mu       sync.Mutex // protects the fields below
-	cond     *sync.Cond // something of them has changed
-	limit    int        // calls at once
-	slots    int        // of the function, if it is followed
-	pace     pace       // if calls may go ahead
-	active   int        // goroutines that make calls
-	taken    int        // tasks that were begun
-	told     int        // outcomes that Done was told
-	ready    map[int]*Outcome
-	running  map[int]Task
-	queue    []*Outcome // ready, if unordered
-	telling  bool       // somebody is in Done
-	stopped  bool       // nothing more is begun
-	waiting  bool       // for a worker
-	failures int
-	err      error // what ended it
-
-	tasks   chan Task
-	cancel  context.CancelCauseFunc
-	stop    chan struct{} // closed with stopped
-	held    atomic.Int64  // bytes in memory
-	callers sync.WaitGroup
-	spare   sync.Pool // *Output
-	counts  counts
+	Jobs      int           // calls at once; 0 follows the slots of the function
+	Ahead     bool          // with Jobs 0: while calls are short, some more wait at the node for a slot
+	Unordered bool          // outcomes come as calls end, not in the order of tasks
+	Retries   int           // further tries after a failure
+	HaltAfter int           // failures that end the run; 0: any number may fail
+	HaltNow   bool          // and cancel running calls; else they finish
+	Patience  time.Duration // limits each wait for a worker; 0: forever
+	Queueing  time.Duration // limits how long a call is made again because the queue is full; 0: see maxBusy
+	MaxOutput int64         // bytes of one output; 0: no limit
 }
 
-type counts struct{ begun, ended, failed, skipped atomic.Int64 }
+// phase is the state of a run.
+type phase int
 
-// Progress is how far a Runner is.
+const (
+	running phase = iota // calls begin
+	waiting              // for a worker: no call begins
+	stopped              // no further call begins; running ones finish
+)
+
+// Runner makes calls. Its Config must not change after Run was called.
+type Runner struct {
+	Config
+
+	mu         sync.Mutex // protects the fields below
+	cond       *sync.Cond // signals every change of them
+	phase      phase
+	err        error        // why it was stopped early
+	fed        bool         // Next has returned the last task
+	limit      int          // calls at once
+	slots      int          // of the function, if they are followed
+	pace       pace         // of calls, if some may go ahead
+	active     int          // goroutines that make calls
+	taken      int          // tasks that were begun
+	size       int          // bytes of the tasks under way
+	running    map[int]Task // by order
+	ready      map[int]*Outcome
+	queue      []*Outcome // ready, if unordered
+	done       int        // outcomes that Done received
+	delivering bool       // a goroutine is in Done
+	failures   int        // including those that Done has yet to receive
+	progress   Progress
+
+	tasks  chan Task
+	cancel context.CancelCauseFunc
+	stop   chan struct{} // closed when stopped
+	room   chan struct{} // hands the place of an ended call to one that found the queue full
+	held   atomic.Int64  // bytes of output in memory
+	spare  sync.Pool     // *Output
+}
+
+// Progress counts calls.
 type Progress struct {
 	Begun, Ended, Failed, Skipped, Running int
-	Stopped, Waiting                       bool // nothing more is begun; for a worker
+	Waiting                                bool // for a worker
 }
 
-// Progress may be asked at any time, from any goroutine.
+// Progress returns the counts so far. It may be called at any time.
 func (r *Runner) Progress() Progress {
-	p := Progress{
-		Ended: int(r.counts.ended.Load()), Failed: int(r.counts.failed.Load()),
-		Skipped: int(r.counts.skipped.Load()), Begun: int(r.counts.begun.Load()),
-	}
-	p.Running = p.Begun - p.Ended - p.Skipped
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.Stopped, p.Waiting = r.stopped, r.waiting
+	p := r.progress
+	p.Running = p.Begun - p.Ended - p.Skipped
+	p.Waiting = r.phase == waiting
 	return p
 }
 
-// Running are the tasks whose calls are under way, in their order.
+// Running returns the tasks whose calls are under way, in their order.
 func (r *Runner) Running() []Task {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.SortedFunc(maps.Values(r.running), func(a, b Task) int { return a.order - b.order })
 }
 
+// ErrHalted is the cause when calls are cancelled after too many failures.
+var ErrHalted = errors.New("halted after failures")
+
 // Run makes all calls and returns when the last has ended: nil, whatever their
-// outcomes were; the cause of ctx; what Next or Done returned; or the loss of the
-// node.
+// outcomes; or the cause of ctx, the error of Next or Done, or the loss of the node.
 func (r *Runner) Run(ctx context.Context) error {
 	ctx, r.cancel = context.WithCancelCause(ctx)
 	defer r.cancel(nil)
 	r.cond = sync.NewCond(&r.mu)
 	r.ready, r.running = map[int]*Outcome{}, map[int]Task{}
-	r.tasks = make(chan Task, 256)
-	r.stop = make(chan struct{})
-	r.limit = r.Jobs
-	if r.limit == 0 {
+	r.tasks, r.stop, r.room = make(chan Task), make(chan struct{}), make(chan struct{})
+	if r.limit = r.Jobs; r.limit == 0 {
 		n, err := Slots(ctx, r.Client, r.Function, r.On)
 		if err != nil {
 			return err
 		}
 		r.slots = max(1, n)
 		r.limit = r.slots
-	}
-	defer context.AfterFunc(ctx, func() { r.Stop(nil) })()
-	go r.feed() // ends with the tasks, or when stopped; a Next that blocks is left
-	r.mu.Lock()
-	r.grow(ctx)
-	r.mu.Unlock()
-	if r.Jobs == 0 && !r.Fixed {
-		done := make(chan struct{})
 		followed := make(chan struct{})
-		go func() { r.follow(ctx, done); close(followed) }()
+		done := make(chan struct{})
+		go func() { r.follow(ctx, done); close(followed) }() // ends with done
 		defer func() { close(done); <-followed }()
 	}
-	r.callers.Wait()
+	defer context.AfterFunc(ctx, func() { r.Stop(nil) })()
+	go r.feed(ctx) // ends with the tasks, or when stopped; a Next that blocks is left behind
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for r.active > 0 || !r.fed && r.phase != stopped {
+		r.cond.Wait()
+	}
 	if cause := context.Cause(ctx); cause != nil && cause != ErrHalted {
 		return cause
 	}
 	return r.err
 }
 
-// Stop begins no further task; what runs is finished. Run returns err, if it is
-// not nil.
+// Stop lets no further task begin; running calls finish. Run returns err, unless it
+// is nil.
 func (r *Runner) Stop(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.halt(err)
 }
 
-// halt is Stop for a reason. mu is held.
+// halt is Stop with mu held.
 func (r *Runner) halt(err error) {
 	if r.err == nil {
 		r.err = err
 	}
-	if !r.stopped {
-		r.stopped = true
+	if r.phase != stopped {
+		r.phase = stopped
 		close(r.stop)
 		r.cond.Broadcast()
 	}
 }
 
-// feed reads the tasks ahead of the calls.
-func (r *Runner) feed() {
-	defer close(r.tasks)
+// feed hands out the tasks, and starts a goroutine for one that nobody takes while
+// there are fewer than the limit.
+func (r *Runner) feed(ctx context.Context) {
+	defer func() {
+		close(r.tasks)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.fed = true
+		r.cond.Broadcast()
+	}()
 	for n := 1; ; n++ {
 		t, err := r.Next()
 		if err != nil {
 			if err != io.EOF {
-				r.mu.Lock()
-				r.halt(err)
-				r.mu.Unlock()
+				r.Stop(err)
 			}
 			return
 		}
 		t.order = n
+		r.mu.Lock()
+		for r.size > 0 && r.size+t.Size > maxTasks && r.phase != stopped {
+			r.cond.Wait()
+		}
+		r.size += t.Size
+		r.mu.Unlock()
+		select {
+		case r.tasks <- t:
+			continue
+		default:
+		}
+		r.mu.Lock()
+		r.grow(ctx)
+		r.mu.Unlock()
 		select {
 		case r.tasks <- t:
 		case <-r.stop:
@@ -219,24 +260,18 @@ func (r *Runner) feed() {
 	}
 }
 
-// grow starts goroutines up to the limit; those above it end by themselves. mu
-// is held.
+// grow starts another goroutine if there are fewer than the limit; those above it end
+// by themselves. mu is held.
 func (r *Runner) grow(ctx context.Context) {
-	for r.active < r.limit && !r.stopped {
+	if r.active < r.limit && r.phase != stopped && !r.fed {
 		r.active++
-		r.callers.Go(func() { r.work(ctx) }) // ends with the tasks, when stopped, or above the limit
+		go r.work(ctx) // ends with the tasks, when stopped, or above the limit
 	}
-	r.cond.Broadcast()
 }
 
 // work makes one call after the other.
 func (r *Runner) work(ctx context.Context) {
-	defer func() {
-		r.mu.Lock()
-		r.active--
-		r.mu.Unlock()
-	}()
-	for r.admit() {
+	for handed := false; r.admit(); {
 		var t Task
 		var ok bool
 		select {
@@ -244,33 +279,46 @@ func (r *Runner) work(ctx context.Context) {
 		case <-r.stop:
 		}
 		if !ok {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.active--
+			r.cond.Broadcast()
 			return
 		}
-		r.counts.begun.Add(1)
 		r.mu.Lock()
+		r.progress.Begun++
 		r.running[t.order] = t
 		r.mu.Unlock()
+		if handed { // the place of the last call is another's: this one is behind it
+			r.pause(ctx, firstPause, r.room)
+		}
 		o := r.perform(ctx, t)
 		if r.Finish != nil {
 			r.Finish(o)
 		}
-		r.note(ctx, o.Took)
-		r.deliver(o)
+		select {
+		case r.room <- struct{}{}:
+			handed = true
+		default:
+			handed = false
+		}
+		r.deliver(ctx, o)
 	}
 }
 
-// admit waits until another call may begin: not too far ahead of the first that
-// is still running, and with a worker that could take it. False ends the
-// goroutine.
+// admit waits until another call may begin: not too far ahead of the first that is
+// still running, and with a worker that could take it. False ends the goroutine.
 func (r *Runner) admit() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
-		ahead := r.taken - r.told
+		ahead := r.taken - r.done
 		switch {
-		case r.stopped || r.active > r.limit:
+		case r.phase == stopped || r.active > r.limit:
+			r.active--
+			r.cond.Broadcast()
 			return false
-		case r.waiting, ahead >= lookAhead, ahead > 0 && r.held.Load() > maxHeld:
+		case r.phase == waiting, ahead >= lookAhead, ahead > 0 && r.held.Load() > maxHeld:
 			r.cond.Wait()
 		default:
 			r.taken++
@@ -279,93 +327,150 @@ func (r *Runner) admit() bool {
 	}
 }
 
-// deliver hands an outcome to Done, when those before it have been.
-func (r *Runner) deliver(o *Outcome) {
+// deliver passes an outcome to Done after those before it, and what became ready in the
+// meantime. Another goroutine may do so for this one.
+func (r *Runner) deliver(ctx context.Context, o *Outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.running, o.order)
+	r.size -= o.Size
+	if r.Ahead && r.pace.add(o.Took) {
+		r.setLimit(ctx, r.slots)
+	}
 	if o.Err != nil && !o.Skipped {
-		r.failures++
-		if r.HaltAfter > 0 && r.failures >= r.HaltAfter && !r.stopped {
-			r.notice("%s: halted after %s: no further call is made", r.Function, failures(r.failures))
-			r.halt(nil)
-			if r.HaltNow {
-				r.cancel(ErrHalted)
-			}
-		}
+		r.fail()
 	}
 	if r.Unordered {
 		r.queue = append(r.queue, o)
 	} else {
 		r.ready[o.order] = o
 	}
-	if r.telling {
+	if r.delivering {
 		return
 	}
-	r.telling = true
+	r.delivering = true
 	for o := r.first(); o != nil; o = r.first() {
-		r.mu.Unlock()
-		err := r.tell(o)
-		r.mu.Lock()
-		r.told++
-		if err != nil {
-			r.halt(err)
-			r.cancel(err)
+		switch {
+		case o.Skipped:
+			r.progress.Skipped++
+		case o.Err != nil:
+			r.progress.Failed++
+			fallthrough
+		default:
+			r.progress.Ended++
 		}
+		r.unlocked(func() error {
+			err := r.Done(o)
+			o.Output.reset()
+			r.spare.Put(o.Output)
+			return err
+		})
+		r.done++
 		r.cond.Broadcast()
 	}
-	r.telling = false
+	r.delivering = false
 }
 
-func failures(n int) string {
-	if n == 1 {
-		return "1 failure"
+// fail counts a failure, of which there may be too many. mu is held.
+func (r *Runner) fail() {
+	r.failures++
+	if r.HaltAfter == 0 || r.failures < r.HaltAfter || r.phase == stopped {
+		return
 	}
-	return fmt.Sprintf("%d failures", n)
+	plural := "s"
+	if r.failures == 1 {
+		plural = ""
+	}
+	r.notice("%s: halted after %d failure%s: no further call is made", r.Function, r.failures, plural)
+	r.halt(nil)
+	if r.HaltNow {
+		r.cancel(ErrHalted)
+	}
 }
 
-// first returns the outcome that is to be told next, nil if it is not there
-// yet. mu is held. When there is none for now Rest is called, without the lock.
+// first returns the next outcome for Done, nil if it is not there yet; then Rest was
+// called. mu is held, but not in Rest.
 func (r *Runner) first() *Outcome {
-	for rested := false; ; rested = true {
+	yielded := r.Mode != Mixed || len(r.running) == 0
+	for rested := false; ; {
 		if len(r.queue) > 0 {
 			o := r.queue[0]
 			r.queue[0] = nil
 			r.queue = r.queue[1:]
 			return o
 		}
-		if o := r.ready[r.told+1]; o != nil {
+		if o := r.ready[r.done+1]; o != nil {
 			delete(r.ready, o.order)
 			return o
 		}
-		if r.Rest == nil || rested {
+		if !yielded { // to calls that are about to end too: one write for many answers
+			yielded = true
+			r.unlocked(func() error { runtime.Gosched(); return nil })
+			continue
+		}
+		if r.Rest == nil || rested || !r.unlocked(r.Rest) {
 			return nil
 		}
-		r.mu.Unlock()
-		err := r.Rest()
-		r.mu.Lock()
-		if err != nil {
-			r.halt(err)
-			r.cancel(err)
-			return nil
-		}
+		rested = true
 	}
 }
 
-func (r *Runner) tell(o *Outcome) error {
-	r.counts.ended.Add(1)
+// unlocked calls f without mu, which is held before and after. An error of f ends the
+// run.
+func (r *Runner) unlocked(f func() error) bool {
+	r.mu.Unlock()
+	err := f()
+	r.mu.Lock()
+	if err != nil {
+		r.halt(err)
+		r.cancel(err)
+	}
+	return err == nil
+}
+
+func (r *Runner) notice(format string, args ...any) {
+	if r.Notice != nil {
+		r.Notice(format, args...)
+	}
+}
+
+// Short calls should reach the node before a slot is free: otherwise each slot is idle
+// for a round trip after each call.
+const (
+	shortCall  = 2 * time.Millisecond // calls go ahead while they are shorter
+	longCall   = 5 * time.Millisecond // and stop doing so at this length
+	paceOver   = 16                   // calls that the mean is taken over, about
+	mostAhead  = 64                   // calls that go ahead at most
+	firstPaces = 2 * paceOver         // calls before the mean is used
+)
+
+// pace is how long calls have taken recently.
+type pace struct {
+	mean  time.Duration
+	calls int
+	short bool
+}
+
+// add reports whether short has changed.
+func (p *pace) add(took time.Duration) (changed bool) {
+	p.calls++
+	p.mean += (took - p.mean) / time.Duration(min(p.calls, paceOver))
+	was := p.short
 	switch {
-	case o.Skipped:
-		r.counts.ended.Add(-1)
-		r.counts.skipped.Add(1)
-	case o.Err != nil:
-		r.counts.failed.Add(1)
+	case p.mean >= longCall:
+		p.short = false
+	case p.mean < shortCall && p.calls >= firstPaces:
+		p.short = true
 	}
-	err := r.Done(o)
-	o.Output.reset()
-	r.spare.Put(o.Output)
-	return err
+	return was != p.short
 }
 
-// ErrHalted is why calls are cancelled after too many failures.
-var ErrHalted = errors.New("halted after failures")
+// setLimit derives the limit from the function's slots. mu is held.
+func (r *Runner) setLimit(ctx context.Context, slots int) {
+	r.slots, r.limit = slots, slots
+	if r.pace.short {
+		r.limit += min(slots, mostAhead)
+	}
+	r.grow(ctx)
+	r.cond.Broadcast()
+}

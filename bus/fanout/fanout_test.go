@@ -74,7 +74,7 @@ func echo(_ context.Context, inv *bus.Invocation) bus.Result {
 // numbers makes a runner that calls f with 1 to n, and collects what it answers.
 func numbers(c *bus.Client, n int) (*Runner, *[]string) {
 	i, got := 0, []string{}
-	return &Runner{
+	return &Runner{Config: Config{
 		Client: c, Function: "f",
 		Next: func() (Task, error) {
 			if i++; i > n {
@@ -97,7 +97,7 @@ func numbers(c *bus.Client, n int) (*Runner, *[]string) {
 			got = append(got, b.String())
 			return nil
 		},
-	}, &got
+	}}, &got
 }
 
 func wantOrder(t *testing.T, got []string, n int) {
@@ -449,5 +449,126 @@ func TestSharedInput(t *testing.T) {
 	readers.Wait()
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestTasksAreBounded: the bytes of tasks under way are limited, and a task that is
+// larger than the limit runs alone.
+func TestTasksAreBounded(t *testing.T) {
+	path, _ := startNode(t)
+	release := make(chan struct{})
+	var ran atomic.Int32
+	offer(t, dial(t, path, "w"), 8, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		ran.Add(1)
+		<-release
+		return echo(ctx, inv)
+	})
+	r, got := numbers(dial(t, path, "c"), 8)
+	next := r.Next
+	read := make(chan int, 10)
+	r.Next = func() (Task, error) {
+		task, err := next()
+		if task.Size = maxTasks / 2; task.Seq > 4 {
+			task.Size = 2 * maxTasks
+		}
+		read <- task.Seq
+		return task, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(t.Context()) }()
+	for range 3 { // the third has to wait
+		<-read
+	}
+	until(t, func() bool { return ran.Load() == 2 })
+	if n := len(r.Running()); n != 2 {
+		t.Errorf("%d calls run", n)
+	}
+	close(release)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	wantOrder(t, *got, 8)
+	if r.size != 0 {
+		t.Errorf("%d bytes are left", r.size)
+	}
+}
+
+// TestQueueFull: a function has room for 5 calls and refuses the others, which are made
+// again. All are served, unless their own context ends.
+func TestQueueFull(t *testing.T) {
+	path, _ := startNode(t)
+	const room, calls = 5, 400
+	places := make(chan struct{}, room)
+	offer(t, dial(t, path, "w"), calls, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		select {
+		case places <- struct{}{}:
+			time.Sleep(50 * time.Microsecond)
+			<-places
+			return echo(ctx, inv)
+		default:
+			return bus.Result{End: args.Errorf(args.CodeBusy, "full").End()}
+		}
+	})
+	r, got := numbers(dial(t, path, "c"), calls)
+	r.Jobs, r.Unordered, r.Queueing = 100, true, time.Hour
+	next := r.Next
+	cancelled := errors.New("cancelled")
+	r.Next = func() (Task, error) {
+		task, err := next()
+		if task.Seq%7 == 0 {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			time.AfterFunc(time.Duration(task.Seq)*10*time.Microsecond, func() { cancel(cancelled) })
+			task.Context = ctx
+		}
+		return task, err
+	}
+	done := r.Done
+	r.Done = func(o *Outcome) error {
+		if o.Err != nil && !errors.Is(o.Err, cancelled) {
+			t.Errorf("%s: %v", o.Words, o.Err)
+		}
+		return done(o)
+	}
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p := r.Progress(); len(*got) != calls || p.Ended+p.Skipped != calls || p.Ended-p.Failed < calls*6/7 {
+		t.Errorf("%d outcomes, %+v", len(*got), p)
+	}
+}
+
+// TestMixed: each task calls its own function, and what goes wrong with one is no
+// matter of the others.
+func TestMixed(t *testing.T) {
+	path, _ := startNode(t)
+	offer(t, dial(t, path, "w"), 2, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		if res := echo(ctx, inv); string(res.Output) != "3" {
+			return res
+		}
+		return bus.Result{Output: make([]byte, 100)}
+	})
+	r, _ := numbers(dial(t, path, "c"), 3)
+	r.Mode, r.Jobs, r.Function, r.MaxOutput = Mixed, 2, "", 10
+	request := r.Request
+	r.Request = func(task *Task) (*bus.Request, io.Closer, error) {
+		req, closer, err := request(task)
+		if req.Function = "f"; task.Seq == 2 {
+			req.Function = "nosuch"
+		}
+		return req, closer, err
+	}
+	want := map[int]string{1: "", 2: args.CodeNoFunction, 3: args.CodeOutputLimit}
+	r.Done = func(o *Outcome) error {
+		code := ""
+		if o.Err != nil {
+			code = args.AsError(o.Err, args.CodeInternal).Code
+		}
+		if code != want[o.Seq] {
+			t.Errorf("task %d: %v", o.Seq, o.Err)
+		}
+		return nil
+	}
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,91 +20,116 @@ import (
 const (
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
-	// maxBusy is how often a call is offered again that found queues full: that is
-	// no failure of its own, but it must end.
+	// maxBusy limits the tries of a call that finds the queue full. That is not a failure
+	// of its own, but it must end.
 	maxBusy = 200
-	// farewell is how long a cancelled call is given to say which worker had it.
+	// farewell is how long a cancelled call waits for the name of its worker.
 	farewell = time.Second
 )
 
-// perform makes one task's call, as often as it takes.
+// verdict is what follows a try.
+type verdict int
+
+const (
+	final          verdict = iota
+	tryNow                 // again
+	tryAgain               // again, after a pause
+	tryLater               // again, when the queue may have room: it has not begun
+	tryWhenOffered         // again, when there is a worker
+)
+
+// perform makes the call of one task, with as many tries as it takes.
 func (r *Runner) perform(ctx context.Context, t Task) *Outcome {
+	if t.Context != nil {
+		ctx = t.Context
+	}
 	o := &Outcome{Task: t, Output: r.output(), Began: time.Now()}
 	if ctx.Err() != nil {
 		o.Err, o.Skipped = context.Cause(ctx), true
 		return o
 	}
-	busy := 0
-	for {
+	defer func() { o.Took = time.Since(o.Began) }()
+	for busy := 0; ; o.Output.reset() {
 		o.Tries++
 		shut := r.shut()
 		o.Result, o.Err = r.try(ctx, o)
-		switch again := r.verdict(ctx, o, busy); again {
+		switch r.verdict(ctx, o, busy) {
 		case final:
+			if ctx.Err() != nil && errors.Is(o.Err, bus.ErrBusy) {
+				o.Err = context.Cause(ctx)
+			}
 			o.Skipped = o.Skipped || shut
-			o.Took = time.Since(o.Began)
 			return o
-		case tryNow:
-		case tryWhenOffered:
-			o.Tries--
-			if r.awaitWorker(ctx) {
-				o.Began = time.Now() // what it waited for was no call
-				break
-			}
-			o.Skipped = true
-			o.Took = time.Since(o.Began)
-			return o
-		default:
-			if again == tryLater {
-				o.Tries--
-				busy++
-			}
-			if !pause(ctx, min(firstPause<<min(max(o.Tries-1, busy-1, 0), 10), lastPause)) {
-				o.Took = time.Since(o.Began)
+		case tryAgain:
+			if !r.pause(ctx, firstPause<<min(o.Tries-1, 10), nil) {
 				return o
 			}
+		case tryLater:
+			o.Tries--
+			d := firstPause << min(busy, 10)
+			if r.Queueing > 0 {
+				d = min(d, r.Queueing-time.Since(o.Began))
+			}
+			if !r.pause(ctx, d, r.room) {
+				busy++
+				if ctx.Err() != nil {
+					o.Err = context.Cause(ctx)
+					return o
+				}
+			}
+		case tryWhenOffered:
+			o.Tries--
+			if !r.awaitWorker(ctx) {
+				o.Skipped = true
+				return o
+			}
+			o.Began = time.Now() // it waited without a call
 		}
-		o.Output.reset()
 	}
 }
 
-// verdict of a try.
-type verdict int
-
-const (
-	final          verdict = iota // that was it
-	tryNow                        // again
-	tryAgain                      // again, after a pause
-	tryLater                      // again, after a pause: it has not begun
-	tryWhenOffered                // when there is a worker again
-)
-
+// verdict decides what follows a try.
 func (r *Runner) verdict(ctx context.Context, o *Outcome, busy int) verdict {
 	var e *args.Error
-	mine := errors.As(o.Err, &e)
+	if o.Err == nil || ctx.Err() != nil {
+		return final
+	}
+	if errors.As(o.Err, &e) {
+		switch {
+		case e.Code == args.CodeDraining && r.Mode != Mixed, e.Code == args.CodeNodeLost, r.shut():
+			// Nothing more can be called: the node ends, or has refused us. A call that was
+			// only queued has not run.
+			r.Stop(e)
+			o.Skipped = e.Code == args.CodeDraining
+			return final
+		case e.Code == args.CodeNoFunction && r.Mode == Spread:
+			return tryWhenOffered
+		case e.Code == args.CodeBusy && r.mayQueue(o, busy):
+			return tryLater
+		case e.Code == args.CodeDenied || e.Code == args.CodeUsage || e.Code == args.CodeBadInput:
+			return final
+		}
+	}
 	switch {
-	case o.Err == nil, ctx.Err() != nil:
-		return final
-	case mine && (e.Code == args.CodeDraining || e.Code == args.CodeNodeLost || r.shut()):
-		// Nothing more can be called: the node goes, or we were shut out. What was only
-		// queued has not run.
-		r.mu.Lock()
-		r.halt(e)
-		r.mu.Unlock()
-		o.Skipped = e.Code == args.CodeDraining
-		return final
-	case mine && e.Code == args.CodeNoFunction && !r.Fixed:
-		return tryWhenOffered
-	case mine && e.Code == args.CodeBusy && !r.Fixed && busy < maxBusy && !r.isStopped():
-		return tryLater
-	case mine && (e.Code == args.CodeDenied || e.Code == args.CodeUsage || e.Code == args.CodeBadInput):
-		return final
 	case o.Tries > r.Retries || r.isStopped():
 		return final
 	case o.Tries == 1:
 		return tryNow
 	}
 	return tryAgain
+}
+
+// mayQueue reports whether a call that was refused for lack of room is made again.
+func (r *Runner) mayQueue(o *Outcome, busy int) bool {
+	switch {
+	case r.Mode == Fixed || r.isStopped():
+		return false
+	case r.Mode == Mixed && o.Result.Worker != "": // its program is busy, not the queue full
+		return false
+	case r.Queueing > 0:
+		return time.Since(o.Began) < r.Queueing
+	}
+	return busy < maxBusy
 }
 
 // shut reports whether the connection has ended.
@@ -119,39 +145,46 @@ func (r *Runner) shut() bool {
 func (r *Runner) isStopped() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.stopped
+	return r.phase == stopped
 }
 
-// pause waits, give or take; false: ctx has ended.
-func pause(ctx context.Context, d time.Duration) bool {
+// pause waits for room, or a random time between d/2 and d. False: there was no room, or
+// ctx has ended.
+func (r *Runner) pause(ctx context.Context, d time.Duration, room <-chan struct{}) bool {
+	d = min(max(d, 0), lastPause)
 	timer := time.NewTimer(d/2 + rand.N(d/2+1))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return room == nil
+	case <-room:
 		return true
 	case <-ctx.Done():
 		return false
 	}
 }
 
+// try makes the call once.
 func (r *Runner) try(ctx context.Context, o *Outcome) (bus.Result, error) {
 	req, closer, err := r.Request(&o.Task)
-	if err != nil {
-		return bus.Result{}, err
-	}
 	if closer != nil {
 		defer closer.Close()
 	}
-	req.Function, req.Stdout = r.Function, o.Output
-	if req.On = o.On; req.On == "" {
-		req.On = r.On
+	if err != nil {
+		return bus.Result{}, err
 	}
-	req.Farewell = farewell
+	if r.Mode != Mixed {
+		req.Function, req.Farewell = r.Function, farewell
+	}
+	if req.Stdout == nil {
+		req.Stdout = o.Output
+	}
+	req.On = cmp.Or(o.On, r.On)
 	o.Sent = int64(req.Args.Len()) + size(req.Input)
 	return r.Client.Call(ctx, req)
 }
 
-// size is how long an input is, 0 if that is not known.
+// size returns the length of an input, 0 if it is unknown.
 func size(in io.Reader) int64 {
 	switch in := in.(type) {
 	case interface{ Len() int }:
@@ -164,15 +197,15 @@ func size(in io.Reader) int64 {
 	return 0
 }
 
-// Worker is one that offers a function.
+// Worker is a worker that offers a function.
 type Worker struct {
 	Name  string `json:"name"`
-	ID    string `json:"id"` // of its connection: Task.On may be # and this
+	ID    string `json:"id"` // of its connection; Task.On may be # and this
 	Slots int    `json:"slots"`
 }
 
-// Slots asks the node how many calls the function takes at once, on the workers
-// that on admits.
+// Slots asks the node how many calls the function takes at once, on the workers that
+// match on.
 func Slots(ctx context.Context, client *bus.Client, function, on string) (int, error) {
 	workers, err := Workers(ctx, client, function, on)
 	n := 0
@@ -182,7 +215,7 @@ func Slots(ctx context.Context, client *bus.Client, function, on string) (int, e
 	return n, err
 }
 
-// Workers asks the node who offers the function.
+// Workers asks the node for the workers that offer the function and match on.
 func Workers(ctx context.Context, client *bus.Client, function, on string) ([]Worker, error) {
 	var out bytes.Buffer
 	if _, err := client.Call(ctx, &bus.Request{Function: "fbus.functions", Args: args.List(function), Stdout: &out}); err != nil {
@@ -228,37 +261,38 @@ func (r *Runner) follow(ctx context.Context, done <-chan struct{}) {
 	}
 }
 
-// awaitWorker waits until somebody offers the function; false: it is not to be
-// waited for any more.
+// awaitWorker waits until a worker offers the function. False: the run was stopped.
 func (r *Runner) awaitWorker(ctx context.Context) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.waiting && !r.stopped {
-		r.waiting = true
+	if r.phase == running {
+		r.phase = waiting
 		go r.seekWorker(ctx) // ends when there is one, or when stopped
 	}
-	for r.waiting && !r.stopped {
+	for r.phase == waiting {
 		r.cond.Wait()
 	}
-	return !r.stopped
+	return r.phase == running
 }
 
+// seekWorker ends the wait for a worker: it goes on, or is stopped.
 func (r *Runner) seekWorker(ctx context.Context) {
 	r.notice("%s: no worker is left: waiting for one", r.Function)
 	err := r.findWorker(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiting = false
 	var e *args.Error
 	switch {
+	case r.phase == stopped:
 	case err == nil:
 		r.notice("%s: a worker is there again: going on", r.Function)
+		r.phase = running
+		r.cond.Broadcast()
 	case errors.As(err, &e) && e.Code != args.CodeBusy:
 		r.halt(e)
 	default:
 		r.halt(nil)
 	}
-	r.cond.Broadcast()
 }
 
 // findWorker asks until there is a slot.
@@ -272,18 +306,12 @@ func (r *Runner) findWorker(ctx context.Context) error {
 			return nil
 		}
 		if r.Patience > 0 && time.Since(began) > r.Patience {
-			return &args.Error{Code: args.CodeNoFunction, Message: r.Function + ": no worker has come back"}
+			return args.Errorf(args.CodeNoFunction, "%s: no worker has come back", r.Function)
 		}
 		select {
 		case <-time.After(seekEvery):
 		case <-r.stop:
 			return context.Canceled
 		}
-	}
-}
-
-func (r *Runner) notice(format string, args ...any) {
-	if r.Notice != nil {
-		r.Notice(format, args...)
 	}
 }

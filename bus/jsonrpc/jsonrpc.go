@@ -82,7 +82,7 @@ func Split(line []byte) (docs [][]byte, batch bool, err *Error) {
 	case !utf8.Valid(line):
 		return nil, false, Errorf(CodeParse, "the line is not UTF-8")
 	case !json.Valid(line):
-		return nil, false, Errorf(CodeParse, "the line is not JSON: %s", Shorten(line))
+		return nil, false, Errorf(CodeParse, "the line is not JSON: %s", args.Shorten(line))
 	}
 	line = bytes.TrimSpace(line)
 	if line[0] != '[' {
@@ -102,7 +102,7 @@ func Split(line []byte) (docs [][]byte, batch bool, err *Error) {
 // error, the request still has its ID if there was one.
 func ParseRequest(doc []byte) (r Request, err *Error) {
 	if doc[0] != '{' {
-		return r, Errorf(CodeInvalid, "a request must be an object: %s", Shorten(doc))
+		return r, Errorf(CodeInvalid, "a request must be an object: %s", args.Shorten(doc))
 	}
 	var version, method, text, encoded []byte
 	for key, value := range members(doc) {
@@ -322,15 +322,6 @@ func AppendRequest(dst []byte, id uint64, method string, params []byte) []byte {
 // any more.
 func AppendCancel(dst []byte, id uint64) []byte {
 	return fmt.Appendf(dst, `{"jsonrpc":"2.0","method":"%s","params":{"id":%d}}`+"\n", cancelMethod, id)
-}
-
-// Shorten makes the beginning of a peer's text fit for a message.
-func Shorten(p []byte) string {
-	const most = 60
-	if len(p) > most {
-		p = append(bytes.Clone(p[:most]), "…"...)
-	}
-	return strings.TrimSpace(strings.ToValidUTF8(string(p), "?"))
 }
 
 // The functions below take valid JSON.

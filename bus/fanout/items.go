@@ -1,0 +1,247 @@
+package fanout
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"fbus/bus"
+	"fbus/bus/args"
+)
+
+// maxItem limits one item that is read from a file or from stdin.
+const maxItem = 64 << 20
+
+// Items says where items come from, and what each is.
+type Items struct {
+	File string // with an item a line; "" or "-": stdin
+	Null bool   // items end in NUL, not newline
+	Per  int    // items for each call
+	Each string // "arg", "raw", "json" or "file"
+}
+
+// Check returns an error if o makes no sense, or does not go with these operands. Names
+// of flags in errors are those of fbus map and fbus post.
+func (o *Items) Check(operands []string) error {
+	usage := func(format string, a ...any) error { return args.Errorf(args.CodeUsage, format, a...) }
+	switch {
+	case o.Each != "arg" && o.Each != "raw" && o.Each != "json" && o.Each != "file":
+		return usage("--each %s: must be arg, raw, json or file", o.Each)
+	case o.Per < 1:
+		return usage("-N must be at least 1")
+	case o.Per > 1 && o.Each != "arg":
+		return usage("-N sends several arguments with a call: --each %s takes one item", o.Each)
+	case len(operands) > 0 && o.File != "":
+		return usage("items are given in two ways: as words and with -a %s", o.File)
+	case len(operands) > 0 && o.Null:
+		return usage("-0 is for items that are read: from stdin, or with -a FILE")
+	}
+	return nil
+}
+
+// ItemReader reads items, as many at a time as a call gets.
+type ItemReader struct {
+	File *os.File // nil: the operands are the items
+
+	operands []string
+	r        *bufio.Reader
+	from     string
+	end      byte
+	per      int
+	n        int // items read
+}
+
+// Open opens the items: the operands, if there are any.
+func (o *Items) Open(operands []string) (*ItemReader, error) {
+	r := &ItemReader{operands: operands, per: o.Per, end: '\n', from: "stdin"}
+	if o.Null {
+		r.end = 0
+	}
+	if len(operands) > 0 {
+		return r, nil
+	}
+	r.File = os.Stdin
+	if o.File != "" && o.File != "-" {
+		f, err := os.Open(o.File)
+		if err != nil {
+			return nil, args.Errorf(args.CodeUsage, "items: %v", args.PathReason(err))
+		}
+		if st, err := f.Stat(); err == nil && st.IsDir() {
+			f.Close()
+			return nil, args.Errorf(args.CodeUsage, "items: %s: is a directory", o.File)
+		}
+		r.File, r.from = f, o.File
+	} else if _, err := os.Stdin.Stat(); err != nil {
+		return nil, args.Errorf(args.CodeUsage, "items: stdin is closed").WithHint("give them as words, or with -a FILE")
+	}
+	r.r = bufio.NewReaderSize(r.File, 64<<10)
+	return r, nil
+}
+
+// Count returns the number of calls that the items make, or -1 if it is not known
+// before they are read.
+func (r *ItemReader) Count() int {
+	if r.File == nil {
+		return (len(r.operands) + r.per - 1) / r.per
+	}
+	st, err := r.File.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return -1
+	}
+	at, err := r.File.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return -1
+	}
+	buf := make([]byte, 256<<10)
+	n, last := 0, r.end
+	for {
+		k, err := r.File.ReadAt(buf, at)
+		if k > 0 {
+			n += bytes.Count(buf[:k], []byte{r.end})
+			last = buf[k-1]
+			at += int64(k)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if last != r.end {
+		n++
+	}
+	return (n + r.per - 1) / r.per
+}
+
+// Next returns the task of the next call, or io.EOF. Its number is that of the call.
+func (r *ItemReader) Next() (t Task, err error) {
+	if r.File == nil {
+		n := min(r.per, len(r.operands))
+		t.Words, r.operands = r.operands[:n:n], r.operands[n:]
+		r.n += n
+	}
+	for r.File != nil && len(t.Words) < r.per {
+		w, err := r.read()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t, err
+		}
+		t.Words = append(t.Words, w)
+		t.Size += len(w)
+	}
+	if len(t.Words) == 0 {
+		return t, io.EOF
+	}
+	t.Seq = (r.n + r.per - 1) / r.per
+	return t, nil
+}
+
+// read reads one item.
+func (r *ItemReader) read() (string, error) {
+	var long []byte
+	for {
+		part, err := r.r.ReadSlice(r.end)
+		if err == nil {
+			part = part[:len(part)-1]
+		}
+		switch {
+		case len(long)+len(part) > maxItem:
+			return "", args.Errorf(args.CodeBadInput, "%s: item %d is longer than %d bytes", r.from, r.n+1, maxItem)
+		case err == bufio.ErrBufferFull:
+			long = append(long, part...)
+			continue
+		case err == io.EOF && len(long)+len(part) == 0:
+			return "", io.EOF
+		case err != nil && err != io.EOF:
+			return "", args.Errorf(args.CodeInternal, "items: %v", args.PathReason(err))
+		}
+		r.n++
+		if long == nil {
+			return string(part), nil
+		}
+		return string(append(long, part...)), nil
+	}
+}
+
+// Request makes the request for a task's words. The closer, which may be nil, is for a
+// file that is sent.
+func (o *Items) Request(words []string) (*bus.Request, io.Closer, error) {
+	switch o.Each {
+	case "raw":
+		return &bus.Request{Input: strings.NewReader(words[0])}, nil, nil
+	case "json":
+		if !json.Valid([]byte(words[0])) {
+			return nil, nil, args.Errorf(args.CodeBadInput, "not JSON: %s", args.Shorten(words[0]))
+		}
+		return &bus.Request{Args: args.JSON([]byte(words[0]))}, nil, nil
+	case "file":
+		st, err := os.Stat(words[0])
+		if err == nil && st.IsDir() {
+			return nil, nil, args.Errorf(args.CodeBadInput, "is a directory")
+		}
+		if err == nil && st.Mode()&os.ModeNamedPipe != 0 {
+			f := &lateFile{name: words[0]}
+			return &bus.Request{Input: f}, f, nil
+		}
+		f, err := os.Open(words[0])
+		if err != nil {
+			return nil, nil, args.Errorf(args.CodeBadInput, "%v", withoutPath(err))
+		}
+		return &bus.Request{Input: f}, f, nil
+	}
+	return &bus.Request{Args: args.List(words...)}, nil, nil
+}
+
+// lateFile is a FIFO that is opened by the first read: opening waits for a writer, and a
+// call that is cancelled must not wait with it.
+type lateFile struct {
+	name string
+
+	mu     sync.Mutex // protects the fields below, but not while the FIFO is opened
+	file   *os.File
+	closed bool
+}
+
+// Read implements io.Reader, for one goroutine.
+func (l *lateFile) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	f, closed := l.file, l.closed
+	l.mu.Unlock()
+	if f == nil && !closed {
+		var err error
+		if f, err = os.Open(l.name); err != nil {
+			return 0, withoutPath(err)
+		}
+		l.mu.Lock()
+		l.file, closed = f, l.closed
+		l.mu.Unlock()
+	}
+	if closed {
+		l.Close()
+		return 0, os.ErrClosed
+	}
+	return f.Read(p)
+}
+
+// Close implements io.Closer.
+func (l *lateFile) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Close()
+}
+
+// withoutPath returns a file error without the file's name.
+func withoutPath(err error) error {
+	if pe, ok := err.(*os.PathError); ok {
+		return pe.Err
+	}
+	return err
+}

@@ -1,0 +1,185 @@
+package fanout
+
+import (
+	"hash/maphash"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"fbus/bus/args"
+
+	"github.com/kballard/go-shellquote"
+)
+
+// Template names a file after an item, with the replacement strings of GNU parallel: {}
+// the item, {.} without its extension, {/} its base name, {//} its directory, {/.} its
+// base name without extension, {#} the number of the call.
+type Template []namePart
+
+// namePart is text, or, if verb is set, a replacement.
+type namePart struct {
+	text string
+	verb string
+}
+
+// Replacements are the replacement strings of a [Template].
+var Replacements = []string{"{}", "{.}", "{/}", "{//}", "{/.}", "{#}"}
+
+// ParseTemplate reads a template, which may be any text.
+func ParseTemplate(s string) Template {
+	var t Template
+	text := 0
+	for i := 0; i < len(s); {
+		j := slices.IndexFunc(Replacements, func(r string) bool { return strings.HasPrefix(s[i:], r) })
+		if j < 0 {
+			i++
+			continue
+		}
+		if i > text {
+			t = append(t, namePart{text: s[text:i]})
+		}
+		t = append(t, namePart{verb: Replacements[j]})
+		i += len(Replacements[j])
+		text = i
+	}
+	if text < len(s) {
+		t = append(t, namePart{text: s[text:]})
+	}
+	return t
+}
+
+// Varies reports whether the name depends on the item.
+func (t Template) Varies() bool {
+	return slices.ContainsFunc(t, func(p namePart) bool { return p.verb != "" })
+}
+
+// Unknown returns a replacement string of GNU parallel that templates lack, or "".
+func (t Template) Unknown() string {
+	for _, p := range t {
+		for s := p.text; ; s = s[1:] {
+			i := strings.IndexByte(s, '{')
+			if i < 0 {
+				break
+			}
+			s = s[i:]
+			if end := strings.IndexByte(s, '}'); end > 1 && strings.IndexByte("0123456789-+./#%=:,^", s[1]) >= 0 {
+				return s[:end+1]
+			}
+		}
+	}
+	return ""
+}
+
+// holds reports whether a name is in the directory that the template begins with, if
+// there is one: an item may come from anywhere, and its ".." must not lead elsewhere.
+func (t Template) holds(name string) bool {
+	if t[0].verb != "" {
+		return true
+	}
+	slash := strings.LastIndexByte(t[0].text, '/')
+	if slash < 0 {
+		return !slices.Contains(strings.Split(name, "/"), "..")
+	}
+	rel, err := filepath.Rel(filepath.Clean(t[0].text[:slash+1]), filepath.Clean(name))
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// name returns the file's name for an item.
+func (t Template) name(item string, seq int) (string, error) {
+	var b strings.Builder
+	for _, p := range t {
+		if p.verb == "" {
+			b.WriteString(p.text)
+			continue
+		}
+		b.WriteString(replace(p.verb, item, seq))
+	}
+	name := b.String()
+	switch {
+	case !t.holds(name):
+		return "", args.Errorf(args.CodeBadInput, "the output would leave the directory of -o: %s", args.Shorten(name))
+	case strings.ContainsRune(name, 0):
+		return "", args.Errorf(args.CodeBadInput, "the name of an output must not contain NUL: %s", args.Shorten(item))
+	case name == "" || strings.HasSuffix(name, "/"):
+		return "", args.Errorf(args.CodeBadInput, "the item makes no name for its output: %q", args.Shorten(item))
+	}
+	return filepath.Clean(name), nil
+}
+
+func replace(verb, item string, seq int) string {
+	switch verb {
+	case "{.}":
+		return withoutExtension(item)
+	case "{/}":
+		return item[strings.LastIndexByte(item, '/')+1:]
+	case "{//}":
+		return filepath.Dir(item)
+	case "{/.}":
+		return withoutExtension(item[strings.LastIndexByte(item, '/')+1:])
+	case "{#}":
+		return strconv.Itoa(seq)
+	}
+	return item
+}
+
+// withoutExtension cuts the last element at its last dot, as GNU parallel does even if
+// the element begins with it.
+func withoutExtension(s string) string {
+	dot := strings.LastIndexByte(s, '.')
+	if slash := strings.LastIndexByte(s, '/'); dot > slash {
+		return s[:dot]
+	}
+	return s
+}
+
+// Names gives each task a file of its own for its output.
+type Names struct {
+	template Template
+	seed     maphash.Seed
+
+	mu    sync.Mutex          // protects the fields below
+	taken map[uint64]struct{} // names, hashed: there may be millions
+	again bool                // some are of an earlier run
+}
+
+// NewNames makes names with a template.
+func NewNames(t Template) *Names {
+	return &Names{template: t, seed: maphash.MakeSeed(), taken: map[uint64]struct{}{}}
+}
+
+// Reserve returns the name for a task before its call is made: no output replaces that
+// of another task.
+func (n *Names) Reserve(t *Task) (string, error) {
+	name, err := n.template.name(strings.Join(t.Words, " "), t.Seq)
+	if err != nil {
+		return "", err
+	}
+	key := maphash.String(n.seed, name)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.taken[key]; ok {
+		if n.again {
+			return "", args.Errorf(args.CodeBadInput, "%s is the result of another item, which had this number when it was done", name)
+		}
+		return "", args.Errorf(args.CodeBadInput, "%s is another item's already; {#} in -o makes names differ", name)
+	}
+	n.taken[key] = struct{}{}
+	return name, nil
+}
+
+// Done reserves the name that an item had in an earlier run, given its command in the
+// job log. Items may have other numbers now, and must not replace its output.
+func (n *Names) Done(seq int, command string) {
+	words, err := shellquote.Split(command)
+	if err != nil || len(words) < 2 {
+		return
+	}
+	if name, err := n.template.name(strings.Join(words[1:], " "), seq); err == nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.taken[maphash.String(n.seed, name)] = struct{}{}
+		n.again = true
+	}
+}

@@ -1,10 +1,15 @@
 package exec
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
+
+	"fbus/bus/args"
 )
 
 // notInherited never reaches a program from its worker's own environment:
@@ -14,8 +19,8 @@ var notInherited = []string{
 	"FBUS_JOB_ID", "FBUS_ATTEMPT", "FBUS_PARENT_ID", "FBUS_PARENT_FUNCTION", "FBUS_PARENT_STATUS", "FBUS_PARENT_ATTEMPTS",
 }
 
-// ofService is what a service manager tells its service, and nobody else: a
-// program that inherited it would speak in the worker's name.
+// ofService are the variables of a service manager for its service. A program that
+// inherited them could act in the worker's name.
 var ofService = []string{
 	"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID",
 }
@@ -46,7 +51,7 @@ func baseEnviron(spec *Spec) []string {
 		add(kv)
 	}
 	for _, name := range notInherited[1:] {
-		// An -e of one of these would be a second entry beside the call's own.
+		// An entry of the offer would come in addition to the call's own.
 		if i, ok := at[name]; ok {
 			env[i] = ""
 		}
@@ -102,4 +107,39 @@ func checkEnv(env []string) error {
 		}
 	}
 	return nil
+}
+
+// origin is the job whose end has posted another one, as Call.Origin has it.
+type origin struct {
+	ID       string `json:"id"`
+	Function string `json:"function"`
+	Status   int    `json:"status"`
+	Attempts int    `json:"attempts"`
+}
+
+// originOf reads Call.Origin. The node has written it: one that makes no sense
+// counts as none.
+func originOf(c *Call) *origin {
+	if c.Origin == "" {
+		return nil
+	}
+	p := &origin{}
+	if json.Unmarshal([]byte(c.Origin), p) != nil {
+		return nil
+	}
+	return p
+}
+
+// params are the parameters of a request about that job's end: what there is to
+// know of it, and its output as a string, in base64 where it is not UTF-8.
+func (p *origin) params(output []byte) []byte {
+	out := make([]byte, 0, len(output)+256)
+	out = args.AppendString(append(out, `{"id":`...), []byte(p.ID))
+	out = args.AppendString(append(out, `,"function":`...), []byte(p.Function))
+	out = append(out, `,"status":`+strconv.Itoa(p.Status)+`,"attempts":`+strconv.Itoa(p.Attempts)+`,"output":`...)
+	if utf8.Valid(output) {
+		return append(args.AppendString(out, output), '}')
+	}
+	out = append(base64.StdEncoding.AppendEncode(append(out, '"'), output), '"')
+	return append(out, `,"encoding":"base64"}`...)
 }

@@ -55,8 +55,8 @@ func New(spec Spec) (*Function, error) {
 	return f, nil
 }
 
-// Check finds what New would refuse, starts nothing, and says in one phrase how
-// the function takes its arguments.
+// Check refuses what New would refuse, but starts nothing. It returns the phrase of
+// Arguments.
 func Check(spec Spec) (arguments string, err error) {
 	f, err := plan(spec)
 	if err != nil {
@@ -65,7 +65,7 @@ func Check(spec Spec) (arguments string, err error) {
 	return f.Arguments(), nil
 }
 
-// plan is a function of which nothing has begun.
+// plan returns a function of which nothing is started.
 func plan(spec Spec) (*Function, error) {
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return nil, usage("", "no program is given")
@@ -129,7 +129,7 @@ func (f *Function) logf(format string, args ...any) {
 	}
 }
 
-// Arguments says in one phrase how this function takes its arguments.
+// Arguments describes in one phrase how this function takes its arguments.
 func (f *Function) Arguments() string {
 	switch {
 	case f.spec.Resident == LineByLine:
@@ -151,8 +151,8 @@ var phrases = [...]string{
 	args.EncodeJSON: "JSON", args.EncodeMsgpack: "msgpack", args.EncodeLines: "lines", args.EncodeNUL: "NUL-terminated strings",
 }
 
-// MemoryBy says what holds programs to Spec.Memory: "cgroup", "rlimit", or ""
-// when nothing does.
+// MemoryBy names what limits programs to Spec.Memory: "cgroup", "rlimit", or ""
+// without a limit.
 func (f *Function) MemoryBy() string { return f.pool.MemoryBy() }
 
 // SetNode sets FBUS_NODE for calls from now on; "" unsets it. Processes that
@@ -172,7 +172,7 @@ func (f *Function) SetNode(addr string) {
 	}
 }
 
-// nodeFor is what a program sees as FBUS_NODE.
+// nodeFor returns the FBUS_NODE of a program.
 func (f *Function) nodeFor(addr string) string { return cmp.Or(addr, f.ownNode) }
 
 // Run runs the program for one call. It returns when the program and all that

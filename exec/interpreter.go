@@ -20,10 +20,10 @@ var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|
 	`[gmn]?awk|(?:perl|python|pypy|ruby|node|nodejs|php|lua|luajit|tclsh)[0-9.]*)$`)
 
 // joining commands put all their words together and have a shell read them:
-// there is no place in them that is not code.
+// every place in them is code.
 func joining(name string) bool { return name == "eval" || name == "ssh" }
 
-// codeArgument is how a command that takes code as its first argument is told apart
+// codeArgument distinguishes the use of a command that takes code as its first argument
 // from its other uses: the options in values have a value of their own; those
 // in instead name the code, so that no argument does.
 type codeArgument struct{ values, instead []string }
@@ -78,7 +78,7 @@ func codeWords(argv []string) map[int]bool {
 }
 
 // markOptions marks what follows -c and its like, up to the script file: the
-// options behind that are the script's own. A word behind an option may be
+// options behind that are the script's own. A word after an option may be
 // that option's value, and does not count as the script.
 func markOptions(code map[int]bool, argv []string, from int, name string) {
 	for j := from; j < len(argv); j++ {

@@ -73,7 +73,7 @@ type exchange struct {
 	begin     int64  // where its request begins in all of stdin
 	why       ending // why fbus ended it
 	takenBack bool   // the process has not seen the request
-	hinted    bool   // its caller was told what the program may lack
+	hinted    bool   // its caller got the flush hint
 	quiet     bool   // JSONRPC: the program wrote nothing between the request and its end
 	settled   bool   // JSONRPC: there is an answer, or will be at once
 
@@ -83,7 +83,7 @@ type exchange struct {
 	done      chan struct{}
 }
 
-// stopping is how far a process was told to end. It only rises.
+// stopping is how strongly a process was asked to end. It only rises.
 type stopping int
 
 const (
@@ -264,7 +264,7 @@ func (p *resident) settle() {
 	}
 }
 
-// stop ends the process, unless it was told so as strongly before.
+// stop asks the process to end, unless it was asked as strongly before.
 func (p *resident) stop(how stopping) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -415,8 +415,8 @@ func (e *stderrPump) run() {
 	e.drain() // finish has ended the read: the rest
 }
 
-// drain passes on what stderr holds, but not what a flood adds meanwhile. e.mu is
-// held.
+// drain passes on the bytes that stderr holds, but not those that a flood adds in the
+// meantime. e.mu is held.
 func (e *stderrPump) drain() {
 	e.stream.conn.Control(func(fd uintptr) {
 		for range bufSize / len(e.buf) {

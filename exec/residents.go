@@ -112,6 +112,9 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 	defer s.f.ends.Done()
 	for try := 1; ; try++ {
 		x := &exchange{c: c, req: req}
+		if s.f.spec.Resident == JSONRPC {
+			x.done = make(chan struct{}) // an answer can come before the request was written
+		}
 		err := s.take(ctx, x)
 		switch {
 		case errors.Is(err, errKilled):

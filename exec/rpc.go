@@ -25,8 +25,8 @@ const maxAnswer = 64 << 20
 // one is on stderr alone.
 const maxMessage = 2 << 10
 
-// rpcCodec is the protocol JSONRPC. One goroutine reads the answers; their ids tell whose
-// they are.
+// rpcCodec is the protocol JSONRPC. One goroutine reads the answers; their ids name the
+// calls.
 type rpcCodec struct {
 	p *resident
 
@@ -37,7 +37,6 @@ type rpcCodec struct {
 
 func (r *rpcCodec) exchange(ctx context.Context, x *exchange) (res Result, again bool) {
 	p := r.p
-	x.done = make(chan struct{})
 	defer p.hintBeforeDeadline(x)()
 	p.mu.Lock()
 	heard := r.heard
@@ -64,7 +63,7 @@ func (r *rpcCodec) exchange(ctx context.Context, x *exchange) (res Result, again
 }
 
 // cancel notifies the program that nobody waits for a call, and gives it the grace to
-// answer nevertheless. If it does not, the process takes no more calls, and ends when
+// answer. If it does not, the process takes no more calls, and ends when
 // it has answered its others.
 func (r *rpcCodec) cancel(x *exchange, why ending, heard int64) {
 	p := r.p
@@ -205,8 +204,8 @@ func (r *rpcCodec) refuse(res Result, why string) {
 	p.stop(term)
 }
 
-// answer reads a call's response. A null beside the other of result and error is
-// JSON-RPC 1.0.
+// answer reads a call's response. In JSON-RPC 1.0 the other one of result and error is
+// null.
 func (r *rpcCodec) answer(x *exchange, m *jsonrpc.Message) error {
 	failed := m.Error != nil && string(m.Error) != "null"
 	switch {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"fbus/exec/keeper"
+
+	"golang.org/x/sys/unix"
 )
 
 // steadyAfter is how long a process waits before it counts as held ready
@@ -49,7 +51,7 @@ func (w *warm) take() *waiting {
 	defer w.mu.Unlock()
 	for {
 		for len(w.idle) == 0 && w.starting > 0 && w.slots > 0 && w.starting+w.running >= w.slots {
-			w.settled.Wait() // for what is as good as there
+			w.settled.Wait() // for one that is about to be ready
 		}
 		w.running++
 		if len(w.idle) == 0 {
@@ -80,7 +82,7 @@ func (w *warm) taken() {
 	w.refillSoon()
 }
 
-// leave says that a running process is gone.
+// leave handles the end of a running process.
 func (w *warm) leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -88,7 +90,7 @@ func (w *warm) leave() {
 	w.refillSoon()
 }
 
-// refillSoon starts what is missing, at once if there is nothing left. w.mu is held.
+// refillSoon starts the missing processes, at once if none waits. w.mu is held.
 func (w *warm) refillSoon() {
 	if len(w.idle) == 0 {
 		w.refill()
@@ -101,7 +103,7 @@ func (w *warm) refillSoon() {
 	})
 }
 
-// refill starts what is missing. w.mu is held.
+// refill starts the missing processes. w.mu is held.
 func (w *warm) refill() {
 	for !w.closed && w.pause == nil && len(w.idle)+w.starting < w.want &&
 		(w.slots == 0 || len(w.idle)+w.starting+w.running < w.slots) {
@@ -197,8 +199,8 @@ func (w *warm) close(kill bool) {
 	w.watched.Wait()
 }
 
-// serveWarm gives the call to a process that waits. False: none does, or it
-// ended without having read anything of the call, which may start afresh.
+// serveWarm hands the call to a process that waits. False: none does, or it ended
+// before it read anything of the call, which may then start a process of its own.
 func (r *run) serveWarm(ctx context.Context) bool {
 	w := r.f.warm
 	p := w.take()
@@ -230,8 +232,8 @@ func (r *run) adopt(p *waiting) {
 		r.feed, err = fill(p.stdin, &r.in)
 		r.feed.hold, r.feed.sent = p.hold, sent
 	} else {
-		// What it has read of a long input can not be told afterwards: without
-		// the hold it shows when nobody is there to read.
+		// How much it has read of a long input cannot be found out afterwards. Without
+		// our own descriptor a write fails if the process is dead.
 		p.hold.close()
 		if keeper.WithoutFork(func() bool { return nobodyReads(p.stdin) }) {
 			closeFDs([]int{p.stdin})
@@ -252,8 +254,7 @@ func (r *run) adopt(p *waiting) {
 	}
 }
 
-// renew makes the run as it was before it got a process. False: it was told to
-// end.
+// renew resets the run to the state before it got a process. False: it was ended.
 func (r *run) renew(whole input) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -263,4 +264,142 @@ func (r *run) renew(whole input) bool {
 	r.in, r.feed, r.process = whole, feed{}, nil
 	r.exit, r.unread = keeper.End{}, false
 	return true
+}
+
+// waiting is a process that was started ahead. Until a call claims it, its stderr goes
+// to the log; its stdout stays in the pipe and is the first output of its call. Its
+// stdin is never closed unclaimed: an end of input would be a call with empty input.
+type waiting struct {
+	w        *warm
+	process  *keeper.Process
+	stdin    int
+	hold     unreadEnd
+	out, err *stream
+	log      lineLog
+
+	discarded bool          // guarded by w.mu: we end it
+	ended     bool          // it did not live to be claimed; valid after watched
+	watched   chan struct{} // closed when wait has ended
+	logged    chan struct{} // closed when logErr has ended
+}
+
+func startWaiting(w *warm, node string) (p *waiting, err error) {
+	p = &waiting{w: w, stdin: -1, hold: noUnreadEnd, log: lineLog{f: w.f}, watched: make(chan struct{}), logged: make(chan struct{})}
+	child := [3]int{-1, -1, -1}
+	defer func() {
+		closeFDs(child[:])
+		if err != nil {
+			p.close()
+		}
+	}()
+	if p.stdin, child[0], p.hold, err = newStdin(); err != nil {
+		return p, err
+	}
+	if p.out, child[1], err = newStream(nil); err != nil {
+		return p, err
+	}
+	if p.err, child[2], err = newStream(nil); err != nil {
+		return p, err
+	}
+	p.process, err = w.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, node)}, child[:]...)
+	return p, err
+}
+
+// wait returns when a call has claimed the process, or when nothing of it is
+// left.
+func (p *waiting) wait() {
+	if p.w.backoff.failing.Load() {
+		defer time.AfterFunc(steadyAfter, p.w.backoff.succeeded).Stop()
+	}
+	go p.logErr()                                                   // ends with the claim, or when cleanUp has finished stderr
+	end, gone := p.process.Wait(func(keeper.End) { p.w.remove(p) }) // ending what it left behind may take a while
+	p.ended = gone
+	close(p.watched)
+	if gone {
+		p.cleanUp(end)
+	}
+}
+
+func (p *waiting) logErr() {
+	defer close(p.logged)
+	for p.pass(false) {
+	}
+}
+
+// pass logs what stderr has. False: it has ended, or time is up.
+func (p *waiting) pass(finishing bool) bool {
+	buf, n, err := p.err.read(finishing)
+	if buf == nil {
+		return false
+	}
+	p.log.Write(buf[:n])
+	buffers.Put(buf)
+	return n > 0 && err == nil
+}
+
+// summon ends the process's wait.
+func (p *waiting) summon() { p.process.Interrupt() }
+
+// claim takes the process out of its wait, after summon. False: it has ended.
+func (p *waiting) claim() bool {
+	p.err.finish()
+	<-p.watched
+	<-p.logged
+	if p.ended {
+		return false
+	}
+	p.err.file.SetReadDeadline(time.Time{})
+	return true
+}
+
+// discard ends the process. It may be called again.
+func (p *waiting) discard(kill bool) {
+	p.w.mu.Lock()
+	p.discarded = true
+	p.w.mu.Unlock()
+	if kill {
+		p.process.Kill()
+	} else {
+		p.process.Cancel()
+	}
+}
+
+// cleanUp releases a process that ended unclaimed.
+func (p *waiting) cleanUp(end keeper.End) {
+	w := p.w
+	w.remove(p)
+	w.mu.Lock()
+	discarded := p.discarded
+	w.mu.Unlock()
+	p.err.finish()
+	<-p.logged
+	for p.pass(true) {
+	}
+	p.log.flush()
+	why := w.f.whyEnded(&end, p.log.last)
+	p.close()
+	if end.Survivors != "" {
+		w.f.logf("%s: could not be killed: %s", w.f.spec.Name, end.Survivors)
+	}
+	if !discarded {
+		w.failed(why)
+	}
+}
+
+// close closes what startWaiting opened.
+func (p *waiting) close() {
+	closeFDs([]int{p.stdin})
+	p.hold.close()
+	for _, s := range []*stream{p.out, p.err} {
+		if s != nil {
+			s.file.Close()
+		}
+	}
+}
+
+// nobodyReads reports whether the other end of a pipe is closed everywhere.
+func nobodyReads(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0
 }

@@ -1,10 +1,12 @@
 package keeper
 
 import (
+	"fmt"
 	"os"
 	ossignal "os/signal"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -157,4 +159,288 @@ func closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
+}
+
+const (
+	// startedAfter is how long a program runs before its keeper reports that it
+	// runs. Most end sooner, and the report would cost them a wake-up.
+	startedAfter = 10 * time.Millisecond
+
+	// refusedAfter is added to the grace before processes that a keeper may
+	// not kill (they changed their uid) are left alone.
+	refusedAfter = 2 * time.Second
+)
+
+// tree is a program and everything that it started, from the start until
+// nothing is left. Its stages only go forward.
+type tree struct {
+	h      *holder
+	self   int    // the keeper
+	number uint64 // of the run
+	pid    int    // of the program
+	pidfd  int    // of the program; -1 if the kernel gives none
+	cgroup int    // the run's own directory, or -1
+
+	stage    stage
+	exited   bool // the program is reaped
+	ended    bool // the worker asked for the end before that
+	orphaned bool // the worker is gone
+	reported bool // msgStarted was sent
+
+	signalled map[int]bool // processes that got TERM: none gets it twice
+	killAt    time.Time    // end of the grace
+	giveUpAt  time.Time    // end of trying to kill what refuses
+	refused   []string     // what refused last
+	pause     time.Duration
+}
+
+type stage int
+
+const (
+	stageRunning stage = iota
+	stageTerm          // TERM was sent, grace runs
+	stageKill
+)
+
+// hold waits for the program, then for its tree. False: the keeper must not be
+// used again.
+func (t *tree) hold() bool {
+	t.pause = startedAfter
+	for {
+		asked := t.poll()
+		// The program first: its own exit wins over a cancel that came with it.
+		if t.reap() {
+			return !t.orphaned
+		}
+		if asked {
+			t.listen()
+		}
+		if !t.advance() {
+			return false
+		}
+	}
+}
+
+// poll waits for the program's exit, a message of the worker, or t.pause.
+func (t *tree) poll() (asked bool) {
+	fds := [2]unix.PollFd{{Fd: -1}, {Fd: -1}}
+	if !t.orphaned {
+		fds[0] = unix.PollFd{Fd: int32(t.h.ctl.fd), Events: unix.POLLIN}
+	}
+	if !t.exited && t.pidfd >= 0 {
+		fds[1] = unix.PollFd{Fd: int32(t.pidfd), Events: unix.POLLIN}
+	}
+	wait := t.pause
+	if t.stage == stageTerm {
+		wait = min(wait, max(time.Until(t.killAt), 0))
+	}
+	if t.pidfd < 0 {
+		wait = min(wait, 5*time.Millisecond) // nothing else shows the exit
+	}
+	ts := unix.NsecToTimespec(int64(wait))
+	n, err := unix.Ppoll(fds[:], &ts, nil)
+	return err == nil && n > 0 && fds[0].Revents != 0
+}
+
+// reap collects children that died, and reports the program's exit. done: nothing
+// is left, and that was reported.
+func (t *tree) reap() (done bool) {
+	var status unix.WaitStatus
+	exited := false
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.ECHILD:
+			done = true
+		case pid == t.pid && !t.exited:
+			t.exited, exited, status = true, true, ws
+			continue
+		case pid > 0:
+			delete(t.signalled, pid)
+			if t.stage == stageRunning {
+				t.pause = time.Second // there are orphans: look often
+			}
+			continue
+		}
+		break
+	}
+	if exited {
+		t.h.send(&report{kind: msgExited, number: t.number, status: uint32(status), ended: t.ended, gone: done})
+		if !done {
+			t.term()
+		}
+	} else if done {
+		t.h.send(&report{kind: msgGone, number: t.number})
+	}
+	return done
+}
+
+// listen takes one message from the worker.
+func (t *tree) listen() {
+	kind, payload, fds, err := t.h.ctl.next()
+	closeAll(fds)
+	if err != nil {
+		t.orphaned = true
+		t.kill()
+		return
+	}
+	u := unpacker{buf: payload}
+	if number := u.uint(); u.err != nil || number != t.number {
+		return
+	}
+	switch kind {
+	case msgCancel:
+		t.ended = t.ended || !t.exited
+		if t.stage == stageRunning {
+			t.term()
+		}
+	case msgKill:
+		t.ended = t.ended || !t.exited
+		t.kill()
+	}
+}
+
+// advance does one step of the stage after each wait. False: give up.
+func (t *tree) advance() bool {
+	switch t.stage {
+	case stageRunning:
+		t.keepLooking()
+	case stageTerm:
+		if !time.Now().Before(t.killAt) {
+			t.kill()
+			break
+		}
+		if t.exited {
+			t.termOrphans()
+		}
+		t.pause = min(2*t.pause, 50*time.Millisecond)
+	case stageKill:
+		t.killAll()
+		t.pause = min(2*t.pause, 20*time.Millisecond)
+		if len(t.refused) > 0 && time.Now().After(t.giveUpAt) {
+			return t.giveUp()
+		}
+	}
+	return true
+}
+
+// keepLooking paces the reaping of orphans that die while the program runs:
+// every second while there are some, every eight when there are none.
+func (t *tree) keepLooking() {
+	if t.reported {
+		t.pause = min(2*t.pause, 8*time.Second)
+		return
+	}
+	t.reported = true
+	t.pause = time.Second
+	t.h.send(&report{kind: msgStarted, number: t.number})
+}
+
+// term sends TERM to everything, once. A stopped process gets it when it
+// continues, hence CONT.
+func (t *tree) term() {
+	if t.stage != stageRunning {
+		return
+	}
+	t.stage = stageTerm
+	t.killAt = time.Now().Add(t.h.setup.Grace)
+	t.pause = 500 * time.Microsecond
+	t.signalled = make(map[int]bool)
+	group := 0
+	if !t.exited {
+		// As a terminal does it, to the whole group at once. Not reaped, so
+		// the group's number is still its own.
+		group = t.pid
+		unix.Kill(-group, unix.SIGTERM)
+		unix.Kill(-group, unix.SIGCONT)
+	}
+	walk(t.self, func(fd int, s procStat) {
+		if s.pgrp != group {
+			signal(fd, s.pid, unix.SIGTERM)
+			signal(fd, s.pid, unix.SIGCONT)
+		}
+		t.signalled[s.pid] = true
+	})
+}
+
+// termOrphans sends TERM to processes that have become ours since. Only to ours:
+// what a process that handles TERM starts in order to clean up shall finish.
+func (t *tree) termOrphans() {
+	for _, pid := range childrenOf(t.self) {
+		if !t.signalled[pid] {
+			t.signalled[pid] = true
+			unix.Kill(pid, unix.SIGTERM)
+			unix.Kill(pid, unix.SIGCONT)
+		}
+	}
+}
+
+func (t *tree) kill() {
+	if t.stage == stageKill {
+		return
+	}
+	t.stage = stageKill
+	t.giveUpAt = time.Now().Add(t.h.setup.Grace + refusedAfter)
+	t.pause = 100 * time.Microsecond
+	t.killAll()
+}
+
+// killAll kills every process that it finds. One forked in between is found next time.
+func (t *tree) killAll() {
+	if t.cgroup >= 0 {
+		killCgroup(t.cgroup)
+	}
+	// Own children first and without reading their state: their numbers are safe,
+	// and a process that forks and exits all the time would be gone by then.
+	for _, pid := range childrenOf(t.self) {
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	var refused []string
+	alive := 0
+	walk(t.self, func(fd int, s procStat) {
+		if s.state == 'Z' {
+			return
+		}
+		alive++
+		if signal(fd, s.pid, unix.SIGKILL) == unix.EPERM {
+			refused = append(refused, fmt.Sprintf("process %d", s.pid))
+		}
+	})
+	if len(refused) < alive {
+		refused = nil // some are still dying, and may leave orphans
+	}
+	t.refused = refused
+}
+
+// giveUp reports the survivors and retires the keeper.
+func (t *tree) giveUp() bool {
+	if !t.exited {
+		t.h.send(&report{kind: msgExited, number: t.number, status: uint32(unix.SIGKILL), ended: true})
+	}
+	t.h.send(&report{kind: msgGone, number: t.number,
+		survivors: strings.Join(t.refused[:min(len(t.refused), 10)], ", ")})
+	return false
+}
+
+func (t *tree) close() {
+	for _, fd := range []int{t.pidfd, t.cgroup} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+// killCgroup ends a whole group in one step, which even a fork storm cannot
+// outrun. Before Linux 5.14 there is no such file, and walking must do.
+func killCgroup(dir int) {
+	fd, err := unix.Openat(dir, "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "cgroup.kill")
+	f.Write([]byte("1"))
+	f.Close()
 }

@@ -13,8 +13,7 @@ import (
 // reaping is true in a subreaper: orphans become this process's children.
 var reaping atomic.Bool
 
-// children lists this process's own children, to tell a dead keeper's orphans
-// from them.
+// children lists this process's own children. Others are orphans of a dead keeper.
 var children = childSet{known: make(map[int]struct{})}
 
 type childSet struct {

@@ -65,7 +65,7 @@ func childrenOf(pid int) []int {
 	return pids
 }
 
-// hasChildrenFile tells a kernel without CONFIG_PROC_CHILDREN from a thread
+// hasChildrenFile distinguishes a kernel without CONFIG_PROC_CHILDREN from a thread
 // that has just ended.
 func hasChildrenFile() bool {
 	_, err := os.Stat("/proc/self/task/" + strconv.Itoa(unix.Gettid()) + "/children")

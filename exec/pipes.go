@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -13,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufSize is what a pipe holds, so one read can empty it.
+// bufSize is the capacity of a pipe, so one read can empty it.
 const bufSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
 
-// past is a deadline that wakes whoever waits.
+// past is a deadline that interrupts every wait.
 var past = time.Unix(1, 0)
 
 // stream passes one of a program's outputs on.
@@ -90,14 +91,14 @@ func (s *stream) pass() {
 	}
 }
 
-// finish says that the program's tree is gone: all that it wrote is in the
-// pipe. If a stranger still holds the other end no EOF will ever come, and
-// empty means complete.
+// finish ends the stream when the pipe is empty. The program's tree is gone, so all
+// that it wrote is in the pipe. If an unrelated process still holds the other end no
+// EOF will ever come, and empty means complete.
 func (s *stream) finish() {
 	s.file.SetReadDeadline(past)
 }
 
-// read takes a buffer only when there is something for it: most programs say
+// read takes a buffer only when there is something to read: most programs write
 // nothing for a long time, or nothing at all on stderr.
 func (s *stream) read(finishing bool) (buf *[bufSize]byte, n int, err error) {
 	try := func(fd uintptr) bool {
@@ -114,7 +115,7 @@ func (s *stream) read(finishing bool) (buf *[bufSize]byte, n int, err error) {
 	}
 	var cerr error
 	if finishing {
-		cerr = s.conn.Control(func(fd uintptr) { try(fd) }) // Read would only say that time is over
+		cerr = s.conn.Control(func(fd uintptr) { try(fd) }) // Read would only return the deadline
 	} else {
 		cerr = s.conn.Read(try)
 		if cerr == nil && err == unix.EAGAIN {
@@ -238,12 +239,130 @@ func (f *feed) stop() {
 	}
 }
 
-// unread says, once stop was called, that the program has read nothing of what
-// there was to read.
+// unread reports, after stop, whether the program has read nothing of the input that
+// it got.
 func (f *feed) unread() bool {
 	unread := f.refused || f.sent > 0 && f.hold.count() == f.sent
 	if f.sent > 0 {
 		f.hold.close()
 	}
 	return unread
+}
+
+// unreadEnd is our own descriptor of the reading end of a program's stdin. Bytes that
+// the program has not read can be counted there, also after it died, and taken back.
+// While it is open no write fails because nobody reads.
+type unreadEnd int
+
+const noUnreadEnd unreadEnd = -1
+
+// newStdin makes a program's stdin: our end, the program's, and the hold.
+func newStdin() (ours, child int, hold unreadEnd, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return -1, -1, noUnreadEnd, os.NewSyscallError("pipe2", err)
+	}
+	dup, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return -1, -1, noUnreadEnd, os.NewSyscallError("fcntl", err)
+	}
+	return fds[1], fds[0], unreadEnd(dup), nil
+}
+
+// count is the number of bytes that nobody has read.
+func (e unreadEnd) count() int {
+	if e < 0 {
+		return 0
+	}
+	n, err := unix.IoctlGetInt(int(e), unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// takeBack takes the last n bytes out of the pipe, if they are all that is in
+// it. False: the program has begun to read them, and must not go on with what
+// it has. A pipe gives each byte once, so there is no third case.
+func (e unreadEnd) takeBack(n int) bool {
+	if e < 0 || n == 0 || n > bufSize || e.count() != n {
+		return false
+	}
+	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(null)
+	got := 0
+	for got < n {
+		// Not a read: that would wait for more if the program is quicker. Whether
+		// it waits is shared with the program, whose stdin has to.
+		m, err := unix.Splice(int(e), nil, null, nil, n-got, unix.SPLICE_F_NONBLOCK)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || m <= 0 {
+			break
+		}
+		got += int(m)
+	}
+	return got == n
+}
+
+func (e unreadEnd) close() {
+	if e >= 0 {
+		unix.Close(int(e))
+	}
+}
+
+// longestLogged is where a line of the log is cut.
+const longestLogged = 4 << 10
+
+// longestQuoted is how much of a program's own words goes into a message.
+const longestQuoted = 80
+
+// lineLog writes a program's output that belongs to no call to the worker's log, line
+// by line, and remembers the last line.
+type lineLog struct {
+	f    *Function
+	part []byte // a line that has no end yet
+	last string
+}
+
+func (l *lineLog) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		line, rest, ended := bytes.Cut(p, []byte("\n"))
+		if room := longestLogged - len(l.part); len(line) > room {
+			line, rest, ended = line[:room], p[room:], true
+		}
+		l.part, p = append(l.part, line...), rest
+		if ended {
+			l.flush()
+		}
+	}
+	return n, nil
+}
+
+// flush ends the line that was begun.
+func (l *lineLog) flush() {
+	line := bytes.TrimSuffix(l.part, []byte("\r"))
+	if len(line) > 0 {
+		l.remember(line)
+		l.f.logf("%s: %s", l.f.spec.Name, line)
+	}
+	l.part = l.part[:0]
+}
+
+// remember keeps the last line of output that a call got.
+func (l *lineLog) remember(output []byte) {
+	output = bytes.TrimSpace(output)
+	if i := bytes.LastIndexByte(output, '\n'); i >= 0 {
+		output = output[i+1:]
+	}
+	if len(output) > 0 {
+		l.last = string(output[:min(len(output), longestQuoted)])
+	}
 }

@@ -5,17 +5,67 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"strings"
 	"unicode/utf8"
 
 	"fbus/bus/args"
 )
 
-// longestRequest bounds what one call puts to a resident process, which has to
-// be complete before any of it is written.
-const longestRequest = 64 << 20
+// maxWord is the kernel's limit for one word of a command line, less its NUL.
+const maxWord = 128<<10 - 1
 
-// request is what a resident process is to be asked: a line with its end, or
-// the params of a JSON-RPC request.
+// prepare turns a call's arguments and input into those of the program. Calls that the
+// program cannot take are refused here, before anything starts.
+func (f *Function) prepare(c *Call) (input, error) {
+	if c.Kind == args.KindRaw && f.spec.Args == ArgsStdin {
+		return input{data: c.Input, rest: c.Rest}, nil
+	}
+	v, err := args.Decode(c.Kind, c.Args)
+	if err != nil {
+		return input{}, err
+	}
+	if f.spec.Args == ArgsArgv {
+		return f.prepareArgv(c, v)
+	}
+	if c.HasInput {
+		return input{}, args.BadInput("takes its arguments on stdin; it can take no input in addition")
+	}
+	data, err := v.Encode(f.spec.Encoding)
+	return input{data: data}, err
+}
+
+func (f *Function) prepareArgv(c *Call, v *args.Values) (input, error) {
+	flat, err := v.Flat()
+	if err != nil {
+		return input{}, err
+	}
+	argv, err := f.words.expand(flat, f.spec.AllowOptions)
+	if err != nil {
+		return input{}, err
+	}
+	for i, w := range argv[1:] {
+		switch {
+		case len(w) > maxWord:
+			return input{}, args.BadInput("word %d of the command line is %d bytes long, the system takes %d", i+1, len(w), maxWord)
+		case strings.IndexByte(w, 0) >= 0:
+			return input{}, args.BadInput("an argument holds a NUL byte, which a command line cannot")
+		}
+	}
+	in := input{argv: argv}
+	if c.Kind == args.KindRaw || c.HasInput {
+		in.data, in.rest = c.Input, c.Rest
+	} else {
+		in.null = true
+	}
+	return in, nil
+}
+
+// maxRequest bounds one call's request to a resident process. It has to be complete
+// before any of it is written.
+const maxRequest = 64 << 20
+
+// request returns what is written to a resident process: a line with its end, or the
+// params of a JSON-RPC request.
 func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
 	if c.Kind == args.KindRaw {
 		data, err := wholeInput(ctx, c)
@@ -35,7 +85,7 @@ func (f *Function) request(ctx context.Context, c *Call) ([]byte, error) {
 		return nil, err
 	}
 	if c.HasInput {
-		return nil, args.BadInput("takes its arguments on stdin; it can take no input beside them")
+		return nil, args.BadInput("takes its arguments on stdin; it can take no input in addition")
 	}
 	if f.spec.Resident == JSONRPC {
 		return params(v)
@@ -57,7 +107,7 @@ func wholeInput(ctx context.Context, c *Call) ([]byte, error) {
 	buf := bytes.NewBuffer(bytes.Clone(c.Input))
 	rest := c.Rest
 	go func() { // ends with the input, or when Rest is closed
-		_, err := buf.ReadFrom(io.LimitReader(rest, longestRequest+1-int64(buf.Len())))
+		_, err := buf.ReadFrom(io.LimitReader(rest, maxRequest+1-int64(buf.Len())))
 		read <- input{buf.Bytes(), err}
 	}()
 	select {
@@ -65,8 +115,8 @@ func wholeInput(ctx context.Context, c *Call) ([]byte, error) {
 		switch {
 		case in.err != nil:
 			return nil, args.Errorf(args.CodeCancelled, "cancelled: input ended early: %v", in.err)
-		case len(in.data) > longestRequest:
-			return nil, args.BadInput("the input is longer than %s, the most that a resident program is given in one call", size(longestRequest))
+		case len(in.data) > maxRequest:
+			return nil, args.BadInput("the input is longer than %s, the limit for one call of a resident program", size(maxRequest))
 		}
 		return in.data, nil
 	case <-ctx.Done():
@@ -74,7 +124,7 @@ func wholeInput(ctx context.Context, c *Call) ([]byte, error) {
 	}
 }
 
-// asLine makes a line of text: one newline at its end is the line's.
+// asLine makes a line of text. One newline at its end is the line's end.
 func asLine(text []byte) ([]byte, error) {
 	n := bytes.IndexByte(text, '\n')
 	switch {
@@ -86,7 +136,7 @@ func asLine(text []byte) ([]byte, error) {
 	return text, nil
 }
 
-// argumentLine is the only argument, as a line.
+// argumentLine returns the only argument as a line.
 func argumentLine(v *args.Values) ([]byte, error) {
 	flat := v
 	if v.Kind != args.KindList || len(v.List) != 1 || v.List[0].JSON {
@@ -106,7 +156,7 @@ func argumentLine(v *args.Values) ([]byte, error) {
 	return asLine(flat.List[0].Text)
 }
 
-// params is the arguments as a JSON array or object in one line.
+// params returns the arguments as a JSON array or object in one line.
 func params(v *args.Values) ([]byte, error) {
 	doc, err := v.Encode(args.EncodeJSON)
 	if err != nil {
@@ -126,7 +176,7 @@ func params(v *args.Values) ([]byte, error) {
 	return doc, nil
 }
 
-// rawParams is an input without arguments as one string.
+// rawParams returns params for an input without arguments: one string.
 func rawParams(data []byte) ([]byte, error) {
 	if !utf8.Valid(data) {
 		return nil, args.BadInput("the input is not UTF-8, which JSON needs")

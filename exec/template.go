@@ -9,9 +9,9 @@ import (
 	"fbus/bus/args"
 )
 
-// template is the offered command line with its placeholders found.
+// template is the offered command line, parsed into text and placeholders.
 type template struct {
-	words   []word // Argv[1:], where a placeholder may stand
+	words   []word // Argv[1:]
 	argv0   string
 	dynamic bool // there are placeholders
 	all     bool // `{}` is one of them, so no argument is without a use
@@ -26,7 +26,7 @@ type partKind int
 
 const (
 	partText   partKind = iota
-	partAll             // {} as a whole word: every argument, a word each
+	partAll             // {} as a whole word: every argument, each a word
 	partOnly            // {} within a word: the only argument
 	partNumber          // {1}
 	partField           // {name}
@@ -44,7 +44,7 @@ var (
 	optionWord  = lazily(`^--?[A-Za-z][A-Za-z0-9-]*=\{[1-9][0-9]{0,3}\}$`)
 )
 
-// codeChars stand in code and in regular expressions, where braces mean
+// codeChars are common in code and in regular expressions, where braces mean
 // something else: text with one of these holds no placeholder.
 const codeChars = "$\\^[]()*+?|;&<>\"'`\n"
 
@@ -76,7 +76,7 @@ func parseTemplate(spec *Spec) (template, error) {
 	return t, nil
 }
 
-// note keeps account of what the placeholders use.
+// note records which arguments the placeholders use.
 func (t *template) note(w word) {
 	for _, p := range w {
 		switch p.kind {
@@ -163,7 +163,7 @@ func parseShellWord(w string, code bool) (word, error) {
 	whole := w == "{}" || numbered().FindString(w) == w && w != ""
 	switch {
 	case whole && code:
-		return nil, usage(shellHint, "%s stands where the command expects code: the argument would be run", w)
+		return nil, usage(shellHint, "%s is where the command expects code: the argument would be run", w)
 	case w == "{}":
 		return word{{kind: partAll}}, nil
 	case whole, !code && optionWord().MatchString(w):
@@ -176,8 +176,8 @@ func parseShellWord(w string, code bool) (word, error) {
 
 const shellHint = `pass it as the code's own argument: sh -c 'echo "$1"' sh {1}`
 
-// meansArgument tells {1} for an argument from the {1} of a regular
-// expression, which stands in code and repeats what is right before it.
+// meansArgument distinguishes {1} for an argument from the {1} of a regular
+// expression, which is in code and repeats the character before it.
 func meansArgument(w string) bool {
 	found := numbered().FindAllStringIndex(w, -1)
 	if !strings.ContainsAny(w, codeChars) {
@@ -186,4 +186,123 @@ func meansArgument(w string) bool {
 	return slices.ContainsFunc(found, func(m []int) bool {
 		return m[0] == 0 || strings.IndexByte(" \t\n\"'`=/:,", w[m[0]-1]) >= 0
 	})
+}
+
+// expand puts a call's arguments into the command line. Without placeholders
+// they follow it.
+func (t *template) expand(v *args.Values, allowOptions bool) ([]string, error) {
+	argv := make([]string, 1, len(t.words)+len(v.List)+1)
+	argv[0] = t.argv0
+	if err := t.check(v); err != nil {
+		return nil, err
+	}
+	for _, w := range t.words {
+		words, err := w.expand(v)
+		if err != nil {
+			return nil, err
+		}
+		// A word that begins with the offer's own text is an option if the offer wants
+		// it; one that begins with an argument must not become one.
+		if !allowOptions && w[0].kind != partText {
+			if err := refuseOptions(words); err != nil {
+				return nil, err
+			}
+		}
+		argv = append(argv, words...)
+	}
+	if t.dynamic {
+		return argv, nil
+	}
+	rest, err := word{{kind: partAll}}.expand(v)
+	if err == nil && !allowOptions {
+		err = refuseOptions(rest)
+	}
+	return append(argv, rest...), err
+}
+
+// check finds arguments that no placeholder uses: silence would hide a
+// caller's mistake.
+func (t *template) check(v *args.Values) error {
+	if !t.dynamic || t.all {
+		return nil
+	}
+	if v.Kind == args.KindMap {
+		for _, key := range v.Keys {
+			if !slices.Contains(t.fields, key) {
+				return args.BadInput("field %q has no use here: it takes %s", key, t.uses())
+			}
+		}
+		return nil
+	}
+	if n := len(v.List); n > t.numbers {
+		return args.BadInput("takes %s, got %d", count(t.numbers), n)
+	}
+	return nil
+}
+
+func count(n int) string {
+	switch n {
+	case 0:
+		return "no arguments"
+	case 1:
+		return "1 argument"
+	}
+	return strconv.Itoa(n) + " arguments"
+}
+
+func refuseOptions(words []string) error {
+	for _, w := range words {
+		if strings.HasPrefix(w, "-") {
+			return args.BadInput("%s begins with \"-\" and could be taken for an option; the function's offer can permit it: `allow-options`",
+				args.Abbreviate([]byte(w)))
+		}
+	}
+	return nil
+}
+
+func (w word) expand(v *args.Values) ([]string, error) {
+	if w[0].kind == partAll {
+		words := make([]string, len(v.List))
+		for i := range v.List {
+			b, err := v.Word(i)
+			if err != nil {
+				return nil, err
+			}
+			words[i] = string(b)
+		}
+		return words, nil
+	}
+	var out strings.Builder
+	for _, p := range w {
+		if p.kind == partText {
+			out.WriteString(p.text)
+			continue
+		}
+		b, err := p.pick(v)
+		if err != nil {
+			return nil, err
+		}
+		out.Write(b)
+	}
+	return []string{out.String()}, nil
+}
+
+// pick returns the argument that a placeholder names.
+func (p part) pick(v *args.Values) ([]byte, error) {
+	switch p.kind {
+	case partOnly:
+		if len(v.List) != 1 {
+			return nil, args.BadInput("takes 1 argument, got %d", len(v.List))
+		}
+		return v.Word(0)
+	case partNumber:
+		if v.Kind == args.KindMap || p.number > len(v.List) {
+			return nil, args.BadInput("argument %d is missing", p.number)
+		}
+		return v.List[p.number-1].Text, nil
+	}
+	if value, ok := v.Field(p.text); ok {
+		return value.Text, nil
+	}
+	return nil, args.BadInput("field %q is missing", p.text)
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,6 +146,12 @@ func condition(name string) (bool, error) {
 		return exec.Command("unshare", "-m", "sh", "-c", "mount --bind / /").Run() == nil, nil
 	case "netns":
 		return exec.Command("unshare", "-n", "-m", "ip", "link", "set", "lo", "up").Run() == nil, nil
+	case "ipv6":
+		l, err := net.Listen("tcp6", "[::1]:0")
+		if err == nil {
+			l.Close()
+		}
+		return err == nil, nil
 	case "perl":
 		return exec.Command("perl", "-M"+module, "-e1").Run() == nil, nil
 	case "python":

@@ -153,10 +153,10 @@ func (p *process) end() bool {
 	return false
 }
 
-// bound kills all that a script has started when it takes far too long: what
-// hangs is a failure of its own line, not a reason to wait for go test's limit.
-func (r *runner) bound() (stop func() bool) {
-	return time.AfterFunc(5*patience, func() {
+// bound kills everything that a script has started after a limit that only a command
+// that hangs can reach: it then fails in its own line, before go test's limit.
+func (r *runner) bound(limit time.Duration) (stop func() bool) {
+	return time.AfterFunc(limit, func() {
 		for pid := range r.leftovers() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -297,6 +297,7 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: status STATUS COMMAND [ARG…]")
 	}
+	defer runnerOf(ts).bound(2 * patience)()
 	err := ts.Exec(lookPath(ts, args[1]), args[2:]...)
 	got := "0"
 	var exit *exec.ExitError

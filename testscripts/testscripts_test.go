@@ -111,7 +111,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	r := &runner{work: env.WorkDir, started: map[string]*process{}}
 	env.Values[runnerKey{}] = r
-	stop := r.bound()
+	stop := r.bound(5 * patience)
 	env.Defer(func() { stop(); r.finish(env.T()) })
 	return nil
 }

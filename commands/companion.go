@@ -37,7 +37,7 @@ func companionDirs() []string {
 		dirs = append(dirs, filepath.Dir(path))
 	}
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-		if filepath.IsAbs(dir) { // the current directory belongs to whoever wrote it
+		if filepath.IsAbs(dir) { // anybody may have written the current directory
 			dirs = append(dirs, filepath.Clean(dir))
 		}
 	}

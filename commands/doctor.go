@@ -95,18 +95,18 @@ var (
 
 // examination checks one node.
 type examination struct {
-	o      *doctorOptions
-	tell   func(*finding)
-	told   map[string]bool
-	began  time.Time // of the step
-	place  find.Place
-	client *bus.Client // nil before the handshake
-	status int         // of the failure, 0 while there is none
+	o        *doctorOptions
+	report   func(*finding)
+	reported map[string]bool
+	began    time.Time // of the step
+	place    find.Place
+	client   *bus.Client // nil before the handshake
+	status   int         // of the failure, 0 while there is none
 }
 
 // doctor checks the node that a call would use.
 func doctor(o *doctorOptions, stdout io.Writer) error {
-	x := &examination{o: o, told: map[string]bool{}, began: time.Now(), tell: func(f *finding) { o.print(stdout, f) }}
+	x := &examination{o: o, reported: map[string]bool{}, began: time.Now(), report: func(f *finding) { o.print(stdout, f) }}
 	// A signal ends the process: there is nothing to clean up.
 	ctx := context.Background()
 	x.look(ctx)
@@ -118,7 +118,7 @@ func doctor(o *doctorOptions, stdout io.Writer) error {
 		steps = socketSteps
 	}
 	for _, step := range steps {
-		if !x.told[step] && x.status != 0 {
+		if !x.reported[step] && x.status != 0 {
 			x.skip(step, "not reached")
 		}
 	}
@@ -180,8 +180,8 @@ func (o *doctorOptions) print(w io.Writer, f *finding) {
 func (x *examination) add(f *finding) {
 	f.took = time.Since(x.began)
 	x.began = time.Now()
-	x.told[f.Step] = true
-	x.tell(f)
+	x.reported[f.Step] = true
+	x.report(f)
 }
 
 func (x *examination) ok(step, format string, args ...any) {

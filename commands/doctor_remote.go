@@ -166,7 +166,7 @@ func (r *remoteAddress) agreed(cs tls.ConnectionState) {
 func (r *remoteAddress) refused(err, cause error) bool {
 	f := explain(err)
 	step := stepOf(err, f.Code)
-	if step != "tls" && !r.told["tls"] {
+	if step != "tls" && !r.reported["tls"] {
 		r.ok("tls", "fine until a certificate was refused")
 	}
 	denied := f.Status() == args.StatusOf(args.CodeDenied) // the same for every address

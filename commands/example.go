@@ -13,12 +13,12 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// examples are the parts that need no protocol of their own: stdin and stdout.
+// examples are the parts that use stdin and stdout only, not the protocol.
 //
 //go:embed examples
 var examples embed.FS
 
-// exampleParts lists what there is, with the languages it is there in.
+// exampleParts lists the parts, and the languages of each.
 var exampleParts = map[string][]string{
 	"caller":        {"python", "perl"},
 	"worker":        {"python", "perl"},
@@ -86,7 +86,7 @@ func exampleText(part, suffix string) ([]byte, error) {
 	return examples.ReadFile("examples/" + part + suffix)
 }
 
-// partsOf lists what there is in a language.
+// partsOf lists the parts that exist in a language.
 func partsOf(language string) []string {
 	return slices.Sorted(func(yield func(string) bool) {
 		for part := range maps.Keys(exampleParts) {

@@ -14,11 +14,11 @@ type mixing int
 
 const (
 	interleaved   mixing = iota // flags anywhere up to --
-	flagsFirst                  // flags only before the first operand; words with - after it are refused
-	untilDashDash               // flags anywhere up to --, which stays to mark where a program begins
+	flagsFirst                  // flags only before the first operand; later words with - are refused
+	untilDashDash               // flags anywhere up to --, which is kept to mark the program
 )
 
-// flagTable knows a command's flags by name.
+// flagTable maps names to the flags of a command.
 type flagTable map[string]cli.Flag
 
 func tableOf(flags []cli.Flag) flagTable {
@@ -33,8 +33,8 @@ func tableOf(flags []cli.Flag) flagTable {
 	return t
 }
 
-// namesOf is a flag's own name and its others. The flag's Names says the same,
-// but runs a regular expression over each, and every call asks for them all.
+// namesOf returns the name of a flag and its aliases. Names of the flag would do the
+// same, but runs a regular expression on each, and every call needs them all.
 func namesOf(f cli.Flag) (name string, aliases []string) {
 	switch f := f.(type) {
 	case *cli.StringFlag:
@@ -50,7 +50,7 @@ func namesOf(f cli.Flag) (name string, aliases []string) {
 	return names[0], names[1:]
 }
 
-// option is a flag as normalize writes it.
+// option returns a flag as normalize writes it.
 func option(f cli.Flag) string {
 	name, _ := namesOf(f)
 	return "--" + name
@@ -62,10 +62,10 @@ func takesValue(f cli.Flag) bool {
 	return ok && d.TakesValue()
 }
 
-// normalize rewrites words as getopt_long reads them into the form that the
-// flag package reads without surprises: every flag apart, values joined with =,
-// its first name, then --, then the operands as they are. So -j4, -t5s, -qn and --x=y work, and
-// an operand is never taken for a flag or the other way round.
+// normalize reads words as getopt_long does and rewrites them for the flag package:
+// each flag by itself under its first name, with its value after =, then --, then the
+// operands. So -j4, -t5s, -qn and --x=y work, and an operand is never mistaken for a
+// flag.
 func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]string, error) {
 	g := getopt{command: command, table: tableOf(flags), words: words}
 	for len(g.words) > 0 {
@@ -98,11 +98,11 @@ func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]
 type getopt struct {
 	command         string
 	table           flagTable
-	words           []string // not looked at yet
+	words           []string // still to be read
 	flags, operands []string
 }
 
-// flag takes one word that begins with -.
+// flag reads a word that begins with -.
 func (g *getopt) flag(w string) error {
 	if name, ok := strings.CutPrefix(w, "--"); ok {
 		return g.long(name)
@@ -153,7 +153,7 @@ func (g *getopt) long(w string) error {
 	return nil
 }
 
-// value takes the next word as a flag's value.
+// value returns the next word as the value of a flag.
 func (g *getopt) value(flag string) (string, error) {
 	if len(g.words) == 0 {
 		return "", usage("%s needs a value", flag).WithHint("fbus %s --help", g.command)
@@ -175,8 +175,8 @@ func (g *getopt) unknown(flag string) error {
 	return f.WithHint("fbus %s --help lists them", g.command)
 }
 
-// rest takes everything from the first operand on. A word that begins with - is
-// refused unless -- stands before it: whose flag it is can not be told.
+// rest reads everything from the first operand on. A word that begins with - is refused
+// unless it follows --, because it may be for fbus or for the function.
 func (g *getopt) rest(first string) error {
 	g.operands = append(g.operands, first)
 	i := slices.Index(g.words, "--")
@@ -197,7 +197,7 @@ func (g *getopt) rest(first string) error {
 	return nil
 }
 
-// misplaced refuses a word with - behind the name, and shows what was meant.
+// misplaced refuses a word with - after the name. Its hint has both corrected commands.
 func (g *getopt) misplaced(name string, words []string, k int) error {
 	w := words[k]
 	f := usage("%s after %s: is it for fbus or for the function?", w, name)
@@ -223,7 +223,7 @@ func (g *getopt) known(w string) cli.Flag {
 	return g.table[name]
 }
 
-// join quotes words, or lists of them, into one line for the shell.
+// join quotes words, or lists of words, as one line for the shell.
 func join(parts ...any) string {
 	var words []string
 	for _, p := range parts {
@@ -237,8 +237,7 @@ func join(parts ...any) string {
 	return args.Quote(words...)
 }
 
-// nearest is the candidate that a mistyped word most likely meant, "" if none
-// is near.
+// nearest returns the candidate that is most like a mistyped word, "" if none is near.
 func nearest(word string, candidates []string) string {
 	best, bestDistance := "", 3
 	slices.Sort(candidates)

@@ -59,27 +59,26 @@ The functions always call the node that --node or FBUS_NODE names now.`,
 	}
 }
 
-// reservedWords can not be commands in some shell.
+// reservedWords cannot be commands in some shell.
 const reservedWords = `if then else elif fi for while until do done case esac in select function time
 	coproc repeat foreach end nocorrect always`
 
-// specialBuiltins are found before functions in POSIX, or end a script that
-// fails to define them.
+// specialBuiltins take precedence over functions in POSIX, or end a script that fails to
+// define them.
 const specialBuiltins = `break continue eval exec exit export readonly return set shift times trap unset`
 
-// builtins are those of bash, dash and zsh that scripts, prompts and completions
-// lean on.
+// builtins are those of bash, dash and zsh that scripts, prompts and completions need.
 const builtins = `alias autoload bg bind bindkey builtin caller cd chdir command compgen complete compopt
 	declare dirs disable disown echo emulate enable false fc fg float functions getopts hash help history integer
 	jobs kill let local logout mapfile noglob popd print printf private pushd pwd read readarray rehash setopt shopt
 	source suspend test true type typeset ulimit umask unalias unfunction unhash unlimit unsetopt wait whence where
 	which zcompile zle zmodload zparseopts zstyle`
 
-// oneOf reports whether a word is in a list of words. The lists are split only
-// here: at the start of the program that would cost every call.
+// oneOf reports whether a word is in a list of words. The lists are split here and not
+// at the start of the program, where that would cost every call.
 func oneOf(list, word string) bool { return slices.Contains(strings.Fields(list), word) }
 
-// check refuses what no shell function can be.
+// check refuses names that no shell function can have.
 func (o *importOptions) check() error {
 	if len(o.names) == 0 {
 		return usage("fbus import needs a name").WithHint(`eval "$(fbus import NAME…)"; fbus ls shows what is offered`)
@@ -98,7 +97,7 @@ func (o *importOptions) check() error {
 	return nil
 }
 
-// unfit is why a shell function may not have a name, empty if it may.
+// unfit returns why a shell function may not have a name, "" if it may.
 func unfit(name string) string {
 	switch {
 	case oneOf(reservedWords, name):
@@ -150,19 +149,19 @@ func importFunctions(o *importOptions, stdout io.Writer) error {
 	return err
 }
 
-// definition is a shell function. An alias of its name would take the place of
-// the name in the definition, and must be gone before that is read: zsh reads all
-// that eval is given at once, so there is an eval in it.
+// definition returns the text of a shell function. An alias of its name would replace
+// the name in the definition, so it must be removed before the shell reads that. zsh
+// reads the whole argument of eval first; hence the inner eval.
 func definition(name string, command []string, function string) string {
 	body := fmt.Sprintf(`%s() { command %s -- "$@"; }`, name, join(command, function))
 	return fmt.Sprintf("\\unalias %s 2>/dev/null || :\n\\eval %s\n", name, quoteWord(body))
 }
 
-// quoteWord quotes for any shell.
+// quoteWord quotes a word for any shell.
 func quoteWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// address is the node that was named, empty if none was. The functions may be
-// called in other directories: a relative path is made absolute.
+// address returns the node that was named, or "". The functions may be called in other
+// directories, so a relative path becomes absolute.
 func (o *importOptions) address() (string, error) {
 	addr := o.node
 	if addr == "" {
@@ -173,7 +172,7 @@ func (o *importOptions) address() (string, error) {
 	}
 	if o.noCheck && !wire.IsPath(addr) {
 		if _, err := os.Lstat(addr); err != nil {
-			return addr, nil // not there yet: the call will say so
+			return addr, nil // it does not exist yet: the call will report that
 		}
 	}
 	p, err := find.Node(addr)
@@ -190,8 +189,7 @@ func (o *importOptions) address() (string, error) {
 	return path, nil
 }
 
-// offered checks that somebody offers all the names, now or within the time to
-// wait.
+// offered checks that all the names are offered, now or within the time to wait.
 func (o *importOptions) offered() error {
 	deadline := time.Now().Add(o.wait.d)
 	look := lookOptions{node: o.node, wait: o.wait, verbose: o.verbose}
@@ -218,7 +216,7 @@ func (o *importOptions) lookFor(look *lookOptions) error {
 	if err != nil {
 		return err
 	}
-	// A name that is only waited for is listed too.
+	// Names without workers, which calls wait for, are listed too.
 	list = slices.DeleteFunc(list, func(f bus.FunctionInfo) bool { return len(f.Workers) == 0 })
 	return missing(list, o.names)
 }

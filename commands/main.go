@@ -57,9 +57,9 @@ func run(line []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// execute runs a command whose words are in order already, as prepare leaves
-// them. Help is the app's; the rest of its work, setting up every flag whether it
-// is given or not, took half a millisecond of each call.
+// execute runs a command whose words are in the order that prepare makes. Only help
+// goes through the app: setting up every flag, given or not, took half a millisecond
+// of each call.
 func execute(app *cli.App, words []string) error {
 	end := slices.Index(words, "--")
 	switch {
@@ -76,7 +76,7 @@ func execute(app *cli.App, words []string) error {
 	return cmd.Action(ctx)
 }
 
-// parse sets up those of a command's flags that stand in normalized words, and reads them.
+// parse sets up and reads the flags of a command that are in normalized words.
 func parse(app *cli.App, cmd *cli.Command, words []string) (*cli.Context, error) {
 	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
 	set.SetOutput(io.Discard)
@@ -103,8 +103,8 @@ type hintless struct{ error }
 // Unwrap returns the error.
 func (h hintless) Unwrap() error { return h.error }
 
-// checkedWriter remembers that something could not be written, so that no
-// command loses output and says that all went well.
+// checkedWriter remembers the first write error, so that no command loses output and
+// exits with 0.
 type checkedWriter struct {
 	w   io.Writer
 	err error
@@ -118,7 +118,7 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// report prints an error as a person reads it and returns the exit status.
+// report prints an error for a person and returns the exit status.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return 0
@@ -139,15 +139,15 @@ func report(stderr io.Writer, err error) int {
 	return f.Status()
 }
 
-// say prints a message, each line with our name before it.
+// say prints a message with "fbus: " before each line.
 func say(w io.Writer, msg string) {
 	for line := range strings.SplitSeq(strings.TrimSuffix(msg, "\n"), "\n") {
 		fmt.Fprintf(w, "fbus: %s\n", line)
 	}
 }
 
-// commandTable lists the commands, and how each mixes flags and operands. Only the one
-// that is run is made: the others would cost every call their set-up.
+// commandTable lists the commands, and how each mixes flags and operands. Only the
+// command that runs is made, because making the others would cost every call.
 var commandTable = []struct {
 	name string
 	make func() *cli.Command
@@ -189,8 +189,8 @@ func allCommands() []*cli.Command {
 	return list
 }
 
-// elsewhere is our word for a verb that people try first, "" if there is none. A
-// switch and not a map: that would be filled at the start of every call.
+// elsewhere returns the fbus command for a verb that people try first, or "". It is a
+// switch because a map would be filled at the start of every call.
 func elsewhere(verb string) string {
 	switch verb {
 	case "list", "functions", "workers":
@@ -268,7 +268,7 @@ func noCommand(name string) error {
 	return f.WithHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", name))
 }
 
-// newApp makes the command tree.
+// newApp returns the command tree.
 func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:                      "fbus",
@@ -279,7 +279,7 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 		DisableSliceFlagSeparator: true,
 		CustomAppHelpTemplate:     appHelp,
 		OnUsageError:              usageError,
-		ExitErrHandler:            func(*cli.Context, error) {}, // statuses are report's
+		ExitErrHandler:            func(*cli.Context, error) {}, // report decides the status
 		Flags:                     []cli.Flag{},
 		Commands:                  commands,
 		ExtraInfo:                 companions,
@@ -292,8 +292,8 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 	return app
 }
 
-// valueError words what is wrong with the value of an option, which a reason that quotes
-// the value has named already.
+// valueError returns the message for a bad value of an option. It does not repeat a value
+// that the reason quotes.
 func valueError(name, value, why string) string {
 	if strings.Contains(why, strconv.Quote(value)) {
 		return name + ": " + why

@@ -9,14 +9,14 @@ import (
 	"fbus/bus/fanout"
 )
 
-// meter words the line of progress. A library for this would compile regular
-// expressions and fill tables whenever fbus is started, for every call.
+// meter formats the line of progress. A library for this would compile regular
+// expressions and fill tables at every start of fbus, so in every call.
 type meter struct {
 	name  string // of the function
-	total int    // calls in all, 0 if that is not known
+	total int    // calls in all, 0 if unknown
 	began time.Time
-	marks []mark // where the calls were in the last seconds, the oldest first
-	turns int    // of what spins while the total is not known
+	marks []mark // progress in the last seconds, the oldest first
+	turns int    // of the spinner while the total is unknown
 }
 
 type mark struct {
@@ -26,10 +26,9 @@ type mark struct {
 
 const (
 	meterWidth = 20 // characters of the bar where there is room
-	meterLeast = 5  // below which it is left out
+	meterLeast = 5  // a shorter bar is left out
 
-	// The rate is taken over ten marks half a second apart: it is steady and
-	// still follows a change.
+	// The rate over ten marks, half a second apart, is steady and still follows a change.
 	markEvery = 500 * time.Millisecond
 	marksKept = 10
 )
@@ -38,12 +37,12 @@ func newMeter(name string, total int, now time.Time) *meter {
 	return &meter{name: name, total: total, began: now, marks: []mark{{at: now}}}
 }
 
-// line says where the calls are:
+// line returns the line of progress:
 //
 //	f: 0 failed, 2 running  33% |██████              | (10/30, 4 calls/s) [2s:5s]
 //
-// with the time spent and what is left of it, and a bar as long as width allows;
-// or, while the total is not known,
+// with the time spent, the estimated time left, and a bar as long as width allows; or,
+// while the total is unknown,
 //
 //	| f: 0 failed, 2 running (10/-, 4 calls/s) [2s]
 func (m *meter) line(now time.Time, p fanout.Progress, width int) string {
@@ -64,7 +63,7 @@ func (m *meter) line(now time.Time, p fanout.Progress, width int) string {
 	return before + m.bar(ended, width-utf8.RuneCountInString(before+after)) + after
 }
 
-// bar draws how many calls have ended, in so many characters at most.
+// bar draws how many calls have ended, in at most room characters.
 func (m *meter) bar(ended, room int) string {
 	room = min(room-len("|| "), meterWidth)
 	if room < meterLeast {
@@ -74,7 +73,7 @@ func (m *meter) bar(ended, room int) string {
 	return "|" + strings.Repeat("█", full) + strings.Repeat(" ", room-full) + "| "
 }
 
-// rate is how many calls a second ended lately.
+// rate returns how many calls a second ended recently.
 func (m *meter) rate(now time.Time, ended int) float64 {
 	oldest := m.marks[0]
 	if now.Sub(m.marks[len(m.marks)-1].at) >= markEvery {
@@ -89,7 +88,7 @@ func (m *meter) rate(now time.Time, ended int) float64 {
 	return float64(ended-oldest.ended) / now.Sub(oldest.at).Seconds()
 }
 
-// perTime writes a rate in the unit that leaves a figure to read.
+// perTime writes a rate in a unit in which it is at least 1, if there is one.
 func perTime(rate float64) string {
 	switch {
 	case rate > 1:

@@ -10,45 +10,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is said here goes to the service manager that has started us, if it wants
-// to know: sd_notify(3). NOTIFY_SOCKET stays in our environment, for more than
-// one message; programs that we run do not get it.
+// These functions notify the service manager that started fbus, if it asked for that
+// (sd_notify(3)). NOTIFY_SOCKET stays in our environment for further messages; programs
+// that fbus runs do not get it.
 
-// logf is where messages for people go.
+// logf prints a message for a person.
 type logf = func(format string, args ...any)
 
 // notify sends some assignments as one message.
 func notify(warn logf, lines ...string) {
 	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
-		// A unit of Type=notify is killed when this message does not come: say why.
+		// A unit of Type=notify is killed without this message: report the reason.
 		warn("cannot notify the service manager of %s: NOTIFY_SOCKET: %v", lines[0], err)
 	}
 }
 
-// notifyReady says that what others wait for is there.
+// notifyReady reports that the service is ready.
 func notifyReady(warn logf, status string) {
 	notify(warn, daemon.SdNotifyReady, "STATUS="+status)
 }
 
-// notifyReloading says that READY=1 will come again. The time tells the manager
-// whether that was before it asked for another reload.
+// notifyReloading reports that READY=1 will follow. With the time, the manager knows
+// which reload the message is about.
 func notifyReloading(warn logf) {
 	var now unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
 	notify(warn, daemon.SdNotifyReloading, fmt.Sprintf("MONOTONIC_USEC=%d", now.Nano()/1000), "STATUS=reloading")
 }
 
-// endMargin is what may follow a drain that was too short: programs get TERM,
-// their grace and KILL.
+// endMargin is the time after a drain in which programs get TERM, their grace and KILL.
 const endMargin = 30 * time.Second
 
-// notifyDraining says that we are going, in at most d, and how many calls are
-// still open, until stop is called.
+// notifyDraining reports that the process ends within d, and how many calls are still
+// open, until stop is called.
 func notifyDraining(warn logf, open func() int, d time.Duration) (stop func()) {
 	left := open()
 	status := func() string { return "STATUS=draining " + plural(left, "call") }
 	lines := []string{daemon.SdNotifyStopping, status()}
-	if left > 0 { // the unit may have been written for another --drain
+	if left > 0 { // the unit may be for another --drain
 		lines = append(lines, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (d+endMargin).Microseconds()))
 	}
 	notify(warn, lines...)
@@ -60,8 +59,8 @@ func notifyDraining(warn logf, open func() int, d time.Duration) (stop func()) {
 	})
 }
 
-// watchdog tells a manager that asks for it that we live, until stop is called:
-// as often as look returns. What it looks at hangs if we do.
+// watchdog sends keep-alive messages to a manager that asked for them, until stop is
+// called. It calls look before each, which hangs if the process does.
 func watchdog(warn logf, look func()) (stop func()) {
 	limit, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -76,7 +75,7 @@ func watchdog(warn logf, look func()) (stop func()) {
 	})
 }
 
-// every calls f once in a while, until stop is called.
+// every calls f at that interval, until stop is called.
 func every(pause time.Duration, f func()) (stop func()) {
 	done := make(chan struct{})
 	go func() { // ends with stop

@@ -12,11 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFile opens a file to write to it, as os.OpenFile does. But in a directory where
-// everybody may make files, such as /tmp, nobody else decides what is written to:
-// another user's link is not followed, and his file, or one that has a second name, is
-// not taken for ours. The kernel sees to most of that where fs.protected_symlinks and
-// its like are set.
+// openFile opens a file for writing, as os.OpenFile does. But in a directory where every
+// user may create files, such as /tmp, it does not follow another user's link, and does
+// not use another user's file or a file with a second name. The kernel does most of that
+// where fs.protected_symlinks and similar settings are on.
 func openFile(path string, flags int, mode os.FileMode) (f *os.File, err error) {
 	if path, err = resolve(path); err != nil {
 		return nil, err
@@ -24,7 +23,7 @@ func openFile(path string, flags int, mode os.FileMode) (f *os.File, err error) 
 	if !shared(dirOf(path)) {
 		return os.OpenFile(path, flags, mode)
 	}
-	for range 3 { // of two of ours that make it one comes too late
+	for range 3 { // of two processes of ours that create it, one is too late
 		st, err := os.Lstat(path)
 		switch {
 		case err == nil:
@@ -39,7 +38,7 @@ func openFile(path string, flags int, mode os.FileMode) (f *os.File, err error) 
 	return nil, err
 }
 
-// openKnown opens what was found, if it is ours and still there.
+// openKnown opens the file that was found, if it is ours and still the same.
 func openKnown(path string, flags int, st os.FileInfo) (*os.File, error) {
 	if why := strange(st); why != "" {
 		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New(why)}
@@ -62,13 +61,13 @@ func openKnown(path string, flags int, st os.FileInfo) (*os.File, error) {
 	return f, nil
 }
 
-// resolve follows the links that a path ends in, but not another user's in a directory where
-// everybody may make them.
+// resolve follows the links at the end of a path, but not another user's in a directory
+// where every user may create files.
 func resolve(path string) (string, error) {
 	for range 40 {
 		st, err := os.Lstat(path)
 		if err != nil || st.Mode().Type() != os.ModeSymlink {
-			return path, nil // an error shows again when it is opened
+			return path, nil // opening it reports the error
 		}
 		uid := ownerOf(st)
 		if uid != os.Geteuid() && shared(dirOf(path)) {
@@ -89,8 +88,8 @@ func resolve(path string) (string, error) {
 	return "", &os.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
 }
 
-// dirOf is the directory that a path is in, as it is written: above a link .. is not what
-// it looks like.
+// dirOf returns the directory part of a path, unchanged: filepath.Dir would remove "..",
+// which is wrong after a link.
 func dirOf(path string) string {
 	if i := strings.LastIndexByte(path, '/'); i >= 0 {
 		return path[:i+1]
@@ -98,19 +97,19 @@ func dirOf(path string) string {
 	return "./"
 }
 
-// isMagic reports whether a link leads to an open file, whatever it reads.
+// isMagic reports whether a link leads to an open file, whatever its text is.
 func isMagic(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dirOf(path), &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// shared reports whether everybody may make files in a directory.
+// shared reports whether every user may create files in a directory.
 func shared(dir string) bool {
 	st, err := os.Stat(dir)
 	return err == nil && st.Mode()&0o002 != 0
 }
 
-// strange is why a file in such a directory is not taken for ours, empty if it is.
+// strange returns why a file in such a directory is not used, "" if it is.
 func strange(st os.FileInfo) string {
 	sys := st.Sys().(*syscall.Stat_t)
 	switch {

@@ -13,20 +13,19 @@ import (
 	"fbus/bus/args"
 )
 
-// maxPretty is how much output -p holds back to indent it; longer comes out as
-// it is.
+// maxPretty is how much output -p buffers to indent it. Longer output is not indented.
 const maxPretty = 64 << 20
 
-// outputFile is where a call's stdout goes: our own, or a file that is written
-// aside and put in place when all went well.
+// outputFile is the destination of a call's stdout: our stdout, or a file that is written
+// under another name and renamed on success.
 type outputFile struct {
 	w      io.Writer
-	tmp    *os.File // nil: nothing is written aside
-	path   string   // what tmp will be
+	tmp    *os.File // nil: no temporary file
+	path   string   // the final name of tmp
 	pretty *bytes.Buffer
 }
 
-// openOutput opens what -o and -p ask for.
+// openOutput opens the output for -o and -p.
 func openOutput(o *endOptions) (*outputFile, error) {
 	out := &outputFile{w: os.Stdout}
 	if o.output != "" && o.output != "-" {
@@ -40,9 +39,8 @@ func openOutput(o *endOptions) (*outputFile, error) {
 	return out, nil
 }
 
-// open makes the file beside its place. What is there and is no regular file, a
-// device or a pipe, is written to directly; a link stays and its target is
-// replaced.
+// open creates a temporary file in the same directory. A device or a pipe is written
+// directly. A symbolic link stays, and its target is replaced.
 func (o *outputFile) open(path string) error {
 	if f, err := descriptor(path); f != nil || err != nil {
 		o.w = f
@@ -66,7 +64,7 @@ func (o *outputFile) open(path string) error {
 	case err == nil:
 		mode = st.Mode().Perm()
 		if f, err := openFile(path, os.O_WRONLY, 0); err != nil {
-			return err // a file that may not be written is not to be replaced
+			return err // a file without write permission must not be replaced
 		} else {
 			f.Close()
 		}
@@ -82,8 +80,8 @@ func (o *outputFile) open(path string) error {
 	return nil
 }
 
-// descriptor opens a name of one of our own descriptors: what stands there is
-// written on, where it is, and not replaced.
+// descriptor opens a name of one of our own descriptors, which is written at its current
+// position, not replaced.
 func descriptor(path string) (*os.File, error) {
 	n, ok := strings.CutPrefix(path, "/dev/fd/")
 	if !ok {
@@ -106,8 +104,7 @@ func descriptor(path string) (*os.File, error) {
 	return f, err
 }
 
-// createAside makes a new file in the directory of path, its mode under the
-// umask.
+// createAside creates a new file in the directory of path. The umask applies to mode.
 func createAside(path string, mode os.FileMode) (*os.File, error) {
 	base := filepath.Base(path)
 	base = base[:min(len(base), 200)] // a name has at most 255 bytes
@@ -132,7 +129,7 @@ func (o *outputFile) Write(p []byte) (int, error) {
 	return o.w.Write(p)
 }
 
-// flush writes out what -p has held back: indented if it is JSON.
+// flush writes the buffer of -p, indented if it is JSON.
 func (o *outputFile) flush() error {
 	if o.pretty == nil {
 		return nil
@@ -147,7 +144,7 @@ func (o *outputFile) flush() error {
 	return err
 }
 
-// commit puts the file in its place.
+// commit renames the file to its final name.
 func (o *outputFile) commit() error {
 	if err := o.flush(); err != nil {
 		return err
@@ -166,7 +163,7 @@ func (o *outputFile) commit() error {
 	return nil
 }
 
-// discard removes what was written aside, if it was not committed.
+// discard removes the temporary file, if it was not committed.
 func (o *outputFile) discard() {
 	if o.tmp != nil {
 		o.tmp.Close()

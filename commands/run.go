@@ -120,8 +120,8 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	if err := keeper.BecomeReaper(); err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
-	// From here on nothing but the end of the command ends us: a terminal's INT
-	// and QUIT reach the command by themselves, the others are passed on.
+	// From here on only the end of the command ends fbus run. The terminal sends INT and
+	// QUIT to the command itself; the others are forwarded.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -144,13 +144,13 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 		return err
 	}
 	defer stop()
-	defer keeper.EndOrphans(exec.DefaultGrace) // what COMMAND has left in the background
+	defer keeper.EndOrphans(exec.DefaultGrace) // processes that COMMAND left in the background
 	return runCommandIn(o.command, env, signals)
 }
 
 const privatePrefix = "fbus-run-"
 
-// sweepPrivate removes what killed runs of this user have left.
+// sweepPrivate removes the directories that killed runs of this user left.
 func sweepPrivate() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), privatePrefix+"*"))
 	for _, dir := range dirs {
@@ -161,8 +161,8 @@ func sweepPrivate() {
 	}
 }
 
-// privateEnv fills the directory and returns the environment of what runs in
-// it: this very fbus first on PATH, and its state here.
+// privateEnv fills the directory and returns the environment for the command: this fbus
+// first on PATH, and all state in the directory.
 func privateEnv(dir string) ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -212,7 +212,7 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 		posted.Close()
 	}
 	for _, f := range list {
-		f.env = slices.Concat(env[:1], env[2:], f.env) // FBUS_NODE is set by the function
+		f.env = slices.Concat(env[:1], env[2:], f.env) // the function sets FBUS_NODE
 	}
 	w, err := newWorker(list, socket, log, note)
 	if err != nil {
@@ -239,15 +239,15 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 	cmd := osexec.Command(command[0], command[1:]...)
 	cmd.Env = slices.DeleteFunc(append(os.Environ(), env...), func(kv string) bool {
-		return strings.HasPrefix(kv, "FBUS_TICKET=") // a secret, and of no use here
+		return strings.HasPrefix(kv, "FBUS_TICKET=") // a secret, and useless here
 	})
-	// LookPath has used our own PATH, on which the private fbus is not.
+	// LookPath used our PATH, which does not have the private fbus.
 	if command[0] == "fbus" {
 		cmd.Path, cmd.Err = filepath.Join(strings.TrimPrefix(strings.SplitN(env[0], ":", 2)[0], "PATH="), "fbus"), nil
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	// If we are killed the command must not stay behind with a dead bus. The
-	// kernel sends this when the thread that started it ends: keep that.
+	// If fbus run is killed, the command must not remain with a dead bus. The kernel sends
+	// this signal when the thread that started the command ends, so keep the thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

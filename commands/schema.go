@@ -10,12 +10,11 @@ import (
 	"fbus/bus/wire"
 )
 
-// readSchema reads the JSON Schema of the arguments. It is carried with the
-// offer for whoever calls; calls are not held against it, because a library that
-// does this costs every fbus that is started, whether it has a schema or not.
-// fbus --version takes 0.90 million instructions in user mode; with
-// google/jsonschema-go linked 1.26, 40 page faults and 8 % of its time more, with
-// santhosh-tekuri/jsonschema v5 14.6, and with v6 23.3 million.
+// readSchema reads the JSON Schema of the arguments. The offer carries it for callers.
+// Calls are not validated: a library for that would cost every start of fbus, with or
+// without a schema. fbus --version takes 0.90 million instructions in user mode. With
+// google/jsonschema-go linked it takes 1.26, 40 more page faults and 8 % more time; with
+// santhosh-tekuri/jsonschema v5 14.6 million, and with v6 23.3 million.
 func (f *function) readSchema() error {
 	if f.schemaFile == "" {
 		return nil
@@ -35,8 +34,8 @@ func (f *function) readSchema() error {
 	return nil
 }
 
-// compactSchema checks that text can be a JSON Schema and leaves its spaces out.
-// The error begins with where it is wrong.
+// compactSchema checks that text can be a JSON Schema and removes its spaces. The error
+// begins with the position.
 func compactSchema(text []byte) (string, error) {
 	if err := json.Unmarshal(text, new(json.RawMessage)); err != nil {
 		var syntax *json.SyntaxError

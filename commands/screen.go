@@ -14,21 +14,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// screen is stderr, with or without a line of progress that gives way to what is
-// written.
+// screen is stderr, with or without a line of progress, which is erased before each write
+// and drawn again after it.
 type screen struct {
 	w io.Writer
 
 	mu    sync.Mutex // protects the fields below, and keeps lines apart
 	meter *meter     // nil if there is no progress
-	last  []byte     // what was drawn last
-	drawn bool       // the cursor is behind the progress
-	cut   bool       // the cursor is behind a line of stdout that has not ended
+	last  []byte     // the last line of progress
+	drawn bool       // the cursor is after the progress
+	cut   bool       // the cursor is after an unfinished line of stdout
 	at    func() fanout.Progress
-	done  chan struct{} // closed to end what moves the bar
+	done  chan struct{} // closed to end the goroutine that redraws
 }
 
-// Write implements io.Writer; p is whole lines.
+// Write implements io.Writer. p must be whole lines.
 func (s *screen) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -36,8 +36,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.w.Write(p)
 }
 
-// erase takes the progress from the line that it is on, if it is there. mu is
-// held.
+// erase removes the progress if it is drawn. mu must be held.
 func (s *screen) erase() (was bool) {
 	if s.drawn {
 		io.WriteString(s.w, "\r\x1b[K")
@@ -46,7 +45,7 @@ func (s *screen) erase() (was bool) {
 	return was
 }
 
-// redraw draws it again where it was erased. mu is held.
+// redraw draws the progress again if it was erased. mu must be held.
 func (s *screen) redraw(was bool) {
 	if was && !s.cut {
 		s.w.Write(s.last)
@@ -54,7 +53,7 @@ func (s *screen) redraw(was bool) {
 	}
 }
 
-// say prints a message with our name before it.
+// say prints a message with "fbus: " before it.
 func (s *screen) say(format string, args ...any) { say(s, fmt.Sprintf(format, args...)) }
 
 // share returns a writer for stdout. If that is on the same terminal, the progress makes
@@ -81,13 +80,13 @@ type writerFunc func(p []byte) (int, error)
 // Write implements io.Writer.
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// How often the progress is drawn: on a terminal, and where it is kept.
+// How often the progress is drawn: on a terminal, and in a file.
 const (
 	drawEvery = 100 * time.Millisecond
 	noteEvery = time.Second
 )
 
-// start shows progress until stop; total is 0 if it is not known.
+// start shows progress until stop; total is 0 if it is unknown.
 func (s *screen) start(name string, total int, at func() fanout.Progress, terminal bool) {
 	every := drawEvery
 	if !terminal {
@@ -98,7 +97,7 @@ func (s *screen) start(name string, total int, at func() fanout.Progress, termin
 	go s.move(every) // ends with stop
 }
 
-// update draws where the calls are, unless that would go into somebody's line.
+// update draws the current progress, unless the cursor is in a line of stdout.
 func (s *screen) update() {
 	p := s.at()
 	s.mu.Lock()
@@ -108,7 +107,7 @@ func (s *screen) update() {
 	}
 	width := math.MaxInt
 	if w := terminalWidth(s.w); w > 0 {
-		width = w - 1 // a line that wraps can not be erased
+		width = w - 1 // a line that wraps cannot be erased
 	}
 	text := []rune(s.meter.line(time.Now(), p, width))
 	text = text[:min(len(text), width)]
@@ -117,14 +116,13 @@ func (s *screen) update() {
 	s.redraw(true)
 }
 
-// terminalWidth is how many characters fit a line, 0 if that is not known.
+// terminalWidth returns how many characters fit a line, 0 if that is unknown.
 func terminalWidth(w io.Writer) int {
 	columns, _ := terminalSize(w)
 	return columns
 }
 
-// terminalSize is how many characters fit a line, and how many lines there are; 0 if
-// that is not known.
+// terminalSize returns the size of the terminal in characters, 0 if it is unknown.
 func terminalSize(w io.Writer) (columns, rows int) {
 	if c, ok := w.(*checkedWriter); ok {
 		w = c.w
@@ -140,7 +138,7 @@ func terminalSize(w io.Writer) (columns, rows int) {
 	return int(size.Col), int(size.Row)
 }
 
-// total says how many calls there are, once that is known.
+// total sets the number of calls once it is known.
 func (s *screen) total(n int) {
 	if s.meter == nil {
 		return
@@ -150,7 +148,7 @@ func (s *screen) total(n int) {
 	s.meter.total = n
 }
 
-// move keeps the progress where the calls are.
+// move redraws the progress until stop.
 func (s *screen) move(every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -164,7 +162,7 @@ func (s *screen) move(every time.Duration) {
 	}
 }
 
-// stop takes the progress away.
+// stop removes the progress.
 func (s *screen) stop() {
 	if s.meter == nil {
 		return

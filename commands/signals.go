@@ -8,25 +8,25 @@ import (
 	"time"
 )
 
-// interrupted is the error of a command that a signal ended: the signal is
-// raised again when all is said, so that shells and loops see it.
+// interrupted is the error of a command that a signal ended. Main raises the signal
+// again at the end, so that shells and loops see it.
 type interrupted struct{ signal syscall.Signal }
 
 func (i *interrupted) Error() string { return "ended by " + i.signal.String() }
 
-// cleansUp reports whether there is something to do when a signal ends us. If
-// not, nothing catches it: the kernel ends the process as everybody expects, the
-// node sees the connection go, and cancels the call.
+// cleansUp reports whether the command must clean up when a signal ends it. If not, no
+// signal is caught: the kernel ends the process, and the node, whose connection closes,
+// cancels the call.
 func (o *endOptions) cleansUp() bool {
 	return o.output != "" || o.hasFD || o.statusTo != ""
 }
 
-// stuck is how long a command that a signal has ended may take to clean up: it
-// may be writing to something that has stopped reading.
+// stuck limits the time to clean up after a signal: the reader of our output may have
+// stopped reading.
 const stuck = 500 * time.Millisecond
 
-// signalled returns a context that ends with HUP, INT or TERM, unless those were
-// ignored when we were started (nohup, and shells for background jobs).
+// signalled returns a context that ends with HUP, INT or TERM, unless they were ignored
+// when fbus started (by nohup, or by a shell for a background job).
 func signalled() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	ch := make(chan os.Signal, 1)
@@ -44,12 +44,12 @@ func signalled() context.Context {
 	return ctx
 }
 
-// outliveReaders lets a process that stays go on when whoever has read what it says is
-// gone, as in fbus serve 2>&1 | head: writing is an error then, and no longer its end.
+// outliveReaders keeps a long-running process alive when the reader of its output is
+// gone, as in fbus serve 2>&1 | head: a write fails then, and SIGPIPE does not kill it.
 func outliveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
-// endedBySignal returns a context that ends with HUP, INT or TERM and leaves it
-// to the command to clean up; a second signal ends the process at once.
+// endedBySignal returns a context that ends with HUP, INT or TERM, so that the command
+// can clean up. A second signal ends the process at once.
 func endedBySignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	ch := make(chan os.Signal, 1)
@@ -73,9 +73,9 @@ func endedBySignal() (ctx context.Context, stop func()) {
 	}
 }
 
-// die ends this process as the signal would have.
+// die ends this process by the signal.
 func (i *interrupted) die() {
 	signal.Reset(i.signal)
 	syscall.Kill(os.Getpid(), i.signal)
-	time.Sleep(time.Second) // it is delivered to some thread, soon
+	time.Sleep(time.Second) // until some thread gets it
 }

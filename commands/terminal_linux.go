@@ -6,8 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// foreground reports whether this process may read its terminal without being
-// stopped for it.
+// foreground reports whether this process may read its terminal without being stopped.
 func foreground(fd int) bool {
 	pgrp, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
 	return err == nil && pgrp == unix.Getpgrp()

@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// defaultConfig is the file of functions when none is named.
+// defaultConfig is the file of functions if no other is named.
 const defaultConfig = "fbus.toml"
 
 // upOptions are the flags of fbus up.
@@ -71,7 +71,7 @@ func (o *upOptions) flags() []cli.Flag {
 	}, o.workerOptions.flags()...)
 }
 
-// take takes the operand, "" if there is none, and which flags were given.
+// take takes the operand, "" if there is none, and whether flags were given.
 func (o *upOptions) take(dir string, given func(flag string) bool) {
 	o.dir, o.drainSet = dir, given("drain")
 	if o.config == "" && o.dir == "" {
@@ -79,8 +79,8 @@ func (o *upOptions) take(dir string, given func(flag string) bool) {
 	}
 }
 
-// read reads the file, the directory, or both. With problems, what it returns is
-// the functions that have none: no more than something to look at.
+// read reads the file, the directory, or both. If there are problems, it returns the
+// functions without one, for further checks only.
 func (o *upOptions) read() (*upConfig, problems) {
 	all := &upConfig{node: nodeConfig{options: *newServeOptions()}}
 	var wrong problems
@@ -104,7 +104,7 @@ func (o *upOptions) read() (*upConfig, problems) {
 	return all, wrong
 }
 
-// add takes further functions, whose names must be others.
+// add adds functions, whose names must be new.
 func (c *upConfig) add(list []*function) problems {
 	var p problems
 	for _, f := range list {
@@ -118,7 +118,7 @@ func (c *upConfig) add(list []*function) problems {
 	return p
 }
 
-// apply takes what [node] says and the command line does not.
+// apply takes the options of [node] that the command line does not set.
 func (o *upOptions) apply(n *nodeConfig) {
 	if o.worker == "" {
 		o.worker = n.worker
@@ -131,7 +131,7 @@ func (o *upOptions) apply(n *nodeConfig) {
 	}
 }
 
-// upNode is the node that the functions are offered at, if it is ours.
+// upNode starts the node of this process, if the file asks for one.
 func upNode(o *upOptions, c *nodeConfig, stdout, stderr io.Writer) (*servedNode, error) {
 	if !c.serve {
 		return nil, nil
@@ -191,7 +191,7 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 	})
 }
 
-// upStatus is what runs here in a few words, for a service manager.
+// upStatus returns the status line for a service manager.
 func upStatus(w *worker, n *servedNode) string {
 	line := "offering " + plural(len(w.names()), "function")
 	if n != nil {
@@ -200,7 +200,7 @@ func upStatus(w *worker, n *servedNode) string {
 	return line
 }
 
-// sayOffers says what stands.
+// sayOffers reports the offers that the node has accepted.
 func (o *upOptions) sayOffers(w *worker, config *upConfig, stderr io.Writer) {
 	if o.verbose {
 		for _, note := range config.notes {

@@ -7,7 +7,7 @@ import (
 	"fbus/exec"
 )
 
-// upCheck says what would be offered, or all that is wrong.
+// upCheck prints the functions, or everything that is wrong.
 func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	config, wrong := o.read()
 	if o.verbose && len(wrong) == 0 {
@@ -38,8 +38,8 @@ func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// try finds out whether the program can be offered, without starting it, and
-// returns how its arguments arrive.
+// try checks whether the program can be offered, without starting it, and returns how
+// its arguments arrive.
 func (f *function) try() (arguments string, err error) {
 	spec, err := f.spec(nil)
 	if err != nil {

@@ -13,11 +13,11 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// upConfig is what a file of functions says, or a directory of them.
+// upConfig is the contents of a file of functions, or of a directory.
 type upConfig struct {
 	functions []*function
 	node      nodeConfig
-	notes     []string // what was left out, and why
+	notes     []string // which files were skipped, and why
 }
 
 // nodeConfig is the [node] table.
@@ -30,7 +30,7 @@ type nodeConfig struct {
 	drain   durationValue
 }
 
-// problems are all that is wrong with a file, each beginning with its place.
+// problems are the errors in a file, each with its position first.
 type problems []*args.Error
 
 func (p *problems) add(at, format string, args ...any) *args.Error {
@@ -39,8 +39,8 @@ func (p *problems) add(at, format string, args ...any) *args.Error {
 	return f
 }
 
-// err is nil without problems, else a failure that says them all. A usage error
-// among them decides the status, or the first.
+// err returns all problems as one error, or nil. A usage error decides the status; if
+// there is none, the first problem does.
 func (p problems) err() error {
 	if len(p) == 0 {
 		return nil
@@ -58,16 +58,16 @@ func (p problems) err() error {
 
 // configFile reads a file of functions.
 type configFile struct {
-	base     string // relative paths begin here
+	base     string // the directory of relative paths
 	config   upConfig
-	given    func(flag string) bool // on the command line, which goes before; nil: nothing
-	declared []*declared            // in the file's order
-	strange  string                 // the last table that is not known
+	given    func(flag string) bool // on the command line, which takes precedence; nil: none
+	declared []*declared            // in the order of the file
+	strange  string                 // the last unknown table
 	problems problems
 }
 
-// readConfig reads a file of functions. With problems, what it returns is the
-// functions that have none: they may be looked at further.
+// readConfig reads a file of functions. If there are problems, it returns the functions
+// without one, for further checks.
 func readConfig(path string) (*upConfig, problems) {
 	c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
 	c.readFile(path)
@@ -89,17 +89,17 @@ func (c *configFile) readFile(path string) {
 		return
 	}
 	c.read(doc)
-	c.problems.order(path) // tables are looked at before what stands in them
+	c.problems.order(path) // tables were read before their keys
 }
 
-// order puts what is wrong with a file in the file's order.
+// order sorts problems by their position in the file.
 func (p problems) order(path string) {
 	slices.SortStableFunc(p, func(a, b *args.Error) int {
 		return cmp.Compare(placeIn(path, a.Message), placeIn(path, b.Message))
 	})
 }
 
-// placeIn is where in a file a message about it is about: comparable, and no more.
+// placeIn returns a position in a file, taken from a message, as a number to compare.
 func placeIn(path, msg string) (at int64) {
 	var line, column int64
 	if rest, ok := strings.CutPrefix(msg, path); ok {
@@ -135,7 +135,7 @@ func (c *configFile) read(doc *tomlFile) {
 	}
 }
 
-// finish takes a function that is whole now, if nothing is wrong with it.
+// finish adds a complete function, unless something is wrong with it.
 func (c *configFile) finish(d *declared) {
 	before := len(c.problems)
 	d.finish(c.base, &c.problems)
@@ -144,7 +144,7 @@ func (c *configFile) finish(d *declared) {
 	}
 }
 
-// table takes note of a table: it may be empty.
+// table reads the header of a table, which may be empty.
 func (c *configFile) table(t setting) {
 	switch {
 	case t.key[0] == "node" && len(t.key) == 1:
@@ -166,7 +166,7 @@ func (c *configFile) table(t setting) {
 	}
 }
 
-// unknownTable refuses a table once, whatever stands in it.
+// unknownTable refuses a table once, not each of its keys.
 func (c *configFile) unknownTable(s setting) {
 	if c.strange != s.key[0] {
 		c.strange = s.key[0]
@@ -174,7 +174,7 @@ func (c *configFile) unknownTable(s setting) {
 	}
 }
 
-// unknown refuses a key, and names the one that was most likely meant.
+// unknown refuses a key, and names the known key that is most like it.
 func (c *configFile) unknown(at, in, key string, known []string) {
 	where := ""
 	if in != "" {
@@ -187,7 +187,7 @@ func (c *configFile) unknown(at, in, key string, known []string) {
 	c.problems.add(at, "%s", msg)
 }
 
-// function finds or makes a function's entry.
+// function finds or makes the entry of a function.
 func (c *configFile) function(name, at string) *declared {
 	for _, d := range c.declared {
 		if d.name == name {
@@ -209,7 +209,7 @@ func (c *configFile) functionSetting(s setting) {
 	d.wrong = d.wrong || len(c.problems) > before
 }
 
-// longNames are the names of flags that may stand in a file.
+// longNames returns the names of flags that a file may use.
 func longNames(table flagTable) []string {
 	var list []string
 	for name := range table {
@@ -220,7 +220,7 @@ func longNames(table flagTable) []string {
 	return list
 }
 
-// apply gives a value to a flag.
+// apply sets a flag to a value.
 func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 	text, isText := v.text()
 	_, isString := v.v.(string)
@@ -257,7 +257,7 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 				c.wrongType(in, key, v, "a whole number")
 				return
 			}
-		default: // a duration or size: a bare number is told what it lacks
+		default: // a duration or size: Set explains what is wrong with a number
 			if !isText {
 				c.wrongType(in, key, v, "a string")
 				return

@@ -13,11 +13,11 @@ import (
 	"fbus/bus/args"
 )
 
-// optionLines is how far into a script its options are looked for.
+// optionLines is how many lines of a script are searched for options.
 const optionLines = 64
 
-// readDir takes each executable file of a directory as a function. With problems
-// it returns what readConfig does.
+// readDir makes a function of each executable file in a directory. If there are problems,
+// it returns the functions without one.
 func readDir(dir string) (*upConfig, problems) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -50,7 +50,7 @@ func readDir(dir string) (*upConfig, problems) {
 	return &c.config, c.problems
 }
 
-// notFunction says why a file is none, "" if it is one.
+// notFunction returns why a file is not a function, "" if it is one.
 func notFunction(path string) string {
 	name := filepath.Base(path)
 	st, err := os.Stat(path)
@@ -69,7 +69,7 @@ func notFunction(path string) string {
 	return ""
 }
 
-// functionName is a file's name less its extension.
+// functionName returns the name of a file without its extension.
 func functionName(file string) string {
 	if ext := filepath.Ext(file); ext != "" && ext != file {
 		return strings.TrimSuffix(file, ext)
@@ -81,7 +81,7 @@ func functionName(file string) string {
 func (c *configFile) scriptOptions(d *declared, path string) {
 	f, err := os.Open(path)
 	if err != nil {
-		return // it may be executed all the same
+		return // it may be executable all the same
 	}
 	defer f.Close()
 	head, _ := io.ReadAll(io.LimitReader(f, 64<<10))
@@ -105,8 +105,8 @@ func (c *configFile) scriptOptions(d *declared, path string) {
 	}
 }
 
-// optionComments is a script with everything but its options left out, each
-// where it stands.
+// optionComments blanks everything but the options in a script, so that their positions
+// stay the same.
 func optionComments(script []byte) []byte {
 	if !bytes.HasPrefix(script, []byte("#!")) {
 		return nil
@@ -127,7 +127,7 @@ func optionComments(script []byte) []byte {
 	return doc.Bytes()
 }
 
-// optionAt is where an option begins in a line of a script, 0 if it holds none.
+// optionAt returns where an option begins in a line of a script, 0 if there is none.
 func optionAt(line []byte) int {
 	rest := bytes.TrimLeft(line, " \t")
 	for _, leader := range []string{"#", "//", "--"} {

@@ -9,11 +9,11 @@ import (
 	"sync"
 )
 
-// declared is a function and where its parts stand.
+// declared is a function and the positions of its options.
 type declared struct {
 	*function
 	flags flagTable
-	wrong bool // something that is said of it is: it is not looked at as a whole
+	wrong bool // an option is wrong, so the function as a whole is not checked
 }
 
 func newDeclared(name, at string) *declared {
@@ -23,7 +23,7 @@ func newDeclared(name, at string) *declared {
 	return d
 }
 
-// set takes one option, by the name and the parser that it has in fbus offer.
+// set sets one option, by the name and the parser of its flag in fbus offer.
 func (d *declared) set(s setting, c *configFile) {
 	key := s.key[2]
 	d.places[key] = s.value.at
@@ -55,8 +55,8 @@ func (d *declared) set(s setting, c *configFile) {
 	}
 }
 
-// placeOfAll is where an option of fbus offer is given that concerns the worker,
-// and so all its functions; "" for others.
+// placeOfAll returns where to set an option of fbus offer that concerns the worker, and
+// so all its functions; "" for other options.
 func placeOfAll(key string) string {
 	worker, node := new(workerOptions), new(nodeConfig)
 	switch {
@@ -72,7 +72,7 @@ func placeOfAll(key string) string {
 func (d *declared) finish(base string, p *problems) {
 	if len(d.argv) == 0 || d.argv[0] == "" {
 		if d.places["command"] != "" && d.argv == nil {
-			return // it is said already
+			return // it is reported already
 		}
 		p.add(d.where, "%s: no command: set command = [\"PROGRAM\", \"ARG\", …]", d.name)
 		return
@@ -92,7 +92,7 @@ func (d *declared) finish(base string, p *problems) {
 	d.stamp()
 }
 
-// under is a path that is relative to dir; "" stays.
+// under makes a relative path absolute, below dir; "" stays.
 func under(dir, path string) string {
 	if path == "" || filepath.IsAbs(path) {
 		return path
@@ -118,8 +118,8 @@ func asFlags(text string) string {
 	})
 }
 
-// at adds to an error about a function where in its file the fault is, and names
-// options as the file does. If the function is not in a file, they are flags.
+// at adds the position in the file to an error about a function, and names options as
+// the file does. If the function is not in a file, they are flags.
 func (f *function) at(err error) error {
 	e := *explain(err)
 	e.Message, e.Hint = asFlags(e.Message), asFlags(e.Hint)

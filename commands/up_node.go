@@ -14,7 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// flags are the keys of [node], by the names of the flags of fbus serve and of
+// flags returns the keys of [node], by the names of the flags of fbus serve and of
 // workers.
 func (n *nodeConfig) flags() flagTable {
 	table := tableOf(n.options.nodeFlags())
@@ -22,7 +22,7 @@ func (n *nodeConfig) flags() flagTable {
 	return table
 }
 
-// ownFlags are those that a node at another address has as well.
+// ownFlags returns the keys that are allowed without serve = true too.
 func (n *nodeConfig) ownFlags() flagTable {
 	return flagTable{
 		"serve":   &cli.BoolFlag{Destination: &n.serve},
@@ -42,7 +42,7 @@ func (c *configFile) nodeSetting(s setting) {
 	if n.at == "" {
 		n.at = s.at
 	}
-	if c.given != nil && c.given(s.key[1]) { // it must be right all the same
+	if c.given != nil && c.given(s.key[1]) { // it must be valid all the same
 		n = &nodeConfig{options: *newServeOptions()}
 	}
 	key, table := s.key[1], n.flags()
@@ -75,7 +75,7 @@ func (c *configFile) nodeSetting(s setting) {
 	}
 }
 
-// check finds keys of [node] that do not go together.
+// check finds keys of [node] that conflict.
 func (n *nodeConfig) check(p *problems, doc *tomlFile, given func(string) bool) {
 	serve := slices.Sorted(maps.Keys(tableOf(n.options.nodeFlags())))
 	places := map[string]string{}
@@ -106,8 +106,8 @@ func (n *nodeConfig) check(p *problems, doc *tomlFile, given func(string) bool) 
 	}
 }
 
-// nodeError says where in a file an error about a node is, whose text speaks of
-// flags.
+// nodeError adds the position in the file to an error about a node, and names options as
+// the file does.
 func nodeError(err error, places map[string]string) *args.Error {
 	e := *explain(err)
 	first, at := len(e.Message), ""
@@ -122,7 +122,7 @@ func nodeError(err error, places map[string]string) *args.Error {
 	return &e
 }
 
-// readConfig takes what a file says and the command line does not.
+// readConfig takes the options of a file that the command line does not set.
 func (o *serveOptions) readConfig(path string, given func(flag string) bool) error {
 	c := &configFile{given: given, config: upConfig{node: nodeConfig{serve: true, options: *o}}}
 	c.readFile(path)
@@ -147,10 +147,10 @@ func (o *serveOptions) readConfig(path string, given func(flag string) bool) err
 	return nil
 }
 
-// same reports whether nothing has changed but the place in the file.
+// same reports whether two nodes differ only in their position in the file.
 func (n *nodeConfig) same(m *nodeConfig) bool {
 	a, b := *n, *m
 	a.at, b.at = "", ""
-	a.options.sharing.rights, b.options.sharing.rights = nil, nil // have places of their own
+	a.options.sharing.rights, b.options.sharing.rights = nil, nil // compared by themselves
 	return reflect.DeepEqual(a, b)
 }

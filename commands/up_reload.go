@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// reloader makes what runs what the file says now.
+// reloader applies changes of the file to the functions that run.
 type reloader struct {
-	o      upOptions // as the command line has them
-	config *upConfig // as it was read last; its node is the one that runs
+	o      upOptions // from the command line
+	config *upConfig // the last one read; its node is the running one
 	w      *worker
 	name   string        // of the worker
-	drain  time.Duration // for calls of what has changed or gone
+	drain  time.Duration // for calls of changed or removed functions
 }
 
-// changes counts functions by what a reload has done to them.
+// changes counts functions by what a reload did to them.
 type changes struct{ added, changed, removed, unchanged, failed int }
 
 func (c changes) String() string {
@@ -27,8 +27,8 @@ func (c changes) String() string {
 	return line
 }
 
-// reload reads again. What has not changed is not touched; what does not parse
-// changes nothing, and a function that can not be made stays as it was.
+// reload reads the file again. Functions that have not changed are not disturbed. A file
+// with errors changes nothing, and a function that cannot be started stays as it was.
 func (r *reloader) reload(ctx context.Context) {
 	config, wrong := r.o.read()
 	if len(wrong) > 0 {
@@ -48,7 +48,7 @@ func (r *reloader) reload(ctx context.Context) {
 	for _, f := range config.functions {
 		r.place(ctx, f, &n)
 		if ctx.Err() != nil {
-			return // we are to end
+			return // the process ends
 		}
 	}
 	for _, name := range r.w.names() {
@@ -63,8 +63,7 @@ func (r *reloader) reload(ctx context.Context) {
 	}
 }
 
-// place adds a function, or puts it in the place of what has its name, or leaves
-// that as it is.
+// place adds a function, or replaces the one of its name unless they are the same.
 func (r *reloader) place(ctx context.Context, f *function, n *changes) {
 	old := r.w.get(f.name)
 	if old != nil && old.f.same(f) {
@@ -93,7 +92,7 @@ func (r *reloader) place(ctx context.Context, f *function, n *changes) {
 	}
 }
 
-// note says what has happened to one function, to who wants to know.
+// note reports a change of one function if -v asks for it.
 func (r *reloader) note(format string, args ...any) {
 	if r.o.verbose {
 		r.w.log(format, args...)

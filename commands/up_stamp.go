@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// fileStamp tells one version of a file from another.
+// fileStamp identifies a version of a file.
 type fileStamp struct {
 	path  string
 	inode uint64
@@ -16,9 +16,9 @@ type fileStamp struct {
 	time  time.Time
 }
 
-// stamp notes the files on the command line of a program whose processes are
-// kept: one that is edited is to be started anew. A program that is started for
-// each call is the new one by itself.
+// stamp records the files on the command line of a program whose processes are kept, so
+// that a reload restarts it after an edit. A program that is started for each call needs
+// no restart.
 func (f *function) stamp() {
 	f.files = nil
 	if !f.warm.set && f.resident == "" {
@@ -34,7 +34,7 @@ func (f *function) stamp() {
 	}
 }
 
-// same reports whether nothing has changed but the place in the file.
+// same reports whether two functions differ only in their position in the file.
 func (f *function) same(g *function) bool {
 	a, b := *f, *g
 	a.where, b.where, a.places, b.places = "", "", nil, nil

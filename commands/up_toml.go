@@ -10,17 +10,18 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// tomlFile is a TOML document as what it sets and where. Only its values matter
-// here, so tables, dotted keys and inline tables are all the same.
+// tomlFile is a TOML document as a list of values with positions. It does not tell
+// tables, dotted keys and inline tables apart. Decoding into structs would report the
+// positions of unknown keys and wrong types, but not of values that an option refuses.
 type tomlFile struct {
 	settings []setting
-	tables   []setting // without a value: that they are there says something by itself
+	tables   []setting // without values: an empty table counts too
 }
 
 // setting is a key with its value.
 type setting struct {
 	key   []string
-	at    string // of the key's last part: FILE:LINE:COLUMN
+	at    string // position of the last part of the key, FILE:LINE:COLUMN
 	value tomlValue
 }
 
@@ -30,12 +31,12 @@ type tomlValue struct {
 	at string
 }
 
-// otherType is a value that nothing here takes, by its name.
+// otherType names the type of a value that no option takes.
 type otherType string
 
-// parseTOML reads a document. name stands in positions, and in the error.
+// parseTOML reads a document. Positions and errors begin with name.
 func parseTOML(name string, data []byte) (*tomlFile, error) {
-	// The decoder finds what is given twice; only the parser knows positions.
+	// The decoder finds duplicates; only the parser knows all positions.
 	var all map[string]any
 	if err := toml.Unmarshal(data, &all); err != nil {
 		var de *toml.DecodeError
@@ -73,7 +74,7 @@ type tomlParser struct {
 	file tomlFile
 }
 
-// at is where a range begins, or the document if it is not known.
+// at returns where a range begins, or only the name of the document.
 func (p *tomlParser) at(r unstable.Range) string {
 	if r.Length == 0 {
 		return p.name
@@ -82,7 +83,7 @@ func (p *tomlParser) at(r unstable.Range) string {
 	return fmt.Sprintf("%s:%d:%d", p.name, start.Line, start.Column)
 }
 
-// key reads a key with dots below the table that it stands in.
+// key reads a key with dots, below its table.
 func (p *tomlParser) key(table []string, parts unstable.Iterator) (key []string, at string) {
 	key = append(key, table...)
 	for parts.Next() {
@@ -92,7 +93,7 @@ func (p *tomlParser) key(table []string, parts unstable.Iterator) (key []string,
 	return key, at
 }
 
-// set notes a key with its value; those of an inline table each by itself.
+// set records a key and its value; an inline table gives one for each of its keys.
 func (p *tomlParser) set(table []string, kv *unstable.Node) {
 	key, at := p.key(table, kv.Key())
 	v := kv.Value()
@@ -106,8 +107,7 @@ func (p *tomlParser) set(table []string, kv *unstable.Node) {
 	}
 }
 
-// value reads a value; where it stands is not always known, but its key's place
-// is.
+// value reads a value. If its position is not known, the position of its key is used.
 func (p *tomlParser) value(n *unstable.Node, keyAt string) tomlValue {
 	v := tomlValue{at: p.at(n.Raw)}
 	if v.at == p.name {
@@ -139,7 +139,8 @@ func (p *tomlParser) value(n *unstable.Node, keyAt string) tomlValue {
 	return v
 }
 
-// text is the value for the parser of a flag; ok is false for what no flag takes.
+// text returns the value for the parser of a flag; ok is false for types that no flag
+// takes.
 func (v tomlValue) text() (s string, ok bool) {
 	switch x := v.v.(type) {
 	case string:
@@ -150,7 +151,7 @@ func (v tomlValue) text() (s string, ok bool) {
 	return "", false
 }
 
-// typeName says what a value is.
+// typeName returns the type of a value, for messages.
 func (v tomlValue) typeName() string {
 	switch x := v.v.(type) {
 	case string:

@@ -16,13 +16,13 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// durationValue is a flag's D: 300ms 90s 5m 7d, or several units in a row. A
-// bare number is refused: it has no unit.
+// durationValue is a duration D: 300ms, 90s, 5m, 7d, or several in a row. A number
+// without a unit is refused.
 type durationValue struct {
 	d       time.Duration
 	set     bool
-	forever bool // "forever" was given
-	allow   bool // and may be
+	forever bool // the value is "forever"
+	allow   bool // "forever" is allowed
 }
 
 // keepAliveValue is --keepalive: how long a peer over TCP may be silent.
@@ -37,7 +37,7 @@ func (v *keepAliveValue) Set(s string) error {
 	return err
 }
 
-// keepAliveFlag is that of a client.
+// keepAliveFlag is --keepalive of a client.
 func keepAliveFlag(v *keepAliveValue) cli.Flag {
 	return &cli.GenericFlag{Name: "keepalive", Usage: "over TCP: treat a silent node as lost after `D`, at least 3s; default 10s", Value: v}
 }
@@ -64,7 +64,7 @@ func (v *durationValue) Set(s string) error {
 	return nil
 }
 
-// String implements flag.Value: what the help shows as default.
+// String implements flag.Value. Help shows it as the default.
 func (v *durationValue) String() string {
 	if v == nil || v.d == 0 {
 		return ""
@@ -123,8 +123,8 @@ func formatDuration(d time.Duration) string {
 	return d.String()
 }
 
-// sizeValue is a flag's SIZE: 64M, 16G; units are powers of 1024. A bare number
-// is refused.
+// sizeValue is a SIZE: 64M, 16G. Units are powers of 1024. A number without a unit is
+// refused.
 type sizeValue struct{ n int64 }
 
 // Set implements flag.Value.
@@ -159,8 +159,7 @@ func parseSize(s string) (int64, error) {
 	return int64(n * float64(int64(1)<<shift)), nil
 }
 
-// fieldsValue collects -f and -F in the order they were given: two flags share
-// one list.
+// fieldsValue collects -f and -F in their order: the two flags share one list.
 type fieldsValue struct {
 	list *[]args.Field
 	json bool
@@ -184,7 +183,7 @@ func (v *fieldsValue) Set(s string) error {
 // String implements flag.Value.
 func (v *fieldsValue) String() string { return "" }
 
-// listValue collects a flag that may be given again.
+// listValue collects a flag that may be repeated.
 type listValue struct{ list *[]string }
 
 // Set implements flag.Value.
@@ -196,7 +195,7 @@ func (v *listValue) Set(s string) error {
 // String implements flag.Value.
 func (v *listValue) String() string { return "" }
 
-// globValue is a flag's GLOB over names of workers.
+// globValue is a GLOB over names of workers.
 type globValue struct{ glob *string }
 
 func onFlag(dest *string) cli.Flag {
@@ -219,7 +218,7 @@ func (v *globValue) Set(s string) error {
 // String implements flag.Value.
 func (v *globValue) String() string { return "" }
 
-// hostname is what this machine calls itself.
+// hostname returns the name of this machine.
 func hostname() string {
 	name, err := os.Hostname()
 	if err != nil {

@@ -13,30 +13,30 @@ import (
 	"fbus/exec"
 )
 
-// worker is a worker of the bus with the programs that it offers.
+// worker is a worker of the bus and the programs that it offers.
 type worker struct {
 	bus   *bus.Worker
 	log   func(string, ...any)
-	ended func(string, ...any) // if not nil, is told how calls end
+	ended func(string, ...any) // if not nil, called at the end of each call
 
 	tuned *tuning
 
-	mu      sync.Mutex // protects the fields below; not held while a program is told something, which tells us things
-	node    string     // the programs' FBUS_NODE
+	mu      sync.Mutex // protects the fields below; not held while a program is called, which may call back
+	node    string     // FBUS_NODE of the programs
 	offered map[string]*offered
-	running map[*offered]struct{} // those and the ones that others have replaced, until they are closed
-	retired sync.WaitGroup        // one for each of these others
+	running map[*offered]struct{} // the same and replaced ones, until they are closed
+	retired sync.WaitGroup        // the replaced ones
 }
 
 // offered is a program that is on the bus.
 type offered struct {
 	*exec.Function
 	f    *function
-	note string // why nothing is ready; the worker's mu protects it
+	note string // why no process is ready; protected by mu of the worker
 }
 
-// newWorker makes a worker of some functions, whose programs find the bus at
-// node, if that is known already. None is offered yet. It is to be closed.
+// newWorker makes a worker of these functions, whose programs find the bus at node, if
+// it is known yet. It offers nothing yet. The caller must close it.
 func newWorker(list []*function, node string, log, ended func(string, ...any)) (*worker, error) {
 	w := &worker{
 		bus: &bus.Worker{Notice: log}, log: log, ended: ended, node: node,
@@ -79,13 +79,13 @@ func (w *worker) make(f *function) (*offered, error) {
 	w.running[o] = struct{}{}
 	node := w.node
 	w.mu.Unlock()
-	if node != spec.Node && !f.noNode { // it was found meanwhile
+	if node != spec.Node && !f.noNode { // it was found in the meantime
 		o.SetNode(node)
 	}
 	return o, nil
 }
 
-// offer is the function as the bus takes it.
+// offer returns the function in the form that the bus needs.
 func (w *worker) offer(o *offered) bus.Offer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -95,8 +95,8 @@ func (w *worker) offer(o *offered) bus.Offer {
 	}
 }
 
-// noted passes on why a function has nothing ready, unless another has taken its
-// place.
+// noted reports to the bus why a function has no process ready, unless the function was
+// replaced.
 func (w *worker) noted(o *offered, why string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -106,9 +106,8 @@ func (w *worker) noted(o *offered, why string) {
 	}
 }
 
-// put adds a function while the worker runs, or replaces the one of its name,
-// whose calls have as long as drain to end. If it can not be, the one that was
-// there stays.
+// put adds a function while the worker runs, or replaces the one of its name, whose
+// calls may take as long as drain to end. If it fails, the old one stays.
 func (w *worker) put(ctx context.Context, f *function, drain time.Duration) error {
 	o, err := w.make(f)
 	if err != nil {
@@ -122,7 +121,7 @@ func (w *worker) put(ctx context.Context, f *function, drain time.Duration) erro
 	w.mu.Lock()
 	was := w.offered[f.name]
 	w.offered[f.name] = o
-	w.bus.SetNote(f.name, o.note) // it may have changed meanwhile
+	w.bus.SetNote(f.name, o.note) // it may have changed in the meantime
 	w.mu.Unlock()
 	if was != nil {
 		w.retire(ctx, was, old, drain)
@@ -130,7 +129,7 @@ func (w *worker) put(ctx context.Context, f *function, drain time.Duration) erro
 	return nil
 }
 
-// remove takes a function off the bus; its calls have as long as drain to end.
+// remove withdraws a function; its calls may take as long as drain to end.
 func (w *worker) remove(ctx context.Context, name string, drain time.Duration) {
 	r := w.bus.Remove(ctx, name)
 	w.mu.Lock()
@@ -153,7 +152,7 @@ func (w *worker) retire(ctx context.Context, o *offered, r *bus.Retired, drain t
 	})
 }
 
-// drop closes a program. Calls that run are waited for.
+// drop closes a program after its running calls.
 func (w *worker) drop(o *offered) {
 	o.Close()
 	w.mu.Lock()
@@ -161,21 +160,21 @@ func (w *worker) drop(o *offered) {
 	delete(w.running, o)
 }
 
-// get is what is offered by that name; nil if nothing is.
+// get returns the offered function of that name, or nil.
 func (w *worker) get(name string) *offered {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.offered[name]
 }
 
-// names lists what is offered.
+// names lists the offered functions.
 func (w *worker) names() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Sorted(maps.Keys(w.offered))
 }
 
-// setNode says where the programs find the bus.
+// setNode sets where the programs find the bus.
 func (w *worker) setNode(addr string) {
 	w.mu.Lock()
 	w.node = addr
@@ -194,14 +193,14 @@ func (w *worker) kill() {
 	}
 }
 
-// all lists what is offered, and what was and is not closed yet.
+// all lists the offered functions, and replaced ones that are not closed yet.
 func (w *worker) all() []*offered {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Collect(maps.Keys(w.running))
 }
 
-// close closes the connection and all programs. Calls that run are waited for.
+// close closes the connection, and all programs after their running calls.
 func (w *worker) close() {
 	if w.tuned != nil {
 		w.tuned.stop()

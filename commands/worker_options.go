@@ -51,7 +51,7 @@ func nodeFlag(dest *string) cli.Flag {
 
 func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()) }
 
-// begin makes the worker. It is to be closed.
+// begin makes the worker. The caller must close it.
 func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, error) {
 	if err := keeper.BecomeReaper(); err != nil {
 		return nil, fail(args.CodeInternal, "%v", err)
@@ -61,10 +61,9 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 	if o.verbose {
 		ended = log
 	}
-	// A worker's memory is its own; what it passes on is bounded by windows.
 	outliveReaders()
 	tuned := tune()
-	p, _ := find.Node(o.node) // what is started ahead should know it
+	p, _ := find.Node(o.node) // processes that are started ahead need it
 	w, err := newWorker(list, p.Addr.String(), log, ended)
 	if err != nil {
 		tuned.stop()
@@ -74,7 +73,7 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 	return w, nil
 }
 
-// start connects and makes the first offers; a signal ends that.
+// start connects and makes the first offers, unless a signal comes first.
 func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal) error {
 	w.bus.Options = &bus.Options{Name: o.workerName(), KeepAlive: o.keepAlive.d}
 	wait := o.wait
@@ -89,7 +88,7 @@ func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w 
 	go func() { started <- w.bus.Start(ctx) }() // ends with the first connection
 	select {
 	case err := <-started:
-		wait = durationValue{} // from now on the worker keeps its own time
+		wait = durationValue{} // later the worker itself decides when to try again
 		return troubled(err, o.node)
 	case sig := <-signals:
 		cancel()
@@ -98,14 +97,14 @@ func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w 
 	}
 }
 
-// serve serves until a signal, then drains, the node first if it is ours; a second
-// signal kills. A hangup reloads.
+// serve serves until a signal, then drains, starting with the node if it runs in this
+// process. A second signal kills. A hangup reloads.
 func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w *worker, n *servedNode, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
 	served := make(chan error, 1)
-	go func() { served <- w.bus.Run(ctx) }() // ends when cancelled, or denied
+	go func() { served <- w.bus.Run(ctx) }() // ends when it is cancelled or denied
 	running := w.bus.Running
 	if n != nil {
-		running = n.Open // what is queued will come here
+		running = n.Open // queued calls will run here
 	}
 	defer watchdog(w.log, func() { running() })()
 	err := work(ctx, served, signals, hangups, reload)
@@ -113,7 +112,7 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 	limit, stop := drainTime(o.drain.d, signals)
 	defer stop()
 	if n != nil && err == nil {
-		n.drain(limit, o.drain.d) // what is queued there still comes here
+		n.drain(limit, o.drain.d) // its queued calls still run here
 	}
 	cancel()
 	if err == nil {
@@ -121,14 +120,14 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 	}
 	if w.bus.Drain(limit) != nil {
 		w.log("calls were ended before they finished")
-		w.bus.Disconnect() // first, or a program that is quick to end was cancelled, as its caller sees it
+		w.bus.Disconnect() // first, or the caller of a program that ends quickly would see it as cancelled
 		w.kill()
 	}
 	return troubled(err, o.node)
 }
 
-// work returns at a signal, or when the worker has ended by itself. A reload that
-// is under way then is given up.
+// work returns at a signal, or when the worker has ended by itself. It cancels a reload
+// that is running then.
 func work(ctx context.Context, served chan error, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var reloaded chan struct{} // closed when the reload is done; nil without one
@@ -141,7 +140,7 @@ func work(ctx context.Context, served chan error, signals, hangups <-chan os.Sig
 	for {
 		next := hangups
 		if reloaded != nil {
-			next = nil // one at a time: the next hangup stays where it is
+			next = nil // one at a time: the next hangup waits in the channel
 		}
 		select {
 		case err := <-served:

@@ -48,7 +48,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	}
 	cert := chain[0]
 	if !onlyUse(cert, clientUse) {
-		return nil, errorf(args.CodeWrongUse, "the certificate is not for clients alone").WithHint(hintClient)
+		return nil, errorf(args.CodeWrongUse, "the certificate is not for clients only").WithHint(hintClient)
 	}
 	n, err := parseNames(cert.URIs)
 	if err != nil {
@@ -109,7 +109,7 @@ func (a *Authority) Unused(serial string) error {
 	case r.State == Burnt:
 		return used(r)
 	case r.State != Invited:
-		return errorf(args.CodeWrongUse, "ticket %s is no invitation: it is used as it stands", r.Name)
+		return errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", r.Name)
 	case a.now().After(r.Expires):
 		return expired("ticket "+r.Name, r.Expires, a.now())
 	}
@@ -118,7 +118,7 @@ func (a *Authority) Unused(serial string) error {
 
 // Standing says what the holder of a serial may do now, through whatever that was
 // exchanged or renewed into. It is for work that was left here: who is not
-// connected can not be asked for a certificate.
+// connected cannot be asked for a certificate.
 func (a *Authority) Standing(serial string) (Rights, error) {
 	t, err := a.list.load()
 	if err != nil {
@@ -161,7 +161,7 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 		want = Rights{}
 	}
 	if !id.Rights.Equal(want) {
-		return nil, errorf(args.CodeBadCertificate, "the certificate of ticket %s says %s, and the list %s", r.Name, id.Rights, want)
+		return nil, errorf(args.CodeBadCertificate, "the certificate of ticket %s allows %s, but the list %s", r.Name, id.Rights, want)
 	}
 	return r, nil
 }
@@ -172,17 +172,17 @@ func checkClient(cs tls.ConnectionState, now time.Time) error {
 	case cs.Version != tls.VersionTLS13:
 		return errorf(args.CodeTLSVersion, "the connection is not TLS 1.3")
 	case cs.DidResume:
-		return errorf(args.CodeTLS, "the connection resumes another one, which would leave out checks")
+		return errorf(args.CodeTLS, "the connection resumes another one, which would skip checks")
 	case len(cs.PeerCertificates) == 0:
 		return noCertificate()
 	case cs.PeerCertificates[0].IsCA:
-		return errorf(args.CodeWrongUse, "the certificate is that of a CA, not of a client")
+		return errorf(args.CodeWrongUse, "the certificate is a CA's, not a client's")
 	case len(cs.VerifiedChains) == 0 || len(cs.VerifiedChains[0]) < 2:
 		return errorf(args.CodeOtherNetwork, "the certificate was not verified")
 	}
 	cert := cs.PeerCertificates[0]
 	if !slices.Contains(cert.ExtKeyUsage, clientUse) {
-		return errorf(args.CodeWrongUse, "the certificate is not one for clients")
+		return errorf(args.CodeWrongUse, "the certificate is not for clients")
 	}
 	return checkTime(cert, "the certificate", now)
 }

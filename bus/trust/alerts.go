@@ -53,13 +53,13 @@ func explainAlert(alert tls.AlertError, err error) *args.Error {
 	switch alert {
 	case alertUnknownCA:
 		e = errorf(args.CodeOtherNetwork, "the other end does not know the CA of the certificate: it is in another network").
-			WithHint("the ticket is for another network, or for one of that name that was made anew")
+			WithHint("the ticket is for another network, or for an earlier network of that name")
 	case alertExpired:
-		e = errorf(args.CodeExpired, "the other end says, by its clock, that the certificate has expired or is not valid yet").WithHint(hintClock)
+		e = errorf(args.CodeExpired, "by the clock of the other end the certificate has expired or is not valid yet").WithHint(hintClock)
 	case alertCertRequired:
 		e = noCertificate()
 	case alertCertificateRevoked, alertAccessDenied:
-		e = errorf(args.CodeRevoked, "the other end says that the ticket was revoked").WithHint("ask for a new ticket")
+		e = errorf(args.CodeRevoked, "the ticket was revoked, by the other end's alert").WithHint("ask for a new ticket")
 	case alertVersion:
 		e = oldTLS()
 	case alertNoProtocol:
@@ -68,14 +68,14 @@ func explainAlert(alert tls.AlertError, err error) *args.Error {
 		e = errorf(args.CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else").
 			WithHint("ask for a ticket of the node's network")
 	default:
-		e = errorf(args.CodeTLS, "the other end has given up the TLS handshake").WithHint(hintPort)
+		e = errorf(args.CodeTLS, "the other end aborted the TLS handshake").WithHint(hintPort)
 	}
 	e.Message += ": " + err.Error()
 	e.Err = err
 	return e
 }
 
-const hintClient = "have one made that is for clients alone (clientAuth), or use a ticket of fbus invite"
+const hintClient = "get one that is for clients only (clientAuth), or use a ticket of fbus invite"
 
 // shown is what a client has shown of itself.
 type shown struct {
@@ -94,22 +94,22 @@ func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *ar
 			e.Err = err
 			return e
 		}
-		return errorf(args.CodeClock, "the node says, by its clock, that %s has expired or is not valid yet; by this clock, %s, it is good from %s to %s: one of the clocks is wrong: %v",
+		return errorf(args.CodeClock, "by the node's clock %s has expired or is not valid yet; by this clock, %s, it is valid from %s to %s: one of the clocks is wrong: %v",
 			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter), err).WithHint(hintClock)
 	case alertUnknownCA:
 		if signedByLeaf(s.chain) {
-			return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: a leaf's signature makes nobody a member: %v", s.what, err).WithHint("ask for a new ticket")
+			return errorf(args.CodeWrongUse, "%s was not signed by a CA: %v", s.what, err).WithHint("ask for a new ticket")
 		}
-		return errorf(args.CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or that was made anew: %v", s.what, s.ca, err).
+		return errorf(args.CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or its CA is new: %v", s.what, s.ca, err).
 			WithHint("ask for a ticket of the node's network")
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
 		if leaf.IsCA {
-			return errorf(args.CodeWrongUse, "%s is that of a CA, not of a client: %v", s.what, err).WithHint(hintClient)
+			return errorf(args.CodeWrongUse, "%s is a CA's, not a client's: %v", s.what, err).WithHint(hintClient)
 		}
 		if !onlyUse(leaf, clientUse) {
-			return errorf(args.CodeWrongUse, "%s is not one for clients: %v", s.what, err).WithHint(hintClient)
+			return errorf(args.CodeWrongUse, "%s is not for clients: %v", s.what, err).WithHint(hintClient)
 		}
-		return errorf(args.CodeBadCertificate, "the node refuses %s: it is no ticket, or not whole: %v", s.what, err).WithHint("ask for a new ticket")
+		return errorf(args.CodeBadCertificate, "the node refuses %s: it is not a ticket, or not complete: %v", s.what, err).WithHint("ask for a new ticket")
 	}
 	return explainAlert(alert, err)
 }

@@ -113,7 +113,7 @@ func (a *Authority) found() ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case len(a.list.current.Load().records) > 0:
-		return nil, errorf(args.CodeDamaged, "%s is missing, and there is a list of tickets that it has signed", a.dir.join(caName)).
+		return nil, errorf(args.CodeDamaged, "%s is missing, but there is a list of tickets that it signed", a.dir.join(caName)).
 			WithHint("restore it from a backup; or remove %s too, and issue new tickets", a.dir.join(listName))
 	}
 	key, err := newKey()
@@ -122,13 +122,13 @@ func (a *Authority) found() ([]byte, error) {
 	}
 	cert, err := makeCA(a.network, key, a.now().UTC().Truncate(time.Second))
 	if err != nil {
-		return nil, errorf(args.CodeStorage, "the CA can not be made: %v", err)
+		return nil, errorf(args.CodeStorage, "the CA cannot be made: %v", err)
 	}
 	secret, err := keyPEM(key)
 	if err != nil {
 		return nil, err
 	}
-	data := append(fmt.Appendf(nil, "The authority of the fbus network %s. Whoever has this file owns the network.\n\n", a.network), certPEM(cert)...)
+	data := append(fmt.Appendf(nil, "The authority of the fbus network %s. Anybody who has this file owns the network.\n\n", a.network), certPEM(cert)...)
 	data = append(data, secret...)
 	_, err = a.dir.write(caName, data)
 	return data, err
@@ -141,7 +141,7 @@ func (a *Authority) keepList() error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	a.warn("%s is missing: nobody who holds a ticket of network %s is admitted until it is issued anew", a.dir.join(listName), a.network)
+	a.warn("%s is missing: all tickets of network %s are refused and must be issued again", a.dir.join(listName), a.network)
 	return a.writeEmptyList()
 }
 
@@ -166,12 +166,12 @@ func (a *Authority) readCA(data []byte) error {
 	}
 	secret, ok := key.(*ecdsa.PrivateKey)
 	if len(certs) != 1 || !ok {
-		return bad("one certificate and an ECDSA key are due")
+		return bad("it must hold one certificate and an ECDSA key")
 	}
 	ca := certs[0]
 	switch {
 	case !isCA(ca):
-		return bad("it is not the certificate of a CA")
+		return bad("the certificate is not a CA's")
 	case ca.CheckSignature(ca.SignatureAlgorithm, ca.RawTBSCertificate, ca.Signature) != nil:
 		return bad("its signature is wrong")
 	case !secret.PublicKey.Equal(ca.PublicKey):
@@ -219,7 +219,7 @@ func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 	}
 	cert, key, err := a.signNode(now.UTC().Truncate(time.Second))
 	if err != nil {
-		return nil, errorf(args.CodeTLS, "the node's certificate can not be made: %v", err)
+		return nil, errorf(args.CodeTLS, "the node's certificate cannot be made: %v", err)
 	}
 	a.node = &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
 	return a.node, nil

@@ -84,7 +84,7 @@ func TestNodeCertificate(t *testing.T) {
 	}
 }
 
-// TestIssueChecks: what can not be issued says what to do.
+// TestIssueChecks: what cannot be issued says what to do.
 func TestIssueChecks(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	call := rights(t, "call:a")
@@ -94,7 +94,7 @@ func TestIssueChecks(t *testing.T) {
 		code string
 		hint string
 	}{
-		{Request{Name: "x"}, args.CodeBadRight, "say what it allows"},
+		{Request{Name: "x"}, args.CodeBadRight, "use --call GLOB"},
 		{Request{Name: "a b", Rights: call}, args.CodeBadRight, "letters"},
 		{Request{Name: newSerial(), Rights: call}, args.CodeBadRight, "serial"},
 		{Request{Name: "ci", Rights: call}, args.CodeNameTaken, "revoke ci"},
@@ -102,8 +102,8 @@ func TestIssueChecks(t *testing.T) {
 		{Request{Rights: call, TTL: -time.Hour}, args.CodeBadRight, "at least"},
 		{Request{Rights: call, TTL: 20 * caLife}, args.CodeBadRight, "365d"},
 		{Request{Rights: Rights{Call: []string{"fbus.*"}}}, args.CodeBadRight, "--admin"},
-		{Request{Rights: call, Addresses: []string{"host"}}, args.CodeBadRight, "host:port"},
-		{Request{Rights: call, Addresses: []string{"h:1\nname: x"}}, args.CodeBadRight, "host:port"},
+		{Request{Rights: call, Addresses: []string{"host"}}, args.CodeBadRight, "HOST:PORT"},
+		{Request{Rights: call, Addresses: []string{"h:1\nname: x"}}, args.CodeBadRight, "HOST:PORT"},
 		{Request{Rights: call, Addresses: make([]string, 17)}, args.CodeBadRight, "limit"},
 	} {
 		_, err := a.Issue(c.q)

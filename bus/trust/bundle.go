@@ -48,7 +48,7 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 			}
 		default:
 			return nil, nil, errorf(args.CodeBadTicket, "there is a block %q in it", args.Shown(block.Type)).
-				WithHint("certificates and one PRIVATE KEY (PKCS#8, not encrypted) are due")
+				WithHint("a ticket has certificates and one PRIVATE KEY (PKCS#8, not encrypted)")
 		}
 	}
 }
@@ -71,7 +71,7 @@ func parseKey(der []byte) (crypto.Signer, error) {
 	}
 	key, ok := k.(crypto.Signer)
 	if !ok || !goodKey(key.Public()) {
-		return nil, errorf(args.CodeBadTicket, "the key in it is of a kind that is not used here")
+		return nil, errorf(args.CodeBadTicket, "the key in it is of an unsupported kind")
 	}
 	return key, nil
 }
@@ -111,7 +111,7 @@ func CertificateEnd(cert []byte) (serial string, end time.Time, err error) {
 		return "", time.Time{}, err
 	}
 	if len(certs) != 1 {
-		return "", time.Time{}, errorf(args.CodeBadCertificate, "%d certificates, and one is due", len(certs))
+		return "", time.Time{}, errorf(args.CodeBadCertificate, "%d certificates instead of one", len(certs))
 	}
 	return serialText(certs[0].SerialNumber), certs[0].NotAfter, nil
 }

@@ -128,7 +128,7 @@ func (a *Authority) signClient(r *Record, join bool, pub any) (*x509.Certificate
 	t.URIs = n.uris()
 	der, err := x509.CreateCertificate(rand.Reader, t, a.ca, pub, a.key)
 	if err != nil {
-		return nil, errorf(args.CodeBadRight, "the certificate can not be signed: %v", err)
+		return nil, errorf(args.CodeBadRight, "the certificate cannot be signed: %v", err)
 	}
 	return x509.ParseCertificate(der)
 }
@@ -147,7 +147,7 @@ func parseRequest(text []byte) (pub any, err error) {
 	}
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != requestBlock {
-		return nil, errorf(args.CodeBadCertificate, "this is no certificate request").WithHint("PKCS#10 is due, in PEM: BEGIN CERTIFICATE REQUEST")
+		return nil, errorf(args.CodeBadCertificate, "not a certificate request").WithHint("it must be PKCS#10 in PEM: BEGIN CERTIFICATE REQUEST")
 	}
 	req, err := x509.ParseCertificateRequest(block.Bytes)
 	if err == nil {
@@ -157,7 +157,7 @@ func parseRequest(text []byte) (pub any, err error) {
 		return nil, errorf(args.CodeBadCertificate, "the certificate request is malformed: %v", err)
 	}
 	if !goodKey(req.PublicKey) {
-		return nil, errorf(args.CodeBadCertificate, "the certificate request has a key of a kind that is not used here").
+		return nil, errorf(args.CodeBadCertificate, "the certificate request has a key of an unsupported kind").
 			WithHint("ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits")
 	}
 	return req.PublicKey, nil
@@ -180,7 +180,7 @@ func goodKey(pub any) bool {
 func makeRequest(key crypto.Signer) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return nil, errorf(args.CodeBadTicket, "the certificate request can not be made: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the certificate request cannot be made: %v", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: requestBlock, Bytes: der}), nil
 }
@@ -192,7 +192,7 @@ func certPEM(der []byte) []byte {
 func keyPEM(key crypto.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, errorf(args.CodeBadTicket, "the key can not be written: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the key cannot be written: %v", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
 }

@@ -86,10 +86,10 @@ func explain(err error, whose string, now time.Time) *args.Error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return errorf(args.CodeReset, "the other end closed the connection without a reason: %v", err).
-			WithHint("it may be no fbus node, or something between the two cuts connections")
+			WithHint("it may not be an fbus node, or something between the two ends cuts connections")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return errorf(args.CodeTimeout, "the other end did not answer in time: %v", err).
-			WithHint("is it the right port? a node that is stopped, or something on the way that drops what it does not know, looks the same")
+			WithHint("is it the right port? a suspended node, or a firewall that drops packets, looks the same")
 	}
 	return errorf(args.CodeTLS, "the TLS handshake failed: %v", err).WithHint(hintPort)
 }
@@ -107,15 +107,15 @@ var byText = []struct {
 }
 
 func noCertificate() *args.Error {
-	return errorf(args.CodeNoCertificate, "no certificate was sent: nobody gets in without a ticket").WithHint("fbus join TICKET, or FBUS_TICKET=FILE")
+	return errorf(args.CodeNoCertificate, "no certificate was sent: a ticket is required").WithHint("fbus join TICKET, or FBUS_TICKET=FILE")
 }
 
 func oldTLS() *args.Error {
-	return errorf(args.CodeTLSVersion, "the two ends have no version of TLS in common: only TLS 1.3 is spoken").WithHint(hintPort)
+	return errorf(args.CodeTLSVersion, "the two ends have no TLS version in common: fbus needs TLS 1.3").WithHint(hintPort)
 }
 
 // hintPort is the next step where something answers that is no node.
-const hintPort = "is it the right port? something between the two that ends TLS itself looks the same"
+const hintPort = "is it the right port? a proxy that terminates TLS looks the same"
 
 func notFbus() *args.Error {
 	return errorf(args.CodeNotFbus, "the other end speaks another protocol under TLS, not %s", ALPN).WithHint(hintPort)
@@ -140,14 +140,14 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &invalid):
 		return explainInvalid(invalid, whose, now)
 	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
-		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, v.Err).WithHint(hintCA)
+		return errorf(args.CodeWrongUse, "%s was not signed by a CA: %v", whose, v.Err).WithHint(hintCA)
 	case errors.As(v.Err, &authority):
 		by := "somebody else"
 		if len(v.UnverifiedCertificates) > 0 {
 			by = fmt.Sprintf("%q", args.Shown(v.UnverifiedCertificates[0].Issuer.CommonName))
 		}
-		return errorf(args.CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which is not the one that is trusted here: %v", whose, by, v.Err).
-			WithHint("the ticket is for another network, or for one of that name that was made anew")
+		return errorf(args.CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which this side does not trust: %v", whose, by, v.Err).
+			WithHint("the ticket is for another network, or for an earlier network of that name")
 	case errors.As(v.Err, &host):
 		return explainHost(host, whose)
 	}
@@ -161,18 +161,18 @@ func explainHost(host x509.HostnameError, whose string) *args.Error {
 	for _, name := range host.Certificate.DNSNames {
 		if network, ok := strings.CutSuffix(name, domain); ok && strings.HasSuffix(host.Host, domain) && name != host.Host {
 			return errorf(args.CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, args.Shown(network), host).
-				WithHint("the ticket is for another network than the node at this address is in")
+				WithHint("the ticket is for another network than that of the node at this address")
 		}
 	}
 	if by := host.Certificate.Issuer.CommonName; host.Host != ServerName(by) && strings.HasSuffix(host.Host, domain) {
-		return errorf(args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which is not the one that is trusted here: %v", whose, args.Shown(by), host).
-			WithHint("is it the right port? whoever listens there is no node of the ticket's network")
+		return errorf(args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which this side does not trust: %v", whose, args.Shown(by), host).
+			WithHint("is it the right port? there is no node of the ticket's network")
 	}
 	e := errorf(args.CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
 	if strings.HasSuffix(host.Host, domain) {
-		return e.WithHint("whoever listens there is no node, though the network's CA has signed for it: is it the right port?")
+		return e.WithHint("the network's CA signed this certificate, but not for a node: is it the right port?")
 	}
-	return e.WithHint("with a PKI of your own a node's certificate must name what is dialled: dial a name that stands in it, or have it made anew")
+	return e.WithHint("with your own PKI a node's certificate must name the host: use a name that is in it, or get another certificate")
 }
 
 // signedByLeaf reports whether a peer has sent its certificate with that of a
@@ -195,14 +195,14 @@ func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time)
 	case x509.IncompatibleUsage:
 		return errorf(args.CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).WithHint(hintUse)
 	case x509.NotAuthorizedToSign, x509.TooManyIntermediates:
-		return errorf(args.CodeWrongUse, "%s was signed by one that is not a CA's: %v", whose, e).WithHint(hintCA)
+		return errorf(args.CodeWrongUse, "%s was not signed by a CA: %v", whose, e).WithHint(hintCA)
 	}
 	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, e).WithHint(hintUse)
 }
 
 const (
-	hintUse = "a node's certificate is for servers alone (serverAuth), a client's for clients alone (clientAuth): is it the right one, and the right port?"
-	hintCA  = "whoever listens there is not to be trusted; is it the right port?"
+	hintUse = "a node's certificate is for servers only (serverAuth), a client's for clients only (clientAuth): is it the right certificate, and the right port?"
+	hintCA  = "do not trust the program that listens there; is it the right port?"
 )
 
 const hintClock = "check the clock at both ends: date -u"
@@ -220,7 +220,7 @@ func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 
 func expired(whose string, end, now time.Time) *args.Error {
 	return errorf(args.CodeExpired, "%s expired at %s, %s ago by this clock", whose, stamp(end), span(now.Sub(end))).
-		WithHint("ask for a new ticket; or, if it should be good still, %s", hintClock)
+		WithHint("ask for a new ticket; or, if it should still be valid, %s", hintClock)
 }
 
 // span is a duration for people.

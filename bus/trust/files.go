@@ -65,7 +65,7 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 	}
 	if uint32(st.Mode)&mode != 0 {
 		d.close()
-		return nil, errorf(args.CodeUnsafe, "%s: mode %04o lets others in", path, uint32(st.Mode)&0o7777).WithHint("chmod 700 %s", path)
+		return nil, errorf(args.CodeUnsafe, "%s: mode %04o gives others access", path, uint32(st.Mode)&0o7777).WithHint("chmod 700 %s", path)
 	}
 	return d, nil
 }
@@ -82,7 +82,7 @@ func walk(path string) (string, error) {
 	done, rest := "/", components(abs)
 	for steps := 0; len(rest) > 0; steps++ {
 		if steps > 256 { // links that lead in a circle, or somebody who removes what we make
-			return "", errorf(args.CodeStorage, "%s: too many links on the way", path)
+			return "", errorf(args.CodeStorage, "%s: too many symbolic links", path)
 		}
 		next := filepath.Join(done, rest[0])
 		var st unix.Stat_t
@@ -111,10 +111,10 @@ func walk(path string) (string, error) {
 			continue
 		case unix.S_IFDIR:
 		default:
-			return "", errorf(args.CodeStorage, "%s: is no directory", next)
+			return "", errorf(args.CodeStorage, "%s: is not a directory", next)
 		}
 		if uint32(st.Mode)&0o002 != 0 && uint32(st.Mode)&unix.S_ISVTX == 0 {
-			return "", errorf(args.CodeUnsafe, "%s: everybody may rename what is in it", next).WithHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
+			return "", errorf(args.CodeUnsafe, "%s: every user may rename its files", next).WithHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
 		}
 		done, rest = next, rest[1:]
 	}
@@ -126,7 +126,7 @@ func components(path string) []string {
 }
 
 func foreign(path string, uid uint32) *args.Error {
-	return errorf(args.CodeUnsafe, "%s: belongs to uid %d: it is not used", path, uid).WithHint("set FBUS_HOME to a directory of your own")
+	return errorf(args.CodeUnsafe, "%s: belongs to uid %d, and is not used", path, uid).WithHint("set FBUS_HOME to a directory of your own")
 }
 
 func (d *privateDir) fd() int      { return int(d.f.Fd()) }
@@ -146,7 +146,7 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 	// Without O_NONBLOCK a FIFO of that name would hold us up for ever.
 	fd, err := unix.Openat(d.fd(), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ELOOP) {
-		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is a symbolic link: it is not followed", d.join(name))
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is a symbolic link, and not followed", d.join(name))
 	}
 	if err != nil {
 		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
@@ -159,11 +159,11 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 	}
 	switch {
 	case uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG:
-		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is no regular file", d.join(name))
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is not a regular file", d.join(name))
 	case int(st.Uid) != os.Geteuid():
 		return nil, fileID{}, foreign(d.join(name), st.Uid)
 	case uint32(st.Mode)&mode != 0:
-		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: mode %04o lets others read or write it", d.join(name), uint32(st.Mode)&0o7777).WithHint("chmod 600 %s", d.join(name))
+		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: mode %04o gives others access", d.join(name), uint32(st.Mode)&0o7777).WithHint("chmod 600 %s", d.join(name))
 	case st.Size > limit:
 		return nil, fileID{}, errorf(args.CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
 	}

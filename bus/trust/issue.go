@@ -71,7 +71,7 @@ func (a *Authority) checkRequest(q *Request) error {
 		}
 	}
 	if q.Rights.Empty() {
-		return errorf(args.CodeBadRight, "the ticket would allow nothing").WithHint("say what it allows: --call GLOB, --offer GLOB, --admin")
+		return errorf(args.CodeBadRight, "the ticket would allow nothing").WithHint("use --call GLOB, --offer GLOB or --admin")
 	}
 	if err := q.Rights.Check(); err != nil {
 		return err
@@ -82,7 +82,7 @@ func (a *Authority) checkRequest(q *Request) error {
 		q.TTL = DefaultTTL
 	}
 	if q.TTL < MinTTL {
-		return errorf(args.CodeBadRight, "a ticket for %s is too short", q.TTL).WithHint("at least %s", MinTTL)
+		return errorf(args.CodeBadRight, "a ticket must be valid for at least 1m, not %s", q.TTL)
 	}
 	if q.TTL > caLife {
 		return errorf(args.CodeBadRight, "a ticket for %s would outlive the network's CA", q.TTL).WithHint("a year is 365d")
@@ -102,7 +102,7 @@ func (a *Authority) checkRequest(q *Request) error {
 func checkAddress(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" || port == "" || len(addr) > 300 || strings.ContainsFunc(addr, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return errorf(args.CodeBadRight, "%q is no address", args.Shown(addr)).WithHint("host:port is due; an IPv6 address stands in brackets: [2001:db8::1]:10101")
+		return errorf(args.CodeBadRight, "invalid address %q", args.Shown(addr)).WithHint("an address is HOST:PORT, with an IPv6 address in brackets: [2001:db8::1]:10101")
 	}
 	return nil
 }
@@ -119,11 +119,11 @@ func (t *table) issue(r Record, now time.Time) error {
 		}
 	}
 	if live >= maxLive {
-		return errorf(args.CodeStorage, "%d tickets are the limit", maxLive).WithHint("revoke what is no longer used")
+		return errorf(args.CodeStorage, "%d tickets are the limit", maxLive).WithHint("revoke tickets that are no longer used")
 	}
 	if others := t.named(r.Name, now); len(others) > 0 {
-		return errorf(args.CodeNameTaken, "there is a ticket %s already, until %s", r.Name, stamp(others[0].Expires)).
-			WithHint("choose another name, or revoke that one first: fbus revoke %s", r.Name)
+		return errorf(args.CodeNameTaken, "ticket %s exists already, until %s", r.Name, stamp(others[0].Expires)).
+			WithHint("choose another name, or revoke the ticket first: fbus revoke %s", r.Name)
 	}
 	t.add(r)
 	return nil
@@ -179,11 +179,11 @@ func (a *Authority) certificate(r *Record, pub any) ([]byte, error) {
 func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
 	case inv.State == Active:
-		return identity, false, errorf(args.CodeWrongUse, "ticket %s is no invitation: it is used as it stands", inv.Name)
+		return identity, false, errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", inv.Name)
 	case now.After(inv.Expires):
 		return identity, false, expired("ticket "+inv.Name, inv.Expires, now)
 	case hash == inv.Key:
-		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have seen").WithHint("make a key of your own")
+		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have read").WithHint("make a new key")
 	case inv.State == Burnt:
 		if r := t.get(inv.Into); r != nil && r.State == Active && r.Key == hash {
 			return *r, false, nil
@@ -215,7 +215,7 @@ func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
 func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
 	case r.State != Active || r.Reusable:
-		return identity, false, errorf(args.CodeWrongUse, "ticket %s is no identity: only those are renewed", r.Name)
+		return identity, false, errorf(args.CodeWrongUse, "ticket %s is not an identity: only identities are renewed", r.Name)
 	case now.After(r.Expires):
 		return identity, false, expired("ticket "+r.Name, r.Expires, now)
 	case hash != r.Key:
@@ -239,7 +239,7 @@ func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < Identit
 // Revoke takes back the ticket with that name or serial, whatever it was exchanged
 // or renewed into, and what was issued with it. It returns their records. When it
 // returns, the list is on the disk, nobody enters with them, and who asked with
-// OnRevoke was told. If the list can not be written, all that is so beside an error,
+// OnRevoke was told. If the list cannot be written, all that is so beside an error,
 // for as long as this Authority is open.
 func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	now := a.now().UTC().Truncate(time.Second)
@@ -247,7 +247,7 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	var gone []Record
 	err := a.list.update(func(t *table) (bool, error) {
 		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
-			return false, errorf(args.CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).WithHint("fbus tickets --all lists what is over, too")
+			return false, errorf(args.CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).WithHint("fbus tickets --all also lists expired and revoked tickets")
 		}
 		for _, i := range t.kin(nameOrSerial) {
 			r := &t.records[i]
@@ -255,14 +255,14 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 			serials, gone = append(serials, r.Serial), append(gone, *r)
 		}
 		if len(serials) == 0 {
-			return false, errorf(args.CodeNoTicket, "no ticket has the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")
+			return false, errorf(args.CodeNoTicket, "there is no ticket with the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")
 		}
 		return true, nil
 	})
 	if err != nil && len(serials) > 0 {
 		a.list.shutOut(serials, now)
-		err = errorf(args.CodeStorage, "%s is shut out, but not for good yet: the list of tickets can not be written, and the node must not be started anew before it is: %v", args.Shown(nameOrSerial), err).
-			WithHint("mend that, and revoke it again")
+		err = errorf(args.CodeStorage, "%s is refused, but not permanently yet: do not restart the node before the list of tickets can be written: %v", args.Shown(nameOrSerial), err).
+			WithHint("correct the cause, and revoke it again")
 	}
 	if err != nil {
 		return nil, err
@@ -308,12 +308,12 @@ func (t *table) kin(nameOrSerial string) []int {
 }
 
 func unlisted(serial string) *args.Error {
-	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost, or it is an older one", args.Shown(serial)).WithHint("ask for a new ticket")
+	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost or is an older copy", args.Shown(serial)).WithHint("ask for a new ticket")
 }
 
 func used(r *Record) *args.Error {
 	return errorf(args.CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
-		WithHint("ask for a new one; if that was not you, fbus revoke %s shuts out whoever it was", r.Name)
+		WithHint("ask for a new one; if that was not you, fbus revoke %s locks the other user out", r.Name)
 }
 
 func revoked(r *Record) *args.Error {

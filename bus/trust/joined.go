@@ -37,7 +37,7 @@ func (j *Joined) Close() error { return j.dir.close() }
 // Finish, costs nothing.
 func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	if !invitation.Joining {
-		return nil, errorf(args.CodeWrongUse, "ticket %s is no invitation: it is used as it stands", invitation.Name)
+		return nil, errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", invitation.Name)
 	}
 	if err := j.sameCA(invitation); err != nil {
 		return nil, err
@@ -92,7 +92,7 @@ func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitati
 // another name that was there is set aside: see [Joined.Aside].
 func (j *Joined) Save(t *Ticket) error {
 	if t.Joining {
-		return errorf(args.CodeWrongUse, "ticket %s is an invitation: it has to be exchanged", t.Name).WithHint("fbus join FILE")
+		return errorf(args.CodeWrongUse, "ticket %s is an invitation: exchange it", t.Name).WithHint("fbus join FILE")
 	}
 	if err := j.sameCA(t); err != nil {
 		return err
@@ -136,17 +136,17 @@ func (j *Joined) Load(network string) (*Ticket, error) {
 	}
 	text, _, err := j.dir.read(network+identitySuffix, maxTicket)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errorf(args.CodeNoTicket, "network %s was not joined: %v", network, err).WithHint("fbus join TICKET")
+		return nil, errorf(args.CodeNoTicket, "network %s was never joined: %v", network, err).WithHint("fbus join TICKET")
 	}
 	if err != nil {
 		return nil, err
 	}
 	t, err := ParseTicket(text)
 	if err != nil {
-		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).WithHint("remove it and join anew")
+		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).WithHint("remove it and join again")
 	}
 	if t.Network != network {
-		return nil, errorf(args.CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).WithHint("remove it and join anew")
+		return nil, errorf(args.CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).WithHint("remove it and join again")
 	}
 	return t, nil
 }
@@ -185,8 +185,8 @@ func (j *Joined) sameCA(t *Ticket) error {
 		return err
 	}
 	if !bytes.Equal(old.CA.Raw, t.CA.Raw) {
-		return errorf(args.CodeOtherNetwork, "a network %s was joined already, and its CA is another one", t.Network).
-			WithHint("if that network was made anew, remove %s first", j.dir.join(t.Network+identitySuffix))
+		return errorf(args.CodeOtherNetwork, "another network %s, with another CA, was joined already", t.Network).
+			WithHint("if that network was created again, remove %s first", j.dir.join(t.Network+identitySuffix))
 	}
 	return nil
 }
@@ -202,7 +202,7 @@ func (j *Joined) pending(t *Ticket) (crypto.Signer, error) {
 	}
 	_, key, err := parseBundle(text)
 	if err == nil && key == nil {
-		err = errorf(args.CodeDamaged, "there is no key in it")
+		err = errorf(args.CodeDamaged, "it has no key")
 	}
 	if err != nil {
 		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(pendingName(t)), err)

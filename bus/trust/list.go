@@ -85,7 +85,7 @@ func (t *table) named(name string, now time.Time) []*Record {
 	return found
 }
 
-// load returns the list as the file has it now. When it can not be read, nobody
+// load returns the list as the file has it now. When it cannot be read, nobody
 // may be admitted.
 func (l *list) load() (*table, error) {
 	if t := l.fresh(); t != nil {
@@ -116,7 +116,7 @@ func (l *list) reload() (*table, []string, error) {
 	}
 	data, id, err := l.dir.read(listName, listLimit)
 	if err != nil {
-		return nil, nil, orHint(errorf(args.CodeListLost, "the list of issued tickets can not be read, so nobody is admitted: %v", err),
+		return nil, nil, orHint(errorf(args.CodeListLost, "the list of issued tickets cannot be read, so nobody is admitted: %v", err),
 			"restore %s, or restart the node with an empty list and issue new tickets", l.dir.join(listName))
 	}
 	records, err := parseList(l.network, data)
@@ -267,7 +267,7 @@ func (l *list) writeSightings() {
 	// The change is what finish adds to any.
 	err := l.update(func(*table) (bool, error) { return true, nil })
 	if err != nil {
-		l.warn("who was seen last is not kept: %v", err)
+		l.warn("the times when tickets were last used cannot be kept: %v", err)
 	}
 	l.mu.Lock()
 	l.busy = false

@@ -117,7 +117,7 @@ func TestLostList(t *testing.T) {
 	}
 	defer b.Close()
 	wantCode(t, b.Check(id), args.CodeUnlisted)
-	if !strings.Contains(warned, "nobody") {
+	if !strings.Contains(warned, "all tickets of network net are refused") {
 		t.Errorf("warned %q", warned)
 	}
 	issue(t, b, Request{})
@@ -251,7 +251,7 @@ func TestRevokeUnwritten(t *testing.T) {
 	a.OnRevoke(func(serial string) { told = append(told, serial) })
 	full(t, func() {
 		_, err := a.Revoke("ci")
-		wantCode(t, err, args.CodeStorage, "not for good yet", "revoke it again")
+		wantCode(t, err, args.CodeStorage, "not permanently yet", "revoke it again")
 	})
 	if !slices.Equal(told, []string{ticket.Serial}) {
 		t.Errorf("told of %q", told)

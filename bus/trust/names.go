@@ -22,11 +22,11 @@ type names struct {
 // CheckName says what is wrong with the name of a ticket.
 func CheckName(name string) error {
 	if len(name) > maxName || !args.ValidName(name) {
-		return errorf(args.CodeBadRight, "%q is no name for a ticket", args.Shown(name)).
-			WithHint("letters, digits, _ . - are due, at most %d, not . or - first", maxName)
+		return errorf(args.CodeBadRight, "invalid ticket name %q", args.Shown(name)).
+			WithHint("it must be at most %d letters, digits, _ . -, and not begin with . or -", maxName)
 	}
 	if isSerial(name) { // revoke NAME|SERIAL could not tell
-		return errorf(args.CodeBadRight, "%q is no name for a ticket: it looks like a serial number", name).WithHint("32 hexadecimal digits are a serial")
+		return errorf(args.CodeBadRight, "%q is not a valid ticket name: it looks like a serial number", name).WithHint("32 hexadecimal digits are a serial")
 	}
 	return nil
 }
@@ -83,13 +83,13 @@ func parseNames(uris []*url.URL) (names, error) {
 		case err != nil:
 			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is malformed", args.Shown(u.String()))
 		case raw != escape(value):
-			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is not written as it must be", args.Shown(u.String())).
-				WithHint("in it A-Z a-z 0-9 _ . - * stand for themselves, and the rest as %%5B does for [, with upper-case digits")
+			return n, errorf(args.CodeBadCertificate, "the certificate's name %q is not in its normal form", args.Shown(u.String())).
+				WithHint("A-Z a-z 0-9 _ . - * are written as they are, and every other character as in %%5B for [, with upper-case digits")
 		case kind == "name" && n.name != "":
 			return n, errorf(args.CodeBadCertificate, "the certificate has two fbus:name: names")
 		case kind == "name":
 			if err := CheckName(value); err != nil {
-				return n, errorf(args.CodeBadCertificate, "the certificate's name fbus:name: can not be taken: %v", err)
+				return n, errorf(args.CodeBadCertificate, "the certificate's fbus:name: is invalid: %v", err)
 			}
 			n.name = value
 		case u.Opaque == "join":
@@ -101,12 +101,12 @@ func parseNames(uris []*url.URL) (names, error) {
 		}
 	}
 	if n.name == "" {
-		return n, errorf(args.CodeBadCertificate, "the certificate has no name fbus:name:NAME among its URI names").
-			WithHint("names elsewhere, the common name or DNS names, are not looked at")
+		return n, errorf(args.CodeBadCertificate, "the certificate has no URI name fbus:name:NAME").
+			WithHint("other names, such as the common name or DNS names, do not count")
 	}
 	var err error
 	if n.rights, err = ParseRights(words...); err != nil {
-		return n, errorf(args.CodeBadCertificate, "the certificate has a name that gives no right: %v", err)
+		return n, errorf(args.CodeBadCertificate, "the certificate has an invalid fbus name: %v", err)
 	}
 	return n, nil
 }

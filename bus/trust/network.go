@@ -53,7 +53,7 @@ func (d *privateDir) network() (string, error) {
 	}
 	id := strings.TrimSpace(string(data))
 	if args.CheckNetwork(id) != nil {
-		return "", errorf(args.CodeDamaged, "%s: what stands in it is no network id", d.join(networkName)).WithHint("a-z, 0-9 and -, at most 63; or remove it")
+		return "", errorf(args.CodeDamaged, "%s: it does not hold a valid network id", d.join(networkName)).WithHint("a-z, 0-9 and -, at most 63; or remove it")
 	}
 	return id, nil
 }

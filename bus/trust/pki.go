@@ -65,7 +65,7 @@ func (f *Files) Reload() error {
 		return err
 	}
 	if mode&0o007 != 0 { // a group such as ssl-cert may be meant
-		return errorf(args.CodeUnsafe, "%s: mode %04o lets everybody read or write the key", f.key, mode.Perm()).WithHint("chmod o-rwx %s", f.key)
+		return errorf(args.CodeUnsafe, "%s: mode %04o gives every user access to the key", f.key, mode.Perm()).WithHint("chmod o-rwx %s", f.key)
 	}
 	caText, _, err := readBounded(f.ca)
 	if err != nil {
@@ -73,11 +73,11 @@ func (f *Files) Reload() error {
 	}
 	pair, err := tls.X509KeyPair(certText, keyText)
 	if err != nil {
-		return errorf(args.CodeBadTicket, "%s, %s: %v", f.cert, f.key, err).WithHint("PEM is due: a certificate, and the key that it was made for")
+		return errorf(args.CodeBadTicket, "%s, %s: %v", f.cert, f.key, err).WithHint("a certificate and its key are expected, in PEM")
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(caText) {
-		return errorf(args.CodeBadTicket, "%s: there is no certificate in it", f.ca).WithHint("PEM is due: BEGIN CERTIFICATE")
+		return errorf(args.CodeBadTicket, "%s: it has no certificate", f.ca).WithHint("a certificate is expected, in PEM: BEGIN CERTIFICATE")
 	}
 	if f.node { // what is wrong with a client's, the node says
 		if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
@@ -96,10 +96,10 @@ func checkNode(c *x509.Certificate, file string) error {
 	switch uses := c.ExtKeyUsage; {
 	case len(uses)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(uses, serverUse) && !slices.Contains(uses, x509.ExtKeyUsageAny):
 		return errorf(args.CodeWrongUse, "%s: no client accepts it: its extended key usage is not serverAuth", file).
-			WithHint("have a certificate made for a server, with extendedKeyUsage=serverAuth")
+			WithHint("get a certificate for a server, with extendedKeyUsage=serverAuth")
 	case len(c.DNSNames) == 0 && len(c.IPAddresses) == 0:
-		return errorf(args.CodeWrongUse, "%s: no client accepts it: there is no DNS name and no address in it, and clients look for the one that they dial", file).
-			WithHint("have one made with subjectAltName=DNS:HOST or IP:ADDRESS")
+		return errorf(args.CodeWrongUse, "%s: no client accepts it: it has no DNS name and no address, and clients look for the host that they dial", file).
+			WithHint("get one with subjectAltName=DNS:HOST or IP:ADDRESS")
 	}
 	return nil
 }
@@ -118,10 +118,10 @@ func (f *Files) Refresh() error {
 	return nil
 }
 
-// stale says that what was read before is in use still.
+// stale says that the files that were read before stay in use.
 func stale(err error) error {
 	if err != nil {
-		err = fmt.Errorf("%w: what was read before is in use still", err)
+		err = fmt.Errorf("%w: the files that were read before stay in use", err)
 	}
 	return err
 }
@@ -167,7 +167,7 @@ func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 		return nil, err
 	}
 	if n.join {
-		return nil, errorf(args.CodeBadCertificate, "the certificate is an invitation, and this node exchanges none").WithHint("its certificates come from a PKI of its own")
+		return nil, errorf(args.CodeBadCertificate, "the certificate is an invitation, which this node does not exchange").WithHint("the node uses its own PKI")
 	}
 	return &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter}, nil
 }

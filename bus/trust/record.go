@@ -66,7 +66,7 @@ func formatList(network string, records []Record) ([]byte, error) {
 	body = append(body, '\n')
 	data := append(fmt.Appendf(nil, "%s %s %x\n", listVersion, network, sha256.Sum256(body)), body...)
 	if len(data) > listLimit {
-		return nil, errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).WithHint("revoke what is no longer used")
+		return nil, errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).WithHint("revoke tickets that are no longer used")
 	}
 	return data, nil
 }
@@ -81,7 +81,7 @@ func parseList(network string, data []byte) ([]Record, error) {
 		if !bytes.HasPrefix(head, []byte(listVersion+" "+network+" ")) {
 			return nil, errorf(args.CodeDamaged, "it is not the list of network %s", network)
 		}
-		return nil, errorf(args.CodeDamaged, "its checksum is not that of its content")
+		return nil, errorf(args.CodeDamaged, "its checksum does not match its content")
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields() // what we do not know we would lose with the next change
@@ -95,7 +95,7 @@ func parseList(network string, data []byte) ([]Record, error) {
 			return nil, err
 		}
 		if seen[records[i].Serial] {
-			return nil, errorf(args.CodeDamaged, "serial %s stands in it twice", records[i].Serial)
+			return nil, errorf(args.CodeDamaged, "serial %s is in it twice", records[i].Serial)
 		}
 		seen[records[i].Serial] = true
 	}
@@ -105,7 +105,7 @@ func parseList(network string, data []byte) ([]Record, error) {
 func (r *Record) check() error {
 	switch {
 	case !isSerial(r.Serial):
-		return errorf(args.CodeDamaged, "%q is no serial", args.Shown(r.Serial))
+		return errorf(args.CodeDamaged, "invalid serial %q", args.Shown(r.Serial))
 	case CheckName(r.Name) != nil:
 		return errorf(args.CodeDamaged, "serial %s has the name %q", r.Serial, args.Shown(r.Name))
 	case !slices.Contains([]State{Invited, Active, Burnt, Revoked}, r.State):

@@ -42,7 +42,7 @@ func ParseRights(words ...string) (Rights, error) {
 		case w == "admin":
 			r.Admin = true
 		default:
-			return Rights{}, errorf(args.CodeBadRight, "%q is no right", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB and admin")
+			return Rights{}, errorf(args.CodeBadRight, "invalid right %q", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB and admin")
 		}
 	}
 	return r, r.check(wellFormed)
@@ -53,7 +53,7 @@ func (r Rights) Check() error { return r.check(CheckGlob) }
 
 func (r Rights) check(glob func(string) error) error {
 	if n := len(r.Call) + len(r.Offer); n > maxRights {
-		return errorf(args.CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).WithHint("say it with fewer globs, or give a second ticket")
+		return errorf(args.CodeBadRight, "%d rights exceed the limit of %d", n, maxRights).WithHint("use fewer globs, or a second ticket")
 	}
 	for _, g := range slices.Concat(r.Call, r.Offer) {
 		if err := glob(g); err != nil {
@@ -69,7 +69,7 @@ func CheckGlob(glob string) error {
 		return err
 	}
 	if r := emptyRange(glob); r != "" {
-		return badGlob(glob, "a range goes from the lower to the higher: [a-z]", "the range %s in it is empty", r)
+		return badGlob(glob, "a range runs from low to high, as in [a-z]", "the range %s is empty", r)
 	}
 	return nil
 }
@@ -84,23 +84,23 @@ func wellFormed(glob string) error {
 	bad := func(hint, format string, a ...any) error { return badGlob(glob, hint, format, a...) }
 	switch {
 	case glob == "":
-		return bad("* stands for every function", "it is empty and would match nothing")
+		return bad("* stands for every function", "an empty glob matches nothing")
 	case len(glob) > maxGlob:
 		return bad("no function has a longer name", "%d characters exceed the limit of %d", len(glob), maxGlob)
 	case glob[0] == '-' || glob[0] == '.':
-		return bad("was the glob left out before a flag?", "no function's name begins with %c", glob[0])
+		return bad("is the glob missing before a flag?", "no function's name begins with %c", glob[0])
 	case strings.HasPrefix(glob, ownPrefix):
 		return bad("--admin allows what a node offers itself", "names that begin with fbus. are the node's own")
 	case strings.Contains(glob, "[!"):
-		return bad("[^...] is the class of what is not in it", "[! does not begin a class")
+		return bad("[^...] matches any character that is not in the class", "[! does not begin a class")
 	case strings.ContainsAny(glob, "{},"):
-		return bad("give a right for each name", "braces and commas do not stand in a glob")
+		return bad("give one right for each name", "a glob cannot contain braces or commas")
 	}
 	if i := strings.IndexFunc(glob, func(c rune) bool { return c > 0x7f || !args.NameByte(byte(c)) && !strings.ContainsRune("*?[]^", c) }); i >= 0 {
-		return bad("letters, digits, _ . - and * ? [...] [^...] may stand in it", "%q is in no function's name", []rune(glob[i:])[0])
+		return bad("a glob has letters, digits, _ . - and * ? [...] [^...]", "no function name contains %q", []rune(glob[i:])[0])
 	}
 	if _, err := path.Match(glob, ""); err != nil {
-		return bad("a class is closed and not empty: [a-z], [^0-9]", "the class in it is malformed")
+		return bad("a class is closed and not empty, as in [a-z] or [^0-9]", "invalid class")
 	}
 	return nil
 }

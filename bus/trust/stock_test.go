@@ -12,7 +12,7 @@ import (
 // TestStockClients: a reusable ticket is, as it stands, what OpenSSL and Python
 // want of a file.
 func TestStockClients(t *testing.T) {
-	c := &clock{t: time.Now()} // theirs can not be set
+	c := &clock{t: time.Now()} // theirs cannot be set
 	a := openTest(t, privateTemp(t), c)
 	n := serve(t, a, c.now)
 	text, err := issue(t, a, Request{Reusable: true, Rights: rights(t, "call:re?ize*", "offer:[^a]")}).Format()

@@ -43,7 +43,7 @@ func (t *Ticket) Format() ([]byte, error) {
 		return nil, err
 	}
 	var b bytes.Buffer
-	b.WriteString("fbus ticket\nKeep it secret: whoever has this text may do what it says.\n\n")
+	b.WriteString("fbus ticket\nKeep it secret: anybody who has this text may use it.\n\n")
 	line := func(key, value string) { fmt.Fprintf(&b, "%s: %s\n", key, value) }
 	line("network", t.Network)
 	line("name", t.Name)
@@ -52,7 +52,7 @@ func (t *Ticket) Format() ([]byte, error) {
 	}
 	if t.Joining {
 		line("use", "once: fbus join FILE")
-		line("then", "who has joined stays until he is revoked")
+		line("then", "the member stays until the ticket is revoked")
 	} else {
 		line("use", "FBUS_TICKET=FILE, or with any TLS 1.3 library")
 	}
@@ -74,13 +74,13 @@ func (t *Ticket) Format() ([]byte, error) {
 func ParseTicket(text []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(text)
 	if err != nil {
-		return nil, errorf(args.CodeBadTicket, "this is no ticket: %v", err)
+		return nil, errorf(args.CodeBadTicket, "not a ticket: %v", err)
 	}
 	if len(certs) == 0 && key == nil {
-		return nil, errorf(args.CodeBadTicket, "this is no ticket: there is no PEM block in it").WithHint("fbus invite makes tickets")
+		return nil, errorf(args.CodeBadTicket, "not a ticket: it has no PEM block").WithHint("fbus invite makes tickets")
 	}
 	if key == nil {
-		return nil, errorf(args.CodeBadTicket, "the ticket has no key").WithHint("was it cut short? all of the text is due")
+		return nil, errorf(args.CodeBadTicket, "the ticket has no key").WithHint("was it cut short? a ticket is used with all of its text")
 	}
 	t := &Ticket{Key: key}
 	for _, c := range certs {
@@ -90,7 +90,7 @@ func ParseTicket(text []byte) (*Ticket, error) {
 		case c.IsCA:
 			t.CA = c
 		case t.Leaf != nil && (issued(t.Leaf, c) || issued(c, t.Leaf)):
-			return nil, errorf(args.CodeWrongUse, "the ticket's certificate was signed by one that is not a CA's: a leaf's signature makes nobody a member").WithHint("ask for a new ticket")
+			return nil, errorf(args.CodeWrongUse, "the ticket's certificate was not signed by a CA").WithHint("ask for a new ticket")
 		case t.Leaf != nil:
 			return nil, errorf(args.CodeBadTicket, "the ticket has two certificates besides the CA's").WithHint("a file holds one ticket")
 		default:
@@ -98,7 +98,7 @@ func ParseTicket(text []byte) (*Ticket, error) {
 		}
 	}
 	if t.CA == nil || t.Leaf == nil {
-		return nil, errorf(args.CodeBadTicket, "the ticket lacks a certificate: its own and the CA's are due").WithHint("was it cut short? all of the text is due")
+		return nil, errorf(args.CodeBadTicket, "the ticket must have two certificates: its own and the CA's").WithHint("was it cut short? a ticket is used with all of its text")
 	}
 	if err := t.fill(); err != nil {
 		return nil, err
@@ -117,16 +117,16 @@ func ParseTicket(text []byte) (*Ticket, error) {
 func (t *Ticket) fill() error {
 	t.Network = t.CA.Subject.CommonName
 	if err := args.CheckNetwork(t.Network); err != nil {
-		return errorf(args.CodeBadTicket, "the CA in it is not that of a network: %v", err)
+		return errorf(args.CodeBadTicket, "its CA is not the CA of a network: %v", err)
 	}
 	if pub, ok := t.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(t.Leaf.PublicKey) {
 		return errorf(args.CodeBadTicket, "the ticket's key is not that of its certificate")
 	}
 	if t.Leaf.CheckSignatureFrom(t.CA) != nil || !isCA(t.CA) {
-		return errorf(args.CodeBadTicket, "the ticket's certificate was not signed by the CA in it, of %q, but by that of %q", args.Shown(t.CA.Subject.CommonName), args.Shown(t.Leaf.Issuer.CommonName))
+		return errorf(args.CodeBadTicket, "the ticket's certificate was signed by the CA of %q, not by the CA in the ticket, of %q", args.Shown(t.Leaf.Issuer.CommonName), args.Shown(t.CA.Subject.CommonName))
 	}
 	if !onlyUse(t.Leaf, clientUse) {
-		return errorf(args.CodeWrongUse, "the ticket's certificate is not one for clients")
+		return errorf(args.CodeWrongUse, "the ticket's certificate is not for clients")
 	}
 	n, err := parseNames(t.Leaf.URIs)
 	if err != nil {
@@ -174,10 +174,10 @@ func (t *Ticket) Request() ([]byte, error) { return makeRequest(t.Key) }
 func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(cert)
 	if err != nil {
-		return nil, errorf(args.CodeBadTicket, "the node's answer is no certificate: %v", err)
+		return nil, errorf(args.CodeBadTicket, "the node's answer is not a certificate: %v", err)
 	}
 	if len(certs) != 1 || key != nil {
-		return nil, errorf(args.CodeBadTicket, "the node's answer is no certificate: one certificate and no key are due")
+		return nil, errorf(args.CodeBadTicket, "the node's answer is not one certificate without a key")
 	}
 	next := &Ticket{CA: t.CA, Leaf: certs[0], Key: t.Key, Addresses: slices.Clone(t.Addresses)}
 	if err := next.fill(); err != nil {

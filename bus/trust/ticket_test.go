@@ -97,23 +97,23 @@ func TestNotTickets(t *testing.T) {
 		"empty":          {"", "no PEM block"},
 		"words":          {"hello\nworld", "no PEM block"},
 		"public only":    {leaf + ca, "no key"},
-		"key only":       {key(one.Key), "lacks a certificate"},
-		"no CA":          {leaf + key(one.Key), "lacks a certificate"},
-		"no leaf":        {ca + key(one.Key), "lacks a certificate"},
+		"key only":       {key(one.Key), "must have two certificates"},
+		"no CA":          {leaf + key(one.Key), "must have two certificates"},
+		"no leaf":        {ca + key(one.Key), "must have two certificates"},
 		"two CAs":        {leaf + key(one.Key) + ca + ca, "two CAs"},
 		"two leaves":     {leaf + cert(two.Leaf.Raw) + key(one.Key) + ca, "two certificates"},
-		"a leaf as CA":   {cert(below.Leaf.Raw) + key(below.PrivateKey) + cert(two.Leaf.Raw) + ca, "not a CA's"},
-		"under a leaf":   {cert(below.Leaf.Raw) + key(below.PrivateKey) + ca, `not signed by the CA in it, of "net", but by that of "ticket `},
+		"a leaf as CA":   {cert(below.Leaf.Raw) + key(below.PrivateKey) + cert(two.Leaf.Raw) + ca, "not signed by a CA"},
+		"under a leaf":   {cert(below.Leaf.Raw) + key(below.PrivateKey) + ca, `, not by the CA in the ticket, of "net"`},
 		"two keys":       {leaf + key(one.Key) + key(two.Key) + ca, "two keys"},
 		"another's key":  {leaf + key(two.Key) + ca, "key is not that"},
-		"another CA":     {leaf + key(one.Key) + cert(otherCA.Raw), "not signed by the CA"},
-		"the node's":     {cert(node.Certificate[0]) + key(node.PrivateKey) + ca, "not one for clients"},
-		"the CA's own":   {ca + key(a.key), "lacks a certificate"},
+		"another CA":     {leaf + key(one.Key) + cert(otherCA.Raw), "not by the CA in the ticket"},
+		"the node's":     {cert(node.Certificate[0]) + key(node.PrivateKey) + ca, "not for clients"},
+		"the CA's own":   {ca + key(a.key), "must have two certificates"},
 		"encrypted":      {leaf + "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n" + ca, "not encrypted"},
 		"bad key":        {leaf + "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n" + ca, "malformed"},
 		"bad cert":       {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "malformed"},
 		"too long":       {strings.Repeat("x", maxTicket+1), "limit"},
-		"CA key as leaf": {cert(otherCA.Raw) + key(otherKey), "lacks a certificate"},
+		"CA key as leaf": {cert(otherCA.Raw) + key(otherKey), "must have two certificates"},
 	} {
 		_, err := ParseTicket([]byte(c.text))
 		if err == nil || !strings.Contains(err.Error()+err.(*args.Error).Hint, c.want) {
@@ -200,7 +200,7 @@ func testRenewJoined(t *testing.T, a *Authority, j *Joined, c *clock) {
 }
 
 // TestJoinRefusals: another network of the same name does not take the place of
-// the one that was joined; and what can not be joined.
+// the one that was joined; and what cannot be joined.
 func TestJoinRefusals(t *testing.T) {
 	c := newClock()
 	a, b := openTest(t, privateTemp(t), c), openTest(t, privateTemp(t), c)
@@ -219,7 +219,7 @@ func TestJoinRefusals(t *testing.T) {
 	wantCode(t, err, args.CodeUsage)
 	must(t, os.WriteFile(j.dir.join("net.pem"), []byte("hello"), 0o600))
 	_, err = j.Load("net")
-	wantCode(t, err, args.CodeDamaged, "join anew")
+	wantCode(t, err, args.CodeDamaged, "join again")
 }
 
 func FuzzTicket(f *testing.F) {

@@ -51,7 +51,7 @@ func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
 	c := clientConfig(pool, ServerName(t.Network), t.certificate(), now)
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		if chain := cs.VerifiedChains[0]; len(chain) != 2 || !onlyUse(chain[0], serverUse) {
-			return refuse(errorf(args.CodeWrongUse, "the certificate at the other end is not that of a node").WithHint(hintUse))
+			return refuse(errorf(args.CodeWrongUse, "the other end's certificate is not a node's").WithHint(hintUse))
 		}
 		return nil
 	}

@@ -39,8 +39,8 @@ func TestImports(t *testing.T) {
 		"github.com/rogpeppe/":         {},
 		"github.com/coreos/":           {"fbus/commands"},
 		"github.com/google/go-cmp/cmp": {},
-		"go.etcd.io/bbolt":             {"fbus/bus/jobs"},
-		"github.com/oklog/ulid":        {"fbus/bus/jobs"},
+		"go.etcd.io/bbolt":             {"fbus/bus/jobs/store"},
+		"github.com/oklog/ulid":        {"fbus/bus/jobs/store"},
 	}
 	for pkg, imports := range direct {
 		for _, imp := range imports {

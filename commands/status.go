@@ -60,7 +60,7 @@ func hintFor(code string) string {
 		return "choose one: --node PATH, or FBUS_NODE=PATH in the environment"
 	case args.CodeForeign:
 		return "if you trust that user with your data: FBUS_NODE_USER=UID in the environment"
-	case "store_full":
+	case args.CodeStoreFull:
 		return "old results make room in time; fbus purge --state done, or --state dead, makes room now"
 	}
 	return ""

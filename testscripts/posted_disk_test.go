@@ -436,7 +436,7 @@ func TestDiskReadOnly(t *testing.T) {
 		// A commit that is under way may be told of an error first.
 		eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "read-only file system") })
 		s.refuses("")
-		eventually(t, "the node says so", func() bool { return strings.Contains(s.stderr(), "the store of jobs can not be written: ") })
+		eventually(t, "the node says so", func() bool { return strings.Contains(s.stderr(), "the store of jobs cannot be written: ") })
 		taken := n.taken.Load()
 		d.must(d.run("umount", "-l", d.dir))
 		eventually(t, "the empty directory is noticed", func() bool { return strings.Contains(s.stderr(), "it has gone: ") })
@@ -477,7 +477,7 @@ func TestDiskReadOnlyAtStart(t *testing.T) {
 	if status, _, errs := s.fbus("jobs"); status != 75 || !strings.Contains(errs, "read-only file system") {
 		t.Errorf("fbus jobs: %d, %q", status, errs)
 	}
-	if !strings.Contains(s.stderr(), "the store of jobs can not be written: ") {
+	if !strings.Contains(s.stderr(), "the store of jobs cannot be written: ") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
 	d.must(d.run("mount", "-o", "remount,rw", d.dir))
@@ -490,7 +490,7 @@ func TestDiskReadOnlyAtStart(t *testing.T) {
 	cmd.Stderr = &errs
 	d.must(d.start(cmd))
 	defer time.AfterFunc(patience, func() { cmd.Process.Kill() }).Stop()
-	if cmd.Wait(); cmd.ProcessState.ExitCode() != 70 || !strings.Contains(errs.String(), "another node has this store of jobs") {
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != 70 || !strings.Contains(errs.String(), "another node uses this store of jobs") {
 		t.Errorf("a second node: %v, %s", cmd.ProcessState, &errs)
 	}
 }
@@ -559,8 +559,8 @@ func TestDiskSyncFails(t *testing.T) {
 			stop := s.inject(t, fmt.Sprintf("fsync,fdatasync:error=EIO:when=%d+", 1+i))
 			eventually(t, "posts are refused", func() bool { return n.refused.Load() > before+10 })
 			eventually(t, "the node says so", func() bool {
-				return strings.Count(s.stderr(), "can not be written: input/output error: no job is taken") > i ||
-					strings.Count(s.stderr(), "can not be written: ") > i
+				return strings.Count(s.stderr(), "cannot be written: input/output error: no job is taken") > i ||
+					strings.Count(s.stderr(), "cannot be written: ") > i
 			})
 			s.refuses("input/output error")
 			taken := n.taken.Load()

@@ -20,6 +20,9 @@ const (
 	CodeWorkerLost  = "worker_lost"   // 74: the worker vanished mid-call
 	CodeBusy        = "busy"          // 75: no slot, or no room in a queue
 	CodeDraining    = "draining"      // 75: the node or worker is shutting down
+	CodeStoreFull   = "store_full"    // 75: the store of jobs has no room, until jobs end or are purged
+	CodeStoreFailed = "store_failed"  // 75: the store of jobs cannot be written; it is tried again
+	CodeUnfinished  = "unfinished"    // 75: the job has not ended
 	CodeDenied      = "denied"        // 77: not allowed
 	CodeDeadline    = "deadline"      // 124: the call's time was up
 	CodeCannotRun   = "cannot_run"    // 126: the program cannot be run
@@ -38,7 +41,7 @@ const (
 
 var statuses = map[string]int{
 	CodeUsage: 64, CodeBadInput: 65, CodeNoFunction: 69, CodeInternal: 70, CodeOutputLimit: 70,
-	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeDenied: 77, CodeDeadline: 124,
+	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeStoreFull: 75, CodeStoreFailed: 75, CodeUnfinished: 75, CodeDenied: 77, CodeDeadline: 124,
 	CodeCannotRun: 126, CodeNotFound: 127, CodeCancelled: 143,
 
 	CodeNoCertificate: 77, CodeExpired: 77, CodeNotYetValid: 77, CodeClock: 77, CodeRevoked: 77,

@@ -165,7 +165,7 @@ func TestKeep(t *testing.T) {
 	if e := b.result(c, dead); e.res.Status != 1 || e.out != big {
 		t.Errorf("%+v", e.res)
 	}
-	if n, bytes := b.m.Counts(); n != 1 || len(jobs.Files(b.cfg.Dir)) != 1 || bytes < 100<<10 || bytes > 101<<10 {
+	if n, bytes := b.m.Totals(); n != 1 || len(jobs.Files(b.cfg.Dir)) != 1 || bytes < 100<<10 || bytes > 101<<10 {
 		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 	}
 }

@@ -76,7 +76,7 @@ func TestFileSize(t *testing.T) {
 	if b.fileSize() < most || !strings.Contains(b.warnings(), "could not be made smaller") {
 		t.Errorf("the file has %d bytes, and had %d; %q", b.fileSize(), most, b.warnings())
 	}
-	if n, _ := b.m.Counts(); n != few {
+	if n, _ := b.m.Totals(); n != few {
 		t.Errorf("%d jobs are there", n)
 	}
 	if err := os.RemoveAll(fresh); err != nil {

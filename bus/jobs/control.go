@@ -1,13 +1,14 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"time"
 
 	"fbus/bus/args"
+
+	"fbus/bus/jobs/store"
 )
 
 // Cancel ends a job: one that waits is not run, one that runs is ended.
@@ -17,9 +18,9 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 		return nil, err
 	}
 	if was.State.Finished() {
-		return was, fmt.Errorf("%s: it is %s: %w", id, was.State, errState)
+		return was, fmt.Errorf("%s: it is %s: %w", id, was.State, store.ErrState)
 	}
-	if err := m.store.unwritable(); err != nil && m.State(was) != Running {
+	if err := m.store.Unwritable(); err != nil && m.State(was) != Running {
 		return was, err
 	}
 	ended := m.await(id)
@@ -28,14 +29,15 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 		m.mu.Lock()
 		a := m.active[id]
 		if a != nil {
-			a.unwanted = true // should its end be another try
-			if !a.kept {
-				a.cancel(errCancelledJob)
-			}
+			a.unwanted = true // should its end be another attempt
 		}
+		stop := a != nil && !a.kept
 		m.mu.Unlock()
 		if a == nil {
 			return was, m.cancelQueued(id, false)
+		}
+		if stop {
+			m.unwant(errCancelledJob, a)
 		}
 		select {
 		case <-ended:
@@ -52,15 +54,15 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 // cancelQueued ends a job that nobody has; must: it has been ended already.
 func (m *Manager) cancelQueued(id ID, must bool) error {
 	var j *Job
-	err := m.store.apply(must, func(t *tx) (err error) {
-		if j, err = t.job(id); err != nil || j == nil || j.State.Finished() {
-			return wrap(err)
+	err := m.store.Apply(must, func(t *store.Tx) (err error) {
+		if j, err = t.Job(id); err != nil || j == nil || j.State.Finished() {
+			return store.Wrap(err)
 		}
-		return wrap(t.move(j, func() {
+		return store.Wrap(t.Move(j, func() {
 			j.State, j.Due = Cancelled, 0
 			j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
-			j.Finished = millis(m.store.clock.Wall())
-			j.Expires = m.store.time.now() + int64(j.keep())
+			j.Finished = store.Millis(m.store.Clock.Wall())
+			j.Expires = m.store.Now() + int64(j.KeepTime())
 		}))
 	})
 	if err != nil || j == nil {
@@ -68,10 +70,11 @@ func (m *Manager) cancelQueued(id ID, must bool) error {
 	}
 	m.mu.Lock()
 	m.unready(j)
-	if a := m.active[id]; a != nil { // its turn has come meanwhile
-		a.cancel(errCancelledJob)
-	}
+	a := m.active[id]
 	m.mu.Unlock()
+	if a != nil && !must { // it was taken since
+		m.unwant(errCancelledJob, a)
+	}
 	m.changed(id, true)
 	m.poke()
 	return nil
@@ -85,27 +88,25 @@ func (m *Manager) Recheck() {
 	m.runs.Go(m.recheck)
 }
 
-// CheckActive does so for those that run or stand at the node for a worker, where
-// they may have been for long. The others are looked at when their turn comes.
+// CheckActive does so for jobs that are taken. The others are checked when they are.
 func (m *Manager) CheckActive() {
-	var list []*attempt
+	var list, denied []*Taken
 	m.mu.Lock()
-	for _, a := range m.active {
-		if a.job != nil {
-			list = append(list, a)
-		}
+	for _, t := range m.active {
+		list = append(list, t)
 	}
 	m.mu.Unlock()
-	denied := map[*attempt]error{}
-	for _, a := range list {
-		if err := m.host.May(&a.job.Poster, a.job.Function); err != nil {
-			denied[a] = &args.Error{Code: args.CodeDenied, Message: err.Error()}
+	var why error
+	for _, t := range list {
+		if t.job == nil {
+			continue // its poster is checked next
+		}
+		if err := m.host.MayRun(&t.job.Poster, t.job.Function); err != nil {
+			denied, why = append(denied, t), err
 		}
 	}
-	m.mu.Lock() // all at once: none is to begin in the slot of another
-	defer m.mu.Unlock()
-	for a, err := range denied {
-		a.cancel(err)
+	if why != nil {
+		m.unwant(&args.Error{Code: args.CodeDenied, Message: why.Error()}, denied...)
 	}
 }
 
@@ -119,7 +120,7 @@ func (m *Manager) recheck() {
 			if j.State.Finished() || j.Poster.Serial == "" {
 				continue
 			}
-			if err := m.host.May(&j.Poster, j.Function); err != nil {
+			if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
 				m.deny(j.ID, err)
 			}
 		}
@@ -133,20 +134,18 @@ func (m *Manager) recheck() {
 func (m *Manager) deny(id ID, why error) {
 	m.mu.Lock()
 	a := m.active[id]
-	if a != nil {
-		a.cancel(&args.Error{Code: args.CodeDenied, Message: why.Error()})
-	}
 	m.mu.Unlock()
 	if a != nil {
+		m.unwant(&args.Error{Code: args.CodeDenied, Message: why.Error()}, a)
 		return
 	}
 	o := outcome{end: denied(why), never: true}
 	var j *Job
-	err := m.store.apply(true, func(t *tx) (err error) {
-		if j, err = t.job(id); err != nil || j == nil || j.State.Finished() {
-			return wrap(err)
+	err := m.store.Apply(true, func(t *store.Tx) (err error) {
+		if j, err = t.Job(id); err != nil || j == nil || j.State.Finished() {
+			return store.Wrap(err)
 		}
-		return wrap(t.move(j, func() { o.apply(j, m.store.time.now(), m.store.clock.Wall()) }))
+		return store.Wrap(t.Move(j, func() { o.apply(j, m.store.Now(), m.store.Clock.Wall()) }))
 	})
 	if err == nil && j != nil {
 		m.mu.Lock()
@@ -160,19 +159,19 @@ func (m *Manager) deny(id ID, why error) {
 // anew.
 func (m *Manager) Retry(id ID) error {
 	var j *Job
-	err := m.store.apply(false, func(t *tx) (err error) {
-		switch j, err = t.job(id); {
+	err := m.store.Apply(false, func(t *store.Tx) (err error) {
+		switch j, err = t.Job(id); {
 		case err != nil:
-			return wrap(err)
+			return store.Wrap(err)
 		case j == nil:
 			return ErrNoJob
 		case j.State != Dead && j.State != Cancelled:
-			return fmt.Errorf("%s: it is %s: %w", id, j.State, errState)
+			return fmt.Errorf("%s: it is %s: %w", id, j.State, store.ErrState)
 		}
-		if err := t.holdUnique(j); err != nil {
+		if err := t.HoldUnique(j); err != nil {
 			return err
 		}
-		return wrap(t.move(j, func() {
+		return store.Wrap(t.Move(j, func() {
 			j.State, j.Used, j.Laters, j.Expires, j.Finished = Queued, 0, 0, 0, 0
 		}))
 	})
@@ -219,7 +218,7 @@ func (m *Manager) PurgeThese(ids []ID, f *Filter, older time.Duration) (int, err
 
 // purgeable says which jobs a purge is about.
 func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
-	now := m.store.clock.Wall()
+	now := m.store.Clock.Wall()
 	return func(j *Job) bool {
 		state := m.State(j)
 		switch {
@@ -265,18 +264,18 @@ func (m *Manager) unwait(id ID, c chan struct{}) {
 // Get reads a job.
 func (m *Manager) Get(id ID) (*Job, error) {
 	var j *Job
-	err := m.store.view(func(t *tx) (err error) {
-		j, err = t.job(id)
+	err := m.store.View(func(t *store.Tx) (err error) {
+		j, err = t.Job(id)
 		return err
 	})
 	if err == nil && j == nil {
-		err = m.store.absent(id)
+		err = m.store.Absent(id)
 	}
 	return j, err
 }
 
 // Absent is what Get says of a job that is not there.
-func (m *Manager) Absent(id ID) error { return m.store.absent(id) }
+func (m *Manager) Absent(id ID) error { return m.store.Absent(id) }
 
 // Wait returns a job once it has finished.
 func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
@@ -298,26 +297,14 @@ func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
 
 // Result opens what a finished job has written.
 func (m *Manager) Result(j *Job) (stdout, stderr io.ReadCloser, err error) {
-	out, err := m.store.content(j, partOutput, j.Output)
+	out, err := m.store.Content(j, store.PartOutput, j.Output)
 	if err != nil {
 		return nil, nil, err
 	}
-	errs, err := m.store.content(j, partStderr, j.Stderr)
+	errs, err := m.store.Content(j, store.PartStderr, j.Stderr)
 	if err != nil {
 		out.Close()
 		return nil, nil, err
 	}
 	return out, errs, nil
-}
-
-func (s *Store) content(j *Job, part byte, p payload) (io.ReadCloser, error) {
-	if p.File != "" {
-		return s.spool.open(j.ID, part, p)
-	}
-	var data []byte
-	err := s.view(func(t *tx) (err error) {
-		data, err = t.read(j, part, p)
-		return err
-	})
-	return io.NopCloser(bytes.NewReader(data)), err
 }

@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,63 +15,55 @@ import (
 	"testing"
 	"time"
 
-	"fbus/bus"
-
 	bolt "go.etcd.io/bbolt"
+
+	"fbus/bus/jobs/store"
 )
 
-// hostOf is a node whose workers are functions of the test. What is called "never"
-// finds no worker.
+// hostOf is a node whose workers are functions of the test, with any number of slots.
+// What is called "never" finds no worker.
 type hostOf struct {
-	mu    sync.Mutex // protects ran
-	ran   []string   // ids, in their order
 	m     *Manager
-	serve func(req *bus.Request, input []byte) (stdout string, end bus.Result)
+	serve func(t *Taken, input []byte) (stdout string, status int)
+	runs  sync.WaitGroup
 }
 
-func (h *hostOf) host() Host {
-	return Host{
-		Call: h.call, Recall: func(string) bool { return false },
-		May:     func(*Poster, string) error { return nil },
-		Offered: func(name, _ string) bool { return name != "never" },
+func (h *hostOf) WakeJobs(function string) {
+	if function != "never" {
+		h.runs.Go(func() { h.run(function) })
 	}
 }
+func (h *hostOf) CancelJob(ID, string, string) {}
 
-func (h *hostOf) call(ctx context.Context, req *bus.Request) (bus.Result, error) {
-	if req.Function == "never" {
-		<-ctx.Done()
-		return bus.Result{}, context.Cause(ctx)
+func (h *hostOf) MayRun(*Poster, string) error { return nil }
+
+func (h *hostOf) run(function string) {
+	for {
+		t, err := h.m.Take(function, "box", "1", nil)
+		if err != nil || t == nil {
+			return
+		}
+		h.m.Started(t, "box", "c-1")
+		input := t.Input
+		if t.Rest != nil {
+			rest, _ := io.ReadAll(t.Rest)
+			input = append(input, rest...)
+		}
+		out, status := h.serve(t, input)
+		io.WriteString(t.Stdout, out)
+		h.m.Ended(t, End{Source: "program", Status: status, Code: "exit"})
 	}
-	h.m.Started(req.Posted.Job, "box", "c-1")
-	var input []byte
-	if req.Input != nil {
-		input, _ = io.ReadAll(req.Input)
-	}
-	h.mu.Lock()
-	h.ran = append(h.ran, req.Posted.Job)
-	h.mu.Unlock()
-	out, end := h.serve(req, input)
-	if _, err := io.WriteString(req.Stdout, out); err != nil {
-		return end, err
-	}
-	end.Worker = "box"
-	if end.Status != 0 {
-		return end, &bus.ExitError{End: end.End}
-	}
-	return end, nil
 }
-
-func exit(status int) bus.Result { return bus.Exit(status) }
 
 // openWith opens the store of a directory and runs what is in it.
-func openWith(t testing.TB, c Config, serve func(req *bus.Request, input []byte) (string, bus.Result)) (*Manager, *hostOf) {
+func openWith(t testing.TB, c Config, serve func(t *Taken, input []byte) (string, int)) (*Manager, *hostOf) {
 	t.Helper()
 	m, err := Open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := &hostOf{m: m, serve: serve}
-	if err := m.Start(h.host()); err != nil {
+	if err := m.Start(h); err != nil {
 		t.Fatal(err)
 	}
 	return m, h
@@ -87,6 +78,8 @@ func put(t testing.TB, m *Manager, function, input string, o Options) ID {
 	}
 	return id
 }
+
+const dbName = "jobs.db"
 
 // said collects warnings.
 type said struct {
@@ -106,18 +99,16 @@ func (s *said) about(text string) bool {
 	return slices.ContainsFunc(s.lines, func(l string) bool { return strings.Contains(l, text) })
 }
 
-func shout(_ *bus.Request, input []byte) (string, bus.Result) {
-	return strings.ToUpper(string(input)), exit(0)
-}
+func shout(_ *Taken, input []byte) (string, int) { return strings.ToUpper(string(input)), 0 }
 
 // sampleStore fills a store with jobs in every state, and says what their results,
 // or inputs, are.
 func sampleStore(t *testing.T, dir string) (results, waiting map[ID]string) {
-	m, _ := openWith(t, Config{Dir: dir}, func(req *bus.Request, input []byte) (string, bus.Result) {
-		if req.Function == "fail" {
-			return "no", exit(3)
+	m, _ := openWith(t, Config{Dir: dir}, func(t *Taken, input []byte) (string, int) {
+		if t.Function == "fail" {
+			return "no", 3
 		}
-		return shout(req, input)
+		return shout(t, input)
 	})
 	results, waiting = map[ID]string{}, map[ID]string{}
 	long := strings.Repeat("long ", 20000)
@@ -157,7 +148,12 @@ type page struct {
 func newDamaged(t *testing.T) *damaged {
 	d := &damaged{t: t, dir: filepath.Join(t.TempDir(), "jobs")}
 	d.results, d.waiting = sampleStore(t, d.dir)
-	err := openGuarded(filepath.Join(d.dir, dbName), true, func(db *bolt.DB, b *bolt.Tx) error {
+	db, err := bolt.Open(filepath.Join(d.dir, dbName), 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.View(func(b *bolt.Tx) error {
 		size := db.Info().PageSize
 		for id := 0; id < int(b.Size())/size; {
 			info, err := b.Page(id)
@@ -286,7 +282,7 @@ func TestFlippedBit(t *testing.T) {
 			}
 		}
 	}
-	for _, bucket := range []string{bucketJobs, bucketData, bucketReady, bucketDue, bucketEnd, bucketDead, bucketUnique} {
+	for _, bucket := range []string{store.BucketJobs, store.BucketData, store.BucketReady, store.BucketDue, store.BucketEnd, store.BucketDead, store.BucketUnique} {
 		if kinds[bucket] == 0 {
 			t.Errorf("no entry of the bucket %s was damaged", bucket)
 		}
@@ -313,7 +309,7 @@ func TestDamage(t *testing.T) {
 	d := newDamaged(t)
 	var files []string
 	filepath.WalkDir(d.dir, func(path string, e os.DirEntry, err error) error {
-		if err == nil && !e.IsDir() && e.Name() != lockName && e.Name() != reserveName {
+		if err == nil && !e.IsDir() && e.Name() != "lock" && e.Name() != "reserve" {
 			rel, _ := filepath.Rel(d.dir, path)
 			files = append(files, rel)
 		}
@@ -345,11 +341,11 @@ func checkDamaged(t *testing.T, what, dir string, results, waiting map[ID]string
 		t.Errorf("%s: %v", what, err)
 		return
 	}
-	h := &hostOf{m: m, serve: func(req *bus.Request, input []byte) (string, bus.Result) {
-		t.Errorf("%s: job %s of %s is run: %.40q", what, req.Posted.Job, req.Function, input)
-		return "", exit(0)
+	h := &hostOf{m: m, serve: func(j *Taken, input []byte) (string, int) {
+		t.Errorf("%s: job %s of %s is run: %.40q", what, j.ID, j.Function, input)
+		return "", 0
 	}}
-	if err := m.Start(h.host()); err != nil {
+	if err := m.Start(h); err != nil {
 		t.Errorf("%s: %v", what, err)
 	}
 	defer m.Close()
@@ -367,21 +363,21 @@ func checkDamaged(t *testing.T, what, dir string, results, waiting map[ID]string
 		}
 	}
 	for id, want := range waiting {
-		var in *content
+		var in *store.Content
 		j, err := m.Get(id)
 		if err == nil && j.State != Dead {
-			j, _, in, err = m.store.read(id)
+			j, _, in, err = m.store.Read(id)
 		}
 		if err == nil && j != nil && j.State != Dead {
-			got, _ := io.ReadAll(in.reader())
-			in.close()
+			got, _ := io.ReadAll(in.Source())
+			in.Close()
 			if string(got) != want {
 				t.Errorf("%s: %s would be run with %.60q", what, id, got)
 			}
 			continue
 		}
 		if in != nil {
-			in.close()
+			in.Close()
 		}
 		lost++
 		if !errors.As(err, new(*DamagedError)) && !log.about(id.String()) {

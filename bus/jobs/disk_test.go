@@ -86,7 +86,7 @@ func TestPostbackHasNoRoom(t *testing.T) {
 			if _, total := b.list(c, `{}`); total != 3 || ran.Load() != 1 || after.Load() != 2 {
 				t.Errorf("%d jobs; f was run %d times, g %d", total, ran.Load(), after.Load())
 			}
-			if n, bytes := b.m.Counts(); n != 3 || bytes != 3*int64(len(large)) || len(jobs.Files(b.cfg.Dir)) != 3 {
+			if n, bytes := b.m.Totals(); n != 3 || bytes != 3*int64(len(large)) || len(jobs.Files(b.cfg.Dir)) != 3 {
 				t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 			}
 		})
@@ -114,7 +114,7 @@ func TestPostbackIsCopied(t *testing.T) {
 	if e := b.unlinked(syscall.EPERM); e.res.Status != 0 || e.out != large {
 		t.Errorf("%+v, %d bytes", e.res, len(e.out))
 	}
-	if n, bytes := b.m.Counts(); n != 2 || bytes != 2*int64(len(large)) || len(jobs.Files(b.cfg.Dir)) != 2 {
+	if n, bytes := b.m.Totals(); n != 2 || bytes != 2*int64(len(large)) || len(jobs.Files(b.cfg.Dir)) != 2 {
 		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 	}
 }
@@ -172,7 +172,7 @@ func TestUnsyncedIsThere(t *testing.T) {
 		if e := b.result(c, b.job(c, id).Children[0]); e.res.Status != 0 || e.out != large {
 			t.Errorf("%+v, %d bytes", e.res, len(e.out))
 		}
-		if n, bytes := b.m.Counts(); n != 2 || bytes != 2*int64(len(large)) || ran.Load() != 1 || after.Load() != 1 {
+		if n, bytes := b.m.Totals(); n != 2 || bytes != 2*int64(len(large)) || ran.Load() != 1 || after.Load() != 1 {
 			t.Errorf("%d jobs, %d bytes; f was run %d times, g %d", n, bytes, ran.Load(), after.Load())
 		}
 	})
@@ -228,7 +228,7 @@ func TestUnsyncedIsThere(t *testing.T) {
 		eventually(t, "it works again", func() bool { return !b.m.Failing() })
 		purge()
 		b.m.AwaitIdle() // what the failed purges have deleted is being accounted for
-		if n, bytes := b.m.Counts(); n != 0 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
+		if n, bytes := b.m.Totals(); n != 0 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
 			t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 		}
 	})

@@ -248,7 +248,7 @@ func TestPurge(t *testing.T) {
 	if e := purge(`{"older":3000,"function":"[ef]"}`); e.out != "{\"purged\":1}\n" {
 		t.Errorf("%+v", e)
 	}
-	if n, bytes := b.m.Counts(); n != 0 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
+	if n, bytes := b.m.Totals(); n != 0 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
 		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 	}
 }
@@ -299,7 +299,7 @@ func TestCancelAtTheEnd(t *testing.T) {
 	await(t, "it runs", g.started)
 	eventually(t, "it is known to run", func() bool { return b.job(c, id).State == jobs.Running })
 	b.m.FailCommits(syscall.EIO, false)
-	b.refused(c, "f", "", "", 75, "can not be written")
+	b.refused(c, "f", "", "", 75, "cannot be written")
 	g.release <- exit(1)
 	b.m.AwaitKept(1)
 	if e := call(c, "fbus.cancel", args.List(waits), ""); e.res.Status != 75 {

@@ -6,49 +6,45 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"fbus/bus/jobs/store"
 )
 
 // FailCommits makes every commit end with an error until it is called with nil. The
 // disk has what a failed sync would have left: nothing of it, or, if torn, all.
 func (m *Manager) FailCommits(err error, torn bool) {
-	s := m.store
-	s.using.Lock() // the writer has no transaction open
-	defer s.using.Unlock()
-	s.commit = func(b *bolt.Tx) error {
-		if err == nil {
-			return b.Commit()
-		}
+	if err == nil {
+		m.store.Inject(nil, nil)
+		return
+	}
+	m.store.Inject(func(b *bolt.Tx) error {
 		if torn {
 			if err := b.Commit(); err != nil {
 				return err
 			}
 		}
 		return err
-	}
+	}, nil)
 }
 
 // FailLinks makes the files of postbacks fail to be made until it is called with nil.
 func (m *Manager) FailLinks(err error) {
-	s := m.store
-	s.using.Lock() // the writer has no transaction open
-	defer s.using.Unlock()
-	s.spool.link = func(old, new string) error {
-		if err != nil {
-			return &os.LinkError{Op: "link", Old: old, New: new, Err: err}
-		}
-		return os.Link(old, new)
+	if err == nil {
+		m.store.Inject(nil, nil)
+		return
 	}
+	m.store.Inject(nil, func(old, new string) error { return &os.LinkError{Op: "link", Old: old, New: new, Err: err} })
 }
 
 // Failing reports whether the store is known not to be writable.
-func (m *Manager) Failing() bool { return m.store.unwritable() != nil }
+func (m *Manager) Failing() bool { return m.store.Unwritable() != nil }
 
-// Counts are how many jobs there are, and bytes of their payloads.
-func (m *Manager) Counts() (jobs, bytes int64) { return m.store.jobs.Load(), m.store.spool.used.Load() }
+// Totals are how many jobs there are, and bytes of their payloads.
+func (m *Manager) Totals() (jobs, bytes int64) { return m.store.Jobs.Load(), m.store.Spool.Used() }
 
 // Files are the names of what is in the spool of a store.
 func Files(dir string) (names []string) {
-	list, _ := os.ReadDir(filepath.Join(dir, spoolName))
+	list, _ := os.ReadDir(filepath.Join(dir, "spool"))
 	for _, e := range list {
 		names = append(names, e.Name())
 	}
@@ -56,7 +52,7 @@ func Files(dir string) (names []string) {
 }
 
 // DBPath is the file of a store.
-func DBPath(dir string) string { return filepath.Join(dir, dbName) }
+func DBPath(dir string) string { return filepath.Join(dir, "jobs.db") }
 
 // Entry is one key of a bucket, as the file has it.
 type Entry struct {
@@ -72,13 +68,12 @@ func Entries(dir string) (list []Entry, err error) {
 	}
 	defer db.Close()
 	err = db.View(func(t *bolt.Tx) error {
-		for _, bucket := range buckets {
-			t.Bucket([]byte(bucket)).ForEach(func(k, v []byte) error {
-				list = append(list, Entry{bucket, append([]byte(nil), k...), append([]byte(nil), v...)})
+		return t.ForEach(func(bucket []byte, b *bolt.Bucket) error {
+			return b.ForEach(func(k, v []byte) error {
+				list = append(list, Entry{string(bucket), append([]byte(nil), k...), append([]byte(nil), v...)})
 				return nil
 			})
-		}
-		return nil
+		})
 	})
 	return list, err
 }
@@ -98,14 +93,6 @@ func Replace(dir string, old, e Entry) error {
 		}
 		return b.Put(e.Key, e.Value)
 	})
-}
-
-// Handed reports whether a job of a function stands at the node for its turn.
-func (m *Manager) Handed(function string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	l := m.lines[function+"\x00"]
-	return l != nil && l.first != nil
 }
 
 // AwaitKept waits until so many attempts have ended whose ends are not on disk.
@@ -131,14 +118,16 @@ func (m *Manager) Awaited(job string) bool {
 }
 
 // AwaitIdle waits until the writer has written all that it was given.
-func (m *Manager) AwaitIdle() { m.store.apply(false, func(*tx) error { return nil }) }
+func (m *Manager) AwaitIdle() { m.store.Apply(false, func(*store.Tx) error { return nil }) }
 
 // Lines are the lines that are known.
 func (m *Manager) Lines() (keys []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for key := range m.lines {
-		keys = append(keys, key)
+	for _, lines := range m.functions {
+		for _, l := range lines {
+			keys = append(keys, l.key)
+		}
 	}
 	return keys
 }
@@ -147,27 +136,10 @@ func (m *Manager) Lines() (keys []string) {
 func (m *Manager) Window() (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, l := range m.lines {
-		n += len(l.window)
-	}
-	return n
-}
-
-// Aside is how many lines were set aside.
-func (m *Manager) Aside() (n int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, sets := range []lineSets{m.absent, m.crowded} {
-		for _, set := range sets {
-			n += len(set)
+	for _, lines := range m.functions {
+		for _, l := range lines {
+			n += len(l.window)
 		}
 	}
 	return n
-}
-
-// Standing is how many attempts wait at the node.
-func (m *Manager) Standing() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.standing.n
 }

@@ -25,10 +25,10 @@ func TestCommitsFail(t *testing.T) {
 		err               error
 		torn              bool
 	}{
-		{"lost", "store_failed", "can not be written: input/output error", syscall.EIO, false},
-		{"written and not synced", "store_failed", "can not be written: input/output error", syscall.EIO, true},
+		{"lost", "store_failed", "cannot be written: input/output error", syscall.EIO, false},
+		{"written and not synced", "store_failed", "cannot be written: input/output error", syscall.EIO, true},
 		{"no room", "store_full", "is full: the disk is full", syscall.ENOSPC, false},
-		{"read only", "store_failed", "can not be written: read-only file system", syscall.EROFS, false},
+		{"read only", "store_failed", "cannot be written: read-only file system", syscall.EROFS, false},
 	} {
 		t.Run(failure.name, func(t *testing.T) {
 			t.Parallel()
@@ -91,7 +91,7 @@ func TestCommitsFail(t *testing.T) {
 	}
 }
 
-// TestRestartWhileFailing: a node that ends while its store can not be written has
+// TestRestartWhileFailing: a node that ends while its store cannot be written has
 // acknowledged nothing that is gone, and runs again what it could not note the end of.
 func TestRestartWhileFailing(t *testing.T) {
 	t.Parallel()
@@ -103,7 +103,7 @@ func TestRestartWhileFailing(t *testing.T) {
 	waits := b.post(c, "f", "", "then this")
 	await(t, "it runs", g.started)
 	b.m.FailCommits(syscall.EIO, false)
-	b.refused(c, "f", "", "", 75, "can not be written")
+	b.refused(c, "f", "", "", 75, "cannot be written")
 	g.release <- exit(0)
 	b.m.AwaitKept(1)
 	b.restart()
@@ -165,7 +165,7 @@ func TestBounds(t *testing.T) {
 	for range 10 {
 		b.post(c, "f", `{"delay":1000}`, "")
 	}
-	b.refused(c, "f", "", "", 75, "10 jobs are the limit (--max-jobs)")
+	b.refused(c, "f", "", "", 75, "too many jobs (limit 10, --max-jobs)")
 	purge := func() {
 		t.Helper()
 		if e := call(c, "fbus.purge", args.JSON([]byte(`{"state":"delayed"}`)), ""); e.res.Status != 0 {
@@ -176,9 +176,9 @@ func TestBounds(t *testing.T) {
 	half := strings.Repeat("x", 400<<10)
 	b.post(c, "f", `{"delay":1000}`, half)
 	b.post(c, "f", `{"delay":1000}`, half)
-	b.refused(c, "f", `{"delay":1000}`, half, 75, "1048576 bytes of input and output are the limit (--max-spool)")
+	b.refused(c, "f", `{"delay":1000}`, half, 75, "too much input and output (limit 1048576 bytes, --max-spool)")
 	b.post(c, "f", `{"delay":1000}`, "small")
-	if n, bytes := b.m.Counts(); n != 3 || bytes != 2*int64(len(half))+5 || len(jobs.Files(b.cfg.Dir)) != 2 {
+	if n, bytes := b.m.Totals(); n != 3 || bytes != 2*int64(len(half))+5 || len(jobs.Files(b.cfg.Dir)) != 2 {
 		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 	}
 	b.restart()
@@ -197,7 +197,7 @@ func TestBounds(t *testing.T) {
 	if e.res.Status != 70 || !strings.Contains(e.res.Message, "could not be kept") || !strings.Contains(e.res.Message, "--max-spool") {
 		t.Errorf("output that there is no room for: %+v", e.res)
 	}
-	if n, bytes := b.m.Counts(); n != 1 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
+	if n, bytes := b.m.Totals(); n != 1 || bytes != 0 || len(jobs.Files(b.cfg.Dir)) != 0 {
 		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 	}
 }

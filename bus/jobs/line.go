@@ -4,28 +4,31 @@ import (
 	"bytes"
 	"slices"
 	"sort"
+	"strings"
+	"sync/atomic"
 	"time"
+
+	"fbus/bus/jobs/store"
 )
 
-// windowSize is how many of a line's jobs are held in memory: the first ones.
+// windowSize is how many jobs of a line are held in memory: the first ones.
 const windowSize = 1024
 
-// line is the jobs that wait for one function, on workers of one glob. One of them,
-// the first, stands at the node for a slot, unless the line was set aside; when it has
-// one the next takes its place. The manager's mu protects it.
+// line is the queue of jobs for one function, on workers that match one glob. The
+// manager's mu protects it.
 type line struct {
-	key     string
-	window  []readyJob // the first of those on disk, in their order
-	all     bool       // there are no others on disk
-	filling bool
-	behind  bool     // a job has come since filling began
-	first   *attempt // handed over, and with no worker yet
-	aside   lineSets // that it was set aside in; nil: it was not
+	key          string
+	function, on string
+	window       []readyJob // the first jobs on disk, in order, without those that are taken
+	all          bool       // there are no others on disk
+	filling      bool       // the window is being read
+	behind       bool       // a job has come since then
+	counted      int        // its part of counts
 }
 
 // readyJob is a job's place in its line.
 type readyJob struct {
-	order byte // less is sooner
+	order byte // the lowest is first
 	id    ID
 }
 
@@ -36,149 +39,163 @@ func (a readyJob) compare(b readyJob) int {
 	return bytes.Compare(a.id[:], b.id[:])
 }
 
-func placeOf(j *Job) readyJob { return readyJob{order: byte(maxPriority - j.Priority), id: j.ID} }
+func placeOf(j *Job) readyJob { return readyJob{order: byte(store.MaxPriority - j.Priority), id: j.ID} }
 
 func readyOf(key []byte) readyJob {
-	return readyJob{order: key[len(key)-17], id: keyID(key)}
+	return readyJob{order: key[len(key)-17], id: store.KeyID(key)}
 }
 
-// line finds or makes a line. m.mu is held.
-func (m *Manager) line(key string) *line {
-	l := m.lines[key]
+// line finds or makes a line; all: nothing of it is on disk yet. m.mu is held.
+func (m *Manager) line(key string, all bool) *line {
+	function, on, _ := strings.Cut(key, "\x00")
+	l := m.functions[function][on]
 	if l == nil {
-		l = &line{key: key}
-		m.lines[key] = l
+		l = &line{key: key, function: function, on: on, all: all}
+		if m.functions[function] == nil {
+			m.functions[function] = map[string]*line{}
+		}
+		m.functions[function][on] = l
 	}
 	return l
 }
 
-// insert puts a job into the window, if it belongs there.
-func (l *line) insert(r readyJob) {
-	if !l.all && (len(l.window) == 0 || r.compare(l.window[len(l.window)-1]) > 0) {
-		return // it is found on disk when its turn comes
+// tidy counts the line's jobs, and forgets it when it has none. m.mu is held.
+func (m *Manager) tidy(l *line) {
+	n := len(l.window)
+	if !l.all {
+		n++
 	}
-	i := sort.Search(len(l.window), func(i int) bool { return l.window[i].compare(r) >= 0 })
+	lines := m.functions[l.function]
+	if n == 0 && !l.filling && lines[l.on] == l {
+		if delete(lines, l.on); len(lines) == 0 {
+			delete(m.functions, l.function)
+			m.counts.Delete(l.function)
+			return
+		}
+	}
+	if n != l.counted {
+		c, ok := m.counts.Load(l.function)
+		if !ok {
+			c, _ = m.counts.LoadOrStore(l.function, new(atomic.Int64))
+		}
+		c.(*atomic.Int64).Add(int64(n - l.counted))
+		l.counted = n
+	}
+}
+
+// first is the index of the first job that is not among some others.
+func (l *line) first(others []ID) int {
+	for i, r := range l.window {
+		if !slices.Contains(others, r.id) {
+			return i
+		}
+	}
+	return len(l.window)
+}
+
+// search is the index of a place, or where it belongs.
+func (l *line) search(r readyJob) int {
+	return sort.Search(len(l.window), func(i int) bool { return l.window[i].compare(r) >= 0 })
+}
+
+// remove takes a job out that has left its line.
+func (l *line) remove(r readyJob) {
+	switch i := l.search(r); {
+	case i == 0 && len(l.window) > 0 && l.window[0] == r:
+		l.window = l.window[1:]
+	case i < len(l.window) && l.window[i] == r:
+		l.window = slices.Delete(l.window, i, i+1)
+	}
+}
+
+// insert puts a job into its line. m.mu is held.
+func (m *Manager) insert(key string, r readyJob) {
+	l := m.line(key, true)
+	defer m.tidy(l)
+	if l.filling {
+		l.behind = true
+	}
+	if !l.all && (len(l.window) == 0 || r.compare(l.window[len(l.window)-1]) > 0) {
+		return // it is found on disk later
+	}
+	i := l.search(r)
 	if i < len(l.window) && l.window[i].id == r.id {
 		return
 	}
 	l.window = slices.Insert(l.window, i, r)
 	if len(l.window) > 2*windowSize {
-		l.window, l.all = l.window[:windowSize], false
+		l.window, l.all = slices.Clip(l.window[:windowSize]), false
 	}
 }
 
-// remove takes a job out that has left its line.
-func (l *line) remove(r readyJob) {
-	i := sort.Search(len(l.window), func(i int) bool { return l.window[i].compare(r) >= 0 })
-	if i < len(l.window) && l.window[i] == r {
-		l.window = slices.Delete(l.window, i, i+1)
-	}
-}
-
-// unready takes a job out of its line that is not to be run. m.mu is held.
+// unready takes a job out of its line that is not to run. m.mu is held.
 func (m *Manager) unready(j *Job) {
-	if l := m.lines[j.queueKey()]; l != nil {
+	function, on, _ := strings.Cut(j.QueueKey(), "\x00")
+	if l := m.functions[function][on]; l != nil {
 		l.remove(placeOf(j))
 		m.tidy(l)
 	}
 }
 
-// feed hands the line's first job over, if none stands at the node. m.mu is held.
-func (m *Manager) feed(l *line) {
-	if m.paused || !m.started || l.first != nil || l.filling || l.aside != nil {
-		return
-	}
-	if len(l.window) == 0 {
-		if l.all {
-			delete(m.lines, l.key)
-			return
-		}
-		l.filling = true
-		m.runs.Go(func() { m.fill(l) }) // ends when it has read
-		return
-	}
-	if m.arriving.holds(l) {
-		return
-	}
-	r := l.window[0]
-	l.window = l.window[1:]
-	a := newAttempt(m, l, r)
-	l.first = a
-	m.active[r.id] = a
-	m.runs.Go(a.run) // ends with the attempt
+// ready puts a job into its line that is on disk now.
+func (m *Manager) ready(j *Job) {
+	m.mu.Lock()
+	m.insert(j.QueueKey(), placeOf(j))
+	m.mu.Unlock()
+	m.wake(j.Function)
 }
 
-// fill reads the first jobs of a line that nobody has yet.
-func (m *Manager) fill(l *line) {
-	if m.forsaken(l, func() bool { l.filling, l.behind = false, false; return true }) {
-		return
+// wake has the host look for jobs of a function.
+func (m *Manager) wake(function string) {
+	m.mu.Lock()
+	started := m.started && !m.paused
+	m.mu.Unlock()
+	if started {
+		m.host.WakeJobs(function)
 	}
-	jobs, all, err := m.store.readyAfter(l.key, func(id ID) bool {
+}
+
+func (m *Manager) wakeLater(function string, pause time.Duration) {
+	m.runs.Go(func() { // ends with the wait
+		t := time.NewTimer(pause)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			m.wake(function)
+		case <-m.ctx.Done():
+		}
+	})
+}
+
+// fill reads the first jobs of a line that are not taken.
+func (m *Manager) fill(l *line) error {
+	jobs, all, err := m.readyAfter(l.key, func(id ID) bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		return m.active[id] != nil
 	})
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	l.filling = false
-	if err != nil {
-		l.window, l.all = nil, false
-		m.runs.Go(func() { m.feedLater(l) }) // ends with the wait
-		return
-	}
-	l.window, l.all, l.behind = nil, all && !l.behind, false
-	for _, r := range jobs {
-		if m.active[r.id] == nil {
-			l.window = append(l.window, r)
+	if err == nil {
+		l.window, l.all = nil, all && !l.behind
+		for _, r := range jobs {
+			if m.active[r.id] == nil {
+				l.window = append(l.window, r)
+			}
 		}
 	}
-	m.feed(l)
-}
-
-// feedLater looks at a line again that could not be read.
-func (m *Manager) feedLater(l *line) {
-	t := time.NewTimer(maxPause)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-m.ctx.Done():
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.lines[l.key] == l {
-		m.feed(l)
-	}
-}
-
-// ready puts a job into its line that is on disk now. A more urgent one takes the
-// place of the one that stands at the node.
-func (m *Manager) ready(j *Job) {
-	r := placeOf(j)
-	m.mu.Lock()
-	if m.lines[j.queueKey()] == nil {
-		m.line(j.queueKey()).all = true
-	}
-	l := m.lines[j.queueKey()]
-	if l.filling {
-		l.behind = true
-	}
-	l.insert(r)
-	var give *attempt
-	if l.first != nil && r.compare(l.first.place) < 0 && r.order < l.first.place.order {
-		give = l.first
-	}
-	m.feed(l)
+	m.tidy(l)
 	m.mu.Unlock()
-	if give != nil {
-		m.host.Recall(give.id.String())
+	if len(jobs) > 0 {
+		m.wake(l.function) // others may have come while it was read
 	}
+	return err
 }
 
 // readyLines lists the lines on disk.
-func (s *Store) readyLines() (keys []string, err error) {
-	err = s.view(func(t *tx) error {
-		c := t.Bucket([]byte(bucketReady)).Cursor()
+func (m *Manager) readyLines() (keys []string, err error) {
+	err = m.store.View(func(t *store.Tx) error {
+		c := t.Bucket([]byte(store.BucketReady)).Cursor()
 		for k, _ := c.First(); k != nil; {
 			key := string(k[:len(k)-18])
 			keys = append(keys, key)
@@ -190,13 +207,13 @@ func (s *Store) readyLines() (keys []string, err error) {
 }
 
 // readyAfter reads the first jobs of a line.
-func (s *Store) readyAfter(key string, active func(ID) bool) (jobs []readyJob, all bool, err error) {
+func (m *Manager) readyAfter(key string, active func(ID) bool) (jobs []readyJob, all bool, err error) {
 	prefix := append([]byte(key), 0)
-	err = s.view(func(t *tx) error {
-		c := t.Bucket([]byte(bucketReady)).Cursor()
+	err = m.store.View(func(t *store.Tx) error {
+		c := t.Bucket([]byte(store.BucketReady)).Cursor()
 		k, _ := c.Seek(prefix)
 		for ; k != nil && bytes.HasPrefix(k, prefix) && len(jobs) < windowSize; k, _ = c.Next() {
-			if len(k) == len(prefix)+17 && !active(keyID(k)) {
+			if len(k) == len(prefix)+17 && !active(store.KeyID(k)) {
 				jobs = append(jobs, readyOf(k))
 			}
 		}
@@ -204,4 +221,69 @@ func (s *Store) readyAfter(key string, active func(ID) bool) (jobs []readyJob, a
 		return nil
 	})
 	return jobs, all, err
+}
+
+// arriving holds the ids of posts that are under way. A job is not taken before older
+// ones: of posts that come at once a younger one may be on disk first. The manager's mu
+// protects it.
+type arriving struct {
+	ids  []ID            // in order
+	over map[ID]struct{} // those of them that are over, without the first
+	held map[string]bool // functions whose first job waits for an older post
+}
+
+// Arrives makes the id of a post that comes now. It is greater than all before it: of
+// several posts under way the ids decide which job is older. [Manager.Settled] must
+// follow soon.
+func (m *Manager) Arrives() ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id := m.store.NextID()
+	m.arriving.ids = append(m.arriving.ids, id)
+	return id
+}
+
+// Settled ends what Arrives began: the post is over, or other jobs do not wait for it. It
+// may be called twice.
+func (m *Manager) Settled(id ID) {
+	m.mu.Lock()
+	a := &m.arriving
+	i, ok := slices.BinarySearchFunc(a.ids, id, ID.Compare)
+	if ok && i > 0 {
+		if a.over == nil {
+			a.over = map[ID]struct{}{}
+		}
+		a.over[id] = struct{}{}
+	}
+	if !ok || i > 0 {
+		m.mu.Unlock()
+		return
+	}
+	a.ids = a.ids[1:]
+	for len(a.ids) > 0 {
+		if _, over := a.over[a.ids[0]]; !over {
+			break
+		}
+		delete(a.over, a.ids[0])
+		a.ids = a.ids[1:]
+	}
+	if len(a.ids) == 0 {
+		a.ids = nil
+	}
+	held := a.held
+	a.held = nil
+	m.mu.Unlock()
+	for function := range held {
+		m.wake(function)
+	}
+}
+
+// before reports whether a post is under way that is older than a job.
+func (a *arriving) before(id ID) bool { return len(a.ids) > 0 && a.ids[0].Compare(id) < 0 }
+
+func (a *arriving) hold(function string) {
+	if a.held == nil {
+		a.held = map[string]bool{}
+	}
+	a.held[function] = true
 }

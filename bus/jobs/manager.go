@@ -1,6 +1,6 @@
 // Package jobs keeps posted calls: it writes them to disk before they are
 // acknowledged, runs them at least once, keeps their results, and posts those on.
-// FORMAT.md describes what is on disk.
+// Package store is the disk.
 package jobs
 
 import (
@@ -9,101 +9,63 @@ import (
 	"sync/atomic"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/jobs/store"
 )
 
-// Defaults of a Config.
-const (
-	DefaultMaxJobs  = 2_000_000
-	DefaultMaxSpool = 16 << 30
-	DefaultKeep     = 24 * time.Hour
-	DefaultBackoff  = time.Second
-	maxBackoff      = time.Hour
-)
-
-// Config says where jobs are kept, and how many.
-type Config struct {
-	Dir      string
-	Place    func() (string, error) // finds it, in place of Dir, whenever it is tried to open the store
-	Patient  bool                   // a store that can not be opened is tried again until it can, unless another node has it
-	MaxJobs  int64                  // in whatever state; default DefaultMaxJobs
-	MaxSpool int64                  // bytes of arguments, input and output; default DefaultMaxSpool
-	Clock    Clock                  // default: the machine's
-	Volatile bool                   // need not outlast the machine: nothing is synced
-	Warn     func(format string, args ...any)
-}
-
-// Host is what runs jobs: the node. None of it may be called with the Manager's mu
-// held, since [Manager.Started], [Manager.Wanted] and [Manager.Appeared] are called with
-// the node's.
-type Host struct {
-	// Call makes one attempt. It waits for a slot without limit, behind the calls
-	// that somebody waits for.
-	Call func(ctx context.Context, req *bus.Request) (bus.Result, error)
-	// Recall takes a call back that no worker has yet; false: one has.
-	Recall func(job string) bool
-	// May says whether a poster may call that function now.
-	May func(p *Poster, function string) error
-	// Offered reports whether somebody offers that function, to whom the glob of
-	// workers fits. When somebody begins to, [Manager.Appeared] is told; when nobody does
-	// any more, what waits for it is recalled.
-	Offered func(function, on string) bool
+// Host runs jobs: the node. It is never called with the Manager's mu held.
+type Host interface {
+	// WakeJobs has it look whether a slot can take a job of that function.
+	WakeJobs(function string)
+	// CancelJob ends the call of a job that runs; [Manager.Ended] follows.
+	CancelJob(id ID, code, message string)
+	// MayRun returns why a poster may not call that function now.
+	MayRun(p *Poster, function string) error
 }
 
 // Manager runs the jobs of a store.
 type Manager struct {
-	store *Store
+	store *store.Store
 	host  Host
 	warn  func(format string, args ...any)
 	ctx   context.Context // ends with Close
 	stop  context.CancelFunc
-	wake  chan struct{} // has room for one: something may be due
+	tick  chan struct{} // has room for one: something may be due
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
 
-	appeared atomic.Uint64 // how often somebody has offered something; changes with mu held
+	counts sync.Map // function → *atomic.Int64: see Ready
 
-	mu       sync.Mutex // protects the fields below
-	lines    map[string]*line
-	absent   lineSets // that nobody serves
-	crowded  lineSets // that have no room to stand at the node
-	standing standing
-	active   map[ID]*attempt
-	arriving arriving
-	waiters  map[ID][]chan struct{}
-	watch    []chan struct{} // told of any change
-	paused   bool
-	started  bool
-	resumed  chan struct{} // closed when the store can be written again
-	doubt    []*Job        // whose deletion was refused, and may be on disk nevertheless
+	counting  sync.Mutex // protects the fields below: see Counts
+	byState   map[State]int64
+	bytes     int64
+	countedAt time.Time
+
+	mu        sync.Mutex                  // protects the fields below
+	functions map[string]map[string]*line // by function and glob of workers
+	active    map[ID]*Taken
+	arriving  arriving
+	waiters   map[ID][]chan struct{}
+	watch     []chan struct{} // told of any change
+	paused    bool
+	started   bool
+	doubt     []*Job // whose deletion was refused, and may be on disk nevertheless
 }
 
 // Open opens the store; nothing runs before Start.
 func Open(c Config) (*Manager, error) {
-	if c.MaxJobs <= 0 {
-		c.MaxJobs = DefaultMaxJobs
-	}
-	if c.MaxSpool <= 0 {
-		c.MaxSpool = DefaultMaxSpool
-	}
-	if c.Clock.Wall == nil {
-		c.Clock = systemClock()
-	}
-	if c.Warn == nil {
-		c.Warn = func(string, ...any) {}
-	}
-	s, err := openStore(&c)
+	s, err := store.Open(c)
 	if err != nil {
 		return nil, err
 	}
 	m := &Manager{
-		store: s, warn: c.Warn, wake: make(chan struct{}, 1), resumed: make(chan struct{}),
-		lines: map[string]*line{}, absent: lineSets{}, crowded: lineSets{}, standing: standing{of: map[string]int{}}, active: map[ID]*attempt{}, waiters: map[ID][]chan struct{}{},
+		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
+		functions: map[string]map[string]*line{}, active: map[ID]*Taken{}, waiters: map[ID][]chan struct{}{},
+	}
+	if m.warn == nil {
+		m.warn = func(string, ...any) {}
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
-	s.mu.Lock()
-	s.works = m.resume
-	s.mu.Unlock()
+	s.OnRecovery(m.resume)
 	return m, nil
 }
 
@@ -126,7 +88,7 @@ func (m *Manager) Start(h Host) error {
 // the store has recovered.
 func (m *Manager) begin(late func()) error {
 	done := make(chan error, 1)
-	m.store.submit(&op{must: true, late: late, run: m.interrupted, done: func(err error) { done <- err }})
+	m.store.Submit(&store.Op{Must: true, Late: late, Run: m.interrupted, Done: func(err error) { done <- err }})
 	select {
 	case err := <-done:
 		if err != nil {
@@ -139,45 +101,44 @@ func (m *Manager) begin(late func()) error {
 	m.started = true
 	m.mu.Unlock()
 	m.runs.Go(m.schedule) // ends with Close
-	keys, err := m.store.readyLines()
+	keys, err := m.readyLines()
 	if err != nil {
 		return err
 	}
-	m.serveAll(keys)
+	m.addLines(keys)
 	return nil
 }
 
-// serveAll makes lines of what is ready on disk, and feeds those that somebody serves.
-func (m *Manager) serveAll(keys []string) {
+// addLines makes lines of the jobs that are ready on disk.
+func (m *Manager) addLines(keys []string) {
+	functions := map[string]bool{}
 	m.mu.Lock()
 	for _, key := range keys {
-		if l := m.lines[key]; l != nil {
-			m.feed(l)
-		} else {
-			m.setAside(m.line(key), m.absent) // there may be many, and hardly a worker yet
-		}
+		l := m.line(key, false)
+		m.tidy(l)
+		functions[l.function] = true
 	}
 	m.mu.Unlock()
-	for _, key := range keys {
-		m.serve(key)
+	for function := range functions {
+		m.wake(function)
 	}
 }
 
 // resume looks at all anew after the store could not be written: a change that was
 // refused may be on disk nevertheless. The writer calls it.
 func (m *Manager) resume() {
-	m.store.spool.sweep()
-	keys, err := m.store.readyLines()
+	m.store.Spool.Sweep()
+	keys, err := m.readyLines()
 	if err != nil {
 		return // the next commit fails, and this comes again
 	}
 	m.mu.Lock()
-	for _, l := range m.lines {
-		l.window, l.all, l.behind = nil, false, true
-		m.feed(l)
+	for _, lines := range m.functions {
+		for _, l := range lines {
+			l.window, l.all, l.behind = nil, false, true
+			m.tidy(l)
+		}
 	}
-	close(m.resumed)
-	m.resumed = make(chan struct{})
 	waiting := make([]ID, 0, len(m.waiters))
 	for id := range m.waiters {
 		waiting = append(waiting, id)
@@ -187,7 +148,7 @@ func (m *Manager) resume() {
 	m.mu.Unlock()
 	for _, j := range doubt {
 		var there bool
-		if m.store.view(func(t *tx) error { there = t.Bucket([]byte(bucketJobs)).Get(j.ID[:]) != nil; return nil }) == nil && !there {
+		if m.store.View(func(t *store.Tx) error { there = t.Bucket([]byte(store.BucketJobs)).Get(j.ID[:]) != nil; return nil }) == nil && !there {
 			m.gone(j)
 		}
 	}
@@ -196,71 +157,23 @@ func (m *Manager) resume() {
 			m.changed(id, true)
 		}
 	}
-	m.serveAll(keys)
+	m.addLines(keys)
 	m.poke()
 }
 
-// serve looks at a line that was set aside before it was asked who serves it.
-func (m *Manager) serve(key string) {
-	if !m.host.Offered((&line{key: key}).parts()) {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if l := m.lines[key]; l != nil && l.aside != nil {
-		m.rouse(l)
-	}
-}
-
-// Pause starts nothing further, and takes back what no worker has.
+// Pause has no further jobs taken.
 func (m *Manager) Pause() {
 	m.mu.Lock()
 	m.paused = true
-	var waiting []*attempt
-	for _, l := range m.lines {
-		if l.first != nil {
-			waiting = append(waiting, l.first)
-		}
-	}
 	m.mu.Unlock()
-	for _, a := range waiting {
-		m.host.Recall(a.id.String())
-	}
 }
 
-// Close ends what runs, and writes what is to be written. The host must have ended
-// its calls, or do so.
+// Close writes what is pending. The host must have returned or ended the jobs it took.
 func (m *Manager) Close() {
-	m.settle()
+	m.Pause()
 	m.stop()
 	m.runs.Wait()
-	m.store.close()
-}
-
-// closeTime bounds how long Close waits for the ends of calls that the host has ended.
-const closeTime = time.Second
-
-// settle waits until the ends are judged of what has been run: that it was need not be
-// forgotten, and done again.
-func (m *Manager) settle() {
-	m.mu.Lock()
-	m.paused = true
-	var list []*attempt
-	for _, a := range m.active {
-		if !a.started.IsZero() {
-			list = append(list, a)
-		}
-	}
-	m.mu.Unlock()
-	late := time.NewTimer(closeTime)
-	defer late.Stop()
-	for _, a := range list {
-		select {
-		case <-a.ran:
-		case <-late.C:
-			return
-		}
-	}
+	m.store.Close()
 }
 
 // schedule looks after what time brings: jobs that are due, results that expire.
@@ -270,13 +183,13 @@ func (m *Manager) schedule() {
 	for {
 		next := m.due()
 		m.expire()
-		if date.stepped(m.store.time) {
+		if date.stepped(m.store.Time()) {
 			m.redate()
 		}
 		pause := time.NewTimer(max(next, time.Millisecond))
 		select {
 		case <-pause.C:
-		case <-m.wake:
+		case <-m.tick:
 			pause.Stop()
 		case <-m.ctx.Done():
 			pause.Stop()
@@ -295,7 +208,7 @@ const (
 // poke makes schedule look again.
 func (m *Manager) poke() {
 	select {
-	case m.wake <- struct{}{}:
+	case m.tick <- struct{}{}:
 	default:
 	}
 }
@@ -325,10 +238,9 @@ type dateWatch struct {
 	known  bool
 }
 
-func (d *dateWatch) stepped(t *timeline) bool {
-	offset := t.clock.Wall().UnixNano() - t.now()
+func (d *dateWatch) stepped(t *store.Timeline) bool {
 	was, known := d.offset, d.known
-	d.offset, d.known = offset, true
-	diff := offset - was
+	d.offset, d.known = t.Offset(), true
+	diff := d.offset - was
 	return known && (diff > int64(time.Second) || -diff > int64(time.Second))
 }

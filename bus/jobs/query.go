@@ -5,6 +5,8 @@ import (
 	"path"
 	"slices"
 	"time"
+
+	"fbus/bus/jobs/store"
 )
 
 // Filter says which jobs are meant.
@@ -41,7 +43,7 @@ func (m *Manager) stateOf(id ID, recorded State) State {
 }
 
 // Writing is how long commits have waited for the disk, in all.
-func (m *Manager) Writing() time.Duration { return time.Duration(m.store.writing.Load()) }
+func (m *Manager) Writing() time.Duration { return m.store.Writing() }
 
 // peek reads what stands first in a record, without the rest of it: a look over
 // many jobs is not to decode them all.
@@ -71,14 +73,14 @@ const maxScan = 20000
 // and where to go on; the zero id: there are no more. It may return none and yet not
 // be at the end.
 func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, err error) {
-	bucket := bucketJobs
+	bucket := store.BucketJobs
 	if f.State == Dead {
-		bucket = bucketDead
+		bucket = store.BucketDead
 	}
-	err = m.store.view(func(t *tx) error {
+	err = m.store.View(func(t *store.Tx) error {
 		c := t.Bucket([]byte(bucket)).Cursor()
 		k, _ := c.Seek(after[:])
-		if k != nil && keyID(k) == after {
+		if k != nil && store.KeyID(k) == after {
 			k, _ = c.Next()
 		}
 		for n := 0; k != nil; k, _ = c.Next() {
@@ -86,7 +88,7 @@ func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, er
 				next = after
 				return nil
 			}
-			after = keyID(k)
+			after = store.KeyID(k)
 			list = m.pick(t, list, f, after)
 		}
 		return nil
@@ -95,13 +97,13 @@ func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, er
 }
 
 // pick appends a job if it matches. One that is damaged is listed by what is known.
-func (m *Manager) pick(t *tx, list []*Job, f *Filter, id ID) []*Job {
-	v := t.Bucket([]byte(bucketJobs)).Get(id[:])
+func (m *Manager) pick(t *store.Tx, list []*Job, f *Filter, id ID) []*Job {
+	v := t.Bucket([]byte(store.BucketJobs)).Get(id[:])
 	function, state, caller, ok := peek(v)
 	if !ok || !f.matches(function, m.stateOf(id, State(state)), caller) {
 		return list
 	}
-	j, err := decodeJob(id, v)
+	j, err := store.DecodeJob(id, v)
 	if err != nil {
 		j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}}
 	}
@@ -110,13 +112,13 @@ func (m *Manager) pick(t *tx, list []*Job, f *Filter, id ID) []*Job {
 
 // newest returns the last jobs that match, oldest first.
 func (m *Manager) newest(f *Filter, limit int) (list []*Job, err error) {
-	bucket := bucketJobs
+	bucket := store.BucketJobs
 	if f.State == Dead {
-		bucket = bucketDead
+		bucket = store.BucketDead
 	}
 	var before []byte
 	for more := true; more && len(list) < limit && err == nil; {
-		err = m.store.view(func(t *tx) error {
+		err = m.store.View(func(t *store.Tx) error {
 			c := t.Bucket([]byte(bucket)).Cursor()
 			k, _ := c.Last()
 			if before != nil {
@@ -126,7 +128,7 @@ func (m *Manager) newest(f *Filter, limit int) (list []*Job, err error) {
 			for n := 0; k != nil && n < maxScan && len(list) < limit; k, _ = c.Prev() {
 				n++
 				before = bytes.Clone(k)
-				list = m.pick(t, list, f, keyID(k))
+				list = m.pick(t, list, f, store.KeyID(k))
 			}
 			more = k != nil
 			return nil
@@ -139,35 +141,74 @@ func (m *Manager) newest(f *Filter, limit int) (list []*Job, err error) {
 // count is how many jobs match.
 func (m *Manager) count(f *Filter) (total int, err error) {
 	if *f == (Filter{}) {
-		return int(m.store.jobs.Load()), nil
+		return int(m.store.Jobs.Load()), nil
 	}
-	bucket := bucketJobs
+	bucket := store.BucketJobs
 	if f.State == Dead {
-		bucket = bucketDead
+		bucket = store.BucketDead
 	}
 	var after ID
 	for more := true; more && err == nil; {
-		err = m.store.view(func(t *tx) error {
-			all := t.Bucket([]byte(bucketJobs))
+		err = m.store.View(func(t *store.Tx) error {
+			all := t.Bucket([]byte(store.BucketJobs))
 			c := t.Bucket([]byte(bucket)).Cursor()
 			k, v := c.Seek(after[:])
 			for n := 0; k != nil && n < maxScan; k, v = c.Next() {
 				n++
-				if bucket != bucketJobs {
+				if bucket != store.BucketJobs {
 					v = all.Get(k)
 				}
-				if function, state, caller, ok := peek(v); ok && f.matches(function, m.stateOf(keyID(k), State(state)), caller) {
+				if function, state, caller, ok := peek(v); ok && f.matches(function, m.stateOf(store.KeyID(k), State(state)), caller) {
 					total++
 				}
 			}
 			if more = k != nil; more {
-				after = keyID(k)
+				after = store.KeyID(k)
 			}
 			return nil
 		})
 	}
 	return total, err
 }
+
+// Counts returns how many jobs are in each state, and the bytes of the store on disk. It
+// reads the lists of all jobs, at most once in a few seconds.
+func (m *Manager) Counts() (byState map[State]int64, bytes int64) {
+	m.counting.Lock()
+	defer m.counting.Unlock()
+	if time.Since(m.countedAt) < countPause {
+		return m.byState, m.bytes
+	}
+	byState = map[State]int64{}
+	m.mu.Lock()
+	for _, t := range m.active {
+		if !t.started.IsZero() {
+			byState[Running]++
+		}
+	}
+	m.mu.Unlock()
+	err := m.store.View(func(t *store.Tx) error {
+		bytes = t.Size() + m.store.Spool.Used()
+		for bucket, state := range map[string]State{store.BucketReady: Queued, store.BucketDue: Delayed, store.BucketDead: Dead, store.BucketEnd: ""} {
+			c := t.Bucket([]byte(bucket)).Cursor()
+			for k, v := c.First(); k != nil; k, v = c.Next() {
+				if state == "" {
+					byState[State(v[4:])]++ // after the checksum
+				} else {
+					byState[state]++
+				}
+			}
+		}
+		return nil
+	})
+	if byState[Queued] -= byState[Running]; err != nil || byState[Queued] < 0 {
+		byState[Queued] = 0
+	}
+	m.byState, m.bytes, m.countedAt = byState, bytes, time.Now()
+	return byState, bytes
+}
+
+const countPause = 5 * time.Second
 
 // Query asks for a list of jobs.
 type Query struct {
@@ -213,7 +254,7 @@ func (m *Manager) List(q *Query, each func(*Info) error) (total int, err error) 
 	}
 }
 
-// Info is a job as people and programs see it. Times are dates, durations seconds.
+// Info is a job as people and programs see it. Times are dates, durations store.seconds.
 type Info struct {
 	ID       string    `json:"id"`
 	Function string    `json:"function"`
@@ -267,11 +308,11 @@ type TryInfo struct {
 
 // Info describes a job as it is now.
 func (m *Manager) Info(j *Job, history bool) *Info {
-	now := m.store.clock.Wall()
+	now := m.store.Clock.Wall()
 	i := &Info{
 		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
 		Attempts: j.Attempts, Used: j.Used, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
-		Timeout: j.Timeout, Keep: j.keep().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
+		Timeout: j.Timeout, Keep: j.KeepTime().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
 		Children: j.Children,
 	}
 	i.Age = max(0, now.Sub(i.Posted).Seconds())
@@ -279,7 +320,7 @@ func (m *Manager) Info(j *Job, history bool) *Info {
 		i.Parent = j.Origin.ID
 	}
 	if j.State == Delayed {
-		i.Due = now.Add(time.Duration(j.Due - m.store.time.now())).Round(time.Millisecond)
+		i.Due = now.Add(time.Duration(j.Due - m.store.Now())).Round(time.Millisecond)
 	}
 	if j.Finished > 0 {
 		i.Ended = time.UnixMilli(j.Finished)
@@ -294,13 +335,10 @@ func (m *Manager) Info(j *Job, history bool) *Info {
 	m.mu.Lock()
 	a := m.active[j.ID]
 	if a != nil && !a.started.IsZero() && j.State == Queued {
-		i.State, i.Worker, i.Call, i.Started, i.Attempts = Running, a.worker, a.call, a.started, a.number
+		i.State, i.Worker, i.Call, i.Started, i.Attempts = Running, a.worker, a.call, a.started, a.Attempt
 		tries = append(slices.Clone(tries), a.try())
 	}
 	m.mu.Unlock()
-	if i.State == Queued && m.host.Offered != nil && !m.host.Offered(j.Function, j.On) {
-		i.Note = "no worker offers it"
-	}
 	if history {
 		for k := range tries {
 			i.History = append(i.History, tryInfo(&tries[k]))

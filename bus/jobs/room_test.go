@@ -75,7 +75,7 @@ func TestSentIsSpent(t *testing.T) {
 			t.Errorf("%+v", i)
 		}
 	}
-	if n, bytes := b.m.Counts(); n != 2 || bytes != int64(len(input)+6+40<<10) || len(jobs.Files(b.cfg.Dir)) != 2 {
+	if n, bytes := b.m.Totals(); n != 2 || bytes != int64(len(input)+6+40<<10) || len(jobs.Files(b.cfg.Dir)) != 2 {
 		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
 	}
 	b.offer(w, "fails", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
@@ -88,7 +88,7 @@ func TestSentIsSpent(t *testing.T) {
 	if i := b.becomes(c, id, jobs.Dead); *i.Status != 9 || i.Out != 0 || !strings.Contains(i.Message, "--max-spool") || i.In != 300<<10 {
 		t.Errorf("%+v, status %d", i, *i.Status)
 	}
-	if _, bytes := b.m.Counts(); bytes > b.cfg.MaxSpool {
+	if _, bytes := b.m.Totals(); bytes > b.cfg.MaxSpool {
 		t.Errorf("%d bytes are kept", bytes)
 	}
 }
@@ -111,7 +111,7 @@ func TestChainHasRoom(t *testing.T) {
 	if e := b.result(c, b.job(c, id).Children[0]); e.res.Status != 0 || e.out != "small" {
 		t.Errorf("%+v, %q", e.res, e.out)
 	}
-	if _, bytes := b.m.Counts(); bytes != 700<<10+5 {
+	if _, bytes := b.m.Totals(); bytes != 700<<10+5 {
 		t.Errorf("%d bytes are kept", bytes)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"fbus/bus/jobs/store"
 )
 
 // maxTick is how many jobs one look at the clock changes in one commit.
@@ -20,15 +22,15 @@ func (m *Manager) due() (next time.Duration) {
 		return idlePause
 	}
 	m.idle.Store(false)
-	now := m.store.time.now()
-	err := m.store.view(func(t *tx) error {
-		c := t.Bucket([]byte(bucketDue)).Cursor()
+	now := m.store.Now()
+	err := m.store.View(func(t *store.Tx) error {
+		c := t.Bucket([]byte(store.BucketDue)).Cursor()
 		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			if at := keyTime(k); at > now || len(ids) >= maxTick {
+			if at := store.KeyTime(k); at > now || len(ids) >= maxTick {
 				next = min(maxPause, max(0, time.Duration(at-now)))
 				break
 			}
-			ids = append(ids, keyID(k))
+			ids = append(ids, store.KeyID(k))
 		}
 		return nil
 	})
@@ -36,21 +38,21 @@ func (m *Manager) due() (next time.Duration) {
 		return next
 	}
 	var ready []*Job
-	err = m.store.apply(false, func(t *tx) error {
+	err = m.store.Apply(false, func(t *store.Tx) error {
 		ready = nil
 		for _, id := range ids {
-			j, err := t.job(id)
-			if err != nil || j == nil || j.State != Delayed || j.Due > m.store.time.now() {
+			j, err := t.Job(id)
+			if err != nil || j == nil || j.State != Delayed || j.Due > m.store.Now() {
 				continue // damaged: it is told of when somebody looks
 			}
 			if again := m.early(j); again > 0 {
-				err = t.move(j, func() { j.Due = again })
+				err = t.Move(j, func() { j.Due = again })
 			} else {
-				err = t.move(j, func() { j.State, j.Due = Queued, 0 })
+				err = t.Move(j, func() { j.State, j.Due = Queued, 0 })
 				ready = append(ready, j)
 			}
 			if err != nil {
-				return wrap(err)
+				return store.Wrap(err)
 			}
 		}
 		return nil
@@ -67,9 +69,9 @@ func (m *Manager) due() (next time.Duration) {
 
 // nothingTimed reports that no job waits for its time, and no result for its end.
 func (m *Manager) nothingTimed() (none bool) {
-	m.store.view(func(t *tx) error {
-		due, _ := t.Bucket([]byte(bucketDue)).Cursor().First()
-		end, _ := t.Bucket([]byte(bucketEnd)).Cursor().First()
+	m.store.View(func(t *store.Tx) error {
+		due, _ := t.Bucket([]byte(store.BucketDue)).Cursor().First()
+		end, _ := t.Bucket([]byte(store.BucketEnd)).Cursor().First()
 		none = due == nil && end == nil
 		return nil
 	})
@@ -82,17 +84,17 @@ func (m *Manager) early(j *Job) int64 {
 	if j.At == "" || j.Attempts > 0 || j.Laters > 0 {
 		return 0
 	}
-	return j.Options.due(m.store.time)
+	return j.Options.DueAt(m.store.Time())
 }
 
 // redate finds the times anew of jobs that are bound to the date, after that was
 // set.
 func (m *Manager) redate() {
 	var ids []ID
-	m.store.view(func(t *tx) error {
-		c := t.Bucket([]byte(bucketDue)).Cursor()
+	m.store.View(func(t *store.Tx) error {
+		c := t.Bucket([]byte(store.BucketDue)).Cursor()
 		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			if j, err := t.job(keyID(k)); err == nil && j != nil && j.At != "" && j.Attempts == 0 && j.Laters == 0 {
+			if j, err := t.Job(store.KeyID(k)); err == nil && j != nil && j.At != "" && j.Attempts == 0 && j.Laters == 0 {
 				ids = append(ids, j.ID)
 			}
 		}
@@ -101,15 +103,15 @@ func (m *Manager) redate() {
 	if len(ids) == 0 {
 		return
 	}
-	m.store.apply(false, func(t *tx) error {
+	m.store.Apply(false, func(t *store.Tx) error {
 		for _, id := range ids {
-			j, err := t.job(id)
+			j, err := t.Job(id)
 			if err != nil || j == nil || j.State != Delayed {
 				continue
 			}
-			due := max(j.Options.due(m.store.time), 1) // 1: long ago
-			if err := t.move(j, func() { j.Due = due }); err != nil {
-				return wrap(err)
+			due := max(j.Options.DueAt(m.store.Time()), 1) // 1: long ago
+			if err := t.Move(j, func() { j.Due = due }); err != nil {
+				return store.Wrap(err)
 			}
 		}
 		return nil
@@ -120,11 +122,11 @@ func (m *Manager) redate() {
 // expire deletes results whose time is over.
 func (m *Manager) expire() {
 	var ids []ID
-	now := m.store.time.now()
-	err := m.store.view(func(t *tx) error {
-		c := t.Bucket([]byte(bucketEnd)).Cursor()
-		for k, _ := c.First(); k != nil && keyTime(k) <= now && len(ids) < maxTick; k, _ = c.Next() {
-			ids = append(ids, keyID(k))
+	now := m.store.Now()
+	err := m.store.View(func(t *store.Tx) error {
+		c := t.Bucket([]byte(store.BucketEnd)).Cursor()
+		for k, _ := c.First(); k != nil && store.KeyTime(k) <= now && len(ids) < maxTick; k, _ = c.Next() {
+			ids = append(ids, store.KeyID(k))
 		}
 		return nil
 	})
@@ -162,17 +164,17 @@ func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error
 func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 	var gone []*Job
 	result := make(chan error, 1)
-	m.store.submit(&op{frees: true, done: func(err error) { m.removed(gone, err); result <- err }, run: func(t *tx) error {
+	m.store.Submit(&store.Op{Frees: true, Done: func(err error) { m.removed(gone, err); result <- err }, Run: func(t *store.Tx) error {
 		before := gone // by a commit that has failed, and may be on disk nevertheless
 		gone = nil
 		for _, id := range ids {
-			j, err := t.job(id)
+			j, err := t.Job(id)
 			if err == nil && j == nil {
 				j = cmp.Or(jobOf(before, id), m.doubtful(id))
 			} else if err != nil || !fits(j) {
 				j = nil
-			} else if err := t.remove(j); err != nil {
-				return wrap(err)
+			} else if err := t.Remove(j); err != nil {
+				return store.Wrap(err)
 			}
 			if j != nil {
 				gone = append(gone, j)
@@ -211,15 +213,16 @@ func (m *Manager) doubtful(id ID) *Job {
 
 // gone does what is to be done when a job was deleted.
 func (m *Manager) gone(j *Job) {
-	m.store.jobs.Add(-1)
+	m.store.Jobs.Add(-1)
 	m.mu.Lock()
 	m.unready(j)
-	if a := m.active[j.ID]; a != nil { // it stands at the node for its turn
-		a.cancel(errCancelledJob)
-	}
+	a := m.active[j.ID]
 	m.mu.Unlock()
-	m.store.spool.release(j.size())
-	m.store.spool.remove(j.files()...)
+	if a != nil { // it was taken just before
+		m.unwant(errCancelledJob, a)
+	}
+	m.store.Spool.Release(j.Bytes())
+	m.store.Spool.Remove(j.Files()...)
 	m.changed(j.ID, true)
 }
 
@@ -236,18 +239,18 @@ func jobOf(list []*Job, id ID) *Job {
 // interrupted puts jobs back into their lines that were running when the node
 // ended. The attempt counts as begun, not against the retries: it is no fault of
 // theirs.
-func (m *Manager) interrupted(t *tx) error {
+func (m *Manager) interrupted(t *store.Tx) error {
 	var ids []ID
-	c := t.Bucket([]byte(bucketRun)).Cursor()
+	c := t.Bucket([]byte(store.BucketRun)).Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {
-		ids = append(ids, keyID(k))
+		ids = append(ids, store.KeyID(k))
 	}
 	for _, id := range ids {
-		data, _ := t.get(bucketRun, id[:])
-		if err := t.delete(bucketRun, id[:]); err != nil {
-			return wrap(err)
+		data, _ := t.Get(store.BucketRun, id[:])
+		if err := t.Delete(store.BucketRun, id[:]); err != nil {
+			return store.Wrap(err)
 		}
-		j, err := t.job(id)
+		j, err := t.Job(id)
 		if err != nil || j == nil || j.State != Queued {
 			continue
 		}
@@ -260,9 +263,9 @@ func (m *Manager) interrupted(t *tx) error {
 		}
 		try.End = End{Source: "fbus", Status: 255, Code: "node_lost", Message: "the node ended before it had"}
 		j.Attempts = try.Attempt
-		j.note(try)
-		if err := t.put(bucketJobs, j.ID[:], j.encode()); err != nil {
-			return wrap(err)
+		j.Note(try)
+		if err := t.Put(store.BucketJobs, j.ID[:], j.Encode()); err != nil {
+			return store.Wrap(err)
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/bus/wire"
 )
 
@@ -63,7 +64,7 @@ type call struct {
 	deadline     time.Time     // zero: none
 	waitFunction time.Duration // for an offer to appear; negative: without limit
 	waitSlot     time.Duration // for a slot; negative: without limit
-	posted       *posted       // nil: not an attempt at a posted call
+	posted       *posted       // nil: it runs no job
 
 	state state
 	input inputState
@@ -86,14 +87,6 @@ type call struct {
 	bytesIn, bytesOut int64
 }
 
-// posted is what only an attempt at a posted call has.
-type posted struct {
-	job, caller, origin []byte        // its id, who posted it, and the job that posted it
-	attempt             uint64        // from 1
-	limit               time.Duration // from its start
-	begun               bool
-}
-
 // illegal reports a transition that is not in the table. Tests replace it by a panic.
 var illegal = func(n *Node, msg string) { n.cfg.Warn("%s: this is a fault in fbus", msg) }
 
@@ -108,7 +101,7 @@ func (c *call) to(next state) bool {
 	c.state = next
 	if was.queued() {
 		c.stopWaiting()
-		c.unqueue()
+		fn.queue.remove(c, next == running)
 	}
 	if next.live() != was.live() {
 		d := -1
@@ -124,8 +117,8 @@ func (c *call) to(next state) bool {
 	}
 	if next.ended() && !was.ended() {
 		delete(c.session.in, c.id)
-		if c.posted != nil && n.posted[string(c.posted.job)] == c {
-			delete(n.posted, string(c.posted.job))
+		if c.posted != nil {
+			delete(n.posted, c.posted.job.ID)
 		}
 		c.forget()
 		if c.timer != nil {
@@ -135,14 +128,14 @@ func (c *call) to(next state) bool {
 	if next.used() != was.used() {
 		if next.used() {
 			c.offer.session.out[c.workerID] = c
-			c.offer.take(1)
+			c.offer.take(1, 0)
 		} else {
 			for i := range c.flows {
 				c.flows[i].release()
 			}
 			c.flows[wire.Input].held = 0 // the next worker grants its own credit
 			delete(c.offer.session.out, c.workerID)
-			c.offer.take(-1)
+			c.offer.take(-1, 0)
 			c.offer = nil
 		}
 	}
@@ -150,19 +143,19 @@ func (c *call) to(next state) bool {
 	return true
 }
 
-// counts is 1 if the call is open in that state: queued or running, for a caller. A
-// posted call is open while it runs; calls of the node's own functions are not.
+// counts is 1 if the call is open in that state: queued or running. Calls of the node's own
+// functions do not count.
 func (c *call) counts(s state) int {
-	if c.fn.own == nil && (s == running || s == waiting && c.posted == nil) {
+	if c.fn.own == nil && (s == running || s == waiting) {
 		return 1
 	}
 	return 0
 }
 
-// setOpen changes the number of open calls.
+// setOpen changes the number of open calls, and ends a drain that waits for the last one.
 func (n *Node) setOpen(d int) {
 	n.open += d
-	if n.open == 0 && n.idle != nil {
+	if n.open+n.taking == 0 && n.idle != nil {
 		close(n.idle)
 		n.idle = nil
 	}
@@ -177,15 +170,15 @@ func (c *call) appendName(dst []byte) []byte {
 
 // callerText names the caller in frames; the caller of a job is its poster.
 func (c *call) callerText() []byte {
-	if c.posted != nil && len(c.posted.caller) > 0 {
-		return c.posted.caller
+	if c.posted != nil {
+		return []byte(c.posted.job.Caller)
 	}
 	return c.session.callerText
 }
 
 func (c *call) caller() string {
-	if c.posted != nil && len(c.posted.caller) > 0 {
-		return string(c.posted.caller)
+	if c.posted != nil {
+		return c.posted.job.Caller
 	}
 	return c.session.peer.Caller
 }
@@ -194,7 +187,7 @@ func (c *call) job() string {
 	if c.posted == nil {
 		return ""
 	}
-	return string(c.posted.job)
+	return c.posted.job.ID.String()
 }
 
 // handleCall takes a new call. It is placed, queued or ended at once.
@@ -273,9 +266,7 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) *call {
 	}
 	c.flows[wire.Output].held = int64(f.WindowOutput)
 	c.flows[wire.Stderr].held = int64(f.WindowStderr)
-	if s.background {
-		c.takePosted(f)
-	} else if f.Timeout > 0 {
+	if f.Timeout > 0 {
 		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
 	}
 	return c
@@ -304,18 +295,9 @@ func (c *call) setDeadline() {
 // keep copies what a worker needs to run the call, for as long as it may have to be
 // offered again.
 func (c *call) keep(f *wire.CallFrame) {
-	c.copy(f)
-	c.charge()
-}
-
-func (c *call) copy(f *wire.CallFrame) {
 	c.data = make([]byte, len(f.Args)+len(f.Input))
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
-}
-
-// charge adds the copy to the budget.
-func (c *call) charge() {
 	c.size = len(c.data) + len(c.on)
 	c.node.budget.Add(c.size)
 }
@@ -339,12 +321,7 @@ func (c *call) allows(o *offer) bool {
 
 // choose returns the offer that has the most free slots of those that the call allows,
 // of several the one that has been idle longest; nil if none has a slot.
-func (c *call) choose() *offer {
-	if c.posted != nil && c.node.cfg.Jobs != nil && !c.node.cfg.Jobs.Wanted(string(c.posted.job)) {
-		return nil // its end is on its way
-	}
-	return c.fn.best(c.allows)
-}
+func (c *call) choose() *offer { return c.fn.best(c.allows) }
 
 // start hands the call to a worker.
 func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
@@ -362,7 +339,8 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(),
 	}
 	if c.posted != nil {
-		c.startPosted(f)
+		t := c.posted.job
+		f.Job, f.Attempt, f.Origin = []byte(t.ID.String()), uint64(t.Attempt), []byte(t.Origin)
 	}
 	if c.input != inputOpen {
 		f.Flags |= wire.FlagInputEnd
@@ -375,16 +353,6 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 
 // enqueue makes a new call wait, if it may.
 func (c *call) enqueue(b *wire.Batch, f *wire.CallFrame) {
-	if c.posted != nil {
-		if c.node.cfg.Jobs != nil && !c.fn.serves(c.on) { // its workers have gone while it was on its way here
-			c.endFor(b, codeRecalled, "")
-			return
-		}
-		c.copy(f) // the store bounds what waits here: no such call is refused for its size
-		c.fn.jobs = append(c.fn.jobs, c)
-		c.to(waiting)
-		return
-	}
 	q, limit := &c.fn.queue, c.node.cfg.Queue
 	if code, msg, wait := c.patience(); wait == 0 {
 		c.endFor(b, code, msg)
@@ -506,7 +474,10 @@ func (c *call) endFor(b *wire.Batch, code, msg string) {
 // end sends END to the caller, counts and logs how the call ended, and moves it to
 // its next state. Every call that ends or is refused passes here. f lacks only the ids.
 func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
-	if !c.session.gone {
+	if c.posted != nil {
+		c.posted.write(c, wire.Output, f.Output)
+		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message)}, false)
+	} else if !c.session.gone {
 		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
 		if c.offer != nil {
 			f.Worker = c.offer.session.nameText
@@ -518,10 +489,8 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 		}
 		b.Send(c.session.conn, f)
 	}
-	if c.posted == nil || c.posted.begun { // else it was taken back
-		c.count(f)
-		c.log(f)
-	}
+	c.count(f)
+	c.log(f)
 	c.to(next)
 }
 
@@ -545,7 +514,11 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		c.to(done)
 	case c.bounced(f):
 		fl.held += size // not passed on, so the caller will not grant it again
-		c.requeue(b)
+		if c.posted != nil {
+			c.returnJob()
+		} else {
+			c.requeue(b)
+		}
 	default:
 		c.bytesOut += size
 		c.end(b, f, done)
@@ -570,9 +543,11 @@ func (c *call) bounced(f *wire.EndFrame) bool {
 	switch {
 	case f.Source == args.FromBus && (code == args.CodeBusy || code == args.CodeDraining):
 		// It has crossed a change of the offer: the same worker may take it yet.
-		if c.bounces++; c.bounces < maxBounces {
+		if c.bounces++; c.bounces < maxBounces && c.posted == nil {
 			return true
 		}
+		c.refused = append(c.refused, c.offer.session)
+		return c.posted != nil || c.another()
 	case c.input == inputWhole && f.Source == args.FromProgram && f.Status == uint64(args.StatusOf(args.CodeBusy)):
 	default:
 		return false
@@ -587,11 +562,7 @@ func (c *call) requeue(b *wire.Batch) {
 	if !c.to(waiting) {
 		return
 	}
-	if c.posted != nil {
-		c.fn.jobs = append([]*call{c}, c.fn.jobs...)
-	} else {
-		c.fn.queue.pushHead(c)
-	}
+	c.fn.queue.pushHead(c)
 	c.fn.fill(b)
 	if c.state != waiting {
 		return

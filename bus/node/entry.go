@@ -41,7 +41,7 @@ const (
 func (n *Node) accept(nc *net.UnixConn) {
 	peer, err := n.local(nc)
 	if err == nil {
-		n.serve(nc, peer, forOthers)
+		n.serve(nc, peer, false)
 		return
 	}
 	n.arriving.Add(-1)
@@ -108,7 +108,7 @@ func (n *Node) enter(a *arrival, config *tls.Config) {
 	n.arriving.Add(1) // before it is entering no more: a drain waits for either
 	a.end()
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse, placed: true}
-	n.serve(tc, peer, forOthers)
+	n.serve(tc, peer, false)
 }
 
 // handshake has the place while it computes, not while it waits for the peer.

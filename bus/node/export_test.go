@@ -50,7 +50,7 @@ func (n *Node) QueueLen(name string) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if fn := n.functions[name]; fn != nil {
-		return fn.queue.n + len(fn.jobs)
+		return fn.queue.n
 	}
 	return 0
 }
@@ -157,6 +157,18 @@ func (a *audit) call(c *call) {
 
 func (a *audit) totals() error {
 	n := a.node
+	taking := 0
+	for _, fn := range n.functions {
+		taking += fn.taking
+	}
+	if taking != n.taking {
+		return fmt.Errorf("%d slots ask for a job, the functions have %d", n.taking, taking)
+	}
+	for id, c := range n.posted {
+		if c.posted.job.ID != id || c.state != running {
+			return fmt.Errorf("job %s has a call that is %s", id, stateNames[c.state])
+		}
+	}
 	if a.open != n.open {
 		return fmt.Errorf("open is %d, %d calls are there", n.open, a.open)
 	}
@@ -188,13 +200,15 @@ func (a *audit) function(name string, fn *function) error {
 	if fn.name != name || fn.calls != a.per[fn] {
 		return fmt.Errorf("function %s: %d calls, %d are there", name, fn.calls, a.per[fn])
 	}
-	if len(fn.offers) == 0 && fn.calls == 0 {
+	if len(fn.offers) == 0 && fn.calls == 0 && fn.taking == 0 {
 		return fmt.Errorf("function %s is kept for nothing", name)
 	}
+	taking := 0
 	for i, o := range fn.offers {
 		if o.at != i || i > 0 && fn.before(i, (i-1)/2) {
 			return fmt.Errorf("function %s: offer %d is at the wrong place", name, i)
 		}
+		taking += o.taking
 		if o.busy != a.busy[o] {
 			return fmt.Errorf("function %s at session %d: %d busy, %d calls are there", name, o.session.id, o.busy, a.busy[o])
 		}
@@ -217,21 +231,22 @@ func (a *audit) function(name string, fn *function) error {
 			return fmt.Errorf("function %s: an empty lane", name)
 		}
 	}
+	if fn.taking < taking { // a slot that was withdrawn may still ask
+		return fmt.Errorf("function %s: %d slots ask for a job, its offers have %d", name, fn.taking, taking)
+	}
 	if queued != fn.queue.n {
 		return fmt.Errorf("function %s: queue of %d, %d are there", name, fn.queue.n, queued)
 	}
 	return nil
 }
 
-// MakeBackground makes the connection of that name one of the node's own for jobs.
-func (n *Node) MakeBackground(name string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, s := range n.sessions {
-		if s.name == name {
-			s.background = true
-		}
-	}
+// JobSource is what a test may put in place of the store of jobs.
+type JobSource = jobSource
+
+// SetSource has the node take jobs from there.
+func (n *Node) SetSource(s JobSource) {
+	n.forJobs = n.itself()
+	n.source = s
 }
 
 // Own are the names of the node's own functions.

@@ -98,7 +98,7 @@ func (f *flow) give(b *wire.Batch) {
 	if f.out == 0 {
 		d = max(d, min(f.held, leastDose)) // idle calls must not starve this one
 	}
-	if d <= 0 || to.conn.Stalled() {
+	if d <= 0 || to.stalled() {
 		if !f.listed {
 			f.listed = true
 			to.held = append(to.held, f)
@@ -109,8 +109,15 @@ func (f *flow) give(b *wire.Batch) {
 		f.call.forget() // its worker has taken it: it cannot be offered again
 	}
 	f.add(d, to)
+	if from.conn == nil {
+		f.call.posted.granted(f.call, int(d))
+		return
+	}
 	b.Send(from.conn, &wire.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
 }
+
+// stalled reports whether the peer does not take what is sent to it.
+func (s *session) stalled() bool { return s.conn != nil && s.conn.Stalled() }
 
 // release takes back what the sender did not use; it counts as held again.
 func (f *flow) release() {
@@ -171,7 +178,7 @@ func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, e
 		c.forget()
 	}
 	fl.give(b)
-	if len(to.held) > 0 && to.exposure < maxConnExposure/2 && !to.conn.Stalled() {
+	if len(to.held) > 0 && to.exposure < maxConnExposure/2 && !to.stalled() {
 		to.giveHeld(b)
 	}
 	return to, id, nil

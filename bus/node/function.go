@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sort"
 
+	"fbus/bus/jobs"
 	"fbus/bus/wire"
 )
 
@@ -16,10 +17,13 @@ type function struct {
 	own    *ownFunction // nil: not one of the node's own
 	offers []*offer     // a heap: the one with the most free slots first, of several the one that has been idle longest
 	queue  queue
-	jobs   []*call // posted ones that wait: for slots that the queue leaves free
-	turns  int     // slots that the queue has had since the last of them
-	calls  int     // live ones
+	calls  int // live ones
 	stats  *stats
+
+	turns    int                 // slots that calls have had since a job had one
+	taking   int                 // slots that ask for a job now
+	wakes    uint64              // times that the store had more jobs
+	refusals map[jobs.ID]refusal // jobs in the store for which workers were busy
 }
 
 // offer is one worker's slots for one function.
@@ -29,6 +33,8 @@ type offer struct {
 	at          int // in fn.offers; -1: withdrawn
 	slots       int
 	busy        int
+	taking      int    // slots that ask for a job
+	asked       uint64 // its function's wakes when it asked and there was none
 	used        uint64 // the node's tick when it was last used or came free
 	since       uint64 // the node's tick when it was first made
 	idempotent  bool
@@ -50,15 +56,19 @@ func (o *offer) free() int {
 	if len(o.session.out) >= maxOpen {
 		return 0
 	}
-	return o.slots - o.busy
+	return o.slots - o.busy - o.taking
 }
 
-// take changes how many slots are busy. The session's list of calls is already changed.
-func (o *offer) take(d int) {
+// take changes how many slots are busy or ask for a job. The session's list of calls is
+// already changed.
+func (o *offer) take(busy, taking int) {
 	n := o.fn.node
 	n.tick++
 	o.used = n.tick
-	o.busy += d
+	o.busy += busy
+	o.taking += taking
+	o.fn.taking += taking
+	n.taking += taking
 	o.fn.fix(o)
 	if k := len(o.session.out); k >= maxOpen || k == maxOpen-1 { // a bound that all its offers share
 		for _, other := range o.session.offers {
@@ -68,7 +78,7 @@ func (o *offer) take(d int) {
 }
 
 func newFunction(n *Node, name string) *function {
-	return &function{node: n, name: name, text: []byte(name), own: ownOf(name), stats: n.statsOf(name, false)}
+	return &function{node: n, name: name, text: []byte(name), own: ownOf(name), stats: n.statsOf(name, false), wakes: 1}
 }
 
 // add puts an offer into the heap, and its function into the registry.
@@ -173,31 +183,32 @@ func (fn *function) settle(b *wire.Batch) {
 		}
 		c.setTimer()
 	})
-	for _, c := range slices.Clone(fn.jobs) {
-		switch _, _, left := c.patience(); {
-		case left == 0 && len(c.refused) > 0:
-			c.refusedByAll(b)
-		case !c.posted.begun && !fn.serves(c.on): // it waits in the store until somebody offers it
-			c.endFor(b, codeRecalled, "")
-		}
-	}
 	fn.tidy()
 }
 
-// fill gives free slots to waiting calls.
+// fill gives free slots to waiting calls and to jobs.
 func (fn *function) fill(b *wire.Batch) {
-	for (fn.queue.n > 0 || len(fn.jobs) > 0) && len(fn.offers) > 0 && fn.offers[0].free() > 0 {
-		c, o := fn.next()
-		if c == nil {
+	for len(fn.offers) > 0 && fn.offers[0].free() > 0 {
+		var o *offer
+		c := fn.queue.next(func(c *call) bool {
+			o = c.choose()
+			return o != nil
+		})
+		switch {
+		case (c == nil || fn.turns >= jobShare) && fn.takeJob():
+			fn.turns = 0
+		case c == nil:
 			return
+		default:
+			fn.turns++
+			c.start(b, o, c.data[:c.args], c.data[c.args:])
 		}
-		c.start(b, o, c.data[:c.args], c.data[c.args:])
 	}
 }
 
 // tidy forgets a name that has neither offers nor calls.
 func (fn *function) tidy() {
-	if len(fn.offers) == 0 && fn.calls == 0 && fn.node.functions[fn.name] == fn {
+	if len(fn.offers) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
 		delete(fn.node.functions, fn.name)
 	}
 }

@@ -82,9 +82,7 @@ func (n *Node) callsFor(p *Peer) []bus.CallInfo {
 	}
 	for _, s := range n.sessions {
 		for _, c := range s.in {
-			if c.posted == nil || c.offer != nil { // fbus.jobs shows those that wait
-				add(c)
-			}
+			add(c)
 		}
 		for _, c := range s.out {
 			if c.state == orphaned {

@@ -17,33 +17,6 @@ import (
 	"fbus/bus/wire"
 )
 
-// startJobs begins to run posted calls.
-func (n *Node) startJobs() error {
-	runner, err := n.connectItself(Peer{Caller: "node"}, forJobs)
-	if err != nil {
-		return err
-	}
-	return n.cfg.Jobs.Start(jobs.Host{Call: runner.Call, Recall: n.recall, May: n.posterMay, Offered: n.offered})
-}
-
-// offered reports whether a worker offers a function whose name matches the glob.
-func (n *Node) offered(name, on string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	fn := n.functions[name]
-	return fn != nil && fn.serves(on)
-}
-
-// serves reports whether a worker offers the function whose name matches the glob.
-func (fn *function) serves(on string) bool {
-	for _, o := range fn.offers {
-		if on == "" || wire.MatchWorker(on, o.session.name, string(o.session.prefix)) {
-			return true
-		}
-	}
-	return false
-}
-
 // poster returns the poster as the store keeps it with the job.
 func (n *Node) poster(p *Peer) jobs.Poster {
 	who := jobs.Poster{Caller: p.Caller, Serial: p.Serial, Groups: p.groups}
@@ -53,8 +26,8 @@ func (n *Node) poster(p *Peer) jobs.Poster {
 	return who
 }
 
-// posterMay returns an error if a poster may not call that function now.
-func (n *Node) posterMay(who *jobs.Poster, function string) error {
+// MayRun returns an error if a poster may not call that function now.
+func (n *Node) MayRun(who *jobs.Poster, function string) error {
 	rights, err := n.rightsOf(who)
 	p := Peer{Caller: who.Caller, Rights: rights}
 	switch {

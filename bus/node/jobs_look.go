@@ -87,7 +87,9 @@ func serveJobs(_ context.Context, q *asked) error {
 		if err != nil {
 			return err
 		}
-		q.line(store.Info(j, true))
+		i := store.Info(j, true)
+		q.node.noteUnserved(i)
+		q.line(i)
 		if err := q.flush(); err != nil {
 			return err
 		}
@@ -95,6 +97,7 @@ func serveJobs(_ context.Context, q *asked) error {
 	if len(d.IDs) == 0 {
 		after, _ := jobs.ParseID(d.After)
 		total, err = store.List(&jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *jobs.Info) error {
+			q.node.noteUnserved(i)
 			q.line(i)
 			return q.flush()
 		})
@@ -104,6 +107,16 @@ func serveJobs(_ context.Context, q *asked) error {
 	}
 	q.line(bus.JobTotal{Total: total})
 	return nil
+}
+
+// noteUnserved adds to a job in the queue that no worker offers its function.
+func (n *Node) noteUnserved(i *jobs.Info) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := &call{on: i.On, fn: n.functions[i.Function]}
+	if i.State == jobs.Queued && (c.fn == nil || !c.another()) {
+		i.Note = "no worker offers it"
+	}
 }
 
 // serveResult answers what a job has written, and ends as the job did.
@@ -169,7 +182,7 @@ func serveRetry(_ context.Context, q *asked) error {
 	if err == nil && d.Dead {
 		d.State = string(jobs.Dead)
 		_, err = store.List(&jobs.Query{Filter: q.filter(d)}, func(i *jobs.Info) error {
-			if i.Code != codeDamaged { // a person has to look at that one: by its id
+			if i.Code != args.CodeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
 				ids = append(ids, id)
 			}
@@ -222,6 +235,7 @@ func cancelJob(ctx context.Context, q *asked, text string) error {
 		return err
 	}
 	was := q.node.cfg.Jobs.Info(j, false)
+	q.node.noteUnserved(was)
 	if _, err = q.node.cfg.Jobs.Cancel(ctx, j.ID); err == nil {
 		q.line(was)
 	}

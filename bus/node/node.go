@@ -98,10 +98,11 @@ type Node struct {
 	sessions  map[uint64]*session
 	instances map[string]*session
 	functions map[string]*function
-	posted    map[string]*call // attempts at posted calls, by the job's id
+	posted    map[jobs.ID]*call // that run jobs
 	lastConn  uint64
 	tick      uint64 // rises with each use of an offer: orders idle ones
 	exposure  int64  // credit given out, not used yet
+	taking    int    // slots that ask for a job
 	open      int    // calls that some worker or queue holds, the node's own functions not counted
 	scratch   scratch
 	stats     map[string]*stats // by function; "" for those that have none of their own
@@ -124,7 +125,9 @@ type Node struct {
 
 	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
 	serving  sync.WaitGroup
-	own      []*bus.Client // connections of the node to itself
+	own      *bus.Client // offers the node's own functions
+	forJobs  *session    // the caller of jobs; nil without a store
+	source   jobSource   // nil without a store
 }
 
 // scratch is memory that is used again and again under the node's lock: frames are encoded
@@ -157,7 +160,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, instance: wire.NewInstance(), prefix: wire.NewInstance()[:5], started: time.Now(),
-		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[string]*call{},
+		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[jobs.ID]*call{},
 		callers: map[string]int{}, stats: map[string]*stats{"": {ends: map[end]uint64{}}},
 		refusedCalls: map[string]uint64{}, refusedEntries: map[string]uint64{}, done: make(chan struct{}),
 	}
@@ -170,7 +173,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	err := n.offerOwn()
 	if err == nil && cfg.Jobs != nil {
-		err = n.startJobs()
+		n.forJobs = n.itself()
+		n.source = cfg.Jobs
+		err = cfg.Jobs.Start(n)
 	}
 	if err != nil {
 		n.Close()
@@ -197,22 +202,13 @@ func (n *Node) Serve(l *Listener) error {
 // ServeConn serves one connection with that peer, until it ends.
 func (n *Node) ServeConn(nc net.Conn, peer Peer) {
 	n.arriving.Add(1)
-	n.serve(nc, peer, forOthers)
+	n.serve(nc, peer, false)
 }
 
-// role is what a connection is for.
-type role int
-
-const (
-	forOthers role = iota
-	forItself      // offers the node's own functions
-	forJobs        // makes the attempts at posted calls
-)
-
-func (n *Node) serve(nc net.Conn, peer Peer, as role) {
-	internal := as != forOthers
+// serve serves a connection. An internal one is the node's own, for its own functions.
+func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s := &session{
-		node: n, conn: wire.NewConn(nc, &n.budget), peer: peer, internal: internal, background: as == forJobs, fresh: !internal, began: time.Now(),
+		node: n, conn: wire.NewConn(nc, &n.budget), peer: peer, internal: internal, fresh: !internal, began: time.Now(),
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
 	s.conn.OnDrain = s.drained
@@ -268,15 +264,12 @@ func (n *Node) Drain(ctx context.Context) error {
 }
 
 func (n *Node) drainCalls(ctx context.Context) error {
-	if n.cfg.Jobs != nil {
-		n.cfg.Jobs.Pause()
-	}
 	n.mu.Lock()
 	n.draining = true
 	n.mu.Unlock()
 	n.awaitLate(ctx)
 	n.mu.Lock()
-	if n.open == 0 {
+	if n.open+n.taking == 0 {
 		n.mu.Unlock()
 		return nil
 	}
@@ -313,7 +306,9 @@ func (n *Node) Close() {
 	}
 	conns := make([]*wire.Conn, 0, len(n.sessions))
 	for _, s := range n.sessions {
-		conns = append(conns, s.conn)
+		if s.conn != nil {
+			conns = append(conns, s.conn)
+		}
 	}
 	n.mu.Unlock()
 	b.Flush()
@@ -321,9 +316,9 @@ func (n *Node) Close() {
 		c.Finish(nil)
 	}
 	n.serving.Wait()
-	for _, c := range n.own {
-		<-c.Done() // it reads to its end: how jobs have ended is in there
-		c.Close()  // its handlers may still be at the store
+	if n.own != nil {
+		<-n.own.Done()
+		n.own.Close() // its handlers may still be at the store
 	}
 }
 

@@ -197,10 +197,16 @@ func strict(function string, doc []byte, v any) error {
 // offerOwn puts the node's own functions on the bus, over a connection of the node to
 // itself: they are called, queued, cancelled and bounded like any other.
 func (n *Node) offerOwn() error {
-	c, err := n.connectItself(Peer{Caller: "node"}, forItself)
+	near, far, err := socketPair()
 	if err != nil {
 		return err
 	}
+	go n.serve(far, Peer{Caller: "node"}, true) // ends with the node
+	c, err := bus.NewClient(context.Background(), near, &bus.Options{Name: n.cfg.Name})
+	if err != nil {
+		return err
+	}
+	n.own = c
 	for i := range ownFunctions {
 		o := &ownFunctions[i]
 		switch {
@@ -226,7 +232,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	var err error
 	switch {
 	case o.part == ofJobs && n.cfg.Jobs == nil:
-		err = &args.Error{Code: codeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
+		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
 	case o.part == ofTickets && n.cfg.Authority == nil:
 		err = badInput("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
 	default:
@@ -248,57 +254,26 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	return res
 }
 
-// Codes of refusals by the store.
-const (
-	codeStoreFull   = "store_full"   // 75: there is room again when jobs have ended
-	codeStoreFailed = "store_failed" // 75: it is tried again
-	codeUnfinished  = "unfinished"   // 75: the job has not ended
-	codeDamaged     = "damaged"      // 70: it is not what was written
-)
-
 // failure is the end of a call of one of the node's own functions that returned an error.
 func (n *Node) failure(o *ownFunction, err error) bus.Result {
 	fail := func(status int, code string) bus.Result {
 		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}}
 	}
-	switch e := known(err); {
+	e := jobs.Report(err)
+	if e == nil {
+		e = known(err)
+	}
+	switch {
 	case e != nil:
 		status := e.Status()
-		switch e.Code {
-		case args.CodeStorage, args.CodeDamaged:
+		if e.Code == args.CodeStorage || e.Code == args.CodeDamaged {
 			status = args.StatusOf(args.CodeInternal)
-		case codeStoreFailed:
-			status = args.StatusOf(args.CodeBusy)
 		}
 		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: e.Code, Message: e.Message, Hint: e.Hint}}
-	case errors.As(err, new(*jobs.FullError)):
-		return fail(75, codeStoreFull)
-	case errors.As(err, new(*jobs.StoreError)):
-		return fail(75, codeStoreFailed)
-	case errors.As(err, new(*jobs.DamagedError)):
-		return fail(70, codeDamaged)
-	case errors.Is(err, jobs.ErrUnfinished):
-		return fail(75, codeUnfinished)
-	case errors.Is(err, jobs.ErrClosed):
-		return fail(75, args.CodeDraining)
 	case o.part == ofJobs, o.name == "fbus.cancel":
 		return fail(65, args.CodeBadInput)
 	}
 	return fail(args.StatusOf(args.CodeInternal), args.CodeInternal)
-}
-
-// connectItself makes a connection of the node to itself. It ends with the node.
-func (n *Node) connectItself(p Peer, as role) (*bus.Client, error) {
-	near, far, err := socketPair()
-	if err != nil {
-		return nil, err
-	}
-	go n.serve(far, p, as)
-	c, err := bus.NewClient(context.Background(), near, &bus.Options{Name: n.cfg.Name})
-	if err == nil {
-		n.own = append(n.own, c)
-	}
-	return c, err
 }
 
 func socketPair() (near, far net.Conn, err error) {

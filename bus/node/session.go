@@ -12,13 +12,12 @@ import (
 // session is one connection: it may call, offer, or both. Its fields below conn
 // are protected by the node's mu once the session is registered.
 type session struct {
-	node       *Node
-	conn       *wire.Conn
-	id         uint64
-	peer       Peer // who it is
-	internal   bool // the node's own: may offer fbus.*
-	background bool // the node's own: makes the attempts at posted calls, and says whose they are
-	greeted    bool // its reader's alone
+	node     *Node
+	conn     *wire.Conn // nil: the node itself, as the caller of jobs
+	id       uint64
+	peer     Peer // who it is
+	internal bool // the node's own: may offer fbus.*
+	greeted  bool // its reader's alone
 
 	prefix     []byte // of the ids of calls that are opened here
 	callerText []byte // caller, for frames

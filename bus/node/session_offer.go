@@ -64,7 +64,6 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	n := s.node
 	name := string(f.Name)
 	o := s.offers[name]
-	fresh := o == nil
 	if f.Slots == 0 {
 		if o != nil {
 			delete(s.offers, name)
@@ -99,9 +98,6 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema = string(f.Note), string(f.Schema)
 	o.fn.settle(b)
-	if fresh && n.cfg.Jobs != nil && !s.internal {
-		n.cfg.Jobs.Appeared(name)
-	}
 	if !s.internal && changed {
 		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)
 	}

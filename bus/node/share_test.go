@@ -46,8 +46,7 @@ func TestShare(t *testing.T) {
 	var order strings.Builder
 	left := called
 	for range 90 {
-		// One of the posted ones stands at the node, behind it the next is had from the disk.
-		eventually(t, "all of them wait", func() bool { return n.QueueLen("f") == left+1 })
+		eventually(t, "all calls wait", func() bool { return n.QueueLen("f") == left })
 		g.release <- struct{}{}
 		if inv := await(t, "what runs next", g.started); inv.Job != "" {
 			order.WriteString("J")

@@ -3,12 +3,17 @@ package node_test
 import (
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/wire"
 )
@@ -21,6 +26,8 @@ type peers struct {
 	*testing.T
 	n      *node.Node
 	rand   *rand.Rand
+	shelf  *shelf
+	last   *jobs.Taken // posted
 	all    []*peer
 	nextID int
 	events strings.Builder
@@ -114,7 +121,7 @@ func (p *peers) event() string {
 		slots := uint64(p.rand.IntN(3))
 		x.send(&wire.OfferFrame{Seq: uint64(p.rand.IntN(1000)), Name: []byte(name), Slots: slots, Flags: uint64(p.rand.IntN(2)) * wire.FlagIdempotent})
 		return fmt.Sprintf("%s offers %s with %d slots", x.name, name, slots)
-	case k < 50:
+	case k < 48:
 		x.calls++
 		f := callFrame(x.calls, name, strings.Repeat("x", p.rand.IntN(100)))
 		f.WaitFunction, f.WaitSlot = []uint64{0, 1, wire.Forever}[p.rand.IntN(3)], []uint64{0, 1, wire.Forever, wire.Forever}[p.rand.IntN(4)]
@@ -134,6 +141,16 @@ func (p *peers) event() string {
 		x.open[x.calls] = true
 		x.send(f)
 		return fmt.Sprintf("%s calls %s: %d", x.name, name, x.calls)
+	case k < 54:
+		p.last = p.shelf.post(p.rand)
+		p.n.WakeJobs("f")
+		return "a job of f"
+	case k < 55:
+		if t := p.last; t != nil {
+			t.Unwanted.Store(true)
+			p.n.CancelJob(t.ID, args.CodeCancelled, "")
+			return "its end"
+		}
 	case k < 60:
 		if id, ok := anyOf(p.rand, x.open); ok {
 			x.send(&wire.CancelFrame{ID: id})
@@ -169,6 +186,82 @@ func (p *peers) event() string {
 	return ""
 }
 
+// shelf is a store of jobs: what is taken is on it, waits to be taken again, or has ended.
+type shelf struct {
+	p *peers
+
+	mu    sync.Mutex // protects the fields below
+	rand  *rand.Rand
+	ready []*jobs.Taken
+	taken map[*jobs.Taken]bool // and whether it has started
+	ended int
+	bad   string
+}
+
+func (s *shelf) Ready(function string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.ready)
+}
+
+func (s *shelf) Take(function, worker, connection string, refused []jobs.ID) (*jobs.Taken, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, t := range s.ready {
+		if !slices.Contains(refused, t.ID) {
+			s.ready = slices.Delete(s.ready, i, i+1)
+			s.taken[t] = false
+			return t, nil
+		}
+	}
+	return nil, nil
+}
+
+func (s *shelf) Started(t *jobs.Taken, worker, call string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if started, there := s.taken[t]; started || !there {
+		s.bad = "a job that was not taken has started"
+	}
+	s.taken[t] = true
+}
+
+func (s *shelf) Return(t *jobs.Taken, busy bool) {
+	s.mu.Lock()
+	if started, there := s.taken[t]; !there || busy && !started {
+		s.bad = "a job that was not taken, or has not started, came back"
+	}
+	delete(s.taken, t)
+	s.ready = append(s.ready, t)
+	s.mu.Unlock()
+	s.p.n.WakeJobs("f")
+}
+
+func (s *shelf) Ended(t *jobs.Taken, end jobs.End) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.taken[t] {
+		s.bad = "a job that has not started has ended"
+	}
+	delete(s.taken, t)
+	s.ended++
+}
+
+// post adds a job of f.
+func (s *shelf) post(r *rand.Rand) *jobs.Taken {
+	t := &jobs.Taken{ID: jobs.ID{1: byte(r.IntN(256)), 2: byte(r.IntN(256)), 3: byte(r.IntN(256)), 4: 1}, Caller: "uid:7", Attempt: 1, Input: []byte("job"), Stdout: io.Discard, Stderr: io.Discard}
+	if r.IntN(4) == 0 {
+		t.Rest = strings.NewReader(strings.Repeat("x", r.IntN(100000)))
+	}
+	if r.IntN(4) == 0 {
+		t.Timeout = time.Millisecond
+	}
+	s.mu.Lock()
+	s.ready = append(s.ready, t)
+	s.mu.Unlock()
+	return t
+}
+
 // TestStates: whatever peers do, in whatever order, a call makes only legal transitions, and the
 // counts and the budget agree with the calls that are there after each event.
 func TestStates(t *testing.T) {
@@ -186,8 +279,10 @@ func TestStates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before := n.Books()
 		p := &peers{T: t, n: n, rand: rand.New(rand.NewPCG(seed, 0))}
+		p.shelf = &shelf{p: p, taken: map[*jobs.Taken]bool{}}
+		n.SetSource(p.shelf)
+		before := n.Books()
 		for range events {
 			if what := p.event(); what != "" {
 				fmt.Fprintln(&p.events, what)
@@ -201,5 +296,8 @@ func TestStates(t *testing.T) {
 		}
 		settled(t, n, before)
 		n.Close()
+		if s := p.shelf; s.bad != "" || len(s.taken) > 0 {
+			t.Fatalf("%s, %d jobs are with nobody: -state-seed=%d:\n%s", s.bad, len(s.taken), seed, p.events.String())
+		}
 	}
 }

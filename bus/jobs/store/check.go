@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"bytes"
@@ -26,7 +26,7 @@ type contents struct {
 	Changed int64 `json:"changed"` // nanoseconds of the date
 }
 
-// cleanName is a file beside the store's, written when a node ends in an orderly way.
+// cleanName is a file that is written when a node ends in an orderly way.
 // While it describes jobs.db that need not be read as a whole: for a million jobs that
 // takes seconds.
 const cleanName = "clean"
@@ -75,10 +75,10 @@ func readAll(t *bolt.Tx) (*contents, error) {
 			}
 			last = k
 			switch name {
-			case bucketJobs:
+			case BucketJobs:
 				c.Jobs++
-				c.Last = keyID(k)
-			case bucketData:
+				c.Last = KeyID(k)
+			case BucketData:
 				c.Bytes += int64(len(v)) - 4
 			}
 		}
@@ -109,7 +109,7 @@ func openGuarded(path string, freelist bool, f func(*bolt.DB, *bolt.Tx) error) (
 func (s *Store) readClean(path string) *contents {
 	text, err := os.ReadFile(filepath.Join(s.dir, cleanName))
 	st, err2 := os.Lstat(path)
-	data, ok := unseal(bucketMeta, []byte(cleanName), text)
+	data, ok := unseal(BucketMeta, []byte(cleanName), text)
 	c := &contents{}
 	if err != nil || err2 != nil || !ok || json.Unmarshal(data, c) != nil || c.Size != st.Size() || c.Changed != st.ModTime().UnixNano() {
 		return nil
@@ -120,8 +120,8 @@ func (s *Store) readClean(path string) *contents {
 // closeFile closes the file, and notes what it holds if that is known.
 func (s *Store) closeFile() {
 	path, stats := s.db.Path(), s.db.Stats()
-	c := &contents{Jobs: s.jobs.Load(), Bytes: s.spool.used.Load() - s.spool.size(), Last: s.lastID, Free: int64(stats.FreePageN + stats.PendingPageN)}
-	err := cmp.Or(s.unwritable(), s.view(func(t *tx) error {
+	c := &contents{Jobs: s.Jobs.Load(), Bytes: s.Spool.used.Load() - s.Spool.size(), Last: s.lastID, Free: int64(stats.FreePageN + stats.PendingPageN)}
+	err := cmp.Or(s.Unwritable(), s.View(func(t *Tx) error {
 		c.Pages = t.Size() / int64(s.db.Info().PageSize)
 		return nil
 	}), s.db.Close())
@@ -136,7 +136,7 @@ func (s *Store) closeFile() {
 	}
 	// Neither is an error worth mention: without it the next start takes longer.
 	name := filepath.Join(s.dir, cleanName)
-	if os.WriteFile(name+".new", seal(bucketMeta, []byte(cleanName), data), 0o600) == nil {
+	if os.WriteFile(name+".new", seal(BucketMeta, []byte(cleanName), data), 0o600) == nil {
 		os.Rename(name+".new", name)
 	}
 }

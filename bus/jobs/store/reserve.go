@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"errors"
@@ -37,12 +37,12 @@ func (r *reserve) make() error {
 	}
 	want := r.size()
 	err = allocate(f, want)
-	for size := want / 2; isFull(err) && size >= st.Size() && size > 0; size /= 2 {
+	for size := want / 2; IsFull(err) && size >= st.Size() && size > 0; size /= 2 {
 		if allocate(f, size) == nil {
 			break
 		}
 	}
-	return storeErrorOrNil(err)
+	return wrapError(err)
 }
 
 // release frees all but some bytes of the reserved room.
@@ -109,7 +109,7 @@ func (s *Store) punchHoles() error {
 		}))
 		first = end
 	}
-	return storeErrorOrNil(err)
+	return wrapError(err)
 }
 
 func retry(call func() error) error {

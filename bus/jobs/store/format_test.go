@@ -1,6 +1,7 @@
-package jobs
+package store
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,8 +12,8 @@ import (
 // at for itself.
 func TestFormat(t *testing.T) {
 	t.Parallel()
-	var s said
-	cfg := Config{Dir: filepath.Join(t.TempDir(), "jobs"), Volatile: true, Warn: s.warn}
+	var lines []string
+	cfg := Config{Dir: filepath.Join(t.TempDir(), "jobs"), Volatile: true, Warn: func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }}
 	mark := filepath.Join(cfg.Dir, "format")
 	for _, was := range []string{"", "fbus-jobs 99\n", "fbus-jobs 2\n", "garbage\n", "\n"} {
 		if was != "" {
@@ -21,7 +22,7 @@ func TestFormat(t *testing.T) {
 			}
 		}
 		m, err := Open(cfg)
-		if later := strings.HasPrefix(was, "fbus-jobs"); later != (err != nil) || later && !strings.Contains(err.Error(), "format "+strings.Fields(was)[1]+" is not known") {
+		if later := strings.HasPrefix(was, "fbus-jobs"); later != (err != nil) || later && !strings.Contains(err.Error(), "format "+strings.Fields(was)[1]+" is unknown") {
 			t.Errorf("%q: error %v", was, err)
 		}
 		if err != nil {
@@ -32,7 +33,7 @@ func TestFormat(t *testing.T) {
 			t.Errorf("%q became %q, error %v", was, text, err)
 		}
 	}
-	if n := strings.Count(strings.Join(s.lines, "\n"), "is damaged: it is made anew"); n != 2 {
-		t.Errorf("%d of 2 were told of: %q", n, s.lines)
+	if n := strings.Count(strings.Join(lines, "\n"), "is damaged: it is written again"); n != 2 {
+		t.Errorf("%d of 2 were told of: %q", n, lines)
 	}
 }

@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"encoding/json"
@@ -16,15 +16,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openStore opens the store of a directory, and makes one that is not there. If it
-// can not be opened a patient one is tried again until it can.
-func openStore(o *Config) (*Store, error) {
+// Open opens the store of a directory, and makes one that is not there.
+func Open(o Config) (*Store, error) {
+	if o.MaxJobs <= 0 {
+		o.MaxJobs = DefaultMaxJobs
+	}
+	if o.MaxSpool <= 0 {
+		o.MaxSpool = DefaultMaxSpool
+	}
+	if o.Clock.Wall == nil {
+		o.Clock = systemClock()
+	}
+	if o.Warn == nil {
+		o.Warn = func(string, ...any) {}
+	}
 	s := &Store{
-		place: o.Place, warn: o.Warn, maxJobs: o.MaxJobs,
-		spool: &spool{max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
-		ops: make(chan *op, 4096), done: make(chan struct{}),
-		clock: o.Clock, volatile: o.Volatile,
-		commit: func(t *bolt.Tx) error { return t.Commit() },
+		place: o.Place, warn: o.Warn, MaxJobs: o.MaxJobs,
+		Spool: &Spool{Max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
+		ops: make(chan *Op, 4096), done: make(chan struct{}),
+		Clock: o.Clock, volatile: o.Volatile,
+		commit: (*bolt.Tx).Commit,
 	}
 	s.settle(o.Dir)
 	err := s.reach()
@@ -45,13 +56,13 @@ func openStore(o *Config) (*Store, error) {
 	return s, nil
 }
 
-// settle says where the store is.
+// settle sets the paths.
 func (s *Store) settle(dir string) {
-	s.dir, s.spool.dir = dir, filepath.Join(dir, spoolName)
+	s.dir, s.Spool.dir = dir, filepath.Join(dir, spoolName)
 	s.reserve.path = filepath.Join(dir, reserveName)
 }
 
-// reach takes the directory and opens what is in it.
+// reach locks the directory and opens the file in it.
 func (s *Store) reach() error {
 	if !s.opened && s.place != nil {
 		dir, err := s.place()
@@ -66,11 +77,11 @@ func (s *Store) reach() error {
 	return s.load()
 }
 
-// take makes the directory, once, and locks it. The lock is taken anew if another
-// filesystem has come in the place of the one that it was on.
+// take makes the directory, once, and locks it. It locks again if another filesystem was
+// mounted over the first.
 func (s *Store) take() error {
 	if !s.opened {
-		if err := os.MkdirAll(s.spool.dir, 0o700); err != nil {
+		if err := os.MkdirAll(s.Spool.dir, 0o700); err != nil {
 			return storeError(err)
 		}
 	} else if _, err := os.Lstat(filepath.Join(s.dir, formatName)); err != nil { // nothing may be made in an empty mount point
@@ -91,8 +102,8 @@ func (s *Store) take() error {
 	return nil
 }
 
-// letGo closes what is open of a store that has gone. A filesystem that is taken away
-// to be repaired is in use until then, and the same is mounted again.
+// letGo closes all files of a store whose directory is gone: a filesystem that has to be
+// repaired cannot be unmounted while they are open.
 func (s *Store) letGo() {
 	s.using.Lock()
 	defer s.using.Unlock()
@@ -106,7 +117,7 @@ func (s *Store) letGo() {
 	}
 }
 
-// sameFile reports whether a name still leads to an open file.
+// sameFile reports whether a path still names an open file.
 func sameFile(f *os.File, path string) bool {
 	was, err := f.Stat()
 	now, err2 := os.Lstat(path)
@@ -118,7 +129,7 @@ const (
 	lockPause = 20 * time.Millisecond
 )
 
-// lockDir keeps a second node away. The lock goes with its process.
+// lockDir takes the lock that keeps a second node away. It ends with the process.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -126,7 +137,7 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	for wait := lockWait; errors.Is(err, syscall.EWOULDBLOCK) && wait > 0; wait -= lockPause {
-		time.Sleep(lockPause) // one that was killed may not have gone quite yet
+		time.Sleep(lockPause) // a killed node may not have ended quite yet
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
 	if err != nil {
@@ -139,7 +150,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// load opens the file, after it was found sound, or mended. Readers wait meanwhile.
+// load checks the file, replaces it if it is damaged, and opens it. Readers wait.
 func (s *Store) load() error {
 	path := filepath.Join(s.dir, dbName)
 	s.using.Lock()
@@ -165,7 +176,7 @@ func (s *Store) load() error {
 		Timeout: time.Second, FreelistType: bolt.FreelistMapType, InitialMmapSize: 64 << 20, OpenFile: openNoFollow,
 	})
 	if err != nil {
-		if fresh { // a part of it would be taken for a damaged one
+		if fresh { // half a file would look like a damaged one
 			os.Remove(path)
 		}
 		return storeError(fmt.Errorf("%s: %w", path, err))
@@ -174,7 +185,7 @@ func (s *Store) load() error {
 	db.AllocSize = 1 << 20 // what the file grows by
 	err = s.setUp(db)
 	if err == nil {
-		err = storeErrorOrNil(s.mark())
+		err = wrapError(s.mark())
 	}
 	if err == nil && !s.opened {
 		err = s.survey(db, c)
@@ -190,9 +201,9 @@ func (s *Store) load() error {
 	return nil
 }
 
-// distrust has what is checked next read from the disk. After an error of a write or
-// sync the kernel takes for clean, and keeps, pages that the disk may never have had;
-// see https://wiki.postgresql.org/wiki/Fsync_Errors.
+// distrust drops the file from the page cache. After a failed write or sync the kernel
+// marks pages clean that may never have reached the disk; see
+// https://wiki.postgresql.org/wiki/Fsync_Errors.
 func (s *Store) distrust(path string) error {
 	if s.volatile {
 		return nil
@@ -202,11 +213,11 @@ func (s *Store) distrust(path string) error {
 		return err
 	}
 	defer f.Close()
-	if err := f.Sync(); err != nil { // what has not been written can not be dropped
+	if err := f.Sync(); err != nil { // dirty pages are not dropped
 		return err
 	}
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // tmpfs has no disk to read from
-	_, err = io.Copy(io.Discard, f)                         // what can not be read now is not damaged yet
+	_, err = io.Copy(io.Discard, f)                         // a read error is not damage
 	return err
 }
 
@@ -214,52 +225,52 @@ func openNoFollow(name string, flag int, mode os.FileMode) (*os.File, error) {
 	return os.OpenFile(name, flag|syscall.O_NOFOLLOW, mode)
 }
 
-// setUp makes the buckets of a new store, and reads the clock of an old one. It
-// writes nothing to one that has all: the disk may be full.
+// setUp makes the buckets of a new store, and reads the clock of an old one. It writes
+// nothing if all buckets exist: the disk may be full.
 func (s *Store) setUp(db *bolt.DB) error {
 	var last stamp
 	var version string
 	err := db.View(func(b *bolt.Tx) (err error) {
-		version, last, err = s.readMeta(&tx{b, s})
+		version, last, err = s.readMeta(&Tx{b, s})
 		return err
 	})
 	if err == nil && version != "" && version != formatVersion {
 		err = errFormat(db.Path(), version)
 	}
 	if err == nil && (version == "" || !whole(db)) {
-		err = db.Update(func(b *bolt.Tx) error { return (&tx{b, s}).found() })
+		err = db.Update(func(b *bolt.Tx) error { return (&Tx{b, s}).found() })
 	}
 	if err != nil {
 		return storeError(err)
 	}
 	if s.time == nil {
-		s.time = newTimeline(s.clock, last)
+		s.time = newTimeline(s.Clock, last)
 	}
 	return nil
 }
 
-// readMeta reads what the store says of itself; no version: it is new.
-func (s *Store) readMeta(t *tx) (version string, last stamp, err error) {
-	if t.Bucket([]byte(bucketMeta)) == nil {
+// readMeta reads the bucket meta; the version of a new store is empty.
+func (s *Store) readMeta(t *Tx) (version string, last stamp, err error) {
+	if t.Bucket([]byte(BucketMeta)) == nil {
 		return "", last, nil
 	}
-	format, err := t.get(bucketMeta, []byte("format"))
+	format, err := t.Get(BucketMeta, []byte("format"))
 	if err != nil {
 		return "", last, err
 	}
-	loss, err := t.get(bucketMeta, []byte("loss"))
+	loss, err := t.Get(BucketMeta, []byte("loss"))
 	if err == nil && loss != nil {
 		n, _ := strconv.ParseInt(string(loss), 10, 64)
 		s.loss.Store(n)
 	}
-	data, err := t.get(bucketMeta, []byte("clock"))
+	data, err := t.Get(BucketMeta, []byte("clock"))
 	if err == nil && data != nil {
 		err = json.Unmarshal(data, &last)
 	}
 	return string(format), last, err
 }
 
-// whole reports whether all buckets are there.
+// whole reports whether all buckets exist.
 func whole(db *bolt.DB) bool {
 	return db.View(func(b *bolt.Tx) error {
 		for _, name := range buckets {
@@ -272,33 +283,33 @@ func whole(db *bolt.DB) bool {
 }
 
 // found makes the buckets, in one commit with the format's version.
-func (t *tx) found() error {
+func (t *Tx) found() error {
 	for _, name := range buckets {
 		if _, err := t.CreateBucketIfNotExists([]byte(name)); err != nil {
 			return err
 		}
 	}
-	return t.put(bucketMeta, []byte("format"), []byte(formatVersion))
+	return t.Put(BucketMeta, []byte("format"), []byte(formatVersion))
 }
 
-// survey takes over what was counted, and removes files of the spool that no job has.
+// survey sets the counters, and deletes files of the spool that no job names.
 func (s *Store) survey(db *bolt.DB, c *contents) error {
-	names, err := s.spool.names()
+	names, err := s.Spool.names()
 	if err != nil {
 		return &StoreError{Err: err}
 	}
 	used := c.Bytes
 	err = db.View(func(b *bolt.Tx) error {
-		t := &tx{b, s}
+		t := &Tx{b, s}
 		for _, name := range names {
-			st, err := os.Lstat(filepath.Join(s.spool.dir, name))
+			st, err := os.Lstat(filepath.Join(s.Spool.dir, name))
 			id, _ := ParseID(name[:min(len(name), len(ID{}.String()))])
-			j, damage := t.job(id)
-			known := damage != nil || j != nil && slices.Contains(j.files(), name)
+			j, damage := t.Job(id)
+			known := damage != nil || j != nil && slices.Contains(j.Files(), name)
 			switch {
-			case !known && !s.mended: // it was written, and its record was not
-				s.spool.remove(name)
-			case err == nil: // after damage, files without a record are kept for people to look at
+			case !known && !s.mended: // its record was never committed
+				s.Spool.Remove(name)
+			case err == nil: // after damage, files without a record are kept
 				used += st.Size()
 			}
 		}
@@ -307,8 +318,8 @@ func (s *Store) survey(db *bolt.DB, c *contents) error {
 	if err != nil {
 		return &StoreError{Err: err}
 	}
-	s.jobs.Store(c.Jobs)
-	s.spool.used.Store(used)
+	s.Jobs.Store(c.Jobs)
+	s.Spool.used.Store(used)
 	s.mu.Lock()
 	if c.Last.Compare(s.lastID) > 0 {
 		s.lastID = c.Last

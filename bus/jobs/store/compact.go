@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ const (
 // it has. If it cannot, the store keeps the file.
 func (s *Store) compact(path string, c *contents) bool {
 	fresh := path + ".new"
-	os.Remove(fresh) // of one that was cut off
+	os.Remove(fresh) // left by a start that was interrupted
 	st, err := os.Lstat(path)
 	if err != nil || st.Size() < compactSize || (c.Pages-c.Free)*compactRatio > c.Pages {
 		return false

@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// formatName is a file beside the store's: it says that there has been one, so that
-// one which is gone, or empty, is not taken for a new one.
+// formatName is a file that marks a store, so that one without jobs.db is recognized as
+// damaged, not as new.
 const formatName = "format"
 
-// marked reports whether the store has been made. One of a later format is an error.
+// marked reports whether the store was made before. A later format is an error.
 func (s *Store) marked() (bool, error) {
 	text, err := s.readMark()
 	if errors.Is(err, os.ErrNotExist) {
@@ -28,16 +28,16 @@ func (s *Store) marked() (bool, error) {
 	case ok && bad == nil && fmt.Sprint(n) != formatVersion:
 		return false, errFormat(s.dir, fmt.Sprint(n))
 	case text != markText:
-		s.warn("%s is damaged: it is made anew", filepath.Join(s.dir, formatName))
+		s.warn("%s is damaged: it is written again", filepath.Join(s.dir, formatName))
 	}
 	return true, nil
 }
 
 func errFormat(path, version string) error {
-	return &StoreError{Err: fmt.Errorf("%s: format %s is not known to this version of fbus, which writes %s", path, version, formatVersion)}
+	return &StoreError{Err: fmt.Errorf("%s: format %s is unknown to this version of fbus, which writes %s", path, version, formatVersion)}
 }
 
-// What the mark says.
+// The text of the mark.
 const (
 	markPrefix = "fbus-jobs "
 	markText   = markPrefix + formatVersion + "\n"
@@ -53,7 +53,7 @@ func (s *Store) readMark() (string, error) {
 	return string(text), err
 }
 
-// mark says that the store has been made.
+// mark writes the mark.
 func (s *Store) mark() error {
 	if text, err := s.readMark(); err == nil && text == markText {
 		return nil

@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"encoding/json"
@@ -9,11 +9,11 @@ import (
 	"syscall"
 )
 
-// maxBatch is how many changes are committed at once.
+// maxBatch bounds how many changes one commit has.
 const maxBatch = 4096
 
-// write is the one writer: it ends when ops is closed and all is written. failed is
-// what the store was opened with: it has to recover first.
+// write commits all changes until ops is closed. failed is why the store could not be
+// opened: it has to recover first.
 func (s *Store) write(failed error) {
 	defer close(s.done)
 	if failed != nil {
@@ -28,11 +28,10 @@ func (s *Store) write(failed error) {
 	s.write1(nil) // the clock, so that the time until the next start counts
 }
 
-// gather takes what has come meanwhile. On one processor that is nothing: whoever hands
-// a change over is waited for by the writer, which runs before anybody else does. So it
-// lets those go first that are about to.
-func (s *Store) gather(first *op) []*op {
-	batch := []*op{first}
+// gather takes all changes that have come. On one processor there would be only one, since
+// the writer runs as soon as it has that: so it yields to other goroutines first.
+func (s *Store) gather(first *Op) []*Op {
+	batch := []*Op{first}
 	runtime.Gosched()
 	for len(batch) < maxBatch {
 		select {
@@ -49,21 +48,20 @@ func (s *Store) gather(first *op) []*op {
 	return batch
 }
 
-// write1 commits a batch and tells who waits for it. If that fails nothing is told:
-// it has not happened.
-func (s *Store) write1(batch []*op) (err error) {
+// write1 commits a batch and calls each Done. After a failure it calls none.
+func (s *Store) write1(batch []*Op) (err error) {
 	if err := s.commitBatch(batch); err != nil {
 		return err
 	}
 	for _, o := range batch {
-		if o.done != nil {
-			o.done(o.err)
+		if o.Done != nil {
+			o.Done(o.err)
 		}
 	}
 	return nil
 }
 
-func (s *Store) commitBatch(batch []*op) (err error) {
+func (s *Store) commitBatch(batch []*Op) (err error) {
 	s.using.RLock()
 	defer s.using.RUnlock()
 	if s.db == nil {
@@ -76,15 +74,15 @@ func (s *Store) commitBatch(batch []*op) (err error) {
 		return err
 	}
 	defer b.Rollback()
-	t := &tx{Tx: b, store: s}
+	t := &Tx{Tx: b, store: s}
 	for _, o := range batch {
-		if o.err = o.run(t); isFailure(o.err) {
+		if o.err = o.Run(t); isFailure(o.err) {
 			return o.err
 		}
 	}
 	clock, err := json.Marshal(s.time.stamp())
 	if err == nil {
-		err = t.put(bucketMeta, []byte("clock"), clock)
+		err = t.Put(BucketMeta, []byte("clock"), clock)
 	}
 	if err != nil {
 		return err
@@ -95,9 +93,8 @@ func (s *Store) commitBatch(batch []*op) (err error) {
 	return err
 }
 
-// isFailure tells what is wrong with the disk from what is wrong with a job, or with
-// what is asked of it. Such a change may have been made by half: none of the batch is
-// committed.
+// isFailure reports an error of the store, not of one job or request. Such a change may
+// be half made, so the batch is not committed.
 func isFailure(err error) bool {
 	var store *StoreError
 	var full *FullError
@@ -110,23 +107,21 @@ func (s *Store) setFailed(err error) {
 	s.mu.Unlock()
 }
 
-// storeError says of an error that it is the store's, and whether it is for want of
-// room.
+// storeError makes an error a FullError if there is no room, else a StoreError.
 func storeError(err error) error {
 	var full *FullError
 	var store *StoreError
 	switch {
 	case errors.As(err, &full), errors.As(err, &store):
 		return err
-	case isFull(err):
+	case IsFull(err):
 		return &FullError{What: "the disk is full", Err: err}
 	}
 	return &StoreError{Err: err}
 }
 
-// isFull reports a disk, or a quota of it, that has no room. bbolt passes on no more
-// than the words of some errors.
-func isFull(err error) bool {
+// IsFull reports a full disk or quota. bbolt passes on some errors as text only.
+func IsFull(err error) bool {
 	full := func(e error) bool { return errors.Is(err, e) || strings.HasSuffix(err.Error(), e.Error()) }
 	return err != nil && (full(syscall.ENOSPC) || full(syscall.EDQUOT))
 }

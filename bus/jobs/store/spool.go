@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"bytes"
@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inlineSize is how many bytes of a part stay in the store's file. What is longer
-// is written beside it, as it comes.
+// inlineSize is the longest part that the store's file holds. A longer one has a file of
+// its own.
 const inlineSize = 32 << 10
 
-// spool is the directory of the large parts, and the count of all.
-type spool struct {
+// Spool is the directory of the large parts. It counts the bytes of all parts.
+type Spool struct {
 	dir  string
-	max  int64
+	Max  int64
 	used atomic.Int64 // bytes of payloads, in files and in the store
 	tmp  atomic.Uint64
 	link func(old, new string) error // a test makes it fail
@@ -30,42 +30,51 @@ type spool struct {
 
 	mu     sync.Mutex          // protects the fields below
 	left   map[string]struct{} // names that could not be removed: the disk fails
-	failed string              // how the last file failed that was written, "" if it did not
+	failed string              // why the last file could not be written, "" if it could
 }
 
 const tmpPrefix = "tmp-"
 
-// reserve counts n bytes that are about to be written, if there is room for them, and
-// for beyond bytes less.
-func (s *spool) reserve(n, beyond int64) error {
-	if s.used.Add(n) > s.max+beyond {
+// reserve counts n bytes before they are written. Beyond is how far it may exceed the
+// limit.
+func (s *Spool) reserve(n, beyond int64) error {
+	if s.used.Add(n) > s.Max+beyond {
 		s.used.Add(-n)
-		return &FullError{What: fmt.Sprintf("%d bytes of input and output are the limit (--max-spool)", s.max)}
+		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.Max)}
 	}
 	return nil
 }
 
-func (s *spool) release(n int64) { s.used.Add(-n) }
+// Release uncounts n bytes.
+func (s *Spool) Release(n int64) { s.used.Add(-n) }
 
-// over reports whether there is more than the bound, as an output may have made it.
-func (s *spool) over() bool { return s.used.Load() > s.max }
+// Use counts n bytes.
+func (s *Spool) Use(n int64) { s.used.Add(n) }
 
-// draft is a part that is being written: memory first, a file from inlineSize on.
-type draft struct {
-	payload
+// Used returns how many bytes are counted.
+func (s *Spool) Used() int64 { return s.used.Load() }
+
+// Over reports whether the limit is exceeded.
+func (s *Spool) Over() bool { return s.used.Load() > s.Max }
+
+// Draft is a part that is being written: in memory, and beyond inlineSize in a file.
+type Draft struct {
+	Payload
 	inline []byte
-	spool  *spool
+	spool  *Spool
 	file   *os.File
 	tmp    string
-	short  int64 // what there was no room for under --max-spool, at least
-	beyond int64 // what it may take beyond that
+	short  int64 // bytes that --max-spool had no room for, at least
+	Failed error // why it could not be written; set in Write
+	Beyond int64 // how far it may exceed --max-spool
 }
 
-func (s *spool) newDraft() *draft { return &draft{spool: s} }
+func (s *Spool) NewDraft() *Draft { return &Draft{spool: s} }
 
 // Write implements io.Writer.
-func (p *draft) Write(b []byte) (int, error) {
-	if err := p.spool.reserve(int64(len(b)), p.beyond); err != nil {
+func (p *Draft) Write(b []byte) (n int, err error) {
+	defer func() { p.Failed = err }()
+	if err := p.spool.reserve(int64(len(b)), p.Beyond); err != nil {
 		p.short = int64(len(b))
 		return 0, err
 	}
@@ -83,10 +92,10 @@ func (p *draft) Write(b []byte) (int, error) {
 	return len(b), p.append(b)
 }
 
-// wanted is what its writer has written, or tried to.
-func (p *draft) wanted() int64 { return p.Size + p.short }
+// Wanted returns how many bytes were written, or would have been.
+func (p *Draft) Wanted() int64 { return p.Size + p.short }
 
-func (p *draft) toFile() error {
+func (p *Draft) toFile() error {
 	p.tmp = filepath.Join(p.spool.dir, fmt.Sprintf("%s%d-%d", tmpPrefix, os.Getpid(), p.spool.tmp.Add(1)))
 	f, err := os.OpenFile(p.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -99,16 +108,15 @@ func (p *draft) toFile() error {
 	return p.append(head)
 }
 
-func (p *draft) append(b []byte) error {
+func (p *Draft) append(b []byte) error {
 	if _, err := p.file.Write(b); err != nil {
 		return p.spool.fails(err)
 	}
 	return nil
 }
 
-// keep makes a file last under its name, before the record that names it is
-// written.
-func (p *draft) keep(id ID, part byte, attempt int) error {
+// Keep syncs and names the file. The record that names it is written afterwards.
+func (p *Draft) Keep(id ID, part byte, attempt int) error {
 	if p.file == nil {
 		return nil
 	}
@@ -125,73 +133,73 @@ func (p *draft) keep(id ID, part byte, attempt int) error {
 		return p.spool.fails(err)
 	}
 	p.file.Close()
-	p.spool.noteFailure("")
+	p.spool.NoteFailure("")
 	return nil
 }
 
-// drop takes back what was written. It is for parts that no record names.
-func (p *draft) drop() {
+// Drop deletes a part that no record names.
+func (p *Draft) Drop() {
 	if p == nil {
 		return
 	}
-	p.spool.release(p.Size)
+	p.spool.Release(p.Size)
 	p.Size = 0
 	if p.file != nil {
 		p.file.Close()
 	}
 	if p.tmp != "" {
-		p.spool.remove(filepath.Base(p.tmp))
+		p.spool.Remove(filepath.Base(p.tmp))
 	} else if p.File != "" {
-		p.spool.remove(p.File)
+		p.spool.Remove(p.File)
 	}
 }
 
-func (s *spool) sync() error { return syncDir(s.dir) }
+func (s *Spool) sync() error { return syncDir(s.dir) }
 
-// sumData is what a payload's Sum is of.
+// sumData computes a payload's Sum.
 func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }
 
-// share gives another job the same file, which is never changed once it has its
-// name. A second copy would take as much room again.
-func (s *spool) share(p payload, id ID, part byte) (payload, error) {
+// Share links the file of one job as a part of another. A file with its final name never
+// changes, and a copy would take as much room again.
+func (s *Spool) Share(p Payload, id ID, part byte) (Payload, error) {
 	name := fmt.Sprintf("%s.%c.0", id, part)
 	err := s.link(filepath.Join(s.dir, p.File), filepath.Join(s.dir, name))
 	switch {
-	case err == nil, errors.Is(err, os.ErrExist): // from a try that could not be committed
+	case err == nil, errors.Is(err, os.ErrExist): // left by a commit that failed
 		err = s.sync()
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EMLINK): // this filesystem has no links, or no more of them
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EMLINK): // the filesystem has no links, or too many
 		err = s.copy(p, id, part)
-	case errors.Is(err, os.ErrNotExist): // it has been taken away: who runs the job finds that out
+	case errors.Is(err, os.ErrNotExist): // it was deleted: that is found when the job runs
 		err = nil
 	}
 	if err != nil {
-		return payload{}, storeError(err)
+		return Payload{}, storeError(err)
 	}
 	p.File = name
 	return p, nil
 }
 
-// copy is share where there can be no link.
-func (s *spool) copy(p payload, id ID, part byte) error {
+// copy is Share on a filesystem without links.
+func (s *Spool) copy(p Payload, id ID, part byte) error {
 	f, err := os.Open(filepath.Join(s.dir, p.File))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	d := s.newDraft()
+	d := s.NewDraft()
 	if _, err = io.Copy(d, f); err == nil {
-		err = d.keep(id, part, 0)
+		err = d.Keep(id, part, 0)
 	}
 	if err != nil {
-		d.drop()
+		d.Drop()
 		return err
 	}
-	s.release(d.Size) // as of a link, it is counted when it is committed
+	s.Release(d.Size) // counted when it is committed, like a link
 	return nil
 }
 
-// remove deletes files. Those that a failing disk keeps go later.
-func (s *spool) remove(names ...string) {
+// Remove deletes files. Sweep tries again with those that a failing disk keeps.
+func (s *Spool) Remove(names ...string) {
 	for _, name := range names {
 		err := os.Remove(filepath.Join(s.dir, name))
 		if err == nil || errors.Is(err, os.ErrNotExist) {
@@ -206,33 +214,33 @@ func (s *spool) remove(names ...string) {
 	}
 }
 
-// sweep removes what could not be removed when it was to be.
-func (s *spool) sweep() {
+// Sweep deletes the files that Remove could not.
+func (s *Spool) Sweep() {
 	s.mu.Lock()
 	left := s.left
 	s.left = nil
 	s.mu.Unlock()
 	for name := range left {
-		s.remove(name)
+		s.Remove(name)
 	}
 }
 
-// fails says that a file could not be written: to the operator too, when it is not
-// how the last one failed.
-func (s *spool) fails(err error) error {
+// fails returns why a file could not be written, and warns unless the last one failed for
+// the same reason.
+func (s *Spool) fails(err error) error {
 	var pe *os.PathError
 	if errors.As(err, &pe) { // each file has a name of its own
 		err = fmt.Errorf("%s: %w", s.dir, pe.Err)
 	}
 	err = storeError(err)
-	if s.noteFailure(err.Error()) {
+	if s.NoteFailure(err.Error()) {
 		s.warn("%v", err)
 	}
 	return err
 }
 
-// noteFailure reports whether that is news.
-func (s *spool) noteFailure(what string) bool {
+// NoteFailure reports whether that differs from the last failure.
+func (s *Spool) NoteFailure(what string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was := s.failed
@@ -240,9 +248,9 @@ func (s *spool) noteFailure(what string) bool {
 	return was != what
 }
 
-// open returns the file of a part once it has been found to be what was written:
-// a program must not be given, nor a caller be told, what has changed since.
-func (s *spool) open(id ID, part byte, p payload) (*os.File, error) {
+// Open opens the file of a part and verifies its checksum: no program and no caller gets
+// bytes that have changed.
+func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
 	damaged := func(what string) error {
 		return &DamagedError{ID: id, What: fmt.Sprintf("%s: %s: %s", partName(part), filepath.Join(s.dir, p.File), what)}
 	}
@@ -269,8 +277,8 @@ func (s *spool) open(id ID, part byte, p payload) (*os.File, error) {
 	return f, nil
 }
 
-// names lists the files there are, less those that were not finished.
-func (s *spool) names() ([]string, error) {
+// names lists the files, and deletes unfinished ones.
+func (s *Spool) names() ([]string, error) {
 	d, err := os.Open(s.dir)
 	if err != nil {
 		return nil, err
@@ -289,7 +297,7 @@ func (s *spool) names() ([]string, error) {
 }
 
 // size adds up the files.
-func (s *spool) size() (total int64) {
+func (s *Spool) size() (total int64) {
 	names, _ := s.names()
 	for _, name := range names {
 		if st, err := os.Lstat(filepath.Join(s.dir, name)); err == nil {
@@ -299,7 +307,7 @@ func (s *spool) size() (total int64) {
 	return total
 }
 
-// reason is a file's error without what was done to which file.
+// reason returns the cause of a file's error, without operation and path.
 func reason(err error) string {
 	var pe *os.PathError
 	if errors.As(err, &pe) {
@@ -308,20 +316,20 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// content is where a part can be read from.
-type content struct {
+// Content is an opened part.
+type Content struct {
 	*bytes.Reader
 	file *os.File
 }
 
-func (c *content) close() {
+func (c *Content) Close() {
 	if c != nil && c.file != nil {
 		c.file.Close()
 	}
 }
 
-// reader is what of the two is there.
-func (c *content) reader() io.Reader {
+// Source returns the file, or else the bytes.
+func (c *Content) Source() io.Reader {
 	if c.file != nil {
 		return c.file
 	}

@@ -12,9 +12,8 @@ import (
 	"fbus/bus/jobs"
 )
 
-// TestAbsentFunctions: jobs of more functions than a connection may have calls open,
-// which nobody offers, take no place at the node, hold up no others, and run once
-// somebody does offer them. So do they after a restart.
+// TestAbsentFunctions: jobs of many functions that nobody offers hold up no others, and
+// run when a worker offers them. So they do after a restart.
 func TestAbsentFunctions(t *testing.T) {
 	t.Parallel()
 	functions := 10_500
@@ -37,12 +36,9 @@ func TestAbsentFunctions(t *testing.T) {
 		posts <- fmt.Sprint("absent.", i)
 	}
 	close(posts)
-	eventually(t, "all are posted", func() bool { n, _ := b.m.Counts(); return n == int64(functions) })
+	eventually(t, "all are posted", func() bool { n, _ := b.m.Totals(); return n == int64(functions) })
 	for _, round := range []string{"posted", "restarted"} {
-		eventually(t, "all lines are set aside", func() bool { return b.m.Aside() == functions })
-		if standing, open := b.m.Standing(), len(b.m.Lines()); standing != 0 || open != functions {
-			t.Fatalf("%s: %d stand at the node, of %d lines", round, standing, open)
-		}
+		eventually(t, "each has a line", func() bool { return len(b.m.Lines()) == functions })
 		worker := b.dial("worker " + round)
 		b.offer(worker, "present", 1, func(context.Context, *bus.Invocation) bus.Result { return saying("done") })
 		if e := b.result(c, b.post(c, "present", "", "")); e.out != "done" {
@@ -77,8 +73,7 @@ func TestAbsentFunctions(t *testing.T) {
 	eventually(t, "no line is left that could be", func() bool { return b.m.Window() == 0 })
 }
 
-// TestAbsentAgain: a job that stands at the node leaves it when the last worker does
-// that it could go to, and runs when one comes again.
+// TestAbsentAgain: a job whose last worker leaves waits, and runs when one comes again.
 func TestAbsentAgain(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -90,9 +85,7 @@ func TestAbsentAgain(t *testing.T) {
 	held := b.post(c, "f", `{"on":"near"}`, "held")
 	await(t, "the first", g.started)
 	waits := b.post(c, "f", `{"on":"near"}`, "waits")
-	eventually(t, "the second stands at the node", func() bool { return b.m.Standing() == 1 })
 	near.Close()
-	eventually(t, "it does not any more", func() bool { return b.m.Standing() == 0 && b.m.Aside() == 1 })
 	b.becomes(c, held, jobs.Dead)
 	if i := b.job(c, waits); i.State != jobs.Queued || i.Attempts != 0 || i.Note != "no worker offers it" {
 		t.Errorf("%+v", i)
@@ -106,20 +99,19 @@ func TestAbsentAgain(t *testing.T) {
 	}
 }
 
-// TestAsideCancelled: jobs of lines that were set aside can be cancelled, purged and
-// retried, and a line without jobs is forgotten.
-func TestAsideCancelled(t *testing.T) {
+// TestUnservedCancelled: jobs that nobody serves can be cancelled, purged and retried, and
+// a line without jobs is forgotten.
+func TestUnservedCancelled(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	c := b.dial("poster")
 	first, second := b.post(c, "nobody", "", "1"), b.post(c, "nobody", "", "2")
-	eventually(t, "their line is set aside", func() bool { return b.m.Aside() == 1 })
 	if e := call(c, "fbus.cancel", args.List(first), ""); e.res.Status != 0 {
 		t.Errorf("%+v", e)
 	}
 	b.becomes(c, first, jobs.Cancelled)
 	call(c, "fbus.purge", args.JSON([]byte(`{"ids":["`+second+`"],"state":"queued"}`)), "")
-	eventually(t, "the line is forgotten", func() bool { return len(b.m.Lines()) == 0 && b.m.Aside() == 0 })
+	eventually(t, "the line is forgotten", func() bool { return len(b.m.Lines()) == 0 })
 	call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+first+`"]}`)), "")
 	b.becomes(c, first, jobs.Queued)
 	b.offer(b.dial("worker"), "nobody", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Head())) })
@@ -128,9 +120,9 @@ func TestAsideCancelled(t *testing.T) {
 	}
 }
 
-// TestStandingIsBounded: jobs of a busy function for many globs of workers, with large
+// TestWaitingIsBounded: jobs of a busy function for many globs of workers, with large
 // arguments, leave the node's buffers to calls, and another function its turn.
-func TestStandingIsBounded(t *testing.T) {
+func TestWaitingIsBounded(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	c := b.dial("poster")
@@ -143,10 +135,6 @@ func TestStandingIsBounded(t *testing.T) {
 	var ids []string
 	for i := range lines {
 		ids = append(ids, b.post(c, "busy", fmt.Sprintf(`{"on":"w*%s"}`, strings.Repeat("*", i)), "", large))
-	}
-	eventually(t, "each stands at the node or is set aside", func() bool { return b.m.Standing()+b.m.Aside() == lines })
-	if n := b.m.Standing(); n == 0 || n > 8<<20/size+1 {
-		t.Errorf("%d stand at the node, of %d bytes each", n, size)
 	}
 	worker := b.dial("other")
 	b.offer(worker, "free", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying("free") })
@@ -163,8 +151,5 @@ func TestStandingIsBounded(t *testing.T) {
 		if e := b.result(c, id); e.res.Code != "exit" || e.res.Status != 0 {
 			t.Errorf("%+v", e.res)
 		}
-	}
-	if n := b.m.Standing(); n != 0 {
-		t.Errorf("%d stand at the node", n)
 	}
 }

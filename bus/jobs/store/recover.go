@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"errors"
@@ -17,8 +17,8 @@ const (
 type recovery struct {
 	*Store
 	err   error
-	kept  []*op // changes that have happened already
-	frees []*op // changes that make room: tried at once while the disk is full, and only once
+	kept  []*Op // changes that have happened already
+	frees []*Op // changes that make room: tried at once while the disk is full, and only once
 	undo  []ID  // posts that were refused, and may be on disk all the same
 	stale bool  // a commit has failed: which part of it has reached the disk is unknown
 }
@@ -26,7 +26,7 @@ type recovery struct {
 // recover takes over a batch that could not be committed. Changes that were only asked
 // for are refused; changes that have happened are kept, and written once that is
 // possible. It returns when the store can be written again, or has to be closed.
-func (s *Store) recover(batch []*op, err error) {
+func (s *Store) recover(batch []*Op, err error) {
 	r := &recovery{Store: s, stale: batch != nil, err: storeError(err)}
 	s.setFailed(r.err)
 	s.warn("%v: no job is taken and none is started until it can be written again", r.err)
@@ -68,22 +68,22 @@ func (r *recovery) full() bool { return errors.As(r.err, new(*FullError)) }
 func (r *recovery) pending() bool { return len(r.kept)+len(r.frees)+len(r.undo) > 0 }
 
 // put keeps or refuses a change.
-func (r *recovery) put(o *op) {
+func (r *recovery) put(o *Op) {
 	switch {
-	case o.must:
+	case o.Must:
 		r.kept = append(r.kept, o)
-		if o.late != nil {
-			o.late()
+		if o.Late != nil {
+			o.Late()
 		}
 		return
-	case o.frees && r.full():
+	case o.Frees && r.full():
 		r.frees = append(r.frees, o)
 		return
-	case o.added != (ID{}):
-		r.undo = append(r.undo, o.added)
+	case o.Added != (ID{}):
+		r.undo = append(r.undo, o.Added)
 	}
-	if o.done != nil {
-		o.done(r.err)
+	if o.Done != nil {
+		o.Done(r.err)
 	}
 }
 
@@ -109,22 +109,22 @@ func (r *recovery) wait(pause time.Duration) (open bool) {
 // works again when the reserve is complete.
 func (r *recovery) try() error {
 	err := r.write()
-	if isFull(err) && r.db != nil { // the file may have had enough free pages
+	if IsFull(err) && r.db != nil { // the file may have had enough free pages
 		err = r.writeReserved()
 	}
 	for _, o := range r.frees {
-		if o.done != nil {
-			o.done(storeError(err))
+		if o.Done != nil {
+			o.Done(storeError(err))
 		}
 	}
 	r.frees = nil
 	if err != nil {
-		if isFull(err) && r.punch() == nil { // pages of a failed commit take room for nothing
+		if IsFull(err) && r.punch() == nil { // pages of a failed commit take room for nothing
 			r.reserve.make() // as much as there is
 		}
 		return err
 	}
-	if err = r.reserve.make(); isFull(err) || r.full() && !r.reserve.roomBeside() {
+	if err = r.reserve.make(); IsFull(err) || r.full() && !r.reserve.roomBeside() {
 		if err = r.punch(); err == nil {
 			err = r.reserve.make()
 		}
@@ -180,7 +180,7 @@ func (r *recovery) write() error {
 	for size := len(r.kept); len(r.kept) > 0; { // on a full disk as many at a time as have room
 		size = min(size, len(r.kept))
 		err := r.writeSome(r.kept[:size])
-		if isFull(err) && size > 1 {
+		if IsFull(err) && size > 1 {
 			size = max(1, size/8)
 			continue
 		}
@@ -194,7 +194,7 @@ func (r *recovery) write() error {
 }
 
 func (r *recovery) writeFrees() error {
-	if err := r.writeSome(append([]*op{{run: r.takeOut}}, r.frees...)); err != nil {
+	if err := r.writeSome(append([]*Op{{Run: r.takeOut}}, r.frees...)); err != nil {
 		return err
 	}
 	r.frees, r.undo = nil, nil
@@ -202,7 +202,7 @@ func (r *recovery) writeFrees() error {
 }
 
 // writeSome commits some changes, to a file that was checked after the last failure.
-func (r *recovery) writeSome(list []*op) error {
+func (r *recovery) writeSome(list []*Op) error {
 	if r.stale || r.db == nil {
 		if err := r.reopen(); err != nil {
 			return err
@@ -214,10 +214,10 @@ func (r *recovery) writeSome(list []*op) error {
 }
 
 // takeOut removes posts that were refused, should they be there.
-func (r *recovery) takeOut(t *tx) error {
+func (r *recovery) takeOut(t *Tx) error {
 	for _, id := range r.undo {
-		if j, err := t.job(id); err == nil && j != nil {
-			if err := t.remove(j); err != nil {
+		if j, err := t.Job(id); err == nil && j != nil {
+			if err := t.Remove(j); err != nil {
 				return &StoreError{Err: err}
 			}
 		}

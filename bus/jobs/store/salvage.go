@@ -1,4 +1,4 @@
-package jobs
+package store
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ import (
 type salvage struct {
 	*Store
 	db      *bolt.DB        // the new file
-	t       *tx             // on it
+	t       *Tx             // on it
 	n       int             // entries written
 	listed  map[ID]string   // the bucket that lists a job: ready, due, end or dead
 	known   map[ID]string   // every id in the file, and its function where it is known
@@ -41,7 +41,7 @@ func (s *Store) salvageFile(path string, why error) error {
 	if w.db, err = bolt.Open(fresh, 0o600, &bolt.Options{Timeout: time.Second, NoSync: true, OpenFile: openNoFollow}); err == nil {
 		err = errors.Join(w.run(path), w.db.Sync(), w.db.Close())
 	}
-	aside := fmt.Sprintf("%s.damaged-%s", path, s.clock.Wall().UTC().Format("20060102T150405.000"))
+	aside := fmt.Sprintf("%s.damaged-%s", path, s.Clock.Wall().UTC().Format("20060102T150405.000"))
 	if err == nil {
 		err = errors.Join(os.Rename(path, aside), os.Rename(fresh, path), syncDir(s.dir))
 	}
@@ -53,7 +53,7 @@ func (s *Store) salvageFile(path string, why error) error {
 	s.warn("%s was replaced: it has %d jobs of the damaged file, which is kept as %s", path, len(w.carried)-len(w.lost), aside)
 	s.warnEach(w.lost, "is lost: its record was damaged")
 	s.warnEach(w.doubt, "is kept, and not run: whether it has run is unknown; fbus retry runs it")
-	s.warn("other jobs may be lost: who asks for a job posted before now that is missing is told so")
+	s.warn("other jobs may be lost: requests for a missing job that was posted before now are answered with that")
 	return nil
 }
 
@@ -74,9 +74,9 @@ func (w *salvage) run(path string) error {
 	if err != nil {
 		return err
 	}
-	w.t = &tx{b, w.Store}
+	w.t = &Tx{b, w.Store}
 	defer func() { w.t.Rollback() }()
-	if err := errors.Join(w.t.found(), w.t.put(bucketMeta, []byte("loss"), strconv.AppendInt(nil, millis(w.clock.Wall()), 10))); err != nil {
+	if err := errors.Join(w.t.found(), w.t.Put(BucketMeta, []byte("loss"), strconv.AppendInt(nil, Millis(w.Clock.Wall()), 10))); err != nil {
 		return err
 	}
 	var failed error // of the new file: what is wrong with the old one ends nothing
@@ -84,14 +84,14 @@ func (w *salvage) run(path string) error {
 		if err := repairLinks(db, path); err != nil {
 			w.warn("%s: %v", path, err)
 		}
-		for _, bucket := range []string{bucketReady, bucketDue, bucketEnd, bucketDead, bucketUnique, bucketMeta, bucketJobs, bucketData, bucketRun} {
+		for _, bucket := range []string{BucketReady, BucketDue, BucketEnd, BucketDead, BucketUnique, BucketMeta, BucketJobs, BucketData, BucketRun} {
 			if failed = w.carry(from, bucket); failed != nil {
 				break
 			}
 		}
 		return nil
 	})
-	names, _ := w.spool.names()
+	names, _ := w.Spool.names()
 	for _, name := range names {
 		if id, ok := ParseID(name[:min(len(name), len(ID{}.String()))]); ok {
 			w.note(id, "")
@@ -116,12 +116,12 @@ func (w *salvage) step(err error) error {
 	}
 	b, err := w.db.Begin(true)
 	if err == nil {
-		w.t = &tx{b, w.Store}
+		w.t = &Tx{b, w.Store}
 	}
 	return err
 }
 
-// repairLinks maps the file anew where bbolt has it, so that changes stay private, and
+// repairLinks maps the file again where bbolt has it, so that changes stay private, and
 // replaces what is wrong with its links: bbolt's cursor then reads all that is left.
 func repairLinks(db *bolt.DB, path string) error {
 	f, err := openNoFollow(path, os.O_RDONLY, 0)
@@ -156,34 +156,34 @@ func (w *salvage) carry(from *bolt.Tx, bucket string) (err error) {
 	c := b.Cursor()
 	for k, sealed := c.First(); k != nil; k, sealed = c.Next() {
 		v, ok := unseal(bucket, k, sealed)
-		id := keyID(k)
+		id := KeyID(k)
 		switch {
-		case bucket == bucketMeta && ok && string(k) == "clock" && json.Valid(v):
-			err = w.t.put(bucketMeta, k, v)
-		case bucket == bucketMeta:
-		case bucket == bucketData && len(k) > len(id):
+		case bucket == BucketMeta && ok && string(k) == "clock" && json.Valid(v):
+			err = w.t.Put(BucketMeta, k, v)
+		case bucket == BucketMeta:
+		case bucket == BucketData && len(k) > len(id):
 			copy(id[:], k)
 			if ok {
 				err = w.carryPart(id, k, v)
 			}
-		case bucket == bucketUnique && ok:
-			id = keyID(v)
-		case bucket == bucketReady && ok:
+		case bucket == BucketUnique && ok:
+			id = KeyID(v)
+		case bucket == BucketReady && ok:
 			function, _, _ := bytes.Cut(k, []byte{0})
 			w.known[id], w.listed[id] = string(function), bucket
-		case (bucket == bucketDue || bucket == bucketEnd || bucket == bucketDead) && ok:
+		case (bucket == BucketDue || bucket == BucketEnd || bucket == BucketDead) && ok:
 			w.listed[id] = bucket
-		case bucket == bucketJobs && ok:
+		case bucket == BucketJobs && ok:
 			err = w.carryJob(id, sealed)
-		case bucket == bucketRun && ok && w.carried[id]:
-			err = w.t.put(bucketRun, k, v)
+		case bucket == BucketRun && ok && w.carried[id]:
+			err = w.t.Put(BucketRun, k, v)
 		}
 		if err = w.step(err); err != nil {
 			return err
 		}
 		if !ok {
 			damage = errChecksum
-		} else if bucket != bucketMeta {
+		} else if bucket != BucketMeta {
 			w.note(id, "")
 		}
 	}
@@ -193,33 +193,33 @@ func (w *salvage) carry(from *bolt.Tx, bucket string) (err error) {
 // carryJob enters a job. One that has not ended, by its record, is not run if it is
 // listed as ended, or is in no list that could be read: the record may be an old one.
 func (w *salvage) carryJob(id ID, sealed []byte) error {
-	j, err := decodeJob(id, sealed)
+	j, err := DecodeJob(id, sealed)
 	if err != nil {
 		return nil
 	}
 	listed := w.listed[id]
-	if !j.State.Finished() && (listed == bucketEnd || listed == bucketDead || listed == "" && !w.partial[bucketReady] && !w.partial[bucketDue]) {
+	if !j.State.Finished() && (listed == BucketEnd || listed == BucketDead || listed == "" && !w.partial[BucketReady] && !w.partial[BucketDue]) {
 		w.doubt = append(w.doubt, id)
 		j.State, j.Due, j.Finished = Dead, 0, j.Posted
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was found in a damaged store: whether it has run is unknown"}
 	}
 	w.carried[id] = true
 	if j.Unique != "" && !j.State.Finished() {
-		err = w.t.put(bucketUnique, j.uniqueKey(), id[:])
+		err = w.t.Put(BucketUnique, j.UniqueKey(), id[:])
 	}
-	return errors.Join(err, w.t.enter(j))
+	return errors.Join(err, w.t.Enter(j))
 }
 
 // carryPart enters a part of a job, if it is the one that the record names.
 func (w *salvage) carryPart(id ID, key, value []byte) error {
-	j, err := w.t.job(id)
+	j, err := w.t.Job(id)
 	if err != nil || j == nil {
 		return err
 	}
 	if p := j.parts()[key[len(id)]]; p.File != "" || int64(len(value)) != p.Size || sumData(value) != p.Sum {
 		return nil
 	}
-	return w.t.put(bucketData, key, value)
+	return w.t.Put(BucketData, key, value)
 }
 
 // note remembers that there was such a job.
@@ -229,8 +229,8 @@ func (w *salvage) note(id ID, function string) {
 	}
 }
 
-// addLost enters jobs of which no record is left as dead ones, so that who asks for
-// them is told.
+// addLost enters jobs of which no record is left as dead ones, so that requests for
+// them are answered.
 func (w *salvage) addLost() error {
 	for _, id := range slices.SortedFunc(maps.Keys(w.known), ID.Compare) {
 		if w.carried[id] || id.Time() == 0 {
@@ -243,14 +243,14 @@ func (w *salvage) addLost() error {
 			j.Function = "unknown"
 		}
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was lost in a damaged store"}
-		if err := w.step(w.t.enter(j)); err != nil {
+		if err := w.step(w.t.Enter(j)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func storeErrorOrNil(err error) error {
+func wrapError(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -266,8 +266,8 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// absent returns why a job is not there.
-func (s *Store) absent(id ID) error {
+// Absent returns why a job is not there.
+func (s *Store) Absent(id ID) error {
 	if loss := s.loss.Load(); int64(id.Time()) <= loss {
 		return &DamagedError{ID: id, What: "it is not there, but the store was damaged on " + time.UnixMilli(loss).UTC().Format(time.RFC3339) + ": if it was posted, it is lost"}
 	}

@@ -1,0 +1,335 @@
+package jobs
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"fbus/bus/args"
+
+	"fbus/bus/jobs/store"
+)
+
+// Ended takes the end of a job's call: it decides what follows, and writes that. One that
+// ends because the node does is found as interrupted at the next start.
+func (m *Manager) Ended(t *Taken, end End) {
+	m.mu.Lock()
+	started, cause := !t.started.IsZero(), t.cause
+	m.mu.Unlock()
+	failed := t.out.Failed
+	if failed == nil {
+		failed = t.errOut.Failed
+	}
+	switch {
+	case cause != nil && cause.Code == args.CodeDenied:
+		t.dropOutput()
+		t.finish(outcome{end: denied(cause), never: true, started: started})
+		return
+	case cause != nil && !started:
+		t.refuse()
+		return
+	case end.Code == args.CodeNodeLost, end.Code == args.CodeDraining:
+		t.dropOutput()
+		t.leave(false)
+		return
+	}
+	o := outcome{end: end, out: t.out, stderr: t.errOut, started: started}
+	o.cancelled = cause != nil || end.Code == args.CodeCancelled && end.Source == "fbus" && failed == nil
+	fits := true
+	if failed != nil {
+		var full *FullError
+		spool := m.store.Spool
+		if errors.As(failed, &full) && !store.IsFull(failed) { // --max-spool: is there ever room for it?
+			fits = t.out.Wanted()+t.errOut.Wanted() <= spool.Max
+			if spool.NoteFailure("--max-spool") {
+				m.warn("job %s waits for room for its output: %v", t.ID, failed)
+			}
+		}
+		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + failed.Error()}
+		t.out.Drop() // a part of it would take room, and help nobody
+		o.out = spool.NewDraft()
+	}
+	o.judge(t.job)
+	if failed != nil && fits && t.job.Laters < maxUnkept {
+		o.never, o.later = false, true // it is not the job's fault, and there may be room again
+	}
+	if !o.ok() {
+		o.cut(m.store.Spool)
+	}
+	t.finish(o)
+}
+
+// maxUnkept is how often in a row a job is run again for nothing, since there is no
+// room for its output: it may be the job that fills the disk.
+const maxUnkept = 8
+
+// refusedForGood reports an end that another attempt could not change.
+func refusedForGood(e *End) bool {
+	return e.Source == "fbus" && (e.Code == args.CodeUsage || e.Code == args.CodeBadInput || e.Code == args.CodeDenied)
+}
+
+// finish writes the end of an attempt, and posts its children in the same commit. It is
+// reported when it is on disk.
+func (t *Taken) finish(o outcome) {
+	m := t.m
+	m.mu.Lock()
+	t.kept = true
+	try := t.try()
+	started := !t.started.IsZero()
+	m.mu.Unlock()
+	if o.out != nil && !m.keepOutput(t, &o) {
+		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept"}
+		o.never, o.later = false, false
+	}
+	o.started = o.started || started
+	e := &ending{t: t, o: &o, try: try}
+	m.store.Submit(&store.Op{Must: true, Run: e.write, Done: e.written})
+}
+
+// Exit statuses that say what is to become of a job.
+const (
+	statusNever = 65 // EX_DATAERR: no other try could end better
+	statusLater = 75 // EX_TEMPFAIL: busy, it has not been tried
+)
+
+// outcome is how an attempt ended, and what that means for the job.
+type outcome struct {
+	end         End
+	out, stderr *store.Draft
+	started     bool
+	cancelled   bool
+	never       bool // not to be tried again
+	later       bool // does not count as a try
+}
+
+// drop takes back what was written of a job that nobody keeps.
+func (o *outcome) drop() {
+	o.out.Drop()
+	o.stderr.Drop()
+}
+
+// cut drops what was written if that has taken the room of what the job was sent, which
+// it may need again.
+func (o *outcome) cut(s *store.Spool) {
+	for _, d := range []**store.Draft{&o.out, &o.stderr} {
+		if s.Over() && (*d).Size > 0 {
+			(*d).Drop()
+			*d = s.NewDraft()
+			o.end.Message = strings.TrimPrefix(o.end.Message+"; there was no room for what it has written (--max-spool)", "; ")
+		}
+	}
+}
+
+// judge says what an end means.
+func (o *outcome) judge(j *Job) {
+	switch e := &o.end; {
+	case o.cancelled:
+	case e.Source == "program" && e.Status == statusNever, refusedForGood(e):
+		o.never = true
+	case e.Source == "program" && e.Status == statusLater, e.Source == "fbus" && e.Code == args.CodeBusy:
+		o.later = true
+	}
+}
+
+func (o *outcome) ok() bool { return o.end.Source == "program" && o.end.Status == 0 }
+
+// apply puts a job into the state that follows. now is the store's time.
+func (o *outcome) apply(j *Job, now int64, wall time.Time) {
+	j.Last = &o.end
+	if o.started {
+		j.Attempts++
+	}
+	switch {
+	case o.cancelled:
+		j.State = Cancelled
+	case o.ok():
+		j.State = Done
+	case o.later:
+		j.Laters++
+		j.State, j.Due = Delayed, now+int64(backoff(j, j.Laters))
+		return
+	default:
+		if o.started || !o.never {
+			j.Used++
+		}
+		j.Laters = 0
+		if !o.never && j.Used <= j.Retries {
+			j.State, j.Due = Delayed, now+int64(backoff(j, j.Used))
+			return
+		}
+		j.State = Dead
+	}
+	j.Finished = store.Millis(wall)
+	if j.State != Dead {
+		j.Expires = now + int64(j.KeepTime())
+	}
+}
+
+// ending is the change that an attempt's end makes. It may be written again after
+// a failure.
+type ending struct {
+	t   *Taken
+	o   *outcome
+	try Try
+
+	job      *Job   // as it is then; nil: it has gone meanwhile
+	children []*Job // that it posts
+	stale    []string
+	freed    int64
+}
+
+func (e *ending) write(t *store.Tx) error {
+	tried := e.job // as a commit was to write it that has failed
+	e.job = nil
+	m := e.t.m
+	j, err := t.Job(e.t.ID)
+	if err == nil && j != nil && tried != nil && j.Equal(tried) {
+		e.job = j // it is on disk nevertheless
+		return nil
+	}
+	if err != nil || j == nil || j.State != Queued {
+		return store.Wrap(err)
+	}
+	old := *j
+	m.mu.Lock()
+	unwanted := e.t.unwanted
+	m.mu.Unlock()
+	err = t.Move(j, func() {
+		now, wall := m.store.Now(), m.store.Clock.Wall()
+		e.o.apply(j, now, wall)
+		if unwanted && j.State == Delayed {
+			j.State, j.Due, j.Finished, j.Expires = Cancelled, 0, store.Millis(wall), now+int64(j.KeepTime())
+		}
+		if e.o.started {
+			e.try.Ended, e.try.End = store.Millis(wall), e.o.end
+			j.Note(e.try)
+		}
+		if e.o.out != nil {
+			j.Output, j.Stderr = e.o.out.Payload, e.o.stderr.Payload
+		}
+		if j.State == Done {
+			j.Spend()
+		}
+		if e.children == nil {
+			e.children = m.postbacks(j)
+		}
+		for _, b := range e.children {
+			j.Children = append(j.Children, b.ID.String())
+		}
+	})
+	e.freed, e.stale = 0, missing(old.Files(), j.Files())
+	if err == nil && e.o.out != nil {
+		err = errors.Join(t.ReplacePart(j, store.PartOutput, e.o.out), t.ReplacePart(j, store.PartStderr, e.o.stderr))
+		e.freed += old.Output.Size + old.Stderr.Size
+	}
+	if err == nil && j.State == Done {
+		err = errors.Join(t.Delete(store.BucketData, store.DataKey(j.ID, store.PartArgs)), t.Delete(store.BucketData, store.DataKey(j.ID, store.PartInput)))
+		e.freed += old.Sent()
+	}
+	for _, b := range e.children {
+		if err == nil {
+			err = m.postChild(t, j, b)
+		}
+	}
+	e.job = j
+	return store.Wrap(err)
+}
+
+func (e *ending) written(err error) {
+	a, m := e.t, e.t.m
+	if err != nil {
+		m.warn("job %s: its end could not be kept: %v", a.ID, err)
+		e.job, e.children = nil, nil
+	}
+	m.store.Spool.Release(e.freed)
+	m.store.Spool.Remove(e.stale...)
+	for _, b := range e.children {
+		m.store.Spool.Use(b.Input.Size)
+	}
+	m.store.Jobs.Add(int64(len(e.children)))
+	a.leave(false)
+	if e.job == nil {
+		e.o.drop()
+		return
+	}
+	for _, b := range e.children {
+		m.ready(b)
+	}
+	m.changed(a.ID, e.job.State.Finished())
+	if e.job.State == Delayed || m.idle.Load() {
+		m.poke()
+	}
+}
+
+// keepOutput makes what was written last; false: there is no room for it, or the
+// disk fails.
+func (m *Manager) keepOutput(t *Taken, o *outcome) bool {
+	for part, d := range map[byte]*store.Draft{store.PartOutput: o.out, store.PartStderr: o.stderr} {
+		if err := d.Keep(t.ID, part, t.Attempt); err != nil {
+			m.warn("job %s: %v", t.ID, err)
+			o.out.Drop()
+			o.stderr.Drop()
+			o.out, o.stderr = nil, nil
+			return false
+		}
+	}
+	return true
+}
+
+// missing lists the names that are in the old list and not in the new one.
+func missing(old, now []string) (gone []string) {
+	for _, name := range old {
+		found := false
+		for _, n := range now {
+			found = found || n == name
+		}
+		if !found {
+			gone = append(gone, name)
+		}
+	}
+	return gone
+}
+
+// postbacks are the jobs that the end of one posts, with its output as their input.
+func (m *Manager) postbacks(j *Job) (children []*Job) {
+	var names []string
+	switch j.State {
+	case Done:
+		names = []string{j.Then, j.Finally}
+	case Dead:
+		names = []string{j.Else, j.Finally}
+	}
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		children = append(children, &Job{
+			ID: m.store.NextID(), Function: name, State: Queued, Poster: j.Poster, Posted: store.Millis(m.store.Clock.Wall()),
+			Options: Options{Retries: j.Retries, Backoff: j.Backoff, Priority: j.Priority, Keep: j.Keep},
+			Origin:  &Origin{ID: j.ID.String(), Function: j.Function, Status: j.Last.Status, Attempts: j.Attempts},
+		})
+	}
+	return children
+}
+
+// postChild writes a postback of j.
+func (m *Manager) postChild(t *store.Tx, j, b *Job) error {
+	if j.Output.File != "" {
+		p, err := m.store.Spool.Share(j.Output, b.ID, store.PartInput)
+		if err != nil {
+			return err
+		}
+		b.Input = p
+		return t.Enter(b)
+	}
+	if b.Input = j.Output; b.Input.Size > 0 {
+		data, err := t.ReadPart(j, store.PartOutput, j.Output)
+		if err != nil {
+			return err
+		}
+		if err := t.Put(store.BucketData, store.DataKey(b.ID, store.PartInput), data); err != nil {
+			return err
+		}
+	}
+	return t.Enter(b)
+}

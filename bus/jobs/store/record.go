@@ -1,0 +1,315 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/oklog/ulid/v2"
+)
+
+// Buckets of the store. FORMAT.md describes their keys and values.
+const (
+	BucketMeta   = "meta"
+	BucketJobs   = "jobs"
+	BucketData   = "data"
+	BucketReady  = "ready"
+	BucketDue    = "due"
+	BucketRun    = "run"
+	BucketEnd    = "end"
+	BucketDead   = "dead"
+	BucketUnique = "unique"
+)
+
+var buckets = []string{BucketMeta, BucketJobs, BucketData, BucketReady, BucketDue, BucketRun, BucketEnd, BucketDead, BucketUnique}
+
+// ID names a job. Ids are in the order of the posts.
+type ID = ulid.ULID
+
+// ParseID reads an id as it is printed; upper and lower case are the same.
+func ParseID(s string) (ID, bool) {
+	id, err := ulid.ParseStrict(s)
+	return id, err == nil
+}
+
+// State is the state of a job.
+type State string
+
+// States of a job. The last three are final.
+const (
+	Queued    State = "queued"    // ready: it waits for a slot
+	Delayed   State = "delayed"   // it waits for its time
+	Running   State = "running"   // a worker has it
+	Done      State = "done"      // it ended with status 0
+	Dead      State = "dead"      // it will not be tried again
+	Cancelled State = "cancelled" // a user ended it
+)
+
+// Finished reports whether the state is final.
+func (s State) Finished() bool { return s == Done || s == Dead || s == Cancelled }
+
+// Poster is the identity that posted a job; the job runs with its rights.
+type Poster struct {
+	Caller string   `json:"caller"`           // "uid:0", "ticket:ci": FBUS_CALLER
+	Serial string   `json:"serial,omitempty"` // of the ticket
+	Groups []int    `json:"groups,omitempty"` // of a user of this machine
+	Rights []string `json:"rights,omitempty"` // of a certificate of another authority
+	Until  int64    `json:"until,omitempty"`  // when that expires, in seconds of the date
+}
+
+// Options are the options of a post.
+type Options struct {
+	Then     string  `json:"then,omitempty"`
+	Else     string  `json:"else,omitempty"`
+	Finally  string  `json:"finally,omitempty"`
+	Delay    float64 `json:"delay,omitempty"`    // seconds
+	At       string  `json:"at,omitempty"`       // RFC 3339
+	Retries  int     `json:"retries,omitempty"`  // further attempts after a failure
+	Backoff  float64 `json:"backoff,omitempty"`  // seconds, before the first of them
+	Priority int     `json:"priority,omitempty"` // the highest goes first
+	Unique   string  `json:"unique,omitempty"`
+	Keep     float64 `json:"keep,omitempty"`    // seconds
+	Timeout  float64 `json:"timeout,omitempty"` // seconds, for each attempt
+	On       string  `json:"on,omitempty"`
+}
+
+// Payload describes one part of a job: in the bucket data, or, if it is large, in a file of
+// the spool.
+type Payload struct {
+	Size int64  `json:"size"`
+	Sum  uint32 `json:"sum,omitempty"`  // CRC-32C
+	File string `json:"file,omitempty"` // its name in the spool
+}
+
+// Parts of a job, in keys of the bucket data and in names of files.
+const (
+	PartArgs   = 'a'
+	PartInput  = 'i'
+	PartOutput = 'o'
+	PartStderr = 'e'
+)
+
+// End describes how a job, or an attempt at it, ended.
+type End struct {
+	Source  string `json:"source"`
+	Status  int    `json:"status"`
+	Code    string `json:"code"`
+	Message string `json:"message,omitempty"`
+}
+
+// Try is one attempt. Times are milliseconds of the date.
+type Try struct {
+	Attempt int    `json:"attempt"`
+	Started int64  `json:"started"`
+	Ended   int64  `json:"ended,omitempty"`
+	Worker  string `json:"worker,omitempty"`
+	Call    string `json:"call,omitempty"`
+	End
+}
+
+// Origin is the job whose end posted another job.
+type Origin struct {
+	ID       string `json:"id"`
+	Function string `json:"function"`
+	Status   int    `json:"status"`
+	Attempts int    `json:"attempts"`
+}
+
+// Job is the record of one posted call. Large parts are in files.
+type Job struct {
+	ID       ID     `json:"-"`
+	Function string `json:"function"`
+	State    State  `json:"state"`
+	Poster   Poster `json:"poster"`
+	Options
+	Kind     uint8    `json:"kind,omitempty"`      // of the arguments
+	HasInput bool     `json:"has_input,omitempty"` // an input was posted with the arguments
+	Args     Payload  `json:"args,omitzero"`
+	Input    Payload  `json:"in,omitzero"`
+	Output   Payload  `json:"out,omitzero"`
+	Stderr   Payload  `json:"err,omitzero"`
+	Taken    int64    `json:"taken,omitempty"`    // size of the input, once the job is done
+	Posted   int64    `json:"posted"`             // milliseconds of the date
+	Due      int64    `json:"due,omitempty"`      // the store's time, while delayed
+	Expires  int64    `json:"expires,omitempty"`  // the store's time, once it has ended
+	Finished int64    `json:"finished,omitempty"` // milliseconds of the date
+	Attempts int      `json:"attempts,omitempty"` // attempts that began
+	Used     int      `json:"used,omitempty"`     // attempts that count against Retries
+	Laters   int      `json:"laters,omitempty"`   // attempts in a row that ended with "later"
+	Last     *End     `json:"last,omitempty"`
+	Tries    []Try    `json:"tries,omitempty"` // the last of them
+	Origin   *Origin  `json:"origin,omitempty"`
+	Children []string `json:"children,omitempty"` // ids of the jobs that its end posted
+}
+
+// maxTries bounds the history of a job that is tried for a year.
+const maxTries = 50
+
+// QueueKey is the key of the line that the job is in.
+func (j *Job) QueueKey() string { return j.Function + "\x00" + j.On }
+
+// readyKey orders jobs that are ready: line, priority, age.
+func (j *Job) readyKey() []byte {
+	key := append([]byte(j.QueueKey()), 0, byte(MaxPriority-j.Priority))
+	return append(key, j.ID[:]...)
+}
+
+const MaxPriority = 100
+
+func timeKey(t int64, id ID) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(t)), id[:]...)
+}
+
+func KeyID(key []byte) (id ID) {
+	copy(id[:], key[max(0, len(key)-len(id)):])
+	return id
+}
+
+func DataKey(id ID, part byte) []byte { return append(id[:], part) }
+
+func (j *Job) UniqueKey() []byte {
+	return []byte(j.Poster.Caller + "\x00" + j.Function + "\x00" + j.Unique)
+}
+
+// castagnoli builds its tables at first use: that takes 0.15 ms, which every fbus call
+// would pay.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
+
+// sumOf covers bucket and key too: a value in the wrong place is as wrong as one that has
+// changed.
+func sumOf(bucket string, key, value []byte) uint32 {
+	sum := crc32.Update(0, castagnoli(), []byte(bucket+"\x00"))
+	sum = crc32.Update(sum, castagnoli(), key)
+	return crc32.Update(sum, castagnoli(), value)
+}
+
+// seal puts the checksum before a value.
+func seal(bucket string, key, value []byte) []byte {
+	out := make([]byte, 4, 4+len(value))
+	binary.LittleEndian.PutUint32(out, sumOf(bucket, key, value))
+	return append(out, value...)
+}
+
+// unseal removes the checksum; ok reports whether it is right.
+func unseal(bucket string, key, sealed []byte) (value []byte, ok bool) {
+	if len(sealed) < 4 {
+		return nil, false
+	}
+	value = sealed[4:]
+	return value, binary.LittleEndian.Uint32(sealed) == sumOf(bucket, key, value)
+}
+
+// sealed reports whether the checksum of an entry is right.
+func sealed(bucket string, key, value []byte) bool {
+	_, ok := unseal(bucket, key, value)
+	return ok
+}
+
+func (j *Job) Encode() []byte {
+	data, err := json.Marshal(j)
+	if err != nil {
+		panic("a job that is no JSON: " + err.Error())
+	}
+	return data
+}
+
+var errChecksum = errors.New("its record does not match its checksum")
+
+func DecodeJob(id ID, value []byte) (*Job, error) {
+	data, ok := unseal(BucketJobs, id[:], value)
+	if !ok {
+		return nil, errChecksum
+	}
+	j := &Job{ID: id}
+	if err := json.Unmarshal(data, j); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+func Seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+func Millis(t time.Time) int64 { return t.UnixMilli() }
+
+// DefaultKeep is how long results are kept.
+const DefaultKeep = 24 * time.Hour
+
+// KeepTime returns how long the job's result is kept.
+func (j *Job) KeepTime() time.Duration {
+	if j.Keep > 0 {
+		return Seconds(j.Keep)
+	}
+	return DefaultKeep
+}
+
+// Note adds an attempt to the history.
+func (j *Job) Note(t Try) {
+	if len(j.Tries) >= maxTries {
+		j.Tries = append(j.Tries[:0], j.Tries[len(j.Tries)-maxTries+1:]...)
+	}
+	j.Tries = append(j.Tries, t)
+}
+
+// Equal reports whether two records are the same.
+func (j *Job) Equal(other *Job) bool { return bytes.Equal(j.Encode(), other.Encode()) }
+
+// maxSeconds keeps a time in seconds from overflowing: a hundred years.
+const maxSeconds = 100 * 365 * 86400
+
+func (o *Options) Check() error {
+	for _, t := range []struct {
+		name string
+		v    float64
+	}{{"delay", o.Delay}, {"backoff", o.Backoff}, {"keep", o.Keep}, {"timeout", o.Timeout}} {
+		if math.IsNaN(t.v) || t.v < 0 || t.v > maxSeconds {
+			return fmt.Errorf("%s: %v is not a valid time in seconds", t.name, t.v)
+		}
+	}
+	switch {
+	case o.At != "" && o.Delay > 0:
+		return fmt.Errorf("delay and at exclude each other")
+	case o.Retries < 0 || o.Retries > 1_000_000:
+		return fmt.Errorf("retries: %d is not between 0 and 1000000", o.Retries)
+	case o.Priority < -MaxPriority || o.Priority > MaxPriority:
+		return fmt.Errorf("priority: %d is not between %d and %d", o.Priority, -MaxPriority, MaxPriority)
+	case strings.ContainsRune(o.Unique, utf8.RuneError): // invalid bytes have become that, and different keys would be equal
+		return fmt.Errorf("unique: the key is not valid UTF-8")
+	case len(o.Unique) > 1024:
+		return fmt.Errorf("unique: %d bytes exceed the limit of 1024", len(o.Unique))
+	case len(o.On) > 256 || strings.ContainsAny(o.On, "\x00\x01"):
+		return fmt.Errorf("on: not a valid glob of worker names")
+	}
+	if o.At != "" {
+		at, err := time.Parse(time.RFC3339, o.At)
+		if err != nil {
+			return fmt.Errorf("at: invalid time %q: use a form like 2026-11-26T07:00:00Z", o.At)
+		}
+		if time.Until(at) > Seconds(maxSeconds) { // the store's time would overflow
+			return fmt.Errorf("at: %s is more than a hundred years ahead", o.At)
+		}
+	}
+	return nil
+}
+
+// DueAt returns the store's time at which the job is ready; 0: now.
+func (o *Options) DueAt(t *Timeline) int64 {
+	if o.At != "" {
+		at, _ := time.Parse(time.RFC3339, o.At)
+		if due := t.At(at); due > t.Now() {
+			return due
+		}
+		return 0
+	}
+	if o.Delay > 0 {
+		return t.Now() + int64(Seconds(o.Delay))
+	}
+	return 0
+}

@@ -1,0 +1,233 @@
+// Package store keeps posted calls on disk: their records in a bbolt file, and what is
+// large in files of its own. FORMAT.md describes them.
+package store
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Names in the directory of a store.
+const (
+	dbName      = "jobs.db"
+	spoolName   = "spool"
+	lockName    = "lock"
+	reserveName = "reserve"
+)
+
+// formatVersion is that of the store; FORMAT.md describes it.
+const formatVersion = "1"
+
+// Defaults of a Config.
+const (
+	DefaultMaxJobs  = 2_000_000
+	DefaultMaxSpool = 16 << 30
+)
+
+// Config configures a store.
+type Config struct {
+	Dir      string
+	Place    func() (string, error) // finds the directory, in place of Dir, at each try to open the store
+	Patient  bool                   // try again to open a store that cannot be opened, unless another node has it
+	MaxJobs  int64                  // in whatever state; default DefaultMaxJobs
+	MaxSpool int64                  // bytes of arguments, input and output; default DefaultMaxSpool
+	Clock    Clock                  // default: the machine's
+	Volatile bool                   // the store need not outlast the machine: nothing is synced
+	Warn     func(format string, args ...any)
+}
+
+// Store keeps jobs on disk. All changes go through one writer, which commits all those
+// at once that have come during the last commit.
+type Store struct {
+	Clock   Clock
+	Spool   *Spool
+	Jobs    atomic.Int64 // how many there are, in whatever state
+	MaxJobs int64
+
+	place    func() (string, error) // finds dir, until the store was opened once; nil: it is known
+	dir      string
+	warn     func(format string, args ...any)
+	reserve  *reserve
+	lock     *os.File // nil: not locked yet
+	volatile bool
+	writing  atomic.Int64         // nanoseconds that commits have waited for the disk
+	loss     atomic.Int64         // jobs posted before then may be lost: milliseconds of the date
+	mended   bool                 // a damaged file was replaced
+	opened   bool                 // it was open before: a missing file is lost, not new
+	time     *Timeline            // nil until the store was opened
+	commit   func(*bolt.Tx) error // a test makes it fail
+
+	using sync.RWMutex // protects db: held to read, exclusively to open it again
+	db    *bolt.DB
+
+	gate sync.RWMutex // protects shut: held to submit, exclusively to close
+	shut bool
+
+	ops    chan *Op
+	done   chan struct{} // closed when the writer has ended
+	closed sync.Once
+
+	mu     sync.Mutex // protects the fields below
+	lastID ID
+	failed error  // why nothing can be written now
+	works  func() // called by the writer when it can write again
+}
+
+// Op is a change of the store.
+type Op struct {
+	Run   func(t *Tx) error // its error undoes nothing: it checks before it writes
+	Done  func(err error)   // called by the writer after the commit
+	Must  bool              // it has happened already: it is kept until it can be written
+	Late  func()            // called if Must and it cannot be written at once
+	Frees bool              // it makes room: it is tried while the disk is full
+	Added ID                // a job that must not be there if the post was refused
+	err   error
+}
+
+// Now returns the store's time.
+func (s *Store) Now() int64 { return s.time.Now() }
+
+// Time returns the store's clock.
+func (s *Store) Time() *Timeline { return s.time }
+
+// Writing returns how long commits have waited for the disk, in all.
+func (s *Store) Writing() time.Duration { return time.Duration(s.writing.Load()) }
+
+// OnRecovery sets a function that the writer calls when it can write again.
+func (s *Store) OnRecovery(works func()) {
+	s.mu.Lock()
+	s.works = works
+	s.mu.Unlock()
+}
+
+// View reads a snapshot of the store.
+func (s *Store) View(f func(t *Tx) error) (err error) {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if s.db == nil {
+		return cmp.Or(s.Unwritable(), error(&StoreError{Err: errors.New("it is not open")}))
+	}
+	defer catch(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that was cut short
+	return s.db.View(func(b *bolt.Tx) error { return f(&Tx{b, s}) })
+}
+
+// catch turns a panic of bbolt over a damaged page into an error.
+func catch(err *error) {
+	if r := recover(); r != nil {
+		*err = &StoreError{Err: fmt.Errorf("it is damaged: %v", r)}
+	}
+}
+
+// Unwritable returns why nothing can be written, nil while it can.
+func (s *Store) Unwritable() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// NextID makes an id that is greater than all before it, whatever the date is.
+func (s *Store) NextID() ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ms := max(ulid.Timestamp(s.Clock.Wall()), s.lastID.Time())
+	id := ID{}
+	id.SetTime(ms)
+	if ms == s.lastID.Time() {
+		id = s.lastID
+		step(&id, 1+rand.Uint64N(1<<32)) // not to be guessed from the one before
+	} else {
+		var entropy [10]byte
+		for i := range entropy {
+			entropy[i] = byte(rand.Uint32())
+		}
+		entropy[0] &= 0x7f // room to count in
+		id.SetEntropy(entropy[:])
+	}
+	s.lastID = id
+	return id
+}
+
+// step adds to an id as to one large number.
+func step(id *ID, n uint64) {
+	for i := len(id) - 1; i >= 0 && n > 0; i-- {
+		n += uint64(id[i])
+		id[i] = byte(n)
+		n >>= 8
+	}
+}
+
+// Submit hands a change to the writer. It waits for room in the backlog.
+func (s *Store) Submit(o *Op) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if !s.shut {
+		s.ops <- o
+	} else if o.Done != nil {
+		o.Done(ErrClosed)
+	}
+}
+
+// TrySubmit is Submit without waiting; false: there is no room.
+func (s *Store) TrySubmit(o *Op) bool {
+	if !s.gate.TryRLock() {
+		return false
+	}
+	defer s.gate.RUnlock()
+	if s.shut {
+		return false
+	}
+	select {
+	case s.ops <- o:
+		return true
+	default:
+		return false
+	}
+}
+
+// Apply makes a change and waits for it.
+func (s *Store) Apply(must bool, run func(t *Tx) error) error {
+	result := make(chan error, 1)
+	s.Submit(&Op{Run: run, Must: must, Done: func(err error) { result <- err }})
+	return <-result
+}
+
+// Close writes what is pending and ends the writer.
+func (s *Store) Close() {
+	s.closed.Do(func() {
+		s.gate.Lock()
+		s.shut = true
+		close(s.ops)
+		s.gate.Unlock()
+		<-s.done
+		if s.db != nil {
+			s.closeFile()
+		}
+		if s.lock != nil {
+			s.lock.Close()
+		}
+	})
+}
+
+// Inject replaces what commits a transaction and what links two files, so that a test can
+// have them fail; nil restores it.
+func (s *Store) Inject(commit func(*bolt.Tx) error, link func(old, new string) error) {
+	s.using.Lock() // the writer has no transaction open
+	defer s.using.Unlock()
+	if s.commit = commit; commit == nil {
+		s.commit = (*bolt.Tx).Commit
+	}
+	if s.Spool.link = link; link == nil {
+		s.Spool.link = os.Link
+	}
+}

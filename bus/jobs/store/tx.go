@@ -1,0 +1,288 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Tx is a transaction. A job's record and its place (ready, due, run, end or dead) always
+// change together.
+type Tx struct {
+	*bolt.Tx
+	store *Store
+}
+
+func (t *Tx) Put(bucket string, key, value []byte) error {
+	return t.Bucket([]byte(bucket)).Put(key, seal(bucket, key, value))
+}
+
+func (t *Tx) Delete(bucket string, key []byte) error {
+	return t.Bucket([]byte(bucket)).Delete(key)
+}
+
+// Get returns nil for a missing key.
+func (t *Tx) Get(bucket string, key []byte) ([]byte, error) {
+	v := t.Bucket([]byte(bucket)).Get(key)
+	if v == nil {
+		return nil, nil
+	}
+	value, ok := unseal(bucket, key, v)
+	if !ok {
+		return nil, fmt.Errorf("%s %x: %w", bucket, key, errChecksum)
+	}
+	return value, nil
+}
+
+// Job returns nil, without an error, if there is no such job.
+func (t *Tx) Job(id ID) (*Job, error) {
+	v := t.Bucket([]byte(BucketJobs)).Get(id[:])
+	if v == nil {
+		return nil, nil
+	}
+	j, err := DecodeJob(id, v)
+	if err != nil {
+		return nil, &DamagedError{ID: id, What: err.Error()}
+	}
+	return j, nil
+}
+
+// Enter writes a job, and lists it in the place of its state.
+func (t *Tx) Enter(j *Job) error {
+	if err := t.Put(BucketJobs, j.ID[:], j.Encode()); err != nil {
+		return err
+	}
+	switch bucket, key, value := j.place(); {
+	case bucket == "":
+		return nil
+	default:
+		return t.Put(bucket, key, value)
+	}
+}
+
+// place returns where a job of its state is listed.
+func (j *Job) place() (bucket string, key, value []byte) {
+	switch j.State {
+	case Queued: // also while it runs
+		return BucketReady, j.readyKey(), nil
+	case Delayed:
+		return BucketDue, timeKey(j.Due, j.ID), nil
+	case Dead:
+		return BucketDead, j.ID[:], nil
+	}
+	return BucketEnd, timeKey(j.Expires, j.ID), []byte(j.State)
+}
+
+// leave removes a job from its place.
+func (t *Tx) leave(j *Job) error {
+	bucket, key, _ := j.place()
+	if err := t.Delete(bucket, key); err != nil {
+		return err
+	}
+	return t.Delete(BucketRun, j.ID[:])
+}
+
+// Move changes a job, and its place.
+func (t *Tx) Move(j *Job, change func()) error {
+	if err := t.leave(j); err != nil {
+		return err
+	}
+	change()
+	if j.State.Finished() && j.Unique != "" {
+		if err := t.freeUnique(j); err != nil {
+			return err
+		}
+	}
+	return t.Enter(j)
+}
+
+func (t *Tx) freeUnique(j *Job) error {
+	key := j.UniqueKey()
+	holder, err := t.Get(BucketUnique, key)
+	if err != nil || !bytes.Equal(holder, j.ID[:]) {
+		return err
+	}
+	return t.Delete(BucketUnique, key)
+}
+
+// HoldUnique gives a job its unique key; no other job may hold it.
+func (t *Tx) HoldUnique(j *Job) error {
+	if j.Unique == "" {
+		return nil
+	}
+	holder, err := t.Get(BucketUnique, j.UniqueKey())
+	switch {
+	case err != nil:
+		return Wrap(err)
+	case holder != nil:
+		return fmt.Errorf("%s: job %s has its unique key now: %w", j.ID, KeyID(holder), ErrState)
+	}
+	return Wrap(t.Put(BucketUnique, j.UniqueKey(), j.ID[:]))
+}
+
+// Running notes that a worker has the job.
+func (t *Tx) Running(id ID, try Try) error {
+	if t.Bucket([]byte(BucketJobs)).Get(id[:]) == nil {
+		return nil
+	}
+	data, err := json.Marshal(try)
+	if err != nil {
+		return err
+	}
+	return t.Put(BucketRun, id[:], data)
+}
+
+// WritePart writes a small part.
+func (t *Tx) WritePart(j *Job, part byte, p *Draft) error {
+	if p == nil || p.Size == 0 || p.File != "" {
+		return nil
+	}
+	return t.Put(BucketData, DataKey(j.ID, part), p.inline)
+}
+
+// ReadPart returns a small part.
+func (t *Tx) ReadPart(j *Job, part byte, p Payload) ([]byte, error) {
+	if p.Size == 0 || p.File != "" {
+		return nil, nil
+	}
+	data, err := t.Get(BucketData, DataKey(j.ID, part))
+	if err != nil || int64(len(data)) != p.Size || sumData(data) != p.Sum {
+		return nil, &DamagedError{ID: j.ID, What: partName(part) + " does not match its checksum"}
+	}
+	return bytes.Clone(data), nil
+}
+
+// Remove deletes a job with all its parts. The caller deletes its files after the commit.
+func (t *Tx) Remove(j *Job) error {
+	if err := t.leave(j); err != nil {
+		return err
+	}
+	if j.Unique != "" {
+		if err := t.freeUnique(j); err != nil {
+			return err
+		}
+	}
+	for part, p := range j.parts() {
+		if p.Size > 0 && p.File == "" {
+			if err := t.Delete(BucketData, DataKey(j.ID, part)); err != nil {
+				return err
+			}
+		}
+	}
+	return t.Delete(BucketJobs, j.ID[:])
+}
+
+// Sent returns the size of arguments and input.
+func (j *Job) Sent() int64 { return j.Args.Size + j.Input.Size }
+
+// Spend drops arguments and input, which a job that is done does not need.
+func (j *Job) Spend() {
+	j.Taken = j.Input.Size
+	j.Args, j.Input = Payload{}, Payload{}
+}
+
+// parts returns the payloads of a job.
+func (j *Job) parts() map[byte]Payload {
+	return map[byte]Payload{PartArgs: j.Args, PartInput: j.Input, PartOutput: j.Output, PartStderr: j.Stderr}
+}
+
+func (j *Job) Files() (names []string) {
+	for _, p := range j.parts() {
+		if p.File != "" {
+			names = append(names, p.File)
+		}
+	}
+	return names
+}
+
+// Bytes returns the size of all payloads.
+func (j *Job) Bytes() (n int64) { return j.Args.Size + j.Input.Size + j.Output.Size + j.Stderr.Size }
+
+func partName(part byte) string {
+	return map[byte]string{PartArgs: "the arguments", PartInput: "the input", PartOutput: "the output", PartStderr: "the error output"}[part]
+}
+
+func KeyTime(key []byte) int64 {
+	if len(key) < 8 {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(key))
+}
+
+// Forget deletes what is left of a job whose record cannot be read.
+func (t *Tx) Forget(id ID, queueKey string, order byte) error {
+	key := append(append([]byte(queueKey), 0, order), id[:]...)
+	if err := t.Delete(BucketReady, key); err != nil {
+		return err
+	}
+	return t.Delete(BucketRun, id[:])
+}
+
+// ReplacePart replaces the part of an earlier attempt.
+func (t *Tx) ReplacePart(j *Job, part byte, d *Draft) error {
+	if d.Size == 0 || d.File != "" {
+		return t.Delete(BucketData, DataKey(j.ID, part))
+	}
+	return t.WritePart(j, part, d)
+}
+
+// Read returns a job with the arguments and the input for its program.
+func (s *Store) Read(id ID) (j *Job, data []byte, input *Content, err error) {
+	var inline []byte
+	err = s.View(func(t *Tx) (err error) {
+		if j, err = t.Job(id); err != nil || j == nil {
+			return err
+		}
+		if data, err = t.ReadPart(j, PartArgs, j.Args); err == nil {
+			inline, err = t.ReadPart(j, PartInput, j.Input)
+		}
+		return err
+	})
+	if err != nil || j == nil {
+		return j, nil, nil, err
+	}
+	input = &Content{Reader: bytes.NewReader(inline)}
+	if j.Args.File != "" {
+		f, err := s.Spool.Open(id, PartArgs, j.Args)
+		if err != nil {
+			return j, nil, nil, err
+		}
+		data, err = io.ReadAll(f)
+		f.Close()
+		if err != nil {
+			return j, nil, nil, &StoreError{Err: err}
+		}
+	}
+	if j.Input.File != "" {
+		if input.file, err = s.Spool.Open(id, PartInput, j.Input); err != nil {
+			return j, nil, nil, err
+		}
+	}
+	return j, data, input, nil
+}
+
+// Wrap makes an error of a change the store's, unless it is about one job.
+func Wrap(err error) error {
+	if err == nil || errors.As(err, new(*DamagedError)) {
+		return err
+	}
+	return storeError(err)
+}
+
+// Content opens one part of a job.
+func (s *Store) Content(j *Job, part byte, p Payload) (io.ReadCloser, error) {
+	if p.File != "" {
+		return s.Spool.Open(j.ID, part, p)
+	}
+	var data []byte
+	err := s.View(func(t *Tx) (err error) {
+		data, err = t.ReadPart(j, part, p)
+		return err
+	})
+	return io.NopCloser(bytes.NewReader(data)), err
+}

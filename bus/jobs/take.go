@@ -1,0 +1,288 @@
+package jobs
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"fbus/bus/args"
+	"fbus/bus/wire"
+
+	"fbus/bus/jobs/store"
+)
+
+// Taken is a job that a slot has taken, from [Manager.Take] to [Manager.Return] or
+// [Manager.Ended].
+type Taken struct {
+	ID       ID
+	Function string
+	On       string // glob of workers
+	Caller   string // who posted it
+	Attempt  int    // from 1
+	Origin   string // JSON: the job whose end posted this one; may be empty
+	Kind     args.Kind
+	Args     []byte
+	Input    []byte    // at most wire.MaxInlineInput bytes; all of it if Rest is nil
+	Rest     io.Reader // may read a file
+	HasInput bool      // an input was posted beside arguments
+	Timeout  time.Duration
+	// Stdout and Stderr keep what the program writes. Each may block on the disk. After
+	// an error the call should be cancelled; Ended finds the error.
+	Stdout, Stderr io.Writer
+	// Unwanted is set when the job should not be run any more, before CancelJob is called.
+	Unwanted atomic.Bool
+
+	m           *Manager
+	job         *Job
+	line        *line
+	place       readyJob
+	input       *store.Content
+	out, errOut *store.Draft
+	over        chan struct{} // closed when the job is no longer taken
+
+	// The manager's mu protects these.
+	cause    *args.Error // why it is unwanted
+	started  time.Time   // zero: no worker has it
+	worker   string
+	call     string
+	kept     bool // the end is being written: too late to cancel
+	unwanted bool // cancelled: no other attempt follows
+}
+
+var errCancelledJob = &args.Error{Code: args.CodeCancelled, Message: "the job was cancelled"}
+
+// Ready returns about how many jobs of a function could be taken. It never blocks.
+func (m *Manager) Ready(function string) int {
+	if n, ok := m.counts.Load(function); ok {
+		return int(n.(*atomic.Int64).Load())
+	}
+	return 0
+}
+
+// Take takes the first job of a function that a worker may run: the highest priority,
+// then the oldest. The worker has a name, and an id as its connection; refused are jobs
+// that it was too busy for. nil: there is none; an error: the store cannot be read, and
+// WakeJobs is called when it can. Take may read the disk.
+func (m *Manager) Take(function, worker, connection string, refused []ID) (*Taken, error) {
+	for {
+		if m.store.Unwritable() != nil { // an end could not be written: the job would run again
+			return nil, nil
+		}
+		t, fill := m.takeFirst(function, worker, connection, refused)
+		switch {
+		case fill != nil:
+			if err := m.fill(fill); err != nil {
+				m.wakeLater(function, maxPause)
+				return nil, err
+			}
+		case t == nil:
+			return nil, nil
+		default:
+			if ok, err := t.prepare(); ok || err != nil {
+				return t, err
+			}
+		}
+	}
+}
+
+// takeFirst takes a job out of its line, or returns a line that has to be read first.
+func (m *Manager) takeFirst(function, worker, connection string, refused []ID) (*Taken, *line) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.paused || !m.started {
+		return nil, nil
+	}
+	var best *line
+	at := 0
+	for _, l := range m.functions[function] {
+		if !wire.MatchWorker(l.on, worker, connection) || l.filling {
+			continue
+		}
+		if len(l.window) == 0 && !l.all {
+			l.filling, l.behind = true, false
+			return nil, l
+		}
+		i := l.first(refused)
+		if i == len(l.window) || best != nil && best.window[at].compare(l.window[i]) < 0 {
+			continue
+		}
+		if m.arriving.before(l.window[i].id) { // an older job may be on its way to the disk
+			m.arriving.hold(function)
+			continue
+		}
+		best, at = l, i
+	}
+	if best == nil {
+		return nil, nil
+	}
+	t := &Taken{m: m, ID: best.window[at].id, Function: function, On: best.on, line: best, place: best.window[at], over: make(chan struct{})}
+	best.remove(t.place)
+	m.active[t.ID] = t
+	m.tidy(best)
+	return t, nil
+}
+
+// prepare reads the job; false: it is not run.
+func (t *Taken) prepare() (bool, error) {
+	m := t.m
+	j, data, input, err := m.store.Read(t.ID)
+	switch {
+	case err != nil && !errors.As(err, new(*DamagedError)): // the store as a whole
+		t.leave(true)
+		m.wakeLater(t.Function, maxPause)
+		return false, err
+	case err != nil:
+		m.warn("%v: it is not run", err)
+		if j == nil { // nothing is known of it but its id
+			m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Forget(t.ID, t.line.key, t.place.order)) }, Done: func(error) { t.leave(false); m.changed(t.ID, true) }})
+			return false, nil
+		}
+		t.job = j
+		t.finish(outcome{end: End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}, never: true})
+		return false, nil
+	case j == nil || j.State != Queued: // it has gone since its line was read
+		t.leave(false)
+		return false, nil
+	}
+	t.job, t.input, t.Args = j, input, data
+	t.Attempt, t.Caller, t.Kind = j.Attempts+1, j.Poster.Caller, args.Kind(j.Kind)
+	t.HasInput, t.Timeout = j.HasInput, store.Seconds(j.Timeout)
+	if j.Origin != nil {
+		text, _ := json.Marshal(j.Origin)
+		t.Origin = string(text)
+	}
+	t.out, t.errOut = m.store.Spool.NewDraft(), m.store.Spool.NewDraft()
+	t.out.Beyond, t.errOut.Beyond = j.Sent(), j.Sent() // what was sent goes when it is done: see cut
+	t.Stdout, t.Stderr = t.out, t.errOut
+	if err = t.readInput(); err != nil {
+		t.finish(outcome{end: End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}, never: true})
+		return false, nil
+	}
+	if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
+		t.finish(outcome{end: denied(err), never: true})
+		return false, nil
+	}
+	if t.Unwanted.Load() {
+		t.refuse()
+		return false, nil
+	}
+	return true, nil
+}
+
+// readInput reads what goes with the call.
+func (t *Taken) readInput() error {
+	r := t.input.Source()
+	t.Input = make([]byte, min(t.job.Input.Size, wire.MaxInlineInput))
+	if _, err := io.ReadFull(r, t.Input); err != nil {
+		return err
+	}
+	if int64(len(t.Input)) < t.job.Input.Size {
+		t.Rest = r
+	}
+	return nil
+}
+
+func denied(why error) End {
+	return End{Source: "fbus", Status: 77, Code: args.CodeDenied, Message: why.Error()}
+}
+
+// Started notes that a worker has the job. It does not wait for the disk: a crash within
+// the next moment forgets that this attempt was made, not that it has to be.
+func (m *Manager) Started(t *Taken, worker, call string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t.started, t.worker, t.call = m.store.Clock.Wall(), worker, call
+	try := t.try()
+	o := &store.Op{Must: true, Done: func(error) { m.changed(t.ID, false) }, Run: func(x *store.Tx) error {
+		m.mu.Lock()
+		over := t.kept || m.active[t.ID] != t
+		m.mu.Unlock()
+		if over {
+			return nil
+		}
+		return store.Wrap(x.Running(t.ID, try))
+	}}
+	if !m.store.TrySubmit(o) {
+		m.runs.Go(func() { m.store.Submit(o) })
+	}
+}
+
+// try is the attempt for the history.
+func (t *Taken) try() Try {
+	return Try{Attempt: t.Attempt, Started: store.Millis(t.started), Worker: t.worker, Call: t.call}
+}
+
+// Return gives a job back that was not run. No attempt is used. Busy: its worker was;
+// otherwise it can be taken again at once.
+func (m *Manager) Return(t *Taken, busy bool) {
+	if t.Unwanted.Load() {
+		t.refuse()
+		return
+	}
+	m.mu.Lock()
+	begun := !t.started.IsZero()
+	m.mu.Unlock()
+	t.dropOutput()
+	if begun {
+		m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Delete(store.BucketRun, t.ID[:])) }})
+	}
+	t.leave(true)
+	if busy {
+		m.wakeLater(t.Function, busyPause)
+	} else {
+		m.wake(t.Function)
+	}
+}
+
+// busyPause is how soon a job is offered again that a worker was too busy for.
+const busyPause = time.Second
+
+// refuse ends a job that is unwanted before it has begun.
+func (t *Taken) refuse() {
+	m := t.m
+	t.dropOutput()
+	m.mu.Lock()
+	cause := t.cause
+	m.mu.Unlock()
+	if cause != nil && cause.Code == args.CodeDenied {
+		t.finish(outcome{end: denied(cause), never: true})
+		return
+	}
+	m.cancelQueued(t.ID, true)
+	t.leave(false)
+}
+
+func (t *Taken) dropOutput() {
+	t.out.Drop()
+	t.errOut.Drop()
+}
+
+// leave takes the job out of those that run; again puts it back into its line.
+func (t *Taken) leave(again bool) {
+	t.input.Close()
+	m := t.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.active[t.ID] == t {
+		delete(m.active, t.ID)
+		close(t.over)
+	}
+	if again {
+		m.insert(t.line.key, t.place)
+	}
+}
+
+// unwant has a job not run, or ended if it runs. The host ends its call.
+func (m *Manager) unwant(cause *args.Error, list ...*Taken) {
+	m.mu.Lock()
+	for _, t := range list { // all at once: none begins in the slot of another
+		t.cause = cause
+		t.Unwanted.Store(true)
+	}
+	m.mu.Unlock()
+	for _, t := range list {
+		m.host.CancelJob(t.ID, cause.Code, cause.Message)
+	}
+}

@@ -1,0 +1,69 @@
+package jobs
+
+import (
+	"errors"
+
+	"fbus/bus/args"
+	"fbus/bus/jobs/store"
+)
+
+// What the store keeps, under the names that users of this package know.
+type (
+	ID           = store.ID
+	Job          = store.Job
+	State        = store.State
+	Poster       = store.Poster
+	Options      = store.Options
+	End          = store.End
+	Try          = store.Try
+	Origin       = store.Origin
+	Config       = store.Config
+	Clock        = store.Clock
+	FullError    = store.FullError
+	StoreError   = store.StoreError
+	DamagedError = store.DamagedError
+	LockedError  = store.LockedError
+)
+
+const (
+	Queued    = store.Queued
+	Delayed   = store.Delayed
+	Running   = store.Running
+	Done      = store.Done
+	Dead      = store.Dead
+	Cancelled = store.Cancelled
+
+	DefaultMaxJobs  = store.DefaultMaxJobs
+	DefaultMaxSpool = store.DefaultMaxSpool
+	DefaultKeep     = store.DefaultKeep
+)
+
+var (
+	ErrNoJob      = store.ErrNoJob
+	ErrUnfinished = store.ErrUnfinished
+	ErrClosed     = store.ErrClosed
+)
+
+// ParseID reads an id as it is printed; upper and lower case are the same.
+func ParseID(s string) (ID, bool) { return store.ParseID(s) }
+
+// Report returns an error of this package as the caller of the node sees it; nil if it is
+// another package's, or about the request.
+func Report(err error) *args.Error {
+	code := ""
+	switch {
+	case errors.As(err, new(*FullError)):
+		code = args.CodeStoreFull
+	case errors.As(err, new(*StoreError)):
+		code = args.CodeStoreFailed
+	case errors.As(err, new(*DamagedError)):
+		code = args.CodeDamaged
+	case errors.Is(err, ErrUnfinished):
+		code = args.CodeUnfinished
+	case errors.Is(err, ErrClosed):
+		code = args.CodeDraining
+	default:
+		return nil
+	}
+	return &args.Error{Code: code, Message: err.Error(), Err: err}
+}

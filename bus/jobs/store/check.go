@@ -58,7 +58,7 @@ func (s *Store) inspect(path string) (*contents, error) {
 // readAll reads every entry, and has bbolt check the whole file. The links between its
 // pages must be sound.
 func readAll(t *bolt.Tx) (*contents, error) {
-	c := &contents{}
+	c, listed := &contents{}, int64(0)
 	for _, name := range buckets {
 		b := t.Bucket([]byte(name))
 		if b == nil {
@@ -80,8 +80,13 @@ func readAll(t *bolt.Tx) (*contents, error) {
 				c.Last = KeyID(k)
 			case BucketData:
 				c.Bytes += int64(len(v)) - 4
+			case BucketReady, BucketDue, BucketEnd, BucketDead:
+				listed++
 			}
 		}
+	}
+	if listed != c.Jobs { // a page may have lost entries without a trace
+		return nil, fmt.Errorf("it has %d jobs, and lists %d", c.Jobs, listed)
 	}
 	c.Pages, c.Free = t.Size()/int64(t.DB().Info().PageSize), int64(t.DB().Stats().FreePageN)
 	var err error

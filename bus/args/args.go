@@ -14,13 +14,13 @@ type Args struct {
 	data []byte
 }
 
-// Kind says what the arguments are.
+// Kind returns the kind of the arguments.
 func (a Args) Kind() Kind { return a.kind }
 
-// Len is how many bytes the arguments take; more than [MaxArgs] are refused.
+// Len returns the size of the arguments in bytes; nodes refuse more than a limit (PROTOCOL.md).
 func (a Args) Len() int { return len(a.data) }
 
-// Data are the arguments as they stand on the wire.
+// Data returns the arguments as the wire carries them.
 func (a Args) Data() []byte { return a.data }
 
 // List makes arguments of strings, which may hold any bytes.
@@ -34,7 +34,7 @@ func List(words ...string) Args {
 }
 
 // A Field is a named argument: a string, or a JSON document that is passed on
-// as it stands, digit for digit.
+// unchanged, digit for digit.
 type Field struct {
 	Name  string
 	Value string
@@ -56,9 +56,8 @@ func Fields(fields ...Field) Args {
 	return a
 }
 
-// JSON makes arguments of one JSON document, which is passed on as it stands.
-// It panics if doc is not JSON: check what comes from elsewhere with
-// [json.Valid].
+// JSON makes arguments of one JSON document, which is passed on unchanged. It panics
+// if doc is not JSON: check foreign documents with [json.Valid] first.
 func JSON(doc []byte) Args {
 	if !json.Valid(doc) {
 		panic("bus.JSON: not a JSON document")
@@ -66,11 +65,11 @@ func JSON(doc []byte) Args {
 	return Args{kind: KindJSON, data: doc}
 }
 
-// RawArgs makes arguments of what a CALL has brought, or will bring: Args of an
-// [Invocation], and its Kind.
+// RawArgs makes arguments of data in the form of the wire, such as that of a call that
+// was received.
 func RawArgs(kind Kind, data []byte) Args { return Args{kind: kind, data: data} }
 
-// Kind says what a call's arguments are (PROTOCOL.md, section 6).
+// Kind is the form of a call's arguments (PROTOCOL.md, section 6).
 type Kind uint8
 
 // Kinds of arguments.

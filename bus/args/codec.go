@@ -11,11 +11,11 @@ import (
 // MaxDepth bounds the nesting of elements that are skipped.
 const MaxDepth = 16
 
-// ErrMalformed is wrapped by every error about a peer's bytes: the connection
-// they came on can not be used any further.
+// ErrMalformed is wrapped by every error about a peer's bytes: their connection
+// cannot be used any further.
 var ErrMalformed = errors.New("malformed frame")
 
-// reader takes msgpack elements one by one from one frame. The first error
+// Reader takes msgpack elements one by one from one frame. The first error
 // sticks and every later read yields zero, so a frame's decode reads like its
 // layout. It never allocates by a length that the peer claims.
 type Reader struct {
@@ -24,6 +24,7 @@ type Reader struct {
 	Err  error
 }
 
+// Fail records an error, unless there was one before.
 func (r *Reader) Fail(format string, args ...any) {
 	if r.Err == nil {
 		r.Err = fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
@@ -31,7 +32,7 @@ func (r *Reader) Fail(format string, args ...any) {
 	r.B, r.Left = nil, 0
 }
 
-// more reports whether another element is there: optional ones are asked for.
+// More reports whether another element follows, before an optional one is read.
 func (r *Reader) More() bool { return r.Left > 0 }
 
 // take returns the next n bytes.
@@ -73,7 +74,7 @@ func (r *Reader) size(n int) uint64 {
 	return binary.BigEndian.Uint64(p)
 }
 
-// uint reads an integer from 0 to max. Signed forms are taken if they are not
+// Uint reads an integer from 0 to max. Signed forms are accepted if they are not
 // negative: some encoders write them.
 func (r *Reader) Uint(max uint64) uint64 {
 	if r.Left > 0 && len(r.B) > 0 && uint64(r.B[0]) <= min(max, uint64(msgpcode.PosFixedNumHigh)) {
@@ -105,7 +106,7 @@ func (r *Reader) longUint(max uint64) uint64 {
 			r.Fail("negative integer")
 		}
 	default:
-		r.Fail("element 0x%02x where an integer is due", c)
+		r.Fail("element 0x%02x is not an integer", c)
 	}
 	if n > max {
 		r.Fail("integer %d exceeds the limit of %d", n, max)
@@ -127,7 +128,7 @@ func (r *Reader) bytesLen(c byte) (n uint64, ok bool) {
 	return 0, false
 }
 
-// bytes reads a str or bin of at most max bytes, aliasing the frame.
+// Bytes reads a str or bin of at most max bytes, aliasing the frame.
 func (r *Reader) Bytes(max int) []byte {
 	if r.Left == 0 {
 		r.Fail("element missing")
@@ -146,7 +147,7 @@ func (r *Reader) Bytes(max int) []byte {
 	case r.Err != nil:
 		return nil
 	case !ok:
-		r.Fail("element 0x%02x where bytes are due", c)
+		r.Fail("element 0x%02x is not bytes", c)
 		return nil
 	case n > uint64(max):
 		r.Fail("element of %d bytes exceeds the limit of %d", n, max)
@@ -189,8 +190,7 @@ func (r *Reader) container(c byte) (n uint64, isMap, ok bool) {
 	return n, isMap, true
 }
 
-// skip passes over what is left of the frame: elements of a newer minor
-// version. It works iteratively, so nesting costs a counter and no stack.
+// Skip passes over the rest of the frame: elements of a newer minor version. It works iteratively, so nesting costs a counter and no stack.
 func (r *Reader) Skip() {
 	var open [MaxDepth]uint64 // elements due at each depth
 	depth := 0
@@ -243,7 +243,7 @@ func (r *Reader) skipOne() (inner uint64) {
 	case c >= msgpcode.Ext8 && c <= msgpcode.Ext32:
 		r.takeLong(1 + r.size(1<<(c-msgpcode.Ext8)))
 	default:
-		r.Fail("element 0x%02x is no msgpack", c)
+		r.Fail("element 0x%02x is not msgpack", c)
 	}
 	return 0
 }

@@ -40,8 +40,8 @@ func callCommand() *cli.Command {
 		Name:      "call",
 		Usage:     "call a function",
 		UsageText: "call [flags] NAME [ARG…]",
-		Description: `Without arguments stdin is the input. What the function writes comes out as it
-writes it, and its exit status is ours. Words that begin with - go behind --.
+		Description: `Without arguments stdin is the input. The function's output is printed as it comes, and
+fbus exits with its status. Words that begin with - go after --.
 
   fbus call wc < README.md
   fbus call greet Bob
@@ -50,8 +50,8 @@ writes it, and its exit status is ours. Words that begin with - go behind --.
   fbus call -i big.jpg -o small.png -t 30s thumb 80x80
   fbus call --all --tag uptime
 
-With --all the exit status is the worst; the fields of --json are those of map (stderr
-is cut to its last 1 MiB), and worker_id: two workers may have one name.`,
+With --all the exit status is the highest; --json has the fields of map (stderr is cut
+to its last 1 MiB), and worker_id, since two workers may have the same name.`,
 		Flags: append(append(o.callArguments.flags(), o.endOptions.flags()...),
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end after `D`, waiting included", Value: &o.timeout},
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function and a slot", Value: &o.wait},
@@ -64,7 +64,7 @@ is cut to its last 1 MiB), and worker_id: two workers may have one name.`,
 			&cli.BoolFlag{Name: "json", Usage: "with --all: one JSON object a line for each worker", Destination: &o.json, DisableDefaultText: true},
 			nodeFlag(&o.node),
 			keepAliveFlag(&o.keepAlive),
-			verboseFlag(&o.verbose, "say which node and worker it was"),
+			verboseFlag(&o.verbose, "print which node and worker it was"),
 		),
 		Action: func(ctx *cli.Context) error {
 			if err := o.operands(ctx); err != nil {

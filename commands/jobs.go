@@ -27,36 +27,36 @@ type jobsOptions struct {
 	hasLimit bool
 	watch    bool
 	every    time.Duration // --watch looks
-	function string        // that is asked; a test has its own
+	function string        // called for the list; a test has its own
 }
 
-// defaultJobs is how many jobs a table has, unless --limit says otherwise.
+// defaultJobs is how many jobs a table has without --limit.
 const defaultJobs = 100
 
-// states are those that a job can be in.
+// states are the states of a job.
 var states = []string{"queued", "delayed", "running", "done", "dead", "cancelled"}
 
 func jobsCommand() *cli.Command {
 	o := &jobsOptions{function: "fbus.jobs", every: time.Second}
 	return &cli.Command{
 		Name:      "jobs",
-		Usage:     "list posted jobs, or show all there is to know of one",
+		Usage:     "list posted jobs, or show one in full",
 		UsageText: "jobs [flags] [ID…]",
 		Description: `  fbus jobs
   fbus jobs --state dead --json | jq -r .id
   fbus jobs --watch --function 'resize*'
   fbus jobs "$id"
 
-The newest 100, or as many as --limit says; with --json all. With an ID what became of
-each attempt, and the chain of jobs that have posted each other. --watch on a terminal
-is drawn anew each second, elsewhere it prints what has changed. States are queued,
+Lists the newest 100, or --limit of them; with --json all. With an ID it shows each
+attempt, and the chain of jobs that posted each other. --watch redraws a terminal each
+second; elsewhere it prints what has changed. States are queued,
 delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
 function, state, poster, posted, age (seconds), due, started, ended, attempts, used
 (those that count against retries), retries, priority, unique, then, else, finally,
 timeout and keep (seconds), on, worker, call, source, status, code and message (of the
 last end), in, out and err (bytes), note, parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
-fbus.jobs answers the same.`,
+fbus.jobs returns the same.`,
 		Flags: append(o.flags(),
 			&cli.StringFlag{Name: "state", Usage: "only jobs in this state: `S`", Destination: &o.state},
 			&cli.StringFlag{Name: "function", Usage: "only jobs of functions whose name matches `GLOB`", Destination: &o.glob},
@@ -73,13 +73,13 @@ fbus.jobs answers the same.`,
 func (o *jobsOptions) check(ids []string) error {
 	switch {
 	case o.state != "" && !slices.Contains(states, o.state):
-		return usage("--state %s: %s is due", o.state, strings.Join(states, ", "))
+		return usage("--state %s: must be one of %s", o.state, strings.Join(states, ", "))
 	case o.hasLimit && o.limit < 1:
-		return usage("--limit %d: at least 1 is due", o.limit)
+		return usage("--limit must be at least 1")
 	case len(ids) > 0 && (o.state != "" || o.glob != "" || o.hasLimit):
-		return usage("--state, --function and --limit choose jobs of all: they do not go with an ID")
+		return usage("--state, --function and --limit select from all jobs: they do not go with an ID")
 	case slices.Contains(ids, ""):
-		return usage("a job's id is due, not nothing")
+		return usage("a job's id must not be empty")
 	}
 	return nil
 }
@@ -114,8 +114,7 @@ func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// query asks for the jobs that the flags mean; without --limit for n of them, 0 for
-// all.
+// query selects the jobs that the flags select; without --limit n of them, 0 for all.
 func (o *jobsOptions) query(n int) *bus.JobQuery {
 	if o.hasLimit {
 		n = o.limit
@@ -123,14 +122,14 @@ func (o *jobsOptions) query(n int) *bus.JobQuery {
 	return &bus.JobQuery{State: o.state, Function: o.glob, Limit: n, Newest: n > 0}
 }
 
-// jobLine is a job, and the line that it came as: a newer node's has more.
+// jobLine is a job, and its line from the node: that of a newer node has more fields.
 type jobLine struct {
 	text []byte // with its newline
 	jobs.Info
 }
 
-// askJobs calls fbus.jobs and gives each job that matches to each, which must not
-// keep its text. The total counts those that were left out as well.
+// askJobs calls fbus.jobs and passes each matching job to each, which must not keep its
+// text. The total includes jobs that were left out.
 func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, each func(j *jobLine) error) (total int, err error) {
 	doc, err := marshal(q)
 	if err != nil {
@@ -142,7 +141,7 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuer
 			Total *int `json:"total"`
 		}
 		if err := json.Unmarshal(line, &v); err != nil {
-			return fail(args.CodeInternal, "the node's answer can not be read: %v", err)
+			return fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
 		}
 		if v.Total != nil {
 			total = *v.Total
@@ -154,8 +153,8 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuer
 	return total, noStore(err, function)
 }
 
-// passJobs writes the lines of the jobs that match to w as they come. There may be
-// millions: none is decoded but the last one, the total.
+// passJobs writes the lines of the matching jobs to w as they come. There may be
+// millions: only the last line, the total, is decoded.
 func passJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, w io.Writer) error {
 	doc, err := marshal(q)
 	if err != nil {
@@ -168,12 +167,12 @@ func passJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQue
 	}
 	var last bus.JobTotal
 	if err := json.Unmarshal(out.last, &last); err != nil {
-		return fail(args.CodeInternal, "the node's answer can not be read: %v", err)
+		return fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
 	}
 	return nil
 }
 
-// allButLast passes on the lines that are written to it, but for the last one.
+// allButLast writes all lines but the last one.
 type allButLast struct {
 	w    io.Writer
 	last []byte
@@ -192,7 +191,7 @@ func (l *allButLast) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// noStore says of a function that is not there that the node keeps no jobs.
+// noStore explains a missing function: the node keeps no jobs.
 func noStore(err error, function string) error {
 	if errors.Is(err, bus.ErrNoFunction) {
 		return fail(args.CodeNoFunction, "the node keeps no jobs: it has no function %s", function).WithHint("fbus status shows which node that is, and its version")
@@ -200,8 +199,7 @@ func noStore(err error, function string) error {
 	return err
 }
 
-// lineSplitter gives what is written to it to each, a line with its newline at a
-// time.
+// lineSplitter passes whole lines, with their newlines, to each.
 type lineSplitter struct {
 	each    func(line []byte) error
 	partial []byte
@@ -237,11 +235,11 @@ func listJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQue
 	return list, total, err
 }
 
-// oneJob asks about one job and its history.
+// oneJob asks for one job and its history.
 func oneJob(ctx context.Context, c *bus.Client, function, id string) (*jobLine, error) {
 	list, _, err := listJobs(ctx, c, function, &bus.JobQuery{IDs: []string{id}})
 	if err == nil && len(list) != 1 {
-		err = fail(args.CodeInternal, "the node's answer can not be read: %d jobs for one", len(list))
+		err = fail(args.CodeInternal, "the node's answer cannot be read: %d jobs for one", len(list))
 	}
 	if err != nil {
 		return nil, err
@@ -260,12 +258,12 @@ func jobsTable(w io.Writer, list []*jobLine) {
 	})
 }
 
-// finished reports whether nothing more becomes of the job by itself.
+// finished reports whether the job stays in its state until a user changes it.
 func (j *jobLine) finished() bool {
 	return j.State == "done" || j.State == "dead" || j.State == "cancelled"
 }
 
-// note says what a person wants to know next about a job in its state.
+// note describes the state of a job for a person.
 func (j *jobLine) note() string {
 	var parts []string
 	switch j.State {
@@ -283,7 +281,7 @@ func (j *jobLine) note() string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
 }
 
-// end says how the job, or its last attempt, ended; "" if none has.
+// end describes the end of the job or its last attempt, "" if there is none.
 func (j *jobLine) end() string { return endText(j.Source, j.Status, j.Code, j.Message) }
 
 func endText(source string, status *int, code, message string) string {
@@ -299,7 +297,7 @@ func endText(source string, status *int, code, message string) string {
 	return code + ": " + message
 }
 
-// change calls one of the node's own functions about jobs.
+// change calls one of the node's own functions that change jobs.
 func (o *lookOptions) change(function string, q *bus.JobQuery) ([]byte, error) {
 	doc, err := marshal(q)
 	if err != nil {

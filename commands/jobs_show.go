@@ -15,7 +15,7 @@ import (
 // maxChain bounds how many jobs of a chain are shown.
 const maxChain = 1000
 
-// showEach shows all there is to know of some jobs.
+// showEach shows jobs in full.
 func showEach(ctx context.Context, o *jobsOptions, c *bus.Client, ids []string, stdout io.Writer) error {
 	for i, id := range ids {
 		j, err := oneJob(ctx, c, o.function, id)
@@ -38,8 +38,7 @@ func showEach(ctx context.Context, o *jobsOptions, c *bus.Client, ids []string, 
 	return nil
 }
 
-// chain is a job with those that have posted it and those that it has posted, each
-// behind the one that posted it.
+// chain is a job with its parents and its children, each after its parent.
 type chain struct {
 	job   *jobLine
 	links []link
@@ -51,8 +50,8 @@ type link struct {
 	depth int
 }
 
-// chainOf follows a job's parents up and all their children down. What is purged, or
-// somebody else's, ends it there.
+// chainOf follows a job's parents up and all their children down. It ends at jobs that
+// were purged, or that the caller may not see.
 func chainOf(ctx context.Context, o *jobsOptions, c *bus.Client, j *jobLine) *chain {
 	seen := map[string]*jobLine{j.ID: j}
 	get := func(id string) *jobLine {
@@ -87,7 +86,7 @@ func chainOf(ctx context.Context, o *jobsOptions, c *bus.Client, j *jobLine) *ch
 	return ch
 }
 
-// json writes the job as it came, and the chain behind its own fields.
+// json writes the job as it came from the node, with the chain as its last field.
 func (ch *chain) json(w io.Writer) error {
 	var out bytes.Buffer
 	out.Write(bytes.TrimSuffix(bytes.TrimSpace(ch.job.text), []byte("}")))
@@ -103,7 +102,7 @@ func (ch *chain) json(w io.Writer) error {
 	return err
 }
 
-// show writes the job for people.
+// show writes the job for a person.
 func (ch *chain) show(stdout io.Writer) {
 	j := ch.job
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
@@ -149,7 +148,7 @@ func (ch *chain) show(stdout io.Writer) {
 	}
 }
 
-// attempts are the rows of what became of each.
+// attempts writes a row for each attempt.
 func (j *jobLine) attempts(w io.Writer) {
 	for _, t := range j.History {
 		ran := "-"
@@ -161,14 +160,14 @@ func (j *jobLine) attempts(w io.Writer) {
 	}
 }
 
-// rows are the chain's, each job under the one that has posted it.
+// rows writes a row for each job of the chain, indented below its parent.
 func (ch *chain) rows(w io.Writer) {
 	for _, l := range ch.links {
 		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, fmt.Sprint(l.Attempts), orDash(oneLine(l.end())))
 	}
 }
 
-// moment is a time for people, "" for none.
+// moment formats a time for a person, "" for none.
 func moment(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -176,7 +175,7 @@ func moment(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04:05.000")
 }
 
-// span is a time in seconds as a flag takes it.
+// span formats seconds as flags take a duration.
 func span(seconds float64) string {
 	return formatDuration(time.Duration(seconds * float64(time.Second)))
 }

@@ -353,18 +353,18 @@ func TestRetryAndPurge(t *testing.T) {
 func TestRetryAndPurgeUsage(t *testing.T) {
 	older := durationValue{set: true}
 	for want, err := range map[string]error{
-		"retry what?":                     (&retryOptions{}).check(nil),
-		"ids and --dead exclude":          (&retryOptions{dead: true}).check([]string{"A"}),
-		"--function goes with --dead":     (&retryOptions{glob: "x"}).check([]string{"A"}),
-		"purge what?":                     (&purgeOptions{glob: "x"}).check(nil),
-		"a job that runs is not purged":   (&purgeOptions{state: "running"}).check(nil),
-		"--state x: done, dead":           (&purgeOptions{state: "x"}).check(nil),
-		"--older 0s: more than nothing":   (&purgeOptions{older: older}).check(nil),
-		"they do not go with an ID":       (&purgeOptions{state: "dead"}).check([]string{"A"}),
-		"--state x: queued, delayed":      (&jobsOptions{state: "x"}).check(nil),
-		"--limit 0: at least 1 is due":    (&jobsOptions{hasLimit: true}).check(nil),
-		"choose jobs of all: they do not": (&jobsOptions{state: "dead"}).check([]string{"A"}),
-		"a job's id is due, not nothing":  (&jobsOptions{}).check([]string{""}),
+		"retry what?":                               (&retryOptions{}).check(nil),
+		"ids and --dead exclude":                    (&retryOptions{dead: true}).check([]string{"A"}),
+		"--function goes with --dead":               (&retryOptions{glob: "x"}).check([]string{"A"}),
+		"purge what?":                               (&purgeOptions{glob: "x"}).check(nil),
+		"a job that runs is not purged":             (&purgeOptions{state: "running"}).check(nil),
+		"--state x: done, dead":                     (&purgeOptions{state: "x"}).check(nil),
+		"--older 0s: more than nothing":             (&purgeOptions{older: older}).check(nil),
+		"they do not go with an ID":                 (&purgeOptions{state: "dead"}).check([]string{"A"}),
+		"--state x: must be one of queued, delayed": (&jobsOptions{state: "x"}).check(nil),
+		"--limit must be at least 1":                (&jobsOptions{hasLimit: true}).check(nil),
+		"select from all jobs: they do not":         (&jobsOptions{state: "dead"}).check([]string{"A"}),
+		"a job's id must not be empty":              (&jobsOptions{}).check([]string{""}),
 	} {
 		if err == nil || explain(err).Code != args.CodeUsage || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %s", err, want)

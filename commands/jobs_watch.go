@@ -11,7 +11,7 @@ import (
 	"fbus/bus/args"
 )
 
-// watchJobs shows jobs and goes on, over a restart of the node as well.
+// watchJobs shows jobs again and again, also across a restart of the node.
 func watchJobs(ctx context.Context, o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 	w := &jobWatcher{o: o, ids: ids, stdout: stdout, stderr: stderr, seen: map[string]string{}}
 	defer w.close()
@@ -27,20 +27,20 @@ func watchJobs(ctx context.Context, o *jobsOptions, ids []string, stdout, stderr
 	}
 }
 
-// jobWatcher shows what changes.
+// jobWatcher shows changes of jobs.
 type jobWatcher struct {
 	o              *jobsOptions
 	ids            []string
 	stdout, stderr io.Writer
 	client         *bus.Client
 	connected      bool // once
-	said           bool // that the node is waited for
+	said           bool // reported that it waits for the node
 
-	seen map[string]string // with --json: each job as it was printed
-	last string            // elsewhere: what was
+	seen map[string]string // with --json: each job as it was printed last
+	last string            // elsewhere: the page that was printed last
 }
 
-// look looks once, or waits for a node that is away.
+// look shows the jobs once, unless the node is away.
 func (w *jobWatcher) look(ctx context.Context) error {
 	err := w.connect(ctx)
 	if err == nil {
@@ -135,7 +135,7 @@ func (w *jobWatcher) showEach(ctx context.Context) error {
 	return w.print(out.Bytes(), key.String(), columns)
 }
 
-// showChanges prints the jobs that are not as they were when they were printed last.
+// showChanges prints the jobs that have changed since they were printed.
 func (w *jobWatcher) showChanges(ctx context.Context) error {
 	now := map[string]string{}
 	var out bytes.Buffer
@@ -155,8 +155,8 @@ func (w *jobWatcher) showChanges(ctx context.Context) error {
 	return err
 }
 
-// print draws a page anew on a terminal of that width; elsewhere, width 0, it prints
-// it if the key is not what it was.
+// print redraws a terminal of this width; elsewhere, with width 0, it prints the page if
+// the key has changed.
 func (w *jobWatcher) print(page []byte, key string, width int) error {
 	if width == 0 {
 		if key == w.last {
@@ -180,7 +180,7 @@ func (w *jobWatcher) print(page []byte, key string, width int) error {
 	return err
 }
 
-// key is all there is to a job but what changes by itself.
+// key contains every field of a job that does not change with time alone.
 func (j *jobLine) key() string {
 	i := j.Info
 	i.Age, i.Due = 0, time.Time{}
@@ -188,7 +188,7 @@ func (j *jobLine) key() string {
 	return string(key) + "\n"
 }
 
-// watchSize is the size of the terminal that is drawn on; 0 and 0 elsewhere.
+// watchSize returns the size of the terminal, 0 and 0 if stdout is not one.
 func (w *jobWatcher) watchSize() (columns, rows int) {
 	if !isTerminal(w.stdout) {
 		return 0, 0

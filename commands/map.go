@@ -53,11 +53,11 @@ func mapCommand() *cli.Command {
 		Name:      "map",
 		Usage:     "call a function for each item",
 		UsageText: "map [flags] NAME [ITEM…]",
-		Description: `One call for each ITEM, or each line of FILE or stdin, as many at once as the
-function has slots. While calls are over in a few milliseconds, as many again wait
-at the node for a slot: not so with -j, -t or --halt. Results come out in the order
-of the items. The exit status is 0, or 123 if a call failed. Ctrl-C begins no further
-call, a second one cancels.
+		Description: `Makes one call for each ITEM, or each line of FILE or stdin, as many at once as the
+function has slots. While calls take only a few milliseconds, as many again wait at the
+node for a slot, unless -j, -t or --halt is given. Results are printed in the order of
+the items. The exit status is 0, or 123 if a call failed. After Ctrl-C no further call
+begins; a second one cancels running calls.
 
   ls *.jpg | fbus map --each file -o 'small/{/.}.png' thumb
   fbus map --joblog log --resume --retries 2 -a urls.txt fetch > pages
@@ -67,26 +67,26 @@ In -o FILE: {} is the item, {.} without extension, {/} its base name, {//} its
 directory, {/.} base name without extension, {#} the call's number. JSON fields:
 item (an array with -N), output, stderr (its last 1 MiB), status, source, code, worker,
 seconds, call, tries; encoding and item_encoding are "base64" where output and item
-are not UTF-8; message is why fbus ended a call; file is there with -o.`,
+are not UTF-8; message is set if fbus ended the call, file with -o.`,
 		Flags: append(itemFlags(&o.items),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "tag", Usage: "begin each line with the item and a tab", Destination: &o.tag, DisableDefaultText: true},
-			&cli.BoolFlag{Name: "unordered", Usage: "print results as they come", Destination: &o.unordered, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "unordered", Usage: "print results as calls end", Destination: &o.unordered, DisableDefaultText: true},
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "make `N` calls at once", Destination: &o.jobs, DefaultText: "the function's slots"},
 			&cli.IntFlag{Name: "retries", Usage: "try `N` times more after a failure", Destination: &o.retries},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`, waiting included", Value: &o.timeout},
-			&cli.GenericFlag{Name: "halt", Usage: "end after N failures, cancelling what runs or not: `now|soon,fail=N`", Value: &o.halt},
+			&cli.GenericFlag{Name: "halt", Usage: "stop after N failures; now cancels running calls, soon lets them finish: `now|soon,fail=N`", Value: &o.halt},
 			&cli.StringFlag{Name: "joblog", Usage: "write a line for each call to `FILE`", Destination: &o.joblog},
-			&cli.BoolFlag{Name: "resume", Usage: "skip items that the job log shows done", Destination: &o.resume, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "resume", Usage: "skip items that are done according to the job log", Destination: &o.resume, DisableDefaultText: true},
 			onFlag(&o.on),
 			nodeFlag(&o.node),
 			keepAliveFlag(&o.keepAlive),
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function, and workers that were lost", Value: &o.wait},
-			&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is no terminal", Destination: &o.bar, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is not a terminal", Destination: &o.bar, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "no-bar", Usage: "do not show progress", Destination: &o.noBar, DisableDefaultText: true},
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say how each failed call ended"),
+			verboseFlag(&o.verbose, "print how each failed call ended"),
 		),
 		Action: func(ctx *cli.Context) error {
 			o.hasJobs = ctx.IsSet("jobs")

@@ -57,38 +57,37 @@ func pipeCommand() *cli.Command {
 		UsageText: "pipe [flags]",
 		Description: `A client of the bus for any language that can start a process: JSON-RPC 2.0, one
 message a line, answered as the calls end. fbus example php pipe, or node or bash,
-prints a worked use.
+prints an example.
 
   echo '{"jsonrpc":"2.0","id":1,"method":"greet","params":["Bob"]}' | fbus pipe
 
 Request: method is the function; params its arguments, as words (an array) or
-fields (an object). Without params it has its input from the member "input" (text)
-or "input_base64", which JSON-RPC does not have, or none. A request without id is
-answered by nothing; its failure is on stderr. An array of requests is answered by
-an array, when all are done.
-Result: the function's output, as it stands if it is JSON, else as a string; as
+fields (an object). Without params, the member "input" (text) or "input_base64" is the
+input; JSON-RPC does not have these two. A request without id is not answered; its
+failure is on stderr. An array of requests is answered by an array, when all are done.
+Result: the function's output, unchanged if it is JSON, else as a string; as
 {"base64":"…"} if it is not UTF-8.
-Error: code is the exit status, or what a resident program has answered; message
-is the last line of stderr; data has source, status and code as the status line of fbus
-call has them, call, worker, stderr (its last 64 KiB) and output. Without data:
--32700 and -32600 for what is no request, has the id of one in flight, or is a batch
-of more than 10,000; -32601 for a $/cancelRequest with an id.
+Error: code is the exit status, or the code of a resident program's own error; message
+is the last line of stderr; data has source, status and code like the status line of
+fbus call, and call, worker, stderr (its last 64 KiB) and output. Without data: -32700
+and -32600 for an invalid request, one with the id of another in flight, or a batch of
+more than 10,000; -32601 for a $/cancelRequest with an id.
 Cancel: {"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":1}}; the call
 is answered with -32800.
 
-With -j calls in flight nothing more is read, cancellations neither. At the end of
-stdin what is in flight is finished. If the node is lost, that is answered with
-255, our status as well. Lines and results have up to 64 MiB.`,
+With -j calls in flight, nothing more is read, not even cancellations. At the end of
+stdin, calls in flight are finished. If the node is lost, they are answered with 255,
+which is the exit status too. A line or a result has at most 64 MiB.`,
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "`N` calls in flight at most", Value: o.jobs, Destination: &o.jobs},
+			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "at most `N` calls in flight", Value: o.jobs, Destination: &o.jobs},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end each call after `D`, waiting included", Value: &o.timeout},
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, and with each call for its function and a slot", Value: &o.wait},
 			onFlag(&o.on),
 			nodeFlag(&o.node),
 			keepAliveFlag(&o.keepAlive),
-			&cli.BoolFlag{Name: "text", Usage: "every result is a string, JSON or not", Destination: &o.text, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "text", Usage: "make every result a string, even if it is JSON", Destination: &o.text, DisableDefaultText: true},
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say which node it is, and which worker has had each call"),
+			verboseFlag(&o.verbose, "print which node it is, and which worker each call had"),
 		},
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {

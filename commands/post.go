@@ -52,23 +52,23 @@ func postCommand() *cli.Command {
 	o := &postOptions{callArguments: callArguments{verb: "post"}, wait: durationValue{allow: true}, function: "fbus.post"}
 	return &cli.Command{
 		Name:      "post",
-		Usage:     "have a function called that nobody waits for",
+		Usage:     "post a job: a call that nobody waits for",
 		UsageText: "post [flags] NAME [ARG…|ITEM…]",
-		Description: `What is sent is what fbus call would send. The node keeps it on disk and runs it
-when a slot is free, at least once; its id is printed when it is on disk, not before.
-The result stays for fbus result. A program that exits with 0 is done, with 75 it is
-to be run later, with 65 never again; anything else is a failure, after which it is
-run again as often as --retries says. Then it is dead.
+		Description: `Sends what fbus call would send. The node keeps the job on disk and runs it when a slot
+is free, at least once. Its id is printed once the job is on disk. The result is kept
+for fbus result. If the program exits with 0 the job is done, with 75 it is run again
+later, with 65 never again. Any other status is a failure: the job is run again up to
+--retries times, then it is dead.
 
   id=$(fbus post resize < big.png); fbus result "$id" > small.png
   fbus post --then notify --retries 5 resize < big.png
   fbus post --each arg --then index --else alarm fetch < urls.txt
   fbus post --at 07:00 --unique report report
 
-With --each, -a, -0 or -N there is a job for each ITEM, or each line of FILE or stdin,
-and an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, of here,
-2026-11-26 07:00 or 07:00, the next one. NAME of --then and the others gets the output
-as its input. JSON fields: id, and of items item (an array with -N), item_encoding
+With --each, -a, -0 or -N it posts a job for each ITEM, or each line of FILE or stdin, and
+prints an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
+2026-11-26 07:00 or 07:00, the next one. The function of --then, --else or --finally gets
+the output as its input. JSON fields: id, and of items item (an array with -N), item_encoding
 ("base64" where it is not UTF-8). The function fbus.post does the same.`,
 		Flags: append(append(append(o.callArguments.flags(), itemFlags(&o.items)...), o.jobFlags()...),
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each job", Destination: &o.json, DisableDefaultText: true},
@@ -76,7 +76,7 @@ as its input. JSON fields: id, and of items item (an array with -N), item_encodi
 			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 			keepAliveFlag(&o.keepAlive),
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "say which node it was, and of items how many jobs were posted"),
+			verboseFlag(&o.verbose, "print which node it was, and with items how many jobs were posted"),
 		),
 		Action: func(ctx *cli.Context) error {
 			if err := o.operands(ctx); err != nil {
@@ -101,13 +101,13 @@ func (o *postOptions) jobFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "then", Usage: "when it is done, post its output to the function `NAME`", Destination: &o.then},
 		&cli.StringFlag{Name: "else", Usage: "when it is dead, post its output to the function `NAME`", Destination: &o.otherwise},
-		&cli.StringFlag{Name: "finally", Usage: "when it is either, post its output to the function `NAME`", Destination: &o.finally},
-		&cli.GenericFlag{Name: "delay", Usage: "run it after `D`, not before", Value: &o.delay},
-		&cli.GenericFlag{Name: "at", Usage: "run it at `TIME`, not before", Value: &o.at},
-		&cli.IntFlag{Name: "retries", Usage: "run it `N` times more after failures", Destination: &o.retries},
-		&cli.GenericFlag{Name: "backoff", Usage: "before a retry wait `D`, twice as long before each further one, up to 1h, and up to half of it less; default: 1s", Value: &o.backoff},
+		&cli.StringFlag{Name: "finally", Usage: "when it is done or dead, post its output to the function `NAME`", Destination: &o.finally},
+		&cli.GenericFlag{Name: "delay", Usage: "do not run it before `D` has passed", Value: &o.delay},
+		&cli.GenericFlag{Name: "at", Usage: "do not run it before `TIME`", Value: &o.at},
+		&cli.IntFlag{Name: "retries", Usage: "run it up to `N` times more after failures", Destination: &o.retries},
+		&cli.GenericFlag{Name: "backoff", Usage: "wait `D` before a retry, twice as long before each further one, at most 1h; up to half of that is random; default: 1s", Value: &o.backoff},
 		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.priority, DefaultText: "0"},
-		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, give its id and post nothing", Destination: &o.unique},
+		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, print its id and post nothing", Destination: &o.unique},
 		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; default: 1d", Value: &o.keep},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end an attempt after `D`", Value: &o.timeout},
 		onFlag(&o.on),

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// timeValue is a flag's TIME: a date with a time, of a zone or local, or a time of
-// the day, the next one.
+// timeValue is a flag's TIME: a date and time, with a zone or local, or a time of day,
+// the next one.
 type timeValue struct {
 	t   time.Time
 	set bool
@@ -31,11 +31,11 @@ var (
 	clockLayouts = []string{"15:04", "15:04:05"}
 )
 
-// late is how long ago a time may be: who has computed it may have been slow. One
-// before that is a mistake.
+// late is how long ago a time may be, since computing it may have been slow. An earlier
+// time is a mistake.
 const late = time.Minute
 
-// parseTime reads a TIME; now has the zone of local ones.
+// parseTime reads a TIME. Local times are in the zone of now.
 func parseTime(s string, now time.Time) (time.Time, error) {
 	for _, layout := range clockLayouts {
 		if c, err := time.Parse(layout, s); err == nil {
@@ -49,7 +49,7 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 		switch {
 		case err != nil:
 		case !shows(t, shown):
-			return t, errors.New("clocks here do not show that: they are put forward")
+			return t, errors.New("local clocks skip this time: they are put forward")
 		case now.Sub(t) > 365*24*time.Hour:
 			return t, fmt.Errorf("that was in %d", t.Year())
 		case now.Sub(t) > late:
@@ -61,22 +61,22 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 		}
 	}
 	if _, err := parseDuration(s); err == nil {
-		return time.Time{}, fmt.Errorf("a time is due, not a duration: --delay %s", s)
+		return time.Time{}, fmt.Errorf("a duration, not a time: --delay %s", s)
 	}
-	return time.Time{}, fmt.Errorf("no time: 2026-11-26T07:00:00+01:00 is one, or, of here, 2026-11-26 07:00 or 07:00")
+	return time.Time{}, errors.New("not a time: use 2026-11-26T07:00:00+01:00, or in local time 2026-11-26 07:00 or 07:00")
 }
 
-// nextClock is the next time that a clock here shows c.
+// nextClock returns the next time at which local clocks show c.
 func nextClock(c, now time.Time) time.Time {
 	at := func(day int) time.Time {
 		return time.Date(now.Year(), now.Month(), now.Day()+day, c.Hour(), c.Minute(), c.Second(), c.Nanosecond(), now.Location())
 	}
 	day := 0
-	for !at(day).After(now) || !shows(at(day), c) { // not 24 hours later: clocks change, and leave times out
+	for !at(day).After(now) || !shows(at(day), c) { // not 24 hours later: clocks change, and skip times
 		day++
 	}
 	return at(day)
 }
 
-// shows reports whether a clock of t's zone shows the time of the day that c has.
+// shows reports whether clocks of t's zone show c's time of day at t.
 func shows(t, c time.Time) bool { return t.Hour() == c.Hour() && t.Minute() == c.Minute() }

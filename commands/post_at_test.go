@@ -38,13 +38,13 @@ func TestParseTime(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"":                     "no time: ",
-		"noon":                 "no time: ",
-		"25:00":                "no time: ",
-		"2026-11-31 07:00":     "no time: ",
-		"2026-11-26 07:00 CET": "no time: ",
-		"1764140400":           "no time: ",
-		"5m":                   "not a duration: --delay 5m",
+		"":                     "not a time: ",
+		"noon":                 "not a time: ",
+		"25:00":                "not a time: ",
+		"2026-11-31 07:00":     "not a time: ",
+		"2026-11-26 07:00 CET": "not a time: ",
+		"1764140400":           "not a time: ",
+		"5m":                   "a duration, not a time: --delay 5m",
 		"2026-11-26 06:28":     "that was 2m15s ago",
 		"2025-11-26T07:00:00Z": "ago",
 		"1700-01-01T00:00:00Z": "that was in 1700",

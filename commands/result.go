@@ -24,7 +24,7 @@ type resultOptions struct {
 	wait      durationValue
 	keepAlive keepAliveValue
 	verbose   bool
-	function  string // that is asked; a test has its own
+	function  string // called for the result; a test has its own
 	jobs      string // the same
 }
 
@@ -32,17 +32,18 @@ func resultCommand() *cli.Command {
 	o := &resultOptions{wait: durationValue{allow: true}, function: "fbus.result", jobs: "fbus.jobs"}
 	return &cli.Command{
 		Name:      "result",
-		Usage:     "print what a posted job has written, and end as it did",
+		Usage:     "print the output of a posted job, and exit with its status",
 		UsageText: "result [flags] ID",
-		Description: `The same bytes, stderr and exit status as fbus call would have given. A job that is
-not finished is waited for, also while its node is away; what ends the waiting does not
-end the job. The result stays for a day, or as long as fbus post was told.
+		Description: `Prints the same bytes and stderr as fbus call would have, and exits with the same status.
+It waits for a job that is not finished, also while its node is away; if the wait ends,
+the job goes on. The result stays for a day, or as long as the post has asked for.
 
   id=$(fbus post resize < big.png)
   fbus result -o small.png "$id"
   fbus result --no-wait "$id" || test $? = 75
 
-It is 75 if the job is not finished and not waited for, 65 if there is no such job.`,
+The status is 75 if the job is not finished and --no-wait is given, 65 if there is no
+such job.`,
 		Flags: append(o.endOptions.flags(),
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a job that is not finished", Destination: &o.noWait, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "wait for the job for `D` and no longer", Value: &o.timeout},
@@ -53,7 +54,7 @@ It is 75 if the job is not finished and not waited for, 65 if there is no such j
 		),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("result of what? one job's id is due").WithHint("fbus result ID, which fbus post has printed; fbus jobs shows them")
+				return usage("result needs the id of one job").WithHint("fbus result ID, which fbus post has printed; fbus jobs lists them")
 			}
 			o.id, o.hasFD = ctx.Args().First(), ctx.IsSet("status-fd")
 			return result(o, ctx.App.ErrWriter)
@@ -64,9 +65,9 @@ It is 75 if the job is not finished and not waited for, 65 if there is no such j
 func (o *resultOptions) check() error {
 	switch {
 	case o.id == "":
-		return usage("a job's id is due, not nothing")
+		return usage("a job's id must not be empty")
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t %s: more than nothing is due", formatDuration(o.timeout.d)).WithHint("fbus result --no-wait %s", quoteWord(o.id))
+		return usage("-t must be positive").WithHint("fbus result --no-wait %s", quoteWord(o.id))
 	case o.timeout.set && o.noWait:
 		return usage("-t and --no-wait exclude each other")
 	}
@@ -80,8 +81,7 @@ func result(o *resultOptions, stderr io.Writer) error {
 	return o.report(func() (callEnd, error) { return o.fetch(stderr) })
 }
 
-// fetch gets the result and returns how the job ended, and the error that is to be
-// reported.
+// fetch gets the result, and returns the end of the job and the error of the command.
 func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	out, err := openOutput(&o.endOptions)
 	if err != nil {
@@ -103,7 +103,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 		name, timeout = f.job.Function, time.Duration(f.job.Timeout*float64(time.Second))
 	}
 	if n := len(o.id); len(res.Message) > n && strings.EqualFold(res.Message[:n+1], o.id+":") {
-		name = res.Message[:n] // it is no end of the job: the node says something about it
+		name = res.Message[:n] // the job has not ended: the message is the node's
 	}
 	res.Call = "" // that was ours
 	end, err := o.ended(name, timeout, res, err, out, stderr)
@@ -115,7 +115,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	return end, err
 }
 
-// byteCounter counts what is written.
+// byteCounter counts the bytes written.
 type byteCounter struct {
 	w io.Writer
 	n int64
@@ -128,19 +128,19 @@ func (c *byteCounter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// fetcher gets a result, over as many connections as that takes.
+// fetcher gets a result, with as many connections as it takes.
 type fetcher struct {
 	o         *resultOptions
 	out       *byteCounter
 	stderr    io.Writer
 	began     time.Time
 	connected bool     // once
-	said      bool     // that a node is waited for
+	said      bool     // reported that it waits for a node
 	job       *jobLine // of an end that is not a program's, if it is known
 }
 
-// fetch asks until there is an answer. A node that is lost is waited for if the job
-// is, unless part of the result was passed on already.
+// fetch asks until there is an answer. It waits for a node that was lost if it waits for
+// the job, unless part of the result was printed already.
 func (f *fetcher) fetch(ctx context.Context) (bus.Result, error) {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		res, err := f.try(ctx)
@@ -163,11 +163,11 @@ func (f *fetcher) fetch(ctx context.Context) (bus.Result, error) {
 	}
 }
 
-// left is what remains of the time that the job is waited for.
+// left returns the rest of the time to wait for the job.
 func (f *fetcher) left() time.Duration { return f.o.timeout.d - time.Since(f.began) }
 
-// try asks one node. The first is waited for as --wait has it, others for as long as
-// the job is.
+// try asks one node. It waits for the first as long as --wait allows, for later ones as
+// long as for the job.
 func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	wait, again := f.o.wait, f.connected
 	if again {

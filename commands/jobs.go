@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"fbus/bus"
@@ -311,4 +312,360 @@ func (o *lookOptions) change(function string, q *bus.JobQuery) ([]byte, error) {
 	defer c.Close()
 	data, err := output(ctx, c, function, args.JSON(doc))
 	return data, troubled(noStore(err, function), o.node)
+}
+
+// maxChain bounds how many jobs of a chain are shown.
+const maxChain = 1000
+
+// showEach shows jobs in full.
+func showEach(ctx context.Context, o *jobsOptions, c *bus.Client, ids []string, stdout io.Writer) error {
+	for i, id := range ids {
+		j, err := oneJob(ctx, c, o.function, id)
+		if err != nil {
+			return err
+		}
+		chain := chainOf(ctx, o, c, j)
+		if o.json {
+			err = chain.json(stdout)
+		} else {
+			if i > 0 {
+				fmt.Fprintln(stdout)
+			}
+			chain.show(stdout)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chain is a job with its parents and its children, each after its parent.
+type chain struct {
+	job   *jobLine
+	links []link
+}
+
+// link is a job of a chain.
+type link struct {
+	*jobLine
+	depth int
+}
+
+// chainOf follows a job's parents up and all their children down. It ends at jobs that
+// were purged, or that the caller may not see.
+func chainOf(ctx context.Context, o *jobsOptions, c *bus.Client, j *jobLine) *chain {
+	seen := map[string]*jobLine{j.ID: j}
+	get := func(id string) *jobLine {
+		if seen[id] == nil && len(seen) < maxChain {
+			if other, err := oneJob(ctx, c, o.function, id); err == nil {
+				seen[id] = other
+			}
+		}
+		return seen[id]
+	}
+	first, above := j, map[string]bool{j.ID: true}
+	for first.Parent != "" {
+		parent := get(first.Parent)
+		if parent == nil || above[parent.ID] {
+			break
+		}
+		first = parent
+		above[parent.ID] = true
+	}
+	ch, shown := &chain{job: j}, map[string]bool{}
+	var down func(j *jobLine, depth int)
+	down = func(j *jobLine, depth int) {
+		shown[j.ID] = true
+		ch.links = append(ch.links, link{j, depth})
+		for _, id := range j.Children {
+			if child := get(id); child != nil && !shown[child.ID] {
+				down(child, depth+1)
+			}
+		}
+	}
+	down(first, 0)
+	return ch
+}
+
+// json writes the job as it came from the node, with the chain as its last field.
+func (ch *chain) json(w io.Writer) error {
+	var out bytes.Buffer
+	out.Write(bytes.TrimSuffix(bytes.TrimSpace(ch.job.text), []byte("}")))
+	out.WriteString(`,"chain":[`)
+	for i, l := range ch.links {
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		out.Write(bytes.TrimSpace(l.text))
+	}
+	out.WriteString("]}\n")
+	_, err := w.Write(out.Bytes())
+	return err
+}
+
+// show writes the job for a person.
+func (ch *chain) show(stdout io.Writer) {
+	j := ch.job
+	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, oneLine(fmt.Sprintf(format, args...)))
+	}
+	text := func(name, value string) {
+		if value != "" {
+			row(name, "%s", value)
+		}
+	}
+	row("id", "%s", j.ID)
+	row("function", "%s", j.Function)
+	row("state", "%s", j.State)
+	text("note", j.Note)
+	row("poster", "%s", j.Poster)
+	row("posted", "%s, %s ago", moment(j.Posted), age(j.Age))
+	text("due", moment(j.Due))
+	text("ended", moment(j.Ended))
+	row("attempts", "%d; %d of %d used", j.Attempts, j.Used, j.Retries+1)
+	text("end", j.end())
+	if j.Priority != 0 {
+		row("priority", "%d", j.Priority)
+	}
+	text("unique", j.Unique)
+	text("on", j.On)
+	if j.Timeout > 0 {
+		row("timeout", "%s", span(j.Timeout))
+	}
+	row("keep", "%s", span(j.Keep))
+	text("then", j.Then)
+	text("else", j.Else)
+	text("finally", j.Finally)
+	row("bytes", "%d in, %d out, %d stderr", j.In, j.Out, j.Err)
+	w.Flush()
+	if len(j.History) > 0 {
+		fmt.Fprintln(stdout)
+		table(stdout, "ATTEMPT\tSTARTED\tSECONDS\tWORKER\tCALL\tEND", j.attempts)
+	}
+	if len(ch.links) > 1 {
+		fmt.Fprintln(stdout)
+		table(stdout, "CHAIN\tFUNCTION\tSTATE\tATTEMPTS\tEND", ch.rows)
+	}
+}
+
+// attempts writes a row for each attempt.
+func (j *jobLine) attempts(w io.Writer) {
+	for _, t := range j.History {
+		ran := "-"
+		if !t.Ended.IsZero() {
+			ran = fmt.Sprintf("%.3f", t.Ended.Sub(t.Started).Seconds())
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", t.Attempt, moment(t.Started), ran, orDash(oneLine(t.Worker)), orDash(oneLine(t.Call)),
+			orDash(oneLine(endText(t.Source, t.Status, t.Code, t.Message))))
+	}
+}
+
+// rows writes a row for each job of the chain, indented below its parent.
+func (ch *chain) rows(w io.Writer) {
+	for _, l := range ch.links {
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, fmt.Sprint(l.Attempts), orDash(oneLine(l.end())))
+	}
+}
+
+// moment formats a time for a person, "" for none.
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Local().Format("2006-01-02 15:04:05.000")
+}
+
+// span formats seconds as flags take a duration.
+func span(seconds float64) string {
+	return formatDuration(time.Duration(seconds * float64(time.Second)))
+}
+
+// watchJobs shows jobs again and again, also across a restart of the node.
+func watchJobs(ctx context.Context, o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
+	w := &jobWatcher{o: o, ids: ids, stdout: stdout, stderr: stderr, seen: map[string]string{}}
+	defer w.close()
+	for {
+		if err := w.look(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(o.every):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// jobWatcher shows changes of jobs.
+type jobWatcher struct {
+	o              *jobsOptions
+	ids            []string
+	stdout, stderr io.Writer
+	client         *bus.Client
+	connected      bool // once
+	said           bool // reported that it waits for the node
+
+	seen map[string]string // with --json: each job as it was printed last
+	last string            // elsewhere: the page that was printed last
+}
+
+// look shows the jobs once, unless the node is away.
+func (w *jobWatcher) look(ctx context.Context) error {
+	err := w.connect(ctx)
+	if err == nil {
+		err = w.show(ctx)
+	}
+	if err == nil {
+		w.said = false
+		return nil
+	}
+	w.close()
+	if !w.connected || !args.Retryable(err) {
+		return err
+	}
+	if !w.said && !w.o.quiet {
+		say(w.stderr, err.Error()+": waiting for it to come back")
+		w.said = true
+	}
+	return nil
+}
+
+func (w *jobWatcher) connect(ctx context.Context) (err error) {
+	if w.client != nil {
+		return nil
+	}
+	wait := w.o.wait
+	if w.connected {
+		wait = durationValue{}
+	}
+	if w.client, err = w.o.dial(ctx, wait); err == nil {
+		w.connected = true
+	}
+	return err
+}
+
+func (w *jobWatcher) close() {
+	if w.client != nil {
+		w.client.Close()
+		w.client = nil
+	}
+}
+
+func (w *jobWatcher) show(ctx context.Context) error {
+	switch {
+	case len(w.ids) > 0:
+		return w.showEach(ctx)
+	case w.o.json:
+		return w.showChanges(ctx)
+	}
+	columns, rows := w.watchSize()
+	n := defaultJobs
+	if rows > 0 {
+		n = max(1, rows-2) // the heading, and the cursor below
+	}
+	list, _, err := listJobs(ctx, w.client, w.o.function, w.o.query(n))
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	jobsTable(&out, list)
+	var key bytes.Buffer
+	for _, j := range list {
+		key.WriteString(j.key())
+	}
+	return w.print(out.Bytes(), key.String(), columns)
+}
+
+// showEach shows the jobs of the ids.
+func (w *jobWatcher) showEach(ctx context.Context) error {
+	columns, _ := w.watchSize()
+	var out, key bytes.Buffer
+	for i, id := range w.ids {
+		j, err := oneJob(ctx, w.client, w.o.function, id)
+		if err != nil {
+			return err
+		}
+		chain := chainOf(ctx, w.o, w.client, j)
+		for _, l := range chain.links {
+			key.WriteString(l.key())
+		}
+		if w.o.json {
+			chain.json(&out)
+			continue
+		}
+		if i > 0 {
+			out.WriteByte('\n')
+		}
+		chain.show(&out)
+	}
+	if w.o.json {
+		columns = 0
+	}
+	return w.print(out.Bytes(), key.String(), columns)
+}
+
+// showChanges prints the jobs that have changed since they were printed.
+func (w *jobWatcher) showChanges(ctx context.Context) error {
+	now := map[string]string{}
+	var out bytes.Buffer
+	_, err := askJobs(ctx, w.client, w.o.function, w.o.query(0), func(j *jobLine) error {
+		key := j.key()
+		now[j.ID] = key
+		if w.seen[j.ID] != key {
+			out.Write(j.text)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	w.seen = now
+	_, err = w.stdout.Write(out.Bytes())
+	return err
+}
+
+// print redraws a terminal of this width; elsewhere, with width 0, it prints the page if
+// the key has changed.
+func (w *jobWatcher) print(page []byte, key string, width int) error {
+	if width == 0 {
+		if key == w.last {
+			return nil
+		}
+		if w.last != "" && !w.o.json {
+			page = append([]byte{'\n'}, page...)
+		}
+		w.last = key
+		_, err := w.stdout.Write(page)
+		return err
+	}
+	var out bytes.Buffer
+	out.WriteString("\x1b[H")
+	for line := range bytes.Lines(page) {
+		text := []rune(string(bytes.TrimSuffix(line, []byte("\n"))))
+		fmt.Fprintf(&out, "%s\x1b[K\n", string(text[:min(len(text), width-1)]))
+	}
+	out.WriteString("\x1b[J")
+	_, err := w.stdout.Write(out.Bytes())
+	return err
+}
+
+// key contains every field of a job that does not change with time alone.
+func (j *jobLine) key() string {
+	i := j.Info
+	i.Age, i.Due = 0, time.Time{}
+	key, _ := marshal(i)
+	return string(key) + "\n"
+}
+
+// watchSize returns the size of the terminal, 0 and 0 if stdout is not one.
+func (w *jobWatcher) watchSize() (columns, rows int) {
+	if !isTerminal(w.stdout) {
+		return 0, 0
+	}
+	if columns, rows = terminalSize(w.stdout); columns == 0 || rows == 0 {
+		return 80, 24
+	}
+	return columns, rows
 }

@@ -11,23 +11,24 @@ import (
 )
 
 const (
-	// memoryMark is from where the collector works for what a full queue holds.
+	// memoryMark is the memory use from which the collector runs more often: about what a
+	// full queue needs.
 	memoryMark = 52 << 20
-	// connectionMemory is what a connection over TLS takes, about.
+	// connectionMemory is about the memory of a connection over TLS.
 	connectionMemory = 64 << 10
 )
 
-// tuning keeps a node or worker small and out of others' way, until it is stopped.
+// tuning limits the memory and processors of a node or worker, until it is stopped.
 type tuning struct {
 	done chan struct{}
 	node atomic.Pointer[node.Node] // nil, for a worker
-	mark int64                     // the memory limit that is set
+	mark int64                     // the current memory limit
 }
 
-// tune begins it.
+// tune starts the tuning of a node or worker.
 func tune() *tuning {
-	// There is little live data as a rule, so garbage may be a multiple of it,
-	// until there is much.
+	// Usually there is little live data, so garbage may be a multiple of it, up to the
+	// memory limit.
 	debug.SetGCPercent(400)
 	t := &tuning{done: make(chan struct{})}
 	t.limitMemory(0)
@@ -35,7 +36,7 @@ func tune() *tuning {
 	return t
 }
 
-// oneProcessor is the part of it that any client may want.
+// oneProcessor starts the part that is useful to any client.
 func oneProcessor() *tuning {
 	t := &tuning{done: make(chan struct{})}
 	t.begin()
@@ -50,8 +51,8 @@ func (t *tuning) begin() {
 
 func (t *tuning) stop() { close(t.done) }
 
-// limitMemory makes the collector work for what is beyond what so many connections
-// need: below that it would run all the time.
+// limitMemory sets the memory limit for that many connections. With a lower limit the
+// collector would run all the time.
 func (t *tuning) limitMemory(connections int) {
 	const step = 64
 	want := memoryMark + int64(connections+step-1)/step*step*connectionMemory
@@ -61,19 +62,19 @@ func (t *tuning) limitMemory(connections int) {
 	}
 }
 
-// How busy one processor is, from which the process takes all, and below which
-// one will do again.
+// Above the load oneIsFull of one processor, the process uses all; below oneIsEnough,
+// it uses one again.
 const (
 	oneIsFull   = 0.85
 	oneIsEnough = 0.5
 )
 
-// followLoad runs Go code on one processor for as long as that is enough. With
-// more, each message wakes a second thread that finds nothing to do: that was
-// a third of what a call costs. It looks ten times a second while there is work,
-// and seldom when there is none. While a crowd enters, calls go beside it. A processor
-// that waits for the disk does nothing else: the runtime takes it away from a system
-// call only after up to 10 ms, and most are shorter.
+// followLoad runs Go code on one processor as long as that is enough. With more, each
+// message wakes a second thread that finds nothing to do, which was a third of the cost
+// of a call. It checks the load ten times a second while there is work, and once a second
+// otherwise. While many clients connect, it uses all processors, so that calls do not
+// wait for handshakes. Time in writes to the disk counts as load: the runtime takes the
+// processor away from a system call only after up to 10 ms, and most are shorter.
 func (t *tuning) followLoad(all int) {
 	const often, seldom = 100 * time.Millisecond, time.Second
 	pause, before, at := often, t.taken(), time.Now()
@@ -104,7 +105,7 @@ func (t *tuning) followLoad(all int) {
 	}
 }
 
-// taken is for how long the process has kept a processor.
+// taken returns for how long the process has occupied a processor.
 func (t *tuning) taken() time.Duration {
 	used := processorTime()
 	if n := t.node.Load(); n != nil {
@@ -113,7 +114,7 @@ func (t *tuning) taken() time.Duration {
 	return used
 }
 
-// processorTime is what this process has used.
+// processorTime returns the processor time that this process has used.
 func processorTime() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

@@ -42,7 +42,7 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 		select {
 		case <-ended:
 			return was, nil
-		case <-a.over: // it may have been too late to cancel the attempt: there may be another one to come
+		case <-a.over: // it may have been too late: another attempt may follow
 		case <-ctx.Done():
 			return was, nil
 		case <-m.ctx.Done():
@@ -51,7 +51,7 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 	}
 }
 
-// cancelQueued ends a job that nobody has; must: it has been ended already.
+// cancelQueued cancels a job that is not taken; must: its attempt was refused already.
 func (m *Manager) cancelQueued(id ID, must bool) error {
 	var j *Job
 	err := m.store.Apply(must, func(t *store.Tx) (err error) {
@@ -80,9 +80,8 @@ func (m *Manager) cancelQueued(id ID, must bool) error {
 	return nil
 }
 
-// Recheck ends the jobs of posters who may not call what they have posted, as after
-// a ticket was revoked: those that run too. When it returns none of them begins any
-// more.
+// Recheck ends the jobs, running ones too, of posters that may not call their functions
+// any more, as after a ticket was revoked. When it returns none of them begins.
 func (m *Manager) Recheck() {
 	m.CheckActive()
 	m.runs.Go(m.recheck)
@@ -114,7 +113,7 @@ func (m *Manager) recheck() {
 	for after := (ID{}); ; {
 		list, next, err := m.page(&Filter{}, after, maxTick)
 		if err != nil {
-			return // each is looked at again before it is run
+			return // each is checked again when it is taken
 		}
 		for _, j := range list {
 			if j.State.Finished() || j.Poster.Serial == "" {
@@ -130,7 +129,7 @@ func (m *Manager) recheck() {
 	}
 }
 
-// deny makes a job dead whose poster has lost his rights.
+// deny makes a job dead whose poster has lost its rights.
 func (m *Manager) deny(id ID, why error) {
 	m.mu.Lock()
 	a := m.active[id]
@@ -155,8 +154,7 @@ func (m *Manager) deny(id ID, why error) {
 	}
 }
 
-// Retry queues a job again that is dead or was cancelled. It has all its retries
-// anew.
+// Retry queues a job again that is dead or was cancelled, with all its retries.
 func (m *Manager) Retry(id ID) error {
 	var j *Job
 	err := m.store.Apply(false, func(t *store.Tx) (err error) {
@@ -183,8 +181,8 @@ func (m *Manager) Retry(id ID) error {
 	return nil
 }
 
-// Purge deletes jobs and their results. Of State "" only finished ones; those that
-// run never.
+// Purge deletes jobs and their results. Without a state it deletes only finished ones. It
+// never deletes a running one.
 func (m *Manager) Purge(f *Filter, older time.Duration) (int, error) {
 	total := 0
 	fits := m.purgeable(f, older)
@@ -211,12 +209,12 @@ func (m *Manager) Purge(f *Filter, older time.Duration) (int, error) {
 	}
 }
 
-// PurgeThese is Purge of some jobs.
+// PurgeThese is Purge for some jobs.
 func (m *Manager) PurgeThese(ids []ID, f *Filter, older time.Duration) (int, error) {
 	return m.remove(ids, m.purgeable(f, older))
 }
 
-// purgeable says which jobs a purge is about.
+// purgeable returns which jobs a purge deletes.
 func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
 	now := m.store.Clock.Wall()
 	return func(j *Job) bool {
@@ -235,7 +233,7 @@ func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
 	}
 }
 
-// await returns what is closed when the job has ended.
+// await returns a channel that is closed when the job has ended.
 func (m *Manager) await(id ID) chan struct{} {
 	c := make(chan struct{})
 	m.mu.Lock()
@@ -274,7 +272,7 @@ func (m *Manager) Get(id ID) (*Job, error) {
 	return j, err
 }
 
-// Absent is what Get says of a job that is not there.
+// Absent is the error of Get for a missing job.
 func (m *Manager) Absent(id ID) error { return m.store.Absent(id) }
 
 // Wait returns a job once it has finished.
@@ -295,7 +293,7 @@ func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
 	}
 }
 
-// Result opens what a finished job has written.
+// Result opens the output of a finished job.
 func (m *Manager) Result(j *Job) (stdout, stderr io.ReadCloser, err error) {
 	out, err := m.store.Content(j, store.PartOutput, j.Output)
 	if err != nil {

@@ -86,41 +86,41 @@ func (t *Taken) finish(o outcome) {
 	m.store.Submit(&store.Op{Must: true, Run: e.write, Done: e.written})
 }
 
-// Exit statuses that say what is to become of a job.
+// Exit statuses with a meaning for the job.
 const (
-	statusNever = 65 // EX_DATAERR: no other try could end better
-	statusLater = 75 // EX_TEMPFAIL: busy, it has not been tried
+	statusNever = 65 // EX_DATAERR: no other attempt could end better
+	statusLater = 75 // EX_TEMPFAIL: busy, it did not try
 )
 
-// outcome is how an attempt ended, and what that means for the job.
+// outcome is how an attempt ended, and what follows for the job.
 type outcome struct {
 	end         End
 	out, stderr *store.Draft
 	started     bool
 	cancelled   bool
-	never       bool // not to be tried again
-	later       bool // does not count as a try
+	never       bool // no further attempt
+	later       bool // uses no attempt
 }
 
-// drop takes back what was written of a job that nobody keeps.
+// drop deletes the output.
 func (o *outcome) drop() {
 	o.out.Drop()
 	o.stderr.Drop()
 }
 
-// cut drops what was written if that has taken the room of what the job was sent, which
-// it may need again.
+// cut drops output that has taken the room of arguments and input: the job may need those
+// again.
 func (o *outcome) cut(s *store.Spool) {
 	for _, d := range []**store.Draft{&o.out, &o.stderr} {
 		if s.Over() && (*d).Size > 0 {
 			(*d).Drop()
 			*d = s.NewDraft()
-			o.end.Message = strings.TrimPrefix(o.end.Message+"; there was no room for what it has written (--max-spool)", "; ")
+			o.end.Message = strings.TrimPrefix(o.end.Message+"; there was no room for its output (--max-spool)", "; ")
 		}
 	}
 }
 
-// judge says what an end means.
+// judge decides what an end means.
 func (o *outcome) judge(j *Job) {
 	switch e := &o.end; {
 	case o.cancelled:
@@ -133,7 +133,7 @@ func (o *outcome) judge(j *Job) {
 
 func (o *outcome) ok() bool { return o.end.Source == "program" && o.end.Status == 0 }
 
-// apply puts a job into the state that follows. now is the store's time.
+// apply changes the job's state. now is the store's time.
 func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 	j.Last = &o.end
 	if o.started {
@@ -165,26 +165,26 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 	}
 }
 
-// ending is the change that an attempt's end makes. It may be written again after
-// a failure.
+// ending is the change that the end of an attempt makes. It may be written again after a
+// failure.
 type ending struct {
 	t   *Taken
 	o   *outcome
 	try Try
 
-	job      *Job   // as it is then; nil: it has gone meanwhile
+	job      *Job   // as it is then; nil: it was deleted
 	children []*Job // that it posts
 	stale    []string
 	freed    int64
 }
 
 func (e *ending) write(t *store.Tx) error {
-	tried := e.job // as a commit was to write it that has failed
+	tried := e.job // as a commit that failed would have written it
 	e.job = nil
 	m := e.t.m
 	j, err := t.Job(e.t.ID)
 	if err == nil && j != nil && tried != nil && j.Equal(tried) {
-		e.job = j // it is on disk nevertheless
+		e.job = j // it is on disk all the same
 		return nil
 	}
 	if err != nil || j == nil || j.State != Queued {
@@ -261,8 +261,7 @@ func (e *ending) written(err error) {
 	}
 }
 
-// keepOutput makes what was written last; false: there is no room for it, or the
-// disk fails.
+// keepOutput syncs the output; false: there is no room for it, or the disk fails.
 func (m *Manager) keepOutput(t *Taken, o *outcome) bool {
 	for part, d := range map[byte]*store.Draft{store.PartOutput: o.out, store.PartStderr: o.stderr} {
 		if err := d.Keep(t.ID, part, t.Attempt); err != nil {
@@ -276,7 +275,7 @@ func (m *Manager) keepOutput(t *Taken, o *outcome) bool {
 	return true
 }
 
-// missing lists the names that are in the old list and not in the new one.
+// missing lists the names of the old list that the new one lacks.
 func missing(old, now []string) (gone []string) {
 	for _, name := range old {
 		found := false
@@ -290,7 +289,7 @@ func missing(old, now []string) (gone []string) {
 	return gone
 }
 
-// postbacks are the jobs that the end of one posts, with its output as their input.
+// postbacks makes the jobs that the end of a job posts, with its output as their input.
 func (m *Manager) postbacks(j *Job) (children []*Job) {
 	var names []string
 	switch j.State {

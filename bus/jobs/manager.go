@@ -1,5 +1,5 @@
-// Package jobs keeps posted calls: it writes them to disk before they are
-// acknowledged, runs them at least once, keeps their results, and posts those on.
+// Package jobs keeps posted calls: it writes them to disk before they are acknowledged,
+// runs them at least once, keeps their results, and posts those on.
 // Package store is the disk.
 package jobs
 
@@ -29,7 +29,7 @@ type Manager struct {
 	warn  func(format string, args ...any)
 	ctx   context.Context // ends with Close
 	stop  context.CancelFunc
-	tick  chan struct{} // has room for one: something may be due
+	tick  chan struct{} // has room for one: schedule looks again
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
 
@@ -45,10 +45,10 @@ type Manager struct {
 	active    map[ID]*Taken
 	arriving  arriving
 	waiters   map[ID][]chan struct{}
-	watch     []chan struct{} // told of any change
+	watch     []chan struct{} // signalled at any change
 	paused    bool
 	started   bool
-	doubt     []*Job // whose deletion was refused, and may be on disk nevertheless
+	doubt     []*Job // jobs whose deletion was refused, and may be on disk all the same
 }
 
 // Open opens the store; nothing runs before Start.
@@ -69,8 +69,8 @@ func Open(c Config) (*Manager, error) {
 	return m, nil
 }
 
-// Start begins to run what is ready, once the store can be written. It waits for
-// that only as long as nothing is wrong.
+// Start begins to run jobs once the store can be written. It does not wait for a store
+// that has to recover.
 func (m *Manager) Start(h Host) error {
 	m.host = h
 	late := make(chan struct{}, 1)
@@ -79,13 +79,13 @@ func (m *Manager) Start(h Host) error {
 	select {
 	case err := <-begun:
 		return err
-	case <-late: // what can not be read then is found by resume
+	case <-late: // resume finds the jobs later
 		return nil
 	}
 }
 
-// begin puts what is on disk in order and runs it; late is told if that takes until
-// the store has recovered.
+// begin notes interrupted attempts and has jobs taken; late is called if that has to wait
+// for the store to recover.
 func (m *Manager) begin(late func()) error {
 	done := make(chan error, 1)
 	m.store.Submit(&store.Op{Must: true, Late: late, Run: m.interrupted, Done: func(err error) { done <- err }})
@@ -124,8 +124,8 @@ func (m *Manager) addLines(keys []string) {
 	}
 }
 
-// resume looks at all anew after the store could not be written: a change that was
-// refused may be on disk nevertheless. The writer calls it.
+// resume reads everything again after the store could not be written: a change that was
+// refused may be on disk all the same. The writer calls it.
 func (m *Manager) resume() {
 	m.store.Spool.Sweep()
 	keys, err := m.readyLines()
@@ -176,7 +176,7 @@ func (m *Manager) Close() {
 	m.store.Close()
 }
 
-// schedule looks after what time brings: jobs that are due, results that expire.
+// schedule queues delayed jobs in time, and deletes expired results.
 func (m *Manager) schedule() {
 	var date dateWatch
 	m.redate() // it may have been set while no node ran
@@ -198,14 +198,14 @@ func (m *Manager) schedule() {
 	}
 }
 
-// maxPause bounds how long nobody looks at the clock while something waits for its
-// time, idlePause while nothing does.
+// maxPause bounds the pause of schedule while a job is delayed or a result can expire,
+// idlePause otherwise.
 const (
 	maxPause  = 500 * time.Millisecond
 	idlePause = 30 * time.Second
 )
 
-// poke makes schedule look again.
+// poke has schedule look again.
 func (m *Manager) poke() {
 	select {
 	case m.tick <- struct{}{}:
@@ -213,7 +213,7 @@ func (m *Manager) poke() {
 	}
 }
 
-// changed tells who watches that a job has changed, and who waits for it.
+// changed signals those that watch jobs, and those that wait for the end of this one.
 func (m *Manager) changed(id ID, finished bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -232,7 +232,7 @@ func (m *Manager) changed(id ID, finished bool) {
 	delete(m.waiters, id)
 }
 
-// dateWatch notices that the date was set.
+// dateWatch detects that the date was set.
 type dateWatch struct {
 	offset int64
 	known  bool

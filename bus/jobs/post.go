@@ -20,12 +20,12 @@ type Post struct {
 	Options  Options
 	Kind     args.Kind
 	Args     []byte
-	HasInput bool      // there is an input beside arguments
+	HasInput bool      // an input was posted with the arguments
 	Input    io.Reader // nil: none
 }
 
-// ParseOptions reads the options of a post, strictly: one that is not known would
-// promise what is not kept.
+// ParseOptions reads the options of a post. It refuses unknown ones: they would be
+// promises that are not kept.
 func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 	var q struct {
 		Options
@@ -40,17 +40,16 @@ func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 			return o, "", false, fmt.Errorf("options: %v", err)
 		}
 		if _, err := dec.Token(); err != io.EOF {
-			return o, "", false, fmt.Errorf("options: there is more behind the object")
+			return o, "", false, fmt.Errorf("options: text after the object")
 		}
 	}
-	if q.Keep != nil { // none is not the same as not at all
+	if q.Keep != nil { // 0 is not the default
 		q.Options.Keep = cmp.Or(*q.Keep, 1e-9)
 	}
 	return q.Options, q.Kind, q.Input, q.Options.Check()
 }
 
-// Post keeps a call. When it returns the job is on disk; an error says that it is
-// not. With a unique key the id may be that of a job which was there.
+// Post keeps a call. When it returns without an error the job is on disk. With a unique key the id may be that of a job which was there.
 func (m *Manager) Post(p *Post) (ID, error) {
 	if err := m.Room(); err != nil {
 		return ID{}, err
@@ -95,7 +94,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	return id, nil
 }
 
-// Room says why nothing can be posted now.
+// Room returns why nothing can be posted now.
 func (m *Manager) Room() error {
 	if err := m.store.Unwritable(); err != nil {
 		return err

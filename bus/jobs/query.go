@@ -9,7 +9,7 @@ import (
 	"fbus/bus/jobs/store"
 )
 
-// Filter says which jobs are meant.
+// Filter selects jobs.
 type Filter struct {
 	State    State
 	Function string // a glob
@@ -27,7 +27,7 @@ func (f *Filter) matches(function string, state State, caller string) bool {
 	return ok
 }
 
-// State is a job's state now: that it runs is not in its record.
+// State returns a job's state now. Its record does not contain that it runs.
 func (m *Manager) State(j *Job) State { return m.stateOf(j.ID, j.State) }
 
 func (m *Manager) stateOf(id ID, recorded State) State {
@@ -42,11 +42,11 @@ func (m *Manager) stateOf(id ID, recorded State) State {
 	return recorded
 }
 
-// Writing is how long commits have waited for the disk, in all.
+// Writing returns how long commits have waited for the disk, in all.
 func (m *Manager) Writing() time.Duration { return m.store.Writing() }
 
-// peek reads what stands first in a record, without the rest of it: a look over
-// many jobs is not to decode them all.
+// peek reads the first fields of a record, so that a list of many jobs need not decode
+// them all.
 func peek(value []byte) (function, state, caller string, ok bool) {
 	rest := value[min(4, len(value)):]
 	for _, part := range []struct {
@@ -65,13 +65,12 @@ func peek(value []byte) (function, state, caller string, ok bool) {
 	return
 }
 
-// maxScan bounds how many records are looked at in one state of the store: one
-// that is read from keeps what was deleted since from being used again.
+// maxScan bounds how many records one snapshot of the store is used for: pages that are
+// deleted meanwhile cannot be used again before it ends.
 const maxScan = 20000
 
-// page returns jobs that match, in the order of their ids, from behind after on,
-// and where to go on; the zero id: there are no more. It may return none and yet not
-// be at the end.
+// page returns jobs that match, in the order of their ids, that follow after; and the id
+// to continue from, zero at the end. It may return no job before the end.
 func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, err error) {
 	bucket := store.BucketJobs
 	if f.State == Dead {
@@ -96,7 +95,7 @@ func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, er
 	return list, next, err
 }
 
-// pick appends a job if it matches. One that is damaged is listed by what is known.
+// pick appends a job if it matches. Of a damaged one it lists the known fields.
 func (m *Manager) pick(t *store.Tx, list []*Job, f *Filter, id ID) []*Job {
 	v := t.Bucket([]byte(store.BucketJobs)).Get(id[:])
 	function, state, caller, ok := peek(v)
@@ -138,7 +137,7 @@ func (m *Manager) newest(f *Filter, limit int) (list []*Job, err error) {
 	return list, err
 }
 
-// count is how many jobs match.
+// count returns how many jobs match.
 func (m *Manager) count(f *Filter) (total int, err error) {
 	if *f == (Filter{}) {
 		return int(m.store.Jobs.Load()), nil
@@ -214,7 +213,7 @@ const countPause = 5 * time.Second
 type Query struct {
 	Filter
 	Limit  int  // 0: all
-	After  ID   // only those behind it
+	After  ID   // only jobs after it
 	Newest bool // of more than Limit the last, not the first
 }
 
@@ -262,7 +261,7 @@ type Info struct {
 	Poster   string    `json:"poster"`
 	Posted   time.Time `json:"posted"`
 	Age      float64   `json:"age"`
-	Due      time.Time `json:"due,omitzero"`     // when it is delayed until
+	Due      time.Time `json:"due,omitzero"`     // when the delay ends
 	Started  time.Time `json:"started,omitzero"` // of the last attempt
 	Ended    time.Time `json:"ended,omitzero"`
 	Attempts int       `json:"attempts"` // that were begun

@@ -19,14 +19,14 @@ type Taken struct {
 	ID       ID
 	Function string
 	On       string // glob of workers
-	Caller   string // who posted it
+	Caller   string // the poster
 	Attempt  int    // from 1
 	Origin   string // JSON: the job whose end posted this one; may be empty
 	Kind     args.Kind
 	Args     []byte
 	Input    []byte    // at most wire.MaxInlineInput bytes; all of it if Rest is nil
 	Rest     io.Reader // may read a file
-	HasInput bool      // an input was posted beside arguments
+	HasInput bool      // an input was posted with the arguments
 	Timeout  time.Duration
 	// Stdout and Stderr keep what the program writes. Each may block on the disk. After
 	// an error the call should be cancelled; Ended finds the error.

@@ -10,14 +10,14 @@ import (
 	"fbus/bus/jobs/store"
 )
 
-// maxTick is how many jobs one look at the clock changes in one commit.
+// maxTick bounds how many jobs schedule changes in one commit.
 const maxTick = 2000
 
-// due puts jobs into their lines whose time has come, and says when to look again.
+// due queues delayed jobs whose time has come, and returns when to look again.
 func (m *Manager) due() (next time.Duration) {
 	var ids []ID
 	next = maxPause
-	m.idle.Store(true) // before it looks: whoever adds something wakes it
+	m.idle.Store(true) // before it looks: a job that is added then wakes it
 	if m.nothingTimed() {
 		return idlePause
 	}
@@ -43,7 +43,7 @@ func (m *Manager) due() (next time.Duration) {
 		for _, id := range ids {
 			j, err := t.Job(id)
 			if err != nil || j == nil || j.State != Delayed || j.Due > m.store.Now() {
-				continue // damaged: it is told of when somebody looks
+				continue // damaged: reported when it is read
 			}
 			if again := m.early(j); again > 0 {
 				err = t.Move(j, func() { j.Due = again })
@@ -67,7 +67,7 @@ func (m *Manager) due() (next time.Duration) {
 	return next
 }
 
-// nothingTimed reports that no job waits for its time, and no result for its end.
+// nothingTimed reports that no job is delayed and no result can expire.
 func (m *Manager) nothingTimed() (none bool) {
 	m.store.View(func(t *store.Tx) error {
 		due, _ := t.Bucket([]byte(store.BucketDue)).Cursor().First()
@@ -78,8 +78,8 @@ func (m *Manager) nothingTimed() (none bool) {
 	return none
 }
 
-// early is when a job is due that is bound to the date, if the date is not there
-// yet: the clock was set back.
+// early returns when a job with a date is ready, if that date has not come: the clock was
+// set back.
 func (m *Manager) early(j *Job) int64 {
 	if j.At == "" || j.Attempts > 0 || j.Laters > 0 {
 		return 0
@@ -87,8 +87,7 @@ func (m *Manager) early(j *Job) int64 {
 	return j.Options.DueAt(m.store.Time())
 }
 
-// redate finds the times anew of jobs that are bound to the date, after that was
-// set.
+// redate computes the times of jobs with a date again, after the clock was set.
 func (m *Manager) redate() {
 	var ids []ID
 	m.store.View(func(t *store.Tx) error {
@@ -119,7 +118,7 @@ func (m *Manager) redate() {
 	m.poke()
 }
 
-// expire deletes results whose time is over.
+// expire deletes expired results.
 func (m *Manager) expire() {
 	var ids []ID
 	now := m.store.Now()
@@ -139,8 +138,8 @@ func (m *Manager) expire() {
 	}
 }
 
-// remove deletes those of some jobs that are as they should be, and counts them. On a
-// full disk it does so a few at a time, with what room the reserve has.
+// remove deletes those of some jobs that fit, and counts them. On a full disk it deletes
+// as many at a time as the reserve has room for.
 func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error) {
 	for size := len(ids); len(ids) > 0; {
 		portion := ids[:min(size, len(ids))]
@@ -155,7 +154,7 @@ func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error
 		}
 		total += n
 		ids = ids[len(portion):]
-		size *= 2 // what has gone has made room
+		size *= 2 // they have made room
 	}
 	return total, nil
 }
@@ -165,7 +164,7 @@ func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 	var gone []*Job
 	result := make(chan error, 1)
 	m.store.Submit(&store.Op{Frees: true, Done: func(err error) { m.removed(gone, err); result <- err }, Run: func(t *store.Tx) error {
-		before := gone // by a commit that has failed, and may be on disk nevertheless
+		before := gone // by a commit that failed, and may be on disk all the same
 		gone = nil
 		for _, id := range ids {
 			j, err := t.Job(id)
@@ -188,8 +187,8 @@ func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 	return len(gone), nil
 }
 
-// removed says of some jobs that they were deleted, or that this was refused. It is for
-// the writer's goroutine, as resume is: each is accounted for once.
+// removed takes the result of a deletion. The writer calls it, as it calls resume, so each
+// job is counted once.
 func (m *Manager) removed(list []*Job, err error) {
 	m.mu.Lock()
 	m.doubt = slices.DeleteFunc(m.doubt, func(j *Job) bool { return jobOf(list, j.ID) != nil })
@@ -204,14 +203,14 @@ func (m *Manager) removed(list []*Job, err error) {
 	}
 }
 
-// doubtful is a job whose deletion was refused; nil: it is none.
+// doubtful returns a job whose deletion was refused, or nil.
 func (m *Manager) doubtful(id ID) *Job {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return jobOf(m.doubt, id)
 }
 
-// gone does what is to be done when a job was deleted.
+// gone updates counters and files after a job was deleted.
 func (m *Manager) gone(j *Job) {
 	m.store.Jobs.Add(-1)
 	m.mu.Lock()
@@ -236,9 +235,8 @@ func jobOf(list []*Job, id ID) *Job {
 	return nil
 }
 
-// interrupted puts jobs back into their lines that were running when the node
-// ended. The attempt counts as begun, not against the retries: it is no fault of
-// theirs.
+// interrupted notes the attempts that ran when the last node ended. They do not count
+// against the retries.
 func (m *Manager) interrupted(t *store.Tx) error {
 	var ids []ID
 	c := t.Bucket([]byte(store.BucketRun)).Cursor()
@@ -261,7 +259,7 @@ func (m *Manager) interrupted(t *store.Tx) error {
 		if try.Attempt <= j.Attempts {
 			continue
 		}
-		try.End = End{Source: "fbus", Status: 255, Code: "node_lost", Message: "the node ended before it had"}
+		try.End = End{Source: "fbus", Status: 255, Code: "node_lost", Message: "the node ended before the job did"}
 		j.Attempts = try.Attempt
 		j.Note(try)
 		if err := t.Put(store.BucketJobs, j.ID[:], j.Encode()); err != nil {

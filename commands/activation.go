@@ -39,7 +39,7 @@ func inherited() (unixes []*net.UnixListener, tcps []*net.TCPListener, err error
 	return unixes, tcps, nil
 }
 
-var errNotListening = errors.New("not a stream socket that listens: ListenStream= with Accept=no is due")
+var errNotListening = errors.New("not a listening stream socket: use ListenStream= with Accept=no")
 
 // listenerOf is what a descriptor listens at. net would take a connection for a
 // listener, and fail at the first accept.

@@ -12,8 +12,8 @@ func cancelCommand() *cli.Command {
 		Name:      "cancel",
 		Usage:     "end a call or a posted job",
 		UsageText: "cancel [flags] ID…",
-		Description: `A call's caller gets status 143; its program gets TERM and, after the grace, KILL.
-A job is ended if it runs, and is not run again unless fbus retry says so.
+		Description: `The caller of a call gets status 143; its program gets TERM and, after the grace
+period, KILL. A job ends, and is not run again except by fbus retry.
 
   fbus cancel $(fbus ps --json | jq -r .call)
   fbus cancel "$job"
@@ -23,7 +23,7 @@ those of fbus jobs.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() == 0 {
-				return usage("cancel what? the id of a call or of a job is due").WithHint("fbus ps shows calls, fbus jobs shows jobs")
+				return usage("fbus cancel needs the id of a call or a job").WithHint("fbus ps shows calls, fbus jobs shows jobs")
 			}
 			return cancel(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
 		},

@@ -20,12 +20,12 @@ func describeCommand() *cli.Command {
 		UsageText: "describe [flags] NAME",
 		Description: `  fbus describe wc
 
-A note says why a worker has nothing ready for a call just now. JSON fields:
+A note shows why a worker cannot take a call now. JSON fields:
 those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("describe what? one name is due").WithHint("fbus describe NAME; fbus ls shows what is offered")
+				return usage("fbus describe needs one name").WithHint("fbus describe NAME; fbus ls shows what is offered")
 			}
 			return describe(o, ctx.Args().First(), ctx.App.Writer)
 		},

@@ -42,30 +42,29 @@ func inviteCommand() *cli.Command {
 		Name:      "invite",
 		Usage:     "make a ticket that lets another machine in",
 		UsageText: "invite --call GLOB|--offer GLOB|--admin … [flags]",
-		Description: `A ticket is a file, or a text: as secret as a key. Whoever has it may do what it
-says and nothing else. By default it is an invitation: the first to "fbus join" it
-makes a key of his own, and the ticket is of no more use. A --reusable one works as
-it stands, for any number of users: in FBUS_TICKET, or with any TLS library. --ttl is
-how long the ticket is good for: what an invitation was exchanged for lasts, renewing
-itself, until it is revoked; a reusable ticket gives access for that long and no longer.
+		Description: `A ticket is a file, or its text, and as secret as a key. Its holder gets exactly the
+rights in it. By default it is an invitation: "fbus join" exchanges it, once, for an
+identity with a new key. A --reusable ticket is used as it is, by any number of users:
+in FBUS_TICKET, or with any TLS library. --ttl limits the ticket. An identity renews
+itself until it is revoked; a reusable ticket gives access until --ttl is over.
 
   fbus invite --offer 'resize*' --name gpu-box --ttl 1h -o gpu.ticket
   fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
 
-A GLOB is over names of functions: * any run of characters, ? any one, [a-z] one of
-a class. None matches the node's own functions (fbus.…), which --admin allows.`,
+A GLOB matches names of functions: * any characters, ? one character, [a-z] one of a
+class. No glob matches the node's own functions (fbus.…): --admin allows those.`,
 		Flags: []cli.Flag{
 			&cli.GenericFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Value: &listValue{&o.call}},
 			&cli.GenericFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Value: &listValue{&o.offer}},
 			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.admin, DisableDefaultText: true},
-			&cli.GenericFlag{Name: "ttl", Usage: "good for `D`; default 1d, 30d if reusable", Value: &o.ttl},
+			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable", Value: &o.ttl},
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.name},
-			&cli.GenericFlag{Name: "address", Usage: "what is to be dialled, `HOST[:PORT]`; repeatable; default the addresses of the node's machine", Value: &listValue{&o.addresses}},
-			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, as it stands", Destination: &o.reusable, DisableDefaultText: true},
+			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{&o.addresses}},
+			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, without fbus join", Destination: &o.reusable, DisableDefaultText: true},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write it to `FILE`, mode 0600, which must not exist; default stdout", Destination: &o.output},
 			nodeFlag(&o.look.node),
 			quietFlag(&o.look.quiet),
-			verboseFlag(&o.look.verbose, "say which node it was"),
+			verboseFlag(&o.look.verbose, "report which node was used"),
 		},
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
@@ -80,13 +79,13 @@ a class. None matches the node's own functions (fbus.…), which --admin allows.
 func (o *inviteOptions) check() error {
 	rights := trust.Rights{Call: o.call, Offer: o.offer, Admin: o.admin}
 	if rights.Empty() {
-		return usage("say what it allows: --call GLOB, --offer GLOB or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
+		return usage("a ticket needs a right: --call GLOB, --offer GLOB or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
 	if err := rights.Check(); err != nil {
 		return asUsage(err)
 	}
 	if o.hasOutput && o.output == "" { // an unset variable must not have the key shown
-		return usage("--output is empty: the name of a file is due, or - for stdout")
+		return usage("--output is empty: use the name of a file, or - for stdout")
 	}
 	if o.hasName {
 		if err := trust.CheckName(o.name); err != nil {
@@ -94,7 +93,7 @@ func (o *inviteOptions) check() error {
 		}
 	}
 	if o.ttl.set && o.ttl.d < trust.MinTTL {
-		return usage("--ttl %s: at least %s is due", o.ttl.d, formatDuration(trust.MinTTL))
+		return usage("--ttl must be at least %s, not %s", formatDuration(trust.MinTTL), formatDuration(o.ttl.d))
 	}
 	for _, a := range o.addresses {
 		if err := wire.CheckAddress(a); err != nil {
@@ -153,19 +152,19 @@ func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
 	f := *explain(unwritten)
 	t, err := trust.ParseTicket(text)
 	if err != nil {
-		f.Message += "\nwhat the node has answered can not be read: " + err.Error()
-		f.Hint = "fbus tickets shows whether there is a ticket that nobody has"
+		f.Message += "\nthe node's answer cannot be read: " + err.Error()
+		f.Hint = "fbus tickets shows whether there is a ticket that nobody holds"
 		return &f
 	}
 	if _, err := o.look.ask("fbus.revoke", t.Serial); err != nil {
-		f.Message += fmt.Sprintf("\nticket %s is on the list and nobody has it, for it could not be taken back: %s", t.Name, explain(err).Message)
+		f.Message += fmt.Sprintf("\nticket %s was issued but not written, and could not be revoked: %s", t.Name, explain(err).Message)
 		f.Hint = join("fbus", "revoke", t.Serial)
 		if o.look.node != "" {
 			f.Hint = join("fbus", "revoke", "--node", o.look.node, t.Serial)
 		}
 		return &f
 	}
-	f.Message += fmt.Sprintf("\nticket %s was taken back", t.Name)
+	f.Message += fmt.Sprintf("\nticket %s was revoked", t.Name)
 	return &f
 }
 
@@ -173,7 +172,7 @@ func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
 func describeTicket(text []byte, file string) string {
 	t, err := trust.ParseTicket(text)
 	if err != nil {
-		return "the node's answer can not be read: " + err.Error()
+		return "the node's answer cannot be read: " + err.Error()
 	}
 	// An invitation's rights stand in its comment alone.
 	rights := t.Rights.String()
@@ -185,9 +184,9 @@ func describeTicket(text []byte, file string) string {
 	}
 	end := t.Expires.Local().Format("2006-01-02 15:04 MST")
 	if t.Joining {
-		return fmt.Sprintf("ticket %s: %s; until %s; to be used once: fbus join %s\nwho has joined with it may do so until it is revoked: fbus revoke %s", t.Name, rights, end, find.TicketWord(file), t.Name)
+		return fmt.Sprintf("ticket %s: %s; until %s; use it once: fbus join %s\nthe member keeps these rights until the ticket is revoked: fbus revoke %s", t.Name, rights, end, find.TicketWord(file), t.Name)
 	}
-	return fmt.Sprintf("ticket %s: %s; until %s; to be used as it stands: FBUS_TICKET=%s", t.Name, rights, end, find.TicketWord(file))
+	return fmt.Sprintf("ticket %s: %s; until %s; use it as it is: FBUS_TICKET=%s", t.Name, rights, end, find.TicketWord(file))
 }
 
 // secretFile is where a ticket is written, for this user's eyes alone.
@@ -204,7 +203,7 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	if path != "" && path != "-" {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
-			return nil, usage("output: %s exists: a ticket does not replace a file", path).WithHint("remove it, or give another name")
+			return nil, usage("output: %s exists, and a ticket does not replace a file", path).WithHint("remove it, or use another name")
 		}
 		if err != nil {
 			return nil, usage("output: %v", args.PathReason(err))
@@ -213,7 +212,7 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	}
 	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() {
 		if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != os.Geteuid() {
-			return nil, fail(args.CodeDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).WithHint("-o FILE makes one of your own")
+			return nil, fail(args.CodeDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).WithHint("-o FILE makes a file of your own")
 		}
 	}
 	if stdoutClosed() {
@@ -264,9 +263,9 @@ func hideStdout(stderr io.Writer) error {
 		return nil
 	}
 	if err := os.Stdout.Chmod(0o600); err != nil {
-		return fail(args.CodeInternal, "output: others may read it, and that can not be changed: %v", args.PathReason(err)).WithHint("fbus invite -o FILE")
+		return fail(args.CodeInternal, "output: others may read it, and its mode cannot be changed: %v", args.PathReason(err)).WithHint("fbus invite -o FILE")
 	}
-	say(stderr, "warning: the output is a file that others could read; its mode is now 0600; -o FILE makes it so from the start")
+	say(stderr, "warning: others could read the output file; its mode is now 0600; -o FILE creates it with that mode")
 	return nil
 }
 

@@ -353,14 +353,14 @@ func TestRetryAndPurge(t *testing.T) {
 func TestRetryAndPurgeUsage(t *testing.T) {
 	older := durationValue{set: true}
 	for want, err := range map[string]error{
-		"retry what?":                               (&retryOptions{}).check(nil),
+		"fbus retry needs":                          (&retryOptions{}).check(nil),
 		"ids and --dead exclude":                    (&retryOptions{dead: true}).check([]string{"A"}),
 		"--function goes with --dead":               (&retryOptions{glob: "x"}).check([]string{"A"}),
-		"purge what?":                               (&purgeOptions{glob: "x"}).check(nil),
-		"a job that runs is not purged":             (&purgeOptions{state: "running"}).check(nil),
-		"--state x: done, dead":                     (&purgeOptions{state: "x"}).check(nil),
-		"--older 0s: more than nothing":             (&purgeOptions{older: older}).check(nil),
-		"they do not go with an ID":                 (&purgeOptions{state: "dead"}).check([]string{"A"}),
+		"fbus purge needs":                          (&purgeOptions{glob: "x"}).check(nil),
+		"running jobs are not purged":               (&purgeOptions{state: "running"}).check(nil),
+		"--state must be done, dead":                (&purgeOptions{state: "x"}).check(nil),
+		"--older must be positive, not 0s":          (&purgeOptions{older: older}).check(nil),
+		"cannot be used with ids":                   (&purgeOptions{state: "dead"}).check([]string{"A"}),
 		"--state x: must be one of queued, delayed": (&jobsOptions{state: "x"}).check(nil),
 		"--limit must be at least 1":                (&jobsOptions{hasLimit: true}).check(nil),
 		"select from all jobs: they do not":         (&jobsOptions{state: "dead"}).check([]string{"A"}),

@@ -31,17 +31,18 @@ func joinCommand() *cli.Command {
 		Name:      "join",
 		Usage:     "join a network with a ticket",
 		UsageText: "join [flags] TICKET",
-		Description: `TICKET is a file, or - for stdin. An invitation is exchanged for an identity of
-this user, whose key is made here and never leaves; a reusable ticket is kept as it
-is. From then on every command finds the network by itself, unless there is a node
-on this machine. A lost connection does no harm: join again with the same ticket.
+		Description: `TICKET is a file, or - for stdin. An invitation is exchanged for an identity of this
+user, whose key is made here and never leaves the machine. A reusable ticket is stored
+as it is. After that every command finds the network by itself, unless a node runs on
+this machine. If the connection is lost, join again with the same ticket.
 
   fbus join gpu.ticket && fbus offer resize -- ./resize.sh
 
-A network has one identity here: one of another name is set aside, as NETWORK.NAME.pem.
-What is kept is in $FBUS_HOME/joined, or joined in fbus's configuration directory.`,
+There is one identity for each network: joining under another name moves the old one to
+NETWORK.NAME.pem. They are in $FBUS_HOME/joined, or in joined in fbus's configuration
+directory.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "node", Usage: "the node is at `HOST[:PORT]`, whatever the ticket says", Destination: &o.node},
+			&cli.StringFlag{Name: "node", Usage: "the node's address, `HOST[:PORT]`, instead of the ticket's", Destination: &o.node},
 			quietFlag(&o.quiet),
 		},
 		Action: func(ctx *cli.Context) error {
@@ -91,10 +92,10 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	}
 	if !o.quiet {
 		say(stderr, fmt.Sprintf("joined network %s as %s: %s; until %s", t.Network, t.Name, t.Rights, t.Expires.Local().Format("2006-01-02")))
-		say(stderr, "kept in "+filepath.Join(dir, t.Network+".pem"))
+		say(stderr, "stored in "+filepath.Join(dir, t.Network+".pem"))
 	}
 	if before != nil && before.Name != t.Name {
-		say(stderr, fmt.Sprintf("it was joined before as %s: that is set aside, and is used no more", before.Name))
+		say(stderr, fmt.Sprintf("the earlier identity %s was moved aside and is no longer used", before.Name))
 		say(stderr, "hint: FBUS_TICKET="+args.Quote(j.Aside(before))+" before a command uses it")
 	}
 	return nil
@@ -146,7 +147,7 @@ func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) 
 	cert, err := output(ctx, c, "fbus.join", args.List(string(request)))
 	if errors.Is(err, bus.ErrNodeLost) {
 		f := *explain(err)
-		err = o.troubled(f.WithHint("no harm is done, join again with the same ticket: fbus join %s", find.TicketWord(o.ticket)))
+		err = o.troubled(f.WithHint("join again with the same ticket: fbus join %s", find.TicketWord(o.ticket)))
 	}
 	return cert, err
 }

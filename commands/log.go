@@ -39,24 +39,24 @@ func logCommand() *cli.Command {
   fbus log ticket:ci
   fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
 
-NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N), or a glob
-over either. --follow goes on over a restart of the node.
+NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N); globs work
+for both. --follow continues when the node restarts.
 
 JSON fields, each where it applies: seq, time, event (call, refused, dropped: entries
 are missing, …), call (its id), caller, from, function, worker, waited and ran
-(seconds), in and out (bytes), source (program, signal, fbus), status, code (flood: how
-many more refusals there were, in message), message, name and serial (of a ticket),
+(seconds), in and out (bytes), source (program, signal, fbus), status, code (flood: the
+number of further refusals is in message), message, name and serial (of a ticket),
 dropped (how many). The function fbus.log answers the same, page by page.`,
 		Flags: append(o.flags(),
-			&cli.BoolFlag{Name: "follow", Usage: "go on with what comes", Destination: &o.follow, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "follow", Usage: "print new entries as they come", Destination: &o.follow, DisableDefaultText: true},
 			&cli.IntFlag{Name: "last", Usage: "show the last `N` entries", DefaultText: "50", Destination: &o.last},
 		),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
-				return usage("fbus log takes one NAME, and got %s as well", ctx.Args().Get(1)).WithHint("a glob is for several: %s", join("fbus", "log", ctx.Args().First()+"*"))
+				return usage("fbus log takes one NAME, and got %s as well", ctx.Args().Get(1)).WithHint("a glob matches several names: %s", join("fbus", "log", ctx.Args().First()+"*"))
 			}
 			if o.last < 0 {
-				return usage("--last %d: at least 0 is due", o.last)
+				return usage("--last must not be negative, got %d", o.last)
 			}
 			// A signal ends the process: there is nothing to clean up.
 			return showLog(context.Background(), o, ctx.Args().First(), ctx.App.Writer, ctx.App.ErrWriter)
@@ -122,7 +122,7 @@ func (r *logReader) read(ctx context.Context, q bus.LogQuery) ([]logEntry, uint6
 			if err != nil || next >= q.After {
 				return entries, next, err
 			}
-			r.say("the log has begun anew")
+			r.say("the log has started again")
 			q.After = 0
 			continue
 		}
@@ -131,7 +131,7 @@ func (r *logReader) read(ctx context.Context, q bus.LogQuery) ([]logEntry, uint6
 			return nil, 0, err
 		}
 		if !said {
-			r.say(err.Error() + ": waiting for it to come back")
+			r.say(err.Error() + ": waiting for the node to come back")
 			said = true
 		}
 		select {
@@ -198,7 +198,7 @@ func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 			Next *uint64 `json:"next"`
 		}
 		if err := json.Unmarshal(text, &v); err != nil {
-			return nil, 0, fail(args.CodeInternal, "the node's answer can not be read: %v", err)
+			return nil, 0, fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
 		}
 		if v.Next != nil {
 			return entries, *v.Next, nil

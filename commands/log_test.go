@@ -242,7 +242,7 @@ func TestLogFollow(t *testing.T) {
 		t.Error("it ended well")
 	}
 	n.stop()
-	for _, want := range []string{"waiting for it to come back", "begun anew"} {
+	for _, want := range []string{"waiting for the node to come back", "started again"} {
 		if !strings.Contains(errs.out.String(), want) {
 			t.Errorf("stderr lacks %q: %s", want, &errs.out)
 		}
@@ -254,7 +254,7 @@ func TestLogCommand(t *testing.T) {
 	cmd := logCommand()
 	for words, want := range map[string]string{
 		"a b":       "takes one NAME",
-		"--last=-1": "at least 0",
+		"--last=-1": "must not be negative",
 		"--follow":  "no such file",
 	} {
 		list, err := normalize("log", cmd.Flags, interleaved, append(strings.Fields(words), "--node="+socket))

@@ -33,7 +33,7 @@ func (o *lookOptions) flags() []cli.Flag {
 		nodeFlag(&o.node),
 		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 		quietFlag(&o.quiet),
-		verboseFlag(&o.verbose, "say which node it was"),
+		verboseFlag(&o.verbose, "report which node was used"),
 	}
 }
 
@@ -84,7 +84,7 @@ func decodeLines[T any](data []byte) ([]T, error) {
 		case io.EOF:
 			return list, nil
 		default:
-			return nil, fail(args.CodeInternal, "the node's answer can not be read: %v", err)
+			return nil, fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
 		}
 	}
 }

@@ -20,7 +20,7 @@ func defaultSocket(warn func(string, ...any)) string {
 	if _, err := os.Lstat(path); err != nil || find.Owned(path, os.ModeSocket, os.Getuid()) {
 		return path
 	}
-	warn("%s: what is there is no socket of this user: it is neither used nor removed", path)
+	warn("%s: not a socket of this user: it is neither used nor removed", path)
 	return base + "." + randomSuffix() + find.SocketSuffix
 }
 
@@ -34,7 +34,7 @@ func stateDir() (string, error) {
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return "", fmt.Errorf("there is no directory for it: set FBUS_STATE to one that can be written")
+		return "", fmt.Errorf("there is no state directory: set FBUS_STATE to a writable directory")
 	}
 	return filepath.Join(home, ".local", "state", "fbus"), nil
 }
@@ -61,8 +61,8 @@ func networkID(given string, stderr io.Writer) string {
 		id, err = trust.KeepNetwork(dir, id)
 	}
 	if err != nil {
-		say(stderr, fmt.Sprintf("the network id %s can not be kept: %v", id, err))
-		say(stderr, "hint: set FBUS_HOME to a directory that can be written, or give --network")
+		say(stderr, fmt.Sprintf("the network id %s cannot be stored: %v", id, err))
+		say(stderr, "hint: set FBUS_HOME to a writable directory, or use --network")
 	}
 	return id
 }

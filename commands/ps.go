@@ -13,12 +13,12 @@ func psCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
 		Name:      "ps",
-		Usage:     "list the calls that run or wait",
+		Usage:     "list running and waiting calls",
 		UsageText: "ps [flags]",
 		Description: `  fbus ps
 
 JSON fields: call (its id), function, state (queued, running, or ending: nobody
-waits for it, but its program is not gone yet), caller, worker, age and ran
+waits for it any more, but its program still runs), caller, worker, age and ran
 (seconds). The function fbus.calls answers the same.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {

@@ -29,9 +29,9 @@ func purgeCommand() *cli.Command {
 		Description: `  fbus purge --state done --older 1h
   fbus purge --older 7d --function 'resize*'
 
-Jobs that are done, dead or cancelled; those that are queued or delayed only if
---state says so, those that run never: with the ID of one that status is 65. With
---json an object with their number, purged.`,
+Deletes jobs that are done, dead or cancelled; queued or delayed ones only with
+--state; running ones never: for the ID of one the status is 65. With --json prints an
+object with their number, purged.`,
 		Flags: append(o.flags(),
 			&cli.StringFlag{Name: "state", Usage: "jobs in this state: `S`, done, dead, cancelled, queued or delayed", Destination: &o.state},
 			&cli.GenericFlag{Name: "older", Usage: "jobs that ended `D` ago or earlier", Value: &o.older},
@@ -46,17 +46,17 @@ Jobs that are done, dead or cancelled; those that are queued or delayed only if
 func (o *purgeOptions) check(ids []string) error {
 	switch {
 	case o.state == "running":
-		return usage("--state running: a job that runs is not purged").WithHint("fbus cancel ends it")
+		return usage("--state cannot be running: running jobs are not purged").WithHint("fbus cancel ends it")
 	case o.state != "" && !slices.Contains(states, o.state):
-		return usage("--state %s: done, dead, cancelled, queued or delayed is due", o.state)
+		return usage("--state must be done, dead, cancelled, queued or delayed, not %s", o.state)
 	case o.older.set && o.older.d <= 0:
-		return usage("--older %s: more than nothing is due", formatDuration(o.older.d))
+		return usage("--older must be positive, not %s", formatDuration(o.older.d))
 	case len(ids) > 0 && (o.state != "" || o.older.set || o.glob != ""):
-		return usage("--state, --older and --function choose jobs of all: they do not go with an ID")
+		return usage("--state, --older and --function cannot be used with ids")
 	case len(ids) == 0 && o.state == "" && !o.older.set:
-		return usage("purge what? --state or --older is due").WithHint("fbus purge --state done; fbus jobs shows what is there")
+		return usage("fbus purge needs --state, --older or ids").WithHint("fbus purge --state done; fbus jobs shows what is there")
 	case slices.Contains(ids, ""):
-		return usage("a job's id is due, not nothing")
+		return usage("an id cannot be empty")
 	}
 	return nil
 }
@@ -77,7 +77,7 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 		say(stderr, fmt.Sprintf("%s purged", plural(list[0].Purged, "job")))
 	}
 	if err == nil && len(list) == 1 && list[0].Purged < len(ids) {
-		return fail(args.CodeBadInput, "%d of %s not purged: what runs is not", len(ids)-list[0].Purged, plural(len(ids), "job")).WithHint("fbus cancel ends it")
+		return fail(args.CodeBadInput, "%d of %s not purged: running jobs are not purged", len(ids)-list[0].Purged, plural(len(ids), "job")).WithHint("fbus cancel ends it")
 	}
 	return err
 }

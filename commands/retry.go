@@ -27,9 +27,9 @@ func retryCommand() *cli.Command {
 		Description: `  fbus retry "$id"
   fbus retry --dead --function 'resize*'
 
-They have as many attempts again as when they were posted. --dead leaves out those whose
-input is damaged: such a one is retried by its id, when its file was restored. With --json an object with
-the id of each.`,
+They get as many attempts as when they were posted. --dead skips jobs whose input is
+damaged: retry such a job by its id, after its file was restored. With --json prints an
+object with the id of each.`,
 		Flags: append(o.flags(),
 			&cli.BoolFlag{Name: "dead", Usage: "all jobs that are dead", Destination: &o.dead, DisableDefaultText: true},
 			&cli.StringFlag{Name: "function", Usage: "with --dead: of functions whose name matches `GLOB`", Destination: &o.glob},
@@ -43,13 +43,13 @@ the id of each.`,
 func (o *retryOptions) check(ids []string) error {
 	switch {
 	case len(ids) == 0 && !o.dead:
-		return usage("retry what? ids of jobs are due, or --dead").WithHint("fbus jobs --state dead shows them")
+		return usage("fbus retry needs ids of jobs, or --dead").WithHint("fbus jobs --state dead shows them")
 	case len(ids) > 0 && o.dead:
 		return usage("ids and --dead exclude each other")
 	case o.glob != "" && !o.dead:
 		return usage("--function goes with --dead")
 	case slices.Contains(ids, ""):
-		return usage("a job's id is due, not nothing")
+		return usage("an id cannot be empty")
 	}
 	return nil
 }

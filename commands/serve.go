@@ -47,25 +47,24 @@ func serveCommand() *cli.Command {
 		Usage:     "run a node of the bus",
 		UsageText: "serve [flags]",
 		Description: `Listens on the unix socket /tmp/functionbus.PID.sock, for this user and root, and on
-TCP port 10101 under TLS 1.3, where nobody gets in without a ticket: see fbus invite.
-TERM or INT drains: new calls are refused, those queued and running finish. A
-second one ends at once.
+TCP port 10101 under TLS 1.3, where a ticket is required: see fbus invite. TERM or INT
+drains the node: it refuses new calls, and queued and running calls finish. A second
+signal ends it at once.
 
-With --socket-group the members of a group may use the node too: they call and offer
-every function, see their own calls, and do not administer it. A file says who may do
-what instead; whoever it does not name may do nothing. --config FILE reads it, and
-any flag by its long name; flags on the command line go before it.
+With --socket-group the members of a group may use the node too: they may call and
+offer every function and see their own calls, but not administer the node. The table
+[rights] of a file grants single rights instead; users without an entry have none.
+--config FILE reads it, and any flag by its long name. Flags on the command line win.
 
   [node]
   socket-group = "staff"
-  [rights]                      # those of a user and of all groups of his add up
+  [rights]                      # a user has the rights of all their entries
   "group:staff" = { call = ["*"] }
   "user:alice" = { offer = ["resize*"], admin = true }    # or "uid:1000", "gid:50"
 
-With a PKI of your own (--tls-cert, --tls-key, --tls-ca) the node's certificate names
-its host, and clients have certificates with the URI names of tickets, in the files
-that FBUS_TLS_CERT, FBUS_TLS_KEY and FBUS_TLS_CA name. Files that have changed are
-read again.
+With your own PKI (--tls-cert, --tls-key, --tls-ca) the node's certificate names its
+host. Clients need certificates with the URI names of tickets, in the files FBUS_TLS_CERT,
+FBUS_TLS_KEY and FBUS_TLS_CA. Files that have changed are read again.
 
   fbus serve &
   fbus serve --socket /run/user/1000/bus.sock --log calls.jsonl
@@ -92,18 +91,18 @@ fields of fbus log. A file that was moved away, as by logrotate, is made again.`
 func (o *serveOptions) flags() []cli.Flag {
 	return append(o.nodeFlags(),
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read [node] and [rights] of `FILE` (TOML)", Destination: &o.config},
-		&cli.GenericFlag{Name: "drain", Usage: "`D` to finish what runs at shutdown", Value: &o.drain},
+		&cli.GenericFlag{Name: "drain", Usage: "`D` for running calls to finish at shutdown", Value: &o.drain},
 		quietFlag(&o.quiet),
-		verboseFlag(&o.verbose, "say who connects and what is offered"),
+		verboseFlag(&o.verbose, "report connections and offers"),
 	)
 }
 
 // nodeFlags are what can be said about a node, on the command line or in a file.
 func (o *serveOptions) nodeFlags() []cli.Flag {
 	return append(append(o.tcp.flags(), o.jobs.flags()...),
-		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock keeps a second node away", Destination: &o.socket},
+		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock excludes a second node", Destination: &o.socket},
 		o.sharing.flag(),
-		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: made once and kept", Destination: &o.network},
+		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: one is made and stored", Destination: &o.network},
 		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
 		&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
 	)
@@ -173,13 +172,13 @@ type servedNode struct {
 // check says what is wrong with the options.
 func (o *serveOptions) check() error {
 	if o.hasNetwork && o.network == "" {
-		return usage("--network is empty: 1 to 63 characters of a-z 0-9 - are due")
+		return usage("--network must be 1 to 63 characters of a-z 0-9 -, not empty")
 	}
 	if o.network != "" && args.CheckNetwork(o.network) != nil {
-		return usage("--network %s: 1 to 63 characters of a-z 0-9 - are due", o.network)
+		return usage("--network must be 1 to 63 characters of a-z 0-9 -, not %s", o.network)
 	}
 	if o.queue < 1 {
-		return usage("--queue %d: at least 1 is due", o.queue)
+		return usage("--queue must be at least 1, not %d", o.queue)
 	}
 	if err := cmp.Or(o.tcp.check(), o.jobs.check()); err != nil {
 		return err
@@ -273,10 +272,10 @@ func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 		<-n.served
 	}
 	if open := n.Open(); open > 0 && !n.o.quiet {
-		say(n.stderr, fmt.Sprintf("draining: %s queued or running; at most %s; once more to end them now", plural(open, "call"), formatDuration(d)))
+		say(n.stderr, fmt.Sprintf("draining: %s queued or running; at most %s; repeat the signal to end them now", plural(open, "call"), formatDuration(d)))
 	}
 	if n.Drain(ctx) != nil {
-		say(n.stderr, fmt.Sprintf("%d calls were ended before they had finished", n.Open()))
+		say(n.stderr, fmt.Sprintf("%d calls were ended before they finished", n.Open()))
 	}
 }
 
@@ -324,7 +323,7 @@ func openLog(network string, file io.WriteCloser, warn func(string, ...any)) *ca
 			return l
 		}
 	}
-	warn("fbus log shows nothing of this node: %v", err)
+	warn("fbus log is not available: %v", err)
 	if file == nil {
 		return nil
 	}

@@ -29,7 +29,7 @@ func (o *jobOptions) flags() []cli.Flag {
 
 func (o *jobOptions) check() error {
 	if o.max < 1 {
-		return usage("--max-jobs %d: at least 1 is due", o.max)
+		return usage("--max-jobs must be at least 1, not %d", o.max)
 	}
 	return nil
 }
@@ -47,7 +47,7 @@ func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Mana
 	m, err := jobs.Open(jobs.Config{Place: place, Patient: true, MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
 	var locked *jobs.LockedError
 	if errors.As(err, &locked) {
-		return nil, &args.Error{Code: args.CodeInternal, Err: locked, Hint: "a second node of this user needs a network of its own: fbus serve --network ID"}
+		return nil, &args.Error{Code: args.CodeInternal, Err: locked, Hint: "a second node of this user needs another network: fbus serve --network ID"}
 	}
 	return m, err
 }

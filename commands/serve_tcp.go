@@ -37,10 +37,10 @@ func (o *tcpOptions) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + wire.DefaultPort, Value: &listValue{&o.listen}},
 		&cli.BoolFlag{Name: "no-tcp", Usage: "only this machine", Destination: &o.off, DisableDefaultText: true},
-		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate is in `FILE` (PEM): a PKI of your own", Destination: &o.cert},
-		&cli.StringFlag{Name: "tls-key", Usage: "its key is in `FILE`", Destination: &o.key},
-		&cli.StringFlag{Name: "tls-ca", Usage: "who has a certificate of the CA in `FILE` may enter, with the rights that stand in it", Destination: &o.ca},
-		&cli.GenericFlag{Name: "keepalive", Usage: "give a silent peer up after `D`, at least 3s; default 10s", Value: &o.keepAlive},
+		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate, in `FILE` (PEM): your own PKI", Destination: &o.cert},
+		&cli.StringFlag{Name: "tls-key", Usage: "its key, in `FILE`", Destination: &o.key},
+		&cli.StringFlag{Name: "tls-ca", Usage: "clients with a certificate of the CA in `FILE` may connect, with the rights in it", Destination: &o.ca},
+		&cli.GenericFlag{Name: "keepalive", Usage: "close a silent connection after `D`, at least 3s; default 10s", Value: &o.keepAlive},
 		&cli.IntFlag{Name: "max-connections", Usage: "at most `N` connections", DefaultText: fmt.Sprint(node.DefaultConnections), Destination: &o.maxConnections},
 		&cli.IntFlag{Name: "max-per-ticket", Usage: "at most `N` of them with one ticket", DefaultText: fmt.Sprint(node.DefaultPerTicket), Destination: &o.maxPerTicket},
 	}
@@ -67,9 +67,9 @@ func (o *tcpOptions) check() error {
 	case o.off && len(given) > 0:
 		return usage("--no-tcp and --tls-cert exclude each other")
 	case o.maxConnections < 1:
-		return usage("--max-connections %d: at least 1 is due", o.maxConnections)
+		return usage("--max-connections must be at least 1, not %d", o.maxConnections)
 	case o.maxPerTicket < 1:
-		return usage("--max-per-ticket %d: at least 1 is due", o.maxPerTicket)
+		return usage("--max-per-ticket must be at least 1, not %d", o.maxPerTicket)
 	}
 	for _, addr := range o.listen {
 		if err := wire.CheckAddress(addr); err != nil {
@@ -98,7 +98,7 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 	if o.off {
 		d.close()
 		if len(passed) > 0 {
-			return nil, usage("--no-tcp, and the service manager listens at %s", passed[0].Addr())
+			return nil, usage("--no-tcp cannot be used: the service manager listens at %s", passed[0].Addr())
 		}
 		return d.shut(network, warn), nil
 	}
@@ -142,7 +142,7 @@ func (d *door) shut(network string, warn func(string, ...any)) *door {
 		return nil
 	}
 	if err := d.openGate(network, warn); err != nil {
-		warn("tickets can not be listed or revoked: %s", explain(err).Message)
+		warn("tickets cannot be listed or revoked: %s", explain(err).Message)
 		return nil
 	}
 	return d
@@ -165,7 +165,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 	}
 	home, err := find.HomeDir()
 	if err != nil {
-		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a directory that can be written")
+		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a writable directory")
 	}
 	a, err := trust.Open(trust.Options{Dir: filepath.Join(home, "networks", network), Network: network, Warn: warn})
 	if err != nil {
@@ -192,11 +192,11 @@ func listenReason(err error) string {
 	var errno syscall.Errno
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return "something listens there already"
+		return "the address is in use"
 	case errors.As(err, &errno):
 		return errno.Error()
 	case errors.As(err, &dns):
-		return "the name can not be resolved: " + dns.Err
+		return "the name cannot be resolved: " + dns.Err
 	case errors.As(err, &addr):
 		return addr.Err
 	}

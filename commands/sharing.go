@@ -59,15 +59,15 @@ func (g *grant) rights() trust.Rights {
 }
 
 func (s *sharing) flag() cli.Flag {
-	return &cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too: it is theirs, mode 0660", Destination: &s.group}
+	return &cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too, mode 0660", Destination: &s.group}
 }
 
 // resolve finds the group, and says what is wrong.
 func (s *sharing) resolve() error {
 	if s.group == "" {
 		if s.rights != nil {
-			return usage("%s: rights: nobody else can connect, for the socket is this user's alone", s.rights.at).
-				WithHint("--socket-group GROUP, or socket-group in [node], says whose it is too")
+			return usage("%s: rights: nobody else can connect: the socket is only for this user", s.rights.at).
+				WithHint("use --socket-group GROUP, or socket-group in [node]")
 		}
 		return nil
 	}
@@ -128,7 +128,7 @@ func (s *sharing) open(l *node.Listener, warn func(string, ...any)) error {
 		return fail(args.CodeInternal, "--socket-group %s: %v", s.group, err)
 	}
 	if dir := s.closed(l.Path()); dir != "" {
-		warn("--socket-group %s: its members may not get to %s: not all of them may enter %s", s.group, l.Path(), dir)
+		warn("--socket-group %s: some members cannot reach %s: not all may enter %s", s.group, l.Path(), dir)
 		warn("hint: chmod g+x or o+x, or --socket PATH elsewhere")
 	}
 	return nil
@@ -158,7 +158,7 @@ func (s *sharing) String() string {
 	case s.group == "":
 		return ""
 	case s.rights != nil:
-		return fmt.Sprintf(" for group %s, as the configuration says", s.group)
+		return fmt.Sprintf(" for group %s, with the rights of the configuration", s.group)
 	}
 	return " for group " + s.group
 }
@@ -179,13 +179,13 @@ func grantFor(who, at string) (*grant, error) {
 		if strings.Trim(name, "0123456789") == "" {
 			g.id, err = find.UserID(name)
 		} else {
-			err = fmt.Errorf("%s is no number", name)
+			err = fmt.Errorf("%s is not a number", name)
 		}
 	default:
 		err = errors.New("")
 	}
 	if err != nil && err.Error() == "" {
-		err = errors.New("\"uid:1000\", \"user:NAME\", \"gid:100\" or \"group:NAME\" is due")
+		err = errors.New("it must be \"uid:1000\", \"user:NAME\", \"gid:100\" or \"group:NAME\"")
 	}
 	return g, err
 }
@@ -228,7 +228,7 @@ func (c *configFile) rightsSetting(s setting) {
 		if g != nil {
 			g.wrong = true
 		}
-		c.problems.add(s.value.at, "%s: a table is due, not %s", strings.Join(s.key, "."), s.value.typeName())
+		c.problems.add(s.value.at, "%s must be a table, not %s", strings.Join(s.key, "."), s.value.typeName())
 		return
 	}
 	in, table := "rights: "+g.who, g.flags()
@@ -256,14 +256,14 @@ func (r *rights) check(p *problems) {
 		return
 	}
 	if len(r.grants) == 0 {
-		p.add(r.at, "rights: nobody is named: \"uid:1000\" = { call = [\"*\"] } names one")
+		p.add(r.at, "rights: the table is empty; an entry is \"uid:1000\" = { call = [\"*\"] }")
 	}
 	for _, g := range r.grants {
 		if g.wrong {
 			continue
 		}
 		if err := g.rights().Check(); g.rights().Empty() {
-			p.add(g.at, "rights: %s: say what it allows: call, offer or admin", g.who)
+			p.add(g.at, "rights: %s: the entry needs call, offer or admin", g.who)
 		} else if err != nil {
 			p.add(g.at, "rights: %s: %v", g.who, err)
 		}

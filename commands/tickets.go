@@ -22,17 +22,17 @@ func ticketsCommand() *cli.Command {
 		Name:      "tickets",
 		Usage:     "list the tickets that were issued",
 		UsageText: "tickets [flags]",
-		Description: `Who holds one may enter until it expires or is revoked. An invitation that was
-used is listed as what it was exchanged for.
+		Description: `A ticket's holder may connect until it expires or is revoked. An invitation that was
+used is listed as the identity it was exchanged for.
 
   fbus tickets --json | jq -r 'select(.connected > 0) | .name'
 
 JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited,
 active, revoked, burnt), reusable, issued, issued_by (the serial of the ticket that
 asked for it, if one did), expires, seen and from (last entry), key (SHA-256 of the
-public key), into (what took its place), ended and by (when it was used or revoked,
+public key), into (the serial that replaced it), ended and by (when it was used or revoked,
 from where), connected (connections now).`,
-		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "those too that were revoked, used or have expired", Destination: &all, DisableDefaultText: true}),
+		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "also those that were revoked or used, or have expired", Destination: &all, DisableDefaultText: true}),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
 				return err
@@ -97,10 +97,10 @@ func revokeCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
 		Name:      "revoke",
-		Usage:     "take a ticket back",
+		Usage:     "revoke a ticket",
 		UsageText: "revoke [flags] NAME|SERIAL",
-		Description: `At once, and for good: its connections are closed, its calls cancelled, and nobody
-enters with it, with what it was exchanged for, or with a ticket that was issued with
+		Description: `Revoking is immediate and permanent. Connections close and calls are cancelled: those
+of the ticket, of the identity it was exchanged for, and of tickets that were issued with
 it. fbus tickets lists the names.
 
   fbus revoke ci
@@ -128,12 +128,12 @@ func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
 	}
 	list, err := decodeLines[bus.RevokedInfo](data)
 	if err != nil || len(list) != 1 {
-		return fail(args.CodeInternal, "the node does not say what it has revoked")
+		return fail(args.CodeInternal, "the node did not report what it revoked")
 	}
 	if !o.quiet {
 		what := ticket
 		if issued := list[0].Issued; len(issued) > 0 {
-			what += ", and what was issued with it (" + strings.Join(issued, ", ") + ")"
+			what += ", and the tickets that were issued with it (" + strings.Join(issued, ", ") + ")"
 		}
 		say(stderr, fmt.Sprintf("revoked %s: %s closed", what, plural(list[0].Connections, "connection")))
 	}

@@ -137,6 +137,13 @@ func (n *Node) Metrics() bus.Metrics {
 		Instance: n.instance, Started: n.started, Goroutines: runtime.NumGoroutine(), Memory: memory[0].Value.Uint64() - memory[1].Value.Uint64(),
 		TicketsExpiring: n.expiring(),
 	}
+	if n.cfg.Jobs != nil {
+		states, size := n.cfg.Jobs.Counts()
+		m.Node.Jobs, m.Node.StoreBytes = map[string]int64{}, size
+		for state, k := range states {
+			m.Node.Jobs[string(state)] = k
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	m.Node.Draining, m.Node.Connections, m.Node.Open, m.Node.Buffers = n.draining, n.guests, n.open, n.budget.Used()
@@ -157,6 +164,9 @@ func (n *Node) functionMetrics(name string, s *stats) bus.FunctionMetrics {
 	slices.SortFunc(m.Calls, func(a, b bus.EndCount) int {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Status, b.Status))
 	})
+	if n.source != nil && name != "" {
+		m.Ready = n.source.Ready(name)
+	}
 	fn := n.functions[name]
 	if fn == nil {
 		return m

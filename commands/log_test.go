@@ -89,7 +89,7 @@ func startLogNode(t *testing.T, socket, dir string) *logNode {
 	if n.log, err = calllog.Open(calllog.Options{Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
-	if n.node, err = node.New(node.Config{Network: "test"}); err != nil {
+	if n.node, err = node.New(node.Config{Network: "test", Log: n.log}); err != nil {
 		t.Fatal(err)
 	}
 	if n.l, err = node.Listen(socket, true); err != nil {
@@ -100,9 +100,6 @@ func startLogNode(t *testing.T, socket, dir string) *logNode {
 		n.node.Serve(n.l)
 	}()
 	if n.client, err = bus.Dial(context.Background(), bus.Unix(socket), &bus.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := n.client.Offer(context.Background(), bus.Offer{Name: "log", Slots: 4}, node.ServeLog(n.log)); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -123,7 +120,7 @@ func (n *logNode) add(functions ...string) {
 }
 
 func logFlags(socket string) *logOptions {
-	o := &logOptions{last: 50, function: "log"}
+	o := &logOptions{last: 50, function: "fbus.log"}
 	o.node, o.json = socket, true
 	return o
 }

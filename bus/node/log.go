@@ -1,13 +1,8 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"strconv"
 	"time"
 
 	"fbus/bus"
@@ -20,81 +15,33 @@ import (
 // before the limit of such calls.
 const maxLogWait = 8 * time.Second
 
-// ServeLog returns what serves fbus.log from a log. It answers the entries, one
-// JSON object a line, and a [LogNext]. If there are more than it gives at once, it
-// gives the first of them.
-func ServeLog(j *calllog.Log) bus.Handler {
-	return func(ctx context.Context, inv *bus.Invocation) bus.Result {
-		q, err := logQuery(inv)
-		if err != nil {
-			return logFailure("fbus.log: " + err.Error())
-		}
-		entries, next, err := j.Read(ctx, q)
-		switch {
-		case ctx.Err() != nil: // nobody waits for it
-			return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
-		case errors.Is(err, calllog.ErrQuery):
-			return logFailure("fbus.log: " + err.Error())
-		case errors.Is(err, calllog.ErrClosed):
-			return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeDraining), Code: args.CodeDraining, Message: "fbus.log: " + err.Error()}}
-		case err != nil:
-			return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeInternal), Code: args.CodeInternal, Message: "fbus.log: " + err.Error()}}
-		}
-		res := bus.Result{}
-		res.Output = logLines(entries, next)
-		return res
-	}
-}
-
-func logFailure(msg string) bus.Result {
-	return bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeBadInput), Code: args.CodeBadInput, Message: msg}}
-}
-
+// serveLog answers log entries, and where the next call goes on. If there are more than fit
+// one answer, it answers the first of them.
 func serveLog(ctx context.Context, q *asked) error {
-	res := ServeLog(q.node.cfg.Log)(ctx, q.Invocation)
-	q.result = &res
-	return nil
-}
-
-func logLines(entries []bus.LogEntry, next uint64) []byte {
-	var out []byte
+	var d bus.LogQuery
+	if err := q.document(&d); err != nil {
+		return badInput("%v", err)
+	}
+	if d.Last < 0 || d.Wait < 0 {
+		return badInput("fbus.log: last and wait must not be negative")
+	}
+	entries, next, err := q.node.cfg.Log.Read(ctx, calllog.Query{
+		After: d.After, Last: d.Last, Function: d.Function, Caller: d.Caller, Event: d.Event,
+		Wait: time.Duration(min(d.Wait, maxLogWait.Seconds()) * float64(time.Second)),
+	})
+	switch {
+	case errors.Is(err, calllog.ErrQuery):
+		return badInput("fbus.log: %v", err)
+	case errors.Is(err, calllog.ErrClosed):
+		return args.Errorf(args.CodeDraining, "fbus.log: %v", err)
+	case err != nil:
+		return args.Errorf(args.CodeInternal, "fbus.log: %v", err)
+	}
 	for i := range entries {
-		out = calllog.AppendLine(out, &entries[i])
+		q.out.Write(calllog.AppendLine(nil, &entries[i]))
 	}
-	out = strconv.AppendUint(append(out, `{"next":`...), next, 10)
-	return append(out, "}\n"...)
-}
-
-// logQuery reads what a call asks for: a JSON document as arguments, or as input.
-func logQuery(inv *bus.Invocation) (calllog.Query, error) {
-	var doc []byte
-	switch inv.Kind {
-	case args.KindJSON:
-		doc = inv.Args
-	case args.KindRaw:
-		doc = bytes.TrimSpace(inv.Head())
-	default:
-		return calllog.Query{}, errors.New("expected one JSON object: {\"last\":50}")
-	}
-	var q bus.LogQuery
-	if len(doc) > 0 {
-		dec := json.NewDecoder(bytes.NewReader(doc))
-		dec.DisallowUnknownFields() // a filter that is not known would show what was not asked for
-		if err := dec.Decode(&q); err != nil {
-			return calllog.Query{}, fmt.Errorf("not a query: %v", err)
-		}
-		if _, err := dec.Token(); err != io.EOF {
-			return calllog.Query{}, errors.New("not a query: more than one JSON object")
-		}
-	}
-	if q.Last < 0 || q.Wait < 0 {
-		return calllog.Query{}, errors.New("last and wait must not be negative")
-	}
-	wait := maxLogWait
-	if q.Wait < maxLogWait.Seconds() {
-		wait = time.Duration(q.Wait * float64(time.Second))
-	}
-	return calllog.Query{After: q.After, Last: q.Last, Function: q.Function, Caller: q.Caller, Event: q.Event, Wait: wait}, nil
+	q.line(bus.LogNext{Next: next})
+	return nil
 }
 
 // log keeps how a call ended. What a caller was denied is an entry of its own kind, and

@@ -14,7 +14,7 @@ import (
 	"fbus/bus/node"
 )
 
-// logOf serves a journal's log on a bus, under a name that peers may offer.
+// logOf runs a node with a log.
 func logOf(t *testing.T) (*calllog.Log, *bus.Client) {
 	noLeaks(t)
 	j, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
@@ -22,22 +22,19 @@ func logOf(t *testing.T) (*calllog.Log, *bus.Client) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { j.Close() })
-	_, path := start(t, node.Config{})
+	_, path := start(t, node.Config{Log: j})
 	c, err := bus.Dial(context.Background(), bus.Unix(path), &bus.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if _, err := c.Offer(context.Background(), bus.Offer{Name: "log", Slots: 4}, node.ServeLog(j)); err != nil {
-		t.Fatal(err)
-	}
 	return j, c
 }
 
 func askLog(t *testing.T, c *bus.Client, doc string) (functions []string, next uint64) {
 	t.Helper()
 	var out bytes.Buffer
-	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: args.JSON([]byte(doc)), Stdout: &out}); err != nil {
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Args: args.JSON([]byte(doc)), Stdout: &out}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
@@ -93,16 +90,16 @@ func TestServeLogWaits(t *testing.T) {
 func TestServeLogRefuses(t *testing.T) {
 	_, c := logOf(t)
 	for _, doc := range []string{`[]`, `{"last":-1}`, `{"wait":-1}`, `{"nobody":1}`, `{"function":"[a"}`, `7`} {
-		_, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: args.JSON([]byte(doc))})
+		_, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Args: args.JSON([]byte(doc))})
 		if !errors.Is(err, bus.ErrBadInput) {
 			t.Errorf("%s: %v", doc, err)
 		}
 	}
-	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Args: args.List("a")}); !errors.Is(err, bus.ErrBadInput) {
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Args: args.List("a")}); !errors.Is(err, bus.ErrBadInput) {
 		t.Errorf("words: %v", err)
 	}
 	var out bytes.Buffer
-	if _, err := c.Call(context.Background(), &bus.Request{Function: "log", Stdout: &out}); err != nil || out.String() != "{\"next\":0}\n" {
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Stdout: &out}); err != nil || out.String() != "{\"next\":0}\n" {
 		t.Errorf("nothing: %q, %v", &out, err)
 	}
 }

@@ -11,41 +11,40 @@ import (
 const (
 	// maxEntering is how many may be at their handshake.
 	maxEntering = 512
-	// crowd is how many may be, beyond which handshakes that have computed for
-	// restAfter rest for as long: what calls need comes first, and a handshake can
-	// not be interrupted.
+	// crowd is the number from which handshakes that have computed for restAfter rest for
+	// as long: calls come first, and a handshake cannot be interrupted.
 	crowd     = 4
 	restAfter = 200 * time.Microsecond
 	restMost  = 2 * time.Millisecond
 )
 
-// entering are the connections whose handshake is not done. There is room for
-// some; the oldest of those which wait for their peer makes room for the next: a
-// peer in earnest needs milliseconds. One at a time computes, and the addresses that
-// they come from take turns, so that a flood stands in its own way.
+// entering holds the connections whose handshake is not done. Their number is bounded: the
+// oldest that waits for its peer makes room for the next, since an honest peer needs
+// milliseconds. One at a time computes, and the addresses that they come from take turns, so
+// that a flood blocks only itself.
 type entering struct {
 	mu      sync.Mutex // protects the fields below, and those of sources and arrivals
 	n       int
 	sources map[netip.Prefix]*source
-	turns   []*source     // that have arrivals who want the place; the next first
+	turns   []*source     // that have arrivals in their queue; the next first
 	taken   bool          // the place: somebody computes, or it rests
 	worked  time.Duration // since the last rest
 	done    bool
 }
 
-// source is where connections come from. It exists while there are some.
+// source is an address that connections come from. It exists while there are some.
 type source struct {
 	key   netip.Prefix
 	all   list.List  // of *arrival, oldest first
 	queue []*arrival // those that want the place, in their order
 }
 
-// arrival is one connection. Its place is its goroutine's to acquire and release.
+// arrival is one connection. Its goroutine acquires and releases the place.
 type arrival struct {
 	in     *entering
 	nc     net.Conn
 	source *source
-	at     *list.Element // nil: it is entering no more
+	at     *list.Element // nil: it has left
 	queued bool
 	since  time.Time // it computes; zero: it waits
 	turn   chan bool // has room for one: whether it got the place
@@ -77,7 +76,7 @@ func (e *entering) begin(nc net.Conn) *arrival {
 	return a
 }
 
-// sourceOf is an IPv4 address, or the network of 2^64 that an IPv6 address is of.
+// sourceOf returns an IPv4 address, or the /64 network of an IPv6 address.
 func sourceOf(addr net.Addr) netip.Prefix {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
@@ -88,7 +87,7 @@ func sourceOf(addr net.Addr) netip.Prefix {
 	return p
 }
 
-// evict closes one connection of the source that has most. e.mu is held.
+// evict closes one connection of the source that has the most. e.mu is held.
 func (e *entering) evict() {
 	var most *source
 	for _, s := range e.sources {
@@ -120,7 +119,7 @@ func (a *arrival) end() {
 	a.leave()
 }
 
-// leave takes it off the lists. The mu is held.
+// leave takes the arrival off the lists. The mu is held.
 func (a *arrival) leave() {
 	if a.at == nil {
 		return
@@ -138,7 +137,7 @@ func (a *arrival) leave() {
 	}
 }
 
-// acquire waits for the place. It is false for who is entering no more.
+// acquire waits for the place. It returns false if the arrival has left.
 func (a *arrival) acquire() bool {
 	e := a.in
 	e.mu.Lock()
@@ -159,7 +158,7 @@ func (a *arrival) acquire() bool {
 	return <-a.turn
 }
 
-// release passes the place on, after a rest if that is due.
+// release passes the place on, after a rest if enough was computed.
 func (a *arrival) release() {
 	e := a.in
 	e.mu.Lock()
@@ -183,7 +182,7 @@ func (a *arrival) release() {
 	}
 }
 
-// next gives the place to whose turn it is. e.mu is held.
+// next gives the place to the next source's first arrival. e.mu is held.
 func (e *entering) next() {
 	for len(e.turns) > 0 {
 		s := e.turns[0]
@@ -203,7 +202,7 @@ func (e *entering) next() {
 	e.taken = false
 }
 
-// crowded reports whether there is more to do than handshakes of a few.
+// crowded reports whether more than a few are at their handshake.
 func (e *entering) crowded() bool { return e.size() > crowd }
 
 func (e *entering) size() int {
@@ -212,7 +211,7 @@ func (e *entering) size() int {
 	return e.n
 }
 
-// close closes them all, and whatever comes after.
+// close closes all connections, and those that come later.
 func (e *entering) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

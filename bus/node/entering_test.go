@@ -146,17 +146,18 @@ func TestRefusalsOfStrangers(t *testing.T) {
 	now := time.Now()
 	own := 0
 	for i := range 10_000 {
-		if r.one(now.Add(time.Duration(i) * time.Millisecond)) {
+		if r.take("", now.Add(time.Duration(i)*time.Millisecond)) {
 			own++
 		}
 	}
 	if own < refusalBurst+40 || own > refusalBurst+60 {
 		t.Errorf("%d of 10000 refusals in 10 seconds have an entry", own)
 	}
-	if rest := r.rest(); rest+own != 10_000 || r.rest() != 0 {
+	end := now.Add(10 * time.Second)
+	if rest := r.rest(end)[""]; rest+own != 10_000 || r.rest(end)[""] != 0 {
 		t.Errorf("%d and %d refusals are counted", own, rest)
 	}
-	if !r.one(now.Add(time.Hour)) {
+	if !r.take("", now.Add(time.Hour)) {
 		t.Error("an hour later there is no room for one")
 	}
 }

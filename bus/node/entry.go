@@ -19,9 +19,10 @@ import (
 // somebody else's PKI.
 type Gate interface {
 	ServerConfig() *tls.Config
-	// Admit says who has completed a handshake, before a byte of it is read.
+	// Admit returns the identity of a peer that has completed a handshake, before a byte
+	// of the peer is read.
 	Admit(cs tls.ConnectionState, from string) (*trust.Identity, error)
-	// Check says whether somebody who was admitted would be so still.
+	// Check returns an error if a peer that was admitted would not be admitted now.
 	Check(id *trust.Identity) error
 }
 
@@ -32,12 +33,12 @@ const (
 	DefaultPerTicket = 1000
 	// handshakeTime bounds a TLS handshake.
 	handshakeTime = 5 * time.Second
-	// refreshTime is how often the list of tickets is looked at for what other
-	// processes have changed, and the clock for what has expired.
+	// refreshTime is how often the node looks for changes of the list of tickets by other
+	// processes, and for expired tickets.
 	refreshTime = 2 * time.Second
 )
 
-// accept checks who connects on this machine before a byte is handled.
+// accept checks the user that connects on this machine before a byte is handled.
 func (n *Node) accept(nc *net.UnixConn) {
 	peer, err := n.local(nc)
 	if err == nil {
@@ -47,7 +48,7 @@ func (n *Node) accept(nc *net.UnixConn) {
 	n.arriving.Add(-1)
 	var e *args.Error
 	if !errors.As(err, &e) {
-		e = &args.Error{Code: args.CodeInternal, Message: "who you are can not be told: " + err.Error()}
+		e = &args.Error{Code: args.CodeInternal, Message: "the peer's user cannot be determined: " + err.Error()}
 	}
 	n.refused("", peer.Caller, nil, e)
 	n.cfg.Warn("connection refused: %v", e)
@@ -81,8 +82,8 @@ func (n *Node) ServeTCP(l net.Listener) error {
 	}
 }
 
-// enter lets a peer in that has completed the handshake and is on the list.
-// Nothing it sends is handled before.
+// enter admits a peer that has completed the handshake and is on the list. Nothing that
+// it sends is handled before.
 func (n *Node) enter(a *arrival, config *tls.Config) {
 	nc := a.nc
 	from := nc.RemoteAddr().String()
@@ -105,35 +106,35 @@ func (n *Node) enter(a *arrival, config *tls.Config) {
 		return
 	}
 	nc.SetDeadline(time.Time{})
-	n.arriving.Add(1) // before it is entering no more: a drain waits for either
+	n.arriving.Add(1) // before it leaves the list of those that enter: a drain waits for either
 	a.end()
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse, placed: true}
 	n.serve(tc, peer, false)
 }
 
-// handshake has the place while it computes, not while it waits for the peer.
+// handshake holds the place while it computes, not while it waits for the peer.
 func handshake(tc *tls.Conn, sock *wire.Socket, a *arrival) error {
 	sock.Gate(a.acquire, a.release)
-	defer sock.Gate(nil, nil) // who is turned away is read from without it
+	defer sock.Gate(nil, nil) // a refused peer is read from without it
 	return tc.HandshakeContext(context.Background())
 }
 
-// room keeps a place for another connection of that caller, if there is room.
+// room reserves a place for another connection of that caller, if there is one.
 func (n *Node) room(caller string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.guests >= n.cfg.MaxConnections {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("%d connections are the limit of this node", n.cfg.MaxConnections)}
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections to this node (limit %d)", n.cfg.MaxConnections)}
 	}
 	if n.callers[caller] >= n.cfg.MaxPerTicket {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("%d connections of %s are the limit of this node", n.cfg.MaxPerTicket, caller)}
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections of %s to this node (limit %d)", caller, n.cfg.MaxPerTicket)}
 	}
 	n.guests++
 	n.callers[caller]++
 	return nil
 }
 
-// leave gives a place back. n.mu is held.
+// leave releases a place. n.mu is held.
 func (n *Node) leave(caller string) {
 	n.guests--
 	if n.callers[caller]--; n.callers[caller] == 0 {
@@ -141,7 +142,7 @@ func (n *Node) leave(caller string) {
 	}
 }
 
-// turnAway tells a peer that has completed the handshake why it may not enter.
+// turnAway refuses a peer that has completed the handshake.
 func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error) {
 	n.refused(from, "", id, err)
 	e := denial(err)
@@ -150,7 +151,7 @@ func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error
 	trust.Dismiss(tc, nil)
 }
 
-// denial returns what a peer that may not enter is told.
+// denial returns the error that a refused peer gets.
 func denial(err error) *args.Error {
 	e := known(err)
 	switch {
@@ -177,8 +178,7 @@ func (q *asked) deny(function string) error {
 	return &args.Error{Code: args.CodeDenied, Message: msg}
 }
 
-// Revoked closes the connections of a serial that may not enter any more. Their
-// calls are cancelled.
+// Revoked closes the connections of a revoked serial. Their calls are cancelled.
 func (n *Node) Revoked(serial string) {
 	n.dismiss(args.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return p.Serial == serial })
 	if n.cfg.Jobs != nil {
@@ -186,7 +186,7 @@ func (n *Node) Revoked(serial string) {
 	}
 }
 
-// dismiss closes the connections of some peers, and says why.
+// dismiss closes the connections of some peers with an error.
 func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	var list []*session
 	n.mu.Lock()
@@ -203,12 +203,13 @@ func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	}
 }
 
-// watch ends what has expired, and looks at the list of tickets and at peers that
-// read nothing, until done is closed.
+// watch closes the connections of expired tickets, and looks at the list of tickets and at
+// peers that read nothing, until done is closed.
 func (n *Node) watch() {
 	tick, pulse := time.NewTicker(refreshTime), time.NewTicker(n.cfg.KeepAlive/3)
 	defer tick.Stop()
 	defer pulse.Stop()
+	gate := gateWatch{node: n}
 	for {
 		select {
 		case <-n.done:
@@ -218,19 +219,19 @@ func (n *Node) watch() {
 			continue
 		case <-tick.C:
 		}
-		n.noteRest()
+		n.logRest()
 		if g, ok := n.cfg.Gate.(interface{ Refresh() error }); ok {
-			n.warnGate(g.Refresh())
+			gate.saw(g.Refresh())
 		}
 		if n.cfg.Jobs != nil {
 			n.cfg.Jobs.CheckActive()
 		}
-		now := trust.Now().Round(0) // the wall's clock: certificates end by that
+		now := trust.Now().Round(0) // certificates end by the wall clock
 		n.dismiss(args.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 	}
 }
 
-// checkPulses keeps the connections of peers that are only stopped.
+// checkPulses finds dead peers. It keeps the connections of stopped ones.
 func (n *Node) checkPulses() {
 	var list []*wire.Pulse
 	n.mu.Lock()
@@ -245,21 +246,25 @@ func (n *Node) checkPulses() {
 	}
 }
 
-// warnGate says that the list of tickets, or the files of somebody's PKI, can not be
-// read, once until they can. It belongs to watch.
-func (n *Node) warnGate(err error) {
+// gateWatch is what the watch knows of the list of tickets, or the files of another PKI.
+type gateWatch struct {
+	node    *Node
+	warned  string // the last warning
+	missing bool   // a file was not there the last time
+}
+
+// saw warns about an error once, until there is none.
+func (g *gateWatch) saw(err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	missing := errors.Is(err, os.ErrNotExist)
-	if missing && !n.gateMissing { // perhaps between a removal and what comes in its place
-		n.gateMissing = true
+	was := g.missing
+	if g.missing = errors.Is(err, os.ErrNotExist); g.missing && !was { // perhaps it is being replaced
 		return
 	}
-	n.gateMissing = missing
-	if text != n.gateTrouble && text != "" {
-		n.cfg.Warn("%s", text)
+	if text != g.warned && text != "" {
+		g.node.cfg.Warn("%s", text)
 	}
-	n.gateTrouble = text
+	g.warned = text
 }

@@ -200,7 +200,7 @@ func TestMaxConnections(t *testing.T) {
 	for range 2 {
 		list = append(list, dialTLS(t, addr, everybody.ticket.ClientConfig(nil)).greet())
 	}
-	refused("2 connections of ticket:raw are the limit of this node")
+	refused("too many connections of ticket:raw to this node (limit 2)")
 	list[0].nc.Close()
 	eventually(t, "the node notices", func() bool { return n.Books().Sessions == 2 })
 	enters(t, addr)
@@ -208,7 +208,7 @@ func TestMaxConnections(t *testing.T) {
 	for range 3 {
 		dial(t, path)
 	}
-	refused("4 connections are the limit of this node")
+	refused("too many connections to this node (limit 4)")
 	if err := dial(t, path).Err(); err != nil {
 		t.Errorf("the node's own user is refused: %v", err)
 	}

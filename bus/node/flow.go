@@ -2,15 +2,14 @@ package node
 
 import "fbus/bus/wire"
 
-// The node gives credit on to a stream's sender only as far as its own buffers
-// stand for it: if the receiver then stops reading, that much is what the node
-// has to hold.
+// The node passes credit on to a stream's sender only as far as its own buffers cover it: if
+// the receiver then stops reading, the node has to hold that much.
 
 const (
 	// maxConnExposure bounds the credit outstanding towards one receiver.
 	maxConnExposure = 8 << 20
-	// firstOutput and firstStderr are what a call starts with at most. Many calls
-	// never print much, and credit they hold is not there for others.
+	// firstOutput and firstStderr bound the credit that a call starts with. Many calls
+	// print little, and others cannot use the credit that they hold.
 	firstOutput = 64 << 10
 	firstStderr = 16 << 10
 	// smallDose is not worth a frame while the sender has credit left.
@@ -31,8 +30,8 @@ type flow struct {
 	listed bool  // in the receiver's held list
 }
 
-// ends returns who sends and who receives, and the call's id at the sender; nil
-// where there is nobody.
+// ends returns the sender and the receiver, nil if there is none, and the call's id at the
+// sender.
 func (f *flow) ends() (from *session, id uint64, to *session) {
 	c := f.call
 	var worker *session
@@ -45,8 +44,8 @@ func (f *flow) ends() (from *session, id uint64, to *session) {
 	return worker, c.workerID, c.session
 }
 
-// dose is how much credit one sender may have now: less as more of the buffers
-// are spoken for.
+// dose returns how much credit one sender may have now: less as more of the buffers is in
+// use or promised.
 func (n *Node) dose() int64 {
 	switch used := n.exposure + n.budget.Used(); {
 	case used < MaxBuffers/2:
@@ -59,7 +58,7 @@ func (n *Node) dose() int64 {
 	return leastDose
 }
 
-// first takes what a call starts with, before its worker is known to read.
+// first takes the credit that a call starts with.
 func (f *flow) first(most int64) uint64 {
 	n := f.call.node
 	d := min(f.held, most, n.dose())
@@ -82,8 +81,8 @@ func (f *flow) use(d int64, to *session) {
 	to.exposure -= d
 }
 
-// give lets the sender have more, if the receiver keeps up; if not, the flow is
-// listed with the receiver until it does.
+// give grants the sender more, if the receiver keeps up; if not, the flow is listed with
+// the receiver until it does.
 func (f *flow) give(b *wire.Batch) {
 	from, id, to := f.ends()
 	if f.held == 0 || from == nil || to == nil || f.call.state.ended() {
@@ -119,7 +118,7 @@ func (f *flow) give(b *wire.Batch) {
 // stalled reports whether the peer does not take what is sent to it.
 func (s *session) stalled() bool { return s.conn != nil && s.conn.Stalled() }
 
-// release takes back what the sender did not use; it counts as held again.
+// release takes back the credit that the sender did not use; it counts as held again.
 func (f *flow) release() {
 	_, _, to := f.ends()
 	f.held += f.out
@@ -128,7 +127,7 @@ func (f *flow) release() {
 	}
 }
 
-// drained is called when a receiver has read its backlog.
+// drained continues when a receiver has read its backlog.
 func (s *session) drained() {
 	var b wire.Batch
 	s.node.mu.Lock()
@@ -149,8 +148,8 @@ func (s *session) giveHeld(b *wire.Batch) {
 	}
 }
 
-// pass accounts for bytes of a stream and says where they go: nil, if nobody
-// wants them any more.
+// pass accounts for bytes of a stream and returns their receiver; nil if they are not wanted
+// any more.
 func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, err error) {
 	fl := &c.flows[f.Stream]
 	_, _, to = fl.ends()

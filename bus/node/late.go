@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// lateTime is how long a drain waits for the first frame of who had connected
-// just before: a call that is on its way finds the node that it has reached
-// still there. Who connects to wait for something does not hold it up longer.
+// lateTime is how long a drain waits for the first frame of clients that have connected
+// just before: a call that is on its way still finds the node. Clients that only wait do
+// not hold it up longer.
 var lateTime = 2 * time.Second
 
-// awaitLate returns when everybody who was let in has asked for something, or
-// had the time to. The listener is closed: there will be no more of them.
+// awaitLate returns when every client has sent a call or an offer, or had the time to. The
+// listener is closed: no more clients come.
 func (n *Node) awaitLate(ctx context.Context) {
 	defer n.settleLate(0)
 	if !n.settleLate(lateTime) {
@@ -20,8 +20,8 @@ func (n *Node) awaitLate(ctx context.Context) {
 	poll(ctx, lateTime, func() bool { return !n.settleLate(lateTime) })
 }
 
-// poll returns when it is done, or has had the time. It looks again and again: a channel
-// that says it would cost each connection something all its life.
+// poll returns when it is done, or after the time. A channel in place of looking again and
+// again would cost each connection something all its life.
 func poll(ctx context.Context, most time.Duration, done func() bool) {
 	limit := time.NewTimer(most)
 	defer limit.Stop()
@@ -38,8 +38,8 @@ func poll(ctx context.Context, most time.Duration, done func() bool) {
 	}
 }
 
-// settleLate counts those as silent who have asked for nothing in that time,
-// and reports whether there are others.
+// settleLate gives up on clients that have been silent for that time, and reports whether
+// there are others.
 func (n *Node) settleLate(limit time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -53,11 +53,11 @@ func (n *Node) settleLate(limit time.Duration) bool {
 	return late
 }
 
-// changesTime is how long a drain waits for the end of what changes something at the
-// node itself: who has asked for that is to be told.
+// changesTime is how long a drain waits for calls of the node's own functions that change
+// something, so that their callers get the answer.
 var changesTime = time.Second
 
-// awaitChanges returns when nothing of that is under way, or has had the time.
+// awaitChanges returns when no such call is under way, or after the time.
 func (n *Node) awaitChanges(ctx context.Context) {
 	poll(ctx, changesTime, func() bool { return !n.changing() })
 }

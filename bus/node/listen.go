@@ -22,21 +22,20 @@ type Listener struct {
 	path  string
 	info  os.FileInfo // of the socket we made
 	lock  *os.File    // of a fixed path, nil otherwise
-	spare *os.File    // given up for a moment to refuse a connection without descriptors
+	spare *os.File    // closed for a moment to refuse a connection without descriptors
 	once  sync.Once
 	err   error
 
-	refused int       // since the last warning; accept's alone
+	refused int       // since the last warning; only accept uses it
 	warned  time.Time // when that was
 }
 
-// warnPause keeps a flood of refusals from flooding the log.
+// warnPause is the least time between two warnings about refused connections.
 const warnPause = 10 * time.Second
 
-// Listen makes the socket at path, mode 0600 from its first moment. A stale
-// socket of our own there is removed; a live one, or another's, is an error. If
-// fixed, the path is a chosen one that several nodes may want: PATH.lock is held
-// so that of two which find the same stale socket only one replaces it.
+// Listen makes the socket at path, with mode 0600 from the start. A stale socket of our own
+// is removed; a live one, or another user's, is an error. A fixed path is one that several
+// nodes may want: Listen holds PATH.lock, so that only one of them replaces a stale socket.
 func Listen(path string, fixed bool) (*Listener, error) {
 	l := &Listener{path: path}
 	if fixed {
@@ -94,8 +93,8 @@ func (l *Listener) takeLock() error {
 	return nil
 }
 
-// ownFile refuses what somebody else has put in the place of a file of ours: he
-// could hold its lock for ever, or have us hold that of another file.
+// ownFile refuses a file that another user has put there: they could hold its lock for
+// ever, or make us hold that of another file.
 func ownFile(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -103,7 +102,7 @@ func ownFile(fd int) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return errors.New("is no regular file")
+		return errors.New("is not a regular file")
 	case int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("belongs to uid %d: it is not used", st.Uid)
 	case st.Nlink != 1:
@@ -112,14 +111,14 @@ func ownFile(fd int) error {
 	return nil
 }
 
-// Share lets the members of a group connect too. The socket gets its group first:
-// until then its mode keeps everybody else out. Of an inherited socket both are the
-// manager's business.
+// Share lets the members of a group connect too. The socket gets its group first: until then
+// its mode keeps everybody else out. The mode and group of an inherited socket are left
+// alone.
 func (l *Listener) Share(gid int) error {
 	if l.info == nil {
 		return nil
 	}
-	// Not by its path, where something else may stand by now.
+	// Not by its path, where something else may be by now.
 	fd, err := unix.Open(l.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.path, err)
@@ -132,14 +131,14 @@ func (l *Listener) Share(gid int) error {
 	if err := unix.Fchownat(fd, "", -1, gid, unix.AT_EMPTY_PATH); err != nil {
 		return fmt.Errorf("%s: group %d: %w", l.path, gid, err)
 	}
-	// fchmod(2) takes no such descriptor, and fchmodat2(2) is of Linux 6.6.
+	// fchmod(2) takes no such descriptor, and fchmodat2(2) needs Linux 6.6.
 	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o660); err != nil {
 		return fmt.Errorf("%s: mode: %w", l.path, err)
 	}
 	return nil
 }
 
-// dropLock gives the lock up. Its file stays: who waits for it holds it open.
+// dropLock releases the lock. Its file stays: another node that waits for it has it open.
 func (l *Listener) dropLock() {
 	if l.lock != nil {
 		l.lock.Close()
@@ -159,7 +158,7 @@ func removeStale(path string) error {
 		return fmt.Errorf("%s: belongs to uid %d: it is neither used nor removed", path, uid)
 	}
 	if st.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s: exists and is no socket", path)
+		return fmt.Errorf("%s: exists and is not a socket", path)
 	}
 	nc, err := net.Dial("unix", path)
 	if err == nil {
@@ -182,7 +181,7 @@ func RemoveStale(path string) {
 	removeStale(path)
 }
 
-// Path is where the socket is.
+// Path returns the socket's path.
 func (l *Listener) Path() string { return l.path }
 
 // Close removes the socket, if it is still the one we made, and stops listening.
@@ -200,8 +199,8 @@ func (l *Listener) Close() error {
 	return l.err
 }
 
-// accept waits for a connection. When descriptors have run out it refuses
-// instead, with a reason, and goes on: what is connected is not harmed.
+// accept waits for a connection. When descriptors have run out it refuses connections with a
+// reason and goes on.
 func (l *Listener) accept(warn func(string, ...any)) (net.Conn, error) {
 	for {
 		nc, err := l.UnixListener.Accept()

@@ -26,6 +26,21 @@ const (
 	expirySoon = 30 * 24 * time.Hour
 )
 
+// counters are the node's own. Its mu protects them.
+type counters struct {
+	stats          map[string]*stats // by function; "" for those that have none of their own
+	in, out        uint64            // bytes of calls that ended
+	refusedCalls   map[string]uint64 // by code
+	refusedEntries map[string]uint64 // by code
+}
+
+func newCounters() counters {
+	return counters{
+		stats:        map[string]*stats{"": {ends: map[end]uint64{}}},
+		refusedCalls: map[string]uint64{}, refusedEntries: map[string]uint64{},
+	}
+}
+
 // stats counts the calls of one function that have ended. The node's mu protects it.
 type stats struct {
 	ends        map[end]uint64

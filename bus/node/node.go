@@ -1,6 +1,6 @@
-// Package node routes calls: it is what `fbus serve` runs. A [Node] takes
-// connections, keeps the registry of what they offer, and hands each call to a
-// worker that has a free slot, or queues it.
+// Package node routes calls: `fbus serve` runs it. A [Node] takes connections, keeps
+// the registry of their offers, and hands each call to a worker that has a free slot,
+// or queues it.
 package node
 
 import (
@@ -26,41 +26,41 @@ import (
 const (
 	// DefaultQueue is how many calls may wait for one function.
 	DefaultQueue = 1000
-	// MaxBuffers bounds what a node holds for others: queued calls and output
-	// that its reader has not taken. Past it new calls are busy.
+	// MaxBuffers bounds the bytes that a node holds for its peers: queued calls and
+	// output that was not read yet. Past it new calls are busy.
 	MaxBuffers = 32 << 20
 	// maxOpen is how many calls one connection may have open.
 	maxOpen = 10000
 	// maxOffers is how many functions one connection may offer.
 	maxOffers = 10000
-	// maxOfferText bounds the descriptions, notes and schemas of all that one
-	// connection offers.
+	// maxOfferText bounds the descriptions, notes and schemas of one connection's
+	// offers, in bytes.
 	maxOfferText = 2 << 20
 	// goneTime is how long the queue of a function stays when its last offer has
 	// gone: a worker that restarts finds it again.
 	goneTime = 5 * time.Second
-	// greetTime bounds how long a connection may take to say HELLO.
+	// greetTime bounds how long a connection may take to send HELLO.
 	greetTime = 10 * time.Second
-	// maxLost is how often a call of an idempotent function is run again
-	// unasked: a call that kills its workers must not go through all of them.
+	// maxLost is how often a call of an idempotent function is run again by itself:
+	// a call that kills its workers must not go through all of them.
 	maxLost = 3
 	// maxBounces is how often a call may cross a worker's change of its offer.
 	maxBounces = 10
 )
 
-// Config says how a node behaves. Network is required.
+// Config describes how a node behaves. Network is required.
 type Config struct {
 	Network string // network id
 	Name    string // default: the host's name
 	Address string // where it listens, for people
 	Version string // of the program, for people
 	Queue   int    // calls that may wait for one function; default DefaultQueue
-	// Successor says that callers may be here before the workers of the node that
-	// was here before: for a moment a call waits for a function that nobody offers.
+	// Successor is set if another node ran here just before: its callers may be back
+	// before its workers. For a moment a call waits for a function that nobody offers.
 	Successor bool
 
-	// Local says what another user of this machine may do, and whether it may
-	// connect at all; nil lets nobody in but the node's own user and root.
+	// Local returns the rights of another user of this machine, and whether they may
+	// connect at all; nil admits only the node's own user and root.
 	Local func(uid int, gids []int) (trust.Rights, bool)
 	// Gate decides who enters over TCP.
 	Gate Gate
@@ -71,13 +71,13 @@ type Config struct {
 	MaxConnections int           // default DefaultConnections; the node's own user is not held to it
 	MaxPerTicket   int           // default DefaultPerTicket
 
-	// Log takes every call that ended and who was refused; nil keeps none. Its owner
+	// Log takes every call that ended, and every refusal; nil keeps none. Its owner
 	// closes it, after the node.
 	Log *calllog.Log
-	// Jobs are the calls that were posted; nil: none can be. It is its owner's to
-	// close, after the node.
+	// Jobs keeps posted calls; nil: none can be posted. Its owner closes it, after the
+	// node.
 	Jobs *jobs.Manager
-	// NoJobs says, if Jobs is nil, why nothing can be posted.
+	// NoJobs is why nothing can be posted, if Jobs is nil.
 	NoJobs error
 	// Warn takes messages for the node's operator; nil discards them.
 	Warn func(format string, args ...any)
@@ -90,7 +90,7 @@ type Config struct {
 type Node struct {
 	cfg      Config
 	instance string
-	prefix   string // of call ids: tells this run of the node from earlier ones
+	prefix   string // of call ids: differs from that of earlier runs of the node
 	started  time.Time
 	budget   wire.Budget
 
@@ -100,30 +100,23 @@ type Node struct {
 	functions map[string]*function
 	posted    map[jobs.ID]*call // that run jobs
 	lastConn  uint64
-	tick      uint64 // rises with each use of an offer: orders idle ones
+	tick      uint64 // rises with each use of an offer: it orders the idle ones
 	exposure  int64  // credit given out, not used yet
 	taking    int    // slots that ask for a job
 	open      int    // calls that some worker or queue holds, the node's own functions not counted
 	scratch   scratch
-	stats     map[string]*stats // by function; "" for those that have none of their own
-	in, out   uint64            // bytes of calls that ended
+	counters
+	draining  bool
+	idle      chan struct{} // closed when open falls to 0, if somebody waits
+	closed    bool
+	callers   map[string]int // connections of each identity
+	guests    int            // all of these
+	listening []*net.TCPAddr
 
-	refusedCalls, refusedEntries map[string]uint64 // by code
-	draining                     bool
-	idle                         chan struct{} // closed when open falls to 0, if somebody waits
-	closed                       bool
-	callers                      map[string]int // connections of each identity
-	guests                       int            // all of these
-	listening                    []*net.TCPAddr
-
-	entering    entering
-	strangers   refusals
-	denials     denials
-	done        chan struct{} // closed by Close
-	gateTrouble string        // the warning about what decides who enters that stands: watch's alone
-	gateMissing bool          // and that it was not there at the last look
-
-	arriving atomic.Int64 // connections to this machine's sockets that are no session yet
+	entering entering
+	refusals refusals
+	done     chan struct{} // closed by Close
+	arriving atomic.Int64  // accepted connections that are not sessions yet
 	serving  sync.WaitGroup
 	own      *bus.Client // offers the node's own functions
 	forJobs  *session    // the caller of jobs; nil without a store
@@ -161,8 +154,7 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, instance: wire.NewInstance(), prefix: wire.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[jobs.ID]*call{},
-		callers: map[string]int{}, stats: map[string]*stats{"": {ends: map[end]uint64{}}},
-		refusedCalls: map[string]uint64{}, refusedEntries: map[string]uint64{}, done: make(chan struct{}),
+		callers: map[string]int{}, counters: newCounters(), done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
 	if cfg.Gate != nil {
@@ -233,7 +225,7 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	n.serving.Add(1)
 	n.mu.Unlock()
 	defer n.serving.Done()
-	if peer.identity != nil { // it may have been revoked before we could be found
+	if peer.identity != nil { // it may have been revoked before this session was registered
 		if err := n.cfg.Gate.Check(peer.identity); err != nil {
 			n.refused(peer.From, peer.Caller, peer.identity, err)
 			s.conn.CloseWith(denial(err))
@@ -253,8 +245,8 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 }
 
 // Drain refuses new calls and waits until all that are queued or running have
-// ended, or ctx has. The listener is its owner's to close, before; the first call
-// of who has connected just before that is still taken.
+// ended, or ctx has. The owner of the listener closes that before. A client that has
+// connected just before may still make its first call.
 func (n *Node) Drain(ctx context.Context) error {
 	err := n.drainCalls(ctx)
 	if err == nil {
@@ -286,7 +278,7 @@ func (n *Node) drainCalls(ctx context.Context) error {
 	}
 }
 
-// Close ends every connection, and with them every call. Callers are told.
+// Close ends every connection, and with them every call. Callers get an END.
 func (n *Node) Close() {
 	n.entering.close()
 	n.mu.Lock()
@@ -299,7 +291,7 @@ func (n *Node) Close() {
 		for _, c := range s.in {
 			if c.offer == nil {
 				c.endFor(&b, args.CodeDraining, "the node is shutting down")
-			} else { // not to be taken for one that never ran
+			} else { // it must not look like one that never ran
 				c.endFor(&b, args.CodeNodeLost, c.fn.name+": the node is shutting down: the call may have run")
 			}
 		}
@@ -322,17 +314,17 @@ func (n *Node) Close() {
 	}
 }
 
-// Connections is how many others have here.
+// Connections returns how many connections there are, less the node's own.
 func (n *Node) Connections() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.guests
 }
 
-// Crowded reports whether many are about to enter.
+// Crowded reports whether many connections are at their handshake.
 func (n *Node) Crowded() bool { return n.entering.crowded() }
 
-// Writing is how long the store of jobs has waited for the disk, in all.
+// Writing returns how long the store of jobs has waited for the disk in all.
 func (n *Node) Writing() time.Duration {
 	if n.cfg.Jobs == nil {
 		return 0
@@ -340,7 +332,7 @@ func (n *Node) Writing() time.Duration {
 	return n.cfg.Jobs.Writing()
 }
 
-// Open is how many calls are queued or running.
+// Open returns how many calls are queued or running.
 func (n *Node) Open() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()

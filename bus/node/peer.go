@@ -14,10 +14,9 @@ import (
 	"fbus/bus/wire"
 )
 
-// Peer is who is at the other end of a connection, as its transport knows it, and
-// what it may do.
+// Peer is the other end of a connection, as the transport knows it, and its rights.
 type Peer struct {
-	Caller  string        // "uid:1000" or "ticket:NAME": FBUS_CALLER, and who it is in the log
+	Caller  string        // "uid:1000" or "ticket:NAME", as in FBUS_CALLER and the log
 	From    string        // its address, over TCP
 	Rights  *trust.Rights // nil: everything, as the node's own user may
 	Serial  string        // of its certificate
@@ -27,11 +26,11 @@ type Peer struct {
 	groups   []int           // of a user of this machine
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *wire.Pulse     // nil on this machine
-	placed   bool            // room has been kept for it
+	placed   bool            // its place is reserved
 }
 
-// mayCall reports whether calls of that function are allowed. It knows nothing of
-// what is offered: what is denied and what is absent look alike.
+// mayCall reports whether the peer may call that function. It does not look at the
+// registry: denied and absent look alike.
 func (p *Peer) mayCall(name string) bool {
 	switch {
 	case p.Joining:
@@ -55,10 +54,10 @@ func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
 // owns reports whether a call is the peer's own business.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
 
-// nobody is who has gone before the node could answer.
+// nobody stands for a peer that has gone before the node could answer.
 var nobody = &Peer{Rights: &trust.Rights{}}
 
-// asker is who has made a call of one of the node's own functions.
+// asker returns the peer that made a call of one of the node's own functions.
 func (n *Node) asker(inv *bus.Invocation) *Peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -69,8 +68,8 @@ func (n *Node) asker(inv *bus.Invocation) *Peer {
 	return nobody
 }
 
-// renewed has a connection last as long as the certificate that its peer has got
-// for the same key: it need not be made anew for that.
+// renewed lets a connection last as long as the new certificate of its peer for the same
+// key, so that the peer need not connect again.
 func (n *Node) renewed(call, serial string, expires time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -79,8 +78,8 @@ func (n *Node) renewed(call, serial string, expires time.Time) {
 	}
 }
 
-// opener is the session that has opened the call of that id; nil if it has gone.
-// n.mu is held.
+// opener returns the session that opened the call of that id; nil if it has gone. n.mu is
+// held.
 func (n *Node) opener(call string) *session {
 	rest, ok := strings.CutPrefix(call, n.prefix+"-")
 	id, _, cut := strings.Cut(rest, "-")
@@ -94,7 +93,8 @@ func (n *Node) opener(call string) *session {
 	return n.sessions[k]
 }
 
-// local is a peer on this machine: the node's own user and root may do everything.
+// local returns the peer of a connection on this machine. The node's own user and root
+// may do everything.
 func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 	uid, err := wire.PeerUID(nc)
 	if err != nil {

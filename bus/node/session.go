@@ -88,7 +88,7 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 	}
 	n := s.node
 	if h.Major != wire.Major {
-		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("version %d of the protocol is not spoken here: this node speaks version %d", h.Major, wire.Major)}
+		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("unsupported protocol version %d: this node has version %d", h.Major, wire.Major)}
 	}
 	if len(h.Network) > 0 && string(h.Network) != n.cfg.Network {
 		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, args.Shown(h.Network))}
@@ -111,9 +111,8 @@ func (s *session) appendCall(dst []byte, id uint64) []byte {
 	return strconv.AppendUint(dst, id, 10)
 }
 
-// register notes who the peer is. An older connection of the same instance and
-// identity is closed first: the peer has lost it, and its slots must not count
-// twice.
+// register notes the peer's name and instance. An older connection of the same instance and
+// identity is closed: the peer has lost it, and its slots must not count twice.
 func (s *session) register(h *wire.HelloFrame) {
 	n := s.node
 	key := s.peer.Caller + " " + string(h.Instance)
@@ -129,13 +128,12 @@ func (s *session) register(h *wire.HelloFrame) {
 	n.instances[key] = s
 	n.mu.Unlock()
 	if old != nil {
-		old.conn.CloseWith(&args.Error{Code: args.CodeSuperseded, Message: "this instance has connected anew"})
+		old.conn.CloseWith(&args.Error{Code: args.CodeSuperseded, Message: "this instance has connected again"})
 		old.close()
 	}
 }
 
-// close takes everything back that the session stood for. It may be called
-// twice.
+// close ends the session's calls and withdraws its offers. It may be called twice.
 func (s *session) close() {
 	n := s.node
 	var b wire.Batch

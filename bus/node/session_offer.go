@@ -51,7 +51,7 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 	return "", ""
 }
 
-// textWith is how many bytes of text the session's offers hold, with f among them.
+// textWith returns how many bytes of text the session's offers hold with f among them.
 func (s *session) textWith(f *wire.OfferFrame) int {
 	n := s.text + len(f.Description) + len(f.Arguments) + len(f.Note) + len(f.Schema)
 	if o := s.offers[string(f.Name)]; o != nil {

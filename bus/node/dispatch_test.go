@@ -66,8 +66,6 @@ func post(ctx context.Context, c *bus.Client, req bus.Request) <-chan outcome {
 
 func bg() context.Context { return context.Background() }
 
-func ptr[T any](v T) *T { return &v }
-
 func named(t testing.TB, path, name string) *bus.Client {
 	t.Helper()
 	c, err := bus.Dial(bg(), bus.Unix(path), &bus.Options{Name: name})

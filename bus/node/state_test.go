@@ -191,7 +191,6 @@ type shelf struct {
 	p *peers
 
 	mu    sync.Mutex // protects the fields below
-	rand  *rand.Rand
 	ready []*jobs.Taken
 	taken map[*jobs.Taken]bool // and whether it has started
 	ended int

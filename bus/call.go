@@ -35,7 +35,7 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 	}
 	in := readAhead(req.Input)
 	if in.err != nil {
-		return Result{}, &args.Error{Code: args.CodeInternal, Message: "input can not be read: " + reason(in.err), Err: in.err}
+		return Result{}, &args.Error{Code: args.CodeInternal, Message: "input cannot be read: " + reason(in.err), Err: in.err}
 	}
 	start := time.Now()
 	for try := 0; ; try++ {
@@ -97,10 +97,10 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	return res, call.wrote, err
 }
 
-// nodeGrace is how much longer than the deadline we wait for the node's word.
+// nodeGrace is how much longer than the deadline this side waits for the node's END.
 const nodeGrace = 250 * time.Millisecond
 
-// timeLeft is what remains of a request's time, in milliseconds, 0 for no limit.
+// timeLeft returns the rest of a request's time, in milliseconds, 0 for no limit.
 func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint64, error) {
 	var left time.Duration
 	if timeout > 0 {
@@ -149,7 +149,7 @@ func (c *Client) open(call *outCall, f wire.CallFrame) error {
 	frame.ID = call.id
 	c.scratch.name = append(c.scratch.name[:0], call.req.Function...)
 	frame.Name = c.scratch.name
-	// If it fails the connection ends, and fails the call: with what the node has said,
+	// If it fails the connection ends, and fails the call: with the node's error,
 	// if that has closed it.
 	flush, _ := c.conn.Queue(frame)
 	*frame = wire.CallFrame{} // the arguments are not ours to keep
@@ -200,7 +200,7 @@ func (call *outCall) finish(ctx context.Context) error {
 }
 
 // callName is a call's id on the network: the connection's prefix and the id on
-// that connection. It is empty before the node has told the prefix.
+// that connection. It is empty before the node has sent the prefix.
 func (c *Client) callName(id uint64) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

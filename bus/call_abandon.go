@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// abandon ends the call on our side, and tells the node that nobody waits any
+// abandon ends the call on our side, and informs the node that nobody waits any
 // more.
 func (call *outCall) abandon(err error) {
 	c := call.client
@@ -33,7 +33,7 @@ func (call *outCall) abandon(err error) {
 	c.conn.Send(&wire.CancelFrame{ID: call.id, Code: []byte(code)})
 }
 
-// awaitEnd waits for the END of a call that was given up, which says who had it.
+// awaitEnd waits for the END of a call that was given up, which names the worker that had it.
 func (call *outCall) awaitEnd() {
 	c := call.client
 	c.mu.Lock()

@@ -36,7 +36,7 @@ func (c *Client) outputData(f *wire.DataFrame) error {
 	return call.stdout.push(f.Payload)
 }
 
-// pumpStderr writes stderr beside stdout, so that neither waits for the other.
+// pumpStderr writes stderr alongside stdout, so that neither waits for the other.
 func (call *outCall) pumpStderr(done chan struct{}) {
 	defer close(done)
 	for range call.stderr.wake {
@@ -61,7 +61,7 @@ func (c *Client) inputGrant(f *wire.GrantFrame) error {
 // interned is a text that comes again and again.
 type interned string
 
-// intern returns p as a string, without a copy if it is what came last.
+// intern returns p as a string, without a copy if it is the same as the last.
 func (i *interned) intern(p []byte) string {
 	if string(p) != string(*i) {
 		*i = interned(p)

@@ -18,7 +18,7 @@ import (
 type Client struct {
 	conn *wire.Conn
 	id   *find.Identity // nil on this machine
-	addr wire.Addr      // what was dialled
+	addr wire.Addr      // the address that was dialled
 
 	mu       sync.Mutex // protects the fields below
 	node     wire.HelloFrame
@@ -41,7 +41,7 @@ type Client struct {
 	handlers sync.WaitGroup
 }
 
-// scratch is what frames are put together in: they are encoded at once.
+// scratch holds frames while they are built: they are encoded at once.
 type scratch struct {
 	call       wire.CallFrame
 	end        wire.EndFrame
@@ -49,7 +49,7 @@ type scratch struct {
 }
 
 // NewClient speaks the protocol over nc, whose far end is a node. It returns
-// when both sides have said HELLO, unless the options are eager.
+// when both sides have sent HELLO, unless the options are eager.
 func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	if o == nil {
 		o = &Options{}
@@ -68,7 +68,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 		hello: make(chan struct{}), done: make(chan struct{}), id: o.Identity, addr: o.dialled,
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
-	c.conn.Send(&hello) // if it fails the node has said why, or reading fails too
+	c.conn.Send(&hello) // if it fails the node has sent an ERROR, or reading fails too
 	go c.serve()        // ends when the connection does
 	if o.Eager {
 		return c, nil
@@ -91,7 +91,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	return c, nil
 }
 
-// serve reads until the connection ends and then fails what is under way.
+// serve reads until the connection ends and then fails all open calls and offers.
 func (c *Client) serve() {
 	err := c.conn.Serve(c, c.limit)
 	c.mu.Lock()
@@ -112,7 +112,7 @@ func (c *Client) serve() {
 	close(c.done)
 }
 
-// lost says what the end of the connection means to what was under way.
+// lost returns the error that the end of the connection means for open calls.
 func (c *Client) lost(err error) error {
 	var e *args.Error
 	switch {
@@ -125,9 +125,9 @@ func (c *Client) lost(err error) error {
 	case !c.greeted && errors.Is(err, os.ErrDeadlineExceeded):
 		return &args.Error{Code: args.CodeNoNode, Message: "node did not answer the handshake in time", Err: err}
 	case !c.greeted:
-		return &args.Error{Code: args.CodeNoNode, Message: "node hung up during the handshake: " + reason(err), Err: err}
+		return &args.Error{Code: args.CodeNoNode, Message: "node closed the connection during the handshake: " + reason(err), Err: err}
 	case err == io.EOF:
-		return &args.Error{Code: args.CodeNodeLost, Message: "node went away", Err: err}
+		return &args.Error{Code: args.CodeNodeLost, Message: "node closed the connection", Err: err}
 	}
 	return &args.Error{Code: args.CodeNodeLost, Message: "connection to the node was lost: " + reason(err), Err: err}
 }
@@ -139,24 +139,24 @@ func (c *Client) limit() int {
 	return wire.MaxHelloFrame
 }
 
-// Done is closed when the connection is gone; Err then says why.
+// Done is closed when the connection is gone; Err then returns the reason.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err says why the connection ended, nil while it stands.
+// Err returns why the connection ended, nil while it is open.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Node tells the node's name and network id, once it has said HELLO.
+// Node returns the node's name and network id, once it has sent HELLO.
 func (c *Client) Node() (name, network string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return string(c.node.Name), string(c.node.Network)
 }
 
-// Addr returns what was dialled, the zero Addr for a client that was made over a
+// Addr returns the address that was dialled, the zero Addr for a client that was made over a
 // connection.
 func (c *Client) Addr() wire.Addr { return c.addr }
 

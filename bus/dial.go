@@ -118,7 +118,7 @@ func Connect(ctx context.Context, o *Options) (*Client, error) {
 	}
 }
 
-// connectWithin makes one try, which takes no longer than what is left of the wait.
+// connectWithin makes one try, which takes no longer than the rest of the wait.
 // Without a wait only dialling has its limits.
 func connectWithin(ctx context.Context, o *Options, left time.Duration) (*Client, error) {
 	if o.Wait > 0 && o.Wait != Forever {
@@ -204,14 +204,14 @@ func Dial(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 		return dialSocket(ctx, addr, o)
 	}
 	if o.Identity == nil {
-		return nil, args.Errorf(args.CodeNoCertificate, "%v: nobody gets in over TCP without a ticket", addr)
+		return nil, args.Errorf(args.CodeNoCertificate, "%v: a node on another machine requires a ticket", addr)
 	}
 	list := []Addr{addr}
 	if addr == (Addr{}) {
 		list = o.Identity.Addresses
 	}
 	if len(list) == 0 {
-		return nil, args.Errorf(args.CodeNoNode, "the ticket names no address: give the node's with --node HOST:PORT")
+		return nil, args.Errorf(args.CodeNoNode, "the ticket contains no address: use --node HOST:PORT")
 	}
 	var first error
 	for i, a := range list {
@@ -227,7 +227,7 @@ func Dial(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 }
 
 // errUnreachable marks a failure before anybody has answered.
-var errUnreachable = errors.New("nobody answers")
+var errUnreachable = errors.New("no answer")
 
 // dialTCP connects to one address. If others are left to try it gets less time.
 func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, error) {
@@ -298,14 +298,14 @@ func (c *Client) watch(p *wire.Pulse) {
 	}
 }
 
-// dialReason is the part of a dial's error that says why.
+// dialReason returns the cause in a dial's error.
 func dialReason(err error) string {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns):
-		return "the name can not be resolved: " + dns.Err
+		return "the name cannot be resolved: " + dns.Err
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return "nobody answers"
+		return "no answer"
 	}
 	return reason(err)
 }
@@ -345,7 +345,7 @@ func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 	}
 }
 
-// reason is the part of a network error that says why.
+// reason returns the cause in a network error.
 func reason(err error) string {
 	var sys *os.SyscallError
 	if errors.As(err, &sys) {

@@ -9,16 +9,16 @@ import (
 	"sync"
 )
 
-// readAheadInput is what could be had of an input without waiting for it.
+// readAheadInput is the part of an input that could be read without waiting.
 type readAheadInput struct {
 	head     []byte
 	complete bool  // head is all of it
-	start    int64 // where a file stood, for a retry
+	start    int64 // the file's position, for a retry
 	seekable bool
 	err      error
 }
 
-// readAhead takes what an input has at once: a small one goes out whole with
+// readAhead reads an input as far as it is there: a small one goes out whole with
 // its call, and one that is slow to come does not hold the call up.
 func readAhead(r io.Reader) readAheadInput {
 	switch r := r.(type) {
@@ -80,7 +80,7 @@ func readAheadFile(f *os.File) readAheadInput {
 // whole reports whether the call carries all of the input.
 func (in *readAheadInput) whole() bool { return in.complete }
 
-// fill puts the input, or a small beginning of it, into CALL. What can not be
+// fill puts the input, or a small beginning of it, into CALL. An input that cannot be
 // whole is better kept here than in the queue of the node.
 func (in *readAheadInput) fill(f *wire.CallFrame) {
 	if in.complete {
@@ -228,9 +228,9 @@ func (p *inputPump) send(b []byte) bool {
 	return conn.Send(&wire.DataFrame{ID: p.call.id, Stream: wire.Input, Payload: b}) == nil
 }
 
-// fail ends the call: an input that can not be read must not look complete.
+// fail ends the call: an input that cannot be read must not look complete.
 func (p *inputPump) fail(err error) {
-	p.call.abandon(&args.Error{Code: args.CodeInternal, Message: "input can not be read: " + reason(err), Err: err})
+	p.call.abandon(&args.Error{Code: args.CodeInternal, Message: "input cannot be read: " + reason(err), Err: err})
 }
 
 // readable reports whether a read of f would return at once.

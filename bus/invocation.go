@@ -46,7 +46,7 @@ func (s *sendStream) takeAll(n int) bool {
 	return true
 }
 
-// take takes credit for at most n bytes; if there is none, more tells when.
+// take takes credit for at most n bytes; if there is none, more receives when there is.
 func (s *sendStream) take(n int) (k int, more <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,7 +174,7 @@ func (s *inputStream) push(p []byte) error {
 		return args.Errorf(args.CodeProtocol, "input after its end")
 	}
 	s.credit -= len(p)
-	if s.pos > len(s.buf)/2 { // what was read must not pile up before it
+	if s.pos > len(s.buf)/2 { // bytes that were read must not pile up
 		s.buf, s.pos = s.buf[:copy(s.buf, s.buf[s.pos:])], 0
 	}
 	s.buf = append(s.buf, p...)
@@ -191,7 +191,7 @@ func (s *inputStream) end(err error) {
 	s.signal()
 }
 
-// Read returns what came, waiting for it; io.EOF after all of it, another error
+// Read returns the next bytes, waiting for them; io.EOF after all of it, another error
 // if the call was cancelled.
 func (s *inputStream) Read(p []byte) (int, error) {
 	for {
@@ -257,7 +257,7 @@ func (s *inputStream) WriteTo(w io.Writer) (total int64, err error) {
 	}
 }
 
-// grantable is what to grant after n more bytes were read. s.mu is held.
+// grantable returns how much to grant after n more bytes were read. s.mu is held.
 func (s *inputStream) grantable(n int) int {
 	s.consumed += n
 	if s.consumed < inputWindow/4 || s.err != nil {

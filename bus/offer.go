@@ -28,12 +28,12 @@ type Offer struct {
 // A Handler serves one invocation; its result ends the call. It runs in a
 // goroutine of its own, at most Slots at a time for an offer. When ctx is
 // cancelled nobody waits for the result any more, but the slot stays taken
-// until the handler returns: it must not return while what it started runs.
+// until the handler returns: it must not return before everything that it started has ended.
 // The cause of the cancellation is an [Error]: [ErrCancelled], [ErrDeadline] or
 // the loss of the node.
 type Handler func(ctx context.Context, inv *Invocation) Result
 
-// Offering is an offer that stands on a connection.
+// Offering is an offer that was made on a connection.
 type Offering struct {
 	client  *Client
 	offer   Offer
@@ -50,7 +50,7 @@ type Offering struct {
 type Invocation struct {
 	Function string
 	Call     string // id on the network
-	Caller   string // who calls, as the node knows it: "uid:1000"
+	Caller   string // the caller's identity, as the node knows it: "uid:1000"
 	Kind     args.Kind
 	Args     []byte    // see PROTOCOL.md, section 6
 	HasInput bool      // an input was sent alongside arguments
@@ -125,7 +125,7 @@ func (off *Offering) giveUp(old *Offering) {
 }
 
 // announce makes a change here, sends OFFER, and waits for the answer. Nothing is done
-// between the two: a call that is refused for the change finds the node told.
+// between the two: a call that is refused for the change finds that the node knows of it.
 func (off *Offering) announce(ctx context.Context, change func()) error {
 	c := off.client
 	f := wire.OfferFrame{
@@ -203,7 +203,7 @@ func (off *Offering) Wait(ctx context.Context) error {
 	}
 }
 
-// Running is how many calls the offer holds now.
+// Running returns how many calls the offer holds now.
 func (off *Offering) Running() int {
 	off.client.mu.Lock()
 	defer off.client.mu.Unlock()
@@ -299,7 +299,7 @@ func (inv *Invocation) run() {
 	}
 	out := res.Output
 	if len(out) > 0 && !inv.out.takeAll(len(out)) {
-		// Longer than what the caller has granted: as any output, at its pace.
+		// More than the caller has granted: like any output, at its pace.
 		inv.out.Write(out)
 		out = nil
 	}

@@ -16,7 +16,7 @@ type recvStream struct {
 	mu       sync.Mutex // protects the fields below
 	buf      []byte
 	spare    []byte // buf's other half, written out by the consumer
-	credit   int    // what the peer may still send
+	credit   int    // bytes that the peer may still send
 	window   int
 	consumed int // since the last GRANT
 	ended    bool
@@ -35,7 +35,7 @@ func (s *recvStream) expect() {
 	s.wake = make(chan struct{}, 1)
 }
 
-// signal wakes whoever consumes the stream. s.mu is held.
+// signal wakes the consumer of the stream. s.mu is held.
 func (s *recvStream) signal() {
 	select {
 	case s.wake <- struct{}{}:
@@ -43,7 +43,7 @@ func (s *recvStream) signal() {
 	}
 }
 
-// push stores what came. More than was granted breaks the protocol.
+// push stores bytes that came. More than was granted breaks the protocol.
 func (s *recvStream) push(p []byte) error {
 	if len(p) == 0 {
 		return nil
@@ -59,7 +59,7 @@ func (s *recvStream) push(p []byte) error {
 	return nil
 }
 
-// pass writes out what is there and grants as much again.
+// pass writes out the buffer and grants as much again.
 func (s *recvStream) pass(w io.Writer) error {
 	s.mu.Lock()
 	p := s.buf
@@ -92,7 +92,7 @@ func (s *recvStream) pass(w io.Writer) error {
 // maxRecvWindow is how far a window grows here. s.mu is held.
 const maxRecvWindow = 1 << 20
 
-// grantable is what to grant after n more bytes were consumed: nothing before
+// grantable returns how much to grant after n more bytes were consumed: nothing before
 // half a window is, so that small writes do not cost a frame each. A consumer
 // that keeps up gets a larger window.
 func (s *recvStream) grantable(n int) int {
@@ -110,7 +110,7 @@ func (s *recvStream) grantable(n int) int {
 	return grant
 }
 
-// close says that no more comes.
+// close marks the end of the stream.
 func (s *recvStream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

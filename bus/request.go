@@ -46,7 +46,7 @@ type Request struct {
 	// waiting goes out with the call; the rest is read when the function takes
 	// it. A Read that is under way when the call ends is not waited for.
 	Input io.Reader
-	// Stdout and Stderr take what the program writes, as it comes; nil discards
+	// Stdout and Stderr take the program's output, as it comes; nil discards
 	// it. Each is written to by one goroutine at a time.
 	Stdout, Stderr io.Writer
 	// Timeout bounds the call from now to its end, waiting included; 0 is none.
@@ -62,20 +62,20 @@ type Request struct {
 	Retries int
 	// On limits the call to workers whose name matches this glob.
 	On string
-	// Farewell is how long a call that is given up waits for the node's word on it,
+	// Farewell is how long a call that is given up waits for the node's END of it,
 	// which names the worker that had it; 0 is not at all.
 	Farewell time.Duration
 	// Opened, if set, is called when the call has been sent, each time it is. Calls
 	// of which each is made when the one before was opened arrive in that order.
 	Opened func()
-	// Posted is said of a call that runs a job. It is for a node's own
+	// Posted is for a call that runs a job. It is for a node's own
 	// connections: from others a node ignores it.
 	Posted *Posted
 }
 
-// Posted is what a call says of the job that it runs.
+// Posted describes the job that a call runs.
 type Posted struct {
-	Caller  string // who has posted it, as the node knew it
+	Caller  string // the identity that posted it
 	Job     string // its id
 	Attempt int    // which one this is, from 1
 	Origin  string // the job whose end has posted this one, see [Invocation]; empty: none

@@ -17,9 +17,9 @@ func (inv *Invocation) Words() ([]string, error) {
 	case args.KindJSON:
 		var list []string
 		if err := json.Unmarshal(inv.Args, &list); err != nil {
-			return nil, args.Errorf(args.CodeBadInput, "an array of strings is due")
+			return nil, args.Errorf(args.CodeBadInput, "expected an array of strings")
 		}
 		return list, nil
 	}
-	return nil, args.Errorf(args.CodeBadInput, "fields are not taken: give words")
+	return nil, args.Errorf(args.CodeBadInput, "expected words, not fields")
 }

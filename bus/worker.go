@@ -20,7 +20,7 @@ const (
 )
 
 // A Worker keeps functions on the bus for as long as it lives: when its node
-// goes away it finds one again and offers anew, as many slots as are not still
+// goes away it finds one again and repeats its offers, with the slots that are not still
 // taken by calls of the lost connection. Functions may come, change and go at
 // any time.
 type Worker struct {
@@ -30,7 +30,7 @@ type Worker struct {
 	Options *Options
 	// Dial, if set, connects in place of Connect, with the options that it gets.
 	Dial func(ctx context.Context, o *Options) (*Client, error)
-	// Connected, if set, is told of each new connection before offers are made
+	// Connected, if set, gets each new connection before offers are made
 	// on it.
 	Connected func(c *Client)
 	// Notice, if set, takes messages about losses and returns.
@@ -74,7 +74,7 @@ func (w *Worker) dial(ctx context.Context) (*Client, error) {
 }
 
 // Run serves until ctx ends, and returns nil then; [Worker.Drain] is to follow.
-// It returns an error if the node denies what is offered, or that this worker enters:
+// It returns an error if the node denies an offer, or denies this worker entry:
 // that is final.
 func (w *Worker) Run(ctx context.Context) error {
 	for {
@@ -82,7 +82,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		if c != nil {
 			select {
 			case <-c.Done():
-				// An identity that has expired may have been renewed meanwhile.
+				// An identity that has expired may have been renewed in the meantime.
 				if err := args.AsError(c.Err(), args.CodeNodeLost); errors.Is(err, ErrDenied) && err.Code != args.CodeExpired {
 					return err
 				}
@@ -132,7 +132,7 @@ func (w *Worker) reconnect(ctx context.Context) error {
 	}
 }
 
-// telling reports whether an error says more than that no node is there.
+// telling reports whether an error means more than that no node is there.
 func telling(err error) bool {
 	switch args.AsError(err, args.CodeNoNode).Code {
 	case args.CodeNoNode, args.CodeNodeLost, args.CodeDraining:
@@ -161,7 +161,7 @@ func (w *Worker) current() *Client {
 	return w.client
 }
 
-// setCurrent changes the connection and returns what is to be offered on it.
+// setCurrent changes the connection and returns the functions to offer on it.
 func (w *Worker) setCurrent(c *Client) []*served {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -215,7 +215,7 @@ func (w *Worker) Close() {
 	}
 }
 
-// Running is how many calls run.
+// Running returns how many calls run.
 func (w *Worker) Running() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -226,5 +226,5 @@ func (w *Worker) Running() int {
 	return n
 }
 
-// all lists what is offered and what was. The worker's mu is held.
+// all lists the functions that are offered, and those that were. The worker's mu is held.
 func (w *Worker) all() []*served { return append(slices.Clone(w.served), w.leaving...) }

@@ -6,7 +6,7 @@ import (
 )
 
 // served is one function of a worker, across connections. The worker's mu
-// protects what is below handler.
+// protects the fields below handler.
 type served struct {
 	worker  *Worker
 	handler Handler
@@ -31,7 +31,7 @@ func (h held) all() int {
 	return n
 }
 
-// slots is how many may be offered over c: all but those that calls of earlier
+// slots returns how many may be offered over c: all but those that calls of earlier
 // connections hold. The worker's mu is held.
 func (s *served) slots(c *Client) int { return s.offer.Slots - s.held.all() + (*s.held)[c] }
 
@@ -71,7 +71,7 @@ func (r *Retired) Wait(ctx context.Context) error {
 // Put adds a function while the worker runs, or replaces the one of its name,
 // which is returned, without a moment in which the name is not offered: calls
 // that run end where they began, later ones are h's. If the node refuses, the
-// function that was there stays, and what is returned is the new one, which may
+// function that was there stays, and the new one is returned, which may
 // have been called meanwhile. Without a node it is offered with the others when
 // there is one again.
 func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) {
@@ -101,7 +101,7 @@ func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) 
 	return w.retire(old), nil
 }
 
-// swap puts s, which may be nil, in the place of what serves the name, and
+// swap puts s, which may be nil, in place of the function of that name, and
 // returns that. The worker's mu is held.
 func (w *Worker) swap(name string, s *served) (old *served) {
 	i := slices.IndexFunc(w.served, func(s *served) bool { return s.offer.Name == name })
@@ -116,7 +116,7 @@ func (w *Worker) swap(name string, s *served) (old *served) {
 	return old
 }
 
-// retire notes what is offered no more, until its calls have returned. The
+// retire keeps a function that is no longer offered, until its calls have returned. The
 // worker's mu is held.
 func (w *Worker) retire(s *served) *Retired {
 	w.leaving = slices.DeleteFunc(w.leaving, func(s *served) bool { return s.calls == 0 })
@@ -165,7 +165,7 @@ func (s *served) announce(ctx context.Context, c *Client) error {
 	return s.announceNow(ctx, c)
 }
 
-// announceNow is announce for who holds the worker's change.
+// announceNow is announce for a caller that holds the worker's change.
 func (s *served) announceNow(ctx context.Context, c *Client) error {
 	w := s.worker
 	w.mu.Lock()

@@ -42,14 +42,14 @@ func (e *Error) End() End {
 	return End{Source: FromBus, Status: e.Status(), Code: e.Code, Message: e.Error(), Hint: e.Hint}
 }
 
-// Source says who decided how a call ended.
+// Source is the party that decided how a call ended.
 type Source uint8
 
 // Sources of an end status.
 const (
 	FromProgram Source = 0 // the program exited by itself
 	FromSignal  Source = 1 // a signal ended it: status is 128+N
-	FromBus     Source = 2 // fbus ended the call: the code says why
+	FromBus     Source = 2 // fbus ended the call: the code is the reason
 )
 
 // String names the source as the JSON outputs do.
@@ -63,7 +63,7 @@ func (s Source) String() string {
 	return "fbus"
 }
 
-// ParseSource is the source of that name, as String gives it.
+// ParseSource returns the source of a name that String returns.
 func ParseSource(name string) Source {
 	for _, s := range []Source{FromProgram, FromSignal} {
 		if s.String() == name {

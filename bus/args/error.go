@@ -14,7 +14,7 @@ import (
 const (
 	CodeUsage       = "usage"         // 64: the request makes no sense
 	CodeBadInput    = "bad_input"     // 65: arguments or input the function cannot take
-	CodeNoFunction  = "no_function"   // 69: nobody offers it
+	CodeNoFunction  = "no_function"   // 69: no worker offers it
 	CodeInternal    = "internal"      // 70: a fault of fbus or the machine
 	CodeOutputLimit = "output_limit"  // 70: more output than the offer allows
 	CodeWorkerLost  = "worker_lost"   // 74: the worker vanished mid-call
@@ -27,13 +27,13 @@ const (
 	CodeDeadline    = "deadline"      // 124: the call's time was up
 	CodeCannotRun   = "cannot_run"    // 126: the program cannot be run
 	CodeNotFound    = "not_found"     // 127: the program was not found
-	CodeCancelled   = "cancelled"     // 143: somebody cancelled the call
+	CodeCancelled   = "cancelled"     // 143: the call was cancelled
 	CodeNoNode      = "no_node"       // 255: no node can be reached
 	CodeNodeLost    = "node_lost"     // 255: the node went away mid-call
 	CodeProtocol    = "protocol"      // 255: a peer broke the protocol
 	CodeVersion     = "version"       // 255: another major version
 	CodeNetwork     = "wrong_network" // 255: the node is in another network
-	CodeNotOurs     = "not_ours"      // 255: what listens there has no certificate of a node of the network, or by one of the clocks none that is good
+	CodeNotOurs     = "not_ours"      // 255: the server has no valid certificate of a node of the network
 	CodeForeign     = "foreign"       // 255: the socket is another user's
 	CodeAmbiguous   = "ambiguous"     // 255: several nodes are equally near
 	CodeSuperseded  = "superseded"    // 255: this instance has connected again
@@ -49,7 +49,7 @@ var statuses = map[string]int{
 	CodeUnsafe: 77, CodeNoTicket: 65, CodeListLost: 75, CodeBadRight: 64, CodeNameTaken: 65,
 }
 
-// StatusOf is the exit status that belongs to a code of fbus: 255 for one that
+// StatusOf returns the exit status for a code of fbus: 255 for one that
 // is about the node, and for one that this version does not know.
 func StatusOf(code string) int {
 	if s, ok := statuses[code]; ok {
@@ -97,7 +97,7 @@ func WireMessage(message, hint string) string {
 	return message + hintLine + hint
 }
 
-// Error is the message, or the code if there is none.
+// Error returns the message, or the code if there is none.
 func (e *Error) Error() string {
 	switch {
 	case e.Message == "" && e.Err != nil:
@@ -118,7 +118,7 @@ func (e *Error) Is(target error) bool {
 	return ok && (t.Code == e.Code || t.Code == CodeDenied && e.Status() == StatusOf(CodeDenied))
 }
 
-// Status is the exit status for the error; for a code that this version does not
+// Status returns the exit status for the error; for a code that this version does not
 // know, the one that came with it.
 func (e *Error) Status() int {
 	if _, known := statuses[e.Code]; !known && e.status != 0 {

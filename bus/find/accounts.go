@@ -23,7 +23,7 @@ func accountID(kind, database, name string) (int, error) {
 		return int(id), nil
 	}
 	if name == "" || strings.ContainsAny(name, ":\n") || name[0] == '-' {
-		return 0, fmt.Errorf("%q is no %s", name, kind)
+		return 0, fmt.Errorf("invalid %s %q", kind, name)
 	}
 	if f, err := os.Open("/etc/" + database); err == nil {
 		defer f.Close()
@@ -39,7 +39,7 @@ func accountID(kind, database, name string) (int, error) {
 	if id, ok := idOf(strings.TrimSpace(string(line)), name); ok {
 		return id, nil
 	}
-	return 0, fmt.Errorf("there is no %s %s", kind, name)
+	return 0, fmt.Errorf("unknown %s %s", kind, name)
 }
 
 // idOf returns the number in a line of passwd(5) or group(5), if it is about that name.

@@ -133,14 +133,14 @@ func named(text, why string) (Place, error) {
 		return Place{}, err
 	}
 	if id == nil {
-		return Place{}, args.Errorf(args.CodeNoCertificate, "%s: there is no socket of that name here, and nobody gets in over TCP without a ticket", text).
+		return Place{}, args.Errorf(args.CodeNoCertificate, "%s: there is no socket of that name here, and a node on another machine requires a ticket", text).
 			WithHint("fbus join TICKET, or FBUS_TICKET=FILE; the path of a socket holds a /: ./%s", text)
 	}
 	return Place{Addr: addr, Why: why + ", as " + id.Why, Identity: id}, nil
 }
 
 // AddrHint is the hint at what an address of a node looks like.
-const AddrHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address stands in brackets: [::1]:" + wire.DefaultPort
+const AddrHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address needs brackets: [::1]:" + wire.DefaultPort
 
 // ParseAddr parses the address of a node: a path, the name of a file that exists, or
 // HOST[:PORT]. source names the flag or variable in its error.
@@ -148,7 +148,7 @@ func ParseAddr(text, source string) (wire.Addr, error) {
 	_, err := os.Lstat(text)
 	switch path := err == nil || wire.IsPath(text); {
 	case path && strings.Contains(text, "://"):
-		return wire.Addr{}, args.Errorf(args.CodeUsage, "%s: %q is no address: it is a URL", source, text).WithHint(AddrHint)
+		return wire.Addr{}, args.Errorf(args.CodeUsage, "%s: invalid address %q: it is a URL", source, text).WithHint(AddrHint)
 	case path && !strings.Contains(text, "/"):
 		return wire.Unix("./" + text), nil
 	case path:
@@ -171,7 +171,7 @@ func TrustedUser() (int, error) {
 	}
 	uid, err := UserID(name)
 	if err != nil {
-		return -1, args.Errorf(args.CodeUsage, "%s: %v", trustedUserEnv, err).WithHint("it is the name or uid of a user whose nodes are used as one's own are")
+		return -1, args.Errorf(args.CodeUsage, "%s: %v", trustedUserEnv, err).WithHint("set it to the name or uid of a user whose nodes may be used like one's own")
 	}
 	return uid, nil
 }
@@ -205,7 +205,7 @@ func Sockets(uid int) []string {
 }
 
 // Owned reports whether a path is a file of that kind and belongs to a user. A file with
-// a second name does not count: it is not known who gave it this one.
+// a second name does not count: another user may have given it this one.
 func Owned(path string, kind os.FileMode, uid int) bool {
 	st, err := os.Lstat(path)
 	if err != nil || st.Mode().Type() != kind {

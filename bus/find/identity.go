@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Identity is what proves to nodes on other machines who this is: a ticket, or the
+// An Identity proves this user's identity to nodes on other machines: a ticket, or the
 // files of another PKI.
 type Identity struct {
 	Ticket    *trust.Ticket // nil with files
@@ -54,7 +54,7 @@ func (id *Identity) explain(err error) *args.Error {
 	return id.Ticket.Explain(err, time.Time{})
 }
 
-// Refusal returns what an error of a connection means if it is about who may enter, and
+// Refusal returns what an error of a connection means if it is about the right to enter, and
 // nil for any other, such as one of the network. A node's certificate that this side
 // does not accept is no denial: another address, or a later time, may show a better one.
 func (id *Identity) Refusal(err error) *args.Error {
@@ -109,7 +109,7 @@ func (id *Identity) Exchanged() string {
 	if err != nil || own.Name != id.Ticket.Name || !own.CA.Equal(id.Ticket.CA) {
 		return ""
 	}
-	return "network " + own.Network + " was joined here, as " + own.Name + ": no FBUS_TICKET is due any more"
+	return "network " + own.Network + " was joined here, as " + own.Name + ": FBUS_TICKET is no longer needed"
 }
 
 // identityFor returns the identity to dial addr with: the ticket in the environment, the

@@ -46,30 +46,30 @@ func WithPort(addr string) string {
 	return net.JoinHostPort(addr, DefaultPort)
 }
 
-// CheckAddress says what is wrong with HOST[:PORT].
+// CheckAddress returns an error for an invalid HOST[:PORT].
 func CheckAddress(addr string) error {
 	host, port, err := net.SplitHostPort(WithPort(addr))
 	if err != nil {
-		return badAddress(addr, "HOST[:PORT] is due")
+		return badAddress(addr, "expected HOST[:PORT]")
 	}
 	if _, err := net.LookupPort("tcp", port); err != nil {
-		return badAddress(addr, fmt.Sprintf("%q is no port", port))
+		return badAddress(addr, fmt.Sprintf("invalid port %q", port))
 	}
 	if host == addr && strings.Trim(addr, "0123456789") == "" {
 		return badAddress(addr, "it is a port without a host")
 	}
 	strange := func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`/\"'@#?[]`, r) }
 	if strings.ContainsFunc(host, strange) {
-		return badAddress(addr, fmt.Sprintf("%q is no host", host))
+		return badAddress(addr, fmt.Sprintf("invalid host %q", host))
 	}
 	if strings.Contains(host, ":") {
 		if _, err := netip.ParseAddr(host); err != nil {
-			return badAddress(addr, fmt.Sprintf("%q is no IPv6 address", host))
+			return badAddress(addr, fmt.Sprintf("invalid IPv6 address %q", host))
 		}
 	}
 	return nil
 }
 
 func badAddress(addr, why string) error {
-	return args.Errorf(args.CodeUsage, "%q is no address: %s", addr, why)
+	return args.Errorf(args.CodeUsage, "invalid address %q: %s", addr, why)
 }

@@ -28,7 +28,7 @@ func (b *Batch) decode(h Handler, body []byte) error {
 	return h.Handle(b, f)
 }
 
-// Send appends f to what c will write when the batch is flushed.
+// Send appends f to the bytes that c writes when the batch is flushed.
 func (b *Batch) Send(c *Conn, f Frame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -45,7 +45,7 @@ func (b *Batch) Send(c *Conn, f Frame) error {
 	return nil
 }
 
-// Flush writes what was sent through the batch.
+// Flush writes all that was sent through the batch.
 func (b *Batch) Flush() {
 	for i, c := range b.conns {
 		c.mu.Lock()

@@ -24,7 +24,7 @@ const (
 	sendMark = 256 << 10
 	// ChunkSize is the payload of a DATA frame that this package sends.
 	ChunkSize = 64 << 10
-	// flushTime is how long a closing connection tries to say why.
+	// flushTime is how long a closing connection tries to send its ERROR.
 	flushTime = time.Second
 )
 
@@ -36,7 +36,7 @@ var ErrBudget = errors.New("no buffer left for an unfinished frame")
 
 // Handler takes the frames of a connection, one at a time, in order. Handle
 // must not block: other frames of the connection wait for it. An error closes
-// the connection, after an ERROR frame that says why.
+// the connection, after an ERROR frame with the reason.
 type Handler interface {
 	Handle(b *Batch, f Frame) error
 }
@@ -47,7 +47,7 @@ type Budget struct {
 	Max  int64
 }
 
-// Used is how many bytes are held now.
+// Used returns how many bytes are held now.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
 // Add takes n bytes, or gives them back if n is negative.
@@ -64,7 +64,7 @@ func (b *Budget) Full() bool { return b.full(0) }
 func (b *Budget) full(more int64) bool { return b != nil && b.used.Load() >= b.Max+more }
 
 // spare is what unfinished long frames may take beyond the budget: a call whose
-// arguments come when that is full is to be refused, not its connection closed.
+// arguments come when that is full has to be refused, not its connection closed.
 func (b *Budget) spare() int64 {
 	if b == nil {
 		return 0
@@ -78,7 +78,7 @@ func (b *Budget) spare() int64 {
 // a slow peer.
 type Conn struct {
 	nc     net.Conn
-	raw    syscall.RawConn // nil: nc can not be tried without blocking
+	raw    syscall.RawConn // nil: nc cannot be tried without blocking
 	sock   *Socket         // below nc if that is TLS; else nil
 	budget *Budget
 
@@ -99,7 +99,7 @@ type Conn struct {
 	closing bool              // close once out is written
 	linger  bool              // and have the peer get it
 	hungUp  bool              // by hangUp: the reader closes
-	err     error             // why the connection can not be used any more
+	err     error             // why the connection cannot be used any more
 	space   chan struct{}
 
 	rn, wn     int
@@ -134,7 +134,7 @@ func (c *Conn) NetConn() net.Conn { return c.nc }
 
 var readPool = sync.Pool{New: func() any { return new([readBuffer]byte) }}
 
-// finish closes after a failed read; a protocol error is told to the peer.
+// finish closes after a failed read; a protocol error is sent to the peer.
 func (c *Conn) finish(err error) error {
 	var e *args.Error
 	c.mu.Lock()
@@ -218,7 +218,7 @@ func (c *Conn) Close(err error) {
 	c.fail(err)
 }
 
-// CloseWith tells the peer why, after what was sent before, and then closes.
+// CloseWith sends the peer an ERROR, after all earlier frames, and then closes.
 func (c *Conn) CloseWith(e *args.Error) {
 	c.Finish(&ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)})
 }

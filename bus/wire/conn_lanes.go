@@ -2,8 +2,8 @@ package wire
 
 import "encoding/binary"
 
-// While a writer waits for the peer, what is sent lines up. So that a call with
-// megabytes granted does not stand before the small answers of others, data that
+// While a writer waits for the peer, frames queue up. So that a call with
+// megabytes granted does not delay the small answers of others, data that
 // finds a backlog goes to a lane of its call, and the writer takes a chunk of one
 // lane after the other, each behind all that is in no lane then. What goes to the
 // peer in another order than it was sent, the protocol leaves open: only frames
@@ -13,7 +13,7 @@ import "encoding/binary"
 const (
 	// laneMark is the backlog at which data goes to lanes.
 	laneMark = 64 << 10
-	// laneChunk is what is taken of a lane at once: one DATA frame of the longest
+	// laneChunk is how much is taken from a lane at once: one DATA frame of the longest
 	// that this package sends, or some that are smaller.
 	laneChunk = ChunkSize + 4<<10
 	// laneEnd is the output from which an END is data, too.
@@ -21,7 +21,7 @@ const (
 )
 
 // laneKey names the data that a call sends on a connection. The two sides choose
-// ids by themselves, so a frame's type and stream say which call it is.
+// ids by themselves, so a frame's type and stream identify the call.
 type laneKey struct {
 	id     uint64
 	opener bool // this side opened the call
@@ -34,7 +34,7 @@ type lane struct {
 	next int // taken by the writer up to here
 }
 
-// keyOf is the lane that f goes to, if any is to be used; data says that f is one
+// keyOf returns the lane of f, if it has to use one; data reports that f is one
 // to begin a lane with.
 func keyOf(f Frame) (key laneKey, data, ok bool) {
 	switch f := f.(type) {
@@ -48,7 +48,7 @@ func keyOf(f Frame) (key laneKey, data, ok bool) {
 	return laneKey{}, false, false
 }
 
-// laneFor returns f's lane, nil if f is to go with what is in none. c.mu is held,
+// laneFor returns f's lane, nil if f goes with the frames outside lanes. c.mu is held,
 // and a writer is at work.
 func (c *Conn) laneFor(f Frame) *lane {
 	if len(c.lanes) == 0 && len(c.out) < laneMark {
@@ -71,7 +71,7 @@ func (c *Conn) laneFor(f Frame) *lane {
 	return l
 }
 
-// append encodes f behind what the lane holds, and returns its size. What the writer has taken is
+// append encodes f behind the frames in the lane, and returns its size. What the writer has taken is
 // not moved: it is being written.
 func (l *lane) append(f Frame) int {
 	if d, ok := f.(*DataFrame); ok {

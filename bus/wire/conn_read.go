@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// readable reads what is there into a pooled buffer, or into rbuf if that holds
+// readable reads all bytes that are there into a pooled buffer, or into rbuf if that holds
 // half a frame already. While nothing is there an idle connection has no buffer, and
 // one with the beginning of a frame no more than that needs.
 func (c *Conn) readable(fd uintptr) bool {
@@ -46,7 +46,7 @@ type input struct {
 	held       int // bytes counted in the budget
 }
 
-// fill reads more bytes behind what the buffer holds.
+// fill reads more bytes behind those in the buffer.
 func (c *Conn) fill(in *input) error {
 	if in.buf != nil {
 		in.compact()
@@ -110,7 +110,7 @@ func (in *input) release(b *Budget) {
 	*in = input{}
 }
 
-// settle makes the buffer fit what is missing before the reader waits: gone if
+// settle fits the buffer to the missing bytes before the reader waits: gone if
 // nothing is held, small for a short rest, and larger once it is full.
 func (in *input) settle(b *Budget, frame int) error {
 	rest := in.end - in.start
@@ -131,8 +131,8 @@ func (in *input) settle(b *Budget, frame int) error {
 	return in.move(b, need)
 }
 
-// shrink leaves a buffer that is much too large for what has come, before the peer
-// is waited for: who sends little of a long frame, and then nothing, holds little.
+// shrink leaves a buffer that is much too large for the bytes in it, before the peer
+// is waited for: a peer that sends little of a long frame, and then nothing, holds little.
 func (in *input) shrink(b *Budget) bool {
 	if in == nil {
 		return false

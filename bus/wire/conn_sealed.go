@@ -38,7 +38,7 @@ func (c *Conn) fillSealed(in *input) error {
 	}
 }
 
-// unseal takes what is there out of TLS, into a pooled buffer if there is none.
+// unseal reads all that TLS has, into a pooled buffer if there is none.
 func (c *Conn) unseal(in *input) (n int, err error) {
 	if c.rerr != nil && c.rerr != errWait {
 		return 0, c.rerr
@@ -59,7 +59,7 @@ func (c *Conn) unseal(in *input) (n int, err error) {
 	return in.end - from, err
 }
 
-// answer writes what TLS has to say by itself (a key that was renewed), if no
+// answer writes messages of TLS itself (a key that was renewed), if no
 // writer does.
 func (c *Conn) answer() {
 	c.mu.Lock()
@@ -110,7 +110,7 @@ func (c *Conn) trySeal(p, payload []byte) (n int, ok bool) {
 	return len(p) + len(payload), c.push()
 }
 
-// sealed is how many bytes of ciphertext wait for the peer.
+// sealed returns how many bytes of ciphertext wait for the peer.
 func (c *Conn) sealed() int {
 	if c.sock == nil {
 		return 0
@@ -148,7 +148,7 @@ func (c *Conn) pushAll() error {
 // hangUp ends a TLS connection of which the peer is to get all that was written. Were it
 // closed while bytes of the peer are unread, or on their way, the kernel would
 // send a reset and drop what is not sent yet: so this side's end goes out, and
-// what the peer sends is dropped until it closes, or for a second. c.mu is held.
+// bytes from the peer are dropped until it closes, or for a second. c.mu is held.
 func (c *Conn) hangUp() {
 	c.drop(net.ErrClosed)
 	c.hungUp = true
@@ -165,7 +165,7 @@ func (c *Conn) hangUp() {
 	go c.drain() // ends in time
 }
 
-// drain drops what the peer still sends, and closes.
+// drain drops all that the peer still sends, and closes.
 func (c *Conn) drain() {
 	nc := c.sock.nc
 	nc.SetReadDeadline(time.Now().Add(c.patience))

@@ -53,7 +53,7 @@ func (c *Conn) Send(f Frame) error {
 	return c.err
 }
 
-// Queue appends f to what is to be written. If flush is true the caller must
+// Queue appends f to the backlog. If flush is true the caller must
 // call [Conn.Flush], and holds no lock that a reader of the connection takes.
 func (c *Conn) Queue(f Frame) (flush bool, err error) {
 	c.mu.Lock()
@@ -68,7 +68,7 @@ func (c *Conn) Queue(f Frame) (flush bool, err error) {
 	return true, nil
 }
 
-// Flush writes what was queued. If others are likely to have something to send
+// Flush writes the backlog. If others are likely to have something to send
 // too, they get their turn first: what they queue goes out with the same write.
 func (c *Conn) Flush(others bool) {
 	if others {
@@ -85,7 +85,7 @@ func (c *Conn) Flush(others bool) {
 const directSize = 16 << 10
 
 // direct writes a large payload from where it lies, if nothing is before it in
-// the backlog, which gets what the peer does not take. c.mu is held.
+// the backlog, which gets the bytes that the peer does not take. c.mu is held.
 func (c *Conn) direct(d *DataFrame) bool {
 	if c.raw == nil || len(d.Payload) < directSize || len(c.out) > 0 || c.writing || c.closing || c.err != nil {
 		return false
@@ -119,7 +119,7 @@ func (c *Conn) direct(d *DataFrame) bool {
 	return true
 }
 
-// tryWrite writes what the peer takes at once; ok is false if the connection
+// tryWrite writes as much as the peer takes at once; ok is false if the connection
 // has failed.
 func (c *Conn) tryWrite(p, payload []byte) (n int, ok bool) {
 	if c.sock != nil {
@@ -141,7 +141,7 @@ func (c *Conn) tryWrite(p, payload []byte) (n int, ok bool) {
 	return 0, false
 }
 
-// failWrite makes a failed write final. The peer has gone, but may have said why
+// failWrite makes a failed write final. The peer has gone, but may have sent an ERROR
 // before it went: the reader gets a moment to find that. c.mu is held.
 func (c *Conn) failWrite(err error) {
 	if c.err != nil || c.closing {
@@ -205,7 +205,7 @@ func (c *Conn) emptied() {
 	}
 }
 
-// recycle returns what to keep of a written buffer.
+// recycle returns the part of a written buffer to keep.
 func recycle(buf []byte) []byte {
 	if cap(buf) == readBuffer {
 		readPool.Put((*[readBuffer]byte)(buf[:readBuffer]))
@@ -264,10 +264,10 @@ func (c *Conn) writeAll(buf []byte) error {
 	return err
 }
 
-// backlog is how many bytes the writer has not taken. c.mu is held.
+// backlog returns how many bytes the writer has not taken. c.mu is held.
 func (c *Conn) backlog() int { return len(c.out) + c.laned }
 
-// Backlog is how many bytes wait for the peer to read, short of what a write
+// Backlog returns how many bytes wait for the peer to read, short of what a write
 // under way has taken.
 func (c *Conn) Backlog() int {
 	c.mu.Lock()
@@ -275,7 +275,7 @@ func (c *Conn) Backlog() int {
 	return c.backlog()
 }
 
-// Stalled reports whether the peer does not take what is sent at once.
+// Stalled reports whether the peer does not take frames at once.
 func (c *Conn) Stalled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -67,7 +67,7 @@ const (
 const (
 	// FlagInputEnd: the input is complete with this frame.
 	FlagInputEnd = 1 << 0
-	// FlagHasInput: there is an input beside the arguments.
+	// FlagHasInput: there is an input alongside the arguments.
 	FlagHasInput = 1 << 1
 )
 
@@ -113,7 +113,7 @@ func (d *Decoder) Decode(body []byte, f Frame) error {
 	r := &d.r
 	*r = reader{args.Reader{B: body}}
 	if t := r.start(); r.Err == nil && t != f.FrameType() {
-		r.Fail("type %d where %d is due", t, f.FrameType())
+		r.Fail("type %d, expected %d", t, f.FrameType())
 	}
 	f.decode(r)
 	if r.Err == nil && (r.Left > 0 || len(r.B) > 0) {
@@ -147,7 +147,7 @@ func finish(dst []byte, start int) []byte {
 	return dst
 }
 
-// appendText appends a str; what is longer than a receiver takes is cut.
+// appendText appends a str, cut to the length that a receiver takes.
 func appendText[T string | []byte](dst []byte, s T) []byte {
 	if len(s) > MaxText {
 		s = s[:MaxText]

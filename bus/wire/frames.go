@@ -8,7 +8,7 @@ import (
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
 
-// Frame types: who sends them, their elements, and PROTOCOL.md's section. An
+// Frame types: their sender, their elements, and PROTOCOL.md's section. An
 // element in square brackets may be left out from there on.
 const (
 	// HELLO, both, section 3: major, minor, network, instance, name
@@ -109,7 +109,7 @@ func (r *reader) texts() [][]byte {
 	return list
 }
 
-// ErrorFrame says why its sender closes the connection.
+// ErrorFrame is the reason why its sender closes the connection.
 type ErrorFrame struct {
 	Code, Message []byte
 }
@@ -189,7 +189,7 @@ func (f *OfferFrame) decode(r *reader) {
 	}
 }
 
-// OfferedFrame answers an OFFER; an empty Code says that it stands.
+// OfferedFrame answers an OFFER; an empty Code accepts it.
 type OfferedFrame struct {
 	Seq           uint64
 	Code, Message []byte
@@ -226,7 +226,7 @@ type CallFrame struct {
 	WindowOutput uint64 // credit for Output, bytes
 	WindowStderr uint64 // credit for Stderr, bytes
 	Call         []byte // node only: the call's id on the network
-	Caller       []byte // node only: who calls, as the node knows it
+	Caller       []byte // node only: the caller's identity
 	Job          []byte // node only: id of the job that the call runs
 	Attempt      uint64 // node only: of the job, from 1
 	Origin       []byte // node only: the job whose end has posted this one, as JSON

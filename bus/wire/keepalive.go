@@ -12,7 +12,7 @@ import (
 //
 // By itself TCP_USER_TIMEOUT gives up as well a peer that reads nothing for so
 // long, though its machine answers: a caller that was stopped is not dead. So
-// [Pulse.Check] is to be called now and then. The nil Pulse does nothing.
+// [Pulse.Check] must be called now and then. The nil Pulse does nothing.
 type Pulse struct {
 	raw   syscall.RawConn
 	limit time.Duration
@@ -48,10 +48,10 @@ func KeepAlive(nc net.Conn, d time.Duration) *Pulse {
 	return p
 }
 
-// Every is how often Check is to be called.
+// Every returns how often Check must be called.
 func (p *Pulse) Every() time.Duration { return p.limit / 3 }
 
-// Check looks whether the peer takes what is sent. While it does not, and its
+// Check looks whether the peer takes the bytes sent. While it does not, and its
 // machine answers the kernel's probes, the end is put off: it comes two limits
 // after the last answer. Calls must not overlap.
 func (p *Pulse) Check() {

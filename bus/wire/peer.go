@@ -13,18 +13,18 @@ import (
 )
 
 // CheckPeer refuses a node that runs as somebody else (PROTOCOL.md, section 2):
-// whoever has taken the path of a socket would get what is sent to it, and could
+// a process that has taken the path of a socket would get all that is sent to it, and could
 // have the functions run that are offered there.
 func CheckPeer(nc *net.UnixConn, path string, users func(uid int) bool) error {
 	uid, err := PeerUID(nc)
 	if err != nil {
-		return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: who listens there can not be told: %v", path, err), Err: err}
+		return &args.Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%s: the owner of the node is unknown: %v", path, err), Err: err}
 	}
 	switch {
 	case uid == 0, uid == os.Getuid(), users != nil && users(uid):
 	case placed(path, uid), teammate(nc, path):
 	default:
-		return args.Errorf(args.CodeForeign, "%s: belongs to uid %d, who is neither you nor root", path, uid)
+		return args.Errorf(args.CodeForeign, "%s: belongs to uid %d, which is neither you nor root", path, uid)
 	}
 	return nil
 }
@@ -39,19 +39,19 @@ func placed(path string, uid int) bool {
 	return filepath.Dir(dir) == runDir && closedTo(runDir, 0) && (closedTo(dir, 0) || closedTo(dir, uid))
 }
 
-// closedTo reports whether nobody but root and that user, who has it, may make files in a
+// closedTo reports whether only root and that user, its owner, may make files in a
 // directory.
 func closedTo(dir string, uid int) bool {
 	st, err := os.Lstat(dir)
 	return err == nil && st.IsDir() && st.Mode()&0o022 == 0 && int(st.Sys().(*syscall.Stat_t).Uid) == uid
 }
 
-// noGroup is what the kernel shows in place of groups that have no number in a
+// noGroup is the number that the kernel shows for groups that have no number in a
 // user namespace: two that look the same may not be.
 const noGroup = 65534
 
-// teammate reports whether the socket is shared with a group, and both we and who
-// listens there are in it. Root is in no team: what it sends is not for all of them.
+// teammate reports whether the socket is shared with a group, and both this process and the one that
+// listens there are in it. Root is in no team: its data is not for all of them.
 func teammate(nc *net.UnixConn, path string) bool {
 	st, err := os.Stat(path)
 	if err != nil || st.Mode()&os.ModeSocket == 0 || st.Mode()&0o060 != 0o060 || os.Getuid() == 0 {

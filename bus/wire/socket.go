@@ -21,7 +21,7 @@ const (
 	unsentMark = 128 << 10
 )
 
-// Socket is what a TLS connection is made over, if it is to be framed by a
+// Socket is the connection below a TLS connection that will be framed by a
 // [Conn]:
 //
 //	tc := tls.Server(bus.NewSocket(nc), config)
@@ -30,12 +30,12 @@ const (
 //	conn := bus.NewConn(tc, budget)
 //
 // Until NewConn takes it over, which must be after the handshake, it is nc as it
-// is. From then on it never waits: what TLS writes goes to a bounded buffer, which the
+// is. From then on it never waits: the output of TLS goes to a bounded buffer, which the
 // Conn empties, since a write of crypto/tls that has timed out ends the
-// connection; and a read finds what the Conn has read ahead.
+// connection; and a read returns bytes that the Conn has read ahead.
 type Socket struct {
 	nc    net.Conn
-	raw   syscall.RawConn // nil: nc can not be tried without blocking
+	raw   syscall.RawConn // nil: nc cannot be tried without blocking
 	taken atomic.Bool     // by a Conn
 
 	acquire func() bool // the Gate; the handshake's alone
@@ -86,7 +86,7 @@ func (s *Socket) leavePlace() {
 // NetConn is the connection below.
 func (s *Socket) NetConn() net.Conn { return s.nc }
 
-// SyscallConn implements [syscall.Conn] for what can be done with the connection below.
+// SyscallConn implements [syscall.Conn] with the connection below.
 func (s *Socket) SyscallConn() (syscall.RawConn, error) {
 	if sc, ok := s.nc.(syscall.Conn); ok {
 		return sc.SyscallConn()
@@ -155,7 +155,7 @@ func (waitError) Error() string   { return "nothing has come yet" }
 func (waitError) Timeout() bool   { return true }
 func (waitError) Temporary() bool { return true }
 
-// readAhead gives what the Conn has read.
+// readAhead returns bytes that the Conn has read.
 func (s *Socket) readAhead(p []byte) (int, error) {
 	if len(s.unread) == 0 {
 		if s.eof {
@@ -205,7 +205,7 @@ func (s *Socket) count(n int) {
 	s.budget.Add(n)
 }
 
-// put is one non-blocking write of what waits.
+// put makes one non-blocking write of the bytes that wait.
 func (s *Socket) put(fd uintptr) (done bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,7 +235,7 @@ func (s *Socket) put(fd uintptr) (done bool, err error) {
 	return true, nil
 }
 
-// forget drops what waits. s.mu is held.
+// forget drops the bytes that wait. s.mu is held.
 func (s *Socket) forget() {
 	s.count(s.start - len(s.sealed))
 	recycle(s.sealed)
@@ -249,7 +249,7 @@ func (s *Socket) take(b *Budget) {
 	s.taken.Store(true)
 }
 
-// Close implements [net.Conn]. What TLS has said last is written if that can be
+// Close implements [net.Conn]. The last output of TLS is written if that can be
 // without waiting.
 func (s *Socket) Close() error {
 	if !s.taken.Load() {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// CloseWrite says the end to the peer, if the connection below can.
+// CloseWrite sends the end to the peer, if the connection below can.
 func (s *Socket) CloseWrite() error {
 	if half, ok := s.nc.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()

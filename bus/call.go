@@ -58,15 +58,12 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		WaitFunction: req.WaitFunction.millis(), WaitSlot: cmp.Or(req.WaitSlot, Forever).millis(), On: []byte(req.On),
 		WindowOutput: wire.InitialWindow, WindowStderr: wire.InitialWindow,
 	}
-	if p := req.Posted; p != nil {
-		frame.Caller, frame.Job, frame.Attempt, frame.Origin = []byte(p.Caller), []byte(p.Job), uint64(max(0, p.Attempt)), []byte(p.Origin)
-	}
 	left, err := timeLeft(ctx, req.Timeout, start)
 	if err != nil {
 		return Result{}, false, err
 	}
 	frame.Timeout = left
-	if left > 0 && req.Posted == nil { // a job's time begins when a worker has it
+	if left > 0 {
 		// The node keeps the deadline; this one is for a node that hangs.
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(left)*time.Millisecond+nodeGrace, args.Errorf(args.CodeDeadline, args.DeadlineMessage))

@@ -68,17 +68,6 @@ type Request struct {
 	// Opened, if set, is called when the call has been sent, each time it is. Calls
 	// of which each is made when the one before was opened arrive in that order.
 	Opened func()
-	// Posted is for a call that runs a job. It is for a node's own
-	// connections: from others a node ignores it.
-	Posted *Posted
-}
-
-// Posted describes the job that a call runs.
-type Posted struct {
-	Caller  string // the identity that posted it
-	Job     string // its id
-	Attempt int    // which one this is, from 1
-	Origin  string // the job whose end has posted this one, see [Invocation]; empty: none
 }
 
 // Result is how a call ended, and where. The zero Result is a program's success.

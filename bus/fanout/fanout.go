@@ -48,6 +48,8 @@ type Outcome struct {
 	Took    time.Duration
 	Tries   int
 	Skipped bool // the call was never made; nothing else is known
+
+	function string // that the last try has called, if Mixed
 }
 
 // Mode says how calls depend on each other.
@@ -60,7 +62,8 @@ const (
 	// Fixed makes each call once: it names its worker, or must not wait.
 	Fixed
 	// Mixed calls a function for each task, as its request says. A call that finds the
-	// queue full is made again; what else goes wrong is that task's failure.
+	// queue full is made again while other calls of the run to that function are at the
+	// node; what else goes wrong is that task's failure.
 	Mixed
 )
 
@@ -116,15 +119,16 @@ type Runner struct {
 	mu         sync.Mutex // protects the fields below
 	cond       *sync.Cond // signals every change of them
 	phase      phase
-	err        error        // why it was stopped early
-	fed        bool         // Next has returned the last task
-	limit      int          // calls at once
-	slots      int          // of the function, if they are followed
-	pace       pace         // of calls, if some may go ahead
-	active     int          // goroutines that make calls
-	taken      int          // tasks that were begun
-	size       int          // bytes of the tasks under way
-	running    map[int]Task // by order
+	err        error          // why it was stopped early
+	fed        bool           // Next has returned the last task
+	limit      int            // calls at once
+	slots      int            // of the function, if they are followed
+	pace       pace           // of calls, if some may go ahead
+	active     int            // goroutines that make calls
+	taken      int            // tasks that were begun
+	size       int            // bytes of the tasks under way
+	running    map[int]Task   // by order
+	calls      map[string]int // at the node by function, if Mixed
 	ready      map[int]*Outcome
 	queue      []*Outcome // ready, if unordered
 	done       int        // outcomes that Done received
@@ -172,7 +176,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	ctx, r.cancel = context.WithCancelCause(ctx)
 	defer r.cancel(nil)
 	r.cond = sync.NewCond(&r.mu)
-	r.ready, r.running = map[int]*Outcome{}, map[int]Task{}
+	r.ready, r.running, r.calls = map[int]*Outcome{}, map[int]Task{}, map[string]int{}
 	r.tasks, r.stop, r.room = make(chan Task), make(chan struct{}), make(chan struct{})
 	if r.limit = r.Jobs; r.limit == 0 {
 		n, err := Slots(ctx, r.Client, r.Function, r.On)

@@ -574,3 +574,21 @@ func TestMixed(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestRefusedByOthers: a call that finds the queue full of calls of other clients has
+// failed, unless an end of our own will make room.
+func TestRefusedByOthers(t *testing.T) {
+	r := &Runner{Config: Config{Mode: Mixed}, calls: map[string]int{}}
+	o := &Outcome{function: "f"}
+	if r.mayQueue(o, 0) {
+		t.Error("made again: nothing will ever make room")
+	}
+	r.count("f", 1)
+	if !r.mayQueue(o, 0) {
+		t.Error("not made again, although a call of ours will end")
+	}
+	r.count("f", -1)
+	if r.mayQueue(o, 0) {
+		t.Error("made again after our last call has ended")
+	}
+}

@@ -126,6 +126,8 @@ func (r *Runner) mayQueue(o *Outcome, busy int) bool {
 		return false
 	case r.Mode == Mixed && o.Result.Worker != "": // its program is busy, not the queue full
 		return false
+	case r.Mode == Mixed && !r.othersOf(o.function): // no end of ours will make room
+		return false
 	case r.Queueing > 0:
 		return time.Since(o.Began) < r.Queueing
 	}
@@ -179,9 +181,30 @@ func (r *Runner) try(ctx context.Context, o *Outcome) (bus.Result, error) {
 	if req.Stdout == nil {
 		req.Stdout = o.Output
 	}
+	if r.Mode == Mixed {
+		o.function = req.Function
+		r.count(req.Function, 1)
+		defer r.count(req.Function, -1)
+	}
 	req.On = cmp.Or(o.On, r.On)
 	o.Sent = int64(req.Args.Len()) + size(req.Input)
 	return r.Client.Call(ctx, req)
+}
+
+// count changes the number of calls of a function that are at the node.
+func (r *Runner) count(function string, d int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.calls[function] += d; r.calls[function] == 0 {
+		delete(r.calls, function)
+	}
+}
+
+// othersOf reports whether calls of the function are at the node.
+func (r *Runner) othersOf(function string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls[function] > 0
 }
 
 // size returns the length of an input, 0 if it is unknown.

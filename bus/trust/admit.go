@@ -11,17 +11,18 @@ import (
 	"fbus/bus/args"
 )
 
-// Identity is who is at the other end of a connection, and what it may do.
+// Identity identifies the other end of a connection, with its rights.
 type Identity struct {
 	Name    string
 	Serial  string
 	Rights  Rights    // empty while Joining
-	Expires time.Time // the connection has to end then
-	Joining bool      // an invitation: it may exchange itself, and nothing else
+	Expires time.Time // the connection must end then
+	Joining bool      // an invitation: it may only exchange itself
 }
 
-// Caller is who it is for FBUS_CALLER and the log: "ticket:NAME". Who holds an
-// invitation is not yet who will have its name: whatever he does takes nothing from that one.
+// Caller returns the name for FBUS_CALLER and the log: "ticket:NAME". The holder of an
+// invitation is kept apart from the later owner of the name, and uses none of that
+// owner's limits.
 func (id *Identity) Caller() string {
 	if id.Joining {
 		return "invitation:" + id.Name
@@ -29,14 +30,14 @@ func (id *Identity) Caller() string {
 	return "ticket:" + id.Name
 }
 
-// Admit says who has completed this handshake, as the authority's list has it
-// now, or why nobody has. It is to be called before anything that the peer sent
-// is read; the error's code and message may be told to the peer. from is the
-// peer's address, for the list. Beside an error an identity is only what the CA has
-// signed, for the log.
+// Admit returns the identity of a peer that completed this handshake, according to the
+// authority's current list, or an error that gives the reason for refusal. Call it
+// before reading anything from the peer. The error's code and message may be sent to the
+// peer. The list records from, the peer's address. An identity returned with an error is
+// only what the CA signed; use it for the log.
 //
-// An invitation is admitted (Joining) after it was burnt too, while it lasts,
-// since the reply may have been lost; what it gets then is decided by Exchange.
+// Admit accepts a burnt invitation (Joining) until it expires, since the reply to the
+// exchange may have been lost. Exchange decides what that peer gets.
 func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error) {
 	now := a.now()
 	if err := checkClient(cs, now); err != nil {
@@ -67,9 +68,10 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	return id, nil
 }
 
-// Shown is whose certificate it is that a handshake has failed for, because it has expired
-// or is not valid yet; nil if the CA has not signed it, or the list does not hold it. That
-// its holder has the key was not seen yet: it is for the log, and no more.
+// Shown returns the owner of a certificate that failed a handshake because it has
+// expired or is not valid yet. It returns nil if the CA did not sign it or the list does
+// not contain it. The peer has not proved that it holds the key, so use the identity
+// only for the log.
 func (a *Authority) Shown(err error) *Identity {
 	var e x509.CertificateInvalidError
 	if !errors.As(err, &e) || a.ca.CheckSignature(e.Cert.SignatureAlgorithm, e.Cert.RawTBSCertificate, e.Cert.Signature) != nil {
@@ -90,14 +92,14 @@ func (a *Authority) Shown(err error) *Identity {
 	return &Identity{Name: n.name, Serial: serial, Joining: n.join}
 }
 
-// Check says whether somebody who was admitted would be so still.
+// Check reports, as an error, that an admitted peer would now be refused.
 func (a *Authority) Check(id *Identity) error {
 	_, err := a.check(id, a.now())
 	return err
 }
 
-// Unused says whether the invitation with that serial can still be exchanged for any
-// key, or why not. It changes nothing.
+// Unused returns nil if the invitation with that serial can still be exchanged for any
+// key, or an error with the reason. It changes nothing.
 func (a *Authority) Unused(serial string) error {
 	t, err := a.list.load()
 	if err != nil {
@@ -116,15 +118,15 @@ func (a *Authority) Unused(serial string) error {
 	return nil
 }
 
-// Standing says what the holder of a serial may do now, through whatever that was
-// exchanged or renewed into. It is for work that was left here: who is not
-// connected cannot be asked for a certificate.
+// Standing returns the current rights of a serial's holder, following every exchange and
+// renewal. It serves work that was left here: a client that is not connected cannot
+// present a certificate.
 func (a *Authority) Standing(serial string) (Rights, error) {
 	t, err := a.list.load()
 	if err != nil {
 		return Rights{}, err
 	}
-	for range 64 { // a chain is short: one link for each renewal that is still listed
+	for range 64 { // a chain is short: one link for each renewal still in the list
 		r, err := a.list.state(t, serial)
 		switch {
 		case err != nil:
@@ -140,7 +142,7 @@ func (a *Authority) Standing(serial string) (Rights, error) {
 	return Rights{}, unlisted(serial)
 }
 
-// check compares what a certificate says with what the list does.
+// check compares a certificate with its record in the list.
 func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 	t, err := a.list.load()
 	if err != nil {
@@ -166,7 +168,7 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 	return r, nil
 }
 
-// checkClient checks what is cryptographic about a peer that came as a client.
+// checkClient checks the cryptography of a peer that connected as a client.
 func checkClient(cs tls.ConnectionState, now time.Time) error {
 	switch {
 	case cs.Version != tls.VersionTLS13:
@@ -187,8 +189,8 @@ func checkClient(cs tls.ConnectionState, now time.Time) error {
 	return checkTime(cert, "the certificate", now)
 }
 
-// onlyUse: x509 takes a certificate that says nothing of its use for one that is
-// good for any.
+// onlyUse reports whether a certificate is limited to one use. x509 accepts a
+// certificate without a usage extension for every use.
 func onlyUse(c *x509.Certificate, use x509.ExtKeyUsage) bool {
 	return !c.IsCA && len(c.ExtKeyUsage) == 1 && c.ExtKeyUsage[0] == use && len(c.UnknownExtKeyUsage) == 0
 }

@@ -10,7 +10,7 @@ import (
 	"fbus/bus/args"
 )
 
-// Alerts of TLS (RFC 8446, section 6.2) that say something about entry.
+// TLS alerts (RFC 8446, section 6.2) that concern admission.
 const (
 	alertHandshake          = 40
 	alertBadCertificate     = 42
@@ -31,9 +31,8 @@ var alerts = []tls.AlertError{
 	alertUnknownCA, alertAccessDenied, alertDecrypt, alertVersion, alertCertRequired, alertNoProtocol,
 }
 
-// remoteAlert is the alert that the other end has sent, 0 if it has sent none that
-// we know. crypto/tls keeps the alert's type to itself, but for QUIC; the text is
-// the same.
+// remoteAlert returns the alert sent by the other end, or 0 if there is no known alert.
+// crypto/tls exports the alert's type only for QUIC, but its text is the same.
 func remoteAlert(err error) tls.AlertError {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "remote error" {
@@ -47,7 +46,7 @@ func remoteAlert(err error) tls.AlertError {
 	return 0
 }
 
-// explainAlert is what an alert says by itself, to either side.
+// explainAlert explains an alert without further context, to either side.
 func explainAlert(alert tls.AlertError, err error) *args.Error {
 	var e *args.Error
 	switch alert {
@@ -77,15 +76,15 @@ func explainAlert(alert tls.AlertError, err error) *args.Error {
 
 const hintClient = "get one that is for clients only (clientAuth), or use a ticket of fbus invite"
 
-// shown is what a client has shown of itself.
+// shown describes the certificate that a client presented.
 type shown struct {
 	what  string // "ticket ci"
-	ca    string // whose the node's CA should be
+	ca    string // the owner of the CA that the node should use
 	chain []*x509.Certificate
 }
 
-// explainAlert adds what the client's own certificate shows: which of the things
-// that an alert may mean it was.
+// explainAlert picks the likely meaning of an ambiguous alert from the client's own
+// certificate.
 func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *args.Error {
 	leaf := s.chain[0]
 	switch alert {

@@ -15,18 +15,18 @@ import (
 	"fbus/bus/args"
 )
 
-// Options say which authority to open.
+// Options select the authority to open.
 type Options struct {
-	Dir     string // of this network alone: $FBUS_HOME/networks/ID
+	Dir     string // for this network only: $FBUS_HOME/networks/ID
 	Network string // its id
 
 	Now  func() time.Time              // default Now
-	Warn func(format string, a ...any) // what a person should know; default nobody
+	Warn func(format string, a ...any) // receives warnings for a person; default none
 }
 
-// Authority is the trust root of a network: its CA, and the list of what it has
-// issued. Several processes may have it open: each sees the others' changes.
-// Its methods may be called at the same time.
+// Authority is a network's trust root: its CA, and the list of the certificates it
+// issued. Several processes may open the same authority; each sees the others' changes.
+// Its methods may be called concurrently.
 type Authority struct {
 	network string
 	dir     *privateDir
@@ -41,11 +41,11 @@ type Authority struct {
 	node *tls.Certificate
 }
 
-// caName is the file of the CA's certificate and key. They share one so that a
-// crash can not leave one without the other.
+// caName is the file of the CA's certificate and key. They share one file so that a
+// crash cannot leave one without the other.
 const caName = "ca.pem"
 
-// Open opens the authority, and founds it at first use. Close it in the end.
+// Open opens the authority, and creates it at first use. Call Close when done.
 func Open(o Options) (*Authority, error) {
 	if err := args.CheckNetwork(o.Network); err != nil {
 		return nil, err
@@ -75,7 +75,8 @@ func Founded(dir string) bool {
 	return err == nil
 }
 
-// open reads the authority's files, or makes them, while no other process does.
+// open reads the authority's files, or creates them, under a lock against other
+// processes.
 func (a *Authority) open() error {
 	unlock, err := a.dir.lock()
 	if err != nil {
@@ -103,7 +104,8 @@ func (a *Authority) open() error {
 	return err
 }
 
-// found makes the list, and then the CA: if the CA is there, the list was.
+// found creates the list and then the CA, so an existing CA implies that there was a
+// list.
 func (a *Authority) found() ([]byte, error) {
 	switch _, err := a.list.load(); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -134,8 +136,8 @@ func (a *Authority) found() ([]byte, error) {
 	return data, err
 }
 
-// keepList makes a new list if there is none any more. What was issued is then
-// unlisted.
+// keepList creates an empty list if the file is missing. Certificates issued before are
+// then unlisted.
 func (a *Authority) keepList() error {
 	_, err := a.dir.stat(listName)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -154,7 +156,7 @@ func (a *Authority) writeEmptyList() error {
 	return err
 }
 
-// readCA takes the CA from its file, if it is one that can be used.
+// readCA parses the CA's file and checks that the CA is usable.
 func (a *Authority) readCA(data []byte) error {
 	path := a.dir.join(caName)
 	bad := func(format string, v ...any) *args.Error {
@@ -191,22 +193,21 @@ func isCA(c *x509.Certificate) bool {
 	return c.BasicConstraintsValid && c.IsCA && c.KeyUsage&x509.KeyUsageCertSign != 0
 }
 
-// Close writes what is still in memory and lets go of the files. Nobody is
-// admitted any more.
+// Close writes pending sightings and closes the files. No peer is admitted afterwards.
 func (a *Authority) Close() error {
 	a.list.close()
 	return a.dir.close()
 }
 
-// Network is the network's id.
+// Network returns the network's id.
 func (a *Authority) Network() string { return a.network }
 
-// CA is the certificate of the authority, in PEM.
+// CA returns the authority's certificate in PEM.
 func (a *Authority) CA() []byte { return certPEM(a.ca.Raw) }
 
-// NodeCertificate is the node's certificate for tls.Config.GetCertificate. It is
-// made in memory, lasts a year, and is made anew when less than a third of that
-// is left, or when the clock was set such that it is of no use.
+// NodeCertificate returns the node's certificate, for tls.Config.GetCertificate. It is
+// kept in memory and valid for a year. It is replaced when less than a third of that is
+// left, or when a clock change makes it unusable.
 func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -225,8 +226,7 @@ func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 	return a.node, nil
 }
 
-// Tickets is the list of all that was issued, in that order, with who was seen
-// last.
+// Tickets returns all records in order of issue, with the latest sightings.
 func (a *Authority) Tickets() ([]Record, error) {
 	t, err := a.list.load()
 	if err != nil {
@@ -237,18 +237,18 @@ func (a *Authority) Tickets() ([]Record, error) {
 	return records, nil
 }
 
-// Refresh looks whether another process has changed the list, and tells those
-// who asked with OnRevoke. Admit does so too: a node with nothing but live
-// connections calls this every few seconds.
+// Refresh checks whether another process has changed the list, and notifies the OnRevoke
+// callback. Admit does so too. A node whose connections are all long-lived calls Refresh
+// every few seconds.
 func (a *Authority) Refresh() error {
 	_, err := a.list.load()
 	return err
 }
 
-// OnRevoke has f called with each serial that is no longer admitted, on the
-// goroutine that noticed and with no lock held, once or more. It must be set
-// before anybody is admitted. That a list is lost is no revocation: nobody new
-// is admitted, and who is connected stays.
+// OnRevoke registers f to be called with each serial that is no longer admitted. f runs
+// on the goroutine that noticed, with no lock held, once or more for a serial. Register
+// it before admitting any peer. Loss of the list is not a revocation: new peers are
+// refused, but connected ones stay.
 func (a *Authority) OnRevoke(f func(serial string)) {
 	a.list.mu.Lock()
 	defer a.list.mu.Unlock()

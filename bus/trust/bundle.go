@@ -15,12 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxTicket bounds a bundle: a ticket with all the rights that it may have is
-// smaller.
+// maxTicket limits a bundle. A ticket with the maximum number of rights is smaller.
 const maxTicket = 64 << 10
 
-// parseBundle reads the PEM blocks of a text: certificates, and at most one key,
-// which is nil if there is none.
+// parseBundle reads the PEM blocks of a text: certificates, and at most one key. key is
+// nil if there is none.
 func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err error) {
 	if len(text) > maxTicket {
 		return nil, nil, errorf(args.CodeBadTicket, "%d bytes or more exceed the limit of %d", len(text), maxTicket)
@@ -53,9 +52,9 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 	}
 }
 
-// unixLines is a text whose lines end as they do here. One that came by way of
-// Windows and a shell's $(…) has its last line end in a CR alone: for encoding/pem
-// that block would have no end, and the ticket be cut short.
+// unixLines converts a text's line ends to LF. A text that passed through Windows and a
+// shell's $(…) ends its last line in a bare CR. encoding/pem would not see the end of
+// that block, and the ticket would be cut short.
 func unixLines(text []byte) []byte {
 	if bytes.IndexByte(text, '\r') < 0 {
 		return text
@@ -76,8 +75,7 @@ func parseKey(der []byte) (crypto.Signer, error) {
 	return key, nil
 }
 
-// readBounded reads a file that is named by its user, without waiting on a FIFO
-// for ever.
+// readBounded reads a file named by the user, without blocking on a FIFO.
 func readBounded(path string) ([]byte, os.FileMode, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -98,13 +96,13 @@ func readBounded(path string) ([]byte, os.FileMode, error) {
 	return data, info.Mode(), nil
 }
 
-// comment is the text before the first PEM block.
+// comment returns the text before the first PEM block.
 func comment(text []byte) []string {
 	before, _, _ := bytes.Cut(unixLines(text), []byte("-----BEGIN"))
 	return strings.Split(string(before), "\n")
 }
 
-// CertificateEnd is the serial of a certificate (PEM), and until when it is good.
+// CertificateEnd returns the serial of a certificate (PEM) and the end of its validity.
 func CertificateEnd(cert []byte) (serial string, end time.Time, err error) {
 	certs, _, err := parseBundle(cert)
 	if err != nil {

@@ -22,8 +22,7 @@ const (
 	caLife   = 10 * 365 * 24 * time.Hour
 	nodeLife = 365 * 24 * time.Hour
 
-	// IdentityLife is how long an identity is good for; it is renewed in the last
-	// third of it.
+	// IdentityLife is the validity period of an identity. It is renewed in the last third.
 	IdentityLife = 365 * 24 * time.Hour
 
 	backdate = time.Hour // of NotBefore: clocks are seldom equal
@@ -33,18 +32,18 @@ const (
 	requestBlock = "CERTIFICATE REQUEST"
 )
 
-// The uses of a certificate: never both.
+// The uses of a certificate. No certificate has both.
 const (
 	clientUse = x509.ExtKeyUsageClientAuth
 	serverUse = x509.ExtKeyUsageServerAuth
 )
 
-// ServerName is the DNS name of a network's nodes, whatever their addresses.
+// ServerName returns the DNS name of a network's nodes, whatever their addresses.
 func ServerName(network string) string { return network + ".fbus.invalid" }
 
 func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
 
-// newSerial is 128 random bits.
+// newSerial returns 128 random bits.
 func newSerial() string {
 	var p [16]byte
 	rand.Read(p[:]) // never fails
@@ -58,7 +57,7 @@ func serialNumber(text string) *big.Int {
 	return n
 }
 
-// keyHash is the SHA-256 of a public key as certificates hold it.
+// keyHash returns the SHA-256 of a public key in its certificate encoding.
 func keyHash(pub any) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
@@ -67,9 +66,9 @@ func keyHash(pub any) (string, error) {
 	return fmt.Sprintf("%x", sha256.Sum256(der)), nil
 }
 
-// makeCA signs the CA of a network with its own key. It may sign leaves only. It
-// has no name constraints: verifiers that meet any fail on URI names without a
-// host, as ours are.
+// makeCA creates a network's self-signed CA. It may sign only leaf certificates. It has
+// no name constraints: with any, verifiers fail on URI names without a host, such as
+// ours.
 func makeCA(network string, key *ecdsa.PrivateKey, now time.Time) ([]byte, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serialNumber(newSerial()),
@@ -84,7 +83,7 @@ func makeCA(network string, key *ecdsa.PrivateKey, now time.Time) ([]byte, error
 	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 }
 
-// leaf is the template that the node's and the tickets' certificates share.
+// leaf returns the template shared by node and ticket certificates.
 func leaf(commonName string, use x509.ExtKeyUsage) *x509.Certificate {
 	return &x509.Certificate{
 		Subject:               pkix.Name{CommonName: commonName},
@@ -94,9 +93,9 @@ func leaf(commonName string, use x509.ExtKeyUsage) *x509.Certificate {
 	}
 }
 
-// signNode makes the node's certificate, with a key that is nowhere else. It is
-// backdated as far as the CA goes: a client whose clock is slow need not care
-// when the node was started.
+// signNode makes the node's certificate, with a key that is stored nowhere else. It is
+// backdated to the CA's start, so that a client with a slow clock accepts it however
+// recently the node was started.
 func (a *Authority) signNode(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := newKey()
 	if err != nil {
@@ -114,10 +113,10 @@ func (a *Authority) signNode(now time.Time) (*x509.Certificate, *ecdsa.PrivateKe
 	return cert, key, err
 }
 
-// signClient makes the certificate that belongs to a record. For one record and
-// key it always says the same.
+// signClient makes a record's certificate. Its content is always the same for one record
+// and key.
 func (a *Authority) signClient(r *Record, join bool, pub any) (*x509.Certificate, error) {
-	// For people; the space keeps anybody from taking it for a DNS name.
+	// For people. The space prevents confusion with a DNS name.
 	t := leaf("ticket "+r.Name, clientUse)
 	t.SerialNumber = serialNumber(r.Serial)
 	t.NotBefore, t.NotAfter = r.Issued.Add(-backdate), r.Expires
@@ -140,7 +139,7 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// parseRequest reads a PKCS#10 request. Of what it says only the key counts.
+// parseRequest reads a PKCS#10 request. Only its key is used.
 func parseRequest(text []byte) (pub any, err error) {
 	if len(text) > maxTicket {
 		return nil, errorf(args.CodeBadCertificate, "a certificate request of %d bytes exceeds the limit of %d", len(text), maxTicket)
@@ -176,7 +175,7 @@ func goodKey(pub any) bool {
 	return false
 }
 
-// makeRequest is the PKCS#10 request for a key, in PEM.
+// makeRequest returns a PKCS#10 request for a key, in PEM.
 func makeRequest(key crypto.Signer) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {

@@ -1,28 +1,28 @@
-// Package trust says who may enter a network, and what they may do there: the
-// network's authority (a CA and the list of what it has issued), tickets, the
-// rights that stand in them, revocation, and the TLS configurations that follow.
-// It knows nothing of frames, of sessions or of the command line, and does its
-// cryptography with the standard library alone.
+// Package trust decides which peers may enter a network and what they may do there. It
+// holds the network's authority (a CA and the list of the certificates it issued),
+// tickets, their rights, revocation, and the TLS configurations. It knows nothing of
+// frames, of sessions or of the command line. Its cryptography is the standard library's
+// alone.
 //
-// # What is checked where
+// # Where each check happens
 //
-// The TLS handshake checks what is cryptographic: TLS 1.3, a certificate that
-// this network's CA signed itself, the possession of its key, the time, the use
-// (a client's is no server's). It sees no list, because an error there reaches
-// the peer as the bare alert "bad certificate", before the peer has proved that
-// the certificate is its own.
+// The TLS handshake checks the cryptography: TLS 1.3, a certificate signed directly by
+// this network's CA, possession of its key, the validity period, and the key usage (a
+// client certificate is not valid for a server). The handshake does not use the list. An
+// error there reaches the peer as the bare alert "bad certificate", before the peer has
+// proved that the certificate is its own.
 //
-// After the handshake, and before it reads a byte of what the peer sends, the node
-// calls [Authority.Admit]: the list of issued serials, revocation, the recorded
-// public key, the rights. If that fails, the node tells the peer the error's code
-// and message in an ERROR frame and closes; it handles nothing. Once the connection is
-// where [Authority.OnRevoke] would find it, [Authority.Check] once more: a
-// ticket may be revoked between the two.
+// After the handshake, and before it reads any byte from the peer, the node calls
+// [Authority.Admit]. It checks the list of issued serials, revocation, the recorded
+// public key, and the rights. On failure the node sends the error's code and message in
+// an ERROR frame, closes the connection, and handles nothing else. Once the connection
+// is registered where [Authority.OnRevoke] finds it, the node calls [Authority.Check]
+// again, because a ticket may be revoked between the two calls.
 //
 // # Names in certificates
 //
-// Rights are URI names (subjectAltName) with the scheme fbus. Names anywhere else,
-// the common name or a DNS name, mean nothing.
+// Rights are URI names (subjectAltName) with the scheme fbus. Names anywhere else, such
+// as the common name or a DNS name, mean nothing.
 //
 //	fbus:name:NAME    the ticket's name, exactly once: [A-Za-z0-9_][A-Za-z0-9_.-]{0,63}
 //	fbus:call:GLOB    may call the functions whose names match
@@ -30,25 +30,25 @@
 //	fbus:admin        may call the node's own functions, which begin with fbus.
 //	fbus:join         may do nothing but exchange itself for an identity
 //
-// In NAME and GLOB the characters A-Z a-z 0-9 _ . - * stand for themselves, and
-// every other one is percent-encoded with upper-case digits: ? is %3F, [ is %5B,
-// ] is %5D, ^ is %5E. A reader decodes whatever is percent-encoded. The scheme is
-// reserved: a certificate with another name in it is refused.
+// In NAME and GLOB the characters A-Z a-z 0-9 _ . - * are literal. All others are
+// percent-encoded with upper-case digits: ? is %3F, [ is %5B, ] is %5D, ^ is %5E. A
+// reader decodes every percent-encoded character. The scheme is reserved: a certificate
+// with any other fbus name is refused.
 //
-// The node's certificate has one DNS name, NETWORK.fbus.invalid, which clients
-// verify whatever the address they dialled, and is for servers only. Tickets are
+// The node's certificate has one DNS name, NETWORK.fbus.invalid. Clients verify that
+// name whatever address they dialled. The certificate is for servers only. Tickets are
 // for clients only.
 //
 // # From an invitation to an identity
 //
-// A ticket is an invitation, unless it is reusable. The joiner makes a key and
-// stores it, connects with the invitation, and sends a PKCS#10 request signed by
-// that key. [Authority.Exchange] records the key's hash, burns the invitation and
-// signs a certificate with the rights that the list holds for it. The same key may
-// ask again until the invitation expires, and gets the same certificate; another
-// key is refused. So whoever comes second learns that the ticket was used.
+// A ticket is an invitation, unless it is reusable. The joiner makes a key and stores
+// it, connects with the invitation, and sends a PKCS#10 request signed by that key.
+// [Authority.Exchange] records the key's hash, burns the invitation, and signs a
+// certificate with the rights recorded in the list. The same key may ask again until the
+// invitation expires, and gets the same certificate. Any other key is refused, so a
+// second joiner learns that the ticket was used.
 //
-// A ticket's expiry is about the exchange. The identity it turns into is good for
-// [IdentityLife], and renewed with the same key ([Authority.Renew]) in the last
-// third of it, for as long as it is not revoked.
+// A ticket's expiry limits only the exchange. The resulting identity is valid for
+// [IdentityLife]. It is renewed with the same key ([Authority.Renew]) in the last third
+// of that period, until it is revoked.
 package trust

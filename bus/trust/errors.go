@@ -8,8 +8,8 @@ import (
 	"fbus/bus/args"
 )
 
-// errorf returns an error with a code of args. If the last value is an error, it is the
-// cause, and its hint is the new error's.
+// errorf returns an error with a code of args. If the last value is an error, it becomes
+// the cause, and its hint becomes the new error's hint.
 func errorf(code, format string, values ...any) *args.Error {
 	e := &args.Error{Code: code, Message: fmt.Sprintf(format, values...)}
 	if n := len(values); n > 0 {
@@ -22,7 +22,7 @@ func errorf(code, format string, values ...any) *args.Error {
 	return e
 }
 
-// orHint adds the next step to an error whose cause had none.
+// orHint adds a hint to an error without one.
 func orHint(e *args.Error, format string, values ...any) *args.Error {
 	if e.Hint == "" {
 		e.WithHint(format, values...)

@@ -17,21 +17,22 @@ import (
 	"fbus/bus/args"
 )
 
-// Explain says why a handshake failed, or the first read after one: under TLS 1.3
-// that is where a client learns that its certificate was refused. It returns nil
-// for nil. The zero now is the present.
+// Explain returns the cause of a failed handshake, or of a failed first read after one:
+// under TLS 1.3 that is where a client learns that its certificate was refused. It
+// returns nil for nil. A zero now means the current time.
 func Explain(err error, now time.Time) *args.Error {
 	return explain(err, "the peer's certificate", now)
 }
 
-// Explain is [Explain] for who dialled with this ticket: it knows what the node
-// may have disliked. A failed write is better explained by a read after it.
+// Explain is [Explain] for a client that dialled with this ticket. It uses the ticket to
+// find the reason for the node's refusal. After a failed write, a read gives a better
+// explanation.
 func (t *Ticket) Explain(err error, now time.Time) *args.Error {
 	own := &shown{"ticket " + t.Name, "network " + t.Network, []*x509.Certificate{t.Leaf}}
 	return own.explain(err, "the certificate of the node of network "+t.Network, now)
 }
 
-// Explain is [Explain] for who dialled with these files.
+// Explain is [Explain] for a client that dialled with these files.
 func (f *Files) Explain(err error, now time.Time) *args.Error {
 	pair := f.current.Load().pair
 	own := &shown{what: "the certificate in " + f.cert, ca: "the network of " + f.ca}
@@ -94,7 +95,7 @@ func explain(err error, whose string, now time.Time) *args.Error {
 	return errorf(args.CodeTLS, "the TLS handshake failed: %v", err).WithHint(hintPort)
 }
 
-// byText are errors of crypto/tls that have no type; a test holds their texts.
+// byText lists errors of crypto/tls that have no type. A test pins their texts.
 var byText = []struct {
 	text string
 	make func() *args.Error
@@ -114,7 +115,7 @@ func oldTLS() *args.Error {
 	return errorf(args.CodeTLSVersion, "the two ends have no TLS version in common: fbus needs TLS 1.3").WithHint(hintPort)
 }
 
-// hintPort is the next step where something answers that is no node.
+// hintPort is the next step when the peer is not a node.
 const hintPort = "is it the right port? a proxy that terminates TLS looks the same"
 
 func notFbus() *args.Error {
@@ -131,7 +132,7 @@ func explainHeader(h tls.RecordHeaderError) *args.Error {
 	return errorf(args.CodePlainText, "the other end does not speak TLS: %v", h).WithHint("is it the right port?")
 }
 
-// explainVerify says why the certificate of the other end was refused here.
+// explainVerify explains why this side refused the peer's certificate.
 func explainVerify(v *tls.CertificateVerificationError, whose string, now time.Time) *args.Error {
 	var authority x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
@@ -154,8 +155,8 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, v.Err).WithHint(hintUse)
 }
 
-// explainHost says whose certificate it is that has another name. x509 looks at the
-// name first, before at who has signed it.
+// explainHost explains a certificate with another name. x509 checks the name before the
+// signer, so the signer is examined here.
 func explainHost(host x509.HostnameError, whose string) *args.Error {
 	const domain = ".fbus.invalid"
 	for _, name := range host.Certificate.DNSNames {
@@ -175,13 +176,13 @@ func explainHost(host x509.HostnameError, whose string) *args.Error {
 	return e.WithHint("with your own PKI a node's certificate must name the host: use a name that is in it, or get another certificate")
 }
 
-// signedByLeaf reports whether a peer has sent its certificate with that of a
-// signer that is no CA.
+// signedByLeaf reports whether a peer sent its certificate together with a signer's that
+// is not a CA.
 func signedByLeaf(sent []*x509.Certificate) bool {
 	return len(sent) > 1 && issued(sent[0], sent[1]) && !sent[1].IsCA
 }
 
-// issued reports whether a certificate names that one as its issuer.
+// issued reports whether certificate c names by as its issuer.
 func issued(c, by *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, by.RawSubject) }
 
 func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time) *args.Error {
@@ -189,7 +190,7 @@ func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time)
 	case x509.Expired:
 		if own, ok := checkTime(e.Cert, whose, now).(*args.Error); ok {
 			own.Err = e
-			return own.WithHint(hintClock) // it is not ours: no new ticket helps
+			return own.WithHint(hintClock) // not this network's: a new ticket does not help
 		}
 		return errorf(args.CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).WithHint(hintClock)
 	case x509.IncompatibleUsage:
@@ -207,7 +208,7 @@ const (
 
 const hintClock = "check the clock at both ends: date -u"
 
-// checkTime says whether the certificate is good at that time.
+// checkTime checks that the certificate is valid at that time.
 func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 	switch {
 	case now.Before(c.NotBefore):
@@ -223,7 +224,7 @@ func expired(whose string, end, now time.Time) *args.Error {
 		WithHint("ask for a new ticket; or, if it should still be valid, %s", hintClock)
 }
 
-// span is a duration for people.
+// span formats a duration for people.
 func span(d time.Duration) string {
 	switch {
 	case d >= 48*time.Hour:

@@ -16,16 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// privateDir is a directory that belongs to this user alone, held open. What is
-// in it is reached through the descriptor and never through a link, so that
-// nothing that happens to the path later leads elsewhere.
+// privateDir is an open directory that belongs to this user alone. Its files are reached
+// through the descriptor and never through a link, so later changes to the path cannot
+// redirect them.
 type privateDir struct {
 	f    *os.File
 	path string
 }
 
-// fileID tells one content of a file from the next: each is a new inode, put in
-// place by rename.
+// fileID identifies one version of a file. Each version is a new inode, put in place by
+// rename.
 type fileID struct {
 	dev, ino uint64
 	size     int64
@@ -35,15 +35,14 @@ type fileID struct {
 const (
 	tempPrefix = ".new-"
 	lockName   = "lock"
-	lockWait   = 5 * time.Second // a holder needs milliseconds; one that is stopped must not stop us
+	lockWait   = 5 * time.Second // a holder needs milliseconds; a stopped one must not stop us
 )
 
-// openPrivate opens the directory, and makes it if need be, mode 0700. It is an
-// error if others could read it, or lead us elsewhere by what they own on the
-// way to it.
+// openPrivate opens the directory, creating it with mode 0700 if needed. It fails if
+// other users could read it, or could redirect the path through something they own.
 func openPrivate(path string) (*privateDir, error) { return openUnless(path, 0o077) }
 
-// openUnless opens the directory unless its mode has some of those bits.
+// openUnless opens the directory, and fails if its mode has any of the given bits.
 func openUnless(path string, mode uint32) (*privateDir, error) {
 	real, err := walk(path)
 	if err != nil {
@@ -70,10 +69,10 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 	return d, nil
 }
 
-// walk resolves a path from the root down, making what is missing of it. Every
-// link and directory on the way must be ours or root's, so that nobody else
-// decides where it leads: in a directory such as /tmp the name may be taken by
-// another user's link.
+// walk resolves a path from the root down and creates missing directories. Every link
+// and directory on the way must belong to this user or root, so that no other user
+// decides where it leads. In a directory such as /tmp, another user's link may have
+// taken the name.
 func walk(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -81,7 +80,7 @@ func walk(path string) (string, error) {
 	}
 	done, rest := "/", components(abs)
 	for steps := 0; len(rest) > 0; steps++ {
-		if steps > 256 { // links that lead in a circle, or somebody who removes what we make
+		if steps > 256 { // a cycle of links, or another process that removes the new directories
 			return "", errorf(args.CodeStorage, "%s: too many symbolic links", path)
 		}
 		next := filepath.Join(done, rest[0])
@@ -132,18 +131,18 @@ func foreign(path string, uid uint32) *args.Error {
 func (d *privateDir) fd() int      { return int(d.f.Fd()) }
 func (d *privateDir) close() error { return d.f.Close() }
 
-// join is the path of a file, for messages.
+// join returns the path of a file, for messages.
 func (d *privateDir) join(name string) string { return filepath.Join(d.path, name) }
 
-// read returns a file's content. It is an error if the file is a link, is longer
-// than limit, or if others may read or write it.
+// read returns a file's content. It fails if the file is a link, is longer than limit,
+// or is readable or writable by others.
 func (d *privateDir) read(name string, limit int64) ([]byte, fileID, error) {
 	return d.readUnless(name, limit, 0o077)
 }
 
-// readUnless reads a file unless its mode has some of those bits.
+// readUnless reads a file, and fails if its mode has any of the given bits.
 func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, fileID, error) {
-	// Without O_NONBLOCK a FIFO of that name would hold us up for ever.
+	// Without O_NONBLOCK a FIFO of that name would block forever.
 	fd, err := unix.Openat(d.fd(), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ELOOP) {
 		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is a symbolic link, and not followed", d.join(name))
@@ -174,8 +173,8 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 	return data, idOf(&st), nil
 }
 
-// write replaces a file, mode 0600, so that a crash at any moment leaves the old
-// content or the new one. When it returns nil the new one is on the disk.
+// write replaces a file, mode 0600. A crash at any moment leaves either the old content
+// or the new. When it returns nil, the new content is on the disk.
 func (d *privateDir) write(name string, data []byte) (fileID, error) {
 	temp := tempPrefix + rand.Text()
 	if err := d.create(temp, data); err != nil {
@@ -196,8 +195,8 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 	return idOf(&st), nil
 }
 
-// create makes a file that is not there, mode 0600, and has its content on the disk
-// when it returns nil; else there is none.
+// create makes a new file, mode 0600. When it returns nil, the content is on the disk;
+// otherwise there is no file.
 func (d *privateDir) create(name string, data []byte) error {
 	fd, err := unix.Openat(d.fd(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -215,7 +214,7 @@ func (d *privateDir) create(name string, data []byte) error {
 	return nil
 }
 
-// stat tells which content a file has.
+// stat returns the identity of a file's current version.
 func (d *privateDir) stat(name string) (fileID, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(d.fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -228,7 +227,7 @@ func idOf(st *unix.Stat_t) fileID {
 	return fileID{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim}
 }
 
-// remove removes a file, on the disk too when it returns nil.
+// remove removes a file. When it returns nil, the removal is on the disk.
 func (d *privateDir) remove(name string) error {
 	err := unix.Unlinkat(d.fd(), name, 0)
 	if err == nil {
@@ -240,7 +239,7 @@ func (d *privateDir) remove(name string) error {
 	return nil
 }
 
-// list returns the names of what is in the directory.
+// list returns the names of the directory's entries.
 func (d *privateDir) list() ([]string, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", d.fd()))
 	if err != nil {
@@ -255,7 +254,7 @@ func (d *privateDir) list() ([]string, error) {
 	return names, err
 }
 
-// sweep removes what interrupted writes have left. The lock must be held.
+// sweep removes leftovers of interrupted writes. The lock must be held.
 func (d *privateDir) sweep() {
 	names, _ := d.list()
 	for _, name := range names {
@@ -265,8 +264,8 @@ func (d *privateDir) sweep() {
 	}
 }
 
-// lock keeps other processes from changing what is here. The lock's file stays:
-// who waits for it holds it open.
+// lock keeps other processes from changing the directory. The lock file is never
+// removed, because waiting processes hold it open.
 func (d *privateDir) lock() (unlock func(), err error) {
 	fd, err := unix.Openat(d.fd(), lockName, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err != nil {

@@ -8,26 +8,26 @@ import (
 	"fbus/bus/args"
 )
 
-// Times that a ticket may be good for.
+// Validity periods of a ticket.
 const (
-	DefaultTTL         = 24 * time.Hour      // of an invitation: from hand to hand
+	DefaultTTL         = 24 * time.Hour      // of an invitation, which is passed on soon
 	DefaultReusableTTL = 30 * 24 * time.Hour // of a reusable ticket
 	MinTTL             = time.Minute
 	maxAddresses       = 16
 )
 
-// Request is what a ticket shall be.
+// Request describes the ticket to issue.
 type Request struct {
 	Name      string // default: made from the serial
 	Rights    Rights
 	TTL       time.Duration // default DefaultTTL or DefaultReusableTTL
-	Reusable  bool          // carries its rights itself, for any number of users
+	Reusable  bool          // carries its own rights, for any number of users
 	Addresses []string      // host:port of the node, a hint for the joiner
-	By        string        // the serial of the ticket that asks for it, if one does
+	By        string        // the serial of the requesting ticket, if any
 }
 
-// Issue makes a ticket. It is on the list, and the list on the disk, before it
-// is returned.
+// Issue creates a ticket. Before it returns, the ticket is in the list and the list is
+// on the disk.
 func (a *Authority) Issue(q Request) (*Ticket, error) {
 	if err := a.checkRequest(&q); err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func (a *Authority) checkRequest(q *Request) error {
 	return nil
 }
 
-// checkAddress: host:port, and nothing that could pass for a line of its own.
+// checkAddress accepts host:port, and rejects text that could pass for a separate line.
 func checkAddress(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" || port == "" || len(addr) > 300 || strings.ContainsFunc(addr, func(r rune) bool { return r <= ' ' || r > '~' }) {
@@ -107,7 +107,7 @@ func checkAddress(addr string) error {
 	return nil
 }
 
-// issue adds a record whose name is free.
+// issue adds a record. Its name must be free.
 func (t *table) issue(r Record, now time.Time) error {
 	if t.get(r.Serial) != nil {
 		return errorf(args.CodeStorage, "the serial %s was made twice", r.Serial)
@@ -129,10 +129,10 @@ func (t *table) issue(r Record, now time.Time) error {
 	return nil
 }
 
-// Exchange turns the invitation with that serial, which the peer has entered
-// with, into an identity for the key of a PKCS#10 request (PEM). The
-// certificate (PEM) is returned after the list is on the disk. The same key may
-// ask again while the invitation lasts. from is where the peer is.
+// Exchange turns an invitation into an identity for the key of a PKCS#10 request (PEM).
+// serial is that of the invitation that admitted the peer. It returns the certificate
+// (PEM) once the list is on the disk. The same key may ask again until the invitation
+// expires. from is the peer's address.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
 	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
 		inv, err := a.list.state(t, serial)
@@ -143,8 +143,8 @@ func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte
 	})
 }
 
-// sign answers a PKCS#10 request (PEM) with a certificate for the identity that
-// find returns for the hash of its key, after the list is on the disk.
+// sign answers a PKCS#10 request (PEM) with a certificate, once the list is on the disk.
+// find returns the identity for the hash of the request's key.
 func (a *Authority) sign(request []byte, find func(t *table, hash string, now time.Time) (identity Record, changed bool, err error)) ([]byte, error) {
 	pub, err := parseRequest(request)
 	if err != nil {
@@ -174,8 +174,7 @@ func (a *Authority) certificate(r *Record, pub any) ([]byte, error) {
 	return certPEM(cert.Raw), nil
 }
 
-// exchange finds the identity that the invitation became for this key, or makes
-// it.
+// exchange finds the invitation's identity for this key, or creates it.
 func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (identity Record, changed bool, err error) {
 	switch {
 	case inv.State == Active:
@@ -199,9 +198,9 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 	return identity, true, nil
 }
 
-// Renew gives the identity with that serial a new certificate (PEM) for the same
-// key. Before the last third of its life, and after a lost reply, that is the one
-// it has. The older certificate stays good until it expires.
+// Renew returns a new certificate (PEM) for the same key and identity. Before the last
+// third of the validity period, and after a lost reply, it returns the current
+// certificate. The older certificate stays valid until it expires.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
 	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
 		r, err := a.list.state(t, serial)
@@ -236,11 +235,11 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 
 func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < IdentityLife/3 }
 
-// Revoke takes back the ticket with that name or serial, whatever it was exchanged
-// or renewed into, and what was issued with it. It returns their records. When it
-// returns, the list is on the disk, nobody enters with them, and who asked with
-// OnRevoke was told. If the list cannot be written, all that is so beside an error,
-// for as long as this Authority is open.
+// Revoke revokes the ticket with that name or serial, everything it was exchanged or
+// renewed into, and every ticket issued with it. It returns their records. When it
+// returns, the list is on the disk, no peer enters with these tickets, and the OnRevoke
+// callback has run. If the list cannot be written, Revoke returns an error, but the
+// revocation holds until this Authority is closed.
 func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	now := a.now().UTC().Truncate(time.Second)
 	var serials []string
@@ -270,10 +269,10 @@ func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
 	return gone, nil
 }
 
-// kin finds what goes when a name or a serial is revoked: what is not revoked yet
-// of that name, or of that serial's chain of exchange and renewal, and what was issued
-// with one of them. An expired one goes too: it is only by this clock that it has
-// expired.
+// kin finds the records revoked along with a name or serial: those of that name, or of
+// that serial's chain of exchange and renewal, and those issued with one of them.
+// Records already revoked are left out. Expired ones are included, since only this clock
+// considers them expired.
 func (t *table) kin(nameOrSerial string) []int {
 	in := map[string]bool{}
 	if t.get(nameOrSerial) == nil {
@@ -291,7 +290,7 @@ func (t *table) kin(nameOrSerial string) []int {
 		}
 	}
 	var found []int
-	for i := range t.records { // and so is what was issued with one
+	for i := range t.records { // and so is a ticket issued with one
 		r := &t.records[i]
 		if !in[r.Serial] && !(r.IssuedBy != "" && in[r.IssuedBy]) {
 			continue
@@ -320,5 +319,5 @@ func revoked(r *Record) *args.Error {
 	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).WithHint("ask for a new ticket")
 }
 
-// stamp writes a time for people and programs alike.
+// stamp formats a time for both people and programs.
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -10,8 +10,8 @@ import (
 	"fbus/bus/args"
 )
 
-// Joined is the directory of the networks that this user has joined: a file with
-// the identity for each, and the keys of invitations that are being exchanged.
+// Joined is the directory of the networks that this user has joined. It holds an
+// identity file for each, and the keys of pending exchanges.
 type Joined struct{ dir *privateDir }
 
 const (
@@ -19,7 +19,7 @@ const (
 	pendingSuffix  = ".joining"
 )
 
-// OpenJoined opens the directory, and makes it if need be. Close it in the end.
+// OpenJoined opens the directory, creating it if needed. Call Close when done.
 func OpenJoined(dir string) (*Joined, error) {
 	d, err := openPrivate(dir)
 	if err != nil {
@@ -28,13 +28,12 @@ func OpenJoined(dir string) (*Joined, error) {
 	return &Joined{dir: d}, nil
 }
 
-// Close lets go of the directory.
+// Close closes the directory.
 func (j *Joined) Close() error { return j.dir.close() }
 
-// Begin makes the key of one's own that an invitation is exchanged for, and has it
-// on the disk before it returns the request (PEM) for the node. Begun again
-// with the same invitation, it is the same key: so a lost reply, or a crash before
-// Finish, costs nothing.
+// Begin makes the joiner's own key for an invitation, stores it on the disk, and returns
+// the request (PEM) for the node. Calling it again with the same invitation uses the
+// same key, so a lost reply or a crash before Finish costs nothing.
 func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	if !invitation.Joining {
 		return nil, errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", invitation.Name)
@@ -58,14 +57,14 @@ func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	return makeRequest(key)
 }
 
-// Begun reports whether Begin has made a key for the invitation that is still to be
-// exchanged: Begin and Finish go on with it.
+// Begun reports whether Begin has made a key for the invitation and the exchange is
+// pending. Begin and Finish resume it.
 func (j *Joined) Begun(invitation *Ticket) bool {
 	_, err := j.pending(invitation)
 	return err == nil
 }
 
-// Finish keeps the identity that the node has signed (PEM), and returns it.
+// Finish stores the identity signed by the node (PEM), and returns it.
 func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 	key, err := j.pending(invitation)
 	if err != nil {
@@ -80,16 +79,16 @@ func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 	if err := j.Save(t); err != nil {
 		return nil, err
 	}
-	j.dir.remove(pendingName(invitation)) // what is left of it does no harm
+	j.dir.remove(pendingName(invitation)) // a leftover does no harm
 	return t, nil
 }
 
-// Abandon forgets the key that was made for an invitation which nobody exchanges any more:
-// it has expired, was revoked, or somebody has used it with another key.
+// Abandon removes the key of an invitation that can no longer be exchanged: it has
+// expired, was revoked, or was used with another key.
 func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitation)) }
 
-// Save keeps an identity or a reusable ticket as the one for its network. One of
-// another name that was there is set aside: see [Joined.Aside].
+// Save stores an identity or a reusable ticket for its network. An existing one with
+// another name is set aside: see [Joined.Aside].
 func (j *Joined) Save(t *Ticket) error {
 	if t.Joining {
 		return errorf(args.CodeWrongUse, "ticket %s is an invitation: exchange it", t.Name).WithHint("fbus join FILE")
@@ -101,7 +100,7 @@ func (j *Joined) Save(t *Ticket) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := j.dir.lock() // or another's sweep would take our file for a leftover
+	unlock, err := j.dir.lock() // or another process's sweep would take our file for a leftover
 	if err != nil {
 		return err
 	}
@@ -123,8 +122,8 @@ func (j *Joined) setAside(old *Ticket) error {
 	return err
 }
 
-// Aside is the file in which an identity is that was set aside: there is no other copy
-// of its key. As a file it can be used still, in FBUS_TICKET.
+// Aside returns the file of an identity that was set aside. The file has the only copy
+// of its key. It can still be used through FBUS_TICKET.
 func (j *Joined) Aside(t *Ticket) string { return j.dir.join(asideName(t)) }
 
 func asideName(t *Ticket) string { return t.Network + "." + t.Name + identitySuffix }
@@ -151,7 +150,7 @@ func (j *Joined) Load(network string) (*Ticket, error) {
 	return t, nil
 }
 
-// Networks returns the ids of the networks that were joined, sorted.
+// Networks returns the ids of the joined networks, sorted.
 func (j *Joined) Networks() ([]string, error) {
 	names, err := j.dir.list()
 	if err != nil {
@@ -166,7 +165,7 @@ func (j *Joined) Networks() ([]string, error) {
 	return ids, nil
 }
 
-// Remove forgets a network.
+// Remove removes a network's identity.
 func (j *Joined) Remove(network string) error {
 	if _, err := j.Load(network); errors.Is(err, &args.Error{Code: args.CodeNoTicket}) {
 		return err
@@ -174,8 +173,8 @@ func (j *Joined) Remove(network string) error {
 	return j.dir.remove(network + identitySuffix)
 }
 
-// sameCA: a network of the same name with another CA is another network, and
-// must not take the place of the one that was joined.
+// sameCA checks that a ticket's CA is the joined network's. A network of the same name
+// with another CA is another network, and must not replace the joined one.
 func (j *Joined) sameCA(t *Ticket) error {
 	old, err := j.Load(t.Network)
 	if errors.Is(err, &args.Error{Code: args.CodeNoTicket}) {
@@ -191,8 +190,8 @@ func (j *Joined) sameCA(t *Ticket) error {
 	return nil
 }
 
-// pendingName: an invitation has a key of its own, so that two that are joined at
-// once do not mix.
+// pendingName returns the key file of an invitation. Each invitation has its own, so two
+// concurrent joins do not mix.
 func pendingName(t *Ticket) string { return t.Network + "." + t.Serial + pendingSuffix }
 
 func (j *Joined) pending(t *Ticket) (crypto.Signer, error) {

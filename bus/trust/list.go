@@ -9,9 +9,8 @@ import (
 	"fbus/bus/args"
 )
 
-// list is the list of issued serials: in memory as the file has it, and read
-// again when another process has replaced the file, which a look at its inode
-// tells.
+// list caches the file of issued serials in memory. It reloads the file when the inode
+// shows that another process has replaced it.
 type list struct {
 	dir     *privateDir
 	network string
@@ -19,21 +18,21 @@ type list struct {
 	warn    func(format string, args ...any)
 
 	current atomic.Pointer[table]
-	writing sync.Mutex // held over a whole change, the disk included
+	writing sync.Mutex // held over a whole change, including the disk
 	loading sync.Mutex // held while the file is read
 
-	mu      sync.Mutex           // protects what follows
-	shut    map[string]time.Time // serials that were revoked, though not on the disk
+	mu      sync.Mutex           // protects the fields below
+	shut    map[string]time.Time // serials revoked in memory but not on the disk
 	seen    map[string]sighting
 	noted   time.Time     // when sightings were last written
-	pause   time.Duration // at least, until they are again
-	busy    bool          // they are being written, or soon will be
+	pause   time.Duration // the least time until the next write
+	busy    bool          // a write of sightings is running or scheduled
 	closed  bool
 	onGone  []func(serial string)
 	writers sync.WaitGroup
 }
 
-// table is the list at one time; it is never changed.
+// table is an immutable version of the list.
 type table struct {
 	file    fileID
 	records []Record // in order of issue
@@ -48,7 +47,7 @@ type sighting struct {
 const (
 	seenPause   = 10 * time.Second // between writes of sightings
 	maxLive     = 10000            // tickets at a time
-	maxFinished = 1000             // records of what is over, the oldest dropped first
+	maxFinished = 1000             // finished records kept; the oldest are dropped first
 )
 
 func newTable(id fileID, records []Record) *table {
@@ -59,7 +58,7 @@ func newTable(id fileID, records []Record) *table {
 	return t
 }
 
-// get returns the record of a serial, nil if there is none.
+// get returns the record of a serial, or nil.
 func (t *table) get(serial string) *Record {
 	if i, ok := t.index[serial]; ok {
 		return &t.records[i]
@@ -67,14 +66,14 @@ func (t *table) get(serial string) *Record {
 	return nil
 }
 
-// add appends a record to a table that is still its maker's alone.
+// add appends a record to a table that is not shared yet.
 func (t *table) add(r Record) {
 	t.index[r.Serial] = len(t.records)
 	t.records = append(t.records, r)
 }
 
-// named returns the live records of that name: one, or several certificates of
-// one identity.
+// named returns the live records of a name: one, or several certificates of one
+// identity.
 func (t *table) named(name string, now time.Time) []*Record {
 	var found []*Record
 	for i := range t.records {
@@ -85,8 +84,8 @@ func (t *table) named(name string, now time.Time) []*Record {
 	return found
 }
 
-// load returns the list as the file has it now. When it cannot be read, nobody
-// may be admitted.
+// load returns the file's current list. If the file cannot be read, no peer may be
+// admitted.
 func (l *list) load() (*table, error) {
 	if t := l.fresh(); t != nil {
 		return t, nil
@@ -96,7 +95,7 @@ func (l *list) load() (*table, error) {
 	return t, err
 }
 
-// fresh is the list in memory, if the file is still the one it came from.
+// fresh returns the list in memory if the file has not been replaced since it was read.
 func (l *list) fresh() *table {
 	t := l.current.Load()
 	if t == nil {
@@ -146,7 +145,7 @@ func (l *list) install(t *table) (gone []string) {
 	return gone
 }
 
-// tell calls those who want to know of revocations, with no lock held.
+// tell runs the OnRevoke callback, with no lock held.
 func (l *list) tell(gone []string) {
 	if len(gone) == 0 {
 		return
@@ -161,9 +160,9 @@ func (l *list) tell(gone []string) {
 	}
 }
 
-// update changes the list: the file first, synced, then what is in memory. The
-// change is applied to what the file holds now, and to a copy of it; if it
-// returns an error or false, nothing has changed.
+// update changes the list: first the file, synced, then the memory. It applies change to
+// a copy of the file's current list. If change returns an error or false, nothing
+// changes.
 func (l *list) update(change func(*table) (changed bool, err error)) error {
 	gone, err := l.updateLocked(change)
 	l.tell(gone)
@@ -198,10 +197,9 @@ func (l *list) updateLocked(change func(*table) (changed bool, err error)) ([]st
 	return l.install(newTable(id, next.records)), nil
 }
 
-// finish adds the sightings and what could not be written before, and drops the
-// oldest of what is over. It goes by
-// number and not by age: a clock that is wrong for an hour must not empty the
-// list.
+// finish adds sightings and unwritten revocations, and drops the oldest finished
+// records. The limit is a number and not an age: a clock that is wrong for an hour must
+// not empty the list.
 func (l *list) finish(records []Record) []Record {
 	l.addLate(records)
 	now := l.now()
@@ -233,7 +231,7 @@ func (l *list) addLate(records []Record) {
 	}
 }
 
-// saw notes an entry. It never waits: the file follows within seenPause.
+// saw records an entry. It never waits: the file follows within seenPause.
 func (l *list) saw(serial, from string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -254,7 +252,7 @@ func (l *list) saw(serial, from string) {
 		defer l.mu.Unlock()
 		if !l.closed {
 			l.writers.Add(1)
-			go l.writeSightings() // as above
+			go l.writeSightings() // ends when the file is written
 		}
 	})
 }
@@ -264,7 +262,7 @@ func (l *list) writeSightings() {
 	l.mu.Lock()
 	l.noted = l.now()
 	l.mu.Unlock()
-	// The change is what finish adds to any.
+	// finish makes the change.
 	err := l.update(func(*table) (bool, error) { return true, nil })
 	if err != nil {
 		l.warn("the times when tickets were last used cannot be kept: %v", err)
@@ -277,7 +275,7 @@ func (l *list) writeSightings() {
 	l.mu.Unlock()
 }
 
-// shutOut revokes serials in memory alone.
+// shutOut revokes serials in memory only.
 func (l *list) shutOut(serials []string, now time.Time) {
 	l.mu.Lock()
 	for _, serial := range serials {
@@ -287,8 +285,7 @@ func (l *list) shutOut(serials []string, now time.Time) {
 	l.tell(serials)
 }
 
-// state returns a record, or why its serial admits nobody: it is not there, or was
-// revoked.
+// state returns a record, or an error if its serial is unlisted or revoked.
 func (l *list) state(t *table, serial string) (*Record, error) {
 	r := t.get(serial)
 	if r == nil {
@@ -308,7 +305,7 @@ func (l *list) state(t *table, serial string) (*Record, error) {
 	return r, nil
 }
 
-// forget drops sightings that the list now holds. mu is held.
+// forget drops sightings that the list already contains. mu is held.
 func (l *list) forget(t *table) {
 	for serial, s := range l.seen {
 		if r := t.get(serial); r == nil || !r.Seen.Before(s.at) {
@@ -317,7 +314,7 @@ func (l *list) forget(t *table) {
 	}
 }
 
-// close writes the sightings that are left.
+// close writes the remaining sightings.
 func (l *list) close() {
 	l.mu.Lock()
 	l.closed = true

@@ -12,26 +12,26 @@ import (
 // maxName is the longest name of a ticket.
 const maxName = 64
 
-// names are what the URI names of a certificate say.
+// names holds the contents of a certificate's URI names.
 type names struct {
 	name   string
 	rights Rights
 	join   bool
 }
 
-// CheckName says what is wrong with the name of a ticket.
+// CheckName checks the name of a ticket.
 func CheckName(name string) error {
 	if len(name) > maxName || !args.ValidName(name) {
 		return errorf(args.CodeBadRight, "invalid ticket name %q", args.Shown(name)).
 			WithHint("it must be at most %d letters, digits, _ . -, and not begin with . or -", maxName)
 	}
-	if isSerial(name) { // revoke NAME|SERIAL could not tell
+	if isSerial(name) { // revoke NAME|SERIAL would be ambiguous
 		return errorf(args.CodeBadRight, "%q is not a valid ticket name: it looks like a serial number", name).WithHint("32 hexadecimal digits are a serial")
 	}
 	return nil
 }
 
-// uris writes names for a certificate. See the package's documentation for the
+// uris encodes names for a certificate. The package documentation describes the
 // encoding.
 func (n names) uris() []*url.URL {
 	uris := []*url.URL{fbusURI("name:", n.name)}
@@ -52,7 +52,8 @@ func fbusURI(kind, value string) *url.URL {
 	return &url.URL{Scheme: "fbus", Opaque: kind + escape(value)}
 }
 
-// escape encodes what a URI can not hold (RFC 3986): ? would begin a query.
+// escape encodes the characters that a URI cannot hold (RFC 3986): ? would begin a
+// query.
 func escape(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -65,8 +66,7 @@ func escape(s string) string {
 	return b.String()
 }
 
-// parseNames reads the URI names of a certificate; names of other schemes are
-// somebody else's.
+// parseNames reads the URI names of a certificate, and ignores names of other schemes.
 func parseNames(uris []*url.URL) (names, error) {
 	var n names
 	var words []string
@@ -113,7 +113,7 @@ func parseNames(uris []*url.URL) (names, error) {
 
 func isSerial(s string) bool { return len(s) == 32 && isHex(s) }
 
-// isHex: lower case only, so that a serial has one spelling.
+// isHex accepts lower case only, so that a serial has one spelling.
 func isHex(s string) bool {
 	_, err := hex.DecodeString(s)
 	return err == nil && !strings.ContainsAny(s, "ABCDEF")

@@ -16,10 +16,10 @@ const (
 	maxNetwork  = 256 // bytes of that file
 )
 
-// KeepNetwork stores the id of a user's network in a directory, and makes that if
-// need be; or returns the one that is stored there.
+// KeepNetwork stores the id of a user's network in a directory, creating it if needed.
+// If an id is already stored, it returns that one.
 func KeepNetwork(dir, id string) (string, error) {
-	d, err := openUnless(dir, 0) // what others may do there does no harm to the file
+	d, err := openUnless(dir, 0) // other users' access does no harm to the file
 	if err != nil {
 		return id, err
 	}
@@ -45,7 +45,7 @@ func KeepNetwork(dir, id string) (string, error) {
 	return id, nil
 }
 
-// network reads the id that is stored.
+// network reads the stored id.
 func (d *privateDir) network() (string, error) {
 	data, _, err := d.readUnless(networkName, maxNetwork, 0o022)
 	if err != nil {
@@ -65,9 +65,9 @@ func cmpOr(kept, id string) string {
 	return id
 }
 
-// OwnDir makes a directory, if it is not there, and returns its path without links. It
-// is an error if somebody else decides where that is, or may write to it. hint names
-// what a user sets to have another one.
+// OwnDir creates a directory if it is missing, and returns its path without links. It
+// fails if another user decides where the path leads, or may write to the directory.
+// hint names the setting that selects another directory.
 func OwnDir(path, hint string) (string, error) {
 	d, err := openUnless(path, 0o022)
 	var e *args.Error

@@ -12,15 +12,14 @@ import (
 	"fbus/bus/args"
 )
 
-// Files are a certificate, its key and a CA that somebody else's PKI has made
-// (fbus serve --tls-cert, --tls-key, --tls-ca). Clients are whoever has a
-// certificate for clients from that CA, directly or through others, with the URI
-// names that tickets have; who has no fbus:name: is refused. There is no list:
-// nothing is issued, exchanged or revoked here but by that PKI, and by taking
-// the CA out of the file.
+// Files are a certificate, its key and a CA from an external PKI (fbus serve --tls-cert,
+// --tls-key, --tls-ca). A client needs a client certificate from that CA, direct or
+// through intermediates, with the URI names of a ticket; one without fbus:name: is
+// refused. There is no list. Only that PKI issues and revokes certificates; removing the
+// CA from the file also shuts them out.
 type Files struct {
 	cert, key, ca string
-	node          bool // they are a node's
+	node          bool // set for a node's files
 	now           func() time.Time
 	current       atomic.Pointer[filesState]
 }
@@ -28,7 +27,7 @@ type Files struct {
 type filesState struct {
 	pair  *tls.Certificate
 	pool  *x509.CertPool
-	files [3]os.FileInfo // as they were
+	files [3]os.FileInfo // as last read
 }
 
 // OpenFiles reads the files of a client. now may be nil.
@@ -36,8 +35,8 @@ func OpenFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
 	return openFiles(&Files{cert: cert, key: key, ca: ca, now: now})
 }
 
-// OpenNodeFiles reads the files of a node. One whose certificate no client would take is
-// refused, with [CodeWrongUse]. now may be nil.
+// OpenNodeFiles reads the files of a node. It refuses a certificate that no client would
+// accept, with [CodeWrongUse]. now may be nil.
 func OpenNodeFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
 	return openFiles(&Files{cert: cert, key: key, ca: ca, node: true, now: now})
 }
@@ -49,8 +48,8 @@ func openFiles(f *Files) (*Files, error) {
 	return f, f.Reload()
 }
 
-// Reload reads the files again, for connections made from then on. After an
-// error those that were read before are in use still.
+// Reload reads the files again, for later connections. After an error the previous ones
+// stay in use.
 func (f *Files) Reload() error {
 	files, err := f.stat()
 	if err != nil {
@@ -64,7 +63,7 @@ func (f *Files) Reload() error {
 	if err != nil {
 		return err
 	}
-	if mode&0o007 != 0 { // a group such as ssl-cert may be meant
+	if mode&0o007 != 0 { // a group such as ssl-cert may be intended
 		return errorf(args.CodeUnsafe, "%s: mode %04o gives every user access to the key", f.key, mode.Perm()).WithHint("chmod o-rwx %s", f.key)
 	}
 	caText, _, err := readBounded(f.ca)
@@ -79,7 +78,7 @@ func (f *Files) Reload() error {
 	if !pool.AppendCertsFromPEM(caText) {
 		return errorf(args.CodeBadTicket, "%s: it has no certificate", f.ca).WithHint("a certificate is expected, in PEM: BEGIN CERTIFICATE")
 	}
-	if f.node { // what is wrong with a client's, the node says
+	if f.node { // the node reports problems of a client's certificate
 		if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
 			return err
 		}
@@ -91,7 +90,8 @@ func (f *Files) Reload() error {
 	return nil
 }
 
-// checkNode says why clients refuse a node's certificate, whatever they dial.
+// checkNode returns an error if clients would refuse a node's certificate, whatever
+// address they dial.
 func checkNode(c *x509.Certificate, file string) error {
 	switch uses := c.ExtKeyUsage; {
 	case len(uses)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(uses, serverUse) && !slices.Contains(uses, x509.ExtKeyUsageAny):
@@ -104,7 +104,7 @@ func checkNode(c *x509.Certificate, file string) error {
 	return nil
 }
 
-// Refresh reads the files again if one of them has changed: somebody renews them.
+// Refresh reads the files again if one of them has changed, as it does at a renewal.
 func (f *Files) Refresh() error {
 	now, err := f.stat()
 	if err != nil {
@@ -118,7 +118,7 @@ func (f *Files) Refresh() error {
 	return nil
 }
 
-// stale says that the files that were read before stay in use.
+// stale adds to an error that the previous files stay in use.
 func stale(err error) error {
 	if err != nil {
 		err = fmt.Errorf("%w: the files that were read before stay in use", err)
@@ -135,7 +135,7 @@ func (f *Files) stat() (files [3]os.FileInfo, err error) {
 	return files, nil
 }
 
-// ServerConfig is for the node's listener. Who completes the handshake is not
+// ServerConfig is for the node's listener. A peer that completes the handshake is not
 // admitted yet: see Admit.
 func (f *Files) ServerConfig() *tls.Config {
 	c := serverConfig(f.current.Load().pool, f.now)
@@ -148,15 +148,15 @@ func (f *Files) ServerConfig() *tls.Config {
 	return c
 }
 
-// ClientConfig is for dialling a node of that PKI, whose certificate must have
-// that DNS name or address.
+// ClientConfig is for dialling a node of that PKI. The node's certificate must have host
+// as a DNS name or address.
 func (f *Files) ClientConfig(host string) *tls.Config {
 	s := f.current.Load()
 	return clientConfig(s.pool, host, s.pair, f.now)
 }
 
-// Admit says who has completed this handshake, by the names in its certificate.
-// See [Authority.Admit] for when it is to be called.
+// Admit returns the identity of a peer that completed this handshake, from the names in
+// its certificate. See [Authority.Admit] for when to call it.
 func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 	if err := checkClient(cs, f.now()); err != nil {
 		return nil, err
@@ -172,7 +172,7 @@ func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 	return &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter}, nil
 }
 
-// Check says whether somebody who was admitted would be so still.
+// Check reports, as an error, that an admitted peer would now be refused.
 func (f *Files) Check(id *Identity) error {
 	if now := f.now(); now.After(id.Expires) {
 		return expired("the certificate of "+id.Name, id.Expires, now)

@@ -11,44 +11,44 @@ import (
 	"fbus/bus/args"
 )
 
-// State is what has become of a serial.
+// State is the current state of a serial.
 type State string
 
 // States of a serial. Only the first two are live: their name is taken.
 const (
-	Invited State = "invited" // an invitation that nobody has used
+	Invited State = "invited" // an unused invitation
 	Active  State = "active"  // an identity, or a reusable ticket
 	Burnt   State = "burnt"   // an invitation that was exchanged for Into
-	Revoked State = "revoked" // taken back; kept so that its holder can be told
+	Revoked State = "revoked" // revoked; kept so that its holder can learn why
 )
 
-// Record is what the list of issued serials says of one of them. Times are in
-// whole seconds, as certificates have them.
+// Record describes one serial in the list. Times are in whole seconds, as in
+// certificates.
 type Record struct {
 	Serial   string    `json:"serial"` // 32 hexadecimal digits
 	Name     string    `json:"name"`
-	Rights   Rights    `json:"rights"` // an invitation's are those it will be exchanged for
+	Rights   Rights    `json:"rights"` // of an invitation: those of the later identity
 	State    State     `json:"state"`
 	Reusable bool      `json:"reusable,omitempty"`
 	Issued   time.Time `json:"issued"`
 	Expires  time.Time `json:"expires"`
 	Key      string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
-	Into     string    `json:"into,omitempty"`      // the serial that took its place: of the identity, or of the renewed one
+	Into     string    `json:"into,omitempty"`      // the serial that replaced it: the identity, or the renewed certificate
 	Ended    time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
-	By       string    `json:"by,omitempty"`        // where it was burnt from
-	IssuedBy string    `json:"issued_by,omitempty"` // the serial of the ticket that asked for it; empty: a user of the node's machine
+	By       string    `json:"by,omitempty"`        // the address of the exchange that burnt it
+	IssuedBy string    `json:"issued_by,omitempty"` // the serial of the requesting ticket; empty: a user of the node's machine
 	Seen     time.Time `json:"seen,omitzero"`       // last entry; may lag by ten seconds after a crash
-	From     string    `json:"from,omitempty"`      // and from where
+	From     string    `json:"from,omitempty"`      // the address of that entry
 }
 
-// Live reports whether the record holds its name at that time.
+// Live reports whether the record occupies its name at that time.
 func (r *Record) Live(now time.Time) bool {
 	return (r.State == Invited || r.State == Active) && !now.After(r.Expires)
 }
 
-// The list is one file, replaced as a whole: a line with the version, the network
-// and the SHA-256 of what follows, and then the records as JSON. Cut short, or
-// with a byte changed, it is damaged, and nothing of it is believed.
+// The list is one file, replaced as a whole. A line holds the version, the network and
+// the SHA-256 of the rest; then come the records as JSON. A truncated or changed file is
+// damaged, and none of it is trusted.
 const (
 	listName    = "tickets"
 	listVersion = "fbus-tickets 1"
@@ -84,7 +84,7 @@ func parseList(network string, data []byte) ([]Record, error) {
 		return nil, errorf(args.CodeDamaged, "its checksum does not match its content")
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields() // what we do not know we would lose with the next change
+	dec.DisallowUnknownFields() // unknown fields would be lost with the next change
 	var records []Record
 	if err := dec.Decode(&records); err != nil {
 		return nil, errorf(args.CodeDamaged, "%v", err)

@@ -9,27 +9,25 @@ import (
 	"fbus/bus/args"
 )
 
-// Rights are what the holder of a ticket may do. The zero value allows nothing.
+// Rights are the permissions of a ticket's holder. The zero value allows nothing.
 //
-// A glob is over function names: * is any run of characters, ? any one, [a-z0-9]
-// one of a class, [^a-z] one that is not in it; the rest stands for itself, and
-// the glob is for the whole name. No glob matches a name that begins with fbus.,
-// which are the node's own: those are for Admin, but for what the node gives to
-// everybody, which is decided there. Nobody may offer them.
+// A glob matches whole function names: * is any run of characters, ? any one, [a-z0-9]
+// one of a class, [^a-z] one outside it. Other characters are literal. No glob matches a
+// name that begins with fbus., which are the node's own functions. Those need Admin,
+// except for functions that the node opens to every caller. Nobody may offer them.
 type Rights struct {
 	Call, Offer []string // globs
-	Admin       bool     // may call fbus.*; says nothing of other functions
+	Admin       bool     // may call fbus.*; does not affect other functions
 }
 
 const (
 	maxGlob   = 128 // as long as a function name
-	maxRights = 64  // in one ticket: a certificate has to stay small
+	maxRights = 64  // per ticket: a certificate has to stay small
 
 	ownPrefix = "fbus." // of the node's own functions
 )
 
-// ParseRights reads rights as [Rights.Words] writes them: call:GLOB, offer:GLOB,
-// admin.
+// ParseRights parses the words of [Rights.Words]: call:GLOB, offer:GLOB, admin.
 func ParseRights(words ...string) (Rights, error) {
 	var r Rights
 	for _, w := range words {
@@ -48,7 +46,7 @@ func ParseRights(words ...string) (Rights, error) {
 	return r, r.check(wellFormed)
 }
 
-// Check says what is wrong with the globs.
+// Check checks the globs.
 func (r Rights) Check() error { return r.check(CheckGlob) }
 
 func (r Rights) check(glob func(string) error) error {
@@ -63,7 +61,7 @@ func (r Rights) check(glob func(string) error) error {
 	return nil
 }
 
-// CheckGlob says what is wrong with a glob that somebody gives, and what to write instead.
+// CheckGlob checks a glob from a user. Its error suggests a correction.
 func CheckGlob(glob string) error {
 	if err := wellFormed(glob); err != nil {
 		return err
@@ -78,8 +76,8 @@ func badGlob(glob, hint, format string, a ...any) error {
 	return errorf(args.CodeBadRight, "glob %q: "+format, append([]any{args.Shown(glob)}, a...)...).WithHint("%s", hint)
 }
 
-// wellFormed is what a glob has to be that was given before, too: one that is not makes
-// the list that holds it unreadable.
+// wellFormed checks the rules that also hold for globs granted earlier: one that breaks
+// them makes the list unreadable.
 func wellFormed(glob string) error {
 	bad := func(hint, format string, a ...any) error { return badGlob(glob, hint, format, a...) }
 	switch {
@@ -105,8 +103,8 @@ func wellFormed(glob string) error {
 	return nil
 }
 
-// emptyRange is a range of a class that no character is in, such as z-a. The glob is well
-// formed.
+// emptyRange returns a class range that contains no character, such as z-a. The glob
+// must be well formed.
 func emptyRange(glob string) string {
 	class := false
 	for i := range len(glob) {
@@ -136,10 +134,11 @@ func (r Rights) MayOffer(name string) bool { return matchAny(r.Offer, name) }
 // Empty reports whether nothing is allowed.
 func (r Rights) Empty() bool { return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin }
 
-// Equal reports whether both say the same, in whatever order.
+// Equal reports whether both allow the same, in any order.
 func (r Rights) Equal(o Rights) bool { return slices.Equal(r.Words(), o.Words()) }
 
-// Words are the rights in one order, each once: admin, call:GLOB, offer:GLOB.
+// Words returns the rights in canonical order without duplicates: admin, call:GLOB,
+// offer:GLOB.
 func (r Rights) Words() []string {
 	words := make([]string, 0, len(r.Call)+len(r.Offer)+1)
 	if r.Admin {
@@ -155,7 +154,7 @@ func (r Rights) Words() []string {
 	return slices.Compact(words)
 }
 
-// String is the rights for a person: "call resize*, offer wc".
+// String formats the rights for a person: "call resize*, offer wc".
 func (r Rights) String() string {
 	if r.Empty() {
 		return "nothing"
@@ -181,7 +180,7 @@ func matchAny(globs []string, name string) bool {
 		return false
 	}
 	return slices.ContainsFunc(globs, func(g string) bool {
-		ok, _ := path.Match(g, name) // neither holds a /, which alone is special to path
+		ok, _ := path.Match(g, name) // neither contains a /, the only character special to path
 		return ok
 	})
 }

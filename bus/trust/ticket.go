@@ -15,28 +15,27 @@ import (
 	"fbus/bus/args"
 )
 
-// Ticket is what lets somebody into a network: an invitation, a reusable ticket,
-// or the identity that an invitation was exchanged for. As text it is a PEM
-// bundle: lines for people, then its certificate, its key and the CA's
-// certificate, in that order, which is the one that stock TLS libraries want of a
-// file that holds all three. It is as secret as the key in it.
+// Ticket admits its holder to a network. It is an invitation, a reusable ticket, or the
+// identity that replaced an invitation. As text it is a PEM bundle: lines for people,
+// then its certificate, its key and the CA's certificate. Stock TLS libraries expect
+// that order in a combined file. A ticket is as secret as its key.
 type Ticket struct {
 	Network string
 	Name    string
-	Rights  Rights // of an invitation: known where it was issued, not where it is read
-	Joining bool   // an invitation: it has to be exchanged first
+	Rights  Rights // of an invitation: known to the issuer, not to the reader
+	Joining bool   // an invitation: it must be exchanged first
 	Serial  string
-	Issued  time.Time // of a ticket that was read: from when it is good
+	Issued  time.Time // of a parsed ticket: the start of its validity
 	Expires time.Time
 
-	Addresses []string // host:port to dial, in this order: hints, which anybody may have edited
+	Addresses []string // host:port to dial, in this order: hints, which may have been edited
 
 	CA   *x509.Certificate
 	Leaf *x509.Certificate
 	Key  crypto.Signer
 }
 
-// Format writes a ticket as text.
+// Format encodes a ticket as text.
 func (t *Ticket) Format() ([]byte, error) {
 	secret, err := keyPEM(t.Key)
 	if err != nil {
@@ -69,8 +68,8 @@ func (t *Ticket) Format() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// ParseTicket reads a ticket from its text. All but the addresses is taken from
-// the certificates. It does not look at the time.
+// ParseTicket parses a ticket's text. Everything but the addresses comes from the
+// certificates. It does not check the validity period.
 func ParseTicket(text []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(text)
 	if err != nil {
@@ -113,7 +112,7 @@ func ParseTicket(text []byte) (*Ticket, error) {
 	return t, nil
 }
 
-// fill takes what the certificates say, and checks that the parts belong together.
+// fill copies the certificates' contents, and checks that the parts belong together.
 func (t *Ticket) fill() error {
 	t.Network = t.CA.Subject.CommonName
 	if err := args.CheckNetwork(t.Network); err != nil {
@@ -138,8 +137,8 @@ func (t *Ticket) fill() error {
 	return nil
 }
 
-// ReadTicket reads a ticket from a file, or from the text itself, as FBUS_TICKET
-// may be either.
+// ReadTicket reads a ticket from a file or from the text itself, since FBUS_TICKET may
+// hold either.
 func ReadTicket(fileOrText string) (*Ticket, error) {
 	if strings.Contains(fileOrText, "-----BEGIN ") {
 		return ParseTicket([]byte(fileOrText))
@@ -160,17 +159,17 @@ func ReadTicket(fileOrText string) (*Ticket, error) {
 	return t, nil
 }
 
-// RenewalDue reports whether an identity should be renewed by now: less than a
-// third of its life is left.
+// RenewalDue reports whether an identity needs renewal: less than a third of its life is
+// left.
 func (t *Ticket) RenewalDue(now time.Time) bool {
 	return !t.Joining && t.Leaf.NotAfter.Sub(t.Leaf.NotBefore) >= IdentityLife && renewalDue(t.Leaf.NotAfter, now)
 }
 
-// Request is a PKCS#10 request (PEM) for the ticket's own key, to renew it.
+// Request returns a PKCS#10 request (PEM) for the ticket's own key, to renew it.
 func (t *Ticket) Request() ([]byte, error) { return makeRequest(t.Key) }
 
-// WithCertificate is the ticket with another certificate (PEM) for the same key,
-// as Exchange and Renew return it, and the rights that stand in that.
+// WithCertificate returns the ticket with another certificate (PEM) for the same key, as
+// Exchange and Renew return it, and with that certificate's rights.
 func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(cert)
 	if err != nil {
@@ -189,7 +188,7 @@ func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	return next, nil
 }
 
-// certificate is the ticket as crypto/tls has it.
+// certificate converts the ticket for crypto/tls.
 func (t *Ticket) certificate() *tls.Certificate {
 	return &tls.Certificate{Certificate: [][]byte{t.Leaf.Raw}, PrivateKey: t.Key, Leaf: t.Leaf}
 }

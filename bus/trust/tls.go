@@ -13,15 +13,14 @@ import (
 // that offers only others is refused.
 const ALPN = "fbus/1"
 
-// Now is the clock that certificates are held against where no other is given. A
-// test may set another before it does anything else: the machine's is not its to
-// set.
+// Now is the default clock for checking certificates. A test may replace it before doing
+// anything else, since it cannot change the machine's clock.
 var Now = time.Now
 
-// ServerConfig is for the node's listener. Tickets for resumption are off, and
-// the checks are in VerifyConnection, which resumption does not skip
-// (golang/go 77217, CVE-2025-68121). Who completes the handshake is not admitted
-// yet: see [Authority.Admit].
+// ServerConfig is for the node's listener. Tickets for resumption are off, and the
+// checks are in VerifyConnection, which resumption does not skip (golang/go 77217,
+// CVE-2025-68121). A peer that completes the handshake is not admitted yet: see
+// [Authority.Admit].
 func (a *Authority) ServerConfig() *tls.Config {
 	c := serverConfig(a.pool, a.now)
 	c.GetCertificate = a.NodeCertificate
@@ -32,7 +31,7 @@ func serverConfig(pool *x509.CertPool, now func() time.Time) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{ALPN},
-		// A frame is of no use before it is whole: records of a packet's size only cost.
+		// A frame is useless until it is complete, so packet-sized records only add cost.
 		DynamicRecordSizingDisabled: true,
 		ClientAuth:                  tls.RequireAndVerifyClientCert,
 		ClientCAs:                   pool,
@@ -42,9 +41,9 @@ func serverConfig(pool *x509.CertPool, now func() time.Time) *tls.Config {
 	}
 }
 
-// ClientConfig is for dialling a node with the ticket. The node must have a
-// certificate for servers, signed by the ticket's CA itself, with the network's
-// name; what address was dialled does not matter. now may be nil.
+// ClientConfig is for dialling a node with the ticket. The node must have a server
+// certificate with the network's name, signed directly by the ticket's CA. The dialled
+// address does not matter. now may be nil.
 func (t *Ticket) ClientConfig(now func() time.Time) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(t.CA)
@@ -71,13 +70,13 @@ func clientConfig(pool *x509.CertPool, name string, cert *tls.Certificate, now f
 		Time:                   now,
 		// See serverConfig.
 		DynamicRecordSizingDisabled: true,
-		// Sent even if the node asks for another CA's, so that the node says what is
-		// wrong with it and not that there is none.
+		// Sent even if the node requests another CA's certificate, so that the node reports the
+		// actual problem and not a missing certificate.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
 	}
 }
 
-// HTTPAnswer is what to write to a peer that speaks HTTP without TLS.
+// HTTPAnswer is the response to a peer that speaks HTTP without TLS.
 const HTTPAnswer = "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n" +
 	"This is the port of an fbus node. It speaks its own protocol, under TLS 1.3, with those who have a ticket.\n"
 
@@ -86,11 +85,10 @@ const (
 	dismissBytes = 64 << 10
 )
 
-// Dismiss closes the connection of a peer that is not let in, such that what was
-// written last, an alert or a frame, arrives: closed while bytes of the peer are
-// unread, the kernel would send a reset, which may overtake it. What the
-// peer sends is read and dropped, for at most a second and 64 KiB. err is
-// what the handshake returned, if it was that which failed.
+// Dismiss closes the connection of a refused peer without losing the last alert or
+// frame. If bytes from the peer were unread at the close, the kernel would send a reset,
+// which may overtake that data. Dismiss therefore reads and drops input for at most a
+// second and 64 KiB. err is the handshake's error, if the handshake failed.
 func Dismiss(c *tls.Conn, err error) {
 	raw := c.NetConn()
 	defer raw.Close()

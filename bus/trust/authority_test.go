@@ -15,7 +15,7 @@ import (
 	"fbus/bus/args"
 )
 
-// TestFounding: modes, the CA's shape, and the same authority the next time.
+// TestFounding checks file modes, the CA's shape, and reopening the same authority.
 func TestFounding(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a := openTest(t, dir, c)
@@ -34,7 +34,7 @@ func TestFounding(t *testing.T) {
 	}
 }
 
-// TestFoundingAtOnce: of several that start at once all have the same CA.
+// TestFoundingAtOnce checks that concurrent starts end up with the same CA.
 func TestFoundingAtOnce(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	var wg sync.WaitGroup
@@ -50,7 +50,8 @@ func TestFoundingAtOnce(t *testing.T) {
 	}
 }
 
-// TestNodeCertificate: for servers alone, and made anew in time.
+// TestNodeCertificate checks that the certificate is for servers only and is replaced in
+// time.
 func TestNodeCertificate(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -84,7 +85,7 @@ func TestNodeCertificate(t *testing.T) {
 	}
 }
 
-// TestIssueChecks: what cannot be issued says what to do.
+// TestIssueChecks checks that refused requests get a useful hint.
 func TestIssueChecks(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	call := rights(t, "call:a")
@@ -118,7 +119,7 @@ func TestIssueChecks(t *testing.T) {
 	}
 }
 
-// TestNamesAreFreed: by revoking and by expiry.
+// TestNamesAreFreed checks that revocation and expiry free a name.
 func TestNamesAreFreed(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -135,8 +136,8 @@ func TestNamesAreFreed(t *testing.T) {
 	wantCode(t, err, args.CodeNoTicket, "fbus tickets")
 }
 
-// TestRevokeIssued: what was issued with a ticket goes with it, through exchange and
-// renewal, and nothing else.
+// TestRevokeIssued checks that revoking a ticket also revokes the tickets issued with
+// it, through exchange and renewal, and nothing else.
 func TestRevokeIssued(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -168,8 +169,8 @@ func TestRevokeIssued(t *testing.T) {
 	revoke("other", "other "+other.Serial)
 }
 
-// TestExchange: the invitation becomes an identity once; the same key may ask
-// again, another is refused, and a revoked one is over.
+// TestExchange checks that an invitation becomes an identity once. The same key may ask
+// again, another key is refused, and a revoked one cannot be exchanged.
 func TestExchange(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -215,7 +216,7 @@ func parseOne(t testing.TB, text []byte) *x509.Certificate {
 	return certs[0]
 }
 
-// TestExchangeRefusals: what is no invitation, and what is no request.
+// TestExchangeRefusals covers tickets that are not invitations, and malformed requests.
 func TestExchangeRefusals(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	inv := issue(t, a, Request{})
@@ -244,7 +245,7 @@ func TestExchangeRefusals(t *testing.T) {
 	}
 }
 
-// TestExchangeRace: of many keys at once exactly one wins.
+// TestExchangeRace checks that exactly one of many concurrent keys wins.
 func TestExchangeRace(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	as := []*Authority{openTest(t, dir, c), openTest(t, dir, c)} // as two processes
@@ -269,8 +270,8 @@ func TestExchangeRace(t *testing.T) {
 	}
 }
 
-// TestRenew: in the last third, for the same key, once however often it is asked
-// for; revoking takes all of the chain.
+// TestRenew checks that renewal works in the last third, for the same key, and issues
+// one certificate however often it is requested. Revoking covers the whole chain.
 func TestRenew(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)

@@ -12,13 +12,13 @@ import (
 
 const nobody = 65534
 
-// attack prepares a directory as another user may, and returns the path that
-// fbus is told to use.
+// attack prepares a directory as another user could, and returns the path for fbus to
+// use.
 type attack struct {
 	name string
 	code string
 	hint string
-	root bool // it takes root to play the other user
+	root bool // needs root, to play the other user
 	prep func(t *testing.T, base string) string
 }
 
@@ -72,8 +72,8 @@ var attacks = []attack{
 	}},
 }
 
-// TestDirectoryAttacks: nothing is made or read where somebody else decides
-// where that is.
+// TestDirectoryAttacks checks that nothing is created or read where another user
+// controls the path.
 func TestDirectoryAttacks(t *testing.T) {
 	for _, a := range attacks {
 		t.Run(a.name, func(t *testing.T) {
@@ -94,7 +94,7 @@ func TestDirectoryAttacks(t *testing.T) {
 	}
 }
 
-// TestOwnLink: a link of one's own is followed, as ~/.config may be one.
+// TestOwnLink checks that the user's own link is followed: ~/.config may be one.
 func TestOwnLink(t *testing.T) {
 	base := t.TempDir()
 	must(t, os.Mkdir(base+"/real", 0o700))
@@ -106,8 +106,8 @@ func TestOwnLink(t *testing.T) {
 	}
 }
 
-// TestFileAttacks: a file that others can read, a link, a FIFO, another's file:
-// each is refused, whichever file it is, and never written through.
+// TestFileAttacks checks a file readable by others, a link, a FIFO and another user's
+// file. Each is refused, for every file name, and never written through.
 func TestFileAttacks(t *testing.T) {
 	for _, name := range []string{caName, listName} {
 		for what, c := range map[string]struct {
@@ -142,7 +142,7 @@ func TestFileAttacks(t *testing.T) {
 	}
 }
 
-// TestLockLink: the lock is not made through a link either.
+// TestLockLink checks that the lock file is not created through a link.
 func TestLockLink(t *testing.T) {
 	dir := privateTemp(t)
 	must(t, os.MkdirAll(dir, 0o700))
@@ -155,7 +155,7 @@ func TestLockLink(t *testing.T) {
 	}
 }
 
-// TestLeftovers: what an interrupted write left is swept, and never read.
+// TestLeftovers checks that leftovers of an interrupted write are swept and never read.
 func TestLeftovers(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	openTest(t, dir, c).Close()
@@ -167,7 +167,7 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestLinkReplacedByWrite: a write puts a new file in a link's place.
+// TestLinkReplacedByWrite checks that a write replaces a link by a new file.
 func TestLinkReplacedByWrite(t *testing.T) {
 	base := t.TempDir()
 	must(t, os.Chmod(base, 0o700))

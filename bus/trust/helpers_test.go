@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// clock is a time that a test sets.
+// clock is a settable clock.
 type clock struct {
 	mu sync.Mutex // protects t
 	t  time.Time
@@ -45,8 +45,8 @@ func (c *clock) add(d time.Duration) {
 	c.t = c.t.Add(d)
 }
 
-// privateTemp is a directory that nobody else can enter. t.TempDir's parent may be
-// open to others, but is ours.
+// privateTemp creates a directory that only this user can enter. The parent of t.TempDir
+// may be open to others, but belongs to this user.
 func privateTemp(t testing.TB) string {
 	t.Helper()
 	return filepath.Join(t.TempDir(), "home", "networks", "net")
@@ -71,7 +71,7 @@ func rights(t testing.TB, words ...string) Rights {
 	return r
 }
 
-// issue makes a ticket, by default a reusable one that may call a.
+// issue issues a ticket, by default a reusable one with the right to call a.
 func issue(t testing.TB, a *Authority, q Request) *Ticket {
 	t.Helper()
 	if q.Rights.Empty() {
@@ -84,7 +84,7 @@ func issue(t testing.TB, a *Authority, q Request) *Ticket {
 	return ticket
 }
 
-// request is a PKCS#10 request for a new key.
+// request returns a PKCS#10 request for a new key.
 func request(t testing.TB) ([]byte, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := newKey()
@@ -112,7 +112,7 @@ func wantCode(t testing.TB, err error, code string, words ...string) {
 	}
 }
 
-// testCA is another CA, made as ours are.
+// testCA creates a foreign CA of the same shape.
 func testCA(t testing.TB, network string) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := newKey()
@@ -130,7 +130,7 @@ func testCA(t testing.TB, network string) (*x509.Certificate, *ecdsa.PrivateKey)
 	return ca, key
 }
 
-// testLeaf is a client's certificate with whatever is wrong with it.
+// testLeaf creates a client certificate with the given defect.
 func testLeaf(t testing.TB, ca *x509.Certificate, caKey *ecdsa.PrivateKey, change func(*x509.Certificate)) *tls.Certificate {
 	t.Helper()
 	key, err := newKey()

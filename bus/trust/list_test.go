@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestList: what is written is what is read.
+// TestList checks that a list survives writing and reading.
 func TestList(t *testing.T) {
 	records := []Record{{
 		Serial: newSerial(), Name: "a", Rights: rights(t, "call:x*", "admin"), State: Burnt, Issued: newClock().now(), Expires: newClock().now(),
@@ -38,8 +38,8 @@ func TestList(t *testing.T) {
 	}
 }
 
-// TestListDamaged: cut short anywhere, or with any byte changed, it is refused
-// as a whole.
+// TestListDamaged checks that a list truncated anywhere, or with any byte changed, is
+// refused as a whole.
 func TestListDamaged(t *testing.T) {
 	data, _ := formatList("net", []Record{{Serial: newSerial(), Name: "a", State: Active, Key: strings.Repeat("0", 64)}})
 	for i := range data {
@@ -57,8 +57,8 @@ func TestListDamaged(t *testing.T) {
 	}
 }
 
-// TestListContents: a list that somebody wrote with a right checksum, and that
-// makes no sense.
+// TestListContents checks that a list with a valid checksum but invalid contents is
+// refused.
 func TestListContents(t *testing.T) {
 	good := Record{Serial: newSerial(), Name: "a", State: Active, Key: strings.Repeat("0", 64)}
 	for what, change := range map[string]func(*Record){
@@ -84,8 +84,8 @@ func TestListContents(t *testing.T) {
 	}
 }
 
-// TestLostList: nobody is admitted, whether it goes while the node runs or
-// before it starts; what is issued from then on is.
+// TestLostList checks that no earlier ticket is admitted, whether the list is lost while
+// the node runs or before it starts. Tickets issued later are admitted.
 func TestLostList(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a := openTest(t, dir, c)
@@ -123,8 +123,8 @@ func TestLostList(t *testing.T) {
 	issue(t, b, Request{})
 }
 
-// TestLostCA: beside a list of tickets it is not made anew, which would hide
-// that all of them are void.
+// TestLostCA checks that a missing CA is not replaced while a list exists. A new one
+// would hide that all those tickets are void.
 func TestLostCA(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	issue(t, openTest(t, dir, c), Request{})
@@ -149,7 +149,8 @@ func TestLostCA(t *testing.T) {
 	openTest(t, dir, c)
 }
 
-// TestCAClock: a CA from the future, or from too long ago, is about the clock.
+// TestCAClock checks that a CA from the future, or from long ago, is reported as a clock
+// problem.
 func TestCAClock(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	openTest(t, dir, c)
@@ -161,8 +162,8 @@ func TestCAClock(t *testing.T) {
 	wantCode(t, err, args.CodeExpired, "clock", "2 days")
 }
 
-// TestRevokeIsSeen: at once here, in another process at its next look, and after
-// a restart.
+// TestRevokeIsSeen checks that a revocation is effective here at once, in another
+// process at its next check, and after a restart.
 func TestRevokeIsSeen(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a, b := openTest(t, dir, c), openTest(t, dir, c)
@@ -187,7 +188,7 @@ func TestRevokeIsSeen(t *testing.T) {
 	wantCode(t, openTest(t, dir, c).Check(id), args.CodeRevoked)
 }
 
-// TestPruning: what is over is dropped by number, and never what is live.
+// TestPruning checks that finished records are dropped by number, and live ones never.
 func TestPruning(t *testing.T) {
 	c := newClock()
 	l := &list{now: c.now}
@@ -201,8 +202,8 @@ func TestPruning(t *testing.T) {
 	}
 }
 
-// TestSeen: last seen is shown at once, written soon or at the end, and does not
-// undo another process's change.
+// TestSeen checks that sightings are shown at once, written soon or at the close, and do
+// not undo another process's change.
 func TestSeen(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a, b := openTest(t, dir, c), openTest(t, dir, c)
@@ -237,8 +238,9 @@ func TestSeen(t *testing.T) {
 	}
 }
 
-// TestRevokeUnwritten: a ticket that is revoked while the disk is full is shut out at
-// once, the error says that this does not last, and the next write makes it last.
+// TestRevokeUnwritten checks revocation while the disk is full. The ticket is shut out
+// at once, the error warns that this is not permanent, and the next write makes it
+// permanent.
 func TestRevokeUnwritten(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a := openTest(t, dir, c)
@@ -266,7 +268,7 @@ func TestRevokeUnwritten(t *testing.T) {
 	wantCode(t, openTest(t, dir, c).Check(id), args.CodeRevoked)
 }
 
-// full runs f while no file can be made longer.
+// full runs f while no file can grow.
 func full(t *testing.T, f func()) {
 	t.Helper()
 	var was unix.Rlimit
@@ -280,8 +282,8 @@ func full(t *testing.T, f func()) {
 	f()
 }
 
-// TestKilled: a writer that is killed at any moment leaves a list that can be
-// read, with all that it has said was written.
+// TestKilled checks that a writer killed at any moment leaves a readable list with all
+// acknowledged changes.
 func TestKilled(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	openTest(t, dir, c)
@@ -305,7 +307,7 @@ func TestKilled(t *testing.T) {
 		if err != nil || len(r) < acknowledged {
 			t.Fatalf("%d records of %d acknowledged, %v", len(r), acknowledged, err)
 		}
-		acknowledged = len(r) // one more may have been written than was said
+		acknowledged = len(r) // one more may have been written than acknowledged
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, tempPrefix+"*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)

@@ -21,7 +21,7 @@ func TestKeepNetwork(t *testing.T) {
 	if st, err := os.Stat(dir + "/network"); err != nil || st.Mode().Perm() != 0o600 {
 		t.Error(st, err)
 	}
-	// Written by hand, it may be read by others.
+	// A file written by hand may be readable by others.
 	must(t, os.WriteFile(dir+"/network", []byte(" mine\n\n"), 0o644))
 	must(t, os.Chmod(dir+"/network", 0o644))
 	must(t, os.Chmod(dir, 0o775))
@@ -34,7 +34,7 @@ func TestKeepNetwork(t *testing.T) {
 	}
 }
 
-// TestKeepNetworkAtOnce: of several nodes that start at once all have one id.
+// TestKeepNetworkAtOnce checks that several nodes started at once share one id.
 func TestKeepNetworkAtOnce(t *testing.T) {
 	dir := privateTemp(t)
 	var ids sync.Map
@@ -56,8 +56,8 @@ func TestKeepNetworkAtOnce(t *testing.T) {
 	}
 }
 
-// TestKeepNetworkAttacks: what others have put there is neither read nor written to,
-// and what stands in a file that is no network's is not shown.
+// TestKeepNetworkAttacks checks that other users' files are neither read nor written,
+// and that the contents of an unrelated file are not shown.
 func TestKeepNetworkAttacks(t *testing.T) {
 	for what, do := range map[string]func(t *testing.T, path string){
 		"link":     func(t *testing.T, path string) { must(t, os.Symlink(path+".victim", path)) },
@@ -96,7 +96,8 @@ func TestKeepNetworkAttacks(t *testing.T) {
 	}
 }
 
-// TestOwnDir: a directory is made and used only where nobody else decides what that is.
+// TestOwnDir checks that a directory is created and used only where no other user
+// controls the path.
 func TestOwnDir(t *testing.T) {
 	base := privateTemp(t)
 	must(t, os.MkdirAll(base, 0o700))

@@ -13,7 +13,7 @@ import (
 	"fbus/bus/args"
 )
 
-// writePKI writes a node's certificate of somebody's PKI, and returns the paths.
+// writePKI writes a node's certificate from an external PKI, and returns the paths.
 func writePKI(t *testing.T, dir string, change func(*x509.Certificate)) (cert, key, ca string, client *tls.Certificate) {
 	t.Helper()
 	root, rootKey := testCA(t, "net")
@@ -30,7 +30,7 @@ func writePKI(t *testing.T, dir string, change func(*x509.Certificate)) (cert, k
 	return cert, key, ca, testLeaf(t, root, rootKey, change)
 }
 
-// TestFiles: a PKI of one's own says in URI names who may do what.
+// TestFiles checks that an external PKI grants rights through URI names.
 func TestFiles(t *testing.T) {
 	c := newClock()
 	cert, key, ca, client := writePKI(t, t.TempDir(), func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{clientUse, serverUse} })
@@ -54,7 +54,7 @@ func TestFiles(t *testing.T) {
 	_, err = n.enter(t, f.ClientConfig("elsewhere.example"))
 	wantCode(t, Explain(err, c.now()), args.CodeWrongUse, "elsewhere.example")
 	<-n.refused
-	// Another CA in the file: those of the old one are out, and its node's too.
+	// With another CA in the file, the old CA's clients are refused, and so is its node.
 	cert2, key2, ca2, _ := writePKI(t, t.TempDir(), nil)
 	for from, to := range map[string]string{cert2: cert, key2: key, ca2: ca} {
 		must(t, os.Rename(from, to))
@@ -66,7 +66,8 @@ func TestFiles(t *testing.T) {
 	wantCode(t, Explain(err, c.now()), args.CodeOtherNetwork)
 }
 
-// TestFilesExplain: who dialled with files is told what a bare alert may mean.
+// TestFilesExplain checks the explanation of a bare alert to a client that dialled with
+// files.
 func TestFilesExplain(t *testing.T) {
 	c := newClock()
 	dir := t.TempDir()
@@ -96,8 +97,8 @@ func TestFilesExplain(t *testing.T) {
 	}
 }
 
-// TestFilesRefused: a certificate of that CA without a name, with a right that is
-// none, or that is an invitation.
+// TestFilesRefused checks certificates of that CA without a name, with an invalid right,
+// or of an invitation.
 func TestFilesRefused(t *testing.T) {
 	c := newClock()
 	for what, change := range map[string]func(*x509.Certificate){
@@ -121,7 +122,7 @@ func TestFilesRefused(t *testing.T) {
 	}
 }
 
-// TestFilesErrors: what is wrong with the files is said of the file.
+// TestFilesErrors checks that errors name the faulty file.
 func TestFilesErrors(t *testing.T) {
 	c := newClock()
 	cert, key, ca, _ := writePKI(t, t.TempDir(), nil)
@@ -145,8 +146,8 @@ func TestFilesErrors(t *testing.T) {
 	wantCode(t, err, args.CodeNotYetValid, "clock")
 }
 
-// TestNodeFiles: a node's certificate that no client would take is refused, at first and
-// later, when those that were read before stay in use.
+// TestNodeFiles checks that a node's certificate that no client would accept is refused
+// at the start and at a reload. After a failed reload the previous files stay in use.
 func TestNodeFiles(t *testing.T) {
 	c := newClock()
 	for want, change := range map[string]func(*x509.Certificate){

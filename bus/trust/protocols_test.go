@@ -11,7 +11,7 @@ import (
 	"fbus/bus/args"
 )
 
-// TestOtherProtocols: old TLS, another protocol under TLS, plain text, HTTP.
+// TestOtherProtocols checks old TLS, another protocol under TLS, plain text, and HTTP.
 func TestOtherProtocols(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -56,7 +56,7 @@ func TestOtherProtocols(t *testing.T) {
 	}
 }
 
-// TestNoNode: what a client says of a port where something else is.
+// TestNoNode checks the client's error at a port without a node.
 func TestNoNode(t *testing.T) {
 	c := newClock()
 	ticket := issue(t, openTest(t, privateTemp(t), c), Request{Reusable: true})
@@ -84,8 +84,8 @@ func TestNoNode(t *testing.T) {
 	wantCode(t, Explain(errors.New("odd"), time.Time{}), args.CodeTLS)
 }
 
-// TestNoResumption: no session ticket is sent, so that a client with a cache
-// has nothing to resume with.
+// TestNoResumption checks that no session ticket is sent, so that a client with a cache
+// cannot resume.
 func TestNoResumption(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -106,8 +106,8 @@ func TestNoResumption(t *testing.T) {
 	wantCode(t, err, args.CodeTLS)
 }
 
-// TestResumptionIsChecked: were sessions resumed all the same, by a mistake of ours or
-// of the library, the check that resumption does not skip would find it.
+// TestResumptionIsChecked checks sessions resumed despite that, by a bug here or in the
+// library. The check that resumption does not skip must catch them.
 func TestResumptionIsChecked(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -132,8 +132,8 @@ func TestResumptionIsChecked(t *testing.T) {
 	n.rejected(t, "resumed", args.CodeTLS)
 }
 
-// fixedConfig is a gate whose every connection has the same configuration, and so the
-// same keys for sessions.
+// fixedConfig is a gate with one configuration for all connections, and so the same
+// session keys.
 type fixedConfig struct {
 	*Authority
 	config *tls.Config

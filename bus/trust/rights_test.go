@@ -11,7 +11,7 @@ import (
 	"fbus/bus/args"
 )
 
-// TestGlobs is the table of what a glob matches; PROTOCOL.md states the rules.
+// TestGlobs checks a table of globs and names; PROTOCOL.md defines the rules.
 func TestGlobs(t *testing.T) {
 	for _, c := range []struct {
 		glob, name string
@@ -64,7 +64,7 @@ func TestGlobs(t *testing.T) {
 	}
 }
 
-// TestBadGlobs: each is refused with a hint at what to write.
+// TestBadGlobs checks that each is refused with a hint that suggests a correction.
 func TestBadGlobs(t *testing.T) {
 	for glob, hint := range map[string]string{
 		"":                       "every function",
@@ -94,7 +94,7 @@ func TestBadGlobs(t *testing.T) {
 	}
 }
 
-// TestRights: each right allows what it says and nothing beside it.
+// TestRights checks that each right allows its functions and nothing else.
 func TestRights(t *testing.T) {
 	call := Rights{Call: []string{"a"}}
 	if !call.MayCall("a") || call.MayCall("b") || call.MayOffer("a") || call.MayCall("fbus.invite") {
@@ -133,8 +133,8 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// TestNames: every glob survives the certificate's URI names, in the one
-// spelling that is documented.
+// TestNames checks that every glob survives the certificate's URI names, in the one
+// documented spelling.
 func TestNames(t *testing.T) {
 	n := names{name: "ci-2.a_b", rights: Rights{Call: []string{"re?ize*", "[^a-c]x"}, Offer: []string{"*"}, Admin: true}}
 	want := "fbus:name:ci-2.a_b fbus:admin fbus:call:%5B%5Ea-c%5Dx fbus:call:re%3Fize* fbus:offer:*"
@@ -157,7 +157,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestBadNames: what a foreign CA may write is refused, not guessed at.
+// TestBadNames checks that invalid names from a foreign CA are refused and not guessed
+// at.
 func TestBadNames(t *testing.T) {
 	for _, c := range []string{
 		"", "https://example.com/fbus:name:x", "fbus:call:*", "fbus:name:", "fbus:name:a fbus:name:b", "fbus:name:a%0Ab",

@@ -9,10 +9,9 @@ import (
 	"time"
 )
 
-// TestStockClients: a reusable ticket is, as it stands, what OpenSSL and Python
-// want of a file.
+// TestStockClients checks that OpenSSL and Python can use a reusable ticket unchanged.
 func TestStockClients(t *testing.T) {
-	c := &clock{t: time.Now()} // theirs cannot be set
+	c := &clock{t: time.Now()} // other programs use the real clock
 	a := openTest(t, privateTemp(t), c)
 	n := serve(t, a, c.now)
 	text, err := issue(t, a, Request{Reusable: true, Rights: rights(t, "call:re?ize*", "offer:[^a]")}).Format()
@@ -58,7 +57,8 @@ with c.wrap_socket(socket.create_connection((host, int(port)), 60), server_hostn
 				t.Error("nobody came")
 				cmd.Process.Kill()
 			}
-			// It ends when the node hangs up: at an end of its input it may not read what came.
+			// The client ends when the node hangs up. At an end of its input it may not read the
+			// rest.
 			if err := cmd.Wait(); strings.TrimSpace(out.String()) != "x" {
 				t.Errorf("%q, %v, %s", out.String(), err, errs.String())
 			}

@@ -13,7 +13,7 @@ import (
 	"fbus/bus/args"
 )
 
-// TestTicketText: what Format writes a person can read, and ParseTicket reads.
+// TestTicketText checks that Format's output is readable by a person and by ParseTicket.
 func TestTicketText(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	addrs := []string{"10.0.0.1:10101", "[2001:db8::1]:10101", "node.example:1"}
@@ -49,21 +49,22 @@ func TestTicketText(t *testing.T) {
 	}
 }
 
-// TestTicketComments: editing them changes no more than where is dialled.
+// TestTicketComments checks that editing the comments changes only the dialled
+// addresses.
 func TestTicketComments(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	made := issue(t, a, Request{Name: "ci", Reusable: true})
 	text, _ := made.Format()
 	text = bytes.Replace(text, []byte("rights: call a"), []byte("rights: admin\naddress: x:1\naddress: bad\nnetwork: other"), 1)
-	text = bytes.ReplaceAll(text, []byte("\n"), []byte("\r\n")) // as a mailer may
+	text = bytes.ReplaceAll(text, []byte("\n"), []byte("\r\n")) // as a mailer may do
 	back, err := ParseTicket(append(text, "address: late:1\n"...))
 	if err != nil || back.Rights.Admin || back.Network != "net" || !slices.Equal(back.Addresses, []string{"x:1"}) {
 		t.Errorf("%+v, %v", back, err)
 	}
 }
 
-// TestTicketLineEnds: however its lines end, and wherever it was cut off behind the
-// last one, it is the same ticket.
+// TestTicketLineEnds checks that line ends, and a cut after the last line, do not change
+// the ticket.
 func TestTicketLineEnds(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	made := issue(t, a, Request{Name: "ci", Reusable: true, Addresses: []string{"h:1", "h:2"}})
@@ -81,7 +82,7 @@ func TestTicketLineEnds(t *testing.T) {
 	}
 }
 
-// TestNotTickets: each says what is wrong.
+// TestNotTickets checks that each error names the problem.
 func TestNotTickets(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	one, two := issue(t, a, Request{Reusable: true}), issue(t, a, Request{Reusable: true})
@@ -126,8 +127,8 @@ func TestNotTickets(t *testing.T) {
 	wantCode(t, err, args.CodeBadTicket, "directory")
 }
 
-// TestJoin: the key is on the disk before it is asked for; begun again it is the
-// same; what is kept can be used and renewed.
+// TestJoin checks that the key is on the disk before the request, that beginning again
+// keeps it, and that the stored identity can be used and renewed.
 func TestJoin(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -199,8 +200,8 @@ func testRenewJoined(t *testing.T, a *Authority, j *Joined, c *clock) {
 	}
 }
 
-// TestJoinRefusals: another network of the same name does not take the place of
-// the one that was joined; and what cannot be joined.
+// TestJoinRefusals checks that another network of the same name does not replace the
+// joined one, and that other texts cannot be joined.
 func TestJoinRefusals(t *testing.T) {
 	c := newClock()
 	a, b := openTest(t, privateTemp(t), c), openTest(t, privateTemp(t), c)

@@ -15,12 +15,12 @@ import (
 	"fbus/bus/args"
 )
 
-// testNode answers as a node has to: handshake, Admit, and only then the first
-// byte. What it tells a peer that is not admitted stands for an ERROR frame.
+// testNode answers as a node must: handshake, Admit, and only then the first byte. Its
+// answer to a refused peer represents an ERROR frame.
 type testNode struct {
 	addr    string
-	handled chan byte        // bytes that were handled
-	refused chan *args.Error // why a peer was not let in
+	handled chan byte        // the handled bytes
+	refused chan *args.Error // errors of refused peers
 	ids     chan *Identity
 }
 
@@ -79,8 +79,8 @@ func (n *testNode) one(c *tls.Conn, g gate, now func() time.Time) {
 	c.Close()
 }
 
-// enter dials, sends a byte, and returns what came back and the error of the
-// handshake or of the read.
+// enter dials, sends a byte, and returns the answer and the error of the handshake or of
+// the read.
 func (n *testNode) enter(t *testing.T, cfg *tls.Config) (string, error) {
 	t.Helper()
 	raw, err := net.Dial("tcp", n.addr)
@@ -91,12 +91,13 @@ func (n *testNode) enter(t *testing.T, cfg *tls.Config) (string, error) {
 	if err := c.Handshake(); err != nil {
 		return "", err
 	}
-	c.Write([]byte("x")) // if that fails the read says why
+	c.Write([]byte("x")) // if it fails, the read returns the reason
 	answer, err := io.ReadAll(c)
 	return string(answer), err
 }
 
-// rejected: the node says why, handled nothing, and the client can tell too.
+// rejected checks that the node gives the reason and handled nothing, and that the
+// client can find the reason too.
 func (n *testNode) rejected(t *testing.T, what string, server string) {
 	t.Helper()
 	select {
@@ -114,7 +115,7 @@ func (n *testNode) rejected(t *testing.T, what string, server string) {
 	}
 }
 
-// admitted is who was let in.
+// admitted returns the identity of the next admitted peer.
 func (n *testNode) admitted(t *testing.T) *Identity {
 	t.Helper()
 	select {
@@ -133,7 +134,7 @@ func withCert(cfg *tls.Config, cert *tls.Certificate) *tls.Config {
 	return cfg
 }
 
-// TestEnter: a reusable ticket, an invitation, and the identity it became.
+// TestEnter checks a reusable ticket, an invitation, and the identity it became.
 func TestEnter(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -163,7 +164,7 @@ func TestEnter(t *testing.T) {
 	if id := enter(own); id.Joining || id.Name != "box" || id.Rights.String() != "offer r*" {
 		t.Errorf("%+v", id)
 	}
-	if id := enter(inv); !id.Joining { // burnt, and may ask again
+	if id := enter(inv); !id.Joining { // burnt, but may ask again
 		t.Errorf("%+v", id)
 	}
 	if r, _ := a.Tickets(); r[0].From == "" || r[2].Seen.IsZero() {
@@ -171,15 +172,15 @@ func TestEnter(t *testing.T) {
 	}
 }
 
-// TestRefused is the list of certificates that must not get in: what the node
-// says, and what the client can tell from the alert or the frame.
+// TestRefused lists certificates that must not be admitted, with the node's error and
+// the client's explanation of the alert or frame.
 func TestRefused(t *testing.T) {
 	c := newClock()
 	a, other := openTest(t, privateTemp(t), c), openTest(t, privateTemp(t), c)
 	n := serve(t, a, c.now)
 	ticket, foreign := issue(t, a, Request{Name: "ci", Reusable: true}), issue(t, other, Request{Reusable: true})
 	ours := func(change func(*x509.Certificate)) *tls.Certificate { return testLeaf(t, a.ca, a.key, change) }
-	listed := func(s string) func(*x509.Certificate) { // has the serial of a ticket, and says something else
+	listed := func(s string) func(*x509.Certificate) { // has the serial of a ticket, but other contents
 		return func(x *x509.Certificate) {
 			x.SerialNumber = ticket.Leaf.SerialNumber
 			x.URIs = nil
@@ -194,8 +195,8 @@ func TestRefused(t *testing.T) {
 	for _, r := range []struct {
 		what   string
 		cert   *tls.Certificate
-		server string // what the node says
-		client string // what the client can tell; or the frame that it gets
+		server string // the node's error
+		client string // the client's explanation, or the frame it gets
 	}{
 		{"none", new(tls.Certificate), args.CodeNoCertificate, args.CodeNoCertificate},
 		{"another network's", foreign.certificate(), args.CodeOtherNetwork, args.CodeOtherNetwork},
@@ -233,8 +234,8 @@ func mustURL(t *testing.T, s string) *url.URL {
 	return u
 }
 
-// TestRevokedEntry: refused from the moment that Revoke returns, with a frame
-// that says so.
+// TestRevokedEntry checks that a peer is refused from the moment Revoke returns, with a
+// frame that gives the reason.
 func TestRevokedEntry(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -248,8 +249,8 @@ func TestRevokedEntry(t *testing.T) {
 	n.rejected(t, "revoked", args.CodeRevoked)
 }
 
-// TestClocks: a day off either way, at either end, is called the clock's fault,
-// or does not matter.
+// TestClocks checks that a clock a day off either way, at either end, is reported as the
+// clock's fault or does not matter.
 func TestClocks(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -259,8 +260,8 @@ func TestClocks(t *testing.T) {
 		node, client time.Duration
 		code         string
 	}{
-		{0, -24 * time.Hour, args.CodeNotYetValid}, // the client does not believe the node's certificate
-		{0, 24 * time.Hour, ""},                    // the ticket is good where it counts
+		{0, -24 * time.Hour, args.CodeNotYetValid}, // the client refuses the node's certificate
+		{0, 24 * time.Hour, ""},                    // the ticket is valid by the node's clock
 		{24 * time.Hour, 0, args.CodeClock},
 		{24 * time.Hour, 24 * time.Hour, args.CodeExpired},
 		{-24 * time.Hour, 0, args.CodeClock},
@@ -279,7 +280,7 @@ func TestClocks(t *testing.T) {
 	}
 }
 
-// TestExpiryWhileConnected: Check sees it.
+// TestExpiryWhileConnected checks that Check detects expiry.
 func TestExpiryWhileConnected(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
@@ -292,7 +293,7 @@ func TestExpiryWhileConnected(t *testing.T) {
 	wantCode(t, a.Check(id), args.CodeExpired)
 }
 
-// TestServerRefused: what a client does not take for its node.
+// TestServerRefused covers servers that a client does not accept as its node.
 func TestServerRefused(t *testing.T) {
 	c := newClock()
 	a, other := openTest(t, privateTemp(t), c), openTest(t, privateTemp(t), c)

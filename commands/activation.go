@@ -15,9 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inherited takes the sockets that a service manager listens at for us and has
-// passed on: sd_listen_fds(3). They are close-on-exec, and what told us of them
-// is no longer in our environment.
+// inherited returns the sockets passed on by a service manager: sd_listen_fds(3). It
+// makes them close-on-exec, and removes their variables from the environment.
 func inherited() (unixes []*net.UnixListener, tcps []*net.TCPListener, err error) {
 	for _, f := range activation.Files(true) {
 		l, lerr := listenerOf(f)
@@ -41,7 +40,7 @@ func inherited() (unixes []*net.UnixListener, tcps []*net.TCPListener, err error
 
 var errNotListening = errors.New("not a listening stream socket: use ListenStream= with Accept=no")
 
-// listenerOf is what a descriptor listens at. net would take a connection for a
+// listenerOf returns the listener of a descriptor. net would accept a connection as a
 // listener, and fail at the first accept.
 func listenerOf(f *os.File) (net.Listener, error) {
 	fd := int(f.Fd())
@@ -69,16 +68,15 @@ func closeAll[L net.Listener](list []L) {
 	}
 }
 
-// sockets are what a node listens at.
+// sockets are the listening sockets of a node.
 type sockets struct {
-	unix   []*node.Listener   // at least one; the first is the one that it is known by
+	unix   []*node.Listener   // at least one; the first gives the node its address
 	tcp    []*net.TCPListener // passed on by a service manager
 	passed bool               // some were
 }
 
-// listenAt makes the unix socket of a node, or takes those that it was started
-// with. Of a path that was chosen there is no second opinion: the manager must be
-// listening there.
+// listenAt creates the unix socket of a node, or uses inherited ones. If the user chose
+// a path, the service manager must be listening there.
 func listenAt(path string, chosen bool) (*sockets, error) {
 	unixes, tcps, err := inherited()
 	if err != nil {
@@ -110,7 +108,7 @@ func listenAt(path string, chosen bool) (*sockets, error) {
 	return s, nil
 }
 
-// sameSocket reports whether two paths lead to one socket: /var/run is /run.
+// sameSocket reports whether two paths lead to the same socket: /var/run is /run.
 func sameSocket(a, b string) bool {
 	if a == b {
 		return true

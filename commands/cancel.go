@@ -30,8 +30,8 @@ those of fbus jobs.`,
 	}
 }
 
-// cancel ends every call of the list that there is; the first failure is the
-// command's, the others are said.
+// cancel ends every listed call that exists. It returns the first failure and prints the
+// others.
 func cancel(o *lookOptions, ids []string, stdout, stderr io.Writer) error {
 	var first error
 	for _, id := range ids {

@@ -84,7 +84,7 @@ func (o *inviteOptions) check() error {
 	if err := rights.Check(); err != nil {
 		return asUsage(err)
 	}
-	if o.hasOutput && o.output == "" { // an unset variable must not have the key shown
+	if o.hasOutput && o.output == "" { // an unset variable must not print the key
 		return usage("--output is empty: use the name of a file, or - for stdout")
 	}
 	if o.hasName {
@@ -103,7 +103,7 @@ func (o *inviteOptions) check() error {
 	return nil
 }
 
-// asUsage makes an error of the rules for tickets one of the command line.
+// asUsage turns an error about a ticket's rules into a usage error.
 func asUsage(err error) error {
 	f := usage("%v", err)
 	var te *args.Error
@@ -146,8 +146,8 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// takeBack revokes a ticket that could not be written: nobody has it, and it would be
-// good for as long as it was asked for.
+// takeBack revokes a ticket that could not be written. Nobody has it, and it would stay
+// valid until its expiry.
 func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
 	f := *explain(unwritten)
 	t, err := trust.ParseTicket(text)
@@ -168,13 +168,13 @@ func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
 	return &f
 }
 
-// describeTicket says what a ticket allows, and what to do with it.
+// describeTicket describes a ticket's rights and its next step.
 func describeTicket(text []byte, file string) string {
 	t, err := trust.ParseTicket(text)
 	if err != nil {
 		return "the node's answer cannot be read: " + err.Error()
 	}
-	// An invitation's rights stand in its comment alone.
+	// An invitation's rights are only in its comment.
 	rights := t.Rights.String()
 	for line := range bytes.Lines(text) {
 		if r, ok := bytes.CutPrefix(line, []byte("rights: ")); ok {
@@ -189,16 +189,16 @@ func describeTicket(text []byte, file string) string {
 	return fmt.Sprintf("ticket %s: %s; until %s; use it as it is: FBUS_TICKET=%s", t.Name, rights, end, find.TicketWord(file))
 }
 
-// secretFile is where a ticket is written, for this user's eyes alone.
+// secretFile is the private output file of a ticket.
 type secretFile struct {
 	f    *os.File // nil: w
 	w    io.Writer
 	path string
 }
 
-// openSecret makes a new file of mode 0600, never through a link or over what is
-// there; or takes stdout, unless that is a file of somebody else's: he can read it,
-// whatever its mode.
+// openSecret creates a file of mode 0600, never through a link and never over an
+// existing file. Without a path it uses stdout, unless that is another user's file: its
+// owner can read it whatever its mode.
 func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	if path != "" && path != "-" {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -221,8 +221,8 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	return &secretFile{w: stdout}, nil
 }
 
-// stdoutClosed reports whether there was no stdout when we were started. The runtime
-// has /dev/null there then, for reading and writing, and a ticket would be lost in it.
+// stdoutClosed reports whether the process was started without stdout. The runtime then
+// opens /dev/null for reading and writing, and a ticket would be lost in it.
 func stdoutClosed() bool {
 	var out, null unix.Stat_t
 	flags, err := unix.FcntlInt(os.Stdout.Fd(), unix.F_GETFL, 0)
@@ -237,8 +237,8 @@ func stdoutClosed() bool {
 
 func (s *secretFile) write(text []byte, stderr io.Writer) error {
 	if s.f == nil {
-		// A reader that has gone is an error as well, and not our end: the ticket is to be
-		// taken back.
+		// A closed reader must return an error and not end the process, because the ticket must
+		// then be revoked.
 		signal.Ignore(syscall.SIGPIPE)
 		defer signal.Reset(syscall.SIGPIPE)
 		if err := hideStdout(stderr); err != nil {
@@ -255,8 +255,8 @@ func (s *secretFile) write(text []byte, stderr io.Writer) error {
 	return nil
 }
 
-// hideStdout makes a file that others could read this user's alone. Not before there
-// is a ticket to go there: it may be a log, which a failure leaves as it is.
+// hideStdout removes other users' access to a file on stdout. It runs only once there is
+// a ticket to write: the file may be a log, which a failure should leave unchanged.
 func hideStdout(stderr io.Writer) error {
 	st, err := os.Stdout.Stat()
 	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 == 0 {
@@ -269,7 +269,7 @@ func hideStdout(stderr io.Writer) error {
 	return nil
 }
 
-// remove takes back a file that got no ticket.
+// remove removes a file that received no ticket.
 func (s *secretFile) remove() {
 	if s.f != nil {
 		s.f.Close()

@@ -55,7 +55,7 @@ directory.`,
 	}
 }
 
-// joinNetwork keeps a ticket's identity for this user.
+// joinNetwork stores a ticket's identity for this user.
 func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	t, err := readTicket(o.ticket)
 	if err != nil {
@@ -77,7 +77,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	}
 	defer j.Close()
 	before, _ := j.Load(t.Network) // nil if there is none
-	// A signal ends the process: what is half done is done again by the next try.
+	// A signal ends the process. The next try repeats unfinished work.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if t.Joining {
@@ -112,8 +112,8 @@ func readTicket(name string) (*trust.Ticket, error) {
 	return trust.ParseTicket(text)
 }
 
-// exchange turns an invitation into an identity. The key is on the disk before
-// the node is asked, so that a lost reply costs nothing.
+// exchange turns an invitation into an identity. The key is on the disk before the
+// request, so that a lost reply costs nothing.
 func (o *joinOptions) exchange(ctx context.Context, j *trust.Joined, t *trust.Ticket) (*trust.Ticket, error) {
 	request, err := j.Begin(t)
 	if err != nil {
@@ -152,8 +152,8 @@ func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) 
 	return cert, err
 }
 
-// kept is the identity that an invitation was exchanged for before, here: joining
-// twice does no harm. If there is none that is good, used is the error.
+// kept returns the identity that this invitation was exchanged for here earlier, so
+// joining twice does no harm. Without a valid one it returns the error used.
 func (o *joinOptions) kept(ctx context.Context, j *trust.Joined, t *trust.Ticket, used error) (*trust.Ticket, error) {
 	own, err := j.Load(t.Network)
 	if err != nil || own.Name != t.Name {
@@ -166,7 +166,7 @@ func (o *joinOptions) kept(ctx context.Context, j *trust.Joined, t *trust.Ticket
 	return own, j.Save(own)
 }
 
-// admitted says whether the network takes a ticket that is used as it stands.
+// admitted checks that the network admits a ticket that needs no exchange.
 func (o *joinOptions) admitted(ctx context.Context, t *trust.Ticket) error {
 	c, err := o.dial(ctx, t)
 	if err != nil {
@@ -184,7 +184,7 @@ func (o *joinOptions) dial(ctx context.Context, t *trust.Ticket) (*bus.Client, e
 	return c, err
 }
 
-// troubled says how fbus doctor sees an error.
+// troubled adds to an error the fbus doctor command that examines it.
 func (o *joinOptions) troubled(err error) error {
 	command := []string{"fbus", "doctor"}
 	if o.node != "" {

@@ -21,11 +21,11 @@ type logOptions struct {
 	lookOptions
 	last     int
 	follow   bool
-	function string // that is asked; a test has its own
+	function string // the function to ask; a test has its own
 }
 
-// logWait is how long one call waits for an entry: a node that is stopped is
-// noticed after that, and one that is drained not held up.
+// logWait limits the wait of one call for an entry. A stopped node is noticed after that
+// time, and a draining one is not held up.
 const logWait = 5 * time.Second
 
 func logCommand() *cli.Command {
@@ -64,13 +64,13 @@ dropped (how many). The function fbus.log answers the same, page by page.`,
 	}
 }
 
-// showLog prints the last entries, and with --follow those that come.
+// showLog prints the last entries, and with --follow later ones.
 func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.Writer) error {
 	r := &logReader{o: o, stderr: stderr}
 	defer r.close()
 	p := &logPrinter{w: stdout, json: o.json, follow: o.follow}
 	q := bus.LogQuery{Function: name, Last: max(1, o.last)}
-	if strings.Contains(name, ":") { // which no function's name has
+	if strings.Contains(name, ":") { // no function's name contains one
 		q.Function, q.Caller = "", name
 	}
 	for left := o.last; o.follow || left > 0; {
@@ -79,7 +79,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 			return err
 		}
 		if o.last == 0 && q.Last > 0 {
-			entries = nil // only where the end is was asked
+			entries = nil // the request was only for the end of the log
 		}
 		if err := p.print(entries); err != nil {
 			return fail(args.CodeInternal, "output: %v", args.PathReason(err))
@@ -96,7 +96,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 	return nil
 }
 
-// logReader asks a node for its log; one that follows outlives the node.
+// logReader reads a node's log. With --follow it outlives the node.
 type logReader struct {
 	o         *logOptions
 	stderr    io.Writer
@@ -105,14 +105,14 @@ type logReader struct {
 	answered  bool // once
 }
 
-// logEntry is an entry, and the line that it came as: a newer node's has more.
+// logEntry is an entry with its original line, which may have fields of a newer node.
 type logEntry struct {
 	text []byte // with its newline
 	bus.LogEntry
 }
 
-// read returns the entries of a query and where to go on. With --follow it tries
-// again for as long as a node may come back.
+// read returns a query's entries and the position to continue from. With --follow it
+// retries as long as a node may come back.
 func (r *logReader) read(ctx context.Context, q bus.LogQuery) ([]logEntry, uint64, error) {
 	said := false
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
@@ -135,7 +135,7 @@ func (r *logReader) read(ctx context.Context, q bus.LogQuery) ([]logEntry, uint6
 			said = true
 		}
 		select {
-		case <-time.After(pause): // it may take connections and no calls
+		case <-time.After(pause): // it may accept connections but no calls
 		case <-ctx.Done():
 			return nil, 0, ctx.Err()
 		}
@@ -148,8 +148,8 @@ func (r *logReader) say(msg string) {
 	}
 }
 
-// ask calls fbus.log, over a new connection if there is none. The first one is
-// waited for as --wait has it, others for ever.
+// ask calls fbus.log, connecting first if needed. --wait limits the wait for the first
+// connection; later connections are retried forever.
 func (r *logReader) ask(ctx context.Context, q bus.LogQuery) ([]byte, error) {
 	if r.client == nil {
 		wait := r.o.wait
@@ -189,8 +189,8 @@ func (r *logReader) close() {
 	}
 }
 
-// parseLog reads what fbus.log has answered. Without a last line that says where to
-// go on, that is behind the last entry.
+// parseLog parses the answer of fbus.log. If its last line has no position to continue
+// from, next is that of the last entry.
 func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 	for text := range bytes.Lines(data) {
 		var v struct {

@@ -18,14 +18,14 @@ import (
 type logPrinter struct {
 	w      io.Writer
 	json   bool
-	follow bool // columns can not be measured before they are printed
-	begun  bool // the heading stands
+	follow bool // columns cannot be measured before they are printed
+	begun  bool // the heading was printed
 	widths [5]int
 }
 
 var logHead = [6]string{"TIME", "CALLER", "FUNCTION", "WORKER", "SECONDS", "END"}
 
-// print prints entries, all at once: who reads along sees whole lines.
+// print prints entries in one write, so that a concurrent reader sees whole lines.
 func (p *logPrinter) print(entries []logEntry) error {
 	if len(entries) == 0 {
 		return nil
@@ -58,8 +58,8 @@ func (p *logPrinter) rows(entries []logEntry, row func([6]string)) {
 	}
 }
 
-// padded returns what writes rows with columns as wide as the widest so far, but
-// for one that is out of all proportion.
+// padded returns a function that writes rows. Each column is as wide as the widest cell
+// so far, except for an outlier.
 func (p *logPrinter) padded(out *bytes.Buffer) func([6]string) {
 	if p.widths[0] == 0 {
 		p.widths = [5]int{len("2006-01-02 15:04:05.000"), 10, 12, 10, 7}
@@ -91,7 +91,7 @@ func logRow(e *bus.LogEntry) [6]string {
 	return row
 }
 
-// logEnd says how it ended: "exit 0", "signal KILL", "busy: WHY", "refused:
+// logEnd describes the end of a call: "exit 0", "signal KILL", "busy: WHY", "refused:
 // revoked: ticket ci (SERIAL) from 10.0.0.5".
 func logEnd(e *bus.LogEntry) string {
 	if end := programEnd(e.Source, e.Status, e.Code); e.Event == calllog.EventCall && end != "" {
@@ -109,7 +109,7 @@ func logEnd(e *bus.LogEntry) string {
 	return strings.Join(parts, ": ")
 }
 
-// programEnd says how a program ended, "" if it was fbus that has ended it.
+// programEnd describes a program's end. It returns "" if fbus ended the program.
 func programEnd(source string, status int, code string) string {
 	switch source {
 	case "program":
@@ -120,7 +120,7 @@ func programEnd(source string, status int, code string) string {
 	return ""
 }
 
-// logTicket says which ticket is meant, and where somebody came from.
+// logTicket describes the ticket and the peer's address.
 func logTicket(e *bus.LogEntry) string {
 	var words []string
 	if e.Name != "" {

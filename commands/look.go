@@ -17,7 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// lookOptions are the flags of the commands that look at the bus.
+// lookOptions are the flags of the commands that inspect the bus.
 type lookOptions struct {
 	node    string
 	json    bool
@@ -37,7 +37,7 @@ func (o *lookOptions) flags() []cli.Flag {
 	}
 }
 
-// ask calls one of the node's own functions and returns what it says.
+// ask calls one of the node's own functions and returns its output.
 func (o *lookOptions) ask(name string, words ...string) ([]byte, error) {
 	if len(words) == 0 {
 		return o.call(name, args.Args{})
@@ -66,7 +66,7 @@ func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client
 	return c, err
 }
 
-// output is what a function says to some arguments.
+// output returns the output of a function.
 func output(ctx context.Context, c *bus.Client, name string, args args.Args) ([]byte, error) {
 	var out bytes.Buffer
 	_, err := c.Call(ctx, &bus.Request{Function: name, Args: args, Stdout: &out, Stderr: os.Stderr})
@@ -97,7 +97,7 @@ func table(stdout io.Writer, head string, rows func(w io.Writer)) {
 	w.Flush()
 }
 
-// oneLineEach is oneLine for text of several lines.
+// oneLineEach applies oneLine to each line of a text.
 func oneLineEach(s string) string {
 	lines := strings.Split(s, "\n")
 	for i, l := range lines {
@@ -106,7 +106,7 @@ func oneLineEach(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// oneLine keeps what others have written from breaking a table or a terminal.
+// oneLine keeps foreign text from breaking a table or a terminal.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {
@@ -123,7 +123,7 @@ func orDash(s string) string {
 	return s
 }
 
-// age is a time in seconds, for people.
+// age formats seconds for people.
 func age(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	if d < 10*time.Second {

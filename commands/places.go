@@ -12,8 +12,8 @@ import (
 	"fbus/bus/wire"
 )
 
-// defaultSocket is where a node listens unless it was told. A name that somebody else
-// has taken is left to him: another one is found as well.
+// defaultSocket returns the node's default socket. If another user has taken the name,
+// it chooses another one, which clients find as well.
 func defaultSocket(warn func(string, ...any)) string {
 	base := filepath.Join(find.SocketDir, find.SocketPrefix+strconv.Itoa(os.Getpid()))
 	path := base + find.SocketSuffix
@@ -24,7 +24,7 @@ func defaultSocket(warn func(string, ...any)) string {
 	return base + "." + randomSuffix() + find.SocketSuffix
 }
 
-// stateDir is where what a node keeps for itself lives.
+// stateDir returns the directory of a node's own files.
 func stateDir() (string, error) {
 	if dir := os.Getenv("FBUS_STATE"); dir != "" {
 		return dir, nil
@@ -39,8 +39,8 @@ func stateDir() (string, error) {
 	return filepath.Join(home, ".local", "state", "fbus"), nil
 }
 
-// networkState is a directory of that, for one network, which nobody else may write to
-// or lead elsewhere.
+// networkState returns a subdirectory for one network that no other user may write to or
+// redirect.
 func networkState(network, part string) (string, error) {
 	dir, err := stateDir()
 	if err != nil {
@@ -49,8 +49,8 @@ func networkState(network, part string) (string, error) {
 	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
 }
 
-// networkID is the id that was given, or the one this user's nodes have had
-// before, or a new one that is kept.
+// networkID returns the given id, or the stored id of this user's nodes, or a new one
+// that it stores.
 func networkID(given string, stderr io.Writer) string {
 	if given != "" {
 		return given

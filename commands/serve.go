@@ -97,7 +97,7 @@ func (o *serveOptions) flags() []cli.Flag {
 	)
 }
 
-// nodeFlags are what can be said about a node, on the command line or in a file.
+// nodeFlags returns the node's options that also work in a configuration file.
 func (o *serveOptions) nodeFlags() []cli.Flag {
 	return append(append(o.tcp.flags(), o.jobs.flags()...),
 		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock excludes a second node", Destination: &o.socket},
@@ -124,7 +124,8 @@ func noOperands(ctx *cli.Context) error {
 }
 
 func serve(o *serveOptions, stdout, stderr io.Writer) error {
-	// Caught before the socket exists: whoever sees it may signal at once.
+	// Installed before the socket exists: another process that sees the socket may signal at
+	// once.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	if !signal.Ignored(syscall.SIGHUP) { // as with nohup
@@ -164,12 +165,12 @@ type servedNode struct {
 	l      []*node.Listener
 	door   *door
 
-	log    *calllog.Log  // nil: there is none
-	jobs   *jobs.Manager // nil: none can be posted
-	served chan error    // why it listens no more
+	log    *calllog.Log  // nil: no log
+	jobs   *jobs.Manager // nil: no posted calls
+	served chan error    // the error that ended listening
 }
 
-// check says what is wrong with the options.
+// check checks the options.
 func (o *serveOptions) check() error {
 	if o.hasNetwork && o.network == "" {
 		return usage("--network must be 1 to 63 characters of a-z 0-9 -, not empty")
@@ -186,7 +187,7 @@ func (o *serveOptions) check() error {
 	return o.sharing.resolve()
 }
 
-// startNode makes a node and lets it listen. It is to be closed.
+// startNode creates a node and makes it listen. The caller must close it.
 func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err error) {
 	if err := o.check(); err != nil {
 		return nil, err
@@ -259,12 +260,12 @@ func (n *servedNode) sayReady() {
 	}
 }
 
-// status is the node in a few words, for a service manager.
+// status formats the node's address and network for a service manager.
 func (n *servedNode) status() string {
 	return fmt.Sprintf("listening at %s%s%s, for network %s", n.path, &n.o.sharing, n.door, n.Info().Network)
 }
 
-// drain lets what is queued and runs finish until ctx ends, which is in d.
+// drain waits for queued and running calls until ctx, which lasts d, ends.
 func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 	closeAll(n.l) // the socket goes first: nobody new finds the way
 	n.door.closeListeners()
@@ -279,7 +280,7 @@ func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 	}
 }
 
-// close closes what there is of the node.
+// close closes the open parts of the node.
 func (n *servedNode) close() {
 	if n.Node != nil {
 		n.Node.Close()
@@ -292,7 +293,8 @@ func (n *servedNode) close() {
 	}
 }
 
-// openLogFile opens the file of --log; the nil file of no name gets nothing.
+// openLogFile opens the file of --log. An empty name gives a nil file, which is not
+// written.
 func openLogFile(name string, stdout io.Writer) (io.WriteCloser, error) {
 	switch name {
 	case "":
@@ -331,8 +333,8 @@ func openLog(network string, file io.WriteCloser, warn func(string, ...any)) *ca
 	return l
 }
 
-// drainTime is how long what runs may take to finish: until the time is up, or
-// another signal comes.
+// drainTime returns a context that limits draining: it ends after d, or at another
+// signal.
 func drainTime(d time.Duration, signals <-chan os.Signal) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	go func() { // ends with the drain

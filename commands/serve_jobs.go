@@ -10,7 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// jobOptions are what can be said about the posted calls that a node keeps.
+// jobOptions are the options for posted calls.
 type jobOptions struct {
 	max   int
 	spool sizeValue
@@ -34,9 +34,8 @@ func (o *jobOptions) check() error {
 	return nil
 }
 
-// open opens the store of jobs. A node that can not have it works on without, and
-// tries again while it runs; not so if its directory is not to be trusted, or if
-// another node has it.
+// open opens the store of jobs. If that fails, the node works without it and retries
+// while it runs. An untrusted directory, or one used by another node, is an error.
 func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Manager, error) {
 	place := func() (string, error) { return networkState(network, "jobs") }
 	var disk *args.Error

@@ -19,7 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// tcpOptions say how a node is reached from other machines.
+// tcpOptions configure access from other machines.
 type tcpOptions struct {
 	listen         []string
 	off            bool
@@ -46,7 +46,7 @@ func (o *tcpOptions) flags() []cli.Flag {
 	}
 }
 
-// addresses are what is listened at.
+// addresses returns the addresses to listen at.
 func (o *tcpOptions) addresses() []string {
 	if o.off {
 		return nil
@@ -79,17 +79,16 @@ func (o *tcpOptions) check() error {
 	return nil
 }
 
-// door is where other machines enter; the nil door is shut.
+// door is the entry for other machines. A nil door is shut.
 type door struct {
 	o         *tcpOptions
 	gate      node.Gate
-	authority *trust.Authority // nil with one's own PKI
+	authority *trust.Authority // nil with an external PKI
 	listeners []net.Listener
 }
 
-// open opens the network's authority and listens, beside the sockets that a
-// service manager has passed on. What was not asked for and can not be had is a
-// warning.
+// open opens the network's authority and listens. It adds the sockets passed on by a
+// service manager. A failure of a part that was not requested is only a warning.
 func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(string, ...any)) (*door, error) {
 	d := &door{o: o}
 	for _, l := range passed {
@@ -134,8 +133,8 @@ func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(s
 	return d, nil
 }
 
-// shut is a door that nobody enters by. Who has issued tickets may still list them,
-// and revoke them: after a leak a node may well be taken off the network first.
+// shut makes a door without listeners. Tickets can still be listed and revoked: after a
+// leak a node may be taken off the network first.
 func (d *door) shut(network string, warn func(string, ...any)) *door {
 	home, err := find.HomeDir()
 	if err != nil || !trust.Founded(filepath.Join(home, "networks", network)) {
@@ -148,7 +147,7 @@ func (d *door) shut(network string, warn func(string, ...any)) *door {
 	return d
 }
 
-// openGate opens what decides who enters.
+// openGate opens the authority or PKI that admits peers.
 func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if d.o.cert != "" {
 		err := find.Readable("--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca)
@@ -211,7 +210,7 @@ func (d *door) configure(c *node.Config) {
 	c.MaxConnections, c.MaxPerTicket = d.o.maxConnections, d.o.maxPerTicket
 }
 
-// serve lets others in; served gets why a listener listens no more.
+// serve accepts peers. served receives the error that ends a listener.
 func (d *door) serve(n *node.Node, served chan<- error) {
 	if d == nil {
 		return
@@ -226,7 +225,7 @@ func (d *door) serve(n *node.Node, served chan<- error) {
 	}
 }
 
-// String is how the ready line goes on.
+// String formats the door for the ready line.
 func (d *door) String() string {
 	if d == nil || len(d.listeners) == 0 {
 		return ""
@@ -242,7 +241,7 @@ func (d *door) String() string {
 	return fmt.Sprintf(", and at %s, %s", strings.Join(list, " and "), who)
 }
 
-// size is how many listeners there are.
+// size returns the number of listeners.
 func (d *door) size() int {
 	if d == nil {
 		return 0

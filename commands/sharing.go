@@ -17,22 +17,23 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// sharing says who else on this machine may use a node, and for what.
+// sharing controls which other users of this machine may use a node, and their rights.
 type sharing struct {
-	group  string  // whose members may connect; empty: nobody else may
+	group  string  // its members may connect; empty: no other user may
 	rights *rights // nil: they may call and offer everything
-	gid    int     // of group, once it was resolved
+	gid    int     // of group, once resolved
 
-	absent func(format string, args ...any) // is told of a group that is not here; nil: that is an error
+	absent func(format string, args ...any) // reports a missing group; nil: that is an error
 }
 
-// rights are the table [rights] of a configuration: what users and groups may do.
+// rights is the table [rights] of a configuration, which grants rights to users and
+// groups.
 type rights struct {
 	at     string // FILE:LINE:COLUMN
 	grants []*grant
 }
 
-// grant is one entry of it.
+// grant is one entry of the table.
 type grant struct {
 	who   string // "uid:1000", "user:alice", "gid:100", "group:staff"
 	at    string
@@ -41,10 +42,10 @@ type grant struct {
 	call  []string
 	offer []string
 	admin bool
-	wrong bool // what is wrong with it was said
+	wrong bool // its error was reported
 }
 
-// same reports whether nothing has changed but the place in the file.
+// same reports whether two tables differ at most in their place in the file.
 func (r *rights) same(m *rights) bool {
 	if r == nil || m == nil {
 		return r == m
@@ -62,7 +63,7 @@ func (s *sharing) flag() cli.Flag {
 	return &cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too, mode 0660", Destination: &s.group}
 }
 
-// resolve finds the group, and says what is wrong.
+// resolve finds the group and checks the options.
 func (s *sharing) resolve() error {
 	if s.group == "" {
 		if s.rights != nil {
@@ -82,19 +83,19 @@ func (s *sharing) resolve() error {
 	return nil
 }
 
-// configure lets them in.
+// configure sets the node's rules for other users.
 func (s *sharing) configure(c *node.Config) {
 	if s.group != "" {
 		c.Local = s.local
 	}
 }
 
-// everything is what a member of the group may do if nothing else is said: what the
-// team's members do with the node, and not what its owner does.
+// everything is the default grant for members of the group. It covers the team's use of
+// the node, but not the owner's administration.
 var everything = trust.Rights{Call: []string{"*"}, Offer: []string{"*"}}
 
-// local says what another user may do, and whether it may connect at all. The
-// rights of all entries that are about it, and about its groups, add up.
+// local returns the rights of another user, and reports whether that user may connect at
+// all. The rights of all entries for the user and the user's groups add up.
 func (s *sharing) local(uid int, gids []int) (trust.Rights, bool) {
 	if !slices.Contains(gids, s.gid) {
 		return trust.Rights{}, false
@@ -114,7 +115,7 @@ func (s *sharing) local(uid int, gids []int) (trust.Rights, bool) {
 	return sum, found
 }
 
-// open gives the socket to the group.
+// open makes the socket accessible to the group.
 func (s *sharing) open(l *node.Listener, warn func(string, ...any)) error {
 	if s.group == "" {
 		return nil
@@ -134,8 +135,8 @@ func (s *sharing) open(l *node.Listener, warn func(string, ...any)) error {
 	return nil
 }
 
-// closed is a directory on the way that members of the group can not pass, as far
-// as its mode says.
+// closed returns a directory on the path that members of the group cannot pass, judging
+// by its mode.
 func (s *sharing) closed(path string) string {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -152,7 +153,7 @@ func (s *sharing) closed(path string) string {
 	}
 }
 
-// String is how the ready line says it.
+// String formats sharing for the ready line.
 func (s *sharing) String() string {
 	switch {
 	case s.group == "":
@@ -163,7 +164,7 @@ func (s *sharing) String() string {
 	return " for group " + s.group
 }
 
-// grantFor reads whom an entry of [rights] is about.
+// grantFor parses the user or group of an entry of [rights].
 func grantFor(who, at string) (*grant, error) {
 	kind, name, _ := strings.Cut(who, ":")
 	g := &grant{who: who, at: at, group: kind == "gid" || kind == "group"}
@@ -198,7 +199,7 @@ func (g *grant) flags() flagTable {
 	})
 }
 
-// rightsTable notes an entry of [rights], which may be empty.
+// rightsTable records an entry of [rights], which may be empty.
 func (c *configFile) rightsTable(key []string, at string) *grant {
 	r := c.config.node.options.sharing.rights
 	if r == nil {
@@ -250,7 +251,7 @@ func (c *configFile) rightsSetting(s setting) {
 	g.wrong = g.wrong || len(c.problems) > before
 }
 
-// check finds entries that say nothing, or nothing of use.
+// check reports empty and useless entries.
 func (r *rights) check(p *problems) {
 	if r == nil {
 		return

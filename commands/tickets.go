@@ -59,7 +59,7 @@ func tickets(o *lookOptions, all bool, stdout io.Writer) error {
 		enc := json.NewEncoder(stdout)
 		enc.SetEscapeHTML(false)
 		for _, t := range list {
-			enc.Encode(t) // what can not be written is found at the end
+			enc.Encode(t) // a write error is reported at the end
 		}
 		return nil
 	}
@@ -75,7 +75,7 @@ func tickets(o *lookOptions, all bool, stdout io.Writer) error {
 	return nil
 }
 
-// stateOf is a ticket's state for people.
+// stateOf formats a ticket's state for people.
 func stateOf(r *trust.Record, now time.Time) string {
 	switch live := r.State == trust.Active || r.State == trust.Invited; {
 	case live && now.After(r.Expires):

@@ -9,8 +9,8 @@ import (
 	"fbus/bus/calllog"
 )
 
-// BenchmarkAppend is what the caller pays; the writer works beside it on another
-// CPU, and drops what is too much.
+// BenchmarkAppend measures the caller's cost. The writer runs on another CPU and drops
+// the excess.
 func BenchmarkAppend(b *testing.B) {
 	l, _ := open(b, calllog.Options{Dir: b.TempDir()})
 	e := call("resize")
@@ -21,8 +21,8 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkAppendPaced appends no more than can be written, so that it includes
-// what waking the writer costs.
+// BenchmarkAppendPaced appends no faster than the writer writes, so that it includes the
+// cost of waking the writer.
 func BenchmarkAppendPaced(b *testing.B) {
 	l, _ := open(b, calllog.Options{Dir: b.TempDir()})
 	e := call("resize")
@@ -39,7 +39,7 @@ func BenchmarkAppendPaced(b *testing.B) {
 	b.ReportMetric(float64(spent.Nanoseconds())/float64(b.N), "append-ns/op")
 }
 
-// plainEntry is an entry that encoding/json knows its own way about.
+// plainEntry is an entry without its own JSON encoder.
 type plainEntry bus.LogEntry
 
 func BenchmarkEncode(b *testing.B) {

@@ -1,13 +1,12 @@
-// Package calllog keeps a node's call log: who called what, when, on which worker and
-// with what end, and who was refused. The log is one stream of JSON lines with rising
-// numbers. Its files, in one directory, are bounded in size: log.jsonl and, older,
-// log.1.jsonl, log.2.jsonl, … hold the calls; security.jsonl, security.1.jsonl, … hold
-// every other event, so that a flood of calls cannot wash those out.
+// Package calllog keeps a node's call log. It records each call with its caller, time,
+// worker and end, and each refused peer. The log is one stream of JSON lines with rising
+// numbers. Its files, in one directory, are bounded in size. log.jsonl and the older
+// log.1.jsonl, log.2.jsonl, … hold the calls. security.jsonl, security.1.jsonl, … hold
+// all other events, so that a flood of calls cannot evict those.
 //
-// One process writes a log. Append never waits for the disk: a goroutine writes the
-// entries some milliseconds later, many at once. Entries that it had not written yet are
-// lost if the process is killed; nothing is synced, so a crash of the machine may lose
-// more.
+// One process writes a log. Append never waits for the disk: a goroutine writes entries
+// in batches some milliseconds later. If the process is killed, unwritten entries are
+// lost. Nothing is synced, so a crash of the machine may lose more.
 package calllog
 
 import (
@@ -30,28 +29,28 @@ const (
 
 // Options configures a log.
 type Options struct {
-	// Dir is the log's directory, where nobody else may write; it is made if it is
-	// missing. Empty: only Copy is written, and there is nothing to read.
+	// Dir is the log's directory. No other user may write to it; it is created if missing.
+	// Empty: only Copy is written, and there is nothing to read.
 	Dir      string
 	MaxBytes int64 // of a file; default 8 MiB
 	Files    int   // kept of the calls, and of the other events; default 5
 
-	// Copy gets a line for each call that ended, as --log promises. Its writes may
-	// block. It is closed with the log.
+	// Copy receives a line for each ended call, as --log promises. Its writes may block. It
+	// is closed with the log.
 	Copy io.WriteCloser
 
-	// Warn reports trouble while the log works on. Default: trouble is not reported.
+	// Warn reports trouble that does not stop the log. Default: trouble is not reported.
 	Warn func(format string, args ...any)
 }
 
 const (
-	// maxQueue bounds the calls that wait for the writer, about 6 MB. Other events
-	// have some room beyond it.
+	// maxQueue limits the calls queued for the writer, about 6 MB. Other events have some
+	// extra room.
 	maxQueue      = 16384
 	securityQueue = 1024
 
-	// linger is how long the writer lets entries gather. Waking it for each one would
-	// cost the caller of Append more than everything else: a system call if a CPU is idle.
+	// linger is the time that the writer lets entries gather. Waking it for each entry would
+	// dominate the cost of Append: a system call if a CPU is idle.
 	linger = 5 * time.Millisecond
 
 	chunkSize = 64 << 10         // bytes written at once
@@ -73,7 +72,7 @@ type Log struct {
 	mu      sync.Mutex     // protects the fields below; held for moments only, never over I/O
 	queue   []bus.LogEntry // not taken by the writer yet
 	seq     uint64         // of the newest entry
-	dropped uint64         // entries for which the queue had no room, since the writer took it
+	dropped uint64         // entries dropped from a full queue since the last batch
 	closed  bool
 	written uint64        // seq of the newest entry that can be read
 	changed chan struct{} // closed, and replaced, when written rises or the log closes
@@ -83,17 +82,17 @@ type Log struct {
 	series [2]series    // calls, other events
 	damage atomic.Bool  // was reported
 
-	// The writer's.
-	outs   [2]io.Writer // for calls and other events; nil: they are not written
+	// Used only by the writer.
+	outs   [2]io.Writer // for calls and other events; nil: not written
 	bufs   [2][]byte
 	err    error  // of the last write
-	failed uint64 // entries that were lost since writes fail
-	lost   uint64 // entries that the next "dropped" will count
-	slow   uint64 // entries that were dropped, not reported yet
+	failed uint64 // entries lost since writes began to fail
+	lost   uint64 // entries for the next "dropped" to count
+	slow   uint64 // dropped entries not reported yet
 	slowAt time.Time
 }
 
-// Open opens the log in a directory. It is an error if another process writes it.
+// Open opens the log in a directory. It fails if another process writes the log.
 func Open(o Options) (*Log, error) {
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = 8 << 20
@@ -134,10 +133,9 @@ func Open(o Options) (*Log, error) {
 // Kept reports whether the log is kept, so that Read finds its entries.
 func (l *Log) Kept() bool { return l != nil && l.lock != nil }
 
-// Append adds an entry. It copies e and gives the copy its number, and the present time
-// if it has none; texts are cut to 256 bytes. It never waits for the disk: when the
-// writer falls too far behind, the entry is dropped, and a later one of the event
-// "dropped" counts those.
+// Append adds an entry. It copies e and sets the copy's number, and the current time if
+// it has none. Texts are cut to 256 bytes. It never waits for the disk: if the queue is
+// full, the entry is dropped, and a later entry of the event "dropped" counts it.
 func (l *Log) Append(e *bus.LogEntry) {
 	if l == nil {
 		return
@@ -185,8 +183,8 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// Close writes the entries that wait and closes the log. Entries that are appended later
-// are not kept. The error reports entries that could not be written.
+// Close writes the queued entries and closes the log. Later entries are not kept. The
+// error reports entries that could not be written.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
@@ -205,7 +203,7 @@ func (l *Log) Close() error {
 	}
 	select {
 	case <-l.done:
-	case <-late: // its reader hangs, and must not keep the node from its end
+	case <-late: // its reader hangs, and must not keep the node from exiting
 		l.opts.Warn("--log takes no more lines: its last ones are lost")
 		return nil
 	}
@@ -219,7 +217,7 @@ func (l *Log) Close() error {
 	return nil
 }
 
-// write takes entries and writes them until the log is closed.
+// write writes entries until the log is closed.
 func (l *Log) write() {
 	defer close(l.done)
 	var batch []bus.LogEntry
@@ -236,13 +234,13 @@ func (l *Log) write() {
 		case <-l.stop:
 			stopping = true
 		}
-		// The queue and the last batch change places.
+		// The queue and the last batch swap their arrays.
 		l.mu.Lock()
 		batch, l.queue = l.queue, batch[:0]
 		l.slow += l.dropped
 		l.lost += l.dropped
 		l.dropped = 0
-		if l.lost > 0 { // the queue was full then: they came after those in it
+		if l.lost > 0 { // the queue was full: they came after its entries
 			l.seq++
 			batch = append(batch, bus.LogEntry{
 				Seq: l.seq, Time: time.Now(), Event: EventDropped, Dropped: l.lost, Message: fmt.Sprintf("%d entries are missing", l.lost),
@@ -257,7 +255,7 @@ func (l *Log) write() {
 		}
 		clear(batch) // releases the texts
 		if cap(batch) > 1024 && len(batch) < cap(batch)/4 {
-			batch = nil // it was for a busy time
+			batch = nil // it grew in a busy time
 		}
 	}
 	if l.lock == nil {
@@ -265,7 +263,7 @@ func (l *Log) write() {
 	}
 }
 
-// put writes entries, and lets readers have them.
+// put writes entries and makes them visible to readers.
 func (l *Log) put(batch []bus.LogEntry) {
 	limit := int(min(chunkSize, l.opts.MaxBytes/8))
 	for i := 0; i < len(batch); {

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// warnings collects what a journal says.
+// warnings collects a log's warnings.
 type warnings struct {
 	mu   sync.Mutex
 	list []string
@@ -84,7 +84,7 @@ func read(t testing.TB, l *calllog.Log, q calllog.Query) ([]bus.LogEntry, uint64
 	return list, next
 }
 
-// readAll reads page by page.
+// readAll reads all pages.
 func readAll(t testing.TB, l *calllog.Log, q calllog.Query) []bus.LogEntry {
 	t.Helper()
 	var all []bus.LogEntry
@@ -253,7 +253,7 @@ func TestQueries(t *testing.T) {
 	} {
 		got := seqs(c.q)
 		if c.q.Caller != "" && len(got) == 1 {
-			c.first = got[0] // which one it is, is for the fields
+			c.first = got[0] // its number does not matter here
 		}
 		if len(got) != c.n || c.n > 0 && got[0] != c.first {
 			t.Errorf("%+v: %d entries, the first %v, want %d from %d", c.q, len(got), got[:min(1, len(got))], c.n, c.first)
@@ -294,7 +294,7 @@ func TestWait(t *testing.T) {
 	if _, _, err := l.Read(ctx, calllog.Query{After: 3, Wait: time.Hour}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	// A journal that has begun anew says so at once.
+	// A log that has begun again reports it at once.
 	if list, next := read(t, l, calllog.Query{After: 99, Wait: time.Hour}); len(list) != 0 || next != 3 {
 		t.Errorf("got %v, next %d", list, next)
 	}
@@ -319,8 +319,8 @@ func TestOneWriter(t *testing.T) {
 	open(t, calllog.Options{Dir: dir})
 }
 
-// TestFullDisk: while the disk is full entries are lost; they are counted when it takes
-// some again.
+// TestFullDisk checks that entries lost on a full disk are counted once the disk has
+// room.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	l, w := open(t, calllog.Options{Dir: dir})
@@ -396,8 +396,8 @@ func TestTooFast(t *testing.T) {
 	}
 }
 
-// TestReadsBesideWrites reads and rotates at once: what is read has no gap but at
-// its start, and nothing comes twice.
+// TestReadsBesideWrites reads and rotates concurrently. The result has gaps only at its
+// start, and no duplicates.
 func TestReadsBesideWrites(t *testing.T) {
 	l, w := open(t, calllog.Options{Dir: t.TempDir(), MaxBytes: 32 << 10, Files: 4})
 	const n = 20000
@@ -428,7 +428,7 @@ func TestReadsBesideWrites(t *testing.T) {
 	}
 }
 
-// TestCallsKeepSecurityEvents: a flood of calls washes out calls alone.
+// TestCallsKeepSecurityEvents checks that a flood of calls evicts only calls.
 func TestCallsKeepSecurityEvents(t *testing.T) {
 	dir := t.TempDir()
 	l, _ := open(t, calllog.Options{Dir: dir, MaxBytes: 4096, Files: 2})
@@ -459,8 +459,8 @@ func TestCallsKeepSecurityEvents(t *testing.T) {
 	}
 }
 
-// TestCopy: a copy has a line for each call, with every field that --log promises, and
-// goes to the file that its path leads to.
+// TestCopy checks that a copy has a line for each call, with every field that --log
+// promises, in the file that its path leads to.
 func TestCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "calls.jsonl")
 	f, err := calllog.OpenFile(path, func() (*os.File, error) {
@@ -503,7 +503,7 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestCopyHangs: a reader of --log that takes nothing holds up neither the log nor its end.
+// TestCopyHangs checks that a stuck reader of --log delays neither the log nor its end.
 func TestCopyHangs(t *testing.T) {
 	r, pipe := io.Pipe()
 	l, w := open(t, calllog.Options{Dir: t.TempDir(), Copy: pipe})

@@ -12,7 +12,7 @@ import (
 	"fbus/bus/calllog"
 )
 
-// whole makes a journal of n entries and returns its one file.
+// whole creates a log of n entries and returns its one file.
 func whole(t testing.TB, n int) []byte {
 	dir := t.TempDir()
 	l, _ := open(t, calllog.Options{Dir: dir})
@@ -54,7 +54,8 @@ func TestTornLine(t *testing.T) {
 	}
 }
 
-// TestDamage spoils files at random: every whole line is still shown, and the log goes on.
+// TestDamage damages files at random. Every whole line is still shown, and the log
+// continues.
 func TestDamage(t *testing.T) {
 	const n = 400
 	data := whole(t, n)
@@ -90,7 +91,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestFileCutWhileOpen truncates the file below the calllog.
+// TestFileCutWhileOpen truncates the file under an open log.
 func TestFileCutWhileOpen(t *testing.T) {
 	dir := t.TempDir()
 	l, w := open(t, calllog.Options{Dir: dir})

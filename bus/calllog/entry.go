@@ -12,11 +12,11 @@ import (
 // maxText bounds a text in an entry, in bytes. Peers choose most of them.
 const maxText = 256
 
-// maxLine bounds a line: all texts as long as they may be, all escaped.
+// maxLine limits a line: all texts at their maximum and fully escaped.
 const maxLine = 32 << 10
 
-// bound cuts texts that are too long. It copies what is left, so that an entry that waits
-// does not keep the whole text in memory.
+// bound cuts texts that are too long. It copies the rest, so that a queued entry does
+// not keep the whole text in memory.
 func bound(e *bus.LogEntry) {
 	for _, s := range [...]*string{&e.Event, &e.Call, &e.Caller, &e.From, &e.Function, &e.Worker, &e.Source, &e.Code, &e.Message, &e.Name, &e.Serial} {
 		if t := cut(*s); len(t) < len(*s) {
@@ -42,10 +42,10 @@ func AppendLine(dst []byte, e *bus.LogEntry) []byte {
 	return append(appendEntry(dst, e, false), '\n')
 }
 
-// appendEntry appends an entry as a JSON object. It is written by hand because the node's
-// busiest moment is the log's too: encoding/json takes several times as long. A copy for
-// --log has the fields that were promised there: id for call, and caller and worker even
-// if they are empty.
+// appendEntry appends an entry as a JSON object. It does not use encoding/json, which
+// takes several times as long: the log is busiest when the node is. A copy for --log has
+// the field names promised there: id for call, and caller and worker even if they are
+// empty.
 func appendEntry(dst []byte, e *bus.LogEntry, copied bool) []byte {
 	dst = strconv.AppendUint(append(dst, `{"seq":`...), e.Seq, 10)
 	dst = e.Time.UTC().AppendFormat(append(dst, `,"time":"`...), "2006-01-02T15:04:05.000000Z\"")

@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// File appends lines to a file. It opens the path again when that leads to another file,
-// as after logrotate.
+// File appends lines to a file. It reopens the path when that leads to another file, as
+// after logrotate.
 type File struct {
 	path string
 	open func() (*os.File, error)
@@ -26,7 +26,7 @@ func OpenFile(path string, open func() (*os.File, error)) (*File, error) {
 	return l, l.check()
 }
 
-// check opens the file, unless it is the one that is open.
+// check opens the file if the path leads to another one.
 func (l *File) check() error {
 	if l.f != nil {
 		at, err1 := os.Stat(l.path)
@@ -55,7 +55,7 @@ func (l *File) Write(p []byte) (n int, err error) {
 	}
 	if l.fail != nil {
 		if err = l.fail(); err != nil {
-			l.f.Write(p[:len(p)/2]) // as a full disk takes a part
+			l.f.Write(p[:len(p)/2]) // as a full disk writes a part
 		}
 	}
 	if err == nil {
@@ -75,8 +75,8 @@ func (l *File) Close() error {
 	return l.f.Close()
 }
 
-// series is a file that is rotated: NAME.jsonl is the current one, NAME.1.jsonl the one
-// before.
+// series is a rotated file: NAME.jsonl is the current one, NAME.1.jsonl the previous
+// one.
 type series struct {
 	File
 	log  *Log
@@ -92,7 +92,7 @@ func (s *series) file(k int) string {
 	return filepath.Join(s.log.opts.Dir, name+".jsonl")
 }
 
-// Write appends lines, to a new file if the current one has no room for them.
+// Write appends lines, rotating first if the current file has no room for them.
 func (s *series) Write(p []byte) (int, error) {
 	if err := s.check(); err != nil {
 		return 0, err
@@ -105,15 +105,15 @@ func (s *series) Write(p []byte) (int, error) {
 	return s.File.Write(p)
 }
 
-// rotate renames every file to the next number, over the oldest one. The new current file
-// is made before that: a full disk must not cost the old entries.
+// rotate renames every file to the next number, over the oldest one. It creates the new
+// current file first: a full disk must not cost the old entries.
 func (s *series) rotate() error {
 	s.log.moving.Lock()
 	defer s.log.moving.Unlock()
 	fresh := s.file(0) + ".new"
 	err := os.WriteFile(fresh, nil, 0o600)
 	for k := s.log.opts.Files - 2; k >= 0 && err == nil; k-- {
-		if err = os.Rename(s.file(k), s.file(k+1)); errors.Is(err, fs.ErrNotExist) { // somebody has removed it
+		if err = os.Rename(s.file(k), s.file(k+1)); errors.Is(err, fs.ErrNotExist) { // it was removed
 			err = nil
 		}
 	}
@@ -128,7 +128,7 @@ func (l *Log) openFiles() (err error) {
 	if err := os.MkdirAll(l.opts.Dir, 0o700); err != nil {
 		return err
 	}
-	// The file stays when we are gone: the lock on it counts, and that ends with us.
+	// The file is never removed. Only its lock matters, which ends with the process.
 	if l.lock, err = os.OpenFile(filepath.Join(l.opts.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 	"fbus/bus"
 )
 
-// Bounds of one [Log.Read]: the next one returns the rest.
+// Limits of one [Log.Read]: the next one returns the rest.
 const (
 	MaxEntries = 1000
 	MaxRead    = 1 << 20 // bytes of lines
@@ -31,26 +31,26 @@ var (
 	ErrQuery  = errors.New("malformed query")
 )
 
-// flushTime bounds how long a read waits for entries that were appended before it: a disk
-// that hangs must not hide those that were written before.
+// flushTime limits the wait of a read for entries appended earlier: a hanging disk must
+// not hide entries that are already written.
 var flushTime = time.Second
 
 // Query selects entries.
 type Query struct {
 	After    uint64        // those with a greater seq
-	Last     int           // of these, the last so many; 0: all
-	Function string        // a name, or a glob as [path.Match] has it; empty: any
+	Last     int           // of these, only the last ones; 0: all
+	Function string        // a name, or a glob of [path.Match]; empty: any
 	Caller   string        // the same
 	Event    string        // the same
-	Wait     time.Duration // how long to wait for the first one, if there is none yet
+	Wait     time.Duration // time to wait for the first one, if there is none yet
 }
 
-// Read returns entries in order, including all that were appended before it, and the seq
-// after which the next Read goes on. If the last q.Last entries are more than fit, their
-// first part comes first.
+// Read returns entries in order, including all appended before it, and the seq after
+// which the next Read continues. If the last q.Last entries do not fit, the first part
+// of them comes first.
 //
-// A next below q.After means that the log has begun again: there are no entries, and
-// a follower starts over. The error is that of ctx, ErrClosed, ErrQuery, or the disk's.
+// A next below q.After means that the log has begun again: there are no entries, and a
+// follower starts over. The error is that of ctx, ErrClosed, ErrQuery, or the disk's.
 func (l *Log) Read(ctx context.Context, q Query) (entries []bus.LogEntry, next uint64, err error) {
 	m := matcher{{`"function":"`, q.Function}, {`"caller":"`, q.Caller}, {`"event":"`, q.Event}}
 	if err := m.check(); err != nil {
@@ -95,7 +95,7 @@ func (l *Log) Read(ctx context.Context, q Query) (entries []bus.LogEntry, next u
 	}
 }
 
-// scan reads the entries up to last that a query selects.
+// scan reads the entries up to last that match a query.
 func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entries []bus.LogEntry, next uint64, err error) {
 	v, err := l.view()
 	if err != nil {
@@ -104,7 +104,7 @@ func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entrie
 	defer v.close()
 	after, skip := q.After, 0
 	if q.Last > 0 {
-		// Numbers have few gaps, so the last ones are looked for in ever more entries.
+		// Numbers have few gaps, so the search for the last entries widens step by step.
 		for span := uint64(q.Last); ; span *= 8 {
 			after = q.After
 			if span < last-q.After {
@@ -156,11 +156,11 @@ func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entrie
 	return entries, next, nil
 }
 
-// view is the log's files at one time. Entries may be added to them, but while a view is
-// open none goes.
+// view is a snapshot of the log's files. Entries may be added to them, but none is
+// removed while a view is open.
 type view struct {
 	files   [2][]*os.File // of each series, oldest first
-	damaged bool          // lines that are not ours were seen
+	damaged bool          // foreign lines were found
 }
 
 // view opens the log's files for reading.
@@ -232,17 +232,17 @@ func (v *view) each(ctx context.Context, after, last uint64, f func(seq uint64, 
 // cursor reads the lines of one series in order.
 type cursor struct {
 	view  *view
-	files []*os.File // to be read, the first one with r
+	files []*os.File // still to read, the first one through r
 	r     *bufio.Reader
 
-	seq  uint64 // of the current line; 0: there is none
+	seq  uint64 // of the current line; 0: none
 	text []byte
-	err  error // why there is none
+	err  error // the reason that there is none
 }
 
 // seek returns a cursor a little before the first line whose seq is greater than after.
 func (v *view) seek(series int, after uint64) *cursor {
-	c := &cursor{view: v, r: bufio.NewReaderSize(nil, 2*maxLine)} // room for every line of ours
+	c := &cursor{view: v, r: bufio.NewReaderSize(nil, 2*maxLine)} // room for every line that the log writes
 	files := v.files[series]
 	for k := len(files) - 1; k >= 0; k-- {
 		for back := int64(4 * maxLine); ; back *= 8 {
@@ -251,7 +251,7 @@ func (v *view) seek(series int, after uint64) *cursor {
 			if from > 0 {
 				c.r.ReadSlice('\n') // the rest of a line
 			}
-			// For the sake of that line it must be one that is not wanted.
+			// This line is consumed, so it must precede the wanted ones.
 			if c.next() && c.seq <= after {
 				return c
 			}
@@ -271,7 +271,7 @@ func (c *cursor) start(files []*os.File, offset int64) {
 	}
 }
 
-// next reads the next line; false: there is none.
+// next reads the next line, and reports whether there was one.
 func (c *cursor) next() bool {
 	for c.seq = 0; len(c.files) > 0; {
 		text, err := c.r.ReadSlice('\n')
@@ -279,7 +279,7 @@ func (c *cursor) next() bool {
 		for err == bufio.ErrBufferFull {
 			_, err = c.r.ReadSlice('\n')
 		}
-		if err == io.EOF { // a line that is being written has no end yet
+		if err == io.EOF { // an unfinished line has no end yet
 			c.start(c.files[1:], 0)
 			continue
 		}
@@ -303,7 +303,7 @@ func sizeOf(f *os.File) int64 {
 	return st.Size()
 }
 
-// seqOf returns the number that a line begins with; 0 if it has none.
+// seqOf returns the number at the start of a line, or 0.
 func seqOf(text []byte) uint64 {
 	rest, ok := bytes.CutPrefix(text, []byte(`{"seq":`))
 	end := bytes.IndexByte(rest[:min(len(rest), 21)], ',')
@@ -317,9 +317,9 @@ func seqOf(text []byte) uint64 {
 	return n
 }
 
-// matcher selects entries by fields of their lines. It finds them in the text: decoding
-// every line would take a hundred times as long. A quote within a text is escaped, so the
-// name of a field is never part of one.
+// matcher selects entries by fields of their lines. It searches the text, since decoding
+// every line would take a hundred times as long. Quotes within a text are escaped, so
+// they cannot look like a field's name.
 type matcher [3]struct{ field, glob string }
 
 func (m *matcher) check() error {

@@ -78,7 +78,7 @@ type Trace struct {
 	// nobody listens, when the next place is tried.
 	Place  func(find.Place)
 	Passed func(find.Place, error)
-	// Lookup gets the addresses of a host's name.
+	// Lookup gets the addresses of a host's name, which is empty for this machine.
 	Lookup func(host string, found []string, err error)
 	// Connected gets the socket or TCP connection, before anything is sent.
 	Connected func(addr Addr, nc net.Conn, err error)
@@ -240,9 +240,9 @@ func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, 
 		trace = &Trace{}
 	}
 	host, _, _ := net.SplitHostPort(addr.String())
-	if trace.Lookup != nil && host != "" {
+	if trace.Lookup != nil {
 		lookup, cancel := context.WithTimeout(ctx, lookupTime)
-		found, err := net.DefaultResolver.LookupHost(lookup, host)
+		found, err := net.DefaultResolver.LookupHost(lookup, cmp.Or(host, "127.0.0.1"))
 		cancel()
 		if trace.Lookup(host, found, err); err != nil {
 			return nil, unreachable(addr, err)

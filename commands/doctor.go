@@ -1,13 +1,9 @@
 package commands
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"strings"
-	"syscall"
 	"time"
 
 	"fbus/bus"
@@ -107,9 +103,7 @@ type examination struct {
 // doctor checks the node that a call would use.
 func doctor(o *doctorOptions, stdout io.Writer) error {
 	x := &examination{o: o, reported: map[string]bool{}, began: time.Now(), report: func(f *finding) { o.print(stdout, f) }}
-	// A signal ends the process: there is nothing to clean up.
-	ctx := context.Background()
-	x.look(ctx)
+	x.look()
 	steps := commonSteps
 	switch {
 	case x.place.Identity != nil:
@@ -128,27 +122,28 @@ func doctor(o *doctorOptions, stdout io.Writer) error {
 	return nil
 }
 
-// look takes the steps until one fails.
-func (x *examination) look(ctx context.Context) {
+// look takes the steps until one fails. A signal ends the process: there is nothing to
+// clean up.
+func (x *examination) look() {
 	if !x.address() {
 		return
 	}
 	if x.place.Identity == nil {
-		x.socket(ctx)
+		x.socket()
 	} else {
-		x.remote(ctx)
+		x.remote()
 	}
 	if x.client == nil {
 		return
 	}
 	defer x.client.Close()
-	n, ok := x.node(ctx)
+	n, ok := x.node()
 	switch {
 	case !ok:
 	case n == nil:
-		x.invitation(ctx)
-	case x.posts(n) && x.rights(n):
-		x.function(ctx)
+		x.invitation()
+	case x.rights(n):
+		x.function()
 	}
 }
 
@@ -210,38 +205,44 @@ func (x *examination) fail(step string, err error) bool {
 	return false
 }
 
-// address chooses the node as every command does.
-func (x *examination) address() bool {
-	p, err := find.Node(x.o.node)
-	if err != nil {
-		return x.fail("address", err)
+// nextStep returns the hint for a failure without one: by its code, which is more
+// specific, or by its step. Every failure gets a hint.
+func nextStep(step, code string) string {
+	switch code {
+	case args.CodeBusy:
+		return "fbus call -w 1m waits for room; give each user a ticket, or raise fbus serve --max-per-ticket or --max-connections"
+	case args.CodeDraining:
+		return "fbus call -w 1m waits for the next node"
+	case args.CodeVersion:
+		return "compare fbus --version at both ends, and replace the older one"
+	case args.CodeNetwork:
+		return "ask for a ticket of the node's network"
+	case args.CodeProtocol:
+		return "the program that listens there is not an fbus node: is it the right address?"
+	case args.CodeNoNode:
+		return "is the node running, and not stopped? fbus status on its machine shows that"
+	case args.CodeDenied:
+		return "ask the owner of the node: fbus serve --socket-group admits users of the machine, fbus invite those of other machines"
+	case args.CodeListLost:
+		return "the node admits nobody until its list of tickets is readable again: the stderr of fbus serve has the reason"
+	case args.CodeBadTicket:
+		return "the file must hold one ticket, complete and unchanged: ask for a new one"
+	case args.CodeStorage, args.CodeUnsafe:
+		return "is it the right file or directory, and is it yours? FBUS_HOME names the directory of fbus"
+	case args.CodeBadCertificate, args.CodeWrongUse, args.CodeNoCertificate:
+		return "ask for a new ticket, or, with a PKI of your own, for a certificate with its URI names: fbus:name:NAME, fbus:call:GLOB, …"
 	}
-	passed := ""
-	for p.Next != nil {
-		gone := find.Probe(p.Addr.String())
-		if !p.Passable(gone) {
-			break
-		}
-		q, err := p.Next()
-		if err != nil {
-			p.Why = "the only node found" // the next step shows what is wrong with it
-			break
-		}
-		passed += "; passed over: " + p.String() + ", where nobody listens"
-		if errors.Is(gone, syscall.EACCES) {
-			passed = strings.TrimSuffix(passed, "nobody listens") + "you may not call"
-		}
-		p = q
+	switch step {
+	case "address":
+		return "choose a node by --node ADDR, FBUS_NODE=ADDR, FBUS_TICKET=FILE or fbus join TICKET, the first of them that is given"
+	case "socket", "connection":
+		return "fbus status shows which node is used, and why; --node names another"
+	case "dns", "tcp", "tls":
+		return "is it the right address? fbus serve prints where it listens"
+	case "certificate":
+		return "ask for a new ticket; fbus log at the node shows why it refused this one"
+	case "clock":
+		return "check the clock at both ends: date -u"
 	}
-	x.place = p
-	if p.Identity != nil && len(p.Addresses()) == 0 {
-		_, err := bus.Dial(context.Background(), bus.Addr{}, &bus.Options{Identity: p.Identity})
-		return x.fail("address", explain(err).WithHint("fbus doctor --node HOST[:PORT]"))
-	}
-	if passed != "" {
-		x.warn("address", "", "%s: %s%s", p, p.Why, passed)
-		return true
-	}
-	x.ok("address", "%s: %s", p, p.Why)
-	return true
+	return "fbus log at the node shows what it refused; compare fbus --version at both ends"
 }

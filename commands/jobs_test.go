@@ -374,3 +374,12 @@ func TestRetryAndPurgeUsage(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAge: a long time is shown in days.
+func TestAge(t *testing.T) {
+	for seconds, want := range map[float64]string{1.25: "1.3s", 47*3600 + 59: "47h0m59s", 8074*3600 + 39*60: "336d10h"} {
+		if got := age(seconds); got != want {
+			t.Errorf("%v seconds: %s, want %s", seconds, got, want)
+		}
+	}
+}

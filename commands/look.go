@@ -123,11 +123,15 @@ func orDash(s string) string {
 	return s
 }
 
-// age formats seconds for people.
+// age formats a time in seconds, for people.
 func age(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
-	if d < 10*time.Second {
+	const day = 24 * time.Hour
+	switch {
+	case d < 10*time.Second:
 		return d.Round(100 * time.Millisecond).String()
+	case d >= 2*day:
+		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
 	}
 	return d.Round(time.Second).String()
 }

@@ -111,8 +111,8 @@ func showMetrics(ctx context.Context, c *bus.Client, w io.Writer) error {
 		return err
 	}
 	n := &m.Node
-	fmt.Fprintf(w, "connections\t%d, %s not let in\n", n.Connections, counted(n.RefusedEntries))
-	fmt.Fprintf(w, "refused\t%s calls\n", counted(n.RefusedCalls))
+	fmt.Fprintf(w, "connections\t%d, refused: %s\n", n.Connections, counted(n.RefusedEntries))
+	fmt.Fprintf(w, "refusals\t%s\n", counted(n.RefusedCalls))
 	ended, failed := uint64(0), uint64(0)
 	for _, f := range m.Functions {
 		for _, e := range f.Calls {

@@ -119,7 +119,7 @@ func (t *table) issue(r Record, now time.Time) error {
 		}
 	}
 	if live >= maxLive {
-		return errorf(args.CodeStorage, "%d tickets are the limit", maxLive).WithHint("revoke tickets that are no longer used")
+		return errorf(args.CodeStorage, "too many tickets (limit %d)", maxLive).WithHint("revoke tickets that are no longer used")
 	}
 	if others := t.named(r.Name, now); len(others) > 0 {
 		return errorf(args.CodeNameTaken, "ticket %s exists already, until %s", r.Name, stamp(others[0].Expires)).

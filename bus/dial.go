@@ -194,7 +194,7 @@ func (c *Client) askRenewal(ctx context.Context, request []byte) ([]byte, error)
 // Dial connects to the node at addr. On a unix socket the node must be this user's,
 // root's, of one of o.Users, or known by where its socket is (PROTOCOL.md, section 2):
 // another is refused with the code foreign before a byte is sent. Over TCP, which is
-// always TLS, an identity is needed; the zero Addr stands for its addresses, which are
+// always TLS, an identity is needed; the zero Addr means its addresses, which are
 // tried in their order.
 func Dial(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 	if o == nil {

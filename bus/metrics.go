@@ -39,7 +39,7 @@ type NodeMetrics struct {
 	Memory     uint64 `json:"memory"` // bytes that the process has of the system
 }
 
-// FunctionMetrics are about one function. That of the name "" stands for names that nobody
+// FunctionMetrics are about one function. That of the name "" counts names that nobody
 // has offered, and for those beyond 10000.
 type FunctionMetrics struct {
 	Name   string     `json:"name"`

@@ -132,7 +132,7 @@ func (w *Worker) reconnect(ctx context.Context) error {
 	}
 }
 
-// telling reports whether an error means more than that no node is there.
+// telling reports whether an error has news beyond the absence of a node.
 func telling(err error) bool {
 	switch args.AsError(err, args.CodeNoNode).Code {
 	case args.CodeNoNode, args.CodeNodeLost, args.CodeDraining:

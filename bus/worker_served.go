@@ -20,7 +20,7 @@ type served struct {
 }
 
 // held counts the calls of a name that have not returned, by connection:
-// those of a lost one still take slots, whoever serves the name now.
+// those of a lost one still take slots, even if another function has the name now.
 type held map[*Client]int
 
 func (h held) all() int {
@@ -72,7 +72,7 @@ func (r *Retired) Wait(ctx context.Context) error {
 // which is returned, without a moment in which the name is not offered: calls
 // that run end where they began, later ones are h's. If the node refuses, the
 // function that was there stays, and the new one is returned, which may
-// have been called meanwhile. Without a node it is offered with the others when
+// have been called by then. Without a node it is offered with the others when
 // there is one again.
 func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) {
 	w.change.Lock()

@@ -151,7 +151,7 @@ func importFunctions(o *importOptions, stdout io.Writer) error {
 
 // definition returns the text of a shell function. An alias of its name would replace
 // the name in the definition, so it must be removed before the shell reads that. zsh
-// reads the whole argument of eval first; hence the inner eval.
+// reads the whole argument of eval first; the inner eval is for them.
 func definition(name string, command []string, function string) string {
 	body := fmt.Sprintf(`%s() { command %s -- "$@"; }`, name, join(command, function))
 	return fmt.Sprintf("\\unalias %s 2>/dev/null || :\n\\eval %s\n", name, quoteWord(body))

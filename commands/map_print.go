@@ -40,7 +40,7 @@ type printer struct {
 // maxStderr limits a call's stderr in a line of JSON; its end is kept.
 const maxStderr = 1 << 20
 
-// printed is what a printer keeps of a task until its outcome.
+// printed is the part of a task that a printer keeps until its outcome.
 type printed struct {
 	file string      // with -o
 	tail *tailBuffer // with --json: stderr

@@ -44,7 +44,7 @@ null: everything). A guest gets no pid, and the numbers of what is its own.`,
 	}
 }
 
-// statusInfo is what fbus status --json prints.
+// statusInfo is the output of fbus status --json.
 type statusInfo struct {
 	Address string `json:"address"` // where we reach it
 	Why     string `json:"why"`     // how it was chosen

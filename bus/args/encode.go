@@ -88,7 +88,7 @@ func (v *Values) json() ([]byte, error) {
 }
 
 // text writes each argument and end, a newline or a NUL. An argument that holds end
-// itself could not be told apart, and is refused.
+// itself would be ambiguous, and is refused.
 func (v *Values) text(end byte) ([]byte, error) {
 	flat, err := v.Flat()
 	if err != nil {

@@ -52,7 +52,7 @@ type Outcome struct {
 	function string // that the last try has called, if Mixed
 }
 
-// Mode says how calls depend on each other.
+// Mode is how calls depend on each other.
 type Mode int
 
 const (

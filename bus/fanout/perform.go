@@ -27,7 +27,7 @@ const (
 	farewell = time.Second
 )
 
-// verdict is what follows a try.
+// verdict is the step after a try.
 type verdict int
 
 const (

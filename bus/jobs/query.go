@@ -66,7 +66,7 @@ func peek(value []byte) (function, state, caller string, ok bool) {
 }
 
 // maxScan bounds how many records one snapshot of the store is used for: pages that are
-// deleted meanwhile cannot be used again before it ends.
+// deleted in between cannot be used again before it ends.
 const maxScan = 20000
 
 // page returns jobs that match, in the order of their ids, that follow after; and the id

@@ -82,7 +82,7 @@ type call struct {
 	arrived, started  time.Time
 	timer             *time.Timer // of the deadline
 	waitTimer         *time.Timer
-	waitGen           int // tells an old waitTimer from the current one
+	waitGen           int // rises with each waitTimer, so that an old one is ignored
 	flows             [3]flow
 	bytesIn, bytesOut int64
 }

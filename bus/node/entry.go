@@ -246,7 +246,7 @@ func (n *Node) checkPulses() {
 	}
 }
 
-// gateWatch is what the watch knows of the list of tickets, or the files of another PKI.
+// gateWatch is the state of the watch over the list of tickets, or the files of another PKI.
 type gateWatch struct {
 	node    *Node
 	warned  string // the last warning

@@ -103,7 +103,7 @@ func (fn *function) remove(o *offer) {
 	}
 }
 
-// before reports whether offer i is to be used before offer j.
+// before reports whether offer i has precedence over offer j.
 func (fn *function) before(i, j int) bool {
 	a, b := fn.offers[i], fn.offers[j]
 	if x, y := a.free(), b.free(); x != y {

@@ -28,7 +28,7 @@ type ownFunction struct {
 	serve     func(ctx context.Context, q *asked) error
 }
 
-// part is what a function needs of its node, whose absence is an error or hides it.
+// part is a part of the node that a function needs; without it the function fails, or is hidden.
 type part int
 
 const (
@@ -66,7 +66,7 @@ func init() {
 	}
 }
 
-// unknownOwn stands for names that begin with fbus. and are no function.
+// unknownOwn is used for names that begin with fbus. and are no function.
 var unknownOwn ownFunction
 
 // ownOf returns one of the node's own functions; nil: the name is not reserved for them.

@@ -54,7 +54,7 @@ func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
 // owns reports whether a call is the peer's own business.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
 
-// nobody stands for a peer that has gone before the node could answer.
+// nobody replaces a peer that has gone before the node could answer.
 var nobody = &Peer{Rights: &trust.Rights{}}
 
 // asker returns the peer that made a call of one of the node's own functions.

@@ -15,7 +15,7 @@ type session struct {
 	node     *Node
 	conn     *wire.Conn // nil: the node itself, as the caller of jobs
 	id       uint64
-	peer     Peer // who it is
+	peer     Peer // its identity
 	internal bool // the node's own: may offer fbus.*
 	greeted  bool // its reader's alone
 

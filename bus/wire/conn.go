@@ -63,7 +63,7 @@ func (b *Budget) Full() bool { return b.full(0) }
 // full reports whether as much more is used, too.
 func (b *Budget) full(more int64) bool { return b != nil && b.used.Load() >= b.Max+more }
 
-// spare is what unfinished long frames may take beyond the budget: a call whose
+// spare is the room for unfinished long frames beyond the budget: a call whose
 // arguments come when that is full has to be refused, not its connection closed.
 func (b *Budget) spare() int64 {
 	if b == nil {
@@ -208,7 +208,7 @@ func (c *Conn) drop(err error) {
 	}
 }
 
-// Close closes the connection at once; err is what later sends return.
+// Close closes the connection at once; later sends return err.
 func (c *Conn) Close(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,7 +14,7 @@ const (
 	sealSize = 112 << 10
 	// maxSealed bounds what waits below TLS. A Conn seals no more while something
 	// does; beyond that there are only answers that TLS itself gives a peer (RFC
-	// 8446, section 4.6.3), who could ask for them and never read.
+	// 8446, section 4.6.3), which could ask for them and never read.
 	maxSealed = 256 << 10
 	// unsentMark is how much the kernel takes beyond what is on its way: more could not be
 	// overtaken by a small call any more.

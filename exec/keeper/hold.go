@@ -340,7 +340,7 @@ func (t *tree) keepLooking() {
 }
 
 // term sends TERM to everything, once. A stopped process gets it when it
-// continues, hence CONT.
+// continues, so CONT follows.
 func (t *tree) term() {
 	if t.stage != stageRunning {
 		return

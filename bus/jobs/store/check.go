@@ -14,7 +14,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// contents is what a store's file holds.
+// contents counts the records of a store's file.
 type contents struct {
 	Jobs  int64 `json:"jobs"`
 	Bytes int64 `json:"bytes"` // of payloads in the file

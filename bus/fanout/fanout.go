@@ -18,7 +18,7 @@ import (
 	"fbus/bus"
 )
 
-// Limits of what a run holds, except for a single task or outcome that is larger.
+// Limits on the memory of a run; a single larger task or outcome is allowed.
 const (
 	lookAhead = 8192     // outcomes, while an earlier task is still running
 	maxHeld   = 64 << 20 // bytes of their output in memory; single ones spill to files

@@ -240,7 +240,7 @@ func (a *audit) function(name string, fn *function) error {
 	return nil
 }
 
-// JobSource is what a test may put in place of the store of jobs.
+// JobSource replaces the store of jobs in a test.
 type JobSource = jobSource
 
 // SetSource has the node take jobs from there.

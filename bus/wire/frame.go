@@ -35,7 +35,7 @@ const (
 	MaxText = 4 << 10
 	// MaxSchema bounds the schema in an OFFER.
 	MaxSchema = 64 << 10
-	// InitialWindow is what a stream's receiver has granted when its CALL says
+	// InitialWindow is the credit of a stream when its CALL says
 	// nothing else.
 	InitialWindow = 256 << 10
 	// MaxWindow is the most credit a receiver may have outstanding for a stream.

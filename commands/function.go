@@ -42,9 +42,8 @@ type function struct {
 	schemaFile  string
 	schema      string // the contents of the file
 
-	where  string            // position of its declaration in a file, or ""
-	places map[string]string // positions of its options there
-	files  []fileStamp       // files on the command line of a warm or resident program
+	part  *part       // its table in a file, or nil
+	files []fileStamp // files on the command line of a warm or resident program
 }
 
 // newFunction returns a function with the defaults.

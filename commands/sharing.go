@@ -33,16 +33,14 @@ type rights struct {
 	grants []*grant
 }
 
-// grant is one entry of the table.
+// grant is one entry of the table: "uid:1000", "user:alice", "gid:100" or "group:staff".
 type grant struct {
-	who   string // "uid:1000", "user:alice", "gid:100", "group:staff"
-	at    string
+	part
 	group bool // id is a gid
 	id    int
 	call  []string
 	offer []string
 	admin bool
-	wrong bool // its error was reported
 }
 
 // same reports whether two tables differ at most in their place in the file.
@@ -164,91 +162,62 @@ func (s *sharing) String() string {
 	return " for group " + s.group
 }
 
-// grantFor parses the user or group of an entry of [rights].
-func grantFor(who, at string) (*grant, error) {
-	kind, name, _ := strings.Cut(who, ":")
-	g := &grant{who: who, at: at, group: kind == "gid" || kind == "group"}
-	var err error
-	switch {
-	case name == "":
-		err = errors.New("")
-	case kind == "user":
-		g.id, err = find.UserID(name)
-	case kind == "group":
-		g.id, err = find.GroupID(name)
-	case kind == "uid" || kind == "gid":
-		if strings.Trim(name, "0123456789") == "" {
-			g.id, err = find.UserID(name)
-		} else {
-			err = fmt.Errorf("%s is not a number", name)
-		}
-	default:
-		err = errors.New("")
+// rights returns the table [rights], or a new one.
+func (c *configFile) rights(at string) *rights {
+	r := &c.config.node.options.sharing.rights
+	if *r == nil {
+		*r = &rights{at: at}
 	}
-	if err != nil && err.Error() == "" {
-		err = errors.New("it must be \"uid:1000\", \"user:NAME\", \"gid:100\" or \"group:NAME\"")
-	}
-	return g, err
+	return *r
 }
 
-func (g *grant) flags() flagTable {
-	return tableOf([]cli.Flag{
-		&cli.GenericFlag{Name: "call", Value: &listValue{&g.call}},
-		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.offer}},
-		&cli.BoolFlag{Name: "admin", Destination: &g.admin},
-	})
-}
-
-// rightsTable records an entry of [rights], which may be empty.
-func (c *configFile) rightsTable(key []string, at string) *grant {
-	r := c.config.node.options.sharing.rights
-	if r == nil {
-		r = &rights{at: at}
-		c.config.node.options.sharing.rights = r
-	}
-	if len(key) < 2 {
-		return nil
-	}
+// grant returns the entry of [rights] for a user or group, or a new one.
+func (c *configFile) grant(who, at string) *grant {
+	r := c.rights(at)
 	for _, g := range r.grants {
-		if g.who == key[1] {
+		if g.name == "rights: "+who {
 			return g
 		}
 	}
-	g, err := grantFor(key[1], at)
-	if err != nil {
-		c.problems.add(at, "rights: %s: %v", key[1], err)
+	g := &grant{}
+	g.part = part{name: "rights: " + who, at: at, places: map[string]string{}, flags: tableOf([]cli.Flag{
+		&cli.GenericFlag{Name: "call", Value: &globsValue{listValue{&g.call}}},
+		&cli.GenericFlag{Name: "offer", Value: &globsValue{listValue{&g.offer}}},
+		&cli.BoolFlag{Name: "admin", Destination: &g.admin},
+	})}
+	if err := g.identify(who); err != nil {
+		c.problems.add(at, "%s: %v", g.name, err)
 		g.wrong = true
 	}
 	r.grants = append(r.grants, g)
 	return g
 }
 
-func (c *configFile) rightsSetting(s setting) {
-	g := c.rightsTable(s.key, s.at)
-	if len(s.key) < 3 {
-		if g != nil {
-			g.wrong = true
-		}
-		c.problems.add(s.value.at, "%s must be a table, not %s", strings.Join(s.key, "."), s.value.typeName())
-		return
+// identify finds the user or group of an entry.
+func (g *grant) identify(who string) (err error) {
+	kind, name, _ := strings.Cut(who, ":")
+	g.group = kind == "gid" || kind == "group"
+	number := strings.Trim(name, "0123456789") == ""
+	switch {
+	case name != "" && (kind == "user" || kind == "uid" && number || kind == "gid" && number):
+		g.id, err = find.UserID(name)
+	case name != "" && kind == "group":
+		g.id, err = find.GroupID(name)
+	case name != "" && (kind == "uid" || kind == "gid"):
+		err = fmt.Errorf("%s is not a number", name)
+	default:
+		err = errors.New("it must be \"uid:1000\", \"user:NAME\", \"gid:100\" or \"group:NAME\"")
 	}
-	in, table := "rights: "+g.who, g.flags()
-	flag := table[s.key[2]]
-	if flag == nil || len(s.key) > 3 {
-		c.unknown(s.at, in, strings.Join(s.key[2:], "."), longNames(table))
-		g.wrong = true
-		return
-	}
-	before := len(c.problems)
-	c.apply(in, s.key[2], flag, s.value)
-	if list, ok := flag.(*cli.GenericFlag); ok {
-		for _, glob := range *list.Value.(*listValue).list {
-			if err := trust.CheckGlob(glob); err != nil {
-				c.problems.add(s.value.at, "%s: %s: %v", in, s.key[2], err)
-			}
-		}
-	}
-	g.wrong = g.wrong || len(c.problems) > before
+	return err
+}
+
+// globsValue is a list of globs of a right.
+type globsValue struct{ listValue }
+
+// Set implements flag.Value.
+func (v *globsValue) Set(s string) error {
+	*v.list = append(*v.list, s)
+	return trust.CheckGlob(s)
 }
 
 // check reports empty and useless entries.
@@ -264,9 +233,9 @@ func (r *rights) check(p *problems) {
 			continue
 		}
 		if err := g.rights().Check(); g.rights().Empty() {
-			p.add(g.at, "rights: %s: the entry needs call, offer or admin", g.who)
+			p.add(g.at, "%s: the entry needs call, offer or admin", g.name)
 		} else if err != nil {
-			p.add(g.at, "rights: %s: %v", g.who, err)
+			p.add(g.at, "%s: %v", g.name, err)
 		}
 	}
 }

@@ -82,7 +82,7 @@ func (o *upOptions) take(dir string, given func(flag string) bool) {
 // read reads the file, the directory, or both. If there are problems, it returns the
 // functions without one, for further checks only.
 func (o *upOptions) read() (*upConfig, problems) {
-	all := &upConfig{node: nodeConfig{options: *newServeOptions()}}
+	all := &newConfigFile("").config
 	var wrong problems
 	if o.config != "" {
 		if _, err := os.Stat(o.config); o.config == defaultConfig && errors.Is(err, os.ErrNotExist) {
@@ -110,7 +110,7 @@ func (c *upConfig) add(list []*function) problems {
 	for _, f := range list {
 		for _, g := range c.functions {
 			if f.name == g.name {
-				p.add(f.where, "%s is also declared in %s", f.name, g.where)
+				p.add(f.part.at, "%s is also declared in %s", f.name, g.part.at)
 			}
 		}
 	}

@@ -19,7 +19,7 @@ func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	for _, f := range config.functions {
 		phrase, err := f.try()
 		if err != nil {
-			wrong = append(wrong, explain(f.at(err)))
+			wrong = append(wrong, f.at(err))
 		}
 		arguments[f] = phrase
 	}

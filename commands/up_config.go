@@ -3,12 +3,17 @@ package commands
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -20,14 +25,14 @@ type upConfig struct {
 	notes     []string // which files were skipped, and why
 }
 
-// nodeConfig is the [node] table.
-type nodeConfig struct {
-	at      string // empty: there is none
-	serve   bool   // be a node
-	options serveOptions
-	address string // or where one is
-	worker  string
-	drain   durationValue
+// part is a table of a file whose keys are options: [node], a function, or an entry of
+// [rights].
+type part struct {
+	name   string // for messages
+	at     string // its position, FILE:LINE:COLUMN
+	flags  flagTable
+	places map[string]string // positions of the options that it sets
+	wrong  bool              // an option is wrong
 }
 
 // problems are the errors in a file, each with its position first.
@@ -61,15 +66,24 @@ type configFile struct {
 	base     string // the directory of relative paths
 	config   upConfig
 	given    func(flag string) bool // on the command line, which takes precedence; nil: none
-	declared []*declared            // in the order of the file
+	read     []*function            // in the order of the file
 	strange  string                 // the last unknown table
 	problems problems
+}
+
+// newConfigFile returns a reader that has read nothing yet.
+func newConfigFile(base string) *configFile {
+	c := &configFile{base: base}
+	n := &c.config.node
+	n.options = *newServeOptions()
+	n.part = part{name: "node", flags: n.keys(), places: map[string]string{}}
+	return c
 }
 
 // readConfig reads a file of functions. If there are problems, it returns the functions
 // without one, for further checks.
 func readConfig(path string) (*upConfig, problems) {
-	c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
+	c := newConfigFile("")
 	c.readFile(path)
 	return &c.config, c.problems
 }
@@ -80,16 +94,18 @@ func (c *configFile) readFile(path string) {
 		c.problems = problems{usage("%v", args.PathReason(err))}
 		return
 	}
-	doc, err := parseTOML(path, data)
+	abs, err := filepath.Abs(path)
+	c.base = filepath.Dir(abs)
+	var doc []setting
 	if err == nil {
-		c.base, err = absDir(path)
+		doc, err = parseTOML(path, data)
 	}
 	if err != nil {
 		c.problems = problems{explain(err)}
 		return
 	}
-	c.read(doc)
-	c.problems.order(path) // tables were read before their keys
+	c.readAll(doc)
+	c.problems.order(path)
 }
 
 // order sorts problems by their position in the file.
@@ -108,186 +124,182 @@ func placeIn(path, msg string) (at int64) {
 	return line<<32 + column
 }
 
-func absDir(path string) (string, error) {
-	abs, err := filepath.Abs(path)
-	return filepath.Dir(abs), err
-}
-
-func (c *configFile) read(doc *tomlFile) {
-	for _, t := range doc.tables {
-		c.table(t)
-	}
-	for _, s := range doc.settings {
-		switch s.key[0] {
-		case "node":
-			c.nodeSetting(s)
-		case "functions":
-			c.functionSetting(s)
-		case "rights":
-			c.rightsSetting(s)
-		default:
-			c.unknownTable(s)
+func (c *configFile) readAll(doc []setting) {
+	for _, s := range doc {
+		switch table := s.key[0]; {
+		case table == "node":
+			c.nodeOption(s)
+		case table == "functions" && len(s.key) > 1:
+			if len(s.key) > 2 || c.isTable(s) {
+				c.option(c.function(s.key[1], s.at).part, s, 2)
+			}
+		case table == "rights" && len(s.key) > 1:
+			c.option(&c.grant(s.key[1], s.at).part, s, 2)
+		case table == "functions", table == "rights":
+			if c.isTable(s) && table == "rights" {
+				c.rights(s.at)
+			}
+		case c.strange != table: // an unknown table is refused once, not each of its keys
+			c.strange = table
+			c.unknown(s.at, "", table, []string{"node", "functions", "rights"})
 		}
 	}
-	c.config.node.check(&c.problems, doc, c.given)
-	for _, d := range c.declared {
-		c.finish(d)
+	c.checkNode()
+	for _, f := range c.read {
+		c.finish(f)
 	}
 }
 
-// finish adds a complete function, unless something is wrong with it.
-func (c *configFile) finish(d *declared) {
-	before := len(c.problems)
-	d.finish(c.base, &c.problems)
-	if !d.wrong && len(c.problems) == before {
-		c.config.functions = append(c.config.functions, d.function)
-	}
-}
-
-// table reads the header of a table, which may be empty.
-func (c *configFile) table(t setting) {
+// option sets an option of a part by the name and the parser of its flag. The keys from
+// depth on name it.
+func (c *configFile) option(p *part, s setting, depth int) {
+	before, key := len(c.problems), strings.Join(s.key[depth:], ".")
+	flag := p.flags[key]
 	switch {
-	case t.key[0] == "node" && len(t.key) == 1:
-		c.config.node.at = t.at
-	case t.key[0] == "rights" && len(t.key) < 3:
-		c.rightsTable(t.key, t.at)
-	case t.key[0] == "rights":
-		c.unknown(t.at, "rights: "+t.key[1], t.key[2], nil)
-	case t.key[0] == "functions" && len(t.key) == 1:
-	case t.key[0] == "functions" && len(t.key) == 2:
-		c.function(t.key[1], t.at)
-	case t.key[0] == "functions" && len(t.key) == 3 && t.key[2] == "env":
-	case t.key[0] == "functions":
-		c.unknown(t.at, t.key[1], t.key[2], nil)
-	case t.key[0] == "node":
-		c.unknown(t.at, "node", t.key[1], nil)
+	case len(s.key) == depth:
+		c.isTable(s)
+	case flag != nil && len(key) > 1:
+		p.places[key] = s.value.at
+		if key != "env" || s.value.kind != aTable {
+			c.apply(p.name, key, flag, s.value)
+		}
+	case p.flags["env"] != nil && len(s.key) == depth+2 && s.key[depth] == "env":
+		p.places["env"] = s.value.at
+		c.variable(p, s)
+	case p.flags["command"] != nil && placeOfAll(key) != "":
+		c.problems.add(s.at, "%s: unknown key %s: it is for all functions, %s", p.name, key, placeOfAll(key))
 	default:
-		c.unknownTable(t)
+		c.unknown(s.at, p.name, key, longNames(p.flags))
 	}
+	p.wrong = p.wrong || len(c.problems) > before
 }
 
-// unknownTable refuses a table once, not each of its keys.
-func (c *configFile) unknownTable(s setting) {
-	if c.strange != s.key[0] {
-		c.strange = s.key[0]
-		c.unknown(s.at, "", s.key[0], []string{"node", "functions", "rights"})
+// isTable reports whether a key is a table, and refuses it otherwise.
+func (c *configFile) isTable(s setting) bool {
+	if s.value.kind != aTable {
+		c.problems.add(s.value.at, "%s must be a table, not %s", strings.Join(s.key, "."), s.value.kind)
 	}
+	return s.value.kind == aTable
 }
 
 // unknown refuses a key, and names the known key that is most like it.
 func (c *configFile) unknown(at, in, key string, known []string) {
-	where := ""
 	if in != "" {
-		where = in + ": "
+		in += ": "
 	}
-	msg := fmt.Sprintf("%sunknown key %s", where, key)
+	msg := in + "unknown key " + key
 	if near := nearest(key, known); near != "" {
 		msg += fmt.Sprintf(", did you mean %s?", near)
 	}
 	c.problems.add(at, "%s", msg)
 }
 
-// function finds or makes the entry of a function.
-func (c *configFile) function(name, at string) *declared {
-	for _, d := range c.declared {
-		if d.name == name {
-			return d
-		}
-	}
-	d := newDeclared(name, at)
-	c.declared = append(c.declared, d)
-	return d
-}
-
-func (c *configFile) functionSetting(s setting) {
-	if len(s.key) < 3 {
-		c.problems.add(s.value.at, "%s must be a table, not %s", strings.Join(s.key, "."), s.value.typeName())
-		return
-	}
-	d, before := c.function(s.key[1], s.at), len(c.problems)
-	d.set(s, c)
-	d.wrong = d.wrong || len(c.problems) > before
-}
-
 // longNames returns the names of flags that a file may use.
 func longNames(table flagTable) []string {
-	var list []string
-	for name := range table {
-		if len(name) > 1 {
-			list = append(list, name)
+	return slices.DeleteFunc(slices.Collect(maps.Keys(table)), func(name string) bool { return len(name) < 2 })
+}
+
+// path makes the value of an option absolute if it is a path relative to the file.
+func (c *configFile) path(key, value string) string {
+	switch key {
+	case "socket", "tls-cert", "tls-key", "tls-ca", "chdir", "schema":
+		return under(c.base, value)
+	case "log":
+		if value != "-" {
+			return under(c.base, value)
+		}
+	case "address", "node":
+		if _, err := find.ParseAddr(value, key); err == nil && wire.IsPath(value) {
+			return under(c.base, value)
 		}
 	}
-	return list
+	return value
 }
 
 // apply sets a flag to a value.
 func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
-	text, isText := v.text()
-	_, isString := v.v.(string)
+	want, ok := "a string", false
 	switch f := flag.(type) {
 	case *cli.BoolFlag:
-		if b, ok := v.v.(bool); ok {
-			*f.Destination = b
-			return
-		}
-		c.wrongType(in, key, v, "true or false")
+		want = "true or false"
+		*f.Destination, ok = v.v.(bool)
 	case *cli.StringFlag:
-		if isString {
-			*f.Destination = text
-			return
-		}
-		c.wrongType(in, key, v, "a string")
+		*f.Destination, ok = v.v.(string)
+		*f.Destination = c.path(key, *f.Destination)
 	case *cli.IntFlag:
-		if n, ok := v.v.(int64); ok {
-			*f.Destination = int(n)
-			return
-		}
-		c.wrongType(in, key, v, "a whole number")
+		want = "a whole number"
+		var n int64
+		n, ok = v.v.(int64)
+		*f.Destination = int(n)
 	case *cli.GenericFlag:
-		switch dest := f.Value.(type) {
-		case *listValue:
-			if isString { // one needs no brackets
-				*dest.list = []string{text}
-			} else if list, ok := c.strings(in, key, v); ok {
-				*dest.list = list
+		set := func(v tomlValue) {
+			if err := f.Value.Set(fmt.Sprint(v.v)); err != nil {
+				c.problems.add(v.at, "%s: %s", in, valueError(key, fmt.Sprint(v.v), err.Error()))
 			}
-			return
+		}
+		_, text := v.v.(string)
+		_, number := v.v.(int64)
+		array, list := v.v.([]tomlValue)
+		switch f.Value.(type) {
+		case *listValue, *globsValue:
+			if ok = list; text && key != "command" { // one string needs no brackets
+				array, ok = []tomlValue{v}, true
+			}
+			want = "an array of strings"
+			for _, e := range array {
+				if _, text := e.v.(string); !text {
+					c.wrongType(in, key, e, "a string")
+					return
+				}
+				set(e)
+			}
 		case *countValue:
-			if isString || !isText {
-				c.wrongType(in, key, v, "a whole number")
-				return
+			if ok = number; ok {
+				set(v)
 			}
+			want = "a whole number"
 		default: // a duration or size: Set explains what is wrong with a number
-			if !isText {
-				c.wrongType(in, key, v, "a string")
-				return
+			if ok = text || number; ok {
+				set(v)
 			}
 		}
-		if err := f.Value.(interface{ Set(string) error }).Set(text); err != nil {
-			c.problems.add(v.at, "%s: %s", in, valueError(key, text, err.Error()))
-		}
+	}
+	if !ok {
+		c.wrongType(in, key, v, want)
 	}
 }
 
 func (c *configFile) wrongType(in, key string, v tomlValue, want string) {
-	c.problems.add(v.at, "%s: %s must be %s, not %s", in, key, want, v.typeName())
+	c.problems.add(v.at, "%s: %s must be %s, not %s", in, key, want, v.kind)
 }
 
-// strings reads an array of strings.
-func (c *configFile) strings(in, key string, v tomlValue) ([]string, bool) {
-	array, ok := v.v.([]tomlValue)
-	if !ok {
-		c.wrongType(in, key, v, "an array of strings")
-		return nil, false
+// locate adds to an error the position of the first option that it names, or else the
+// given one, and names options as the file does.
+func (p *part) locate(err error, at string) *args.Error {
+	e := *explain(err)
+	if entry, ok := strings.CutPrefix(e.Message, "-e "); ok {
+		e.Message = "--env: " + entry
 	}
-	list := []string{}
-	for _, e := range array {
-		s, ok := e.v.(string)
-		if !ok {
-			c.wrongType(in, key, e, "a string")
-			return nil, false
+	names := flagNames()
+	for _, name := range names.FindAllString(e.Message, -1) {
+		if place := p.places[name[2:]]; place != "" {
+			at = place
+			break
 		}
-		list = append(list, s)
 	}
-	return list, true
+	if at == "" {
+		return &e
+	}
+	rename := func(text string) string {
+		return names.ReplaceAllStringFunc(text, func(name string) string {
+			if p.flags[name[2:]] == nil {
+				return name
+			}
+			return name[2:]
+		})
+	}
+	e.Message, e.Hint = fmt.Sprintf("%s: %s: %s", at, p.name, rename(e.Message)), rename(e.Hint)
+	return &e
 }
+
+var flagNames = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`--[a-z]+(?:-[a-z]+)*`) })

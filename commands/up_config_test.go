@@ -64,7 +64,7 @@ idempotent = true
 	}
 	wc, xy := c.functions[0], c.functions[1]
 	if wc.name != "wc" || !reflect.DeepEqual(wc.argv, []string{"wc", "-w"}) || wc.calls != 4 || wc.timeout.d != 90*time.Second ||
-		wc.maxOutput.n != 64<<20 || !reflect.DeepEqual(wc.env, []string{"B=2", "A=1=x"}) || wc.where != path+":9:12" {
+		wc.maxOutput.n != 64<<20 || !reflect.DeepEqual(wc.env, []string{"B=2", "A=1=x"}) || wc.part.at != path+":9:12" {
 		t.Errorf("%+v", wc)
 	}
 	if xy.name != "x.y" || !reflect.DeepEqual(xy.argv, []string{dir + "/x", "./y"}) || xy.dir != dir+"/sub" || !xy.idempotent ||
@@ -317,18 +317,18 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c := &configFile{config: upConfig{node: nodeConfig{options: *newServeOptions()}}}
-		for _, s := range doc.settings {
+		c := newConfigFile("")
+		for _, s := range doc {
 			if len(s.key) == 0 || !strings.HasPrefix(s.at, "f:") || !strings.HasPrefix(s.value.at, "f:") {
 				t.Errorf("%q at %q, value at %q", s.key, s.at, s.value.at)
 			}
 		}
-		for _, s := range doc.settings { // no file is to be read
+		for _, s := range doc { // no file is to be read
 			if s.key[len(s.key)-1] == "schema" {
 				return
 			}
 		}
-		c.read(doc)
+		c.readAll(doc)
 	})
 }
 

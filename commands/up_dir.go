@@ -27,7 +27,7 @@ func readDir(dir string) (*upConfig, problems) {
 	if err != nil {
 		return nil, problems{explain(err)}
 	}
-	c := &configFile{base: base}
+	c := newConfigFile(base)
 	files := map[string]string{} // by the function's name
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
@@ -41,11 +41,11 @@ func readDir(dir string) (*upConfig, problems) {
 			continue
 		}
 		files[name] = path
-		d, before := newDeclared(name, path), len(c.problems)
-		d.argv = []string{filepath.Join(base, e.Name())}
-		c.scriptOptions(d, path)
-		d.wrong = len(c.problems) > before
-		c.finish(d)
+		f, before := c.function(name, path), len(c.problems)
+		f.argv = []string{filepath.Join(base, e.Name())}
+		c.scriptOptions(f.part, path)
+		f.part.wrong = len(c.problems) > before
+		c.finish(f)
 	}
 	return &c.config, c.problems
 }
@@ -78,7 +78,7 @@ func functionName(file string) string {
 }
 
 // scriptOptions reads the options in a script's comments.
-func (c *configFile) scriptOptions(d *declared, path string) {
+func (c *configFile) scriptOptions(p *part, path string) {
 	f, err := os.Open(path)
 	if err != nil {
 		return // it may be executable all the same
@@ -90,18 +90,15 @@ func (c *configFile) scriptOptions(d *declared, path string) {
 		c.problems = append(c.problems, explain(err))
 		return
 	}
-	for _, t := range doc.tables {
-		if len(t.key) != 1 || t.key[0] != "env" {
-			c.problems.add(t.at, "%s: comments can hold options only, not tables", d.name)
+	for _, s := range doc {
+		switch isTable := s.value.kind == aTable; {
+		case isTable && (len(s.key) != 1 || s.key[0] != "env"):
+			c.problems.add(s.at, "%s: comments can hold options only, not tables", p.name)
+		case s.key[0] == "command":
+			c.problems.add(s.at, "%s: unknown key command: the script is the command", p.name)
+		default:
+			c.option(p, s, 0)
 		}
-	}
-	for _, s := range doc.settings {
-		if s.key[0] == "command" {
-			c.problems.add(s.at, "%s: unknown key command: the script is the command", d.name)
-			continue
-		}
-		s.key = append([]string{"functions", d.name}, s.key...)
-		d.set(s, c)
 	}
 }
 

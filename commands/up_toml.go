@@ -10,32 +10,29 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// tomlFile is a TOML document as a list of values with positions. It does not tell
-// tables, dotted keys and inline tables apart. Decoding into structs would report the
-// positions of unknown keys and wrong types, but not of values that an option refuses.
-type tomlFile struct {
-	settings []setting
-	tables   []setting // without values: an empty table counts too
-}
-
-// setting is a key with its value.
+// setting is a key of a TOML document with its value. A document is a list of them, in
+// the order of the file: tables, dotted keys and inline tables look the same. Decoding
+// into structs would report the positions of unknown keys and wrong types, but not of
+// values that an option refuses.
 type setting struct {
 	key   []string
 	at    string // position of the last part of the key, FILE:LINE:COLUMN
 	value tomlValue
 }
 
-// tomlValue is a string, int64, bool, []tomlValue, or otherType.
+// tomlValue is a string, int64, bool or []tomlValue, or nil for a type that no option
+// takes.
 type tomlValue struct {
-	v  any
-	at string
+	v    any
+	kind string // for messages: a string
+	at   string
 }
 
-// otherType names the type of a value that no option takes.
-type otherType string
+// aTable is the kind of a table.
+const aTable = "a table"
 
 // parseTOML reads a document. Positions and errors begin with name.
-func parseTOML(name string, data []byte) (*tomlFile, error) {
+func parseTOML(name string, data []byte) ([]setting, error) {
 	// The decoder finds duplicates; only the parser knows all positions.
 	var all map[string]any
 	if err := toml.Unmarshal(data, &all); err != nil {
@@ -57,7 +54,7 @@ func parseTOML(name string, data []byte) (*tomlFile, error) {
 			if e.Kind == unstable.ArrayTable {
 				return nil, usage("%s: [[%s]]: arrays of tables are not allowed", at, strings.Join(key, "."))
 			}
-			p.file.tables = append(p.file.tables, setting{key: key, at: at})
+			p.settings = append(p.settings, setting{key, at, tomlValue{kind: aTable, at: at}})
 		case unstable.KeyValue:
 			p.set(table, e)
 		}
@@ -65,13 +62,13 @@ func parseTOML(name string, data []byte) (*tomlFile, error) {
 	if err := p.Error(); err != nil {
 		return nil, usage("%s: %v", name, err)
 	}
-	return &p.file, nil
+	return p.settings, nil
 }
 
 type tomlParser struct {
 	unstable.Parser
-	name string
-	file tomlFile
+	name     string
+	settings []setting
 }
 
 // at returns where a range begins, or only the name of the document.
@@ -93,17 +90,15 @@ func (p *tomlParser) key(table []string, parts unstable.Iterator) (key []string,
 	return key, at
 }
 
-// set records a key and its value; an inline table gives one for each of its keys.
+// set records a key and its value, then the keys of an inline table.
 func (p *tomlParser) set(table []string, kv *unstable.Node) {
 	key, at := p.key(table, kv.Key())
 	v := kv.Value()
-	if v.Kind != unstable.InlineTable {
-		p.file.settings = append(p.file.settings, setting{key, at, p.value(v, at)})
-		return
-	}
-	p.file.tables = append(p.file.tables, setting{key: key, at: at})
-	for inner := v.Children(); inner.Next(); {
-		p.set(key, inner.Node())
+	p.settings = append(p.settings, setting{key, at, p.value(v, at)})
+	if v.Kind == unstable.InlineTable {
+		for inner := v.Children(); inner.Next(); {
+			p.set(key, inner.Node())
+		}
 	}
 }
 
@@ -115,55 +110,24 @@ func (p *tomlParser) value(n *unstable.Node, keyAt string) tomlValue {
 	}
 	switch n.Kind {
 	case unstable.String:
-		v.v = string(n.Data)
+		v.v, v.kind = string(n.Data), "a string"
 	case unstable.Bool:
-		v.v = string(n.Data) == "true"
+		v.v, v.kind = string(n.Data) == "true", "true or false"
 	case unstable.Integer:
-		i, err := strconv.ParseInt(strings.ReplaceAll(string(n.Data), "_", ""), 0, 64)
-		if v.v = i; err != nil {
-			v.v = otherType("an integer of more than 64 bits")
-		}
+		v.kind = "a whole number"
+		v.v, _ = strconv.ParseInt(strings.ReplaceAll(string(n.Data), "_", ""), 0, 64) // in range: it was decoded
 	case unstable.Array:
 		list := []tomlValue{}
 		for e := n.Children(); e.Next(); {
 			list = append(list, p.value(e.Node(), v.at))
 		}
-		v.v = list
+		v.v, v.kind = list, "an array"
 	case unstable.InlineTable:
-		v.v = otherType("a table")
+		v.kind = aTable
 	case unstable.Float:
-		v.v = otherType("a number with a fraction")
+		v.kind = "a number with a fraction"
 	default:
-		v.v = otherType("a date or time")
+		v.kind = "a date or time"
 	}
 	return v
-}
-
-// text returns the value for the parser of a flag; ok is false for types that no flag
-// takes.
-func (v tomlValue) text() (s string, ok bool) {
-	switch x := v.v.(type) {
-	case string:
-		return x, true
-	case int64:
-		return strconv.FormatInt(x, 10), true
-	}
-	return "", false
-}
-
-// typeName returns the type of a value, for messages.
-func (v tomlValue) typeName() string {
-	switch x := v.v.(type) {
-	case string:
-		return "a string"
-	case int64:
-		return "a whole number"
-	case bool:
-		return "true or false"
-	case []tomlValue:
-		return "an array"
-	case otherType:
-		return string(x)
-	}
-	return "nothing"
 }

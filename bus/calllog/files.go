@@ -53,6 +53,11 @@ func (l *File) Write(p []byte) (n int, err error) {
 	if err := l.check(); err != nil {
 		return 0, err
 	}
+	return l.append(p)
+}
+
+// append is Write after check.
+func (l *File) append(p []byte) (n int, err error) {
 	if l.fail != nil {
 		if err = l.fail(); err != nil {
 			l.f.Write(p[:len(p)/2]) // as a full disk writes a part
@@ -101,8 +106,11 @@ func (s *series) Write(p []byte) (int, error) {
 		if err := s.rotate(); err != nil {
 			return 0, err
 		}
+		if err := s.check(); err != nil {
+			return 0, err
+		}
 	}
-	return s.File.Write(p)
+	return s.append(p)
 }
 
 // rotate renames every file to the next number, over the oldest one. It creates the new

@@ -1,149 +1,91 @@
 package store
 
 import (
-	"bytes"
-	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
-	"runtime/debug"
-	"time"
 
-	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
-// contents counts the records of a store's file.
+// contents describes the file of a store.
 type contents struct {
-	Jobs  int64 `json:"jobs"`
-	Bytes int64 `json:"bytes"` // of payloads in the file
-	Last  ID    `json:"last"`  // the greatest id
-	Free  int64 `json:"free"`  // pages
-	Pages int64 `json:"pages"`
-	// Of the file as it was closed: one that has changed since is read again.
-	Size    int64 `json:"size"`
-	Changed int64 `json:"changed"` // nanoseconds of the date
+	jobs  int64
+	bytes int64             // of payloads in the file
+	last  ID                // the greatest id
+	meta  map[string][]byte // the bucket meta
+	pages uint64
+	free  []uint64 // pages
 }
 
-// cleanName is a file that is written when a node ends in an orderly way.
-// While it describes jobs.db that need not be read as a whole: for a million jobs that
-// takes seconds.
-const cleanName = "clean"
-
-// inspect checks a file before bbolt opens it to write. An error that is no StoreError
-// means that the file is damaged.
+// inspect reads a whole file. An error that is no failure of the store means that the
+// file is damaged.
 func (s *Store) inspect(path string) (*contents, error) {
-	if c := s.readClean(path); c != nil {
-		if _, err := checkLinks(path, false); err == nil {
-			return c, nil
+	c := &contents{meta: map[string][]byte{}}
+	listed := int64(0)
+	damage := readPages(path, func(p *pages) {
+		for _, name := range buckets {
+			p.bucket(name, func(k, sealed []byte) {
+				v, ok := unseal(name, k, sealed)
+				if !ok {
+					p.bad("an entry of the bucket %s does not match its checksum", name)
+				}
+				switch name {
+				case BucketMeta:
+					c.meta[string(k)] = append([]byte(nil), v...)
+				case BucketJobs:
+					c.jobs++
+					c.last = KeyID(k)
+				case BucketData:
+					c.bytes += int64(len(v))
+				case BucketReady, BucketDue, BucketEnd, BucketDead:
+					listed++
+				}
+			})
 		}
-	}
-	_, err := checkLinks(path, true)
-	var c *contents
-	if err == nil {
-		err = openGuarded(path, true, func(_ *bolt.DB, t *bolt.Tx) (err error) {
-			c, err = readAll(t)
-			return err
-		})
-	}
-	if err != nil {
-		if err := s.distrust(path); err != nil { // what cannot be read may work again
-			return nil, storeError(err)
+		if c.meta["format"] == nil {
+			p.bad("its format is missing")
 		}
+		if p.err == nil && listed != c.jobs { // a page may have lost entries without a trace
+			p.bad("it has %d jobs, and lists %d", c.jobs, listed)
+		}
+		if p.err == nil {
+			p.guard(p.checkFreelist)
+		}
+		c.pages, c.free = p.count, p.free
+	})
+	if damage == nil {
+		if v := string(c.meta["format"]); v != formatVersion {
+			return nil, errFormat(path, v)
+		}
+		return c, nil
 	}
-	return c, err
+	if err := s.distrust(path); err != nil { // what cannot be read may work again
+		return nil, storeError(err)
+	}
+	return nil, damage
 }
 
-// readAll reads every entry, and has bbolt check the whole file. The links between its
-// pages must be sound.
-func readAll(t *bolt.Tx) (*contents, error) {
-	c, listed := &contents{}, int64(0)
-	for _, name := range buckets {
-		b := t.Bucket([]byte(name))
-		if b == nil {
-			return nil, fmt.Errorf("the bucket %s is missing", name)
-		}
-		var last []byte
-		cur := b.Cursor()
-		for k, v := cur.First(); k != nil; k, v = cur.Next() {
-			if !sealed(name, k, v) {
-				return nil, fmt.Errorf("an entry of the bucket %s does not match its checksum", name)
-			}
-			if last != nil && bytes.Compare(last, k) >= 0 {
-				return nil, fmt.Errorf("the bucket %s is out of order", name)
-			}
-			last = k
-			switch name {
-			case BucketJobs:
-				c.Jobs++
-				c.Last = KeyID(k)
-			case BucketData:
-				c.Bytes += int64(len(v)) - 4
-			case BucketReady, BucketDue, BucketEnd, BucketDead:
-				listed++
-			}
-		}
+// distrust drops the file from the page cache and reads it from the disk. After a failed
+// write or sync the kernel marks pages clean that may never have reached the disk; see
+// https://wiki.postgresql.org/wiki/Fsync_Errors. A file that cannot be read is an error,
+// not damage.
+func (s *Store) distrust(path string) error {
+	if s.volatile {
+		return nil
 	}
-	if listed != c.Jobs { // a page may have lost entries without a trace
-		return nil, fmt.Errorf("it has %d jobs, and lists %d", c.Jobs, listed)
-	}
-	c.Pages, c.Free = t.Size()/int64(t.DB().Info().PageSize), int64(t.DB().Stats().FreePageN)
-	var err error
-	for e := range t.Check() {
-		err = e // all are read: the goroutine that sends them ends
-	}
-	return c, err
-}
-
-// openGuarded runs f on a file that is only read. Damage that makes bbolt panic or
-// fault is an error.
-func openGuarded(path string, freelist bool, f func(*bolt.DB, *bolt.Tx) error) (err error) {
-	defer catch(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: freelist, Timeout: time.Second, OpenFile: openNoFollow})
+	f, err := openNoFollow(path, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
-	defer db.Close()
-	return db.View(func(t *bolt.Tx) error { return f(db, t) })
-}
-
-// readClean returns what a file holds that was closed in an orderly way, and not
-// changed since; nil: it is not known.
-func (s *Store) readClean(path string) *contents {
-	text, err := os.ReadFile(filepath.Join(s.dir, cleanName))
-	st, err2 := os.Lstat(path)
-	data, ok := unseal(BucketMeta, []byte(cleanName), text)
-	c := &contents{}
-	if err != nil || err2 != nil || !ok || json.Unmarshal(data, c) != nil || c.Size != st.Size() || c.Changed != st.ModTime().UnixNano() {
-		return nil
+	defer f.Close()
+	if err := f.Sync(); err != nil { // dirty pages are not dropped
+		return err
 	}
-	return c
-}
-
-// closeFile closes the file, and notes what it holds if that is known.
-func (s *Store) closeFile() {
-	path, stats := s.db.Path(), s.db.Stats()
-	c := &contents{Jobs: s.Jobs.Load(), Bytes: s.Spool.used.Load() - s.Spool.size(), Last: s.lastID, Free: int64(stats.FreePageN + stats.PendingPageN)}
-	err := cmp.Or(s.Unwritable(), s.View(func(t *Tx) error {
-		c.Pages = t.Size() / int64(s.db.Info().PageSize)
-		return nil
-	}), s.db.Close())
-	st, err2 := os.Lstat(path)
-	if err != nil || err2 != nil {
-		return
-	}
-	c.Size, c.Changed = st.Size(), st.ModTime().UnixNano()
-	data, err := json.Marshal(c)
-	if err != nil {
-		return
-	}
-	// Neither is an error worth mention: without it the next start takes longer.
-	name := filepath.Join(s.dir, cleanName)
-	if os.WriteFile(name+".new", seal(BucketMeta, []byte(cleanName), data), 0o600) == nil {
-		os.Rename(name+".new", name)
-	}
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // tmpfs has no disk to read from
+	_, err = io.Copy(io.Discard, f)
+	return err
 }
 
 // mend checks the file, and replaces one that is damaged.
@@ -163,17 +105,17 @@ func (s *Store) mend(path string) (*contents, error) {
 		s.mended = true
 		return &contents{}, nil
 	}
-	for range 2 {
-		c, err := s.inspect(path)
-		if err == nil && !s.opened && s.compact(path, c) {
+	c, err := s.inspect(path)
+	if err != nil && !isFailure(err) {
+		if err = s.salvageFile(path, err); err == nil {
 			c, err = s.inspect(path)
 		}
-		if err == nil || isFailure(err) {
-			return c, err
-		}
-		if err := s.salvageFile(path, err); err != nil {
-			return nil, err
+		if err != nil && !isFailure(err) {
+			err = &StoreError{Err: fmt.Errorf("%s is damaged again after it was replaced: %w", path, err)}
 		}
 	}
-	return nil, &StoreError{Err: errors.New(path + " is damaged again after it was replaced")}
+	if err == nil && !s.opened {
+		s.compact(path, c)
+	}
+	return c, err
 }

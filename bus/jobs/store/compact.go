@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"os"
-	"runtime/debug"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -17,45 +16,52 @@ const (
 	compactRatio = 4
 )
 
-// compact copies a sound file to a smaller one, if that is worth it, and reports whether
-// it has. If it cannot, the store keeps the file.
-func (s *Store) compact(path string, c *contents) bool {
-	fresh := path + ".new"
-	os.Remove(fresh) // left by a start that was interrupted
+// compact replaces a sound file by a smaller copy, if that is worth it. If it cannot, the
+// store keeps the file.
+func (s *Store) compact(path string, c *contents) {
+	os.Remove(path + ".new") // left by a start that was interrupted
 	st, err := os.Lstat(path)
-	if err != nil || st.Size() < compactSize || (c.Pages-c.Free)*compactRatio > c.Pages {
-		return false
+	if err != nil || st.Size() < compactSize || (c.pages-uint64(len(c.free)))*compactRatio > c.pages {
+		return
 	}
-	if err = s.copyTo(fresh, path); err == nil {
-		err = os.Rename(fresh, path)
-	}
-	done := err == nil
-	if done && !s.volatile {
-		err = syncDir(s.dir) // if it fails, either file may be there after a power cut: both have all
-	}
+	err = guarded(func() error {
+		from, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: true, OpenFile: openNoFollow})
+		if err != nil {
+			return err
+		}
+		defer from.Close()
+		return s.replace(path, "", func(to *bolt.DB) error { return bolt.Compact(to, from, 4<<20) })
+	})
 	if err != nil {
-		os.Remove(fresh)
 		s.warn("%s could not be made smaller: %v", path, err)
 	}
-	return done
 }
 
-// copyTo copies all entries of one file to another, and syncs that.
-func (s *Store) copyTo(fresh, path string) (err error) {
-	defer catch(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	from, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: true, OpenFile: openNoFollow})
-	if err != nil {
-		return err
-	}
-	defer from.Close()
+// replace puts a new file in the place of the old one, which is kept if it has another
+// name then. A power cut may leave either, and both are whole.
+func (s *Store) replace(path, aside string, fill func(to *bolt.DB) error) (err error) {
+	fresh := path + ".new"
+	os.Remove(fresh)
+	defer func() {
+		if err != nil {
+			os.Remove(fresh)
+		}
+	}()
 	to, err := bolt.Open(fresh, 0o600, &bolt.Options{Timeout: time.Second, NoSync: true, OpenFile: openNoFollow})
 	if err != nil {
 		return err
 	}
-	err = bolt.Compact(to, from, 4<<20)
-	if err == nil && !s.volatile {
+	if err = fill(to); err == nil && !s.volatile {
 		err = to.Sync()
 	}
-	return errors.Join(err, to.Close())
+	if err = errors.Join(err, to.Close()); err == nil && aside != "" {
+		err = os.Rename(path, aside)
+	}
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err == nil && !s.volatile {
+		err = syncDir(s.dir)
+	}
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
 // Open opens the store of a directory, and makes one that is not there.
@@ -168,118 +166,55 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
-	os.Remove(filepath.Join(s.dir, cleanName))
-	os.Remove(filepath.Join(s.dir, "reserve.purge")) // of earlier versions
-	_, err = os.Lstat(path)
-	fresh := errors.Is(err, os.ErrNotExist)
+	for _, name := range []string{"reserve.purge", "clean"} { // of earlier versions
+		os.Remove(filepath.Join(s.dir, name))
+	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout: time.Second, FreelistType: bolt.FreelistMapType, InitialMmapSize: 64 << 20, OpenFile: openNoFollow,
 	})
+	if err == nil {
+		db.NoSync, db.NoGrowSync = s.volatile, s.volatile
+		db.AllocSize = 1 << 20 // what the file grows by
+		if err = s.setUp(db, c); err != nil {
+			db.Close()
+		}
+	}
 	if err != nil {
-		if fresh { // half a file would look like a damaged one
+		if c.meta == nil { // half a file would look like a damaged one
 			os.Remove(path)
 		}
 		return storeError(fmt.Errorf("%s: %w", path, err))
 	}
-	db.NoSync, db.NoGrowSync = s.volatile, s.volatile
-	db.AllocSize = 1 << 20 // what the file grows by
-	err = s.setUp(db)
-	if err == nil {
-		err = wrapError(s.mark())
-	}
-	if err == nil && !s.opened {
-		err = s.survey(db, c)
-	}
-	if err != nil {
-		db.Close()
-		if fresh {
-			os.Remove(path)
-		}
-		return err
-	}
 	s.db, s.opened = db, true
 	return nil
-}
-
-// distrust drops the file from the page cache. After a failed write or sync the kernel
-// marks pages clean that may never have reached the disk; see
-// https://wiki.postgresql.org/wiki/Fsync_Errors.
-func (s *Store) distrust(path string) error {
-	if s.volatile {
-		return nil
-	}
-	f, err := openNoFollow(path, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil { // dirty pages are not dropped
-		return err
-	}
-	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // tmpfs has no disk to read from
-	_, err = io.Copy(io.Discard, f)                         // a read error is not damage
-	return err
 }
 
 func openNoFollow(name string, flag int, mode os.FileMode) (*os.File, error) {
 	return os.OpenFile(name, flag|syscall.O_NOFOLLOW, mode)
 }
 
-// setUp makes the buckets of a new store, and reads the clock of an old one. It writes
-// nothing if all buckets exist: the disk may be full.
-func (s *Store) setUp(db *bolt.DB) error {
+// setUp makes the buckets of a new store, and reads the clock of an old one, to which it
+// writes nothing: the disk may be full.
+func (s *Store) setUp(db *bolt.DB, c *contents) error {
 	var last stamp
-	var version string
-	err := db.View(func(b *bolt.Tx) (err error) {
-		version, last, err = s.readMeta(&Tx{b, s})
-		return err
-	})
-	if err == nil && version != "" && version != formatVersion {
-		err = errFormat(db.Path(), version)
+	if c.meta == nil {
+		if err := db.Update(func(b *bolt.Tx) error { return (&Tx{b, s}).found() }); err != nil {
+			return err
+		}
+	} else if clock := c.meta["clock"]; clock != nil {
+		if err := json.Unmarshal(clock, &last); err != nil {
+			return err
+		}
 	}
-	if err == nil && (version == "" || !whole(db)) {
-		err = db.Update(func(b *bolt.Tx) error { return (&Tx{b, s}).found() })
-	}
-	if err != nil {
-		return storeError(err)
-	}
+	loss, _ := strconv.ParseInt(string(c.meta["loss"]), 10, 64)
+	s.loss.Store(loss)
 	if s.time == nil {
 		s.time = newTimeline(s.Clock, last)
 	}
-	return nil
-}
-
-// readMeta reads the bucket meta; the version of a new store is empty.
-func (s *Store) readMeta(t *Tx) (version string, last stamp, err error) {
-	if t.Bucket([]byte(BucketMeta)) == nil {
-		return "", last, nil
+	if err := s.mark(); err != nil || s.opened {
+		return err
 	}
-	format, err := t.Get(BucketMeta, []byte("format"))
-	if err != nil {
-		return "", last, err
-	}
-	loss, err := t.Get(BucketMeta, []byte("loss"))
-	if err == nil && loss != nil {
-		n, _ := strconv.ParseInt(string(loss), 10, 64)
-		s.loss.Store(n)
-	}
-	data, err := t.Get(BucketMeta, []byte("clock"))
-	if err == nil && data != nil {
-		err = json.Unmarshal(data, &last)
-	}
-	return string(format), last, err
-}
-
-// whole reports whether all buckets exist.
-func whole(db *bolt.DB) bool {
-	return db.View(func(b *bolt.Tx) error {
-		for _, name := range buckets {
-			if b.Bucket([]byte(name)) == nil {
-				return os.ErrNotExist
-			}
-		}
-		return nil
-	}) == nil
+	return s.survey(db, c)
 }
 
 // found makes the buckets, in one commit with the format's version.
@@ -296,15 +231,14 @@ func (t *Tx) found() error {
 func (s *Store) survey(db *bolt.DB, c *contents) error {
 	names, err := s.Spool.names()
 	if err != nil {
-		return &StoreError{Err: err}
+		return err
 	}
-	used := c.Bytes
+	used := c.bytes
 	err = db.View(func(b *bolt.Tx) error {
 		t := &Tx{b, s}
 		for _, name := range names {
 			st, err := os.Lstat(filepath.Join(s.Spool.dir, name))
-			id, _ := ParseID(name[:min(len(name), len(ID{}.String()))])
-			j, damage := t.Job(id)
+			j, damage := t.Job(fileID(name))
 			known := damage != nil || j != nil && slices.Contains(j.Files(), name)
 			switch {
 			case !known && !s.mended: // its record was never committed
@@ -315,15 +249,12 @@ func (s *Store) survey(db *bolt.DB, c *contents) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return &StoreError{Err: err}
-	}
-	s.Jobs.Store(c.Jobs)
+	s.Jobs.Store(c.jobs)
 	s.Spool.used.Store(used)
 	s.mu.Lock()
-	if c.Last.Compare(s.lastID) > 0 {
-		s.lastID = c.Last
+	if c.last.Compare(s.lastID) > 0 {
+		s.lastID = c.last
 	}
 	s.mu.Unlock()
-	return nil
+	return err
 }

@@ -1,35 +1,41 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"os"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
 
-// bbolt follows the links between pages blindly: a wrong one makes it fault, loop, or
-// allocate without bound, and its own check does so in a goroutine that no caller can
-// guard. So links checks them before bbolt uses the file.
-type links struct {
+// pages reads a file of bbolt that may be damaged. bbolt follows the links between pages
+// blindly: a wrong one makes it fault, loop, or allocate without bound, and its own check
+// does so in a goroutine that no caller can guard. pages checks all that bbolt relies on,
+// notes what is wrong, and reads on.
+type pages struct {
 	data     []byte // the file
 	size     uint64 // of a page
-	pages    uint64 // that are in use
-	root     []byte // the root bucket's link, in the current meta page
+	count    uint64 // pages in use
+	root     uint64 // of the bucket of all buckets
 	freelist uint64
-	seen     []bool
-	free     []uint64 // pages in the freelist
-	leaves   bool     // check leaf pages too; without them only few pages are read
-	repair   bool     // replace what is wrong by something empty. data must be a private copy
-	err      error
+	buckets  map[string][]byte // their headers: the page of the root, or 0 and the page itself
+	seen     []byte            // of each page: linked, covered
+	free     []uint64          // the pages in the freelist
+	last     []byte            // the key before
+	floor    bool              // it is a branch's: the next key may be the same
+	err      error             // the first damage
 }
+
+// A page is linked when another leads to it, and covered when it is a part of one.
+const linked, covered = 1, 2
 
 // Layout of a page: https://github.com/etcd-io/bbolt/tree/main/internal/common
 const (
 	pageHeader   = 16 // id, flags, count, overflow
+	pageEntry    = 16 // branch: position and size of the key, page; leaf: flags, position, sizes of key and value
 	branchPage   = 0x01
 	leafPage     = 0x02
 	metaPage     = 0x04
@@ -40,67 +46,74 @@ const (
 
 var u16, u32, u64 = binary.NativeEndian.Uint16, binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
 
-// checkLinks checks the links of a file.
-func checkLinks(path string, leaves bool) (l *links, err error) {
-	defer catch(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	f, err := openNoFollow(path, os.O_RDONLY, 0)
+// readPages maps a file and calls f. It returns the damage that f met. f must not keep
+// what it was given.
+func readPages(path string, f func(p *pages)) error {
+	file, err := openNoFollow(path, os.O_RDONLY, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer f.Close()
-	st, err := f.Stat()
+	defer file.Close()
+	st, err := file.Stat()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if st.Size() == 0 {
-		return nil, errors.New("the file is empty")
+		return errors.New("the file is empty")
 	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	data, err := unix.Mmap(int(file.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Munmap(data)
-	l = &links{data: data, leaves: leaves}
-	l.check()
-	return l, l.err
+	p := &pages{data: data, size: uint64(os.Getpagesize()), buckets: map[string][]byte{}}
+	p.guard(func() {
+		if !p.readMetas() {
+			return
+		}
+		p.seen = make([]byte, p.count)
+		p.follow(p.root, func(isBucket bool, name, header []byte) {
+			if !isBucket || len(header) < 16 {
+				p.bad("the header of the bucket %.20q is damaged", name)
+				return
+			}
+			p.buckets[string(name)] = header
+		})
+	})
+	f(p)
+	return p.err
 }
 
-func (l *links) bad(format string, args ...any) {
-	if l.err == nil {
-		l.err = fmt.Errorf(format, args...)
+// guard runs f, which may panic over damage.
+func (p *pages) guard(f func()) {
+	if err := guarded(func() error { f(); return nil }); err != nil {
+		p.bad("%v", errors.Unwrap(err))
 	}
 }
 
-func (l *links) check() {
-	if !l.readMetas() {
-		return
-	}
-	l.seen = make([]bool, l.pages)
-	l.follow(l.root, true, false)
-	if !l.repair && l.err == nil {
-		l.checkFreelist()
+func (p *pages) bad(format string, args ...any) {
+	if p.err == nil {
+		p.err = fmt.Errorf(format, args...)
 	}
 }
 
 // readMetas finds the current meta page; false: there is none. One that is damaged is
 // reported even if it is not the current one: it might have been.
-func (l *links) readMetas() bool {
+func (p *pages) readMetas() bool {
 	valid := func(id uint64) bool {
-		at := id * l.size
-		if at+pageHeader+metaSize > uint64(len(l.data)) {
+		at := id * p.size
+		if at+pageHeader+metaSize > uint64(len(p.data)) {
 			return false
 		}
-		p, m := l.data[at:], l.data[at+pageHeader:]
+		h, m := p.data[at:], p.data[at+pageHeader:]
 		sum := fnv.New64a()
 		sum.Write(m[:metaSize-8])
-		return u64(p) == id && u16(p[8:]) == metaPage && u32(m) == metaMagic && uint64(u32(m[8:])) == l.size && u64(m[metaSize-8:]) == sum.Sum64()
+		return u64(h) == id && u16(h[8:]) == metaPage && u32(m) == metaMagic && uint64(u32(m[8:])) == p.size && u64(m[metaSize-8:]) == sum.Sum64()
 	}
-	tx := func(id uint64) uint64 { return u64(l.data[id*l.size+pageHeader+48:]) }
-	l.size = uint64(os.Getpagesize())
+	tx := func(id uint64) uint64 { return u64(p.data[id*p.size+pageHeader+48:]) }
 	first, second := valid(0), valid(1)
 	if !first || !second {
-		l.bad("a meta page is damaged")
+		p.bad("a meta page is damaged")
 		if !first && !second {
 			return false
 		}
@@ -109,141 +122,143 @@ func (l *links) readMetas() bool {
 	if !first || second && tx(1) > tx(0) {
 		current = 1
 	}
-	m := l.data[current*l.size+pageHeader:]
-	l.root, l.freelist, l.pages = m[16:24], u64(m[32:]), u64(m[40:])
-	if most := uint64(len(l.data)) / l.size; l.pages > most {
-		l.bad("the file has %d pages, not %d", most, l.pages)
-		l.pages = most
+	m := p.data[current*p.size+pageHeader:]
+	p.root, p.freelist, p.count = u64(m[16:]), u64(m[32:]), u64(m[40:])
+	if most := uint64(len(p.data)) / p.size; p.count > most {
+		p.bad("the file has %d pages, not %d", most, p.count)
+		p.count = most
 	}
 	return true
 }
 
-// follow checks the page that a link leads to, and those below. top: it belongs to the
-// root bucket. leaf: it is one, as are its neighbours.
-func (l *links) follow(link []byte, top, leaf bool) {
-	id := u64(link)
-	if id < 2 || id >= l.pages || l.seen[id] {
-		l.bad("a link to page %d is wrong", id)
-		if l.repair {
-			l.clear(1) // a transaction that has begun needs its meta page no longer
-			binary.NativeEndian.PutUint64(link, 1)
-		}
-		return
-	}
-	l.seen[id] = true
-	if leaf && !top && !l.leaves {
-		return
-	}
-	p := l.data[id*l.size:]
-	n := 1 + uint64(u32(p[12:]))
-	flags, count := u16(p[8:]), uint64(u16(p[10:]))
-	if u64(p) != id || n > l.pages-id || flags != branchPage && flags != leafPage || flags == branchPage && count == 0 {
-		l.bad("the header of page %d is damaged", id)
-		if !l.repair {
+// bucket calls each with the entries of a bucket, in order, and returns its damage.
+func (p *pages) bucket(name string, each func(key, value []byte)) error {
+	before := p.err
+	p.err, p.last, p.floor = nil, nil, false
+	entry := func(isBucket bool, key, value []byte) {
+		if isBucket {
+			p.bad("there is a bucket in the bucket %s", name)
 			return
 		}
-		binary.NativeEndian.PutUint64(p, id)
-		n, flags = min(n, l.pages-id), flags&(branchPage|leafPage)
-		binary.NativeEndian.PutUint16(p[8:], flags)
-		if flags != branchPage && flags != leafPage || count == 0 {
-			l.clear(id)
-			return
+		each(key, value)
+	}
+	p.guard(func() {
+		switch header := p.buckets[name]; {
+		case header == nil:
+			p.bad("the bucket %s is missing", name)
+		case u64(header) != 0:
+			p.follow(u64(header), entry)
+		case len(header) < 16+pageHeader:
+			p.bad("the header of the bucket %s is damaged", name)
+		default:
+			p.entries(0, header[16:], entry)
 		}
+	})
+	err := p.err
+	if before != nil {
+		p.err = before
 	}
-	for i := uint64(1); i < n && !l.repair; i++ {
-		if l.seen[id+i] {
-			l.bad("page %d belongs to two others", id+i)
-			return
-		}
-		l.seen[id+i] = true
-	}
-	body := p[pageHeader : n*l.size]
-	if count*16 > uint64(len(body)) {
-		l.bad("page %d claims %d entries", id, count)
-		if count = uint64(len(body)) / 16; l.repair {
-			binary.NativeEndian.PutUint16(p[10:], uint16(count))
-		}
-	}
-	if flags == branchPage {
-		l.checkBranch(id, body, count, top)
-	} else if top || l.leaves {
-		l.checkLeaf(id, body, count, top)
-	}
+	return err
 }
 
-// clear makes an empty leaf of a page.
-func (l *links) clear(id uint64) {
-	p := l.data[id*l.size:]
-	clear(p[:pageHeader])
-	binary.NativeEndian.PutUint64(p, id)
-	binary.NativeEndian.PutUint16(p[8:], leafPage)
-}
-
-func (l *links) checkBranch(id uint64, body []byte, count uint64, top bool) {
-	leaf := false // all below are, if the first one is
-	for i := range count {
-		e := body[16*i:]
-		if key := 16*i + uint64(u32(e)) + uint64(u32(e[4:])); key > uint64(len(body)) || u32(e[4:]) == 0 {
-			l.bad("entry %d of page %d is damaged", i, id)
-			if l.repair {
-				clear(e[:8])
-			}
-		}
-		if first := u64(e[8:]); i == 0 && first < l.pages {
-			leaf = u16(l.data[first*l.size+8:]) == leafPage
-		}
-		l.follow(e[8:16], top, leaf)
-		if l.err != nil && !l.repair {
-			return
-		}
-	}
-}
-
-func (l *links) checkLeaf(id uint64, body []byte, count uint64, top bool) {
-	for i := range count {
-		e := body[16*i:]
-		value := 16*i + uint64(u32(e[4:])) + uint64(u32(e[8:]))
-		bucket := u32(e)&1 != 0
-		if end := value + uint64(u32(e[12:])); end > uint64(len(body)) || bucket != top || u32(e[8:]) == 0 || bucket && u32(e[12:]) < 16 {
-			l.bad("entry %d of page %d is damaged", i, id)
-			if l.repair {
-				clear(e[:16])
-			}
-			continue
-		}
-		if top && u64(body[value:]) != 0 { // else its page is in the value
-			l.follow(body[value:value+8], false, false)
-		}
-	}
-}
-
-// checkFreelist checks that no page of the tree is listed as free.
-func (l *links) checkFreelist() {
-	if l.freelist < 2 || l.freelist >= l.pages || l.seen[l.freelist] {
-		l.bad("the link to the freelist is wrong")
+// follow reads the page that a link leads to, and those below.
+func (p *pages) follow(id uint64, each func(isBucket bool, key, value []byte)) {
+	if id < 2 || id >= p.count || p.seen[id]&linked != 0 {
+		p.bad("a link to page %d is wrong", id)
 		return
 	}
-	p := l.data[l.freelist*l.size:]
-	room := (1 + uint64(u32(p[12:]))) * l.size
-	if u64(p) != l.freelist || u16(p[8:]) != freelistPage || room > (l.pages-l.freelist)*l.size {
-		l.bad("the header of the freelist is damaged")
-		return
-	}
-	list := p[pageHeader:room]
-	n := uint64(u16(p[10:]))
-	if n == 0xFFFF { // the first entry is the count
-		n, list = u64(list), list[8:]
-	}
-	if n > uint64(len(list))/8 {
-		l.bad("the freelist claims %d entries", n)
-		return
+	p.seen[id] |= linked
+	body := p.data[id*p.size:]
+	n := 1 + uint64(u32(body[12:]))
+	if u64(body) != id || n > p.count-id {
+		p.bad("the header of page %d is damaged", id)
+		n = 1
 	}
 	for i := range n {
-		if id := u64(list[8*i:]); id < 2 || id >= l.pages || l.seen[id] {
-			l.bad("page %d is in use and free", id)
-			return
-		} else {
-			l.free = append(l.free, id)
+		if p.seen[id+i]&covered != 0 {
+			p.bad("page %d belongs to two others", id+i)
 		}
+		p.seen[id+i] |= covered
+	}
+	p.entries(id, body[:n*p.size], each)
+}
+
+// entries reads one page.
+func (p *pages) entries(id uint64, page []byte, each func(isBucket bool, key, value []byte)) {
+	flags, count, body := u16(page[8:]), uint64(u16(page[10:])), page[pageHeader:]
+	branch := flags == branchPage
+	if !branch && flags != leafPage || branch && (count == 0 || id == 0) {
+		p.bad("the header of page %d is damaged", id)
+		return
+	}
+	if most := uint64(len(body)) / pageEntry; count > most {
+		p.bad("page %d claims %d entries", id, count)
+		count = most
+	}
+	for i := range count {
+		e := body[pageEntry*i:]
+		at, size, value := u32(e[4:]), u32(e[8:]), u32(e[12:])
+		if branch {
+			at, size, value = u32(e), u32(e[4:]), 0
+		}
+		from := pageEntry*i + uint64(at)
+		to := from + uint64(size)
+		switch end := to + uint64(value); {
+		case end > uint64(len(body)) || size == 0:
+			p.bad("entry %d of page %d is damaged", i, id)
+		default:
+			key := body[from:to]
+			if c := bytes.Compare(p.last, key); c > 0 || c == 0 && !p.floor {
+				p.bad("entry %d of page %d is out of order", i, id)
+			}
+			p.last, p.floor = key, branch
+			if !branch {
+				each(u32(e)&1 != 0, key, body[to:end])
+			}
+		}
+		if branch {
+			p.follow(u64(e[8:]), each)
+		}
+	}
+}
+
+// checkFreelist checks that each page is either in use or listed as free. All buckets
+// must have been read.
+func (p *pages) checkFreelist() {
+	if p.freelist < 2 || p.freelist >= p.count {
+		p.bad("the link to the freelist is wrong")
+		return
+	}
+	list := p.data[p.freelist*p.size:]
+	n := 1 + uint64(u32(list[12:]))
+	if u64(list) != p.freelist || u16(list[8:]) != freelistPage || n > p.count-p.freelist {
+		p.bad("the header of the freelist is damaged")
+		return
+	}
+	used := make([]uint64, 0, n)
+	for i := range n {
+		used = append(used, p.freelist+i)
+	}
+	count := uint64(u16(list[10:]))
+	list = list[pageHeader : n*p.size]
+	if count == 0xFFFF { // the first entry is the count
+		count, list = u64(list), list[8:]
+	}
+	if count > uint64(len(list))/8 {
+		p.bad("the freelist claims %d entries", count)
+		return
+	}
+	for i := range count {
+		p.free = append(p.free, u64(list[8*i:]))
+	}
+	for _, id := range append(used, p.free...) {
+		if id < 2 || id >= p.count || p.seen[id] != 0 {
+			p.bad("page %d is in use and free", id)
+			return
+		}
+		p.seen[id] = covered
+	}
+	if i := bytes.IndexByte(p.seen[min(2, len(p.seen)):], 0); i >= 0 {
+		p.bad("page %d is neither in use nor free", i+2)
 	}
 }

@@ -80,7 +80,7 @@ func allocate(f *os.File, size int64) error {
 func (s *Store) punchHoles() error {
 	s.using.Lock() // a reader may use pages that are free for writers
 	defer s.using.Unlock()
-	l, err := checkLinks(s.db.Path(), false)
+	c, err := s.inspect(s.db.Path())
 	if err != nil {
 		return storeError(err)
 	}
@@ -93,8 +93,8 @@ func (s *Store) punchHoles() error {
 	if err != nil {
 		return storeError(err)
 	}
-	free := l.free
-	for id := l.pages; id < uint64(st.Size())/l.size; id++ { // the file grows ahead of its pages
+	free, pageSize := c.free, uint64(s.db.Info().PageSize)
+	for id := c.pages; id < uint64(st.Size())/pageSize; id++ { // the file grows ahead of its pages
 		free = append(free, id)
 	}
 	slices.Sort(free)
@@ -103,7 +103,7 @@ func (s *Store) punchHoles() error {
 		for end < len(free) && free[end] == free[end-1]+1 {
 			end++
 		}
-		at, size := int64(free[first]*l.size), int64(uint64(end-first)*l.size)
+		at, size := int64(free[first]*pageSize), int64(uint64(end-first)*pageSize)
 		err = unsupported(retry(func() error {
 			return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
 		}))

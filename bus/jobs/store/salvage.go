@@ -10,10 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
-	"unsafe"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
 // salvage carries what is good in a damaged file over to a new one. The damaged file is
@@ -23,9 +21,10 @@ type salvage struct {
 	db      *bolt.DB        // the new file
 	t       *Tx             // on it
 	n       int             // entries written
+	err     error           // of the new file: damage of the old one ends nothing
 	listed  map[ID]string   // the bucket that lists a job: ready, due, end or dead
 	known   map[ID]string   // every id in the file, and its function where it is known
-	partial map[string]bool // buckets that could not be read to their ends
+	partial map[string]bool // damaged buckets
 	carried map[ID]bool
 	doubt   []ID // carried over, and not run
 	lost    []ID
@@ -35,18 +34,8 @@ type salvage struct {
 func (s *Store) salvageFile(path string, why error) error {
 	s.warn("%s is damaged: %v", path, why)
 	w := &salvage{Store: s, listed: map[ID]string{}, known: map[ID]string{}, partial: map[string]bool{}, carried: map[ID]bool{}}
-	fresh := path + ".new"
-	os.Remove(fresh)
-	var err error
-	if w.db, err = bolt.Open(fresh, 0o600, &bolt.Options{Timeout: time.Second, NoSync: true, OpenFile: openNoFollow}); err == nil {
-		err = errors.Join(w.run(path), w.db.Sync(), w.db.Close())
-	}
 	aside := fmt.Sprintf("%s.damaged-%s", path, s.Clock.Wall().UTC().Format("20060102T150405.000"))
-	if err == nil {
-		err = errors.Join(os.Rename(path, aside), os.Rename(fresh, path), syncDir(s.dir))
-	}
-	if err != nil {
-		os.Remove(fresh)
+	if err := s.replace(path, aside, func(to *bolt.DB) error { return w.run(to, path) }); err != nil {
 		return storeError(err)
 	}
 	s.mended = true
@@ -69,132 +58,90 @@ func (s *Store) warnEach(ids []ID, what string) {
 	}
 }
 
-func (w *salvage) run(path string) error {
-	b, err := w.db.Begin(true)
+func (w *salvage) run(to *bolt.DB, path string) error {
+	b, err := to.Begin(true)
 	if err != nil {
 		return err
 	}
-	w.t = &Tx{b, w.Store}
+	w.db, w.t = to, &Tx{b, w.Store}
 	defer func() { w.t.Rollback() }()
 	if err := errors.Join(w.t.found(), w.t.Put(BucketMeta, []byte("loss"), strconv.AppendInt(nil, Millis(w.Clock.Wall()), 10))); err != nil {
 		return err
 	}
-	var failed error // of the new file: what is wrong with the old one ends nothing
-	openGuarded(path, false, func(db *bolt.DB, from *bolt.Tx) error {
-		if err := repairLinks(db, path); err != nil {
-			w.warn("%s: %v", path, err)
-		}
+	readPages(path, func(p *pages) {
 		for _, bucket := range []string{BucketReady, BucketDue, BucketEnd, BucketDead, BucketUnique, BucketMeta, BucketJobs, BucketData, BucketRun} {
-			if failed = w.carry(from, bucket); failed != nil {
-				break
-			}
+			damage := p.bucket(bucket, func(k, sealed []byte) {
+				if v, ok := unseal(bucket, k, sealed); !ok {
+					p.bad("%w", errChecksum)
+				} else if w.err == nil {
+					w.step(w.carry(bucket, k, v))
+				}
+			})
+			w.partial[bucket] = damage != nil
 		}
-		return nil
 	})
 	names, _ := w.Spool.names()
 	for _, name := range names {
-		if id, ok := ParseID(name[:min(len(name), len(ID{}.String()))]); ok {
-			w.note(id, "")
-		}
+		w.note(fileID(name))
 	}
-	if failed == nil {
-		failed = w.addLost()
+	w.addLost()
+	if w.err == nil {
+		w.err = w.t.Commit()
 	}
-	if failed == nil {
-		failed = w.t.Commit()
-	}
-	return failed
+	return w.err
 }
 
 // step commits what was written when that is much.
-func (w *salvage) step(err error) error {
-	if w.n++; err != nil || w.n%maxBatch > 0 {
-		return err
+func (w *salvage) step(err error) {
+	w.n++
+	if err == nil && w.n%maxBatch == 0 {
+		var b *bolt.Tx
+		if err = w.t.Commit(); err == nil {
+			b, err = w.db.Begin(true)
+		}
+		if err == nil {
+			w.t.Tx = b
+		}
 	}
-	if err := w.t.Commit(); err != nil {
-		return err
-	}
-	b, err := w.db.Begin(true)
-	if err == nil {
-		w.t = &Tx{b, w.Store}
-	}
-	return err
+	w.err = err
 }
 
-// repairLinks maps the file again where bbolt has it, so that changes stay private, and
-// replaces what is wrong with its links: bbolt's cursor then reads all that is left.
-func repairLinks(db *bolt.DB, path string) error {
-	f, err := openNoFollow(path, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	data := db.Info().Data
-	at := *(*unsafe.Pointer)(unsafe.Pointer(&data)) // no pointer into Go's memory
-	if _, err := unix.MmapPtr(int(f.Fd()), 0, at, uintptr(st.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED); err != nil {
-		return err
-	}
-	l := &links{data: unsafe.Slice((*byte)(at), st.Size()), leaves: true, repair: true}
-	l.check()
-	return nil
-}
-
-// carry reads one bucket of the damaged file. An error is that of the new one.
-func (w *salvage) carry(from *bolt.Tx, bucket string) (err error) {
-	var damage error
-	defer func() { w.partial[bucket] = damage != nil }()
-	defer catch(&damage)
-	b := from.Bucket([]byte(bucket))
-	if b == nil {
-		damage = errors.New("it is missing")
+// carry enters a sound entry of the damaged file.
+func (w *salvage) carry(bucket string, k, v []byte) error {
+	id := KeyID(k)
+	switch bucket {
+	case BucketMeta:
+		if string(k) == "clock" && json.Valid(v) {
+			return w.t.Put(BucketMeta, k, v)
+		}
 		return nil
+	case BucketReady:
+		function, _, _ := bytes.Cut(k, []byte{0})
+		w.known[id], w.listed[id] = string(function), bucket
+	case BucketDue, BucketEnd, BucketDead:
+		w.listed[id] = bucket
+	case BucketUnique:
+		id = KeyID(v)
+	case BucketData:
+		copy(id[:], k)
 	}
-	c := b.Cursor()
-	for k, sealed := c.First(); k != nil; k, sealed = c.Next() {
-		v, ok := unseal(bucket, k, sealed)
-		id := KeyID(k)
-		switch {
-		case bucket == BucketMeta && ok && string(k) == "clock" && json.Valid(v):
-			err = w.t.Put(BucketMeta, k, v)
-		case bucket == BucketMeta:
-		case bucket == BucketData && len(k) > len(id):
-			copy(id[:], k)
-			if ok {
-				err = w.carryPart(id, k, v)
-			}
-		case bucket == BucketUnique && ok:
-			id = KeyID(v)
-		case bucket == BucketReady && ok:
-			function, _, _ := bytes.Cut(k, []byte{0})
-			w.known[id], w.listed[id] = string(function), bucket
-		case (bucket == BucketDue || bucket == BucketEnd || bucket == BucketDead) && ok:
-			w.listed[id] = bucket
-		case bucket == BucketJobs && ok:
-			err = w.carryJob(id, sealed)
-		case bucket == BucketRun && ok && w.carried[id]:
-			err = w.t.Put(BucketRun, k, v)
-		}
-		if err = w.step(err); err != nil {
-			return err
-		}
-		if !ok {
-			damage = errChecksum
-		} else if bucket != BucketMeta {
-			w.note(id, "")
-		}
+	w.note(id)
+	switch {
+	case bucket == BucketJobs:
+		return w.carryJob(id, v)
+	case bucket == BucketData && w.carried[id]:
+		return w.carryPart(id, k, v)
+	case bucket == BucketRun && w.carried[id]:
+		return w.t.Put(BucketRun, k, v)
 	}
 	return nil
 }
 
 // carryJob enters a job. One that has not ended, by its record, is not run if it is
 // listed as ended, or is in no list that could be read: the record may be an old one.
-func (w *salvage) carryJob(id ID, sealed []byte) error {
-	j, err := DecodeJob(id, sealed)
-	if err != nil {
+func (w *salvage) carryJob(id ID, data []byte) error {
+	j := &Job{ID: id}
+	if json.Unmarshal(data, j) != nil {
 		return nil
 	}
 	listed := w.listed[id]
@@ -205,9 +152,11 @@ func (w *salvage) carryJob(id ID, sealed []byte) error {
 	}
 	w.carried[id] = true
 	if j.Unique != "" && !j.State.Finished() {
-		err = w.t.Put(BucketUnique, j.UniqueKey(), id[:])
+		if err := w.t.Put(BucketUnique, j.UniqueKey(), id[:]); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, w.t.Enter(j))
+	return w.t.Enter(j)
 }
 
 // carryPart enters a part of a job, if it is the one that the record names.
@@ -223,15 +172,15 @@ func (w *salvage) carryPart(id ID, key, value []byte) error {
 }
 
 // note remembers that there was such a job.
-func (w *salvage) note(id ID, function string) {
-	if w.known[id] == "" {
-		w.known[id] = function
+func (w *salvage) note(id ID) {
+	if _, ok := w.known[id]; !ok {
+		w.known[id] = "unknown"
 	}
 }
 
 // addLost enters jobs of which no record is left as dead ones, so that requests for
 // them are answered.
-func (w *salvage) addLost() error {
+func (w *salvage) addLost() {
 	for _, id := range slices.SortedFunc(maps.Keys(w.known), ID.Compare) {
 		if w.carried[id] || id.Time() == 0 {
 			continue
@@ -239,15 +188,11 @@ func (w *salvage) addLost() error {
 		w.lost = append(w.lost, id)
 		w.carried[id] = true
 		j := &Job{ID: id, Function: w.known[id], State: Dead, Posted: int64(id.Time()), Finished: int64(id.Time())}
-		if j.Function == "" {
-			j.Function = "unknown"
-		}
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was lost in a damaged store"}
-		if err := w.step(w.t.Enter(j)); err != nil {
-			return err
+		if w.err == nil {
+			w.step(w.t.Enter(j))
 		}
 	}
-	return nil
 }
 
 func wrapError(err error) error {

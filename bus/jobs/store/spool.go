@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -296,15 +297,10 @@ func (s *Spool) names() ([]string, error) {
 	return names, err
 }
 
-// size adds up the files.
-func (s *Spool) size() (total int64) {
-	names, _ := s.names()
-	for _, name := range names {
-		if st, err := os.Lstat(filepath.Join(s.dir, name)); err == nil {
-			total += st.Size()
-		}
-	}
-	return total
+// fileID returns the id in the name of a file.
+func fileID(name string) ID {
+	id, _ := ParseID(name[:min(len(name), ulid.EncodedSize)])
+	return id
 }
 
 // reason returns the cause of a file's error, without operation and path.

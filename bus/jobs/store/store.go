@@ -111,22 +111,27 @@ func (s *Store) OnRecovery(works func()) {
 }
 
 // View reads a snapshot of the store.
-func (s *Store) View(f func(t *Tx) error) (err error) {
+func (s *Store) View(f func(t *Tx) error) error {
 	s.using.RLock()
 	defer s.using.RUnlock()
 	if s.db == nil {
 		return cmp.Or(s.Unwritable(), error(&StoreError{Err: errors.New("it is not open")}))
 	}
-	defer catch(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that was cut short
-	return s.db.View(func(b *bolt.Tx) error { return f(&Tx{b, s}) })
+	return guarded(func() error {
+		return s.db.View(func(b *bolt.Tx) error { return f(&Tx{b, s}) })
+	})
 }
 
-// catch turns a panic of bbolt over a damaged page into an error.
-func catch(err *error) {
-	if r := recover(); r != nil {
-		*err = &StoreError{Err: fmt.Errorf("it is damaged: %v", r)}
-	}
+// guarded runs f. A panic of bbolt over a damaged page, or a fault of a file that was cut
+// short, is an error.
+func guarded(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = &StoreError{Err: fmt.Errorf("it is damaged: %v", r)}
+		}
+	}()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	return f()
 }
 
 // Unwritable returns why nothing can be written, nil while it can.
@@ -211,7 +216,7 @@ func (s *Store) Close() {
 		s.gate.Unlock()
 		<-s.done
 		if s.db != nil {
-			s.closeFile()
+			s.db.Close()
 		}
 		if s.lock != nil {
 			s.lock.Close()

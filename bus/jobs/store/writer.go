@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 )
@@ -61,36 +60,35 @@ func (s *Store) write1(batch []*Op) (err error) {
 	return nil
 }
 
-func (s *Store) commitBatch(batch []*Op) (err error) {
+func (s *Store) commitBatch(batch []*Op) error {
 	s.using.RLock()
 	defer s.using.RUnlock()
 	if s.db == nil {
 		return errors.New("it is not open")
 	}
-	defer catch(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	b, err := s.db.Begin(true)
-	if err != nil {
-		return err
-	}
-	defer b.Rollback()
-	t := &Tx{Tx: b, store: s}
-	for _, o := range batch {
-		if o.err = o.Run(t); isFailure(o.err) {
-			return o.err
+	return guarded(func() error {
+		b, err := s.db.Begin(true)
+		if err != nil {
+			return err
 		}
-	}
-	clock, err := json.Marshal(s.time.stamp())
-	if err == nil {
-		err = t.Put(BucketMeta, []byte("clock"), clock)
-	}
-	if err != nil {
+		defer b.Rollback()
+		t := &Tx{Tx: b, store: s}
+		for _, o := range batch {
+			if o.err = o.Run(t); isFailure(o.err) {
+				return o.err
+			}
+		}
+		clock, err := json.Marshal(s.time.stamp())
+		if err == nil {
+			err = t.Put(BucketMeta, []byte("clock"), clock)
+		}
+		if err == nil {
+			err = s.commit(b)
+			stats := b.Stats()
+			s.writing.Add(int64(stats.GetWriteTime()))
+		}
 		return err
-	}
-	err = s.commit(b)
-	stats := b.Stats()
-	s.writing.Add(int64(stats.GetWriteTime()))
-	return err
+	})
 }
 
 // isFailure reports an error of the store, not of one job or request. Such a change may

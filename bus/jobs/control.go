@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"fbus/bus/args"
@@ -53,31 +54,38 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 
 // cancelQueued cancels a job that is not taken; must: its attempt was refused already.
 func (m *Manager) cancelQueued(id ID, must bool) error {
+	taken, err := m.endQueued(id, must, func(j *Job) {
+		j.State, j.Due = Cancelled, 0
+		j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
+		j.Finished = store.Millis(m.store.Clock.Wall())
+		j.Expires = m.store.Now() + int64(j.KeepTime())
+	})
+	if taken != nil && !must { // since
+		m.unwant(errCancelledJob, taken)
+	}
+	m.poke()
+	return err
+}
+
+// endQueued makes the change that ends a job, and takes that out of its line. It returns
+// an attempt that has begun all the same.
+func (m *Manager) endQueued(id ID, must bool, change func(j *Job)) (*Taken, error) {
 	var j *Job
 	err := m.store.Apply(must, func(t *store.Tx) (err error) {
 		if j, err = t.Job(id); err != nil || j == nil || j.State.Finished() {
 			return store.Wrap(err)
 		}
-		return store.Wrap(t.Move(j, func() {
-			j.State, j.Due = Cancelled, 0
-			j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
-			j.Finished = store.Millis(m.store.Clock.Wall())
-			j.Expires = m.store.Now() + int64(j.KeepTime())
-		}))
+		return store.Wrap(t.Move(j, func() { change(j) }))
 	})
 	if err != nil || j == nil {
-		return err
+		return nil, err
 	}
 	m.mu.Lock()
 	m.unready(j)
-	a := m.active[id]
+	taken := m.active[id]
 	m.mu.Unlock()
-	if a != nil && !must { // it was taken since
-		m.unwant(errCancelledJob, a)
-	}
-	m.changed(id, true)
-	m.poke()
-	return nil
+	m.finished(id)
+	return taken, nil
 }
 
 // Recheck ends the jobs, running ones too, of posters that may not call their functions
@@ -110,11 +118,7 @@ func (m *Manager) CheckActive() {
 }
 
 func (m *Manager) recheck() {
-	for after := (ID{}); ; {
-		list, next, err := m.page(&Filter{}, after, maxTick)
-		if err != nil {
-			return // each is checked again when it is taken
-		}
+	m.each(&Filter{}, ID{}, func(list []*Job) error { // after an error each is checked when it is taken
 		for _, j := range list {
 			if j.State.Finished() || j.Poster.Serial == "" {
 				continue
@@ -123,10 +127,8 @@ func (m *Manager) recheck() {
 				m.deny(j.ID, err)
 			}
 		}
-		if after = next; after == (ID{}) {
-			return
-		}
-	}
+		return nil
+	})
 }
 
 // deny makes a job dead whose poster has lost its rights.
@@ -139,19 +141,7 @@ func (m *Manager) deny(id ID, why error) {
 		return
 	}
 	o := outcome{end: denied(why), never: true}
-	var j *Job
-	err := m.store.Apply(true, func(t *store.Tx) (err error) {
-		if j, err = t.Job(id); err != nil || j == nil || j.State.Finished() {
-			return store.Wrap(err)
-		}
-		return store.Wrap(t.Move(j, func() { o.apply(j, m.store.Now(), m.store.Clock.Wall()) }))
-	})
-	if err == nil && j != nil {
-		m.mu.Lock()
-		m.unready(j)
-		m.mu.Unlock()
-		m.changed(id, true)
-	}
+	m.endQueued(id, true, func(j *Job) { o.apply(j, m.store.Now(), m.store.Clock.Wall()) })
 }
 
 // Retry queues a job again that is dead or was cancelled, with all its retries.
@@ -177,7 +167,6 @@ func (m *Manager) Retry(id ID) error {
 		return err
 	}
 	m.ready(j)
-	m.changed(id, false)
 	return nil
 }
 
@@ -186,27 +175,18 @@ func (m *Manager) Retry(id ID) error {
 func (m *Manager) Purge(f *Filter, older time.Duration) (int, error) {
 	total := 0
 	fits := m.purgeable(f, older)
-	for after := (ID{}); ; {
-		list, end, err := m.page(f, after, maxTick)
-		if err != nil {
-			return total, err
-		}
-		ids := make([]ID, 0, len(list))
+	err := m.each(f, ID{}, func(list []*Job) error {
+		var ids []ID
 		for _, j := range list {
 			if fits(j) {
 				ids = append(ids, j.ID)
 			}
 		}
-		if len(ids) > 0 {
-			n, err := m.remove(ids, fits)
-			if total += n; err != nil {
-				return total, err
-			}
-		}
-		if after = end; after == (ID{}) {
-			return total, nil
-		}
-	}
+		n, err := m.remove(ids, fits)
+		total += n
+		return err
+	})
+	return total, err
 }
 
 // PurgeThese is Purge for some jobs.
@@ -245,18 +225,10 @@ func (m *Manager) await(id ID) chan struct{} {
 func (m *Manager) unwait(id ID, c chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	list := m.waiters[id]
-	for i := range list {
-		if list[i] == c {
-			list = append(list[:i], list[i+1:]...)
-			break
-		}
-	}
-	if len(list) == 0 {
+	m.waiters[id] = slices.DeleteFunc(m.waiters[id], func(w chan struct{}) bool { return w == c })
+	if len(m.waiters[id]) == 0 {
 		delete(m.waiters, id)
-		return
 	}
-	m.waiters[id] = list
 }
 
 // Get reads a job.

@@ -1,7 +1,9 @@
 package jobs
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,10 +18,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 	m.mu.Lock()
 	started, cause := !t.started.IsZero(), t.cause
 	m.mu.Unlock()
-	failed := t.out.Failed
-	if failed == nil {
-		failed = t.errOut.Failed
-	}
+	failed := cmp.Or(t.out.Failed, t.errOut.Failed)
 	switch {
 	case cause != nil && cause.Code == args.CodeDenied:
 		t.dropOutput()
@@ -217,7 +216,7 @@ func (e *ending) write(t *store.Tx) error {
 			j.Children = append(j.Children, b.ID.String())
 		}
 	})
-	e.freed, e.stale = 0, missing(old.Files(), j.Files())
+	e.freed, e.stale = 0, slices.DeleteFunc(old.Files(), func(name string) bool { return slices.Contains(j.Files(), name) })
 	if err == nil && e.o.out != nil {
 		err = errors.Join(t.ReplacePart(j, store.PartOutput, e.o.out), t.ReplacePart(j, store.PartStderr, e.o.stderr))
 		e.freed += old.Output.Size + old.Stderr.Size
@@ -255,7 +254,9 @@ func (e *ending) written(err error) {
 	for _, b := range e.children {
 		m.ready(b)
 	}
-	m.changed(a.ID, e.job.State.Finished())
+	if e.job.State.Finished() {
+		m.finished(a.ID)
+	}
 	if e.job.State == Delayed || m.idle.Load() {
 		m.poke()
 	}
@@ -266,8 +267,7 @@ func (m *Manager) keepOutput(t *Taken, o *outcome) bool {
 	for part, d := range map[byte]*store.Draft{store.PartOutput: o.out, store.PartStderr: o.stderr} {
 		if err := d.Keep(t.ID, part, t.Attempt); err != nil {
 			m.warn("job %s: %v", t.ID, err)
-			o.out.Drop()
-			o.stderr.Drop()
+			o.drop()
 			o.out, o.stderr = nil, nil
 			return false
 		}
@@ -275,30 +275,9 @@ func (m *Manager) keepOutput(t *Taken, o *outcome) bool {
 	return true
 }
 
-// missing lists the names of the old list that the new one lacks.
-func missing(old, now []string) (gone []string) {
-	for _, name := range old {
-		found := false
-		for _, n := range now {
-			found = found || n == name
-		}
-		if !found {
-			gone = append(gone, name)
-		}
-	}
-	return gone
-}
-
 // postbacks makes the jobs that the end of a job posts, with its output as their input.
 func (m *Manager) postbacks(j *Job) (children []*Job) {
-	var names []string
-	switch j.State {
-	case Done:
-		names = []string{j.Then, j.Finally}
-	case Dead:
-		names = []string{j.Else, j.Finally}
-	}
-	for _, name := range names {
+	for _, name := range map[State][]string{Done: {j.Then, j.Finally}, Dead: {j.Else, j.Finally}}[j.State] {
 		if name == "" {
 			continue
 		}
@@ -313,22 +292,18 @@ func (m *Manager) postbacks(j *Job) (children []*Job) {
 
 // postChild writes a postback of j.
 func (m *Manager) postChild(t *store.Tx, j, b *Job) error {
+	b.Input = j.Output
+	var err error
 	if j.Output.File != "" {
-		p, err := m.store.Spool.Share(j.Output, b.ID, store.PartInput)
-		if err != nil {
-			return err
+		b.Input, err = m.store.Spool.Share(j.Output, b.ID, store.PartInput)
+	} else if j.Output.Size > 0 {
+		var data []byte
+		if data, err = t.ReadPart(j, store.PartOutput, j.Output); err == nil {
+			err = t.Put(store.BucketData, store.DataKey(b.ID, store.PartInput), data)
 		}
-		b.Input = p
-		return t.Enter(b)
 	}
-	if b.Input = j.Output; b.Input.Size > 0 {
-		data, err := t.ReadPart(j, store.PartOutput, j.Output)
-		if err != nil {
-			return err
-		}
-		if err := t.Put(store.BucketData, store.DataKey(b.ID, store.PartInput), data); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	return t.Enter(b)
 }

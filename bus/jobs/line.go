@@ -223,23 +223,15 @@ func (m *Manager) readyAfter(key string, active func(ID) bool) (jobs []readyJob,
 	return jobs, all, err
 }
 
-// arriving holds the ids of posts that are under way. A job is not taken before older
-// ones: of posts that come at once a younger one may be on disk first. The manager's mu
-// protects it.
-type arriving struct {
-	ids  []ID            // in order
-	over map[ID]struct{} // those of them that are over, without the first
-	held map[string]bool // functions whose first job waits for an older post
-}
-
 // Arrives makes the id of a post that comes now. It is greater than all before it: of
-// several posts under way the ids decide which job is older. [Manager.Settled] must
-// follow soon.
+// several posts under way the ids decide which job is older. A job is not taken before
+// older ones, though a younger one may be on disk first. [Manager.Settled] must follow
+// soon.
 func (m *Manager) Arrives() ID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	id := m.store.NextID()
-	m.arriving.ids = append(m.arriving.ids, id)
+	m.arriving = append(m.arriving, id)
 	return id
 }
 
@@ -247,43 +239,15 @@ func (m *Manager) Arrives() ID {
 // may be called twice.
 func (m *Manager) Settled(id ID) {
 	m.mu.Lock()
-	a := &m.arriving
-	i, ok := slices.BinarySearchFunc(a.ids, id, ID.Compare)
-	if ok && i > 0 {
-		if a.over == nil {
-			a.over = map[ID]struct{}{}
+	var held map[string]bool
+	if i, ok := slices.BinarySearchFunc(m.arriving, id, ID.Compare); ok {
+		m.arriving = slices.Delete(m.arriving, i, i+1)
+		if i == 0 && len(m.held) > 0 {
+			held, m.held = m.held, map[string]bool{}
 		}
-		a.over[id] = struct{}{}
 	}
-	if !ok || i > 0 {
-		m.mu.Unlock()
-		return
-	}
-	a.ids = a.ids[1:]
-	for len(a.ids) > 0 {
-		if _, over := a.over[a.ids[0]]; !over {
-			break
-		}
-		delete(a.over, a.ids[0])
-		a.ids = a.ids[1:]
-	}
-	if len(a.ids) == 0 {
-		a.ids = nil
-	}
-	held := a.held
-	a.held = nil
 	m.mu.Unlock()
 	for function := range held {
 		m.wake(function)
 	}
-}
-
-// before reports whether a post is under way that is older than a job.
-func (a *arriving) before(id ID) bool { return len(a.ids) > 0 && a.ids[0].Compare(id) < 0 }
-
-func (a *arriving) hold(function string) {
-	if a.held == nil {
-		a.held = map[string]bool{}
-	}
-	a.held[function] = true
 }

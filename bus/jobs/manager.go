@@ -5,6 +5,8 @@ package jobs
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,9 +45,9 @@ type Manager struct {
 	mu        sync.Mutex                  // protects the fields below
 	functions map[string]map[string]*line // by function and glob of workers
 	active    map[ID]*Taken
-	arriving  arriving
-	waiters   map[ID][]chan struct{}
-	watch     []chan struct{} // signalled at any change
+	arriving  []ID                   // posts under way, in order
+	held      map[string]bool        // functions whose first job waits for an older post
+	waiters   map[ID][]chan struct{} // closed when the job has ended
 	paused    bool
 	started   bool
 	doubt     []*Job // jobs whose deletion was refused, and may be on disk all the same
@@ -59,7 +61,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
-		functions: map[string]map[string]*line{}, active: map[ID]*Taken{}, waiters: map[ID][]chan struct{}{},
+		functions: map[string]map[string]*line{}, active: map[ID]*Taken{}, held: map[string]bool{}, waiters: map[ID][]chan struct{}{},
 	}
 	if m.warn == nil {
 		m.warn = func(string, ...any) {}
@@ -139,10 +141,7 @@ func (m *Manager) resume() {
 			m.tidy(l)
 		}
 	}
-	waiting := make([]ID, 0, len(m.waiters))
-	for id := range m.waiters {
-		waiting = append(waiting, id)
-	}
+	waiting := slices.Collect(maps.Keys(m.waiters))
 	doubt := m.doubt
 	m.doubt = nil
 	m.mu.Unlock()
@@ -154,7 +153,7 @@ func (m *Manager) resume() {
 	}
 	for _, id := range waiting {
 		if j, err := m.Get(id); err != nil || j.State.Finished() {
-			m.changed(id, true)
+			m.finished(id)
 		}
 	}
 	m.addLines(keys)
@@ -178,12 +177,13 @@ func (m *Manager) Close() {
 
 // schedule queues delayed jobs in time, and deletes expired results.
 func (m *Manager) schedule() {
-	var date dateWatch
-	m.redate() // it may have been set while no node ran
+	m.redate() // the date may have been set while no node ran
+	offset := m.store.Time().Offset()
 	for {
 		next := m.due()
 		m.expire()
-		if date.stepped(m.store.Time()) {
+		was := offset
+		if offset = m.store.Time().Offset(); time.Duration(offset-was).Abs() > time.Second {
 			m.redate()
 		}
 		pause := time.NewTimer(max(next, time.Millisecond))
@@ -213,34 +213,12 @@ func (m *Manager) poke() {
 	}
 }
 
-// changed signals those that watch jobs, and those that wait for the end of this one.
-func (m *Manager) changed(id ID, finished bool) {
+// finished signals those that wait for the end of a job.
+func (m *Manager) finished(id ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, c := range m.watch {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
-	}
-	if !finished {
-		return
-	}
 	for _, c := range m.waiters[id] {
 		close(c)
 	}
 	delete(m.waiters, id)
-}
-
-// dateWatch detects that the date was set.
-type dateWatch struct {
-	offset int64
-	known  bool
-}
-
-func (d *dateWatch) stepped(t *store.Timeline) bool {
-	was, known := d.offset, d.known
-	d.offset, d.known = t.Offset(), true
-	diff := d.offset - was
-	return known && (diff > int64(time.Second) || -diff > int64(time.Second))
 }

@@ -90,7 +90,6 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	} else {
 		m.poke()
 	}
-	m.changed(id, false)
 	return id, nil
 }
 

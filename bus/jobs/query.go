@@ -2,6 +2,8 @@ package jobs
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"path"
 	"slices"
 	"time"
@@ -69,104 +71,85 @@ func peek(value []byte) (function, state, caller string, ok bool) {
 // deleted in between cannot be used again before it ends.
 const maxScan = 20000
 
-// page returns jobs that match, in the order of their ids, that follow after; and the id
-// to continue from, zero at the end. It may return no job before the end.
-func (m *Manager) page(f *Filter, after ID, limit int) (list []*Job, next ID, err error) {
+// scan calls visit with the jobs that match, in the order of their ids, from the first
+// after one on, or backwards from the last, until visit returns false.
+func (m *Manager) scan(f *Filter, after ID, back bool, visit func(id ID, record []byte) bool) (err error) {
 	bucket := store.BucketJobs
 	if f.State == Dead {
 		bucket = store.BucketDead
 	}
-	err = m.store.View(func(t *store.Tx) error {
-		c := t.Bucket([]byte(bucket)).Cursor()
-		k, _ := c.Seek(after[:])
-		if k != nil && store.KeyID(k) == after {
-			k, _ = c.Next()
-		}
-		for n := 0; k != nil; k, _ = c.Next() {
-			if n++; n > maxScan || len(list) >= limit {
-				next = after
-				return nil
-			}
-			after = store.KeyID(k)
-			list = m.pick(t, list, f, after)
-		}
-		return nil
-	})
-	return list, next, err
-}
-
-// pick appends a job if it matches. Of a damaged one it lists the known fields.
-func (m *Manager) pick(t *store.Tx, list []*Job, f *Filter, id ID) []*Job {
-	v := t.Bucket([]byte(store.BucketJobs)).Get(id[:])
-	function, state, caller, ok := peek(v)
-	if !ok || !f.matches(function, m.stateOf(id, State(state)), caller) {
-		return list
-	}
-	j, err := store.DecodeJob(id, v)
-	if err != nil {
-		j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}}
-	}
-	return append(list, j)
-}
-
-// newest returns the last jobs that match, oldest first.
-func (m *Manager) newest(f *Filter, limit int) (list []*Job, err error) {
-	bucket := store.BucketJobs
-	if f.State == Dead {
-		bucket = store.BucketDead
-	}
-	var before []byte
-	for more := true; more && len(list) < limit && err == nil; {
+	for more := true; more && err == nil; {
 		err = m.store.View(func(t *store.Tx) error {
+			records := t.Bucket([]byte(store.BucketJobs))
 			c := t.Bucket([]byte(bucket)).Cursor()
-			k, _ := c.Last()
-			if before != nil {
-				c.Seek(before)
-				k, _ = c.Prev()
+			step, at := c.Next, after
+			k, _ := c.Seek(at[:])
+			switch {
+			case back && at == (ID{}):
+				step = c.Prev
+				k, _ = c.Last()
+			case back:
+				step = c.Prev
+				k, _ = step()
+			case k != nil && store.KeyID(k) == at:
+				k, _ = step()
 			}
-			for n := 0; k != nil && n < maxScan && len(list) < limit; k, _ = c.Prev() {
-				n++
-				before = bytes.Clone(k)
-				list = m.pick(t, list, f, store.KeyID(k))
+			for n := 0; k != nil; k, _ = step() {
+				if n++; n > maxScan {
+					return nil
+				}
+				after = store.KeyID(k)
+				v := records.Get(k)
+				function, state, caller, ok := peek(v)
+				if ok && f.matches(function, m.stateOf(after, State(state)), caller) && !visit(after, v) {
+					break
+				}
 			}
-			more = k != nil
+			more = false
 			return nil
 		})
 	}
-	slices.Reverse(list)
+	return err
+}
+
+// page returns the first jobs that match after one, or backwards the last ones, in the
+// order of the scan. Of a damaged job it has the known fields.
+func (m *Manager) page(f *Filter, after ID, back bool, limit int) (list []*Job, err error) {
+	err = m.scan(f, after, back, func(id ID, record []byte) bool {
+		j, err := store.DecodeJob(id, record)
+		if err != nil {
+			function, state, caller, _ := peek(record)
+			j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}}
+		}
+		list = append(list, j)
+		return len(list) < limit
+	})
 	return list, err
 }
+
+// each calls visit with pages of the jobs that match after one, until it returns an error.
+func (m *Manager) each(f *Filter, after ID, visit func(list []*Job) error) error {
+	for {
+		list, err := m.page(f, after, false, pageSize)
+		if err == nil && len(list) > 0 {
+			after = list[len(list)-1].ID
+			err = visit(list)
+		}
+		if err != nil || len(list) < pageSize {
+			return err
+		}
+	}
+}
+
+// pageSize is how many jobs are read, or deleted, at once.
+const pageSize = 2000
 
 // count returns how many jobs match.
 func (m *Manager) count(f *Filter) (total int, err error) {
 	if *f == (Filter{}) {
 		return int(m.store.Jobs.Load()), nil
 	}
-	bucket := store.BucketJobs
-	if f.State == Dead {
-		bucket = store.BucketDead
-	}
-	var after ID
-	for more := true; more && err == nil; {
-		err = m.store.View(func(t *store.Tx) error {
-			all := t.Bucket([]byte(store.BucketJobs))
-			c := t.Bucket([]byte(bucket)).Cursor()
-			k, v := c.Seek(after[:])
-			for n := 0; k != nil && n < maxScan; k, v = c.Next() {
-				n++
-				if bucket != store.BucketJobs {
-					v = all.Get(k)
-				}
-				if function, state, caller, ok := peek(v); ok && f.matches(function, m.stateOf(store.KeyID(k), State(state)), caller) {
-					total++
-				}
-			}
-			if more = k != nil; more {
-				after = store.KeyID(k)
-			}
-			return nil
-		})
-	}
+	err = m.scan(f, ID{}, false, func(ID, []byte) bool { total++; return true })
 	return total, err
 }
 
@@ -219,39 +202,36 @@ type Query struct {
 
 // List shows jobs that match, oldest first, to each until that returns an error.
 func (m *Manager) List(q *Query, each func(*Info) error) (total int, err error) {
-	if q.Newest && q.Limit > 0 {
-		list, err := m.newest(&q.Filter, q.Limit)
-		if err != nil {
-			return 0, err
-		}
-		for _, j := range list {
-			if err := each(m.Info(j, false)); err != nil {
-				return 0, err
-			}
-		}
-		return m.count(&q.Filter)
-	}
-	const pageSize = 1000
 	shown := 0
-	for after := q.After; ; {
-		list, next, err := m.page(&q.Filter, after, pageSize)
-		if err != nil {
-			return 0, err
-		}
+	show := func(list []*Job) error {
 		for _, j := range list {
 			if q.Limit > 0 && shown == q.Limit {
-				return m.count(&q.Filter)
+				return errLimit
 			}
 			shown++
 			if err := each(m.Info(j, false)); err != nil {
-				return 0, err
+				return err
 			}
 		}
-		if after = next; after == (ID{}) {
-			return shown, nil
-		}
+		return nil
 	}
+	if q.Newest && q.Limit > 0 {
+		var list []*Job
+		if list, err = m.page(&q.Filter, ID{}, true, q.Limit); err == nil {
+			slices.Reverse(list)
+			err = cmp.Or(show(list), errLimit)
+		}
+	} else {
+		err = m.each(&q.Filter, q.After, show)
+	}
+	if err == errLimit {
+		return m.count(&q.Filter)
+	}
+	return shown, err
 }
+
+// errLimit ends a list that has as many jobs as were asked for.
+var errLimit = errors.New("that is all")
 
 // Info is a job as people and programs see it. Times are dates, durations store.seconds.
 type Info struct {

@@ -108,8 +108,8 @@ func (m *Manager) takeFirst(function, worker, connection string, refused []ID) (
 		if i == len(l.window) || best != nil && best.window[at].compare(l.window[i]) < 0 {
 			continue
 		}
-		if m.arriving.before(l.window[i].id) { // an older job may be on its way to the disk
-			m.arriving.hold(function)
+		if len(m.arriving) > 0 && m.arriving[0].Compare(l.window[i].id) < 0 { // an older job may be on its way to the disk
+			m.held[function] = true
 			continue
 		}
 		best, at = l, i
@@ -136,7 +136,7 @@ func (t *Taken) prepare() (bool, error) {
 	case err != nil:
 		m.warn("%v: it is not run", err)
 		if j == nil { // nothing is known of it but its id
-			m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Forget(t.ID, t.line.key, t.place.order)) }, Done: func(error) { t.leave(false); m.changed(t.ID, true) }})
+			m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Forget(t.ID, t.line.key, t.place.order)) }, Done: func(error) { t.leave(false); m.finished(t.ID) }})
 			return false, nil
 		}
 		t.job = j
@@ -195,7 +195,7 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 	defer m.mu.Unlock()
 	t.started, t.worker, t.call = m.store.Clock.Wall(), worker, call
 	try := t.try()
-	o := &store.Op{Must: true, Done: func(error) { m.changed(t.ID, false) }, Run: func(x *store.Tx) error {
+	o := &store.Op{Must: true, Run: func(x *store.Tx) error {
 		m.mu.Lock()
 		over := t.kept || m.active[t.ID] != t
 		m.mu.Unlock()

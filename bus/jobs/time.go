@@ -40,31 +40,41 @@ func (m *Manager) due() (next time.Duration) {
 	var ready []*Job
 	err = m.store.Apply(false, func(t *store.Tx) error {
 		ready = nil
-		for _, id := range ids {
-			j, err := t.Job(id)
-			if err != nil || j == nil || j.State != Delayed || j.Due > m.store.Now() {
-				continue // damaged: reported when it is read
+		return eachDelayed(t, ids, func(j *Job) {
+			if j.Due > m.store.Now() {
+				return
 			}
-			if again := m.early(j); again > 0 {
-				err = t.Move(j, func() { j.Due = again })
+			if dated(j) { // or the clock was set back
+				j.Due = j.Options.DueAt(m.store.Time())
 			} else {
-				err = t.Move(j, func() { j.State, j.Due = Queued, 0 })
+				j.Due = 0
+			}
+			if j.Due == 0 {
+				j.State = Queued
 				ready = append(ready, j)
 			}
-			if err != nil {
-				return store.Wrap(err)
-			}
-		}
-		return nil
+		})
 	})
 	if err != nil {
 		return maxPause
 	}
 	for _, j := range ready {
 		m.ready(j)
-		m.changed(j.ID, false)
 	}
 	return next
+}
+
+// eachDelayed changes those of some jobs that are delayed. A damaged one is reported when
+// it is read.
+func eachDelayed(t *store.Tx, ids []ID, change func(j *Job)) error {
+	for _, id := range ids {
+		if j, err := t.Job(id); err == nil && j != nil && j.State == Delayed {
+			if err := t.Move(j, func() { change(j) }); err != nil {
+				return store.Wrap(err)
+			}
+		}
+	}
+	return nil
 }
 
 // nothingTimed reports that no job is delayed and no result can expire.
@@ -78,14 +88,8 @@ func (m *Manager) nothingTimed() (none bool) {
 	return none
 }
 
-// early returns when a job with a date is ready, if that date has not come: the clock was
-// set back.
-func (m *Manager) early(j *Job) int64 {
-	if j.At == "" || j.Attempts > 0 || j.Laters > 0 {
-		return 0
-	}
-	return j.Options.DueAt(m.store.Time())
-}
+// dated reports whether a job is delayed until a date.
+func dated(j *Job) bool { return j.At != "" && j.Attempts == 0 && j.Laters == 0 }
 
 // redate computes the times of jobs with a date again, after the clock was set.
 func (m *Manager) redate() {
@@ -93,7 +97,7 @@ func (m *Manager) redate() {
 	m.store.View(func(t *store.Tx) error {
 		c := t.Bucket([]byte(store.BucketDue)).Cursor()
 		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			if j, err := t.Job(store.KeyID(k)); err == nil && j != nil && j.At != "" && j.Attempts == 0 && j.Laters == 0 {
+			if j, err := t.Job(store.KeyID(k)); err == nil && j != nil && dated(j) {
 				ids = append(ids, j.ID)
 			}
 		}
@@ -103,17 +107,7 @@ func (m *Manager) redate() {
 		return
 	}
 	m.store.Apply(false, func(t *store.Tx) error {
-		for _, id := range ids {
-			j, err := t.Job(id)
-			if err != nil || j == nil || j.State != Delayed {
-				continue
-			}
-			due := max(j.Options.DueAt(m.store.Time()), 1) // 1: long ago
-			if err := t.Move(j, func() { j.Due = due }); err != nil {
-				return store.Wrap(err)
-			}
-		}
-		return nil
+		return eachDelayed(t, ids, func(j *Job) { j.Due = max(j.Options.DueAt(m.store.Time()), 1) }) // 1: long ago
 	})
 	m.poke()
 }
@@ -222,15 +216,13 @@ func (m *Manager) gone(j *Job) {
 	}
 	m.store.Spool.Release(j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
-	m.changed(j.ID, true)
+	m.finished(j.ID)
 }
 
 // jobOf finds a job in a list.
 func jobOf(list []*Job, id ID) *Job {
-	for _, j := range list {
-		if j.ID == id {
-			return j
-		}
+	if i := slices.IndexFunc(list, func(j *Job) bool { return j.ID == id }); i >= 0 {
+		return list[i]
 	}
 	return nil
 }

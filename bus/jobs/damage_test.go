@@ -394,13 +394,13 @@ func checkDamaged(t *testing.T, what, dir string, results, waiting map[ID]string
 		}
 	}
 	for id, want := range waiting {
-		var in *store.Content
+		var in io.ReadCloser
 		j, err := m.Get(id)
 		if err == nil && j.State != Dead {
 			j, _, in, err = m.store.Read(id)
 		}
 		if err == nil && j != nil && j.State != Dead {
-			got, _ := io.ReadAll(in.Source())
+			got, _ := io.ReadAll(in)
 			in.Close()
 			if string(got) != want {
 				t.Errorf("%s: %s would be run with %.60q", what, id, got)

@@ -38,7 +38,7 @@ type Taken struct {
 	job         *Job
 	line        *line
 	place       readyJob
-	input       *store.Content
+	input       io.ReadCloser // nil: not read yet
 	out, errOut *store.Draft
 	over        chan struct{} // closed when the job is no longer taken
 
@@ -173,13 +173,12 @@ func (t *Taken) prepare() (bool, error) {
 
 // readInput reads what goes with the call.
 func (t *Taken) readInput() error {
-	r := t.input.Source()
 	t.Input = make([]byte, min(t.job.Input.Size, wire.MaxInlineInput))
-	if _, err := io.ReadFull(r, t.Input); err != nil {
+	if _, err := io.ReadFull(t.input, t.Input); err != nil {
 		return err
 	}
 	if int64(len(t.Input)) < t.job.Input.Size {
-		t.Rest = r
+		t.Rest = t.input
 	}
 	return nil
 }
@@ -261,7 +260,9 @@ func (t *Taken) dropOutput() {
 
 // leave takes the job out of those that run; again puts it back into its line.
 func (t *Taken) leave(again bool) {
-	t.input.Close()
+	if t.input != nil {
+		t.input.Close()
+	}
 	m := t.m
 	m.mu.Lock()
 	defer m.mu.Unlock()

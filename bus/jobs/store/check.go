@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,13 +57,13 @@ func (s *Store) inspect(path string) (*contents, error) {
 		c.pages, c.free = p.count, p.free
 	})
 	if damage == nil {
-		if v := string(c.meta["format"]); v != formatVersion {
+		if v := string(c.meta["format"]); v != strconv.Itoa(formatVersion) {
 			return nil, errFormat(path, v)
 		}
 		return c, nil
 	}
 	if err := s.distrust(path); err != nil { // what cannot be read may work again
-		return nil, storeError(err)
+		return nil, Wrap(err)
 	}
 	return nil, damage
 }

@@ -6,8 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 )
 
 // formatName is a file that marks a store, so that one without jobs.db is recognized as
@@ -20,28 +18,24 @@ func (s *Store) marked() (bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	version, ok := strings.CutPrefix(text, markPrefix)
-	n, bad := strconv.Atoi(strings.TrimSuffix(version, "\n"))
-	switch {
+	var version int
+	switch n, _ := fmt.Sscanf(text, markText, &version); {
 	case err != nil:
 		return false, &StoreError{Err: err}
-	case ok && bad == nil && fmt.Sprint(n) != formatVersion:
-		return false, errFormat(s.dir, fmt.Sprint(n))
-	case text != markText:
+	case n == 1 && version != formatVersion:
+		return false, errFormat(s.dir, fmt.Sprint(version))
+	case text != fmt.Sprintf(markText, formatVersion):
 		s.warn("%s is damaged: it is written again", filepath.Join(s.dir, formatName))
 	}
 	return true, nil
 }
 
 func errFormat(path, version string) error {
-	return &StoreError{Err: fmt.Errorf("%s: format %s is unknown to this version of fbus, which writes %s", path, version, formatVersion)}
+	return &StoreError{Err: fmt.Errorf("%s: format %s is unknown to this version of fbus, which writes %d", path, version, formatVersion)}
 }
 
-// The text of the mark.
-const (
-	markPrefix = "fbus-jobs "
-	markText   = markPrefix + formatVersion + "\n"
-)
+// markText is the text of the mark.
+const markText = "fbus-jobs %d\n"
 
 func (s *Store) readMark() (string, error) {
 	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_RDONLY, 0)
@@ -55,13 +49,14 @@ func (s *Store) readMark() (string, error) {
 
 // mark writes the mark.
 func (s *Store) mark() error {
-	if text, err := s.readMark(); err == nil && text == markText {
+	want := fmt.Sprintf(markText, formatVersion)
+	if text, err := s.readMark(); err == nil && text == want {
 		return nil
 	}
 	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(markText)
+	_, err = f.WriteString(want)
 	return errors.Join(err, f.Sync(), f.Close(), syncDir(s.dir))
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -33,7 +35,7 @@ func Open(o Config) (*Store, error) {
 		Spool: &Spool{Max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
 		ops: make(chan *Op, 4096), done: make(chan struct{}),
 		Clock: o.Clock, volatile: o.Volatile,
-		commit: (*bolt.Tx).Commit,
+		commit: (*bolt.Tx).Commit, entropy: ulid.Monotonic(rand.Reader, 0),
 	}
 	s.settle(o.Dir)
 	err := s.reach()
@@ -48,7 +50,7 @@ func Open(o Config) (*Store, error) {
 		err = s.reserve.make()
 	}
 	if err != nil {
-		s.setFailed(storeError(err)) // before anybody can post
+		s.setFailed(Wrap(err)) // before anybody can post
 	}
 	go s.write(err) // ends with close
 	return s, nil
@@ -65,7 +67,7 @@ func (s *Store) reach() error {
 	if !s.opened && s.place != nil {
 		dir, err := s.place()
 		if err != nil {
-			return storeError(err)
+			return Wrap(err)
 		}
 		s.settle(dir)
 	}
@@ -80,7 +82,7 @@ func (s *Store) reach() error {
 func (s *Store) take() error {
 	if !s.opened {
 		if err := os.MkdirAll(s.Spool.dir, 0o700); err != nil {
-			return storeError(err)
+			return Wrap(err)
 		}
 	} else if _, err := os.Lstat(filepath.Join(s.dir, formatName)); err != nil { // nothing may be made in an empty mount point
 		s.letGo()
@@ -131,7 +133,7 @@ const (
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, storeError(err)
+		return nil, Wrap(err)
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	for wait := lockWait; errors.Is(err, syscall.EWOULDBLOCK) && wait > 0; wait -= lockPause {
@@ -159,7 +161,7 @@ func (s *Store) load() error {
 	}
 	if s.opened {
 		if err := s.distrust(path); err != nil {
-			return storeError(err)
+			return Wrap(err)
 		}
 	}
 	c, err := s.mend(path)
@@ -183,7 +185,7 @@ func (s *Store) load() error {
 		if c.meta == nil { // half a file would look like a damaged one
 			os.Remove(path)
 		}
-		return storeError(fmt.Errorf("%s: %w", path, err))
+		return Wrap(fmt.Errorf("%s: %w", path, err))
 	}
 	s.db, s.opened = db, true
 	return nil
@@ -224,7 +226,7 @@ func (t *Tx) found() error {
 			return err
 		}
 	}
-	return t.Put(BucketMeta, []byte("format"), []byte(formatVersion))
+	return t.Put(BucketMeta, []byte("format"), []byte(strconv.Itoa(formatVersion)))
 }
 
 // survey sets the counters, and deletes files of the spool that no job names.
@@ -252,9 +254,7 @@ func (s *Store) survey(db *bolt.DB, c *contents) error {
 	s.Jobs.Store(c.jobs)
 	s.Spool.used.Store(used)
 	s.mu.Lock()
-	if c.last.Compare(s.lastID) > 0 {
-		s.lastID = c.last
-	}
+	s.idTime = max(s.idTime, c.last.Time()+1)
 	s.mu.Unlock()
 	return err
 }

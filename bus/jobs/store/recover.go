@@ -27,7 +27,7 @@ type recovery struct {
 // for are refused; changes that have happened are kept, and written once that is
 // possible. It returns when the store can be written again, or has to be closed.
 func (s *Store) recover(batch []*Op, err error) {
-	r := &recovery{Store: s, stale: batch != nil, err: storeError(err)}
+	r := &recovery{Store: s, stale: batch != nil, err: Wrap(err)}
 	s.setFailed(r.err)
 	s.warn("%v: no job is taken and none is started until it can be written again", r.err)
 	for _, o := range batch {
@@ -47,7 +47,7 @@ func (s *Store) recover(batch []*Op, err error) {
 			s.tellWorks()
 			return
 		}
-		if err = storeError(err); err.Error() != r.err.Error() {
+		if err = Wrap(err); err.Error() != r.err.Error() {
 			s.setFailed(err)
 			s.warn("%v", err)
 		}
@@ -114,7 +114,7 @@ func (r *recovery) try() error {
 	}
 	for _, o := range r.frees {
 		if o.Done != nil {
-			o.Done(storeError(err))
+			o.Done(Wrap(err))
 		}
 	}
 	r.frees = nil

@@ -28,12 +28,12 @@ type reserve struct{ path string }
 func (r *reserve) make() error {
 	f, err := os.OpenFile(r.path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return storeError(err)
+		return Wrap(err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return storeError(err)
+		return Wrap(err)
 	}
 	want := r.size()
 	err = allocate(f, want)
@@ -42,7 +42,7 @@ func (r *reserve) make() error {
 			break
 		}
 	}
-	return wrapError(err)
+	return Wrap(err)
 }
 
 // release frees all but some bytes of the reserved room.
@@ -82,16 +82,16 @@ func (s *Store) punchHoles() error {
 	defer s.using.Unlock()
 	c, err := s.inspect(s.db.Path())
 	if err != nil {
-		return storeError(err)
+		return Wrap(err)
 	}
 	f, err := openNoFollow(s.db.Path(), os.O_RDWR, 0)
 	if err != nil {
-		return storeError(err)
+		return Wrap(err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return storeError(err)
+		return Wrap(err)
 	}
 	free, pageSize := c.free, uint64(s.db.Info().PageSize)
 	for id := c.pages; id < uint64(st.Size())/pageSize; id++ { // the file grows ahead of its pages
@@ -109,7 +109,7 @@ func (s *Store) punchHoles() error {
 		}))
 		first = end
 	}
-	return wrapError(err)
+	return Wrap(err)
 }
 
 func retry(call func() error) error {

@@ -36,7 +36,7 @@ func (s *Store) salvageFile(path string, why error) error {
 	w := &salvage{Store: s, listed: map[ID]string{}, known: map[ID]string{}, partial: map[string]bool{}, carried: map[ID]bool{}}
 	aside := fmt.Sprintf("%s.damaged-%s", path, s.Clock.Wall().UTC().Format("20060102T150405.000"))
 	if err := s.replace(path, aside, func(to *bolt.DB) error { return w.run(to, path) }); err != nil {
-		return storeError(err)
+		return Wrap(err)
 	}
 	s.mended = true
 	s.warn("%s was replaced: it has %d jobs of the damaged file, which is kept as %s", path, len(w.carried)-len(w.lost), aside)
@@ -193,13 +193,6 @@ func (w *salvage) addLost() {
 			w.step(w.t.Enter(j))
 		}
 	}
-}
-
-func wrapError(err error) error {
-	if err == nil {
-		return nil
-	}
-	return storeError(err)
 }
 
 func syncDir(dir string) error {

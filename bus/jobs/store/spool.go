@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -174,7 +173,7 @@ func (s *Spool) Share(p Payload, id ID, part byte) (Payload, error) {
 		err = nil
 	}
 	if err != nil {
-		return Payload{}, storeError(err)
+		return Payload{}, Wrap(err)
 	}
 	p.File = name
 	return p, nil
@@ -233,7 +232,7 @@ func (s *Spool) fails(err error) error {
 	if errors.As(err, &pe) { // each file has a name of its own
 		err = fmt.Errorf("%s: %w", s.dir, pe.Err)
 	}
-	err = storeError(err)
+	err = Wrap(err)
 	if s.NoteFailure(err.Error()) {
 		s.warn("%v", err)
 	}
@@ -310,24 +309,4 @@ func reason(err error) string {
 		return pe.Err.Error()
 	}
 	return err.Error()
-}
-
-// Content is an opened part.
-type Content struct {
-	*bytes.Reader
-	file *os.File
-}
-
-func (c *Content) Close() {
-	if c != nil && c.file != nil {
-		c.file.Close()
-	}
-}
-
-// Source returns the file, or else the bytes.
-func (c *Content) Source() io.Reader {
-	if c.file != nil {
-		return c.file
-	}
-	return c.Reader
 }

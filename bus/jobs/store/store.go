@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -26,7 +25,7 @@ const (
 )
 
 // formatVersion is that of the store; FORMAT.md describes it.
-const formatVersion = "1"
+const formatVersion = 1
 
 // Defaults of a Config.
 const (
@@ -77,10 +76,11 @@ type Store struct {
 	done   chan struct{} // closed when the writer has ended
 	closed sync.Once
 
-	mu     sync.Mutex // protects the fields below
-	lastID ID
-	failed error  // why nothing can be written now
-	works  func() // called by the writer when it can write again
+	mu      sync.Mutex             // protects the fields below
+	entropy *ulid.MonotonicEntropy // of ids
+	idTime  uint64                 // of the last id, or of the next one
+	failed  error                  // why nothing can be written now
+	works   func()                 // called by the writer when it can write again
 }
 
 // Op is a change of the store.
@@ -141,35 +141,18 @@ func (s *Store) Unwritable() error {
 	return s.failed
 }
 
-// NextID makes an id that is greater than all before it, whatever the date is.
+// NextID makes an id that is greater than all before it, whatever the date is, and is not
+// to be guessed from them.
 func (s *Store) NextID() ID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ms := max(ulid.Timestamp(s.Clock.Wall()), s.lastID.Time())
-	id := ID{}
-	id.SetTime(ms)
-	if ms == s.lastID.Time() {
-		id = s.lastID
-		step(&id, 1+rand.Uint64N(1<<32)) // not to be guessed from the one before
-	} else {
-		var entropy [10]byte
-		for i := range entropy {
-			entropy[i] = byte(rand.Uint32())
-		}
-		entropy[0] &= 0x7f // room to count in
-		id.SetEntropy(entropy[:])
+	s.idTime = max(s.idTime, ulid.Timestamp(s.Clock.Wall()))
+	id, err := ulid.New(s.idTime, s.entropy)
+	if err != nil { // too many in this millisecond
+		s.idTime++
+		id = ulid.MustNew(s.idTime, s.entropy)
 	}
-	s.lastID = id
 	return id
-}
-
-// step adds to an id as to one large number.
-func step(id *ID, n uint64) {
-	for i := len(id) - 1; i >= 0 && n > 0; i-- {
-		n += uint64(id[i])
-		id[i] = byte(n)
-		n >>= 8
-	}
 }
 
 // Submit hands a change to the writer. It waits for room in the backlog.

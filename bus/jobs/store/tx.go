@@ -57,12 +57,8 @@ func (t *Tx) Enter(j *Job) error {
 	if err := t.Put(BucketJobs, j.ID[:], j.Encode()); err != nil {
 		return err
 	}
-	switch bucket, key, value := j.place(); {
-	case bucket == "":
-		return nil
-	default:
-		return t.Put(bucket, key, value)
-	}
+	bucket, key, value := j.place()
+	return t.Put(bucket, key, value)
 }
 
 // place returns where a job of its state is listed.
@@ -81,10 +77,7 @@ func (j *Job) place() (bucket string, key, value []byte) {
 // leave removes a job from its place.
 func (t *Tx) leave(j *Job) error {
 	bucket, key, _ := j.place()
-	if err := t.Delete(bucket, key); err != nil {
-		return err
-	}
-	return t.Delete(BucketRun, j.ID[:])
+	return errors.Join(t.Delete(bucket, key), t.Delete(BucketRun, j.ID[:]))
 }
 
 // Move changes a job, and its place.
@@ -93,7 +86,7 @@ func (t *Tx) Move(j *Job, change func()) error {
 		return err
 	}
 	change()
-	if j.State.Finished() && j.Unique != "" {
+	if j.State.Finished() {
 		if err := t.freeUnique(j); err != nil {
 			return err
 		}
@@ -102,6 +95,9 @@ func (t *Tx) Move(j *Job, change func()) error {
 }
 
 func (t *Tx) freeUnique(j *Job) error {
+	if j.Unique == "" {
+		return nil
+	}
 	key := j.UniqueKey()
 	holder, err := t.Get(BucketUnique, key)
 	if err != nil || !bytes.Equal(holder, j.ID[:]) {
@@ -159,13 +155,8 @@ func (t *Tx) ReadPart(j *Job, part byte, p Payload) ([]byte, error) {
 
 // Remove deletes a job with all its parts. The caller deletes its files after the commit.
 func (t *Tx) Remove(j *Job) error {
-	if err := t.leave(j); err != nil {
+	if err := errors.Join(t.leave(j), t.freeUnique(j)); err != nil {
 		return err
-	}
-	if j.Unique != "" {
-		if err := t.freeUnique(j); err != nil {
-			return err
-		}
 	}
 	for part, p := range j.parts() {
 		if p.Size > 0 && p.File == "" {
@@ -217,10 +208,7 @@ func KeyTime(key []byte) int64 {
 // Forget deletes what is left of a job whose record cannot be read.
 func (t *Tx) Forget(id ID, queueKey string, order byte) error {
 	key := append(append([]byte(queueKey), 0, order), id[:]...)
-	if err := t.Delete(BucketReady, key); err != nil {
-		return err
-	}
-	return t.Delete(BucketRun, id[:])
+	return errors.Join(t.Delete(BucketReady, key), t.Delete(BucketRun, id[:]))
 }
 
 // ReplacePart replaces the part of an earlier attempt.
@@ -232,7 +220,7 @@ func (t *Tx) ReplacePart(j *Job, part byte, d *Draft) error {
 }
 
 // Read returns a job with the arguments and the input for its program.
-func (s *Store) Read(id ID) (j *Job, data []byte, input *Content, err error) {
+func (s *Store) Read(id ID) (j *Job, data []byte, input io.ReadCloser, err error) {
 	var inline []byte
 	err = s.View(func(t *Tx) (err error) {
 		if j, err = t.Job(id); err != nil || j == nil {
@@ -246,32 +234,35 @@ func (s *Store) Read(id ID) (j *Job, data []byte, input *Content, err error) {
 	if err != nil || j == nil {
 		return j, nil, nil, err
 	}
-	input = &Content{Reader: bytes.NewReader(inline)}
 	if j.Args.File != "" {
 		f, err := s.Spool.Open(id, PartArgs, j.Args)
 		if err != nil {
 			return j, nil, nil, err
 		}
-		data, err = io.ReadAll(f)
-		f.Close()
-		if err != nil {
+		defer f.Close()
+		if data, err = io.ReadAll(f); err != nil {
 			return j, nil, nil, &StoreError{Err: err}
 		}
 	}
 	if j.Input.File != "" {
-		if input.file, err = s.Spool.Open(id, PartInput, j.Input); err != nil {
+		if input, err = s.Spool.Open(id, PartInput, j.Input); err != nil {
 			return j, nil, nil, err
 		}
+		return j, data, input, nil
 	}
-	return j, data, input, nil
+	return j, data, io.NopCloser(bytes.NewReader(inline)), nil
 }
 
-// Wrap makes an error of a change the store's, unless it is about one job.
+// Wrap makes an error the store's, a FullError if there is no room, unless it is about one
+// job.
 func Wrap(err error) error {
-	if err == nil || errors.As(err, new(*DamagedError)) {
+	switch {
+	case err == nil || errors.As(err, new(*DamagedError)) || isFailure(err):
 		return err
+	case IsFull(err):
+		return &FullError{What: "the disk is full", Err: err}
 	}
-	return storeError(err)
+	return &StoreError{Err: err}
 }
 
 // Content opens one part of a job.

@@ -94,28 +94,13 @@ func (s *Store) commitBatch(batch []*Op) error {
 // isFailure reports an error of the store, not of one job or request. Such a change may
 // be half made, so the batch is not committed.
 func isFailure(err error) bool {
-	var store *StoreError
-	var full *FullError
-	return errors.As(err, &store) || errors.As(err, &full)
+	return errors.As(err, new(*StoreError)) || errors.As(err, new(*FullError))
 }
 
 func (s *Store) setFailed(err error) {
 	s.mu.Lock()
 	s.failed = err
 	s.mu.Unlock()
-}
-
-// storeError makes an error a FullError if there is no room, else a StoreError.
-func storeError(err error) error {
-	var full *FullError
-	var store *StoreError
-	switch {
-	case errors.As(err, &full), errors.As(err, &store):
-		return err
-	case IsFull(err):
-		return &FullError{What: "the disk is full", Err: err}
-	}
-	return &StoreError{Err: err}
 }
 
 // IsFull reports a full disk or quota. bbolt passes on some errors as text only.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fbus/bus/args"
 	"fbus/bus/wire"
+	"io"
 	"strconv"
 	"time"
 )
@@ -19,7 +20,7 @@ type outCall struct {
 	stderr recvStream
 	result Result        // valid once stdout has ended
 	err    error         // instead of a result: the connection failed, or we gave up
-	errEnd chan struct{} // closed when the stderr pump has written all, nil if there is none
+	errEnd chan error    // gets the end of the stderr pump, nil if there is none
 	input  *inputPump    // nil if all of the input went out with the call
 	wrote  bool          // stdout was passed on
 	told   chan struct{} // closed at the END of a call that was given up; nil if that is not waited for
@@ -40,7 +41,7 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 	start := time.Now()
 	for try := 0; ; try++ {
 		res, wrote, err := c.try(ctx, req, &in, start, try)
-		if !errors.Is(err, ErrWorkerLost) || wrote || in.whole() || try >= req.Retries || !in.rewind(req.Input) {
+		if !errors.Is(err, ErrWorkerLost) || wrote || in.complete || try >= req.Retries || !in.rewind(req.Input) {
 			return res, err
 		}
 	}
@@ -50,9 +51,6 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 // it has whole; the others are for this side, which can rewind a file.
 func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time, try int) (Result, bool, error) {
 	call := &outCall{client: c, req: req}
-	call.stdout.init(call, wire.Output)
-	call.stdout.wake = make(chan struct{}, 1)
-	call.stderr.init(call, wire.Stderr)
 	frame := wire.CallFrame{
 		Kind: req.Args.Kind(), Args: req.Args.Data(),
 		WaitFunction: req.WaitFunction.millis(), WaitSlot: cmp.Or(req.WaitSlot, Forever).millis(), On: []byte(req.On),
@@ -73,7 +71,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	if req.Input != nil && req.Args.Kind() != args.KindRaw {
 		frame.Flags |= wire.FlagHasInput
 	}
-	if in.whole() {
+	if in.complete {
 		frame.Retries = uint64(max(0, req.Retries))
 	} else {
 		call.input = newInputPump(call, in, req.Input)
@@ -140,6 +138,12 @@ func (c *Client) open(call *outCall, f wire.CallFrame) error {
 	c.lastOut++ // ids rise on the wire as well: queued under the same lock
 	call.id = c.lastOut
 	c.out[call.id] = call
+	call.stdout.init(c.conn, call.id, wire.Output, wire.InitialWindow, maxOutputWindow)
+	call.stdout.wake = make(chan struct{}, 1)
+	call.stderr.init(c.conn, call.id, wire.Stderr, wire.InitialWindow, maxOutputWindow)
+	if call.input != nil {
+		call.input.conn, call.input.id, call.input.stream = c.conn, call.id, wire.Input
+	}
 	others := len(c.out) > 1
 	frame := &c.scratch.call
 	*frame = f
@@ -163,37 +167,97 @@ func (call *outCall) wait(ctx context.Context) error {
 		// The node hears of a cancellation even while a writer of ours is stuck.
 		defer context.AfterFunc(ctx, func() { call.abandon(context.Cause(ctx)) })()
 	}
-	for range call.stdout.wake {
-		if err := call.stdout.pass(call.req.Stdout); err != nil {
-			call.abandon(err)
-			return err
-		}
-		if call.stdout.finished() {
-			break
-		}
+	n, err := call.stdout.WriteTo(orDiscard(call.req.Stdout))
+	if call.wrote = n > 0; err != nil {
+		call.abandon(err)
+		return err
 	}
-	return call.finish(ctx)
-}
-
-// finish waits for stderr and turns the result into an error.
-func (call *outCall) finish(ctx context.Context) error {
 	call.client.mu.Lock()
 	pump := call.errEnd
 	call.client.mu.Unlock()
 	if pump != nil {
 		select {
-		case <-pump:
+		case err := <-pump:
+			if err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-	}
-	if err := call.stderr.err(); err != nil {
-		return err
 	}
 	if call.err != nil {
 		return call.err
 	}
 	return call.result.Err()
+}
+
+// pumpStderr writes stderr alongside stdout, so that neither waits for the other.
+func (call *outCall) pumpStderr() {
+	_, err := call.stderr.WriteTo(orDiscard(call.req.Stderr))
+	if err != nil {
+		call.stderr.WriteTo(io.Discard) // the call ends as it would have
+	}
+	call.errEnd <- err
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+// abandon ends the call on our side, and informs the node that nobody waits any
+// more.
+func (call *outCall) abandon(err error) {
+	c := call.client
+	c.mu.Lock()
+	_, open := c.out[call.id]
+	if open {
+		delete(c.out, call.id)
+		if call.req.Farewell > 0 {
+			call.told = make(chan struct{})
+			c.left[call.id] = call
+		}
+		call.fail(err)
+	}
+	c.mu.Unlock()
+	if !open {
+		return
+	}
+	code := args.CodeCancelled
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrDeadline) {
+		code = args.CodeDeadline
+	}
+	c.conn.Send(&wire.CancelFrame{ID: call.id, Code: []byte(code)})
+}
+
+// awaitEnd waits for the END of a call that was given up, which names the worker that had it.
+func (call *outCall) awaitEnd() {
+	c := call.client
+	c.mu.Lock()
+	told := call.told
+	c.mu.Unlock()
+	if told == nil {
+		return
+	}
+	timer := time.NewTimer(call.req.Farewell)
+	defer timer.Stop()
+	select {
+	case <-told:
+	case <-c.done:
+	case <-timer.C:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.left, call.id)
+}
+
+// fail ends the call without a result. The client's mu is held.
+func (call *outCall) fail(err error) {
+	call.err = err
+	call.stderr.close(io.EOF)
+	call.stdout.close(io.EOF)
 }
 
 // callName is a call's id on the network: the connection's prefix and the id on

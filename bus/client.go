@@ -102,7 +102,7 @@ func (c *Client) serve() {
 	}
 	for id, inv := range c.in {
 		delete(c.in, id)
-		inv.cancel(c.err)
+		inv.stop(c.err)
 	}
 	for seq, ch := range c.pending {
 		delete(c.pending, seq)
@@ -169,63 +169,13 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Handle implements [Handler]: it is called by the connection.
-func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
-	if !c.greeted {
-		return c.greet(f)
-	}
-	switch f := f.(type) {
-	case *wire.ErrorFrame:
-		return remoteError(f)
-	case *wire.OfferedFrame:
-		return c.handleOffered(f)
-	case *wire.CallFrame:
-		return c.handleCall(b, f)
-	case *wire.DataFrame:
-		if f.Stream == wire.Input {
-			return c.inputData(f)
-		}
-		return c.outputData(f)
-	case *wire.EOFFrame:
-		return c.inputEOF(f)
-	case *wire.GrantFrame:
-		if f.Stream == wire.Input {
-			return c.inputGrant(f)
-		}
-		return c.outputGrant(f)
-	case *wire.CancelFrame:
-		return c.handleCancel(f)
-	case *wire.EndFrame:
-		return c.handleEnd(f)
-	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", f.FrameType())
-}
+// interned is a text that comes again and again.
+type interned string
 
-func remoteError(f *wire.ErrorFrame) error {
-	return args.FromWire(string(f.Code), string(f.Message), 0)
-}
-
-// greet takes the node's first frame.
-func (c *Client) greet(f wire.Frame) error {
-	switch f := f.(type) {
-	case *wire.HelloFrame:
-		if f.Major != wire.Major {
-			return args.Errorf(args.CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, wire.Major)
-		}
-		c.conn.NetConn().SetReadDeadline(time.Time{})
-		c.mu.Lock()
-		c.node = wire.HelloFrame{
-			Major: f.Major, Minor: f.Minor,
-			Network: clone(f.Network), Instance: clone(f.Instance), Name: clone(f.Name), Connection: clone(f.Connection),
-		}
-		c.mu.Unlock()
-		c.greeted = true
-		close(c.hello)
-		return nil
-	case *wire.ErrorFrame:
-		return remoteError(f)
+// intern returns p as a string, without a copy if it is the same as the last.
+func (i *interned) intern(p []byte) string {
+	if string(p) != string(*i) {
+		*i = interned(p)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", f.FrameType())
+	return string(*i)
 }
-
-func clone(p []byte) []byte { return append([]byte(nil), p...) }

@@ -77,9 +77,6 @@ func readAheadFile(f *os.File) readAheadInput {
 	return in
 }
 
-// whole reports whether the call carries all of the input.
-func (in *readAheadInput) whole() bool { return in.complete }
-
 // fill puts the input, or a small beginning of it, into CALL. An input that cannot be
 // whole is better kept here than in the queue of the node.
 func (in *readAheadInput) fill(f *wire.CallFrame) {
@@ -109,21 +106,17 @@ func (in *readAheadInput) rewind(r io.Reader) bool {
 // inputPump sends a call's input as it is granted. Its goroutine starts with
 // the first grant: a queued call has none.
 type inputPump struct {
+	sendStream
 	call   *outCall
 	head   []byte // read ahead and not sent with CALL
 	r      io.Reader
-	ctx    context.Context
 	cancel context.CancelFunc
-
-	mu      sync.Mutex // protects the fields below
-	credit  uint64
-	started bool
-	more    chan struct{} // has room for one: credit came
-	done    chan struct{} // closed when run has ended
+	start  sync.Once
+	done   chan struct{} // closed when run has ended, or never will begin
 }
 
 func newInputPump(call *outCall, in *readAheadInput, r io.Reader) *inputPump {
-	p := &inputPump{call: call, r: r, more: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &inputPump{call: call, r: r, done: make(chan struct{})}
 	if len(in.head) > wire.SmallRest {
 		p.head = in.head
 	}
@@ -135,66 +128,24 @@ func newInputPump(call *outCall, in *readAheadInput, r io.Reader) *inputPump {
 // the next try rewinds it; anything else may block for as long as it likes.
 func (p *inputPump) stop(file bool) {
 	p.cancel()
-	p.mu.Lock()
-	started := p.started
-	p.started = true // a late grant must not start it
-	p.mu.Unlock()
-	if started && file {
+	p.start.Do(func() { close(p.done) }) // a late grant must not start it
+	if file {
 		<-p.done
 	}
 }
 
 // grant adds credit.
 func (p *inputPump) grant(n uint64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.credit += n; p.credit > wire.MaxWindow {
-		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", p.credit, wire.MaxWindow)
-	}
-	if !p.started {
-		p.started = true
-		go p.run() // ends with the input or, once a Read returns, with the call
-	}
-	select {
-	case p.more <- struct{}{}:
-	default:
-	}
-	return nil
-}
-
-// take waits for credit and takes at most n of it; 0 means the call is over.
-func (p *inputPump) take(n int) int {
-	for {
-		p.mu.Lock()
-		k := min(uint64(n), p.credit)
-		p.credit -= k
-		p.mu.Unlock()
-		if k > 0 {
-			return int(k)
-		}
-		select {
-		case <-p.more:
-		case <-p.ctx.Done():
-			return 0
-		}
-	}
-}
-
-func (p *inputPump) giveBack(n int) {
-	p.mu.Lock()
-	p.credit += uint64(n)
-	p.mu.Unlock()
+	err := p.sendStream.grant(n)
+	p.start.Do(func() { go p.run() }) // ends with the input or, once a Read returns, with the call
+	return err
 }
 
 // run sends the head, then what it reads, then EOF.
 func (p *inputPump) run() {
 	defer close(p.done)
-	for len(p.head) > 0 {
-		n := p.take(min(len(p.head), wire.ChunkSize))
-		if n == 0 || !p.send(p.head[:n]) {
-			return
-		}
-		p.head = p.head[n:]
+	if _, err := p.Write(p.head); err != nil {
+		return
 	}
 	buf := make([]byte, wire.ChunkSize)
 	for {
@@ -204,33 +155,20 @@ func (p *inputPump) run() {
 		}
 		n, err := p.r.Read(buf[:k])
 		p.giveBack(k - n)
-		if n > 0 && !p.send(buf[:n]) {
+		if n > 0 && p.send(buf[:n]) != nil {
 			return
 		}
 		switch {
 		case p.ctx.Err() != nil:
 			return
 		case err == io.EOF:
-			p.call.client.conn.Send(&wire.EOFFrame{ID: p.call.id})
+			p.conn.Send(&wire.EOFFrame{ID: p.id})
 			return
-		case err != nil:
-			p.fail(err)
+		case err != nil: // an input that cannot be read must not look complete
+			p.call.abandon(&args.Error{Code: args.CodeInternal, Message: "input cannot be read: " + reason(err), Err: err})
 			return
 		}
 	}
-}
-
-func (p *inputPump) send(b []byte) bool {
-	conn := p.call.client.conn
-	if conn.WaitSpace(p.ctx) != nil {
-		return false
-	}
-	return conn.Send(&wire.DataFrame{ID: p.call.id, Stream: wire.Input, Payload: b}) == nil
-}
-
-// fail ends the call: an input that cannot be read must not look complete.
-func (p *inputPump) fail(err error) {
-	p.call.abandon(&args.Error{Code: args.CodeInternal, Message: "input cannot be read: " + reason(err), Err: err})
 }
 
 // readable reports whether a read of f would return at once.

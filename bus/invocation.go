@@ -5,84 +5,41 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/wire"
 	"io"
-	"sync"
+	"runtime"
+	"time"
 )
 
-// sendStream is an output stream of a call that we serve.
-type sendStream struct {
-	inv    *Invocation
-	stream wire.Stream
+// Invocation is one call of a function that this side offers.
+type Invocation struct {
+	Function string
+	Call     string // id on the network
+	Caller   string // the caller's identity, as the node knows it: "uid:1000"
+	Kind     args.Kind
+	Args     []byte    // see PROTOCOL.md, section 6
+	HasInput bool      // an input was sent alongside arguments
+	Input    io.Reader // the input stream; for one goroutine at a time
+	Deadline time.Time // zero: none
 
-	mu     sync.Mutex // protects the fields below
-	credit uint64
-	more   chan struct{} // has room for one: credit came; nil until a writer has waited
-}
+	Job     string // id of the job that the call runs; empty: it is no job's
+	Attempt int    // of the job, from 1
+	// Origin is the job whose end has posted this one: a JSON object with its id,
+	// function, status and attempts; empty: none.
+	Origin string
 
-func (s *sendStream) init(inv *Invocation, stream wire.Stream, credit uint64) {
-	s.inv, s.stream, s.credit = inv, stream, credit
-}
+	Arrival any // what the offer's Arrive has returned
 
-func (s *sendStream) grant(n uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.credit += n; s.credit > wire.MaxWindow {
-		return args.Errorf(args.CodeProtocol, "credit of %d bytes exceeds the limit of %d", s.credit, wire.MaxWindow)
-	}
-	select {
-	case s.more <- struct{}{}:
-	default:
-	}
-	return nil
-}
+	// Stdout and Stderr send to the caller, at its pace; each is for one goroutine
+	// at a time. A write fails once the call was cancelled.
+	Stdout, Stderr io.Writer
 
-// takeAll takes credit for n bytes that go out with END, or none.
-func (s *sendStream) takeAll(n int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if uint64(n) > s.credit || n > wire.ChunkSize {
-		return false
-	}
-	s.credit -= uint64(n)
-	return true
-}
-
-// take takes credit for at most n bytes; if there is none, more receives when there is.
-func (s *sendStream) take(n int) (k int, more <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	k = int(min(uint64(n), s.credit))
-	s.credit -= uint64(k)
-	if k == 0 && s.more == nil {
-		s.more = make(chan struct{}, 1)
-	}
-	return k, s.more
-}
-
-// Write sends p, waiting for the caller's credit as it needs to.
-func (s *sendStream) Write(p []byte) (int, error) {
-	sent := 0
-	for sent < len(p) {
-		if err := s.inv.ctx.Err(); err != nil {
-			return sent, context.Cause(s.inv.ctx)
-		}
-		n, more := s.take(min(len(p)-sent, wire.ChunkSize))
-		if n == 0 {
-			select {
-			case <-more:
-			case <-s.inv.ctx.Done():
-			}
-			continue
-		}
-		conn := s.inv.client.conn
-		if err := conn.WaitSpace(s.inv.ctx); err != nil {
-			return sent, err
-		}
-		if err := conn.Send(&wire.DataFrame{ID: s.inv.id, Stream: s.stream, Payload: p[sent : sent+n]}); err != nil {
-			return sent, err
-		}
-		sent += n
-	}
-	return sent, nil
+	client   *Client
+	offering *Offering
+	id       uint64
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	head     []byte      // of the input, not read yet
+	rest     *recvStream // nil if head is all of the input
+	out, err sendStream
 }
 
 // Head returns the bytes of the input that came with the call, and Rest a reader for what
@@ -128,143 +85,98 @@ func (in *input) WriteTo(w io.Writer) (total int64, err error) {
 	return total + n, err
 }
 
-// inputStream is the input of a call that we serve, as it comes.
-type inputStream struct {
-	inv *Invocation
-
-	mu       sync.Mutex // protects the fields below
-	buf      []byte
-	pos      int
-	credit   int
-	consumed int
-	err      error
-	more     chan struct{} // has room for one
+func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
+	data := make([]byte, len(f.Args)+len(f.Input))
+	n := copy(data, f.Args)
+	copy(data[n:], f.Input)
+	inv := &Invocation{
+		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
+		Kind: f.Kind, Args: data[:n:n], head: data[n:], HasInput: f.Flags&wire.FlagHasInput != 0,
+		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin),
+		client: c, offering: off, id: f.ID,
+	}
+	if off.offer.Arrive != nil {
+		inv.Arrival = off.offer.Arrive()
+	}
+	if f.Timeout > 0 {
+		inv.Deadline = time.Now().Add(time.Duration(f.Timeout) * time.Millisecond)
+	}
+	inv.ctx, inv.cancel = context.WithCancelCause(context.Background())
+	inv.out = sendStream{conn: c.conn, id: f.ID, stream: wire.Output, ctx: inv.ctx, credit: f.WindowOutput}
+	inv.err = sendStream{conn: c.conn, id: f.ID, stream: wire.Stderr, ctx: inv.ctx, credit: f.WindowStderr}
+	inv.Stdout, inv.Stderr = &inv.out, &inv.err
+	if f.Flags&wire.FlagInputEnd == 0 {
+		inv.rest = &recvStream{wake: make(chan struct{}, 1)}
+		inv.rest.init(c.conn, f.ID, wire.Input, 0, wire.InitialWindow) // granted when the handler begins
+	}
+	inv.Input = (*input)(inv)
+	return inv
 }
 
-// inputWindow is the credit for input. It does not grow: a program that is fed
-// from a pipe takes no more at once.
-const inputWindow = wire.InitialWindow
-
-func newInputStream(inv *Invocation) *inputStream {
-	return &inputStream{inv: inv, more: make(chan struct{}, 1)}
+// serve is run on a stack that is large enough for most handlers from the start:
+// a small one would be copied as it grows, for each call again. With 4 KiB that took a
+// tenth of a worker's own time when it called resident programs.
+//
+//go:noinline
+func (inv *Invocation) serve() {
+	var room [8 << 10]byte
+	inv.run()
+	runtime.KeepAlive(&room)
 }
 
-// open grants the first window.
-func (s *inputStream) open() {
-	s.mu.Lock()
-	s.credit = inputWindow
-	s.mu.Unlock()
-	s.inv.client.conn.Send(&wire.GrantFrame{ID: s.inv.id, Stream: wire.Input, Bytes: inputWindow})
+// run serves the call and ends it.
+func (inv *Invocation) run() {
+	defer inv.client.handlers.Done()
+	if inv.rest != nil {
+		inv.rest.passed(wire.InitialWindow) // the first grant
+	}
+	res := inv.offering.handler(inv.ctx, inv)
+	if res.Source > args.FromBus || res.Status < 0 || res.Status > 255 {
+		res.End = args.Errorf(args.CodeInternal, "%s: its handler returned no valid status", inv.Function).End()
+	}
+	if res.Source == args.FromProgram && res.Code == "" {
+		res.Code = "exit"
+	}
+	out := res.Output
+	if len(out) > 0 && !inv.out.takeAll(len(out)) {
+		// More than the caller has granted: like any output, at its pace.
+		inv.out.Write(out)
+		out = nil
+	}
+	inv.stop(ErrCancelled) // not before: a cancelled call's output is dropped
+	inv.end(&res, out)
 }
 
-func (s *inputStream) signal() {
-	select {
-	case s.more <- struct{}{}:
-	default:
+// end gives the slot back and sends END.
+func (inv *Invocation) end(res *Result, out []byte) {
+	c, off := inv.client, inv.offering
+	c.mu.Lock()
+	off.running--
+	if off.running == 0 && off.idle != nil {
+		close(off.idle)
+		off.idle = nil
+	}
+	open := c.in[inv.id] != nil // else the connection is gone
+	delete(c.in, inv.id)
+	others, flush := len(c.in) > 0, false
+	if open {
+		f := &c.scratch.end
+		c.scratch.code = append(c.scratch.code[:0], res.Code...)
+		f.ID, f.Source, f.Status = inv.id, res.Source, uint64(res.Status)
+		f.Code, f.Message, f.Output = c.scratch.code, []byte(args.WireMessage(res.Message, res.Hint)), out
+		flush, _ = c.conn.Queue(f)
+		f.Output = nil // it is not ours to keep
+	}
+	c.mu.Unlock()
+	if flush {
+		c.conn.Flush(others)
 	}
 }
 
-func (s *inputStream) push(p []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(p) > s.credit {
-		return args.Errorf(args.CodeProtocol, "%d bytes of input with a credit of %d", len(p), s.credit)
+// stop ends the streams of the call for a reason.
+func (inv *Invocation) stop(cause error) {
+	inv.cancel(cause)
+	if inv.rest != nil {
+		inv.rest.close(cause)
 	}
-	if s.err != nil {
-		return args.Errorf(args.CodeProtocol, "input after its end")
-	}
-	s.credit -= len(p)
-	if s.pos > len(s.buf)/2 { // bytes that were read must not pile up
-		s.buf, s.pos = s.buf[:copy(s.buf, s.buf[s.pos:])], 0
-	}
-	s.buf = append(s.buf, p...)
-	s.signal()
-	return nil
-}
-
-func (s *inputStream) end(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil || s.err == io.EOF && err != io.EOF {
-		s.err = err
-	}
-	s.signal()
-}
-
-// Read returns the next bytes, waiting for them; io.EOF after all of it, another error
-// if the call was cancelled.
-func (s *inputStream) Read(p []byte) (int, error) {
-	for {
-		s.mu.Lock()
-		if s.pos < len(s.buf) {
-			n := copy(p, s.buf[s.pos:])
-			s.pos += n
-			if s.pos == len(s.buf) {
-				s.buf, s.pos = s.buf[:0], 0
-			}
-			grant := s.grantable(n)
-			s.mu.Unlock()
-			if grant > 0 {
-				s.inv.client.conn.Send(&wire.GrantFrame{ID: s.inv.id, Stream: wire.Input, Bytes: uint64(grant)})
-			}
-			return n, nil
-		}
-		err := s.err
-		s.mu.Unlock()
-		if err != nil {
-			return 0, err
-		}
-		select {
-		case <-s.more:
-		case <-s.inv.ctx.Done():
-			return 0, context.Cause(s.inv.ctx)
-		}
-	}
-}
-
-// WriteTo passes the input on as it comes, without another copy.
-func (s *inputStream) WriteTo(w io.Writer) (total int64, err error) {
-	var p []byte
-	for {
-		s.mu.Lock()
-		p, s.buf = s.buf[s.pos:], p[:0]
-		s.pos = 0
-		end := s.err
-		grant := s.grantable(len(p))
-		s.mu.Unlock()
-		if len(p) > 0 {
-			n, err := w.Write(p)
-			total += int64(n)
-			if err != nil {
-				return total, err
-			}
-			if grant > 0 {
-				s.inv.client.conn.Send(&wire.GrantFrame{ID: s.inv.id, Stream: wire.Input, Bytes: uint64(grant)})
-			}
-			continue
-		}
-		if end == io.EOF {
-			return total, nil
-		}
-		if end != nil {
-			return total, end
-		}
-		select {
-		case <-s.more:
-		case <-s.inv.ctx.Done():
-			return total, context.Cause(s.inv.ctx)
-		}
-	}
-}
-
-// grantable returns how much to grant after n more bytes were read. s.mu is held.
-func (s *inputStream) grantable(n int) int {
-	s.consumed += n
-	if s.consumed < inputWindow/4 || s.err != nil {
-		return 0
-	}
-	grant := s.consumed
-	s.consumed = 0
-	s.credit += grant
-	return grant
 }

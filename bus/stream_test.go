@@ -31,9 +31,8 @@ func sink(t *testing.T) *Client {
 // TestStreamLosesNothing: what comes while the consumer looks into an empty
 // buffer is still there afterwards.
 func TestStreamLosesNothing(t *testing.T) {
-	call := &outCall{client: sink(t), id: 1, req: &Request{}}
-	s := &call.stdout
-	s.init(call, wire.Output)
+	s := &recvStream{wake: make(chan struct{}, 1)}
+	s.init(sink(t).conn, 1, wire.Output, wire.InitialWindow, maxOutputWindow)
 	const total = 100000
 	done := make(chan error, 1)
 	go func() { // ends when all is pushed
@@ -48,28 +47,20 @@ func TestStreamLosesNothing(t *testing.T) {
 				runtime.Gosched()
 			}
 			if err := s.push([]byte{byte(i)}); err != nil {
+				s.close(io.EOF)
 				done <- err
 				return
 			}
 		}
+		s.close(io.EOF)
 		done <- nil
 	}()
 	var got bytes.Buffer
-	for got.Len() < total {
-		if err := s.pass(&got); err != nil {
-			t.Fatal(err)
-		}
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.pass(&got)
-			if got.Len() != total {
-				t.Fatalf("%d of %d bytes arrived", got.Len(), total)
-			}
-		default:
-		}
+	if _, err := s.WriteTo(&got); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || got.Len() != total {
+		t.Fatalf("%d of %d bytes arrived: error %v", got.Len(), total, err)
 	}
 	for i, b := range got.Bytes() {
 		if b != byte(i) {
@@ -81,15 +72,16 @@ func TestStreamLosesNothing(t *testing.T) {
 // TestWindowIsBounded: a reader that keeps up is granted more at once, up to a
 // limit; what is outstanding never exceeds the window.
 func TestWindowIsBounded(t *testing.T) {
-	call := &outCall{client: sink(t), id: 1, req: &Request{}}
-	s := &call.stdout
-	s.init(call, wire.Output)
+	s := &recvStream{wake: make(chan struct{}, 1)}
+	s.init(sink(t).conn, 1, wire.Output, wire.InitialWindow, maxOutputWindow)
 	first := s.window
 	for range 2000 {
 		if err := s.push(make([]byte, min(wire.ChunkSize, s.credit))); err != nil {
 			t.Fatal(err)
 		}
-		s.pass(nil)
+		p, _ := s.next()
+		s.rest = nil
+		s.passed(len(p))
 		if s.credit > s.window || s.window > wire.MaxWindow {
 			t.Fatalf("credit of %d in a window of %d", s.credit, s.window)
 		}

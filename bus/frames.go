@@ -1,0 +1,180 @@
+package bus
+
+import (
+	"fbus/bus/args"
+	"fbus/bus/wire"
+	"io"
+	"time"
+)
+
+// Handle implements [wire.Handler]: it is called by the connection.
+func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
+	if !c.greeted {
+		return c.greet(f)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch f := f.(type) {
+	case *wire.ErrorFrame:
+		return remoteError(f)
+	case *wire.OfferedFrame:
+		answer := c.pending[f.Seq]
+		if answer == nil {
+			return args.Errorf(args.CodeProtocol, "answer to offer %d, which was never made", f.Seq)
+		}
+		delete(c.pending, f.Seq)
+		if len(f.Code) == 0 {
+			answer <- nil
+		} else {
+			answer <- args.FromWire(string(f.Code), string(f.Message), 0)
+		}
+		return nil
+
+	// Of calls that the node opened:
+	case *wire.CallFrame:
+		return c.handleCall(b, f)
+	case *wire.EOFFrame:
+		inv, err := lookup(c.in, f.ID, c.lastIn)
+		if inv != nil && inv.rest != nil {
+			inv.rest.close(io.EOF)
+		}
+		return err
+	case *wire.CancelFrame:
+		inv, err := lookup(c.in, f.ID, c.lastIn)
+		if inv == nil {
+			return err
+		}
+		cause := ErrCancelled
+		if string(f.Code) == args.CodeDeadline {
+			cause = ErrDeadline
+		}
+		inv.stop(cause)
+		return nil
+
+	// Of calls that this side opened:
+	case *wire.EndFrame:
+		return c.handleEnd(f)
+
+	// Of both:
+	case *wire.DataFrame:
+		if f.Stream == wire.Input {
+			inv, err := lookup(c.in, f.ID, c.lastIn)
+			if inv == nil || inv.rest == nil {
+				return err
+			}
+			return inv.rest.push(f.Payload)
+		}
+		call, err := lookup(c.out, f.ID, c.lastOut)
+		switch {
+		case call == nil:
+			return err
+		case f.Stream == wire.Output:
+			return call.stdout.push(f.Payload)
+		case call.errEnd == nil:
+			call.errEnd, call.stderr.wake = make(chan error, 1), make(chan struct{}, 1)
+			go call.pumpStderr() // ends with the call's stderr
+		}
+		return call.stderr.push(f.Payload)
+	case *wire.GrantFrame:
+		if f.Stream == wire.Input {
+			call, err := lookup(c.out, f.ID, c.lastOut)
+			if call == nil || call.input == nil {
+				return err
+			}
+			return call.input.grant(f.Bytes)
+		}
+		inv, err := lookup(c.in, f.ID, c.lastIn)
+		switch {
+		case inv == nil:
+			return err
+		case f.Stream == wire.Stderr:
+			return inv.err.grant(f.Bytes)
+		}
+		return inv.out.grant(f.Bytes)
+	}
+	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", f.FrameType())
+}
+
+// lookup returns the call with an id, nil for one that has ended. last is the highest id so far.
+func lookup[T any](calls map[uint64]*T, id, last uint64) (*T, error) {
+	if call := calls[id]; call != nil {
+		return call, nil
+	}
+	if id == 0 || id > last {
+		return nil, args.Errorf(args.CodeProtocol, "frame for call %d, which was never opened", id)
+	}
+	return nil, nil
+}
+
+// handleCall starts a call that the node opened. The client's mu is held.
+func (c *Client) handleCall(b *wire.Batch, f *wire.CallFrame) error {
+	if f.ID <= c.lastIn {
+		return args.Errorf(args.CodeProtocol, "call id %d after %d", f.ID, c.lastIn)
+	}
+	c.lastIn = f.ID
+	off := c.offers[string(f.Name)]
+	if off == nil || off.running >= off.slots {
+		// Our offer and the node's call have crossed: it looks elsewhere.
+		return b.Send(c.conn, &wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is free at the worker")})
+	}
+	inv := newInvocation(c, off, f)
+	c.in[f.ID] = inv
+	off.running++
+	c.handlers.Add(1)
+	go inv.serve() // ends with the handler
+	return nil
+}
+
+// handleEnd ends a call of ours. The client's mu is held.
+func (c *Client) handleEnd(f *wire.EndFrame) error {
+	call, err := lookup(c.out, f.ID, c.lastOut)
+	if left := c.left[f.ID]; left != nil && call == nil {
+		delete(c.left, f.ID)
+		left.result.Worker = c.workers.intern(f.Worker)
+		close(left.told)
+	}
+	if call == nil {
+		return err
+	}
+	if err := call.stdout.push(f.Output); err != nil {
+		return err // it is failed with the connection
+	}
+	delete(c.out, f.ID)
+	message, hint := args.SplitHint(string(f.Message))
+	call.result = Result{
+		End:  End{Source: f.Source, Status: int(f.Status), Code: c.codes.intern(f.Code), Message: message, Hint: hint},
+		Call: string(f.Call), Worker: c.workers.intern(f.Worker),
+	}
+	call.stderr.close(io.EOF)
+	call.stdout.close(io.EOF)
+	return nil
+}
+
+func remoteError(f *wire.ErrorFrame) error {
+	return args.FromWire(string(f.Code), string(f.Message), 0)
+}
+
+// greet takes the node's first frame.
+func (c *Client) greet(f wire.Frame) error {
+	switch f := f.(type) {
+	case *wire.HelloFrame:
+		if f.Major != wire.Major {
+			return args.Errorf(args.CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, wire.Major)
+		}
+		c.conn.NetConn().SetReadDeadline(time.Time{})
+		c.mu.Lock()
+		c.node = wire.HelloFrame{
+			Major: f.Major, Minor: f.Minor,
+			Network: clone(f.Network), Instance: clone(f.Instance), Name: clone(f.Name), Connection: clone(f.Connection),
+		}
+		c.mu.Unlock()
+		c.greeted = true
+		close(c.hello)
+		return nil
+	case *wire.ErrorFrame:
+		return remoteError(f)
+	}
+	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", f.FrameType())
+}
+
+func clone(p []byte) []byte { return append([]byte(nil), p...) }

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/fanout"
-	"fbus/bus/find"
 
 	"github.com/urfave/cli/v2"
 )
@@ -20,24 +20,21 @@ import (
 type callOptions struct {
 	callArguments
 	endOptions
-	timeout   durationValue
-	wait      durationValue
-	noWait    bool
-	retries   int
-	on        string
-	node      string
-	keepAlive keepAliveValue
-	all       bool
-	replies   int
-	tag       bool
-	json      bool
-	verbose   bool
+	nodeOptions
+	timeout durationValue
+	noWait  bool
+	retries int
+	on      string
+	all     bool
+	replies int
+	tag     bool
+	json    bool
 
 	hasReplies bool
 }
 
 func callCommand() *cli.Command {
-	o := &callOptions{callArguments: callArguments{verb: "call"}, wait: durationValue{allow: true}}
+	o := &callOptions{callArguments: callArguments{verb: "call"}}
 	return &cli.Command{
 		Name:      "call",
 		Usage:     "call a function",
@@ -54,9 +51,8 @@ fbus exits with its status. Words that begin with - go after --.
 
 With --all the exit status is the highest; --json has the fields of map (stderr is cut
 to its last 1 MiB), and worker_id, since two workers may have the same name.`,
-		Flags: append(append(o.callArguments.flags(), o.endOptions.flags()...),
+		Flags: append(slices.Concat(o.callArguments.flags(), o.endOptions.flags(), o.nodeOptions.flags("wait `D|forever` for a node, the function and a slot", "print which node and worker it was")),
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end after `D`, waiting included", Value: &o.timeout},
-			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function and a slot", Value: &o.wait},
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a slot", Destination: &o.noWait, DisableDefaultText: true},
 			&cli.IntFlag{Name: "retries", Usage: "try `N` times more if the worker is lost before any output", Destination: &o.retries},
 			onFlag(&o.on),
@@ -64,9 +60,6 @@ to its last 1 MiB), and worker_id, since two workers may have the same name.`,
 			&cli.IntFlag{Name: "replies", Usage: "with --all: end after `N` answers", Destination: &o.replies, DefaultText: "all"},
 			&cli.BoolFlag{Name: "tag", Usage: "with --all: begin each line with the worker's name and a tab", Destination: &o.tag, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "json", Usage: "with --all: one JSON object a line for each worker", Destination: &o.json, DisableDefaultText: true},
-			nodeFlag(&o.node),
-			keepAliveFlag(&o.keepAlive),
-			verboseFlag(&o.verbose, "print which node and worker it was"),
 		),
 		Action: func(ctx *cli.Context) error {
 			if err := o.operands(ctx); err != nil {
@@ -140,15 +133,14 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		ctx = signalled()
 	}
 	began := time.Now()
-	client, p, err := o.connect(ctx)
+	client, err := o.connectInTime(ctx, stderr)
 	if err == nil {
 		// The connection ends with this process: that is the quickest way.
-		o.patience(req, time.Since(began))
+		if o.patience(req, time.Since(began)); o.noWait {
+			req.WaitSlot = bus.NoWait
+		}
 		if o.timeout.d > 0 { // connecting has spent some of it
 			req.Timeout = max(time.Millisecond, o.timeout.d-time.Since(began))
-		}
-		if o.verbose {
-			say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 		}
 	}
 	var res bus.Result
@@ -166,32 +158,19 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	return o.ended(o.name, o.timeout.d, res, err, out, stderr)
 }
 
-// connect connects within the time that the call has.
-func (o *callOptions) connect(ctx context.Context) (*bus.Client, find.Place, error) {
+// connectInTime connects within the time that the call has.
+func (o *callOptions) connectInTime(ctx context.Context, stderr io.Writer) (*bus.Client, error) {
 	if o.timeout.d > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout.d, bus.ErrDeadline)
 		defer cancel()
 	}
 	// With --wait a refusal may pass, so it must be known before the call.
-	client, p, err := connect(ctx, o.node, o.wait, &bus.Options{Name: hostname(), Eager: !o.wait.set, KeepAlive: o.keepAlive.d})
+	client, err := o.connect(ctx, o.wait, !o.wait.set, stderr)
 	if err != nil && errors.Is(context.Cause(ctx), bus.ErrDeadline) {
 		err = bus.ErrDeadline
 	}
-	return client, p, err
-}
-
-// patience sets how long the call may wait at the node.
-func (o *callOptions) patience(req *bus.Request, spent time.Duration) {
-	switch {
-	case o.noWait:
-		req.WaitSlot = bus.NoWait
-	case o.wait.forever:
-		req.WaitFunction = bus.Forever
-	case o.wait.set:
-		left := bus.WaitFor(o.wait.d - spent)
-		req.WaitFunction, req.WaitSlot = left, left
-	}
+	return client, err
 }
 
 // checkAll refuses flags that exclude --all.
@@ -232,14 +211,11 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		}
 		defer out.discard()
 	}
-	client, at, err := reach(o.node, o.name, o.on, o.wait, o.keepAlive.d)
+	client, err := o.reach(o.name, o.on, stderr)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
-	}
 	workers, err := fanout.Workers(context.Background(), client, o.name, o.on)
 	if err != nil {
 		return troubled(err, o.node, o.name)
@@ -271,7 +247,9 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 			if shared != nil {
 				req.Input = shared.Reader()
 			}
-			o.patience(&req, time.Since(began))
+			if o.patience(&req, time.Since(began)); o.noWait {
+				req.WaitSlot = bus.NoWait
+			}
 			closer, err := p.prepare(t, &req, nil)
 			return &req, closer, err
 		},

@@ -1,7 +1,9 @@
 package commands
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -98,21 +100,53 @@ func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer c.Close()
-	switch {
-	case len(ids) > 0:
-		return showEach(ctx, o, c, ids, stdout)
-	case o.json:
-		return passJobs(ctx, c, o.function, o.query(0), stdout)
+	if o.json && len(ids) == 0 {
+		out := bufio.NewWriter(stdout)
+		_, err := askJobs(ctx, c, o.function, o.query(0), func(line []byte) error {
+			_, err := out.Write(line)
+			return err
+		})
+		return cmp.Or(err, out.Flush())
 	}
-	list, total, err := listJobs(ctx, c, o.function, o.query(defaultJobs))
-	if err != nil {
-		return err
-	}
-	jobsTable(stdout, list)
-	if more := total - len(list); more > 0 && !o.quiet {
+	page, _, more, err := o.page(ctx, c, ids, defaultJobs)
+	stdout.Write(page)
+	if err == nil && more > 0 && !o.quiet {
 		say(stderr, fmt.Sprintf("%d more: --limit N shows the newest N, --json all", more))
 	}
-	return nil
+	return err
+}
+
+// page shows the jobs of the ids in full, or up to rows of those that the flags select
+// in a table, of which there are more. The key changes with the jobs, and not with time alone.
+func (o *jobsOptions) page(ctx context.Context, c *bus.Client, ids []string, rows int) (page []byte, key string, more int, err error) {
+	var out bytes.Buffer
+	if len(ids) == 0 {
+		list, total, err := listJobs(ctx, c, o.function, o.query(rows))
+		jobsTable(&out, list)
+		for _, j := range list {
+			key += j.key()
+		}
+		return out.Bytes(), key, total - len(list), err
+	}
+	for i, id := range ids {
+		j, err := oneJob(ctx, c, o.function, id)
+		if err != nil {
+			return out.Bytes(), "", 0, err
+		}
+		chain := chainOf(ctx, o, c, j)
+		for _, l := range chain.links {
+			key += l.key()
+		}
+		if o.json {
+			chain.json(&out)
+			continue
+		}
+		if i > 0 {
+			out.WriteByte('\n')
+		}
+		chain.show(&out)
+	}
+	return out.Bytes(), key, 0, nil
 }
 
 // query selects the jobs that the flags select; without --limit n of them, 0 for all.
@@ -129,67 +163,53 @@ type jobLine struct {
 	jobs.Info
 }
 
-// askJobs calls fbus.jobs and passes each matching job to each, which must not keep its
-// text. The total includes jobs that were left out.
-func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, each func(j *jobLine) error) (total int, err error) {
+// askJobs calls fbus.jobs and passes the line of each matching job to each, which must not
+// keep it. There may be millions: only the last line is decoded, the total, which
+// includes jobs that were left out.
+func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, each func(line []byte) error) (total int, err error) {
 	doc, err := marshal(q)
 	if err != nil {
 		return 0, err
 	}
-	lines := &lineSplitter{each: func(line []byte) error {
-		var v struct {
-			jobs.Info
-			Total *int `json:"total"`
+	lines := &allButLast{each: each}
+	if _, err = c.Call(ctx, &bus.Request{Function: function, Args: args.JSON(doc), Stdout: lines}); err != nil {
+		if len(lines.last) > 0 {
+			each(lines.last) // a job: there is no total then
 		}
-		if err := json.Unmarshal(line, &v); err != nil {
-			return fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
-		}
-		if v.Total != nil {
-			total = *v.Total
-			return nil
-		}
-		return each(&jobLine{line, v.Info})
-	}}
-	_, err = c.Call(ctx, &bus.Request{Function: function, Args: args.JSON(doc), Stdout: lines})
-	return total, noStore(err, function)
-}
-
-// passJobs writes the lines of the matching jobs to w as they come. There may be
-// millions: only the last line, the total, is decoded.
-func passJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery, w io.Writer) error {
-	doc, err := marshal(q)
-	if err != nil {
-		return err
-	}
-	out := &allButLast{w: w}
-	if _, err = c.Call(ctx, &bus.Request{Function: function, Args: args.JSON(doc), Stdout: out}); err != nil {
-		w.Write(out.last) // a job: there is no total then
-		return noStore(err, function)
+		return 0, noStore(err, function)
 	}
 	var last bus.JobTotal
-	if err := json.Unmarshal(out.last, &last); err != nil {
-		return fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
-	}
-	return nil
+	err = json.Unmarshal(lines.last, &last)
+	return last.Total, unreadable(err)
 }
 
-// allButLast writes all lines but the last one.
+// unreadable explains an answer of the node that cannot be decoded.
+func unreadable(err error) error {
+	if err != nil {
+		err = fail(args.CodeInternal, "the node's answer cannot be read: %v", err)
+	}
+	return err
+}
+
+// allButLast passes all lines but the last one, with their newlines, to each.
 type allButLast struct {
-	w    io.Writer
+	each func(line []byte) error
 	last []byte
 }
 
 // Write implements io.Writer.
 func (l *allButLast) Write(p []byte) (int, error) {
 	l.last = append(l.last, p...)
-	whole := bytes.LastIndexByte(bytes.TrimSuffix(l.last, []byte("\n")), '\n') + 1
-	if whole > 0 {
-		if _, err := l.w.Write(l.last[:whole]); err != nil {
+	for {
+		i := bytes.IndexByte(l.last, '\n') + 1
+		if i == 0 || i == len(l.last) {
+			return len(p), nil
+		}
+		if err := l.each(l.last[:i]); err != nil {
 			return 0, err
 		}
-		l.last = append(l.last[:0], l.last[whole:]...)
+		l.last = l.last[i:]
 	}
-	return len(p), nil
 }
 
 // noStore explains a missing function: the node keeps no jobs.
@@ -200,38 +220,11 @@ func noStore(err error, function string) error {
 	return err
 }
 
-// lineSplitter passes whole lines, with their newlines, to each.
-type lineSplitter struct {
-	each    func(line []byte) error
-	partial []byte
-}
-
-// Write implements io.Writer.
-func (s *lineSplitter) Write(p []byte) (int, error) {
-	n := len(p)
-	for {
-		i := bytes.IndexByte(p, '\n') + 1
-		if i == 0 {
-			s.partial = append(s.partial, p...)
-			return n, nil
-		}
-		line := p[:i]
-		if len(s.partial) > 0 {
-			line = append(s.partial, line...)
-			s.partial = s.partial[:0]
-		}
-		if err := s.each(line); err != nil {
-			return 0, err
-		}
-		p = p[i:]
-	}
-}
-
 func listJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuery) (list []*jobLine, total int, err error) {
-	total, err = askJobs(ctx, c, function, q, func(j *jobLine) error {
-		j.text = bytes.Clone(j.text)
+	total, err = askJobs(ctx, c, function, q, func(line []byte) error {
+		j := &jobLine{text: bytes.Clone(line)}
 		list = append(list, j)
-		return nil
+		return unreadable(json.Unmarshal(line, &j.Info))
 	})
 	return list, total, err
 }
@@ -317,29 +310,6 @@ func (o *lookOptions) change(function string, q *bus.JobQuery) ([]byte, error) {
 // maxChain bounds how many jobs of a chain are shown.
 const maxChain = 1000
 
-// showEach shows jobs in full.
-func showEach(ctx context.Context, o *jobsOptions, c *bus.Client, ids []string, stdout io.Writer) error {
-	for i, id := range ids {
-		j, err := oneJob(ctx, c, o.function, id)
-		if err != nil {
-			return err
-		}
-		chain := chainOf(ctx, o, c, j)
-		if o.json {
-			err = chain.json(stdout)
-		} else {
-			if i > 0 {
-				fmt.Fprintln(stdout)
-			}
-			chain.show(stdout)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // chain is a job with its parents and its children, each after its parent.
 type chain struct {
 	job   *jobLine
@@ -389,8 +359,7 @@ func chainOf(ctx context.Context, o *jobsOptions, c *bus.Client, j *jobLine) *ch
 }
 
 // json writes the job as it came from the node, with the chain as its last field.
-func (ch *chain) json(w io.Writer) error {
-	var out bytes.Buffer
+func (ch *chain) json(out *bytes.Buffer) {
 	out.Write(bytes.TrimSuffix(bytes.TrimSpace(ch.job.text), []byte("}")))
 	out.WriteString(`,"chain":[`)
 	for i, l := range ch.links {
@@ -400,8 +369,6 @@ func (ch *chain) json(w io.Writer) error {
 		out.Write(bytes.TrimSpace(l.text))
 	}
 	out.WriteString("]}\n")
-	_, err := w.Write(out.Bytes())
-	return err
 }
 
 // show writes the job for a person.
@@ -554,72 +521,33 @@ func (w *jobWatcher) close() {
 }
 
 func (w *jobWatcher) show(ctx context.Context) error {
-	switch {
-	case len(w.ids) > 0:
-		return w.showEach(ctx)
-	case w.o.json:
+	if w.o.json && len(w.ids) == 0 {
 		return w.showChanges(ctx)
 	}
-	columns, rows := w.watchSize()
+	columns, rows := w.size()
 	n := defaultJobs
 	if rows > 0 {
 		n = max(1, rows-2) // the heading, and the cursor below
 	}
-	list, _, err := listJobs(ctx, w.client, w.o.function, w.o.query(n))
+	page, key, _, err := w.o.page(ctx, w.client, w.ids, n)
 	if err != nil {
 		return err
 	}
-	var out bytes.Buffer
-	jobsTable(&out, list)
-	var key bytes.Buffer
-	for _, j := range list {
-		key.WriteString(j.key())
-	}
-	return w.print(out.Bytes(), key.String(), columns)
-}
-
-// showEach shows the jobs of the ids.
-func (w *jobWatcher) showEach(ctx context.Context) error {
-	columns, _ := w.watchSize()
-	var out, key bytes.Buffer
-	for i, id := range w.ids {
-		j, err := oneJob(ctx, w.client, w.o.function, id)
-		if err != nil {
-			return err
-		}
-		chain := chainOf(ctx, w.o, w.client, j)
-		for _, l := range chain.links {
-			key.WriteString(l.key())
-		}
-		if w.o.json {
-			chain.json(&out)
-			continue
-		}
-		if i > 0 {
-			out.WriteByte('\n')
-		}
-		chain.show(&out)
-	}
-	if w.o.json {
-		columns = 0
-	}
-	return w.print(out.Bytes(), key.String(), columns)
+	return w.print(page, key, columns)
 }
 
 // showChanges prints the jobs that have changed since they were printed.
 func (w *jobWatcher) showChanges(ctx context.Context) error {
-	now := map[string]string{}
-	var out bytes.Buffer
-	_, err := askJobs(ctx, w.client, w.o.function, w.o.query(0), func(j *jobLine) error {
-		key := j.key()
-		now[j.ID] = key
-		if w.seen[j.ID] != key {
-			out.Write(j.text)
-		}
-		return nil
-	})
+	list, _, err := listJobs(ctx, w.client, w.o.function, w.o.query(0))
 	if err != nil {
 		return err
+	}
+	now := map[string]string{}
+	var out bytes.Buffer
+	for _, j := range list {
+		if now[j.ID] = j.key(); w.seen[j.ID] != now[j.ID] {
+			out.Write(j.text)
+		}
 	}
 	w.seen = now
 	_, err = w.stdout.Write(out.Bytes())
@@ -659,9 +587,9 @@ func (j *jobLine) key() string {
 	return string(key) + "\n"
 }
 
-// watchSize returns the size of the terminal, 0 and 0 if stdout is not one.
-func (w *jobWatcher) watchSize() (columns, rows int) {
-	if !isTerminal(w.stdout) {
+// size returns the size of the terminal to draw on, 0 and 0 if there is none.
+func (w *jobWatcher) size() (columns, rows int) {
+	if !isTerminal(w.stdout) || w.o.json {
 		return 0, 0
 	}
 	if columns, rows = terminalSize(w.stdout); columns == 0 || rows == 0 {

@@ -148,13 +148,13 @@ func TestAllButLast(t *testing.T) {
 	const text = "one\n\ntwo\nthree\n"
 	for size := 1; size <= len(text); size++ {
 		var out bytes.Buffer
-		l := &allButLast{w: &out}
+		l := &allButLast{each: func(line []byte) error { out.WriteByte('>'); out.Write(line); return nil }}
 		for piece := range slices.Chunk([]byte(text), size) {
 			if n, err := l.Write(piece); n != len(piece) || err != nil {
 				t.Fatal(n, err)
 			}
 		}
-		if out.String() != "one\n\ntwo\n" || string(l.last) != "three\n" {
+		if out.String() != ">one\n>\n>two\n" || string(l.last) != "three\n" {
 			t.Errorf("in pieces of %d bytes: %q, and the last %q", size, out.String(), l.last)
 		}
 	}

@@ -7,22 +7,22 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/fanout"
-	"fbus/bus/find"
 
 	"github.com/urfave/cli/v2"
 )
 
 // mapOptions are the flags of fbus map.
 type mapOptions struct {
+	nodeOptions
 	items     fanout.Items
 	name      string
 	operands  []string
@@ -34,21 +34,17 @@ type mapOptions struct {
 	hasJobs   bool
 	retries   int
 	timeout   durationValue
-	wait      durationValue
 	halt      haltValue
 	joblog    string
 	resume    bool
 	on        string
-	node      string
-	keepAlive keepAliveValue
 	bar       bool
 	noBar     bool
 	quiet     bool
-	verbose   bool
 }
 
 func mapCommand() *cli.Command {
-	o := &mapOptions{wait: durationValue{allow: true}}
+	o := &mapOptions{}
 	return &cli.Command{
 		Name:      "map",
 		Usage:     "call a function for each item",
@@ -68,7 +64,7 @@ directory, {/.} base name without extension, {#} the call's number. JSON fields:
 item (an array with -N), output, stderr (its last 1 MiB), status, source, code, worker,
 seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is set if fbus ended the call, file with -o.`,
-		Flags: append(itemFlags(&o.items),
+		Flags: append(slices.Concat(itemFlags(&o.items), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended")),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "tag", Usage: "begin each line with the item and a tab", Destination: &o.tag, DisableDefaultText: true},
@@ -80,13 +76,9 @@ are not UTF-8; message is set if fbus ended the call, file with -o.`,
 			&cli.StringFlag{Name: "joblog", Usage: "write a line for each call to `FILE`", Destination: &o.joblog},
 			&cli.BoolFlag{Name: "resume", Usage: "skip items that are done according to the job log", Destination: &o.resume, DisableDefaultText: true},
 			onFlag(&o.on),
-			nodeFlag(&o.node),
-			keepAliveFlag(&o.keepAlive),
-			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, the function, and workers that were lost", Value: &o.wait},
 			&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is not a terminal", Destination: &o.bar, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "no-bar", Usage: "do not show progress", Destination: &o.noBar, DisableDefaultText: true},
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "print how each failed call ended"),
 		),
 		Action: func(ctx *cli.Context) error {
 			o.hasJobs = ctx.IsSet("jobs")
@@ -206,14 +198,11 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
-	client, p, err := reach(o.node, o.name, o.on, o.wait, o.keepAlive.d)
+	client, err := o.reach(o.name, o.on, stderr)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
-	}
 	if !o.quiet {
 		sayTerminal(items, stderr)
 	}
@@ -274,38 +263,6 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 		err = e
 	}
 	return o.summary(r.Progress(), int(resumed.Load()), screen, err)
-}
-
-// reach connects to a node on which a worker offers the function.
-func reach(address, name, on string, wait durationValue, keepAlive time.Duration) (*bus.Client, find.Place, error) {
-	client, p, err := connect(context.Background(), address, wait, &bus.Options{Name: hostname(), KeepAlive: keepAlive})
-	if err != nil {
-		return nil, p, err
-	}
-	if err := awaitFunction(client, name, on, wait); err != nil {
-		client.Close()
-		return nil, p, troubled(err, address, name)
-	}
-	return client, p, nil
-}
-
-// awaitFunction returns an error if no worker offers the function within the time.
-func awaitFunction(client *bus.Client, name, on string, wait durationValue) error {
-	deadline := time.Now().Add(wait.d)
-	for {
-		n, err := fanout.Slots(context.Background(), client, name, on)
-		switch {
-		case err != nil || n > 0:
-			return err
-		case !wait.forever && !time.Now().Before(deadline):
-			msg := name + ": no such function"
-			if on != "" {
-				msg = fmt.Sprintf("%s: no worker whose name matches %s", name, on)
-			}
-			return fail(args.CodeNoFunction, "%s", msg)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 }
 
 // interruptible returns a context that HUP, INT or TERM ends. If it is gentle, the first

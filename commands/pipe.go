@@ -38,19 +38,16 @@ const (
 
 // pipeOptions are the flags of fbus pipe.
 type pipeOptions struct {
-	jobs      int
-	timeout   durationValue
-	wait      durationValue
-	on        string
-	node      string
-	keepAlive keepAliveValue
-	text      bool
-	quiet     bool
-	verbose   bool
+	nodeOptions
+	jobs    int
+	timeout durationValue
+	on      string
+	text    bool
+	quiet   bool
 }
 
 func pipeCommand() *cli.Command {
-	o := &pipeOptions{jobs: defaultPipeJobs, wait: durationValue{allow: true}}
+	o := &pipeOptions{jobs: defaultPipeJobs}
 	return &cli.Command{
 		Name:      "pipe",
 		Usage:     "make many calls, as JSON-RPC lines on stdin and stdout",
@@ -78,17 +75,13 @@ is answered with -32800.
 With -j calls in flight, nothing more is read, not even cancellations. At the end of
 stdin, calls in flight are finished. If the node is lost, they are answered with 255,
 which is the exit status too. A line or a result has at most 64 MiB.`,
-		Flags: []cli.Flag{
+		Flags: append(o.nodeOptions.flags("wait `D|forever` for a node, and with each call for its function and a slot", "print which node it is, and which worker each call had"),
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "at most `N` calls in flight", Value: o.jobs, Destination: &o.jobs},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end each call after `D`, waiting included", Value: &o.timeout},
-			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node, and with each call for its function and a slot", Value: &o.wait},
 			onFlag(&o.on),
-			nodeFlag(&o.node),
-			keepAliveFlag(&o.keepAlive),
 			&cli.BoolFlag{Name: "text", Usage: "make every result a string, even if it is JSON", Destination: &o.text, DisableDefaultText: true},
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "print which node it is, and which worker each call had"),
-		},
+		),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
 				return err
@@ -159,12 +152,9 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 	}
 	// A signal ends the process in the usual way, and with it the connection, and so the
 	// calls: there is nothing to clean up.
-	client, at, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
+	client, err := o.connect(context.Background(), o.wait, false, stderr)
 	if err != nil {
 		return err
-	}
-	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
 	}
 	p := &pipe{
 		o: o, client: client, in: bufio.NewReaderSize(stdin, 64<<10), out: bufio.NewWriterSize(stdout, 64<<10), stderr: &sharedWriter{w: stderr},
@@ -334,13 +324,7 @@ func (p *pipe) request(t *fanout.Task) (*bus.Request, io.Closer, error) {
 		}
 		req.Timeout = p.o.timeout.d - spent
 	}
-	switch {
-	case p.o.wait.forever:
-		req.WaitFunction = bus.Forever
-	case p.o.wait.set:
-		left := bus.WaitFor(p.o.wait.d - spent)
-		req.WaitFunction, req.WaitSlot = left, left
-	}
+	p.o.patience(req, spent)
 	return req, nil, nil
 }
 

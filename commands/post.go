@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,7 @@ import (
 // postOptions are the flags of fbus post.
 type postOptions struct {
 	callArguments
+	nodeOptions
 	items     fanout.Items
 	each      bool // a job for each item
 	then      string
@@ -39,17 +41,13 @@ type postOptions struct {
 	keep      durationValue
 	timeout   durationValue
 	on        string
-	node      string
-	wait      durationValue
-	keepAlive keepAliveValue
 	json      bool
 	quiet     bool
-	verbose   bool
 	function  string // that is asked; a test has its own
 }
 
 func postCommand() *cli.Command {
-	o := &postOptions{callArguments: callArguments{verb: "post"}, wait: durationValue{allow: true}, function: "fbus.post"}
+	o := &postOptions{callArguments: callArguments{verb: "post"}, function: "fbus.post"}
 	return &cli.Command{
 		Name:      "post",
 		Usage:     "post a job: a call that nobody waits for",
@@ -70,13 +68,10 @@ prints an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, in loc
 2026-11-26 07:00 or 07:00, the next one. The function of --then, --else or --finally gets
 the output as its input. JSON fields: id, and of items item (an array with -N), item_encoding
 ("base64" where it is not UTF-8). The function fbus.post does the same.`,
-		Flags: append(append(append(o.callArguments.flags(), itemFlags(&o.items)...), o.jobFlags()...),
+		Flags: append(slices.Concat(o.callArguments.flags(), itemFlags(&o.items), o.jobFlags(),
+			o.nodeOptions.flags("wait `D|forever` for a node", "print which node it was, and with items how many jobs were posted")),
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each job", Destination: &o.json, DisableDefaultText: true},
-			nodeFlag(&o.node),
-			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
-			keepAliveFlag(&o.keepAlive),
 			quietFlag(&o.quiet),
-			verboseFlag(&o.verbose, "print which node it was, and with items how many jobs were posted"),
 		),
 		Action: func(ctx *cli.Context) error {
 			if err := o.operands(ctx); err != nil {
@@ -174,14 +169,11 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	if file != nil {
 		defer file.Close()
 	}
-	client, p, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), Eager: true, KeepAlive: o.keepAlive.d})
+	client, err := o.connect(context.Background(), o.wait, true, stderr)
 	if err != nil {
 		return err
 	}
 	// The connection ends with this process: that is the quickest way.
-	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
-	}
 	call, err := o.request(req)
 	if err != nil {
 		return err
@@ -280,14 +272,11 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	client, at, err := connect(context.Background(), o.node, o.wait, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
+	client, err := o.connect(context.Background(), o.wait, false, stderr)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if o.verbose {
-		say(stderr, fmt.Sprintf("node: %s (%s)", at.Addr, at.Why))
-	}
 	if !o.quiet {
 		sayTerminal(items, stderr)
 	}

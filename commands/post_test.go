@@ -80,7 +80,7 @@ func refusal(status int, code, msg string) bus.Result {
 }
 
 func postFlags(n *storeNode) *postOptions {
-	o := &postOptions{function: "post", node: n.socket}
+	o := &postOptions{function: "post", nodeOptions: nodeOptions{node: n.socket}}
 	o.name, o.verb, o.noStdin = "f", "post", true
 	itemFlags(&o.items)
 	return o

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,19 +18,16 @@ import (
 // resultOptions are the flags of fbus result.
 type resultOptions struct {
 	endOptions
-	id        string
-	noWait    bool
-	timeout   durationValue
-	node      string
-	wait      durationValue
-	keepAlive keepAliveValue
-	verbose   bool
-	function  string // called for the result; a test has its own
-	jobs      string // the same
+	nodeOptions
+	id       string
+	noWait   bool
+	timeout  durationValue
+	function string // called for the result; a test has its own
+	jobs     string // the same
 }
 
 func resultCommand() *cli.Command {
-	o := &resultOptions{wait: durationValue{allow: true}, function: "fbus.result", jobs: "fbus.jobs"}
+	o := &resultOptions{function: "fbus.result", jobs: "fbus.jobs"}
 	return &cli.Command{
 		Name:      "result",
 		Usage:     "print the output of a posted job, and exit with its status",
@@ -44,13 +42,9 @@ the job goes on. The result stays for a day, or as long as the post has asked fo
 
 The status is 75 if the job is not finished and --no-wait is given, 65 if there is no
 such job.`,
-		Flags: append(o.endOptions.flags(),
+		Flags: append(slices.Concat(o.endOptions.flags(), o.nodeOptions.flags("wait `D|forever` for a node", "say which node it was")),
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a job that is not finished", Destination: &o.noWait, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "wait for the job for `D` and no longer", Value: &o.timeout},
-			nodeFlag(&o.node),
-			&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
-			keepAliveFlag(&o.keepAlive),
-			verboseFlag(&o.verbose, "say which node it was"),
 		),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
@@ -173,14 +167,11 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 	if again {
 		wait = durationValue{set: true, forever: !f.o.timeout.set, d: max(0, f.left())}
 	}
-	client, p, err := connect(ctx, f.o.node, wait, &bus.Options{Name: hostname(), Eager: !again, KeepAlive: f.o.keepAlive.d})
+	client, err := f.o.connect(ctx, wait, !again, f.stderr)
 	if err != nil {
 		return bus.Result{}, err
 	}
 	defer client.Close()
-	if f.o.verbose {
-		say(f.stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
-	}
 	f.connected = true
 	doc := `{"wait":false}`
 	switch {

@@ -27,7 +27,7 @@ func playJobs(t *testing.T, n *storeNode, line string) {
 }
 
 func resultFlags(t *testing.T, n *storeNode) *resultOptions {
-	o := &resultOptions{function: "result", jobs: "jobs", node: n.socket, id: strings.ToLower(jobID)}
+	o := &resultOptions{function: "result", jobs: "jobs", nodeOptions: nodeOptions{node: n.socket}, id: strings.ToLower(jobID)}
 	o.output = filepath.Join(t.TempDir(), "out")
 	return o
 }

@@ -102,16 +102,12 @@ func Connect(ctx context.Context, o *Options) (*Client, error) {
 		if err == nil || !args.Retryable(err) || ctx.Err() != nil {
 			return c, err
 		}
-		nap := pause/2 + rand.N(pause/2)
-		if o.Wait != Forever {
-			left := time.Until(deadline)
-			if left <= 0 {
-				return nil, err
-			}
-			nap = min(nap, left)
+		left := time.Until(deadline)
+		if left <= 0 {
+			return nil, err
 		}
 		select {
-		case <-time.After(nap):
+		case <-time.After(min(pause/2+rand.N(pause/2), left)):
 		case <-ctx.Done():
 			return nil, err
 		}
@@ -121,7 +117,7 @@ func Connect(ctx context.Context, o *Options) (*Client, error) {
 // connectWithin makes one try, which takes no longer than the rest of the wait.
 // Without a wait only dialling has its limits.
 func connectWithin(ctx context.Context, o *Options, left time.Duration) (*Client, error) {
-	if o.Wait > 0 && o.Wait != Forever {
+	if o.Wait > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, max(left, lastTry), args.Errorf(args.CodeNoNode, "node did not answer the handshake in time"))
 		defer cancel()

@@ -113,13 +113,13 @@ func (c *Client) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	}
 	c.lastIn = f.ID
 	off := c.offers[string(f.Name)]
-	if off == nil || off.running >= off.slots {
+	if off == nil || off.running.n >= off.slots {
 		// Our offer and the node's call have crossed: it looks elsewhere.
 		return b.Send(c.conn, &wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is free at the worker")})
 	}
 	inv := newInvocation(c, off, f)
 	c.in[f.ID] = inv
-	off.running++
+	off.running.n++
 	c.handlers.Add(1)
 	go inv.serve() // ends with the handler
 	return nil

@@ -151,11 +151,7 @@ func (inv *Invocation) run() {
 func (inv *Invocation) end(res *Result, out []byte) {
 	c, off := inv.client, inv.offering
 	c.mu.Lock()
-	off.running--
-	if off.running == 0 && off.idle != nil {
-		close(off.idle)
-		off.idle = nil
-	}
+	off.running.done()
 	open := c.in[inv.id] != nil // else the connection is gone
 	delete(c.in, inv.id)
 	others, flush := len(c.in) > 0, false

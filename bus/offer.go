@@ -4,6 +4,7 @@ import (
 	"context"
 	"fbus/bus/args"
 	"fbus/bus/wire"
+	"sync"
 )
 
 // Offer describes a function to put on the bus.
@@ -39,8 +40,7 @@ type Offering struct {
 	// The client's mu protects these.
 	slots   int
 	note    string
-	running int
-	idle    chan struct{} // closed when running falls to 0, if somebody waits
+	running tally
 }
 
 // Offer puts a function on the bus, or replaces the offer of that name on this
@@ -146,19 +146,35 @@ func (off *Offering) Withdraw(ctx context.Context) error {
 	return off.Wait(ctx)
 }
 
-// Wait waits until no call runs.
-func (off *Offering) Wait(ctx context.Context) error {
-	c := off.client
-	c.mu.Lock()
-	if off.running == 0 {
-		c.mu.Unlock()
+// Wait waits until no call runs, or ctx ends.
+func (off *Offering) Wait(ctx context.Context) error { return off.running.wait(ctx, &off.client.mu) }
+
+// A tally counts calls that run. Its owner's mutex protects it.
+type tally struct {
+	n    int
+	idle chan struct{} // closed when n falls to 0, if somebody waits
+}
+
+// done counts the end of a call.
+func (t *tally) done() {
+	if t.n--; t.n == 0 && t.idle != nil {
+		close(t.idle)
+		t.idle = nil
+	}
+}
+
+// wait waits until no call runs, or ctx ends. mu protects t, and is not held.
+func (t *tally) wait(ctx context.Context, mu *sync.Mutex) error {
+	mu.Lock()
+	if t.n == 0 {
+		mu.Unlock()
 		return nil
 	}
-	if off.idle == nil {
-		off.idle = make(chan struct{})
+	if t.idle == nil {
+		t.idle = make(chan struct{})
 	}
-	idle := off.idle
-	c.mu.Unlock()
+	idle := t.idle
+	mu.Unlock()
 	select {
 	case <-idle:
 		return nil

@@ -188,7 +188,7 @@ func (w *Worker) Drain(ctx context.Context) error {
 		s.withdraw(ctx)
 	}
 	for _, s := range all {
-		if err := s.wait(ctx); err != nil {
+		if err := s.calls.wait(ctx, &w.mu); err != nil {
 			return err
 		}
 	}
@@ -211,7 +211,7 @@ func (w *Worker) Close() {
 	all := w.all()
 	w.mu.Unlock()
 	for _, s := range all {
-		s.wait(context.Background())
+		s.calls.wait(context.Background(), &w.mu)
 	}
 }
 
@@ -221,7 +221,7 @@ func (w *Worker) Running() int {
 	defer w.mu.Unlock()
 	n := 0
 	for _, s := range w.all() {
-		n += s.calls
+		n += s.calls.n
 	}
 	return n
 }

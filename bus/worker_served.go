@@ -14,9 +14,8 @@ type served struct {
 	offer    Offer
 	offering *Offering // on the current connection
 	gone     bool      // replaced or removed
-	calls    int       // of its handler, that have not returned
+	calls    tally     // of its handler, that have not returned
 	held     *held
-	idle     chan struct{} // closed when calls falls to 0, if somebody waits
 }
 
 // held counts the calls of a name that have not returned, by connection:
@@ -65,7 +64,7 @@ func (r *Retired) Wait(ctx context.Context) error {
 			return err
 		}
 	}
-	return r.served.wait(ctx)
+	return r.served.calls.wait(ctx, &r.served.worker.mu)
 }
 
 // Put adds a function while the worker runs, or replaces the one of its name,
@@ -119,7 +118,7 @@ func (w *Worker) swap(name string, s *served) (old *served) {
 // retire keeps a function that is no longer offered, until its calls have returned. The
 // worker's mu is held.
 func (w *Worker) retire(s *served) *Retired {
-	w.leaving = slices.DeleteFunc(w.leaving, func(s *served) bool { return s.calls == 0 })
+	w.leaving = slices.DeleteFunc(w.leaving, func(s *served) bool { return s.calls.n == 0 })
 	w.leaving = append(w.leaving, s)
 	return &Retired{s, s.offering}
 }
@@ -199,7 +198,7 @@ func (s *served) serve(ctx context.Context, inv *Invocation) Result {
 		w.mu.Unlock() // lost before it began: its slot may be offered already
 		return Fail(ErrCancelled)
 	}
-	s.calls++
+	s.calls.n++
 	(*s.held)[inv.client]++
 	w.mu.Unlock()
 	defer s.returned(inv.client)
@@ -215,10 +214,7 @@ func (s *served) returned(from *Client) {
 	if (*s.held)[from]--; (*s.held)[from] == 0 {
 		delete(*s.held, from)
 	}
-	if s.calls--; s.calls == 0 && s.idle != nil {
-		close(s.idle)
-		s.idle = nil
-	}
+	s.calls.done()
 	if w.client == nil || w.client == from {
 		return
 	}
@@ -238,26 +234,5 @@ func (s *served) withdraw(ctx context.Context) {
 	s.worker.mu.Unlock()
 	if off != nil && !gone {
 		off.SetSlots(ctx, 0)
-	}
-}
-
-// wait waits until no call of the handler runs, or ctx ends.
-func (s *served) wait(ctx context.Context) error {
-	w := s.worker
-	w.mu.Lock()
-	if s.calls == 0 {
-		w.mu.Unlock()
-		return nil
-	}
-	if s.idle == nil {
-		s.idle = make(chan struct{})
-	}
-	idle := s.idle
-	w.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

@@ -107,38 +107,25 @@ func (o *endOptions) ended(name string, timeout time.Duration, res bus.Result, e
 	return end, f
 }
 
-// explainCall is explain for a call that had this much time, 0 for no limit.
+// explainCall is explain for a call that had this much time, 0 for no limit. A worker's own
+// limit has a message of its own. A node that does not answer the handshake in time is a
+// different failure.
 func explainCall(err error, timeout time.Duration) *args.Error {
-	limit := limitOf(err)
-	switch {
-	case !timeWasUp(err):
+	var e *args.Error
+	limit := ""
+	switch fromBus := errors.As(err, &e); {
+	case fromBus && e.Code != args.CodeDeadline, !fromBus && !errors.Is(err, context.DeadlineExceeded):
 		return explain(err)
-	case timeout > 0 && limit == "":
+	case fromBus && e.Message != args.DeadlineMessage:
+		limit = e.Message
+	}
+	switch {
+	case limit != "":
+		return fail(args.CodeDeadline, "the worker's time limit was exceeded: %s", limit)
+	case timeout > 0:
 		return fail(args.CodeDeadline, "deadline of %s exceeded", formatDuration(timeout))
-	case limit == "":
-		return fail(args.CodeDeadline, "the worker's time limit was exceeded")
 	}
-	return fail(args.CodeDeadline, "the worker's time limit was exceeded: %s", limit)
-}
-
-// limitOf returns the worker's message about its own limit, "" if the call reached the
-// caller's.
-func limitOf(err error) string {
-	var e *args.Error
-	if errors.As(err, &e) && e.Message != args.DeadlineMessage {
-		return e.Message
-	}
-	return ""
-}
-
-// timeWasUp reports whether a call's time was up. A node that does not answer the
-// handshake in time is a different failure.
-func timeWasUp(err error) bool {
-	var e *args.Error
-	if errors.As(err, &e) {
-		return e.Code == args.CodeDeadline
-	}
-	return errors.Is(err, context.DeadlineExceeded)
+	return fail(args.CodeDeadline, "the worker's time limit was exceeded")
 }
 
 // messageFor puts the function's name before a message that lacks it.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -269,12 +268,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 // INT only lets no further call begin.
 func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 2)
-	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
-		if !signal.Ignored(s) {
-			signal.Notify(signals, s)
-		}
-	}
+	signals := catch()
 	done := make(chan struct{})
 	go func() { // ends with stop
 		for again := !gentle; ; again = true {

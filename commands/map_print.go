@@ -93,11 +93,11 @@ func (p *printer) print(o *fanout.Outcome) error {
 	case p.names != nil:
 	case p.tag:
 		lines := &lineWriter{to: p.out, prefix: p.title(&o.Task) + "\t"}
-		if _, err = o.Output.WriteTo(lines); err == nil {
+		if _, err = io.Copy(lines, o.Output.Reader()); err == nil {
 			err = lines.Close()
 		}
 	default:
-		_, err = o.Output.WriteTo(p.out)
+		_, err = io.Copy(p.out, o.Output.Reader())
 		if err == nil && o.Output.Size() > 0 && o.Output.Last() != '\n' {
 			_, err = p.out.Write([]byte{'\n'})
 		}
@@ -181,7 +181,7 @@ func writeResult(name string, result *fanout.Output) error {
 		return err
 	}
 	defer out.discard()
-	if _, err := result.WriteTo(&out); err != nil {
+	if _, err := io.Copy(&out, result.Reader()); err != nil {
 		return err
 	}
 	return out.commit()
@@ -285,73 +285,50 @@ func marshal(v any) ([]byte, error) {
 // writeOutput writes an output as the inside of a JSON string, in base64 if it is not
 // UTF-8.
 func writeOutput(w io.Writer, o *fanout.Output) (encoding string, err error) {
-	text := &textWriter{to: io.Discard}
-	if _, err := o.WriteTo(text); err != nil {
-		return "", err
-	}
-	if text.valid() {
-		_, err := o.WriteTo(&textWriter{to: w, escape: true})
+	switch err := eachText(o.Reader(), func([]byte) error { return nil }); err {
+	case nil:
+		return "", eachText(o.Reader(), func(p []byte) error {
+			quoted, err := marshal(string(p))
+			if err == nil {
+				_, err = w.Write(quoted[1 : len(quoted)-1])
+			}
+			return err
+		})
+	case errNotText:
+	default:
 		return "", err
 	}
 	enc := base64.NewEncoder(base64.StdEncoding, w)
-	if _, err := o.WriteTo(enc); err != nil {
+	if _, err := io.Copy(enc, o.Reader()); err != nil {
 		return "", err
 	}
 	return "base64", enc.Close()
 }
 
-// textWriter writes UTF-8 in whole characters, escaped for JSON if wanted.
-type textWriter struct {
-	to      io.Writer
-	escape  bool
-	partial []byte // of a character
-	invalid bool
-}
+var errNotText = errors.New("not UTF-8")
 
-// maxText limits the bytes that are checked and escaped at once.
-const maxText = 64 << 10
-
-// Write implements io.Writer.
-func (t *textWriter) Write(p []byte) (int, error) {
-	n := len(p)
-	for len(p) > 0 && !t.invalid {
-		k := min(len(p), maxText)
-		if err := t.pass(append(t.partial, p[:k]...)); err != nil {
-			return 0, err
-		}
-		p = p[k:]
-	}
-	return n, nil
-}
-
-func (t *textWriter) pass(p []byte) error {
-	end := len(p)
-	for i := 1; i < utf8.UTFMax && i <= len(p); i++ {
-		if c := p[len(p)-i]; utf8.RuneStart(c) {
-			if !utf8.FullRune(p[len(p)-i:]) {
-				end = len(p) - i
-			}
-			break
-		}
-	}
-	t.partial = append(t.partial[:0:0], p[end:]...)
-	if p = p[:end]; !utf8.Valid(p) {
-		t.invalid = true
-		return nil
-	}
-	if t.escape {
-		quoted, err := marshal(string(p))
-		if err != nil {
+// eachText passes UTF-8 to f, some whole characters at a time.
+func eachText(r io.Reader, f func(p []byte) error) error {
+	for in := bufio.NewReaderSize(r, 64<<10); ; {
+		p, err := in.Peek(in.Size())
+		if err != nil && err != io.EOF {
 			return err
 		}
-		p = quoted[1 : len(quoted)-1]
+		n := len(p)
+		for err == nil && n > len(p)-utf8.UTFMax {
+			if n--; utf8.RuneStart(p[n]) {
+				break // its last bytes may not have come
+			}
+		}
+		if !utf8.Valid(p[:n]) {
+			return errNotText
+		}
+		if ferr := f(p[:n]); ferr != nil || err == io.EOF {
+			return ferr
+		}
+		in.Discard(n)
 	}
-	_, err := t.to.Write(p)
-	return err
 }
-
-// valid reports whether everything written is UTF-8.
-func (t *textWriter) valid() bool { return !t.invalid && len(t.partial) == 0 }
 
 // flusher collects small writes, and writes them after a moment.
 type flusher struct {

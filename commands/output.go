@@ -23,6 +23,7 @@ type outputFile struct {
 	tmp    *os.File // nil: no temporary file
 	path   string   // the final name of tmp
 	pretty *bytes.Buffer
+	begun  bool // something was written
 }
 
 // openOutput opens the output for -o and -p.
@@ -120,6 +121,7 @@ func createAside(path string, mode os.FileMode) (*os.File, error) {
 
 // Write implements io.Writer.
 func (o *outputFile) Write(p []byte) (int, error) {
+	o.begun = true
 	if o.pretty != nil && o.pretty.Len()+len(p) <= maxPretty {
 		return o.pretty.Write(p)
 	}

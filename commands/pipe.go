@@ -107,7 +107,7 @@ type pipe struct {
 	o      *pipeOptions
 	client *bus.Client
 	in     *bufio.Reader
-	stderr *sharedWriter
+	stderr *screen
 
 	// Only answer and flush use these, one at a time.
 	out     *bufio.Writer
@@ -157,7 +157,7 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 		return err
 	}
 	p := &pipe{
-		o: o, client: client, in: bufio.NewReaderSize(stdin, 64<<10), out: bufio.NewWriterSize(stdout, 64<<10), stderr: &sharedWriter{w: stderr},
+		o: o, client: client, in: bufio.NewReaderSize(stdin, 64<<10), out: bufio.NewWriterSize(stdout, 64<<10), stderr: &screen{w: stderr},
 		open: map[*pipeRequest]struct{}{}, inFlight: map[string]context.CancelCauseFunc{},
 	}
 	queueing := time.Duration(math.MaxInt64)
@@ -213,8 +213,11 @@ func (p *pipe) next() (fanout.Task, error) {
 			return t, nil
 		}
 		p.mu.Unlock()
-		line, err := readLine(p.in, maxPipeLine)
-		if err == errLongLine {
+		line, err := fanout.ReadLine(p.in, '\n', maxPipeLine)
+		if err == fanout.ErrLongLine {
+			for err == fanout.ErrLongLine {
+				_, err = fanout.ReadLine(p.in, '\n', maxPipeLine)
+			}
 			line, err = nil, nil
 			p.add(&pipeRequest{Request: jsonrpc.Request{ID: jsonNull}, refused: jsonrpc.Errorf(jsonrpc.CodeInvalid, "a line exceeds the limit of %d bytes", maxPipeLine)})
 		}
@@ -443,29 +446,7 @@ func (p *pipe) giveUp() error {
 	return nil
 }
 
-var (
-	errLongLine = errors.New("line too long")
-	jsonNull    = []byte("null")
-)
-
-// readLine reads a line into memory of its own. It skips one that is longer than most, and
-// returns errLongLine; with another error there may be a line too.
-func readLine(r *bufio.Reader, most int) ([]byte, error) {
-	var line []byte
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(line)+len(part) > most+1 {
-			for err == bufio.ErrBufferFull {
-				_, err = r.ReadSlice('\n')
-			}
-			return nil, errLongLine
-		}
-		line = append(line, part...)
-		if err != bufio.ErrBufferFull {
-			return line, err
-		}
-	}
-}
+var jsonNull = []byte("null")
 
 // pipeStderr keeps the end of a call's stderr, for its error. What does not fit goes to
 // our own stderr at once.
@@ -510,19 +491,6 @@ func (s *pipeStderr) flush() {
 		s.w.Write(s.buf)
 		s.buf = nil
 	}
-}
-
-// sharedWriter may be used by several goroutines.
-type sharedWriter struct {
-	mu sync.Mutex // held during a write
-	w  io.Writer
-}
-
-// Write implements [io.Writer].
-func (s *sharedWriter) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.w.Write(p)
 }
 
 // lastLine returns the last line of a program's stderr that is not blank.

@@ -7,16 +7,20 @@ import (
 	"io"
 	"strings"
 	"testing"
+
+	"fbus/bus/fanout"
 )
 
 func TestPipeReadLine(t *testing.T) {
 	r := bufio.NewReaderSize(strings.NewReader("short\n"+strings.Repeat("x", 100)+"\n"+strings.Repeat("y", 50)+"\nlast"), 16)
 	var got []string
 	for {
-		line, err := readLine(r, 50)
-		if err == errLongLine {
+		line, err := fanout.ReadLine(r, '\n', 50)
+		if err == fanout.ErrLongLine {
+			for err == fanout.ErrLongLine {
+				_, err = fanout.ReadLine(r, '\n', 50)
+			}
 			line = []byte("LONG\n")
-			err = nil
 		}
 		got = append(got, string(line))
 		if err != nil {

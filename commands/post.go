@@ -350,9 +350,8 @@ func (p *poster) print(out *fanout.Outcome) error {
 	if p.first != nil {
 		p.behind++
 	}
-	var answer bytes.Buffer
-	out.Output.WriteTo(&answer)
-	id := strings.TrimSpace(answer.String())
+	answer, _ := out.Output.Bytes()
+	id := string(bytes.TrimSpace(answer))
 	p.count++
 	if p.o.hasUnique {
 		p.ids[id] = true

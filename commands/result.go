@@ -86,7 +86,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	if o.cleansUp() {
 		ctx = signalled()
 	}
-	f := &fetcher{o: o, out: &byteCounter{w: out}, stderr: stderr, began: time.Now()}
+	f := &fetcher{o: o, out: out, stderr: stderr, began: time.Now()}
 	res, err := f.fetch(ctx)
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
@@ -109,23 +109,10 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	return end, err
 }
 
-// byteCounter counts the bytes written.
-type byteCounter struct {
-	w io.Writer
-	n int64
-}
-
-// Write implements io.Writer.
-func (c *byteCounter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	return n, err
-}
-
 // fetcher gets a result, with as many connections as it takes.
 type fetcher struct {
 	o         *resultOptions
-	out       *byteCounter
+	out       *outputFile
 	stderr    io.Writer
 	began     time.Time
 	connected bool     // once
@@ -139,7 +126,7 @@ func (f *fetcher) fetch(ctx context.Context) (bus.Result, error) {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		res, err := f.try(ctx)
 		gone := err != nil && args.Retryable(err) && (f.job == nil || !f.job.finished())
-		if !gone || !f.connected || f.o.noWait || f.out.n > 0 || ctx.Err() != nil {
+		if !gone || !f.connected || f.o.noWait || f.out.begun || ctx.Err() != nil {
 			return res, err
 		}
 		if f.o.timeout.set && f.left() <= 0 {

@@ -108,7 +108,7 @@ func (s *screen) update() {
 		return
 	}
 	width := math.MaxInt
-	if w := terminalWidth(s.w); w > 0 {
+	if w, _ := terminalSize(s.w); w > 0 {
 		width = w - 1 // a line that wraps cannot be erased
 	}
 	text := []rune(s.meter.line(time.Now(), p, width))
@@ -118,19 +118,10 @@ func (s *screen) update() {
 	s.redraw(true)
 }
 
-// terminalWidth returns how many characters fit a line, 0 if that is unknown.
-func terminalWidth(w io.Writer) int {
-	columns, _ := terminalSize(w)
-	return columns
-}
-
 // terminalSize returns the size of the terminal in characters, 0 if it is unknown.
 func terminalSize(w io.Writer) (columns, rows int) {
-	if c, ok := w.(*checkedWriter); ok {
-		w = c.w
-	}
-	f, ok := w.(*os.File)
-	if !ok {
+	f := fileOf(w)
+	if f == nil {
 		return 0, 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
@@ -177,11 +168,17 @@ func (s *screen) stop() {
 
 // isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
+	f := fileOf(w)
+	return f != nil && isatty.IsTerminal(f.Fd())
+}
+
+// fileOf returns the file that w writes, nil if it is not one.
+func fileOf(w io.Writer) *os.File {
 	if c, ok := w.(*checkedWriter); ok {
 		w = c.w
 	}
-	f, ok := w.(*os.File)
-	return ok && isatty.IsTerminal(f.Fd())
+	f, _ := w.(*os.File)
+	return f
 }
 
 // meter formats the line of progress. A library for this would compile regular

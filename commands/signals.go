@@ -25,16 +25,22 @@ func (o *endOptions) cleansUp() bool {
 // stopped reading.
 const stuck = 500 * time.Millisecond
 
-// signalled returns a context that ends with HUP, INT or TERM, unless they were ignored
-// when fbus started (by nohup, or by a shell for a background job).
-func signalled() context.Context {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	ch := make(chan os.Signal, 1)
+// catch returns a channel that receives HUP, INT and TERM, unless they were ignored when
+// fbus started (by nohup, or by a shell for a background job).
+func catch() chan os.Signal {
+	ch := make(chan os.Signal, 2)
 	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
 		if !signal.Ignored(s) {
 			signal.Notify(ch, s)
 		}
 	}
+	return ch
+}
+
+// signalled returns a context that ends with HUP, INT or TERM.
+func signalled() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	ch := catch()
 	go func() { // ends with the process
 		i := &interrupted{(<-ch).(syscall.Signal)}
 		cancel(i)
@@ -52,12 +58,7 @@ func outliveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) 
 // can clean up. A second signal ends the process at once.
 func endedBySignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	ch := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
-		if !signal.Ignored(s) {
-			signal.Notify(ch, s)
-		}
-	}
+	ch := catch()
 	done := make(chan struct{})
 	go func() { // ends with a signal, or stop
 		select {

@@ -36,8 +36,8 @@ func (r *Reader) Fail(format string, args ...any) {
 func (r *Reader) More() bool { return r.Left > 0 }
 
 // take returns the next n bytes.
-func (r *Reader) take(n int) []byte {
-	if n > len(r.B) {
+func (r *Reader) take(n uint64) []byte {
+	if n > uint64(len(r.B)) {
 		r.Fail("element of %d bytes with %d left", n, len(r.B))
 		return nil
 	}
@@ -58,7 +58,7 @@ func (r *Reader) code() byte {
 }
 
 // size takes a big-endian unsigned integer of n bytes.
-func (r *Reader) size(n int) uint64 {
+func (r *Reader) size(n uint64) uint64 {
 	p := r.take(n)
 	if p == nil {
 		return 0
@@ -100,7 +100,7 @@ func (r *Reader) longUint(max uint64) uint64 {
 	case c >= msgpcode.Uint8 && c <= msgpcode.Uint64:
 		n = r.size(1 << (c - msgpcode.Uint8))
 	case c >= msgpcode.Int8 && c <= msgpcode.Int64:
-		w := 1 << (c - msgpcode.Int8)
+		w := uint64(1) << (c - msgpcode.Int8)
 		n = r.size(w)
 		if r.Err == nil && n>>(8*w-1) != 0 {
 			r.Fail("negative integer")
@@ -153,7 +153,7 @@ func (r *Reader) Bytes(max int) []byte {
 		r.Fail("element of %d bytes exceeds the limit of %d", n, max)
 		return nil
 	}
-	return r.take(int(n))
+	return r.take(n)
 }
 
 // ArrayLen reads the header of an array.
@@ -221,7 +221,7 @@ func (r *Reader) Skip() {
 func (r *Reader) skipOne() (inner uint64) {
 	c := r.code()
 	if n, ok := r.bytesLen(c); ok {
-		r.takeLong(n)
+		r.take(n)
 		return 0
 	}
 	if n, isMap, ok := r.container(c); ok {
@@ -241,18 +241,9 @@ func (r *Reader) skipOne() (inner uint64) {
 	case c >= msgpcode.FixExt1 && c <= msgpcode.FixExt16:
 		r.take(1 + 1<<(c-msgpcode.FixExt1))
 	case c >= msgpcode.Ext8 && c <= msgpcode.Ext32:
-		r.takeLong(1 + r.size(1<<(c-msgpcode.Ext8)))
+		r.take(1 + r.size(1<<(c-msgpcode.Ext8)))
 	default:
 		r.Fail("element 0x%02x is not msgpack", c)
 	}
 	return 0
-}
-
-// takeLong is take for a length that may not fit an int.
-func (r *Reader) takeLong(n uint64) {
-	if n > uint64(len(r.B)) {
-		r.Fail("element of %d bytes with %d left", n, len(r.B))
-		return
-	}
-	r.take(int(n))
 }

@@ -101,11 +101,8 @@ func (r *Reader) text() (b []byte, bin, ok bool) {
 		}
 		return nil, false, false
 	}
-	if n > uint64(len(r.B)) {
-		r.Fail("element of %d bytes with %d left", n, len(r.B))
-		return nil, false, false
-	}
-	return r.take(int(n)), c >= msgpcode.Bin8 && c <= msgpcode.Bin32, true
+	b = r.take(n)
+	return b, c >= msgpcode.Bin8 && c <= msgpcode.Bin32, r.Err == nil
 }
 
 func (r *Reader) key() string {
@@ -187,7 +184,7 @@ func (r *Reader) appendScalar(out []byte, c byte) []byte {
 	case c >= msgpcode.Uint8 && c <= msgpcode.Uint64:
 		return strconv.AppendUint(out, r.size(1<<(c-msgpcode.Uint8)), 10)
 	case c >= msgpcode.Int8 && c <= msgpcode.Int64:
-		w := 1 << (c - msgpcode.Int8)
+		w := uint64(1) << (c - msgpcode.Int8)
 		shift := 64 - 8*w // sign-extends
 		return strconv.AppendInt(out, int64(r.size(w)<<shift)>>shift, 10)
 	case c == msgpcode.Float:

@@ -89,7 +89,7 @@ func numbers(c *bus.Client, n int) (*Runner, *[]string) {
 		},
 		Done: func(o *Outcome) error {
 			var b bytes.Buffer
-			o.Output.WriteTo(&b)
+			io.Copy(&b, o.Output.Reader())
 			switch {
 			case o.Skipped:
 				b.WriteString("skipped")
@@ -420,7 +420,7 @@ func TestLongOutputGoesToAFile(t *testing.T) {
 	}
 	for range 2 { // it can be read again
 		var got bytes.Buffer
-		if _, err := o.WriteTo(&got); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
+		if _, err := io.Copy(&got, o.Reader()); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
 			t.Fatalf("%d bytes, error %v", got.Len(), err)
 		}
 	}

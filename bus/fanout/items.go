@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -142,28 +143,40 @@ func (r *ItemReader) Next() (t Task, err error) {
 
 // read reads one item.
 func (r *ItemReader) read() (string, error) {
-	var long []byte
+	item, err := ReadLine(r.r, r.end, maxItem)
+	switch {
+	case err == ErrLongLine:
+		return "", args.Errorf(args.CodeBadInput, "%s: item %d is longer than %d bytes", r.from, r.n+1, maxItem)
+	case err == io.EOF && len(item) == 0:
+		return "", io.EOF
+	case err != nil && err != io.EOF:
+		return "", args.Errorf(args.CodeInternal, "items: %v", args.PathReason(err))
+	case err == nil:
+		item = item[:len(item)-1]
+	}
+	r.n++
+	return string(item), nil
+}
+
+// ErrLongLine is the error of a line that is too long. The next lines are the rest of it,
+// until there is no such error.
+var ErrLongLine = errors.New("line too long")
+
+// ReadLine reads a line of at most that many bytes, and its end, into memory of its own.
+// With an error other than ErrLongLine there may be a line too.
+func ReadLine(r *bufio.Reader, end byte, most int) (line []byte, err error) {
 	for {
-		part, err := r.r.ReadSlice(r.end)
-		if err == nil {
-			part = part[:len(part)-1]
+		part, err := r.ReadSlice(end)
+		if len(line)+len(part) > most+1 || len(line)+len(part) > most && err != nil {
+			if err == nil {
+				r.UnreadByte() // the end
+			}
+			return nil, ErrLongLine
 		}
-		switch {
-		case len(long)+len(part) > maxItem:
-			return "", args.Errorf(args.CodeBadInput, "%s: item %d is longer than %d bytes", r.from, r.n+1, maxItem)
-		case err == bufio.ErrBufferFull:
-			long = append(long, part...)
-			continue
-		case err == io.EOF && len(long)+len(part) == 0:
-			return "", io.EOF
-		case err != nil && err != io.EOF:
-			return "", args.Errorf(args.CodeInternal, "items: %v", args.PathReason(err))
+		line = append(line, part...)
+		if err != bufio.ErrBufferFull {
+			return line, err
 		}
-		r.n++
-		if long == nil {
-			return string(part), nil
-		}
-		return string(append(long, part...)), nil
 	}
 }
 

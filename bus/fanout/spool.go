@@ -65,17 +65,12 @@ func (o *Output) Size() int64 { return o.size }
 // Last returns the last byte, 0 if there is none.
 func (o *Output) Last() byte { return o.last }
 
-// WriteTo implements io.WriterTo: it writes all of it.
-func (o *Output) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(o.mem)
-	if err != nil || o.file == nil {
-		return int64(n), err
+// Reader returns a reader of all of it. Only one may be in use.
+func (o *Output) Reader() io.Reader {
+	if o.file == nil {
+		return bytes.NewReader(o.mem)
 	}
-	if _, err := o.file.Seek(0, io.SeekStart); err != nil {
-		return int64(n), err
-	}
-	m, err := io.Copy(w, o.file)
-	return int64(n) + m, err
+	return io.MultiReader(bytes.NewReader(o.mem), io.NewSectionReader(o.file, 0, o.size))
 }
 
 // Bytes returns everything that was written. It may alias o's memory.
@@ -83,8 +78,8 @@ func (o *Output) Bytes() ([]byte, error) {
 	if o.file == nil {
 		return o.mem, nil
 	}
-	b := bytes.NewBuffer(make([]byte, 0, o.size+1))
-	_, err := o.WriteTo(b)
+	b := bytes.NewBuffer(make([]byte, 0, o.size+bytes.MinRead))
+	_, err := b.ReadFrom(o.Reader())
 	return b.Bytes(), err
 }
 

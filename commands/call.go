@@ -167,7 +167,8 @@ func (o *callOptions) connectInTime(ctx context.Context, stderr io.Writer) (*bus
 	}
 	// With --wait a refusal may pass, so it must be known before the call.
 	client, err := o.connect(ctx, o.wait, !o.wait.set, stderr)
-	if err != nil && errors.Is(context.Cause(ctx), bus.ErrDeadline) {
+	// Dialling may give up at the deadline before the context does.
+	if d, ok := ctx.Deadline(); err != nil && ok && !time.Now().Before(d) {
 		err = bus.ErrDeadline
 	}
 	return client, err

@@ -8,10 +8,9 @@ import (
 )
 
 // The pauses between the starts of a program whose processes fail.
-const (
-	firstPause   = 100 * time.Millisecond
-	longestPause = 10 * time.Second
-)
+var firstPause = 100 * time.Millisecond
+
+const longestPause = 10 * time.Second
 
 // backoff spaces the starts of a program whose processes end before they were of
 // use, and reports the reason once.

@@ -5,6 +5,7 @@ import "testing"
 // What a program is told of the job that it works on; FBUS_PARENT_* only where
 // another job's end has posted it.
 func TestJobEnvironment(t *testing.T) {
+	t.Parallel()
 	f := sh(t, "env | grep -E 'FBUS_(JOB|ATT|PAR)' | sort; cat")
 	job := Call{Job: "01B", Attempt: 3, Input: []byte("in")}
 	check(t, runCall(t.Context(), f, &job), programExit(0), "FBUS_ATTEMPT=3\nFBUS_JOB_ID=01B\nin")

@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 	}
 	keeper.Env = append(keeper.Env, "GORACE=atexit_sleep_ms=0") // else each takes a second to end under -race
 	closedAfter = patience                                      // on a busy machine an exit takes long
+	firstPause = 5 * time.Millisecond
 	illegal = func(_ *Function, from, to state) { panic(fmt.Sprintf("a process went from %v to %v", from, to)) }
 	goleak.VerifyTestMain(m)
 }

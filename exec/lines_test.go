@@ -79,6 +79,7 @@ func TestNoLine(t *testing.T) {
 
 // A line may hold anything else, and be longer than all buffers.
 func TestLineBytes(t *testing.T) {
+	t.Parallel()
 	f := offer(t, Spec{Argv: []string{"cat"}, Resident: LineByLine})
 	for _, in := range []string{"\x00\xff\r\x00", strings.Repeat("x", bufSize-1), strings.Repeat("y", bufSize), strings.Repeat("z", 3<<20)} {
 		for range 2 {
@@ -88,6 +89,7 @@ func TestLineBytes(t *testing.T) {
 }
 
 func TestLineTooLong(t *testing.T) {
+	t.Parallel()
 	f := offer(t, Spec{Argv: []string{"cat"}, Resident: LineByLine, MaxOutput: 10})
 	check(t, ask(t, f, "123456789"), programExit(0), "123456789\n")
 	over := fbusEnd(args.CodeOutputLimit, "output exceeds 10 bytes")
@@ -124,6 +126,7 @@ func TestLineMute(t *testing.T) {
 }
 
 func TestLineEvery7th(t *testing.T) {
+	t.Parallel()
 	f := offer(t, Spec{Resident: LineByLine, Slots: 1, Argv: []string{"perl", "-e", `$| = 1; while (<STDIN>) { exit 9 if ++$n == 7; print }`}})
 	for i := 1; i <= 70; i++ {
 		want, out := programExit(0), fmt.Sprintln(i)
@@ -136,6 +139,7 @@ func TestLineEvery7th(t *testing.T) {
 
 // A process that wrote out of turn is replaced, and no call fails for it.
 func TestStrayLine(t *testing.T) {
+	t.Parallel()
 	log := newLines()
 	f := sh(t, obey, lineMode, logged(log))
 	for i := range 20 {
@@ -164,6 +168,7 @@ func TestStrayLine(t *testing.T) {
 // A program that always speaks first can not be used. That line is found, or
 // taken for the answer of a process just started; nothing waits for ever.
 func TestAlwaysStray(t *testing.T) {
+	t.Parallel()
 	log := newLines()
 	f := sh(t, "echo hello; cat", lineMode, logged(log))
 	eventually(t, "it has spoken", func() bool {
@@ -244,6 +249,7 @@ func programOf(t *testing.T, f *Function) (pid int) {
 
 // An answer that comes after its call has ended is nobody's.
 func TestLineLate(t *testing.T) {
+	t.Parallel()
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
@@ -330,12 +336,14 @@ func heldCalls(f *Function) (n int) {
 }
 
 func TestLineCancel(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"cancel", "kill"} {
 		f := sh(t, "trap '' TERM\n"+obey, lineMode)
 		pid := ask(t, f, "pid").out
 		ctx, cancel := context.WithCancel(t.Context())
 		done := background(ctx, f, &Call{Input: []byte("hang")})
-		eventually(t, "asked", func() bool { return heldCalls(f) == 1 })
+		// A call that the program has not read yet would be taken back.
+		eventually(t, "it hangs", func() bool { return len(childrenOf(pidOf(t, pid))) == 1 })
 		waiting := background(ctx, f, &Call{Input: []byte("echo never")})
 		eventually(t, "asked, and waiting", func() bool {
 			f.stay.mu.Lock()

@@ -20,6 +20,7 @@ import (
 )
 
 func TestStatuses(t *testing.T) {
+	t.Parallel()
 	f := sh(t, "read n; exit $n")
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -34,6 +35,7 @@ func TestStatuses(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	f := offer(t, Spec{Argv: []string{"perl", "-e", "kill <STDIN>+0, $$; sleep 100"}})
 	var wg sync.WaitGroup
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT,
@@ -47,6 +49,7 @@ func TestSignals(t *testing.T) {
 }
 
 func TestBytesExact(t *testing.T) {
+	t.Parallel()
 	f := offer(t, Spec{Argv: []string{"cat"}})
 	var wg sync.WaitGroup
 	for _, n := range []int{0, 1, 32767, 32768, 32769, 65535, 65536, 65537, 1 << 20} {
@@ -89,6 +92,7 @@ func (h *hashed) Write(p []byte) (int, error) {
 }
 
 func TestBytesExactHuge(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("256 MiB")
 	}
@@ -133,6 +137,7 @@ func TestInputBreaksOff(t *testing.T) {
 }
 
 func TestStderrFlood(t *testing.T) {
+	t.Parallel()
 	f := sh(t, "head -c 10000000 /dev/zero >&2; echo out")
 	got := runCall(t.Context(), f, &Call{})
 	check(t, got, programExit(0), "out\n")
@@ -142,6 +147,7 @@ func TestStderrFlood(t *testing.T) {
 }
 
 func TestClosedOutputs(t *testing.T) {
+	t.Parallel()
 	f := sh(t, "exec >&- 2>&-; sleep 0.1; exit 9")
 	check(t, runCall(t.Context(), f, &Call{}), programExit(9), "")
 }
@@ -156,6 +162,7 @@ func (s *slow) Write(p []byte) (int, error) {
 
 // The program is long gone when the last of its output is read.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	f := sh(t, "head -c 200000 /dev/zero; sleep 1000 &")
 	var out slow
 	if res := f.Run(t.Context(), &Call{Stdout: &out}); !same(res, programExit(0)) || out.Len() != 200000 {
@@ -227,6 +234,7 @@ func TestCancel(t *testing.T) {
 
 // What a program says and starts while it cleans up is still its own.
 func TestGrace(t *testing.T) {
+	t.Parallel()
 	f := sh(t, `trap 'sh -c "sleep 0.05; echo cleaned"; exit 5' TERM; echo ready; while :; do sleep 1; done`,
 		func(s *Spec) { s.Grace = patience })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -240,6 +248,7 @@ func TestGrace(t *testing.T) {
 }
 
 func TestDeadline(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	got := runCall(ctx, sh(t, "sleep 1000"), &Call{})
@@ -254,6 +263,7 @@ func TestDeadline(t *testing.T) {
 }
 
 func TestKillAndClose(t *testing.T) {
+	t.Parallel()
 	f := sh(t, "trap '' TERM; sleep 1000 & echo $$ $!; wait", func(s *Spec) { s.Grace = time.Hour })
 	said := newLines()
 	var done []<-chan Result

@@ -75,6 +75,7 @@ func TestProgramFound(t *testing.T) {
 
 // What goes wrong after the offer is told in the same words.
 func TestProgramChanges(t *testing.T) {
+	t.Parallel()
 	for _, memory := range []int64{0, 512 << 20} {
 		dir := t.TempDir()
 		file := script(t, dir, "p", "#!/bin/sh\necho one\n", 0o755)
@@ -102,6 +103,7 @@ func TestProgramChanges(t *testing.T) {
 }
 
 func TestTooLongForCommandLine(t *testing.T) {
+	t.Parallel()
 	f := offer(t, Spec{Argv: []string{"true"}, Args: ArgsArgv})
 	values := make([]any, 100)
 	for i := range values {
@@ -113,6 +115,7 @@ func TestTooLongForCommandLine(t *testing.T) {
 }
 
 func TestArgvStdin(t *testing.T) {
+	t.Parallel()
 	f := sh(t, `echo "$@"; cat`, func(s *Spec) { s.Argv = append(s.Argv, "sh", "{}") })
 	check(t, runCall(t.Context(), f, &Call{Input: []byte("in")}), programExit(0), "\nin")
 	c := list(t, "a b", "c")
@@ -123,6 +126,7 @@ func TestArgvStdin(t *testing.T) {
 
 // A program sees three descriptors, blocking, whatever its worker has open.
 func TestDescriptors(t *testing.T) {
+	t.Parallel()
 	leak, err := syscall.Open("/dev/null", syscall.O_RDONLY, 0) // as inherited: not close-on-exec
 	if err != nil {
 		t.Fatal(err)

@@ -233,6 +233,7 @@ func (m *modelled) audit() error {
 
 // Random events in any order keep counters, lists and bounds right.
 func TestResidentStates(t *testing.T) {
+	t.Parallel()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)

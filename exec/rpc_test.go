@@ -178,6 +178,7 @@ func TestRPCErrors(t *testing.T) {
 
 // A message that is nobody's costs the call that is held, and the process.
 func TestRPCMalformed(t *testing.T) {
+	t.Parallel()
 	f := offerRPC(t)
 	for _, bad := range []string{"noise", "[]", `{"id":"x","result":1}`, `{"id":99999,"result":1}`, `{"id":null,"error":{"code":-32700,"message":""}}`, `{"result":1}`,
 		`{"id":1,"result":1,"id":2}`, `{"id":1,"method":"ask","result":1}`, `{"id":1,"result":1} {}`, `{"Id":1,"result":1}`} {
@@ -193,12 +194,13 @@ func TestRPCMalformed(t *testing.T) {
 	check(t, do(t, f, "crash"), lostAs("the program exited with status 3 before it answered"), "")
 	check(t, do(t, f, "echo", "x"), programExit(0), "\"x\"\n")
 	check(t, do(t, f, "half", `{"id":`), lostAs(`the program exited with status 3 before it answered; it left half a line: "{\"id\":"`), "")
-	for i := range 20 {
+	for i := range 5 {
 		check(t, do(t, f, "twice", fmt.Sprint(i)), programExit(0), fmt.Sprintf("\"%d\"\n", i))
 	}
 }
 
 func TestRPCTooLong(t *testing.T) {
+	t.Parallel()
 	f := offerRPC(t, func(s *Spec) { s.MaxOutput = 10 })
 	over := fbusEnd(args.CodeOutputLimit, "output exceeds 10 bytes")
 	check(t, do(t, f, "echo", "1234567"), programExit(0), "\"1234567\"\n")
@@ -216,8 +218,16 @@ func TestRPCTimeout(t *testing.T) {
 	late := fbusEnd(args.CodeDeadline, "ran longer than 50ms")
 	f := offerRPC(t, pipelined(2), limit(patience))
 	pid := programOf(t, f)
+	// On a busy machine the time may be over before the call has reached a process.
+	reach := func(what string) reply {
+		for {
+			if got := do(t, f, what); !strings.HasPrefix(got.Message, "no process was ready") {
+				return got
+			}
+		}
+	}
 	for range 3 {
-		check(t, do(t, f, "polite"), late, "")
+		check(t, reach("polite"), late, "")
 	}
 	if now := programOf(t, f); now != pid {
 		t.Errorf("process %d was replaced by %d", pid, now)
@@ -225,7 +235,7 @@ func TestRPCTimeout(t *testing.T) {
 
 	f = offerRPC(t, pipelined(2), limit(50*time.Millisecond))
 	pid = programOf(t, f)
-	got := do(t, f, "hang")
+	got := reach("hang")
 	check(t, got, late, "")
 	if got.err != flushHint {
 		t.Errorf("%q", got.err)
@@ -258,6 +268,7 @@ func TestRPCHint(t *testing.T) {
 // A process that does not let go of a call is replaced, once it has answered
 // the others.
 func TestRPCCancel(t *testing.T) {
+	t.Parallel()
 	f := offerRPC(t, pipelined(2))
 	pid := do(t, f, "pid").out
 	late, pass := overdue(t)
@@ -298,6 +309,7 @@ func TestRPCCancel(t *testing.T) {
 
 // One process holds as many calls as it is said to, and no more.
 func TestRPCPipeline(t *testing.T) {
+	t.Parallel()
 	f := offerRPC(t, func(s *Spec) { s.Slots, s.Pipeline, s.MaxCalls = 4, 4, 50 })
 	timed(400, 6, func() {
 		if got := runCall(t.Context(), f, list(t, "slow", "x")); got.out != "\"x\"\n" {
@@ -317,7 +329,7 @@ func TestRPCPipeline(t *testing.T) {
 // have all the time they need: how many are answered is no matter of speed.
 // FBUS_SOAK=1 makes more of them.
 func TestResidentChaos(t *testing.T) {
-	calls := 800
+	calls := 200
 	if soak() {
 		calls = 4000
 	}
@@ -384,7 +396,7 @@ func TestLineChaos(t *testing.T) {
 			elsif ($r < 5) { select undef, undef, undef, 0.02 }
 			print }`}})
 	var n, good atomic.Int64
-	calls := 400
+	calls := 150
 	if soak() {
 		calls = 1200
 	}
@@ -418,8 +430,9 @@ func TestLineChaos(t *testing.T) {
 }
 
 func TestRPCKilledIdle(t *testing.T) {
+	t.Parallel()
 	f := offerRPC(t)
-	for range 10 {
+	for range 4 {
 		got := do(t, f, "pid")
 		check(t, got, programExit(0), got.out)
 		killAndWait(t, pidOf(t, got.out))

@@ -53,6 +53,7 @@ func TestModesRefused(t *testing.T) {
 }
 
 func TestArgumentsInAPhrase(t *testing.T) {
+	t.Parallel()
 	for want, spec := range map[string]Spec{
 		"JSON on stdin":             {},
 		"JSON on stdin, warm":       {Warm: 1},

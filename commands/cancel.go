@@ -9,7 +9,6 @@ import (
 func cancelCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Name:      "cancel",
 		Usage:     "end a call or a posted job",
 		UsageText: "cancel [flags] ID…",
 		Description: `The caller of a call gets status 143; its program gets TERM and, after the grace

@@ -15,7 +15,6 @@ import (
 func describeCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Name:      "describe",
 		Usage:     "show one function and its workers",
 		UsageText: "describe [flags] NAME",
 		Description: `  fbus describe wc

@@ -25,7 +25,6 @@ type doctorOptions struct {
 func doctorCommand() *cli.Command {
 	o := &doctorOptions{}
 	return &cli.Command{
-		Name:      "doctor",
 		Usage:     "find out why a node cannot be reached, or a function cannot be called",
 		UsageText: "doctor [flags] [NAME]",
 		Description: `Checks each step that a call takes and prints ok, warn (a call would still succeed), FAIL

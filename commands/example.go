@@ -33,7 +33,6 @@ var exampleSuffix = map[string]string{
 
 func exampleCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "example",
 		Usage:     "print a worked example in another language",
 		UsageText: "example LANGUAGE PART",
 		Description: `Prints a program that serves many calls (resident reads lines, resident-json speaks

@@ -1,9 +1,11 @@
 package commands
 
 import (
-	"fbus/bus/args"
+	"maps"
 	"slices"
 	"strings"
+
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 	"github.com/xrash/smetrics"
@@ -104,72 +106,49 @@ type getopt struct {
 
 // flag reads a word that begins with -.
 func (g *getopt) flag(w string) error {
-	if name, ok := strings.CutPrefix(w, "--"); ok {
-		return g.long(name)
+	if long, ok := strings.CutPrefix(w, "--"); ok {
+		name, value, attached := strings.Cut(long, "=")
+		if len(name) < 2 {
+			return g.unknown("--" + name)
+		}
+		return g.add("--", name, value, attached)
 	}
 	for cluster := w[1:]; cluster != ""; {
 		name := cluster[:1]
-		f := g.table[name]
-		if f == nil {
-			return g.unknown("-" + name)
-		}
 		cluster = cluster[1:]
-		if !takesValue(f) {
-			g.flags = append(g.flags, option(f))
-			continue
+		if f := g.table[name]; f != nil && takesValue(f) {
+			return g.add("-", name, strings.TrimPrefix(cluster, "="), cluster != "")
 		}
-		value := strings.TrimPrefix(cluster, "=")
-		if cluster == "" {
-			var err error
-			if value, err = g.value("-" + name); err != nil {
-				return err
-			}
+		if err := g.add("-", name, "", false); err != nil {
+			return err
 		}
-		g.flags = append(g.flags, option(f)+"="+value)
-		return nil
 	}
 	return nil
 }
 
-func (g *getopt) long(w string) error {
-	name, value, given := strings.Cut(w, "=")
+// add adds a flag, and its value if it takes one: the attached one or the next word.
+func (g *getopt) add(dashes, name, value string, attached bool) error {
 	f := g.table[name]
-	if f == nil || len(name) < 2 {
-		return g.unknown("--" + name)
-	}
 	switch {
-	case !takesValue(f) && given:
+	case f == nil:
+		return g.unknown(dashes + name)
+	case !takesValue(f) && attached:
 		return usage("--%s takes no value", name)
 	case !takesValue(f):
 		g.flags = append(g.flags, option(f))
 		return nil
-	case !given:
-		var err error
-		if value, err = g.value("--" + name); err != nil {
-			return err
-		}
+	case !attached && len(g.words) == 0:
+		return usage("%s needs a value", dashes+name).WithHint("fbus %s --help", g.command)
+	case !attached:
+		value, g.words = g.words[0], g.words[1:]
 	}
 	g.flags = append(g.flags, option(f)+"="+value)
 	return nil
 }
 
-// value returns the next word as the value of a flag.
-func (g *getopt) value(flag string) (string, error) {
-	if len(g.words) == 0 {
-		return "", usage("%s needs a value", flag).WithHint("fbus %s --help", g.command)
-	}
-	v := g.words[0]
-	g.words = g.words[1:]
-	return v, nil
-}
-
 func (g *getopt) unknown(flag string) error {
 	f := usage("fbus %s has no flag %s", g.command, flag)
-	names := make([]string, 0, len(g.table))
-	for name := range g.table {
-		names = append(names, name)
-	}
-	if near := nearest(strings.TrimLeft(flag, "-"), names); near != "" && len(near) > 1 {
+	if near := nearest(strings.TrimLeft(flag, "-"), slices.Collect(maps.Keys(g.table))); near != "" && len(near) > 1 {
 		return f.WithHint("did you mean fbus %s --%s?", g.command, near)
 	}
 	return f.WithHint("fbus %s --help lists them", g.command)

@@ -32,7 +32,6 @@ type importOptions struct {
 func importCommand() *cli.Command {
 	o := &importOptions{wait: durationValue{allow: true}}
 	return &cli.Command{
-		Name:      "import",
 		Usage:     "print shell functions that call functions of the bus",
 		UsageText: "import [flags] NAME…",
 		Description: `Prints functions for bash, zsh and other shells, so that NAME is called like a command.

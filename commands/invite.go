@@ -39,7 +39,6 @@ type inviteOptions struct {
 func inviteCommand() *cli.Command {
 	o := &inviteOptions{}
 	return &cli.Command{
-		Name:      "invite",
 		Usage:     "make a ticket that lets another machine in",
 		UsageText: "invite --call GLOB|--offer GLOB|--admin … [flags]",
 		Description: `A ticket is a file, or its text, and as secret as a key. Its holder gets exactly the

@@ -28,7 +28,6 @@ type joinOptions struct {
 func joinCommand() *cli.Command {
 	o := &joinOptions{}
 	return &cli.Command{
-		Name:      "join",
 		Usage:     "join a network with a ticket",
 		UsageText: "join [flags] TICKET",
 		Description: `TICKET is a file, or - for stdin. An invitation is exchanged for an identity of this

@@ -31,7 +31,6 @@ const logWait = 5 * time.Second
 func logCommand() *cli.Command {
 	o := &logOptions{function: "fbus.log", last: 50}
 	return &cli.Command{
-		Name:      "log",
 		Usage:     "show who called what, and who was refused",
 		UsageText: "log [flags] [NAME]",
 		Description: `  fbus log

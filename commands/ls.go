@@ -13,7 +13,6 @@ import (
 func lsCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Name:      "ls",
 		Usage:     "list the functions on the bus",
 		UsageText: "ls [flags] [NAME…]",
 		Description: `  fbus ls

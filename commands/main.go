@@ -79,22 +79,37 @@ func execute(app *cli.App, words []string) error {
 // parse sets up and reads the flags of a command that are in normalized words.
 func parse(app *cli.App, cmd *cli.Command, words []string) (*cli.Context, error) {
 	set := flag.NewFlagSet(cmd.Name, flag.ContinueOnError)
-	set.SetOutput(io.Discard)
-	table := tableOf(cmd.Flags)
-	for _, w := range words[:slices.Index(words, "--")] {
-		name, _, _ := strings.Cut(strings.TrimPrefix(w, "--"), "=")
+	table, end := tableOf(cmd.Flags), slices.Index(words, "--")
+	for _, w := range words[:end] {
+		name, value, ok := strings.Cut(w[2:], "=")
+		if !ok {
+			value = "true"
+		}
 		if set.Lookup(name) == nil {
 			if err := table[name].Apply(set); err != nil {
 				return nil, err
 			}
 		}
+		if err := set.Set(name, value); err != nil {
+			return nil, usage("%s", valueError("--"+name, value, err)).WithHint("fbus %s --help", cmd.Name)
+		}
 	}
 	ctx := cli.NewContext(app, set, nil)
 	ctx.Command = cmd
-	if err := set.Parse(words); err != nil {
-		return nil, usageError(ctx, err, false)
+	return ctx, set.Parse(words[end:])
+}
+
+// valueError returns the message for a bad value of an option. It does not repeat a value
+// that the reason quotes.
+func valueError(name, value string, err error) string {
+	quoted, why := strconv.Quote(value), err.Error()
+	if why == "parse error" { // package flag does not say more
+		why = "must be a whole number"
 	}
-	return ctx, nil
+	if strings.Contains(why, quoted) {
+		return name + ": " + why
+	}
+	return fmt.Sprintf("%s %s: %s", name, strings.Trim(quoted, `"`), why)
 }
 
 // hintless is an error whose hint is not printed, because of -q.
@@ -148,11 +163,7 @@ func say(w io.Writer, msg string) {
 
 // commandTable lists the commands, and how each mixes flags and operands. Only the
 // command that runs is made, because making the others would cost every call.
-var commandTable = []struct {
-	name string
-	make func() *cli.Command
-	mix  mixing
-}{
+var commandTable = []tableEntry{
 	{"serve", serveCommand, interleaved},
 	{"offer", offerCommand, untilDashDash},
 	{"up", upCommand, interleaved},
@@ -181,10 +192,23 @@ var commandTable = []struct {
 	{"example", exampleCommand, interleaved},
 }
 
+type tableEntry struct {
+	name string
+	make func() *cli.Command
+	mix  mixing
+}
+
+// command makes the command.
+func (e tableEntry) command() *cli.Command {
+	cmd := e.make()
+	cmd.Name = e.name
+	return cmd
+}
+
 func allCommands() []*cli.Command {
 	var list []*cli.Command
 	for _, c := range commandTable {
-		list = append(list, c.make())
+		list = append(list, c.command())
 	}
 	return list
 }
@@ -243,7 +267,7 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 		if c.name != name {
 			continue
 		}
-		cmd := c.make()
+		cmd := c.command()
 		words, err := normalize(name, append(cmd.Flags, cli.HelpFlag), c.mix, args[1:])
 		return []*cli.Command{cmd}, append([]string{name}, words...), err
 	}
@@ -278,7 +302,6 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand:           true,
 		DisableSliceFlagSeparator: true,
 		CustomAppHelpTemplate:     appHelp,
-		OnUsageError:              usageError,
 		ExitErrHandler:            func(*cli.Context, error) {}, // report decides the status
 		Flags:                     []cli.Flag{},
 		Commands:                  commands,
@@ -286,43 +309,9 @@ func newApp(commands []*cli.Command, stdout, stderr io.Writer) *cli.App {
 	}
 	for _, c := range app.Commands {
 		c.HideHelpCommand = true
-		c.OnUsageError = usageError
 		c.CustomHelpTemplate = commandHelp
 	}
 	return app
-}
-
-// valueError returns the message for a bad value of an option. It does not repeat a value
-// that the reason quotes.
-func valueError(name, value, why string) string {
-	if strings.Contains(why, strconv.Quote(value)) {
-		return name + ": " + why
-	}
-	return fmt.Sprintf("%s %s: %s", name, value, why)
-}
-
-// usageError rewords an error of the flag package.
-func usageError(ctx *cli.Context, err error, _ bool) error {
-	var f *args.Error
-	if errors.As(err, &f) {
-		return f
-	}
-	// invalid value "5" for flag -t: REASON
-	msg := err.Error()
-	if rest, ok := strings.CutPrefix(msg, "invalid value "); ok {
-		if value, rest, ok := strings.Cut(rest, " for flag "); ok {
-			if name, why, ok := strings.Cut(rest, ": "); ok {
-				if len(name) > 2 {
-					name = "-" + name
-				}
-				if why == "parse error" {
-					why = "must be a whole number"
-				}
-				msg = valueError(name, strings.Trim(value, `"`), why)
-			}
-		}
-	}
-	return usage("%s", msg).WithHint("fbus %s --help", ctx.Command.Name)
 }
 
 func init() {

@@ -22,7 +22,6 @@ import (
 func statusCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Name:      "status",
 		Usage:     "show which node is talked to, and why",
 		UsageText: "status [flags]",
 		Description: `  fbus status

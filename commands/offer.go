@@ -21,7 +21,6 @@ type offerOptions struct {
 func offerCommand() *cli.Command {
 	o := &offerOptions{newFunction(), newWorkerOptions()}
 	return &cli.Command{
-		Name:      "offer",
 		Usage:     "offer a program as a function",
 		UsageText: "offer NAME [flags] -- PROGRAM [ARG…]",
 		Description: `Each call starts PROGRAM. Its arguments arrive on stdin, as JSON unless --encoding

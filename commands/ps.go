@@ -12,7 +12,6 @@ import (
 func psCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Name:      "ps",
 		Usage:     "list running and waiting calls",
 		UsageText: "ps [flags]",
 		Description: `  fbus ps

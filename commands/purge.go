@@ -23,7 +23,6 @@ type purgeOptions struct {
 func purgeCommand() *cli.Command {
 	o := &purgeOptions{function: "fbus.purge"}
 	return &cli.Command{
-		Name:      "purge",
 		Usage:     "delete posted jobs and their results",
 		UsageText: "purge [flags] --state S|--older D|ID…",
 		Description: `  fbus purge --state done --older 1h

@@ -21,7 +21,6 @@ type retryOptions struct {
 func retryCommand() *cli.Command {
 	o := &retryOptions{function: "fbus.retry"}
 	return &cli.Command{
-		Name:      "retry",
 		Usage:     "run posted jobs again that are dead or cancelled",
 		UsageText: "retry [flags] ID…|--dead",
 		Description: `  fbus retry "$id"

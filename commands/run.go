@@ -37,7 +37,6 @@ type runOptions struct {
 func runCommand() *cli.Command {
 	o := &runOptions{}
 	return &cli.Command{
-		Name:      "run",
 		Usage:     "run a command with a private bus of its own",
 		UsageText: "run [-c FILE] [--offer NAME=COMMAND]… -- COMMAND [ARG…]",
 		Description: `Starts a node in a private directory, offers these functions on it, and runs COMMAND

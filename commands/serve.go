@@ -43,7 +43,6 @@ func newServeOptions() *serveOptions {
 func serveCommand() *cli.Command {
 	o := newServeOptions()
 	return &cli.Command{
-		Name:      "serve",
 		Usage:     "run a node of the bus",
 		UsageText: "serve [flags]",
 		Description: `Listens on the unix socket /tmp/functionbus.PID.sock, for this user and root, and on

@@ -19,7 +19,6 @@ func ticketsCommand() *cli.Command {
 	o := &lookOptions{}
 	all := false
 	return &cli.Command{
-		Name:      "tickets",
 		Usage:     "list the tickets that were issued",
 		UsageText: "tickets [flags]",
 		Description: `A ticket's holder may connect until it expires or is revoked. An invitation that was
@@ -96,7 +95,6 @@ func localTime(t time.Time) string {
 func revokeCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Name:      "revoke",
 		Usage:     "revoke a ticket",
 		UsageText: "revoke [flags] NAME|SERIAL",
 		Description: `Revoking is immediate and permanent. Connections close and calls are cancelled: those

@@ -33,7 +33,6 @@ type unitOptions struct {
 func unitCommand() *cli.Command {
 	o := &unitOptions{}
 	return &cli.Command{
-		Name:      "unit",
 		Usage:     "print a systemd unit for a node, or for functions",
 		UsageText: "unit serve|up [--user] [--socket-unit] [-- FLAGS…]",
 		Description: `FLAGS are those of fbus serve or fbus up. They are checked and written into the unit. A

@@ -28,7 +28,6 @@ type upOptions struct {
 func upCommand() *cli.Command {
 	o := &upOptions{workerOptions: newWorkerOptions()}
 	return &cli.Command{
-		Name:      "up",
 		Usage:     "offer the functions of a file or a directory",
 		UsageText: "up [flags] [DIR]",
 		Description: `The file is ./fbus.toml, or that of -c. In DIR each executable file is a function,

@@ -234,7 +234,7 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 	case *cli.GenericFlag:
 		set := func(v tomlValue) {
 			if err := f.Value.Set(fmt.Sprint(v.v)); err != nil {
-				c.problems.add(v.at, "%s: %s", in, valueError(key, fmt.Sprint(v.v), err.Error()))
+				c.problems.add(v.at, "%s: %s", in, valueError(key, fmt.Sprint(v.v), err))
 			}
 		}
 		_, text := v.v.(string)

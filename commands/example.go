@@ -59,18 +59,20 @@ func example(words []string, stdout io.Writer) error {
 		return usage("fbus example needs a language and a part").WithHint(want)
 	}
 	language, part := words[0], words[1]
-	languages := exampleParts[part]
+	languages, none := exampleParts[part], usage("no example %s", strings.Join(words, " "))
 	switch {
 	case languages == nil && exampleSuffix[language] == "":
-		return usage("no example %s", strings.Join(words, " ")).WithHint(want)
+		return none.WithHint(want)
 	case languages == nil:
-		return usage("no example %s", strings.Join(words, " ")).
-			WithHint("fbus example %s %s", language, strings.Join(partsOf(language), "|"))
+		return none.WithHint("fbus example %s %s", language, strings.Join(partsOf(language), "|"))
 	case !slices.Contains(languages, language):
-		return usage("no example %s", strings.Join(words, " ")).
-			WithHint("fbus example %s %s", strings.Join(languages, "|"), part)
+		return none.WithHint("fbus example %s %s", strings.Join(languages, "|"), part)
 	}
-	text, err := exampleText(part, exampleSuffix[language])
+	read, path := examples.ReadFile, "examples/"
+	if part == "caller" || part == "worker" {
+		read, path = bus.Examples.ReadFile, "testdata/clients/"
+	}
+	text, err := read(path + part + exampleSuffix[language])
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
@@ -78,20 +80,8 @@ func example(words []string, stdout io.Writer) error {
 	return err
 }
 
-func exampleText(part, suffix string) ([]byte, error) {
-	if part == "caller" || part == "worker" {
-		return bus.Examples.ReadFile("testdata/clients/" + part + suffix)
-	}
-	return examples.ReadFile("examples/" + part + suffix)
-}
-
 // partsOf lists the parts that exist in a language.
 func partsOf(language string) []string {
-	return slices.Sorted(func(yield func(string) bool) {
-		for part := range maps.Keys(exampleParts) {
-			if slices.Contains(exampleParts[part], language) && !yield(part) {
-				return
-			}
-		}
-	})
+	parts := slices.Sorted(maps.Keys(exampleParts))
+	return slices.DeleteFunc(parts, func(part string) bool { return !slices.Contains(exampleParts[part], language) })
 }

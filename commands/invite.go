@@ -104,12 +104,9 @@ func (o *inviteOptions) check() error {
 
 // asUsage turns an error about a ticket's rules into a usage error.
 func asUsage(err error) error {
-	f := usage("%v", err)
-	var te *args.Error
-	if errors.As(err, &te) && te.Hint != "" {
-		return f.WithHint("%s", te.Hint)
-	}
-	return f
+	e := explain(err)
+	e.Code = args.CodeUsage
+	return e
 }
 
 func invite(o *inviteOptions, stdout, stderr io.Writer) error {

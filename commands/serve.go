@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -208,7 +209,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	if err != nil {
 		return nil, err
 	}
-	n.l, n.path = sockets.unix, sockets.unix[0].Path()
+	n.l, n.path, n.door = sockets.unix, sockets.unix[0].Path(), o.tcp.newDoor(sockets.tcp)
 	defer func() {
 		if err != nil {
 			n.close()
@@ -217,16 +218,14 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	warn := logger(stderr)
 	for _, l := range n.l {
 		if err := o.sharing.open(l, warn); err != nil {
-			closeAll(sockets.tcp)
 			return nil, err
 		}
 	}
 	var noJobs error
-	if n.jobs, noJobs = o.jobs.open(network, warn); isLocked(noJobs) {
-		closeAll(sockets.tcp)
+	if n.jobs, noJobs = o.jobs.open(network, warn); errors.As(noJobs, new(*jobs.LockedError)) {
 		return nil, noJobs
 	}
-	if n.door, err = o.tcp.open(network, sockets.tcp, warn); err != nil {
+	if err := n.door.open(network, warn); err != nil {
 		return nil, err
 	}
 	var note func(string, ...any)
@@ -244,7 +243,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	if n.Node, err = node.New(config); err != nil {
 		return nil, usage("%v", err)
 	}
-	n.served = make(chan error, len(n.l)+n.door.size())
+	n.served = make(chan error, len(n.l)+len(n.door.listeners))
 	for _, l := range n.l {
 		go func() { n.served <- n.Serve(l) }() // ends when the listener is closed
 	}
@@ -267,7 +266,7 @@ func (n *servedNode) status() string {
 // drain waits for queued and running calls until ctx, which lasts d, ends.
 func (n *servedNode) drain(ctx context.Context, d time.Duration) {
 	closeAll(n.l) // the socket goes first: nobody new finds the way
-	n.door.closeListeners()
+	closeAll(n.door.listeners)
 	for range n.l {
 		<-n.served
 	}
@@ -286,7 +285,9 @@ func (n *servedNode) close() {
 	}
 	closeAll(n.l)
 	n.door.close()
-	closeJobs(n.jobs)
+	if n.jobs != nil {
+		n.jobs.Close()
+	}
 	if err := n.log.Close(); err != nil {
 		say(n.stderr, err.Error())
 	}

@@ -50,12 +50,3 @@ func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Mana
 	}
 	return m, err
 }
-
-// isLocked reports whether another node uses the store: then this one does not start.
-func isLocked(err error) bool { return errors.As(err, new(*jobs.LockedError)) }
-
-func closeJobs(m *jobs.Manager) {
-	if m != nil {
-		m.Close()
-	}
-}

@@ -79,72 +79,74 @@ func (o *tcpOptions) check() error {
 	return nil
 }
 
-// door is the entry for other machines. A nil door is shut.
+// door is the entry for other machines. Without listeners it is shut.
 type door struct {
 	o         *tcpOptions
-	gate      node.Gate
+	gate      node.Gate        // nil: nobody can be admitted
 	authority *trust.Authority // nil with an external PKI
 	listeners []net.Listener
 }
 
-// open opens the network's authority and listens. It adds the sockets passed on by a
-// service manager. A failure of a part that was not requested is only a warning.
-func (o *tcpOptions) open(network string, passed []*net.TCPListener, warn func(string, ...any)) (*door, error) {
+// newDoor returns a door that listens only at the sockets passed on by a service manager.
+func (o *tcpOptions) newDoor(passed []*net.TCPListener) *door {
 	d := &door{o: o}
 	for _, l := range passed {
 		d.listeners = append(d.listeners, l)
 	}
+	return d
+}
+
+// open opens the network's authority and listens. A failure of a part that was not
+// requested is only a warning. After an error the caller must close the door.
+func (d *door) open(network string, warn func(string, ...any)) error {
+	o, passed := d.o, len(d.listeners) > 0
 	if o.off {
-		d.close()
-		if len(passed) > 0 {
-			return nil, usage("--no-tcp cannot be used: the service manager listens at %s", passed[0].Addr())
+		if passed {
+			return usage("--no-tcp cannot be used: the service manager listens at %s", d.listeners[0].Addr())
 		}
-		return d.shut(network, warn), nil
+		d.openShut(network, warn)
+		return nil
 	}
 	if err := d.openGate(network, warn); err != nil {
-		d.close()
-		if len(o.listen) > 0 || o.cert != "" || len(passed) > 0 {
-			return nil, err
+		if len(o.listen) > 0 || o.cert != "" || passed {
+			return err
 		}
 		f := explain(err)
 		warn("no other machine can reach this node: %s", f.Message)
 		if f.Hint != "" {
 			warn("hint: %s", f.Hint)
 		}
-		return nil, nil
+		return nil
 	}
 	addresses := o.addresses()
-	if len(passed) > 0 {
+	if passed {
 		addresses = o.listen
 	}
 	for _, addr := range addresses {
 		l, err := listenTCP(addr)
-		if err == nil {
+		switch {
+		case err == nil:
 			d.listeners = append(d.listeners, l)
-			continue
+		case len(o.listen) > 0:
+			return fail(args.CodeNoNode, "%s: %s", addr, listenReason(err)).WithHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
+		default:
+			warn("%s: %s: no other machine can reach this node", addr, listenReason(err))
+			warn("hint: --listen ADDR listens elsewhere; --no-tcp is for this machine only")
 		}
-		if len(o.listen) > 0 {
-			d.close()
-			return nil, fail(args.CodeNoNode, "%s: %s", addr, listenReason(err)).WithHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
-		}
-		warn("%s: %s: no other machine can reach this node", addr, listenReason(err))
-		warn("hint: --listen ADDR listens elsewhere; --no-tcp is for this machine only")
 	}
-	return d, nil
+	return nil
 }
 
-// shut makes a door without listeners. Tickets can still be listed and revoked: after a
-// leak a node may be taken off the network first.
-func (d *door) shut(network string, warn func(string, ...any)) *door {
+// openShut opens an existing authority, but no listeners. Tickets can still be listed and
+// revoked: after a leak a node may be taken off the network first.
+func (d *door) openShut(network string, warn func(string, ...any)) {
 	home, err := find.HomeDir()
 	if err != nil || !trust.Founded(filepath.Join(home, "networks", network)) {
-		return nil
+		return
 	}
 	if err := d.openGate(network, warn); err != nil {
 		warn("tickets cannot be listed or revoked: %s", explain(err).Message)
-		return nil
 	}
-	return d
 }
 
 // openGate opens the authority or PKI that admits peers.
@@ -159,7 +161,9 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 		if errors.As(err, &e) && e.Code == args.CodeWrongUse {
 			return usage("--tls-cert %s", e.Message).WithHint("%s", e.Hint)
 		}
-		d.gate = f
+		if err == nil {
+			d.gate = f
+		}
 		return err
 	}
 	home, err := find.HomeDir()
@@ -203,18 +207,12 @@ func listenReason(err error) string {
 }
 
 func (d *door) configure(c *node.Config) {
-	if d == nil {
-		return
-	}
 	c.Gate, c.Authority, c.KeepAlive = d.gate, d.authority, d.o.keepAlive.d
 	c.MaxConnections, c.MaxPerTicket = d.o.maxConnections, d.o.maxPerTicket
 }
 
 // serve accepts peers. served receives the error that ends a listener.
 func (d *door) serve(n *node.Node, served chan<- error) {
-	if d == nil {
-		return
-	}
 	for _, l := range d.listeners {
 		n.Listening(l.Addr().(*net.TCPAddr))
 		go func() { // ends when the listener is closed
@@ -227,7 +225,7 @@ func (d *door) serve(n *node.Node, served chan<- error) {
 
 // String formats the door for the ready line.
 func (d *door) String() string {
-	if d == nil || len(d.listeners) == 0 {
+	if len(d.listeners) == 0 {
 		return ""
 	}
 	var list []string
@@ -241,26 +239,9 @@ func (d *door) String() string {
 	return fmt.Sprintf(", and at %s, %s", strings.Join(list, " and "), who)
 }
 
-// size returns the number of listeners.
-func (d *door) size() int {
-	if d == nil {
-		return 0
-	}
-	return len(d.listeners)
-}
-
-func (d *door) closeListeners() {
-	if d == nil {
-		return
-	}
-	for _, l := range d.listeners {
-		l.Close()
-	}
-}
-
 func (d *door) close() {
-	d.closeListeners()
-	if d != nil && d.authority != nil {
+	closeAll(d.listeners)
+	if d.authority != nil {
 		d.authority.Close()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,10 +43,13 @@ func keepAliveFlag(v *keepAliveValue) cli.Flag {
 	return &cli.GenericFlag{Name: "keepalive", Usage: "over TCP: treat a silent node as lost after `D`, at least 3s; default 10s", Value: v}
 }
 
-var units = []struct {
+type durationUnit struct {
 	suffix string
-	unit   time.Duration
-}{
+	d      time.Duration
+}
+
+// units of a duration; an earlier one wins.
+var units = []durationUnit{
 	{"ms", time.Millisecond}, {"us", time.Microsecond}, {"µs", time.Microsecond}, {"ns", time.Nanosecond},
 	{"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour}, {"w", 7 * 24 * time.Hour},
 }
@@ -76,31 +80,19 @@ func parseDuration(s string) (time.Duration, error) {
 	if _, err := strconv.ParseFloat(s, 64); err == nil {
 		return 0, fmt.Errorf("a duration needs a unit: %ss, %sms or %sm", s, s, s)
 	}
-	var total float64
-	for rest := s; rest != ""; {
-		i := 0
-		for i < len(rest) && (rest[i] >= '0' && rest[i] <= '9' || rest[i] == '.') {
-			i++
-		}
-		n, err := strconv.ParseFloat(rest[:i], 64)
-		if err != nil {
-			return 0, fmt.Errorf("invalid duration %q: use 300ms, 90s, 5m or 7d", s)
-		}
-		rest = rest[i:]
-		found := false
-		for _, u := range units {
-			if after, ok := strings.CutPrefix(rest, u.suffix); ok {
-				total += n * float64(u.unit)
-				rest, found = after, true
-				break
-			}
-		}
-		if !found {
-			return 0, fmt.Errorf("invalid duration %q: use 300ms, 90s, 5m or 7d", s)
-		}
-	}
 	if s == "" {
 		return 0, errors.New("empty duration: use 300ms, 90s, 5m or 7d")
+	}
+	var total float64
+	for rest := s; rest != ""; {
+		after := strings.TrimLeft(rest, "0123456789.")
+		n, err := strconv.ParseFloat(rest[:len(rest)-len(after)], 64)
+		i := slices.IndexFunc(units, func(u durationUnit) bool { return strings.HasPrefix(after, u.suffix) })
+		if err != nil || i < 0 {
+			return 0, fmt.Errorf("invalid duration %q: use 300ms, 90s, 5m or 7d", s)
+		}
+		total += n * float64(units[i].d)
+		rest = after[len(units[i].suffix):]
 	}
 	if total >= math.MaxInt64 {
 		return 0, fmt.Errorf("duration %q is too long", s)
@@ -111,12 +103,9 @@ func parseDuration(s string) (time.Duration, error) {
 // formatDuration writes a duration as parseDuration reads it.
 func formatDuration(d time.Duration) string {
 	if d >= time.Second && d%time.Second == 0 {
-		for _, u := range []struct {
-			unit time.Duration
-			s    string
-		}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}} {
-			if d%u.unit == 0 {
-				return strconv.Itoa(int(d/u.unit)) + u.s
+		for _, u := range []durationUnit{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}} {
+			if d%u.d == 0 {
+				return strconv.Itoa(int(d/u.d)) + u.suffix
 			}
 		}
 	}

@@ -129,34 +129,25 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 // work returns at a signal, or when the worker has ended by itself. It cancels a reload
 // that is running then.
 func work(ctx context.Context, served chan error, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
+	var reloads sync.WaitGroup
+	defer reloads.Wait()
 	ctx, cancel := context.WithCancel(ctx)
-	var reloaded chan struct{} // closed when the reload is done; nil without one
-	defer func() {
-		cancel()
-		if reloaded != nil {
-			<-reloaded
-		}
-	}()
-	for {
-		next := hangups
-		if reloaded != nil {
-			next = nil // one at a time: the next hangup waits in the channel
-		}
-		select {
-		case err := <-served:
-			return err
-		case <-signals:
-			return nil
-		case <-next:
-			done := make(chan struct{})
-			reloaded = done
-			go func() { // ends with the reload
-				defer close(done)
+	defer cancel()
+	reloads.Go(func() { // ends with ctx
+		for {
+			select {
+			case <-hangups: // one at a time: the next one waits in the channel
 				reload(ctx)
-			}()
-		case <-reloaded:
-			reloaded = nil
+			case <-ctx.Done():
+				return
+			}
 		}
+	})
+	select {
+	case err := <-served:
+		return err
+	case <-signals:
+		return nil
 	}
 }
 

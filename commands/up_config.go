@@ -6,10 +6,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"fbus/bus/args"
 	"fbus/bus/find"
@@ -303,3 +306,246 @@ func (p *part) locate(err error, at string) *args.Error {
 }
 
 var flagNames = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`--[a-z]+(?:-[a-z]+)*`) })
+
+// nodeConfig is the [node] table. Without it, at is empty.
+type nodeConfig struct {
+	part
+	serve   bool // be a node
+	options serveOptions
+	address string // or where one is
+	worker  string
+	drain   durationValue
+}
+
+// keys returns the keys of [node], by the names of the flags of fbus serve and of
+// workers.
+func (n *nodeConfig) keys() flagTable {
+	table := tableOf(n.options.nodeFlags())
+	maps.Copy(table, n.ownKeys())
+	return table
+}
+
+// ownKeys returns the keys that are allowed without serve = true too.
+func (n *nodeConfig) ownKeys() flagTable {
+	return flagTable{
+		"serve":   &cli.BoolFlag{Destination: &n.serve},
+		"address": &cli.StringFlag{Destination: &n.address},
+		"node":    &cli.StringFlag{Destination: &n.address},
+		"worker":  &cli.StringFlag{Destination: &n.worker},
+		"drain":   &cli.GenericFlag{Value: &n.drain},
+	}
+}
+
+func (c *configFile) nodeOption(s setting) {
+	n, key := &c.config.node, strings.Join(s.key[1:], ".")
+	if c.given != nil && c.given(key) { // it must be valid all the same
+		n = &newConfigFile("").config.node
+	}
+	n.at = cmp.Or(n.at, s.at)
+	c.option(&n.part, s, 1)
+	if n.places[key] != "" {
+		n.places[key] = s.at
+	}
+	switch key {
+	case "network":
+		n.options.hasNetwork = true
+	case "address", "node":
+		if _, err := find.ParseAddr(n.address, s.value.at+": node: "+key); err != nil && n.address != "" {
+			c.problems = append(c.problems, explain(err))
+		}
+	}
+}
+
+// checkNode finds keys of [node] that conflict.
+func (c *configFile) checkNode() {
+	n, p := &c.config.node, &c.problems
+	own := n.ownKeys()
+	for key, at := range n.places {
+		switch {
+		case n.serve && (key == "address" || key == "node"):
+			p.add(at, "node: %s conflicts with serve = true", key)
+		case !n.serve && own[key] == nil:
+			p.add(at, "node: %s needs serve = true", key)
+		}
+	}
+	rights := n.options.sharing.rights
+	rights.check(p)
+	switch {
+	case len(*p) > 0:
+	case n.serve:
+		if err := n.options.check(); err != nil {
+			*p = append(*p, n.locate(err, ""))
+		}
+	case rights != nil:
+		p.add(rights.at, "rights need serve = true")
+	}
+}
+
+// readConfig takes the options of a file that the command line does not set.
+func (o *serveOptions) readConfig(path string, given func(flag string) bool) error {
+	c := newConfigFile("")
+	n := &c.config.node
+	c.given, n.serve, n.options = given, true, *o
+	c.readFile(path)
+	for _, f := range c.config.functions {
+		c.problems.add(f.part.at, "%s: only fbus up offers functions", f.name).WithHint("%s", join("fbus", "up", "-c", path))
+	}
+	switch {
+	case len(c.problems) > 0:
+	case !n.serve:
+		c.problems.add(n.at, "node: serve = false conflicts with fbus serve")
+	case n.worker != "":
+		c.problems.add(n.at, "node: worker is for fbus up")
+	}
+	if err := c.problems.err(); err != nil {
+		return err
+	}
+	*o = n.options
+	if n.drain.set && !given("drain") {
+		o.drain = n.drain
+	}
+	return nil
+}
+
+// same reports whether two nodes differ only in their position in the file.
+func (n *nodeConfig) same(m *nodeConfig) bool {
+	a, b := *n, *m
+	a.part, b.part = part{}, part{}
+	a.options.sharing.rights, b.options.sharing.rights = nil, nil // compared by themselves
+	return reflect.DeepEqual(a, b)
+}
+
+// function returns the function of that name, or a new one.
+func (c *configFile) function(name, at string) *function {
+	for _, f := range c.read {
+		if f.name == name {
+			return f
+		}
+	}
+	f := newFunction()
+	f.name = name
+	command := &cli.GenericFlag{Name: "command", Value: &listValue{&f.argv}}
+	f.part = &part{name: name, at: at, flags: tableOf(append(f.flags(), command)), places: map[string]string{}}
+	c.read = append(c.read, f)
+	return f
+}
+
+// variable sets a variable of a function's environment.
+func (c *configFile) variable(f *part, s setting) {
+	name := s.key[len(s.key)-1]
+	value, ok := s.value.v.(string)
+	switch {
+	case name == "" || strings.Contains(name, "="):
+		c.problems.add(s.at, "%s: env: invalid variable name %q", f.name, name)
+	case !ok:
+		c.wrongType(f.name, "env."+name, s.value, "a string")
+	default:
+		f.flags["env"].(*cli.GenericFlag).Value.Set(name + "=" + value)
+	}
+}
+
+// placeOfAll returns where to set an option of fbus offer that concerns the worker, and
+// so all its functions; "" for other options.
+func placeOfAll(key string) string {
+	switch {
+	case len(key) < 2 || tableOf(new(workerOptions).flags())[key] == nil:
+		return ""
+	case new(nodeConfig).ownKeys()[key] != nil:
+		return "in [node]"
+	}
+	return "a flag of fbus up"
+}
+
+// finish checks a function as a whole, and adds it unless something is wrong with it.
+func (c *configFile) finish(f *function) {
+	if len(f.argv) == 0 || f.argv[0] == "" {
+		if !f.part.wrong || f.part.places["command"] == "" { // not reported yet
+			c.problems.add(f.part.at, "%s: no command: set command = [\"PROGRAM\", \"ARG\", …]", f.name)
+		}
+		return
+	}
+	if strings.Contains(f.argv[0], "/") {
+		f.argv[0] = under(c.base, f.argv[0])
+	}
+	err := f.check()
+	if err == nil {
+		_, err = f.spec(nil)
+	}
+	switch {
+	case err != nil:
+		c.problems = append(c.problems, f.at(err))
+	case !f.part.wrong:
+		f.stamp()
+		c.config.functions = append(c.config.functions, f)
+	}
+}
+
+// under makes a relative path absolute, below dir; "" stays.
+func under(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}
+
+// optionNames matches an option of a function as package exec names it: `slots`, or
+// `slots 2`.
+var optionNames = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("`([a-z]+(?:-[a-z]+)*)((?: [^`]*)?)`") })
+
+// asFlags spells the options that package exec names in a message as flags.
+func asFlags(text string) string {
+	if !strings.Contains(text, "`") {
+		return text
+	}
+	flags := tableOf(newFunction().flags())
+	return optionNames().ReplaceAllStringFunc(text, func(s string) string {
+		if m := optionNames().FindStringSubmatch(s); flags[m[1]] != nil {
+			return "--" + m[1] + m[2]
+		}
+		return s
+	})
+}
+
+// at adds the position in the file to an error about a function, and names options as
+// the file does. If the function is not in a file, they are flags.
+func (f *function) at(err error) *args.Error {
+	e := explain(err)
+	e.Message, e.Hint = asFlags(e.Message), asFlags(e.Hint)
+	if f.part == nil {
+		return e
+	}
+	return f.part.locate(e, f.part.at)
+}
+
+// fileStamp identifies a version of a file.
+type fileStamp struct {
+	path  string
+	inode uint64
+	size  int64
+	time  time.Time
+}
+
+// stamp records the files on the command line of a program whose processes are kept, so
+// that a reload restarts it after an edit. A program that is started for each call needs
+// no restart.
+func (f *function) stamp() {
+	f.files = nil
+	if !f.warm.set && f.resident == "" {
+		return
+	}
+	for _, w := range f.argv {
+		if !strings.ContainsAny(w, "/.") {
+			continue
+		}
+		if st, err := os.Stat(under(f.dir, w)); err == nil && st.Mode().IsRegular() {
+			f.files = append(f.files, fileStamp{w, st.Sys().(*syscall.Stat_t).Ino, st.Size(), st.ModTime()})
+		}
+	}
+}
+
+// same reports whether two functions differ only in their position in the file.
+func (f *function) same(g *function) bool {
+	a, b := *f, *g
+	a.part, b.part = nil, nil
+	return reflect.DeepEqual(a, b)
+}

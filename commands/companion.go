@@ -125,10 +125,5 @@ func companions() map[string]string {
 }
 
 func isCommand(name string) bool {
-	for _, c := range commandTable {
-		if c.name == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(commandTable, func(c tableEntry) bool { return c.name == name })
 }

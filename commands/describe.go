@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"fbus/bus"
@@ -32,11 +33,7 @@ those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 }
 
 func describe(o *lookOptions, name string, stdout io.Writer) error {
-	data, err := o.ask("fbus.functions", name)
-	if err != nil {
-		return err
-	}
-	list, err := decodeLines[bus.FunctionInfo](data)
+	list, data, err := askFor[bus.FunctionInfo](o, "fbus.functions", name)
 	if err == nil {
 		err = missing(list, []string{name})
 	}
@@ -62,8 +59,12 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		}
 	}
 	w.Flush()
-	if f.Schema != nil {
-		writeSchema(stdout, f.Schema)
+	var schema bytes.Buffer
+	if f.Schema != nil && json.Indent(&schema, f.Schema, "", "  ") == nil {
+		fmt.Fprintln(stdout, "schema of the arguments:")
+		for line := range strings.SplitSeq(schema.String(), "\n") {
+			fmt.Fprintf(stdout, "  %s\n", oneLine(line))
+		}
 	}
 	fmt.Fprintln(stdout)
 	table(stdout, "WORKER\tIDENTITY\tSLOTS\tBUSY\tIDEMPOTENT\tARGUMENTS", func(w io.Writer) {
@@ -72,14 +73,6 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		}
 	})
 	return nil
-}
-
-// writeSchema writes a schema as people read JSON.
-func writeSchema(stdout io.Writer, schema json.RawMessage) {
-	var out bytes.Buffer
-	if json.Indent(&out, schema, "  ", "  ") == nil {
-		fmt.Fprintf(stdout, "schema of the arguments:\n  %s\n", oneLineEach(out.String()))
-	}
 }
 
 func yes(b bool) string {

@@ -20,17 +20,14 @@ import (
 
 // importOptions are the flags of fbus import.
 type importOptions struct {
+	lookOptions
 	names   []string
 	prefix  string
-	node    string
-	wait    durationValue
 	noCheck bool
-	quiet   bool
-	verbose bool
 }
 
 func importCommand() *cli.Command {
-	o := &importOptions{wait: durationValue{allow: true}}
+	o := &importOptions{lookOptions: lookOptions{wait: durationValue{allow: true}}}
 	return &cli.Command{
 		Usage:     "print shell functions that call functions of the bus",
 		UsageText: "import [flags] NAME…",
@@ -191,7 +188,7 @@ func (o *importOptions) address() (string, error) {
 // offered checks that all the names are offered, now or within the time to wait.
 func (o *importOptions) offered() error {
 	deadline := time.Now().Add(o.wait.d)
-	look := lookOptions{node: o.node, wait: o.wait, verbose: o.verbose}
+	look := o.lookOptions
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err := o.lookFor(&look)
 		left := time.Until(deadline)
@@ -207,11 +204,7 @@ func (o *importOptions) offered() error {
 }
 
 func (o *importOptions) lookFor(look *lookOptions) error {
-	data, err := look.ask("fbus.functions", o.names...)
-	if err != nil {
-		return err
-	}
-	list, err := decodeLines[bus.FunctionInfo](data)
+	list, _, err := askFor[bus.FunctionInfo](look, "fbus.functions", o.names...)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
@@ -217,9 +216,9 @@ func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 type logPrinter struct {
 	w      io.Writer
 	json   bool
-	follow bool // columns cannot be measured before they are printed
-	begun  bool // the heading was printed
-	widths [5]int
+	follow bool   // later entries cannot be measured before they come
+	begun  bool   // the heading was printed
+	widths [5]int // of the widest cells so far
 }
 
 var logHead = [6]string{"TIME", "CALLER", "FUNCTION", "WORKER", "SECONDS", "END"}
@@ -230,48 +229,36 @@ func (p *logPrinter) print(entries []logEntry) error {
 		return nil
 	}
 	var out bytes.Buffer
-	switch {
-	case p.json:
-		for _, e := range entries {
+	var rows [][6]string
+	if !p.json && !p.begun {
+		p.begun, rows = true, append(rows, logHead)
+		if p.follow {
+			p.widths = [5]int{len("2006-01-02 15:04:05.000"), 10, 12, 10, 7}
+		}
+	}
+	for _, e := range entries {
+		if p.json {
 			out.Write(bytes.TrimSuffix(e.text, []byte{'\n'}))
 			out.WriteByte('\n')
+			continue
 		}
-	case p.follow:
-		p.rows(entries, p.padded(&out))
-	default:
-		w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
-		p.rows(entries, func(row [6]string) { fmt.Fprintln(w, strings.Join(row[:], "\t")) })
-		w.Flush()
+		rows = append(rows, logRow(&e.LogEntry))
+	}
+	for _, row := range rows {
+		for i := range p.widths {
+			if n := utf8.RuneCountInString(row[i]); n <= 40 || !p.follow { // one outlier does not widen all that follow
+				p.widths[i] = max(p.widths[i], n)
+			}
+		}
+	}
+	for _, row := range rows {
+		for i, width := range p.widths {
+			fmt.Fprintf(&out, "%-*s  ", width, row[i])
+		}
+		fmt.Fprintln(&out, row[5])
 	}
 	_, err := p.w.Write(out.Bytes())
 	return err
-}
-
-func (p *logPrinter) rows(entries []logEntry, row func([6]string)) {
-	if !p.begun {
-		row(logHead)
-		p.begun = true
-	}
-	for i := range entries {
-		row(logRow(&entries[i].LogEntry))
-	}
-}
-
-// padded returns a function that writes rows. Each column is as wide as the widest cell
-// so far, except for an outlier.
-func (p *logPrinter) padded(out *bytes.Buffer) func([6]string) {
-	if p.widths[0] == 0 {
-		p.widths = [5]int{len("2006-01-02 15:04:05.000"), 10, 12, 10, 7}
-	}
-	return func(row [6]string) {
-		for i := range p.widths {
-			if n := utf8.RuneCountInString(row[i]); n <= 40 {
-				p.widths[i] = max(p.widths[i], n)
-			}
-			fmt.Fprintf(out, "%-*s  ", p.widths[i], row[i])
-		}
-		fmt.Fprintln(out, row[5])
-	}
 }
 
 // logRow is an entry for people: local time, caller, function, worker, seconds with

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -89,21 +90,20 @@ func decodeLines[T any](data []byte) ([]T, error) {
 	}
 }
 
+// askFor calls one of the node's own functions. It returns its output also decoded.
+func askFor[T any](o *lookOptions, name string, words ...string) (list []T, data []byte, err error) {
+	if data, err = o.ask(name, words...); err == nil {
+		list, err = decodeLines[T](data)
+	}
+	return list, data, err
+}
+
 // table writes aligned columns.
 func table(stdout io.Writer, head string, rows func(w io.Writer)) {
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, head)
 	rows(w)
 	w.Flush()
-}
-
-// oneLineEach applies oneLine to each line of a text.
-func oneLineEach(s string) string {
-	lines := strings.Split(s, "\n")
-	for i, l := range lines {
-		lines[i] = oneLine(l)
-	}
-	return strings.Join(lines, "\n")
 }
 
 // oneLine keeps foreign text from breaking a table or a terminal.
@@ -116,12 +116,7 @@ func oneLine(s string) string {
 	}, s)
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
+func orDash(s string) string { return cmp.Or(s, "-") }
 
 // age formats a time in seconds, for people.
 func age(seconds float64) string {

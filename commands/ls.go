@@ -3,6 +3,7 @@ package commands
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -29,11 +30,7 @@ slots, busy, idempotent, description, arguments, note. The function fbus.functio
 }
 
 func ls(o *lookOptions, names []string, stdout io.Writer) error {
-	data, err := o.ask("fbus.functions", names...)
-	if err != nil {
-		return err
-	}
-	list, err := decodeLines[bus.FunctionInfo](data)
+	list, data, err := askFor[bus.FunctionInfo](o, "fbus.functions", names...)
 	if err != nil {
 		return err
 	}
@@ -52,11 +49,7 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 // missing fails for the first name that was asked for and is not there.
 func missing(list []bus.FunctionInfo, names []string) error {
 	for _, name := range names {
-		found := false
-		for _, f := range list {
-			found = found || f.Name == name
-		}
-		if !found {
+		if !slices.ContainsFunc(list, func(f bus.FunctionInfo) bool { return f.Name == name }) {
 			return &args.Error{Code: args.CodeNoFunction, Message: name + ": no such function"}
 		}
 	}

@@ -30,16 +30,11 @@ waits for it any more, but its program still runs), caller, worker, age and ran
 }
 
 func ps(o *lookOptions, stdout io.Writer) error {
-	data, err := o.ask("fbus.calls")
-	if err != nil {
-		return err
-	}
+	list, data, err := askFor[bus.CallInfo](o, "fbus.calls")
 	if o.json {
-		_, err := stdout.Write(data)
-		return err
+		stdout.Write(data)
 	}
-	list, err := decodeLines[bus.CallInfo](data)
-	if err != nil || len(list) == 0 {
+	if err != nil || o.json || len(list) == 0 {
 		return err
 	}
 	table(stdout, "CALL\tFUNCTION\tSTATE\tCALLER\tWORKER\tAGE", func(w io.Writer) {

@@ -189,49 +189,46 @@ func privateEnv(dir string) ([]string, error) {
 // privateBus starts the node and the offers; stop ends both.
 func privateBus(dir string, list []*function, env []string, log, note func(string, ...any)) (stop func(), err error) {
 	socket := filepath.Join(dir, "bus.sock")
+	var open []func()
+	stop = func() {
+		for _, end := range slices.Backward(open) {
+			end()
+		}
+	}
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	posted, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "state", "jobs"), Warn: log, Volatile: true})
+	if err != nil {
+		return nil, fail(args.CodeInternal, "%v", err)
+	}
+	open = append(open, func() { posted.Close() })
+	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note, Jobs: posted})
+	if err != nil {
+		return nil, err
+	}
+	open = append(open, func() { n.Close() })
 	l, err := node.Listen(socket, false)
 	if err != nil {
 		return nil, fail(args.CodeInternal, "%v", err)
 	}
-	posted, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "state", "jobs"), Warn: log, Volatile: true})
-	if err != nil {
-		l.Close()
-		return nil, fail(args.CodeInternal, "%v", err)
-	}
-	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note, Jobs: posted})
-	if err != nil {
-		l.Close()
-		posted.Close()
-		return nil, err
-	}
+	open = append(open, func() { l.Close() })
 	go n.Serve(l) // ends when the listener is closed
-	stopNode := func() {
-		l.Close()
-		n.Close()
-		posted.Close()
-	}
 	for _, f := range list {
 		f.env = slices.Concat(env[:1], env[2:], f.env) // the function sets FBUS_NODE
 	}
 	w, err := newWorker(list, socket, log, note)
 	if err != nil {
-		stopNode()
 		return nil, err
 	}
+	open = append(open, w.close, w.kill)
 	w.bus.Options = &bus.Options{Name: hostname()}
 	w.bus.Dial = func(ctx context.Context, o *bus.Options) (*bus.Client, error) {
 		return bus.Dial(ctx, bus.Unix(socket), o)
 	}
-	stop = func() {
-		w.kill()
-		w.close()
-		stopNode()
-	}
-	if err := w.bus.Start(context.Background()); err != nil {
-		stop()
-		return nil, err
-	}
-	return stop, nil
+	return stop, w.bus.Start(context.Background())
 }
 
 // runCommandIn runs the command in the foreground and returns its status.

@@ -38,7 +38,11 @@ type serveOptions struct {
 }
 
 func newServeOptions() *serveOptions {
-	return &serveOptions{drain: durationValue{d: time.Minute}, queue: node.DefaultQueue, tcp: newTCPOptions(), jobs: newJobOptions()}
+	return &serveOptions{
+		drain: durationValue{d: time.Minute}, queue: node.DefaultQueue,
+		tcp:  tcpOptions{maxConnections: node.DefaultConnections, maxPerTicket: node.DefaultPerTicket},
+		jobs: jobOptions{max: jobs.DefaultMaxJobs, spool: sizeValue{jobs.DefaultMaxSpool}},
+	}
 }
 
 func serveCommand() *cli.Command {
@@ -101,7 +105,7 @@ func (o *serveOptions) flags() []cli.Flag {
 func (o *serveOptions) nodeFlags() []cli.Flag {
 	return append(append(o.tcp.flags(), o.jobs.flags()...),
 		&cli.StringFlag{Name: "socket", Usage: "listen at `PATH` instead; PATH.lock excludes a second node", Destination: &o.socket},
-		o.sharing.flag(),
+		&cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too, mode 0660", Destination: &o.sharing.group},
 		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: one is made and stored", Destination: &o.network},
 		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
 		&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
@@ -234,10 +238,12 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	}
 	config := node.Config{
 		Network: network, Address: n.path, Version: Version, Queue: o.queue, Successor: sockets.passed,
-		Warn: warn, Note: note,
+		Warn: warn, Note: note, Gate: n.door.gate, Authority: n.door.authority,
+		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
 	}
-	n.door.configure(&config)
-	o.sharing.configure(&config)
+	if o.sharing.group != "" {
+		config.Local = o.sharing.local
+	}
 	n.log = openLog(network, logFile, warn)
 	config.Log, config.Jobs, config.NoJobs = n.log, n.jobs, noJobs
 	if n.Node, err = node.New(config); err != nil {
@@ -351,10 +357,6 @@ func drainTime(d time.Duration, signals <-chan os.Signal) (context.Context, cont
 type jobOptions struct {
 	max   int
 	spool sizeValue
-}
-
-func newJobOptions() jobOptions {
-	return jobOptions{max: jobs.DefaultMaxJobs, spool: sizeValue{jobs.DefaultMaxSpool}}
 }
 
 func (o *jobOptions) flags() []cli.Flag {

@@ -29,10 +29,6 @@ type tcpOptions struct {
 	maxPerTicket   int
 }
 
-func newTCPOptions() tcpOptions {
-	return tcpOptions{maxConnections: node.DefaultConnections, maxPerTicket: node.DefaultPerTicket}
-}
-
 func (o *tcpOptions) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + wire.DefaultPort, Value: &listValue{&o.listen}},
@@ -44,17 +40,6 @@ func (o *tcpOptions) flags() []cli.Flag {
 		&cli.IntFlag{Name: "max-connections", Usage: "at most `N` connections", DefaultText: fmt.Sprint(node.DefaultConnections), Destination: &o.maxConnections},
 		&cli.IntFlag{Name: "max-per-ticket", Usage: "at most `N` of them with one ticket", DefaultText: fmt.Sprint(node.DefaultPerTicket), Destination: &o.maxPerTicket},
 	}
-}
-
-// addresses returns the addresses to listen at.
-func (o *tcpOptions) addresses() []string {
-	if o.off {
-		return nil
-	}
-	if list := o.listen; len(list) > 0 {
-		return list
-	}
-	return []string{"0.0.0.0:" + wire.DefaultPort}
 }
 
 func (o *tcpOptions) check() error {
@@ -118,9 +103,9 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 		}
 		return nil
 	}
-	addresses := o.addresses()
-	if passed {
-		addresses = o.listen
+	addresses := o.listen
+	if len(addresses) == 0 && !passed {
+		addresses = []string{"0.0.0.0:" + wire.DefaultPort}
 	}
 	for _, addr := range addresses {
 		l, err := listenTCP(addr)
@@ -204,11 +189,6 @@ func listenReason(err error) string {
 		return addr.Err
 	}
 	return err.Error()
-}
-
-func (d *door) configure(c *node.Config) {
-	c.Gate, c.Authority, c.KeepAlive = d.gate, d.authority, d.o.keepAlive.d
-	c.MaxConnections, c.MaxPerTicket = d.o.maxConnections, d.o.maxPerTicket
 }
 
 // serve accepts peers. served receives the error that ends a listener.

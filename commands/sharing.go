@@ -57,10 +57,6 @@ func (g *grant) rights() trust.Rights {
 	return trust.Rights{Call: g.call, Offer: g.offer, Admin: g.admin}
 }
 
-func (s *sharing) flag() cli.Flag {
-	return &cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too, mode 0660", Destination: &s.group}
-}
-
 // resolve finds the group and checks the options.
 func (s *sharing) resolve() error {
 	if s.group == "" {
@@ -79,13 +75,6 @@ func (s *sharing) resolve() error {
 	}
 	s.gid = gid
 	return nil
-}
-
-// configure sets the node's rules for other users.
-func (s *sharing) configure(c *node.Config) {
-	if s.group != "" {
-		c.Local = s.local
-	}
 }
 
 // everything is the default grant for members of the group. It covers the team's use of

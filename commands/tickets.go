@@ -42,11 +42,7 @@ from where), connected (connections now).`,
 }
 
 func tickets(o *lookOptions, all bool, stdout io.Writer) error {
-	data, err := o.ask("fbus.tickets")
-	if err != nil {
-		return err
-	}
-	list, err := decodeLines[bus.TicketInfo](data)
+	list, _, err := askFor[bus.TicketInfo](o, "fbus.tickets")
 	if err != nil {
 		return err
 	}

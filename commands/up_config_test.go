@@ -97,7 +97,7 @@ func TestConfigNodeHasEveryFlag(t *testing.T) {
 	}
 	for text, want := range map[string][]string{`"127.0.0.1"`: {"127.0.0.1"}, `["a:1", "b:2"]`: {"a:1", "b:2"}} {
 		c, wrong := readConfig(written(t, "f.toml", "[node]\nserve = true\nlisten = "+text))
-		if err := wrong.err(); err != nil || !reflect.DeepEqual(c.node.options.tcp.addresses(), want) {
+		if err := wrong.err(); err != nil || !reflect.DeepEqual(c.node.options.tcp.listen, want) {
 			t.Errorf("listen = %s: %v, %v", text, c, err)
 		}
 	}

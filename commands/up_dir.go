@@ -2,11 +2,14 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +38,7 @@ func readDir(dir string) (*upConfig, problems) {
 			c.config.notes = append(c.config.notes, path+": "+skip)
 			continue
 		}
-		name := functionName(e.Name())
+		name := cmp.Or(strings.TrimSuffix(e.Name(), filepath.Ext(e.Name())), e.Name())
 		if other := files[name]; other != "" {
 			c.problems.add(path, "function name %s is also that of %s: the extension does not count", name, other)
 			continue
@@ -67,14 +70,6 @@ func notFunction(path string) string {
 		return "skipped: not executable"
 	}
 	return ""
-}
-
-// functionName returns the name of a file without its extension.
-func functionName(file string) string {
-	if ext := filepath.Ext(file); ext != "" && ext != file {
-		return strings.TrimSuffix(file, ext)
-	}
-	return file
 }
 
 // scriptOptions reads the options in a script's comments.
@@ -115,26 +110,14 @@ func optionComments(script []byte) []byte {
 			break
 		}
 		line = bytes.TrimRight(line, "\r\n")
-		if i := optionAt(line); i > 0 {
-			doc.Write(bytes.Repeat([]byte(" "), i))
-			doc.Write(line[i:])
+		if lead := optionLead().Find(line); lead != nil {
+			doc.Write(bytes.Repeat([]byte(" "), len(lead)))
+			doc.Write(line[len(lead):])
 		}
 		doc.WriteByte('\n')
 	}
 	return doc.Bytes()
 }
 
-// optionAt returns where an option begins in a line of a script, 0 if there is none.
-func optionAt(line []byte) int {
-	rest := bytes.TrimLeft(line, " \t")
-	for _, leader := range []string{"#", "//", "--"} {
-		text, ok := bytes.CutPrefix(rest, []byte(leader))
-		if !ok {
-			continue
-		}
-		if text, ok = bytes.CutPrefix(bytes.TrimLeft(text, " \t"), []byte("fbus:")); ok {
-			return len(line) - len(text)
-		}
-	}
-	return 0
-}
+// optionLead matches what is before an option in a line of a script.
+var optionLead = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[ \t]*(?:#|//|--)[ \t]*fbus:`) })

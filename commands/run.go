@@ -190,14 +190,14 @@ func privateEnv(dir string) ([]string, error) {
 func privateBus(dir string, list []*function, env []string, log, note func(string, ...any)) (stop func(), err error) {
 	socket := filepath.Join(dir, "bus.sock")
 	var open []func()
-	stop = func() {
+	stopAll := func() {
 		for _, end := range slices.Backward(open) {
 			end()
 		}
 	}
 	defer func() {
 		if err != nil {
-			stop()
+			stopAll()
 		}
 	}()
 	posted, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "state", "jobs"), Warn: log, Volatile: true})
@@ -228,7 +228,7 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 	w.bus.Dial = func(ctx context.Context, o *bus.Options) (*bus.Client, error) {
 		return bus.Dial(ctx, bus.Unix(socket), o)
 	}
-	return stop, w.bus.Start(context.Background())
+	return stopAll, w.bus.Start(context.Background())
 }
 
 // runCommandIn runs the command in the foreground and returns its status.

@@ -106,7 +106,7 @@ func TestAbsentFunction(t *testing.T) {
 	b := newBed(t)
 	c := b.dial("poster")
 	var ids []string
-	for i := range 2000 { // more than a line holds in memory
+	for i := range 1200 { // more than a line holds in memory
 		ids = append(ids, b.post(c, "absent", `{"keep":1e6}`, fmt.Sprint(i)))
 	}
 	first := b.job(c, ids[0])

@@ -12,14 +12,14 @@ import (
 	"fbus/bus/jobs"
 )
 
-// postMany posts n jobs of one kilobyte to a function that nobody offers.
+// postMany posts n jobs of six kilobytes to a function that nobody offers.
 func (b *bed) postMany(function string, n int) {
 	b.t.Helper()
 	var posters sync.WaitGroup
 	for k := range 64 {
 		posters.Go(func() {
 			for i := k; i < n; i += 64 {
-				input := fmt.Sprint(function, " ", i, strings.Repeat(" ", 1000))
+				input := fmt.Sprint(function, " ", i, strings.Repeat(" ", 6000))
 				if _, err := b.m.Post(&jobs.Post{Function: function, Poster: jobs.Poster{Caller: "uid:0"}, Input: strings.NewReader(input)}); err != nil {
 					b.t.Error(err)
 				}
@@ -43,7 +43,7 @@ func (b *bed) fileSize() int64 {
 // so, it does as it is.
 func TestFileSize(t *testing.T) {
 	t.Parallel()
-	const many, few = 16_000, 200
+	const many, few = 3_500, 200
 	b := newBed(t)
 	purge := func() {
 		t.Helper()

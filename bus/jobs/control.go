@@ -133,10 +133,7 @@ func (m *Manager) recheck() {
 
 // deny makes a job dead whose poster has lost its rights.
 func (m *Manager) deny(id ID, why error) {
-	m.mu.Lock()
-	a := m.active[id]
-	m.mu.Unlock()
-	if a != nil {
+	if a := m.taken(id); a != nil {
 		m.unwant(&args.Error{Code: args.CodeDenied, Message: why.Error()}, a)
 		return
 	}
@@ -156,8 +153,10 @@ func (m *Manager) Retry(id ID) error {
 		case j.State != Dead && j.State != Cancelled:
 			return fmt.Errorf("%s: it is %s: %w", id, j.State, store.ErrState)
 		}
-		if err := t.HoldUnique(j); err != nil {
+		if other, err := t.HoldUnique(j); err != nil {
 			return err
+		} else if other != (ID{}) {
+			return fmt.Errorf("%s: job %s has its unique key now: %w", id, other, store.ErrState)
 		}
 		return store.Wrap(t.Move(j, func() {
 			j.State, j.Used, j.Laters, j.Expires, j.Finished = Queued, 0, 0, 0, 0

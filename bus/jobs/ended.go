@@ -16,15 +16,15 @@ import (
 // ends because the node does is found as interrupted at the next start.
 func (m *Manager) Ended(t *Taken, end End) {
 	m.mu.Lock()
-	started, cause := !t.started.IsZero(), t.cause
+	begun, cause := !t.started.IsZero(), t.cause
 	m.mu.Unlock()
 	failed := cmp.Or(t.out.Failed, t.errOut.Failed)
 	switch {
 	case cause != nil && cause.Code == args.CodeDenied:
 		t.dropOutput()
-		t.finish(outcome{end: denied(cause), never: true, started: started})
+		t.finish(outcome{end: denied(cause), never: true})
 		return
-	case cause != nil && !started:
+	case cause != nil && !begun:
 		t.refuse()
 		return
 	case end.Code == args.CodeNodeLost, end.Code == args.CodeDraining:
@@ -32,7 +32,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 		t.leave(false)
 		return
 	}
-	o := outcome{end: end, out: t.out, stderr: t.errOut, started: started}
+	o := outcome{end: end, out: t.out, stderr: t.errOut}
 	o.cancelled = cause != nil || end.Code == args.CodeCancelled && end.Source == "fbus" && failed == nil
 	fits := true
 	if failed != nil {
@@ -73,15 +73,17 @@ func (t *Taken) finish(o outcome) {
 	m := t.m
 	m.mu.Lock()
 	t.kept = true
-	try := t.try()
-	started := !t.started.IsZero()
+	o.started = !t.started.IsZero()
+	e := &ending{t: t, o: &o, try: t.try()}
 	m.mu.Unlock()
-	if o.out != nil && !m.keepOutput(t, &o) {
-		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept"}
-		o.never, o.later = false, false
+	if o.out != nil {
+		if err := cmp.Or(o.out.Keep(t.ID, store.PartOutput, t.Attempt), o.stderr.Keep(t.ID, store.PartStderr, t.Attempt)); err != nil { // no room, or the disk fails
+			m.warn("job %s: %v", t.ID, err)
+			o.drop()
+			o.out, o.stderr, o.never, o.later = nil, nil, false, false
+			o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept"}
+		}
 	}
-	o.started = o.started || started
-	e := &ending{t: t, o: &o, try: try}
 	m.store.Submit(&store.Op{Must: true, Run: e.write, Done: e.written})
 }
 
@@ -260,19 +262,6 @@ func (e *ending) written(err error) {
 	if e.job.State == Delayed || m.idle.Load() {
 		m.poke()
 	}
-}
-
-// keepOutput syncs the output; false: there is no room for it, or the disk fails.
-func (m *Manager) keepOutput(t *Taken, o *outcome) bool {
-	for part, d := range map[byte]*store.Draft{store.PartOutput: o.out, store.PartStderr: o.stderr} {
-		if err := d.Keep(t.ID, part, t.Attempt); err != nil {
-			m.warn("job %s: %v", t.ID, err)
-			o.drop()
-			o.out, o.stderr = nil, nil
-			return false
-		}
-	}
-	return true
 }
 
 // postbacks makes the jobs that the end of a job posts, with its output as their input.

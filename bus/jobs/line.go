@@ -169,20 +169,24 @@ func (m *Manager) wakeLater(function string, pause time.Duration) {
 
 // fill reads the first jobs of a line that are not taken.
 func (m *Manager) fill(l *line) error {
-	jobs, all, err := m.readyAfter(l.key, func(id ID) bool {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return m.active[id] != nil
+	var jobs []readyJob
+	all := false
+	prefix := append([]byte(l.key), 0)
+	err := m.store.View(func(t *store.Tx) error {
+		c := t.Bucket([]byte(store.BucketReady)).Cursor()
+		k, _ := c.Seek(prefix)
+		for ; k != nil && bytes.HasPrefix(k, prefix) && len(jobs) < windowSize; k, _ = c.Next() {
+			if r := readyOf(k); len(k) == len(prefix)+17 && m.taken(r.id) == nil {
+				jobs = append(jobs, r)
+			}
+		}
+		all = k == nil || !bytes.HasPrefix(k, prefix)
+		return nil
 	})
 	m.mu.Lock()
 	l.filling = false
 	if err == nil {
-		l.window, l.all = nil, all && !l.behind
-		for _, r := range jobs {
-			if m.active[r.id] == nil {
-				l.window = append(l.window, r)
-			}
-		}
+		l.window, l.all = slices.DeleteFunc(jobs, func(r readyJob) bool { return m.active[r.id] != nil }), all && !l.behind
 	}
 	m.tidy(l)
 	m.mu.Unlock()
@@ -190,6 +194,13 @@ func (m *Manager) fill(l *line) error {
 		m.wake(l.function) // others may have come while it was read
 	}
 	return err
+}
+
+// taken returns the attempt at a job, or nil.
+func (m *Manager) taken(id ID) *Taken {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.active[id]
 }
 
 // readyLines lists the lines on disk.
@@ -204,23 +215,6 @@ func (m *Manager) readyLines() (keys []string, err error) {
 		return nil
 	})
 	return keys, err
-}
-
-// readyAfter reads the first jobs of a line.
-func (m *Manager) readyAfter(key string, active func(ID) bool) (jobs []readyJob, all bool, err error) {
-	prefix := append([]byte(key), 0)
-	err = m.store.View(func(t *store.Tx) error {
-		c := t.Bucket([]byte(store.BucketReady)).Cursor()
-		k, _ := c.Seek(prefix)
-		for ; k != nil && bytes.HasPrefix(k, prefix) && len(jobs) < windowSize; k, _ = c.Next() {
-			if len(k) == len(prefix)+17 && !active(store.KeyID(k)) {
-				jobs = append(jobs, readyOf(k))
-			}
-		}
-		all = k == nil || !bytes.HasPrefix(k, prefix)
-		return nil
-	})
-	return jobs, all, err
 }
 
 // Arrives makes the id of a post that comes now. It is greater than all before it: of

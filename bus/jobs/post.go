@@ -3,6 +3,7 @@ package jobs
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -119,26 +120,14 @@ func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 	result := make(chan error, 1)
 	m.store.Submit(&store.Op{Added: j.ID, Done: func(err error) { result <- err }, Run: func(t *store.Tx) error {
 		id = j.ID
-		if j.Unique != "" {
-			switch held, err := t.Get(store.BucketUnique, j.UniqueKey()); {
-			case err != nil:
-				return store.Wrap(err)
-			case held != nil:
-				id = store.KeyID(held)
-				return nil
-			}
-			if err := t.Put(store.BucketUnique, j.UniqueKey(), j.ID[:]); err != nil {
-				return store.Wrap(err)
-			}
+		other, err := t.HoldUnique(j)
+		if other != (ID{}) {
+			id = other
 		}
-		err := t.Enter(j)
-		if err == nil {
-			err = t.WritePart(j, store.PartArgs, args)
+		if err != nil || other != (ID{}) {
+			return err
 		}
-		if err == nil {
-			err = t.WritePart(j, store.PartInput, input)
-		}
-		return store.Wrap(err)
+		return store.Wrap(errors.Join(t.Enter(j), t.WritePart(j, store.PartArgs, args), t.WritePart(j, store.PartInput, input)))
 	}})
 	err := <-result
 	if err != nil || id != j.ID {

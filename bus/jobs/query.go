@@ -119,7 +119,8 @@ func (m *Manager) page(f *Filter, after ID, back bool, limit int) (list []*Job, 
 		j, err := store.DecodeJob(id, record)
 		if err != nil {
 			function, state, caller, _ := peek(record)
-			j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}}
+			end := endOfDamaged(err)
+			j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &end}
 		}
 		list = append(list, j)
 		return len(list) < limit

@@ -140,7 +140,7 @@ func (t *Taken) prepare() (bool, error) {
 			return false, nil
 		}
 		t.job = j
-		t.finish(outcome{end: End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}, never: true})
+		t.finish(outcome{end: endOfDamaged(err), never: true})
 		return false, nil
 	case j == nil || j.State != Queued: // it has gone since its line was read
 		t.leave(false)
@@ -157,7 +157,7 @@ func (t *Taken) prepare() (bool, error) {
 	t.out.Beyond, t.errOut.Beyond = j.Sent(), j.Sent() // what was sent goes when it is done: see cut
 	t.Stdout, t.Stderr = t.out, t.errOut
 	if err = t.readInput(); err != nil {
-		t.finish(outcome{end: End{Source: "fbus", Status: 70, Code: "damaged", Message: err.Error()}, never: true})
+		t.finish(outcome{end: endOfDamaged(err), never: true})
 		return false, nil
 	}
 	if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
@@ -181,6 +181,10 @@ func (t *Taken) readInput() error {
 		t.Rest = t.input
 	}
 	return nil
+}
+
+func endOfDamaged(why error) End {
+	return End{Source: "fbus", Status: 70, Code: args.CodeDamaged, Message: why.Error()}
 }
 
 func denied(why error) End {

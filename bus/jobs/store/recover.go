@@ -44,7 +44,12 @@ func (s *Store) recover(batch []*Op, err error) {
 		if err == nil {
 			s.setFailed(nil)
 			s.warn("the store of jobs can be written again")
-			s.tellWorks()
+			s.mu.Lock()
+			works := s.works
+			s.mu.Unlock()
+			if works != nil {
+				works()
+			}
 			return
 		}
 		if err = Wrap(err); err.Error() != r.err.Error() {
@@ -155,15 +160,17 @@ func (r *recovery) writeReserved() error {
 
 // punch returns the room of free pages to the disk.
 func (r *recovery) punch() error {
-	if r.stale || r.db == nil {
-		if err := r.reopen(); err != nil {
-			return err
-		}
+	if err := r.reopen(); err != nil {
+		return err
 	}
 	return r.punchHoles()
 }
 
+// reopen opens and checks the file after a failure.
 func (r *recovery) reopen() error {
+	if !r.stale && r.db != nil {
+		return nil
+	}
 	err := r.reach()
 	r.stale = err != nil
 	return err
@@ -203,12 +210,10 @@ func (r *recovery) writeFrees() error {
 
 // writeSome commits some changes, to a file that was checked after the last failure.
 func (r *recovery) writeSome(list []*Op) error {
-	if r.stale || r.db == nil {
-		if err := r.reopen(); err != nil {
-			return err
-		}
+	err := r.reopen()
+	if err == nil {
+		err = r.write1(list)
 	}
-	err := r.write1(list)
 	r.stale = err != nil
 	return err
 }
@@ -223,14 +228,4 @@ func (r *recovery) takeOut(t *Tx) error {
 		}
 	}
 	return nil
-}
-
-// tellWorks calls works, which looks at everything again.
-func (s *Store) tellWorks() {
-	s.mu.Lock()
-	works := s.works
-	s.mu.Unlock()
-	if works != nil {
-		works()
-	}
 }

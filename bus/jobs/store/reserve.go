@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,9 +35,9 @@ func (r *reserve) make() error {
 		return Wrap(err)
 	}
 	want := r.size()
-	err = allocate(f, want)
+	err = fallocate(f, 0, 0, want)
 	for size := want / 2; IsFull(err) && size >= st.Size() && size > 0; size /= 2 {
-		if allocate(f, size) == nil {
+		if fallocate(f, 0, 0, size) == nil {
 			break
 		}
 	}
@@ -66,12 +65,6 @@ func (r *reserve) size() int64 {
 func (r *reserve) roomBeside() bool {
 	var st unix.Statfs_t
 	return unix.Statfs(filepath.Dir(r.path), &st) != nil || int64(st.Bavail)*st.Bsize >= r.size()
-}
-
-// allocate makes a file that long, with room on the disk for all of it. On a filesystem
-// that cannot do that there is no reserve.
-func allocate(f *os.File, size int64) error {
-	return unsupported(retry(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) }))
 }
 
 // punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and
@@ -104,25 +97,22 @@ func (s *Store) punchHoles() error {
 			end++
 		}
 		at, size := int64(free[first]*pageSize), int64(uint64(end-first)*pageSize)
-		err = unsupported(retry(func() error {
-			return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
-		}))
+		err = fallocate(f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
 		first = end
 	}
 	return Wrap(err)
 }
 
-func retry(call func() error) error {
+// fallocate changes what room a file takes on the disk. On a filesystem that cannot do that
+// it does nothing.
+func fallocate(f *os.File, mode uint32, at, size int64) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		switch err := unix.Fallocate(int(f.Fd()), mode, at, size); err {
+		case unix.EINTR:
+		case unix.EOPNOTSUPP, unix.ENOSYS:
+			return nil
+		default:
 			return err
 		}
 	}
-}
-
-func unsupported(err error) error {
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		return nil
-	}
-	return err
 }

@@ -228,9 +228,8 @@ func (s *Spool) Sweep() {
 // fails returns why a file could not be written, and warns unless the last one failed for
 // the same reason.
 func (s *Spool) fails(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) { // each file has a name of its own
-		err = fmt.Errorf("%s: %w", s.dir, pe.Err)
+	if c := cause(err); c != err { // each file has a name of its own
+		err = fmt.Errorf("%s: %w", s.dir, c)
 	}
 	err = Wrap(err)
 	if s.NoteFailure(err.Error()) {
@@ -256,13 +255,13 @@ func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
 	}
 	f, err := os.OpenFile(filepath.Join(s.dir, p.File), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, damaged(reason(err))
+		return nil, damaged(cause(err).Error())
 	}
 	sum := crc32.New(castagnoli())
 	n, err := io.Copy(sum, f)
 	switch {
 	case err != nil:
-		err = damaged(reason(err))
+		err = damaged(cause(err).Error())
 	case n != p.Size:
 		err = damaged(fmt.Sprintf("it has %d bytes, not %d", n, p.Size))
 	case sum.Sum32() != p.Sum:
@@ -302,11 +301,11 @@ func fileID(name string) ID {
 	return id
 }
 
-// reason returns the cause of a file's error, without operation and path.
-func reason(err error) string {
+// cause returns why a file failed, without operation and path.
+func cause(err error) error {
 	var pe *os.PathError
 	if errors.As(err, &pe) {
-		return pe.Err.Error()
+		return pe.Err
 	}
-	return err.Error()
+	return err
 }

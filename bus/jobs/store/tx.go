@@ -106,19 +106,17 @@ func (t *Tx) freeUnique(j *Job) error {
 	return t.Delete(BucketUnique, key)
 }
 
-// HoldUnique gives a job its unique key; no other job may hold it.
-func (t *Tx) HoldUnique(j *Job) error {
+// HoldUnique gives a job its unique key. It returns the other job that holds it, if there
+// is one.
+func (t *Tx) HoldUnique(j *Job) (other ID, err error) {
 	if j.Unique == "" {
-		return nil
+		return other, nil
 	}
 	holder, err := t.Get(BucketUnique, j.UniqueKey())
-	switch {
-	case err != nil:
-		return Wrap(err)
-	case holder != nil:
-		return fmt.Errorf("%s: job %s has its unique key now: %w", j.ID, KeyID(holder), ErrState)
+	if err == nil && holder == nil {
+		err = t.Put(BucketUnique, j.UniqueKey(), j.ID[:])
 	}
-	return Wrap(t.Put(BucketUnique, j.UniqueKey(), j.ID[:]))
+	return KeyID(holder), Wrap(err)
 }
 
 // Running notes that a worker has the job.

@@ -32,17 +32,8 @@ func (s *Store) write(failed error) {
 func (s *Store) gather(first *Op) []*Op {
 	batch := []*Op{first}
 	runtime.Gosched()
-	for len(batch) < maxBatch {
-		select {
-		case o, ok := <-s.ops:
-			if !ok {
-				return batch
-			}
-			batch = append(batch, o)
-			continue
-		default:
-		}
-		return batch
+	for len(batch) < maxBatch && len(s.ops) > 0 {
+		batch = append(batch, <-s.ops)
 	}
 	return batch
 }

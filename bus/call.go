@@ -97,24 +97,16 @@ const nodeGrace = 250 * time.Millisecond
 
 // timeLeft returns the rest of a request's time, in milliseconds, 0 for no limit.
 func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint64, error) {
-	var left time.Duration
-	if timeout > 0 {
-		left = timeout - time.Since(start)
-		if left <= 0 {
-			return 0, args.Errorf(args.CodeDeadline, args.DeadlineMessage)
-		}
+	left, late := timeout-time.Since(start), error(args.Errorf(args.CodeDeadline, args.DeadlineMessage))
+	d, ok := ctx.Deadline()
+	if until := time.Until(d); ok && (timeout <= 0 || until < left) {
+		left, late = until, context.DeadlineExceeded
 	}
-	if d, ok := ctx.Deadline(); ok {
-		until := time.Until(d)
-		if until <= 0 {
-			return 0, context.DeadlineExceeded
-		}
-		if left == 0 || until < left {
-			left = until
-		}
-	}
-	if left == 0 {
+	switch {
+	case timeout <= 0 && !ok:
 		return 0, nil
+	case left <= 0:
+		return 0, late
 	}
 	return max(1, millis(left)), nil
 }

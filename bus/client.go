@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fbus/bus/args"
@@ -54,13 +55,10 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	hello := wire.HelloFrame{Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name)}
-	if o.Instance == "" {
-		hello.Instance = []byte(wire.NewInstance())
-	}
-	if o.Name == "" {
-		name, _ := os.Hostname()
-		hello.Name = []byte(name)
+	host, _ := os.Hostname()
+	hello := wire.HelloFrame{
+		Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network),
+		Instance: []byte(cmp.Or(o.Instance, wire.NewInstance())), Name: []byte(cmp.Or(o.Name, host)),
 	}
 	c := &Client{
 		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},

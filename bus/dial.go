@@ -161,22 +161,23 @@ func dialPlace(ctx context.Context, p find.Place, o *Options) (*Client, error) {
 	c, err := Dial(ctx, p.Addr, &with)
 	if err == nil && id != nil && id.Dir != "" {
 		id.Renew(ctx, c.askRenewal)
-		go c.keepRenewed(id) // ends with the connection
+		// A connection may last for months. The node then lets it last as long as the
+		// new certificate.
+		go c.every(find.RenewPause, func() { id.Renew(context.Background(), c.askRenewal) }) // ends with the connection
 	}
 	return c, err
 }
 
-// keepRenewed renews the identity of a connection that lasts for months. The node then
-// lets it last as long as the new certificate.
-func (c *Client) keepRenewed(id *find.Identity) {
-	tick := time.NewTicker(find.RenewPause)
+// every calls f at that interval until the connection is gone.
+func (c *Client) every(pause time.Duration, f func()) {
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
 		select {
 		case <-c.done:
 			return
 		case <-tick.C:
-			id.Renew(context.Background(), c.askRenewal)
+			f()
 		}
 	}
 }
@@ -271,27 +272,14 @@ func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, 
 	with.dialled = addr
 	c, err := NewClient(ctx, nc, &with)
 	if err == nil {
-		go c.watch(pulse) // ends with the connection
+		// A connection is kept whose node is only stopped.
+		go c.every(pulse.Every(), func() { pulse.Check() }) // ends with the connection
 	}
 	return c, err
 }
 
 func unreachable(addr Addr, err error) error {
 	return &Error{Code: args.CodeNoNode, Message: addr.String() + ": " + dialReason(err), Err: errors.Join(err, errUnreachable)}
-}
-
-// watch keeps a connection whose node is only stopped.
-func (c *Client) watch(p *wire.Pulse) {
-	tick := time.NewTicker(p.Every())
-	defer tick.Stop()
-	for {
-		select {
-		case <-c.done:
-			return
-		case <-tick.C:
-			p.Check()
-		}
-	}
 }
 
 // dialReason returns the cause in a dial's error.

@@ -18,62 +18,50 @@ type readAheadInput struct {
 	err      error
 }
 
-// readAhead reads an input as far as it is there: a small one goes out whole with
-// its call, and one that is slow to come does not hold the call up.
-func readAhead(r io.Reader) readAheadInput {
-	switch r := r.(type) {
-	case nil:
-		return readAheadInput{complete: true}
-	case *os.File:
-		return readAheadFile(r)
-	case interface {
-		io.Reader
-		Len() int
-	}:
-		if r.Len() <= wire.MaxInlineInput {
-			head, err := io.ReadAll(r)
-			return readAheadInput{head: head, complete: true, err: err}
-		}
-	}
-	in := readAheadInput{}
+// readAhead reads an input as far as it is there: a small one goes out whole with its
+// call, and one that is slow to come does not hold the call up. A file is read up to the
+// limit, anything else only while a read would not wait.
+func readAhead(r io.Reader) (in readAheadInput) {
 	if s, ok := r.(io.Seeker); ok {
 		pos, err := s.Seek(0, io.SeekCurrent)
 		in.start, in.seekable = pos, err == nil
 	}
-	return in
-}
-
-// readAheadFile reads a file up to the limit, and anything else only while a
-// read would not wait.
-func readAheadFile(f *os.File) readAheadInput {
-	in := readAheadInput{}
-	st, err := f.Stat()
-	if err != nil {
-		return readAheadInput{err: err}
-	}
-	regular := st.Mode().IsRegular()
-	if regular {
-		if pos, err := f.Seek(0, io.SeekCurrent); err == nil {
-			in.start, in.seekable = pos, true
+	size := wire.MaxInlineInput + 1
+	ready := func() bool { return true }
+	switch r := r.(type) {
+	case nil:
+		in.complete = true
+		return in
+	case *os.File:
+		st, err := r.Stat()
+		if err != nil {
+			in.err = err
+			return in
 		}
-	}
-	buf := make([]byte, wire.MaxInlineInput+1)
-	n := 0
-	for n < len(buf) {
-		if !regular && !readable(f) {
-			break
+		if !st.Mode().IsRegular() {
+			in.seekable = false
+			ready = func() bool { return readable(r) }
 		}
-		k, err := f.Read(buf[n:])
-		n += k
-		if err == io.EOF || (err == nil && k == 0) {
-			in.complete = n <= wire.MaxInlineInput
+	case interface{ Len() int }:
+		if size = r.Len() + 1; size > wire.MaxInlineInput+1 {
+			return in
+		}
+	default:
+		return in
+	}
+	in.head = make([]byte, 0, size)
+	for len(in.head) < size && ready() {
+		n, err := r.Read(in.head[len(in.head):size])
+		in.head = in.head[:len(in.head)+n]
+		if err == io.EOF || err == nil && n == 0 {
+			in.complete = len(in.head) <= wire.MaxInlineInput
 			break
 		}
 		if err != nil {
-			return readAheadInput{err: err}
+			in.err = err
+			break
 		}
 	}
-	in.head = buf[:n]
 	return in
 }
 

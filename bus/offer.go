@@ -126,15 +126,7 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 // SetSlots changes how many calls the offer takes at once; running calls are
 // not touched.
 func (off *Offering) SetSlots(ctx context.Context, n int) error {
-	off.client.mu.Lock()
-	note := off.note
-	off.client.mu.Unlock()
-	return off.change(ctx, n, note)
-}
-
-// change makes the offer again, with as many slots and another note.
-func (off *Offering) change(ctx context.Context, slots int, note string) error {
-	return off.announce(ctx, func() { off.slots, off.note = slots, note })
+	return off.announce(ctx, func() { off.slots = n })
 }
 
 // Withdraw takes the offer back and waits for the calls that run, until ctx

@@ -175,7 +175,7 @@ func (s *served) announceNow(ctx context.Context, c *Client) error {
 	case stale || o.Slots <= 0:
 		return nil
 	case off != nil:
-		return off.change(ctx, o.Slots, o.Note)
+		return off.announce(ctx, func() { off.slots, off.note = o.Slots, o.Note })
 	}
 	off, err := c.Offer(ctx, o, s.serve)
 	if err != nil {

@@ -52,8 +52,22 @@ func (o *endOptions) report(run func() (callEnd, error)) error {
 		return err
 	}
 	end, err := run()
-	if err := status.write(end); err != nil {
-		return fail(args.CodeInternal, "status: %v", args.PathReason(err))
+	if status == nil {
+		return err
+	}
+	line, _ := json.Marshal(struct {
+		Source string `json:"source"` // "program", "signal" or "fbus"
+		Status int    `json:"status"` // exit status
+		Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
+		Call   string `json:"call"`   // the call's id, empty if it never had one
+		Job    string `json:"job,omitempty"`
+	}{end.Source.String(), end.Status, end.Code, end.call, end.job})
+	_, werr := status.Write(append(line, '\n'))
+	if o.statusTo != "" {
+		werr = errors.Join(werr, status.Close())
+	}
+	if werr != nil {
+		return fail(args.CodeInternal, "status: %v", args.PathReason(werr))
 	}
 	return err
 }
@@ -136,13 +150,8 @@ func messageFor(name string, status int, message string) string {
 	return name + ": " + message
 }
 
-// statusOut is the target of --status-fd or --status-file, nil for none.
-type statusOut struct {
-	f    *os.File
-	path string
-}
-
-func openStatus(o *endOptions) (*statusOut, error) {
+// openStatus opens the target of --status-fd or --status-file, nil for none.
+func openStatus(o *endOptions) (*os.File, error) {
 	switch {
 	case o.hasFD:
 		f := os.NewFile(uintptr(o.statusFD), "status-fd")
@@ -152,34 +161,13 @@ func openStatus(o *endOptions) (*statusOut, error) {
 		if _, err := f.Stat(); err != nil {
 			return nil, usage("--status-fd %d: the descriptor is not open", o.statusFD).WithHint("a redirection opens it: fbus … --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
 		}
-		return &statusOut{f: f}, nil
+		return f, nil
 	case o.statusTo != "":
 		f, err := openFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 		if err != nil {
 			return nil, usage("--status-file %v", args.PathReason(err))
 		}
-		return &statusOut{f: f, path: o.statusTo}, nil
+		return f, nil
 	}
 	return nil, nil
-}
-
-func (s *statusOut) write(end callEnd) error {
-	if s == nil {
-		return nil
-	}
-	line, err := json.Marshal(struct {
-		Source string `json:"source"` // "program", "signal" or "fbus"
-		Status int    `json:"status"` // exit status
-		Code   string `json:"code"`   // "exit", a signal's name, or fbus's code
-		Call   string `json:"call"`   // the call's id, empty if it never had one
-		Job    string `json:"job,omitempty"`
-	}{end.Source.String(), end.Status, end.Code, end.call, end.job})
-	if err != nil {
-		return err
-	}
-	_, err = s.f.Write(append(line, '\n'))
-	if s.path != "" {
-		err = errors.Join(err, s.f.Close())
-	}
-	return err
 }

@@ -172,8 +172,8 @@ func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
 		req.WaitFunction = bus.WaitFor(logWait) // a node that has just begun
 	}
 	res, err := client.Call(ctx, req)
-	if errors.Is(err, bus.ErrNoFunction) && res.Worker == "" {
-		return res, fail(args.CodeNoFunction, "the node keeps no jobs: it has no function %s", f.o.function).WithHint("fbus status shows which node that is, and its version")
+	if res.Worker == "" {
+		err = noStore(err, f.o.function)
 	}
 	if err != nil && res.Code != "" && res.Source != args.FromProgram {
 		f.job, _ = oneJob(ctx, client, f.o.jobs, f.o.id)

@@ -119,21 +119,21 @@ type Runner struct {
 	mu         sync.Mutex // protects the fields below
 	cond       *sync.Cond // signals every change of them
 	phase      phase
-	err        error          // why it was stopped early
-	fed        bool           // Next has returned the last task
-	limit      int            // calls at once
-	slots      int            // of the function, if they are followed
-	pace       pace           // of calls, if some may go ahead
-	active     int            // goroutines that make calls
-	taken      int            // tasks that were begun
-	size       int            // bytes of the tasks under way
-	running    map[int]Task   // by order
-	calls      map[string]int // at the node by function, if Mixed
-	ready      map[int]*Outcome
-	queue      []*Outcome // ready, if unordered
-	done       int        // outcomes that Done received
-	delivering bool       // a goroutine is in Done
-	failures   int        // including those that Done has yet to receive
+	err        error            // why it was stopped early
+	fed        bool             // Next has returned the last task
+	limit      int              // calls at once
+	slots      int              // of the function, if they are followed
+	pace       pace             // of calls, if some may go ahead
+	active     int              // goroutines that make calls
+	taken      int              // tasks that were begun
+	size       int              // bytes of the tasks under way
+	running    map[int]Task     // by order
+	calls      map[string]int   // at the node by function, if Mixed
+	ready      map[int]*Outcome // by their turn, from 1
+	ended      int              // outcomes in their order, if unordered
+	done       int              // outcomes that Done received
+	delivering bool             // a goroutine is in Done
+	failures   int              // including those that Done has yet to receive
 	progress   Progress
 
 	tasks  chan Task
@@ -344,11 +344,12 @@ func (r *Runner) deliver(ctx context.Context, o *Outcome) {
 	if o.Err != nil && !o.Skipped {
 		r.fail()
 	}
+	turn := o.order
 	if r.Unordered {
-		r.queue = append(r.queue, o)
-	} else {
-		r.ready[o.order] = o
+		r.ended++
+		turn = r.ended
 	}
+	r.ready[turn] = o
 	if r.delivering {
 		return
 	}
@@ -397,14 +398,8 @@ func (r *Runner) fail() {
 func (r *Runner) first() *Outcome {
 	yielded := r.Mode != Mixed || len(r.running) == 0
 	for rested := false; ; {
-		if len(r.queue) > 0 {
-			o := r.queue[0]
-			r.queue[0] = nil
-			r.queue = r.queue[1:]
-			return o
-		}
 		if o := r.ready[r.done+1]; o != nil {
-			delete(r.ready, o.order)
+			delete(r.ready, r.done+1)
 			return o
 		}
 		if !yielded { // to calls that are about to end too: one write for many answers

@@ -135,6 +135,64 @@ type JobQuery struct {
 	Older    float64  `json:"older,omitempty"`    // fbus.purge: seconds since they ended
 }
 
+// JobInfo is a posted job, a line of fbus.jobs.
+type JobInfo struct {
+	ID       string    `json:"id"`
+	Function string    `json:"function"`
+	State    JobState  `json:"state"`
+	Poster   string    `json:"poster"`
+	Posted   time.Time `json:"posted"`
+	Age      float64   `json:"age"`              // seconds
+	Due      time.Time `json:"due,omitzero"`     // when the delay ends
+	Started  time.Time `json:"started,omitzero"` // of the last attempt
+	Ended    time.Time `json:"ended,omitzero"`
+	Attempts int       `json:"attempts"` // that were begun
+	Used     int       `json:"used"`     // that count against Retries
+	Retries  int       `json:"retries"`
+	Priority int       `json:"priority"`
+	Unique   string    `json:"unique,omitempty"`
+	Then     string    `json:"then,omitempty"`
+	Else     string    `json:"else,omitempty"`
+	Finally  string    `json:"finally,omitempty"`
+	Timeout  float64   `json:"timeout,omitempty"` // seconds
+	Keep     float64   `json:"keep"`              // seconds
+	On       string    `json:"on,omitempty"`
+	Worker   string    `json:"worker,omitempty"`
+	Call     string    `json:"call,omitempty"` // while it runs
+	JobEnd             // of it, or its last attempt
+	In       int64     `json:"in"`  // bytes
+	Out      int64     `json:"out"` // bytes
+	Err      int64     `json:"err"` // bytes of stderr
+	Note     string    `json:"note,omitempty"`
+	Parent   string    `json:"parent,omitempty"`
+	Children []string  `json:"children,omitempty"`
+	History  []JobTry  `json:"history,omitempty"` // only if the job was asked for by id
+}
+
+// JobState is the state of a job: "queued", "delayed", "running", "done", "dead" or "cancelled".
+type JobState string
+
+// Finished reports whether the state is final.
+func (s JobState) Finished() bool { return s == "done" || s == "dead" || s == "cancelled" }
+
+// JobEnd describes how a job or an attempt ended. Its fields are left out before that.
+type JobEnd struct {
+	Source  string `json:"source,omitempty"` // "program", "signal" or "fbus"
+	Status  *int   `json:"status,omitempty"`
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// JobTry is one attempt of a job.
+type JobTry struct {
+	Attempt int       `json:"attempt"`
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Worker  string    `json:"worker,omitempty"`
+	Call    string    `json:"call,omitempty"`
+	JobEnd
+}
+
 // JobTotal is the last line of the answer of fbus.jobs.
 type JobTotal struct {
 	Total int `json:"total"` // that match, shown or not

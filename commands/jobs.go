@@ -16,7 +16,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/jobs"
 
 	"github.com/urfave/cli/v2"
 )
@@ -160,7 +159,7 @@ func (o *jobsOptions) query(n int) *bus.JobQuery {
 // jobLine is a job, and its line from the node: that of a newer node has more fields.
 type jobLine struct {
 	text []byte // with its newline
-	jobs.Info
+	bus.JobInfo
 }
 
 // askJobs calls fbus.jobs and passes the line of each matching job to each, which must not
@@ -224,7 +223,7 @@ func listJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQue
 	total, err = askJobs(ctx, c, function, q, func(line []byte) error {
 		j := &jobLine{text: bytes.Clone(line)}
 		list = append(list, j)
-		return unreadable(json.Unmarshal(line, &j.Info))
+		return unreadable(json.Unmarshal(line, &j.JobInfo))
 	})
 	return list, total, err
 }
@@ -252,11 +251,6 @@ func jobsTable(w io.Writer, list []*jobLine) {
 	})
 }
 
-// finished reports whether the job stays in its state until a user changes it.
-func (j *jobLine) finished() bool {
-	return j.State == "done" || j.State == "dead" || j.State == "cancelled"
-}
-
 // note describes the state of a job for a person.
 func (j *jobLine) note() string {
 	var parts []string
@@ -267,28 +261,26 @@ func (j *jobLine) note() string {
 		if !j.Due.IsZero() {
 			parts = append(parts, "due in "+age(max(0, time.Until(j.Due).Seconds())))
 		}
-		parts = append(parts, j.end())
+		parts = append(parts, endText(j.JobEnd))
 	case "dead", "queued":
-		parts = append(parts, j.end())
+		parts = append(parts, endText(j.JobEnd))
 	}
 	parts = append(parts, j.Note)
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
 }
 
-// end describes the end of the job or its last attempt, "" if there is none.
-func (j *jobLine) end() string { return endText(j.Source, j.Status, j.Code, j.Message) }
-
-func endText(source string, status *int, code, message string) string {
-	if status == nil {
+// endText describes the end of a job or an attempt, "" if there is none.
+func endText(e bus.JobEnd) string {
+	if e.Status == nil {
 		return ""
 	}
-	if end := programEnd(source, *status, code); end != "" {
+	if end := programEnd(e.Source, *e.Status, e.Code); end != "" {
 		return end
 	}
-	if message == "" {
-		return code
+	if e.Message == "" {
+		return e.Code
 	}
-	return code + ": " + message
+	return e.Code + ": " + e.Message
 }
 
 // change calls one of the node's own functions that change jobs.
@@ -392,7 +384,7 @@ func (ch *chain) show(stdout io.Writer) {
 	text("due", moment(j.Due))
 	text("ended", moment(j.Ended))
 	row("attempts", "%d; %d of %d used", j.Attempts, j.Used, j.Retries+1)
-	text("end", j.end())
+	text("end", endText(j.JobEnd))
 	if j.Priority != 0 {
 		row("priority", "%d", j.Priority)
 	}
@@ -425,14 +417,14 @@ func (j *jobLine) attempts(w io.Writer) {
 			ran = fmt.Sprintf("%.3f", t.Ended.Sub(t.Started).Seconds())
 		}
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", t.Attempt, moment(t.Started), ran, orDash(oneLine(t.Worker)), orDash(oneLine(t.Call)),
-			orDash(oneLine(endText(t.Source, t.Status, t.Code, t.Message))))
+			orDash(oneLine(endText(t.JobEnd))))
 	}
 }
 
 // rows writes a row for each job of the chain, indented below its parent.
 func (ch *chain) rows(w io.Writer) {
 	for _, l := range ch.links {
-		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, fmt.Sprint(l.Attempts), orDash(oneLine(l.end())))
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, fmt.Sprint(l.Attempts), orDash(oneLine(endText(l.JobEnd))))
 	}
 }
 
@@ -581,7 +573,7 @@ func (w *jobWatcher) print(page []byte, key string, width int) error {
 
 // key contains every field of a job that does not change with time alone.
 func (j *jobLine) key() string {
-	i := j.Info
+	i := j.JobInfo
 	i.Age, i.Due = 0, time.Time{}
 	key, _ := marshal(i)
 	return string(key) + "\n"

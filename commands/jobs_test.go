@@ -16,7 +16,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/jobs"
 )
 
 // playedJobs is what a test's fbus.jobs knows.
@@ -40,7 +39,7 @@ func playStore(t *testing.T, n *storeNode, lines ...string) *playedJobs {
 		var out bytes.Buffer
 		shown := 0
 		for _, line := range p.lines {
-			var i jobs.Info
+			var i bus.JobInfo
 			json.Unmarshal([]byte(line), &i)
 			if len(q.IDs) > 0 && !slices.Contains(q.IDs, i.ID) {
 				continue
@@ -180,7 +179,7 @@ func TestJobsChain(t *testing.T) {
 		}
 		var got struct {
 			ID    string
-			Chain []jobs.Info
+			Chain []bus.JobInfo
 		}
 		if err := json.Unmarshal(out.Bytes(), &got); err != nil || strings.Count(out.String(), "\n") != 1 {
 			t.Fatalf("%s: %v", &out, err)
@@ -258,7 +257,7 @@ func TestJobsWatch(t *testing.T) {
 	dec := json.NewDecoder(pr)
 	expect := func(id, state string) {
 		t.Helper()
-		var i jobs.Info
+		var i bus.JobInfo
 		if err := dec.Decode(&i); err != nil || i.ID != id || string(i.State) != state {
 			t.Fatalf("printed %s %s, error %v; want %s %s", i.ID, i.State, err, id, state)
 		}

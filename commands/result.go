@@ -125,7 +125,7 @@ type fetcher struct {
 func (f *fetcher) fetch(ctx context.Context) (bus.Result, error) {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		res, err := f.try(ctx)
-		gone := err != nil && args.Retryable(err) && (f.job == nil || !f.job.finished())
+		gone := err != nil && args.Retryable(err) && (f.job == nil || !f.job.State.Finished())
 		if !gone || !f.connected || f.o.noWait || f.out.begun || ctx.Err() != nil {
 			return res, err
 		}

@@ -17,7 +17,6 @@ import (
 
 	fbus "fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/jobs"
 )
 
 // store is a node in a process of its own, with a store of jobs that outlives it.
@@ -216,7 +215,7 @@ func post(c *fbus.Client, function, options, input string) (id string, a answer)
 }
 
 // list asks fbus.jobs.
-func (s *store) list(c *fbus.Client, query string) (list []jobs.Info) {
+func (s *store) list(c *fbus.Client, query string) (list []fbus.JobInfo) {
 	s.t.Helper()
 	a := askWith(c, "fbus.jobs", args.JSON([]byte(query)), "")
 	if !a.ok() {
@@ -224,7 +223,7 @@ func (s *store) list(c *fbus.Client, query string) (list []jobs.Info) {
 	}
 	dec := json.NewDecoder(strings.NewReader(a.out))
 	for dec.More() {
-		var i jobs.Info
+		var i fbus.JobInfo
 		if err := dec.Decode(&i); err != nil {
 			s.t.Fatal(err)
 		}

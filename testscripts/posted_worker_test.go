@@ -135,13 +135,13 @@ func (s *store) posted(c *fbus.Client, options string) string {
 }
 
 // job is one job with its history.
-func (s *store) job(c *fbus.Client, id string) jobs.Info {
+func (s *store) job(c *fbus.Client, id string) fbus.JobInfo {
 	s.t.Helper()
 	return s.list(c, `{"ids":["`+id+`"]}`)[0]
 }
 
 // becomes waits until a job is in a state.
-func (s *store) becomes(c *fbus.Client, id string, state jobs.State) (i jobs.Info) {
+func (s *store) becomes(c *fbus.Client, id string, state jobs.State) (i fbus.JobInfo) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("job %s is %s", id, state), func() bool {
 		i = s.job(c, id)
@@ -151,7 +151,7 @@ func (s *store) becomes(c *fbus.Client, id string, state jobs.State) (i jobs.Inf
 }
 
 // history is how a job's attempts ended: WORKER CODE STATUS, each.
-func history(i *jobs.Info) string {
+func history(i *fbus.JobInfo) string {
 	var list []string
 	for _, t := range i.History {
 		status := "-"
@@ -165,7 +165,7 @@ func history(i *jobs.Info) string {
 
 // checkCourse compares what is known of a job with what should be, from the programs
 // and from the node.
-func (s *store) checkCourse(i jobs.Info, courses, ends string) {
+func (s *store) checkCourse(i fbus.JobInfo, courses, ends string) {
 	s.t.Helper()
 	if got := s.courses(i.ID); got != courses {
 		s.t.Errorf("it was run as %q, not as %q", got, courses)

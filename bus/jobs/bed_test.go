@@ -230,7 +230,7 @@ func (b *bed) result(c *bus.Client, id string) ended {
 }
 
 // list asks fbus.jobs.
-func (b *bed) list(c *bus.Client, query string) (list []jobs.Info, total int) {
+func (b *bed) list(c *bus.Client, query string) (list []bus.JobInfo, total int) {
 	b.t.Helper()
 	e := call(c, "fbus.jobs", args.JSON([]byte(query)), "")
 	if e.res.Status != 0 {
@@ -238,7 +238,7 @@ func (b *bed) list(c *bus.Client, query string) (list []jobs.Info, total int) {
 	}
 	lines := strings.Split(strings.TrimSuffix(e.out, "\n"), "\n")
 	for _, line := range lines[:len(lines)-1] {
-		var i jobs.Info
+		var i bus.JobInfo
 		if err := json.Unmarshal([]byte(line), &i); err != nil {
 			b.t.Fatalf("%v: %s", err, line)
 		}
@@ -252,14 +252,14 @@ func (b *bed) list(c *bus.Client, query string) (list []jobs.Info, total int) {
 }
 
 // job is one job with its history.
-func (b *bed) job(c *bus.Client, id string) jobs.Info {
+func (b *bed) job(c *bus.Client, id string) bus.JobInfo {
 	b.t.Helper()
 	list, _ := b.list(c, `{"ids":["`+id+`"]}`)
 	return list[0]
 }
 
 // becomes waits until a job is in a state, and returns it.
-func (b *bed) becomes(c *bus.Client, id string, state jobs.State) (i jobs.Info) {
+func (b *bed) becomes(c *bus.Client, id string, state jobs.State) (i bus.JobInfo) {
 	b.t.Helper()
 	eventually(b.t, fmt.Sprintf("job %s is %s", id, state), func() bool {
 		i = b.job(c, id)

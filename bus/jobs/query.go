@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/jobs/store"
 )
 
@@ -202,7 +203,7 @@ type Query struct {
 }
 
 // List shows jobs that match, oldest first, to each until that returns an error.
-func (m *Manager) List(q *Query, each func(*Info) error) (total int, err error) {
+func (m *Manager) List(q *Query, each func(*bus.JobInfo) error) (total int, err error) {
 	shown := 0
 	show := func(list []*Job) error {
 		for _, j := range list {
@@ -234,62 +235,10 @@ func (m *Manager) List(q *Query, each func(*Info) error) (total int, err error) 
 // errLimit ends a list that has as many jobs as were asked for.
 var errLimit = errors.New("that is all")
 
-// Info is a job as people and programs see it. Times are dates, durations store.seconds.
-type Info struct {
-	ID       string    `json:"id"`
-	Function string    `json:"function"`
-	State    State     `json:"state"`
-	Poster   string    `json:"poster"`
-	Posted   time.Time `json:"posted"`
-	Age      float64   `json:"age"`
-	Due      time.Time `json:"due,omitzero"`     // when the delay ends
-	Started  time.Time `json:"started,omitzero"` // of the last attempt
-	Ended    time.Time `json:"ended,omitzero"`
-	Attempts int       `json:"attempts"` // that were begun
-	Used     int       `json:"used"`     // that count against Retries
-	Retries  int       `json:"retries"`
-	Priority int       `json:"priority"`
-	Unique   string    `json:"unique,omitempty"`
-	Then     string    `json:"then,omitempty"`
-	Else     string    `json:"else,omitempty"`
-	Finally  string    `json:"finally,omitempty"`
-	Timeout  float64   `json:"timeout,omitempty"`
-	Keep     float64   `json:"keep"`
-	On       string    `json:"on,omitempty"`
-	Worker   string    `json:"worker,omitempty"`
-	Call     string    `json:"call,omitempty"` // while it runs
-
-	Source  string `json:"source,omitempty"` // how it, or its last attempt, ended
-	Status  *int   `json:"status,omitempty"`
-	Code    string `json:"code,omitempty"`
-	Message string `json:"message,omitempty"`
-
-	In       int64     `json:"in"`
-	Out      int64     `json:"out"`
-	Err      int64     `json:"err"`
-	Note     string    `json:"note,omitempty"`
-	Parent   string    `json:"parent,omitempty"`
-	Children []string  `json:"children,omitempty"`
-	History  []TryInfo `json:"history,omitempty"`
-}
-
-// TryInfo is one attempt.
-type TryInfo struct {
-	Attempt int       `json:"attempt"`
-	Started time.Time `json:"started"`
-	Ended   time.Time `json:"ended,omitzero"`
-	Worker  string    `json:"worker,omitempty"`
-	Call    string    `json:"call,omitempty"`
-	Source  string    `json:"source,omitempty"`
-	Status  *int      `json:"status,omitempty"`
-	Code    string    `json:"code,omitempty"`
-	Message string    `json:"message,omitempty"`
-}
-
 // Info describes a job as it is now.
-func (m *Manager) Info(j *Job, history bool) *Info {
+func (m *Manager) Info(j *Job, history bool) *bus.JobInfo {
 	now := m.store.Clock.Wall()
-	i := &Info{
+	i := &bus.JobInfo{
 		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
 		Attempts: j.Attempts, Used: j.Used, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
 		Timeout: j.Timeout, Keep: j.KeepTime().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
@@ -306,7 +255,7 @@ func (m *Manager) Info(j *Job, history bool) *Info {
 		i.Ended = time.UnixMilli(j.Finished)
 	}
 	if e := j.Last; e != nil {
-		i.Source, i.Status, i.Code, i.Message = e.Source, &e.Status, e.Code, e.Message
+		i.JobEnd = bus.JobEnd{Source: e.Source, Status: &e.Status, Code: e.Code, Message: e.Message}
 	}
 	if n := len(j.Tries); n > 0 {
 		i.Worker, i.Started = j.Tries[n-1].Worker, time.UnixMilli(j.Tries[n-1].Started)
@@ -327,8 +276,9 @@ func (m *Manager) Info(j *Job, history bool) *Info {
 	return i
 }
 
-func tryInfo(t *Try) TryInfo {
-	i := TryInfo{Attempt: t.Attempt, Started: time.UnixMilli(t.Started), Worker: t.Worker, Call: t.Call, Source: t.Source, Code: t.Code, Message: t.Message}
+func tryInfo(t *Try) bus.JobTry {
+	i := bus.JobTry{Attempt: t.Attempt, Started: time.UnixMilli(t.Started), Worker: t.Worker, Call: t.Call}
+	i.Source, i.Code, i.Message = t.Source, t.Code, t.Message
 	if t.Ended > 0 {
 		i.Ended, i.Status = time.UnixMilli(t.Ended), &t.Status
 	}

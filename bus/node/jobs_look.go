@@ -96,7 +96,7 @@ func serveJobs(_ context.Context, q *asked) error {
 	}
 	if len(d.IDs) == 0 {
 		after, _ := jobs.ParseID(d.After)
-		total, err = store.List(&jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *jobs.Info) error {
+		total, err = store.List(&jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
 			q.node.noteUnserved(i)
 			q.line(i)
 			return q.flush()
@@ -110,7 +110,7 @@ func serveJobs(_ context.Context, q *asked) error {
 }
 
 // noteUnserved adds to a job in the queue that no worker offers its function.
-func (n *Node) noteUnserved(i *jobs.Info) {
+func (n *Node) noteUnserved(i *bus.JobInfo) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	c := &call{on: i.On, fn: n.functions[i.Function]}
@@ -181,7 +181,7 @@ func serveRetry(_ context.Context, q *asked) error {
 	ids, err := q.ids(d)
 	if err == nil && d.Dead {
 		d.State = string(jobs.Dead)
-		_, err = store.List(&jobs.Query{Filter: q.filter(d)}, func(i *jobs.Info) error {
+		_, err = store.List(&jobs.Query{Filter: q.filter(d)}, func(i *bus.JobInfo) error {
 			if i.Code != args.CodeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
 				ids = append(ids, id)

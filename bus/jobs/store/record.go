@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
+
+	"fbus/bus"
 )
 
 // Buckets of the store. FORMAT.md describes their keys and values.
@@ -41,7 +43,7 @@ func ParseID(s string) (ID, bool) {
 }
 
 // State is the state of a job.
-type State string
+type State = bus.JobState
 
 // States of a job. The last three are final.
 const (
@@ -52,9 +54,6 @@ const (
 	Dead      State = "dead"      // it will not be tried again
 	Cancelled State = "cancelled" // a user ended it
 )
-
-// Finished reports whether the state is final.
-func (s State) Finished() bool { return s == Done || s == Dead || s == Cancelled }
 
 // Poster is the identity that posted a job; the job runs with its rights.
 type Poster struct {

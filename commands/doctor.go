@@ -472,13 +472,13 @@ func stepOf(err error) string {
 	switch code {
 	case args.CodeNotYetValid, args.CodeClock:
 		return "clock"
-	case args.CodeExpired:
-		// A node renews its certificate long before that, so the two clocks disagree.
-		if errors.As(err, new(x509.CertificateInvalidError)) {
+	case args.CodeNotOurs:
+		// A node renews its certificate long before it expires, so the two clocks disagree.
+		if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
 			return "clock"
 		}
 		return "certificate"
-	case args.CodeNoCertificate, args.CodeOtherNetwork, args.CodeNetwork, args.CodeRevoked, args.CodeUnlisted, args.CodeUsed,
+	case args.CodeExpired, args.CodeNoCertificate, args.CodeOtherNetwork, args.CodeNetwork, args.CodeRevoked, args.CodeUnlisted, args.CodeUsed,
 		args.CodeWrongUse, args.CodeBadCertificate, args.CodeBadRight, args.CodeListLost:
 		return "certificate"
 	case args.CodeTLSVersion, args.CodePlainText, args.CodeHTTP, args.CodeNotFbus, args.CodeReset, args.CodeTimeout, args.CodeTLS:

@@ -62,16 +62,16 @@ func (id *Identity) Refusal(err error) *args.Error {
 		return nil
 	}
 	e := id.explain(err)
-	code := e.Code
+	out := &args.Error{Code: e.Code, Message: e.Message, Hint: e.Hint, Err: e}
 	switch {
-	case code == args.CodeReset, code == args.CodeTimeout, code == args.CodeTLS:
+	case e.Code == args.CodeReset, e.Code == args.CodeTimeout, e.Code == args.CodeTLS:
 		return nil
-	case code == args.CodeOtherNetwork:
-		code = args.CodeNetwork
+	case e.Code == args.CodeOtherNetwork:
+		out.Code = args.CodeNetwork
 	case trust.Refused(err):
-		code = args.CodeNotOurs
+		out.Code, out.Err = args.CodeNotOurs, e.Err // not e, which has the code of a denial
 	}
-	return &args.Error{Code: code, Message: e.Message, Hint: e.Hint, Err: e}
+	return out
 }
 
 // Failure returns the error of a failed handshake with the node at addr.

@@ -139,7 +139,7 @@ func (c *call) to(next state) bool {
 			c.offer = nil
 		}
 	}
-	n.setOpen(c.counts(next) - c.counts(was))
+	n.open += c.counts(next) - c.counts(was)
 	return true
 }
 
@@ -150,15 +150,6 @@ func (c *call) counts(s state) int {
 		return 1
 	}
 	return 0
-}
-
-// setOpen changes the number of open calls, and ends a drain that waits for the last one.
-func (n *Node) setOpen(d int) {
-	n.open += d
-	if n.open+n.taking == 0 && n.idle != nil {
-		close(n.idle)
-		n.idle = nil
-	}
 }
 
 func (c *call) name() string { return string(c.appendName(nil)) }

@@ -1,9 +1,9 @@
 package node
 
 import (
-	"container/list"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -23,29 +23,22 @@ const (
 // milliseconds. One at a time computes, and the addresses that they come from take turns, so
 // that a flood blocks only itself.
 type entering struct {
-	mu      sync.Mutex // protects the fields below, and those of sources and arrivals
-	n       int
-	sources map[netip.Prefix]*source
-	turns   []*source     // that have arrivals in their queue; the next first
-	taken   bool          // the place: somebody computes, or it rests
-	worked  time.Duration // since the last rest
-	done    bool
-}
-
-// source is an address that connections come from. It exists while there are some.
-type source struct {
-	key   netip.Prefix
-	all   list.List  // of *arrival, oldest first
-	queue []*arrival // those that want the place, in their order
+	mu     sync.Mutex              // protects the fields below, and those of arrivals
+	all    []*arrival              // oldest first
+	queue  []*arrival              // those that want the place, in their order
+	turns  map[netip.Prefix]uint64 // the last turn of each address
+	turn   uint64                  // rises with each
+	taken  bool                    // the place: somebody computes, or it rests
+	worked time.Duration           // since the last rest
+	done   bool
 }
 
 // arrival is one connection. Its goroutine acquires and releases the place.
 type arrival struct {
 	in     *entering
 	nc     net.Conn
-	source *source
-	at     *list.Element // nil: it has left
-	queued bool
+	source netip.Prefix
+	left   bool
 	since  time.Time // it computes; zero: it waits
 	turn   chan bool // has room for one: whether it got the place
 }
@@ -54,25 +47,16 @@ type arrival struct {
 func (e *entering) begin(nc net.Conn) *arrival {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	a := &arrival{in: e, nc: nc, turn: make(chan bool, 1)}
+	a := &arrival{in: e, nc: nc, source: sourceOf(nc.RemoteAddr()), turn: make(chan bool, 1)}
 	if e.done {
+		a.left = true
 		nc.Close()
 		return a
 	}
-	if e.n >= maxEntering {
+	if len(e.all) >= maxEntering {
 		e.evict()
 	}
-	if e.sources == nil {
-		e.sources = map[netip.Prefix]*source{}
-	}
-	key := sourceOf(nc.RemoteAddr())
-	s := e.sources[key]
-	if s == nil {
-		s = &source{key: key}
-		e.sources[key] = s
-	}
-	a.source, a.at = s, s.all.PushBack(a)
-	e.n++
+	e.all = append(e.all, a)
 	return a
 }
 
@@ -87,23 +71,18 @@ func sourceOf(addr net.Addr) netip.Prefix {
 	return p
 }
 
-// evict closes one connection of the source that has the most. e.mu is held.
+// evict closes one connection of the source that has the most: the oldest that waits for its
+// peer, or else for the place. e.mu is held.
 func (e *entering) evict() {
-	var most *source
-	for _, s := range e.sources {
-		if most == nil || s.all.Len() > most.all.Len() {
-			most = s
-		}
+	count, most := map[netip.Prefix]int{}, 0
+	for _, a := range e.all {
+		count[a.source]++
+		most = max(most, count[a.source])
 	}
 	var victim *arrival
-	for at := most.all.Front(); at != nil; at = at.Next() {
-		a := at.Value.(*arrival)
-		if victim == nil && a.since.IsZero() {
+	for _, a := range e.all {
+		if a.since.IsZero() && count[a.source] == most && (victim == nil || slices.Contains(e.queue, victim) && !slices.Contains(e.queue, a)) {
 			victim = a
-		}
-		if a.since.IsZero() && !a.queued {
-			victim = a
-			break
 		}
 	}
 	if victim != nil {
@@ -112,28 +91,27 @@ func (e *entering) evict() {
 	}
 }
 
-// end may be called twice.
+// end takes the arrival off the lists. It may be called twice.
 func (a *arrival) end() {
 	a.in.mu.Lock()
 	defer a.in.mu.Unlock()
-	a.leave()
+	if !a.left {
+		a.leave()
+	}
 }
 
-// leave takes the arrival off the lists. The mu is held.
+// leave is end for a caller that holds the mu.
 func (a *arrival) leave() {
-	if a.at == nil {
-		return
-	}
-	e, s := a.in, a.source
-	s.all.Remove(a.at)
-	a.at = nil
-	e.n--
-	if s.all.Len() == 0 {
-		delete(e.sources, s.key)
-	}
-	if a.queued { // its turn will be passed over
-		a.queued = false
+	e := a.in
+	a.left = true
+	i := slices.Index(e.all, a)
+	e.all = slices.Delete(e.all, i, i+1)
+	if i := slices.Index(e.queue, a); i >= 0 {
+		e.queue = slices.Delete(e.queue, i, i+1)
 		a.turn <- false
+	}
+	if !a.since.IsZero() {
+		e.pass(a)
 	}
 }
 
@@ -141,65 +119,70 @@ func (a *arrival) leave() {
 func (a *arrival) acquire() bool {
 	e := a.in
 	e.mu.Lock()
-	switch {
-	case a.at == nil:
+	if a.left {
 		e.mu.Unlock()
 		return false
-	case !e.taken:
-		e.taken, a.since = true, time.Now()
-		e.mu.Unlock()
-		return true
 	}
-	a.queued = true
-	if a.source.queue = append(a.source.queue, a); len(a.source.queue) == 1 {
-		e.turns = append(e.turns, a.source)
+	e.queue = append(e.queue, a)
+	if !e.taken {
+		e.next()
 	}
 	e.mu.Unlock()
 	return <-a.turn
 }
 
-// release passes the place on, after a rest if enough was computed.
+// release passes the place on, if the arrival has it.
 func (a *arrival) release() {
-	e := a.in
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.worked += time.Since(a.since)
-	a.since = time.Time{}
-	switch {
-	case e.n <= crowd:
-		e.worked = 0
-		e.next()
-	case e.worked < restAfter:
-		e.next()
-	default:
-		rest := min(e.worked, restMost)
-		e.worked = 0
-		time.AfterFunc(rest, func() {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			e.next()
-		})
+	a.in.mu.Lock()
+	defer a.in.mu.Unlock()
+	if !a.since.IsZero() {
+		a.in.pass(a)
 	}
 }
 
-// next gives the place to the next source's first arrival. e.mu is held.
+// pass takes the place from an arrival and gives it to the next, after a rest if enough was
+// computed. e.mu is held.
+func (e *entering) pass(a *arrival) {
+	e.worked += time.Since(a.since)
+	a.since = time.Time{}
+	if len(e.all) <= crowd {
+		e.worked = 0
+	}
+	if e.worked < restAfter {
+		e.next()
+		return
+	}
+	rest := min(e.worked, restMost)
+	e.worked = 0
+	time.AfterFunc(rest, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.next()
+	})
+}
+
+// next gives the place to the first arrival of the source that had it least recently. e.mu is
+// held.
 func (e *entering) next() {
-	for len(e.turns) > 0 {
-		s := e.turns[0]
-		e.turns = e.turns[1:]
-		a := s.queue[0]
-		s.queue[0] = nil
-		s.queue = s.queue[1:]
-		if len(s.queue) > 0 {
-			e.turns = append(e.turns, s)
-		}
-		if a.queued {
-			a.queued, a.since = false, time.Now()
-			a.turn <- true
-			return
+	var a *arrival
+	for _, other := range e.queue {
+		if a == nil || e.turns[other.source] < e.turns[a.source] {
+			a = other
 		}
 	}
-	e.taken = false
+	if e.taken = a != nil; !e.taken {
+		e.turns = nil
+		return
+	}
+	if e.turns == nil || len(e.turns) > 2*maxEntering {
+		e.turns = map[netip.Prefix]uint64{}
+	}
+	e.turn++
+	e.turns[a.source] = e.turn
+	i := slices.Index(e.queue, a)
+	e.queue = slices.Delete(e.queue, i, i+1)
+	a.since = time.Now()
+	a.turn <- true
 }
 
 // crowded reports whether more than a few are at their handshake.
@@ -208,7 +191,7 @@ func (e *entering) crowded() bool { return e.size() > crowd }
 func (e *entering) size() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.n
+	return len(e.all)
 }
 
 // close closes all connections, and those that come later.
@@ -216,9 +199,26 @@ func (e *entering) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.done = true
-	for _, s := range e.sources {
-		for at := s.all.Front(); at != nil; at = at.Next() {
-			at.Value.(*arrival).nc.Close()
-		}
+	for _, a := range e.all {
+		a.nc.Close()
 	}
+}
+
+// handshaking is a connection at its handshake. It holds the place while it computes, not
+// while it waits for the peer.
+type handshaking struct {
+	*net.TCPConn
+	at *arrival // nil once that is over
+}
+
+func (h *handshaking) Read(p []byte) (int, error) {
+	if h.at == nil {
+		return h.TCPConn.Read(p)
+	}
+	h.at.release()
+	n, err := h.TCPConn.Read(p)
+	if !h.at.acquire() {
+		return 0, net.ErrClosed
+	}
+	return n, err
 }

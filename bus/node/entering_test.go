@@ -3,6 +3,7 @@ package node
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,7 +46,7 @@ func TestEnteringIsBounded(t *testing.T) {
 	go func() { got <- waits.acquire() }()
 	for queued := false; !queued; time.Sleep(time.Millisecond) {
 		e.mu.Lock()
-		queued = waits.queued
+		queued = slices.Contains(e.queue, waits)
 		e.mu.Unlock()
 	}
 	for e.size() < maxEntering {
@@ -70,8 +71,8 @@ func TestEnteringIsBounded(t *testing.T) {
 		a.end()
 		a.end()
 	}
-	if e.size() != 0 || len(e.sources) != 0 || len(e.turns) != 0 || e.taken {
-		t.Errorf("%d connections of %d sources are left", e.size(), len(e.sources))
+	if e.size() != 0 || len(e.queue) != 0 || len(e.turns) != 0 || e.taken {
+		t.Errorf("%d connections are left, %d of them in the queue", e.size(), len(e.queue))
 	}
 	other.end()
 }
@@ -126,7 +127,7 @@ func TestEvictedDoesNotCompute(t *testing.T) {
 	go func() { got <- second.acquire() }()
 	for queued := false; !queued; time.Sleep(time.Millisecond) {
 		e.mu.Lock()
-		queued = second.queued
+		queued = slices.Contains(e.queue, second)
 		e.mu.Unlock()
 	}
 	second.end()
@@ -136,6 +137,61 @@ func TestEvictedDoesNotCompute(t *testing.T) {
 	first.release()
 	if !e.begin(&comer{from: "192.0.2.1:3"}).acquire() {
 		t.Error("the place is not given")
+	}
+}
+
+// TestHandshakeWaitsWithoutPlace: a handshake gives the place back while it waits for the
+// peer, and takes it before it goes on. One that has to go reads nothing.
+func TestHandshakeWaitsWithoutPlace(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	var e entering
+	taken := func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.taken
+	}
+	h := &handshaking{nc.(*net.TCPConn), e.begin(nc)}
+	read := make(chan error, 1)
+	buf := make([]byte, 1)
+	for range 2 {
+		go func() {
+			_, err := h.Read(buf)
+			read <- err
+		}()
+		for taken() {
+			time.Sleep(time.Millisecond)
+		}
+		near.Write([]byte("x"))
+		if err := <-read; err != nil || !taken() {
+			t.Fatalf("error %v; it has the place: %v", err, taken())
+		}
+	}
+	h.at.end()
+	if taken() {
+		t.Error("the place is still taken")
+	}
+	near.Write([]byte("x"))
+	if _, err := h.Read(buf); err == nil {
+		t.Error("one that has left reads on")
+	}
+	h.at = nil
+	near.Write([]byte("x"))
+	if _, err := h.Read(buf); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -55,8 +55,8 @@ func (n *Node) accept(nc *net.UnixConn) {
 	wire.NewConn(nc, nil).CloseWith(e)
 }
 
-// ServeTCP accepts connections from other machines until the listener is closed.
-// Config.Gate must be set.
+// ServeTCP accepts connections from other machines until the listener, which is of TCP, is
+// closed. Config.Gate must be set.
 func (n *Node) ServeTCP(l net.Listener) error {
 	config := n.cfg.Gate.ServerConfig()
 	for {
@@ -77,21 +77,23 @@ func (n *Node) ServeTCP(l net.Listener) error {
 		a := n.entering.begin(nc)
 		go func() { // ends with the connection
 			defer a.end()
-			n.enter(a, config)
+			n.enter(a, nc.(*net.TCPConn), config)
 		}()
 	}
 }
 
 // enter admits a peer that has completed the handshake and is on the list. Nothing that
 // it sends is handled before.
-func (n *Node) enter(a *arrival, config *tls.Config) {
-	nc := a.nc
+func (n *Node) enter(a *arrival, nc *net.TCPConn, config *tls.Config) {
 	from := nc.RemoteAddr().String()
 	nc.SetDeadline(time.Now().Add(handshakeTime))
 	pulse := wire.KeepAlive(nc, n.cfg.KeepAlive)
-	sock := wire.NewSocket(nc)
-	tc := tls.Server(sock, config)
-	if err := handshake(tc, sock, a); err != nil {
+	h := &handshaking{nc, a}
+	tc := tls.Server(wire.NewSocket(h), config)
+	err := tc.HandshakeContext(context.Background())
+	a.release()
+	h.at = nil // a refused peer is read from without it
+	if err != nil {
 		e := trust.Explain(err, time.Time{})
 		n.refused(from, "", nil, e)
 		trust.Dismiss(tc, err)
@@ -110,13 +112,6 @@ func (n *Node) enter(a *arrival, config *tls.Config) {
 	a.end()
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse, placed: true}
 	n.serve(tc, peer, false)
-}
-
-// handshake holds the place while it computes, not while it waits for the peer.
-func handshake(tc *tls.Conn, sock *wire.Socket, a *arrival) error {
-	sock.Gate(a.acquire, a.release)
-	defer sock.Gate(nil, nil) // a refused peer is read from without it
-	return tc.HandshakeContext(context.Background())
 }
 
 // room reserves a place for another connection of that caller, if there is one.

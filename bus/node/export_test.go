@@ -31,7 +31,11 @@ func (n *Node) Books() Books {
 }
 
 // Changing reports whether a call is under way that changes something at the node.
-func (n *Node) Changing() bool { return n.changing() }
+func (n *Node) Changing() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changing()
+}
 
 // Entering is how many connections are at their handshake.
 func (n *Node) Entering() int { return n.entering.size() }

@@ -5,10 +5,8 @@ package node
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -107,7 +105,6 @@ type Node struct {
 	scratch   scratch
 	counters
 	draining  bool
-	idle      chan struct{} // closed when open falls to 0, if somebody waits
 	closed    bool
 	callers   map[string]int // connections of each identity
 	guests    int            // all of these
@@ -244,40 +241,6 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	}
 }
 
-// Drain refuses new calls and waits until all that are queued or running have
-// ended, or ctx has. The owner of the listener closes that before. A client that has
-// connected just before may still make its first call.
-func (n *Node) Drain(ctx context.Context) error {
-	err := n.drainCalls(ctx)
-	if err == nil {
-		n.awaitChanges(ctx)
-	}
-	return err
-}
-
-func (n *Node) drainCalls(ctx context.Context) error {
-	n.mu.Lock()
-	n.draining = true
-	n.mu.Unlock()
-	n.awaitLate(ctx)
-	n.mu.Lock()
-	if n.open+n.taking == 0 {
-		n.mu.Unlock()
-		return nil
-	}
-	if n.idle == nil {
-		n.idle = make(chan struct{})
-	}
-	idle := n.idle
-	n.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // Close ends every connection, and with them every call. Callers get an END.
 func (n *Node) Close() {
 	n.entering.close()
@@ -338,5 +301,3 @@ func (n *Node) Open() int {
 	defer n.mu.Unlock()
 	return n.open
 }
-
-var _ io.Closer = (*Listener)(nil)

@@ -86,7 +86,6 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 	}
 	fn.fill(&b)
 	fn.tidy()
-	n.setOpen(0)
 	n.mu.Unlock()
 	b.Flush()
 	switch {

@@ -1,5 +1,7 @@
 package node
 
+import "slices"
+
 // queue holds the calls that wait for one function: first those that were
 // already with a worker, then the others, round-robin over the connections they
 // came on and first in, first out within each. The node's mu protects it.
@@ -67,53 +69,37 @@ func (q *queue) next(fits func(*call) bool) *call {
 
 // remove takes a call out. If it has been given a slot, its connection has had its turn.
 func (q *queue) remove(c *call, served bool) {
-	for i, h := range q.head {
-		if h == c {
-			q.head = append(q.head[:i], q.head[i+1:]...)
-			q.n--
-			return
-		}
-	}
-	for i, l := range q.lanes {
-		if l.session != c.session {
-			continue
-		}
-		for j, x := range l.calls {
-			if x == c {
-				l.drop(j)
-				q.n--
-				if served || len(l.calls) == 0 {
-					q.rotate(i)
-				}
-				return
-			}
-		}
-	}
-}
-
-// drop removes call j; the common first one without moving the others.
-func (l *lane) drop(j int) {
-	if j == 0 {
-		l.calls[0] = nil
-		l.calls = l.calls[1:]
+	if i := slices.Index(q.head, c); i >= 0 {
+		q.head = slices.Delete(q.head, i, i+1)
+		q.n--
 		return
 	}
-	l.calls = append(l.calls[:j], l.calls[j+1:]...)
-}
-
-// rotate moves lane i behind the others, or away if it is empty.
-func (q *queue) rotate(i int) {
-	l := q.lanes[i]
-	copy(q.lanes[i:], q.lanes[i+1:])
-	q.lanes = q.lanes[:len(q.lanes)-1]
-	if len(l.calls) > 0 {
-		q.lanes = append(q.lanes, l)
+	at := slices.IndexFunc(q.lanes, func(l *lane) bool { return l.session == c.session })
+	if at < 0 {
+		return
+	}
+	l := q.lanes[at]
+	switch i := slices.Index(l.calls, c); {
+	case i < 0:
+		return
+	case i == 0: // the common one: the others stay where they are
+		l.calls[0] = nil
+		l.calls = l.calls[1:]
+	default:
+		l.calls = slices.Delete(l.calls, i, i+1)
+	}
+	q.n--
+	if served || len(l.calls) == 0 {
+		q.lanes = slices.Delete(q.lanes, at, at+1)
+		if len(l.calls) > 0 {
+			q.lanes = append(q.lanes, l)
+		}
 	}
 }
 
-// each calls f for every waiting call, in no promised order.
+// each calls f for every waiting call, in no promised order. f may take its call out.
 func (q *queue) each(f func(*call)) {
-	list := append([]*call(nil), q.head...)
+	list := slices.Clone(q.head)
 	for _, l := range q.lanes {
 		list = append(list, l.calls...)
 	}

@@ -5,50 +5,33 @@ import (
 	"fbus/bus/wire"
 )
 
-// incoming finds a call that the peer opened; nil if it has ended.
-func (s *session) incoming(id uint64) (*call, error) {
-	if c := s.in[id]; c != nil {
+// find finds a call of one side by its id; nil if it has ended. last is the highest id of
+// that side.
+func find(calls map[uint64]*call, id, last uint64) (*call, error) {
+	if c := calls[id]; c != nil {
 		return c, nil
 	}
-	if id == 0 || id > s.lastIn {
+	if id == 0 || id > last {
 		return nil, protocol("frame for call %d, which was never opened", id)
 	}
 	return nil, nil
 }
 
-// outgoing finds a call that the node opened at the peer; nil if it has ended.
-func (s *session) outgoing(id uint64) (*call, error) {
-	if c := s.out[id]; c != nil {
-		return c, nil
-	}
-	if id == 0 || id > s.lastOut {
-		return nil, protocol("frame for call %d, which was never opened", id)
-	}
-	return nil, nil
-}
+// incoming finds a call that the peer opened.
+func (s *session) incoming(id uint64) (*call, error) { return find(s.in, id, s.lastIn) }
 
-// sender finds the call that a peer sends a stream of: the opener sends input,
-// the acceptor output.
-func (s *session) sender(id uint64, stream wire.Stream) (*call, error) {
-	if stream == wire.Input {
-		return s.incoming(id)
-	}
-	return s.outgoing(id)
-}
-
-// receiver is the other end of sender.
-func (s *session) receiver(id uint64, stream wire.Stream) (*call, error) {
-	if stream == wire.Input {
-		return s.outgoing(id)
-	}
-	return s.incoming(id)
-}
+// outgoing finds a call that the node opened at the peer.
+func (s *session) outgoing(id uint64) (*call, error) { return find(s.out, id, s.lastOut) }
 
 // handleData passes bytes on to the call's other end.
 func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 	n := s.node
 	n.mu.Lock()
-	c, err := s.sender(f.ID, f.Stream)
+	owner := s.outgoing // who opens a call sends its input, the other end its output
+	if f.Stream == wire.Input {
+		owner = s.incoming
+	}
+	c, err := owner(f.ID)
 	if c == nil {
 		n.mu.Unlock()
 		return err
@@ -95,7 +78,11 @@ func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
 	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c, err := s.receiver(f.ID, f.Stream)
+	owner := s.incoming
+	if f.Stream == wire.Input {
+		owner = s.outgoing
+	}
+	c, err := owner(f.ID)
 	if c == nil {
 		return err
 	}

@@ -38,10 +38,6 @@ type Socket struct {
 	raw   syscall.RawConn // nil: nc cannot be tried without blocking
 	taken atomic.Bool     // by a Conn
 
-	acquire func() bool // the Gate; the handshake's alone
-	release func()
-	placed  bool // a place is held
-
 	ahead, unread []byte // read ahead, and the part that TLS has not taken; the reader's alone
 	eof           bool   // the reader's alone
 
@@ -60,27 +56,10 @@ func NewSocket(nc net.Conn) *Socket {
 	if sc, ok := nc.(syscall.Conn); ok {
 		s.raw, _ = sc.SyscallConn()
 	}
-	if _, ok := nc.(*net.TCPConn); ok && s.raw != nil {
+	if s.raw != nil && nc.LocalAddr().Network() == "tcp" {
 		s.raw.Control(func(fd uintptr) { limitUnsent(int(fd), unsentMark) }) // a wish: older kernels lack it
 	}
 	return s
-}
-
-// Gate has reads of the handshake take a place before they return, and give it
-// back when they have to wait for the peer: so the number of handshakes that
-// compute can be bounded, and no slow peer holds a place. If acquire is false the
-// read fails. It is in force until a Conn takes the Socket over, or until
-// Gate(nil, nil), which gives back a place that is held.
-func (s *Socket) Gate(acquire func() bool, release func()) {
-	s.leavePlace()
-	s.acquire, s.release = acquire, release
-}
-
-func (s *Socket) leavePlace() {
-	if s.placed {
-		s.placed = false
-		s.release()
-	}
 }
 
 // NetConn is the connection below.
@@ -99,50 +78,7 @@ func (s *Socket) Read(p []byte) (int, error) {
 	if s.taken.Load() {
 		return s.readAhead(p)
 	}
-	if s.release == nil {
-		return s.nc.Read(p)
-	}
-	return s.readGated(p)
-}
-
-// readGated gives the place back only if there is something to wait for.
-func (s *Socket) readGated(p []byte) (n int, err error) {
-	if s.raw == nil {
-		s.leavePlace()
-		n, err = s.nc.Read(p)
-	} else {
-		n, err = s.readRaw(p)
-	}
-	if n > 0 && !s.placed {
-		if !s.acquire() {
-			return 0, net.ErrClosed
-		}
-		s.placed = true
-	}
-	return n, err
-}
-
-func (s *Socket) readRaw(p []byte) (n int, err error) {
-	rerr := s.raw.Read(func(fd uintptr) bool {
-		for {
-			if n, err = rawRead(int(fd), p); err != syscall.EINTR {
-				break
-			}
-		}
-		if err == syscall.EAGAIN {
-			s.leavePlace()
-		}
-		return err != syscall.EAGAIN
-	})
-	switch {
-	case rerr != nil:
-		return 0, rerr
-	case err != nil:
-		return 0, &net.OpError{Op: "read", Net: s.nc.LocalAddr().Network(), Source: s.nc.LocalAddr(), Addr: s.nc.RemoteAddr(), Err: err}
-	case n == 0 && len(p) > 0:
-		return 0, io.EOF
-	}
-	return n, nil
+	return s.nc.Read(p)
 }
 
 // errWait: nothing is there. crypto/tls takes an error that is temporary for a
@@ -244,7 +180,6 @@ func (s *Socket) forget() {
 
 // take hands the Socket over to a Conn.
 func (s *Socket) take(b *Budget) {
-	s.Gate(nil, nil)
 	s.budget = b
 	s.taken.Store(true)
 }

@@ -230,67 +230,6 @@ func TestSocketBound(t *testing.T) {
 	}
 }
 
-// answersLate writes for the second time when no place is taken: its peer waits.
-type answersLate struct {
-	net.Conn
-	places chan struct{}
-	begun  bool
-}
-
-func (a *answersLate) Write(p []byte) (int, error) {
-	for a.begun && len(a.places) > 0 {
-		time.Sleep(time.Millisecond)
-	}
-	a.begun = true
-	return a.Conn.Write(p)
-}
-
-// TestGate: a place is taken when the peer has sent something, and given back while
-// the handshake waits for more, and when the gate ends. Who gets none reads nothing.
-func TestGate(t *testing.T) {
-	for _, kind := range []string{"tcp", "pipe"} {
-		near, far := pair(t, kind)
-		places := make(chan struct{}, 1)
-		waits, allowed := 0, true
-		s := NewSocket(far)
-		acquire := func() bool {
-			if allowed {
-				places <- struct{}{}
-			}
-			return allowed
-		}
-		s.Gate(acquire, func() { <-places; waits++ })
-		client, server := handshake(t, &answersLate{near, places, false}, s)
-		if len(places) != 1 || waits == 0 {
-			t.Errorf("%s: %d places are taken after %d waits, want the handshake's", kind, len(places), waits)
-		}
-		s.Gate(nil, nil)
-		if len(places) != 0 {
-			t.Errorf("%s: the place is still taken", kind)
-		}
-		go client.Write([]byte("x"))
-		if n, err := server.Read(make([]byte, 9)); n != 1 || err != nil {
-			t.Errorf("%s: %d bytes, error %v", kind, n, err)
-		}
-		s.Gate(acquire, func() { <-places })
-		allowed = false
-		go client.Write([]byte("y"))
-		if n, err := s.Read(make([]byte, 9)); n != 0 || !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s: %d bytes, error %v", kind, n, err)
-		}
-		near.Close()
-		allowed = true
-		if _, err := io.Copy(io.Discard, s); len(places) > 1 {
-			t.Errorf("%s: error %v, %d places are taken", kind, err, len(places))
-		}
-		s.Gate(nil, nil)
-		if len(places) != 0 {
-			t.Errorf("%s: the place is still taken", kind)
-		}
-		far.Close()
-	}
-}
-
 // TestSocketBeforeConn: what dismissing a peer needs works on a Socket.
 func TestSocketBeforeConn(t *testing.T) {
 	near, far := pair(t, "tcp")

@@ -105,7 +105,7 @@ func (a *Authority) Unused(serial string) error {
 	if err != nil {
 		return err
 	}
-	switch r, err := a.list.state(t, serial); {
+	switch r, err := t.state(serial); {
 	case err != nil:
 		return err
 	case r.State == Burnt:
@@ -127,7 +127,7 @@ func (a *Authority) Standing(serial string) (Rights, error) {
 		return Rights{}, err
 	}
 	for range 64 { // a chain is short: one link for each renewal still in the list
-		r, err := a.list.state(t, serial)
+		r, err := t.state(serial)
 		switch {
 		case err != nil:
 			return Rights{}, err
@@ -148,7 +148,7 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := a.list.state(t, id.Serial)
+	r, err := t.state(id.Serial)
 	if err != nil {
 		return nil, err
 	}

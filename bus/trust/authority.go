@@ -61,7 +61,7 @@ func Open(o Options) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{network: o.Network, dir: dir, now: o.Now, warn: o.Warn}
-	a.list = &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, shut: map[string]time.Time{}, seen: map[string]sighting{}, noted: o.Now(), pause: seenPause}
+	a.list = &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, seen: map[string]sighting{}, noted: o.Now()}
 	if err := a.open(); err != nil {
 		dir.close()
 		return nil, err
@@ -195,7 +195,7 @@ func isCA(c *x509.Certificate) bool {
 
 // Close writes pending sightings and closes the files. No peer is admitted afterwards.
 func (a *Authority) Close() error {
-	a.list.close()
+	a.list.writeSightings()
 	return a.dir.close()
 }
 
@@ -238,12 +238,9 @@ func (a *Authority) Tickets() ([]Record, error) {
 }
 
 // Refresh checks whether another process has changed the list, and notifies the OnRevoke
-// callback. Admit does so too. A node whose connections are all long-lived calls Refresh
-// every few seconds.
-func (a *Authority) Refresh() error {
-	_, err := a.list.load()
-	return err
-}
+// callback. Admit does so too. Refresh also writes, every ten seconds, which tickets Admit
+// has seen. A node calls it every few seconds.
+func (a *Authority) Refresh() error { return a.list.refresh() }
 
 // OnRevoke registers f to be called with each serial that is no longer admitted. f runs
 // on the goroutine that noticed, with no lock held, once or more for a serial. Register

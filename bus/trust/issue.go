@@ -135,7 +135,7 @@ func (t *table) issue(r Record, now time.Time) error {
 // expires. from is the peer's address.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
 	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
-		inv, err := a.list.state(t, serial)
+		inv, err := t.state(serial)
 		if err != nil {
 			return Record{}, false, err
 		}
@@ -163,11 +163,7 @@ func (a *Authority) sign(request []byte, find func(t *table, hash string, now ti
 	if err != nil {
 		return nil, err
 	}
-	return a.certificate(&identity, pub)
-}
-
-func (a *Authority) certificate(r *Record, pub any) ([]byte, error) {
-	cert, err := a.signClient(r, false, pub)
+	cert, err := a.signClient(&identity, false, pub)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +199,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 // certificate. The older certificate stays valid until it expires.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
 	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
-		r, err := a.list.state(t, serial)
+		r, err := t.state(serial)
 		if err != nil {
 			return Record{}, false, err
 		}

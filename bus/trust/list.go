@@ -21,15 +21,10 @@ type list struct {
 	writing sync.Mutex // held over a whole change, including the disk
 	loading sync.Mutex // held while the file is read
 
-	mu      sync.Mutex           // protects the fields below
-	shut    map[string]time.Time // serials revoked in memory but not on the disk
-	seen    map[string]sighting
-	noted   time.Time     // when sightings were last written
-	pause   time.Duration // the least time until the next write
-	busy    bool          // a write of sightings is running or scheduled
-	closed  bool
-	onGone  []func(serial string)
-	writers sync.WaitGroup
+	mu     sync.Mutex          // protects the fields below
+	seen   map[string]sighting // that the file may not have
+	noted  time.Time           // when they were last written
+	onGone []func(serial string)
 }
 
 // table is an immutable version of the list.
@@ -45,7 +40,7 @@ type sighting struct {
 }
 
 const (
-	seenPause   = 10 * time.Second // between writes of sightings
+	seenPause   = 10 * time.Second // at least, between writes of sightings
 	maxLive     = 10000            // tickets at a time
 	maxFinished = 1000             // finished records kept; the oldest are dropped first
 )
@@ -127,21 +122,22 @@ func (l *list) reload() (*table, []string, error) {
 	return t, l.install(t), nil
 }
 
-// install puts a table in place and returns the serials that it no longer admits.
+// install puts a table in place and returns the serials that it no longer admits. A
+// revoked serial stays revoked, even if the disk did not take that.
 func (l *list) install(t *table) (gone []string) {
-	old := l.current.Swap(t)
-	if old == nil {
-		return nil
-	}
-	for i := range old.records {
-		r := &old.records[i]
-		if r.State == Revoked {
-			continue
+	if old := l.current.Load(); old != nil {
+		for i := range old.records {
+			was := &old.records[i]
+			r := t.get(was.Serial)
+			switch {
+			case was.State != Revoked && (r == nil || r.State == Revoked):
+				gone = append(gone, was.Serial)
+			case was.State == Revoked && r != nil && r.State != Revoked:
+				r.State, r.Ended = Revoked, was.Ended
+			}
 		}
-		if now := t.get(r.Serial); now == nil || now.State == Revoked {
-			gone = append(gone, r.Serial)
-		}
 	}
+	l.current.Store(t)
 	return gone
 }
 
@@ -197,8 +193,7 @@ func (l *list) updateLocked(change func(*table) (changed bool, err error)) ([]st
 	return l.install(newTable(id, next.records)), nil
 }
 
-// finish adds sightings and unwritten revocations, and drops the oldest finished
-// records. The limit is a number and not an age: a clock that is wrong for an hour must
+// finish adds sightings, and drops the oldest finished records. The limit is a number and not an age: a clock that is wrong for an hour must
 // not empty the list.
 func (l *list) finish(records []Record) []Record {
 	l.addLate(records)
@@ -225,88 +220,45 @@ func (l *list) addLate(records []Record) {
 		if s, ok := l.seen[records[i].Serial]; ok && s.at.After(records[i].Seen) {
 			records[i].Seen, records[i].From = s.at, s.from
 		}
-		if at, ok := l.shut[records[i].Serial]; ok && records[i].State != Revoked {
-			records[i].State, records[i].Ended = Revoked, at
-		}
 	}
 }
 
-// saw records an entry. It never waits: the file follows within seenPause.
+// saw records an entry. It never waits: refresh or close writes it.
 func (l *list) saw(serial, from string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now().UTC()
-	l.seen[serial] = sighting{at: now.Truncate(time.Second), from: from}
-	if l.busy || l.closed {
-		return
-	}
-	l.busy = true
-	wait := l.pause - now.Sub(l.noted)
-	if wait <= 0 || wait > l.pause { // or the clock was set back
-		l.writers.Add(1)
-		go l.writeSightings() // ends when the file is written
-		return
-	}
-	time.AfterFunc(wait, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if !l.closed {
-			l.writers.Add(1)
-			go l.writeSightings() // ends when the file is written
-		}
-	})
+	l.seen[serial] = sighting{at: l.now().UTC().Truncate(time.Second), from: from}
 }
 
+// refresh loads the list, and writes sightings if it is time to.
+func (l *list) refresh() error {
+	_, err := l.load()
+	l.mu.Lock()
+	wait := seenPause - l.now().Sub(l.noted)
+	l.mu.Unlock()
+	if err == nil && (wait <= 0 || wait > seenPause) { // or the clock was set back
+		l.writeSightings()
+	}
+	return err
+}
+
+// writeSightings writes the sightings that the file does not have.
 func (l *list) writeSightings() {
-	defer l.writers.Done()
 	l.mu.Lock()
 	l.noted = l.now()
+	pending := len(l.seen)
 	l.mu.Unlock()
+	if pending == 0 {
+		return
+	}
 	// finish makes the change.
-	err := l.update(func(*table) (bool, error) { return true, nil })
-	if err != nil {
+	if err := l.update(func(*table) (bool, error) { return true, nil }); err != nil {
 		l.warn("the times when tickets were last used cannot be kept: %v", err)
+		return
 	}
+	t := l.current.Load()
 	l.mu.Lock()
-	l.busy = false
-	if err == nil {
-		l.forget(l.current.Load())
-	}
-	l.mu.Unlock()
-}
-
-// shutOut revokes serials in memory only.
-func (l *list) shutOut(serials []string, now time.Time) {
-	l.mu.Lock()
-	for _, serial := range serials {
-		l.shut[serial] = now
-	}
-	l.mu.Unlock()
-	l.tell(serials)
-}
-
-// state returns a record, or an error if its serial is unlisted or revoked.
-func (l *list) state(t *table, serial string) (*Record, error) {
-	r := t.get(serial)
-	if r == nil {
-		return nil, unlisted(serial)
-	}
-	l.mu.Lock()
-	at, shut := l.shut[serial]
-	l.mu.Unlock()
-	if shut {
-		gone := *r
-		gone.Ended = at
-		return nil, revoked(&gone)
-	}
-	if r.State == Revoked {
-		return nil, revoked(r)
-	}
-	return r, nil
-}
-
-// forget drops sightings that the list already contains. mu is held.
-func (l *list) forget(t *table) {
+	defer l.mu.Unlock()
 	for serial, s := range l.seen {
 		if r := t.get(serial); r == nil || !r.Seen.Before(s.at) {
 			delete(l.seen, serial)
@@ -314,17 +266,31 @@ func (l *list) forget(t *table) {
 	}
 }
 
-// close writes the remaining sightings.
-func (l *list) close() {
-	l.mu.Lock()
-	l.closed = true
-	l.mu.Unlock()
-	l.writers.Wait()
-	l.mu.Lock()
-	left := len(l.seen)
-	l.mu.Unlock()
-	if left > 0 {
-		l.writers.Add(1)
-		l.writeSightings()
+// shutOut revokes serials in memory only.
+func (l *list) shutOut(serials []string, now time.Time) {
+	l.writing.Lock()
+	l.loading.Lock()
+	old := l.current.Load()
+	t := newTable(old.file, slices.Clone(old.records))
+	for _, serial := range serials {
+		if r := t.get(serial); r != nil {
+			r.State, r.Ended = Revoked, now
+		}
 	}
+	gone := l.install(t)
+	l.loading.Unlock()
+	l.writing.Unlock()
+	l.tell(gone)
+}
+
+// state returns a record, or an error if its serial is unlisted or revoked.
+func (t *table) state(serial string) (*Record, error) {
+	r := t.get(serial)
+	switch {
+	case r == nil:
+		return nil, unlisted(serial)
+	case r.State == Revoked:
+		return nil, revoked(r)
+	}
+	return r, nil
 }

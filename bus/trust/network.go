@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"io/fs"
@@ -26,7 +27,7 @@ func KeepNetwork(dir, id string) (string, error) {
 	defer d.close()
 	kept, err := d.network()
 	if !errors.Is(err, fs.ErrNotExist) {
-		return cmpOr(kept, id), err
+		return cmp.Or(kept, id), err
 	}
 	// A link, unlike a rename, fails if another node was first.
 	temp := tempPrefix + rand.Text()
@@ -37,7 +38,7 @@ func KeepNetwork(dir, id string) (string, error) {
 	err = unix.Linkat(d.fd(), temp, d.fd(), networkName, 0)
 	if errors.Is(err, unix.EEXIST) {
 		kept, err = d.network()
-		return cmpOr(kept, id), err
+		return cmp.Or(kept, id), err
 	}
 	if err != nil {
 		return id, errorf(args.CodeStorage, "%s: %v", d.join(networkName), err)
@@ -56,13 +57,6 @@ func (d *privateDir) network() (string, error) {
 		return "", errorf(args.CodeDamaged, "%s: it does not hold a valid network id", d.join(networkName)).WithHint("a-z, 0-9 and -, at most 63; or remove it")
 	}
 	return id, nil
-}
-
-func cmpOr(kept, id string) string {
-	if kept != "" {
-		return kept
-	}
-	return id
 }
 
 // OwnDir creates a directory if it is missing, and returns its path without links. It

@@ -13,9 +13,12 @@ import (
 // that offers only others is refused.
 const ALPN = "fbus/1"
 
-// Now is the default clock for checking certificates. A test may replace it before doing
-// anything else, since it cannot change the machine's clock.
-var Now = time.Now
+// wallClock is the default clock for checking certificates. Tests replace it before they do
+// anything else, from other packages by go:linkname: they cannot change the machine's clock.
+var wallClock = time.Now
+
+// Now returns the time that certificates are checked against.
+func Now() time.Time { return wallClock() }
 
 // ServerConfig is for the node's listener. Tickets for resumption are off, and the
 // checks are in VerifyConnection, which resumption does not skip (golang/go 77217,

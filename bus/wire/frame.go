@@ -125,6 +125,24 @@ func (d *Decoder) Decode(body []byte, f Frame) error {
 // text, arguments and payloads have bounds of their own inside the frame's.
 func (r *reader) text() []byte { return r.Bytes(MaxText) }
 
+// moreText, moreBytes and moreUint read an element that may be left out.
+
+func (r *reader) moreText() []byte { return r.moreBytes(MaxText) }
+
+func (r *reader) moreBytes(limit int) []byte {
+	if !r.More() {
+		return nil
+	}
+	return r.Bytes(limit)
+}
+
+func (r *reader) moreUint(limit, otherwise uint64) uint64 {
+	if !r.More() {
+		return otherwise
+	}
+	return r.Uint(limit)
+}
+
 // maxUint bounds integers that have no bound of their own: those that every
 // language can hold exactly.
 const maxUint = 1 << 53

@@ -81,13 +81,11 @@ func (f *HelloFrame) Append(dst []byte) []byte {
 func (f *HelloFrame) decode(r *reader) {
 	f.Major, f.Minor = r.Uint(1<<16-1), r.Uint(1<<16-1)
 	f.Network, f.Instance, f.Name = r.text(), r.text(), r.text()
-	f.Caps, f.Connection = nil, nil
+	f.Caps = nil
 	if r.More() {
 		f.Caps = r.texts()
 	}
-	if r.More() {
-		f.Connection = r.text()
-	}
+	f.Connection = r.moreText()
 }
 
 // texts reads an array of strings.
@@ -171,22 +169,8 @@ func (f *OfferFrame) arity() int {
 
 func (f *OfferFrame) decode(r *reader) {
 	f.Seq, f.Name, f.Slots = r.Uint(maxUint), r.text(), r.Uint(1<<20)
-	f.Flags, f.Description, f.Arguments, f.Note, f.Schema = 0, nil, nil, nil, nil
-	if r.More() {
-		f.Flags = r.Uint(maxUint)
-	}
-	if r.More() {
-		f.Description = r.text()
-	}
-	if r.More() {
-		f.Arguments = r.text()
-	}
-	if r.More() {
-		f.Note = r.text()
-	}
-	if r.More() {
-		f.Schema = r.Bytes(MaxSchema)
-	}
+	f.Flags, f.Description, f.Arguments = r.moreUint(maxUint, 0), r.moreText(), r.moreText()
+	f.Note, f.Schema = r.moreText(), r.moreBytes(MaxSchema)
 }
 
 // OfferedFrame answers an OFFER; an empty Code accepts it.
@@ -273,40 +257,11 @@ func (f *CallFrame) arity() int {
 func (f *CallFrame) decode(r *reader) {
 	f.ID, f.Name, f.Kind = r.Uint(maxUint), r.text(), args.Kind(r.Uint(uint64(args.KindJSON)))
 	f.Args, f.Input, f.Flags = r.Bytes(MaxArgs), r.Bytes(MaxInlineInput), r.Uint(maxUint)
-	f.Timeout, f.WaitFunction, f.WaitSlot, f.Retries = 0, 0, Forever, 0
-	f.WindowOutput, f.WindowStderr = InitialWindow, InitialWindow
-	f.On, f.Call, f.Caller = nil, nil, nil
-	f.Job, f.Attempt, f.Origin = nil, 0, nil
-	for _, n := range [...]*uint64{&f.Timeout, &f.WaitFunction, &f.WaitSlot, &f.Retries} {
-		if !r.More() {
-			return
-		}
-		*n = r.Uint(maxUint)
-	}
-	if r.More() {
-		f.On = r.text()
-	}
-	if r.More() {
-		f.WindowOutput = r.Uint(MaxWindow)
-	}
-	if r.More() {
-		f.WindowStderr = r.Uint(MaxWindow)
-	}
-	if r.More() {
-		f.Call = r.text()
-	}
-	if r.More() {
-		f.Caller = r.text()
-	}
-	if r.More() {
-		f.Job = r.text()
-	}
-	if r.More() {
-		f.Attempt = r.Uint(maxUint)
-	}
-	if r.More() {
-		f.Origin = r.text()
-	}
+	f.Timeout, f.WaitFunction = r.moreUint(maxUint, 0), r.moreUint(maxUint, 0)
+	f.WaitSlot, f.Retries, f.On = r.moreUint(maxUint, Forever), r.moreUint(maxUint, 0), r.moreText()
+	f.WindowOutput, f.WindowStderr = r.moreUint(MaxWindow, InitialWindow), r.moreUint(MaxWindow, InitialWindow)
+	f.Call, f.Caller = r.moreText(), r.moreText()
+	f.Job, f.Attempt, f.Origin = r.moreText(), r.moreUint(maxUint, 0), r.moreText()
 }
 
 // DataFrame carries bytes of a stream.
@@ -392,10 +347,7 @@ func (f *CancelFrame) Append(dst []byte) []byte {
 }
 
 func (f *CancelFrame) decode(r *reader) {
-	f.ID, f.Code = r.Uint(maxUint), nil
-	if r.More() {
-		f.Code = r.text()
-	}
+	f.ID, f.Code = r.Uint(maxUint), r.moreText()
 }
 
 // EndFrame is the last frame of a call.
@@ -431,20 +383,6 @@ func (f *EndFrame) Append(dst []byte) []byte {
 
 func (f *EndFrame) decode(r *reader) {
 	f.ID, f.Source, f.Status = r.Uint(maxUint), args.Source(r.Uint(uint64(args.FromBus))), r.Uint(255)
-	f.Code, f.Message, f.Output, f.Call, f.Worker = nil, nil, nil, nil, nil
-	if r.More() {
-		f.Code = r.text()
-	}
-	if r.More() {
-		f.Message = r.text()
-	}
-	if r.More() {
-		f.Output = r.Bytes(MaxFrame)
-	}
-	if r.More() {
-		f.Call = r.text()
-	}
-	if r.More() {
-		f.Worker = r.text()
-	}
+	f.Code, f.Message, f.Output = r.moreText(), r.moreText(), r.moreBytes(MaxFrame)
+	f.Call, f.Worker = r.moreText(), r.moreText()
 }

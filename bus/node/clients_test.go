@@ -215,7 +215,7 @@ func untilRunning(t *testing.T, n *node.Node) {
 func TestClientsOfOtherLanguages(t *testing.T) {
 	for _, c := range []string{"py", "pl", "go"} {
 		for _, w := range []string{"py", "pl", "go"} {
-			if c == "go" && w == "go" {
+			if c == "go" && w == "go" || c != "go" && w != "go" && !thorough() { // the node is between the two
 				continue
 			}
 			t.Run(c+"-"+w, func(t *testing.T) {

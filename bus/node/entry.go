@@ -31,12 +31,13 @@ const (
 	DefaultConnections = 10000
 	// DefaultPerTicket is how many one ticket may have.
 	DefaultPerTicket = 1000
-	// handshakeTime bounds a TLS handshake.
-	handshakeTime = 5 * time.Second
 	// refreshTime is how often the node looks for changes of the list of tickets by other
 	// processes, and for expired tickets.
 	refreshTime = 2 * time.Second
 )
+
+// handshakeTime bounds a TLS handshake.
+var handshakeTime = 5 * time.Second
 
 // accept checks the user that connects on this machine before a byte is handled.
 func (n *Node) accept(nc *net.UnixConn) {

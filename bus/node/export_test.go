@@ -5,8 +5,19 @@ import (
 	"time"
 )
 
+// GoneTime is how long a queue stays in tests.
+const GoneTime = 2 * time.Second
+
 func init() {
 	illegal = func(_ *Node, msg string) { panic(msg) }
+	goneTime = GoneTime
+}
+
+// SetHandshakeTime bounds handshakes until the test has ended.
+func SetHandshakeTime(d time.Duration) (restore func()) {
+	was := handshakeTime
+	handshakeTime = d
+	return func() { handshakeTime = was }
 }
 
 // SetLateTime has drains wait as long for who had connected just before, and for

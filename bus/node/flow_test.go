@@ -101,6 +101,9 @@ func (p *process) peak() int64 {
 	return kib << 10
 }
 
+// thorough reports whether tests are to take their time: FBUS_SOAK=1.
+func thorough() bool { return os.Getenv("FBUS_SOAK") != "" }
+
 // small checks that the node has stayed under 64 MB.
 func (p *process) small() {
 	p.t.Helper()

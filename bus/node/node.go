@@ -34,9 +34,6 @@ const (
 	// maxOfferText bounds the descriptions, notes and schemas of one connection's
 	// offers, in bytes.
 	maxOfferText = 2 << 20
-	// goneTime is how long the queue of a function stays when its last offer has
-	// gone: a worker that restarts finds it again.
-	goneTime = 5 * time.Second
 	// greetTime bounds how long a connection may take to send HELLO.
 	greetTime = 10 * time.Second
 	// maxLost is how often a call of an idempotent function is run again by itself:
@@ -45,6 +42,10 @@ const (
 	// maxBounces is how often a call may cross a worker's change of its offer.
 	maxBounces = 10
 )
+
+// goneTime is how long the queue of a function stays when its last offer has gone: a worker
+// that restarts finds it again.
+var goneTime = 5 * time.Second
 
 // Config describes how a node behaves. Network is required.
 type Config struct {

@@ -81,6 +81,7 @@ func TestDrainEndsChanges(t *testing.T) {
 // TestDrainIsNotHeldUp: a connection that asks for nothing holds up no drain.
 func TestDrainIsNotHeldUp(t *testing.T) {
 	noLeaks(t)
+	t.Cleanup(node.SetLateTime(200 * time.Millisecond))
 	n, path := start(t, node.Config{})
 	dial(t, path)
 	drained := make(chan error, 1)

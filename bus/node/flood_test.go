@@ -25,7 +25,7 @@ import (
 // others enter and call beside them.
 func TestHalfOpen(t *testing.T) {
 	noLeaks(t)
-	t.Cleanup(node.SetHandshakeTime(2 * time.Second))
+	t.Cleanup(node.SetHandshakeTime(3 * time.Second))
 	n, path := start(t, node.Config{})
 	b := beside(t, path)
 	addr := listenTCP(t, n)

@@ -141,8 +141,10 @@ func (s *recvStream) push(p []byte) error {
 	switch {
 	case len(p) > s.credit:
 		return args.Errorf(args.CodeProtocol, "%d bytes of stream %d with a credit of %d", len(p), s.stream, s.credit)
-	case s.end != nil:
+	case s.end == io.EOF:
 		return args.Errorf(args.CodeProtocol, "bytes of stream %d after its end", s.stream)
+	case s.end != nil: // nobody reads on: the peer does not know that yet
+		return nil
 	}
 	s.credit -= len(p)
 	s.buf = append(s.buf, p...)

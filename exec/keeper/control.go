@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,14 +18,13 @@ const (
 	// Worker to keeper.
 	msgSetup  msgType = 's' // Setup: once, first
 	msgRun    msgType = 'r' // order, with the program's descriptors 0-2 and those that the order names
-	msgCancel msgType = 'c' // number: TERM, grace, KILL
-	msgKill   msgType = 'k' // number: KILL
+	msgCancel msgType = 'c' // order: TERM, grace, KILL
+	msgKill   msgType = 'k' // order: KILL
 
 	// Keeper to worker.
-	msgStarted msgType = 'S' // report; only of programs that run longer than startedAfter
-	msgFailed  msgType = 'F' // report: the program could not be executed
-	msgExited  msgType = 'E' // report: the program exited, others of its tree may be left
-	msgGone    msgType = 'G' // report: nothing is left
+	msgFailed msgType = 'F' // report: the program could not be executed
+	msgExited msgType = 'E' // report: the program exited, others of its tree may be left
+	msgGone   msgType = 'G' // report: nothing is left
 )
 
 // packetSize keeps a packet well under the smallest usual socket buffer.
@@ -35,13 +33,11 @@ const packetSize = 32 << 10
 // maxMessage is more than execve takes: nothing valid is longer.
 const maxMessage = 16 << 20
 
-// order starts one run.
+// order starts one run. Cancel and kill have the number alone.
 type order struct {
-	number uint64   // of the run; a late cancel must not hit the next one
-	argv   []string // nil: the setup's
-	env    []string // added to the setup's
-	extra  int      // a further descriptor of the program, by its number there; 0 is none. Sent fourth
-	cgroup bool     // the last descriptor sent is the run's cgroup
+	number uint64 // of the run; a late cancel must not hit the next one
+	Order         // its further descriptor is sent fourth
+	cgroup bool   // the last descriptor sent is the run's cgroup
 }
 
 // report is the only message from a keeper.
@@ -57,141 +53,117 @@ type report struct {
 
 var errBadMessage = errors.New("malformed keeper message")
 
-type packer []byte
-
-func (p *packer) uint(v uint64) { *p = binary.AppendUvarint(*p, v) }
-
-func (p *packer) str(s string) {
-	p.uint(uint64(len(s)))
-	*p = append(*p, s...)
+// message has the payload of a message.
+type message interface {
+	fields(*coder) // codes each field, in the same order both ways
 }
 
-func (p *packer) strs(list []string) {
-	p.uint(uint64(len(list)))
-	for _, s := range list {
-		p.str(s)
-	}
+func (s *Setup) fields(c *coder) {
+	c.str(&s.Path)
+	c.strs(&s.Argv)
+	c.strs(&s.Env)
+	c.str(&s.Dir)
+	number(c, &s.Grace)
+	number(c, &s.limit)
 }
 
-func (p *packer) bool(b bool) {
-	if b {
-		p.uint(1)
+func (o *order) fields(c *coder) {
+	number(c, &o.number)
+	c.strs(&o.Argv)
+	c.strs(&o.Env)
+	number(c, &o.Extra)
+	c.flag(&o.cgroup)
+}
+
+func (r *report) fields(c *coder) {
+	number(c, &r.number)
+	number(c, &r.errno)
+	number(c, &r.status)
+	c.flag(&r.ended)
+	c.flag(&r.gone)
+	c.str(&r.survivors)
+}
+
+// coder packs the fields of a message, or unpacks them; then the first fault stays in
+// err.
+type coder struct {
+	buf       []byte
+	unpacking bool
+	err       error
+}
+
+func pack(t msgType, m message) []byte {
+	c := coder{buf: append(make([]byte, 0, 256), byte(t))}
+	m.fields(&c)
+	return c.buf
+}
+
+func unpack(payload []byte, m message) error {
+	c := coder{buf: payload, unpacking: true}
+	m.fields(&c)
+	return c.err
+}
+
+func number[T ~int | ~int64 | ~uint32 | ~uint64](c *coder, v *T) {
+	if !c.unpacking {
+		c.buf = binary.AppendUvarint(c.buf, uint64(*v))
 		return
 	}
-	p.uint(0)
+	n, size := binary.Uvarint(c.buf)
+	if size <= 0 {
+		n, size, c.err = 0, len(c.buf), errBadMessage
+	}
+	*v, c.buf = T(n), c.buf[size:]
 }
 
-// unpacker reads what packer wrote; the first fault stays in err.
-type unpacker struct {
-	buf []byte
-	err error
+func (c *coder) flag(v *bool) {
+	n := 0
+	if *v {
+		n = 1
+	}
+	number(c, &n)
+	*v = n != 0
 }
 
-func (u *unpacker) uint() uint64 {
-	v, n := binary.Uvarint(u.buf)
-	if n <= 0 {
-		u.err, u.buf = errBadMessage, nil
+// count codes a length. What has that length takes at least as many bytes.
+func (c *coder) count(n int) int {
+	number(c, &n)
+	if c.unpacking && uint(n) > uint(len(c.buf)) {
+		c.err = errBadMessage
 		return 0
 	}
-	u.buf = u.buf[n:]
-	return v
+	return n
 }
 
-func (u *unpacker) str() string {
-	n := u.uint()
-	if n > uint64(len(u.buf)) {
-		u.err, u.buf = errBadMessage, nil
-		return ""
+func (c *coder) str(s *string) {
+	n := c.count(len(*s))
+	if c.unpacking {
+		*s, c.buf = string(c.buf[:n]), c.buf[n:]
+	} else {
+		c.buf = append(c.buf, *s...)
 	}
-	s := string(u.buf[:n])
-	u.buf = u.buf[n:]
-	return s
 }
 
-func (u *unpacker) strs() []string {
-	n := u.uint()
-	if n == 0 || n > uint64(len(u.buf)) {
-		if n != 0 {
-			u.err, u.buf = errBadMessage, nil
-		}
-		return nil
+func (c *coder) strs(list *[]string) {
+	n := c.count(len(*list))
+	if c.unpacking && n > 0 {
+		*list = make([]string, n)
 	}
-	list := make([]string, n)
-	for i := range list {
-		list[i] = u.str()
+	for i := range *list {
+		c.str(&(*list)[i])
 	}
-	return list
-}
-
-func (s *Setup) pack() []byte {
-	p := packer{byte(msgSetup)}
-	p.str(s.Path)
-	p.strs(s.Argv)
-	p.strs(s.Env)
-	p.str(s.Dir)
-	p.uint(uint64(s.Grace))
-	p.uint(s.limit)
-	return p
-}
-
-func (s *Setup) unpack(b []byte) error {
-	u := unpacker{buf: b}
-	s.Path, s.Argv, s.Env, s.Dir = u.str(), u.strs(), u.strs(), u.str()
-	s.Grace, s.limit = time.Duration(u.uint()), u.uint()
-	return u.err
-}
-
-func (o *order) pack() []byte {
-	p := make(packer, 0, 256)
-	p = append(p, byte(msgRun))
-	p.uint(o.number)
-	p.strs(o.argv)
-	p.strs(o.env)
-	p.uint(uint64(o.extra))
-	p.bool(o.cgroup)
-	return p
-}
-
-func (o *order) unpack(b []byte) error {
-	u := unpacker{buf: b}
-	o.number, o.argv, o.env = u.uint(), u.strs(), u.strs()
-	o.extra, o.cgroup = int(u.uint()), u.uint() != 0
-	return u.err
 }
 
 // descriptors counts the descriptors that come with the order.
 func (o *order) descriptors() int {
 	n := 3
-	if o.extra > 0 {
+	if o.Extra > 0 {
 		n++
 	}
 	if o.cgroup {
 		n++
 	}
 	return n
-}
-
-func (r *report) pack() []byte {
-	p := make(packer, 0, 64)
-	p = append(p, byte(r.kind))
-	p.uint(r.number)
-	p.uint(uint64(r.errno))
-	p.uint(uint64(r.status))
-	p.bool(r.ended)
-	p.bool(r.gone)
-	p.str(r.survivors)
-	return p
-}
-
-func (r *report) unpack(b []byte) error {
-	if len(b) == 0 {
-		return io.EOF
-	}
-	r.kind = msgType(b[0])
-	u := unpacker{buf: b[1:]}
-	r.number, r.errno, r.status = u.uint(), int(u.uint()), uint32(u.uint())
-	r.ended, r.gone, r.survivors = u.uint() != 0, u.uint() != 0, u.str()
-	return u.err
 }
 
 // packets cuts a message, calling send for each piece; the last call gets the

@@ -40,7 +40,7 @@ func keep() int {
 		}
 		switch t {
 		case msgSetup:
-			if h.setup.unpack(payload) != nil {
+			if unpack(payload, &h.setup) != nil {
 				return 1
 			}
 		case msgRun:
@@ -87,7 +87,7 @@ func catchSignals() {
 // used again.
 func (h *holder) run(payload []byte, fds []int) bool {
 	var o order
-	if o.unpack(payload) != nil || len(fds) != o.descriptors() {
+	if unpack(payload, &o) != nil || len(fds) != o.descriptors() {
 		closeAll(fds)
 		return false
 	}
@@ -114,20 +114,20 @@ func (h *holder) run(payload []byte, fds []int) bool {
 // fork may hold a just written program open (golang/go 22315).
 func (t *tree) start(o *order, fds []int) error {
 	s := &t.h.setup
-	argv := o.argv
+	argv := o.Argv
 	if argv == nil {
 		argv = s.Argv
 	}
 	files := []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}
-	if o.extra > 0 {
-		for len(files) < o.extra {
+	if o.Extra > 0 {
+		for len(files) < o.Extra {
 			files = append(files, ^uintptr(0))
 		}
 		files = append(files, uintptr(fds[3]))
 	}
 	attr := &syscall.ProcAttr{
 		Dir:   s.Dir,
-		Env:   append(s.Env[:len(s.Env):len(s.Env)], o.env...),
+		Env:   append(s.Env[:len(s.Env):len(s.Env)], o.Env...),
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &t.pidfd},
 	}
@@ -151,7 +151,7 @@ func (t *tree) start(o *order, fds []int) error {
 // send reports to the worker. It fails when the worker is gone, which the next
 // poll shows as well.
 func (h *holder) send(r *report) {
-	msg := append(make([]byte, 1, 65), r.pack()...)
+	msg := append(make([]byte, 1, 65), pack(r.kind, r)...)
 	IgnoringEINTR(func() error { return unix.Sendmsg(h.ctl.fd, msg, nil, nil, unix.MSG_NOSIGNAL) })
 }
 
@@ -161,15 +161,9 @@ func closeAll(fds []int) {
 	}
 }
 
-const (
-	// startedAfter is how long a program runs before its keeper reports that it
-	// runs. Most end sooner, and the report would cost them a wake-up.
-	startedAfter = 10 * time.Millisecond
-
-	// refusedAfter is added to the grace before processes that a keeper may
-	// not kill (they changed their uid) are left alone.
-	refusedAfter = 2 * time.Second
-)
+// refusedAfter is added to the grace before processes that a keeper may not kill (they
+// changed their uid) are left alone.
+const refusedAfter = 2 * time.Second
 
 // tree is a program and everything that it started, from the start until
 // nothing is left. Its stages only go forward.
@@ -185,7 +179,6 @@ type tree struct {
 	exited   bool // the program is reaped
 	ended    bool // the worker asked for the end before that
 	orphaned bool // the worker is gone
-	reported bool // msgStarted was sent
 
 	signalled map[int]bool // processes that got TERM: none gets it twice
 	killAt    time.Time    // end of the grace
@@ -205,7 +198,7 @@ const (
 // hold waits for the program, then for its tree. False: the keeper must not be
 // used again.
 func (t *tree) hold() bool {
-	t.pause = startedAfter
+	t.pause = time.Second
 	for {
 		asked := t.poll()
 		// The program first: its own exit wins over a cancel that came with it.
@@ -287,8 +280,8 @@ func (t *tree) listen() {
 		t.kill()
 		return
 	}
-	u := unpacker{buf: payload}
-	if number := u.uint(); u.err != nil || number != t.number {
+	var o order
+	if unpack(payload, &o) != nil || o.number != t.number {
 		return
 	}
 	switch kind {
@@ -306,8 +299,8 @@ func (t *tree) listen() {
 // advance does one step of the stage after each wait. False: give up.
 func (t *tree) advance() bool {
 	switch t.stage {
-	case stageRunning:
-		t.keepLooking()
+	case stageRunning: // look for orphans that died: often while there are some, seldom when there are none
+		t.pause = min(2*t.pause, 8*time.Second)
 	case stageTerm:
 		if !time.Now().Before(t.killAt) {
 			t.kill()
@@ -325,18 +318,6 @@ func (t *tree) advance() bool {
 		}
 	}
 	return true
-}
-
-// keepLooking paces the reaping of orphans that die while the program runs:
-// every second while there are some, every eight when there are none.
-func (t *tree) keepLooking() {
-	if t.reported {
-		t.pause = min(2*t.pause, 8*time.Second)
-		return
-	}
-	t.reported = true
-	t.pause = time.Second
-	t.h.send(&report{kind: msgStarted, number: t.number})
 }
 
 // term sends TERM to everything, once. A stopped process gets it when it

@@ -66,7 +66,7 @@ func (p *Pool) Start(o Order, fds ...int) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	msg := order{argv: o.Argv, env: o.Env, extra: o.Extra, cgroup: g != nil}
+	msg := order{Order: o, cgroup: g != nil}
 	if g != nil {
 		fds = append(fds[:len(fds):len(fds)], g.fd)
 	}

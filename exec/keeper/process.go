@@ -46,10 +46,8 @@ func (p *Process) signal(t msgType) {
 	if p.k == nil {
 		return
 	}
-	m := packer{byte(t)}
-	m.uint(p.number)
-	p.k.send(m, nil)                 // if it fails the keeper is dead, and Wait sees it
-	unix.Kill(p.k.pid, unix.SIGCONT) // a stopped keeper has to wake
+	p.k.send(pack(t, &order{number: p.number}), nil) // if it fails the keeper is dead, and Wait sees it
+	unix.Kill(p.k.pid, unix.SIGCONT)                 // a stopped keeper has to wake
 }
 
 // Interrupt makes Wait return as soon as it finds that the program still runs.
@@ -155,7 +153,7 @@ func startKeeper(s *Setup) (*keeper, error) {
 	if err = unix.SetNonblock(pair[0], true); err == nil {
 		k.file = os.NewFile(uintptr(pair[0]), "keeper")
 		if k.conn, err = k.file.SyscallConn(); err == nil {
-			err = k.send(s.pack(), nil)
+			err = k.send(pack(msgSetup, s), nil)
 		}
 	}
 	if err != nil {
@@ -184,7 +182,7 @@ func forkKeeper(control int) (int, error) {
 func (k *keeper) run(o *order, fds []int) error {
 	k.number++
 	o.number = k.number
-	return k.send(o.pack(), unix.UnixRights(fds...))
+	return k.send(pack(msgRun, o), unix.UnixRights(fds...))
 }
 
 func (k *keeper) send(msg, rights []byte) error {
@@ -219,10 +217,11 @@ func (k *keeper) next() (r report, err error) {
 		return r, rerr
 	case err != nil:
 		return r, err
-	case n == 0:
+	case n < 2:
 		return r, io.EOF
 	}
-	return r, r.unpack(k.buf[1:n])
+	r.kind = msgType(k.buf[1])
+	return r, unpack(k.buf[2:n], &r)
 }
 
 // end closes an idle keeper's socket and waits until it has exited.

@@ -50,8 +50,8 @@ type run struct {
 
 	feed     feed
 	out, err *stream
-	child    [3]int // the program's descriptors, -1 if closed
-	passing  sync.WaitGroup
+	passing  *sync.WaitGroup // of out and err
+	ahead    *waiting        // if its process was started ahead
 
 	exit   keeper.End
 	unread bool // a waiting process ended and had read nothing of the call
@@ -88,32 +88,41 @@ func (r *run) leave() {
 
 // serve starts a process for the call. With an error none was started.
 func (r *run) serve(ctx context.Context) error {
-	err := r.open()
-	if err == nil {
-		err = r.start()
+	kind := stdinPipe
+	if r.in.null {
+		kind = stdinNull
 	}
-	closeFDs(r.child[:])
-	if err != nil || r.process == nil { // it was ended before it began
-		r.closeStreams()
+	p, err := openPipes(kind, false)
+	if err != nil {
 		return err
 	}
-	r.attend(ctx)
-	return nil
-}
-
-// open makes the pipes.
-func (r *run) open() (err error) {
-	r.child = [3]int{-1, -1, -1}
-	if r.feed, r.child[0], err = newFeed(&r.in); err != nil {
-		return err
-	}
-	if r.out, r.child[1], err = newStream(orDiscard(r.call.Stdout)); err != nil {
-		return err
-	}
-	if r.err, r.child[2], err = newStream(orDiscard(r.call.Stderr)); err != nil {
-		return err
-	}
+	r.out, r.err, r.passing = p.out, p.err, new(sync.WaitGroup)
+	r.out.to, r.err.to = orDiscard(r.call.Stdout), orDiscard(r.call.Stderr)
 	r.limit()
+	if !r.in.null {
+		r.feed, err = fill(p.stdin, &r.in)
+		p.stdin = -1
+	}
+	call := r.call
+	if r.f.warm != nil {
+		call = &Call{} // a program that is also started ahead has the same environment in every call
+	}
+	r.mu.Lock()
+	if err == nil && r.why == none {
+		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: callEnviron(call, r.node)})
+	} else {
+		closeFDs(p.child[:])
+	}
+	r.mu.Unlock()
+	if r.process == nil { // also if it was ended before it began
+		if r.feed.file != nil {
+			r.feed.file.Close()
+		}
+		p.close()
+		return err
+	}
+	r.passing.Go(r.err.pass) // ends at the pipe's end, at the latest after finish
+	r.attend(ctx)
 	return nil
 }
 
@@ -131,37 +140,25 @@ func orDiscard(w io.Writer) io.Writer {
 	return w
 }
 
-// start hands the program to a keeper, unless the run was ended before.
-func (r *run) start() error {
-	call := r.call
-	if r.f.warm != nil {
-		call = &Call{} // a program that is also started ahead has the same environment in every call
-	}
-	o := keeper.Order{Argv: r.in.argv, Env: callEnviron(call, r.node)}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.why != none {
-		return nil
-	}
-	var err error
-	r.process, err = r.f.pool.Start(o, r.child[:]...)
-	return err
-}
-
 // attend passes the program's input and output until its tree is gone, then
 // the rest of its output.
 func (r *run) attend(ctx context.Context) {
 	unhook := context.AfterFunc(ctx, func() { r.end(endingOf(ctx), false) })
 	defer unhook()
 
-	for _, s := range []*stream{r.out, r.err} {
-		r.passing.Go(s.pass) // ends at the pipe's end, at the latest after finish
-	}
+	r.passing.Go(r.out.pass) // as r.err.pass
 	if r.feed.file != nil {
 		go r.feed.pass(&r.in, r.inputLost) // ends with stop, or when Rest is closed
 	}
-	r.exit, _ = r.process.Wait(func(keeper.End) { r.feed.stop() })
-	r.feed.stop()
+	if r.ahead != nil {
+		<-r.ahead.exited
+		r.feed.stop()
+		<-r.ahead.gone
+		r.exit = r.ahead.end
+	} else {
+		r.exit = r.process.Wait(func(keeper.End) { r.feed.stop() })
+		r.feed.stop()
+	}
 	r.out.finish()
 	r.err.finish()
 	if r.unread = r.feed.unread(); !r.unread {
@@ -214,18 +211,6 @@ func closeFDs(fds []int) {
 	for _, fd := range fds {
 		if fd >= 0 {
 			syscall.Close(fd)
-		}
-	}
-}
-
-// closeStreams closes what open made for a run that never started.
-func (r *run) closeStreams() {
-	if r.feed.file != nil {
-		r.feed.file.Close()
-	}
-	for _, s := range []*stream{r.out, r.err} {
-		if s != nil {
-			s.file.Close()
 		}
 	}
 }

@@ -27,31 +27,99 @@ type stream struct {
 	file  *os.File
 	conn  syscall.RawConn
 	to    io.Writer
-	first []byte // passed on before what is read
 	any   bool   // something was read
 	limit int64  // bytes to pass on; negative is no limit
 	over  func() // called when the program writes more than that
 }
 
-// newStream makes the pipe; child is the program's end, blocking as programs
-// expect it.
-func newStream(to io.Writer) (s *stream, child int, err error) {
+// pipes are a program's descriptors: our ends, and its own in the order in which a
+// keeper takes them.
+type pipes struct {
+	stdin    int // -1 if there is none, or if it was handed on
+	hold     unreadEnd
+	out, err *stream
+	reply    *stream // nil unless it was asked for
+	child    [4]int  // -1 where there is none
+}
+
+// stdinKind is what a program has as its stdin.
+type stdinKind int
+
+const (
+	stdinNull stdinKind = iota
+	stdinPipe
+	stdinHeld // a pipe with an unreadEnd
+)
+
+func openPipes(stdin stdinKind, reply bool) (p *pipes, err error) {
+	p = &pipes{stdin: -1, hold: noUnreadEnd, child: [4]int{-1, -1, -1, -1}}
+	defer func() {
+		if err != nil {
+			p.close()
+			closeFDs(p.child[:])
+		}
+	}()
+	if stdin == stdinNull {
+		p.child[0], err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	} else {
+		p.child[0], p.stdin, err = newPipe()
+	}
+	if err == nil && stdin == stdinHeld {
+		fd := 0
+		fd, err = unix.FcntlInt(uintptr(p.child[0]), unix.F_DUPFD_CLOEXEC, 0)
+		p.hold = unreadEnd(fd)
+	}
+	outputs := []**stream{&p.out, &p.err, &p.reply}
+	if !reply {
+		outputs = outputs[:2]
+	}
+	for i, s := range outputs {
+		if err == nil {
+			*s, p.child[1+i], err = newStream()
+		}
+	}
+	return p, err
+}
+
+// start starts the program, and closes its descriptors here.
+func (p *pipes) start(pool *keeper.Pool, o keeper.Order) (*keeper.Process, error) {
+	defer closeFDs(p.child[:])
+	if p.reply == nil {
+		return pool.Start(o, p.child[:3]...)
+	}
+	return pool.Start(o, p.child[:]...)
+}
+
+// close closes our ends.
+func (p *pipes) close() {
+	closeFDs([]int{p.stdin})
+	p.hold.close()
+	for _, s := range []*stream{p.out, p.err, p.reply} {
+		if s != nil {
+			s.file.Close()
+		}
+	}
+}
+
+func newPipe() (r, w int, err error) {
 	var fds [2]int
 	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, -1, os.NewSyscallError("pipe2", err)
+		return -1, -1, os.NewSyscallError("pipe2", err)
 	}
-	file, err := nonblocking(fds[0], "output")
+	return fds[0], fds[1], nil
+}
+
+// newStream makes the pipe; child is the program's end, blocking as programs expect it.
+func newStream() (s *stream, child int, err error) {
+	r, child, err := newPipe()
 	if err != nil {
-		syscall.Close(fds[1])
 		return nil, -1, err
 	}
-	s = &stream{file: file, to: to, limit: -1}
-	if s.conn, err = file.SyscallConn(); err != nil {
-		file.Close()
-		syscall.Close(fds[1])
-		return nil, -1, err
+	s = &stream{limit: -1}
+	if s.file, err = nonblocking(r, "output"); err == nil {
+		s.conn, err = s.file.SyscallConn() // fails only if it is closed
 	}
-	return s, fds[1], nil
+	return s, child, err
 }
 
 // nonblocking makes a file of our end of a pipe; the other end is untouched.
@@ -68,9 +136,6 @@ func nonblocking(fd int, name string) (*os.File, error) {
 // Closing the pipe early is how a program learns that nobody reads.
 func (s *stream) pass() {
 	defer s.file.Close()
-	if len(s.first) > 0 && !s.write(s.first) {
-		return
-	}
 	finishing := false
 	for {
 		buf, n, err := s.read(finishing)
@@ -159,27 +224,9 @@ type feed struct {
 	refused bool // nobody was there to read
 }
 
-// newFeed makes the program's stdin and writes what it can at once. Complete
-// input that the pipe holds is all that most calls have, and needs no
-// goroutine.
-func newFeed(in *input) (f feed, child int, err error) {
-	if in.null {
-		child, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		return f, child, err
-	}
-	var fds [2]int
-	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return f, -1, os.NewSyscallError("pipe2", err)
-	}
-	if f, err = fill(fds[1], in); err != nil {
-		syscall.Close(fds[0])
-		return f, -1, err
-	}
-	return f, fds[0], nil
-}
-
-// fill takes our end of a program's stdin, writes what it can at once, and
-// closes it if that was all.
+// fill takes our end of a program's stdin, writes what it can at once, and closes it
+// if that was all. Complete input that the pipe holds is all that most calls have, and
+// needs no goroutine.
 func fill(fd int, in *input) (f feed, err error) {
 	if in.rest == nil && len(in.data) == 0 {
 		syscall.Close(fd)
@@ -255,21 +302,6 @@ func (f *feed) unread() bool {
 type unreadEnd int
 
 const noUnreadEnd unreadEnd = -1
-
-// newStdin makes a program's stdin: our end, the program's, and the hold.
-func newStdin() (ours, child int, hold unreadEnd, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return -1, -1, noUnreadEnd, os.NewSyscallError("pipe2", err)
-	}
-	dup, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		unix.Close(fds[0])
-		unix.Close(fds[1])
-		return -1, -1, noUnreadEnd, os.NewSyscallError("fcntl", err)
-	}
-	return fds[1], fds[0], unreadEnd(dup), nil
-}
 
 // count is the number of bytes that nobody has read.
 func (e unreadEnd) count() int {

@@ -8,11 +8,13 @@ import (
 // However a program's read falls together with the taking back of what it
 // reads, each byte goes one way, and nobody waits for another's.
 func TestTakeBack(t *testing.T) {
-	ours, child, hold, err := newStdin()
+	p, err := openPipes(stdinHeld, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hold.close()
+	defer p.close()
+	ours, child, hold := p.stdin, p.child[0], p.hold
+	defer closeFDs(p.child[1:])
 	read := make(chan int, 1)
 	go func() { // ends with the end of input
 		defer close(read)
@@ -40,6 +42,7 @@ func TestTakeBack(t *testing.T) {
 		}
 	}
 	syscall.Close(ours)
+	p.stdin = -1
 	if n := <-read; n != 0 {
 		t.Errorf("the program read %d bytes that were taken back", n)
 	}

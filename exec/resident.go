@@ -106,63 +106,26 @@ func newResident(s *residents) *resident {
 
 // start starts the process.
 func (p *resident) start() error {
-	fds, err := p.open()
-	defer closeFDs(fds[:])
-	if err == nil {
-		give := fds[:3]
-		if fds[3] >= 0 {
-			give = fds[:]
-		}
-		p.process, err = p.s.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, p.node), Extra: p.s.f.spec.ReplyFD}, give...)
-	}
+	spec := &p.s.f.spec
+	fds, err := openPipes(stdinHeld, spec.ReplyFD > 0)
 	if err != nil {
-		p.close()
-		if p.replies != nil {
-			p.replies.file.Close()
-		}
 		return err
 	}
-	return nil
-}
-
-// open makes the pipes. The program's ends are in the order in which a keeper takes
-// them.
-func (p *resident) open() (fds [4]int, err error) {
-	fds = [4]int{-1, -1, -1, -1}
-	var ours int
-	if ours, fds[0], p.in.end, err = newStdin(); err != nil {
-		return fds, err
+	p.in.end, p.replies, p.stderr.stream = fds.hold, fds.out, fds.err
+	if fds.reply != nil {
+		p.stdout, p.replies = fds.out, fds.reply
 	}
-	if p.in.file, err = nonblocking(ours, "stdin"); err != nil {
-		return fds, err
+	if p.in.file, err = nonblocking(fds.stdin, "stdin"); err == nil {
+		p.in.conn, err = p.in.file.SyscallConn()
 	}
-	if p.in.conn, err = p.in.file.SyscallConn(); err != nil {
-		return fds, err
+	if fds.stdin = -1; err != nil {
+		closeFDs(fds.child[:])
+	} else if p.process, err = fds.start(p.s.f.pool, keeper.Order{Env: callEnviron(&Call{}, p.node), Extra: spec.ReplyFD}); err == nil {
+		return nil
 	}
-	if p.replies, fds[1], err = newStream(nil); err != nil {
-		return fds, err
-	}
-	if p.s.f.spec.ReplyFD > 0 {
-		p.stdout = p.replies
-		if p.replies, fds[3], err = newStream(nil); err != nil {
-			return fds, err
-		}
-	}
-	p.stderr.stream, fds[2], err = newStream(nil)
-	return fds, err
-}
-
-// close closes all but replies.
-func (p *resident) close() {
-	if p.in.file != nil {
-		p.in.file.Close()
-	}
-	p.in.end.close()
-	for _, s := range []*stream{p.stdout, p.stderr.stream} {
-		if s != nil {
-			s.file.Close()
-		}
-	}
+	p.in.file.Close() // it may be nil
+	fds.close()
+	return err
 }
 
 // watch reads the process's outputs, follows it to its end and cleans up.
@@ -180,7 +143,7 @@ func (p *resident) watch() {
 		p.readers.Go(r.receive)
 	}
 	exited := false
-	end, _ := p.process.Wait(func(end keeper.End) {
+	end := p.process.Wait(func(end keeper.End) {
 		exited = true
 		p.exited(&end)
 	})
@@ -210,7 +173,13 @@ func (p *resident) watch() {
 	if end.Survivors != "" {
 		f.logf("%s: could not be killed: %s", f.spec.Name, end.Survivors)
 	}
-	p.close()
+	// But replies, which its last call still reads.
+	p.in.end.close()
+	for _, out := range []*stream{p.stderr.stream, p.stdout} {
+		if out != nil {
+			out.file.Close()
+		}
+	}
 	close(p.gone)
 }
 

@@ -2,6 +2,7 @@ package exec
 
 import (
 	"context"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -45,29 +46,24 @@ func newWarm(f *Function) *warm {
 }
 
 // take returns a process that waits, or nil: the call then starts its own. It
-// must have a slot, and leaves. Once it has handed itself over it calls taken.
+// must have a slot, and leaves. Once it has handed itself over it calls taken. If the
+// process has ended at that very moment it has read nothing of the call.
 func (w *warm) take() *waiting {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for {
-		for len(w.idle) == 0 && w.starting > 0 && w.slots > 0 && w.starting+w.running >= w.slots {
-			w.settled.Wait() // for one that is about to be ready
-		}
-		w.running++
-		if len(w.idle) == 0 {
-			return nil
-		}
+	for len(w.idle) == 0 && w.starting > 0 && w.slots > 0 && w.starting+w.running >= w.slots {
+		w.settled.Wait() // for one that is about to be ready
+	}
+	w.running++
+	for len(w.idle) > 0 {
 		p := w.idle[0]
 		w.idle = w.idle[1:]
-		p.summon()
-		w.mu.Unlock()
-		ok := p.claim()
-		w.mu.Lock()
-		if ok {
+		if p.process.Running() {
+			p.claimed = true
 			return p
 		}
-		w.running--
 	}
+	return nil
 }
 
 // spareWait is how long a refill waits while other processes are ready: a short
@@ -109,11 +105,11 @@ func (w *warm) refill() {
 		(w.slots == 0 || len(w.idle)+w.starting+w.running < w.slots) {
 		w.starting++
 		w.watched.Add(1)
-		go w.start(w.node) // ends with the process's wait, or at once
+		go w.start(w.node) // ends with the process
 	}
 }
 
-// start starts a process and watches it while it waits.
+// start starts a process and follows it to its end.
 func (w *warm) start(node string) {
 	defer w.watched.Done()
 	p, err := startWaiting(w, node)
@@ -133,7 +129,7 @@ func (w *warm) start(node string) {
 	if stale {
 		p.discard(false)
 	}
-	p.wait()
+	p.follow()
 }
 
 // failed puts the next start off.
@@ -150,15 +146,6 @@ func (w *warm) failed(why string) {
 		w.pause = nil
 		w.refill()
 	})
-}
-
-// remove takes a process out that has ended.
-func (w *warm) remove(p *waiting) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if i := slices.Index(w.idle, p); i >= 0 {
-		w.idle = slices.Delete(w.idle, i, i+1)
-	}
 }
 
 // setNode replaces processes that know another node.
@@ -222,9 +209,9 @@ func (r *run) serveWarm(ctx context.Context) bool {
 
 // adopt hands the call over.
 func (r *run) adopt(p *waiting) {
-	r.out, r.err = p.out, p.err
-	r.out.to, r.err.to = orDiscard(r.call.Stdout), orDiscard(r.call.Stderr)
-	r.err.first = p.log.part
+	r.ahead, r.out, r.err, r.passing = p, p.out, p.err, &p.passing
+	r.out.to = orDiscard(r.call.Stdout)
+	p.stderr(orDiscard(r.call.Stderr))
 	r.limit()
 	var err error
 	if r.in.rest == nil && len(r.in.data) > 0 && len(r.in.data) <= bufSize {
@@ -261,7 +248,7 @@ func (r *run) renew(whole input) bool {
 	if r.why != none {
 		return false
 	}
-	r.in, r.feed, r.process = whole, feed{}, nil
+	r.in, r.feed, r.process, r.ahead = whole, feed{}, nil, nil
 	r.exit, r.unread = keeper.End{}, false
 	return true
 }
@@ -270,86 +257,86 @@ func (r *run) renew(whole input) bool {
 // to the log; its stdout stays in the pipe and is the first output of its call. Its
 // stdin is never closed unclaimed: an end of input would be a call with empty input.
 type waiting struct {
-	w        *warm
-	process  *keeper.Process
-	stdin    int
-	hold     unreadEnd
-	out, err *stream
-	log      lineLog
+	*pipes
+	w       *warm
+	process *keeper.Process
+	passing sync.WaitGroup // of its outputs
 
-	discarded bool          // guarded by w.mu: we end it
-	ended     bool          // it did not live to be claimed; valid after watched
-	watched   chan struct{} // closed when wait has ended
-	logged    chan struct{} // closed when logErr has ended
+	claimed   bool // guarded by w.mu: it serves a call
+	discarded bool // guarded by w.mu: we end it
+
+	exited, gone chan struct{} // closed when the program has exited, and when nothing of it is left
+	end          keeper.End    // valid after gone
+
+	mu  sync.Mutex // guards what follows
+	log lineLog
+	to  io.Writer // where its stderr goes
 }
 
-func startWaiting(w *warm, node string) (p *waiting, err error) {
-	p = &waiting{w: w, stdin: -1, hold: noUnreadEnd, log: lineLog{f: w.f}, watched: make(chan struct{}), logged: make(chan struct{})}
-	child := [3]int{-1, -1, -1}
-	defer func() {
-		closeFDs(child[:])
-		if err != nil {
-			p.close()
-		}
-	}()
-	if p.stdin, child[0], p.hold, err = newStdin(); err != nil {
-		return p, err
+func startWaiting(w *warm, node string) (*waiting, error) {
+	p := &waiting{w: w, log: lineLog{f: w.f}, exited: make(chan struct{}), gone: make(chan struct{})}
+	p.to = &p.log
+	var err error
+	if p.pipes, err = openPipes(stdinHeld, false); err != nil {
+		return nil, err
 	}
-	if p.out, child[1], err = newStream(nil); err != nil {
-		return p, err
+	if p.process, err = p.start(w.f.pool, keeper.Order{Env: callEnviron(&Call{}, node)}); err != nil {
+		p.close()
+		return nil, err
 	}
-	if p.err, child[2], err = newStream(nil); err != nil {
-		return p, err
-	}
-	p.process, err = w.f.pool.Start(keeper.Order{Env: callEnviron(&Call{}, node)}, child[:]...)
-	return p, err
+	p.err.to = p
+	p.passing.Go(p.err.pass) // ends at the pipe's end, at the latest after finish
+	return p, nil
 }
 
-// wait returns when a call has claimed the process, or when nothing of it is
-// left.
-func (p *waiting) wait() {
-	if p.w.backoff.failing.Load() {
-		defer time.AfterFunc(steadyAfter, p.w.backoff.succeeded).Stop()
-	}
-	go p.logErr()                                                   // ends with the claim, or when cleanUp has finished stderr
-	end, gone := p.process.Wait(func(keeper.End) { p.w.remove(p) }) // ending what it left behind may take a while
-	p.ended = gone
-	close(p.watched)
-	if gone {
-		p.cleanUp(end)
-	}
+// Write implements io.Writer for the process's stderr.
+func (p *waiting) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.to.Write(b)
 }
 
-func (p *waiting) logErr() {
-	defer close(p.logged)
-	for p.pass(false) {
+// stderr has stderr go to a call, beginning with the line that was begun.
+func (p *waiting) stderr(to io.Writer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.log.part) > 0 {
+		to.Write(p.log.part)
 	}
+	p.to = to
 }
 
-// pass logs what stderr has. False: it has ended, or time is up.
-func (p *waiting) pass(finishing bool) bool {
-	buf, n, err := p.err.read(finishing)
-	if buf == nil {
-		return false
+// follow returns when nothing of the process is left.
+func (p *waiting) follow() {
+	w := p.w
+	if w.backoff.failing.Load() {
+		defer time.AfterFunc(steadyAfter, w.backoff.succeeded).Stop()
 	}
-	p.log.Write(buf[:n])
-	buffers.Put(buf)
-	return n > 0 && err == nil
-}
-
-// summon ends the process's wait.
-func (p *waiting) summon() { p.process.Interrupt() }
-
-// claim takes the process out of its wait, after summon. False: it has ended.
-func (p *waiting) claim() bool {
+	exited := sync.OnceFunc(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.idle = slices.DeleteFunc(w.idle, func(q *waiting) bool { return q == p })
+		close(p.exited)
+	})
+	p.end = p.process.Wait(func(keeper.End) { exited() }) // ending what it left behind may take a while
+	exited()
+	close(p.gone)
+	w.mu.Lock()
+	claimed, discarded := p.claimed, p.discarded
+	w.mu.Unlock()
+	if claimed { // its call does the rest
+		return
+	}
 	p.err.finish()
-	<-p.watched
-	<-p.logged
-	if p.ended {
-		return false
+	p.passing.Wait()
+	p.log.flush()
+	p.close()
+	if p.end.Survivors != "" {
+		w.f.logf("%s: could not be killed: %s", w.f.spec.Name, p.end.Survivors)
 	}
-	p.err.file.SetReadDeadline(time.Time{})
-	return true
+	if !discarded {
+		w.failed(w.f.whyEnded(&p.end, p.log.last))
+	}
 }
 
 // discard ends the process. It may be called again.
@@ -361,39 +348,6 @@ func (p *waiting) discard(kill bool) {
 		p.process.Kill()
 	} else {
 		p.process.Cancel()
-	}
-}
-
-// cleanUp releases a process that ended unclaimed.
-func (p *waiting) cleanUp(end keeper.End) {
-	w := p.w
-	w.remove(p)
-	w.mu.Lock()
-	discarded := p.discarded
-	w.mu.Unlock()
-	p.err.finish()
-	<-p.logged
-	for p.pass(true) {
-	}
-	p.log.flush()
-	why := w.f.whyEnded(&end, p.log.last)
-	p.close()
-	if end.Survivors != "" {
-		w.f.logf("%s: could not be killed: %s", w.f.spec.Name, end.Survivors)
-	}
-	if !discarded {
-		w.failed(why)
-	}
-}
-
-// close closes what startWaiting opened.
-func (p *waiting) close() {
-	closeFDs([]int{p.stdin})
-	p.hold.close()
-	for _, s := range []*stream{p.out, p.err} {
-		if s != nil {
-			s.file.Close()
-		}
 	}
 }
 

@@ -62,8 +62,8 @@ func TestIdleKeepersEnd(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		if end, gone := r.Wait(nil); !gone || !end.Exited || end.Status != 0 || end.Asked {
-			t.Errorf("%+v, %v", end, gone)
+		if end := r.Wait(nil); !end.Exited || end.Status != 0 || end.Asked {
+			t.Errorf("%+v", end)
 		}
 	}
 	var wg sync.WaitGroup

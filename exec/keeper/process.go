@@ -1,13 +1,13 @@
 package keeper
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,51 +50,47 @@ func (p *Process) signal(t msgType) {
 	unix.Kill(p.k.pid, unix.SIGCONT)                 // a stopped keeper has to wake
 }
 
-// Interrupt makes Wait return as soon as it finds that the program still runs.
-func (p *Process) Interrupt() {
+// Running reports whether nothing is known of the program's end, nor of its keeper's.
+func (p *Process) Running() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	n := 1
 	if p.k != nil {
-		p.k.file.SetReadDeadline(time.Unix(1, 0))
+		p.k.conn.Control(func(fd uintptr) {
+			n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		})
 	}
+	return n == 0
 }
 
 // Wait returns when nothing is left of the process tree. If exited is not nil it
 // is called when the program itself has exited, before what it left behind is
-// ended. gone is false if Interrupt broke the wait off while the program still
-// ran; then Wait must be called again. Only one goroutine may wait.
-func (p *Process) Wait(exited func(End)) (end End, gone bool) {
+// ended. Only one goroutine may wait.
+func (p *Process) Wait(exited func(End)) (end End) {
 	for {
 		rep, err := p.k.next()
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			p.k.file.SetReadDeadline(time.Time{})
-			if !end.Exited { // else the interrupt came too late
-				return end, false
-			}
 		case err != nil:
 			p.release(&end, true)
-			return end, true
+			return end
 		case rep.number != p.number:
+			continue
 		case rep.kind == msgFailed:
 			end.Errno = syscall.Errno(rep.errno)
-			p.release(&end, false)
-			return end, true
 		case rep.kind == msgExited:
 			end.Exited, end.Status, end.Asked = true, syscall.WaitStatus(rep.status), rep.ended
 			end.OutOfMemory = p.group.oom()
 			if exited != nil {
 				exited(end)
 			}
-			if rep.gone {
-				p.release(&end, false)
-				return end, true
+			if !rep.gone {
+				continue
 			}
 		case rep.kind == msgGone:
 			end.Survivors = rep.survivors
-			p.release(&end, false)
-			return end, true
 		}
+		p.release(&end, false)
+		return end
 	}
 }
 
@@ -104,7 +100,6 @@ func (p *Process) release(end *End, dead bool) {
 	p.mu.Lock()
 	k := p.k
 	p.k = nil
-	k.file.SetReadDeadline(time.Time{})
 	p.mu.Unlock()
 	switch {
 	case dead:
@@ -198,23 +193,14 @@ func (k *keeper) send(msg, rights []byte) error {
 	})
 }
 
-// next waits for a report. io.EOF: the keeper is dead. os.ErrDeadlineExceeded:
-// the wait was interrupted, and there is no report.
+// next waits for a report. io.EOF: the keeper is dead.
 func (k *keeper) next() (r report, err error) {
 	var n int
-	try := func(fd uintptr) bool {
+	rerr := k.conn.Read(func(fd uintptr) bool {
 		n, err = ReadFD(int(fd), k.buf[:])
 		return err != unix.EAGAIN
-	}
-	rerr := k.conn.Read(try)
-	if errors.Is(rerr, os.ErrDeadlineExceeded) {
-		if cerr := k.conn.Control(func(fd uintptr) { try(fd) }); cerr != nil || err != unix.EAGAIN {
-			rerr = cerr
-		}
-	}
-	switch {
-	case rerr != nil:
-		return r, rerr
+	})
+	switch err = cmp.Or(rerr, err); {
 	case err != nil:
 		return r, err
 	case n < 2:

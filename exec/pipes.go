@@ -42,7 +42,7 @@ type pipes struct {
 	child    [4]int  // -1 where there is none
 }
 
-// stdinKind is what a program has as its stdin.
+// stdinKind selects the stdin of a program.
 type stdinKind int
 
 const (

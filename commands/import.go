@@ -27,7 +27,7 @@ type importOptions struct {
 }
 
 func importCommand() *cli.Command {
-	o := &importOptions{lookOptions: lookOptions{wait: durationValue{allow: true}}}
+	o := &importOptions{lookOptions: lookOptions{nodeOptions: nodeOptions{wait: durationValue{allow: true}}}}
 	return &cli.Command{
 		Usage:     "print shell functions that call functions of the bus",
 		UsageText: "import [flags] NAME…",

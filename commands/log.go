@@ -159,12 +159,9 @@ func (r *logReader) ask(ctx context.Context, q bus.LogQuery) ([]byte, error) {
 		if r.connected {
 			wait = durationValue{set: true, forever: true}
 		}
-		c, p, err := connect(ctx, r.o.node, wait, &bus.Options{Name: hostname()})
+		c, err := r.o.connect(ctx, wait, false, r.stderr)
 		if err != nil {
 			return nil, err
-		}
-		if r.o.verbose {
-			say(r.stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
 		}
 		r.client, r.connected = c, true
 	}

@@ -20,11 +20,9 @@ import (
 
 // lookOptions are the flags of the commands that inspect the bus.
 type lookOptions struct {
-	node    string
-	json    bool
-	wait    durationValue
-	quiet   bool
-	verbose bool
+	nodeOptions
+	json  bool
+	quiet bool
 }
 
 func (o *lookOptions) flags() []cli.Flag {
@@ -60,11 +58,7 @@ func (o *lookOptions) call(name string, args args.Args) ([]byte, error) {
 
 // dial connects to the node.
 func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client, error) {
-	c, p, err := connect(ctx, o.node, wait, &bus.Options{Name: hostname()})
-	if err == nil && o.verbose {
-		say(os.Stderr, fmt.Sprintf("node: %s (%s)", p.Addr, p.Why))
-	}
-	return c, err
+	return o.connect(ctx, wait, false, os.Stderr)
 }
 
 // output returns the output of a function.

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -71,24 +70,15 @@ func (o *offerOptions) operands(words []string) error {
 }
 
 func offer(o *offerOptions, stderr io.Writer) error {
-	w, err := o.begin([]*function{o.function}, stderr)
-	if err != nil {
-		return err
-	}
-	defer w.close()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	if err := o.start(ctx, cancel, w, signals); err != nil {
-		return err
-	}
-	if !o.quiet {
-		say(stderr, w.offered[o.name].ready(o.workerName()))
-	}
-	notifyReady(w.log, "offering "+o.name)
-	return o.serve(ctx, cancel, w, nil, signals, nil, nil)
+	return o.serve([]*function{o.function}, nil, stderr, signals, nil, func(w *worker) {
+		if !o.quiet {
+			say(stderr, w.offered[o.name].ready(o.workerName()))
+		}
+		notifyReady(w.log, "offering "+o.name)
+	}, nil)
 }
 
 // ready returns the message for an offer that the node has accepted.

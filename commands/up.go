@@ -134,22 +134,6 @@ func (o *upOptions) apply(n *nodeConfig) {
 	}
 }
 
-// upNode starts the node of this process, if the file asks for one.
-func upNode(o *upOptions, c *nodeConfig, stdout, stderr io.Writer) (*servedNode, error) {
-	if !c.serve {
-		return nil, nil
-	}
-	options := c.options
-	options.quiet, options.verbose = o.quiet, o.verbose
-	n, err := startNode(&options, stdout, stderr)
-	if err != nil {
-		return nil, err
-	}
-	o.node = n.path
-	n.sayReady()
-	return n, nil
-}
-
 func up(o *upOptions, stdout, stderr io.Writer) error {
 	config, wrong := o.read()
 	if len(wrong) > 0 {
@@ -163,59 +147,44 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 	defer signal.Stop(hangups)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
-	n, err := upNode(o, &config.node, stdout, stderr)
-	if err != nil {
-		return err
-	}
-	if n != nil {
+	var n *servedNode
+	if config.node.serve {
+		options := config.node.options
+		options.quiet, options.verbose = o.quiet, o.verbose
+		var err error
+		if n, err = startNode(&options, stdout, stderr); err != nil {
+			return err
+		}
 		defer n.close()
+		o.node = n.path
+		n.sayReady()
 	}
-	w, err := o.begin(config.functions, stderr)
-	if err != nil {
-		return err
+	notify := func(w *worker) {
+		line := "offering " + plural(len(w.names()), "function")
+		if n != nil {
+			line += ", " + n.status()
+		}
+		notifyReady(w.log, line)
 	}
-	defer w.close()
-	if n != nil {
-		w.tuned.node.Store(n.Node)
-	}
-	r.w = w
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	if err := o.start(ctx, cancel, w, signals); err != nil {
-		return err
-	}
-	o.sayOffers(w, config, stderr)
-	status := func() string { return upStatus(w, n) }
-	notifyReady(w.log, status())
-	return o.serve(ctx, cancel, w, n, signals, hangups, func(ctx context.Context) {
+	return o.serve(config.functions, n, stderr, signals, hangups, func(w *worker) {
+		r.w = w
+		if o.verbose {
+			for _, note := range config.notes {
+				say(stderr, note)
+			}
+			for _, f := range config.functions {
+				say(stderr, w.offered[f.name].ready(r.name))
+			}
+		}
+		if !o.quiet {
+			say(stderr, fmt.Sprintf("offering %s as worker %s", plural(len(config.functions), "function"), r.name))
+		}
+		notify(w)
+	}, func(ctx context.Context, w *worker) {
 		notifyReloading(w.log)
 		r.reload(ctx)
-		notifyReady(w.log, status())
+		notify(w)
 	})
-}
-
-// upStatus returns the status line for a service manager.
-func upStatus(w *worker, n *servedNode) string {
-	line := "offering " + plural(len(w.names()), "function")
-	if n != nil {
-		line += ", " + n.status()
-	}
-	return line
-}
-
-// sayOffers reports the offers that the node has accepted.
-func (o *upOptions) sayOffers(w *worker, config *upConfig, stderr io.Writer) {
-	if o.verbose {
-		for _, note := range config.notes {
-			say(stderr, note)
-		}
-		for _, f := range config.functions {
-			say(stderr, w.offered[f.name].ready(o.workerName()))
-		}
-	}
-	if !o.quiet {
-		say(stderr, fmt.Sprintf("offering %s as worker %s", plural(len(config.functions), "function"), o.workerName()))
-	}
 }
 
 // reloader applies changes of the file to the functions that run.

@@ -28,8 +28,6 @@ type worker struct {
 	log   func(string, ...any)
 	ended func(string, ...any) // if not nil, called at the end of each call
 
-	tuned *tuning
-
 	mu      sync.Mutex // protects the fields below; not held while a program is called, which may call back
 	node    string     // FBUS_NODE of the programs
 	offered map[string]*offered
@@ -211,9 +209,6 @@ func (w *worker) all() []*offered {
 
 // close closes the connection, and all programs after their running calls.
 func (w *worker) close() {
-	if w.tuned != nil {
-		w.tuned.stop()
-	}
 	w.bus.Close()
 	w.retired.Wait()
 	w.mu.Lock()
@@ -286,10 +281,12 @@ func nodeFlag(dest *string) cli.Flag {
 
 func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()) }
 
-// begin makes the worker. The caller must close it.
-func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, error) {
+// serve offers these functions until a signal, then drains, starting with the node if it
+// runs in this process. A second signal kills. It calls ready after the first offers, and
+// reload at each hangup.
+func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer, signals, hangups <-chan os.Signal, ready func(*worker), reload func(context.Context, *worker)) error {
 	if err := keeper.BecomeReaper(); err != nil {
-		return nil, fail(args.CodeInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err)
 	}
 	log := logger(stderr)
 	var ended func(string, ...any)
@@ -298,20 +295,18 @@ func (o *workerOptions) begin(list []*function, stderr io.Writer) (*worker, erro
 	}
 	outliveReaders()
 	tuned := tune()
+	defer tuned.stop()
+	if n != nil {
+		tuned.node.Store(n.Node)
+	}
 	p, _ := find.Node(o.node) // processes that are started ahead need it
 	w, err := newWorker(list, p.Addr.String(), log, ended)
 	if err != nil {
-		tuned.stop()
-		return nil, err
+		return err
 	}
-	w.tuned = tuned
-	return w, nil
-}
-
-// start connects and makes the first offers, unless a signal comes first.
-func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w *worker, signals <-chan os.Signal) error {
-	w.bus.Options = &bus.Options{Name: o.workerName(), KeepAlive: o.keepAlive.d}
+	defer w.close()
 	wait := o.wait
+	w.bus.Options = &bus.Options{Name: o.workerName(), KeepAlive: o.keepAlive.d}
 	w.bus.Dial = func(ctx context.Context, dial *bus.Options) (*bus.Client, error) {
 		c, p, err := connect(ctx, o.node, wait, dial)
 		if err == nil {
@@ -319,22 +314,22 @@ func (o *workerOptions) start(ctx context.Context, cancel context.CancelFunc, w 
 		}
 		return c, err
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	started := make(chan error, 1)
 	go func() { started <- w.bus.Start(ctx) }() // ends with the first connection
 	select {
 	case err := <-started:
 		wait = durationValue{} // later the worker itself decides when to try again
-		return troubled(err, o.node)
+		if err != nil {
+			return troubled(err, o.node)
+		}
 	case sig := <-signals:
 		cancel()
 		<-started
 		return statusOnly(exitSignal + int(sig.(syscall.Signal)))
 	}
-}
-
-// serve serves until a signal, then drains, starting with the node if it runs in this
-// process. A second signal kills. A hangup reloads.
-func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w *worker, n *servedNode, signals, hangups <-chan os.Signal, reload func(context.Context)) error {
+	ready(w)
 	served := make(chan error, 1)
 	go func() { served <- w.bus.Run(ctx) }() // ends when it is cancelled or denied
 	running := w.bus.Running
@@ -342,7 +337,7 @@ func (o *workerOptions) serve(ctx context.Context, cancel context.CancelFunc, w 
 		running = n.Open // queued calls will run here
 	}
 	defer watchdog(w.log, func() { running() })()
-	err := work(ctx, served, signals, hangups, reload)
+	err = work(ctx, served, signals, hangups, func(ctx context.Context) { reload(ctx, w) })
 	defer notifyDraining(w.log, running, o.drain.d)()
 	limit, stop := drainTime(o.drain.d, signals)
 	defer stop()

@@ -16,8 +16,11 @@ type File struct {
 	path string
 	open func() (*os.File, error)
 	f    *os.File
-	size int64        // before a write
-	fail func() error // a test makes writes fail
+	size int64 // before a write
+
+	max    int64        // 0: none
+	rotate func() error // called when lines would exceed max
+	fail   func() error // a test makes writes fail
 }
 
 // OpenFile opens a file with open, and again whenever path leads to another file.
@@ -50,14 +53,15 @@ func (l *File) check() error {
 
 // Write appends lines, all of them or none.
 func (l *File) Write(p []byte) (n int, err error) {
-	if err := l.check(); err != nil {
+	err = l.check()
+	if err == nil && l.max > 0 && l.size > 0 && l.size+int64(len(p)) > l.max {
+		if err = l.rotate(); err == nil {
+			err = l.check()
+		}
+	}
+	if err != nil {
 		return 0, err
 	}
-	return l.append(p)
-}
-
-// append is Write after check.
-func (l *File) append(p []byte) (n int, err error) {
 	if l.fail != nil {
 		if err = l.fail(); err != nil {
 			l.f.Write(p[:len(p)/2]) // as a full disk writes a part
@@ -97,25 +101,9 @@ func (s *series) file(k int) string {
 	return filepath.Join(s.log.opts.Dir, name+".jsonl")
 }
 
-// Write appends lines, rotating first if the current file has no room for them.
-func (s *series) Write(p []byte) (int, error) {
-	if err := s.check(); err != nil {
-		return 0, err
-	}
-	if s.size > 0 && s.size+int64(len(p)) > s.log.opts.MaxBytes {
-		if err := s.rotate(); err != nil {
-			return 0, err
-		}
-		if err := s.check(); err != nil {
-			return 0, err
-		}
-	}
-	return s.append(p)
-}
-
-// rotate renames every file to the next number, over the oldest one. It creates the new
+// shift renames every file to the next number, over the oldest one. It creates the new
 // current file first: a full disk must not cost the old entries.
-func (s *series) rotate() error {
+func (s *series) shift() error {
 	s.log.moving.Lock()
 	defer s.log.moving.Unlock()
 	fresh := s.file(0) + ".new"
@@ -150,7 +138,7 @@ func (l *Log) openFiles() (err error) {
 	for k, name := range [...]string{"log", "security"} {
 		s := &l.series[k]
 		s.log, s.name = l, name
-		s.path = s.file(0)
+		s.path, s.max, s.rotate = s.file(0), l.opts.MaxBytes, s.shift
 		s.open = func() (*os.File, error) { return os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600) }
 		if err := s.check(); err != nil {
 			return err

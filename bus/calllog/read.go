@@ -102,46 +102,46 @@ func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entrie
 		return nil, q.After, err
 	}
 	defer v.close()
-	after, skip := q.After, 0
+	after := q.After
 	if q.Last > 0 {
 		// Numbers have few gaps, so the search for the last entries widens step by step.
 		for span := uint64(q.Last); ; span *= 8 {
-			after = q.After
+			from := q.After
 			if span < last-q.After {
-				after = last - span
+				from = last - span
 			}
-			n := 0
-			err := v.each(ctx, after, last, func(_ uint64, text []byte) bool {
+			var found []uint64
+			err := v.each(ctx, from, last, func(seq uint64, text []byte) bool {
 				if m.matches(text) {
-					n++
+					found = append(found, seq)
 				}
 				return true
 			})
 			if err != nil {
 				return nil, q.After, err
 			}
-			if n >= q.Last || after == q.After {
-				skip = max(0, n-q.Last)
-				break
+			if n := len(found); n >= q.Last {
+				after = found[n-q.Last] - 1
+			} else if from > q.After {
+				continue
 			}
+			break
 		}
 	}
 	next = last
 	room, before := MaxRead, after
 	err = v.each(ctx, after, last, func(seq uint64, text []byte) bool {
 		if m.matches(text) {
-			if skip--; skip < 0 {
-				if len(entries) == MaxEntries || len(entries) > 0 && len(text) > room {
-					next = before
-					return false
-				}
-				var e bus.LogEntry
-				if json.Unmarshal(text, &e) == nil {
-					entries = append(entries, e)
-					room -= len(text)
-				} else {
-					v.damaged = true
-				}
+			if len(entries) == MaxEntries || len(entries) > 0 && len(text) > room {
+				next = before
+				return false
+			}
+			var e bus.LogEntry
+			if json.Unmarshal(text, &e) == nil {
+				entries = append(entries, e)
+				room -= len(text)
+			} else {
+				v.damaged = true
 			}
 		}
 		before = seq
@@ -246,7 +246,10 @@ func (v *view) seek(series int, after uint64) *cursor {
 	files := v.files[series]
 	for k := len(files) - 1; k >= 0; k-- {
 		for back := int64(4 * maxLine); ; back *= 8 {
-			from := max(0, sizeOf(files[k])-back)
+			from := int64(0)
+			if st, err := files[k].Stat(); err == nil {
+				from = max(0, st.Size()-back)
+			}
 			c.start(files[k:], from)
 			if from > 0 {
 				c.r.ReadSlice('\n') // the rest of a line
@@ -293,14 +296,6 @@ func (c *cursor) next() bool {
 		c.view.damaged = c.view.damaged || len(text) > 1
 	}
 	return false
-}
-
-func sizeOf(f *os.File) int64 {
-	st, err := f.Stat()
-	if err != nil {
-		return 0
-	}
-	return st.Size()
 }
 
 // seqOf returns the number at the start of a line, or 0.

@@ -48,7 +48,7 @@ type Manager struct {
 	arriving  []ID                   // posts under way, in order
 	held      map[string]bool        // functions whose first job waits for an older post
 	waiters   map[ID][]chan struct{} // closed when the job has ended
-	paused    bool
+	paused    bool                   // Close was called
 	started   bool
 	doubt     []*Job // jobs whose deletion was refused, and may be on disk all the same
 }
@@ -75,15 +75,11 @@ func Open(c Config) (*Manager, error) {
 // that has to recover.
 func (m *Manager) Start(h Host) error {
 	m.host = h
-	late := make(chan struct{}, 1)
-	begun := make(chan error, 1)
-	m.runs.Go(func() { begun <- m.begin(func() { late <- struct{}{} }) }) // ends with Close
-	select {
-	case err := <-begun:
-		return err
-	case <-late: // resume finds the jobs later
-		return nil
-	}
+	begun := make(chan error, 2)
+	m.runs.Go(func() { // ends with Close
+		begun <- m.begin(func() { begun <- nil }) // resume finds the jobs later
+	})
+	return <-begun
 }
 
 // begin notes interrupted attempts and has jobs taken; late is called if that has to wait
@@ -104,14 +100,11 @@ func (m *Manager) begin(late func()) error {
 	m.mu.Unlock()
 	m.runs.Go(m.schedule) // ends with Close
 	keys, err := m.readyLines()
-	if err != nil {
-		return err
-	}
 	m.addLines(keys)
-	return nil
+	return err
 }
 
-// addLines makes lines of the jobs that are ready on disk.
+// addLines makes lines of jobs that are ready on disk.
 func (m *Manager) addLines(keys []string) {
 	functions := map[string]bool{}
 	m.mu.Lock()
@@ -160,16 +153,11 @@ func (m *Manager) resume() {
 	m.poke()
 }
 
-// Pause has no further jobs taken.
-func (m *Manager) Pause() {
+// Close writes what is pending. The host must have returned or ended the jobs it took.
+func (m *Manager) Close() {
 	m.mu.Lock()
 	m.paused = true
 	m.mu.Unlock()
-}
-
-// Close writes what is pending. The host must have returned or ended the jobs it took.
-func (m *Manager) Close() {
-	m.Pause()
 	m.stop()
 	m.runs.Wait()
 	m.store.Close()

@@ -35,7 +35,6 @@ const (
 
 	DefaultMaxJobs  = store.DefaultMaxJobs
 	DefaultMaxSpool = store.DefaultMaxSpool
-	DefaultKeep     = store.DefaultKeep
 )
 
 var (

@@ -88,8 +88,12 @@ func (s *Store) take() error {
 		s.letGo()
 		return &StoreError{Err: fmt.Errorf("it has gone: %w", err)}
 	}
-	if s.lock != nil && sameFile(s.lock, filepath.Join(s.dir, lockName)) {
-		return nil
+	if s.lock != nil {
+		was, err := s.lock.Stat()
+		now, err2 := os.Lstat(s.lock.Name())
+		if err == nil && err2 == nil && os.SameFile(was, now) {
+			return nil
+		}
 	}
 	lock, err := lockDir(s.dir)
 	if err != nil {
@@ -117,13 +121,6 @@ func (s *Store) letGo() {
 	}
 }
 
-// sameFile reports whether a path still names an open file.
-func sameFile(f *os.File, path string) bool {
-	was, err := f.Stat()
-	now, err2 := os.Lstat(path)
-	return err == nil && err2 == nil && os.SameFile(was, now)
-}
-
 const (
 	lockWait  = 500 * time.Millisecond
 	lockPause = 20 * time.Millisecond
@@ -135,10 +132,12 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, Wrap(err)
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	for wait := lockWait; errors.Is(err, syscall.EWOULDBLOCK) && wait > 0; wait -= lockPause {
-		time.Sleep(lockPause) // a killed node may not have ended quite yet
+	for wait := lockWait; ; wait -= lockPause {
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || wait <= 0 {
+			break
+		}
+		time.Sleep(lockPause) // a killed node may not have ended quite yet
 	}
 	if err != nil {
 		f.Close()

@@ -23,14 +23,13 @@ const inlineSize = 32 << 10
 type Spool struct {
 	dir  string
 	Max  int64
-	used atomic.Int64 // bytes of payloads, in files and in the store
-	tmp  atomic.Uint64
+	used atomic.Int64                // bytes of payloads, in files and in the store
 	link func(old, new string) error // a test makes it fail
 	warn func(format string, args ...any)
 
-	mu     sync.Mutex          // protects the fields below
-	left   map[string]struct{} // names that could not be removed: the disk fails
-	failed string              // why the last file could not be written, "" if it could
+	mu     sync.Mutex // protects the fields below
+	left   []string   // names that could not be removed: the disk fails
+	failed string     // why the last file could not be written, "" if it could
 }
 
 const tmpPrefix = "tmp-"
@@ -80,40 +79,25 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 	}
 	p.Size += int64(len(b))
 	p.Sum = crc32.Update(p.Sum, castagnoli(), b)
-	if p.file == nil && p.Size <= inlineSize {
-		p.inline = append(p.inline, b...)
-		return len(b), nil
-	}
+	all := b
 	if p.file == nil {
-		if err := p.toFile(); err != nil {
-			return 0, err
+		if p.inline = append(p.inline, b...); p.Size <= inlineSize {
+			return len(b), nil
 		}
+		if p.file, err = os.CreateTemp(p.spool.dir, tmpPrefix); err != nil {
+			p.file = nil
+			return 0, p.spool.fails(err)
+		}
+		p.tmp, all, p.inline = p.file.Name(), p.inline, nil
 	}
-	return len(b), p.append(b)
+	if _, err := p.file.Write(all); err != nil {
+		return 0, p.spool.fails(err)
+	}
+	return len(b), nil
 }
 
 // Wanted returns how many bytes were written, or would have been.
 func (p *Draft) Wanted() int64 { return p.Size + p.short }
-
-func (p *Draft) toFile() error {
-	p.tmp = filepath.Join(p.spool.dir, fmt.Sprintf("%s%d-%d", tmpPrefix, os.Getpid(), p.spool.tmp.Add(1)))
-	f, err := os.OpenFile(p.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		p.tmp = ""
-		return p.spool.fails(err)
-	}
-	p.file = f
-	head := p.inline
-	p.inline = nil
-	return p.append(head)
-}
-
-func (p *Draft) append(b []byte) error {
-	if _, err := p.file.Write(b); err != nil {
-		return p.spool.fails(err)
-	}
-	return nil
-}
 
 // Keep syncs and names the file. The record that names it is written afterwards.
 func (p *Draft) Keep(id ID, part byte, attempt int) error {
@@ -127,7 +111,7 @@ func (p *Draft) Keep(id ID, part byte, attempt int) error {
 	}
 	if err == nil {
 		p.tmp, p.File = "", name
-		err = p.spool.sync()
+		err = syncDir(p.spool.dir)
 	}
 	if err != nil {
 		return p.spool.fails(err)
@@ -154,8 +138,6 @@ func (p *Draft) Drop() {
 	}
 }
 
-func (s *Spool) sync() error { return syncDir(s.dir) }
-
 // sumData computes a payload's Sum.
 func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }
 
@@ -166,7 +148,7 @@ func (s *Spool) Share(p Payload, id ID, part byte) (Payload, error) {
 	err := s.link(filepath.Join(s.dir, p.File), filepath.Join(s.dir, name))
 	switch {
 	case err == nil, errors.Is(err, os.ErrExist): // left by a commit that failed
-		err = s.sync()
+		err = syncDir(s.dir)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EMLINK): // the filesystem has no links, or too many
 		err = s.copy(p, id, part)
 	case errors.Is(err, os.ErrNotExist): // it was deleted: that is found when the job runs
@@ -206,10 +188,7 @@ func (s *Spool) Remove(names ...string) {
 			continue
 		}
 		s.mu.Lock()
-		if s.left == nil {
-			s.left = map[string]struct{}{}
-		}
-		s.left[name] = struct{}{}
+		s.left = append(s.left, name)
 		s.mu.Unlock()
 	}
 }
@@ -220,9 +199,7 @@ func (s *Spool) Sweep() {
 	left := s.left
 	s.left = nil
 	s.mu.Unlock()
-	for name := range left {
-		s.Remove(name)
-	}
+	s.Remove(left...)
 }
 
 // fails returns why a file could not be written, and warns unless the last one failed for

@@ -57,7 +57,7 @@ func (m *Manager) cancelQueued(id ID, must bool) error {
 	taken, err := m.endQueued(id, must, func(j *Job) {
 		j.State, j.Due = Cancelled, 0
 		j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
-		j.Finished = store.Millis(m.store.Clock.Wall())
+		j.Finished = m.store.Clock.Wall().UnixMilli()
 		j.Expires = m.store.Now() + int64(j.KeepTime())
 	})
 	if taken != nil && !must { // since

@@ -160,7 +160,7 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 		}
 		j.State = Dead
 	}
-	j.Finished = store.Millis(wall)
+	j.Finished = wall.UnixMilli()
 	if j.State != Dead {
 		j.Expires = now + int64(j.KeepTime())
 	}
@@ -199,10 +199,10 @@ func (e *ending) write(t *store.Tx) error {
 		now, wall := m.store.Now(), m.store.Clock.Wall()
 		e.o.apply(j, now, wall)
 		if unwanted && j.State == Delayed {
-			j.State, j.Due, j.Finished, j.Expires = Cancelled, 0, store.Millis(wall), now+int64(j.KeepTime())
+			j.State, j.Due, j.Finished, j.Expires = Cancelled, 0, wall.UnixMilli(), now+int64(j.KeepTime())
 		}
 		if e.o.started {
-			e.try.Ended, e.try.End = store.Millis(wall), e.o.end
+			e.try.Ended, e.try.End = wall.UnixMilli(), e.o.end
 			j.Note(e.try)
 		}
 		if e.o.out != nil {
@@ -271,7 +271,7 @@ func (m *Manager) postbacks(j *Job) (children []*Job) {
 			continue
 		}
 		children = append(children, &Job{
-			ID: m.store.NextID(), Function: name, State: Queued, Poster: j.Poster, Posted: store.Millis(m.store.Clock.Wall()),
+			ID: m.store.NextID(), Function: name, State: Queued, Poster: j.Poster, Posted: m.store.Clock.Wall().UnixMilli(),
 			Options: Options{Retries: j.Retries, Backoff: j.Backoff, Priority: j.Priority, Keep: j.Keep},
 			Origin:  &Origin{ID: j.ID.String(), Function: j.Function, Status: j.Last.Status, Attempts: j.Attempts},
 		})

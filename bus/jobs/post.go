@@ -63,7 +63,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	}
 	j := &Job{
 		ID: p.ID, Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
-		Kind: uint8(p.Kind), HasInput: p.HasInput, Posted: store.Millis(m.store.Clock.Wall()),
+		Kind: uint8(p.Kind), HasInput: p.HasInput, Posted: m.store.Clock.Wall().UnixMilli(),
 	}
 	if j.ID == (ID{}) {
 		j.ID = m.store.NextID()

@@ -195,10 +195,10 @@ func denied(why error) End {
 // the next moment forgets that this attempt was made, not that it has to be.
 func (m *Manager) Started(t *Taken, worker, call string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	t.started, t.worker, t.call = m.store.Clock.Wall(), worker, call
 	try := t.try()
-	o := &store.Op{Must: true, Run: func(x *store.Tx) error {
+	m.mu.Unlock()
+	m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error {
 		m.mu.Lock()
 		over := t.kept || m.active[t.ID] != t
 		m.mu.Unlock()
@@ -206,15 +206,12 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 			return nil
 		}
 		return store.Wrap(x.Running(t.ID, try))
-	}}
-	if !m.store.TrySubmit(o) {
-		m.runs.Go(func() { m.store.Submit(o) })
-	}
+	}})
 }
 
 // try is the attempt for the history.
 func (t *Taken) try() Try {
-	return Try{Attempt: t.Attempt, Started: store.Millis(t.started), Worker: t.worker, Call: t.call}
+	return Try{Attempt: t.Attempt, Started: t.started.UnixMilli(), Worker: t.worker, Call: t.call}
 }
 
 // Return gives a job back that was not run. No attempt is used. Busy: its worker was;

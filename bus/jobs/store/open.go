@@ -39,14 +39,13 @@ func Open(o Config) (*Store, error) {
 	}
 	s.settle(o.Dir)
 	err := s.reach()
-	var locked *LockedError
-	switch {
-	case err != nil && (!o.Patient || errors.As(err, &locked)):
+	if err != nil && (!o.Patient || errors.As(err, new(*LockedError))) {
 		if s.lock != nil {
 			s.lock.Close()
 		}
 		return nil, err
-	case err == nil:
+	}
+	if err == nil {
 		err = s.reserve.make()
 	}
 	if err != nil {

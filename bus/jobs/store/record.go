@@ -206,12 +206,6 @@ func unseal(bucket string, key, sealed []byte) (value []byte, ok bool) {
 	return value, binary.LittleEndian.Uint32(sealed) == sumOf(bucket, key, value)
 }
 
-// sealed reports whether the checksum of an entry is right.
-func sealed(bucket string, key, value []byte) bool {
-	_, ok := unseal(bucket, key, value)
-	return ok
-}
-
 func (j *Job) Encode() []byte {
 	data, err := json.Marshal(j)
 	if err != nil {
@@ -236,8 +230,6 @@ func DecodeJob(id ID, value []byte) (*Job, error) {
 
 func Seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-func Millis(t time.Time) int64 { return t.UnixMilli() }
-
 // DefaultKeep is how long results are kept.
 const DefaultKeep = 24 * time.Hour
 
@@ -251,10 +243,8 @@ func (j *Job) KeepTime() time.Duration {
 
 // Note adds an attempt to the history.
 func (j *Job) Note(t Try) {
-	if len(j.Tries) >= maxTries {
-		j.Tries = append(j.Tries[:0], j.Tries[len(j.Tries)-maxTries+1:]...)
-	}
 	j.Tries = append(j.Tries, t)
+	j.Tries = j.Tries[max(0, len(j.Tries)-maxTries):]
 }
 
 // Equal reports whether two records are the same.

@@ -65,7 +65,7 @@ func (w *salvage) run(to *bolt.DB, path string) error {
 	}
 	w.db, w.t = to, &Tx{b, w.Store}
 	defer func() { w.t.Rollback() }()
-	if err := errors.Join(w.t.found(), w.t.Put(BucketMeta, []byte("loss"), strconv.AppendInt(nil, Millis(w.Clock.Wall()), 10))); err != nil {
+	if err := errors.Join(w.t.found(), w.t.Put(BucketMeta, []byte("loss"), strconv.AppendInt(nil, w.Clock.Wall().UnixMilli(), 10))); err != nil {
 		return err
 	}
 	readPages(path, func(p *pages) {

@@ -166,23 +166,6 @@ func (s *Store) Submit(o *Op) {
 	}
 }
 
-// TrySubmit is Submit without waiting; false: there is no room.
-func (s *Store) TrySubmit(o *Op) bool {
-	if !s.gate.TryRLock() {
-		return false
-	}
-	defer s.gate.RUnlock()
-	if s.shut {
-		return false
-	}
-	select {
-	case s.ops <- o:
-		return true
-	default:
-		return false
-	}
-}
-
 // Apply makes a change and waits for it.
 func (s *Store) Apply(must bool, run func(t *Tx) error) error {
 	result := make(chan error, 1)

@@ -4,6 +4,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -168,8 +169,10 @@ func (m *Manager) schedule() {
 	m.redate() // the date may have been set while no node ran
 	offset := m.store.Time().Offset()
 	for {
-		next := m.due()
-		m.expire()
+		due, expired, next := m.timed()
+		if err := cmp.Or(m.queue(due), m.expire(expired)); err != nil {
+			next = maxPause
+		}
 		was := offset
 		if offset = m.store.Time().Offset(); time.Duration(offset-was).Abs() > time.Second {
 			m.redate()

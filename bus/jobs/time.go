@@ -13,41 +13,51 @@ import (
 // maxTick bounds how many jobs schedule changes in one commit.
 const maxTick = 2000
 
-// due queues delayed jobs whose time has come, and returns when to look again.
-func (m *Manager) due() (next time.Duration) {
-	var ids []ID
-	next = maxPause
+// timed returns the delayed jobs whose time has come, the results that have expired, and
+// when to look again.
+func (m *Manager) timed() (due, expired []ID, next time.Duration) {
 	m.idle.Store(true) // before it looks: a job that is added then wakes it
-	if m.nothingTimed() {
-		return idlePause
-	}
-	m.idle.Store(false)
+	next = idlePause
 	now := m.store.Now()
 	err := m.store.View(func(t *store.Tx) error {
-		c := t.Bucket([]byte(store.BucketDue)).Cursor()
-		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			if at := store.KeyTime(k); at > now || len(ids) >= maxTick {
-				next = min(maxPause, max(0, time.Duration(at-now)))
-				break
+		for bucket, ids := range map[string]*[]ID{store.BucketDue: &due, store.BucketEnd: &expired} {
+			c := t.Bucket([]byte(bucket)).Cursor()
+			for k, _ := c.First(); k != nil; k, _ = c.Next() {
+				next = min(next, maxPause)
+				if wait := time.Duration(store.KeyTime(k) - now); wait > 0 || len(*ids) == maxTick {
+					if bucket == store.BucketDue || wait <= 0 { // results may go a little later
+						next = min(next, max(0, wait))
+					}
+					break
+				}
+				*ids = append(*ids, store.KeyID(k))
 			}
-			ids = append(ids, store.KeyID(k))
 		}
 		return nil
 	})
-	if err != nil || len(ids) == 0 {
-		return next
+	if err != nil {
+		next = maxPause
+	}
+	if next < idlePause {
+		m.idle.Store(false)
+	}
+	return due, expired, next
+}
+
+// queue queues delayed jobs whose time has come.
+func (m *Manager) queue(ids []ID) error {
+	if len(ids) == 0 {
+		return nil
 	}
 	var ready []*Job
-	err = m.store.Apply(false, func(t *store.Tx) error {
+	err := m.store.Apply(false, func(t *store.Tx) error {
 		ready = nil
 		return eachDelayed(t, ids, func(j *Job) {
 			if j.Due > m.store.Now() {
 				return
 			}
-			if dated(j) { // or the clock was set back
+			if j.Due = 0; dated(j) { // the clock may have been set back
 				j.Due = j.Options.DueAt(m.store.Time())
-			} else {
-				j.Due = 0
 			}
 			if j.Due == 0 {
 				j.State = Queued
@@ -55,13 +65,12 @@ func (m *Manager) due() (next time.Duration) {
 			}
 		})
 	})
-	if err != nil {
-		return maxPause
+	if err == nil {
+		for _, j := range ready {
+			m.ready(j)
+		}
 	}
-	for _, j := range ready {
-		m.ready(j)
-	}
-	return next
+	return err
 }
 
 // eachDelayed changes those of some jobs that are delayed. A damaged one is reported when
@@ -75,17 +84,6 @@ func eachDelayed(t *store.Tx, ids []ID, change func(j *Job)) error {
 		}
 	}
 	return nil
-}
-
-// nothingTimed reports that no job is delayed and no result can expire.
-func (m *Manager) nothingTimed() (none bool) {
-	m.store.View(func(t *store.Tx) error {
-		due, _ := t.Bucket([]byte(store.BucketDue)).Cursor().First()
-		end, _ := t.Bucket([]byte(store.BucketEnd)).Cursor().First()
-		none = due == nil && end == nil
-		return nil
-	})
-	return none
 }
 
 // dated reports whether a job is delayed until a date.
@@ -113,23 +111,10 @@ func (m *Manager) redate() {
 }
 
 // expire deletes expired results.
-func (m *Manager) expire() {
-	var ids []ID
+func (m *Manager) expire(ids []ID) error {
 	now := m.store.Now()
-	err := m.store.View(func(t *store.Tx) error {
-		c := t.Bucket([]byte(store.BucketEnd)).Cursor()
-		for k, _ := c.First(); k != nil && store.KeyTime(k) <= now && len(ids) < maxTick; k, _ = c.Next() {
-			ids = append(ids, store.KeyID(k))
-		}
-		return nil
-	})
-	if err != nil || len(ids) == 0 {
-		return
-	}
-	m.remove(ids, func(j *Job) bool { return j.State.Finished() && j.State != Dead && j.Expires <= now })
-	if len(ids) == maxTick {
-		m.poke()
-	}
+	_, err := m.remove(ids, func(j *Job) bool { return j.State.Finished() && j.State != Dead && j.Expires <= now })
+	return err
 }
 
 // remove deletes those of some jobs that fit, and counts them. On a full disk it deletes

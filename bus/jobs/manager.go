@@ -51,7 +51,7 @@ type Manager struct {
 	waiters   map[ID][]chan struct{} // closed when the job has ended
 	paused    bool                   // Close was called
 	started   bool
-	doubt     []*Job // jobs whose deletion was refused, and may be on disk all the same
+	doubt     map[ID]*Job // jobs whose deletion was refused, and may be on disk all the same
 }
 
 // Open opens the store; nothing runs before Start.
@@ -62,7 +62,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
-		functions: map[string]map[string]*line{}, active: map[ID]*Taken{}, held: map[string]bool{}, waiters: map[ID][]chan struct{}{},
+		functions: map[string]map[string]*line{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan struct{}{},
 	}
 	if m.warn == nil {
 		m.warn = func(string, ...any) {}
@@ -137,7 +137,7 @@ func (m *Manager) resume() {
 	}
 	waiting := slices.Collect(maps.Keys(m.waiters))
 	doubt := m.doubt
-	m.doubt = nil
+	m.doubt = map[ID]*Job{}
 	m.mu.Unlock()
 	for _, j := range doubt {
 		var there bool

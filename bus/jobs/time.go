@@ -1,10 +1,8 @@
 package jobs
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
-	"slices"
 	"time"
 
 	"fbus/bus/jobs/store"
@@ -140,22 +138,24 @@ func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error
 
 // removeAtOnce is remove in one commit.
 func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
-	var gone []*Job
+	gone := map[ID]*Job{} // also by a commit that failed, and may be on disk all the same
 	result := make(chan error, 1)
 	m.store.Submit(&store.Op{Frees: true, Done: func(err error) { m.removed(gone, err); result <- err }, Run: func(t *store.Tx) error {
-		before := gone // by a commit that failed, and may be on disk all the same
-		gone = nil
 		for _, id := range ids {
-			j, err := t.Job(id)
-			if err == nil && j == nil {
-				j = cmp.Or(jobOf(before, id), m.doubtful(id))
-			} else if err != nil || !fits(j) {
-				j = nil
-			} else if err := t.Remove(j); err != nil {
-				return store.Wrap(err)
-			}
-			if j != nil {
-				gone = append(gone, j)
+			switch j, err := t.Job(id); {
+			case err == nil && j == nil:
+				m.mu.Lock()
+				if j = m.doubt[id]; j != nil {
+					gone[id] = j
+				}
+				m.mu.Unlock()
+			case err != nil || !fits(j):
+				delete(gone, id)
+			default:
+				if err := t.Remove(j); err != nil {
+					return store.Wrap(err)
+				}
+				gone[id] = j
 			}
 		}
 		return nil
@@ -168,25 +168,19 @@ func (m *Manager) removeAtOnce(ids []ID, fits func(j *Job) bool) (int, error) {
 
 // removed takes the result of a deletion. The writer calls it, as it calls resume, so each
 // job is counted once.
-func (m *Manager) removed(list []*Job, err error) {
+func (m *Manager) removed(gone map[ID]*Job, err error) {
 	m.mu.Lock()
-	m.doubt = slices.DeleteFunc(m.doubt, func(j *Job) bool { return jobOf(list, j.ID) != nil })
-	if err != nil {
-		m.doubt = append(m.doubt, list...)
+	for id, j := range gone {
+		if delete(m.doubt, id); err != nil {
+			m.doubt[id] = j
+		}
 	}
 	m.mu.Unlock()
 	if err == nil {
-		for _, j := range list {
+		for _, j := range gone {
 			m.gone(j)
 		}
 	}
-}
-
-// doubtful returns a job whose deletion was refused, or nil.
-func (m *Manager) doubtful(id ID) *Job {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return jobOf(m.doubt, id)
 }
 
 // gone updates counters and files after a job was deleted.
@@ -202,14 +196,6 @@ func (m *Manager) gone(j *Job) {
 	m.store.Spool.Release(j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
 	m.finished(j.ID)
-}
-
-// jobOf finds a job in a list.
-func jobOf(list []*Job, id ID) *Job {
-	if i := slices.IndexFunc(list, func(j *Job) bool { return j.ID == id }); i >= 0 {
-		return list[i]
-	}
-	return nil
 }
 
 // interrupted notes the attempts that ran when the last node ended. They do not count

@@ -13,7 +13,14 @@ func (inv *Invocation) Words() ([]string, error) {
 	case args.KindRaw:
 		return nil, nil
 	case args.KindList:
-		return args.Words(inv.Args)
+		r := args.Reader{B: inv.Args}
+		r.Left = r.ArrayLen()
+		var list []string
+		for r.Err == nil && r.Left > 0 {
+			list = append(list, string(r.Bytes(len(inv.Args))))
+		}
+		r.Skip() // there is nothing more
+		return list, r.Err
 	case args.KindJSON:
 		var list []string
 		if err := json.Unmarshal(inv.Args, &list); err != nil {

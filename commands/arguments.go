@@ -125,13 +125,14 @@ func (o *callArguments) arguments() (args.Args, error) {
 	}
 	doc, from := []byte(o.data), "-d"
 	if path, ok := strings.CutPrefix(o.data, "@"); ok {
-		var err error
-		if path == "-" {
-			from = "stdin"
-			doc, err = io.ReadAll(io.LimitReader(os.Stdin, wire.MaxArgs+1))
-		} else {
+		f, err := os.Stdin, error(nil)
+		if from = "stdin"; path != "-" {
 			from = path
-			doc, err = readLimited(path)
+			f, err = os.Open(path)
+			defer f.Close()
+		}
+		if err == nil {
+			doc, err = io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 		}
 		if err != nil {
 			return args.Args{}, usage("data: %v", args.PathReason(err))
@@ -149,13 +150,4 @@ func (o *callArguments) arguments() (args.Args, error) {
 		return args.Args{}, f
 	}
 	return args.JSON(doc), nil
-}
-
-func readLimited(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 }

@@ -143,7 +143,7 @@ func (o *mapOptions) check() error {
 	if err := o.items.Check(o.operands); err != nil {
 		return err
 	}
-	t := fanout.ParseTemplate(o.output)
+	t := fanout.Template(o.output)
 	switch {
 	case !args.ValidName(o.name):
 		return usage("invalid function name %q", o.name)
@@ -185,7 +185,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	}
 	var names *fanout.Names
 	if o.output != "" {
-		names = fanout.NewNames(fanout.ParseTemplate(o.output))
+		names = fanout.NewNames(fanout.Template(o.output))
 	}
 	var log *fanout.Log
 	if o.joblog != "" {

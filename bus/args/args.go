@@ -65,10 +65,6 @@ func JSON(doc []byte) Args {
 	return Args{kind: KindJSON, data: doc}
 }
 
-// RawArgs makes arguments of data in the form of the wire, such as that of a call that
-// was received.
-func RawArgs(kind Kind, data []byte) Args { return Args{kind: kind, data: data} }
-
 // Kind is the form of a call's arguments (PROTOCOL.md, section 6).
 type Kind uint8
 
@@ -103,17 +99,4 @@ func appendMapHeader(dst []byte, n int) []byte {
 		return append(dst, msgpcode.Map16, byte(n>>8), byte(n))
 	}
 	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Map32), uint32(n))
-}
-
-func Words(data []byte) ([]string, error) {
-	r := Reader{B: data}
-	r.Left = r.ArrayLen()
-	var list []string
-	for r.Err == nil && r.Left > 0 {
-		list = append(list, string(r.Bytes(len(data))))
-	}
-	if r.Err == nil && len(r.B) > 0 {
-		r.Fail("%d bytes after the last element", len(r.B))
-	}
-	return list, r.Err
 }

@@ -31,24 +31,24 @@ func packValue(enc *msgpack.Encoder, v any) {
 }
 
 func list(t testing.TB, values ...any) Args {
-	return RawArgs(KindList, pack(t, func(enc *msgpack.Encoder) {
+	return Args{KindList, pack(t, func(enc *msgpack.Encoder) {
 		enc.EncodeArrayLen(len(values))
 		for _, v := range values {
 			packValue(enc, v)
 		}
-	}))
+	})}
 }
 
 func fields(t testing.TB, pairs ...any) Args {
-	return RawArgs(KindMap, pack(t, func(enc *msgpack.Encoder) {
+	return Args{KindMap, pack(t, func(enc *msgpack.Encoder) {
 		enc.EncodeMapLen(len(pairs) / 2)
 		for _, v := range pairs {
 			packValue(enc, v)
 		}
-	}))
+	})}
 }
 
-func document(text string) Args { return RawArgs(KindJSON, []byte(text)) }
+func document(text string) Args { return Args{KindJSON, []byte(text)} }
 
 func encode(a Args, e Encoding) ([]byte, error) {
 	v, err := Decode(a.kind, a.data)

@@ -173,12 +173,7 @@ func orColon(worker string) string {
 	if worker == "" {
 		return ":"
 	}
-	return strings.Map(func(r rune) rune {
-		if r == '\t' || r == '\n' {
-			return ' '
-		}
-		return r
-	}, worker)
+	return strings.NewReplacer("\t", " ", "\n", " ").Replace(worker)
 }
 
 // Flush writes the outcomes that were added.

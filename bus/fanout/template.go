@@ -15,50 +15,33 @@ import (
 
 // Template names a file after an item, with the replacement strings of GNU parallel: {}
 // the item, {.} without its extension, {/} its base name, {//} its directory, {/.} its
-// base name without extension, {#} the number of the call.
-type Template []namePart
-
-// namePart is text, or, if verb is set, a replacement.
-type namePart struct {
-	text string
-	verb string
-}
+// base name without extension, {#} the number of the call. Any text is a template.
+type Template string
 
 // Replacements are the replacement strings of a [Template].
 var Replacements = []string{"{}", "{.}", "{/}", "{//}", "{/.}", "{#}"}
 
-// ParseTemplate reads a template, which may be any text.
-func ParseTemplate(s string) Template {
-	var t Template
-	text := 0
-	for i := 0; i < len(s); {
-		j := slices.IndexFunc(Replacements, func(r string) bool { return strings.HasPrefix(s[i:], r) })
-		if j < 0 {
-			i++
-			continue
-		}
-		if i > text {
-			t = append(t, namePart{text: s[text:i]})
-		}
-		t = append(t, namePart{verb: Replacements[j]})
-		i += len(Replacements[j])
-		text = i
+// expand replaces each replacement string by the value in its place.
+func (t Template) expand(values ...string) string {
+	var pairs []string
+	for i, r := range Replacements {
+		pairs = append(pairs, r, values[i])
 	}
-	if text < len(s) {
-		t = append(t, namePart{text: s[text:]})
-	}
-	return t
+	return strings.NewReplacer(pairs...).Replace(string(t))
+}
+
+// texts returns the text between the replacement strings.
+func (t Template) texts() []string {
+	return strings.Split(t.expand("\x00", "\x00", "\x00", "\x00", "\x00", "\x00"), "\x00")
 }
 
 // Varies reports whether the name depends on the item.
-func (t Template) Varies() bool {
-	return slices.ContainsFunc(t, func(p namePart) bool { return p.verb != "" })
-}
+func (t Template) Varies() bool { return len(t.texts()) > 1 }
 
 // Unknown returns a replacement string of GNU parallel that templates lack, or "".
 func (t Template) Unknown() string {
-	for _, p := range t {
-		for s := p.text; ; s = s[1:] {
+	for _, s := range t.texts() {
+		for ; ; s = s[1:] {
 			i := strings.IndexByte(s, '{')
 			if i < 0 {
 				break
@@ -75,28 +58,22 @@ func (t Template) Unknown() string {
 // holds reports whether a name is in the directory that the template begins with, if
 // there is one: an item may come from anywhere, and its ".." must not lead elsewhere.
 func (t Template) holds(name string) bool {
-	if t[0].verb != "" {
+	first := t.texts()[0]
+	if first == "" {
 		return true
 	}
-	slash := strings.LastIndexByte(t[0].text, '/')
+	slash := strings.LastIndexByte(first, '/')
 	if slash < 0 {
 		return !slices.Contains(strings.Split(name, "/"), "..")
 	}
-	rel, err := filepath.Rel(filepath.Clean(t[0].text[:slash+1]), filepath.Clean(name))
+	rel, err := filepath.Rel(filepath.Clean(first[:slash+1]), filepath.Clean(name))
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // name returns the file's name for an item.
 func (t Template) name(item string, seq int) (string, error) {
-	var b strings.Builder
-	for _, p := range t {
-		if p.verb == "" {
-			b.WriteString(p.text)
-			continue
-		}
-		b.WriteString(replace(p.verb, item, seq))
-	}
-	name := b.String()
+	base := item[strings.LastIndexByte(item, '/')+1:]
+	name := t.expand(item, withoutExtension(item), base, filepath.Dir(item), withoutExtension(base), strconv.Itoa(seq))
 	switch {
 	case !t.holds(name):
 		return "", args.Errorf(args.CodeBadInput, "the output would leave the directory of -o: %s", args.Shorten(name))
@@ -106,22 +83,6 @@ func (t Template) name(item string, seq int) (string, error) {
 		return "", args.Errorf(args.CodeBadInput, "the item makes no name for its output: %q", args.Shorten(item))
 	}
 	return filepath.Clean(name), nil
-}
-
-func replace(verb, item string, seq int) string {
-	switch verb {
-	case "{.}":
-		return withoutExtension(item)
-	case "{/}":
-		return item[strings.LastIndexByte(item, '/')+1:]
-	case "{//}":
-		return filepath.Dir(item)
-	case "{/.}":
-		return withoutExtension(item[strings.LastIndexByte(item, '/')+1:])
-	case "{#}":
-		return strconv.Itoa(seq)
-	}
-	return item
 }
 
 // withoutExtension cuts the last element at its last dot, as GNU parallel does even if

@@ -45,6 +45,7 @@ type Worker struct {
 	drained bool       // nothing is offered any more
 	served  []*served
 	leaving []*served // replaced or removed, with calls that have not returned
+	held    map[held]int
 }
 
 // Start connects and makes all offers. An error is final.

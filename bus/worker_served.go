@@ -13,42 +13,33 @@ type served struct {
 
 	offer    Offer
 	offering *Offering // on the current connection
-	gone     bool      // replaced or removed
 	calls    tally     // of its handler, that have not returned
-	held     *held
 }
 
-// held counts the calls of a name that have not returned, by connection:
-// those of a lost one still take slots, even if another function has the name now.
-type held map[*Client]int
-
-func (h held) all() int {
-	n := 0
-	for _, k := range h {
-		n += k
-	}
-	return n
+// held is a name and a connection over which calls of it came that have not returned.
+// Those of a lost one still take slots, even if another function has the name now.
+type held struct {
+	name   string
+	client *Client
 }
 
 // slots returns how many may be offered over c: all but those that calls of earlier
 // connections hold. The worker's mu is held.
-func (s *served) slots(c *Client) int { return s.offer.Slots - s.held.all() + (*s.held)[c] }
+func (s *served) slots(c *Client) int {
+	n := s.offer.Slots
+	for h, calls := range s.worker.held {
+		if h.name == s.offer.Name && h.client != c {
+			n -= calls
+		}
+	}
+	return n
+}
 
 // Add adds a function, before Start.
 func (w *Worker) Add(o Offer, h Handler) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.served = append(w.served, &served{worker: w, handler: h, offer: o, held: w.heldOf(o.Name)})
-}
-
-// heldOf finds the count of a name. The worker's mu is held.
-func (w *Worker) heldOf(name string) *held {
-	for _, s := range w.all() {
-		if s.offer.Name == name {
-			return s.held
-		}
-	}
-	return &held{}
+	w.served = append(w.served, &served{worker: w, handler: h, offer: o})
 }
 
 // A Retired function is offered no more; calls that it has begun may still run.
@@ -77,7 +68,7 @@ func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) 
 	w.change.Lock()
 	defer w.change.Unlock()
 	w.mu.Lock()
-	s := &served{worker: w, handler: h, offer: o, held: w.heldOf(o.Name)}
+	s := &served{worker: w, handler: h, offer: o}
 	old := w.swap(o.Name, s)
 	c := w.client
 	w.mu.Unlock()
@@ -89,9 +80,6 @@ func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) 
 	defer w.mu.Unlock()
 	if err != nil && w.client == c && c.Err() == nil {
 		w.swap(o.Name, old)
-		if old != nil {
-			old.gone = false
-		}
 		return w.retire(s), err
 	}
 	if old == nil {
@@ -106,7 +94,6 @@ func (w *Worker) swap(name string, s *served) (old *served) {
 	i := slices.IndexFunc(w.served, func(s *served) bool { return s.offer.Name == name })
 	if i >= 0 {
 		old = w.served[i]
-		old.gone = true
 		w.served = slices.Delete(slices.Clone(w.served), i, i+1)
 	}
 	if s != nil {
@@ -168,7 +155,7 @@ func (s *served) announce(ctx context.Context, c *Client) error {
 func (s *served) announceNow(ctx context.Context, c *Client) error {
 	w := s.worker
 	w.mu.Lock()
-	o, off, stale := s.offer, s.offering, w.client != c || w.drained || s.gone
+	o, off, stale := s.offer, s.offering, w.client != c || w.drained || !slices.Contains(w.served, s)
 	o.Slots = s.slots(c)
 	w.mu.Unlock()
 	switch {
@@ -199,7 +186,10 @@ func (s *served) serve(ctx context.Context, inv *Invocation) Result {
 		return Fail(ErrCancelled)
 	}
 	s.calls.n++
-	(*s.held)[inv.client]++
+	if w.held == nil {
+		w.held = map[held]int{}
+	}
+	w.held[held{s.offer.Name, inv.client}]++
 	w.mu.Unlock()
 	defer s.returned(inv.client)
 	return s.handler(ctx, inv)
@@ -211,15 +201,19 @@ func (s *served) returned(from *Client) {
 	w := s.worker
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if (*s.held)[from]--; (*s.held)[from] == 0 {
-		delete(*s.held, from)
-	}
 	s.calls.done()
-	if w.client == nil || w.client == from {
+	h := held{s.offer.Name, from}
+	if w.held[h]--; w.client == from {
+		return
+	}
+	if w.held[h] == 0 {
+		delete(w.held, h)
+	}
+	if w.client == nil {
 		return
 	}
 	for _, now := range w.served {
-		if now.held == s.held {
+		if now.offer.Name == s.offer.Name {
 			go now.announce(context.Background(), w.client) // ends with one exchange
 		}
 	}
@@ -230,9 +224,9 @@ func (s *served) withdraw(ctx context.Context) {
 	s.worker.change.Lock()
 	defer s.worker.change.Unlock()
 	s.worker.mu.Lock()
-	off, gone := s.offering, s.gone
+	off, there := s.offering, slices.Contains(s.worker.served, s)
 	s.worker.mu.Unlock()
-	if off != nil && !gone {
+	if off != nil && there {
 		off.SetSlots(ctx, 0)
 	}
 }

@@ -200,26 +200,18 @@ func (f *Function) Run(ctx context.Context, c *Call) Result {
 	return r.do(ctx)
 }
 
-// admit counts a call, unless the function is closed.
-func (f *Function) admit() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return false
-	}
-	f.ends.Add(1)
-	return true
-}
-
+// enter counts a call, unless the function is closed. r is nil if a resident serves it.
 func (f *Function) enter(r *run) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
 		return false
 	}
-	f.running[r] = struct{}{}
 	f.ends.Add(1)
-	r.node = f.nodeFor(f.node)
+	if r != nil {
+		f.running[r] = struct{}{}
+		r.node = f.nodeFor(f.node)
+	}
 	return true
 }
 

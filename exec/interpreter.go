@@ -23,27 +23,16 @@ var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|
 // every place in them is code.
 func joining(name string) bool { return name == "eval" || name == "ssh" }
 
-// codeArgument distinguishes the use of a command that takes code as its first argument
-// from its other uses: the options in values have a value of their own; those
-// in instead name the code, so that no argument does.
-type codeArgument struct{ values, instead []string }
-
-func scripted(name string) (c codeArgument, ok bool) {
-	switch name {
-	case "awk":
-		return codeArgument{[]string{"-F", "-v"}, []string{"-f", "-e"}}, true
-	case "gawk":
-		return codeArgument{[]string{"-F", "-v", "-i", "-l"}, []string{"-f", "-e"}}, true
-	case "mawk":
-		return codeArgument{[]string{"-F", "-v", "-W"}, []string{"-f", "-e"}}, true
-	case "nawk":
-		return codeArgument{[]string{"-F", "-v"}, []string{"-f"}}, true
-	case "sed":
-		return codeArgument{[]string{"-l"}, []string{"-f", "-e"}}, true
-	case "jq":
-		return codeArgument{[]string{"--indent", "-L"}, []string{"-f", "--from-file"}}, true
-	}
-	return codeArgument{}, false
+// scripted lists the commands that take code as their first argument: the options in
+// values have a value of their own; those in instead name the code, so that no argument
+// does.
+var scripted = [...]struct{ name, values, instead string }{
+	{"awk", "-F -v", "-f -e"},
+	{"gawk", "-F -v -i -l", "-f -e"},
+	{"mawk", "-F -v -W", "-f -e"},
+	{"nawk", "-F -v", "-f"},
+	{"sed", "-l", "-f -e"},
+	{"jq", "--indent -L", "-f --from-file"},
 }
 
 var (
@@ -63,9 +52,11 @@ func codeWords(argv []string) map[int]bool {
 		if code == nil {
 			code = make(map[int]bool)
 		}
-		switch opts, ok := scripted(name); {
-		case ok:
-			markScript(code, argv, i+1, name == "jq", opts.values, opts.instead)
+		script := slices.IndexFunc(scripted[:], func(c struct{ name, values, instead string }) bool { return c.name == name })
+		switch {
+		case script >= 0:
+			c := scripted[script]
+			markScript(code, argv, i+1, name == "jq", strings.Fields(c.values), strings.Fields(c.instead))
 		case joining(name):
 			for j := i + 1; j < len(argv); j++ {
 				code[j] = true

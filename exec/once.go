@@ -326,22 +326,29 @@ func (f *Function) failed(errno syscall.Errno) *args.Error {
 // whyEnded describes the end of a process that held no call, with the last line
 // of its output.
 func (f *Function) whyEnded(end *keeper.End, last string) string {
+	if end.Errno != 0 {
+		return f.failed(end.Errno).Message
+	}
+	why := f.describe(end, "")
+	if last != "" {
+		why += ": " + last
+	}
+	return why
+}
+
+// describe describes the end of a process. when follows how the program ended.
+func (f *Function) describe(end *keeper.End, when string) string {
 	var why string
 	switch {
-	case end.Errno != 0:
-		return f.failed(end.Errno).Message
 	case !end.Exited:
 		why = "the program's keeper was killed"
-	case !end.Status.Signaled():
-		why = fmt.Sprintf("the program exited with status %d", end.Status.ExitStatus())
+	case end.Status.Signaled():
+		why = "the program was ended by " + signalName(end.Status.Signal()) + when
 	default:
-		why = "the program was ended by " + signalName(end.Status.Signal())
+		why = fmt.Sprintf("the program exited with status %d", end.Status.ExitStatus()) + when
 	}
 	if end.OutOfMemory {
 		why += ", " + f.outOfMemory()
-	}
-	if last != "" {
-		why += ": " + last
 	}
 	return why
 }

@@ -2,11 +2,9 @@ package exec
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -488,19 +486,9 @@ func (p *resident) lost(x *exchange, half []byte, passed bool) (res Result, agai
 	case p.end.Errno != 0:
 		return failure(f.failed(p.end.Errno)), false
 	}
-	status, msg := p.end.Status, ""
-	switch {
-	case !p.end.Exited:
-		msg = "the program's keeper was killed"
-	case stopped > 0 && p.end.Asked:
+	msg := f.describe(&p.end, " before it answered")
+	if p.end.Exited && stopped > 0 && p.end.Asked {
 		msg = "the program closed its output before it answered"
-	case status.Signaled():
-		msg = fmt.Sprintf("the program was ended by %s before it answered", signalName(status.Signal()))
-	default:
-		msg = fmt.Sprintf("the program exited with status %d before it answered", status.ExitStatus())
-	}
-	if p.end.OutOfMemory {
-		msg += ", " + f.outOfMemory()
 	}
 	if len(half) > 0 {
 		msg += "; it left half a line: " + quote(half)
@@ -521,12 +509,7 @@ func blame(why ending) string {
 }
 
 // quote shows what a program wrote, shortened.
-func quote(b []byte) string {
-	if len(b) > longestQuoted {
-		return strconv.Quote(string(b[:longestQuoted])) + "…"
-	}
-	return strconv.Quote(string(b))
-}
+func quote(b []byte) string { return args.AbbreviateTo(b, longestQuoted) }
 
 // untilFinished reads a stream to its end, or after finish until it is empty.
 type untilFinished struct{ s *stream }

@@ -106,7 +106,7 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 		}
 		return failure(err)
 	}
-	if !s.f.admit() {
+	if !s.f.enter(nil) {
 		return notOffered()
 	}
 	defer s.f.ends.Done()

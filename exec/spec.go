@@ -182,20 +182,15 @@ func checkModes(spec *Spec) error {
 
 // checkNotResident refuses options that would have no effect.
 func checkNotResident(spec *Spec) error {
-	option := ""
-	switch {
-	case spec.Pipeline != 0:
-		option = "pipeline"
-	case spec.ReplyFD != 0:
-		option = "reply-fd"
-	case spec.MaxCalls != 0:
-		option = "max-calls"
-	case spec.MaxIdle != 0:
-		option = "max-idle"
-	default:
-		return nil
+	for _, option := range []struct {
+		name string
+		set  bool
+	}{{"pipeline", spec.Pipeline != 0}, {"reply-fd", spec.ReplyFD != 0}, {"max-calls", spec.MaxCalls != 0}, {"max-idle", spec.MaxIdle != 0}} {
+		if option.set {
+			return usage("add `resident lines` or `resident json`", "`%s` is about resident programs", option.name)
+		}
 	}
-	return usage("add `resident lines` or `resident json`", "`%s` is about resident programs", option)
+	return nil
 }
 
 func checkResident(spec *Spec) error {

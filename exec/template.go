@@ -34,7 +34,8 @@ const (
 
 type part struct {
 	kind   partKind
-	text   string // literal text, or the field's name
+	text   string // as it stands in the command line
+	field  string // the field's name
 	number int
 }
 
@@ -87,9 +88,7 @@ func (t *template) note(w word) {
 		case partNumber:
 			t.numbers = max(t.numbers, p.number)
 		case partField:
-			if !slices.Contains(t.fields, p.text) {
-				t.fields = append(t.fields, p.text)
-			}
+			t.fields = append(t.fields, p.field)
 		}
 		t.dynamic = true
 	}
@@ -98,33 +97,19 @@ func (t *template) note(w word) {
 // uses lists the placeholders, for people.
 func (t template) uses() string {
 	var list []string
-	for _, w := range t.words {
-		for _, p := range w {
-			if s := p.String(); p.kind != partText && !slices.Contains(list, s) {
-				list = append(list, s)
-			}
+	for _, p := range slices.Concat(t.words...) {
+		if p.kind != partText && !slices.Contains(list, p.text) {
+			list = append(list, p.text)
 		}
 	}
 	return strings.Join(list, " ")
-}
-
-func (p part) String() string {
-	switch p.kind {
-	case partAll, partOnly:
-		return "{}"
-	case partNumber:
-		return "{" + strconv.Itoa(p.number) + "}"
-	case partField:
-		return "{" + p.text + "}"
-	}
-	return p.text
 }
 
 func literal(w string) word { return word{{kind: partText, text: w}} }
 
 func parseWord(w string) word {
 	if w == "{}" {
-		return word{{kind: partAll}}
+		return word{{kind: partAll, text: w}}
 	}
 	if strings.ContainsAny(w, codeChars) {
 		return literal(w)
@@ -139,15 +124,15 @@ func splitWord(w string) word {
 		if m[0] > at {
 			parts = append(parts, part{kind: partText, text: w[at:m[0]]})
 		}
+		p := part{kind: partOnly, text: w[m[0]:m[1]]}
 		switch {
 		case m[2] >= 0:
-			n, _ := strconv.Atoi(w[m[2]:m[3]])
-			parts = append(parts, part{kind: partNumber, number: n})
+			p.kind = partNumber
+			p.number, _ = strconv.Atoi(w[m[2]:m[3]])
 		case m[4] >= 0:
-			parts = append(parts, part{kind: partField, text: w[m[4]:m[5]]})
-		default:
-			parts = append(parts, part{kind: partOnly})
+			p.kind, p.field = partField, w[m[4]:m[5]]
 		}
+		parts = append(parts, p)
 		at = m[1]
 	}
 	if at < len(w) || len(parts) == 0 {
@@ -165,11 +150,11 @@ func parseShellWord(w string, code bool) (word, error) {
 	case whole && code:
 		return nil, usage(shellHint, "%s is where the command expects code: the argument would be run", w)
 	case w == "{}":
-		return word{{kind: partAll}}, nil
+		return word{{kind: partAll, text: w}}, nil
 	case whole, !code && optionWord().MatchString(w):
 		return splitWord(w), nil
 	case strings.ContainsAny(w, " \t\n") && meansArgument(w):
-		return nil, usage(shellHint, "a placeholder within the code %s would let an argument be run as code", args.Abbreviate([]byte(w)))
+		return nil, usage(shellHint, "a placeholder within the code %s would let an argument be run as code", args.Abbreviate(w))
 	}
 	return literal(w), nil
 }
@@ -253,8 +238,7 @@ func count(n int) string {
 func refuseOptions(words []string) error {
 	for _, w := range words {
 		if strings.HasPrefix(w, "-") {
-			return args.BadInput("%s begins with \"-\" and could be taken for an option; the function's offer can permit it: `allow-options`",
-				args.Abbreviate([]byte(w)))
+			return args.BadInput("%s begins with \"-\" and could be taken for an option; the function's offer can permit it: `allow-options`", args.Abbreviate(w))
 		}
 	}
 	return nil
@@ -301,8 +285,8 @@ func (p part) pick(v *args.Values) ([]byte, error) {
 		}
 		return v.List[p.number-1].Text, nil
 	}
-	if value, ok := v.Field(p.text); ok {
+	if value, ok := v.Field(p.field); ok {
 		return value.Text, nil
 	}
-	return nil, args.BadInput("field %q is missing", p.text)
+	return nil, args.BadInput("field %q is missing", p.field)
 }

@@ -255,7 +255,7 @@ func appendNumber(out []byte, s string) ([]byte, error) {
 	}
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.IsInf(f, 0) {
-		return nil, BadInput("the number %s does not fit msgpack", Abbreviate([]byte(s)))
+		return nil, BadInput("the number %s does not fit msgpack", Abbreviate(s))
 	}
 	return binary.BigEndian.AppendUint64(append(out, msgpcode.Double), math.Float64bits(f)), nil
 }

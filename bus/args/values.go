@@ -221,19 +221,21 @@ func checkJSON(doc []byte) error {
 	return nil
 }
 
-// Abbreviate quotes the beginning of b, for messages.
-func Abbreviate(b []byte) string {
-	const most = 40
-	if len(b) <= most {
-		return strconv.Quote(string(b))
+// Abbreviate quotes the beginning of an argument, for messages.
+func Abbreviate[T string | []byte](text T) string { return AbbreviateTo(text, 40) }
+
+// AbbreviateTo quotes foreign text, of a longer one that many bytes, for messages.
+func AbbreviateTo[T string | []byte](text T, most int) string {
+	if len(text) <= most {
+		return strconv.Quote(string(text))
 	}
-	return strconv.Quote(string(b[:most])) + "…"
+	return strconv.Quote(string(text[:most])) + "…"
 }
 
 // Name names argument i in messages.
 func (v *Values) Name(i int) string {
 	if v.Kind == KindMap {
-		return "field " + Abbreviate([]byte(v.Keys[i]))
+		return "field " + Abbreviate(v.Keys[i])
 	}
 	return "argument " + strconv.Itoa(i+1)
 }

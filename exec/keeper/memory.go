@@ -25,28 +25,21 @@ type memory struct {
 }
 
 func newMemory(bytes int64) *memory {
-	if bytes <= 0 {
-		return nil
+	m := &memory{bytes: bytes}
+	if bytes > 0 {
+		m.dir = delegatedCgroup()
 	}
-	return &memory{bytes: bytes, dir: delegatedCgroup()}
+	return m
 }
 
 func (m *memory) by() string {
 	switch {
-	case m == nil:
+	case m.bytes <= 0:
 		return ""
 	case m.dir != "":
 		return "cgroup"
 	}
 	return "rlimit"
-}
-
-// rlimit is the limit that keepers set themselves; 0 is none.
-func (m *memory) rlimit() uint64 {
-	if m == nil || m.dir != "" {
-		return 0
-	}
-	return uint64(m.bytes)
 }
 
 // group is one program's cgroup.
@@ -57,7 +50,7 @@ type group struct {
 
 // group makes a program's cgroup; nil if cgroups are not what limits memory.
 func (m *memory) group() (*group, error) {
-	if m == nil || m.dir == "" {
+	if m.dir == "" {
 		return nil, nil
 	}
 	path := filepath.Join(m.dir, fmt.Sprintf("fbus-%d-%d", os.Getpid(), m.count.Add(1)))

@@ -61,16 +61,6 @@ func WithoutFork(ask func() bool) bool {
 	return ask()
 }
 
-func (c *childSet) startKeeper(control int) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	pid, err := forkKeeper(control)
-	if err == nil {
-		c.known[pid] = struct{}{}
-	}
-	return pid, err
-}
-
 func (c *childSet) forget(pid int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -44,7 +44,9 @@ type Pool struct {
 // prevents keepers from starting shows when the function is offered.
 func NewPool(s Setup) (*Pool, error) {
 	p := &Pool{setup: s, memory: newMemory(s.Memory)}
-	p.setup.limit = p.memory.rlimit()
+	if p.memory.by() == "rlimit" {
+		p.setup.limit = uint64(s.Memory)
+	}
 	k, err := startKeeper(&p.setup)
 	if err != nil {
 		return nil, err

@@ -136,7 +136,10 @@ func startKeeper(s *Setup) (*keeper, error) {
 		return nil, os.NewSyscallError("socketpair", err)
 	}
 	k := &keeper{}
-	k.pid, err = children.startKeeper(pair[1])
+	_, err = Adopt(func() (pid int, err error) { // reap forgets it
+		k.pid, err = forkKeeper(pair[1])
+		return k.pid, err
+	})
 	unix.Close(pair[1])
 	if err != nil {
 		unix.Close(pair[0])

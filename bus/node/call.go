@@ -226,8 +226,8 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg s
 		return args.CodeBusy, fmt.Sprintf("too many open calls on this connection (limit %d)", maxOpen)
 	case n.budget.Full():
 		return args.CodeBusy, "the node's buffers are full"
-	case c.fn.own != nil && *s.ownCalls(c.fn.own) >= c.fn.own.perConn():
-		return args.CodeBusy, fmt.Sprintf("too many open calls of the node's own functions on this connection (limit %d)", c.fn.own.perConn())
+	case c.fn.own != nil && *s.ownCalls(c.fn.own) >= c.fn.own.limits().perConn:
+		return args.CodeBusy, fmt.Sprintf("too many open calls of the node's own functions on this connection (limit %d)", c.fn.own.limits().perConn)
 	}
 	if _, err := path.Match(c.on, ""); err != nil {
 		return args.CodeUsage, fmt.Sprintf("invalid glob %q", args.Shown(f.On))
@@ -273,8 +273,8 @@ func waitOf(ms uint64) time.Duration {
 
 // setDeadline starts the timer of a call that is about to be placed.
 func (c *call) setDeadline() {
-	if own := c.fn.own; own != nil && own.time() > 0 {
-		if limit := c.arrived.Add(own.time()); c.deadline.IsZero() || limit.Before(c.deadline) {
+	if own := c.fn.own; own != nil && !own.long {
+		if limit := c.arrived.Add(own.limits().time); c.deadline.IsZero() || limit.Before(c.deadline) {
 			c.deadline = limit
 		}
 	}

@@ -213,6 +213,7 @@ func untilRunning(t *testing.T, n *node.Node) {
 
 // Every caller can call every worker.
 func TestClientsOfOtherLanguages(t *testing.T) {
+	t.Parallel()
 	for _, c := range []string{"py", "pl", "go"} {
 		for _, w := range []string{"py", "pl", "go"} {
 			if c == "go" && w == "go" || c != "go" && w != "go" && !thorough() { // the node is between the two

@@ -105,7 +105,10 @@ func (n *Node) enter(a *arrival, nc *net.TCPConn, config *tls.Config) {
 		err = n.room(id.Caller())
 	}
 	if err != nil {
-		n.turnAway(tc, from, id, err)
+		n.refused(from, "", id, err)
+		e := denial(err)
+		tc.Write((&wire.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}).Append(nil))
+		trust.Dismiss(tc, nil)
 		return
 	}
 	nc.SetDeadline(time.Time{})
@@ -128,23 +131,6 @@ func (n *Node) room(caller string) error {
 	n.guests++
 	n.callers[caller]++
 	return nil
-}
-
-// leave releases a place. n.mu is held.
-func (n *Node) leave(caller string) {
-	n.guests--
-	if n.callers[caller]--; n.callers[caller] == 0 {
-		delete(n.callers, caller)
-	}
-}
-
-// turnAway refuses a peer that has completed the handshake.
-func (n *Node) turnAway(tc *tls.Conn, from string, id *trust.Identity, err error) {
-	n.refused(from, "", id, err)
-	e := denial(err)
-	f := wire.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}
-	tc.Write(f.Append(nil))
-	trust.Dismiss(tc, nil)
 }
 
 // denial returns the error that a refused peer gets.

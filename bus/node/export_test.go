@@ -3,6 +3,8 @@ package node
 import (
 	"fmt"
 	"time"
+
+	"fbus/bus"
 )
 
 // GoneTime is how long a queue stays in tests.
@@ -275,3 +277,6 @@ func (n *Node) Own() (names []string) {
 	}
 	return names
 }
+
+// Calls are those that run and wait.
+func (n *Node) Calls() []bus.CallInfo { return n.callsFor(&Peer{}) }

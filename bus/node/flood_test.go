@@ -21,33 +21,25 @@ import (
 )
 
 // TestHalfOpen: of connections that never get through their handshake, silent or a
-// byte at a time, the node keeps a bounded number, and each for a bounded time;
-// others enter and call beside them.
+// byte at a time, the node keeps a bounded number; others enter and call beside them.
 func TestHalfOpen(t *testing.T) {
 	noLeaks(t)
-	t.Cleanup(node.SetHandshakeTime(3 * time.Second))
 	n, path := start(t, node.Config{})
 	b := beside(t, path)
 	addr := listenTCP(t, n)
 	everybody.open()
 	hello := clientHello(t)
-	var refused sync.WaitGroup
-	deadline := time.Now().Add(patience)
+	var trickles sync.WaitGroup
+	var list []net.Conn
 	for i := range 2000 {
 		nc, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer nc.Close()
-		nc.SetDeadline(deadline)
+		list = append(list, nc)
 		if i%4 == 0 {
-			go trickle(nc, hello) // ends when the connection does
+			trickles.Go(func() { trickle(nc, hello) })
 		}
-		refused.Go(func() {
-			if _, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Error("a connection without a handshake was not closed")
-			}
-		})
 		if i%200 == 0 {
 			b.works()
 			enters(t, addr)
@@ -56,9 +48,38 @@ func TestHalfOpen(t *testing.T) {
 			}
 		}
 	}
-	refused.Wait()
+	for _, nc := range list {
+		nc.Close()
+	}
+	trickles.Wait()
 	eventually(t, "no connection is at its handshake", func() bool { return n.Entering() == 0 })
 	b.sane(time.Second)
+}
+
+// TestHandshakeIsBounded: a connection that is silent, or sends a byte at a time, is closed
+// after some time.
+func TestHandshakeIsBounded(t *testing.T) {
+	noLeaks(t)
+	t.Cleanup(node.SetHandshakeTime(300 * time.Millisecond))
+	n, _ := start(t, node.Config{})
+	addr := listenTCP(t, n)
+	everybody.open()
+	hello := clientHello(t)
+	for _, silent := range []bool{true, false} {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.SetDeadline(time.Now().Add(patience))
+		if !silent {
+			go trickle(nc, hello) // ends when the connection does
+		}
+		if _, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a connection without a handshake, silent %v, was not closed", silent)
+		}
+	}
+	eventually(t, "no connection is at its handshake", func() bool { return n.Entering() == 0 })
 }
 
 // trickle sends text a byte at a time.

@@ -20,7 +20,7 @@ import (
 	"fbus/bus/wire"
 )
 
-var soak = flag.Duration("soak", time.Second, "how long the tests of memory and latency keep a node busy")
+var soak = flag.Duration("soak", 400*time.Millisecond, "how long the tests of memory and latency keep a node busy")
 
 // endlessly writes to a stream until that fails.
 func endlessly(_ context.Context, stream io.Writer) bus.Result {

@@ -66,11 +66,8 @@ func (fn *function) info(schema bool) bus.FunctionInfo {
 	return f
 }
 
-// Calls lists what runs and waits, oldest first, less the calls of the node's
-// own functions.
-func (n *Node) Calls() []bus.CallInfo { return n.callsFor(&Peer{}) }
-
-// callsFor lists of them what is a peer's business.
+// callsFor lists what runs and waits and is a peer's business, oldest first, less the calls of
+// the node's own functions.
 func (n *Node) callsFor(p *Peer) []bus.CallInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -167,11 +164,8 @@ func (n *Node) callsOf(p *Peer) (count int) {
 	return count
 }
 
-// Cancel ends the call of that id for its caller, as fbus.cancel does, and
-// returns what it was; ok is false if there is none.
-func (n *Node) Cancel(id string) (was bus.CallInfo, ok bool) { return n.cancelFor(&Peer{}, id) }
-
-// cancelFor ends a call that is a peer's business; to others there is none.
+// cancelFor ends the call of that id for its caller and returns what it was; ok is false if
+// there is none that is the peer's business.
 func (n *Node) cancelFor(p *Peer, id string) (was bus.CallInfo, ok bool) {
 	var b wire.Batch
 	defer b.Flush()

@@ -43,7 +43,7 @@ func Listen(path string, fixed bool) (*Listener, error) {
 			return nil, err
 		}
 	}
-	if err := removeStale(path); err != nil {
+	if err := RemoveStale(path); err != nil {
 		l.dropLock()
 		return nil, err
 	}
@@ -62,6 +62,17 @@ func Listen(path string, fixed bool) (*Listener, error) {
 	l.info, _ = os.Lstat(path)
 	l.spare, _ = os.Open(os.DevNull)
 	return l, nil
+}
+
+// Inherit makes a Listener of a socket that a service manager holds and has passed on. The
+// manager owns its path, mode and owner: Close removes nothing, it only stops accepting, so
+// that later clients wait in the socket's backlog for the next node. Peers are checked as on
+// any other socket.
+func Inherit(ul *net.UnixListener) *Listener {
+	l := &Listener{UnixListener: ul, path: ul.Addr().String()}
+	l.SetUnlinkOnClose(false)
+	l.spare, _ = os.Open(os.DevNull)
+	return l
 }
 
 func rootCause(err error) error {
@@ -145,8 +156,9 @@ func (l *Listener) dropLock() {
 	}
 }
 
-// removeStale unlinks a socket at path if it is our own and nobody listens.
-func removeStale(path string) error {
+// RemoveStale removes the socket at path if it is this user's and nobody listens there. If
+// anything else is there it returns an error.
+func RemoveStale(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -169,16 +181,6 @@ func removeStale(path string) error {
 		return fmt.Errorf("%s: %w", path, rootCause(err))
 	}
 	return os.Remove(path)
-}
-
-// RemoveStale removes the socket at path if it is this user's and nobody
-// listens there; anything else is left alone.
-func RemoveStale(path string) {
-	st, err := os.Lstat(path)
-	if err != nil || st.Mode()&os.ModeSocket == 0 || int(st.Sys().(*syscall.Stat_t).Uid) != os.Getuid() {
-		return
-	}
-	removeStale(path)
 }
 
 // Path returns the socket's path.

@@ -88,31 +88,19 @@ func ForAll(name string) bool {
 	return o != nil && o.everybody
 }
 
-// The limits of the node's own functions: a peer that does not read the answers must not
-// take the slots from the others.
-
-// slots returns how many calls of the function run at once.
-func (o *ownFunction) slots() int {
-	if o.long {
-		return 1024
-	}
-	return 64
+// limits bound the calls of the node's own functions: a peer that does not read the answers
+// must not take the slots from the others.
+type limits struct {
+	slots   int           // calls of one function at once
+	perConn int           // open calls of such functions on one connection
+	time    time.Duration // of a call; 0: without limit
 }
 
-// perConn returns how many calls of such functions one connection may have open.
-func (o *ownFunction) perConn() int {
+func (o *ownFunction) limits() limits {
 	if o.long {
-		return 500
+		return limits{slots: 1024, perConn: 500}
 	}
-	return 4
-}
-
-// time returns how long a call may take; 0: without limit.
-func (o *ownFunction) time() time.Duration {
-	if o.long {
-		return 0
-	}
-	return 10 * time.Second
+	return limits{slots: 64, perConn: 4, time: 10 * time.Second}
 }
 
 // ownCalls counts the session's live calls of the node's own functions: those that may
@@ -213,7 +201,7 @@ func (n *Node) offerOwn() error {
 		case o.part == ofLog && !n.cfg.Log.Kept(), o.part == ofJobs && n.cfg.Jobs == nil && n.cfg.NoJobs == nil:
 			continue
 		}
-		offer := bus.Offer{Name: o.name, Slots: o.slots(), Description: o.help, Arguments: o.arguments, Idempotent: !o.changes}
+		offer := bus.Offer{Name: o.name, Slots: o.limits().slots, Description: o.help, Arguments: o.arguments, Idempotent: !o.changes}
 		if o.name == "fbus.post" && n.cfg.Jobs != nil {
 			// Posts of one connection, made one after the other, have ids in that order,
 			// however long each takes.

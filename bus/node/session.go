@@ -145,7 +145,10 @@ func (s *session) close() {
 	s.gone = true
 	delete(n.sessions, s.id)
 	if !s.internal {
-		n.leave(s.peer.Caller)
+		n.guests--
+		if n.callers[s.peer.Caller]--; n.callers[s.peer.Caller] == 0 {
+			delete(n.callers, s.peer.Caller)
+		}
 	}
 	if n.instances[s.instance] == s {
 		delete(n.instances, s.instance)

@@ -134,6 +134,14 @@ func (d *privateDir) close() error { return d.f.Close() }
 // join returns the path of a file, for messages.
 func (d *privateDir) join(name string) string { return filepath.Join(d.path, name) }
 
+// fail returns the error of an operation on a file; nil for nil.
+func (d *privateDir) fail(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
+}
+
 // read returns a file's content. It fails if the file is a link, is longer than limit,
 // or is readable or writable by others.
 func (d *privateDir) read(name string, limit int64) ([]byte, fileID, error) {
@@ -148,13 +156,13 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 		return nil, fileID{}, errorf(args.CodeUnsafe, "%s: is a symbolic link, and not followed", d.join(name))
 	}
 	if err != nil {
-		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
+		return nil, fileID{}, d.fail(name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
+		return nil, fileID{}, d.fail(name, err)
 	}
 	switch {
 	case uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG:
@@ -167,10 +175,7 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 		return nil, fileID{}, errorf(args.CodeDamaged, "%s: %d bytes exceed the limit of %d", d.join(name), st.Size, limit)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit))
-	if err != nil {
-		return nil, fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
-	}
-	return data, idOf(&st), nil
+	return data, idOf(&st), d.fail(name, err)
 }
 
 // write replaces a file, mode 0600. A crash at any moment leaves either the old content
@@ -187,7 +192,7 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 	}
 	if err != nil {
 		unix.Unlinkat(d.fd(), temp, 0)
-		return fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
+		return fileID{}, d.fail(name, err)
 	}
 	if err := d.f.Sync(); err != nil {
 		return fileID{}, errorf(args.CodeStorage, "%s: %v", d.path, err)
@@ -200,7 +205,7 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 func (d *privateDir) create(name string, data []byte) error {
 	fd, err := unix.Openat(d.fd(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
+		return d.fail(name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	_, err = f.Write(data)
@@ -209,18 +214,15 @@ func (d *privateDir) create(name string, data []byte) error {
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		unix.Unlinkat(d.fd(), name, 0)
-		return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
 	}
-	return nil
+	return d.fail(name, err)
 }
 
 // stat returns the identity of a file's current version.
 func (d *privateDir) stat(name string) (fileID, error) {
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fileID{}, errorf(args.CodeStorage, "%s: %v", d.join(name), err)
-	}
-	return idOf(&st), nil
+	err := unix.Fstatat(d.fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return idOf(&st), d.fail(name, err)
 }
 
 func idOf(st *unix.Stat_t) fileID {
@@ -233,10 +235,7 @@ func (d *privateDir) remove(name string) error {
 	if err == nil {
 		err = d.f.Sync()
 	}
-	if err != nil {
-		return errorf(args.CodeStorage, "%s: %v", d.join(name), err)
-	}
-	return nil
+	return d.fail(name, err)
 }
 
 // list returns the names of the directory's entries.

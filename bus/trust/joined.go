@@ -49,7 +49,13 @@ func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	j.dir.sweep()
 	key, err := j.pending(invitation)
 	if errors.Is(err, fs.ErrNotExist) {
-		key, err = j.makePending(invitation)
+		var text []byte
+		if key, err = newKey(); err == nil {
+			text, err = keyPEM(key)
+		}
+		if err == nil {
+			_, err = j.dir.write(pendingName(invitation), text)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -106,19 +112,15 @@ func (j *Joined) Save(t *Ticket) error {
 	}
 	defer unlock()
 	if old, err := j.Load(t.Network); err == nil && old.Name != t.Name {
-		if err := j.setAside(old); err != nil {
+		aside, err := old.Format()
+		if err == nil {
+			_, err = j.dir.write(asideName(old), aside)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	_, err = j.dir.write(t.Network+identitySuffix, text)
-	return err
-}
-
-func (j *Joined) setAside(old *Ticket) error {
-	text, err := old.Format()
-	if err == nil {
-		_, err = j.dir.write(asideName(old), text)
-	}
 	return err
 }
 
@@ -207,17 +209,4 @@ func (j *Joined) pending(t *Ticket) (crypto.Signer, error) {
 		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(pendingName(t)), err)
 	}
 	return key, nil
-}
-
-func (j *Joined) makePending(t *Ticket) (crypto.Signer, error) {
-	key, err := newKey()
-	if err != nil {
-		return nil, err
-	}
-	text, err := keyPEM(key)
-	if err != nil {
-		return nil, err
-	}
-	_, err = j.dir.write(pendingName(t), text)
-	return key, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fbus/bus/args"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -51,26 +52,15 @@ type Budget struct {
 func (b *Budget) Used() int64 { return b.used.Load() }
 
 // Add takes n bytes, or gives them back if n is negative.
-func (b *Budget) Add(n int) {
-	if b != nil {
-		b.used.Add(int64(n))
-	}
-}
+func (b *Budget) Add(n int) { b.used.Add(int64(n)) }
 
 // Full reports whether the budget is used up.
-func (b *Budget) Full() bool { return b.full(0) }
+func (b *Budget) Full() bool { return b.used.Load() >= b.Max }
 
-// full reports whether as much more is used, too.
-func (b *Budget) full(more int64) bool { return b != nil && b.used.Load() >= b.Max+more }
-
-// spare is the room for unfinished long frames beyond the budget: a call whose
-// arguments come when that is full has to be refused, not its connection closed.
-func (b *Budget) spare() int64 {
-	if b == nil {
-		return 0
-	}
-	return b.Max / 2
-}
+// exhausted reports whether there is no room even for unfinished long frames, which have half
+// as much again: a call whose arguments come when the budget is full has to be refused, not
+// its connection closed.
+func (b *Budget) exhausted() bool { return b.used.Load() >= b.Max+b.Max/2 }
 
 // Conn frames one stream connection. One goroutine runs [Conn.Serve]; any may
 // send. A frame is written at once, by whoever sends it, as one non-blocking
@@ -116,6 +106,9 @@ type Conn struct {
 // NewConn frames nc. Buffers are counted in budget, which may be nil. TLS must have
 // completed its handshake; it should be over a [Socket].
 func NewConn(nc net.Conn, budget *Budget) *Conn {
+	if budget == nil {
+		budget = &Budget{Max: math.MaxInt32}
+	}
 	c := &Conn{nc: nc, budget: budget, patience: flushTime}
 	c.readFn, c.writeFn, c.putFn = c.readable, c.writable, c.puttable
 	if sc, ok := nc.(syscall.Conn); ok {

@@ -150,7 +150,7 @@ func (in *input) shrink(b *Budget) bool {
 
 func (in *input) move(b *Budget, size int) error {
 	old := *in
-	if size > readBuffer && b.full(b.spare()) {
+	if size > readBuffer && b.exhausted() {
 		return ErrBudget
 	}
 	var buf []byte

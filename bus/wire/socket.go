@@ -1,11 +1,13 @@
 package wire
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 const (
@@ -60,17 +62,6 @@ func NewSocket(nc net.Conn) *Socket {
 		s.raw.Control(func(fd uintptr) { limitUnsent(int(fd), unsentMark) }) // a wish: older kernels lack it
 	}
 	return s
-}
-
-// NetConn is the connection below.
-func (s *Socket) NetConn() net.Conn { return s.nc }
-
-// SyscallConn implements [syscall.Conn] with the connection below.
-func (s *Socket) SyscallConn() (syscall.RawConn, error) {
-	if sc, ok := s.nc.(syscall.Conn); ok {
-		return sc.SyscallConn()
-	}
-	return nil, syscall.EINVAL
 }
 
 // Read implements [net.Conn].
@@ -197,4 +188,39 @@ func (s *Socket) Close() error {
 	s.forget()
 	s.mu.Unlock()
 	return s.nc.Close()
+}
+
+// CloseWrite sends the end to the peer, if the connection below can.
+func (s *Socket) CloseWrite() error {
+	if half, ok := s.nc.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// LocalAddr implements [net.Conn].
+func (s *Socket) LocalAddr() net.Addr { return s.nc.LocalAddr() }
+
+// RemoteAddr implements [net.Conn].
+func (s *Socket) RemoteAddr() net.Addr { return s.nc.RemoteAddr() }
+
+// SetReadDeadline implements [net.Conn].
+func (s *Socket) SetReadDeadline(t time.Time) error { return s.nc.SetReadDeadline(t) }
+
+// SetWriteDeadline implements [net.Conn]. It does nothing once a Conn has taken the
+// Socket over: no write waits then, and crypto/tls sets deadlines of its own
+// when it closes.
+func (s *Socket) SetWriteDeadline(t time.Time) error {
+	if s.taken.Load() {
+		return nil
+	}
+	return s.nc.SetWriteDeadline(t)
+}
+
+// SetDeadline implements [net.Conn].
+func (s *Socket) SetDeadline(t time.Time) error {
+	if s.taken.Load() {
+		return s.nc.SetReadDeadline(t)
+	}
+	return s.nc.SetDeadline(t)
 }

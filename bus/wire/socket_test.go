@@ -245,9 +245,6 @@ func TestSocketBeforeConn(t *testing.T) {
 	if got, err := io.ReadAll(near); string(got) != "no" || err != nil {
 		t.Errorf("%q, error %v", got, err)
 	}
-	if _, err := s.SyscallConn(); err != nil {
-		t.Error(err)
-	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

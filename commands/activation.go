@@ -15,27 +15,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// sockets are the listening sockets of a node.
+type sockets struct {
+	unix   []*node.Listener   // at least one; the first gives the node its address
+	tcp    []*net.TCPListener // passed on by a service manager
+	passed bool               // some were
+}
+
+func (s *sockets) close() {
+	closeAll(s.unix)
+	closeAll(s.tcp)
+}
+
 // inherited returns the sockets passed on by a service manager: sd_listen_fds(3). It
 // makes them close-on-exec, and removes their variables from the environment.
-func inherited() (unixes []*net.UnixListener, tcps []*net.TCPListener, err error) {
+func inherited() (*sockets, error) {
+	s, err := &sockets{}, error(nil)
 	for _, f := range activation.Files(true) {
+		s.passed = true
 		l, lerr := listenerOf(f)
 		switch l := l.(type) {
 		case *net.UnixListener:
-			unixes = append(unixes, l)
+			s.unix = append(s.unix, node.Inherit(l))
 		case *net.TCPListener:
-			tcps = append(tcps, l)
+			s.tcp = append(s.tcp, l)
 		default:
 			err = errors.Join(err, fmt.Errorf("descriptor %d (%s): %w", f.Fd(), f.Name(), lerr))
 		}
 		f.Close() // net has a copy of its own
 	}
-	if err != nil {
-		closeAll(unixes)
-		closeAll(tcps)
-		return nil, nil, err
-	}
-	return unixes, tcps, nil
+	return s, err
 }
 
 var errNotListening = errors.New("not a listening stream socket: use ListenStream= with Accept=no")
@@ -68,42 +77,33 @@ func closeAll[L net.Listener](list []L) {
 	}
 }
 
-// sockets are the listening sockets of a node.
-type sockets struct {
-	unix   []*node.Listener   // at least one; the first gives the node its address
-	tcp    []*net.TCPListener // passed on by a service manager
-	passed bool               // some were
-}
-
 // listenAt creates the unix socket of a node, or uses inherited ones. If the user chose
 // a path, the service manager must be listening there.
-func listenAt(path string, chosen bool) (*sockets, error) {
-	unixes, tcps, err := inherited()
-	if err != nil {
+func listenAt(path string, chosen bool) (_ *sockets, err error) {
+	s, err := inherited()
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	switch {
+	case err != nil:
 		return nil, usage("socket activation: %v", err)
-	}
-	s := &sockets{tcp: tcps, passed: len(unixes)+len(tcps) > 0}
-	if len(unixes) == 0 {
+	case len(s.unix) == 0:
 		l, err := node.Listen(path, chosen)
 		if err != nil {
-			closeAll(tcps)
 			return nil, fail(args.CodeNoNode, "%v", err).WithHint("fbus serve --socket PATH listens elsewhere")
 		}
 		s.unix = []*node.Listener{l}
 		return s, nil
 	}
-	at := slices.IndexFunc(unixes, func(l *net.UnixListener) bool { return sameSocket(l.Addr().String(), path) })
+	at := slices.IndexFunc(s.unix, func(l *node.Listener) bool { return sameSocket(l.Path(), path) })
 	switch {
 	case chosen && at < 0:
-		closeAll(unixes)
-		closeAll(tcps)
-		return nil, usage("--socket %s: the service manager listens at %s", path, unixes[0].Addr()).
+		return nil, usage("--socket %s: the service manager listens at %s", path, s.unix[0].Path()).
 			WithHint("ListenStream= of the socket unit and --socket of the service must be the same")
 	case at > 0:
-		unixes[0], unixes[at] = unixes[at], unixes[0]
-	}
-	for _, l := range unixes {
-		s.unix = append(s.unix, node.Inherit(l))
+		s.unix[0], s.unix[at] = s.unix[at], s.unix[0]
 	}
 	return s, nil
 }

@@ -129,7 +129,12 @@ func (f *function) check() error {
 			return usage("--%s must be positive", d.flag)
 		}
 	}
-	if f.calls = f.slotsOf() * min(max(1, f.pipeline.n), maxSlots+1); f.calls > maxSlots {
+	processes := max(f.warm.n, runtime.NumCPU())
+	if f.slots.set {
+		processes = f.slots.n
+	}
+	const over = maxSlots + 1 // so that no product overflows
+	if f.calls = min(processes, over) * min(max(1, f.pipeline.n), over); f.calls > maxSlots {
 		return usage("%s: too many calls at once (limit %d)", f.sizes(), maxSlots)
 	}
 	return f.readSchema()
@@ -151,15 +156,6 @@ func (f *function) sizes() string {
 
 // maxSlots is the largest number of calls at once for an offer.
 const maxSlots = 1 << 20
-
-// slotsOf returns how many processes may run: --slots, or one for each CPU.
-func (f *function) slotsOf() int {
-	n := max(f.warm.n, runtime.NumCPU())
-	if f.slots.set {
-		n = f.slots.n
-	}
-	return min(n, maxSlots+1) // so that no product overflows
-}
 
 // spec returns the function in the form that package exec needs.
 func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {

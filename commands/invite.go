@@ -187,9 +187,8 @@ func describeTicket(text []byte, file string) string {
 
 // secretFile is the private output file of a ticket.
 type secretFile struct {
-	f    *os.File // nil: w
-	w    io.Writer
-	path string
+	f *os.File // nil: w
+	w io.Writer
 }
 
 // openSecret creates a file of mode 0600, never through a link and never over an
@@ -204,7 +203,7 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 		if err != nil {
 			return nil, usage("output: %v", args.PathReason(err))
 		}
-		return &secretFile{f: f, w: f, path: path}, nil
+		return &secretFile{f: f, w: f}, nil
 	}
 	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() {
 		if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != os.Geteuid() {
@@ -269,6 +268,6 @@ func hideStdout(stderr io.Writer) error {
 func (s *secretFile) remove() {
 	if s.f != nil {
 		s.f.Close()
-		os.Remove(s.path)
+		os.Remove(s.f.Name())
 	}
 }

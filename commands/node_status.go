@@ -70,11 +70,11 @@ func status(o *lookOptions, stdout io.Writer) error {
 		return json.NewEncoder(stdout).Encode(statusInfo{p.Addr.String(), p.Why, n})
 	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	pid := "" // not a guest's business
 	if n.PID > 0 {
-		fmt.Fprintf(w, "node\t%s, pid %d, version %s\n", oneLine(n.Name), n.PID, n.Version)
-	} else { // not a guest's business
-		fmt.Fprintf(w, "node\t%s, version %s\n", oneLine(n.Name), n.Version)
+		pid = fmt.Sprintf(", pid %d", n.PID)
 	}
+	fmt.Fprintf(w, "node\t%s%s, version %s\n", oneLine(n.Name), pid, n.Version)
 	fmt.Fprintf(w, "address\t%s\n", p.Addr)
 	fmt.Fprintf(w, "chosen by\t%s\n", p.Why)
 	fmt.Fprintf(w, "network\t%s\n", n.Network)

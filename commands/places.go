@@ -24,27 +24,20 @@ func defaultSocket(warn func(string, ...any)) string {
 	return base + "." + randomSuffix() + find.SocketSuffix
 }
 
-// stateDir returns the directory of a node's own files.
-func stateDir() (string, error) {
-	if dir := os.Getenv("FBUS_STATE"); dir != "" {
-		return dir, nil
-	}
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "fbus"), nil
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", fmt.Errorf("there is no state directory: set FBUS_STATE to a writable directory")
-	}
-	return filepath.Join(home, ".local", "state", "fbus"), nil
-}
-
-// networkState returns a subdirectory for one network that no other user may write to or
-// redirect.
+// networkState returns a subdirectory of the node's own files for one network, that no
+// other user may write to or redirect.
 func networkState(network, part string) (string, error) {
-	dir, err := stateDir()
-	if err != nil {
-		return "", err
+	dir, xdg := os.Getenv("FBUS_STATE"), os.Getenv("XDG_STATE_HOME")
+	switch {
+	case dir != "":
+	case filepath.IsAbs(xdg):
+		dir = filepath.Join(xdg, "fbus")
+	default:
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("there is no state directory: set FBUS_STATE to a writable directory")
+		}
+		dir = filepath.Join(home, ".local", "state", "fbus")
 	}
 	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
 }

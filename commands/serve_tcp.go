@@ -89,7 +89,13 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 		if passed {
 			return usage("--no-tcp cannot be used: the service manager listens at %s", d.listeners[0].Addr())
 		}
-		d.openShut(network, warn)
+		// Tickets can still be listed and revoked: after a leak a node may be taken off the
+		// network first.
+		if home, err := find.HomeDir(); err == nil && trust.Founded(filepath.Join(home, "networks", network)) {
+			if err := d.openGate(network, warn); err != nil {
+				warn("tickets cannot be listed or revoked: %s", explain(err).Message)
+			}
+		}
 		return nil
 	}
 	if err := d.openGate(network, warn); err != nil {
@@ -120,18 +126,6 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 		}
 	}
 	return nil
-}
-
-// openShut opens an existing authority, but no listeners. Tickets can still be listed and
-// revoked: after a leak a node may be taken off the network first.
-func (d *door) openShut(network string, warn func(string, ...any)) {
-	home, err := find.HomeDir()
-	if err != nil || !trust.Founded(filepath.Join(home, "networks", network)) {
-		return
-	}
-	if err := d.openGate(network, warn); err != nil {
-		warn("tickets cannot be listed or revoked: %s", explain(err).Message)
-	}
 }
 
 // openGate opens the authority or PKI that admits peers.

@@ -59,18 +59,15 @@ func outliveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) 
 func endedBySignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	ch := catch()
-	done := make(chan struct{})
 	go func() { // ends with a signal, or stop
-		select {
-		case s := <-ch:
+		if s, ok := <-ch; ok {
 			signal.Stop(ch)
 			cancel(&interrupted{s.(syscall.Signal)})
-		case <-done:
 		}
 	}()
 	return ctx, func() {
 		signal.Stop(ch)
-		close(done)
+		close(ch)
 	}
 }
 

@@ -107,18 +107,11 @@ func (t *tuning) followLoad(all int) {
 
 // taken returns for how long the process has occupied a processor.
 func (t *tuning) taken() time.Duration {
-	used := processorTime()
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
+	used := time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	if n := t.node.Load(); n != nil {
 		used += n.Writing()
 	}
 	return used
-}
-
-// processorTime returns the processor time that this process has used.
-func processorTime() time.Duration {
-	var u syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -93,7 +93,7 @@ const (
 	statusLater = 75 // EX_TEMPFAIL: busy, it did not try
 )
 
-// outcome is how an attempt ended, and what follows for the job.
+// outcome is the end of an attempt, and its consequence for the job.
 type outcome struct {
 	end         End
 	out, stderr *store.Draft

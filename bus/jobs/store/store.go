@@ -1,5 +1,5 @@
-// Package store keeps posted calls on disk: their records in a bbolt file, and what is
-// large in files of its own. FORMAT.md describes them.
+// Package store keeps posted calls on disk: their records in a bbolt file, and large
+// parts in files of their own. FORMAT.md describes them.
 package store
 
 import (
@@ -190,8 +190,8 @@ func (s *Store) Close() {
 	})
 }
 
-// Inject replaces what commits a transaction and what links two files, so that a test can
-// have them fail; nil restores it.
+// Inject replaces the functions that commit a transaction and link two files, so that a
+// test can make them fail; nil restores one.
 func (s *Store) Inject(commit func(*bolt.Tx) error, link func(old, new string) error) {
 	s.using.Lock() // the writer has no transaction open
 	defer s.using.Unlock()

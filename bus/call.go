@@ -97,18 +97,24 @@ const nodeGrace = 250 * time.Millisecond
 
 // timeLeft returns the rest of a request's time, in milliseconds, 0 for no limit.
 func timeLeft(ctx context.Context, timeout time.Duration, start time.Time) (uint64, error) {
-	left, late := timeout-time.Since(start), error(args.Errorf(args.CodeDeadline, args.DeadlineMessage))
-	d, ok := ctx.Deadline()
-	if until := time.Until(d); ok && (timeout <= 0 || until < left) {
-		left, late = until, context.DeadlineExceeded
+	left, own := time.Duration(0), timeout > 0
+	if own {
+		left = timeout - time.Since(start)
+	}
+	if d, ok := ctx.Deadline(); ok {
+		if until := time.Until(d); !own || until < left {
+			left, own = until, false
+		}
+	} else if !own {
+		return 0, nil
 	}
 	switch {
-	case timeout <= 0 && !ok:
-		return 0, nil
-	case left <= 0:
-		return 0, late
+	case left > 0:
+		return max(1, millis(left)), nil
+	case own:
+		return 0, args.Errorf(args.CodeDeadline, args.DeadlineMessage)
 	}
-	return max(1, millis(left)), nil
+	return 0, context.DeadlineExceeded
 }
 
 // millis is a duration on the wire; parts of a millisecond count as a whole one.

@@ -27,7 +27,7 @@ func (s *session) outgoing(id uint64) (*call, error) { return find(s.out, id, s.
 func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 	n := s.node
 	n.mu.Lock()
-	owner := s.outgoing // who opens a call sends its input, the other end its output
+	owner := s.outgoing // the side that opened a call sends its input, the other its output
 	if f.Stream == wire.Input {
 		owner = s.incoming
 	}

@@ -19,7 +19,8 @@ require (
 
 require (
 	github.com/cpuguy83/go-md2man/v2 v2.0.7 // indirect
-	github.com/russross/blackfriday/v2 v2.1.0 // indirect
 	github.com/vmihailenco/tagparser/v2 v2.0.0 // indirect
 	golang.org/x/tools v0.36.0 // indirect
 )
+
+replace github.com/cpuguy83/go-md2man/v2 => ./commands/nodocs

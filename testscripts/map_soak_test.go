@@ -27,6 +27,7 @@ func TestMapLosesNothing(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel()
 	lines, rounds := 3_000, 1
 	programs := [][]string{{"sh", "-c", `while IFS= read -r line; do printf 'got %s\n' "$line"; done`}}
 	if soak() {

@@ -19,6 +19,7 @@ import (
 // each line of the function's stderr stands there once and whole, and of the
 // progress bar nothing is left.
 func TestMapOnATerminal(t *testing.T) {
+	t.Parallel()
 	const items = 10
 	s := newBus(t, []string{"f", "--slots", "1", "--args", "argv", "--",
 		"sh", "-c", `sleep 0.1; echo "result $1"; echo "warning $1" >&2`, "x"}) // long enough for a bar

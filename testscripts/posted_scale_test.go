@@ -121,6 +121,7 @@ func number(t *testing.T, usual, soaked, raced int) int {
 // FBUS_SOAK=1 does it with a million.
 func TestPostedMany(t *testing.T) {
 	n := number(t, 20_000, 1_000_000, 4_000)
+	t.Parallel()
 	s := newStore(t)
 	c := &tally{runs: make([]atomic.Int32, n)}
 	s.worker("w", "f", 64, c.handle)

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 		unix.Exit(status)
 	}
 	// Scripts wait for events far more than they compute.
-	flag.Set("test.parallel", "8")
+	flag.Set("test.parallel", "10")
 	testscript.Main(m, map[string]func(){
 		"fbus":     func() { shiftClock(); os.Exit(commands.Main()) },
 		"manager":  func() { os.Exit(manage(os.Args[1:])) },
@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	p := params(t)
 	p.Dir = "."
 	testscript.Run(t, p)

@@ -21,6 +21,7 @@ import (
 // does not change, and a call of one that it does is answered by the old or the
 // new one.
 func TestUpReloadsUnderLoad(t *testing.T) {
+	t.Parallel()
 	reloads := 50
 	if testing.Short() {
 		reloads = 10

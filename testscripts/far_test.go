@@ -55,13 +55,6 @@ func newFar(t *testing.T, giveUp time.Duration) *far {
 
 func (f *far) path(name string) string { return filepath.Join(f.dir, name) }
 
-// notShort skips what waits long where time is short.
-func notShort(t *testing.T) {
-	if testing.Short() || raceEnabled {
-		t.Skip("waits some seconds for a peer to be given up")
-	}
-}
-
 // command is fbus as it is run on one of the machines.
 func (f *far) command(m *machine, args ...string) *exec.Cmd {
 	cmd := exec.Command("fbus", args...)
@@ -273,7 +266,7 @@ func TestFarBreaks(t *testing.T) {
 	} {
 		t.Run(broken.name, func(t *testing.T) {
 			if broken.name != "link down" {
-				notShort(t)
+				long(t)
 			}
 			t.Parallel()
 			f := newFar(t, 5*time.Second)
@@ -297,7 +290,7 @@ func TestFarBreaks(t *testing.T) {
 // TestFarStopped: who is stopped is silent, but not dead: its machine answers. Its
 // calls go on when it does, however long that was.
 func TestFarStopped(t *testing.T) {
-	notShort(t)
+	long(t)
 	t.Parallel()
 	f := newFar(t, 6*time.Second)
 	const size = 32 << 20
@@ -318,7 +311,7 @@ func TestFarStopped(t *testing.T) {
 
 // TestFarStoppedThenGone: a stopped peer whose machine answers no more is dead.
 func TestFarStoppedThenGone(t *testing.T) {
-	notShort(t)
+	long(t)
 	t.Parallel()
 	f := newFar(t, 6*time.Second)
 	caller, pid := f.run(f.far, "near", "flood", []string{"-o", os.DevNull})
@@ -344,7 +337,7 @@ func TestFarBad(t *testing.T) {
 	} {
 		t.Run(bad.name, func(t *testing.T) {
 			if bad.name != "one packet in ten is lost" {
-				notShort(t)
+				long(t)
 			}
 			t.Parallel()
 			f := newFar(t, 10*time.Second)

@@ -14,8 +14,16 @@ import (
 	"time"
 )
 
-// soak reports whether tests are to take their time: FBUS_SOAK=1.
-func soak() bool { return os.Getenv("FBUS_SOAK") != "" }
+// long skips a test that takes long, unless FBUS_SOAK=brief or FBUS_SOAK=1 asks for it.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("FBUS_SOAK") == "" {
+		t.Skip("takes long: FBUS_SOAK=brief runs it, FBUS_SOAK=1 a hundred times as long")
+	}
+}
+
+// soak reports whether tests take as long as a soak should: FBUS_SOAK=1.
+func soak() bool { return os.Getenv("FBUS_SOAK") == "1" }
 
 // mapMemory is what fbus map may take at most, however many lines there are.
 const mapMemory = 96 << 20
@@ -24,9 +32,7 @@ const mapMemory = 96 << 20
 // are killed at random: each line comes back, once, in order. FBUS_SOAK=1 does it
 // with 100,000 lines, twice, and with a second program.
 func TestMapLosesNothing(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
+	long(t)
 	t.Parallel()
 	lines, rounds := 3_000, 1
 	programs := [][]string{{"sh", "-c", `while IFS= read -r line; do printf 'got %s\n' "$line"; done`}}

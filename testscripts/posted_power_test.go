@@ -76,9 +76,7 @@ func during(f func(), clients ...func(stop <-chan struct{})) {
 // files of the test are called, and how often the power is to be cut.
 func powered(t *testing.T, outer, disk int64) (m *mountspace, path func(name string) string, s *store, cuts int) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
+	long(t)
 	if os.Getuid() != 0 {
 		t.Skip("only root may mount filesystems")
 	}

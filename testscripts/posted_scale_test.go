@@ -105,9 +105,8 @@ func (s *store) dbSize() int64 {
 // number is how many jobs a test has: usually, in a soak, and with the race detector.
 func number(t *testing.T, usual, soaked, raced int) int {
 	t.Helper()
+	long(t)
 	switch {
-	case testing.Short():
-		t.Skip("takes some seconds")
 	case soak():
 		return soaked
 	case raceEnabled:

@@ -42,6 +42,7 @@ var (
 
 // TestScriptsTLS runs scripts again, over TLS.
 func TestScriptsTLS(t *testing.T) {
+	long(t)
 	t.Parallel()
 	files, err := filepath.Glob("*.txtar")
 	if err != nil {

@@ -231,7 +231,7 @@ func startReady(ts *testscript.TestScript, name string, args []string, ready str
 	p := r.start(ts, name, args)
 	re := regexp.MustCompile(ready)
 	path := filepath.Join(r.work, name+".err")
-	poll(ts, name+" to be ready", func() bool {
+	poll(ts, name+" to be ready", 50*time.Millisecond, func() bool {
 		data, _ := os.ReadFile(path)
 		if re.Match(data) {
 			return true
@@ -264,7 +264,7 @@ func ended(ts *testscript.TestScript, neg bool, args []string) {
 	if p == nil {
 		ts.Fatalf("%s was not started", args[0])
 	}
-	poll(ts, args[0]+" to end", func() bool {
+	poll(ts, args[0]+" to end", 50*time.Millisecond, func() bool {
 		select {
 		case <-p.done:
 			return true
@@ -427,7 +427,7 @@ func running(pid int) bool {
 func gone(ts *testscript.TestScript, neg bool, args []string) {
 	for _, file := range args {
 		for _, pid := range pids(ts, file) {
-			poll(ts, fmt.Sprintf("process %d of %s to be gone", pid, file), func() bool { return !running(pid) })
+			poll(ts, fmt.Sprintf("process %d of %s to be gone", pid, file), 50*time.Millisecond, func() bool { return !running(pid) })
 		}
 	}
 }
@@ -456,6 +456,7 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	what := strings.Join(args, " ")
 	var test func() bool
+	longest := 50 * time.Millisecond
 	switch args[0] {
 	case "file":
 		test = func() bool {
@@ -475,22 +476,23 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	default:
 		path := lookPath(ts, args[0])
+		longest = 300 * time.Millisecond // a process each time
 		test = func() bool {
 			cmd := exec.Command(path, args[1:]...)
 			cmd.Dir, cmd.Env = ts.MkAbs("."), environ(ts)
 			return cmd.Run() == nil
 		}
 	}
-	poll(ts, what, func() bool { return test() != neg })
+	poll(ts, what, longest, func() bool { return test() != neg })
 }
 
-// poll waits until test is true.
-func poll(ts *testscript.TestScript, what string, test func() bool) {
+// poll waits until test is true, with pauses that grow up to the longest.
+func poll(ts *testscript.TestScript, what string, longest time.Duration, test func() bool) {
 	for end, pause := time.Now().Add(patience), time.Millisecond; !test(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			ts.Fatalf("waited %s for %s", patience, what)
 		}
-		pause = min(2*pause, 50*time.Millisecond)
+		pause = min(2*pause, longest)
 	}
 }
 

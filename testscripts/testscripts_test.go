@@ -162,11 +162,11 @@ func condition(name string) (bool, error) {
 }
 
 // python is a Python that has msgpack: the first on PATH may be another than
-// the one that the system's packages belong to.
+// the one that the system's packages belong to, and a script that chooses one.
 var python = sync.OnceValue(func() string {
 	for _, path := range []string{"python3", "/usr/bin/python3"} {
-		if exec.Command(path, "-c", "import msgpack").Run() == nil {
-			return path
+		if out, err := exec.Command(path, "-c", "import msgpack, sys; print(sys.executable)").Output(); err == nil {
+			return strings.TrimSpace(string(out))
 		}
 	}
 	return ""

@@ -103,7 +103,7 @@ func parse(app *cli.App, cmd *cli.Command, words []string) (*cli.Context, error)
 // that the reason quotes.
 func valueError(name, value string, err error) string {
 	quoted, why := strconv.Quote(value), err.Error()
-	if why == "parse error" { // package flag does not say more
+	if why == "parse error" { // of package flag
 		why = "must be a whole number"
 	}
 	if strings.Contains(why, quoted) {

@@ -105,7 +105,8 @@ type recvStream struct {
 	most   int           // limits the window
 	wake   chan struct{} // has room for one: bytes or the end have come; nil without a reader
 
-	got, rest []byte // for the reader: what it got last, and has not read of that
+	got, rest []byte // for the reader: the bytes it got last, and the unread part of them
+	over      error  // for the reader: the end, once it got the last bytes
 
 	mu       sync.Mutex // protects the fields below
 	buf      []byte
@@ -165,18 +166,17 @@ func (s *recvStream) close(end error) {
 // next waits for bytes to read, which are valid until its next call, or for the end.
 func (s *recvStream) next() ([]byte, error) {
 	for len(s.rest) == 0 {
+		if s.over != nil {
+			return nil, s.over
+		}
 		s.mu.Lock()
 		s.got, s.buf = s.buf, s.got[:0]
 		s.rest = s.got
-		end := s.end
+		s.over = s.end
 		s.mu.Unlock()
-		if len(s.rest) > 0 {
-			break
+		if len(s.rest) == 0 && s.over == nil {
+			<-s.wake
 		}
-		if end != nil {
-			return nil, end
-		}
-		<-s.wake
 	}
 	return s.rest, nil
 }
@@ -184,6 +184,9 @@ func (s *recvStream) next() ([]byte, error) {
 // passed grants as much as was read: nothing before half a window was, so that small
 // writes do not cost a frame each. A reader that keeps up gets a larger window.
 func (s *recvStream) passed(n int) {
+	if s.over != nil {
+		return
+	}
 	s.mu.Lock()
 	s.consumed += n
 	grant := 0

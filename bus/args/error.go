@@ -43,6 +43,8 @@ var statuses = map[string]int{
 	CodeUsage: 64, CodeBadInput: 65, CodeNoFunction: 69, CodeInternal: 70, CodeOutputLimit: 70,
 	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeStoreFull: 75, CodeStoreFailed: 75, CodeUnfinished: 75, CodeDenied: 77, CodeDeadline: 124,
 	CodeCannotRun: 126, CodeNotFound: 127, CodeCancelled: 143,
+	CodeNoNode: 255, CodeNodeLost: 255, CodeProtocol: 255, CodeVersion: 255, CodeNetwork: 255,
+	CodeNotOurs: 255, CodeForeign: 255, CodeAmbiguous: 255, CodeSuperseded: 255,
 
 	CodeNoCertificate: 77, CodeExpired: 77, CodeNotYetValid: 77, CodeClock: 77, CodeRevoked: 77,
 	CodeUnlisted: 77, CodeUsed: 77, CodeWrongUse: 77, CodeBadCertificate: 77, CodeBadTicket: 77,

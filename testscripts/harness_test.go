@@ -36,6 +36,8 @@ type runner struct {
 	work    string
 	started map[string]*process
 	order   []string
+	names   []string // of the variables of the script's environment
+	stdin   bool     // it has input for command lines
 	tls     *overTLS // nil: over unix sockets
 }
 
@@ -297,15 +299,19 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: status STATUS COMMAND [ARG…]")
 	}
-	defer runnerOf(ts).bound(2 * patience)()
-	err := ts.Exec(lookPath(ts, args[1]), args[2:]...)
 	got := "0"
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		got = statusOf(exit.ProcessState)
-	case err != nil:
-		ts.Fatalf("%v", err)
+	if r := runnerOf(ts); args[1] == "fbus" && r.served(ts, args[2:], args[0]) {
+		got = strconv.Itoa(serveLine(ts, args[2:]))
+	} else {
+		defer r.bound(2 * patience)()
+		err := ts.Exec(lookPath(ts, args[1]), args[2:]...)
+		var exit *exec.ExitError
+		switch {
+		case errors.As(err, &exit):
+			got = statusOf(exit.ProcessState)
+		case err != nil:
+			ts.Fatalf("%v", err)
+		}
 	}
 	if !slices.Contains(strings.Split(args[0], "|"), got) {
 		ts.Fatalf("ended with %s, not %s", got, args[0])

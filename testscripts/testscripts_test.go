@@ -32,8 +32,12 @@ func TestMain(m *testing.M) {
 	}
 	// Scripts wait for events far more than they compute.
 	flag.Set("test.parallel", "10")
-	testscript.Main(m, map[string]func(){
-		"fbus":     func() { shiftClock(); os.Exit(commands.Main()) },
+	if filepath.Base(os.Args[0]) == "fbus" {
+		shiftClock()
+		os.Exit(commands.Main())
+	}
+	testscript.Main(withFbus{m}, map[string]func(){
+		"served":   func() { os.Exit(serveRequests()) },
 		"manager":  func() { os.Exit(manage(os.Args[1:])) },
 		"forge":    func() { os.Exit(forge()) },
 		"impostor": func() { os.Exit(impostor()) },
@@ -62,6 +66,7 @@ func params(t *testing.T) testscript.Params {
 		Condition:          condition,
 		RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fbus":     fbusLine,
 			"node":     node,
 			"offer":    offer,
 			"up":       up,
@@ -110,7 +115,14 @@ func setup(env *testscript.Env) error {
 	env.Setenv("LC_ALL", "C.UTF-8")
 	// A race-built process would sleep a second before each exit.
 	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	r := &runner{work: env.WorkDir, started: map[string]*process{}}
+	r := &runner{work: env.WorkDir, started: map[string]*process{}, stdin: readsStdin.Match(script)}
+	for _, kv := range env.Vars {
+		name, _, _ := strings.Cut(kv, "=")
+		r.names = append(r.names, name)
+	}
+	for _, m := range sets.FindAllSubmatch(script, -1) {
+		r.names = append(r.names, string(m[1]))
+	}
 	env.Values[runnerKey{}] = r
 	stop := r.bound(5 * patience)
 	env.Defer(func() { stop(); r.finish(env.T()) })

@@ -32,7 +32,7 @@ const (
 	// DefaultPerTicket is how many one ticket may have.
 	DefaultPerTicket = 1000
 	// refreshTime is how often the node looks for changes of the list of tickets by other
-	// processes, and for expired tickets.
+	// processes, for expired tickets, and for denials to log.
 	refreshTime = 2 * time.Second
 )
 
@@ -185,32 +185,24 @@ func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	}
 }
 
-// watch closes the connections of expired tickets, and looks at the list of tickets and at
-// peers that read nothing, until done is closed.
-func (n *Node) watch() {
-	tick, pulse := time.NewTicker(refreshTime), time.NewTicker(n.cfg.KeepAlive/3)
+// every calls f again and again until done is closed.
+func (n *Node) every(pause time.Duration, f func()) {
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	defer pulse.Stop()
-	gate := gateWatch{node: n}
 	for {
 		select {
 		case <-n.done:
 			return
-		case <-pulse.C:
-			n.checkPulses()
-			continue
 		case <-tick.C:
+			f()
 		}
-		n.logRest()
-		if g, ok := n.cfg.Gate.(interface{ Refresh() error }); ok {
-			gate.saw(g.Refresh())
-		}
-		if n.cfg.Jobs != nil {
-			n.cfg.Jobs.CheckActive()
-		}
-		now := trust.Now().Round(0) // certificates end by the wall clock
-		n.dismiss(args.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 	}
+}
+
+// dismissExpired closes the connections of expired tickets.
+func (n *Node) dismissExpired() {
+	now := trust.Now().Round(0) // certificates end by the wall clock
+	n.dismiss(args.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 }
 
 // checkPulses finds dead peers. It keeps the connections of stopped ones.
@@ -228,11 +220,21 @@ func (n *Node) checkPulses() {
 	}
 }
 
-// gateWatch is the state of the watch over the list of tickets, or the files of another PKI.
+// gateWatch watches the list of tickets, or the files of another PKI.
 type gateWatch struct {
 	node    *Node
 	warned  string // the last warning
 	missing bool   // a file was not there the last time
+}
+
+// refresh looks for changes, and at the jobs that they concern. It may wait for the disk.
+func (g *gateWatch) refresh() {
+	if gate, ok := g.node.cfg.Gate.(interface{ Refresh() error }); ok {
+		g.saw(gate.Refresh())
+	}
+	if g.node.cfg.Jobs != nil {
+		g.node.cfg.Jobs.CheckActive()
+	}
 }
 
 // saw warns about an error once, until there is none.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -101,5 +102,38 @@ func TestServeLogRefuses(t *testing.T) {
 	var out bytes.Buffer
 	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Stdout: &out}); err != nil || out.String() != "{\"next\":0}\n" {
 		t.Errorf("nothing: %q, %v", &out, err)
+	}
+}
+
+// TestLogCountsDenials: a flood of denials is counted without a listener on TCP, too.
+func TestLogCountsDenials(t *testing.T) {
+	noLeaks(t)
+	j, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { j.Close() })
+	n, path := start(t, node.Config{Log: j})
+	c := dial(t, path)
+	const denials = 200
+	for range denials {
+		_, err := c.Offer(bg(), bus.Offer{Name: "fbus.mine", Slots: 1}, echo)
+		wantErr(t, err, bus.ErrDenied)
+	}
+	n.Close()
+	entries, _, err := j.Read(bg(), calllog.Query{Event: calllog.EventRefused})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logged := 0
+	for _, e := range entries {
+		more := 1
+		if e.Code == "flood" {
+			fmt.Sscanf(e.Message, "%d more denials", &more)
+		}
+		logged += more
+	}
+	if logged != denials || len(entries) == denials {
+		t.Errorf("%d denials in %d entries, want %d", logged, len(entries), denials)
 	}
 }

@@ -159,8 +159,13 @@ func New(cfg Config) (*Node, error) {
 		if a, ok := cfg.Gate.(*trust.Authority); ok {
 			a.OnRevoke(n.Revoked)
 		}
-		n.serving.Go(n.watch) // ends with the node
+		gate := gateWatch{node: n}
+		// Each ends with the node. A disk that hangs holds up the first alone.
+		n.serving.Go(func() { n.every(refreshTime, gate.refresh) })
+		n.serving.Go(func() { n.every(refreshTime, n.dismissExpired) })
+		n.serving.Go(func() { n.every(cfg.KeepAlive/3, n.checkPulses) })
 	}
+	n.serving.Go(func() { n.every(refreshTime, n.logRest) }) // ends with the node
 	err := n.offerOwn()
 	if err == nil && cfg.Jobs != nil {
 		n.forJobs = n.itself()
@@ -276,6 +281,7 @@ func (n *Node) Close() {
 		<-n.own.Done()
 		n.own.Close() // its handlers may still be at the store
 	}
+	n.logRest()
 }
 
 // Connections returns how many connections there are, less the node's own.

@@ -598,7 +598,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			if err != nil {
 				return
 			}
-			nc.Write((&wire.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}).Append(nil))
+			nc.Write(wire.Append(nil, &wire.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}))
 			nc.Close()
 			closed <- struct{}{}
 		}
@@ -640,22 +640,22 @@ func TestHostileNode(t *testing.T) {
 		code        string
 	}{
 		"says nothing and closes":    {nil, nil, args.CodeNoNode},
-		"another version":            {(&wire.HelloFrame{Major: 2}).Append(nil), nil, args.CodeVersion},
-		"an error":                   {(&wire.ErrorFrame{Code: []byte("wrong_network")}).Append(nil), nil, args.CodeNetwork},
+		"another version":            {wire.Append(nil, &wire.HelloFrame{Major: 2}), nil, args.CodeVersion},
+		"an error":                   {wire.Append(nil, &wire.ErrorFrame{Code: []byte("wrong_network")}), nil, args.CodeNetwork},
 		"text":                       {[]byte("HTTP/1.1 400"), nil, args.CodeNoNode},
-		"a call first":               {(&wire.CallFrame{ID: 1}).Append(nil), nil, args.CodeProtocol},
-		"END never opened":           {hello.Append(nil), (&wire.EndFrame{ID: 7}).Append(nil), args.CodeProtocol},
-		"END beyond the credit":      {hello.Append(nil), (&wire.EndFrame{ID: 1, Output: make([]byte, wire.InitialWindow+1)}).Append(nil), args.CodeProtocol},
-		"DATA beyond the credit":     {hello.Append(nil), (&wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: make([]byte, wire.InitialWindow+1)}).Append(nil), args.CodeProtocol},
-		"too much credit":            {hello.Append(nil), bytes.Repeat((&wire.GrantFrame{ID: 1, Bytes: 4 << 20}).Append(nil), 3), args.CodeProtocol},
-		"an answer to no offer":      {hello.Append(nil), (&wire.OfferedFrame{Seq: 3}).Append(nil), args.CodeProtocol},
-		"an offer":                   {hello.Append(nil), (&wire.OfferFrame{Seq: 3}).Append(nil), args.CodeProtocol},
-		"a second HELLO":             {hello.Append(nil), hello.Append(nil), args.CodeProtocol},
-		"a length bomb":              {hello.Append(nil), []byte{0xff, 0, 0, 0}, args.CodeNodeLost},
-		"half a frame":               {hello.Append(nil), []byte{0, 0, 0, 3, 0x92}, args.CodeNodeLost},
-		"an error mid-call":          {hello.Append(nil), (&wire.ErrorFrame{Code: []byte("superseded")}).Append(nil), args.CodeSuperseded},
-		"an end between frames":      {hello.Append(nil), nil, args.CodeNodeLost},
-		"a call of nothing we offer": {hello.Append(nil), append((&wire.CallFrame{ID: 1, Name: []byte("x")}).Append(nil), (&wire.CallFrame{ID: 1, Name: []byte("x")}).Append(nil)...), args.CodeProtocol},
+		"a call first":               {wire.Append(nil, &wire.CallFrame{ID: 1}), nil, args.CodeProtocol},
+		"END never opened":           {wire.Append(nil, hello), wire.Append(nil, &wire.EndFrame{ID: 7}), args.CodeProtocol},
+		"END beyond the credit":      {wire.Append(nil, hello), wire.Append(nil, &wire.EndFrame{ID: 1, Output: make([]byte, wire.InitialWindow+1)}), args.CodeProtocol},
+		"DATA beyond the credit":     {wire.Append(nil, hello), wire.Append(nil, &wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: make([]byte, wire.InitialWindow+1)}), args.CodeProtocol},
+		"too much credit":            {wire.Append(nil, hello), bytes.Repeat(wire.Append(nil, &wire.GrantFrame{ID: 1, Bytes: 4 << 20}), 3), args.CodeProtocol},
+		"an answer to no offer":      {wire.Append(nil, hello), wire.Append(nil, &wire.OfferedFrame{Seq: 3}), args.CodeProtocol},
+		"an offer":                   {wire.Append(nil, hello), wire.Append(nil, &wire.OfferFrame{Seq: 3}), args.CodeProtocol},
+		"a second HELLO":             {wire.Append(nil, hello), wire.Append(nil, hello), args.CodeProtocol},
+		"a length bomb":              {wire.Append(nil, hello), []byte{0xff, 0, 0, 0}, args.CodeNodeLost},
+		"half a frame":               {wire.Append(nil, hello), []byte{0, 0, 0, 3, 0x92}, args.CodeNodeLost},
+		"an error mid-call":          {wire.Append(nil, hello), wire.Append(nil, &wire.ErrorFrame{Code: []byte("superseded")}), args.CodeSuperseded},
+		"an end between frames":      {wire.Append(nil, hello), nil, args.CodeNodeLost},
+		"a call of nothing we offer": {wire.Append(nil, hello), append(wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("x")}), wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("x")})...), args.CodeProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
@@ -706,7 +706,11 @@ func readType(r io.Reader) (wire.Type, error) {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return 0, err
 	}
-	return wire.PeekType(body)
+	f, err := new(wire.Decoder).Decode(body)
+	if err != nil {
+		return 0, err
+	}
+	return wire.TypeOf(f), nil
 }
 
 // TestOfferGivenUp: an offer whose maker did not wait for the answer does not
@@ -950,7 +954,7 @@ func TestDeniedIsFinal(t *testing.T) {
 			if err != nil {
 				return
 			}
-			nc.Write((&wire.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("no more")}).Append(nil))
+			nc.Write(wire.Append(nil, &wire.ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("no more")}))
 			nc.Close()
 		}
 	}()

@@ -92,7 +92,7 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 		}
 		return inv.out.grant(f.Bytes)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", f.FrameType())
+	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", wire.TypeOf(f))
 }
 
 // lookup returns the call with an id, nil for one that has ended. last is the highest id so far.
@@ -174,7 +174,7 @@ func (c *Client) greet(f wire.Frame) error {
 	case *wire.ErrorFrame:
 		return remoteError(f)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", f.FrameType())
+	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", wire.TypeOf(f))
 }
 
 func clone(p []byte) []byte { return append([]byte(nil), p...) }

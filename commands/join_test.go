@@ -53,7 +53,7 @@ func lossy(t *testing.T, a *trust.Authority) (addr string) {
 		c := tls.Server(nc, a.ServerConfig())
 		defer c.Close()
 		skipFrame(c)
-		c.Write((&wire.HelloFrame{Major: wire.Major, Network: []byte("net")}).Append(nil))
+		c.Write(wire.Append(nil, &wire.HelloFrame{Major: wire.Major, Network: []byte("net")}))
 		skipFrame(c)
 	}()
 	t.Cleanup(func() { l.Close(); <-done })

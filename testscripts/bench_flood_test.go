@@ -43,8 +43,8 @@ var floods = map[string]func(addr string, t *trust.Ticket){
 		many(500, addr, func(nc net.Conn) {
 			tc := tls.Client(nc, t.ClientConfig(nil))
 			tc.SetDeadline(time.Now().Add(floodTime))
-			hello := wire.HelloFrame{Major: wire.Major, Minor: wire.Minor}
-			tc.Write(hello.Append(nil))
+			hello := &wire.HelloFrame{Major: wire.Major, Minor: wire.Minor}
+			tc.Write(wire.Append(nil, hello))
 			tc.Read(make([]byte, 4096))
 			dribble(tc, append([]byte{0, 15, 0, 0}, make([]byte, 4096)...))
 		})

@@ -244,7 +244,7 @@ func printable(r rune) rune {
 
 // hostile is a HELLO, an OFFER, and a CALL of a function that leaves a trace.
 var hostile = slices.Concat(
-	(&wire.HelloFrame{Major: wire.Major, Name: []byte("hostile")}).Append(nil),
-	(&wire.OfferFrame{Seq: 1, Name: []byte("hostile"), Slots: 1}).Append(nil),
-	(&wire.CallFrame{ID: 1, Name: []byte("trace"), Flags: wire.FlagInputEnd, WaitSlot: wire.Forever}).Append(nil),
+	wire.Append(nil, &wire.HelloFrame{Major: wire.Major, Name: []byte("hostile")}),
+	wire.Append(nil, &wire.OfferFrame{Seq: 1, Name: []byte("hostile"), Slots: 1}),
+	wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("trace"), Flags: wire.FlagInputEnd, WaitSlot: wire.Forever}),
 )

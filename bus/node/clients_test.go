@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -341,7 +342,7 @@ type fakeNode struct {
 func (p *fakeNode) send(frames ...wire.Frame) {
 	p.t.Helper()
 	for _, f := range frames {
-		p.raw(f.Append(nil))
+		p.raw(wire.Append(nil, f))
 	}
 }
 
@@ -363,9 +364,11 @@ func (p *fakeNode) next(f wire.Frame) {
 	if _, err := io.ReadFull(p.nc, body); err != nil {
 		p.t.Fatal(err)
 	}
-	if err := p.dec.Decode(body, f); err != nil {
+	got, err := p.dec.Decode(body)
+	if err != nil || reflect.TypeOf(got) != reflect.TypeOf(f) {
 		p.t.Fatalf("%x is no %T: %v", body, f, err)
 	}
+	reflect.ValueOf(f).Elem().Set(reflect.ValueOf(got).Elem())
 }
 
 // end reads an END and checks it.

@@ -107,7 +107,7 @@ func (n *Node) enter(a *arrival, nc *net.TCPConn, config *tls.Config) {
 	if err != nil {
 		n.refused(from, "", id, err)
 		e := denial(err)
-		tc.Write((&wire.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}).Append(nil))
+		tc.Write(wire.Append(nil, &wire.ErrorFrame{Code: []byte(e.Code), Message: []byte(e.Message)}))
 		trust.Dismiss(tc, nil)
 		return
 	}

@@ -87,15 +87,15 @@ func program(data []byte) []byte {
 			if o>>7&1 == 1 {
 				f.Kind, f.Args = args.KindList, []byte{0x91, 0xa1, 'a'}
 			}
-			out = f.Append(out)
+			out = wire.Append(out, f)
 		case 2:
-			out = (&wire.DataFrame{ID: id, Stream: wire.Stream(next() % 3), Payload: make([]byte, sizes[next()%8])}).Append(out)
+			out = wire.Append(out, &wire.DataFrame{ID: id, Stream: wire.Stream(next() % 3), Payload: make([]byte, sizes[next()%8])})
 		case 3:
-			out = (&wire.EOFFrame{ID: id}).Append(out)
+			out = wire.Append(out, &wire.EOFFrame{ID: id})
 		case 4, 5:
-			out = (&wire.GrantFrame{ID: id, Stream: wire.Stream(next() % 3), Bytes: uint64(sizes[next()%8])}).Append(out)
+			out = wire.Append(out, &wire.GrantFrame{ID: id, Stream: wire.Stream(next() % 3), Bytes: uint64(sizes[next()%8])})
 		case 6:
-			out = (&wire.CancelFrame{ID: id, Code: []byte([]string{"", args.CodeDeadline}[next()%2])}).Append(out)
+			out = wire.Append(out, &wire.CancelFrame{ID: id, Code: []byte([]string{"", args.CodeDeadline}[next()%2])})
 		case 7:
 			f := exit(id, []uint64{0, 75, 1, 255}[next()%4])
 			o := next()
@@ -104,17 +104,17 @@ func program(data []byte) []byte {
 				f.Code = []byte(args.CodeBusy)
 			}
 			f.Output = make([]byte, sizes[o>>3%8])
-			out = f.Append(out)
+			out = wire.Append(out, f)
 		case 8:
-			out = (&wire.OfferFrame{Seq: id, Name: []byte(names[next()%uint64(len(names))]), Slots: next() % 5, Flags: next()}).Append(out)
+			out = wire.Append(out, &wire.OfferFrame{Seq: id, Name: []byte(names[next()%uint64(len(names))]), Slots: next() % 5, Flags: next()})
 		case 9:
 			switch next() % 4 {
 			case 0:
-				out = hello().Append(out)
+				out = wire.Append(out, hello())
 			case 1:
-				out = (&wire.ErrorFrame{Code: []byte("x")}).Append(out)
+				out = wire.Append(out, &wire.ErrorFrame{Code: []byte("x")})
 			case 2:
-				out = (&wire.OfferedFrame{Seq: id}).Append(out)
+				out = wire.Append(out, &wire.OfferedFrame{Seq: id})
 			default:
 				out = append(out, 0, 0, 0, 2, 0x91, 99) // a type from the future
 			}

@@ -303,7 +303,7 @@ func TestPeerThatNeverReads(t *testing.T) {
 				frames = frames[:0]
 				for range 2000 {
 					f := callFrame(id, strings.Repeat("-", 200), "")
-					frames = f.Append(frames)
+					frames = wire.Append(frames, f)
 					id++
 				}
 				p.nc.SetWriteDeadline(time.Now().Add(patience))
@@ -418,7 +418,7 @@ func TestLongFramesArePassedOn(t *testing.T) {
 	}
 	end := exit(id, 0)
 	end.Output = make([]byte, 1<<20)
-	end.Output = end.Output[len(end.Append(nil))-4-1<<20:]
+	end.Output = end.Output[len(wire.Append(nil, end))-4-1<<20:]
 	w.send(end)
 	got = 0
 	for {
@@ -433,7 +433,7 @@ func TestLongFramesArePassedOn(t *testing.T) {
 			if got += len(f.Output); got != len(end.Output) {
 				t.Errorf("%d of %d bytes", got, len(end.Output))
 			}
-			if l := len(f.Append(nil)) - 4; l > wire.MaxFrame {
+			if l := len(wire.Append(nil, f)) - 4; l > wire.MaxFrame {
 				t.Errorf("END of %d bytes", l)
 			}
 			return
@@ -457,7 +457,7 @@ func TestCallsPerConnection(t *testing.T) {
 		for id := uint64(1); id <= 10001; id++ {
 			f := callFrame(id, "f", "")
 			f.WaitSlot = 0
-			frames = f.Append(frames)
+			frames = wire.Append(frames, f)
 		}
 		c.write(frames)
 		if f := want[*wire.EndFrame](c); string(f.Code) != args.CodeBusy || round == 0 && f.ID != 10001 {

@@ -121,7 +121,7 @@ func over(t *testing.T, f func(t *testing.T, connect func(testing.TB, *node.Node
 func encode(frames ...wire.Frame) []byte {
 	var b []byte
 	for _, f := range frames {
-		b = f.Append(b)
+		b = wire.Append(b, f)
 	}
 	return b
 }
@@ -141,17 +141,7 @@ func (p *raw) next() (wire.Frame, error) {
 	if _, err := io.ReadFull(p.r, body); err != nil {
 		return nil, err
 	}
-	t, err := wire.PeekType(body)
-	if err != nil {
-		return nil, err
-	}
-	f := map[wire.Type]wire.Frame{
-		wire.TypeHello: &wire.HelloFrame{}, wire.TypeError: &wire.ErrorFrame{}, wire.TypeOffer: &wire.OfferFrame{}, wire.TypeOffered: &wire.OfferedFrame{},
-		wire.TypeCall: &wire.CallFrame{}, wire.TypeData: &wire.DataFrame{}, wire.TypeEOF: &wire.EOFFrame{}, wire.TypeGrant: &wire.GrantFrame{},
-		wire.TypeCancel: &wire.CancelFrame{}, wire.TypeEnd: &wire.EndFrame{},
-	}[t]
-	var d wire.Decoder
-	return f, d.Decode(body, f)
+	return new(wire.Decoder).Decode(body)
 }
 
 // want reads until a frame of that type comes, and fails if none does.

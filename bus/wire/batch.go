@@ -3,29 +3,8 @@ package wire
 // Batch collects the connections that the handling of some frames has written
 // to, so that each is flushed once behind them. It belongs to one goroutine.
 type Batch struct {
-	conns  []*Conn
-	dec    Decoder
-	frames [len(newFrame)]Frame // one of each type that has come, decoded into again and again
-}
-
-// decode decodes one frame and hands it over. Unknown types are skipped.
-func (b *Batch) decode(h Handler, body []byte) error {
-	t, err := PeekType(body)
-	if err != nil {
-		return err
-	}
-	if int(t) >= len(newFrame) || newFrame[t] == nil {
-		return nil
-	}
-	f := b.frames[t]
-	if f == nil {
-		f = newFrame[t]()
-		b.frames[t] = f
-	}
-	if err := b.dec.Decode(body, f); err != nil {
-		return err
-	}
-	return h.Handle(b, f)
+	conns []*Conn
+	dec   Decoder
 }
 
 // Send appends f to the bytes that c writes when the batch is flushed.

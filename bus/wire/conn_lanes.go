@@ -78,7 +78,7 @@ func (l *lane) append(f Frame) int {
 		l.room(len(d.Payload) + 32)
 	}
 	before := len(l.buf)
-	l.buf = f.Append(l.buf)
+	l.buf = Append(l.buf, f)
 	return len(l.buf) - before
 }
 

@@ -210,7 +210,11 @@ func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 		body := in.buf[in.start+4 : in.start+size]
 		in.start += size
 		size = 0
-		if err := b.decode(h, body); err != nil {
+		f, err := b.dec.Decode(body)
+		if err == nil && f != nil {
+			err = h.Handle(b, f)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ import (
 type collect struct{ got []byte }
 
 func (c *collect) Handle(_ *Batch, f Frame) error {
-	c.got = f.Append(c.got)
+	c.got = Append(c.got, f)
 	return nil
 }
 
@@ -25,7 +25,7 @@ func (c *collect) Handle(_ *Batch, f Frame) error {
 func TestServeEverySplit(t *testing.T) {
 	var all []byte
 	for _, v := range vectors() {
-		if raw := v.f.Append(nil); len(raw) < 1000 {
+		if raw := Append(nil, v.f); len(raw) < 1000 {
 			all = append(all, raw...)
 		}
 	}
@@ -53,7 +53,7 @@ func TestServeEverySplit(t *testing.T) {
 
 // TestServeEOF: an end between frames is clean, inside one it is not.
 func TestServeEOF(t *testing.T) {
-	frame := (&EOFFrame{ID: 1}).Append(nil)
+	frame := Append(nil, &EOFFrame{ID: 1})
 	for _, kind := range transports {
 		for cut := 0; cut <= len(frame); cut++ {
 			want := io.ErrUnexpectedEOF
@@ -71,15 +71,15 @@ func TestServeEOF(t *testing.T) {
 // byte over it.
 func TestServeLarge(t *testing.T) {
 	for _, size := range []int{SmallRest, readBuffer - 20, readBuffer, readBuffer + 1, MaxFrame - 20, MaxFrame - 9} {
-		raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, size)}).Append(nil)
-		raw = append(raw, (&EOFFrame{ID: 7}).Append(nil)...)
+		raw := Append(nil, &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, size)})
+		raw = append(raw, Append(nil, &EOFFrame{ID: 7})...)
 		for _, kind := range transports {
 			if got, err := serveChunks(t, kind, raw[:100], raw[100:]); err != io.EOF || !bytes.Equal(got, raw) {
 				t.Errorf("%s, %d bytes: error %v", kind, size, err)
 			}
 		}
 	}
-	raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, MaxFrame)}).Append(nil)
+	raw := Append(nil, &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, MaxFrame)})
 	if _, err := serveChunks(t, "unix", raw); !errors.Is(err, args.ErrMalformed) {
 		t.Errorf("a frame too long: error %v", err)
 	}
@@ -157,7 +157,7 @@ func TestBacklogCountsWhatIsBeingWritten(t *testing.T) {
 				}
 			}
 			// Something is read: the writer goes on to what has come since.
-			io.ReadFull(near, make([]byte, len(frame.Append(nil))+1))
+			io.ReadFull(near, make([]byte, len(Append(nil, frame))+1))
 			most := budget.Used()
 			for conn.Send(frame) == nil && most < 10*MaxBacklog {
 				most = max(most, budget.Used())
@@ -225,7 +225,7 @@ func clog(conn *Conn) {
 func TestHalfFramesAreCounted(t *testing.T) {
 	budget := &Budget{Max: 1 << 30}
 	const conns, size = 50, 5000
-	half := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 2*size)}).Append(nil)[:size]
+	half := Append(nil, &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 2*size)})[:size]
 	var near []net.Conn
 	done := make(chan error, conns)
 	for range conns {

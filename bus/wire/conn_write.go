@@ -31,7 +31,7 @@ func (c *Conn) append(f Frame) error {
 	if d, ok := f.(*DataFrame); ok && cap(c.out) < readBuffer && before+len(d.Payload)+32 > cap(c.out) {
 		c.out = append(readPool.Get().(*[readBuffer]byte)[:0], c.out...)
 	}
-	c.out = f.Append(c.out)
+	c.out = Append(c.out, f)
 	c.budget.Add(len(c.out) - before)
 	return nil
 }

@@ -78,48 +78,57 @@ const FlagIdempotent = 1 << 0
 // slices of a decoded frame alias the buffer it was decoded from and are valid
 // until the handler that was given the frame returns.
 type Frame interface {
-	// Append appends the frame, with its length prefix, to dst.
-	Append(dst []byte) []byte
+	// shape returns the first element of the frame, and how many there are.
+	shape() (t Type, arity int)
+	// encode appends the other elements.
+	encode(dst []byte, arity int) []byte
 	decode(r *reader)
-	// FrameType returns the first element of the frame.
-	FrameType() Type
+}
+
+// TypeOf returns the first element of a frame.
+func TypeOf(f Frame) Type {
+	t, _ := f.shape()
+	return t
+}
+
+// Append appends a frame, with its length prefix, to dst.
+func Append(dst []byte, f Frame) []byte {
+	start := len(dst)
+	t, arity := f.shape()
+	return finish(f.encode(begin(dst, t, arity), arity), start, 0)
 }
 
 // reader reads the elements of a frame.
 type reader struct{ args.Reader }
 
-// PeekType returns the type of the frame in body, which is a frame without its
-// length prefix. Decode reads the rest.
-func PeekType(body []byte) (Type, error) {
-	r := reader{args.Reader{B: body}}
-	t := r.start()
-	return t, r.Err
+// Decoder decodes frames one after the other into the same memory, so that decoding does
+// not allocate. It is not safe for concurrent use.
+type Decoder struct {
+	r      reader
+	frames [len(newFrame)]Frame // one of each type that has come
 }
 
-// start reads the array header and the type.
-func (r *reader) start() Type {
-	r.Left = r.ArrayLen()
-	return Type(r.Uint(255))
-}
-
-// Decoder decodes frames one after the other. It exists so that decoding does
-// not allocate; it is not safe for concurrent use.
-type Decoder struct{ r reader }
-
-// Decode reads body, a frame without its length prefix, into f. Elements that
-// f does not know are skipped; a wrong type, arity, range or length is an error
-// that wraps [ErrMalformed].
-func (d *Decoder) Decode(body []byte, f Frame) error {
+// Decode reads body, a frame without its length prefix. The frame is valid until the next
+// one is decoded; nil is one of an unknown type, which is skipped. Elements that a frame
+// does not know are skipped; a wrong type, arity, range or length is an error that wraps
+// [ErrMalformed].
+func (d *Decoder) Decode(body []byte) (Frame, error) {
 	r := &d.r
 	*r = reader{args.Reader{B: body}}
-	if t := r.start(); r.Err == nil && t != f.FrameType() {
-		r.Fail("type %d, expected %d", t, f.FrameType())
+	r.Left = r.ArrayLen()
+	t := r.Uint(255)
+	if r.Err != nil || t >= uint64(len(newFrame)) || newFrame[t] == nil {
+		return nil, r.Err
 	}
+	if d.frames[t] == nil {
+		d.frames[t] = newFrame[t]()
+	}
+	f := d.frames[t]
 	f.decode(r)
 	if r.Err == nil && (r.Left > 0 || len(r.B) > 0) {
 		r.Skip()
 	}
-	return r.Err
+	return f, r.Err
 }
 
 // text, arguments and payloads have bounds of their own inside the frame's.
@@ -159,9 +168,9 @@ func begin(dst []byte, t Type, arity int) []byte {
 	return append(dst, byte(t))
 }
 
-// finish writes the length of the frame that began at start.
-func finish(dst []byte, start int) []byte {
-	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4))
+// finish writes the length of the frame that began at start; more bytes of it follow dst.
+func finish(dst []byte, start, more int) []byte {
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4+more))
 	return dst
 }
 

@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"encoding/binary"
-
 	"fbus/bus/args"
 
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
@@ -62,20 +60,16 @@ type HelloFrame struct {
 	Connection   []byte   // node only: prefix of the ids of calls opened on this connection
 }
 
-// FrameType implements [Frame].
-func (*HelloFrame) FrameType() Type { return TypeHello }
+func (*HelloFrame) shape() (Type, int) { return TypeHello, 8 }
 
-// Append implements [Frame].
-func (f *HelloFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	dst = begin(dst, TypeHello, 8)
+func (f *HelloFrame) encode(dst []byte, _ int) []byte {
 	dst = args.AppendUint(args.AppendUint(dst, f.Major), f.Minor)
 	dst = appendText(appendText(appendText(dst, f.Network), f.Instance), f.Name)
 	dst = append(dst, msgpcode.Array16, byte(len(f.Caps)>>8), byte(len(f.Caps)))
 	for _, c := range f.Caps {
 		dst = appendText(dst, c)
 	}
-	return finish(appendText(dst, f.Connection), start)
+	return appendText(dst, f.Connection)
 }
 
 func (f *HelloFrame) decode(r *reader) {
@@ -112,14 +106,10 @@ type ErrorFrame struct {
 	Code, Message []byte
 }
 
-// FrameType implements [Frame].
-func (*ErrorFrame) FrameType() Type { return TypeError }
+func (*ErrorFrame) shape() (Type, int) { return TypeError, 3 }
 
-// Append implements [Frame].
-func (f *ErrorFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	dst = begin(dst, TypeError, 3)
-	return finish(appendText(appendText(dst, f.Code), f.Message), start)
+func (f *ErrorFrame) encode(dst []byte, _ int) []byte {
+	return appendText(appendText(dst, f.Code), f.Message)
 }
 
 func (f *ErrorFrame) decode(r *reader) { f.Code, f.Message = r.text(), r.text() }
@@ -137,14 +127,17 @@ type OfferFrame struct {
 	Schema      []byte // a JSON Schema of the arguments; empty: none
 }
 
-// FrameType implements [Frame].
-func (*OfferFrame) FrameType() Type { return TypeOffer }
+func (f *OfferFrame) shape() (Type, int) {
+	switch {
+	case len(f.Schema) > 0:
+		return TypeOffer, 9
+	case len(f.Note) > 0:
+		return TypeOffer, 8
+	}
+	return TypeOffer, 7
+}
 
-// Append implements [Frame].
-func (f *OfferFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	arity := f.arity()
-	dst = begin(dst, TypeOffer, arity)
+func (f *OfferFrame) encode(dst []byte, arity int) []byte {
 	dst = appendText(args.AppendUint(dst, f.Seq), f.Name)
 	dst = args.AppendUint(args.AppendUint(dst, f.Slots), f.Flags)
 	dst = appendText(appendText(dst, f.Description), f.Arguments)
@@ -154,17 +147,7 @@ func (f *OfferFrame) Append(dst []byte) []byte {
 	if arity > 8 {
 		dst = append(args.AppendStrHeader(dst, len(f.Schema)), f.Schema...)
 	}
-	return finish(dst, start)
-}
-
-func (f *OfferFrame) arity() int {
-	switch {
-	case len(f.Schema) > 0:
-		return 9
-	case len(f.Note) > 0:
-		return 8
-	}
-	return 7
+	return dst
 }
 
 func (f *OfferFrame) decode(r *reader) {
@@ -179,15 +162,10 @@ type OfferedFrame struct {
 	Code, Message []byte
 }
 
-// FrameType implements [Frame].
-func (*OfferedFrame) FrameType() Type { return TypeOffered }
+func (*OfferedFrame) shape() (Type, int) { return TypeOffered, 4 }
 
-// Append implements [Frame].
-func (f *OfferedFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	dst = begin(dst, TypeOffered, 4)
-	dst = args.AppendUint(dst, f.Seq)
-	return finish(appendText(appendText(dst, f.Code), f.Message), start)
+func (f *OfferedFrame) encode(dst []byte, _ int) []byte {
+	return appendText(appendText(args.AppendUint(dst, f.Seq), f.Code), f.Message)
 }
 
 func (f *OfferedFrame) decode(r *reader) {
@@ -216,15 +194,22 @@ type CallFrame struct {
 	Origin       []byte // node only: the job whose end has posted this one, as JSON
 }
 
-// FrameType implements [Frame].
-func (*CallFrame) FrameType() Type { return TypeCall }
+// shape leaves out elements that have their default at the end of the frame, so a plain
+// call stays small.
+func (f *CallFrame) shape() (Type, int) {
+	switch {
+	case len(f.Job) > 0, f.Attempt > 0, len(f.Origin) > 0:
+		return TypeCall, 19
+	case len(f.Call) > 0, len(f.Caller) > 0,
+		f.WindowOutput != InitialWindow, f.WindowStderr != InitialWindow:
+		return TypeCall, 16
+	case f.Timeout > 0, f.WaitFunction > 0, f.WaitSlot != Forever, f.Retries > 0, len(f.On) > 0:
+		return TypeCall, 12
+	}
+	return TypeCall, 7
+}
 
-// Append implements [Frame]. Elements that have their default at the end of the
-// frame are left out, so a plain call stays small.
-func (f *CallFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	arity := f.arity()
-	dst = begin(dst, TypeCall, arity)
+func (f *CallFrame) encode(dst []byte, arity int) []byte {
 	dst = args.AppendUint(appendText(args.AppendUint(dst, f.ID), f.Name), uint64(f.Kind))
 	dst = args.AppendUint(args.AppendBin(args.AppendBin(dst, f.Args), f.Input), f.Flags)
 	if arity > 7 {
@@ -238,25 +223,16 @@ func (f *CallFrame) Append(dst []byte) []byte {
 	if arity > 16 {
 		dst = appendText(args.AppendUint(appendText(dst, f.Job), f.Attempt), f.Origin)
 	}
-	return finish(dst, start)
-}
-
-func (f *CallFrame) arity() int {
-	switch {
-	case len(f.Job) > 0, f.Attempt > 0, len(f.Origin) > 0:
-		return 19
-	case len(f.Call) > 0, len(f.Caller) > 0,
-		f.WindowOutput != InitialWindow, f.WindowStderr != InitialWindow:
-		return 16
-	case f.Timeout > 0, f.WaitFunction > 0, f.WaitSlot != Forever, f.Retries > 0, len(f.On) > 0:
-		return 12
-	}
-	return 7
+	return dst
 }
 
 func (f *CallFrame) decode(r *reader) {
+	*f = CallFrame{WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}
 	f.ID, f.Name, f.Kind = r.Uint(maxUint), r.text(), args.Kind(r.Uint(uint64(args.KindJSON)))
 	f.Args, f.Input, f.Flags = r.Bytes(MaxArgs), r.Bytes(MaxInlineInput), r.Uint(maxUint)
+	if !r.More() { // most calls end here
+		return
+	}
 	f.Timeout, f.WaitFunction = r.moreUint(maxUint, 0), r.moreUint(maxUint, 0)
 	f.WaitSlot, f.Retries, f.On = r.moreUint(maxUint, Forever), r.moreUint(maxUint, 0), r.moreText()
 	f.WindowOutput, f.WindowStderr = r.moreUint(MaxWindow, InitialWindow), r.moreUint(MaxWindow, InitialWindow)
@@ -271,23 +247,23 @@ type DataFrame struct {
 	Payload []byte
 }
 
-// FrameType implements [Frame].
-func (*DataFrame) FrameType() Type { return TypeData }
+func (*DataFrame) shape() (Type, int) { return TypeData, 4 }
 
-// Append implements [Frame].
-func (f *DataFrame) Append(dst []byte) []byte {
-	return append(f.AppendHead(dst), f.Payload...)
+func (f *DataFrame) encode(dst []byte, _ int) []byte {
+	return append(f.encodeHead(dst), f.Payload...)
+}
+
+func (f *DataFrame) encodeHead(dst []byte) []byte {
+	dst = args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Stream))
+	return args.AppendBinHeader(dst, len(f.Payload))
 }
 
 // AppendHead appends the frame up to its payload, which the caller writes
 // behind it: so that bulk data is not copied to be framed.
 func (f *DataFrame) AppendHead(dst []byte) []byte {
 	start := len(dst)
-	dst = begin(dst, TypeData, 4)
-	dst = args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Stream))
-	dst = args.AppendBinHeader(dst, len(f.Payload))
-	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-4+len(f.Payload)))
-	return dst
+	dst = f.encodeHead(begin(dst, TypeData, 4))
+	return finish(dst, start, len(f.Payload))
 }
 
 func (f *DataFrame) decode(r *reader) {
@@ -299,14 +275,9 @@ type EOFFrame struct {
 	ID uint64
 }
 
-// FrameType implements [Frame].
-func (*EOFFrame) FrameType() Type { return TypeEOF }
+func (*EOFFrame) shape() (Type, int) { return TypeEOF, 2 }
 
-// Append implements [Frame].
-func (f *EOFFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	return finish(args.AppendUint(begin(dst, TypeEOF, 2), f.ID), start)
-}
+func (f *EOFFrame) encode(dst []byte, _ int) []byte { return args.AppendUint(dst, f.ID) }
 
 func (f *EOFFrame) decode(r *reader) { f.ID = r.Uint(maxUint) }
 
@@ -317,14 +288,10 @@ type GrantFrame struct {
 	Bytes  uint64
 }
 
-// FrameType implements [Frame].
-func (*GrantFrame) FrameType() Type { return TypeGrant }
+func (*GrantFrame) shape() (Type, int) { return TypeGrant, 4 }
 
-// Append implements [Frame].
-func (f *GrantFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	dst = args.AppendUint(begin(dst, TypeGrant, 4), f.ID)
-	return finish(args.AppendUint(args.AppendUint(dst, uint64(f.Stream)), f.Bytes), start)
+func (f *GrantFrame) encode(dst []byte, _ int) []byte {
+	return args.AppendUint(args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Stream)), f.Bytes)
 }
 
 func (f *GrantFrame) decode(r *reader) {
@@ -337,13 +304,10 @@ type CancelFrame struct {
 	Code []byte
 }
 
-// FrameType implements [Frame].
-func (*CancelFrame) FrameType() Type { return TypeCancel }
+func (*CancelFrame) shape() (Type, int) { return TypeCancel, 3 }
 
-// Append implements [Frame].
-func (f *CancelFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	return finish(appendText(args.AppendUint(begin(dst, TypeCancel, 3), f.ID), f.Code), start)
+func (f *CancelFrame) encode(dst []byte, _ int) []byte {
+	return appendText(args.AppendUint(dst, f.ID), f.Code)
 }
 
 func (f *CancelFrame) decode(r *reader) {
@@ -362,23 +326,20 @@ type EndFrame struct {
 	Worker  []byte // node only: name of the worker that ran it
 }
 
-// FrameType implements [Frame].
-func (*EndFrame) FrameType() Type { return TypeEnd }
-
-// Append implements [Frame].
-func (f *EndFrame) Append(dst []byte) []byte {
-	start := len(dst)
-	arity := 9
+func (f *EndFrame) shape() (Type, int) {
 	if len(f.Call) == 0 && len(f.Worker) == 0 {
-		arity = 7
+		return TypeEnd, 7
 	}
-	dst = begin(dst, TypeEnd, arity)
+	return TypeEnd, 9
+}
+
+func (f *EndFrame) encode(dst []byte, arity int) []byte {
 	dst = args.AppendUint(args.AppendUint(args.AppendUint(dst, f.ID), uint64(f.Source)), f.Status)
 	dst = args.AppendBin(appendText(appendText(dst, f.Code), f.Message), f.Output)
 	if arity > 7 {
 		dst = appendText(appendText(dst, f.Call), f.Worker)
 	}
-	return finish(dst, start)
+	return dst
 }
 
 func (f *EndFrame) decode(r *reader) {

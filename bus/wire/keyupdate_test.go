@@ -92,7 +92,7 @@ func TestKeyUpdate(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- conn.Serve(swallow{got}, anyFrame) }()
 
-	data := func(text string) []byte { return (&DataFrame{ID: 1, Payload: []byte(text)}).Append(nil) }
+	data := func(text string) []byte { return Append(nil, &DataFrame{ID: 1, Payload: []byte(text)}) }
 	keyUpdate := func(ask byte) []byte { return []byte{24, 0, 0, 1, ask} }
 	near.Write(append(out.seal(recordData, data("one")), out.seal(recordHandshake, keyUpdate(1))...))
 	out.renew()
@@ -108,7 +108,7 @@ func TestKeyUpdate(t *testing.T) {
 		t.Errorf("%q", p)
 	}
 	conn.Send(&EOFFrame{ID: 7})
-	if typ, p := in.read(t, near); typ != recordData || !bytes.Equal(p, (&EOFFrame{ID: 7}).Append(nil)) {
+	if typ, p := in.read(t, near); typ != recordData || !bytes.Equal(p, Append(nil, &EOFFrame{ID: 7})) {
 		t.Errorf("record of type %d: %x", typ, p)
 	}
 

@@ -18,8 +18,8 @@ import (
 
 // TestServeBytewise: records of TLS that come in pieces, and frames in them.
 func TestServeBytewise(t *testing.T) {
-	raw := (&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 20<<10)}).Append(nil)
-	raw = append(raw, (&EOFFrame{ID: 7}).Append(nil)...)
+	raw := Append(nil, &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 20<<10)})
+	raw = append(raw, Append(nil, &EOFFrame{ID: 7})...)
 	for _, cut := range []int{1, 3, 5, 4 << 10, 20 << 10, len(raw)} {
 		if got, err := serveChunks(t, "bytewise", raw[:cut], raw[cut:]); err != io.EOF || !bytes.Equal(got, raw) {
 			t.Errorf("cut at %d: error %v, %d of %d bytes", cut, err, len(got), len(raw))
@@ -127,7 +127,7 @@ func TestCloseWithArrives(t *testing.T) {
 			} else {
 				served <- nil
 			}
-			near.Write((&EOFFrame{ID: 7}).Append(nil))
+			near.Write(Append(nil, &EOFFrame{ID: 7}))
 			for range backlog {
 				conn.Send(&DataFrame{ID: 1, Stream: Output, Payload: make([]byte, ChunkSize)})
 			}
@@ -136,7 +136,7 @@ func TestCloseWithArrives(t *testing.T) {
 				t.Error("a frame was taken after the last")
 			}
 			got, err := io.ReadAll(near)
-			want := (&ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")}).Append(nil)
+			want := Append(nil, &ErrorFrame{Code: []byte(args.CodeDenied), Message: []byte("not you")})
 			if kind == "unix" && errors.Is(err, syscall.ECONNRESET) {
 				err = nil // all the same, behind what was written
 			}

@@ -124,7 +124,7 @@ func TestCodesAreOnThePage(t *testing.T) {
 
 // elements lists a frame's elements for JSON, in the order of the wire.
 func elements(f Frame) []any {
-	list := []any{float64(f.FrameType())}
+	list := []any{float64(TypeOf(f))}
 	v := reflect.ValueOf(f).Elem()
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Name
@@ -145,34 +145,15 @@ func elements(f Frame) []any {
 			list = append(list, float64(reflect.ValueOf(x).Convert(reflect.TypeFor[uint64]()).Uint()))
 		}
 	}
-	switch f := f.(type) {
-	case *OfferFrame:
-		list = list[:f.arity()]
-	case *CallFrame:
-		list = list[:f.arity()]
-	case *EndFrame:
-		if len(f.Call)+len(f.Worker) == 0 {
-			list = list[:7]
-		}
-	}
-	return list
-}
-
-// fresh makes an empty frame of a type.
-func fresh(t Type) Frame {
-	for _, v := range vectors() {
-		if v.f.FrameType() == t {
-			return reflect.New(reflect.TypeOf(v.f).Elem()).Interface().(Frame)
-		}
-	}
-	return nil
+	_, arity := f.shape()
+	return list[:arity]
 }
 
 func TestVectors(t *testing.T) {
 	if *update {
 		var out bytes.Buffer
 		for _, v := range vectors() {
-			line, _ := json.Marshal(vector{v.name, hex.EncodeToString(v.f.Append(nil)), elements(v.f)})
+			line, _ := json.Marshal(vector{v.name, hex.EncodeToString(Append(nil, v.f)), elements(v.f)})
 			out.Write(append(line, '\n'))
 		}
 		if err := os.WriteFile(vectorFile, out.Bytes(), 0o644); err != nil {
@@ -199,17 +180,15 @@ func TestVectors(t *testing.T) {
 			t.Fatal(err)
 		}
 		raw, _ := hex.DecodeString(v.Hex)
-		if got := want[i].f.Append(nil); !bytes.Equal(got, raw) {
+		if got := Append(nil, want[i].f); !bytes.Equal(got, raw) {
 			t.Errorf("%s: encoded as\n%x, the vector has\n%x", v.Name, got, raw)
 		}
 		if got := elements(want[i].f); !reflect.DeepEqual(got, v.Frame) {
 			t.Errorf("%s: elements %v, the vector has %v", v.Name, got, v.Frame)
 		}
-		got := fresh(want[i].f.FrameType())
-		var d Decoder
-		if err := d.Decode(raw[4:], got); err != nil {
+		if got, err := new(Decoder).Decode(raw[4:]); err != nil {
 			t.Errorf("%s: %v", v.Name, err)
-		} else if !bytes.Equal(got.Append(nil), raw) {
+		} else if !bytes.Equal(Append(nil, got), raw) {
 			t.Errorf("%s: decoded as %+v", v.Name, got)
 		}
 	}
@@ -263,8 +242,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"extra too deep":          deep,
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := &Batch{}
-			err := b.decode(nopHandler{}, body)
+			_, err := new(Decoder).Decode(body)
 			if !errors.Is(err, args.ErrMalformed) {
 				t.Errorf("error %v", err)
 			}
@@ -272,19 +250,16 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-type nopHandler struct{}
-
-func (nopHandler) Handle(*Batch, Frame) error { return nil }
-
 func TestDecodeSkips(t *testing.T) {
 	extras := []byte{0xdc, 0, 9, 7, 5, 0xc0, 0xcb, 0, 0, 0, 0, 0, 0, 0, 0, 0x82, 1, 2, 3, 0x93, 1, 2, 0xd4, 1, 2, 0xd9, 1, 'x', 0xc7, 1, 5, 9, 0xff, 0xc3}
-	f := &EOFFrame{}
-	var d Decoder
-	if err := d.Decode(extras, f); err != nil || f.ID != 5 {
-		t.Errorf("id %d, error %v", f.ID, err)
+	f, err := new(Decoder).Decode(extras)
+	if eof, ok := f.(*EOFFrame); err != nil || !ok || eof.ID != 5 {
+		t.Errorf("%+v, error %v", f, err)
 	}
-	if err := (&Batch{}).decode(nopHandler{}, []byte{0x92, 99, 0xc0}); err != nil {
-		t.Errorf("unknown type: %v", err)
+	for _, unknown := range [][]byte{{0x92, 99, 0xc0}, {0x92, 0, 0xc0}} {
+		if f, err := new(Decoder).Decode(unknown); f != nil || err != nil {
+			t.Errorf("unknown type: %v, error %v", f, err)
+		}
 	}
 }
 
@@ -308,16 +283,11 @@ func TestSession(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		typ, err := PeekType(raw[4:])
+		f, err := new(Decoder).Decode(raw[4:])
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", line, err)
 		}
-		f := fresh(typ)
-		var d Decoder
-		if err := d.Decode(raw[4:], f); err != nil {
-			t.Errorf("%s: %v", line, err)
-		}
-		if got := f.Append(nil); !bytes.Equal(got, raw) {
+		if got := Append(nil, f); !bytes.Equal(got, raw) {
 			t.Errorf("%s: encodes as % x", line, got)
 		}
 		frames++
@@ -335,11 +305,11 @@ func TestFrameAllocatesNothing(t *testing.T) {
 		if !ok {
 			continue
 		}
-		raw := call.Append(nil)
-		buf, got, d := make([]byte, 0, 2*len(raw)), &CallFrame{}, &Decoder{}
+		raw := Append(nil, call)
+		buf, d := make([]byte, 0, 2*len(raw)), &Decoder{}
 		if n := testing.AllocsPerRun(100, func() {
-			buf = call.Append(buf[:0])
-			if err := d.Decode(buf[4:], got); err != nil {
+			buf = Append(buf[:0], call)
+			if _, err := d.Decode(buf[4:]); err != nil {
 				t.Error(err)
 			}
 		}); n > 0 {
@@ -350,20 +320,19 @@ func TestFrameAllocatesNothing(t *testing.T) {
 
 func BenchmarkFrame(b *testing.B) {
 	call := &CallFrame{ID: 1000, Name: []byte("echo"), Kind: args.KindList, Args: args.List(strings.Repeat("x", 64)).Data(), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}
-	raw := call.Append(nil)
+	raw := Append(nil, call)
 	b.Run("encode", func(b *testing.B) {
 		b.ReportAllocs()
 		buf := make([]byte, 0, 256)
 		for b.Loop() {
-			buf = call.Append(buf[:0])
+			buf = Append(buf[:0], call)
 		}
 	})
 	b.Run("decode", func(b *testing.B) {
 		b.ReportAllocs()
 		var d Decoder
-		f := &CallFrame{}
 		for b.Loop() {
-			if err := d.Decode(raw[4:], f); err != nil {
+			if _, err := d.Decode(raw[4:]); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -372,25 +341,20 @@ func BenchmarkFrame(b *testing.B) {
 
 func FuzzDecode(f *testing.F) {
 	for _, v := range vectors() {
-		f.Add(v.f.Append(nil)[4:])
+		f.Add(Append(nil, v.f)[4:])
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		typ, err := PeekType(body)
-		frame := fresh(typ)
+		frame, err := new(Decoder).Decode(body)
 		if err != nil || frame == nil {
 			return
 		}
-		var d Decoder
-		if d.Decode(body, frame) != nil {
-			return
-		}
 		// What was understood survives being written and read again.
-		again := fresh(typ)
-		raw := frame.Append(nil)
-		if err := d.Decode(raw[4:], again); err != nil {
+		raw := Append(nil, frame)
+		again, err := new(Decoder).Decode(raw[4:])
+		if err != nil {
 			t.Fatalf("%x: %v", body, err)
 		}
-		if !bytes.Equal(again.Append(nil), raw) {
+		if !bytes.Equal(Append(nil, again), raw) {
 			t.Fatalf("%x: %+v, then %+v", body, frame, again)
 		}
 	})

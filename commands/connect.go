@@ -79,6 +79,70 @@ func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, err
 	}
 }
 
+// lasting is a connection to a node that is made again after a loss, for commands that
+// wait longer than their node may live.
+type lasting struct {
+	o         *nodeOptions
+	quiet     bool
+	eager     bool      // the first connection
+	until     time.Time // when the wait for a lost node ends; zero: never
+	node      string    // what it waits for, in a message
+	stderr    io.Writer
+	client    *bus.Client // nil while there is none
+	connected bool        // once
+	said      bool        // reported that it waits
+}
+
+// do calls f with a connection. As long as wait allows, it calls f again after a loss. The
+// first connection waits for a node as long as --wait allows.
+func (l *lasting) do(ctx context.Context, wait func() bool, f func(c *bus.Client) error) error {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		err := l.connect(ctx)
+		if err == nil {
+			err = f(l.client)
+		}
+		if err == nil {
+			l.said = false
+			return nil
+		}
+		l.close()
+		late := !l.until.IsZero() && !time.Now().Before(l.until)
+		if !l.connected || late || ctx.Err() != nil || !args.Retryable(err) || !wait() {
+			return err
+		}
+		if !l.said && !l.quiet {
+			say(l.stderr, err.Error()+": waiting for "+l.node+" to come back")
+		}
+		l.said = true
+		select {
+		case <-time.After(pause): // it may accept connections but no calls
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (l *lasting) connect(ctx context.Context) (err error) {
+	if l.client != nil {
+		return nil
+	}
+	wait := l.o.wait
+	if l.connected {
+		wait = durationValue{set: true, forever: l.until.IsZero(), d: max(0, time.Until(l.until))}
+	}
+	if l.client, err = l.o.connect(ctx, wait, l.eager && !l.connected, l.stderr); err == nil {
+		l.connected = true
+	}
+	return err
+}
+
+func (l *lasting) close() {
+	if l.client != nil {
+		l.client.Close()
+		l.client = nil
+	}
+}
+
 // connect chooses the node and connects, trying for as long as wait allows. It returns
 // also where that was, or would have been. Its errors point to fbus doctor.
 func connect(ctx context.Context, flag string, wait durationValue, o *bus.Options) (*bus.Client, find.Place, error) {

@@ -443,10 +443,11 @@ func span(seconds float64) string {
 
 // watchJobs shows jobs again and again, also across a restart of the node.
 func watchJobs(ctx context.Context, o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
-	w := &jobWatcher{o: o, ids: ids, stdout: stdout, stderr: stderr, seen: map[string]string{}}
-	defer w.close()
+	w := &jobWatcher{o: o, ids: ids, stdout: stdout, seen: map[string]string{}}
+	node := &lasting{o: &o.nodeOptions, quiet: o.quiet, node: "it", stderr: stderr}
+	defer node.close()
 	for {
-		if err := w.look(ctx); err != nil {
+		if err := node.do(ctx, func() bool { return true }, func(c *bus.Client) error { return w.show(ctx, c) }); err != nil {
 			return err
 		}
 		select {
@@ -459,69 +460,25 @@ func watchJobs(ctx context.Context, o *jobsOptions, ids []string, stdout, stderr
 
 // jobWatcher shows changes of jobs.
 type jobWatcher struct {
-	o              *jobsOptions
-	ids            []string
-	stdout, stderr io.Writer
-	client         *bus.Client
-	connected      bool // once
-	said           bool // reported that it waits for the node
+	o      *jobsOptions
+	ids    []string
+	stdout io.Writer
 
 	seen map[string]string // with --json: each job as it was printed last
 	last string            // elsewhere: the page that was printed last
 }
 
-// look shows the jobs once, unless the node is away.
-func (w *jobWatcher) look(ctx context.Context) error {
-	err := w.connect(ctx)
-	if err == nil {
-		err = w.show(ctx)
-	}
-	if err == nil {
-		w.said = false
-		return nil
-	}
-	w.close()
-	if !w.connected || !args.Retryable(err) {
-		return err
-	}
-	if !w.said && !w.o.quiet {
-		say(w.stderr, err.Error()+": waiting for it to come back")
-		w.said = true
-	}
-	return nil
-}
-
-func (w *jobWatcher) connect(ctx context.Context) (err error) {
-	if w.client != nil {
-		return nil
-	}
-	wait := w.o.wait
-	if w.connected {
-		wait = durationValue{}
-	}
-	if w.client, err = w.o.dial(ctx, wait); err == nil {
-		w.connected = true
-	}
-	return err
-}
-
-func (w *jobWatcher) close() {
-	if w.client != nil {
-		w.client.Close()
-		w.client = nil
-	}
-}
-
-func (w *jobWatcher) show(ctx context.Context) error {
+// show shows the jobs once.
+func (w *jobWatcher) show(ctx context.Context, c *bus.Client) error {
 	if w.o.json && len(w.ids) == 0 {
-		return w.showChanges(ctx)
+		return w.showChanges(ctx, c)
 	}
 	columns, rows := w.size()
 	n := defaultJobs
 	if rows > 0 {
 		n = max(1, rows-2) // the heading, and the cursor below
 	}
-	page, key, _, err := w.o.page(ctx, w.client, w.ids, n)
+	page, key, _, err := w.o.page(ctx, c, w.ids, n)
 	if err != nil {
 		return err
 	}
@@ -529,8 +486,8 @@ func (w *jobWatcher) show(ctx context.Context) error {
 }
 
 // showChanges prints the jobs that have changed since they were printed.
-func (w *jobWatcher) showChanges(ctx context.Context) error {
-	list, _, err := listJobs(ctx, w.client, w.o.function, w.o.query(0))
+func (w *jobWatcher) showChanges(ctx context.Context, c *bus.Client) error {
+	list, _, err := listJobs(ctx, c, w.o.function, w.o.query(0))
 	if err != nil {
 		return err
 	}

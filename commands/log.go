@@ -69,8 +69,8 @@ dropped (how many). The function fbus.log answers the same, page by page.`,
 
 // showLog prints the last entries, and with --follow later ones.
 func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.Writer) error {
-	r := &logReader{o: o, stderr: stderr}
-	defer r.close()
+	r := &logReader{o: o, node: &lasting{o: &o.nodeOptions, quiet: o.quiet, node: "the node", stderr: stderr}}
+	defer r.node.close()
 	p := &logPrinter{w: stdout, json: o.json, follow: o.follow}
 	q := bus.LogQuery{Function: name, Last: max(1, o.last)}
 	if strings.Contains(name, ":") { // no function's name contains one
@@ -101,11 +101,9 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 
 // logReader reads a node's log. With --follow it outlives the node.
 type logReader struct {
-	o         *logOptions
-	stderr    io.Writer
-	client    *bus.Client
-	connected bool // once
-	answered  bool // once
+	o        *logOptions
+	node     *lasting
+	answered bool // once
 }
 
 // logEntry is an entry with its original line, which may have fields of a newer node.
@@ -114,79 +112,37 @@ type logEntry struct {
 	bus.LogEntry
 }
 
-// read returns a query's entries and the position to continue from. With --follow it
-// retries as long as a node may come back.
-func (r *logReader) read(ctx context.Context, q bus.LogQuery) ([]logEntry, uint64, error) {
-	said := false
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		data, err := r.ask(ctx, q)
-		if err == nil {
-			entries, next, err := parseLog(data)
-			if err != nil || next >= q.After {
-				return entries, next, err
-			}
-			r.say("the log has started again")
-			q.After = 0
-			continue
-		}
-		r.close()
-		if !r.o.follow || !r.connected || ctx.Err() != nil || !args.Retryable(err) {
-			return nil, 0, err
-		}
-		if !said {
-			r.say(err.Error() + ": waiting for the node to come back")
-			said = true
-		}
-		select {
-		case <-time.After(pause): // it may accept connections but no calls
-		case <-ctx.Done():
-			return nil, 0, ctx.Err()
-		}
-	}
-}
-
-func (r *logReader) say(msg string) {
-	if !r.o.quiet {
-		say(r.stderr, msg)
-	}
-}
-
-// ask calls fbus.log, connecting first if needed. --wait limits the wait for the first
-// connection; later connections are retried forever.
-func (r *logReader) ask(ctx context.Context, q bus.LogQuery) ([]byte, error) {
-	if r.client == nil {
-		wait := r.o.wait
-		if r.connected {
-			wait = durationValue{set: true, forever: true}
-		}
-		c, err := r.o.connect(ctx, wait, false, r.stderr)
-		if err != nil {
-			return nil, err
-		}
-		r.client, r.connected = c, true
-	}
+// read returns a query's entries and the position to continue from.
+func (r *logReader) read(ctx context.Context, q bus.LogQuery) (entries []logEntry, next uint64, err error) {
 	doc, err := json.Marshal(q)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var out bytes.Buffer
-	req := &bus.Request{Function: r.o.function, Args: args.JSON(doc), Stdout: &out, Stderr: r.stderr}
-	if r.answered {
-		req.WaitFunction = bus.WaitFor(logWait) // it is there, or a node has just begun
+	err = r.node.do(ctx, func() bool { return r.o.follow }, func(c *bus.Client) error {
+		out.Reset()
+		req := &bus.Request{Function: r.o.function, Args: args.JSON(doc), Stdout: &out, Stderr: r.node.stderr}
+		if r.answered {
+			req.WaitFunction = bus.WaitFor(logWait) // it is there, or a node has just begun
+		}
+		_, err := c.Call(ctx, req)
+		r.answered = r.answered || err == nil
+		if errors.Is(err, bus.ErrNoFunction) {
+			return fail(args.CodeNoFunction, "the node keeps no log: it has no function %s", r.o.function).WithHint("fbus status shows which node that is, and its version")
+		}
+		return troubled(err, r.o.node)
+	})
+	if err == nil {
+		entries, next, err = parseLog(out.Bytes())
 	}
-	_, err = r.client.Call(ctx, req)
-	r.answered = r.answered || err == nil
-	if errors.Is(err, bus.ErrNoFunction) {
-		return nil, fail(args.CodeNoFunction, "the node keeps no log: it has no function %s", r.o.function).WithHint("fbus status shows which node that is, and its version")
+	if err == nil && next < q.After {
+		if !r.o.quiet {
+			say(r.node.stderr, "the log has started again")
+		}
+		q.After = 0
+		return r.read(ctx, q)
 	}
-	return out.Bytes(), troubled(err, r.o.node)
-}
-
-func (r *logReader) close() {
-	if r.client != nil {
-		r.client.Close()
-		r.client = nil
-	}
+	return entries, next, err
 }
 
 // parseLog parses the answer of fbus.log. If its last line has no position to continue

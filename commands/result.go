@@ -86,15 +86,14 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	if o.cleansUp() {
 		ctx = signalled()
 	}
-	f := &fetcher{o: o, out: out, stderr: stderr, began: time.Now()}
-	res, err := f.fetch(ctx)
+	res, job, err := o.ask(ctx, out, stderr)
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
 		return callEnd{End: endOf(res, sig, 0)}, sig
 	}
 	name, timeout := o.id, time.Duration(0)
-	if f.job != nil {
-		name, timeout = f.job.Function, time.Duration(f.job.Timeout*float64(time.Second))
+	if job != nil {
+		name, timeout = job.Function, time.Duration(job.Timeout*float64(time.Second))
 	}
 	if n := len(o.id); len(res.Message) > n && strings.EqualFold(res.Message[:n+1], o.id+":") {
 		name = res.Message[:n] // the job has not ended: the message is the node's
@@ -109,74 +108,37 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	return end, err
 }
 
-// fetcher gets a result, with as many connections as it takes.
-type fetcher struct {
-	o         *resultOptions
-	out       *outputFile
-	stderr    io.Writer
-	began     time.Time
-	connected bool     // once
-	said      bool     // reported that it waits for a node
-	job       *jobLine // of an end that is not a program's, if it is known
-}
-
-// fetch asks until there is an answer. It waits for a node that was lost if it waits for
-// the job, unless part of the result was printed already.
-func (f *fetcher) fetch(ctx context.Context) (bus.Result, error) {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		res, err := f.try(ctx)
-		gone := err != nil && args.Retryable(err) && (f.job == nil || !f.job.State.Finished())
-		if !gone || !f.connected || f.o.noWait || f.out.begun || ctx.Err() != nil {
-			return res, err
+// ask asks until there is an answer. It waits for a node that was lost if it waits for
+// the job, unless part of the result was printed already. It returns the job, if it is
+// known, of an end that is not a program's.
+func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writer) (res bus.Result, job *jobLine, err error) {
+	node := &lasting{o: &o.nodeOptions, quiet: o.quiet, eager: true, node: "it", stderr: stderr}
+	defer node.close()
+	if o.timeout.set {
+		node.until = time.Now().Add(o.timeout.d)
+	}
+	again := false
+	wait := func() bool { return !o.noWait && !out.begun && (job == nil || !job.State.Finished()) }
+	err = node.do(ctx, wait, func(c *bus.Client) error {
+		doc := `{}`
+		if left := time.Until(node.until); o.timeout.set && left > 0 {
+			doc = fmt.Sprintf(`{"timeout":%f}`, max(left, time.Millisecond).Seconds())
+		} else if o.noWait || o.timeout.set {
+			doc = `{"wait":false}`
 		}
-		if f.o.timeout.set && f.left() <= 0 {
-			return res, err
+		req := &bus.Request{Function: o.function, Args: args.List(o.id, doc), Stdout: out, Stderr: stderr}
+		if again {
+			req.WaitFunction = bus.WaitFor(logWait) // a node that has just begun
 		}
-		if !f.said && !f.o.quiet {
-			say(f.stderr, err.Error()+": waiting for it to come back")
-			f.said = true
+		again = true
+		res, err = c.Call(ctx, req)
+		if res.Worker == "" {
+			err = noStore(err, o.function)
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return res, err
+		if err != nil && res.Code != "" && res.Source != args.FromProgram {
+			job, _ = oneJob(ctx, c, o.jobs, o.id)
 		}
-	}
-}
-
-// left returns the rest of the time to wait for the job.
-func (f *fetcher) left() time.Duration { return f.o.timeout.d - time.Since(f.began) }
-
-// try asks one node. It waits for the first as long as --wait allows, for later ones as
-// long as for the job.
-func (f *fetcher) try(ctx context.Context) (bus.Result, error) {
-	wait, again := f.o.wait, f.connected
-	if again {
-		wait = durationValue{set: true, forever: !f.o.timeout.set, d: max(0, f.left())}
-	}
-	client, err := f.o.connect(ctx, wait, !again, f.stderr)
-	if err != nil {
-		return bus.Result{}, err
-	}
-	defer client.Close()
-	f.connected = true
-	doc := `{"wait":false}`
-	switch {
-	case f.o.timeout.set && f.left() > 0:
-		doc = fmt.Sprintf(`{"timeout":%f}`, max(f.left(), time.Millisecond).Seconds())
-	case !f.o.noWait && !f.o.timeout.set:
-		doc = `{}`
-	}
-	req := &bus.Request{Function: f.o.function, Args: args.List(f.o.id, doc), Stdout: f.out, Stderr: f.stderr}
-	if again {
-		req.WaitFunction = bus.WaitFor(logWait) // a node that has just begun
-	}
-	res, err := client.Call(ctx, req)
-	if res.Worker == "" {
-		err = noStore(err, f.o.function)
-	}
-	if err != nil && res.Code != "" && res.Source != args.FromProgram {
-		f.job, _ = oneJob(ctx, client, f.o.jobs, f.o.id)
-	}
-	return res, err
+		return err
+	})
+	return res, job, err
 }

@@ -30,8 +30,8 @@ type callArguments struct {
 func (o *callArguments) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "send `JSON`, or @FILE, or @- for stdin, as the arguments", Destination: &o.data},
-		&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: &fieldsValue{list: &o.fields}},
-		&cli.GenericFlag{Name: "json-field", Aliases: []string{"F"}, Usage: "send the field `K=JSON`", Value: &fieldsValue{list: &o.fields, json: true}},
+		&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: addField(&o.fields, false)},
+		&cli.GenericFlag{Name: "json-field", Aliases: []string{"F"}, Usage: "send the field `K=JSON`", Value: addField(&o.fields, true)},
 		&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "send `FILE`, or - for stdin, as the input", Destination: &o.input},
 		&cli.BoolFlag{Name: "no-stdin", Aliases: []string{"n"}, Usage: "leave stdin alone", Destination: &o.noStdin, DisableDefaultText: true},
 	}

@@ -33,8 +33,8 @@ type function struct {
 	env         []string
 	idempotent  bool
 	description string
-	maxOutput   sizeValue
-	memory      sizeValue
+	maxOutput   int64
+	memory      int64
 	noNode      bool
 	warm        countValue
 	resident    string
@@ -69,12 +69,12 @@ func (f *function) flags() []cli.Flag {
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`", Value: &f.timeout},
 		&cli.GenericFlag{Name: "grace", Usage: "`D` between TERM and KILL", Value: &f.grace},
 		&cli.StringFlag{Name: "chdir", Aliases: []string{"C"}, Usage: "run PROGRAM in `DIR`", Destination: &f.dir},
-		&cli.GenericFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Value: &listValue{&f.env}},
+		&cli.GenericFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Value: &listValue{list: &f.env}},
 		&cli.BoolFlag{Name: "idempotent", Usage: "run a call again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
 		&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &f.description},
 		&cli.StringFlag{Name: "schema", Usage: "a JSON Schema of the arguments in `FILE`, for fbus describe", Destination: &f.schemaFile},
-		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE`", Value: &f.maxOutput},
-		&cli.GenericFlag{Name: "memory", Usage: "let PROGRAM use at most `SIZE` of memory", Value: &f.memory},
+		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE`", Value: setSize(&f.maxOutput)},
+		&cli.GenericFlag{Name: "memory", Usage: "let PROGRAM use at most `SIZE` of memory", Value: setSize(&f.memory)},
 		&cli.BoolFlag{Name: "no-node", Usage: "do not set FBUS_NODE for PROGRAM", Destination: &f.noNode, DisableDefaultText: true},
 	}
 }
@@ -162,7 +162,7 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	spec := exec.Spec{
 		Name: f.name, Argv: f.argv, Dir: f.dir, Env: f.env, ArgsSet: f.args != "", AllowOptions: f.options,
 		Timeout: f.timeout.d, Grace: max(f.grace.d, time.Nanosecond), // 0s means at once, not the default
-		MaxOutput: f.maxOutput.n, Memory: f.memory.n, Slots: f.calls, Log: log,
+		MaxOutput: f.maxOutput, Memory: f.memory, Slots: f.calls, Log: log,
 		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
 	}
 	var err error

@@ -23,15 +23,10 @@ import (
 
 // inviteOptions are the flags of fbus invite.
 type inviteOptions struct {
-	look      lookOptions
-	call      []string
-	offer     []string
-	admin     bool
-	ttl       durationValue
-	name      string
-	addresses []string
-	reusable  bool
-	output    string
+	look   lookOptions
+	ticket bus.Invitation // without its TTL, which follows
+	ttl    durationValue
+	output string
 
 	hasName, hasOutput bool
 }
@@ -53,13 +48,13 @@ itself until it is revoked; a reusable ticket gives access until --ttl is over.
 A GLOB matches names of functions: * any characters, ? one character, [a-z] one of a
 class. No glob matches the node's own functions (fbus.…): --admin allows those.`,
 		Flags: []cli.Flag{
-			&cli.GenericFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Value: &listValue{&o.call}},
-			&cli.GenericFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Value: &listValue{&o.offer}},
-			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.admin, DisableDefaultText: true},
+			&cli.GenericFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Value: &listValue{list: &o.ticket.Call}},
+			&cli.GenericFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Value: &listValue{list: &o.ticket.Offer}},
+			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.ticket.Admin, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable", Value: &o.ttl},
-			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.name},
-			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{&o.addresses}},
-			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, without fbus join", Destination: &o.reusable, DisableDefaultText: true},
+			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.ticket.Name},
+			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{list: &o.ticket.Addresses}},
+			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, without fbus join", Destination: &o.ticket.Reusable, DisableDefaultText: true},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write it to `FILE`, mode 0600, which must not exist; default stdout", Destination: &o.output},
 			nodeFlag(&o.look.node),
 			quietFlag(&o.look.quiet),
@@ -76,7 +71,7 @@ class. No glob matches the node's own functions (fbus.…): --admin allows those
 }
 
 func (o *inviteOptions) check() error {
-	rights := trust.Rights{Call: o.call, Offer: o.offer, Admin: o.admin}
+	rights := trust.Rights{Call: o.ticket.Call, Offer: o.ticket.Offer, Admin: o.ticket.Admin}
 	if rights.Empty() {
 		return usage("a ticket needs a right: --call GLOB, --offer GLOB or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
@@ -87,14 +82,14 @@ func (o *inviteOptions) check() error {
 		return usage("--output is empty: use the name of a file, or - for stdout")
 	}
 	if o.hasName {
-		if err := trust.CheckName(o.name); err != nil {
+		if err := trust.CheckName(o.ticket.Name); err != nil {
 			return asUsage(err)
 		}
 	}
 	if o.ttl.set && o.ttl.d < trust.MinTTL {
 		return usage("--ttl must be at least %s, not %s", formatDuration(trust.MinTTL), formatDuration(o.ttl.d))
 	}
-	for _, a := range o.addresses {
+	for _, a := range o.ticket.Addresses {
 		if err := wire.CheckAddress(a); err != nil {
 			return usage("--address: %v", err).WithHint(find.AddrHint)
 		}
@@ -113,11 +108,10 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	q := bus.Invitation{
-		Name: o.name, Call: o.call, Offer: o.offer, Admin: o.admin, TTL: o.ttl.d.Seconds(), Reusable: o.reusable,
-	}
-	for _, a := range o.addresses {
-		q.Addresses = append(q.Addresses, wire.WithPort(a))
+	q := o.ticket
+	q.TTL = o.ttl.d.Seconds()
+	for i, a := range q.Addresses {
+		q.Addresses[i] = wire.WithPort(a)
 	}
 	document, err := json.Marshal(q)
 	if err != nil {

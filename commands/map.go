@@ -33,7 +33,8 @@ type mapOptions struct {
 	hasJobs   bool
 	retries   int
 	timeout   durationValue
-	halt      haltValue
+	haltNow   bool
+	haltAfter int
 	joblog    string
 	resume    bool
 	on        string
@@ -71,7 +72,7 @@ are not UTF-8; message is set if fbus ended the call, file with -o.`,
 			&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "make `N` calls at once", Destination: &o.jobs, DefaultText: "the function's slots"},
 			&cli.IntFlag{Name: "retries", Usage: "try `N` times more after a failure", Destination: &o.retries},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`, waiting included", Value: &o.timeout},
-			&cli.GenericFlag{Name: "halt", Usage: "stop after N failures; now cancels running calls, soon lets them finish: `now|soon,fail=N`", Value: &o.halt},
+			&cli.GenericFlag{Name: "halt", Usage: "stop after N failures; now cancels running calls, soon lets them finish: `now|soon,fail=N`", Value: setter(o.setHalt)},
 			&cli.StringFlag{Name: "joblog", Usage: "write a line for each call to `FILE`", Destination: &o.joblog},
 			&cli.BoolFlag{Name: "resume", Usage: "skip items that are done according to the job log", Destination: &o.resume, DisableDefaultText: true},
 			onFlag(&o.on),
@@ -96,15 +97,9 @@ are not UTF-8; message is set if fbus ended the call, file with -o.`,
 	}
 }
 
-// haltValue is --halt: now|soon,fail=N, or never.
-type haltValue struct {
-	now  bool
-	fail int
-}
-
-// Set implements flag.Value.
-func (v *haltValue) Set(s string) error {
-	*v = haltValue{}
+// setHalt sets --halt: now|soon,fail=N, or never.
+func (o *mapOptions) setHalt(s string) error {
+	o.haltNow, o.haltAfter = false, 0
 	if s == "never" {
 		return nil
 	}
@@ -114,12 +109,9 @@ func (v *haltValue) Set(s string) error {
 	if !ok || err != nil || fail < 1 || when != "now" && when != "soon" {
 		return errors.New("must be now,fail=N or soon,fail=N")
 	}
-	*v = haltValue{now: when == "now", fail: fail}
+	o.haltNow, o.haltAfter = when == "now", fail
 	return nil
 }
-
-// String implements flag.Value.
-func (v *haltValue) String() string { return "" }
 
 // itemFlags are the flags for items, which post has too.
 func itemFlags(o *fanout.Items) []cli.Flag {
@@ -207,9 +199,9 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	}
 	r := &fanout.Runner{Config: fanout.Config{
 		Client: client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,
-		Patience: o.wait.d, Retries: o.retries, HaltAfter: o.halt.fail, HaltNow: o.halt.now,
+		Patience: o.wait.d, Retries: o.retries, HaltAfter: o.haltAfter, HaltNow: o.haltNow,
 		// A call that waits at the node uses up its time, and may be one too many.
-		Ahead: o.jobs == 0 && o.timeout.d == 0 && o.halt.fail == 0,
+		Ahead: o.jobs == 0 && o.timeout.d == 0 && o.haltAfter == 0,
 	}}
 	screen := &screen{w: stderr}
 	if o.bar || !o.noBar && !o.quiet && isTerminal(stderr) {

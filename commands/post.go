@@ -27,20 +27,14 @@ type postOptions struct {
 	callArguments
 	nodeOptions
 	items     fanout.Items
-	each      bool // a job for each item
-	then      string
-	otherwise string
-	finally   string
+	each      bool         // a job for each item
+	job       jobs.Options // without its times, which follow
 	delay     durationValue
-	at        timeValue
-	retries   int
+	at        time.Time // zero: not given
 	backoff   durationValue
-	priority  int
-	unique    string
 	hasUnique bool
 	keep      durationValue
 	timeout   durationValue
-	on        string
 	json      bool
 	quiet     bool
 	function  string // that is asked; a test has its own
@@ -94,18 +88,21 @@ the output as its input. JSON fields: id, and of items item (an array with -N), 
 // jobFlags are the flags that become options of the job.
 func (o *postOptions) jobFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "then", Usage: "when it is done, post its output to the function `NAME`", Destination: &o.then},
-		&cli.StringFlag{Name: "else", Usage: "when it is dead, post its output to the function `NAME`", Destination: &o.otherwise},
-		&cli.StringFlag{Name: "finally", Usage: "when it is done or dead, post its output to the function `NAME`", Destination: &o.finally},
+		&cli.StringFlag{Name: "then", Usage: "when it is done, post its output to the function `NAME`", Destination: &o.job.Then},
+		&cli.StringFlag{Name: "else", Usage: "when it is dead, post its output to the function `NAME`", Destination: &o.job.Else},
+		&cli.StringFlag{Name: "finally", Usage: "when it is done or dead, post its output to the function `NAME`", Destination: &o.job.Finally},
 		&cli.GenericFlag{Name: "delay", Usage: "do not run it before `D` has passed", Value: &o.delay},
-		&cli.GenericFlag{Name: "at", Usage: "do not run it before `TIME`", Value: &o.at},
-		&cli.IntFlag{Name: "retries", Usage: "run it up to `N` times more after failures", Destination: &o.retries},
+		&cli.GenericFlag{Name: "at", Usage: "do not run it before `TIME`", Value: setter(func(s string) (err error) {
+			o.at, err = parseTime(s, time.Now())
+			return err
+		})},
+		&cli.IntFlag{Name: "retries", Usage: "run it up to `N` times more after failures", Destination: &o.job.Retries},
 		&cli.GenericFlag{Name: "backoff", Usage: "wait `D` before a retry, twice as long before each further one, at most 1h; up to half of that is random; default: 1s", Value: &o.backoff},
-		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.priority, DefaultText: "0"},
-		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, print its id and post nothing", Destination: &o.unique},
+		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.job.Priority, DefaultText: "0"},
+		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, print its id and post nothing", Destination: &o.job.Unique},
 		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; default: 1d", Value: &o.keep},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end an attempt after `D`", Value: &o.timeout},
-		onFlag(&o.on),
+		onFlag(&o.job.On),
 	}
 }
 
@@ -113,7 +110,7 @@ func (o *postOptions) check() error {
 	if err := o.checkSent(); err != nil {
 		return err
 	}
-	for _, f := range []struct{ flag, name string }{{"then", o.then}, {"else", o.otherwise}, {"finally", o.finally}} {
+	for _, f := range []struct{ flag, name string }{{"then", o.job.Then}, {"else", o.job.Else}, {"finally", o.job.Finally}} {
 		if f.name != "" && !args.ValidName(f.name) {
 			return usage("--%s: invalid function name %q", f.flag, f.name)
 		}
@@ -127,15 +124,15 @@ func (o *postOptions) check() error {
 		}
 	}
 	switch {
-	case o.delay.set && o.at.set:
+	case o.delay.set && !o.at.IsZero():
 		return usage("--delay and --at exclude each other")
-	case o.retries < 0:
+	case o.job.Retries < 0:
 		return usage("--retries must not be negative")
-	case o.priority < -100 || o.priority > 100:
+	case o.job.Priority < -100 || o.job.Priority > 100:
 		return usage("--priority must be from -100 to 100")
-	case o.hasUnique && o.unique == "":
+	case o.hasUnique && o.job.Unique == "":
 		return usage("--unique needs a key")
-	case strings.ContainsRune(o.unique, utf8.RuneError):
+	case strings.ContainsRune(o.job.Unique, utf8.RuneError):
 		return usage("--unique: the key is not UTF-8")
 	}
 	return nil
@@ -210,7 +207,7 @@ func (o *postOptions) explain(err error) *args.Error {
 
 // denied returns the function that a refusal is about.
 func (o *postOptions) denied(err error) string {
-	for _, name := range []string{o.then, o.otherwise, o.finally} {
+	for _, name := range []string{o.job.Then, o.job.Else, o.job.Finally} {
 		if name != "" && strings.HasSuffix(err.Error(), " may not call "+name) {
 			return name
 		}
@@ -235,12 +232,10 @@ var kindNames = [...]string{args.KindRaw: "raw", args.KindList: "list", args.Kin
 // request makes the call that posts a job, which sends what req would send.
 func (o *postOptions) request(req *bus.Request) (*bus.Request, error) {
 	kind := req.Args.Kind()
-	p := posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: jobs.Options{
-		Then: o.then, Else: o.otherwise, Finally: o.finally, Delay: o.delay.d.Seconds(), Retries: o.retries, Backoff: o.backoff.d.Seconds(),
-		Priority: o.priority, Unique: o.unique, Keep: o.keep.d.Seconds(), Timeout: o.timeout.d.Seconds(), On: o.on,
-	}}
-	if o.at.set {
-		p.At = o.at.t.UTC().Format(time.RFC3339Nano)
+	p := posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: o.job}
+	p.Delay, p.Backoff, p.Keep, p.Timeout = o.delay.d.Seconds(), o.backoff.d.Seconds(), o.keep.d.Seconds(), o.timeout.d.Seconds()
+	if !o.at.IsZero() {
+		p.At = o.at.UTC().Format(time.RFC3339Nano)
 	}
 	doc, err := marshal(p)
 	if err != nil {
@@ -411,23 +406,6 @@ func (p *poster) end(cause error, stderr io.Writer) error {
 	return nil
 }
 
-// timeValue is a flag's TIME: a date and time, with a zone or local, or a time of day,
-// the next one.
-type timeValue struct {
-	t   time.Time
-	set bool
-}
-
-// Set implements flag.Value.
-func (v *timeValue) Set(s string) (err error) {
-	v.t, err = parseTime(s, time.Now())
-	v.set = err == nil
-	return err
-}
-
-// String implements flag.Value.
-func (v *timeValue) String() string { return "" }
-
 // Layouts of a TIME. Seconds may have a fraction.
 var (
 	zonedLayouts = []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02T15:04Z07:00", "2006-01-02 15:04Z07:00"}
@@ -439,7 +417,8 @@ var (
 // time is a mistake.
 const late = time.Minute
 
-// parseTime reads a TIME. Local times are in the zone of now.
+// parseTime reads a TIME: a date and time, with a zone or local, or a time of day, the
+// next one. Local times are in the zone of now.
 func parseTime(s string, now time.Time) (time.Time, error) {
 	for _, layout := range clockLayouts {
 		if c, err := time.Parse(layout, s); err == nil {

@@ -121,13 +121,13 @@ func TestPostSends(t *testing.T) {
 		"an input beside words": {func(o *postOptions) { o.noStdin, o.input, o.args = false, file, []string{"a"} },
 			[]string{"f", `{"kind":"list","input":true}`, "\x91\xa1a", long}},
 		"options": {func(o *postOptions) {
-			o.then, o.otherwise, o.finally, o.unique, o.on, o.retries, o.priority = "t", "e", "fin", "<k>", "gpu*", 5, -3
+			o.job.Then, o.job.Else, o.job.Finally, o.job.Unique, o.job.On, o.job.Retries, o.job.Priority = "t", "e", "fin", "<k>", "gpu*", 5, -3
 			o.delay.Set("90s")
 			o.backoff.Set("300ms")
 			o.keep.Set("7d")
 			o.timeout.Set("1m")
 		}, []string{"f", `{"kind":"raw","then":"t","else":"e","finally":"fin","delay":90,"retries":5,"backoff":0.3,"priority":-3,"unique":"<k>","keep":604800,"timeout":60,"on":"gpu*"}`, ""}},
-		"a time": {func(o *postOptions) { o.at.Set("2099-01-02T03:04:05.5+01:00") },
+		"a time": {func(o *postOptions) { o.at, _ = parseTime("2099-01-02T03:04:05.5+01:00", time.Now()) },
 			[]string{"f", `{"kind":"raw","at":"2099-01-02T02:04:05.5Z"}`, ""}},
 	} {
 		var out bytes.Buffer
@@ -292,15 +292,15 @@ func TestPostUsage(t *testing.T) {
 	}
 	for want, set := range map[string]func(o *postOptions){
 		`invalid function name "-f"`:                 func(o *postOptions) { o.name = "-f" },
-		`--then: invalid function name "a b"`:        func(o *postOptions) { o.then = "a b" },
-		`--else: invalid function name "."`:          func(o *postOptions) { o.otherwise = "." },
-		`--finally: invalid function name "/"`:       func(o *postOptions) { o.finally = "/" },
+		`--then: invalid function name "a b"`:        func(o *postOptions) { o.job.Then = "a b" },
+		`--else: invalid function name "."`:          func(o *postOptions) { o.job.Else = "." },
+		`--finally: invalid function name "/"`:       func(o *postOptions) { o.job.Finally = "/" },
 		"--backoff must be positive":                 func(o *postOptions) { o.backoff.Set("0s") },
 		"--keep must be positive":                    func(o *postOptions) { o.keep.Set("0s") },
 		"-t must be positive":                        func(o *postOptions) { o.timeout.Set("0s") },
-		"--delay and --at exclude each other":        func(o *postOptions) { o.delay.Set("1s"); o.at.Set("07:00") },
-		"--retries must not be negative":             func(o *postOptions) { o.retries = -1 },
-		"--priority must be from -100 to 100":        func(o *postOptions) { o.priority = 101 },
+		"--delay and --at exclude each other":        func(o *postOptions) { o.delay.Set("1s"); o.at = time.Now() },
+		"--retries must not be negative":             func(o *postOptions) { o.job.Retries = -1 },
+		"--priority must be from -100 to 100":        func(o *postOptions) { o.job.Priority = 101 },
 		"--unique needs a key":                       func(o *postOptions) { o.hasUnique = true },
 		"-d, -f, -F, -i and -n are for one job":      func(o *postOptions) { o.each, o.noStdin = true, true },
 		"--each x: must be arg, raw, json or file":   func(o *postOptions) { o.each, o.items.Each = true, "x" },

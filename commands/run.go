@@ -48,7 +48,7 @@ file of fbus up.
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "offer the functions of `FILE` as well", Destination: &o.config},
-			&cli.GenericFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Value: &listValue{&o.offers}},
+			&cli.GenericFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Value: &listValue{list: &o.offers}},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "report connections, offers and ends of calls"),
 		},

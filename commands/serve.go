@@ -41,7 +41,7 @@ func newServeOptions() *serveOptions {
 	return &serveOptions{
 		drain: durationValue{d: time.Minute}, queue: node.DefaultQueue,
 		tcp:  tcpOptions{maxConnections: node.DefaultConnections, maxPerTicket: node.DefaultPerTicket},
-		jobs: jobOptions{max: jobs.DefaultMaxJobs, spool: sizeValue{jobs.DefaultMaxSpool}},
+		jobs: jobOptions{max: jobs.DefaultMaxJobs, spool: jobs.DefaultMaxSpool},
 	}
 }
 
@@ -356,13 +356,13 @@ func drainTime(d time.Duration, signals <-chan os.Signal) (context.Context, cont
 // jobOptions are the options for posted calls.
 type jobOptions struct {
 	max   int
-	spool sizeValue
+	spool int64
 }
 
 func (o *jobOptions) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{Name: "max-jobs", Usage: "keep at most `N` posted calls, their results included", DefaultText: fmt.Sprint(jobs.DefaultMaxJobs), Destination: &o.max},
-		&cli.GenericFlag{Name: "max-spool", Usage: "and at most `SIZE` of their arguments, input and output", DefaultText: "16G", Value: &o.spool},
+		&cli.GenericFlag{Name: "max-spool", Usage: "and at most `SIZE` of their arguments, input and output", DefaultText: "16G", Value: setSize(&o.spool)},
 	}
 }
 
@@ -382,7 +382,7 @@ func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Mana
 		warn("nothing can be posted: %v", err)
 		return nil, err
 	}
-	m, err := jobs.Open(jobs.Config{Place: place, Patient: true, MaxJobs: int64(o.max), MaxSpool: o.spool.n, Warn: warn})
+	m, err := jobs.Open(jobs.Config{Place: place, Patient: true, MaxJobs: int64(o.max), MaxSpool: o.spool, Warn: warn})
 	var locked *jobs.LockedError
 	if errors.As(err, &locked) {
 		return nil, &args.Error{Code: args.CodeInternal, Err: locked, Hint: "a second node of this user needs another network: fbus serve --network ID"}

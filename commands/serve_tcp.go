@@ -31,7 +31,7 @@ type tcpOptions struct {
 
 func (o *tcpOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + wire.DefaultPort, Value: &listValue{&o.listen}},
+		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + wire.DefaultPort, Value: &listValue{list: &o.listen}},
 		&cli.BoolFlag{Name: "no-tcp", Usage: "only this machine", Destination: &o.off, DisableDefaultText: true},
 		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate, in `FILE` (PEM): your own PKI", Destination: &o.cert},
 		&cli.StringFlag{Name: "tls-key", Usage: "its key, in `FILE`", Destination: &o.key},

@@ -170,8 +170,8 @@ func (c *configFile) grant(who, at string) *grant {
 	}
 	g := &grant{}
 	g.part = part{name: "rights: " + who, at: at, places: map[string]string{}, flags: tableOf([]cli.Flag{
-		&cli.GenericFlag{Name: "call", Value: &globsValue{listValue{&g.call}}},
-		&cli.GenericFlag{Name: "offer", Value: &globsValue{listValue{&g.offer}}},
+		&cli.GenericFlag{Name: "call", Value: &listValue{&g.call, trust.CheckGlob}},
+		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.offer, trust.CheckGlob}},
 		&cli.BoolFlag{Name: "admin", Destination: &g.admin},
 	})}
 	if err := g.identify(who); err != nil {
@@ -198,15 +198,6 @@ func (g *grant) identify(who string) (err error) {
 		err = errors.New("it must be \"uid:1000\", \"user:NAME\", \"gid:100\" or \"group:NAME\"")
 	}
 	return err
-}
-
-// globsValue is a list of globs of a right.
-type globsValue struct{ listValue }
-
-// Set implements flag.Value.
-func (v *globsValue) Set(s string) error {
-	*v.list = append(*v.list, s)
-	return trust.CheckGlob(s)
 }
 
 // check reports empty and useless entries.

@@ -244,7 +244,7 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 		_, number := v.v.(int64)
 		array, list := v.v.([]tomlValue)
 		switch f.Value.(type) {
-		case *listValue, *globsValue:
+		case *listValue:
 			if ok = list; text && key != "command" { // one string needs no brackets
 				array, ok = []tomlValue{v}, true
 			}
@@ -424,7 +424,7 @@ func (c *configFile) function(name, at string) *function {
 	}
 	f := newFunction()
 	f.name = name
-	command := &cli.GenericFlag{Name: "command", Value: &listValue{&f.argv}}
+	command := &cli.GenericFlag{Name: "command", Value: &listValue{list: &f.argv}}
 	f.part = &part{name: name, at: at, flags: tableOf(append(f.flags(), command)), places: map[string]string{}}
 	c.read = append(c.read, f)
 	return f

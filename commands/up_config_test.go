@@ -64,7 +64,7 @@ idempotent = true
 	}
 	wc, xy := c.functions[0], c.functions[1]
 	if wc.name != "wc" || !reflect.DeepEqual(wc.argv, []string{"wc", "-w"}) || wc.calls != 4 || wc.timeout.d != 90*time.Second ||
-		wc.maxOutput.n != 64<<20 || !reflect.DeepEqual(wc.env, []string{"B=2", "A=1=x"}) || wc.part.at != path+":9:12" {
+		wc.maxOutput != 64<<20 || !reflect.DeepEqual(wc.env, []string{"B=2", "A=1=x"}) || wc.part.at != path+":9:12" {
 		t.Errorf("%+v", wc)
 	}
 	if xy.name != "x.y" || !reflect.DeepEqual(xy.argv, []string{dir + "/x", "./y"}) || xy.dir != dir+"/sub" || !xy.idempotent ||

@@ -112,22 +112,23 @@ func formatDuration(d time.Duration) string {
 	return d.String()
 }
 
-// sizeValue is a SIZE: 64M, 16G. Units are powers of 1024. A number without a unit is
-// refused.
-type sizeValue struct{ n int64 }
+// setter is the value of a flag that a function sets.
+type setter func(s string) error
 
 // Set implements flag.Value.
-func (v *sizeValue) Set(s string) error {
-	n, err := parseSize(s)
-	if err != nil {
-		return err
-	}
-	v.n = n
-	return nil
-}
+func (f setter) Set(s string) error { return f(s) }
 
 // String implements flag.Value.
-func (v *sizeValue) String() string { return "" }
+func (f setter) String() string { return "" }
+
+// setSize sets a SIZE: 64M, 16G. Units are powers of 1024. A number without a unit is
+// refused.
+func setSize(dest *int64) setter {
+	return func(s string) (err error) {
+		*dest, err = parseSize(s)
+		return err
+	}
+}
 
 func parseSize(s string) (int64, error) {
 	if _, err := strconv.ParseFloat(s, 64); err == nil {
@@ -148,64 +149,54 @@ func parseSize(s string) (int64, error) {
 	return int64(n * float64(int64(1)<<shift)), nil
 }
 
-// fieldsValue collects -f and -F in their order: the two flags share one list.
-type fieldsValue struct {
-	list *[]args.Field
-	json bool
-}
-
-// Set implements flag.Value.
-func (v *fieldsValue) Set(s string) error {
-	name, value, ok := strings.Cut(s, "=")
-	if !ok || name == "" {
-		return fmt.Errorf("invalid field %q: use NAME=VALUE", s)
-	}
-	for _, f := range *v.list {
-		if f.Name == name {
-			return fmt.Errorf("field %q is given twice", name)
+// addField adds to the fields of -f and -F, which are in one list in their order.
+func addField(list *[]args.Field, json bool) setter {
+	return func(s string) error {
+		name, value, ok := strings.Cut(s, "=")
+		if !ok || name == "" {
+			return fmt.Errorf("invalid field %q: use NAME=VALUE", s)
 		}
+		for _, f := range *list {
+			if f.Name == name {
+				return fmt.Errorf("field %q is given twice", name)
+			}
+		}
+		*list = append(*list, args.Field{Name: name, Value: value, JSON: json})
+		return nil
 	}
-	*v.list = append(*v.list, args.Field{Name: name, Value: value, JSON: v.json})
-	return nil
 }
-
-// String implements flag.Value.
-func (v *fieldsValue) String() string { return "" }
 
 // listValue collects a flag that may be repeated.
-type listValue struct{ list *[]string }
+type listValue struct {
+	list  *[]string
+	check func(s string) error // nil: anything goes
+}
 
 // Set implements flag.Value.
 func (v *listValue) Set(s string) error {
 	*v.list = append(*v.list, s)
-	return nil
+	if v.check == nil {
+		return nil
+	}
+	return v.check(s)
 }
 
 // String implements flag.Value.
 func (v *listValue) String() string { return "" }
 
-// globValue is a GLOB over names of workers.
-type globValue struct{ glob *string }
-
 func onFlag(dest *string) cli.Flag {
-	return &cli.GenericFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Value: &globValue{dest}}
-}
-
-// Set implements flag.Value.
-func (v *globValue) Set(s string) error {
-	if _, err := path.Match(s, ""); err != nil {
-		why := "bad range"
-		if strings.LastIndexByte(s, '[') > strings.LastIndexByte(s, ']') {
-			why = "missing ]"
+	return &cli.GenericFlag{Name: "on", Usage: "only on workers whose name matches `GLOB`", Value: setter(func(s string) error {
+		if _, err := path.Match(s, ""); err != nil {
+			why := "bad range"
+			if strings.LastIndexByte(s, '[') > strings.LastIndexByte(s, ']') {
+				why = "missing ]"
+			}
+			return fmt.Errorf("invalid glob %q: %s", s, why)
 		}
-		return fmt.Errorf("invalid glob %q: %s", s, why)
-	}
-	*v.glob = s
-	return nil
+		*dest = s
+		return nil
+	})}
 }
-
-// String implements flag.Value.
-func (v *globValue) String() string { return "" }
 
 // hostname returns the name of this machine.
 func hostname() string {

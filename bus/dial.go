@@ -74,10 +74,8 @@ type Options struct {
 // the fields. Any may be nil. A step's error ends the try; another address, or another
 // place, may follow.
 type Trace struct {
-	// Place gets each node that is tried, and why it was chosen; Passed those where
-	// nobody listens, when the next place is tried.
-	Place  func(find.Place)
-	Passed func(find.Place, error)
+	// Place gets each node that is tried, and why it was chosen.
+	Place func(find.Place)
 	// Lookup gets the addresses of a host's name, which is empty for this machine.
 	Lookup func(host string, found []string, err error)
 	// Connected gets the socket or TCP connection, before anything is sent.
@@ -131,9 +129,6 @@ func connectWithin(ctx context.Context, o *Options, left time.Duration) (*Client
 		next, none := p.Next()
 		if errors.Is(none, &Error{Code: args.CodeNoNode}) {
 			break // the error of the node that there is explains more
-		}
-		if o.Trace != nil && o.Trace.Passed != nil {
-			o.Trace.Passed(p, err)
 		}
 		if p, err = next, none; err == nil {
 			c, err = dialPlace(ctx, p, o)

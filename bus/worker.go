@@ -30,9 +30,6 @@ type Worker struct {
 	Options *Options
 	// Dial, if set, connects in place of Connect, with the options that it gets.
 	Dial func(ctx context.Context, o *Options) (*Client, error)
-	// Connected, if set, gets each new connection before offers are made
-	// on it.
-	Connected func(c *Client)
 	// Notice, if set, takes messages about losses and returns.
 	Notice func(format string, args ...any)
 
@@ -144,9 +141,6 @@ func telling(err error) bool {
 
 // offerAll makes the offers on a new connection.
 func (w *Worker) offerAll(ctx context.Context, c *Client) error {
-	if w.Connected != nil {
-		w.Connected(c)
-	}
 	for _, s := range w.setCurrent(c) {
 		if err := s.announce(ctx, c); err != nil {
 			w.setCurrent(nil)

@@ -36,7 +36,6 @@ type callOptions struct {
 func callCommand() *cli.Command {
 	o := &callOptions{callArguments: callArguments{verb: "call"}}
 	return &cli.Command{
-		Name:      "call",
 		Usage:     "call a function",
 		UsageText: "call [flags] NAME [ARG…]",
 		Description: `Without arguments stdin is the input. The function's output is printed as it comes, and
@@ -297,7 +296,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 }
 
 // workerTitle returns the worker's name, with its id if another has the same name.
-func workerTitle(workers []fanout.Worker, w fanout.Worker) string {
+func workerTitle(workers []bus.WorkerInfo, w bus.WorkerInfo) string {
 	for _, other := range workers {
 		if other.Name == w.Name && other.ID != w.ID {
 			return w.Name + "#" + w.ID

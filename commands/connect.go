@@ -19,7 +19,7 @@ import (
 type nodeOptions struct {
 	node      string
 	wait      durationValue
-	keepAlive keepAliveValue
+	keepAlive durationValue
 	verbose   bool
 }
 
@@ -28,7 +28,7 @@ func (o *nodeOptions) flags(wait, verbose string) []cli.Flag {
 	return []cli.Flag{
 		nodeFlag(&o.node),
 		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: wait, Value: &o.wait},
-		keepAliveFlag(&o.keepAlive),
+		keepAliveFlag(&o.keepAlive, clientKeepAlive),
 		verboseFlag(&o.verbose, verbose),
 	}
 }

@@ -41,7 +41,6 @@ var states = []string{"queued", "delayed", "running", "done", "dead", "cancelled
 func jobsCommand() *cli.Command {
 	o := &jobsOptions{function: "fbus.jobs", every: time.Second}
 	return &cli.Command{
-		Name:      "jobs",
 		Usage:     "list posted jobs, or show one in full",
 		UsageText: "jobs [flags] [ID…]",
 		Description: `  fbus jobs
@@ -289,14 +288,8 @@ func (o *lookOptions) change(function string, q *bus.JobQuery) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx := context.Background() // a signal ends the process: there is nothing to clean up
-	c, err := o.dial(ctx, o.wait)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	data, err := output(ctx, c, function, args.JSON(doc))
-	return data, troubled(noStore(err, function), o.node)
+	data, err := o.call(function, args.JSON(doc))
+	return data, noStore(err, function)
 }
 
 // maxChain bounds how many jobs of a chain are shown.

@@ -46,7 +46,6 @@ type mapOptions struct {
 func mapCommand() *cli.Command {
 	o := &mapOptions{}
 	return &cli.Command{
-		Name:      "map",
 		Usage:     "call a function for each item",
 		UsageText: "map [flags] NAME [ITEM…]",
 		Description: `Makes one call for each ITEM, or each line of FILE or stdin, as many at once as the

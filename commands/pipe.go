@@ -49,7 +49,6 @@ type pipeOptions struct {
 func pipeCommand() *cli.Command {
 	o := &pipeOptions{jobs: defaultPipeJobs}
 	return &cli.Command{
-		Name:      "pipe",
 		Usage:     "make many calls, as JSON-RPC lines on stdin and stdout",
 		UsageText: "pipe [flags]",
 		Description: `A client of the bus for any language that can start a process: JSON-RPC 2.0, one

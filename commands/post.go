@@ -43,7 +43,6 @@ type postOptions struct {
 func postCommand() *cli.Command {
 	o := &postOptions{callArguments: callArguments{verb: "post"}, function: "fbus.post"}
 	return &cli.Command{
-		Name:      "post",
 		Usage:     "post a job: a call that nobody waits for",
 		UsageText: "post [flags] NAME [ARG…|ITEM…]",
 		Description: `Sends what fbus call would send. The node keeps the job on disk and runs it when a slot

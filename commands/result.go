@@ -29,7 +29,6 @@ type resultOptions struct {
 func resultCommand() *cli.Command {
 	o := &resultOptions{function: "fbus.result", jobs: "fbus.jobs"}
 	return &cli.Command{
-		Name:      "result",
 		Usage:     "print the output of a posted job, and exit with its status",
 		UsageText: "result [flags] ID",
 		Description: `Prints the same bytes and stderr as fbus call would have, and exits with the same status.

@@ -24,7 +24,7 @@ type tcpOptions struct {
 	listen         []string
 	off            bool
 	cert, key, ca  string
-	keepAlive      keepAliveValue
+	keepAlive      durationValue
 	maxConnections int
 	maxPerTicket   int
 }
@@ -36,7 +36,7 @@ func (o *tcpOptions) flags() []cli.Flag {
 		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate, in `FILE` (PEM): your own PKI", Destination: &o.cert},
 		&cli.StringFlag{Name: "tls-key", Usage: "its key, in `FILE`", Destination: &o.key},
 		&cli.StringFlag{Name: "tls-ca", Usage: "clients with a certificate of the CA in `FILE` may connect, with the rights in it", Destination: &o.ca},
-		&cli.GenericFlag{Name: "keepalive", Usage: "close a silent connection after `D`, at least 3s; default 10s", Value: &o.keepAlive},
+		keepAliveFlag(&o.keepAlive, "close a silent connection after `D`, at least 3s; default 10s"),
 		&cli.IntFlag{Name: "max-connections", Usage: "at most `N` connections", DefaultText: fmt.Sprint(node.DefaultConnections), Destination: &o.maxConnections},
 		&cli.IntFlag{Name: "max-per-ticket", Usage: "at most `N` of them with one ticket", DefaultText: fmt.Sprint(node.DefaultPerTicket), Destination: &o.maxPerTicket},
 	}

@@ -24,24 +24,17 @@ type durationValue struct {
 	set     bool
 	forever bool // the value is "forever"
 	allow   bool // "forever" is allowed
+	least   time.Duration
 }
 
-// keepAliveValue is --keepalive: how long a peer over TCP may be silent.
-type keepAliveValue struct{ durationValue }
-
-// Set implements flag.Value.
-func (v *keepAliveValue) Set(s string) error {
-	err := v.durationValue.Set(s)
-	if err == nil && v.d < wire.MinKeepAlive {
-		err = fmt.Errorf("must be at least %s", formatDuration(wire.MinKeepAlive))
-	}
-	return err
+// keepAliveFlag is --keepalive: how long a peer over TCP may be silent.
+func keepAliveFlag(v *durationValue, usage string) cli.Flag {
+	v.least = wire.MinKeepAlive
+	return &cli.GenericFlag{Name: "keepalive", Usage: usage, Value: v}
 }
 
-// keepAliveFlag is --keepalive of a client.
-func keepAliveFlag(v *keepAliveValue) cli.Flag {
-	return &cli.GenericFlag{Name: "keepalive", Usage: "over TCP: treat a silent node as lost after `D`, at least 3s; default 10s", Value: v}
-}
+// clientKeepAlive is the usage of --keepalive of a client.
+const clientKeepAlive = "over TCP: treat a silent node as lost after `D`, at least 3s; default 10s"
 
 type durationUnit struct {
 	suffix string
@@ -63,6 +56,9 @@ func (v *durationValue) Set(s string) error {
 	d, err := parseDuration(s)
 	if err != nil {
 		return err
+	}
+	if d < v.least {
+		return fmt.Errorf("must be at least %s", formatDuration(v.least))
 	}
 	v.d, v.set, v.forever = d, true, false
 	return nil

@@ -254,7 +254,7 @@ type workerOptions struct {
 	wait      durationValue
 	worker    string
 	drain     durationValue
-	keepAlive keepAliveValue
+	keepAlive durationValue
 	quiet     bool
 	verbose   bool
 }
@@ -268,7 +268,7 @@ func (o *workerOptions) flags() []cli.Flag {
 		&cli.GenericFlag{Name: "drain", Usage: "let running calls finish for `D` at shutdown", Value: &o.drain},
 		&cli.StringFlag{Name: "worker", Usage: "call this worker `NAME`; default: the host's name", Destination: &o.worker},
 		nodeFlag(&o.node),
-		keepAliveFlag(&o.keepAlive),
+		keepAliveFlag(&o.keepAlive, clientKeepAlive),
 		&cli.GenericFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait `D|forever` for a node", Value: &o.wait},
 		quietFlag(&o.quiet),
 		verboseFlag(&o.verbose, "report how each call ended"),

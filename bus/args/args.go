@@ -1,10 +1,7 @@
 package args
 
 import (
-	"encoding/binary"
 	"encoding/json"
-
-	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
 
 // Args are the arguments of a call, ready for the wire (PROTOCOL.md, section 6).
@@ -79,24 +76,4 @@ const (
 // appendStr appends a str of any length.
 func appendStr(dst []byte, s string) []byte {
 	return append(AppendStrHeader(dst, len(s)), s...)
-}
-
-func appendArrayHeader(dst []byte, n int) []byte {
-	switch {
-	case n < 16:
-		return append(dst, msgpcode.FixedArrayLow|byte(n))
-	case n < 1<<16:
-		return append(dst, msgpcode.Array16, byte(n>>8), byte(n))
-	}
-	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Array32), uint32(n))
-}
-
-func appendMapHeader(dst []byte, n int) []byte {
-	switch {
-	case n < 16:
-		return append(dst, msgpcode.FixedMapLow|byte(n))
-	case n < 1<<16:
-		return append(dst, msgpcode.Map16, byte(n>>8), byte(n))
-	}
-	return binary.BigEndian.AppendUint32(append(dst, msgpcode.Map32), uint32(n))
 }

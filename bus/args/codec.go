@@ -190,26 +190,12 @@ func (r *Reader) container(c byte) (n uint64, isMap, ok bool) {
 	return n, isMap, true
 }
 
-// Skip passes over the rest of the frame: elements of a newer minor version. It works iteratively, so nesting costs a counter and no stack.
+// Skip passes over the rest of the frame: elements of a newer minor version.
 func (r *Reader) Skip() {
-	var open [MaxDepth]uint64 // elements due at each depth
-	depth := 0
-	open[0] = uint64(r.Left)
-	r.Left = 0
-	for r.Err == nil {
-		for depth >= 0 && open[depth] == 0 {
-			depth--
-		}
-		if depth < 0 {
-			break
-		}
-		open[depth]--
-		if n := r.skipOne(); n > 0 {
-			if depth++; depth == MaxDepth {
-				r.Fail("nested deeper than %d", MaxDepth)
-				return
-			}
-			open[depth] = n
+	for ; r.Left > 0; r.Left-- {
+		r.skipOne(1)
+		if r.Err != nil {
+			return
 		}
 	}
 	if r.Err == nil && len(r.B) > 0 {
@@ -217,20 +203,24 @@ func (r *Reader) Skip() {
 	}
 }
 
-// skipOne passes over one element and returns how many it holds.
-func (r *Reader) skipOne() (inner uint64) {
+// skipOne passes over one element, and those in it.
+func (r *Reader) skipOne(depth int) {
 	c := r.code()
 	if n, ok := r.bytesLen(c); ok {
 		r.take(n)
-		return 0
+		return
 	}
-	if n, isMap, ok := r.container(c); ok {
-		if isMap {
-			n *= 2
-		}
-		return n
+	n, isMap, ok := r.container(c)
+	if isMap {
+		n *= 2
 	}
 	switch {
+	case ok && n > 0 && depth == MaxDepth-1:
+		r.Fail("nested deeper than %d", MaxDepth)
+	case ok:
+		for ; n > 0 && r.Err == nil; n-- {
+			r.skipOne(depth + 1)
+		}
 	case msgpcode.IsFixedNum(c), c == msgpcode.Nil, c == msgpcode.False, c == msgpcode.True:
 	case c >= msgpcode.Uint8 && c <= msgpcode.Uint64:
 		r.take(1 << (c - msgpcode.Uint8))
@@ -245,5 +235,4 @@ func (r *Reader) skipOne() (inner uint64) {
 	default:
 		r.Fail("element 0x%02x is not msgpack", c)
 	}
-	return 0
 }

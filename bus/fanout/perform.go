@@ -220,13 +220,6 @@ func size(in io.Reader) int64 {
 	return 0
 }
 
-// Worker is a worker that offers a function.
-type Worker struct {
-	Name  string `json:"name"`
-	ID    string `json:"id"` // of its connection; Task.On may be # and this
-	Slots int    `json:"slots"`
-}
-
 // Slots asks the node how many calls the function takes at once, on the workers that
 // match on.
 func Slots(ctx context.Context, client *bus.Client, function, on string) (int, error) {
@@ -239,16 +232,14 @@ func Slots(ctx context.Context, client *bus.Client, function, on string) (int, e
 }
 
 // Workers asks the node for the workers that offer the function and match on.
-func Workers(ctx context.Context, client *bus.Client, function, on string) ([]Worker, error) {
+func Workers(ctx context.Context, client *bus.Client, function, on string) ([]bus.WorkerInfo, error) {
 	var out bytes.Buffer
 	if _, err := client.Call(ctx, &bus.Request{Function: "fbus.functions", Args: args.List(function), Stdout: &out}); err != nil {
 		return nil, err
 	}
-	var list []Worker
+	var list []bus.WorkerInfo
 	for dec := json.NewDecoder(&out); ; {
-		var f struct {
-			Workers []Worker `json:"workers"`
-		}
+		var f bus.FunctionInfo
 		if dec.Decode(&f) != nil {
 			return list, nil
 		}

@@ -242,10 +242,10 @@ func (e *ending) written(err error) {
 		m.warn("job %s: its end could not be kept: %v", a.ID, err)
 		e.job, e.children = nil, nil
 	}
-	m.store.Spool.Release(e.freed)
+	m.store.Spool.Used.Add(-e.freed)
 	m.store.Spool.Remove(e.stale...)
 	for _, b := range e.children {
-		m.store.Spool.Use(b.Input.Size)
+		m.store.Spool.Used.Add(b.Input.Size)
 	}
 	m.store.Jobs.Add(int64(len(e.children)))
 	a.leave(false)

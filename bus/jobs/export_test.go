@@ -40,7 +40,7 @@ func (m *Manager) FailLinks(err error) {
 func (m *Manager) Failing() bool { return m.store.Unwritable() != nil }
 
 // Totals are how many jobs there are, and bytes of their payloads.
-func (m *Manager) Totals() (jobs, bytes int64) { return m.store.Jobs.Load(), m.store.Spool.Used() }
+func (m *Manager) Totals() (jobs, bytes int64) { return m.store.Jobs.Load(), m.store.Spool.Used.Load() }
 
 // Files are the names of what is in the spool of a store.
 func Files(dir string) (names []string) {

@@ -172,7 +172,7 @@ func (m *Manager) Counts() (byState map[State]int64, bytes int64) {
 	}
 	m.mu.Unlock()
 	err := m.store.View(func(t *store.Tx) error {
-		bytes = t.Size() + m.store.Spool.Used()
+		bytes = t.Size() + m.store.Spool.Used.Load()
 		for bucket, state := range map[string]State{store.BucketReady: Queued, store.BucketDue: Delayed, store.BucketDead: Dead, store.BucketEnd: ""} {
 			c := t.Bucket([]byte(bucket)).Cursor()
 			for k, v := c.First(); k != nil; k, v = c.Next() {

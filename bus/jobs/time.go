@@ -193,7 +193,7 @@ func (m *Manager) gone(j *Job) {
 	if a != nil { // it was taken just before
 		m.unwant(errCancelledJob, a)
 	}
-	m.store.Spool.Release(j.Bytes())
+	m.store.Spool.Used.Add(-j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
 	m.finished(j.ID)
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 )
@@ -14,7 +13,8 @@ const formatName = "format"
 
 // marked reports whether the store was made before. A later format is an error.
 func (s *Store) marked() (bool, error) {
-	text, err := s.readMark()
+	data, err := os.ReadFile(filepath.Join(s.dir, formatName))
+	text := string(data)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
@@ -37,20 +37,10 @@ func errFormat(path, version string) error {
 // markText is the text of the mark.
 const markText = "fbus-jobs %d\n"
 
-func (s *Store) readMark() (string, error) {
-	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_RDONLY, 0)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 100))
-	return string(text), err
-}
-
 // mark writes the mark.
 func (s *Store) mark() error {
 	want := fmt.Sprintf(markText, formatVersion)
-	if text, err := s.readMark(); err == nil && text == want {
+	if text, err := os.ReadFile(filepath.Join(s.dir, formatName)); err == nil && string(text) == want {
 		return nil
 	}
 	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -27,6 +27,9 @@ func Open(o Config) (*Store, error) {
 	if o.Clock.Wall == nil {
 		o.Clock = systemClock()
 	}
+	if o.Place == nil {
+		o.Place = func() (string, error) { return o.Dir, nil }
+	}
 	if o.Warn == nil {
 		o.Warn = func(string, ...any) {}
 	}
@@ -37,7 +40,6 @@ func Open(o Config) (*Store, error) {
 		Clock: o.Clock, volatile: o.Volatile,
 		commit: (*bolt.Tx).Commit, entropy: ulid.Monotonic(rand.Reader, 0),
 	}
-	s.settle(o.Dir)
 	err := s.reach()
 	if err != nil && (!o.Patient || errors.As(err, new(*LockedError))) {
 		if s.lock != nil {
@@ -55,20 +57,14 @@ func Open(o Config) (*Store, error) {
 	return s, nil
 }
 
-// settle sets the paths.
-func (s *Store) settle(dir string) {
-	s.dir, s.Spool.dir = dir, filepath.Join(dir, spoolName)
-	s.reserve.path = filepath.Join(dir, reserveName)
-}
-
 // reach locks the directory and opens the file in it.
 func (s *Store) reach() error {
-	if !s.opened && s.place != nil {
+	if !s.opened {
 		dir, err := s.place()
 		if err != nil {
 			return Wrap(err)
 		}
-		s.settle(dir)
+		s.dir, s.Spool.dir, s.reserve.path = dir, filepath.Join(dir, spoolName), filepath.Join(dir, reserveName)
 	}
 	if err := s.take(); err != nil {
 		return err
@@ -250,7 +246,7 @@ func (s *Store) survey(db *bolt.DB, c *contents) error {
 		return nil
 	})
 	s.Jobs.Store(c.jobs)
-	s.Spool.used.Store(used)
+	s.Spool.Used.Store(used)
 	s.mu.Lock()
 	s.idTime = max(s.idTime, c.last.Time()+1)
 	s.mu.Unlock()

@@ -23,7 +23,7 @@ const inlineSize = 32 << 10
 type Spool struct {
 	dir  string
 	Max  int64
-	used atomic.Int64                // bytes of payloads, in files and in the store
+	Used atomic.Int64                // bytes of payloads, in files and in the store
 	link func(old, new string) error // a test makes it fail
 	warn func(format string, args ...any)
 
@@ -37,24 +37,15 @@ const tmpPrefix = "tmp-"
 // reserve counts n bytes before they are written. Beyond is how far it may exceed the
 // limit.
 func (s *Spool) reserve(n, beyond int64) error {
-	if s.used.Add(n) > s.Max+beyond {
-		s.used.Add(-n)
+	if s.Used.Add(n) > s.Max+beyond {
+		s.Used.Add(-n)
 		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.Max)}
 	}
 	return nil
 }
 
-// Release uncounts n bytes.
-func (s *Spool) Release(n int64) { s.used.Add(-n) }
-
-// Use counts n bytes.
-func (s *Spool) Use(n int64) { s.used.Add(n) }
-
-// Used returns how many bytes are counted.
-func (s *Spool) Used() int64 { return s.used.Load() }
-
 // Over reports whether the limit is exceeded.
-func (s *Spool) Over() bool { return s.used.Load() > s.Max }
+func (s *Spool) Over() bool { return s.Used.Load() > s.Max }
 
 // Draft is a part that is being written: in memory, and beyond inlineSize in a file.
 type Draft struct {
@@ -126,7 +117,7 @@ func (p *Draft) Drop() {
 	if p == nil {
 		return
 	}
-	p.spool.Release(p.Size)
+	p.spool.Used.Add(-p.Size)
 	p.Size = 0
 	if p.file != nil {
 		p.file.Close()
@@ -176,7 +167,7 @@ func (s *Spool) copy(p Payload, id ID, part byte) error {
 		d.Drop()
 		return err
 	}
-	s.Release(d.Size) // counted when it is committed, like a link
+	s.Used.Add(-d.Size) // counted when it is committed, like a link
 	return nil
 }
 

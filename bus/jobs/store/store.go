@@ -53,7 +53,7 @@ type Store struct {
 	Jobs    atomic.Int64 // how many there are, in whatever state
 	MaxJobs int64
 
-	place    func() (string, error) // finds dir, until the store was opened once; nil: it is known
+	place    func() (string, error) // finds dir, until the store was opened once
 	dir      string
 	warn     func(format string, args ...any)
 	reserve  *reserve

@@ -181,11 +181,9 @@ func (c *call) job() string {
 	return c.posted.job.ID.String()
 }
 
-// handleCall takes a new call. It is placed, queued or ended at once.
+// handleCall takes a new call. It is placed, queued or ended at once. n.mu is held.
 func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	n := s.node
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if f.ID <= s.lastIn {
 		return protocol("call id %d after %d", f.ID, s.lastIn)
 	}
@@ -485,11 +483,8 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 	c.to(next)
 }
 
-// handleEnd takes a worker's END: the program and all it started are gone.
+// handleEnd takes a worker's END: the program and all it started are gone. n.mu is held.
 func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
-	n := s.node
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	c, err := s.outgoing(f.ID)
 	if c == nil {
 		return err

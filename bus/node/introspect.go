@@ -202,9 +202,6 @@ func serveFunctions(_ context.Context, q *asked) error {
 }
 
 func serveCalls(_ context.Context, q *asked) error {
-	if _, err := q.words(0, 0, "no arguments"); err != nil {
-		return err
-	}
 	for _, c := range q.node.callsFor(q.peer) {
 		q.line(c)
 	}
@@ -212,9 +209,6 @@ func serveCalls(_ context.Context, q *asked) error {
 }
 
 func serveNodes(_ context.Context, q *asked) error {
-	if _, err := q.words(0, 0, "no arguments"); err != nil {
-		return err
-	}
 	q.line(q.node.infoFor(q.peer))
 	return nil
 }

@@ -38,6 +38,9 @@ const (
 	ofTickets      // an error without an authority
 )
 
+// noArguments describes the arguments of a function that is not called with any.
+const noArguments = "none"
+
 // ownFunctions lists them all. It is filled here since the functions themselves ask for
 // their limits.
 var ownFunctions []ownFunction
@@ -45,11 +48,11 @@ var ownFunctions []ownFunction
 func init() {
 	ownFunctions = []ownFunction{
 		{name: "fbus.functions", help: "the functions on the bus, one JSON object a line", arguments: "none, or names", everybody: true, serve: serveFunctions},
-		{name: "fbus.calls", help: "the calls that run or wait, one JSON object a line", arguments: "none", everybody: true, serve: serveCalls},
-		{name: "fbus.nodes", help: "the nodes of the bus, one JSON object a line", arguments: "none", everybody: true, serve: serveNodes},
+		{name: "fbus.calls", help: "the calls that run or wait, one JSON object a line", arguments: noArguments, everybody: true, serve: serveCalls},
+		{name: "fbus.nodes", help: "the nodes of the bus, one JSON object a line", arguments: noArguments, everybody: true, serve: serveNodes},
 		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, serve: serveCancel},
 
-		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: "none", serve: serveMetrics},
+		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: noArguments, serve: serveMetrics},
 		{name: "fbus.log", help: "who called what, and who was refused, one JSON object a line", arguments: "a JSON object", part: ofLog, serve: serveLog},
 
 		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, part: ofJobs, serve: servePost},
@@ -61,7 +64,7 @@ func init() {
 		{name: "fbus.invite", help: "make a ticket", arguments: "a JSON object", changes: true, part: ofTickets, serve: serveInvite},
 		{name: "fbus.join", help: "exchange an invitation for an identity", arguments: "a certificate request in PEM", changes: true, part: ofTickets, serve: serveJoin},
 		{name: "fbus.renew", help: "renew an identity", arguments: "a certificate request in PEM", everybody: true, changes: true, part: ofTickets, serve: serveRenew},
-		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: "none", part: ofTickets, serve: serveTickets},
+		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: noArguments, part: ofTickets, serve: serveTickets},
 		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial", changes: true, part: ofTickets, serve: serveRevoke},
 	}
 }
@@ -224,7 +227,12 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	case o.part == ofTickets && n.cfg.Authority == nil:
 		err = badInput("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
 	default:
-		err = o.serve(ctx, q)
+		if o.arguments == noArguments {
+			_, err = q.words(0, 0, "no arguments")
+		}
+		if err == nil {
+			err = o.serve(ctx, q)
+		}
 	}
 	res := bus.Result{}
 	if q.result != nil {

@@ -257,8 +257,8 @@ func (p *posted) feed(c *call) {
 		switch err {
 		case nil:
 		case io.EOF, io.ErrUnexpectedEOF:
-			s.handleEOF(&b, &wire.EOFFrame{ID: c.id})
 			b.Flush()
+			c.locked(func(b *wire.Batch) { s.handleEOF(b, &wire.EOFFrame{ID: c.id}) })
 			return // feeding stays set: there is no more
 		default:
 			c.locked(func(b *wire.Batch) {

@@ -53,11 +53,14 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	if !s.greeted {
 		return s.greet(b, f)
 	}
+	if data, ok := f.(*wire.DataFrame); ok {
+		return s.handleData(b, data)
+	}
+	s.node.mu.Lock()
+	defer s.node.mu.Unlock()
 	switch f := f.(type) {
 	case *wire.CallFrame:
 		return s.handleCall(b, f)
-	case *wire.DataFrame:
-		return s.handleData(b, f)
 	case *wire.EOFFrame:
 		return s.handleEOF(b, f)
 	case *wire.GrantFrame:

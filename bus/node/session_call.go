@@ -54,10 +54,8 @@ func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 	return nil
 }
 
+// handleEOF ends a call's input. As in the functions below, n.mu is held.
 func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
-	n := s.node
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	c, err := s.incoming(f.ID)
 	if c == nil {
 		return err
@@ -75,9 +73,6 @@ func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
 }
 
 func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
-	n := s.node
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	owner := s.incoming
 	if f.Stream == wire.Input {
 		owner = s.outgoing
@@ -96,9 +91,6 @@ func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
 }
 
 func (s *session) handleCancel(b *wire.Batch, f *wire.CancelFrame) error {
-	n := s.node
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	c, err := s.incoming(f.ID)
 	if c == nil {
 		return err

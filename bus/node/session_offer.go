@@ -9,11 +9,8 @@ import (
 	"fbus/bus/wire"
 )
 
-// handleOffer adds, replaces or withdraws an offer.
+// handleOffer adds, replaces or withdraws an offer. n.mu is held.
 func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
-	n := s.node
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	s.fresh = false
 	answer := &wire.OfferedFrame{Seq: f.Seq}
 	if code, msg := s.refuseOffer(f); code != "" {

@@ -28,17 +28,13 @@ type Options struct {
 // issued. Several processes may open the same authority; each sees the others' changes.
 // Its methods may be called concurrently.
 type Authority struct {
-	network string
-	dir     *privateDir
-	list    *list
-	ca      *x509.Certificate
-	pool    *x509.CertPool
-	key     *ecdsa.PrivateKey
-	now     func() time.Time
-	warn    func(string, ...any)
+	*list
+	ca   *x509.Certificate
+	pool *x509.CertPool
+	key  *ecdsa.PrivateKey
 
-	mu   sync.Mutex // protects node
-	node *tls.Certificate
+	making sync.Mutex // protects node
+	node   *tls.Certificate
 }
 
 // caName is the file of the CA's certificate and key. They share one file so that a
@@ -60,8 +56,7 @@ func Open(o Options) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{network: o.Network, dir: dir, now: o.Now, warn: o.Warn}
-	a.list = &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, seen: map[string]sighting{}, noted: o.Now()}
+	a := &Authority{list: &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, seen: map[string]sighting{}, noted: o.Now()}}
 	if err := a.open(); err != nil {
 		dir.close()
 		return nil, err
@@ -209,8 +204,8 @@ func (a *Authority) CA() []byte { return certPEM(a.ca.Raw) }
 // kept in memory and valid for a year. It is replaced when less than a third of that is
 // left, or when a clock change makes it unusable.
 func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.making.Lock()
+	defer a.making.Unlock()
 	now := a.now()
 	if a.node != nil {
 		left := a.node.Leaf.NotAfter.Sub(now)
@@ -235,19 +230,4 @@ func (a *Authority) Tickets() ([]Record, error) {
 	records := append([]Record(nil), t.records...)
 	a.list.addLate(records)
 	return records, nil
-}
-
-// Refresh checks whether another process has changed the list, and notifies the OnRevoke
-// callback. Admit does so too. Refresh also writes, every ten seconds, which tickets Admit
-// has seen. A node calls it every few seconds.
-func (a *Authority) Refresh() error { return a.list.refresh() }
-
-// OnRevoke registers f to be called with each serial that is no longer admitted. f runs
-// on the goroutine that noticed, with no lock held, once or more for a serial. Register
-// it before admitting any peer. Loss of the list is not a revocation: new peers are
-// refused, but connected ones stay.
-func (a *Authority) OnRevoke(f func(serial string)) {
-	a.list.mu.Lock()
-	defer a.list.mu.Unlock()
-	a.list.onGone = append(a.list.onGone, f)
 }

@@ -3,7 +3,6 @@ package trust
 import (
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -240,13 +239,11 @@ func (d *privateDir) remove(name string) error {
 
 // list returns the names of the directory's entries.
 func (d *privateDir) list() ([]string, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", d.fd()))
-	if err != nil {
-		f, err = os.Open(d.path)
-	}
+	fd, err := unix.Openat(d.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, errorf(args.CodeStorage, "%s: %v", d.path, err)
 	}
+	f := os.NewFile(uintptr(fd), d.path)
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
 	slices.Sort(names)

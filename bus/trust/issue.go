@@ -134,18 +134,14 @@ func (t *table) issue(r Record, now time.Time) error {
 // (PEM) once the list is on the disk. The same key may ask again until the invitation
 // expires. from is the peer's address.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
-	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
-		inv, err := t.state(serial)
-		if err != nil {
-			return Record{}, false, err
-		}
+	return a.sign(serial, request, func(t *table, inv *Record, hash string, now time.Time) (Record, bool, error) {
 		return t.exchange(inv, hash, from, now, a.ca.NotAfter)
 	})
 }
 
 // sign answers a PKCS#10 request (PEM) with a certificate, once the list is on the disk.
-// find returns the identity for the hash of the request's key.
-func (a *Authority) sign(request []byte, find func(t *table, hash string, now time.Time) (identity Record, changed bool, err error)) ([]byte, error) {
+// find returns the identity for the serial's record and the hash of the request's key.
+func (a *Authority) sign(serial string, request []byte, find func(t *table, r *Record, hash string, now time.Time) (identity Record, changed bool, err error)) ([]byte, error) {
 	pub, err := parseRequest(request)
 	if err != nil {
 		return nil, err
@@ -157,7 +153,10 @@ func (a *Authority) sign(request []byte, find func(t *table, hash string, now ti
 	now := a.now().UTC().Truncate(time.Second)
 	var identity Record
 	err = a.list.update(func(t *table) (changed bool, err error) {
-		identity, changed, err = find(t, hash, now)
+		r, err := t.state(serial)
+		if err == nil {
+			identity, changed, err = find(t, r, hash, now)
+		}
 		return changed, err
 	})
 	if err != nil {
@@ -198,11 +197,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 // third of the validity period, and after a lost reply, it returns the current
 // certificate. The older certificate stays valid until it expires.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
-	return a.sign(request, func(t *table, hash string, now time.Time) (Record, bool, error) {
-		r, err := t.state(serial)
-		if err != nil {
-			return Record{}, false, err
-		}
+	return a.sign(serial, request, func(t *table, r *Record, hash string, now time.Time) (Record, bool, error) {
 		return t.renew(r, hash, now, a.ca.NotAfter)
 	})
 }

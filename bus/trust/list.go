@@ -141,6 +141,16 @@ func (l *list) install(t *table) (gone []string) {
 	return gone
 }
 
+// OnRevoke registers f to be called with each serial that is no longer admitted. f runs
+// on the goroutine that noticed, with no lock held, once or more for a serial. Register
+// it before admitting any peer. Loss of the list is not a revocation: new peers are
+// refused, but connected ones stay.
+func (l *list) OnRevoke(f func(serial string)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.onGone = append(l.onGone, f)
+}
+
 // tell runs the OnRevoke callback, with no lock held.
 func (l *list) tell(gone []string) {
 	if len(gone) == 0 {
@@ -230,8 +240,10 @@ func (l *list) saw(serial, from string) {
 	l.seen[serial] = sighting{at: l.now().UTC().Truncate(time.Second), from: from}
 }
 
-// refresh loads the list, and writes sightings if it is time to.
-func (l *list) refresh() error {
+// Refresh checks whether another process has changed the list, and notifies the OnRevoke
+// callback. Admit does so too. Refresh also writes, every ten seconds, which tickets Admit
+// has seen. A node calls it every few seconds.
+func (l *list) Refresh() error {
 	_, err := l.load()
 	l.mu.Lock()
 	wait := seenPause - l.now().Sub(l.noted)

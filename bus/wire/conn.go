@@ -242,7 +242,7 @@ func (c *Conn) Finish(f Frame) {
 
 func (c *Conn) writeDeadline(t time.Time) {
 	if c.sock != nil {
-		c.sock.nc.SetWriteDeadline(t) // TLS is not asked to write when it has to wait
+		c.sock.Conn.SetWriteDeadline(t) // TLS is not asked to write when it has to wait
 		return
 	}
 	c.nc.SetWriteDeadline(t)

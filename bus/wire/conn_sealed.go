@@ -167,7 +167,7 @@ func (c *Conn) hangUp() {
 
 // drain drops all that the peer still sends, and closes.
 func (c *Conn) drain() {
-	nc := c.sock.nc
+	nc := c.sock.Conn
 	nc.SetReadDeadline(time.Now().Add(c.patience))
 	io.CopyN(io.Discard, nc, MaxBacklog)
 	c.nc.Close()

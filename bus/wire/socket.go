@@ -36,7 +36,7 @@ const (
 // Conn empties, since a write of crypto/tls that has timed out ends the
 // connection; and a read returns bytes that the Conn has read ahead.
 type Socket struct {
-	nc    net.Conn
+	net.Conn
 	raw   syscall.RawConn // nil: nc cannot be tried without blocking
 	taken atomic.Bool     // by a Conn
 
@@ -54,7 +54,7 @@ type Socket struct {
 // NewSocket makes a Socket of nc. On TCP it asks the kernel to hold little that is
 // not on its way yet.
 func NewSocket(nc net.Conn) *Socket {
-	s := &Socket{nc: nc}
+	s := &Socket{Conn: nc}
 	if sc, ok := nc.(syscall.Conn); ok {
 		s.raw, _ = sc.SyscallConn()
 	}
@@ -69,7 +69,7 @@ func (s *Socket) Read(p []byte) (int, error) {
 	if s.taken.Load() {
 		return s.readAhead(p)
 	}
-	return s.nc.Read(p)
+	return s.Conn.Read(p)
 }
 
 // errWait: nothing is there. crypto/tls takes an error that is temporary for a
@@ -107,7 +107,7 @@ func (s *Socket) drop() {
 // Write implements [net.Conn].
 func (s *Socket) Write(p []byte) (int, error) {
 	if !s.taken.Load() {
-		return s.nc.Write(p)
+		return s.Conn.Write(p)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func (s *Socket) take(b *Budget) {
 // without waiting.
 func (s *Socket) Close() error {
 	if !s.taken.Load() {
-		return s.nc.Close()
+		return s.Conn.Close()
 	}
 	// Not by raw.Write: it would wait for a writer that waits.
 	s.raw.Control(func(fd uintptr) { s.put(fd) })
@@ -187,25 +187,16 @@ func (s *Socket) Close() error {
 	s.werr = net.ErrClosed
 	s.forget()
 	s.mu.Unlock()
-	return s.nc.Close()
+	return s.Conn.Close()
 }
 
 // CloseWrite sends the end to the peer, if the connection below can.
 func (s *Socket) CloseWrite() error {
-	if half, ok := s.nc.(interface{ CloseWrite() error }); ok {
+	if half, ok := s.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported
 }
-
-// LocalAddr implements [net.Conn].
-func (s *Socket) LocalAddr() net.Addr { return s.nc.LocalAddr() }
-
-// RemoteAddr implements [net.Conn].
-func (s *Socket) RemoteAddr() net.Addr { return s.nc.RemoteAddr() }
-
-// SetReadDeadline implements [net.Conn].
-func (s *Socket) SetReadDeadline(t time.Time) error { return s.nc.SetReadDeadline(t) }
 
 // SetWriteDeadline implements [net.Conn]. It does nothing once a Conn has taken the
 // Socket over: no write waits then, and crypto/tls sets deadlines of its own
@@ -214,13 +205,13 @@ func (s *Socket) SetWriteDeadline(t time.Time) error {
 	if s.taken.Load() {
 		return nil
 	}
-	return s.nc.SetWriteDeadline(t)
+	return s.Conn.SetWriteDeadline(t)
 }
 
 // SetDeadline implements [net.Conn].
 func (s *Socket) SetDeadline(t time.Time) error {
 	if s.taken.Load() {
-		return s.nc.SetReadDeadline(t)
+		return s.Conn.SetReadDeadline(t)
 	}
-	return s.nc.SetDeadline(t)
+	return s.Conn.SetDeadline(t)
 }

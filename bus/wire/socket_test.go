@@ -165,7 +165,7 @@ func TestCloseWithUnread(t *testing.T) {
 		t.Error("no error")
 	}
 	conn.Close(nil)
-	if err := far.(*tls.Conn).NetConn().(*Socket).nc.SetDeadline(time.Time{}); !errors.Is(err, net.ErrClosed) {
+	if err := far.(*tls.Conn).NetConn().(*Socket).Conn.SetDeadline(time.Time{}); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("error %v, want a closed socket", err)
 	}
 }

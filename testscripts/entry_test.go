@@ -25,6 +25,8 @@ import (
 
 	"fbus/bus/trust"
 	"fbus/bus/wire"
+
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // shiftClock sets the clock that certificates are held against: FBUS_TEST_CLOCK is
@@ -49,18 +51,19 @@ var trustClock func() time.Time
 // The first certificate of -by signs it, whether it may or not; without, it signs
 // itself. FILE gets the certificate, its key, and that of who has signed it, as a
 // ticket has them.
-func forge() int {
-	o := flag.String("o", "", "")
-	by := flag.String("by", "", "")
-	ca := flag.Bool("ca", false, "")
-	from, to := flag.Duration("from", -time.Hour, ""), flag.Duration("to", time.Hour, "")
-	cn, dns, ip := flag.String("cn", "ticket x", ""), flag.String("dns", "", ""), flag.String("ip", "", "")
-	uris, uses := flag.String("uri", "fbus:name:x,fbus:call:*", ""), flag.String("use", "client", "")
-	flag.Parse()
+func forge(ts *testscript.TestScript, neg bool, args []string) {
+	flags := flag.NewFlagSet("forge", flag.ContinueOnError)
+	o := flags.String("o", "", "")
+	by := flags.String("by", "", "")
+	ca := flags.Bool("ca", false, "")
+	from, to := flags.Duration("from", -time.Hour, ""), flags.Duration("to", time.Hour, "")
+	cn, dns, ip := flags.String("cn", "ticket x", ""), flags.String("dns", "", ""), flags.String("ip", "", "")
+	uris, uses := flags.String("uri", "fbus:name:x,fbus:call:*", ""), flags.String("use", "client", "")
+	ts.Check(flags.Parse(args))
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(err)
+	ts.Check(err)
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	check(err)
+	ts.Check(err)
 	now := time.Now()
 	c := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: *cn}, NotBefore: now.Add(*from), NotAfter: now.Add(*to),
@@ -72,7 +75,7 @@ func forge() int {
 	}
 	for _, u := range split(*uris) {
 		parsed, err := url.Parse(u)
-		check(err)
+		ts.Check(err)
 		c.URIs = append(c.URIs, parsed)
 	}
 	c.DNSNames = split(*dns)
@@ -87,17 +90,16 @@ func forge() int {
 	var chain []byte
 	if *by != "" {
 		var raw []byte
-		parent, raw, signer = readSigner(*by)
+		parent, raw, signer = readSigner(ts, *by)
 		chain = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw})
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), signer)
-	check(err)
+	ts.Check(err)
 	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	check(err)
+	ts.Check(err)
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})...)
-	check(os.WriteFile(*o, append(text, chain...), 0o600))
-	return 0
+	ts.Check(os.WriteFile(ts.MkAbs(*o), append(text, chain...), 0o600))
 }
 
 func check(err error) {
@@ -111,10 +113,9 @@ func split(list string) []string {
 }
 
 // readSigner reads the first certificate and the key of a file.
-func readSigner(file string) (cert *x509.Certificate, raw []byte, key crypto.Signer) {
-	text, err := os.ReadFile(file)
-	check(err)
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+func readSigner(ts *testscript.TestScript, file string) (cert *x509.Certificate, raw []byte, key crypto.Signer) {
+	var err error
+	for block, rest := pem.Decode([]byte(ts.ReadFile(file))); block != nil; block, rest = pem.Decode(rest) {
 		switch {
 		case block.Type == "CERTIFICATE" && cert == nil:
 			cert, err = x509.ParseCertificate(block.Bytes)
@@ -124,7 +125,7 @@ func readSigner(file string) (cert *x509.Certificate, raw []byte, key crypto.Sig
 			k, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 			key = k.(crypto.Signer)
 		}
-		check(err)
+		ts.Check(err)
 	}
 	return cert, raw, key
 }
@@ -197,13 +198,19 @@ func pretend(kind string, nc net.Conn) {
 
 // knock speaks to a node in ways that no client does, and prints what comes back:
 //
-//	knock HOST:PORT plain|http|tls12|none|CERTIFICATE
+//	knock FILE plain|http|tls12|none|CERTIFICATE…
 //
-// It sends a HELLO, an OFFER and a CALL as early as it can: they must come to nothing.
-func knock() int {
-	address, how := os.Args[1], os.Args[2]
+// FILE holds the node's address. It sends a HELLO, an OFFER and a CALL as early as it
+// can: they must come to nothing.
+func knock(ts *testscript.TestScript, neg bool, args []string) {
+	for _, how := range args[1:] {
+		fmt.Fprintf(ts.Stdout(), "%s: %s\n", how, knockAs(ts, strings.TrimSpace(ts.ReadFile(args[0])), how))
+	}
+}
+
+func knockAs(ts *testscript.TestScript, address, how string) string {
 	nc, err := net.DialTimeout("tcp", address, patience)
-	check(err)
+	ts.Check(err)
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(patience))
 	var w io.ReadWriter = nc
@@ -216,14 +223,13 @@ func knock() int {
 		if how == "tls12" {
 			config.MaxVersion = tls.VersionTLS12
 		} else if how != "none" {
-			cert, err := tls.LoadX509KeyPair(how, how)
-			check(err)
+			cert, err := tls.LoadX509KeyPair(ts.MkAbs(how), ts.MkAbs(how))
+			ts.Check(err)
 			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 		}
 		tc := tls.Client(nc, config)
 		if err := tc.Handshake(); err != nil {
-			fmt.Println(err)
-			return 0
+			return err.Error()
 		}
 		w = tc
 	}
@@ -231,8 +237,7 @@ func knock() int {
 		w.Write(hostile)
 	}
 	answer, err := io.ReadAll(w)
-	fmt.Println(string(bytes.Map(printable, answer)), err)
-	return 0
+	return fmt.Sprint(string(bytes.Map(printable, answer)), " ", err)
 }
 
 func printable(r rune) rune {

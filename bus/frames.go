@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"fbus/bus/args"
 	"fbus/bus/wire"
 	"io"
@@ -16,7 +17,7 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	defer c.mu.Unlock()
 	switch f := f.(type) {
 	case *wire.ErrorFrame:
-		return remoteError(f)
+		return args.FromWire(string(f.Code), string(f.Message), 0)
 	case *wire.OfferedFrame:
 		answer := c.pending[f.Seq]
 		if answer == nil {
@@ -150,10 +151,6 @@ func (c *Client) handleEnd(f *wire.EndFrame) error {
 	return nil
 }
 
-func remoteError(f *wire.ErrorFrame) error {
-	return args.FromWire(string(f.Code), string(f.Message), 0)
-}
-
 // greet takes the node's first frame.
 func (c *Client) greet(f wire.Frame) error {
 	switch f := f.(type) {
@@ -165,16 +162,14 @@ func (c *Client) greet(f wire.Frame) error {
 		c.mu.Lock()
 		c.node = wire.HelloFrame{
 			Major: f.Major, Minor: f.Minor,
-			Network: clone(f.Network), Instance: clone(f.Instance), Name: clone(f.Name), Connection: clone(f.Connection),
+			Network: bytes.Clone(f.Network), Instance: bytes.Clone(f.Instance), Name: bytes.Clone(f.Name), Connection: bytes.Clone(f.Connection),
 		}
 		c.mu.Unlock()
 		c.greeted = true
 		close(c.hello)
 		return nil
 	case *wire.ErrorFrame:
-		return remoteError(f)
+		return args.FromWire(string(f.Code), string(f.Message), 0)
 	}
 	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", wire.TypeOf(f))
 }
-
-func clone(p []byte) []byte { return append([]byte(nil), p...) }

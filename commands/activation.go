@@ -110,13 +110,7 @@ func listenAt(path string, chosen bool) (_ *sockets, err error) {
 
 // sameSocket reports whether two paths lead to the same socket: /var/run is /run.
 func sameSocket(a, b string) bool {
-	if a == b {
-		return true
-	}
-	x, err := os.Stat(a)
-	if err != nil {
-		return false
-	}
-	y, err := os.Stat(b)
-	return err == nil && os.SameFile(x, y)
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return a == b || errX == nil && errY == nil && os.SameFile(x, y)
 }

@@ -91,7 +91,7 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 		req.Input = f
 		return req, f, nil
 	}
-	return req, nil, nil
+	return req, io.NopCloser(nil), nil
 }
 
 // stdinReadable reports whether stdin can be read without stopping this process, as a

@@ -118,9 +118,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	if err != nil {
 		return failedEnd(err)
 	}
-	if file != nil {
-		defer file.Close()
-	}
+	defer file.Close()
 	out, err := openOutput(&o.endOptions)
 	if err != nil {
 		return failedEnd(err)
@@ -201,9 +199,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if file != nil {
-		defer file.Close()
-	}
+	defer file.Close()
 	out := &outputFile{w: stdout}
 	if o.output != "" {
 		if out, err = openOutput(&o.endOptions); err != nil {

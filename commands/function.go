@@ -218,11 +218,7 @@ func (f *function) readSchema() error {
 	}
 	data, err := os.ReadFile(f.schemaFile)
 	if err != nil {
-		var pe *os.PathError
-		if errors.As(err, &pe) {
-			err = pe.Err
-		}
-		return usage("--schema %s: %v", f.schemaFile, err)
+		return usage("--schema %s: %v", f.schemaFile, args.WithoutPath(err))
 	}
 	f.schema, err = compactSchema(data)
 	if err != nil {

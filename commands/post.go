@@ -162,9 +162,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if file != nil {
-		defer file.Close()
-	}
+	defer file.Close()
 	client, err := o.connect(context.Background(), o.wait, true, stderr)
 	if err != nil {
 		return err

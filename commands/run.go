@@ -84,10 +84,7 @@ func (o *runOptions) functions(stderr io.Writer) ([]*function, error) {
 		list = c.functions
 	}
 	for _, s := range o.offers {
-		name, command, ok := strings.Cut(s, "=")
-		if !ok || command == "" {
-			return nil, usage("--offer %s: must be NAME=COMMAND", s)
-		}
+		name, command, _ := strings.Cut(s, "=")
 		words, err := shellquote.Split(command)
 		if err != nil {
 			return nil, usage("--offer %s: %v", s, err)
@@ -100,10 +97,8 @@ func (o *runOptions) functions(stderr io.Writer) ([]*function, error) {
 		if err := f.check(); err != nil {
 			return nil, err
 		}
-		for _, g := range list {
-			if g.name == name {
-				return nil, usage("--offer %s: there is already a function of that name", name)
-			}
+		if slices.ContainsFunc(list, func(g *function) bool { return g.name == name }) {
+			return nil, usage("--offer %s: there is already a function of that name", name)
 		}
 		list = append(list, f)
 	}
@@ -285,13 +280,10 @@ func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 }
 
 func cannotStart(name string, err error) error {
-	why := err
-	var pe *os.PathError
+	why := args.WithoutPath(err)
 	var xe *osexec.Error
-	if errors.As(err, &pe) {
-		why = pe.Err
-	} else if errors.As(err, &xe) {
-		why = xe.Err
+	if errors.As(err, &xe) {
+		why = args.WithoutPath(xe.Err)
 	}
 	f := fail(args.CodeCannotRun, "%s: %v", name, why)
 	if errors.Is(err, osexec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {

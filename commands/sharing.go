@@ -38,9 +38,7 @@ type grant struct {
 	part
 	group bool // id is a gid
 	id    int
-	call  []string
-	offer []string
-	admin bool
+	trust.Rights
 }
 
 // same reports whether two tables differ at most in their place in the file.
@@ -49,12 +47,8 @@ func (r *rights) same(m *rights) bool {
 		return r == m
 	}
 	return slices.EqualFunc(r.grants, m.grants, func(a, b *grant) bool {
-		return a.group == b.group && a.id == b.id && a.rights().Equal(b.rights())
+		return a.group == b.group && a.id == b.id && a.Equal(b.Rights)
 	})
-}
-
-func (g *grant) rights() trust.Rights {
-	return trust.Rights{Call: g.call, Offer: g.offer, Admin: g.admin}
 }
 
 // resolve finds the group and checks the options.
@@ -94,8 +88,7 @@ func (s *sharing) local(uid int, gids []int) (trust.Rights, bool) {
 	found := false
 	for _, g := range s.rights.grants {
 		if g.group && slices.Contains(gids, g.id) || !g.group && g.id == uid {
-			r := g.rights()
-			sum.Call, sum.Offer, sum.Admin = append(sum.Call, r.Call...), append(sum.Offer, r.Offer...), sum.Admin || r.Admin
+			sum.Call, sum.Offer, sum.Admin = append(sum.Call, g.Call...), append(sum.Offer, g.Offer...), sum.Admin || g.Admin
 			found = true
 		}
 	}
@@ -170,9 +163,9 @@ func (c *configFile) grant(who, at string) *grant {
 	}
 	g := &grant{}
 	g.part = part{name: "rights: " + who, at: at, places: map[string]string{}, flags: tableOf([]cli.Flag{
-		&cli.GenericFlag{Name: "call", Value: &listValue{&g.call, trust.CheckGlob}},
-		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.offer, trust.CheckGlob}},
-		&cli.BoolFlag{Name: "admin", Destination: &g.admin},
+		&cli.GenericFlag{Name: "call", Value: &listValue{&g.Call, trust.CheckGlob}},
+		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.Offer, trust.CheckGlob}},
+		&cli.BoolFlag{Name: "admin", Destination: &g.Admin},
 	})}
 	if err := g.identify(who); err != nil {
 		c.problems.add(at, "%s: %v", g.name, err)
@@ -212,7 +205,7 @@ func (r *rights) check(p *problems) {
 		if g.wrong {
 			continue
 		}
-		if err := g.rights().Check(); g.rights().Empty() {
+		if err := g.Check(); g.Empty() {
 			p.add(g.at, "%s: the entry needs call, offer or admin", g.name)
 		} else if err != nil {
 			p.add(g.at, "%s: %v", g.name, err)

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -196,9 +197,6 @@ func onFlag(dest *string) cli.Flag {
 
 // hostname returns the name of this machine.
 func hostname() string {
-	name, err := os.Hostname()
-	if err != nil {
-		return "localhost"
-	}
-	return name
+	name, _ := os.Hostname()
+	return cmp.Or(name, "localhost")
 }

@@ -14,10 +14,7 @@ type Args struct {
 // Kind returns the kind of the arguments.
 func (a Args) Kind() Kind { return a.kind }
 
-// Len returns the size of the arguments in bytes; nodes refuse more than a limit (PROTOCOL.md).
-func (a Args) Len() int { return len(a.data) }
-
-// Data returns the arguments as the wire carries them.
+// Data returns the arguments as the wire carries them; nodes refuse more than a limit.
 func (a Args) Data() []byte { return a.data }
 
 // List makes arguments of strings, which may hold any bytes.

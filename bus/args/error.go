@@ -165,6 +165,15 @@ func PathReason(err error) error {
 	return err
 }
 
+// WithoutPath returns a file error without operation and path.
+func WithoutPath(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
 // Shorten makes the beginning of a text from elsewhere fit for a message.
 func Shorten[T string | []byte](p T) string {
 	const most = 60

@@ -202,7 +202,7 @@ func (o *Items) Request(words []string) (*bus.Request, io.Closer, error) {
 		}
 		f, err := os.Open(words[0])
 		if err != nil {
-			return nil, nil, args.Errorf(args.CodeBadInput, "%v", withoutPath(err))
+			return nil, nil, args.Errorf(args.CodeBadInput, "%v", args.WithoutPath(err))
 		}
 		return &bus.Request{Input: f}, f, nil
 	}
@@ -227,7 +227,7 @@ func (l *lateFile) Read(p []byte) (int, error) {
 	if f == nil && !closed {
 		var err error
 		if f, err = os.Open(l.name); err != nil {
-			return 0, withoutPath(err)
+			return 0, args.WithoutPath(err)
 		}
 		l.mu.Lock()
 		l.file, closed = f, l.closed
@@ -249,12 +249,4 @@ func (l *lateFile) Close() error {
 		return nil
 	}
 	return l.file.Close()
-}
-
-// withoutPath returns a file error without the file's name.
-func withoutPath(err error) error {
-	if pe, ok := err.(*os.PathError); ok {
-		return pe.Err
-	}
-	return err
 }

@@ -187,7 +187,7 @@ func (r *Runner) try(ctx context.Context, o *Outcome) (bus.Result, error) {
 		defer r.count(req.Function, -1)
 	}
 	req.On = cmp.Or(o.On, r.On)
-	o.Sent = int64(req.Args.Len()) + size(req.Input)
+	o.Sent = int64(len(req.Args.Data())) + size(req.Input)
 	return r.Client.Call(ctx, req)
 }
 

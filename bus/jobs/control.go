@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -97,11 +98,9 @@ func (m *Manager) Recheck() {
 
 // CheckActive does so for jobs that are taken. The others are checked when they are.
 func (m *Manager) CheckActive() {
-	var list, denied []*Taken
+	var denied []*Taken
 	m.mu.Lock()
-	for _, t := range m.active {
-		list = append(list, t)
-	}
+	list := slices.Collect(maps.Values(m.active))
 	m.mu.Unlock()
 	var why error
 	for _, t := range list {

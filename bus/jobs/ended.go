@@ -16,7 +16,7 @@ import (
 // ends because the node does is found as interrupted at the next start.
 func (m *Manager) Ended(t *Taken, end End) {
 	m.mu.Lock()
-	begun, cause := !t.started.IsZero(), t.cause
+	begun, cause := !t.started.IsZero(), t.Cause.Load()
 	m.mu.Unlock()
 	failed := cmp.Or(t.out.Failed, t.errOut.Failed)
 	switch {

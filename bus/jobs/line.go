@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"sort"
 	"strings"
@@ -33,10 +34,7 @@ type readyJob struct {
 }
 
 func (a readyJob) compare(b readyJob) int {
-	if a.order != b.order {
-		return int(a.order) - int(b.order)
-	}
-	return bytes.Compare(a.id[:], b.id[:])
+	return cmp.Or(cmp.Compare(a.order, b.order), a.id.Compare(b.id))
 }
 
 func placeOf(j *Job) readyJob { return readyJob{order: byte(store.MaxPriority - j.Priority), id: j.ID} }

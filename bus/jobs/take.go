@@ -31,8 +31,9 @@ type Taken struct {
 	// Stdout and Stderr keep what the program writes. Each may block on the disk. After
 	// an error the call should be cancelled; Ended finds the error.
 	Stdout, Stderr io.Writer
-	// Unwanted is set when the job should not be run any more, before CancelJob is called.
-	Unwanted atomic.Bool
+	// Cause is why the job should not be run any more, set before CancelJob is called; nil:
+	// it should.
+	Cause atomic.Pointer[args.Error]
 
 	m           *Manager
 	job         *Job
@@ -43,8 +44,7 @@ type Taken struct {
 	over        chan struct{} // closed when the job is no longer taken
 
 	// The manager's mu protects these.
-	cause    *args.Error // why it is unwanted
-	started  time.Time   // zero: no worker has it
+	started  time.Time // zero: no worker has it
 	worker   string
 	call     string
 	kept     bool // the end is being written: too late to cancel
@@ -164,7 +164,7 @@ func (t *Taken) prepare() (bool, error) {
 		t.finish(outcome{end: denied(err), never: true})
 		return false, nil
 	}
-	if t.Unwanted.Load() {
+	if t.Cause.Load() != nil {
 		t.refuse()
 		return false, nil
 	}
@@ -217,7 +217,7 @@ func (t *Taken) try() Try {
 // Return gives a job back that was not run. No attempt is used. Busy: its worker was;
 // otherwise it can be taken again at once.
 func (m *Manager) Return(t *Taken, busy bool) {
-	if t.Unwanted.Load() {
+	if t.Cause.Load() != nil {
 		t.refuse()
 		return
 	}
@@ -243,10 +243,7 @@ const busyPause = time.Second
 func (t *Taken) refuse() {
 	m := t.m
 	t.dropOutput()
-	m.mu.Lock()
-	cause := t.cause
-	m.mu.Unlock()
-	if cause != nil && cause.Code == args.CodeDenied {
+	if cause := t.Cause.Load(); cause.Code == args.CodeDenied {
 		t.finish(outcome{end: denied(cause), never: true})
 		return
 	}
@@ -278,12 +275,9 @@ func (t *Taken) leave(again bool) {
 
 // unwant has a job not run, or ended if it runs. The host ends its call.
 func (m *Manager) unwant(cause *args.Error, list ...*Taken) {
-	m.mu.Lock()
-	for _, t := range list { // all at once: none begins in the slot of another
-		t.cause = cause
-		t.Unwanted.Store(true)
+	for _, t := range list { // before the first ends: none begins in the slot of another
+		t.Cause.Store(cause)
 	}
-	m.mu.Unlock()
 	for _, t := range list {
 		m.host.CancelJob(t.ID, cause.Code, cause.Message)
 	}

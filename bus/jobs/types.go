@@ -38,13 +38,11 @@ const (
 )
 
 var (
+	ParseID       = store.ParseID
 	ErrNoJob      = store.ErrNoJob
 	ErrUnfinished = store.ErrUnfinished
 	ErrClosed     = store.ErrClosed
 )
-
-// ParseID reads an id as it is printed; upper and lower case are the same.
-func ParseID(s string) (ID, bool) { return store.ParseID(s) }
 
 // Report returns an error of this package as the caller of the node sees it; nil if it is
 // another package's, or about the request.

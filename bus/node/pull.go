@@ -81,7 +81,7 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 	switch {
 	case t == nil:
 		o.asked = wakes
-	case o.at >= 0 && o.free() > 0 && !n.draining && !n.closed && !t.Unwanted.Load():
+	case o.at >= 0 && o.free() > 0 && !n.draining && !n.closed && t.Cause.Load() == nil:
 		c = n.startJob(&b, o, t)
 	}
 	fn.fill(&b)

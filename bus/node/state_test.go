@@ -147,7 +147,7 @@ func (p *peers) event() string {
 		return "a job of f"
 	case k < 55:
 		if t := p.last; t != nil {
-			t.Unwanted.Store(true)
+			t.Cause.Store(&args.Error{Code: args.CodeCancelled})
 			p.n.CancelJob(t.ID, args.CodeCancelled, "")
 			return "its end"
 		}

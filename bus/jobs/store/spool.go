@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -196,7 +197,7 @@ func (s *Spool) Sweep() {
 // fails returns why a file could not be written, and warns unless the last one failed for
 // the same reason.
 func (s *Spool) fails(err error) error {
-	if c := cause(err); c != err { // each file has a name of its own
+	if c := args.WithoutPath(err); c != err { // each file has a name of its own
 		err = fmt.Errorf("%s: %w", s.dir, c)
 	}
 	err = Wrap(err)
@@ -223,13 +224,13 @@ func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
 	}
 	f, err := os.OpenFile(filepath.Join(s.dir, p.File), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, damaged(cause(err).Error())
+		return nil, damaged(args.WithoutPath(err).Error())
 	}
 	sum := crc32.New(castagnoli())
 	n, err := io.Copy(sum, f)
 	switch {
 	case err != nil:
-		err = damaged(cause(err).Error())
+		err = damaged(args.WithoutPath(err).Error())
 	case n != p.Size:
 		err = damaged(fmt.Sprintf("it has %d bytes, not %d", n, p.Size))
 	case sum.Sum32() != p.Sum:
@@ -267,13 +268,4 @@ func (s *Spool) names() ([]string, error) {
 func fileID(name string) ID {
 	id, _ := ParseID(name[:min(len(name), ulid.EncodedSize)])
 	return id
-}
-
-// cause returns why a file failed, without operation and path.
-func cause(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
 }

@@ -2,7 +2,6 @@ package exec
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"os"
 	"sync"
@@ -134,23 +133,25 @@ func nonblocking(fd int, name string) (*os.File, error) {
 // pass copies until the end, at the reader's pace. It ends when nobody has
 // the pipe's other end any more, or, after finish, when the pipe is empty.
 // Closing the pipe early is how a program learns that nobody reads.
+// It takes a buffer only when there is something to read: most programs write
+// nothing for a long time, or nothing at all on stderr.
 func (s *stream) pass() {
 	defer s.file.Close()
-	finishing := false
 	for {
-		buf, n, err := s.read(finishing)
+		var buf *[bufSize]byte
+		n, _ := s.read(func(fd uintptr) (n int, err error) {
+			buf = buffers.Get().(*[bufSize]byte)
+			if n, err = keeper.ReadFD(int(fd), buf[:]); n == 0 {
+				buffers.Put(buf)
+			}
+			return n, err
+		})
 		s.any = s.any || n > 0
-		if n > 0 && !s.write(buf[:n]) {
-			buffers.Put(buf)
-			return
-		}
-		if buf != nil {
+		more := n > 0 && s.write(buf[:n])
+		if n > 0 {
 			buffers.Put(buf)
 		}
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			finishing = true
-		case err != nil || n <= 0:
+		if !more {
 			return
 		}
 	}
@@ -163,34 +164,25 @@ func (s *stream) finish() {
 	s.file.SetReadDeadline(past)
 }
 
-// read takes a buffer only when there is something to read: most programs write
-// nothing for a long time, or nothing at all on stderr.
-func (s *stream) read(finishing bool) (buf *[bufSize]byte, n int, err error) {
+// read waits until once has read something; after finish it does not wait. The end is
+// io.EOF.
+func (s *stream) read(once func(fd uintptr) (int, error)) (n int, err error) {
 	try := func(fd uintptr) bool {
-		if buf == nil {
-			buf = buffers.Get().(*[bufSize]byte)
-		}
-		if n, err = keeper.ReadFD(int(fd), buf[:]); err != unix.EAGAIN {
-			return true
-		}
-		n = 0
-		buffers.Put(buf)
-		buf = nil
-		return false
+		n, err = once(fd)
+		return err != unix.EAGAIN
 	}
-	var cerr error
-	if finishing {
-		cerr = s.conn.Control(func(fd uintptr) { try(fd) }) // Read would only return the deadline
-	} else {
-		cerr = s.conn.Read(try)
-		if cerr == nil && err == unix.EAGAIN {
-			err = nil
-		}
+	if s.conn.Read(try) != nil {
+		s.conn.Control(func(fd uintptr) { try(fd) })
 	}
-	if cerr != nil {
-		return buf, 0, cerr
+	if n == 0 && err == nil || err == unix.EAGAIN {
+		err = io.EOF
 	}
-	return buf, n, err
+	return n, err
+}
+
+// Read implements io.Reader.
+func (s *stream) Read(b []byte) (int, error) {
+	return s.read(func(fd uintptr) (int, error) { return keeper.ReadFD(int(fd), b) })
 }
 
 func (s *stream) write(p []byte) bool {

@@ -133,7 +133,7 @@ func (p *resident) watch() {
 	if p.stdout != nil {
 		p.readers.Go(func() {
 			log := lineLog{f: f}
-			io.Copy(&log, untilFinished{p.stdout})
+			io.Copy(&log, p.stdout)
 			log.flush()
 		})
 	}
@@ -510,20 +510,3 @@ func blame(why ending) string {
 
 // quote shows what a program wrote, shortened.
 func quote(b []byte) string { return args.AbbreviateTo(b, longestQuoted) }
-
-// untilFinished reads a stream to its end, or after finish until it is empty.
-type untilFinished struct{ s *stream }
-
-func (u untilFinished) Read(b []byte) (n int, err error) {
-	try := func(fd uintptr) bool {
-		n, err = keeper.ReadFD(int(fd), b)
-		return err != unix.EAGAIN
-	}
-	if u.s.conn.Read(try) != nil {
-		u.s.conn.Control(func(fd uintptr) { try(fd) })
-	}
-	if n == 0 && err == nil || err == unix.EAGAIN {
-		err = io.EOF
-	}
-	return n, err
-}

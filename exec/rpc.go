@@ -95,8 +95,7 @@ func (r *rpcCodec) receive() {
 	if f.spec.MaxOutput > 0 {
 		limit = int(min(f.spec.MaxOutput, maxAnswer)) + 64<<10 // and the rest of the message
 	}
-	from := untilFinished{p.replies}
-	in := bufio.NewReaderSize(from, bufSize)
+	in := bufio.NewReaderSize(p.replies, bufSize)
 	for {
 		line, err := readLine(in, limit)
 		p.mu.Lock()
@@ -121,7 +120,7 @@ func (r *rpcCodec) receive() {
 		case r.message(bytes.TrimSpace(line)):
 			continue
 		}
-		io.Copy(io.Discard, from) // not trusted any more
+		io.Copy(io.Discard, p.replies) // not trusted any more
 		return
 	}
 }

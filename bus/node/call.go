@@ -410,7 +410,7 @@ func (c *call) setTimer() {
 	}
 	gen := c.waitGen
 	c.waitTimer = time.AfterFunc(left, func() {
-		c.locked(func(b *wire.Batch) {
+		c.node.locked(func(b *wire.Batch) {
 			if c.state == waiting && c.waitGen == gen {
 				code, msg, _ := c.patience()
 				c.endFor(b, code, msg)
@@ -429,15 +429,15 @@ func (c *call) stopWaiting() {
 
 // expire ends a call at its deadline.
 func (c *call) expire() {
-	c.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, args.DeadlineMessage) })
+	c.node.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, args.DeadlineMessage) })
 }
 
 // locked runs f with the node's lock held, and writes what f has sent.
-func (c *call) locked(f func(*wire.Batch)) {
+func (n *Node) locked(f func(*wire.Batch)) {
 	var b wire.Batch
-	c.node.mu.Lock()
+	n.mu.Lock()
 	f(&b)
-	c.node.mu.Unlock()
+	n.mu.Unlock()
 	b.Flush()
 }
 

@@ -127,15 +127,6 @@ func (f *flow) release() {
 	}
 }
 
-// drained continues when a receiver has read its backlog.
-func (s *session) drained() {
-	var b wire.Batch
-	s.node.mu.Lock()
-	s.giveHeld(&b)
-	s.node.mu.Unlock()
-	b.Flush()
-}
-
 // giveHeld tries every flow again that was listed with this receiver.
 func (s *session) giveHeld(b *wire.Batch) {
 	held := s.held

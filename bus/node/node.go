@@ -206,7 +206,7 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 		node: n, conn: wire.NewConn(nc, &n.budget), peer: peer, internal: internal, fresh: !internal, began: time.Now(),
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
-	s.conn.OnDrain = s.drained
+	s.conn.OnDrain = func() { n.locked(s.giveHeld) }
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()

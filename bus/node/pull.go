@@ -201,7 +201,7 @@ func (p *posted) keep(c *call) {
 			_, failure = p.job.Stderr.Write(err)
 		}
 		n.budget.Add(-len(out) - len(err))
-		c.locked(func(b *wire.Batch) {
+		c.node.locked(func(b *wire.Batch) {
 			if failure != nil {
 				c.endFor(b, args.CodeInternal, "its output could not be kept: "+failure.Error())
 				return
@@ -258,10 +258,10 @@ func (p *posted) feed(c *call) {
 		case nil:
 		case io.EOF, io.ErrUnexpectedEOF:
 			b.Flush()
-			c.locked(func(b *wire.Batch) { s.handleEOF(b, &wire.EOFFrame{ID: c.id}) })
+			c.node.locked(func(b *wire.Batch) { s.handleEOF(b, &wire.EOFFrame{ID: c.id}) })
 			return // feeding stays set: there is no more
 		default:
-			c.locked(func(b *wire.Batch) {
+			c.node.locked(func(b *wire.Batch) {
 				c.endFor(b, args.CodeInternal, "its input cannot be read: "+err.Error())
 			})
 		}
@@ -284,25 +284,21 @@ func (c *call) returnJob() {
 
 // WakeJobs looks for free slots of a function for which the store may have a job now.
 func (n *Node) WakeJobs(function string) {
-	var b wire.Batch
-	n.mu.Lock()
-	if fn := n.functions[function]; fn != nil {
-		fn.wakes++
-		fn.fill(&b)
-	}
-	n.mu.Unlock()
-	b.Flush()
+	n.locked(func(b *wire.Batch) {
+		if fn := n.functions[function]; fn != nil {
+			fn.wakes++
+			fn.fill(b)
+		}
+	})
 }
 
 // CancelJob ends the call of a job, if it runs.
 func (n *Node) CancelJob(id jobs.ID, code, message string) {
-	var b wire.Batch
-	n.mu.Lock()
-	if c := n.posted[id]; c != nil {
-		c.endFor(&b, code, message)
-	}
-	n.mu.Unlock()
-	b.Flush()
+	n.locked(func(b *wire.Batch) {
+		if c := n.posted[id]; c != nil {
+			c.endFor(b, code, message)
+		}
+	})
 }
 
 // itself makes the session that is the caller of jobs. It has no connection.

@@ -67,8 +67,8 @@ func TestOrderWithinCalls(t *testing.T) {
 func sendRandom(t *testing.T, conn *Conn) (sent [][]byte) {
 	lanes := 0
 	next, open := uint64(1), []uint64{}
-	for total := 0; total < 16<<20; {
-		for conn.Backlog() > 4<<20 {
+	for total := 0; total < 5<<20; {
+		for conn.Backlog() > 2<<20 {
 			time.Sleep(time.Millisecond) // it is being read
 		}
 		f := randomFrame(&next, &open)

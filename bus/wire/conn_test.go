@@ -16,6 +16,14 @@ import (
 // what came out.
 type collect struct{ got []byte }
 
+// Backlog returns how many bytes wait for the peer to read, short of what a write
+// under way has taken.
+func (c *Conn) Backlog() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.backlog()
+}
+
 func (c *collect) Handle(_ *Batch, f Frame) error {
 	c.got = Append(c.got, f)
 	return nil

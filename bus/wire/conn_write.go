@@ -267,14 +267,6 @@ func (c *Conn) writeAll(buf []byte) error {
 // backlog returns how many bytes the writer has not taken. c.mu is held.
 func (c *Conn) backlog() int { return len(c.out) + c.laned }
 
-// Backlog returns how many bytes wait for the peer to read, short of what a write
-// under way has taken.
-func (c *Conn) Backlog() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.backlog()
-}
-
 // Stalled reports whether the peer does not take frames at once.
 func (c *Conn) Stalled() bool {
 	c.mu.Lock()

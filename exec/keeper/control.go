@@ -64,7 +64,7 @@ func (s *Setup) fields(c *coder) {
 	c.strs(&s.Env)
 	c.str(&s.Dir)
 	number(c, &s.Grace)
-	number(c, &s.limit)
+	number(c, &s.Memory)
 }
 
 func (o *order) fields(c *coder) {
@@ -164,28 +164,6 @@ func (o *order) descriptors() int {
 		n++
 	}
 	return n
-}
-
-// packets cuts a message, calling send for each piece; the last call gets the
-// descriptors.
-func packets(msg []byte, rights []byte, send func(packet, rights []byte) error) error {
-	buf := make([]byte, 0, min(len(msg), packetSize)+1)
-	for {
-		n := min(len(msg), packetSize)
-		last := n == len(msg)
-		buf = append(buf[:0], 1)
-		if last {
-			buf[0] = 0
-		}
-		buf = append(buf, msg[:n]...)
-		if last {
-			return send(buf, rights)
-		}
-		if err := send(buf, nil); err != nil {
-			return err
-		}
-		msg = msg[n:]
-	}
 }
 
 // receiver puts packets together on the keeper's side, where reads block.

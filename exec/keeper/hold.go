@@ -136,8 +136,8 @@ func (t *tree) start(o *order, fds []int) error {
 	}
 	for pause := time.Millisecond; ; pause *= 2 {
 		var err error
-		if s.limit > 0 {
-			t.pid, err = forkLimited(s.limit, s.Path, argv, attr)
+		if s.Memory > 0 {
+			t.pid, err = forkLimited(s.Memory, s.Path, argv, attr)
 		} else {
 			t.pid, err = syscall.ForkExec(s.Path, argv, attr)
 		}

@@ -168,14 +168,14 @@ func holdsWord(file, word string) bool {
 
 // forkLimited is ForkExec with a step between, a process of this binary that
 // sets the limit on itself: no thread of the keeper may ever run under it.
-func forkLimited(limit uint64, path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+func forkLimited(limit int64, path string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	var fds [2]int
 	if err := syscall.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return 0, err
 	}
 	defer syscall.Close(fds[0])
 	n := len(attr.Files)
-	args := append([]string{limitName, strconv.FormatUint(limit, 10), strconv.Itoa(n), path}, argv...)
+	args := append([]string{limitName, strconv.FormatInt(limit, 10), strconv.Itoa(n), path}, argv...)
 	limited := *attr
 	limited.Files = append(attr.Files[:n:n], uintptr(fds[1]))
 	pid, err := syscall.ForkExec(selfExe, args, &limited)

@@ -14,8 +14,6 @@ type Setup struct {
 	Dir    string        // "" is the worker's own directory
 	Grace  time.Duration // from TERM to KILL
 	Memory int64         // bytes that one program may use; 0 is no limit
-
-	limit uint64 // RLIMIT_DATA; 0 where cgroups limit memory
 }
 
 // Order starts one program.
@@ -44,8 +42,8 @@ type Pool struct {
 // prevents keepers from starting shows when the function is offered.
 func NewPool(s Setup) (*Pool, error) {
 	p := &Pool{setup: s, memory: newMemory(s.Memory)}
-	if p.memory.by() == "rlimit" {
-		p.setup.limit = uint64(s.Memory)
+	if p.memory.dir != "" {
+		p.setup.Memory = 0 // keepers have nothing to limit
 	}
 	k, err := startKeeper(&p.setup)
 	if err != nil {

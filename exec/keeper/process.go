@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -183,17 +182,25 @@ func (k *keeper) run(o *order, fds []int) error {
 	return k.send(pack(msgRun, o), unix.UnixRights(fds...))
 }
 
+// send cuts a message into packets. The descriptors come with the last.
 func (k *keeper) send(msg, rights []byte) error {
-	return packets(msg, rights, func(packet, rights []byte) error {
+	for {
+		n := min(len(msg), packetSize)
+		packet, with := append([]byte{1}, msg[:n]...), []byte(nil)
+		if msg = msg[n:]; len(msg) == 0 {
+			packet[0], with = 0, rights
+		}
 		var err error
 		werr := k.conn.Write(func(fd uintptr) bool {
 			err = IgnoringEINTR(func() error {
-				return unix.Sendmsg(int(fd), packet, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+				return unix.Sendmsg(int(fd), packet, with, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 			})
 			return err != unix.EAGAIN
 		})
-		return errors.Join(werr, err)
-	})
+		if err = cmp.Or(werr, err); err != nil || len(msg) == 0 {
+			return err
+		}
+	}
 }
 
 // next waits for a report. io.EOF: the keeper is dead.

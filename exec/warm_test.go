@@ -59,6 +59,11 @@ func TestWarmIsStartedAhead(t *testing.T) {
 	f := sh(t, "echo $$ >&2; read x; echo $$; exit 5", warmMode(1), logged(log))
 	for range 5 {
 		ahead := strings.TrimPrefix(log.next(t), "f: ")
+		eventually(t, "known to be ready", func() bool { // it may write before that
+			f.warm.mu.Lock()
+			defer f.warm.mu.Unlock()
+			return len(f.warm.idle) == 1
+		})
 		got := runCall(t.Context(), f, &Call{Input: []byte("x\n")})
 		check(t, got, programExit(5), ahead+"\n")
 		checkGone(t, ahead)

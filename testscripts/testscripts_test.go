@@ -115,7 +115,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("LC_ALL", "C.UTF-8")
 	// A race-built process would sleep a second before each exit.
 	env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	r := &runner{work: env.WorkDir, started: map[string]*process{}, stdin: readsStdin.Match(script)}
+	r := &runner{work: env.WorkDir, started: map[string]*process{}, names: []string{"FBUS_TICKET"}, stdin: readsStdin.Match(script)}
 	for _, kv := range env.Vars {
 		name, _, _ := strings.Cut(kv, "=")
 		r.names = append(r.names, name)

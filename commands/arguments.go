@@ -129,9 +129,9 @@ func (o *callArguments) arguments() (args.Args, error) {
 		if from = "stdin"; path != "-" {
 			from = path
 			f, err = os.Open(path)
-			defer f.Close()
 		}
 		if err == nil {
+			defer f.Close()
 			doc, err = io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 		}
 		if err != nil {

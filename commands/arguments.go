@@ -128,10 +128,11 @@ func (o *callArguments) arguments() (args.Args, error) {
 		f, err := os.Stdin, error(nil)
 		if from = "stdin"; path != "-" {
 			from = path
-			f, err = os.Open(path)
+			if f, err = os.Open(path); err == nil {
+				defer f.Close()
+			}
 		}
 		if err == nil {
-			defer f.Close()
 			doc, err = io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 		}
 		if err != nil {

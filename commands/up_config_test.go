@@ -323,7 +323,7 @@ func FuzzConfig(f *testing.F) {
 				t.Errorf("%q at %q, value at %q", s.key, s.at, s.value.at)
 			}
 		}
-		for _, s := range doc { // no file is to be read
+		for _, s := range doc { // it must not read files
 			if s.key[len(s.key)-1] == "schema" {
 				return
 			}

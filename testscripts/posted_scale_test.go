@@ -279,7 +279,7 @@ func (s *store) look(words []string, first bool) (took time.Duration, count int)
 	return took + cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), count
 }
 
-// cpuTime is what the node has used.
+// cpuTime returns the CPU time that the node has used.
 func (s *store) cpuTime() time.Duration {
 	s.t.Helper()
 	var ts unix.Timespec

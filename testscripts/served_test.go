@@ -24,8 +24,8 @@ import (
 // need no process of their own are therefore run in few: one runs a line at a time, with
 // the environment, the directory and the files that a process of its own would have.
 
-// alone are the commands that run programs, or for long. So is what uses a descriptor by
-// its number.
+// alone are the commands that need a process of their own: they start programs, or run
+// for long.
 var alone = []string{"serve", "offer", "up", "run", "bench", "echo", "plain", "wait", "limit"}
 
 // server is a process that runs command lines.
@@ -137,6 +137,7 @@ func serveLine(ts *testscript.TestScript, words []string) int {
 
 // served reports whether a line of a script can be run by a server.
 func (r *runner) served(ts *testscript.TestScript, words []string, status string) bool {
+	// --status-fd needs a descriptor of the script's, FBUS_TEST_CLOCK a clock of its own.
 	if len(words) == 0 || r.stdin || slices.Contains(words, "--status-fd") || ts.Getenv("FBUS_TEST_CLOCK") != "" {
 		return false
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // TestHalfOpen: of connections that never get through their handshake, silent or a
-// byte at a time, the node keeps a bounded number; others enter and call beside them.
+// byte at a time, the node keeps a bounded number; others enter and call as before.
 func TestHalfOpen(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{})

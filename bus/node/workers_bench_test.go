@@ -9,17 +9,15 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"fbus/bus"
-	"fbus/bus/args"
 	"fbus/bus/node"
 )
 
 // BenchmarkWorkers keeps 64 calls outstanding with 4, 100 and 1000 workers on connections of their
 // own. The floor is a program that passes messages of the same size from one connection to the
 // worker that has been idle longest, and nothing else. "kept" is the rate over that with 4
-// workers; fbus keeps at least 0.8 of what the floor keeps.
+// workers; the share that fbus keeps is at least 0.8 of the share that the floor keeps.
 func BenchmarkWorkers(b *testing.B) {
 	const outstanding, batch = 64, 20000
 	counts := []int{4, 100, 1000}
@@ -65,21 +63,7 @@ func workersRate(b *testing.B, workers, batch, outstanding int) float64 {
 	}
 	c := dial(b, path)
 	defer c.Close()
-	list := args.List(string(make([]byte, 64)))
-	began := time.Now()
-	var all sync.WaitGroup
-	for range outstanding {
-		all.Go(func() {
-			for range batch / outstanding {
-				if _, err := c.Call(context.Background(), &bus.Request{Function: "echo", Args: list}); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	}
-	all.Wait()
-	return float64(batch) / time.Since(began).Seconds()
+	return callRate(b, c, batch, outstanding)
 }
 
 // floorRate returns how many messages a second the floor passes on.

@@ -12,17 +12,16 @@ import (
 	"time"
 )
 
-// framesOf hands frames over a connection to Serve, split by split, and returns
-// what came out.
-type collect struct{ got []byte }
-
-// Backlog returns how many bytes wait for the peer to read, short of what a write
+// Backlog returns the number of bytes that wait for the peer to read, without those that a write
 // under way has taken.
 func (c *Conn) Backlog() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.backlog()
 }
+
+// collect keeps the frames that Serve hands to it.
+type collect struct{ got []byte }
 
 func (c *collect) Handle(_ *Batch, f Frame) error {
 	c.got = Append(c.got, f)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -129,6 +130,34 @@ func TestPostbackOfWhatIsGone(t *testing.T) {
 	}
 	b.m.FailLinks(nil)
 	b.post(b.dial("poster"), "f", `{}`, "")
+}
+
+// TestEndedHoldsNoInput: an attempt that has ended keeps no file of its input open while its
+// end cannot be written: a filesystem that has to be repaired could not be unmounted.
+func TestEndedHoldsNoInput(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	g := newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	id := b.post(b.dial("poster"), "f", `{}`, large)
+	open := func() bool {
+		fds, _ := filepath.Glob("/proc/self/fd/*")
+		return slices.ContainsFunc(fds, func(fd string) bool {
+			at, _ := os.Readlink(fd)
+			return strings.Contains(at, "/"+id+".i.")
+		})
+	}
+	await(t, "it runs", g.started)
+	b.m.AwaitIdle()
+	if !open() {
+		t.Fatal("its input is not open while it runs")
+	}
+	b.m.FailCommits(syscall.EIO, false)
+	g.release <- exit(0)
+	eventually(t, "that is noticed", b.m.Failing)
+	eventually(t, "its input is closed", func() bool { return !open() })
+	b.m.FailCommits(nil, false)
+	eventually(t, "it works again", func() bool { return !b.m.Failing() })
 }
 
 // TestUnsyncedIsThere: changes whose commit has failed and that are on disk

@@ -71,6 +71,7 @@ func refusedForGood(e *End) bool {
 // reported when it is on disk.
 func (t *Taken) finish(o outcome) {
 	m := t.m
+	t.closeInput() // it may be long until the end can be written
 	m.mu.Lock()
 	t.kept = true
 	o.started = !t.started.IsZero()

@@ -256,11 +256,16 @@ func (t *Taken) dropOutput() {
 	t.errOut.Drop()
 }
 
-// leave takes the job out of those that run; again puts it back into its line.
-func (t *Taken) leave(again bool) {
+// closeInput closes the file of the input. It may be called again.
+func (t *Taken) closeInput() {
 	if t.input != nil {
 		t.input.Close()
 	}
+}
+
+// leave takes the job out of those that run; again puts it back into its line.
+func (t *Taken) leave(again bool) {
+	t.closeInput()
 	m := t.m
 	m.mu.Lock()
 	defer m.mu.Unlock()

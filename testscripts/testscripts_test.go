@@ -177,7 +177,7 @@ func condition(name string) (bool, error) {
 // the one that the system's packages belong to, and a script that chooses one.
 var python = sync.OnceValue(func() string {
 	for _, path := range []string{"python3", "/usr/bin/python3"} {
-		if out, err := exec.Command(path, "-c", "import msgpack, sys; print(sys.executable)").Output(); err == nil {
+		if out, err := exec.Command(path, "-c", "import sys; from msgpack import packb; print(sys.executable)").Output(); err == nil {
 			return strings.TrimSpace(string(out))
 		}
 	}

@@ -34,7 +34,7 @@ import (
 // can answers with its own path.
 var languages = map[string]struct{ candidates, probe []string }{
 	"py": {[]string{"python3", "/usr/bin/python3"},
-		[]string{"-c", "import sys, msgpack; assert sys.version_info >= (3, 10); print(sys.executable)"}},
+		[]string{"-c", "import sys; from msgpack import packb; assert sys.version_info >= (3, 10); print(sys.executable)"}},
 	"pl": {[]string{"perl", "/usr/bin/perl"},
 		[]string{"-MData::MessagePack=1.00", "-e", "print $^X"}},
 }

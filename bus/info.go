@@ -117,9 +117,10 @@ type TicketInfo struct {
 
 // RevokedInfo is the answer of fbus.revoke.
 type RevokedInfo struct {
-	Serials     []string `json:"serials"`
-	Issued      []string `json:"issued,omitempty"` // names of tickets among them that were issued with it
-	Connections int      `json:"connections"`      // closed
+	Serials     []string  `json:"serials"`
+	Issued      []string  `json:"issued,omitempty"` // names of tickets among them that were issued with it
+	Connections int       `json:"connections"`      // closed
+	Before      time.Time `json:"before,omitzero"`  // when all this was revoked, if it was before this request
 }
 
 // JobQuery is the JSON object that fbus.jobs takes and, as far as it applies, fbus.retry

@@ -48,7 +48,7 @@ func found(t testing.TB) string {
 		t.Fatal(err)
 	}
 	rights := trust.Rights{Call: []string{"*"}, Offer: []string{"*"}, Admin: true}
-	ticket, err := a.Issue(trust.Request{Rights: rights, Reusable: true, Addresses: []string{addr}})
+	ticket, err := a.Issue(trust.LocalUser, trust.Request{Rights: rights, Reusable: true, Addresses: []string{addr}})
 	if err != nil {
 		t.Fatal(err)
 	}

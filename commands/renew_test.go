@@ -72,7 +72,7 @@ func startNetwork(t *testing.T) (*trust.Authority, string) {
 // issueFor makes a ticket and writes it to a file.
 func issueFor(t *testing.T, a *trust.Authority, q trust.Request) (*trust.Ticket, string) {
 	t.Helper()
-	ticket, err := a.Issue(q)
+	ticket, err := a.Issue(trust.LocalUser, q)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -95,12 +95,12 @@ func revokeCommand() *cli.Command {
 		UsageText: "revoke [flags] NAME|SERIAL",
 		Description: `Revoking is immediate and permanent. Connections close and calls are cancelled: those
 of the ticket, of the identity it was exchanged for, and of tickets that were issued with
-it. fbus tickets lists the names.
+it. fbus tickets lists the names. Revoking a ticket again reports what was revoked then.
 
   fbus revoke ci
 
 JSON fields: serials, issued (names of tickets that were issued with it), connections
-(how many were closed).`,
+(how many were closed), before (when they were revoked, if not now).`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
@@ -128,6 +128,10 @@ func revoke(o *lookOptions, ticket string, stdout, stderr io.Writer) error {
 		what := ticket
 		if issued := list[0].Issued; len(issued) > 0 {
 			what += ", and the tickets that were issued with it (" + strings.Join(issued, ", ") + ")"
+		}
+		if at := list[0].Before; !at.IsZero() {
+			say(stderr, fmt.Sprintf("revoked already, at %s: %s", at.Format(time.RFC3339), what))
+			return nil
 		}
 		say(stderr, fmt.Sprintf("revoked %s: %s closed", what, plural(list[0].Connections, "connection")))
 	}

@@ -27,7 +27,7 @@ func withTickets(b *bed) {
 func (b *bed) guest(name string, calls ...string) (*bus.Client, node.Peer) {
 	b.t.Helper()
 	rights := trust.Rights{Call: calls, Offer: []string{"*"}}
-	ticket, err := b.auth.Issue(trust.Request{Name: name, Rights: rights, Reusable: true, Addresses: []string{"127.0.0.1:1"}})
+	ticket, err := b.auth.Issue(trust.LocalUser, trust.Request{Name: name, Rights: rights, Reusable: true, Addresses: []string{"127.0.0.1:1"}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func (b *bed) guest(name string, calls ...string) (*bus.Client, node.Peer) {
 
 func (b *bed) revoke(name string) {
 	b.t.Helper()
-	if _, err := b.auth.Revoke(name); err != nil {
+	if _, _, err := b.auth.Revoke(name); err != nil {
 		b.t.Fatal(err)
 	}
 }

@@ -160,9 +160,13 @@ func (q *asked) deny(function string) error {
 	return &args.Error{Code: args.CodeDenied, Message: msg}
 }
 
-// Revoked closes the connections of a revoked serial. Their calls are cancelled.
-func (n *Node) Revoked(serial string) {
-	n.dismiss(args.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return p.Serial == serial })
+// Revoked closes the connections of revoked serials. Their calls are cancelled.
+func (n *Node) Revoked(serials []string) {
+	gone := map[string]bool{}
+	for _, serial := range serials {
+		gone[serial] = true
+	}
+	n.dismiss(args.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return gone[p.Serial] })
 	if n.cfg.Jobs != nil {
 		n.cfg.Jobs.Recheck()
 	}

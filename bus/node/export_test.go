@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -48,6 +49,12 @@ func (n *Node) Changing() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.changing()
+}
+
+// ServeGone has one of the node's own functions serve a call whose caller has gone.
+func (n *Node) ServeGone(inv *bus.Invocation) bus.Result {
+	inv.Call = n.prefix + "-999-1"
+	return n.serveOwn(context.Background(), ownOf(inv.Function), inv)
 }
 
 // Entering is how many connections are at their handshake.

@@ -65,7 +65,7 @@ func (g *guests) ticket(name string, rights ...string) *trust.Ticket {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	ticket, err := g.a.Issue(trust.Request{Name: name, Rights: r, Reusable: true, Addresses: []string{g.addr}})
+	ticket, err := g.a.Issue(trust.LocalUser, trust.Request{Name: name, Rights: r, Reusable: true, Addresses: []string{g.addr}})
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -449,7 +449,7 @@ func TestInvitationIsNobody(t *testing.T) {
 	t.Cleanup(func() { a.Close() })
 	n, _ := start(t, node.Config{Gate: a, Authority: a, MaxPerTicket: 1})
 	addr := listenTCP(t, n)
-	invitation, err := a.Issue(trust.Request{Name: "gpu", Rights: trust.Rights{Offer: []string{"r"}}, Addresses: []string{addr}})
+	invitation, err := a.Issue(trust.LocalUser, trust.Request{Name: "gpu", Rights: trust.Rights{Offer: []string{"r"}}, Addresses: []string{addr}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -513,6 +513,16 @@ func TestGuestForeignIDs(t *testing.T) {
 	g.root.send(&wire.EndFrame{ID: call.ID, Code: []byte("exit"), Output: []byte("root's")})
 	if e := want[*wire.EndFrame](g.root); string(e.Output) != "root's" || e.Status != 0 {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestGoneGuestGetsNothing: a call of one of the node's own functions that is served when
+// its caller has gone is not taken for one of the node's own user.
+func TestGoneGuestGetsNothing(t *testing.T) {
+	g := newGuests(t)
+	res := g.n.ServeGone(&bus.Invocation{Function: "fbus.invite", Kind: args.KindJSON, Args: []byte(`{"call":["*"],"reusable":true}`)})
+	if list, err := g.a.Tickets(); res.Code != args.CodeCancelled || err != nil || len(list) != 0 {
+		t.Errorf("%+v, %v, %v", res, list, err)
 	}
 }
 

@@ -220,8 +220,11 @@ func (n *Node) offerOwn() error {
 
 func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation) bus.Result {
 	q := &asked{Invocation: inv, node: n, peer: n.asker(inv)}
+	cancelled := bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
 	var err error
 	switch {
+	case q.peer == nil:
+		return cancelled
 	case o.part == ofJobs && n.cfg.Jobs == nil:
 		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
 	case o.part == ofTickets && n.cfg.Authority == nil:
@@ -241,7 +244,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	if err != nil {
 		res = n.failure(o, err)
 		if ctx.Err() != nil { // nobody waits for it
-			res = bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
+			res = cancelled
 		}
 	}
 	if q.out.Len() > 0 {

@@ -54,18 +54,24 @@ func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
 // owns reports whether a call is the peer's own business.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
 
-// nobody replaces a peer that has gone before the node could answer.
-var nobody = &Peer{Rights: &trust.Rights{}}
+// issuer returns who issues the tickets that the peer asks for.
+func (p *Peer) issuer() string {
+	if p.Serial == "" && strings.HasPrefix(p.Caller, "uid:") {
+		return trust.LocalUser
+	}
+	return p.Serial
+}
 
-// asker returns the peer that made a call of one of the node's own functions.
+// asker returns the peer that made a call of one of the node's own functions; nil if its
+// connection has ended, so that nothing may be done for it.
 func (n *Node) asker(inv *bus.Invocation) *Peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.opener(inv.Call); s != nil {
+	if s := n.opener(inv.Call); s != nil && s.dismissed == "" {
 		p := s.peer
 		return &p
 	}
-	return nobody
+	return nil
 }
 
 // renewed lets a connection last as long as the new certificate of its peer for the same

@@ -25,9 +25,9 @@ func serveInvite(_ context.Context, q *asked) error {
 			return badInput("this node does not listen on TCP: name the address to dial, or start it without --no-tcp")
 		}
 	}
-	t, err := n.cfg.Authority.Issue(trust.Request{
+	t, err := n.cfg.Authority.Issue(p.issuer(), trust.Request{
 		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin},
-		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, By: p.Serial,
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses,
 	})
 	if err != nil {
 		return err
@@ -120,18 +120,23 @@ func serveRevoke(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	before := n.connected()
-	gone, err := n.cfg.Authority.Revoke(words[0])
+	connected := n.connected()
+	gone, before, err := n.cfg.Authority.Revoke(words[0])
 	if err != nil {
 		return err
 	}
-	var info bus.RevokedInfo
-	for i, r := range gone {
+	info := bus.RevokedInfo{Before: before}
+	for _, r := range gone {
 		info.Serials = append(info.Serials, r.Serial)
-		info.Connections += before[r.Serial]
+	}
+	for i, r := range gone {
 		if slices.Contains(info.Serials, r.IssuedBy) && !slices.Contains(info.Issued, r.Name) {
 			info.Issued = append(info.Issued, r.Name)
 		}
+		if !before.IsZero() {
+			continue
+		}
+		info.Connections += connected[r.Serial]
 		// One entry for each ticket, with the last of its serials, which is the one in use.
 		if !slices.ContainsFunc(gone[i+1:], func(later trust.Record) bool { return later.Name == r.Name }) {
 			n.cfg.Log.Append(&bus.LogEntry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})

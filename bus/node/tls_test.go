@@ -43,7 +43,7 @@ func (w *network) open() *trust.Authority {
 			panic(err)
 		}
 		rights := trust.Rights{Call: []string{"*"}, Offer: []string{"*"}, Admin: true}
-		if w.ticket, err = w.a.Issue(trust.Request{Name: "raw", Rights: rights, Reusable: true, Addresses: []string{"127.0.0.1:1"}}); err != nil {
+		if w.ticket, err = w.a.Issue(trust.LocalUser, trust.Request{Name: "raw", Rights: rights, Reusable: true, Addresses: []string{"127.0.0.1:1"}}); err != nil {
 			panic(err)
 		}
 	})

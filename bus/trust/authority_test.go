@@ -107,7 +107,7 @@ func TestIssueChecks(t *testing.T) {
 		{Request{Rights: call, Addresses: []string{"h:1\nname: x"}}, args.CodeBadRight, "HOST:PORT"},
 		{Request{Rights: call, Addresses: make([]string, 17)}, args.CodeBadRight, "limit"},
 	} {
-		_, err := a.Issue(c.q)
+		_, err := a.Issue(LocalUser, c.q)
 		wantCode(t, err, c.code, c.hint)
 	}
 	records, err := a.Tickets()
@@ -124,15 +124,13 @@ func TestNamesAreFreed(t *testing.T) {
 	c := newClock()
 	a := openTest(t, privateTemp(t), c)
 	first := issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
-	if _, err := a.Revoke(first.Serial); err != nil {
+	if _, _, err := a.Revoke(first.Serial); err != nil {
 		t.Fatal(err)
 	}
 	issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
 	c.add(2 * time.Hour)
 	issue(t, a, Request{Name: "ci", Reusable: true, TTL: time.Hour})
-	_, err := a.Revoke(first.Serial)
-	wantCode(t, err, args.CodeNoTicket)
-	_, err = a.Revoke("nobody")
+	_, _, err := a.Revoke("nobody")
 	wantCode(t, err, args.CodeNoTicket, "fbus tickets")
 }
 
@@ -151,12 +149,12 @@ func TestRevokeIssued(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	child := issue(t, a, Request{Name: "child", Rights: Rights{Admin: true}, Reusable: true, By: serial})
-	grandchild := issue(t, a, Request{Name: "grandchild", By: child.Serial})
+	child := issueBy(t, a, serial, Request{Name: "child", Rights: Rights{Admin: true}, Reusable: true})
+	grandchild := issueBy(t, a, child.Serial, Request{Name: "grandchild"})
 	other := issue(t, a, Request{Name: "other"})
 	revoke := func(name string, want ...string) {
 		t.Helper()
-		gone, err := a.Revoke(name)
+		gone, _, err := a.Revoke(name)
 		var got []string
 		for _, r := range gone {
 			got = append(got, r.Name+" "+r.Serial)
@@ -167,6 +165,109 @@ func TestRevokeIssued(t *testing.T) {
 	}
 	revoke("admin", "admin "+admin.Serial, "admin "+serial, "child "+child.Serial, "grandchild "+grandchild.Serial)
 	revoke("other", "other "+other.Serial)
+}
+
+// TestIssuers checks that an issuer that is gone issues nothing, and that one that expires
+// later leaves its tickets valid.
+func TestIssuers(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	boss := issue(t, a, Request{Name: "boss", Rights: Rights{Admin: true}, Reusable: true, TTL: time.Hour})
+	fired := issue(t, a, Request{Name: "fired", Rights: Rights{Admin: true}, Reusable: true, TTL: time.Hour})
+	inv := issueBy(t, a, boss.Serial, Request{Name: "inv"})
+	_, _, err := a.Revoke("fired")
+	must(t, err)
+	refused := func(by, code string) {
+		t.Helper()
+		_, err := a.Issue(by, Request{Rights: rights(t, "call:a")})
+		wantCode(t, err, code)
+	}
+	refused(fired.Serial, args.CodeRevoked)
+	refused(inv.Serial, args.CodeWrongUse)
+	refused(newSerial(), args.CodeUnlisted)
+	refused("", args.CodeUnlisted)
+	c.add(2 * time.Hour)
+	refused(boss.Serial, args.CodeExpired)
+	req, _ := request(t)
+	_, err = a.Exchange(inv.Serial, req, "")
+	must(t, err)
+}
+
+// TestIssueWhileRevoked checks that no ticket of a revoked issuer is live when Revoke
+// returns, or later, whichever process issues.
+func TestIssueWhileRevoked(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a, b := openTest(t, dir, c), openTest(t, dir, c)
+	boss := issue(t, a, Request{Name: "boss", Rights: Rights{Admin: true}, Reusable: true})
+	q := Request{Rights: rights(t, "admin"), Reusable: true}
+	started := make(chan struct{}, 8)
+	var wg sync.WaitGroup
+	for _, a := range []*Authority{a, a, b, b} {
+		wg.Go(func() {
+			for err := error(nil); err == nil; _, err = a.Issue(boss.Serial, q) {
+				select {
+				case started <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}
+	for range cap(started) {
+		<-started
+	}
+	_, _, err := a.Revoke("boss")
+	must(t, err)
+	wg.Wait()
+	records, err := a.Tickets()
+	must(t, err)
+	for _, r := range records {
+		if r.State != Revoked || r.Serial != boss.Serial && r.IssuedBy != boss.Serial {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// TestGoneIssuer checks a list in which a ticket outlived the revocation of its issuer:
+// the ticket does not enter, is not exchanged, issues nothing and runs no job.
+func TestGoneIssuer(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	boss := issue(t, a, Request{Name: "boss", Rights: Rights{Admin: true}, Reusable: true})
+	child := issueBy(t, a, boss.Serial, Request{Name: "child", Rights: Rights{Admin: true}, Reusable: true})
+	inv := issueBy(t, a, child.Serial, Request{Name: "inv"})
+	must(t, a.list.update(func(t *table) (bool, error) { t.get(boss.Serial).State = Revoked; return true, nil }))
+	wantCode(t, a.Check(&Identity{Name: "child", Serial: child.Serial, Rights: child.Rights, Expires: child.Expires}), args.CodeRevoked, "child")
+	req, _ := request(t)
+	_, err := a.Exchange(inv.Serial, req, "")
+	wantCode(t, err, args.CodeRevoked, "inv")
+	_, err = a.Issue(child.Serial, Request{Rights: rights(t, "call:a")})
+	wantCode(t, err, args.CodeRevoked)
+	_, err = a.Standing(child.Serial)
+	wantCode(t, err, args.CodeRevoked)
+}
+
+// TestRevokeAgain checks that a second revocation reports the first, and not an earlier
+// one of the same name.
+func TestRevokeAgain(t *testing.T) {
+	c := newClock()
+	a := openTest(t, privateTemp(t), c)
+	issue(t, a, Request{Name: "ci", Reusable: true})
+	_, _, err := a.Revoke("ci")
+	must(t, err)
+	c.add(time.Hour)
+	ci := issue(t, a, Request{Name: "ci", Rights: Rights{Admin: true}, Reusable: true})
+	child := issueBy(t, a, ci.Serial, Request{Name: "child"})
+	at := c.now()
+	for _, name := range []string{"ci", "ci", ci.Serial} {
+		gone, before, err := a.Revoke(name)
+		if err != nil || len(gone) != 2 || gone[0].Serial != ci.Serial || gone[1].Serial != child.Serial || before.IsZero() != c.now().Equal(at) {
+			t.Errorf("revoked %+v before %s, %v", gone, before, err)
+		}
+		if !before.IsZero() && !before.Equal(at) {
+			t.Errorf("revoked at %s, not %s", before, at)
+		}
+		c.add(time.Minute)
+	}
 }
 
 // TestExchange checks that an invitation becomes an identity once. The same key may ask
@@ -194,13 +295,13 @@ func TestExchange(t *testing.T) {
 	other, _ := request(t)
 	_, err = a.Exchange(inv.Serial, other, "10.0.0.3:9")
 	wantCode(t, err, args.CodeUsed, "10.0.0.1:9", "revoke box")
-	_, err = a.Issue(Request{Name: "box", Rights: rights(t, "call:a")})
+	_, err = a.Issue(LocalUser, Request{Name: "box", Rights: rights(t, "call:a")})
 	wantCode(t, err, args.CodeNameTaken)
 	c.add(2 * time.Hour)
 	_, err = a.Exchange(inv.Serial, req, "")
 	wantCode(t, err, args.CodeExpired, "clock")
 	c.add(-2 * time.Hour)
-	if serials, err := a.Revoke("box"); err != nil || len(serials) != 2 {
+	if serials, _, err := a.Revoke("box"); err != nil || len(serials) != 2 {
 		t.Errorf("revoked %v, %v", serials, err)
 	}
 	_, err = a.Exchange(inv.Serial, req, "")
@@ -290,9 +391,10 @@ func TestRenew(t *testing.T) {
 		}
 		return parseOne(t, text)
 	}
-	if early := renew(); serialText(early.SerialNumber) != serial {
+	if soon := renew(); serialText(soon.SerialNumber) != serial {
 		t.Error("renewed at once")
 	}
+	early := issueBy(t, a, serial, Request{})
 	c.add(IdentityLife * 3 / 4)
 	first, again := renew(), renew()
 	if serialText(first.SerialNumber) == serial || first.SerialNumber.Cmp(again.SerialNumber) != 0 || first.NotAfter.Sub(c.now()) != IdentityLife {
@@ -306,8 +408,18 @@ func TestRenew(t *testing.T) {
 	wantCode(t, err, args.CodeBadCertificate)
 	_, err = a.Renew(inv.Serial, req)
 	wantCode(t, err, args.CodeWrongUse)
-	serials, err := a.Revoke(serialText(first.SerialNumber))
-	if err != nil || len(serials) != 3 {
+	// Tickets that it issued stay with it, also when the list has dropped the old certificate.
+	for _, by := range []string{serial, serialText(first.SerialNumber)} {
+		issued := issueBy(t, a, by, Request{})
+		if r := a.list.current.Load().get(issued.Serial); r.IssuedBy != serialText(first.SerialNumber) {
+			t.Errorf("issued by %s", r.IssuedBy)
+		}
+	}
+	if r := a.list.current.Load().get(early.Serial); r.IssuedBy != serialText(first.SerialNumber) {
+		t.Errorf("issued by %s before, and by %s now", serial, r.IssuedBy)
+	}
+	serials, _, err := a.Revoke(serialText(first.SerialNumber))
+	if err != nil || len(serials) != 6 {
 		t.Errorf("revoked %v, %v", serials, err)
 	}
 	_, err = a.Renew(serial, req)

@@ -74,10 +74,15 @@ func rights(t testing.TB, words ...string) Rights {
 // issue issues a ticket, by default a reusable one with the right to call a.
 func issue(t testing.TB, a *Authority, q Request) *Ticket {
 	t.Helper()
+	return issueBy(t, a, LocalUser, q)
+}
+
+func issueBy(t testing.TB, a *Authority, by string, q Request) *Ticket {
+	t.Helper()
 	if q.Rights.Empty() {
 		q.Rights = rights(t, "call:a")
 	}
-	ticket, err := a.Issue(q)
+	ticket, err := a.Issue(by, q)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,12 +23,16 @@ type Request struct {
 	TTL       time.Duration // default DefaultTTL or DefaultReusableTTL
 	Reusable  bool          // carries its own rights, for any number of users
 	Addresses []string      // host:port of the node, a hint for the joiner
-	By        string        // the serial of the requesting ticket, if any
 }
 
+// LocalUser is the issuer of tickets that a user of the node's machine requests.
+const LocalUser = "local"
+
 // Issue creates a ticket. Before it returns, the ticket is in the list and the list is
-// on the disk.
-func (a *Authority) Issue(q Request) (*Ticket, error) {
+// on the disk. by is LocalUser or the serial of the requesting ticket. If that ticket is
+// unlisted, revoked or expired at the moment of the change, Issue fails. An issuer that
+// expires later does not void its tickets.
+func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	if err := a.checkRequest(&q); err != nil {
 		return nil, err
 	}
@@ -43,7 +47,7 @@ func (a *Authority) Issue(q Request) (*Ticket, error) {
 	now := a.now().UTC().Truncate(time.Second)
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), a.ca.NotAfter), Key: hash, IssuedBy: q.By,
+		Issued: now, Expires: earlier(now.Add(q.TTL), a.ca.NotAfter), Key: hash,
 	}
 	if r.Reusable {
 		r.State = Active
@@ -55,7 +59,7 @@ func (a *Authority) Issue(q Request) (*Ticket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.list.update(func(t *table) (bool, error) { return true, t.issue(r, now) }); err != nil {
+	if err := a.list.update(func(t *table) (bool, error) { return true, t.issue(r, by, now) }); err != nil {
 		return nil, err
 	}
 	return &Ticket{
@@ -107,8 +111,20 @@ func checkAddress(addr string) error {
 	return nil
 }
 
-// issue adds a record. Its name must be free.
-func (t *table) issue(r Record, now time.Time) error {
+// issue adds a record that by requests. Its name must be free.
+func (t *table) issue(r Record, by string, now time.Time) error {
+	if by != LocalUser {
+		issuer, err := t.state(by)
+		switch {
+		case err != nil:
+			return err
+		case now.After(issuer.Expires):
+			return expired("ticket "+issuer.Name, issuer.Expires, now)
+		case issuer.State != Active:
+			return errorf(args.CodeWrongUse, "ticket %s is an invitation: it cannot issue tickets", issuer.Name)
+		}
+		r.IssuedBy = t.latest(issuer).Serial
+	}
 	if t.get(r.Serial) != nil {
 		return errorf(args.CodeStorage, "the serial %s was made twice", r.Serial)
 	}
@@ -211,14 +227,17 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 	case hash != r.Key:
 		return identity, false, errorf(args.CodeBadCertificate, "the request is for another key than that of ticket %s", r.Name)
 	}
-	for r.Into != "" && t.get(r.Into) != nil {
-		r = t.get(r.Into)
-	}
+	r = t.latest(r)
 	if !renewalDue(r.Expires, now) || r.Expires.Equal(end) {
 		return *r, false, nil
 	}
 	identity = *r
 	identity.Serial, identity.Issued, identity.Expires = newSerial(), now, earlier(now.Add(IdentityLife), end)
+	for i := range t.records { // the list may drop the expired one before them
+		if t.records[i].IssuedBy == r.Serial {
+			t.records[i].IssuedBy = identity.Serial
+		}
+	}
 	r.Into = identity.Serial
 	t.add(identity)
 	return identity, true, nil
@@ -227,71 +246,76 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < IdentityLife/3 }
 
 // Revoke revokes the ticket with that name or serial, everything it was exchanged or
-// renewed into, and every ticket issued with it. It returns their records. When it
-// returns, the list is on the disk, no peer enters with these tickets, and the OnRevoke
-// callback has run. If the list cannot be written, Revoke returns an error, but the
-// revocation holds until this Authority is closed.
-func (a *Authority) Revoke(nameOrSerial string) ([]Record, error) {
+// renewed into, and every ticket issued with it. It returns their records. Before it
+// writes the list to the disk, no peer enters with these tickets, they issue nothing, and
+// the OnRevoke callback has run. If the list cannot be written, Revoke returns an error,
+// but the revocation holds until this Authority is closed, and Refresh tries again. If
+// all of them were revoked before, Revoke changes nothing: it returns the records of the
+// last revocation, and its time.
+func (a *Authority) Revoke(nameOrSerial string) (gone []Record, before time.Time, err error) {
 	now := a.now().UTC().Truncate(time.Second)
-	var serials []string
-	var gone []Record
-	err := a.list.update(func(t *table) (bool, error) {
-		if r := t.get(nameOrSerial); r != nil && r.State == Revoked {
-			return false, errorf(args.CodeNoTicket, "ticket %s was revoked already, at %s", r.Name, stamp(r.Ended)).WithHint("fbus tickets --all also lists expired and revoked tickets")
-		}
-		for _, i := range t.kin(nameOrSerial) {
-			r := &t.records[i]
-			r.State, r.Ended = Revoked, now
-			serials, gone = append(serials, r.Serial), append(gone, *r)
-		}
-		if len(serials) == 0 {
+	err = a.list.update(func(t *table) (bool, error) {
+		kin := t.kin(nameOrSerial)
+		if len(kin) == 0 {
 			return false, errorf(args.CodeNoTicket, "there is no ticket with the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")
 		}
-		return true, nil
+		for _, r := range kin {
+			if r.State != Revoked {
+				r.State, r.Ended = Revoked, now
+				gone = append(gone, *r)
+			} else if r.Ended.After(before) {
+				before = r.Ended
+			}
+		}
+		if len(gone) > 0 {
+			before = time.Time{}
+			a.list.shutOut(t)
+			return true, nil
+		}
+		for _, r := range kin {
+			if r.Ended.Equal(before) {
+				gone = append(gone, *r)
+			}
+		}
+		return a.list.ahead.Load(), nil
 	})
-	if err != nil && len(serials) > 0 {
-		a.list.shutOut(serials, now)
+	if err != nil && len(gone) > 0 {
 		err = errorf(args.CodeStorage, "%s is refused, but not permanently yet: do not restart the node before the list of tickets can be written: %v", args.Shown(nameOrSerial), err).
 			WithHint("correct the cause, and revoke it again")
 	}
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	return gone, nil
+	return gone, before, nil
 }
 
-// kin finds the records revoked along with a name or serial: those of that name, or of
-// that serial's chain of exchange and renewal, and those issued with one of them.
-// Records already revoked are left out. Expired ones are included, since only this clock
-// considers them expired.
-func (t *table) kin(nameOrSerial string) []int {
+// kin finds the records that are revoked along with a name or serial: those of that name,
+// or of that serial's chain of exchange and renewal, and those issued with one of them.
+// Expired ones are included, since only this clock considers them expired.
+func (t *table) kin(nameOrSerial string) (found []*Record) {
 	in := map[string]bool{}
-	if t.get(nameOrSerial) == nil {
-		for i := range t.records {
-			if t.records[i].Name == nameOrSerial {
-				in[t.records[i].Serial] = true
-			}
-		}
-	} else {
-		in[nameOrSerial] = true
-	}
-	for i := len(t.records) - 1; i >= 0; i-- { // Into is always issued later
-		if r := &t.records[i]; in[r.Into] {
+	for i := range t.records {
+		if r := &t.records[i]; r.Serial == nameOrSerial || r.Name == nameOrSerial { // no name looks like a serial
 			in[r.Serial] = true
 		}
 	}
-	var found []int
-	for i := range t.records { // and so is a ticket issued with one
-		r := &t.records[i]
-		if !in[r.Serial] && !(r.IssuedBy != "" && in[r.IssuedBy]) {
-			continue
+	for grown := true; grown; {
+		grown = false
+		for i := range t.records {
+			r := &t.records[i]
+			if !in[r.Serial] && !in[r.Into] && !in[r.IssuedBy] {
+				continue
+			}
+			for _, serial := range []string{r.Serial, r.Into} {
+				if serial != "" && !in[serial] {
+					in[serial], grown = true, true
+				}
+			}
 		}
-		in[r.Serial] = true
-		if r.Into != "" {
-			in[r.Into] = true
-		}
-		if r.State != Revoked {
-			found = append(found, i)
+	}
+	for i := range t.records {
+		if r := &t.records[i]; in[r.Serial] {
+			found = append(found, r)
 		}
 	}
 	return found
@@ -306,8 +330,8 @@ func used(r *Record) *args.Error {
 		WithHint("ask for a new one; if that was not you, fbus revoke %s locks the other user out", r.Name)
 }
 
-func revoked(r *Record) *args.Error {
-	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", r.Name, stamp(r.Ended)).WithHint("ask for a new ticket")
+func revoked(name string, at time.Time) *args.Error {
+	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", name, stamp(at)).WithHint("ask for a new ticket")
 }
 
 // stamp formats a time for both people and programs.

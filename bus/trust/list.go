@@ -18,13 +18,14 @@ type list struct {
 	warn    func(format string, args ...any)
 
 	current atomic.Pointer[table]
-	writing sync.Mutex // held over a whole change, including the disk
-	loading sync.Mutex // held while the file is read
+	ahead   atomic.Bool // current has revocations that the file lacks
+	writing sync.Mutex  // held over a whole change, including the disk
+	loading sync.Mutex  // held while the file is read, and while current is replaced
 
 	mu     sync.Mutex          // protects the fields below
 	seen   map[string]sighting // that the file may not have
 	noted  time.Time           // when they were last written
-	onGone []func(serial string)
+	onGone []func(serials []string)
 }
 
 // table is an immutable version of the list.
@@ -123,7 +124,7 @@ func (l *list) reload() (*table, []string, error) {
 }
 
 // install puts a table in place and returns the serials that it no longer admits. A
-// revoked serial stays revoked, even if the disk did not take that.
+// revoked serial stays revoked, even if the disk did not take that. loading is held.
 func (l *list) install(t *table) (gone []string) {
 	if old := l.current.Load(); old != nil {
 		for i := range old.records {
@@ -141,17 +142,18 @@ func (l *list) install(t *table) (gone []string) {
 	return gone
 }
 
-// OnRevoke registers f to be called with each serial that is no longer admitted. f runs
-// on the goroutine that noticed, with no lock held, once or more for a serial. Register
-// it before admitting any peer. Loss of the list is not a revocation: new peers are
-// refused, but connected ones stay.
-func (l *list) OnRevoke(f func(serial string)) {
+// OnRevoke registers f to be called with the serials that are no longer admitted, all
+// those of one change at once. When f runs, Check and Admit refuse them already. f runs
+// before Revoke returns, on the goroutine that noticed, and must not change the list.
+// Register it before admitting any peer. Loss of the list is not a revocation: new peers
+// are refused, but connected ones stay.
+func (l *list) OnRevoke(f func(serials []string)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.onGone = append(l.onGone, f)
 }
 
-// tell runs the OnRevoke callback, with no lock held.
+// tell runs the OnRevoke callback.
 func (l *list) tell(gone []string) {
 	if len(gone) == 0 {
 		return
@@ -159,10 +161,8 @@ func (l *list) tell(gone []string) {
 	l.mu.Lock()
 	watchers := slices.Clone(l.onGone)
 	l.mu.Unlock()
-	for _, serial := range gone {
-		for _, f := range watchers {
-			f(serial)
-		}
+	for _, f := range watchers {
+		f(gone)
 	}
 }
 
@@ -170,37 +170,47 @@ func (l *list) tell(gone []string) {
 // a copy of the file's current list. If change returns an error or false, nothing
 // changes.
 func (l *list) update(change func(*table) (changed bool, err error)) error {
-	gone, err := l.updateLocked(change)
-	l.tell(gone)
-	return err
-}
-
-func (l *list) updateLocked(change func(*table) (changed bool, err error)) ([]string, error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	unlock, err := l.dir.lock()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unlock()
 	t, err := l.load()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	next := newTable(fileID{}, slices.Clone(t.records))
 	if changed, err := change(next); err != nil || !changed {
-		return nil, err
+		return err
 	}
 	next.records = l.finish(next.records)
 	data, err := formatList(l.network, next.records)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	id, err := l.dir.write(listName, data)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return l.install(newTable(id, next.records)), nil
+	l.ahead.Store(false)
+	l.put(newTable(id, next.records))
+	return nil
+}
+
+// shutOut makes the revocations of a change effective before they are on the disk, and
+// even if they never are. A change calls it, with the table that it has changed.
+func (l *list) shutOut(next *table) {
+	l.ahead.Store(true)
+	l.tell(l.put(newTable(l.current.Load().file, slices.Clone(next.records))))
+}
+
+// put installs a table that was not read from the file.
+func (l *list) put(t *table) (gone []string) {
+	l.loading.Lock()
+	defer l.loading.Unlock()
+	return l.install(t)
 }
 
 // finish adds sightings, and drops the oldest finished records. The limit is a number and not an age: a clock that is wrong for an hour must
@@ -258,9 +268,9 @@ func (l *list) Refresh() error {
 func (l *list) writeSightings() {
 	l.mu.Lock()
 	l.noted = l.now()
-	pending := len(l.seen)
+	pending := len(l.seen) > 0 || l.ahead.Load()
 	l.mu.Unlock()
-	if pending == 0 {
+	if !pending {
 		return
 	}
 	// finish makes the change.
@@ -278,31 +288,29 @@ func (l *list) writeSightings() {
 	}
 }
 
-// shutOut revokes serials in memory only.
-func (l *list) shutOut(serials []string, now time.Time) {
-	l.writing.Lock()
-	l.loading.Lock()
-	old := l.current.Load()
-	t := newTable(old.file, slices.Clone(old.records))
-	for _, serial := range serials {
-		if r := t.get(serial); r != nil {
-			r.State, r.Ended = Revoked, now
-		}
-	}
-	gone := l.install(t)
-	l.loading.Unlock()
-	l.writing.Unlock()
-	l.tell(gone)
-}
-
-// state returns a record, or an error if its serial is unlisted or revoked.
+// state returns a record, or an error if its serial is unlisted, or if it or a ticket
+// that it was issued with, directly or not, is revoked.
 func (t *table) state(serial string) (*Record, error) {
 	r := t.get(serial)
-	switch {
-	case r == nil:
+	if r == nil {
 		return nil, unlisted(serial)
-	case r.State == Revoked:
-		return nil, revoked(r)
+	}
+	by := r
+	for range t.records { // at most: a chain has no more links
+		if by.State == Revoked {
+			return nil, revoked(r.Name, by.Ended)
+		}
+		if by = t.get(by.IssuedBy); by == nil {
+			break
+		}
 	}
 	return r, nil
+}
+
+// latest follows the renewals of a certificate.
+func (t *table) latest(r *Record) *Record {
+	for t.get(r.Into) != nil {
+		r = t.get(r.Into)
+	}
+	return r
 }

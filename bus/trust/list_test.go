@@ -98,7 +98,7 @@ func TestLostList(t *testing.T) {
 	}
 	os.Remove(path)
 	wantCode(t, a.Check(id), args.CodeListLost, "nobody is admitted")
-	_, err = a.Issue(Request{Rights: rights(t, "call:a")})
+	_, err = a.Issue(LocalUser, Request{Rights: rights(t, "call:a")})
 	wantCode(t, err, args.CodeListLost)
 	os.WriteFile(path, kept, 0o600)
 	if err := a.Check(id); err != nil {
@@ -168,14 +168,20 @@ func TestRevokeIsSeen(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
 	a, b := openTest(t, dir, c), openTest(t, dir, c)
 	var here, there []string
-	a.OnRevoke(func(s string) { here = append(here, s) })
-	b.OnRevoke(func(s string) { there = append(there, s) })
+	a.OnRevoke(func(s []string) { here = append(here, s...) })
+	b.OnRevoke(func(s []string) { there = append(there, s...) })
 	ticket := issue(t, a, Request{Name: "ci", Reusable: true})
 	id := &Identity{Name: "ci", Serial: ticket.Serial, Rights: ticket.Rights, Expires: ticket.Expires}
 	if err := b.Check(id); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Revoke("ci"); err != nil {
+	a.OnRevoke(func([]string) { // before the disk has it
+		wantCode(t, a.Check(id), args.CodeRevoked)
+		if err := b.Check(id); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, _, err := a.Revoke("ci"); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(here, []string{ticket.Serial}) || there != nil {
@@ -239,7 +245,7 @@ func TestSeen(t *testing.T) {
 }
 
 // TestRevokeUnwritten checks revocation while the disk is full. The ticket is shut out
-// at once, the error warns that this is not permanent, and the next write makes it
+// at once, the error warns that this is not permanent, and revoking it again makes it
 // permanent.
 func TestRevokeUnwritten(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
@@ -250,9 +256,9 @@ func TestRevokeUnwritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	var told []string
-	a.OnRevoke(func(serial string) { told = append(told, serial) })
+	a.OnRevoke(func(s []string) { told = append(told, s...) })
 	full(t, func() {
-		_, err := a.Revoke("ci")
+		_, _, err := a.Revoke("ci")
 		wantCode(t, err, args.CodeStorage, "not permanently yet", "revoke it again")
 	})
 	if !slices.Equal(told, []string{ticket.Serial}) {
@@ -264,7 +270,10 @@ func TestRevokeUnwritten(t *testing.T) {
 	if err := openTest(t, dir, c).Check(id); err != nil {
 		t.Errorf("it was written after all: %v", err)
 	}
-	issue(t, a, Request{Name: "two"})
+	_, before, err := a.Revoke("ci")
+	if err != nil || before.IsZero() {
+		t.Errorf("revoked again: %v, %v", before, err)
+	}
 	wantCode(t, openTest(t, dir, c).Check(id), args.CodeRevoked)
 }
 
@@ -318,7 +327,7 @@ func writeUntilKilled(dir string) {
 	c := newClock()
 	a, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
 	for err == nil {
-		if _, err = a.Issue(Request{Rights: Rights{Call: []string{"a"}}}); err == nil {
+		if _, err = a.Issue(LocalUser, Request{Rights: Rights{Call: []string{"a"}}}); err == nil {
 			os.Stdout.Write([]byte("."))
 		}
 	}

@@ -241,7 +241,7 @@ func TestRevokedEntry(t *testing.T) {
 	a := openTest(t, privateTemp(t), c)
 	n := serve(t, a, c.now)
 	ticket := issue(t, a, Request{Reusable: true})
-	_, err := a.Revoke(ticket.Name)
+	_, _, err := a.Revoke(ticket.Name)
 	must(t, err)
 	if got, _ := n.enter(t, ticket.ClientConfig(c.now)); got != "ERROR revoked" {
 		t.Errorf("got %q", got)

@@ -13,7 +13,7 @@ import (
 type LogEntry struct {
 	Seq      uint64    `json:"seq"`                // rises by one, also over restarts
 	Time     time.Time `json:"time"`               // when it happened: UTC, microseconds
-	Event    string    `json:"event"`              // "call", "refused", "invited", "joined", "revoked", "dropped", …
+	Event    string    `json:"event"`              // "call", "refused", "invited", "joined", "renewed", "revoked", "dropped", …
 	Call     string    `json:"call,omitempty"`     // the call's id
 	Caller   string    `json:"caller,omitempty"`   // "ticket:ci", "uid:1000"
 	From     string    `json:"from,omitempty"`     // the caller's address, over TCP
@@ -29,6 +29,7 @@ type LogEntry struct {
 	Message  string    `json:"message,omitempty"`  // for a person
 	Name     string    `json:"name,omitempty"`     // of the ticket concerned
 	Serial   string    `json:"serial,omitempty"`   // of the ticket concerned
+	More     uint64    `json:"more,omitempty"`     // how many such ends or refusals this entry stands for
 	Dropped  uint64    `json:"dropped,omitempty"`  // how many entries are missing here
 }
 

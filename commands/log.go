@@ -25,6 +25,7 @@ type logOptions struct {
 	lookOptions
 	last     int
 	follow   bool
+	event    string
 	function string // the function to ask; a test has its own
 }
 
@@ -40,18 +41,24 @@ func logCommand() *cli.Command {
 		Description: `  fbus log
   fbus log --follow 'resize*'
   fbus log ticket:ci
+  fbus log --event revoked
   fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
 
 NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N); globs work
-for both. --follow continues when the node restarts.
+for both. --follow continues when the node restarts. Calls, refusals, and changes to
+tickets are kept in files of their own: many of one kind do not remove the others. Of the
+refusals of one caller, and of its calls that fbus ended before a worker had them, 50 a
+minute have an entry each; the others are counted ("and 12000 more").
 
-JSON fields, each where it applies: seq, time, event (call, refused, dropped: entries
-are missing, …), call (its id), caller, from, function, worker, waited and ran
-(seconds), in and out (bytes), source (program, signal, fbus), status, code (flood: the
-number of further refusals is in message), message, name and serial (of a ticket),
-dropped (how many). The function fbus.log answers the same, page by page.`,
+JSON fields, each where it applies: seq, time, event (call, refused, invited, joined,
+renewed, revoked, dropped: entries are missing, …), call (its id), caller, from,
+function, worker, waited and ran (seconds), in and out (bytes), source (program, signal,
+fbus), status, code, message, name and serial (of a ticket), more (how many such ends or
+refusals this entry counts), dropped (how many). The function fbus.log answers the same,
+page by page.`,
 		Flags: append(o.flags(),
 			&cli.BoolFlag{Name: "follow", Usage: "print new entries as they come", Destination: &o.follow, DisableDefaultText: true},
+			&cli.StringFlag{Name: "event", Usage: "only entries whose event matches `GLOB`", Destination: &o.event},
 			&cli.IntFlag{Name: "last", Usage: "show the last `N` entries", DefaultText: "50", Destination: &o.last},
 		),
 		Action: func(ctx *cli.Context) error {
@@ -72,7 +79,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 	r := &logReader{o: o, node: &lasting{o: &o.nodeOptions, quiet: o.quiet, node: "the node", stderr: stderr}}
 	defer r.node.close()
 	p := &logPrinter{w: stdout, json: o.json, follow: o.follow}
-	q := bus.LogQuery{Function: name, Last: max(1, o.last)}
+	q := bus.LogQuery{Function: name, Event: o.event, Last: max(1, o.last)}
 	if strings.Contains(name, ":") { // no function's name contains one
 		q.Function, q.Caller = "", name
 	}

@@ -1,8 +1,9 @@
 // Package calllog keeps a node's call log. It records each call with its caller, time,
 // worker and end, and each refused peer. The log is one stream of JSON lines with rising
 // numbers. Its files, in one directory, are bounded in size. log.jsonl and the older
-// log.1.jsonl, log.2.jsonl, … hold the calls. security.jsonl, security.1.jsonl, … hold
-// all other events, so that a flood of calls cannot evict those.
+// log.1.jsonl, log.2.jsonl, … hold the calls. refused.jsonl, refused.1.jsonl, … hold
+// refusals, and security.jsonl, security.1.jsonl, … changes to tickets, so that no flood of
+// calls or refusals can evict those.
 //
 // One process writes a log. Append never waits for the disk: a goroutine writes entries
 // in batches some milliseconds later. If the process is killed, unwritten entries are
@@ -24,6 +25,10 @@ import (
 const (
 	EventCall    = "call"    // a call has ended
 	EventRefused = "refused" // a peer was not admitted, or was denied something
+	EventInvited = "invited" // a ticket was issued
+	EventJoined  = "joined"  // an invitation was exchanged for an identity
+	EventRenewed = "renewed" // an identity has a new certificate
+	EventRevoked = "revoked" // a ticket was revoked
 	EventDropped = "dropped" // entries are missing here
 )
 
@@ -44,10 +49,10 @@ type Options struct {
 }
 
 const (
-	// maxQueue limits the calls queued for the writer, about 6 MB. Other events have some
-	// extra room.
-	maxQueue      = 16384
-	securityQueue = 1024
+	// maxQueue limits the calls queued for the writer, about 6 MB. Refusals have extraQueue
+	// more, and changes to tickets twice that.
+	maxQueue   = 16384
+	extraQueue = 1024
 
 	// linger is the time that the writer lets entries gather. Waking it for each entry would
 	// dominate the cost of Append: a system call if a CPU is idle.
@@ -74,17 +79,19 @@ type Log struct {
 	seq     uint64         // of the newest entry
 	dropped uint64         // entries dropped from a full queue since the last batch
 	closed  bool
-	written uint64        // seq of the newest entry that can be read
-	changed chan struct{} // closed, and replaced, when written rises or the log closes
+	bursts  map[string]*burst // entries that fold, by caller; nil: none
+	folding *time.Timer       // calls unfold; nil: there was no burst yet
+	written uint64            // seq of the newest entry that can be read
+	changed chan struct{}     // closed, and replaced, when written rises or the log closes
 
-	lock   *os.File     // flocked
-	moving sync.RWMutex // held while files are renamed, or opened for reading
-	series [2]series    // calls, other events
-	damage atomic.Bool  // was reported
+	lock   *os.File           // flocked
+	moving sync.RWMutex       // held while files are renamed, or opened for reading
+	series [len(kinds)]series // by kindOf
+	damage atomic.Bool        // was reported
 
 	// Used only by the writer.
-	outs   [2]io.Writer // for calls and other events; nil: not written
-	bufs   [2][]byte
+	outs   [len(kinds)]io.Writer // nil: not written
+	bufs   [len(kinds)][]byte
 	err    error  // of the last write
 	failed uint64 // entries lost since writes began to fail
 	lost   uint64 // entries for the next "dropped" to count
@@ -136,6 +143,10 @@ func (l *Log) Kept() bool { return l != nil && l.lock != nil }
 // Append adds an entry. It copies e and sets the copy's number, and the current time if
 // it has none. Texts are cut to 256 bytes. It never waits for the disk: if the queue is
 // full, the entry is dropped, and a later entry of the event "dropped" counts it.
+//
+// Of the refusals of one caller, and of its calls that fbus ended before a worker had them,
+// 50 a minute are logged one by one. The others are folded: when the minute ends, one entry
+// for each function and code counts them in More.
 func (l *Log) Append(e *bus.LogEntry) {
 	if l == nil {
 		return
@@ -144,13 +155,14 @@ func (l *Log) Append(e *bus.LogEntry) {
 	if now.IsZero() {
 		now = time.Now()
 	}
-	room := maxQueue
-	if e.Event != EventCall {
-		room += securityQueue
-	}
+	room := maxQueue + extraQueue*kindOf(e.Event)
 	l.mu.Lock()
-	if l.closed || len(l.queue) >= room {
-		l.dropped++
+	switch {
+	case !l.closed && folds(e) && l.fold(e):
+		l.mu.Unlock()
+		return
+	case l.closed || len(l.queue) >= room:
+		l.dropped += max(1, e.More)
 		l.mu.Unlock()
 		return
 	}
@@ -189,9 +201,13 @@ func (l *Log) Close() error {
 	if l == nil {
 		return nil
 	}
+	l.unfold()
 	l.mu.Lock()
 	first := !l.closed
 	l.closed = true
+	if l.folding != nil {
+		l.folding.Stop()
+	}
 	l.mu.Unlock()
 	if first {
 		close(l.stop)
@@ -267,24 +283,25 @@ func (l *Log) write() {
 func (l *Log) put(batch []bus.LogEntry) {
 	limit := int(min(chunkSize, l.opts.MaxBytes/8))
 	for i := 0; i < len(batch); {
-		var plain, all [2]uint64 // entries, without and with those that entries count
-		for l.bufs[0], l.bufs[1] = l.bufs[0][:0], l.bufs[1][:0]; i < len(batch) && len(l.bufs[0]) < limit && len(l.bufs[1]) < limit; i++ {
-			e, k := &batch[i], 1
-			switch e.Event {
-			case EventCall:
-				k = 0
-				plain[k]++
-			case EventDropped:
-				k = 0
+		var plain, all [len(kinds)]uint64 // entries, without and with those that entries count
+		for k := range l.bufs {
+			l.bufs[k] = l.bufs[k][:0]
+		}
+		for size := 0; i < len(batch) && size < limit; i++ {
+			e := &batch[i]
+			k := kindOf(e.Event)
+			if e.Event == EventDropped {
 				all[k] += e.Dropped - 1
-			default:
+			} else {
 				plain[k]++
 			}
 			if l.lock == nil && e.Event != EventCall {
 				continue // not for a copy
 			}
-			all[k]++
+			all[k] += max(1, e.More)
+			before := len(l.bufs[k])
 			l.bufs[k] = append(appendEntry(l.bufs[k], e, l.lock == nil), '\n')
+			size += len(l.bufs[k]) - before
 		}
 		for k, p := range l.bufs {
 			if len(p) == 0 {

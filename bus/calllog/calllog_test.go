@@ -337,7 +337,7 @@ func TestFullDisk(t *testing.T) {
 	const n = 5000
 	for range n {
 		l.Append(call("f"))
-		l.Append(&bus.LogEntry{Event: calllog.EventRefused})
+		l.Append(&bus.LogEntry{Event: calllog.EventInvited})
 	}
 	read(t, l, calllog.Query{})
 	if w.count("no space left") != 1 {
@@ -456,6 +456,80 @@ func TestCallsKeepSecurityEvents(t *testing.T) {
 	}
 	if got := readAll(t, l, calllog.Query{Caller: "ticket:x", After: 752}); len(got) != 2 || got[0].Seq != 1253 {
 		t.Errorf("after 752: %+v", got)
+	}
+}
+
+// TestFloodsFold checks that a caller's floods of calls that never ran, and of refusals, are
+// counted, and evict nothing else.
+func TestFloodsFold(t *testing.T) {
+	dir := t.TempDir()
+	l, _ := open(t, calllog.Options{Dir: dir, MaxBytes: 64 << 10, Files: 2})
+	l.Append(call("real"))
+	l.Append(&bus.LogEntry{Event: calllog.EventInvited, Name: "ci"})
+	l.Append(&bus.LogEntry{Event: calllog.EventRevoked, Name: "ci"})
+	const n = 150000
+	for i := range n {
+		l.Append(&bus.LogEntry{Event: calllog.EventCall, Caller: "ticket:bad", Function: "nosuch", Source: "fbus", Code: "no_function", Status: 69})
+		if i%10 == 0 {
+			l.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: "ticket:bad", Code: "denied"})
+		}
+		if i%1000 == 0 { // one name after the other does not help
+			l.Append(&bus.LogEntry{Event: calllog.EventCall, Caller: "ticket:bad", Function: fmt.Sprint("x", i), Source: "fbus", Code: "no_function"})
+			l.Append(call("real"))
+		}
+	}
+	l.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: "ticket:other", Code: "denied"})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, w := open(t, calllog.Options{Dir: dir, MaxBytes: 64 << 10, Files: 2})
+	single, more := map[string]int{}, map[string]uint64{}
+	for _, e := range readAll(t, l, calllog.Query{}) {
+		what := strings.Join(strings.Fields(fmt.Sprint(e.Event, " ", e.Caller, " ", e.Function, " ", e.Code)), " ")
+		if single[what]++; e.More > 0 {
+			more[what] += e.More
+			if e.Message != fmt.Sprintf("and %d more", e.More) {
+				t.Errorf("message %q", e.Message)
+			}
+		}
+	}
+	for what, want := range map[string]int{"invited": 1, "revoked": 1, "refused ticket:other denied": 1, "call uid:1000 real exit": n/1000 + 1} {
+		if single[what] != want {
+			t.Errorf("%s: %d entries, want %d", what, single[what], want)
+		}
+	}
+	if n := more["call ticket:bad nosuch no_function"] + more["refused ticket:bad denied"]; n < 1.1*150000-50 || len(single) > 20 {
+		t.Errorf("%d were counted, in entries %v", n, single)
+	}
+	if len(w.all()) > 0 {
+		t.Errorf("warnings: %q", w.all())
+	}
+}
+
+// TestFoldedCount checks that the count comes while the log is open, and in the copy.
+func TestFoldedCount(t *testing.T) {
+	defer calllog.SetFoldTime(20 * time.Millisecond)()
+	path := filepath.Join(t.TempDir(), "copy")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _ := open(t, calllog.Options{Dir: t.TempDir(), Copy: f})
+	for range 1000 {
+		l.Append(&bus.LogEntry{Event: calllog.EventCall, Caller: "uid:7", Function: "f", Source: "fbus", Code: "busy", Status: 75})
+	}
+	var sum uint64
+	for after := uint64(0); sum < 1000; {
+		list, next := read(t, l, calllog.Query{After: after, Wait: time.Minute})
+		for _, e := range list {
+			sum += max(1, e.More)
+		}
+		after = next
+	}
+	l.Close()
+	data, err := os.ReadFile(path)
+	if err != nil || sum != 1000 || !bytes.Contains(data, []byte(`"status":75,"code":"busy","message":"and 950 more","more":950}`)) {
+		t.Errorf("%d entries, copied %s", sum, data)
 	}
 }
 

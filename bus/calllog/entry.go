@@ -73,8 +73,11 @@ func appendEntry(dst []byte, e *bus.LogEntry, copied bool) []byte {
 	dst = appendField(dst, `,"message":`, e.Message, false)
 	dst = appendField(dst, `,"name":`, e.Name, false)
 	dst = appendField(dst, `,"serial":`, e.Serial, false)
+	if e.More > 0 {
+		dst = strconv.AppendUint(append(dst, `,"more":`...), e.More, 10)
+	}
 	if e.Dropped > 0 {
-		dst = strconv.AppendInt(append(dst, `,"dropped":`...), int64(e.Dropped), 10)
+		dst = strconv.AppendUint(append(dst, `,"dropped":`...), e.Dropped, 10)
 	}
 	return append(dst, '}')
 }

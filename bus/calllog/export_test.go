@@ -16,6 +16,13 @@ func (l *Log) FailWrites(fail func() error) {
 	}
 }
 
+// SetFoldTime sets foldTime until undo is called.
+func SetFoldTime(d time.Duration) (undo func()) {
+	was := foldTime
+	foldTime = d
+	return func() { foldTime = was }
+}
+
 // The bounds that tests exceed.
 const (
 	MaxQueue = maxQueue

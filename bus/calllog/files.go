@@ -135,7 +135,7 @@ func (l *Log) openFiles() (err error) {
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.lock.Name(), err)
 	}
-	for k, name := range [...]string{"log", "security"} {
+	for k, name := range kinds {
 		s := &l.series[k]
 		s.log, s.name = l, name
 		s.path, s.max, s.rotate = s.file(0), l.opts.MaxBytes, s.shift
@@ -150,7 +150,7 @@ func (l *Log) openFiles() (err error) {
 			s.f.Write([]byte{'\n'})
 		}
 	}
-	v, err := l.view()
+	v, err := l.view("")
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package calllog
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,7 +96,7 @@ func (l *Log) Read(ctx context.Context, q Query) (entries []bus.LogEntry, next u
 
 // scan reads the entries up to last that match a query.
 func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entries []bus.LogEntry, next uint64, err error) {
-	v, err := l.view()
+	v, err := l.view(q.Event)
 	if err != nil {
 		return nil, q.After, err
 	}
@@ -159,16 +158,24 @@ func (l *Log) scan(ctx context.Context, q Query, m matcher, last uint64) (entrie
 // view is a snapshot of the log's files. Entries may be added to them, but none is
 // removed while a view is open.
 type view struct {
-	files   [2][]*os.File // of each series, oldest first
-	damaged bool          // foreign lines were found
+	files   [len(kinds)][]*os.File // of each series, oldest first
+	damaged bool                   // foreign lines were found
 }
 
-// view opens the log's files for reading.
-func (l *Log) view() (*view, error) {
+// view opens the log's files for reading, less those that have no event that matches a glob;
+// empty: any.
+func (l *Log) view(event string) (*view, error) {
+	has := func(name string) bool {
+		ok, _ := path.Match(event, name)
+		return ok || event == ""
+	}
 	l.moving.RLock()
 	defer l.moving.RUnlock()
 	v := &view{}
 	for i := range l.series {
+		if i == 0 && !has(EventCall) && !has(EventDropped) || i == 1 && !has(EventRefused) {
+			continue
+		}
 		for k := l.opts.Files - 1; k >= 0; k-- {
 			f, err := os.Open(l.series[i].file(k))
 			if errors.Is(err, fs.ErrNotExist) {
@@ -210,21 +217,25 @@ func (v *view) each(ctx context.Context, after, last uint64, f func(seq uint64, 
 		for c.next() && (c.seq <= after || c.seq > last) {
 		}
 	}
-	calls, others := v.seek(0, after), v.seek(1, after)
-	advance(calls)
-	advance(others)
+	var cursors [len(kinds)]*cursor
+	for k := range cursors {
+		cursors[k] = v.seek(k, after)
+		advance(cursors[k])
+	}
 	for ctx.Err() == nil {
-		c := calls
-		if c.seq == 0 || others.seq != 0 && others.seq < c.seq {
-			c = others
+		next := cursors[0]
+		for _, c := range cursors {
+			if c.err != nil {
+				return c.err
+			}
+			if c.seq != 0 && (next.seq == 0 || c.seq < next.seq) {
+				next = c
+			}
 		}
-		if c.seq == 0 {
-			return cmp.Or(calls.err, others.err)
-		}
-		if !f(c.seq, c.text) {
+		if next.seq == 0 || !f(next.seq, next.text) {
 			return nil
 		}
-		advance(c)
+		advance(next)
 	}
 	return ctx.Err()
 }

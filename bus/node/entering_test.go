@@ -194,26 +194,3 @@ func TestHandshakeWaitsWithoutPlace(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// TestRefusalsOfStrangers: the first have entries of their own, then few; all are
-// counted.
-func TestRefusalsOfStrangers(t *testing.T) {
-	var r refusals
-	now := time.Now()
-	own := 0
-	for i := range 10_000 {
-		if r.take("", now.Add(time.Duration(i)*time.Millisecond)) {
-			own++
-		}
-	}
-	if own < refusalBurst+40 || own > refusalBurst+60 {
-		t.Errorf("%d of 10000 refusals in 10 seconds have an entry", own)
-	}
-	end := now.Add(10 * time.Second)
-	if rest := r.rest(end)[""]; rest+own != 10_000 || r.rest(end)[""] != 0 {
-		t.Errorf("%d and %d refusals are counted", own, rest)
-	}
-	if !r.take("", now.Add(time.Hour)) {
-		t.Error("an hour later there is no room for one")
-	}
-}

@@ -32,7 +32,7 @@ const (
 	// DefaultPerTicket is how many one ticket may have.
 	DefaultPerTicket = 1000
 	// refreshTime is how often the node looks for changes of the list of tickets by other
-	// processes, for expired tickets, and for denials to log.
+	// processes, and for expired tickets.
 	refreshTime = 2 * time.Second
 )
 

@@ -8,6 +8,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/calllog"
+	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
 
@@ -68,4 +69,35 @@ func (c *call) log(f *wire.EndFrame) {
 		e.Waited, e.Ran = c.started.Sub(c.arrived).Seconds(), now.Sub(c.started).Seconds()
 	}
 	c.node.cfg.Log.Append(&e)
+}
+
+// refused counts and logs that a connection was not let in. The caller is known on this machine;
+// over TLS the identity names it, if the network's CA has signed that.
+func (n *Node) refused(from, caller string, id *trust.Identity, err error) {
+	e := denial(err)
+	n.mu.Lock()
+	n.refusedEntries[e.Code]++
+	n.mu.Unlock()
+	if id == nil {
+		if g, ok := n.cfg.Gate.(interface{ Shown(error) *trust.Identity }); ok {
+			id = g.Shown(err)
+		}
+	}
+	entry := bus.LogEntry{Event: calllog.EventRefused, Caller: caller, From: from, Code: e.Code, Message: err.Error()}
+	if id != nil {
+		entry.Caller, entry.Name, entry.Serial = id.Caller(), id.Name, id.Serial
+	}
+	who := ""
+	if entry.Caller != "" {
+		who = " of " + entry.Caller
+	}
+	n.cfg.Log.Append(&entry)
+	n.cfg.Note("connection from %s%s refused: %v", from, who, err)
+}
+
+// denied logs that a peer wanted more than its rights allow.
+func (n *Node) denied(p *Peer, function, msg string) {
+	n.cfg.Log.Append(&bus.LogEntry{
+		Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Function: function, Code: args.CodeDenied, Message: msg, Serial: p.Serial,
+	})
 }

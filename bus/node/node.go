@@ -112,7 +112,6 @@ type Node struct {
 	listening []*net.TCPAddr
 
 	entering entering
-	refusals refusals
 	done     chan struct{} // closed by Close
 	arriving atomic.Int64  // accepted connections that are not sessions yet
 	serving  sync.WaitGroup
@@ -165,7 +164,6 @@ func New(cfg Config) (*Node, error) {
 		n.serving.Go(func() { n.every(refreshTime, n.dismissExpired) })
 		n.serving.Go(func() { n.every(cfg.KeepAlive/3, n.checkPulses) })
 	}
-	n.serving.Go(func() { n.every(refreshTime, n.logRest) }) // ends with the node
 	err := n.offerOwn()
 	if err == nil && cfg.Jobs != nil {
 		n.forJobs = n.itself()
@@ -281,7 +279,6 @@ func (n *Node) Close() {
 		<-n.own.Done()
 		n.own.Close() // its handlers may still be at the store
 	}
-	n.logRest()
 }
 
 // Connections returns how many connections there are, less the node's own.

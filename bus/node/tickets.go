@@ -36,7 +36,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	n.cfg.Log.Append(&bus.LogEntry{Event: "invited", Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
+	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventInvited, Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
 	q.out.Write(text)
 	return nil
 }
@@ -56,7 +56,7 @@ func serveJoin(_ context.Context, q *asked) error {
 	if err != nil {
 		return q.refuseIdentity(err)
 	}
-	n.cfg.Log.Append(&bus.LogEntry{Event: "joined", Caller: p.Caller, From: p.From, Serial: p.Serial})
+	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventJoined, Caller: p.Caller, From: p.From, Serial: p.Serial})
 	q.out.Write(cert)
 	return nil
 }
@@ -77,6 +77,9 @@ func serveRenew(_ context.Context, q *asked) error {
 		return err
 	}
 	n.renewed(q.Call, serial, expires)
+	if serial != p.Serial {
+		n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRenewed, Caller: p.Caller, From: p.From, Serial: serial})
+	}
 	q.out.Write(cert)
 	return nil
 }
@@ -139,7 +142,7 @@ func serveRevoke(_ context.Context, q *asked) error {
 		info.Connections += connected[r.Serial]
 		// One entry for each ticket, with the last of its serials, which is the one in use.
 		if !slices.ContainsFunc(gone[i+1:], func(later trust.Record) bool { return later.Name == r.Name }) {
-			n.cfg.Log.Append(&bus.LogEntry{Event: "revoked", Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
+			n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRevoked, Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial})
 		}
 	}
 	q.line(info)

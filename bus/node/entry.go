@@ -233,11 +233,15 @@ type gateWatch struct {
 
 // refresh looks for changes, and at the jobs that they concern. It may wait for the disk.
 func (g *gateWatch) refresh() {
-	if gate, ok := g.node.cfg.Gate.(interface{ Refresh() error }); ok {
-		g.saw(gate.Refresh())
-	}
+	g.look()
 	if g.node.cfg.Jobs != nil {
 		g.node.cfg.Jobs.CheckActive()
+	}
+}
+
+func (g *gateWatch) look() {
+	if gate, ok := g.node.cfg.Gate.(interface{ Refresh() error }); ok {
+		g.saw(gate.Refresh())
 	}
 }
 
@@ -253,6 +257,9 @@ func (g *gateWatch) saw(err error) {
 	}
 	if text != g.warned && text != "" {
 		g.node.cfg.Warn("%s", text)
+		if e := known(err); e != nil && e.Hint != "" {
+			g.node.cfg.Warn("hint: %s", e.Hint)
+		}
 	}
 	g.warned = text
 }

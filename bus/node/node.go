@@ -159,6 +159,7 @@ func New(cfg Config) (*Node, error) {
 			a.OnRevoke(n.Revoked)
 		}
 		gate := gateWatch{node: n}
+		gate.look() // a wrong clock is reported at once
 		// Each ends with the node. A disk that hangs holds up the first alone.
 		n.serving.Go(func() { n.every(refreshTime, gate.refresh) })
 		n.serving.Go(func() { n.every(refreshTime, n.dismissExpired) })

@@ -1,7 +1,6 @@
 package trust
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -44,7 +43,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 		return nil, err
 	}
 	chain := cs.VerifiedChains[0]
-	if len(cs.VerifiedChains) != 1 || len(chain) != 2 || !bytes.Equal(chain[1].Raw, a.ca.Raw) {
+	if len(cs.VerifiedChains) != 1 || len(chain) != 2 || !a.key.PublicKey.Equal(chain[1].PublicKey) {
 		return nil, errorf(args.CodeOtherNetwork, "the certificate was not signed by the CA of network %s itself", a.network)
 	}
 	cert := chain[0]
@@ -74,7 +73,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 // only for the log.
 func (a *Authority) Shown(err error) *Identity {
 	var e x509.CertificateInvalidError
-	if !errors.As(err, &e) || a.ca.CheckSignature(e.Cert.SignatureAlgorithm, e.Cert.RawTBSCertificate, e.Cert.Signature) != nil {
+	if !errors.As(err, &e) || a.root.Load().ca.CheckSignature(e.Cert.SignatureAlgorithm, e.Cert.RawTBSCertificate, e.Cert.Signature) != nil {
 		return nil
 	}
 	n, err := parseNames(e.Cert.URIs)

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus/args"
@@ -29,12 +31,19 @@ type Options struct {
 // Its methods may be called concurrently.
 type Authority struct {
 	*list
-	ca   *x509.Certificate
-	pool *x509.CertPool
 	key  *ecdsa.PrivateKey
+	root atomic.Pointer[root]
 
 	making sync.Mutex // protects node
 	node   *tls.Certificate
+}
+
+// root is the CA's certificate. In the last fifth of its life it is replaced by another one
+// for the same key. What the CA has signed is valid under both: no ticket is lost.
+type root struct {
+	ca      *x509.Certificate
+	server  *tls.Config // of a connection
+	renewed bool        // not the first certificate: holders of the first need it
 }
 
 // caName is the file of the CA's certificate and key. They share one file so that a
@@ -60,6 +69,9 @@ func Open(o Options) (*Authority, error) {
 	if err := a.open(); err != nil {
 		dir.close()
 		return nil, err
+	}
+	if err := a.renewCA(); err != nil {
+		a.warn("%v", err)
 	}
 	return a, nil
 }
@@ -117,7 +129,12 @@ func (a *Authority) found() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := makeCA(a.network, key, a.now().UTC().Truncate(time.Second))
+	return a.writeCA(key, nil)
+}
+
+// writeCA writes the CA's file, with a new certificate that replaces old, if not nil.
+func (a *Authority) writeCA(key *ecdsa.PrivateKey, old *x509.Certificate) ([]byte, error) {
+	cert, err := makeCA(a.network, key, a.now().UTC().Truncate(time.Second), old)
 	if err != nil {
 		return nil, errorf(args.CodeStorage, "the CA cannot be made: %v", err)
 	}
@@ -129,6 +146,56 @@ func (a *Authority) found() ([]byte, error) {
 	data = append(data, secret...)
 	_, err = a.dir.write(caName, data)
 	return data, err
+}
+
+// renewCA replaces the CA's certificate in the last fifth of its life, or when it has
+// expired.
+func (a *Authority) renewCA() error {
+	due := func() bool { return a.root.Load().ca.NotAfter.Sub(a.now()) < caRenewal }
+	if !due() {
+		return nil
+	}
+	unlock, err := a.dir.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	data, _, err := a.dir.read(caName, maxTicket)
+	if err == nil {
+		err = a.readCA(data) // another process may have replaced it
+	}
+	if err == nil && due() {
+		if data, err = a.writeCA(a.key, a.root.Load().ca); err == nil {
+			err = a.readCA(data)
+		}
+	}
+	if err != nil {
+		return errorf(args.CodeStorage, "the CA of network %s, which ends at %s, cannot be renewed: %v", a.network, stamp(a.root.Load().ca.NotAfter), err)
+	}
+	return nil
+}
+
+// Refresh checks whether another process has changed the list, and notifies the OnRevoke
+// callback. Admit does so too. Refresh also writes, every ten seconds, which tickets Admit
+// has seen, and renews the CA. It returns an error while the CA is not valid by this clock.
+// A node calls it every few seconds.
+func (a *Authority) Refresh() error {
+	return cmp.Or(a.list.refresh(), a.renewCA(), a.checkClock())
+}
+
+// checkClock checks that the CA is valid by this clock. Otherwise no peer completes a
+// handshake, and nothing is issued.
+func (a *Authority) checkClock() error {
+	const so = "so no other machine is admitted and no ticket is issued"
+	const hint = "check the clock of this machine: date -u"
+	ca, now := a.root.Load().ca, a.now()
+	switch {
+	case now.Before(ca.NotBefore):
+		return errorf(args.CodeNotYetValid, "by this clock the CA of network %s is not yet valid, not before %s, %s", a.network, stamp(ca.NotBefore), so).WithHint(hint)
+	case now.After(ca.NotAfter):
+		return errorf(args.CodeExpired, "by this clock the CA of network %s expired at %s, %s", a.network, stamp(ca.NotAfter), so).WithHint(hint)
+	}
+	return nil
 }
 
 // keepList creates an empty list if the file is missing. Certificates issued before are
@@ -176,11 +243,16 @@ func (a *Authority) readCA(data []byte) error {
 	case ca.Subject.CommonName != a.network:
 		return bad("it is the CA of network %s, not of %s", args.Shown(ca.Subject.CommonName), a.network)
 	}
-	if err := checkTime(ca, "the CA of network "+a.network, a.now()); err != nil {
-		return err
+	if a.key == nil {
+		a.key = secret
+	} else if !a.key.Equal(secret) { // the node's certificate would be another CA's
+		return bad("it was replaced by another CA: restart the node")
 	}
-	a.ca, a.key, a.pool = ca, secret, x509.NewCertPool()
-	a.pool.AddCert(ca)
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	server := serverConfig(pool, a.now)
+	server.GetCertificate = a.NodeCertificate
+	a.root.Store(&root{ca, server, ca.NotAfter.Sub(ca.NotBefore) > caLife+backdate})
 	return nil
 }
 
@@ -198,7 +270,7 @@ func (a *Authority) Close() error {
 func (a *Authority) Network() string { return a.network }
 
 // CA returns the authority's certificate in PEM.
-func (a *Authority) CA() []byte { return certPEM(a.ca.Raw) }
+func (a *Authority) CA() []byte { return certPEM(a.root.Load().ca.Raw) }
 
 // NodeCertificate returns the node's certificate, for tls.Config.GetCertificate. It is
 // kept in memory and valid for a year. It is replaced when less than a third of that is
@@ -209,7 +281,7 @@ func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 	now := a.now()
 	if a.node != nil {
 		left := a.node.Leaf.NotAfter.Sub(now)
-		if left >= nodeLife/3 && left <= nodeLife || left > 0 && a.node.Leaf.NotAfter.Equal(a.ca.NotAfter) {
+		if left >= nodeLife/3 && left <= nodeLife || left > 0 && a.node.Leaf.NotAfter.Equal(a.root.Load().ca.NotAfter) {
 			return a.node, nil
 		}
 	}

@@ -24,7 +24,7 @@ func TestFounding(t *testing.T) {
 			t.Errorf("%s: %v %v", name, st.Mode(), err)
 		}
 	}
-	ca := a.ca
+	ca := a.root.Load().ca
 	if !ca.IsCA || !ca.MaxPathLenZero || ca.MaxPathLen != 0 || ca.KeyUsage != x509.KeyUsageCertSign || ca.Subject.CommonName != "net" ||
 		!ca.NotBefore.Equal(c.now().Add(-time.Hour)) || ca.NotAfter.Sub(c.now()) != caLife {
 		t.Errorf("CA: %+v", ca)
@@ -80,7 +80,7 @@ func TestNodeCertificate(t *testing.T) {
 		t.Error("not made anew after the clock was set back by months")
 	}
 	c.add(caLife - nodeLife/2)
-	if last := get(); !last.NotAfter.Equal(a.ca.NotAfter) || get() != last {
+	if last := get(); !last.NotAfter.Equal(a.root.Load().ca.NotAfter) || get() != last {
 		t.Error("the last one has to end with the CA, and is made once")
 	}
 }

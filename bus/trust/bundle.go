@@ -102,14 +102,15 @@ func comment(text []byte) []string {
 	return strings.Split(string(before), "\n")
 }
 
-// CertificateEnd returns the serial of a certificate (PEM) and the end of its validity.
+// CertificateEnd returns the serial of the first certificate (PEM) and the end of its
+// validity.
 func CertificateEnd(cert []byte) (serial string, end time.Time, err error) {
 	certs, _, err := parseBundle(cert)
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	if len(certs) != 1 {
-		return "", time.Time{}, errorf(args.CodeBadCertificate, "%d certificates instead of one", len(certs))
+	if len(certs) == 0 {
+		return "", time.Time{}, errorf(args.CodeBadCertificate, "there is no certificate")
 	}
 	return serialText(certs[0].SerialNumber), certs[0].NotAfter, nil
 }

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -24,6 +25,10 @@ const (
 
 	// IdentityLife is the validity period of an identity. It is renewed in the last third.
 	IdentityLife = 365 * 24 * time.Hour
+
+	// caRenewal is how long before its end the CA's certificate is replaced. Identities are
+	// renewed more often, and then get the new one.
+	caRenewal = caLife / 5
 
 	backdate = time.Hour // of NotBefore: clocks are seldom equal
 
@@ -68,8 +73,9 @@ func keyHash(pub any) (string, error) {
 
 // makeCA creates a network's self-signed CA. It may sign only leaf certificates. It has
 // no name constraints: with any, verifiers fail on URI names without a host, such as
-// ours.
-func makeCA(network string, key *ecdsa.PrivateKey, now time.Time) ([]byte, error) {
+// ours. A certificate that replaces old has the same name, key and start: what the CA has
+// signed is valid under both, and a slow clock accepts either.
+func makeCA(network string, key *ecdsa.PrivateKey, now time.Time, old *x509.Certificate) ([]byte, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serialNumber(newSerial()),
 		Subject:               pkix.Name{CommonName: network},
@@ -80,7 +86,16 @@ func makeCA(network string, key *ecdsa.PrivateKey, now time.Time) ([]byte, error
 		IsCA:                  true,
 		MaxPathLenZero:        true,
 	}
+	if old != nil {
+		template.NotBefore, template.SubjectKeyId = old.NotBefore, old.SubjectKeyId
+	}
 	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+}
+
+// sameCA reports whether two certificates are of the same CA: of the same name and key.
+func sameCA(a, b *x509.Certificate) bool {
+	return isCA(a) && isCA(b) && bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo) &&
+		a.CheckSignatureFrom(b) == nil && b.CheckSignatureFrom(a) == nil
 }
 
 // leaf returns the template shared by node and ticket certificates.
@@ -101,11 +116,12 @@ func (a *Authority) signNode(now time.Time) (*x509.Certificate, *ecdsa.PrivateKe
 	if err != nil {
 		return nil, nil, err
 	}
+	ca := a.root.Load().ca
 	t := leaf(ServerName(a.network), serverUse)
 	t.SerialNumber = serialNumber(newSerial())
 	t.DNSNames = []string{ServerName(a.network)}
-	t.NotBefore, t.NotAfter = a.ca.NotBefore, earlier(now.Add(nodeLife), a.ca.NotAfter)
-	der, err := x509.CreateCertificate(rand.Reader, t, a.ca, key.Public(), a.key)
+	t.NotBefore, t.NotAfter = ca.NotBefore, earlier(now.Add(nodeLife), ca.NotAfter)
+	der, err := x509.CreateCertificate(rand.Reader, t, ca, key.Public(), a.key)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -115,7 +131,7 @@ func (a *Authority) signNode(now time.Time) (*x509.Certificate, *ecdsa.PrivateKe
 
 // signClient makes a record's certificate. Its content is always the same for one record
 // and key.
-func (a *Authority) signClient(r *Record, join bool, pub any) (*x509.Certificate, error) {
+func (a *Authority) signClient(ca *x509.Certificate, r *Record, join bool, pub any) (*x509.Certificate, error) {
 	// For people. The space prevents confusion with a DNS name.
 	t := leaf("ticket "+r.Name, clientUse)
 	t.SerialNumber = serialNumber(r.Serial)
@@ -125,7 +141,7 @@ func (a *Authority) signClient(r *Record, join bool, pub any) (*x509.Certificate
 		n.rights = r.Rights
 	}
 	t.URIs = n.uris()
-	der, err := x509.CreateCertificate(rand.Reader, t, a.ca, pub, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, t, ca, pub, a.key)
 	if err != nil {
 		return nil, errorf(args.CodeBadRight, "the certificate cannot be signed: %v", err)
 	}

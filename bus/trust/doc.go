@@ -51,4 +51,12 @@
 // A ticket's expiry limits only the exchange. The resulting identity is valid for
 // [IdentityLife]. It is renewed with the same key ([Authority.Renew]) in the last third
 // of that period, until it is revoked.
+//
+// # The CA's end
+//
+// The CA's certificate is valid for ten years. In its last fifth the authority replaces it
+// by another one for the same key, name and start. All certificates that the CA has signed
+// are valid under both. Clients that know only the first one accept the node until that one
+// ends. Before, each identity is renewed at least once, and the answer has the new one. No
+// ticket is valid longer than the CA's certificate in it.
 package trust

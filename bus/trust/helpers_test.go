@@ -124,7 +124,7 @@ func testCA(t testing.TB, network string) (*x509.Certificate, *ecdsa.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := makeCA(network, key, newClock().now())
+	der, err := makeCA(network, key, newClock().now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,10 +44,13 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := a.now().UTC().Truncate(time.Second)
+	if err := a.checkClock(); err != nil {
+		return nil, err
+	}
+	now, ca := a.now().UTC().Truncate(time.Second), a.root.Load().ca
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), a.ca.NotAfter), Key: hash,
+		Issued: now, Expires: earlier(now.Add(q.TTL), ca.NotAfter), Key: hash,
 	}
 	if r.Reusable {
 		r.State = Active
@@ -55,7 +58,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	if r.Name == "" {
 		r.Name = "ticket-" + r.Serial[:8]
 	}
-	cert, err := a.signClient(&r, !r.Reusable, key.Public())
+	cert, err := a.signClient(ca, &r, !r.Reusable, key.Public())
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +67,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	}
 	return &Ticket{
 		Network: a.network, Name: r.Name, Rights: r.Rights, Joining: !r.Reusable, Serial: r.Serial,
-		Issued: now, Expires: r.Expires, Addresses: q.Addresses, CA: a.ca, Leaf: cert, Key: key,
+		Issued: now, Expires: r.Expires, Addresses: q.Addresses, CA: ca, Leaf: cert, Key: key,
 	}, nil
 }
 
@@ -148,16 +151,18 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 // Exchange turns an invitation into an identity for the key of a PKCS#10 request (PEM).
 // serial is that of the invitation that admitted the peer. It returns the certificate
 // (PEM) once the list is on the disk. The same key may ask again until the invitation
-// expires. from is the peer's address.
+// expires. from is the peer's address. If the CA's certificate was renewed, the current one
+// follows: the identity may outlive the one in the invitation.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
-	return a.sign(serial, request, func(t *table, inv *Record, hash string, now time.Time) (Record, bool, error) {
-		return t.exchange(inv, hash, from, now, a.ca.NotAfter)
+	return a.sign(serial, request, func(t *table, inv *Record, hash string, now, end time.Time) (Record, bool, error) {
+		return t.exchange(inv, hash, from, now, end)
 	})
 }
 
 // sign answers a PKCS#10 request (PEM) with a certificate, once the list is on the disk.
-// find returns the identity for the serial's record and the hash of the request's key.
-func (a *Authority) sign(serial string, request []byte, find func(t *table, r *Record, hash string, now time.Time) (identity Record, changed bool, err error)) ([]byte, error) {
+// find returns the identity for the serial's record and the hash of the request's key; the
+// CA ends at end.
+func (a *Authority) sign(serial string, request []byte, find func(t *table, r *Record, hash string, now, end time.Time) (identity Record, changed bool, err error)) ([]byte, error) {
 	pub, err := parseRequest(request)
 	if err != nil {
 		return nil, err
@@ -166,23 +171,30 @@ func (a *Authority) sign(serial string, request []byte, find func(t *table, r *R
 	if err != nil {
 		return nil, err
 	}
-	now := a.now().UTC().Truncate(time.Second)
+	if err := a.checkClock(); err != nil {
+		return nil, err
+	}
+	now, root := a.now().UTC().Truncate(time.Second), a.root.Load()
 	var identity Record
 	err = a.list.update(func(t *table) (changed bool, err error) {
 		r, err := t.state(serial)
 		if err == nil {
-			identity, changed, err = find(t, r, hash, now)
+			identity, changed, err = find(t, r, hash, now, root.ca.NotAfter)
 		}
 		return changed, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	cert, err := a.signClient(&identity, false, pub)
+	cert, err := a.signClient(root.ca, &identity, false, pub)
 	if err != nil {
 		return nil, err
 	}
-	return certPEM(cert.Raw), nil
+	answer := certPEM(cert.Raw)
+	if root.renewed {
+		answer = append(answer, certPEM(root.ca.Raw)...)
+	}
+	return answer, nil
 }
 
 // exchange finds the invitation's identity for this key, or creates it.
@@ -211,11 +223,10 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 
 // Renew returns a new certificate (PEM) for the same key and identity. Before the last
 // third of the validity period, and after a lost reply, it returns the current
-// certificate. The older certificate stays valid until it expires.
+// certificate. The older certificate stays valid until it expires. If the CA's certificate
+// was renewed, the current one follows.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
-	return a.sign(serial, request, func(t *table, r *Record, hash string, now time.Time) (Record, bool, error) {
-		return t.renew(r, hash, now, a.ca.NotAfter)
-	})
+	return a.sign(serial, request, (*table).renew)
 }
 
 func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Record, changed bool, err error) {

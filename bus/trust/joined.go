@@ -1,7 +1,6 @@
 package trust
 
 import (
-	"bytes"
 	"crypto"
 	"errors"
 	"io/fs"
@@ -185,7 +184,7 @@ func (j *Joined) sameCA(t *Ticket) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(old.CA.Raw, t.CA.Raw) {
+	if !t.SameNetwork(old) {
 		return errorf(args.CodeOtherNetwork, "another network %s, with another CA, was joined already", t.Network).
 			WithHint("if that network was created again, remove %s first", j.dir.join(t.Network+identitySuffix))
 	}

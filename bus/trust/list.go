@@ -250,10 +250,8 @@ func (l *list) saw(serial, from string) {
 	l.seen[serial] = sighting{at: l.now().UTC().Truncate(time.Second), from: from}
 }
 
-// Refresh checks whether another process has changed the list, and notifies the OnRevoke
-// callback. Admit does so too. Refresh also writes, every ten seconds, which tickets Admit
-// has seen. A node calls it every few seconds.
-func (l *list) Refresh() error {
+// refresh loads the list, and writes sightings every ten seconds.
+func (l *list) refresh() error {
 	_, err := l.load()
 	l.mu.Lock()
 	wait := seenPause - l.now().Sub(l.noted)

@@ -3,6 +3,7 @@ package trust
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"os"
@@ -149,17 +150,112 @@ func TestLostCA(t *testing.T) {
 	openTest(t, dir, c)
 }
 
-// TestCAClock checks that a CA from the future, or from long ago, is reported as a clock
-// problem.
+// TestCAClock checks that with a clock before the network's start nobody is admitted and nothing
+// is issued, and that all works once the clock is right.
 func TestCAClock(t *testing.T) {
 	dir, c := privateTemp(t), newClock()
+	ticket := issue(t, openTest(t, dir, c), Request{Reusable: true})
+	c.add(-400 * 24 * time.Hour)
+	a := openTest(t, dir, c)
+	n := serve(t, a, c.now)
+	wantCode(t, a.Refresh(), args.CodeNotYetValid, "clock", "no other machine is admitted")
+	_, err := a.Issue(LocalUser, Request{Rights: rights(t, "call:a")})
+	wantCode(t, err, args.CodeNotYetValid, "clock")
+	_, err = n.enter(t, ticket.ClientConfig(newClock().now))
+	wantCode(t, ticket.Explain(err, newClock().now()), args.CodeExpired, "clock")
+	<-n.refused
+	c.add(400 * 24 * time.Hour)
+	must(t, a.Refresh())
+	if got, err := n.enter(t, ticket.ClientConfig(c.now)); got != "x" {
+		t.Errorf("%q, %v", got, err)
+	}
+	issue(t, a, Request{})
+}
+
+// TestCARenewal checks that the CA's certificate is replaced before its end, that earlier
+// tickets stay valid with clients that know only the old one, and that clients get the new
+// one with their next certificate.
+func TestCARenewal(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a := openTest(t, dir, c)
+	n := serve(t, a, c.now)
+	enter := func(ticket *Ticket, cfg *tls.Config) {
+		t.Helper()
+		if got, err := n.enter(t, cfg); got != "x" {
+			t.Errorf("%s: %q, %v", ticket.Name, got, err)
+			return
+		}
+		<-n.ids
+		<-n.handled
+	}
+	first := a.root.Load().ca
+	long := issue(t, a, Request{Name: "long", Reusable: true, TTL: caLife})
+	inv := issue(t, a, Request{Name: "inv", TTL: caLife})
+	late := issue(t, a, Request{Name: "late", TTL: caLife})
+	c.add(caLife - caRenewal - IdentityLife/4)
+	must(t, a.Refresh())
+	j, err := OpenJoined(filepath.Join(t.TempDir(), "joined"))
+	must(t, err)
+	defer j.Close()
+	join := func(inv *Ticket) *Ticket {
+		t.Helper()
+		req, err := j.Begin(inv)
+		must(t, err)
+		cert, err := a.Exchange(inv.Serial, req, "")
+		must(t, err)
+		own, err := j.Finish(inv, cert)
+		must(t, err)
+		return own
+	}
+	own := join(inv)
+	if a.root.Load().ca != first || own.CA.NotAfter != first.NotAfter {
+		t.Fatal("renewed too early")
+	}
+	b := openTest(t, dir, c)
+
+	c.add(IdentityLife / 2)
+	must(t, a.Refresh())
+	must(t, b.Refresh())
+	next := a.root.Load().ca
+	if !next.NotAfter.Equal(c.now().Add(caLife)) || !next.NotBefore.Equal(first.NotBefore) || !bytes.Equal(next.SubjectKeyId, first.SubjectKeyId) || !b.root.Load().ca.Equal(next) {
+		t.Fatalf("%s to %s", next.NotBefore, next.NotAfter)
+	}
+	enter(long, long.ClientConfig(c.now))
+	chain := long.certificate() // as other libraries send it
+	chain.Certificate = append(chain.Certificate, first.Raw)
+	enter(long, withCert(long.ClientConfig(c.now), chain))
+	fresh := issue(t, a, Request{Name: "fresh", Reusable: true, TTL: caLife})
+	enter(fresh, fresh.ClientConfig(c.now))
+	if got := join(late); !got.CA.Equal(next) {
+		t.Error("who joins late does not get the new certificate")
+	}
+	c.add(IdentityLife / 3)
+	req, err := own.Request()
+	must(t, err)
+	cert, err := a.Renew(own.Serial, req)
+	must(t, err)
+	if own, err = own.WithCertificate(cert); err != nil || !own.CA.Equal(next) {
+		t.Fatalf("renewed: %v", err)
+	}
+	must(t, j.Save(own))
+	other, _ := testCA(t, "net")
+	leaf, _, _ := bytes.Cut(cert, []byte("\n-----BEGIN"))
+	_, err = own.WithCertificate(append(append(leaf, '\n'), certPEM(other.Raw)...))
+	wantCode(t, err, args.CodeBadTicket)
+
+	// The old one has ended, with the tickets that hold it.
+	c.add(caRenewal - IdentityLife/2)
+	cert, err = a.Renew(own.Serial, req)
+	wantCode(t, err, args.CodeExpired)
+	must(t, a.Refresh())
+	enter(fresh, fresh.ClientConfig(c.now))
+	if _, err := n.enter(t, long.ClientConfig(c.now)); err == nil || long.Expires.After(first.NotAfter) {
+		t.Errorf("a ticket until %s outlives its CA", long.Expires)
+	}
+	// A node that was off all that time.
+	c.add(caLife)
 	openTest(t, dir, c)
-	c.add(-24 * time.Hour)
-	_, err := Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, args.CodeNotYetValid, "clock", "23 hours")
-	c.add(caLife + 72*time.Hour)
-	_, err = Open(Options{Dir: dir, Network: "net", Now: c.now})
-	wantCode(t, err, args.CodeExpired, "clock", "2 days")
+	must(t, a.Refresh())
 }
 
 // TestRevokeIsSeen checks that a revocation is effective here at once, in another

@@ -159,6 +159,10 @@ func ReadTicket(fileOrText string) (*Ticket, error) {
 	return t, nil
 }
 
+// SameNetwork reports whether two tickets are of the same network: of the same CA, not only
+// of the same name.
+func (t *Ticket) SameNetwork(other *Ticket) bool { return sameCA(t.CA, other.CA) }
+
 // RenewalDue reports whether an identity needs renewal: less than a third of its life is
 // left.
 func (t *Ticket) RenewalDue(now time.Time) bool {
@@ -169,16 +173,24 @@ func (t *Ticket) RenewalDue(now time.Time) bool {
 func (t *Ticket) Request() ([]byte, error) { return makeRequest(t.Key) }
 
 // WithCertificate returns the ticket with another certificate (PEM) for the same key, as
-// Exchange and Renew return it, and with that certificate's rights.
+// Exchange and Renew return it, and with that certificate's rights. A later certificate of
+// the same CA may follow, and replaces the ticket's.
 func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(cert)
 	if err != nil {
 		return nil, errorf(args.CodeBadTicket, "the node's answer is not a certificate: %v", err)
 	}
+	next := &Ticket{CA: t.CA, Key: t.Key, Addresses: slices.Clone(t.Addresses)}
+	if len(certs) == 2 && sameCA(certs[1], t.CA) {
+		if certs[1].NotAfter.After(t.CA.NotAfter) {
+			next.CA = certs[1]
+		}
+		certs = certs[:1]
+	}
 	if len(certs) != 1 || key != nil {
 		return nil, errorf(args.CodeBadTicket, "the node's answer is not one certificate without a key")
 	}
-	next := &Ticket{CA: t.CA, Leaf: certs[0], Key: t.Key, Addresses: slices.Clone(t.Addresses)}
+	next.Leaf = certs[0]
 	if err := next.fill(); err != nil {
 		return nil, err
 	}

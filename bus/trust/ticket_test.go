@@ -90,7 +90,7 @@ func TestNotTickets(t *testing.T) {
 	node, _ := a.NodeCertificate(nil)
 	key := func(k any) string { p, _ := keyPEM(k); return string(p) }
 	cert := func(der []byte) string { return string(certPEM(der)) }
-	ca, leaf := cert(a.ca.Raw), cert(one.Leaf.Raw)
+	ca, leaf := cert(a.root.Load().ca.Raw), cert(one.Leaf.Raw)
 	below := testLeaf(t, two.Leaf, two.Key.(*ecdsa.PrivateKey), nil)
 	noName := testLeaf(t, otherCA, otherKey, nil)
 	noName.Leaf.URIs = nil

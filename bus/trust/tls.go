@@ -25,8 +25,14 @@ func Now() time.Time { return wallClock() }
 // CVE-2025-68121). A peer that completes the handshake is not admitted yet: see
 // [Authority.Admit].
 func (a *Authority) ServerConfig() *tls.Config {
-	c := serverConfig(a.pool, a.now)
-	c.GetCertificate = a.NodeCertificate
+	first := a.root.Load()
+	c := first.server.Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		if r := a.root.Load(); r != first {
+			return r.server, nil
+		}
+		return nil, nil // c
+	}
 	return c
 }
 

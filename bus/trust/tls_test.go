@@ -179,7 +179,9 @@ func TestRefused(t *testing.T) {
 	a, other := openTest(t, privateTemp(t), c), openTest(t, privateTemp(t), c)
 	n := serve(t, a, c.now)
 	ticket, foreign := issue(t, a, Request{Name: "ci", Reusable: true}), issue(t, other, Request{Reusable: true})
-	ours := func(change func(*x509.Certificate)) *tls.Certificate { return testLeaf(t, a.ca, a.key, change) }
+	ours := func(change func(*x509.Certificate)) *tls.Certificate {
+		return testLeaf(t, a.root.Load().ca, a.key, change)
+	}
 	listed := func(s string) func(*x509.Certificate) { // has the serial of a ticket, but other contents
 		return func(x *x509.Certificate) {
 			x.SerialNumber = ticket.Leaf.SerialNumber
@@ -203,7 +205,7 @@ func TestRefused(t *testing.T) {
 		{"expired", ours(func(x *x509.Certificate) { x.NotAfter = c.now().Add(-time.Minute) }), args.CodeExpired, args.CodeClock},
 		{"not yet valid", ours(func(x *x509.Certificate) { x.NotBefore = c.now().Add(time.Minute) }), args.CodeNotYetValid, args.CodeClock},
 		{"a leaf as CA", below, args.CodeWrongUse, args.CodeOtherNetwork},
-		{"the CA itself", &tls.Certificate{Certificate: [][]byte{a.ca.Raw}, PrivateKey: a.key}, args.CodeWrongUse, args.CodeBadCertificate},
+		{"the CA itself", &tls.Certificate{Certificate: [][]byte{a.root.Load().ca.Raw}, PrivateKey: a.key}, args.CodeWrongUse, args.CodeBadCertificate},
 		{"the node's", node, args.CodeWrongUse, args.CodeBadCertificate},
 		{"no use", ours(func(x *x509.Certificate) { x.ExtKeyUsage = nil }), args.CodeWrongUse, args.CodeBadCertificate},
 		{"any use", ours(func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), args.CodeWrongUse, args.CodeBadCertificate},
@@ -304,12 +306,12 @@ func TestServerRefused(t *testing.T) {
 	}{
 		"a ticket":        {ticket.certificate(), args.CodeWrongUse},
 		"another network": {must2(other.NodeCertificate(nil)), args.CodeOtherNetwork},
-		"another name":    {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) { x.ExtKeyUsage[0] = serverUse }), args.CodeWrongUse},
-		"both uses": {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) {
+		"another name":    {testLeaf(t, a.root.Load().ca, a.key, func(x *x509.Certificate) { x.ExtKeyUsage[0] = serverUse }), args.CodeWrongUse},
+		"both uses": {testLeaf(t, a.root.Load().ca, a.key, func(x *x509.Certificate) {
 			x.ExtKeyUsage = []x509.ExtKeyUsage{serverUse, clientUse}
 			x.DNSNames = []string{"net.fbus.invalid"}
 		}), args.CodeWrongUse},
-		"name in the common name": {testLeaf(t, a.ca, a.key, func(x *x509.Certificate) {
+		"name in the common name": {testLeaf(t, a.root.Load().ca, a.key, func(x *x509.Certificate) {
 			x.ExtKeyUsage[0] = serverUse
 			x.Subject.CommonName = "net.fbus.invalid"
 		}), args.CodeWrongUse},

@@ -6,9 +6,11 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 
 	"fbus/bus/args"
 	"fbus/bus/node"
+	"fbus/bus/paths"
 
 	"github.com/coreos/go-systemd/v22/activation"
 
@@ -90,9 +92,15 @@ func listenAt(path string, chosen bool) (_ *sockets, err error) {
 	case err != nil:
 		return nil, usage("socket activation: %v", err)
 	case len(s.unix) == 0:
-		l, err := node.Listen(path, chosen)
+		// Links in the directory's path only: at the socket's name nothing is followed.
+		dir, err := paths.Walk(path[:strings.LastIndexByte(path, '/')+1]+".", 0, paths.NoForeignLink)
+		var l *node.Listener
+		if err == nil {
+			dir.Close()
+			l, err = node.Listen(path, chosen)
+		}
 		if err != nil {
-			return nil, fail(args.CodeNoNode, "%v", err).WithHint("fbus serve --socket PATH listens elsewhere")
+			return nil, fail(args.CodeNoNode, "%v", args.PathReason(err)).WithHint("fbus serve --socket PATH listens elsewhere")
 		}
 		s.unix = []*node.Listener{l}
 		return s, nil

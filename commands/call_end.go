@@ -14,6 +14,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/fanout"
+	"fbus/bus/paths"
 
 	"github.com/urfave/cli/v2"
 )
@@ -64,7 +65,7 @@ func (o *endOptions) report(run func() (callEnd, error)) error {
 	}{end.Source.String(), end.Status, end.Code, end.call, end.job})
 	_, werr := status.Write(append(line, '\n'))
 	if o.statusTo != "" {
-		werr = errors.Join(werr, status.Close())
+		werr = errors.Join(werr, paths.Sync(status), status.Close())
 	}
 	if werr != nil {
 		return fail(args.CodeInternal, "status: %v", args.PathReason(werr))
@@ -163,7 +164,7 @@ func openStatus(o *endOptions) (*os.File, error) {
 		}
 		return f, nil
 	case o.statusTo != "":
-		f, err := openFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+		f, err := paths.OpenFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 		if err != nil {
 			return nil, usage("--status-file %v", args.PathReason(err))
 		}

@@ -62,9 +62,9 @@ func TestImports(t *testing.T) {
 		"fbus/bus/args":    {"fbus/bus/args"},
 		"fbus/bus/jsonrpc": {"fbus/bus/args", "fbus/bus/jsonrpc"},
 		"fbus/bus/wire":    {"fbus/bus/args", "fbus/bus/wire"},
-		"fbus/bus/find":    {"fbus/bus/args", "fbus/bus/find", "fbus/bus/trust", "fbus/bus/wire"},
-		"fbus/bus":         {"fbus/bus", "fbus/bus/args", "fbus/bus/find", "fbus/bus/trust", "fbus/bus/wire"},
-		"fbus/bus/fanout":  {"fbus/bus", "fbus/bus/args", "fbus/bus/fanout", "fbus/bus/find", "fbus/bus/trust", "fbus/bus/wire"},
+		"fbus/bus/find":    {"fbus/bus/args", "fbus/bus/find", "fbus/bus/paths", "fbus/bus/trust", "fbus/bus/wire"},
+		"fbus/bus":         {"fbus/bus", "fbus/bus/args", "fbus/bus/find", "fbus/bus/paths", "fbus/bus/trust", "fbus/bus/wire"},
+		"fbus/bus/fanout":  {"fbus/bus", "fbus/bus/args", "fbus/bus/fanout", "fbus/bus/find", "fbus/bus/paths", "fbus/bus/trust", "fbus/bus/wire"},
 	}
 	for pkg, allowed := range closed {
 		for _, dep := range list("-deps", pkg) {

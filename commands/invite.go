@@ -14,6 +14,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
+	"fbus/bus/paths"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 
@@ -190,7 +191,7 @@ type secretFile struct {
 // owner can read it whatever its mode.
 func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 	if path != "" && path != "-" {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := paths.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
 			return nil, usage("output: %s exists, and a ticket does not replace a file", path).WithHint("remove it, or use another name")
 		}

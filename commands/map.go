@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -180,7 +181,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	}
 	var log *fanout.Log
 	if o.joblog != "" {
-		lo := fanout.LogOptions{Path: o.joblog, Function: o.name, Resume: o.resume, Open: openFile}
+		lo := fanout.LogOptions{Path: o.joblog, Function: o.name, Resume: o.resume}
 		if names != nil && strings.Contains(o.output, "{#}") { // else the item still has its name
 			lo.Done = names.Done
 		}
@@ -213,6 +214,9 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	out := &printer{
 		name: o.name, out: newFlusher(screen.share(stdout, isTerminal(stdout))), screen: screen, tag: o.tag, json: o.json, log: log, names: names,
 		grouped: o.items.Per > 1, verbose: o.verbose, timeout: o.timeout.d, title: taskItems,
+	}
+	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() && log != nil && names == nil {
+		out.stdout = os.Stdout
 	}
 	begun, resumed := 0, atomic.Int64{}
 	r.Next = func() (fanout.Task, error) {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +29,7 @@ type printer struct {
 	grouped bool          // several items make a call
 	names   *fanout.Names // nil: results are printed
 	log     *fanout.Log   // may be nil
+	stdout  *os.File      // synced before the log shows a result as done; nil: not a file
 	verbose bool
 	timeout time.Duration
 	title   func(t *fanout.Task) string
@@ -146,17 +146,31 @@ func (p *printer) rest() error {
 	if p.log == nil {
 		return p.out.soon()
 	}
-	if err := p.out.flush(); err != nil {
-		return outputError(err)
+	if err := p.flush(); err != nil {
+		return err
 	}
 	return p.log.Flush()
 }
 
 func (p *printer) close() error {
-	if err := p.out.close(); err != nil {
-		return outputError(err)
+	p.out.close() // flush returns its error
+	if err := p.flush(); err != nil {
+		return err
 	}
 	return p.log.Close()
+}
+
+// flush writes the results that were printed, and makes them survive a power cut if the
+// log is about to show them as done.
+func (p *printer) flush() error {
+	err := p.out.flush()
+	if err == nil && p.stdout != nil {
+		err = p.stdout.Sync()
+	}
+	if err != nil {
+		return outputError(err)
+	}
+	return nil
 }
 
 // writeFile puts a result into its file.
@@ -170,14 +184,11 @@ func (p *printer) writeFile(o *fanout.Outcome) {
 }
 
 func writeResult(name string, result *fanout.Output) error {
-	if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
-		return err
-	}
 	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
 		return &os.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
 	}
 	var out outputFile
-	if err := out.open(name); err != nil {
+	if err := out.open(name, 0o777); err != nil {
 		return err
 	}
 	defer out.discard()

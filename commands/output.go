@@ -11,6 +11,9 @@ import (
 	"strings"
 
 	"fbus/bus/args"
+	"fbus/bus/paths"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxPretty is how much output -p buffers to indent it. Longer output is not indented.
@@ -20,8 +23,8 @@ const maxPretty = 64 << 20
 // under another name and renamed on success.
 type outputFile struct {
 	w      io.Writer
-	tmp    *os.File // nil: no temporary file
-	path   string   // the final name of tmp
+	tmp    *os.File     // nil: no temporary file
+	place  *paths.Place // the final name of tmp
 	pretty *bytes.Buffer
 	begun  bool // something was written
 }
@@ -30,7 +33,7 @@ type outputFile struct {
 func openOutput(o *endOptions) (*outputFile, error) {
 	out := &outputFile{w: os.Stdout}
 	if o.output != "" && o.output != "-" {
-		if err := out.open(o.output); err != nil {
+		if err := out.open(o.output, 0); err != nil {
 			return nil, usage("output: %v", args.PathReason(err))
 		}
 	}
@@ -40,44 +43,50 @@ func openOutput(o *endOptions) (*outputFile, error) {
 	return out, nil
 }
 
-// open creates a temporary file in the same directory. A device or a pipe is written
-// directly. A symbolic link stays, and its target is replaced.
-func (o *outputFile) open(path string) error {
+// open creates a temporary file in the same directory, which is created with its parents
+// if mkdir is not 0. A device or a pipe is written directly. A symbolic link stays, and its
+// target is replaced.
+func (o *outputFile) open(path string, mkdir os.FileMode) error {
 	if f, err := descriptor(path); f != nil || err != nil {
 		o.w = f
 		return err
 	}
-	path, err := resolve(path)
+	place, err := paths.Walk(path, mkdir, paths.NoForeignLink)
 	if err != nil {
 		return err
 	}
+	if err := o.openAt(place); err != nil || o.tmp == nil {
+		place.Close()
+		return err
+	}
+	o.place = place
+	return nil
+}
+
+func (o *outputFile) openAt(place *paths.Place) error {
 	mode := os.FileMode(0o666)
-	st, err := os.Stat(path)
-	switch {
-	case err == nil && st.IsDir():
-		return &os.PathError{Op: "open", Path: path, Err: errors.New("is a directory")}
-	case err == nil && !st.Mode().IsRegular():
-		f, err := openFile(path, os.O_WRONLY, 0)
-		if err == nil {
+	st, err := place.Stat()
+	there := err == nil
+	if there { // a file without write permission must not be replaced
+		f, err := place.Open(os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		if uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG {
 			o.w = f
+			return nil
 		}
-		return err
-	case err == nil:
-		mode = st.Mode().Perm()
-		if f, err := openFile(path, os.O_WRONLY, 0); err != nil {
-			return err // a file without write permission must not be replaced
-		} else {
-			f.Close()
-		}
+		f.Close()
+		mode = os.FileMode(st.Mode).Perm()
 	}
-	f, err := createAside(path, mode)
+	f, err := createAside(place, mode)
 	if err != nil {
 		return err
 	}
-	if st != nil {
+	if there {
 		f.Chmod(mode)
 	}
-	o.w, o.tmp, o.path = f, f, path
+	o.w, o.tmp = f, f
 	return nil
 }
 
@@ -105,18 +114,17 @@ func descriptor(path string) (*os.File, error) {
 	return f, err
 }
 
-// createAside creates a new file in the directory of path. The umask applies to mode.
-func createAside(path string, mode os.FileMode) (*os.File, error) {
-	base := filepath.Base(path)
+// createAside creates a new file beside another one. The umask applies to mode.
+func createAside(place *paths.Place, mode os.FileMode) (*os.File, error) {
+	base := filepath.Base(place.Path)
 	base = base[:min(len(base), 200)] // a name has at most 255 bytes
 	for range 100 {
-		name := filepath.Join(filepath.Dir(path), "."+base+"."+randomSuffix())
-		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+		f, err := place.Create("."+base+"."+randomSuffix(), mode)
 		if !errors.Is(err, os.ErrExist) {
 			return f, err
 		}
 	}
-	return nil, &os.PathError{Op: "create", Path: path, Err: errors.New("no free name for a temporary file")}
+	return nil, &os.PathError{Op: "create", Path: place.Path, Err: errors.New("no free name for a temporary file")}
 }
 
 // Write implements io.Writer.
@@ -146,7 +154,8 @@ func (o *outputFile) flush() error {
 	return err
 }
 
-// commit renames the file to its final name.
+// commit renames the file to its final name. When it returns nil, the file and its name
+// are on the disk: a caller who relies on the exit status must find them after a power cut.
 func (o *outputFile) commit() error {
 	if err := o.flush(); err != nil {
 		return err
@@ -154,21 +163,22 @@ func (o *outputFile) commit() error {
 	if o.tmp == nil {
 		return nil
 	}
-	tmp := o.tmp
-	if err := tmp.Close(); err != nil {
+	if err := errors.Join(paths.Sync(o.tmp), o.tmp.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), o.path); err != nil {
+	if err := o.place.Replace(filepath.Base(o.tmp.Name())); err != nil {
 		return err
 	}
 	o.tmp = nil
-	return nil
+	defer o.place.Close()
+	return o.place.Sync()
 }
 
 // discard removes the temporary file, if it was not committed.
 func (o *outputFile) discard() {
 	if o.tmp != nil {
 		o.tmp.Close()
-		os.Remove(o.tmp.Name())
+		o.place.Remove(filepath.Base(o.tmp.Name()))
+		o.place.Close()
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"fbus/bus/find"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
+	"fbus/bus/paths"
 
 	"github.com/urfave/cli/v2"
 )
@@ -309,7 +310,7 @@ func openLogFile(name string, stdout io.Writer) (io.WriteCloser, error) {
 		return nopCloser{stdout}, nil
 	}
 	f, err := calllog.OpenFile(name, func() (*os.File, error) {
-		return openFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		return paths.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	})
 	if err != nil {
 		return nil, fail(args.CodeInternal, "log: %v", args.PathReason(err))

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"fbus/bus/args"
+	"fbus/bus/paths"
 )
 
 // logHead names the columns, as GNU parallel does.
@@ -32,8 +33,6 @@ type LogOptions struct {
 	Resume   bool // continue the log, and skip the items that it shows done
 	// Done, if set, receives each of these items while the log is read.
 	Done func(seq int, command string)
-	// Open opens the file, as [os.OpenFile] does.
-	Open func(path string, flags int, mode os.FileMode) (*os.File, error)
 }
 
 // OpenLog begins a log, or continues one.
@@ -48,7 +47,7 @@ func OpenLog(o LogOptions) (*Log, error) {
 		}
 	}
 	if o.Resume || o.Path != "-" {
-		f, err := o.Open(o.Path, flags, 0o666)
+		f, err := paths.OpenFile(o.Path, flags, 0o666)
 		if err != nil {
 			return nil, args.Errorf(args.CodeUsage, "joblog: %v", args.PathReason(err))
 		}
@@ -80,7 +79,7 @@ func checkOld(o LogOptions) error {
 	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
 		return nil
 	}
-	f, err := o.Open(o.Path, os.O_RDONLY, 0)
+	f, err := paths.OpenFile(o.Path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil
 	}
@@ -189,10 +188,10 @@ func (l *Log) Flush() error {
 	return nil
 }
 
-// Close flushes and closes the log.
+// Close flushes, syncs and closes the log.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
 	}
-	return errors.Join(l.Flush(), l.f.Close())
+	return errors.Join(l.Flush(), paths.Sync(l.f), l.f.Close())
 }

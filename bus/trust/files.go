@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/paths"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,17 +44,26 @@ func openPrivate(path string) (*privateDir, error) { return openUnless(path, 0o0
 
 // openUnless opens the directory, and fails if its mode has any of the given bits.
 func openUnless(path string, mode uint32) (*privateDir, error) {
-	real, err := walk(path)
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, errorf(args.CodeStorage, "%s: %v", path, err)
 	}
-	d := &privateDir{f: os.NewFile(uintptr(fd), real), path: path}
+	var f *os.File
+	place, err := paths.Walk(abs+"/.", 0o700, ownPath)
+	if err == nil {
+		f, err = place.Open(unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		place.Close()
+	}
+	var e *args.Error
+	switch {
+	case errors.As(err, &e):
+		return nil, e
+	case err != nil:
+		return nil, errorf(args.CodeStorage, "%s: %v", path, args.WithoutPath(err))
+	}
+	d := &privateDir{f: f, path: path}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(d.fd(), &st); err != nil {
 		d.close()
 		return nil, errorf(args.CodeStorage, "%s: %v", path, err)
 	}
@@ -68,59 +78,18 @@ func openUnless(path string, mode uint32) (*privateDir, error) {
 	return d, nil
 }
 
-// walk resolves a path from the root down and creates missing directories. Every link
-// and directory on the way must belong to this user or root, so that no other user
-// decides where it leads. In a directory such as /tmp, another user's link may have
-// taken the name.
-func walk(path string) (string, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", errorf(args.CodeStorage, "%s: %v", path, err)
+// ownPath refuses a link or directory on the way that belongs to another user, who would
+// decide where it leads. In a directory such as /tmp, another user's link may have taken
+// the name.
+func ownPath(e *paths.Entry) error {
+	mode := uint32(e.Stat.Mode)
+	switch {
+	case !e.Ours():
+		return foreign(e.Path, e.Stat.Uid)
+	case mode&unix.S_IFMT == unix.S_IFDIR && mode&0o002 != 0 && mode&unix.S_ISVTX == 0:
+		return errorf(args.CodeUnsafe, "%s: every user may rename its files", e.Path).WithHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", e.Path)
 	}
-	done, rest := "/", components(abs)
-	for steps := 0; len(rest) > 0; steps++ {
-		if steps > 256 { // a cycle of links, or another process that removes the new directories
-			return "", errorf(args.CodeStorage, "%s: too many symbolic links", path)
-		}
-		next := filepath.Join(done, rest[0])
-		var st unix.Stat_t
-		err := unix.Lstat(next, &st)
-		if errors.Is(err, unix.ENOENT) {
-			if err = unix.Mkdir(next, 0o700); err == nil || errors.Is(err, unix.EEXIST) {
-				continue
-			}
-		}
-		if err != nil {
-			return "", errorf(args.CodeStorage, "%s: %v", next, err)
-		}
-		if uid := int(st.Uid); uid != os.Geteuid() && uid != 0 {
-			return "", foreign(next, st.Uid)
-		}
-		switch uint32(st.Mode) & unix.S_IFMT {
-		case unix.S_IFLNK:
-			target, err := os.Readlink(next)
-			if err != nil {
-				return "", errorf(args.CodeStorage, "%v", err)
-			}
-			if filepath.IsAbs(target) {
-				done = "/"
-			}
-			rest = append(components(target), rest[1:]...)
-			continue
-		case unix.S_IFDIR:
-		default:
-			return "", errorf(args.CodeStorage, "%s: is not a directory", next)
-		}
-		if uint32(st.Mode)&0o002 != 0 && uint32(st.Mode)&unix.S_ISVTX == 0 {
-			return "", errorf(args.CodeUnsafe, "%s: every user may rename its files", next).WithHint("chmod o-w %s, or set FBUS_HOME to a directory of your own", next)
-		}
-		done, rest = next, rest[1:]
-	}
-	return done, nil
-}
-
-func components(path string) []string {
-	return slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." })
+	return nil
 }
 
 func foreign(path string, uid uint32) *args.Error {

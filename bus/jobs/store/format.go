@@ -3,8 +3,10 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // formatName is a file that marks a store, so that one without jobs.db is recognized as
@@ -13,8 +15,7 @@ const formatName = "format"
 
 // marked reports whether the store was made before. A later format is an error.
 func (s *Store) marked() (bool, error) {
-	data, err := os.ReadFile(filepath.Join(s.dir, formatName))
-	text := string(data)
+	text, err := s.readMark()
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
@@ -30,6 +31,18 @@ func (s *Store) marked() (bool, error) {
 	return true, nil
 }
 
+// readMark reads the mark, but not through a link or from a FIFO: the directory may be one
+// that somebody has unpacked.
+func (s *Store) readMark() (string, error) {
+	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
+	return string(text), err
+}
+
 func errFormat(path, version string) error {
 	return &StoreError{Err: fmt.Errorf("%s: format %s is unknown to this version of fbus, which writes %d", path, version, formatVersion)}
 }
@@ -40,7 +53,7 @@ const markText = "fbus-jobs %d\n"
 // mark writes the mark.
 func (s *Store) mark() error {
 	want := fmt.Sprintf(markText, formatVersion)
-	if text, err := os.ReadFile(filepath.Join(s.dir, formatName)); err == nil && string(text) == want {
+	if text, err := s.readMark(); err == nil && text == want {
 		return nil
 	}
 	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -33,6 +33,13 @@ func TestFormat(t *testing.T) {
 			t.Errorf("%q became %q, error %v", was, text, err)
 		}
 	}
+	os.Rename(mark, mark+".real")
+	if err := os.Symlink(mark+".real", mark); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "symbolic links") {
+		t.Errorf("a link: error %v", err)
+	}
 	if n := strings.Count(strings.Join(lines, "\n"), "is damaged: it is written again"); n != 2 {
 		t.Errorf("%d of 2 were told of: %q", n, lines)
 	}

@@ -155,7 +155,7 @@ func (s *Spool) Share(p Payload, id ID, part byte) (Payload, error) {
 
 // copy is Share on a filesystem without links.
 func (s *Spool) copy(p Payload, id ID, part byte) error {
-	f, err := os.Open(filepath.Join(s.dir, p.File))
+	f, err := openNoFollow(filepath.Join(s.dir, p.File), os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -222,7 +222,7 @@ func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
 	damaged := func(what string) error {
 		return &DamagedError{ID: id, What: fmt.Sprintf("%s: %s: %s", partName(part), filepath.Join(s.dir, p.File), what)}
 	}
-	f, err := os.OpenFile(filepath.Join(s.dir, p.File), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := openNoFollow(filepath.Join(s.dir, p.File), os.O_RDONLY, 0)
 	if err != nil {
 		return nil, damaged(args.WithoutPath(err).Error())
 	}

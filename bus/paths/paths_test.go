@@ -1,4 +1,4 @@
-package commands
+package paths
 
 import (
 	"os"
@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestOpenFile: where everybody may make files nobody else decides what is written to;
+// TestOpenFile: where everybody may create files nobody else decides what is written to;
 // elsewhere a file is opened as ever.
 func TestOpenFile(t *testing.T) {
 	for what, c := range map[string]struct {
@@ -42,7 +42,7 @@ func TestOpenFile(t *testing.T) {
 				} else if strings.Contains(what, "FIFO") {
 					continue // it would wait for a reader
 				}
-				f, err := openFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+				f, err := OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 				if want := c.want; (err == nil) != (want == "" || !open) || err != nil && !strings.Contains(err.Error(), want) {
 					t.Errorf("open to all %v: %v, want %q", open, err, want)
 				}
@@ -61,9 +61,81 @@ func TestOpenFile(t *testing.T) {
 	}
 }
 
+// TestWalkLinks: every link on the way is judged, not only the last one.
+func TestWalkLinks(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to play another user")
+	}
+	base := t.TempDir()
+	at := func(name string) string { return filepath.Join(base, name) }
+	dir := func(name string, uid int, mode os.FileMode) {
+		must(t, os.Mkdir(at(name), 0o700))
+		must(t, os.Chmod(at(name), mode))
+		must(t, os.Chown(at(name), uid, uid))
+	}
+	link := func(name string, uid int, target string) {
+		must(t, os.Symlink(target, at(name)))
+		must(t, os.Lchown(at(name), uid, uid))
+	}
+	const sticky = 0o777 | os.ModeSticky
+	dir("mine", 0, 0o700)
+	dir("pub", 0, sticky)
+	link("pub/dir", nobody, at("mine"))
+	link("pub/own", 0, at("mine"))
+	link("pub/chain", 0, "dir")
+	dir("pub/theirs", nobody, 0o755)
+	link("pub/theirs/in", nobody, "../../mine")
+	dir("team", 0, 0o775)
+	link("team/l", nobody, "../mine")
+	link("mine/moved", nobody, ".")
+	t.Chdir(at("pub/theirs"))
+	for path, want := range map[string]string{
+		at("pub/dir/f"):                  "pub/dir: is a link owned by uid 65534",
+		at("pub/own/f"):                  "",
+		at("pub/chain/f"):                "pub/dir: is a link owned by uid 65534",
+		at("pub/theirs/f"):               "", // its owner may read it; we have asked for that
+		at("pub/theirs/in/f"):            "theirs/in: is a link owned by uid 65534",
+		"in/f":                           "in: is a link owned by uid 65534",
+		"../own/../mine/f":               "",
+		at("team/l/f"):                   "team/l: is a link owned by uid 65534",
+		at("mine/moved/f"):               "",
+		at("mine/no/f"):                  "no such file",
+		at("mine/f/f"):                   "not a directory",
+		at("mine/"):                      "is a directory",
+		at("new") + "/":                  "no such file",
+		"":                               "no such file",
+		"/proc/self/root" + at("mine/f"): "",
+	} {
+		f, err := OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+		if err == nil {
+			f.Close()
+		}
+	}
+}
+
+// TestWalkUnread: a directory that may be searched but not read is passed, also if it is
+// above the working directory.
+func TestWalkUnread(t *testing.T) {
+	base := t.TempDir()
+	must(t, os.MkdirAll(base+"/a/b", 0o700))
+	must(t, os.Chmod(base+"/a", 0o100))
+	t.Chdir(base + "/a/b")
+	for _, path := range []string{base + "/a/b/f", "f", "../b/f"} {
+		f, err := OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+		must(t, err)
+		f.Close()
+	}
+	must(t, os.Chmod(base+"/a", 0o700))
+}
+
+const nobody = 65534
+
 func theirs(err error, path string) error {
 	if err == nil {
-		err = os.Lchown(path, 65534, 65534)
+		err = os.Lchown(path, nobody, nobody)
 	}
 	return err
 }

@@ -1,0 +1,372 @@
+// Package paths opens files by paths that no other user can redirect. The kernel's
+// fs.protected_symlinks does a part of that: it judges the last element of a path only.
+package paths
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Entry is an element of a path during a walk.
+type Entry struct {
+	Path   string      // up to and including it, without links
+	Stat   unix.Stat_t // its own: a link's, not that of the link's target
+	In     unix.Stat_t // of the directory that contains it
+	Shared bool        // every user may create files in that directory, or in one above it
+}
+
+// IsLink reports whether the entry is a symbolic link.
+func (e *Entry) IsLink() bool { return isType(&e.Stat, unix.S_IFLNK) }
+
+// Ours reports whether the entry belongs to this user or root.
+func (e *Entry) Ours() bool { return ours(&e.Stat) }
+
+func ours(st *unix.Stat_t) bool { return int(st.Uid) == os.Geteuid() || st.Uid == 0 }
+
+func isType(st *unix.Stat_t, kind uint32) bool { return uint32(st.Mode)&unix.S_IFMT == kind }
+
+// openToAll reports whether every user may create files in a directory.
+func openToAll(dir *unix.Stat_t) bool { return uint32(dir.Mode)&0o002 != 0 }
+
+// NoForeignLink is the check for files that a command writes. It refuses another user's
+// link where that user can have created it to lead us elsewhere: not in a directory that
+// only we can write to, and not in the link owner's own directory. Such a directory below
+// /tmp does not count: somebody may have expected ours there.
+func NoForeignLink(e *Entry) error {
+	switch private := ours(&e.In) && uint32(e.In.Mode)&0o022 == 0; {
+	case !e.IsLink(), e.Ours(), private, !e.Shared && e.Stat.Uid == e.In.Uid:
+		return nil
+	}
+	return fmt.Errorf("is a link owned by uid %d: not followed", e.Stat.Uid)
+}
+
+// Place is a name in an open directory. Operations reach the name through the directory's
+// descriptor, so later changes to the path cannot redirect them.
+type Place struct {
+	Path   string // without links
+	name   string
+	dir    int         // descriptor
+	in     unix.Stat_t // of the directory
+	shared bool        // as in Entry
+	magic  bool        // the name is a link in /proc, which leads to an open file
+}
+
+// maxSteps limits the elements of a path, those of its links included.
+const maxSteps = 256
+
+// Walk opens the directory of path's last element. It passes each element to check, from
+// the root down or, for a relative path, from the working directory. It follows links,
+// also at the end. If mkdir is not 0, missing directories are created with that mode. The
+// last element need not exist.
+func Walk(path string, mkdir os.FileMode, check func(*Entry) error) (*Place, error) {
+	p := &Place{dir: -1}
+	err := p.walk(path, mkdir, check)
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) error {
+	if err := p.begin(path); err != nil {
+		return err
+	}
+	rest := elements(path)
+	for steps := 0; len(rest) > 0; steps++ {
+		if steps > maxSteps { // a cycle of links, or another process that removes the new directories
+			return fail(path, unix.ELOOP)
+		}
+		name, last := rest[0], len(rest) == 1
+		e := &Entry{Path: filepath.Join(p.Path, name), In: p.in, Shared: p.shared}
+		switch err := unix.Fstatat(p.dir, name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW); {
+		case err == unix.ENOENT && last:
+			p.Path, p.name = e.Path, name
+			return nil
+		case err == unix.ENOENT && mkdir != 0:
+			if err := unix.Mkdirat(p.dir, name, uint32(mkdir)); err == nil || err == unix.EEXIST {
+				continue
+			} else {
+				return fail(path, err)
+			}
+		case err != nil:
+			return fail(path, err)
+		}
+		if err := check(e); err != nil {
+			return fail(e.Path, err)
+		}
+		magic := e.IsLink() && p.isProc()
+		switch {
+		case e.IsLink() && !magic:
+			target, err := p.readlink(name)
+			if err != nil {
+				return fail(path, err)
+			}
+			if filepath.IsAbs(target) {
+				if err := p.begin(target); err != nil {
+					return err
+				}
+			}
+			rest = append(elements(target), rest[1:]...)
+			continue
+		case last:
+			p.Path, p.name, p.magic = e.Path, name, magic
+			return nil
+		}
+		if err := p.enter(name, e, magic, check); err != nil {
+			return fail(path, err)
+		}
+		rest = rest[1:]
+	}
+	return fail(path, unix.ENOENT)
+}
+
+// begin opens the directory where a path begins.
+func (p *Place) begin(path string) error {
+	start, shared := "/", false
+	if !filepath.IsAbs(path) {
+		start = "."
+		wd, _ := os.Getwd()
+		for ; wd != "" && !shared; wd = parent(wd) {
+			var st unix.Stat_t
+			shared = unix.Lstat(wd, &st) == nil && openToAll(&st)
+		}
+	}
+	p.Path, p.shared = "", false
+	if start == "/" {
+		p.Path = start
+	}
+	err := p.enter(start, &Entry{}, false, func(*Entry) error { return nil })
+	p.shared = p.shared || shared
+	return fail(start, err)
+}
+
+// parent returns the directory of a path, "" for that of the root.
+func parent(path string) string {
+	if path == "/" {
+		return ""
+	}
+	return filepath.Dir(path)
+}
+
+// enter goes to a directory. It checks what it has opened: the name may have been another
+// directory's before.
+func (p *Place) enter(name string, e *Entry, follow bool, check func(*Entry) error) error {
+	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	if runtime.GOOS == "linux" {
+		flags |= oPath
+	}
+	if !follow {
+		flags |= unix.O_NOFOLLOW
+	}
+	at := p.dir
+	if at < 0 {
+		at = unix.AT_FDCWD
+	}
+	fd, err := openat(at, name, flags, 0)
+	if err != nil {
+		return err
+	}
+	was := e.Stat
+	if err = unix.Fstat(fd, &e.Stat); err == nil && (was.Ino != e.Stat.Ino || was.Dev != e.Stat.Dev) {
+		err = fail(e.Path, check(e))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	p.Close()
+	if e.Path != "" {
+		p.Path = e.Path
+	}
+	p.dir, p.in = fd, e.Stat
+	p.shared = p.shared || openToAll(&p.in)
+	return nil
+}
+
+// oPath is O_PATH of Linux: a directory on the way may permit searching, but not reading.
+const oPath = 0x200000
+
+// openat is openat(2), repeated after signals.
+func openat(dir int, name string, flags int, mode os.FileMode) (fd int, err error) {
+	for {
+		if fd, err = unix.Openat(dir, name, flags|unix.O_CLOEXEC, uint32(mode.Perm())); err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// elements splits a path. A slash at the end says that it must be a directory's.
+func elements(path string) []string {
+	if strings.HasSuffix(path, "/") {
+		path += "."
+	}
+	return slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" })
+}
+
+func fail(path string, err error) error {
+	var pe *os.PathError
+	if err == nil || errors.As(err, &pe) {
+		return err
+	}
+	return &os.PathError{Op: "open", Path: path, Err: err}
+}
+
+// isProc reports whether the directory is one of /proc.
+func (p *Place) isProc() bool {
+	var st unix.Statfs_t
+	const magic = 0x9fa0 // PROC_SUPER_MAGIC
+	return runtime.GOOS == "linux" && unix.Fstatfs(p.dir, &st) == nil && uint64(st.Type) == magic
+}
+
+func (p *Place) readlink(name string) (string, error) {
+	buf := make([]byte, 4096) // PATH_MAX
+	n, err := unix.Readlinkat(p.dir, name, buf)
+	return string(buf[:max(0, n)]), err
+}
+
+// Close closes the directory.
+func (p *Place) Close() {
+	if p.dir >= 0 {
+		unix.Close(p.dir)
+		p.dir = -1
+	}
+}
+
+// Stat returns the file's status. The error is fs.ErrNotExist if there is none.
+func (p *Place) Stat() (*unix.Stat_t, error) {
+	var st unix.Stat_t
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if p.magic {
+		flags = 0
+	}
+	return &st, fail(p.Path, unix.Fstatat(p.dir, p.name, &st, flags))
+}
+
+// Open opens the file, as os.OpenFile does. Where other users may create files, it does
+// not use another user's file, or a file with a second name.
+func (p *Place) Open(flags int, mode os.FileMode) (*os.File, error) {
+	if p.magic {
+		return p.open(flags, mode)
+	}
+	flags |= unix.O_NOFOLLOW
+	if !openToAll(&p.in) && (!p.shared || ours(&p.in)) {
+		return p.open(flags, mode)
+	}
+	var err error
+	for range 3 { // of two processes of ours that create it, one is too late
+		st, err := p.Stat()
+		switch {
+		case err == nil:
+			return p.openKnown(flags, st)
+		case !errors.Is(err, os.ErrNotExist) || flags&os.O_CREATE == 0:
+			return nil, err
+		}
+		var f *os.File
+		if f, err = p.open(flags|os.O_EXCL, mode); !errors.Is(err, os.ErrExist) {
+			return f, err
+		}
+	}
+	return nil, err
+}
+
+func (p *Place) open(flags int, mode os.FileMode) (*os.File, error) {
+	fd, err := openat(p.dir, p.name, flags, mode)
+	if err != nil {
+		return nil, fail(p.Path, err)
+	}
+	return os.NewFile(uintptr(fd), p.Path), nil
+}
+
+// openKnown opens the file that was found, if it is ours and still the same.
+func (p *Place) openKnown(flags int, st *unix.Stat_t) (*os.File, error) {
+	if flags&os.O_EXCL != 0 {
+		return nil, fail(p.Path, unix.EEXIST)
+	}
+	switch device := isType(st, unix.S_IFCHR) || isType(st, unix.S_IFBLK); {
+	case device:
+	case int(st.Uid) != os.Geteuid():
+		return nil, fail(p.Path, fmt.Errorf("belongs to uid %d: not overwritten", st.Uid))
+	case isType(st, unix.S_IFREG) && st.Nlink > 1:
+		return nil, fail(p.Path, errors.New("has a second name elsewhere: not overwritten"))
+	}
+	f, err := p.open(flags&^(os.O_CREATE|os.O_TRUNC), 0)
+	if err != nil {
+		return nil, err
+	}
+	var now unix.Stat_t
+	if err = unix.Fstat(int(f.Fd()), &now); err == nil && (now.Ino != st.Ino || now.Dev != st.Dev) {
+		err = errors.New("was replaced while it was opened")
+	}
+	if err == nil && flags&os.O_TRUNC != 0 && isType(&now, unix.S_IFREG) {
+		err = f.Truncate(0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fail(p.Path, err)
+	}
+	return f, nil
+}
+
+// OpenFile opens a file as os.OpenFile does, but never through another user's link: see
+// [NoForeignLink] and [Place.Open].
+func OpenFile(path string, flags int, mode os.FileMode) (*os.File, error) {
+	if flags&os.O_EXCL != 0 { // then a link at the end is a file that exists
+		if _, err := os.Lstat(path); err == nil {
+			return nil, fail(path, unix.EEXIST)
+		}
+	}
+	p, err := Walk(path, 0, NoForeignLink)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	return p.Open(flags, mode)
+}
+
+// Create creates a file of another name in the same directory. The umask applies to mode.
+func (p *Place) Create(name string, mode os.FileMode) (*os.File, error) {
+	beside := *p
+	beside.name, beside.magic, beside.Path = name, false, filepath.Join(filepath.Dir(p.Path), name)
+	return beside.open(os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
+}
+
+// Replace puts the file that Create has made under a name in the place of this one.
+func (p *Place) Replace(name string) error {
+	return fail(p.Path, unix.Renameat(p.dir, name, p.dir, p.name))
+}
+
+// Remove removes a file that Create has made.
+func (p *Place) Remove(name string) error { return unix.Unlinkat(p.dir, name, 0) }
+
+// Sync makes the names in the directory survive a power cut.
+func (p *Place) Sync() error {
+	fd, err := openat(p.dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err == unix.EACCES { // the directory may be written to, but not read
+		unix.Sync()
+		return nil
+	}
+	if err != nil {
+		return fail(p.Path, err)
+	}
+	dir := os.NewFile(uintptr(fd), filepath.Dir(p.Path))
+	defer dir.Close()
+	return Sync(dir)
+}
+
+// Sync makes the contents of a file survive a power cut. What cannot be synced, such as a
+// pipe, is left alone.
+func Sync(f *os.File) error {
+	err := f.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	return err
+}

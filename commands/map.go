@@ -60,9 +60,12 @@ begins; a second one cancels running calls.
   fbus map --json wc one two three | jq -r 'select(.status != 0).item'
 
 In -o FILE: {} is the item, {.} without extension, {/} its base name, {//} its
-directory, {/.} base name without extension, {#} the call's number. JSON fields:
-item (an array with -N), output, stderr (its last 1 MiB), status, source, code, worker,
-seconds, call, tries; encoding and item_encoding are "base64" where output and item
+directory, {/.} base name without extension, {#} the call's number. What stands before
+an item names a directory that the item cannot leave: with 'out/{}' or '{#}/{}' the item
+../x fails with 65. FILE is on the disk before its call counts as done.
+
+JSON fields: item (an array with -N), output, stderr (its last 1 MiB), status, source,
+code, worker, seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is set if fbus ended the call, file with -o.`,
 		Flags: append(slices.Concat(itemFlags(&o.items), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended")),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -184,4 +185,38 @@ func TestPowerCutFull(t *testing.T) {
 
 func purgeFillers(c *fbus.Client) answer {
 	return askWith(c, "fbus.purge", args.JSON([]byte(`{"state":"delayed","function":"filler"}`)), "")
+}
+
+// TestPowerCutOutput takes the power from a disk when commands have ended with 0: the
+// files that they wrote are there, and what a job log shows as done is there too.
+func TestPowerCutOutput(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount filesystems")
+	}
+	t.Parallel()
+	m, dir := newMountspace(t), t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	m.image(path("outer.img"), 40<<20)
+	m.loop(path("outer.img"), path("outer"), "")
+	m.image(path("outer/disk.img"), 16<<20)
+	m.loop(path("outer/disk.img"), path("disk"), ",commit=300")
+	cmd := exec.Command("fbus", "run", "--offer", "f=cat", "--", "sh", "-ec", `
+echo call | fbus call -o call --status-file status f
+fbus map -o 'map/{}' --each raw f 1 2 3
+fbus map --each raw --joblog log f one two >pages`)
+	cmd.Dir, cmd.Env, cmd.Stderr = path("disk"), os.Environ(), os.Stderr
+	m.must(m.do(cmd.Run))
+	m.still(path("outer"), func() error { return copyFile(path("outer/disk.img"), path("cut.img")) })
+	m.loop(path("cut.img"), path("cut"), "")
+	m.must(m.do(func() error {
+		for name, want := range map[string]string{
+			"call": "call\n", "status": `{"source":"program","status":0`, "map/1": "1", "map/3": "3",
+			"log": "Seq\tHost", "pages": "one\ntwo\n",
+		} {
+			if got, err := os.ReadFile(path("cut/" + name)); !strings.HasPrefix(string(got), want) {
+				t.Errorf("%s: %q, want %q (%v)", name, got, want, err)
+			}
+		}
+		return nil
+	}))
 }

@@ -3,7 +3,6 @@ package fanout
 import (
 	"hash/maphash"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,30 +54,38 @@ func (t Template) Unknown() string {
 	return ""
 }
 
-// holds reports whether a name is in the directory that the template begins with, if
-// there is one: an item may come from anywhere, and its ".." must not lead elsewhere.
-func (t Template) holds(name string) bool {
-	first := t.texts()[0]
-	if first == "" {
-		return true
+// leaves reports whether a value leads out of the directory that the name before it has
+// reached: an item may come from anywhere, and its ".." must not lead elsewhere. The values
+// are marked by NULs. A value that begins the name is free to choose any directory.
+func leaves(marked string) bool {
+	parts := strings.Split(marked, "\x00") // texts, and the values between them
+	for i := 1; i < len(parts); i += 2 {
+		before := strings.Join(parts[:i], "")
+		if before == "" {
+			continue
+		}
+		dir := filepath.Clean(before[:strings.LastIndexByte(before, '/')+1])
+		if rel, err := filepath.Rel(dir, filepath.Clean(before+parts[i])); err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+			return true
+		}
 	}
-	slash := strings.LastIndexByte(first, '/')
-	if slash < 0 {
-		return !slices.Contains(strings.Split(name, "/"), "..")
-	}
-	rel, err := filepath.Rel(filepath.Clean(first[:slash+1]), filepath.Clean(name))
-	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+	return false
 }
 
 // name returns the file's name for an item.
 func (t Template) name(item string, seq int) (string, error) {
-	base := item[strings.LastIndexByte(item, '/')+1:]
-	name := t.expand(item, withoutExtension(item), base, filepath.Dir(item), withoutExtension(base), strconv.Itoa(seq))
-	switch {
-	case !t.holds(name):
-		return "", args.Errorf(args.CodeBadInput, "the output would leave the directory of -o: %s", args.Shorten(name))
-	case strings.ContainsRune(name, 0):
+	if strings.ContainsRune(item, 0) {
 		return "", args.Errorf(args.CodeBadInput, "the name of an output must not contain NUL: %s", args.Shorten(item))
+	}
+	base := item[strings.LastIndexByte(item, '/')+1:]
+	values := []string{item, withoutExtension(item), base, filepath.Dir(item), withoutExtension(base), strconv.Itoa(seq)}
+	name := t.expand(values...)
+	for i, v := range values {
+		values[i] = "\x00" + v + "\x00"
+	}
+	switch {
+	case leaves(t.expand(values...)):
+		return "", args.Errorf(args.CodeBadInput, "the output would leave the directory of -o: %s", args.Shorten(name))
 	case name == "" || strings.HasSuffix(name, "/"):
 		return "", args.Errorf(args.CodeBadInput, "the item makes no name for its output: %q", args.Shorten(item))
 	}

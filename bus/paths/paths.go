@@ -91,11 +91,13 @@ func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) e
 			p.Path, p.name = e.Path, name
 			return nil
 		case err == unix.ENOENT && mkdir != 0:
-			if err := unix.Mkdirat(p.dir, name, uint32(mkdir)); err == nil || err == unix.EEXIST {
-				continue
-			} else {
-				return fail(path, err)
+			if err = unix.Mkdirat(p.dir, name, uint32(mkdir)); err == nil {
+				err = p.Sync()
 			}
+			if err == nil || err == unix.EEXIST {
+				continue
+			}
+			return fail(path, err)
 		case err != nil:
 			return fail(path, err)
 		}

@@ -71,15 +71,20 @@ func (m *Manager) cancelQueued(id ID, must bool) error {
 // endQueued makes the change that ends a job, and takes that out of its line. It returns
 // an attempt that has begun all the same.
 func (m *Manager) endQueued(id ID, must bool, change func(j *Job)) (*Taken, error) {
-	var j *Job
+	var old, j *Job
 	err := m.store.Apply(must, func(t *store.Tx) (err error) {
 		if j, err = t.Job(id); err != nil || j == nil || j.State.Finished() {
 			return store.Wrap(err)
 		}
+		was := *j
+		old = &was
 		return store.Wrap(t.Move(j, func() { change(j) }))
 	})
 	if err != nil || j == nil {
 		return nil, err
+	}
+	if old != nil {
+		m.store.Shares.Change(old, j)
 	}
 	m.mu.Lock()
 	m.unready(j)
@@ -142,15 +147,34 @@ func (m *Manager) deny(id ID, why error) {
 
 // Retry queues a job again that is dead or was cancelled, with all its retries.
 func (m *Manager) Retry(id ID) error {
+	check := func(j *Job) error {
+		if j.State != Dead && j.State != Cancelled {
+			return fmt.Errorf("%s: it is %s: %w", id, j.State, store.ErrState)
+		}
+		return nil
+	}
+	was, err := m.Get(id)
+	if err == nil {
+		err = check(was)
+	}
+	if err != nil {
+		return err
+	}
+	again := *was
+	again.State = Queued
+	if err := m.store.Shares.Take(was, &again); err != nil {
+		return err
+	}
 	var j *Job
-	err := m.store.Apply(false, func(t *store.Tx) (err error) {
+	err = m.store.Apply(false, func(t *store.Tx) (err error) {
 		switch j, err = t.Job(id); {
 		case err != nil:
 			return store.Wrap(err)
 		case j == nil:
 			return ErrNoJob
-		case j.State != Dead && j.State != Cancelled:
-			return fmt.Errorf("%s: it is %s: %w", id, j.State, store.ErrState)
+		}
+		if err := check(j); err != nil { // it may have changed
+			return err
 		}
 		if other, err := t.HoldUnique(j); err != nil {
 			return err
@@ -162,6 +186,7 @@ func (m *Manager) Retry(id ID) error {
 		}))
 	})
 	if err != nil {
+		m.store.Shares.Change(&again, was)
 		return err
 	}
 	m.ready(j)

@@ -39,21 +39,25 @@ func (m *Manager) Ended(t *Taken, end End) {
 		var full *FullError
 		spool := m.store.Spool
 		if errors.As(failed, &full) && !store.IsFull(failed) { // --max-spool: is there ever room for it?
-			fits = t.out.Wanted()+t.errOut.Wanted() <= spool.Max
+			fits = t.out.Wanted()+t.errOut.Wanted() <= m.store.Shares.MostBytes(t.Caller)
 			if spool.NoteFailure("--max-spool") {
 				m.warn("job %s waits for room for its output: %v", t.ID, failed)
 			}
 		}
 		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + failed.Error()}
 		t.out.Drop() // a part of it would take room, and help nobody
-		o.out = spool.NewDraft()
+		o.out = spool.NewDraft(t.Caller)
+		if t.errOut.Failed != nil {
+			t.errOut.Drop()
+			o.stderr = spool.NewDraft(t.Caller)
+		}
 	}
 	o.judge(t.job)
 	if failed != nil && fits && t.job.Laters < maxUnkept {
 		o.never, o.later = false, true // it is not the job's fault, and there may be room again
 	}
 	if !o.ok() {
-		o.cut(m.store.Spool)
+		o.cut(m.store.Spool, t.Caller)
 	}
 	t.finish(o)
 }
@@ -112,11 +116,11 @@ func (o *outcome) drop() {
 
 // cut drops output that has taken the room of arguments and input: the job may need those
 // again.
-func (o *outcome) cut(s *store.Spool) {
+func (o *outcome) cut(s *store.Spool, poster string) {
 	for _, d := range []**store.Draft{&o.out, &o.stderr} {
-		if s.Over() && (*d).Size > 0 {
+		if (*d).Over() {
 			(*d).Drop()
-			*d = s.NewDraft()
+			*d = s.NewDraft(poster)
 			o.end.Message = strings.TrimPrefix(o.end.Message+"; there was no room for its output (--max-spool)", "; ")
 		}
 	}
@@ -174,7 +178,7 @@ type ending struct {
 	o   *outcome
 	try Try
 
-	job      *Job   // as it is then; nil: it was deleted
+	old, job *Job   // as it was, and as it is then; nil: it was deleted
 	children []*Job // that it posts
 	stale    []string
 	freed    int64
@@ -193,6 +197,7 @@ func (e *ending) write(t *store.Tx) error {
 		return store.Wrap(err)
 	}
 	old := *j
+	e.old = &old
 	m.mu.Lock()
 	unwanted := e.t.unwanted
 	m.mu.Unlock()
@@ -243,12 +248,18 @@ func (e *ending) written(err error) {
 		m.warn("job %s: its end could not be kept: %v", a.ID, err)
 		e.job, e.children = nil, nil
 	}
-	m.store.Spool.Used.Add(-e.freed)
-	m.store.Spool.Remove(e.stale...)
-	for _, b := range e.children {
-		m.store.Spool.Used.Add(b.Input.Size)
+	if e.job != nil {
+		if e.o.out != nil {
+			e.freed += e.o.out.Size * e.o.out.Copies // those of the postbacks are known now
+		}
+		m.store.Shares.Change(e.old, e.job)
+		for _, b := range e.children {
+			m.store.Shares.Change(nil, b)
+			e.freed -= b.Input.Size
+		}
+		m.store.Shares.AddBytes(e.job.Poster.Caller, -e.freed)
 	}
-	m.store.Jobs.Add(int64(len(e.children)))
+	m.store.Spool.Remove(e.stale...)
 	a.leave(false)
 	if e.job == nil {
 		e.o.drop()

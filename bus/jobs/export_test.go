@@ -40,7 +40,10 @@ func (m *Manager) FailLinks(err error) {
 func (m *Manager) Failing() bool { return m.store.Unwritable() != nil }
 
 // Totals are how many jobs there are, and bytes of their payloads.
-func (m *Manager) Totals() (jobs, bytes int64) { return m.store.Jobs.Load(), m.store.Spool.Used.Load() }
+func (m *Manager) Totals() (jobs, bytes int64) {
+	held := m.store.Shares.Total()
+	return held.Jobs, held.Bytes
+}
 
 // Files are the names of what is in the spool of a store.
 func Files(dir string) (names []string) {
@@ -124,8 +127,8 @@ func (m *Manager) AwaitIdle() { m.store.Apply(false, func(*store.Tx) error { ret
 func (m *Manager) Lines() (keys []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, lines := range m.functions {
-		for _, l := range lines {
+	for _, q := range m.functions {
+		for _, l := range q.lines {
 			keys = append(keys, l.key)
 		}
 	}
@@ -136,10 +139,22 @@ func (m *Manager) Lines() (keys []string) {
 func (m *Manager) Window() (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, lines := range m.functions {
-		for _, l := range lines {
+	for _, q := range m.functions {
+		for _, l := range q.lines {
 			n += len(l.window)
 		}
 	}
 	return n
+}
+
+// Held is what the jobs of a poster take of the store.
+func (m *Manager) Held(who string) store.Held { return m.store.Shares.Of(who) }
+
+// Compared is with how many lines of a function a worker is compared when it looks for a
+// job.
+func (m *Manager) Compared(function, worker string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	q := m.functions[function]
+	return len(q.globs) + len(q.of(worker, ""))
 }

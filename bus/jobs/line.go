@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fbus/bus/jobs/store"
+	"fbus/bus/wire"
 )
 
 // windowSize is how many jobs of a line are held in memory: the first ones.
@@ -25,6 +26,28 @@ type line struct {
 	filling      bool       // the window is being read
 	behind       bool       // a job has come since then
 	counted      int        // its part of counts
+}
+
+// queue has the lines of one function, by their globs of workers.
+type queue struct {
+	lines map[string]*line
+	globs map[string]*line // those of lines that a worker has to be compared with
+}
+
+// of returns the lines that a worker may take jobs from. Most are looked up: there may be
+// one for each of 100,000 workers.
+func (q *queue) of(worker, connection string) (list []*line) {
+	for _, on := range [...]string{"", worker, "#" + connection} {
+		if l := q.lines[on]; l != nil && q.globs[on] == nil && !slices.Contains(list, l) && wire.MatchWorker(on, worker, connection) {
+			list = append(list, l)
+		}
+	}
+	for on, l := range q.globs {
+		if wire.MatchWorker(on, worker, connection) {
+			list = append(list, l)
+		}
+	}
+	return list
 }
 
 // readyJob is a job's place in its line.
@@ -46,13 +69,18 @@ func readyOf(key []byte) readyJob {
 // line finds or makes a line; all: nothing of it is on disk yet. m.mu is held.
 func (m *Manager) line(key string, all bool) *line {
 	function, on, _ := strings.Cut(key, "\x00")
-	l := m.functions[function][on]
+	q := m.functions[function]
+	if q == nil {
+		q = &queue{lines: map[string]*line{}, globs: map[string]*line{}}
+		m.functions[function] = q
+	}
+	l := q.lines[on]
 	if l == nil {
 		l = &line{key: key, function: function, on: on, all: all}
-		if m.functions[function] == nil {
-			m.functions[function] = map[string]*line{}
+		q.lines[on] = l
+		if o := (Options{On: on}); o.HasGlob() {
+			q.globs[on] = l
 		}
-		m.functions[function][on] = l
 	}
 	return l
 }
@@ -63,9 +91,10 @@ func (m *Manager) tidy(l *line) {
 	if !l.all {
 		n++
 	}
-	lines := m.functions[l.function]
-	if n == 0 && !l.filling && lines[l.on] == l {
-		if delete(lines, l.on); len(lines) == 0 {
+	q := m.functions[l.function]
+	if n == 0 && !l.filling && q != nil && q.lines[l.on] == l {
+		delete(q.globs, l.on)
+		if delete(q.lines, l.on); len(q.lines) == 0 {
 			delete(m.functions, l.function)
 			m.counts.Delete(l.function)
 			return
@@ -82,9 +111,9 @@ func (m *Manager) tidy(l *line) {
 }
 
 // first is the index of the first job that is not among some others.
-func (l *line) first(others []ID) int {
+func (l *line) first(others map[ID]bool) int {
 	for i, r := range l.window {
-		if !slices.Contains(others, r.id) {
+		if !others[r.id] {
 			return i
 		}
 	}
@@ -129,9 +158,9 @@ func (m *Manager) insert(key string, r readyJob) {
 // unready takes a job out of its line that is not to run. m.mu is held.
 func (m *Manager) unready(j *Job) {
 	function, on, _ := strings.Cut(j.QueueKey(), "\x00")
-	if l := m.functions[function][on]; l != nil {
-		l.remove(placeOf(j))
-		m.tidy(l)
+	if q := m.functions[function]; q != nil && q.lines[on] != nil {
+		q.lines[on].remove(placeOf(j))
+		m.tidy(q.lines[on])
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -152,4 +153,59 @@ func TestWaitingIsBounded(t *testing.T) {
 			t.Errorf("%+v", e.res)
 		}
 	}
+}
+
+// TestLinesOfManyWorkers: a worker that looks for a job is compared with the globs of
+// workers, of which there is a bound, and with nothing else, however many lines there are.
+func TestLinesOfManyWorkers(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	post := func(on string) error {
+		_, err := b.m.Post(&jobs.Post{Function: "f", Poster: jobs.Poster{Caller: "uid:0"}, Options: jobs.Options{On: on}})
+		return err
+	}
+	var posts sync.WaitGroup
+	for k := range 20 {
+		posts.Go(func() {
+			for i := range 50 {
+				if err := post(fmt.Sprintf("w%d", 50*k+i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	posts.Wait()
+	n := 0
+	var err error
+	for ; err == nil && n < 1000; n++ {
+		err = post(fmt.Sprintf("*x%d", n))
+	}
+	if n--; n != 256 || !strings.Contains(fmt.Sprint(err), "too many different globs of workers in jobs of uid:0 (limit 256)") {
+		t.Errorf("%d globs, then %v", n, err)
+	}
+	if err := post("*x0"); err != nil {
+		t.Errorf("a glob that is there: %v", err)
+	}
+	c := b.dial("poster")
+	b.refused(c, "f", `{"on":"`+strings.Repeat("*", 257)+`"}`, "", 64, "257 bytes exceeds the limit of 256")
+	for range 2 {
+		if lines, compared := len(b.m.Lines()), b.m.Compared("f", "w7"); lines != 1000+256 || compared != 256+1 {
+			t.Errorf("%d lines, %d compared", lines, compared)
+		}
+		b.restart()
+	}
+	if err := post("*y"); err == nil {
+		t.Error("the globs were forgotten")
+	}
+	ran := make(chan string, 10)
+	for _, name := range []string{"w7", "ax3"} {
+		b.offer(b.dial(name), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+			ran <- name
+			return exit(0)
+		})
+		if got := await(t, "a job of the worker's", ran); got != name {
+			t.Errorf("%s ran", got)
+		}
+	}
+	eventually(t, "there is room for another glob", func() bool { return post("*y") == nil })
 }

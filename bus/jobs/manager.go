@@ -43,8 +43,8 @@ type Manager struct {
 	bytes     int64
 	countedAt time.Time
 
-	mu        sync.Mutex                  // protects the fields below
-	functions map[string]map[string]*line // by function and glob of workers
+	mu        sync.Mutex // protects the fields below
+	functions map[string]*queue
 	active    map[ID]*Taken
 	arriving  []ID                   // posts under way, in order
 	held      map[string]bool        // functions whose first job waits for an older post
@@ -62,7 +62,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
-		functions: map[string]map[string]*line{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan struct{}{},
+		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan struct{}{},
 	}
 	if m.warn == nil {
 		m.warn = func(string, ...any) {}
@@ -129,8 +129,8 @@ func (m *Manager) resume() {
 		return // the next commit fails, and this comes again
 	}
 	m.mu.Lock()
-	for _, lines := range m.functions {
-		for _, l := range lines {
+	for _, q := range m.functions {
+		for _, l := range q.lines {
 			l.window, l.all, l.behind = nil, false, true
 			m.tidy(l)
 		}

@@ -50,16 +50,11 @@ func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 	return q.Options, q.Kind, q.Input, q.Options.Check()
 }
 
-// Post keeps a call. When it returns without an error the job is on disk. With a unique key the id may be that of a job which was there.
+// Post keeps a call. When it returns without an error the job is on disk. With a unique
+// key the id may be that of a job which was there.
 func (m *Manager) Post(p *Post) (ID, error) {
-	if err := m.Room(); err != nil {
+	if err := m.store.Unwritable(); err != nil {
 		return ID{}, err
-	}
-	args, input := m.store.Spool.NewDraft(), m.store.Spool.NewDraft()
-	drop := func() { args.Drop(); input.Drop() }
-	_, err := args.Write(p.Args)
-	if err == nil && p.Input != nil {
-		_, err = io.Copy(input, p.Input)
 	}
 	j := &Job{
 		ID: p.ID, Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
@@ -68,55 +63,48 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	if j.ID == (ID{}) {
 		j.ID = m.store.NextID()
 	}
-	if err == nil {
-		if err = args.Keep(j.ID, store.PartArgs, 0); err == nil {
-			err = input.Keep(j.ID, store.PartInput, 0)
-		}
-	}
-	if err != nil {
-		drop()
+	if err := m.store.Shares.Take(nil, j); err != nil { // before its input comes, however slowly
 		return ID{}, err
 	}
-	j.Args, j.Input = args.Payload, input.Payload
-	if j.Due = j.Options.DueAt(m.store.Time()); j.Due > 0 {
-		j.State = Delayed
+	args, input := m.store.Spool.NewDraft(p.Poster.Caller), m.store.Spool.NewDraft(p.Poster.Caller)
+	_, err := args.Write(p.Args)
+	if err == nil && p.Input != nil {
+		_, err = io.Copy(input, p.Input)
 	}
-	id, err := m.add(j, args, input)
-	if err != nil || id != j.ID {
-		drop()
-		return id, err
+	if err == nil {
+		err = args.Keep(j.ID, store.PartArgs, 0)
 	}
-	if j.State == Queued {
+	if err == nil {
+		err = input.Keep(j.ID, store.PartInput, 0)
+	}
+	id := j.ID
+	if err == nil {
+		j.Args, j.Input = args.Payload, input.Payload
+		if j.Due = j.Options.DueAt(m.store.Time()); j.Due > 0 {
+			j.State = Delayed
+		}
+		id, err = m.add(j, args, input)
+	}
+	switch {
+	case err != nil || id != j.ID:
+		args.Drop()
+		input.Drop()
+		m.store.Shares.Change(j, nil)
+	case j.State == Queued:
 		m.ready(j)
-	} else {
+	default:
 		m.poke()
 	}
-	return id, nil
+	return id, err
 }
 
 // Room returns why nothing can be posted now.
-func (m *Manager) Room() error {
-	if err := m.store.Unwritable(); err != nil {
-		return err
-	}
-	if n := m.store.Jobs.Load(); n >= m.store.MaxJobs {
-		return m.errJobs()
-	}
-	return nil
-}
-
-func (m *Manager) errJobs() error {
-	return &FullError{What: fmt.Sprintf("too many jobs (limit %d, --max-jobs)", m.store.MaxJobs)}
-}
+func (m *Manager) Room() error { return cmp.Or(m.store.Unwritable(), m.store.Shares.Full()) }
 
 // add writes a new job, and returns the id of the one that its unique key belongs
 // to.
 func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 	id := j.ID
-	if m.store.Jobs.Add(1) > m.store.MaxJobs { // others have come first
-		m.store.Jobs.Add(-1)
-		return ID{}, m.errJobs()
-	}
 	result := make(chan error, 1)
 	m.store.Submit(&store.Op{Added: j.ID, Done: func(err error) { result <- err }, Run: func(t *store.Tx) error {
 		id = j.ID
@@ -130,8 +118,5 @@ func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 		return store.Wrap(errors.Join(t.Enter(j), t.WritePart(j, store.PartArgs, args), t.WritePart(j, store.PartInput, input)))
 	}})
 	err := <-result
-	if err != nil || id != j.ID {
-		m.store.Jobs.Add(-1)
-	}
 	return id, err
 }

@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"path"
@@ -48,26 +47,6 @@ func (m *Manager) stateOf(id ID, recorded State) State {
 // Writing returns how long commits have waited for the disk, in all.
 func (m *Manager) Writing() time.Duration { return m.store.Writing() }
 
-// peek reads the first fields of a record, so that a list of many jobs need not decode
-// them all.
-func peek(value []byte) (function, state, caller string, ok bool) {
-	rest := value[min(4, len(value)):]
-	for _, part := range []struct {
-		before string
-		into   *string
-	}{{`{"function":"`, &function}, {`,"state":"`, &state}, {`,"poster":{"caller":"`, &caller}} {
-		if rest, ok = bytes.CutPrefix(rest, []byte(part.before)); !ok {
-			return
-		}
-		var text []byte
-		if text, rest, ok = bytes.Cut(rest, []byte(`"`)); !ok {
-			return
-		}
-		*part.into = string(text)
-	}
-	return
-}
-
 // maxScan bounds how many records one snapshot of the store is used for: pages that are
 // deleted in between cannot be used again before it ends.
 const maxScan = 20000
@@ -101,7 +80,7 @@ func (m *Manager) scan(f *Filter, after ID, back bool, visit func(id ID, record 
 				}
 				after = store.KeyID(k)
 				v := records.Get(k)
-				function, state, caller, ok := peek(v)
+				function, state, caller, ok := store.Peek(v)
 				if ok && f.matches(function, m.stateOf(after, State(state)), caller) && !visit(after, v) {
 					break
 				}
@@ -119,7 +98,7 @@ func (m *Manager) page(f *Filter, after ID, back bool, limit int) (list []*Job, 
 	err = m.scan(f, after, back, func(id ID, record []byte) bool {
 		j, err := store.DecodeJob(id, record)
 		if err != nil {
-			function, state, caller, _ := peek(record)
+			function, state, caller, _ := store.Peek(record)
 			end := endOfDamaged(err)
 			j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &end}
 		}
@@ -149,7 +128,7 @@ const pageSize = 2000
 // count returns how many jobs match.
 func (m *Manager) count(f *Filter) (total int, err error) {
 	if *f == (Filter{}) {
-		return int(m.store.Jobs.Load()), nil
+		return int(m.store.Shares.Total().Jobs), nil
 	}
 	err = m.scan(f, ID{}, false, func(ID, []byte) bool { total++; return true })
 	return total, err
@@ -172,7 +151,7 @@ func (m *Manager) Counts() (byState map[State]int64, bytes int64) {
 	}
 	m.mu.Unlock()
 	err := m.store.View(func(t *store.Tx) error {
-		bytes = t.Size() + m.store.Spool.Used.Load()
+		bytes = t.Size() + m.store.Shares.Total().Bytes
 		for bucket, state := range map[string]State{store.BucketReady: Queued, store.BucketDue: Delayed, store.BucketDead: Dead, store.BucketEnd: ""} {
 			c := t.Bucket([]byte(bucket)).Cursor()
 			for k, v := c.First(); k != nil; k, v = c.Next() {

@@ -66,11 +66,15 @@ func (m *Manager) Ready(function string) int {
 // that it was too busy for. nil: there is none; an error: the store cannot be read, and
 // WakeJobs is called when it can. Take may read the disk.
 func (m *Manager) Take(function, worker, connection string, refused []ID) (*Taken, error) {
+	others := map[ID]bool{}
+	for _, id := range refused {
+		others[id] = true
+	}
 	for {
 		if m.store.Unwritable() != nil { // an end could not be written: the job would run again
 			return nil, nil
 		}
-		t, fill := m.takeFirst(function, worker, connection, refused)
+		t, fill := m.takeFirst(function, worker, connection, others)
 		switch {
 		case fill != nil:
 			if err := m.fill(fill); err != nil {
@@ -88,7 +92,7 @@ func (m *Manager) Take(function, worker, connection string, refused []ID) (*Take
 }
 
 // takeFirst takes a job out of its line, or returns a line that has to be read first.
-func (m *Manager) takeFirst(function, worker, connection string, refused []ID) (*Taken, *line) {
+func (m *Manager) takeFirst(function, worker, connection string, refused map[ID]bool) (*Taken, *line) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.paused || !m.started {
@@ -96,8 +100,12 @@ func (m *Manager) takeFirst(function, worker, connection string, refused []ID) (
 	}
 	var best *line
 	at := 0
-	for _, l := range m.functions[function] {
-		if !wire.MatchWorker(l.on, worker, connection) || l.filling {
+	q := m.functions[function]
+	if q == nil {
+		return nil, nil
+	}
+	for _, l := range q.of(worker, connection) {
+		if l.filling {
 			continue
 		}
 		if len(l.window) == 0 && !l.all {
@@ -153,7 +161,8 @@ func (t *Taken) prepare() (bool, error) {
 		text, _ := json.Marshal(j.Origin)
 		t.Origin = string(text)
 	}
-	t.out, t.errOut = m.store.Spool.NewDraft(), m.store.Spool.NewDraft()
+	t.out, t.errOut = m.store.Spool.NewDraft(t.Caller), m.store.Spool.NewDraft(t.Caller)
+	t.out.Copies = m.store.Shares.Copies(j)
 	t.out.Beyond, t.errOut.Beyond = j.Sent(), j.Sent() // what was sent goes when it is done: see cut
 	t.Stdout, t.Stderr = t.out, t.errOut
 	if err = t.readInput(); err != nil {

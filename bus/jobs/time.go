@@ -185,7 +185,7 @@ func (m *Manager) removed(gone map[ID]*Job, err error) {
 
 // gone updates counters and files after a job was deleted.
 func (m *Manager) gone(j *Job) {
-	m.store.Jobs.Add(-1)
+	m.store.Shares.Change(j, nil)
 	m.mu.Lock()
 	m.unready(j)
 	a := m.active[j.ID]
@@ -193,7 +193,7 @@ func (m *Manager) gone(j *Job) {
 	if a != nil { // it was taken just before
 		m.unwant(errCancelledJob, a)
 	}
-	m.store.Spool.Used.Add(-j.Bytes())
+	m.store.Shares.AddBytes(j.Poster.Caller, -j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
 	m.finished(j.ID)
 }

@@ -13,7 +13,7 @@ import (
 // contents describes the file of a store.
 type contents struct {
 	jobs  int64
-	bytes int64             // of payloads in the file
+	taken Shares            // what they take, if the store is opened for the first time
 	last  ID                // the greatest id
 	meta  map[string][]byte // the bucket meta
 	pages uint64
@@ -38,8 +38,9 @@ func (s *Store) inspect(path string) (*contents, error) {
 				case BucketJobs:
 					c.jobs++
 					c.last = KeyID(k)
-				case BucketData:
-					c.bytes += int64(len(v))
+					if !s.opened {
+						c.taken.read(c.last, sealed)
+					}
 				case BucketReady, BucketDue, BucketEnd, BucketDead:
 					listed++
 				}

@@ -33,9 +33,10 @@ func Open(o Config) (*Store, error) {
 	if o.Warn == nil {
 		o.Warn = func(string, ...any) {}
 	}
+	shares := &Shares{MaxJobs: o.MaxJobs, MaxBytes: o.MaxSpool}
 	s := &Store{
-		place: o.Place, warn: o.Warn, MaxJobs: o.MaxJobs,
-		Spool: &Spool{Max: o.MaxSpool, link: os.Link, warn: o.Warn}, reserve: &reserve{},
+		place: o.Place, warn: o.Warn, Shares: shares,
+		Spool: &Spool{shares: shares, link: os.Link, warn: o.Warn}, reserve: &reserve{},
 		ops: make(chan *Op, 4096), done: make(chan struct{}),
 		Clock: o.Clock, volatile: o.Volatile,
 		commit: (*bolt.Tx).Commit, entropy: ulid.Monotonic(rand.Reader, 0),
@@ -229,24 +230,24 @@ func (s *Store) survey(db *bolt.DB, c *contents) error {
 	if err != nil {
 		return err
 	}
-	used := c.bytes
+	s.Shares.mu.Lock()
+	s.Shares.all, s.Shares.of = c.taken.all, c.taken.of
+	s.Shares.mu.Unlock()
 	err = db.View(func(b *bolt.Tx) error {
 		t := &Tx{b, s}
 		for _, name := range names {
 			st, err := os.Lstat(filepath.Join(s.Spool.dir, name))
 			j, damage := t.Job(fileID(name))
-			known := damage != nil || j != nil && slices.Contains(j.Files(), name)
-			switch {
-			case !known && !s.mended: // its record was never committed
+			switch known := damage != nil || j != nil && slices.Contains(j.Files(), name); {
+			case known:
+			case !s.mended: // its record was never committed
 				s.Spool.Remove(name)
 			case err == nil: // after damage, files without a record are kept
-				used += st.Size()
+				s.Shares.AddBytes("", st.Size())
 			}
 		}
 		return nil
 	})
-	s.Jobs.Store(c.jobs)
-	s.Spool.Used.Store(used)
 	s.mu.Lock()
 	s.idTime = max(s.idTime, c.last.Time()+1)
 	s.mu.Unlock()

@@ -228,6 +228,26 @@ func DecodeJob(id ID, value []byte) (*Job, error) {
 	return j, nil
 }
 
+// Peek reads the first fields of a record, so that a list of many jobs need not decode
+// them all.
+func Peek(value []byte) (function, state, caller string, ok bool) {
+	rest := value[min(4, len(value)):]
+	for _, part := range []struct {
+		before string
+		into   *string
+	}{{`{"function":"`, &function}, {`,"state":"`, &state}, {`,"poster":{"caller":"`, &caller}} {
+		if rest, ok = bytes.CutPrefix(rest, []byte(part.before)); !ok {
+			return
+		}
+		var text []byte
+		if text, rest, ok = bytes.Cut(rest, []byte(`"`)); !ok {
+			return
+		}
+		*part.into = string(text)
+	}
+	return
+}
+
 func Seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // DefaultKeep is how long results are kept.
@@ -249,6 +269,9 @@ func (j *Job) Note(t Try) {
 
 // Equal reports whether two records are the same.
 func (j *Job) Equal(other *Job) bool { return bytes.Equal(j.Encode(), other.Encode()) }
+
+// MaxGlob bounds the bytes of a glob of workers.
+const MaxGlob = 256
 
 // maxSeconds keeps a time in seconds from overflowing: a hundred years.
 const maxSeconds = 100 * 365 * 86400
@@ -273,7 +296,9 @@ func (o *Options) Check() error {
 		return fmt.Errorf("unique: the key is not valid UTF-8")
 	case len(o.Unique) > 1024:
 		return fmt.Errorf("unique: %d bytes exceed the limit of 1024", len(o.Unique))
-	case len(o.On) > 256 || strings.ContainsAny(o.On, "\x00\x01"):
+	case len(o.On) > MaxGlob:
+		return fmt.Errorf("on: a glob of %d bytes exceeds the limit of %d", len(o.On), MaxGlob)
+	case strings.ContainsAny(o.On, "\x00\x01"):
 		return fmt.Errorf("on: not a valid glob of worker names")
 	}
 	if o.At != "" {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
@@ -20,13 +19,12 @@ import (
 // its own.
 const inlineSize = 32 << 10
 
-// Spool is the directory of the large parts. It counts the bytes of all parts.
+// Spool is the directory of the large parts.
 type Spool struct {
-	dir  string
-	Max  int64
-	Used atomic.Int64                // bytes of payloads, in files and in the store
-	link func(old, new string) error // a test makes it fail
-	warn func(format string, args ...any)
+	dir    string
+	shares *Shares                     // counts the bytes of all parts
+	link   func(old, new string) error // a test makes it fail
+	warn   func(format string, args ...any)
 
 	mu     sync.Mutex // protects the fields below
 	left   []string   // names that could not be removed: the disk fails
@@ -34,19 +32,6 @@ type Spool struct {
 }
 
 const tmpPrefix = "tmp-"
-
-// reserve counts n bytes before they are written. Beyond is how far it may exceed the
-// limit.
-func (s *Spool) reserve(n, beyond int64) error {
-	if s.Used.Add(n) > s.Max+beyond {
-		s.Used.Add(-n)
-		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.Max)}
-	}
-	return nil
-}
-
-// Over reports whether the limit is exceeded.
-func (s *Spool) Over() bool { return s.Used.Load() > s.Max }
 
 // Draft is a part that is being written: in memory, and beyond inlineSize in a file.
 type Draft struct {
@@ -56,16 +41,19 @@ type Draft struct {
 	file   *os.File
 	tmp    string
 	short  int64 // bytes that --max-spool had no room for, at least
+	poster string
 	Failed error // why it could not be written; set in Write
 	Beyond int64 // how far it may exceed --max-spool
+	Copies int64 // how often its bytes count beside: postbacks may get it as their input
 }
 
-func (s *Spool) NewDraft() *Draft { return &Draft{spool: s} }
+// NewDraft begins a part of a job of that poster.
+func (s *Spool) NewDraft(poster string) *Draft { return &Draft{spool: s, poster: poster} }
 
 // Write implements io.Writer.
 func (p *Draft) Write(b []byte) (n int, err error) {
 	defer func() { p.Failed = err }()
-	if err := p.spool.reserve(int64(len(b)), p.Beyond); err != nil {
+	if err := p.spool.shares.TakeBytes(p.poster, int64(len(b))*(1+p.Copies), p.Beyond); err != nil {
 		p.short = int64(len(b))
 		return 0, err
 	}
@@ -88,8 +76,11 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 	return len(b), nil
 }
 
-// Wanted returns how many bytes were written, or would have been.
-func (p *Draft) Wanted() int64 { return p.Size + p.short }
+// Wanted returns how many bytes were counted, or would have been.
+func (p *Draft) Wanted() int64 { return (p.Size + p.short) * (1 + p.Copies) }
+
+// Over reports whether it exceeds a bound.
+func (p *Draft) Over() bool { return p.Size > 0 && p.spool.shares.Over(p.poster) }
 
 // Keep syncs and names the file. The record that names it is written afterwards.
 func (p *Draft) Keep(id ID, part byte, attempt int) error {
@@ -118,7 +109,7 @@ func (p *Draft) Drop() {
 	if p == nil {
 		return
 	}
-	p.spool.Used.Add(-p.Size)
+	p.spool.shares.AddBytes(p.poster, -p.Size*(1+p.Copies))
 	p.Size = 0
 	if p.file != nil {
 		p.file.Close()
@@ -160,16 +151,15 @@ func (s *Spool) copy(p Payload, id ID, part byte) error {
 		return err
 	}
 	defer f.Close()
-	d := s.NewDraft()
+	d := s.NewDraft("")
+	d.Copies = -1 // it is counted when it is committed, like a link
 	if _, err = io.Copy(d, f); err == nil {
 		err = d.Keep(id, part, 0)
 	}
 	if err != nil {
 		d.Drop()
-		return err
 	}
-	s.Used.Add(-d.Size) // counted when it is committed, like a link
-	return nil
+	return err
 }
 
 // Remove deletes files. Sweep tries again with those that a failing disk keeps.

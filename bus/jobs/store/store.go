@@ -48,10 +48,9 @@ type Config struct {
 // Store keeps jobs on disk. All changes go through one writer, which commits all those
 // at once that have come during the last commit.
 type Store struct {
-	Clock   Clock
-	Spool   *Spool
-	Jobs    atomic.Int64 // how many there are, in whatever state
-	MaxJobs int64
+	Clock  Clock
+	Spool  *Spool
+	Shares *Shares
 
 	place    func() (string, error) // finds dir, until the store was opened once
 	dir      string

@@ -1,0 +1,279 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Held is what jobs take of a store.
+type Held struct {
+	Jobs  int64 // in whatever state
+	Owed  int64 // postbacks that they may still post
+	Bytes int64 // of payloads, those that are being written included
+}
+
+func (h *Held) add(n Held) {
+	h.Jobs, h.Owed, h.Bytes = h.Jobs+n.Jobs, h.Owed+n.Owed, h.Bytes+n.Bytes
+}
+
+// Shares counts what jobs take, in all and for each poster, and bounds both. A poster may
+// take a quarter of MaxJobs and of MaxBytes while others have jobs, and never more than
+// it leaves free, so that no number of posters fills the store. Root and the node's own
+// user have no share: they may take all.
+type Shares struct {
+	MaxJobs, MaxBytes int64
+
+	mu  sync.Mutex // protects the fields below
+	all Held
+	of  map[string]*holding // by poster, without those that take nothing
+}
+
+// holding is what the jobs of one poster take.
+type holding struct {
+	Held
+	globs map[string]int // the globs of workers of unfinished jobs, and how many have each
+}
+
+// maxGlobs bounds the different globs of workers in a poster's unfinished jobs: a worker
+// that looks for a job is compared with each.
+const maxGlobs = 256
+
+// HasGlob reports whether a job's workers have to be compared with a glob; otherwise
+// they are looked up.
+func (o *Options) HasGlob() bool { return strings.ContainsAny(o.On, `*?[\`) }
+
+// unshared reports a poster that has no share.
+func unshared(who string) bool { return who == ownUser || who == "uid:0" }
+
+var ownUser = "uid:" + strconv.Itoa(os.Getuid())
+
+// PostsBack returns how many jobs the end of a job may post.
+func (j *Job) PostsBack() (n int64) {
+	if j.Then != "" || j.Else != "" {
+		n++
+	}
+	if j.Finally != "" {
+		n++
+	}
+	return n
+}
+
+// Take counts a new job, or with old a finished one that is unfinished again. It refuses
+// one that exceeds a bound.
+func (s *Shares) Take(old, j *Job) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	who, more := j.Poster.Caller, Held{Owed: j.PostsBack()}
+	if old == nil {
+		more.Jobs = 1
+	}
+	err := s.refuseJobs(who, more)
+	if h := s.of[who]; err == nil && h != nil && j.HasGlob() && h.globs[j.On] == 0 && len(h.globs) >= maxGlobs {
+		err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs)}
+	}
+	if err == nil {
+		s.change(old, j)
+	}
+	return err
+}
+
+// Change counts a job that has changed. Old is nil for a new one; j is nil for one that
+// is gone.
+func (s *Shares) Change(old, j *Job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.change(old, j)
+}
+
+func (s *Shares) change(old, j *Job) {
+	if old != nil {
+		s.count(old, -1)
+	}
+	if j != nil {
+		s.count(j, 1)
+	}
+}
+
+// count adds a job, or removes it with n = -1, without its bytes.
+func (s *Shares) count(j *Job, n int64) {
+	more := Held{Jobs: n}
+	h := s.holding(j.Poster.Caller)
+	if !j.State.Finished() {
+		more.Owed = n * j.PostsBack()
+		if j.HasGlob() {
+			if h.globs == nil {
+				h.globs = map[string]int{}
+			}
+			if h.globs[j.On] += int(n); h.globs[j.On] <= 0 {
+				delete(h.globs, j.On)
+			}
+		}
+	}
+	s.add(j.Poster.Caller, more)
+}
+
+// TakeBytes counts bytes before they are written. Beyond is how far they may exceed a
+// bound.
+func (s *Shares) TakeBytes(who string, n, beyond int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.refuseBytes(who, n, beyond)
+	if err == nil {
+		s.add(who, Held{Bytes: n})
+	}
+	return err
+}
+
+// AddBytes counts bytes that are there, or, if negative, are gone.
+func (s *Shares) AddBytes(who string, n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(who, Held{Bytes: n})
+}
+
+// Total returns what all jobs take.
+func (s *Shares) Total() Held {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all
+}
+
+// Over reports whether a poster's jobs take more bytes than they may.
+func (s *Shares) Over(who string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refuseBytes(who, 0, 0) != nil
+}
+
+// MostBytes returns how many bytes a poster may take of a store without other jobs.
+func (s *Shares) MostBytes(who string) int64 {
+	if unshared(who) {
+		return s.MaxBytes
+	}
+	return s.MaxBytes / 2
+}
+
+// Copies returns how often the output of a job counts beside itself, since postbacks may
+// get it as their input: so no poster exceeds its share with them.
+func (s *Shares) Copies(j *Job) int64 {
+	if unshared(j.Poster.Caller) {
+		return 0
+	}
+	return j.PostsBack()
+}
+
+// Full returns why nobody can post, or nil.
+func (s *Shares) Full() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refuseJobs(ownUser, Held{Jobs: 1})
+}
+
+// refuseJobs returns why a poster may not have more jobs. s.mu is held.
+func (s *Shares) refuseJobs(who string, more Held) error {
+	if more.Jobs > 0 && s.all.Jobs+more.Jobs > s.MaxJobs {
+		return &FullError{What: fmt.Sprintf("too many jobs (limit %d, --max-jobs)", s.MaxJobs)}
+	}
+	if unshared(who) || more == (Held{}) {
+		return nil
+	}
+	h := s.held(who)
+	most := s.most(who, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
+	if h.Jobs+h.Owed+more.Jobs+more.Owed > most {
+		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", who, most)}
+	}
+	return nil
+}
+
+// refuseBytes returns why a poster may not write more. s.mu is held.
+func (s *Shares) refuseBytes(who string, n, beyond int64) error {
+	if s.all.Bytes+n > s.MaxBytes+beyond {
+		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.MaxBytes)}
+	}
+	h := s.held(who)
+	most := s.most(who, s.MaxBytes, s.all.Bytes-h.Bytes)
+	if !unshared(who) && h.Bytes+n > most+beyond {
+		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", who, most)}
+	}
+	return nil
+}
+
+// most returns a poster's share of a limit, of which the others take so much: as much as
+// it leaves free, and a quarter while others have jobs. s.mu is held.
+func (s *Shares) most(who string, limit, others int64) int64 {
+	most := max(0, limit-others) / 2
+	if s.all.Jobs > s.held(who).Jobs {
+		most = min(most, limit/4)
+	}
+	return most
+}
+
+// Of returns what the jobs of a poster take.
+func (s *Shares) Of(who string) Held {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held(who)
+}
+
+func (s *Shares) held(who string) Held {
+	if h := s.of[who]; h != nil {
+		return h.Held
+	}
+	return Held{}
+}
+
+// holding finds or makes what is counted for a poster. s.mu is held.
+func (s *Shares) holding(who string) *holding {
+	h := s.of[who]
+	if h == nil {
+		h = &holding{}
+		if s.of == nil {
+			s.of = map[string]*holding{}
+		}
+		s.of[who] = h
+	}
+	return h
+}
+
+// add counts. s.mu is held.
+func (s *Shares) add(who string, more Held) {
+	h := s.holding(who)
+	h.add(more)
+	s.all.add(more)
+	if h.Held == (Held{}) && len(h.globs) == 0 {
+		delete(s.of, who)
+	}
+}
+
+// read counts a record of the store with its payloads. It decodes only what it has to:
+// it is called for all jobs at each start.
+func (s *Shares) read(id ID, sealed []byte) {
+	_, state, who, ok := Peek(sealed)
+	j := &Job{State: State(state), Poster: Poster{Caller: who}}
+	for _, option := range []string{`,"on":"`, `,"then":"`, `,"else":"`, `,"finally":"`} {
+		ok = ok && (j.State.Finished() || !bytes.Contains(sealed, []byte(option)))
+	}
+	if !ok {
+		if full, err := DecodeJob(id, sealed); err == nil {
+			j = full
+		}
+	}
+	size := int64(0)
+	for rest := sealed; ; { // in a text there would be a backslash before the quotes
+		var found bool
+		if _, rest, found = bytes.Cut(rest, []byte(`{"size":`)); !found {
+			break
+		}
+		n := int64(0)
+		for ; len(rest) > 0 && rest[0] >= '0' && rest[0] <= '9'; rest = rest[1:] {
+			n = 10*n + int64(rest[0]-'0')
+		}
+		size += n
+	}
+	s.count(j, 1)
+	s.add(j.Poster.Caller, Held{Bytes: size})
+}

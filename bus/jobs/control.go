@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -55,43 +56,62 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 
 // cancelQueued cancels a job that is not taken; must: its attempt was refused already.
 func (m *Manager) cancelQueued(id ID, must bool) error {
-	taken, err := m.endQueued(id, must, func(j *Job) {
+	taken, err := m.endQueued([]ID{id}, must, func(j *Job) {
 		j.State, j.Due = Cancelled, 0
 		j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
 		j.Finished = m.store.Clock.Wall().UnixMilli()
 		j.Expires = m.store.Now() + int64(j.KeepTime())
 	})
-	if taken != nil && !must { // since
-		m.unwant(errCancelledJob, taken)
+	if !must {
+		m.unwant(errCancelledJob, taken...) // since
 	}
 	m.poke()
 	return err
 }
 
-// endQueued makes the change that ends a job, and takes that out of its line. It returns
-// an attempt that has begun all the same.
-func (m *Manager) endQueued(id ID, must bool, change func(j *Job)) (*Taken, error) {
-	var old, j *Job
-	err := m.store.Apply(must, func(t *store.Tx) (err error) {
-		if j, err = t.Job(id); err != nil || j == nil || j.State.Finished() {
-			return store.Wrap(err)
+// endQueued makes the change that ends jobs, in one commit, and takes them out of their
+// lines. It returns attempts that have begun all the same.
+func (m *Manager) endQueued(ids []ID, must bool, change func(j *Job)) (taken []*Taken, err error) {
+	was, ended := map[ID]*Job{}, map[ID]*Job{} // was: also of a commit that failed, and may be on disk all the same
+	err = m.store.Apply(must, func(t *store.Tx) (damage error) {
+		clear(ended)
+		for _, id := range ids {
+			j, err := t.Job(id)
+			switch {
+			case err != nil:
+				damage = err
+				continue
+			case j == nil:
+				continue
+			case !j.State.Finished():
+				old := *j
+				was[id] = &old
+				if err := t.Move(j, func() { change(j) }); err != nil {
+					return store.Wrap(err)
+				}
+			}
+			ended[id] = j
 		}
-		was := *j
-		old = &was
-		return store.Wrap(t.Move(j, func() { change(j) }))
+		return store.Wrap(damage)
 	})
-	if err != nil || j == nil {
+	if err != nil && !errors.As(err, new(*DamagedError)) {
 		return nil, err
 	}
-	if old != nil {
-		m.store.Shares.Change(old, j)
-	}
 	m.mu.Lock()
-	m.unready(j)
-	taken := m.active[id]
+	for id, j := range ended {
+		m.unready(j)
+		if a := m.active[id]; a != nil {
+			taken = append(taken, a)
+		}
+		if was[id] != nil {
+			m.store.Shares.Change(was[id], j)
+		}
+	}
 	m.mu.Unlock()
-	m.finished(id)
-	return taken, nil
+	for id := range ended {
+		m.finished(id)
+	}
+	return taken, err
 }
 
 // Recheck ends the jobs, running ones too, of posters that may not call their functions
@@ -121,28 +141,32 @@ func (m *Manager) CheckActive() {
 	}
 }
 
+// recheck ends those that wait, many in one commit. One that it misses, since it changes
+// meanwhile or cannot be read, is checked when it is taken.
 func (m *Manager) recheck() {
-	m.each(&Filter{}, ID{}, func(list []*Job) error { // after an error each is checked when it is taken
-		for _, j := range list {
-			if j.State.Finished() || j.Poster.Serial == "" {
-				continue
+	for _, state := range []State{Delayed, Queued} {
+		m.each(m.ctx, &Filter{State: state}, ID{}, pageSize, func(list []*Job) error {
+			var ids []ID
+			why := map[ID]error{}
+			for _, j := range list {
+				if j.Poster.Serial == "" {
+					continue
+				}
+				if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
+					ids = append(ids, j.ID)
+					why[j.ID] = err
+				}
 			}
-			if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
-				m.deny(j.ID, err)
+			if len(ids) == 0 {
+				return nil
 			}
-		}
-		return nil
-	})
-}
-
-// deny makes a job dead whose poster has lost its rights.
-func (m *Manager) deny(id ID, why error) {
-	if a := m.taken(id); a != nil {
-		m.unwant(&args.Error{Code: args.CodeDenied, Message: why.Error()}, a)
-		return
+			_, err := m.endQueued(ids, true, func(j *Job) {
+				o := outcome{end: denied(why[j.ID]), never: true}
+				o.apply(j, m.store.Now(), m.store.Clock.Wall())
+			})
+			return err
+		})
 	}
-	o := outcome{end: denied(why), never: true}
-	m.endQueued(id, true, func(j *Job) { o.apply(j, m.store.Now(), m.store.Clock.Wall()) })
 }
 
 // Retry queues a job again that is dead or was cancelled, with all its retries.
@@ -193,19 +217,19 @@ func (m *Manager) Retry(id ID) error {
 	return nil
 }
 
-// Purge deletes jobs and their results. Without a state it deletes only finished ones. It
-// never deletes a running one.
-func (m *Manager) Purge(f *Filter, older time.Duration) (int, error) {
+// Purge deletes jobs and their results, until ctx ends. Without a state it deletes only
+// finished ones. It never deletes a running one.
+func (m *Manager) Purge(ctx context.Context, f *Filter, older time.Duration) (int, error) {
 	total := 0
 	fits := m.purgeable(f, older)
-	err := m.each(f, ID{}, func(list []*Job) error {
+	err := m.each(ctx, f, ID{}, pageSize, func(list []*Job) error {
 		var ids []ID
 		for _, j := range list {
 			if fits(j) {
 				ids = append(ids, j.ID)
 			}
 		}
-		n, err := m.remove(ids, fits)
+		n, err := m.remove(ctx, ids, fits)
 		total += n
 		return err
 	})
@@ -213,8 +237,8 @@ func (m *Manager) Purge(f *Filter, older time.Duration) (int, error) {
 }
 
 // PurgeThese is Purge for some jobs.
-func (m *Manager) PurgeThese(ids []ID, f *Filter, older time.Duration) (int, error) {
-	return m.remove(ids, m.purgeable(f, older))
+func (m *Manager) PurgeThese(ctx context.Context, ids []ID, f *Filter, older time.Duration) (int, error) {
+	return m.remove(ctx, ids, m.purgeable(f, older))
 }
 
 // purgeable returns which jobs a purge deletes.
@@ -288,13 +312,14 @@ func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
 	}
 }
 
-// Result opens the output of a finished job.
-func (m *Manager) Result(j *Job) (stdout, stderr io.ReadCloser, err error) {
-	out, err := m.store.Content(j, store.PartOutput, j.Output)
+// Result opens the output of a finished job. To verify it, it reads it as a whole, until
+// ctx ends.
+func (m *Manager) Result(ctx context.Context, j *Job) (stdout, stderr io.ReadCloser, err error) {
+	out, err := m.store.Content(ctx, j, store.PartOutput, j.Output)
 	if err != nil {
 		return nil, nil, err
 	}
-	errs, err := m.store.Content(j, store.PartStderr, j.Stderr)
+	errs, err := m.store.Content(ctx, j, store.PartStderr, j.Stderr)
 	if err != nil {
 		out.Close()
 		return nil, nil, err

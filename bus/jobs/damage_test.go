@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -431,7 +432,7 @@ func readResult(m *Manager, id ID) (string, error) {
 	if j.Last != nil && j.Last.Code == "damaged" {
 		return "", &DamagedError{ID: id, What: j.Last.Message}
 	}
-	out, stderr, err := m.Result(j)
+	out, stderr, err := m.Result(context.Background(), j)
 	if err != nil {
 		return "", err
 	}

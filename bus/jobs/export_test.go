@@ -3,6 +3,7 @@ package jobs
 import (
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -157,4 +158,11 @@ func (m *Manager) Compared(function, worker string) int {
 	defer m.mu.Unlock()
 	q := m.functions[function]
 	return len(q.globs) + len(q.of(worker, ""))
+}
+
+// CountCommits counts commits from now on.
+func (m *Manager) CountCommits() *atomic.Int64 {
+	n := new(atomic.Int64)
+	m.store.Inject(func(b *bolt.Tx) error { n.Add(1); return b.Commit() }, nil)
+	return n
 }

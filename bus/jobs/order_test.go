@@ -187,3 +187,45 @@ func TestPoisonElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestNobodyWaits: a list, a purge and the reading of a result end with their caller.
+func TestNobodyWaits(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	b.offer(b.dial("worker"), "f", 1, func(context.Context, *bus.Invocation) bus.Result { return saying(strings.Repeat("x", 100<<10)) })
+	id, _ := jobs.ParseID(b.post(c, "f", "", ""))
+	b.becomes(c, id.String(), jobs.Done)
+	for range 300 {
+		b.post(c, "g", "", "")
+	}
+	gone, leave := context.WithCancel(bg())
+	shown := 0
+	_, err := b.m.List(gone, &jobs.Query{}, func(*bus.JobInfo) error {
+		shown++
+		leave()
+		return nil
+	})
+	if shown != 1 || err != context.Canceled {
+		t.Errorf("%d jobs were shown after the first: %v", shown-1, err)
+	}
+	for _, q := range []jobs.Query{{Filter: jobs.Filter{Function: "absent"}}, {Limit: 1, Newest: true, Filter: jobs.Filter{Function: "?"}}} {
+		if _, err := b.m.List(gone, &q, func(*bus.JobInfo) error { t.Error("a job was shown"); return nil }); err != context.Canceled {
+			t.Errorf("%+v: %v", q, err)
+		}
+	}
+	if n, err := b.m.Purge(gone, &jobs.Filter{State: jobs.Queued}, 0); n != 0 || err != context.Canceled {
+		t.Errorf("%d jobs were purged: %v", n, err)
+	}
+	j, err := b.m.Get(id)
+	if err == nil {
+		_, _, err = b.m.Result(gone, j)
+	}
+	if err != context.Canceled {
+		t.Errorf("the output was read: %v", err)
+	}
+	list, total := b.list(c, `{"newest":true,"limit":250}`)
+	if all, _ := b.list(c, `{}`); total != 301 || len(list) != 250 || list[0].ID != all[51].ID || list[249].ID != all[300].ID {
+		t.Errorf("the newest of %d: %d", total, len(list))
+	}
+}

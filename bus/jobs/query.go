@@ -1,7 +1,7 @@
 package jobs
 
 import (
-	"cmp"
+	"context"
 	"errors"
 	"path"
 	"slices"
@@ -52,8 +52,8 @@ func (m *Manager) Writing() time.Duration { return m.store.Writing() }
 const maxScan = 20000
 
 // scan calls visit with the jobs that match, in the order of their ids, from the first
-// after one on, or backwards from the last, until visit returns false.
-func (m *Manager) scan(f *Filter, after ID, back bool, visit func(id ID, record []byte) bool) (err error) {
+// after one on, or backwards from the last, until visit returns false or ctx ends.
+func (m *Manager) scan(ctx context.Context, f *Filter, after ID, back bool, visit func(id ID, record []byte) bool) (err error) {
 	bucket := store.BucketJobs
 	if f.State == Dead {
 		bucket = store.BucketDead
@@ -78,6 +78,9 @@ func (m *Manager) scan(f *Filter, after ID, back bool, visit func(id ID, record 
 				if n++; n > maxScan {
 					return nil
 				}
+				if n%256 == 0 && ctx.Err() != nil {
+					return ctx.Err()
+				}
 				after = store.KeyID(k)
 				v := records.Get(k)
 				function, state, caller, ok := store.Peek(v)
@@ -92,10 +95,10 @@ func (m *Manager) scan(f *Filter, after ID, back bool, visit func(id ID, record 
 	return err
 }
 
-// page returns the first jobs that match after one, or backwards the last ones, in the
-// order of the scan. Of a damaged job it has the known fields.
-func (m *Manager) page(f *Filter, after ID, back bool, limit int) (list []*Job, err error) {
-	err = m.scan(f, after, back, func(id ID, record []byte) bool {
+// page returns the first jobs that match after one. Of a damaged job it has the known
+// fields.
+func (m *Manager) page(ctx context.Context, f *Filter, after ID, limit int) (list []*Job, err error) {
+	err = m.scan(ctx, f, after, false, func(id ID, record []byte) bool {
 		j, err := store.DecodeJob(id, record)
 		if err != nil {
 			function, state, caller, _ := store.Peek(record)
@@ -109,28 +112,32 @@ func (m *Manager) page(f *Filter, after ID, back bool, limit int) (list []*Job, 
 }
 
 // each calls visit with pages of the jobs that match after one, until it returns an error.
-func (m *Manager) each(f *Filter, after ID, visit func(list []*Job) error) error {
+func (m *Manager) each(ctx context.Context, f *Filter, after ID, size int, visit func(list []*Job) error) error {
 	for {
-		list, err := m.page(f, after, false, pageSize)
+		list, err := m.page(ctx, f, after, size)
 		if err == nil && len(list) > 0 {
 			after = list[len(list)-1].ID
 			err = visit(list)
 		}
-		if err != nil || len(list) < pageSize {
+		if err != nil || len(list) < size {
 			return err
 		}
 	}
 }
 
-// pageSize is how many jobs are read, or deleted, at once.
-const pageSize = 2000
+// pageSize is how many jobs are read, changed or deleted at once, listSize how many are
+// read for a list: 1,000 lists may be under way, and a job has a history.
+const (
+	pageSize = 2000
+	listSize = 100
+)
 
 // count returns how many jobs match.
-func (m *Manager) count(f *Filter) (total int, err error) {
+func (m *Manager) count(ctx context.Context, f *Filter) (total int, err error) {
 	if *f == (Filter{}) {
 		return int(m.store.Shares.Total().Jobs), nil
 	}
-	err = m.scan(f, ID{}, false, func(ID, []byte) bool { total++; return true })
+	err = m.scan(ctx, f, ID{}, false, func(ID, []byte) bool { total++; return true })
 	return total, err
 }
 
@@ -181,8 +188,8 @@ type Query struct {
 	Newest bool // of more than Limit the last, not the first
 }
 
-// List shows jobs that match, oldest first, to each until that returns an error.
-func (m *Manager) List(q *Query, each func(*bus.JobInfo) error) (total int, err error) {
+// List shows jobs that match, oldest first, to each until that returns an error or ctx ends.
+func (m *Manager) List(ctx context.Context, q *Query, each func(*bus.JobInfo) error) (total int, err error) {
 	shown := 0
 	show := func(list []*Job) error {
 		for _, j := range list {
@@ -190,25 +197,44 @@ func (m *Manager) List(q *Query, each func(*bus.JobInfo) error) (total int, err 
 				return errLimit
 			}
 			shown++
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			if err := each(m.Info(j, false)); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
+	after := q.After
 	if q.Newest && q.Limit > 0 {
-		var list []*Job
-		if list, err = m.page(&q.Filter, ID{}, true, q.Limit); err == nil {
-			slices.Reverse(list)
-			err = cmp.Or(show(list), errLimit)
-		}
-	} else {
-		err = m.each(&q.Filter, q.After, show)
+		n := 0
+		err = m.scan(ctx, &q.Filter, ID{}, true, func(id ID, _ []byte) bool { // to the first of them
+			n++
+			after = before(id)
+			return n < q.Limit
+		})
+	}
+	if err == nil {
+		err = m.each(ctx, &q.Filter, after, listSize, show)
+	}
+	if err == nil && q.Newest && q.Limit > 0 {
+		err = errLimit
 	}
 	if err == errLimit {
-		return m.count(&q.Filter)
+		return m.count(ctx, &q.Filter)
 	}
 	return shown, err
+}
+
+// before returns the id before another one.
+func before(id ID) ID {
+	for i := len(id) - 1; i >= 0; i-- {
+		if id[i]--; id[i] != 0xFF {
+			break
+		}
+	}
+	return id
 }
 
 // errLimit ends a list that has as many jobs as were asked for.

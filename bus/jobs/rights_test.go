@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"fbus/bus"
@@ -160,5 +161,37 @@ func TestRevoked(t *testing.T) {
 	}
 	if len(g.started) != 0 {
 		t.Errorf("%d more were run", len(g.started))
+	}
+}
+
+// TestRevokedMany: the queued jobs of a poster who was revoked die in a few commits,
+// however many they are.
+func TestRevokedMany(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	_, p := b.guest("ann", "*")
+	bob, _ := b.guest("bob", "*")
+	const n = 1000
+	var posts sync.WaitGroup
+	for range 10 {
+		posts.Go(func() {
+			for i := range n / 10 {
+				if _, err := b.m.Post(&jobs.Post{Function: "f", Poster: jobs.Poster{Caller: p.Caller, Serial: p.Serial}, Options: jobs.Options{Delay: float64(i % 2 * 3600)}}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	posts.Wait()
+	bobs := b.post(bob, "f", "", "")
+	commits := b.m.CountCommits()
+	b.revoke("ann")
+	root := b.dial("root")
+	eventually(t, "all are dead", func() bool { _, dead := b.list(root, `{"state":"dead","limit":1}`); return dead == n })
+	if n := commits.Load(); n > 20 {
+		t.Errorf("%d commits", n)
+	}
+	if i := b.job(bob, bobs); i.State != jobs.Queued {
+		t.Errorf("%+v", i)
 	}
 }

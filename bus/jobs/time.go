@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"time"
@@ -111,15 +112,18 @@ func (m *Manager) redate() {
 // expire deletes expired results.
 func (m *Manager) expire(ids []ID) error {
 	now := m.store.Now()
-	_, err := m.remove(ids, func(j *Job) bool { return j.State.Finished() && j.State != Dead && j.Expires <= now })
+	_, err := m.remove(m.ctx, ids, func(j *Job) bool { return j.State.Finished() && j.State != Dead && j.Expires <= now })
 	return err
 }
 
-// remove deletes those of some jobs that fit, and counts them. On a full disk it deletes
+// remove deletes those of some jobs that fit, until ctx ends, and counts them. On a full disk it deletes
 // as many at a time as the reserve has room for.
-func (m *Manager) remove(ids []ID, fits func(j *Job) bool) (total int, err error) {
+func (m *Manager) remove(ctx context.Context, ids []ID, fits func(j *Job) bool) (total int, err error) {
 	for size := len(ids); len(ids) > 0; {
-		portion := ids[:min(size, len(ids))]
+		portion := ids[:min(size, len(ids), pageSize)]
+		if err := ctx.Err(); err != nil {
+			return total, err
+		}
 		n, err := m.removeAtOnce(portion, fits)
 		var full *FullError
 		switch {

@@ -42,12 +42,15 @@ func (q *asked) filter(d *bus.JobQuery) jobs.Filter {
 
 // job finds a job that the caller may see. One that is absent and one of somebody else
 // look alike.
-func (q *asked) job(text string) (*jobs.Job, error) {
+func (q *asked) job(ctx context.Context, text string) (*jobs.Job, error) {
 	store, p := q.node.cfg.Jobs, q.peer
 	absent := &args.Error{Code: args.CodeBadInput, Message: args.Shown(text) + ": no such job"}
 	id, ok := jobs.ParseID(text)
-	if !ok {
+	switch {
+	case !ok:
 		return nil, absent
+	case ctx.Err() != nil: // nobody waits for the answer
+		return nil, ctx.Err()
 	}
 	j, err := store.Get(id)
 	switch {
@@ -63,10 +66,10 @@ func (q *asked) job(text string) (*jobs.Job, error) {
 }
 
 // ids finds the jobs of a query that names some.
-func (q *asked) ids(d *bus.JobQuery) ([]jobs.ID, error) {
+func (q *asked) ids(ctx context.Context, d *bus.JobQuery) ([]jobs.ID, error) {
 	ids := make([]jobs.ID, 0, len(d.IDs))
 	for _, text := range d.IDs {
-		j, err := q.job(text)
+		j, err := q.job(ctx, text)
 		if err != nil {
 			return nil, err
 		}
@@ -76,14 +79,14 @@ func (q *asked) ids(d *bus.JobQuery) ([]jobs.ID, error) {
 }
 
 // serveJobs lists jobs.
-func serveJobs(_ context.Context, q *asked) error {
+func serveJobs(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
 	if err != nil {
 		return err
 	}
 	store, total := q.node.cfg.Jobs, len(d.IDs)
 	for _, id := range d.IDs {
-		j, err := q.job(id)
+		j, err := q.job(ctx, id)
 		if err != nil {
 			return err
 		}
@@ -96,7 +99,7 @@ func serveJobs(_ context.Context, q *asked) error {
 	}
 	if len(d.IDs) == 0 {
 		after, _ := jobs.ParseID(d.After)
-		total, err = store.List(&jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
+		total, err = store.List(ctx, &jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
 			q.node.noteUnserved(i)
 			q.line(i)
 			return q.flush()
@@ -135,7 +138,7 @@ func serveResult(ctx context.Context, q *asked) error {
 		}
 	}
 	store := q.node.cfg.Jobs
-	j, err := q.job(words[0])
+	j, err := q.job(ctx, words[0])
 	if err == nil && o.Wait {
 		if o.Timeout > 0 {
 			var cancel context.CancelFunc
@@ -150,7 +153,7 @@ func serveResult(ctx context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	stdout, stderr, err := store.Result(j)
+	stdout, stderr, err := store.Result(ctx, j)
 	if err != nil {
 		return err
 	}
@@ -169,7 +172,7 @@ func serveResult(ctx context.Context, q *asked) error {
 }
 
 // serveRetry queues jobs again.
-func serveRetry(_ context.Context, q *asked) error {
+func serveRetry(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
 	if err == nil && len(d.IDs) == 0 && !d.Dead {
 		err = usageError("fbus.retry takes ids, or \"dead\": true")
@@ -178,10 +181,10 @@ func serveRetry(_ context.Context, q *asked) error {
 		return err
 	}
 	store := q.node.cfg.Jobs
-	ids, err := q.ids(d)
+	ids, err := q.ids(ctx, d)
 	if err == nil && d.Dead {
 		d.State = string(jobs.Dead)
-		_, err = store.List(&jobs.Query{Filter: q.filter(d)}, func(i *bus.JobInfo) error {
+		_, err = store.List(ctx, &jobs.Query{Filter: q.filter(d)}, func(i *bus.JobInfo) error {
 			if i.Code != args.CodeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
 				ids = append(ids, id)
@@ -193,6 +196,9 @@ func serveRetry(_ context.Context, q *asked) error {
 		return err
 	}
 	for _, id := range ids {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err := store.Retry(id); err != nil {
 			return err
 		}
@@ -202,7 +208,7 @@ func serveRetry(_ context.Context, q *asked) error {
 }
 
 // servePurge deletes jobs.
-func servePurge(_ context.Context, q *asked) error {
+func servePurge(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
 	if err == nil && len(d.IDs) == 0 && d.State == "" && d.Older <= 0 {
 		err = usageError("fbus.purge takes a state, an age, or ids")
@@ -216,11 +222,11 @@ func servePurge(_ context.Context, q *asked) error {
 	store, f, count := q.node.cfg.Jobs, q.filter(d), 0
 	older := time.Duration(min(d.Older, 1e9) * float64(time.Second))
 	if len(d.IDs) == 0 {
-		count, err = store.Purge(&f, older)
-	} else if ids, missing := q.ids(d); missing != nil {
+		count, err = store.Purge(ctx, &f, older)
+	} else if ids, missing := q.ids(ctx, d); missing != nil {
 		err = missing
 	} else {
-		count, err = store.PurgeThese(ids, &f, older)
+		count, err = store.PurgeThese(ctx, ids, &f, older)
 	}
 	if err == nil {
 		fmt.Fprintf(&q.out, "{\"purged\":%d}\n", count)
@@ -230,7 +236,7 @@ func servePurge(_ context.Context, q *asked) error {
 
 // cancelJob ends a job, as fbus.cancel does, and answers what it was.
 func cancelJob(ctx context.Context, q *asked, text string) error {
-	j, err := q.job(text)
+	j, err := q.job(ctx, text)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fbus/bus/args"
 	"fmt"
@@ -207,8 +208,8 @@ func (s *Spool) NoteFailure(what string) bool {
 }
 
 // Open opens the file of a part and verifies its checksum: no program and no caller gets
-// bytes that have changed.
-func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
+// bytes that have changed. It ends early with ctx.
+func (s *Spool) Open(ctx context.Context, id ID, part byte, p Payload) (*os.File, error) {
 	damaged := func(what string) error {
 		return &DamagedError{ID: id, What: fmt.Sprintf("%s: %s: %s", partName(part), filepath.Join(s.dir, p.File), what)}
 	}
@@ -217,8 +218,15 @@ func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
 		return nil, damaged(args.WithoutPath(err).Error())
 	}
 	sum := crc32.New(castagnoli())
-	n, err := io.Copy(sum, f)
+	n, err := io.Copy(sum, readerFunc(func(b []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		return f.Read(b)
+	}))
 	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
 	case err != nil:
 		err = damaged(args.WithoutPath(err).Error())
 	case n != p.Size:
@@ -234,6 +242,10 @@ func (s *Spool) Open(id ID, part byte, p Payload) (*os.File, error) {
 	}
 	return f, nil
 }
+
+type readerFunc func(b []byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
 // names lists the files, and deletes unfinished ones.
 func (s *Spool) names() ([]string, error) {

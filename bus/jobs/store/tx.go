@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -233,7 +234,7 @@ func (s *Store) Read(id ID) (j *Job, data []byte, input io.ReadCloser, err error
 		return j, nil, nil, err
 	}
 	if j.Args.File != "" {
-		f, err := s.Spool.Open(id, PartArgs, j.Args)
+		f, err := s.Spool.Open(context.Background(), id, PartArgs, j.Args)
 		if err != nil {
 			return j, nil, nil, err
 		}
@@ -243,7 +244,7 @@ func (s *Store) Read(id ID) (j *Job, data []byte, input io.ReadCloser, err error
 		}
 	}
 	if j.Input.File != "" {
-		if input, err = s.Spool.Open(id, PartInput, j.Input); err != nil {
+		if input, err = s.Spool.Open(context.Background(), id, PartInput, j.Input); err != nil {
 			return j, nil, nil, err
 		}
 		return j, data, input, nil
@@ -264,9 +265,9 @@ func Wrap(err error) error {
 }
 
 // Content opens one part of a job.
-func (s *Store) Content(j *Job, part byte, p Payload) (io.ReadCloser, error) {
+func (s *Store) Content(ctx context.Context, j *Job, part byte, p Payload) (io.ReadCloser, error) {
 	if p.File != "" {
-		return s.Spool.Open(j.ID, part, p)
+		return s.Spool.Open(ctx, j.ID, part, p)
 	}
 	var data []byte
 	err := s.View(func(t *Tx) (err error) {

@@ -243,7 +243,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
 	}
 	if o.sharing.group != "" {
-		config.Local = o.sharing.local
+		config.Local, config.Groups = o.sharing.local, find.Groups
 	}
 	n.log = openLog(network, logFile, warn)
 	config.Log, config.Jobs, config.NoJobs = n.log, n.jobs, noJobs

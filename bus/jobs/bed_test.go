@@ -63,6 +63,7 @@ type bed struct {
 	cfg   jobs.Config
 	clock *clock
 	auth  *trust.Authority // nil: there are no tickets
+	node  node.Config
 
 	m *jobs.Manager
 	n *node.Node
@@ -110,7 +111,8 @@ func (b *bed) open() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	cfg := node.Config{Network: "test", Jobs: m}
+	cfg := b.node
+	cfg.Network, cfg.Jobs = "test", m
 	if b.auth != nil {
 		cfg.Gate, cfg.Authority = b.auth, b.auth
 	}

@@ -3,8 +3,10 @@ package jobs_test
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"fbus/bus"
@@ -192,6 +194,38 @@ func TestRevokedMany(t *testing.T) {
 		t.Errorf("%d commits", n)
 	}
 	if i := b.job(bob, bobs); i.State != jobs.Queued {
+		t.Errorf("%+v", i)
+	}
+}
+
+// TestLeftTheGroup: what a user of this machine may do is looked up when the job is run.
+// Whoever has left the group since does not run anything any more.
+func TestLeftTheGroup(t *testing.T) {
+	t.Parallel()
+	const gid = 4711
+	var member atomic.Bool
+	member.Store(true)
+	b := newBed(t, func(b *bed) {
+		b.node.Groups = func(int) (gids []int, _ error) {
+			if member.Load() {
+				gids = []int{gid}
+			}
+			return gids, nil
+		}
+		b.node.Local = func(uid int, gids []int) (trust.Rights, bool) {
+			return trust.Rights{Call: []string{"*"}}, slices.Contains(gids, gid)
+		}
+	})
+	user := b.dialAs("user", node.Peer{Caller: "uid:4242", Rights: &trust.Rights{Call: []string{"*"}}})
+	g := newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	first, later := b.post(user, "f", "", "now"), b.post(user, "f", `{"delay":3600}`, "later")
+	await(t, "the first", g.started)
+	g.release <- exit(0)
+	b.becomes(user, first, jobs.Done)
+	member.Store(false)
+	b.clock.pass(2 * 3600 * 1e9)
+	if i := b.becomes(b.dial("root"), later, jobs.Dead); i.Code != args.CodeDenied || i.Attempts != 0 || !strings.Contains(i.Message, "may not use this node any more") {
 		t.Errorf("%+v", i)
 	}
 }

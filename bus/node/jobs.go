@@ -19,7 +19,7 @@ import (
 
 // poster returns the poster as the store keeps it with the job.
 func (n *Node) poster(p *Peer) jobs.Poster {
-	who := jobs.Poster{Caller: p.Caller, Serial: p.Serial, Groups: p.groups}
+	who := jobs.Poster{Caller: p.Caller, Serial: p.Serial, Groups: p.lent}
 	if _, ours := n.cfg.Gate.(*trust.Authority); p.Serial != "" && !ours {
 		who.Rights, who.Until = p.Rights.Words(), p.Expires.Unix()
 	}
@@ -49,7 +49,11 @@ func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 		case id == os.Getuid() || id == 0:
 			return nil, nil
 		case n.cfg.Local != nil:
-			if rights, ok := n.cfg.Local(id, who.Groups); ok {
+			groups, err := n.groups(id)
+			if err != nil {
+				return nil, fmt.Errorf("its groups are unknown: %w", err)
+			}
+			if rights, ok := n.cfg.Local(id, append(groups, who.Groups...)); ok {
 				return &rights, nil
 			}
 		}

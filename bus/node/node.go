@@ -61,6 +61,9 @@ type Config struct {
 	// Local returns the rights of another user of this machine, and whether they may
 	// connect at all; nil admits only the node's own user and root.
 	Local func(uid int, gids []int) (trust.Rights, bool)
+	// Groups returns a user's groups as the accounts of this machine are now: a job runs
+	// with what its poster may do then. nil: there are none.
+	Groups func(uid int) ([]int, error)
 	// Gate decides who enters over TCP.
 	Gate Gate
 	// Authority issues tickets; nil: none are issued here.

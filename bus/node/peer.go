@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +24,7 @@ type Peer struct {
 	Expires time.Time     // the connection ends then; zero: never
 	Joining bool          // holds an invitation, which it may exchange and nothing else
 
-	groups   []int           // of a user of this machine
+	lent     []int           // groups of a user of this machine that its account does not have
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *wire.Pulse     // nil on this machine
 	placed   bool            // its place is reserved
@@ -99,6 +100,14 @@ func (n *Node) opener(call string) *session {
 	return n.sessions[k]
 }
 
+// groups returns the groups that a user of this machine has by its account.
+func (n *Node) groups(uid int) ([]int, error) {
+	if n.cfg.Groups == nil {
+		return nil, nil
+	}
+	return n.cfg.Groups(uid)
+}
+
 // local returns the peer of a connection on this machine. The node's own user and root
 // may do everything.
 func (n *Node) local(nc *net.UnixConn) (Peer, error) {
@@ -116,7 +125,11 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			return Peer{}, err
 		}
 		if rights, ok := n.cfg.Local(uid, gids); ok {
-			p.Rights, p.groups, p.placed = &rights, gids, true
+			p.Rights, p.placed = &rights, true
+			account, err := n.groups(uid)
+			if err == nil {
+				p.lent = slices.DeleteFunc(gids, func(gid int) bool { return slices.Contains(account, gid) })
+			}
 			return p, n.room(p.Caller)
 		}
 	}

@@ -59,7 +59,7 @@ const (
 type Poster struct {
 	Caller string   `json:"caller"`           // "uid:0", "ticket:ci": FBUS_CALLER
 	Serial string   `json:"serial,omitempty"` // of the ticket
-	Groups []int    `json:"groups,omitempty"` // of a user of this machine
+	Groups []int    `json:"groups,omitempty"` // of a user of this machine, beside those of its account
 	Rights []string `json:"rights,omitempty"` // of a certificate of another authority
 	Until  int64    `json:"until,omitempty"`  // when that expires, in seconds of the date
 }

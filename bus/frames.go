@@ -2,10 +2,12 @@ package bus
 
 import (
 	"bytes"
+	"io"
+	"strings"
+	"time"
+
 	"fbus/bus/args"
 	"fbus/bus/wire"
-	"io"
-	"time"
 )
 
 // Handle implements [wire.Handler]: it is called by the connection.
@@ -141,7 +143,10 @@ func (c *Client) handleEnd(f *wire.EndFrame) error {
 		return err // it is failed with the connection
 	}
 	delete(c.out, f.ID)
-	message, hint := args.SplitHint(string(f.Message))
+	message, hint := string(f.Message), ""
+	if strings.HasPrefix(call.req.Function, "fbus.") { // the node's own; a worker gives no advice in our name
+		message, hint = args.SplitHint(message)
+	}
 	call.result = Result{
 		End:  End{Source: f.Source, Status: int(f.Status), Code: c.codes.intern(f.Code), Message: message, Hint: hint},
 		Call: string(f.Call), Worker: c.workers.intern(f.Worker),

@@ -3,7 +3,6 @@ package commands
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,7 +55,7 @@ func (o *endOptions) report(run func() (callEnd, error)) error {
 	if status == nil {
 		return err
 	}
-	line, _ := json.Marshal(struct {
+	line, _ := marshal(struct {
 		Source string `json:"source"` // "program", "signal" or "fbus"
 		Status int    `json:"status"` // exit status
 		Code   string `json:"code"`   // "exit", a signal's name, or fbus's code

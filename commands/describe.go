@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"fbus/bus"
+	"fbus/bus/args"
 
 	"github.com/urfave/cli/v2"
 )
@@ -45,31 +45,31 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		return nil
 	}
 	f := list[0]
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(w, "name\t%s\n", f.Name)
-	if f.Description != "" {
-		fmt.Fprintf(w, "description\t%s\n", oneLine(f.Description))
-	}
-	fmt.Fprintf(w, "arguments\t%s\n", oneLine(f.Arguments))
-	fmt.Fprintf(w, "slots\t%d, %d busy\n", f.Slots, f.Busy)
-	fmt.Fprintf(w, "calls\t%d queued, %d done, %d failed\n", f.Queued, f.Done, f.Failed)
-	for _, k := range f.Workers {
-		if k.Note != "" {
-			fmt.Fprintf(w, "note\t%s: %s\n", oneLine(k.Name), oneLine(k.Note))
+	facts(stdout, func(fact func(string, string, ...any)) {
+		fact("name", "%s", f.Name)
+		if f.Description != "" {
+			fact("description", "%s", f.Description)
 		}
-	}
-	w.Flush()
+		fact("arguments", "%s", f.Arguments)
+		fact("slots", "%d, %d busy", f.Slots, f.Busy)
+		fact("calls", "%d queued, %d done, %d failed", f.Queued, f.Done, f.Failed)
+		for _, k := range f.Workers {
+			if k.Note != "" {
+				fact("note", "%s: %s", k.Name, k.Note)
+			}
+		}
+	})
 	var schema bytes.Buffer
 	if f.Schema != nil && json.Indent(&schema, f.Schema, "", "  ") == nil {
 		fmt.Fprintln(stdout, "schema of the arguments:")
 		for line := range strings.SplitSeq(schema.String(), "\n") {
-			fmt.Fprintf(stdout, "  %s\n", oneLine(line))
+			fmt.Fprintf(stdout, "  %s\n", args.OneLine(line))
 		}
 	}
 	fmt.Fprintln(stdout)
-	table(stdout, "WORKER\tIDENTITY\tSLOTS\tBUSY\tIDEMPOTENT\tARGUMENTS", func(w io.Writer) {
+	table(stdout, "WORKER\tIDENTITY\tSLOTS\tBUSY\tIDEMPOTENT\tARGUMENTS", func(row func(...any)) {
 		for _, k := range f.Workers {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\n", oneLine(k.Name), k.Identity, k.Slots, k.Busy, yes(k.Idempotent), oneLine(k.Arguments))
+			row(k.Name, k.Identity, k.Slots, k.Busy, yes(k.Idempotent), k.Arguments)
 		}
 	})
 	return nil

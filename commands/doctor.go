@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -164,9 +163,7 @@ func (x *examination) look() {
 func (o *doctorOptions) print(w io.Writer, f *finding) {
 	switch {
 	case o.json:
-		enc := json.NewEncoder(w)
-		enc.SetEscapeHTML(false)
-		enc.Encode(f) // a write error is reported at the end
+		printJSON(w, f) // a write error is reported at the end
 		return
 	case o.quiet && f.State != failed && f.State != warning:
 		return
@@ -179,9 +176,9 @@ func (o *doctorOptions) print(w io.Writer, f *finding) {
 	if o.verbose && f.State != skipped {
 		took = fmt.Sprintf(" (%s)", f.took.Round(10*time.Microsecond))
 	}
-	fmt.Fprintf(w, "%-4s  %-11s  %s%s\n", state, f.Step, oneLine(f.What), took)
+	fmt.Fprintf(w, "%-4s  %-11s  %s%s\n", state, f.Step, args.OneLine(f.What), took)
 	if f.Hint != "" {
-		fmt.Fprintf(w, "      hint: %s\n", oneLine(f.Hint))
+		fmt.Fprintf(w, "      hint: %s\n", args.OneLine(f.Hint))
 	}
 }
 

@@ -132,7 +132,9 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 		return o.takeBack(text, err)
 	}
 	if !o.look.quiet {
-		say(stderr, describeTicket(text, o.output))
+		for line := range strings.SplitSeq(describeTicket(text, o.output), "\n") {
+			say(stderr, line)
+		}
 	}
 	return nil
 }
@@ -143,19 +145,19 @@ func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
 	f := *explain(unwritten)
 	t, err := trust.ParseTicket(text)
 	if err != nil {
-		f.Message += "\nthe node's answer cannot be read: " + err.Error()
+		f.Message += "; the node's answer cannot be read: " + err.Error()
 		f.Hint = "fbus tickets shows whether there is a ticket that nobody holds"
 		return &f
 	}
 	if _, err := o.look.ask("fbus.revoke", t.Serial); err != nil {
-		f.Message += fmt.Sprintf("\nticket %s was issued but not written, and could not be revoked: %s", t.Name, explain(err).Message)
+		f.Message += fmt.Sprintf("; ticket %s was issued but not written, and could not be revoked: %s", t.Name, explain(err).Message)
 		f.Hint = join("fbus", "revoke", t.Serial)
 		if o.look.node != "" {
 			f.Hint = join("fbus", "revoke", "--node", o.look.node, t.Serial)
 		}
 		return &f
 	}
-	f.Message += fmt.Sprintf("\nticket %s was revoked", t.Name)
+	f.Message += fmt.Sprintf("; ticket %s was revoked", t.Name)
 	return &f
 }
 

@@ -11,7 +11,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"fbus/bus"
@@ -169,10 +168,10 @@ func askJobs(ctx context.Context, c *bus.Client, function string, q *bus.JobQuer
 	if err != nil {
 		return 0, err
 	}
-	lines := &allButLast{each: each}
+	lines := &allButLast{each: func(line []byte) error { return each(args.SafeJSON(line)) }}
 	if _, err = c.Call(ctx, &bus.Request{Function: function, Args: args.JSON(doc), Stdout: lines}); err != nil {
 		if len(lines.last) > 0 {
-			each(lines.last) // a job: there is no total then
+			lines.each(lines.last) // a job: there is no total then
 		}
 		return 0, noStore(err, function)
 	}
@@ -243,9 +242,9 @@ func jobsTable(w io.Writer, list []*jobLine) {
 	if len(list) == 0 {
 		return
 	}
-	table(w, "ID\tFUNCTION\tSTATE\tAGE\tATTEMPTS\tPOSTER\tNOTE", func(w io.Writer) {
+	table(w, "ID\tFUNCTION\tSTATE\tAGE\tATTEMPTS\tPOSTER\tNOTE", func(row func(...any)) {
 		for _, j := range list {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", j.ID, j.Function, j.State, age(j.Age), fmt.Sprint(j.Attempts), oneLine(j.Poster), oneLine(j.note()))
+			row(j.ID, j.Function, j.State, age(j.Age), j.Attempts, j.Poster, j.note())
 		}
 	})
 }
@@ -359,39 +358,36 @@ func (ch *chain) json(out *bytes.Buffer) {
 // show writes the job for a person.
 func (ch *chain) show(stdout io.Writer) {
 	j := ch.job
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	row := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, oneLine(fmt.Sprintf(format, args...)))
-	}
-	text := func(name, value string) {
-		if value != "" {
-			row(name, "%s", value)
+	facts(stdout, func(fact func(string, string, ...any)) {
+		text := func(name, value string) {
+			if value != "" {
+				fact(name, "%s", value)
+			}
 		}
-	}
-	row("id", "%s", j.ID)
-	row("function", "%s", j.Function)
-	row("state", "%s", j.State)
-	text("note", j.Note)
-	row("poster", "%s", j.Poster)
-	row("posted", "%s, %s ago", moment(j.Posted), age(j.Age))
-	text("due", moment(j.Due))
-	text("ended", moment(j.Ended))
-	row("attempts", "%d; %d of %d used", j.Attempts, j.Used, j.Retries+1)
-	text("end", endText(j.JobEnd))
-	if j.Priority != 0 {
-		row("priority", "%d", j.Priority)
-	}
-	text("unique", j.Unique)
-	text("on", j.On)
-	if j.Timeout > 0 {
-		row("timeout", "%s", span(j.Timeout))
-	}
-	row("keep", "%s", span(j.Keep))
-	text("then", j.Then)
-	text("else", j.Else)
-	text("finally", j.Finally)
-	row("bytes", "%d in, %d out, %d stderr", j.In, j.Out, j.Err)
-	w.Flush()
+		fact("id", "%s", j.ID)
+		fact("function", "%s", j.Function)
+		fact("state", "%s", j.State)
+		text("note", j.Note)
+		fact("poster", "%s", j.Poster)
+		fact("posted", "%s, %s ago", moment(j.Posted), age(j.Age))
+		text("due", moment(j.Due))
+		text("ended", moment(j.Ended))
+		fact("attempts", "%d; %d of %d used", j.Attempts, j.Used, j.Retries+1)
+		text("end", endText(j.JobEnd))
+		if j.Priority != 0 {
+			fact("priority", "%d", j.Priority)
+		}
+		text("unique", j.Unique)
+		text("on", j.On)
+		if j.Timeout > 0 {
+			fact("timeout", "%s", span(j.Timeout))
+		}
+		fact("keep", "%s", span(j.Keep))
+		text("then", j.Then)
+		text("else", j.Else)
+		text("finally", j.Finally)
+		fact("bytes", "%d in, %d out, %d stderr", j.In, j.Out, j.Err)
+	})
 	if len(j.History) > 0 {
 		fmt.Fprintln(stdout)
 		table(stdout, "ATTEMPT\tSTARTED\tSECONDS\tWORKER\tCALL\tEND", j.attempts)
@@ -403,21 +399,20 @@ func (ch *chain) show(stdout io.Writer) {
 }
 
 // attempts writes a row for each attempt.
-func (j *jobLine) attempts(w io.Writer) {
+func (j *jobLine) attempts(row func(...any)) {
 	for _, t := range j.History {
 		ran := "-"
 		if !t.Ended.IsZero() {
 			ran = fmt.Sprintf("%.3f", t.Ended.Sub(t.Started).Seconds())
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", t.Attempt, moment(t.Started), ran, orDash(oneLine(t.Worker)), orDash(oneLine(t.Call)),
-			orDash(oneLine(endText(t.JobEnd))))
+		row(t.Attempt, moment(t.Started), ran, orDash(t.Worker), orDash(t.Call), orDash(endText(t.JobEnd)))
 	}
 }
 
 // rows writes a row for each job of the chain, indented below its parent.
-func (ch *chain) rows(w io.Writer) {
+func (ch *chain) rows(row func(...any)) {
 	for _, l := range ch.links {
-		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", l.depth), l.ID, oneLine(l.Function), l.State, fmt.Sprint(l.Attempts), orDash(oneLine(endText(l.JobEnd))))
+		row(strings.Repeat("  ", l.depth)+l.ID, l.Function, l.State, l.Attempts, orDash(endText(l.JobEnd)))
 	}
 }
 

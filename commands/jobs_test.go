@@ -88,7 +88,7 @@ func TestJobsTable(t *testing.T) {
 	)
 	want := `ID FUNCTION STATE AGE ATTEMPTS POSTER NOTE
 A resize running 1h2m5s 2 uid:7 on here
-B resize queued 1.3s 0 ticket: [31m no worker offers it
+B resize queued 1.3s 0 ticket:?[31m no worker offers it
 C resize delayed 1s 1 uid:7 due in 0s, exit 3
 D resize dead 1s 1 uid:7 denied: uid:7 may not call it
 E resize done 1s 1 uid:7 

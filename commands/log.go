@@ -140,7 +140,7 @@ func (r *logReader) read(ctx context.Context, q bus.LogQuery) (entries []logEntr
 		return troubled(err, r.o.node)
 	})
 	if err == nil {
-		entries, next, err = parseLog(out.Bytes())
+		entries, next, err = parseLog(args.SafeJSON(out.Bytes()))
 	}
 	if err == nil && next < q.After {
 		if !r.o.quiet {
@@ -232,7 +232,7 @@ func logRow(e *bus.LogEntry) [6]string {
 		row[4] = strconv.FormatFloat(e.Ran, 'f', 3, 64)
 	}
 	for i := range row {
-		row[i] = oneLine(row[i]) // tabs as well, which would shift the columns
+		row[i] = args.OneLine(row[i]) // tabs as well, which would shift the columns
 	}
 	return row
 }

@@ -34,7 +34,7 @@ func TestLogRows(t *testing.T) {
 		"- - - - refused: bad_hello: from 10.0.0.5: it spoke ftp": {Event: "refused", From: "10.0.0.5", Code: "bad_hello", Message: "it spoke ftp"},
 		"- - - - 7 entries are missing":                           {Event: "dropped", Dropped: 7, Message: "7 entries are missing"},
 		"- - - - ticket: ticket ci: issued":                       {Event: "ticket", Name: "ci", Message: "issued"},
-		"u x  [31m y z 0.000 exit 0":                              {Event: "call", Caller: "u\tx", Function: "\x1b[31m\ny", Worker: "z", Source: "program"},
+		"u x ?[31m y z 0.000 exit 0":                              {Event: "call", Caller: "u\tx", Function: "\x1b[31m\ny", Worker: "z", Source: "program"},
 	} {
 		e.Time = at
 		row := logRow(e)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -61,11 +60,11 @@ func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client
 	return o.connect(ctx, wait, false, os.Stderr)
 }
 
-// output returns the output of a function.
-func output(ctx context.Context, c *bus.Client, name string, args args.Args) ([]byte, error) {
+// output returns the output of one of the node's own functions.
+func output(ctx context.Context, c *bus.Client, name string, a args.Args) ([]byte, error) {
 	var out bytes.Buffer
-	_, err := c.Call(ctx, &bus.Request{Function: name, Args: args, Stdout: &out, Stderr: os.Stderr})
-	return out.Bytes(), err
+	_, err := c.Call(ctx, &bus.Request{Function: name, Args: a, Stdout: &out, Stderr: os.Stderr})
+	return args.SafeJSON(out.Bytes()), err
 }
 
 // decodeLines reads one object a line.
@@ -92,22 +91,39 @@ func askFor[T any](o *lookOptions, name string, words ...string) (list []T, data
 	return list, data, err
 }
 
-// table writes aligned columns.
-func table(stdout io.Writer, head string, rows func(w io.Writer)) {
+// table writes aligned columns, below a heading unless that is empty. Cells with foreign texts
+// cannot break it, or a terminal.
+func table(stdout io.Writer, head string, rows func(row func(cells ...any))) {
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, head)
-	rows(w)
+	if head != "" {
+		fmt.Fprintln(w, head)
+	}
+	rows(func(cells ...any) {
+		for i, c := range cells {
+			if i > 0 {
+				io.WriteString(w, "\t")
+			}
+			io.WriteString(w, args.OneLine(fmt.Sprint(c)))
+		}
+		io.WriteString(w, "\n")
+	})
 	w.Flush()
 }
 
-// oneLine keeps foreign text from breaking a table or a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
+// facts writes lines of a name and a value.
+func facts(stdout io.Writer, lines func(fact func(name, format string, a ...any))) {
+	table(stdout, "", func(row func(...any)) {
+		lines(func(name, format string, a ...any) { row(name, fmt.Sprintf(format, a...)) })
+	})
+}
+
+// printJSON prints a value as one line of JSON.
+func printJSON(stdout io.Writer, v any) error {
+	line, err := marshal(v)
+	if err == nil {
+		_, err = stdout.Write(append(line, '\n'))
+	}
+	return err
 }
 
 func orDash(s string) string { return cmp.Or(s, "-") }

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"fmt"
 	"io"
 	"slices"
 
@@ -37,9 +36,9 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 	if o.json {
 		stdout.Write(data)
 	} else if len(list) > 0 {
-		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(w io.Writer) {
+		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(row func(...any)) {
 			for _, f := range list {
-				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, oneLine(f.Description))
+				row(f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, f.Description)
 			}
 		})
 	}

@@ -147,18 +147,26 @@ func report(stderr io.Writer, err error) int {
 		return exitSignal + int(sig.signal)
 	}
 	f := explain(err)
-	say(stderr, f.Message)
+	for _, message := range messages(f) {
+		say(stderr, message)
+	}
 	if f.Hint != "" && !errors.As(err, new(hintless)) {
 		say(stderr, "hint: "+f.Hint)
 	}
 	return f.Status()
 }
 
-// say prints a message with "fbus: " before each line.
-func say(w io.Writer, msg string) {
-	for line := range strings.SplitSeq(strings.TrimSuffix(msg, "\n"), "\n") {
-		fmt.Fprintf(w, "fbus: %s\n", line)
+// messages returns the message of an error; of several problems in a file, each of them.
+func messages(f *args.Error) []string {
+	if errors.As(f.Err, new(problems)) {
+		return strings.Split(f.Message, "\n")
 	}
+	return []string{f.Message}
+}
+
+// say prints a message as one line, whatever foreign texts are in it.
+func say(w io.Writer, msg string) {
+	fmt.Fprintf(w, "fbus: %s\n", strings.TrimRight(args.OneLine(msg), " "))
 }
 
 // commandTable lists the commands, and how each mixes flags and operands. Only the

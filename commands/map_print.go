@@ -284,13 +284,13 @@ func write(w io.Writer, err *error, texts ...string) {
 // seconds returns a time as JSON lines contain it.
 func seconds(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }
 
-// marshal is [json.Marshal] without escapes for HTML.
+// marshal is [json.Marshal] without escapes for HTML, but with those of [args.SafeJSON].
 func marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	err := enc.Encode(v)
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+	return args.SafeJSON(bytes.TrimSuffix(b.Bytes(), []byte("\n"))), err
 }
 
 // writeOutput writes an output as the inside of a JSON string, in base64 if it is not

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"fbus/bus"
@@ -67,51 +66,58 @@ func status(o *lookOptions, stdout io.Writer) error {
 	}
 	n := list[0]
 	if o.json {
-		return json.NewEncoder(stdout).Encode(statusInfo{p.Addr.String(), p.Why, n})
+		return printJSON(stdout, statusInfo{p.Addr.String(), p.Why, n})
 	}
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	pid := "" // not a guest's business
 	if n.PID > 0 {
 		pid = fmt.Sprintf(", pid %d", n.PID)
 	}
-	fmt.Fprintf(w, "node\t%s%s, version %s\n", oneLine(n.Name), pid, n.Version)
-	fmt.Fprintf(w, "address\t%s\n", p.Addr)
-	fmt.Fprintf(w, "chosen by\t%s\n", p.Why)
-	fmt.Fprintf(w, "network\t%s\n", n.Network)
-	for _, addr := range n.Listens {
-		fmt.Fprintf(w, "listens\t%s, ticket holders only\n", addr)
-	}
-	fmt.Fprintf(w, "you are\t%s: may %s\n", n.Caller, mayDo(n.Rights))
-	fmt.Fprintf(w, "up\t%s\n", age(time.Since(n.Started).Seconds()))
-	fmt.Fprintf(w, "functions\t%d\n", n.Functions)
-	fmt.Fprintf(w, "calls\t%d queued or running\n", n.Calls)
-	if n.NoPosts != "" {
-		fmt.Fprintf(w, "posts\tnone: %s\n", oneLine(n.NoPosts))
-	}
-	if n.Draining {
-		fmt.Fprintf(w, "state\tdraining\n")
-	}
+	var m *bus.Metrics
 	if o.verbose {
-		if err := showMetrics(ctx, c, w); err != nil && !errors.Is(err, bus.ErrDenied) { // a guest sees none
+		if m, err = nodeMetrics(ctx, c); err != nil && !errors.Is(err, bus.ErrDenied) { // a guest sees none
 			return troubled(err, o.node)
 		}
 	}
-	return w.Flush()
+	facts(stdout, func(fact func(string, string, ...any)) {
+		fact("node", "%s%s, version %s", n.Name, pid, n.Version)
+		fact("address", "%s", p.Addr)
+		fact("chosen by", "%s", p.Why)
+		fact("network", "%s", n.Network)
+		for _, addr := range n.Listens {
+			fact("listens", "%s, ticket holders only", addr)
+		}
+		fact("you are", "%s: may %s", n.Caller, mayDo(n.Rights))
+		fact("up", "%s", age(time.Since(n.Started).Seconds()))
+		fact("functions", "%d", n.Functions)
+		fact("calls", "%d queued or running", n.Calls)
+		if n.NoPosts != "" {
+			fact("posts", "none: %s", n.NoPosts)
+		}
+		if n.Draining {
+			fact("state", "draining")
+		}
+		if m != nil {
+			showMetrics(m, fact)
+		}
+	})
+	return nil
+}
+
+// nodeMetrics asks a node for its metrics.
+func nodeMetrics(ctx context.Context, c *bus.Client) (*bus.Metrics, error) {
+	data, err := output(ctx, c, "fbus.metrics", args.Args{})
+	if err != nil {
+		return nil, err
+	}
+	m := &bus.Metrics{}
+	return m, json.Unmarshal(data, m)
 }
 
 // showMetrics prints the main counters and gauges of a node.
-func showMetrics(ctx context.Context, c *bus.Client, w io.Writer) error {
-	data, err := output(ctx, c, "fbus.metrics", args.Args{})
-	if err != nil {
-		return err
-	}
-	var m bus.Metrics
-	if err := json.Unmarshal(data, &m); err != nil {
-		return err
-	}
+func showMetrics(m *bus.Metrics, fact func(name, format string, a ...any)) {
 	n := &m.Node
-	fmt.Fprintf(w, "connections\t%d, refused: %s\n", n.Connections, counted(n.RefusedEntries))
-	fmt.Fprintf(w, "refusals\t%s\n", counted(n.RefusedCalls))
+	fact("connections", "%d, refused: %s", n.Connections, counted(n.RefusedEntries))
+	fact("refusals", "%s", counted(n.RefusedCalls))
 	ended, failed := uint64(0), uint64(0)
 	for _, f := range m.Functions {
 		for _, e := range f.Calls {
@@ -120,16 +126,15 @@ func showMetrics(ctx context.Context, c *bus.Client, w io.Writer) error {
 			}
 		}
 	}
-	fmt.Fprintf(w, "ended\t%d calls, %d of them failed\n", ended, failed)
-	fmt.Fprintf(w, "bytes\t%s in, %s out, %s held for peers\n", sizeText(int64(n.In)), sizeText(int64(n.Out)), sizeText(n.Buffers))
+	fact("ended", "%d calls, %d of them failed", ended, failed)
+	fact("bytes", "%s in, %s out, %s held for peers", sizeText(int64(n.In)), sizeText(int64(n.Out)), sizeText(n.Buffers))
 	if n.Jobs != nil {
-		fmt.Fprintf(w, "jobs\t%s, %s on disk\n", counted(n.Jobs), sizeText(n.StoreBytes))
+		fact("jobs", "%s, %s on disk", counted(n.Jobs), sizeText(n.StoreBytes))
 	}
 	if n.TicketsExpiring >= 0 {
-		fmt.Fprintf(w, "tickets\t%d expire within 30 days\n", n.TicketsExpiring)
+		fact("tickets", "%d expire within 30 days", n.TicketsExpiring)
 	}
-	fmt.Fprintf(w, "memory\t%s, %d goroutines\n", sizeText(int64(n.Memory)), n.Goroutines)
-	return nil
+	fact("memory", "%s, %d goroutines", sizeText(int64(n.Memory)), n.Goroutines)
 }
 
 // counted returns the total, and what it is made of.

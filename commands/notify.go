@@ -3,6 +3,7 @@ package commands
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -14,12 +15,14 @@ import (
 // (sd_notify(3)). NOTIFY_SOCKET stays in our environment for further messages; programs
 // that fbus runs do not get it.
 
-// logf prints a message for a person.
-type logf = func(format string, args ...any)
+// notifyFails is set while messages to the service manager fail, which was reported then.
+var notifyFails atomic.Bool
 
 // notify sends some assignments as one message.
 func notify(warn logf, lines ...string) {
-	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
+	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err == nil {
+		notifyFails.Store(false)
+	} else if !notifyFails.Swap(true) {
 		// A unit of Type=notify is killed without this message: report the reason.
 		warn("cannot notify the service manager of %s: NOTIFY_SOCKET: %v", lines[0], err)
 	}

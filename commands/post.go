@@ -3,7 +3,6 @@ package commands
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -179,7 +178,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	}
 	id := strings.TrimSpace(out.String())
 	if o.json {
-		err = json.NewEncoder(stdout).Encode(postLine{ID: id})
+		err = printJSON(stdout, postLine{ID: id})
 	} else {
 		_, err = fmt.Fprintln(stdout, id)
 	}
@@ -379,7 +378,7 @@ func (p *poster) end(cause error, stderr io.Writer) error {
 	case p.first != nil:
 		e := p.o.explain(p.first.Err)
 		item := (p.first.Seq-1)*p.o.items.Per + 1 // of several that make a job, the first
-		e.Message = fmt.Sprintf("item %d, %s, was not posted: %s; %s", item, oneLine(args.Shorten(taskItems(&p.first.Task))), e.Message, sofar)
+		e.Message = fmt.Sprintf("item %d, %s, was not posted: %s; %s", item, args.Shorten(taskItems(&p.first.Task)), e.Message, sofar)
 		if p.behind > 0 {
 			e.Message += fmt.Sprintf(", of which %d for later items", p.behind)
 		}

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"fmt"
 	"io"
 
 	"fbus/bus"
@@ -37,9 +36,9 @@ func ps(o *lookOptions, stdout io.Writer) error {
 	if err != nil || o.json || len(list) == 0 {
 		return err
 	}
-	table(stdout, "CALL\tFUNCTION\tSTATE\tCALLER\tWORKER\tAGE", func(w io.Writer) {
+	table(stdout, "CALL\tFUNCTION\tSTATE\tCALLER\tWORKER\tAGE", func(row func(...any)) {
 		for _, c := range list {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Call, c.Function, c.State, c.Caller, orDash(oneLine(c.Worker)), age(c.Age))
+			row(c.Call, c.Function, c.State, c.Caller, orDash(c.Worker), age(c.Age))
 		}
 	})
 	return nil

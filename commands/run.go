@@ -129,11 +129,12 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	if err != nil {
 		return fail(args.CodeInternal, "private directory: %v", args.PathReason(err))
 	}
-	var note func(string, ...any)
-	if o.verbose {
-		note = logger(stderr)
+	log, ended := logger(stderr)
+	note := log
+	if !o.verbose {
+		note, ended = nil, nil
 	}
-	stop, err := privateBus(dir, list, env, logger(stderr), note)
+	stop, err := privateBus(dir, list, env, log, note, ended)
 	if err != nil {
 		return err
 	}
@@ -182,7 +183,7 @@ func privateEnv(dir string) ([]string, error) {
 }
 
 // privateBus starts the node and the offers; stop ends both.
-func privateBus(dir string, list []*function, env []string, log, note func(string, ...any)) (stop func(), err error) {
+func privateBus(dir string, list []*function, env []string, log, note, ended logf) (stop func(), err error) {
 	socket := filepath.Join(dir, "bus.sock")
 	var open []func()
 	stopAll := func() {
@@ -214,7 +215,7 @@ func privateBus(dir string, list []*function, env []string, log, note func(strin
 	for _, f := range list {
 		f.env = slices.Concat(env[:1], env[2:], f.env) // the function sets FBUS_NODE
 	}
-	w, err := newWorker(list, socket, log, note)
+	w, err := newWorker(list, socket, log, ended)
 	if err != nil {
 		return nil, err
 	}

@@ -147,8 +147,8 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	tuned.node.Store(n.Node)
 	defer n.close()
 	n.sayReady()
-	notifyReady(logger(stderr), n.status())
-	defer watchdog(logger(stderr), func() { n.Open() })()
+	notifyReady(n.warn, n.status())
+	defer watchdog(n.warn, func() { n.Open() })()
 	select {
 	case err := <-n.served:
 		return fmt.Errorf("listening: %w", err)
@@ -156,7 +156,7 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	}
 	ctx, cancel := drainTime(o.drain.d, signals)
 	defer cancel()
-	defer notifyDraining(logger(stderr), n.Open, o.drain.d)()
+	defer notifyDraining(n.warn, n.Open, o.drain.d)()
 	n.drain(ctx, o.drain.d)
 	return nil
 }
@@ -167,6 +167,7 @@ type servedNode struct {
 	o      *serveOptions
 	path   string
 	stderr io.Writer
+	warn   logf
 	l      []*node.Listener
 	door   *door
 
@@ -197,15 +198,16 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	warn, _ := logger(stderr)
 	network := networkID(o.network, stderr)
 	fixed, path := o.socket != "", o.socket
 	if !fixed {
-		path = defaultSocket(logger(stderr))
+		path = defaultSocket(warn)
 		for _, p := range find.Sockets(os.Getuid()) {
 			node.RemoveStale(p)
 		}
 	}
-	n := &servedNode{o: o, stderr: stderr}
+	n := &servedNode{o: o, stderr: stderr, warn: warn}
 	logFile, err := openLogFile(o.log, stdout)
 	if err != nil {
 		return nil, err
@@ -220,7 +222,6 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 			n.close()
 		}
 	}()
-	warn := logger(stderr)
 	for _, l := range n.l {
 		if err := o.sharing.open(l, warn); err != nil {
 			return nil, err

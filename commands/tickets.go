@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -51,20 +50,17 @@ func tickets(o *lookOptions, all bool, stdout io.Writer) error {
 		list = slices.DeleteFunc(list, func(t bus.TicketInfo) bool { return !t.Live(now) || t.Into != "" && t.Connected == 0 })
 	}
 	if o.json {
-		enc := json.NewEncoder(stdout)
-		enc.SetEscapeHTML(false)
 		for _, t := range list {
-			enc.Encode(t) // a write error is reported at the end
+			printJSON(stdout, t) // a write error is reported at the end
 		}
 		return nil
 	}
 	if len(list) == 0 {
 		return nil
 	}
-	table(stdout, "NAME\tRIGHTS\tSTATE\tISSUED\tEXPIRES\tSEEN\tFROM\tCONNECTED", func(w io.Writer) {
+	table(stdout, "NAME\tRIGHTS\tSTATE\tISSUED\tEXPIRES\tSEEN\tFROM\tCONNECTED", func(row func(...any)) {
 		for _, t := range list {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", t.Name, t.Rights, stateOf(&t.Record, now),
-				localTime(t.Issued), localTime(t.Expires), localTime(t.Seen), orDash(oneLine(t.From)), t.Connected)
+			row(t.Name, t.Rights, stateOf(&t.Record, now), localTime(t.Issued), localTime(t.Expires), localTime(t.Seen), orDash(t.From), t.Connected)
 		}
 	})
 	return nil

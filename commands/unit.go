@@ -69,7 +69,8 @@ the files belong into ~/.config/systemd/user, and the command is systemctl --use
 				return usage("--socket-unit is for serve only: up does not listen")
 			}
 			o.command = words[0]
-			return unit(o, ctx.App.Writer, logger(ctx.App.ErrWriter))
+			warn, _ := logger(ctx.App.ErrWriter)
+			return unit(o, ctx.App.Writer, warn)
 		},
 	}
 }

@@ -212,7 +212,9 @@ func (c changes) String() string {
 func (r *reloader) reload(ctx context.Context) {
 	config, wrong := r.o.read()
 	if len(wrong) > 0 {
-		r.w.log("%s", explain(wrong.err()).Message)
+		for _, message := range messages(explain(wrong.err())) {
+			r.w.log("%s", message)
+		}
 		r.w.log("not reloaded: the functions stay as they were")
 		return
 	}
@@ -302,9 +304,9 @@ func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	if len(config.functions) == 0 {
 		return nil
 	}
-	table(stdout, "NAME\tSLOTS\tMODE\tARGUMENTS\tCOMMAND", func(w io.Writer) {
+	table(stdout, "NAME\tSLOTS\tMODE\tARGUMENTS\tCOMMAND", func(row func(...any)) {
 		for _, f := range config.functions {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", f.name, f.calls, orDash(f.mode()), arguments[f], oneLine(join(f.argv)))
+			row(f.name, f.calls, orDash(f.mode()), arguments[f], join(f.argv))
 		}
 	})
 	return nil

@@ -41,6 +41,15 @@ type part struct {
 // problems are the errors in a file, each with its position first.
 type problems []*args.Error
 
+// Error returns the messages, each on a line.
+func (p problems) Error() string {
+	lines := make([]string, len(p))
+	for i, f := range p {
+		lines[i] = args.OneLine(f.Message)
+	}
+	return strings.Join(lines, "\n")
+}
+
 func (p *problems) add(at, format string, args ...any) *args.Error {
 	f := usage("%s: %s", at, fmt.Sprintf(format, args...))
 	*p = append(*p, f)
@@ -55,8 +64,7 @@ func (p problems) err() error {
 	}
 	all := *p[0]
 	for _, f := range p[1:] {
-		all.Message += "\n" + f.Message
-		all.Hint = ""
+		all.Message, all.Hint, all.Err = "", "", p
 		if f.Status() == args.StatusOf(args.CodeUsage) {
 			all.Code = f.Code
 		}

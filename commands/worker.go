@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -288,10 +287,9 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 	if err := keeper.BecomeReaper(); err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
-	log := logger(stderr)
-	var ended func(string, ...any)
-	if o.verbose {
-		ended = log
+	log, ended := logger(stderr)
+	if !o.verbose {
+		ended = nil
 	}
 	outliveReaders()
 	tuned := tune()
@@ -378,15 +376,5 @@ func work(ctx context.Context, served chan error, signals, hangups <-chan os.Sig
 		return err
 	case <-signals:
 		return nil
-	}
-}
-
-// logger writes messages, one line at a time.
-func logger(stderr io.Writer) func(string, ...any) {
-	var mu sync.Mutex
-	return func(format string, args ...any) {
-		mu.Lock()
-		defer mu.Unlock()
-		say(stderr, fmt.Sprintf(format, args...))
 	}
 }

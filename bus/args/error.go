@@ -91,8 +91,10 @@ func SplitHint(text string) (message, hint string) {
 	return message, hint
 }
 
-// WireMessage returns the message and the hint as one text, as frames carry them.
+// WireMessage returns the message and the hint as one text, as frames carry them. A message
+// cannot contain a hint.
 func WireMessage(message, hint string) string {
+	message = strings.ReplaceAll(message, hintLine, " ")
 	if hint == "" {
 		return message
 	}
@@ -172,16 +174,6 @@ func WithoutPath(err error) error {
 		return pe.Err
 	}
 	return err
-}
-
-// Shorten makes the beginning of a text from elsewhere fit for a message.
-func Shorten[T string | []byte](p T) string {
-	const most = 60
-	s := string(p[:min(len(p), most)])
-	if len(p) > most {
-		s += "…"
-	}
-	return strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 }
 
 // Codes returns all codes that this version knows.

@@ -28,21 +28,3 @@ func CheckNetwork(id string) error {
 	}
 	return nil
 }
-
-// maxShown bounds a foreign text in a message, in bytes.
-const maxShown = 200
-
-// Shown makes a foreign text fit for a message: at most 200 bytes, and no control
-// characters.
-func Shown[T string | []byte](text T) string {
-	more := ""
-	if len(text) > maxShown {
-		text, more = text[:maxShown], "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0xfffd {
-			return '?'
-		}
-		return r
-	}, string(text)) + more
-}

@@ -20,14 +20,3 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
-
-func TestShown(t *testing.T) {
-	for text, want := range map[string]string{
-		"plain é": "plain é", "a\x1b[31m\n": "a?[31m?", "\xff": "?", "\u009b": "?",
-		strings.Repeat("x", 201): strings.Repeat("x", 200) + "…",
-	} {
-		if got := Shown(text); got != want {
-			t.Errorf("%q: %q", text, got)
-		}
-	}
-}

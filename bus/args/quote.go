@@ -3,6 +3,7 @@ package args
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/kballard/go-shellquote"
 )
@@ -11,7 +12,7 @@ import (
 func Quote(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
-		if strings.ContainsFunc(w, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		if strings.ContainsFunc(w, func(r rune) bool { return r == utf8.RuneError || Unsafe(r) }) {
 			quoted[i] = quoteControl(w)
 		} else {
 			quoted[i] = shellquote.Join(w)
@@ -20,7 +21,7 @@ func Quote(words ...string) string {
 	return strings.Join(quoted, " ")
 }
 
-// quoteControl writes a word with control characters in $'…'.
+// quoteControl writes a word with unsafe characters in $'…'.
 func quoteControl(w string) string {
 	b := []byte("$'")
 	for _, c := range []byte(w) {
@@ -31,7 +32,7 @@ func quoteControl(w string) string {
 			b = append(b, `\n`...)
 		case c == '\t':
 			b = append(b, `\t`...)
-		case c < ' ' || c == 0x7f:
+		case c < ' ' || c >= 0x7f:
 			b = fmt.Appendf(b, `\x%02x`, c)
 		default:
 			b = append(b, c)

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // maxText bounds a text in an entry, in bytes. Peers choose most of them.
@@ -110,13 +111,12 @@ func appendText(dst []byte, s string) []byte {
 }
 
 func appendEscaped(dst []byte, s string) []byte {
-	const hex = "0123456789abcdef"
 	for _, r := range s { // bytes that are not UTF-8 become U+FFFD
 		switch {
 		case r == '"' || r == '\\':
 			dst = append(dst, '\\', byte(r))
-		case r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029':
-			dst = append(dst, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+		case args.Unsafe(r):
+			dst = args.AppendEscape(dst, r)
 		default:
 			dst = utf8.AppendRune(dst, r)
 		}

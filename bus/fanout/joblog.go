@@ -172,7 +172,7 @@ func orColon(worker string) string {
 	if worker == "" {
 		return ":"
 	}
-	return strings.NewReplacer("\t", " ", "\n", " ").Replace(worker)
+	return args.OneLine(worker)
 }
 
 // Flush writes the outcomes that were added.

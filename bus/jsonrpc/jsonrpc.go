@@ -246,7 +246,7 @@ func AppendAnswer(dst, id []byte, e *Error, output []byte, text bool) []byte {
 
 func appendMember(dst []byte, name, value string) []byte {
 	dst = append(append(append(dst, `,"`...), name...), `":`...)
-	return args.AppendString(dst, []byte(strings.ToValidUTF8(value, "\ufffd")))
+	return append(dst, args.SafeJSON(args.AppendString(nil, []byte(value)))...)
 }
 
 func appendResult(dst, output []byte, text bool) []byte {

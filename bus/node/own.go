@@ -126,9 +126,11 @@ type asked struct {
 
 // line appends a line of JSON to the answer.
 func (q *asked) line(v any) {
-	enc := json.NewEncoder(&q.out)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	enc.Encode(v)
+	q.out.Write(args.SafeJSON(b.Bytes())) // some show it on a terminal as it is
 }
 
 // flush sends what there is of a long answer.

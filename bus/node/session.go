@@ -72,7 +72,7 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	case *wire.OfferFrame:
 		return s.handleOffer(b, f)
 	case *wire.ErrorFrame:
-		return fmt.Errorf("peer gave up: %s: %s", f.Code, f.Message)
+		return fmt.Errorf("peer gave up: %s: %s", args.Shown(f.Code), args.Shown(f.Message))
 	case *wire.HelloFrame:
 		return protocol("second HELLO")
 	}

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -53,9 +52,9 @@ func (c caught) Error() string { return "ended by " + c.String() }
 // report prints an error and returns the exit status for it.
 func report(w io.Writer, err error) int {
 	e := args.AsError(err, args.CodeInternal)
-	fmt.Fprintln(w, "fbus:", strings.ReplaceAll(e.Error(), "\n", "\nfbus: "))
+	fmt.Fprintln(w, "fbus:", args.OneLine(e.Error()))
 	if e.Hint != "" {
-		fmt.Fprintln(w, "fbus: hint:", e.Hint)
+		fmt.Fprintln(w, "fbus: hint:", args.OneLine(e.Hint))
 	}
 	return e.Status()
 }

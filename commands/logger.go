@@ -1,0 +1,54 @@
+package commands
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// logf prints a message for a person.
+type logf = func(format string, args ...any)
+
+// messageBurst is how many messages of one kind are printed in a messageTime.
+const messageBurst = 50
+
+var messageTime = time.Minute
+
+// logger returns a function that prints messages. Peers can cause any number of them. So of
+// each kind, which is a format, only the first ones in a minute are printed, and the others are
+// counted. all prints every message.
+func logger(stderr io.Writer) (limited, all logf) {
+	type kind struct {
+		n    int
+		last string
+	}
+	var mu sync.Mutex // protects kinds, and keeps lines apart
+	kinds := map[string]*kind{}
+	all = func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		say(stderr, fmt.Sprintf(format, args...))
+	}
+	return func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		k := kinds[format]
+		if k == nil {
+			k = &kind{}
+			kinds[format] = k
+			time.AfterFunc(messageTime, func() {
+				mu.Lock()
+				defer mu.Unlock()
+				delete(kinds, format)
+				if k.n > messageBurst {
+					say(stderr, fmt.Sprintf("%s (the last of %d messages like this that were not printed)", k.last, k.n-messageBurst))
+				}
+			})
+		}
+		k.last = fmt.Sprintf(format, args...)
+		if k.n++; k.n <= messageBurst {
+			say(stderr, k.last)
+		}
+	}, all
+}

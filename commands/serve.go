@@ -69,7 +69,9 @@ offer every function and see their own calls, but not administer the node. The t
 
 With your own PKI (--tls-cert, --tls-key, --tls-ca) the node's certificate names its
 host. Clients need certificates with the URI names of tickets, in the files FBUS_TLS_CERT,
-FBUS_TLS_KEY and FBUS_TLS_CA. Files that have changed are read again.
+FBUS_TLS_KEY and FBUS_TLS_CA. --tls-crl FILE has the revocation lists of its CAs. Files
+that have changed are read again, and connections that they no longer allow are closed. A
+revocation list that is overdue stays in use, with a warning.
 
   fbus serve &
   fbus serve --socket /run/user/1000/bus.sock --log calls.jsonl

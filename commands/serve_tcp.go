@@ -24,6 +24,7 @@ type tcpOptions struct {
 	listen         []string
 	off            bool
 	cert, key, ca  string
+	crl            string
 	keepAlive      durationValue
 	maxConnections int
 	maxPerTicket   int
@@ -36,6 +37,7 @@ func (o *tcpOptions) flags() []cli.Flag {
 		&cli.StringFlag{Name: "tls-cert", Usage: "the node's certificate, in `FILE` (PEM): your own PKI", Destination: &o.cert},
 		&cli.StringFlag{Name: "tls-key", Usage: "its key, in `FILE`", Destination: &o.key},
 		&cli.StringFlag{Name: "tls-ca", Usage: "clients with a certificate of the CA in `FILE` may connect, with the rights in it", Destination: &o.ca},
+		&cli.StringFlag{Name: "tls-crl", Usage: "but not one that a revocation list in `FILE` names (PEM or DER, signed by a CA of --tls-ca)", Destination: &o.crl},
 		keepAliveFlag(&o.keepAlive, "close a silent connection after `D`, at least 3s; default 10s"),
 		&cli.IntFlag{Name: "max-connections", Usage: "at most `N` connections", DefaultText: fmt.Sprint(node.DefaultConnections), Destination: &o.maxConnections},
 		&cli.IntFlag{Name: "max-per-ticket", Usage: "at most `N` of them with one ticket", DefaultText: fmt.Sprint(node.DefaultPerTicket), Destination: &o.maxPerTicket},
@@ -49,6 +51,8 @@ func (o *tcpOptions) check() error {
 		return usage("--no-tcp and --listen exclude each other")
 	case len(given) != 0 && len(given) != 3:
 		return usage("--tls-cert, --tls-key and --tls-ca go together")
+	case o.crl != "" && len(given) == 0:
+		return usage("--tls-crl needs --tls-cert, --tls-key and --tls-ca").WithHint("with tickets: fbus revoke NAME")
 	case o.off && len(given) > 0:
 		return usage("--no-tcp and --tls-cert exclude each other")
 	case o.maxConnections < 1:
@@ -131,11 +135,14 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 // openGate opens the authority or PKI that admits peers.
 func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if d.o.cert != "" {
-		err := find.Readable("--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca)
-		if err != nil {
+		files := []string{"--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca}
+		if d.o.crl != "" {
+			files = append(files, "--tls-crl ", d.o.crl)
+		}
+		if err := find.Readable(files...); err != nil {
 			return err
 		}
-		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, nil)
+		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, d.o.crl, nil)
 		var e *args.Error
 		if errors.As(err, &e) && e.Code == args.CodeWrongUse {
 			return usage("--tls-cert %s", e.Message).WithHint("%s", e.Hint)

@@ -186,7 +186,7 @@ func (o *unitOptions) up(warn logf) (time.Duration, error) {
 func (o *unitOptions) serve(t *unitText, warn logf) (time.Duration, error) {
 	s := newServeOptions()
 	files := map[string]*string{
-		"socket": &s.socket, "log": &s.log, "config": &s.config, "tls-cert": &s.tcp.cert, "tls-key": &s.tcp.key, "tls-ca": &s.tcp.ca,
+		"socket": &s.socket, "log": &s.log, "config": &s.config, "tls-cert": &s.tcp.cert, "tls-key": &s.tcp.key, "tls-ca": &s.tcp.ca, "tls-crl": &s.tcp.crl,
 	}
 	ctx, err := o.parseFor(s.flags(), 0)
 	if err != nil {

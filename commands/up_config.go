@@ -213,7 +213,7 @@ func longNames(table flagTable) []string {
 // path makes the value of an option absolute if it is a path relative to the file.
 func (c *configFile) path(key, value string) string {
 	switch key {
-	case "socket", "tls-cert", "tls-key", "tls-ca", "chdir", "schema":
+	case "socket", "tls-cert", "tls-key", "tls-ca", "tls-crl", "chdir", "schema":
 		return under(c.base, value)
 	case "log":
 		if value != "-" {

@@ -51,6 +51,10 @@ var trustClock func() time.Time
 // The first certificate of -by signs it, whether it may or not; without, it signs
 // itself. FILE gets the certificate, its key, and that of who has signed it, as a
 // ticket has them.
+//
+//	forge -crl -o FILE -by FILE [REVOKED…]
+//
+// makes a list of revoked certificates, the first of each file.
 func forge(ts *testscript.TestScript, neg bool, args []string) {
 	flags := flag.NewFlagSet("forge", flag.ContinueOnError)
 	o := flags.String("o", "", "")
@@ -59,7 +63,20 @@ func forge(ts *testscript.TestScript, neg bool, args []string) {
 	from, to := flags.Duration("from", -time.Hour, ""), flags.Duration("to", time.Hour, "")
 	cn, dns, ip := flags.String("cn", "ticket x", ""), flags.String("dns", "", ""), flags.String("ip", "", "")
 	uris, uses := flags.String("uri", "fbus:name:x,fbus:call:*", ""), flags.String("use", "client", "")
+	crl := flags.Bool("crl", false, "")
 	ts.Check(flags.Parse(args))
+	if *crl {
+		parent, _, signer := readSigner(ts, *by)
+		list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+		for _, file := range flags.Args() {
+			c, _, _ := readSigner(ts, file)
+			list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: time.Now()})
+		}
+		der, err := x509.CreateRevocationList(rand.Reader, list, parent, signer)
+		ts.Check(err)
+		ts.Check(os.WriteFile(ts.MkAbs(*o), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), 0o600))
+		return
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ts.Check(err)
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
@@ -70,7 +87,7 @@ func forge(ts *testscript.TestScript, neg bool, args []string) {
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 	}
 	if *ca {
-		c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign
+		c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 		*uris, *uses = "", ""
 	}
 	for _, u := range split(*uris) {

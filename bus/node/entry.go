@@ -172,6 +172,29 @@ func (n *Node) Revoked(serials []string) {
 	}
 }
 
+// checkPeers closes the connections of peers that the gate would not admit now.
+func (n *Node) checkPeers() {
+	var peers []Peer
+	n.mu.Lock()
+	for _, s := range n.sessions {
+		if s.peer.identity != nil {
+			peers = append(peers, s.peer)
+		}
+	}
+	n.mu.Unlock()
+	gone := map[*trust.Identity]bool{}
+	for _, p := range peers {
+		if err := n.cfg.Gate.Check(p.identity); err != nil {
+			gone[p.identity] = true
+			n.refused(p.From, p.Caller, p.identity, err)
+		}
+	}
+	n.dismiss(args.CodeRevoked, "the certificate was revoked, or its CA is not trusted any more", func(p *Peer) bool { return gone[p.identity] })
+	if n.cfg.Jobs != nil {
+		n.cfg.Jobs.Recheck()
+	}
+}
+
 // dismiss closes the connections of some peers with an error.
 func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	var list []*session

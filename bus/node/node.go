@@ -158,8 +158,11 @@ func New(cfg Config) (*Node, error) {
 	}
 	n.budget.Max = MaxBuffers
 	if cfg.Gate != nil {
-		if a, ok := cfg.Gate.(*trust.Authority); ok {
-			a.OnRevoke(n.Revoked)
+		switch gate := cfg.Gate.(type) {
+		case *trust.Authority:
+			gate.OnRevoke(n.Revoked)
+		case *trust.Files:
+			gate.OnChange(n.checkPeers)
 		}
 		gate := gateWatch{node: n}
 		gate.look() // a wrong clock is reported at once

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus/args"
@@ -17,6 +18,9 @@ type Identity struct {
 	Rights  Rights    // empty while Joining
 	Expires time.Time // the connection must end then
 	Joining bool      // an invitation: it may only exchange itself
+
+	chain   []*x509.Certificate        // as the peer of another PKI sent it
+	checked atomic.Pointer[filesState] // the files that it was checked against
 }
 
 // Caller returns the name for FBUS_CALLER and the log: "ticket:NAME". The holder of an

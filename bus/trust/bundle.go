@@ -89,7 +89,7 @@ func readBounded(path string) ([]byte, os.FileMode, error) {
 	if info.IsDir() {
 		return nil, 0, errorf(args.CodeBadTicket, "%s: is a directory", path)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	data, err := io.ReadAll(io.LimitReader(f, listLimit))
 	if err != nil {
 		return nil, 0, errorf(args.CodeStorage, "%v", err)
 	}

@@ -1,9 +1,13 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -15,19 +19,24 @@ import (
 // Files are a certificate, its key and a CA from an external PKI (fbus serve --tls-cert,
 // --tls-key, --tls-ca). A client needs a client certificate from that CA, direct or
 // through intermediates, with the URI names of a ticket; one without fbus:name: is
-// refused. There is no list. Only that PKI issues and revokes certificates; removing the
-// CA from the file also shuts them out.
+// refused. There is no list. Only that PKI issues and revokes certificates. A node refuses
+// those that a file of revocation lists (CRL, --tls-crl) names, and those of a CA that was
+// removed from the file of CAs. A list that is older than its own next update stays in use.
 type Files struct {
-	cert, key, ca string
-	node          bool // set for a node's files
-	now           func() time.Time
-	current       atomic.Pointer[filesState]
+	cert, key, ca, crl string // crl may be empty
+	node               bool   // set for a node's files
+	now                func() time.Time
+	current            atomic.Pointer[filesState]
+	onChange           func() // nil: none
 }
 
 type filesState struct {
-	pair  *tls.Certificate
-	pool  *x509.CertPool
-	files [3]os.FileInfo // as last read
+	pair    *tls.Certificate
+	pool    *x509.CertPool
+	signers []*x509.Certificate // of revocation lists: the CAs in the file, now or before
+	revoked map[string]bool     // by listKey
+	next    time.Time           // the next update of a revocation list is due
+	files   []os.FileInfo       // as last read
 }
 
 // OpenFiles reads the files of a client. now may be nil.
@@ -35,10 +44,11 @@ func OpenFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
 	return openFiles(&Files{cert: cert, key: key, ca: ca, now: now})
 }
 
-// OpenNodeFiles reads the files of a node. It refuses a certificate that no client would
-// accept, with [CodeWrongUse]. now may be nil.
-func OpenNodeFiles(cert, key, ca string, now func() time.Time) (*Files, error) {
-	return openFiles(&Files{cert: cert, key: key, ca: ca, node: true, now: now})
+// OpenNodeFiles reads the files of a node; crl may be empty. It refuses a certificate that
+// no client would accept, with [CodeWrongUse]. One that is only outside of its validity
+// period is used: the clock may be wrong, and Refresh reports it. now may be nil.
+func OpenNodeFiles(cert, key, ca, crl string, now func() time.Time) (*Files, error) {
+	return openFiles(&Files{cert: cert, key: key, ca: ca, crl: crl, node: true, now: now})
 }
 
 func openFiles(f *Files) (*Files, error) {
@@ -78,16 +88,110 @@ func (f *Files) Reload() error {
 	if !pool.AppendCertsFromPEM(caText) {
 		return errorf(args.CodeBadTicket, "%s: it has no certificate", f.ca).WithHint("a certificate is expected, in PEM: BEGIN CERTIFICATE")
 	}
+	next, old := &filesState{pair: &pair, pool: pool, files: files}, f.current.Load()
 	if f.node { // the node reports problems of a client's certificate
-		if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
-			return err
-		}
 		if err := checkNode(pair.Leaf, f.cert); err != nil {
 			return err
 		}
+		if old != nil && checkTime(old.pair.Leaf, f.cert, f.now()) == nil {
+			if err := checkTime(pair.Leaf, f.cert, f.now()); err != nil {
+				return err
+			}
+		}
 	}
-	f.current.Store(&filesState{&pair, pool, files})
+	if f.crl != "" {
+		if err := next.readLists(f.crl, caText, old); err != nil {
+			return err
+		}
+	}
+	f.current.Store(next)
 	return nil
+}
+
+// readLists reads the revocation lists in a file, PEM or DER. Each must be signed by a CA in
+// the file of CAs, or by one that was in it before: taking out a CA must not depend on the
+// file of lists.
+func (s *filesState) readLists(file string, caText []byte, old *filesState) error {
+	text, _, err := readBounded(file)
+	if err != nil {
+		return err
+	}
+	if s.signers, err = certificates(caText); err != nil {
+		return err
+	}
+	if old != nil {
+		s.signers = append(s.signers, slices.DeleteFunc(slices.Clone(old.signers), func(c *x509.Certificate) bool { return slices.ContainsFunc(s.signers, c.Equal) })...)
+	}
+	lists := [][]byte{text}
+	if block, rest := pem.Decode(text); block != nil {
+		for lists = nil; block != nil; block, rest = pem.Decode(rest) {
+			if block.Type != "X509 CRL" {
+				return errorf(args.CodeBadTicket, "%s: there is a block %q in it", file, args.Shown(block.Type)).WithHint("it must hold revocation lists only, in PEM (BEGIN X509 CRL) or DER")
+			}
+			lists = append(lists, block.Bytes)
+		}
+	}
+	s.revoked = map[string]bool{}
+	for _, der := range lists {
+		if err := s.addList(der); err != nil {
+			return errorf(args.CodeBadTicket, "%s: %v", file, err)
+		}
+	}
+	return nil
+}
+
+func (s *filesState) addList(der []byte) error {
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return errorf(args.CodeBadTicket, "not a revocation list: %v", err).WithHint("it must hold revocation lists (CRL), in PEM or DER")
+	}
+	err = errors.New("no CA has that name")
+	if !slices.ContainsFunc(s.signers, func(ca *x509.Certificate) bool {
+		if !bytes.Equal(ca.RawSubject, list.RawIssuer) {
+			return false
+		}
+		err = list.CheckSignatureFrom(ca)
+		return err == nil
+	}) {
+		return errorf(args.CodeBadTicket, "the revocation list of %q was not signed by a CA in the file of CAs: %v", args.Shown(list.Issuer.CommonName), err).
+			WithHint("a CA's certificate needs the key usage cRLSign; the file of CAs must also hold an intermediate CA that signs a list")
+	}
+	// RFC 5280, sections 5.2 and 5.3: a list with an unknown critical extension is a delta or
+	// covers only some certificates.
+	extensions := list.Extensions
+	for i := range list.RevokedCertificateEntries {
+		extensions = append(extensions, list.RevokedCertificateEntries[i].Extensions...)
+	}
+	for _, x := range extensions {
+		if x.Critical {
+			return errorf(args.CodeBadTicket, "the revocation list of %q is not a complete list: it has the critical extension %s", args.Shown(list.Issuer.CommonName), x.Id)
+		}
+	}
+	for _, r := range list.RevokedCertificateEntries {
+		s.revoked[listKey(list.RawIssuer, r.SerialNumber)] = true
+	}
+	if !list.NextUpdate.IsZero() && (s.next.IsZero() || list.NextUpdate.Before(s.next)) {
+		s.next = list.NextUpdate
+	}
+	return nil
+}
+
+// listKey identifies a certificate: serials are unique for each issuer only.
+func listKey(issuer []byte, serial *big.Int) string { return string(issuer) + serialText(serial) }
+
+// certificates returns the certificates in a PEM text.
+func certificates(text []byte) (list []*x509.Certificate, err error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != certBlock {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, errorf(args.CodeBadTicket, "a certificate of a CA is malformed: %v", err)
+		}
+		list = append(list, c)
+	}
+	return list, nil
 }
 
 // checkNode returns an error if clients would refuse a node's certificate, whatever
@@ -104,7 +208,14 @@ func checkNode(c *x509.Certificate, file string) error {
 	return nil
 }
 
-// Refresh reads the files again if one of them has changed, as it does at a renewal.
+// OnChange registers a function that Refresh calls after it has read files that changed:
+// Check may now refuse peers that were admitted before. Register it before the first
+// Refresh.
+func (f *Files) OnChange(changed func()) { f.onChange = changed }
+
+// Refresh reads the files again if one of them has changed, as it does at a renewal. It
+// returns an error while the node's certificate is not valid by this clock, or a revocation
+// list is overdue.
 func (f *Files) Refresh() error {
 	now, err := f.stat()
 	if err != nil {
@@ -112,8 +223,28 @@ func (f *Files) Refresh() error {
 	}
 	for i, was := range f.current.Load().files {
 		if !os.SameFile(was, now[i]) || !was.ModTime().Equal(now[i].ModTime()) || was.Size() != now[i].Size() {
-			return stale(f.Reload())
+			if err := f.Reload(); err != nil {
+				return stale(err)
+			}
+			if f.onChange != nil {
+				f.onChange()
+			}
+			break
 		}
+	}
+	return f.checkClock()
+}
+
+func (f *Files) checkClock() error {
+	s, now := f.current.Load(), f.now()
+	leaf := s.pair.Leaf
+	switch {
+	case f.node && now.Before(leaf.NotBefore):
+		return errorf(args.CodeNotYetValid, "%s: by this clock the certificate is not yet valid, not before %s, so no client accepts this node", f.cert, stamp(leaf.NotBefore)).WithHint("check the clock of this machine: date -u")
+	case f.node && now.After(leaf.NotAfter):
+		return errorf(args.CodeExpired, "%s: by this clock the certificate expired at %s, so no client accepts this node", f.cert, stamp(leaf.NotAfter)).WithHint("replace the file, it is read again; or check the clock of this machine: date -u")
+	case !s.next.IsZero() && now.After(s.next):
+		return errorf(args.CodeExpired, "%s: a revocation list should have been replaced at %s: it stays in use, but later revocations are not known", f.crl, stamp(s.next))
 	}
 	return nil
 }
@@ -126,11 +257,16 @@ func stale(err error) error {
 	return err
 }
 
-func (f *Files) stat() (files [3]os.FileInfo, err error) {
-	for i, name := range []string{f.cert, f.key, f.ca} {
-		if files[i], err = os.Stat(name); err != nil {
-			return files, errorf(args.CodeStorage, "%v", err)
+func (f *Files) stat() (files []os.FileInfo, err error) {
+	for _, name := range []string{f.cert, f.key, f.ca, f.crl} {
+		if name == "" {
+			continue
 		}
+		info, err := os.Stat(name)
+		if err != nil {
+			return nil, errorf(args.CodeStorage, "%v", err)
+		}
+		files = append(files, info)
 	}
 	return files, nil
 }
@@ -169,13 +305,36 @@ func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 	if n.join {
 		return nil, errorf(args.CodeBadCertificate, "the certificate is an invitation, which this node does not exchange").WithHint("the node uses its own PKI")
 	}
-	return &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter}, nil
+	id := &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter, chain: cs.PeerCertificates}
+	return id, f.Check(id)
 }
 
-// Check reports, as an error, that an admitted peer would now be refused.
+// Check reports, as an error, that an admitted peer would now be refused. Unless the files
+// have changed since the last check, it costs nothing.
 func (f *Files) Check(id *Identity) error {
-	if now := f.now(); now.After(id.Expires) {
+	now, s := f.now(), f.current.Load()
+	if now.After(id.Expires) {
 		return expired("the certificate of "+id.Name, id.Expires, now)
 	}
+	if id.checked.Load() == s {
+		return nil
+	}
+	between := x509.NewCertPool()
+	for _, c := range id.chain[1:] {
+		between.AddCert(c)
+	}
+	chains, err := id.chain[0].Verify(x509.VerifyOptions{Roots: s.pool, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{clientUse}})
+	if err != nil {
+		return errorf(args.CodeRevoked, "the certificate of %s was signed by a CA that this node does not trust any more: %v", id.Name, err)
+	}
+	if !slices.ContainsFunc(chains, s.unrevoked) {
+		return errorf(args.CodeRevoked, "the certificate of %s was revoked, according to the list of its CA", id.Name).WithHint("ask for a new one")
+	}
+	id.checked.Store(s)
 	return nil
+}
+
+// unrevoked reports whether no list names a certificate of the chain.
+func (s *filesState) unrevoked(chain []*x509.Certificate) bool {
+	return !slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return s.revoked[listKey(c.RawIssuer, c.SerialNumber)] })
 }

@@ -2,8 +2,13 @@ package trust
 
 import (
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,14 +141,15 @@ func TestFilesErrors(t *testing.T) {
 	_, err = OpenFiles(cert, key, ca, c.now)
 	wantCode(t, err, args.CodeUnsafe, "chmod")
 	must(t, os.Chmod(key, 0o640))
+	// With a wrong clock a node starts, and is right once the clock is.
 	c.add(48 * time.Hour)
-	_, err = OpenNodeFiles(cert, key, ca, c.now)
-	wantCode(t, err, args.CodeExpired, "clock", cert)
-	_, err = OpenFiles(cert, key, ca, c.now)
+	f, err := OpenNodeFiles(cert, key, ca, "", c.now)
 	must(t, err)
+	wantCode(t, f.Refresh(), args.CodeExpired, "clock", cert)
 	c.add(-96 * time.Hour)
-	_, err = OpenNodeFiles(cert, key, ca, c.now)
-	wantCode(t, err, args.CodeNotYetValid, "clock")
+	wantCode(t, f.Refresh(), args.CodeNotYetValid, "clock")
+	c.add(48 * time.Hour)
+	must(t, f.Refresh())
 }
 
 // TestNodeFiles checks that a node's certificate that no client would accept is refused
@@ -158,14 +164,14 @@ func TestNodeFiles(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		cert, key, ca, client := writePKI(t, dir, func(x *x509.Certificate) { x.DNSNames = []string{"a.example"}; change(x) })
-		f, err := OpenNodeFiles(cert, key, ca, c.now)
+		f, err := OpenNodeFiles(cert, key, ca, "", c.now)
 		must(t, err)
 		before := f.current.Load()
 		secret, err := keyPEM(client.PrivateKey)
 		must(t, err)
 		must(t, os.WriteFile(cert, certPEM(client.Leaf.Raw), 0o644))
 		must(t, os.WriteFile(key, secret, 0o600))
-		_, err = OpenNodeFiles(cert, key, ca, c.now)
+		_, err = OpenNodeFiles(cert, key, ca, "", c.now)
 		if want == "" {
 			must(t, err)
 			must(t, f.Refresh())
@@ -177,4 +183,146 @@ func TestNodeFiles(t *testing.T) {
 			t.Errorf("%s: those that were read before are in use no more", want)
 		}
 	}
+}
+
+// crlCA creates a CA that may sign revocation lists, below another one unless that is nil.
+func crlCA(t *testing.T, name string, by *x509.Certificate, byKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := newKey()
+	must(t, err)
+	c := &x509.Certificate{
+		SerialNumber: serialNumber(newSerial()), Subject: pkix.Name{CommonName: name}, NotBefore: newClock().now(), NotAfter: newClock().now().Add(caLife),
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true,
+	}
+	if by == nil {
+		by, byKey = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, by, key.Public(), byKey)
+	must(t, err)
+	ca, err := x509.ParseCertificate(der)
+	must(t, err)
+	return ca, key
+}
+
+// crl creates a revocation list, in DER.
+func crl(t *testing.T, ca *x509.Certificate, key *ecdsa.PrivateKey, critical bool, revoked ...*x509.Certificate) []byte {
+	t.Helper()
+	now := newClock().now()
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(30 * 24 * time.Hour)}
+	for _, c := range revoked {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now})
+	}
+	if critical { // issuingDistributionPoint
+		list.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}}
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, ca, key)
+	must(t, err)
+	return der
+}
+
+func crlPEM(lists ...[]byte) (text []byte) {
+	for _, der := range lists {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
+	}
+	return text
+}
+
+// replace writes a file as a renewal does.
+func replace(t *testing.T, file string, text []byte) {
+	t.Helper()
+	must(t, os.WriteFile(file+".new", text, 0o600))
+	must(t, os.Rename(file+".new", file))
+}
+
+// TestRevocationLists checks that certificates that a list names, and those of a CA that was
+// removed, do not enter, and that peers that have entered are refused from the next refresh
+// on.
+func TestRevocationLists(t *testing.T) {
+	c, dir := newClock(), t.TempDir()
+	root, rootKey := crlCA(t, "root", nil, nil)
+	middle, middleKey := crlCA(t, "middle", root, rootKey)
+	cert, key, ca, _ := writePKI(t, dir, nil)
+	lists := filepath.Join(dir, "crl")
+	own, err := os.ReadFile(ca) // of the node alone
+	must(t, err)
+	replace(t, ca, slices.Concat(own, certPEM(root.Raw)))
+	one, two, below := testLeaf(t, root, rootKey, nil), testLeaf(t, root, rootKey, nil), testLeaf(t, middle, middleKey, nil)
+	below.Certificate = append(below.Certificate, middle.Raw)
+	replace(t, lists, crlPEM(crl(t, root, rootKey, false, one.Leaf)))
+	f, err := OpenNodeFiles(cert, key, ca, lists, c.now)
+	must(t, err)
+	changes := 0
+	f.OnChange(func() { changes++ })
+	must(t, f.Refresh())
+	n := serve(t, f, c.now)
+	client, err := OpenFiles(cert, key, ca, c.now)
+	must(t, err)
+	enter := func(cert *tls.Certificate) *Identity {
+		t.Helper()
+		if got, err := n.enter(t, withCert(client.ClientConfig("bus.net.fbus.invalid"), cert)); got != "x" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		<-n.handled
+		return n.admitted(t)
+	}
+	if got, _ := n.enter(t, withCert(client.ClientConfig("bus.net.fbus.invalid"), one)); got != "ERROR revoked" {
+		t.Errorf("got %q", got)
+	}
+	n.rejected(t, "listed", args.CodeRevoked)
+	second, third := enter(two), enter(below)
+	must(t, f.Check(second))
+
+	replace(t, lists, crl(t, root, rootKey, false, one.Leaf, middle)) // DER
+	must(t, f.Refresh())
+	must(t, f.Check(second))
+	wantCode(t, f.Check(third), args.CodeRevoked, "list of its CA")
+
+	// The CA is removed, its list is still there, and stays valid when that changes.
+	replace(t, ca, own)
+	must(t, f.Refresh())
+	wantCode(t, f.Check(second), args.CodeRevoked, "does not trust")
+	replace(t, lists, crlPEM(crl(t, root, rootKey, false)))
+	must(t, f.Refresh())
+	if changes != 3 {
+		t.Errorf("told of %d changes", changes)
+	}
+	_, err = OpenNodeFiles(cert, key, ca, lists, c.now)
+	wantCode(t, err, args.CodeBadTicket, "not signed by a CA")
+}
+
+// TestRevocationListErrors checks lists that are refused: the previous ones stay in use. One
+// that is overdue is used, and reported.
+func TestRevocationListErrors(t *testing.T) {
+	c, dir := newClock(), t.TempDir()
+	root, rootKey := crlCA(t, "root", nil, nil)
+	other, otherKey := crlCA(t, "root", nil, nil)
+	cert, key, ca, _ := writePKI(t, dir, nil)
+	lists := filepath.Join(dir, "crl")
+	replace(t, ca, certPEM(root.Raw))
+	listed := testLeaf(t, root, rootKey, nil)
+	id := &Identity{Name: "x", Expires: c.now().Add(time.Hour), chain: []*x509.Certificate{listed.Leaf}}
+	good := crl(t, root, rootKey, false, listed.Leaf)
+	replace(t, lists, good)
+	f, err := OpenNodeFiles(cert, key, ca, lists, c.now)
+	must(t, err)
+	for what, text := range map[string][]byte{
+		"not signed by a CA": crlPEM(good, crl(t, other, otherKey, false)),
+		"critical extension": crl(t, root, rootKey, true),
+		"not a revocation":   good[:len(good)-1],
+		"CERTIFICATE":        certPEM(root.Raw),
+		"PEM or DER":         nil,
+	} {
+		replace(t, lists, text)
+		wantCode(t, f.Refresh(), args.CodeBadTicket, lists, what)
+		_, err := OpenNodeFiles(cert, key, ca, lists, c.now)
+		wantCode(t, err, args.CodeBadTicket, what)
+		wantCode(t, f.Check(id), args.CodeRevoked)
+	}
+	must(t, os.Remove(lists))
+	wantCode(t, f.Refresh(), args.CodeStorage, lists)
+	replace(t, lists, good)
+	id.Expires = c.now().Add(caLife)
+	c.add(31 * 24 * time.Hour)
+	f.node = false // its certificate has expired as well
+	wantCode(t, f.Refresh(), args.CodeExpired, "stays in use")
 }

@@ -83,6 +83,7 @@ func TestConfigNodeHasEveryFlag(t *testing.T) {
 	}
 	text["tls-key"] = "\"x\"\ntls-cert = \"x\"\ntls-ca = \"x\""
 	text["tls-ca"] = "\"x\"\ntls-cert = \"x\"\ntls-key = \"x\""
+	text["tls-crl"] = text["tls-ca"] + "\ntls-ca = \"x\""
 	for _, flag := range newServeOptions().nodeFlags() {
 		name, _ := namesOf(flag)
 		value := cmp.Or(text[name], `"x"`)

@@ -231,3 +231,10 @@ func checkShown(t *testing.T, what, stdout, stderr string) {
 		}
 	}
 }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

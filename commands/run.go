@@ -28,6 +28,7 @@ import (
 // runOptions are the flags of fbus run.
 type runOptions struct {
 	config  string
+	owners  owners
 	offers  []string
 	command []string
 	quiet   bool
@@ -48,6 +49,7 @@ file of fbus up.
   fbus run --offer shout='tr a-z A-Z' -- sh -c 'echo hello bus | fbus call shout'`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "offer the functions of `FILE` as well", Destination: &o.config},
+			o.owners.flag(),
 			&cli.GenericFlag{Name: "offer", Usage: "offer `NAME=COMMAND`; again for more", Value: &listValue{list: &o.offers}},
 			quietFlag(&o.quiet),
 			verboseFlag(&o.verbose, "report connections, offers and ends of calls"),
@@ -74,7 +76,8 @@ file of fbus up.
 func (o *runOptions) functions(stderr io.Writer) ([]*function, error) {
 	var list []*function
 	if o.config != "" {
-		c, wrong := readConfig(o.config)
+		o.owners.first, o.owners.rest = []string{"fbus", "run", "-c", o.config}, append([]string{"--"}, o.command...)
+		c, wrong := readConfig(o.config, &o.owners)
 		if err := wrong.err(); err != nil {
 			return nil, err
 		}

@@ -34,6 +34,7 @@ type serveOptions struct {
 	jobs    jobOptions
 	sharing sharing
 	config  string
+	owners  owners
 
 	hasNetwork bool
 }
@@ -98,6 +99,7 @@ fields of fbus log. A file that was moved away, as by logrotate, is made again.`
 func (o *serveOptions) flags() []cli.Flag {
 	return append(o.nodeFlags(),
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read [node] and [rights] of `FILE` (TOML)", Destination: &o.config},
+		o.owners.flag(),
 		&cli.GenericFlag{Name: "drain", Usage: "`D` for running calls to finish at shutdown", Value: &o.drain},
 		quietFlag(&o.quiet),
 		verboseFlag(&o.verbose, "report connections and offers"),

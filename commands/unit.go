@@ -176,6 +176,7 @@ func (o *unitOptions) up(warn logf) (time.Duration, error) {
 	if up.dir != "" && !here(up.dir, warn) {
 		up.dir = ""
 	}
+	up.owners.warn = warn
 	config, wrong := up.read()
 	up.apply(&config.node)
 	return up.drain.d, wrong.err()
@@ -202,7 +203,7 @@ func (o *unitOptions) serve(t *unitText, warn logf) (time.Duration, error) {
 		}
 		*files[name], o.words[i] = path, "--"+name+"="+path
 	}
-	s.hasNetwork, s.sharing.absent = ctx.IsSet("network"), warn
+	s.hasNetwork, s.sharing.absent, s.owners.warn = ctx.IsSet("network"), warn, warn
 	if s.config != "" && here(s.config, warn) {
 		err = s.readConfig(s.config, ctx.IsSet)
 	} else {

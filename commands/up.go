@@ -25,6 +25,7 @@ type upOptions struct {
 	config string
 	dir    string
 	check  bool
+	owners owners
 
 	drainSet bool
 }
@@ -50,6 +51,9 @@ comments in its first 64 lines: # fbus: description = "…", or after // or --.
   timeout = "30s"
   env = { LC_ALL = "C" }        # or ["LC_ALL=C"]
 
+The file, its programs that are not on PATH, and the directories on the way must belong
+to you or root, and nobody else may be able to change them: --trust-owner allows more.
+
 [node] takes the options of fbus serve, if serve = true, and worker and drain. Paths are
 relative to the file. For warm and resident programs, HUP also finds out whether a file on
 the command line has changed. TERM or INT drains; a second one ends at once.`,
@@ -71,13 +75,18 @@ func (o *upOptions) flags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the functions of `FILE`", Destination: &o.config},
 		&cli.BoolFlag{Name: "check", Usage: "print the functions, or what is wrong, and exit", Destination: &o.check, DisableDefaultText: true},
+		o.owners.flag(),
 	}, o.workerOptions.flags()...)
 }
 
 // take takes the operand, "" if there is none, and whether flags were given.
 func (o *upOptions) take(dir string, given func(flag string) bool) {
 	o.dir, o.drainSet = dir, given("drain")
-	if o.config == "" && o.dir == "" {
+	o.owners.first, o.owners.rest = []string{"fbus", "up"}, slices.DeleteFunc([]string{dir}, func(s string) bool { return s == "" })
+	switch {
+	case o.config != "":
+		o.owners.first = append(o.owners.first, "-c", o.config)
+	case o.dir == "":
 		o.config = defaultConfig
 	}
 }
@@ -91,10 +100,10 @@ func (o *upOptions) read() (*upConfig, problems) {
 		if _, err := os.Stat(o.config); o.config == defaultConfig && errors.Is(err, os.ErrNotExist) {
 			return all, problems{usage("no %s in this directory", defaultConfig).WithHint("fbus up -c FILE, or fbus up DIR; fbus up --help has an example")}
 		}
-		all, wrong = readConfig(o.config)
+		all, wrong = readConfig(o.config, &o.owners)
 	}
 	if o.dir != "" {
-		c, p := readDir(o.dir)
+		c, p := readDir(o.dir, &o.owners)
 		wrong = append(wrong, p...)
 		if c != nil {
 			all.notes = append(all.notes, c.notes...)
@@ -283,6 +292,7 @@ func (r *reloader) note(format string, args ...any) {
 
 // upCheck prints the functions, or everything that is wrong.
 func upCheck(o *upOptions, stdout, stderr io.Writer) error {
+	o.owners.warn = logger(stderr)
 	config, wrong := o.read()
 	if o.verbose && len(wrong) == 0 {
 		for _, note := range config.notes {

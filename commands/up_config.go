@@ -64,7 +64,10 @@ func (p problems) err() error {
 	}
 	all := *p[0]
 	for _, f := range p[1:] {
-		all.Message, all.Hint, all.Err = "", "", p
+		all.Message, all.Err = "", p
+		if f.Hint != all.Hint {
+			all.Hint = ""
+		}
 		if f.Status() == args.StatusOf(args.CodeUsage) {
 			all.Code = f.Code
 		}
@@ -75,6 +78,7 @@ func (p problems) err() error {
 // configFile reads a file of functions.
 type configFile struct {
 	base     string // the directory of relative paths
+	owners   *owners
 	config   upConfig
 	given    func(flag string) bool // on the command line, which takes precedence; nil: none
 	read     []*function            // in the order of the file
@@ -93,13 +97,18 @@ func newConfigFile(base string) *configFile {
 
 // readConfig reads a file of functions. If there are problems, it returns the functions
 // without one, for further checks.
-func readConfig(path string) (*upConfig, problems) {
+func readConfig(path string, o *owners) (*upConfig, problems) {
 	c := newConfigFile("")
+	c.owners = o
 	c.readFile(path)
 	return &c.config, c.problems
 }
 
 func (c *configFile) readFile(path string) {
+	if err := c.owners.check(path); err != nil {
+		c.problems = problems{explain(err)}
+		return
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		c.problems = problems{usage("%v", args.PathReason(err))}
@@ -391,9 +400,10 @@ func (c *configFile) checkNode() {
 
 // readConfig takes the options of a file that the command line does not set.
 func (o *serveOptions) readConfig(path string, given func(flag string) bool) error {
+	o.owners.first = []string{"fbus", "serve", "-c", path}
 	c := newConfigFile("")
 	n := &c.config.node
-	c.given, n.serve, n.options = given, true, *o
+	c.owners, c.given, n.serve, n.options = &o.owners, given, true, *o
 	c.readFile(path)
 	for _, f := range c.config.functions {
 		c.problems.add(f.part.at, "%s: only fbus up offers functions", f.name).WithHint("%s", join("fbus", "up", "-c", path))
@@ -472,10 +482,14 @@ func (c *configFile) finish(f *function) {
 		}
 		return
 	}
-	if strings.Contains(f.argv[0], "/") {
+	var err error
+	if strings.Contains(f.argv[0], "/") { // PATH is the user's own choice
 		f.argv[0] = under(c.base, f.argv[0])
+		err = c.owners.check(f.argv[0])
 	}
-	err := f.check()
+	if err == nil {
+		err = f.check()
+	}
 	if err == nil {
 		_, err = f.spec(nil)
 	}

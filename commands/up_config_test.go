@@ -50,7 +50,7 @@ resident = "json"
 pipeline = 3
 idempotent = true
 `)
-	c, wrong := readConfig(path)
+	c, wrong := readConfig(path, nil)
 	if err := wrong.err(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestConfigNodeHasEveryFlag(t *testing.T) {
 	for _, flag := range newServeOptions().nodeFlags() {
 		name, _ := namesOf(flag)
 		value := cmp.Or(text[name], `"x"`)
-		c, wrong := readConfig(written(t, "f.toml", fmt.Sprintf("[node]\nserve = true\n%s = %s\n", name, value)))
+		c, wrong := readConfig(written(t, "f.toml", fmt.Sprintf("[node]\nserve = true\n%s = %s\n", name, value)), nil)
 		if err := wrong.err(); err != nil {
 			t.Error(err)
 			continue
@@ -97,7 +97,7 @@ func TestConfigNodeHasEveryFlag(t *testing.T) {
 		}
 	}
 	for text, want := range map[string][]string{`"127.0.0.1"`: {"127.0.0.1"}, `["a:1", "b:2"]`: {"a:1", "b:2"}} {
-		c, wrong := readConfig(written(t, "f.toml", "[node]\nserve = true\nlisten = "+text))
+		c, wrong := readConfig(written(t, "f.toml", "[node]\nserve = true\nlisten = "+text), nil)
 		if err := wrong.err(); err != nil || !reflect.DeepEqual(c.node.options.tcp.listen, want) {
 			t.Errorf("listen = %s: %v, %v", text, c, err)
 		}
@@ -131,7 +131,7 @@ func TestConfigHasEveryFlag(t *testing.T) {
 		if name == "pipeline" || name == "reply-fd" || strings.HasPrefix(name, "max-") && name != "max-output" {
 			more = "resident = \"json\"\n"
 		}
-		c, wrong := readConfig(written(t, "f.toml", fmt.Sprintf("[functions.f]\ncommand = [\"cat\"]\n%s%s = %s\n", more, name, value)))
+		c, wrong := readConfig(written(t, "f.toml", fmt.Sprintf("[functions.f]\ncommand = [\"cat\"]\n%s%s = %s\n", more, name, value)), nil)
 		if err := wrong.err(); err != nil {
 			t.Errorf("%s = %s: %v", name, value, err)
 			continue
@@ -194,7 +194,7 @@ func TestConfigRefuses(t *testing.T) {
 		{"[node]\nserve = true\naddress = \"x\"\n", ":3:1", "node: address conflicts with serve = true", args.CodeUsage},
 		{"[node]\nserve = 1\n", ":2:9", "node: serve must be true or false, not a whole number", args.CodeUsage},
 	} {
-		_, wrong := readConfig(written(t, "f.toml", c.text))
+		_, wrong := readConfig(written(t, "f.toml", c.text), nil)
 		if len(wrong) != 1 {
 			t.Errorf("%q: %d problems: %v", c.text, len(wrong), wrong.err())
 			continue
@@ -204,7 +204,7 @@ func TestConfigRefuses(t *testing.T) {
 			t.Errorf("%q: %d %s", c.text, f.Status(), f.Message)
 		}
 	}
-	_, wrong := readConfig(written(t, "f.toml", cat+"a = 1\nslots = 0\n[functions.g]\n[functions.\"fbus.x\"]\ncommand = [\"x\"]"))
+	_, wrong := readConfig(written(t, "f.toml", cat+"a = 1\nslots = 0\n[functions.g]\n[functions.\"fbus.x\"]\ncommand = [\"x\"]"), nil)
 	if f := explain(wrong.err()); len(wrong) != 4 || f.Code != args.CodeUsage || strings.Count(f.Message, "\n") != 3 {
 		t.Errorf("%v", f)
 	}
@@ -218,7 +218,7 @@ func TestConfigSame(t *testing.T) {
 		t.Helper()
 		path := filepath.Join(dir, "f.toml")
 		os.WriteFile(path, []byte(text), 0o644)
-		c, wrong := readConfig(path)
+		c, wrong := readConfig(path, nil)
 		if err := wrong.err(); err != nil {
 			t.Fatal(err)
 		}
@@ -263,7 +263,7 @@ func TestDir(t *testing.T) {
 	os.Mkdir(filepath.Join(dir, "sub"), 0o755)
 	os.Symlink("plain", filepath.Join(dir, "link"))
 	os.Symlink("nowhere", filepath.Join(dir, "broken"))
-	c, wrong := readDir(dir)
+	c, wrong := readDir(dir, nil)
 	if err := wrong.err(); err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +301,7 @@ func TestDirRefuses(t *testing.T) {
 		if c.name == "g.py" {
 			os.WriteFile(filepath.Join(dir, "g.sh"), []byte(c.text), 0o755)
 		}
-		_, wrong := readDir(dir)
+		_, wrong := readDir(dir, nil)
 		if len(wrong) != 1 || !strings.Contains(wrong[0].Message, c.at+": ") || !strings.Contains(wrong[0].Message, c.want) {
 			t.Errorf("%q: %v", c.text, wrong.err())
 		}
@@ -347,7 +347,7 @@ func TestPageExample(t *testing.T) {
 			break
 		}
 	}
-	c, wrong := readConfig(written(t, "fbus.toml", text.String()))
+	c, wrong := readConfig(written(t, "fbus.toml", text.String()), nil)
 	if err := wrong.err(); err != nil {
 		t.Fatal(err)
 	}

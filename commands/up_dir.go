@@ -21,7 +21,10 @@ const optionLines = 64
 
 // readDir makes a function of each executable file in a directory. If there are problems,
 // it returns the functions without one.
-func readDir(dir string) (*upConfig, problems) {
+func readDir(dir string, o *owners) (*upConfig, problems) {
+	if err := o.check(dir + "/."); err != nil {
+		return nil, problems{explain(err)}
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, problems{usage("%v", args.PathReason(err))}
@@ -31,6 +34,7 @@ func readDir(dir string) (*upConfig, problems) {
 		return nil, problems{explain(err)}
 	}
 	c := newConfigFile(base)
+	c.owners = o
 	files := map[string]string{} // by the function's name
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())

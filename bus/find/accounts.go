@@ -110,6 +110,24 @@ func lookUpGroups(uid int) (gids []int, err error) {
 	return gids, nil
 }
 
+// PrivateGroup reports whether a group is that of one user alone: it has the user's name
+// and no other member. On many systems the files of each user belong to such a group.
+func PrivateGroup(user string, gid int) bool {
+	id, group, private := strconv.Itoa(gid), false, true
+	listed("group", func(fields []string) bool {
+		if len(fields) > 3 && fields[2] == id {
+			group = true
+			private = private && fields[0] == user && (fields[3] == "" || fields[3] == user)
+		}
+		return private
+	})
+	listed("passwd", func(fields []string) bool {
+		private = private && (len(fields) < 4 || fields[3] != id || fields[0] == user)
+		return private
+	})
+	return group && private
+}
+
 var etc = "/etc/" // a test has its own
 
 // listed calls each with the lines of a database in /etc until it returns false.

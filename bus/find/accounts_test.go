@@ -38,3 +38,24 @@ func TestGroups(t *testing.T) {
 		t.Errorf("a second later: %v, %v", gids, err)
 	}
 }
+
+// TestPrivateGroup: a group is private if it has its user's name, and nobody else is in
+// it, by either database.
+func TestPrivateGroup(t *testing.T) {
+	was := etc
+	defer func() { etc = was }()
+	etc = t.TempDir() + "/"
+	for name, text := range map[string]string{
+		"passwd": "ann:x:1:1::/:\nbob:x:2:2::/:\ncid:x:3:3::/:\neve:x:4:3::/:\n",
+		"group":  "ann:x:1:\nbob:x:2:bob,ann\ncid:x:3:\nstaff:x:5:\n",
+	} {
+		if err := os.WriteFile(filepath.Join(etc, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for user, gid := range map[string]int{"ann": 1, "bob": 2, "cid": 3, "eve": 5, "dan": 6} {
+		if got := PrivateGroup(user, gid); got != (user == "ann") {
+			t.Errorf("%s, group %d: %v", user, gid, got)
+		}
+	}
+}

@@ -355,3 +355,10 @@ func TestPageExample(t *testing.T) {
 		t.Errorf("%d functions", len(c.functions))
 	}
 }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

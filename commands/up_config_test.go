@@ -355,10 +355,3 @@ func TestPageExample(t *testing.T) {
 		t.Errorf("%d functions", len(c.functions))
 	}
 }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}

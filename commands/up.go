@@ -292,7 +292,7 @@ func (r *reloader) note(format string, args ...any) {
 
 // upCheck prints the functions, or everything that is wrong.
 func upCheck(o *upOptions, stdout, stderr io.Writer) error {
-	o.owners.warn = logger(stderr)
+	_, o.owners.warn = logger(stderr)
 	config, wrong := o.read()
 	if o.verbose && len(wrong) == 0 {
 		for _, note := range config.notes {

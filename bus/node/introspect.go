@@ -115,7 +115,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 		Started: n.started, Draining: n.draining, Listens: []string{}, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
 	if err := n.noPosts(); err != nil {
-		i.NoPosts = err.Error()
+		i.NoPosts = p.told(err)
 	}
 	for name, fn := range n.functions {
 		if !reserved(name) && len(fn.offers) > 0 && p.sees(name) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,7 @@ type serveOptions struct {
 	owners  owners
 
 	hasNetwork bool
+	rereads    *rightsFile // nil: none
 }
 
 func newServeOptions() *serveOptions {
@@ -60,7 +62,8 @@ signal ends it at once.
 With --socket-group the members of a group may use the node too: they may call and
 offer every function and see their own calls, but not administer the node. The table
 [rights] of a file grants single rights instead; users without an entry have none.
---config FILE reads it, and any flag by its long name. Flags on the command line win.
+--config FILE reads it, and any flag by its long name. Flags on the command line win. The
+rights are read again when the file changes.
 
   [node]
   socket-group = "staff"
@@ -87,9 +90,16 @@ fields of fbus log. A file that was moved away, as by logrotate, is made again.`
 			}
 			o.hasNetwork = ctx.IsSet("network")
 			if ctx.IsSet("config") {
+				given := *o // by the command line
+				seen, _ := os.Stat(o.config)
 				if err := o.readConfig(o.config, ctx.IsSet); err != nil {
 					return err
 				}
+				o.rereads = &rightsFile{seen: seen, read: func() (*rights, error) {
+					again := given
+					err := again.readConfig(given.config, ctx.IsSet)
+					return again.sharing.rights, err
+				}}
 			}
 			return serve(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
@@ -153,10 +163,21 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	n.sayReady()
 	notifyReady(n.warn, n.status())
 	defer watchdog(n.warn, func() { n.Open() })()
-	select {
-	case err := <-n.served:
-		return fmt.Errorf("listening: %w", err)
-	case <-signals:
+	var look <-chan time.Time
+	if o.rereads != nil {
+		tick := time.NewTicker(2 * time.Second)
+		defer tick.Stop()
+		look = tick.C
+	}
+	for drained := false; !drained; {
+		select {
+		case err := <-n.served:
+			return fmt.Errorf("listening: %w", err)
+		case <-look:
+			n.reread()
+		case <-signals:
+			drained = true
+		}
 	}
 	ctx, cancel := drainTime(o.drain.d, signals)
 	defer cancel()
@@ -178,6 +199,8 @@ type servedNode struct {
 	log    *calllog.Log  // nil: no log
 	jobs   *jobs.Manager // nil: no posted calls
 	served chan error    // the error that ended listening
+
+	rights atomic.Pointer[rights] // that hold now; nil: no table
 }
 
 // check checks the options.
@@ -212,6 +235,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		}
 	}
 	n := &servedNode{o: o, stderr: stderr, warn: warn}
+	n.rights.Store(o.sharing.rights)
 	logFile, err := openLogFile(o.log, stdout)
 	if err != nil {
 		return nil, err
@@ -248,7 +272,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
 	}
 	if o.sharing.group != "" {
-		config.Local, config.Groups = o.sharing.local, find.Groups
+		config.Local, config.Groups = n.local, find.Groups
 	}
 	n.log = openLog(network, logFile, warn)
 	config.Log, config.Jobs, config.NoJobs = n.log, n.jobs, noJobs

@@ -95,6 +95,53 @@ func (s *sharing) local(uid int, gids []int) (trust.Rights, bool) {
 	return sum, found
 }
 
+// rightsFile is a configuration file whose table [rights] is read again when it changes.
+type rightsFile struct {
+	read func() (*rights, error)
+	seen os.FileInfo // of the file that was read last
+}
+
+// reread applies a change of the table. After an error the rights stay as they were.
+func (n *servedNode) reread() {
+	f := n.o.rereads
+	info, err := os.Stat(n.o.config)
+	if err != nil || os.SameFile(info, f.seen) && info.ModTime().Equal(f.seen.ModTime()) && info.Size() == f.seen.Size() {
+		return // a file that is missing may be about to be replaced
+	}
+	f.seen = info
+	r, err := f.read()
+	if err != nil {
+		e := explain(err)
+		n.warn("%s", e.Message)
+		n.warn("%s: the rights stay as they were", n.o.config)
+		return
+	}
+	n.setRights(r, n.o.config)
+}
+
+// setRights gives other users of this machine the rights of a table that has changed. One that is new
+// or gone needs a restart: a file that is only half written must not give rights to all.
+func (n *servedNode) setRights(r *rights, file string) {
+	switch old := n.rights.Load(); {
+	case r.same(old):
+	case r == nil || old == nil:
+		n.warn("%s: the table [rights] was added or removed: that needs a restart", file)
+	default:
+		n.rights.Store(r)
+		n.CheckLocal()
+		if !n.o.quiet {
+			n.warn("%s: [rights] have changed, and hold from now on", file)
+		}
+	}
+}
+
+// local returns the rights of another user of this machine, by the current table.
+func (n *servedNode) local(uid int, gids []int) (trust.Rights, bool) {
+	s := n.o.sharing
+	s.rights = n.rights.Load()
+	return s.local(uid, gids)
+}
+
 // open makes the socket accessible to the group.
 func (s *sharing) open(l *node.Listener, warn func(string, ...any)) error {
 	if s.group == "" {

@@ -167,6 +167,7 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 		defer n.close()
 		o.node = n.path
 		n.sayReady()
+		r.n = n
 	}
 	notify := func(w *worker) {
 		line := "offering " + plural(len(w.names()), "function")
@@ -198,8 +199,9 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 
 // reloader applies changes of the file to the functions that run.
 type reloader struct {
-	o      upOptions // from the command line
-	config *upConfig // the last one read; its node is the running one
+	o      upOptions   // from the command line
+	config *upConfig   // the last one read; its node is the running one
+	n      *servedNode // nil: it is elsewhere
 	w      *worker
 	name   string        // of the worker
 	drain  time.Duration // for calls of changed or removed functions
@@ -230,8 +232,8 @@ func (r *reloader) reload(ctx context.Context) {
 	if !config.node.same(&r.config.node) {
 		r.w.log("%s: [node] has changed: that needs a restart", r.o.config)
 	}
-	if !config.node.options.sharing.rights.same(r.config.node.options.sharing.rights) {
-		r.w.log("%s: [rights] have changed: that needs a restart", r.o.config)
+	if r.n != nil {
+		r.n.setRights(config.node.options.sharing.rights, r.o.config)
 	}
 	config.node = r.config.node
 	r.config = config

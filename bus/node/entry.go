@@ -195,6 +195,33 @@ func (n *Node) checkPeers() {
 	}
 }
 
+// CheckLocal looks up the rights of the other users of this machine that are connected. It
+// closes connections with a call or an offer that is not allowed any more.
+func (n *Node) CheckLocal() {
+	gone := map[*Peer]bool{}
+	n.mu.Lock()
+	for _, s := range n.sessions {
+		p := &s.peer
+		if p.gids == nil {
+			continue
+		}
+		rights, ok := n.cfg.Local(p.uid, p.gids)
+		gone[p] = !ok || rights.Admin != p.Rights.Admin
+		p.Rights = &rights
+		for name := range s.offers {
+			gone[p] = gone[p] || !p.mayOffer(name)
+		}
+		for _, c := range s.in {
+			gone[p] = gone[p] || !p.mayCall(c.fn.name)
+		}
+	}
+	n.mu.Unlock()
+	n.dismiss(args.CodeDenied, "its rights have changed", func(p *Peer) bool { return gone[p] })
+	if n.cfg.Jobs != nil {
+		n.cfg.Jobs.Recheck()
+	}
+}
+
 // dismiss closes the connections of some peers with an error.
 func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	var list []*session

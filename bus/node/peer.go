@@ -29,6 +29,8 @@ type Peer struct {
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *wire.Pulse     // nil on this machine
 	placed   bool            // its place is reserved
+	uid      int             // of another user of this machine, as are gids
+	gids     []int           // nil: it is none
 }
 
 // mayCall reports whether the peer may call that function. It does not look at the
@@ -135,7 +137,7 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			return Peer{}, err
 		}
 		if rights, ok := n.cfg.Local(uid, gids); ok {
-			p.Rights, p.placed = &rights, true
+			p.Rights, p.placed, p.uid, p.gids = &rights, true, uid, slices.Clone(gids)
 			account, err := n.groups(uid)
 			if err == nil {
 				p.lent = slices.DeleteFunc(gids, func(gid int) bool { return slices.Contains(account, gid) })

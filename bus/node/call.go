@@ -1,9 +1,8 @@
 package node
 
 import (
-	"cmp"
 	"fmt"
-	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,7 +58,7 @@ type call struct {
 	// What CALL asked for.
 	kind         args.Kind
 	flags        uint64
-	on           string
+	on           wire.On
 	retries      uint64        // further tries that the caller allows
 	deadline     time.Time     // zero: none
 	waitFunction time.Duration // for an offer to appear; negative: without limit
@@ -74,11 +73,12 @@ type call struct {
 
 	offer    *offer // while running or orphaned
 	workerID uint64
-	served   bool       // some worker could have taken it
+	served   time.Time  // when some worker could last have taken it; zero: never
 	refused  []*session // workers that were busy
 	lost     int        // workers lost
 	bounces  int        // times that it has crossed a change of an offer
 
+	age               uint64 // the node's tick when it came
 	arrived, started  time.Time
 	timer             *time.Timer // of the deadline
 	waitTimer         *time.Timer
@@ -93,7 +93,7 @@ var illegal = func(n *Node, msg string) { n.cfg.Warn("%s: this is a fault in fbu
 // to moves the call into another state, and updates every count and list that depends
 // on it. c.offer must be set before a call runs. It reports whether the transition is legal.
 func (c *call) to(next state) bool {
-	n, fn, was := c.node, c.fn, c.state
+	n, fn, was, id := c.node, c.fn, c.state, c.session.identity
 	if !legal[was][next] {
 		illegal(n, fmt.Sprintf("call %s went from %s to %s", c.name(), stateNames[was], stateNames[next]))
 		return false
@@ -111,8 +111,12 @@ func (c *call) to(next state) bool {
 			c.session.in[c.id] = c
 		}
 		fn.calls += d
-		if c.fn.own != nil {
-			*c.session.ownCalls(c.fn.own) += d
+		id.budget.Add(d * callCost)
+	}
+	if open := next.live() && !next.ended(); open != (was.live() && !was.ended()) {
+		id.open--
+		if open {
+			id.open += 2
 		}
 	}
 	if next.ended() && !was.ended() {
@@ -129,6 +133,9 @@ func (c *call) to(next state) bool {
 		if next.used() {
 			c.offer.session.out[c.workerID] = c
 			c.offer.take(1, 0)
+			if fn.own != nil {
+				n.serves(id, fn.own, 1)
+			}
 		} else {
 			for i := range c.flows {
 				c.flows[i].release()
@@ -137,9 +144,13 @@ func (c *call) to(next state) bool {
 			delete(c.offer.session.out, c.workerID)
 			c.offer.take(-1, 0)
 			c.offer = nil
+			if fn.own != nil {
+				n.serves(id, fn.own, -1)
+			}
 		}
 	}
 	n.open += c.counts(next) - c.counts(was)
+	id.calls += c.counts(next) - c.counts(was)
 	return true
 }
 
@@ -193,14 +204,14 @@ func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	}
 	late := n.draining && s.fresh
 	s.fresh = false
-	c := n.newCall(s, f)
-	if code, msg := s.refuseCall(c, f, late); code != "" {
+	c, err := n.newCall(s, f)
+	if code, msg := s.refuseCall(c, f, late, err); code != "" {
 		c.endFor(b, code, msg)
 		return nil
 	}
 	c.setDeadline()
 	if o := c.choose(); o != nil {
-		c.served = true
+		c.served = c.arrived
 		c.start(b, o, f.Args, f.Input)
 		c.keep(f)
 		return nil
@@ -211,8 +222,11 @@ func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 
 // refuseCall returns why a call cannot be placed, if so. A late one was on its way
 // when the drain began.
-func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg string) {
-	n := s.node
+func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool, invalid error) (code, msg string) {
+	n, id, open := s.node, s.identity, len(s.in)
+	if id.rank != owner {
+		open = id.open
+	}
 	switch {
 	case !args.ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q", c.fn.name)
@@ -220,15 +234,17 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg s
 		return args.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
 	case n.draining && !late && c.fn.own == nil:
 		return args.CodeDraining, "the node is shutting down"
-	case len(s.in) >= maxOpen:
+	case open >= maxOpen && id.rank == owner:
 		return args.CodeBusy, fmt.Sprintf("too many open calls on this connection (limit %d)", maxOpen)
-	case n.budget.Full():
-		return args.CodeBusy, "the node's buffers are full"
-	case c.fn.own != nil && *s.ownCalls(c.fn.own) >= c.fn.own.limits().perConn:
-		return args.CodeBusy, fmt.Sprintf("too many open calls of the node's own functions on this connection (limit %d)", c.fn.own.limits().perConn)
+	case open >= maxOpen:
+		return args.CodeBusy, fmt.Sprintf("too many open calls of %s (limit %d)", id.name, maxOpen)
+	case invalid != nil:
+		return args.CodeUsage, invalid.Error()
+	case c.fn.own != nil && id.rank != guest: // an administrator can always act
+		return "", ""
 	}
-	if _, err := path.Match(c.on, ""); err != nil {
-		return args.CodeUsage, fmt.Sprintf("invalid glob %q", args.Shown(f.On))
+	if err := n.allows(id, n.buffers(), id.budget.Used(), int64(callCost+len(f.Args)+len(f.Input))); err != nil {
+		return args.CodeBusy, err.Error()
 	}
 	return "", ""
 }
@@ -236,13 +252,19 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool) (code, msg s
 // reserved reports whether a name is one of the node's own functions.
 func reserved(name string) bool { return strings.HasPrefix(name, "fbus.") }
 
+// lookTime is after which time a call is looked at again that waits though some worker was too busy
+// for it: all others may have gone.
+const lookTime = time.Second
+
 // maxWait keeps a duration in milliseconds from overflowing.
 const maxWait = 1 << 40
 
-func (n *Node) newCall(s *session, f *wire.CallFrame) *call {
+func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
+	on, err := wire.ParseOn(string(f.On))
+	n.tick++
 	c := &call{
-		node: n, session: s, id: f.ID, fn: n.functions[string(f.Name)], kind: f.Kind, flags: f.Flags, on: string(f.On), retries: f.Retries,
-		arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot), bytesIn: int64(len(f.Input)),
+		node: n, session: s, id: f.ID, fn: n.functions[string(f.Name)], kind: f.Kind, flags: f.Flags, on: on, retries: f.Retries,
+		age: n.tick, arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot), bytesIn: int64(len(f.Input)),
 	}
 	if c.fn == nil {
 		c.fn = newFunction(n, args.Shown(f.Name)) // registered with the call, if that is placed
@@ -258,7 +280,7 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) *call {
 	if f.Timeout > 0 {
 		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
 	}
-	return c
+	return c, err
 }
 
 // waitOf is the duration of a wait in milliseconds, -1 for one without limit.
@@ -272,7 +294,7 @@ func waitOf(ms uint64) time.Duration {
 // setDeadline starts the timer of a call that is about to be placed.
 func (c *call) setDeadline() {
 	if own := c.fn.own; own != nil && !own.long {
-		if limit := c.arrived.Add(own.limits().time); c.deadline.IsZero() || limit.Before(c.deadline) {
+		if limit := c.arrived.Add(shortTime); c.deadline.IsZero() || limit.Before(c.deadline) {
 			c.deadline = limit
 		}
 	}
@@ -287,30 +309,40 @@ func (c *call) keep(f *wire.CallFrame) {
 	c.data = make([]byte, len(f.Args)+len(f.Input))
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
-	c.size = len(c.data) + len(c.on)
-	c.node.budget.Add(c.size)
+	c.size = len(c.data) + len(c.on.String())
+	c.session.identity.budget.Add(c.size)
 }
 
 // forget frees what keep has copied.
 func (c *call) forget() {
-	c.node.budget.Add(-c.size)
+	c.session.identity.budget.Add(-c.size)
 	c.size, c.data = 0, nil
 }
 
-// allows reports whether the call may go to that worker: its name matches, and it has
-// not been busy for this call.
-func (c *call) allows(o *offer) bool {
-	for _, s := range c.refused {
-		if s == o.session {
-			return false
-		}
-	}
-	return c.on == "" || wire.MatchWorker(c.on, o.session.name, string(o.session.prefix))
-}
+// refusedBy reports whether a worker was too busy for the call.
+func (c *call) refusedBy(s *session) bool { return slices.Contains(c.refused, s) }
 
-// choose returns the offer that has the most free slots of those that the call allows,
+// choose returns the offer that has the most free slots of those that the call selects,
 // of several the one that has been idle longest; nil if none has a slot.
-func (c *call) choose() *offer { return c.fn.best(c.allows) }
+func (c *call) choose() *offer {
+	fn, edge := c.fn, &c.node.scratch.edge
+	fits := func(o *offer) bool { return !c.refusedBy(o.session) }
+	id, connection := c.on.Connection()
+	switch {
+	case fn.own != nil && !c.node.mayServe(c.session.identity, fn.own.class()):
+		return nil
+	case connection:
+		if o := fn.ofConnection(id); o != nil && o.free() > 0 && fits(o) {
+			return o
+		}
+		return nil
+	case c.on.Glob():
+		return fn.offers.best(edge, func(o *offer) bool { return c.on.Match(o.session.name, "") && fits(o) })
+	case c.on.String() != "":
+		return fn.named[c.on.String()].best(edge, fits)
+	}
+	return fn.offers.best(edge, fits)
+}
 
 // start hands the call to a worker.
 func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
@@ -342,20 +374,22 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 
 // enqueue makes a new call wait, if it may.
 func (c *call) enqueue(b *wire.Batch, f *wire.CallFrame) {
-	q, limit := &c.fn.queue, c.node.cfg.Queue
 	if code, msg, wait := c.patience(); wait == 0 {
 		c.endFor(b, code, msg)
 		return
 	}
-	switch {
-	case q.n >= limit:
-		c.endFor(b, args.CodeBusy, fmt.Sprintf("%s: the queue is full (limit %d calls)", c.fn.name, limit))
-	case q.waiting(c.session) >= max(1, limit/2):
-		c.endFor(b, args.CodeBusy, fmt.Sprintf("%s: too many queued calls of this connection (limit %d)", c.fn.name, max(1, limit/2)))
-	default:
-		c.keep(f)
-		q.push(c)
-		c.to(waiting)
+	if err := c.fn.queue.allows(c); err != nil {
+		c.endFor(b, args.CodeBusy, err.Error())
+		return
+	}
+	c.keep(f)
+	c.wait()
+}
+
+// wait puts the call into the queue of its function.
+func (c *call) wait() {
+	if c.state == waiting || c.to(waiting) {
+		c.fn.queue.push(c)
 		c.setTimer()
 	}
 }
@@ -363,27 +397,31 @@ func (c *call) enqueue(b *wire.Batch, f *wire.CallFrame) {
 // patience returns how much longer the call may wait for what is missing now, and the
 // code and message of its end after that; negative is without limit.
 func (c *call) patience() (code, msg string, left time.Duration) {
-	spent := time.Since(c.arrived)
+	now := time.Now()
 	until := func(limit time.Duration) time.Duration {
 		if limit < 0 {
 			return -1
 		}
-		return max(0, limit-spent)
+		return max(0, limit-now.Sub(c.arrived))
 	}
 	if c.another() {
-		c.served = true
+		c.served = now
 		return args.CodeBusy, c.fn.name + ": no slot is free", until(c.waitSlot)
 	}
 	if len(c.refused) > 0 {
 		return args.CodeBusy, c.fn.name + ": every worker is busy", 0
 	}
 	msg = c.fn.name + ": no such function"
-	if c.on != "" && len(c.fn.offers) > 0 {
-		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, args.Shown(c.on))
+	if c.on.String() != "" && len(c.fn.offers.list) > 0 {
+		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, args.Shown(c.on.String()))
 	}
 	left = until(c.waitFunction)
-	if c.served && left >= 0 && left < goneTime {
-		left = goneTime // its workers have just gone: they may be restarting
+	served := c.served
+	if g := c.fn.queue.groups[c.on.String()]; g != nil && g.gone.After(c.arrived) && g.gone.After(served) {
+		served = g.gone
+	}
+	if !served.IsZero() && left >= 0 { // its workers have just gone: they may be restarting
+		left = max(left, goneTime-now.Sub(served))
 	}
 	if c.node.cfg.Successor && left >= 0 && c.fn.own == nil {
 		left = max(left, time.Until(c.node.started.Add(goneTime))) // they may be on their way here
@@ -393,30 +431,45 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 
 // another reports whether a worker is left that has not refused the call.
 func (c *call) another() bool {
-	for _, o := range c.fn.offers {
-		if c.allows(o) {
-			return true
+	k := c.fn.matching(c)
+	for _, s := range c.refused {
+		if s.offers[c.fn.name] != nil {
+			k--
 		}
 	}
-	return false
+	return k > 0
 }
 
 // setTimer bounds the wait of a queued call by its patience now.
 func (c *call) setTimer() {
 	c.stopWaiting()
 	_, _, left := c.patience()
+	if len(c.refused) > 0 && (left < 0 || left > lookTime) {
+		left = lookTime
+	}
 	if left < 0 {
 		return
 	}
 	gen := c.waitGen
 	c.waitTimer = time.AfterFunc(left, func() {
 		c.node.locked(func(b *wire.Batch) {
-			if c.state == waiting && c.waitGen == gen {
-				code, msg, _ := c.patience()
-				c.endFor(b, code, msg)
+			if c.waitGen == gen {
+				c.lookAgain(b)
 			}
 		})
 	})
+}
+
+// lookAgain ends a waiting call if it has waited long enough for what is missing now.
+func (c *call) lookAgain(b *wire.Batch) {
+	if c.state != waiting {
+		return
+	}
+	if code, msg, left := c.patience(); left == 0 {
+		c.endFor(b, code, msg)
+		return
+	}
+	c.setTimer()
 }
 
 func (c *call) stopWaiting() {
@@ -494,7 +547,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		return protocol("%d bytes of output in END with a credit of %d", size, fl.out)
 	}
 	fl.use(size, c.session)
-	fn, full := c.fn, len(s.out) >= maxOpen
+	fn, o, full := c.fn, c.offer, len(s.out) >= maxOpen
 	switch {
 	case c.state == orphaned:
 		c.to(done)
@@ -509,11 +562,14 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		c.bytesOut += size
 		c.end(b, f, done)
 	}
-	fn.fill(b)
+	if fn.own != nil {
+		fn.node.fillOwn(b)
+	}
+	o.fill(b)
 	fn.tidy()
 	if full { // its other functions may have waited for this
 		for _, o := range s.offers {
-			o.fn.fill(b)
+			o.fill(b)
 		}
 	}
 	return nil
@@ -542,30 +598,24 @@ func (c *call) bounced(f *wire.EndFrame) bool {
 	return c.another()
 }
 
-// requeue offers a call again that its worker has given back, or makes it wait at the
-// head of the queue.
+// requeue offers a call again that its worker has given back, or makes it wait at its
+// place by age.
 func (c *call) requeue(b *wire.Batch) {
 	if !c.to(waiting) {
 		return
 	}
-	c.fn.queue.pushHead(c)
-	c.fn.fill(b)
-	if c.state != waiting {
+	if o := c.choose(); o != nil {
+		c.start(b, o, c.data[:c.args], c.data[c.args:])
 		return
 	}
-	if _, _, left := c.patience(); left == 0 {
+	if code, msg, left := c.patience(); left == 0 {
 		if len(c.refused) > 0 {
-			c.refusedByAll(b)
+			c.endFor(b, code, msg)
 			return
 		}
 		c.waitSlot = -1 // it had a slot, so --no-wait was kept; now it waits for another
 	}
-	c.setTimer()
-}
-
-// refusedByAll ends a call that every worker was too busy for.
-func (c *call) refusedByAll(b *wire.Batch) {
-	c.endFor(b, args.CodeBusy, c.fn.name+": every worker is busy")
+	c.wait()
 }
 
 // workerLost handles a call whose worker has vanished. The session is gone and its
@@ -592,5 +642,9 @@ func (c *call) workerLost(b *wire.Batch) {
 
 // callerLost handles a call whose caller has vanished.
 func (c *call) callerLost(b *wire.Batch) {
-	c.endFor(b, cmp.Or(c.session.dismissed, args.CodeCancelled), "")
+	code := args.CodeCancelled
+	if e := c.session.dismissed; e != nil {
+		code = e.Code
+	}
+	c.endFor(b, code, "")
 }

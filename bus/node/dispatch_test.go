@@ -164,14 +164,15 @@ func TestSlotsAreHardOnTheWire(t *testing.T) {
 	}
 }
 
-// TestQueueOrder: first in, first out within a connection, connections taking
-// turns.
+// TestQueueOrder: first in, first out within an identity, identities taking
+// turns, however many connections each has.
 func TestQueueOrder(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{})
 	w := rawUnix(t, n, path).greet()
 	w.offer("f", 1, 0)
-	a, b, c := rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet(), rawUnix(t, n, path).greet()
+	a, b, c := rawOf(t, n, "uid:1"), rawOf(t, n, "uid:2"), rawOf(t, n, "uid:3")
+	again := rawOf(t, n, "uid:1")
 	a.send(callFrame(1, "f", "a1"))
 	order := []string{string(want[*wire.CallFrame](w).Input)}
 	queue := func(p *raw, frames ...wire.Frame) {
@@ -179,7 +180,8 @@ func TestQueueOrder(t *testing.T) {
 		p.send(frames...)
 		eventually(t, "queued calls", func() bool { return n.QueueLen("f") == before+len(frames) })
 	}
-	queue(a, callFrame(2, "f", "a2"), callFrame(3, "f", "a3"), callFrame(4, "f", "a4"), callFrame(5, "f", "a5"))
+	queue(a, callFrame(2, "f", "a2"), callFrame(3, "f", "a3"), callFrame(4, "f", "a4"))
+	queue(again, callFrame(1, "f", "a5"))
 	queue(b, callFrame(1, "f", "b1"), callFrame(2, "f", "b2"))
 	queue(c, callFrame(1, "f", "c1"))
 	for id := uint64(1); id <= 7; id++ {
@@ -191,37 +193,38 @@ func TestQueueOrder(t *testing.T) {
 	}
 }
 
-// TestQueueBound: the queue has a limit, half of it for one connection, and
-// busy comes at once.
+// TestQueueBound: the queue has a limit, half of it for one identity alone and a quarter while others
+// are there, over all its connections; the node's own user may fill it. Busy comes at once.
 func TestQueueBound(t *testing.T) {
 	noLeaks(t)
-	n, path := start(t, node.Config{Queue: 10})
-	g := newGate()
-	offerFunc(t, dial(t, path), "f", 1, g.handle)
-	ctx, stop := context.WithCancel(bg())
-	defer stop()
-	clients := []*bus.Client{dial(t, path), dial(t, path), dial(t, path)}
-	running := post(ctx, clients[0], bus.Request{Function: "f"})
-	await(t, "the first call", g.started)
-	var queued []<-chan outcome
-	for i := range 2 {
-		for range 5 {
-			queued = append(queued, post(ctx, clients[i], bus.Request{Function: "f"}))
+	n, path := start(t, node.Config{Queue: 16})
+	w := rawUnix(t, n, path).greet()
+	w.offer("f", 1, 0)
+	own := rawUnix(t, n, path).greet()
+	own.send(callFrame(1, "f", ""))
+	want[*wire.CallFrame](w)
+	queued := 0
+	next := uint64(1)
+	fill := func(calls int, message string, peers ...*raw) {
+		t.Helper()
+		for i := range calls {
+			next++
+			peers[i%len(peers)].send(callFrame(next, "f", ""))
+			queued++
+			eventually(t, "a queued call", func() bool { return n.QueueLen("f") == queued })
 		}
-		eventually(t, "a queue", func() bool { return n.QueueLen("f") == 5*(i+1) })
-		o := await(t, "busy", post(ctx, clients[i], bus.Request{Function: "f"}))
-		wantErr(t, o.err, bus.ErrBusy)
-	}
-	o := await(t, "busy", post(ctx, clients[2], bus.Request{Function: "f"}))
-	wantErr(t, o.err, bus.ErrBusy)
-	for range 11 {
-		g.release <- struct{}{}
-	}
-	for _, ch := range append(queued, running) {
-		if o := await(t, "a queued call", ch); o.err != nil {
-			t.Error(o.err)
+		for _, p := range peers {
+			next++
+			p.send(callFrame(next, "f", ""))
+			if f := want[*wire.EndFrame](p); f.Status != 75 || string(f.Code) != args.CodeBusy || string(f.Message) != message {
+				t.Errorf("%d %s: %s", f.Status, f.Code, f.Message)
+			}
 		}
 	}
+	fill(4, "f: the queue is full for ticket:a (limit 4 calls)", rawGuest(t, n, "ticket:a"), rawGuest(t, n, "ticket:a"))
+	fill(4, "f: the queue is full for ticket:b (limit 4 calls)", rawGuest(t, n, "ticket:b"))
+	fill(4, "f: the queue is full (limit 12 calls)", rawGuest(t, n, "ticket:c"), rawGuest(t, n, "ticket:d"))
+	fill(4, "f: the queue is full (limit 16 calls)", own)
 }
 
 // TestWaits: what is missing bounds how long a call waits, and names its end.

@@ -102,7 +102,7 @@ func (n *Node) enter(a *arrival, nc *net.TCPConn, config *tls.Config) {
 	}
 	id, err := n.cfg.Gate.Admit(tc.ConnectionState(), from)
 	if err == nil {
-		err = n.room(id.Caller())
+		err = n.room(&Peer{Caller: id.Caller(), Rights: &id.Rights, Joining: id.Joining})
 	}
 	if err != nil {
 		n.refused(from, "", id, err)
@@ -118,18 +118,24 @@ func (n *Node) enter(a *arrival, nc *net.TCPConn, config *tls.Config) {
 	n.serve(tc, peer, false)
 }
 
-// room reserves a place for another connection of that caller, if there is one.
-func (n *Node) room(caller string) error {
+// room reserves a place for another connection of that peer, if there is one.
+func (n *Node) room(p *Peer) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.guests >= n.cfg.MaxConnections {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections to this node (limit %d)", n.cfg.MaxConnections)}
+	id := n.identity(p)
+	defer n.forget(id)
+	reserve := n.cfg.MaxConnections / 16 // for administrators
+	if id.rank != guest {
+		reserve = 0
 	}
-	if n.callers[caller] >= n.cfg.MaxPerTicket {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections of %s to this node (limit %d)", caller, n.cfg.MaxPerTicket)}
+	if limit := n.cfg.MaxConnections - reserve; n.guests >= limit {
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections to this node (limit %d)", limit)}
+	}
+	if len(id.sessions)+id.reserved >= n.cfg.MaxPerTicket {
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections of %s to this node (limit %d)", id.name, n.cfg.MaxPerTicket)}
 	}
 	n.guests++
-	n.callers[caller]++
+	id.reserved++
 	return nil
 }
 
@@ -222,19 +228,23 @@ func (n *Node) CheckLocal() {
 	}
 }
 
-// dismiss closes the connections of some peers with an error.
+// dismiss closes the connections of some peers with an error. Once all are marked, not one more of
+// their frames is acted on, and nothing is given to their workers.
 func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 	var list []*session
-	n.mu.Lock()
-	for _, s := range n.sessions {
-		if whom(&s.peer) {
-			s.dismissed = code
-			list = append(list, s)
+	n.locked(func(b *wire.Batch) {
+		for _, s := range n.sessions {
+			if s.dismissed == nil && whom(&s.peer) {
+				s.dismissed = &args.Error{Code: code, Message: s.peer.Caller + ": " + why}
+				list = append(list, s)
+			}
 		}
-	}
-	n.mu.Unlock()
+		for _, s := range list {
+			s.withdraw(b)
+		}
+	})
 	for _, s := range list {
-		s.conn.CloseWith(&args.Error{Code: code, Message: s.peer.Caller + ": " + why})
+		s.conn.CloseWith(s.dismissed)
 		s.close()
 	}
 }

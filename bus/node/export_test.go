@@ -41,7 +41,7 @@ type Books struct {
 func (n *Node) Books() Books {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return Books{len(n.sessions), len(n.functions), n.open, n.exposure, n.budget.Used()}
+	return Books{len(n.sessions), len(n.functions), n.open, n.exposure, n.used()}
 }
 
 // Changing reports whether a call is under way that changes something at the node.
@@ -67,7 +67,20 @@ const MaxEntering = maxEntering
 func (n *Node) Exposure() int64 { return n.Books().Exposure }
 
 // BudgetUsed is how many bytes the node holds in buffers.
-func (n *Node) BudgetUsed() int64 { return n.budget.Used() }
+func (n *Node) BudgetUsed() int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.used()
+}
+
+// used is the budget that is used, less what offers count.
+func (n *Node) used() int64 {
+	used := n.budget.Used()
+	for _, id := range n.identities {
+		used -= int64(id.offers)*offerCost + id.text
+	}
+	return used
+}
 
 // QueueLen is how many calls wait for a function.
 func (n *Node) QueueLen(name string) int {
@@ -95,7 +108,7 @@ func (n *Node) Live() (live int) {
 func (n *Node) Audit() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	a := audit{node: n, busy: map[*offer]int{}, owed: map[*session]int64{}, calls: map[*call]bool{}, per: map[*function]int{}, short: map[*session]int{}, long: map[*session]int{}}
+	a := audit{node: n, busy: map[*offer]int{}, owed: map[*session]int64{}, calls: map[*call]bool{}, per: map[*function]int{}, own: map[*identity]int{}}
 	for _, s := range n.sessions {
 		if err := a.session(s); err != nil {
 			return err
@@ -122,8 +135,7 @@ type audit struct {
 	size     int // of the copies that calls keep
 	kept     int // copies of calls that have ended
 	exposure int64
-	short    map[*session]int // live calls of the node's own functions
-	long     map[*session]int
+	own      map[*identity]int // calls of the node's own functions that run
 }
 
 func (a *audit) session(s *session) error {
@@ -162,12 +174,8 @@ func (a *audit) call(c *call) {
 	if c.size != 0 && c.state.ended() {
 		a.kept++
 	}
-	if c.fn.own != nil {
-		if c.fn.own.long {
-			a.long[c.session]++
-		} else {
-			a.short[c.session]++
-		}
+	if c.fn.own != nil && c.state.used() {
+		a.own[c.session.identity]++
 	}
 	for i := range c.flows {
 		f := &c.flows[i]
@@ -203,8 +211,8 @@ func (a *audit) totals() error {
 		return fmt.Errorf("budget of %d bytes used, calls keep %d; %d that have ended keep some", used, a.size, a.kept)
 	}
 	for _, s := range n.sessions {
-		if short, long := a.short[s], a.long[s]; s.ownShort != short || s.ownLong != long {
-			return fmt.Errorf("session %d: %d and %d calls of the node's own functions, %d and %d are there", s.id, s.ownShort, s.ownLong, short, long)
+		if id := s.identity; id.own[short]+id.own[long] != a.own[id] {
+			return fmt.Errorf("%s: %d calls of the node's own functions, %d are there", id.name, id.own, a.own[id])
 		}
 		if s.exposure != a.owed[s] {
 			return fmt.Errorf("exposure of session %d is %d, flows have %d", s.id, s.exposure, a.owed[s])
@@ -224,12 +232,12 @@ func (a *audit) function(name string, fn *function) error {
 	if fn.name != name || fn.calls != a.per[fn] {
 		return fmt.Errorf("function %s: %d calls, %d are there", name, fn.calls, a.per[fn])
 	}
-	if len(fn.offers) == 0 && fn.calls == 0 && fn.taking == 0 {
+	if len(fn.offers.list) == 0 && fn.calls == 0 && fn.taking == 0 {
 		return fmt.Errorf("function %s is kept for nothing", name)
 	}
 	taking := 0
-	for i, o := range fn.offers {
-		if o.at != i || i > 0 && fn.before(i, (i-1)/2) {
+	for i, o := range fn.offers.list {
+		if o.at[0] != i || i > 0 && fn.offers.before(i, (i-1)/2) {
 			return fmt.Errorf("function %s: offer %d is at the wrong place", name, i)
 		}
 		taking += o.taking
@@ -250,10 +258,8 @@ func (a *audit) function(name string, fn *function) error {
 	if stray != nil {
 		return fmt.Errorf("function %s: call %s in its queue is %s", name, stray.name(), stateNames[stray.state])
 	}
-	for _, l := range fn.queue.lanes {
-		if len(l.calls) == 0 {
-			return fmt.Errorf("function %s: an empty lane", name)
-		}
+	if err := fn.queue.audit(); err != nil {
+		return fmt.Errorf("function %s: %w", name, err)
 	}
 	if fn.taking < taking { // a slot that was withdrawn may still ask
 		return fmt.Errorf("function %s: %d slots ask for a job, its offers have %d", name, fn.taking, taking)
@@ -263,6 +269,48 @@ func (a *audit) function(name string, fn *function) error {
 	}
 	return nil
 }
+
+// audit checks that the counts of a queue agree with each other.
+func (q *queue) audit() error {
+	placed, groups := 0, map[*group]int{}
+	for _, l := range q.lanes {
+		here := 0
+		for on, li := range l.lists {
+			if len(li.calls) == 0 || q.groups[on] != li.group {
+				return fmt.Errorf("a list of %q with %d calls", on, len(li.calls))
+			}
+			groups[li.group] += len(li.calls)
+			if li.group.offers > 0 {
+				here += len(li.calls)
+			}
+		}
+		if len(l.lists) == 0 || here != l.placed {
+			return fmt.Errorf("a lane of %s with %d lists, %d of %d calls are placed", l.id.name, len(l.lists), here, l.placed)
+		}
+		placed += here
+	}
+	for on, g := range q.groups {
+		if groups[g] != g.calls {
+			return fmt.Errorf("group %q: %d calls, %d are there", on, g.calls, groups[g])
+		}
+		offers := 0
+		for _, o := range q.fn.offers.list {
+			if g.on.Match(o.session.name, string(o.session.prefix)) {
+				offers++
+			}
+		}
+		if offers != g.offers {
+			return fmt.Errorf("group %q: %d offers, %d are there", on, g.offers, offers)
+		}
+	}
+	if placed != q.placed {
+		return fmt.Errorf("%d calls are placed, of %d", q.placed, placed)
+	}
+	return nil
+}
+
+// SocketPair connects two ends in this process.
+var SocketPair = socketPair
 
 // JobSource replaces the store of jobs in a test.
 type JobSource = jobSource
@@ -286,4 +334,4 @@ func (n *Node) Own() (names []string) {
 }
 
 // Calls are those that run and wait.
-func (n *Node) Calls() []bus.CallInfo { return n.callsFor(&Peer{}) }
+func (n *Node) Calls() []bus.CallInfo { return n.callsFor(context.Background(), &Peer{}) }

@@ -232,8 +232,7 @@ func TestQueuedGigabytes(t *testing.T) {
 // ones are busy, those queued are served, and no connection is closed.
 func TestFullBuffers(t *testing.T) {
 	noLeaks(t)
-	log := newLog(t)
-	n, path := start(t, node.Config{Queue: 10000, Log: log.Log})
+	n, path := start(t, node.Config{Queue: 10000})
 	g := newGate()
 	offerFunc(t, dial(t, path), "f", 1, g.handle)
 	sender := dial(t, path)
@@ -260,10 +259,10 @@ func TestFullBuffers(t *testing.T) {
 			t.Fatalf("%d bytes are held", held)
 		}
 	}
-	o := await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f"}))
+	o := await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Input: strings.NewReader(input)}))
 	wantErr(t, o.err, bus.ErrBusy)
-	if log.all()["f fbus 75 busy"] != 2 {
-		t.Error("a call that was refused is not in the log")
+	if k := n.Metrics().Node.RefusedCalls[args.CodeBusy]; k != 2 {
+		t.Errorf("%d calls are counted as refused", k)
 	}
 	// So is a call with long arguments; its connection stands.
 	o = await(t, "busy", post(bg(), dial(t, path), bus.Request{Function: "f", Args: args.List(strings.Repeat("x", wire.MaxArgs-100))}))

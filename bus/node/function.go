@@ -15,7 +15,8 @@ type function struct {
 	name   string
 	text   []byte       // name, for frames
 	own    *ownFunction // nil: not one of the node's own
-	offers []*offer     // a heap: the one with the most free slots first, of several the one that has been idle longest
+	offers heap
+	named  map[string]*heap // offers by the name of their worker
 	queue  queue
 	calls  int // live ones
 	stats  *stats
@@ -30,7 +31,7 @@ type function struct {
 type offer struct {
 	session     *session
 	fn          *function
-	at          int // in fn.offers; -1: withdrawn
+	at          [2]int // in fn.offers, and in its heap of fn.named; -1: withdrawn
 	slots       int
 	busy        int
 	taking      int    // slots that ask for a job
@@ -45,8 +46,8 @@ type offer struct {
 }
 
 // text returns how many bytes of text the offer holds.
-func (o *offer) text() int {
-	return len(o.description) + len(o.arguments) + len(o.note) + len(o.schema)
+func (o *offer) text() int64 {
+	return int64(len(o.description) + len(o.arguments) + len(o.note) + len(o.schema))
 }
 
 // free returns how many calls the offer takes now. Whatever its slots, one connection
@@ -70,6 +71,9 @@ func (o *offer) take(busy, taking int) {
 	o.fn.taking += taking
 	n.taking += taking
 	o.fn.fix(o)
+	if o.at[0] < 0 && o.busy+o.taking == 0 {
+		delete(o.session.withdrawn, o.fn.name)
+	}
 	if k := len(o.session.out); k >= maxOpen || k == maxOpen-1 { // a bound that all its offers share
 		for _, other := range o.session.offers {
 			other.fn.fix(other)
@@ -78,34 +82,117 @@ func (o *offer) take(busy, taking int) {
 }
 
 func newFunction(n *Node, name string) *function {
-	return &function{node: n, name: name, text: []byte(name), own: ownOf(name), stats: n.statsOf(name, false), wakes: 1}
+	fn := &function{node: n, name: name, text: []byte(name), own: ownOf(name), named: map[string]*heap{}, stats: n.statsOf(name, false), wakes: 1}
+	fn.queue.fn = fn
+	return fn
 }
 
-// add puts an offer into the heap, and its function into the registry.
+// add registers an offer, and its function.
 func (fn *function) add(o *offer) {
 	fn.node.functions[fn.name] = fn
 	fn.stats = fn.node.statsOf(fn.name, true)
-	o.at = len(fn.offers)
-	fn.offers = append(fn.offers, o)
-	fn.fix(o)
+	fn.offers.add(o)
+	h := fn.named[o.session.name]
+	if h == nil {
+		h = &heap{k: 1}
+		fn.named[o.session.name] = h
+	}
+	h.add(o)
+	fn.queue.appears(o.session)
 }
 
-// remove takes an offer out of the heap.
-func (fn *function) remove(o *offer) {
-	i, last := o.at, len(fn.offers)-1
-	moved := fn.offers[last]
-	fn.offers[i], moved.at = moved, i
-	fn.offers[last] = nil
-	fn.offers = fn.offers[:last]
-	o.at = -1
+// remove withdraws an offer. Calls that only it could take are looked at again.
+func (fn *function) remove(b *wire.Batch, o *offer) {
+	fn.offers.remove(o)
+	h := fn.named[o.session.name]
+	if h.remove(o); len(h.list) == 0 {
+		delete(fn.named, o.session.name)
+	}
+	fn.queue.vanishes(o.session)
+	looked := 0
+	for c := range fn.queue.bounced { // the others have timers
+		if looked++; looked > maxPassed {
+			break
+		}
+		c.lookAgain(b)
+	}
+	fn.tidy()
+}
+
+// fix restores the order of an offer after its free slots have changed.
+func (fn *function) fix(o *offer) {
+	if o.at[0] >= 0 {
+		fn.offers.fix(o)
+		fn.named[o.session.name].fix(o)
+	}
+}
+
+// matching returns how many offers a call selects.
+func (fn *function) matching(c *call) int {
+	text := c.on.String()
+	if g := fn.queue.groups[text]; g != nil {
+		return g.offers
+	}
+	id, connection := c.on.Connection()
+	switch {
+	case text == "":
+		return len(fn.offers.list)
+	case connection:
+		if fn.ofConnection(id) != nil {
+			return 1
+		}
+		return 0
+	case !c.on.Glob():
+		if h := fn.named[text]; h != nil {
+			return len(h.list)
+		}
+		return 0
+	}
+	k := 0
+	for name, h := range fn.named {
+		if c.on.Match(name, "") {
+			k += len(h.list)
+		}
+	}
+	return k
+}
+
+// ofConnection returns the offer of the connection with that id; nil: it has none.
+func (fn *function) ofConnection(id string) *offer {
+	if s := fn.node.session(id); s != nil {
+		return s.offers[fn.name]
+	}
+	return nil
+}
+
+// heap orders offers: the one with the most free slots first, of several the one that has been
+// idle longest.
+type heap struct {
+	list []*offer
+	k    int // which of an offer's places is that in this heap
+}
+
+func (h *heap) add(o *offer) {
+	o.at[h.k] = len(h.list)
+	h.list = append(h.list, o)
+	h.fix(o)
+}
+
+func (h *heap) remove(o *offer) {
+	i, last := o.at[h.k], len(h.list)-1
+	moved := h.list[last]
+	h.list[i], moved.at[h.k] = moved, i
+	h.list[last] = nil
+	h.list = h.list[:last]
+	o.at[h.k] = -1
 	if moved != o {
-		fn.fix(moved)
+		h.fix(moved)
 	}
 }
 
 // before reports whether offer i has precedence over offer j.
-func (fn *function) before(i, j int) bool {
-	a, b := fn.offers[i], fn.offers[j]
+func (h *heap) before(i, j int) bool {
+	a, b := h.list[i], h.list[j]
 	if x, y := a.free(), b.free(); x != y {
 		return x > y
 	}
@@ -113,25 +200,21 @@ func (fn *function) before(i, j int) bool {
 }
 
 // fix restores the heap after an offer has changed.
-func (fn *function) fix(o *offer) {
-	if o.at < 0 {
-		return
-	}
+func (h *heap) fix(o *offer) {
 	swap := func(i, j int) {
-		h := fn.offers
-		h[i], h[j] = h[j], h[i]
-		h[i].at, h[j].at = i, j
+		h.list[i], h.list[j] = h.list[j], h.list[i]
+		h.list[i].at[h.k], h.list[j].at[h.k] = i, j
 	}
-	i := o.at
-	for ; i > 0 && fn.before(i, (i-1)/2); i = (i - 1) / 2 {
+	i := o.at[h.k]
+	for ; i > 0 && h.before(i, (i-1)/2); i = (i - 1) / 2 {
 		swap(i, (i-1)/2)
 	}
 	for {
 		child := 2*i + 1
-		if child+1 < len(fn.offers) && fn.before(child+1, child) {
+		if child+1 < len(h.list) && h.before(child+1, child) {
 			child++
 		}
-		if child >= len(fn.offers) || !fn.before(child, i) {
+		if child >= len(h.list) || !h.before(child, i) {
 			return
 		}
 		swap(i, child)
@@ -141,61 +224,39 @@ func (fn *function) fix(o *offer) {
 
 // best returns the first offer, in the order of their use, that has a free slot and fits;
 // nil: there is none. It looks at no more offers than come before that one.
-func (fn *function) best(fits func(*offer) bool) *offer {
-	if len(fn.offers) == 0 {
+func (h *heap) best(edge *[]int, fits func(*offer) bool) *offer {
+	if h == nil || len(h.list) == 0 {
 		return nil
 	}
-	edge := append(fn.node.scratch.edge[:0], 0) // places in the heap, the next one last
-	for len(edge) > 0 {
-		i := edge[len(edge)-1]
-		edge = edge[:len(edge)-1]
-		o := fn.offers[i]
+	next := append((*edge)[:0], 0) // places in the heap, the next one last
+	for len(next) > 0 {
+		i := next[len(next)-1]
+		next = next[:len(next)-1]
+		o := h.list[i]
 		if o.free() <= 0 {
 			return nil
 		}
 		if fits(o) {
 			return o
 		}
-		for child := 2*i + 1; child <= 2*i+2 && child < len(fn.offers); child++ {
-			k := sort.Search(len(edge), func(k int) bool { return fn.before(edge[k], child) })
-			edge = slices.Insert(edge, k, child)
+		for child := 2*i + 1; child <= 2*i+2 && child < len(h.list); child++ {
+			k := sort.Search(len(next), func(k int) bool { return h.before(next[k], child) })
+			next = slices.Insert(next, k, child)
 		}
-		fn.node.scratch.edge = edge
+		*edge = next
 	}
 	return nil
 }
 
-// inOrder returns the offers in the order in which they were made.
-func (fn *function) inOrder() []*offer {
-	list := slices.Clone(fn.offers)
-	slices.SortFunc(list, func(a, b *offer) int { return int(a.since) - int(b.since) })
-	return list
-}
-
-// settle hands out free slots to waiting calls, and looks again at how long the rest may
-// wait. It is called whenever the offers of a function have changed.
-func (fn *function) settle(b *wire.Batch) {
-	fn.fill(b)
-	fn.queue.each(func(c *call) {
-		if _, _, left := c.patience(); left == 0 && len(c.refused) > 0 {
-			c.refusedByAll(b)
-			return
-		}
-		c.setTimer()
-	})
-	fn.tidy()
-}
-
-// fill gives free slots to waiting calls and to jobs.
-func (fn *function) fill(b *wire.Batch) {
-	for len(fn.offers) > 0 && fn.offers[0].free() > 0 {
-		var o *offer
-		c := fn.queue.next(func(c *call) bool {
-			o = c.choose()
-			return o != nil
-		})
+// fill gives the free slots of an offer to waiting calls and to jobs.
+func (o *offer) fill(b *wire.Batch) {
+	fn := o.fn
+	for o.at[0] >= 0 && o.free() > 0 {
+		c := fn.queue.next(o)
 		switch {
-		case (c == nil || fn.turns >= jobShare) && fn.takeJob():
+		case c != nil && (c.session.gone || c.session.dismissed != nil): // it will not be there for the answer
+			c.callerLost(b)
+		case (c == nil || fn.turns >= jobShare) && fn.takeJob(o):
 			fn.turns = 0
 		case c == nil:
 			return
@@ -208,7 +269,7 @@ func (fn *function) fill(b *wire.Batch) {
 
 // tidy forgets a name that has neither offers nor calls.
 func (fn *function) tidy() {
-	if len(fn.offers) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
+	if len(fn.offers.list) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
 		delete(fn.node.functions, fn.name)
 	}
 }

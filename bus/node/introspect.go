@@ -1,11 +1,16 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"sort"
+	"strconv"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -15,78 +20,132 @@ import (
 	"fbus/bus/wire"
 )
 
+// lookStep is how many things a long answer looks at with the lock held once.
+const lookStep = 64
+
+// eachLocked calls f for 0 to count-1 with the lock held, which it releases again and again.
+func (n *Node) eachLocked(count int, f func(i int)) {
+	for i := 0; i < count; {
+		n.mu.Lock()
+		for end := min(i+lookStep, count); i < end; i++ {
+			f(i)
+		}
+		n.mu.Unlock()
+		runtime.Gosched()
+	}
+}
+
 // Functions lists what is offered, sorted by name; the node's own only if they
 // are named.
-func (n *Node) Functions(names ...string) []bus.FunctionInfo { return n.functionsFor(&Peer{}, names) }
+func (n *Node) Functions(names ...string) []bus.FunctionInfo {
+	return n.functionsFor(context.Background(), &Peer{}, names)
+}
 
-// functionsFor lists of them what a peer sees.
-func (n *Node) functionsFor(p *Peer, names []string) []bus.FunctionInfo {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	list := []bus.FunctionInfo{}
-	for _, fn := range n.functions {
-		if len(fn.offers) == 0 && fn.queue.n == 0 {
-			continue
-		}
-		if len(names) > 0 && !slices.Contains(names, fn.name) || len(names) == 0 && reserved(fn.name) {
-			continue
-		}
-		if !p.sees(fn.name) {
-			continue
-		}
-		list = append(list, fn.info(len(names) > 0))
+// functionsFor lists of them what a peer sees. It stops when ctx ends.
+func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.FunctionInfo {
+	named := len(names) > 0
+	if !named {
+		names = n.known(0)
 	}
-	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
+	slices.Sort(names)
+	list := []bus.FunctionInfo{}
+	for _, name := range slices.Compact(names) {
+		if ctx.Err() != nil {
+			break
+		}
+		if !p.sees(name) {
+			continue
+		}
+		if f, ok := n.function(name, named); ok {
+			list = append(list, f)
+		}
+	}
 	return list
 }
 
-func (fn *function) info(schema bool) bus.FunctionInfo {
-	f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
-	f.Done, f.Failed = fn.stats.totals()
-	for _, o := range fn.inOrder() {
-		f.Slots += o.slots
-		f.Busy += o.busy
-		if o.description != "" {
-			f.Description = o.description
+// known returns the names that have so many offers or more, less the node's own.
+func (n *Node) known(offers int) (names []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, fn := range n.functions {
+		if len(fn.offers.list) >= offers && !reserved(name) {
+			names = append(names, name)
 		}
-		if o.arguments != "" {
-			f.Arguments = o.arguments
-		}
-		if o.note != "" {
-			f.Note = o.note
-		}
-		if schema && o.schema != "" {
-			f.Schema = json.RawMessage(o.schema)
-		}
-		f.Workers = append(f.Workers, bus.WorkerInfo{
-			Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
-			Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note,
-		})
 	}
-	return f
+	return names
+}
+
+// function describes a function; ok is false if there is none.
+func (n *Node) function(name string, schema bool) (f bus.FunctionInfo, ok bool) {
+	n.mu.Lock()
+	fn := n.functions[name]
+	if ok = fn != nil && len(fn.offers.list)+fn.queue.n > 0; !ok {
+		n.mu.Unlock()
+		return f, false
+	}
+	f = bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
+	f.Done, f.Failed = fn.stats.totals()
+	offers := slices.Clone(fn.offers.list)
+	n.mu.Unlock()
+	slices.SortFunc(offers, func(a, b *offer) int { return cmp.Compare(a.since, b.since) })
+	n.eachLocked(len(offers), func(i int) { offers[i].describe(&f, schema) })
+	return f, true
+}
+
+// describe adds the offer to the description of its function.
+func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
+	if o.at[0] < 0 {
+		return
+	}
+	f.Slots += o.slots
+	f.Busy += o.busy
+	f.Description = cmp.Or(o.description, f.Description)
+	f.Arguments = cmp.Or(o.arguments, f.Arguments)
+	f.Note = cmp.Or(o.note, f.Note)
+	if schema && o.schema != "" {
+		f.Schema = json.RawMessage(o.schema)
+	}
+	f.Workers = append(f.Workers, bus.WorkerInfo{
+		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
+		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note,
+	})
 }
 
 // callsFor lists what runs and waits and is a peer's business, oldest first, less the calls of
-// the node's own functions.
-func (n *Node) callsFor(p *Peer) []bus.CallInfo {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	list := []bus.CallInfo{}
+// the node's own functions. It stops when ctx ends.
+func (n *Node) callsFor(ctx context.Context, p *Peer) []bus.CallInfo {
+	var calls []*call
 	add := func(c *call) {
 		if !reserved(c.fn.name) && p.owns(c) {
-			list = append(list, c.info())
+			calls = append(calls, c)
 		}
 	}
-	for _, s := range n.sessions {
-		for _, c := range s.in {
-			add(c)
+	n.mu.Lock()
+	sessions := slices.Collect(maps.Values(n.sessions))
+	n.mu.Unlock()
+	for _, s := range sessions {
+		if ctx.Err() != nil {
+			break
+		}
+		n.mu.Lock()
+		if p.admin() || s.peer.Caller == p.Caller || s == n.forJobs {
+			for _, c := range s.in {
+				add(c)
+			}
 		}
 		for _, c := range s.out {
 			if c.state == orphaned {
 				add(c)
 			}
 		}
+		n.mu.Unlock()
 	}
+	list := make([]bus.CallInfo, 0, len(calls))
+	n.eachLocked(len(calls), func(i int) {
+		if c := calls[i]; c.state.live() && ctx.Err() == nil {
+			list = append(list, c.info())
+		}
+	})
 	sort.Slice(list, func(i, j int) bool { return list[i].Age > list[j].Age })
 	return list
 }
@@ -108,22 +167,20 @@ func (n *Node) Info() bus.NodeInfo { return n.infoFor(&Peer{}) }
 // infoFor describes the node as far as it is a peer's business: to a guest its
 // numbers are those that the guest sees elsewhere.
 func (n *Node) infoFor(p *Peer) bus.NodeInfo {
+	functions := slices.DeleteFunc(n.known(1), func(name string) bool { return !p.sees(name) })
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
-		Started: n.started, Draining: n.draining, Listens: []string{}, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
+		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
 	if err := n.noPosts(); err != nil {
-		i.NoPosts = p.told(err)
-	}
-	for name, fn := range n.functions {
-		if !reserved(name) && len(fn.offers) > 0 && p.sees(name) {
-			i.Functions++
-		}
+		i.NoPosts = err.Error()
 	}
 	if !p.admin() {
-		i.Sessions, i.Calls = n.callers[p.Caller], n.callsOf(p)
+		if id := n.identities[p.Caller]; id != nil {
+			i.Sessions, i.Calls = len(id.sessions), id.calls
+		}
 		return i
 	}
 	i.Address, i.PID, i.Sessions, i.Calls = n.cfg.Address, os.Getpid(), 0, n.open
@@ -149,21 +206,6 @@ func (n *Node) noPosts() error {
 	return nil
 }
 
-// callsOf counts a guest's own calls. n.mu is held.
-func (n *Node) callsOf(p *Peer) (count int) {
-	for _, s := range n.sessions {
-		if s.peer.Caller != p.Caller {
-			continue
-		}
-		for _, c := range s.in {
-			if !reserved(c.fn.name) {
-				count++
-			}
-		}
-	}
-	return count
-}
-
 // cancelFor ends the call of that id for its caller and returns what it was; ok is false if
 // there is none that is the peer's business.
 func (n *Node) cancelFor(p *Peer, id string) (was bus.CallInfo, ok bool) {
@@ -175,17 +217,17 @@ func (n *Node) cancelFor(p *Peer, id string) (was bus.CallInfo, ok bool) {
 	if s == nil {
 		return was, false
 	}
-	for _, c := range s.in {
-		if c.name() == id && p.owns(c) {
-			was = c.info()
-			c.endFor(&b, args.CodeCancelled, "cancelled by fbus cancel")
-			return was, true
-		}
+	k, _ := strconv.ParseUint(id[strings.LastIndexByte(id, '-')+1:], 10, 64)
+	c := s.in[k]
+	if c == nil || c.name() != id || !p.owns(c) {
+		return was, false
 	}
-	return was, false
+	was = c.info()
+	c.endFor(&b, args.CodeCancelled, "cancelled by fbus cancel")
+	return was, true
 }
 
-func serveFunctions(_ context.Context, q *asked) error {
+func serveFunctions(ctx context.Context, q *asked) error {
 	names, err := q.Words()
 	if err != nil {
 		return badInput("%s: %v", q.Function, err)
@@ -195,15 +237,21 @@ func serveFunctions(_ context.Context, q *asked) error {
 			return q.deny(name)
 		}
 	}
-	for _, f := range q.node.functionsFor(q.peer, names) {
+	for _, f := range q.node.functionsFor(ctx, q.peer, names) {
 		q.line(f)
+		if err := q.flush(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func serveCalls(_ context.Context, q *asked) error {
-	for _, c := range q.node.callsFor(q.peer) {
+func serveCalls(ctx context.Context, q *asked) error {
+	for _, c := range q.node.callsFor(ctx, q.peer) {
 		q.line(c)
+		if err := q.flush(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -114,10 +114,14 @@ func serveJobs(ctx context.Context, q *asked) error {
 
 // noteUnserved adds to a job in the queue that no worker offers its function.
 func (n *Node) noteUnserved(i *bus.JobInfo) {
+	if i.State != jobs.Queued {
+		return
+	}
+	on, _ := wire.ParseOn(i.On)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := &call{on: i.On, fn: n.functions[i.Function]}
-	if i.State == jobs.Queued && (c.fn == nil || !c.another()) {
+	c := &call{on: on, fn: n.functions[i.Function]}
+	if c.fn == nil || c.fn.matching(c) == 0 {
 		i.Note = "no worker offers it"
 	}
 }

@@ -157,13 +157,14 @@ func (n *Node) Metrics() bus.Metrics {
 		}
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	m.Node.Draining, m.Node.Connections, m.Node.Open, m.Node.Buffers = n.draining, n.guests, n.open, n.budget.Used()
 	m.Node.In, m.Node.Out = n.in, n.out
 	m.Node.RefusedCalls, m.Node.RefusedEntries = maps.Clone(n.refusedCalls), maps.Clone(n.refusedEntries)
-	for name, s := range n.stats {
-		m.Functions = append(m.Functions, n.functionMetrics(name, s))
-	}
+	names := slices.Collect(maps.Keys(n.stats))
+	n.mu.Unlock()
+	n.eachLocked(len(names), func(i int) {
+		m.Functions = append(m.Functions, n.functionMetrics(names[i], n.stats[names[i]]))
+	})
 	slices.SortFunc(m.Functions, func(a, b bus.FunctionMetrics) int { return cmp.Compare(a.Name, b.Name) })
 	return m
 }
@@ -184,11 +185,13 @@ func (n *Node) functionMetrics(name string, s *stats) bus.FunctionMetrics {
 		return m
 	}
 	m.Queued = fn.queue.n
-	for _, o := range fn.offers {
+	for _, o := range fn.offers.list {
 		m.Slots += o.slots
 		m.Busy += o.busy
 	}
-	fn.queue.each(func(c *call) { m.Oldest = max(m.Oldest, time.Since(c.arrived).Seconds()) })
+	if at := fn.queue.oldest(); !at.IsZero() {
+		m.Oldest = time.Since(at).Seconds()
+	}
 	return m
 }
 

@@ -108,11 +108,13 @@ type Node struct {
 	open      int    // calls that some worker or queue holds, the node's own functions not counted
 	scratch   scratch
 	counters
-	draining  bool
-	closed    bool
-	callers   map[string]int // connections of each identity
-	guests    int            // all of these
-	listening []*net.TCPAddr
+	draining   bool
+	closed     bool
+	identities map[string]*identity // of those that are connected
+	ownBusy    [classes]int         // calls of its own functions that run
+	self       *identity            // the node's own
+	guests     int                  // connections, less the node's own
+	listening  []*net.TCPAddr
 
 	entering entering
 	done     chan struct{} // closed by Close
@@ -154,9 +156,10 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, instance: wire.NewInstance(), prefix: wire.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[jobs.ID]*call{},
-		callers: map[string]int{}, counters: newCounters(), done: make(chan struct{}),
+		identities: map[string]*identity{}, counters: newCounters(), done: make(chan struct{}),
 	}
 	n.budget.Max = MaxBuffers
+	n.self = n.newIdentity(&Peer{Caller: "node"})
 	if cfg.Gate != nil {
 		switch gate := cfg.Gate.(type) {
 		case *trust.Authority:
@@ -208,16 +211,22 @@ func (n *Node) ServeConn(nc net.Conn, peer Peer) {
 // serve serves a connection. An internal one is the node's own, for its own functions.
 func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s := &session{
-		node: n, conn: wire.NewConn(nc, &n.budget), peer: peer, internal: internal, fresh: !internal, began: time.Now(),
+		node: n, peer: peer, internal: internal, fresh: !internal, began: time.Now(),
 		in: map[uint64]*call{}, out: map[uint64]*call{}, offers: map[string]*offer{},
 	}
-	s.conn.OnDrain = func() { n.locked(s.giveHeld) }
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
 		nc.Close()
 		return
 	}
+	if s.identity = n.self; !internal {
+		s.identity = n.identity(&peer)
+	}
+	s.identity.sessions[s] = true
+	s.conn = wire.NewConn(nc, &s.identity.budget)
+	s.conn.OnDrain = func() { n.locked(s.giveHeld) }
+	s.conn.Turns = s.identity.turns
 	n.lastConn++
 	s.id = n.lastConn
 	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)
@@ -226,9 +235,11 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	if !internal {
 		n.arriving.Add(-1)
 	}
-	if !internal && !peer.placed {
+	switch {
+	case peer.placed:
+		s.identity.reserved--
+	case !internal:
 		n.guests++
-		n.callers[peer.Caller]++
 	}
 	n.serving.Add(1)
 	n.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
+	"fbus/bus/wire"
 )
 
 // ownFunction is one of the node's own functions.
@@ -41,8 +42,7 @@ const (
 // noArguments describes the arguments of a function that is not called with any.
 const noArguments = "none"
 
-// ownFunctions lists them all. It is filled here since the functions themselves ask for
-// their limits.
+// ownFunctions lists them all. It is filled here since the functions themselves look at it.
 var ownFunctions []ownFunction
 
 func init() {
@@ -91,28 +91,48 @@ func ForAll(name string) bool {
 	return o != nil && o.everybody
 }
 
-// limits bound the calls of the node's own functions: a peer that does not read the answers
-// must not take the slots from the others.
-type limits struct {
-	slots   int           // calls of one function at once
-	perConn int           // open calls of such functions on one connection
-	time    time.Duration // of a call; 0: without limit
+// class is one of two kinds of the node's own functions. Each has slots, of which an identity has its
+// share: a peer that does not read the answers must not take them from the others.
+type class int
+
+const (
+	short class = iota
+	long        // may wait
+	classes
+)
+
+var classSlots = [classes]int{short: 16, long: 2048}
+
+// shortTime bounds a call of a short function.
+const shortTime = 10 * time.Second
+
+func (o *ownFunction) class() class {
+	if o.long {
+		return long
+	}
+	return short
 }
 
-func (o *ownFunction) limits() limits {
-	if o.long {
-		return limits{slots: 1024, perConn: 500}
-	}
-	return limits{slots: 64, perConn: 4, time: 10 * time.Second}
+// mayServe reports whether another call of a class may run for an identity.
+func (n *Node) mayServe(id *identity, k class) bool {
+	return n.allows(id, bound{max: int64(classSlots[k]), used: int64(n.ownBusy[k])}, int64(id.own[k]), 1) == nil
 }
 
-// ownCalls counts the session's live calls of the node's own functions: those that may
-// wait, and the others.
-func (s *session) ownCalls(o *ownFunction) *int {
-	if o.long {
-		return &s.ownLong
+// serves counts calls of one of the node's own functions that run.
+func (n *Node) serves(id *identity, o *ownFunction, d int) {
+	id.own[o.class()] += d
+	n.ownBusy[o.class()] += d
+}
+
+// fillOwn starts calls of the node's own functions that have waited for a slot of their class.
+func (n *Node) fillOwn(b *wire.Batch) {
+	for i := range ownFunctions {
+		if fn := n.functions[ownFunctions[i].name]; fn != nil && fn.queue.n > 0 {
+			for _, o := range fn.offers.list { // there is one
+				o.fill(b)
+			}
+		}
 	}
-	return &s.ownShort
 }
 
 // asked is one call of a function of the node's own.
@@ -206,7 +226,7 @@ func (n *Node) offerOwn() error {
 		case o.part == ofLog && !n.cfg.Log.Kept(), o.part == ofJobs && n.cfg.Jobs == nil && n.cfg.NoJobs == nil:
 			continue
 		}
-		offer := bus.Offer{Name: o.name, Slots: o.limits().slots, Description: o.help, Arguments: o.arguments, Idempotent: !o.changes}
+		offer := bus.Offer{Name: o.name, Slots: classSlots[o.class()], Description: o.help, Arguments: o.arguments, Idempotent: !o.changes}
 		if o.name == "fbus.post" && n.cfg.Jobs != nil {
 			// Posts of one connection, made one after the other, have ids in that order,
 			// however long each takes.
@@ -228,7 +248,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	case q.peer == nil:
 		return cancelled
 	case o.part == ofJobs && n.cfg.Jobs == nil:
-		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + q.peer.told(n.cfg.NoJobs)}
+		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
 	case o.part == ofTickets && n.cfg.Authority == nil:
 		err = badInput("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
 	default:
@@ -244,7 +264,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 		res = *q.result
 	}
 	if err != nil {
-		res = n.failure(o, err, q.peer)
+		res = n.failure(o, err)
 		if ctx.Err() != nil { // nobody waits for it
 			res = cancelled
 		}
@@ -256,14 +276,12 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 }
 
 // failure is the end of a call of one of the node's own functions that returned an error.
-func (n *Node) failure(o *ownFunction, err error, p *Peer) bus.Result {
+func (n *Node) failure(o *ownFunction, err error) bus.Result {
 	fail := func(status int, code string) bus.Result {
 		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}}
 	}
 	e := jobs.Report(err)
-	if e != nil {
-		e.Message = p.told(err)
-	} else {
+	if e == nil {
 		e = known(err)
 	}
 	switch {

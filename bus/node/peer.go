@@ -11,7 +11,6 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -55,15 +54,6 @@ func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.
 // sees reports whether the peer is shown the function: guests only what they may call.
 func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
 
-// told returns the text of an error of the store of jobs. Paths of the node's disk are for
-// administrators.
-func (p *Peer) told(err error) string {
-	if p.admin() {
-		return err.Error()
-	}
-	return jobs.Public(err)
-}
-
 // owns reports whether a call is the peer's own business.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
 
@@ -80,7 +70,7 @@ func (p *Peer) issuer() string {
 func (n *Node) asker(inv *bus.Invocation) *Peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.opener(inv.Call); s != nil && s.dismissed == "" {
+	if s := n.opener(inv.Call); s != nil && s.dismissed == nil {
 		p := s.peer
 		return &p
 	}
@@ -100,16 +90,24 @@ func (n *Node) renewed(call, serial string, expires time.Time) {
 // opener returns the session that opened the call of that id; nil if it has gone. n.mu is
 // held.
 func (n *Node) opener(call string) *session {
-	rest, ok := strings.CutPrefix(call, n.prefix+"-")
-	id, _, cut := strings.Cut(rest, "-")
-	if !ok || !cut {
+	at := strings.LastIndexByte(call, '-')
+	if at < 0 {
 		return nil
 	}
-	k, err := strconv.ParseUint(id, 10, 64)
-	if err != nil {
+	return n.session(call[:at])
+}
+
+// session returns the session with that id on the network; nil: there is none. n.mu is held.
+func (n *Node) session(id string) *session {
+	rest, ok := strings.CutPrefix(id, n.prefix+"-")
+	k, err := strconv.ParseUint(rest, 10, 64)
+	if !ok || err != nil || strconv.FormatUint(k, 10) != rest {
 		return nil
 	}
-	return n.sessions[k]
+	if s := n.sessions[k]; s != nil && !s.gone {
+		return s
+	}
+	return nil
 }
 
 // groups returns the groups that a user of this machine has by its account.
@@ -142,7 +140,7 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			if err == nil {
 				p.lent = slices.DeleteFunc(gids, func(gid int) bool { return slices.Contains(account, gid) })
 			}
-			return p, n.room(p.Caller)
+			return p, n.room(&p)
 		}
 	}
 	return p, &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("uid %d may not use this node", uid)}

@@ -18,6 +18,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 	"fbus/bus/wire"
 
 	"go.uber.org/goleak"
@@ -343,4 +344,33 @@ func newPipe(t testing.TB, n *node.Node, caller string) (near net.Conn, served <
 		n.ServeConn(far, node.Peer{Caller: caller})
 	}()
 	return near, ch
+}
+
+// rawOf connects in memory as a user who may do everything.
+func rawOf(t testing.TB, n *node.Node, caller string) *raw {
+	near, served := newPipe(t, n, caller)
+	t.Cleanup(func() {
+		near.Close()
+		await(t, "the end of ServeConn", served)
+	})
+	return newRaw(t, near).greet()
+}
+
+// rawGuest connects over a socket as the holder of a ticket that may call and offer everything.
+func rawGuest(t testing.TB, n *node.Node, caller string) *raw {
+	t.Helper()
+	near, far, err := node.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		n.ServeConn(far, node.Peer{Caller: caller, Rights: &trust.Rights{Call: []string{"*"}, Offer: []string{"*"}}})
+	}()
+	t.Cleanup(func() {
+		near.Close()
+		await(t, "the end of ServeConn", served)
+	})
+	return newRaw(t, near).greet()
 }

@@ -44,15 +44,21 @@ type refusal struct {
 	until time.Time
 }
 
-// takeJob lets the best free slot of a function ask for a job: free → taking. It reports whether
-// one does. Each offer asks once until the store has more.
-func (fn *function) takeJob() bool {
-	n := fn.node
-	if n.source == nil || n.draining || n.closed || n.source.Ready(fn.name) <= fn.taking {
-		return false
+// takeJobs lets free slots of a function ask for jobs, as long as there are some.
+func (fn *function) takeJobs() {
+	for fn.node.source != nil {
+		o := fn.offers.best(&fn.node.scratch.edge, func(o *offer) bool { return o.asked != fn.wakes })
+		if o == nil || !fn.takeJob(o) {
+			return
+		}
 	}
-	o := fn.best(func(o *offer) bool { return o.asked != fn.wakes })
-	if o == nil {
+}
+
+// takeJob lets a free slot ask for a job: free → taking. It reports whether it does. Each offer
+// asks once until the store has more.
+func (fn *function) takeJob(o *offer) bool {
+	n := fn.node
+	if n.source == nil || n.draining || n.closed || o.asked == fn.wakes || n.source.Ready(fn.name) <= fn.taking {
 		return false
 	}
 	var refused []jobs.ID
@@ -81,10 +87,11 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 	switch {
 	case t == nil:
 		o.asked = wakes
-	case o.at >= 0 && o.free() > 0 && !n.draining && !n.closed && t.Cause.Load() == nil:
+	case o.at[0] >= 0 && o.free() > 0 && !n.draining && !n.closed && t.Cause.Load() == nil:
 		c = n.startJob(&b, o, t)
 	}
-	fn.fill(&b)
+	o.fill(&b)
+	fn.takeJobs()
 	fn.tidy()
 	n.mu.Unlock()
 	b.Flush()
@@ -101,9 +108,10 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 func (n *Node) startJob(b *wire.Batch, o *offer, t *jobs.Taken) *call {
 	s := n.forJobs
 	s.lastIn++
+	on, _ := wire.ParseOn(t.On) // it was checked when the job was posted
 	c := &call{
-		node: n, session: s, id: s.lastIn, fn: o.fn, kind: t.Kind, on: t.On, arrived: time.Now(), waitFunction: -1, waitSlot: -1,
-		data: []byte{}, bytesIn: int64(len(t.Input)), served: true, posted: &posted{job: t, keeping: true},
+		node: n, session: s, id: s.lastIn, fn: o.fn, kind: t.Kind, on: on, arrived: time.Now(), waitFunction: -1, waitSlot: -1,
+		data: []byte{}, bytesIn: int64(len(t.Input)), posted: &posted{job: t, keeping: true},
 	}
 	if t.Rest == nil {
 		c.input = inputWhole
@@ -203,7 +211,7 @@ func (p *posted) keep(c *call) {
 		n.budget.Add(-len(out) - len(err))
 		c.node.locked(func(b *wire.Batch) {
 			if failure != nil {
-				c.endFor(b, args.CodeInternal, "its output could not be kept: "+jobs.Public(failure))
+				c.endFor(b, args.CodeInternal, "its output could not be kept: "+failure.Error())
 				return
 			}
 			for stream, k := range map[wire.Stream]int{wire.Output: len(out), wire.Stderr: len(err)} {
@@ -262,7 +270,7 @@ func (p *posted) feed(c *call) {
 			return // feeding stays set: there is no more
 		default:
 			c.node.locked(func(b *wire.Batch) {
-				c.endFor(b, args.CodeInternal, "its input cannot be read: "+jobs.Public(err))
+				c.endFor(b, args.CodeInternal, "its input cannot be read: "+err.Error())
 			})
 		}
 		b.Flush()
@@ -287,7 +295,7 @@ func (n *Node) WakeJobs(function string) {
 	n.locked(func(b *wire.Batch) {
 		if fn := n.functions[function]; fn != nil {
 			fn.wakes++
-			fn.fill(b)
+			fn.takeJobs()
 		}
 	})
 }
@@ -306,7 +314,7 @@ func (n *Node) itself() *session {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lastConn++
-	s := &session{node: n, id: n.lastConn, prefix: fmt.Appendf(nil, "%s-%d", n.prefix, n.lastConn), peer: Peer{Caller: "node"}, internal: true, in: map[uint64]*call{}}
+	s := &session{node: n, id: n.lastConn, prefix: fmt.Appendf(nil, "%s-%d", n.prefix, n.lastConn), peer: Peer{Caller: "node"}, identity: n.self, internal: true, in: map[uint64]*call{}}
 	n.sessions[s.id] = s
 	return s
 }

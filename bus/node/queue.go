@@ -1,109 +1,317 @@
 package node
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+	"time"
 
-// queue holds the calls that wait for one function: first those that were
-// already with a worker, then the others, round-robin over the connections they
-// came on and first in, first out within each. The node's mu protects it.
+	"fbus/bus/wire"
+)
+
+const (
+	// maxGlobs bounds the different globs for which calls of one function wait.
+	maxGlobs = 100
+	// maxPassed is how many calls are passed over that a worker was too busy for, to find one
+	// for its free slot.
+	maxPassed = 64
+)
+
+// queue holds the calls that wait for one function: round-robin over the identities, first in,
+// first out within each. The node's mu protects it.
 type queue struct {
-	head  []*call
-	lanes []*lane // in the order of their turns
-	n     int
+	fn     *function
+	lanes  []*lane           // in the order of their turns
+	groups map[string]*group // by what they select
+	globs  []*group          // of these, those of a glob
+	n      int               // calls that wait
+	placed int               // of these, those that some offer could take: the others take nobody's place
+	// bounced holds the calls that some worker was too busy for.
+	bounced map[*call]bool
 }
 
+// group is the calls of a queue that wait for the same workers.
+type group struct {
+	on     wire.On
+	calls  int
+	offers int       // that match
+	gone   time.Time // when the last of these was withdrawn; zero: there was none since the first call came
+	timer  *time.Timer
+}
+
+// lane is the calls of one identity in a queue.
 type lane struct {
-	session *session
-	calls   []*call
+	id     *identity
+	lists  map[string]*list // by what they select
+	globs  []*list          // of these, those of a glob
+	placed int              // calls that some offer could take
 }
 
-func (q *queue) lane(s *session) *lane {
+// list is the calls of one lane and one group, oldest first.
+type list struct {
+	group *group
+	calls []*call
+}
+
+func (q *queue) lane(id *identity) *lane {
 	for _, l := range q.lanes {
-		if l.session == s {
+		if l.id == id {
 			return l
 		}
 	}
 	return nil
 }
 
-// waiting returns how many calls of one connection wait.
-func (q *queue) waiting(s *session) int {
-	if l := q.lane(s); l != nil {
-		return len(l.calls)
+// allows returns an error if another call may not wait.
+func (q *queue) allows(c *call) error {
+	n, id, text := c.node, c.session.identity, c.on.String()
+	l := q.lane(id)
+	if l == nil {
+		l = &lane{}
 	}
-	return 0
+	if c.on.Glob() && l.lists[text] == nil {
+		b := bound{q.fn.name + ": the list of globs for which calls wait is", "globs", maxGlobs, int64(len(q.globs))}
+		if err := n.allows(id, b, int64(len(l.globs)), 1); err != nil && (id.rank != owner || q.groups[text] == nil) {
+			return err
+		}
+	}
+	if q.fn.matching(c) == 0 {
+		return nil
+	}
+	return n.allows(id, bound{q.fn.name + ": the queue is", "calls", int64(n.cfg.Queue), int64(q.placed)}, int64(l.placed), 1)
 }
 
-// push adds a new call behind the others of its connection.
+// push adds a call: behind the others of its identity, or at its place by age if it was with a worker
+// before.
 func (q *queue) push(c *call) {
-	l := q.lane(c.session)
+	text := c.on.String()
+	l := q.lane(c.session.identity)
 	if l == nil {
-		l = &lane{session: c.session}
+		l = &lane{id: c.session.identity, lists: map[string]*list{}}
 		q.lanes = append(q.lanes, l)
 	}
-	l.calls = append(l.calls, c)
-	q.n++
-}
-
-// pushHead puts a call that lost its worker before all new ones.
-func (q *queue) pushHead(c *call) {
-	q.head = append(q.head, c)
-	q.n++
-}
-
-// next returns the next call that fits; nil: there is none.
-func (q *queue) next(fits func(*call) bool) *call {
-	for _, c := range q.head {
-		if fits(c) {
-			return c
+	li := l.lists[text]
+	if li == nil {
+		li = &list{group: q.group(c)}
+		l.lists[text] = li
+		if c.on.Glob() {
+			l.globs = append(l.globs, li)
 		}
 	}
-	for _, l := range q.lanes {
-		for _, c := range l.calls {
-			if fits(c) {
-				return c
-			}
-		}
+	at, _ := slices.BinarySearchFunc(li.calls, c, older)
+	li.calls = slices.Insert(li.calls, at, c)
+	li.group.calls++
+	q.n++
+	if li.group.offers > 0 {
+		q.placed++
+		l.placed++
 	}
-	return nil
+	if len(c.refused) > 0 {
+		if q.bounced == nil {
+			q.bounced = map[*call]bool{}
+		}
+		q.bounced[c] = true
+	}
 }
 
-// remove takes a call out. If it has been given a slot, its connection has had its turn.
+func older(a, b *call) int { return cmp.Compare(a.age, b.age) }
+
+// group returns the group of a call, a new one if it is the first.
+func (q *queue) group(c *call) *group {
+	text := c.on.String()
+	g := q.groups[text]
+	if g == nil {
+		g = &group{on: c.on, offers: q.fn.matching(c)}
+		if q.groups == nil {
+			q.groups = map[string]*group{}
+		}
+		q.groups[text] = g
+		if g.on.Glob() {
+			q.globs = append(q.globs, g)
+		}
+	}
+	return g
+}
+
+// remove takes a call out. If it has been given a slot, its identity has had its turn.
 func (q *queue) remove(c *call, served bool) {
-	if i := slices.Index(q.head, c); i >= 0 {
-		q.head = slices.Delete(q.head, i, i+1)
-		q.n--
+	l := q.lane(c.session.identity)
+	text := c.on.String()
+	if l == nil || l.lists[text] == nil {
 		return
 	}
-	at := slices.IndexFunc(q.lanes, func(l *lane) bool { return l.session == c.session })
-	if at < 0 {
+	li := l.lists[text]
+	at, found := slices.BinarySearchFunc(li.calls, c, older)
+	switch {
+	case !found:
 		return
-	}
-	l := q.lanes[at]
-	switch i := slices.Index(l.calls, c); {
-	case i < 0:
-		return
-	case i == 0: // the common one: the others stay where they are
-		l.calls[0] = nil
-		l.calls = l.calls[1:]
+	case at == 0: // the common one: the others stay where they are
+		li.calls[0] = nil
+		li.calls = li.calls[1:]
 	default:
-		l.calls = slices.Delete(l.calls, i, i+1)
+		li.calls = slices.Delete(li.calls, at, at+1)
 	}
+	delete(q.bounced, c)
+	g := li.group
+	g.calls--
 	q.n--
-	if served || len(l.calls) == 0 {
-		q.lanes = slices.Delete(q.lanes, at, at+1)
-		if len(l.calls) > 0 {
+	if g.offers > 0 {
+		q.placed--
+		l.placed--
+	}
+	if len(li.calls) == 0 {
+		delete(l.lists, text)
+		l.globs = without(l.globs, li)
+	}
+	if g.calls == 0 {
+		g.stop()
+		delete(q.groups, text)
+		q.globs = without(q.globs, g)
+	}
+	if served || len(l.lists) == 0 {
+		q.lanes = without(q.lanes, l)
+		if len(l.lists) > 0 {
 			q.lanes = append(q.lanes, l)
 		}
 	}
 }
 
+func without[T comparable](list []T, x T) []T {
+	if i := slices.Index(list, x); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// next returns the next call that the offer can take; nil: there is none.
+func (q *queue) next(o *offer) *call {
+	for _, l := range q.lanes {
+		if q.fn.own != nil && !q.fn.node.mayServe(l.id, q.fn.own.class()) {
+			continue
+		}
+		if c := l.next(o); c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// next returns the oldest call that the offer can take, of one identity.
+func (l *lane) next(o *offer) (oldest *call) {
+	consider := func(li *list) {
+		if li == nil {
+			return
+		}
+		for _, c := range li.calls[:min(len(li.calls), maxPassed)] {
+			if !c.refusedBy(o.session) {
+				if oldest == nil || c.age < oldest.age {
+					oldest = c
+				}
+				return
+			}
+		}
+	}
+	s := o.session
+	for _, text := range s.ons {
+		consider(l.lists[text])
+	}
+	for _, li := range l.globs {
+		if li.group.on.Match(s.name, "") {
+			consider(li)
+		}
+	}
+	return oldest
+}
+
+// matching calls f for each group that the session's offer matches.
+func (q *queue) matching(s *session, f func(*group)) {
+	if len(q.groups) == 0 {
+		return
+	}
+	for _, text := range s.ons {
+		if g := q.groups[text]; g != nil {
+			f(g)
+		}
+	}
+	for _, g := range q.globs {
+		if g.on.Match(s.name, "") {
+			f(g)
+		}
+	}
+}
+
+// appears notes that an offer of the session is there.
+func (q *queue) appears(s *session) {
+	q.matching(s, func(g *group) {
+		if g.offers++; g.offers == 1 {
+			g.gone = time.Time{}
+			g.stop()
+			q.place(g, 1)
+		}
+	})
+}
+
+// vanishes notes that the session's offer was withdrawn. Calls that no offer is left for may wait
+// for another for some time.
+func (q *queue) vanishes(s *session) {
+	q.matching(s, func(g *group) {
+		if g.offers--; g.offers == 0 {
+			g.gone = time.Now()
+			q.place(g, -1)
+			g.timer = time.AfterFunc(goneTime, func() { q.fn.node.locked(func(b *wire.Batch) { q.expire(b, g) }) })
+		}
+	})
+}
+
+// place counts the calls of a group, for which there is an offer now, or none any more.
+func (q *queue) place(g *group, d int) {
+	q.placed += d * g.calls
+	for _, l := range q.lanes {
+		if li := l.lists[g.on.String()]; li != nil {
+			l.placed += d * len(li.calls)
+		}
+	}
+}
+
+func (g *group) stop() {
+	if g.timer != nil {
+		g.timer.Stop()
+		g.timer = nil
+	}
+}
+
+// expire looks at the calls of a group that has had no offer for some time.
+func (q *queue) expire(b *wire.Batch, g *group) {
+	if g.offers > 0 || q.groups[g.on.String()] != g {
+		return
+	}
+	q.each(func(c *call) {
+		if c.on.String() == g.on.String() {
+			c.lookAgain(b)
+		}
+	})
+}
+
 // each calls f for every waiting call, in no promised order. f may take its call out.
 func (q *queue) each(f func(*call)) {
-	list := slices.Clone(q.head)
+	var all []*call
 	for _, l := range q.lanes {
-		list = append(list, l.calls...)
+		for _, li := range l.lists {
+			all = append(all, li.calls...)
+		}
 	}
-	for _, c := range list {
+	for _, c := range all {
 		f(c)
 	}
+}
+
+// oldest returns when the oldest waiting call came; zero: none waits.
+func (q *queue) oldest() (t time.Time) {
+	for _, l := range q.lanes {
+		for _, li := range l.lists {
+			if at := li.calls[0].arrived; t.IsZero() || at.Before(t) {
+				t = at
+			}
+		}
+	}
+	return t
 }

@@ -15,7 +15,8 @@ type session struct {
 	node     *Node
 	conn     *wire.Conn // nil: the node itself, as the caller of jobs
 	id       uint64
-	peer     Peer // its identity
+	peer     Peer
+	identity *identity
 	internal bool // the node's own: may offer fbus.*
 	greeted  bool // its reader's alone
 
@@ -24,21 +25,21 @@ type session struct {
 	nameText   []byte // name, for frames
 
 	name      string
+	ons       []string // what selects it by equality: nothing, its name, its id
 	instance  string
 	in        map[uint64]*call // calls that the peer opened
 	lastIn    uint64
 	out       map[uint64]*call // calls that the node opened at the peer
 	lastOut   uint64
 	offers    map[string]*offer
-	text      int     // bytes of text that they hold
-	ownShort  int     // live calls of the node's own functions
-	ownLong   int     // and of those of them that may wait
-	exposure  int64   // credit given to others for sending here
-	held      []*flow // credit kept back until the peer reads on
+	withdrawn map[string]*offer // of which calls still take slots
+	text      int64             // bytes of text that the offers hold
+	exposure  int64             // credit given to others for sending here
+	held      []*flow           // credit kept back until the peer reads on
 	gone      bool
-	dismissed string    // the code with which the node ends it
-	fresh     bool      // has asked for nothing yet
-	began     time.Time // when it connected
+	dismissed *args.Error // why the node ends it: nothing that it sends is acted on any more
+	fresh     bool        // has asked for nothing yet
+	began     time.Time   // when it connected
 }
 
 func (s *session) limit() int {
@@ -58,6 +59,9 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	}
 	s.node.mu.Lock()
 	defer s.node.mu.Unlock()
+	if s.dismissed != nil {
+		return s.dismissed
+	}
 	switch f := f.(type) {
 	case *wire.CallFrame:
 		return s.handleCall(b, f)
@@ -122,6 +126,10 @@ func (s *session) register(h *wire.HelloFrame) {
 	n.mu.Lock()
 	s.name = args.Shown(h.Name)
 	s.nameText = []byte(s.name)
+	s.ons = []string{"", "#" + string(s.prefix)}
+	if on, err := wire.ParseOn(s.name); err == nil && !on.Glob() && s.name != "" && s.name[0] != '#' {
+		s.ons = append(s.ons, s.name)
+	}
 	if len(h.Instance) == 0 {
 		n.mu.Unlock()
 		return
@@ -136,41 +144,58 @@ func (s *session) register(h *wire.HelloFrame) {
 	}
 }
 
+// closeStep is how many calls of a session that has gone are ended with the lock held once.
+const closeStep = 256
+
 // close ends the session's calls and withdraws its offers. It may be called twice.
 func (s *session) close() {
 	n := s.node
-	var b wire.Batch
 	n.mu.Lock()
 	if s.gone {
 		n.mu.Unlock()
 		return
 	}
 	s.gone = true
-	delete(n.sessions, s.id)
+	delete(s.identity.sessions, s)
+	n.forget(s.identity)
 	if !s.internal {
 		n.guests--
-		if n.callers[s.peer.Caller]--; n.callers[s.peer.Caller] == 0 {
-			delete(n.callers, s.peer.Caller)
-		}
 	}
 	if n.instances[s.instance] == s {
 		delete(n.instances, s.instance)
 	}
-	for _, c := range s.in {
-		c.callerLost(&b)
+	n.mu.Unlock()
+	n.locked(s.withdraw)
+	for more := true; more; {
+		n.locked(func(b *wire.Batch) {
+			if more = s.endCalls(b, closeStep); !more {
+				delete(n.sessions, s.id)
+			}
+		})
 	}
-	touched := make([]*function, 0, len(s.offers))
-	for _, o := range s.offers {
-		o.fn.remove(o)
-		touched = append(touched, o.fn)
+}
+
+// withdraw withdraws all offers.
+func (s *session) withdraw(b *wire.Batch) {
+	for name, o := range s.offers {
+		s.drop(b, name, o)
+	}
+}
+
+// endCalls ends some of the calls of a session that has gone, and reports whether there are more.
+func (s *session) endCalls(b *wire.Batch, most int) bool {
+	for _, c := range s.in {
+		if most--; most < 0 {
+			return true
+		}
+		c.callerLost(b)
 	}
 	for _, c := range s.out {
-		c.workerLost(&b)
+		if most--; most < 0 {
+			return true
+		}
+		c.workerLost(b)
 		c.fn.tidy() // its offer may have been withdrawn before
 	}
-	for _, fn := range touched {
-		fn.settle(&b)
-	}
-	n.mu.Unlock()
-	b.Flush()
+	return false
 }

@@ -27,6 +27,10 @@ func (s *session) outgoing(id uint64) (*call, error) { return find(s.out, id, s.
 func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 	n := s.node
 	n.mu.Lock()
+	if s.dismissed != nil {
+		n.mu.Unlock()
+		return s.dismissed
+	}
 	owner := s.outgoing // the side that opened a call sends its input, the other its output
 	if f.Stream == wire.Input {
 		owner = s.incoming

@@ -38,23 +38,49 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 		return args.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
 	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
 		return args.CodeDraining, "the node is shutting down"
-	case s.textWith(f) > maxOfferText:
-		return args.CodeBusy, fmt.Sprintf("too much text in the descriptions and schemas of this connection (limit %d bytes)", maxOfferText)
 	case len(f.Schema) > 0 && !json.Valid(f.Schema):
 		return args.CodeUsage, "the schema is not valid JSON"
-	case s.offers[string(f.Name)] == nil && len(s.offers) >= maxOffers:
-		return args.CodeBusy, fmt.Sprintf("too many offers on this connection (limit %d)", maxOffers)
+	case f.Slots == 0:
+		return "", ""
+	}
+	return s.offerTooMuch(f)
+}
+
+// offerTooMuch returns why there is no room for an offer, if there is none. Identities are held to
+// these bounds; the connections of the node's own user each by itself.
+func (s *session) offerTooMuch(f *wire.OfferFrame) (code, msg string) {
+	n, id := s.node, s.identity
+	offers, text, of := len(s.offers), s.text, "this connection"
+	if id.rank != owner {
+		offers, text, of = id.offers, id.text, id.name
+	}
+	more, size := 1, int64(len(f.Description)+len(f.Arguments)+len(f.Note)+len(f.Schema))
+	if o := s.offers[string(f.Name)]; o != nil {
+		more, size = 0, size-o.text()
+	}
+	switch {
+	case text+size > maxOfferText:
+		return args.CodeBusy, fmt.Sprintf("too much text in the descriptions and schemas of %s (limit %d bytes)", of, maxOfferText)
+	case offers+more > maxOffers:
+		return args.CodeBusy, fmt.Sprintf("too many offers of %s (limit %d)", of, maxOffers)
+	}
+	if err := n.allows(id, n.buffers(), id.budget.Used(), int64(more)*offerCost+max(size, 0)); err != nil {
+		return args.CodeBusy, err.Error()
 	}
 	return "", ""
 }
 
-// textWith returns how many bytes of text the session's offers hold with f among them.
-func (s *session) textWith(f *wire.OfferFrame) int {
-	n := s.text + len(f.Description) + len(f.Arguments) + len(f.Note) + len(f.Schema)
-	if o := s.offers[string(f.Name)]; o != nil {
-		n -= o.text()
+// count adds offers and their text to what the session and its identity hold. The node's own are
+// bounded by themselves.
+func (s *session) count(offers int, text int64) {
+	id := s.identity
+	if s.internal {
+		return
 	}
-	return n
+	id.offers += offers
+	id.text += text
+	s.text += text
+	id.budget.Add(offers*offerCost + int(text))
 }
 
 func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
@@ -63,39 +89,53 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	o := s.offers[name]
 	if f.Slots == 0 {
 		if o != nil {
-			delete(s.offers, name)
-			s.text -= o.text()
-			o.fn.remove(o)
-			o.fn.settle(b)
+			s.drop(b, name, o)
 		}
 		return
 	}
-	if o == nil {
-		fn := n.functions[name]
-		if fn == nil {
-			fn = newFunction(n, name)
-		}
-		n.tick++
-		o = &offer{session: s, fn: fn, used: n.tick, since: n.tick}
-		for _, c := range s.out { // calls of an offer withdrawn before still take slots
-			if c.fn == fn {
-				c.offer = o // its own is out of the registry
-				o.busy++
+	fresh := o == nil
+	if fresh {
+		if o = s.withdrawn[name]; o == nil { // calls that it had before still take slots
+			fn := n.functions[name]
+			if fn == nil {
+				fn = newFunction(n, name)
 			}
+			o = &offer{session: s, fn: fn}
 		}
+		delete(s.withdrawn, name)
+		n.tick++
+		o.used, o.since = n.tick, n.tick
 		s.offers[name] = o
-		fn.add(o)
+		s.count(1, 0)
 	}
-	s.text = s.textWith(f)
-	slots := int(f.Slots)
-	changed := o.slots != slots
-	o.slots = slots
-	o.fn.fix(o)
+	was := o.text()
+	changed := fresh || o.slots != int(f.Slots)
+	o.slots = int(f.Slots)
 	o.idempotent = f.Flags&wire.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema = string(f.Note), string(f.Schema)
-	o.fn.settle(b)
+	s.count(0, o.text()-was)
+	if fresh {
+		o.fn.add(o)
+	} else {
+		o.fn.fix(o)
+	}
+	o.fill(b)
 	if !s.internal && changed {
 		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)
 	}
+}
+
+// drop withdraws an offer. Calls of it still take slots if it is made again.
+func (s *session) drop(b *wire.Batch, name string, o *offer) {
+	delete(s.offers, name)
+	s.count(-1, -o.text())
+	o.description, o.arguments, o.note, o.schema = "", "", "", ""
+	if o.busy+o.taking > 0 {
+		if s.withdrawn == nil {
+			s.withdrawn = map[string]*offer{}
+		}
+		s.withdrawn[name] = o
+	}
+	o.fn.remove(b, o)
 }

@@ -46,13 +46,18 @@ type Handler interface {
 type Budget struct {
 	used atomic.Int64
 	Max  int64
+	In   *Budget // of which it is a part; nil: none
 }
 
 // Used returns how many bytes are held now.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
 // Add takes n bytes, or gives them back if n is negative.
-func (b *Budget) Add(n int) { b.used.Add(int64(n)) }
+func (b *Budget) Add(n int) {
+	for ; b != nil; b = b.In {
+		b.used.Add(int64(n))
+	}
+}
 
 // Full reports whether the budget is used up.
 func (b *Budget) Full() bool { return b.used.Load() >= b.Max }
@@ -61,6 +66,23 @@ func (b *Budget) Full() bool { return b.used.Load() >= b.Max }
 // as much again: a call whose arguments come when the budget is full has to be refused, not
 // its connection closed.
 func (b *Budget) exhausted() bool { return b.used.Load() >= b.Max+b.Max/2 }
+
+// Turns bounds how many of the connections that share it handle frames at once, to its
+// capacity. The others wait in line.
+type Turns chan struct{}
+
+func (t Turns) lock() { t <- struct{}{} }
+
+func (t Turns) tryLock() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t Turns) unlock() { <-t }
 
 // Conn frames one stream connection. One goroutine runs [Conn.Serve]; any may
 // send. A frame is written at once, by whoever sends it, as one non-blocking
@@ -76,6 +98,9 @@ type Conn struct {
 
 	// OnDrain, if set before Serve, is called when a backlog has been written.
 	OnDrain func()
+	// Turns, if set before Serve, is shared with connections that must not keep the machine
+	// busier together than one alone.
+	Turns Turns
 
 	mu      sync.Mutex        // protects the fields down to the blank line
 	out     []byte            // encoded frames not written yet
@@ -92,7 +117,9 @@ type Conn struct {
 	err     error             // why the connection cannot be used any more
 	space   chan struct{}
 
+	eager      bool // the reader has a turn, and does not wait for bytes
 	rn, wn     int
+	room       int // for rn
 	rerr, werr error
 	rbuf       []byte
 	in         *input    // the reader's, once it serves

@@ -18,6 +18,10 @@ func (c *Conn) readable(fd uintptr) bool {
 		pooled = readPool.Get().(*[readBuffer]byte)
 		buf = pooled[:]
 	}
+	if c.Turns != nil && !c.eager {
+		buf = buf[:min(len(buf), SmallRest)]
+	}
+	c.room = len(buf)
 	for {
 		c.rn, c.rerr = rawRead(int(fd), buf)
 		if c.rerr != syscall.EINTR {
@@ -28,13 +32,17 @@ func (c *Conn) readable(fd uintptr) bool {
 		if pooled != nil {
 			readPool.Put(pooled)
 		}
+		if c.eager {
+			c.rerr = errWait
+			return true
+		}
 		if c.in.shrink(c.budget) && c.sock == nil {
 			c.rbuf = c.in.buf[c.in.end:]
 		}
 		return false
 	}
 	if pooled != nil {
-		c.rbuf = buf
+		c.rbuf = pooled[:]
 	}
 	return true
 }
@@ -182,11 +190,26 @@ func (c *Conn) Serve(h Handler, limit func() int) error {
 		}
 	}()
 	for {
+		if c.eager = c.Turns != nil && c.raw != nil && c.rn > 0 && c.rn == c.room; c.eager {
+			c.Turns.lock() // more bytes are probably there
+		}
 		err := c.fill(&in)
+		if c.eager && err == errWait {
+			c.Turns.unlock()
+			c.rn = 0
+			continue
+		}
+		if !c.eager && c.Turns != nil && !c.Turns.tryLock() {
+			in.shrink(c.budget)
+			c.Turns.lock()
+		}
 		if err == nil {
 			err = c.handle(b, h, &in, limit)
 		} else if err == io.EOF && in.end > in.start {
 			err = io.ErrUnexpectedEOF
+		}
+		if c.Turns != nil {
+			c.Turns.unlock()
 		}
 		b.Flush()
 		if err != nil {

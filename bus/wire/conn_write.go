@@ -15,7 +15,7 @@ func (c *Conn) append(f Frame) error {
 	if c.closing {
 		return net.ErrClosed
 	}
-	if c.backlog()+c.under > MaxBacklog {
+	if k := c.backlog() + c.under; k > MaxBacklog || k > sendMark && c.budget.exhausted() {
 		c.fail(ErrBacklog)
 		return c.err
 	}

@@ -1,0 +1,109 @@
+package node
+
+import (
+	"runtime"
+
+	"fbus/bus/args"
+	"fbus/bus/wire"
+)
+
+const (
+	// callCost and offerCost are what a call without bytes and an offer without text count in
+	// the buffers.
+	callCost  = 1 << 10
+	offerCost = 1 << 10
+)
+
+// rank orders identities by what is reserved for them.
+type rank uint8
+
+const (
+	guest rank = iota
+	admin      // the holder of a ticket that administers the node
+	owner      // the node's own user, root, or the node itself
+)
+
+// identity is a ticket or a user, with what all its connections hold together. Bounds are those of
+// an identity: several connections never get more than one does. The node's mu protects it.
+type identity struct {
+	name     string // "uid:1000" or "ticket:NAME"
+	rank     rank
+	sessions map[*session]bool
+	reserved int // connections that are on their way to be sessions
+
+	budget   wire.Budget // buffers, calls and offers
+	exposure int64       // credit given to others for sending here
+	open     int         // calls that its connections have opened
+	calls    int         // of these, those of functions that are not the node's own
+	offers   int
+	text     int64        // bytes of their text
+	own      [classes]int // calls of the node's own functions that run
+	turns    wire.Turns   // of its connections; nil: they need none
+}
+
+// identity returns the identity of a peer.
+func (n *Node) identity(p *Peer) *identity {
+	id := n.identities[p.Caller]
+	if id == nil {
+		id = n.newIdentity(p)
+		n.identities[p.Caller] = id
+	}
+	return id
+}
+
+func (n *Node) newIdentity(p *Peer) *identity {
+	id := &identity{name: p.Caller, sessions: map[*session]bool{}}
+	id.budget.In, id.budget.Max = &n.budget, n.budget.Max/4
+	switch {
+	case p.Rights == nil:
+		id.rank, id.budget.Max = owner, n.budget.Max
+	case p.admin():
+		id.rank = admin
+	}
+	if id.rank != owner {
+		id.turns = make(wire.Turns, max(1, runtime.GOMAXPROCS(0)/4))
+	}
+	return id
+}
+
+// forget drops an identity without connections.
+func (n *Node) forget(id *identity) {
+	if len(id.sessions)+id.reserved == 0 && n.identities[id.name] == id {
+		delete(n.identities, id.name)
+	}
+}
+
+// bound is something that identities share.
+type bound struct {
+	name, unit string // "the queue is", "calls"
+	max, used  int64  // and how much of it all have together
+}
+
+// allows returns an error if an identity that has so much of a bound may not have more. It may have
+// a quarter while others are connected, and no more than it leaves to all others, so that a bound is
+// never used up however many take their part. The last quarter is reserved for administrators, and half
+// of that for the node's own user, who is bound by nothing else.
+func (n *Node) allows(id *identity, b bound, has, more int64) error {
+	part, reserve := b.max, int64(0)
+	if id.rank != owner {
+		part = min(max(b.max/2, 1), b.max-b.used)
+		if len(n.identities) > 1 {
+			part = min(part, max(b.max/4, 1))
+		}
+		if reserve = b.max / 4; id.rank == admin {
+			reserve = b.max / 8
+		}
+	}
+	switch {
+	case b.used+more > b.max-reserve:
+		return args.Errorf(args.CodeBusy, "%s full (limit %d %s)", b.name, b.max-reserve, b.unit)
+	case id.rank != owner && has+more > part:
+		return args.Errorf(args.CodeBusy, "%s full for %s (limit %d %s)", b.name, id.name, part, b.unit)
+	}
+	return nil
+}
+
+// buffers is the memory that the node keeps for its peers.
+func (n *Node) buffers() bound {
+	return bound{"the node's buffers are", "bytes", n.budget.Max, n.budget.Used()}
+}

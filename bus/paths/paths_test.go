@@ -88,6 +88,7 @@ func TestWalkLinks(t *testing.T) {
 	dir("team", 0, 0o775)
 	link("team/l", nobody, "../mine")
 	link("mine/moved", nobody, ".")
+	must(t, os.WriteFile(at("mine/f"), nil, 0o600))
 	t.Chdir(at("pub/theirs"))
 	for path, want := range map[string]string{
 		at("pub/dir/f"):                  "pub/dir: is a link owned by uid 65534",

@@ -16,8 +16,8 @@ func lazily(expr string) func() *regexp.Regexp {
 
 // interpreters read code from their command line. What runs it elsewhere or
 // as somebody else, ssh and su, is one of them.
-var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|ssh|su|eval|sed|jq|` +
-	`[gmn]?awk|(?:perl|python|pypy|ruby|node|nodejs|php|lua|luajit|tclsh)[0-9.]*)$`)
+var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|ssh|su|runuser|eval|sed|jq|expect|` +
+	`[gmn]?awk|Rscript|julia|octave|(?:perl|python|pypy|ruby|node|nodejs|php|lua|luajit|tclsh)[0-9.]*)$`)
 
 // joining commands put all their words together and have a shell read them:
 // every place in them is code.
@@ -35,59 +35,162 @@ var scripted = [...]struct{ name, values, instead string }{
 	{"jq", "--indent -L", "-f --from-file"},
 }
 
+// runners lists programs that run other programs, or code among other words. Their
+// braces are not code, unlike those of interpreters.
+var runners = [...]runner{
+	{"watch make gmake parallel", "", "", everyWord},
+	{"env", "-u --unset -C --chdir", "-S --split-string", 0},
+	{"nohup setsid time doas sudo busybox toybox", "-u -g -h -p -C -D -r -t -T -U -f -o", "", 0},
+	{"nice ionice stdbuf chrt strace ltrace unshare nsenter setpriv systemd-run", "-n -c -i -o -e -s -u -S -G -t -p --reuid --regid --unit", "", 0},
+	{"timeout chroot taskset", "-k -s --kill-after --signal", "", 1},
+	{"flock", "-w -E --timeout --conflict-exit-code", "-c --command", 1},
+	{"xargs", "-a -d -E -I -L -n -P -s", "", 0},
+	{"git", "-C --git-dir --work-tree --namespace", "-c --config-env --exec-path", 0},
+	{"sqlite3", "-separator -newline -nullvalue -vfs -maxsize -mmap", "-cmd -init", 1},
+	{"script", "", "-c --command", noOperand},
+	{"find", "", "-exec -execdir -ok -okdir", noOperand},
+	{"tar bsdtar", "", "-I -F --use-compress-program --to-command --checkpoint-action --info-script --new-volume-script --rsh-command", noOperand},
+	{"rsync", "", "-e --rsh --rsync-path", noOperand},
+	{"vi vim nvim view ex", "", "-c --cmd -S", noOperand},
+	{"emacs", "", "-l -f --load --eval --execute --funcall", noOperand},
+	{"gdb", "", "-x -ex -ix -iex --command --eval-command", noOperand},
+	{"psql", "", "-c --command", noOperand},
+	{"mysql mariadb", "", "-e --execute --init-command", noOperand},
+	{"sort", "", "--compress-program", noOperand},
+	{"split", "", "--filter", noOperand},
+}
+
+// runner is where programs expect code or another program.
+type runner struct {
+	names    string
+	values   string // options with another value
+	code     string // options with such a value
+	operands int    // before such an operand
+}
+
+const (
+	noOperand = -1
+	everyWord = -2 // option or operand
+)
+
+// role is what a word of a command line is to the program.
+type role int
+
+const (
+	data      role = iota
+	code           // code, or a program
+	ownBraces      // {} has a meaning of the program's own
+)
+
 var (
 	codeOption   = lazily(`^(?:-[A-Za-z0-9]*[ceEr]|--eval|--print|--command)$`)
 	scriptOption = lazily(`^(?:-[A-Za-z]*e|--expression|--source)$`)
+	assignment   = lazily(`^[A-Za-z_][A-Za-z0-9_]*=`)
 )
 
-// codeWords marks the words of argv that an interpreter takes as code. It is
-// nil if argv holds no interpreter, also not behind env, timeout and the like.
-func codeWords(argv []string) map[int]bool {
-	var code map[int]bool
+// codeWords finds the words of argv that are code or name a program to run, also behind
+// env, timeout and the like. It reports whether argv has an interpreter, in whose words
+// braces are everyday text.
+func codeWords(argv []string) (roles map[int]role, braces bool) {
+	roles = map[int]role{}
+	programs := map[int]bool{0: true} // where programs are known to stand
 	for i, w := range argv {
 		name := path.Base(w)
+		if programs[i] {
+			for k := range runners {
+				if slices.Contains(strings.Fields(runners[k].names), name) {
+					runners[k].mark(argv, i+1, roles, programs)
+				}
+			}
+		}
 		if !interpreters().MatchString(name) {
 			continue
 		}
-		if code == nil {
-			code = make(map[int]bool)
-		}
+		braces = true
 		script := slices.IndexFunc(scripted[:], func(c struct{ name, values, instead string }) bool { return c.name == name })
 		switch {
 		case script >= 0:
 			c := scripted[script]
-			markScript(code, argv, i+1, name == "jq", strings.Fields(c.values), strings.Fields(c.instead))
+			markScript(roles, argv, i+1, name == "jq", strings.Fields(c.values), strings.Fields(c.instead))
 		case joining(name):
 			for j := i + 1; j < len(argv); j++ {
-				code[j] = true
+				roles[j] = code
 			}
 		default:
-			markOptions(code, argv, i+1, name)
+			markOptions(roles, argv, i+1, name, programs[i])
 		}
 	}
-	return code
+	return roles, braces
+}
+
+// mark marks the code of a runner, and the programs that it runs.
+func (r *runner) mark(argv []string, from int, roles map[int]role, programs map[int]bool) {
+	valued, coded := strings.Fields(r.values), strings.Fields(r.code)
+	left, options := r.operands, true
+	for j := from; j < len(argv); j++ {
+		w := argv[j]
+		name, _, attached := strings.Cut(w, "=")
+		option := options && strings.HasPrefix(w, "-")
+		switch {
+		case r.operands == everyWord && w == ":::": // parallel quotes what follows
+			return
+		case r.operands == everyWord, option && attached && slices.Contains(coded, name):
+			roles[j] = code
+		case option && slices.Contains(coded, w):
+			j++
+			roles[j], programs[j] = code, true
+			for k := j + 1; r.names == "find" && k < len(argv); k++ {
+				roles[k] = ownBraces
+			}
+		case option && len(w) > 2 && w[1] != '-' && slices.Contains(coded, w[:2]): // -cCODE
+			roles[j] = code
+		case option && slices.Contains(valued, w):
+			j++
+		case option:
+			options = w != "--"
+		case left == 0 && assignment().MatchString(w):
+		case left == 0:
+			roles[j], programs[j] = code, true
+			return
+		case left > 0:
+			left--
+		}
+	}
 }
 
 // markOptions marks what follows -c and its like, up to the script file: the
 // options behind that are the script's own. A word after an option may be
-// that option's value, and does not count as the script.
-func markOptions(code map[int]bool, argv []string, from int, name string) {
+// that option's value, and does not count as the script. Only where the interpreter is
+// known to be the program, its script is code too.
+func markOptions(roles map[int]role, argv []string, from int, name string, program bool) {
 	for j := from; j < len(argv); j++ {
 		w, before := argv[j], argv[j-1]
 		afterOption := j > from && strings.HasPrefix(before, "-")
-		switch {
+		switch user := name == "su" || name == "runuser" || name == "busybox"; {
 		case afterOption && codeOption().MatchString(before):
-			code[j] = true
+			roles[j] = code
+			program = false // there is no script
 		case afterOption && before == "-m" && strings.HasPrefix(name, "python"):
+			mark(roles, j, program)
 			return
-		case !afterOption && !strings.HasPrefix(w, "-") && name != "su" && name != "busybox":
+		case strings.HasPrefix(w, "-"):
+		case afterOption && before != "--":
+			mark(roles, j, program && !user)
+		case !user:
+			mark(roles, j, program)
 			return
 		}
 	}
 }
 
+func mark(roles map[int]role, j int, as bool) {
+	if as {
+		roles[j] = code
+	}
+}
+
 // markScript marks the script of awk, sed or jq.
-func markScript(code map[int]bool, argv []string, from int, jq bool, values, instead []string) {
+func markScript(roles map[int]role, argv []string, from int, jq bool, values, instead []string) {
 	named := false
 	for i := from; i < len(argv); i++ {
 		w := argv[i]
@@ -95,7 +198,7 @@ func markScript(code map[int]bool, argv []string, from int, jq bool, values, ins
 		case !jq && scriptOption().MatchString(w):
 			named = true
 			i++
-			code[i] = true
+			roles[i] = code
 		case slices.Contains(instead, w):
 			named = true
 			i++
@@ -105,7 +208,7 @@ func markScript(code map[int]bool, argv []string, from int, jq bool, values, ins
 			i += 2
 		case w == "--" || len(w) > 1 && w[0] == '-':
 		case !named:
-			code[i] = true
+			roles[i] = code
 			return
 		}
 	}

@@ -1,7 +1,6 @@
 package exec
 
 import (
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +41,7 @@ type part struct {
 var (
 	placeholder = lazily(`\{(?:([1-9][0-9]{0,3})|([A-Za-z_][A-Za-z0-9_-]*))?\}`)
 	numbered    = lazily(`\{[1-9][0-9]{0,3}\}`)
+	attached    = lazily(`^(?:-[A-Za-z]|--?[A-Za-z][A-Za-z0-9-]*=|[A-Za-z_]+=)\{[1-9][0-9]{0,3}\}`)
 	optionWord  = lazily(`^--?[A-Za-z][A-Za-z0-9-]*=\{[1-9][0-9]{0,3}\}$`)
 )
 
@@ -54,25 +54,27 @@ const codeChars = "$\\^[]()*+?|;&<>\"'`\n"
 func parseTemplate(spec *Spec) (template, error) {
 	t := template{argv0: spec.Argv[0]}
 	off := spec.ArgsSet && spec.Args == ArgsStdin
-	code := codeWords(spec.Argv)
+	roles, braces := codeWords(append(slices.Clip(spec.Argv), "{}")) // as if an argument followed
 	for i, w := range spec.Argv[1:] {
 		var parsed word
-		switch {
-		case off:
+		switch as := roles[i+1]; {
+		case off, as == ownBraces && w == "{}":
 			parsed = literal(w)
-		case code == nil:
+		case !braces && as != code:
 			parsed = parseWord(w)
+		case !braces && parseWord(w).dynamic():
+			return t, becomesCode(w)
 		default:
 			var err error
-			if parsed, err = parseShellWord(w, code[i+1]); err != nil {
+			if parsed, err = parseShellWord(w, as == code); err != nil {
 				return t, err
 			}
 		}
 		t.words = append(t.words, parsed)
 		t.note(parsed)
 	}
-	if spec.Args == ArgsArgv && !t.dynamic && slices.ContainsFunc(spec.Argv, func(w string) bool { return joining(path.Base(w)) }) {
-		return t, usage("leave `args argv` out: the arguments then arrive on stdin", "arguments at the end of this command line would be read as code by a shell")
+	if spec.Args == ArgsArgv && !t.dynamic && roles[len(spec.Argv)] == code {
+		return t, usage("leave `args argv` out: the arguments then arrive on stdin", "arguments at the end of this command line would be run as code or as a program")
 	}
 	return t, nil
 }
@@ -104,6 +106,8 @@ func (t template) uses() string {
 	}
 	return strings.Join(list, " ")
 }
+
+func (w word) dynamic() bool { return len(w) > 1 || w[0].kind != partText }
 
 func literal(w string) word { return word{{kind: partText, text: w}} }
 
@@ -147,8 +151,8 @@ func splitWord(w string) word {
 func parseShellWord(w string, code bool) (word, error) {
 	whole := w == "{}" || numbered().FindString(w) == w && w != ""
 	switch {
-	case whole && code:
-		return nil, usage(shellHint, "%s is where the command expects code: the argument would be run", w)
+	case code && (whole || attached().MatchString(w)):
+		return nil, becomesCode(w)
 	case w == "{}":
 		return word{{kind: partAll, text: w}}, nil
 	case whole, !code && optionWord().MatchString(w):
@@ -157,6 +161,10 @@ func parseShellWord(w string, code bool) (word, error) {
 		return nil, usage(shellHint, "a placeholder within the code %s would let an argument be run as code", args.Abbreviate(w))
 	}
 	return literal(w), nil
+}
+
+func becomesCode(w string) error {
+	return usage(shellHint, "%s is where the command expects code or a program: the argument would be run", w)
 }
 
 const shellHint = `pass it as the code's own argument: sh -c 'echo "$1"' sh {1}`

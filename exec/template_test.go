@@ -53,6 +53,16 @@ func TestExpand(t *testing.T) {
 		{"perl regex", []string{"perl", "-ne", "print if /^a{2} b/", "{1}"}, list(t, "f"), "perl|-ne|print if /^a{2} b/|f"},
 		{"sed", []string{"sed", "-n", "-e", "s/a{2}/b/", "{1}"}, list(t, "f"), "sed|-n|-e|s/a{2}/b/|f"},
 		{"jq arg", []string{"jq", "-r", "--arg", "v", "{1}", ".[$v]"}, list(t, "f"), "jq|-r|--arg|v|f|.[$v]"},
+		{"perl after --", []string{"perl", "-e", "print @ARGV", "--", "{1}"}, list(t, "f"), "perl|-e|print @ARGV|--|f"},
+		{"sh as a word", []string{"grep", "sh", "{1}"}, list(t, "f"), "grep|sh|f"},
+		{"find", []string{"find", "{1}", "-name", "x.{2}", "-exec", "grep", "-l", "x", "{}", "+"}, list(t, "d", "c"), "find|d|-name|x.c|-exec|grep|-l|x|{}|+"},
+		{"xargs", []string{"xargs", "-n", "{1}", "grep", "-l", "{2}"}, list(t, "3", "x"), "xargs|-n|3|grep|-l|x"},
+		{"wrappers", []string{"env", "A={1}", "nice", "-n", "{2}", "timeout", "-k", "1", "{3}", "grep", "{4}"}, list(t, "v", "5", "9", "x"), "env|A=v|nice|-n|5|timeout|-k|1|9|grep|x"},
+		{"git", []string{"git", "-C", "{1}", "switch", "-c", "{2}"}, list(t, "d", "b"), "git|-C|d|switch|-c|b"},
+		{"tar", []string{"tar", "-C", "/srv/{1}", "-czf", "-", "{2}"}, list(t, "a", "b"), "tar|-C|/srv/a|-czf|-|b"},
+		{"parallel", []string{"parallel", "gzip", ":::", "{}"}, list(t, "a", "b"), "parallel|gzip|:::|a|b"},
+		{"flock", []string{"flock", "{1}", "grep", "{2}"}, list(t, "l", "x"), "flock|l|grep|x"},
+		{"sqlite3", []string{"sqlite3", "{1}.db", "select 1"}, list(t, "a"), "sqlite3|a.db|select 1"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -87,6 +97,19 @@ func TestRefusedTemplates(t *testing.T) {
 		{"jq", "-r", "{1}"},
 		{"ssh", "host", "ls", "{1}"},
 		{"ssh", "host", "ls"},
+		{"sh", "{1}"}, {"bash", "-x", "{1}"}, {"python3", "-m", "{1}"}, {"perl"}, {"expect", "-c", "{1}"},
+		{"runuser", "nobody", "-c", "{1}"}, {"eval", "{1}"},
+		{"watch", "{1}"}, {"watch", "-n1", "ls {name}"}, {"watch"}, {"make", "{1}"}, {"make", "CC={1}"}, {"parallel", "{1}", ":::", "a"},
+		{"script", "-c", "{1}"}, {"script", "-qc{1}", "-c{1}"}, {"script", "--command={1}"},
+		{"find", ".", "-exec", "{1}", ";"}, {"find", ".", "-execdir", "sh", "-c", "{1}", ";"}, {"find", ".", "-ok", "env", "{1}", ";"},
+		{"xargs", "{1}"}, {"xargs", "-0", "-n", "1", "{}"}, {"xargs"}, {"env", "A=b", "{1}"}, {"env", "-S", "{1}"}, {"env", "-u", "A", "{name}"},
+		{"nohup", "{1}"}, {"nice", "-n", "5", "{1}"}, {"timeout", "5", "{1}"}, {"timeout", "-k", "1", "5", "xargs", "{1}"}, {"timeout", "5"},
+		{"sudo", "-u", "a", "{1}"}, {"/usr/bin/setsid", "nice", "{1}"}, {"systemd-run", "--unit=a", "{1}"}, {"chroot", "/a", "{1}"},
+		{"flock", "l", "-c", "{1}"}, {"flock", "l", "{1}"},
+		{"git", "-c", "{1}", "log"}, {"git", "-c", "alias.x={1}", "x"}, {"git", "{1}"},
+		{"tar", "xf", "a", "--to-command", "{1}"}, {"tar", "xf", "a", "--to-command={1}"}, {"tar", "-I{1}", "-xf", "a"},
+		{"rsync", "-e", "{1}", "a", "b:"}, {"vim", "-c", "{1}", "f"}, {"sqlite3", "a.db", "{1}"}, {"sqlite3", "-cmd", "{1}", "a.db"},
+		{"psql", "-c", "{1}"}, {"gdb", "-ex", "{1}"}, {"sort", "--compress-program={1}"},
 	} {
 		spec := Spec{Name: "f", Argv: argv, Args: ArgsArgv}
 		_, err := parseTemplate(&spec)

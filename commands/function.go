@@ -73,7 +73,7 @@ func (f *function) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "idempotent", Usage: "run a call again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
 		&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &f.description},
 		&cli.StringFlag{Name: "schema", Usage: "a JSON Schema of the arguments in `FILE`, for fbus describe", Destination: &f.schemaFile},
-		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE`", Value: setSize(&f.maxOutput)},
+		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE` on stdout or on stderr", Value: setSize(&f.maxOutput)},
 		&cli.GenericFlag{Name: "memory", Usage: "let PROGRAM use at most `SIZE` of memory", Value: setSize(&f.memory)},
 		&cli.BoolFlag{Name: "no-node", Usage: "do not set FBUS_NODE for PROGRAM", Destination: &f.noNode, DisableDefaultText: true},
 	}

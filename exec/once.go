@@ -97,8 +97,7 @@ func (r *run) serve(ctx context.Context) error {
 		return err
 	}
 	r.out, r.err, r.passing = p.out, p.err, new(sync.WaitGroup)
-	r.out.to, r.err.to = orDiscard(r.call.Stdout), orDiscard(r.call.Stderr)
-	r.limit()
+	r.out.to, r.err.to = r.limited(r.call.Stdout), r.limited(r.call.Stderr)
 	if !r.in.null {
 		r.feed, err = fill(p.stdin, &r.in)
 		p.stdin = -1
@@ -126,11 +125,35 @@ func (r *run) serve(ctx context.Context) error {
 	return nil
 }
 
-func (r *run) limit() {
-	if limit := r.f.spec.MaxOutput; limit > 0 {
-		r.out.limit = limit
-		r.out.over = func() { r.end(outputLimit, true) }
+// limited returns a writer that ends the run when it gets more than MaxOutput.
+func (r *run) limited(to io.Writer) io.Writer {
+	if r.f.spec.MaxOutput <= 0 {
+		return orDiscard(to)
 	}
+	return &limitedWriter{to: orDiscard(to), left: r.f.spec.MaxOutput, over: func() { r.end(outputLimit, true) }}
+}
+
+// limitedWriter passes on as many bytes as are left.
+type limitedWriter struct {
+	to   io.Writer
+	left int64
+	over func() // called when there are more
+}
+
+func (w *limitedWriter) Write(p []byte) (n int, err error) {
+	over := int64(len(p)) > w.left
+	if over {
+		p = p[:w.left]
+	}
+	if len(p) > 0 {
+		n, err = w.to.Write(p)
+	}
+	w.left -= int64(n)
+	if over && err == nil {
+		w.over()
+		err = io.ErrShortWrite
+	}
+	return n, err
 }
 
 func orDiscard(w io.Writer) io.Writer {

@@ -207,6 +207,33 @@ func TestOutputLimit(t *testing.T) {
 	check(t, over, fbusEnd(args.CodeOutputLimit, "output exceeds 100K"), strings.Repeat("\x00", 100<<10))
 }
 
+// TestErrorOutputLimit: the limit holds for stderr too, in every mode.
+func TestErrorOutputLimit(t *testing.T) {
+	t.Parallel()
+	limit := func(s *Spec) { s.MaxOutput = 100 << 10 }
+	over := fbusEnd(args.CodeOutputLimit, "output exceeds 100K")
+	for name, f := range map[string]*Function{
+		"once":     sh(t, "trap '' TERM PIPE; while :; do head -c 102401 /dev/zero; done >&2", limit),
+		"warm":     sh(t, "echo ready >&2; cat >/dev/null; trap '' TERM PIPE; while :; do head -c 102401 /dev/zero; done >&2", limit, warmMode(1)),
+		"resident": sh(t, "read -r x; head -c 200000 /dev/zero >&2; while :; do echo answer; read -r x; done", limit, lineMode),
+	} {
+		got := runCall(t.Context(), f, &Call{})
+		if !same(got.Result, over) || len(got.err) > 100<<10 || len(got.err) < 99<<10 {
+			t.Errorf("%s: %+v, %d bytes", name, got.Result, len(got.err))
+		}
+	}
+	exact := runCall(t.Context(), sh(t, "head -c 102400 /dev/zero >&2; head -c 102400 /dev/zero", limit), &Call{})
+	check(t, exact, programExit(0), strings.Repeat("\x00", 100<<10))
+	if len(exact.err) != 100<<10 {
+		t.Errorf("%d bytes on stderr", len(exact.err))
+	}
+	rpc := offerRPC(t, func(s *Spec) { s.MaxOutput = 100 })
+	check(t, do(t, rpc, "err", strings.Repeat("x", 90)), programExit(0), "null\n")
+	if got := do(t, rpc, "err", strings.Repeat("x", 101)); !same(got.Result, fbusEnd(args.CodeOutputLimit, "output exceeds 100 bytes")) {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	scripts := map[string]string{
 		"plain":        "echo $$; sleep 1000",

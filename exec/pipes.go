@@ -23,12 +23,10 @@ var past = time.Unix(1, 0)
 
 // stream passes one of a program's outputs on.
 type stream struct {
-	file  *os.File
-	conn  syscall.RawConn
-	to    io.Writer
-	any   bool   // something was read
-	limit int64  // bytes to pass on; negative is no limit
-	over  func() // called when the program writes more than that
+	file *os.File
+	conn syscall.RawConn
+	to   io.Writer
+	any  bool // something was read
 }
 
 // pipes are a program's descriptors: our ends, and its own in the order in which a
@@ -114,7 +112,7 @@ func newStream() (s *stream, child int, err error) {
 	if err != nil {
 		return nil, -1, err
 	}
-	s = &stream{limit: -1}
+	s = &stream{}
 	if s.file, err = nonblocking(r, "output"); err == nil {
 		s.conn, err = s.file.SyscallConn() // fails only if it is closed
 	}
@@ -146,12 +144,13 @@ func (s *stream) pass() {
 			}
 			return n, err
 		})
-		s.any = s.any || n > 0
-		more := n > 0 && s.write(buf[:n])
-		if n > 0 {
-			buffers.Put(buf)
+		if n == 0 {
+			return
 		}
-		if !more {
+		s.any = true
+		_, err := s.to.Write(buf[:n])
+		buffers.Put(buf)
+		if err != nil {
 			return
 		}
 	}
@@ -183,26 +182,6 @@ func (s *stream) read(once func(fd uintptr) (int, error)) (n int, err error) {
 // Read implements io.Reader.
 func (s *stream) Read(b []byte) (int, error) {
 	return s.read(func(fd uintptr) (int, error) { return keeper.ReadFD(int(fd), b) })
-}
-
-func (s *stream) write(p []byte) bool {
-	over := s.limit >= 0 && int64(len(p)) > s.limit
-	if over {
-		p = p[:s.limit]
-	}
-	if len(p) > 0 {
-		if _, err := s.to.Write(p); err != nil {
-			return false
-		}
-	}
-	if over {
-		s.over()
-		return false
-	}
-	if s.limit >= 0 {
-		s.limit -= int64(len(p))
-	}
-	return true
 }
 
 // feed is a program's stdin.

@@ -63,6 +63,7 @@ type exchange struct {
 	id  uint64    // among the calls of p
 
 	overdue bool   // guarded by residents.mu: fbus ended it, and the process did not let it go
+	errors  int64  // guarded by stderrPump.mu: bytes of the program's stderr
 	mute    bool   // Spec.Timeout ended it, and the program had written nothing
 	stderr  string // what the call's caller gets on stderr at the end
 
@@ -74,6 +75,7 @@ type exchange struct {
 	hinted    bool   // its caller got the flush hint
 	quiet     bool   // JSONRPC: the program wrote nothing between the request and its end
 	settled   bool   // JSONRPC: there is an answer, or will be at once
+	over      bool   // it was written more on stderr than MaxOutput
 
 	// JSONRPC: valid after done.
 	answer    Result
@@ -411,7 +413,17 @@ func (e *stderrPump) pass(fd uintptr) (n int, err error) {
 		return n, err
 	}
 	e.log.remember(e.buf[:n])
-	e.write(x, e.buf[:n])
+	b := e.buf[:n]
+	if limit := e.p.s.f.spec.MaxOutput; limit > 0 && x.errors+int64(n) > limit {
+		b = b[:limit-x.errors]
+		e.p.mu.Lock()
+		x.over = true
+		e.p.mu.Unlock()
+		e.p.s.replace(e.p, "its error output exceeds "+size(limit))
+		e.p.stop(kill)
+	}
+	x.errors += int64(len(b))
+	e.write(x, b)
 	return n, err
 }
 

@@ -130,6 +130,9 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 		res, again := x.p.codec.exchange(ctx, x)
 		s.finish(x)
 		x.p.explain(x)
+		if x.over { // nothing sets it any more
+			return s.f.endedAs(outputLimit)
+		}
 		if !again || try == maxTries {
 			return res
 		}

@@ -35,7 +35,7 @@ type Spec struct {
 
 	Timeout   time.Duration // one run's longest time; 0 is none
 	Grace     time.Duration // TERM to KILL; 0 is DefaultGrace
-	MaxOutput int64         // bytes of stdout; 0 is no limit
+	MaxOutput int64         // bytes of stdout, and as many of stderr; 0 is no limit
 	Memory    int64         // bytes; 0 is no limit
 
 	// Warm is how many processes are started ahead, each for one call; at most

@@ -210,9 +210,8 @@ func (r *run) serveWarm(ctx context.Context) bool {
 // adopt hands the call over.
 func (r *run) adopt(p *waiting) {
 	r.ahead, r.out, r.err, r.passing = p, p.out, p.err, &p.passing
-	r.out.to = orDiscard(r.call.Stdout)
-	p.stderr(orDiscard(r.call.Stderr))
-	r.limit()
+	r.out.to = r.limited(r.call.Stdout)
+	p.stderr(r.limited(r.call.Stderr))
 	var err error
 	if r.in.rest == nil && len(r.in.data) > 0 && len(r.in.data) <= bufSize {
 		sent := len(r.in.data)

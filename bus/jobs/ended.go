@@ -44,7 +44,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 				m.warn("job %s waits for room for its output: %v", t.ID, failed)
 			}
 		}
-		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + failed.Error()}
+		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + Public(failed)}
 		t.out.Drop() // a part of it would take room, and help nobody
 		o.out = spool.NewDraft(t.Caller)
 		if t.errOut.Failed != nil {

@@ -2,11 +2,13 @@ package jobs_test
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"fbus/bus"
@@ -228,4 +230,53 @@ func TestLeftTheGroup(t *testing.T) {
 	if i := b.becomes(b.dial("root"), later, jobs.Dead); i.Code != args.CodeDenied || i.Attempts != 0 || !strings.Contains(i.Message, "may not use this node any more") {
 		t.Errorf("%+v", i)
 	}
+}
+
+// TestPathsAreForAdministrators: errors of the store tell a guest no path of the node's
+// disk; they tell whoever administers the node, and the operator.
+func TestPathsAreForAdministrators(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	root := b.dial("root")
+	ann, _ := b.guest("ann", "*")
+	big := strings.Repeat("x", 100<<10)
+	b.offer(b.dial("worker"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		if len(inv.Head()) > 0 {
+			os.RemoveAll(filepath.Join(b.cfg.Dir, "spool"))
+		}
+		return saying(big)
+	})
+	damaged := b.post(ann, "f", "", "")
+	b.becomes(ann, damaged, jobs.Done)
+	unkept := b.post(ann, "f", "", "break")
+	told := func(c *bus.Client, paths bool) {
+		t.Helper()
+		for _, e := range []ended{
+			call(c, "fbus.post", args.List("g"), big),
+			call(c, "fbus.result", args.List(damaged), ""),
+		} {
+			if e.res.Status == 0 || strings.Contains(e.res.Message, b.cfg.Dir) != paths || len(e.res.Message) < 30 {
+				t.Errorf("%+v", e.res)
+			}
+		}
+	}
+	b.becomes(ann, unkept, jobs.Delayed)
+	told(ann, false)
+	told(root, true)
+	if i := b.job(ann, unkept); strings.Contains(i.Message, b.cfg.Dir) || !strings.Contains(i.Message, "no such file") {
+		t.Errorf("%+v", i)
+	}
+	if !strings.Contains(b.warnings(), b.cfg.Dir) {
+		t.Errorf("the operator was told %q", b.warnings())
+	}
+	os.Mkdir(filepath.Join(b.cfg.Dir, "spool"), 0o700)
+	b.m.FailCommits(&os.PathError{Op: "write", Path: filepath.Join(b.cfg.Dir, "jobs.db"), Err: syscall.EIO}, false)
+	for _, c := range []*bus.Client{ann, root} {
+		e := call(c, "fbus.post", args.List("g"), "")
+		n := call(c, "fbus.nodes", args.List(), "")
+		if e.res.Code != args.CodeStoreFailed || strings.Contains(e.res.Message, b.cfg.Dir) != (c == root) || strings.Contains(n.out, b.cfg.Dir) != (c == root) || !strings.Contains(n.out, "input/output error") {
+			t.Errorf("%+v, %s", e.res, n.out)
+		}
+	}
+	b.m.FailCommits(nil, false)
 }

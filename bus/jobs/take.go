@@ -193,7 +193,7 @@ func (t *Taken) readInput() error {
 }
 
 func endOfDamaged(why error) End {
-	return End{Source: "fbus", Status: 70, Code: args.CodeDamaged, Message: why.Error()}
+	return End{Source: "fbus", Status: 70, Code: args.CodeDamaged, Message: Public(why)}
 }
 
 func denied(why error) End {

@@ -42,6 +42,7 @@ var (
 	ErrNoJob      = store.ErrNoJob
 	ErrUnfinished = store.ErrUnfinished
 	ErrClosed     = store.ErrClosed
+	Public        = store.Public
 )
 
 // Report returns an error of this package as the caller of the node sees it; nil if it is

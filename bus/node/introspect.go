@@ -175,7 +175,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
 	if err := n.noPosts(); err != nil {
-		i.NoPosts = err.Error()
+		i.NoPosts = p.told(err)
 	}
 	if !p.admin() {
 		if id := n.identities[p.Caller]; id != nil {

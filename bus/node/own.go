@@ -248,7 +248,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	case q.peer == nil:
 		return cancelled
 	case o.part == ofJobs && n.cfg.Jobs == nil:
-		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + n.cfg.NoJobs.Error()}
+		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + q.peer.told(n.cfg.NoJobs)}
 	case o.part == ofTickets && n.cfg.Authority == nil:
 		err = badInput("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
 	default:
@@ -264,7 +264,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 		res = *q.result
 	}
 	if err != nil {
-		res = n.failure(o, err)
+		res = n.failure(o, err, q.peer)
 		if ctx.Err() != nil { // nobody waits for it
 			res = cancelled
 		}
@@ -276,12 +276,14 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 }
 
 // failure is the end of a call of one of the node's own functions that returned an error.
-func (n *Node) failure(o *ownFunction, err error) bus.Result {
+func (n *Node) failure(o *ownFunction, err error, p *Peer) bus.Result {
 	fail := func(status int, code string) bus.Result {
 		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}}
 	}
 	e := jobs.Report(err)
-	if e == nil {
+	if e != nil {
+		e.Message = p.told(err)
+	} else {
 		e = known(err)
 	}
 	switch {

@@ -11,6 +11,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -53,6 +54,15 @@ func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.
 
 // sees reports whether the peer is shown the function: guests only what they may call.
 func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
+
+// told returns the text of an error of the store of jobs. Paths of the node's disk are for
+// administrators.
+func (p *Peer) told(err error) string {
+	if p.admin() {
+		return err.Error()
+	}
+	return jobs.Public(err)
+}
 
 // owns reports whether a call is the peer's own business.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }

@@ -211,7 +211,7 @@ func (p *posted) keep(c *call) {
 		n.budget.Add(-len(out) - len(err))
 		c.node.locked(func(b *wire.Batch) {
 			if failure != nil {
-				c.endFor(b, args.CodeInternal, "its output could not be kept: "+failure.Error())
+				c.endFor(b, args.CodeInternal, "its output could not be kept: "+jobs.Public(failure))
 				return
 			}
 			for stream, k := range map[wire.Stream]int{wire.Output: len(out), wire.Stderr: len(err)} {
@@ -270,7 +270,7 @@ func (p *posted) feed(c *call) {
 			return // feeding stays set: there is no more
 		default:
 			c.node.locked(func(b *wire.Batch) {
-				c.endFor(b, args.CodeInternal, "its input cannot be read: "+err.Error())
+				c.endFor(b, args.CodeInternal, "its input cannot be read: "+jobs.Public(err))
 			})
 		}
 		b.Flush()

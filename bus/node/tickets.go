@@ -89,7 +89,7 @@ func serveRenew(_ context.Context, q *asked) error {
 func (q *asked) refuseIdentity(err error) error {
 	p := q.peer
 	q.node.cfg.Log.Append(&bus.LogEntry{
-		Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Code: q.node.failure(ownOf(q.Function), err).Code, Message: err.Error(), Serial: p.Serial,
+		Event: calllog.EventRefused, Caller: p.Caller, From: p.From, Code: q.node.failure(ownOf(q.Function), err, q.peer).Code, Message: err.Error(), Serial: p.Serial,
 	})
 	return err
 }

@@ -3,6 +3,9 @@ package store
 import (
 	"errors"
 	"fmt"
+	"syscall"
+
+	"fbus/bus/args"
 )
 
 // FullError reports that there is no room. That passes.
@@ -26,9 +29,33 @@ func (e *StoreError) Unwrap() error { return e.Err }
 type DamagedError struct {
 	ID   ID
 	What string
+	File string // empty: it is in the store's file
 }
 
-func (e *DamagedError) Error() string { return fmt.Sprintf("job %s is damaged: %s", e.ID, e.What) }
+func (e *DamagedError) Error() string {
+	if e.File != "" {
+		return fmt.Sprintf("job %s is damaged: %s: %s", e.ID, e.File, e.What)
+	}
+	return fmt.Sprintf("job %s is damaged: %s", e.ID, e.What)
+}
+
+// Public returns the text of an error for somebody who does not administer the node, and
+// for what is kept with a job: without paths of the node's disk.
+func Public(err error) string {
+	var errno syscall.Errno
+	var damaged *DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		return (&DamagedError{ID: damaged.ID, What: damaged.What}).Error()
+	case errors.As(err, new(*LockedError)):
+		return "another node uses its store of jobs"
+	case !errors.As(err, new(*StoreError)):
+		return args.WithoutPath(err).Error()
+	case errors.As(err, &errno):
+		return (&StoreError{Err: errno}).Error()
+	}
+	return "the store of jobs cannot be written"
+}
 
 // LockedError reports that another node uses the store.
 type LockedError struct{ Dir string }

@@ -211,7 +211,7 @@ func (s *Spool) NoteFailure(what string) bool {
 // bytes that have changed. It ends early with ctx.
 func (s *Spool) Open(ctx context.Context, id ID, part byte, p Payload) (*os.File, error) {
 	damaged := func(what string) error {
-		return &DamagedError{ID: id, What: fmt.Sprintf("%s: %s: %s", partName(part), filepath.Join(s.dir, p.File), what)}
+		return &DamagedError{ID: id, File: filepath.Join(s.dir, p.File), What: partName(part) + ": " + what}
 	}
 	f, err := openNoFollow(filepath.Join(s.dir, p.File), os.O_RDONLY, 0)
 	if err != nil {

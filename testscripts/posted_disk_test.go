@@ -190,7 +190,7 @@ func (l *ledger) press(s *store, number, large int, stop <-chan struct{}, n *cou
 		switch {
 		case id != "":
 			n.taken.Add(1)
-		case a.res.Status == 75 && (a.res.Code == "store_failed" || a.res.Code == "store_full"):
+		case a.res.Status == 75 && (a.res.Code == "store_failed" || a.res.Code == "store_full"), a.res.Code == "uncertain":
 			n.refused.Add(1)
 		default:
 			l.mu.Lock()

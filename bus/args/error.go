@@ -22,6 +22,7 @@ const (
 	CodeDraining    = "draining"      // 75: the node or worker is shutting down
 	CodeStoreFull   = "store_full"    // 75: the store of jobs has no room, until jobs end or are purged
 	CodeStoreFailed = "store_failed"  // 75: the store of jobs cannot be written; it is tried again
+	CodeUncertain   = "uncertain"     // 255: it is unknown whether a job was kept
 	CodeUnfinished  = "unfinished"    // 75: the job has not ended
 	CodeDenied      = "denied"        // 77: not allowed
 	CodeDeadline    = "deadline"      // 124: the call's time was up
@@ -43,7 +44,7 @@ var statuses = map[string]int{
 	CodeUsage: 64, CodeBadInput: 65, CodeNoFunction: 69, CodeInternal: 70, CodeOutputLimit: 70,
 	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeStoreFull: 75, CodeStoreFailed: 75, CodeUnfinished: 75, CodeDenied: 77, CodeDeadline: 124,
 	CodeCannotRun: 126, CodeNotFound: 127, CodeCancelled: 143,
-	CodeNoNode: 255, CodeNodeLost: 255, CodeProtocol: 255, CodeVersion: 255, CodeNetwork: 255,
+	CodeNoNode: 255, CodeNodeLost: 255, CodeUncertain: 255, CodeProtocol: 255, CodeVersion: 255, CodeNetwork: 255,
 	CodeNotOurs: 255, CodeForeign: 255, CodeAmbiguous: 255, CodeSuperseded: 255,
 
 	CodeNoCertificate: 77, CodeExpired: 77, CodeNotYetValid: 77, CodeClock: 77, CodeRevoked: 77,

@@ -3,6 +3,8 @@ package jobs_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +48,9 @@ func TestCommitsFail(t *testing.T) {
 				await(t, "it runs", g.started)
 			}
 			b.m.FailCommits(failure.err, failure.torn)
+			if failure.torn {
+				b.refused(c, "f", `{}`, "refused", 255, "whether job ")
+			}
 			for _, unique := range []string{`{}`, `{"unique":"key"}`, `{"unique":"key"}`, `{"delay":0.001}`} {
 				b.refused(c, "f", unique, "refused", 75, failure.words)
 			}
@@ -88,6 +93,45 @@ func TestCommitsFail(t *testing.T) {
 				t.Errorf("the operator was told %q", b.warnings())
 			}
 		})
+	}
+}
+
+// TestKilledAfterRefusal: a post that was refused is not there, even if the node is killed
+// before it can write again. If a failed commit may be on disk all the same, its posts are
+// not refused: whether they were kept is unknown, and they are whole if they were.
+func TestKilledAfterRefusal(t *testing.T) {
+	t.Parallel()
+	input := strings.Repeat("x", 100<<10) // in a file
+	for _, torn := range []bool{false, true} {
+		b := newBed(t)
+		c := b.dial("poster")
+		b.post(c, "g", "", "")
+		b.m.FailCommits(syscall.EIO, torn)
+		e := call(c, "fbus.post", args.List("f"), input)
+		dir := filepath.Join(t.TempDir(), "jobs")
+		if err := os.CopyFS(dir, os.DirFS(b.cfg.Dir)); err != nil { // what a kill leaves
+			t.Fatal(err)
+		}
+		b.m.FailCommits(nil, false)
+		eventually(t, "it works again", func() bool { return !b.m.Failing() })
+		if _, total := b.list(c, `{}`); total != 1 || len(jobs.Files(b.cfg.Dir)) != 0 {
+			t.Errorf("torn %v: without a kill there are %d jobs, and the files %q", torn, total, jobs.Files(b.cfg.Dir))
+		}
+		next := newBed(t, func(b *bed) { b.cfg.Dir = dir })
+		list, _ := next.list(next.dial("poster"), `{"function":"f"}`)
+		if !torn {
+			if e.res.Status != 75 || e.res.Code != args.CodeStoreFailed || len(list) != 0 {
+				t.Errorf("%+v, and there is %+v", e.res, list)
+			}
+			continue
+		}
+		if e.res.Status != 255 || e.res.Code != args.CodeUncertain || e.res.Hint == "" || len(list) != 1 || !strings.Contains(e.res.Message, list[0].ID) {
+			t.Fatalf("%+v, and there is %+v", e.res, list)
+		}
+		next.offer(next.dial("worker"), "f", 1, echo)
+		if got := next.result(next.dial("reader"), list[0].ID); got.out != input {
+			t.Errorf("%+v, %d bytes", got.res, len(got.out))
+		}
 	}
 }
 

@@ -86,6 +86,10 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		id, err = m.add(j, args, input)
 	}
 	switch {
+	case errors.As(err, new(*store.UncertainError)):
+		args.Leave()
+		input.Leave()
+		m.store.Shares.Change(j, nil)
 	case err != nil || id != j.ID:
 		args.Drop()
 		input.Drop()

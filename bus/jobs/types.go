@@ -48,8 +48,10 @@ var (
 // Report returns an error of this package as the caller of the node sees it; nil if it is
 // another package's, or about the request.
 func Report(err error) *args.Error {
-	code := ""
+	code, hint := "", ""
 	switch {
+	case errors.As(err, new(*store.UncertainError)):
+		code, hint = args.CodeUncertain, "fbus jobs ID shows it; with --unique a post can be made again"
 	case errors.As(err, new(*FullError)):
 		code = args.CodeStoreFull
 	case errors.As(err, new(*StoreError)):
@@ -63,5 +65,5 @@ func Report(err error) *args.Error {
 	default:
 		return nil
 	}
-	return &args.Error{Code: code, Message: err.Error(), Err: err}
+	return &args.Error{Code: code, Message: err.Error(), Hint: hint, Err: err}
 }

@@ -21,6 +21,7 @@ type pages struct {
 	count    uint64 // pages in use
 	root     uint64 // of the bucket of all buckets
 	freelist uint64
+	tx       uint64            // the last transaction
 	buckets  map[string][]byte // their headers: the page of the root, or 0 and the page itself
 	seen     []byte            // of each page: linked, covered
 	free     []uint64          // the pages in the freelist
@@ -123,7 +124,7 @@ func (p *pages) readMetas() bool {
 		current = 1
 	}
 	m := p.data[current*p.size+pageHeader:]
-	p.root, p.freelist, p.count = u64(m[16:]), u64(m[32:]), u64(m[40:])
+	p.root, p.freelist, p.count, p.tx = u64(m[16:]), u64(m[32:]), u64(m[40:]), tx(current)
 	if most := uint64(len(p.data)) / p.size; p.count > most {
 		p.bad("the file has %d pages, not %d", most, p.count)
 		p.count = most

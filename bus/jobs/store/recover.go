@@ -19,7 +19,7 @@ type recovery struct {
 	err   error
 	kept  []*Op // changes that have happened already
 	frees []*Op // changes that make room: tried at once while the disk is full, and only once
-	undo  []ID  // posts that were refused, and may be on disk all the same
+	undo  []ID  // posts that may be on disk though their commit failed
 	stale bool  // a commit has failed: which part of it has reached the disk is unknown
 }
 
@@ -31,6 +31,11 @@ func (s *Store) recover(batch []*Op, err error) {
 	s.setFailed(r.err)
 	s.warn("%v: no job is taken and none is started until it can be written again", r.err)
 	for _, o := range batch {
+		if s.torn && o.Added != (ID{}) {
+			r.undo = append(r.undo, o.Added)
+			o.Done(&UncertainError{ID: o.Added, Err: r.err})
+			continue
+		}
 		r.put(o)
 	}
 	pause := firstRecovery
@@ -84,8 +89,6 @@ func (r *recovery) put(o *Op) {
 	case o.Frees && r.full():
 		r.frees = append(r.frees, o)
 		return
-	case o.Added != (ID{}):
-		r.undo = append(r.undo, o.Added)
 	}
 	if o.Done != nil {
 		o.Done(r.err)
@@ -204,6 +207,9 @@ func (r *recovery) writeFrees() error {
 	if err := r.writeSome(append([]*Op{{Run: r.takeOut}}, r.frees...)); err != nil {
 		return err
 	}
+	for _, id := range r.undo {
+		r.Spool.Remove(partFile(id, PartArgs, 0), partFile(id, PartInput, 0))
+	}
 	r.frees, r.undo = nil, nil
 	return nil
 }
@@ -218,7 +224,7 @@ func (r *recovery) writeSome(list []*Op) error {
 	return err
 }
 
-// takeOut removes posts that were refused, should they be there.
+// takeOut removes posts that should not be there.
 func (r *recovery) takeOut(t *Tx) error {
 	for _, id := range r.undo {
 		if j, err := t.Job(id); err == nil && j != nil {

@@ -77,6 +77,17 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 	return len(b), nil
 }
 
+// partFile returns the name of a file.
+func partFile(id ID, part byte, attempt int) string {
+	return fmt.Sprintf("%s.%c.%d", id, part, attempt)
+}
+
+// Leave keeps the file for a record that may be there, and counts it no more.
+func (p *Draft) Leave() {
+	p.File = ""
+	p.Drop()
+}
+
 // Wanted returns how many bytes were counted, or would have been.
 func (p *Draft) Wanted() int64 { return (p.Size + p.short) * (1 + p.Copies) }
 
@@ -88,7 +99,7 @@ func (p *Draft) Keep(id ID, part byte, attempt int) error {
 	if p.file == nil {
 		return nil
 	}
-	name := fmt.Sprintf("%s.%c.%d", id, part, attempt)
+	name := partFile(id, part, attempt)
 	err := p.file.Sync()
 	if err == nil {
 		err = os.Rename(p.tmp, filepath.Join(p.spool.dir, name))
@@ -128,7 +139,7 @@ func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }
 // Share links the file of one job as a part of another. A file with its final name never
 // changes, and a copy would take as much room again.
 func (s *Spool) Share(p Payload, id ID, part byte) (Payload, error) {
-	name := fmt.Sprintf("%s.%c.0", id, part)
+	name := partFile(id, part, 0)
 	err := s.link(filepath.Join(s.dir, p.File), filepath.Join(s.dir, name))
 	switch {
 	case err == nil, errors.Is(err, os.ErrExist): // left by a commit that failed

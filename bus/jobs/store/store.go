@@ -62,6 +62,7 @@ type Store struct {
 	loss     atomic.Int64         // jobs posted before then may be lost: milliseconds of the date
 	mended   bool                 // a damaged file was replaced
 	opened   bool                 // it was open before: a missing file is lost, not new
+	torn     bool                 // the last commit has failed, and may be on disk all the same
 	time     *Timeline            // nil until the store was opened
 	commit   func(*bolt.Tx) error // a test makes it fail
 

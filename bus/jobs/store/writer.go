@@ -52,6 +52,7 @@ func (s *Store) write1(batch []*Op) (err error) {
 }
 
 func (s *Store) commitBatch(batch []*Op) error {
+	s.torn = false
 	s.using.RLock()
 	defer s.using.RUnlock()
 	if s.db == nil {
@@ -74,12 +75,21 @@ func (s *Store) commitBatch(batch []*Op) error {
 			err = t.Put(BucketMeta, []byte("clock"), clock)
 		}
 		if err == nil {
-			err = s.commit(b)
+			id := uint64(b.ID())
+			if err = s.commit(b); err != nil {
+				s.torn = s.shows(id)
+			}
 			stats := b.Stats()
 			s.writing.Add(int64(stats.GetWriteTime()))
 		}
 		return err
 	})
+}
+
+// shows reports whether the file has a transaction whose commit failed, or may have it.
+func (s *Store) shows(tx uint64) (yes bool) {
+	err := readPages(s.db.Path(), func(p *pages) { yes = p.tx >= tx })
+	return yes || err != nil
 }
 
 // isFailure reports an error of the store, not of one job or request. Such a change may

@@ -23,6 +23,9 @@ import (
 // lookStep is how many things a long answer looks at with the lock held once.
 const lookStep = 64
 
+// maxNames bounds the names in a call of fbus.functions.
+const maxNames = 1000
+
 // eachLocked calls f for 0 to count-1 with the lock held, which it releases again and again.
 func (n *Node) eachLocked(count int, f func(i int)) {
 	for i := 0; i < count; {
@@ -231,6 +234,9 @@ func serveFunctions(ctx context.Context, q *asked) error {
 	names, err := q.Words()
 	if err != nil {
 		return badInput("%s: %v", q.Function, err)
+	}
+	if len(names) > maxNames {
+		return badInput("%s takes at most %d names", q.Function, maxNames)
 	}
 	for _, name := range names { // before look-up: denied and absent look alike
 		if !q.peer.sees(name) {

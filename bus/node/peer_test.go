@@ -184,12 +184,7 @@ func (p *raw) closed() string {
 func hello() *wire.HelloFrame { return &wire.HelloFrame{Major: wire.Major, Name: []byte("raw")} }
 
 // greet exchanges HELLO.
-func (p *raw) greet() *raw {
-	p.t.Helper()
-	p.send(hello())
-	want[*wire.HelloFrame](p)
-	return p
-}
+func (p *raw) greet() *raw { return p.named("raw") }
 
 // offer offers a function.
 func (p *raw) offer(name string, slots, flags uint64) {
@@ -373,4 +368,14 @@ func rawGuest(t testing.TB, n *node.Node, caller string) *raw {
 		await(t, "the end of ServeConn", served)
 	})
 	return newRaw(t, near).greet()
+}
+
+// named sends a HELLO with a name.
+func (p *raw) named(name string) *raw {
+	p.t.Helper()
+	h := hello()
+	h.Name = []byte(name)
+	p.send(h)
+	want[*wire.HelloFrame](p)
+	return p
 }

@@ -27,6 +27,7 @@ type serveOptions struct {
 	socket  string
 	network string
 	queue   int
+	buffers int64
 	drain   durationValue
 	log     string
 	quiet   bool
@@ -123,6 +124,7 @@ func (o *serveOptions) nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "socket-group", Usage: "members of `GROUP` may use the socket too, mode 0660", Destination: &o.sharing.group},
 		&cli.StringFlag{Name: "network", Usage: "network `ID`: a-z 0-9 -, at most 63; default: one is made and stored", Destination: &o.network},
 		&cli.IntFlag{Name: "queue", Usage: "at most `N` calls wait for one function", DefaultText: fmt.Sprint(node.DefaultQueue), Destination: &o.queue},
+		&cli.GenericFlag{Name: "max-buffers", Usage: "hold at most `SIZE` for calls, offers and bytes on their way; at least 8M", DefaultText: "32M", Value: setSize(&o.buffers)},
 		&cli.StringFlag{Name: "log", Usage: "append one JSON line for each ended call to `FILE`, - is stdout", Destination: &o.log},
 	)
 }
@@ -214,6 +216,9 @@ func (o *serveOptions) check() error {
 	if o.queue < 1 {
 		return usage("--queue must be at least 1, not %d", o.queue)
 	}
+	if o.buffers != 0 && o.buffers < node.MinBuffers {
+		return usage("--max-buffers must be at least 8M")
+	}
 	if err := cmp.Or(o.tcp.check(), o.jobs.check()); err != nil {
 		return err
 	}
@@ -267,7 +272,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		note = warn
 	}
 	config := node.Config{
-		Network: network, Address: n.path, Version: Version, Queue: o.queue, Successor: sockets.passed,
+		Network: network, Address: n.path, Version: Version, Queue: o.queue, Buffers: o.buffers, Successor: sockets.passed,
 		Warn: warn, Note: note, Gate: n.door.gate, Authority: n.door.authority,
 		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
 	}

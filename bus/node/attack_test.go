@@ -57,7 +57,7 @@ func TestGuestFillsBuffers(t *testing.T) {
 			break
 		}
 	}
-	if used := n.BudgetUsed(); used > node.MaxBuffers*3/4 {
+	if used := n.BudgetUsed(); used > node.DefaultBuffers*3/4 {
 		t.Errorf("%d bytes are held", used)
 	}
 	dialled := dial(t, path)
@@ -99,7 +99,7 @@ func TestGuestOpensCalls(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if live := n.Live(); live > node.MaxBuffers/4/1024 || live < 2000 {
+	if live := n.Live(); live > node.DefaultBuffers/4/1024 || live < 2000 {
 		t.Errorf("%d calls wait", live)
 	}
 	if !strings.Contains(<-refused, "the node's buffers are full for ticket:bad") {

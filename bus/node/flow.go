@@ -6,7 +6,7 @@ import "fbus/bus/wire"
 // the receiver then stops reading, the node has to hold that much.
 
 const (
-	// maxConnExposure bounds the credit outstanding towards one receiver.
+	// maxConnExposure bounds the credit outstanding towards one receiver, or all of one identity.
 	maxConnExposure = 8 << 20
 	// firstOutput and firstStderr bound the credit that a call starts with. Many calls
 	// print little, and others cannot use the credit that they hold.
@@ -44,15 +44,21 @@ func (f *flow) ends() (from *session, id uint64, to *session) {
 	return worker, c.workerID, c.session
 }
 
-// dose returns how much credit one sender may have now: less as more of the buffers is in
-// use or promised.
-func (n *Node) dose() int64 {
-	switch used := n.exposure + n.budget.Used(); {
-	case used < MaxBuffers/2:
+// dose returns how much credit one sender may have now: less as more of the buffers, or of the
+// receiver's share of them, is in use or promised.
+func (n *Node) dose(to *identity) int64 {
+	used, most := n.exposure+n.budget.Used(), n.budget.Max
+	if to.rank != owner {
+		if share := min(most/4, max(most-used, 1)); (to.exposure+to.budget.Used())*(most/share) > used {
+			used, most = to.exposure+to.budget.Used(), share
+		}
+	}
+	switch {
+	case used < most/2:
 		return wire.MaxWindow
-	case used < MaxBuffers*3/4:
+	case used < most/4*3:
 		return 64 << 10
-	case used < MaxBuffers:
+	case used < most:
 		return smallDose
 	}
 	return leastDose
@@ -60,8 +66,7 @@ func (n *Node) dose() int64 {
 
 // first takes the credit that a call starts with.
 func (f *flow) first(most int64) uint64 {
-	n := f.call.node
-	d := min(f.held, most, n.dose())
+	d := min(f.held, most, f.call.node.dose(f.call.session.identity))
 	f.add(d, f.call.session)
 	return uint64(d)
 }
@@ -72,6 +77,7 @@ func (f *flow) add(d int64, to *session) {
 	f.out += d
 	f.call.node.exposure += d
 	to.exposure += d
+	to.identity.exposure += d
 }
 
 // use takes credit that the sender has used.
@@ -79,6 +85,7 @@ func (f *flow) use(d int64, to *session) {
 	f.out -= d
 	f.call.node.exposure -= d
 	to.exposure -= d
+	to.identity.exposure -= d
 }
 
 // give grants the sender more, if the receiver keeps up; if not, the flow is listed with
@@ -88,12 +95,11 @@ func (f *flow) give(b *wire.Batch) {
 	if f.held == 0 || from == nil || to == nil || f.call.state.ended() {
 		return
 	}
-	n := f.call.node
-	d := min(f.held, n.dose()-f.out)
+	d := min(f.held, f.call.node.dose(to.identity)-f.out)
 	if d < min(f.held, smallDose) && f.out > 0 {
 		return // asked again when the sender has used what it has
 	}
-	d = min(d, maxConnExposure-to.exposure)
+	d = min(d, maxConnExposure-to.exposed())
 	if f.out == 0 {
 		d = max(d, min(f.held, leastDose)) // idle calls must not starve this one
 	}
@@ -113,6 +119,15 @@ func (f *flow) give(b *wire.Batch) {
 		return
 	}
 	b.Send(from.conn, &wire.GrantFrame{ID: id, Stream: f.stream, Bytes: uint64(d)})
+}
+
+// exposed returns the credit given for sending to the session, or to all of an identity that is
+// bounded as one.
+func (s *session) exposed() int64 {
+	if s.identity.rank == owner {
+		return s.exposure
+	}
+	return s.identity.exposure
 }
 
 // stalled reports whether the peer does not take what is sent to it.
@@ -168,7 +183,7 @@ func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, e
 		c.forget()
 	}
 	fl.give(b)
-	if len(to.held) > 0 && to.exposure < maxConnExposure/2 && !to.stalled() {
+	if len(to.held) > 0 && to.exposed() < maxConnExposure/2 && !to.stalled() {
 		to.giveHeld(b)
 	}
 	return to, id, nil

@@ -255,7 +255,7 @@ func TestFullBuffers(t *testing.T) {
 				break
 			}
 		}
-		if held := n.BudgetUsed(); full != (held >= node.MaxBuffers) && held > node.MaxBuffers+1<<20 {
+		if held := n.BudgetUsed(); full != (held >= node.DefaultBuffers) && held > node.DefaultBuffers+1<<20 {
 			t.Fatalf("%d bytes are held", held)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -19,14 +20,18 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
 	// DefaultQueue is how many calls may wait for one function.
 	DefaultQueue = 1000
-	// MaxBuffers bounds the bytes that a node holds for its peers: queued calls and
-	// output that was not read yet. Past it new calls are busy.
-	MaxBuffers = 32 << 20
+	// DefaultBuffers bounds the bytes that a node holds for its peers: calls, offers, and
+	// bytes that were not passed on yet. Past it new calls are busy.
+	DefaultBuffers = 32 << 20
+	// MinBuffers is the least that works: a quarter of it holds a frame.
+	MinBuffers = 8 << 20
 	// maxOpen is how many calls one connection may have open.
 	maxOpen = 10000
 	// maxOffers is how many functions one connection may offer.
@@ -54,6 +59,7 @@ type Config struct {
 	Address string // where it listens, for people
 	Version string // of the program, for people
 	Queue   int    // calls that may wait for one function; default DefaultQueue
+	Buffers int64  // bytes held for peers; default DefaultBuffers
 	// Successor is set if another node ran here just before: its callers may be back
 	// before its workers. For a moment a call waits for a function that nobody offers.
 	Successor bool
@@ -142,7 +148,7 @@ func New(cfg Config) (*Node, error) {
 		cfg.Queue = DefaultQueue
 	}
 	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, wire.DefaultKeepAlive), wire.MinKeepAlive)
-	cfg.MaxConnections = cmp.Or(cfg.MaxConnections, DefaultConnections)
+	cfg.MaxConnections = min(cmp.Or(cfg.MaxConnections, DefaultConnections), descriptors())
 	cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket)
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
@@ -158,7 +164,7 @@ func New(cfg Config) (*Node, error) {
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[jobs.ID]*call{},
 		identities: map[string]*identity{}, counters: newCounters(), done: make(chan struct{}),
 	}
-	n.budget.Max = MaxBuffers
+	n.budget.Max = max(cmp.Or(cfg.Buffers, DefaultBuffers), MinBuffers)
 	n.self = n.newIdentity(&Peer{Caller: "node"})
 	if cfg.Gate != nil {
 		switch gate := cfg.Gate.(type) {
@@ -185,6 +191,16 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// descriptors returns how many connections of guests there may be, so that file descriptors are left
+// for handshakes, the node's own files and its own user.
+func descriptors() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return math.MaxInt
+	}
+	return max(int(min(limit.Cur, math.MaxInt32))-maxEntering-128, 16)
 }
 
 // Serve accepts connections until the listener is closed.

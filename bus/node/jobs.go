@@ -22,6 +22,9 @@ func (n *Node) poster(p *Peer) jobs.Poster {
 	who := jobs.Poster{Caller: p.Caller, Serial: p.Serial, Groups: p.lent}
 	if _, ours := n.cfg.Gate.(*trust.Authority); p.Serial != "" && !ours {
 		who.Rights, who.Until = p.Rights.Words(), p.Expires.Unix()
+		if p.identity != nil {
+			who.Issuer = p.identity.Issuer
+		}
 	}
 	return who
 }
@@ -65,6 +68,11 @@ func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 	}
 	if len(who.Rights) == 0 || time.Now().Unix() > who.Until {
 		return nil, errors.New("its certificate has expired")
+	}
+	if f, ok := n.cfg.Gate.(*trust.Files); ok && who.Issuer != "" {
+		if err := f.Standing(who.Issuer, who.Serial); err != nil {
+			return nil, err
+		}
 	}
 	rights, err := trust.ParseRights(who.Rights...)
 	return &rights, err

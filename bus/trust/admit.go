@@ -18,6 +18,7 @@ type Identity struct {
 	Rights  Rights    // empty while Joining
 	Expires time.Time // the connection must end then
 	Joining bool      // an invitation: it may only exchange itself
+	Issuer  string    // of another PKI: its CAs, for [Files.Standing]
 
 	chain   []*x509.Certificate        // as the peer of another PKI sent it
 	checked atomic.Pointer[filesState] // the files that it was checked against

@@ -2,14 +2,16 @@ package trust
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +36,7 @@ type filesState struct {
 	pair    *tls.Certificate
 	pool    *x509.CertPool
 	signers []*x509.Certificate // of revocation lists: the CAs in the file, now or before
+	roots   map[string]bool     // fingerprints of the keys in pool
 	revoked map[string]bool     // by listKey
 	next    time.Time           // the next update of a revocation list is due
 	files   []os.FileInfo       // as last read
@@ -88,7 +91,10 @@ func (f *Files) Reload() error {
 	if !pool.AppendCertsFromPEM(caText) {
 		return errorf(args.CodeBadTicket, "%s: it has no certificate", f.ca).WithHint("a certificate is expected, in PEM: BEGIN CERTIFICATE")
 	}
-	next, old := &filesState{pair: &pair, pool: pool, files: files}, f.current.Load()
+	next, old := &filesState{pair: &pair, pool: pool, signers: certificates(caText), roots: map[string]bool{}, files: files}, f.current.Load()
+	for _, ca := range next.signers {
+		next.roots[fingerprint(ca.RawSubjectPublicKeyInfo)] = true
+	}
 	if f.node { // the node reports problems of a client's certificate
 		if err := checkNode(pair.Leaf, f.cert); err != nil {
 			return err
@@ -100,7 +106,7 @@ func (f *Files) Reload() error {
 		}
 	}
 	if f.crl != "" {
-		if err := next.readLists(f.crl, caText, old); err != nil {
+		if err := next.readLists(f.crl, old); err != nil {
 			return err
 		}
 	}
@@ -111,12 +117,9 @@ func (f *Files) Reload() error {
 // readLists reads the revocation lists in a file, PEM or DER. Each must be signed by a CA in
 // the file of CAs, or by one that was in it before: taking out a CA must not depend on the
 // file of lists.
-func (s *filesState) readLists(file string, caText []byte, old *filesState) error {
+func (s *filesState) readLists(file string, old *filesState) error {
 	text, _, err := readBounded(file)
 	if err != nil {
-		return err
-	}
-	if s.signers, err = certificates(caText); err != nil {
 		return err
 	}
 	if old != nil {
@@ -168,7 +171,7 @@ func (s *filesState) addList(der []byte) error {
 		}
 	}
 	for _, r := range list.RevokedCertificateEntries {
-		s.revoked[listKey(list.RawIssuer, r.SerialNumber)] = true
+		s.revoked[listKey(fingerprint(list.RawIssuer), serialText(r.SerialNumber))] = true
 	}
 	if !list.NextUpdate.IsZero() && (s.next.IsZero() || list.NextUpdate.Before(s.next)) {
 		s.next = list.NextUpdate
@@ -177,21 +180,24 @@ func (s *filesState) addList(der []byte) error {
 }
 
 // listKey identifies a certificate: serials are unique for each issuer only.
-func listKey(issuer []byte, serial *big.Int) string { return string(issuer) + serialText(serial) }
+func listKey(issuer, serial string) string { return issuer + " " + serial }
 
-// certificates returns the certificates in a PEM text.
-func certificates(text []byte) (list []*x509.Certificate, err error) {
+func fingerprint(der []byte) string {
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:16])
+}
+
+// certificates returns the certificates in a PEM text, as AppendCertsFromPEM reads them.
+func certificates(text []byte) (list []*x509.Certificate) {
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != certBlock {
 			continue
 		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, errorf(args.CodeBadTicket, "a certificate of a CA is malformed: %v", err)
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			list = append(list, c)
 		}
-		list = append(list, c)
 	}
-	return list, nil
+	return list
 }
 
 // checkNode returns an error if clients would refuse a node's certificate, whatever
@@ -306,18 +312,39 @@ func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 		return nil, errorf(args.CodeBadCertificate, "the certificate is an invitation, which this node does not exchange").WithHint("the node uses its own PKI")
 	}
 	id := &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter, chain: cs.PeerCertificates}
-	return id, f.Check(id)
+	chain, err := f.check(id)
+	if err == nil {
+		id.Issuer = fingerprint(chain[len(chain)-1].RawSubjectPublicKeyInfo) + " " + fingerprint(cert.RawIssuer)
+	}
+	return id, err
+}
+
+// Standing returns an error if the certificate with that issuer, see [Identity], and serial
+// is revoked now, or its CA was removed. It serves work that was left here.
+func (f *Files) Standing(issuer, serial string) error {
+	s := f.current.Load()
+	root, issuer, _ := strings.Cut(issuer, " ")
+	if !s.roots[root] || s.revoked[listKey(issuer, serial)] {
+		return errorf(args.CodeRevoked, "its certificate was revoked, or its CA is not trusted any more")
+	}
+	return nil
 }
 
 // Check reports, as an error, that an admitted peer would now be refused. Unless the files
 // have changed since the last check, it costs nothing.
 func (f *Files) Check(id *Identity) error {
+	_, err := f.check(id)
+	return err
+}
+
+// check also returns a chain that was verified now, if one was.
+func (f *Files) check(id *Identity) ([]*x509.Certificate, error) {
 	now, s := f.now(), f.current.Load()
 	if now.After(id.Expires) {
-		return expired("the certificate of "+id.Name, id.Expires, now)
+		return nil, expired("the certificate of "+id.Name, id.Expires, now)
 	}
 	if id.checked.Load() == s {
-		return nil
+		return nil, nil
 	}
 	between := x509.NewCertPool()
 	for _, c := range id.chain[1:] {
@@ -325,16 +352,19 @@ func (f *Files) Check(id *Identity) error {
 	}
 	chains, err := id.chain[0].Verify(x509.VerifyOptions{Roots: s.pool, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{clientUse}})
 	if err != nil {
-		return errorf(args.CodeRevoked, "the certificate of %s was signed by a CA that this node does not trust any more: %v", id.Name, err)
+		return nil, errorf(args.CodeRevoked, "the certificate of %s was signed by a CA that this node does not trust any more: %v", id.Name, err)
 	}
-	if !slices.ContainsFunc(chains, s.unrevoked) {
-		return errorf(args.CodeRevoked, "the certificate of %s was revoked, according to the list of its CA", id.Name).WithHint("ask for a new one")
+	i := slices.IndexFunc(chains, s.unrevoked)
+	if i < 0 {
+		return nil, errorf(args.CodeRevoked, "the certificate of %s was revoked, according to the list of its CA", id.Name).WithHint("ask for a new one")
 	}
 	id.checked.Store(s)
-	return nil
+	return chains[i], nil
 }
 
 // unrevoked reports whether no list names a certificate of the chain.
 func (s *filesState) unrevoked(chain []*x509.Certificate) bool {
-	return !slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return s.revoked[listKey(c.RawIssuer, c.SerialNumber)] })
+	return !slices.ContainsFunc(chain, func(c *x509.Certificate) bool {
+		return s.revoked[listKey(fingerprint(c.RawIssuer), serialText(c.SerialNumber))]
+	})
 }

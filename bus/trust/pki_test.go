@@ -271,6 +271,9 @@ func TestRevocationLists(t *testing.T) {
 	n.rejected(t, "listed", args.CodeRevoked)
 	second, third := enter(two), enter(below)
 	must(t, f.Check(second))
+	must(t, f.Standing(second.Issuer, second.Serial))
+	must(t, f.Standing(third.Issuer, third.Serial))
+	wantCode(t, f.Standing(second.Issuer, serialText(one.Leaf.SerialNumber)), args.CodeRevoked)
 
 	replace(t, lists, crl(t, root, rootKey, false, one.Leaf, middle)) // DER
 	must(t, f.Refresh())
@@ -281,6 +284,7 @@ func TestRevocationLists(t *testing.T) {
 	replace(t, ca, own)
 	must(t, f.Refresh())
 	wantCode(t, f.Check(second), args.CodeRevoked, "does not trust")
+	wantCode(t, f.Standing(third.Issuer, third.Serial), args.CodeRevoked)
 	replace(t, lists, crlPEM(crl(t, root, rootKey, false)))
 	must(t, f.Refresh())
 	if changes != 3 {

@@ -62,6 +62,7 @@ type Poster struct {
 	Groups []int    `json:"groups,omitempty"` // of a user of this machine, beside those of its account
 	Rights []string `json:"rights,omitempty"` // of a certificate of another authority
 	Until  int64    `json:"until,omitempty"`  // when that expires, in seconds of the date
+	Issuer string   `json:"issuer,omitempty"` // of that certificate
 }
 
 // Options are the options of a post.

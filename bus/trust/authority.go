@@ -65,7 +65,7 @@ func Open(o Options) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{list: &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, seen: map[string]sighting{}, noted: o.Now()}}
+	a := &Authority{list: &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, limit: listLimit, seen: map[string]sighting{}, noted: o.Now()}}
 	if err := a.open(); err != nil {
 		dir.close()
 		return nil, err

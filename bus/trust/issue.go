@@ -131,14 +131,17 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 	if t.get(r.Serial) != nil {
 		return errorf(args.CodeStorage, "the serial %s was made twice", r.Serial)
 	}
-	live := 0
+	live, limit := 0, maxLive
+	if r.IssuedBy != "" { // the rest is for the node's owner
+		limit = maxLive / 4 * 3
+	}
 	for i := range t.records {
 		if t.records[i].Live(now) {
 			live++
 		}
 	}
-	if live >= maxLive {
-		return errorf(args.CodeStorage, "too many tickets (limit %d)", maxLive).WithHint("revoke tickets that are no longer used")
+	if live >= limit {
+		return errorf(args.CodeStorage, "too many tickets (limit %d)", limit).WithHint("revoke tickets that are no longer used")
 	}
 	if others := t.named(r.Name, now); len(others) > 0 {
 		return errorf(args.CodeNameTaken, "ticket %s exists already, until %s", r.Name, stamp(others[0].Expires)).
@@ -265,7 +268,7 @@ func renewalDue(expires, now time.Time) bool { return expires.Sub(now) < Identit
 // last revocation, and its time.
 func (a *Authority) Revoke(nameOrSerial string) (gone []Record, before time.Time, err error) {
 	now := a.now().UTC().Truncate(time.Second)
-	err = a.list.update(func(t *table) (bool, error) {
+	err = a.list.write(a.list.limit, func(t *table) (bool, error) {
 		kin := t.kin(nameOrSerial)
 		if len(kin) == 0 {
 			return false, errorf(args.CodeNoTicket, "there is no ticket with the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")

@@ -16,9 +16,11 @@ type list struct {
 	network string
 	now     func() time.Time
 	warn    func(format string, args ...any)
+	limit   int // of the file, in bytes
 
 	current atomic.Pointer[table]
 	ahead   atomic.Bool // current has revocations that the file lacks
+	turn    sync.Mutex  // held before writing by all but revocations, which so wait for one change at most
 	writing sync.Mutex  // held over a whole change, including the disk
 	loading sync.Mutex  // held while the file is read, and while current is replaced
 
@@ -168,8 +170,15 @@ func (l *list) tell(gone []string) {
 
 // update changes the list: first the file, synced, then the memory. It applies change to
 // a copy of the file's current list. If change returns an error or false, nothing
-// changes.
+// changes. A quarter of the file's limit is left to revocations.
 func (l *list) update(change func(*table) (changed bool, err error)) error {
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	return l.write(l.limit/4*3, change)
+}
+
+// write is update for a list of at most limit bytes.
+func (l *list) write(limit int, change func(*table) (changed bool, err error)) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	unlock, err := l.dir.lock()
@@ -189,6 +198,9 @@ func (l *list) update(change func(*table) (changed bool, err error)) error {
 	data, err := formatList(l.network, next.records)
 	if err != nil {
 		return err
+	}
+	if len(data) > limit {
+		return errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), limit).WithHint("revoke tickets that are no longer used")
 	}
 	id, err := l.dir.write(listName, data)
 	if err != nil {

@@ -373,6 +373,27 @@ func TestRevokeUnwritten(t *testing.T) {
 	wantCode(t, openTest(t, dir, c).Check(id), args.CodeRevoked)
 }
 
+// TestListFull checks that a list that tickets have filled still takes their revocation, and
+// that this does not wait for others that issue.
+func TestListFull(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	a := openTest(t, dir, c)
+	boss := issue(t, a, Request{Name: "boss", Rights: Rights{Admin: true}, Reusable: true})
+	a.list.limit = 16 << 10
+	var err error
+	for err == nil {
+		_, err = a.Issue(boss.Serial, Request{Rights: rights(t, "call:a"), Reusable: true})
+	}
+	wantCode(t, err, args.CodeStorage, "exceeds the limit of 12288")
+	a.list.turn.Lock()
+	gone, _, err := a.Revoke("boss")
+	a.list.turn.Unlock()
+	if err != nil || len(gone) < 10 {
+		t.Errorf("revoked %d, %v", len(gone), err)
+	}
+	wantCode(t, openTest(t, dir, c).Check(&Identity{Serial: boss.Serial}), args.CodeRevoked)
+}
+
 // full runs f while no file can grow.
 func full(t *testing.T, f func()) {
 	t.Helper()

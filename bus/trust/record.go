@@ -64,11 +64,7 @@ func formatList(network string, records []Record) ([]byte, error) {
 		return nil, err
 	}
 	body = append(body, '\n')
-	data := append(fmt.Appendf(nil, "%s %s %x\n", listVersion, network, sha256.Sum256(body)), body...)
-	if len(data) > listLimit {
-		return nil, errorf(args.CodeStorage, "a list of %d bytes exceeds the limit of %d", len(data), listLimit).WithHint("revoke tickets that are no longer used")
-	}
-	return data, nil
+	return append(fmt.Appendf(nil, "%s %s %x\n", listVersion, network, sha256.Sum256(body)), body...), nil
 }
 
 func parseList(network string, data []byte) ([]Record, error) {

@@ -175,9 +175,6 @@ func (p *printer) flush() error {
 
 // writeFile puts a result into its file.
 func (p *printer) writeFile(o *fanout.Outcome) {
-	if o.Err != nil || o.Skipped {
-		return
-	}
 	if err := writeResult(o.Aux.(*printed).file, o.Output); err != nil {
 		o.Err = outputError(err)
 	}

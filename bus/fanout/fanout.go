@@ -23,6 +23,7 @@ const (
 	lookAhead = 8192     // outcomes, while an earlier task is still running
 	maxHeld   = 64 << 20 // bytes of their output in memory; single ones spill to files
 	maxTasks  = 64 << 20 // bytes of the tasks under way
+	maxFinish = 64       // outcomes in Finish
 )
 
 // A Task is one call to make.
@@ -80,8 +81,9 @@ type Config struct {
 	// Request makes a task's request. Several goroutines call it at once, and once for
 	// each try. The closer, if any, is closed after the call. An error is the task's.
 	Request func(t *Task) (*bus.Request, io.Closer, error)
-	// Finish, if set, sees an outcome before Done does, in the goroutine that made the
-	// call. It may turn it into a failure.
+	// Finish, if set, sees each call that has succeeded before Done does, and may turn it
+	// into a failure. Several goroutines call it at once, while other calls are made: files
+	// are synced much faster together.
 	Finish func(o *Outcome)
 	// Done receives the outcomes, one at a time; an error ends the run. The output is
 	// only valid until Done returns.
@@ -125,6 +127,7 @@ type Runner struct {
 	slots      int              // of the function, if they are followed
 	pace       pace             // of calls, if some may go ahead
 	active     int              // goroutines that make calls
+	finishing  int              // outcomes in Finish
 	taken      int              // tasks that were begun
 	size       int              // bytes of the tasks under way
 	running    map[int]Task     // by order
@@ -194,7 +197,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	go r.feed(ctx) // ends with the tasks, or when stopped; a Next that blocks is left behind
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.active > 0 || !r.fed && r.phase != stopped {
+	for r.active > 0 || r.finishing > 0 || !r.fed && r.phase != stopped {
 		r.cond.Wait()
 	}
 	if cause := context.Cause(ctx); cause != nil && cause != ErrHalted {
@@ -297,17 +300,37 @@ func (r *Runner) work(ctx context.Context) {
 			r.pause(ctx, firstPause, r.room)
 		}
 		o := r.perform(ctx, t)
-		if r.Finish != nil {
-			r.Finish(o)
-		}
 		select {
 		case r.room <- struct{}{}:
 			handed = true
 		default:
 			handed = false
 		}
-		r.deliver(ctx, o)
+		if r.Finish == nil || o.Err != nil || o.Skipped {
+			r.deliver(ctx, o)
+		} else {
+			r.finish(ctx, o)
+		}
 	}
+}
+
+// finish passes an outcome to Finish and delivers it, in a goroutine that the next call
+// need not wait for.
+func (r *Runner) finish(ctx context.Context, o *Outcome) {
+	r.mu.Lock()
+	for r.finishing >= maxFinish {
+		r.cond.Wait()
+	}
+	r.finishing++
+	r.mu.Unlock()
+	go func() { // ends with Finish
+		r.Finish(o)
+		r.deliver(ctx, o)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.finishing--
+		r.cond.Broadcast()
+	}()
 }
 
 // admit waits until another call may begin: not too far ahead of the first that is

@@ -114,6 +114,36 @@ func wantOrder(t *testing.T, got []string, n int) {
 	}
 }
 
+// TestFinishHoldsUpNoCall: calls are made while outcomes are in Finish, up to a limit,
+// and Done receives what Finish has made of them.
+func TestFinishHoldsUpNoCall(t *testing.T) {
+	path, _ := startNode(t)
+	offer(t, dial(t, path, "w"), 1, echo)
+	r, got := numbers(dial(t, path, "c"), 2*maxFinish)
+	var in atomic.Int64
+	full := make(chan struct{})
+	once := sync.OnceFunc(func() { close(full) })
+	r.Jobs = 1
+	r.Finish = func(o *Outcome) {
+		if n := in.Add(1); n == maxFinish {
+			once()
+		} else if n > maxFinish {
+			t.Errorf("%d outcomes in Finish", n)
+		}
+		<-full
+		if o.Seq == 2 {
+			o.Err = errors.New("no room")
+		}
+		in.Add(-1)
+	}
+	if err := r.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := 2 * maxFinish; len(*got) != want || (*got)[1] != "2failed" || (*got)[want-1] != fmt.Sprint(want) || r.Progress().Failed != 1 {
+		t.Errorf("%v, %+v", *got, r.Progress())
+	}
+}
+
 func TestOutcomesKeepTheOrder(t *testing.T) {
 	path, _ := startNode(t)
 	offer(t, dial(t, path, "w"), 8, func(ctx context.Context, inv *bus.Invocation) bus.Result {

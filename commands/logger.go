@@ -5,6 +5,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // logf prints a message for a person.
@@ -25,12 +27,12 @@ func logger(stderr io.Writer) (limited, all logf) {
 	}
 	var mu sync.Mutex // protects kinds, and keeps lines apart
 	kinds := map[string]*kind{}
-	all = func(format string, args ...any) {
+	all = func(format string, a ...any) {
 		mu.Lock()
 		defer mu.Unlock()
-		say(stderr, fmt.Sprintf(format, args...))
+		say(stderr, args.Sprintf(format, a...))
 	}
-	return func(format string, args ...any) {
+	return func(format string, a ...any) {
 		mu.Lock()
 		defer mu.Unlock()
 		k := kinds[format]
@@ -46,7 +48,7 @@ func logger(stderr io.Writer) (limited, all logf) {
 				}
 			})
 		}
-		k.last = fmt.Sprintf(format, args...)
+		k.last = args.Sprintf(format, a...)
 		if k.n++; k.n <= messageBurst {
 			say(stderr, k.last)
 		}

@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -207,6 +208,55 @@ func TestConfigRefuses(t *testing.T) {
 	_, wrong := readConfig(written(t, "f.toml", cat+"a = 1\nslots = 0\n[functions.g]\n[functions.\"fbus.x\"]\ncommand = [\"x\"]"), nil)
 	if f := explain(wrong.err()); len(wrong) != 4 || f.Code != args.CodeUsage || strings.Count(f.Message, "\n") != 3 {
 		t.Errorf("%v", f)
+	}
+}
+
+// TestConfigPlain checks that every key and flag, with a value of every type, is taken or
+// refused in words that are not Go's.
+func TestConfigPlain(t *testing.T) {
+	goWords := []string{"Go ", "json:", "toml:", "strconv", "unmarshal", "interface", "struct", "int64", "tomlValue", "parse error", "%!"}
+	c, said := newConfigFile(""), 0
+	for table, part := range map[string]*part{
+		"node": &c.config.node.part, "functions.f": c.function("f", "").part, `rights."uid:7"`: &c.grant("uid:7", "").part,
+	} {
+		for _, key := range longNames(part.flags) {
+			for _, value := range []string{
+				`"x"`, `""`, "7", "-1", "1.5", "1e400", "true", "[]", `["x", 7]`, "{ a = 1 }", "1979-05-27", "07:00:00", "99999999999999999999", `"\u0000"`, "inf", "",
+			} {
+				c := newConfigFile("")
+				doc, err := parseTOML("f", fmt.Appendf(nil, "[%s]\n%s = %s\n", table, key, value))
+				if c.readAll(doc); err != nil {
+					c.problems = append(c.problems, explain(err))
+				}
+				said += len(c.problems)
+				for _, f := range c.problems {
+					for _, word := range goWords {
+						if strings.Contains(f.Message+f.Hint, word) {
+							t.Errorf("%s.%s = %s: %s", table, key, value, f.Message)
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, entry := range commandTable {
+		for name := range tableOf(entry.command().Flags) {
+			for _, value := range []string{"x", "", "-1", "1e400", "99999999999999999999", "1.5"} {
+				cmd := entry.command()
+				_, err := parse(newApp(nil, io.Discard, io.Discard), cmd, []string{"--" + name + "=" + value, "--"})
+				if err != nil {
+					said++
+				}
+				for _, word := range goWords {
+					if err != nil && strings.Contains(explain(err).Message, word) {
+						t.Errorf("fbus %s --%s=%s: %s", entry.name, name, value, explain(err).Message)
+					}
+				}
+			}
+		}
+	}
+	if said < 500 {
+		t.Errorf("only %d messages were checked", said)
 	}
 }
 

@@ -39,7 +39,8 @@ func parseTOML(name string, data []byte) ([]setting, error) {
 		var de *toml.DecodeError
 		if errors.As(err, &de) {
 			line, column := de.Position()
-			return nil, usage("%s:%d:%d: %s", name, line, column, strings.TrimPrefix(de.Error(), "toml: "))
+			why, _, _ := strings.Cut(strings.TrimPrefix(de.Error(), "toml: "), ": strconv.")
+			return nil, usage("%s:%d:%d: %s", name, line, column, why)
 		}
 		return nil, usage("%s: %v", name, err)
 	}

@@ -106,7 +106,7 @@ func WireMessage(message, hint string) string {
 func (e *Error) Error() string {
 	switch {
 	case e.Message == "" && e.Err != nil:
-		return e.Err.Error()
+		return Plain(e.Err)
 	case e.Message == "":
 		return e.Code
 	}
@@ -134,12 +134,12 @@ func (e *Error) Status() int {
 
 // Errorf returns an Error without a hint.
 func Errorf(code, format string, a ...any) *Error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, a...)}
+	return &Error{Code: code, Message: Sprintf(format, a...)}
 }
 
 // WithHint adds the next step to e.
 func (e *Error) WithHint(format string, a ...any) *Error {
-	e.Hint = fmt.Sprintf(format, a...)
+	e.Hint = Sprintf(format, a...)
 	return e
 }
 
@@ -149,7 +149,7 @@ func AsError(err error, code string) *Error {
 	if errors.As(err, &e) {
 		return e
 	}
-	return &Error{Code: code, Message: err.Error(), Err: err}
+	return &Error{Code: code, Message: Plain(err), Err: err}
 }
 
 // Retryable reports whether the same may succeed later: a node may still come, or have

@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,13 +34,8 @@ func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 		Keep  *float64 `json:"keep"`
 	}
 	if len(strings.TrimSpace(string(text))) > 0 {
-		dec := json.NewDecoder(strings.NewReader(string(text)))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&q); err != nil {
+		if err := args.DecodeStrict(text, &q); err != nil {
 			return o, "", false, fmt.Errorf("options: %v", err)
-		}
-		if _, err := dec.Token(); err != io.EOF {
-			return o, "", false, fmt.Errorf("options: text after the object")
 		}
 	}
 	if q.Keep != nil { // 0 is not the default

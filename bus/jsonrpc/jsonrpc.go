@@ -53,7 +53,7 @@ func (e *Error) Error() string { return e.Message }
 
 // Errorf returns an Error without data.
 func Errorf(code int, format string, a ...any) *Error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, a...)}
+	return &Error{Code: code, Message: args.Sprintf(format, a...)}
 }
 
 // Refusal returns the Error of a request that fbus refuses as it would refuse the

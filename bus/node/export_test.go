@@ -16,6 +16,14 @@ func init() {
 	goneTime = GoneTime
 }
 
+// OwnNames returns the names of the node's own functions.
+func OwnNames() (names []string) {
+	for _, o := range ownFunctions {
+		names = append(names, o.name)
+	}
+	return names
+}
+
 // SetHandshakeTime bounds handshakes until the test has ended.
 func SetHandshakeTime(d time.Duration) (restore func()) {
 	was := handshakeTime

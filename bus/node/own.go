@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"syscall"
@@ -195,13 +194,7 @@ func strict(function string, doc []byte, v any) error {
 	if len(doc) == 0 {
 		return nil
 	}
-	dec := json.NewDecoder(bytes.NewReader(doc))
-	dec.DisallowUnknownFields()
-	err := dec.Decode(v)
-	if _, more := dec.Token(); err == nil && more != io.EOF {
-		err = errors.New("more than one JSON object")
-	}
-	if err != nil {
+	if err := args.DecodeStrict(doc, v); err != nil {
 		return usageError("%s: %v", function, err)
 	}
 	return nil
@@ -278,7 +271,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 // failure is the end of a call of one of the node's own functions that returned an error.
 func (n *Node) failure(o *ownFunction, err error, p *Peer) bus.Result {
 	fail := func(status int, code string) bus.Result {
-		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: err.Error()}}
+		return bus.Result{End: bus.End{Source: args.FromBus, Status: status, Code: code, Message: args.Plain(err)}}
 	}
 	e := jobs.Report(err)
 	if e != nil {

@@ -3,7 +3,6 @@ package trust
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
 
 	"fbus/bus/args"
 )
@@ -11,7 +10,7 @@ import (
 // errorf returns an error with a code of args. If the last value is an error, it becomes
 // the cause, and its hint becomes the new error's hint.
 func errorf(code, format string, values ...any) *args.Error {
-	e := &args.Error{Code: code, Message: fmt.Sprintf(format, values...)}
+	e := args.Errorf(code, format, values...)
 	if n := len(values); n > 0 {
 		e.Err, _ = values[n-1].(error)
 	}

@@ -79,10 +79,8 @@ func parseList(network string, data []byte) ([]Record, error) {
 		}
 		return nil, errorf(args.CodeDamaged, "its checksum does not match its content")
 	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields() // unknown fields would be lost with the next change
 	var records []Record
-	if err := dec.Decode(&records); err != nil {
+	if err := args.DecodeStrict(body, &records); err != nil { // unknown fields would be lost with the next change
 		return nil, errorf(args.CodeDamaged, "%v", err)
 	}
 	seen := map[string]bool{}

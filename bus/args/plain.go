@@ -1,0 +1,128 @@
+package args
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Sprintf is [fmt.Sprintf] with errors in plain words. All messages are made with it.
+func Sprintf(format string, a ...any) string {
+	plain := make([]any, len(a))
+	for i, v := range a {
+		if err, ok := v.(error); ok && !(reflect.ValueOf(v).Kind() == reflect.Pointer && reflect.ValueOf(v).IsNil()) {
+			v = Plain(err)
+		}
+		plain[i] = v
+	}
+	return fmt.Sprintf(format, plain...)
+}
+
+// Plain returns the text of an error without the names of Go's types, functions and packages.
+func Plain(err error) string {
+	text := err.Error()
+	if of := new(Error); errors.As(err, &of) {
+		return text // it is ours
+	}
+	replace := func(part error, plain string) { text = strings.Replace(text, part.Error(), plain, 1) }
+	var (
+		kind   *json.UnmarshalTypeError
+		syntax *json.SyntaxError
+		number *strconv.NumError
+		moment *time.ParseError
+		file   *os.PathError
+		link   *os.LinkError
+		call   *os.SyscallError
+		socket *net.OpError
+	)
+	switch {
+	case errors.As(err, &kind):
+		replace(kind, wrongType(kind))
+	case errors.As(err, &syntax) && strings.HasPrefix(syntax.Error(), "unexpected end"):
+		replace(syntax, "invalid JSON: its end is missing")
+	case errors.As(err, &syntax):
+		replace(syntax, fmt.Sprintf("invalid JSON at byte %d", syntax.Offset))
+	case errors.As(err, &number):
+		replace(number, fmt.Sprintf("invalid number %q", number.Num))
+	case errors.As(err, &moment):
+		replace(moment, fmt.Sprintf("invalid time %q", strings.Trim(moment.Value, `"`)))
+	case errors.As(err, &file):
+		replace(file, file.Path+": "+Plain(file.Err))
+	case errors.As(err, &link):
+		replace(link, link.New+": "+Plain(link.Err))
+	case errors.As(err, &socket):
+		replace(socket, Plain(socket.Err))
+	case errors.As(err, &call):
+		replace(call, call.Err.Error())
+	}
+	for _, pkg := range [...]string{"json: ", "x509: ", "tls: ", "asn1: ", "pem: ", "toml: "} {
+		text = strings.TrimPrefix(text, pkg)
+		for _, before := range [...]string{": ", "(", `"`} {
+			text = strings.ReplaceAll(text, before+pkg, before)
+		}
+	}
+	return text
+}
+
+// wrongType describes a JSON value of the wrong type.
+func wrongType(e *json.UnmarshalTypeError) string {
+	field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
+	if field == "" {
+		field = "the document"
+	}
+	t := e.Type
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	want := "an object"
+	switch t.Kind() {
+	case reflect.String:
+		want = "a string"
+	case reflect.Bool:
+		want = "true or false"
+	case reflect.Float32, reflect.Float64:
+		want = "a number"
+	case reflect.Slice, reflect.Array:
+		want = "an array"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		want = "a whole number"
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		want = "a whole number, at least 0"
+	}
+	got := "the " + e.Value // number -3
+	switch e.Value {
+	case "string", "number":
+		got = "a " + e.Value
+	case "array", "object":
+		got = "an " + e.Value
+	case "bool":
+		got = "true or false"
+	}
+	return fmt.Sprintf("%s must be %s, not %s", field, want, got)
+}
+
+// DecodeStrict decodes one JSON document into v. A field that v does not have is an error, as is
+// text after the document.
+func DecodeStrict(doc []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(doc))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(v)
+	if err == nil {
+		if _, err = dec.Token(); err == io.EOF {
+			return nil
+		}
+		return errors.New("there is text after the JSON document")
+	}
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return errors.New("invalid JSON: its end is missing")
+	}
+	return errors.New(Plain(err))
+}

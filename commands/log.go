@@ -47,8 +47,8 @@ func logCommand() *cli.Command {
 NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N); globs work
 for both. --follow continues when the node restarts. Calls, refusals, and changes to
 tickets are kept in files of their own: many of one kind do not remove the others. Of the
-refusals of one caller, and of its calls that fbus ended before a worker had them, 50 a
-minute have an entry each; the others are counted ("and 12000 more").
+refusals of one caller with one code, and of its calls that fbus ended before a worker had
+them, 50 a minute have an entry each; the others are counted ("and 12000 more").
 
 JSON fields, each where it applies: seq, time, event (call, refused, invited, joined,
 renewed, revoked, dropped: entries are missing, …), call (its id), caller, from,

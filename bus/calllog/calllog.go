@@ -79,10 +79,10 @@ type Log struct {
 	seq     uint64         // of the newest entry
 	dropped uint64         // entries dropped from a full queue since the last batch
 	closed  bool
-	bursts  map[string]*burst // entries that fold, by caller; nil: none
-	folding *time.Timer       // calls unfold; nil: there was no burst yet
-	written uint64            // seq of the newest entry that can be read
-	changed chan struct{}     // closed, and replaced, when written rises or the log closes
+	bursts  map[kind]*burst // entries that fold; nil: none
+	folding *time.Timer     // calls unfold; nil: there was no burst yet
+	written uint64          // seq of the newest entry that can be read
+	changed chan struct{}   // closed, and replaced, when written rises or the log closes
 
 	lock   *os.File           // flocked
 	moving sync.RWMutex       // held while files are renamed, or opened for reading
@@ -144,9 +144,9 @@ func (l *Log) Kept() bool { return l != nil && l.lock != nil }
 // it has none. Texts are cut to 256 bytes. It never waits for the disk: if the queue is
 // full, the entry is dropped, and a later entry of the event "dropped" counts it.
 //
-// Of the refusals of one caller, and of its calls that fbus ended before a worker had them,
-// 50 a minute are logged one by one. The others are folded: when the minute ends, one entry
-// for each function and code counts them in More.
+// Of the refusals of one caller with one code, and of its calls that fbus ended with one code
+// before a worker had them, 50 a minute are logged one by one. The others are folded: when the
+// minute ends, one entry for each function counts them in More.
 func (l *Log) Append(e *bus.LogEntry) {
 	if l == nil {
 		return

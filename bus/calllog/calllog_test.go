@@ -474,7 +474,7 @@ func TestFloodsFold(t *testing.T) {
 			l.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: "ticket:bad", Code: "denied"})
 		}
 		if i%1000 == 0 { // one name after the other does not help
-			l.Append(&bus.LogEntry{Event: calllog.EventCall, Caller: "ticket:bad", Function: fmt.Sprint("x", i), Source: "fbus", Code: "no_function"})
+			l.Append(&bus.LogEntry{Event: calllog.EventCall, Caller: "ticket:bad", Function: fmt.Sprint("x", i), Source: "fbus", Code: "no_function", Status: 69})
 			l.Append(call("real"))
 		}
 	}

@@ -23,24 +23,24 @@ func kindOf(event string) int {
 }
 
 const (
-	foldBurst = 50   // entries of one caller that are logged one by one
-	maxBursts = 1000 // callers that are counted apart; all others are one
-	maxFolded = 8    // functions and codes of one caller that are counted apart
+	foldBurst = 50   // such entries that are logged one by one
+	maxBursts = 1000 // kinds that are counted apart; those of all other callers are one caller's
+	maxFolded = 8    // functions of one kind that are counted apart
 )
 
 // foldTime is how long entries are counted before the counts are logged.
 var foldTime = time.Minute
 
-// burst is what one caller has caused in this foldTime.
-type burst struct {
-	logged int
-	more   map[folded]uint64 // the entries that were not
+// kind is what entries that fold have in common. None of it is a peer's choice.
+type kind struct {
+	caller, event, source, code string
+	status                      int
 }
 
-// folded is what entries that are counted together have in common.
-type folded struct {
-	event, caller, function, source, code string
-	status                                int
+// burst counts the entries of one kind in this foldTime.
+type burst struct {
+	logged int
+	more   map[string]uint64 // the entries that were not, by function
 }
 
 // folds reports whether a peer can cause such entries at no cost to itself.
@@ -56,52 +56,53 @@ func folds(e *bus.LogEntry) bool {
 
 // fold reports whether an entry is only counted. l.mu is held.
 func (l *Log) fold(e *bus.LogEntry) bool {
-	k := folded{e.Event, cut(e.Caller), cut(e.Function), e.Source, e.Code, e.Status}
-	if l.bursts[k.caller] == nil && len(l.bursts) >= maxBursts {
+	k := kind{cut(e.Caller), e.Event, e.Source, e.Code, e.Status}
+	if l.bursts[k] == nil && len(l.bursts) >= maxBursts {
 		k.caller = "others"
 	}
-	b := l.burst(k.caller)
+	b := l.burst(k)
 	if b.logged < foldBurst {
 		b.logged++
 		return false
 	}
-	if b.more[k] == 0 && len(b.more) >= maxFolded {
-		k = folded{event: k.event, caller: k.caller, source: k.source}
+	function := cut(e.Function)
+	if b.more[function] == 0 && len(b.more) >= maxFolded {
+		function = ""
 	}
-	b.more[k]++
+	b.more[function]++
 	return true
 }
 
-// burst returns the burst of a caller. l.mu is held.
-func (l *Log) burst(caller string) *burst {
+// burst returns the burst of a kind. l.mu is held.
+func (l *Log) burst(k kind) *burst {
 	if l.bursts == nil {
-		l.bursts = map[string]*burst{}
+		l.bursts = map[kind]*burst{}
 		l.folding = time.AfterFunc(foldTime, l.unfold)
 	}
-	b := l.bursts[caller]
+	b := l.bursts[k]
 	if b == nil {
-		b = &burst{more: map[folded]uint64{}}
-		l.bursts[caller] = b
+		b = &burst{more: map[string]uint64{}}
+		l.bursts[k] = b
 	}
 	return b
 }
 
-// unfold logs the counts. In the next foldTime, all entries of a caller that has any are
-// only counted.
+// unfold logs the counts. In the next foldTime, all entries of a kind that has any are only
+// counted.
 func (l *Log) unfold() {
 	l.mu.Lock()
 	was := l.bursts
 	l.bursts = nil
-	for caller, b := range was {
+	for k, b := range was {
 		if len(b.more) > 0 {
-			l.burst(caller).logged = foldBurst
+			l.burst(k).logged = foldBurst
 		}
 	}
 	l.mu.Unlock()
-	for _, b := range was {
-		for k, n := range b.more {
+	for k, b := range was {
+		for function, n := range b.more {
 			l.Append(&bus.LogEntry{
-				Event: k.event, Caller: k.caller, Function: k.function, Source: k.source, Status: k.status, Code: k.code,
+				Event: k.event, Caller: k.caller, Function: function, Source: k.source, Status: k.status, Code: k.code,
 				More: n, Message: fmt.Sprintf("and %d more", n),
 			})
 		}

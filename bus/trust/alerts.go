@@ -67,9 +67,8 @@ func explainAlert(alert tls.AlertError, err error) *args.Error {
 		e = errorf(args.CodeBadCertificate, "the other end refuses the certificate: it is in another network, or expects something else").
 			WithHint("ask for a ticket of the node's network")
 	default:
-		e = errorf(args.CodeTLS, "the other end aborted the TLS handshake").WithHint(hintPort)
+		e = errorf(args.CodeTLS, "the other end aborted the TLS handshake: %v", err).WithHint(hintPort)
 	}
-	e.Message += ": " + err.Error()
 	e.Err = err
 	return e
 }
@@ -93,22 +92,22 @@ func (s *shown) explainAlert(alert tls.AlertError, err error, now time.Time) *ar
 			e.Err = err
 			return e
 		}
-		return errorf(args.CodeClock, "by the node's clock %s has expired or is not valid yet; by this clock, %s, it is valid from %s to %s: one of the clocks is wrong: %v",
-			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter), err).WithHint(hintClock)
+		return caused(err, args.CodeClock, "by the node's clock %s has expired or is not valid yet; by this clock, %s, it is valid from %s to %s: one of the clocks is wrong",
+			s.what, stamp(now), stamp(leaf.NotBefore), stamp(leaf.NotAfter)).WithHint(hintClock)
 	case alertUnknownCA:
 		if signedByLeaf(s.chain) {
-			return errorf(args.CodeWrongUse, "%s was not signed by a CA: %v", s.what, err).WithHint("ask for a new ticket")
+			return caused(err, args.CodeWrongUse, "%s was not signed by a CA", s.what).WithHint("ask for a new ticket")
 		}
-		return errorf(args.CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or its CA is new: %v", s.what, s.ca, err).
+		return caused(err, args.CodeOtherNetwork, "the node does not know the CA of %s: it is not in %s, or its CA is new", s.what, s.ca).
 			WithHint("ask for a ticket of the node's network")
 	case alertBadCertificate, alertUnsupportedCert, alertUnknownCertificate:
 		if leaf.IsCA {
-			return errorf(args.CodeWrongUse, "%s is a CA's, not a client's: %v", s.what, err).WithHint(hintClient)
+			return caused(err, args.CodeWrongUse, "%s is a CA's, not a client's", s.what).WithHint(hintClient)
 		}
 		if !onlyUse(leaf, clientUse) {
-			return errorf(args.CodeWrongUse, "%s is not for clients: %v", s.what, err).WithHint(hintClient)
+			return caused(err, args.CodeWrongUse, "%s is not for clients", s.what).WithHint(hintClient)
 		}
-		return errorf(args.CodeBadCertificate, "the node refuses %s: it is not a ticket, or not complete: %v", s.what, err).WithHint("ask for a new ticket")
+		return caused(err, args.CodeBadCertificate, "the node refuses %s: it is not a ticket, or not complete", s.what).WithHint("ask for a new ticket")
 	}
 	return explainAlert(alert, err)
 }

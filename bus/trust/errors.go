@@ -21,6 +21,13 @@ func errorf(code, format string, values ...any) *args.Error {
 	return e
 }
 
+// caused returns an error whose message explains err in our words.
+func caused(err error, code, format string, values ...any) *args.Error {
+	e := errorf(code, format, values...)
+	e.Err = err
+	return e
+}
+
 // orHint adds a hint to an error without one.
 func orHint(e *args.Error, format string, values ...any) *args.Error {
 	if e.Hint == "" {

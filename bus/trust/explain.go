@@ -86,10 +86,10 @@ func explain(err error, whose string, now time.Time) *args.Error {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return errorf(args.CodeReset, "the other end closed the connection without a reason: %v", err).
+		return caused(err, args.CodeReset, "the other end closed the connection without a reason").
 			WithHint("it may not be an fbus node, or something between the two ends cuts connections")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return errorf(args.CodeTimeout, "the other end did not answer in time: %v", err).
+		return caused(err, args.CodeTimeout, "the other end did not answer in time").
 			WithHint("is it the right port? a suspended node, or a firewall that drops packets, looks the same")
 	}
 	return errorf(args.CodeTLS, "the TLS handshake failed: %v", err).WithHint(hintPort)
@@ -126,10 +126,10 @@ func explainHeader(h tls.RecordHeaderError) *args.Error {
 	head := h.RecordHeader[:]
 	for _, verb := range []string{"HTTP/", "GET ", "PUT ", "HEAD ", "POST ", "OPTIO", "CONNE", "DELET", "PATCH", "TRACE", "PRI *"} {
 		if bytes.HasPrefix(head, []byte(verb)) {
-			return errorf(args.CodeHTTP, "the other end speaks HTTP without TLS: %v", h).WithHint("is it the right port?")
+			return caused(h, args.CodeHTTP, "the other end speaks HTTP without TLS").WithHint("is it the right port?")
 		}
 	}
-	return errorf(args.CodePlainText, "the other end does not speak TLS: %v", h).WithHint("is it the right port?")
+	return caused(h, args.CodePlainText, "the other end does not speak TLS").WithHint("is it the right port?")
 }
 
 // explainVerify explains why this side refused the peer's certificate.
@@ -141,13 +141,13 @@ func explainVerify(v *tls.CertificateVerificationError, whose string, now time.T
 	case errors.As(v.Err, &invalid):
 		return explainInvalid(invalid, whose, now)
 	case errors.As(v.Err, &authority) && signedByLeaf(v.UnverifiedCertificates):
-		return errorf(args.CodeWrongUse, "%s was not signed by a CA: %v", whose, v.Err).WithHint(hintCA)
+		return caused(v.Err, args.CodeWrongUse, "%s was not signed by a CA", whose).WithHint(hintCA)
 	case errors.As(v.Err, &authority):
 		by := "somebody else"
 		if len(v.UnverifiedCertificates) > 0 {
 			by = fmt.Sprintf("%q", args.Shown(v.UnverifiedCertificates[0].Issuer.CommonName))
 		}
-		return errorf(args.CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which this side does not trust: %v", whose, by, v.Err).
+		return caused(v.Err, args.CodeOtherNetwork, "%s is of another network: it was signed by the CA of %s, which this side does not trust", whose, by).
 			WithHint("the ticket is for another network, or for an earlier network of that name")
 	case errors.As(v.Err, &host):
 		return explainHost(host, whose)
@@ -161,12 +161,12 @@ func explainHost(host x509.HostnameError, whose string) *args.Error {
 	const domain = ".fbus.invalid"
 	for _, name := range host.Certificate.DNSNames {
 		if network, ok := strings.CutSuffix(name, domain); ok && strings.HasSuffix(host.Host, domain) && name != host.Host {
-			return errorf(args.CodeOtherNetwork, "%s is of another network: it is that of a node of network %s: %v", whose, args.Shown(network), host).
+			return caused(host, args.CodeOtherNetwork, "%s is of another network: it is that of a node of network %s", whose, args.Shown(network)).
 				WithHint("the ticket is for another network than that of the node at this address")
 		}
 	}
 	if by := host.Certificate.Issuer.CommonName; host.Host != ServerName(by) && strings.HasSuffix(host.Host, domain) {
-		return errorf(args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which this side does not trust: %v", whose, args.Shown(by), host).
+		return caused(host, args.CodeOtherNetwork, "%s is of another network, or of none: it was signed by the CA of %q, which this side does not trust", whose, args.Shown(by)).
 			WithHint("is it the right port? there is no node of the ticket's network")
 	}
 	e := errorf(args.CodeWrongUse, "%s is not for the name %s: %v", whose, host.Host, host)
@@ -192,11 +192,11 @@ func explainInvalid(e x509.CertificateInvalidError, whose string, now time.Time)
 			own.Err = e
 			return own.WithHint(hintClock) // not this network's: a new ticket does not help
 		}
-		return errorf(args.CodeClock, "%s has expired or is not valid yet, by a clock that has changed since: %v", whose, e).WithHint(hintClock)
+		return caused(e, args.CodeClock, "%s has expired or is not valid yet, by a clock that has changed since", whose).WithHint(hintClock)
 	case x509.IncompatibleUsage:
-		return errorf(args.CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's: %v", whose, e).WithHint(hintUse)
+		return caused(e, args.CodeWrongUse, "%s is for another use, a node's as a client's or a ticket as a node's", whose).WithHint(hintUse)
 	case x509.NotAuthorizedToSign, x509.TooManyIntermediates:
-		return errorf(args.CodeWrongUse, "%s was not signed by a CA: %v", whose, e).WithHint(hintCA)
+		return caused(e, args.CodeWrongUse, "%s was not signed by a CA", whose).WithHint(hintCA)
 	}
 	return errorf(args.CodeBadCertificate, "%s is refused: %v", whose, e).WithHint(hintUse)
 }

@@ -243,11 +243,11 @@ func (m *Manager) PurgeThese(ctx context.Context, ids []ID, f *Filter, older tim
 
 // purgeable returns which jobs a purge deletes.
 func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
-	now := m.store.Clock.Wall()
+	now, matches := m.store.Clock.Wall(), f.compile()
 	return func(j *Job) bool {
 		state := m.State(j)
 		switch {
-		case state == Running || !f.matches(j.Function, state, j.Poster.Caller):
+		case state == Running || !matches(j.Function, state, j.Poster.Caller):
 			return false
 		case f.State == "" && !j.State.Finished():
 			return false

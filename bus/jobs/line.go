@@ -21,6 +21,7 @@ const windowSize = 1024
 type line struct {
 	key          string
 	function, on string
+	workers      wire.On    // on, compiled
 	window       []readyJob // the first jobs on disk, in order, without those that are taken
 	all          bool       // there are no others on disk
 	filling      bool       // the window is being read
@@ -38,12 +39,12 @@ type queue struct {
 // one for each of 100,000 workers.
 func (q *queue) of(worker, connection string) (list []*line) {
 	for _, on := range [...]string{"", worker, "#" + connection} {
-		if l := q.lines[on]; l != nil && q.globs[on] == nil && !slices.Contains(list, l) && wire.MatchWorker(on, worker, connection) {
+		if l := q.lines[on]; l != nil && q.globs[on] == nil && !slices.Contains(list, l) && l.workers.Match(worker, connection) {
 			list = append(list, l)
 		}
 	}
-	for on, l := range q.globs {
-		if wire.MatchWorker(on, worker, connection) {
+	for _, l := range q.globs {
+		if l.workers.Match(worker, connection) {
 			list = append(list, l)
 		}
 	}
@@ -77,8 +78,9 @@ func (m *Manager) line(key string, all bool) *line {
 	l := q.lines[on]
 	if l == nil {
 		l = &line{key: key, function: function, on: on, all: all}
+		l.workers, _ = wire.ParseOn(on) // it was checked when the job was posted
 		q.lines[on] = l
-		if o := (Options{On: on}); o.HasGlob() {
+		if l.workers.Glob() {
 			q.globs[on] = l
 		}
 	}

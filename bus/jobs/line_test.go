@@ -187,7 +187,7 @@ func TestLinesOfManyWorkers(t *testing.T) {
 		t.Errorf("a glob that is there: %v", err)
 	}
 	c := b.dial("poster")
-	b.refused(c, "f", `{"on":"`+strings.Repeat("*", 257)+`"}`, "", 64, "257 bytes exceeds the limit of 256")
+	b.refused(c, "f", `{"on":"`+strings.Repeat("*", 257)+`"}`, "", 64, "257 bytes exceed the limit of 256")
 	for range 2 {
 		if lines, compared := len(b.m.Lines()), b.m.Compared("f", "w7"); lines != 1000+256 || compared != 256+1 {
 			t.Errorf("%d lines, %d compared", lines, compared)

@@ -3,12 +3,12 @@ package jobs
 import (
 	"context"
 	"errors"
-	"path"
 	"slices"
 	"time"
 
 	"fbus/bus"
 	"fbus/bus/jobs/store"
+	"fbus/bus/wire"
 )
 
 // Filter selects jobs.
@@ -18,15 +18,12 @@ type Filter struct {
 	Owner    string // the poster's caller; "": anybody's
 }
 
-func (f *Filter) matches(function string, state State, caller string) bool {
-	if f.State != "" && f.State != state || f.Owner != "" && f.Owner != caller {
-		return false
+// compile returns which jobs match.
+func (f *Filter) compile() func(function string, state State, caller string) bool {
+	glob, _ := wire.ParseOn(f.Function) // it works for any name
+	return func(function string, state State, caller string) bool {
+		return (f.State == "" || f.State == state) && (f.Owner == "" || f.Owner == caller) && glob.Match(function, "")
 	}
-	if f.Function == "" || f.Function == function {
-		return true
-	}
-	ok, _ := path.Match(f.Function, function)
-	return ok
 }
 
 // State returns a job's state now. Its record does not contain that it runs.
@@ -54,7 +51,7 @@ const maxScan = 20000
 // scan calls visit with the jobs that match, in the order of their ids, from the first
 // after one on, or backwards from the last, until visit returns false or ctx ends.
 func (m *Manager) scan(ctx context.Context, f *Filter, after ID, back bool, visit func(id ID, record []byte) bool) (err error) {
-	bucket := store.BucketJobs
+	bucket, matches := store.BucketJobs, f.compile()
 	if f.State == Dead {
 		bucket = store.BucketDead
 	}
@@ -84,7 +81,7 @@ func (m *Manager) scan(ctx context.Context, f *Filter, after ID, back bool, visi
 				after = store.KeyID(k)
 				v := records.Get(k)
 				function, state, caller, ok := store.Peek(v)
-				if ok && f.matches(function, m.stateOf(after, State(state)), caller) && !visit(after, v) {
+				if ok && matches(function, m.stateOf(after, State(state)), caller) && !visit(after, v) {
 					break
 				}
 			}

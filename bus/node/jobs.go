@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -129,9 +128,6 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 		case !q.peer.mayCall(name):
 			return nil, q.deny(name)
 		}
-	}
-	if _, err := path.Match(o.On, ""); err != nil {
-		return nil, usageError("invalid glob %q", args.Shown(o.On))
 	}
 	post.Input = q.Input
 	return post, nil

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,7 +21,7 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 	if err := q.document(d); err != nil {
 		return nil, err
 	}
-	if _, err := path.Match(d.Function, ""); err != nil {
+	if _, err := wire.ParseOn(d.Function); err != nil || strings.HasPrefix(d.Function, "#") {
 		return nil, usageError("%s: invalid glob %q", q.Function, args.Shown(d.Function))
 	}
 	switch jobs.State(d.State) {

@@ -16,6 +16,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"fbus/bus"
+	"fbus/bus/wire"
 )
 
 // Buckets of the store. FORMAT.md describes their keys and values.
@@ -271,9 +272,6 @@ func (j *Job) Note(t Try) {
 // Equal reports whether two records are the same.
 func (j *Job) Equal(other *Job) bool { return bytes.Equal(j.Encode(), other.Encode()) }
 
-// MaxGlob bounds the bytes of a glob of workers.
-const MaxGlob = 256
-
 // maxSeconds keeps a time in seconds from overflowing: a hundred years.
 const maxSeconds = 100 * 365 * 86400
 
@@ -297,10 +295,13 @@ func (o *Options) Check() error {
 		return fmt.Errorf("unique: the key is not valid UTF-8")
 	case len(o.Unique) > 1024:
 		return fmt.Errorf("unique: %d bytes exceed the limit of 1024", len(o.Unique))
-	case len(o.On) > MaxGlob:
-		return fmt.Errorf("on: a glob of %d bytes exceeds the limit of %d", len(o.On), MaxGlob)
+	case len(o.On) > wire.MaxGlob:
+		return fmt.Errorf("on: %d bytes exceed the limit of %d", len(o.On), wire.MaxGlob)
 	case strings.ContainsAny(o.On, "\x00\x01"):
 		return fmt.Errorf("on: not a valid glob of worker names")
+	}
+	if _, err := wire.ParseOn(o.On); err != nil {
+		return fmt.Errorf("on: %v", err)
 	}
 	if o.At != "" {
 		at, err := time.Parse(time.RFC3339, o.At)

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
+
+	"fbus/bus/wire"
 )
 
 // Held is what jobs take of a store.
@@ -44,7 +45,10 @@ const maxGlobs = 256
 
 // HasGlob reports whether a job's workers have to be compared with a glob; otherwise
 // they are looked up.
-func (o *Options) HasGlob() bool { return strings.ContainsAny(o.On, `*?[\`) }
+func (o *Options) HasGlob() bool {
+	on, _ := wire.ParseOn(o.On)
+	return on.Glob()
+}
 
 // unshared reports a poster that has no share.
 func unshared(who string) bool { return who == ownUser || who == "uid:0" }

@@ -166,3 +166,10 @@ func (m *Manager) CountCommits() *atomic.Int64 {
 	m.store.Inject(func(b *bolt.Tx) error { n.Add(1); return b.Commit() }, nil)
 	return n
 }
+
+// Arriving is how many posts are under way.
+func (m *Manager) Arriving() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.arriving)
+}

@@ -229,3 +229,23 @@ func TestNobodyWaits(t *testing.T) {
 		t.Errorf("the newest of %d: %d", total, len(list))
 	}
 }
+
+// TestPostersGone: the posts of callers that have gone hold up no job.
+func TestPostersGone(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	for i := range 20 {
+		c, _ := b.guest(fmt.Sprint("ann", i), "f")
+		for range 20 {
+			go call(c, "fbus.post", args.List("f"), "") // ends with the connection
+		}
+		if i%2 == 0 {
+			b.revoke(fmt.Sprint("ann", i))
+		}
+		c.Close()
+	}
+	b.offer(b.dial("worker"), "f", 1, func(context.Context, *bus.Invocation) bus.Result { return exit(0) })
+	root := b.dial("root")
+	b.result(root, b.post(root, "f", "", ""))
+	eventually(t, "no post is under way", func() bool { return b.m.Arriving() == 0 })
+}

@@ -81,11 +81,8 @@ func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 func servePost(_ context.Context, q *asked) error {
 	n := q.node
 	came, ok := q.Arrival.(jobs.ID)
-	if ok {
-		defer n.cfg.Jobs.Settled(came)
-		if q.Rest() != nil { // others do not wait for an input that is still to come
-			n.cfg.Jobs.Settled(came)
-		}
+	if ok && q.Rest() != nil { // others do not wait for an input that is still to come
+		n.cfg.Jobs.Settled(came)
 	}
 	post, err := n.readPost(q)
 	if err != nil {

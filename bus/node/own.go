@@ -234,6 +234,9 @@ func (n *Node) offerOwn() error {
 }
 
 func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation) bus.Result {
+	if post, ok := inv.Arrival.(jobs.ID); ok {
+		defer n.cfg.Jobs.Settled(post) // whatever becomes of it: younger jobs wait for it
+	}
 	q := &asked{Invocation: inv, node: n, peer: n.asker(inv)}
 	cancelled := bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
 	var err error

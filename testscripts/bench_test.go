@@ -54,6 +54,7 @@ type bus struct {
 	b      testing.TB
 	fbus   string
 	socket string
+	node   *exec.Cmd // set where it is looked at
 }
 
 // newBus starts one: for a benchmark of a release build; a test takes the fbus that

@@ -11,7 +11,6 @@ import (
 // farBus is a bus whose node listens on TCP too, and a ticket for whatever it has.
 type farBus struct {
 	*bus
-	node         *exec.Cmd
 	addr, ticket string
 }
 

@@ -82,7 +82,7 @@ func (o *offer) take(busy, taking int) {
 }
 
 func newFunction(n *Node, name string) *function {
-	fn := &function{node: n, name: name, text: []byte(name), own: ownOf(name), named: map[string]*heap{}, stats: n.statsOf(name, false), wakes: 1}
+	fn := &function{node: n, name: name, text: []byte(name), own: ownOf(name), named: map[string]*heap{}, stats: n.countersOf(name, nil), wakes: 1}
 	fn.queue.fn = fn
 	return fn
 }
@@ -90,7 +90,7 @@ func newFunction(n *Node, name string) *function {
 // add registers an offer, and its function.
 func (fn *function) add(o *offer) {
 	fn.node.functions[fn.name] = fn
-	fn.stats = fn.node.statsOf(fn.name, true)
+	fn.stats = fn.node.countersOf(fn.name, o.session.identity)
 	fn.offers.add(o)
 	h := fn.named[o.session.name]
 	if h == nil {
@@ -271,5 +271,6 @@ func (o *offer) fill(b *wire.Batch) {
 func (fn *function) tidy() {
 	if len(fn.offers.list) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
 		delete(fn.node.functions, fn.name)
+		fn.node.dropUnused(fn)
 	}
 }

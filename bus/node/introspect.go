@@ -20,8 +20,8 @@ import (
 	"fbus/bus/wire"
 )
 
-// lookStep is how many things a long answer looks at with the lock held once.
-const lookStep = 64
+// holdTime is how long an answer that looks at many things holds the lock at once.
+const holdTime = 200 * time.Microsecond
 
 // maxNames bounds the names in a call of fbus.functions.
 const maxNames = 1000
@@ -30,7 +30,8 @@ const maxNames = 1000
 func (n *Node) eachLocked(count int, f func(i int)) {
 	for i := 0; i < count; {
 		n.mu.Lock()
-		for end := min(i+lookStep, count); i < end; i++ {
+		began := time.Now()
+		for first := i; i < count && (i == first || i%16 != 0 || time.Since(began) < holdTime); i++ {
 			f(i)
 		}
 		n.mu.Unlock()

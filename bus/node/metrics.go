@@ -29,6 +29,7 @@ const (
 // counters are the node's own. Its mu protects them.
 type counters struct {
 	stats          map[string]*stats // by function; "" for those that have none of their own
+	statsOf        map[string]int    // how many of these an identity's offers have made
 	in, out        uint64            // bytes of calls that ended
 	refusedCalls   map[string]uint64 // by code
 	refusedEntries map[string]uint64 // by code
@@ -36,13 +37,14 @@ type counters struct {
 
 func newCounters() counters {
 	return counters{
-		stats:        map[string]*stats{"": {ends: map[end]uint64{}}},
+		stats: map[string]*stats{"": {ends: map[end]uint64{}}}, statsOf: map[string]int{},
 		refusedCalls: map[string]uint64{}, refusedEntries: map[string]uint64{},
 	}
 }
 
 // stats counts the calls of one function that have ended. The node's mu protects it.
 type stats struct {
+	by          string // the identity that has made the first offer
 	ends        map[end]uint64
 	waited, ran histogram
 	in, out     uint64
@@ -79,17 +81,29 @@ func (h *histogram) report() bus.Histogram {
 	return r
 }
 
-// statsOf returns the counters of a function, new ones if it is offered for the first time.
-func (n *Node) statsOf(name string, offered bool) *stats {
-	s := n.stats[name]
-	switch {
-	case s == nil && offered && len(n.stats) < maxStats:
-		s = &stats{ends: map[end]uint64{}}
-		n.stats[name] = s
-	case s == nil:
-		s = n.stats[""]
+// countersOf returns the counters of a function. An offer makes new ones if the identity has not made
+// too many: by is nil without an offer.
+func (n *Node) countersOf(name string, by *identity) *stats {
+	if s := n.stats[name]; s != nil {
+		return s
 	}
+	if by == nil || n.allows(by, bound{max: maxStats, used: int64(len(n.stats))}, int64(n.statsOf[by.name]), 1) != nil {
+		return n.stats[""]
+	}
+	s := &stats{ends: map[end]uint64{}, by: by.name}
+	n.stats[name] = s
+	n.statsOf[by.name]++
 	return s
+}
+
+// dropUnused drops the counters of a function that has gone and was never called.
+func (n *Node) dropUnused(fn *function) {
+	if s := fn.stats; len(s.ends) == 0 && n.stats[fn.name] == s {
+		delete(n.stats, fn.name)
+		if n.statsOf[s.by]--; n.statsOf[s.by] == 0 {
+			delete(n.statsOf, s.by)
+		}
+	}
 }
 
 // count adds a call that has ended, or was refused.
@@ -163,7 +177,9 @@ func (n *Node) Metrics() bus.Metrics {
 	names := slices.Collect(maps.Keys(n.stats))
 	n.mu.Unlock()
 	n.eachLocked(len(names), func(i int) {
-		m.Functions = append(m.Functions, n.functionMetrics(names[i], n.stats[names[i]]))
+		if s := n.stats[names[i]]; s != nil {
+			m.Functions = append(m.Functions, n.functionMetrics(names[i], s))
+		}
 	})
 	slices.SortFunc(m.Functions, func(a, b bus.FunctionMetrics) int { return cmp.Compare(a.Name, b.Name) })
 	return m

@@ -118,7 +118,15 @@ func flood(args []string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	floods[args[0]](args[1], t)
+	if attack, ok := attacks[args[0]]; ok {
+		go func() { // ends with the process
+			for {
+				attack(&guest{addr: args[1], ticket: t})
+			}
+		}()
+	} else {
+		floods[args[0]](args[1], t)
+	}
 	time.Sleep(time.Second)
 	fmt.Fprintln(os.Stderr, "ready")
 	time.Sleep(floodTime)
@@ -129,6 +137,7 @@ type flooded struct {
 	*farBus
 	creds  *find.Identity
 	client *fbus.Client // over TLS
+	bad    string       // the ticket of the flood
 }
 
 // newFlooded starts a node, with a worker and a caller in this process.
@@ -148,6 +157,10 @@ func newFlooded(b *testing.B) *flooded {
 		b.Fatal(err)
 	}
 	f.creds = find.ForTicket(t)
+	f.bad = f.ticket + ".bad"
+	if out, err := f.command("invite", "-q", "--call", "*", "--offer", "f*", "--reusable", "--address", f.addr, "-o", f.bad).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
 	f.client = f.dial()
 	b.Cleanup(func() { f.client.Close() })
 	return f
@@ -224,7 +237,7 @@ func sink() {
 // start begins a flood of addr.
 func (f *flooded) start(kind, addr string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=flood "+strings.Join([]string{kind, addr, f.ticket}, " "))
+	cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=flood "+strings.Join([]string{kind, addr, f.bad}, " "))
 	until(f.b, cmd, "ready")
 	return cmd
 }
@@ -242,13 +255,13 @@ func (f *flooded) startSink() string {
 }
 
 // BenchmarkFlood is the 99th percentile of small calls over TLS while a node is
-// flooded, beside that before it: "p99-ratio" is of calls on a connection that
+// flooded by strangers, or by another ticket's holder, beside that before it: "p99-ratio" is of calls on a connection that
 // stands, and 2 is its limit; "enter-ratio" is of calls that connect for
 // themselves. "machine-ratio" is what calls on a standing connection suffer when the
 // flood goes to a listener that does nothing: the flood takes its part of the
 // processors that are measured on. "node-MB" is the most memory that the node has had.
 func BenchmarkFlood(b *testing.B) {
-	for _, kind := range slices.Sorted(maps.Keys(floods)) {
+	for _, kind := range append(slices.Sorted(maps.Keys(floods)), slices.Sorted(maps.Keys(attacks))...) {
 		b.Run(kind, func(b *testing.B) {
 			f := newFlooded(b)
 			f.slowest(1000, f.client)

@@ -220,19 +220,6 @@ func (c *guestConn) call(name string, list []byte, change func(*wire.CallFrame))
 	c.send(f)
 }
 
-func init() {
-	for name, attack := range attacks {
-		floods["guest-"+name] = func(addr string, t *trust.Ticket) {
-			g := &guest{addr: addr, ticket: t}
-			go func() { // ends with the process
-				for {
-					attack(g)
-				}
-			}()
-		}
-	}
-}
-
 // TestHostileGuests: whatever guests do at the same time, others call, post and map, lose nothing and
 // get nothing wrong; the node's own user cancels, looks and revokes within a second, and the node's memory
 // is bounded. FBUS_SOAK=1 does it for ten minutes.

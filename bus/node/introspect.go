@@ -51,19 +51,34 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.
 	if !named {
 		names = n.known(0)
 	}
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !p.sees(name) })
 	slices.Sort(names)
+	names = slices.Compact(names)
 	list := []bus.FunctionInfo{}
-	for _, name := range slices.Compact(names) {
-		if ctx.Err() != nil {
-			break
-		}
-		if !p.sees(name) {
-			continue
-		}
-		if f, ok := n.function(name, named); ok {
-			list = append(list, f)
-		}
+	type entry struct {
+		at    int // in list
+		since uint64
+		offer *offer
 	}
+	var entries []entry
+	n.eachLocked(len(names), func(i int) {
+		fn := n.functions[names[i]]
+		if fn == nil || len(fn.offers.list)+fn.queue.n == 0 || ctx.Err() != nil {
+			return
+		}
+		for _, o := range fn.offers.list {
+			entries = append(entries, entry{len(list), o.since, o})
+		}
+		f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
+		f.Done, f.Failed = fn.stats.totals()
+		list = append(list, f)
+	})
+	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.since, b.since)) })
+	n.eachLocked(len(entries), func(i int) {
+		if ctx.Err() == nil {
+			entries[i].offer.describe(&list[entries[i].at], named)
+		}
+	})
 	return list
 }
 
@@ -77,23 +92,6 @@ func (n *Node) known(offers int) (names []string) {
 		}
 	}
 	return names
-}
-
-// function describes a function; ok is false if there is none.
-func (n *Node) function(name string, schema bool) (f bus.FunctionInfo, ok bool) {
-	n.mu.Lock()
-	fn := n.functions[name]
-	if ok = fn != nil && len(fn.offers.list)+fn.queue.n > 0; !ok {
-		n.mu.Unlock()
-		return f, false
-	}
-	f = bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
-	f.Done, f.Failed = fn.stats.totals()
-	offers := slices.Clone(fn.offers.list)
-	n.mu.Unlock()
-	slices.SortFunc(offers, func(a, b *offer) int { return cmp.Compare(a.since, b.since) })
-	n.eachLocked(len(offers), func(i int) { offers[i].describe(&f, schema) })
-	return f, true
 }
 
 // describe adds the offer to the description of its function.

@@ -5,6 +5,7 @@ import (
 	"fbus/bus/args"
 	"fmt"
 	"io"
+	"runtime"
 	"syscall"
 )
 
@@ -218,10 +219,16 @@ func (c *Conn) Serve(h Handler, limit func() int) error {
 	}
 }
 
+// yieldAfter is how many frames a connection that takes turns handles before others get to run.
+const yieldAfter = 16
+
 // handle passes every complete frame in the buffer on.
 func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 	size := 0
-	for in.end-in.start >= 4 {
+	for k := 1; in.end-in.start >= 4; k++ {
+		if c.Turns != nil && k%yieldAfter == 0 {
+			runtime.Gosched() // the lock that h takes goes to whoever waits for it
+		}
 		size = int(binary.BigEndian.Uint32(in.buf[in.start:]))
 		if max := limit(); size > max {
 			return fmt.Errorf("%w: frame of %d bytes exceeds the limit of %d", args.ErrMalformed, size, max)

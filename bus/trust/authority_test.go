@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,9 +203,10 @@ func TestIssueWhileRevoked(t *testing.T) {
 	q := Request{Rights: rights(t, "admin"), Reusable: true}
 	started := make(chan struct{}, 8)
 	var wg sync.WaitGroup
+	var over atomic.Bool
 	for _, a := range []*Authority{a, a, b, b} {
 		wg.Go(func() {
-			for err := error(nil); err == nil; _, err = a.Issue(boss.Serial, q) {
+			for err := error(nil); err == nil && !over.Load(); _, err = a.Issue(boss.Serial, q) {
 				select {
 				case started <- struct{}{}:
 				default:
@@ -217,6 +219,9 @@ func TestIssueWhileRevoked(t *testing.T) {
 	}
 	_, _, err := a.Revoke("boss")
 	must(t, err)
+	_, err = b.Issue(boss.Serial, q)
+	wantCode(t, err, args.CodeRevoked)
+	over.Store(true)
 	wg.Wait()
 	records, err := a.Tickets()
 	must(t, err)

@@ -100,7 +100,7 @@ func listenAt(path string, chosen bool) (_ *sockets, err error) {
 			l, err = node.Listen(path, chosen)
 		}
 		if err != nil {
-			return nil, fail(args.CodeNoNode, "%v", args.PathReason(err)).WithHint("fbus serve --socket PATH listens elsewhere")
+			return nil, fail(args.CodeNoNode, "%v", err).WithHint("fbus serve --socket PATH listens elsewhere")
 		}
 		s.unix = []*node.Listener{l}
 		return s, nil

@@ -86,7 +86,7 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	case o.input != "":
 		f, err := os.Open(o.input)
 		if err != nil {
-			return nil, nil, usage("input: %v", args.PathReason(err))
+			return nil, nil, usage("input: %v", err)
 		}
 		req.Input = f
 		return req, f, nil
@@ -136,7 +136,7 @@ func (o *callArguments) arguments() (args.Args, error) {
 			doc, err = io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 		}
 		if err != nil {
-			return args.Args{}, usage("data: %v", args.PathReason(err))
+			return args.Args{}, usage("data: %v", err)
 		}
 	}
 	if len(doc) > wire.MaxArgs {

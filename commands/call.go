@@ -219,7 +219,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	var shared *fanout.SharedInput
 	if request.Input != nil {
 		if shared, err = fanout.NewSharedInput(request.Input); err != nil {
-			return fail(args.CodeInternal, "input: %v", args.PathReason(err))
+			return fail(args.CodeInternal, "input: %v", err)
 		}
 		defer shared.Close()
 	}

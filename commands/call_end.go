@@ -67,7 +67,7 @@ func (o *endOptions) report(run func() (callEnd, error)) error {
 		werr = errors.Join(werr, paths.Sync(status), status.Close())
 	}
 	if werr != nil {
-		return fail(args.CodeInternal, "status: %v", args.PathReason(werr))
+		return fail(args.CodeInternal, "status: %v", werr)
 	}
 	return err
 }
@@ -165,7 +165,7 @@ func openStatus(o *endOptions) (*os.File, error) {
 	case o.statusTo != "":
 		f, err := paths.OpenFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 		if err != nil {
-			return nil, usage("--status-file %v", args.PathReason(err))
+			return nil, usage("--status-file %v", err)
 		}
 		return f, nil
 	}

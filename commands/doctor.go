@@ -304,7 +304,7 @@ func (x *examination) socket() {
 	case errors.Is(err, os.ErrPermission):
 		why, hint = "you may not enter a directory of this path", "it belongs to another user; --node names another socket"
 	case err != nil:
-		why = fmt.Sprint(args.PathReason(err))
+		why = args.Plain(err)
 	case st.IsDir():
 		why = "not a socket but a directory"
 	case st.Mode().IsRegular():

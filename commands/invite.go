@@ -198,7 +198,7 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 			return nil, usage("output: %s exists, and a ticket does not replace a file", path).WithHint("remove it, or use another name")
 		}
 		if err != nil {
-			return nil, usage("output: %v", args.PathReason(err))
+			return nil, usage("output: %v", err)
 		}
 		return &secretFile{f: f, w: f}, nil
 	}
@@ -242,7 +242,7 @@ func (s *secretFile) write(text []byte, stderr io.Writer) error {
 		err = errors.Join(err, s.f.Sync(), s.f.Close())
 	}
 	if err != nil {
-		return fail(args.CodeInternal, "output: %v", args.PathReason(err))
+		return fail(args.CodeInternal, "output: %v", err)
 	}
 	return nil
 }
@@ -255,7 +255,7 @@ func hideStdout(stderr io.Writer) error {
 		return nil
 	}
 	if err := os.Stdout.Chmod(0o600); err != nil {
-		return fail(args.CodeInternal, "output: others may read it, and its mode cannot be changed: %v", args.PathReason(err)).WithHint("fbus invite -o FILE")
+		return fail(args.CodeInternal, "output: others may read it, and its mode cannot be changed: %v", err).WithHint("fbus invite -o FILE")
 	}
 	say(stderr, "warning: others could read the output file; its mode is now 0600; -o FILE creates it with that mode")
 	return nil

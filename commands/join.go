@@ -106,7 +106,7 @@ func readTicket(name string) (*trust.Ticket, error) {
 	}
 	text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<20))
 	if err != nil {
-		return nil, fail(args.CodeInternal, "stdin: %v", args.PathReason(err))
+		return nil, fail(args.CodeInternal, "stdin: %v", err)
 	}
 	return trust.ParseTicket(text)
 }

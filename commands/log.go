@@ -92,7 +92,7 @@ func showLog(ctx context.Context, o *logOptions, name string, stdout, stderr io.
 			entries = nil // the request was only for the end of the log
 		}
 		if err := p.print(entries); err != nil {
-			return fail(args.CodeInternal, "output: %v", args.PathReason(err))
+			return fail(args.CodeInternal, "output: %v", err)
 		}
 		if !o.follow && len(entries) == 0 {
 			return nil

@@ -52,7 +52,7 @@ func run(line []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if out.err != nil {
-		return fail(args.CodeInternal, "output: %v", args.PathReason(out.err))
+		return fail(args.CodeInternal, "output: %v", out.err)
 	}
 	return nil
 }

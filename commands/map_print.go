@@ -111,7 +111,7 @@ func (p *printer) print(o *fanout.Outcome) error {
 
 // outputError is the error of a command whose output cannot be written.
 func outputError(err error) error {
-	return fail(args.CodeInternal, "output: %v", args.PathReason(err))
+	return fail(args.CodeInternal, "output: %v", err)
 }
 
 // maxExplained limits how many failures are explained without -v.

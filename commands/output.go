@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"fbus/bus/args"
 	"fbus/bus/paths"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +33,7 @@ func openOutput(o *endOptions) (*outputFile, error) {
 	out := &outputFile{w: os.Stdout}
 	if o.output != "" && o.output != "-" {
 		if err := out.open(o.output, 0); err != nil {
-			return nil, usage("output: %v", args.PathReason(err))
+			return nil, usage("output: %v", err)
 		}
 	}
 	if o.pretty {

@@ -52,7 +52,7 @@ func (o *owners) check(path string) error {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR): // what uses the file explains that
 		return nil
 	case !errors.As(err, &e):
-		return usage("%v", args.PathReason(err))
+		return usage("%v", err)
 	}
 	words := slices.Clone(o.first)
 	for _, name := range append(slices.Clip(o.names), e.Hint) {

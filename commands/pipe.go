@@ -226,7 +226,7 @@ func (p *pipe) next() (fanout.Task, error) {
 			go abandoned() // ends with the process
 			return fanout.Task{}, err
 		} else if err != nil {
-			return fanout.Task{}, fail(args.CodeInternal, "input: %v", args.PathReason(err))
+			return fanout.Task{}, fail(args.CodeInternal, "input: %v", err)
 		}
 	}
 }

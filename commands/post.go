@@ -183,7 +183,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		_, err = fmt.Fprintln(stdout, id)
 	}
 	if err != nil {
-		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", args.PathReason(err), id)
+		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", err, id)
 	}
 	return nil
 }

@@ -125,12 +125,12 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	sweepPrivate()
 	dir, err := os.MkdirTemp("", privatePrefix)
 	if err != nil {
-		return fail(args.CodeInternal, "private directory: %v", args.PathReason(err))
+		return fail(args.CodeInternal, "private directory: %v", err)
 	}
 	defer os.RemoveAll(dir)
 	env, err := privateEnv(dir)
 	if err != nil {
-		return fail(args.CodeInternal, "private directory: %v", args.PathReason(err))
+		return fail(args.CodeInternal, "private directory: %v", err)
 	}
 	log, ended := logger(stderr)
 	note := log

@@ -347,7 +347,7 @@ func openLogFile(name string, stdout io.Writer) (io.WriteCloser, error) {
 		return paths.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	})
 	if err != nil {
-		return nil, fail(args.CodeInternal, "log: %v", args.PathReason(err))
+		return nil, fail(args.CodeInternal, "log: %v", err)
 	}
 	return f, nil
 }

@@ -157,7 +157,7 @@ func (o *unitOptions) parseFor(flags []cli.Flag, operands int) (*cli.Context, er
 func here(path string, warn logf) bool {
 	_, err := os.Stat(path)
 	if err != nil {
-		warn("%v", args.PathReason(err))
+		warn("%v", err)
 	}
 	return err == nil
 }

@@ -111,7 +111,7 @@ func (c *configFile) readFile(path string) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		c.problems = problems{usage("%v", args.PathReason(err))}
+		c.problems = problems{usage("%v", err)}
 		return
 	}
 	abs, err := filepath.Abs(path)

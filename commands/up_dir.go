@@ -3,7 +3,6 @@ package commands
 import (
 	"bytes"
 	"cmp"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -27,7 +26,7 @@ func readDir(dir string, o *owners) (*upConfig, problems) {
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, problems{usage("%v", args.PathReason(err))}
+		return nil, problems{usage("%v", err)}
 	}
 	base, err := filepath.Abs(dir)
 	if err != nil {
@@ -67,7 +66,7 @@ func notFunction(path string) string {
 	case strings.HasSuffix(name, "~"):
 		return "skipped: a backup"
 	case err != nil:
-		return fmt.Sprintf("skipped: %v", args.PathReason(err))
+		return "skipped: " + args.Plain(err)
 	case !st.Mode().IsRegular():
 		return "skipped: not a regular file"
 	case unix.Access(path, unix.X_OK) != nil:

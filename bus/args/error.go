@@ -2,7 +2,6 @@ package args
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -157,15 +156,6 @@ func AsError(err error, code string) *Error {
 func Retryable(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && (e.Code == CodeNoNode || e.Code == CodeNodeLost || e.Status() == StatusOf(CodeBusy))
-}
-
-// PathReason returns a file error without the name of the system call.
-func PathReason(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return fmt.Errorf("%s: %w", pe.Path, pe.Err)
-	}
-	return err
 }
 
 // WithoutPath returns a file error without operation and path.

@@ -29,8 +29,8 @@ func Sprintf(format string, a ...any) string {
 // Plain returns the text of an error without the names of Go's types, functions and packages.
 func Plain(err error) string {
 	text := err.Error()
-	if of := new(Error); errors.As(err, &of) {
-		return text // it is ours
+	if _, ours := err.(*Error); ours {
+		return text
 	}
 	replace := func(part error, plain string) { text = strings.Replace(text, part.Error(), plain, 1) }
 	var (

@@ -69,7 +69,7 @@ func (o *Items) Open(operands []string) (*ItemReader, error) {
 	if o.File != "" && o.File != "-" {
 		f, err := os.Open(o.File)
 		if err != nil {
-			return nil, args.Errorf(args.CodeUsage, "items: %v", args.PathReason(err))
+			return nil, args.Errorf(args.CodeUsage, "items: %v", err)
 		}
 		if st, err := f.Stat(); err == nil && st.IsDir() {
 			f.Close()
@@ -150,7 +150,7 @@ func (r *ItemReader) read() (string, error) {
 	case err == io.EOF && len(item) == 0:
 		return "", io.EOF
 	case err != nil && err != io.EOF:
-		return "", args.Errorf(args.CodeInternal, "items: %v", args.PathReason(err))
+		return "", args.Errorf(args.CodeInternal, "items: %v", err)
 	case err == nil:
 		item = item[:len(item)-1]
 	}

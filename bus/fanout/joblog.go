@@ -49,7 +49,7 @@ func OpenLog(o LogOptions) (*Log, error) {
 	if o.Resume || o.Path != "-" {
 		f, err := paths.OpenFile(o.Path, flags, 0o666)
 		if err != nil {
-			return nil, args.Errorf(args.CodeUsage, "joblog: %v", args.PathReason(err))
+			return nil, args.Errorf(args.CodeUsage, "joblog: %v", err)
 		}
 		l.f = f
 	}
@@ -60,7 +60,7 @@ func OpenLog(o LogOptions) (*Log, error) {
 	st, err := l.f.Stat()
 	switch {
 	case err != nil:
-		err = args.Errorf(args.CodeInternal, "joblog: %v", args.PathReason(err))
+		err = args.Errorf(args.CodeInternal, "joblog: %v", err)
 	case !st.Mode().IsRegular():
 		err = args.Errorf(args.CodeUsage, "joblog: %s is not a regular file: --resume cannot read it", o.Path)
 	default:
@@ -112,7 +112,7 @@ func (l *Log) load(o LogOptions) error {
 		case err == io.EOF && line == "":
 			return nil
 		case err != nil && err != io.EOF:
-			return args.Errorf(args.CodeInternal, "joblog: %v", args.PathReason(err))
+			return args.Errorf(args.CodeInternal, "joblog: %v", err)
 		case n == 1 && line != logHead:
 			return notLog(o.Path, line)
 		}
@@ -183,7 +183,7 @@ func (l *Log) Flush() error {
 	_, err := l.f.Write(l.pending)
 	l.pending = l.pending[:0]
 	if err != nil {
-		return args.Errorf(args.CodeInternal, "joblog: %v", args.PathReason(err))
+		return args.Errorf(args.CodeInternal, "joblog: %v", err)
 	}
 	return nil
 }

@@ -36,12 +36,16 @@ type Shares struct {
 // holding is what the jobs of one poster take.
 type holding struct {
 	Held
-	globs map[string]int // the globs of workers of unfinished jobs, and how many have each
+	lines map[string]int // by line of an unfinished job: how many are in it, or may be
+	globs int            // how many of the lines are for a glob of workers
 }
 
-// maxGlobs bounds the different globs of workers in a poster's unfinished jobs: a worker
-// that looks for a job is compared with each.
-const maxGlobs = 256
+// Bounds of the lines that a poster's unfinished jobs are in, with their postbacks. A line
+// takes up to 1 KB of memory, and a worker that looks for a job is compared with each glob.
+const (
+	maxLines = 10_000
+	maxGlobs = 256
+)
 
 // HasGlob reports whether a job's workers have to be compared with a glob; otherwise
 // they are looked up.
@@ -76,8 +80,13 @@ func (s *Shares) Take(old, j *Job) error {
 		more.Jobs = 1
 	}
 	err := s.refuseJobs(who, more)
-	if h := s.of[who]; err == nil && h != nil && j.HasGlob() && h.globs[j.On] == 0 && len(h.globs) >= maxGlobs {
-		err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs)}
+	if h := s.of[who]; err == nil && h != nil && h.lines[j.QueueKey()] == 0 {
+		switch {
+		case j.HasGlob() && h.globs >= maxGlobs:
+			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs)}
+		case !unshared(who) && len(h.lines) >= maxLines:
+			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", who, maxLines)}
+		}
 	}
 	if err == nil {
 		s.change(old, j)
@@ -108,16 +117,29 @@ func (s *Shares) count(j *Job, n int64) {
 	h := s.holding(j.Poster.Caller)
 	if !j.State.Finished() {
 		more.Owed = n * j.PostsBack()
-		if j.HasGlob() {
-			if h.globs == nil {
-				h.globs = map[string]int{}
-			}
-			if h.globs[j.On] += int(n); h.globs[j.On] <= 0 {
-				delete(h.globs, j.On)
+		h.line(j, int(n))
+		for _, function := range []string{j.Then, j.Else, j.Finally} {
+			if function != "" {
+				h.line(&Job{Function: function}, int(n))
 			}
 		}
 	}
 	s.add(j.Poster.Caller, more)
+}
+
+// line counts jobs in the line of one of them.
+func (h *holding) line(j *Job, n int) {
+	if h.lines == nil {
+		h.lines = map[string]int{}
+	}
+	key := j.QueueKey()
+	was := h.lines[key]
+	if h.lines[key] = was + n; was+n <= 0 {
+		delete(h.lines, key)
+	}
+	if j.HasGlob() && (was > 0) != (was+n > 0) {
+		h.globs += n
+	}
 }
 
 // TakeBytes counts bytes before they are written. Beyond is how far they may exceed a
@@ -248,7 +270,7 @@ func (s *Shares) add(who string, more Held) {
 	h := s.holding(who)
 	h.add(more)
 	s.all.add(more)
-	if h.Held == (Held{}) && len(h.globs) == 0 {
+	if h.Held == (Held{}) && len(h.lines) == 0 {
 		delete(s.of, who)
 	}
 }
@@ -256,8 +278,8 @@ func (s *Shares) add(who string, more Held) {
 // read counts a record of the store with its payloads. It decodes only what it has to:
 // it is called for all jobs at each start.
 func (s *Shares) read(id ID, sealed []byte) {
-	_, state, who, ok := Peek(sealed)
-	j := &Job{State: State(state), Poster: Poster{Caller: who}}
+	function, state, who, ok := Peek(sealed)
+	j := &Job{Function: function, State: State(state), Poster: Poster{Caller: who}}
 	for _, option := range []string{`,"on":"`, `,"then":"`, `,"else":"`, `,"finally":"`} {
 		ok = ok && (j.State.Finished() || !bytes.Contains(sealed, []byte(option)))
 	}

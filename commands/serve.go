@@ -396,8 +396,8 @@ type jobOptions struct {
 
 func (o *jobOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.IntFlag{Name: "max-jobs", Usage: "keep at most `N` posted calls, their results included", DefaultText: fmt.Sprint(jobs.DefaultMaxJobs), Destination: &o.max},
-		&cli.GenericFlag{Name: "max-spool", Usage: "and at most `SIZE` of their arguments, input and output", DefaultText: "16G", Value: setSize(&o.spool)},
+		&cli.IntFlag{Name: "max-jobs", Usage: "keep at most `N` posted calls, their results included; one ticket or user has a share", DefaultText: fmt.Sprint(jobs.DefaultMaxJobs), Destination: &o.max},
+		&cli.GenericFlag{Name: "max-spool", Usage: "and at most `SIZE` of their arguments, input and output; shared in the same way", DefaultText: "16G", Value: setSize(&o.spool)},
 	}
 }
 

@@ -17,7 +17,7 @@ func TestLinesOfAPoster(t *testing.T) {
 		}
 		return j
 	}
-	for _, who := range []string{"ticket:ann", "ticket:bob"} {
+	for _, who := range []string{"ticket:ann", "uid:4242"} {
 		n := 0
 		var err error
 		for ; err == nil; n++ {

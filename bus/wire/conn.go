@@ -118,6 +118,7 @@ type Conn struct {
 	space   chan struct{}
 
 	eager      bool // the reader has a turn, and does not wait for bytes
+	streak     int  // frames handled since there were none
 	rn, wn     int
 	room       int // for rn
 	rerr, werr error

@@ -5,8 +5,8 @@ import (
 	"fbus/bus/args"
 	"fmt"
 	"io"
-	"runtime"
 	"syscall"
+	"time"
 )
 
 // readable reads all bytes that are there into a pooled buffer, or into rbuf if that holds
@@ -33,6 +33,7 @@ func (c *Conn) readable(fd uintptr) bool {
 		if pooled != nil {
 			readPool.Put(pooled)
 		}
+		c.streak = 0
 		if c.eager {
 			c.rerr = errWait
 			return true
@@ -219,15 +220,21 @@ func (c *Conn) Serve(h Handler, limit func() int) error {
 	}
 }
 
-// yieldAfter is how many frames a connection that takes turns handles before others get to run.
-const yieldAfter = 16
+// A connection that takes turns pauses for pauseTime, with its turn, when it has handled so many frames
+// without waiting for more. Go looks at other connections only while there is nothing else to do.
+const (
+	pauseAfter = 256
+	pauseTime  = time.Millisecond
+)
 
 // handle passes every complete frame in the buffer on.
 func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 	size := 0
-	for k := 1; in.end-in.start >= 4; k++ {
-		if c.Turns != nil && k%yieldAfter == 0 {
-			runtime.Gosched() // the lock that h takes goes to whoever waits for it
+	for in.end-in.start >= 4 {
+		if c.streak++; c.Turns != nil && c.streak >= pauseAfter {
+			c.streak = 0
+			b.Flush()
+			time.Sleep(pauseTime)
 		}
 		size = int(binary.BigEndian.Uint32(in.buf[in.start:]))
 		if max := limit(); size > max {

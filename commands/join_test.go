@@ -19,7 +19,7 @@ import (
 // where the doctor is; and it can.
 func TestJoinLost(t *testing.T) {
 	t.Setenv("FBUS_HOME", filepath.Join(t.TempDir(), "home"))
-	a, addr := startNetwork(t)
+	a, addr, _ := startNetwork(t)
 	_, file := issueFor(t, a, trust.Request{Name: "box", Rights: trust.Rights{Call: []string{"*"}}, TTL: time.Hour, Addresses: []string{addr}})
 	o := &joinOptions{ticket: file, node: lossy(t, a), quiet: true}
 	f := explain(joinNetwork(o, io.Discard))

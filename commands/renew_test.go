@@ -15,6 +15,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
@@ -43,15 +44,20 @@ func withClock(t *testing.T) (add func(time.Duration)) {
 	return func(d time.Duration) { ahead.Add(int64(d)) }
 }
 
-// startNetwork is a node of a network of its own, and where it listens.
-func startNetwork(t *testing.T) (*trust.Authority, string) {
+// startNetwork is a node of a network of its own, where it listens, and its log.
+func startNetwork(t *testing.T) (*trust.Authority, string, *calllog.Log) {
 	t.Helper()
 	a, err := trust.Open(trust.Options{Dir: filepath.Join(t.TempDir(), "networks", "net"), Network: "net"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close() })
-	n, err := node.New(node.Config{Network: "net", Gate: a, Authority: a, Warn: t.Logf})
+	log, err := calllog.Open(calllog.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	n, err := node.New(node.Config{Network: "net", Gate: a, Authority: a, Warn: t.Logf, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +72,7 @@ func startNetwork(t *testing.T) (*trust.Authority, string) {
 		n.ServeTCP(l)
 	}()
 	t.Cleanup(func() { l.Close(); <-served })
-	return a, l.Addr().String()
+	return a, l.Addr().String(), log
 }
 
 // issueFor makes a ticket and writes it to a file.
@@ -114,7 +120,7 @@ func TestRenewal(t *testing.T) {
 		t.Setenv(name, "")
 	}
 	t.Setenv("FBUS_HOME", filepath.Join(t.TempDir(), "home"))
-	a, addr := startNetwork(t)
+	a, addr, log := startNetwork(t)
 	_, file := issueFor(t, a, trust.Request{Name: "box", Rights: trust.Rights{Call: []string{"*"}}, Addresses: []string{addr}})
 	if err := joinNetwork(&joinOptions{ticket: file, quiet: true}, io.Discard); err != nil {
 		t.Fatal(err)
@@ -169,6 +175,10 @@ func TestRenewal(t *testing.T) {
 	dial().Close()
 	if third := serialKept(t); third == second {
 		t.Error("not renewed by the next command")
+	}
+	entries, _, err := log.Read(t.Context(), calllog.Query{Event: calllog.EventRenewed, Caller: "ticket:box"})
+	if err != nil || len(entries) != 2 || entries[0].Serial != second {
+		t.Errorf("logged: %+v, %v", entries, err)
 	}
 	// One that has lain about for too long is told to ask for a new ticket.
 	pass(2 * trust.IdentityLife)

@@ -219,7 +219,7 @@ func (a *audit) totals() error {
 		return fmt.Errorf("budget of %d bytes used, calls keep %d; %d that have ended keep some", used, a.size, a.kept)
 	}
 	for _, s := range n.sessions {
-		if id := s.identity; id.own[short]+id.own[long] != a.own[id] {
+		if id := s.identity; id.own[answers]+id.own[waits] != a.own[id] {
 			return fmt.Errorf("%s: %d calls of the node's own functions, %d are there", id.name, id.own, a.own[id])
 		}
 		if s.exposure != a.owed[s] {

@@ -91,7 +91,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 			return err
 		}
 		i := store.Info(j, true)
-		q.node.noteUnserved(i)
+		q.noteUnserved(i)
 		q.line(i)
 		if err := q.flush(); err != nil {
 			return err
@@ -100,7 +100,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 	if len(d.IDs) == 0 {
 		after, _ := jobs.ParseID(d.After)
 		total, err = store.List(ctx, &jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
-			q.node.noteUnserved(i)
+			q.noteUnserved(i)
 			q.line(i)
 			return q.flush()
 		})
@@ -113,15 +113,24 @@ func serveJobs(ctx context.Context, q *asked) error {
 }
 
 // noteUnserved adds to a job in the queue that no worker offers its function.
-func (n *Node) noteUnserved(i *bus.JobInfo) {
+func (q *asked) noteUnserved(i *bus.JobInfo) {
 	if i.State != jobs.Queued {
 		return
 	}
-	on, _ := wire.ParseOn(i.On)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	c := &call{on: on, fn: n.functions[i.Function]}
-	if c.fn == nil || c.fn.matching(c) == 0 {
+	key := i.Function + " " + i.On
+	served, known := q.served[key]
+	if !known {
+		on, _ := wire.ParseOn(i.On)
+		q.node.mu.Lock()
+		c := &call{on: on, fn: q.node.functions[i.Function]}
+		served = c.fn != nil && c.fn.matching(c) > 0
+		q.node.mu.Unlock()
+		if q.served == nil || len(q.served) > 1000 {
+			q.served = map[string]bool{}
+		}
+		q.served[key] = served
+	}
+	if !served {
 		i.Note = "no worker offers it"
 	}
 }
@@ -245,7 +254,7 @@ func cancelJob(ctx context.Context, q *asked, text string) error {
 		return err
 	}
 	was := q.node.cfg.Jobs.Info(j, false)
-	q.node.noteUnserved(was)
+	q.noteUnserved(was)
 	if _, err = q.node.cfg.Jobs.Cancel(ctx, j.ID); err == nil {
 		q.line(was)
 	}

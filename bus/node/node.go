@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,13 +123,14 @@ type Node struct {
 	guests     int                  // connections, less the node's own
 	listening  []*net.TCPAddr
 
-	entering entering
-	done     chan struct{} // closed by Close
-	arriving atomic.Int64  // accepted connections that are not sessions yet
-	serving  sync.WaitGroup
-	own      *bus.Client // offers the node's own functions
-	forJobs  *session    // the caller of jobs; nil without a store
-	source   jobSource   // nil without a store
+	entering  entering
+	done      chan struct{} // closed by Close
+	arriving  atomic.Int64  // accepted connections that are not sessions yet
+	serving   sync.WaitGroup
+	answering chan struct{} // has room for the answers to guests that are computed at once
+	own       *bus.Client   // offers the node's own functions
+	forJobs   *session      // the caller of jobs; nil without a store
+	source    jobSource     // nil without a store
 }
 
 // scratch is memory that is used again and again under the node's lock: frames are encoded
@@ -163,6 +165,7 @@ func New(cfg Config) (*Node, error) {
 		cfg: cfg, instance: wire.NewInstance(), prefix: wire.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[jobs.ID]*call{},
 		identities: map[string]*identity{}, counters: newCounters(), done: make(chan struct{}),
+		answering: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	n.budget.Max = max(cmp.Or(cfg.Buffers, DefaultBuffers), MinBuffers)
 	n.self = n.newIdentity(&Peer{Caller: "node"})

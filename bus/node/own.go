@@ -23,7 +23,8 @@ type ownFunction struct {
 	arguments string // for people
 	everybody bool   // may be called whatever the caller's rights; it shows each caller no more than they may see
 	changes   bool   // changes something: a drain waits for its end
-	long      bool   // may wait, and has larger limits
+	long      bool   // may take as long as it needs
+	waits     bool   // for something that others do: many such calls run at once
 	part      part
 	serve     func(ctx context.Context, q *asked) error
 }
@@ -49,14 +50,14 @@ func init() {
 		{name: "fbus.functions", help: "the functions on the bus, one JSON object a line", arguments: "none, or names", everybody: true, serve: serveFunctions},
 		{name: "fbus.calls", help: "the calls that run or wait, one JSON object a line", arguments: noArguments, everybody: true, serve: serveCalls},
 		{name: "fbus.nodes", help: "the nodes of the bus, one JSON object a line", arguments: noArguments, everybody: true, serve: serveNodes},
-		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, serve: serveCancel},
+		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, waits: true, serve: serveCancel},
 
 		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: noArguments, serve: serveMetrics},
 		{name: "fbus.log", help: "who called what, and who was refused, one JSON object a line", arguments: "a JSON object", part: ofLog, serve: serveLog},
 
-		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, part: ofJobs, serve: servePost},
+		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, waits: true, part: ofJobs, serve: servePost},
 		{name: "fbus.jobs", help: "posted calls, one JSON object a line", arguments: "none, or a JSON object", everybody: true, long: true, part: ofJobs, serve: serveJobs},
-		{name: "fbus.result", help: "the output of a posted call, and how it ended", arguments: "its id, options in JSON", everybody: true, long: true, part: ofJobs, serve: serveResult},
+		{name: "fbus.result", help: "the output of a posted call, and how it ended", arguments: "its id, options in JSON", everybody: true, long: true, waits: true, part: ofJobs, serve: serveResult},
 		{name: "fbus.retry", help: "run posted calls again that are dead", arguments: "a JSON object", everybody: true, changes: true, part: ofJobs, serve: serveRetry},
 		{name: "fbus.purge", help: "delete posted calls and their results", arguments: "a JSON object", everybody: true, changes: true, part: ofJobs, serve: servePurge},
 
@@ -95,21 +96,21 @@ func ForAll(name string) bool {
 type class int
 
 const (
-	short class = iota
-	long        // may wait
+	answers class = iota
+	waits
 	classes
 )
 
-var classSlots = [classes]int{short: 16, long: 2048}
+var classSlots = [classes]int{answers: 16, waits: 2048}
 
-// shortTime bounds a call of a short function.
+// shortTime bounds a call of a function that is not long.
 const shortTime = 10 * time.Second
 
 func (o *ownFunction) class() class {
-	if o.long {
-		return long
+	if o.waits {
+		return waits
 	}
-	return short
+	return answers
 }
 
 // mayServe reports whether another call of a class may run for an identity.
@@ -138,9 +139,11 @@ func (n *Node) fillOwn(b *wire.Batch) {
 type asked struct {
 	*bus.Invocation
 	node   *Node
-	peer   *Peer        // the caller
-	out    bytes.Buffer // the answer
-	result *bus.Result  // the end, if it is not "exit 0"
+	peer   *Peer           // the caller
+	out    bytes.Buffer    // the answer
+	turn   bool            // holds a place in the node's answering
+	served map[string]bool // whether some worker takes jobs: by function and on
+	result *bus.Result     // the end, if it is not "exit 0"
 }
 
 // line appends a line of JSON to the answer.
@@ -157,9 +160,28 @@ func (q *asked) flush() error {
 	if q.out.Len() < 64<<10 {
 		return nil
 	}
+	q.pass()
 	_, err := q.Stdout.Write(q.out.Bytes())
 	q.out.Reset()
+	q.take()
 	return err
+}
+
+// take waits for a place among the answers that are computed at once, so that guests leave processors
+// to calls. The node's own user needs none.
+func (q *asked) take() {
+	if o := ownOf(q.Function); q.peer.Rights != nil && !o.changes && !o.waits {
+		q.node.answering <- struct{}{}
+		q.turn = true
+	}
+}
+
+// pass leaves the place to others.
+func (q *asked) pass() {
+	if q.turn {
+		<-q.node.answering
+		q.turn = false
+	}
 }
 
 // words returns the arguments, from least to most of them; form describes them.
@@ -252,7 +274,9 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 			_, err = q.words(0, 0, "no arguments")
 		}
 		if err == nil {
+			q.take()
 			err = o.serve(ctx, q)
+			q.pass()
 		}
 	}
 	res := bus.Result{}

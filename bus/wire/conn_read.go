@@ -221,7 +221,7 @@ func (c *Conn) Serve(h Handler, limit func() int) error {
 }
 
 // A connection that takes turns pauses for pauseTime, with its turn, when it has handled so many frames
-// without waiting for more. Go looks at other connections only while there is nothing else to do.
+// without waiting for more; long ones count for several. Go looks at other connections only while there is nothing else to do.
 const (
 	pauseAfter = 256
 	pauseTime  = time.Millisecond
@@ -231,7 +231,7 @@ const (
 func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 	size := 0
 	for in.end-in.start >= 4 {
-		if c.streak++; c.Turns != nil && c.streak >= pauseAfter {
+		if c.Turns != nil && c.streak >= pauseAfter {
 			c.streak = 0
 			b.Flush()
 			time.Sleep(pauseTime)
@@ -250,6 +250,10 @@ func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 		f, err := b.dec.Decode(body)
 		if err == nil && f != nil {
 			err = h.Handle(b, f)
+		}
+		c.streak++
+		if _, data := f.(*DataFrame); !data { // its bytes are looked at, not only passed on
+			c.streak += len(body) / 256
 		}
 		if err != nil {
 			return err

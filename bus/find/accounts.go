@@ -2,6 +2,7 @@ package find
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -141,10 +142,15 @@ func listed(database string, each func(fields []string) bool) {
 	}
 }
 
+// getentTime bounds the wait for a directory service.
+const getentTime = 10 * time.Second
+
 // getent asks directory services too. It returns an empty line for an unknown key, or if it
 // is not installed.
 func getent(database, key string) (line string, err error) {
-	cmd := exec.Command("getent", database, key)
+	ctx, cancel := context.WithTimeout(context.Background(), getentTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "getent", database, key)
 	cmd.Env = []string{} // a ticket may be in ours
 	out, err := cmd.Output()
 	if e := (*exec.ExitError)(nil); errors.As(err, &e) && e.ExitCode() == 2 || errors.Is(err, exec.ErrNotFound) {

@@ -61,7 +61,7 @@ func (n *Node) newIdentity(p *Peer) *identity {
 		id.rank = admin
 	}
 	if id.rank != owner {
-		id.turns = make(wire.Turns, max(1, runtime.GOMAXPROCS(0)/4))
+		id.turns = make(wire.Turns, max(1, runtime.NumCPU()/4))
 	}
 	return id
 }

@@ -126,6 +126,7 @@ type Node struct {
 	entering  entering
 	done      chan struct{} // closed by Close
 	arriving  atomic.Int64  // accepted connections that are not sessions yet
+	pressed   atomic.Int64  // when a guest last wanted more than its share of the processors
 	serving   sync.WaitGroup
 	answering chan struct{} // has room for the answers to guests that are computed at once
 	own       *bus.Client   // offers the node's own functions
@@ -165,7 +166,7 @@ func New(cfg Config) (*Node, error) {
 		cfg: cfg, instance: wire.NewInstance(), prefix: wire.NewInstance()[:5], started: time.Now(),
 		sessions: map[uint64]*session{}, instances: map[string]*session{}, functions: map[string]*function{}, posted: map[jobs.ID]*call{},
 		identities: map[string]*identity{}, counters: newCounters(), done: make(chan struct{}),
-		answering: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		answering: make(chan struct{}, max(1, runtime.NumCPU()/2)),
 	}
 	n.budget.Max = max(cmp.Or(cfg.Buffers, DefaultBuffers), MinBuffers)
 	n.self = n.newIdentity(&Peer{Caller: "node"})
@@ -245,7 +246,7 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s.identity.sessions[s] = true
 	s.conn = wire.NewConn(nc, &s.identity.budget)
 	s.conn.OnDrain = func() { n.locked(s.giveHeld) }
-	s.conn.Turns = s.identity.turns
+	s.conn.Turns, s.conn.OnPause = s.identity.turns, n.press
 	n.lastConn++
 	s.id = n.lastConn
 	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)
@@ -325,8 +326,14 @@ func (n *Node) Connections() int {
 	return n.guests
 }
 
-// Crowded reports whether many connections are at their handshake.
-func (n *Node) Crowded() bool { return n.entering.crowded() }
+// Crowded reports whether many connections are at their handshake, or guests want more than
+// their share, so that calls need all processors.
+func (n *Node) Crowded() bool {
+	return n.entering.crowded() || time.Now().UnixNano()-n.pressed.Load() < int64(time.Second)
+}
+
+// press notes that a guest wants more than its share of the processors.
+func (n *Node) press() { n.pressed.Store(time.Now().UnixNano()) }
 
 // Writing returns how long the store of jobs has waited for the disk in all.
 func (n *Node) Writing() time.Duration {

@@ -171,7 +171,12 @@ func (q *asked) flush() error {
 // to calls. The node's own user needs none.
 func (q *asked) take() {
 	if o := ownOf(q.Function); q.peer.Rights != nil && !o.changes && !o.waits {
-		q.node.answering <- struct{}{}
+		select {
+		case q.node.answering <- struct{}{}:
+		default:
+			q.node.press()
+			q.node.answering <- struct{}{}
+		}
 		q.turn = true
 	}
 }

@@ -101,6 +101,8 @@ type Conn struct {
 	// Turns, if set before Serve, is shared with connections that must not keep the machine
 	// busier together than one alone.
 	Turns Turns
+	// OnPause, if set before Serve, is called when the connection pauses since it has sent too much.
+	OnPause func()
 
 	mu      sync.Mutex        // protects the fields down to the blank line
 	out     []byte            // encoded frames not written yet

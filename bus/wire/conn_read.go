@@ -234,6 +234,9 @@ func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 		if c.Turns != nil && c.streak >= pauseAfter {
 			c.streak = 0
 			b.Flush()
+			if c.OnPause != nil {
+				c.OnPause()
+			}
 			time.Sleep(pauseTime)
 		}
 		size = int(binary.BigEndian.Uint32(in.buf[in.start:]))

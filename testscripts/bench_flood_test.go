@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,9 +21,11 @@ import (
 	"fbus/bus/find"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
+
+	"golang.org/x/sys/unix"
 )
 
-// A flood is a process of its own, with little priority: it would be on another
+// A flood is a process of its own that runs when nothing else does: it would be on another
 // machine. It goes on until it is ended, a minute at most.
 const floodTime = time.Minute
 
@@ -110,8 +111,10 @@ func clientHello(t *trust.Ticket) []byte {
 
 // flood is the main of a flood: KIND ADDR TICKET.
 func flood(args []string) {
-	if own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0); err == nil { // 20 less what nice says
-		syscall.Setpriority(syscall.PRIO_PROCESS, 0, 20-own+15)
+	threads, _ := os.ReadDir("/proc/self/task") // later ones inherit it
+	for _, thread := range threads {
+		id, _ := strconv.Atoi(thread.Name())
+		unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 	}
 	t, err := trust.ReadTicket(args[2])
 	if err != nil {

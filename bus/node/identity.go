@@ -79,28 +79,42 @@ type bound struct {
 	max, used  int64  // and how much of it all have together
 }
 
-// allows returns an error if an identity that has so much of a bound may not have more. It may have
-// a quarter while others are connected, and no more than it leaves to all others, so that a bound is
+// limits returns how much of a bound an identity may have, and all together for it to have more. It may
+// have a quarter while others are connected, and no more than it leaves to all others, so that a bound is
 // never used up however many take their part. The last quarter is reserved for administrators, and half
 // of that for the node's own user, who is bound by nothing else.
+func (n *Node) limits(id *identity, b bound) (part, all int64) {
+	switch id.rank {
+	case owner:
+		return b.max, b.max
+	case admin:
+		all = b.max - b.max/8
+	default:
+		all = b.max - b.max/4
+	}
+	part = min(max(b.max/2, 1), b.max-b.used)
+	if len(n.identities) > 1 {
+		part = min(part, max(b.max/4, 1))
+	}
+	return part, all
+}
+
+// fits reports whether an identity that has so much of a bound may have more.
+func (n *Node) fits(id *identity, b bound, has, more int64) bool {
+	part, all := n.limits(id, b)
+	return b.used+more <= all && (has+more <= part || id.rank == owner)
+}
+
+// allows is fits with the reason, which names the bound.
 func (n *Node) allows(id *identity, b bound, has, more int64) error {
-	part, reserve := b.max, int64(0)
-	if id.rank != owner {
-		part = min(max(b.max/2, 1), b.max-b.used)
-		if len(n.identities) > 1 {
-			part = min(part, max(b.max/4, 1))
-		}
-		if reserve = b.max / 4; id.rank == admin {
-			reserve = b.max / 8
-		}
+	if n.fits(id, b, has, more) {
+		return nil
 	}
-	switch {
-	case b.used+more > b.max-reserve:
-		return args.Errorf(args.CodeBusy, "%s full (limit %d %s)", b.name, b.max-reserve, b.unit)
-	case id.rank != owner && has+more > part:
-		return args.Errorf(args.CodeBusy, "%s full for %s (limit %d %s)", b.name, id.name, part, b.unit)
+	part, all := n.limits(id, b)
+	if b.used+more > all {
+		return args.Errorf(args.CodeBusy, "%s full (limit %d %s)", b.name, all, b.unit)
 	}
-	return nil
+	return args.Errorf(args.CodeBusy, "%s full for %s (limit %d %s)", b.name, id.name, part, b.unit)
 }
 
 // buffers is the memory that the node keeps for its peers.

@@ -118,7 +118,7 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 func (n *Node) callsFor(ctx context.Context, p *Peer) []bus.CallInfo {
 	var calls []*call
 	add := func(c *call) {
-		if !reserved(c.fn.name) && p.owns(c) {
+		if c.fn.own == nil && p.owns(c) {
 			calls = append(calls, c)
 		}
 	}

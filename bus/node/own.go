@@ -115,7 +115,7 @@ func (o *ownFunction) class() class {
 
 // mayServe reports whether another call of a class may run for an identity.
 func (n *Node) mayServe(id *identity, k class) bool {
-	return n.allows(id, bound{max: int64(classSlots[k]), used: int64(n.ownBusy[k])}, int64(id.own[k]), 1) == nil
+	return n.fits(id, bound{max: int64(classSlots[k]), used: int64(n.ownBusy[k])}, int64(id.own[k]), 1)
 }
 
 // serves counts calls of one of the node's own functions that run.
@@ -167,6 +167,9 @@ func (q *asked) flush() error {
 	return err
 }
 
+// maxRest bounds how long a place in the node's answering is kept free.
+const maxRest = 50 * time.Millisecond
+
 // take waits for a place among the answers that are computed at once, so that guests leave processors
 // to calls. The node's own user needs none.
 func (q *asked) take() {
@@ -177,16 +180,18 @@ func (q *asked) take() {
 			q.node.press()
 			q.node.answering <- struct{}{}
 		}
-		q.turn = true
+		q.turn = time.Now()
 	}
 }
 
-// pass leaves the place to others.
+// pass leaves the place to others, after a rest three times as long as the answer took.
 func (q *asked) pass() {
-	if q.turn {
-		<-q.node.answering
-		q.turn = false
+	if q.turn.IsZero() {
+		return
 	}
+	rest := min(3*time.Since(q.turn), maxRest)
+	q.turn = time.Time{}
+	time.AfterFunc(rest, func() { <-q.node.answering })
 }
 
 // words returns the arguments, from least to most of them; form describes them.

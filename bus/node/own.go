@@ -141,7 +141,7 @@ type asked struct {
 	node   *Node
 	peer   *Peer           // the caller
 	out    bytes.Buffer    // the answer
-	turn   bool            // holds a place in the node's answering
+	turn   time.Time       // since when it has a place in the node's answering; zero: it has none
 	served map[string]bool // whether some worker takes jobs: by function and on
 	result *bus.Result     // the end, if it is not "exit 0"
 }

@@ -52,6 +52,21 @@ var attacks = map[string]func(g *guest){
 	"many": func(g *guest) {
 		g.each(50, func(c *guestConn) { c.call("nobody", nil, func(f *wire.CallFrame) { f.WaitFunction = wire.Forever }) })
 	},
+	// As many connections as there may be, with a few calls on each.
+	"crowd": func(g *guest) {
+		var list []*guestConn
+		for end := time.Now().Add(5 * attackTime); time.Now().Before(end) && len(list) < 1000; {
+			c := g.connect()
+			for range 8 {
+				c.call("nobody", nil, func(f *wire.CallFrame) { f.WaitFunction = wire.Forever })
+			}
+			c.flush()
+			list = append(list, c)
+		}
+		for _, c := range list {
+			c.close()
+		}
+	},
 	// Calls of a name that nobody offers.
 	"nobody": func(g *guest) { g.each(10, func(c *guestConn) { c.call("nobody", nil, nil) }) },
 	// Calls for workers that are not there.

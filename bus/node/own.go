@@ -173,7 +173,7 @@ const maxRest = 50 * time.Millisecond
 // take waits for a place among the answers that are computed at once, so that guests leave processors
 // to calls. The node's own user needs none.
 func (q *asked) take() {
-	if o := ownOf(q.Function); q.peer.Rights != nil && !o.changes && !o.waits {
+	if q.peer.Rights != nil {
 		select {
 		case q.node.answering <- struct{}{}:
 		default:
@@ -284,7 +284,9 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 			_, err = q.words(0, 0, "no arguments")
 		}
 		if err == nil {
-			q.take()
+			if !o.changes && !o.waits {
+				q.take()
+			}
 			err = o.serve(ctx, q)
 			q.pass()
 		}

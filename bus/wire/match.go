@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"strings"
-	"unicode/utf8"
 )
 
 // MaxGlob bounds the glob of a call's on, in bytes.
@@ -16,14 +15,7 @@ const MaxGlob = 256
 type On struct {
 	text  string
 	glob  bool
-	parts []part // of a glob, between its stars
-}
-
-// part is what stands between two stars of a glob.
-type part struct {
-	text  string
-	plain bool // text stands for itself
-	runes int  // that it matches, if it is not plain
+	parts []string // of a glob, between its stars; nil: it has more than stars
 }
 
 // ParseOn compiles a call's on.
@@ -38,82 +30,10 @@ func ParseOn(text string) (On, error) {
 	if _, err := path.Match(text, ""); err != nil {
 		return on, fmt.Errorf("invalid glob %q", text)
 	}
-	for from, i := 0, 0; i <= len(text); i++ {
-		switch {
-		case i == len(text) || text[i] == '*':
-			on.parts = append(on.parts, newPart(text[from:i]))
-			from = i + 1
-		case text[i] == '\\':
-			i++
-		case text[i] == '[':
-			i += classLen(text[i:]) - 1
-		}
+	if !strings.ContainsAny(text, `?[\`) {
+		on.parts = strings.Split(text, "*")
 	}
 	return on, nil
-}
-
-// classLen returns the length of the class with which a valid glob begins.
-func classLen(glob string) int {
-	for i := 1; i < len(glob); i++ {
-		switch glob[i] {
-		case '\\':
-			i++
-		case ']':
-			return i + 1
-		}
-	}
-	return len(glob)
-}
-
-func newPart(text string) part {
-	if !strings.ContainsAny(text, `?[\`) {
-		return part{text: text, plain: true}
-	}
-	p := part{text: text}
-	for i := 0; i < len(text); p.runes++ {
-		switch text[i] {
-		case '[':
-			i += classLen(text[i:])
-		case '\\':
-			i++
-			fallthrough
-		default:
-			_, size := utf8.DecodeRuneInString(text[i:])
-			i += size
-		}
-	}
-	return p
-}
-
-// find returns where the part matches first in a name, from its beginning only or anywhere, and
-// where the match ends; -1: nowhere.
-func (p *part) find(name string, anywhere bool) (start, end int) {
-	if p.plain {
-		switch {
-		case anywhere:
-			start = strings.Index(name, p.text)
-		case !strings.HasPrefix(name, p.text):
-			start = -1
-		}
-		return start, start + len(p.text)
-	}
-	n := 0
-	for ; n < p.runes && end < len(name); n++ {
-		_, size := utf8.DecodeRuneInString(name[end:])
-		end += size
-	}
-	for n == p.runes {
-		if ok, _ := path.Match(p.text, name[start:end]); ok {
-			return start, end
-		}
-		if !anywhere || end == len(name) {
-			break
-		}
-		_, a := utf8.DecodeRuneInString(name[start:])
-		_, b := utf8.DecodeRuneInString(name[end:])
-		start, end = start+a, end+b
-	}
-	return -1, -1
 }
 
 // String returns the text of which On was compiled.
@@ -128,49 +48,22 @@ func (on *On) Connection() (id string, ok bool) { return strings.CutPrefix(on.te
 // Match reports whether the worker of that name and id matches. Its time is bounded by the length
 // of the glob times that of the name.
 func (on *On) Match(name, id string) bool {
-	if on.text == "" {
-		return true
-	}
 	if want, ok := on.Connection(); ok {
 		return want == id
 	}
 	if !on.glob {
-		return on.text == name
+		return on.text == "" || on.text == name
 	}
-	if strings.Contains(name, "/") { // no star goes beyond it
+	if on.parts == nil || strings.Contains(name, "/") { // no star goes beyond that
 		ok, _ := path.Match(on.text, name)
 		return ok
 	}
 	last := len(on.parts) - 1
-	start, end := on.parts[0].find(name, false)
-	if start < 0 || last == 0 {
-		return start == 0 && end == len(name)
+	name, ok := strings.CutPrefix(name, on.parts[0])
+	for i := 1; ok && i < last; i++ {
+		_, name, ok = strings.Cut(name, on.parts[i])
 	}
-	name = name[end:]
-	for i := 1; i < last; i++ {
-		if start, end = on.parts[i].find(name, true); start < 0 {
-			return false
-		}
-		name = name[end:]
-	}
-	return on.parts[last].ends(name)
-}
-
-// ends reports whether the part matches the end of a name.
-func (p *part) ends(name string) bool {
-	if p.plain {
-		return strings.HasSuffix(name, p.text)
-	}
-	n := utf8.RuneCountInString(name)
-	if n < p.runes {
-		return false
-	}
-	for ; n > p.runes; n-- {
-		_, size := utf8.DecodeRuneInString(name)
-		name = name[size:]
-	}
-	ok, _ := path.Match(p.text, name)
-	return ok
+	return ok && strings.HasSuffix(name, on.parts[last])
 }
 
 // MatchWorker reports whether an on that is used once matches the worker of that name and id.

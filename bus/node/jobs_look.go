@@ -166,7 +166,9 @@ func serveResult(ctx context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
+	q.take() // all of it is read
 	stdout, stderr, err := store.Result(ctx, j)
+	q.pass()
 	if err != nil {
 		return err
 	}

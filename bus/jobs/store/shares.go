@@ -23,21 +23,21 @@ func (h *Held) add(n Held) {
 
 // Shares counts what jobs take, in all and for each poster, and bounds both. A poster may
 // take a quarter of MaxJobs and of MaxBytes while others have jobs, and never more than
-// it leaves free, so that no number of posters fills the store. Root and the node's own
-// user have no share: they may take all.
+// it leaves free. So no number of posters fills the store. Root and the node's own user may
+// take all.
 type Shares struct {
 	MaxJobs, MaxBytes int64
 
 	mu  sync.Mutex // protects the fields below
 	all Held
-	of  map[string]*holding // by poster, without those that take nothing
+	of  map[string]holding // by poster, without those that take nothing
 }
 
 // holding is what the jobs of one poster take.
 type holding struct {
 	Held
-	lines map[string]int // by line of an unfinished job: how many are in it, or may be
-	globs int            // how many of the lines are for a glob of workers
+	lines map[string]int // jobs and possible postbacks in each line; finished jobs are in none
+	globs int            // lines for a glob of workers
 }
 
 // Bounds of the lines that a poster's unfinished jobs are in, with their postbacks. A line
@@ -80,7 +80,7 @@ func (s *Shares) Take(old, j *Job) error {
 		more.Jobs = 1
 	}
 	err := s.refuseJobs(who, more)
-	if h := s.of[who]; err == nil && h != nil && h.lines[j.QueueKey()] == 0 {
+	if h := s.of[who]; err == nil && h.lines[j.QueueKey()] == 0 {
 		switch {
 		case j.HasGlob() && h.globs >= maxGlobs:
 			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs)}
@@ -114,20 +114,15 @@ func (s *Shares) change(old, j *Job) {
 // count adds a job, or removes it with n = -1, without its bytes.
 func (s *Shares) count(j *Job, n int64) {
 	more := Held{Jobs: n}
-	h := s.holding(j.Poster.Caller)
+	var lines []*Job
 	if !j.State.Finished() {
 		more.Owed = n * j.PostsBack()
-		h.line(j, int(n))
-		for _, function := range []string{j.Then, j.Else, j.Finally} {
-			if function != "" {
-				h.line(&Job{Function: function}, int(n))
-			}
-		}
+		lines = []*Job{j, {Function: j.Then}, {Function: j.Else}, {Function: j.Finally}}
 	}
-	s.add(j.Poster.Caller, more)
+	s.add(j.Poster.Caller, more, lines...)
 }
 
-// line counts jobs in the line of one of them.
+// line adds n to the count of a job's line.
 func (h *holding) line(j *Job, n int) {
 	if h.lines == nil {
 		h.lines = map[string]int{}
@@ -183,8 +178,8 @@ func (s *Shares) MostBytes(who string) int64 {
 	return s.MaxBytes / 2
 }
 
-// Copies returns how often the output of a job counts beside itself, since postbacks may
-// get it as their input: so no poster exceeds its share with them.
+// Copies returns how many times more the output of a job counts, since each postback may
+// get it as its input. So no poster exceeds its share with postbacks.
 func (s *Shares) Copies(j *Job) int64 {
 	if unshared(j.Poster.Caller) {
 		return 0
@@ -207,7 +202,7 @@ func (s *Shares) refuseJobs(who string, more Held) error {
 	if unshared(who) || more == (Held{}) {
 		return nil
 	}
-	h := s.held(who)
+	h := s.of[who]
 	most := s.most(who, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
 	if h.Jobs+h.Owed+more.Jobs+more.Owed > most {
 		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", who, most)}
@@ -220,7 +215,7 @@ func (s *Shares) refuseBytes(who string, n, beyond int64) error {
 	if s.all.Bytes+n > s.MaxBytes+beyond {
 		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.MaxBytes)}
 	}
-	h := s.held(who)
+	h := s.of[who]
 	most := s.most(who, s.MaxBytes, s.all.Bytes-h.Bytes)
 	if !unshared(who) && h.Bytes+n > most+beyond {
 		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", who, most)}
@@ -228,11 +223,11 @@ func (s *Shares) refuseBytes(who string, n, beyond int64) error {
 	return nil
 }
 
-// most returns a poster's share of a limit, of which the others take so much: as much as
-// it leaves free, and a quarter while others have jobs. s.mu is held.
+// most returns a poster's share of a limit: half of what the others leave, and at most a
+// quarter of the limit while others have jobs. s.mu is held.
 func (s *Shares) most(who string, limit, others int64) int64 {
 	most := max(0, limit-others) / 2
-	if s.all.Jobs > s.held(who).Jobs {
+	if s.all.Jobs > s.of[who].Jobs {
 		most = min(most, limit/4)
 	}
 	return most
@@ -242,41 +237,29 @@ func (s *Shares) most(who string, limit, others int64) int64 {
 func (s *Shares) Of(who string) Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held(who)
+	return s.of[who].Held
 }
 
-func (s *Shares) held(who string) Held {
-	if h := s.of[who]; h != nil {
-		return h.Held
+// add changes the counts of a poster, with more.Jobs also those of lines. s.mu is held.
+func (s *Shares) add(who string, more Held, lines ...*Job) {
+	if s.of == nil {
+		s.of = map[string]holding{}
 	}
-	return Held{}
-}
-
-// holding finds or makes what is counted for a poster. s.mu is held.
-func (s *Shares) holding(who string) *holding {
 	h := s.of[who]
-	if h == nil {
-		h = &holding{}
-		if s.of == nil {
-			s.of = map[string]*holding{}
-		}
-		s.of[who] = h
-	}
-	return h
-}
-
-// add counts. s.mu is held.
-func (s *Shares) add(who string, more Held) {
-	h := s.holding(who)
 	h.add(more)
 	s.all.add(more)
-	if h.Held == (Held{}) && len(h.lines) == 0 {
+	for _, j := range lines {
+		if j.Function != "" {
+			h.line(j, int(more.Jobs))
+		}
+	}
+	if s.of[who] = h; h.Held == (Held{}) && len(h.lines) == 0 {
 		delete(s.of, who)
 	}
 }
 
-// read counts a record of the store with its payloads. It decodes only what it has to:
-// it is called for all jobs at each start.
+// read counts a record of the store with its payloads. It decodes as little as it can: it
+// is called for all jobs at each start.
 func (s *Shares) read(id ID, sealed []byte) {
 	function, state, who, ok := Peek(sealed)
 	j := &Job{Function: function, State: State(state), Poster: Poster{Caller: who}}
@@ -289,15 +272,8 @@ func (s *Shares) read(id ID, sealed []byte) {
 		}
 	}
 	size := int64(0)
-	for rest := sealed; ; { // in a text there would be a backslash before the quotes
-		var found bool
-		if _, rest, found = bytes.Cut(rest, []byte(`{"size":`)); !found {
-			break
-		}
-		n := int64(0)
-		for ; len(rest) > 0 && rest[0] >= '0' && rest[0] <= '9'; rest = rest[1:] {
-			n = 10*n + int64(rest[0]-'0')
-		}
+	for _, part := range bytes.Split(sealed, []byte(`{"size":`))[1:] { // in a text there would be a backslash before the quotes
+		n, _ := strconv.ParseInt(string(part[:max(0, bytes.IndexAny(part, ",}"))]), 10, 64)
 		size += n
 	}
 	s.count(j, 1)

@@ -80,11 +80,10 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		id, err = m.add(j, args, input)
 	}
 	switch {
-	case errors.As(err, new(*store.UncertainError)):
-		args.Leave()
-		input.Leave()
-		m.store.Shares.Change(j, nil)
 	case err != nil || id != j.ID:
+		if errors.As(err, new(*store.UncertainError)) { // its files stay: the record may be on disk
+			args.File, input.File = "", ""
+		}
 		args.Drop()
 		input.Drop()
 		m.store.Shares.Change(j, nil)

@@ -25,20 +25,18 @@ func (e *StoreError) Error() string {
 }
 func (e *StoreError) Unwrap() error { return e.Err }
 
-// UncertainError reports that it is unknown whether a post was kept: a commit has failed
-// that may be on disk all the same. The job is deleted when the store can be written
-// again; if the node ends before that, the next one may find it and run it.
+// UncertainError reports that a post may have been kept: its commit failed, but may be on
+// disk. The job is deleted when the store can be written again. If the node ends before
+// that, the next one may find the job and run it.
 type UncertainError struct {
 	ID  ID
 	Err error
 }
 
-func (e *UncertainError) Error() string { return uncertain(e.ID, e.Err.Error()) }
-func (e *UncertainError) Unwrap() error { return e.Err }
-
-func uncertain(id ID, why string) string {
-	return fmt.Sprintf("%s; whether job %s was kept is unknown", why, id)
+func (e *UncertainError) Error() string {
+	return fmt.Sprintf("%v; whether job %s was kept is unknown", e.Err, e.ID)
 }
+func (e *UncertainError) Unwrap() error { return e.Err }
 
 // DamagedError reports that a part of a job is not as it was written.
 type DamagedError struct {
@@ -62,7 +60,7 @@ func Public(err error) string {
 	var post *UncertainError
 	switch {
 	case errors.As(err, &post):
-		return uncertain(post.ID, Public(post.Err))
+		return (&UncertainError{ID: post.ID, Err: errors.New(Public(post.Err))}).Error()
 	case errors.As(err, &damaged):
 		return (&DamagedError{ID: damaged.ID, What: damaged.What}).Error()
 	case errors.As(err, new(*LockedError)):

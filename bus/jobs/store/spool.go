@@ -45,7 +45,7 @@ type Draft struct {
 	poster string
 	Failed error // why it could not be written; set in Write
 	Beyond int64 // how far it may exceed --max-spool
-	Copies int64 // how often its bytes count beside: postbacks may get it as their input
+	Copies int64 // how many times more its bytes count: see [Shares.Copies]
 }
 
 // NewDraft begins a part of a job of that poster.
@@ -80,12 +80,6 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 // partFile returns the name of a file.
 func partFile(id ID, part byte, attempt int) string {
 	return fmt.Sprintf("%s.%c.%d", id, part, attempt)
-}
-
-// Leave keeps the file for a record that may be there, and counts it no more.
-func (p *Draft) Leave() {
-	p.File = ""
-	p.Drop()
 }
 
 // Wanted returns how many bytes were counted, or would have been.
@@ -229,14 +223,10 @@ func (s *Spool) Open(ctx context.Context, id ID, part byte, p Payload) (*os.File
 		return nil, damaged(args.WithoutPath(err).Error())
 	}
 	sum := crc32.New(castagnoli())
-	n, err := io.Copy(sum, readerFunc(func(b []byte) (int, error) {
-		if ctx.Err() != nil {
-			return 0, ctx.Err()
-		}
-		return f.Read(b)
-	}))
+	stop := context.AfterFunc(ctx, func() { f.Close() })
+	n, err := io.Copy(sum, f)
 	switch {
-	case ctx.Err() != nil:
+	case !stop():
 		err = ctx.Err()
 	case err != nil:
 		err = damaged(args.WithoutPath(err).Error())
@@ -253,10 +243,6 @@ func (s *Spool) Open(ctx context.Context, id ID, part byte, p Payload) (*os.File
 	}
 	return f, nil
 }
-
-type readerFunc func(b []byte) (int, error)
-
-func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
 // names lists the files, and deletes unfinished ones.
 func (s *Spool) names() ([]string, error) {

@@ -54,39 +54,35 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 	}
 }
 
-// cancelQueued cancels a job that is not taken; must: its attempt was refused already.
+// cancelQueued cancels a job that is not taken. With must, its attempt was refused already.
 func (m *Manager) cancelQueued(id ID, must bool) error {
-	taken, err := m.endQueued([]ID{id}, must, func(j *Job) {
-		j.State, j.Due = Cancelled, 0
-		j.Last = &End{Source: "fbus", Status: 143, Code: "cancelled", Message: "the job was cancelled"}
-		j.Finished = m.store.Clock.Wall().UnixMilli()
-		j.Expires = m.store.Now() + int64(j.KeepTime())
-	})
+	o := outcome{end: End{Source: "fbus", Status: 143, Code: args.CodeCancelled, Message: errCancelledJob.Message}, cancelled: true}
+	taken, err := m.endQueued(map[ID]outcome{id: o}, must)
 	if !must {
-		m.unwant(errCancelledJob, taken...) // since
+		m.unwant(errCancelledJob, taken...) // taken since Cancel looked
 	}
 	m.poke()
 	return err
 }
 
-// endQueued makes the change that ends jobs, in one commit, and takes them out of their
-// lines. It returns attempts that have begun all the same.
-func (m *Manager) endQueued(ids []ID, must bool, change func(j *Job)) (taken []*Taken, err error) {
-	was, ended := map[ID]*Job{}, map[ID]*Job{} // was: also of a commit that failed, and may be on disk all the same
+// endQueued ends jobs in one commit, and takes them out of their lines. It returns attempts
+// that have begun meanwhile.
+func (m *Manager) endQueued(outcomes map[ID]outcome, must bool) (taken []*Taken, err error) {
+	was, ended := map[ID]*Job{}, map[ID]*Job{} // was keeps the jobs of a failed commit, which may be on disk
 	err = m.store.Apply(must, func(t *store.Tx) (damage error) {
 		clear(ended)
-		for _, id := range ids {
+		for id, o := range outcomes {
 			j, err := t.Job(id)
-			switch {
-			case err != nil:
+			if err != nil {
 				damage = err
+			}
+			if j == nil {
 				continue
-			case j == nil:
-				continue
-			case !j.State.Finished():
+			}
+			if !j.State.Finished() {
 				old := *j
 				was[id] = &old
-				if err := t.Move(j, func() { change(j) }); err != nil {
+				if err := t.Move(j, func() { o.apply(j, m.store.Now(), m.store.Clock.Wall()) }); err != nil {
 					return store.Wrap(err)
 				}
 			}
@@ -121,7 +117,7 @@ func (m *Manager) Recheck() {
 	m.runs.Go(m.recheck)
 }
 
-// CheckActive does so for jobs that are taken. The others are checked when they are.
+// CheckActive does so for taken jobs. The others are checked when they are taken.
 func (m *Manager) CheckActive() {
 	var denied []*Taken
 	m.mu.Lock()
@@ -141,29 +137,24 @@ func (m *Manager) CheckActive() {
 	}
 }
 
-// recheck ends those that wait, many in one commit. One that it misses, since it changes
+// recheck ends waiting jobs, many in one commit. A job that it misses, which changes
 // meanwhile or cannot be read, is checked when it is taken.
 func (m *Manager) recheck() {
 	for _, state := range []State{Delayed, Queued} {
 		m.each(m.ctx, &Filter{State: state}, ID{}, pageSize, func(list []*Job) error {
-			var ids []ID
-			why := map[ID]error{}
+			outcomes := map[ID]outcome{}
 			for _, j := range list {
 				if j.Poster.Serial == "" {
 					continue
 				}
 				if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
-					ids = append(ids, j.ID)
-					why[j.ID] = err
+					outcomes[j.ID] = outcome{end: denied(err), never: true}
 				}
 			}
-			if len(ids) == 0 {
+			if len(outcomes) == 0 {
 				return nil
 			}
-			_, err := m.endQueued(ids, true, func(j *Job) {
-				o := outcome{end: denied(why[j.ID]), never: true}
-				o.apply(j, m.store.Now(), m.store.Clock.Wall())
-			})
+			_, err := m.endQueued(outcomes, true)
 			return err
 		})
 	}

@@ -20,11 +20,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 	m.mu.Unlock()
 	failed := cmp.Or(t.out.Failed, t.errOut.Failed)
 	switch {
-	case cause != nil && cause.Code == args.CodeDenied:
-		t.dropOutput()
-		t.finish(outcome{end: denied(cause), never: true})
-		return
-	case cause != nil && !begun:
+	case cause != nil && (!begun || cause.Code == args.CodeDenied):
 		t.refuse()
 		return
 	case end.Code == args.CodeNodeLost, end.Code == args.CodeDraining:
@@ -165,7 +161,7 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 		}
 		j.State = Dead
 	}
-	j.Finished = wall.UnixMilli()
+	j.Due, j.Finished = 0, wall.UnixMilli()
 	if j.State != Dead {
 		j.Expires = now + int64(j.KeepTime())
 	}

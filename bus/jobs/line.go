@@ -32,12 +32,15 @@ type line struct {
 // queue has the lines of one function, by their globs of workers.
 type queue struct {
 	lines map[string]*line
-	globs map[string]*line // those of lines that a worker has to be compared with
+	globs map[string]*line // the lines that each worker has to be compared with
 }
 
-// of returns the lines that a worker may take jobs from. Most are looked up: there may be
-// one for each of 100,000 workers.
+// of returns the lines that a worker may take jobs from; q may be nil. Most are looked up:
+// there may be one for each of 100,000 workers.
 func (q *queue) of(worker, connection string) (list []*line) {
+	if q == nil {
+		return nil
+	}
 	for _, on := range [...]string{"", worker, "#" + connection} {
 		if l := q.lines[on]; l != nil && q.globs[on] == nil && !slices.Contains(list, l) && l.workers.Match(worker, connection) {
 			list = append(list, l)

@@ -100,11 +100,7 @@ func (m *Manager) takeFirst(function, worker, connection string, refused map[ID]
 	}
 	var best *line
 	at := 0
-	q := m.functions[function]
-	if q == nil {
-		return nil, nil
-	}
-	for _, l := range q.of(worker, connection) {
+	for _, l := range m.functions[function].of(worker, connection) {
 		if l.filling {
 			continue
 		}
@@ -248,7 +244,7 @@ func (m *Manager) Return(t *Taken, busy bool) {
 // busyPause is how soon a job is offered again that a worker was too busy for.
 const busyPause = time.Second
 
-// refuse ends a job that is unwanted before it has begun.
+// refuse ends a job that is unwanted, without its output.
 func (t *Taken) refuse() {
 	m := t.m
 	t.dropOutput()

@@ -116,8 +116,8 @@ func (m *Manager) expire(ids []ID) error {
 	return err
 }
 
-// remove deletes those of some jobs that fit, until ctx ends, and counts them. On a full disk it deletes
-// as many at a time as the reserve has room for.
+// remove deletes those of some jobs that fit, until ctx ends, and counts them. On a full
+// disk it deletes as many at a time as the reserve has room for.
 func (m *Manager) remove(ctx context.Context, ids []ID, fits func(j *Job) bool) (total int, err error) {
 	for size := len(ids); len(ids) > 0; {
 		portion := ids[:min(size, len(ids), pageSize)]

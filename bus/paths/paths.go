@@ -32,6 +32,8 @@ func ours(st *unix.Stat_t) bool { return int(st.Uid) == os.Geteuid() || st.Uid =
 
 func isType(st *unix.Stat_t, kind uint32) bool { return uint32(st.Mode)&unix.S_IFMT == kind }
 
+func same(a, b *unix.Stat_t) bool { return a.Ino == b.Ino && a.Dev == b.Dev }
+
 // openToAll reports whether every user may create files in a directory.
 func openToAll(dir *unix.Stat_t) bool { return uint32(dir.Mode)&0o002 != 0 }
 
@@ -66,7 +68,7 @@ const maxSteps = 256
 // also at the end. If mkdir is not 0, missing directories are created with that mode. The
 // last element need not exist.
 func Walk(path string, mkdir os.FileMode, check func(*Entry) error) (*Place, error) {
-	p := &Place{dir: -1}
+	p := &Place{dir: unix.AT_FDCWD}
 	err := p.walk(path, mkdir, check)
 	if err != nil {
 		p.Close()
@@ -132,30 +134,17 @@ func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) e
 
 // begin opens the directory where a path begins.
 func (p *Place) begin(path string) error {
-	start, shared := "/", false
+	start := "/"
+	p.Path, p.shared = start, false
 	if !filepath.IsAbs(path) {
-		start = "."
+		start, p.Path = ".", ""
 		wd, _ := os.Getwd()
-		for ; wd != "" && !shared; wd = parent(wd) {
+		for ; len(wd) > 1; wd = filepath.Dir(wd) {
 			var st unix.Stat_t
-			shared = unix.Lstat(wd, &st) == nil && openToAll(&st)
+			p.shared = p.shared || unix.Lstat(wd, &st) == nil && openToAll(&st)
 		}
 	}
-	p.Path, p.shared = "", false
-	if start == "/" {
-		p.Path = start
-	}
-	err := p.enter(start, &Entry{}, false, func(*Entry) error { return nil })
-	p.shared = p.shared || shared
-	return fail(start, err)
-}
-
-// parent returns the directory of a path, "" for that of the root.
-func parent(path string) string {
-	if path == "/" {
-		return ""
-	}
-	return filepath.Dir(path)
+	return fail(start, p.enter(start, &Entry{}, false, func(*Entry) error { return nil }))
 }
 
 // enter goes to a directory. It checks what it has opened: the name may have been another
@@ -168,16 +157,12 @@ func (p *Place) enter(name string, e *Entry, follow bool, check func(*Entry) err
 	if !follow {
 		flags |= unix.O_NOFOLLOW
 	}
-	at := p.dir
-	if at < 0 {
-		at = unix.AT_FDCWD
-	}
-	fd, err := openat(at, name, flags, 0)
+	fd, err := openat(p.dir, name, flags, 0)
 	if err != nil {
 		return err
 	}
 	was := e.Stat
-	if err = unix.Fstat(fd, &e.Stat); err == nil && (was.Ino != e.Stat.Ino || was.Dev != e.Stat.Dev) {
+	if err = unix.Fstat(fd, &e.Stat); err == nil && !same(&was, &e.Stat) {
 		err = fail(e.Path, check(e))
 	}
 	if err != nil {
@@ -236,10 +221,8 @@ func (p *Place) readlink(name string) (string, error) {
 
 // Close closes the directory.
 func (p *Place) Close() {
-	if p.dir >= 0 {
-		unix.Close(p.dir)
-		p.dir = -1
-	}
+	unix.Close(p.dir) // not open yet: it fails
+	p.dir = -1
 }
 
 // Stat returns the file's status. The error is fs.ErrNotExist if there is none.
@@ -262,21 +245,12 @@ func (p *Place) Open(flags int, mode os.FileMode) (*os.File, error) {
 	if !openToAll(&p.in) && (!p.shared || ours(&p.in)) {
 		return p.open(flags, mode)
 	}
-	var err error
-	for range 3 { // of two processes of ours that create it, one is too late
-		st, err := p.Stat()
-		switch {
-		case err == nil:
-			return p.openKnown(flags, st)
-		case !errors.Is(err, os.ErrNotExist) || flags&os.O_CREATE == 0:
-			return nil, err
-		}
-		var f *os.File
-		if f, err = p.open(flags|os.O_EXCL, mode); !errors.Is(err, os.ErrExist) {
+	if flags&os.O_CREATE != 0 { // of two processes of ours, the later one opens what the other created
+		if f, err := p.open(flags|os.O_EXCL, mode); flags&os.O_EXCL != 0 || !errors.Is(err, os.ErrExist) {
 			return f, err
 		}
 	}
-	return nil, err
+	return p.openOwn(flags&^(os.O_CREATE|os.O_TRUNC), flags&os.O_TRUNC != 0)
 }
 
 func (p *Place) open(flags int, mode os.FileMode) (*os.File, error) {
@@ -287,27 +261,27 @@ func (p *Place) open(flags int, mode os.FileMode) (*os.File, error) {
 	return os.NewFile(uintptr(fd), p.Path), nil
 }
 
-// openKnown opens the file that was found, if it is ours and still the same.
-func (p *Place) openKnown(flags int, st *unix.Stat_t) (*os.File, error) {
-	if flags&os.O_EXCL != 0 {
-		return nil, fail(p.Path, unix.EEXIST)
-	}
-	switch device := isType(st, unix.S_IFCHR) || isType(st, unix.S_IFBLK); {
-	case device:
-	case int(st.Uid) != os.Geteuid():
+// openOwn opens a file that exists, if it is ours.
+func (p *Place) openOwn(flags int, truncate bool) (*os.File, error) {
+	st, err := p.Stat()
+	device := isType(st, unix.S_IFCHR) || isType(st, unix.S_IFBLK)
+	switch {
+	case err != nil:
+		return nil, err
+	case !device && int(st.Uid) != os.Geteuid():
 		return nil, fail(p.Path, fmt.Errorf("belongs to uid %d: not overwritten", st.Uid))
 	case isType(st, unix.S_IFREG) && st.Nlink > 1:
 		return nil, fail(p.Path, errors.New("has a second name elsewhere: not overwritten"))
 	}
-	f, err := p.open(flags&^(os.O_CREATE|os.O_TRUNC), 0)
+	f, err := p.open(flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	var now unix.Stat_t
-	if err = unix.Fstat(int(f.Fd()), &now); err == nil && (now.Ino != st.Ino || now.Dev != st.Dev) {
+	if err = unix.Fstat(int(f.Fd()), &now); err == nil && !same(&now, st) {
 		err = errors.New("was replaced while it was opened")
 	}
-	if err == nil && flags&os.O_TRUNC != 0 && isType(&now, unix.S_IFREG) {
+	if err == nil && truncate && isType(&now, unix.S_IFREG) {
 		err = f.Truncate(0)
 	}
 	if err != nil {

@@ -30,22 +30,17 @@ func accountID(kind, database, name string) (int, error) {
 	if name == "" || strings.ContainsAny(name, ":\n") || name[0] == '-' {
 		return 0, fmt.Errorf("invalid %s %q", kind, name)
 	}
-	found := -1
-	listed(database, func(fields []string) bool {
-		if id, ok := idOf(fields, name); ok {
-			found = id
-		}
-		return found < 0
-	})
-	if found < 0 {
+	named := func(fields []string) bool { _, ok := idOf(fields, name); return ok }
+	fields := first(database, named)
+	if fields == nil {
 		line, _ := getent(database, name)
-		id, ok := idOf(strings.Split(line, ":"), name)
-		if !ok {
-			return 0, fmt.Errorf("unknown %s %s", kind, name)
-		}
-		found = id
+		fields = strings.Split(line, ":")
 	}
-	return found, nil
+	id, ok := idOf(fields, name)
+	if !ok {
+		return 0, fmt.Errorf("unknown %s %s", kind, name)
+	}
+	return id, nil
 }
 
 // recent has the groups that were looked up in the last second.
@@ -57,31 +52,23 @@ var recent struct {
 
 // Groups returns the groups of a user as the accounts of this machine are now, or were a
 // second ago. Without an account there are none.
-func Groups(uid int) ([]int, error) {
+func Groups(uid int) (gids []int, err error) {
 	recent.mu.Lock()
 	defer recent.mu.Unlock()
 	if recent.groups == nil || time.Since(recent.began) > time.Second {
 		recent.groups, recent.began = map[int][]int{}, time.Now()
 	}
 	gids, ok := recent.groups[uid]
-	if ok {
-		return slices.Clone(gids), nil
+	if !ok {
+		if gids, err = lookUpGroups(uid); err == nil {
+			recent.groups[uid] = gids
+		}
 	}
-	gids, err := lookUpGroups(uid)
-	if err == nil {
-		recent.groups[uid] = slices.Clone(gids)
-	}
-	return gids, err
+	return slices.Clip(gids), err
 }
 
 func lookUpGroups(uid int) (gids []int, err error) {
-	var account []string
-	listed("passwd", func(fields []string) bool {
-		if len(fields) > 3 && fields[2] == strconv.Itoa(uid) {
-			account = fields
-		}
-		return account == nil
-	})
+	account := first("passwd", func(fields []string) bool { return len(fields) > 3 && fields[2] == strconv.Itoa(uid) })
 	directory := account == nil
 	if directory {
 		line, err := getent("passwd", strconv.Itoa(uid))
@@ -90,11 +77,11 @@ func lookUpGroups(uid int) (gids []int, err error) {
 		}
 	}
 	numbers := []string{account[3]}
-	listed("group", func(fields []string) bool {
+	first("group", func(fields []string) bool {
 		if len(fields) > 3 && slices.Contains(strings.Split(fields[3], ","), account[0]) {
 			numbers = append(numbers, fields[2])
 		}
-		return true
+		return false
 	})
 	if directory {
 		line, err := getent("initgroups", account[0])
@@ -114,32 +101,30 @@ func lookUpGroups(uid int) (gids []int, err error) {
 // PrivateGroup reports whether a group is that of one user alone: it has the user's name
 // and no other member. On many systems the files of each user belong to such a group.
 func PrivateGroup(user string, gid int) bool {
-	id, group, private := strconv.Itoa(gid), false, true
-	listed("group", func(fields []string) bool {
-		if len(fields) > 3 && fields[2] == id {
-			group = true
-			private = private && fields[0] == user && (fields[3] == "" || fields[3] == user)
-		}
-		return private
-	})
-	listed("passwd", func(fields []string) bool {
-		private = private && (len(fields) < 4 || fields[3] != id || fields[0] == user)
-		return private
-	})
-	return group && private
+	id := strconv.Itoa(gid)
+	group := func(fields []string) bool { return len(fields) > 3 && fields[2] == id }
+	shared := func(fields []string) bool {
+		return group(fields) && (fields[0] != user || fields[3] != "" && fields[3] != user)
+	}
+	another := func(fields []string) bool { return len(fields) > 3 && fields[3] == id && fields[0] != user }
+	return first("group", group) != nil && first("group", shared) == nil && first("passwd", another) == nil
 }
 
 var etc = "/etc/" // a test has its own
 
-// listed calls each with the lines of a database in /etc until it returns false.
-func listed(database string, each func(fields []string) bool) {
+// first returns the first line of a database in /etc that matches, nil if there is none.
+func first(database string, match func(fields []string) bool) []string {
 	f, err := os.Open(etc + database)
 	if err != nil {
-		return
+		return nil
 	}
 	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan() && each(strings.Split(lines.Text(), ":")); {
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if fields := strings.Split(lines.Text(), ":"); match(fields) {
+			return fields
+		}
 	}
+	return nil
 }
 
 // getentTime bounds the wait for a directory service.

@@ -87,13 +87,13 @@ func (f *Files) Reload() error {
 	if err != nil {
 		return errorf(args.CodeBadTicket, "%s, %s: %v", f.cert, f.key, err).WithHint("a certificate and its key are expected, in PEM")
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(caText) {
-		return errorf(args.CodeBadTicket, "%s: it has no certificate", f.ca).WithHint("a certificate is expected, in PEM: BEGIN CERTIFICATE")
-	}
-	next, old := &filesState{pair: &pair, pool: pool, signers: certificates(caText), roots: map[string]bool{}, files: files}, f.current.Load()
+	next, old := &filesState{pair: &pair, pool: x509.NewCertPool(), signers: certificates(caText), roots: map[string]bool{}, files: files}, f.current.Load()
 	for _, ca := range next.signers {
+		next.pool.AddCert(ca)
 		next.roots[fingerprint(ca.RawSubjectPublicKeyInfo)] = true
+	}
+	if len(next.signers) == 0 {
+		return errorf(args.CodeBadTicket, "%s: it has no certificate", f.ca).WithHint("a certificate is expected, in PEM: BEGIN CERTIFICATE")
 	}
 	if f.node { // the node reports problems of a client's certificate
 		if err := checkNode(pair.Leaf, f.cert); err != nil {
@@ -123,7 +123,8 @@ func (s *filesState) readLists(file string, old *filesState) error {
 		return err
 	}
 	if old != nil {
-		s.signers = append(s.signers, slices.DeleteFunc(slices.Clone(old.signers), func(c *x509.Certificate) bool { return slices.ContainsFunc(s.signers, c.Equal) })...)
+		known := func(c *x509.Certificate) bool { return slices.ContainsFunc(s.signers, c.Equal) }
+		s.signers = append(s.signers, slices.DeleteFunc(slices.Clone(old.signers), known)...)
 	}
 	lists := [][]byte{text}
 	if block, rest := pem.Decode(text); block != nil {
@@ -190,10 +191,7 @@ func fingerprint(der []byte) string {
 // certificates returns the certificates in a PEM text, as AppendCertsFromPEM reads them.
 func certificates(text []byte) (list []*x509.Certificate) {
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != certBlock {
-			continue
-		}
-		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil && block.Type == certBlock && len(block.Headers) == 0 {
 			list = append(list, c)
 		}
 	}
@@ -257,10 +255,7 @@ func (f *Files) checkClock() error {
 
 // stale adds to an error that the previous files stay in use.
 func stale(err error) error {
-	if err != nil {
-		err = fmt.Errorf("%w: the files that were read before stay in use", err)
-	}
-	return err
+	return fmt.Errorf("%w: the files that were read before stay in use", err)
 }
 
 func (f *Files) stat() (files []os.FileInfo, err error) {

@@ -245,7 +245,7 @@ func TestCARenewal(t *testing.T) {
 
 	// The old one has ended, with the tickets that hold it.
 	c.add(caRenewal - IdentityLife/2)
-	cert, err = a.Renew(own.Serial, req)
+	_, err = a.Renew(own.Serial, req)
 	wantCode(t, err, args.CodeExpired)
 	must(t, a.Refresh())
 	enter(fresh, fresh.ClientConfig(c.now))

@@ -117,13 +117,7 @@ func descriptor(path string) (*os.File, error) {
 func createAside(place *paths.Place, mode os.FileMode) (*os.File, error) {
 	base := filepath.Base(place.Path)
 	base = base[:min(len(base), 200)] // a name has at most 255 bytes
-	for range 100 {
-		f, err := place.Create("."+base+"."+randomSuffix(), mode)
-		if !errors.Is(err, os.ErrExist) {
-			return f, err
-		}
-	}
-	return nil, &os.PathError{Op: "create", Path: place.Path, Err: errors.New("no free name for a temporary file")}
+	return place.Create("."+base+"."+randomSuffix(), mode)
 }
 
 // Write implements io.Writer.

@@ -324,7 +324,7 @@ func (s *hostileBus) as(name, stdin string, words ...string) (string, error) {
 	cmd := s.command(words...)
 	cmd.Env = append(cmd.Env, "FBUS_NODE=", "FBUS_TICKET="+filepath.Join(filepath.Dir(s.socket), name))
 	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
+	out, err := cmd.Output()
 	return string(out), err
 }
 

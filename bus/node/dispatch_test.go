@@ -193,8 +193,8 @@ func TestQueueOrder(t *testing.T) {
 	}
 }
 
-// TestQueueBound: the queue has a limit, half of it for one identity alone and a quarter while others
-// are there, over all its connections; the node's own user may fill it. Busy comes at once.
+// TestQueueBound: the queue has a limit, a quarter of it for one identity over all its connections, and
+// no more than it leaves for others; the node's own user may fill it. Busy comes at once.
 func TestQueueBound(t *testing.T) {
 	noLeaks(t)
 	n, path := start(t, node.Config{Queue: 16})
@@ -223,8 +223,9 @@ func TestQueueBound(t *testing.T) {
 	}
 	fill(4, "f: the queue is full for ticket:a (limit 4 calls)", rawGuest(t, n, "ticket:a"), rawGuest(t, n, "ticket:a"))
 	fill(4, "f: the queue is full for ticket:b (limit 4 calls)", rawGuest(t, n, "ticket:b"))
-	fill(4, "f: the queue is full (limit 12 calls)", rawGuest(t, n, "ticket:c"), rawGuest(t, n, "ticket:d"))
-	fill(4, "f: the queue is full (limit 16 calls)", own)
+	fill(2, "f: the queue is full for ticket:c (limit 2 calls)", rawGuest(t, n, "ticket:c"))
+	fill(1, "f: the queue is full for ticket:d (limit 1 calls)", rawGuest(t, n, "ticket:d"))
+	fill(5, "f: the queue is full (limit 16 calls)", own)
 }
 
 // TestWaits: what is missing bounds how long a call waits, and names its end.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"runtime"
+	"time"
 
 	"fbus/bus/args"
 	"fbus/bus/wire"
@@ -38,7 +39,8 @@ type identity struct {
 	offers   int
 	text     int64        // bytes of their text
 	own      [classes]int // calls of the node's own functions that run
-	turns    wire.Turns   // of its connections; nil: they need none
+	turns    wire.Turns   // of its connections
+	paused   time.Time    // when one of them last had to pause
 }
 
 // identity returns the identity of a peer.
@@ -60,10 +62,26 @@ func (n *Node) newIdentity(p *Peer) *identity {
 	case p.admin():
 		id.rank = admin
 	}
-	if id.rank != owner {
-		id.turns = make(wire.Turns, max(1, runtime.NumCPU()/4))
-	}
+	id.turns = make(wire.Turns, max(1, runtime.NumCPU()/4))
 	return id
+}
+
+// pauseTime is how long an identity pauses, for each that had to lately: together they have
+// about a fifth of the node's time.
+const pauseTime = time.Millisecond
+
+// pause returns how long an identity has to pause that has cost a lot.
+func (n *Node) pause(id *identity) (d time.Duration) {
+	n.press()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	id.paused = time.Now()
+	for _, other := range n.identities {
+		if id.paused.Sub(other.paused) < time.Second {
+			d += pauseTime
+		}
+	}
+	return d
 }
 
 // forget drops an identity without connections.
@@ -79,10 +97,10 @@ type bound struct {
 	max, used  int64  // and how much of it all have together
 }
 
-// limits returns how much of a bound an identity may have, and all together for it to have more. It may
-// have a quarter while others are connected, and no more than it leaves to all others, so that a bound is
-// never used up however many take their part. The last quarter is reserved for administrators, and half
-// of that for the node's own user, who is bound by nothing else.
+// limits returns how much of a bound an identity may have, and all together for it to have more. The
+// last quarter is reserved for administrators, and half of that for the node's own user, who is bound by
+// nothing else. Of the rest an identity may have a quarter of the bound while others are connected, else
+// half, and no more than it leaves to all others: a bound is never used up, however many take their part.
 func (n *Node) limits(id *identity, b bound) (part, all int64) {
 	switch id.rank {
 	case owner:
@@ -92,11 +110,11 @@ func (n *Node) limits(id *identity, b bound) (part, all int64) {
 	default:
 		all = b.max - b.max/4
 	}
-	part = min(max(b.max/2, 1), b.max-b.used)
-	if len(n.identities) > 1 {
-		part = min(part, max(b.max/4, 1))
+	part = b.max / 4
+	if len(n.identities) == 1 {
+		part = b.max / 2
 	}
-	return part, all
+	return min(max(part, 1), all-b.used), all
 }
 
 // fits reports whether an identity that has so much of a bound may have more.

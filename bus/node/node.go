@@ -246,7 +246,9 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	s.identity.sessions[s] = true
 	s.conn = wire.NewConn(nc, &s.identity.budget)
 	s.conn.OnDrain = func() { n.locked(s.giveHeld) }
-	s.conn.Turns, s.conn.OnPause = s.identity.turns, n.press
+	if s.identity.rank != owner {
+		s.conn.Turns, s.conn.Pause = s.identity.turns, func() time.Duration { return n.pause(s.identity) }
+	}
 	n.lastConn++
 	s.id = n.lastConn
 	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)

@@ -62,6 +62,9 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	if s.dismissed != nil {
 		return s.dismissed
 	}
+	if s.identity.rank != owner {
+		defer func(began time.Time) { s.conn.Charge(time.Since(began)) }(time.Now())
+	}
 	switch f := f.(type) {
 	case *wire.CallFrame:
 		return s.handleCall(b, f)

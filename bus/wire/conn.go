@@ -101,8 +101,9 @@ type Conn struct {
 	// Turns, if set before Serve, is shared with connections that must not keep the machine
 	// busier together than one alone.
 	Turns Turns
-	// OnPause, if set before Serve, is called when the connection pauses since it has sent too much.
-	OnPause func()
+	// Pause, if set before Serve, returns for how long the connection rests after it has cost
+	// pauseAfter without a wait for more frames.
+	Pause func() time.Duration
 
 	mu      sync.Mutex        // protects the fields down to the blank line
 	out     []byte            // encoded frames not written yet

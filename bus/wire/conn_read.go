@@ -220,24 +220,22 @@ func (c *Conn) Serve(h Handler, limit func() int) error {
 	}
 }
 
-// A connection that takes turns pauses for pauseTime, with its turn, when it has handled so many frames
-// without waiting for more; long ones count for several. Go looks at other connections only while there is nothing else to do.
-const (
-	pauseAfter = 256
-	pauseTime  = time.Millisecond
-)
+// pauseAfter is how much a connection costs before it pauses, with its turn: Go looks at other
+// connections only while there is nothing else to do. It is about a number of frames, or of
+// microseconds: see Charge.
+const pauseAfter = 256
+
+// Charge adds to what the frames that are handled have cost. It is for Handle.
+func (c *Conn) Charge(d time.Duration) { c.streak += int(d.Microseconds()) }
 
 // handle passes every complete frame in the buffer on.
 func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 	size := 0
 	for in.end-in.start >= 4 {
-		if c.Turns != nil && c.streak >= pauseAfter {
+		if c.Pause != nil && c.streak >= pauseAfter {
 			c.streak = 0
 			b.Flush()
-			if c.OnPause != nil {
-				c.OnPause()
-			}
-			time.Sleep(pauseTime)
+			time.Sleep(c.Pause())
 		}
 		size = int(binary.BigEndian.Uint32(in.buf[in.start:]))
 		if max := limit(); size > max {

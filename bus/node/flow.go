@@ -44,18 +44,15 @@ func (f *flow) ends() (from *session, id uint64, to *session) {
 	return worker, c.workerID, c.session
 }
 
-// dose returns how much credit one sender may have now: less as more of the buffers, or of the
-// receiver's share of them, is in use or promised.
+// dose returns how much credit one sender may have now: less as more of what the receiver may hold of
+// the buffers is in use or promised.
 func (n *Node) dose(to *identity) int64 {
-	used, most := n.exposure+n.budget.Used(), n.budget.Max
-	if to.rank != owner {
-		if share := min(most/4, max(most-used, 1)); (to.exposure+to.budget.Used())*(most/share) > used {
-			used, most = to.exposure+to.budget.Used(), share
-		}
-	}
+	used := to.exposure + to.budget.Used()
+	_, all := n.limits(to, n.buffers())
+	most := max(min(to.budget.Max, all-n.exposure-n.budget.Used()+used), n.budget.Max/64)
 	switch {
 	case used < most/2:
-		return wire.MaxWindow
+		return min(wire.MaxWindow, most/2)
 	case used < most/4*3:
 		return 64 << 10
 	case used < most:

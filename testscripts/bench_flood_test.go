@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -121,9 +122,13 @@ func flood(args []string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	if attack, ok := attacks[args[0]]; ok {
+	if attack, ok := attacks[args[0]]; ok || args[0] == anyAttack {
 		go func() { // ends with the process
+			names := slices.Sorted(maps.Keys(attacks))
 			for {
+				if args[0] == anyAttack {
+					attack = attacks[names[rand.IntN(len(names))]]
+				}
 				attack(&guest{addr: args[1], ticket: t})
 			}
 		}()

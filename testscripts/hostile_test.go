@@ -6,13 +6,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"maps"
-	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +26,6 @@ import (
 type guest struct {
 	addr   string
 	ticket *trust.Ticket
-	over   <-chan struct{} // closed when the guest has to stop
 }
 
 // guestConn is one of its connections; nc is nil if the node has refused it.
@@ -38,8 +35,12 @@ type guestConn struct {
 	buf []byte
 }
 
-// attackTime is how long one attack goes on.
-const attackTime = time.Second
+const (
+	// attackTime is how long one attack goes on.
+	attackTime = time.Second
+	// anyAttack is the kind of a flood that does one after the other, at random.
+	anyAttack = "any"
+)
 
 // attacks are what guests have stopped a node with. Each takes about attackTime.
 var attacks = map[string]func(g *guest){
@@ -156,11 +157,6 @@ func (g *guest) each(conns int, f func(c *guestConn)) {
 			c := g.connect()
 			defer func() { c.close() }()
 			for time.Now().Before(end) {
-				select {
-				case <-g.over:
-					return
-				default:
-				}
 				for len(c.buf) < 1<<16 && time.Now().Before(end) {
 					before := len(c.buf)
 					if f(c); c.nc == nil || len(c.buf) <= before {
@@ -248,18 +244,9 @@ func TestHostileGuests(t *testing.T) {
 	over := make(chan struct{})
 	var all sync.WaitGroup
 	for i := range hostile {
-		tickets := s.invite(fmt.Sprint("bad", i), "--call", "*", "--offer", "f*")
-		all.Go(func() {
-			names := slices.Sorted(maps.Keys(attacks))
-			for {
-				select {
-				case <-over:
-					return
-				default:
-					attacks[names[rand.IntN(len(names))]](&guest{addr: s.addr, ticket: tickets, over: over})
-				}
-			}
-		})
+		name := fmt.Sprint("bad", i)
+		s.invite(name, "--call", "*", "--offer", "f*")
+		all.Go(func() { s.attack(name, over) })
 	}
 	for i := range 2 {
 		name := fmt.Sprint("good", i)
@@ -304,25 +291,45 @@ func newHostileBus(t *testing.T) *hostileBus {
 	return s
 }
 
-// invite makes a reusable ticket and returns it.
-func (s *hostileBus) invite(name string, rights ...string) *trust.Ticket {
+// invite makes a reusable ticket.
+func (s *hostileBus) invite(name string, rights ...string) {
 	s.Helper()
-	file := filepath.Join(filepath.Dir(s.socket), name)
-	cmd := s.command(append([]string{"invite", "-q", "--name", name, "--reusable", "--address", s.addr, "-o", file}, rights...)...)
+	cmd := s.command(append([]string{"invite", "-q", "--name", name, "--reusable", "--address", s.addr, "-o", s.ticket(name)}, rights...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.Fatalf("%v: %s", err, out)
 	}
-	ticket, err := trust.ReadTicket(file)
-	if err != nil {
-		s.Fatal(err)
+}
+
+func (s *hostileBus) ticket(name string) string { return filepath.Join(filepath.Dir(s.socket), name) }
+
+// attack runs floods of a ticket's holder, each for a minute at most, until it is over.
+func (s *hostileBus) attack(name string, over <-chan struct{}) {
+	for {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "FBUS_BENCH_ROLE=flood "+strings.Join([]string{anyAttack, s.addr, s.ticket(name)}, " "))
+		if err := cmd.Start(); err != nil {
+			s.Error(err)
+			return
+		}
+		ended := make(chan struct{})
+		go func() { // ends with the process
+			cmd.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-over:
+			cmd.Process.Kill()
+			<-ended
+			return
+		}
 	}
-	return ticket
 }
 
 // as runs a command with a ticket.
 func (s *hostileBus) as(name, stdin string, words ...string) (string, error) {
 	cmd := s.command(words...)
-	cmd.Env = append(cmd.Env, "FBUS_NODE=", "FBUS_TICKET="+filepath.Join(filepath.Dir(s.socket), name))
+	cmd.Env = append(cmd.Env, "FBUS_NODE=", "FBUS_TICKET="+s.ticket(name))
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()
 	return string(out), err

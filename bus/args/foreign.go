@@ -1,6 +1,7 @@
 package args
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"unicode"
@@ -20,7 +21,7 @@ func Unsafe(r rune) bool {
 	return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029'
 }
 
-// OneLine makes a foreign text fit to be shown. Line breaks and tabs become spaces; other
+// OneLine makes a foreign text safe to show. Line breaks and tabs become spaces; other
 // unsafe characters, and bytes that are not UTF-8, become question marks.
 func OneLine[T string | []byte](text T) string {
 	return strings.Map(func(r rune) rune {
@@ -36,11 +37,10 @@ func OneLine[T string | []byte](text T) string {
 	}, string(text))
 }
 
-// Shown is OneLine for a message with a text that a peer chose: of a longer text only the
-// first 200 bytes.
+// Shown is OneLine for at most the first 200 bytes of a text.
 func Shown[T string | []byte](text T) string { return beginning(text, 200) }
 
-// Shorten is Shown for a longer message: only the first 60 bytes, without surrounding spaces.
+// Shorten is Shown for at most 60 bytes, without surrounding spaces.
 func Shorten[T string | []byte](text T) string { return strings.TrimSpace(beginning(text, 60)) }
 
 func beginning[T string | []byte](text T, most int) string {
@@ -50,25 +50,19 @@ func beginning[T string | []byte](text T, most int) string {
 	return OneLine(text[:most]) + "…"
 }
 
-// SafeJSON escapes unsafe characters of valid JSON, which are in its strings. It returns doc
-// itself if there are none.
+// SafeJSON escapes the unsafe characters in the strings of a JSON document. It returns an
+// ASCII document as it is.
 func SafeJSON(doc []byte) []byte {
 	if !slices.ContainsFunc(doc, func(c byte) bool { return c >= 0x7f }) {
 		return doc
 	}
 	out := make([]byte, 0, len(doc)+64)
 	for _, r := range string(doc) { // bytes that are not UTF-8 become U+FFFD
-		if r >= 0x7f && Unsafe(r) {
-			out = AppendEscape(out, r)
+		if r >= 0x7f && Unsafe(r) { // all of them are below U+10000
+			out = fmt.Appendf(out, `\u%04x`, r)
 		} else {
 			out = utf8.AppendRune(out, r)
 		}
 	}
 	return out
-}
-
-// AppendEscape appends a character below U+10000 as JSON escapes it.
-func AppendEscape(dst []byte, r rune) []byte {
-	const hex = "0123456789abcdef"
-	return append(dst, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
 }

@@ -104,22 +104,8 @@ func appendText(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
-			return append(appendEscaped(append(dst, s[:i]...), s[i:]), '"')
+			return append(dst[:len(dst)-1], args.SafeJSON(args.AppendString(nil, []byte(s)))...)
 		}
 	}
 	return append(append(dst, s...), '"')
-}
-
-func appendEscaped(dst []byte, s string) []byte {
-	for _, r := range s { // bytes that are not UTF-8 become U+FFFD
-		switch {
-		case r == '"' || r == '\\':
-			dst = append(dst, '\\', byte(r))
-		case args.Unsafe(r):
-			dst = args.AppendEscape(dst, r)
-		default:
-			dst = utf8.AppendRune(dst, r)
-		}
-	}
-	return dst
 }

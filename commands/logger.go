@@ -17,9 +17,9 @@ const messageBurst = 50
 
 var messageTime = time.Minute
 
-// logger returns a function that prints messages. Peers can cause any number of them. So of
-// each kind, which is a format, only the first ones in a minute are printed, and the others are
-// counted. all prints every message.
+// logger returns two functions that print messages. Peers can cause any number of messages,
+// so limited prints only the first ones of a kind in a minute, and counts the others. Messages
+// with one format are of one kind. all prints every message.
 func logger(stderr io.Writer) (limited, all logf) {
 	type kind struct {
 		n    int

@@ -60,20 +60,20 @@ var runners = [...]runner{
 	{"split", "", "--filter", noOperand},
 }
 
-// runner is where programs expect code or another program.
+// runner describes where programs expect code or another program.
 type runner struct {
 	names    string
-	values   string // options with another value
-	code     string // options with such a value
-	operands int    // before such an operand
+	values   string // options with a harmless value
+	code     string // options with code or a program as value
+	operands int    // number of operands before one that is code or a program
 }
 
 const (
 	noOperand = -1
-	everyWord = -2 // option or operand
+	everyWord = -2 // options too
 )
 
-// role is what a word of a command line is to the program.
+// role is how a program uses a word of its command line.
 type role int
 
 const (
@@ -89,8 +89,8 @@ var (
 )
 
 // codeWords finds the words of argv that are code or name a program to run, also behind
-// env, timeout and the like. It reports whether argv has an interpreter, in whose words
-// braces are everyday text.
+// env, timeout and the like. Braces: argv has an interpreter, whose words often contain
+// braces.
 func codeWords(argv []string) (roles map[int]role, braces bool) {
 	roles = map[int]role{}
 	programs := map[int]bool{0: true} // where programs are known to stand
@@ -160,8 +160,8 @@ func (r *runner) mark(argv []string, from int, roles map[int]role, programs map[
 
 // markOptions marks what follows -c and its like, up to the script file: the
 // options behind that are the script's own. A word after an option may be
-// that option's value, and does not count as the script. Only where the interpreter is
-// known to be the program, its script is code too.
+// that option's value, and does not count as the script. The script is code too if program
+// is set: the interpreter is known to be what runs.
 func markOptions(roles map[int]role, argv []string, from int, name string, program bool) {
 	for j := from; j < len(argv); j++ {
 		w, before := argv[j], argv[j-1]

@@ -75,7 +75,7 @@ type exchange struct {
 	hinted    bool   // its caller got the flush hint
 	quiet     bool   // JSONRPC: the program wrote nothing between the request and its end
 	settled   bool   // JSONRPC: there is an answer, or will be at once
-	over      bool   // it was written more on stderr than MaxOutput
+	over      bool   // the program wrote more than MaxOutput on stderr
 
 	// JSONRPC: valid after done.
 	answer    Result

@@ -7,7 +7,7 @@ type End struct {
 	Source  Source
 	Status  int    // exit status: the program's, 128+N for a signal, or that of Code
 	Code    string // "exit" or empty, a signal's name, or one of the Code constants
-	Message string // for a person, from fbus or a worker; may be empty. [OneLine] makes it fit to be shown
+	Message string // for a person, from fbus or a worker; may be empty. [OneLine] makes it safe to show
 	Hint    string // the next step, or ""
 }
 

@@ -97,7 +97,7 @@ func wrongType(e *json.UnmarshalTypeError) string {
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		want = "a whole number, at least 0"
 	}
-	got := "the " + e.Value // number -3
+	got := "the " + e.Value // as "number -3"
 	switch e.Value {
 	case "string", "number":
 		got = "a " + e.Value
@@ -109,8 +109,8 @@ func wrongType(e *json.UnmarshalTypeError) string {
 	return fmt.Sprintf("%s must be %s, not %s", field, want, got)
 }
 
-// DecodeStrict decodes one JSON document into v. A field that v does not have is an error, as is
-// text after the document.
+// DecodeStrict decodes one JSON document into v. It refuses unknown fields, and text after
+// the document.
 func DecodeStrict(doc []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(doc))
 	dec.DisallowUnknownFields()

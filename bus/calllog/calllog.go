@@ -1,9 +1,9 @@
 // Package calllog keeps a node's call log. It records each call with its caller, time,
 // worker and end, and each refused peer. The log is one stream of JSON lines with rising
 // numbers. Its files, in one directory, are bounded in size. log.jsonl and the older
-// log.1.jsonl, log.2.jsonl, … hold the calls. refused.jsonl, refused.1.jsonl, … hold
-// refusals, and security.jsonl, security.1.jsonl, … changes to tickets, so that no flood of
-// calls or refusals can evict those.
+// log.1.jsonl, log.2.jsonl, … hold the calls. refused.jsonl and so on hold refusals, and
+// security.jsonl and so on changes to tickets. So no flood of calls or refusals can evict
+// changes to tickets.
 //
 // One process writes a log. Append never waits for the disk: a goroutine writes entries
 // in batches some milliseconds later. If the process is killed, unwritten entries are
@@ -38,7 +38,7 @@ type Options struct {
 	// Empty: only Copy is written, and there is nothing to read.
 	Dir      string
 	MaxBytes int64 // of a file; default 8 MiB
-	Files    int   // kept of the calls, and of the other events; default 5
+	Files    int   // kept of each series; default 5
 
 	// Copy receives a line for each ended call, as --log promises. Its writes may block. It
 	// is closed with the log.
@@ -144,9 +144,9 @@ func (l *Log) Kept() bool { return l != nil && l.lock != nil }
 // it has none. Texts are cut to 256 bytes. It never waits for the disk: if the queue is
 // full, the entry is dropped, and a later entry of the event "dropped" counts it.
 //
-// Of the refusals of one caller with one code, and of its calls that fbus ended with one code
-// before a worker had them, 50 a minute are logged one by one. The others are folded: when the
-// minute ends, one entry for each function counts them in More.
+// A caller can be refused, or have fbus end its calls before a worker has them, at no cost.
+// Of such entries with one code, 50 a minute are logged one by one. The others are folded:
+// when the minute ends, one entry for each function counts them in More.
 func (l *Log) Append(e *bus.LogEntry) {
 	if l == nil {
 		return
@@ -283,7 +283,7 @@ func (l *Log) write() {
 func (l *Log) put(batch []bus.LogEntry) {
 	limit := int(min(chunkSize, l.opts.MaxBytes/8))
 	for i := 0; i < len(batch); {
-		var plain, all [len(kinds)]uint64 // entries, without and with those that entries count
+		var plain, all [len(kinds)]uint64 // entries, without and with the ones that they count
 		for k := range l.bufs {
 			l.bufs[k] = l.bufs[k][:0]
 		}

@@ -23,15 +23,15 @@ func kindOf(event string) int {
 }
 
 const (
-	foldBurst = 50   // such entries that are logged one by one
-	maxBursts = 1000 // kinds that are counted apart; those of all other callers are one caller's
-	maxFolded = 8    // functions of one kind that are counted apart
+	foldBurst = 50   // entries of a kind that are logged one by one
+	maxBursts = 1000 // kinds; further callers are counted as one, "others"
+	maxFolded = 8    // functions of a kind that have counts of their own
 )
 
 // foldTime is how long entries are counted before the counts are logged.
 var foldTime = time.Minute
 
-// kind is what entries that fold have in common. None of it is a peer's choice.
+// kind is what folded entries have in common. A peer chooses none of it.
 type kind struct {
 	caller, event, source, code string
 	status                      int
@@ -40,7 +40,7 @@ type kind struct {
 // burst counts the entries of one kind in this foldTime.
 type burst struct {
 	logged int
-	more   map[string]uint64 // the entries that were not, by function
+	more   map[string]uint64 // entries that were not logged, by function
 }
 
 // folds reports whether a peer can cause such entries at no cost to itself.
@@ -87,8 +87,7 @@ func (l *Log) burst(k kind) *burst {
 	return b
 }
 
-// unfold logs the counts. In the next foldTime, all entries of a kind that has any are only
-// counted.
+// unfold logs the counts. A kind that has counts logs no single entry in the next foldTime.
 func (l *Log) unfold() {
 	l.mu.Lock()
 	was := l.bursts

@@ -162,8 +162,8 @@ type view struct {
 	damaged bool                   // foreign lines were found
 }
 
-// view opens the log's files for reading, less those that have no event that matches a glob;
-// empty: any.
+// view opens the log's files for reading. It skips series without an event that matches a
+// glob; an empty glob matches any.
 func (l *Log) view(event string) (*view, error) {
 	has := func(name string) bool {
 		ok, _ := path.Match(event, name)

@@ -81,9 +81,9 @@ type Config struct {
 	// Request makes a task's request. Several goroutines call it at once, and once for
 	// each try. The closer, if any, is closed after the call. An error is the task's.
 	Request func(t *Task) (*bus.Request, io.Closer, error)
-	// Finish, if set, sees each call that has succeeded before Done does, and may turn it
-	// into a failure. Several goroutines call it at once, while other calls are made: files
-	// are synced much faster together.
+	// Finish, if set, receives each success before Done, and may turn it into a failure.
+	// Several goroutines call it at once, while other calls are made: files are synced much
+	// faster together.
 	Finish func(o *Outcome)
 	// Done receives the outcomes, one at a time; an error ends the run. The output is
 	// only valid until Done returns.

@@ -54,9 +54,9 @@ func (t Template) Unknown() string {
 	return ""
 }
 
-// leaves reports whether a value leads out of the directory that the name before it has
-// reached: an item may come from anywhere, and its ".." must not lead elsewhere. The values
-// are marked by NULs. A value that begins the name is free to choose any directory.
+// leaves reports whether a value in a name leads out of the directory before it: an item may
+// come from anywhere, and its ".." must not lead elsewhere. NULs surround each value. A
+// value that begins the name may choose any directory.
 func leaves(marked string) bool {
 	parts := strings.Split(marked, "\x00") // texts, and the values between them
 	for i := 1; i < len(parts); i += 2 {

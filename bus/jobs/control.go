@@ -162,17 +162,14 @@ func (m *Manager) recheck() {
 
 // Retry queues a job again that is dead or was cancelled, with all its retries.
 func (m *Manager) Retry(id ID) error {
-	check := func(j *Job) error {
-		if j.State != Dead && j.State != Cancelled {
-			return fmt.Errorf("%s: it is %s: %w", id, j.State, store.ErrState)
+	check := func(j *Job, err error) error {
+		if err == nil && j.State != Dead && j.State != Cancelled {
+			err = fmt.Errorf("%s: it is %s: %w", id, j.State, store.ErrState)
 		}
-		return nil
+		return err
 	}
 	was, err := m.Get(id)
-	if err == nil {
-		err = check(was)
-	}
-	if err != nil {
+	if err := check(was, err); err != nil {
 		return err
 	}
 	again := *was
@@ -188,7 +185,7 @@ func (m *Manager) Retry(id ID) error {
 		case j == nil:
 			return ErrNoJob
 		}
-		if err := check(j); err != nil { // it may have changed
+		if err := check(j, nil); err != nil { // it may have changed
 			return err
 		}
 		if other, err := t.HoldUnique(j); err != nil {

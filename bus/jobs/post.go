@@ -57,7 +57,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	if j.ID == (ID{}) {
 		j.ID = m.store.NextID()
 	}
-	if err := m.store.Shares.Take(nil, j); err != nil { // before its input comes, however slowly
+	if err := m.store.Shares.Take(nil, j); err != nil { // its input may come slowly
 		return ID{}, err
 	}
 	args, input := m.store.Spool.NewDraft(p.Poster.Caller), m.store.Spool.NewDraft(p.Poster.Caller)

@@ -122,8 +122,8 @@ func (m *Manager) each(ctx context.Context, f *Filter, after ID, size int, visit
 	}
 }
 
-// pageSize is how many jobs are read, changed or deleted at once, listSize how many are
-// read for a list: 1,000 lists may be under way, and a job has a history.
+// pageSize is how many jobs are read, changed or deleted at once. listSize is how many are
+// read at once for a list: 1,000 lists may be under way, and a job has a history.
 const (
 	pageSize = 2000
 	listSize = 100

@@ -13,7 +13,7 @@ import (
 // contents describes the file of a store.
 type contents struct {
 	jobs  int64
-	taken Shares            // what they take, if the store is opened for the first time
+	taken Shares            // by the jobs, if the store is opened for the first time
 	last  ID                // the greatest id
 	meta  map[string][]byte // the bucket meta
 	pages uint64

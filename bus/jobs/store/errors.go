@@ -52,8 +52,8 @@ func (e *DamagedError) Error() string {
 	return fmt.Sprintf("job %s is damaged: %s", e.ID, e.What)
 }
 
-// Public returns the text of an error for somebody who does not administer the node, and
-// for what is kept with a job: without paths of the node's disk.
+// Public returns the text of an error without paths of the node's disk: for callers that do
+// not administer the node, and for the record of a job.
 func Public(err error) string {
 	var errno syscall.Errno
 	var damaged *DamagedError

@@ -90,9 +90,7 @@ func (r *recovery) put(o *Op) {
 		r.frees = append(r.frees, o)
 		return
 	}
-	if o.Done != nil {
-		o.Done(r.err)
-	}
+	o.Done(r.err)
 }
 
 // wait takes changes until it is time for a try; false: the store has to be closed.
@@ -121,9 +119,7 @@ func (r *recovery) try() error {
 		err = r.writeReserved()
 	}
 	for _, o := range r.frees {
-		if o.Done != nil {
-			o.Done(Wrap(err))
-		}
+		o.Done(Wrap(err))
 	}
 	r.frees = nil
 	if err != nil {
@@ -204,7 +200,7 @@ func (r *recovery) write() error {
 }
 
 func (r *recovery) writeFrees() error {
-	if err := r.writeSome(append([]*Op{{Run: r.takeOut}}, r.frees...)); err != nil {
+	if err := r.writeSome(append([]*Op{{Run: r.takeOut, Done: func(error) {}}}, r.frees...)); err != nil {
 		return err
 	}
 	for _, id := range r.undo {

@@ -10,11 +10,11 @@ import (
 	"fbus/bus/wire"
 )
 
-// Held is what jobs take of a store.
+// Held counts what jobs take of a store.
 type Held struct {
-	Jobs  int64 // in whatever state
+	Jobs  int64 // in any state
 	Owed  int64 // postbacks that they may still post
-	Bytes int64 // of payloads, those that are being written included
+	Bytes int64 // of payloads, also while they are written
 }
 
 func (h *Held) add(n Held) {
@@ -30,7 +30,7 @@ type Shares struct {
 
 	mu  sync.Mutex // protects the fields below
 	all Held
-	of  map[string]holding // by poster, without those that take nothing
+	of  map[string]holding // by poster, while its jobs take something
 }
 
 // holding is what the jobs of one poster take.
@@ -47,8 +47,8 @@ const (
 	maxGlobs = 256
 )
 
-// HasGlob reports whether a job's workers have to be compared with a glob; otherwise
-// they are looked up.
+// HasGlob reports whether workers have to be compared with a glob. Otherwise they are
+// looked up.
 func (o *Options) HasGlob() bool {
 	on, _ := wire.ParseOn(o.On)
 	return on.Glob()
@@ -70,8 +70,8 @@ func (j *Job) PostsBack() (n int64) {
 	return n
 }
 
-// Take counts a new job, or with old a finished one that is unfinished again. It refuses
-// one that exceeds a bound.
+// Take counts a new job, or with old a finished job that is queued again. It refuses a job
+// that exceeds a bound.
 func (s *Shares) Take(old, j *Job) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,8 +94,8 @@ func (s *Shares) Take(old, j *Job) error {
 	return err
 }
 
-// Change counts a job that has changed. Old is nil for a new one; j is nil for one that
-// is gone.
+// Change counts a job that has changed. Old is nil for a new job; j is nil for a deleted
+// one.
 func (s *Shares) Change(old, j *Job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,7 +149,7 @@ func (s *Shares) TakeBytes(who string, n, beyond int64) error {
 	return err
 }
 
-// AddBytes counts bytes that are there, or, if negative, are gone.
+// AddBytes counts bytes that were written, or, if negative, deleted.
 func (s *Shares) AddBytes(who string, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,7 +170,7 @@ func (s *Shares) Over(who string) bool {
 	return s.refuseBytes(who, 0, 0) != nil
 }
 
-// MostBytes returns how many bytes a poster may take of a store without other jobs.
+// MostBytes returns how many bytes a poster may take of a store that has no other jobs.
 func (s *Shares) MostBytes(who string) int64 {
 	if unshared(who) {
 		return s.MaxBytes

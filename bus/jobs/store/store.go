@@ -62,7 +62,7 @@ type Store struct {
 	loss     atomic.Int64         // jobs posted before then may be lost: milliseconds of the date
 	mended   bool                 // a damaged file was replaced
 	opened   bool                 // it was open before: a missing file is lost, not new
-	torn     bool                 // the last commit has failed, and may be on disk all the same
+	torn     bool                 // the last commit has failed, but may be on disk
 	time     *Timeline            // nil until the store was opened
 	commit   func(*bolt.Tx) error // a test makes it fail
 
@@ -86,7 +86,7 @@ type Store struct {
 // Op is a change of the store.
 type Op struct {
 	Run   func(t *Tx) error // its error undoes nothing: it checks before it writes
-	Done  func(err error)   // called by the writer after the commit
+	Done  func(err error)   // called by the writer after the commit; may be nil before Submit
 	Must  bool              // it has happened already: it is kept until it can be written
 	Late  func()            // called if Must and it cannot be written at once
 	Frees bool              // it makes room: it is tried while the disk is full
@@ -157,12 +157,15 @@ func (s *Store) NextID() ID {
 
 // Submit hands a change to the writer. It waits for room in the backlog.
 func (s *Store) Submit(o *Op) {
+	if o.Done == nil {
+		o.Done = func(error) {}
+	}
 	s.gate.RLock()
 	defer s.gate.RUnlock()
-	if !s.shut {
-		s.ops <- o
-	} else if o.Done != nil {
+	if s.shut {
 		o.Done(ErrClosed)
+	} else {
+		s.ops <- o
 	}
 }
 

@@ -44,9 +44,7 @@ func (s *Store) write1(batch []*Op) (err error) {
 		return err
 	}
 	for _, o := range batch {
-		if o.Done != nil {
-			o.Done(o.err)
-		}
+		o.Done(o.err)
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ fields of fbus log. A file that was moved away, as by logrotate, is made again.`
 			}
 			o.hasNetwork = ctx.IsSet("network")
 			if ctx.IsSet("config") {
-				given := *o // by the command line
+				given := *o // before the file sets more
 				seen, _ := os.Stat(o.config)
 				if err := o.readConfig(o.config, ctx.IsSet); err != nil {
 					return err
@@ -165,21 +165,13 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	n.sayReady()
 	notifyReady(n.warn, n.status())
 	defer watchdog(n.warn, func() { n.Open() })()
-	var look <-chan time.Time
 	if o.rereads != nil {
-		tick := time.NewTicker(2 * time.Second)
-		defer tick.Stop()
-		look = tick.C
+		defer every(2*time.Second, n.reread)()
 	}
-	for drained := false; !drained; {
-		select {
-		case err := <-n.served:
-			return fmt.Errorf("listening: %w", err)
-		case <-look:
-			n.reread()
-		case <-signals:
-			drained = true
-		}
+	select {
+	case err := <-n.served:
+		return fmt.Errorf("listening: %w", err)
+	case <-signals:
 	}
 	ctx, cancel := drainTime(o.drain.d, signals)
 	defer cancel()
@@ -202,7 +194,7 @@ type servedNode struct {
 	jobs   *jobs.Manager // nil: no posted calls
 	served chan error    // the error that ended listening
 
-	rights atomic.Pointer[rights] // that hold now; nil: no table
+	rights atomic.Pointer[rights] // the current table; nil: none
 }
 
 // check checks the options.

@@ -77,16 +77,15 @@ var everything = trust.Rights{Call: []string{"*"}, Offer: []string{"*"}}
 
 // local returns the rights of another user, and reports whether that user may connect at
 // all. The rights of all entries for the user and the user's groups add up.
-func (s *sharing) local(uid int, gids []int) (trust.Rights, bool) {
-	if !slices.Contains(gids, s.gid) {
-		return trust.Rights{}, false
-	}
-	if s.rights == nil {
+func (n *servedNode) local(uid int, gids []int) (sum trust.Rights, found bool) {
+	r := n.rights.Load()
+	switch {
+	case !slices.Contains(gids, n.o.sharing.gid):
+		return sum, false
+	case r == nil:
 		return everything, true
 	}
-	var sum trust.Rights
-	found := false
-	for _, g := range s.rights.grants {
+	for _, g := range r.grants {
 		if g.group && slices.Contains(gids, g.id) || !g.group && g.id == uid {
 			sum.Call, sum.Offer, sum.Admin = append(sum.Call, g.Call...), append(sum.Offer, g.Offer...), sum.Admin || g.Admin
 			found = true
@@ -119,8 +118,8 @@ func (n *servedNode) reread() {
 	n.setRights(r, n.o.config)
 }
 
-// setRights gives other users of this machine the rights of a table that has changed. One that is new
-// or gone needs a restart: a file that is only half written must not give rights to all.
+// setRights applies a changed table. A table that was added or removed needs a restart: a
+// file that is only half written must not give rights to all.
 func (n *servedNode) setRights(r *rights, file string) {
 	switch old := n.rights.Load(); {
 	case r.same(old):
@@ -133,13 +132,6 @@ func (n *servedNode) setRights(r *rights, file string) {
 			n.warn("%s: [rights] have changed, and hold from now on", file)
 		}
 	}
-}
-
-// local returns the rights of another user of this machine, by the current table.
-func (n *servedNode) local(uid int, gids []int) (trust.Rights, bool) {
-	s := n.o.sharing
-	s.rights = n.rights.Load()
-	return s.local(uid, gids)
 }
 
 // open makes the socket accessible to the group.

@@ -54,19 +54,13 @@ func (o *outputFile) open(path string, mkdir os.FileMode) error {
 	if err != nil {
 		return err
 	}
-	if err := o.openAt(place); err != nil || o.tmp == nil {
-		place.Close()
-		return err
-	}
-	o.place = place
-	return nil
-}
-
-func (o *outputFile) openAt(place *paths.Place) error {
-	mode := os.FileMode(0o666)
-	st, err := place.Stat()
-	there := err == nil
-	if there { // a file without write permission must not be replaced
+	defer func() {
+		if o.tmp == nil {
+			place.Close()
+		}
+	}()
+	mode, there := os.FileMode(0o666), false
+	if st, err := place.Stat(); err == nil { // a file without write permission must not be replaced
 		f, err := place.Open(os.O_WRONLY, 0)
 		if err != nil {
 			return err
@@ -76,16 +70,18 @@ func (o *outputFile) openAt(place *paths.Place) error {
 			return nil
 		}
 		f.Close()
-		mode = os.FileMode(st.Mode).Perm()
+		mode, there = os.FileMode(st.Mode).Perm(), true
 	}
-	f, err := createAside(place, mode)
+	base := filepath.Base(place.Path)
+	base = base[:min(len(base), 200)] // a name has at most 255 bytes
+	f, err := place.Create("."+base+"."+randomSuffix(), mode)
 	if err != nil {
 		return err
 	}
 	if there {
-		f.Chmod(mode)
+		f.Chmod(mode) // whatever the umask
 	}
-	o.w, o.tmp = f, f
+	o.w, o.tmp, o.place = f, f, place
 	return nil
 }
 
@@ -111,13 +107,6 @@ func descriptor(path string) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), path)
 	_, err = f.Stat()
 	return f, err
-}
-
-// createAside creates a new file beside another one. The umask applies to mode.
-func createAside(place *paths.Place, mode os.FileMode) (*os.File, error) {
-	base := filepath.Base(place.Path)
-	base = base[:min(len(base), 200)] // a name has at most 255 bytes
-	return place.Create("."+base+"."+randomSuffix(), mode)
 }
 
 // Write implements io.Writer.

@@ -313,16 +313,14 @@ func (t *table) kin(nameOrSerial string) (found []*Record) {
 			in[r.Serial] = true
 		}
 	}
-	for grown := true; grown; {
-		grown = false
+	for n := 0; n < len(in); { // until none is added
+		n = len(in)
 		for i := range t.records {
 			r := &t.records[i]
-			if !in[r.Serial] && !in[r.Into] && !in[r.IssuedBy] {
-				continue
-			}
-			for _, serial := range []string{r.Serial, r.Into} {
-				if serial != "" && !in[serial] {
-					in[serial], grown = true, true
+			if in[r.Serial] || in[r.Into] || in[r.IssuedBy] {
+				in[r.Serial] = true
+				if r.Into != "" {
+					in[r.Into] = true
 				}
 			}
 		}

@@ -18,7 +18,7 @@ type Identity struct {
 	Rights  Rights    // empty while Joining
 	Expires time.Time // the connection must end then
 	Joining bool      // an invitation: it may only exchange itself
-	Issuer  string    // of another PKI: its CAs, for [Files.Standing]
+	Issuer  string    // identifies the CAs of another PKI, for [Files.Standing]
 
 	chain   []*x509.Certificate        // as the peer of another PKI sent it
 	checked atomic.Pointer[filesState] // the files that it was checked against
@@ -130,20 +130,17 @@ func (a *Authority) Standing(serial string) (Rights, error) {
 	if err != nil {
 		return Rights{}, err
 	}
-	for range 64 { // a chain is short: one link for each renewal still in the list
-		r, err := t.state(serial)
-		switch {
-		case err != nil:
-			return Rights{}, err
-		case r.Into != "":
-			serial = r.Into
-			continue
-		case a.now().After(r.Expires):
-			return Rights{}, expired("ticket "+r.Name, r.Expires, a.now())
-		}
-		return r.Rights, nil
+	r, err := t.state(serial)
+	for err == nil && r.Into != "" {
+		r, err = t.state(r.Into)
 	}
-	return Rights{}, unlisted(serial)
+	if err == nil && a.now().After(r.Expires) {
+		err = expired("ticket "+r.Name, r.Expires, a.now())
+	}
+	if err != nil {
+		return Rights{}, err
+	}
+	return r.Rights, nil
 }
 
 // check compares a certificate with its record in the list.

@@ -91,8 +91,8 @@ func askFor[T any](o *lookOptions, name string, words ...string) (list []T, data
 	return list, data, err
 }
 
-// table writes aligned columns, below a heading unless that is empty. Cells with foreign texts
-// cannot break it, or a terminal.
+// table writes aligned columns, below a heading unless that is empty. Foreign texts in cells
+// break neither the table nor a terminal.
 func table(stdout io.Writer, head string, rows func(row func(cells ...any))) {
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	if head != "" {

@@ -156,7 +156,7 @@ func report(stderr io.Writer, err error) int {
 	return f.Status()
 }
 
-// messages returns the message of an error; of several problems in a file, each of them.
+// messages returns the message of an error, or that of each problem in a file.
 func messages(f *args.Error) []string {
 	if errors.As(f.Err, new(problems)) {
 		return strings.Split(f.Message, "\n")

@@ -15,7 +15,8 @@ import (
 // (sd_notify(3)). NOTIFY_SOCKET stays in our environment for further messages; programs
 // that fbus runs do not get it.
 
-// notifyFails is set while messages to the service manager fail, which was reported then.
+// notifyFails is set while messages to the service manager fail. Only the first failure is
+// reported.
 var notifyFails atomic.Bool
 
 // notify sends some assignments as one message.

@@ -17,11 +17,11 @@ import (
 )
 
 // owners decides whose files may name programs and grant rights: files of this user, of
-// root, and of the users that --trust-owner names. nil: anybody's.
+// root, and of the users that --trust-owner names. A nil one accepts everybody's.
 type owners struct {
 	uids        []int
 	names       []string // as given
-	warn        logf     // for a check of a file: it does not fail; nil: it does
+	warn        logf     // reports a file instead of refusing it; nil: files are refused
 	first, rest []string // the command line, before and after where the flag may stand
 }
 
@@ -49,7 +49,7 @@ func (o *owners) check(path string) error {
 	case err == nil:
 		place.Close()
 		return nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR): // what uses the file explains that
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR): // the caller's own access explains that
 		return nil
 	case !errors.As(err, &e):
 		return usage("%v", err)

@@ -50,8 +50,8 @@ var recent struct {
 	groups map[int][]int
 }
 
-// Groups returns the groups of a user as the accounts of this machine are now, or were a
-// second ago. Without an account there are none.
+// Groups returns the groups of a user in the accounts of this machine, at most a second old.
+// A user without an account has none.
 func Groups(uid int) (gids []int, err error) {
 	recent.mu.Lock()
 	defer recent.mu.Unlock()
@@ -112,7 +112,7 @@ func PrivateGroup(user string, gid int) bool {
 
 var etc = "/etc/" // a test has its own
 
-// first returns the first line of a database in /etc that matches, nil if there is none.
+// first returns the first line of a database in /etc that matches, or nil.
 func first(database string, match func(fields []string) bool) []string {
 	f, err := os.Open(etc + database)
 	if err != nil {

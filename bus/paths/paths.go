@@ -1,5 +1,5 @@
 // Package paths opens files by paths that no other user can redirect. The kernel's
-// fs.protected_symlinks does a part of that: it judges the last element of a path only.
+// fs.protected_symlinks is only a part of that: it judges the last element of a path.
 package paths
 
 import (
@@ -37,10 +37,10 @@ func same(a, b *unix.Stat_t) bool { return a.Ino == b.Ino && a.Dev == b.Dev }
 // openToAll reports whether every user may create files in a directory.
 func openToAll(dir *unix.Stat_t) bool { return uint32(dir.Mode)&0o002 != 0 }
 
-// NoForeignLink is the check for files that a command writes. It refuses another user's
-// link where that user can have created it to lead us elsewhere: not in a directory that
-// only we can write to, and not in the link owner's own directory. Such a directory below
-// /tmp does not count: somebody may have expected ours there.
+// NoForeignLink is the check for files that a command writes. It refuses another user's link,
+// which may lead us elsewhere. It accepts one in a directory that only we can write to, and
+// one in the link owner's own directory, unless that is below a directory such as /tmp: there
+// we may have expected a directory of our own.
 func NoForeignLink(e *Entry) error {
 	switch private := ours(&e.In) && uint32(e.In.Mode)&0o022 == 0; {
 	case !e.IsLink(), e.Ours(), private, !e.Shared && e.Stat.Uid == e.In.Uid:
@@ -147,8 +147,8 @@ func (p *Place) begin(path string) error {
 	return fail(start, p.enter(start, &Entry{}, false, func(*Entry) error { return nil }))
 }
 
-// enter goes to a directory. It checks what it has opened: the name may have been another
-// directory's before.
+// enter opens a directory below the current one. It checks the directory again if another one
+// had the name before.
 func (p *Place) enter(name string, e *Entry, follow bool, check func(*Entry) error) error {
 	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
 	if runtime.GOOS == "linux" {
@@ -190,7 +190,8 @@ func openat(dir int, name string, flags int, mode os.FileMode) (fd int, err erro
 	}
 }
 
-// elements splits a path. A slash at the end says that it must be a directory's.
+// elements splits a path. After a slash at the end the last element is ".": the path must be
+// a directory's.
 func elements(path string) []string {
 	if strings.HasSuffix(path, "/") {
 		path += "."
@@ -221,7 +222,7 @@ func (p *Place) readlink(name string) (string, error) {
 
 // Close closes the directory.
 func (p *Place) Close() {
-	unix.Close(p.dir) // not open yet: it fails
+	unix.Close(p.dir) // fails if it is not open
 	p.dir = -1
 }
 
@@ -314,12 +315,12 @@ func (p *Place) Create(name string, mode os.FileMode) (*os.File, error) {
 	return beside.open(os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
 }
 
-// Replace puts the file that Create has made under a name in the place of this one.
+// Replace renames a file that Create has created: it replaces this one.
 func (p *Place) Replace(name string) error {
 	return fail(p.Path, unix.Renameat(p.dir, name, p.dir, p.name))
 }
 
-// Remove removes a file that Create has made.
+// Remove removes a file that Create has created.
 func (p *Place) Remove(name string) error { return unix.Unlinkat(p.dir, name, 0) }
 
 // Sync makes the names in the directory survive a power cut.

@@ -43,7 +43,7 @@ type Authority struct {
 type root struct {
 	ca      *x509.Certificate
 	server  *tls.Config // of a connection
-	renewed bool        // not the first certificate: holders of the first need it
+	renewed bool        // not the first certificate, so it is sent to those who hold another
 }
 
 // caName is the file of the CA's certificate and key. They share one file so that a

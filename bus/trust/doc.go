@@ -55,8 +55,8 @@
 // # The CA's end
 //
 // The CA's certificate is valid for ten years. In its last fifth the authority replaces it
-// by another one for the same key, name and start. All certificates that the CA has signed
-// are valid under both. Clients that know only the first one accept the node until that one
-// ends. Before, each identity is renewed at least once, and the answer has the new one. No
-// ticket is valid longer than the CA's certificate in it.
+// by one with the same key, name and start. What the CA has signed is valid under both.
+// Clients that know only the old one accept the node until that one ends. By then each
+// identity was renewed at least once, and the answer contained the new one. No ticket is
+// valid longer than the CA's certificate in it.
 package trust

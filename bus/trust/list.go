@@ -20,7 +20,7 @@ type list struct {
 
 	current atomic.Pointer[table]
 	ahead   atomic.Bool // current has revocations that the file lacks
-	turn    sync.Mutex  // held before writing by all but revocations, which so wait for one change at most
+	turn    sync.Mutex  // locked before writing, but not by revocations: they wait for one change at most
 	writing sync.Mutex  // held over a whole change, including the disk
 	loading sync.Mutex  // held while the file is read, and while current is replaced
 
@@ -225,8 +225,8 @@ func (l *list) put(t *table) (gone []string) {
 	return l.install(t)
 }
 
-// finish adds sightings, and drops the oldest finished records. The limit is a number and not an age: a clock that is wrong for an hour must
-// not empty the list.
+// finish adds sightings, and drops the oldest finished records. The limit is a number and
+// not an age: a clock that is wrong for an hour must not empty the list.
 func (l *list) finish(records []Record) []Record {
 	l.addLate(records)
 	now := l.now()
@@ -306,7 +306,7 @@ func (t *table) state(serial string) (*Record, error) {
 		return nil, unlisted(serial)
 	}
 	by := r
-	for range t.records { // at most: a chain has no more links
+	for range t.records { // no chain is longer
 		if by.State == Revoked {
 			return nil, revoked(r.Name, by.Ended)
 		}

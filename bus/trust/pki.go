@@ -114,9 +114,8 @@ func (f *Files) Reload() error {
 	return nil
 }
 
-// readLists reads the revocation lists in a file, PEM or DER. Each must be signed by a CA in
-// the file of CAs, or by one that was in it before: taking out a CA must not depend on the
-// file of lists.
+// readLists reads the revocation lists in a file, PEM or DER. Each must be signed by a CA that
+// is in the file of CAs, or was: a CA can be removed while its list is still there.
 func (s *filesState) readLists(file string, old *filesState) error {
 	text, _, err := readBounded(file)
 	if err != nil {
@@ -314,8 +313,8 @@ func (f *Files) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
 	return id, err
 }
 
-// Standing returns an error if the certificate with that issuer, see [Identity], and serial
-// is revoked now, or its CA was removed. It serves work that was left here.
+// Standing returns an error if a certificate is revoked now, or its CA was removed. issuer is
+// that of its [Identity]. It serves work that was left here.
 func (f *Files) Standing(issuer, serial string) error {
 	s := f.current.Load()
 	root, issuer, _ := strings.Cut(issuer, " ")
@@ -325,8 +324,8 @@ func (f *Files) Standing(issuer, serial string) error {
 	return nil
 }
 
-// Check reports, as an error, that an admitted peer would now be refused. Unless the files
-// have changed since the last check, it costs nothing.
+// Check reports, as an error, that an admitted peer would now be refused. It costs nothing
+// while the files stay the same.
 func (f *Files) Check(id *Identity) error {
 	_, err := f.check(id)
 	return err

@@ -206,10 +206,12 @@ func (m *Manager) List(ctx context.Context, q *Query, each func(*bus.JobInfo) er
 	after := q.After
 	if q.Newest && q.Limit > 0 {
 		n := 0
-		err = m.scan(ctx, &q.Filter, ID{}, true, func(id ID, _ []byte) bool { // to the first of them
-			n++
-			after = before(id)
-			return n < q.Limit
+		after = ID{}
+		err = m.scan(ctx, &q.Filter, ID{}, true, func(id ID, _ []byte) bool { // to the last job that is not shown
+			if n++; n > q.Limit {
+				after = id
+			}
+			return n <= q.Limit
 		})
 	}
 	if err == nil {
@@ -222,16 +224,6 @@ func (m *Manager) List(ctx context.Context, q *Query, each func(*bus.JobInfo) er
 		return m.count(ctx, &q.Filter)
 	}
 	return shown, err
-}
-
-// before returns the id before another one.
-func before(id ID) ID {
-	for i := len(id) - 1; i >= 0; i-- {
-		if id[i]--; id[i] != 0xFF {
-			break
-		}
-	}
-	return id
 }
 
 // errLimit ends a list that has as many jobs as were asked for.

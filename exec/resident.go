@@ -75,7 +75,6 @@ type exchange struct {
 	hinted    bool   // its caller got the flush hint
 	quiet     bool   // JSONRPC: the program wrote nothing between the request and its end
 	settled   bool   // JSONRPC: there is an answer, or will be at once
-	over      bool   // the program wrote more than MaxOutput on stderr
 
 	// JSONRPC: valid after done.
 	answer    Result
@@ -414,15 +413,12 @@ func (e *stderrPump) pass(fd uintptr) (n int, err error) {
 	}
 	e.log.remember(e.buf[:n])
 	b := e.buf[:n]
-	if limit := e.p.s.f.spec.MaxOutput; limit > 0 && x.errors+int64(n) > limit {
-		b = b[:limit-x.errors]
-		e.p.mu.Lock()
-		x.over = true
-		e.p.mu.Unlock()
+	x.errors += int64(n)
+	if limit := e.p.s.f.spec.MaxOutput; limit > 0 && x.errors > limit {
+		b = b[:max(0, limit-x.errors+int64(n))]
 		e.p.s.replace(e.p, "its error output exceeds "+size(limit))
 		e.p.stop(kill)
 	}
-	x.errors += int64(len(b))
 	e.write(x, b)
 	return n, err
 }

@@ -130,7 +130,7 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 		res, again := x.p.codec.exchange(ctx, x)
 		s.finish(x)
 		x.p.explain(x)
-		if x.over { // nothing sets it any more
+		if limit := s.f.spec.MaxOutput; limit > 0 && x.errors > limit { // nothing is written any more
 			return s.f.endedAs(outputLimit)
 		}
 		if !again || try == maxTries {

@@ -163,29 +163,24 @@ func (r *runner) mark(argv []string, from int, roles map[int]role, programs map[
 // that option's value, and does not count as the script. The script is code too if program
 // is set: the interpreter is known to be what runs.
 func markOptions(roles map[int]role, argv []string, from int, name string, program bool) {
+	noScript := name == "su" || name == "runuser" || name == "busybox"
 	for j := from; j < len(argv); j++ {
 		w, before := argv[j], argv[j-1]
 		afterOption := j > from && strings.HasPrefix(before, "-")
-		switch user := name == "su" || name == "runuser" || name == "busybox"; {
+		module := afterOption && before == "-m" && strings.HasPrefix(name, "python")
+		switch {
 		case afterOption && codeOption().MatchString(before):
 			roles[j] = code
 			program = false // there is no script
-		case afterOption && before == "-m" && strings.HasPrefix(name, "python"):
-			mark(roles, j, program)
-			return
-		case strings.HasPrefix(w, "-"):
-		case afterOption && before != "--":
-			mark(roles, j, program && !user)
-		case !user:
-			mark(roles, j, program)
-			return
+		case noScript, strings.HasPrefix(w, "-") && !module:
+		default:
+			if program {
+				roles[j] = code
+			}
+			if module || !afterOption || before == "--" {
+				return
+			}
 		}
-	}
-}
-
-func mark(roles map[int]role, j int, as bool) {
-	if as {
-		roles[j] = code
 	}
 }
 

@@ -135,11 +135,7 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 // openGate opens the authority or PKI that admits peers.
 func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if d.o.cert != "" {
-		files := []string{"--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca}
-		if d.o.crl != "" {
-			files = append(files, "--tls-crl ", d.o.crl)
-		}
-		if err := find.Readable(files...); err != nil {
+		if err := find.Readable("--tls-cert ", d.o.cert, "--tls-key ", d.o.key, "--tls-ca ", d.o.ca, "--tls-crl ", d.o.crl); err != nil {
 			return err
 		}
 		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, d.o.crl, nil)

@@ -150,10 +150,11 @@ func fileIdentity() (*Identity, error) {
 	return &Identity{Files: f, Why: "FBUS_TLS_CERT"}, nil
 }
 
-// Readable refuses files that cannot be read, each after the flag or variable that names it.
+// Readable refuses files that cannot be read, each after the flag or variable that names it. A
+// file without a name is left out.
 func Readable(pairs ...string) error {
 	for pair := range slices.Chunk(pairs, 2) {
-		if err := unix.Access(pair[1], unix.R_OK); err != nil {
+		if err := unix.Access(pair[1], unix.R_OK); pair[1] != "" && err != nil {
 			return args.Errorf(args.CodeUsage, "%s%s: %v", pair[0], pair[1], err).WithHint("is it the right file, and may you read it?")
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"fbus/bus/args"
+
+	"golang.org/x/sys/unix"
 )
 
 // Files are a certificate, its key and a CA from an external PKI (fbus serve --tls-cert,
@@ -39,7 +41,7 @@ type filesState struct {
 	roots   map[string]bool     // fingerprints of the keys in pool
 	revoked map[string]bool     // by listKey
 	next    time.Time           // the next update of a revocation list is due
-	files   []os.FileInfo       // as last read
+	files   []fileID            // as last read
 }
 
 // OpenFiles reads the files of a client. now may be nil.
@@ -224,15 +226,12 @@ func (f *Files) Refresh() error {
 	if err != nil {
 		return stale(err)
 	}
-	for i, was := range f.current.Load().files {
-		if !os.SameFile(was, now[i]) || !was.ModTime().Equal(now[i].ModTime()) || was.Size() != now[i].Size() {
-			if err := f.Reload(); err != nil {
-				return stale(err)
-			}
-			if f.onChange != nil {
-				f.onChange()
-			}
-			break
+	if !slices.Equal(now, f.current.Load().files) {
+		if err := f.Reload(); err != nil {
+			return stale(err)
+		}
+		if f.onChange != nil {
+			f.onChange()
 		}
 	}
 	return f.checkClock()
@@ -257,16 +256,13 @@ func stale(err error) error {
 	return fmt.Errorf("%w: the files that were read before stay in use", err)
 }
 
-func (f *Files) stat() (files []os.FileInfo, err error) {
+func (f *Files) stat() (files []fileID, err error) {
 	for _, name := range []string{f.cert, f.key, f.ca, f.crl} {
-		if name == "" {
-			continue
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); name != "" && err != nil {
+			return nil, errorf(args.CodeStorage, "%v", &os.PathError{Op: "stat", Path: name, Err: err})
 		}
-		info, err := os.Stat(name)
-		if err != nil {
-			return nil, errorf(args.CodeStorage, "%v", err)
-		}
-		files = append(files, info)
+		files = append(files, idOf(&st))
 	}
 	return files, nil
 }

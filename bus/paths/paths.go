@@ -69,10 +69,9 @@ const maxSteps = 256
 // last element need not exist.
 func Walk(path string, mkdir os.FileMode, check func(*Entry) error) (*Place, error) {
 	p := &Place{dir: unix.AT_FDCWD}
-	err := p.walk(path, mkdir, check)
-	if err != nil {
+	if err := p.walk(path, mkdir, check); err != nil {
 		p.Close()
-		return nil, err
+		return nil, fail(path, err)
 	}
 	return p, nil
 }
@@ -84,7 +83,7 @@ func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) e
 	rest := elements(path)
 	for steps := 0; len(rest) > 0; steps++ {
 		if steps > maxSteps { // a cycle of links, or another process that removes the new directories
-			return fail(path, unix.ELOOP)
+			return unix.ELOOP
 		}
 		name, last := rest[0], len(rest) == 1
 		e := &Entry{Path: filepath.Join(p.Path, name), In: p.in, Shared: p.shared}
@@ -96,12 +95,12 @@ func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) e
 			if err = unix.Mkdirat(p.dir, name, uint32(mkdir)); err == nil {
 				err = p.Sync()
 			}
-			if err == nil || err == unix.EEXIST {
-				continue
+			if err != nil && err != unix.EEXIST {
+				return err
 			}
-			return fail(path, err)
+			continue
 		case err != nil:
-			return fail(path, err)
+			return err
 		}
 		if err := check(e); err != nil {
 			return fail(e.Path, err)
@@ -110,13 +109,11 @@ func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) e
 		switch {
 		case e.IsLink() && !magic:
 			target, err := p.readlink(name)
-			if err != nil {
-				return fail(path, err)
+			if err == nil && filepath.IsAbs(target) {
+				err = p.begin(target)
 			}
-			if filepath.IsAbs(target) {
-				if err := p.begin(target); err != nil {
-					return err
-				}
+			if err != nil {
+				return err
 			}
 			rest = append(elements(target), rest[1:]...)
 			continue
@@ -125,11 +122,11 @@ func (p *Place) walk(path string, mkdir os.FileMode, check func(*Entry) error) e
 			return nil
 		}
 		if err := p.enter(name, e, magic, check); err != nil {
-			return fail(path, err)
+			return err
 		}
 		rest = rest[1:]
 	}
-	return fail(path, unix.ENOENT)
+	return unix.ENOENT
 }
 
 // begin opens the directory where a path begins.

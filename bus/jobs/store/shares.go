@@ -89,7 +89,8 @@ func (s *Shares) Take(old, j *Job) error {
 		}
 	}
 	if err == nil {
-		s.change(old, j)
+		s.count(old, -1)
+		s.count(j, 1)
 	}
 	return err
 }
@@ -99,20 +100,16 @@ func (s *Shares) Take(old, j *Job) error {
 func (s *Shares) Change(old, j *Job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.change(old, j)
+	s.count(old, -1)
+	s.count(j, 1)
 }
 
-func (s *Shares) change(old, j *Job) {
-	if old != nil {
-		s.count(old, -1)
-	}
-	if j != nil {
-		s.count(j, 1)
-	}
-}
-
-// count adds a job, or removes it with n = -1, without its bytes.
+// count adds a job, or removes it with n = -1, without its bytes; j may be nil. s.mu is
+// held.
 func (s *Shares) count(j *Job, n int64) {
+	if j == nil {
+		return
+	}
 	more := Held{Jobs: n}
 	var lines []*Job
 	if !j.State.Finished() {

@@ -300,8 +300,8 @@ func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
 	}
 }
 
-// Result opens the output of a finished job. To verify it, it reads it as a whole, until
-// ctx ends.
+// Result opens the output of a finished job. It reads the whole output first, to verify
+// it, until ctx ends.
 func (m *Manager) Result(ctx context.Context, j *Job) (stdout, stderr io.ReadCloser, err error) {
 	out, err := m.store.Content(ctx, j, store.PartOutput, j.Output)
 	if err != nil {

@@ -174,7 +174,7 @@ type ending struct {
 	o   *outcome
 	try Try
 
-	old, job *Job   // as it was, and as it is then; nil: it was deleted
+	old, job *Job   // before and after the change; job is nil if it was deleted
 	children []*Job // that it posts
 	stale    []string
 	freed    int64
@@ -246,7 +246,7 @@ func (e *ending) written(err error) {
 	}
 	if e.job != nil {
 		if e.o.out != nil {
-			e.freed += e.o.out.Size * e.o.out.Copies // those of the postbacks are known now
+			e.freed += e.o.out.Size * e.o.out.Copies // now postbacks count by themselves
 		}
 		m.store.Shares.Change(e.old, e.job)
 		for _, b := range e.children {

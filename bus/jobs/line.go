@@ -130,7 +130,7 @@ func (l *line) search(r readyJob) int {
 	return sort.Search(len(l.window), func(i int) bool { return l.window[i].compare(r) >= 0 })
 }
 
-// remove takes a job out that has left its line.
+// remove takes a job out of its line.
 func (l *line) remove(r readyJob) {
 	switch i := l.search(r); {
 	case i == 0 && len(l.window) > 0 && l.window[0] == r:
@@ -160,7 +160,7 @@ func (m *Manager) insert(key string, r readyJob) {
 	}
 }
 
-// unready takes a job out of its line that is not to run. m.mu is held.
+// unready takes a job that must not run out of its line. m.mu is held.
 func (m *Manager) unready(j *Job) {
 	function, on, _ := strings.Cut(j.QueueKey(), "\x00")
 	if q := m.functions[function]; q != nil && q.lines[on] != nil {
@@ -169,7 +169,7 @@ func (m *Manager) unready(j *Job) {
 	}
 }
 
-// ready puts a job into its line that is on disk now.
+// ready puts a job that is on disk now into its line.
 func (m *Manager) ready(j *Job) {
 	m.mu.Lock()
 	m.insert(j.QueueKey(), placeOf(j))
@@ -261,7 +261,7 @@ func (m *Manager) Arrives() ID {
 	return id
 }
 
-// Settled ends what Arrives began: the post is over, or other jobs do not wait for it. It
+// Settled ends what Arrives began: the post is over, or other jobs need not wait for it. It
 // may be called twice.
 func (m *Manager) Settled(id ID) {
 	m.mu.Lock()

@@ -31,8 +31,8 @@ func (s *Store) marked() (bool, error) {
 	return true, nil
 }
 
-// readMark reads the mark, but not through a link or from a FIFO: the directory may be one
-// that somebody has unpacked.
+// readMark reads the mark, but not through a link or from a FIFO: the directory may come
+// from somebody's archive.
 func (s *Store) readMark() (string, error) {
 	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {

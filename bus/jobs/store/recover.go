@@ -220,7 +220,7 @@ func (r *recovery) writeSome(list []*Op) error {
 	return err
 }
 
-// takeOut removes posts that should not be there.
+// takeOut removes posts whose commit failed.
 func (r *recovery) takeOut(t *Tx) error {
 	for _, id := range r.undo {
 		if j, err := t.Job(id); err == nil && j != nil {

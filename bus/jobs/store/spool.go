@@ -77,7 +77,7 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 	return len(b), nil
 }
 
-// partFile returns the name of a file.
+// partFile returns the name of a part's file.
 func partFile(id ID, part byte, attempt int) string {
 	return fmt.Sprintf("%s.%c.%d", id, part, attempt)
 }
@@ -85,7 +85,7 @@ func partFile(id ID, part byte, attempt int) string {
 // Wanted returns how many bytes were counted, or would have been.
 func (p *Draft) Wanted() int64 { return (p.Size + p.short) * (1 + p.Copies) }
 
-// Over reports whether it exceeds a bound.
+// Over reports whether the poster exceeds a bound, and the part has bytes to drop.
 func (p *Draft) Over() bool { return p.Size > 0 && p.spool.shares.Over(p.poster) }
 
 // Keep syncs and names the file. The record that names it is written afterwards.

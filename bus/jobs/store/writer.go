@@ -84,7 +84,7 @@ func (s *Store) commitBatch(batch []*Op) error {
 	})
 }
 
-// shows reports whether the file has a transaction whose commit failed, or may have it.
+// shows reports whether a transaction whose commit failed is in the file, or may be.
 func (s *Store) shows(tx uint64) (yes bool) {
 	err := readPages(s.db.Path(), func(p *pages) { yes = p.tx >= tx })
 	return yes || err != nil

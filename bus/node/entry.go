@@ -29,7 +29,7 @@ type Gate interface {
 const (
 	// DefaultConnections is how many connections there may be.
 	DefaultConnections = 10000
-	// DefaultPerTicket is how many one ticket may have.
+	// DefaultPerTicket is how many one ticket may have, or a quarter of all if that is less.
 	DefaultPerTicket = 1000
 	// refreshTime is how often the node looks for changes of the list of tickets by other
 	// processes, and for expired tickets.
@@ -128,11 +128,13 @@ func (n *Node) room(p *Peer) error {
 	if id.rank != guest {
 		reserve = 0
 	}
-	if limit := n.cfg.MaxConnections - reserve; n.guests >= limit {
+	limit, has := n.cfg.MaxConnections-reserve, len(id.sessions)+id.reserved
+	if n.guests >= limit {
 		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections to this node (limit %d)", limit)}
 	}
-	if len(id.sessions)+id.reserved >= n.cfg.MaxPerTicket {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections of %s to this node (limit %d)", id.name, n.cfg.MaxPerTicket)}
+	// One that has many leaves as many to all others.
+	if most := min(n.cfg.MaxPerTicket, limit-n.guests); has >= most {
+		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections of %s to this node (limit %d)", id.name, most)}
 	}
 	n.guests++
 	id.reserved++
@@ -228,6 +230,9 @@ func (n *Node) CheckLocal() {
 	}
 }
 
+// closeTime is how long dismiss waits for the end of connections that are not listened to any more.
+const closeTime = 200 * time.Millisecond
+
 // dismiss closes the connections of some peers with an error. Once all are marked, not one more of
 // their frames is acted on, and nothing is given to their workers.
 func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
@@ -243,9 +248,17 @@ func (n *Node) dismiss(code, why string, whom func(p *Peer) bool) {
 			s.withdraw(b)
 		}
 	})
-	for _, s := range list {
-		s.conn.CloseWith(s.dismissed)
-		s.close()
+	done := make(chan struct{})
+	go func() { // ends soon
+		defer close(done)
+		for _, s := range list {
+			s.conn.CloseWith(s.dismissed)
+			s.close()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeTime):
 	}
 }
 

@@ -152,7 +152,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	cfg.KeepAlive = max(cmp.Or(cfg.KeepAlive, wire.DefaultKeepAlive), wire.MinKeepAlive)
 	cfg.MaxConnections = min(cmp.Or(cfg.MaxConnections, DefaultConnections), descriptors())
-	cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket)
+	if cfg.MaxPerTicket = cmp.Or(cfg.MaxPerTicket, DefaultPerTicket); cfg.MaxPerTicket == DefaultPerTicket {
+		cfg.MaxPerTicket = min(DefaultPerTicket, max(1, cfg.MaxConnections/4))
+	}
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
 	}

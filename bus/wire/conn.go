@@ -30,7 +30,7 @@ const (
 )
 
 // ErrBacklog ends a connection whose peer does not read.
-var ErrBacklog = errors.New("peer does not read: backlog exceeds the limit")
+var ErrBacklog = errors.New("peer does not read: what waits for it exceeds the limit of 16 MiB, or its share of the buffers")
 
 // ErrBudget ends a connection whose half-sent frame does not fit the buffers.
 var ErrBudget = errors.New("no buffer left for an unfinished frame")

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -94,7 +95,8 @@ func askFor[T any](o *lookOptions, name string, words ...string) (list []T, data
 // table writes aligned columns, below a heading unless that is empty. Foreign texts in cells
 // break neither the table nor a terminal.
 func table(stdout io.Writer, head string, rows func(row func(cells ...any))) {
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	out := bufio.NewWriter(stdout) // tabwriter writes each cell by itself
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	if head != "" {
 		fmt.Fprintln(w, head)
 	}
@@ -108,6 +110,7 @@ func table(stdout io.Writer, head string, rows func(row func(cells ...any))) {
 		io.WriteString(w, "\n")
 	})
 	w.Flush()
+	out.Flush()
 }
 
 // facts writes lines of a name and a value.

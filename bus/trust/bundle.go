@@ -89,9 +89,12 @@ func readBounded(path string) ([]byte, os.FileMode, error) {
 	if info.IsDir() {
 		return nil, 0, errorf(args.CodeBadTicket, "%s: is a directory", path)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, listLimit))
+	data, err := io.ReadAll(io.LimitReader(f, listLimit+1))
 	if err != nil {
 		return nil, 0, errorf(args.CodeStorage, "%v", err)
+	}
+	if len(data) > listLimit {
+		return nil, 0, errorf(args.CodeBadTicket, "%s: has more than %d bytes", path, listLimit)
 	}
 	return data, info.Mode(), nil
 }

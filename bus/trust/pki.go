@@ -135,6 +135,9 @@ func (s *filesState) readLists(file string, old *filesState) error {
 			}
 			lists = append(lists, block.Bytes)
 		}
+		if bytes.Count(text, []byte("-----BEGIN ")) != len(lists) { // pem skips what it cannot read
+			return errorf(args.CodeBadTicket, "%s: it is cut short, or has a block that is no PEM", file)
+		}
 	}
 	s.revoked = map[string]bool{}
 	for _, der := range lists {

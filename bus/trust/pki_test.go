@@ -315,6 +315,7 @@ func TestRevocationListErrors(t *testing.T) {
 		"not a revocation":   good[:len(good)-1],
 		"CERTIFICATE":        certPEM(root.Raw),
 		"PEM or DER":         nil,
+		"cut short":          append(crlPEM(good), crlPEM(good)[:100]...),
 	} {
 		replace(t, lists, text)
 		wantCode(t, f.Refresh(), args.CodeBadTicket, lists, what)

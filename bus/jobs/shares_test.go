@@ -87,7 +87,7 @@ func TestShareOfBytes(t *testing.T) {
 		}
 		return exit(0)
 	})
-	for _, options := range []string{`{}`, `{"input":true}`} {
+	for _, options := range []string{`{"backoff":600}`, `{"backoff":600,"input":true}`} {
 		id := b.post(ann, "g", options, "")
 		if i := b.becomes(ann, id, jobs.Delayed); !strings.Contains(i.Message, "its share of --max-spool") {
 			t.Errorf("%+v", i)
@@ -103,7 +103,7 @@ func TestShareOfBytes(t *testing.T) {
 		if n := b.m.Held("ticket:ann").Bytes; n != 180<<10 {
 			t.Errorf("%d bytes", n)
 		}
-		id := b.post(ann, "h", `{"then":"f","finally":"f"}`, "")
+		id := b.post(ann, "h", `{"then":"f","finally":"f","backoff":600}`, "") // not tried again before it is purged
 		if i := b.becomes(ann, id, jobs.Delayed); !strings.Contains(i.Message, "share of --max-spool") {
 			t.Errorf("%+v", i)
 		}

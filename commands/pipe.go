@@ -28,7 +28,7 @@ import (
 )
 
 const (
-	defaultPipeJobs = 500       // what a connection may have in a queue of the default length
+	defaultPipeJobs = 250       // what an identity may have in a queue of the default length
 	maxPipeJobs     = 10000     // what a node holds open for one connection
 	maxPipeLine     = 64 << 20  // bytes of one line of input
 	maxPipeResults  = 128 << 20 // bytes of answers in batches that are not complete

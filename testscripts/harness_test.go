@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 
 	"fbus/commands"
@@ -421,12 +422,24 @@ func pids(ts *testscript.TestScript, file string) []int {
 
 // running reports whether a process exists and is no zombie.
 func running(pid int) bool {
+	state := processState(pid)
+	return state != "" && state != "Z"
+}
+
+// processState is the letter of a process's state in proc(5), "" if it has gone.
+func processState(pid int) string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return ""
 	}
-	rest := string(data[bytes.LastIndexByte(data, ')')+1:])
-	return !strings.HasPrefix(strings.TrimSpace(rest), "Z")
+	return strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))[0]
+}
+
+// stopProcess stops a process and waits until it has stopped.
+func stopProcess(t testing.TB, p *os.Process) {
+	t.Helper()
+	p.Signal(syscall.SIGSTOP)
+	eventually(t, "it has stopped", func() bool { return processState(p.Pid) == "T" })
 }
 
 // gone waits until all processes whose pids the files hold have ended.

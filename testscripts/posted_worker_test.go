@@ -232,7 +232,7 @@ func TestPostedResultUnsent(t *testing.T) {
 	w := s.offer("w1", "f", jobProgram)
 	id := s.posted(c, `{"retries":1,"backoff":0.01,"then":"next"}`)
 	s.awaitNote("begun", id, "w1")
-	w.signal(syscall.SIGSTOP)
+	stopProcess(t, w.cmd.Process)
 	s.allow("w1")
 	program := s.awaitNote("ended", id, "w1")
 	eventually(t, "the program is gone", func() bool { return !running(program.pid) })
@@ -255,7 +255,7 @@ func TestPostedResultLost(t *testing.T) {
 	id := s.posted(c, `{"then":"next"}`)
 	s.awaitNote("begun", id, "w1")
 	s.posted(c, `{"delay":3600}`) // with this the attempt is on disk as well
-	s.node.Process.Signal(syscall.SIGSTOP)
+	stopProcess(t, s.node.Process)
 	s.allow("w1")
 	eventually(t, "the worker has the result", func() bool { return strings.Contains(w.stderr(), ": program 0 exit\n") })
 	s.kill()
@@ -288,7 +288,7 @@ func TestPostedWorkerStopped(t *testing.T) {
 	w1 := s.offer("w1", "f", jobProgram)
 	id := s.posted(c, `{"timeout":1,"retries":5,"backoff":0.01}`)
 	s.awaitNote("begun", id, "w1")
-	w1.signal(syscall.SIGSTOP)
+	stopProcess(t, w1.cmd.Process)
 	eventually(t, "the attempt has ended", func() bool { return s.job(c, id).State == jobs.Queued }) // w1 has no slot
 	s.allow("w2")
 	s.offer("w2", "f", jobProgram)

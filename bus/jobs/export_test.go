@@ -148,7 +148,7 @@ func (m *Manager) Window() (n int) {
 	return n
 }
 
-// Held is what the jobs of a poster take of the store.
+// Held counts the jobs of a poster and their bytes in the store.
 func (m *Manager) Held(who string) store.Held { return m.store.Shares.Of(who) }
 
 // Compared is with how many lines of a function a worker is compared when it looks for a

@@ -44,8 +44,8 @@ func (f *flow) ends() (from *session, id uint64, to *session) {
 	return worker, c.workerID, c.session
 }
 
-// dose returns how much credit one sender may have now: less as more of what the receiver may hold of
-// the buffers is in use or promised.
+// dose returns how much credit one sender may have now. It falls as the receiver's part of the
+// buffers is used or promised.
 func (n *Node) dose(to *identity) int64 {
 	used := to.exposure + to.budget.Used()
 	_, all := n.limits(to, n.buffers())

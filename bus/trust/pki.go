@@ -40,7 +40,7 @@ type filesState struct {
 	signers []*x509.Certificate // of revocation lists: the CAs in the file, now or before
 	roots   map[string]bool     // fingerprints of the keys in pool
 	revoked map[string]bool     // by listKey
-	next    time.Time           // the next update of a revocation list is due
+	next    time.Time           // when the first revocation list expires
 	files   []fileID            // as last read
 }
 

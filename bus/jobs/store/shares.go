@@ -33,7 +33,7 @@ type Shares struct {
 	of  map[string]holding // by poster, while its jobs take something
 }
 
-// holding is what the jobs of one poster take.
+// holding counts the jobs of one poster.
 type holding struct {
 	Held
 	lines map[string]int // jobs and possible postbacks in each line; finished jobs are in none

@@ -31,7 +31,7 @@ const (
 // foldTime is how long entries are counted before the counts are logged.
 var foldTime = time.Minute
 
-// kind is what folded entries have in common. A peer chooses none of it.
+// kind identifies entries that are folded into one. Peers cannot choose any of its fields.
 type kind struct {
 	caller, event, source, code string
 	status                      int

@@ -116,7 +116,7 @@ func TestShareOfBytes(t *testing.T) {
 	}
 }
 
-// TestSharesAreExact: whatever happens to jobs, what is counted is what the store has.
+// TestSharesAreExact: the counts agree with the store, whatever happens to jobs.
 func TestSharesAreExact(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, withTickets)

@@ -171,8 +171,24 @@ func TestGlobsAreBounded(t *testing.T) {
 	}
 }
 
-// TestOwnFunctionsAreShared: a guest that asks and does not read holds no more than its share of what
-// the node's own functions can do.
+// TestFollowedLog: an administrator's ticket that waits for entries of the log does not hold up the
+// answers to others.
+func TestFollowedLog(t *testing.T) {
+	g := newGuests(t)
+	f := callFrame(1, "fbus.log", "")
+	f.Kind, f.Args = args.KindJSON, []byte(`{"wait":8,"event":"nosuch"}`)
+	admin, other := g.enter(g.ticket("boss", "admin")), g.guest("call:a")
+	admin.send(f)
+	eventually(t, "it waits", func() bool { return g.n.Answering() == 1 })
+	other.says(wordsFrame(1, "fbus.functions"))
+	admin.send(&wire.CancelFrame{ID: 1})
+	if e := want[*wire.EndFrame](admin); string(e.Code) != args.CodeCancelled {
+		t.Errorf("the log ended first: %d %s", e.Status, e.Code)
+	}
+}
+
+// TestOwnFunctionsAreShared: a guest that does not read its answers takes only its share of the
+// slots of the node's own functions.
 func TestOwnFunctionsAreShared(t *testing.T) {
 	noLeaks(t)
 	m, err := jobs.Open(jobs.Config{Dir: t.TempDir(), Warn: t.Logf})

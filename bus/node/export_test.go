@@ -52,6 +52,13 @@ func (n *Node) Books() Books {
 	return Books{len(n.sessions), len(n.functions), n.open, n.exposure, n.used()}
 }
 
+// Answering is how many calls of the node's own functions run that answer at once.
+func (n *Node) Answering() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ownBusy[answers]
+}
+
 // Changing reports whether a call is under way that changes something at the node.
 func (n *Node) Changing() bool {
 	n.mu.Lock()

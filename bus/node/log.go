@@ -26,6 +26,7 @@ func serveLog(ctx context.Context, q *asked) error {
 	if d.Last < 0 || d.Wait < 0 {
 		return badInput("fbus.log: last and wait must not be negative")
 	}
+	q.pass() // it may wait
 	entries, next, err := q.node.cfg.Log.Read(ctx, calllog.Query{
 		After: d.After, Last: d.Last, Function: d.Function, Caller: d.Caller, Event: d.Event,
 		Wait: time.Duration(min(d.Wait, maxLogWait.Seconds()) * float64(time.Second)),

@@ -141,7 +141,7 @@ func theirs(err error, path string) error {
 	return err
 }
 
-// ownLink makes a link to one of another user's beside it.
+// ownLink makes a link to a second link, which belongs to another user.
 func ownLink(path, victim string) error {
 	if err := theirs(os.Symlink(victim, path+".2"), path+".2"); err != nil {
 		return err

@@ -220,8 +220,8 @@ func (s *Shares) refuseBytes(who string, n, beyond int64) error {
 	return nil
 }
 
-// most returns a poster's share of a limit: half of what the others leave, and at most a
-// quarter of the limit while others have jobs. s.mu is held.
+// most returns a poster's share of a limit: half of the room that other posters leave. While
+// they have jobs, it is at most a quarter of the limit. s.mu is held.
 func (s *Shares) most(who string, limit, others int64) int64 {
 	most := max(0, limit-others) / 2
 	if s.all.Jobs > s.of[who].Jobs {

@@ -53,8 +53,8 @@ func TestEnds(t *testing.T) {
 		{`{}`, `[75,75,75,0]`, jobs.Done, 4, "exit"},
 		{`{"retries":1}`, `[75,1,75,75,1]`, jobs.Dead, 5, "exit"},
 		{`{"retries":1}`, `[137,137]`, jobs.Dead, 2, "SIGKILL"},
-		{`{"retries":1,"timeout":0.05}`, `[-1,0]`, jobs.Done, 2, "exit"},
-		{`{"retries":1,"timeout":0.05}`, `[-1,-1]`, jobs.Dead, 2, args.CodeDeadline},
+		{`{"retries":1,"timeout":0.5}`, `[-1,0]`, jobs.Done, 2, "exit"},
+		{`{"retries":1,"timeout":0.5}`, `[-1,-1]`, jobs.Dead, 2, args.CodeDeadline},
 	} {
 		options := strings.TrimSuffix(strings.Replace(test.options, "{", `{"kind":"json","backoff":0.001,`, 1), ",}")
 		if test.options == `{}` {

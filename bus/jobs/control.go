@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"time"
 
@@ -120,15 +119,17 @@ func (m *Manager) Recheck() {
 // CheckActive does so for taken jobs. The others are checked when they are taken.
 func (m *Manager) CheckActive() {
 	var denied []*Taken
+	list := map[*Taken]*Job{}
 	m.mu.Lock()
-	list := slices.Collect(maps.Values(m.active))
+	for _, t := range m.active {
+		if t.job != nil { // else its poster is checked next
+			list[t] = t.job
+		}
+	}
 	m.mu.Unlock()
 	var why error
-	for _, t := range list {
-		if t.job == nil {
-			continue // its poster is checked next
-		}
-		if err := m.host.MayRun(&t.job.Poster, t.job.Function); err != nil {
+	for t, j := range list {
+		if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
 			denied, why = append(denied, t), err
 		}
 	}

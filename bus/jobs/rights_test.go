@@ -280,3 +280,33 @@ func TestPathsAreForAdministrators(t *testing.T) {
 	}
 	b.m.FailCommits(nil, false)
 }
+
+// TestCheckWhileTaken: rights are checked again at any moment, also while a slot reads the
+// job that it has taken.
+func TestCheckWhileTaken(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("worker")
+	b.offer(c, "f", 4, func(context.Context, *bus.Invocation) bus.Result { return exit(0) })
+	over, checked := make(chan struct{}), make(chan struct{})
+	go func() { // ends with the test
+		defer close(checked)
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				b.m.CheckActive()
+			}
+		}
+	}()
+	for range 200 {
+		b.post(c, "f", "", "")
+	}
+	eventually(t, "all are done", func() bool {
+		_, n := b.list(c, `{"state":"done"}`)
+		return n == 200
+	})
+	close(over)
+	<-checked
+}

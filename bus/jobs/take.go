@@ -36,12 +36,13 @@ type Taken struct {
 	Cause atomic.Pointer[args.Error]
 
 	m           *Manager
-	job         *Job
 	line        *line
 	place       readyJob
 	input       io.ReadCloser // nil: not read yet
 	out, errOut *store.Draft
 	over        chan struct{} // closed when the job is no longer taken
+
+	job *Job // nil: not read yet; set once, with the manager's mu held, and not changed
 
 	// The manager's mu protects these.
 	started  time.Time // zero: no worker has it
@@ -143,14 +144,15 @@ func (t *Taken) prepare() (bool, error) {
 			m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Forget(t.ID, t.line.key, t.place.order)) }, Done: func(error) { t.leave(false); m.finished(t.ID) }})
 			return false, nil
 		}
-		t.job = j
+		t.read(j)
 		t.finish(outcome{end: endOfDamaged(err), never: true})
 		return false, nil
 	case j == nil || j.State != Queued: // it has gone since its line was read
 		t.leave(false)
 		return false, nil
 	}
-	t.job, t.input, t.Args = j, input, data
+	t.read(j)
+	t.input, t.Args = input, data
 	t.Attempt, t.Caller, t.Kind = j.Attempts+1, j.Poster.Caller, args.Kind(j.Kind)
 	t.HasInput, t.Timeout = j.HasInput, store.Seconds(j.Timeout)
 	if j.Origin != nil {
@@ -174,6 +176,13 @@ func (t *Taken) prepare() (bool, error) {
 		return false, nil
 	}
 	return true, nil
+}
+
+// read notes the job's record.
+func (t *Taken) read(j *Job) {
+	t.m.mu.Lock()
+	t.job = j
+	t.m.mu.Unlock()
 }
 
 // readInput reads what goes with the call.

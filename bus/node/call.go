@@ -294,7 +294,11 @@ func waitOf(ms uint64) time.Duration {
 // setDeadline starts the timer of a call that is about to be placed.
 func (c *call) setDeadline() {
 	if own := c.fn.own; own != nil && !own.long {
-		if limit := c.arrived.Add(shortTime); c.deadline.IsZero() || limit.Before(c.deadline) {
+		limit := c.arrived.Add(shortTime)
+		if c.session.identity.rank != guest {
+			limit = c.arrived.Add(adminTime)
+		}
+		if c.deadline.IsZero() || limit.Before(c.deadline) {
 			c.deadline = limit
 		}
 	}

@@ -103,8 +103,12 @@ const (
 
 var classSlots = [classes]int{answers: 16, waits: 2048}
 
-// shortTime bounds a call of a function that is not long.
-const shortTime = 10 * time.Second
+// shortTime bounds a guest's call of a function that is not long, adminTime an administrator's: all
+// that guests have left on a loaded node is a long answer.
+const (
+	shortTime = 10 * time.Second
+	adminTime = time.Minute
+)
 
 func (o *ownFunction) class() class {
 	if o.waits {

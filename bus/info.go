@@ -139,36 +139,38 @@ type JobQuery struct {
 
 // JobInfo is a posted job, a line of fbus.jobs.
 type JobInfo struct {
-	ID       string    `json:"id"`
-	Function string    `json:"function"`
-	State    JobState  `json:"state"`
-	Poster   string    `json:"poster"`
-	Posted   time.Time `json:"posted"`
-	Age      float64   `json:"age"`              // seconds
-	Due      time.Time `json:"due,omitzero"`     // when the delay ends
-	Started  time.Time `json:"started,omitzero"` // of the last attempt
-	Ended    time.Time `json:"ended,omitzero"`
-	Attempts int       `json:"attempts"` // that were begun
-	Used     int       `json:"used"`     // that count against Retries
-	Retries  int       `json:"retries"`
-	Priority int       `json:"priority"`
-	Unique   string    `json:"unique,omitempty"`
-	Then     string    `json:"then,omitempty"`
-	Else     string    `json:"else,omitempty"`
-	Finally  string    `json:"finally,omitempty"`
-	Timeout  float64   `json:"timeout,omitempty"` // seconds
-	Keep     float64   `json:"keep"`              // seconds
-	On       string    `json:"on,omitempty"`
-	Worker   string    `json:"worker,omitempty"`
-	Call     string    `json:"call,omitempty"` // while it runs
-	JobEnd             // of it, or its last attempt
-	In       int64     `json:"in"`  // bytes
-	Out      int64     `json:"out"` // bytes
-	Err      int64     `json:"err"` // bytes of stderr
-	Note     string    `json:"note,omitempty"`
-	Parent   string    `json:"parent,omitempty"`
-	Children []string  `json:"children,omitempty"`
-	History  []JobTry  `json:"history,omitempty"` // only if the job was asked for by id
+	ID         string    `json:"id"`
+	Function   string    `json:"function"`
+	State      JobState  `json:"state"`
+	Poster     string    `json:"poster"`
+	Posted     time.Time `json:"posted"`
+	Age        float64   `json:"age"`              // seconds
+	Due        time.Time `json:"due,omitzero"`     // when the delay ends
+	Started    time.Time `json:"started,omitzero"` // of the last attempt
+	Ended      time.Time `json:"ended,omitzero"`
+	Attempts   int       `json:"attempts"`       // that were begun
+	Used       int       `json:"used"`           // that count against Retries
+	Lost       int       `json:"lost,omitempty"` // in a row, that lost their worker
+	Retries    int       `json:"retries"`
+	Priority   int       `json:"priority"`
+	Unique     string    `json:"unique,omitempty"`
+	Then       string    `json:"then,omitempty"`
+	Else       string    `json:"else,omitempty"`
+	Finally    string    `json:"finally,omitempty"`
+	Timeout    float64   `json:"timeout,omitempty"` // seconds
+	Keep       float64   `json:"keep"`              // seconds
+	On         string    `json:"on,omitempty"`
+	AtMostOnce bool      `json:"at_most_once,omitempty"` // not run again after a loss of its worker or node
+	Worker     string    `json:"worker,omitempty"`
+	Call       string    `json:"call,omitempty"` // while it runs
+	JobEnd               // of it, or its last attempt
+	In         int64     `json:"in"`  // bytes
+	Out        int64     `json:"out"` // bytes
+	Err        int64     `json:"err"` // bytes of stderr
+	Note       string    `json:"note,omitempty"`
+	Parent     string    `json:"parent,omitempty"`
+	Children   []string  `json:"children,omitempty"`
+	History    []JobTry  `json:"history,omitempty"` // only if the job was asked for by id
 }
 
 // JobState is the state of a job: "queued", "delayed", "running", "done", "dead" or "cancelled".

@@ -52,8 +52,8 @@ attempt, and the chain of jobs that posted each other. --watch redraws a termina
 second; elsewhere it prints what has changed. States are queued,
 delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
 function, state, poster, posted, age (seconds), due, started, ended, attempts, used
-(those that count against retries), retries, priority, unique, then, else, finally,
-timeout and keep (seconds), on, worker, call, source, status, code and message (of the
+(those that count against retries), lost (workers in a row), retries, priority, unique, then,
+else, finally, timeout and keep (seconds), on, at_most_once, worker, call, source, status, code and message (of the
 last end), in, out and err (bytes), note, parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
 fbus.jobs returns the same.`,
@@ -372,7 +372,14 @@ func (ch *chain) show(stdout io.Writer) {
 		fact("posted", "%s, %s ago", moment(j.Posted), age(j.Age))
 		text("due", moment(j.Due))
 		text("ended", moment(j.Ended))
-		fact("attempts", "%d; %d of %d used", j.Attempts, j.Used, j.Retries+1)
+		lost := ""
+		if j.Lost > 0 {
+			lost = "; " + plural(j.Lost, "worker") + " lost"
+		}
+		fact("attempts", "%d; %d of %d used%s", j.Attempts, j.Used, j.Retries+1, lost)
+		if j.AtMostOnce {
+			fact("at most once", "yes")
+		}
 		text("end", endText(j.JobEnd))
 		if j.Priority != 0 {
 			fact("priority", "%d", j.Priority)

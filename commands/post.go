@@ -48,7 +48,8 @@ func postCommand() *cli.Command {
 is free, at least once. Its id is printed once the job is on disk. The result is kept
 for fbus result. If the program exits with 0 the job is done, with 75 it is run again
 later, with 65 never again. Any other status is a failure: the job is run again up to
---retries times, then it is dead.
+--retries times, then it is dead. A lost worker is no failure: the job is run again, and
+is dead after three losses in a row, or with --at-most-once after the first.
 
   id=$(fbus post resize < big.png); fbus result "$id" > small.png
   fbus post --then notify --retries 5 resize < big.png
@@ -95,6 +96,7 @@ func (o *postOptions) jobFlags() []cli.Flag {
 			return err
 		})},
 		&cli.IntFlag{Name: "retries", Usage: "run it up to `N` times more after failures", Destination: &o.job.Retries},
+		&cli.BoolFlag{Name: "at-most-once", Usage: "never run it again when its worker or node was lost: it is dead then", Destination: &o.job.AtMostOnce, DisableDefaultText: true},
 		&cli.GenericFlag{Name: "backoff", Usage: "wait `D` before a retry, twice as long before each further one, at most 1h; up to half of that is random; default: 1s", Value: &o.backoff},
 		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.job.Priority, DefaultText: "0"},
 		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, print its id and post nothing", Destination: &o.job.Unique},

@@ -175,15 +175,15 @@ func (s *store) checkCourse(i fbus.JobInfo, courses, ends string) {
 	}
 }
 
-// TestPostedWorkerKilled: a job whose worker is killed runs again on another one, with
-// the same id and the next attempt, as long as it has retries. Without, it is dead and
-// says why; so does fbus result.
+// TestPostedWorkerKilled: a job whose worker is killed runs again on another one, with the
+// same id and the next attempt, without --retries. After three it is dead and says why; so
+// does fbus result.
 func TestPostedWorkerKilled(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	c := s.client("test")
 	w := s.offer("w1", "f", jobProgram)
-	again := s.posted(c, `{"retries":1,"backoff":0.01}`)
+	again := s.posted(c, `{"backoff":0.01}`)
 	program := s.awaitNote("begun", again, "w1")
 	w.kill()
 	eventually(t, "the program is killed with its worker", func() bool { return !running(program.pid) })
@@ -196,31 +196,45 @@ func TestPostedWorkerKilled(t *testing.T) {
 	s.checkCourse(s.job(c, again), "1@w1 2@w2", "1 w1 worker_lost 74, 2 w2 exit 0")
 	w.kill()
 
-	// Its retries are used up.
-	w = s.offer("w3", "f", jobProgram)
-	last := s.posted(c, `{}`)
-	s.awaitNote("begun", last, "w3")
-	w.kill()
+	last := s.posted(c, `{"backoff":0.01}`)
+	for _, name := range []string{"w3", "w4", "w5"} {
+		w = s.offer(name, "f", jobProgram)
+		s.awaitNote("begun", last, name)
+		w.kill()
+	}
 	i := s.becomes(c, last, jobs.Dead)
-	if i.Code != args.CodeWorkerLost || *i.Status != 74 || !strings.Contains(i.Message, "worker w3 was lost") || i.Attempts != 1 {
+	if i.Code != args.CodeWorkerLost || *i.Status != 74 || i.Message != "its worker was lost 3 times" || i.Attempts != 3 || i.Used != 0 {
 		t.Errorf("%+v", i)
 	}
-	s.checkCourse(i, "1@w3", "1 w3 worker_lost 74")
+	s.checkCourse(i, "1@w3 2@w4 3@w5", "1 w3 worker_lost 74, 2 w4 worker_lost 74, 3 w5 worker_lost 74")
 	cmd := s.command("result", last)
 	text, err := cmd.CombinedOutput()
-	if cmd.ProcessState.ExitCode() != 74 || !strings.Contains(string(text), "worker w3 was lost") {
+	if cmd.ProcessState.ExitCode() != 74 || !strings.Contains(string(text), "its worker was lost 3 times") {
 		t.Errorf("fbus result: %v: %s", err, text)
 	}
 	text, err = s.command("jobs", last).CombinedOutput()
-	if err != nil || !strings.Contains(string(text), "worker w3 was lost") {
+	if err != nil || !strings.Contains(string(text), "its worker was lost 3 times") {
 		t.Errorf("fbus jobs: %v: %s", err, text)
 	}
 	if text, err := s.command("retry", last).CombinedOutput(); err != nil {
 		t.Errorf("fbus retry: %v: %s", err, text)
 	}
-	s.allow("w4")
-	s.offer("w4", "f", jobProgram)
-	s.checkCourse(s.becomes(c, last, jobs.Done), "1@w3 2@w4", "1 w3 worker_lost 74, 2 w4 exit 0")
+	s.allow("w6")
+	s.offer("w6", "f", jobProgram)
+	s.becomes(c, last, jobs.Done)
+
+	// The opposite was asked for.
+	once, err := s.command("post", "-n", "--at-most-once", "g").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSpace(string(once))
+	w = s.offer("w7", "g", jobProgram)
+	s.awaitNote("begun", id, "w7")
+	w.kill()
+	if i := s.becomes(c, id, jobs.Dead); i.Attempts != 1 || !strings.Contains(i.Message, "worker w7 was lost") || !strings.Contains(i.Message, "--at-most-once") {
+		t.Errorf("%+v", i)
+	}
 }
 
 // TestPostedResultUnsent: a program has ended with success, and its worker is killed

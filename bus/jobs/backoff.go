@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"time"
 
@@ -27,4 +28,12 @@ func backoff(j *Job, n int) time.Duration {
 	}
 	pause = max(min(pause, max(maxBackoff, store.Seconds(j.Backoff))), time.Millisecond)
 	return pause - rand.N(pause/2+1)
+}
+
+// lossPause is the pause before a job runs again that has lost its worker. It is no failure
+// of the job, so a long --backoff does not apply.
+func lossPause(j *Job) time.Duration {
+	short := *j
+	short.Backoff = min(cmp.Or(j.Backoff, DefaultBackoff.Seconds()), DefaultBackoff.Seconds())
+	return backoff(&short, j.Lost)
 }

@@ -195,7 +195,7 @@ func (m *Manager) Retry(id ID) error {
 			return fmt.Errorf("%s: job %s has its unique key now: %w", id, other, store.ErrState)
 		}
 		return store.Wrap(t.Move(j, func() {
-			j.State, j.Used, j.Laters, j.Expires, j.Finished = Queued, 0, 0, 0, 0
+			j.State, j.Used, j.Laters, j.Lost, j.Expires, j.Finished = Queued, 0, 0, 0, 0, 0
 		}))
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package jobs
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -12,7 +13,7 @@ import (
 	"fbus/bus/jobs/store"
 )
 
-// Ended takes the end of a job's call: it decides what follows, and writes that. One that
+// Ended takes the end of a job's call: it decides what follows, and writes that. A job that
 // ends because the node does is found as interrupted at the next start.
 func (m *Manager) Ended(t *Taken, end End) {
 	m.mu.Lock()
@@ -23,7 +24,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 	case cause != nil && (!begun || cause.Code == args.CodeDenied):
 		t.refuse()
 		return
-	case end.Code == args.CodeNodeLost, end.Code == args.CodeDraining:
+	case end.Source == "fbus" && end.Code == args.CodeNodeLost:
 		t.dropOutput()
 		t.leave(false)
 		return
@@ -48,8 +49,8 @@ func (m *Manager) Ended(t *Taken, end End) {
 			o.stderr = spool.NewDraft(t.Caller)
 		}
 	}
-	o.judge(t.job)
-	if failed != nil && fits && t.job.Laters < maxUnkept {
+	o.judge(failed == nil)
+	if failed != nil && fits && t.job.Laters < maxUnkept && !t.job.AtMostOnce {
 		o.never, o.later = false, true // it is not the job's fault, and there may be room again
 	}
 	if !o.ok() {
@@ -102,6 +103,7 @@ type outcome struct {
 	cancelled   bool
 	never       bool // no further attempt
 	later       bool // uses no attempt
+	lost        bool // the worker or the node was: uses no attempt either
 }
 
 // drop deletes the output.
@@ -122,10 +124,12 @@ func (o *outcome) cut(s *store.Spool, poster string) {
 	}
 }
 
-// judge decides what an end means.
-func (o *outcome) judge(j *Job) {
+// judge decides what an end means. kept: the output was.
+func (o *outcome) judge(kept bool) {
 	switch e := &o.end; {
 	case o.cancelled:
+	case kept && e.Source == "fbus" && e.Code == args.CodeWorkerLost:
+		o.lost = true
 	case e.Source == "program" && e.Status == statusNever, refusedForGood(e):
 		o.never = true
 	case e.Source == "program" && e.Status == statusLater, e.Source == "fbus" && e.Code == args.CodeBusy:
@@ -135,17 +139,37 @@ func (o *outcome) judge(j *Job) {
 
 func (o *outcome) ok() bool { return o.end.Source == "program" && o.end.Status == 0 }
 
+// maxLost is how often in a row a job may lose its worker: it may be the job that kills
+// them.
+const maxLost = 3
+
 // apply changes the job's state. now is the store's time.
 func (o *outcome) apply(j *Job, now int64, wall time.Time) {
-	j.Last = &o.end
+	last := o.end
+	j.Last = &last
 	if o.started {
 		j.Attempts++
+	}
+	if o.lost {
+		j.Lost++
+		j.Laters = 0
+	} else {
+		j.Lost = 0
 	}
 	switch {
 	case o.cancelled:
 		j.State = Cancelled
 	case o.ok():
 		j.State = Done
+	case o.lost && j.AtMostOnce:
+		last.Message += "; it is not run again (--at-most-once)"
+		j.State = Dead
+	case o.lost && j.Lost >= maxLost:
+		last.Message = fmt.Sprintf("its worker was lost %d times", j.Lost)
+		j.State = Dead
+	case o.lost:
+		j.State, j.Due = Delayed, now+int64(lossPause(j))
+		return
 	case o.later:
 		j.Laters++
 		j.State, j.Due = Delayed, now+int64(backoff(j, j.Laters))
@@ -280,7 +304,7 @@ func (m *Manager) postbacks(j *Job) (children []*Job) {
 		}
 		children = append(children, &Job{
 			ID: m.store.NextID(), Function: name, State: Queued, Poster: j.Poster, Posted: m.store.Clock.Wall().UnixMilli(),
-			Options: Options{Retries: j.Retries, Backoff: j.Backoff, Priority: j.Priority, Keep: j.Keep},
+			Options: Options{Retries: j.Retries, Backoff: j.Backoff, Priority: j.Priority, Keep: j.Keep, AtMostOnce: j.AtMostOnce},
 			Origin:  &Origin{ID: j.ID.String(), Function: j.Function, Status: j.Last.Status, Attempts: j.Attempts},
 		})
 	}

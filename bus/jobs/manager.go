@@ -87,7 +87,16 @@ func (m *Manager) Start(h Host) error {
 // for the store to recover.
 func (m *Manager) begin(late func()) error {
 	done := make(chan error, 1)
-	m.store.Submit(&store.Op{Must: true, Late: late, Run: m.interrupted, Done: func(err error) { done <- err }})
+	ended := map[ID]*ending{}
+	m.store.Submit(&store.Op{
+		Must: true, Late: late, Run: func(t *store.Tx) error { return m.interrupted(t, ended) },
+		Done: func(err error) {
+			for _, e := range ended {
+				e.written(err)
+			}
+			done <- err
+		},
+	})
 	select {
 	case err := <-done:
 		if err != nil {

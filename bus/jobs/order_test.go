@@ -104,13 +104,13 @@ func TestOrderOfMany(t *testing.T) {
 	}
 }
 
-// TestPoison: a job that kills whoever runs it does not hold up the others, and dies
-// of its attempts.
+// TestPoison: a job that kills whoever runs it does not hold up the others, and is dead
+// after three.
 func TestPoison(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	c := b.dial("poster")
-	poison := b.post(c, "f", `{"retries":3,"backoff":0.05,"priority":100}`, "poison")
+	poison := b.post(c, "f", `{"retries":9,"backoff":0.05,"priority":100}`, "poison")
 	var ids []string
 	for i := range 50 {
 		ids = append(ids, b.post(c, "f", "", fmt.Sprint(i)))
@@ -149,7 +149,7 @@ func TestPoison(t *testing.T) {
 	i := b.becomes(c, poison, jobs.Dead)
 	close(stop)
 	workers.Wait()
-	if killed.Load() != 4 || i.Attempts != 4 || i.Code != args.CodeWorkerLost || len(i.History) != 4 {
+	if killed.Load() != 3 || i.Attempts != 3 || i.Used != 0 || i.Code != args.CodeWorkerLost || i.Message != "its worker was lost 3 times" || len(i.History) != 3 {
 		t.Errorf("%d workers were killed; %+v", killed.Load(), i)
 	}
 }

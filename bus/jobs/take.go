@@ -171,6 +171,16 @@ func (t *Taken) prepare() (bool, error) {
 		t.finish(outcome{end: denied(err), never: true})
 		return false, nil
 	}
+	if j.AtMostOnce {
+		// Once it may have begun it must not run again: a crash must find that on the disk.
+		try := Try{Attempt: t.Attempt, Started: m.store.Clock.Wall().UnixMilli()}
+		if err := m.store.Apply(false, func(x *store.Tx) error { return store.Wrap(x.Running(t.ID, try)) }); err != nil {
+			t.dropOutput()
+			t.leave(true)
+			m.wakeLater(t.Function, maxPause)
+			return false, err
+		}
+	}
 	if t.Cause.Load() != nil {
 		t.refuse()
 		return false, nil
@@ -239,7 +249,7 @@ func (m *Manager) Return(t *Taken, busy bool) {
 	begun := !t.started.IsZero()
 	m.mu.Unlock()
 	t.dropOutput()
-	if begun {
+	if begun || t.job.AtMostOnce {
 		m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Delete(store.BucketRun, t.ID[:])) }})
 	}
 	t.leave(true)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"fbus/bus/args"
 	"fbus/bus/jobs/store"
 )
 
@@ -203,8 +204,8 @@ func (m *Manager) gone(j *Job) {
 }
 
 // interrupted notes the attempts that ran when the last node ended. They do not count
-// against the retries.
-func (m *Manager) interrupted(t *store.Tx) error {
+// against the retries. Jobs that may run at most once are dead: their ends go to ended.
+func (m *Manager) interrupted(t *store.Tx, ended map[ID]*ending) error {
 	var ids []ID
 	c := t.Bucket([]byte(store.BucketRun)).Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {
@@ -226,7 +227,16 @@ func (m *Manager) interrupted(t *store.Tx) error {
 		if try.Attempt <= j.Attempts {
 			continue
 		}
-		try.End = End{Source: "fbus", Status: 255, Code: "node_lost", Message: "the node ended before the job did"}
+		try.End = End{Source: "fbus", Status: 255, Code: args.CodeNodeLost, Message: "the node ended before the job did"}
+		if j.AtMostOnce {
+			if ended[id] == nil {
+				ended[id] = &ending{t: &Taken{m: m, ID: id}, o: &outcome{end: try.End, started: true, lost: true}, try: try}
+			}
+			if err := ended[id].write(t); err != nil {
+				return err
+			}
+			continue
+		}
 		j.Attempts = try.Attempt
 		j.Note(try)
 		if err := t.Put(store.BucketJobs, j.ID[:], j.Encode()); err != nil {

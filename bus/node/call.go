@@ -563,6 +563,10 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 			c.requeue(b)
 		}
 	default:
+		if c.posted != nil && c.givenUp(f) {
+			f.Status, f.Code = uint64(args.StatusOf(args.CodeWorkerLost)), []byte(args.CodeWorkerLost)
+			f.Message = []byte(c.fn.name + ": worker " + o.session.name + " ended it before it finished")
+		}
 		c.bytesOut += size
 		c.end(b, f, done)
 	}
@@ -600,6 +604,13 @@ func (c *call) bounced(f *wire.EndFrame) bool {
 	}
 	c.refused = append(c.refused, c.offer.session)
 	return c.another()
+}
+
+// givenUp reports whether a worker has ended a call by itself, as when its time for a drain is over.
+// Neither the node nor the caller has asked for that.
+func (c *call) givenUp(f *wire.EndFrame) bool {
+	code := string(f.Code)
+	return f.Source == args.FromBus && (code == args.CodeCancelled || code == args.CodeDraining || code == args.CodeNodeLost)
 }
 
 // requeue offers a call again that its worker has given back, or makes it wait at its

@@ -80,6 +80,8 @@ type Options struct {
 	Keep     float64 `json:"keep,omitempty"`    // seconds
 	Timeout  float64 `json:"timeout,omitempty"` // seconds, for each attempt
 	On       string  `json:"on,omitempty"`
+	// AtMostOnce has the job not run again after a loss of its worker or node.
+	AtMostOnce bool `json:"at_most_once,omitempty"`
 }
 
 // Payload describes one part of a job: in the bucket data, or, if it is large, in a file of
@@ -145,6 +147,7 @@ type Job struct {
 	Attempts int      `json:"attempts,omitempty"` // attempts that began
 	Used     int      `json:"used,omitempty"`     // attempts that count against Retries
 	Laters   int      `json:"laters,omitempty"`   // attempts in a row that ended with "later"
+	Lost     int      `json:"lost,omitempty"`     // attempts in a row that lost their worker
 	Last     *End     `json:"last,omitempty"`
 	Tries    []Try    `json:"tries,omitempty"` // the last of them
 	Origin   *Origin  `json:"origin,omitempty"`

@@ -138,14 +138,15 @@ func (w *salvage) carry(bucket string, k, v []byte) error {
 }
 
 // carryJob enters a job. One that has not ended, by its record, is not run if it is
-// listed as ended, or is in no list that could be read: the record may be an old one.
+// listed as ended, or is in no list that could be read: the record may be an old one. Nor is
+// one that may run at most once.
 func (w *salvage) carryJob(id ID, data []byte) error {
 	j := &Job{ID: id}
 	if json.Unmarshal(data, j) != nil {
 		return nil
 	}
 	listed := w.listed[id]
-	if !j.State.Finished() && (listed == BucketEnd || listed == BucketDead || listed == "" && !w.partial[BucketReady] && !w.partial[BucketDue]) {
+	if !j.State.Finished() && (j.AtMostOnce || listed == BucketEnd || listed == BucketDead || listed == "" && !w.partial[BucketReady] && !w.partial[BucketDue]) {
 		w.doubt = append(w.doubt, id)
 		j.State, j.Due, j.Finished = Dead, 0, j.Posted
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was found in a damaged store: whether it has run is unknown"}

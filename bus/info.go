@@ -154,6 +154,7 @@ type JobInfo struct {
 	Retries    int       `json:"retries"`
 	Priority   int       `json:"priority"`
 	Unique     string    `json:"unique,omitempty"`
+	UniqueFor  float64   `json:"unique_for,omitempty"` // seconds that the key is kept after the end
 	Then       string    `json:"then,omitempty"`
 	Else       string    `json:"else,omitempty"`
 	Finally    string    `json:"finally,omitempty"`

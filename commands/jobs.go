@@ -53,7 +53,7 @@ second; elsewhere it prints what has changed. States are queued,
 delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
 function, state, poster, posted, age (seconds), due, started, ended, attempts, used
 (those that count against retries), lost (workers in a row), retries, priority, unique, then,
-else, finally, timeout and keep (seconds), on, at_most_once, worker, call, source, status, code and message (of the
+else, finally, timeout and keep (seconds), on, at_most_once, unique_for (seconds), worker, call, source, status, code and message (of the
 last end), in, out and err (bytes), note, parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
 fbus.jobs returns the same.`,
@@ -384,7 +384,9 @@ func (ch *chain) show(stdout io.Writer) {
 		if j.Priority != 0 {
 			fact("priority", "%d", j.Priority)
 		}
-		text("unique", j.Unique)
+		if text("unique", j.Unique); j.UniqueFor > 0 {
+			fact("unique for", "%s after its end", span(j.UniqueFor))
+		}
 		text("on", j.On)
 		if j.Timeout > 0 {
 			fact("timeout", "%s", span(j.Timeout))

@@ -32,6 +32,7 @@ type postOptions struct {
 	at        time.Time // zero: not given
 	backoff   durationValue
 	hasUnique bool
+	uniqueFor durationValue
 	keep      durationValue
 	timeout   durationValue
 	json      bool
@@ -55,6 +56,7 @@ is dead after three losses in a row, or with --at-most-once after the first.
   fbus post --then notify --retries 5 resize < big.png
   fbus post --each arg --then index --else alarm fetch < urls.txt
   fbus post --at 07:00 --unique report report
+  fbus post --unique "$delivery" --unique-for 3d webhook < body.json
 
 With --each, -a, -0 or -N it posts a job for each ITEM, or each line of FILE or stdin, and
 prints an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
@@ -99,7 +101,8 @@ func (o *postOptions) jobFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "at-most-once", Usage: "never run it again when its worker or node was lost: it is dead then", Destination: &o.job.AtMostOnce, DisableDefaultText: true},
 		&cli.GenericFlag{Name: "backoff", Usage: "wait `D` before a retry, twice as long before each further one, at most 1h; up to half of that is random; default: 1s", Value: &o.backoff},
 		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.job.Priority, DefaultText: "0"},
-		&cli.StringFlag{Name: "unique", Usage: "if a job with `KEY` is not finished, print its id and post nothing", Destination: &o.job.Unique},
+		&cli.StringFlag{Name: "unique", Usage: "if a job of NAME with `KEY` is not finished, print its id and post nothing; if its arguments or input differ, fail with 65", Destination: &o.job.Unique},
+		&cli.GenericFlag{Name: "unique-for", Usage: "keep the key of --unique for `D` after the end of the job", Value: &o.uniqueFor},
 		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; default: 1d", Value: &o.keep},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end an attempt after `D`", Value: &o.timeout},
 		onFlag(&o.job.On),
@@ -118,7 +121,7 @@ func (o *postOptions) check() error {
 	for _, f := range []struct {
 		flag string
 		v    *durationValue
-	}{{"--backoff", &o.backoff}, {"--keep", &o.keep}, {"-t", &o.timeout}} {
+	}{{"--backoff", &o.backoff}, {"--keep", &o.keep}, {"-t", &o.timeout}, {"--unique-for", &o.uniqueFor}} {
 		if f.v.set && f.v.d <= 0 {
 			return usage("%s must be positive", f.flag)
 		}
@@ -132,6 +135,8 @@ func (o *postOptions) check() error {
 		return usage("--priority must be from -100 to 100")
 	case o.hasUnique && o.job.Unique == "":
 		return usage("--unique needs a key")
+	case o.uniqueFor.set && !o.hasUnique:
+		return usage("--unique-for needs --unique KEY")
 	case strings.ContainsRune(o.job.Unique, utf8.RuneError):
 		return usage("--unique: the key is not UTF-8")
 	}
@@ -232,6 +237,7 @@ func (o *postOptions) request(req *bus.Request) (*bus.Request, error) {
 	kind := req.Args.Kind()
 	p := posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: o.job}
 	p.Delay, p.Backoff, p.Keep, p.Timeout = o.delay.d.Seconds(), o.backoff.d.Seconds(), o.keep.d.Seconds(), o.timeout.d.Seconds()
+	p.UniqueFor = o.uniqueFor.d.Seconds()
 	if !o.at.IsZero() {
 		p.At = o.at.UTC().Format(time.RFC3339Nano)
 	}

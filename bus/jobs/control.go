@@ -191,11 +191,11 @@ func (m *Manager) Retry(id ID) error {
 		}
 		if other, err := t.HoldUnique(j); err != nil {
 			return err
-		} else if other != (ID{}) {
-			return fmt.Errorf("%s: job %s has its unique key now: %w", id, other, store.ErrState)
+		} else if other != nil {
+			return fmt.Errorf("%s: job %s has its unique key now: %w", id, other.ID, store.ErrState)
 		}
 		return store.Wrap(t.Move(j, func() {
-			j.State, j.Used, j.Laters, j.Lost, j.Expires, j.Finished = Queued, 0, 0, 0, 0, 0
+			j.State, j.Used, j.Laters, j.Lost, j.Expires, j.KeyUntil, j.Finished = Queued, 0, 0, 0, 0, 0, 0
 		}))
 	})
 	if err != nil {

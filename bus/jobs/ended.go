@@ -158,22 +158,20 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 	}
 	switch {
 	case o.cancelled:
-		j.State = Cancelled
+		j.End(Cancelled, now, wall)
 	case o.ok():
-		j.State = Done
+		j.End(Done, now, wall)
 	case o.lost && j.AtMostOnce:
 		last.Message += "; it is not run again (--at-most-once)"
-		j.State = Dead
+		j.End(Dead, now, wall)
 	case o.lost && j.Lost >= maxLost:
 		last.Message = fmt.Sprintf("its worker was lost %d times", j.Lost)
-		j.State = Dead
+		j.End(Dead, now, wall)
 	case o.lost:
 		j.State, j.Due = Delayed, now+int64(lossPause(j))
-		return
 	case o.later:
 		j.Laters++
 		j.State, j.Due = Delayed, now+int64(backoff(j, j.Laters))
-		return
 	default:
 		if o.started || !o.never {
 			j.Used++
@@ -181,13 +179,9 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 		j.Laters = 0
 		if !o.never && j.Used <= j.Retries {
 			j.State, j.Due = Delayed, now+int64(backoff(j, j.Used))
-			return
+		} else {
+			j.End(Dead, now, wall)
 		}
-		j.State = Dead
-	}
-	j.Due, j.Finished = 0, wall.UnixMilli()
-	if j.State != Dead {
-		j.Expires = now + int64(j.KeepTime())
 	}
 }
 
@@ -225,7 +219,7 @@ func (e *ending) write(t *store.Tx) error {
 		now, wall := m.store.Now(), m.store.Clock.Wall()
 		e.o.apply(j, now, wall)
 		if unwanted && j.State == Delayed {
-			j.State, j.Due, j.Finished, j.Expires = Cancelled, 0, wall.UnixMilli(), now+int64(j.KeepTime())
+			j.End(Cancelled, now, wall)
 		}
 		if e.o.started {
 			e.try.Ended, e.try.End = wall.UnixMilli(), e.o.end

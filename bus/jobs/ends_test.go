@@ -77,8 +77,8 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// TestUnique: while a job with a key is not finished, posting that key again gives
-// its id, and queues nothing; however often the node is started meanwhile, and after
+// TestUnique: while a job with a key is not finished, posting it again gives its id, and
+// queues nothing; with other arguments or input that is refused; however often the node is started meanwhile, and after
 // the job was queued again.
 func TestUnique(t *testing.T) {
 	t.Parallel()
@@ -86,12 +86,18 @@ func TestUnique(t *testing.T) {
 	c := b.dial("poster")
 	const key = `{"unique":"k"}`
 	id := b.post(c, "f", key, "first")
-	if again := b.post(c, "f", key, strings.Repeat("second", 10000)); again != id {
+	if again := b.post(c, "f", key, "first"); again != id {
 		t.Errorf("posted again: %s and %s", id, again)
+	}
+	for _, other := range []string{strings.Repeat("second", 10000), "firsT", ""} {
+		b.refused(c, "f", key, other, 65, "job "+id+" has this key, with other arguments or input")
+	}
+	if e := call(c, "fbus.post", args.List("f", key, "word"), "first"); e.res.Status != 65 {
+		t.Errorf("with other arguments: %+v", e.res)
 	}
 	b.restart()
 	c = b.dial("poster")
-	if again := b.post(c, "f", key, "third"); again != id {
+	if again := b.post(c, "f", key, "first"); again != id {
 		t.Errorf("posted again after a restart: %s and %s", id, again)
 	}
 	other := b.post(c, "g", key, "another function's")
@@ -103,7 +109,7 @@ func TestUnique(t *testing.T) {
 	if inv := await(t, "it", g.started); string(inv.Head()) != "first" {
 		t.Errorf("%q was run", inv.Head())
 	}
-	if again := b.post(c, "f", key, "fourth"); again != id {
+	if again := b.post(c, "f", key, "first"); again != id {
 		t.Errorf("posted again while it ran: %s and %s", id, again)
 	}
 	g.release <- exit(1)
@@ -121,7 +127,7 @@ func TestUnique(t *testing.T) {
 	if e := call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 0 {
 		t.Errorf("%+v", e)
 	}
-	if again := b.post(c, "f", key, "sixth"); again != id {
+	if again := b.post(c, "f", key, "first"); again != id {
 		t.Errorf("posted again after a retry: %s and %s", id, again)
 	}
 	await(t, "the first again", g.started)
@@ -385,5 +391,53 @@ func readAll(inv *bus.Invocation) string {
 		if err != nil {
 			return sb.String()
 		}
+	}
+}
+
+// TestUniqueFor: the key is kept for a time after the end, whatever that was, over a restart
+// of the node, and as long as the job can be found; then it is free.
+func TestUniqueFor(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	const options = `{"unique":"k","unique_for":600,"keep":1}`
+	offer := func() {
+		b.offer(b.dial("worker"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+			return exit(len(inv.Head()) % 2)
+		})
+	}
+	offer()
+	for input, state := range map[string]jobs.State{"done": jobs.Done, "fails": jobs.Dead} {
+		id := b.post(c, "f", options, input)
+		b.becomes(c, id, state)
+		b.clock.pass(9 * time.Minute)
+		settles()
+		b.restart()
+		c = b.dial("poster")
+		if again := b.post(c, "f", `{"unique":"k"}`, input); again != id {
+			t.Errorf("%s: %s and %s", input, id, again)
+		}
+		b.refused(c, "f", options, "other", 65, id)
+		b.clock.pass(2 * time.Minute)
+		offer()
+		next := b.post(c, "f", `{"unique":"k"}`, "other")
+		if next == id {
+			t.Error("the key is kept for longer than that")
+		}
+		if b.becomes(c, next, jobs.Dead); state == jobs.Dead {
+			continue
+		}
+		eventually(t, "it has expired", func() bool { _, total := b.list(c, `{"state":"done"}`); return total == 0 })
+	}
+	// A retry holds the key like the first run, and again after that.
+	id := b.post(c, "f", options, "fails")
+	for range 2 {
+		b.becomes(c, id, jobs.Dead)
+		if e := call(c, "fbus.retry", args.JSON([]byte(`{"ids":["`+id+`"]}`)), ""); e.res.Status != 0 {
+			t.Errorf("%+v", e.res)
+		}
+	}
+	for _, wrong := range []string{`{"unique_for":5}`, `{"unique":"k","unique_for":-1}`} {
+		b.refused(c, "f", wrong, "", 64, "unique_for")
 	}
 }

@@ -83,7 +83,7 @@ func TestAbsentAgain(t *testing.T) {
 	near, far := b.dial("near"), b.dial("far")
 	b.offer(near, "f", 1, g.handle)
 	b.offer(far, "f", 1, g.handle)
-	held := b.post(c, "f", `{"on":"near"}`, "held")
+	held := b.post(c, "f", `{"on":"near","at_most_once":true}`, "held")
 	await(t, "the first", g.started)
 	waits := b.post(c, "f", `{"on":"near"}`, "waits")
 	near.Close()

@@ -119,6 +119,7 @@ func TestAtMostOnce(t *testing.T) {
 	g := newGate()
 	b.offer(b.dial("worker"), "f", 1, g.handle)
 	await(t, "it runs", g.started)
+	b.n.Close() // before its worker
 	b.restart()
 	c = b.dial("poster")
 	dead(id, args.CodeNodeLost)

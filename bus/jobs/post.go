@@ -2,6 +2,8 @@ package jobs
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -62,8 +64,18 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	}
 	args, input := m.store.Spool.NewDraft(p.Poster.Caller), m.store.Spool.NewDraft(p.Poster.Caller)
 	_, err := args.Write(p.Args)
-	if err == nil && p.Input != nil {
-		_, err = io.Copy(input, p.Input)
+	digest, from := sha256.New(), p.Input
+	if j.Unique != "" {
+		fmt.Fprintf(digest, "%d %t %d %s", p.Kind, p.HasInput, len(p.Args), p.Args)
+		if from != nil {
+			from = io.TeeReader(from, digest)
+		}
+	}
+	if err == nil && from != nil {
+		_, err = io.Copy(input, from)
+	}
+	if j.Unique != "" {
+		j.Digest = hex.EncodeToString(digest.Sum(nil)[:16])
 	}
 	if err == nil {
 		err = args.Keep(j.ID, store.PartArgs, 0)
@@ -105,15 +117,23 @@ func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 	result := make(chan error, 1)
 	m.store.Submit(&store.Op{Added: j.ID, Done: func(err error) { result <- err }, Run: func(t *store.Tx) error {
 		id = j.ID
-		other, err := t.HoldUnique(j)
-		if other != (ID{}) {
-			id = other
-		}
-		if err != nil || other != (ID{}) {
+		switch other, err := t.HoldUnique(j); {
+		case err != nil:
 			return err
+		case other != nil && other.Digest != "" && other.Digest != j.Digest: // an older node has noted none
+			return keyTaken(other)
+		case other != nil:
+			id = other.ID
+			return nil
 		}
 		return store.Wrap(errors.Join(t.Enter(j), t.WritePart(j, store.PartArgs, args), t.WritePart(j, store.PartInput, input)))
 	}})
 	err := <-result
 	return id, err
+}
+
+// keyTaken is the error of a post with the key of a job that differs from it.
+func keyTaken(other *Job) error {
+	e := args.Errorf(args.CodeBadInput, "unique: job %s has this key, with other arguments or input", other.ID)
+	return e.WithHint("fbus jobs %s shows it; another key posts another job", other.ID)
 }

@@ -234,7 +234,7 @@ func (m *Manager) Info(j *Job, history bool) *bus.JobInfo {
 	now := m.store.Clock.Wall()
 	i := &bus.JobInfo{
 		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
-		Attempts: j.Attempts, Used: j.Used, Lost: j.Lost, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, Then: j.Then, Else: j.Else, Finally: j.Finally,
+		Attempts: j.Attempts, Used: j.Used, Lost: j.Lost, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, UniqueFor: j.UniqueFor, Then: j.Then, Else: j.Else, Finally: j.Finally,
 		Timeout: j.Timeout, Keep: j.KeepTime().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
 		Children: j.Children, AtMostOnce: j.AtMostOnce,
 	}

@@ -68,18 +68,19 @@ type Poster struct {
 
 // Options are the options of a post.
 type Options struct {
-	Then     string  `json:"then,omitempty"`
-	Else     string  `json:"else,omitempty"`
-	Finally  string  `json:"finally,omitempty"`
-	Delay    float64 `json:"delay,omitempty"`    // seconds
-	At       string  `json:"at,omitempty"`       // RFC 3339
-	Retries  int     `json:"retries,omitempty"`  // further attempts after a failure
-	Backoff  float64 `json:"backoff,omitempty"`  // seconds, before the first of them
-	Priority int     `json:"priority,omitempty"` // the highest goes first
-	Unique   string  `json:"unique,omitempty"`
-	Keep     float64 `json:"keep,omitempty"`    // seconds
-	Timeout  float64 `json:"timeout,omitempty"` // seconds, for each attempt
-	On       string  `json:"on,omitempty"`
+	Then      string  `json:"then,omitempty"`
+	Else      string  `json:"else,omitempty"`
+	Finally   string  `json:"finally,omitempty"`
+	Delay     float64 `json:"delay,omitempty"`    // seconds
+	At        string  `json:"at,omitempty"`       // RFC 3339
+	Retries   int     `json:"retries,omitempty"`  // further attempts after a failure
+	Backoff   float64 `json:"backoff,omitempty"`  // seconds, before the first of them
+	Priority  int     `json:"priority,omitempty"` // the highest goes first
+	Unique    string  `json:"unique,omitempty"`
+	UniqueFor float64 `json:"unique_for,omitempty"` // seconds that the key is kept after the end
+	Keep      float64 `json:"keep,omitempty"`       // seconds
+	Timeout   float64 `json:"timeout,omitempty"`    // seconds, for each attempt
+	On        string  `json:"on,omitempty"`
 	// AtMostOnce has the job not run again after a loss of its worker or node.
 	AtMostOnce bool `json:"at_most_once,omitempty"`
 }
@@ -139,15 +140,17 @@ type Job struct {
 	Input    Payload  `json:"in,omitzero"`
 	Output   Payload  `json:"out,omitzero"`
 	Stderr   Payload  `json:"err,omitzero"`
-	Taken    int64    `json:"taken,omitempty"`    // size of the input, once the job is done
-	Posted   int64    `json:"posted"`             // milliseconds of the date
-	Due      int64    `json:"due,omitempty"`      // the store's time, while delayed
-	Expires  int64    `json:"expires,omitempty"`  // the store's time, once it has ended
-	Finished int64    `json:"finished,omitempty"` // milliseconds of the date
-	Attempts int      `json:"attempts,omitempty"` // attempts that began
-	Used     int      `json:"used,omitempty"`     // attempts that count against Retries
-	Laters   int      `json:"laters,omitempty"`   // attempts in a row that ended with "later"
-	Lost     int      `json:"lost,omitempty"`     // attempts in a row that lost their worker
+	Taken    int64    `json:"taken,omitempty"`     // size of the input, once the job is done
+	Digest   string   `json:"digest,omitempty"`    // of arguments and input, with a unique key
+	KeyUntil int64    `json:"key_until,omitempty"` // the store's time, once it has ended: the key is kept until then
+	Posted   int64    `json:"posted"`              // milliseconds of the date
+	Due      int64    `json:"due,omitempty"`       // the store's time, while delayed
+	Expires  int64    `json:"expires,omitempty"`   // the store's time, once it has ended
+	Finished int64    `json:"finished,omitempty"`  // milliseconds of the date
+	Attempts int      `json:"attempts,omitempty"`  // attempts that began
+	Used     int      `json:"used,omitempty"`      // attempts that count against Retries
+	Laters   int      `json:"laters,omitempty"`    // attempts in a row that ended with "later"
+	Lost     int      `json:"lost,omitempty"`      // attempts in a row that lost their worker
 	Last     *End     `json:"last,omitempty"`
 	Tries    []Try    `json:"tries,omitempty"` // the last of them
 	Origin   *Origin  `json:"origin,omitempty"`
@@ -266,6 +269,17 @@ func (j *Job) KeepTime() time.Duration {
 	return DefaultKeep
 }
 
+// End moves the job into a final state. now is the store's time.
+func (j *Job) End(state State, now int64, wall time.Time) {
+	j.State, j.Due, j.Finished = state, 0, wall.UnixMilli()
+	if j.UniqueFor > 0 {
+		j.KeyUntil = now + int64(Seconds(j.UniqueFor))
+	}
+	if state != Dead { // its record has to be there as long as its key
+		j.Expires = max(now+int64(j.KeepTime()), j.KeyUntil)
+	}
+}
+
 // Note adds an attempt to the history.
 func (j *Job) Note(t Try) {
 	j.Tries = append(j.Tries, t)
@@ -282,7 +296,7 @@ func (o *Options) Check() error {
 	for _, t := range []struct {
 		name string
 		v    float64
-	}{{"delay", o.Delay}, {"backoff", o.Backoff}, {"keep", o.Keep}, {"timeout", o.Timeout}} {
+	}{{"delay", o.Delay}, {"backoff", o.Backoff}, {"keep", o.Keep}, {"timeout", o.Timeout}, {"unique_for", o.UniqueFor}} {
 		if math.IsNaN(t.v) || t.v < 0 || t.v > maxSeconds {
 			return fmt.Errorf("%s: %v is not a valid time in seconds", t.name, t.v)
 		}
@@ -298,6 +312,8 @@ func (o *Options) Check() error {
 		return fmt.Errorf("unique: the key is not valid UTF-8")
 	case len(o.Unique) > 1024:
 		return fmt.Errorf("unique: %d bytes exceed the limit of 1024", len(o.Unique))
+	case o.UniqueFor > 0 && o.Unique == "":
+		return fmt.Errorf("unique_for: there is no unique key")
 	case len(o.On) > wire.MaxGlob:
 		return fmt.Errorf("on: %d bytes exceed the limit of %d", len(o.On), wire.MaxGlob)
 	case strings.ContainsAny(o.On, "\x00\x01"):

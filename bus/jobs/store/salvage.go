@@ -152,12 +152,23 @@ func (w *salvage) carryJob(id ID, data []byte) error {
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was found in a damaged store: whether it has run is unknown"}
 	}
 	w.carried[id] = true
-	if j.Unique != "" && !j.State.Finished() {
-		if err := w.t.Put(BucketUnique, j.UniqueKey(), id[:]); err != nil {
+	if err := w.carryUnique(j); err != nil {
+		return err
+	}
+	return w.t.Enter(j)
+}
+
+// carryUnique gives a job its key. One that has ended leaves the key to another job.
+func (w *salvage) carryUnique(j *Job) error {
+	if j.Unique == "" || j.State.Finished() && j.KeyUntil == 0 {
+		return nil
+	}
+	if j.State.Finished() {
+		if holder, err := w.t.Get(BucketUnique, j.UniqueKey()); err != nil || holder != nil {
 			return err
 		}
 	}
-	return w.t.Enter(j)
+	return w.t.Put(BucketUnique, j.UniqueKey(), j.ID[:])
 }
 
 // carryPart enters a part of a job, if it is the one that the record names.

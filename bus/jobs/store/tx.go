@@ -87,7 +87,7 @@ func (t *Tx) Move(j *Job, change func()) error {
 		return err
 	}
 	change()
-	if j.State.Finished() {
+	if j.State.Finished() && j.KeyUntil == 0 {
 		if err := t.freeUnique(j); err != nil {
 			return err
 		}
@@ -107,17 +107,25 @@ func (t *Tx) freeUnique(j *Job) error {
 	return t.Delete(BucketUnique, key)
 }
 
-// HoldUnique gives a job its unique key. It returns the other job that holds it, if there
-// is one.
-func (t *Tx) HoldUnique(j *Job) (other ID, err error) {
+// HoldUnique gives a job its unique key. It returns the other job that has it, if there is
+// one.
+func (t *Tx) HoldUnique(j *Job) (other *Job, err error) {
 	if j.Unique == "" {
-		return other, nil
+		return nil, nil
 	}
 	holder, err := t.Get(BucketUnique, j.UniqueKey())
-	if err == nil && holder == nil {
-		err = t.Put(BucketUnique, j.UniqueKey(), j.ID[:])
+	if err != nil {
+		return nil, Wrap(err)
 	}
-	return KeyID(holder), Wrap(err)
+	if id := KeyID(holder); holder != nil && id != j.ID {
+		switch other, err = t.Job(id); {
+		case err != nil: // it may still run
+			return &Job{ID: id}, nil
+		case other != nil && (!other.State.Finished() || other.KeyUntil > t.store.Now()):
+			return other, nil
+		}
+	}
+	return nil, Wrap(t.Put(BucketUnique, j.UniqueKey(), j.ID[:]))
 }
 
 // Running notes that a worker has the job.

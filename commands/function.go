@@ -109,7 +109,7 @@ func (f *function) check() error {
 	}
 	for _, kv := range f.env {
 		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {
-			return usage("-e %s: must be NAME=VALUE", kv)
+			return usage("-e: an entry must be NAME=VALUE") // it may be a secret without a name
 		}
 	}
 	for _, c := range []struct {

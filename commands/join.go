@@ -30,7 +30,7 @@ func joinCommand() *cli.Command {
 	return &cli.Command{
 		Usage:     "join a network with a ticket",
 		UsageText: "join [flags] TICKET",
-		Description: `TICKET is a file, or - for stdin. An invitation is exchanged for an identity of this
+		Description: `TICKET is a file, or - for stdin; one line of base64 is fine too. An invitation is exchanged for an identity of this
 user, whose key is made here and never leaves the machine. A reusable ticket is stored
 as it is. After that every command finds the network by itself, unless a node runs on
 this machine. If the connection is lost, join again with the same ticket.
@@ -102,7 +102,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 
 func readTicket(name string) (*trust.Ticket, error) {
 	if name != "-" {
-		return trust.ReadTicket(name)
+		return trust.ReadTicket(name, find.ShownFile(name, "TICKET"))
 	}
 	text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<20))
 	if err != nil {

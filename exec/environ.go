@@ -98,12 +98,16 @@ func callEnviron(c *Call, node string) []string {
 	return env
 }
 
-// checkEnv finds what could not be an environment entry.
+// checkEnv finds what could not be an environment entry. Its errors do not contain values,
+// which may be secrets.
 func checkEnv(env []string) error {
-	for _, kv := range env {
+	for i, kv := range env {
 		name, _, ok := strings.Cut(kv, "=")
-		if !ok || name == "" || strings.ContainsRune(kv, 0) {
-			return usage("", "environment entry %q is not NAME=VALUE", kv)
+		switch {
+		case !ok, name == "":
+			return usage("", "environment entry %d is not NAME=VALUE", i+1)
+		case strings.ContainsRune(kv, 0):
+			return usage("", "environment variable %q holds a NUL byte", strings.ReplaceAll(name, "\x00", ""))
 		}
 	}
 	return nil

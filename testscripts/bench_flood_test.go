@@ -117,7 +117,7 @@ func flood(args []string) {
 		id, _ := strconv.Atoi(thread.Name())
 		unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 	}
-	t, err := trust.ReadTicket(args[2])
+	t, err := trust.ReadTicket(args[2], args[2])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -160,7 +160,7 @@ func newFlooded(b *testing.B) *flooded {
 	if _, err := worker.Offer(context.Background(), fbus.Offer{Name: "echo", Slots: 4}, echo); err != nil {
 		b.Fatal(err)
 	}
-	t, err := trust.ReadTicket(f.ticket)
+	t, err := trust.ReadTicket(f.ticket, f.ticket)
 	if err != nil {
 		b.Fatal(err)
 	}

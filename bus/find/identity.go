@@ -116,7 +116,7 @@ func (id *Identity) Exchanged() string {
 // files of a PKI, or the network that was joined. It is nil if there is none.
 func identityFor(addr wire.Addr) (*Identity, error) {
 	if text := os.Getenv("FBUS_TICKET"); text != "" { // a file, or the text itself
-		t, err := trust.ReadTicket(text)
+		t, err := trust.ReadTicket(text, "FBUS_TICKET")
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +155,7 @@ func fileIdentity() (*Identity, error) {
 func Readable(pairs ...string) error {
 	for pair := range slices.Chunk(pairs, 2) {
 		if err := unix.Access(pair[1], unix.R_OK); pair[1] != "" && err != nil {
-			return args.Errorf(args.CodeUsage, "%s%s: %v", pair[0], pair[1], err).WithHint("is it the right file, and may you read it?")
+			return args.Errorf(args.CodeUsage, "%s%s: %v", pair[0], ShownFile(pair[1], "…"), err).WithHint("is it the name of the right file, and may you read it?")
 		}
 	}
 	return nil
@@ -241,13 +241,22 @@ func (id *Identity) Renew(ctx context.Context, ask func(ctx context.Context, req
 	}
 }
 
-// TicketWord returns a ticket's file as a word for a command line, FILE if the ticket is
-// not in one.
+// TicketWord returns a ticket's file as a word for a command line, FILE if there is no such
+// file: then the word may be the ticket itself.
 func TicketWord(ticket string) string {
-	if ticket == "" || ticket == "-" || strings.Contains(ticket, "-----BEGIN ") {
+	if _, err := os.Lstat(ticket); err != nil || ticket == "-" {
 		return "FILE"
 	}
 	return args.Quote(ticket)
+}
+
+// ShownFile returns the name of a file for a message, or instead if it may be a key or a ticket
+// in the place of a name: those have more lines, or are longer than most names.
+func ShownFile(name, instead string) string {
+	if _, err := os.Lstat(name); err == nil || len(name) <= 100 && !strings.ContainsAny(name, "\r\n") {
+		return args.Shown(name)
+	}
+	return instead
 }
 
 // HomeDir returns the directory of configuration and keys: FBUS_HOME, or fbus in the

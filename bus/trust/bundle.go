@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"io"
 	"os"
@@ -50,6 +51,27 @@ func parseBundle(text []byte) (certs []*x509.Certificate, key crypto.Signer, err
 				WithHint("a ticket has certificates and one PRIVATE KEY (PKCS#8, not encrypted)")
 		}
 	}
+}
+
+var pemBegin = []byte("-----BEGIN ")
+
+// unpack returns the lines of a ticket that was made one line, as the variables of many CI
+// systems need it: in base64, or with \n for each line end. Other text stays as it is.
+func unpack(text []byte) []byte {
+	text = args.WithoutBOM(text)
+	if !bytes.Contains(text, pemBegin) && len(text) <= 2*maxTicket {
+		packed := strings.Trim(strings.Join(strings.Fields(string(text)), ""), `"'=`)
+		packed = strings.NewReplacer("-", "+", "_", "/").Replace(packed)
+		plain, err := base64.RawStdEncoding.DecodeString(packed)
+		if err != nil || !bytes.Contains(plain, pemBegin) {
+			return text
+		}
+		text = plain
+	}
+	if bytes.IndexByte(text, '\\') < 0 {
+		return text
+	}
+	return []byte(strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", `\r`, "\n").Replace(string(text)))
 }
 
 // unixLines converts a text's line ends to LF. A text that passed through Windows and a

@@ -68,9 +68,11 @@ func (t *Ticket) Format() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// ParseTicket parses a ticket's text. Everything but the addresses comes from the
-// certificates. It does not check the validity period.
+// ParseTicket parses a ticket's text, also as one line: in base64, or with \n for each line
+// end. Everything but the addresses comes from the certificates. It does not check the
+// validity period.
 func ParseTicket(text []byte) (*Ticket, error) {
+	text = unpack(text)
 	certs, key, err := parseBundle(text)
 	if err != nil {
 		return nil, errorf(args.CodeBadTicket, "not a ticket: %v", err)
@@ -138,15 +140,20 @@ func (t *Ticket) fill() error {
 }
 
 // ReadTicket reads a ticket from a file or from the text itself, since FBUS_TICKET may
-// hold either.
-func ReadTicket(fileOrText string) (*Ticket, error) {
-	if strings.Contains(fileOrText, "-----BEGIN ") {
+// hold either. source names the variable or operand in an error. An error does not contain
+// a text that is neither: it may be a ticket that was damaged, and so a secret.
+func ReadTicket(fileOrText, source string) (*Ticket, error) {
+	if bytes.Contains(unpack([]byte(fileOrText)), pemBegin) {
 		return ParseTicket([]byte(fileOrText))
 	}
-	text, _, err := readBounded(fileOrText)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, errorf(args.CodeBadTicket, "%s: no such file", args.Shown(fileOrText)).WithHint("fbus invite makes tickets")
+	if _, err := os.Lstat(fileOrText); err != nil {
+		why := ""
+		if errors.Is(err, os.ErrPermission) {
+			why = ": permission denied"
+		}
+		return nil, errorf(args.CodeBadTicket, "%s is neither a file nor a ticket%s", source, why).WithHint("fbus invite makes tickets")
 	}
+	text, _, err := readBounded(fileOrText)
 	if err != nil {
 		return nil, err
 	}

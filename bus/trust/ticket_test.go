@@ -3,6 +3,8 @@ package trust
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"encoding/base64"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,7 +44,7 @@ func TestTicketText(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "t")
 		must(t, os.WriteFile(path, text, 0o600))
 		for _, from := range []string{path, string(text)} {
-			if back, err := ReadTicket(from); err != nil || back.Serial != made.Serial {
+			if back, err := ReadTicket(from, "T"); err != nil || back.Serial != made.Serial {
 				t.Errorf("%v, %v", back, err)
 			}
 		}
@@ -75,9 +77,34 @@ func TestTicketLineEnds(t *testing.T) {
 		"LF": text + "\n", "no end": text, "CRLF": windows + "\r\n", "CRLF, no end": windows, "CRLF, a CR at the end": windows + "\r",
 		"CR": strings.ReplaceAll(text, "\n", "\r"), "LF, a CR at the end": text + "\r", "twice": strings.ReplaceAll(windows, "\r", "\r\r") + "\r",
 	} {
-		back, err := ReadTicket(text)
+		back, err := ReadTicket(text, "T")
 		if err != nil || back.Serial != made.Serial || !slices.Equal(back.Addresses, made.Addresses) {
 			t.Errorf("%s: %+v, %v", what, back, err)
+		}
+	}
+}
+
+// TestTicketInOneLine checks the forms of a ticket that fit a variable.
+func TestTicketInOneLine(t *testing.T) {
+	a := openTest(t, privateTemp(t), newClock())
+	made := issue(t, a, Request{Name: "ci", Reusable: true, Addresses: []string{"h:1", "h:2"}})
+	plain, _ := made.Format()
+	text := string(plain)
+	written := strings.ReplaceAll(text, "\n", `\n`)
+	quoted, _ := json.Marshal(text)
+	std := base64.StdEncoding.EncodeToString(plain)
+	for what, text := range map[string]string{
+		"base64": std, "wrapped": std[:76] + "\n" + std[76:152] + "\r\n" + std[152:] + "\n", "URL": base64.RawURLEncoding.EncodeToString(plain),
+		`\n`: written, `\r\n`: strings.ReplaceAll(written, `\n`, `\r\n`), "quoted": string(quoted) + "\n", "of a line": base64.StdEncoding.EncodeToString([]byte(written)),
+		"BOM": "\ufeff" + std, "Windows": base64.StdEncoding.EncodeToString([]byte(strings.ReplaceAll(text, "\n", "\r\n"))),
+	} {
+		path := filepath.Join(t.TempDir(), "t")
+		must(t, os.WriteFile(path, []byte(text), 0o600))
+		for _, from := range []string{path, text} {
+			back, err := ReadTicket(from, "T")
+			if err != nil || back.Serial != made.Serial || !slices.Equal(back.Addresses, made.Addresses) {
+				t.Errorf("%s: %+v, %v", what, back, err)
+			}
 		}
 	}
 }
@@ -121,9 +148,14 @@ func TestNotTickets(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", what, err, c.want)
 		}
 	}
-	_, err := ReadTicket(filepath.Join(t.TempDir(), "none"))
-	wantCode(t, err, args.CodeBadTicket, "none")
-	_, err = ReadTicket(t.TempDir())
+	_, err := ReadTicket(filepath.Join(t.TempDir(), "none"), "T")
+	wantCode(t, err, args.CodeBadTicket, "T is neither")
+	for _, secret := range []string{strings.Repeat("TUlH", 1000), "x\ny", "s3cret"} {
+		if _, err := ReadTicket(secret, "T"); err == nil || err.Error() != "T is neither a file nor a ticket" {
+			t.Errorf("%.10s: %v", secret, err)
+		}
+	}
+	_, err = ReadTicket(t.TempDir(), "T")
 	wantCode(t, err, args.CodeBadTicket, "directory")
 }
 

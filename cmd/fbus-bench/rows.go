@@ -274,7 +274,7 @@ func prepareRoundTripTLS(b *bencher) (perSecond, perSecond, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := trust.ReadTicket(file)
+	t, err := trust.ReadTicket(file, file)
 	if err != nil {
 		return nil, nil, err
 	}

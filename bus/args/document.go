@@ -1,0 +1,51 @@
+package args
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// bom is a byte order mark in UTF-8, with which some editors begin a file.
+var bom = []byte("\ufeff")
+
+// WithoutBOM returns a text without the byte order mark at its beginning.
+func WithoutBOM(text []byte) []byte { return bytes.TrimPrefix(text, bom) }
+
+// maxNesting is how deep encoding/json reads.
+const maxNesting = 10000
+
+// CheckJSON returns an error if text is not one JSON document. The error says where, and why.
+// Every JSON document that fbus reads is checked here, so that the words are the same.
+func CheckJSON(text []byte) error {
+	if json.Valid(text) {
+		return nil
+	}
+	var syntax *json.SyntaxError
+	if err := json.Unmarshal(text, new(json.RawMessage)); !errors.As(err, &syntax) {
+		return nil
+	}
+	at := int(min(max(syntax.Offset-1, 0), int64(len(text)))) // of the byte that is wrong
+	why := strings.TrimPrefix(syntax.Error(), "json: ")
+	switch {
+	case strings.Contains(why, "exceeded max depth"):
+		return fmt.Errorf("the JSON document is nested deeper than %d levels", maxNesting)
+	case bytes.HasPrefix(text, []byte("\xff\xfe")), bytes.HasPrefix(text, []byte("\xfe\xff")):
+		at, why = 0, "it is UTF-16, and must be UTF-8"
+	case strings.HasPrefix(why, "unexpected end"):
+		at, why = len(text), "its end is missing"
+		if len(bytes.TrimSpace(text)) == 0 {
+			why = "it is empty"
+		}
+	case at < len(text) && text[at] >= utf8.RuneSelf: // encoding/json names the byte
+		r, _ := utf8.DecodeRune(text[at:])
+		_, after, _ := strings.Cut(why, "' ")
+		why = fmt.Sprintf("invalid character %q %s", r, after)
+	}
+	before := text[:at]
+	line := before[bytes.LastIndexByte(before, '\n')+1:]
+	return fmt.Errorf("this is not JSON: line %d, column %d: %s", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(line)+1, why)
+}

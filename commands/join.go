@@ -30,10 +30,11 @@ func joinCommand() *cli.Command {
 	return &cli.Command{
 		Usage:     "join a network with a ticket",
 		UsageText: "join [flags] TICKET",
-		Description: `TICKET is a file, or - for stdin; one line of base64 is fine too. An invitation is exchanged for an identity of this
-user, whose key is made here and never leaves the machine. A reusable ticket is stored
-as it is. After that every command finds the network by itself, unless a node runs on
-this machine. If the connection is lost, join again with the same ticket.
+		Description: `TICKET is a file, or - for stdin, with the ticket's text, or one line with its base64.
+An invitation is exchanged for an identity of this user, whose key is made here and never
+leaves the machine. A reusable ticket is stored as it is. After that every command finds
+the network by itself, unless a node runs on this machine. If the connection is lost,
+join again with the same ticket.
 
   fbus join gpu.ticket && fbus offer resize -- ./resize.sh
 

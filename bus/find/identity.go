@@ -155,7 +155,7 @@ func fileIdentity() (*Identity, error) {
 func Readable(pairs ...string) error {
 	for pair := range slices.Chunk(pairs, 2) {
 		if err := unix.Access(pair[1], unix.R_OK); pair[1] != "" && err != nil {
-			return args.Errorf(args.CodeUsage, "%s%s: %v", pair[0], ShownFile(pair[1], "…"), err).WithHint("is it the name of the right file, and may you read it?")
+			return args.Errorf(args.CodeUsage, "%s%s: %v", pair[0], ShownFile(pair[1], "…"), err).WithHint("is it the right file, and may you read it?")
 		}
 	}
 	return nil

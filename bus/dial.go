@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -292,7 +291,7 @@ func dialReason(err error) string {
 func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 	nc, err := dialUnix(ctx, addr.String())
 	if err != nil {
-		err = &Error{Code: args.CodeNoNode, Message: fmt.Sprintf("%v: %s", addr, reason(err)), Err: err}
+		err = noSocket(addr.String(), err)
 	} else if err = wire.CheckPeer(nc, addr.String(), o.Users); err != nil {
 		nc.Close()
 	}
@@ -305,6 +304,18 @@ func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 	with := *o
 	with.dialled, with.Identity = addr, nil
 	return NewClient(ctx, nc, &with)
+}
+
+// noSocket returns the error of a socket that cannot be connected to.
+func noSocket(path string, err error) *Error {
+	e := &Error{Code: args.CodeNoNode, Message: path + ": " + reason(err), Err: err}
+	if why := find.NotSocket(path); why != "" { // the system says only that the connection was refused
+		e.Message, e.Hint = path+": "+why, "the address of a node is the path of its socket, or HOST[:PORT]"
+		if in := find.SocketIn(path); in != "" {
+			e.Hint = "a node listens at " + in
+		}
+	}
+	return e
 }
 
 // dialUnix connects to a unix socket. One whose backlog is full refuses at once:

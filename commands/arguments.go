@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -25,6 +26,7 @@ type callArguments struct {
 	input   string
 	noStdin bool
 	hasData bool
+	tell    io.Writer // for what to do at a terminal; nil with -q
 }
 
 func (o *callArguments) flags() []cli.Flag {
@@ -44,6 +46,9 @@ func (o *callArguments) operands(ctx *cli.Context) error {
 		return usage("%s needs the name of a function", o.verb).WithHint("fbus %s NAME; fbus ls shows what is offered", o.verb)
 	}
 	o.name, o.args, o.hasData = words[0], words[1:], ctx.IsSet("data")
+	if !ctx.Bool("quiet") {
+		o.tell = ctx.App.ErrWriter
+	}
 	return nil
 }
 
@@ -94,6 +99,20 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	return req, io.NopCloser(nil), nil
 }
 
+// typingTime is how long a call may read the terminal before a person is told. Most calls
+// need no input.
+const typingTime = time.Second
+
+// awaitTyped tells a person who has to type the input how to end it, unless stop is called
+// before.
+func (o *callArguments) awaitTyped(req *bus.Request) (stop func()) {
+	if o.tell == nil || !typed(req.Input) {
+		return func() {}
+	}
+	timer := time.AfterFunc(typingTime, func() { sayTyped(req.Input, "the input", "it; -n sends none", o.tell) })
+	return func() { timer.Stop() }
+}
+
 // stdinReadable reports whether stdin can be read without stopping this process, as a
 // terminal would do that another process group has in the foreground.
 func stdinReadable() bool {
@@ -133,6 +152,9 @@ func (o *callArguments) arguments() (args.Args, error) {
 			}
 		}
 		if err == nil {
+			if o.tell != nil {
+				sayTyped(f, "the arguments, JSON,", "them", o.tell)
+			}
 			doc, err = io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
 		}
 		if err != nil {

@@ -87,7 +87,7 @@ func (o *callOptions) check() error {
 	case o.retries < 0:
 		return usage("--retries must not be negative")
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t must be positive")
+		return unlimited("-t")
 	case !o.all && (o.hasReplies || o.tag || o.json):
 		return usage("--replies, --tag and --json need --all").WithHint("%s", join("fbus", "call", "--all", o.name, o.args))
 	}
@@ -119,6 +119,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		return failedEnd(err)
 	}
 	defer file.Close()
+	defer o.awaitTyped(req)()
 	out, err := openOutput(&o.endOptions)
 	if err != nil {
 		return failedEnd(err)
@@ -143,7 +144,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	var res bus.Result
 	if err == nil {
 		res, err = client.Call(ctx, req)
-		err = troubled(err, o.node, o.name)
+		err = troubled(suggest(client, err, o.name), o.node, o.name)
 	}
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
@@ -200,6 +201,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer file.Close()
+	defer o.awaitTyped(request)()
 	out := &outputFile{w: stdout}
 	if o.output != "" {
 		if out, err = openOutput(&o.endOptions); err != nil {

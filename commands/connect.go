@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -72,11 +73,54 @@ func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, err
 			}
 		}
 		if err != nil {
+			err = suggest(client, err, name)
 			client.Close()
 			return nil, troubled(err, o.node, name)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// suggest adds to the error of a function that is missing, or that the caller may not call,
+// the most similar name of those that the caller may see.
+func suggest(c *bus.Client, err error, name string) error {
+	var e *args.Error
+	if !errors.As(err, &e) || e.Code != args.CodeNoFunction && e.Code != args.CodeDenied {
+		return err
+	}
+	near := similar(c, name)
+	if near == "" {
+		return err
+	}
+	f := explain(e)
+	f.Hint = "did you mean " + near + "? " + f.Hint
+	f.Hint = strings.TrimSuffix(f.Hint, " ")
+	return f
+}
+
+// similarTime bounds the search for a similar name.
+const similarTime = 2 * time.Second
+
+// similar returns the function that the caller may see whose name is most similar to a name,
+// "" if none is, or if there is a function of that name.
+func similar(c *bus.Client, name string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), similarTime)
+	defer cancel()
+	data, err := output(ctx, c, "fbus.functions", args.Args{})
+	if err != nil {
+		return ""
+	}
+	list, _ := decodeLines[bus.FunctionInfo](data)
+	var names []string
+	for _, f := range list {
+		if f.Name == name {
+			return ""
+		}
+		if len(f.Workers) > 0 {
+			names = append(names, f.Name)
+		}
+	}
+	return nearest(name, names)
 }
 
 // lasting is a connection to a node that is made again after a loss, for commands that

@@ -3,6 +3,7 @@ package commands
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -35,7 +36,9 @@ those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 func describe(o *lookOptions, name string, stdout io.Writer) error {
 	list, data, err := askFor[bus.FunctionInfo](o, "fbus.functions", name)
 	if err == nil {
-		err = missing(list, []string{name})
+		err = o.missing(list, []string{name})
+	} else if errors.Is(err, bus.ErrDenied) {
+		err = o.suggest(err, name)
 	}
 	if err != nil {
 		return err

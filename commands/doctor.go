@@ -261,6 +261,9 @@ func nextStep(step, code string) string {
 func (x *examination) address() bool {
 	p, err := find.Node(x.o.node)
 	if err != nil {
+		if why := inOtherTmp(err, ""); why != "" {
+			err = explain(err).WithHint("%s", why)
+		}
 		return x.fail("address", err)
 	}
 	passed := ""
@@ -300,17 +303,16 @@ func (x *examination) socket() {
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		why, hint = "does not exist: no node listens there", serveThere(path)
+		why, hint = "does not exist: no node listens there", cmp.Or(find.Elsewhere(path), serveThere(path))
 	case errors.Is(err, os.ErrPermission):
 		why, hint = "you may not enter a directory of this path", "it belongs to another user; --node names another socket"
 	case err != nil:
 		why = args.Plain(err)
-	case st.IsDir():
-		why = "not a socket but a directory"
-	case st.Mode().IsRegular():
-		why = "not a socket but a file"
-	case st.Mode()&os.ModeSocket == 0:
-		why = "not a socket but something else"
+	default:
+		why = find.NotSocket(path)
+		if in := find.SocketIn(path); in != "" {
+			hint = "a node listens at " + in
+		}
 	}
 	if why != "" {
 		x.fail("socket", fail(args.CodeNoNode, "%s: %s", path, why).WithHint("%s", hint))
@@ -614,7 +616,8 @@ func (x *examination) rights(n *bus.NodeInfo) bool {
 	if strings.HasPrefix(name, "fbus.") { // no glob matches these
 		hint = "fbus invite --admin"
 	}
-	return x.fail("rights", fail(args.CodeDenied, "%s %s: it may %s", n.Caller, not, may).WithHint("ask for a ticket that allows it: %s", hint))
+	denied := fail(args.CodeDenied, "%s %s: it may %s", n.Caller, not, may).WithHint("ask for a ticket that allows it: %s", hint)
+	return x.fail("rights", suggest(x.client, denied, name))
 }
 
 // function checks whether the function is offered.
@@ -632,7 +635,7 @@ func (x *examination) function() {
 		return
 	}
 	if len(list) == 0 || len(list[0].Workers) == 0 {
-		f := explain(fail(args.CodeNoFunction, "%s: no such function: no worker offers it", name))
+		f := explain(suggest(x.client, fail(args.CodeNoFunction, "%s: no such function: no worker offers it", name), name))
 		if len(list) > 0 && list[0].Queued > 0 {
 			f.Message += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
 		}

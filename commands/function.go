@@ -126,7 +126,7 @@ func (f *function) check() error {
 		v    durationValue
 	}{{"timeout", f.timeout}, {"max-idle", f.maxIdle}} {
 		if d.v.set && d.v.d <= 0 {
-			return usage("--%s must be positive", d.flag)
+			return unlimited("--" + d.flag)
 		}
 	}
 	processes := max(f.warm.n, runtime.NumCPU())

@@ -15,10 +15,23 @@ import (
 type mixing int
 
 const (
-	interleaved   mixing = iota // flags anywhere up to --
-	flagsFirst                  // flags only before the first operand; later words with - are refused
-	untilDashDash               // flags anywhere up to --, which is kept to mark the program
+	interleaved     mixing = iota // flags anywhere up to --
+	flagsFirst                    // flags only before the first operand; later words with - are refused
+	untilDashDash                 // flags anywhere up to --, which is kept to mark the words of another command
+	programOnly                   // the same; the operands are a program, and are refused without --
+	nameThenProgram               // the same, but one name precedes the program
 )
+
+// programAt returns the number of operands before a program; -1: there is no program.
+func (m mixing) programAt() int {
+	switch m {
+	case programOnly:
+		return 0
+	case nameThenProgram:
+		return 1
+	}
+	return -1
+}
 
 // flagTable maps names to the flags of a command.
 type flagTable map[string]cli.Flag
@@ -69,13 +82,14 @@ func takesValue(f cli.Flag) bool {
 // operands. So -j4, -t5s, -qn and --x=y work, and an operand is never mistaken for a
 // flag.
 func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]string, error) {
-	g := getopt{command: command, table: tableOf(flags), words: words}
+	g := getopt{command: command, table: tableOf(flags), all: words, words: words}
+	marked := slices.Contains(words, "--")
 	for len(g.words) > 0 {
 		w := g.words[0]
 		g.words = g.words[1:]
 		switch {
 		case w == "--":
-			if mix == untilDashDash {
+			if mix >= untilDashDash {
 				g.operands = append(g.operands, "--")
 			}
 			g.operands = append(g.operands, g.words...)
@@ -83,6 +97,12 @@ func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]
 		case len(w) < 2 || w[0] != '-':
 			if mix == flagsFirst {
 				if err := g.rest(w); err != nil {
+					return nil, err
+				}
+				break
+			}
+			if len(g.operands) == mix.programAt() && !marked {
+				if err := g.unmarked(); err != nil {
 					return nil, err
 				}
 				break
@@ -100,8 +120,30 @@ func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]
 type getopt struct {
 	command         string
 	table           flagTable
-	words           []string // still to be read
+	all             []string
+	words           []string // the rest of all, still to be read
 	flags, operands []string
+}
+
+// read returns the words before the last word that was read, and that word with the rest.
+func (g *getopt) read() (before, rest []string) {
+	i := len(g.all) - len(g.words) - 1
+	return g.all[:i], g.all[i:]
+}
+
+// unmarked refuses a program without --: its flags would be read as those of fbus. Help
+// is not refused.
+func (g *getopt) unmarked() error {
+	before, program := g.read()
+	if slices.Contains(program, "-h") || slices.Contains(program, "--help") {
+		g.flags, g.words = append(g.flags, "--help"), nil
+		return nil
+	}
+	marked := join("fbus", g.command, before, "--", program)
+	if len(g.operands) == 0 {
+		return usage("the command must follow --").WithHint("%s; or, to call a function: %s", marked, join("fbus", "call", operands(program)))
+	}
+	return usage("the program of %s must follow --", g.operands[0]).WithHint("%s", marked)
 }
 
 // flag reads a word that begins with -.
@@ -137,7 +179,7 @@ func (g *getopt) add(dashes, name, value string, attached bool) error {
 	case !takesValue(f):
 		g.flags = append(g.flags, option(f))
 		return nil
-	case !attached && len(g.words) == 0:
+	case !attached && (len(g.words) == 0 || g.words[0] == "--"):
 		return usage("%s needs a value", dashes+name).WithHint("fbus %s --help", g.command)
 	case !attached:
 		value, g.words = g.words[0], g.words[1:]
@@ -148,6 +190,9 @@ func (g *getopt) add(dashes, name, value string, attached bool) error {
 
 func (g *getopt) unknown(flag string) error {
 	f := usage("fbus %s has no flag %s", g.command, flag)
+	if before, rest := g.read(); g.command == "unit" && len(g.operands) > 0 { // it takes those of another command
+		return f.WithHint("flags of fbus %s follow --: %s", g.operands[0], join("fbus", g.command, before, "--", rest))
+	}
 	if near := nearest(strings.TrimLeft(flag, "-"), slices.Collect(maps.Keys(g.table))); near != "" && len(near) > 1 {
 		return f.WithHint("did you mean fbus %s --%s?", g.command, near)
 	}
@@ -180,26 +225,70 @@ func (g *getopt) rest(first string) error {
 func (g *getopt) misplaced(name string, words []string, k int) error {
 	w := words[k]
 	f := usage("%s after %s: is it for fbus or for the function?", w, name)
+	typed := g.all[:len(g.all)-len(g.words)-1]
 	pass := slices.DeleteFunc(slices.Clone(g.words), func(w string) bool { return w == "--" })
-	forFunction := join("fbus", g.command, g.flags, name, "--", pass)
-	known := g.known(w)
-	if known == nil {
+	forFunction := join("fbus", g.command, typed, name, "--", pass)
+	moved, kept := g.ours(words)
+	if len(moved) == 0 {
 		return f.WithHint("to pass it on: %s", forFunction)
 	}
-	moved, rest := []string{w}, slices.Clone(words[k+1:])
-	if takesValue(known) && (w[:2] == "--" && !strings.Contains(w, "=") || w[:2] != "--" && len(w) == 2) && len(rest) > 0 {
-		moved, rest = append(moved, rest[0]), rest[1:]
+	if rest := g.words[len(words):]; len(rest) > 0 { // behind --
+		kept = append(kept, rest[1:]...)
 	}
-	return f.WithHint("for fbus: %s; to pass it on: %s",
-		join("fbus", g.command, g.flags, moved, name, words[:k], rest), forFunction)
+	if slices.ContainsFunc(kept, func(w string) bool { return len(w) > 1 && w[0] == '-' }) {
+		kept = append([]string{"--"}, kept...)
+	}
+	return f.WithHint("for fbus: %s; to pass it on: %s", join("fbus", g.command, typed, moved, name, kept), forFunction)
 }
 
-func (g *getopt) known(w string) cli.Flag {
-	name, _, _ := strings.Cut(strings.TrimPrefix(w, "--"), "=")
-	if w[:2] != "--" {
-		name = w[1:2]
+// ours splits words into the flags of the command, with their values, and all others.
+func (g *getopt) ours(words []string) (flags, others []string) {
+	for len(words) > 0 {
+		n := 1
+		if known, next := g.known(words[0]); !known || next && len(words) == 1 {
+			others = append(others, words[0])
+		} else {
+			if next {
+				n = 2
+			}
+			flags = append(flags, words[:n]...)
+		}
+		words = words[n:]
 	}
-	return g.table[name]
+	return flags, others
+}
+
+// known reports whether a word is a flag, or several short ones, of the command, and whether
+// the next word is its value.
+func (g *getopt) known(w string) (known, next bool) {
+	if len(w) < 2 || w[0] != '-' {
+		return false, false
+	}
+	if long, ok := strings.CutPrefix(w, "--"); ok {
+		name, _, attached := strings.Cut(long, "=")
+		f := g.table[name]
+		return f != nil && len(name) > 1 && (takesValue(f) || !attached), f != nil && takesValue(f) && !attached
+	}
+	for i, c := range w[1:] {
+		f := g.table[string(c)]
+		switch {
+		case f == nil:
+			return false, false
+		case takesValue(f):
+			return true, i == len(w)-2
+		}
+	}
+	return true, false
+}
+
+// operands puts -- before words that begin with - and follow a name.
+func operands(words []string) []string {
+	for _, w := range words[1:] {
+		if len(w) > 1 && w[0] == '-' && words[0][0] != '-' {
+			return slices.Concat(words[:1], []string{"--"}, words[1:])
+		}
+	}
+	return words
 }
 
 // join quotes words, or lists of words, as one line for the shell.

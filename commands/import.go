@@ -210,5 +210,5 @@ func (o *importOptions) lookFor(look *lookOptions) error {
 	}
 	// Names without workers, which calls wait for, are listed too.
 	list = slices.DeleteFunc(list, func(f bus.FunctionInfo) bool { return len(f.Workers) == 0 })
-	return missing(list, o.names)
+	return look.missing(list, o.names)
 }

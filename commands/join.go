@@ -57,6 +57,9 @@ directory.`,
 
 // joinNetwork stores a ticket's identity for this user.
 func joinNetwork(o *joinOptions, stderr io.Writer) error {
+	if o.ticket == "-" && !o.quiet {
+		sayTyped(os.Stdin, "the ticket", "it", stderr)
+	}
 	t, err := readTicket(o.ticket)
 	if err != nil {
 		return err

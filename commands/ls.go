@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"io"
 	"slices"
 
@@ -42,15 +43,25 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 			}
 		})
 	}
-	return missing(list, names)
+	return o.missing(list, names)
 }
 
 // missing fails for the first name that was asked for and is not there.
-func missing(list []bus.FunctionInfo, names []string) error {
+func (o *lookOptions) missing(list []bus.FunctionInfo, names []string) error {
 	for _, name := range names {
 		if !slices.ContainsFunc(list, func(f bus.FunctionInfo) bool { return f.Name == name }) {
-			return &args.Error{Code: args.CodeNoFunction, Message: name + ": no such function"}
+			return o.suggest(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function"}, name)
 		}
 	}
 	return nil
+}
+
+// suggest is suggest after a command has closed its connection.
+func (o *lookOptions) suggest(err error, name string) error {
+	c, _, cerr := connect(context.Background(), o.node, durationValue{}, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
+	if cerr != nil {
+		return err
+	}
+	defer c.Close()
+	return suggest(c, err, name)
 }

@@ -173,7 +173,7 @@ func say(w io.Writer, msg string) {
 // command that runs is made, because making the others would cost every call.
 var commandTable = []tableEntry{
 	{"serve", serveCommand, interleaved},
-	{"offer", offerCommand, untilDashDash},
+	{"offer", offerCommand, nameThenProgram},
 	{"up", upCommand, interleaved},
 	{"call", callCommand, flagsFirst},
 	{"map", mapCommand, flagsFirst},
@@ -184,7 +184,7 @@ var commandTable = []tableEntry{
 	{"purge", purgeCommand, interleaved},
 	{"pipe", pipeCommand, interleaved},
 	{"import", importCommand, interleaved},
-	{"run", runCommand, untilDashDash},
+	{"run", runCommand, programOnly},
 	{"ls", lsCommand, interleaved},
 	{"describe", describeCommand, interleaved},
 	{"ps", psCommand, interleaved},
@@ -251,8 +251,6 @@ func elsewhere(verb string) string {
 		return "describe NAME"
 	case "check", "diagnose", "ping", "why":
 		return "doctor"
-	case "version":
-		return "--version"
 	}
 	return ""
 }
@@ -262,13 +260,16 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 	switch {
 	case len(args) == 0, args[0] == "-h", args[0] == "--help", args[0] == "help" && len(args) == 1:
 		return allCommands(), []string{"--help"}, nil
-	case args[0] == "--version":
-		return nil, args[:1], nil
+	case args[0] == "--version", args[0] == "version" && len(args) == 1:
+		return nil, []string{"--version"}, nil
 	case args[0] == "help":
 		args = []string{args[1], "--help"}
 	}
 	name := args[0]
 	if strings.HasPrefix(name, "-") {
+		if name == "-V" || name == "-v" && len(args) == 1 {
+			return nil, nil, usage("fbus has no flag %s", name).WithHint("fbus --version; fbus COMMAND -v reports more")
+		}
 		return nil, nil, usage("flag %s before the command", name).WithHint("flags follow the command: fbus COMMAND %s …; fbus --help lists the commands", name)
 	}
 	for _, c := range commandTable {
@@ -282,13 +283,22 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 	if err := runCompanion(name, args[1:]); err != nil {
 		return nil, nil, err
 	}
-	return nil, nil, noCommand(name)
+	return nil, nil, noCommand(name, args[1:])
 }
 
-func noCommand(name string) error {
+func noCommand(name string, words []string) error {
 	f := usage("unknown command %s", name)
 	if ours := elsewhere(name); ours != "" {
-		return f.WithHint("fbus %s", ours)
+		first, more, _ := strings.Cut(ours, ";")
+		for _, operand := range []string{" NAME", " ID"} {
+			if before, ok := strings.CutSuffix(first, operand); ok && len(words) > 0 {
+				first = before + " " + join(operands(words))
+			}
+		}
+		if more != "" {
+			first += ";" + more
+		}
+		return f.WithHint("fbus %s", first)
 	}
 	names := slices.Collect(maps.Keys(companions()))
 	for _, c := range commandTable {
@@ -297,7 +307,7 @@ func noCommand(name string) error {
 	if near := nearest(name, names); near != "" {
 		return f.WithHint("did you mean fbus %s?", near)
 	}
-	return f.WithHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", name))
+	return f.WithHint("fbus --help lists the commands; to call a function: %s", join("fbus", "call", operands(append([]string{name}, words...))))
 }
 
 // newApp returns the command tree.

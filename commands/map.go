@@ -129,9 +129,23 @@ func itemFlags(o *fanout.Items) []cli.Flag {
 
 // sayTerminal tells a person who must type the items how to end them.
 func sayTerminal(items *fanout.ItemReader, stderr io.Writer) {
-	if items.File != nil && isTerminal(items.File) {
-		say(stderr, "reading items from the terminal: Ctrl-D ends them")
+	if items.File != nil {
+		sayTyped(items.File, "items", "them", stderr)
 	}
+}
+
+// sayTyped tells a person that a file is the terminal, which is waited for, and how to end
+// what is to be typed. f is an [io.Reader] since not all that is read are files.
+func sayTyped(f io.Reader, what, it string, stderr io.Writer) {
+	if typed(f) {
+		say(stderr, fmt.Sprintf("reading %s from the terminal: Ctrl-D ends %s", what, it))
+	}
+}
+
+// typed reports whether a reader is a terminal.
+func typed(f io.Reader) bool {
+	file, ok := f.(*os.File)
+	return ok && isTerminal(file)
 }
 
 func (o *mapOptions) check() error {
@@ -149,7 +163,7 @@ func (o *mapOptions) check() error {
 	case o.retries < 0:
 		return usage("--retries must not be negative")
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t must be positive")
+		return unlimited("-t")
 	case o.resume && (o.joblog == "" || o.joblog == "-"):
 		return usage("--resume needs --joblog FILE, which shows what is done")
 	case t.Unknown() != "":

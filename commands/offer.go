@@ -58,12 +58,10 @@ func (o *offerOptions) operands(words []string) error {
 	switch {
 	case len(words) == 0 || i == 0:
 		return usage("fbus offer needs a name").WithHint("fbus offer NAME -- PROGRAM [ARG…]")
-	case i < 0 && len(words) > 1:
-		return usage("the program of %s must follow --", words[0]).WithHint("%s", join("fbus", "offer", words[:1], "--", words[1:]))
 	case i < 0 || i == len(words)-1:
 		return usage("%s: no program given", words[0]).WithHint("fbus offer %s -- PROGRAM [ARG…]", words[0])
 	case i > 1:
-		return usage("fbus offer takes one name before --, got %s", join(words[:i]))
+		return usage("fbus offer takes one name before --, got %s", join(words[:i])).WithHint("%s", join("fbus", "offer", words[0], "--", words[1:i], words[i+1:]))
 	}
 	o.name, o.argv = words[0], words[i+1:]
 	return o.check()

@@ -130,7 +130,9 @@ func (o *outputFile) flush() error {
 	o.pretty = nil
 	var indented bytes.Buffer
 	if json.Indent(&indented, held.Bytes(), "", "  ") == nil {
-		held = &indented
+		if held = &indented; isTerminal(o.w) && !bytes.HasSuffix(held.Bytes(), []byte("\n")) {
+			held.WriteByte('\n') // the shell's prompt follows
+		}
 	}
 	_, err := o.w.Write(held.Bytes())
 	return err

@@ -96,7 +96,7 @@ func (o *pipeOptions) check() error {
 	case o.jobs < 1 || o.jobs > maxPipeJobs:
 		return usage("-j must be from 1 to %d", maxPipeJobs)
 	case o.timeout.set && o.timeout.d <= 0:
-		return usage("-t must be positive")
+		return unlimited("-t")
 	}
 	return nil
 }
@@ -154,6 +154,9 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 	client, err := o.connect(context.Background(), o.wait, false, stderr)
 	if err != nil {
 		return err
+	}
+	if !o.quiet {
+		sayTyped(stdin, "requests", "them", stderr)
 	}
 	p := &pipe{
 		o: o, client: client, in: bufio.NewReaderSize(stdin, 64<<10), out: bufio.NewWriterSize(stdout, 64<<10), stderr: &screen{w: stderr},

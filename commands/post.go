@@ -123,6 +123,9 @@ func (o *postOptions) check() error {
 		v    *durationValue
 	}{{"--backoff", &o.backoff}, {"--keep", &o.keep}, {"-t", &o.timeout}, {"--unique-for", &o.uniqueFor}} {
 		if f.v.set && f.v.d <= 0 {
+			if f.flag == "-t" {
+				return unlimited(f.flag)
+			}
 			return usage("%s must be positive", f.flag)
 		}
 	}
@@ -169,6 +172,9 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer file.Close()
+	if o.tell != nil {
+		sayTyped(req.Input, "the input", "it; -n sends none", o.tell)
+	}
 	client, err := o.connect(context.Background(), o.wait, true, stderr)
 	if err != nil {
 		return err
@@ -192,7 +198,24 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", err, id)
 	}
+	o.sayMissing(client, stderr)
 	return nil
+}
+
+// sayMissing reports that nobody offers the function, if its name looks mistyped: the job
+// would wait for ever.
+func (o *postOptions) sayMissing(c *bus.Client, stderr io.Writer) {
+	if o.quiet {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), similarTime)
+	defer cancel()
+	if n, err := fanout.Slots(ctx, c, o.name, ""); err != nil || n > 0 {
+		return
+	}
+	if near := similar(c, o.name); near != "" {
+		say(stderr, fmt.Sprintf("%s: no worker offers it yet; did you mean %s?", o.name, near))
+	}
 }
 
 // explain is explain for a job that was not posted, or may have been.
@@ -319,7 +342,11 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 	if err := p.out.close(); err != nil && p.output == nil {
 		p.output = outputError(err)
 	}
-	return p.end(cause, stderr)
+	err = p.end(cause, stderr)
+	if err == nil {
+		o.sayMissing(client, stderr)
+	}
+	return err
 }
 
 // poster prints the ids of jobs and counts them.

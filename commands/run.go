@@ -58,9 +58,6 @@ file of fbus up.
 			words := ctx.Args().Slice()
 			i := slices.Index(words, "--")
 			switch {
-			case i < 0 && len(words) > 0:
-				return usage("the command must follow --").
-					WithHint("%s; or, to call a function: %s", join("fbus", "run", "--", words), join("fbus", "call", words))
 			case i < 0 || i == len(words)-1:
 				return usage("fbus run needs a command").WithHint("fbus run --offer NAME=COMMAND -- COMMAND [ARG…]")
 			case i > 0:
@@ -204,7 +201,7 @@ func privateBus(dir string, list []*function, env []string, log, note, ended log
 		return nil, fail(args.CodeInternal, "%v", err)
 	}
 	open = append(open, func() { posted.Close() })
-	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note, Jobs: posted})
+	n, err := node.New(node.Config{Network: "run-" + randomSuffix(), Address: socket, Version: Version, Warn: log, Note: note, Jobs: posted, NoTickets: errors.New("it is private to fbus run")})
 	if err != nil {
 		return nil, err
 	}

@@ -265,7 +265,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	}
 	config := node.Config{
 		Network: network, Address: n.path, Version: Version, Queue: o.queue, Buffers: o.buffers, Successor: sockets.passed,
-		Warn: warn, Note: note, Gate: n.door.gate, Authority: n.door.authority,
+		Warn: warn, Note: note, Gate: n.door.gate, Authority: n.door.authority, NoTickets: n.door.noTickets, NoTCP: n.door.closed,
 		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
 	}
 	if o.sharing.group != "" {

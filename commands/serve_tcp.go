@@ -74,6 +74,8 @@ type door struct {
 	gate      node.Gate        // nil: nobody can be admitted
 	authority *trust.Authority // nil with an external PKI
 	listeners []net.Listener
+
+	noTickets, closed error // why there is no authority, and no listener
 }
 
 // newDoor returns a door that listens only at the sockets passed on by a service manager.
@@ -93,10 +95,13 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 		if passed {
 			return usage("--no-tcp cannot be used: the service manager listens at %s", d.listeners[0].Addr())
 		}
+		d.closed = fail(args.CodeUsage, "it was started with --no-tcp").WithHint("start it without --no-tcp; --listen HOST:PORT chooses where it listens")
+		d.noTickets = d.closed
 		// Tickets can still be listed and revoked: after a leak a node may be taken off the
 		// network first.
 		if home, err := find.HomeDir(); err == nil && trust.Founded(filepath.Join(home, "networks", network)) {
 			if err := d.openGate(network, warn); err != nil {
+				d.noTickets = err
 				warn("tickets cannot be listed or revoked: %s", explain(err).Message)
 			}
 		}
@@ -107,6 +112,7 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 			return err
 		}
 		f := explain(err)
+		d.closed, d.noTickets = f, f
 		warn("no other machine can reach this node: %s", f.Message)
 		if f.Hint != "" {
 			warn("hint: %s", f.Hint)
@@ -125,8 +131,10 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 		case len(o.listen) > 0:
 			return fail(args.CodeNoNode, "%s: %s", addr, listenReason(err)).WithHint("--listen ADDR listens elsewhere, --no-tcp nowhere")
 		default:
-			warn("%s: %s: no other machine can reach this node", addr, listenReason(err))
-			warn("hint: --listen ADDR listens elsewhere; --no-tcp is for this machine only")
+			f := fail(args.CodeNoNode, "%s: %s", addr, listenReason(err)).WithHint("--listen ADDR listens elsewhere; --no-tcp is for this machine only")
+			warn("%s: no other machine can reach this node", f.Message)
+			warn("hint: %s", f.Hint)
+			d.closed = f
 		}
 	}
 	return nil
@@ -144,7 +152,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 			return usage("--tls-cert %s", e.Message).WithHint("%s", e.Hint)
 		}
 		if err == nil {
-			d.gate = f
+			d.gate, d.noTickets = f, errors.New("its peers have certificates of another PKI (--tls-ca)")
 		}
 		return err
 	}

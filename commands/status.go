@@ -1,12 +1,14 @@
 package commands
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	"fbus/bus/args"
+	"fbus/bus/find"
 )
 
 // Exit statuses that are the command line's own. The others are those of codes, as
@@ -72,6 +74,7 @@ func hintFor(code string) string {
 // to fbus doctor.
 type trouble struct {
 	err    error
+	node   string // its address, if one was given
 	doctor string // the command that looks into it
 	remote bool   // the node is on another machine: nobody here starts it
 }
@@ -95,12 +98,15 @@ func troubled(err error, node string, name ...string) error {
 	if s := e.Status(); s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
 		return err
 	}
-	return &trouble{err: err, doctor: doctorLine(node, name)}
+	return &trouble{err: err, node: node, doctor: doctorLine(node, name)}
 }
 
 // explain returns the error with fbus doctor in its hint.
 func (t *trouble) explain() *args.Error {
 	e := explain(t.err)
+	if why := inOtherTmp(t.err, cmp.Or(t.node, os.Getenv("FBUS_NODE"))); why != "" {
+		e.Hint = why
+	}
 	way := t.doctor + " shows why, step by step"
 	if e.Hint == "" || t.remote && e.Hint == hintFor(args.CodeNoNode) {
 		e.Hint = way
@@ -108,6 +114,18 @@ func (t *trouble) explain() *args.Error {
 		e.Hint += "; " + way
 	}
 	return e
+}
+
+// inOtherTmp returns what suggests that a socket which was not found is in another /tmp, ""
+// if nothing does. node is the address that was given.
+func inOtherTmp(err error, node string) string {
+	switch {
+	case errors.Is(err, find.ErrNone):
+		return find.Elsewhere("")
+	case errors.Is(err, os.ErrNotExist) && node != "":
+		return find.Elsewhere(node)
+	}
+	return ""
 }
 
 // doctorLine returns the command line that examines the node of a command with this

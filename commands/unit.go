@@ -176,7 +176,7 @@ func (o *unitOptions) up(warn logf) (time.Duration, error) {
 	if up.dir != "" && !here(up.dir, warn) {
 		up.dir = ""
 	}
-	up.owners.warn = warn
+	up.owners.warn, up.warn = warn, warn
 	config, wrong := up.read()
 	up.apply(&config.node)
 	return up.drain.d, wrong.err()

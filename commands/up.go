@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -26,6 +28,7 @@ type upOptions struct {
 	dir    string
 	check  bool
 	owners owners
+	warn   logf // reports skipped files, nil: none are reported
 
 	drainSet bool
 }
@@ -34,13 +37,15 @@ func upCommand() *cli.Command {
 	o := &upOptions{workerOptions: newWorkerOptions()}
 	return &cli.Command{
 		Usage:     "offer the functions of a file or a directory",
-		UsageText: "up [flags] [DIR]",
-		Description: `The file is ./fbus.toml, or that of -c. In DIR each executable file is a function,
+		UsageText: "up [flags] [FILE|DIR]",
+		Description: `FILE is also that of -c; default ./fbus.toml. In DIR each executable file is a function,
 named after the file without its extension (resize.sh is resize). Its options are in
-comments in its first 64 lines: # fbus: description = "…", or after // or --.
+comments in its first 64 lines: # fbus: description = "…", or after // or --. Hidden files
+and leftovers of editors and package managers (x~, #x#, x.bak, x.orig, x.disabled,
+x.dpkg-old, …) are skipped: -v lists them.
 
   fbus up
-  fbus up -c functions.toml --check
+  fbus up functions.toml --check
   kill -HUP PID        # read again; functions that have not changed are not disturbed
 
   [node]
@@ -88,7 +93,16 @@ func (o *upOptions) take(dir string, given func(flag string) bool) {
 		o.owners.first = append(o.owners.first, "-c", o.config)
 	case o.dir == "":
 		o.config = defaultConfig
+	case isConfig(o.dir):
+		o.config, o.dir = o.dir, ""
 	}
+}
+
+// isConfig reports whether a path is a file of functions rather than a directory: a file
+// that is not a program.
+func isConfig(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular() && (st.Mode()&0o111 == 0 || filepath.Ext(path) == filepath.Ext(defaultConfig))
 }
 
 // read reads the file, the directory, or both. If there are problems, it returns the
@@ -106,7 +120,11 @@ func (o *upOptions) read() (*upConfig, problems) {
 		c, p := readDir(o.dir, &o.owners)
 		wrong = append(wrong, p...)
 		if c != nil {
-			all.notes = append(all.notes, c.notes...)
+			for _, note := range c.notes {
+				if o.warn != nil && (o.verbose || strings.HasPrefix(note, warningMark)) {
+					o.warn("%s", note)
+				}
+			}
 			wrong = append(wrong, all.add(c.functions)...)
 		}
 	}
@@ -144,6 +162,9 @@ func (o *upOptions) apply(n *nodeConfig) {
 }
 
 func up(o *upOptions, stdout, stderr io.Writer) error {
+	if !o.quiet {
+		_, o.warn = logger(stderr)
+	}
 	config, wrong := o.read()
 	if len(wrong) > 0 {
 		return wrong.err()
@@ -179,9 +200,6 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 	return o.serve(config.functions, n, stderr, signals, hangups, func(w *worker) {
 		r.w = w
 		if o.verbose {
-			for _, note := range config.notes {
-				say(stderr, note)
-			}
 			for _, f := range config.functions {
 				say(stderr, w.offered[f.name].ready(r.name))
 			}
@@ -295,12 +313,10 @@ func (r *reloader) note(format string, args ...any) {
 // upCheck prints the functions, or everything that is wrong.
 func upCheck(o *upOptions, stdout, stderr io.Writer) error {
 	_, o.owners.warn = logger(stderr)
-	config, wrong := o.read()
-	if o.verbose && len(wrong) == 0 {
-		for _, note := range config.notes {
-			say(stderr, note)
-		}
+	if !o.quiet {
+		o.warn = o.owners.warn
 	}
+	config, wrong := o.read()
 	arguments := map[*function]string{}
 	for _, f := range config.functions {
 		phrase, err := f.try()

@@ -25,8 +25,11 @@ import (
 type upConfig struct {
 	functions []*function
 	node      nodeConfig
-	notes     []string // which files were skipped, and why
+	notes     []string // which files were skipped, and why; some begin with warningMark
 }
+
+// warningMark begins notes that are shown without -v too.
+const warningMark = "warning: "
 
 // part is a table of a file whose keys are options: [node], a function, or an entry of
 // [rights].

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -321,6 +322,9 @@ func TestDir(t *testing.T) {
 	for _, f := range c.functions {
 		got[f.name] = f
 	}
+	if broken := slices.IndexFunc(c.notes, func(n string) bool { return strings.HasPrefix(n, warningMark) }); broken < 0 || !strings.Contains(c.notes[broken], "broken: skipped: the link leads nowhere: nowhere does not exist") {
+		t.Errorf("no warning about a broken link: %q", c.notes)
+	}
 	if len(got) != 5 || got["a.tar"] == nil || got["link"] == nil || len(c.notes) != 5 {
 		t.Errorf("%v, notes %q", got, c.notes)
 	}
@@ -332,6 +336,32 @@ func TestDir(t *testing.T) {
 	}
 	if f := got["binary"]; f.slots.set {
 		t.Errorf("%+v", f)
+	}
+}
+
+// TestDirLeftovers checks that what editors, package managers and people leave next to
+// programs becomes no function.
+func TestDirLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	names := []string{
+		"c.sh~", "c.sh.bak", "c.BAK", "c.sh.orig", "c.sh.rej", ".c.sh.swp", "c.swp", "x.disabled", "c.sh.dpkg-old", "c.sh.dpkg-new", "c.dpkg-dist", "c.ucf-old",
+		"c.rpmsave", "c.sh.rpmnew", "#e.sh#", ".#e.sh", "c.sh.~1~", "c.sh,v", "c.old", "c.sh.save", "c.pacnew", "c.tmp",
+	}
+	for _, name := range append(names, "c.sh", "e", "bak", "orig.py", "disabled") {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, wrong := readDir(dir, nil)
+	if err := wrong.err(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range c.functions {
+		got = append(got, f.name)
+	}
+	if want := []string{"bak", "c", "disabled", "e", "orig"}; !slices.Equal(got, want) || len(c.notes) != len(names) {
+		t.Errorf("%q, not %q; notes %q", got, want, c.notes)
 	}
 }
 

@@ -3,12 +3,14 @@ package commands
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +27,16 @@ func readDir(dir string, o *owners) (*upConfig, problems) {
 		return nil, problems{explain(err)}
 	}
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, syscall.ENOTDIR) {
+		e := usage("%s: not a directory", dir)
+		if st, err := os.Stat(dir); err == nil && st.Mode().IsRegular() {
+			e = usage("%s: not a directory, but a program", dir).WithHint("%s", join("fbus", "offer", functionName(dir), "--", asPath(dir)))
+			if isConfig(dir) {
+				e = usage("%s: not a directory, but a second file", dir).WithHint("fbus up takes one file: %s", join("fbus", "up", dir))
+			}
+		}
+		return nil, problems{e}
+	}
 	if err != nil {
 		return nil, problems{usage("%v", err)}
 	}
@@ -37,11 +49,15 @@ func readDir(dir string, o *owners) (*upConfig, problems) {
 	files := map[string]string{} // by the function's name
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if skip := notFunction(path); skip != "" {
-			c.config.notes = append(c.config.notes, path+": "+skip)
+		if why, usual := notFunction(path); why != "" {
+			mark := ""
+			if !usual {
+				mark = warningMark
+			}
+			c.config.notes = append(c.config.notes, mark+path+": skipped: "+why)
 			continue
 		}
-		name := cmp.Or(strings.TrimSuffix(e.Name(), filepath.Ext(e.Name())), e.Name())
+		name := functionName(path)
 		if other := files[name]; other != "" {
 			c.problems.add(path, "function name %s is also that of %s: the extension does not count", name, other)
 			continue
@@ -56,23 +72,55 @@ func readDir(dir string, o *owners) (*upConfig, problems) {
 	return &c.config, c.problems
 }
 
-// notFunction returns why a file is not a function, "" if it is one.
-func notFunction(path string) string {
-	name := filepath.Base(path)
-	st, err := os.Stat(path)
-	switch {
-	case strings.HasPrefix(name, "."):
-		return "skipped: hidden"
-	case strings.HasSuffix(name, "~"):
-		return "skipped: a backup"
-	case err != nil:
-		return "skipped: " + args.Plain(err)
-	case !st.Mode().IsRegular():
-		return "skipped: not a regular file"
-	case unix.Access(path, unix.X_OK) != nil:
-		return "skipped: not executable"
+// functionName returns the name of a program without its extension.
+func functionName(path string) string {
+	base := filepath.Base(path)
+	return cmp.Or(strings.TrimSuffix(base, filepath.Ext(base)), base)
+}
+
+// asPath makes a file in the current directory a path, which is not searched on PATH.
+func asPath(file string) string {
+	if strings.Contains(file, "/") {
+		return file
 	}
-	return ""
+	return "./" + file
+}
+
+// leftovers match, in lower case, files that editors, package managers and people leave
+// next to a program. They would otherwise become functions.
+var leftovers = []string{
+	"#*#", "*.bak", "*.backup", "*.old", "*.orig", "*.rej", "*.save", "*.swp", "*.swo", "*.swx", "*.tmp", "*.temp", "*.disabled", "*.off",
+	"*.dpkg-*", "*.ucf-*", "*.rpmsave", "*.rpmnew", "*.rpmorig", "*.pacsave", "*.pacnew", "*.pacorig", "*.cfsaved", "*,v",
+}
+
+// notFunction returns why a file is not a function, "" if it is one, and whether that is
+// usual in such a directory.
+func notFunction(path string) (why string, usual bool) {
+	name := filepath.Base(path)
+	if strings.HasPrefix(name, ".") {
+		return "hidden", true
+	}
+	if strings.HasSuffix(name, "~") {
+		return "a backup", true
+	}
+	for _, pattern := range leftovers {
+		if left, _ := filepath.Match(pattern, strings.ToLower(name)); left {
+			return "a leftover, by its name: " + pattern, true
+		}
+	}
+	st, err := os.Stat(path)
+	target, _ := os.Readlink(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && target != "":
+		return "the link leads nowhere: " + target + " does not exist", false
+	case err != nil:
+		return args.Plain(args.WithoutPath(err)), false
+	case !st.Mode().IsRegular():
+		return "not a regular file", true
+	case unix.Access(path, unix.X_OK) != nil:
+		return "not executable", true
+	}
+	return "", true
 }
 
 // scriptOptions reads the options in a script's comments.

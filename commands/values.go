@@ -73,9 +73,15 @@ func (v *durationValue) String() string {
 	return formatDuration(v.d)
 }
 
+// parseDuration parses a duration. 0 needs no unit.
 func parseDuration(s string) (time.Duration, error) {
-	if _, err := strconv.ParseFloat(s, 64); err == nil {
-		return 0, fmt.Errorf("a duration needs a unit: %ss, %sms or %sm", s, s, s)
+	if isNumber(s) {
+		if n, err := strconv.ParseFloat(s, 64); err == nil && n == 0 {
+			return 0, nil
+		}
+		if with := units3(s, "s", "ms", "m", func(s string) error { _, err := parseDuration(s); return err }); with != "" {
+			return 0, fmt.Errorf("a duration needs a unit: %s", with)
+		}
 	}
 	if s == "" {
 		return 0, errors.New("empty duration: use 300ms, 90s, 5m or 7d")
@@ -95,6 +101,11 @@ func parseDuration(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("duration %q is too long", s)
 	}
 	return time.Duration(total), nil
+}
+
+// unlimited returns the error for a limit of no time. Who asks for 0 often means no limit.
+func unlimited(flag string) *args.Error {
+	return usage("%s must be positive", flag).WithHint("without %s there is no limit", flag)
 }
 
 // formatDuration writes a duration as parseDuration reads it.
@@ -127,9 +138,22 @@ func setSize(dest *int64) setter {
 	}
 }
 
+// isNumber reports whether a text has digits and dots only.
+func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789.") == "" }
+
+// units3 returns a number with each of three units, or "" if one would be refused.
+func units3(s, a, b, c string, check func(s string) error) string {
+	if check(s+a) != nil || check(s+b) != nil || check(s+c) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s%s, %s%s or %s%s", s, a, s, b, s, c)
+}
+
 func parseSize(s string) (int64, error) {
-	if _, err := strconv.ParseFloat(s, 64); err == nil {
-		return 0, fmt.Errorf("a size needs a unit: %sK, %sM or %sG", s, s, s)
+	if isNumber(s) {
+		if with := units3(s, "K", "M", "G", func(s string) error { _, err := parseSize(s); return err }); with != "" {
+			return 0, fmt.Errorf("a size needs a unit: %s", with)
+		}
 	}
 	upper := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
 	if upper == "" {

@@ -114,10 +114,15 @@ func joinedNode() (Place, error) {
 		return Place{}, err
 	}
 	if id == nil {
-		return Place{}, args.Errorf(args.CodeNoNode, "no node found: no socket of this user in %s, none at %s, no network joined", SocketDir, SystemSocket)
+		e := args.Errorf(args.CodeNoNode, "no node found: no socket of this user in %s, none at %s, no network joined", SocketDir, SystemSocket)
+		e.Err = ErrNone
+		return Place{}, e
 	}
 	return Place{Why: id.Why, Identity: id}, nil
 }
+
+// ErrNone is the cause of the error of [Node] when no address is given and no node is there.
+var ErrNone = errors.New("no node found")
 
 // named returns the node at an address that somebody gave: a path, a file here, or a host.
 func named(text, why string) (Place, error) {
@@ -213,6 +218,38 @@ func Owned(path string, kind os.FileMode, uid int) bool {
 	}
 	sys := st.Sys().(*syscall.Stat_t)
 	return int(sys.Uid) == uid && (kind == os.ModeDir || sys.Nlink == 1)
+}
+
+// NotSocket returns what is at a path that cannot be a node's socket, "" if it may be one,
+// or if nothing is there.
+func NotSocket(path string) string {
+	st, err := os.Stat(path)
+	switch {
+	case err != nil || st.Mode()&os.ModeSocket != 0:
+		return ""
+	case st.IsDir():
+		return "not a socket but a directory"
+	case st.Mode().IsRegular():
+		return "not a socket but a file"
+	}
+	return "not a socket but something else"
+}
+
+// SocketIn returns the only live socket of this user in a directory, "" if there is none or more than one.
+func SocketIn(dir string) string {
+	entries, _ := os.ReadDir(dir)
+	found := ""
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if !strings.HasSuffix(path, SocketSuffix) || !Owned(path, os.ModeSocket, os.Getuid()) || Probe(path) != nil {
+			continue
+		}
+		if found != "" {
+			return ""
+		}
+		found = path
+	}
+	return found
 }
 
 // Probe returns why nobody can be reached at a socket, nil if somebody listens.

@@ -73,8 +73,11 @@ type Config struct {
 	Groups func(uid int) ([]int, error)
 	// Gate decides who enters over TCP.
 	Gate Gate
-	// Authority issues tickets; nil: none are issued here.
+	// Authority issues tickets; nil: none are issued here, for the reason NoTickets.
 	Authority *trust.Authority
+	NoTickets error
+	// NoTCP is why the node does not listen on TCP.
+	NoTCP error
 
 	KeepAlive      time.Duration // how long a peer over TCP may be silent; default wire.DefaultKeepAlive
 	MaxConnections int           // default DefaultConnections; the node's own user is not held to it

@@ -282,7 +282,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	case o.part == ofJobs && n.cfg.Jobs == nil:
 		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + q.peer.told(n.cfg.NoJobs)}
 	case o.part == ofTickets && n.cfg.Authority == nil:
-		err = badInput("this node has no authority of its own: it was started with --no-tcp before there were tickets, they are made elsewhere, or it could not keep keys")
+		err = lacks(q.peer, "this node makes no tickets", n.cfg.NoTickets)
 	default:
 		if o.arguments == noArguments {
 			_, err = q.words(0, 0, "no arguments")
@@ -309,6 +309,19 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 		res.Output = q.out.Bytes()
 	}
 	return res
+}
+
+// lacks returns the error of a request that the node is not configured for. Only an
+// administrator gets the reason.
+func lacks(p *Peer, what string, why error) error {
+	e := args.Errorf(args.CodeBadInput, "%s", what)
+	if why != nil && p.admin() {
+		e.Message += ": " + why.Error()
+		if k := known(why); k != nil {
+			e.Hint = k.Hint
+		}
+	}
+	return e
 }
 
 // failure is the end of a call of one of the node's own functions that returned an error.

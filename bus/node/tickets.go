@@ -22,7 +22,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	}
 	if len(d.Addresses) == 0 {
 		if d.Addresses = n.addresses(); len(d.Addresses) == 0 {
-			return badInput("this node does not listen on TCP: name the address to dial, or start it without --no-tcp")
+			return lacks(p, "this node does not listen on TCP", n.cfg.NoTCP)
 		}
 	}
 	t, err := n.cfg.Authority.Issue(p.issuer(), trust.Request{

@@ -103,7 +103,7 @@ func (o *postOptions) jobFlags() []cli.Flag {
 		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.job.Priority, DefaultText: "0"},
 		&cli.StringFlag{Name: "unique", Usage: "if a job of NAME with `KEY` is not finished, print its id and post nothing; if its arguments or input differ, fail with 65", Destination: &o.job.Unique},
 		&cli.GenericFlag{Name: "unique-for", Usage: "keep the key of --unique for `D` after the end of the job", Value: &o.uniqueFor},
-		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; default: 1d", Value: &o.keep},
+		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; after a day only while its room is not needed; default: 7d", Value: &o.keep},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end an attempt after `D`", Value: &o.timeout},
 		onFlag(&o.job.On),
 	}

@@ -33,7 +33,8 @@ func resultCommand() *cli.Command {
 		UsageText: "result [flags] ID",
 		Description: `Prints the same bytes and stderr as fbus call would have, and exits with the same status.
 It waits for a job that is not finished, also while its node is away; if the wait ends,
-the job goes on. The result stays for a day, or as long as the post has asked for.
+the job goes on. The result stays for 7 days, or as long as the post has asked for; after
+a day only while its room is not needed.
 
   id=$(fbus post resize < big.png)
   fbus result -o small.png "$id"

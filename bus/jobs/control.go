@@ -175,7 +175,7 @@ func (m *Manager) Retry(id ID) error {
 	}
 	again := *was
 	again.State = Queued
-	if err := m.store.Shares.Take(was, &again); err != nil {
+	if err := m.withRoom(func() error { return m.store.Shares.Take(was, &again) }); err != nil {
 		return err
 	}
 	var j *Job

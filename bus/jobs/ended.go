@@ -31,27 +31,10 @@ func (m *Manager) Ended(t *Taken, end End) {
 	}
 	o := outcome{end: end, out: t.out, stderr: t.errOut}
 	o.cancelled = cause != nil || end.Code == args.CodeCancelled && end.Source == "fbus" && failed == nil
-	fits := true
-	if failed != nil {
-		var full *FullError
-		spool := m.store.Spool
-		if errors.As(failed, &full) && !store.IsFull(failed) { // --max-spool: is there ever room for it?
-			fits = t.out.Wanted()+t.errOut.Wanted() <= m.store.Shares.MostBytes(t.Caller)
-			if spool.NoteFailure("--max-spool") {
-				m.warn("job %s waits for room for its output: %v", t.ID, failed)
-			}
-		}
-		o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + Public(failed)}
-		t.out.Drop() // a part of it would take room, and help nobody
-		o.out = spool.NewDraft(t.Caller)
-		if t.errOut.Failed != nil {
-			t.errOut.Drop()
-			o.stderr = spool.NewDraft(t.Caller)
-		}
-	}
-	o.judge(failed == nil)
-	if failed != nil && fits && t.job.Laters < maxUnkept && !t.job.AtMostOnce {
-		o.never, o.later = false, true // it is not the job's fault, and there may be room again
+	if failed == nil {
+		o.judge()
+	} else {
+		t.unkept(&o, failed)
 	}
 	if !o.ok() {
 		o.cut(m.store.Spool, t.Caller)
@@ -59,9 +42,34 @@ func (m *Manager) Ended(t *Taken, end End) {
 	t.finish(o)
 }
 
-// maxUnkept is how often in a row a job is run again for nothing, since there is no
-// room for its output: it may be the job that fills the disk.
-const maxUnkept = 8
+// maxUnkept is how often in a row a job is run again for nothing, since there is no room for
+// its output: it may be the job that fills the disk.
+const maxUnkept = 3
+
+// unkept makes of an outcome that of an attempt whose output could not be kept. One for
+// which there can never be room is the last attempt.
+func (t *Taken) unkept(o *outcome, failed error) {
+	m := t.m
+	message := Public(failed)
+	o.never, o.lost = false, false
+	if errors.As(failed, new(*FullError)) {
+		most := m.store.Shares.MostBytes(t.Caller)
+		if o.never = t.out.Wanted()+t.errOut.Wanted() > most; o.never {
+			message = fmt.Sprintf("it has more than the %d bytes that --max-spool allows %s", most, t.Caller)
+		} else if !store.IsFull(failed) && m.store.Spool.NoteFailure("--max-spool") {
+			m.warn("job %s waits for room for its output: %v", t.ID, failed)
+		}
+	}
+	o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + message}
+	t.out.Drop() // a part of it would take room, and help nobody
+	o.out = m.store.Spool.NewDraft(t.Caller)
+	if t.errOut.Failed != nil {
+		t.errOut.Drop()
+		o.stderr = m.store.Spool.NewDraft(t.Caller)
+	}
+	// It is not the job's fault, and there may be room again.
+	o.later = !o.never && t.job.Laters < maxUnkept && !t.job.AtMostOnce
+}
 
 // refusedForGood reports an end that another attempt could not change.
 func refusedForGood(e *End) bool {
@@ -82,8 +90,8 @@ func (t *Taken) finish(o outcome) {
 		if err := cmp.Or(o.out.Keep(t.ID, store.PartOutput, t.Attempt), o.stderr.Keep(t.ID, store.PartStderr, t.Attempt)); err != nil { // no room, or the disk fails
 			m.warn("job %s: %v", t.ID, err)
 			o.drop()
-			o.out, o.stderr, o.never, o.later = nil, nil, false, false
-			o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept"}
+			t.unkept(&o, err)
+			o.out, o.stderr = nil, nil
 		}
 	}
 	m.store.Submit(&store.Op{Must: true, Run: e.write, Done: e.written})
@@ -124,11 +132,11 @@ func (o *outcome) cut(s *store.Spool, poster string) {
 	}
 }
 
-// judge decides what an end means. kept: the output was.
-func (o *outcome) judge(kept bool) {
+// judge decides what an end means.
+func (o *outcome) judge() {
 	switch e := &o.end; {
 	case o.cancelled:
-	case kept && e.Source == "fbus" && e.Code == args.CodeWorkerLost:
+	case e.Source == "fbus" && e.Code == args.CodeWorkerLost:
 		o.lost = true
 	case e.Source == "program" && e.Status == statusNever, refusedForGood(e):
 		o.never = true

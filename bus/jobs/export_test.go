@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -25,6 +26,18 @@ func (m *Manager) FailCommits(err error, torn bool) {
 			}
 		}
 		return err
+	}, nil)
+}
+
+// FullAt makes commits find the disk full that would leave more jobs than that.
+func (m *Manager) FullAt(jobs int) {
+	m.store.Inject(func(b *bolt.Tx) error {
+		n := 0
+		b.Bucket([]byte(store.BucketJobs)).ForEach(func(_, _ []byte) error { n++; return nil })
+		if n > jobs {
+			return syscall.ENOSPC
+		}
+		return b.Commit()
 	}, nil)
 }
 

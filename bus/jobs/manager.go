@@ -36,6 +36,9 @@ type Manager struct {
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
 
+	old      oldResults
+	clearing sync.Mutex // held while results are deleted for a full disk
+
 	counts sync.Map // function → *atomic.Int64: see Ready
 
 	counting  sync.Mutex // protects the fields below: see Counts
@@ -69,6 +72,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	s.OnRecovery(m.resume)
+	s.Spool.Evict = m.evict
 	return m, nil
 }
 
@@ -178,6 +182,7 @@ func (m *Manager) schedule() {
 	m.redate() // the date may have been set while no node ran
 	offset := m.store.Time().Offset()
 	for {
+		m.withRoom(m.store.Unwritable) // jobs wait for that
 		due, expired, next := m.timed()
 		if err := cmp.Or(m.queue(due), m.expire(expired)); err != nil {
 			next = maxPause

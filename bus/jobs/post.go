@@ -49,7 +49,7 @@ func ParseOptions(text []byte) (o Options, kind string, input bool, err error) {
 // Post keeps a call. When it returns without an error the job is on disk. With a unique
 // key the id may be that of a job which was there.
 func (m *Manager) Post(p *Post) (ID, error) {
-	if err := m.store.Unwritable(); err != nil {
+	if err := m.withRoom(m.store.Unwritable); err != nil {
 		return ID{}, err
 	}
 	j := &Job{
@@ -59,7 +59,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	if j.ID == (ID{}) {
 		j.ID = m.store.NextID()
 	}
-	if err := m.store.Shares.Take(nil, j); err != nil { // its input may come slowly
+	if err := m.withRoom(func() error { return m.store.Shares.Take(nil, j) }); err != nil { // its input may come slowly
 		return ID{}, err
 	}
 	args, input := m.store.Spool.NewDraft(p.Poster.Caller), m.store.Spool.NewDraft(p.Poster.Caller)
@@ -89,7 +89,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		if j.Due = j.Options.DueAt(m.store.Time()); j.Due > 0 {
 			j.State = Delayed
 		}
-		id, err = m.add(j, args, input)
+		err = m.withRoom(func() (err error) { id, err = m.add(j, args, input); return err })
 	}
 	switch {
 	case err != nil || id != j.ID:
@@ -107,8 +107,17 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	return id, err
 }
 
-// Room returns why nothing can be posted now.
-func (m *Manager) Room() error { return cmp.Or(m.store.Unwritable(), m.store.Shares.Full()) }
+// Room returns why nothing can be posted now. It may read the store.
+func (m *Manager) Room() error {
+	if err := m.store.Unwritable(); err != nil {
+		return err
+	}
+	err := m.store.Shares.Full()
+	if err != nil && m.hasOld() {
+		return nil
+	}
+	return err
+}
 
 // add writes a new job, and returns the id of the one that its unique key belongs
 // to.

@@ -160,6 +160,7 @@ func (t *Taken) prepare() (bool, error) {
 		t.Origin = string(text)
 	}
 	t.out, t.errOut = m.store.Spool.NewDraft(t.Caller), m.store.Spool.NewDraft(t.Caller)
+	t.out.Counts, t.errOut.Counts = true, true
 	t.out.Copies = m.store.Shares.Copies(j)
 	t.out.Beyond, t.errOut.Beyond = j.Sent(), j.Sent() // what was sent goes when it is done: see cut
 	t.Stdout, t.Stderr = t.out, t.errOut

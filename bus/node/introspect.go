@@ -170,14 +170,15 @@ func (n *Node) Info() bus.NodeInfo { return n.infoFor(&Peer{}) }
 // numbers are those that the guest sees elsewhere.
 func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 	functions := slices.DeleteFunc(n.known(1), func(name string) bool { return !p.sees(name) })
+	noPosts := n.noPosts() // it may take a while
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
 		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
 	}
-	if err := n.noPosts(); err != nil {
-		i.NoPosts = p.told(err)
+	if noPosts != nil {
+		i.NoPosts = p.told(noPosts)
 	}
 	if !p.admin() {
 		if id := n.identities[p.Caller]; id != nil {

@@ -11,7 +11,9 @@ import (
 // FullError reports that there is no room. That passes.
 type FullError struct {
 	What string
-	Err  error
+	Err  error  // of the disk; nil: a bound of the store
+	Of   string // the poster whose share is used up; empty: it is the whole store
+	Left bool   // that share is less than a quarter, since others have the rest
 }
 
 func (e *FullError) Error() string { return "the store of jobs is full: " + e.What }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -256,10 +257,45 @@ func Peek(value []byte) (function, state, caller string, ok bool) {
 	return
 }
 
+// Ended is what decides whether the result of a job may be deleted for its room.
+type Ended struct {
+	Finished int64 // milliseconds of the date
+	KeyUntil int64 // the store's time
+	Bytes    int64 // of its payloads
+}
+
+// PeekEnded reads that of a record. It returns false for a job that is kept in any case.
+func PeekEnded(record []byte) (e Ended, ok bool) {
+	_, state, _, ok := Peek(record)
+	if !ok || State(state) != Done && State(state) != Cancelled {
+		return e, false
+	}
+	e.Finished, e.KeyUntil, e.Bytes = peekNumber(record, `,"finished":`), peekNumber(record, `,"key_until":`), peekBytes(record)
+	return e, e.Finished > 0
+}
+
+// peekNumber returns the number in the first field of that name, 0 if there is none. In a
+// text there would be a backslash before the quotes.
+func peekNumber(record []byte, field string) int64 {
+	_, rest, _ := bytes.Cut(record, []byte(field))
+	n, _ := strconv.ParseInt(string(rest[:max(0, bytes.IndexAny(rest, ",}"))]), 10, 64)
+	return n
+}
+
+// peekBytes returns the size of all payloads.
+func peekBytes(record []byte) (size int64) {
+	const field = `{"size":`
+	for i := bytes.Index(record, []byte(field)); i >= 0; i = bytes.Index(record, []byte(field)) {
+		size += peekNumber(record, field)
+		record = record[i+len(field):]
+	}
+	return size
+}
+
 func Seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // DefaultKeep is how long results are kept.
-const DefaultKeep = 24 * time.Hour
+const DefaultKeep = 7 * 24 * time.Hour
 
 // KeepTime returns how long the job's result is kept.
 func (j *Job) KeepTime() time.Duration {

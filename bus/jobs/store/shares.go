@@ -200,9 +200,9 @@ func (s *Shares) refuseJobs(who string, more Held) error {
 		return nil
 	}
 	h := s.of[who]
-	most := s.most(who, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
+	most, left := s.most(who, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
 	if h.Jobs+h.Owed+more.Jobs+more.Owed > most {
-		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", who, most)}
+		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", who, most), Of: who, Left: left}
 	}
 	return nil
 }
@@ -213,21 +213,22 @@ func (s *Shares) refuseBytes(who string, n, beyond int64) error {
 		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.MaxBytes)}
 	}
 	h := s.of[who]
-	most := s.most(who, s.MaxBytes, s.all.Bytes-h.Bytes)
+	most, left := s.most(who, s.MaxBytes, s.all.Bytes-h.Bytes)
 	if !unshared(who) && h.Bytes+n > most+beyond {
-		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", who, most)}
+		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", who, most), Of: who, Left: left}
 	}
 	return nil
 }
 
 // most returns a poster's share of a limit: half of the room that other posters leave. While
-// they have jobs, it is at most a quarter of the limit. s.mu is held.
-func (s *Shares) most(who string, limit, others int64) int64 {
-	most := max(0, limit-others) / 2
+// they have jobs, it is at most a quarter of the limit. left: it grows if others delete
+// jobs. s.mu is held.
+func (s *Shares) most(who string, limit, others int64) (most int64, left bool) {
+	most = max(0, limit-others) / 2
 	if s.all.Jobs > s.of[who].Jobs {
-		most = min(most, limit/4)
+		return min(most, limit/4), most < limit/4
 	}
-	return most
+	return most, false
 }
 
 // Of returns what the jobs of a poster take.
@@ -268,11 +269,6 @@ func (s *Shares) read(id ID, sealed []byte) {
 			j = full
 		}
 	}
-	size := int64(0)
-	for _, part := range bytes.Split(sealed, []byte(`{"size":`))[1:] { // in a text there would be a backslash before the quotes
-		n, _ := strconv.ParseInt(string(part[:max(0, bytes.IndexAny(part, ",}"))]), 10, 64)
-		size += n
-	}
 	s.count(j, 1)
-	s.add(j.Poster.Caller, Held{Bytes: size})
+	s.add(j.Poster.Caller, Held{Bytes: peekBytes(sealed)})
 }

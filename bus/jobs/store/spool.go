@@ -26,6 +26,9 @@ type Spool struct {
 	shares *Shares                     // counts the bytes of all parts
 	link   func(old, new string) error // a test makes it fail
 	warn   func(format string, args ...any)
+	// Evict makes room by deleting old results, and reports whether it has deleted any. It is
+	// set before the first draft; nil: it cannot.
+	Evict func(full error) bool
 
 	mu     sync.Mutex // protects the fields below
 	left   []string   // names that could not be removed: the disk fails
@@ -39,42 +42,81 @@ type Draft struct {
 	Payload
 	inline []byte
 	spool  *Spool
+	evict  func(full error) bool
 	file   *os.File
 	tmp    string
-	short  int64 // bytes that --max-spool had no room for, at least
 	poster string
+	wanted int64 // bytes that were to be written
 	Failed error // why it could not be written; set in Write
 	Beyond int64 // how far it may exceed --max-spool
 	Copies int64 // how many times more its bytes count: see [Shares.Copies]
+	// Counts has it go on when it finds no room: it is dropped, and only counted, until it has
+	// more bytes than there can ever be room for.
+	Counts bool
 }
 
 // NewDraft begins a part of a job of that poster.
-func (s *Spool) NewDraft(poster string) *Draft { return &Draft{spool: s, poster: poster} }
+func (s *Spool) NewDraft(poster string) *Draft {
+	return &Draft{spool: s, evict: s.Evict, poster: poster}
+}
 
 // Write implements io.Writer.
 func (p *Draft) Write(b []byte) (n int, err error) {
-	defer func() { p.Failed = err }()
-	if err := p.spool.shares.TakeBytes(p.poster, int64(len(b))*(1+p.Copies), p.Beyond); err != nil {
-		p.short = int64(len(b))
-		return 0, err
+	p.wanted += int64(len(b))
+	if p.Failed == nil {
+		if p.Failed = p.write(b); p.Failed == nil {
+			return len(b), nil
+		}
+		if p.Counts {
+			p.Drop()
+		}
+	}
+	if p.Counts && errors.As(p.Failed, new(*FullError)) && p.Wanted() <= p.spool.shares.MostBytes(p.poster) {
+		return len(b), nil
+	}
+	return 0, p.Failed
+}
+
+func (p *Draft) write(b []byte) error {
+	err := p.withRoom(func() error {
+		return p.spool.shares.TakeBytes(p.poster, int64(len(b))*(1+p.Copies), p.Beyond)
+	})
+	if err != nil {
+		return err
 	}
 	p.Size += int64(len(b))
 	p.Sum = crc32.Update(p.Sum, castagnoli(), b)
-	all := b
 	if p.file == nil {
 		if p.inline = append(p.inline, b...); p.Size <= inlineSize {
-			return len(b), nil
+			return nil
 		}
-		if p.file, err = os.CreateTemp(p.spool.dir, tmpPrefix); err != nil {
-			p.file = nil
-			return 0, p.spool.fails(err)
+		b = p.inline
+	}
+	err = p.withRoom(func() error {
+		if p.file == nil {
+			f, err := os.CreateTemp(p.spool.dir, tmpPrefix)
+			if err != nil {
+				return err
+			}
+			p.file, p.tmp, p.inline = f, f.Name(), nil
 		}
-		p.tmp, all, p.inline = p.file.Name(), p.inline, nil
+		n, err := p.file.Write(b)
+		b = b[n:]
+		return err
+	})
+	if err != nil {
+		return p.spool.fails(err)
 	}
-	if _, err := p.file.Write(all); err != nil {
-		return 0, p.spool.fails(err)
+	return nil
+}
+
+// withRoom repeats a write while there is no room for it and old results can be deleted.
+func (p *Draft) withRoom(write func() error) error {
+	for {
+		if err := write(); err == nil || p.evict == nil || !p.evict(Wrap(err)) {
+			return err
+		}
 	}
-	return len(b), nil
 }
 
 // partFile returns the name of a part's file.
@@ -83,7 +125,7 @@ func partFile(id ID, part byte, attempt int) string {
 }
 
 // Wanted returns how many bytes were counted, or would have been.
-func (p *Draft) Wanted() int64 { return (p.Size + p.short) * (1 + p.Copies) }
+func (p *Draft) Wanted() int64 { return p.wanted * (1 + p.Copies) }
 
 // Over reports whether the poster exceeds a bound, and the part has bytes to drop.
 func (p *Draft) Over() bool { return p.Size > 0 && p.spool.shares.Over(p.poster) }
@@ -125,6 +167,7 @@ func (p *Draft) Drop() {
 	} else if p.File != "" {
 		p.spool.Remove(p.File)
 	}
+	p.tmp, p.File = "", ""
 }
 
 // sumData computes a payload's Sum.
@@ -159,6 +202,7 @@ func (s *Spool) copy(p Payload, id ID, part byte) error {
 	defer f.Close()
 	d := s.NewDraft("")
 	d.Copies = -1 // it is counted when it is committed, like a link
+	d.evict = nil // the writer, which would delete results, is here
 	if _, err = io.Copy(d, f); err == nil {
 		err = d.Keep(id, part, 0)
 	}

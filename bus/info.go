@@ -135,6 +135,44 @@ type JobQuery struct {
 	Newest   bool     `json:"newest,omitempty"`   // the last of them, not the first
 	Dead     bool     `json:"dead,omitempty"`     // fbus.retry: all that are dead
 	Older    float64  `json:"older,omitempty"`    // fbus.purge: seconds since they ended
+	Batch    string   `json:"batch,omitempty"`    // only those of that batch: NAME, or POSTER/NAME
+}
+
+// BatchThen is the JSON object that fbus.batch takes: the end of a batch posts a job.
+type BatchThen struct {
+	Batch    string  `json:"batch"`
+	Then     string  `json:"then"` // a function; it gets a BatchEnd
+	Retries  int     `json:"retries,omitempty"`
+	Backoff  float64 `json:"backoff,omitempty"`
+	Priority int     `json:"priority,omitempty"`
+	Keep     float64 `json:"keep,omitempty"`
+	Timeout  float64 `json:"timeout,omitempty"`
+	On       string  `json:"on,omitempty"`
+}
+
+// BatchEnd is the document about a batch whose jobs have all ended.
+type BatchEnd struct {
+	Batch     string `json:"batch"`
+	Poster    string `json:"poster"`
+	Jobs      int    `json:"jobs"`
+	Done      int    `json:"done"`
+	Dead      int    `json:"dead"`
+	Cancelled int    `json:"cancelled"`
+}
+
+// JobWait is the JSON object that fbus.wait takes: ids of jobs, or a batch.
+type JobWait struct {
+	IDs   []string `json:"ids,omitempty"`
+	Batch string   `json:"batch,omitempty"`
+}
+
+// WaitInfo is a line of the answer of fbus.wait. The last one has the final numbers.
+type WaitInfo struct {
+	Jobs      int `json:"jobs"`
+	Running   int `json:"running"`
+	Done      int `json:"done"`
+	Dead      int `json:"dead"`
+	Cancelled int `json:"cancelled"`
 }
 
 // JobInfo is a posted job, a line of fbus.jobs.
@@ -161,6 +199,7 @@ type JobInfo struct {
 	Timeout    float64   `json:"timeout,omitempty"` // seconds
 	Keep       float64   `json:"keep"`              // seconds
 	On         string    `json:"on,omitempty"`
+	Batch      string    `json:"batch,omitempty"`
 	AtMostOnce bool      `json:"at_most_once,omitempty"` // not run again after a loss of its worker or node
 	Worker     string    `json:"worker,omitempty"`
 	Call       string    `json:"call,omitempty"` // while it runs
@@ -172,6 +211,9 @@ type JobInfo struct {
 	Parent     string    `json:"parent,omitempty"`
 	Children   []string  `json:"children,omitempty"`
 	History    []JobTry  `json:"history,omitempty"` // only if the job was asked for by id
+
+	Item         string `json:"item,omitempty"`          // that was posted, if it is short
+	ItemEncoding string `json:"item_encoding,omitempty"` // "base64" if it is not UTF-8
 }
 
 // JobState is the state of a job: "queued", "delayed", "running", "done", "dead" or "cancelled".

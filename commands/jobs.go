@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type jobsOptions struct {
 	lookOptions
 	state    string
 	glob     string
+	batch    string
 	limit    int
 	hasLimit bool
 	watch    bool
@@ -45,6 +47,7 @@ func jobsCommand() *cli.Command {
 		Description: `  fbus jobs
   fbus jobs --state dead --json | jq -r .id
   fbus jobs --watch --function 'resize*'
+  fbus jobs --batch pages --state dead
   fbus jobs "$id"
 
 Lists the newest 100, or --limit of them; with --json all. With an ID it shows each
@@ -53,13 +56,15 @@ second; elsewhere it prints what has changed. States are queued,
 delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
 function, state, poster, posted, age (seconds), due, started, ended, attempts, used
 (those that count against retries), lost (workers in a row), retries, priority, unique, then,
-else, finally, timeout and keep (seconds), on, at_most_once, unique_for (seconds), worker, call, source, status, code and message (of the
+else, finally, timeout and keep (seconds), on, batch, item
+(with item_encoding, "base64" if it is not UTF-8), at_most_once, unique_for (seconds), worker, call, source, status, code and message (of the
 last end), in, out and err (bytes), note, parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
 fbus.jobs returns the same.`,
 		Flags: append(o.flags(),
 			&cli.StringFlag{Name: "state", Usage: "only jobs in this state: `S`", Destination: &o.state},
 			&cli.StringFlag{Name: "function", Usage: "only jobs of functions whose name matches `GLOB`", Destination: &o.glob},
+			batchFlag(&o.batch, "only jobs of the batch `NAME`, or of another's, POSTER/NAME"),
 			&cli.IntFlag{Name: "limit", Usage: "show the newest `N`", DefaultText: "100, with --json all", Destination: &o.limit},
 			&cli.BoolFlag{Name: "watch", Usage: "go on, and show what changes", Destination: &o.watch, DisableDefaultText: true},
 		),
@@ -76,8 +81,8 @@ func (o *jobsOptions) check(ids []string) error {
 		return usage("--state %s: must be one of %s", o.state, strings.Join(states, ", "))
 	case o.hasLimit && o.limit < 1:
 		return usage("--limit must be at least 1")
-	case len(ids) > 0 && (o.state != "" || o.glob != "" || o.hasLimit):
-		return usage("--state, --function and --limit select from all jobs: they do not go with an ID")
+	case len(ids) > 0 && (o.state != "" || o.glob != "" || o.batch != "" || o.hasLimit):
+		return usage("--state, --function, --batch and --limit select from all jobs: they do not go with an ID")
 	case slices.Contains(ids, ""):
 		return usage("a job's id must not be empty")
 	}
@@ -151,7 +156,7 @@ func (o *jobsOptions) query(n int) *bus.JobQuery {
 	if o.hasLimit {
 		n = o.limit
 	}
-	return &bus.JobQuery{State: o.state, Function: o.glob, Limit: n, Newest: n > 0}
+	return &bus.JobQuery{State: o.state, Function: o.glob, Batch: o.batch, Limit: n, Newest: n > 0}
 }
 
 // jobLine is a job, and its line from the node: that of a newer node has more fields.
@@ -249,9 +254,19 @@ func jobsTable(w io.Writer, list []*jobLine) {
 	})
 }
 
+// item returns the item that was posted, or "".
+func (j *jobLine) item() string {
+	if j.ItemEncoding == "base64" {
+		if item, err := base64.StdEncoding.DecodeString(j.Item); err == nil {
+			return string(item)
+		}
+	}
+	return j.Item
+}
+
 // note describes the state of a job for a person.
 func (j *jobLine) note() string {
-	var parts []string
+	parts := []string{args.Shorten(j.item())}
 	switch j.State {
 	case "running":
 		parts = append(parts, "on "+j.Worker)
@@ -388,6 +403,8 @@ func (ch *chain) show(stdout io.Writer) {
 			fact("unique for", "%s after its end", span(j.UniqueFor))
 		}
 		text("on", j.On)
+		text("batch", j.Batch)
+		text("item", j.item())
 		if j.Timeout > 0 {
 			fact("timeout", "%s", span(j.Timeout))
 		}

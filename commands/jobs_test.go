@@ -353,7 +353,7 @@ func TestRetryAndPurgeUsage(t *testing.T) {
 	older := durationValue{set: true}
 	for want, err := range map[string]error{
 		"fbus retry needs":                          (&retryOptions{}).check(nil),
-		"ids and --dead exclude":                    (&retryOptions{dead: true}).check([]string{"A"}),
+		"ids exclude --dead":                        (&retryOptions{dead: true}).check([]string{"A"}),
 		"--function goes with --dead":               (&retryOptions{glob: "x"}).check([]string{"A"}),
 		"fbus purge needs":                          (&purgeOptions{glob: "x"}).check(nil),
 		"running jobs are not purged":               (&purgeOptions{state: "running"}).check(nil),

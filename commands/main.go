@@ -179,6 +179,7 @@ var commandTable = []tableEntry{
 	{"map", mapCommand, flagsFirst},
 	{"post", postCommand, flagsFirst},
 	{"result", resultCommand, interleaved},
+	{"wait", waitCommand, interleaved},
 	{"jobs", jobsCommand, interleaved},
 	{"retry", retryCommand, interleaved},
 	{"purge", purgeCommand, interleaved},

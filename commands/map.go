@@ -39,9 +39,8 @@ type mapOptions struct {
 	joblog    string
 	resume    bool
 	on        string
-	bar       bool
-	noBar     bool
-	quiet     bool
+	barOptions
+	quiet bool
 }
 
 func mapCommand() *cli.Command {
@@ -67,7 +66,7 @@ an item names a directory that the item cannot leave: with 'out/{}' or '{#}/{}' 
 JSON fields: item (an array with -N), output, stderr (its last 1 MiB), status, source,
 code, worker, seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is set if fbus ended the call, file with -o.`,
-		Flags: append(slices.Concat(itemFlags(&o.items), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended")),
+		Flags: append(slices.Concat(itemFlags(&o.items), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended"), o.barOptions.flags()),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "tag", Usage: "begin each line with the item and a tab", Destination: &o.tag, DisableDefaultText: true},
@@ -79,8 +78,6 @@ are not UTF-8; message is set if fbus ended the call, file with -o.`,
 			&cli.StringFlag{Name: "joblog", Usage: "write a line for each call to `FILE`", Destination: &o.joblog},
 			&cli.BoolFlag{Name: "resume", Usage: "skip items that are done according to the job log", Destination: &o.resume, DisableDefaultText: true},
 			onFlag(&o.on),
-			&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is not a terminal", Destination: &o.bar, DisableDefaultText: true},
-			&cli.BoolFlag{Name: "no-bar", Usage: "do not show progress", Destination: &o.noBar, DisableDefaultText: true},
 			quietFlag(&o.quiet),
 		),
 		Action: func(ctx *cli.Context) error {
@@ -174,10 +171,8 @@ func (o *mapOptions) check() error {
 		return usage("--tag and -o exclude each other: --tag is for printed results")
 	case o.json && o.tag:
 		return usage("--tag and --json exclude each other: with --json, the member item names the call")
-	case o.bar && o.noBar:
-		return usage("--bar and --no-bar exclude each other")
 	}
-	return nil
+	return o.barOptions.check()
 }
 
 // maxJobs is below the number of calls that a node accepts from one connection, so that
@@ -221,7 +216,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 		Ahead: o.jobs == 0 && o.timeout.d == 0 && o.haltAfter == 0,
 	}}
 	screen := &screen{w: stderr}
-	if o.bar || !o.noBar && !o.quiet && isTerminal(stderr) {
+	if o.show(stderr, o.quiet) {
 		total := 0
 		if !log.Resumes() {
 			total = max(0, items.Count())

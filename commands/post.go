@@ -3,9 +3,11 @@ package commands
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -28,6 +30,7 @@ type postOptions struct {
 	items     fanout.Items
 	each      bool         // a job for each item
 	job       jobs.Options // without its times, which follow
+	batchThen string
 	delay     durationValue
 	at        time.Time // zero: not given
 	backoff   durationValue
@@ -61,7 +64,7 @@ is dead after three losses in a row, or with --at-most-once after the first.
 With --each, -a, -0 or -N it posts a job for each ITEM, or each line of FILE or stdin, and
 prints an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
 2026-11-26 07:00 or 07:00, the next one. The function of --then, --else or --finally gets
-the output as its input. JSON fields: id, and of items item (an array with -N), item_encoding
+the output as its input. JSON fields: id, batch, and of items item (an array with -N), item_encoding
 ("base64" where it is not UTF-8). The function fbus.post does the same.`,
 		Flags: append(slices.Concat(o.callArguments.flags(), itemFlags(&o.items), o.jobFlags(),
 			o.nodeOptions.flags("wait `D|forever` for a node", "print which node it was, and with items how many jobs were posted")),
@@ -76,10 +79,13 @@ the output as its input. JSON fields: id, and of items item (an array with -N), 
 				o.each = o.each || ctx.IsSet(name)
 			}
 			o.hasUnique = ctx.IsSet("unique")
-			for _, name := range []string{"then", "else", "finally"} {
+			for _, name := range []string{"then", "else", "finally", "batch-then"} {
 				if ctx.IsSet(name) && ctx.String(name) == "" {
 					return usage("--%s needs the name of a function", name)
 				}
+			}
+			if ctx.IsSet("batch") && o.job.Batch == "" {
+				return usage("--batch needs a name")
 			}
 			return post(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
@@ -91,6 +97,8 @@ func (o *postOptions) jobFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "then", Usage: "when it is done, post its output to the function `NAME`", Destination: &o.job.Then},
 		&cli.StringFlag{Name: "else", Usage: "when it is dead, post its output to the function `NAME`", Destination: &o.job.Else},
+		&cli.StringFlag{Name: "batch", Usage: "put the jobs into the batch `NAME`; default with items: a new one, whose name is printed on stderr", Destination: &o.job.Batch},
+		&cli.StringFlag{Name: "batch-then", Usage: "when all jobs of the batch have ended, post their numbers to the function `NAME`, once", Destination: &o.batchThen},
 		&cli.StringFlag{Name: "finally", Usage: "when it is done or dead, post its output to the function `NAME`", Destination: &o.job.Finally},
 		&cli.GenericFlag{Name: "delay", Usage: "do not run it before `D` has passed", Value: &o.delay},
 		&cli.GenericFlag{Name: "at", Usage: "do not run it before `TIME`", Value: setter(func(s string) (err error) {
@@ -113,7 +121,7 @@ func (o *postOptions) check() error {
 	if err := o.checkSent(); err != nil {
 		return err
 	}
-	for _, f := range []struct{ flag, name string }{{"then", o.job.Then}, {"else", o.job.Else}, {"finally", o.job.Finally}} {
+	for _, f := range []struct{ flag, name string }{{"then", o.job.Then}, {"else", o.job.Else}, {"finally", o.job.Finally}, {"batch-then", o.batchThen}} {
 		if f.name != "" && !args.ValidName(f.name) {
 			return usage("--%s: invalid function name %q", f.flag, f.name)
 		}
@@ -130,6 +138,10 @@ func (o *postOptions) check() error {
 		}
 	}
 	switch {
+	case o.job.Batch != "" && !args.ValidName(o.job.Batch):
+		return usage("--batch: invalid name %q: a batch is named like a function", o.job.Batch)
+	case o.batchThen != "" && o.job.Batch == "" && !o.each:
+		return usage("--batch-then needs --batch NAME, or items")
 	case o.delay.set && !o.at.IsZero():
 		return usage("--delay and --at exclude each other")
 	case o.job.Retries < 0:
@@ -180,7 +192,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	// The connection ends with this process: that is the quickest way.
-	call, err := o.request(req)
+	call, err := o.request(req, o.args)
 	if err != nil {
 		return err
 	}
@@ -191,7 +203,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	}
 	id := strings.TrimSpace(out.String())
 	if o.json {
-		err = printJSON(stdout, postLine{ID: id})
+		err = printJSON(stdout, postLine{ID: id, Batch: o.job.Batch})
 	} else {
 		_, err = fmt.Fprintln(stdout, id)
 	}
@@ -199,6 +211,26 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", err, id)
 	}
 	o.sayMissing(client, stderr)
+	return o.postBatchThen(client)
+}
+
+// postBatchThen has the end of the batch post a job. It comes after the last job of this
+// command, so the batch does not end between two of them.
+func (o *postOptions) postBatchThen(client *bus.Client) error {
+	if o.batchThen == "" {
+		return nil
+	}
+	doc, err := marshal(bus.BatchThen{
+		Batch: o.job.Batch, Then: o.batchThen, Retries: o.job.Retries, Backoff: o.backoff.d.Seconds(), Priority: o.job.Priority, Keep: o.keep.d.Seconds(), Timeout: o.timeout.d.Seconds(),
+	})
+	if err == nil {
+		_, err = output(context.Background(), client, "fbus.batch", args.JSON(doc))
+	}
+	if err != nil {
+		e := o.explain(noStore(err, "fbus.batch"))
+		e.Message = fmt.Sprintf("the jobs were posted, but the end of batch %s may not post to %s: %s", o.job.Batch, o.batchThen, e.Message)
+		return e
+	}
 	return nil
 }
 
@@ -233,7 +265,7 @@ func (o *postOptions) explain(err error) *args.Error {
 
 // denied returns the function that a refusal is about.
 func (o *postOptions) denied(err error) string {
-	for _, name := range []string{o.job.Then, o.job.Else, o.job.Finally} {
+	for _, name := range []string{o.job.Then, o.job.Else, o.job.Finally, o.batchThen} {
 		if name != "" && strings.HasSuffix(err.Error(), " may not call "+name) {
 			return name
 		}
@@ -255,8 +287,9 @@ type posting struct {
 // kindNames are the names of kinds of arguments in a posting.
 var kindNames = [...]string{args.KindRaw: "raw", args.KindList: "list", args.KindMap: "map", args.KindJSON: "json"}
 
-// request makes the call that posts a job, which sends what req would send.
-func (o *postOptions) request(req *bus.Request) (*bus.Request, error) {
+// request makes the call that posts a job, which sends what req would send. The words are
+// the item.
+func (o *postOptions) request(req *bus.Request, words []string) (*bus.Request, error) {
 	kind := req.Args.Kind()
 	p := posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: o.job}
 	p.Delay, p.Backoff, p.Keep, p.Timeout = o.delay.d.Seconds(), o.backoff.d.Seconds(), o.keep.d.Seconds(), o.timeout.d.Seconds()
@@ -264,15 +297,21 @@ func (o *postOptions) request(req *bus.Request) (*bus.Request, error) {
 	if !o.at.IsZero() {
 		p.At = o.at.UTC().Format(time.RFC3339Nano)
 	}
+	if item := strings.Join(words, " "); p.Batch != "" && len(item) <= jobs.MaxItem {
+		p.Item = item
+		if !utf8.ValidString(item) {
+			p.Item, p.ItemEncoding = base64.StdEncoding.EncodeToString([]byte(item)), "base64"
+		}
+	}
 	doc, err := marshal(p)
 	if err != nil {
 		return nil, err
 	}
-	words := []string{o.name, string(doc)}
+	sent := []string{o.name, string(doc)}
 	if kind != args.KindRaw {
-		words = append(words, string(req.Args.Data()))
+		sent = append(sent, string(req.Args.Data()))
 	}
-	return &bus.Request{Function: o.function, Args: args.List(words...), Input: req.Input, Stderr: os.Stderr}, nil
+	return &bus.Request{Function: o.function, Args: args.List(sent...), Input: req.Input, Stderr: os.Stderr}, nil
 }
 
 // maxPosting is how many jobs are on their way to the node at once. They share the
@@ -284,6 +323,7 @@ type postLine struct {
 	ID           string `json:"id"`
 	Item         any    `json:"item,omitempty"`          // a string, or an array of them with -N
 	ItemEncoding string `json:"item_encoding,omitempty"` // "base64" if item is not UTF-8
+	Batch        string `json:"batch,omitempty"`
 }
 
 // postItems posts a job for each item. Ids are printed in the order of the items, each
@@ -303,6 +343,11 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 		sayTerminal(items, stderr)
 	}
 	p := &poster{o: o, out: newFlusher(stdout), ids: map[string]bool{}}
+	if o.job.Batch == "" {
+		o.job.Batch = newBatch(o.name)
+		p.named = !o.quiet
+	}
+	p.stderr = stderr
 	opened := make(chan struct{}) // closed when the last job is on its way
 	close(opened)
 	r := &fanout.Runner{Config: fanout.Config{
@@ -319,7 +364,7 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 			if err != nil {
 				return nil, nil, err
 			}
-			call, err := o.request(req)
+			call, err := o.request(req, t.Words)
 			if err == nil {
 				call.Opened = t.Aux.(func())
 			}
@@ -342,17 +387,32 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 	if err := p.out.close(); err != nil && p.output == nil {
 		p.output = outputError(err)
 	}
-	err = p.end(cause, stderr)
-	if err == nil {
-		o.sayMissing(client, stderr)
+	if err := p.end(cause, stderr); err != nil {
+		if o.batchThen != "" && !o.quiet {
+			say(stderr, fmt.Sprintf("not all items were posted: the end of batch %s does not post to %s", o.job.Batch, o.batchThen))
+		}
+		return err
 	}
-	return err
+	o.sayMissing(client, stderr)
+	return o.postBatchThen(client)
+}
+
+// newBatch makes up the name of a batch of jobs for a function.
+func newBatch(function string) string {
+	const letters = "abcdefghjkmnpqrstvwxyz23456789"
+	suffix := make([]byte, 7) // 30^7: of a million batches no two are likely to have the same
+	for i := range suffix {
+		suffix[i] = letters[rand.IntN(len(letters))]
+	}
+	return function[:min(len(function), 100)] + "-" + string(suffix)
 }
 
 // poster prints the ids of jobs and counts them.
 type poster struct {
 	o      *postOptions
 	out    *flusher
+	stderr io.Writer
+	named  bool            // the batch has a name that is to be printed
 	output error           // why ids could not be printed
 	count  int             // jobs that were posted
 	ids    map[string]bool // theirs, with --unique, where several items may share a job
@@ -379,13 +439,18 @@ func (p *poster) print(out *fanout.Outcome) error {
 	answer, _ := out.Output.Bytes()
 	id := string(bytes.TrimSpace(answer))
 	p.count++
+	if p.named {
+		p.named = false
+		say(p.stderr, "batch "+p.o.job.Batch)
+		say(p.stderr, "hint: fbus wait --batch "+p.o.job.Batch+" waits for it; fbus result --batch "+p.o.job.Batch+" has the results")
+	}
 	if p.o.hasUnique {
 		p.ids[id] = true
 		p.count = len(p.ids)
 	}
 	line := []byte(id)
 	if p.o.json {
-		l := postLine{ID: id}
+		l := postLine{ID: id, Batch: p.o.job.Batch}
 		l.Item, l.ItemEncoding = itemJSON(out.Words, p.o.items.Per > 1)
 		var err error
 		if line, err = marshal(l); err != nil {

@@ -193,15 +193,15 @@ func TestPostItemsJSON(t *testing.T) {
 	n := newStore(t)
 	n.offer(t, "post", func(context.Context, *bus.Invocation) bus.Result { return exited("01\n") })
 	o := itemsOf(postFlags(n), "a<", "\xff", "c")
-	o.json, o.items.Per = true, 2
+	o.json, o.items.Per, o.job.Batch = true, 2, "b"
 	var out bytes.Buffer
-	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":["YTw=","/w=="],"item_encoding":"base64"}`+"\n"+`{"id":"01","item":["c"]}`+"\n" {
+	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":["YTw=","/w=="],"item_encoding":"base64","batch":"b"}`+"\n"+`{"id":"01","item":["c"],"batch":"b"}`+"\n" {
 		t.Errorf("printed %s, error %v", &out, err)
 	}
 	o = itemsOf(postFlags(n), "")
-	o.json = true
+	o.json, o.job.Batch = true, "b"
 	out.Reset()
-	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":""}`+"\n" {
+	if err := post(o, &out, io.Discard); err != nil || out.String() != `{"id":"01","item":"","batch":"b"}`+"\n" {
 		t.Errorf("printed %s, error %v", &out, err)
 	}
 }
@@ -222,7 +222,9 @@ func TestPostRefused(t *testing.T) {
 		return exited("id-" + words[2][2:] + "\n")
 	})
 	var out, errs bytes.Buffer
-	err := post(itemsOf(postFlags(n), "a", "b", "c", "d", "e"), &out, &errs)
+	refused := itemsOf(postFlags(n), "a", "b", "c", "d", "e")
+	refused.job.Batch = "b"
+	err := post(refused, &out, &errs)
 	if status := report(&errs, err); status != args.StatusOf(args.CodeBusy) || out.String() != "id-a\nid-b\nid-e\n" {
 		t.Errorf("status %d, printed %q", status, &out)
 	}

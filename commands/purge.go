@@ -15,6 +15,7 @@ import (
 type purgeOptions struct {
 	lookOptions
 	state    string
+	batch    string
 	older    durationValue
 	glob     string
 	function string // that is asked; a test has its own
@@ -24,9 +25,10 @@ func purgeCommand() *cli.Command {
 	o := &purgeOptions{function: "fbus.purge"}
 	return &cli.Command{
 		Usage:     "delete posted jobs and their results",
-		UsageText: "purge [flags] --state S|--older D|ID…",
+		UsageText: "purge [flags] --state S|--older D|--batch NAME|ID…",
 		Description: `  fbus purge --state done --older 1h
   fbus purge --older 7d --function 'resize*'
+  fbus purge --batch pages
 
 Deletes jobs that are done, dead or cancelled; queued or delayed ones only with
 --state; running ones never: for the ID of one the status is 65. With --json prints an
@@ -34,6 +36,7 @@ object with their number, purged.`,
 		Flags: append(o.flags(),
 			&cli.StringFlag{Name: "state", Usage: "jobs in this state: `S`, done, dead, cancelled, queued or delayed", Destination: &o.state},
 			&cli.GenericFlag{Name: "older", Usage: "jobs that ended `D` ago or earlier", Value: &o.older},
+			batchFlag(&o.batch, "jobs of the batch `NAME`"),
 			&cli.StringFlag{Name: "function", Usage: "only of functions whose name matches `GLOB`", Destination: &o.glob},
 		),
 		Action: func(ctx *cli.Context) error {
@@ -50,10 +53,10 @@ func (o *purgeOptions) check(ids []string) error {
 		return usage("--state must be done, dead, cancelled, queued or delayed, not %s", o.state)
 	case o.older.set && o.older.d <= 0:
 		return usage("--older must be positive, not %s", formatDuration(o.older.d))
-	case len(ids) > 0 && (o.state != "" || o.older.set || o.glob != ""):
-		return usage("--state, --older and --function cannot be used with ids")
-	case len(ids) == 0 && o.state == "" && !o.older.set:
-		return usage("fbus purge needs --state, --older or ids").WithHint("fbus purge --state done; fbus jobs shows what is there")
+	case len(ids) > 0 && (o.state != "" || o.older.set || o.glob != "" || o.batch != ""):
+		return usage("--state, --older, --batch and --function cannot be used with ids")
+	case len(ids) == 0 && o.state == "" && !o.older.set && o.batch == "":
+		return usage("fbus purge needs --state, --older, --batch or ids").WithHint("fbus purge --state done; fbus jobs shows what is there")
 	case slices.Contains(ids, ""):
 		return usage("an id cannot be empty")
 	}
@@ -64,7 +67,7 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {
 		return err
 	}
-	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, State: o.state, Older: o.older.d.Seconds(), Function: o.glob})
+	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, State: o.state, Batch: o.batch, Older: o.older.d.Seconds(), Function: o.glob})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 type retryOptions struct {
 	lookOptions
 	dead     bool
+	batch    string
 	glob     string
 	function string // that is asked; a test has its own
 }
@@ -22,16 +23,18 @@ func retryCommand() *cli.Command {
 	o := &retryOptions{function: "fbus.retry"}
 	return &cli.Command{
 		Usage:     "run posted jobs again that are dead or cancelled",
-		UsageText: "retry [flags] ID…|--dead",
+		UsageText: "retry [flags] ID…|--dead|--batch NAME",
 		Description: `  fbus retry "$id"
   fbus retry --dead --function 'resize*'
+  fbus retry --batch pages
 
 They get as many attempts as when they were posted. --dead skips jobs whose input is
-damaged: retry such a job by its id, after its file was restored. With --json prints an
+damaged, and so does --batch: retry such a job by its id, after its file was restored. With --json prints an
 object with the id of each.`,
 		Flags: append(o.flags(),
 			&cli.BoolFlag{Name: "dead", Usage: "all jobs that are dead", Destination: &o.dead, DisableDefaultText: true},
-			&cli.StringFlag{Name: "function", Usage: "with --dead: of functions whose name matches `GLOB`", Destination: &o.glob},
+			batchFlag(&o.batch, "all jobs of the batch `NAME` that are dead or cancelled; with --dead those that are dead"),
+			&cli.StringFlag{Name: "function", Usage: "with --dead or --batch: of functions whose name matches `GLOB`", Destination: &o.glob},
 		),
 		Action: func(ctx *cli.Context) error {
 			return retry(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter)
@@ -41,12 +44,12 @@ object with the id of each.`,
 
 func (o *retryOptions) check(ids []string) error {
 	switch {
-	case len(ids) == 0 && !o.dead:
-		return usage("fbus retry needs ids of jobs, or --dead").WithHint("fbus jobs --state dead shows them")
-	case len(ids) > 0 && o.dead:
-		return usage("ids and --dead exclude each other")
-	case o.glob != "" && !o.dead:
-		return usage("--function goes with --dead")
+	case len(ids) == 0 && !o.dead && o.batch == "":
+		return usage("fbus retry needs ids of jobs, --dead or --batch").WithHint("fbus jobs --state dead shows them")
+	case len(ids) > 0 && (o.dead || o.batch != ""):
+		return usage("ids exclude --dead and --batch")
+	case o.glob != "" && !o.dead && o.batch == "":
+		return usage("--function goes with --dead or --batch")
 	case slices.Contains(ids, ""):
 		return usage("an id cannot be empty")
 	}
@@ -57,7 +60,7 @@ func retry(o *retryOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {
 		return err
 	}
-	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, Dead: o.dead, Function: o.glob})
+	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, Dead: o.dead, Batch: o.batch, Function: o.glob})
 	if o.json {
 		stdout.Write(data)
 	}

@@ -13,8 +13,31 @@ import (
 	"fbus/bus/fanout"
 
 	"github.com/mattn/go-isatty"
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 )
+
+// barOptions are the flags for a line of progress.
+type barOptions struct{ bar, noBar bool }
+
+func (o *barOptions) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "bar", Usage: "show progress even if stderr is not a terminal", Destination: &o.bar, DisableDefaultText: true},
+		&cli.BoolFlag{Name: "no-bar", Usage: "do not show progress", Destination: &o.noBar, DisableDefaultText: true},
+	}
+}
+
+func (o *barOptions) check() error {
+	if o.bar && o.noBar {
+		return usage("--bar and --no-bar exclude each other")
+	}
+	return nil
+}
+
+// show reports whether progress is shown.
+func (o *barOptions) show(stderr io.Writer, quiet bool) bool {
+	return o.bar || !o.noBar && !quiet && isTerminal(stderr)
+}
 
 // screen is stderr, with or without a line of progress, which is erased before each write
 // and drawn again after it.

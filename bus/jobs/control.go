@@ -55,13 +55,17 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 
 // cancelQueued cancels a job that is not taken. With must, its attempt was refused already.
 func (m *Manager) cancelQueued(id ID, must bool) error {
-	o := outcome{end: End{Source: "fbus", Status: 143, Code: args.CodeCancelled, Message: errCancelledJob.Message}, cancelled: true}
-	taken, err := m.endQueued(map[ID]outcome{id: o}, must)
+	taken, err := m.endQueued(map[ID]outcome{id: cancelledOutcome()}, must)
 	if !must {
 		m.unwant(errCancelledJob, taken...) // taken since Cancel looked
 	}
 	m.poke()
 	return err
+}
+
+// cancelledOutcome is the end of a job that is cancelled before it runs.
+func cancelledOutcome() outcome {
+	return outcome{end: End{Source: "fbus", Status: 143, Code: args.CodeCancelled, Message: errCancelledJob.Message}, cancelled: true}
 }
 
 // endQueued ends jobs in one commit, and takes them out of their lines. It returns attempts
@@ -103,8 +107,9 @@ func (m *Manager) endQueued(outcomes map[ID]outcome, must bool) (taken []*Taken,
 		}
 	}
 	m.mu.Unlock()
-	for id := range ended {
+	for id, j := range ended {
 		m.finished(id)
+		m.settle(j.BatchKey())
 	}
 	return taken, err
 }
@@ -249,19 +254,19 @@ func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
 	}
 }
 
-// await returns a channel that is closed when the job has ended.
-func (m *Manager) await(id ID) chan struct{} {
-	c := make(chan struct{})
+// await returns a channel that receives an id when the job has ended.
+func (m *Manager) await(id ID) chan ID {
+	c := make(chan ID, 1)
 	m.mu.Lock()
 	m.waiters[id] = append(m.waiters[id], c)
 	m.mu.Unlock()
 	return c
 }
 
-func (m *Manager) unwait(id ID, c chan struct{}) {
+func (m *Manager) unwait(id ID, c chan ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.waiters[id] = slices.DeleteFunc(m.waiters[id], func(w chan struct{}) bool { return w == c })
+	m.waiters[id] = slices.DeleteFunc(m.waiters[id], func(w chan ID) bool { return w == c })
 	if len(m.waiters[id]) == 0 {
 		delete(m.waiters, id)
 	}

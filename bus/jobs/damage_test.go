@@ -118,8 +118,8 @@ func sampleStore(t *testing.T, dir string) (results, waiting map[ID]string) {
 		if i%4 == 3 {
 			text = fmt.Sprintf("%s%d", long, i)
 		}
-		results[put(t, m, "shout", text, Options{})] = strings.ToUpper(text)
-		waiting[put(t, m, "never", text, Options{Priority: i % 3, Unique: fmt.Sprint(i)})] = text
+		results[put(t, m, "shout", text, Options{Batch: "ended"})] = strings.ToUpper(text)
+		waiting[put(t, m, "never", text, Options{Priority: i % 3, Unique: fmt.Sprint(i), Batch: "waiting", Item: "item"})] = text
 		waiting[put(t, m, "shout", text, Options{Delay: 3600})] = text
 		results[put(t, m, "fail", text, Options{})] = "no"
 	}
@@ -385,6 +385,18 @@ func checkDamaged(t *testing.T, what, dir string, results, waiting map[ID]string
 	}
 	defer m.Close()
 	lost := 0
+	for _, jobs := range []map[ID]string{results, waiting} {
+		for id := range jobs {
+			j, err := m.Get(id)
+			if err != nil || j.Batch == "" {
+				continue
+			}
+			list, err := m.page(t.Context(), &Filter{Batch: j.BatchKey()}, ID{}, 100)
+			if err != nil || !slices.ContainsFunc(list, func(o *Job) bool { return o.ID == id }) {
+				t.Errorf("%s: %s is not listed in its batch %q: %v", what, id, j.Batch, err)
+			}
+		}
+	}
 	for id, want := range results {
 		got, err := readResult(m, id)
 		switch told := log.about(id.String()); {

@@ -292,6 +292,7 @@ func (e *ending) written(err error) {
 	}
 	if e.job.State.Finished() {
 		m.finished(a.ID)
+		m.settle(e.job.BatchKey())
 	}
 	if e.job.State == Delayed || m.idle.Load() {
 		m.poke()

@@ -49,10 +49,11 @@ type Manager struct {
 	mu        sync.Mutex // protects the fields below
 	functions map[string]*queue
 	active    map[ID]*Taken
-	arriving  []ID                   // posts under way, in order
-	held      map[string]bool        // functions whose first job waits for an older post
-	waiters   map[ID][]chan struct{} // closed when the job has ended
-	paused    bool                   // Close was called
+	arriving  []ID             // posts under way, in order
+	held      map[string]bool  // functions whose first job waits for an older post
+	waiters   map[ID][]chan ID // each gets the id when the job has ended; it has room for it
+	armed     map[string]bool  // batches whose end posts a job
+	paused    bool             // Close was called
 	started   bool
 	doubt     map[ID]*Job // jobs whose deletion was refused, and may be on disk all the same
 }
@@ -65,7 +66,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
-		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan struct{}{},
+		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan ID{}, armed: map[string]bool{},
 	}
 	if m.warn == nil {
 		m.warn = func(string, ...any) {}
@@ -115,6 +116,7 @@ func (m *Manager) begin(late func()) error {
 	m.runs.Go(m.schedule) // ends with Close
 	keys, err := m.readyLines()
 	m.addLines(keys)
+	m.readThens()
 	return err
 }
 
@@ -164,6 +166,7 @@ func (m *Manager) resume() {
 		}
 	}
 	m.addLines(keys)
+	m.readThens()
 	m.poke()
 }
 
@@ -223,7 +226,7 @@ func (m *Manager) finished(id ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.waiters[id] {
-		close(c)
+		c <- id
 	}
 	delete(m.waiters, id)
 }

@@ -99,6 +99,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		args.Drop()
 		input.Drop()
 		m.store.Shares.Change(j, nil)
+		m.settle(j.BatchKey())
 	case j.State == Queued:
 		m.ready(j)
 	default:

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -16,6 +17,8 @@ type Filter struct {
 	State    State
 	Function string // a glob
 	Owner    string // the poster's caller; "": anybody's
+	Batch    string // the key of a batch; "": whether they are in one or not
+	Unended  bool   // of a batch: only those that have not ended
 }
 
 // compile returns which jobs match.
@@ -51,46 +54,60 @@ const maxScan = 20000
 // scan calls visit with the jobs that match, in the order of their ids, from the first
 // after one on, or backwards from the last, until visit returns false or ctx ends.
 func (m *Manager) scan(ctx context.Context, f *Filter, after ID, back bool, visit func(id ID, record []byte) bool) (err error) {
-	bucket, matches := store.BucketJobs, f.compile()
-	if f.State == Dead {
+	bucket, matches, prefix := store.BucketJobs, f.compile(), ""
+	switch {
+	case f.Batch != "" && f.Unended:
+		bucket, prefix = store.BucketUnended, f.Batch+"\x00"
+	case f.Batch != "":
+		bucket, prefix = store.BucketBatch, f.Batch+"\x00"
+	case f.State == Dead:
 		bucket = store.BucketDead
 	}
 	for more := true; more && err == nil; {
 		err = m.store.View(func(t *store.Tx) error {
-			records := t.Bucket([]byte(store.BucketJobs))
-			c := t.Bucket([]byte(bucket)).Cursor()
-			step, at := c.Next, after
-			k, _ := c.Seek(at[:])
+			more = false
+			records, list := t.Bucket([]byte(store.BucketJobs)), t.Bucket([]byte(bucket))
+			if list == nil {
+				return nil
+			}
+			c := list.Cursor()
+			step, at := c.Next, append([]byte(prefix), after[:]...)
+			if back {
+				step = c.Prev
+				if after == (ID{}) {
+					at = append([]byte(prefix), lastID[:]...)
+				}
+			}
+			k, _ := c.Seek(at)
 			switch {
-			case back && at == (ID{}):
-				step = c.Prev
+			case back && k == nil:
 				k, _ = c.Last()
-			case back:
-				step = c.Prev
-				k, _ = step()
-			case k != nil && store.KeyID(k) == at:
+			case back, bytes.Equal(k, at):
 				k, _ = step()
 			}
-			for n := 0; k != nil; k, _ = step() {
+			for n := 0; bytes.HasPrefix(k, []byte(prefix)) && k != nil; k, _ = step() {
 				if n++; n > maxScan {
+					more = true
 					return nil
 				}
 				if n%256 == 0 && ctx.Err() != nil {
 					return ctx.Err()
 				}
 				after = store.KeyID(k)
-				v := records.Get(k)
+				v := records.Get(after[:])
 				function, state, caller, ok := store.Peek(v)
 				if ok && matches(function, m.stateOf(after, State(state)), caller) && !visit(after, v) {
 					break
 				}
 			}
-			more = false
 			return nil
 		})
 	}
 	return err
 }
+
+// lastID is greater than every id.
+var lastID = ID(bytes.Repeat([]byte{0xFF}, 16))
 
 // page returns the first jobs that match after one. Of a damaged job it has the known
 // fields.
@@ -236,7 +253,7 @@ func (m *Manager) Info(j *Job, history bool) *bus.JobInfo {
 		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
 		Attempts: j.Attempts, Used: j.Used, Lost: j.Lost, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, UniqueFor: j.UniqueFor, Then: j.Then, Else: j.Else, Finally: j.Finally,
 		Timeout: j.Timeout, Keep: j.KeepTime().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
-		Children: j.Children, AtMostOnce: j.AtMostOnce,
+		Children: j.Children, AtMostOnce: j.AtMostOnce, Batch: j.Batch, Item: j.Item, ItemEncoding: j.ItemEncoding,
 	}
 	i.Age = max(0, now.Sub(i.Posted).Seconds())
 	if j.Origin != nil {

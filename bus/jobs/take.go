@@ -223,6 +223,7 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 	t.started, t.worker, t.call = m.store.Clock.Wall(), worker, call
 	try := t.try()
 	m.mu.Unlock()
+	m.store.Shares.Changed(t.job.BatchKey())
 	m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error {
 		m.mu.Lock()
 		over := t.kept || m.active[t.ID] != t

@@ -201,6 +201,7 @@ func (m *Manager) gone(j *Job) {
 	m.store.Shares.AddBytes(j.Poster.Caller, -j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
 	m.finished(j.ID)
+	m.settle(j.BatchKey())
 }
 
 // interrupted notes the attempts that ran when the last node ended. They do not count

@@ -17,6 +17,7 @@ type (
 	End          = store.End
 	Try          = store.Try
 	Origin       = store.Origin
+	Then         = store.Then
 	Config       = store.Config
 	Clock        = store.Clock
 	FullError    = store.FullError
@@ -33,12 +34,15 @@ const (
 	Dead      = store.Dead
 	Cancelled = store.Cancelled
 
+	MaxItem = store.MaxItem
+
 	DefaultMaxJobs  = store.DefaultMaxJobs
 	DefaultMaxSpool = store.DefaultMaxSpool
 )
 
 var (
 	ParseID       = store.ParseID
+	BatchKey      = store.BatchKey
 	ErrNoJob      = store.ErrNoJob
 	ErrUnfinished = store.ErrUnfinished
 	ErrClosed     = store.ErrClosed

@@ -268,6 +268,9 @@ func serveNodes(_ context.Context, q *asked) error {
 }
 
 func serveCancel(ctx context.Context, q *asked) error {
+	if q.Kind == args.KindJSON && q.node.cfg.Jobs != nil {
+		return cancelBatch(ctx, q)
+	}
 	words, err := q.words(1, 1, "one argument: the id of a call, as fbus.calls shows it")
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,12 +33,32 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 }
 
 // filter selects the jobs that a query is about, of those that the caller may see.
-func (q *asked) filter(d *bus.JobQuery) jobs.Filter {
-	f := jobs.Filter{State: jobs.State(d.State), Function: d.Function}
+func (q *asked) filter(d *bus.JobQuery) (f jobs.Filter, err error) {
+	f = jobs.Filter{State: jobs.State(d.State), Function: d.Function}
 	if !q.peer.admin() {
 		f.Owner = q.peer.Caller
 	}
-	return f
+	if d.Batch != "" {
+		f.Batch, err = q.batch(d.Batch)
+	}
+	return f, err
+}
+
+// batch finds a batch with jobs: NAME is the caller's, POSTER/NAME another's, which only
+// administrators see.
+func (q *asked) batch(text string) (string, error) {
+	poster, name := q.peer.Caller, text
+	if i := strings.LastIndexByte(text, '/'); i >= 0 {
+		poster, name = text[:i], text[i+1:]
+	}
+	if !args.ValidName(name) {
+		return "", usageError("%s: invalid name of a batch %q", q.Function, args.Shown(text))
+	}
+	key := jobs.BatchKey(poster, name)
+	if poster != q.peer.Caller && !q.peer.admin() || !q.node.cfg.Jobs.HasBatch(key) {
+		return "", badInput("%s: no such batch", args.Shown(text))
+	}
+	return key, nil
 }
 
 // job finds a job that the caller may see. One that is absent and one of somebody else
@@ -98,8 +119,12 @@ func serveJobs(ctx context.Context, q *asked) error {
 		}
 	}
 	if len(d.IDs) == 0 {
+		f, err := q.filter(d)
+		if err != nil {
+			return err
+		}
 		after, _ := jobs.ParseID(d.After)
-		total, err = store.List(ctx, &jobs.Query{Filter: q.filter(d), Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
+		total, err = store.List(ctx, &jobs.Query{Filter: f, Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
 			q.noteUnserved(i)
 			q.line(i)
 			return q.flush()
@@ -189,18 +214,25 @@ func serveResult(ctx context.Context, q *asked) error {
 // serveRetry queues jobs again.
 func serveRetry(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
-	if err == nil && len(d.IDs) == 0 && !d.Dead {
-		err = usageError("fbus.retry takes ids, or \"dead\": true")
+	if err == nil && len(d.IDs) == 0 && !d.Dead && d.Batch == "" {
+		err = usageError("fbus.retry takes ids, \"dead\": true, or a batch")
 	}
 	if err != nil {
 		return err
 	}
 	store := q.node.cfg.Jobs
 	ids, err := q.ids(ctx, d)
-	if err == nil && d.Dead {
-		d.State = string(jobs.Dead)
-		_, err = store.List(ctx, &jobs.Query{Filter: q.filter(d)}, func(i *bus.JobInfo) error {
-			if i.Code != args.CodeDamaged { // a person has to look at that one: by its id
+	if err == nil && len(d.IDs) == 0 {
+		if d.Dead {
+			d.State = string(jobs.Dead)
+		}
+		f, missing := q.filter(d)
+		if missing != nil {
+			return missing
+		}
+		_, err = store.List(ctx, &jobs.Query{Filter: f}, func(i *bus.JobInfo) error {
+			again := i.State == jobs.Dead || i.State == jobs.Cancelled
+			if again && i.Code != args.CodeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
 				ids = append(ids, id)
 			}
@@ -210,23 +242,37 @@ func serveRetry(ctx context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
+	for some := range slices.Chunk(ids, retriesAtOnce) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := store.Retry(id); err != nil {
+		errs := make([]error, len(some))
+		var all sync.WaitGroup
+		for i, id := range some {
+			all.Go(func() { errs[i] = store.Retry(id) })
+		}
+		all.Wait()
+		for i, id := range some {
+			if errs[i] != nil {
+				return errs[i]
+			}
+			fmt.Fprintf(&q.out, "{\"id\":%q}\n", id)
+		}
+		if err := q.flush(); err != nil {
 			return err
 		}
-		fmt.Fprintf(&q.out, "{\"id\":%q}\n", id)
 	}
 	return nil
 }
 
+// retriesAtOnce is how many jobs share a commit when many are queued again.
+const retriesAtOnce = 64
+
 // servePurge deletes jobs.
 func servePurge(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
-	if err == nil && len(d.IDs) == 0 && d.State == "" && d.Older <= 0 {
-		err = usageError("fbus.purge takes a state, an age, or ids")
+	if err == nil && len(d.IDs) == 0 && d.State == "" && d.Older <= 0 && d.Batch == "" {
+		err = usageError("fbus.purge takes a state, an age, a batch, or ids")
 	}
 	if err == nil && jobs.State(d.State) == jobs.Running {
 		err = usageError("a running job cannot be purged: cancel it first")
@@ -234,7 +280,11 @@ func servePurge(ctx context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	store, f, count := q.node.cfg.Jobs, q.filter(d), 0
+	store, count := q.node.cfg.Jobs, 0
+	f, err := q.filter(d)
+	if err != nil {
+		return err
+	}
 	older := time.Duration(min(d.Older, 1e9) * float64(time.Second))
 	if len(d.IDs) == 0 {
 		count, err = store.Purge(ctx, &f, older)
@@ -247,6 +297,77 @@ func servePurge(ctx context.Context, q *asked) error {
 		fmt.Fprintf(&q.out, "{\"purged\":%d}\n", count)
 	}
 	return err
+}
+
+// serveBatch has the end of a batch post a job.
+func serveBatch(_ context.Context, q *asked) error {
+	var d bus.BatchThen
+	if err := q.document(&d); err != nil {
+		return err
+	}
+	o := jobs.Options{Retries: d.Retries, Backoff: d.Backoff, Priority: d.Priority, Keep: d.Keep, Timeout: d.Timeout, On: d.On}
+	if err := o.Check(); err != nil {
+		return usageError("%s: %v", q.Function, err)
+	}
+	switch {
+	case !args.ValidName(d.Batch):
+		return usageError("%s: invalid name of a batch %q", q.Function, args.Shown(d.Batch))
+	case !args.ValidName(d.Then):
+		return usageError("invalid function name %q", args.Shown(d.Then))
+	case reserved(d.Then):
+		return usageError("%s: the node's own functions cannot be posted", d.Then)
+	case !q.peer.mayCall(d.Then):
+		return q.deny(d.Then)
+	}
+	return q.node.cfg.Jobs.Then(d.Batch, &jobs.Then{Function: d.Then, Poster: q.node.poster(q.peer), Options: o})
+}
+
+// serveWait waits for the end of jobs.
+func serveWait(ctx context.Context, q *asked) error {
+	var d bus.JobWait
+	if err := q.document(&d); err != nil {
+		return err
+	}
+	if (len(d.IDs) > 0) == (d.Batch != "") {
+		return usageError("%s takes ids or a batch", q.Function)
+	}
+	progress := func(i bus.WaitInfo) error {
+		q.line(i)
+		_, err := q.Stdout.Write(q.out.Bytes())
+		q.out.Reset()
+		return err
+	}
+	if d.Batch != "" {
+		batch, err := q.batch(d.Batch)
+		if err != nil {
+			return err
+		}
+		return q.node.cfg.Jobs.WaitBatch(ctx, batch, progress)
+	}
+	ids, err := q.ids(ctx, &bus.JobQuery{IDs: d.IDs})
+	if err != nil {
+		return err
+	}
+	return q.node.cfg.Jobs.WaitJobs(ctx, ids, progress)
+}
+
+// cancelBatch ends the jobs of a batch, as fbus.cancel does, and answers what they were.
+func cancelBatch(ctx context.Context, q *asked) error {
+	d, err := jobQuery(q)
+	if err == nil && (d.Batch == "" || len(d.IDs) > 0) {
+		err = usageError("%s takes the id of a call or a job, or an object with a batch", q.Function)
+	}
+	if err != nil {
+		return err
+	}
+	f, err := q.filter(d)
+	if err != nil {
+		return err
+	}
+	return q.node.cfg.Jobs.CancelAll(ctx, &f, func(i *bus.JobInfo) error {
+		q.line(i)
+		return q.flush()
+	})
 }
 
 // cancelJob ends a job, as fbus.cancel does, and answers what it was.

@@ -58,8 +58,10 @@ func init() {
 		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, waits: true, part: ofJobs, serve: servePost},
 		{name: "fbus.jobs", help: "posted calls, one JSON object a line", arguments: "none, or a JSON object", everybody: true, long: true, part: ofJobs, serve: serveJobs},
 		{name: "fbus.result", help: "the output of a posted call, and how it ended", arguments: "its id, options in JSON", everybody: true, long: true, waits: true, part: ofJobs, serve: serveResult},
-		{name: "fbus.retry", help: "run posted calls again that are dead", arguments: "a JSON object", everybody: true, changes: true, part: ofJobs, serve: serveRetry},
-		{name: "fbus.purge", help: "delete posted calls and their results", arguments: "a JSON object", everybody: true, changes: true, part: ofJobs, serve: servePurge},
+		{name: "fbus.wait", help: "wait for the end of posted calls", arguments: "a JSON object", everybody: true, long: true, waits: true, part: ofJobs, serve: serveWait},
+		{name: "fbus.batch", help: "post a call when all of a batch have ended", arguments: "a JSON object", everybody: true, changes: true, long: true, part: ofJobs, serve: serveBatch},
+		{name: "fbus.retry", help: "run posted calls again that are dead", arguments: "a JSON object", everybody: true, changes: true, long: true, part: ofJobs, serve: serveRetry},
+		{name: "fbus.purge", help: "delete posted calls and their results", arguments: "a JSON object", everybody: true, changes: true, long: true, part: ofJobs, serve: servePurge},
 
 		{name: "fbus.invite", help: "make a ticket", arguments: "a JSON object", changes: true, part: ofTickets, serve: serveInvite},
 		{name: "fbus.join", help: "exchange an invitation for an identity", arguments: "a certificate request in PEM", changes: true, part: ofTickets, serve: serveJoin},

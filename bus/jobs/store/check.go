@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -24,9 +25,15 @@ type contents struct {
 // file is damaged.
 func (s *Store) inspect(path string) (*contents, error) {
 	c := &contents{meta: map[string][]byte{}}
-	listed := int64(0)
+	var listed, batched, unended int64
 	damage := readPages(path, func(p *pages) {
-		for _, name := range buckets {
+		names := slices.Clone(buckets)
+		for name := range p.buckets { // also those of a later version: their pages are in use
+			if !slices.Contains(buckets, name) {
+				names = append(names, name)
+			}
+		}
+		for _, name := range names {
 			p.bucket(name, func(k, sealed []byte) {
 				v, ok := unseal(name, k, sealed)
 				if !ok {
@@ -38,11 +45,21 @@ func (s *Store) inspect(path string) (*contents, error) {
 				case BucketJobs:
 					c.jobs++
 					c.last = KeyID(k)
+					if batchOf(sealed) != "" {
+						batched++
+						if _, state, _, _ := Peek(sealed); !State(state).Finished() {
+							unended++
+						}
+					}
 					if !s.opened {
 						c.taken.read(c.last, sealed)
 					}
 				case BucketReady, BucketDue, BucketEnd, BucketDead:
 					listed++
+				case BucketBatch:
+					batched--
+				case BucketUnended:
+					unended--
 				}
 			})
 		}
@@ -51,6 +68,9 @@ func (s *Store) inspect(path string) (*contents, error) {
 		}
 		if p.err == nil && listed != c.jobs { // a page may have lost entries without a trace
 			p.bad("it has %d jobs, and lists %d", c.jobs, listed)
+		}
+		if p.err == nil && (batched != 0 || unended != 0) {
+			p.bad("the lists of its batches differ from its jobs by %d and %d", batched, unended)
 		}
 		if p.err == nil {
 			p.guard(p.checkFreelist)

@@ -17,6 +17,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/wire"
 )
 
@@ -31,9 +32,16 @@ const (
 	BucketEnd    = "end"
 	BucketDead   = "dead"
 	BucketUnique = "unique"
+
+	BucketBatch   = "batch"   // the jobs of each batch
+	BucketUnended = "unended" // those of them that have not ended
+	BucketThen    = "then"    // what the end of a batch posts
 )
 
 var buckets = []string{BucketMeta, BucketJobs, BucketData, BucketReady, BucketDue, BucketRun, BucketEnd, BucketDead, BucketUnique}
+
+// The buckets of batches are made when something is first written to them: the store of an
+// earlier version does not have them.
 
 // ID names a job. Ids are in the order of the posts.
 type ID = ulid.ULID
@@ -84,7 +92,14 @@ type Options struct {
 	On        string  `json:"on,omitempty"`
 	// AtMostOnce has the job not run again after a loss of its worker or node.
 	AtMostOnce bool `json:"at_most_once,omitempty"`
+
+	Batch        string `json:"batch,omitempty"`
+	Item         string `json:"item,omitempty"`          // that was posted: names files of results
+	ItemEncoding string `json:"item_encoding,omitempty"` // "base64" if it is not UTF-8
 }
+
+// MaxItem bounds Item.
+const MaxItem = 1024
 
 // Payload describes one part of a job: in the bucket data, or, if it is large, in a file of
 // the spool.
@@ -182,6 +197,20 @@ func KeyID(key []byte) (id ID) {
 }
 
 func DataKey(id ID, part byte) []byte { return append(id[:], part) }
+
+// BatchKey is the key of a batch: it belongs to a poster.
+func BatchKey(poster, name string) string { return poster + "\x00" + name }
+
+// BatchKey is the key of the batch that the job is in, "" if there is none.
+func (j *Job) BatchKey() string {
+	if j.Batch == "" {
+		return ""
+	}
+	return BatchKey(j.Poster.Caller, j.Batch)
+}
+
+// inBatch is the key of a job in the lists of a batch.
+func inBatch(batch string, id ID) []byte { return append([]byte(batch+"\x00"), id[:]...) }
 
 func (j *Job) UniqueKey() []byte {
 	return []byte(j.Poster.Caller + "\x00" + j.Function + "\x00" + j.Unique)
@@ -354,6 +383,12 @@ func (o *Options) Check() error {
 		return fmt.Errorf("on: %d bytes exceed the limit of %d", len(o.On), wire.MaxGlob)
 	case strings.ContainsAny(o.On, "\x00\x01"):
 		return fmt.Errorf("on: not a valid glob of worker names")
+	case o.Batch != "" && !args.ValidName(o.Batch):
+		return fmt.Errorf("batch: invalid name %q", args.Shown(o.Batch))
+	case len(o.Item) > 2*MaxItem: // in base64 it is longer
+		return fmt.Errorf("item: %d bytes exceed the limit of %d", len(o.Item), 2*MaxItem)
+	case o.ItemEncoding != "" && o.ItemEncoding != "base64":
+		return fmt.Errorf("item_encoding: must be base64")
 	}
 	if _, err := wire.ParseOn(o.On); err != nil {
 		return fmt.Errorf("on: %v", err)

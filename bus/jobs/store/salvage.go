@@ -23,6 +23,7 @@ type salvage struct {
 	n       int             // entries written
 	err     error           // of the new file: damage of the old one ends nothing
 	listed  map[ID]string   // the bucket that lists a job: ready, due, end or dead
+	batches map[ID]string   // the key of its batch
 	known   map[ID]string   // every id in the file, and its function where it is known
 	partial map[string]bool // damaged buckets
 	carried map[ID]bool
@@ -33,7 +34,7 @@ type salvage struct {
 // salvageFile replaces a damaged file.
 func (s *Store) salvageFile(path string, why error) error {
 	s.warn("%s is damaged: %v", path, why)
-	w := &salvage{Store: s, listed: map[ID]string{}, known: map[ID]string{}, partial: map[string]bool{}, carried: map[ID]bool{}}
+	w := &salvage{Store: s, listed: map[ID]string{}, batches: map[ID]string{}, known: map[ID]string{}, partial: map[string]bool{}, carried: map[ID]bool{}}
 	aside := fmt.Sprintf("%s.damaged-%s", path, s.Clock.Wall().UTC().Format("20060102T150405.000"))
 	if err := s.replace(path, aside, func(to *bolt.DB) error { return w.run(to, path) }); err != nil {
 		return Wrap(err)
@@ -69,7 +70,7 @@ func (w *salvage) run(to *bolt.DB, path string) error {
 		return err
 	}
 	readPages(path, func(p *pages) {
-		for _, bucket := range []string{BucketReady, BucketDue, BucketEnd, BucketDead, BucketUnique, BucketMeta, BucketJobs, BucketData, BucketRun} {
+		for _, bucket := range []string{BucketReady, BucketDue, BucketEnd, BucketDead, BucketUnique, BucketMeta, BucketBatch, BucketThen, BucketJobs, BucketData, BucketRun} {
 			damage := p.bucket(bucket, func(k, sealed []byte) {
 				if v, ok := unseal(bucket, k, sealed); !ok {
 					p.bad("%w", errChecksum)
@@ -124,6 +125,10 @@ func (w *salvage) carry(bucket string, k, v []byte) error {
 		id = KeyID(v)
 	case BucketData:
 		copy(id[:], k)
+	case BucketThen:
+		return w.t.Put(BucketThen, k, v)
+	case BucketBatch:
+		w.batches[id] = string(k[:max(0, len(k)-len(id)-1)])
 	}
 	w.note(id)
 	switch {
@@ -200,6 +205,7 @@ func (w *salvage) addLost() {
 		w.lost = append(w.lost, id)
 		w.carried[id] = true
 		j := &Job{ID: id, Function: w.known[id], State: Dead, Posted: int64(id.Time()), Finished: int64(id.Time())}
+		j.Poster.Caller, j.Batch = SplitBatch(w.batches[id])
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was lost in a damaged store"}
 		if w.err == nil {
 			w.step(w.t.Enter(j))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -28,16 +29,18 @@ func (h *Held) add(n Held) {
 type Shares struct {
 	MaxJobs, MaxBytes int64
 
-	mu  sync.Mutex // protects the fields below
-	all Held
-	of  map[string]holding // by poster, while its jobs take something
+	mu      sync.Mutex // protects the fields below
+	all     Held
+	of      map[string]holding         // by poster, while its jobs take something
+	watches map[string][]chan struct{} // by batch: see Watch
 }
 
 // holding counts the jobs of one poster.
 type holding struct {
 	Held
-	lines map[string]int // jobs and possible postbacks in each line; finished jobs are in none
-	globs int            // lines for a glob of workers
+	lines   map[string]int // jobs and possible postbacks in each line; finished jobs are in none
+	batches map[string]Tally
+	globs   int // lines for a glob of workers
 }
 
 // Bounds of the lines that a poster's unfinished jobs are in, with their postbacks. A line
@@ -46,6 +49,9 @@ const (
 	maxLines = 10_000
 	maxGlobs = 256
 )
+
+// maxBatches bounds the batches of a poster that have jobs.
+const maxBatches = 50_000
 
 // HasGlob reports whether workers have to be compared with a glob. Otherwise they are
 // looked up.
@@ -88,11 +94,61 @@ func (s *Shares) Take(old, j *Job) error {
 			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", who, maxLines)}
 		}
 	}
+	if h := s.of[who]; err == nil && j.Batch != "" && !unshared(who) && len(h.batches) >= maxBatches && h.batches[j.Batch] == (Tally{}) {
+		err = &FullError{What: fmt.Sprintf("too many batches of %s (limit %d)", who, maxBatches)}
+	}
 	if err == nil {
 		s.count(old, -1)
 		s.count(j, 1)
 	}
 	return err
+}
+
+// Tally counts the jobs of a batch, those included that are being posted.
+func (s *Shares) Tally(batch string) Tally {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	poster, name := SplitBatch(batch)
+	return s.of[poster].batches[name]
+}
+
+// Watch returns a channel that receives after a tally has changed, until stop is called.
+func (s *Shares) Watch(batch string) (changed <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watches == nil {
+		s.watches = map[string][]chan struct{}{}
+	}
+	s.watches[batch] = append(s.watches[batch], c)
+	return c, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.watches[batch] = slices.DeleteFunc(s.watches[batch], func(w chan struct{}) bool { return w == c })
+		if len(s.watches[batch]) == 0 {
+			delete(s.watches, batch)
+		}
+	}
+}
+
+// Owe reserves room for a job that the end of a batch posts, or with -1 releases it.
+func (s *Shares) Owe(who string, n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n > 0 {
+		if err := s.refuseJobs(who, Held{Owed: n}); err != nil {
+			return err
+		}
+	}
+	s.add(who, Held{Owed: n})
+	return nil
+}
+
+// Owes counts what Owe has reserved before the store was opened.
+func (s *Shares) Owes(who string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(who, Held{Owed: 1})
 }
 
 // Change counts a job that has changed. Old is nil for a new job; j is nil for a deleted
@@ -116,7 +172,45 @@ func (s *Shares) count(j *Job, n int64) {
 		more.Owed = n * j.PostsBack()
 		lines = []*Job{j, {Function: j.Then}, {Function: j.Else}, {Function: j.Finally}}
 	}
+	if j.Batch != "" {
+		s.countBatch(j, int(n))
+	}
 	s.add(j.Poster.Caller, more, lines...)
+}
+
+// countBatch counts a job in its batch. s.mu is held.
+func (s *Shares) countBatch(j *Job, n int) {
+	if s.of == nil {
+		s.of = map[string]holding{}
+	}
+	h := s.of[j.Poster.Caller]
+	if h.batches == nil {
+		h.batches = map[string]Tally{}
+		s.of[j.Poster.Caller] = h
+	}
+	t := h.batches[j.Batch]
+	t.Add(j.State, n)
+	if h.batches[j.Batch] = t; t.Jobs == 0 {
+		delete(h.batches, j.Batch)
+	}
+	s.signal(j.BatchKey())
+}
+
+// Changed signals those who watch a batch.
+func (s *Shares) Changed(batch string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.signal(batch)
+}
+
+// signal is Changed with s.mu held.
+func (s *Shares) signal(batch string) {
+	for _, c := range s.watches[batch] {
+		select {
+		case c <- struct{}{}:
+		default: // it has a signal that was not received yet
+		}
+	}
 }
 
 // line adds n to the count of a job's line.
@@ -256,11 +350,21 @@ func (s *Shares) add(who string, more Held, lines ...*Job) {
 	}
 }
 
+// batchOf returns the batch in a record. A name needs no escapes in JSON.
+func batchOf(record []byte) string {
+	_, rest, ok := bytes.Cut(record, []byte(`,"batch":"`)) // in a text there would be backslashes
+	if !ok {
+		return ""
+	}
+	name, _, _ := bytes.Cut(rest, []byte(`"`))
+	return string(name)
+}
+
 // read counts a record of the store with its payloads. It decodes as little as it can: it
 // is called for all jobs at each start.
 func (s *Shares) read(id ID, sealed []byte) {
 	function, state, who, ok := Peek(sealed)
-	j := &Job{Function: function, State: State(state), Poster: Poster{Caller: who}}
+	j := &Job{Function: function, State: State(state), Poster: Poster{Caller: who}, Options: Options{Batch: batchOf(sealed)}}
 	for _, option := range []string{`,"on":"`, `,"then":"`, `,"else":"`, `,"finally":"`} {
 		ok = ok && (j.State.Finished() || !bytes.Contains(sealed, []byte(option)))
 	}

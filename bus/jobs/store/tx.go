@@ -20,16 +20,30 @@ type Tx struct {
 }
 
 func (t *Tx) Put(bucket string, key, value []byte) error {
-	return t.Bucket([]byte(bucket)).Put(key, seal(bucket, key, value))
+	b := t.Bucket([]byte(bucket))
+	if b == nil { // of batches
+		var err error
+		if b, err = t.CreateBucket([]byte(bucket)); err != nil {
+			return err
+		}
+	}
+	return b.Put(key, seal(bucket, key, value))
 }
 
 func (t *Tx) Delete(bucket string, key []byte) error {
-	return t.Bucket([]byte(bucket)).Delete(key)
+	if b := t.Bucket([]byte(bucket)); b != nil {
+		return b.Delete(key)
+	}
+	return nil
 }
 
 // Get returns nil for a missing key.
 func (t *Tx) Get(bucket string, key []byte) ([]byte, error) {
-	v := t.Bucket([]byte(bucket)).Get(key)
+	b := t.Bucket([]byte(bucket))
+	if b == nil {
+		return nil, nil
+	}
+	v := b.Get(key)
 	if v == nil {
 		return nil, nil
 	}
@@ -53,13 +67,23 @@ func (t *Tx) Job(id ID) (*Job, error) {
 	return j, nil
 }
 
-// Enter writes a job, and lists it in the place of its state.
+// Enter writes a job, and lists it in the place of its state, and in its batch.
 func (t *Tx) Enter(j *Job) error {
 	if err := t.Put(BucketJobs, j.ID[:], j.Encode()); err != nil {
 		return err
 	}
 	bucket, key, value := j.place()
-	return t.Put(bucket, key, value)
+	err := t.Put(bucket, key, value)
+	if batch := j.BatchKey(); err == nil && batch != "" {
+		key := inBatch(batch, j.ID)
+		if b := t.Bucket([]byte(BucketBatch)); b == nil || b.Get(key) == nil {
+			err = t.Put(BucketBatch, key, nil)
+		}
+		if err == nil && !j.State.Finished() {
+			err = t.Put(BucketUnended, key, nil)
+		}
+	}
+	return err
 }
 
 // place returns where a job of its state is listed.
@@ -78,7 +102,11 @@ func (j *Job) place() (bucket string, key, value []byte) {
 // leave removes a job from its place.
 func (t *Tx) leave(j *Job) error {
 	bucket, key, _ := j.place()
-	return errors.Join(t.Delete(bucket, key), t.Delete(BucketRun, j.ID[:]))
+	err := errors.Join(t.Delete(bucket, key), t.Delete(BucketRun, j.ID[:]))
+	if batch := j.BatchKey(); err == nil && batch != "" && !j.State.Finished() {
+		err = t.Delete(BucketUnended, inBatch(batch, j.ID))
+	}
+	return err
 }
 
 // Move changes a job, and its place.
@@ -172,6 +200,11 @@ func (t *Tx) Remove(j *Job) error {
 			}
 		}
 	}
+	if batch := j.BatchKey(); batch != "" {
+		if err := errors.Join(t.Delete(BucketBatch, inBatch(batch, j.ID)), t.noteGone(batch, j.State)); err != nil {
+			return err
+		}
+	}
 	return t.Delete(BucketJobs, j.ID[:])
 }
 
@@ -215,7 +248,7 @@ func KeyTime(key []byte) int64 {
 // Forget deletes what is left of a job whose record cannot be read.
 func (t *Tx) Forget(id ID, queueKey string, order byte) error {
 	key := append(append([]byte(queueKey), 0, order), id[:]...)
-	return errors.Join(t.Delete(BucketReady, key), t.Delete(BucketRun, id[:]))
+	return errors.Join(t.Delete(BucketReady, key), t.Delete(BucketRun, id[:]), t.forgetUnended(id))
 }
 
 // ReplacePart replaces the part of an earlier attempt.

@@ -21,7 +21,7 @@ func (m *Manager) Then(name string, then *store.Then) error {
 	if err := m.store.Unwritable(); err != nil {
 		return err
 	}
-	if err := m.store.Shares.Owe(who, 1); err != nil {
+	if err := m.withRoom(func() error { return m.store.Shares.Owe(who, 1) }); err != nil {
 		return err
 	}
 	again := false // its end posts a job already

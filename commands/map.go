@@ -149,7 +149,6 @@ func (o *mapOptions) check() error {
 	if err := o.items.Check(o.operands); err != nil {
 		return err
 	}
-	t := fanout.Template(o.output)
 	switch {
 	case !args.ValidName(o.name):
 		return usage("invalid function name %q", o.name)
@@ -163,16 +162,27 @@ func (o *mapOptions) check() error {
 		return unlimited("-t")
 	case o.resume && (o.joblog == "" || o.joblog == "-"):
 		return usage("--resume needs --joblog FILE, which shows what is done")
-	case t.Unknown() != "":
-		return usage("-o %s: %s is not supported, only %s", o.output, t.Unknown(), strings.Join(fanout.Replacements, " "))
-	case o.output != "" && !t.Varies():
-		return usage("-o %s: all results would go to the same file", o.output).WithHint("%s, or > %s for one file", join("-o", o.output+".{#}"), o.output)
 	case o.output != "" && o.tag:
 		return usage("--tag and -o exclude each other: --tag is for printed results")
 	case o.json && o.tag:
 		return usage("--tag and --json exclude each other: with --json, the member item names the call")
 	}
+	if err := checkTemplate(o.output); err != nil {
+		return err
+	}
 	return o.barOptions.check()
+}
+
+// checkTemplate checks -o of a command with many results; "" is none.
+func checkTemplate(output string) error {
+	t := fanout.Template(output)
+	switch {
+	case t.Unknown() != "":
+		return usage("-o %s: %s is not supported, only %s", output, t.Unknown(), strings.Join(fanout.Replacements, " "))
+	case output != "" && !t.Varies():
+		return usage("-o %s: all results would go to the same file", output).WithHint("%s, or > %s for one file", join("-o", output+".{#}"), output)
+	}
+	return nil
 }
 
 // maxJobs is below the number of calls that a node accepts from one connection, so that

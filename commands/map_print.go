@@ -42,8 +42,10 @@ const maxStderr = 1 << 20
 
 // printed is the part of a task that a printer keeps until its outcome.
 type printed struct {
-	file string      // with -o
-	tail *tailBuffer // with --json: stderr
+	ready bool
+	job   string      // whose result it is, of fbus result
+	file  string      // with -o
+	tail  *tailBuffer // with --json: stderr
 }
 
 // taskItems names a task by its items.
@@ -52,9 +54,11 @@ func taskItems(t *fanout.Task) string { return strings.Join(t.Words, " ") }
 // prepare makes a call's stderr go where it should, and reserves the file of its result.
 // The closer is closed after the call.
 func (p *printer) prepare(t *fanout.Task, req *bus.Request, file io.Closer) (io.Closer, error) {
-	a, again := t.Aux.(*printed)
-	if !again {
+	a, _ := t.Aux.(*printed)
+	if a == nil {
 		a = &printed{}
+	}
+	if !a.ready {
 		if p.json {
 			a.tail = &tailBuffer{limit: maxStderr}
 		}
@@ -64,7 +68,7 @@ func (p *printer) prepare(t *fanout.Task, req *bus.Request, file io.Closer) (io.
 				return file, err
 			}
 		}
-		t.Aux = a
+		a.ready, t.Aux = true, a
 	}
 	if p.json {
 		req.Stderr = a.tail

@@ -20,6 +20,7 @@ type resultOptions struct {
 	endOptions
 	nodeOptions
 	id       string
+	batch    string
 	noWait   bool
 	timeout  durationValue
 	function string // called for the result; a test has its own
@@ -30,7 +31,7 @@ func resultCommand() *cli.Command {
 	o := &resultOptions{function: "fbus.result", jobs: "fbus.jobs"}
 	return &cli.Command{
 		Usage:     "print the output of a posted job, and exit with its status",
-		UsageText: "result [flags] ID",
+		UsageText: "result [flags] ID|--batch NAME",
 		Description: `Prints the same bytes and stderr as fbus call would have, and exits with the same status.
 It waits for a job that is not finished, also while its node is away; if the wait ends,
 the job goes on. The result stays for 7 days, or as long as the post has asked for; after
@@ -41,16 +42,32 @@ a day only while its room is not needed.
   fbus result --no-wait "$id" || test $? = 75
 
 The status is 75 if the job is not finished and --no-wait is given, 65 if there is no
-such job.`,
+such job.
+
+  fbus result --batch pages > all
+  fbus result --batch pages -o 'out/{/.}.txt'
+
+With --batch it prints the results of all jobs, in the order of the posts, or writes each to
+a FILE that is named after the item as in fbus map; {#} is the job's place in the batch, and
+an item that was not kept, being longer than 1 KiB, is replaced by the job's id. The status
+is 0, or 123 if a job is dead or was cancelled.`,
 		Flags: append(slices.Concat(o.endOptions.flags(), o.nodeOptions.flags("wait `D|forever` for a node", "say which node it was")),
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a job that is not finished", Destination: &o.noWait, DisableDefaultText: true},
+			batchFlag(&o.batch, "the results of all jobs of the batch `NAME`"),
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "wait for the job for `D` and no longer", Value: &o.timeout},
 		),
 		Action: func(ctx *cli.Context) error {
+			o.hasFD = ctx.IsSet("status-fd")
+			if o.batch != "" {
+				if ctx.NArg() > 0 {
+					return usage("an id and --batch exclude each other")
+				}
+				return resultBatch(o, ctx.App.Writer, ctx.App.ErrWriter)
+			}
 			if ctx.NArg() != 1 {
 				return usage("result needs the id of one job").WithHint("fbus result ID, which fbus post has printed; fbus jobs lists them")
 			}
-			o.id, o.hasFD = ctx.Args().First(), ctx.IsSet("status-fd")
+			o.id = ctx.Args().First()
 			return result(o, ctx.App.ErrWriter)
 		},
 	}

@@ -86,14 +86,14 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	switch {
 	case o.input == "-" || o.input == "" && given.Kind() == args.KindRaw && !o.noStdin:
 		if stdinReadable() {
-			req.Input = os.Stdin
+			req.Input = inputOf(os.Stdin)
 		}
 	case o.input != "":
 		f, err := os.Open(o.input)
 		if err != nil {
 			return nil, nil, usage("input: %v", err)
 		}
-		req.Input = f
+		req.Input = inputOf(f)
 		return req, f, nil
 	}
 	return req, io.NopCloser(nil), nil
@@ -106,7 +106,7 @@ const typingTime = time.Second
 // awaitTyped tells a person who has to type the input how to end it, unless stop is called
 // before.
 func (o *callArguments) awaitTyped(req *bus.Request) (stop func()) {
-	if o.tell == nil || !typed(req.Input) {
+	if _, typed := req.Input.(terminal); o.tell == nil || !typed {
 		return func() {}
 	}
 	timer := time.AfterFunc(typingTime, func() { sayTyped(req.Input, "the input", "it; -n sends none", o.tell) })
@@ -155,7 +155,7 @@ func (o *callArguments) arguments() (args.Args, error) {
 			if o.tell != nil {
 				sayTyped(f, "the arguments, JSON,", "them", o.tell)
 			}
-			doc, err = io.ReadAll(io.LimitReader(f, wire.MaxArgs+1))
+			doc, err = io.ReadAll(io.LimitReader(inputOf(f), wire.MaxArgs+1))
 		}
 		if err != nil {
 			return args.Args{}, usage("data: %v", err)

@@ -108,7 +108,7 @@ func readTicket(name string) (*trust.Ticket, error) {
 	if name != "-" {
 		return trust.ReadTicket(name, find.ShownFile(name, "TICKET"))
 	}
-	text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<20))
+	text, err := io.ReadAll(io.LimitReader(inputOf(os.Stdin), 1<<20))
 	if err != nil {
 		return nil, fail(args.CodeInternal, "stdin: %v", err)
 	}

@@ -115,7 +115,7 @@ func (o *mapOptions) setHalt(s string) error {
 
 // itemFlags are the flags for items, which post has too.
 func itemFlags(o *fanout.Items) []cli.Flag {
-	o.Per, o.Each = 1, "arg"
+	o.Per, o.Each, o.Input = 1, "arg", inputOf
 	return []cli.Flag{
 		&cli.StringFlag{Name: "arg-file", Aliases: []string{"a"}, Usage: "read items from `FILE`, one a line", Destination: &o.File},
 		&cli.BoolFlag{Name: "null", Aliases: []string{"0"}, Usage: "items end in NUL, not newline", Destination: &o.Null, DisableDefaultText: true},
@@ -134,15 +134,16 @@ func sayTerminal(items *fanout.ItemReader, stderr io.Writer) {
 // sayTyped tells a person that a file is the terminal, which is waited for, and how to end
 // what is to be typed. f is an [io.Reader] since not all that is read are files.
 func sayTyped(f io.Reader, what, it string, stderr io.Writer) {
-	if typed(f) {
+	if t, ok := f.(terminal); ok {
+		f = t.f
+	}
+	switch file, ok := f.(*os.File); {
+	case !ok || !isTerminalFile(file):
+	case background(int(file.Fd())):
+		say(stderr, fmt.Sprintf("%s will be read from the terminal when this command is in the foreground: fg", what))
+	default:
 		say(stderr, fmt.Sprintf("reading %s from the terminal: Ctrl-D ends %s", what, it))
 	}
-}
-
-// typed reports whether a reader is a terminal.
-func typed(f io.Reader) bool {
-	file, ok := f.(*os.File)
-	return ok && isTerminal(file)
 }
 
 func (o *mapOptions) check() error {

@@ -85,7 +85,7 @@ which is the exit status too. A line or a result has at most 64 MiB.`,
 			if err := noOperands(ctx); err != nil {
 				return err
 			}
-			return pipeCalls(o, os.Stdin, ctx.App.Writer, ctx.App.ErrWriter)
+			return pipeCalls(o, inputOf(os.Stdin), ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
 }

@@ -71,6 +71,12 @@ func TestMapOnATerminal(t *testing.T) {
 // and returns what was written to it.
 func onTerminal(t *testing.T, cmd *exec.Cmd, columns int) string {
 	t.Helper()
+	return typedOnTerminal(t, cmd, columns, "")
+}
+
+// typedOnTerminal is onTerminal for a command that finds a text typed there.
+func typedOnTerminal(t *testing.T, cmd *exec.Cmd, columns int, text string) string {
+	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		t.Skip(err)
@@ -93,6 +99,9 @@ func onTerminal(t *testing.T, cmd *exec.Cmd, columns int) string {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if _, err := master.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
 	err = cmd.Start()
 	terminal.Close()
 	if err != nil {

@@ -23,6 +23,16 @@ type Items struct {
 	Null bool   // items end in NUL, not newline
 	Per  int    // items for each call
 	Each string // "arg", "raw", "json" or "file"
+
+	Input func(*os.File) io.Reader // how to read a file; nil: as it is
+}
+
+// input returns a reader for a file.
+func (o *Items) input(f *os.File) io.Reader {
+	if o.Input == nil {
+		return f
+	}
+	return o.Input(f)
 }
 
 // Check returns an error if o makes no sense, or does not go with these operands. Names
@@ -79,7 +89,7 @@ func (o *Items) Open(operands []string) (*ItemReader, error) {
 	} else if _, err := os.Stdin.Stat(); err != nil {
 		return nil, args.Errorf(args.CodeUsage, "items: stdin is closed").WithHint("give them as words, or with -a FILE")
 	}
-	r.r = bufio.NewReaderSize(r.File, 64<<10)
+	r.r = bufio.NewReaderSize(o.input(r.File), 64<<10)
 	return r, nil
 }
 
@@ -204,7 +214,7 @@ func (o *Items) Request(words []string) (*bus.Request, io.Closer, error) {
 		if err != nil {
 			return nil, nil, args.Errorf(args.CodeBadInput, "%v", args.WithoutPath(err))
 		}
-		return &bus.Request{Input: f}, f, nil
+		return &bus.Request{Input: o.input(f)}, f, nil
 	}
 	return &bus.Request{Args: args.List(words...)}, nil, nil
 }

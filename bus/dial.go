@@ -321,6 +321,9 @@ func noSocket(path string, err error) *Error {
 // dialUnix connects to a unix socket. One whose backlog is full refuses at once:
 // that passes, and is waited for.
 func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
+	if err := wire.CheckPath(path); err != nil {
+		return nil, err
+	}
 	until := time.Now().Add(handshakeTime)
 	for {
 		nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})

@@ -22,6 +22,7 @@ import (
 	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -301,7 +302,10 @@ func (x *examination) socket() {
 	path := x.place.Addr.String()
 	why, hint := "", "--node ADDR: the path of a node's socket, or HOST[:PORT]"
 	st, err := os.Stat(path)
+	tooLong := wire.CheckPath(path)
 	switch {
+	case tooLong != nil:
+		why, hint = tooLong.Error(), "use a shorter path, or cd to its directory and use a relative one"
 	case errors.Is(err, os.ErrNotExist):
 		why, hint = "does not exist: no node listens there", cmp.Or(find.Elsewhere(path), serveThere(path))
 	case errors.Is(err, os.ErrPermission):

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	osexec "os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -175,14 +174,7 @@ func (o *importOptions) address() (string, error) {
 	if err != nil {
 		return "", troubled(err, addr)
 	}
-	if p.Identity != nil {
-		return p.Addr.String(), nil
-	}
-	path, err := filepath.Abs(p.Addr.String())
-	if err != nil {
-		return "", fail(args.CodeInternal, "%v", err)
-	}
-	return path, nil
+	return forOthers(p.Addr), nil
 }
 
 // offered checks that all the names are offered, now or within the time to wait.

@@ -18,6 +18,7 @@ import (
 	"fbus/bus/find"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
+	"fbus/bus/wire"
 	"fbus/exec"
 	"fbus/exec/keeper"
 
@@ -120,7 +121,7 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	sweepPrivate()
-	dir, err := os.MkdirTemp("", privatePrefix)
+	dir, err := os.MkdirTemp(privateBase(), privatePrefix)
 	if err != nil {
 		return fail(args.CodeInternal, "private directory: %v", err)
 	}
@@ -145,9 +146,20 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 
 const privatePrefix = "fbus-run-"
 
+// privateBase returns where private directories are made: in TMPDIR, unless the path of a
+// socket there would be too long. It is absolute, for COMMAND may change its directory.
+func privateBase() string {
+	base, err := filepath.Abs(os.TempDir())
+	const number = "4294967295" // as long as that of os.MkdirTemp
+	if err != nil || wire.CheckPath(filepath.Join(base, privatePrefix+number, "bus.sock")) != nil {
+		return find.SocketDir
+	}
+	return base
+}
+
 // sweepPrivate removes the directories that killed runs of this user left.
 func sweepPrivate() {
-	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), privatePrefix+"*"))
+	dirs, _ := filepath.Glob(filepath.Join(privateBase(), privatePrefix+"*"))
 	for _, dir := range dirs {
 		socket := filepath.Join(dir, "bus.sock")
 		if mine := os.Getuid(); find.Owned(dir, os.ModeDir, mine) && find.Owned(socket, os.ModeSocket, mine) && find.Probe(socket) != nil {

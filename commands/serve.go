@@ -18,6 +18,7 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/paths"
+	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
 )
@@ -205,6 +206,9 @@ func (o *serveOptions) check() error {
 	if o.network != "" && args.CheckNetwork(o.network) != nil {
 		return usage("--network must be 1 to 63 characters of a-z 0-9 -, not %s", o.network)
 	}
+	if err := wire.CheckPath(o.socket); err != nil {
+		return usage("--socket %s: %v", o.socket, err).WithHint("a shorter path, or one relative to the current directory")
+	}
 	if o.queue < 1 {
 		return usage("--queue must be at least 1, not %d", o.queue)
 	}
@@ -264,7 +268,7 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		note = warn
 	}
 	config := node.Config{
-		Network: network, Address: n.path, Version: Version, Queue: o.queue, Buffers: o.buffers, Successor: sockets.passed,
+		Network: network, Address: forOthers(wire.Unix(n.path)), Version: Version, Queue: o.queue, Buffers: o.buffers, Successor: sockets.passed,
 		Warn: warn, Note: note, Gate: n.door.gate, Authority: n.door.authority, NoTickets: n.door.noTickets, NoTCP: n.door.closed,
 		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
+	"fbus/bus/wire"
 	"fbus/exec"
 	"fbus/exec/keeper"
 
@@ -247,6 +249,15 @@ func (w *worker) handler(fn *offered) bus.Handler {
 	}
 }
 
+// forOthers returns a node's address for processes in other directories.
+func forOthers(addr bus.Addr) string {
+	path, err := filepath.Abs(addr.String())
+	if addr.Network() != "unix" || err != nil || wire.CheckPath(path) != nil { // then a relative one may do
+		return addr.String()
+	}
+	return path
+}
+
 // workerOptions are the flags of the commands that are workers.
 type workerOptions struct {
 	node      string
@@ -298,7 +309,7 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 		tuned.node.Store(n.Node)
 	}
 	p, _ := find.Node(o.node) // processes that are started ahead need it
-	w, err := newWorker(list, p.Addr.String(), log, ended)
+	w, err := newWorker(list, forOthers(p.Addr), log, ended)
 	if err != nil {
 		return err
 	}
@@ -308,7 +319,7 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 	w.bus.Dial = func(ctx context.Context, dial *bus.Options) (*bus.Client, error) {
 		c, p, err := connect(ctx, o.node, wait, dial)
 		if err == nil {
-			w.setNode(p.Addr.String())
+			w.setNode(forOthers(p.Addr))
 		}
 		return c, err
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,10 @@ var notInherited = []string{
 	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE",
 	"FBUS_JOB_ID", "FBUS_ATTEMPT", "FBUS_PARENT_ID", "FBUS_PARENT_FUNCTION", "FBUS_PARENT_STATUS", "FBUS_PARENT_ATTEMPTS",
 }
+
+// ownPaths name files and directories of fbus. A program in another directory gets absolute
+// ones.
+var ownPaths = []string{"FBUS_HOME", "FBUS_STATE", "FBUS_TLS_CERT", "FBUS_TLS_KEY", "FBUS_TLS_CA"}
 
 // ofService are the variables of a service manager for its service. A program that
 // inherited them could act in the worker's name.
@@ -40,7 +45,13 @@ func baseEnviron(spec *Spec) []string {
 		env = append(env, kv)
 	}
 	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(notInherited, name) && !slices.Contains(ofService, name) {
+		name, value, _ := strings.Cut(kv, "=")
+		if slices.Contains(ownPaths, name) && value != "" {
+			if path, err := filepath.Abs(value); err == nil {
+				kv = name + "=" + path
+			}
+		}
+		if !slices.Contains(notInherited, name) && !slices.Contains(ofService, name) {
 			add(kv)
 		}
 	}

@@ -254,6 +254,9 @@ func SocketIn(dir string) string {
 
 // Probe returns why nobody can be reached at a socket, nil if somebody listens.
 func Probe(path string) error {
+	if err := wire.CheckPath(path); err != nil {
+		return err
+	}
 	nc, err := net.Dial("unix", path)
 	if err == nil {
 		nc.Close()

@@ -37,6 +37,9 @@ const warnPause = 10 * time.Second
 // is removed; a live one, or another user's, is an error. A fixed path is one that several
 // nodes may want: Listen holds PATH.lock, so that only one of them replaces a stale socket.
 func Listen(path string, fixed bool) (*Listener, error) {
+	if err := wire.CheckPath(path); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	l := &Listener{path: path}
 	if fixed {
 		if err := l.takeLock(); err != nil {

@@ -31,6 +31,18 @@ func (a Addr) String() string { return a.text }
 // ends as sockets do. Any other is HOST[:PORT].
 func IsPath(addr string) bool { return strings.Contains(addr, "/") || strings.HasSuffix(addr, ".sock") }
 
+// maxPath is how long the path of a unix socket may be: sun_path of unix(7), less its NUL.
+const maxPath = 107
+
+// CheckPath returns an error for the path of a unix socket that is too long for the kernel,
+// which itself calls that an invalid argument.
+func CheckPath(path string) error {
+	if len(path) <= maxPath {
+		return nil
+	}
+	return fmt.Errorf("the path of the socket has %d bytes (limit %d)", len(path), maxPath)
+}
+
 // WithPort adds the default port to an address that has none. An IPv6 address
 // without a port may go without its brackets.
 func WithPort(addr string) string {

@@ -289,6 +289,9 @@ func dialReason(err error) string {
 }
 
 func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
+	if err := wire.CheckPath(addr.String()); err != nil {
+		return nil, args.Errorf(args.CodeNoNode, "%v: %v", addr, err).WithHint("use a shorter path, or one relative to the current directory")
+	}
 	nc, err := dialUnix(ctx, addr.String())
 	if err != nil {
 		err = noSocket(addr.String(), err)
@@ -321,9 +324,6 @@ func noSocket(path string, err error) *Error {
 // dialUnix connects to a unix socket. One whose backlog is full refuses at once:
 // that passes, and is waited for.
 func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
-	if err := wire.CheckPath(path); err != nil {
-		return nil, err
-	}
 	until := time.Now().Add(handshakeTime)
 	for {
 		nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})

@@ -305,7 +305,7 @@ func (x *examination) socket() {
 	tooLong := wire.CheckPath(path)
 	switch {
 	case tooLong != nil:
-		why, hint = tooLong.Error(), "use a shorter path, or cd to its directory and use a relative one"
+		why, hint = tooLong.Error(), "use a shorter path, or one relative to the current directory"
 	case errors.Is(err, os.ErrNotExist):
 		why, hint = "does not exist: no node listens there", cmp.Or(find.Elsewhere(path), serveThere(path))
 	case errors.Is(err, os.ErrPermission):

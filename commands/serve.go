@@ -207,7 +207,7 @@ func (o *serveOptions) check() error {
 		return usage("--network must be 1 to 63 characters of a-z 0-9 -, not %s", o.network)
 	}
 	if err := wire.CheckPath(o.socket); err != nil {
-		return usage("--socket %s: %v", o.socket, err).WithHint("a shorter path, or one relative to the current directory")
+		return usage("--socket %s: %v", o.socket, err).WithHint("use a shorter path, or one relative to the current directory")
 	}
 	if o.queue < 1 {
 		return usage("--queue must be at least 1, not %d", o.queue)

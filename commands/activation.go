@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"fbus/bus/args"
@@ -29,10 +30,21 @@ func (s *sockets) close() {
 	closeAll(s.tcp)
 }
 
+// firstListenFD is SD_LISTEN_FDS_START of sd_listen_fds(3).
+const firstListenFD = 3
+
 // inherited returns the sockets passed on by a service manager: sd_listen_fds(3). It
 // makes them close-on-exec, and removes their variables from the environment.
 func inherited() (*sockets, error) {
 	s, err := &sockets{}, error(nil)
+	if pid, _ := strconv.Atoi(os.Getenv("LISTEN_PID")); pid == os.Getpid() {
+		n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+		for fd := firstListenFD; fd < firstListenFD+n; fd++ { // otherwise those of the runtime would be closed
+			if err := paths.Inherited(fd, true); err != nil {
+				return s, fmt.Errorf("LISTEN_FDS=%d: descriptor %d: %w", n, fd, err)
+			}
+		}
+	}
 	for _, f := range activation.Files(true) {
 		s.passed = true
 		l, lerr := listenerOf(f)

@@ -9,6 +9,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/paths"
 	"fbus/bus/wire"
 
 	"github.com/mattn/go-isatty"
@@ -89,7 +90,7 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 			req.Input = inputOf(os.Stdin)
 		}
 	case o.input != "":
-		f, err := os.Open(o.input)
+		f, err := paths.Open(o.input)
 		if err != nil {
 			return nil, nil, usage("input: %v", err)
 		}
@@ -147,7 +148,7 @@ func (o *callArguments) arguments() (args.Args, error) {
 		f, err := os.Stdin, error(nil)
 		if from = "stdin"; path != "-" {
 			from = path
-			if f, err = os.Open(path); err == nil {
+			if f, err = paths.Open(path); err == nil {
 				defer f.Close()
 			}
 		}

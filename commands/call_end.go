@@ -154,14 +154,13 @@ func messageFor(name string, status int, message string) string {
 func openStatus(o *endOptions) (*os.File, error) {
 	switch {
 	case o.hasFD:
-		f := os.NewFile(uintptr(o.statusFD), "status-fd")
-		if o.statusFD < 0 || f == nil {
+		if o.statusFD < 0 {
 			return nil, usage("--status-fd %d: no such descriptor", o.statusFD)
 		}
-		if _, err := f.Stat(); err != nil {
-			return nil, usage("--status-fd %d: the descriptor is not open", o.statusFD).WithHint("a redirection opens it: fbus … --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
+		if err := paths.Inherited(o.statusFD, true); err != nil {
+			return nil, usage("--status-fd %d: %v", o.statusFD, err).WithHint("a redirection opens it: fbus … --status-fd %d … %d>status.json", o.statusFD, o.statusFD)
 		}
-		return f, nil
+		return os.NewFile(uintptr(o.statusFD), "status-fd"), nil
 	case o.statusTo != "":
 		f, err := paths.OpenFile(o.statusTo, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 		if err != nil {

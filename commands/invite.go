@@ -19,7 +19,6 @@ import (
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 )
 
 // inviteOptions are the flags of fbus invite.
@@ -207,24 +206,10 @@ func openSecret(path string, stdout io.Writer) (*secretFile, error) {
 			return nil, fail(args.CodeDenied, "output: it is a file of %s, who could read the ticket", userName(owner)).WithHint("-o FILE makes a file of your own")
 		}
 	}
-	if stdoutClosed() {
+	if paths.IsSubstitute(os.Stdout) { // a ticket would be lost in it
 		return nil, fail(args.CodeInternal, "output: stdout is closed").WithHint("fbus invite -o FILE")
 	}
 	return &secretFile{w: stdout}, nil
-}
-
-// stdoutClosed reports whether the process was started without stdout. The runtime then
-// opens /dev/null for reading and writing, and a ticket would be lost in it.
-func stdoutClosed() bool {
-	var out, null unix.Stat_t
-	flags, err := unix.FcntlInt(os.Stdout.Fd(), unix.F_GETFL, 0)
-	if err != nil || unix.Fstat(1, &out) != nil {
-		return true
-	}
-	if unix.Stat(os.DevNull, &null) != nil {
-		return false
-	}
-	return flags&unix.O_ACCMODE == unix.O_RDWR && out.Mode&unix.S_IFMT == unix.S_IFCHR && out.Rdev == null.Rdev
 }
 
 func (s *secretFile) write(text []byte, stderr io.Writer) error {

@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"fbus/bus/paths"
 
@@ -88,25 +86,20 @@ func (o *outputFile) open(path string, mkdir os.FileMode) error {
 // descriptor opens a name of one of our own descriptors, which is written at its current
 // position, not replaced.
 func descriptor(path string) (*os.File, error) {
-	n, ok := strings.CutPrefix(path, "/dev/fd/")
-	if !ok {
-		n, ok = strings.CutPrefix(path, "/proc/self/fd/")
-	}
-	switch {
-	case path == "/dev/stdout":
+	switch path {
+	case "/dev/stdout":
 		return os.Stdout, nil
-	case path == "/dev/stderr":
+	case "/dev/stderr":
 		return os.Stderr, nil
-	case !ok:
+	}
+	fd, ok := paths.Descriptor(path)
+	if !ok {
 		return nil, nil
 	}
-	fd, err := strconv.Atoi(n)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: os.ErrNotExist}
+	if err := paths.Inherited(fd, true); err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), path)
-	_, err = f.Stat()
-	return f, err
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // Write implements io.Writer.

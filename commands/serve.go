@@ -268,9 +268,12 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		note = warn
 	}
 	config := node.Config{
-		Network: network, Address: forOthers(wire.Unix(n.path)), Version: Version, Queue: o.queue, Buffers: o.buffers, Successor: sockets.passed,
+		Network: network, Address: n.path, Version: Version, Queue: o.queue, Buffers: o.buffers, Successor: sockets.passed,
 		Warn: warn, Note: note, Gate: n.door.gate, Authority: n.door.authority, NoTickets: n.door.noTickets, NoTCP: n.door.closed,
 		KeepAlive: o.tcp.keepAlive.d, MaxConnections: o.tcp.maxConnections, MaxPerTicket: o.tcp.maxPerTicket,
+	}
+	if !sockets.passed { // a manager may have bound them in another directory
+		config.Address = forOthers(wire.Unix(n.path))
 	}
 	if o.sharing.group != "" {
 		config.Local, config.Groups = n.local, find.Groups

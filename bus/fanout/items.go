@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/paths"
 )
 
 // maxItem limits one item that is read from a file or from stdin.
@@ -77,7 +78,7 @@ func (o *Items) Open(operands []string) (*ItemReader, error) {
 	}
 	r.File = os.Stdin
 	if o.File != "" && o.File != "-" {
-		f, err := os.Open(o.File)
+		f, err := paths.Open(o.File)
 		if err != nil {
 			return nil, args.Errorf(args.CodeUsage, "items: %v", err)
 		}
@@ -210,7 +211,7 @@ func (o *Items) Request(words []string) (*bus.Request, io.Closer, error) {
 			f := &lateFile{name: words[0]}
 			return &bus.Request{Input: f}, f, nil
 		}
-		f, err := os.Open(words[0])
+		f, err := paths.Open(words[0])
 		if err != nil {
 			return nil, nil, args.Errorf(args.CodeBadInput, "%v", args.WithoutPath(err))
 		}
@@ -236,7 +237,7 @@ func (l *lateFile) Read(p []byte) (int, error) {
 	l.mu.Unlock()
 	if f == nil && !closed {
 		var err error
-		if f, err = os.Open(l.name); err != nil {
+		if f, err = paths.Open(l.name); err != nil {
 			return 0, args.WithoutPath(err)
 		}
 		l.mu.Lock()

@@ -292,6 +292,9 @@ func (p *Place) openOwn(flags int, truncate bool) (*os.File, error) {
 // OpenFile opens a file as os.OpenFile does, but never through another user's link: see
 // [NoForeignLink] and [Place.Open].
 func OpenFile(path string, flags int, mode os.FileMode) (*os.File, error) {
+	if err := checkDescriptor(path, flags&(os.O_WRONLY|os.O_RDWR) != 0); err != nil {
+		return nil, err
+	}
 	if flags&os.O_EXCL != 0 { // then a link at the end is a file that exists
 		if _, err := os.Lstat(path); err == nil {
 			return nil, fail(path, unix.EEXIST)

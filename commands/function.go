@@ -109,7 +109,10 @@ func (f *function) check() error {
 	}
 	for _, kv := range f.env {
 		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {
-			return usage("-e: an entry must be NAME=VALUE") // it may be a secret without a name
+			if strings.Trim(kv, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") != "" { // no name: a secret
+				return usage("-e: an entry must be NAME=VALUE")
+			}
+			return usage("-e %s: must be NAME=VALUE", kv)
 		}
 	}
 	for _, c := range []struct {

@@ -300,8 +300,8 @@ func (c *configFile) wrongType(in, key string, v tomlValue, want string) {
 // given one, and names options as the file does.
 func (p *part) locate(err error, at string) *args.Error {
 	e := *explain(err)
-	if entry, ok := strings.CutPrefix(e.Message, "-e:"); ok {
-		e.Message = "--env:" + entry
+	if entry, ok := strings.CutPrefix(e.Message, "-e"); ok {
+		e.Message = "--env:" + strings.TrimPrefix(entry, ":")
 	}
 	names := flagNames()
 	for _, name := range names.FindAllString(e.Message, -1) {

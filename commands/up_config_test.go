@@ -184,7 +184,7 @@ func TestConfigRefuses(t *testing.T) {
 		{cat + "slots = 99999999\n", ":3:9", "f: slots 99999999: too many calls at once (limit 1048576)", args.CodeUsage},
 		{cat + "memory = \"64\"\n", ":3:10", "f: memory 64: a size needs a unit", args.CodeUsage},
 		{cat + "encoding = \"xml\"\n", ":3:12", "f: encoding must be json, msgpack, lines or nul, not \"xml\"", args.CodeUsage},
-		{cat + "env = [\"X\"]\n", ":3:1", "f: env: an entry must be NAME=VALUE", args.CodeUsage},
+		{cat + "env = [\"X\"]\n", ":3:1", "f: env: X: must be NAME=VALUE", args.CodeUsage},
 		{cat + "env = { \"A=B\" = \"x\" }\n", ":3:9", "f: env: invalid variable name \"A=B\"", args.CodeUsage},
 		{cat + "env = { \"\" = \"x\" }\n", ":3:9", "f: env: invalid variable name \"\"", args.CodeUsage},
 		{cat + "env = { X = 1 }\n", ":3:13", "f: env.X must be a string, not a whole number", args.CodeUsage},

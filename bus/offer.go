@@ -17,6 +17,8 @@ type Offer struct {
 	Note        string // why the worker has nothing ready just now, for people; empty: all is well
 	Schema      string // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
 
+	stopped *Error // why the worker cannot start the program; then there are no slots
+
 	// Arrive, if set, is called for each call, in the order in which they come, before
 	// its handler begins; what it returns is the invocation's Arrival. Everything on
 	// the connection waits for it.
@@ -40,6 +42,7 @@ type Offering struct {
 	// The client's mu protects these.
 	slots   int
 	note    string
+	stopped *Error // why the program cannot be started; nil: it can
 	running tally
 }
 
@@ -47,12 +50,12 @@ type Offering struct {
 // connection. It returns when the node has accepted it.
 func (c *Client) Offer(ctx context.Context, o Offer, h Handler) (*Offering, error) {
 	switch {
-	case o.Slots < 1:
+	case o.Slots < 1 && o.stopped == nil:
 		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
 	case len(o.Schema) > wire.MaxSchema:
 		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), wire.MaxSchema)
 	}
-	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note}
+	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note, stopped: o.stopped}
 	var old *Offering
 	err := off.announce(ctx, func() {
 		old = c.offers[o.Name]
@@ -109,6 +112,12 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	change()
 	c.lastSeq++
 	f.Seq, f.Slots, f.Note = c.lastSeq, uint64(off.slots), []byte(off.note)
+	if e := off.stopped; e != nil {
+		f.Flags, f.Note = f.Flags|wire.FlagCannotStart, []byte(e.Message)
+		if e.Status() == args.StatusOf(args.CodeNotFound) {
+			f.Flags |= wire.FlagNotFound
+		}
+	}
 	c.pending[f.Seq] = answer
 	c.conn.Send(&f) // if it fails the connection ends, and that is the answer
 	c.mu.Unlock()
@@ -126,7 +135,7 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 // SetSlots changes how many calls the offer takes at once; running calls are
 // not touched.
 func (off *Offering) SetSlots(ctx context.Context, n int) error {
-	return off.announce(ctx, func() { off.slots = n })
+	return off.announce(ctx, func() { off.slots, off.stopped = n, nil })
 }
 
 // Withdraw takes the offer back and waits for the calls that run, until ctx

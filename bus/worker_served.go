@@ -12,6 +12,7 @@ type served struct {
 	handler Handler
 
 	offer    Offer
+	limit    int       // slots that are offered at most; -1: all
 	offering *Offering // on the current connection
 	calls    tally     // of its handler, that have not returned
 }
@@ -27,6 +28,9 @@ type held struct {
 // connections hold. The worker's mu is held.
 func (s *served) slots(c *Client) int {
 	n := s.offer.Slots
+	if s.limit >= 0 {
+		n = min(n, s.limit)
+	}
 	for h, calls := range s.worker.held {
 		if h.name == s.offer.Name && h.client != c {
 			n -= calls
@@ -39,7 +43,7 @@ func (s *served) slots(c *Client) int {
 func (w *Worker) Add(o Offer, h Handler) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.served = append(w.served, &served{worker: w, handler: h, offer: o})
+	w.served = append(w.served, &served{worker: w, handler: h, offer: o, limit: -1})
 }
 
 // A Retired function is offered no more; calls that it has begun may still run.
@@ -68,7 +72,7 @@ func (w *Worker) Put(ctx context.Context, o Offer, h Handler) (*Retired, error) 
 	w.change.Lock()
 	defer w.change.Unlock()
 	w.mu.Lock()
-	s := &served{worker: w, handler: h, offer: o}
+	s := &served{worker: w, handler: h, offer: o, limit: -1}
 	old := w.swap(o.Name, s)
 	c := w.client
 	w.mu.Unlock()
@@ -143,6 +147,25 @@ func (w *Worker) SetNote(name, note string) {
 	}
 }
 
+// SetLimit changes how many slots of a function are offered at most, and its note. With 0 slots
+// the worker cannot start the program, for the reason why: the function stays known to the node,
+// which gives its calls to other workers. The error is [args.CannotStart]'s. SetLimit returns when the
+// node has it: a call that ends afterwards makes no slot free.
+func (w *Worker) SetLimit(ctx context.Context, name string, slots int, note string, why *Error) {
+	w.mu.Lock()
+	i := slices.IndexFunc(w.served, func(s *served) bool { return s.offer.Name == name })
+	if i < 0 {
+		w.mu.Unlock()
+		return
+	}
+	s, c := w.served[i], w.client
+	s.limit, s.offer.Note, s.offer.stopped = slots, note, why
+	w.mu.Unlock()
+	if c != nil {
+		s.announce(ctx, c)
+	}
+}
+
 // announce offers the slots that are free, or changes how many are offered; with
 // none the first call that returns does it.
 func (s *served) announce(ctx context.Context, c *Client) error {
@@ -156,13 +179,15 @@ func (s *served) announceNow(ctx context.Context, c *Client) error {
 	w := s.worker
 	w.mu.Lock()
 	o, off, stale := s.offer, s.offering, w.client != c || w.drained || !slices.Contains(w.served, s)
-	o.Slots = s.slots(c)
+	if o.Slots = max(s.slots(c), 0); o.stopped != nil {
+		o.Slots = 0
+	}
 	w.mu.Unlock()
 	switch {
-	case stale || o.Slots <= 0:
+	case stale || o.Slots <= 0 && o.stopped == nil && off == nil:
 		return nil
 	case off != nil:
-		return off.announce(ctx, func() { off.slots, off.note = o.Slots, o.Note })
+		return off.announce(ctx, func() { off.slots, off.note, off.stopped = o.Slots, o.Note, o.stopped })
 	}
 	off, err := c.Offer(ctx, o, s.serve)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,13 +63,15 @@ func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, err
 	}
 	deadline := time.Now().Add(o.wait.d)
 	for {
-		n, err := fanout.Slots(context.Background(), client, name, on)
-		if n > 0 && err == nil {
+		workers, err := fanout.Workers(context.Background(), client, name, on)
+		if err == nil && slices.ContainsFunc(workers, func(w bus.WorkerInfo) bool { return w.Slots > 0 }) {
 			return client, nil
 		}
 		if err == nil && !o.wait.forever && !time.Now().Before(deadline) {
 			err = fail(args.CodeNoFunction, "%s: no such function", name)
-			if on != "" {
+			if len(workers) > 0 {
+				err = noneStarts(&bus.FunctionInfo{Name: name, Workers: workers})
+			} else if on != "" {
 				err = fail(args.CodeNoFunction, "%s: no worker whose name matches %s", name, on)
 			}
 		}
@@ -215,4 +218,15 @@ func (v *durationValue) wait() bus.Wait {
 		return bus.Forever
 	}
 	return bus.WaitFor(v.d)
+}
+
+// noneStarts returns the error for a function that no worker can start.
+func noneStarts(f *bus.FunctionInfo) *args.Error {
+	why := "its workers have no slots"
+	for _, w := range f.Workers {
+		if w.Note != "" {
+			why = w.Name + ": " + w.Note
+		}
+	}
+	return args.CannotStart(fail(args.CodeCannotRun, "%s: no worker can start it: %s", f.Name, why))
 }

@@ -661,6 +661,8 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 		}
 	}
 	switch {
+	case f.Slots == 0 && notes != "":
+		x.fail("workers", noneStarts(f).WithHint("%s shows them; a worker looks again by itself", join("fbus", "describe", f.Name)))
 	case free == 0:
 		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)).
 			WithHint("fbus ps shows the calls; offering the function again, here or elsewhere, adds slots; fbus call -w 1m waits a minute"))

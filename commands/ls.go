@@ -21,7 +21,8 @@ func lsCommand() *cli.Command {
 
 JSON fields: name, description, arguments (how they arrive), slots, busy,
 queued, done (ended with 0), failed, note, and workers: name, id, identity,
-slots, busy, idempotent, description, arguments, note. The function fbus.functions answers the same.`,
+slots, busy, idempotent, description, arguments, note. The function fbus.functions answers the same.
+Where no worker can start the program, its note stands in place of the description.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			return ls(o, ctx.Args().Slice(), ctx.App.Writer)
@@ -39,7 +40,11 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 	} else if len(list) > 0 {
 		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(row func(...any)) {
 			for _, f := range list {
-				row(f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, f.Description)
+				about := f.Description
+				if f.Slots == 0 && f.Note != "" {
+					about = f.Note
+				}
+				row(f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, about)
 			}
 		})
 	}

@@ -39,8 +39,12 @@ type worker struct {
 // offered is a program that is on the bus.
 type offered struct {
 	*exec.Function
-	f    *function
-	note string // why no process is ready; protected by mu of the worker
+	f *function
+
+	// mu of the worker protects the fields below.
+	note    string      // why no process is ready
+	slots   int         // calls for which programs can be started now
+	limited *args.Error // why these are fewer than f.calls; nil: they are not
 }
 
 // newWorker makes a worker of these functions, whose programs find the bus at node, if
@@ -57,8 +61,11 @@ func newWorker(list []*function, node string, log, ended func(string, ...any)) (
 			wrong = append(wrong, explain(err))
 			continue
 		}
+		w.mu.Lock()
 		w.offered[f.name] = o
 		w.bus.Add(w.offer(o), w.handler(o))
+		w.tell(o)
+		w.mu.Unlock()
 	}
 	if len(wrong) > 0 {
 		w.close()
@@ -69,7 +76,7 @@ func newWorker(list []*function, node string, log, ended func(string, ...any)) (
 
 // make starts what a function needs before its first call.
 func (w *worker) make(f *function) (*offered, error) {
-	o := &offered{f: f}
+	o := &offered{f: f, slots: f.calls}
 	spec, err := f.spec(w.log)
 	if err != nil {
 		return nil, err
@@ -80,6 +87,7 @@ func (w *worker) make(f *function) (*offered, error) {
 		w.mu.Unlock()
 	}
 	spec.Note = func(why string) { w.noted(o, why) }
+	spec.Limit = func(slots int, why *args.Error) { w.limit(o, slots, why) }
 	if o.Function, err = exec.New(spec); err != nil {
 		return nil, f.at(err)
 	}
@@ -95,22 +103,42 @@ func (w *worker) make(f *function) (*offered, error) {
 
 // offer returns the function in the form that the bus needs.
 func (w *worker) offer(o *offered) bus.Offer {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	return bus.Offer{
 		Name: o.f.name, Slots: o.f.calls, Idempotent: o.f.idempotent, Description: o.f.description,
-		Arguments: o.Arguments(), Note: o.note, Schema: o.f.schema,
+		Arguments: o.Arguments(), Schema: o.f.schema,
 	}
 }
 
-// noted reports to the bus why a function has no process ready, unless the function was
-// replaced.
+// noted takes the reason why a function has no process ready.
 func (w *worker) noted(o *offered, why string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	o.note = why
-	if w.offered[o.f.name] == o {
+	if w.offered[o.f.name] == o && o.limited == nil {
 		w.bus.SetNote(o.f.name, why)
+	}
+}
+
+// limit takes the number of calls for which a function's program can be started.
+func (w *worker) limit(o *offered, slots int, why *args.Error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o.slots, o.limited = slots, why
+	w.tell(o)
+}
+
+// tell reports to the bus how many slots a function has, and why it has fewer than it should,
+// or no process ready, unless the function was replaced. w.mu is held.
+func (w *worker) tell(o *offered) {
+	name, ctx := o.f.name, context.Background() // it ends with the connection
+	switch {
+	case w.offered[name] != o:
+	case o.limited == nil:
+		w.bus.SetLimit(ctx, name, o.f.calls, o.note, nil)
+	case o.slots > 0:
+		w.bus.SetLimit(ctx, name, o.slots, o.limited.Message, nil)
+	default:
+		w.bus.SetLimit(ctx, name, 0, o.note, o.limited)
 	}
 }
 
@@ -129,7 +157,7 @@ func (w *worker) put(ctx context.Context, f *function, drain time.Duration) erro
 	w.mu.Lock()
 	was := w.offered[f.name]
 	w.offered[f.name] = o
-	w.bus.SetNote(f.name, o.note) // it may have changed in the meantime
+	w.tell(o) // it may have changed in the meantime
 	w.mu.Unlock()
 	if was != nil {
 		w.retire(ctx, was, old, drain)
@@ -314,6 +342,7 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 		return err
 	}
 	defer w.close()
+	warnOfLimits(list, log)
 	wait := o.wait
 	w.bus.Options = &bus.Options{Name: o.workerName(), KeepAlive: o.keepAlive.d}
 	w.bus.Dial = func(ctx context.Context, dial *bus.Options) (*bus.Client, error) {

@@ -28,7 +28,7 @@ func (b *backoff) failed(why string) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.failing.Store(true)
-	if why != b.why {
+	if why != b.why && !b.f.outage.on.Load() { // that reports itself
 		b.why = why
 		b.f.logf("%s: no process can be held ready: %s", b.f.spec.Name, why)
 		b.note(why)
@@ -40,6 +40,7 @@ func (b *backoff) failed(why string) time.Duration {
 
 // succeeded resets the pauses: a process was of use, or has lived for long.
 func (b *backoff) succeeded() {
+	b.f.outage.succeeded()
 	if !b.failing.Load() {
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"fbus/exec/keeper"
 
@@ -21,6 +22,8 @@ type Function struct {
 	warm    *warm         // nil: nothing is started ahead
 	stay    *residents    // nil: no process stays
 	ownNode string        // FBUS_NODE from Spec.Env, for calls without another
+	outage  outage
+	ran     atomic.Int64 // programs that were executed and have exited
 
 	mu      sync.Mutex // guards what follows
 	node    string
@@ -40,7 +43,7 @@ func New(spec Spec) (*Function, error) {
 	}
 	f.pool, err = keeper.NewPool(f.setup())
 	if err != nil {
-		return nil, args.AsError(err, args.CodeInternal)
+		return nil, args.CannotStart(args.AsError(err, args.CodeCannotRun))
 	}
 	if spec.Slots > 0 {
 		f.slots = make(chan struct{}, spec.Slots)
@@ -87,10 +90,12 @@ func plan(spec Spec) (*Function, error) {
 	if err := checkModes(&spec); err != nil {
 		return nil, err
 	}
-	return &Function{
+	f := &Function{
 		spec: spec, program: prog, words: words, node: spec.Node, ownNode: ownNode(spec.Env),
 		running: make(map[*run]struct{}),
-	}, nil
+	}
+	f.outage.f = f
+	return f, nil
 }
 
 // setup returns what all processes of this function have in common.
@@ -121,6 +126,12 @@ func (f *Function) leaveSlot() {
 	if f.slots != nil {
 		<-f.slots
 	}
+}
+
+// started notes that a program was executed.
+func (f *Function) started() {
+	f.ran.Add(1)
+	f.outage.succeeded()
 }
 
 func (f *Function) logf(format string, args ...any) {
@@ -246,6 +257,7 @@ func (f *Function) Close() {
 	f.mu.Lock()
 	f.closed = true
 	f.mu.Unlock()
+	f.outage.close()
 	f.ends.Wait()
 	f.mu.Lock()
 	killed := f.killed

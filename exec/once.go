@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"syscall"
 
@@ -53,6 +52,7 @@ type run struct {
 	passing  *sync.WaitGroup // of out and err
 	ahead    *waiting        // if its process was started ahead
 
+	try    attempt
 	exit   keeper.End
 	unread bool // a waiting process ended and had read nothing of the call
 	left   bool // the slot was released
@@ -67,7 +67,7 @@ func (r *run) do(ctx context.Context) Result {
 	if r.f.warm == nil || !r.serveWarm(ctx) {
 		if err := r.serve(ctx); err != nil {
 			r.leave()
-			return failure(err)
+			return failure(r.try.notStarted(err))
 		}
 	}
 	r.leave()
@@ -92,6 +92,7 @@ func (r *run) serve(ctx context.Context) error {
 	if r.in.null {
 		kind = stdinNull
 	}
+	r.try = r.f.attempt()
 	p, err := openPipes(kind, false)
 	if err != nil {
 		return err
@@ -118,8 +119,12 @@ func (r *run) serve(ctx context.Context) error {
 			r.feed.file.Close()
 		}
 		p.close()
+		if err == nil {
+			r.f.outage.trying.Add(-1)
+		}
 		return err
 	}
+	r.try.begun()
 	r.passing.Go(r.err.pass) // ends at the pipe's end, at the latest after finish
 	r.attend(ctx)
 	return nil
@@ -180,6 +185,7 @@ func (r *run) attend(ctx context.Context) {
 		r.exit = r.ahead.end
 	} else {
 		r.exit = r.process.Wait(func(keeper.End) { r.feed.stop() })
+		r.try.gone()
 		r.feed.stop()
 	}
 	r.out.finish()
@@ -244,10 +250,13 @@ func (r *run) result() Result {
 	r.mu.Lock()
 	why := r.why
 	r.mu.Unlock()
+	if r.exit.Exited {
+		r.f.started()
+	}
 	var res Result
 	switch {
 	case r.exit.Errno != 0:
-		res = failure(r.f.failed(r.exit.Errno))
+		res = failure(r.try.notExecuted(r.exit.Errno, r.in.argv != nil))
 	case why == outputLimit:
 		res = r.ended(why)
 	case r.exit.Exited && !r.exit.Asked:
@@ -314,43 +323,33 @@ func (f *Function) endedAs(why ending) Result {
 	return res
 }
 
-// failed explains why the program could not be executed. It could when it was offered,
+// why explains why the program could not be executed. It could when it was offered,
 // so the checks are run again.
-func (f *Function) failed(errno syscall.Errno) *args.Error {
+func (f *Function) why(errno syscall.Errno) *args.Error {
 	path := f.program.path
+	var e *args.Error
 	switch errno {
 	case unix.E2BIG:
-		return args.BadInput("the arguments are too long for a command line")
+		e = cannotRun("start %s: its environment is too long", path)
 	case unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE:
-		return args.Errorf(args.CodeInternal, "start %s: %s", path, errno)
-	case unix.ENOEXEC:
-		e := cannotRun("%s: %s", path, errno)
-		if interp, _ := shebang(path); interp == "" {
-			e.Hint = "a script begins with a line such as #!/bin/sh"
-		}
-		return e
-	}
-	if dir := f.program.dir; dir != "" {
-		if _, err := os.Stat(dir); err != nil {
-			return cannotRun("directory %s: %s", dir, reason(err))
-		}
-	}
-	if _, err := findProgram(&f.spec); err != nil {
-		if e, ok := err.(*args.Error); ok && e.Code != args.CodeUsage {
+		e = cannotRun("start %s: %s", path, errno)
+	default:
+		if e = f.inspect(); e != nil {
 			return e
 		}
+		if e = cannotRun("%s: %s", path, errno); errno == unix.ENOENT {
+			e.Code = args.CodeNotFound
+		}
 	}
-	if errno == unix.ENOENT {
-		return notFound("%s: %s", path, errno)
-	}
-	return cannotRun("%s: %s", path, errno)
+	e.Err = errno
+	return e
 }
 
 // whyEnded describes the end of a process that held no call, with the last line
 // of its output.
 func (f *Function) whyEnded(end *keeper.End, last string) string {
 	if end.Errno != 0 {
-		return f.failed(end.Errno).Message
+		return f.why(end.Errno).Message
 	}
 	why := f.describe(end, "")
 	if last != "" {

@@ -140,10 +140,11 @@ func checkExecutable(file string) error {
 // interpreter as "no such file" about the script itself, which sends people
 // looking in the wrong place.
 func checkInterpreter(file, cwd, path string) error {
+	script := file
 	for range 4 { // as deep as the kernel goes
 		interp, arg := shebang(file)
 		if interp == "" {
-			return nil
+			return checkFormat(file, script)
 		}
 		if !filepath.IsAbs(interp) {
 			interp = filepath.Join(cwd, interp)
@@ -155,6 +156,9 @@ func checkInterpreter(file, cwd, path string) error {
 			found, err := lookProgram(arg, cwd, path)
 			if err != nil {
 				return badInterpreter(file, arg, err)
+			}
+			if i, _ := shebang(found); i == "" {
+				return nil // env has sh run what the kernel cannot
 			}
 			interp = found
 		}

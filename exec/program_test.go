@@ -88,10 +88,10 @@ func TestProgramChanges(t *testing.T) {
 			code   string
 			part   string
 		}{
-			{func() { script(t, dir, "p", "#!/no/such\n", 0o755) }, args.CodeCannotRun, "/no/such"},
-			{func() { script(t, dir, "p", "echo no first line\n", 0o755) }, args.CodeCannotRun, "#!/bin/sh"},
-			{func() { os.Chmod(file, 0o644) }, args.CodeCannotRun, "permission denied"},
-			{func() { os.Remove(file) }, args.CodeNotFound, "no such file"},
+			{func() { script(t, dir, "p", "#!/no/such\n", 0o755) }, args.CodeCannotStart, "/no/such"},
+			{func() { script(t, dir, "p", "echo no first line\n", 0o755) }, args.CodeCannotStart, "#!/bin/sh"},
+			{func() { os.Chmod(file, 0o644) }, args.CodeCannotStart, "permission denied"},
+			{func() { os.Remove(file) }, args.CodeCannotStart, "no such file"},
 		} {
 			step.change()
 			got := f.Run(t.Context(), &Call{})

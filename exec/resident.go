@@ -23,6 +23,7 @@ type resident struct {
 	node    string
 	process *keeper.Process
 	started time.Time
+	try     attempt
 	replies *stream // its answers
 	stdout  *stream // if it answers on another descriptor
 	stderr  stderrPump
@@ -141,11 +142,13 @@ func (p *resident) watch() {
 	if r, ok := p.codec.(*rpcCodec); ok {
 		p.readers.Go(r.receive)
 	}
+	p.try.begun()
 	exited := false
 	end := p.process.Wait(func(end keeper.End) {
 		exited = true
 		p.exited(&end)
 	})
+	p.try.gone()
 	p.mu.Lock()
 	p.in.closed = true
 	if p.grace != nil {
@@ -192,6 +195,15 @@ func (p *resident) exited(end *keeper.End) {
 	asked, idle := p.stopped > 0, len(p.calls) == 0
 	p.mu.Unlock()
 	why := ""
+	switch {
+	case end.Errno != 0:
+		e := p.try.notExecuted(end.Errno, false)
+		p.s.replace(p, e.Message)
+		p.s.refuseUnserved(e)
+		return
+	case end.Exited:
+		p.s.f.started()
+	}
 	if !asked {
 		why = p.s.f.whyEnded(end, last)
 		if idle && p.answered.Load() {
@@ -491,8 +503,8 @@ func (p *resident) lost(x *exchange, half []byte, passed bool) (res Result, agai
 		return f.endedAs(cancelled), false
 	case why != none:
 		return p.ended(x, why, passed || len(half) > 0), false
-	case p.end.Errno != 0:
-		return failure(f.failed(p.end.Errno)), false
+	case p.end.Errno != 0: // exited has given the slots up
+		return failure(args.CannotStart(f.why(p.end.Errno))), false
 	}
 	msg := f.describe(&p.end, " before it answered")
 	if p.end.Exited && stopped > 0 && p.end.Asked {

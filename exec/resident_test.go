@@ -178,7 +178,7 @@ func TestResidentVanishes(t *testing.T) {
 	check(t, ask(t, f, "echo x"), programExit(0), "x\n")
 	os.Remove(file)
 	check(t, ask(t, f, "crash"), lostAs("the program exited with status 3 before it answered"), "")
-	if got := ask(t, f, "echo x"); got.Code != args.CodeNotFound {
+	if got := ask(t, f, "echo x"); got.Code != args.CodeCannotStart || got.Status != 127 {
 		t.Errorf("%+v", got)
 	}
 }

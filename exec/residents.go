@@ -390,8 +390,9 @@ func (s *residents) pump() {
 // follow starts a process, and follows it to its end.
 func (s *residents) follow(p *resident) {
 	defer s.watched.Done()
+	p.try = s.f.attempt()
 	if err := p.start(); err != nil {
-		s.failed(p, args.AsError(err, args.CodeInternal))
+		s.failed(p, p.try.notStarted(err))
 		return
 	}
 	s.started(p)
@@ -421,6 +422,25 @@ func (s *residents) failed(p *resident, err *args.Error) {
 	s.wait(pause)
 	if s.inService() == 0 {
 		s.refuse(err)
+	}
+}
+
+// refuseUnserved ends the wait of all calls in the queue if there is no process for them.
+func (s *residents) refuseUnserved(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inService() == 0 {
+		s.refuse(err)
+	}
+}
+
+// resume ends the pause between starts.
+func (s *residents) resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pause != nil && s.pause.Stop() {
+		s.pause = nil
+		s.pump()
 	}
 }
 

@@ -51,6 +51,11 @@ type Spec struct {
 	// with "" when one is again.
 	Note func(why string)
 
+	// Limit, if set, is called when programs can be started for fewer calls at once than
+	// there are Slots, for the reason why; with 0 slots, for none. With why nil all slots are
+	// there again. It must have effect when it returns: the call that failed ends then.
+	Limit func(slots int, why *args.Error)
+
 	Node  string // FBUS_NODE; "" leaves it unset
 	Slots int    // most runs at once; 0 is no limit
 

@@ -112,15 +112,17 @@ func (w *warm) refill() {
 // start starts a process and follows it to its end.
 func (w *warm) start(node string) {
 	defer w.watched.Done()
+	try := w.f.attempt()
 	p, err := startWaiting(w, node)
 	w.mu.Lock()
 	w.starting--
 	w.settled.Broadcast()
 	if err != nil {
 		w.mu.Unlock()
-		w.failed(err.Error())
+		w.failed(try.notStarted(err).Message)
 		return
 	}
+	p.try = try
 	stale := w.closed || node != w.node
 	if !stale {
 		w.idle = append(w.idle, p)
@@ -130,6 +132,16 @@ func (w *warm) start(node string) {
 		p.discard(false)
 	}
 	p.follow()
+}
+
+// resume ends the pause between starts.
+func (w *warm) resume() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pause != nil && w.pause.Stop() {
+		w.pause = nil
+		w.refill()
+	}
 }
 
 // failed puts the next start off.
@@ -209,7 +221,7 @@ func (r *run) serveWarm(ctx context.Context) bool {
 
 // adopt hands the call over.
 func (r *run) adopt(p *waiting) {
-	r.ahead, r.out, r.err, r.passing = p, p.out, p.err, &p.passing
+	r.ahead, r.out, r.err, r.passing, r.try = p, p.out, p.err, &p.passing, p.try
 	r.out.to = r.limited(r.call.Stdout)
 	p.stderr(r.limited(r.call.Stderr))
 	var err error
@@ -259,6 +271,7 @@ type waiting struct {
 	*pipes
 	w       *warm
 	process *keeper.Process
+	try     attempt
 	passing sync.WaitGroup // of its outputs
 
 	claimed   bool // guarded by w.mu: it serves a call
@@ -308,6 +321,7 @@ func (p *waiting) stderr(to io.Writer) {
 // follow returns when nothing of the process is left.
 func (p *waiting) follow() {
 	w := p.w
+	p.try.begun()
 	if w.backoff.failing.Load() {
 		defer time.AfterFunc(steadyAfter, w.backoff.succeeded).Stop()
 	}
@@ -319,6 +333,7 @@ func (p *waiting) follow() {
 	})
 	p.end = p.process.Wait(func(keeper.End) { exited() }) // ending what it left behind may take a while
 	exited()
+	p.try.gone()
 	close(p.gone)
 	w.mu.Lock()
 	claimed, discarded := p.claimed, p.discarded
@@ -333,7 +348,11 @@ func (p *waiting) follow() {
 	if p.end.Survivors != "" {
 		w.f.logf("%s: could not be killed: %s", w.f.spec.Name, p.end.Survivors)
 	}
-	if !discarded {
+	switch {
+	case discarded:
+	case p.end.Errno != 0:
+		w.failed(p.try.notExecuted(p.end.Errno, false).Message)
+	default:
 		w.failed(w.f.whyEnded(&p.end, p.log.last))
 	}
 }

@@ -27,6 +27,7 @@ const (
 	CodeDeadline    = "deadline"      // 124: the call's time was up
 	CodeCannotRun   = "cannot_run"    // 126: the program cannot be run
 	CodeNotFound    = "not_found"     // 127: the program was not found
+	CodeCannotStart = "cannot_start"  // 126 or 127: the worker cannot start the program, so it did not run
 	CodeCancelled   = "cancelled"     // 143: the call was cancelled
 	CodeNoNode      = "no_node"       // 255: no node can be reached
 	CodeNodeLost    = "node_lost"     // 255: the node went away mid-call
@@ -42,7 +43,7 @@ const (
 var statuses = map[string]int{
 	CodeUsage: 64, CodeBadInput: 65, CodeNoFunction: 69, CodeInternal: 70, CodeOutputLimit: 70,
 	CodeWorkerLost: 74, CodeBusy: 75, CodeDraining: 75, CodeStoreFull: 75, CodeStoreFailed: 75, CodeUnfinished: 75, CodeDenied: 77, CodeDeadline: 124,
-	CodeCannotRun: 126, CodeNotFound: 127, CodeCancelled: 143,
+	CodeCannotRun: 126, CodeNotFound: 127, CodeCannotStart: 126, CodeCancelled: 143,
 	CodeNoNode: 255, CodeNodeLost: 255, CodeUncertain: 255, CodeProtocol: 255, CodeVersion: 255, CodeNetwork: 255,
 	CodeNotOurs: 255, CodeForeign: 255, CodeAmbiguous: 255, CodeSuperseded: 255,
 
@@ -123,12 +124,23 @@ func (e *Error) Is(target error) bool {
 }
 
 // Status returns the exit status for the error; for a code that this version does not
-// know, the one that came with it.
+// know, or one with two statuses, the one that came with it.
 func (e *Error) Status() int {
-	if _, known := statuses[e.Code]; !known && e.status != 0 {
+	if _, known := statuses[e.Code]; !known && e.status != 0 || e.Code == CodeCannotStart && e.status == statuses[CodeNotFound] {
 		return e.status
 	}
 	return StatusOf(e.Code)
+}
+
+// CannotStart returns the error of a worker that cannot start its program, for the reason
+// in e. Its status is 127 if the program was not found, else 126.
+func CannotStart(e *Error) *Error {
+	c := *e
+	if c.status = statuses[CodeCannotStart]; e.Code == CodeNotFound {
+		c.status = statuses[CodeNotFound]
+	}
+	c.Code = CodeCannotStart
+	return &c
 }
 
 // Errorf returns an Error without a hint.

@@ -140,7 +140,7 @@ func (o *outcome) judge() {
 		o.lost = true
 	case e.Source == "program" && e.Status == statusNever, refusedForGood(e):
 		o.never = true
-	case e.Source == "program" && e.Status == statusLater, e.Source == "fbus" && e.Code == args.CodeBusy:
+	case e.Source == "program" && e.Status == statusLater, e.Source == "fbus" && (e.Code == args.CodeBusy || e.Code == args.CodeCannotStart):
 		o.later = true
 	}
 }

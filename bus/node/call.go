@@ -378,8 +378,8 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 
 // enqueue makes a new call wait, if it may.
 func (c *call) enqueue(b *wire.Batch, f *wire.CallFrame) {
-	if code, msg, wait := c.patience(); wait == 0 {
-		c.endFor(b, code, msg)
+	if e, wait := c.patience(); wait == 0 {
+		c.endWith(b, e)
 		return
 	}
 	if err := c.fn.queue.allows(c); err != nil {
@@ -399,8 +399,8 @@ func (c *call) wait() {
 }
 
 // patience returns how much longer the call may wait for what is missing now, and the
-// code and message of its end after that; negative is without limit.
-func (c *call) patience() (code, msg string, left time.Duration) {
+// error that it ends with after that; negative is without limit.
+func (c *call) patience() (e *args.Error, left time.Duration) {
 	now := time.Now()
 	until := func(limit time.Duration) time.Duration {
 		if limit < 0 {
@@ -410,12 +410,15 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 	}
 	if c.another() {
 		c.served = now
-		return args.CodeBusy, c.fn.name + ": no slot is free", until(c.waitSlot)
+		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": no slot is free"}, until(c.waitSlot)
 	}
 	if len(c.refused) > 0 {
-		return args.CodeBusy, c.fn.name + ": every worker is busy", 0
+		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": every worker is busy"}, 0
 	}
-	msg = c.fn.name + ": no such function"
+	if e := c.fn.whyStopped(&c.on); e != nil {
+		return e, until(c.waitFunction)
+	}
+	msg := c.fn.name + ": no such function"
 	if c.on.String() != "" && len(c.fn.offers.list) > 0 {
 		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, args.Shown(c.on.String()))
 	}
@@ -430,14 +433,14 @@ func (c *call) patience() (code, msg string, left time.Duration) {
 	if c.node.cfg.Successor && left >= 0 && c.fn.own == nil {
 		left = max(left, time.Until(c.node.started.Add(goneTime))) // they may be on their way here
 	}
-	return args.CodeNoFunction, msg, left
+	return &args.Error{Code: args.CodeNoFunction, Message: msg}, left
 }
 
 // another reports whether a worker is left that has not refused the call.
 func (c *call) another() bool {
 	k := c.fn.matching(c)
 	for _, s := range c.refused {
-		if s.offers[c.fn.name] != nil {
+		if o := s.offers[c.fn.name]; o != nil && o.stopped == nil {
 			k--
 		}
 	}
@@ -447,7 +450,7 @@ func (c *call) another() bool {
 // setTimer bounds the wait of a queued call by its patience now.
 func (c *call) setTimer() {
 	c.stopWaiting()
-	_, _, left := c.patience()
+	_, left := c.patience()
 	if len(c.refused) > 0 && (left < 0 || left > lookTime) {
 		left = lookTime
 	}
@@ -469,8 +472,8 @@ func (c *call) lookAgain(b *wire.Batch) {
 	if c.state != waiting {
 		return
 	}
-	if code, msg, left := c.patience(); left == 0 {
-		c.endFor(b, code, msg)
+	if e, left := c.patience(); left == 0 {
+		c.endWith(b, e)
 		return
 	}
 	c.setTimer()
@@ -501,10 +504,16 @@ func (n *Node) locked(f func(*wire.Batch)) {
 // endFor ends a call for its caller: by deadline, cancellation or refusal. Its worker,
 // if it has one, gets CANCEL; the slot stays taken until the worker's own END.
 func (c *call) endFor(b *wire.Batch, code, msg string) {
+	c.endWith(b, &args.Error{Code: code, Message: msg})
+}
+
+// endWith is endFor for an error.
+func (c *call) endWith(b *wire.Batch, e *args.Error) {
 	if c.state.ended() {
 		return
 	}
-	f := &wire.EndFrame{Source: args.FromBus, Status: uint64(args.StatusOf(code)), Code: []byte(code), Message: []byte(msg)}
+	code := e.Code
+	f := &wire.EndFrame{Source: args.FromBus, Status: uint64(e.Status()), Code: []byte(code), Message: []byte(e.Message)}
 	if c.offer == nil {
 		c.end(b, f, done)
 		c.fn.tidy()
@@ -522,7 +531,7 @@ func (c *call) endFor(b *wire.Batch, code, msg string) {
 func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 	if c.posted != nil {
 		c.posted.write(c, wire.Output, f.Output)
-		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message)}, false)
+		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message)}, 0)
 	} else if !c.session.gone {
 		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
 		if c.offer != nil {
@@ -558,7 +567,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 	case c.bounced(f):
 		fl.held += size // not passed on, so the caller will not grant it again
 		if c.posted != nil {
-			c.returnJob()
+			c.returnJob(o)
 		} else {
 			c.requeue(b)
 		}
@@ -586,10 +595,13 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 // bounced reports whether an END means that the worker has not taken the call, and
 // another may be asked.
 func (c *call) bounced(f *wire.EndFrame) bool {
+	code := string(f.Code)
+	if f.Source == args.FromBus && code == args.CodeCannotStart {
+		return c.notStarted()
+	}
 	if c.data == nil {
 		return false
 	}
-	code := string(f.Code)
 	switch {
 	case f.Source == args.FromBus && (code == args.CodeBusy || code == args.CodeDraining):
 		// It has crossed a change of the offer: the same worker may take it yet.
@@ -613,6 +625,24 @@ func (c *call) givenUp(f *wire.EndFrame) bool {
 	return f.Source == args.FromBus && (code == args.CodeCancelled || code == args.CodeDraining || code == args.CodeNodeLost)
 }
 
+// notStarted is bounced for a worker that cannot start the program. A job can always go back to
+// the store, which has its input.
+func (c *call) notStarted() bool {
+	o := c.offer
+	if c.posted != nil {
+		return c.bytesOut == 0
+	}
+	if c.data == nil {
+		return false
+	}
+	if o.slots >= o.busy { // it goes on offering what it cannot do: do not ask it for ever
+		if c.bounces++; c.bounces >= maxBounces {
+			c.refused = append(c.refused, o.session)
+		}
+	}
+	return c.another() || c.waitFunction != 0 && c.fn.whyStopped(&c.on) != nil
+}
+
 // requeue offers a call again that its worker has given back, or makes it wait at its
 // place by age.
 func (c *call) requeue(b *wire.Batch) {
@@ -623,9 +653,9 @@ func (c *call) requeue(b *wire.Batch) {
 		c.start(b, o, c.data[:c.args], c.data[c.args:])
 		return
 	}
-	if code, msg, left := c.patience(); left == 0 {
-		if len(c.refused) > 0 {
-			c.endFor(b, code, msg)
+	if e, left := c.patience(); left == 0 {
+		if len(c.refused) > 0 || e.Code == args.CodeCannotStart {
+			c.endWith(b, e)
 			return
 		}
 		c.waitSlot = -1 // it had a slot, so --no-wait was kept; now it waits for another

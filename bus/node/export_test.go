@@ -247,7 +247,12 @@ func (a *audit) function(name string, fn *function) error {
 	if fn.name != name || fn.calls != a.per[fn] {
 		return fmt.Errorf("function %s: %d calls, %d are there", name, fn.calls, a.per[fn])
 	}
-	if len(fn.offers.list) == 0 && fn.calls == 0 && fn.taking == 0 {
+	for _, o := range fn.stopped {
+		if o.stopped == nil || o.at[0] >= 0 || o.session.offers[name] != o || o.busy != a.busy[o] {
+			return fmt.Errorf("function %s: the stopped offer of session %d: %d busy, at %d", name, o.session.id, o.busy, o.at[0])
+		}
+	}
+	if len(fn.offers.list)+len(fn.stopped) == 0 && fn.calls == 0 && fn.taking == 0 {
 		return fmt.Errorf("function %s is kept for nothing", name)
 	}
 	taking := 0

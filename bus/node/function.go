@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sort"
 
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/wire"
 )
@@ -17,9 +18,11 @@ type function struct {
 	own    *ownFunction // nil: not one of the node's own
 	offers heap
 	named  map[string]*heap // offers by the name of their worker
-	queue  queue
-	calls  int // live ones
-	stats  *stats
+	// stopped holds the offers of workers that cannot start the program. They are in no heap.
+	stopped []*offer
+	queue   queue
+	calls   int // live ones
+	stats   *stats
 
 	turns    int                 // slots that calls have had since a job had one
 	taking   int                 // slots that ask for a job now
@@ -31,7 +34,8 @@ type function struct {
 type offer struct {
 	session     *session
 	fn          *function
-	at          [2]int // in fn.offers, and in its heap of fn.named; -1: withdrawn
+	at          [2]int      // in fn.offers, and in its heap of fn.named; -1: withdrawn, or stopped
+	stopped     *args.Error // why its worker cannot start the program; nil: it can
 	slots       int
 	busy        int
 	taking      int    // slots that ask for a job
@@ -119,6 +123,40 @@ func (fn *function) remove(b *wire.Batch, o *offer) {
 	fn.tidy()
 }
 
+// stop takes an offer out of the heaps whose worker cannot start the program. Calls that
+// no other offer could take end.
+func (fn *function) stop(b *wire.Batch, o *offer, why *args.Error) {
+	fn.node.functions[fn.name] = fn
+	again := o.stopped != nil
+	o.stopped = why
+	if again {
+		return
+	}
+	fn.stopped = append(fn.stopped, o)
+	if o.at[0] >= 0 {
+		fn.remove(b, o)
+	}
+	fn.queue.stranded(b, o.session)
+}
+
+// start takes an offer from those that are stopped.
+func (fn *function) start(o *offer) {
+	fn.stopped = without(fn.stopped, o)
+	o.stopped = nil
+	o.asked = 0
+}
+
+// whyStopped returns why no worker that a call selects can start the program; nil if one can,
+// or if there is none.
+func (fn *function) whyStopped(on *wire.On) *args.Error {
+	for _, o := range fn.stopped {
+		if on.Match(o.session.name, string(o.session.prefix)) {
+			return o.stopped
+		}
+	}
+	return nil
+}
+
 // fix restores the order of an offer after its free slots have changed.
 func (fn *function) fix(o *offer) {
 	if o.at[0] >= 0 {
@@ -160,7 +198,9 @@ func (fn *function) matching(c *call) int {
 // ofConnection returns the offer of the connection with that id; nil: it has none.
 func (fn *function) ofConnection(id string) *offer {
 	if s := fn.node.session(id); s != nil {
-		return s.offers[fn.name]
+		if o := s.offers[fn.name]; o != nil && o.stopped == nil {
+			return o
+		}
 	}
 	return nil
 }
@@ -269,7 +309,7 @@ func (o *offer) fill(b *wire.Batch) {
 
 // tidy forgets a name that has neither offers nor calls.
 func (fn *function) tidy() {
-	if len(fn.offers.list) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
+	if len(fn.offers.list)+len(fn.stopped) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
 		delete(fn.node.functions, fn.name)
 		fn.node.dropUnused(fn)
 	}

@@ -63,11 +63,13 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.
 	var entries []entry
 	n.eachLocked(len(names), func(i int) {
 		fn := n.functions[names[i]]
-		if fn == nil || len(fn.offers.list)+fn.queue.n == 0 || ctx.Err() != nil {
+		if fn == nil || len(fn.offers.list)+len(fn.stopped)+fn.queue.n == 0 || ctx.Err() != nil {
 			return
 		}
-		for _, o := range fn.offers.list {
-			entries = append(entries, entry{len(list), o.since, o})
+		for _, offers := range [][]*offer{fn.offers.list, fn.stopped} {
+			for _, o := range offers {
+				entries = append(entries, entry{len(list), o.since, o})
+			}
 		}
 		f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
 		f.Done, f.Failed = fn.stats.totals()
@@ -87,7 +89,7 @@ func (n *Node) known(offers int) (names []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, fn := range n.functions {
-		if len(fn.offers.list) >= offers && !reserved(name) {
+		if len(fn.offers.list)+len(fn.stopped) >= offers && !reserved(name) {
 			names = append(names, name)
 		}
 	}
@@ -96,7 +98,7 @@ func (n *Node) known(offers int) (names []string) {
 
 // describe adds the offer to the description of its function.
 func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
-	if o.at[0] < 0 {
+	if o.at[0] < 0 && o.stopped == nil {
 		return
 	}
 	f.Slots += o.slots

@@ -137,26 +137,31 @@ func serveJobs(ctx context.Context, q *asked) error {
 	return nil
 }
 
-// noteUnserved adds to a job in the queue that no worker offers its function.
+// noteUnserved adds to a job in the queue why no worker takes it.
 func (q *asked) noteUnserved(i *bus.JobInfo) {
 	if i.State != jobs.Queued {
 		return
 	}
 	key := i.Function + " " + i.On
-	served, known := q.served[key]
+	why, known := q.unserved[key]
 	if !known {
 		on, _ := wire.ParseOn(i.On)
 		q.node.mu.Lock()
 		c := &call{on: on, fn: q.node.functions[i.Function]}
-		served = c.fn != nil && c.fn.matching(c) > 0
-		q.node.mu.Unlock()
-		if q.served == nil || len(q.served) > 1000 {
-			q.served = map[string]bool{}
+		if c.fn == nil || c.fn.matching(c) == 0 {
+			why = "no worker offers it"
+			if c.fn != nil && c.fn.whyStopped(&on) != nil {
+				why = "no worker can start it: " + strings.TrimPrefix(c.fn.whyStopped(&on).Message, i.Function+": cannot start: ")
+			}
 		}
-		q.served[key] = served
+		q.node.mu.Unlock()
+		if q.unserved == nil || len(q.unserved) > 1000 {
+			q.unserved = map[string]string{}
+		}
+		q.unserved[key] = why
 	}
-	if !served {
-		i.Note = "no worker offers it"
+	if why != "" {
+		i.Note = why
 	}
 }
 

@@ -144,12 +144,12 @@ func (n *Node) fillOwn(b *wire.Batch) {
 // asked is one call of a function of the node's own.
 type asked struct {
 	*bus.Invocation
-	node   *Node
-	peer   *Peer           // the caller
-	out    bytes.Buffer    // the answer
-	turn   time.Time       // since when it has a place in the node's answering; zero: it has none
-	served map[string]bool // whether some worker takes jobs: by function and on
-	result *bus.Result     // the end, if it is not "exit 0"
+	node     *Node
+	peer     *Peer             // the caller
+	out      bytes.Buffer      // the answer
+	turn     time.Time         // since when it has a place in the node's answering; zero: it has none
+	unserved map[string]string // why no worker takes jobs: by function and on; "": some does
+	result   *bus.Result       // the end, if it is not "exit 0"
 }
 
 // line appends a line of JSON to the answer.

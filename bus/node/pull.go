@@ -144,18 +144,26 @@ type posted struct {
 	mu       sync.Mutex // protects the fields below
 	out, err []byte     // output and stderr that are not written yet
 	end      *jobs.End
-	busy     bool // the worker was: the job goes back to the store
+	back     way  // other than 0: the job goes back to the store
 	keeping  bool // some goroutine is in keep
 	feeding  bool // some goroutine is in feed
 	failed   bool // the store did not take the output: the rest is dropped
 	credit   int  // of input, that the worker gave
 }
 
+// way is how a job goes back to the store.
+type way uint8
+
+const (
+	atOnce way = iota + 1 // it may be taken again now
+	later                 // its worker was busy
+)
+
 // write takes output of the call. It does not wait for the disk.
 func (p *posted) write(c *call, stream wire.Stream, data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.failed || p.end != nil || p.busy || len(data) == 0 {
+	if p.failed || p.end != nil || p.back != 0 || len(data) == 0 {
 		return
 	}
 	if stream == wire.Output {
@@ -167,11 +175,11 @@ func (p *posted) write(c *call, stream wire.Stream, data []byte) {
 	p.wake(c)
 }
 
-// finish takes the end of the call: how it ended, or that the worker was busy.
-func (p *posted) finish(c *call, end *jobs.End, busy bool) {
+// finish takes the end of the call: how it ended, or that it did not run.
+func (p *posted) finish(c *call, end *jobs.End, back way) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.end, p.busy = end, busy
+	p.end, p.back = end, back
 	p.wake(c)
 }
 
@@ -192,12 +200,12 @@ func (p *posted) keep(c *call) {
 		out, err := p.out, p.err
 		p.out, p.err = nil, nil
 		if len(out)+len(err) == 0 {
-			end, busy := p.end, p.busy
+			end, back := p.end, p.back
 			p.keeping = false
 			p.mu.Unlock()
 			switch {
-			case busy:
-				n.source.Return(p.job, true)
+			case back != 0:
+				n.source.Return(p.job, back == later)
 			case end != nil:
 				n.source.Ended(p.job, *end)
 			}
@@ -251,7 +259,7 @@ func (p *posted) feed(c *call) {
 		p.mu.Lock()
 		k := min(p.credit, len(buf))
 		p.credit -= k
-		p.feeding = k > 0 && p.end == nil && !p.busy
+		p.feeding = k > 0 && p.end == nil && p.back == 0
 		more := p.feeding
 		p.mu.Unlock()
 		if !more {
@@ -277,9 +285,18 @@ func (p *posted) feed(c *call) {
 	}
 }
 
-// returnJob takes a job from a worker that was busy. The store has it again, and offers it to others first.
-func (c *call) returnJob() {
+// returnJob takes a job from a worker that was busy, or cannot start the program. The store has
+// it again, and offers it to others first if the worker still has slots.
+func (c *call) returnJob(o *offer) {
 	fn, id := c.fn, c.posted.job.ID
+	if o.slots < o.busy {
+		c.to(done)
+		c.posted.finish(c, nil, atOnce)
+		return
+	}
+	if !slices.Contains(c.refused, o.session) {
+		c.refused = append(c.refused, o.session)
+	}
 	if len(fn.refusals) < maxRefusals {
 		if fn.refusals == nil {
 			fn.refusals = map[jobs.ID]refusal{}
@@ -287,7 +304,7 @@ func (c *call) returnJob() {
 		fn.refusals[id] = refusal{c.refused, time.Now().Add(refusalTime)}
 	}
 	c.to(done)
-	c.posted.finish(c, nil, true)
+	c.posted.finish(c, nil, later)
 }
 
 // WakeJobs looks for free slots of a function for which the store may have a job now.

@@ -262,6 +262,19 @@ func (q *queue) vanishes(s *session) {
 	})
 }
 
+// stranded ends the calls that only the session's offer could take, which is stopped. Those that wait
+// for a function have timers.
+func (q *queue) stranded(b *wire.Batch, s *session) {
+	if q.n == 0 {
+		return
+	}
+	q.each(func(c *call) {
+		if g := q.groups[c.on.String()]; c.waitFunction == 0 && g != nil && g.offers == 0 && c.on.Match(s.name, string(s.prefix)) {
+			c.lookAgain(b)
+		}
+	})
+}
+
 // place counts the calls of a group, for which there is an offer now, or none any more.
 func (q *queue) place(g *group, d int) {
 	q.placed += d * g.calls

@@ -34,16 +34,34 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", args.Shown(f.Name))
 	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
 		return args.CodeDenied, "names that begin with fbus. are the node's own"
-	case f.Slots > 0 && !s.peer.mayOffer(string(f.Name)):
+	case !withdraws(f) && !s.peer.mayOffer(string(f.Name)):
 		return args.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
-	case s.node.draining && s.offers[string(f.Name)] == nil && f.Slots > 0:
+	case s.node.draining && s.offers[string(f.Name)] == nil && !withdraws(f):
 		return args.CodeDraining, "the node is shutting down"
 	case len(f.Schema) > 0 && !json.Valid(f.Schema):
 		return args.CodeUsage, "the schema is not valid JSON"
-	case f.Slots == 0:
+	case withdraws(f):
 		return "", ""
 	}
 	return s.offerTooMuch(f)
+}
+
+// withdraws reports whether an OFFER ends its offer.
+func withdraws(f *wire.OfferFrame) bool { return f.Slots == 0 && f.Flags&wire.FlagCannotStart == 0 }
+
+// whyStopped returns why a worker cannot start the program, nil if it can.
+func whyStopped(f *wire.OfferFrame) *args.Error {
+	if f.Slots > 0 || withdraws(f) {
+		return nil
+	}
+	code, why := args.CodeCannotRun, string(f.Note)
+	if f.Flags&wire.FlagNotFound != 0 {
+		code = args.CodeNotFound
+	}
+	if why == "" {
+		why = "its worker cannot start it"
+	}
+	return args.CannotStart(args.Errorf(code, "%s: %s", f.Name, why))
 }
 
 // offerTooMuch returns why there is no room for an offer, if there is none. Identities are held to
@@ -86,8 +104,8 @@ func (s *session) count(offers int, text int64) {
 func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	n := s.node
 	name := string(f.Name)
-	o := s.offers[name]
-	if f.Slots == 0 {
+	o, stopped := s.offers[name], whyStopped(f)
+	if withdraws(f) {
 		if o != nil {
 			s.drop(b, name, o)
 		}
@@ -100,7 +118,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 			if fn == nil {
 				fn = newFunction(n, name)
 			}
-			o = &offer{session: s, fn: fn}
+			o = &offer{session: s, fn: fn, at: [2]int{-1, -1}}
 		}
 		delete(s.withdrawn, name)
 		n.tick++
@@ -115,9 +133,15 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema = string(f.Note), string(f.Schema)
 	s.count(0, o.text()-was)
-	if fresh {
+	switch {
+	case stopped != nil:
+		o.fn.stop(b, o, stopped)
+	case fresh:
 		o.fn.add(o)
-	} else {
+	case o.stopped != nil:
+		o.fn.start(o)
+		o.fn.add(o)
+	default:
 		o.fn.fix(o)
 	}
 	o.fill(b)
@@ -136,6 +160,11 @@ func (s *session) drop(b *wire.Batch, name string, o *offer) {
 			s.withdrawn = map[string]*offer{}
 		}
 		s.withdrawn[name] = o
+	}
+	if o.stopped != nil {
+		o.fn.start(o)
+		o.fn.tidy()
+		return
 	}
 	o.fn.remove(b, o)
 }

@@ -119,7 +119,7 @@ func (p *peers) event() string {
 		return x.name + " goes"
 	case k < 15:
 		slots := uint64(p.rand.IntN(3))
-		x.send(&wire.OfferFrame{Seq: uint64(p.rand.IntN(1000)), Name: []byte(name), Slots: slots, Flags: uint64(p.rand.IntN(2)) * wire.FlagIdempotent})
+		x.send(&wire.OfferFrame{Seq: uint64(p.rand.IntN(1000)), Name: []byte(name), Slots: slots, Flags: uint64(p.rand.IntN(8))})
 		return fmt.Sprintf("%s offers %s with %d slots", x.name, name, slots)
 	case k < 48:
 		x.calls++
@@ -178,6 +178,11 @@ func (p *peers) event() string {
 			f := exit(id, []uint64{0, 0, 1, 75}[p.rand.IntN(4)])
 			if p.rand.IntN(8) == 0 {
 				f.Source, f.Status, f.Code = args.FromBus, 75, []byte(args.CodeBusy)
+			} else if p.rand.IntN(6) == 0 {
+				if p.rand.IntN(2) == 0 {
+					x.send(&wire.OfferFrame{Seq: 1, Name: []byte(name), Flags: wire.FlagCannotStart, Note: []byte("gone")})
+				}
+				f.Source, f.Status, f.Code = args.FromBus, 126, []byte(args.CodeCannotStart)
 			}
 			x.send(f)
 			return fmt.Sprintf("%s ends %d with %d", x.name, id, f.Status)

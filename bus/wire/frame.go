@@ -71,8 +71,16 @@ const (
 	FlagHasInput = 1 << 1
 )
 
-// FlagIdempotent in OFFER: a call whose worker was lost may be run again.
-const FlagIdempotent = 1 << 0
+// Flags of OFFER.
+const (
+	// FlagIdempotent: a call whose worker was lost may be run again.
+	FlagIdempotent = 1 << 0
+	// FlagCannotStart, with no slots: the worker cannot start the program, for the reason in
+	// the note. The offer stays.
+	FlagCannotStart = 1 << 1
+	// FlagNotFound, in addition: since the program was not found.
+	FlagNotFound = 1 << 2
+)
 
 // Frame is one message of the protocol: one of the struct types below. Byte
 // slices of a decoded frame alias the buffer it was decoded from and are valid

@@ -22,6 +22,7 @@ const (
 	msgKill   msgType = 'k' // order: KILL
 
 	// Keeper to worker.
+	msgReady  msgType = 'R' // report: it can start programs
 	msgFailed msgType = 'F' // report: the program could not be executed
 	msgExited msgType = 'E' // report: the program exited, others of its tree may be left
 	msgGone   msgType = 'G' // report: nothing is left

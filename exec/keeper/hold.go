@@ -32,6 +32,7 @@ func keep() int {
 	}
 	catchSignals()
 	h := &holder{ctl: receiver{fd: controlFD}}
+	h.send(&report{kind: msgReady})
 	for {
 		t, payload, fds, err := h.ctl.next()
 		if err != nil {
@@ -87,9 +88,14 @@ func catchSignals() {
 // used again.
 func (h *holder) run(payload []byte, fds []int) bool {
 	var o order
-	if unpack(payload, &o) != nil || len(fds) != o.descriptors() {
+	if unpack(payload, &o) != nil {
 		closeAll(fds)
 		return false
+	}
+	if len(fds) < o.descriptors() { // the kernel drops those for which there is no room
+		closeAll(fds)
+		h.send(&report{kind: msgFailed, number: o.number, errno: int(unix.EMFILE)})
+		return true
 	}
 	t := &tree{h: h, number: o.number, pidfd: -1, cgroup: -1, self: os.Getpid()}
 	if o.cgroup {

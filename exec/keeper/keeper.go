@@ -27,7 +27,7 @@ const (
 
 // selfExe stays the running binary even after its file was replaced by a
 // newer one, so worker and keeper always use the same protocol.
-const selfExe = "/proc/self/exe"
+var selfExe = "/proc/self/exe"
 
 // controlFD is the keeper's end of its socket pair.
 const controlFD = 3

@@ -168,3 +168,29 @@ func TestNoMemoryController(t *testing.T) {
 		t.Errorf("%s is not a cgroup", dir)
 	}
 }
+
+// A keeper that cannot start is an error with the first line of what it wrote, which goes
+// nowhere else: no stack trace reaches the worker's stderr.
+func TestKeeperCannotStart(t *testing.T) {
+	defer func(was string) { selfExe = was }(selfExe)
+	dir := t.TempDir()
+	for name, test := range map[string]struct{ program, want string }{
+		"crash":  {"#!/bin/sh\nprintf 'runtime: failed to create new OS thread\\n\\ngoroutine 1:\\n' >&2; exit 2\n", "start keeper: resource temporarily unavailable: runtime: failed to create new OS thread"},
+		"silent": {"#!/bin/sh\nexit 2\n", "start keeper: resource temporarily unavailable: it ended at once"},
+		"gone":   {"", "start keeper: no such file or directory"},
+	} {
+		selfExe = filepath.Join(dir, name)
+		if test.program != "" {
+			if err := os.WriteFile(selfExe, []byte(test.program), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, err := NewPool(Setup{Path: "/bin/true"})
+		if err == nil {
+			p.Close()
+		}
+		if err == nil || err.Error() != test.want {
+			t.Errorf("%s: %v, want %s", name, err, test.want)
+		}
+	}
+}

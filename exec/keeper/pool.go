@@ -49,8 +49,26 @@ func NewPool(s Setup) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.awaitReady(); err != nil {
+		k.discard()
+		return nil, err
+	}
 	p.idle = []*keeper{k}
 	return p, nil
+}
+
+// Probe returns an error if no keeper could be started now.
+func (p *Pool) Probe() error {
+	k, err := p.take()
+	if err != nil {
+		return err
+	}
+	if err := k.awaitReady(); err != nil {
+		k.discard()
+		return err
+	}
+	p.put(k)
+	return nil
 }
 
 // MemoryBy names what limits the programs' memory: "cgroup", "rlimit", or ""
@@ -73,9 +91,14 @@ func (p *Pool) Start(o Order, fds ...int) (*Process, error) {
 	for try := 0; ; try++ {
 		k, err := p.take()
 		if err == nil {
+			err = k.awaitReady()
+		}
+		if err == nil {
 			if err = k.run(&msg, fds); err == nil {
 				return &Process{pool: p, k: k, number: msg.number, group: g}, nil
 			}
+		}
+		if k != nil {
 			k.discard() // it was killed while it was idle, so the program has not started
 		}
 		if k == nil || try == 3 {

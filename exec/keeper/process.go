@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
@@ -121,13 +122,15 @@ type keeper struct {
 	file   *os.File
 	conn   syscall.RawConn
 	number uint64
-	idle   int64 // since when, see Pool
+	ready  bool   // it has said so
+	words  []byte // what it wrote on stderr: it crashes
+	idle   int64  // since when, see Pool
 	buf    [512]byte
 }
 
 // Env is a keeper's own environment; programs get Setup's. One thread works and
 // little memory is used, so a collection is hardly ever needed.
-var Env = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB"}
+var Env = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB", "GOTRACEBACK=none"}
 
 func startKeeper(s *Setup) (*keeper, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -160,7 +163,8 @@ func startKeeper(s *Setup) (*keeper, error) {
 	return k, nil
 }
 
-// forkKeeper executes this binary as a keeper with its control socket.
+// forkKeeper executes this binary as a keeper with its control socket. That is its stderr
+// too, to which the runtime writes when it cannot go on, for lack of threads perhaps.
 func forkKeeper(control int) (int, error) {
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -169,7 +173,7 @@ func forkKeeper(control int) (int, error) {
 	defer unix.Close(null)
 	return syscall.ForkExec(selfExe, []string{keeperName}, &syscall.ProcAttr{
 		Env:   Env,
-		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(control)},
+		Files: []uintptr{uintptr(null), uintptr(null), uintptr(control), uintptr(control)},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 }
@@ -203,21 +207,46 @@ func (k *keeper) send(msg, rights []byte) error {
 	}
 }
 
+// awaitReady returns when a keeper can start programs, or an error that says why not.
+func (k *keeper) awaitReady() error {
+	for !k.ready {
+		if _, err := k.next(); err != nil {
+			words, _, _ := bytes.Cut(k.words, []byte("\n"))
+			if len(words) == 0 {
+				words = []byte("it ended at once")
+			}
+			return fmt.Errorf("start keeper: %w: %s", unix.EAGAIN, words)
+		}
+	}
+	return nil
+}
+
+// maxWords bounds what is kept of a keeper's stderr.
+const maxWords = 1 << 10
+
 // next waits for a report. io.EOF: the keeper is dead.
 func (k *keeper) next() (r report, err error) {
-	var n int
-	rerr := k.conn.Read(func(fd uintptr) bool {
-		n, err = ReadFD(int(fd), k.buf[:])
-		return err != unix.EAGAIN
-	})
-	switch err = cmp.Or(rerr, err); {
-	case err != nil:
-		return r, err
-	case n < 2:
-		return r, io.EOF
+	for {
+		var n int
+		rerr := k.conn.Read(func(fd uintptr) bool {
+			n, err = ReadFD(int(fd), k.buf[:])
+			return err != unix.EAGAIN
+		})
+		switch err = cmp.Or(rerr, err); {
+		case err != nil:
+			return r, err
+		case n == 0:
+			return r, io.EOF
+		case k.buf[0] > 1: // no packet of ours
+			k.words = append(k.words, k.buf[:min(n, maxWords-len(k.words))]...)
+			continue
+		case n < 2:
+			return r, io.EOF
+		}
+		r.kind = msgType(k.buf[1])
+		k.ready = k.ready || r.kind == msgReady
+		return r, unpack(k.buf[2:n], &r)
 	}
-	r.kind = msgType(k.buf[1])
-	return r, unpack(k.buf[2:n], &r)
 }
 
 // end closes an idle keeper's socket and waits until it has exited.

@@ -153,7 +153,9 @@ func startKeeper(s *Setup) (*keeper, error) {
 	if err = unix.SetNonblock(pair[0], true); err == nil {
 		k.file = os.NewFile(uintptr(pair[0]), "keeper")
 		if k.conn, err = k.file.SyscallConn(); err == nil {
-			err = k.send(pack(msgSetup, s), nil)
+			if err = k.send(pack(msgSetup, s), nil); err == unix.EPIPE || err == unix.ECONNRESET {
+				err = nil // awaitReady finds out why
+			}
 		}
 	}
 	if err != nil {
@@ -233,6 +235,8 @@ func (k *keeper) next() (r report, err error) {
 			return err != unix.EAGAIN
 		})
 		switch err = cmp.Or(rerr, err); {
+		case err == unix.ECONNRESET: // it died and had not read all: what it wrote comes after this
+			continue
 		case err != nil:
 			return r, err
 		case n == 0:

@@ -355,11 +355,16 @@ func (x *examination) socket() {
 	x.fail("connection", f)
 }
 
+// pidOf returns the process id in the default path of a node's socket, 0 if there is none.
+func pidOf(socket string) (pid int) {
+	fmt.Sscanf(socket, find.SocketDir+"/"+find.SocketPrefix+"%d"+find.SocketSuffix, &pid)
+	return pid
+}
+
 // serveThere returns the command that starts a node at a path, which a node may have
 // chosen itself.
 func serveThere(path string) string {
-	var pid int
-	if _, err := fmt.Sscanf(path, find.SocketDir+"/"+find.SocketPrefix+"%d"+find.SocketSuffix, &pid); err == nil {
+	if pidOf(path) > 0 {
 		return "fbus serve starts a node"
 	}
 	return join("fbus", "serve", "--socket", path) + " starts a node there"

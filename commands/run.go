@@ -126,6 +126,9 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 		return fail(args.CodeInternal, "private directory: %v", err)
 	}
 	defer os.RemoveAll(dir)
+	if lock := lockPrivate(dir); lock != nil {
+		defer lock.Close()
+	}
 	env, err := privateEnv(dir)
 	if err != nil {
 		return fail(args.CodeInternal, "private directory: %v", err)
@@ -162,10 +165,29 @@ func sweepPrivate() {
 	dirs, _ := filepath.Glob(filepath.Join(privateBase(), privatePrefix+"*"))
 	for _, dir := range dirs {
 		socket := filepath.Join(dir, "bus.sock")
-		if mine := os.Getuid(); find.Owned(dir, os.ModeDir, mine) && find.Owned(socket, os.ModeSocket, mine) && find.Probe(socket) != nil {
+		if mine := os.Getuid(); !find.Owned(dir, os.ModeDir, mine) || !find.Owned(socket, os.ModeSocket, mine) {
+			continue
+		}
+		if lock := lockPrivate(dir); lock != nil {
 			os.RemoveAll(dir)
+			lock.Close()
 		}
 	}
+}
+
+// lockPrivate locks the directory of a run for as long as the process lives. It returns nil
+// if another process holds the lock. Probing the socket is not enough: for a moment it
+// exists and nobody listens.
+func lockPrivate(dir string) *os.File {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		f.Close()
+		return nil
+	}
+	return f
 }
 
 // privateEnv fills the directory and returns the environment for the command: this fbus

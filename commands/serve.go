@@ -221,6 +221,14 @@ func (o *serveOptions) check() error {
 	return o.sharing.resolve()
 }
 
+// begins reports whether a socket may be that of a node which begins at this moment: it
+// exists, and nobody listens yet.
+func begins(socket string) bool {
+	st, err := os.Lstat(socket)
+	pid := pidOf(socket)
+	return err == nil && time.Since(st.ModTime()).Abs() < 5*time.Second && pid > 0 && syscall.Kill(pid, 0) == nil
+}
+
 // startNode creates a node and makes it listen. The caller must close it.
 func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err error) {
 	if err := o.check(); err != nil {
@@ -232,7 +240,9 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 	if !fixed {
 		path = defaultSocket(warn)
 		for _, p := range find.Sockets(os.Getuid()) {
-			node.RemoveStale(p)
+			if !begins(p) {
+				node.RemoveStale(p)
+			}
 		}
 	}
 	n := &servedNode{o: o, stderr: stderr, warn: warn}

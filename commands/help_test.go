@@ -84,3 +84,49 @@ func TestKeepaliveBound(t *testing.T) {
 		t.Errorf("%d commands have --keepalive", found)
 	}
 }
+
+// TestHelpGroups checks that each command and each flag has one group, and that no group
+// lists a name that does not exist.
+func TestHelpGroups(t *testing.T) {
+	unused := map[string]bool{"help": false}
+	for _, groups := range [][]group{commandGroups, flagGroups} {
+		seen := map[string]bool{}
+		for _, g := range groups {
+			for _, name := range strings.Fields(g.names) {
+				if seen[name] {
+					t.Errorf("%s is in two groups", name)
+				}
+				seen[name], unused[name] = true, name != "help"
+			}
+		}
+	}
+	for _, c := range commandTable {
+		if groupOf(commandGroups, c.name) == "" {
+			t.Errorf("command %s has no group: add it to commandGroups", c.name)
+		}
+		delete(unused, c.name)
+		for _, f := range c.make().Flags {
+			name, _ := namesOf(f)
+			if groupOf(flagGroups, c.name+"/"+name, name) == "" {
+				t.Errorf("flag --%s of %s has no group: add it to flagGroups", name, c.name)
+			}
+			delete(unused, c.name+"/"+name)
+			delete(unused, name)
+		}
+	}
+	for name, is := range unused {
+		if is {
+			t.Errorf("%s is in a group, but is no command and no flag", name)
+		}
+	}
+	_, help, _ := runs("--help")
+	_, call, _ := runs("call", "--help")
+	_, ls, _ := runs("ls", "--help")
+	for want, text := range map[string]string{
+		"\n\nCall functions:\n  call ": help, "\n\nWhat is sent:\n  --data ": call, "\n\nMessages:\n  --quiet": call, "\nFlags:\n  --json": ls,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in:\n%s", want, text)
+		}
+	}
+}

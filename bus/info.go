@@ -13,7 +13,7 @@ import (
 type LogEntry struct {
 	Seq      uint64    `json:"seq"`                // rises by one, also over restarts
 	Time     time.Time `json:"time"`               // when it happened: UTC, microseconds
-	Event    string    `json:"event"`              // "call", "refused", "invited", "joined", "renewed", "revoked", "dropped", …
+	Event    string    `json:"event"`              // "call", "refused", "invited", "joined", "renewed", "revoked", "removed", "dropped", …
 	Call     string    `json:"call,omitempty"`     // the call's id
 	Caller   string    `json:"caller,omitempty"`   // "ticket:ci", "uid:1000"
 	From     string    `json:"from,omitempty"`     // the caller's address, over TCP
@@ -107,6 +107,8 @@ type Invitation struct {
 	Admin     bool     `json:"admin,omitempty"`     // may call fbus.*
 	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
 	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged
+	Uses      int      `json:"uses,omitempty"`      // how many may join with it; default 1
+	Ephemeral bool     `json:"ephemeral,omitempty"` // who joins stays until disconnected for an hour
 	Addresses []string `json:"addresses,omitempty"` // host:port to dial; default the machine's
 }
 

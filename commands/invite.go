@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +25,7 @@ type inviteOptions struct {
 	look   lookOptions
 	ticket bus.Invitation // without its TTL, which follows
 	ttl    durationValue
+	uses   countValue
 	output string
 
 	hasName, hasOutput bool
@@ -38,11 +38,15 @@ func inviteCommand() *cli.Command {
 		UsageText: "invite --call GLOB|--offer GLOB|--admin … [flags]",
 		Description: `A ticket is a file, or its text, and as secret as a key. Its holder gets exactly the
 rights in it. By default it is an invitation: "fbus join" exchanges it, once, for an
-identity with a new key. A --reusable ticket is used as it is, by any number of users:
-in FBUS_TICKET, or with any TLS library. --ttl limits the ticket. An identity renews
-itself until it is revoked; a reusable ticket gives access until --ttl is over.
+identity with a new key. With --uses N, that many machines may join with it. Each gets an
+identity of its own, NAME-1, NAME-2, …, and revoking NAME revokes them all. A --reusable
+ticket is used as it is, by any number of users: in FBUS_TICKET, or with any TLS library.
+--ttl limits the ticket. An identity renews itself until it is revoked, or with --ephemeral
+until it was disconnected for an hour; a reusable ticket gives access until --ttl is over.
 
   fbus invite --offer 'resize*' --name gpu-box --ttl 1h -o gpu.ticket
+  fbus invite --offer 'resize*' | ssh gpu-box fbus join -
+  fbus invite --offer 'resize*' --name farm --uses 20 --ephemeral -o farm.ticket
   fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
 
 A GLOB matches names of functions: * any characters, ? one character, [a-z] one of a
@@ -55,6 +59,8 @@ class. No glob matches the node's own functions (fbus.…): --admin allows those
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.ticket.Name},
 			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{list: &o.ticket.Addresses}},
 			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, without fbus join", Destination: &o.ticket.Reusable, DisableDefaultText: true},
+			&cli.GenericFlag{Name: "uses", Usage: "`N` machines may join with it, each with an identity of its own; default 1", Value: &o.uses},
+			&cli.BoolFlag{Name: "ephemeral", Usage: "who joins with it stays until disconnected for an hour", Destination: &o.ticket.Ephemeral, DisableDefaultText: true},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write it to `FILE`, mode 0600, which must not exist; default stdout", Destination: &o.output},
 			nodeFlag(&o.look.node),
 			quietFlag(&o.look.quiet),
@@ -89,6 +95,14 @@ func (o *inviteOptions) check() error {
 	if o.ttl.set && o.ttl.d < trust.MinTTL {
 		return usage("--ttl must be at least %s, not %s", formatDuration(trust.MinTTL), formatDuration(o.ttl.d))
 	}
+	switch {
+	case o.uses.set && o.uses.n < 1:
+		return usage("--uses must be at least 1")
+	case o.uses.set && o.ticket.Reusable:
+		return usage("--uses and --reusable exclude each other: a reusable ticket is for any number of users")
+	case o.ticket.Ephemeral && o.ticket.Reusable:
+		return usage("--ephemeral and --reusable exclude each other: nobody joins with a reusable ticket")
+	}
 	for _, a := range o.ticket.Addresses {
 		if err := wire.CheckAddress(a); err != nil {
 			return usage("--address: %v", err).WithHint(find.AddrHint)
@@ -109,7 +123,7 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	q := o.ticket
-	q.TTL = o.ttl.d.Seconds()
+	q.TTL, q.Uses = o.ttl.d.Seconds(), o.uses.n
 	for i, a := range q.Addresses {
 		q.Addresses[i] = wire.WithPort(a)
 	}
@@ -166,17 +180,22 @@ func describeTicket(text []byte, file string) string {
 	if err != nil {
 		return "the node's answer cannot be read: " + err.Error()
 	}
-	// An invitation's rights are only in its comment.
-	rights := t.Rights.String()
-	for line := range bytes.Lines(text) {
-		if r, ok := bytes.CutPrefix(line, []byte("rights: ")); ok {
-			rights = strings.TrimSpace(string(r))
-			break
+	// An invitation's rights and uses are only in its comment.
+	rights, use, then := t.Rights.String(), "", ""
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch key {
+		case "rights":
+			rights = value
+		case "use":
+			use, _, _ = strings.Cut(value, ":")
+		case "then":
+			then = value
 		}
 	}
 	end := t.Expires.Local().Format("2006-01-02 15:04 MST")
 	if t.Joining {
-		return fmt.Sprintf("ticket %s: %s; until %s; use it once: fbus join %s\nthe member keeps these rights until the ticket is revoked: fbus revoke %s", t.Name, rights, end, find.TicketWord(file), t.Name)
+		return fmt.Sprintf("ticket %s: %s; until %s; use it %s: fbus join %s\n%s: fbus revoke %s", t.Name, rights, end, use, find.TicketWord(file), then, t.Name)
 	}
 	return fmt.Sprintf("ticket %s: %s; until %s; use it as it is: FBUS_TICKET=%s", t.Name, rights, end, find.TicketWord(file))
 }

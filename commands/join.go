@@ -131,10 +131,7 @@ func (o *joinOptions) exchange(ctx context.Context, j *trust.Joined, t *trust.Ti
 		return nil, err
 	}
 	switch e.Code {
-	case args.CodeUsed:
-		j.Abandon(t)
-		return o.kept(ctx, j, t, err)
-	case args.CodeExpired, args.CodeRevoked: // for good
+	case args.CodeUsed, args.CodeExpired, args.CodeRevoked: // for good
 		j.Abandon(t)
 	}
 	return nil, err
@@ -153,20 +150,6 @@ func (o *joinOptions) ask(ctx context.Context, t *trust.Ticket, request []byte) 
 		err = o.troubled(f.WithHint("join again with the same ticket: fbus join %s", find.TicketWord(o.ticket)))
 	}
 	return cert, err
-}
-
-// kept returns the identity that this invitation was exchanged for here earlier, so
-// joining twice does no harm. Without a valid one it returns the error used.
-func (o *joinOptions) kept(ctx context.Context, j *trust.Joined, t *trust.Ticket, used error) (*trust.Ticket, error) {
-	own, err := j.Load(t.Network)
-	if err != nil || own.Name != t.Name {
-		return nil, used
-	}
-	own.Addresses = t.Addresses
-	if o.admitted(ctx, own) != nil {
-		return nil, used
-	}
-	return own, j.Save(own)
 }
 
 // admitted checks that the network admits a ticket that needs no exchange.

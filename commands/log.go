@@ -51,7 +51,7 @@ refusals of one caller with one code, and of its calls that fbus ended before a 
 them, 50 a minute have an entry each; the others are counted ("and 12000 more").
 
 JSON fields, each where it applies: seq, time, event (call, refused, invited, joined,
-renewed, revoked, dropped: entries are missing, …), call (its id), caller, from,
+renewed, revoked, removed, dropped: entries are missing, …), call (its id), caller, from,
 function, worker, waited and ran (seconds), in and out (bytes), source (program, signal,
 fbus), status, code, message, name and serial (of a ticket), more (how many such ends or
 refusals this entry counts), dropped (how many). The function fbus.log answers the same,

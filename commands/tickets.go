@@ -21,12 +21,14 @@ func ticketsCommand() *cli.Command {
 		Usage:     "list the tickets that were issued",
 		UsageText: "tickets [flags]",
 		Description: `A ticket's holder may connect until it expires or is revoked. An invitation that was
-used is listed as the identity it was exchanged for.
+used is listed as the identity it was exchanged for; one for several machines has the
+number of its uses, and its identities are listed too.
 
   fbus tickets --json | jq -r 'select(.connected > 0) | .name'
 
 JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited,
-active, revoked, burnt), reusable, issued, issued_by (the serial of the ticket that
+active, revoked, burnt), reusable, uses and used (of an invitation for several machines),
+via (the serial of that invitation), ephemeral, issued, issued_by (the serial of the ticket that
 asked for it, if one did), expires, seen and from (last entry), key (SHA-256 of the
 public key), into (the serial that replaced it), ended and by (when it was used or revoked,
 from where), connected (connections now).`,
@@ -74,7 +76,14 @@ func stateOf(r *trust.Record, now time.Time) string {
 	case live && r.Reusable:
 		return "reusable"
 	}
-	return string(r.State)
+	state := string(r.State)
+	if r.Uses > 1 {
+		state += fmt.Sprintf(", %d of %d used", r.Used, r.Uses)
+	}
+	if r.Ephemeral {
+		state += ", ephemeral"
+	}
+	return state
 }
 
 func localTime(t time.Time) string {

@@ -29,6 +29,7 @@ const (
 	EventJoined  = "joined"  // an invitation was exchanged for an identity
 	EventRenewed = "renewed" // an identity has a new certificate
 	EventRevoked = "revoked" // a ticket was revoked
+	EventRemoved = "removed" // an ephemeral identity has gone
 	EventDropped = "dropped" // entries are missing here
 )
 

@@ -34,6 +34,8 @@ const (
 	// refreshTime is how often the node looks for changes of the list of tickets by other
 	// processes, and for expired tickets.
 	refreshTime = 2 * time.Second
+	// absentTime is how often it looks for ephemeral identities that have gone.
+	absentTime = time.Minute
 )
 
 // handshakeTime bounds a TLS handshake.

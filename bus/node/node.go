@@ -188,6 +188,10 @@ func New(cfg Config) (*Node, error) {
 		n.serving.Go(func() { n.every(refreshTime, gate.refresh) })
 		n.serving.Go(func() { n.every(refreshTime, n.dismissExpired) })
 		n.serving.Go(func() { n.every(cfg.KeepAlive/3, n.checkPulses) })
+		if cfg.Authority != nil {
+			n.dropAbsent()
+			n.serving.Go(func() { n.every(absentTime, n.dropAbsent) })
+		}
 	}
 	err := n.offerOwn()
 	if err == nil && cfg.Jobs != nil {
@@ -285,6 +289,9 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 		n.cfg.Warn("connection %d of %s closed: %v", s.id, peer.Caller, err)
 	}
 	s.close()
+	if peer.Serial != "" && n.cfg.Authority != nil {
+		n.cfg.Authority.Left(peer.Serial)
+	}
 	if !internal {
 		n.cfg.Note("connection %d of %s has ended: %v", s.id, peer.Caller, err)
 	}

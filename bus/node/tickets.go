@@ -18,7 +18,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	var d bus.Invitation
 	if q.Kind != args.KindJSON || q.document(&d) != nil {
-		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, ttl, reusable, addresses")
+		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, ttl, reusable, uses, ephemeral, addresses")
 	}
 	if len(d.Addresses) == 0 {
 		if d.Addresses = n.addresses(); len(d.Addresses) == 0 {
@@ -27,7 +27,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	}
 	t, err := n.cfg.Authority.Issue(p.issuer(), trust.Request{
 		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin},
-		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses,
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral,
 	})
 	if err != nil {
 		return err
@@ -56,7 +56,8 @@ func serveJoin(_ context.Context, q *asked) error {
 	if err != nil {
 		return q.refuseIdentity(err)
 	}
-	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventJoined, Caller: p.Caller, From: p.From, Serial: p.Serial})
+	name, _ := trust.CertificateName(cert)
+	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventJoined, Caller: p.Caller, From: p.From, Name: name, Serial: p.Serial})
 	q.out.Write(cert)
 	return nil
 }
@@ -106,6 +107,17 @@ func serveTickets(_ context.Context, q *asked) error {
 	return nil
 }
 
+// dropAbsent removes ephemeral identities that were disconnected for too long.
+func (n *Node) dropAbsent() {
+	gone, err := n.cfg.Authority.DropAbsent(n.connected())
+	if err != nil {
+		n.cfg.Warn("ephemeral identities cannot be removed: %v", err)
+	}
+	for _, r := range gone {
+		n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRemoved, Name: r.Name, Serial: r.Serial, Message: "it was disconnected for an hour"})
+	}
+}
+
 // connected counts the connections of each serial.
 func (n *Node) connected() map[string]int {
 	n.mu.Lock()
@@ -133,7 +145,8 @@ func serveRevoke(_ context.Context, q *asked) error {
 		info.Serials = append(info.Serials, r.Serial)
 	}
 	for i, r := range gone {
-		if slices.Contains(info.Serials, r.IssuedBy) && !slices.Contains(info.Issued, r.Name) {
+		joined := r.Via != "" && slices.Contains(info.Serials, r.Via)
+		if (joined || slices.Contains(info.Serials, r.IssuedBy)) && !slices.Contains(info.Issued, r.Name) {
 			info.Issued = append(info.Issued, r.Name)
 		}
 		if !before.IsZero() {

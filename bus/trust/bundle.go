@@ -127,6 +127,16 @@ func comment(text []byte) []string {
 	return strings.Split(string(before), "\n")
 }
 
+// CertificateName returns the ticket's name in the first certificate (PEM).
+func CertificateName(cert []byte) (string, error) {
+	certs, _, err := parseBundle(cert)
+	if err != nil || len(certs) == 0 {
+		return "", err
+	}
+	n, err := parseNames(certs[0].URIs)
+	return n.name, err
+}
+
 // CertificateEnd returns the serial of the first certificate (PEM) and the end of its
 // validity.
 func CertificateEnd(cert []byte) (serial string, end time.Time, err error) {

@@ -48,6 +48,11 @@
 // invitation expires, and gets the same certificate. Any other key is refused, so a
 // second joiner learns that the ticket was used.
 //
+// An invitation with Uses is burnt with its last use. Each key gets an identity with a
+// name of its own, NAME-1, NAME-2 and so on, whose record names the invitation (Via).
+// Revoking the invitation revokes them all. An Ephemeral identity is removed from the list
+// when it was disconnected for [EphemeralTime] ([Authority.DropAbsent]).
+//
 // A ticket's expiry limits only the exchange. The resulting identity is valid for
 // [IdentityLife]. It is renewed with the same key ([Authority.Renew]) in the last third
 // of that period, until it is revoked.

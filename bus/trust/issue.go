@@ -1,7 +1,9 @@
 package trust
 
 import (
+	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +16,9 @@ const (
 	DefaultReusableTTL = 30 * 24 * time.Hour // of a reusable ticket
 	MinTTL             = time.Minute
 	maxAddresses       = 16
+
+	// EphemeralTime is how long an ephemeral identity may be disconnected.
+	EphemeralTime = time.Hour
 )
 
 // Request describes the ticket to issue.
@@ -22,6 +27,8 @@ type Request struct {
 	Rights    Rights
 	TTL       time.Duration // default DefaultTTL or DefaultReusableTTL
 	Reusable  bool          // carries its own rights, for any number of users
+	Uses      int           // how many may join with an invitation; default 1
+	Ephemeral bool          // identities go when they were disconnected for EphemeralTime
 	Addresses []string      // host:port of the node, a hint for the joiner
 }
 
@@ -50,7 +57,10 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	now, ca := a.now().UTC().Truncate(time.Second), a.root.Load().ca
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), ca.NotAfter), Key: hash,
+		Issued: now, Expires: earlier(now.Add(q.TTL), ca.NotAfter), Key: hash, Ephemeral: q.Ephemeral,
+	}
+	if q.Uses > 1 {
+		r.Uses = q.Uses
 	}
 	if r.Reusable {
 		r.State = Active
@@ -68,6 +78,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	return &Ticket{
 		Network: a.network, Name: r.Name, Rights: r.Rights, Joining: !r.Reusable, Serial: r.Serial,
 		Issued: now, Expires: r.Expires, Addresses: q.Addresses, CA: ca, Leaf: cert, Key: key,
+		Uses: r.Uses, Ephemeral: r.Ephemeral,
 	}, nil
 }
 
@@ -75,6 +86,18 @@ func (a *Authority) checkRequest(q *Request) error {
 	if q.Name != "" {
 		if err := CheckName(q.Name); err != nil {
 			return err
+		}
+	}
+	switch {
+	case q.Uses < 0 || q.Uses > maxLive:
+		return errorf(args.CodeBadRight, "a ticket must be for 1 to %d uses, not %d", maxLive, q.Uses)
+	case q.Uses > 0 && q.Reusable:
+		return errorf(args.CodeBadRight, "a reusable ticket is not joined with: it has no number of uses")
+	case q.Ephemeral && q.Reusable:
+		return errorf(args.CodeBadRight, "a reusable ticket is no identity that could be ephemeral")
+	case q.Uses > 1 && q.Name != "":
+		if err := CheckName(identityName(q.Name, q.Uses)); err != nil {
+			return errorf(args.CodeBadRight, "the name %q leaves no room for numbers of identities", args.Shown(q.Name)).WithHint("use a shorter name")
 		}
 	}
 	if q.Rights.Empty() {
@@ -131,6 +154,19 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 	if t.get(r.Serial) != nil {
 		return errorf(args.CodeStorage, "the serial %s was made twice", r.Serial)
 	}
+	if err := t.room(&r, now); err != nil {
+		return err
+	}
+	if others := t.named(r.Name, now); len(others) > 0 {
+		return errorf(args.CodeNameTaken, "ticket %s exists already, until %s", r.Name, stamp(others[0].Expires)).
+			WithHint("choose another name, or revoke the ticket first: fbus revoke %s", r.Name)
+	}
+	t.add(r)
+	return nil
+}
+
+// room returns an error if the list has no place for a record.
+func (t *table) room(r *Record, now time.Time) error {
 	live, limit := 0, maxLive
 	if r.IssuedBy != "" { // the rest is for the node's owner
 		limit = maxLive / 4 * 3
@@ -143,11 +179,6 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 	if live >= limit {
 		return errorf(args.CodeStorage, "too many tickets (limit %d)", limit).WithHint("revoke tickets that are no longer used")
 	}
-	if others := t.named(r.Name, now); len(others) > 0 {
-		return errorf(args.CodeNameTaken, "ticket %s exists already, until %s", r.Name, stamp(others[0].Expires)).
-			WithHint("choose another name, or revoke the ticket first: fbus revoke %s", r.Name)
-	}
-	t.add(r)
 	return nil
 }
 
@@ -209,19 +240,117 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 		return identity, false, expired("ticket "+inv.Name, inv.Expires, now)
 	case hash == inv.Key:
 		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have read").WithHint("make a new key")
-	case inv.State == Burnt:
-		if r := t.get(inv.Into); r != nil && r.State == Active && r.Key == hash {
-			return *r, false, nil
+	}
+	for i := range t.records {
+		r := &t.records[i]
+		switch {
+		case r.Key != hash || r.Via != inv.Serial && r.Serial != inv.Into:
+		case r.State == Revoked:
+			return identity, false, revoked(r.Name, r.Ended)
+		case r.State == Active:
+			return *t.latest(r), false, nil
 		}
+	}
+	if inv.State == Burnt {
 		return identity, false, used(inv)
 	}
 	identity = Record{
-		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active,
+		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active, Ephemeral: inv.Ephemeral,
 		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash, IssuedBy: inv.IssuedBy,
 	}
-	inv.State, inv.Into, inv.Ended, inv.By = Burnt, identity.Serial, now, from
+	if inv.Uses > 1 {
+		if err := t.room(&identity, now); err != nil {
+			return identity, false, err
+		}
+		identity.Via = inv.Serial
+		for k := inv.Used + 1; ; k++ { // another ticket may have that name
+			if identity.Name = identityName(inv.Name, k); len(t.named(identity.Name, now)) == 0 {
+				break
+			}
+		}
+		if inv.Used++; inv.Used == inv.Uses {
+			inv.State, inv.Ended, inv.By = Burnt, now, from
+		}
+	} else {
+		inv.State, inv.Into, inv.Ended, inv.By = Burnt, identity.Serial, now, from
+	}
 	t.add(identity)
 	return identity, true, nil
+}
+
+// identityName is the name of the kth identity of an invitation for several.
+func identityName(invitation string, k int) string { return fmt.Sprintf("%s-%d", invitation, k) }
+
+// DropAbsent removes the ephemeral identities that were disconnected for EphemeralTime, and
+// returns their last records. connected are the serials that have connections now. A node
+// calls it every minute, so that after a crash the time counts from about the last moment
+// of a connection.
+func (a *Authority) DropAbsent(connected map[string]int) (gone []Record, err error) {
+	t, err := a.list.load()
+	if err != nil {
+		return nil, err
+	}
+	now, due := a.now(), false
+	for i := range t.records {
+		r := &t.records[i]
+		switch {
+		case !r.Ephemeral || r.State != Active:
+		case connected[r.Serial] > 0:
+			a.list.present(r)
+		default:
+			due = due || now.Sub(later(r.Issued, r.Seen)) >= EphemeralTime
+		}
+	}
+	if !due {
+		return nil, nil
+	}
+	err = a.list.update(func(t *table) (bool, error) {
+		a.list.addLate(t.records)
+		last := map[string]time.Time{} // by name: several certificates of one identity
+		for _, r := range t.records {
+			if r.Ephemeral && r.State == Active {
+				last[r.Name] = later(last[r.Name], later(r.Issued, r.Seen))
+			}
+		}
+		issuers := map[string]bool{}
+		for _, r := range t.records {
+			issuers[r.IssuedBy] = issuers[r.IssuedBy] || r.Live(now)
+		}
+		t.records = slices.DeleteFunc(t.records, func(r Record) bool {
+			if !r.Ephemeral || r.State != Active || now.Sub(last[r.Name]) < EphemeralTime || issuers[r.Serial] {
+				return false
+			}
+			gone = append(gone, r)
+			return true
+		})
+		return len(gone) > 0, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var serials []string
+	for _, r := range gone {
+		serials = append(serials, r.Serial)
+	}
+	a.list.tell(serials) // one may have connected at this moment
+	return gone, nil
+}
+
+// Left records that a connection of a serial has ended, from which on an ephemeral identity
+// is absent.
+func (a *Authority) Left(serial string) {
+	if t := a.list.current.Load(); t != nil {
+		if r := t.get(serial); r != nil && r.Ephemeral {
+			a.list.present(r)
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // Renew returns a new certificate (PEM) for the same key and identity. Before the last
@@ -317,7 +446,7 @@ func (t *table) kin(nameOrSerial string) (found []*Record) {
 		n = len(in)
 		for i := range t.records {
 			r := &t.records[i]
-			if in[r.Serial] || in[r.Into] || in[r.IssuedBy] {
+			if in[r.Serial] || in[r.Into] || in[r.IssuedBy] || in[r.Via] {
 				in[r.Serial] = true
 				if r.Into != "" {
 					in[r.Into] = true
@@ -334,10 +463,13 @@ func (t *table) kin(nameOrSerial string) (found []*Record) {
 }
 
 func unlisted(serial string) *args.Error {
-	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost or is an older copy", args.Shown(serial)).WithHint("ask for a new ticket")
+	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: it was ephemeral and has gone, or the list was lost or is an older copy", args.Shown(serial)).WithHint("ask for a new ticket")
 }
 
 func used(r *Record) *args.Error {
+	if r.Uses > 1 {
+		return errorf(args.CodeUsed, "ticket %s was used already, %d times, the last time at %s, from %s", r.Name, r.Used, stamp(r.Ended), r.By).WithHint("ask for a new one")
+	}
 	return errorf(args.CodeUsed, "ticket %s was used already, at %s, from %s", r.Name, stamp(r.Ended), r.By).
 		WithHint("ask for a new one; if that was not you, fbus revoke %s locks the other user out", r.Name)
 }

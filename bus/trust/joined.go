@@ -32,7 +32,7 @@ func (j *Joined) Close() error { return j.dir.close() }
 
 // Begin makes the joiner's own key for an invitation, stores it on the disk, and returns
 // the request (PEM) for the node. Calling it again with the same invitation uses the
-// same key, so a lost reply or a crash before Finish costs nothing.
+// same key, also after Finish, so a lost reply or a crash costs nothing.
 func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	if !invitation.Joining {
 		return nil, errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", invitation.Name)
@@ -49,7 +49,13 @@ func (j *Joined) Begin(invitation *Ticket) ([]byte, error) {
 	key, err := j.pending(invitation)
 	if errors.Is(err, fs.ErrNotExist) {
 		var text []byte
-		if key, err = newKey(); err == nil {
+		// Joining again must not use up another use of the invitation.
+		if own, lerr := j.Load(invitation.Network); lerr == nil && own.Invitation == invitation.Serial {
+			key, err = own.Key, nil
+		} else {
+			key, err = newKey()
+		}
+		if err == nil {
 			text, err = keyPEM(key)
 		}
 		if err == nil {
@@ -76,7 +82,7 @@ func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 		return nil, err
 	}
 	own := *invitation
-	own.Key = key
+	own.Key, own.Invitation = key, invitation.Serial
 	t, err := own.WithCertificate(cert)
 	if err != nil {
 		return nil, err

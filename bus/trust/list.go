@@ -230,14 +230,16 @@ func (l *list) put(t *table) (gone []string) {
 func (l *list) finish(records []Record) []Record {
 	l.addLate(records)
 	now := l.now()
-	over := 0
+	over, vias := 0, map[string]bool{} // an invitation stays as long as its identities, to be revoked with them
 	for i := range records {
-		if !records[i].Live(now) {
+		if records[i].Live(now) {
+			vias[records[i].Via] = true
+		} else {
 			over++
 		}
 	}
 	return slices.DeleteFunc(records, func(r Record) bool {
-		if over <= maxFinished || r.Live(now) {
+		if over <= maxFinished || r.Live(now) || vias[r.Serial] {
 			return false
 		}
 		over--
@@ -260,6 +262,18 @@ func (l *list) saw(serial, from string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seen[serial] = sighting{at: l.now().UTC().Truncate(time.Second), from: from}
+}
+
+// present records that an identity is connected, or was until now.
+func (l *list) present(r *Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.seen[r.Serial]
+	if s.from == "" {
+		s.from = r.From
+	}
+	s.at = l.now().UTC().Truncate(time.Second)
+	l.seen[r.Serial] = s
 }
 
 // refresh loads the list, and writes sightings every ten seconds.

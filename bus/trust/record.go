@@ -25,20 +25,24 @@ const (
 // Record describes one serial in the list. Times are in whole seconds, as in
 // certificates.
 type Record struct {
-	Serial   string    `json:"serial"` // 32 hexadecimal digits
-	Name     string    `json:"name"`
-	Rights   Rights    `json:"rights"` // of an invitation: those of the later identity
-	State    State     `json:"state"`
-	Reusable bool      `json:"reusable,omitempty"`
-	Issued   time.Time `json:"issued"`
-	Expires  time.Time `json:"expires"`
-	Key      string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
-	Into     string    `json:"into,omitempty"`      // the serial that replaced it: the identity, or the renewed certificate
-	Ended    time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
-	By       string    `json:"by,omitempty"`        // the address of the exchange that burnt it
-	IssuedBy string    `json:"issued_by,omitempty"` // the serial of the requesting ticket; empty: a user of the node's machine
-	Seen     time.Time `json:"seen,omitzero"`       // last entry; may lag by ten seconds after a crash
-	From     string    `json:"from,omitempty"`      // the address of that entry
+	Serial    string    `json:"serial"` // 32 hexadecimal digits
+	Name      string    `json:"name"`
+	Rights    Rights    `json:"rights"` // of an invitation: those of the later identity
+	State     State     `json:"state"`
+	Reusable  bool      `json:"reusable,omitempty"`
+	Uses      int       `json:"uses,omitempty"`      // of an invitation: how many may join with it, if more than one
+	Used      int       `json:"used,omitempty"`      // and how many have
+	Via       string    `json:"via,omitempty"`       // of an identity: the serial of an invitation with Uses
+	Ephemeral bool      `json:"ephemeral,omitempty"` // the identity goes when it was disconnected for EphemeralTime
+	Issued    time.Time `json:"issued"`
+	Expires   time.Time `json:"expires"`
+	Key       string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
+	Into      string    `json:"into,omitempty"`      // the serial that replaced it: the identity, or the renewed certificate
+	Ended     time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
+	By        string    `json:"by,omitempty"`        // the address of the exchange that burnt it
+	IssuedBy  string    `json:"issued_by,omitempty"` // the serial of the requesting ticket; empty: a user of the node's machine
+	Seen      time.Time `json:"seen,omitzero"`       // last entry; may lag by ten seconds after a crash
+	From      string    `json:"from,omitempty"`      // the address of that entry
 }
 
 // Live reports whether the record occupies its name at that time.
@@ -108,6 +112,10 @@ func (r *Record) check() error {
 		return errorf(args.CodeDamaged, "serial %s has no key", r.Serial)
 	case r.IssuedBy != "" && !isSerial(r.IssuedBy):
 		return errorf(args.CodeDamaged, "serial %s was issued by %q", r.Serial, args.Shown(r.IssuedBy))
+	case r.Via != "" && !isSerial(r.Via):
+		return errorf(args.CodeDamaged, "serial %s has joined with %q", r.Serial, args.Shown(r.Via))
+	case r.Uses < 0 || r.Used < 0:
+		return errorf(args.CodeDamaged, "serial %s has a negative number of uses", r.Serial)
 	case r.Into != "" && !isSerial(r.Into):
 		return errorf(args.CodeDamaged, "serial %s became %q", r.Serial, args.Shown(r.Into))
 	}

@@ -28,7 +28,12 @@ type Ticket struct {
 	Issued  time.Time // of a parsed ticket: the start of its validity
 	Expires time.Time
 
-	Addresses []string // host:port to dial, in this order: hints, which may have been edited
+	Addresses  []string // host:port to dial, in this order: hints, which may have been edited
+	Invitation string   // of a joined identity: the serial of the invitation, a hint too
+
+	// Of an invitation, known to the issuer, not to the reader.
+	Uses      int  // how many may join with it, if more than one
+	Ephemeral bool // identities go when they were disconnected for EphemeralTime
 
 	CA   *x509.Certificate
 	Leaf *x509.Certificate
@@ -50,14 +55,25 @@ func (t *Ticket) Format() ([]byte, error) {
 		line("rights", t.Rights.String())
 	}
 	if t.Joining {
-		line("use", "once: fbus join FILE")
-		line("then", "the member stays until the ticket is revoked")
+		uses, then := "once", "the member keeps these rights until "
+		if t.Uses > 1 {
+			uses, then = fmt.Sprintf("up to %d times", t.Uses), "each member keeps these rights until "
+		}
+		if t.Ephemeral {
+			then += "it was disconnected for an hour, or "
+		}
+		then += "the ticket is revoked"
+		line("use", uses+": fbus join FILE")
+		line("then", then)
 	} else {
 		line("use", "FBUS_TICKET=FILE, or with any TLS 1.3 library")
 	}
 	line("expires", stamp(t.Expires))
 	line("serial", t.Serial)
 	line("server name", ServerName(t.Network))
+	if t.Invitation != "" {
+		line("invitation", t.Invitation)
+	}
 	for _, addr := range t.Addresses {
 		line("address", addr)
 	}
@@ -105,6 +121,9 @@ func ParseTicket(text []byte) (*Ticket, error) {
 		return nil, err
 	}
 	for _, l := range comment(text) {
+		if serial, ok := strings.CutPrefix(strings.TrimSpace(l), "invitation:"); ok && isSerial(strings.TrimSpace(serial)) {
+			t.Invitation = strings.TrimSpace(serial)
+		}
 		addr, ok := strings.CutPrefix(strings.TrimSpace(l), "address:")
 		addr = strings.TrimSpace(addr)
 		if ok && checkAddress(addr) == nil && len(t.Addresses) < maxAddresses {
@@ -187,7 +206,7 @@ func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	if err != nil {
 		return nil, errorf(args.CodeBadTicket, "the node's answer is not a certificate: %v", err)
 	}
-	next := &Ticket{CA: t.CA, Key: t.Key, Addresses: slices.Clone(t.Addresses)}
+	next := &Ticket{CA: t.CA, Key: t.Key, Addresses: slices.Clone(t.Addresses), Invitation: t.Invitation}
 	if len(certs) == 2 && sameCA(certs[1], t.CA) {
 		if certs[1].NotAfter.After(t.CA.NotAfter) {
 			next.CA = certs[1]

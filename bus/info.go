@@ -42,7 +42,7 @@ type FunctionInfo struct {
 	Busy        int          `json:"busy"`        // slots taken
 	Queued      int          `json:"queued"`      // calls that wait for a slot
 	Done        uint64       `json:"done"`        // calls that ended with status 0
-	Failed      uint64       `json:"failed"`      // calls that ended otherwise
+	Failed      uint64       `json:"failed"`      // calls that ended otherwise, but not those that were refused as busy
 	Note        string       `json:"note"`        // why a worker has nothing ready; of the last one that gave a reason
 	Workers     []WorkerInfo `json:"workers"`
 

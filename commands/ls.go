@@ -20,9 +20,10 @@ func lsCommand() *cli.Command {
   fbus ls --json | jq -r .name
 
 JSON fields: name, description, arguments (how they arrive), slots, busy,
-queued, done (ended with 0), failed, note, and workers: name, id, identity,
-slots, busy, idempotent, description, arguments, note. The function fbus.functions answers the same.
-Where no worker can start the program, its note stands in place of the description.`,
+queued, done (ended with 0), failed (otherwise, but not refused as busy), note, and workers:
+name, id, identity, slots, busy, idempotent, description, arguments, note. The function
+fbus.functions answers the same. Where no worker can start the program, its note stands in
+place of the description.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			return ls(o, ctx.Args().Slice(), ctx.App.Writer)

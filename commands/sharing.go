@@ -118,12 +118,12 @@ func (n *servedNode) reread() {
 	n.setRights(r, n.o.config)
 }
 
-// setRights applies a changed table. A table that was added or removed needs a restart: a
-// file that is only half written must not give rights to all.
+// setRights applies a changed table. One that was removed needs a restart: a file that is
+// only half written must not give rights to all. An empty one gives rights to nobody.
 func (n *servedNode) setRights(r *rights, file string) {
 	switch old := n.rights.Load(); {
 	case r.same(old):
-	case r == nil || old == nil:
+	case r == nil:
 		n.warn("%s: the table [rights] was added or removed: that needs a restart", file)
 	default:
 		n.rights.Store(r)
@@ -232,13 +232,10 @@ func (g *grant) identify(who string) (err error) {
 	return err
 }
 
-// check reports empty and useless entries.
+// check reports useless entries.
 func (r *rights) check(p *problems) {
 	if r == nil {
 		return
-	}
-	if len(r.grants) == 0 {
-		p.add(r.at, "rights: the table is empty; an entry is \"uid:1000\" = { call = [\"*\"] }")
 	}
 	for _, g := range r.grants {
 		if g.wrong {

@@ -136,12 +136,14 @@ func (c *call) count(f *wire.EndFrame) {
 	}
 }
 
-// totals returns how many calls ended with a program's status 0, and how many otherwise.
+// totals returns how many calls ended with a program's status 0, and how many otherwise. A
+// call that found no room is neither: it is often made again, by fbus pipe and map themselves.
 func (s *stats) totals() (done, failed uint64) {
 	for e, k := range s.ends {
-		if e.source == args.FromProgram && e.status == 0 && e.code != "other" {
+		switch {
+		case e.source == args.FromProgram && e.status == 0 && e.code != "other":
 			done += k
-		} else {
+		case e.source != args.FromBus || e.code != args.CodeBusy:
 			failed += k
 		}
 	}

@@ -463,7 +463,8 @@ func (t *table) kin(nameOrSerial string) (found []*Record) {
 }
 
 func unlisted(serial string) *args.Error {
-	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: it was ephemeral and has gone, or the list was lost or is an older copy", args.Shown(serial)).WithHint("ask for a new ticket")
+	return errorf(args.CodeUnlisted, "the ticket with serial %s is not on the list of this network: the list was lost or is an older copy", args.Shown(serial)).
+		WithHint("ask for a new ticket; an ephemeral identity is removed when it was disconnected for an hour")
 }
 
 func used(r *Record) *args.Error {

@@ -42,6 +42,9 @@ func Listen(path string, fixed bool) (*Listener, error) {
 	}
 	l := &Listener{path: path}
 	if fixed {
+		if _, err := stale(path); err != nil { // first: the lock's file stays
+			return nil, err
+		}
 		if err := l.takeLock(); err != nil {
 			return nil, err
 		}
@@ -162,28 +165,37 @@ func (l *Listener) dropLock() {
 // RemoveStale removes the socket at path if it is this user's and nobody listens there. If
 // anything else is there it returns an error.
 func RemoveStale(path string) error {
-	st, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if is, err := stale(path); !is || err != nil {
 		return err
 	}
+	return os.Remove(path)
+}
+
+// stale reports whether this user's socket is at path and nobody listens there. Anything
+// else there is an error.
+func stale(path string) (bool, error) {
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	if uid := int(st.Sys().(*syscall.Stat_t).Uid); uid != os.Getuid() {
-		return fmt.Errorf("%s: belongs to uid %d: it is neither used nor removed", path, uid)
+		return false, fmt.Errorf("%s: belongs to uid %d: it is neither used nor removed", path, uid)
 	}
 	if st.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s: exists and is not a socket", path)
+		return false, fmt.Errorf("%s: exists and is not a socket", path)
 	}
 	nc, err := net.Dial("unix", path)
 	if err == nil {
 		nc.Close()
-		return fmt.Errorf("%s: a node listens there already", path)
+		return false, fmt.Errorf("%s: a node listens there already", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("%s: %w", path, rootCause(err))
+		return false, fmt.Errorf("%s: %w", path, rootCause(err))
 	}
-	return os.Remove(path)
+	return true, nil
 }
 
 // Path returns the socket's path.

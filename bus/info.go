@@ -36,14 +36,16 @@ type LogEntry struct {
 // FunctionInfo is a function on the bus, a line of fbus.functions.
 type FunctionInfo struct {
 	Name        string       `json:"name"`
-	Description string       `json:"description"` // of the last worker that gave one
-	Arguments   string       `json:"arguments"`   // how they arrive
-	Slots       int          `json:"slots"`       // of all workers
-	Busy        int          `json:"busy"`        // slots taken
-	Queued      int          `json:"queued"`      // calls that wait for a slot
-	Done        uint64       `json:"done"`        // calls that ended with status 0
-	Failed      uint64       `json:"failed"`      // calls that ended otherwise, but not those that were refused as busy
-	Note        string       `json:"note"`        // why a worker has nothing ready; of the last one that gave a reason
+	Description string       `json:"description"`     // of the last worker that gave one
+	Arguments   string       `json:"arguments"`       // how they arrive
+	Slots       int          `json:"slots"`           // of all workers
+	Busy        int          `json:"busy"`            // slots taken
+	Queued      int          `json:"queued"`          // calls that wait for a slot
+	Done        uint64       `json:"done"`            // calls that ended with status 0
+	Failed      uint64       `json:"failed"`          // calls that ended otherwise, but not those that were refused as busy
+	Note        string       `json:"note"`            // why a worker has nothing ready; of the last one that gave a reason
+	Held        bool         `json:"held,omitempty"`  // its jobs wait: fbus.hold
+	Waits       string       `json:"waits,omitempty"` // why a call would have to wait now
 	Workers     []WorkerInfo `json:"workers"`
 
 	// Schema is a JSON Schema of the arguments, of the last worker that gave one.
@@ -61,7 +63,21 @@ type WorkerInfo struct {
 	Idempotent  bool   `json:"idempotent"`
 	Description string `json:"description"`
 	Arguments   string `json:"arguments"`
-	Note        string `json:"note"` // why it has nothing ready; empty: all is well
+	Note        string `json:"note"`           // why it has nothing ready; empty: all is well
+	Held        bool   `json:"held,omitempty"` // it gets nothing new: fbus.hold
+}
+
+// HeldInfo is what is held, a line of fbus.hold: a function or workers.
+type HeldInfo struct {
+	Function string `json:"function,omitempty"` // whose jobs wait
+	On       string `json:"on,omitempty"`       // a glob of workers that get nothing new
+	Workers  int    `json:"workers"`            // that offer the function, or that match, now
+}
+
+// HoldQuery is the JSON object that fbus.hold and fbus.release take.
+type HoldQuery struct {
+	Functions []string `json:"functions,omitempty"`
+	On        string   `json:"on,omitempty"`
 }
 
 // CallInfo is a call that runs or waits, a line of fbus.calls.
@@ -206,10 +222,10 @@ type JobInfo struct {
 	Worker     string    `json:"worker,omitempty"`
 	Call       string    `json:"call,omitempty"` // while it runs
 	JobEnd               // of it, or its last attempt
-	In         int64     `json:"in"`  // bytes
-	Out        int64     `json:"out"` // bytes
-	Err        int64     `json:"err"` // bytes of stderr
-	Note       string    `json:"note,omitempty"`
+	In         int64     `json:"in"`             // bytes
+	Out        int64     `json:"out"`            // bytes
+	Err        int64     `json:"err"`            // bytes of stderr
+	Note       string    `json:"note,omitempty"` // why it waits
 	Parent     string    `json:"parent,omitempty"`
 	Children   []string  `json:"children,omitempty"`
 	History    []JobTry  `json:"history,omitempty"` // only if the job was asked for by id

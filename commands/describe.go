@@ -21,8 +21,8 @@ func describeCommand() *cli.Command {
 		UsageText: "describe [flags] NAME",
 		Description: `  fbus describe wc
 
-A note shows why a worker cannot take a call now. JSON fields:
-those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
+A note shows why a worker cannot take a call now, and waits why any call would have to
+wait, in the words of fbus jobs and doctor. JSON fields: those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
@@ -56,7 +56,16 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		fact("arguments", "%s", f.Arguments)
 		fact("slots", "%d, %d busy", f.Slots, f.Busy)
 		fact("calls", "%d queued, %d done, %d failed", f.Queued, f.Done, f.Failed)
+		if f.Waits != "" {
+			fact("waits", "%s", f.Waits)
+		}
+		if f.Held {
+			fact("held", "jobs wait until fbus release %s", f.Name)
+		}
 		for _, k := range f.Workers {
+			if k.Held {
+				fact("held", "%s gets nothing new", k.Name)
+			}
 			if k.Note != "" {
 				fact("note", "%s: %s", k.Name, k.Note)
 			}

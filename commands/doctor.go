@@ -660,7 +660,9 @@ func (x *examination) function() {
 func (x *examination) workers(f *bus.FunctionInfo) {
 	free, notes := 0, ""
 	for _, w := range f.Workers {
-		free += max(0, w.Slots-w.Busy)
+		if !w.Held {
+			free += max(0, w.Slots-w.Busy)
+		}
 		if w.Note != "" && notes == "" {
 			notes = fmt.Sprintf("%s: %s", w.Name, w.Note)
 		}
@@ -668,8 +670,8 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 	switch {
 	case f.Slots == 0 && notes != "":
 		x.fail("workers", noneStarts(f).WithHint("%s shows them; a worker looks again by itself", join("fbus", "describe", f.Name)))
-	case free == 0:
-		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait", free, plural(f.Slots, "slot"), queued(f.Queued)).
+	case free == 0 || f.Waits != "":
+		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait: %s", free, plural(f.Slots, "slot"), queued(f.Queued), cmp.Or(f.Waits, "no free slot")).
 			WithHint("fbus ps shows the calls; offering the function again, here or elsewhere, adds slots; fbus call -w 1m waits a minute"))
 	case notes != "":
 		x.warn("workers", join("fbus", "describe", f.Name)+" shows them", "%d of %s free; %s", free, plural(f.Slots, "slot"), notes)

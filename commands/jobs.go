@@ -58,7 +58,7 @@ function, state, poster, posted, age (seconds), due, started, ended, attempts, u
 (those that count against retries), lost (workers in a row), retries, priority, unique, then,
 else, finally, timeout and keep (seconds), on, batch, item
 (with item_encoding, "base64" if it is not UTF-8), at_most_once, unique_for (seconds), worker, call, source, status, code and message (of the
-last end), in, out and err (bytes), note, parent, children; with an ID also history (attempt, started, ended, worker, call, source,
+last end), in, out and err (bytes), note (why it waits), parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
 fbus.jobs returns the same.`,
 		Flags: append(o.flags(),
@@ -271,7 +271,7 @@ func (j *jobLine) note() string {
 	case "running":
 		parts = append(parts, "on "+j.Worker)
 	case "delayed":
-		if !j.Due.IsZero() {
+		if j.Note == "" && !j.Due.IsZero() { // an older node
 			parts = append(parts, "due in "+age(max(0, time.Until(j.Due).Seconds())))
 		}
 		parts = append(parts, endText(j.JobEnd))
@@ -545,7 +545,9 @@ func (w *jobWatcher) print(page []byte, key string, width int) error {
 // key contains every field of a job that does not change with time alone.
 func (j *jobLine) key() string {
 	i := j.JobInfo
-	i.Age, i.Due = 0, time.Time{}
+	if i.Age, i.Due = 0, (time.Time{}); i.State == "delayed" {
+		i.Note = "" // the same time, perhaps in other words
+	}
 	key, _ := marshal(i)
 	return string(key) + "\n"
 }

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 
@@ -20,10 +21,11 @@ func lsCommand() *cli.Command {
   fbus ls --json | jq -r .name
 
 JSON fields: name, description, arguments (how they arrive), slots, busy,
-queued, done (ended with 0), failed (otherwise, but not refused as busy), note, and workers:
-name, id, identity, slots, busy, idempotent, description, arguments, note. The function
-fbus.functions answers the same. Where no worker can start the program, its note stands in
-place of the description.`,
+queued, done (ended with 0), failed (otherwise, but not refused as busy), note, held (its
+jobs wait), waits (why a call would have to wait), and workers: name, id, identity, slots,
+busy, idempotent, description, arguments, note, held. The function fbus.functions answers
+the same. Where no worker can start the program, its note stands in place of the
+description.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			return ls(o, ctx.Args().Slice(), ctx.App.Writer)
@@ -45,18 +47,35 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 				if f.Slots == 0 && f.Note != "" {
 					about = f.Note
 				}
-				row(f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, about)
+				row(f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, heldNote(&f)+about)
 			}
 		})
 	}
 	return o.missing(list, names)
 }
 
+// heldNote says what of a function is held, "" if nothing is.
+func heldNote(f *bus.FunctionInfo) string {
+	held := 0
+	for _, w := range f.Workers {
+		if w.Held {
+			held++
+		}
+	}
+	switch {
+	case f.Held:
+		return "(jobs held) "
+	case held > 0:
+		return fmt.Sprintf("(%d of %s held) ", held, plural(len(f.Workers), "worker"))
+	}
+	return ""
+}
+
 // missing fails for the first name that was asked for and is not there.
 func (o *lookOptions) missing(list []bus.FunctionInfo, names []string) error {
 	for _, name := range names {
 		if !slices.ContainsFunc(list, func(f bus.FunctionInfo) bool { return f.Name == name }) {
-			return o.suggest(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function"}, name)
+			return o.suggest(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function: no worker offers it"}, name)
 		}
 	}
 	return nil

@@ -185,6 +185,8 @@ var commandTable = []tableEntry{
 	{"jobs", jobsCommand, interleaved},
 	{"retry", retryCommand, interleaved},
 	{"purge", purgeCommand, interleaved},
+	{"hold", holdCommand, interleaved},
+	{"release", releaseCommand, interleaved},
 	{"pipe", pipeCommand, interleaved},
 	{"import", importCommand, interleaved},
 	{"run", runCommand, programOnly},
@@ -250,6 +252,10 @@ func elsewhere(verb string) string {
 		return "retry ID"
 	case "clean", "clear", "prune", "delete", "rm":
 		return "purge"
+	case "pause", "suspend", "disable":
+		return "hold NAME; fbus release NAME ends it"
+	case "resume", "unpause", "continue", "enable":
+		return "release NAME"
 	case "show", "info":
 		return "describe NAME"
 	case "check", "diagnose", "ping", "why":

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"fbus/bus"
@@ -33,8 +34,8 @@ func resultCommand() *cli.Command {
 		Usage:     "print the output of a posted job, and exit with its status",
 		UsageText: "result [flags] ID|--batch NAME",
 		Description: `Prints the same bytes and stderr as fbus call would have, and exits with the same status.
-It waits for a job that is not finished, also while its node is away; if the wait ends,
-the job goes on. The result stays for 7 days, or as long as the post has asked for; after
+It waits for a job that is not finished, also while its node is away, and says on stderr
+after a moment why the job does not run; if the wait ends, the job goes on. The result stays for 7 days, or as long as the post has asked for; after
 a day only while its room is not needed.
 
   id=$(fbus post resize < big.png)
@@ -148,7 +149,14 @@ func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writ
 			req.WaitFunction = bus.WaitFor(logWait) // a node that has just begun
 		}
 		again = true
+		looking, stop := context.WithCancel(ctx)
+		var looks sync.WaitGroup
+		if !o.quiet && !o.noWait {
+			looks.Go(func() { o.explainWait(looking, c, stderr) }) // ends with the call
+		}
 		res, err = c.Call(ctx, req)
+		stop()
+		looks.Wait()
 		if res.Worker == "" {
 			err = noStore(err, o.function)
 		}
@@ -158,4 +166,27 @@ func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writ
 		return err
 	})
 	return res, job, err
+}
+
+// waitMoment is after which time fbus result looks why it waits, and then again after longer
+// and longer times.
+var waitMoment = time.Second
+
+// explainWait says once why a job does not run, if it does not.
+func (o *resultOptions) explainWait(ctx context.Context, c *bus.Client, stderr io.Writer) {
+	for pause := waitMoment; ; pause = min(2*pause, time.Minute) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		job, err := oneJob(ctx, c, o.jobs, o.id)
+		if err != nil || job.State.Finished() {
+			return
+		}
+		if job.Note != "" {
+			say(stderr, "job "+o.id+" waits: "+job.note())
+			return
+		}
+	}
 }

@@ -285,6 +285,9 @@ func (m *Manager) Get(id ID) (*Job, error) {
 	return j, err
 }
 
+// Unwritable returns why no job can run now, nil if jobs can.
+func (m *Manager) Unwritable() error { return m.store.Unwritable() }
+
 // Absent is the error of Get for a missing job.
 func (m *Manager) Absent(id ID) error { return m.store.Absent(id) }
 

@@ -29,6 +29,8 @@ type hostOf struct {
 	runs  sync.WaitGroup
 }
 
+func (h *hostOf) HoldWorkers([]string) {}
+
 func (h *hostOf) WakeJobs(function string) {
 	if function != "never" {
 		h.runs.Go(func() { h.run(function) })

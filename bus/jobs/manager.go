@@ -23,6 +23,8 @@ type Host interface {
 	CancelJob(id ID, code, message string)
 	// MayRun returns why a poster may not call that function now.
 	MayRun(p *Poster, function string) error
+	// HoldWorkers has workers get nothing new whose names match one of the globs.
+	HoldWorkers(on []string)
 }
 
 // Manager runs the jobs of a store.
@@ -35,6 +37,9 @@ type Manager struct {
 	tick  chan struct{} // has room for one: schedule looks again
 	runs  sync.WaitGroup
 	idle  atomic.Bool // schedule looks for nothing that time brings
+
+	holding sync.Mutex            // held while holds changes
+	holds   atomic.Pointer[Holds] // never nil
 
 	old      oldResults
 	clearing sync.Mutex // held while results are deleted for a full disk
@@ -72,6 +77,7 @@ func Open(c Config) (*Manager, error) {
 		m.warn = func(string, ...any) {}
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	m.holds.Store(&Holds{})
 	s.OnRecovery(m.resume)
 	s.Spool.Evict = m.evict
 	return m, nil
@@ -109,6 +115,9 @@ func (m *Manager) begin(late func()) error {
 		}
 	case <-m.ctx.Done():
 		return nil
+	}
+	if err := m.readHolds(); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	m.started = true

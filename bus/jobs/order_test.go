@@ -201,7 +201,7 @@ func TestNobodyWaits(t *testing.T) {
 	}
 	gone, leave := context.WithCancel(bg())
 	shown := 0
-	_, err := b.m.List(gone, &jobs.Query{}, func(*bus.JobInfo) error {
+	_, err := b.m.List(gone, &jobs.Query{}, func(*jobs.Job, *bus.JobInfo) error {
 		shown++
 		leave()
 		return nil
@@ -210,7 +210,7 @@ func TestNobodyWaits(t *testing.T) {
 		t.Errorf("%d jobs were shown after the first: %v", shown-1, err)
 	}
 	for _, q := range []jobs.Query{{Filter: jobs.Filter{Function: "absent"}}, {Limit: 1, Newest: true, Filter: jobs.Filter{Function: "?"}}} {
-		if _, err := b.m.List(gone, &q, func(*bus.JobInfo) error { t.Error("a job was shown"); return nil }); err != context.Canceled {
+		if _, err := b.m.List(gone, &q, func(*jobs.Job, *bus.JobInfo) error { t.Error("a job was shown"); return nil }); err != context.Canceled {
 			t.Errorf("%+v: %v", q, err)
 		}
 	}

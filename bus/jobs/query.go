@@ -203,7 +203,7 @@ type Query struct {
 }
 
 // List shows jobs that match, oldest first, to each until that returns an error or ctx ends.
-func (m *Manager) List(ctx context.Context, q *Query, each func(*bus.JobInfo) error) (total int, err error) {
+func (m *Manager) List(ctx context.Context, q *Query, each func(*Job, *bus.JobInfo) error) (total int, err error) {
 	shown := 0
 	show := func(list []*Job) error {
 		for _, j := range list {
@@ -214,7 +214,7 @@ func (m *Manager) List(ctx context.Context, q *Query, each func(*bus.JobInfo) er
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := each(m.Info(j, false)); err != nil {
+			if err := each(j, m.Info(j, false)); err != nil {
 				return err
 			}
 		}

@@ -56,7 +56,7 @@ var errCancelledJob = &args.Error{Code: args.CodeCancelled, Message: "the job wa
 
 // Ready returns about how many jobs of a function could be taken. It never blocks.
 func (m *Manager) Ready(function string) int {
-	if n, ok := m.counts.Load(function); ok {
+	if n, ok := m.counts.Load(function); ok && !m.Holds().Function(function) {
 		return int(n.(*atomic.Int64).Load())
 	}
 	return 0
@@ -96,7 +96,7 @@ func (m *Manager) Take(function, worker, connection string, refused []ID) (*Take
 func (m *Manager) takeFirst(function, worker, connection string, refused map[ID]bool) (*Taken, *line) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.paused || !m.started {
+	if m.paused || !m.started || m.Holds().Function(function) {
 		return nil, nil
 	}
 	var best *line

@@ -73,6 +73,8 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.
 		}
 		f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
 		f.Done, f.Failed = fn.stats.totals()
+		f.Waits = n.noSlot(fn.name, wire.On{})
+		f.Held = n.cfg.Jobs != nil && n.cfg.Jobs.Holds().Function(fn.name)
 		list = append(list, f)
 	})
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.since, b.since)) })
@@ -111,7 +113,7 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	}
 	f.Workers = append(f.Workers, bus.WorkerInfo{
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
-		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note,
+		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note, Held: o.session.idle,
 	})
 }
 

@@ -112,7 +112,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 			return err
 		}
 		i := store.Info(j, true)
-		q.noteUnserved(i)
+		i.Note = q.whyWaits(j, i, true)
 		q.line(i)
 		if err := q.flush(); err != nil {
 			return err
@@ -124,8 +124,8 @@ func serveJobs(ctx context.Context, q *asked) error {
 			return err
 		}
 		after, _ := jobs.ParseID(d.After)
-		total, err = store.List(ctx, &jobs.Query{Filter: f, Limit: d.Limit, After: after, Newest: d.Newest}, func(i *bus.JobInfo) error {
-			q.noteUnserved(i)
+		total, err = store.List(ctx, &jobs.Query{Filter: f, Limit: d.Limit, After: after, Newest: d.Newest}, func(j *jobs.Job, i *bus.JobInfo) error {
+			i.Note = q.whyWaits(j, i, false)
 			q.line(i)
 			return q.flush()
 		})
@@ -135,34 +135,6 @@ func serveJobs(ctx context.Context, q *asked) error {
 	}
 	q.line(bus.JobTotal{Total: total})
 	return nil
-}
-
-// noteUnserved adds to a job in the queue why no worker takes it.
-func (q *asked) noteUnserved(i *bus.JobInfo) {
-	if i.State != jobs.Queued {
-		return
-	}
-	key := i.Function + " " + i.On
-	why, known := q.unserved[key]
-	if !known {
-		on, _ := wire.ParseOn(i.On)
-		q.node.mu.Lock()
-		c := &call{on: on, fn: q.node.functions[i.Function]}
-		if c.fn == nil || c.fn.matching(c) == 0 {
-			why = "no worker offers it"
-			if c.fn != nil && c.fn.whyStopped(&on) != nil {
-				why = "no worker can start it: " + strings.TrimPrefix(c.fn.whyStopped(&on).Message, i.Function+": cannot start: ")
-			}
-		}
-		q.node.mu.Unlock()
-		if q.unserved == nil || len(q.unserved) > 1000 {
-			q.unserved = map[string]string{}
-		}
-		q.unserved[key] = why
-	}
-	if why != "" {
-		i.Note = why
-	}
 }
 
 // serveResult answers what a job has written, and ends as the job did.
@@ -235,7 +207,7 @@ func serveRetry(ctx context.Context, q *asked) error {
 		if missing != nil {
 			return missing
 		}
-		_, err = store.List(ctx, &jobs.Query{Filter: f}, func(i *bus.JobInfo) error {
+		_, err = store.List(ctx, &jobs.Query{Filter: f}, func(_ *jobs.Job, i *bus.JobInfo) error {
 			again := i.State == jobs.Dead || i.State == jobs.Cancelled
 			if again && i.Code != args.CodeDamaged { // a person has to look at that one: by its id
 				id, _ := jobs.ParseID(i.ID)
@@ -382,7 +354,7 @@ func cancelJob(ctx context.Context, q *asked, text string) error {
 		return err
 	}
 	was := q.node.cfg.Jobs.Info(j, false)
-	q.noteUnserved(was)
+	was.Note = q.whyWaits(j, was, true)
 	if _, err = q.node.cfg.Jobs.Cancel(ctx, j.ID); err == nil {
 		q.line(was)
 	}

@@ -111,6 +111,7 @@ type Node struct {
 	instances map[string]*session
 	functions map[string]*function
 	posted    map[jobs.ID]*call // that run jobs
+	heldOn    []wire.On         // workers that get nothing new
 	lastConn  uint64
 	tick      uint64 // rises with each use of an offer: it orders the idle ones
 	exposure  int64  // credit given out, not used yet

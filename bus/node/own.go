@@ -63,6 +63,9 @@ func init() {
 		{name: "fbus.retry", help: "run posted calls again that are dead", arguments: "a JSON object", everybody: true, changes: true, long: true, part: ofJobs, serve: serveRetry},
 		{name: "fbus.purge", help: "delete posted calls and their results", arguments: "a JSON object", everybody: true, changes: true, long: true, part: ofJobs, serve: servePurge},
 
+		{name: "fbus.hold", help: "have jobs wait, or workers get nothing new", arguments: "none, or a JSON object", changes: true, part: ofJobs, serve: serveHold},
+		{name: "fbus.release", help: "end what fbus.hold has begun", arguments: "a JSON object", changes: true, part: ofJobs, serve: serveRelease},
+
 		{name: "fbus.invite", help: "make a ticket", arguments: "a JSON object", changes: true, part: ofTickets, serve: serveInvite},
 		{name: "fbus.join", help: "exchange an invitation for an identity", arguments: "a certificate request in PEM", changes: true, part: ofTickets, serve: serveJoin},
 		{name: "fbus.renew", help: "renew an identity", arguments: "a certificate request in PEM", everybody: true, changes: true, part: ofTickets, serve: serveRenew},
@@ -148,7 +151,7 @@ type asked struct {
 	peer     *Peer             // the caller
 	out      bytes.Buffer      // the answer
 	turn     time.Time         // since when it has a place in the node's answering; zero: it has none
-	unserved map[string]string // why no worker takes jobs: by function and on; "": some does
+	unserved map[string]string // why jobs have no slot: by function and on; "": they have one
 	result   *bus.Result       // the end, if it is not "exit 0"
 }
 

@@ -112,7 +112,7 @@ func (w *salvage) carry(bucket string, k, v []byte) error {
 	id := KeyID(k)
 	switch bucket {
 	case BucketMeta:
-		if string(k) == "clock" && json.Valid(v) {
+		if (string(k) == "clock" || string(k) == "held") && json.Valid(v) {
 			return w.t.Put(BucketMeta, k, v)
 		}
 		return nil

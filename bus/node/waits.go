@@ -1,0 +1,79 @@
+package node
+
+import (
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/jobs"
+	"fbus/bus/wire"
+)
+
+// whyWaits returns in words why a job does not run now, "" if it does, or is about to, or has
+// ended. fbus jobs, describe and doctor show these words. Rights are looked up only for one job,
+// not for each of a list.
+func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
+	store := q.node.cfg.Jobs
+	switch due := i.Due.Round(time.Second).Format(time.RFC3339); {
+	case i.State == jobs.Delayed && j.Last != nil:
+		return "next try at " + due
+	case i.State == jobs.Delayed:
+		return "delayed until " + due
+	case i.State != jobs.Queued:
+		return ""
+	}
+	if err := store.Unwritable(); err != nil {
+		return q.peer.told(err)
+	}
+	if store.Holds().Function(i.Function) {
+		return "its jobs are held: fbus release " + i.Function
+	}
+	if one {
+		if err := q.node.MayRun(&j.Poster, j.Function); err != nil {
+			return "denied: " + err.Error()
+		}
+	}
+	key := i.Function + " " + i.On
+	why, known := q.unserved[key]
+	if !known {
+		on, _ := wire.ParseOn(i.On)
+		q.node.mu.Lock()
+		why = q.node.noSlot(i.Function, on)
+		q.node.mu.Unlock()
+		if q.unserved == nil || len(q.unserved) > 1000 {
+			q.unserved = map[string]string{}
+		}
+		q.unserved[key] = why
+	}
+	return why
+}
+
+// noSlot returns in words why a call of a function has no slot now on workers that match, ""
+// if it has one. n.mu is held.
+func (n *Node) noSlot(name string, on wire.On) string {
+	fn := n.functions[name]
+	if fn == nil {
+		return "no worker offers it"
+	}
+	matching, held := 0, 0
+	for _, o := range fn.offers.list {
+		switch s := o.session; {
+		case !on.Match(s.name, string(s.prefix)):
+			continue
+		case o.free() > 0:
+			return ""
+		case s.idle:
+			held++
+		}
+		matching++
+	}
+	switch e := fn.whyStopped(&on); {
+	case matching == 0 && e != nil:
+		return "no worker can start it: " + strings.TrimPrefix(e.Message, name+": cannot start: ")
+	case matching == 0:
+		return "no worker offers it"
+	case held == matching:
+		return "all its workers are held: fbus release --on"
+	}
+	return "no free slot"
+}

@@ -36,7 +36,11 @@ wait, in the words of fbus jobs and doctor. JSON fields: those of fbus ls, and s
 func describe(o *lookOptions, name string, stdout io.Writer) error {
 	list, data, err := askFor[bus.FunctionInfo](o, "fbus.functions", name)
 	if err == nil {
-		err = o.missing(list, []string{name})
+		if err = o.missing(list, []string{name}); err != nil {
+			e := explain(err)
+			e.Message += ": no worker offers it" // as fbus jobs and doctor say
+			err = e
+		}
 	} else if errors.Is(err, bus.ErrDenied) {
 		err = o.suggest(err, name)
 	}

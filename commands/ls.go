@@ -75,7 +75,7 @@ func heldNote(f *bus.FunctionInfo) string {
 func (o *lookOptions) missing(list []bus.FunctionInfo, names []string) error {
 	for _, name := range names {
 		if !slices.ContainsFunc(list, func(f bus.FunctionInfo) bool { return f.Name == name }) {
-			return o.suggest(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function: no worker offers it"}, name)
+			return o.suggest(&args.Error{Code: args.CodeNoFunction, Message: name + ": no such function"}, name)
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ type group struct{ title, names string }
 var commandGroups = []group{
 	{"Run a bus, offer functions", "serve offer up run unit"},
 	{"Call functions", "call map"},
-	{"Post jobs, for which nobody waits", "post result wait jobs retry purge"},
+	{"Post jobs, for which nobody waits", "post result wait jobs retry purge hold release"},
 	{"Look around, find faults", "ls describe ps cancel status doctor log"},
 	{"Let other machines in", "invite join tickets revoke"},
 	{"Use other languages", "pipe import example"},

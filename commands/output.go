@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"fbus/bus/args"
 	"fbus/bus/paths"
 
 	"golang.org/x/sys/unix"
@@ -109,9 +110,21 @@ func (o *outputFile) Write(p []byte) (int, error) {
 		return o.pretty.Write(p)
 	}
 	if err := o.flush(); err != nil {
-		return 0, err
+		return 0, outputError(err)
 	}
-	return o.w.Write(p)
+	n, err := o.w.Write(p)
+	if err != nil {
+		err = outputError(o.named(err))
+	}
+	return n, err
+}
+
+// named has an error name the file that the user has named, not the temporary one.
+func (o *outputFile) named(err error) error {
+	if err != nil && o.tmp != nil {
+		return &os.PathError{Op: "write", Path: o.place.Path, Err: args.WithoutPath(err)}
+	}
+	return err
 }
 
 // flush writes the buffer of -p, indented if it is JSON.
@@ -128,7 +141,7 @@ func (o *outputFile) flush() error {
 		}
 	}
 	_, err := o.w.Write(held.Bytes())
-	return err
+	return o.named(err)
 }
 
 // commit renames the file to its final name. When it returns nil, the file and its name
@@ -141,7 +154,7 @@ func (o *outputFile) commit() error {
 		return nil
 	}
 	if err := errors.Join(paths.Sync(o.tmp), o.tmp.Close()); err != nil {
-		return err
+		return o.named(err)
 	}
 	if err := o.place.Replace(filepath.Base(o.tmp.Name())); err != nil {
 		return err

@@ -63,7 +63,8 @@ is dead after three losses in a row, or with --at-most-once after the first.
 
 With --each, -a, -0 or -N it posts a job for each ITEM, or each line of FILE or stdin, and
 prints an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
-2026-11-26 07:00 or 07:00, the next one. The function of --then, --else or --finally gets
+2026-11-26 07:00, 2026-11-26 (its midnight) or 07:00, the next one. Of the two 02:30 in
+autumn, when clocks are put back, it is the first, and the second once that has passed. The function of --then, --else or --finally gets
 the output as its input. JSON fields: id, batch, and of items item (an array with -N), item_encoding
 ("base64" where it is not UTF-8). The function fbus.post does the same.`,
 		Flags: append(slices.Concat(o.callArguments.flags(), itemFlags(&o.items), o.jobFlags(),
@@ -101,7 +102,7 @@ func (o *postOptions) jobFlags() []cli.Flag {
 		&cli.StringFlag{Name: "batch-then", Usage: "when all jobs of the batch have ended, post their numbers to the function `NAME`, once", Destination: &o.batchThen},
 		&cli.StringFlag{Name: "finally", Usage: "when it is done or dead, post its output to the function `NAME`", Destination: &o.job.Finally},
 		&cli.GenericFlag{Name: "delay", Usage: "do not run it before `D` has passed", Value: &o.delay},
-		&cli.GenericFlag{Name: "at", Usage: "do not run it before `TIME`", Value: setter(func(s string) (err error) {
+		&cli.GenericFlag{Name: "at", Usage: "do not run it before `TIME`: 07:00, 2026-11-26, '2026-11-26 07:00', or with a zone", Value: setter(func(s string) (err error) {
 			o.at, err = parseTime(s, time.Now())
 			return err
 		})},
@@ -524,7 +525,10 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	text := strings.ToUpper(s)
 	for _, layout := range append(zonedLayouts, localLayouts...) {
 		t, err := time.ParseInLocation(layout, text, now.Location())
-		shown, _ := time.Parse(layout, text)
+		shown, zoned := time.Parse(layout, text)
+		if zoned == nil && slices.Contains(localLayouts, layout) {
+			t = pastTwice(t, now.Add(-late))
+		}
 		switch {
 		case err != nil:
 		case !shows(t, shown):
@@ -542,7 +546,7 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	if _, err := parseDuration(s); err == nil {
 		return time.Time{}, fmt.Errorf("a duration, not a time: --delay %s", s)
 	}
-	return time.Time{}, errors.New("not a time: use 2026-11-26T07:00:00+01:00, or in local time 2026-11-26 07:00 or 07:00")
+	return time.Time{}, errors.New("not a time: use 2026-11-26T07:00:00+01:00, or in local time 2026-11-26 07:00, 2026-11-26 or 07:00")
 }
 
 // nextClock returns the next time at which local clocks show c.
@@ -550,11 +554,37 @@ func nextClock(c, now time.Time) time.Time {
 	at := func(day int) time.Time {
 		return time.Date(now.Year(), now.Month(), now.Day()+day, c.Hour(), c.Minute(), c.Second(), c.Nanosecond(), now.Location())
 	}
-	day := 0
-	for !at(day).After(now) || !shows(at(day), c) { // not 24 hours later: clocks change, and skip times
-		day++
+	for day := 0; ; day++ { // not 24 hours later: clocks change, and skip times
+		if t := pastTwice(at(day), now); t.After(now) && shows(t, c) {
+			return t
+		}
 	}
-	return at(day)
+}
+
+// pastTwice returns, of the two times at which local clocks show the same as at t since they
+// are put back, the first, or the second if the first is not after now. For all other times it
+// returns t.
+func pastTwice(t, now time.Time) time.Time {
+	start, end := t.ZoneBounds()
+	for _, turn := range []time.Time{start, end} {
+		if turn.IsZero() {
+			continue
+		}
+		_, before := turn.Add(-time.Second).Zone()
+		_, after := turn.Zone()
+		back := time.Duration(before-after) * time.Second
+		first := t
+		if !t.Before(turn) {
+			first = t.Add(-back)
+		}
+		if second := first.Add(back); back > 0 && first.Before(turn) && !second.Before(turn) {
+			if first.After(now) {
+				return first
+			}
+			return second
+		}
+	}
+	return t
 }
 
 // shows reports whether clocks of t's zone show c's time of day at t.

@@ -373,6 +373,27 @@ func TestParseTime(t *testing.T) {
 	if got, err := parseTime("02:30", spring); err != nil || !got.Equal(time.Date(2027, 3, 29, 2, 30, 0, 0, berlin)) {
 		t.Errorf("%v, error %v", got, err)
 	}
+	// On the day that has 25 hours clocks show 02:30 twice: the first is meant, then the second.
+	first := time.Date(2026, 10, 25, 0, 30, 0, 0, time.UTC)
+	for _, test := range []struct {
+		text string
+		now  time.Time
+		want time.Time
+	}{
+		{"2026-10-25 02:30", first.Add(-time.Hour), first},
+		{"02:30", first.Add(-time.Hour), first},
+		{"2026-10-25 02:30", first.Add(30 * time.Minute), first.Add(time.Hour)},
+		{"02:30", first.Add(30 * time.Minute), first.Add(time.Hour)},
+		{"02:30", first.Add(time.Hour), first.Add(25 * time.Hour)},
+		{"2026-10-25 02:00", first.Add(-time.Hour), first.Add(-30 * time.Minute)},
+		{"2026-10-25 03:00", first.Add(-time.Hour), first.Add(90 * time.Minute)},
+		{"2026-10-25 01:59", first.Add(-time.Hour), first.Add(-31 * time.Minute)},
+		{"2026-10-25T02:30:00+01:00", first.Add(-time.Hour), first.Add(time.Hour)},
+	} {
+		if got, err := parseTime(test.text, test.now.In(berlin)); err != nil || !got.Equal(test.want) {
+			t.Errorf("%s at %v: %v, error %v, want %v", test.text, test.now.In(berlin), got, err, test.want.In(berlin))
+		}
+	}
 	// On the day that has 25 hours the next 07:00 is 25 hours away.
 	eve := time.Date(2026, 10, 24, 7, 0, 0, 0, berlin)
 	if got, err := parseTime("07:00", eve); err != nil || got.Sub(eve) != 25*time.Hour {

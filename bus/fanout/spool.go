@@ -44,7 +44,7 @@ func (o *Output) Write(p []byte) (int, error) {
 	if o.file == nil && (len(o.mem)+len(p) > spillAt || o.held.Load() > maxHeld) {
 		f, err := os.CreateTemp("", "fbus-output-")
 		if err != nil {
-			return 0, err
+			return 0, noRoom(err)
 		}
 		os.Remove(f.Name())
 		o.file = f
@@ -52,11 +52,20 @@ func (o *Output) Write(p []byte) (int, error) {
 	o.size += int64(len(p))
 	o.last = p[len(p)-1]
 	if o.file != nil {
-		return o.file.Write(p)
+		n, err := o.file.Write(p)
+		return n, noRoom(err)
 	}
 	o.mem = append(o.mem, p...)
 	o.held.Add(int64(len(p)))
 	return len(p), nil
+}
+
+// noRoom names the directory where a result could not be kept, not a file without a name.
+func noRoom(err error) error {
+	if err != nil {
+		err = args.Errorf(args.CodeInternal, "output: %s: %v", os.TempDir(), args.WithoutPath(err))
+	}
+	return err
 }
 
 // Size returns the number of bytes written.

@@ -23,6 +23,7 @@ type resultOptions struct {
 	id       string
 	batch    string
 	noWait   bool
+	follow   bool
 	timeout  durationValue
 	function string // called for the result; a test has its own
 	jobs     string // the same
@@ -41,6 +42,11 @@ a day only while its room is not needed.
   id=$(fbus post resize < big.png)
   fbus result -o small.png "$id"
   fbus result --no-wait "$id" || test $? = 75
+  fbus result --follow "$id"
+
+With --follow it prints what the job writes while it runs, from the beginning of the attempt
+that runs now. When an attempt has failed and the job runs again, stderr says so, and the
+output of the next attempt follows.
 
 The status is 75 if the job is not finished and --no-wait is given, 65 if there is no
 such job.
@@ -55,6 +61,7 @@ is 0, or 123 if a job is dead or was cancelled.`,
 		Flags: append(slices.Concat(o.endOptions.flags(), o.nodeOptions.flags("wait `D|forever` for a node", "say which node it was")),
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a job that is not finished", Destination: &o.noWait, DisableDefaultText: true},
 			batchFlag(&o.batch, "the results of all jobs of the batch `NAME`"),
+			&cli.BoolFlag{Name: "follow", Usage: "print its output while it runs", Destination: &o.follow, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "wait for the job for `D` and no longer", Value: &o.timeout},
 		),
 		Action: func(ctx *cli.Context) error {
@@ -82,6 +89,10 @@ func (o *resultOptions) check() error {
 		return usage("-t must be positive").WithHint("fbus result --no-wait %s", quoteWord(o.id))
 	case o.timeout.set && o.noWait:
 		return usage("-t and --no-wait exclude each other")
+	case o.follow && o.noWait:
+		return usage("--follow and --no-wait exclude each other")
+	case o.follow && (o.output != "" || o.pretty):
+		return usage("--follow prints the output as it comes: it does not go with -o or -p")
 	}
 	return o.endOptions.check()
 }
@@ -126,6 +137,20 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	return end, err
 }
 
+// waitDocument makes the options of a call that waits until a time, if -t is given.
+func (o *resultOptions) waitDocument(until time.Time) string {
+	left := time.Until(until)
+	switch {
+	case o.noWait, o.timeout.set && left <= 0:
+		return `{"wait":false}`
+	case o.timeout.set:
+		return fmt.Sprintf(`{"timeout":%f,"follow":%t}`, max(left, time.Millisecond).Seconds(), o.follow)
+	case o.follow:
+		return `{"follow":true}`
+	}
+	return `{}`
+}
+
 // ask asks until there is an answer. It waits for a node that was lost if it waits for
 // the job, unless part of the result was printed already. It returns the job, if it is
 // known, of an end that is not a program's.
@@ -136,13 +161,11 @@ func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writ
 		node.until = time.Now().Add(o.timeout.d)
 	}
 	again := false
-	wait := func() bool { return !o.noWait && !out.begun && (job == nil || !job.State.Finished()) }
+	wait := func() bool { return !o.noWait && (o.follow || !out.begun) && (job == nil || !job.State.Finished()) }
 	err = node.do(ctx, wait, func(c *bus.Client) error {
-		doc := `{}`
-		if left := time.Until(node.until); o.timeout.set && left > 0 {
-			doc = fmt.Sprintf(`{"timeout":%f}`, max(left, time.Millisecond).Seconds())
-		} else if o.noWait || o.timeout.set {
-			doc = `{"wait":false}`
+		doc := o.waitDocument(node.until)
+		if out.begun && !o.quiet {
+			say(stderr, "what follows is the attempt that runs now, from its beginning")
 		}
 		req := &bus.Request{Function: o.function, Args: args.List(o.id, doc), Stdout: out, Stderr: stderr}
 		if again {

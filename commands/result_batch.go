@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -18,8 +17,8 @@ func (o *resultOptions) checkBatch() error {
 	switch {
 	case o.hasFD || o.statusTo != "":
 		return usage("--status-fd and --status-file are for one result, not for --batch")
-	case o.pretty:
-		return usage("-p is for one result, not for --batch")
+	case o.pretty || o.follow:
+		return usage("-p and --follow are for one result, not for --batch")
 	case o.timeout.set && o.timeout.d <= 0:
 		return usage("-t must be positive")
 	case o.timeout.set && o.noWait:
@@ -48,13 +47,7 @@ func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 	r := &fanout.Runner{Config: fanout.Config{
 		Client: client, Function: o.function, Mode: fanout.Fixed, Jobs: maxResults, Next: list.next, Rest: p.rest,
 		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
-			doc := `{}`
-			if left := time.Until(until); o.timeout.set && left > 0 {
-				doc = fmt.Sprintf(`{"timeout":%f}`, max(left, time.Millisecond).Seconds())
-			} else if o.noWait || o.timeout.set {
-				doc = `{"wait":false}`
-			}
-			req := &bus.Request{Args: args.List(t.Aux.(*printed).job, doc)}
+			req := &bus.Request{Args: args.List(t.Aux.(*printed).job, o.waitDocument(until))}
 			closer, err := p.prepare(t, req, nil)
 			return req, closer, err
 		},

@@ -134,6 +134,14 @@ func (m *Manager) Awaited(job string) bool {
 	return len(m.waiters[id]) > 0
 }
 
+// Followed counts those who follow a job.
+func (m *Manager) Followed(job string) int {
+	id, _ := ParseID(job)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.lookouts[id])
+}
+
 // AwaitIdle waits until the writer has written all that it was given.
 func (m *Manager) AwaitIdle() { m.store.Apply(false, func(*store.Tx) error { return nil }) }
 

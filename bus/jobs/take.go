@@ -222,6 +222,7 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 	m.mu.Lock()
 	t.started, t.worker, t.call = m.store.Clock.Wall(), worker, call
 	try := t.try()
+	m.changed(t.ID)
 	m.mu.Unlock()
 	m.store.Shares.Changed(t.job.BatchKey())
 	m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error {
@@ -298,6 +299,7 @@ func (t *Taken) leave(again bool) {
 	if m.active[t.ID] == t {
 		delete(m.active, t.ID)
 		close(t.over)
+		m.changed(t.ID)
 	}
 	if again {
 		m.insert(t.line.key, t.place)

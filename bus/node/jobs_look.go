@@ -146,6 +146,7 @@ func serveResult(ctx context.Context, q *asked) error {
 	o := struct {
 		Wait    bool    `json:"wait"`
 		Timeout float64 `json:"timeout"`
+		Follow  bool    `json:"follow"`
 	}{Wait: true}
 	if len(words) == 2 {
 		if err := strict(q.Function, []byte(words[1]), &o); err != nil {
@@ -154,19 +155,28 @@ func serveResult(ctx context.Context, q *asked) error {
 	}
 	store := q.node.cfg.Jobs
 	j, err := q.job(ctx, words[0])
-	if err == nil && o.Wait {
+	shown := false
+	if err == nil && (o.Wait || o.Follow) {
 		if o.Timeout > 0 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, time.Duration(min(o.Timeout, 1e9)*float64(time.Second)))
 			defer cancel()
 		}
-		j, err = store.Wait(ctx, j.ID)
+		if !o.Follow {
+			j, err = store.Wait(ctx, j.ID)
+		} else {
+			j, shown, err = store.Follow(ctx, j.ID, q.Stdout, q.Stderr)
+		}
 	}
 	if err == nil && !j.State.Finished() || errors.Is(err, jobs.ErrUnfinished) {
 		err = fmt.Errorf("%s: it is %s: %w", j.ID, store.State(j), jobs.ErrUnfinished)
 	}
 	if err != nil {
 		return err
+	}
+	q.result = &bus.Result{End: bus.End{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}}
+	if shown {
+		return nil
 	}
 	q.take() // all of it is read
 	stdout, stderr, err := store.Result(ctx, j)
@@ -184,7 +194,6 @@ func serveResult(ctx context.Context, q *asked) error {
 		_, err = io.Copy(q.Stdout, stdout)
 	}
 	both.Wait()
-	q.result = &bus.Result{End: bus.End{Source: args.ParseSource(j.Last.Source), Status: j.Last.Status, Code: j.Last.Code, Message: j.Last.Message}}
 	return err
 }
 

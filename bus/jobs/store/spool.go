@@ -53,6 +53,8 @@ type Draft struct {
 	// Counts has it go on when it finds no room: it is dropped, and only counted, until it has
 	// more bytes than there can ever be room for.
 	Counts bool
+
+	growth growth
 }
 
 // NewDraft begins a part of a job of that poster.
@@ -65,6 +67,7 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 	p.wanted += int64(len(b))
 	if p.Failed == nil {
 		if p.Failed = p.write(b); p.Failed == nil {
+			p.growth.note(p)
 			return len(b), nil
 		}
 		if p.Counts {
@@ -132,6 +135,7 @@ func (p *Draft) Over() bool { return p.Size > 0 && p.spool.shares.Over(p.poster)
 
 // Keep syncs and names the file. The record that names it is written afterwards.
 func (p *Draft) Keep(id ID, part byte, attempt int) error {
+	p.growth.end()
 	if p.file == nil {
 		return nil
 	}
@@ -157,6 +161,7 @@ func (p *Draft) Drop() {
 	if p == nil {
 		return
 	}
+	p.growth.end()
 	p.spool.shares.AddBytes(p.poster, -p.Size*(1+p.Copies))
 	p.Size = 0
 	if p.file != nil {

@@ -265,7 +265,7 @@ func testStatuses(t *testing.T, path string) {
 		t.Errorf("a code that is not known with status 75: error %v, status %d", err, be.Status())
 	}
 	// What no frame can say costs the handler's call, not the connection.
-	for _, bad := range []bus.Result{bus.Exit(-1), bus.Exit(256), bus.Exit(1 << 40), {End: bus.End{Source: 9}}} {
+	for _, bad := range []bus.Result{bus.Exit(-1), bus.Exit(256), bus.Exit(1 << 40), {End: bus.End{Source: 9}}, {End: bus.End{Source: args.FromBus, Code: "done"}}, {End: bus.End{Source: args.FromSignal}}} {
 		next = bad
 		if _, err := c.Call(bg(), &bus.Request{Function: "f"}); err == nil || c.Err() != nil {
 			t.Fatalf("result %+v: error %v, connection %v", bad, err, c.Err())

@@ -131,7 +131,7 @@ func (inv *Invocation) run() {
 		inv.rest.passed(wire.InitialWindow) // the first grant
 	}
 	res := inv.offering.handler(inv.ctx, inv)
-	if res.Source > args.FromBus || res.Status < 0 || res.Status > 255 {
+	if res.Source > args.FromBus || res.Status < 0 || res.Status > 255 || res.Source != args.FromProgram && res.Status == 0 {
 		res.End = args.Errorf(args.CodeInternal, "%s: its handler returned no valid status", inv.Function).End()
 	}
 	if res.Source == args.FromProgram && res.Code == "" {

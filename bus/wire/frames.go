@@ -344,6 +344,9 @@ func (f *EndFrame) encode(dst []byte, arity int) []byte {
 
 func (f *EndFrame) decode(r *reader) {
 	f.ID, f.Source, f.Status = r.Uint(maxUint), args.Source(r.Uint(uint64(args.FromBus))), r.Uint(255)
+	if f.Source != args.FromProgram && f.Status == 0 { // nobody may take that for success
+		r.Fail("status 0 of an end with source %d", f.Source)
+	}
 	f.Code, f.Message, f.Output = r.moreText(), r.moreText(), r.moreBytes(MaxFrame)
 	f.Call, f.Worker = r.moreText(), r.moreText()
 }

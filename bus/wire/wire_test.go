@@ -206,7 +206,7 @@ func TestWireNumbers(t *testing.T) {
 		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "MaxSchema": {MaxSchema, 65536}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
 		"Forever": {Forever, 4294967295}, "kinds": {int(args.KindRaw)*1000 + int(args.KindList)*100 + int(args.KindMap)*10 + int(args.KindJSON), 123},
 		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(args.FromProgram)*100 + int(args.FromSignal)*10 + int(args.FromBus), 12},
-		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "idempotent": {FlagIdempotent, 1}, "major": {Major, 1},
+		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "flags of offers": {FlagIdempotent*100 + FlagCannotStart*10 + FlagNotFound, 124}, "major": {Major, 1},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s is %d, want %d", name, pair[0], pair[1])
@@ -234,6 +234,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"grant over the limit":    {0x94, 8, 1, 1, 0xce, 0, 0x40, 0, 1},
 		"status 256":              {0x94, 10, 1, 0, 0xcd, 1, 0},
 		"source 3":                {0x94, 10, 1, 3, 0},
+		"signal, status 0":        {0x94, 10, 1, 1, 0},
+		"fbus, status 0":          {0x94, 10, 1, 2, 0},
 		"bytes left over":         {0x92, 7, 1, 0},
 		"extra element cut short": {0x93, 7, 1, 0xcd, 1},
 		"extra map of 4 billion":  {0x93, 7, 1, 0xdf, 0xff, 0xff, 0xff, 0xff},

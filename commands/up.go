@@ -59,13 +59,18 @@ x.dpkg-old, …) are skipped: -v lists them.
 The file, its programs that are not on PATH, and the directories on the way must belong
 to you or root, and nobody else may be able to change them: --trust-owner allows more.
 
-[node] takes the options of fbus serve, if serve = true, and worker and drain. Paths are
+[node] takes the options of fbus serve, if serve = true, and worker, drain and max-running: how
+many programs run at once, over all functions. A call beyond that waits in this worker. A program
+that calls another function of the file needs room for both. Paths are
 relative to the file. For warm and resident programs, HUP also finds out whether a file on
 the command line has changed. TERM or INT drains; a second one ends at once.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
 				return usage("fbus up takes one directory, got %s", join(ctx.Args().Slice()))
+			}
+			if o.maxRunning.set && o.maxRunning.n < 1 {
+				return usage("--max-running must be at least 1")
 			}
 			o.take(ctx.Args().First(), ctx.IsSet)
 			if o.check {
@@ -80,6 +85,7 @@ func (o *upOptions) flags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the functions of `FILE`", Destination: &o.config},
 		&cli.BoolFlag{Name: "check", Usage: "print the functions, or what is wrong, and exit", Destination: &o.check, DisableDefaultText: true},
+		&cli.GenericFlag{Name: "max-running", Usage: "run at most `N` programs at once, over all functions; default: no limit", Value: &o.maxRunning},
 		o.owners.flag(),
 	}, o.workerOptions.flags()...)
 }
@@ -152,6 +158,9 @@ func (c *upConfig) add(list []*function) problems {
 func (o *upOptions) apply(n *nodeConfig) {
 	if o.worker == "" {
 		o.worker = n.worker
+	}
+	if !o.maxRunning.set {
+		o.maxRunning = n.maxRunning
 	}
 	if n.drain.set && !o.drainSet {
 		o.drain = n.drain

@@ -330,11 +330,12 @@ var flagNames = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile
 // nodeConfig is the [node] table. Without it, at is empty.
 type nodeConfig struct {
 	part
-	serve   bool // be a node
-	options serveOptions
-	address string // or where one is
-	worker  string
-	drain   durationValue
+	serve      bool // be a node
+	options    serveOptions
+	address    string // or where one is
+	worker     string
+	drain      durationValue
+	maxRunning countValue // programs at once, over all functions
 }
 
 // keys returns the keys of [node], by the names of the flags of fbus serve and of
@@ -353,6 +354,8 @@ func (n *nodeConfig) ownKeys() flagTable {
 		"node":    &cli.StringFlag{Destination: &n.address},
 		"worker":  &cli.StringFlag{Destination: &n.worker},
 		"drain":   &cli.GenericFlag{Value: &n.drain},
+
+		"max-running": &cli.GenericFlag{Value: &n.maxRunning},
 	}
 }
 
@@ -388,6 +391,9 @@ func (c *configFile) checkNode() {
 			p.add(at, "node: %s needs serve = true", key)
 		}
 	}
+	if n.maxRunning.set && n.maxRunning.n < 1 {
+		p.add(n.places["max-running"], "node: max-running must be at least 1")
+	}
 	rights := n.options.sharing.rights
 	rights.check(p)
 	switch {
@@ -417,6 +423,8 @@ func (o *serveOptions) readConfig(path string, given func(flag string) bool) err
 		c.problems.add(n.at, "node: serve = false conflicts with fbus serve")
 	case n.worker != "":
 		c.problems.add(n.at, "node: worker is for fbus up")
+	case n.maxRunning.set:
+		c.problems.add(n.places["max-running"], "node: max-running is for fbus up")
 	}
 	if err := c.problems.err(); err != nil {
 		return err

@@ -28,6 +28,7 @@ type worker struct {
 	bus   *bus.Worker
 	log   func(string, ...any)
 	ended func(string, ...any) // if not nil, called at the end of each call
+	room  chan struct{}        // of programs at once, over all functions; nil: no limit
 
 	mu      sync.Mutex // protects the fields below; not held while a program is called, which may call back
 	node    string     // FBUS_NODE of the programs
@@ -48,11 +49,15 @@ type offered struct {
 }
 
 // newWorker makes a worker of these functions, whose programs find the bus at node, if
-// it is known yet. It offers nothing yet. The caller must close it.
-func newWorker(list []*function, node string, log, ended func(string, ...any)) (*worker, error) {
+// it is known yet. At most so many of them run at once, 0: no limit. It offers nothing yet. The
+// caller must close it.
+func newWorker(list []*function, most int, node string, log, ended func(string, ...any)) (*worker, error) {
 	w := &worker{
 		bus: &bus.Worker{Notice: log}, log: log, ended: ended, node: node,
 		offered: map[string]*offered{}, running: map[*offered]struct{}{},
+	}
+	if most > 0 {
+		w.room = make(chan struct{}, most)
 	}
 	var wrong problems
 	for _, f := range list {
@@ -86,6 +91,7 @@ func (w *worker) make(f *function) (*offered, error) {
 		spec.Node = w.node
 		w.mu.Unlock()
 	}
+	spec.Room = w.room
 	spec.Note = func(why string) { w.noted(o, why) }
 	spec.Limit = func(slots int, why *args.Error) { w.limit(o, slots, why) }
 	if o.Function, err = exec.New(spec); err != nil {
@@ -295,6 +301,8 @@ type workerOptions struct {
 	keepAlive durationValue
 	quiet     bool
 	verbose   bool
+
+	maxRunning countValue // programs at once, over all functions; 0: no limit; a flag of fbus up
 }
 
 func newWorkerOptions() workerOptions {
@@ -337,7 +345,7 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 		tuned.node.Store(n.Node)
 	}
 	p, _ := find.Node(o.node) // processes that are started ahead need it
-	w, err := newWorker(list, forOthers(p.Addr), log, ended)
+	w, err := newWorker(list, o.maxRunning.n, forOthers(p.Addr), log, ended)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 // notInherited never reaches a program from its worker's own environment:
 // the ticket is a secret, the others describe a call that is not this one.
 var notInherited = []string{
-	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE",
+	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE", "FBUS_SLOT",
 	"FBUS_JOB_ID", "FBUS_ATTEMPT", "FBUS_PARENT_ID", "FBUS_PARENT_FUNCTION", "FBUS_PARENT_STATUS", "FBUS_PARENT_ATTEMPTS",
 }
 

@@ -23,6 +23,7 @@ type Function struct {
 	stay    *residents    // nil: no process stays
 	ownNode string        // FBUS_NODE from Spec.Env, for calls without another
 	outage  outage
+	numbers numbers
 	ran     atomic.Int64 // programs that were executed and have exited
 
 	mu      sync.Mutex // guards what follows
@@ -95,6 +96,7 @@ func plan(spec Spec) (*Function, error) {
 		running: make(map[*run]struct{}),
 	}
 	f.outage.f = f
+	f.numbers.most = (spec.Slots + max(spec.Pipeline, 1) - 1) / max(spec.Pipeline, 1)
 	return f, nil
 }
 
@@ -103,28 +105,6 @@ func (f *Function) setup() keeper.Setup {
 	return keeper.Setup{
 		Path: f.program.path, Argv: f.spec.Argv, Env: baseEnviron(&f.spec), Dir: f.program.dir,
 		Grace: f.spec.Grace, Memory: f.spec.Memory,
-	}
-}
-
-// enterSlot waits for a slot; the error is ctx's.
-func (f *Function) enterSlot(ctx context.Context) error {
-	if f.slots != nil {
-		select {
-		case f.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	err := ctx.Err()
-	if err != nil {
-		f.leaveSlot()
-	}
-	return err
-}
-
-func (f *Function) leaveSlot() {
-	if f.slots != nil {
-		<-f.slots
 	}
 }
 

@@ -109,7 +109,7 @@ func (r *run) serve(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	if err == nil && r.why == none {
-		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: callEnviron(call, r.node)})
+		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: r.try.environ(call, r.node)})
 	} else {
 		closeFDs(p.child[:])
 	}
@@ -120,7 +120,7 @@ func (r *run) serve(ctx context.Context) error {
 		}
 		p.close()
 		if err == nil {
-			r.f.outage.trying.Add(-1)
+			r.try.drop()
 		}
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -49,12 +50,24 @@ type attempt struct {
 	f     *Function
 	round int64 // outage.round when it began
 	ran   int64 // Function.ran then
+	slot  int   // the process's FBUS_SLOT
 }
 
-// attempt begins a try. It ends with begun, or with notStarted.
+// attempt begins a try. It ends with begun, with notStarted, or with drop.
 func (f *Function) attempt() attempt {
 	f.outage.trying.Add(1)
-	return attempt{f, f.outage.round.Load(), f.ran.Load()}
+	return attempt{f, f.outage.round.Load(), f.ran.Load(), f.numbers.take()}
+}
+
+// drop ends a try of a call that was ended before.
+func (a *attempt) drop() {
+	a.f.outage.trying.Add(-1)
+	a.f.numbers.release(a.slot)
+}
+
+// environ is the part of a program's environment that is its own.
+func (a *attempt) environ(c *Call, node string) []string {
+	return append(callEnviron(c, node), "FBUS_SLOT="+strconv.Itoa(a.slot))
 }
 
 // begun notes that a keeper has the program. gone must be called when nothing of it is left.
@@ -65,11 +78,14 @@ func (a *attempt) begun() {
 	a.f.outage.trying.Add(-1)
 }
 
-func (a *attempt) gone() { a.f.outage.processes.Add(-1) }
+func (a *attempt) gone() {
+	a.f.outage.processes.Add(-1)
+	a.f.numbers.release(a.slot)
+}
 
 // notStarted returns the error of a call for which no process could be made.
 func (a *attempt) notStarted(err error) *args.Error {
-	a.f.outage.trying.Add(-1)
+	a.drop()
 	return a.f.outage.failed(args.AsError(err, args.CodeCannotRun), a)
 }
 

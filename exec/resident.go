@@ -120,7 +120,7 @@ func (p *resident) start() error {
 	}
 	if fds.stdin = -1; err != nil {
 		closeFDs(fds.child[:])
-	} else if p.process, err = fds.start(p.s.f.pool, keeper.Order{Env: callEnviron(&Call{}, p.node), Extra: spec.ReplyFD}); err == nil {
+	} else if p.process, err = fds.start(p.s.f.pool, keeper.Order{Env: p.try.environ(&Call{}, p.node), Extra: spec.ReplyFD}); err == nil {
 		return nil
 	}
 	p.in.file.Close() // it may be nil

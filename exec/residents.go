@@ -110,6 +110,10 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 		return notOffered()
 	}
 	defer s.f.ends.Done()
+	if enter(ctx, s.f.spec.Room) != nil {
+		return s.unserved(endingOf(ctx))
+	}
+	defer leave(s.f.spec.Room)
 	for try := 1; ; try++ {
 		x := &exchange{c: c, req: req}
 		if s.f.spec.Resident == JSONRPC {

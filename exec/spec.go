@@ -59,6 +59,10 @@ type Spec struct {
 	Node  string // FBUS_NODE; "" leaves it unset
 	Slots int    // most runs at once; 0 is no limit
 
+	// Room bounds the calls that run at once over all functions with that channel: each is an
+	// element of it. Nil is no limit. Processes that wait for calls do not count.
+	Room chan struct{}
+
 	Log func(format string, args ...any) // for the worker's stderr; may be nil
 }
 

@@ -113,7 +113,7 @@ func (w *warm) refill() {
 func (w *warm) start(node string) {
 	defer w.watched.Done()
 	try := w.f.attempt()
-	p, err := startWaiting(w, node)
+	p, err := startWaiting(w, node, try)
 	w.mu.Lock()
 	w.starting--
 	w.settled.Broadcast()
@@ -122,7 +122,6 @@ func (w *warm) start(node string) {
 		w.failed(try.notStarted(err).Message)
 		return
 	}
-	p.try = try
 	stale := w.closed || node != w.node
 	if !stale {
 		w.idle = append(w.idle, p)
@@ -285,14 +284,14 @@ type waiting struct {
 	to  io.Writer // where its stderr goes
 }
 
-func startWaiting(w *warm, node string) (*waiting, error) {
-	p := &waiting{w: w, log: lineLog{f: w.f}, exited: make(chan struct{}), gone: make(chan struct{})}
+func startWaiting(w *warm, node string, try attempt) (*waiting, error) {
+	p := &waiting{w: w, try: try, log: lineLog{f: w.f}, exited: make(chan struct{}), gone: make(chan struct{})}
 	p.to = &p.log
 	var err error
 	if p.pipes, err = openPipes(stdinHeld, false); err != nil {
 		return nil, err
 	}
-	if p.process, err = p.start(w.f.pool, keeper.Order{Env: callEnviron(&Call{}, node)}); err != nil {
+	if p.process, err = p.start(w.f.pool, keeper.Order{Env: try.environ(&Call{}, node)}); err != nil {
 		p.close()
 		return nil, err
 	}

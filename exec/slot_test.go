@@ -1,0 +1,114 @@
+package exec
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Programs that run at once have different numbers in FBUS_SLOT, 0 to the slots less one.
+func TestSlotNumbers(t *testing.T) {
+	t.Parallel()
+	for name, spec := range map[string]Spec{
+		"once":  {Argv: []string{"sh", "-c", "read -r x; echo $FBUS_SLOT"}},
+		"warm":  {Argv: []string{"sh", "-c", "read -r x; echo $FBUS_SLOT"}, Warm: 3},
+		"lines": {Argv: []string{"sh", "-c", "while read -r x; do sleep 0.05; echo $FBUS_SLOT; done"}, Resident: LineByLine},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			spec.Slots = 3
+			f := offer(t, spec)
+			for range 3 {
+				var mu sync.Mutex
+				var wg sync.WaitGroup
+				seen := map[string]int{}
+				for range 3 {
+					wg.Go(func() {
+						got := runCall(t.Context(), f, &Call{Input: []byte("x\n")})
+						mu.Lock()
+						defer mu.Unlock()
+						seen[strings.TrimSpace(got.out)]++
+					})
+				}
+				wg.Wait()
+				for k := range seen {
+					if k != "0" && k != "1" && k != "2" {
+						t.Errorf("FBUS_SLOT=%s", k)
+					}
+				}
+				if spec.Resident == LineByLine && len(seen) != 3 {
+					t.Errorf("%v", seen)
+				}
+			}
+		})
+	}
+	n := numbers{most: 2}
+	if got := fmt.Sprint(n.take(), n.take(), n.take()); got != "0 1 0" {
+		t.Errorf("numbers %s", got)
+	}
+	n.release(1)
+	if k := n.take(); k != 1 {
+		t.Errorf("number %d", k)
+	}
+}
+
+// Functions that share room run no more programs at once than that is for.
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	room := make(chan struct{}, 1)
+	spec := Spec{Argv: []string{"sh", "-c", "read -r x; echo $x"}, Slots: 2, Room: room}
+	once := offer(t, spec)
+	spec.Argv, spec.Resident = []string{"cat"}, LineByLine
+	lines := offer(t, spec)
+	r := newGatedReader()
+	held := background(t.Context(), once, &Call{Rest: r})
+	for len(room) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	var waits []<-chan Result
+	for _, f := range []*Function{once, lines} {
+		waits = append(waits, background(t.Context(), f, &Call{Input: []byte("x\n")}))
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		if res := f.Run(ctx, &Call{Input: []byte("x\n")}); res.Code != "cancelled" {
+			t.Errorf("%+v", res)
+		}
+	}
+	for _, w := range waits {
+		select {
+		case res := <-w:
+			t.Errorf("%+v ended with no room", res)
+		default:
+		}
+	}
+	r.open("y\n")
+	for _, w := range append(waits, held) {
+		if res := await(t, w); !same(Result{End: res.End}, programExit(0)) {
+			t.Errorf("%+v", res)
+		}
+	}
+}
+
+// gatedReader gives its text when it is opened.
+type gatedReader struct {
+	text chan string
+}
+
+func newGatedReader() *gatedReader { return &gatedReader{make(chan string, 1)} }
+
+func (g *gatedReader) open(text string) {
+	g.text <- text
+	close(g.text)
+}
+
+func (g *gatedReader) Read(p []byte) (int, error) {
+	s, ok := <-g.text
+	if !ok {
+		return 0, io.EOF
+	}
+	return copy(p, s), nil
+}

@@ -15,6 +15,7 @@ type Offer struct {
 	Description string // for people
 	Arguments   string // how arguments arrive, for people: "JSON on stdin"
 	Note        string // why the worker has nothing ready just now, for people; empty: all is well
+	Takes       string // "input" or "args": calls have nothing else; empty or "both": they may have both
 	Schema      string // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
 
 	stopped *Error // why the worker cannot start the program; then there are no slots
@@ -102,6 +103,12 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	}
 	if off.offer.Idempotent {
 		f.Flags |= wire.FlagIdempotent
+	}
+	switch off.offer.Takes {
+	case "input":
+		f.Flags |= wire.FlagTakesInput
+	case "args":
+		f.Flags |= wire.FlagTakesArgs
 	}
 	answer := make(chan *args.Error, 1)
 	c.mu.Lock()

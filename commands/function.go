@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,10 +28,13 @@ type function struct {
 	args        string
 	encoding    string
 	options     bool
+	takes       string
 	timeout     durationValue
 	grace       durationValue
 	dir         string
 	env         []string
+	envFiles    []string
+	fileEnv     []string // the variables of these files
 	idempotent  bool
 	description string
 	maxOutput   int64
@@ -60,6 +64,7 @@ func (f *function) flags() []cli.Flag {
 		&cli.StringFlag{Name: "args", Usage: "pass arguments on `stdin|argv`", Destination: &f.args},
 		&cli.StringFlag{Name: "encoding", Usage: "encode arguments on stdin as `json|msgpack|lines|nul`", DefaultText: "json", Destination: &f.encoding},
 		&cli.BoolFlag{Name: "allow-options", Usage: "allow arguments on the command line that begin with -", Destination: &f.options, DisableDefaultText: true},
+		&cli.StringFlag{Name: "takes", Usage: "refuse calls with anything but `input|args|both`: input on stdin, or arguments", DefaultText: "both", Destination: &f.takes},
 		&cli.GenericFlag{Name: "warm", Usage: "keep `N` processes started ahead, each for one call", Value: &f.warm},
 		&cli.StringFlag{Name: "resident", Usage: "keep processes for many calls: `lines|json`, a line or a JSON-RPC message each", Destination: &f.resident},
 		&cli.GenericFlag{Name: "pipeline", Usage: "send each resident json process `N` calls at once; the function then takes slots × N", Value: &f.pipeline},
@@ -70,6 +75,7 @@ func (f *function) flags() []cli.Flag {
 		&cli.GenericFlag{Name: "grace", Usage: "`D` between TERM and KILL", Value: &f.grace},
 		&cli.StringFlag{Name: "chdir", Aliases: []string{"C"}, Usage: "run PROGRAM in `DIR`", Destination: &f.dir},
 		&cli.GenericFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `K=V` to PROGRAM's environment; again for more", Value: &listValue{list: &f.env}},
+		&cli.GenericFlag{Name: "env-file", Usage: "add the NAME=VALUE lines of `FILE` to PROGRAM's environment; again for more", Value: &listValue{list: &f.envFiles}},
 		&cli.BoolFlag{Name: "idempotent", Usage: "run a call again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
 		&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &f.description},
 		&cli.StringFlag{Name: "schema", Usage: "a JSON Schema of the arguments in `FILE`, for fbus describe", Destination: &f.schemaFile},
@@ -140,6 +146,14 @@ func (f *function) check() error {
 	if f.calls = min(processes, over) * min(max(1, f.pipeline.n), over); f.calls > maxSlots {
 		return usage("%s: too many calls at once (limit %d)", f.sizes(), maxSlots)
 	}
+	f.fileEnv = nil
+	for _, file := range f.envFiles {
+		env, err := readEnvFile(file)
+		if err != nil {
+			return err
+		}
+		f.fileEnv = append(f.fileEnv, env...)
+	}
 	return f.readSchema()
 }
 
@@ -163,7 +177,7 @@ const maxSlots = 1 << 20
 // spec returns the function in the form that package exec needs.
 func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	spec := exec.Spec{
-		Name: f.name, Argv: f.argv, Dir: f.dir, Env: f.env, ArgsSet: f.args != "", AllowOptions: f.options,
+		Name: f.name, Argv: f.argv, Dir: f.dir, Env: slices.Concat(f.fileEnv, f.env), ArgsSet: f.args != "", AllowOptions: f.options,
 		Timeout: f.timeout.d, Grace: max(f.grace.d, time.Nanosecond), // 0s means at once, not the default
 		MaxOutput: f.maxOutput, Memory: f.memory, Slots: f.calls, Log: log,
 		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
@@ -177,6 +191,11 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	if f.encoding != "" {
 		if spec.Encoding, err = args.ParseEncoding(f.encoding); err != nil {
 			return spec, usage("--encoding must be json, msgpack, lines or nul, not %q", f.encoding)
+		}
+	}
+	if f.takes != "" {
+		if spec.Takes, err = exec.ParseTakes(f.takes); err != nil {
+			return spec, usage("--takes must be input, args or both, not %q", f.takes)
 		}
 	}
 	if f.resident != "" {

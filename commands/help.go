@@ -25,8 +25,8 @@ var commandGroups = []group{
 // flagGroups are the headings of the help of a command.
 var flagGroups = []group{
 	{"What is sent", "data field json-field input no-stdin arg-file null max-args each"},
-	{"How the program runs", "args encoding allow-options chdir env no-node memory max-output"},
-	{"How many processes", "slots warm resident pipeline reply-fd max-calls max-idle"},
+	{"How the program runs", "args takes encoding allow-options chdir env env-file no-node memory max-output"},
+	{"How many processes", "slots max-running warm resident pipeline reply-fd max-calls max-idle"},
 	{"For callers", "description schema idempotent"},
 	{"Where it listens, and for whom", "socket socket-group listen no-tcp network serve/keepalive"},
 	{"A PKI of your own", "tls-cert tls-key tls-ca tls-crl"},

@@ -25,7 +25,8 @@ func offerCommand() *cli.Command {
 		Description: `Each call starts PROGRAM. Its arguments arrive on stdin, as JSON unless --encoding
 chooses another form. With --args argv they follow ARG… on the command line, and
 placeholders there are replaced: {} by all, {1} by the first, {name} by a field. Offering
-a name again, here or elsewhere, adds slots. TERM or INT drains; a second one ends at once.
+a name again, here or elsewhere, adds slots. A program that reads text needs no arguments: with
+--takes input, calls that have some are refused. TERM or INT drains; a second one ends at once.
 
 A PROGRAM that is started for a call finds FBUS_FUNCTION, FBUS_CALL_ID, FBUS_CALLER,
 FBUS_DEADLINE and FBUS_NODE in its environment. For a posted job there are FBUS_JOB_ID

@@ -225,7 +225,7 @@ func longNames(table flagTable) []string {
 // path makes the value of an option absolute if it is a path relative to the file.
 func (c *configFile) path(key, value string) string {
 	switch key {
-	case "socket", "tls-cert", "tls-key", "tls-ca", "tls-crl", "chdir", "schema":
+	case "socket", "tls-cert", "tls-key", "tls-ca", "tls-crl", "chdir", "schema", "env-file":
 		return under(c.base, value)
 	case "log":
 		if value != "-" {
@@ -274,6 +274,7 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 					c.wrongType(in, key, e, "a string")
 					return
 				}
+				e.v = c.path(key, e.v.(string))
 				set(e)
 			}
 		case *countValue:
@@ -497,6 +498,11 @@ func (c *configFile) finish(f *function) {
 	if strings.Contains(f.argv[0], "/") { // PATH is the user's own choice
 		f.argv[0] = under(c.base, f.argv[0])
 		err = c.owners.check(f.argv[0])
+	}
+	for _, file := range f.envFiles {
+		if err == nil {
+			err = c.owners.check(file)
+		}
 	}
 	if err == nil {
 		err = f.check()

@@ -111,6 +111,7 @@ func TestConfigNodeHasEveryFlag(t *testing.T) {
 func TestConfigHasEveryFlag(t *testing.T) {
 	schema := written(t, "schema.json", "true")
 	text := map[string]string{
+		"takes": `"input"`, "env-file": fmt.Sprintf("%q", written(t, "env", "K=V\n")),
 		"args": `"stdin"`, "encoding": `"lines"`, "env": `["K=V"]`, "schema": fmt.Sprintf("%q", schema), "resident": `"json"`,
 		"timeout": `"1s"`, "grace": `"1s"`, "max-idle": `"1s"`, "max-output": `"1M"`, "memory": `"1G"`, "reply-fd": "3",
 	}

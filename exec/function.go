@@ -123,6 +123,8 @@ func (f *Function) logf(format string, args ...any) {
 // Arguments describes in one phrase how this function takes its arguments.
 func (f *Function) Arguments() string {
 	switch {
+	case f.spec.Takes == TakesInput:
+		return "none: it takes input on stdin"
 	case f.spec.Resident == LineByLine:
 		return "a line on stdin, resident"
 	case f.spec.Resident == JSONRPC:
@@ -171,6 +173,9 @@ func (f *Function) nodeFor(addr string) string { return cmp.Or(addr, f.ownNode) 
 // process has answered, or when it is gone. A resident's answer, or the last
 // 64 KiB of it, is in the Result.
 func (f *Function) Run(ctx context.Context, c *Call) Result {
+	if err := f.spec.Takes.refuse(c); err != nil {
+		return failure(err)
+	}
 	if limit := f.spec.Timeout; limit > 0 {
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeoutCause(ctx, limit, errTimeout)

@@ -153,14 +153,14 @@ func TestEnvironment(t *testing.T) {
 		s.Node = "/tmp/a"
 	})
 	got := runCall(t.Context(), f, &Call{})
-	check(t, got, programExit(0), "CHANGED=yes\nFBUS_FUNCTION=f\nFBUS_NODE=/tmp/a\nKEPT=kept\n")
+	check(t, got, programExit(0), "CHANGED=yes\nFBUS_FUNCTION=f\nFBUS_NODE=/tmp/a\nFBUS_SLOT=0\nKEPT=kept\n")
 	f.SetNode("")
 	own := sh(t, "echo $FBUS_NODE", func(s *Spec) { s.Env = []string{"FBUS_NODE=mine"} })
 	check(t, runCall(t.Context(), own, &Call{}), programExit(0), "mine\n")
 	f.SetNode("/tmp/b")
 	got = runCall(t.Context(), f, &Call{ID: "17", Caller: "uid:0", Deadline: time.UnixMilli(1500).In(time.FixedZone("x", 3600))})
 	check(t, got, programExit(0), "CHANGED=yes\nFBUS_CALLER=uid:0\nFBUS_CALL_ID=17\n"+
-		"FBUS_DEADLINE=1970-01-01T00:00:01.500Z\nFBUS_FUNCTION=f\nFBUS_NODE=/tmp/b\nKEPT=kept\n")
+		"FBUS_DEADLINE=1970-01-01T00:00:01.500Z\nFBUS_FUNCTION=f\nFBUS_NODE=/tmp/b\nFBUS_SLOT=0\nKEPT=kept\n")
 }
 
 // A program starts as a shell would start it: signals at their defaults, the

@@ -32,6 +32,7 @@ type Spec struct {
 	ArgsSet      bool // Args was asked for, not defaulted: placeholders do not override it
 	Encoding     args.Encoding
 	AllowOptions bool // values may begin with "-"
+	Takes        Takes
 
 	Timeout   time.Duration // one run's longest time; 0 is none
 	Grace     time.Duration // TERM to KILL; 0 is DefaultGrace
@@ -143,6 +144,40 @@ func (m ArgMode) String() string {
 	return "stdin"
 }
 
+// Takes is what a function takes of a call.
+type Takes int
+
+// What functions take.
+const (
+	TakesBoth  Takes = iota
+	TakesInput       // input alone: arguments would reach the program on stdin, which it does not expect
+	TakesArgs        // arguments alone
+)
+
+// ParseTakes reads "both", "input" or "args".
+func ParseTakes(s string) (Takes, error) {
+	for t := range TakesArgs + 1 {
+		if t.String() == s {
+			return t, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown word %q (known: both, input, args)", s)
+}
+
+func (t Takes) String() string { return [...]string{"both", "input", "args"}[t] }
+
+// refuse returns an error for a call that has what the function does not take.
+func (t Takes) refuse(c *Call) error {
+	input := c.Kind == args.KindRaw && (len(c.Input) > 0 || c.Rest != nil) || c.Kind != args.KindRaw && c.HasInput
+	switch {
+	case t == TakesInput && c.Kind != args.KindRaw:
+		return args.BadInput("takes input on stdin, not arguments")
+	case t == TakesArgs && input:
+		return args.BadInput("takes arguments, not input on stdin")
+	}
+	return nil
+}
+
 // Protocol is how calls are put to a resident process, and how it answers.
 type Protocol int
 
@@ -170,6 +205,8 @@ func (p Protocol) String() string { return [...]string{"", "lines", "json"}[p] }
 // `warm`; a command spells it as its users do. Placeholders have set Args before.
 func checkModes(spec *Spec) error {
 	switch {
+	case spec.Takes == TakesInput && spec.Args == ArgsArgv:
+		return usage("write `takes args` or `takes both`, or leave the placeholders out", "`takes input` does not go with `args argv` and placeholders, which need arguments")
 	case spec.Warm < 0:
 		return usage("", "`warm` must not be negative")
 	case spec.Warm > 0 && spec.Resident != NotResident:

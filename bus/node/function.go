@@ -45,6 +45,7 @@ type offer struct {
 	idempotent  bool
 	description string
 	arguments   string
+	takes       string
 	note        string
 	schema      string
 }

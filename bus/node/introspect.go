@@ -108,12 +108,13 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	f.Description = cmp.Or(o.description, f.Description)
 	f.Arguments = cmp.Or(o.arguments, f.Arguments)
 	f.Note = cmp.Or(o.note, f.Note)
+	f.Takes = o.takes
 	if schema && o.schema != "" {
 		f.Schema = json.RawMessage(o.schema)
 	}
 	f.Workers = append(f.Workers, bus.WorkerInfo{
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
-		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Note: o.note, Held: o.session.idle,
+		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Held: o.session.idle,
 	})
 }
 

@@ -80,6 +80,10 @@ const (
 	FlagCannotStart = 1 << 1
 	// FlagNotFound, in addition: since the program was not found.
 	FlagNotFound = 1 << 2
+	// FlagTakesInput: calls have an input, and no arguments.
+	FlagTakesInput = 1 << 3
+	// FlagTakesArgs: calls have arguments, and no input.
+	FlagTakesArgs = 1 << 4
 )
 
 // Frame is one message of the protocol: one of the struct types below. Byte

@@ -206,7 +206,7 @@ func TestWireNumbers(t *testing.T) {
 		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "MaxSchema": {MaxSchema, 65536}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
 		"Forever": {Forever, 4294967295}, "kinds": {int(args.KindRaw)*1000 + int(args.KindList)*100 + int(args.KindMap)*10 + int(args.KindJSON), 123},
 		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(args.FromProgram)*100 + int(args.FromSignal)*10 + int(args.FromBus), 12},
-		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "flags of offers": {FlagIdempotent*100 + FlagCannotStart*10 + FlagNotFound, 124}, "major": {Major, 1},
+		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "flags of offers": {FlagIdempotent*100 + FlagCannotStart*10 + FlagNotFound + 1000*FlagTakesInput + 10000*FlagTakesArgs, 168124}, "major": {Major, 1},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s is %d, want %d", name, pair[0], pair[1])

@@ -38,7 +38,7 @@ type FunctionInfo struct {
 	Name        string       `json:"name"`
 	Description string       `json:"description"`     // of the last worker that gave one
 	Arguments   string       `json:"arguments"`       // how they arrive
-	Takes       string       `json:"takes"`           // "input", "args" or "both", of the last worker
+	Takes       string       `json:"takes,omitempty"` // "input" or "args", of the last worker; empty: both
 	Slots       int          `json:"slots"`           // of all workers
 	Busy        int          `json:"busy"`            // slots taken
 	Queued      int          `json:"queued"`          // calls that wait for a slot
@@ -64,9 +64,9 @@ type WorkerInfo struct {
 	Idempotent  bool   `json:"idempotent"`
 	Description string `json:"description"`
 	Arguments   string `json:"arguments"`
-	Takes       string `json:"takes"`          // "input", "args" or "both"
-	Note        string `json:"note"`           // why it has nothing ready; empty: all is well
-	Held        bool   `json:"held,omitempty"` // it gets nothing new: fbus.hold
+	Takes       string `json:"takes,omitempty"` // "input" or "args"; empty: both
+	Note        string `json:"note"`            // why it has nothing ready; empty: all is well
+	Held        bool   `json:"held,omitempty"`  // it gets nothing new: fbus.hold
 }
 
 // HeldInfo is what is held, a line of fbus.hold: a function or workers.

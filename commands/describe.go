@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,9 +59,7 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 			fact("description", "%s", f.Description)
 		}
 		fact("arguments", "%s", f.Arguments)
-		if f.Takes != "both" && f.Takes != "" {
-			fact("takes", "%s", f.Takes)
-		}
+		fact("takes", "%s", cmp.Or(f.Takes, "both"))
 		fact("slots", "%d, %d busy", f.Slots, f.Busy)
 		fact("calls", "%d queued, %d done, %d failed", f.Queued, f.Done, f.Failed)
 		if f.Waits != "" {

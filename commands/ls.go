@@ -20,8 +20,8 @@ func lsCommand() *cli.Command {
 		Description: `  fbus ls
   fbus ls --json | jq -r .name
 
-JSON fields: name, description, arguments (how they arrive), takes (input, args or
-both), slots, busy, queued, done (ended with 0), failed (otherwise, but not refused as
+JSON fields: name, description, arguments (how they arrive), takes (input or args,
+absent: both), slots, busy, queued, done (ended with 0), failed (otherwise, but not refused as
 busy), note, held (its jobs wait), waits (why a call would have to wait), and workers:
 name, id, identity, slots, busy, idempotent, description, arguments, takes, note, held.
 The function fbus.functions answers the same. Where no worker can start the program, its note stands in place of the

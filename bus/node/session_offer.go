@@ -132,7 +132,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	o.idempotent = f.Flags&wire.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema = string(f.Note), string(f.Schema)
-	switch o.takes = "both"; {
+	switch o.takes = ""; {
 	case f.Flags&wire.FlagTakesInput != 0:
 		o.takes = "input"
 	case f.Flags&wire.FlagTakesArgs != 0:

@@ -37,13 +37,13 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	case *wire.CallFrame:
 		return c.handleCall(b, f)
 	case *wire.EOFFrame:
-		inv, err := lookup(c.in, f.ID, c.lastIn)
+		inv, err := c.incoming(f, f.ID)
 		if inv != nil && inv.rest != nil {
 			inv.rest.close(io.EOF)
 		}
 		return err
 	case *wire.CancelFrame:
-		inv, err := lookup(c.in, f.ID, c.lastIn)
+		inv, err := c.incoming(f, f.ID)
 		if inv == nil {
 			return err
 		}
@@ -61,13 +61,13 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	// Of both:
 	case *wire.DataFrame:
 		if f.Stream == wire.Input {
-			inv, err := lookup(c.in, f.ID, c.lastIn)
+			inv, err := c.incoming(f, f.ID)
 			if inv == nil || inv.rest == nil {
 				return err
 			}
 			return inv.rest.push(f.Payload)
 		}
-		call, err := lookup(c.out, f.ID, c.lastOut)
+		call, err := c.outgoing(f, f.ID)
 		switch {
 		case call == nil:
 			return err
@@ -80,13 +80,13 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 		return call.stderr.push(f.Payload)
 	case *wire.GrantFrame:
 		if f.Stream == wire.Input {
-			call, err := lookup(c.out, f.ID, c.lastOut)
+			call, err := c.outgoing(f, f.ID)
 			if call == nil || call.input == nil {
 				return err
 			}
 			return call.input.grant(f.Bytes)
 		}
-		inv, err := lookup(c.in, f.ID, c.lastIn)
+		inv, err := c.incoming(f, f.ID)
 		switch {
 		case inv == nil:
 			return err
@@ -98,15 +98,22 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", wire.TypeOf(f))
 }
 
-// lookup returns the call with an id, nil for one that has ended. last is the highest id so far.
-func lookup[T any](calls map[uint64]*T, id, last uint64) (*T, error) {
-	if call := calls[id]; call != nil {
-		return call, nil
+// incoming returns the call of the node's that a frame is about, nil if it has ended.
+func (c *Client) incoming(f wire.Frame, id uint64) (*Invocation, error) {
+	inv := c.in[id]
+	if inv == nil && (id == 0 || id > c.lastIn) {
+		return nil, wire.NotOpen(f, id, c.out[id] != nil)
 	}
-	if id == 0 || id > last {
-		return nil, args.Errorf(args.CodeProtocol, "frame for call %d, which was never opened", id)
+	return inv, nil
+}
+
+// outgoing returns our call that a frame is about, nil if it has ended.
+func (c *Client) outgoing(f wire.Frame, id uint64) (*outCall, error) {
+	call := c.out[id]
+	if call == nil && (id == 0 || id > c.lastOut) {
+		return nil, wire.NotOpen(f, id, c.in[id] != nil)
 	}
-	return nil, nil
+	return call, nil
 }
 
 // handleCall starts a call that the node opened. The client's mu is held.
@@ -130,7 +137,7 @@ func (c *Client) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 
 // handleEnd ends a call of ours. The client's mu is held.
 func (c *Client) handleEnd(f *wire.EndFrame) error {
-	call, err := lookup(c.out, f.ID, c.lastOut)
+	call, err := c.outgoing(f, f.ID)
 	if left := c.left[f.ID]; left != nil && call == nil {
 		delete(c.left, f.ID)
 		left.result.Worker = c.workers.intern(f.Worker)

@@ -98,7 +98,7 @@ func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	if off.offer.Arrive != nil {
 		inv.Arrival = off.offer.Arrive()
 	}
-	if f.Timeout > 0 {
+	if f.Timeout > 0 && f.Timeout < wire.Forever {
 		inv.Deadline = time.Now().Add(time.Duration(f.Timeout) * time.Millisecond)
 	}
 	inv.ctx, inv.cancel = context.WithCancelCause(context.Background())

@@ -15,6 +15,17 @@ const MaxDepth = 16
 // cannot be used any further.
 var ErrMalformed = errors.New("malformed frame")
 
+// ElementError is an error about an element of a frame. It wraps [ErrMalformed].
+type ElementError struct {
+	Left int    // elements of the frame that follow it; -1: it is about the whole frame
+	Text string // what is wrong
+	Got  string // what was found in place of an integer or bytes; else empty
+}
+
+func (e *ElementError) Error() string { return ErrMalformed.Error() + ": " + e.Text }
+
+func (e *ElementError) Unwrap() error { return ErrMalformed }
+
 // Reader takes msgpack elements one by one from one frame. The first error
 // sticks and every later read yields zero, so a frame's decode reads like its
 // layout. It never allocates by a length that the peer claims.
@@ -26,10 +37,46 @@ type Reader struct {
 
 // Fail records an error, unless there was one before.
 func (r *Reader) Fail(format string, args ...any) {
+	r.fail(&ElementError{Text: fmt.Sprintf(format, args...)})
+}
+
+func (r *Reader) fail(e *ElementError) {
 	if r.Err == nil {
-		r.Err = fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+		e.Left = r.Left
+		r.Err = e
 	}
 	r.B, r.Left = nil, 0
+}
+
+// wrongType records that an element is not of the expected type. c is its first byte.
+func (r *Reader) wrongType(c byte, expected string) {
+	got := typeName(c)
+	r.fail(&ElementError{Text: got + ", " + expected + " expected", Got: got})
+}
+
+// typeName describes an element by its first byte.
+func typeName(c byte) string {
+	switch {
+	case msgpcode.IsFixedNum(c), c >= msgpcode.Uint8 && c <= msgpcode.Int64:
+		return "integer"
+	case msgpcode.IsFixedString(c), c >= msgpcode.Str8 && c <= msgpcode.Str32:
+		return "str"
+	case c >= msgpcode.Bin8 && c <= msgpcode.Bin32:
+		return "bin"
+	case msgpcode.IsFixedArray(c), c == msgpcode.Array16, c == msgpcode.Array32:
+		return "array"
+	case msgpcode.IsFixedMap(c), c == msgpcode.Map16, c == msgpcode.Map32:
+		return "map"
+	case c == msgpcode.Nil:
+		return "nil"
+	case c == msgpcode.False, c == msgpcode.True:
+		return "boolean"
+	case c == msgpcode.Float, c == msgpcode.Double:
+		return "float"
+	case c == 0xc1:
+		return "0xc1, which is not msgpack"
+	}
+	return "ext"
 }
 
 // More reports whether another element follows, before an optional one is read.
@@ -106,7 +153,7 @@ func (r *Reader) longUint(max uint64) uint64 {
 			r.Fail("negative integer")
 		}
 	default:
-		r.Fail("element 0x%02x is not an integer", c)
+		r.wrongType(c, "integer")
 	}
 	if n > max {
 		r.Fail("integer %d exceeds the limit of %d", n, max)
@@ -147,7 +194,7 @@ func (r *Reader) Bytes(max int) []byte {
 	case r.Err != nil:
 		return nil
 	case !ok:
-		r.Fail("element 0x%02x is not bytes", c)
+		r.wrongType(c, "str or bin")
 		return nil
 	case n > uint64(max):
 		r.Fail("element of %d bytes exceeds the limit of %d", n, max)
@@ -161,7 +208,7 @@ func (r *Reader) ArrayLen() int {
 	c := r.code()
 	n, isMap, ok := r.container(c)
 	if !ok || isMap {
-		r.Fail("element 0x%02x is not an array", c)
+		r.wrongType(c, "array")
 		return 0
 	}
 	return int(n)
@@ -192,13 +239,12 @@ func (r *Reader) container(c byte) (n uint64, isMap, ok bool) {
 
 // Skip passes over the rest of the frame: elements of a newer minor version.
 func (r *Reader) Skip() {
-	for ; r.Left > 0; r.Left-- {
+	for r.Left > 0 && r.Err == nil {
+		r.Left--
 		r.skipOne(1)
-		if r.Err != nil {
-			return
-		}
 	}
 	if r.Err == nil && len(r.B) > 0 {
+		r.Left = -1
 		r.Fail("%d bytes after the last element", len(r.B))
 	}
 }
@@ -233,6 +279,6 @@ func (r *Reader) skipOne(depth int) {
 	case c >= msgpcode.Ext8 && c <= msgpcode.Ext32:
 		r.take(1 + r.size(1<<(c-msgpcode.Ext8)))
 	default:
-		r.Fail("element 0x%02x is not msgpack", c)
+		r.Fail("0x%02x is not msgpack", c)
 	}
 }

@@ -256,9 +256,6 @@ func reserved(name string) bool { return strings.HasPrefix(name, "fbus.") }
 // for it: all others may have gone.
 const lookTime = time.Second
 
-// maxWait keeps a duration in milliseconds from overflowing.
-const maxWait = 1 << 40
-
 func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	on, err := wire.ParseOn(string(f.On))
 	n.tick++
@@ -277,8 +274,8 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	}
 	c.flows[wire.Output].held = int64(f.WindowOutput)
 	c.flows[wire.Stderr].held = int64(f.WindowStderr)
-	if f.Timeout > 0 {
-		c.deadline = c.arrived.Add(time.Duration(min(f.Timeout, maxWait)) * time.Millisecond)
+	if f.Timeout > 0 && f.Timeout < wire.Forever {
+		c.deadline = c.arrived.Add(time.Duration(f.Timeout) * time.Millisecond)
 	}
 	return c, err
 }
@@ -371,7 +368,7 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 		f.Flags |= wire.FlagInputEnd
 	}
 	if !c.deadline.IsZero() {
-		f.Timeout = uint64(max(1, time.Until(c.deadline).Milliseconds()))
+		f.Timeout = uint64(min(max(1, time.Until(c.deadline).Milliseconds()), wire.Forever-1))
 	}
 	b.Send(w.conn, f)
 }
@@ -551,7 +548,7 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 
 // handleEnd takes a worker's END: the program and all it started are gone. n.mu is held.
 func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
-	c, err := s.outgoing(f.ID)
+	c, err := s.outgoing(f, f.ID)
 	if c == nil {
 		return err
 	}

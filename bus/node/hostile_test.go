@@ -569,3 +569,28 @@ func TestSchemasAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestWrongDirection: the error about a frame of the wrong side says which side sends it.
+func TestWrongDirection(t *testing.T) {
+	_, path := start(t, node.Config{})
+	for _, f := range []wire.Frame{&wire.GrantFrame{ID: 1}, &wire.DataFrame{ID: 1, Stream: wire.Output}, &wire.EndFrame{ID: 1}} {
+		worker := rawUnix(t, nil, path).greet()
+		worker.offer("hold", 1, 0)
+		caller := rawUnix(t, nil, path).greet()
+		caller.write(encode(openFrame(1, "hold"), f))
+		if e := want[*wire.ErrorFrame](caller); string(e.Code) != args.CodeProtocol || string(e.Message) != wire.NotOpen(f, 1, true).(*args.Error).Message {
+			t.Errorf("%T from the opener: %s", f, e.Message)
+		}
+	}
+	for _, f := range []wire.Frame{&wire.GrantFrame{ID: 1, Stream: wire.Output}, &wire.DataFrame{ID: 1}, &wire.EOFFrame{ID: 1}, &wire.CancelFrame{ID: 1}} {
+		worker := rawUnix(t, nil, path).greet()
+		worker.offer("held", 1, 0)
+		caller := rawUnix(t, nil, path).greet()
+		caller.write(encode(openFrame(1, "held")))
+		want[*wire.CallFrame](worker)
+		worker.write(encode(f))
+		if e := want[*wire.ErrorFrame](worker); string(e.Code) != args.CodeProtocol || string(e.Message) != wire.NotOpen(f, 1, true).(*args.Error).Message {
+			t.Errorf("%T from the acceptor: %s", f, e.Message)
+		}
+	}
+}

@@ -5,23 +5,27 @@ import (
 	"fbus/bus/wire"
 )
 
-// find finds a call of one side by its id; nil if it has ended. last is the highest id of
-// that side.
-func find(calls map[uint64]*call, id, last uint64) (*call, error) {
+// find finds the call of a frame by its id; nil if it has ended. last is the highest id of the
+// side that sends such a frame, other are the calls of the other side.
+func find(f wire.Frame, id uint64, calls, other map[uint64]*call, last uint64) (*call, error) {
 	if c := calls[id]; c != nil {
 		return c, nil
 	}
 	if id == 0 || id > last {
-		return nil, protocol("frame for call %d, which was never opened", id)
+		return nil, wire.NotOpen(f, id, other[id] != nil)
 	}
 	return nil, nil
 }
 
 // incoming finds a call that the peer opened.
-func (s *session) incoming(id uint64) (*call, error) { return find(s.in, id, s.lastIn) }
+func (s *session) incoming(f wire.Frame, id uint64) (*call, error) {
+	return find(f, id, s.in, s.out, s.lastIn)
+}
 
 // outgoing finds a call that the node opened at the peer.
-func (s *session) outgoing(id uint64) (*call, error) { return find(s.out, id, s.lastOut) }
+func (s *session) outgoing(f wire.Frame, id uint64) (*call, error) {
+	return find(f, id, s.out, s.in, s.lastOut)
+}
 
 // handleData passes bytes on to the call's other end.
 func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
@@ -35,7 +39,7 @@ func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 	if f.Stream == wire.Input {
 		owner = s.incoming
 	}
-	c, err := owner(f.ID)
+	c, err := owner(f, f.ID)
 	if c == nil {
 		n.mu.Unlock()
 		return err
@@ -60,7 +64,7 @@ func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
 
 // handleEOF ends a call's input. As in the functions below, n.mu is held.
 func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
-	c, err := s.incoming(f.ID)
+	c, err := s.incoming(f, f.ID)
 	if c == nil {
 		return err
 	}
@@ -81,7 +85,7 @@ func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
 	if f.Stream == wire.Input {
 		owner = s.outgoing
 	}
-	c, err := owner(f.ID)
+	c, err := owner(f, f.ID)
 	if c == nil {
 		return err
 	}
@@ -95,7 +99,7 @@ func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
 }
 
 func (s *session) handleCancel(b *wire.Batch, f *wire.CancelFrame) error {
-	c, err := s.incoming(f.ID)
+	c, err := s.incoming(f, f.ID)
 	if c == nil {
 		return err
 	}

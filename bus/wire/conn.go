@@ -6,6 +6,7 @@ import (
 	"fbus/bus/args"
 	"math"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -171,6 +172,8 @@ func (c *Conn) finish(err error) error {
 		c.CloseWith(e)
 	case errors.Is(err, args.ErrMalformed):
 		c.CloseWith(&args.Error{Code: args.CodeProtocol, Message: err.Error()})
+	case errors.Is(err, os.ErrDeadlineExceeded): // only the first frame has a deadline
+		c.CloseWith(&args.Error{Code: args.CodeProtocol, Message: "HELLO did not come in time"})
 	default:
 		c.Close(err)
 	}

@@ -103,6 +103,39 @@ func TypeOf(f Frame) Type {
 	return t
 }
 
+// NotOpen returns the error about a frame for a call that its sender cannot mean: there is
+// none of that id, or other: there is one, but the sender is on its other side.
+func NotOpen(f Frame, id uint64, other bool) error {
+	name := layouts[TypeOf(f)].name
+	what, verb, side, you := name, "sent", "opener", "accepted"
+	if f, ok := f.(*GrantFrame); ok {
+		what, verb = fmt.Sprintf("stream %d", f.Stream), "granted"
+		name += " of " + what
+	}
+	if f, ok := f.(*DataFrame); ok {
+		what = fmt.Sprintf("stream %d", f.Stream)
+		name += " of " + what
+	}
+	if !ofOpener(f) {
+		side, you = "acceptor", "opened"
+	}
+	if !other {
+		return args.Errorf(args.CodeProtocol, "%s for call %d, which was never opened", name, id)
+	}
+	return args.Errorf(args.CodeProtocol, "%s for call %d: %s is %s by the %s, and you %s it", name, id, what, verb, side, you)
+}
+
+// ofOpener reports whether a frame about a call is one that its opener sends.
+func ofOpener(f Frame) bool {
+	switch f := f.(type) {
+	case *DataFrame:
+		return f.Stream == Input
+	case *GrantFrame:
+		return f.Stream != Input
+	}
+	return TypeOf(f) != TypeEnd
+}
+
 // Append appends a frame, with its length prefix, to dst.
 func Append(dst []byte, f Frame) []byte {
 	start := len(dst)
@@ -117,7 +150,7 @@ type reader struct{ args.Reader }
 // not allocate. It is not safe for concurrent use.
 type Decoder struct {
 	r      reader
-	frames [len(newFrame)]Frame // one of each type that has come
+	frames [len(layouts)]Frame // one of each type that has come
 }
 
 // Decode reads body, a frame without its length prefix. The frame is valid until the next
@@ -127,20 +160,24 @@ type Decoder struct {
 func (d *Decoder) Decode(body []byte) (Frame, error) {
 	r := &d.r
 	*r = reader{args.Reader{B: body}}
-	r.Left = r.ArrayLen()
+	count := r.ArrayLen()
+	r.Left = count
 	t := r.Uint(255)
-	if r.Err != nil || t >= uint64(len(newFrame)) || newFrame[t] == nil {
+	if r.Err != nil || t >= uint64(len(layouts)) || layouts[t].make == nil {
 		return nil, r.Err
 	}
 	if d.frames[t] == nil {
-		d.frames[t] = newFrame[t]()
+		d.frames[t] = layouts[t].make()
 	}
 	f := d.frames[t]
 	f.decode(r)
 	if r.Err == nil && (r.Left > 0 || len(r.B) > 0) {
 		r.Skip()
 	}
-	return f, r.Err
+	if r.Err != nil {
+		return f, layouts[t].explain(r.Err, count)
+	}
+	return f, nil
 }
 
 // text, arguments and payloads have bounds of their own inside the frame's.
@@ -166,7 +203,7 @@ func (r *reader) moreUint(limit, otherwise uint64) uint64 {
 
 // maxUint bounds integers that have no bound of their own: those that every
 // language can hold exactly.
-const maxUint = 1 << 53
+const maxUint = 1<<53 - 1
 
 // begin appends a frame's length prefix, still zero, its array header and its
 // type. Arrays of 16 elements and more take the three-byte header.

@@ -1,6 +1,10 @@
 package wire
 
 import (
+	"errors"
+	"fmt"
+	"strings"
+
 	"fbus/bus/args"
 
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
@@ -36,18 +40,50 @@ const (
 	TypeEnd Type = 10
 )
 
-// newFrame makes an empty frame of each type.
-var newFrame = [...]func() Frame{
-	TypeHello:   func() Frame { return new(HelloFrame) },
-	TypeError:   func() Frame { return new(ErrorFrame) },
-	TypeOffer:   func() Frame { return new(OfferFrame) },
-	TypeOffered: func() Frame { return new(OfferedFrame) },
-	TypeCall:    func() Frame { return new(CallFrame) },
-	TypeData:    func() Frame { return new(DataFrame) },
-	TypeEOF:     func() Frame { return new(EOFFrame) },
-	TypeGrant:   func() Frame { return new(GrantFrame) },
-	TypeCancel:  func() Frame { return new(CancelFrame) },
-	TypeEnd:     func() Frame { return new(EndFrame) },
+// layouts are the frames by their type: PROTOCOL.md, section 2, has the same table.
+var layouts = [...]layout{
+	TypeHello:   {"HELLO", 6, "major uint, minor uint, network str, instance str, name str, capabilities array, connection str", func() Frame { return new(HelloFrame) }},
+	TypeError:   {"ERROR", 3, "code str, message str", func() Frame { return new(ErrorFrame) }},
+	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str", func() Frame { return new(OfferFrame) }},
+	TypeOffered: {"OFFERED", 4, "seq uint, code str, message str", func() Frame { return new(OfferedFrame) }},
+	TypeCall: {"CALL", 7, "id uint, name str, kind uint, args bin, input bin, flags uint, " +
+		"timeout uint, wait_function uint, wait_slot uint, retries uint, on str, " +
+		"window_output uint, window_stderr uint, call str, caller str, job str, attempt uint, origin str", func() Frame { return new(CallFrame) }},
+	TypeData:   {"DATA", 4, "id uint, stream uint, bytes bin", func() Frame { return new(DataFrame) }},
+	TypeEOF:    {"EOF", 2, "id uint", func() Frame { return new(EOFFrame) }},
+	TypeGrant:  {"GRANT", 4, "id uint, stream uint, bytes uint", func() Frame { return new(GrantFrame) }},
+	TypeCancel: {"CANCEL", 2, "id uint, code str", func() Frame { return new(CancelFrame) }},
+	TypeEnd:    {"END", 4, "id uint, source uint, status uint, code str, message str, output bin, call str, worker str", func() Frame { return new(EndFrame) }},
+}
+
+// layout describes a type of frame.
+type layout struct {
+	name     string
+	least    int    // elements, the type included
+	elements string // the others: names and types
+	make     func() Frame
+}
+
+// explain names the frame, and the element if there is one, in an error about one of the
+// count elements that a frame has.
+func (l *layout) explain(err error, count int) error {
+	var e *args.ElementError
+	if !errors.As(err, &e) {
+		return err
+	}
+	if count < l.least {
+		return fmt.Errorf("%w: %s: %d elements, at least %d expected", args.ErrMalformed, l.name, count, l.least)
+	}
+	at, text := count-e.Left-1, e.Text
+	elements := strings.Split(l.elements, ", ")
+	if e.Left < 0 || at < 1 || at > len(elements) {
+		return fmt.Errorf("%w: %s: %s", args.ErrMalformed, l.name, text)
+	}
+	name, kind, _ := strings.Cut(elements[at-1], " ")
+	if e.Got != "" && kind != "array" {
+		text = e.Got + ", " + kind + " expected"
+	}
+	return fmt.Errorf("%w: %s element %d (%s): %s", args.ErrMalformed, l.name, at, name, text)
 }
 
 // HelloFrame opens a connection in each direction.
@@ -89,14 +125,10 @@ func (r *reader) texts() [][]byte {
 	if n > 64 {
 		r.Fail("array of %d capabilities exceeds the limit of 64", n)
 	}
-	outer := r.Left
-	r.Left = n
 	var list [][]byte
-	for r.Err == nil && r.Left > 0 {
+	for ; r.Err == nil && n > 0; n-- {
+		r.Left++ // it is none of the frame's
 		list = append(list, r.text())
-	}
-	if r.Err == nil {
-		r.Left = outer
 	}
 	return list
 }

@@ -361,3 +361,75 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestMalformedElements: an error about a frame names the frame and the element.
+func TestMalformedElements(t *testing.T) {
+	nothing := []byte{0xc0}
+	for want, body := range map[string][]byte{
+		"CALL: 6 elements, at least 7 expected":                                              {0x96, 5, 1, 0xa1, 'f', 0, 0xc4, 0, 0xc4, 0},
+		"EOF: 1 elements, at least 2 expected":                                               {0x91, 7},
+		"CALL element 4 (args): nil, bin expected":                                           {0x97, 5, 1, 0xa1, 'f', 0, 0xc0, 0xc4, 0, 1},
+		"CALL element 2 (name): integer, str expected":                                       {0x97, 5, 1, 7, 0, 0xc4, 0, 0xc4, 0, 1},
+		"CALL element 1 (id): negative integer":                                              {0x97, 5, 0xd0, 0xff, 0xa1, 'f', 0, 0xc4, 0, 0xc4, 0, 1},
+		"CALL element 3 (kind): integer 4 exceeds the limit of 3":                            {0x97, 5, 1, 0xa1, 'f', 4, 0xc4, 0, 0xc4, 0, 1},
+		"CALL element 11 (on): array, str expected":                                          {0x9c, 5, 1, 0xa1, 'f', 0, 0xc4, 0, 0xc4, 0, 1, 0, 0, 0, 0, 0x90},
+		"EOF element 1 (id): float, uint expected":                                           {0x92, 7, 0xca, 0, 0, 0, 0},
+		"EOF element 1 (id): integer 9007199254740992 exceeds the limit of 9007199254740991": {0x92, 7, 0xcf, 0, 0x20, 0, 0, 0, 0, 0, 0},
+		"GRANT element 3 (bytes): integer 4194305 exceeds the limit of 4194304":              {0x94, 8, 1, 1, 0xce, 0, 0x40, 0, 1},
+		"DATA element 3 (bytes): element of 5 bytes with 1 left":                             {0x94, 6, 1, 0, 0xc4, 5, 'x'},
+		"HELLO element 6 (capabilities): integer, array expected":                            {0x97, 1, 1, 0, 0xa0, 0xa0, 0xa0, 1},
+		"HELLO element 6 (capabilities): nil, str or bin expected":                           {0x97, 1, 1, 0, 0xa0, 0xa0, 0xa0, 0x91, 0xc0},
+		"EOF: 1 bytes after the last element":                                                {0x92, 7, 1, 0},
+		"EOF: 0xc1 is not msgpack":                                                           {0x93, 7, 1, 0xc1},
+		"nil, array expected":                                                                nothing,
+		"boolean, integer expected":                                                          {0x91, 0xc3},
+		"ends early":                                                                         {},
+	} {
+		_, err := new(Decoder).Decode(body)
+		if !errors.Is(err, args.ErrMalformed) || err.Error() != "malformed frame: "+want {
+			t.Errorf("%x: %v; want %s", body, err, want)
+		}
+	}
+}
+
+// TestLayouts: the names of the elements are those that the decoders read.
+func TestLayouts(t *testing.T) {
+	for kind, l := range layouts {
+		if l.make == nil {
+			continue
+		}
+		f := l.make()
+		most := reflect.TypeOf(f).Elem().NumField()
+		elements := strings.Split(l.elements, ", ")
+		if len(elements) != most || int(TypeOf(f)) != kind || l.least > most+1 {
+			t.Errorf("%s: %d elements of type %d, at least %d; the frame has %d of type %d", l.name, len(elements), kind, l.least, most, TypeOf(f))
+		}
+		for i, element := range elements {
+			want := map[string]string{"str": "[]uint8", "bin": "[]uint8", "uint": "uint", "array": "[][]uint8"}
+			name, of, _ := strings.Cut(element, " ")
+			if field := reflect.TypeOf(f).Elem().Field(i); !strings.HasPrefix(field.Type.String(), want[of]) && field.Type.Kind() != reflect.Uint8 {
+				t.Errorf("%s: element %s is %s, the frame has %s %s", l.name, name, of, field.Name, field.Type)
+			}
+		}
+	}
+}
+
+// TestNotOpen: a frame in the wrong direction is told from one for a call that was never opened.
+func TestNotOpen(t *testing.T) {
+	for want, f := range map[string]Frame{
+		"GRANT of stream 0 for call 1: stream 0 is granted by the acceptor, and you opened it": &GrantFrame{ID: 1},
+		"GRANT of stream 1 for call 1: stream 1 is granted by the opener, and you accepted it": &GrantFrame{ID: 1, Stream: Output},
+		"DATA of stream 0 for call 1: stream 0 is sent by the opener, and you accepted it":     &DataFrame{ID: 1},
+		"DATA of stream 2 for call 1: stream 2 is sent by the acceptor, and you opened it":     &DataFrame{ID: 1, Stream: Stderr},
+		"EOF for call 1: EOF is sent by the opener, and you accepted it":                       &EOFFrame{ID: 1},
+		"CANCEL for call 1: CANCEL is sent by the opener, and you accepted it":                 &CancelFrame{ID: 1},
+		"END for call 1: END is sent by the acceptor, and you opened it":                       &EndFrame{ID: 1},
+	} {
+		if got := NotOpen(f, 1, true).Error(); got != want {
+			t.Errorf("%s; want %s", got, want)
+		}
+	}
+	if got := NotOpen(&EOFFrame{}, 9, false).Error(); got != "EOF for call 9, which was never opened" {
+		t.Error(got)
+	}
+}

@@ -92,6 +92,18 @@ type CallInfo struct {
 	Worker   string  `json:"worker"`        // empty while queued
 	Age      float64 `json:"age"`           // seconds since it was called
 	Ran      float64 `json:"ran"`           // seconds with its worker
+
+	Input  StreamInfo `json:"input"`
+	Output StreamInfo `json:"output"`
+	Stderr StreamInfo `json:"stderr"`
+}
+
+// StreamInfo is how far a stream of a call is.
+type StreamInfo struct {
+	Bytes  int64 `json:"bytes"`  // that its sender has sent
+	Credit int64 `json:"credit"` // bytes that its sender may send now
+	Held   int64 `json:"held"`   // bytes that its receiver has granted, and that the node does not grant its sender yet
+	Open   bool  `json:"open"`   // it has not ended
 }
 
 // NodeInfo is a node, a line of fbus.nodes.

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"encoding/json"
+
 	"fbus/bus/args"
 )
 
@@ -9,24 +10,28 @@ import (
 // a JSON array of strings, or none. It is for handlers that take only words;
 // others decode Args by PROTOCOL.md, section 6.
 func (inv *Invocation) Words() ([]string, error) {
-	switch inv.Kind {
-	case args.KindRaw:
-		return nil, nil
-	case args.KindList:
-		r := args.Reader{B: inv.Args}
-		r.Left = r.ArrayLen()
-		var list []string
-		for r.Err == nil && r.Left > 0 {
-			list = append(list, string(r.Bytes(len(inv.Args))))
-		}
-		r.Skip() // there is nothing more
-		return list, r.Err
-	case args.KindJSON:
-		var list []string
-		if err := json.Unmarshal(inv.Args, &list); err != nil {
-			return nil, args.Errorf(args.CodeBadInput, "expected an array of strings")
+	if inv.Kind == args.KindMap {
+		return nil, args.BadInput("expected words, not fields")
+	}
+	v, err := args.Decode(inv.Kind, inv.Args)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	if inv.Kind == args.KindJSON {
+		if err := json.Unmarshal(v.Doc, &list); err != nil {
+			return nil, args.BadInput("expected an array of strings")
 		}
 		return list, nil
 	}
-	return nil, args.Errorf(args.CodeBadInput, "expected words, not fields")
+	for _, value := range v.List {
+		word := string(value.Text)
+		if value.JSON {
+			if err := json.Unmarshal(value.Text, &word); err != nil {
+				return nil, args.BadInput("expected strings, not %s", args.Abbreviate(value.Text))
+			}
+		}
+		list = append(list, word)
+	}
+	return list, nil
 }

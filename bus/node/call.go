@@ -78,13 +78,12 @@ type call struct {
 	lost     int        // workers lost
 	bounces  int        // times that it has crossed a change of an offer
 
-	age               uint64 // the node's tick when it came
-	arrived, started  time.Time
-	timer             *time.Timer // of the deadline
-	waitTimer         *time.Timer
-	waitGen           int // rises with each waitTimer, so that an old one is ignored
-	flows             [3]flow
-	bytesIn, bytesOut int64
+	age              uint64 // the node's tick when it came
+	arrived, started time.Time
+	timer            *time.Timer // of the deadline
+	waitTimer        *time.Timer
+	waitGen          int // rises with each waitTimer, so that an old one is ignored
+	flows            [3]flow
 }
 
 // illegal reports a transition that is not in the table. Tests replace it by a panic.
@@ -261,7 +260,7 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	n.tick++
 	c := &call{
 		node: n, session: s, id: f.ID, fn: n.functions[string(f.Name)], kind: f.Kind, flags: f.Flags, on: on, retries: f.Retries,
-		age: n.tick, arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot), bytesIn: int64(len(f.Input)),
+		age: n.tick, arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot),
 	}
 	if c.fn == nil {
 		c.fn = newFunction(n, args.Shown(f.Name)) // registered with the call, if that is placed
@@ -272,6 +271,7 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	for i := range c.flows {
 		c.flows[i] = flow{call: c, stream: wire.Stream(i)}
 	}
+	c.flows[wire.Input].passed = int64(len(f.Input))
 	c.flows[wire.Output].held = int64(f.WindowOutput)
 	c.flows[wire.Stderr].held = int64(f.WindowStderr)
 	if f.Timeout > 0 && f.Timeout < wire.Forever {
@@ -573,7 +573,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 			f.Status, f.Code = uint64(args.StatusOf(args.CodeWorkerLost)), []byte(args.CodeWorkerLost)
 			f.Message = []byte(c.fn.name + ": worker " + o.session.name + " ended it before it finished")
 		}
-		c.bytesOut += size
+		fl.passed += size
 		c.end(b, f, done)
 	}
 	if fn.own != nil {

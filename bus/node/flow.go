@@ -27,6 +27,7 @@ type flow struct {
 	stream wire.Stream
 	held   int64 // granted by the receiver, not given to the sender yet
 	out    int64 // given to the sender, not used yet
+	passed int64 // bytes that the sender has sent
 	listed bool  // in the receiver's held list
 }
 
@@ -170,13 +171,12 @@ func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, e
 	if c.state.ended() {
 		return nil, 0, nil
 	}
+	fl.passed += size
 	id = c.id
 	switch f.Stream {
 	case wire.Input:
 		id = c.workerID
-		c.bytesIn += size
 	case wire.Output:
-		c.bytesOut += size
 		c.forget()
 	}
 	fl.give(b)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -522,5 +523,40 @@ func TestRelayBeside(t *testing.T) {
 	eventually(t, "no credit left out", func() bool { return n.Exposure() == 0 })
 	if err := n.Audit(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStreamsOfCalls: fbus.calls shows how far each stream of a call is.
+func TestStreamsOfCalls(t *testing.T) {
+	_, path := start(t, node.Config{})
+	worker := rawUnix(t, nil, path).greet()
+	worker.offer("hold", 1, 0)
+	caller := rawUnix(t, nil, path).greet()
+	f := openFrame(1, "hold")
+	f.Input, f.WindowOutput, f.WindowStderr = []byte("abc"), 100, 10
+	caller.send(f)
+	want[*wire.CallFrame](worker)
+	worker.write(encode(&wire.GrantFrame{ID: 1, Bytes: 7}, &wire.DataFrame{ID: 1, Stream: wire.Output, Payload: []byte("four")}))
+	want[*wire.GrantFrame](caller)
+	want[*wire.DataFrame](caller)
+	caller.write(encode(&wire.DataFrame{ID: 1, Payload: []byte("de")}))
+	want[*wire.DataFrame](worker)
+
+	c := dial(t, path)
+	streams := func() string {
+		o := await(t, "fbus.calls", post(bg(), c, bus.Request{Function: "fbus.calls"}))
+		var i bus.CallInfo
+		if err := json.Unmarshal([]byte(o.out), &i); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(i.Input, i.Output, i.Stderr)
+	}
+	if got := streams(); got != "{5 5 0 true} {4 96 0 true} {0 10 0 true}" {
+		t.Error(got)
+	}
+	caller.write(encode(&wire.EOFFrame{ID: 1}))
+	want[*wire.EOFFrame](worker)
+	if got := streams(); got != "{5 5 0 false} {4 96 0 true} {0 10 0 true}" {
+		t.Error(got)
 	}
 }

@@ -59,7 +59,7 @@ func (c *call) log(f *wire.EndFrame) {
 	now := time.Now()
 	e := bus.LogEntry{
 		Time: now, Event: calllog.EventCall, Call: c.name(), Caller: c.caller(), From: c.session.peer.From, Function: c.fn.name,
-		In: c.bytesIn, Out: c.bytesOut, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
+		In: c.flows[wire.Input].passed, Out: c.flows[wire.Output].passed, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}
 	if f.Source == args.FromBus {

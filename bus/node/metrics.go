@@ -127,10 +127,10 @@ func (c *call) count(f *wire.EndFrame) {
 	} else {
 		s.waited.add(now.Sub(c.arrived))
 	}
-	s.in += uint64(c.bytesIn)
-	s.out += uint64(c.bytesOut)
-	n.in += uint64(c.bytesIn)
-	n.out += uint64(c.bytesOut)
+	s.in += uint64(c.flows[wire.Input].passed)
+	s.out += uint64(c.flows[wire.Output].passed)
+	n.in += uint64(c.flows[wire.Input].passed)
+	n.out += uint64(c.flows[wire.Output].passed)
 	if f.Source == args.FromProgram && f.Status == 0 {
 		s.success = now.UTC().Round(0)
 	}

@@ -203,10 +203,22 @@ func (q *asked) pass() {
 	time.AfterFunc(rest, func() { <-q.node.answering })
 }
 
+// Words returns the arguments as strings. Input in their place is refused: it could be meant as
+// arguments, and the answer would be about more than was asked for.
+func (q *asked) Words() ([]string, error) {
+	if q.Kind == args.KindRaw && len(q.Head()) > 0 {
+		return nil, errors.New("it takes arguments, not input")
+	}
+	return q.Invocation.Words()
+}
+
 // words returns the arguments, from least to most of them; form describes them.
 func (q *asked) words(least, most int, form string) ([]string, error) {
 	words, err := q.Words()
-	if err != nil || len(words) < least || len(words) > most {
+	switch {
+	case err != nil:
+		return nil, badInput("%s: %v", q.Function, err)
+	case len(words) < least || len(words) > most:
 		return nil, badInput("%s takes %s", q.Function, form)
 	}
 	return words, nil

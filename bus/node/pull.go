@@ -111,7 +111,7 @@ func (n *Node) startJob(b *wire.Batch, o *offer, t *jobs.Taken) *call {
 	on, _ := wire.ParseOn(t.On) // it was checked when the job was posted
 	c := &call{
 		node: n, session: s, id: s.lastIn, fn: o.fn, kind: t.Kind, on: on, arrived: time.Now(), waitFunction: -1, waitSlot: -1,
-		data: []byte{}, bytesIn: int64(len(t.Input)), posted: &posted{job: t, keeping: true},
+		data: []byte{}, posted: &posted{job: t, keeping: true},
 	}
 	if t.Rest == nil {
 		c.input = inputWhole
@@ -122,6 +122,7 @@ func (n *Node) startJob(b *wire.Batch, o *offer, t *jobs.Taken) *call {
 	for i := range c.flows {
 		c.flows[i] = flow{call: c, stream: wire.Stream(i)}
 	}
+	c.flows[wire.Input].passed = int64(len(t.Input))
 	c.flows[wire.Output].held, c.flows[wire.Stderr].held = wire.InitialWindow, wire.InitialWindow
 	if r, ok := o.fn.refusals[t.ID]; ok {
 		c.refused = r.by

@@ -55,6 +55,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		Kind: req.Args.Kind(), Args: req.Args.Data(),
 		WaitFunction: req.WaitFunction.millis(), WaitSlot: cmp.Or(req.WaitSlot, Forever).millis(), On: []byte(req.On),
 		WindowOutput: wire.InitialWindow, WindowStderr: wire.InitialWindow,
+		Trace: []byte(cmp.Or(req.Trace, c.trace)),
 	}
 	left, err := timeLeft(ctx, req.Timeout, start)
 	if err != nil {

@@ -21,6 +21,8 @@ type Client struct {
 	id   *find.Identity // nil on this machine
 	addr wire.Addr      // the address that was dialled
 
+	trace string // of calls without their own
+
 	mu       sync.Mutex // protects the fields below
 	node     wire.HelloFrame
 	lastOut  uint64 // highest id this side opened
@@ -63,7 +65,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	c := &Client{
 		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *args.Error{}, offers: map[string]*Offering{},
-		hello: make(chan struct{}), done: make(chan struct{}), id: o.Identity, addr: o.dialled,
+		hello: make(chan struct{}), done: make(chan struct{}), id: o.Identity, addr: o.dialled, trace: o.CallTrace,
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has sent an ERROR, or reading fails too

@@ -63,6 +63,8 @@ type Options struct {
 	// KeepAlive is how long a node over TCP may be silent before the connection is
 	// given up; default 10 seconds.
 	KeepAlive time.Duration
+	// CallTrace is the trace that calls belong to, as [args.Trace] returns it; empty: none.
+	CallTrace string
 	// Trace, if set, observes the steps of connecting.
 	Trace *Trace
 

@@ -27,6 +27,7 @@ type LogEntry struct {
 	Status   int       `json:"status,omitempty"`   // exit status
 	Code     string    `json:"code,omitempty"`     // "exit", a signal's name, or fbus's code
 	Message  string    `json:"message,omitempty"`  // for a person
+	Trace    string    `json:"trace,omitempty"`    // W3C traceparent of the call
 	Name     string    `json:"name,omitempty"`     // of the ticket concerned
 	Serial   string    `json:"serial,omitempty"`   // of the ticket concerned
 	More     uint64    `json:"more,omitempty"`     // how many such ends or refusals this entry stands for

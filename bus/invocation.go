@@ -26,6 +26,9 @@ type Invocation struct {
 	// function, status and attempts; empty: none.
 	Origin string
 
+	// Trace is the trace that the call belongs to: see [args.SplitTrace]. Empty: none.
+	Trace string
+
 	Arrival any // what the offer's Arrive has returned
 
 	// Stdout and Stderr send to the caller, at its pace; each is for one goroutine
@@ -92,7 +95,7 @@ func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	inv := &Invocation{
 		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
 		Kind: f.Kind, Args: data[:n:n], head: data[n:], HasInput: f.Flags&wire.FlagHasInput != 0,
-		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin),
+		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin), Trace: string(f.Trace),
 		client: c, offering: off, id: f.ID,
 	}
 	if off.offer.Arrive != nil {

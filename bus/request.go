@@ -62,6 +62,9 @@ type Request struct {
 	Retries int
 	// On limits the call to workers whose name matches this glob.
 	On string
+	// Trace is the trace that the call belongs to, as [args.Trace] returns it; default that of
+	// the client's options.
+	Trace string
 	// Farewell is how long a call that is given up waits for the node's END of it,
 	// which names the worker that had it; 0 is not at all.
 	Farewell time.Duration

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -196,6 +197,7 @@ func connect(ctx context.Context, flag string, wait durationValue, o *bus.Option
 	var p find.Place
 	with := *o
 	with.Node, with.Wait = flag, wait.wait()
+	with.CallTrace = args.Trace(os.Getenv("TRACEPARENT"), os.Getenv("TRACESTATE"))
 	with.Trace = &bus.Trace{Place: func(at find.Place) { p = at }}
 	c, err := bus.Connect(ctx, &with)
 	if err == nil {

@@ -53,7 +53,7 @@ them, 50 a minute have an entry each; the others are counted ("and 12000 more").
 JSON fields, each where it applies: seq, time, event (call, refused, invited, joined,
 renewed, revoked, removed, dropped: entries are missing, …), call (its id), caller, from,
 function, worker, waited and ran (seconds), in and out (bytes), source (program, signal,
-fbus), status, code, message, name and serial (of a ticket), more (how many such ends or
+fbus), status, code, message, trace (W3C traceparent), name and serial (of a ticket), more (how many such ends or
 refusals this entry counts), dropped (how many). The function fbus.log answers the same,
 page by page.`,
 		Flags: append(o.flags(),

@@ -29,10 +29,11 @@ a name again, here or elsewhere, adds slots. A program that reads text needs no 
 --takes input, calls that have some are refused. TERM or INT drains; a second one ends at once.
 
 A PROGRAM that is started for a call finds FBUS_FUNCTION, FBUS_CALL_ID, FBUS_CALLER,
-FBUS_DEADLINE and FBUS_NODE in its environment. For a posted job there are FBUS_JOB_ID
-and FBUS_ATTEMPT too, and for one that follows another job FBUS_PARENT_ID,
-FBUS_PARENT_FUNCTION, FBUS_PARENT_STATUS and FBUS_PARENT_ATTEMPTS. Every program finds
-FBUS_SLOT, 0 to N-1 of --slots N, that no other of its offer has at that time.
+FBUS_DEADLINE and FBUS_NODE in its environment, and TRACEPARENT and TRACESTATE if its
+caller has them. For a posted job there are FBUS_JOB_ID and FBUS_ATTEMPT too, and for one
+that follows another job FBUS_PARENT_ID, FBUS_PARENT_FUNCTION, FBUS_PARENT_STATUS and
+FBUS_PARENT_ATTEMPTS. Every program finds FBUS_SLOT, 0 to N-1 of --slots N, that no other of
+its offer has at that time.
 
 With --warm, N processes wait, each for one call. With --resident, a process serves many
 calls: "lines" reads a line and answers a line, "json" speaks JSON-RPC 2.0, one message a

@@ -269,7 +269,7 @@ func (w *worker) handler(fn *offered) bus.Handler {
 		defer stop(nil)
 		res := fn.Run(run, &exec.Call{
 			ID: inv.Call, Caller: inv.Caller, Deadline: inv.Deadline,
-			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin,
+			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin, Trace: inv.Trace,
 			Kind: inv.Kind, Args: inv.Args, HasInput: inv.HasInput, Input: inv.Head(), Rest: inv.Rest(),
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
 		})

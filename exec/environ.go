@@ -18,6 +18,7 @@ import (
 var notInherited = []string{
 	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE", "FBUS_SLOT",
 	"FBUS_JOB_ID", "FBUS_ATTEMPT", "FBUS_PARENT_ID", "FBUS_PARENT_FUNCTION", "FBUS_PARENT_STATUS", "FBUS_PARENT_ATTEMPTS",
+	"TRACEPARENT", "TRACESTATE",
 }
 
 // ownPaths name files and directories of fbus. A program in another directory gets absolute
@@ -100,6 +101,9 @@ func callEnviron(c *Call, node string) []string {
 		add("FBUS_JOB_ID", c.Job)
 		add("FBUS_ATTEMPT", strconv.Itoa(c.Attempt))
 	}
+	parent, state := args.SplitTrace(c.Trace)
+	add("TRACEPARENT", parent)
+	add("TRACESTATE", state)
 	if p := originOf(c); p != nil {
 		add("FBUS_PARENT_ID", p.ID)
 		add("FBUS_PARENT_FUNCTION", p.Function)

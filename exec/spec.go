@@ -80,6 +80,8 @@ type Call struct {
 	// JSON object with id, function, status and attempts, FBUS_PARENT_ID and so on. A
 	// resident program with JSONRPC has them, and the output, as parameters.
 	Origin string
+	// Trace is the trace that the call belongs to, as args.Trace has it; empty: none.
+	Trace string
 
 	Kind     args.Kind
 	Args     []byte // of that kind, as they are on the wire

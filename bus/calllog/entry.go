@@ -72,6 +72,7 @@ func appendEntry(dst []byte, e *bus.LogEntry, copied bool) []byte {
 	}
 	dst = appendField(dst, `,"code":`, e.Code, false)
 	dst = appendField(dst, `,"message":`, e.Message, false)
+	dst = appendField(dst, `,"trace":`, e.Trace, false)
 	dst = appendField(dst, `,"name":`, e.Name, false)
 	dst = appendField(dst, `,"serial":`, e.Serial, false)
 	if e.More > 0 {

@@ -309,6 +309,7 @@ func (m *Manager) postbacks(j *Job) (children []*Job) {
 			ID: m.store.NextID(), Function: name, State: Queued, Poster: j.Poster, Posted: m.store.Clock.Wall().UnixMilli(),
 			Options: Options{Retries: j.Retries, Backoff: j.Backoff, Priority: j.Priority, Keep: j.Keep, AtMostOnce: j.AtMostOnce},
 			Origin:  &Origin{ID: j.ID.String(), Function: j.Function, Status: j.Last.Status, Attempts: j.Attempts},
+			Trace:   j.Trace,
 		})
 	}
 	return children

@@ -24,6 +24,7 @@ type Post struct {
 	Args     []byte
 	HasInput bool      // an input was posted with the arguments
 	Input    io.Reader // nil: none
+	Trace    string    // as args.Trace has it
 }
 
 // ParseOptions reads the options of a post. It refuses unknown ones: they would be
@@ -55,6 +56,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	j := &Job{
 		ID: p.ID, Function: p.Function, State: Queued, Poster: p.Poster, Options: p.Options,
 		Kind: uint8(p.Kind), HasInput: p.HasInput, Posted: m.store.Clock.Wall().UnixMilli(),
+		Trace: p.Trace,
 	}
 	if j.ID == (ID{}) {
 		j.ID = m.store.NextID()

@@ -21,6 +21,7 @@ type Taken struct {
 	On       string // glob of workers
 	Caller   string // the poster
 	Attempt  int    // from 1
+	Trace    string // as args.Trace has it
 	Origin   string // JSON: the job whose end posted this one; may be empty
 	Kind     args.Kind
 	Args     []byte
@@ -154,6 +155,7 @@ func (t *Taken) prepare() (bool, error) {
 	t.read(j)
 	t.input, t.Args = input, data
 	t.Attempt, t.Caller, t.Kind = j.Attempts+1, j.Poster.Caller, args.Kind(j.Kind)
+	t.Trace = j.Trace
 	t.HasInput, t.Timeout = j.HasInput, store.Seconds(j.Timeout)
 	if j.Origin != nil {
 		text, _ := json.Marshal(j.Origin)

@@ -64,6 +64,7 @@ type call struct {
 	waitFunction time.Duration // for an offer to appear; negative: without limit
 	waitSlot     time.Duration // for a slot; negative: without limit
 	posted       *posted       // nil: it runs no job
+	trace        string        // as args.Trace has it
 
 	state state
 	input inputState
@@ -274,6 +275,9 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	c.flows[wire.Input].passed = int64(len(f.Input))
 	c.flows[wire.Output].held = int64(f.WindowOutput)
 	c.flows[wire.Stderr].held = int64(f.WindowStderr)
+	if len(f.Trace) > 0 {
+		c.trace = args.Trace(args.SplitTrace(string(f.Trace)))
+	}
 	if f.Timeout > 0 && f.Timeout < wire.Forever {
 		c.deadline = c.arrived.Add(time.Duration(f.Timeout) * time.Millisecond)
 	}
@@ -310,7 +314,7 @@ func (c *call) keep(f *wire.CallFrame) {
 	c.data = make([]byte, len(f.Args)+len(f.Input))
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
-	c.size = len(c.data) + len(c.on.String())
+	c.size = len(c.data) + len(c.on.String()) + len(c.trace)
 	c.session.identity.budget.Add(c.size)
 }
 
@@ -358,7 +362,7 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 		ID: c.workerID, Name: c.fn.text, Kind: c.kind, Args: arguments, Input: input, Flags: c.flags,
 		WaitSlot:     wire.Forever,
 		WindowOutput: c.flows[wire.Output].first(firstOutput), WindowStderr: c.flows[wire.Stderr].first(firstStderr),
-		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(),
+		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(), Trace: []byte(c.trace),
 	}
 	if c.posted != nil {
 		t := c.posted.job

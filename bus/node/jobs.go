@@ -102,7 +102,7 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 		return nil, usageError("fbus.post takes a function's name, options as a JSON object, and arguments")
 	}
 	words = append(words, "", "")
-	post := &jobs.Post{Function: words[0], Poster: n.poster(q.peer)}
+	post := &jobs.Post{Function: words[0], Poster: n.poster(q.peer), Trace: q.Trace}
 	var kind string
 	if post.Options, kind, post.HasInput, err = jobs.ParseOptions([]byte(words[1])); err != nil {
 		return nil, usageError("fbus.post: %v", err)

@@ -62,6 +62,7 @@ func (c *call) log(f *wire.EndFrame) {
 		In: c.flows[wire.Input].passed, Out: c.flows[wire.Output].passed, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}
+	e.Trace, _ = args.SplitTrace(c.trace)
 	if f.Source == args.FromBus {
 		e.Message = string(f.Message)
 	}

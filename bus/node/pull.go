@@ -128,6 +128,7 @@ func (n *Node) startJob(b *wire.Batch, o *offer, t *jobs.Taken) *call {
 		c.refused = r.by
 		delete(o.fn.refusals, t.ID)
 	}
+	c.trace = t.Trace
 	if t.Timeout > 0 {
 		c.deadline = c.arrived.Add(t.Timeout)
 		c.timer = time.AfterFunc(t.Timeout, c.expire)

@@ -16,7 +16,7 @@ import (
 // and frame types, which are skipped.
 const (
 	Major = 1
-	Minor = 0
+	Minor = 1
 )
 
 // Bounds every peer keeps (PROTOCOL.md, section 8).

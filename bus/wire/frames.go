@@ -25,7 +25,7 @@ const (
 	TypeOffered Type = 4
 	// CALL, opener, section 5.1: id, name, kind, args, input, flags [, timeout,
 	// wait-function, wait-slot, retries, on, window-output, window-error, call,
-	// caller, job, attempt, origin]
+	// caller, job, attempt, origin, trace]
 	TypeCall Type = 5
 	// DATA, both, section 5.2: id, stream, bytes
 	TypeData Type = 6
@@ -48,7 +48,7 @@ var layouts = [...]layout{
 	TypeOffered: {"OFFERED", 4, "seq uint, code str, message str", func() Frame { return new(OfferedFrame) }},
 	TypeCall: {"CALL", 7, "id uint, name str, kind uint, args bin, input bin, flags uint, " +
 		"timeout uint, wait_function uint, wait_slot uint, retries uint, on str, " +
-		"window_output uint, window_stderr uint, call str, caller str, job str, attempt uint, origin str", func() Frame { return new(CallFrame) }},
+		"window_output uint, window_stderr uint, call str, caller str, job str, attempt uint, origin str, trace str", func() Frame { return new(CallFrame) }},
 	TypeData:   {"DATA", 4, "id uint, stream uint, bytes bin", func() Frame { return new(DataFrame) }},
 	TypeEOF:    {"EOF", 2, "id uint", func() Frame { return new(EOFFrame) }},
 	TypeGrant:  {"GRANT", 4, "id uint, stream uint, bytes uint", func() Frame { return new(GrantFrame) }},
@@ -224,12 +224,15 @@ type CallFrame struct {
 	Job          []byte // node only: id of the job that the call runs
 	Attempt      uint64 // node only: of the job, from 1
 	Origin       []byte // node only: the job whose end has posted this one, as JSON
+	Trace        []byte // traceparent and, on a second line, tracestate; empty: none
 }
 
 // shape leaves out elements that have their default at the end of the frame, so a plain
 // call stays small.
 func (f *CallFrame) shape() (Type, int) {
 	switch {
+	case len(f.Trace) > 0:
+		return TypeCall, 20
 	case len(f.Job) > 0, f.Attempt > 0, len(f.Origin) > 0:
 		return TypeCall, 19
 	case len(f.Call) > 0, len(f.Caller) > 0,
@@ -255,6 +258,9 @@ func (f *CallFrame) encode(dst []byte, arity int) []byte {
 	if arity > 16 {
 		dst = appendText(args.AppendUint(appendText(dst, f.Job), f.Attempt), f.Origin)
 	}
+	if arity > 19 {
+		dst = appendText(dst, f.Trace)
+	}
 	return dst
 }
 
@@ -269,7 +275,7 @@ func (f *CallFrame) decode(r *reader) {
 	f.WaitSlot, f.Retries, f.On = r.moreUint(maxUint, Forever), r.moreUint(maxUint, 0), r.moreText()
 	f.WindowOutput, f.WindowStderr = r.moreUint(MaxWindow, InitialWindow), r.moreUint(MaxWindow, InitialWindow)
 	f.Call, f.Caller = r.moreText(), r.moreText()
-	f.Job, f.Attempt, f.Origin = r.moreText(), r.moreUint(maxUint, 0), r.moreText()
+	f.Job, f.Attempt, f.Origin, f.Trace = r.moreText(), r.moreUint(maxUint, 0), r.moreText(), r.moreText()
 }
 
 // DataFrame carries bytes of a stream.

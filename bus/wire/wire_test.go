@@ -62,6 +62,7 @@ func vectors() []struct {
 		{"call at a worker", &CallFrame{ID: 1 << 32, Name: b("wc"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-1"), Caller: b("uid:1000")}},
 		{"call of a job", &CallFrame{ID: 3, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: 65536, WindowStderr: 16384, Call: b("x7k2q-4-3"), Caller: b("uid:1000"), Job: b(vectorJob), Attempt: 1}},
 		{"call of a job posted by another's end", &CallFrame{ID: 4, Name: b("note"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow, Call: b("x7k2q-4-4"), Caller: b("ticket:ci"), Job: b("01JC7XKQ4N8T2V5W9Y0Z3A6B7D"), Attempt: 300, Origin: b(`{"id":"` + vectorJob + `","function":"wc","status":0,"attempts":1}`)}},
+		{"call with a trace", &CallFrame{ID: 5, Name: b("wc"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow, Trace: b("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\nvendor=1")}},
 		{"data input", &DataFrame{ID: 1, Stream: Input, Payload: b("hello")}},
 		{"data output of 256 bytes", &DataFrame{ID: 1, Stream: Output, Payload: bytes.Repeat([]byte{0xff}, 256)}},
 		{"data output of 65536 bytes", &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 65536)}},

@@ -170,6 +170,7 @@ type Job struct {
 	Last     *End     `json:"last,omitempty"`
 	Tries    []Try    `json:"tries,omitempty"` // the last of them
 	Origin   *Origin  `json:"origin,omitempty"`
+	Trace    string   `json:"trace,omitempty"`    // as args.Trace has it
 	Children []string `json:"children,omitempty"` // ids of the jobs that its end posted
 }
 

@@ -61,6 +61,7 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 	hello := wire.HelloFrame{
 		Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network),
 		Instance: []byte(cmp.Or(o.Instance, wire.NewInstance())), Name: []byte(cmp.Or(o.Name, host)),
+		Caps: [][]byte{[]byte(wire.CapProgress)},
 	}
 	c := &Client{
 		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},

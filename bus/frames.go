@@ -57,6 +57,8 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	// Of calls that this side opened:
 	case *wire.EndFrame:
 		return c.handleEnd(f)
+	case *wire.ProgressFrame:
+		return c.handleProgress(f)
 
 	// Of both:
 	case *wire.DataFrame:
@@ -175,6 +177,9 @@ func (c *Client) greet(f wire.Frame) error {
 		c.node = wire.HelloFrame{
 			Major: f.Major, Minor: f.Minor,
 			Network: bytes.Clone(f.Network), Instance: bytes.Clone(f.Instance), Name: bytes.Clone(f.Name), Connection: bytes.Clone(f.Connection),
+		}
+		for _, capability := range f.Caps {
+			c.node.Caps = append(c.node.Caps, bytes.Clone(capability))
 		}
 		c.mu.Unlock()
 		c.greeted = true

@@ -94,6 +94,8 @@ type CallInfo struct {
 	Age      float64 `json:"age"`           // seconds since it was called
 	Ran      float64 `json:"ran"`           // seconds with its worker
 
+	Progress *Progress `json:"progress,omitempty"` // nil: it has reported none
+
 	Input  StreamInfo `json:"input"`
 	Output StreamInfo `json:"output"`
 	Stderr StreamInfo `json:"stderr"`
@@ -237,10 +239,11 @@ type JobInfo struct {
 	Worker     string    `json:"worker,omitempty"`
 	Call       string    `json:"call,omitempty"` // while it runs
 	JobEnd               // of it, or its last attempt
-	In         int64     `json:"in"`             // bytes
-	Out        int64     `json:"out"`            // bytes
-	Err        int64     `json:"err"`            // bytes of stderr
-	Note       string    `json:"note,omitempty"` // why it waits
+	In         int64     `json:"in"`                 // bytes
+	Out        int64     `json:"out"`                // bytes
+	Err        int64     `json:"err"`                // bytes of stderr
+	Note       string    `json:"note,omitempty"`     // why it waits
+	Progress   *Progress `json:"progress,omitempty"` // while it runs, if it has reported any
 	Parent     string    `json:"parent,omitempty"`
 	Children   []string  `json:"children,omitempty"`
 	History    []JobTry  `json:"history,omitempty"` // only if the job was asked for by id

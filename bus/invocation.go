@@ -43,6 +43,7 @@ type Invocation struct {
 	head     []byte      // of the input, not read yet
 	rest     *recvStream // nil if head is all of the input
 	out, err sendStream
+	progress *reporter // nil until the first report; the client's mu protects it
 }
 
 // Head returns the bytes of the input that came with the call, and Rest a reader for what
@@ -145,6 +146,13 @@ func (inv *Invocation) run() {
 		// More than the caller has granted: like any output, at its pace.
 		inv.out.Write(out)
 		out = nil
+	}
+	c := inv.client
+	c.mu.Lock()
+	progress := inv.progress
+	c.mu.Unlock()
+	if progress != nil {
+		progress.stop()
 	}
 	inv.stop(ErrCancelled) // not before: a cancelled call's output is dropped
 	inv.end(&res, out)

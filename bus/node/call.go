@@ -85,6 +85,7 @@ type call struct {
 	waitTimer        *time.Timer
 	waitGen          int // rises with each waitTimer, so that an old one is ignored
 	flows            [3]flow
+	progress         *progress // nil: none was reported
 }
 
 // illegal reports a transition that is not in the table. Tests replace it by a panic.

@@ -165,6 +165,7 @@ func (c *call) info() bus.CallInfo {
 	if c.state == orphaned {
 		i.State = "ending"
 	}
+	i.Progress = c.progress.last()
 	for stream, s := range map[wire.Stream]*bus.StreamInfo{wire.Input: &i.Input, wire.Output: &i.Output, wire.Stderr: &i.Stderr} {
 		f := &c.flows[stream]
 		*s = bus.StreamInfo{Bytes: f.passed, Credit: f.out, Held: f.held, Open: !c.state.ended() && (stream != wire.Input || c.input == inputOpen)}

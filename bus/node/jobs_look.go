@@ -113,6 +113,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 		}
 		i := store.Info(j, true)
 		i.Note = q.whyWaits(j, i, true)
+		q.noteProgress(i)
 		q.line(i)
 		if err := q.flush(); err != nil {
 			return err
@@ -126,6 +127,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 		after, _ := jobs.ParseID(d.After)
 		total, err = store.List(ctx, &jobs.Query{Filter: f, Limit: d.Limit, After: after, Newest: d.Newest}, func(j *jobs.Job, i *bus.JobInfo) error {
 			i.Note = q.whyWaits(j, i, false)
+			q.noteProgress(i)
 			q.line(i)
 			return q.flush()
 		})

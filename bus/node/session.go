@@ -40,6 +40,7 @@ type session struct {
 	gone      bool
 	dismissed *args.Error // why the node ends it: nothing that it sends is acted on any more
 	fresh     bool        // has asked for nothing yet
+	progress  bool        // takes PROGRESS frames
 	began     time.Time   // when it connected
 }
 
@@ -79,6 +80,8 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 		return s.handleEnd(b, f)
 	case *wire.OfferFrame:
 		return s.handleOffer(b, f)
+	case *wire.ProgressFrame:
+		return s.handleProgress(b, f)
 	case *wire.ErrorFrame:
 		return fmt.Errorf("peer gave up: %s: %s", args.Shown(f.Code), args.Shown(f.Message))
 	case *wire.HelloFrame:
@@ -112,7 +115,7 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 	}
 	return b.Send(s.conn, &wire.HelloFrame{
 		Major: wire.Major, Minor: wire.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
-		Connection: s.prefix,
+		Connection: s.prefix, Caps: [][]byte{[]byte(wire.CapProgress)},
 	})
 }
 
@@ -129,6 +132,7 @@ func (s *session) register(h *wire.HelloFrame) {
 	key := s.peer.Caller + " " + string(h.Instance)
 	n.mu.Lock()
 	s.name = args.Shown(h.Name)
+	s.progress = h.Has(wire.CapProgress)
 	s.nameText = []byte(s.name)
 	s.ons = []string{"", "#" + string(s.prefix)}
 	if on, err := wire.ParseOn(s.name); err == nil && !on.Glob() && s.name != "" && s.name[0] != '#' {

@@ -133,7 +133,8 @@ func ofOpener(f Frame) bool {
 	case *GrantFrame:
 		return f.Stream != Input
 	}
-	return TypeOf(f) != TypeEnd
+	t := TypeOf(f)
+	return t != TypeEnd && t != TypeProgress
 }
 
 // Append appends a frame, with its length prefix, to dst.
@@ -201,9 +202,9 @@ func (r *reader) moreUint(limit, otherwise uint64) uint64 {
 	return r.Uint(limit)
 }
 
-// maxUint bounds integers that have no bound of their own: those that every
+// MaxUint bounds integers that have no bound of their own: those that every
 // language can hold exactly.
-const maxUint = 1<<53 - 1
+const MaxUint = 1<<53 - 1
 
 // begin appends a frame's length prefix, still zero, its array header and its
 // type. Arrays of 16 elements and more take the three-byte header.

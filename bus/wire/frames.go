@@ -38,6 +38,8 @@ const (
 	// END, acceptor, section 5.5: id, source, status [, code, message, output,
 	// call, worker]
 	TypeEnd Type = 10
+	// PROGRESS, acceptor, section 5.9: id, done, total [, text]
+	TypeProgress Type = 11
 )
 
 // layouts are the frames by their type: PROTOCOL.md, section 2, has the same table.
@@ -49,11 +51,12 @@ var layouts = [...]layout{
 	TypeCall: {"CALL", 7, "id uint, name str, kind uint, args bin, input bin, flags uint, " +
 		"timeout uint, wait_function uint, wait_slot uint, retries uint, on str, " +
 		"window_output uint, window_stderr uint, call str, caller str, job str, attempt uint, origin str, trace str", func() Frame { return new(CallFrame) }},
-	TypeData:   {"DATA", 4, "id uint, stream uint, bytes bin", func() Frame { return new(DataFrame) }},
-	TypeEOF:    {"EOF", 2, "id uint", func() Frame { return new(EOFFrame) }},
-	TypeGrant:  {"GRANT", 4, "id uint, stream uint, bytes uint", func() Frame { return new(GrantFrame) }},
-	TypeCancel: {"CANCEL", 2, "id uint, code str", func() Frame { return new(CancelFrame) }},
-	TypeEnd:    {"END", 4, "id uint, source uint, status uint, code str, message str, output bin, call str, worker str", func() Frame { return new(EndFrame) }},
+	TypeData:     {"DATA", 4, "id uint, stream uint, bytes bin", func() Frame { return new(DataFrame) }},
+	TypeEOF:      {"EOF", 2, "id uint", func() Frame { return new(EOFFrame) }},
+	TypeGrant:    {"GRANT", 4, "id uint, stream uint, bytes uint", func() Frame { return new(GrantFrame) }},
+	TypeCancel:   {"CANCEL", 2, "id uint, code str", func() Frame { return new(CancelFrame) }},
+	TypeEnd:      {"END", 4, "id uint, source uint, status uint, code str, message str, output bin, call str, worker str", func() Frame { return new(EndFrame) }},
+	TypeProgress: {"PROGRESS", 4, "id uint, done uint, total uint, text str", func() Frame { return new(ProgressFrame) }},
 }
 
 // layout describes a type of frame.
@@ -116,6 +119,19 @@ func (f *HelloFrame) decode(r *reader) {
 		f.Caps = r.texts()
 	}
 	f.Connection = r.moreText()
+}
+
+// CapProgress is the capability of a peer that takes PROGRESS frames.
+const CapProgress = "progress"
+
+// Has reports whether the peer has named a capability.
+func (f *HelloFrame) Has(capability string) bool {
+	for _, c := range f.Caps {
+		if string(c) == capability {
+			return true
+		}
+	}
+	return false
 }
 
 // texts reads an array of strings.
@@ -183,8 +199,8 @@ func (f *OfferFrame) encode(dst []byte, arity int) []byte {
 }
 
 func (f *OfferFrame) decode(r *reader) {
-	f.Seq, f.Name, f.Slots = r.Uint(maxUint), r.text(), r.Uint(1<<20)
-	f.Flags, f.Description, f.Arguments = r.moreUint(maxUint, 0), r.moreText(), r.moreText()
+	f.Seq, f.Name, f.Slots = r.Uint(MaxUint), r.text(), r.Uint(1<<20)
+	f.Flags, f.Description, f.Arguments = r.moreUint(MaxUint, 0), r.moreText(), r.moreText()
 	f.Note, f.Schema = r.moreText(), r.moreBytes(MaxSchema)
 }
 
@@ -201,7 +217,7 @@ func (f *OfferedFrame) encode(dst []byte, _ int) []byte {
 }
 
 func (f *OfferedFrame) decode(r *reader) {
-	f.Seq, f.Code, f.Message = r.Uint(maxUint), r.text(), r.text()
+	f.Seq, f.Code, f.Message = r.Uint(MaxUint), r.text(), r.text()
 }
 
 // CallFrame opens a call.
@@ -266,16 +282,16 @@ func (f *CallFrame) encode(dst []byte, arity int) []byte {
 
 func (f *CallFrame) decode(r *reader) {
 	*f = CallFrame{WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}
-	f.ID, f.Name, f.Kind = r.Uint(maxUint), r.text(), args.Kind(r.Uint(uint64(args.KindJSON)))
-	f.Args, f.Input, f.Flags = r.Bytes(MaxArgs), r.Bytes(MaxInlineInput), r.Uint(maxUint)
+	f.ID, f.Name, f.Kind = r.Uint(MaxUint), r.text(), args.Kind(r.Uint(uint64(args.KindJSON)))
+	f.Args, f.Input, f.Flags = r.Bytes(MaxArgs), r.Bytes(MaxInlineInput), r.Uint(MaxUint)
 	if !r.More() { // most calls end here
 		return
 	}
-	f.Timeout, f.WaitFunction = r.moreUint(maxUint, 0), r.moreUint(maxUint, 0)
-	f.WaitSlot, f.Retries, f.On = r.moreUint(maxUint, Forever), r.moreUint(maxUint, 0), r.moreText()
+	f.Timeout, f.WaitFunction = r.moreUint(MaxUint, 0), r.moreUint(MaxUint, 0)
+	f.WaitSlot, f.Retries, f.On = r.moreUint(MaxUint, Forever), r.moreUint(MaxUint, 0), r.moreText()
 	f.WindowOutput, f.WindowStderr = r.moreUint(MaxWindow, InitialWindow), r.moreUint(MaxWindow, InitialWindow)
 	f.Call, f.Caller = r.moreText(), r.moreText()
-	f.Job, f.Attempt, f.Origin, f.Trace = r.moreText(), r.moreUint(maxUint, 0), r.moreText(), r.moreText()
+	f.Job, f.Attempt, f.Origin, f.Trace = r.moreText(), r.moreUint(MaxUint, 0), r.moreText(), r.moreText()
 }
 
 // DataFrame carries bytes of a stream.
@@ -305,7 +321,7 @@ func (f *DataFrame) AppendHead(dst []byte) []byte {
 }
 
 func (f *DataFrame) decode(r *reader) {
-	f.ID, f.Stream, f.Payload = r.Uint(maxUint), Stream(r.Uint(uint64(Stderr))), r.Bytes(MaxFrame)
+	f.ID, f.Stream, f.Payload = r.Uint(MaxUint), Stream(r.Uint(uint64(Stderr))), r.Bytes(MaxFrame)
 }
 
 // EOFFrame ends a call's input.
@@ -317,7 +333,7 @@ func (*EOFFrame) shape() (Type, int) { return TypeEOF, 2 }
 
 func (f *EOFFrame) encode(dst []byte, _ int) []byte { return args.AppendUint(dst, f.ID) }
 
-func (f *EOFFrame) decode(r *reader) { f.ID = r.Uint(maxUint) }
+func (f *EOFFrame) decode(r *reader) { f.ID = r.Uint(MaxUint) }
 
 // GrantFrame lets the peer send that many more bytes of a stream.
 type GrantFrame struct {
@@ -333,7 +349,7 @@ func (f *GrantFrame) encode(dst []byte, _ int) []byte {
 }
 
 func (f *GrantFrame) decode(r *reader) {
-	f.ID, f.Stream, f.Bytes = r.Uint(maxUint), Stream(r.Uint(uint64(Stderr))), r.Uint(MaxWindow)
+	f.ID, f.Stream, f.Bytes = r.Uint(MaxUint), Stream(r.Uint(uint64(Stderr))), r.Uint(MaxWindow)
 }
 
 // CancelFrame asks the acceptor to end a call.
@@ -349,7 +365,7 @@ func (f *CancelFrame) encode(dst []byte, _ int) []byte {
 }
 
 func (f *CancelFrame) decode(r *reader) {
-	f.ID, f.Code = r.Uint(maxUint), r.moreText()
+	f.ID, f.Code = r.Uint(MaxUint), r.moreText()
 }
 
 // EndFrame is the last frame of a call.
@@ -381,10 +397,30 @@ func (f *EndFrame) encode(dst []byte, arity int) []byte {
 }
 
 func (f *EndFrame) decode(r *reader) {
-	f.ID, f.Source, f.Status = r.Uint(maxUint), args.Source(r.Uint(uint64(args.FromBus))), r.Uint(255)
+	f.ID, f.Source, f.Status = r.Uint(MaxUint), args.Source(r.Uint(uint64(args.FromBus))), r.Uint(255)
 	if f.Source != args.FromProgram && f.Status == 0 { // nobody may take that for success
 		r.Fail("status 0 of an end with source %d", f.Source)
 	}
 	f.Code, f.Message, f.Output = r.moreText(), r.moreText(), r.moreBytes(MaxFrame)
 	f.Call, f.Worker = r.moreText(), r.moreText()
+}
+
+// MaxProgressText bounds the text of a PROGRESS frame.
+const MaxProgressText = 256
+
+// ProgressFrame reports how far a call is.
+type ProgressFrame struct {
+	ID          uint64
+	Done, Total uint64 // of whatever is counted; Total 0: not known
+	Text        []byte
+}
+
+func (*ProgressFrame) shape() (Type, int) { return TypeProgress, 5 }
+
+func (f *ProgressFrame) encode(dst []byte, _ int) []byte {
+	return appendText(args.AppendUint(args.AppendUint(args.AppendUint(dst, f.ID), f.Done), f.Total), f.Text)
+}
+
+func (f *ProgressFrame) decode(r *reader) {
+	f.ID, f.Done, f.Total, f.Text = r.Uint(MaxUint), r.Uint(MaxUint), r.Uint(MaxUint), r.moreBytes(MaxProgressText)
 }

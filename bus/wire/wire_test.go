@@ -71,6 +71,7 @@ func vectors() []struct {
 		{"eof", &EOFFrame{ID: 1}},
 		{"grant", &GrantFrame{ID: 1, Stream: Output, Bytes: 131072}},
 		{"cancel", &CancelFrame{ID: 1, Code: b("deadline")}},
+		{"progress", &ProgressFrame{ID: 1, Done: 300, Total: 1000, Text: b("300 of 1,000 rows")}},
 		{"end of a program", &EndFrame{ID: 1, Source: args.FromProgram, Code: b("exit"), Message: b(""), Output: b("2\n")}},
 		{"end by a signal", &EndFrame{ID: 1, Source: args.FromSignal, Status: 137, Code: b("SIGKILL"), Message: b(""), Output: []byte{}}},
 		{"end by fbus, from a node", &EndFrame{ID: 1, Source: args.FromBus, Status: 75, Code: b("busy"), Message: b("wc: no slot is free"), Output: []byte{}, Call: b("x7k2q-4-1"), Worker: b("gpu-1")}},
@@ -197,7 +198,7 @@ func TestVectors(t *testing.T) {
 
 // TestWireNumbers pins what other programs have been told.
 func TestWireNumbers(t *testing.T) {
-	for want, got := range map[int]Type{1: TypeHello, 2: TypeError, 3: TypeOffer, 4: TypeOffered, 5: TypeCall, 6: TypeData, 7: TypeEOF, 8: TypeGrant, 9: TypeCancel, 10: TypeEnd} {
+	for want, got := range map[int]Type{1: TypeHello, 2: TypeError, 3: TypeOffer, 4: TypeOffered, 5: TypeCall, 6: TypeData, 7: TypeEOF, 8: TypeGrant, 9: TypeCancel, 10: TypeEnd, 11: TypeProgress} {
 		if int(got) != want {
 			t.Errorf("type %d, want %d", got, want)
 		}

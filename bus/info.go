@@ -43,6 +43,8 @@ type FunctionInfo struct {
 	Slots       int          `json:"slots"`           // of all workers
 	Busy        int          `json:"busy"`            // slots taken
 	Queued      int          `json:"queued"`          // calls that wait for a slot
+	Free        int          `json:"free"`            // slots that take a call now
+	Ready       int          `json:"ready"`           // jobs that could run now, about
 	Done        uint64       `json:"done"`            // calls that ended with status 0
 	Failed      uint64       `json:"failed"`          // calls that ended otherwise, but not those that were refused as busy
 	Note        string       `json:"note"`            // why a worker has nothing ready; of the last one that gave a reason
@@ -50,9 +52,18 @@ type FunctionInfo struct {
 	Waits       string       `json:"waits,omitempty"` // why a call would have to wait now
 	Workers     []WorkerInfo `json:"workers"`
 
+	// On counts the calls that wait for certain workers, by their glob.
+	On map[string]int `json:"on,omitempty"`
+
 	// Schema is a JSON Schema of the arguments, of the last worker that gave one.
 	// It is there only if the function was asked for by name.
 	Schema json.RawMessage `json:"schema,omitempty"`
+}
+
+// Change begins each line of fbus.watch; the fields of what has changed follow.
+type Change struct {
+	Type string `json:"type"`           // "function", "worker", "call", "job", "ticket", or "resync": a new snapshot follows
+	Gone bool   `json:"gone,omitempty"` // it is no longer there
 }
 
 // WorkerInfo is one worker's offer of a function.

@@ -108,6 +108,7 @@ func (m *Manager) endQueued(outcomes map[ID]outcome, must bool) (taken []*Taken,
 	}
 	m.mu.Unlock()
 	for id, j := range ended {
+		m.report(id)
 		m.finished(id)
 		m.settle(j.BatchKey())
 	}

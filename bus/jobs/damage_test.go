@@ -38,6 +38,8 @@ func (h *hostOf) WakeJobs(function string) {
 }
 func (h *hostOf) CancelJob(ID, string, string) {}
 
+func (h *hostOf) JobChanged(ID) {}
+
 func (h *hostOf) MayRun(*Poster, string) error { return nil }
 
 func (h *hostOf) run(function string) {

@@ -290,6 +290,7 @@ func (e *ending) written(err error) {
 	for _, b := range e.children {
 		m.ready(b)
 	}
+	m.report(a.ID)
 	if e.job.State.Finished() {
 		m.finished(a.ID)
 		m.settle(e.job.BatchKey())

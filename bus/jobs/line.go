@@ -174,7 +174,18 @@ func (m *Manager) ready(j *Job) {
 	m.mu.Lock()
 	m.insert(j.QueueKey(), placeOf(j))
 	m.mu.Unlock()
+	m.report(j.ID)
 	m.wake(j.Function)
+}
+
+// report tells the host that a job has changed.
+func (m *Manager) report(id ID) {
+	m.mu.Lock()
+	started := m.started
+	m.mu.Unlock()
+	if started {
+		m.host.JobChanged(id)
+	}
 }
 
 // wake has the host look for jobs of a function.

@@ -21,6 +21,8 @@ type Host interface {
 	WakeJobs(function string)
 	// CancelJob ends the call of a job that runs; [Manager.Ended] follows.
 	CancelJob(id ID, code, message string)
+	// JobChanged notes that a job has another state, is new or is gone. It does not wait.
+	JobChanged(id ID)
 	// MayRun returns why a poster may not call that function now.
 	MayRun(p *Poster, function string) error
 	// HoldWorkers has workers get nothing new whose names match one of the globs.

@@ -105,6 +105,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	case j.State == Queued:
 		m.ready(j)
 	default:
+		m.report(id)
 		m.poke()
 	}
 	return id, err

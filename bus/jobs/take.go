@@ -226,6 +226,7 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 	try := t.try()
 	m.changed(t.ID)
 	m.mu.Unlock()
+	m.report(t.ID)
 	m.store.Shares.Changed(t.job.BatchKey())
 	m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error {
 		m.mu.Lock()
@@ -258,6 +259,7 @@ func (m *Manager) Return(t *Taken, busy bool) {
 		m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error { return store.Wrap(x.Delete(store.BucketRun, t.ID[:])) }})
 	}
 	t.leave(true)
+	m.report(t.ID)
 	if busy {
 		m.wakeLater(t.Function, busyPause)
 	} else {

@@ -200,6 +200,7 @@ func (m *Manager) gone(j *Job) {
 	}
 	m.store.Shares.AddBytes(j.Poster.Caller, -j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
+	m.report(j.ID)
 	m.finished(j.ID)
 	m.settle(j.BatchKey())
 }

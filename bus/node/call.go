@@ -150,6 +150,7 @@ func (c *call) to(next state) bool {
 			}
 		}
 	}
+	n.changes.call(c)
 	n.open += c.counts(next) - c.counts(was)
 	id.calls += c.counts(next) - c.counts(was)
 	return true
@@ -632,7 +633,7 @@ func (c *call) givenUp(f *wire.EndFrame) bool {
 func (c *call) notStarted() bool {
 	o := c.offer
 	if c.posted != nil {
-		return c.bytesOut == 0
+		return c.flows[wire.Output].passed == 0
 	}
 	if c.data == nil {
 		return false

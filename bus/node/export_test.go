@@ -11,6 +11,8 @@ import (
 // GoneTime is how long a queue stays in tests.
 const GoneTime = 2 * time.Second
 
+const MaxRecent = maxRecent
+
 func init() {
 	illegal = func(_ *Node, msg string) { panic(msg) }
 	goneTime = GoneTime

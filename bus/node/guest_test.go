@@ -30,6 +30,7 @@ type guests struct {
 	n    *node.Node
 	a    *trust.Authority
 	addr string
+	path string
 	root *raw // offers a and b, one slot each
 	log  *calllog.Log
 }
@@ -52,7 +53,7 @@ func newGuests(t *testing.T) *guests {
 	}
 	t.Cleanup(m.Close)
 	n, path := start(t, node.Config{Gate: a, Authority: a, Log: j, Jobs: m})
-	g := &guests{t: t, n: n, a: a, addr: listenTCP(t, n), log: j, root: rawUnix(t, n, path).greet()}
+	g := &guests{t: t, n: n, a: a, addr: listenTCP(t, n), path: path, log: j, root: rawUnix(t, n, path).greet()}
 	g.root.offer("a", 1, 0)
 	g.root.offer("b", 1, 0)
 	return g

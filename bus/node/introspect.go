@@ -53,8 +53,13 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !p.sees(name) })
 	slices.Sort(names)
-	names = slices.Compact(names)
-	list := []bus.FunctionInfo{}
+	list := n.describe(ctx, slices.Compact(names), named)
+	return slices.DeleteFunc(list, func(f bus.FunctionInfo) bool { return len(f.Workers)+f.Queued == 0 })
+}
+
+// describe describes functions, also those that are not there. It stops when ctx ends.
+func (n *Node) describe(ctx context.Context, names []string, schema bool) []bus.FunctionInfo {
+	list := make([]bus.FunctionInfo, len(names))
 	type entry struct {
 		at    int // in list
 		since uint64
@@ -62,25 +67,29 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.
 	}
 	var entries []entry
 	n.eachLocked(len(names), func(i int) {
-		fn := n.functions[names[i]]
-		if fn == nil || len(fn.offers.list)+len(fn.stopped)+fn.queue.n == 0 || ctx.Err() != nil {
+		f := &list[i]
+		f.Name, f.Workers = names[i], []bus.WorkerInfo{}
+		fn := n.functions[f.Name]
+		if fn == nil || ctx.Err() != nil {
 			return
 		}
 		for _, offers := range [][]*offer{fn.offers.list, fn.stopped} {
 			for _, o := range offers {
-				entries = append(entries, entry{len(list), o.since, o})
+				entries = append(entries, entry{i, o.since, o})
 			}
 		}
-		f := bus.FunctionInfo{Name: fn.name, Queued: fn.queue.n, Workers: []bus.WorkerInfo{}}
+		f.Queued, f.On = fn.queue.n, fn.queue.selected()
 		f.Done, f.Failed = fn.stats.totals()
-		f.Waits = n.noSlot(fn.name, wire.On{})
-		f.Held = n.cfg.Jobs != nil && n.cfg.Jobs.Holds().Function(fn.name)
-		list = append(list, f)
+		f.Waits = n.noSlot(f.Name, wire.On{})
+		f.Held = n.cfg.Jobs != nil && n.cfg.Jobs.Holds().Function(f.Name)
+		if n.source != nil {
+			f.Ready = n.source.Ready(f.Name)
+		}
 	})
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.since, b.since)) })
 	n.eachLocked(len(entries), func(i int) {
 		if ctx.Err() == nil {
-			entries[i].offer.describe(&list[entries[i].at], named)
+			entries[i].offer.describe(&list[entries[i].at], schema)
 		}
 	})
 	return list
@@ -105,6 +114,7 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	}
 	f.Slots += o.slots
 	f.Busy += o.busy
+	f.Free += max(0, o.free())
 	f.Description = cmp.Or(o.description, f.Description)
 	f.Arguments = cmp.Or(o.arguments, f.Arguments)
 	f.Note = cmp.Or(o.note, f.Note)
@@ -112,10 +122,14 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	if schema && o.schema != "" {
 		f.Schema = json.RawMessage(o.schema)
 	}
-	f.Workers = append(f.Workers, bus.WorkerInfo{
+	f.Workers = append(f.Workers, o.info())
+}
+
+func (o *offer) info() bus.WorkerInfo {
+	return bus.WorkerInfo{
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
 		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Held: o.session.idle,
-	})
+	}
 }
 
 // callsFor lists what runs and waits and is a peer's business, oldest first, less the calls of

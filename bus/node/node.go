@@ -118,6 +118,7 @@ type Node struct {
 	taking    int    // slots that ask for a job
 	open      int    // calls that some worker or queue holds, the node's own functions not counted
 	scratch   scratch
+	changes   changes
 	counters
 	draining   bool
 	closed     bool

@@ -50,6 +50,7 @@ func init() {
 		{name: "fbus.functions", help: "the functions on the bus, one JSON object a line", arguments: "none, or names", everybody: true, serve: serveFunctions},
 		{name: "fbus.calls", help: "the calls that run or wait, one JSON object a line", arguments: noArguments, everybody: true, serve: serveCalls},
 		{name: "fbus.nodes", help: "the nodes of the bus, one JSON object a line", arguments: noArguments, everybody: true, serve: serveNodes},
+		{name: "fbus.watch", help: "what the node has, and what changes, one JSON object a line", arguments: "none, or a JSON object", everybody: true, long: true, waits: true, serve: serveWatch},
 		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, waits: true, serve: serveCancel},
 
 		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: noArguments, serve: serveMetrics},

@@ -41,6 +41,7 @@ func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
 		c.progress = p
 	}
 	p.Progress = bus.Progress{Done: f.Done, Total: f.Total, Text: args.Shown(f.Text)}
+	s.node.changes.call(c)
 	if now := time.Now(); now.Sub(p.second) >= time.Second {
 		p.second, p.passed = now, 0
 	}

@@ -84,6 +84,7 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 	n.mu.Lock()
 	fn := o.fn
 	o.take(0, -1)
+	n.changes.function(fn.name)
 	switch {
 	case t == nil:
 		o.asked = wakes
@@ -314,10 +315,14 @@ func (n *Node) WakeJobs(function string) {
 	n.locked(func(b *wire.Batch) {
 		if fn := n.functions[function]; fn != nil {
 			fn.wakes++
+			n.changes.function(function)
 			fn.takeJobs()
 		}
 	})
 }
+
+// JobChanged notes that a job has changed, for those that watch the node.
+func (n *Node) JobChanged(id jobs.ID) { n.changes.job(id) }
 
 // CancelJob ends the call of a job, if it runs.
 func (n *Node) CancelJob(id jobs.ID, code, message string) {

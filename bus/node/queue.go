@@ -115,6 +115,20 @@ func (q *queue) push(c *call) {
 
 func older(a, b *call) int { return cmp.Compare(a.age, b.age) }
 
+// selected counts the calls that wait for certain workers, by what selects these.
+func (q *queue) selected() map[string]int {
+	var count map[string]int
+	for text, g := range q.groups {
+		if text != "" && g.calls > 0 {
+			if count == nil {
+				count = map[string]int{}
+			}
+			count[text] = g.calls
+		}
+	}
+	return count
+}
+
 // group returns the group of a call, a new one if it is the first.
 func (q *queue) group(c *call) *group {
 	text := c.on.String()

@@ -149,6 +149,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 		o.fn.add(o)
 	default:
 		o.fn.fix(o)
+		n.changes.worker(o)
 	}
 	o.fill(b)
 	if !s.internal && changed {

@@ -38,6 +38,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	}
 	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventInvited, Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
 	q.out.Write(text)
+	q.node.changes.ticket()
 	return nil
 }
 
@@ -59,6 +60,7 @@ func serveJoin(_ context.Context, q *asked) error {
 	name, _ := trust.CertificateName(cert)
 	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventJoined, Caller: p.Caller, From: p.From, Name: name, Serial: p.Serial})
 	q.out.Write(cert)
+	n.changes.ticket()
 	return nil
 }
 
@@ -82,6 +84,7 @@ func serveRenew(_ context.Context, q *asked) error {
 		n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRenewed, Caller: p.Caller, From: p.From, Serial: serial})
 	}
 	q.out.Write(cert)
+	n.changes.ticket()
 	return nil
 }
 
@@ -159,6 +162,7 @@ func serveRevoke(_ context.Context, q *asked) error {
 		}
 	}
 	q.line(info)
+	n.changes.ticket()
 	return nil
 }
 

@@ -104,7 +104,6 @@ func (fn *function) add(o *offer) {
 	}
 	h.add(o)
 	fn.queue.appears(o.session)
-	fn.node.changes.worker(o)
 }
 
 // remove withdraws an offer. Calls that only it could take are looked at again.
@@ -115,7 +114,6 @@ func (fn *function) remove(b *wire.Batch, o *offer) {
 		delete(fn.named, o.session.name)
 	}
 	fn.queue.vanishes(o.session)
-	fn.node.changes.worker(o)
 	looked := 0
 	for c := range fn.queue.bounced { // the others have timers
 		if looked++; looked > maxPassed {

@@ -149,8 +149,8 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 		o.fn.add(o)
 	default:
 		o.fn.fix(o)
-		n.changes.worker(o)
 	}
+	n.changes.worker(o)
 	o.fill(b)
 	if !s.internal && changed {
 		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)
@@ -160,6 +160,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 // drop withdraws an offer. Calls of it still take slots if it is made again.
 func (s *session) drop(b *wire.Batch, name string, o *offer) {
 	delete(s.offers, name)
+	s.node.changes.worker(o)
 	s.count(-1, -o.text())
 	o.description, o.arguments, o.note, o.schema = "", "", "", ""
 	if o.busy+o.taking > 0 {

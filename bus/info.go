@@ -43,8 +43,6 @@ type FunctionInfo struct {
 	Slots       int          `json:"slots"`           // of all workers
 	Busy        int          `json:"busy"`            // slots taken
 	Queued      int          `json:"queued"`          // calls that wait for a slot
-	Free        int          `json:"free"`            // slots that take a call now
-	Ready       int          `json:"ready"`           // jobs that could run now, about
 	Done        uint64       `json:"done"`            // calls that ended with status 0
 	Failed      uint64       `json:"failed"`          // calls that ended otherwise, but not those that were refused as busy
 	Note        string       `json:"note"`            // why a worker has nothing ready; of the last one that gave a reason
@@ -52,8 +50,7 @@ type FunctionInfo struct {
 	Waits       string       `json:"waits,omitempty"` // why a call would have to wait now
 	Workers     []WorkerInfo `json:"workers"`
 
-	// On counts the calls that wait for certain workers, by their glob.
-	On map[string]int `json:"on,omitempty"`
+	Demand `json:"-"` // only in fbus.watch
 
 	// Schema is a JSON Schema of the arguments, of the last worker that gave one.
 	// It is there only if the function was asked for by name.
@@ -64,6 +61,13 @@ type FunctionInfo struct {
 type Change struct {
 	Type string `json:"type"`           // "function", "worker", "call", "job", "ticket", or "resync": a new snapshot follows
 	Gone bool   `json:"gone,omitempty"` // it is no longer there
+}
+
+// Demand is what waits for a function, and what is free.
+type Demand struct {
+	Free  int            `json:"free"`         // slots that take a call now
+	Ready int            `json:"ready"`        // jobs that could run now, about
+	On    map[string]int `json:"on,omitempty"` // calls that wait for certain workers, by their glob
 }
 
 // WorkerInfo is one worker's offer of a function.

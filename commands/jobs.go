@@ -40,7 +40,7 @@ const defaultJobs = 100
 var states = []string{"queued", "delayed", "running", "done", "dead", "cancelled"}
 
 func jobsCommand() *cli.Command {
-	o := &jobsOptions{function: "fbus.jobs", every: time.Second}
+	o := &jobsOptions{function: "fbus.jobs", every: watchEvery}
 	return &cli.Command{
 		Usage:     "list posted jobs, or show one in full",
 		UsageText: "jobs [flags] [ID…]",
@@ -66,7 +66,7 @@ fbus.jobs returns the same.`,
 			&cli.StringFlag{Name: "function", Usage: "only jobs of functions whose name matches `GLOB`", Destination: &o.glob},
 			batchFlag(&o.batch, "only jobs of the batch `NAME`, or of another's, POSTER/NAME"),
 			&cli.IntFlag{Name: "limit", Usage: "show the newest `N`", DefaultText: "100, with --json all", Destination: &o.limit},
-			&cli.BoolFlag{Name: "watch", Usage: "go on, and show what changes", Destination: &o.watch, DisableDefaultText: true},
+			watchFlag(&o.watch),
 		),
 		Action: func(ctx *cli.Context) error {
 			o.hasLimit = ctx.IsSet("limit")
@@ -457,29 +457,17 @@ func span(seconds float64) string {
 
 // watchJobs shows jobs again and again, also across a restart of the node.
 func watchJobs(ctx context.Context, o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
-	w := &jobWatcher{o: o, ids: ids, stdout: stdout, seen: map[string]string{}}
-	node := &lasting{o: &o.nodeOptions, quiet: o.quiet, node: "it", stderr: stderr}
-	defer node.close()
-	for {
-		if err := node.do(ctx, func() bool { return true }, func(c *bus.Client) error { return w.show(ctx, c) }); err != nil {
-			return err
-		}
-		select {
-		case <-time.After(o.every):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	w := &jobWatcher{o: o, ids: ids, pager: pager{stdout: stdout, json: o.json}, seen: map[string]string{}}
+	return o.watchNode(ctx, []string{"job", "function", "worker"}, o.every, stderr, w.show)
 }
 
 // jobWatcher shows changes of jobs.
 type jobWatcher struct {
-	o      *jobsOptions
-	ids    []string
-	stdout io.Writer
+	o   *jobsOptions
+	ids []string
+	pager
 
 	seen map[string]string // with --json: each job as it was printed last
-	last string            // elsewhere: the page that was printed last
 }
 
 // show shows the jobs once.
@@ -487,7 +475,7 @@ func (w *jobWatcher) show(ctx context.Context, c *bus.Client) error {
 	if w.o.json && len(w.ids) == 0 {
 		return w.showChanges(ctx, c)
 	}
-	columns, rows := w.size()
+	_, rows := w.size()
 	n := defaultJobs
 	if rows > 0 {
 		n = max(1, rows-2) // the heading, and the cursor below
@@ -496,7 +484,7 @@ func (w *jobWatcher) show(ctx context.Context, c *bus.Client) error {
 	if err != nil {
 		return err
 	}
-	return w.print(page, key, columns)
+	return w.print(page, key)
 }
 
 // showChanges prints the jobs that have changed since they were printed.
@@ -517,31 +505,6 @@ func (w *jobWatcher) showChanges(ctx context.Context, c *bus.Client) error {
 	return err
 }
 
-// print redraws a terminal of this width; elsewhere, with width 0, it prints the page if
-// the key has changed.
-func (w *jobWatcher) print(page []byte, key string, width int) error {
-	if width == 0 {
-		if key == w.last {
-			return nil
-		}
-		if w.last != "" && !w.o.json {
-			page = append([]byte{'\n'}, page...)
-		}
-		w.last = key
-		_, err := w.stdout.Write(page)
-		return err
-	}
-	var out bytes.Buffer
-	out.WriteString("\x1b[H")
-	for line := range bytes.Lines(page) {
-		text := []rune(string(bytes.TrimSuffix(line, []byte("\n"))))
-		fmt.Fprintf(&out, "%s\x1b[K\n", string(text[:min(len(text), width-1)]))
-	}
-	out.WriteString("\x1b[J")
-	_, err := w.stdout.Write(out.Bytes())
-	return err
-}
-
 // key contains every field of a job that does not change with time alone.
 func (j *jobLine) key() string {
 	i := j.JobInfo
@@ -550,15 +513,4 @@ func (j *jobLine) key() string {
 	}
 	key, _ := marshal(i)
 	return string(key) + "\n"
-}
-
-// size returns the size of the terminal to draw on, 0 and 0 if there is none.
-func (w *jobWatcher) size() (columns, rows int) {
-	if !isTerminal(w.stdout) || w.o.json {
-		return 0, 0
-	}
-	if columns, rows = terminalSize(w.stdout); columns == 0 || rows == 0 {
-		return 80, 24
-	}
-	return columns, rows
 }

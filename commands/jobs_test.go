@@ -285,15 +285,15 @@ func TestJobsWatch(t *testing.T) {
 // says something else.
 func TestJobsWatchPages(t *testing.T) {
 	var out bytes.Buffer
-	w := &jobWatcher{o: &jobsOptions{}, stdout: &out}
-	w.print([]byte("page 1\n"), "a", 0)
-	w.print([]byte("page 1, older\n"), "a", 0)
-	w.print([]byte("page 2\n"), "b", 0)
+	w := &pager{stdout: &out}
+	w.draw([]byte("page 1\n"), "a", 0)
+	w.draw([]byte("page 1, older\n"), "a", 0)
+	w.draw([]byte("page 2\n"), "b", 0)
 	if out.String() != "page 1\n\npage 2\n" {
 		t.Errorf("printed %q", &out)
 	}
 	out.Reset()
-	w.print([]byte("äöü456789\nx\n"), "a", 8)
+	w.draw([]byte("äöü456789\nx\n"), "a", 8)
 	if out.String() != "\x1b[Häöü4567\x1b[K\nx\x1b[K\n\x1b[J" {
 		t.Errorf("drew %q", &out)
 	}

@@ -1,6 +1,8 @@
 package commands
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,11 +16,18 @@ import (
 
 func lsCommand() *cli.Command {
 	o := &lookOptions{}
+	watch := false
 	return &cli.Command{
 		Usage:     "list the functions on the bus",
 		UsageText: "ls [flags] [NAME…]",
 		Description: `  fbus ls
   fbus ls --json | jq -r .name
+  fbus ls --watch
+
+--watch redraws a terminal when something changes; elsewhere it prints the list again. With
+--json it prints the lines of fbus.watch about functions and workers: the fields below, and
+type ("function" or "worker"), gone (it is no longer there), free (slots), ready (jobs) and on
+(calls that wait for certain workers, by glob).
 
 JSON fields: name, description, arguments (how they arrive), takes (input or args,
 absent: both), slots, busy, queued, done (ended with 0), failed (otherwise, but not refused as
@@ -26,8 +35,11 @@ busy), note, held (its jobs wait), waits (why a call would have to wait), and wo
 name, id, identity, slots, busy, idempotent, description, arguments, takes, note, held.
 The function fbus.functions answers the same. Where no worker can start the program, its note stands in place of the
 description.`,
-		Flags: o.flags(),
+		Flags: append(o.flags(), watchFlag(&watch)),
 		Action: func(ctx *cli.Context) error {
+			if watch {
+				return troubled(watchFunctions(o, ctx.Args().Slice(), ctx.App.Writer, ctx.App.ErrWriter), o.node)
+			}
 			return ls(o, ctx.Args().Slice(), ctx.App.Writer)
 		},
 	}
@@ -40,7 +52,14 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 	}
 	if o.json {
 		stdout.Write(data)
-	} else if len(list) > 0 {
+	} else {
+		functionTable(stdout, list)
+	}
+	return o.missing(list, names)
+}
+
+func functionTable(stdout io.Writer, list []bus.FunctionInfo) {
+	if len(list) > 0 {
 		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(row func(...any)) {
 			for _, f := range list {
 				about := f.Description
@@ -51,7 +70,33 @@ func ls(o *lookOptions, names []string, stdout io.Writer) error {
 			}
 		})
 	}
-	return o.missing(list, names)
+}
+
+// watchFunctions shows the functions, and what changes.
+func watchFunctions(o *lookOptions, names []string, stdout, stderr io.Writer) error {
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
+	types := []string{"function", "worker"}
+	switch {
+	case o.json && len(names) > 0:
+		return usage("--watch with --json shows all functions: it takes no names")
+	case o.json:
+		return o.watchLines(ctx, types, stdout, stderr)
+	}
+	words := args.Args{}
+	if len(names) > 0 {
+		words = args.List(names...)
+	}
+	p := &pager{stdout: stdout}
+	return o.watchNode(ctx, types, watchEvery, stderr, func(ctx context.Context, c *bus.Client) error {
+		data, err := output(ctx, c, "fbus.functions", words)
+		if err != nil {
+			return err
+		}
+		list, err := decodeLines[bus.FunctionInfo](data)
+		var page bytes.Buffer
+		functionTable(&page, list)
+		return cmp.Or(err, p.print(page.Bytes(), page.String()))
+	})
 }
 
 // heldNote says what of a function is held, "" if nothing is.

@@ -22,6 +22,7 @@ type (
 	functionChange struct {
 		bus.Change
 		bus.FunctionInfo
+		bus.Demand
 		Workers *struct{} `json:"workers,omitempty"` // they have lines of their own
 	}
 	workerChange struct {
@@ -205,7 +206,7 @@ func (w *watcher) changed(c *changed) error {
 // function sends a function, and its workers if wanted.
 func (w *watcher) function(f bus.FunctionInfo, workers bool) error {
 	if w.wants("function") {
-		if err := w.put(functionChange{Change: bus.Change{Type: "function", Gone: len(f.Workers)+f.Queued == 0}, FunctionInfo: f}); err != nil {
+		if err := w.put(functionChange{Change: bus.Change{Type: "function", Gone: len(f.Workers)+f.Queued == 0}, FunctionInfo: f, Demand: f.Demand}); err != nil {
 			return err
 		}
 	}

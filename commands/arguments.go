@@ -31,13 +31,11 @@ type callArguments struct {
 }
 
 func (o *callArguments) flags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "send `JSON`, or @FILE, or @- for stdin, as the arguments", Destination: &o.data},
-		&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: addField(&o.fields, false)},
-		&cli.GenericFlag{Name: "json-field", Aliases: []string{"F"}, Usage: "send the field `K=JSON`", Value: addField(&o.fields, true)},
+	data := &cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "send `JSON`, or @FILE, or @- for stdin, as the arguments", Destination: &o.data}
+	return append(append([]cli.Flag{data}, fieldFlags(&o.fields)...),
 		&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "send `FILE`, or - for stdin, as the input", Destination: &o.input},
 		&cli.BoolFlag{Name: "no-stdin", Aliases: []string{"n"}, Usage: "leave stdin alone", Destination: &o.noStdin, DisableDefaultText: true},
-	}
+	)
 }
 
 // operands takes the name and the words after it.
@@ -69,11 +67,16 @@ func (o *callArguments) check() error {
 		return usage("-i and -n exclude each other")
 	case o.data == "@-" && o.input == "-":
 		return usage("-d @- and -i - both want stdin")
-	case badField(o.fields) != nil:
-		f := badField(o.fields)
-		return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).WithHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
 	}
-	return nil
+	return checkFields(o.fields)
+}
+
+// fieldFlags are the flags for named arguments.
+func fieldFlags(fields *[]args.Field) []cli.Flag {
+	return []cli.Flag{
+		&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: addField(fields, false)},
+		&cli.GenericFlag{Name: "json-field", Aliases: []string{"F"}, Usage: "send the field `K=JSON`", Value: addField(fields, true)},
+	}
 }
 
 // request makes a request with the arguments and the input. The closer is for the
@@ -123,11 +126,11 @@ func stdinReadable() bool {
 	return !isatty.IsTerminal(os.Stdin.Fd()) || foreground(int(os.Stdin.Fd()))
 }
 
-// badField returns a field of -F that is not JSON.
-func badField(fields []args.Field) *args.Field {
-	for i, f := range fields {
+// checkFields refuses a field of -F that is not JSON.
+func checkFields(fields []args.Field) error {
+	for _, f := range fields {
 		if f.JSON && !json.Valid([]byte(f.Value)) {
-			return &fields[i]
+			return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).WithHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
 		}
 	}
 	return nil

@@ -24,7 +24,7 @@ var commandGroups = []group{
 
 // flagGroups are the headings of the help of a command.
 var flagGroups = []group{
-	{"What is sent", "data field json-field input no-stdin arg-file null max-args each"},
+	{"What is sent", "data field json-field input no-stdin arg-file null max-args each arg item-field"},
 	{"How the program runs", "args takes encoding allow-options chdir env env-file no-node memory max-output"},
 	{"How many processes", "slots max-running warm resident pipeline reply-fd max-calls max-idle"},
 	{"For callers", "description schema idempotent"},

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,12 +50,12 @@ func mapCommand() *cli.Command {
 		Usage:     "call a function for each item",
 		UsageText: "map [flags] NAME [ITEM…]",
 		Description: `Makes one call for each ITEM, or each line of FILE or stdin, as many at once as the
-function has slots. While calls take only a few milliseconds, as many again wait at the
+function has slots. Arguments that are the same for all are --arg WORD or -f K=V. While calls take only a few milliseconds, as many again wait at the
 node for a slot, unless -j, -t or --halt is given. Results are printed in the order of
 the items. The exit status is 0, or 123 if a call failed. After Ctrl-C no further call
 begins; a second one cancels running calls.
 
-  ls *.jpg | fbus map --each file -o 'small/{/.}.png' thumb
+  ls *.jpg | fbus map --each file --arg 80x80 -o 'small/{/.}.png' thumb
   fbus map --joblog log --resume --retries 2 -a urls.txt fetch > pages
   fbus map --json wc one two three | jq -r 'select(.status != 0).item'
 
@@ -66,7 +67,7 @@ an item names a directory that the item cannot leave: with 'out/{}' or '{#}/{}' 
 JSON fields: item (an array with -N), output, stderr (its last 1 MiB), status, source,
 code, worker, seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is set if fbus ended the call, file with -o.`,
-		Flags: append(slices.Concat(itemFlags(&o.items), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended"), o.barOptions.flags()),
+		Flags: append(slices.Concat(itemFlags(&o.items), fieldFlags(&o.items.Fields), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended"), o.barOptions.flags()),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "tag", Usage: "begin each line with the item and a tab", Destination: &o.tag, DisableDefaultText: true},
@@ -121,6 +122,13 @@ func itemFlags(o *fanout.Items) []cli.Flag {
 		&cli.BoolFlag{Name: "null", Aliases: []string{"0"}, Usage: "items end in NUL, not newline", Destination: &o.Null, DisableDefaultText: true},
 		&cli.IntFlag{Name: "max-args", Aliases: []string{"N"}, Usage: "send `N` items with each call", Destination: &o.Per, DefaultText: "1"},
 		&cli.StringFlag{Name: "each", Usage: "an item is an argument, the input, a document, or a file to send: `arg|raw|json|file`", Destination: &o.Each, DefaultText: "arg"},
+		&cli.GenericFlag{Name: "arg", Usage: "send the argument `WORD` with each item, before it; again for more", Value: &listValue{list: &o.Args}},
+		&cli.GenericFlag{Name: "item-field", Usage: "send each item as the field `NAME`, beside those of -f and -F", Value: setter(func(s string) error {
+			if o.ItemField = s; s == "" {
+				return errors.New("a field needs a name")
+			}
+			return nil
+		})},
 	}
 }
 
@@ -147,7 +155,7 @@ func sayTyped(f io.Reader, what, it string, stderr io.Writer) {
 }
 
 func (o *mapOptions) check() error {
-	if err := o.items.Check(o.operands); err != nil {
+	if err := cmp.Or(o.items.Check(o.operands), checkFields(o.items.Fields)); err != nil {
 		return err
 	}
 	switch {

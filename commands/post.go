@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -58,6 +59,7 @@ is dead after three losses in a row, or with --at-most-once after the first.
   id=$(fbus post resize < big.png); fbus result "$id" > small.png
   fbus post --then notify --retries 5 resize < big.png
   fbus post --each arg --then index --else alarm fetch < urls.txt
+  fbus post --each file --arg 80x80 --batch small thumb *.jpg
   fbus post --at 07:00 --unique report report
   fbus post --unique "$delivery" --unique-for 3d webhook < body.json
 
@@ -161,16 +163,20 @@ func (o *postOptions) check() error {
 
 // checkSent checks the arguments and the input, or the items.
 func (o *postOptions) checkSent() error {
-	if !o.each {
-		return o.callArguments.check()
-	}
 	switch {
+	case !o.each && len(o.items.Args) > 0:
+		return usage("--arg goes with items: of --each, -a, -0 or -N").WithHint("%s", join("fbus", "post", o.name, o.items.Args, o.args))
+	case !o.each && o.items.ItemField != "":
+		return usage("--item-field goes with items: of --each, -a, -0 or -N")
+	case !o.each:
+		return o.callArguments.check()
 	case !args.ValidName(o.name):
 		return usage("invalid function name %q", o.name)
-	case o.hasData || len(o.fields) > 0 || o.input != "" || o.noStdin:
-		return usage("-d, -f, -F, -i and -n are for one job: with --each, -a, -0 or -N the items are sent")
+	case o.hasData || o.input != "" || o.noStdin:
+		return usage("-d, -i and -n are for one job: with --each, -a, -0 or -N the items are sent")
 	}
-	return o.items.Check(o.args)
+	o.items.Fields = o.fields
+	return cmp.Or(o.items.Check(o.args), checkFields(o.fields))
 }
 
 func post(o *postOptions, stdout, stderr io.Writer) error {

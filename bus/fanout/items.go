@@ -7,8 +7,10 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -24,6 +26,10 @@ type Items struct {
 	Null bool   // items end in NUL, not newline
 	Per  int    // items for each call
 	Each string // "arg", "raw", "json" or "file"
+
+	Args      []string     // sent with each item, before it
+	Fields    []args.Field // in place of Args
+	ItemField string       // the name of the item among Fields
 
 	Input func(*os.File) io.Reader // how to read a file; nil: as it is
 }
@@ -47,6 +53,16 @@ func (o *Items) Check(operands []string) error {
 		return usage("-N must be at least 1")
 	case o.Per > 1 && o.Each != "arg":
 		return usage("-N sends several arguments with a call: --each %s takes one item", o.Each)
+	case len(o.Args) > 0 && (len(o.Fields) > 0 || o.ItemField != ""):
+		return usage("arguments are given in two ways: --arg and fields exclude each other")
+	case o.Each == "json" && (len(o.Args) > 0 || len(o.Fields) > 0 || o.ItemField != ""):
+		return usage("--each json sends each item as the whole document: no arguments go with it")
+	case o.ItemField != "" && o.Each != "arg":
+		return usage("--item-field names an item that is an argument: with --each %s it is the input", o.Each)
+	case len(o.Fields) > 0 && o.Each == "arg" && o.ItemField == "":
+		return args.Errorf(args.CodeUsage, "-f and -F make named arguments, and the items have no name").WithHint("--item-field NAME names them")
+	case slices.ContainsFunc(o.Fields, func(f args.Field) bool { return f.Name == o.ItemField }):
+		return usage("field %q is given twice: by -f or -F, and by --item-field", o.ItemField)
 	case len(operands) > 0 && o.File != "":
 		return usage("items are given in two ways: as words and with -a %s", o.File)
 	case len(operands) > 0 && o.Null:
@@ -194,6 +210,43 @@ func ReadLine(r *bufio.Reader, end byte, most int) (line []byte, err error) {
 // Request makes the request for a task's words. The closer, which may be nil, is for a
 // file that is sent.
 func (o *Items) Request(words []string) (*bus.Request, io.Closer, error) {
+	req, closer, err := o.request(words)
+	if err == nil && o.Each != "json" {
+		req.Args, err = o.arguments(words)
+	}
+	if err != nil && closer != nil {
+		closer.Close()
+		closer = nil
+	}
+	return req, closer, err
+}
+
+// arguments are the constant ones, with the item behind them if it is one.
+func (o *Items) arguments(words []string) (args.Args, error) {
+	fields := o.Fields
+	switch {
+	case o.ItemField != "" && len(words) == 1:
+		fields = append(slices.Clip(fields), args.Field{Name: o.ItemField, Value: words[0]})
+	case o.ItemField != "":
+		list, err := json.Marshal(words)
+		if !utf8.ValidString(strings.Join(words, "")) || err != nil {
+			return args.Args{}, args.Errorf(args.CodeBadInput, "not UTF-8: -N makes a JSON array of them")
+		}
+		fields = append(slices.Clip(fields), args.Field{Name: o.ItemField, Value: string(list), JSON: true})
+	case o.Each == "arg":
+		return args.List(append(slices.Clip(o.Args), words...)...), nil
+	}
+	switch {
+	case len(fields) > 0:
+		return args.Fields(fields...), nil
+	case len(o.Args) > 0:
+		return args.List(o.Args...), nil
+	}
+	return args.Args{}, nil
+}
+
+// request makes the request without its arguments, unless they are a document.
+func (o *Items) request(words []string) (*bus.Request, io.Closer, error) {
 	switch o.Each {
 	case "raw":
 		return &bus.Request{Input: strings.NewReader(words[0])}, nil, nil
@@ -217,7 +270,7 @@ func (o *Items) Request(words []string) (*bus.Request, io.Closer, error) {
 		}
 		return &bus.Request{Input: o.input(f)}, f, nil
 	}
-	return &bus.Request{Args: args.List(words...)}, nil, nil
+	return &bus.Request{}, nil, nil
 }
 
 // lateFile is a FIFO that is opened by the first read: opening waits for a writer, and a

@@ -304,7 +304,7 @@ func TestPostUsage(t *testing.T) {
 		"--retries must not be negative":             func(o *postOptions) { o.job.Retries = -1 },
 		"--priority must be from -100 to 100":        func(o *postOptions) { o.job.Priority = 101 },
 		"--unique needs a key":                       func(o *postOptions) { o.hasUnique = true },
-		"-d, -i and -n are for one job":      func(o *postOptions) { o.each, o.noStdin = true, true },
+		"-d, -i and -n are for one job":              func(o *postOptions) { o.each, o.noStdin = true, true },
 		"--each x: must be arg, raw, json or file":   func(o *postOptions) { o.each, o.items.Each = true, "x" },
 		"items are given in two ways: as words and":  func(o *postOptions) { o.each, o.items.File, o.args = true, "list", []string{"a"} },
 		"arguments are given in two ways: words, -f": func(o *postOptions) { o.hasData, o.args = true, []string{"a"} },

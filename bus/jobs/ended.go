@@ -136,7 +136,7 @@ func (o *outcome) cut(s *store.Spool, poster string) {
 func (o *outcome) judge() {
 	switch e := &o.end; {
 	case o.cancelled:
-	case e.Source == "fbus" && e.Code == args.CodeWorkerLost:
+	case e.Lost: // not so a kept process that has crashed, though its code is the same
 		o.lost = true
 	case e.Source == "program" && e.Status == statusNever, refusedForGood(e):
 		o.never = true

@@ -74,12 +74,12 @@ func TestWorkerLost(t *testing.T) {
 }
 
 // TestWorkerGivesUp: a worker that ends a job by itself, as at the end of its drain, counts
-// as lost. The job is neither cancelled nor forgotten.
+// as lost. The job is neither cancelled nor forgotten. A crash of a kept process does not.
 func TestWorkerGivesUp(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	c := b.dial("poster")
-	for _, code := range []string{args.CodeCancelled, args.CodeDraining, args.CodeNodeLost, args.CodeWorkerLost} {
+	for _, code := range []string{args.CodeCancelled, args.CodeDraining, args.CodeNodeLost} {
 		b.offer(c, code, 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 			if inv.Attempt > 1 {
 				return exit(0)
@@ -91,6 +91,12 @@ func TestWorkerGivesUp(t *testing.T) {
 		if i.Attempts != 2 || i.Used != 0 || i.History[0].Code != args.CodeWorkerLost {
 			t.Errorf("%s: %+v", code, i)
 		}
+	}
+	b.offer(c, "crashes", 1, func(context.Context, *bus.Invocation) bus.Result {
+		return bus.Result{End: bus.End{Source: args.FromBus, Status: 74, Code: args.CodeWorkerLost, Message: "ended by SIGSEGV"}}
+	})
+	if i := b.becomes(c, b.post(c, "crashes", "", ""), jobs.Dead); i.Attempts != 1 || i.Used != 1 || i.Message != "ended by SIGSEGV" {
+		t.Errorf("%+v", i)
 	}
 }
 

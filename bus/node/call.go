@@ -534,7 +534,7 @@ func (c *call) endWith(b *wire.Batch, e *args.Error) {
 func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 	if c.posted != nil {
 		c.posted.write(c, wire.Output, f.Output)
-		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message)}, 0)
+		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message), Lost: c.lost > 0}, 0)
 	} else if !c.session.gone {
 		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
 		if c.offer != nil {
@@ -576,6 +576,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		}
 	default:
 		if c.posted != nil && c.givenUp(f) {
+			c.lost++
 			f.Status, f.Code = uint64(args.StatusOf(args.CodeWorkerLost)), []byte(args.CodeWorkerLost)
 			f.Message = []byte(c.fn.name + ": worker " + o.session.name + " ended it before it finished")
 		}
@@ -674,6 +675,7 @@ func (c *call) workerLost(b *wire.Batch) {
 		return
 	}
 	again := c.posted == nil && c.input == inputWhole && c.data != nil && (c.offer.idempotent && c.lost < maxLost || c.retries > 0)
+	c.lost++
 	if !again {
 		c.end(b, &wire.EndFrame{
 			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),
@@ -681,7 +683,6 @@ func (c *call) workerLost(b *wire.Batch) {
 		}, done)
 		return
 	}
-	c.lost++
 	if c.retries > 0 {
 		c.retries--
 	}

@@ -123,6 +123,7 @@ type End struct {
 	Status  int    `json:"status"`
 	Code    string `json:"code"`
 	Message string `json:"message,omitempty"`
+	Lost    bool   `json:"-"` // its worker has vanished, or has given it up
 }
 
 // Try is one attempt. Times are milliseconds of the date.

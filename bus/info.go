@@ -70,6 +70,9 @@ type Demand struct {
 	On    map[string]int `json:"on,omitempty"` // calls that wait for certain workers, by their glob
 }
 
+// HeldNote says that the jobs of a function wait, wherever that is shown.
+func HeldNote(function string) string { return "its jobs are held: fbus release " + function }
+
 // WorkerInfo is one worker's offer of a function.
 type WorkerInfo struct {
 	Name        string `json:"name"`

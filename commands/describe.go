@@ -66,7 +66,7 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 			fact("waits", "%s", f.Waits)
 		}
 		if f.Held {
-			fact("held", "jobs wait until fbus release %s", f.Name)
+			fact("held", "%s", bus.HeldNote(f.Name))
 		}
 		for _, k := range f.Workers {
 			if k.Held {

@@ -652,7 +652,12 @@ func (x *examination) function() {
 		return
 	}
 	f := &list[0]
-	x.ok("function", "%s is offered by %s", name, plural(len(f.Workers), "worker"))
+	offered := fmt.Sprintf("%s is offered by %s", name, plural(len(f.Workers), "worker"))
+	if f.Held { // calls are not
+		x.warn("function", "", "%s; %s", offered, bus.HeldNote(name))
+	} else {
+		x.ok("function", "%s", offered)
+	}
 	x.workers(f)
 }
 

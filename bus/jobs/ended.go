@@ -50,17 +50,16 @@ const maxUnkept = 3
 // which there can never be room is the last attempt.
 func (t *Taken) unkept(o *outcome, failed error) {
 	m := t.m
-	message := Public(failed)
 	o.never, o.lost = false, false
 	if errors.As(failed, new(*FullError)) {
-		most := m.store.Shares.MostBytes(t.Caller)
-		if o.never = t.out.Wanted()+t.errOut.Wanted() > most; o.never {
-			message = fmt.Sprintf("it has more than the %d bytes that --max-spool allows %s", most, t.Caller)
+		if err := t.out.TooLarge(t.errOut.Wanted()); err != nil {
+			failed = err
 		} else if !store.IsFull(failed) && m.store.Spool.NoteFailure("--max-spool") {
 			m.warn("job %s waits for room for its output: %v", t.ID, failed)
 		}
 	}
-	o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + message}
+	o.never = errors.As(failed, new(*store.TooLargeError))
+	o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + Public(failed)}
 	t.out.Drop() // a part of it would take room, and help nobody
 	o.out = m.store.Spool.NewDraft(t.Caller)
 	if t.errOut.Failed != nil {

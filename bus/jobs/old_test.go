@@ -168,6 +168,8 @@ func TestNeverFits(t *testing.T) {
 	b := newBed(t, withTickets, func(b *bed) { b.cfg.MaxSpool = 1 << 20 })
 	c := b.dial("poster")
 	ann, _ := b.guest("ann", "*")
+	b.refused(c, "f", `{}`, strings.Repeat("x", 1<<20+1), 65, "more than the 1048576 bytes")
+	b.refused(ann, "f", `{}`, strings.Repeat("x", 600<<10), 65, "more than the 524288 bytes")
 	b.post(c, "other", "", strings.Repeat("x", 700<<10))
 	b.offer(b.dial("worker"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
 		var size int
@@ -186,7 +188,7 @@ func TestNeverFits(t *testing.T) {
 		most string
 	}{{c, 2 << 20, "1048576"}, {ann, 700 << 10, "524288"}} {
 		i := b.becomes(c, b.post(test.c, "f", `{"retries":5}`, fmt.Sprint(test.size)), jobs.Dead)
-		if i.Attempts != 1 || !strings.Contains(i.Message, "more than the "+test.most+" bytes that --max-spool allows "+i.Poster) {
+		if i.Attempts != 1 || !strings.Contains(i.Message, "more than the "+test.most+" bytes of input and output that --max-spool allows "+i.Poster) {
 			t.Errorf("%d bytes: %+v", test.size, i)
 		}
 	}

@@ -58,6 +58,8 @@ func Report(err error) *args.Error {
 		code, hint = args.CodeUncertain, "fbus jobs ID shows it; with --unique a post can be made again"
 	case errors.As(err, new(*FullError)):
 		code = args.CodeStoreFull
+	case errors.As(err, new(*store.TooLargeError)):
+		code = args.CodeBadInput
 	case errors.As(err, new(*StoreError)):
 		code = args.CodeStoreFailed
 	case errors.As(err, new(*DamagedError)):

@@ -26,7 +26,7 @@ func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 		return q.peer.told(err)
 	}
 	if store.Holds().Function(i.Function) {
-		return "its jobs are held: fbus release " + i.Function
+		return bus.HeldNote(i.Function)
 	}
 	if one {
 		if err := q.node.MayRun(&j.Poster, j.Function); err != nil {

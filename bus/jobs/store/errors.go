@@ -16,6 +16,16 @@ type FullError struct {
 	Left bool   // that share is less than a quarter, since others have the rest
 }
 
+// TooLargeError reports a payload for which there can never be room.
+type TooLargeError struct {
+	Who  string // the poster
+	Most int64  // bytes that its jobs may have
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("more than the %d bytes of input and output that --max-spool allows %s", e.Most, e.Who)
+}
+
 func (e *FullError) Error() string { return "the store of jobs is full: " + e.What }
 func (e *FullError) Unwrap() error { return e.Err }
 

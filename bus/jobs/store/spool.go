@@ -74,13 +74,27 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 			p.Drop()
 		}
 	}
-	if p.Counts && errors.As(p.Failed, new(*FullError)) && p.Wanted() <= p.spool.shares.MostBytes(p.poster) {
-		return len(b), nil
+	if p.Counts && errors.As(p.Failed, new(*FullError)) {
+		if p.TooLarge(0) == nil {
+			return len(b), nil
+		}
+		p.Failed = p.TooLarge(0)
 	}
 	return 0, p.Failed
 }
 
+// TooLarge returns an error if there can never be room for the part and so many bytes more.
+func (p *Draft) TooLarge(more int64) error {
+	if most := p.spool.shares.MostBytes(p.poster); p.Wanted()+more > most {
+		return &TooLargeError{Who: p.poster, Most: most}
+	}
+	return nil
+}
+
 func (p *Draft) write(b []byte) error {
+	if err := p.TooLarge(0); err != nil && p.evict != nil { // old results must not go for it
+		return err
+	}
 	err := p.withRoom(func() error {
 		return p.spool.shares.TakeBytes(p.poster, int64(len(b))*(1+p.Copies), p.Beyond)
 	})

@@ -115,6 +115,10 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	if err := keeper.BecomeReaper(); err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
+	defer keeper.ReapStrangers()()
+	if _, set := os.LookupEnv("PATH"); !set {
+		os.Setenv("PATH", exec.DefaultPath) // or COMMAND would find nothing but fbus
+	}
 	// From here on only the end of the command ends fbus run. The terminal sends INT and
 	// QUIT to the command itself; the others are forwarded.
 	signals := make(chan os.Signal, 8)

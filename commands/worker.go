@@ -334,6 +334,7 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 	if err := keeper.BecomeReaper(); err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}
+	defer keeper.ReapStrangers()()
 	log, ended := logger(stderr)
 	if !o.verbose {
 		ended = nil

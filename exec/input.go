@@ -176,8 +176,11 @@ func params(v *args.Values) ([]byte, error) {
 	return doc, nil
 }
 
-// rawParams returns params for an input without arguments: one string.
+// rawParams returns params for an input without arguments: one string, or none without input.
 func rawParams(data []byte) ([]byte, error) {
+	if len(data) == 0 {
+		return []byte("[]"), nil
+	}
 	if !utf8.Valid(data) {
 		return nil, args.BadInput("the input is not UTF-8, which JSON needs")
 	}

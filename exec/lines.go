@@ -56,6 +56,9 @@ const (
 	lineTooLong         // the answer exceeds MaxOutput
 )
 
+// replyHint is for a program that writes more than answers to stdout.
+const replyHint = "`reply-fd 3` takes answers from another descriptor than stdout"
+
 func (l *lineCodec) exchange(ctx context.Context, x *exchange) (res Result, again bool) {
 	p, f := l.p, l.p.s.f
 	buf := buffers.Get().(*[bufSize]byte)
@@ -85,7 +88,7 @@ func (l *lineCodec) exchange(ctx context.Context, x *exchange) (res Result, agai
 		}
 		p.distrust("it wrote before it was asked: " + quote(read))
 		res = fbusEnd(args.CodeInternal, "the program writes before it is asked: "+quote(read))
-		res.Hint = "`reply-fd 3` takes answers from another descriptor than stdout"
+		res.Hint = replyHint
 		return res, true
 	case lineTooLong:
 		p.s.replace(p, "its answer exceeds "+size(f.spec.MaxOutput))

@@ -83,7 +83,7 @@ func TestProgramGone(t *testing.T) {
 		"once":  {},
 		"warm":  {Warm: 1},
 		"lines": {Resident: LineByLine, MaxCalls: 1},
-		"json":  {Resident: JSONRPC},
+		"json":  {Resident: JSONRPC, MaxCalls: 1},
 		"dir":   {},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestProgramGone(t *testing.T) {
 				what = spec.Dir
 				os.Mkdir(what, 0o755)
 			case spec.Resident == JSONRPC:
-				program = "#!/bin/sh\nwhile read -r x; do echo '{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"hi\"}'; exit; done\n"
+				program = "#!/bin/sh\nwhile read -r x; do echo '{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"hi\"}'; done\n"
 			}
 			if name != "dir" {
 				script(t, dir, "program", program, 0o755)

@@ -63,9 +63,15 @@ func checkDir(cwd, dir string) (string, error) {
 	return dir, nil
 }
 
-// searchPath is PATH as the program will see it.
+// DefaultPath is searched where PATH is not set, as execvp(3) does it.
+const DefaultPath = "/bin:/usr/bin"
+
+// searchPath is PATH as the program will see it, or the default.
 func searchPath(env []string) string {
-	path := os.Getenv("PATH")
+	path, set := os.LookupEnv("PATH")
+	if !set {
+		path = DefaultPath
+	}
 	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
 			path = v

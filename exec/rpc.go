@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -187,6 +188,12 @@ func (r *rpcCodec) message(line []byte) bool {
 // belongs to no call may be meant for any.
 func (r *rpcCodec) refuse(res Result, why string) {
 	p := r.p
+	if !p.answered.Load() {
+		res.Hint = replyHint
+		if p.s.greets.CompareAndSwap(false, true) {
+			defer p.s.f.logf("hint: %s", strings.ReplaceAll(replyHint, "`reply-fd 3`", "--reply-fd 3"))
+		}
+	}
 	p.s.replace(p, "it wrote "+why) // first, or a call that ends here makes room for another
 	p.mu.Lock()
 	n := len(p.calls)

@@ -134,6 +134,8 @@ func TestRPCParams(t *testing.T) {
 	} {
 		check(t, runCall(t.Context(), f, tt.c), programExit(0), tt.want+"\n")
 	}
+	check(t, runCall(t.Context(), f, &Call{}), programExit(0), "[]\n")
+	check(t, runCall(t.Context(), f, &Call{Rest: strings.NewReader("")}), programExit(0), "[]\n")
 	check(t, runCall(t.Context(), f, &Call{Input: []byte("echo")}), programExit(0), "\"\"\n")
 	got := runCall(t.Context(), f, &Call{Input: []byte("\xff")})
 	check(t, got, fbusEnd(args.CodeBadInput, "the input is not UTF-8, which JSON needs"), "")
@@ -441,5 +443,20 @@ func TestRPCKilledIdle(t *testing.T) {
 	f.Close()
 	if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
 		t.Error(err)
+	}
+}
+
+// A greeting on stdout ends the calls that meet it, with a hint at --reply-fd for them and for
+// the log.
+func TestRPCBanner(t *testing.T) {
+	t.Parallel()
+	log := newLines()
+	f := sh(t, `read -r x; echo welcome; cat`, func(s *Spec) { s.Resident, s.Slots = JSONRPC, 1 }, logged(log))
+	got := do(t, f, "x")
+	if got.Code != args.CodeInternal || got.Hint != replyHint || !strings.Contains(got.Message, "welcome") {
+		t.Errorf("%+v", got)
+	}
+	for line := log.next(t); line != "hint: --reply-fd 3 takes answers from another descriptor than stdout"; {
+		line = log.next(t)
 	}
 }

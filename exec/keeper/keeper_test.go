@@ -6,6 +6,7 @@ import (
 	"os"
 	osexec "os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -192,5 +193,33 @@ func TestKeeperCannotStart(t *testing.T) {
 		if err == nil || err.Error() != test.want {
 			t.Errorf("%s: %v, want %s", name, err, test.want)
 		}
+	}
+}
+
+// Orphans of processes that are not the worker's own are reaped, and a child that somebody waits
+// for is left to them.
+func TestReapStrangers(t *testing.T) {
+	defer func(was time.Duration) { strangerAge = was }(strangerAge)
+	strangerAge = 50 * time.Millisecond
+	defer ReapStrangers()()
+	out, err := osexec.Command("sh", "-c", "sleep 0.01 & echo $!").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); unix.Kill(pid, 0) != unix.ESRCH; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the orphan is still there")
+		}
+	}
+	cmd := osexec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }

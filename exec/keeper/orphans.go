@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"os"
+	ossignal "os/signal"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -131,4 +132,61 @@ func (c *childSet) sweepOnce(start uint64, sig syscall.Signal) (left, refused in
 		unix.Wait4(s.pid, nil, unix.WNOHANG, nil)
 	}
 	return left, refused
+}
+
+// strangerAge is how long a zombie that this package does not know is left to whoever may wait
+// for it, such as os/exec.
+var strangerAge = 200 * time.Millisecond
+
+// ReapStrangers reaps what nobody else does until stop is called: orphans of other processes, which
+// become children of process 1 of a container, and of a subreaper. In other processes it does
+// nothing.
+func ReapStrangers() (stop func()) {
+	if os.Getpid() != 1 && !reaping.Load() {
+		return func() {}
+	}
+	exits, done := make(chan os.Signal, 1), make(chan struct{})
+	ossignal.Notify(exits, unix.SIGCHLD)
+	go func() { // ends with stop
+		var seen map[int]uint64
+		look := time.After(0) // some may be there already
+		for {
+			select {
+			case <-exits:
+				if look == nil {
+					look = time.After(strangerAge)
+				}
+			case <-look:
+				look = nil
+				if seen = children.reapStrangers(seen); len(seen) > 0 {
+					look = time.After(strangerAge)
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		ossignal.Stop(exits)
+		close(done)
+	})
+}
+
+// reapStrangers reaps the zombies that were seen before, and returns the others, each with its start.
+func (c *childSet) reapStrangers(seen map[int]uint64) map[int]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left := map[int]uint64{}
+	self := os.Getpid()
+	for _, s := range scanProcs() {
+		if _, ours := c.known[s.pid]; ours || s.ppid != self || s.state != 'Z' {
+			continue
+		}
+		if start, before := seen[s.pid]; before && start == s.start {
+			unix.Wait4(s.pid, nil, unix.WNOHANG, nil)
+		} else {
+			left[s.pid] = s.start
+		}
+	}
+	return left
 }

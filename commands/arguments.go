@@ -2,6 +2,7 @@ package commands
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -94,6 +95,9 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 		}
 	case o.input != "":
 		f, err := paths.Open(o.input)
+		if st, serr := os.Stat(o.input); err == nil && serr == nil && st.IsDir() {
+			err = fmt.Errorf("%s: is a directory", o.input)
+		}
 		if err != nil {
 			return nil, nil, usage("input: %v", err)
 		}

@@ -2,11 +2,13 @@ package commands
 
 import (
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
 	"fbus/bus/args"
 
+	"github.com/kballard/go-shellquote"
 	"github.com/urfave/cli/v2"
 	"github.com/xrash/smetrics"
 )
@@ -139,6 +141,7 @@ func (g *getopt) unmarked() error {
 		g.flags, g.words = append(g.flags, "--help"), nil
 		return nil
 	}
+	program = separate(program)
 	marked := join("fbus", g.command, before, "--", program)
 	if len(g.operands) == 0 {
 		return usage("the command must follow --").WithHint("%s; or, to call a function: %s", marked, join("fbus", "call", operands(program)))
@@ -279,6 +282,22 @@ func (g *getopt) known(w string) (known, next bool) {
 		}
 	}
 	return true, false
+}
+
+// separate returns a program that is given as one word, as a shell would take it: its words,
+// or a shell that runs it. Others are returned as they are.
+func separate(program []string) []string {
+	if len(program) != 1 || !strings.Contains(program[0], " ") {
+		return program
+	}
+	if _, err := os.Stat(program[0]); err == nil {
+		return program
+	}
+	words, err := shellquote.Split(program[0])
+	if err != nil || len(words) < 2 || strings.ContainsAny(program[0], "|&;<>()$`*?[#~") || strings.Contains(words[0], "=") {
+		return []string{"sh", "-c", program[0]}
+	}
+	return words
 }
 
 // operands puts -- before words that begin with - and follow a name.

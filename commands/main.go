@@ -309,6 +309,7 @@ func noCommand(name string, words []string) error {
 		}
 		return f.WithHint("fbus %s", first)
 	}
+	words = slices.DeleteFunc(words, func(w string) bool { return w == "-h" || w == "--help" }) // fbus NAME --help
 	names := slices.Collect(maps.Keys(companions()))
 	for _, c := range commandTable {
 		names = append(names, c.name)

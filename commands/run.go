@@ -288,7 +288,11 @@ func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 		return cmd.Process.Pid, nil
 	})
 	if err != nil {
-		return cannotStart(command[0], err)
+		f := cannotStart(command[0], err)
+		if words := separate(command); f.Code == args.CodeNotFound && len(words) > len(command) {
+			f.Hint = join("fbus", "run", "--", words)
+		}
+		return f
 	}
 	defer forget()
 	done := make(chan struct{})
@@ -318,7 +322,7 @@ func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 	return nil
 }
 
-func cannotStart(name string, err error) error {
+func cannotStart(name string, err error) *args.Error {
 	why := args.WithoutPath(err)
 	var xe *osexec.Error
 	if errors.As(err, &xe) {

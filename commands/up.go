@@ -178,6 +178,9 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 	if len(wrong) > 0 {
 		return wrong.err()
 	}
+	if len(config.functions) == 0 && o.warn != nil {
+		o.warn("%sno function is there yet: -v shows what was skipped, HUP reads it again", warningMark)
+	}
 	r := &reloader{o: *o, config: config}
 	o.apply(&config.node)
 	r.name, r.drain = o.workerName(), o.drain.d

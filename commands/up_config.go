@@ -550,6 +550,12 @@ func asFlags(text string) string {
 func (f *function) at(err error) *args.Error {
 	e := explain(err)
 	e.Message, e.Hint = asFlags(e.Message), asFlags(e.Hint)
+	if words := separate(f.argv); e.Code == args.CodeNotFound && len(words) > len(f.argv) {
+		e.Hint = join("fbus", "offer", f.name, "--", words)
+		if list, err := marshal(words); err == nil && f.part != nil {
+			e.Hint = "command = " + string(list)
+		}
+	}
 	if f.part == nil {
 		return e
 	}

@@ -68,6 +68,9 @@ class. No glob matches the node's own functions (fbus.…): --admin allows those
 		},
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
+				if trust.CheckGlob(ctx.Args().First()) == nil {
+					return explain(err).WithHint("%s", join("fbus", "invite", "--call", ctx.Args().First()))
+				}
 				return err
 			}
 			o.hasName, o.hasOutput = ctx.IsSet("name"), ctx.IsSet("output")

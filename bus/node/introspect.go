@@ -304,7 +304,7 @@ func serveCancel(ctx context.Context, q *asked) error {
 	}
 	was, ok := q.node.cancelFor(q.peer, words[0])
 	if !ok {
-		return badInput("no call has the id %s", args.Shown(words[0]))
+		return args.Errorf(args.CodeBadInput, "no call has the id %s", args.Shown(words[0])).WithHint("fbus ps shows calls, fbus jobs shows jobs")
 	}
 	q.line(was)
 	return nil

@@ -56,7 +56,7 @@ func (q *asked) batch(text string) (string, error) {
 	}
 	key := jobs.BatchKey(poster, name)
 	if poster != q.peer.Caller && !q.peer.admin() || !q.node.cfg.Jobs.HasBatch(key) {
-		return "", badInput("%s: no such batch", args.Shown(text))
+		return "", args.Errorf(args.CodeBadInput, "%s: no such batch", args.Shown(text)).WithHint("a batch is there while it has jobs: fbus jobs lists them")
 	}
 	return key, nil
 }
@@ -65,8 +65,11 @@ func (q *asked) batch(text string) (string, error) {
 // look alike.
 func (q *asked) job(ctx context.Context, text string) (*jobs.Job, error) {
 	store, p := q.node.cfg.Jobs, q.peer
-	absent := &args.Error{Code: args.CodeBadInput, Message: args.Shown(text) + ": no such job"}
+	absent := args.Errorf(args.CodeBadInput, "%s: no such job", args.Shown(text)).WithHint("fbus jobs lists them")
 	id, ok := jobs.ParseID(text)
+	if !ok && args.ValidName(text) {
+		absent.Hint += fmt.Sprintf("; fbus jobs --function %s those of a function", text)
+	}
 	switch {
 	case !ok:
 		return nil, absent

@@ -95,5 +95,5 @@ var (
 	ErrNoJob      = errors.New("no such job")
 	ErrUnfinished = errors.New("not finished")
 	ErrClosed     = errors.New("the store of jobs is closed")
-	ErrState      = errors.New("not in that state")
+	ErrState      = errors.New("the state of the job does not allow that")
 )

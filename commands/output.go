@@ -24,14 +24,27 @@ type outputFile struct {
 	tmp    *os.File     // nil: no temporary file
 	place  *paths.Place // the final name of tmp
 	pretty *bytes.Buffer
-	begun  bool // something was written
+	begun  bool     // something was written
+	made   []string // directories that were made for it, the deepest first
+}
+
+// missingParents lists the directories of a path that do not exist, the deepest first.
+func missingParents(path string) (list []string) {
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); err == nil || !errors.Is(err, os.ErrNotExist) {
+			return list
+		}
+		list = append(list, dir)
+	}
 }
 
 // openOutput opens the output for -o and -p.
 func openOutput(o *endOptions) (*outputFile, error) {
 	out := &outputFile{w: os.Stdout}
 	if o.output != "" && o.output != "-" {
-		if err := out.open(o.output, 0); err != nil {
+		out.made = missingParents(o.output)
+		if err := out.open(o.output, 0o777); err != nil {
+			out.discard()
 			return nil, usage("output: %v", err)
 		}
 	}
@@ -159,16 +172,20 @@ func (o *outputFile) commit() error {
 	if err := o.place.Replace(filepath.Base(o.tmp.Name())); err != nil {
 		return err
 	}
-	o.tmp = nil
+	o.tmp, o.made = nil, nil
 	defer o.place.Close()
 	return o.place.Sync()
 }
 
-// discard removes the temporary file, if it was not committed.
+// discard removes the temporary file, if it was not committed, and directories that were made
+// for it.
 func (o *outputFile) discard() {
 	if o.tmp != nil {
 		o.tmp.Close()
 		o.place.Remove(filepath.Base(o.tmp.Name()))
 		o.place.Close()
+	}
+	for _, dir := range o.made {
+		os.Remove(dir) // not if something else is in it
 	}
 }

@@ -80,12 +80,13 @@ type ItemReader struct {
 	from     string
 	end      byte
 	per      int
+	blank    bool // blank lines are no items
 	n        int // items read
 }
 
 // Open opens the items: the operands, if there are any.
 func (o *Items) Open(operands []string) (*ItemReader, error) {
-	r := &ItemReader{operands: operands, per: o.Per, end: '\n', from: "stdin"}
+	r := &ItemReader{operands: operands, per: o.Per, end: '\n', from: "stdin", blank: o.Each == "json"}
 	if o.Null {
 		r.end = 0
 	}
@@ -171,10 +172,13 @@ func (r *ItemReader) Next() (t Task, err error) {
 // read reads one item.
 func (r *ItemReader) read() (string, error) {
 	item, err := ReadLine(r.r, r.end, maxItem)
+	for r.blank && err == nil && len(bytes.TrimSpace(item[:len(item)-1])) == 0 {
+		item, err = ReadLine(r.r, r.end, maxItem)
+	}
 	switch {
 	case err == ErrLongLine:
 		return "", args.Errorf(args.CodeBadInput, "%s: item %d is longer than %d bytes", r.from, r.n+1, maxItem)
-	case err == io.EOF && len(item) == 0:
+	case err == io.EOF && (len(item) == 0 || r.blank && len(bytes.TrimSpace(item)) == 0):
 		return "", io.EOF
 	case err != nil && err != io.EOF:
 		return "", args.Errorf(args.CodeInternal, "items: %v", err)

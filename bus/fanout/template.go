@@ -3,6 +3,7 @@ package fanout
 import (
 	"hash/maphash"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,7 +87,7 @@ func (t Template) name(item string, seq int) (string, error) {
 	switch {
 	case leaves(t.expand(values...)):
 		return "", args.Errorf(args.CodeBadInput, "the output would leave the directory of -o: %s", args.Shorten(name))
-	case name == "" || strings.HasSuffix(name, "/"):
+	case slices.Contains([]string{"", ".", ".."}, name[strings.LastIndexByte(name, '/')+1:]): // before it is cleaned: out/. would be the file out
 		return "", args.Errorf(args.CodeBadInput, "the item makes no name for its output: %q", args.Shorten(item))
 	}
 	return filepath.Clean(name), nil

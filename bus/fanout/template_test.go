@@ -35,6 +35,12 @@ func TestTemplateLeaves(t *testing.T) {
 		{"../{#}/{}", "a", "../7/a"},
 		{"out/{}", "a\x00b", ""},
 		{"out/{}", "a/", ""},
+		{"out/{/.}", "..", ""},
+		{"out/{/.}", ".x", ""},
+		{"out/{}", ".", ""},
+		{"{}", "a/..", ""},
+		{"{}", "..", ""},
+		{"out/{}/.", "a", ""},
 	} {
 		if got, err := c.template.name(c.item, 7); got != c.want || (err != nil) != (c.want == "") {
 			t.Errorf("%s with %q: %q, %v; want %q", c.template, c.item, got, err, c.want)

@@ -81,7 +81,7 @@ type ItemReader struct {
 	end      byte
 	per      int
 	blank    bool // blank lines are no items
-	n        int // items read
+	n        int  // items read
 }
 
 // Open opens the items: the operands, if there are any.

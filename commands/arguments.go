@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -132,9 +131,14 @@ func stdinReadable() bool {
 
 // checkFields refuses a field of -F that is not JSON.
 func checkFields(fields []args.Field) error {
-	for _, f := range fields {
-		if f.JSON && !json.Valid([]byte(f.Value)) {
-			return usage("-F %s=%s: the value is not JSON", f.Name, f.Value).WithHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
+	for i := range fields {
+		f := &fields[i]
+		if !f.JSON {
+			continue
+		}
+		f.Value = string(args.WithoutBOM([]byte(f.Value)))
+		if err := args.CheckJSON([]byte(f.Value)); err != nil {
+			return usage("-F %s=%s: %v", f.Name, args.Shown(f.Value), err).WithHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
 		}
 	}
 	return nil
@@ -173,8 +177,9 @@ func (o *callArguments) arguments() (args.Args, error) {
 		return args.Args{}, fail(args.CodeBadInput, "%s: a document of arguments exceeds the limit of %d bytes", from, wire.MaxArgs).
 			WithHint("input has no limit: fbus %s %s < FILE", o.verb, o.name)
 	}
-	if !json.Valid(doc) {
-		f := usage("%s: not JSON: %s", from, args.Shorten(doc))
+	doc = args.WithoutBOM(doc)
+	if err := args.CheckJSON(doc); err != nil {
+		f := usage("%s: %v", from, err)
 		if from == "-d" {
 			return args.Args{}, f.WithHint("for a file: -d @FILE; for words: fbus %s %s WORD", o.verb, o.name)
 		}

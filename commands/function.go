@@ -250,17 +250,11 @@ func (f *function) readSchema() error {
 }
 
 // compactSchema checks that text can be a JSON Schema and removes its spaces. The error
-// begins with the position.
+// begins with a colon.
 func compactSchema(text []byte) (string, error) {
-	if err := json.Unmarshal(text, new(json.RawMessage)); err != nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			at := int(min(syntax.Offset, int64(len(text))))
-			before := text[:max(at-1, 0)]
-			line := bytes.Count(before, []byte("\n"))
-			return "", fmt.Errorf(":%d:%d: invalid JSON: %v", line+1, len(before)-bytes.LastIndexByte(before, '\n'), err)
-		}
-		return "", fmt.Errorf(": invalid JSON: %v", err)
+	text = args.WithoutBOM(text)
+	if err := args.CheckJSON(text); err != nil {
+		return "", fmt.Errorf(": %w", err)
 	}
 	var out bytes.Buffer
 	json.Compact(&out, text)

@@ -148,7 +148,7 @@ func (o *outputFile) flush() error {
 	held := o.pretty
 	o.pretty = nil
 	var indented bytes.Buffer
-	if json.Indent(&indented, held.Bytes(), "", "  ") == nil {
+	if json.Indent(&indented, args.WithoutBOM(held.Bytes()), "", "  ") == nil {
 		if held = &indented; isTerminal(o.w) && !bytes.HasSuffix(held.Bytes(), []byte("\n")) {
 			held.WriteByte('\n') // the shell's prompt follows
 		}

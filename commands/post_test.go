@@ -236,7 +236,7 @@ func TestPostRefused(t *testing.T) {
 	o := itemsOf(postFlags(n), "[1]", "[2", "[3]")
 	o.items.Each, o.function = "json", "free"
 	err = post(o, &out, &errs)
-	if f := explain(err); f.Code != args.CodeBadInput || !strings.HasPrefix(f.Message, "item 2, [2, was not posted: not JSON: [2; ") {
+	if f := explain(err); f.Code != args.CodeBadInput || !strings.HasPrefix(f.Message, "item 2, [2, was not posted: this is not JSON: line 1, column 3: its end is missing; ") {
 		t.Errorf("status %d, said %q", f.Status(), f.Message)
 	}
 }

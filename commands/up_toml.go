@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"fbus/bus/args"
+
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
@@ -33,6 +35,7 @@ const aTable = "a table"
 
 // parseTOML reads a document. Positions and errors begin with name.
 func parseTOML(name string, data []byte) ([]setting, error) {
+	data = args.WithoutBOM(data)
 	// The decoder finds duplicates; only the parser knows all positions.
 	var all map[string]any
 	if err := toml.Unmarshal(data, &all); err != nil {

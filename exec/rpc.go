@@ -130,12 +130,16 @@ func (r *rpcCodec) receive() {
 // more.
 func (r *rpcCodec) message(line []byte) bool {
 	p, f := r.p, r.p.s.f
-	if len(line) == 0 {
+	if line = args.WithoutBOM(line); len(line) == 0 {
 		return true
 	}
 	m, err := jsonrpc.ParseMessage(line)
-	if err != nil || m.Method != nil && (m.Result != nil || m.Error != nil) {
-		r.refuse(malformed("is not JSON-RPC", line), quote(line)+", which is not JSON-RPC")
+	if err == nil && m.Method != nil && (m.Result != nil || m.Error != nil) {
+		err = errors.New("it is a request and an answer")
+	}
+	if err != nil {
+		what := fmt.Sprintf("is not JSON-RPC: %v", err)
+		r.refuse(malformed(what, line), quote(line)+", which "+what)
 		return false
 	}
 	if m.Method != nil { // the program can call nothing from here

@@ -36,14 +36,16 @@ func CheckJSON(text []byte) error {
 	case bytes.HasPrefix(text, []byte("\xff\xfe")), bytes.HasPrefix(text, []byte("\xfe\xff")):
 		at, why = 0, "it is UTF-16, and must be UTF-8"
 	case strings.HasPrefix(why, "unexpected end"):
-		at, why = len(text), "its end is missing"
-		if len(bytes.TrimSpace(text)) == 0 {
+		at, why = len(bytes.TrimRight(text, " \t\r\n")), "its end is missing"
+		if at == 0 {
 			why = "it is empty"
 		}
-	case at < len(text) && text[at] >= utf8.RuneSelf: // encoding/json names the byte
-		r, _ := utf8.DecodeRune(text[at:])
-		_, after, _ := strings.Cut(why, "' ")
-		why = fmt.Sprintf("invalid character %q %s", r, after)
+	case at < len(text) && strings.HasPrefix(why, "invalid character "):
+		r, _ := utf8.DecodeRune(text[at:]) // encoding/json names only a byte
+		_, where, _ := strings.Cut(why, "' ")
+		where = strings.Replace(where, "looking for beginning of value", "where a value must begin", 1)
+		where = strings.Replace(where, "looking for beginning of object key string", "where the name of a field must begin", 1)
+		why = fmt.Sprintf("unexpected %q %s", r, where)
 	}
 	before := text[:at]
 	line := before[bytes.LastIndexByte(before, '\n')+1:]

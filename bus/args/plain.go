@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"reflect"
@@ -47,9 +46,9 @@ func Plain(err error) string {
 	case errors.As(err, &kind):
 		replace(kind, wrongType(kind))
 	case errors.As(err, &syntax) && strings.HasPrefix(syntax.Error(), "unexpected end"):
-		replace(syntax, "invalid JSON: its end is missing")
+		replace(syntax, "this is not JSON: its end is missing")
 	case errors.As(err, &syntax):
-		replace(syntax, fmt.Sprintf("invalid JSON at byte %d", syntax.Offset))
+		replace(syntax, fmt.Sprintf("this is not JSON: byte %d", syntax.Offset))
 	case errors.As(err, &number):
 		replace(number, fmt.Sprintf("invalid number %q", number.Num))
 	case errors.As(err, &moment):
@@ -112,17 +111,14 @@ func wrongType(e *json.UnmarshalTypeError) string {
 // DecodeStrict decodes one JSON document into v. It refuses unknown fields, and text after
 // the document.
 func DecodeStrict(doc []byte, v any) error {
+	doc = WithoutBOM(doc)
+	if err := CheckJSON(doc); err != nil {
+		return err
+	}
 	dec := json.NewDecoder(bytes.NewReader(doc))
 	dec.DisallowUnknownFields()
-	err := dec.Decode(v)
-	if err == nil {
-		if _, err = dec.Token(); err == io.EOF {
-			return nil
-		}
-		return errors.New("there is text after the JSON document")
+	if err := dec.Decode(v); err != nil {
+		return errors.New(Plain(err))
 	}
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return errors.New("invalid JSON: its end is missing")
-	}
-	return errors.New(Plain(err))
+	return nil
 }

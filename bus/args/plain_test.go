@@ -45,8 +45,8 @@ func TestPlain(t *testing.T) {
 		{decode(`{"m":7}`), "m must be an object, not a number"},
 		{decode(`{"time":"x"}`), `invalid time "x"`},
 		{decode(`[]`), "the document must be an object, not an array"},
-		{decode(`{"n":}`), "invalid JSON at byte 6"},
-		{decode(`{"n":`), "invalid JSON: its end is missing"},
+		{decode(`{"n":}`), "this is not JSON: byte 6"},
+		{decode(`{"n":`), "this is not JSON: its end is missing"},
 		{fmt.Errorf("f: %w: again", decode(`{"n":"x"}`)), "f: n must be a whole number, not a string: again"},
 		{number, `invalid number "x"`},
 		{missing, "/no/such: no such file or directory"},
@@ -67,8 +67,8 @@ func TestPlain(t *testing.T) {
 
 func TestDecodeStrict(t *testing.T) {
 	for doc, want := range map[string]string{
-		`{"a":1}`: "", ` {} `: "", `{"b":1}`: `unknown field "b"`, `{"a":1} {}`: "there is text after the JSON document",
-		`{`: "invalid JSON: its end is missing", ``: "invalid JSON: its end is missing", `{"a":"x"}`: "A must be a whole number, not a string",
+		`{"a":1}`: "", ` {} `: "", `{"b":1}`: `unknown field "b"`, `{"a":1} {}`: "this is not JSON: line 1, column 9: unexpected '{' after top-level value",
+		`{`: "this is not JSON: line 1, column 2: its end is missing", ``: "this is not JSON: line 1, column 1: it is empty", `{"a":"x"}`: "A must be a whole number, not a string",
 	} {
 		var v struct{ A int }
 		got := ""

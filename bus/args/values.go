@@ -42,8 +42,8 @@ func Decode(kind Kind, data []byte) (*Values, error) {
 	case KindRaw:
 		return v, nil
 	case KindJSON:
-		v.Doc = data
-		return v, checkJSON(data)
+		v.Doc = WithoutBOM(data)
+		return v, checkJSON(v.Doc)
 	case KindList, KindMap:
 	default:
 		return nil, BadInput("arguments of unknown kind %d", kind)
@@ -117,7 +117,7 @@ func (r *Reader) value() Value {
 	b, bin, ok := r.text()
 	if ok {
 		if bin {
-			r.document(b)
+			b = r.document(b)
 		}
 		return Value{Text: b, JSON: bin}
 	}
@@ -134,8 +134,7 @@ func (r *Reader) appendJSON(out []byte, depth int) []byte {
 		r.Fail("nested deeper than %d", MaxDepth)
 		return nil
 	case ok && bin:
-		r.document(b)
-		return append(out, b...)
+		return append(out, r.document(b)...)
 	case ok && !utf8.Valid(b):
 		r.refuse("%s is not UTF-8, and cannot be part of a JSON document", Abbreviate(b))
 		return nil
@@ -204,19 +203,21 @@ func (r *Reader) appendFloat(out []byte, f float64, bits int) []byte {
 	return strconv.AppendFloat(out, f, 'g', -1, bits)
 }
 
-// document checks a JSON document that travels as a bin.
-func (r *Reader) document(b []byte) {
+// document returns a JSON document that travels as a bin. It must be valid.
+func (r *Reader) document(b []byte) []byte {
+	b = WithoutBOM(b)
 	if r.Err == nil {
 		r.Err = checkJSON(b)
 	}
+	return b
 }
 
 func checkJSON(doc []byte) error {
 	if !utf8.Valid(doc) {
 		return BadInput("the JSON document is not UTF-8")
 	}
-	if !json.Valid(doc) {
-		return BadInput("not a JSON document: %s", Abbreviate(doc))
+	if err := CheckJSON(doc); err != nil {
+		return BadInput("%v", err)
 	}
 	return nil
 }

@@ -255,10 +255,11 @@ func (o *Items) request(words []string) (*bus.Request, io.Closer, error) {
 	case "raw":
 		return &bus.Request{Input: strings.NewReader(words[0])}, nil, nil
 	case "json":
-		if !json.Valid([]byte(words[0])) {
-			return nil, nil, args.Errorf(args.CodeBadInput, "not JSON: %s", args.Shorten(words[0]))
+		doc := args.WithoutBOM([]byte(words[0]))
+		if err := args.CheckJSON(doc); err != nil {
+			return nil, nil, args.Errorf(args.CodeBadInput, "%v", err)
 		}
-		return &bus.Request{Args: args.JSON([]byte(words[0]))}, nil, nil
+		return &bus.Request{Args: args.JSON(doc)}, nil, nil
 	case "file":
 		st, err := os.Stat(words[0])
 		if err == nil && st.IsDir() {

@@ -78,11 +78,12 @@ type Request struct {
 // Split returns the requests of a line: one, or those of a batch. JSON-RPC does not
 // allow an empty batch.
 func Split(line []byte) (docs [][]byte, batch bool, err *Error) {
-	switch {
-	case !utf8.Valid(line):
+	line = args.WithoutBOM(line)
+	if err := args.CheckJSON(line); err != nil {
+		return nil, false, Errorf(CodeParse, "%v", err)
+	}
+	if !utf8.Valid(line) {
 		return nil, false, Errorf(CodeParse, "the line is not UTF-8")
-	case !json.Valid(line):
-		return nil, false, Errorf(CodeParse, "the line is not JSON: %s", args.Shorten(line))
 	}
 	line = bytes.TrimSpace(line)
 	if line[0] != '[' {
@@ -252,7 +253,7 @@ func appendMember(dst []byte, name, value string) []byte {
 func appendResult(dst, output []byte, text bool) []byte {
 	if !text && utf8.Valid(output) {
 		b := bytes.NewBuffer(dst)
-		if json.Compact(b, output) == nil {
+		if json.Compact(b, args.WithoutBOM(output)) == nil {
 			return b.Bytes()
 		}
 	}
@@ -279,8 +280,11 @@ type Message struct {
 // Names are compared exactly: encoding/json would take "ID" for "id", and the last of
 // two, and so an answer for that of another call.
 func ParseMessage(line []byte) (*Message, error) {
-	line = bytes.TrimSpace(line)
-	if !json.Valid(line) || line[0] != '{' {
+	line = bytes.TrimSpace(args.WithoutBOM(line))
+	if err := args.CheckJSON(line); err != nil {
+		return nil, err
+	}
+	if line[0] != '{' {
 		return nil, errors.New("not a JSON object")
 	}
 	m := &Message{}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -146,8 +145,11 @@ func setKind(post *jobs.Post, kind string, given bool) error {
 	if len(post.Args) > wire.MaxArgs {
 		return badInput("arguments of %d bytes exceed the limit of %d", len(post.Args), wire.MaxArgs)
 	}
-	if post.Kind == args.KindJSON && !json.Valid(post.Args) {
-		return badInput("the arguments are not valid JSON")
+	if post.Kind == args.KindJSON {
+		post.Args = args.WithoutBOM(post.Args)
+		if err := args.CheckJSON(post.Args); err != nil {
+			return badInput("the arguments: %v", err)
+		}
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 
 	"fbus/bus/args"
@@ -11,7 +10,7 @@ import (
 
 // handleOffer adds, replaces or withdraws an offer. n.mu is held.
 func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
-	s.fresh = false
+	s.fresh, f.Schema = false, args.WithoutBOM(f.Schema)
 	answer := &wire.OfferedFrame{Seq: f.Seq}
 	if code, msg := s.refuseOffer(f); code != "" {
 		answer.Code, answer.Message = []byte(code), []byte(msg)
@@ -29,6 +28,10 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 
 // refuseOffer returns why an offer is refused, if it is.
 func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
+	schema := error(nil)
+	if len(f.Schema) > 0 {
+		schema = args.CheckJSON(f.Schema)
+	}
 	switch {
 	case !args.ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", args.Shown(f.Name))
@@ -38,8 +41,8 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 		return args.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
 	case s.node.draining && s.offers[string(f.Name)] == nil && !withdraws(f):
 		return args.CodeDraining, "the node is shutting down"
-	case len(f.Schema) > 0 && !json.Valid(f.Schema):
-		return args.CodeUsage, "the schema is not valid JSON"
+	case schema != nil:
+		return args.CodeUsage, "the schema: " + schema.Error()
 	case withdraws(f):
 		return "", ""
 	}

@@ -313,6 +313,10 @@ func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 
 // noSocket returns the error of a socket that cannot be connected to.
 func noSocket(path string, err error) *Error {
+	if e := find.Outside(path); e != nil && errors.Is(err, syscall.EACCES) {
+		e.Err = err
+		return e
+	}
 	e := &Error{Code: args.CodeNoNode, Message: path + ": " + reason(err), Err: err}
 	if why := find.NotSocket(path); why != "" { // the system says only that the connection was refused
 		e.Message, e.Hint = path+": "+why, "the address of a node is the path of its socket, or HOST[:PORT]"

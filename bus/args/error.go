@@ -167,7 +167,7 @@ func AsError(err error, code string) *Error {
 // room.
 func Retryable(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && (e.Code == CodeNoNode || e.Code == CodeNodeLost || e.Status() == StatusOf(CodeBusy))
+	return errors.As(err, &e) && (errors.Is(err, &Error{Code: CodeNoNode}) || e.Code == CodeNodeLost || e.Status() == StatusOf(CodeBusy))
 }
 
 // WithoutPath returns a file error without operation and path.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"fbus/bus/args"
 )
 
 // UserID returns the uid of a user, given by name or number.
@@ -41,6 +43,20 @@ func accountID(kind, database, name string) (int, error) {
 		return 0, fmt.Errorf("unknown %s %s", kind, name)
 	}
 	return id, nil
+}
+
+// accountName returns the name of a user or group for a message, and its number.
+func accountName(database string, id int) string {
+	number := strconv.Itoa(id)
+	fields := first(database, func(fields []string) bool { return len(fields) > 2 && fields[2] == number })
+	if fields == nil {
+		line, _ := getent(database, number)
+		fields = strings.Split(line, ":")
+	}
+	if fields[0] == "" {
+		return number
+	}
+	return fmt.Sprintf("%s (%d)", args.Shown(fields[0]), id)
 }
 
 // recent has the groups that were looked up in the last second.

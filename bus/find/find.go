@@ -16,6 +16,8 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/wire"
+
+	"golang.org/x/sys/unix"
 )
 
 // Where nodes listen on this machine. A node that is not configured otherwise listens
@@ -116,9 +118,28 @@ func joinedNode() (Place, error) {
 	if id == nil {
 		e := args.Errorf(args.CodeNoNode, "no node found: no socket of this user in %s, none at %s, no network joined", SocketDir, SystemSocket)
 		e.Err = ErrNone
+		for _, path := range socketPaths() {
+			if outside := Outside(path); outside != nil {
+				outside.Err = &args.Error{Code: args.CodeNoNode} // a wait goes on: a node of this user may come
+				return Place{}, outside
+			}
+		}
 		return Place{}, e
 	}
 	return Place{Why: id.Why, Identity: id}, nil
+}
+
+// Outside returns the denial for the socket of a node that is shared with a group, if this user
+// is not in it, and nil for any other.
+func Outside(path string) *args.Error {
+	st, err := os.Lstat(path)
+	if err != nil || st.Mode().Type() != os.ModeSocket || st.Mode()&0o060 != 0o060 || !errors.Is(unix.Access(path, unix.W_OK), unix.EACCES) {
+		return nil
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	group := accountName("group", int(sys.Gid))
+	return args.Errorf(args.CodeDenied, "%s: the node of %s is for group %s, and you are not in it", path, accountName("passwd", int(sys.Uid)), group).
+		WithHint("ask to be added to group %s and log in again; or start a node of your own: fbus serve", group)
 }
 
 // ErrNone is the cause of the error of [Node] when no address is given and no node is there.
@@ -196,12 +217,16 @@ func onlySocket(uid int, user string) (Place, error) {
 	return Place{}, args.Errorf(args.CodeAmbiguous, "several nodes are equally near: %s", strings.Join(list, " "))
 }
 
+func socketPaths() []string {
+	list, _ := filepath.Glob(filepath.Join(SocketDir, SocketPrefix+"*"+SocketSuffix))
+	return list
+}
+
 // Sockets lists the sockets of a user's nodes in [SocketDir]. Those of other users with
 // such a name are left out.
 func Sockets(uid int) []string {
 	var list []string
-	paths, _ := filepath.Glob(filepath.Join(SocketDir, SocketPrefix+"*"+SocketSuffix))
-	for _, p := range paths {
+	for _, p := range socketPaths() {
 		if Owned(p, os.ModeSocket, uid) {
 			list = append(list, p)
 		}

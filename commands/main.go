@@ -27,6 +27,9 @@ func Main() int {
 	if status, ok := keeper.Dispatch(); ok {
 		return status
 	}
+	if len(os.Args) > 1 && !oneOf("serve up run", os.Args[1]) { // up may be a node; run passes QUIT on
+		quitAtOnce()
+	}
 	err := run(os.Args[1:], os.Stdout, os.Stderr)
 	status := report(os.Stderr, err)
 	var sig *interrupted

@@ -6,6 +6,9 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // interrupted is the error of a command that a signal ended. Main raises the signal
@@ -69,6 +72,19 @@ func endedBySignal() (ctx context.Context, stop func()) {
 		signal.Stop(ch)
 		close(ch)
 	}
+}
+
+// quitAtOnce makes Ctrl-\ end this process by the signal, as it ends other commands. Go would
+// print the stacks of all goroutines and exit with 2; only a node that hangs has a use for that.
+// In the background of a shell without job control, where INT is ignored, QUIT is too: Go does
+// not tell whether it was.
+func quitAtOnce() {
+	var action [8]uintptr // struct sigaction of the kernel, with SIG_DFL
+	if signal.Ignored(syscall.SIGINT) {
+		action[0] = 1 // SIG_IGN
+	}
+	const setSize = 8 // of sigset_t
+	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(syscall.SIGQUIT), uintptr(unsafe.Pointer(&action)), 0, setSize, 0, 0)
 }
 
 // die ends this process by the signal.

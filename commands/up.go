@@ -190,7 +190,9 @@ func up(o *upOptions, stdout, stderr io.Writer) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 	var n *servedNode
-	if config.node.serve {
+	if !config.node.serve {
+		quitAtOnce()
+	} else {
 		options := config.node.options
 		options.quiet, options.verbose = o.quiet, o.verbose
 		var err error

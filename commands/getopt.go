@@ -116,6 +116,17 @@ func normalize(command string, flags []cli.Flag, mix mixing, words []string) ([]
 			}
 		}
 	}
+	given := map[string]bool{}
+	for _, w := range slices.Backward(g.flags) { // the last one counts
+		name, value, valued := strings.Cut(w, "=")
+		if valued && value == "" && !given[name] && !mayBeEmpty(name[2:]) { // often a variable that is not set
+			return nil, usage("%s is empty: it needs a value", name).WithHint("fbus %s --help", command)
+		}
+		given[name] = true
+	}
+	if mix == interleaved && slices.Contains(g.operands, "") {
+		return nil, usage("fbus %s: an operand is empty", command).WithHint("fbus %s --help", command)
+	}
 	return append(append(g.flags, "--"), g.operands...), nil
 }
 
@@ -190,6 +201,10 @@ func (g *getopt) add(dashes, name, value string, attached bool) error {
 	g.flags = append(g.flags, option(f)+"="+value)
 	return nil
 }
+
+// mayBeEmpty reports whether an option has a use for an empty value, or refuses it in words of
+// its own. Others would do something else than was meant: an empty -o would write to stdout.
+func mayBeEmpty(name string) bool { return oneOf("description prefix data call offer env name", name) }
 
 func (g *getopt) unknown(flag string) error {
 	f := usage("fbus %s has no flag %s", g.command, flag)

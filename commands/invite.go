@@ -28,7 +28,7 @@ type inviteOptions struct {
 	uses   countValue
 	output string
 
-	hasName, hasOutput bool
+	hasName bool
 }
 
 func inviteCommand() *cli.Command {
@@ -73,7 +73,7 @@ class. No glob matches the node's own functions (fbus.…): --admin allows those
 				}
 				return err
 			}
-			o.hasName, o.hasOutput = ctx.IsSet("name"), ctx.IsSet("output")
+			o.hasName = ctx.IsSet("name")
 			return invite(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}
@@ -86,9 +86,6 @@ func (o *inviteOptions) check() error {
 	}
 	if err := rights.Check(); err != nil {
 		return asUsage(err)
-	}
-	if o.hasOutput && o.output == "" { // an unset variable must not print the key
-		return usage("--output is empty: use the name of a file, or - for stdout")
 	}
 	if o.hasName {
 		if err := trust.CheckName(o.ticket.Name); err != nil {

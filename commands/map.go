@@ -83,11 +83,6 @@ are not UTF-8; message is set if fbus ended the call, file with -o.`,
 		),
 		Action: func(ctx *cli.Context) error {
 			o.hasJobs = ctx.IsSet("jobs")
-			for _, name := range []string{"arg-file", "output", "joblog"} {
-				if ctx.IsSet(name) && ctx.String(name) == "" {
-					return usage("--%s needs the name of a file", name)
-				}
-			}
 			words := ctx.Args().Slice()
 			if len(words) == 0 {
 				return usage("map needs the name of a function").WithHint("fbus map NAME [ITEM…]; fbus ls shows what is offered")

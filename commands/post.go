@@ -82,14 +82,6 @@ the output as its input. JSON fields: id, batch, and of items item (an array wit
 				o.each = o.each || ctx.IsSet(name)
 			}
 			o.hasUnique = ctx.IsSet("unique")
-			for _, name := range []string{"then", "else", "finally", "batch-then"} {
-				if ctx.IsSet(name) && ctx.String(name) == "" {
-					return usage("--%s needs the name of a function", name)
-				}
-			}
-			if ctx.IsSet("batch") && o.job.Batch == "" {
-				return usage("--batch needs a name")
-			}
 			return post(o, ctx.App.Writer, ctx.App.ErrWriter)
 		},
 	}

@@ -248,6 +248,9 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 		*f.Destination, ok = v.v.(bool)
 	case *cli.StringFlag:
 		*f.Destination, ok = v.v.(string)
+		if ok && *f.Destination == "" && !mayBeEmpty(key) {
+			c.problems.add(v.at, "%s: %s is empty: it needs a value", in, key)
+		}
 		*f.Destination = c.path(key, *f.Destination)
 	case *cli.IntFlag:
 		want = "a whole number"

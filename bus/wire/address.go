@@ -60,6 +60,9 @@ func WithPort(addr string) string {
 
 // CheckAddress returns an error for an invalid HOST[:PORT].
 func CheckAddress(addr string) error {
+	if addr == "" {
+		return badAddress(addr, "it is empty")
+	}
 	host, port, err := net.SplitHostPort(WithPort(addr))
 	if err != nil {
 		return badAddress(addr, "expected HOST[:PORT]")

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"fbus/bus/args"
 )
 
 // binfmt is where the kernel shows the formats that were registered with it.
@@ -43,6 +45,8 @@ func checkFormat(file, script string) error {
 		why = "it is empty"
 	case bytes.HasPrefix(head, []byte("#!")):
 		why = "its first line names no interpreter"
+	case bytes.HasPrefix(args.WithoutBOM(head), []byte("#!")):
+		why, hint = "a byte order mark before #! hides the interpreter from the kernel", `sed -i '1s/^\xef\xbb\xbf//' `+args.Quote(file)+" removes it"
 	case looksLikeText(head):
 		why, hint = "it has no #! line", "a script begins with a line such as #!/bin/sh"
 	default:

@@ -147,10 +147,6 @@ func checkExecutable(file string) error {
 // looking in the wrong place.
 func checkInterpreter(file, cwd, path string) error {
 	script := file
-	if head := beginning(file); !bytes.HasPrefix(head, []byte("#!")) && bytes.HasPrefix(args.WithoutBOM(head), []byte("#!")) {
-		return cannotRun("%s: a byte order mark before #! hides the interpreter from the kernel", file).
-			WithHint(`remove it: sed -i '1s/^\xef\xbb\xbf//' %s`, args.Quote(file))
-	}
 	for range 4 { // as deep as the kernel goes
 		interp, arg := shebang(file)
 		if interp == "" {
@@ -193,7 +189,14 @@ func badInterpreter(file, interp string, err error) error {
 // shebang reads a script's interpreter and its one argument; "" if file is
 // no script, or cannot be read (it may still be executable).
 func shebang(file string) (interp, arg string) {
-	line, ok := bytes.CutPrefix(beginning(file), []byte("#!"))
+	f, err := os.Open(file)
+	if err != nil {
+		return "", ""
+	}
+	defer f.Close()
+	buf := make([]byte, 256) // the kernel's BINPRM_BUF_SIZE
+	n, _ := f.Read(buf)
+	line, ok := bytes.CutPrefix(buf[:n], []byte("#!"))
 	if !ok {
 		return "", ""
 	}
@@ -203,19 +206,6 @@ func shebang(file string) (interp, arg string) {
 		return text[:i], strings.Trim(text[i:], " \t")
 	}
 	return text, ""
-}
-
-// beginning is what the kernel reads of a file to find out how to execute it, nil if it cannot
-// be read here.
-func beginning(file string) []byte {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	buf := make([]byte, 256) // the kernel's BINPRM_BUF_SIZE
-	n, _ := f.Read(buf)
-	return buf[:n]
 }
 
 // reason is the last link of an error's chain, in the system's words.

@@ -63,6 +63,12 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 		Instance: []byte(cmp.Or(o.Instance, wire.NewInstance())), Name: []byte(cmp.Or(o.Name, host)),
 		Caps: [][]byte{[]byte(wire.CapProgress)},
 	}
+	if o.Rights != nil {
+		hello.Rights = [][]byte{}
+		for _, right := range o.Rights {
+			hello.Rights = append(hello.Rights, []byte(right))
+		}
+	}
 	c := &Client{
 		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *args.Error{}, offers: map[string]*Offering{},

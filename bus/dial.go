@@ -52,6 +52,9 @@ type Options struct {
 	// Instance names this process across reconnections: a connection with the
 	// same one supersedes the older. Default: a new one.
 	Instance string
+	// Rights are the only ones that the connection has, of those that its user or ticket has:
+	// "call:GLOB", "offer:GLOB", "monitor", "admin". nil: all.
+	Rights []string
 	// Eager returns before the node has answered HELLO, so that a first call
 	// goes out with it. A node's refusal is then the error of that call.
 	Eager bool

@@ -50,11 +50,13 @@ until it was disconnected for an hour; a reusable ticket gives access until --tt
   fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
 
 A GLOB matches names of functions: * any characters, ? one character, [a-z] one of a
-class. No glob matches the node's own functions (fbus.…): --admin allows those.`,
+class. No glob matches the node's own functions (fbus.…): --admin allows those, and --monitor
+the ones that show what others do.`,
 		Flags: []cli.Flag{
 			&cli.GenericFlag{Name: "call", Usage: "may call functions whose name matches `GLOB`; repeatable", Value: &listValue{list: &o.ticket.Call}},
 			&cli.GenericFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Value: &listValue{list: &o.ticket.Offer}},
 			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.ticket.Admin, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "monitor", Usage: "may see functions, calls, jobs, log and metrics of everybody, but nothing of what is sent", Destination: &o.ticket.Monitor, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable", Value: &o.ttl},
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.ticket.Name},
 			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{list: &o.ticket.Addresses}},
@@ -80,9 +82,9 @@ class. No glob matches the node's own functions (fbus.…): --admin allows those
 }
 
 func (o *inviteOptions) check() error {
-	rights := trust.Rights{Call: o.ticket.Call, Offer: o.ticket.Offer, Admin: o.ticket.Admin}
+	rights := trust.Rights{Call: o.ticket.Call, Offer: o.ticket.Offer, Admin: o.ticket.Admin, Monitor: o.ticket.Monitor}
 	if rights.Empty() {
-		return usage("a ticket needs a right: --call GLOB, --offer GLOB or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
+		return usage("a ticket needs a right: --call GLOB, --offer GLOB, --monitor or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
 	if err := rights.Check(); err != nil {
 		return asUsage(err)

@@ -161,8 +161,12 @@ func mayDo(r *trust.Rights) string {
 		return "do nothing"
 	case r.Admin:
 		without := *r
-		without.Admin = false
+		without.Admin, without.Monitor = false, false
 		return strings.TrimPrefix(mayDo(&without)+", administer the node", "do nothing, ")
+	case r.Monitor:
+		without := *r
+		without.Monitor = false
+		return strings.TrimPrefix(mayDo(&without)+", see what others do", "do nothing, ")
 	}
 	return r.String()
 }

@@ -88,6 +88,7 @@ func (n *servedNode) local(uid int, gids []int) (sum trust.Rights, found bool) {
 	for _, g := range r.grants {
 		if g.group && slices.Contains(gids, g.id) || !g.group && g.id == uid {
 			sum.Call, sum.Offer, sum.Admin = append(sum.Call, g.Call...), append(sum.Offer, g.Offer...), sum.Admin || g.Admin
+			sum.Monitor = sum.Monitor || g.Monitor
 			found = true
 		}
 	}
@@ -205,6 +206,7 @@ func (c *configFile) grant(who, at string) *grant {
 		&cli.GenericFlag{Name: "call", Value: &listValue{&g.Call, trust.CheckGlob}},
 		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.Offer, trust.CheckGlob}},
 		&cli.BoolFlag{Name: "admin", Destination: &g.Admin},
+		&cli.BoolFlag{Name: "monitor", Destination: &g.Monitor},
 	})}
 	if err := g.identify(who); err != nil {
 		c.problems.add(at, "%s: %v", g.name, err)

@@ -82,6 +82,16 @@ func typeName(c byte) string {
 // More reports whether another element follows, before an optional one is read.
 func (r *Reader) More() bool { return r.Left > 0 }
 
+// Nil skips the next element if it is nil, and reports whether it was.
+func (r *Reader) Nil() bool {
+	if r.Left == 0 || len(r.B) == 0 || r.B[0] != msgpcode.Nil {
+		return false
+	}
+	r.B = r.B[1:]
+	r.Left--
+	return true
+}
+
 // take returns the next n bytes.
 func (r *Reader) take(n uint64) []byte {
 	if n > uint64(len(r.B)) {

@@ -551,3 +551,60 @@ func TestGuestIsLogged(t *testing.T) {
 		t.Errorf("logged: %s", s)
 	}
 }
+
+// TestMonitor: one that may monitor sees what others do, but nothing that they send, and changes
+// nothing. So does the node's own user on a connection that wants no more.
+func TestMonitor(t *testing.T) {
+	g := newGuests(t)
+	owner := dial(t, g.path)
+	hold := newGate()
+	offerFunc(t, owner, "hold", 4, hold.handle)
+	job := word(t, owner, "fbus.post", "hold", `{"batch":"b","item":"secret"}`)
+	await(t, "the job runs", hold.started)
+	call := post(bg(), owner, bus.Request{Function: "hold"})
+	await(t, "the call runs", hold.started)
+
+	lowered := rawUnix(t, nil, g.path)
+	hello := hello()
+	hello.Rights = [][]byte{[]byte("monitor"), []byte("call:a")}
+	lowered.write(encode(hello))
+	want[*wire.HelloFrame](lowered)
+	for name, p := range map[string]*raw{"ticket": g.guest("monitor", "call:a"), "lowered": lowered} {
+		id := uint64(0)
+		says := func(function string, words ...string) string {
+			id++
+			return p.says(wordsFrame(id, function, words...))
+		}
+		for function, part := range map[string]string{
+			"fbus.functions": `"name":"hold"`, "fbus.calls": `"function":"hold"`, "fbus.jobs": job, "fbus.metrics": `"connections"`, "fbus.log": `"next"`,
+		} {
+			if got := says(function); !strings.Contains(got, part) || strings.Contains(got, "secret") && name == "ticket" {
+				t.Errorf("%s: %s: %q", name, function, got)
+			}
+		}
+		for _, refused := range [][]string{
+			{"hold"}, {"fbus.cancel", job}, {"fbus.result", job}, {"fbus.tickets"}, {"fbus.invite", "{}"}, {"fbus.revoke", "x"}, {"fbus.hold"},
+			{"fbus.retry", `{"ids":["` + job + `"]}`}, {"fbus.purge", `{"ids":["` + job + `"]}`}, {"fbus.post", "hold"},
+		} {
+			if name == "lowered" && len(refused) > 1 && strings.Contains(refused[1], job) {
+				continue // its own
+			}
+			if got := says(refused[0], refused[1:]...); !strings.Contains(got, "77") && !strings.Contains(got, "no such job") && !strings.Contains(got, "no call has") {
+				t.Errorf("%s: %s: %q", name, refused, got)
+			}
+		}
+		p.send(&wire.OfferFrame{Seq: 9, Name: []byte("f"), Slots: 1})
+		if f := want[*wire.OfferedFrame](p); string(f.Code) != args.CodeDenied {
+			t.Errorf("%s: an offer: %s", name, f.Code)
+		}
+	}
+	bad := rawUnix(t, nil, g.path)
+	hello.Rights = [][]byte{[]byte("everything")}
+	bad.write(encode(hello))
+	if code := bad.closed(); code != args.CodeUsage {
+		t.Errorf("a right that there is not: %q", code)
+	}
+	hold.release <- struct{}{}
+	hold.release <- struct{}{}
+	await(t, "the call", call)
+}

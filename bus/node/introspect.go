@@ -137,7 +137,7 @@ func (o *offer) info() bus.WorkerInfo {
 func (n *Node) callsFor(ctx context.Context, p *Peer) []bus.CallInfo {
 	var calls []*call
 	add := func(c *call) {
-		if c.fn.own == nil && p.owns(c) {
+		if c.fn.own == nil && p.watches(c) {
 			calls = append(calls, c)
 		}
 	}
@@ -149,7 +149,7 @@ func (n *Node) callsFor(ctx context.Context, p *Peer) []bus.CallInfo {
 			break
 		}
 		n.mu.Lock()
-		if p.admin() || s.peer.Caller == p.Caller || s == n.forJobs {
+		if p.monitor() || s.peer.Caller == p.Caller || s == n.forJobs {
 			for _, c := range s.in {
 				add(c)
 			}
@@ -199,7 +199,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 	defer n.mu.Unlock()
 	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
-		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.Rights,
+		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: cmp.Or(p.Lowered, p.Rights),
 	}
 	if noPosts != nil {
 		i.NoPosts = p.told(noPosts)

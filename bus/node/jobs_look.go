@@ -32,21 +32,21 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 	return nil, usageError("%s: invalid state %q: it must be queued, delayed, running, done, dead or cancelled", q.Function, args.Shown(d.State))
 }
 
-// filter selects the jobs that a query is about, of those that the caller may see.
-func (q *asked) filter(d *bus.JobQuery) (f jobs.Filter, err error) {
+// filter selects the jobs that a query is about, of the caller's own, or of all if the caller has a right.
+func (q *asked) filter(d *bus.JobQuery, all func(*Peer) bool) (f jobs.Filter, err error) {
 	f = jobs.Filter{State: jobs.State(d.State), Function: d.Function}
-	if !q.peer.admin() {
+	if !all(q.peer) {
 		f.Owner = q.peer.Caller
 	}
 	if d.Batch != "" {
-		f.Batch, err = q.batch(d.Batch)
+		f.Batch, err = q.batch(d.Batch, all)
 	}
 	return f, err
 }
 
-// batch finds a batch with jobs: NAME is the caller's, POSTER/NAME another's, which only
-// administrators see.
-func (q *asked) batch(text string) (string, error) {
+// batch finds a batch with jobs: NAME is the caller's, POSTER/NAME another's, for which the caller
+// needs the right to all.
+func (q *asked) batch(text string, all func(*Peer) bool) (string, error) {
 	poster, name := q.peer.Caller, text
 	if i := strings.LastIndexByte(text, '/'); i >= 0 {
 		poster, name = text[:i], text[i+1:]
@@ -55,15 +55,15 @@ func (q *asked) batch(text string) (string, error) {
 		return "", usageError("%s: invalid name of a batch %q", q.Function, args.Shown(text))
 	}
 	key := jobs.BatchKey(poster, name)
-	if poster != q.peer.Caller && !q.peer.admin() || !q.node.cfg.Jobs.HasBatch(key) {
+	if poster != q.peer.Caller && !all(q.peer) || !q.node.cfg.Jobs.HasBatch(key) {
 		return "", args.Errorf(args.CodeBadInput, "%s: no such batch", args.Shown(text)).WithHint("a batch is there while it has jobs: fbus jobs lists them")
 	}
 	return key, nil
 }
 
-// job finds a job that the caller may see. One that is absent and one of somebody else
-// look alike.
-func (q *asked) job(ctx context.Context, text string) (*jobs.Job, error) {
+// job finds a job of the caller's, or any if the caller has the right to all. One that is absent and
+// one of somebody else look alike.
+func (q *asked) job(ctx context.Context, text string, all func(*Peer) bool) (*jobs.Job, error) {
 	store, p := q.node.cfg.Jobs, q.peer
 	absent := args.Errorf(args.CodeBadInput, "%s: no such job", args.Shown(text)).WithHint("fbus jobs lists them")
 	id, ok := jobs.ParseID(text)
@@ -78,9 +78,9 @@ func (q *asked) job(ctx context.Context, text string) (*jobs.Job, error) {
 	}
 	j, err := store.Get(id)
 	switch {
-	case err == nil && (p.admin() || j.Poster.Caller == p.Caller):
+	case err == nil && (all(p) || j.Poster.Caller == p.Caller):
 		return j, nil
-	case p.admin() && !errors.Is(err, jobs.ErrNoJob):
+	case all(p) && !errors.Is(err, jobs.ErrNoJob):
 		return nil, err
 	}
 	if err := store.Absent(id); !errors.Is(err, jobs.ErrNoJob) {
@@ -90,10 +90,10 @@ func (q *asked) job(ctx context.Context, text string) (*jobs.Job, error) {
 }
 
 // ids finds the jobs of a query that names some.
-func (q *asked) ids(ctx context.Context, d *bus.JobQuery) ([]jobs.ID, error) {
+func (q *asked) ids(ctx context.Context, d *bus.JobQuery, all func(*Peer) bool) ([]jobs.ID, error) {
 	ids := make([]jobs.ID, 0, len(d.IDs))
 	for _, text := range d.IDs {
-		j, err := q.job(ctx, text)
+		j, err := q.job(ctx, text, all)
 		if err != nil {
 			return nil, err
 		}
@@ -110,27 +110,25 @@ func serveJobs(ctx context.Context, q *asked) error {
 	}
 	store, total := q.node.cfg.Jobs, len(d.IDs)
 	for _, id := range d.IDs {
-		j, err := q.job(ctx, id)
+		j, err := q.job(ctx, id, (*Peer).monitor)
 		if err != nil {
 			return err
 		}
 		i := store.Info(j, true)
-		i.Note = q.whyWaits(j, i, true)
-		q.noteProgress(i)
+		q.note(j, i, true)
 		q.line(i)
 		if err := q.flush(); err != nil {
 			return err
 		}
 	}
 	if len(d.IDs) == 0 {
-		f, err := q.filter(d)
+		f, err := q.filter(d, (*Peer).monitor)
 		if err != nil {
 			return err
 		}
 		after, _ := jobs.ParseID(d.After)
 		total, err = store.List(ctx, &jobs.Query{Filter: f, Limit: d.Limit, After: after, Newest: d.Newest}, func(j *jobs.Job, i *bus.JobInfo) error {
-			i.Note = q.whyWaits(j, i, false)
-			q.noteProgress(i)
+			q.note(j, i, false)
 			q.line(i)
 			return q.flush()
 		})
@@ -159,7 +157,7 @@ func serveResult(ctx context.Context, q *asked) error {
 		}
 	}
 	store := q.node.cfg.Jobs
-	j, err := q.job(ctx, words[0])
+	j, err := q.job(ctx, words[0], (*Peer).admin)
 	shown := false
 	if err == nil && (o.Wait || o.Follow) {
 		if o.Timeout > 0 {
@@ -212,12 +210,12 @@ func serveRetry(ctx context.Context, q *asked) error {
 		return err
 	}
 	store := q.node.cfg.Jobs
-	ids, err := q.ids(ctx, d)
+	ids, err := q.ids(ctx, d, (*Peer).admin)
 	if err == nil && len(d.IDs) == 0 {
 		if d.Dead {
 			d.State = string(jobs.Dead)
 		}
-		f, missing := q.filter(d)
+		f, missing := q.filter(d, (*Peer).admin)
 		if missing != nil {
 			return missing
 		}
@@ -272,14 +270,14 @@ func servePurge(ctx context.Context, q *asked) error {
 		return err
 	}
 	store, count := q.node.cfg.Jobs, 0
-	f, err := q.filter(d)
+	f, err := q.filter(d, (*Peer).admin)
 	if err != nil {
 		return err
 	}
 	older := time.Duration(min(d.Older, 1e9) * float64(time.Second))
 	if len(d.IDs) == 0 {
 		count, err = store.Purge(ctx, &f, older)
-	} else if ids, missing := q.ids(ctx, d); missing != nil {
+	} else if ids, missing := q.ids(ctx, d, (*Peer).admin); missing != nil {
 		err = missing
 	} else {
 		count, err = store.PurgeThese(ctx, ids, &f, older)
@@ -329,13 +327,13 @@ func serveWait(ctx context.Context, q *asked) error {
 		return err
 	}
 	if d.Batch != "" {
-		batch, err := q.batch(d.Batch)
+		batch, err := q.batch(d.Batch, (*Peer).monitor)
 		if err != nil {
 			return err
 		}
 		return q.node.cfg.Jobs.WaitBatch(ctx, batch, progress)
 	}
-	ids, err := q.ids(ctx, &bus.JobQuery{IDs: d.IDs})
+	ids, err := q.ids(ctx, &bus.JobQuery{IDs: d.IDs}, (*Peer).monitor)
 	if err != nil {
 		return err
 	}
@@ -351,7 +349,7 @@ func cancelBatch(ctx context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	f, err := q.filter(d)
+	f, err := q.filter(d, (*Peer).admin)
 	if err != nil {
 		return err
 	}
@@ -363,7 +361,7 @@ func cancelBatch(ctx context.Context, q *asked) error {
 
 // cancelJob ends a job, as fbus.cancel does, and answers what it was.
 func cancelJob(ctx context.Context, q *asked, text string) error {
-	j, err := q.job(ctx, text)
+	j, err := q.job(ctx, text, (*Peer).admin)
 	if err != nil {
 		return err
 	}

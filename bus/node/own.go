@@ -23,6 +23,7 @@ type ownFunction struct {
 	arguments string // for people
 	everybody bool   // may be called whatever the caller's rights; it shows each caller no more than they may see
 	changes   bool   // changes something: a drain waits for its end
+	monitors  bool   // for those that may see what others do
 	long      bool   // may take as long as it needs
 	waits     bool   // for something that others do: many such calls run at once
 	part      part
@@ -53,8 +54,8 @@ func init() {
 		{name: "fbus.watch", help: "what the node has, and what changes, one JSON object a line", arguments: "none, or a JSON object", everybody: true, long: true, waits: true, serve: serveWatch},
 		{name: "fbus.cancel", help: "end a call", arguments: "the call's id", everybody: true, changes: true, long: true, waits: true, serve: serveCancel},
 
-		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: noArguments, serve: serveMetrics},
-		{name: "fbus.log", help: "who called what, and who was refused, one JSON object a line", arguments: "a JSON object", part: ofLog, serve: serveLog},
+		{name: "fbus.metrics", help: "counters and gauges, one JSON object", arguments: noArguments, monitors: true, serve: serveMetrics},
+		{name: "fbus.log", help: "who called what, and who was refused, one JSON object a line", arguments: "a JSON object", monitors: true, part: ofLog, serve: serveLog},
 
 		{name: "fbus.post", help: "keep a call that nobody waits for", arguments: "a name, options in JSON, arguments", everybody: true, changes: true, long: true, waits: true, part: ofJobs, serve: servePost},
 		{name: "fbus.jobs", help: "posted calls, one JSON object a line", arguments: "none, or a JSON object", everybody: true, long: true, part: ofJobs, serve: serveJobs},
@@ -95,6 +96,12 @@ func ownOf(name string) *ownFunction {
 func ForAll(name string) bool {
 	o := ownOf(name)
 	return o != nil && o.everybody
+}
+
+// monitors reports whether that function is for those that may see what others do.
+func monitors(name string) bool {
+	o := ownOf(name)
+	return o != nil && o.monitors
 }
 
 // class is one of two kinds of the node's own functions. Each has slots, of which an identity has its

@@ -24,6 +24,7 @@ type Peer struct {
 	Serial  string        // of its certificate
 	Expires time.Time     // the connection ends then; zero: never
 	Joining bool          // holds an invitation, which it may exchange and nothing else
+	Lowered *trust.Rights // bounds the rights further, as the peer itself wants; nil: it does not
 
 	lent     []int           // groups of a user of this machine that its account does not have
 	identity *trust.Identity // to be checked again once the connection is known
@@ -39,21 +40,31 @@ func (p *Peer) mayCall(name string) bool {
 	switch {
 	case p.Joining:
 		return name == "fbus.join"
-	case p.Rights == nil:
+	case ForAll(name), monitors(name) && p.monitor():
 		return true
 	}
-	return ForAll(name) || p.Rights.MayCall(name)
+	return p.allowed(func(r *trust.Rights) bool { return r.MayCall(name) })
 }
 
 func (p *Peer) mayOffer(name string) bool {
-	return !p.Joining && (p.Rights == nil || p.Rights.MayOffer(name))
+	return p.allowed(func(r *trust.Rights) bool { return r.MayOffer(name) })
+}
+
+// allowed reports whether the peer has a right.
+func (p *Peer) allowed(in func(r *trust.Rights) bool) bool {
+	return !p.Joining && (p.Rights == nil || in(p.Rights)) && (p.Lowered == nil || in(p.Lowered))
 }
 
 // admin reports whether the peer may see and end what others do.
-func (p *Peer) admin() bool { return !p.Joining && (p.Rights == nil || p.Rights.Admin) }
+func (p *Peer) admin() bool { return p.allowed(func(r *trust.Rights) bool { return r.Admin }) }
+
+// monitor reports whether the peer may see what others do.
+func (p *Peer) monitor() bool {
+	return p.allowed(func(r *trust.Rights) bool { return r.Admin || r.Monitor })
+}
 
 // sees reports whether the peer is shown the function: guests only what they may call.
-func (p *Peer) sees(name string) bool { return p.admin() || p.mayCall(name) }
+func (p *Peer) sees(name string) bool { return p.monitor() || p.mayCall(name) }
 
 // told returns the text of an error of the store of jobs. Paths of the node's disk are for
 // administrators.
@@ -64,8 +75,11 @@ func (p *Peer) told(err error) string {
 	return jobs.Public(err)
 }
 
-// owns reports whether a call is the peer's own business.
+// owns reports whether the peer may end a call.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
+
+// watches reports whether the peer is shown a call.
+func (p *Peer) watches(c *call) bool { return p.monitor() || c.caller() == p.Caller }
 
 // issuer returns who issues the tickets that the peer asks for.
 func (p *Peer) issuer() string {

@@ -54,8 +54,13 @@ func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
 	return nil
 }
 
-// noteProgress adds to a job that runs how far it is.
-func (q *asked) noteProgress(i *bus.JobInfo) {
+// note adds to a job why it waits, or how far it is. What was posted is shown to its poster and to
+// administrators alone.
+func (q *asked) note(j *jobs.Job, i *bus.JobInfo, one bool) {
+	i.Note = q.whyWaits(j, i, one)
+	if j.Poster.Caller != q.peer.Caller && !q.peer.admin() {
+		i.Item, i.ItemEncoding = "", ""
+	}
 	if i.State != jobs.Running {
 		return
 	}

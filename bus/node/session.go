@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
 
@@ -107,9 +108,13 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 	if len(h.Network) > 0 && string(h.Network) != n.cfg.Network {
 		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, args.Shown(h.Network))}
 	}
+	lowered, err := loweredRights(h)
+	if err != nil {
+		return &args.Error{Code: args.CodeUsage, Message: "HELLO: " + err.Error()}
+	}
 	s.greeted = true
 	s.conn.NetConn().SetReadDeadline(time.Time{})
-	s.register(h)
+	s.register(h, lowered)
 	if !s.internal {
 		n.cfg.Note("connection %d: %s as %s", s.id, s.peer.Caller, s.name)
 	}
@@ -117,6 +122,19 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 		Major: wire.Major, Minor: wire.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
 		Connection: s.prefix, Caps: [][]byte{[]byte(wire.CapProgress)},
 	})
+}
+
+// loweredRights returns the rights that a client wants at most; nil: all that it has.
+func loweredRights(h *wire.HelloFrame) (*trust.Rights, error) {
+	if h.Rights == nil {
+		return nil, nil
+	}
+	words := make([]string, len(h.Rights))
+	for i, w := range h.Rights {
+		words[i] = string(w)
+	}
+	rights, err := trust.ParseRights(words...)
+	return &rights, err
 }
 
 // appendCall appends the id on the network of a call that is opened here.
@@ -127,10 +145,11 @@ func (s *session) appendCall(dst []byte, id uint64) []byte {
 
 // register notes the peer's name and instance. An older connection of the same instance and
 // identity is closed: the peer has lost it, and its slots must not count twice.
-func (s *session) register(h *wire.HelloFrame) {
+func (s *session) register(h *wire.HelloFrame, lowered *trust.Rights) {
 	n := s.node
 	key := s.peer.Caller + " " + string(h.Instance)
 	n.mu.Lock()
+	s.peer.Lowered = lowered
 	s.name = args.Shown(h.Name)
 	s.progress = h.Has(wire.CapProgress)
 	s.nameText = []byte(s.name)

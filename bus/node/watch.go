@@ -142,7 +142,7 @@ func (w *watcher) snapshot() error {
 	}
 	if w.wants("job") && n.cfg.Jobs != nil {
 		for _, state := range []jobs.State{jobs.Running, jobs.Queued, jobs.Delayed} {
-			filter, err := w.filter(&bus.JobQuery{State: string(state)})
+			filter, err := w.filter(&bus.JobQuery{State: string(state)}, (*Peer).monitor)
 			if err == nil {
 				_, err = n.cfg.Jobs.List(w.ctx, &jobs.Query{Filter: filter, Limit: maxWatchedJobs, Newest: true}, w.job)
 			}
@@ -159,6 +159,7 @@ func (w *watcher) snapshot() error {
 
 // changed sends what has changed as it is now.
 func (w *watcher) changed(c *changed) error {
+	w.unserved = nil
 	w.take()
 	defer w.pass()
 	n := w.node
@@ -221,8 +222,7 @@ func (w *watcher) function(f bus.FunctionInfo, workers bool) error {
 }
 
 func (w *watcher) job(j *jobs.Job, i *bus.JobInfo) error {
-	i.Note = w.whyWaits(j, i, false)
-	w.noteProgress(i)
+	w.note(j, i, false)
 	return w.put(jobChange{bus.Change{Type: "job"}, i})
 }
 
@@ -232,9 +232,9 @@ func (w *watcher) jobByID(id jobs.ID) error {
 	store := w.node.cfg.Jobs
 	j, err := store.Get(id)
 	switch {
-	case err == nil && (w.peer.admin() || j.Poster.Caller == w.peer.Caller):
+	case err == nil && (w.peer.monitor() || j.Poster.Caller == w.peer.Caller):
 		return w.job(j, store.Info(j, false))
-	case err != nil && w.peer.admin():
+	case err != nil && w.peer.monitor():
 		return w.put(jobGone{bus.Change{Type: "job", Gone: true}, id.String()})
 	}
 	return w.ctx.Err()
@@ -282,7 +282,7 @@ func (n *Node) workerOf(key workerKey) workerChange {
 func (n *Node) changeOf(p *Peer, c *call) (line callChange, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !p.owns(c) {
+	if !p.watches(c) {
 		return line, false
 	}
 	line = callChange{bus.Change{Type: "call"}, c.info()}

@@ -28,6 +28,7 @@
 //	fbus:call:GLOB    may call the functions whose names match
 //	fbus:offer:GLOB   may offer them
 //	fbus:admin        may call the node's own functions, which begin with fbus.
+//	fbus:monitor      may see what others do; fbus:admin contains it
 //	fbus:join         may do nothing but exchange itself for an identity
 //
 // In NAME and GLOB the characters A-Z a-z 0-9 _ . - * are literal. All others are

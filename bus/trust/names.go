@@ -94,8 +94,8 @@ func parseNames(uris []*url.URL) (names, error) {
 			n.name = value
 		case u.Opaque == "join":
 			n.join = true
-		case u.Opaque == "admin":
-			words = append(words, "admin")
+		case u.Opaque == "admin", u.Opaque == "monitor":
+			words = append(words, u.Opaque)
 		default:
 			words = append(words, kind+":"+value)
 		}

@@ -18,6 +18,7 @@ import (
 type Rights struct {
 	Call, Offer []string // globs
 	Admin       bool     // may call fbus.*; does not affect other functions
+	Monitor     bool     // may see what others do, and change nothing; Admin contains it
 }
 
 const (
@@ -27,7 +28,7 @@ const (
 	ownPrefix = "fbus." // of the node's own functions
 )
 
-// ParseRights parses the words of [Rights.Words]: call:GLOB, offer:GLOB, admin.
+// ParseRights parses the words of [Rights.Words]: call:GLOB, offer:GLOB, admin, monitor.
 func ParseRights(words ...string) (Rights, error) {
 	var r Rights
 	for _, w := range words {
@@ -39,8 +40,10 @@ func ParseRights(words ...string) (Rights, error) {
 			r.Offer = append(r.Offer, glob)
 		case w == "admin":
 			r.Admin = true
+		case w == "monitor":
+			r.Monitor = true
 		default:
-			return Rights{}, errorf(args.CodeBadRight, "invalid right %q", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB and admin")
+			return Rights{}, errorf(args.CodeBadRight, "invalid right %q", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB, monitor and admin")
 		}
 	}
 	return r, r.check(wellFormed)
@@ -132,15 +135,15 @@ func (r Rights) MayCall(name string) bool {
 func (r Rights) MayOffer(name string) bool { return matchAny(r.Offer, name) }
 
 // Empty reports whether nothing is allowed.
-func (r Rights) Empty() bool { return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin }
+func (r Rights) Empty() bool { return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin && !r.Monitor }
 
 // Equal reports whether both allow the same, in any order.
 func (r Rights) Equal(o Rights) bool { return slices.Equal(r.Words(), o.Words()) }
 
 // Words returns the rights in canonical order without duplicates: admin, call:GLOB,
-// offer:GLOB.
+// monitor, offer:GLOB.
 func (r Rights) Words() []string {
-	words := make([]string, 0, len(r.Call)+len(r.Offer)+1)
+	words := make([]string, 0, len(r.Call)+len(r.Offer)+2)
 	if r.Admin {
 		words = append(words, "admin")
 	}
@@ -149,6 +152,9 @@ func (r Rights) Words() []string {
 	}
 	for _, g := range r.Offer {
 		words = append(words, "offer:"+g)
+	}
+	if r.Monitor {
+		words = append(words, "monitor")
 	}
 	slices.Sort(words)
 	return slices.Compact(words)

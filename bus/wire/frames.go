@@ -14,7 +14,7 @@ import (
 // element in square brackets may be left out from there on.
 const (
 	// HELLO, both, section 3: major, minor, network, instance, name
-	// [, capabilities, connection]
+	// [, capabilities, connection, rights]
 	TypeHello Type = 1
 	// ERROR, both, section 3.3: code, message. The sender closes.
 	TypeError Type = 2
@@ -44,7 +44,7 @@ const (
 
 // layouts are the frames by their type: PROTOCOL.md, section 2, has the same table.
 var layouts = [...]layout{
-	TypeHello:   {"HELLO", 6, "major uint, minor uint, network str, instance str, name str, capabilities array, connection str", func() Frame { return new(HelloFrame) }},
+	TypeHello:   {"HELLO", 6, "major uint, minor uint, network str, instance str, name str, capabilities array, connection str, rights array", func() Frame { return new(HelloFrame) }},
 	TypeError:   {"ERROR", 3, "code str, message str", func() Frame { return new(ErrorFrame) }},
 	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str", func() Frame { return new(OfferFrame) }},
 	TypeOffered: {"OFFERED", 4, "seq uint, code str, message str", func() Frame { return new(OfferedFrame) }},
@@ -97,18 +97,32 @@ type HelloFrame struct {
 	Name         []byte   // of the worker or node
 	Caps         [][]byte // capabilities understood
 	Connection   []byte   // node only: prefix of the ids of calls opened on this connection
+	Rights       [][]byte // client only: it wants no others of those that it has; nil: all
 }
 
-func (*HelloFrame) shape() (Type, int) { return TypeHello, 8 }
+func (f *HelloFrame) shape() (Type, int) {
+	if f.Rights != nil {
+		return TypeHello, 9
+	}
+	return TypeHello, 8
+}
 
-func (f *HelloFrame) encode(dst []byte, _ int) []byte {
+func (f *HelloFrame) encode(dst []byte, arity int) []byte {
 	dst = args.AppendUint(args.AppendUint(dst, f.Major), f.Minor)
 	dst = appendText(appendText(appendText(dst, f.Network), f.Instance), f.Name)
-	dst = append(dst, msgpcode.Array16, byte(len(f.Caps)>>8), byte(len(f.Caps)))
-	for _, c := range f.Caps {
-		dst = appendText(dst, c)
+	dst = appendText(appendTexts(dst, f.Caps), f.Connection)
+	if arity > 8 {
+		dst = appendTexts(dst, f.Rights)
 	}
-	return appendText(dst, f.Connection)
+	return dst
+}
+
+func appendTexts(dst []byte, list [][]byte) []byte {
+	dst = append(dst, msgpcode.Array16, byte(len(list)>>8), byte(len(list)))
+	for _, text := range list {
+		dst = appendText(dst, text)
+	}
+	return dst
 }
 
 func (f *HelloFrame) decode(r *reader) {
@@ -118,7 +132,10 @@ func (f *HelloFrame) decode(r *reader) {
 	if r.More() {
 		f.Caps = r.texts()
 	}
-	f.Connection = r.moreText()
+	f.Connection, f.Rights = r.moreText(), nil
+	if r.More() && !r.Nil() {
+		f.Rights = r.texts()
+	}
 }
 
 // CapProgress is the capability of a peer that takes PROGRESS frames.
@@ -139,9 +156,9 @@ func (r *reader) texts() [][]byte {
 	r.Left--
 	n := r.ArrayLen()
 	if n > 64 {
-		r.Fail("array of %d capabilities exceeds the limit of 64", n)
+		r.Fail("array of %d elements exceeds the limit of 64", n)
 	}
-	var list [][]byte
+	list := make([][]byte, 0, min(n, 64))
 	for ; r.Err == nil && n > 0; n-- {
 		r.Left++ // it is none of the frame's
 		list = append(list, r.text())

@@ -47,6 +47,7 @@ func vectors() []struct {
 	}{
 		{"hello of a client", &HelloFrame{Major: 1, Network: b(""), Instance: b("i-1"), Name: b("host"), Connection: b("")}},
 		{"hello of a node", &HelloFrame{Major: 1, Network: b("net-1"), Instance: b("i-2"), Name: b("node"), Caps: [][]byte{b("fd"), b("zstd")}, Connection: b("x7k2q-4")}},
+		{"hello of a client with fewer rights", &HelloFrame{Major: 1, Minor: 1, Network: b(""), Instance: b("i-1"), Name: b("host"), Connection: b(""), Rights: [][]byte{b("monitor"), b("call:re*")}}},
 		{"error", &ErrorFrame{Code: b("protocol"), Message: b("call id 1 after 1")}},
 		{"offer", &OfferFrame{Seq: 1, Name: b("wc"), Slots: 4, Flags: FlagIdempotent, Description: b("counts words"), Arguments: b("JSON on stdin")}},
 		{"offer withdrawn", &OfferFrame{Seq: 300, Name: b("wc"), Description: b(""), Arguments: b("")}},

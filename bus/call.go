@@ -39,17 +39,31 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 		return Result{}, &args.Error{Code: args.CodeInternal, Message: "input cannot be read: " + reason(in.err), Err: in.err}
 	}
 	start := time.Now()
-	for try := 0; ; try++ {
-		res, wrote, err := c.try(ctx, req, &in, start, try)
-		if !errors.Is(err, ErrWorkerLost) || wrote || in.complete || try >= req.Retries || !in.rewind(req.Input) {
+	for lost, elsewhere := 0, 0; ; {
+		res, wrote, err := c.try(ctx, req, &in, start)
+		switch {
+		case wrote || in.complete:
+			return res, err
+		case errors.Is(err, ErrWorkerLost) && lost < req.Retries:
+			lost++
+		case errors.Is(err, ErrCannotStart) && res.Worker != "" && elsewhere < maxElsewhere:
+			elsewhere++
+		default:
+			return res, err
+		}
+		if !in.rewind(req.Input) {
 			return res, err
 		}
 	}
 }
 
+// maxElsewhere is how many workers a call whose input is a long file finds unable to start
+// it, before it ends with that.
+const maxElsewhere = 10
+
 // try makes one attempt. The node makes the further ones of a call whose input
 // it has whole; the others are for this side, which can rewind a file.
-func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time, try int) (Result, bool, error) {
+func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, start time.Time) (Result, bool, error) {
 	call := &outCall{client: c, req: req}
 	frame := wire.CallFrame{
 		Kind: req.Args.Kind(), Args: req.Args.Data(),

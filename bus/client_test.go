@@ -976,3 +976,50 @@ func TestForeignAddress(t *testing.T) {
 		}
 	}
 }
+
+// TestLongInputCannotStart: a call whose input is a long file, a part of which the worker has
+// taken, is made again when that worker cannot start it.
+func TestLongInputCannotStart(t *testing.T) { over(t, testLongInputCannotStart) }
+
+func testLongInputCannotStart(t *testing.T, path string) {
+	noLeaks(t)
+	n, _ := serve(t, path)
+	why := args.CannotStart(args.Errorf(args.CodeNotFound, "gone"))
+	var broken *bus.Worker
+	broken = newWorker(path, "f", 5, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		io.ReadFull(inv.Input, make([]byte, 100000))
+		broken.SetLimit(ctx, "f", 0, "", why)
+		return bus.Result{End: why.End()}
+	})
+	if err := broken.Start(bg()); err != nil {
+		t.Fatal(err)
+	}
+	defer broken.Close()
+	offer(t, dial(t, path), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		all, _ := io.ReadAll(inv.Input)
+		return bus.Result{Output: fmt.Append(nil, len(all))}
+	})
+	file, err := os.Create(filepath.Join(t.TempDir(), "input"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	const size = 300000
+	file.Write(make([]byte, size))
+	file.Seek(0, io.SeekStart)
+	var out bytes.Buffer
+	if _, err := dial(t, path).Call(bg(), &bus.Request{Function: "f", Input: file, Stdout: &out}); err != nil || out.String() != fmt.Sprint(size) {
+		t.Errorf("%q, error %v", out.String(), err)
+	}
+	if f := n.Functions("f"); len(f) != 1 || f[0].Slots != 1 || f[0].Note != "gone" {
+		t.Errorf("%+v", f)
+	}
+	_, err = dial(t, path).Call(bg(), &bus.Request{Function: "f", On: "nobody"})
+	if errors.Is(err, bus.ErrCannotStart) {
+		t.Errorf("error %v", err)
+	}
+	broken.SetLimit(bg(), "f", 5, "", nil)
+	if f := n.Functions("f"); len(f) != 1 || f[0].Slots != 6 || f[0].Note != "" {
+		t.Errorf("%+v", f)
+	}
+}

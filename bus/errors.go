@@ -33,13 +33,14 @@ func JSON(doc []byte) Args { return args.JSON(doc) }
 // Errors to compare with, by [errors.Is]: one for each cause that a caller can
 // do something about.
 var (
-	ErrBadInput   = &Error{Code: args.CodeBadInput}   // change the request
-	ErrNoFunction = &Error{Code: args.CodeNoFunction} // wait for a worker, or mend the name
-	ErrWorkerLost = &Error{Code: args.CodeWorkerLost} // it may have run
-	ErrBusy       = &Error{Code: args.CodeBusy}       // try later
-	ErrDraining   = &Error{Code: args.CodeDraining}   // try another node, or later
-	ErrDenied     = &Error{Code: args.CodeDenied}     // final
-	ErrDeadline   = &Error{Code: args.CodeDeadline}   // the time was too short
-	ErrCancelled  = &Error{Code: args.CodeCancelled}  // somebody wanted it so
-	ErrNodeLost   = &Error{Code: args.CodeNodeLost}   // it may have run
+	ErrBadInput    = &Error{Code: args.CodeBadInput}    // change the request
+	ErrNoFunction  = &Error{Code: args.CodeNoFunction}  // wait for a worker, or mend the name
+	ErrWorkerLost  = &Error{Code: args.CodeWorkerLost}  // it may have run
+	ErrCannotStart = &Error{Code: args.CodeCannotStart} // try later: it did not run
+	ErrBusy        = &Error{Code: args.CodeBusy}        // try later
+	ErrDraining    = &Error{Code: args.CodeDraining}    // try another node, or later
+	ErrDenied      = &Error{Code: args.CodeDenied}      // final
+	ErrDeadline    = &Error{Code: args.CodeDeadline}    // the time was too short
+	ErrCancelled   = &Error{Code: args.CodeCancelled}   // somebody wanted it so
+	ErrNodeLost    = &Error{Code: args.CodeNodeLost}    // it may have run
 )

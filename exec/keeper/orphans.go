@@ -145,7 +145,7 @@ func ReapStrangers() (stop func()) {
 	if os.Getpid() != 1 && !reaping.Load() {
 		return func() {}
 	}
-	exits, done := make(chan os.Signal, 1), make(chan struct{})
+	exits, done, age := make(chan os.Signal, 1), make(chan struct{}), strangerAge
 	ossignal.Notify(exits, unix.SIGCHLD)
 	go func() { // ends with stop
 		var seen map[int]uint64
@@ -154,12 +154,12 @@ func ReapStrangers() (stop func()) {
 			select {
 			case <-exits:
 				if look == nil {
-					look = time.After(strangerAge)
+					look = time.After(age)
 				}
 			case <-look:
 				look = nil
 				if seen = children.reapStrangers(seen); len(seen) > 0 {
-					look = time.After(strangerAge)
+					look = time.After(age)
 				}
 			case <-done:
 				return

@@ -101,13 +101,13 @@ func TestHoldWorkers(t *testing.T) {
 	c = b.dial("admin")
 	offer("gpu1")
 	job := b.post(c, "f", "", "")
-	if i := b.job(c, job); i.Note != "all its workers are held: fbus release --on" {
+	if i := b.job(c, job); i.Note != "all its workers are held: fbus release --on 'gpu*'" {
 		t.Errorf("%+v", i)
 	}
 	waits := make(chan ended, 1)
 	go func() { waits <- call(c, "f", args.Args{}, "") }() // ends with the call
 	eventually(t, "the call waits", func() bool { return b.n.Functions("f")[0].Queued == 1 })
-	if f := b.n.Functions("f")[0]; f.Waits != "all its workers are held: fbus release --on" || !f.Workers[0].Held || f.Held {
+	if f := b.n.Functions("f")[0]; f.Waits != "all its workers are held: fbus release --on 'gpu*'" || !f.Workers[0].Held || f.Held {
 		t.Errorf("%+v", f)
 	}
 	offer("cpu1")

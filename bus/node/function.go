@@ -59,7 +59,7 @@ func (o *offer) text() int64 {
 // holds no more than maxOpen: a call that is cancelled stays with its worker, and
 // a worker that never ends calls would make the node grow without bound.
 func (o *offer) free() int {
-	if o.session.idle || len(o.session.out) >= maxOpen {
+	if o.session.heldBy != "" || len(o.session.out) >= maxOpen {
 		return 0
 	}
 	return o.slots - o.busy - o.taking

@@ -20,27 +20,28 @@ func (n *Node) HoldWorkers(on []string) {
 			n.heldOn = append(n.heldOn, glob)
 		}
 		for _, s := range n.sessions {
-			idle := n.holds(s)
-			if s.idle == idle {
+			by := n.holds(s)
+			if s.heldBy == by {
 				continue
 			}
-			s.idle = idle
+			s.heldBy = by
 			for _, o := range s.offers {
 				o.fn.fix(o)
+				n.changes.worker(o)
 				o.fill(b)
 			}
 		}
 	})
 }
 
-// holds reports whether a session's worker is held. n.mu is held.
-func (n *Node) holds(s *session) bool {
+// holds returns the glob by which a session's worker is held; "": it is not. n.mu is held.
+func (n *Node) holds(s *session) string {
 	for _, on := range n.heldOn {
 		if !s.internal && s.conn != nil && on.Match(s.name, "") {
-			return true
+			return on.String()
 		}
 	}
-	return false
+	return ""
 }
 
 // serveHold holds functions or workers, and lists what is held.
@@ -52,7 +53,7 @@ func serveHold(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	q.held()
+	q.held(h.Functions)
 	return nil
 }
 
@@ -68,7 +69,7 @@ func serveRelease(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	q.held()
+	q.held(h.Functions)
 	return nil
 }
 
@@ -96,9 +97,12 @@ func (q *asked) holds() (h jobs.Holds, err error) {
 	return h, nil
 }
 
-// held lists what is held.
-func (q *asked) held() {
+// held lists what is held, after a change of some functions.
+func (q *asked) held(changed []string) {
 	n, h := q.node, q.node.cfg.Jobs.Holds()
+	for _, name := range changed {
+		n.changes.function(name)
+	}
 	for _, name := range h.Functions {
 		i := bus.HeldInfo{Function: name}
 		n.mu.Lock()

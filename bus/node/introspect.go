@@ -128,7 +128,7 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 func (o *offer) info() bus.WorkerInfo {
 	return bus.WorkerInfo{
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
-		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Held: o.session.idle,
+		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Held: o.session.heldBy != "",
 	}
 }
 

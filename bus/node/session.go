@@ -37,7 +37,7 @@ type session struct {
 	text      int64             // bytes of text that the offers hold
 	exposure  int64             // credit given to others for sending here
 	held      []*flow           // credit kept back until the peer reads on
-	idle      bool              // an administrator holds it: it gets nothing new
+	heldBy    string            // a glob of fbus.hold: it gets nothing new; "": it is not held
 	gone      bool
 	dismissed *args.Error // why the node ends it: nothing that it sends is acted on any more
 	fresh     bool        // has asked for nothing yet
@@ -157,7 +157,7 @@ func (s *session) register(h *wire.HelloFrame, lowered *trust.Rights) {
 	if on, err := wire.ParseOn(s.name); err == nil && !on.Glob() && s.name != "" && s.name[0] != '#' {
 		s.ons = append(s.ons, s.name)
 	}
-	s.idle = n.holds(s)
+	s.heldBy = n.holds(s)
 	if len(h.Instance) == 0 {
 		n.mu.Unlock()
 		return

@@ -55,15 +55,15 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	if fn == nil {
 		return "no worker offers it"
 	}
-	matching, held := 0, 0
+	matching, held, by := 0, 0, ""
 	for _, o := range fn.offers.list {
 		switch s := o.session; {
 		case !on.Match(s.name, string(s.prefix)):
 			continue
 		case o.free() > 0:
 			return ""
-		case s.idle:
-			held++
+		case s.heldBy != "":
+			held, by = held+1, s.heldBy
 		}
 		matching++
 	}
@@ -73,7 +73,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	case matching == 0:
 		return "no worker offers it"
 	case held == matching:
-		return "all its workers are held: fbus release --on"
+		return "all its workers are held: fbus release --on '" + by + "'"
 	}
 	return "no free slot"
 }

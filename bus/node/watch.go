@@ -125,6 +125,7 @@ func (w *watcher) send() error {
 func (w *watcher) snapshot() error {
 	w.take()
 	defer w.pass()
+	w.unserved = nil // that may have changed
 	n := w.node
 	if w.wants("function") || w.wants("worker") {
 		for _, f := range n.functionsFor(w.ctx, w.peer, nil) {
@@ -162,6 +163,7 @@ func (w *watcher) changed(c *changed) error {
 	w.unserved = nil
 	w.take()
 	defer w.pass()
+	w.unserved = nil
 	n := w.node
 	if w.wants("function") {
 		names := slices.DeleteFunc(c.functions, func(name string) bool { return !w.peer.sees(name) })

@@ -213,3 +213,41 @@ func TestWatchTooSlow(t *testing.T) {
 	}
 	slow.write(encode(&wire.CancelFrame{ID: 1}))
 }
+
+// TestWatchHolds: what is held is a change of functions and of workers.
+func TestWatchHolds(t *testing.T) {
+	m, path := startWithJobs(t, node.Config{}, jobs.Config{Volatile: true})
+	c := dial(t, path)
+	offerFunc(t, c, "f", 1, echo)
+	w := watch(t, dial(t, path), "")
+	w.until(`{"type":"worker","function":"f"}`)
+	ask := func(function, doc string) {
+		t.Helper()
+		if _, err := c.Call(bg(), &bus.Request{Function: function, Args: args.JSON([]byte(doc))}); err != nil {
+			t.Error(err)
+		}
+	}
+	ask("fbus.hold", `{"functions":["f"]}`)
+	w.until(`{"type":"function","name":"f","held":true}`)
+	ask("fbus.hold", `{"on":"*"}`)
+	w.until(`{"type":"function","name":"f","free":0}`)
+	w.until(`{"type":"worker","function":"f","held":true}`)
+	id, err := tryPost(c, "f", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until(`{"type":"job","id":"` + id + `","note":"its jobs are held: fbus release f"}`)
+	ask("fbus.release", `{"functions":["f"]}`)
+	w.until(`{"type":"function","name":"f","held":null}`)
+	id, err = tryPost(c, "f", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until(`{"type":"job","id":"` + id + `","note":"all its workers are held: fbus release --on '*'"}`)
+	ask("fbus.release", `{"on":"*"}`)
+	w.until(`{"type":"function","name":"f","free":1}`)
+	w.until(`{"type":"job","id":"` + id + `","state":"done"}`)
+	if h := m.Holds(); len(h.Functions)+len(h.On) != 0 {
+		t.Errorf("%+v", h)
+	}
+}

@@ -140,6 +140,23 @@ func TestOldResultsOfShares(t *testing.T) {
 	b.refused(bob, "waits", `{}`, "", 75, "too many jobs of ticket:bob")
 }
 
+// TestOldResultsInNobodysWay: a bound of jobs that have not ended deletes no result.
+func TestOldResultsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	b.offerSaying(1)
+	ids := b.results(c, ``)
+	b.clock.pass(48 * time.Hour)
+	refused := false
+	for i := range 257 {
+		refused = call(c, "fbus.post", args.List("waits", fmt.Sprintf(`{"on":"%d*"}`, i)), "").res.Code == args.CodeStoreFull
+	}
+	if got := b.left(c, ids); !refused || got != "0" {
+		t.Errorf("refused: %v; of 1 result %q is left", refused, got)
+	}
+}
+
 // TestOldResultsOnFullDisk: the same is true of the disk.
 func TestOldResultsOnFullDisk(t *testing.T) {
 	t.Parallel()

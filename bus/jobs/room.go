@@ -58,6 +58,7 @@ func (m *Manager) list(who string) *oldList {
 		case !ok || e.KeyUntil > m.store.Now():
 		case old.After(now):
 			l.next = time.UnixMilli(min(l.next.UnixMilli(), old.UnixMilli()))
+		case l.more && e.Finished >= l.found[maxFound-1].Finished: // as many are older
 		default:
 			if l.found = append(l.found, oldResult{id, e}); len(l.found) >= 2*maxFound {
 				shorten()
@@ -121,7 +122,7 @@ func (m *Manager) evictOldest(who string, bytes int64) bool {
 func (m *Manager) evict(err error) bool {
 	var full *FullError
 	switch {
-	case !errors.As(err, &full) || errors.As(err, new(*store.UncertainError)):
+	case !errors.As(err, &full) || full.Live || errors.As(err, new(*store.UncertainError)):
 		return false
 	case full.Err != nil:
 		return m.evictForDisk()

@@ -14,6 +14,7 @@ type FullError struct {
 	Err  error  // of the disk; nil: a bound of the store
 	Of   string // the poster whose share is used up; empty: it is the whole store
 	Left bool   // that share is less than a quarter, since others have the rest
+	Live bool   // only jobs that have not ended are in the way: no result is
 }
 
 // TooLargeError reports a payload for which there can never be room.

@@ -89,13 +89,13 @@ func (s *Shares) Take(old, j *Job) error {
 	if h := s.of[who]; err == nil && h.lines[j.QueueKey()] == 0 {
 		switch {
 		case j.HasGlob() && h.globs >= maxGlobs:
-			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs)}
+			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs), Live: true}
 		case !unshared(who) && len(h.lines) >= maxLines:
-			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", who, maxLines)}
+			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", who, maxLines), Live: true}
 		}
 	}
 	if h := s.of[who]; err == nil && j.Batch != "" && !unshared(who) && len(h.batches) >= maxBatches && h.batches[j.Batch] == (Tally{}) {
-		err = &FullError{What: fmt.Sprintf("too many batches of %s (limit %d)", who, maxBatches)}
+		err = &FullError{What: fmt.Sprintf("too many batches of %s (limit %d)", who, maxBatches), Of: who}
 	}
 	if err == nil {
 		s.count(old, -1)

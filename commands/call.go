@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"fbus/bus"
@@ -145,7 +144,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	var res bus.Result
 	if err == nil {
 		res, err = client.Call(ctx, req)
-		err = troubled(o.corrected(client, suggest(client, err, o.name)), o.node, o.name)
+		err = troubled(o.corrected(client, suggest(client, err, o.name), o.on), o.node, o.name)
 	}
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
@@ -155,37 +154,6 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		say(stderr, fmt.Sprintf("worker: %s, call: %s", res.Worker, res.Call))
 	}
 	return o.ended(o.name, o.timeout.d, res, err, out, stderr)
-}
-
-// corrected adds the right command to the error of a call that has sent what the function does
-// not take.
-func (o *callOptions) corrected(client *bus.Client, err error) error {
-	var e *args.Error
-	if !errors.As(err, &e) || e.Code != args.CodeBadInput || e.Hint != "" {
-		return err
-	}
-	ctx, stop := context.WithTimeout(context.Background(), time.Second)
-	defer stop()
-	workers, _ := fanout.Workers(ctx, client, o.name, o.on)
-	takes := func(what string) bool {
-		return slices.ContainsFunc(workers, func(w bus.WorkerInfo) bool { return w.Takes == what })
-	}
-	call := join("fbus", o.verb, o.name)
-	switch words := len(o.args); {
-	case takes("input") && words == 1:
-		return e.WithHint("printf %%s %s | %s", join(o.args), call)
-	case takes("input") && words > 1:
-		return e.WithHint("printf '%%s\\n' %s | %s", join(o.args), call)
-	case takes("input") && o.hasData && !strings.HasPrefix(o.data, "@"):
-		return e.WithHint("printf %%s %s | %s", join(o.data), call)
-	case takes("input") && (o.hasData || len(o.fields) > 0):
-		return e.WithHint("%s < FILE", call)
-	case takes("args") && words > 0:
-		return e.WithHint("%s", join("fbus", o.verb, o.name, o.args))
-	case takes("args"):
-		return e.WithHint("%s ARG…", call)
-	}
-	return err
 }
 
 // connectInTime connects within the time that the call has.
@@ -241,15 +209,11 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		}
 		defer out.discard()
 	}
-	client, err := o.reach(o.name, o.on, stderr)
+	client, workers, err := o.reach(o.name, o.on, stderr)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	workers, err := fanout.Workers(context.Background(), client, o.name, o.on)
-	if err != nil {
-		return troubled(err, o.node, o.name)
-	}
 	var shared *fanout.SharedInput
 	if request.Input != nil {
 		if shared, err = fanout.NewSharedInput(request.Input); err != nil {

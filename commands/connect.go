@@ -56,17 +56,17 @@ func (o *nodeOptions) patience(req *bus.Request, spent time.Duration) {
 	}
 }
 
-// reach connects to a node on which a worker offers the function.
-func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, error) {
+// reach connects to a node on which workers offer the function, and returns these too.
+func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, []bus.WorkerInfo, error) {
 	client, err := o.connect(context.Background(), o.wait, false, stderr)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	deadline := time.Now().Add(o.wait.d)
 	for {
 		workers, err := fanout.Workers(context.Background(), client, name, on)
 		if err == nil && slices.ContainsFunc(workers, func(w bus.WorkerInfo) bool { return w.Slots > 0 }) {
-			return client, nil
+			return client, workers, nil
 		}
 		if err == nil && !o.wait.forever && !time.Now().Before(deadline) {
 			err = fail(args.CodeNoFunction, "%s: no such function", name)
@@ -79,7 +79,7 @@ func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, err
 		if err != nil {
 			err = suggest(client, err, name)
 			client.Close()
-			return nil, troubled(err, o.node, name)
+			return nil, nil, troubled(err, o.node, name)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

@@ -215,11 +215,14 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
-	client, err := o.reach(o.name, o.on, stderr)
+	client, workers, err := o.reach(o.name, o.on, stderr)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	if err := checkTakes("map", o.name, &o.items, workers); err != nil {
+		return err
+	}
 	if !o.quiet {
 		sayTerminal(items, stderr)
 	}

@@ -198,7 +198,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	var out bytes.Buffer
 	call.Stdout = &out
 	if _, err := client.Call(context.Background(), call); err != nil {
-		return o.explain(noStore(err, o.function))
+		return o.explain(noStore(o.corrected(client, err, o.job.On), o.function))
 	}
 	id := strings.TrimSpace(out.String())
 	if o.json {

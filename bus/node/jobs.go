@@ -126,7 +126,30 @@ func (n *Node) readPost(q *asked) (*jobs.Post, error) {
 		}
 	}
 	post.Input = q.Input
-	return post, nil
+	return post, n.checkTakes(post)
+}
+
+// checkTakes refuses a job that none of the workers takes that are there now: it would be dead at once.
+func (n *Node) checkTakes(post *jobs.Post) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	fn := n.functions[post.Function]
+	if fn == nil || len(fn.offers.list) == 0 || post.Kind == args.KindRaw {
+		return nil
+	}
+	takes := fn.offers.list[0].takes
+	for _, o := range fn.offers.list[:min(len(fn.offers.list), maxPassed)] {
+		if o.takes != takes {
+			return nil
+		}
+	}
+	switch {
+	case takes == "input":
+		return args.BadInput("%s: takes input on stdin, not arguments", post.Function).WithHint("fbus post --each raw sends items as input, and fbus post %s < FILE a file", post.Function)
+	case takes == "args" && post.HasInput:
+		return args.BadInput("%s: takes arguments, not input on stdin", post.Function)
+	}
+	return nil
 }
 
 // setKind checks and sets the kind of the arguments.

@@ -143,7 +143,14 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 	}
 	var res bus.Result
 	if err == nil {
-		res, err = client.Call(ctx, req)
+		if o.verbose {
+			printer := newProgressPrinter(o.name)
+			req.Progress = printer.report
+			res, err = client.Call(ctx, req)
+			printer.close()
+		} else {
+			res, err = client.Call(ctx, req)
+		}
 		err = troubled(o.corrected(client, suggest(client, err, o.name), o.on), o.node, o.name)
 	}
 	var sig *interrupted
@@ -297,4 +304,37 @@ func workerTitle(workers []bus.WorkerInfo, w bus.WorkerInfo) string {
 		}
 	}
 	return w.Name
+}
+
+// progressPrinter prints reports of a call's progress on stderr, as fast as that takes them: the
+// others are left out.
+type progressPrinter struct {
+	last    chan bus.Progress // has room for one
+	printed chan struct{}     // closed when the last one is
+}
+
+func newProgressPrinter(function string) *progressPrinter {
+	p := &progressPrinter{make(chan bus.Progress, 1), make(chan struct{})}
+	go func() { // ends with close
+		defer close(p.printed)
+		for at := range p.last {
+			say(os.Stderr, function+": "+args.OneLine(progressText(&at)))
+		}
+	}()
+	return p
+}
+
+// report is for one goroutine at a time, and never waits.
+func (p *progressPrinter) report(at bus.Progress) {
+	select {
+	case <-p.last:
+	default:
+	}
+	p.last <- at
+}
+
+// close waits until the last report is printed, once the call has ended.
+func (p *progressPrinter) close() {
+	close(p.last)
+	<-p.printed
 }

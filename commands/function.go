@@ -45,6 +45,7 @@ type function struct {
 	pipeline    countValue
 	calls       int // at once; set by check
 	replyFD     countValue
+	progressFD  countValue
 	maxCalls    countValue
 	maxIdle     durationValue
 	schemaFile  string
@@ -69,6 +70,7 @@ func (f *function) flags() []cli.Flag {
 		&cli.StringFlag{Name: "resident", Usage: "keep processes for many calls: `lines|json`, a line or a JSON-RPC message each", Destination: &f.resident},
 		&cli.GenericFlag{Name: "pipeline", Usage: "send each resident json process `N` calls at once; the function then takes slots × N", Value: &f.pipeline},
 		&cli.GenericFlag{Name: "reply-fd", Usage: "read the replies of a resident process from descriptor `N` (3 to 9), not from stdout", Value: &f.replyFD},
+		&cli.GenericFlag{Name: "progress-fd", Usage: "PROGRAM writes lines about its progress to descriptor `N` (3 to 9): DONE TOTAL [TEXT], or TEXT", Value: &f.progressFD},
 		&cli.GenericFlag{Name: "max-calls", Usage: "replace a resident process after `N` calls", Value: &f.maxCalls},
 		&cli.GenericFlag{Name: "max-idle", Usage: "replace a resident process after `D` without a call", Value: &f.maxIdle},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end a call after `D`", Value: &f.timeout},
@@ -125,7 +127,7 @@ func (f *function) check() error {
 		flag  string
 		v     countValue
 		least int
-	}{{"slots", f.slots, 1}, {"warm", f.warm, 1}, {"pipeline", f.pipeline, 1}, {"reply-fd", f.replyFD, 3}, {"max-calls", f.maxCalls, 1}} {
+	}{{"slots", f.slots, 1}, {"warm", f.warm, 1}, {"pipeline", f.pipeline, 1}, {"reply-fd", f.replyFD, 3}, {"progress-fd", f.progressFD, 3}, {"max-calls", f.maxCalls, 1}} {
 		if c.v.set && c.v.n < c.least {
 			return usage("--%s must be at least %d", c.flag, c.least)
 		}
@@ -180,7 +182,7 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 		Name: f.name, Argv: f.argv, Dir: f.dir, Env: slices.Concat(f.fileEnv, f.env), ArgsSet: f.args != "", AllowOptions: f.options,
 		Timeout: f.timeout.d, Grace: max(f.grace.d, time.Nanosecond), // 0s means at once, not the default
 		MaxOutput: f.maxOutput, Memory: f.memory, Slots: f.calls, Log: log,
-		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
+		Warm: f.warm.n, Pipeline: f.pipeline.n, ReplyFD: f.replyFD.n, ProgressFD: f.progressFD.n, MaxCalls: f.maxCalls.n, MaxIdle: f.maxIdle.d,
 	}
 	var err error
 	if f.args != "" {

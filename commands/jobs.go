@@ -269,7 +269,7 @@ func (j *jobLine) note() string {
 	parts := []string{args.Shorten(j.item())}
 	switch j.State {
 	case "running":
-		parts = append(parts, "on "+j.Worker)
+		parts = append(parts, "on "+j.Worker, progressText(j.Progress))
 	case "delayed":
 		if j.Note == "" && !j.Due.IsZero() { // an older node
 			parts = append(parts, "due in "+age(max(0, time.Until(j.Due).Seconds())))

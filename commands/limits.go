@@ -26,7 +26,7 @@ func warnOfLimits(list []*function, log func(string, ...any)) {
 		if f.resident != "" || f.warm.set {
 			each += filesKept
 		}
-		if f.replyFD.set {
+		if f.replyFD.set || f.progressFD.set {
 			each++
 		}
 		files += processes * each

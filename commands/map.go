@@ -270,6 +270,9 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 			return nil, nil, err
 		}
 		req.Timeout = o.timeout.d
+		if screen.meter != nil {
+			req.Progress = screen.report
+		}
 		closer, err := out.prepare(t, req, file)
 		return req, closer, err
 	}

@@ -108,8 +108,11 @@ type pipe struct {
 	in     *bufio.Reader
 	stderr *screen
 
-	// Only answer and flush use these, one at a time.
+	writing sync.Mutex // protects out
 	out     *bufio.Writer
+	reports chan progressReport // of progress, to be written
+
+	// Only answer and flush use these, one at a time.
 	line    []byte // space for an answer
 	batched int    // bytes of answers in batches that are not complete
 
@@ -160,7 +163,7 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 	}
 	p := &pipe{
 		o: o, client: client, in: bufio.NewReaderSize(stdin, 64<<10), out: bufio.NewWriterSize(stdout, 64<<10), stderr: &screen{w: stderr},
-		open: map[*pipeRequest]struct{}{}, inFlight: map[string]context.CancelCauseFunc{},
+		reports: make(chan progressReport, 100), open: map[*pipeRequest]struct{}{}, inFlight: map[string]context.CancelCauseFunc{},
 	}
 	queueing := time.Duration(math.MaxInt64)
 	if o.wait.set && !o.wait.forever {
@@ -174,13 +177,14 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 		Client: client, On: o.on, Mode: fanout.Mixed, Jobs: o.jobs, Unordered: true, Queueing: queueing, MaxOutput: maxResult,
 		Next: p.next, Request: p.request, Done: p.done,
 		Rest: func() error {
-			err := p.out.Flush()
+			err := p.flush()
 			if err != nil {
 				failed <- outputError(err)
 			}
 			return err
 		},
 	}}
+	go p.writeReports() // ends with the process
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(context.Background()) }() // ends with the last call
 	for lost := client.Done(); ; {
@@ -318,6 +322,13 @@ func (p *pipe) request(t *fanout.Task) (*bus.Request, io.Closer, error) {
 	req := &bus.Request{Function: in.Method, Args: in.Args(), Stderr: &in.stderr}
 	if in.ID == nil {
 		req.Stdout = io.Discard
+	} else {
+		req.Progress = func(at bus.Progress) {
+			select {
+			case p.reports <- progressReport{in, at}:
+			default: // stdout does not keep up
+			}
+		}
 	}
 	if in.HasInput {
 		req.Input = bytes.NewReader(in.Input)
@@ -420,11 +431,40 @@ func (p *pipe) answer(req *pipeRequest, e *jsonrpc.Error, output []byte) {
 		}
 	}
 	if len(line) > 0 {
+		p.writing.Lock()
 		p.out.Write(line) // an error shows in Flush
 		p.out.WriteByte('\n')
+		p.writing.Unlock()
 	}
 	if p.line = line; cap(line) > 1<<20 {
 		p.line = nil
+	}
+}
+
+func (p *pipe) flush() error {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	return p.out.Flush()
+}
+
+// progressReport is the progress of a request.
+type progressReport struct {
+	req *pipeRequest
+	at  bus.Progress
+}
+
+// writeReports writes notifications of the progress of requests that have no answer yet.
+func (p *pipe) writeReports() {
+	for r := range p.reports {
+		p.writing.Lock()
+		p.mu.Lock()
+		_, open := p.open[r.req]
+		p.mu.Unlock()
+		if open {
+			p.out.Write(append(jsonrpc.AppendProgress(nil, r.req.ID, r.at.Done, r.at.Total, r.at.Text), '\n'))
+			p.out.Flush() // an error shows in the next one
+		}
+		p.writing.Unlock()
 	}
 }
 
@@ -442,7 +482,7 @@ func (p *pipe) giveUp() error {
 		}
 		p.answer(req, e, nil)
 	}
-	if err := p.out.Flush(); err != nil {
+	if err := p.flush(); err != nil {
 		return outputError(err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/fanout"
 
 	"github.com/mattn/go-isatty"
@@ -49,6 +51,7 @@ type screen struct {
 	last  []byte     // the last line of progress
 	drawn bool       // the cursor is after the progress
 	cut   bool       // the cursor is after an unfinished line of stdout
+	note  string     // behind the progress
 	at    func() fanout.Progress
 	done  chan struct{} // closed to end the goroutine that redraws
 }
@@ -79,7 +82,7 @@ func (s *screen) redraw(was bool) {
 }
 
 // say prints a message with "fbus: " before it.
-func (s *screen) say(format string, args ...any) { say(s, fmt.Sprintf(format, args...)) }
+func (s *screen) say(format string, a ...any) { say(s, fmt.Sprintf(format, a...)) }
 
 // share returns a writer for stdout. If that is on the same terminal, the progress makes
 // room for its output too.
@@ -134,7 +137,11 @@ func (s *screen) update() {
 	if w, _ := terminalSize(s.w); w > 0 {
 		width = w - 1 // a line that wraps cannot be erased
 	}
-	text := []rune(s.meter.line(time.Now(), p, width))
+	line := s.meter.line(time.Now(), p, width)
+	if s.note != "" {
+		line += " " + s.note
+	}
+	text := []rune(line)
 	text = text[:min(len(text), width)]
 	s.erase()
 	s.last = append(s.last[:0], string(text)...)
@@ -152,6 +159,13 @@ func terminalSize(w io.Writer) (columns, rows int) {
 		return 0, 0
 	}
 	return int(size.Col), int(size.Row)
+}
+
+// report shows the last report of some function's progress behind the progress of the calls.
+func (s *screen) report(p bus.Progress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.note = args.OneLine(progressText(&p))
 }
 
 // total sets the number of calls once it is known.

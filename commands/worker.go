@@ -272,6 +272,9 @@ func (w *worker) handler(fn *offered) bus.Handler {
 			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin, Trace: inv.Trace,
 			Kind: inv.Kind, Args: inv.Args, HasInput: inv.HasInput, Input: inv.Head(), Rest: inv.Rest(),
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
+			Progress: func(done, total uint64, text string) {
+				inv.Progress(bus.Progress{Done: done, Total: total, Text: text})
+			},
 		})
 		if w.ended != nil {
 			w.ended("call %s of %s: %s %d %s", inv.Call, inv.Caller, res.Source, res.Status, res.Code)

@@ -18,7 +18,7 @@ import (
 var notInherited = []string{
 	"FBUS_TICKET", "FBUS_FUNCTION", "FBUS_CALL_ID", "FBUS_CALLER", "FBUS_DEADLINE", "FBUS_NODE", "FBUS_SLOT",
 	"FBUS_JOB_ID", "FBUS_ATTEMPT", "FBUS_PARENT_ID", "FBUS_PARENT_FUNCTION", "FBUS_PARENT_STATUS", "FBUS_PARENT_ATTEMPTS",
-	"TRACEPARENT", "TRACESTATE",
+	"FBUS_PROGRESS_FD", "TRACEPARENT", "TRACESTATE",
 }
 
 // ownPaths name files and directories of fbus. A program in another directory gets absolute
@@ -69,6 +69,9 @@ func baseEnviron(spec *Spec) []string {
 		}
 	}
 	env = slices.DeleteFunc(env, func(kv string) bool { return kv == "" })
+	if spec.ProgressFD > 0 {
+		env = append(env, "FBUS_PROGRESS_FD="+strconv.Itoa(spec.ProgressFD))
+	}
 	return append(env, "FBUS_FUNCTION="+spec.Name)
 }
 

@@ -49,6 +49,7 @@ type run struct {
 
 	feed     feed
 	out, err *stream
+	extra    *stream         // of lines about progress, or nil
 	passing  *sync.WaitGroup // of out and err
 	ahead    *waiting        // if its process was started ahead
 
@@ -93,11 +94,11 @@ func (r *run) serve(ctx context.Context) error {
 		kind = stdinNull
 	}
 	r.try = r.f.attempt()
-	p, err := openPipes(kind, false)
+	p, err := openPipes(kind, r.f.spec.ProgressFD > 0)
 	if err != nil {
 		return err
 	}
-	r.out, r.err, r.passing = p.out, p.err, new(sync.WaitGroup)
+	r.out, r.err, r.extra, r.passing = p.out, p.err, p.extra, new(sync.WaitGroup)
 	r.out.to, r.err.to = r.limited(r.call.Stdout), r.limited(r.call.Stderr)
 	if !r.in.null {
 		r.feed, err = fill(p.stdin, &r.in)
@@ -109,7 +110,7 @@ func (r *run) serve(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	if err == nil && r.why == none {
-		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: r.try.environ(call, r.node)})
+		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: r.try.environ(call, r.node), Extra: r.f.spec.ProgressFD})
 	} else {
 		closeFDs(p.child[:])
 	}
@@ -175,6 +176,12 @@ func (r *run) attend(ctx context.Context) {
 	defer unhook()
 
 	r.passing.Go(r.out.pass) // as r.err.pass
+	var progress *progressLines
+	if r.extra != nil {
+		progress = progressTo(r.call)
+		r.extra.to = progress
+		r.passing.Go(r.extra.pass)
+	}
 	if r.feed.file != nil {
 		go r.feed.pass(&r.in, r.inputLost) // ends with stop, or when Rest is closed
 	}
@@ -190,10 +197,16 @@ func (r *run) attend(ctx context.Context) {
 	}
 	r.out.finish()
 	r.err.finish()
+	if progress != nil {
+		r.extra.finish()
+	}
 	if r.unread = r.feed.unread(); !r.unread {
 		r.leave()
 	}
 	r.passing.Wait()
+	if progress != nil {
+		progress.flush()
+	}
 }
 
 // end ends the run for a reason, unless there was one before. A kill always

@@ -35,7 +35,7 @@ type pipes struct {
 	stdin    int // -1 if there is none, or if it was handed on
 	hold     unreadEnd
 	out, err *stream
-	reply    *stream // nil unless it was asked for
+	extra    *stream // of a further descriptor; nil unless it was asked for
 	child    [4]int  // -1 where there is none
 }
 
@@ -48,7 +48,7 @@ const (
 	stdinHeld // a pipe with an unreadEnd
 )
 
-func openPipes(stdin stdinKind, reply bool) (p *pipes, err error) {
+func openPipes(stdin stdinKind, extra bool) (p *pipes, err error) {
 	p = &pipes{stdin: -1, hold: noUnreadEnd, child: [4]int{-1, -1, -1, -1}}
 	defer func() {
 		if err != nil {
@@ -66,8 +66,8 @@ func openPipes(stdin stdinKind, reply bool) (p *pipes, err error) {
 		fd, err = unix.FcntlInt(uintptr(p.child[0]), unix.F_DUPFD_CLOEXEC, 0)
 		p.hold = unreadEnd(fd)
 	}
-	outputs := []**stream{&p.out, &p.err, &p.reply}
-	if !reply {
+	outputs := []**stream{&p.out, &p.err, &p.extra}
+	if !extra {
 		outputs = outputs[:2]
 	}
 	for i, s := range outputs {
@@ -81,7 +81,7 @@ func openPipes(stdin stdinKind, reply bool) (p *pipes, err error) {
 // start starts the program, and closes its descriptors here.
 func (p *pipes) start(pool *keeper.Pool, o keeper.Order) (*keeper.Process, error) {
 	defer closeFDs(p.child[:])
-	if p.reply == nil {
+	if p.extra == nil {
 		return pool.Start(o, p.child[:3]...)
 	}
 	return pool.Start(o, p.child[:]...)
@@ -91,7 +91,7 @@ func (p *pipes) start(pool *keeper.Pool, o keeper.Order) (*keeper.Process, error
 func (p *pipes) close() {
 	closeFDs([]int{p.stdin})
 	p.hold.close()
-	for _, s := range []*stream{p.out, p.err, p.reply} {
+	for _, s := range []*stream{p.out, p.err, p.extra} {
 		if s != nil {
 			s.file.Close()
 		}

@@ -112,8 +112,8 @@ func (p *resident) start() error {
 		return err
 	}
 	p.in.end, p.replies, p.stderr.stream = fds.hold, fds.out, fds.err
-	if fds.reply != nil {
-		p.stdout, p.replies = fds.out, fds.reply
+	if fds.extra != nil {
+		p.stdout, p.replies = fds.out, fds.extra
 	}
 	if p.in.file, err = nonblocking(fds.stdin, "stdin"); err == nil {
 		p.in.conn, err = p.in.file.SyscallConn()

@@ -143,6 +143,10 @@ func (r *rpcCodec) message(line []byte) bool {
 		return false
 	}
 	if m.Method != nil { // the program can call nothing from here
+		if m.ID == nil && string(m.Method) == `"`+ProgressMethod+`"` {
+			r.progress(m.Params)
+			return true
+		}
 		what := "notification"
 		if m.ID != nil {
 			what = "request, refused"

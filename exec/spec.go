@@ -34,6 +34,10 @@ type Spec struct {
 	AllowOptions bool // values may begin with "-"
 	Takes        Takes
 
+	// ProgressFD is the descriptor, 3 to 9, on which a program that is started for one call writes
+	// lines about its progress: "DONE TOTAL [TEXT]" or "TEXT". 0 is none.
+	ProgressFD int
+
 	Timeout   time.Duration // one run's longest time; 0 is none
 	Grace     time.Duration // TERM to KILL; 0 is DefaultGrace
 	MaxOutput int64         // bytes of stdout, and as many of stderr; 0 is no limit
@@ -97,6 +101,10 @@ type Call struct {
 	// means that nobody reads any more: the program then gets SIGPIPE. A Write
 	// that blocks when the call's context ends must return.
 	Stdout, Stderr io.Writer
+
+	// Progress, if set, takes what the program reports of its progress: see Spec.ProgressFD. It
+	// must not wait.
+	Progress func(done, total uint64, text string)
 }
 
 // Result is how a call ended.
@@ -209,6 +217,8 @@ func checkModes(spec *Spec) error {
 	switch {
 	case spec.Takes == TakesInput && spec.Args == ArgsArgv:
 		return usage("write `takes args` or `takes both`, or leave the placeholders out", "`takes input` does not go with `args argv` and placeholders, which need arguments")
+	case spec.ProgressFD != 0 && (spec.ProgressFD < 3 || spec.ProgressFD > 9):
+		return usage("", "`progress-fd %d`: must be 3 to 9", spec.ProgressFD)
 	case spec.Warm < 0:
 		return usage("", "`warm` must not be negative")
 	case spec.Warm > 0 && spec.Resident != NotResident:
@@ -243,6 +253,8 @@ func checkNotResident(spec *Spec) error {
 
 func checkResident(spec *Spec) error {
 	switch {
+	case spec.ProgressFD != 0:
+		return usage("a `resident json` program reports with the notification "+ProgressMethod, "`progress-fd` does not go with `resident`")
 	case spec.Args == ArgsArgv:
 		return usage("read the arguments on stdin (`args stdin`), or leave `resident` out",
 			"`resident` starts a process before its arguments are known, which `args argv` and placeholders put on the command line")

@@ -220,7 +220,7 @@ func (r *run) serveWarm(ctx context.Context) bool {
 
 // adopt hands the call over.
 func (r *run) adopt(p *waiting) {
-	r.ahead, r.out, r.err, r.passing, r.try = p, p.out, p.err, &p.passing, p.try
+	r.ahead, r.out, r.err, r.extra, r.passing, r.try = p, p.out, p.err, p.extra, &p.passing, p.try
 	r.out.to = r.limited(r.call.Stdout)
 	p.stderr(r.limited(r.call.Stderr))
 	var err error
@@ -288,10 +288,10 @@ func startWaiting(w *warm, node string, try attempt) (*waiting, error) {
 	p := &waiting{w: w, try: try, log: lineLog{f: w.f}, exited: make(chan struct{}), gone: make(chan struct{})}
 	p.to = &p.log
 	var err error
-	if p.pipes, err = openPipes(stdinHeld, false); err != nil {
+	if p.pipes, err = openPipes(stdinHeld, w.f.spec.ProgressFD > 0); err != nil {
 		return nil, err
 	}
-	if p.process, err = p.start(w.f.pool, keeper.Order{Env: try.environ(&Call{}, node)}); err != nil {
+	if p.process, err = p.start(w.f.pool, keeper.Order{Env: try.environ(&Call{}, node), Extra: w.f.spec.ProgressFD}); err != nil {
 		p.close()
 		return nil, err
 	}

@@ -272,6 +272,7 @@ func appendText(dst, p []byte) []byte {
 type Message struct {
 	ID     json.RawMessage
 	Method json.RawMessage
+	Params json.RawMessage
 	Result json.RawMessage
 	Error  json.RawMessage
 }
@@ -295,6 +296,8 @@ func ParseMessage(line []byte) (*Message, error) {
 			part = &m.ID
 		case "method":
 			part = &m.Method
+		case "params":
+			part = &m.Params
 		case "result":
 			part = &m.Result
 		case "error":
@@ -320,6 +323,14 @@ func AppendRequest(dst []byte, id uint64, method string, params []byte) []byte {
 	dst = args.AppendString(append(dst, `,"method":`...), []byte(method))
 	dst = append(append(dst, `,"params":`...), params...)
 	return append(dst, "}\n"...)
+}
+
+// AppendProgress appends a notification of the progress of the request with an id.
+func AppendProgress(dst, id []byte, done, total uint64, text string) []byte {
+	dst = append(append(dst, `{"jsonrpc":"2.0","method":"$/progress","params":{"id":`...), id...)
+	dst = strconv.AppendUint(append(dst, `,"done":`...), done, 10)
+	dst = strconv.AppendUint(append(dst, `,"total":`...), total, 10)
+	return append(args.AppendString(append(dst, `,"text":`...), []byte(text)), "}}"...)
 }
 
 // AppendCancel appends the notification that the answer to a request is not needed

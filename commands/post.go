@@ -64,7 +64,10 @@ is dead after three losses in a row, or with --at-most-once after the first.
   fbus post --unique "$delivery" --unique-for 3d webhook < body.json
 
 With --each, -a, -0 or -N it posts a job for each ITEM, or each line of FILE or stdin, and
-prints an id a line in their order. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
+prints an id a line in their order. These jobs are a batch, whose name is printed on stderr
+unless --batch gives one: fbus wait, result, jobs, cancel, retry and purge take --batch. The
+function of --batch-then gets a JSON object with batch, poster, jobs, done, dead and
+cancelled. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
 2026-11-26 07:00, 2026-11-26 (its midnight) or 07:00, the next one. Of the two 02:30 in
 autumn, when clocks are put back, it is the first, and the second once that has passed. The function of --then, --else or --finally gets
 the output as its input. JSON fields: id, batch, and of items item (an array with -N), item_encoding
@@ -191,6 +194,9 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	// The connection ends with this process: that is the quickest way.
+	if err := o.checkBatchThen(client); err != nil {
+		return err
+	}
 	call, err := o.request(req, o.args)
 	if err != nil {
 		return err
@@ -211,6 +217,17 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	}
 	o.sayMissing(client, stderr)
 	return o.postBatchThen(client)
+}
+
+// checkBatchThen refuses a function that the poster may not call before anything is posted.
+func (o *postOptions) checkBatchThen(client *bus.Client) error {
+	if o.batchThen == "" {
+		return nil
+	}
+	if _, err := output(context.Background(), client, "fbus.functions", args.List(o.batchThen)); err != nil {
+		return o.explain(err)
+	}
+	return nil
 }
 
 // postBatchThen has the end of the batch post a job. It comes after the last job of this
@@ -338,6 +355,9 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer client.Close()
+	if err := o.checkBatchThen(client); err != nil {
+		return err
+	}
 	if !o.quiet {
 		sayTerminal(items, stderr)
 	}

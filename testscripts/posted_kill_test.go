@@ -241,3 +241,49 @@ func TestNodeKilled(t *testing.T) {
 		}
 	}
 }
+
+// TestBatchThenSurvivesKill: the end of a batch posts one job, however often the node is
+// killed on the way there.
+func TestBatchThenSurvivesKill(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	quick := func(context.Context, *fbus.Invocation) fbus.Result {
+		time.Sleep(time.Millisecond) // so that the node is killed in between
+		return fbus.Exit(0)
+	}
+	s.worker("w", "f", 4, quick)
+	s.worker("w", "after", 1, quick)
+	const rounds, each = 4, 40
+	for round := range rounds {
+		c, err := s.dial("poster")
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch := fmt.Sprintf("b%d", round)
+		for range each {
+			if id, a := post(c, "f", `{"batch":"`+batch+`"}`, ""); id == "" {
+				t.Fatalf("%+v", a.res)
+			}
+		}
+		if a := askWith(c, "fbus.batch", args.JSON([]byte(`{"batch":"`+batch+`","then":"after"}`)), ""); !a.ok() {
+			t.Fatalf("%+v", a.res)
+		}
+		time.Sleep(rand.N(20 * time.Millisecond))
+		c.Close()
+		s.kill()
+		s.start()
+	}
+	c := s.client("looker")
+	for round := range rounds {
+		if a := askWith(c, "fbus.wait", args.JSON(fmt.Appendf(nil, `{"batch":"b%d"}`, round)), ""); !a.ok() || !strings.HasSuffix(a.out, fmt.Sprintf("{\"jobs\":%d,\"running\":0,\"done\":%d,\"dead\":0,\"cancelled\":0}\n", each, each)) {
+			t.Errorf("%+v", a)
+		}
+	}
+	eventually(t, "the ends are posted", func() bool { return len(s.list(c, `{"function":"after"}`)) >= rounds })
+	s.kill()
+	s.start()
+	c = s.client("looker")
+	if list := s.list(c, `{"function":"after"}`); len(list) != rounds {
+		t.Errorf("%d jobs are posted by the ends of %d batches", len(list), rounds)
+	}
+}

@@ -42,3 +42,30 @@ func TestLinesOfAPoster(t *testing.T) {
 		t.Errorf("after one has ended: %v", err)
 	}
 }
+
+// TestBatchesAreBounded: a poster has so many batches, and its jobs in one of them are no
+// further one.
+func TestBatchesAreBounded(t *testing.T) {
+	s := &Shares{MaxJobs: 1 << 40, MaxBytes: 1 << 40}
+	job := func(batch int) *Job {
+		return &Job{Function: "f", State: Done, Poster: Poster{Caller: "ticket:a"}, Options: Options{Batch: fmt.Sprint(batch)}}
+	}
+	for i := range maxBatches {
+		if err := s.Take(nil, job(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Take(nil, job(0)); err != nil {
+		t.Error(err)
+	}
+	if err := s.Take(nil, job(maxBatches)); err == nil {
+		t.Error("one more is accepted")
+	}
+	s.Change(job(1), nil)
+	if err := s.Take(nil, job(maxBatches)); err != nil {
+		t.Error(err)
+	}
+	if n := s.Tally(BatchKey("ticket:a", "0")); n != (Tally{Jobs: 2, Done: 2}) {
+		t.Errorf("%+v", n)
+	}
+}

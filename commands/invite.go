@@ -239,9 +239,7 @@ func (s *secretFile) write(text []byte, stderr io.Writer) error {
 		// then be revoked.
 		signal.Ignore(syscall.SIGPIPE)
 		defer signal.Reset(syscall.SIGPIPE)
-		if err := hideStdout(stderr); err != nil {
-			return err
-		}
+		warnReadable(stderr)
 	}
 	_, err := s.w.Write(text)
 	if s.f != nil {
@@ -253,18 +251,13 @@ func (s *secretFile) write(text []byte, stderr io.Writer) error {
 	return nil
 }
 
-// hideStdout removes other users' access to a file on stdout. It runs only once there is
-// a ticket to write: the file may be a log, which a failure should leave unchanged.
-func hideStdout(stderr io.Writer) error {
+// warnReadable warns if others can read the file on stdout. Its mode stays: it may be a log, or
+// meant for a group.
+func warnReadable(stderr io.Writer) {
 	st, err := os.Stdout.Stat()
-	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 == 0 {
-		return nil
+	if err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o044 != 0 {
+		say(stderr, fmt.Sprintf("warning: others can read the output file, mode %04o: chmod 600 it; -o FILE creates it with that mode", st.Mode().Perm()))
 	}
-	if err := os.Stdout.Chmod(0o600); err != nil {
-		return fail(args.CodeInternal, "output: others may read it, and its mode cannot be changed: %v", err).WithHint("fbus invite -o FILE")
-	}
-	say(stderr, "warning: others could read the output file; its mode is now 0600; -o FILE creates it with that mode")
-	return nil
 }
 
 // remove removes a file that received no ticket.

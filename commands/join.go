@@ -72,7 +72,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	}
 	dir, err := find.JoinedDir()
 	if err != nil {
-		return fail(args.CodeInternal, "%v", err)
+		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a writable directory")
 	}
 	j, err := trust.OpenJoined(dir)
 	if err != nil {

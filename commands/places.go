@@ -27,17 +27,12 @@ func defaultSocket(warn func(string, ...any)) string {
 // networkState returns a subdirectory of the node's own files for one network, that no
 // other user may write to or redirect.
 func networkState(network, part string) (string, error) {
-	dir, xdg := os.Getenv("FBUS_STATE"), os.Getenv("XDG_STATE_HOME")
-	switch {
-	case dir != "":
-	case filepath.IsAbs(xdg):
-		dir = filepath.Join(xdg, "fbus")
-	default:
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", fmt.Errorf("there is no state directory: set FBUS_STATE to a writable directory")
+	dir := os.Getenv("FBUS_STATE")
+	if dir == "" {
+		var err error
+		if dir, err = find.UserDir("XDG_STATE_HOME", ".local/state"); err != nil {
+			return "", fmt.Errorf("there is no state directory: %w: set FBUS_STATE to a writable directory", err)
 		}
-		dir = filepath.Join(home, ".local", "state", "fbus")
 	}
 	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
 }

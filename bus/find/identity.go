@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -265,9 +266,24 @@ func HomeDir() (string, error) {
 	if dir := os.Getenv("FBUS_HOME"); dir != "" {
 		return dir, nil
 	}
-	dir, err := os.UserConfigDir()
-	if err != nil {
-		return "", err
+	return UserDir("XDG_CONFIG_HOME", ".config")
+}
+
+// UserDir returns fbus in the directory that a variable of the XDG base directory specification
+// names; by default it is below the home directory. That must exist: for users of services it
+// may be one, as /nonexistent, that must never be made.
+func UserDir(variable, below string) (string, error) {
+	home, dir := os.Getenv("HOME"), os.Getenv(variable)
+	if !filepath.IsAbs(dir) {
+		if home == "" {
+			return "", errors.New("HOME is not set")
+		}
+		dir = filepath.Join(home, below)
+	}
+	if home != "" && strings.HasPrefix(dir, filepath.Clean(home)+"/") {
+		if st, err := os.Stat(home); err != nil || !st.IsDir() {
+			return "", fmt.Errorf("HOME=%s is not a directory", home)
+		}
 	}
 	return filepath.Join(dir, "fbus"), nil
 }

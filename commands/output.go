@@ -88,7 +88,7 @@ func (o *outputFile) open(path string, mkdir os.FileMode) error {
 	base = base[:min(len(base), 200)] // a name has at most 255 bytes
 	f, err := place.Create("."+base+"."+randomSuffix(), mode)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: place.Path, Err: args.WithoutPath(err)}
 	}
 	if there {
 		f.Chmod(mode) // whatever the umask

@@ -127,7 +127,7 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 	sweepPrivate()
 	dir, err := os.MkdirTemp(privateBase(), privatePrefix)
 	if err != nil {
-		return fail(args.CodeInternal, "private directory: %v", err)
+		return fail(args.CodeInternal, "private directory: %s: %v", privateBase(), args.WithoutPath(err)).WithHint("TMPDIR names another place")
 	}
 	defer os.RemoveAll(dir)
 	if lock := lockPrivate(dir); lock != nil {

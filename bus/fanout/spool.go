@@ -63,9 +63,13 @@ func (o *Output) Write(p []byte) (int, error) {
 // noRoom names the directory where a result could not be kept, not a file without a name.
 func noRoom(err error) error {
 	if err != nil {
-		err = args.Errorf(args.CodeInternal, "output: %s: %v", os.TempDir(), args.WithoutPath(err))
+		err = args.Errorf(args.CodeInternal, "output: %v", inTempDir(err))
 	}
 	return err
+}
+
+func inTempDir(err error) error {
+	return &os.PathError{Op: "write", Path: os.TempDir(), Err: args.WithoutPath(err)}
 }
 
 // Size returns the number of bytes written.
@@ -139,7 +143,7 @@ func NewSharedInput(source io.Reader) (*SharedInput, error) {
 	}
 	f, err := os.CreateTemp("", "fbus-input-")
 	if err != nil {
-		return nil, err
+		return nil, inTempDir(err)
 	}
 	os.Remove(f.Name())
 	s.file = f
@@ -206,7 +210,7 @@ func (s *SharedInput) read(n int) {
 	s.reading = false
 	if n > 0 {
 		if _, werr := s.file.WriteAt(buf[:n], s.size); werr != nil {
-			err = werr
+			err = inTempDir(werr)
 		} else {
 			s.size += int64(n)
 		}

@@ -150,7 +150,7 @@ func (d *privateDir) readUnless(name string, limit int64, mode uint32) ([]byte, 
 // or the new. When it returns nil, the new content is on the disk.
 func (d *privateDir) write(name string, data []byte) (fileID, error) {
 	temp := tempPrefix + rand.Text()
-	if err := d.create(temp, data); err != nil {
+	if err := d.create(temp, name, data); err != nil {
 		return fileID{}, err
 	}
 	var st unix.Stat_t
@@ -169,11 +169,11 @@ func (d *privateDir) write(name string, data []byte) (fileID, error) {
 }
 
 // create makes a new file, mode 0600. When it returns nil, the content is on the disk;
-// otherwise there is no file.
-func (d *privateDir) create(name string, data []byte) error {
+// otherwise there is no file. An error names the file that it is made for.
+func (d *privateDir) create(name, shown string, data []byte) error {
 	fd, err := unix.Openat(d.fd(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return d.fail(name, err)
+		return d.fail(shown, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	_, err = f.Write(data)
@@ -183,7 +183,7 @@ func (d *privateDir) create(name string, data []byte) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		unix.Unlinkat(d.fd(), name, 0)
 	}
-	return d.fail(name, err)
+	return d.fail(shown, args.WithoutPath(err))
 }
 
 // stat returns the identity of a file's current version.

@@ -185,3 +185,13 @@ func TestLinkReplacedByWrite(t *testing.T) {
 		t.Error(st.Mode(), err)
 	}
 }
+
+// TestFailedWriteNames checks that an error of a replaced file names that, not the temporary file.
+func TestFailedWriteNames(t *testing.T) {
+	d, err := openPrivate(privateTemp(t))
+	must(t, err)
+	d.close()
+	if _, err := d.write("list", nil); err == nil || !strings.Contains(err.Error(), d.join("list")+": ") || strings.Contains(err.Error(), tempPrefix) {
+		t.Errorf("%v", err)
+	}
+}

@@ -31,7 +31,7 @@ func KeepNetwork(dir, id string) (string, error) {
 	}
 	// A link, unlike a rename, fails if another node was first.
 	temp := tempPrefix + rand.Text()
-	if err := d.create(temp, []byte(id+"\n")); err != nil {
+	if err := d.create(temp, networkName, []byte(id+"\n")); err != nil {
 		return id, err
 	}
 	defer unix.Unlinkat(d.fd(), temp, 0)

@@ -121,6 +121,9 @@ func (p *Draft) write(b []byte) error {
 		b = b[n:]
 		return err
 	})
+	if path := (*os.PathError)(nil); errors.As(err, &path) { // its own name means nothing to anybody
+		path.Path = p.spool.dir
+	}
 	if err != nil {
 		return p.spool.fails(err)
 	}

@@ -76,10 +76,20 @@ func (p *printer) prepare(t *fanout.Task, req *bus.Request, file io.Closer) (io.
 	}
 	lines := &lineWriter{to: p.screen, then: file}
 	if p.tag {
-		lines.prefix = p.title(t) + "\t"
+		lines.prefix = p.label(t)
 	}
 	req.Stderr = lines
 	return lines, nil
+}
+
+// label is what --tag puts before a line. Control characters of an item must not reach the
+// terminal with each line.
+func (p *printer) label(t *fanout.Task) string {
+	title := p.title(t)
+	if strings.ContainsFunc(title, args.Unsafe) { // else it stays, byte for byte
+		title = args.OneLine(title)
+	}
+	return title + "\t"
 }
 
 // print prints one outcome.
@@ -96,7 +106,7 @@ func (p *printer) print(o *fanout.Outcome) error {
 		err = p.printJSON(o, end)
 	case p.names != nil:
 	case p.tag:
-		lines := &lineWriter{to: p.out, prefix: p.title(&o.Task) + "\t"}
+		lines := &lineWriter{to: p.out, prefix: p.label(&o.Task)}
 		if _, err = io.Copy(lines, o.Output.Reader()); err == nil {
 			err = lines.Close()
 		}

@@ -49,7 +49,7 @@ func (m *Manager) Follow(ctx context.Context, id ID, stdout, stderr io.Writer) (
 			return j, shown, nil
 		}
 		if t != nil {
-			if _, err := fmt.Fprintf(stderr, "fbus: %s: %s: the job runs again\n", id, attemptEnd(j, t)); err != nil {
+			if _, err := fmt.Fprintf(stderr, "fbus: %s: %s: the job runs again\n", id, args.OneLine(attemptEnd(j, t))); err != nil {
 				return nil, false, unfinished(ctx, err)
 			}
 		}

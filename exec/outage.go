@@ -18,7 +18,7 @@ import (
 // longestUnseen is the longest pause while a failure can be seen: to look is cheap then.
 const longestUnseen = 2 * time.Second
 
-// maxHits is how often in a row fewer programs at once do not help, before none is tried.
+// maxHits is how often in a row not even one program at once can be started, before none is tried.
 const maxHits = 3
 
 // outage is a time in which a function's program cannot be started, or not as often as
@@ -29,6 +29,7 @@ type outage struct {
 	on atomic.Bool // spares the usual case the mutex
 
 	round     atomic.Int64 // rises with each change for the worse
+	inside    atomic.Int64 // attempts that have not ended
 	trying    atomic.Int64 // programs that are being started
 	processes atomic.Int64 // that are there
 	most      atomic.Int64 // that were there at once in this round
@@ -40,7 +41,7 @@ type outage struct {
 	short    bool        // it was a shortage
 	reported string      // the last reason in the log
 	fails    int         // failures since all slots were there
-	hits     int         // of these, those in a row that left no fewer slots
+	hits     int         // of these, those in a row with one program at once
 	timer    *time.Timer // to look again
 	closed   bool
 }
@@ -55,12 +56,14 @@ type attempt struct {
 
 // attempt begins a try. It ends with begun, with notStarted, or with drop.
 func (f *Function) attempt() attempt {
+	f.outage.inside.Add(1)
 	f.outage.trying.Add(1)
 	return attempt{f, f.outage.round.Load(), f.ran.Load(), f.numbers.take()}
 }
 
 // drop ends a try of a call that was ended before.
 func (a *attempt) drop() {
+	a.f.outage.inside.Add(-1)
 	a.f.outage.trying.Add(-1)
 	a.f.numbers.release(a.slot)
 }
@@ -79,14 +82,18 @@ func (a *attempt) begun() {
 }
 
 func (a *attempt) gone() {
+	a.f.outage.inside.Add(-1)
 	a.f.outage.processes.Add(-1)
 	a.f.numbers.release(a.slot)
 }
 
 // notStarted returns the error of a call for which no process could be made.
 func (a *attempt) notStarted(err error) *args.Error {
+	o := &a.f.outage
 	a.drop()
-	return a.f.outage.failed(args.AsError(err, args.CodeCannotRun), a)
+	o.inside.Add(1) // until the call ends
+	defer o.inside.Add(-1)
+	return o.failed(args.AsError(err, args.CodeCannotRun), a)
 }
 
 // notExecuted returns the error of a call whose program could not be executed. own: the call
@@ -95,7 +102,10 @@ func (a *attempt) notExecuted(errno syscall.Errno, own bool) *args.Error {
 	if errno == unix.E2BIG && own {
 		return args.BadInput("the arguments are too long for a command line")
 	}
-	return a.f.outage.failed(a.f.why(errno), a)
+	o := &a.f.outage
+	o.inside.Add(1)
+	defer o.inside.Add(-1)
+	return o.failed(a.f.why(errno), a)
 }
 
 // failed takes a failure to start a program, and returns the error of its call. When failed
@@ -104,6 +114,7 @@ func (o *outage) failed(e *args.Error, a *attempt) *args.Error {
 	e = args.CannotStart(e)
 	short, visible := shortage(e), false
 	if short {
+		o.f.pool.Trim()
 		o.settle()
 	} else {
 		visible = o.f.check() != nil
@@ -114,16 +125,22 @@ func (o *outage) failed(e *args.Error, a *attempt) *args.Error {
 		return e // it crossed another failure
 	}
 	unit, left := max(o.f.spec.Pipeline, 1), 0
-	if running := max(o.processes.Load(), o.most.Load()); short && (running > 0 || o.f.ran.Load() > a.ran) { // fewer at once will do
-		left = max(int(running), 1) * unit
+	now := int(o.processes.Load())
+	if most := max(now, int(o.most.Load())); short && (most > 0 || o.f.ran.Load() > a.ran) { // fewer at once will do
+		left = max(most, 1) * unit
 	}
-	if on := o.on.Load(); on && o.slots > unit {
+	switch on := o.on.Load(); {
+	case !on:
+	case int(o.inside.Load()) > o.slots/unit: // the node did not know yet
+		return e
+	case o.slots > unit:
 		left = min(left, o.slots-unit)
-	} else if on && left > 0 {
-		if left = unit; o.hits < maxHits {
-			o.hits++
-			return e
-		}
+	case short && now > 0:
+		return e
+	case short && o.hits < maxHits:
+		o.hits++
+		return e
+	default:
 		left = 0
 	}
 	o.slots, o.visible, o.short, o.hits = left, visible, short, 0

@@ -163,18 +163,23 @@ func TestShortage(t *testing.T) {
 	if slots, why := l.get(); slots != 2 || why != "cannot start more than 2 programs at once: too many open files" {
 		t.Errorf("%d slots, %q", slots, why)
 	}
-	crossed := f.attempt()
+	a = f.attempt() // the third: the node did not know yet
+	a.notStarted(unix.EAGAIN)
+	if slots, _ := l.get(); slots != 2 {
+		t.Errorf("%d slots", slots)
+	}
+	end := func(i int) {
+		ends[i].Write([]byte("x\n"))
+		ends[i].Close()
+		await(t, runs[i])
+	}
+	end(0)
 	a = f.attempt()
 	a.notStarted(unix.EAGAIN)
-	crossed.notStarted(unix.EAGAIN)
 	if slots, _ := l.get(); slots != 1 {
 		t.Errorf("%d slots", slots)
 	}
-	for i, w := range ends {
-		w.Write([]byte("x\n"))
-		w.Close()
-		await(t, runs[i])
-	}
+	end(1)
 	f.outage.look()
 	if slots, _ := l.get(); slots != 2 {
 		t.Errorf("%d slots after a look", slots)
@@ -192,6 +197,8 @@ func TestShortage(t *testing.T) {
 	}
 	f.outage.look() // one is tried
 	a = f.attempt()
+	a.begun()
+	a.gone()
 	a.notExecuted(unix.ETXTBSY, false)
 	if slots, _ := l.get(); slots != 0 {
 		t.Errorf("%d slots", slots)

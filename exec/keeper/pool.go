@@ -152,6 +152,20 @@ func (p *Pool) endIdle() {
 	}
 }
 
+// Trim ends idle keepers at once, except the last used one: they take descriptors and threads.
+func (p *Pool) Trim() {
+	p.mu.Lock()
+	var old []*keeper
+	if n := len(p.idle) - 1; n > 0 {
+		old = slices.Clone(p.idle[:n])
+		p.idle = slices.Delete(p.idle, 0, n)
+	}
+	p.mu.Unlock()
+	for _, k := range old {
+		k.end()
+	}
+}
+
 // Close ends all keepers. No process may be left.
 func (p *Pool) Close() {
 	p.mu.Lock()

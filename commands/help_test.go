@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -127,6 +128,42 @@ func TestHelpGroups(t *testing.T) {
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
+		}
+	}
+}
+
+// TestElsewhere checks that verbs which people try first lead to commands that exist, with
+// flags that they have.
+func TestElsewhere(t *testing.T) {
+	source, err := os.ReadFile("main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, _ := strings.Cut(string(source), "func elsewhere(")
+	body, _, _ = strings.Cut(body, "\n}\n")
+	verbs := regexp.MustCompile(`"([a-z]+)"(?:,|:\n)`).FindAllStringSubmatch(body, -1)
+	if len(verbs) < 40 {
+		t.Errorf("%d verbs", len(verbs))
+	}
+	tables := map[string]flagTable{}
+	for _, c := range commandTable {
+		tables[c.name] = tableOf(c.make().Flags)
+	}
+	for _, v := range verbs {
+		if tables[v[1]] != nil {
+			t.Errorf("%s is a command", v[1])
+		}
+		for _, line := range strings.Split(elsewhere(v[1]), "; fbus ") {
+			words := strings.Fields(line)
+			if len(words) == 0 || tables[words[0]] == nil {
+				t.Errorf("%s leads to %q", v[1], line)
+				continue
+			}
+			for _, w := range words {
+				if flag, is := strings.CutPrefix(w, "--"); is && flag != "" && tables[words[0]][flag] == nil {
+					t.Errorf("%s leads to %q, which has no %s", v[1], line, w)
+				}
+			}
 		}
 	}
 }

@@ -235,15 +235,15 @@ func elsewhere(verb string) string {
 	switch verb {
 	case "list", "functions", "workers":
 		return "ls"
-	case "exec", "invoke", "request":
+	case "exec", "invoke", "request", "req", "rpc":
 		return "call NAME"
 	case "submit", "enqueue", "queue", "send":
 		return "post NAME; fbus call NAME waits for the result"
-	case "xargs", "parallel", "foreach":
+	case "xargs", "parallel", "foreach", "each":
 		return "map NAME"
-	case "publish":
+	case "publish", "pub":
 		return "offer NAME -- PROGRAM; fbus post NAME for a call that nobody waits for"
-	case "register", "reply", "worker":
+	case "register", "reply", "worker", "subscribe", "sub", "listen":
 		return "offer NAME -- PROGRAM"
 	case "server", "start", "daemon", "node":
 		return "serve"
@@ -259,7 +259,21 @@ func elsewhere(verb string) string {
 		return "hold NAME; fbus release NAME ends it"
 	case "resume", "unpause", "continue", "enable":
 		return "release NAME"
-	case "show", "info":
+	case "schedule", "cron", "at", "later":
+		return "post --at TIME NAME"
+	case "output", "fetch":
+		return "result ID"
+	case "watch", "monitor":
+		return "jobs --watch; fbus log --follow shows calls"
+	case "logs", "tail", "history":
+		return "log --follow"
+	case "login", "connect", "enter":
+		return "join TICKET"
+	case "ticket", "token", "grant":
+		return "invite --call NAME"
+	case "whoami", "nodes":
+		return "status"
+	case "show", "info", "inspect":
 		return "describe NAME"
 	case "check", "diagnose", "ping", "why":
 		return "doctor"

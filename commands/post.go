@@ -250,19 +250,24 @@ func (o *postOptions) postBatchThen(client *bus.Client) error {
 	return nil
 }
 
-// sayMissing reports that nobody offers the function, if its name looks mistyped: the job
-// would wait for ever.
+// sayMissing reports functions of the job that nobody offers, if their names look mistyped:
+// the job would wait for ever.
 func (o *postOptions) sayMissing(c *bus.Client, stderr io.Writer) {
 	if o.quiet {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), similarTime)
 	defer cancel()
-	if n, err := fanout.Slots(ctx, c, o.name, ""); err != nil || n > 0 {
-		return
-	}
-	if near := similar(c, o.name); near != "" {
-		say(stderr, fmt.Sprintf("%s: no worker offers it yet; did you mean %s?", o.name, near))
+	for _, name := range []string{o.name, o.job.Then, o.job.Else, o.job.Finally} {
+		if name == "" {
+			continue
+		}
+		if n, err := fanout.Slots(ctx, c, name, ""); err != nil || n > 0 {
+			continue
+		}
+		if near := similar(c, name); near != "" {
+			say(stderr, fmt.Sprintf("%s: no worker offers it yet; did you mean %s?", name, near))
+		}
 	}
 }
 

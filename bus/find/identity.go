@@ -107,7 +107,7 @@ func (id *Identity) Exchanged() string {
 		return "it may have been you, and the answer was lost: fbus join " + TicketWord(os.Getenv("FBUS_TICKET"))
 	}
 	own, err := j.Load(id.Ticket.Network)
-	if err != nil || own.Name != id.Ticket.Name || !own.SameNetwork(id.Ticket) {
+	if err != nil || own.Invitation != id.Ticket.Serial || !own.SameNetwork(id.Ticket) {
 		return ""
 	}
 	return "network " + own.Network + " was joined here, as " + own.Name + ": FBUS_TICKET is no longer needed"

@@ -154,7 +154,10 @@ func (g *getopt) unmarked() error {
 	}
 	program = separate(program)
 	marked := join("fbus", g.command, before, "--", program)
-	if len(g.operands) == 0 {
+	switch {
+	case len(g.operands) == 0 && program[0] == "fbus":
+		return usage("the command must follow --").WithHint("%s", marked)
+	case len(g.operands) == 0:
 		return usage("the command must follow --").WithHint("%s; or, to call a function: %s", marked, join("fbus", "call", operands(program)))
 	}
 	return usage("the program of %s must follow --", g.operands[0]).WithHint("%s", marked)

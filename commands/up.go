@@ -67,7 +67,11 @@ the command line has changed. TERM or INT drains; a second one ends at once.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() > 1 {
-				return usage("fbus up takes one directory, got %s", join(ctx.Args().Slice()))
+				f := usage("fbus up takes one directory, got %s", join(ctx.Args().Slice()))
+				if words := ctx.Args().Slice(); len(words) == 2 && isConfig(words[0]) {
+					return f.WithHint("%s", join("fbus", "up", "-c", words))
+				}
+				return f
 			}
 			if o.maxRunning.set && o.maxRunning.n < 1 {
 				return usage("--max-running must be at least 1")

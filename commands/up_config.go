@@ -2,6 +2,7 @@ package commands
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -114,7 +115,11 @@ func (c *configFile) readFile(path string) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		c.problems = problems{usage("%v", err)}
+		e := usage("%v", err)
+		if errors.Is(err, syscall.EISDIR) {
+			e.Hint = join("fbus", "up", path)
+		}
+		c.problems = problems{e}
 		return
 	}
 	abs, err := filepath.Abs(path)
@@ -292,12 +297,17 @@ func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 		}
 	}
 	if !ok {
-		c.wrongType(in, key, v, want)
+		e := c.wrongType(in, key, v, want)
+		if line, text := v.v.(string); text && key == "command" {
+			if list, err := marshal(separate([]string{line})); err == nil {
+				e.Hint = "command = " + string(list)
+			}
+		}
 	}
 }
 
-func (c *configFile) wrongType(in, key string, v tomlValue, want string) {
-	c.problems.add(v.at, "%s: %s must be %s, not %s", in, key, want, v.kind)
+func (c *configFile) wrongType(in, key string, v tomlValue, want string) *args.Error {
+	return c.problems.add(v.at, "%s: %s must be %s, not %s", in, key, want, v.kind)
 }
 
 // locate adds to an error the position of the first option that it names, or else the

@@ -52,6 +52,9 @@ type FunctionInfo struct {
 
 	Demand `json:"-"` // only in fbus.watch
 
+	// Attributes are those of the last worker that gave some.
+	Attributes map[string]string `json:"attributes,omitempty"`
+
 	// Schema is a JSON Schema of the arguments, of the last worker that gave one.
 	// It is there only if the function was asked for by name.
 	Schema json.RawMessage `json:"schema,omitempty"`
@@ -75,17 +78,18 @@ func HeldNote(function string) string { return "its jobs are held: fbus release 
 
 // WorkerInfo is one worker's offer of a function.
 type WorkerInfo struct {
-	Name        string `json:"name"`
-	ID          string `json:"id"`       // of its connection; a call's on may be "#" and this
-	Identity    string `json:"identity"` // as the node knows it: "uid:1000"
-	Slots       int    `json:"slots"`
-	Busy        int    `json:"busy"`
-	Idempotent  bool   `json:"idempotent"`
-	Description string `json:"description"`
-	Arguments   string `json:"arguments"`
-	Takes       string `json:"takes,omitempty"` // "input" or "args"; empty: both
-	Note        string `json:"note"`            // why it has nothing ready; empty: all is well
-	Held        bool   `json:"held,omitempty"`  // it gets nothing new: fbus.hold
+	Name        string            `json:"name"`
+	ID          string            `json:"id"`       // of its connection; a call's on may be "#" and this
+	Identity    string            `json:"identity"` // as the node knows it: "uid:1000"
+	Slots       int               `json:"slots"`
+	Busy        int               `json:"busy"`
+	Idempotent  bool              `json:"idempotent"`
+	Description string            `json:"description"`
+	Arguments   string            `json:"arguments"`
+	Takes       string            `json:"takes,omitempty"` // "input" or "args"; empty: both
+	Note        string            `json:"note"`            // why it has nothing ready; empty: all is well
+	Attributes  map[string]string `json:"attributes,omitempty"`
+	Held        bool              `json:"held,omitempty"` // it gets nothing new: fbus.hold
 }
 
 // HeldInfo is what is held, a line of fbus.hold: a function or workers.

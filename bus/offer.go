@@ -4,19 +4,22 @@ import (
 	"context"
 	"fbus/bus/args"
 	"fbus/bus/wire"
+	"maps"
+	"slices"
 	"sync"
 )
 
 // Offer describes a function to put on the bus.
 type Offer struct {
 	Name        string
-	Slots       int    // calls taken at once; at least 1
-	Idempotent  bool   // calls may be run again when the worker is lost
-	Description string // for people
-	Arguments   string // how arguments arrive, for people: "JSON on stdin"
-	Note        string // why the worker has nothing ready just now, for people; empty: all is well
-	Takes       string // "input" or "args": calls have nothing else; empty or "both": they may have both
-	Schema      string // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
+	Slots       int               // calls taken at once; at least 1
+	Idempotent  bool              // calls may be run again when the worker is lost
+	Description string            // for people
+	Arguments   string            // how arguments arrive, for people: "JSON on stdin"
+	Note        string            // why the worker has nothing ready just now, for people; empty: all is well
+	Takes       string            // "input" or "args": calls have nothing else; empty or "both": they may have both
+	Attributes  map[string]string // what companions need to know: see [args.CheckAttributes]
+	Schema      string            // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
 
 	stopped *Error // why the worker cannot start the program; then there are no slots
 
@@ -55,6 +58,9 @@ func (c *Client) Offer(ctx context.Context, o Offer, h Handler) (*Offering, erro
 		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
 	case len(o.Schema) > wire.MaxSchema:
 		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), wire.MaxSchema)
+	}
+	if err := args.CheckAttributes(o.Attributes); err != nil {
+		return nil, err
 	}
 	off := &Offering{client: c, offer: o, handler: h, slots: o.Slots, note: o.Note, stopped: o.stopped}
 	var old *Offering
@@ -100,6 +106,9 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 		Name:        []byte(off.offer.Name),
 		Description: []byte(off.offer.Description), Arguments: []byte(off.offer.Arguments),
 		Schema: []byte(off.offer.Schema),
+	}
+	for _, name := range slices.Sorted(maps.Keys(off.offer.Attributes)) {
+		f.Attributes = append(f.Attributes, []byte(name), []byte(off.offer.Attributes[name]))
 	}
 	if off.offer.Idempotent {
 		f.Flags |= wire.FlagIdempotent

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"fbus/bus"
@@ -67,6 +69,9 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		}
 		if f.Held {
 			fact("held", "%s", bus.HeldNote(f.Name))
+		}
+		for _, name := range slices.Sorted(maps.Keys(f.Attributes)) {
+			fact("attribute", "%s", attributeText(name, f.Attributes[name]))
 		}
 		for _, k := range f.Workers {
 			if k.Held {

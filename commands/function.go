@@ -49,7 +49,9 @@ type function struct {
 	maxCalls    countValue
 	maxIdle     durationValue
 	schemaFile  string
-	schema      string // the contents of the file
+	attrs       []string
+	attributes  map[string]string // read from attrs
+	schema      string            // the contents of the file
 
 	part  *part       // its table in a file, or nil
 	files []fileStamp // files on the command line of a warm or resident program
@@ -81,6 +83,7 @@ func (f *function) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "idempotent", Usage: "run a call again when its worker is lost", Destination: &f.idempotent, DisableDefaultText: true},
 		&cli.StringFlag{Name: "description", Usage: "`TEXT` for fbus ls and describe", Destination: &f.description},
 		&cli.StringFlag{Name: "schema", Usage: "a JSON Schema of the arguments in `FILE`, for fbus describe", Destination: &f.schemaFile},
+		&cli.GenericFlag{Name: "attr", Usage: "tell companions `NAME[=VALUE]`, where VALUE may be @FILE; again for more: tool, read-only, destructive, output-type, output-schema, or a name with a dot", Value: &listValue{list: &f.attrs}},
 		&cli.GenericFlag{Name: "max-output", Usage: "end a call that prints more than `SIZE` on stdout or on stderr", Value: setSize(&f.maxOutput)},
 		&cli.GenericFlag{Name: "memory", Usage: "let PROGRAM use at most `SIZE` of memory", Value: setSize(&f.memory)},
 		&cli.BoolFlag{Name: "no-node", Usage: "do not set FBUS_NODE for PROGRAM", Destination: &f.noNode, DisableDefaultText: true},
@@ -155,6 +158,10 @@ func (f *function) check() error {
 			return err
 		}
 		f.fileEnv = append(f.fileEnv, env...)
+	}
+	var err error
+	if f.attributes, err = readAttributes(f.attrs); err != nil {
+		return err
 	}
 	return f.readSchema()
 }

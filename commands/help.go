@@ -27,7 +27,7 @@ var flagGroups = []group{
 	{"What is sent", "data field json-field input no-stdin arg-file null max-args each arg item-field"},
 	{"How the program runs", "args takes encoding allow-options chdir env env-file no-node memory max-output"},
 	{"How many processes", "slots max-running warm resident pipeline reply-fd progress-fd max-calls max-idle"},
-	{"For callers", "description schema idempotent"},
+	{"For callers", "description schema attr idempotent"},
 	{"Where it listens, and for whom", "socket socket-group listen no-tcp network serve/keepalive"},
 	{"A PKI of your own", "tls-cert tls-key tls-ca tls-crl"},
 	{"Bounds", "queue max-buffers max-connections max-per-ticket max-jobs max-spool"},

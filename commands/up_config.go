@@ -188,12 +188,12 @@ func (c *configFile) option(p *part, s setting, depth int) {
 		c.isTable(s)
 	case flag != nil && len(key) > 1:
 		p.places[key] = s.value.at
-		if key != "env" || s.value.kind != aTable {
+		if !isTableOption(key) || s.value.kind != aTable {
 			c.apply(p.name, key, flag, s.value)
 		}
-	case p.flags["env"] != nil && len(s.key) == depth+2 && s.key[depth] == "env":
-		p.places["env"] = s.value.at
-		c.variable(p, s)
+	case len(s.key) == depth+2 && isTableOption(s.key[depth]) && p.flags[s.key[depth]] != nil:
+		p.places[s.key[depth]] = s.value.at
+		c.entry(p, s)
 	case p.flags["command"] != nil && placeOfAll(key) != "":
 		c.problems.add(s.at, "%s: unknown key %s: it is for all functions, %s", p.name, key, placeOfAll(key))
 	default:
@@ -473,17 +473,30 @@ func (c *configFile) function(name, at string) *function {
 	return f
 }
 
-// variable sets a variable of a function's environment.
-func (c *configFile) variable(f *part, s setting) {
-	name := s.key[len(s.key)-1]
+// isTableOption reports whether an option may be a table of strings: NAME=VALUE each, on a
+// command line.
+func isTableOption(name string) bool { return name == "env" || name == "attr" }
+
+// entry sets an entry of such a table.
+func (c *configFile) entry(f *part, s setting) {
+	option, name := s.key[len(s.key)-2], s.key[len(s.key)-1]
+	word := name
 	value, ok := s.value.v.(string)
+	if flag, isFlag := s.value.v.(bool); isFlag && flag && option == "attr" { // one without a value
+		ok = true
+	} else if ok {
+		word += "=" + value
+	}
 	switch {
 	case name == "" || strings.Contains(name, "="):
-		c.problems.add(s.at, "%s: env: invalid variable name %q", f.name, name)
+		c.problems.add(s.at, "%s: %s: invalid %s name %q", f.name, option, map[string]string{"env": "variable", "attr": "attribute"}[option], name)
 	case !ok:
-		c.wrongType(f.name, "env."+name, s.value, "a string")
+		c.wrongType(f.name, option+"."+name, s.value, "a string")
 	default:
-		f.flags["env"].(*cli.GenericFlag).Value.Set(name + "=" + value)
+		if file, isFile := strings.CutPrefix(value, "@"); isFile && option == "attr" {
+			word = name + "=@" + under(c.base, file)
+		}
+		f.flags[option].(*cli.GenericFlag).Value.Set(word)
 	}
 }
 

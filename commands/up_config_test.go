@@ -113,7 +113,7 @@ func TestConfigHasEveryFlag(t *testing.T) {
 	text := map[string]string{
 		"takes": `"input"`, "env-file": fmt.Sprintf("%q", written(t, "env", "K=V\n")),
 		"args": `"stdin"`, "encoding": `"lines"`, "env": `["K=V"]`, "schema": fmt.Sprintf("%q", schema), "resident": `"json"`,
-		"timeout": `"1s"`, "grace": `"1s"`, "max-idle": `"1s"`, "max-output": `"1M"`, "memory": `"1G"`, "reply-fd": "3",
+		"timeout": `"1s"`, "grace": `"1s"`, "max-idle": `"1s"`, "max-output": `"1M"`, "memory": `"1G"`, "reply-fd": "3", "progress-fd": "3", "attr": `["tool"]`,
 	}
 	for _, f := range newFunction().flags() {
 		name := f.Names()[0]

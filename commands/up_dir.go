@@ -138,7 +138,7 @@ func (c *configFile) scriptOptions(p *part, path string) {
 	}
 	for _, s := range doc {
 		switch isTable := s.value.kind == aTable; {
-		case isTable && (len(s.key) != 1 || s.key[0] != "env"):
+		case isTable && (len(s.key) != 1 || !isTableOption(s.key[0])):
 			c.problems.add(s.at, "%s: comments can hold options only, not tables", p.name)
 		case s.key[0] == "command":
 			c.problems.add(s.at, "%s: unknown key command: the script is the command", p.name)

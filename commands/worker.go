@@ -111,7 +111,7 @@ func (w *worker) make(f *function) (*offered, error) {
 func (w *worker) offer(o *offered) bus.Offer {
 	return bus.Offer{
 		Name: o.f.name, Slots: o.f.calls, Idempotent: o.f.idempotent, Description: o.f.description,
-		Arguments: o.Arguments(), Takes: o.f.takes, Schema: o.f.schema,
+		Arguments: o.Arguments(), Takes: o.f.takes, Schema: o.f.schema, Attributes: o.f.attributes,
 	}
 }
 

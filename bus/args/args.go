@@ -38,7 +38,7 @@ type Field struct {
 // Fields makes named arguments, in the order given.
 func Fields(fields ...Field) Args {
 	a := Args{kind: KindMap}
-	a.data = appendMapHeader(nil, len(fields))
+	a.data = AppendMapHeader(nil, len(fields))
 	for _, f := range fields {
 		a.data = appendStr(a.data, f.Name)
 		if f.JSON {

@@ -224,6 +224,17 @@ func (r *Reader) ArrayLen() int {
 	return int(n)
 }
 
+// MapLen reads the header of a map.
+func (r *Reader) MapLen() int {
+	c := r.code()
+	n, isMap, ok := r.container(c)
+	if !ok || !isMap {
+		r.wrongType(c, "map")
+		return 0
+	}
+	return int(n)
+}
+
 // container reads the header of an array or a map; ok is false for another element.
 // A count that exceeds the bytes left is refused: every element takes at least one.
 func (r *Reader) container(c byte) (n uint64, isMap, ok bool) {

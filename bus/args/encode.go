@@ -124,7 +124,7 @@ func (v *Values) msgpack() ([]byte, error) {
 	}
 	var out []byte
 	if v.Kind == KindMap {
-		out = appendMapHeader(out, len(v.List))
+		out = AppendMapHeader(out, len(v.List))
 	} else {
 		out = appendArrayHeader(out, len(v.List))
 	}
@@ -168,7 +168,7 @@ func appendDocument(out, doc []byte) ([]byte, error) {
 		case json.Delim:
 			switch t {
 			case '{':
-				out = appendMapHeader(out, counts[0]/2)
+				out = AppendMapHeader(out, counts[0]/2)
 				counts = counts[1:]
 			case '[':
 				out = appendArrayHeader(out, counts[0])

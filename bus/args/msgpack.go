@@ -46,7 +46,7 @@ func appendArrayHeader(dst []byte, n int) []byte {
 	return appendHeader(dst, n, 16, msgpcode.FixedArrayLow, 0, msgpcode.Array16, msgpcode.Array32)
 }
 
-func appendMapHeader(dst []byte, n int) []byte {
+func AppendMapHeader(dst []byte, n int) []byte {
 	return appendHeader(dst, n, 16, msgpcode.FixedMapLow, 0, msgpcode.Map16, msgpcode.Map32)
 }
 

@@ -46,13 +46,18 @@ type offer struct {
 	description string
 	arguments   string
 	takes       string
+	attributes  map[string]string
 	note        string
 	schema      string
 }
 
 // text returns how many bytes of text the offer holds.
 func (o *offer) text() int64 {
-	return int64(len(o.description) + len(o.arguments) + len(o.note) + len(o.schema))
+	size := len(o.description) + len(o.arguments) + len(o.note) + len(o.schema)
+	for name, value := range o.attributes {
+		size += len(name) + len(value)
+	}
+	return int64(size)
 }
 
 // free returns how many calls the offer takes now. Whatever its slots, one connection

@@ -119,6 +119,9 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	f.Arguments = cmp.Or(o.arguments, f.Arguments)
 	f.Note = cmp.Or(o.note, f.Note)
 	f.Takes = o.takes
+	if o.attributes != nil {
+		f.Attributes = o.attributes
+	}
 	if schema && o.schema != "" {
 		f.Schema = json.RawMessage(o.schema)
 	}
@@ -128,7 +131,7 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 func (o *offer) info() bus.WorkerInfo {
 	return bus.WorkerInfo{
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
-		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Held: o.session.heldBy != "",
+		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Attributes: o.attributes, Held: o.session.heldBy != "",
 	}
 }
 

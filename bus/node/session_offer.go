@@ -28,7 +28,7 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 
 // refuseOffer returns why an offer is refused, if it is.
 func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
-	schema := error(nil)
+	schema, attributes := error(nil), args.CheckAttributes(attributesOf(f))
 	if len(f.Schema) > 0 {
 		schema = args.CheckJSON(f.Schema)
 	}
@@ -43,6 +43,8 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 		return args.CodeDraining, "the node is shutting down"
 	case schema != nil:
 		return args.CodeUsage, "the schema: " + schema.Error()
+	case attributes != nil:
+		return args.CodeUsage, attributes.Error()
 	case withdraws(f):
 		return "", ""
 	}
@@ -76,6 +78,9 @@ func (s *session) offerTooMuch(f *wire.OfferFrame) (code, msg string) {
 		offers, text, of = id.offers, id.text, id.name
 	}
 	more, size := 1, int64(len(f.Description)+len(f.Arguments)+len(f.Note)+len(f.Schema))
+	for _, text := range f.Attributes {
+		size += int64(len(text))
+	}
 	if o := s.offers[string(f.Name)]; o != nil {
 		more, size = 0, size-o.text()
 	}
@@ -134,7 +139,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	o.slots = int(f.Slots)
 	o.idempotent = f.Flags&wire.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
-	o.note, o.schema = string(f.Note), string(f.Schema)
+	o.note, o.schema, o.attributes = string(f.Note), string(f.Schema), attributesOf(f)
 	switch o.takes = ""; {
 	case f.Flags&wire.FlagTakesInput != 0:
 		o.takes = "input"
@@ -160,12 +165,24 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	}
 }
 
+// attributesOf returns the attributes of an offer; nil: it has none.
+func attributesOf(f *wire.OfferFrame) map[string]string {
+	var attributes map[string]string
+	for i := 1; i < len(f.Attributes); i += 2 {
+		if attributes == nil {
+			attributes = map[string]string{}
+		}
+		attributes[string(f.Attributes[i-1])] = string(f.Attributes[i])
+	}
+	return attributes
+}
+
 // drop withdraws an offer. Calls of it still take slots if it is made again.
 func (s *session) drop(b *wire.Batch, name string, o *offer) {
 	delete(s.offers, name)
 	s.node.changes.worker(o)
 	s.count(-1, -o.text())
-	o.description, o.arguments, o.note, o.schema = "", "", "", ""
+	o.description, o.arguments, o.note, o.schema, o.attributes = "", "", "", "", nil
 	if o.busy+o.taking > 0 {
 		if s.withdrawn == nil {
 			s.withdrawn = map[string]*offer{}

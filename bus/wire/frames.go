@@ -19,7 +19,7 @@ const (
 	// ERROR, both, section 3.3: code, message. The sender closes.
 	TypeError Type = 2
 	// OFFER, client, section 4: seq, name, slots [, flags, description, arguments,
-	// note, schema]
+	// note, schema, attributes]
 	TypeOffer Type = 3
 	// OFFERED, node, section 4: seq, code, message
 	TypeOffered Type = 4
@@ -46,7 +46,7 @@ const (
 var layouts = [...]layout{
 	TypeHello:   {"HELLO", 6, "major uint, minor uint, network str, instance str, name str, capabilities array, connection str, rights array", func() Frame { return new(HelloFrame) }},
 	TypeError:   {"ERROR", 3, "code str, message str", func() Frame { return new(ErrorFrame) }},
-	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str", func() Frame { return new(OfferFrame) }},
+	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str, attributes map", func() Frame { return new(OfferFrame) }},
 	TypeOffered: {"OFFERED", 4, "seq uint, code str, message str", func() Frame { return new(OfferedFrame) }},
 	TypeCall: {"CALL", 7, "id uint, name str, kind uint, args bin, input bin, flags uint, " +
 		"timeout uint, wait_function uint, wait_slot uint, retries uint, on str, " +
@@ -83,7 +83,7 @@ func (l *layout) explain(err error, count int) error {
 		return fmt.Errorf("%w: %s: %s", args.ErrMalformed, l.name, text)
 	}
 	name, kind, _ := strings.Cut(elements[at-1], " ")
-	if e.Got != "" && kind != "array" {
+	if e.Got != "" && kind != "array" && kind != "map" {
 		text = e.Got + ", " + kind + " expected"
 	}
 	return fmt.Errorf("%w: %s element %d (%s): %s", args.ErrMalformed, l.name, at, name, text)
@@ -190,10 +190,14 @@ type OfferFrame struct {
 	Arguments   []byte // how arguments arrive, for people
 	Note        []byte // why the worker has nothing ready, for people; empty: all is well
 	Schema      []byte // a JSON Schema of the arguments; empty: none
+	// Attributes are names, each followed by its value.
+	Attributes [][]byte
 }
 
 func (f *OfferFrame) shape() (Type, int) {
 	switch {
+	case len(f.Attributes) > 0:
+		return TypeOffer, 10
 	case len(f.Schema) > 0:
 		return TypeOffer, 9
 	case len(f.Note) > 0:
@@ -212,13 +216,37 @@ func (f *OfferFrame) encode(dst []byte, arity int) []byte {
 	if arity > 8 {
 		dst = append(args.AppendStrHeader(dst, len(f.Schema)), f.Schema...)
 	}
+	if arity > 9 {
+		dst = args.AppendMapHeader(dst, len(f.Attributes)/2)
+		for _, text := range f.Attributes {
+			dst = append(args.AppendStrHeader(dst, len(text)), text...)
+		}
+	}
 	return dst
 }
 
 func (f *OfferFrame) decode(r *reader) {
 	f.Seq, f.Name, f.Slots = r.Uint(MaxUint), r.text(), r.Uint(1<<20)
 	f.Flags, f.Description, f.Arguments = r.moreUint(MaxUint, 0), r.moreText(), r.moreText()
-	f.Note, f.Schema = r.moreText(), r.moreBytes(MaxSchema)
+	f.Note, f.Schema, f.Attributes = r.moreText(), r.moreBytes(MaxSchema), nil
+	if r.More() {
+		f.Attributes = r.attributes()
+	}
+}
+
+// attributes reads a map of strings.
+func (r *reader) attributes() [][]byte {
+	r.Left--
+	n := r.MapLen()
+	if n > args.MaxAttributes {
+		r.Fail("map of %d attributes exceeds the limit of %d", n, args.MaxAttributes)
+	}
+	var list [][]byte
+	for ; r.Err == nil && n > 0; n-- {
+		r.Left += 2 // they are none of the frame's
+		list = append(list, r.Bytes(args.MaxAttributeName), r.Bytes(args.MaxAttributeBytes))
+	}
+	return list
 }
 
 // OfferedFrame answers an OFFER; an empty Code accepts it.

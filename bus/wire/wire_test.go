@@ -53,6 +53,7 @@ func vectors() []struct {
 		{"offer withdrawn", &OfferFrame{Seq: 300, Name: b("wc"), Description: b(""), Arguments: b("")}},
 		{"offer with a note", &OfferFrame{Seq: 2, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b("lines"), Note: b("wc dies before it is used: exit 1")}},
 		{"offer with a schema", &OfferFrame{Seq: 3, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b(""), Note: b(""), Schema: b(`{"type":"array","maxItems":1}`)}},
+		{"offer with attributes", &OfferFrame{Seq: 4, Name: b("wc"), Slots: 1, Attributes: [][]byte{b("read-only"), b(""), b("x.price"), b("3")}}},
 		{"offered", &OfferedFrame{Seq: 1, Code: b(""), Message: b("")}},
 		{"offered denied", &OfferedFrame{Seq: 70000, Code: b("denied"), Message: b("no")}},
 		{"call raw", &CallFrame{ID: 1, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
@@ -408,7 +409,7 @@ func TestLayouts(t *testing.T) {
 			t.Errorf("%s: %d elements of type %d, at least %d; the frame has %d of type %d", l.name, len(elements), kind, l.least, most, TypeOf(f))
 		}
 		for i, element := range elements {
-			want := map[string]string{"str": "[]uint8", "bin": "[]uint8", "uint": "uint", "array": "[][]uint8"}
+			want := map[string]string{"str": "[]uint8", "bin": "[]uint8", "uint": "uint", "array": "[][]uint8", "map": "[][]uint8"}
 			name, of, _ := strings.Cut(element, " ")
 			if field := reflect.TypeOf(f).Elem().Field(i); !strings.HasPrefix(field.Type.String(), want[of]) && field.Type.Kind() != reflect.Uint8 {
 				t.Errorf("%s: element %s is %s, the frame has %s %s", l.name, name, of, field.Name, field.Type)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -221,5 +222,24 @@ func TestReapStrangers(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A step that limits memory and cannot start is a lack of room, and no program that has exited.
+func TestLimitCannotStart(t *testing.T) {
+	defer func(was string) { selfExe = was }(selfExe)
+	selfExe = filepath.Join(t.TempDir(), "crash")
+	if err := os.WriteFile(selfExe, []byte("#!/bin/sh\nexit 2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	attr := &syscall.ProcAttr{Files: []uintptr{0, 1, 2}}
+	var pid int
+	_, err := Adopt(func() (int, error) {
+		var err error
+		pid, err = forkLimited(1<<30, "/bin/true", []string{"true"}, attr)
+		return pid, err
+	})
+	if err != unix.EAGAIN {
+		t.Errorf("process %d, error %v", pid, err)
 	}
 }

@@ -178,30 +178,54 @@ func forkLimited(limit int64, path string, argv []string, attr *syscall.ProcAttr
 	args := append([]string{limitName, strconv.FormatInt(limit, 10), strconv.Itoa(n), path}, argv...)
 	limited := *attr
 	limited.Files = append(attr.Files[:n:n], uintptr(fds[1]))
+	if !slices.ContainsFunc(attr.Env, isTraceback) { // for the step; it does not pass it on
+		limited.Env = append([]string{noTraceback}, attr.Env...)
+	}
 	pid, err := syscall.ForkExec(selfExe, args, &limited)
 	syscall.Close(fds[1])
 	if err != nil {
 		return 0, err
 	}
-	var errno [4]byte
-	// It ends without a byte when the program is executed.
-	if got, _ := ReadFD(fds[0], errno[:]); got < len(errno) {
+	// The step writes a byte when it runs, and a number if it cannot execute the program.
+	var report [5]byte
+	got := 0
+	for got < len(report) {
+		n, _ := ReadFD(fds[0], report[got:])
+		if n <= 0 {
+			break
+		}
+		got += n
+	}
+	if got == 1 {
 		return pid, nil
 	}
 	IgnoringEINTR(func() error {
 		_, err := unix.Wait4(pid, nil, 0, nil)
 		return err
 	})
-	return 0, syscall.Errno(binary.NativeEndian.Uint32(errno[:]))
+	if got == 0 { // there was no room for its threads
+		return 0, unix.EAGAIN
+	}
+	return 0, syscall.Errno(binary.NativeEndian.Uint32(report[1:]))
 }
+
+// noTraceback keeps the runtime of a process that cannot start from printing stacks.
+const noTraceback = "GOTRACEBACK=none"
+
+func isTraceback(kv string) bool { return strings.HasPrefix(kv, "GOTRACEBACK=") }
 
 // execLimited becomes the program under the limit. If it cannot, it writes the
 // error number to report, a descriptor that the program does not get.
 func execLimited(limit uint64, report int, path string, argv []string) int {
 	unix.CloseOnExec(report)
+	unix.Write(report, []byte{0})
 	err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
+	env := os.Environ()
+	if len(env) > 0 && env[0] == noTraceback {
+		env = env[1:]
+	}
 	if err == nil {
-		err = syscall.Exec(path, argv, os.Environ())
+		err = syscall.Exec(path, argv, env)
 	}
 	errno, ok := err.(syscall.Errno)
 	if !ok {

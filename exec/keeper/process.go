@@ -130,7 +130,7 @@ type keeper struct {
 
 // Env is a keeper's own environment; programs get Setup's. One thread works and
 // little memory is used, so a collection is hardly ever needed.
-var Env = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB", "GOTRACEBACK=none"}
+var Env = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB", noTraceback}
 
 func startKeeper(s *Setup) (*keeper, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)

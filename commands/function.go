@@ -215,6 +215,9 @@ func (f *function) spec(log func(string, ...any)) (exec.Spec, error) {
 	return spec, nil
 }
 
+// reports says whether the program can report its progress.
+func (f *function) reports() bool { return f.progressFD.set || f.resident == "json" }
+
 // mode describes the processes that are kept, "" if there are none.
 func (f *function) mode() string {
 	switch {

@@ -267,15 +267,18 @@ func (w *worker) handler(fn *offered) bus.Handler {
 			stop(cause)
 		})()
 		defer stop(nil)
-		res := fn.Run(run, &exec.Call{
+		call := &exec.Call{
 			ID: inv.Call, Caller: inv.Caller, Deadline: inv.Deadline,
 			Job: inv.Job, Attempt: inv.Attempt, Origin: inv.Origin, Trace: inv.Trace,
 			Kind: inv.Kind, Args: inv.Args, HasInput: inv.HasInput, Input: inv.Head(), Rest: inv.Rest(),
 			Stdout: inv.Stdout, Stderr: inv.Stderr,
-			Progress: func(done, total uint64, text string) {
+		}
+		if fn.f.reports() {
+			call.Progress = func(done, total uint64, text string) {
 				inv.Progress(bus.Progress{Done: done, Total: total, Text: text})
-			},
-		})
+			}
+		}
+		res := fn.Run(run, call)
 		if w.ended != nil {
 			w.ended("call %s of %s: %s %d %s", inv.Call, inv.Caller, res.Source, res.Status, res.Code)
 		}

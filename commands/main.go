@@ -296,6 +296,11 @@ func prepare(args []string) ([]*cli.Command, []string, error) {
 		if name == "-V" || name == "-v" && len(args) == 1 {
 			return nil, nil, usage("fbus has no flag %s", name).WithHint("fbus --version; fbus COMMAND -v reports more")
 		}
+		for i, w := range args {
+			if slices.ContainsFunc(commandTable, func(c tableEntry) bool { return c.name == w }) {
+				return nil, nil, usage("flag %s before the command", name).WithHint("%s", join("fbus", w, args[:i], args[i+1:]))
+			}
+		}
 		return nil, nil, usage("flag %s before the command", name).WithHint("flags follow the command: fbus COMMAND %s …; fbus --help lists the commands", name)
 	}
 	for _, c := range commandTable {

@@ -153,7 +153,7 @@ func (g *getopt) unmarked() error {
 		return nil
 	}
 	program = separate(program)
-	marked := join("fbus", g.command, before, "--", program)
+	marked := join("fbus", g.command, withoutSecrets(before), "--", program)
 	switch {
 	case len(g.operands) == 0 && program[0] == "fbus":
 		return usage("the command must follow --").WithHint("%s", marked)
@@ -161,6 +161,28 @@ func (g *getopt) unmarked() error {
 		return usage("the command must follow --").WithHint("%s; or, to call a function: %s", marked, join("fbus", "call", operands(program)))
 	}
 	return usage("the program of %s must follow --", g.operands[0]).WithHint("%s", marked)
+}
+
+// withoutSecrets returns words for a hint, without the values of -e: they are often secrets.
+func withoutSecrets(words []string) []string {
+	shown := slices.Clone(words)
+	for i, w := range words {
+		prefix := ""
+		switch {
+		case i > 0 && (words[i-1] == "-e" || words[i-1] == "--env"):
+		case strings.HasPrefix(w, "--env="):
+			prefix = "--env="
+		case strings.HasPrefix(w, "-e") && len(w) > 2:
+			prefix = "-e"
+		default:
+			continue
+		}
+		name, _, named := strings.Cut(w[len(prefix):], "=")
+		if shown[i] = prefix + "…"; named {
+			shown[i] = prefix + name + "=…"
+		}
+	}
+	return shown
 }
 
 // flag reads a word that begins with -.

@@ -88,7 +88,11 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	}
 	req := &bus.Request{Args: given}
 	switch {
-	case o.input == "-" || o.input == "" && given.Kind() == args.KindRaw && !o.noStdin:
+	case o.input == "-":
+		if _, err := os.Stdin.Stat(); err == nil { // else it is closed: <&-
+			req.Input = inputOf(os.Stdin)
+		}
+	case o.input == "" && given.Kind() == args.KindRaw && !o.noStdin:
 		if stdinReadable() {
 			req.Input = inputOf(os.Stdin)
 		}

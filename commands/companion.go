@@ -112,7 +112,7 @@ func companions() map[string]string {
 				continue
 			}
 			if path, err := findCompanion(name); err == nil {
-				found[name] = path
+				found[name] = args.OneLine(path)
 			}
 		}
 	}

@@ -133,7 +133,7 @@ func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 		switch other, err := t.HoldUnique(j); {
 		case err != nil:
 			return err
-		case other != nil && other.Digest != "" && other.Digest != j.Digest: // an older node has noted none
+		case other != nil && !j.SameSent(other):
 			return keyTaken(other)
 		case other != nil:
 			id = other.ID

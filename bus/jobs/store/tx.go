@@ -148,12 +148,23 @@ func (t *Tx) HoldUnique(j *Job) (other *Job, err error) {
 	if id := KeyID(holder); holder != nil && id != j.ID {
 		switch other, err = t.Job(id); {
 		case err != nil: // it may still run
-			return &Job{ID: id}, nil
+			same := *j
+			same.ID = id
+			return &same, nil
 		case other != nil && (!other.State.Finished() || other.KeyUntil > t.store.Now()):
 			return other, nil
 		}
 	}
 	return nil, Wrap(t.Put(BucketUnique, j.UniqueKey(), j.ID[:]))
+}
+
+// SameSent reports whether two jobs were sent the same arguments and input.
+func (j *Job) SameSent(other *Job) bool {
+	if other.Digest != "" {
+		return other.Digest == j.Digest
+	}
+	same := func(a, b Payload) bool { return a.Size == b.Size && a.Sum == b.Sum } // it was posted to an older node
+	return other.Kind == j.Kind && other.HasInput == j.HasInput && same(other.Args, j.Args) && same(other.Input, j.Input)
 }
 
 // Running notes that a worker has the job.

@@ -152,6 +152,7 @@ type NodeInfo struct {
 	Calls     int       `json:"calls"`     // queued or running
 	Draining  bool      `json:"draining"`
 	NoPosts   string    `json:"no_posts,omitempty"` // why nothing can be posted
+	Held      int       `json:"held,omitempty"`     // functions and globs of workers: fbus.hold
 }
 
 // Invitation is the JSON object that fbus.invite takes.

@@ -29,7 +29,7 @@ The node is that of --node, FBUS_NODE or FBUS_TICKET; or the one live socket of 
 user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joined.
 
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
-version, protocol, started, time (its clock), sessions, functions, calls, draining, no_posts (why
+version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
@@ -92,6 +92,9 @@ func status(o *lookOptions, stdout io.Writer) error {
 		fact("calls", "%d queued or running", n.Calls)
 		if n.NoPosts != "" {
 			fact("posts", "none: %s", n.NoPosts)
+		}
+		if n.Held > 0 {
+			fact("held", "%d (see fbus hold)", n.Held)
 		}
 		if n.Draining {
 			fact("state", "draining")

@@ -219,6 +219,10 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 			i.Sessions++
 		}
 	}
+	if n.cfg.Jobs != nil {
+		h := n.cfg.Jobs.Holds()
+		i.Held = len(h.Functions) + len(h.On)
+	}
 	for _, a := range n.listening {
 		i.Listens = append(i.Listens, a.String())
 	}

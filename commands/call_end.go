@@ -30,7 +30,7 @@ type endOptions struct {
 
 func (o *endOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write the output to `FILE`, which appears only on exit status 0", Destination: &o.output},
+		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write the output to `FILE`, which appears only on exit status 0; missing directories are made", Destination: &o.output},
 		&cli.BoolFlag{Name: "pretty", Aliases: []string{"p"}, Usage: "indent the output if it is JSON", Destination: &o.pretty, DisableDefaultText: true},
 		&cli.IntFlag{Name: "status-fd", Usage: "write how it ended, as JSON, to descriptor `N`", Destination: &o.statusFD, DefaultText: "none"},
 		&cli.StringFlag{Name: "status-file", Usage: "write how it ended, as JSON, to `FILE`", Destination: &o.statusTo},

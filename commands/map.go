@@ -68,7 +68,7 @@ JSON fields: item (an array with -N), output, stderr (its last 1 MiB), status, s
 code, worker, seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is set if fbus ended the call, file with -o.`,
 		Flags: append(slices.Concat(itemFlags(&o.items), fieldFlags(&o.items.Fields), o.nodeOptions.flags("wait `D|forever` for a node, the function, and workers that were lost", "print how each failed call ended"), o.barOptions.flags()),
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0", Destination: &o.output},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write each result to `FILE`, which appears only on exit status 0; missing directories are made", Destination: &o.output},
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each call", Destination: &o.json, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "tag", Usage: "begin each line with the item and a tab", Destination: &o.tag, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "unordered", Usage: "print results as calls end", Destination: &o.unordered, DisableDefaultText: true},

@@ -27,48 +27,28 @@ func (o *resultOptions) checkBatch() error {
 	return checkTemplate(o.output)
 }
 
-// resultBatch prints the results of a batch.
+// resultBatch prints the results of a batch. It goes on with another node if it waits.
 func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 	if err := o.checkBatch(); err != nil {
 		return err
 	}
-	client, err := o.connect(context.Background(), o.wait, false, stderr)
-	if err != nil {
-		return err
+	screen := &screen{w: stderr}
+	b := &batchResults{o: o, until: time.Now().Add(o.timeout.d)}
+	b.printer = &printer{
+		name: o.batch, out: newFlusher(stdout), screen: screen, verbose: o.verbose, title: taskItems,
 	}
-	defer client.Close()
-	until := time.Now().Add(o.timeout.d)
-	p := &printer{
-		name: o.batch, out: newFlusher(stdout), screen: &screen{w: stderr},
-		verbose: o.verbose, title: taskItems,
-	}
-	list := &batchList{o: o, client: client}
-	unfinished := 0
-	r := &fanout.Runner{Config: fanout.Config{
-		Client: client, Function: o.function, Mode: fanout.Fixed, Jobs: maxResults, Next: list.next, Rest: p.rest,
-		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
-			req := &bus.Request{Args: args.List(t.Aux.(*printed).job, o.waitDocument(until))}
-			closer, err := p.prepare(t, req, nil)
-			return req, closer, err
-		},
-		Done: func(out *fanout.Outcome) error {
-			if out.Result.Code == args.CodeUnfinished {
-				unfinished++
-			}
-			return p.print(out)
-		},
-	}}
 	if o.output != "" {
-		p.names = fanout.NewNames(fanout.Template(o.output))
-		r.Finish = p.writeFile
+		b.names = fanout.NewNames(fanout.Template(o.output))
 	}
-	ctx, stop := interruptible(r, p.screen, false)
-	defer stop()
-	err = r.Run(ctx)
-	if e := p.close(); e != nil && err == nil {
+	node := &lasting{o: &o.nodeOptions, quiet: o.quiet, node: "it", stderr: screen}
+	defer node.close()
+	if o.timeout.set {
+		node.until = b.until
+	}
+	err := node.do(context.Background(), func() bool { return !o.noWait }, b.print)
+	if e := b.close(); e != nil && err == nil {
 		err = e
 	}
-	n := r.Progress()
 	var sig *interrupted
 	switch {
 	case errors.As(err, &sig):
@@ -79,15 +59,60 @@ func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 			f.Hint = "the results are where they were: " + join("fbus", "result", "--batch", o.batch) + "; " + doctorLine(o.node, nil) + " examines the node"
 		}
 		return f
-	case unfinished > 0:
-		return fail(args.CodeUnfinished, "%s: %d of %s not finished", o.batch, unfinished, plural(n.Ended, "job"))
-	case n.Failed > 0:
+	case b.unfinished > 0:
+		return fail(args.CodeUnfinished, "%s: %d of %s not finished", o.batch, b.unfinished, plural(b.printed, "job"))
+	case b.failed > 0:
 		if !o.quiet {
-			p.screen.say("%s: %d of %s failed", o.batch, n.Failed, plural(n.Ended, "job"))
+			screen.say("%s: %d of %s failed", o.batch, b.failed, plural(b.printed, "job"))
 		}
 		return statusOnly(exitSomeFailed)
 	}
 	return nil
+}
+
+// batchResults prints results in the order of the posts.
+type batchResults struct {
+	*printer
+	o          *resultOptions
+	until      time.Time // with -t
+	last       string    // id of the last job whose result was printed
+	printed    int       // results
+	failed     int       // of them
+	unfinished int       // of the failed ones
+}
+
+// print prints results until the last one, or the loss of the node.
+func (b *batchResults) print(c *bus.Client) error {
+	list := &batchList{o: b.o, client: c, after: b.last, n: b.printed}
+	lost := false // the node was, before the result of the next job had come
+	r := &fanout.Runner{Config: fanout.Config{
+		Client: c, Function: b.o.function, Mode: fanout.Fixed, Jobs: maxResults, Next: list.next, Rest: b.rest,
+		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
+			req := &bus.Request{Args: args.List(t.Aux.(*printed).job, b.o.waitDocument(b.until))}
+			closer, err := b.prepare(t, req, nil)
+			return req, closer, err
+		},
+		Done: func(out *fanout.Outcome) error {
+			if lost = lost || out.Skipped || out.Err != nil && (out.Result.Code == "" || out.Result.Code == args.CodeDraining) && args.Retryable(out.Err); lost {
+				return nil
+			}
+			b.last = out.Aux.(*printed).job
+			b.printed++
+			if out.Err != nil {
+				b.failed++
+			}
+			if out.Result.Code == args.CodeUnfinished {
+				b.unfinished++
+			}
+			return b.printer.print(out)
+		},
+	}}
+	if b.names != nil {
+		r.Finish = b.writeFile
+	}
+	ctx, stop := interruptible(r, b.screen, false)
+	defer stop()
+	return r.Run(ctx)
 }
 
 // maxResults is how many results are asked for at once, or waited for.

@@ -121,6 +121,7 @@ func (s *screen) start(name string, total int, at func() fanout.Progress, termin
 		every = noteEvery
 	}
 	s.meter, s.at, s.done = newMeter(name, total, time.Now()), at, make(chan struct{})
+	s.meter.marks[0].ended = at().Ended // not in the rate
 	s.update()
 	go s.move(every) // ends with stop
 }

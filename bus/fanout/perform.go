@@ -96,6 +96,8 @@ func (r *Runner) verdict(ctx context.Context, o *Outcome, busy int) verdict {
 	}
 	if errors.As(o.Err, &e) {
 		switch {
+		case r.Mode == Fixed && o.Result.Code == args.CodeNodeLost: // what a node says of another, in a result that it keeps
+			return final
 		case e.Code == args.CodeDraining && r.Mode != Mixed, e.Code == args.CodeNodeLost, r.shut():
 			// Nothing more can be called: the node ends, or has refused us. A call that was
 			// only queued has not run.

@@ -108,18 +108,18 @@ type Names struct {
 	template Template
 	seed     maphash.Seed
 
-	mu    sync.Mutex          // protects the fields below
-	taken map[uint64]struct{} // names, hashed: there may be millions
-	again bool                // some are of an earlier run
+	mu    sync.Mutex     // protects the fields below
+	taken map[uint64]int // the task of each name, hashed: there may be millions
+	again bool           // some are of an earlier run
 }
 
 // NewNames makes names with a template.
 func NewNames(t Template) *Names {
-	return &Names{template: t, seed: maphash.MakeSeed(), taken: map[uint64]struct{}{}}
+	return &Names{template: t, seed: maphash.MakeSeed(), taken: map[uint64]int{}}
 }
 
 // Reserve returns the name for a task before its call is made: no output replaces that
-// of another task.
+// of another task. The same task may have it again.
 func (n *Names) Reserve(t *Task) (string, error) {
 	name, err := n.template.name(strings.Join(t.Words, " "), t.Seq)
 	if err != nil {
@@ -128,13 +128,13 @@ func (n *Names) Reserve(t *Task) (string, error) {
 	key := maphash.String(n.seed, name)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, ok := n.taken[key]; ok {
+	if seq, ok := n.taken[key]; ok && seq != t.Seq {
 		if n.again {
 			return "", args.Errorf(args.CodeBadInput, "%s is the result of another item, which had this number when it was done", name)
 		}
 		return "", args.Errorf(args.CodeBadInput, "%s is another item's already; {#} in -o makes names differ", name)
 	}
-	n.taken[key] = struct{}{}
+	n.taken[key] = t.Seq
 	return name, nil
 }
 
@@ -148,7 +148,7 @@ func (n *Names) Done(seq int, command string) {
 	if name, err := n.template.name(strings.Join(words[1:], " "), seq); err == nil {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.taken[maphash.String(n.seed, name)] = struct{}{}
+		n.taken[maphash.String(n.seed, name)] = -1
 		n.again = true
 	}
 }

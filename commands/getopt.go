@@ -343,7 +343,7 @@ func separate(program []string) []string {
 // operands puts -- before words that begin with - and follow a name.
 func operands(words []string) []string {
 	for _, w := range words[1:] {
-		if len(w) > 1 && w[0] == '-' && words[0][0] != '-' {
+		if len(w) > 1 && w[0] == '-' && !strings.HasPrefix(words[0], "-") {
 			return slices.Concat(words[:1], []string{"--"}, words[1:])
 		}
 	}

@@ -165,7 +165,7 @@ type Invitation struct {
 	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
 	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged
 	Uses      int      `json:"uses,omitempty"`      // how many may join with it; default 1
-	Ephemeral bool     `json:"ephemeral,omitempty"` // who joins stays until disconnected for an hour
+	Ephemeral bool     `json:"ephemeral,omitempty"` // a member goes when it was disconnected for an hour
 	Addresses []string `json:"addresses,omitempty"` // host:port to dial; default the machine's
 }
 

@@ -29,6 +29,9 @@ func Main() int {
 	}
 	if len(os.Args) > 1 && !oneOf("serve up run", os.Args[1]) { // up may be a node; run passes QUIT on
 		quitAtOnce()
+		if os.Args[1] != "offer" { // its programs may leave their own
+			leaveNoCore()
+		}
 	}
 	err := run(os.Args[1:], os.Stdout, os.Stderr)
 	status := report(os.Stderr, err)

@@ -1,7 +1,10 @@
 package trust
 
 import (
+	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -183,5 +186,32 @@ func TestEphemeralRenewed(t *testing.T) {
 	c.add(time.Minute)
 	if gone, err := a.DropAbsent(nil); err != nil || len(gone) != 2 {
 		t.Errorf("%v, %v", gone, err)
+	}
+}
+
+// TestUsesRace checks that exactly as many of many concurrent keys win as the invitation has
+// uses, each under another name.
+func TestUsesRace(t *testing.T) {
+	dir, c := privateTemp(t), newClock()
+	as := []*Authority{openTest(t, dir, c), openTest(t, dir, c)} // as two processes
+	inv := issue(t, as[0], Request{Name: "farm", Uses: 5})
+	names := make([]string, 12)
+	var wg sync.WaitGroup
+	for i := range names {
+		req, _ := request(t)
+		wg.Go(func() {
+			cert, err := as[i%2].Exchange(inv.Serial, req, "")
+			if err == nil {
+				names[i], err = CertificateName(cert)
+			}
+			if err != nil && !errors.Is(err, &args.Error{Code: args.CodeUsed}) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	slices.Sort(names)
+	if got := slices.Compact(names); fmt.Sprint(got) != "[ farm-1 farm-2 farm-3 farm-4 farm-5]" {
+		t.Errorf("%q", got)
 	}
 }

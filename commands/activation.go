@@ -112,7 +112,9 @@ func listenAt(path string, chosen bool) (_ *sockets, err error) {
 			l, err = node.Listen(path, chosen)
 		}
 		if err != nil {
-			return nil, fail(args.CodeNoNode, "%v", err).WithHint("fbus serve --socket PATH listens elsewhere")
+			f := fail(args.CodeNoNode, "%v", err).WithHint("fbus serve --socket PATH listens elsewhere")
+			f.Message = strings.Replace(f.Message, "/.: ", "/: ", 1) // the name that was walked
+			return nil, f
 		}
 		s.unix = []*node.Listener{l}
 		return s, nil

@@ -41,7 +41,7 @@ type Record struct {
 	Ended     time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
 	By        string    `json:"by,omitempty"`        // the address of the exchange that burnt it
 	IssuedBy  string    `json:"issued_by,omitempty"` // the serial of the requesting ticket; empty: a user of the node's machine
-	Seen      time.Time `json:"seen,omitzero"`       // last entry; may lag by ten seconds after a crash
+	Seen      time.Time `json:"seen,omitzero"`       // last entry, or of an ephemeral identity, last moment of a connection; may lag after a crash
 	From      string    `json:"from,omitempty"`      // the address of that entry
 }
 

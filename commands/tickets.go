@@ -26,13 +26,12 @@ number of its uses, and its identities are listed too.
 
   fbus tickets --json | jq -r 'select(.connected > 0) | .name'
 
-JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited,
-active, revoked, burnt), reusable, uses and used (of an invitation for several machines),
-via (the serial of that invitation), ephemeral, issued, issued_by (the serial of the ticket that
-asked for it, if one did), expires, seen and from (last entry; an
-ephemeral identity is seen as long as it is connected), key (SHA-256 of the
-public key), into (the serial that replaced it), ended and by (when it was used or revoked,
-from where), connected (connections now).`,
+JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited, active,
+revoked, burnt), reusable, uses and used (of an invitation for several machines), via (the
+serial of that invitation), ephemeral, issued, issued_by (the serial of the ticket that asked
+for it, if one did), expires, seen and from (last entry; an ephemeral identity is seen as
+long as it is connected), key (SHA-256 of the public key), into (the serial that replaced
+it), ended and by (when it was used or revoked, from where), connected (connections now).`,
 		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "also those that were revoked or used, or have expired", Destination: &all, DisableDefaultText: true}),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {

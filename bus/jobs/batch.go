@@ -145,16 +145,17 @@ func (m *Manager) HasBatch(batch string) bool { return m.store.Shares.Tally(batc
 func (m *Manager) WaitBatch(ctx context.Context, batch string, progress func(bus.WaitInfo) error) error {
 	changed, stop := m.store.Shares.Watch(batch)
 	defer stop()
+	poster, name := store.SplitBatch(batch)
 	w := &waiting{
 		tally:   func() store.Tally { return m.store.Shares.Tally(batch) },
-		matches: func(j *Job) bool { return j.BatchKey() == batch },
+		matches: func(j *Job) bool { return j.Batch == name && j.Poster.Caller == poster },
 	}
 	return wait(ctx, m, w, changed, func(struct{}) error { return nil }, progress)
 }
 
 // WaitJobs is WaitBatch for some jobs.
 func (m *Manager) WaitJobs(ctx context.Context, ids []ID, progress func(bus.WaitInfo) error) error {
-	ended, pending := make(chan ID, len(ids)), map[ID]bool{}
+	ended, pending := make(chan ID, 2*len(ids)), map[ID]bool{} // for an id that was retried, another end
 	m.mu.Lock()
 	for _, id := range ids {
 		if !pending[id] {
@@ -170,6 +171,9 @@ func (m *Manager) WaitJobs(ctx context.Context, ids []ID, progress func(bus.Wait
 	}()
 	count := store.Tally{Jobs: len(pending)}
 	look := func(id ID) error {
+		if !pending[id] { // it had ended before its end was received
+			return nil
+		}
 		j, err := m.Get(id)
 		switch {
 		case err != nil:

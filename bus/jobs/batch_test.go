@@ -192,6 +192,33 @@ func TestWaitShows(t *testing.T) {
 	}
 }
 
+// TestWaitCountsOnce: jobs that end while the wait begins count once.
+func TestWaitCountsOnce(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c, g := b.dial("c"), newGate()
+	const many = 300
+	b.offer(c, "f", many, g.handle)
+	var ids []jobs.ID
+	for range many {
+		id, _ := jobs.ParseID(b.post(c, "f", "", ""))
+		ids = append(ids, id)
+	}
+	for range many {
+		await(t, "it runs", g.started)
+	}
+	go func() { // ends soon
+		for range many {
+			g.release <- exit(0)
+		}
+	}()
+	eventually(t, "the first has ended", func() bool { return b.job(c, ids[0].String()).State == jobs.Done })
+	var last bus.WaitInfo
+	if err := b.m.WaitJobs(t.Context(), ids, func(i bus.WaitInfo) error { last = i; return nil }); err != nil || last != (bus.WaitInfo{Jobs: many, Done: many}) {
+		t.Errorf("waited for %+v, error %v", last, err)
+	}
+}
+
 // thens returns the documents that jobs of a function were posted with.
 func thens(b *bed, c *bus.Client, function string) (docs []string) {
 	b.t.Helper()

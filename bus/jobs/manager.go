@@ -238,7 +238,10 @@ func (m *Manager) finished(id ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.waiters[id] {
-		c <- id
+		select {
+		case c <- id:
+		default: // never: it has room
+		}
 	}
 	m.changed(id)
 	delete(m.waiters, id)

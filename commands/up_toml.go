@@ -35,6 +35,9 @@ const aTable = "a table"
 
 // parseTOML reads a document. Positions and errors begin with name.
 func parseTOML(name string, data []byte) ([]setting, error) {
+	if args.IsUTF16(data) {
+		return nil, usage("%s:1:1: it is UTF-16, and must be UTF-8", name)
+	}
 	data = args.WithoutBOM(data)
 	// The decoder finds duplicates; only the parser knows all positions.
 	var all map[string]any

@@ -15,6 +15,11 @@ var bom = []byte("\ufeff")
 // WithoutBOM returns a text without the byte order mark at its beginning.
 func WithoutBOM(text []byte) []byte { return bytes.TrimPrefix(text, bom) }
 
+// IsUTF16 reports whether a text begins with a byte order mark of UTF-16, as Windows makes it.
+func IsUTF16(text []byte) bool {
+	return bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff"))
+}
+
 // maxNesting is how deep encoding/json reads.
 const maxNesting = 10000
 
@@ -33,7 +38,7 @@ func CheckJSON(text []byte) error {
 	switch {
 	case strings.Contains(why, "exceeded max depth"):
 		return fmt.Errorf("the JSON document is nested deeper than %d levels", maxNesting)
-	case bytes.HasPrefix(text, []byte("\xff\xfe")), bytes.HasPrefix(text, []byte("\xfe\xff")):
+	case IsUTF16(text):
 		at, why = 0, "it is UTF-16, and must be UTF-8"
 	case strings.HasPrefix(why, "unexpected end"):
 		at, why = len(bytes.TrimRight(text, " \t\r\n")), "its end is missing"

@@ -236,10 +236,50 @@ func (g *getopt) unknown(flag string) error {
 	if before, rest := g.read(); g.command == "unit" && len(g.operands) > 0 { // it takes those of another command
 		return f.WithHint("flags of fbus %s follow --: %s", g.operands[0], join("fbus", g.command, before, "--", rest))
 	}
+	for _, ours := range synonyms(strings.TrimLeft(flag, "-")) {
+		if g.table[ours] != nil {
+			return f.WithHint("did you mean fbus %s --%s?", g.command, ours)
+		}
+	}
 	if near := nearest(strings.TrimLeft(flag, "-"), slices.Collect(maps.Keys(g.table))); near != "" && len(near) > 1 {
 		return f.WithHint("did you mean fbus %s --%s?", g.command, near)
 	}
 	return f.WithHint("fbus %s --help lists them", g.command)
+}
+
+// synonyms returns our names of a flag that other programs have, the likeliest first.
+func synonyms(flag string) []string {
+	switch flag {
+	case "P", "max-procs", "procs", "concurrency", "parallel", "threads", "processes", "instances":
+		return []string{"jobs", "slots"}
+	case "n", "L", "max-lines":
+		return []string{"max-args"}
+	case "progress", "eta":
+		return []string{"bar"}
+	case "s", "silent":
+		return []string{"quiet"}
+	case "debug":
+		return []string{"verbose"}
+	case "m", "max-time", "time-limit", "deadline":
+		return []string{"timeout"}
+	case "retry", "tries":
+		return []string{"retries"}
+	case "port", "p", "bind", "host", "address", "addr", "server", "url":
+		return []string{"listen", "node"}
+	case "directory", "dir", "cwd", "workdir":
+		return []string{"chdir"}
+	case "body", "payload", "data-raw", "args", "params":
+		return []string{"data"}
+	case "stdin", "file", "infile":
+		return []string{"input", "arg-file", "config"}
+	case "out", "outfile", "results":
+		return []string{"output"}
+	case "format":
+		return []string{"json"}
+	case "expires", "expiry", "valid", "duration":
+		return []string{"ttl"}
+	}
+	return nil
 }
 
 // rest reads everything from the first operand on. A word that begins with - is refused

@@ -3,6 +3,7 @@ package jobs_test
 import (
 	"context"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,4 +155,13 @@ func TestWhyItWaits(t *testing.T) {
 			t.Errorf("in a list: %q", list[0].Note)
 		}
 	}
+	id := b.post(c, "nobody", "", "")
+	b.m.FailCommits(syscall.ENOSPC, false)
+	b.refused(c, "f", `{}`, "", 75, "the disk is full")
+	eventually(t, "it says that the disk is full", func() bool { // the store cannot be read while it is opened again
+		e := call(c, "fbus.jobs", args.JSON([]byte(`{"ids":["`+id+`"]}`)), "")
+		return strings.Contains(e.out, `"note":"the store of jobs is full: the disk is full"`)
+	})
+	b.m.FailCommits(nil, false)
+	eventually(t, "it works again", func() bool { return !b.m.Failing() })
 }

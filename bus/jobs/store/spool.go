@@ -50,8 +50,8 @@ type Draft struct {
 	Failed error // why it could not be written; set in Write
 	Beyond int64 // how far it may exceed --max-spool
 	Copies int64 // how many times more its bytes count: see [Shares.Copies]
-	// Counts has it go on when it finds no room: it is dropped, and only counted, until it has
-	// more bytes than there can ever be room for.
+	// Counts has it go on when it finds no room within the bounds: it is dropped, and only
+	// counted, until it has more bytes than there can ever be room for.
 	Counts bool
 
 	growth growth
@@ -74,7 +74,7 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 			p.Drop()
 		}
 	}
-	if p.Counts && errors.As(p.Failed, new(*FullError)) {
+	if p.Counts && errors.As(p.Failed, new(*FullError)) && !IsFull(p.Failed) {
 		if p.TooLarge(0) == nil {
 			return len(b), nil
 		}

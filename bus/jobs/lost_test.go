@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"fbus/bus"
@@ -159,5 +160,26 @@ func TestAtMostOnceWithoutRoom(t *testing.T) {
 	})
 	if i := b.becomes(c, b.post(c, "f", `{"at_most_once":true}`, ""), jobs.Dead); i.Attempts != 1 || !strings.Contains(i.Message, "could not be kept") {
 		t.Errorf("%+v", i)
+	}
+}
+
+// TestAtMostOnceFailing: such a job does not begin while that cannot be noted.
+func TestAtMostOnceFailing(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	id := b.post(c, "f", `{"at_most_once":true}`, "")
+	b.m.FailCommits(syscall.EIO, false)
+	ran := make(chan bool, 10)
+	b.offer(b.dial("worker"), "f", 2, func(context.Context, *bus.Invocation) bus.Result {
+		ran <- b.m.Failing()
+		return exit(0)
+	})
+	eventually(t, "that is noticed", b.m.Failing)
+	settles()
+	b.m.FailCommits(nil, false)
+	b.becomes(c, id, jobs.Done)
+	if len(ran) != 1 || <-ran {
+		t.Errorf("it has run %d times", len(ran)+1)
 	}
 }

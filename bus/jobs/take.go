@@ -86,8 +86,11 @@ func (m *Manager) Take(function, worker, connection string, refused []ID) (*Take
 		case t == nil:
 			return nil, nil
 		default:
-			if ok, err := t.prepare(); ok || err != nil {
-				return t, err
+			switch ok, err := t.prepare(); {
+			case err != nil: // the job is where it was
+				return nil, err
+			case ok:
+				return t, nil
 			}
 		}
 	}

@@ -266,6 +266,10 @@ func elsewhere(verb string) string {
 		return "post --at TIME NAME"
 	case "output", "fetch":
 		return "result ID"
+	case "follow", "attach":
+		return "result --follow ID; fbus log --follow shows calls"
+	case "batch", "batches":
+		return "post --each arg --batch NAME FUNCTION; fbus wait --batch NAME waits for it"
 	case "watch", "monitor":
 		return "jobs --watch; fbus log --follow shows calls"
 	case "logs", "tail", "history":

@@ -394,3 +394,43 @@ func TestStoreWithoutBatches(t *testing.T) {
 		t.Error(b.warnings())
 	}
 }
+
+// TestBatchesAreListedAgain: lists of batches that differ from the jobs, as an earlier version
+// may leave them, are made again, and nothing is taken for damaged.
+func TestBatchesAreListedAgain(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("c")
+	b.offer(c, "f", 1, func(context.Context, *bus.Invocation) bus.Result { return exit(0) })
+	b.result(c, b.post(c, "f", `{"batch":"x"}`, ""))
+	b.post(c, "nobody", `{"batch":"x"}`, "")
+	for _, gone := range [][]string{{"unended"}, {"batch"}, {"batch", "unended"}} {
+		b.close()
+		db, err := bolt.Open(filepath.Join(b.cfg.Dir, "jobs.db"), 0o600, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.Update(func(tx *bolt.Tx) error {
+			for _, name := range gone {
+				if err := tx.DeleteBucket([]byte(name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err = errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		b.open()
+		c = b.dial("c")
+		if list, _ := b.list(c, `{"batch":"x"}`); len(list) != 2 {
+			t.Errorf("without %q: %+v", gone, list)
+		}
+	}
+	if out := b.asked(c, "fbus.cancel", `{"batch":"x"}`); strings.Count(out, "\n") != 1 {
+		t.Errorf("cancelled %s", out)
+	}
+	if said := b.warnings(); strings.Contains(said, "damaged") || strings.Count(said, "made again") != 3 {
+		t.Error(said)
+	}
+}

@@ -3,7 +3,11 @@ package store
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // Tally counts the jobs of a batch.
@@ -103,6 +107,32 @@ func (t *Tx) Ended(batch string) bool {
 	prefix := []byte(batch + "\x00")
 	k, _ := b.Cursor().Seek(prefix)
 	return !bytes.HasPrefix(k, prefix)
+}
+
+// relist makes the lists of batches from the jobs.
+func (s *Store) relist(db *bolt.DB) error {
+	s.warn("the lists of batches do not match the jobs: they are made again")
+	return db.Update(func(b *bolt.Tx) error {
+		t := &Tx{b, s}
+		for _, name := range []string{BucketBatch, BucketUnended} {
+			if err := b.DeleteBucket([]byte(name)); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
+				return err
+			}
+		}
+		return t.Bucket([]byte(BucketJobs)).ForEach(func(k, record []byte) error {
+			batch := batchOf(record)
+			if batch == "" {
+				return nil
+			}
+			_, state, caller, _ := Peek(record)
+			key := inBatch(BatchKey(caller, batch), KeyID(k))
+			err := t.Put(BucketBatch, key, nil)
+			if err == nil && !State(state).Finished() {
+				err = t.Put(BucketUnended, key, nil)
+			}
+			return err
+		})
+	})
 }
 
 // forgetUnended is for a job whose record cannot be read, so its batch is not known.

@@ -17,8 +17,11 @@ type contents struct {
 	taken Shares            // by the jobs, if the store is opened for the first time
 	last  ID                // the greatest id
 	meta  map[string][]byte // the bucket meta
-	pages uint64
-	free  []uint64 // pages
+	// relist: the lists of batches do not have the jobs that are in one, as after a node of an
+	// earlier version.
+	relist bool
+	pages  uint64
+	free   []uint64 // pages
 }
 
 // inspect reads a whole file. An error that is no failure of the store means that the
@@ -69,9 +72,7 @@ func (s *Store) inspect(path string) (*contents, error) {
 		if p.err == nil && listed != c.jobs { // a page may have lost entries without a trace
 			p.bad("it has %d jobs, and lists %d", c.jobs, listed)
 		}
-		if p.err == nil && (batched != 0 || unended != 0) {
-			p.bad("the lists of its batches differ from its jobs by %d and %d", batched, unended)
-		}
+		c.relist = batched != 0 || unended != 0
 		if p.err == nil {
 			p.guard(p.checkFreelist)
 		}

@@ -172,7 +172,10 @@ func (s *Store) load() error {
 	if err == nil {
 		db.NoSync, db.NoGrowSync = s.volatile, s.volatile
 		db.AllocSize = 1 << 20 // what the file grows by
-		if err = s.setUp(db, c); err != nil {
+		if err = s.setUp(db, c); err == nil && c.relist {
+			err = s.relist(db)
+		}
+		if err != nil {
 			db.Close()
 		}
 	}

@@ -88,17 +88,21 @@ func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, []b
 // suggest adds to the error of a function that is missing, or that the caller may not call,
 // the most similar name of those that the caller may see.
 func suggest(c *bus.Client, err error, name string) error {
+	return didYouMean(err, func() string { return similar(c, name) })
+}
+
+// didYouMean adds a similar name to the error of a function that is missing or denied.
+func didYouMean(err error, similar func() string) error {
 	var e *args.Error
 	if !errors.As(err, &e) || e.Code != args.CodeNoFunction && e.Code != args.CodeDenied {
 		return err
 	}
-	near := similar(c, name)
+	near := similar()
 	if near == "" {
 		return err
 	}
 	f := explain(e)
-	f.Hint = "did you mean " + near + "? " + f.Hint
-	f.Hint = strings.TrimSuffix(f.Hint, " ")
+	f.Hint = strings.TrimSuffix("did you mean "+near+"? "+f.Hint, " ")
 	return f
 }
 

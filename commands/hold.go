@@ -110,7 +110,11 @@ func hold(o *holdOptions, names []string, stdout, stderr io.Writer) error {
 	}
 	for _, h := range list { // a name may be a mistake
 		if h.Workers == 0 && (slices.Contains(names, h.Function) || o.hasOn && h.On == o.on) {
-			say(stderr, heldText(&h)+"; there is no such worker now")
+			text := heldText(&h) + "; there is no such worker now"
+			if near := o.similar(h.Function); near != "" {
+				text += "; did you mean " + near + "?"
+			}
+			say(stderr, text)
 		}
 	}
 	return nil

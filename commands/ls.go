@@ -126,12 +126,20 @@ func (o *lookOptions) missing(list []bus.FunctionInfo, names []string) error {
 	return nil
 }
 
-// suggest is suggest after a command has closed its connection.
-func (o *lookOptions) suggest(err error, name string) error {
-	c, _, cerr := connect(context.Background(), o.node, durationValue{}, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
-	if cerr != nil {
-		return err
+// similar is similar after a command has closed its connection; "" for no name.
+func (o *lookOptions) similar(name string) (near string) {
+	if name == "" {
+		return ""
+	}
+	c, _, err := connect(context.Background(), o.node, durationValue{}, &bus.Options{Name: hostname(), KeepAlive: o.keepAlive.d})
+	if err != nil {
+		return ""
 	}
 	defer c.Close()
-	return suggest(c, err, name)
+	return similar(c, name)
+}
+
+// suggest is suggest after a command has closed its connection.
+func (o *lookOptions) suggest(err error, name string) error {
+	return didYouMean(err, func() string { return o.similar(name) })
 }

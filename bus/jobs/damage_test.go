@@ -362,7 +362,7 @@ func TestDamage(t *testing.T) {
 				t.Logf("%s cut to %d", file, at)
 				return data[:at]
 			}
-			if file == "format" && data[at] == '1' { // with another digit it is refused as another format
+			if file == "format" && data[at] == '2' { // with another digit it is refused as another format
 				return data[:at]
 			}
 			t.Logf("%s: bit of byte %d", file, at)

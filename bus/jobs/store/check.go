@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,7 +78,7 @@ func (s *Store) inspect(path string) (*contents, error) {
 		c.pages, c.free = p.count, p.free
 	})
 	if damage == nil {
-		if v := string(c.meta["format"]); v != strconv.Itoa(formatVersion) {
+		if v := string(c.meta["format"]); !knownFormat(v) {
 			return nil, errFormat(path, v)
 		}
 		return c, nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 )
 
@@ -23,9 +24,9 @@ func (s *Store) marked() (bool, error) {
 	switch n, _ := fmt.Sscanf(text, markText, &version); {
 	case err != nil:
 		return false, &StoreError{Err: err}
-	case n == 1 && version != formatVersion:
+	case n == 1 && !knownFormat(fmt.Sprint(version)):
 		return false, errFormat(s.dir, fmt.Sprint(version))
-	case text != fmt.Sprintf(markText, formatVersion):
+	case text != fmt.Sprintf(markText, version):
 		s.warn("%s is damaged: it is written again", filepath.Join(s.dir, formatName))
 	}
 	return true, nil
@@ -41,6 +42,12 @@ func (s *Store) readMark() (string, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
 	return string(text), err
+}
+
+// knownFormat reports whether a store of that format can be opened.
+func knownFormat(version string) bool {
+	v, err := strconv.Atoi(version)
+	return err == nil && v >= 1 && v <= formatVersion
 }
 
 func errFormat(path, version string) error {

@@ -211,7 +211,11 @@ func (s *Store) setUp(db *bolt.DB, c *contents) error {
 	if s.time == nil {
 		s.time = newTimeline(s.Clock, last)
 	}
-	if err := s.mark(); err != nil || s.opened {
+	err := s.mark() // first: from here on an earlier version of fbus refuses the store
+	if earlier := string(c.meta["format"]); err == nil && c.meta != nil && earlier != strconv.Itoa(formatVersion) {
+		err = db.Update(func(b *bolt.Tx) error { return (&Tx{b, s}).found() })
+	}
+	if err != nil || s.opened {
 		return err
 	}
 	return s.survey(db, c)

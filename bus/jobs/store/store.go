@@ -24,8 +24,9 @@ const (
 	reserveName = "reserve"
 )
 
-// formatVersion is that of the store; FORMAT.md describes it.
-const formatVersion = 1
+// formatVersion is that of the store; FORMAT.md describes it. A store of an earlier one
+// becomes one of this version when it is opened.
+const formatVersion = 2
 
 // Defaults of a Config.
 const (

@@ -263,7 +263,8 @@ func (x *examination) address() bool {
 	p, err := find.Node(x.o.node)
 	if err != nil {
 		if why := inOtherTmp(err, ""); why != "" {
-			err = explain(err).WithHint("%s", why)
+			f := explain(err)
+			err = f.WithHint("%s; %s", f.Hint, why)
 		}
 		return x.fail("address", err)
 	}
@@ -307,7 +308,7 @@ func (x *examination) socket() {
 	case tooLong != nil:
 		why, hint = tooLong.Error(), "use a shorter path, or one relative to the current directory"
 	case errors.Is(err, os.ErrNotExist):
-		why, hint = "does not exist: no node listens there", cmp.Or(find.Elsewhere(path), serveThere(path))
+		why, hint = "does not exist: no node listens there", serveThere(path)
 	case errors.Is(err, os.ErrPermission):
 		why, hint = "you may not enter a directory of this path", "it belongs to another user; --node names another socket"
 	case err != nil:
@@ -317,6 +318,9 @@ func (x *examination) socket() {
 		if in := find.SocketIn(path); in != "" {
 			hint = "a node listens at " + in
 		}
+	}
+	if elsewhere := find.Elsewhere(path); elsewhere != "" && errors.Is(err, os.ErrNotExist) {
+		hint += "; " + elsewhere
 	}
 	if why != "" {
 		x.fail("socket", fail(args.CodeNoNode, "%s: %s", path, why).WithHint("%s", hint))

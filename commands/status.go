@@ -105,7 +105,7 @@ func troubled(err error, node string, name ...string) error {
 func (t *trouble) explain() *args.Error {
 	e := explain(t.err)
 	if why := inOtherTmp(t.err, cmp.Or(t.node, os.Getenv("FBUS_NODE"))); why != "" {
-		e.Hint = why
+		e.Hint = strings.TrimPrefix(e.Hint+"; "+why, "; ")
 	}
 	way := t.doctor + " shows why, step by step"
 	if e.Hint == "" || t.remote && e.Hint == hintFor(args.CodeNoNode) {

@@ -48,3 +48,32 @@ func TestPrivateTmp(t *testing.T) {
 		t.Error("it is not recognized")
 	}
 }
+
+// TestHiddenNode checks which processes are nodes with another view of the file system.
+func TestHiddenNode(t *testing.T) {
+	proc := t.TempDir()
+	add := func(pid, comm, cmdline, ns string) {
+		t.Helper()
+		dir := filepath.Join(proc, pid)
+		if err := os.MkdirAll(filepath.Join(dir, "ns"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		os.WriteFile(filepath.Join(dir, "comm"), []byte(comm+"\n"), 0o600)
+		os.WriteFile(filepath.Join(dir, "cmdline"), []byte(strings.ReplaceAll(cmdline, " ", "\x00")+"\x00"), 0o600)
+		os.Symlink("mnt:["+ns+"]", filepath.Join(dir, "ns/mnt"))
+	}
+	add("self", "fbus", "fbus ls", "1")
+	add("10", "fbus", "fbus serve", "1")
+	add("11", "fbus", "fbus call f", "2")
+	add("12", "bash", "fbus serve", "2")
+	if got := hiddenNode(proc); got != "" {
+		t.Errorf("process %s", got)
+	}
+	add("13", "fbus", "/usr/bin/fbus serve --no-tcp", "2")
+	if got := hiddenNode(proc); got != "13" {
+		t.Errorf("process %q", got)
+	}
+	if hiddenNode(filepath.Join(proc, "none")) != "" {
+		t.Error("without /proc there is one")
+	}
+}

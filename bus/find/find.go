@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"fbus/bus/args"
+	"fbus/bus/trust"
 	"fbus/bus/wire"
 
 	"golang.org/x/sys/unix"
@@ -171,6 +172,9 @@ const AddrHint = "ADDR is a path or HOST[:PORT]; with a port, an IPv6 address ne
 // ParseAddr parses the address of a node: a path, the name of a file that exists, or
 // HOST[:PORT]. source names the flag or variable in its error.
 func ParseAddr(text, source string) (wire.Addr, error) {
+	if len(text) > 100 && trust.IsTicketText(text) { // it would be in the messages of a socket that is not there
+		return wire.Addr{}, args.Errorf(args.CodeUsage, "%s: a ticket, not the address of a node", source).WithHint("a ticket belongs into FBUS_TICKET")
+	}
 	_, err := os.Lstat(text)
 	switch path := err == nil || wire.IsPath(text); {
 	case path && strings.Contains(text, "://"):

@@ -158,12 +158,21 @@ func (t *Ticket) fill() error {
 	return nil
 }
 
+// IsTicketText reports whether a text is a ticket or a part of one, and so a secret.
+func IsTicketText(text string) bool { return bytes.Contains(unpack([]byte(text)), pemBegin) }
+
 // ReadTicket reads a ticket from a file or from the text itself, since FBUS_TICKET may
 // hold either. source names the variable or operand in an error. An error does not contain
 // a text that is neither: it may be a ticket that was damaged, and so a secret.
 func ReadTicket(fileOrText, source string) (*Ticket, error) {
-	if bytes.Contains(unpack([]byte(fileOrText)), pemBegin) {
-		return ParseTicket([]byte(fileOrText))
+	if IsTicketText(fileOrText) {
+		t, err := ParseTicket([]byte(fileOrText))
+		if err != nil {
+			e := *err.(*args.Error)
+			e.Message = source + ": " + e.Message
+			return nil, &e
+		}
+		return t, nil
 	}
 	if _, err := os.Lstat(fileOrText); err != nil {
 		why := ""

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -187,12 +186,6 @@ func newDocumented(t *testing.T, shell string) *documented {
 	toml = regexp.MustCompile(`(?m)^    |^[^ \n].*$`).ReplaceAllString(toml, "")
 	write("fbus.toml", toml, 0o600)
 	write("functions.toml", toml, 0o600)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "FBUS_") && !strings.HasPrefix(kv, "PATH=") && !strings.HasPrefix(kv, "HOME=") {
 			d.env = append(d.env, kv)
@@ -204,7 +197,7 @@ func newDocumented(t *testing.T, shell string) *documented {
 	for name, command := range functions {
 		toml += fmt.Sprintf("[functions.%s]\ncommand = [%s]\n", name, quoted(strings.Fields(command)))
 	}
-	toml = fmt.Sprintf("[node]\nserve = true\nsocket = %q\nlisten = %q\n%s", dir+"/n.sock", address, toml)
+	toml = fmt.Sprintf("[node]\nserve = true\nsocket = %q\nlisten = \"127.0.0.1:0\"\n%s", dir+"/n.sock", toml)
 	write("bed.toml", toml, 0o600)
 	d.start("fbus up -c bed.toml", `offering \d+ function`)
 	return d
@@ -381,7 +374,7 @@ var needed = []struct {
 }{
 	{regexp.MustCompile(`python3 worker.py`), "python3 with msgpack", func() bool { return python() != "" }},
 	{usualSocket, "a mount namespace of its own", func() bool { return exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "none", "/tmp").Run() == nil }},
-	{regexp.MustCompile(`python3`), "python3", onPath("python3")},
+	{regexp.MustCompile(`python3|^fbus up`), "python3", onPath("python3")},
 	{regexp.MustCompile(`node geo.js`), "node", onPath("node")},
 	{regexp.MustCompile(`perl `), "perl", onPath("perl")},
 	{regexp.MustCompile(`\| jq|json \| jq`), "jq", onPath("jq")},

@@ -11,7 +11,7 @@ const (
 	filesEach   = 4  // its stdin, stdout and stderr, and its keeper
 	filesKept   = 1  // more, for one that is kept
 	filesOther  = 24 // the connection, the runtime, and a program that is being started
-	threadsEach = 6  // a keeper's, and its program
+	threadsEach = 8  // a keeper's, and its program
 	threadsOwn  = 16
 )
 

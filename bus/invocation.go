@@ -111,7 +111,9 @@ func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	inv.Stdout, inv.Stderr = &inv.out, &inv.err
 	if f.Flags&wire.FlagInputEnd == 0 {
 		inv.rest = &recvStream{wake: make(chan struct{}, 1)}
-		inv.rest.init(c.conn, f.ID, wire.Input, 0, wire.InitialWindow) // granted when the handler begins
+		inv.rest.init(c.conn, f.ID, wire.Input, 0, wire.InitialWindow)
+		// Granted when the handler begins to read: the node can place the call elsewhere until then.
+		inv.rest.first = wire.InitialWindow
 	}
 	inv.Input = (*input)(inv)
 	return inv
@@ -131,9 +133,6 @@ func (inv *Invocation) serve() {
 // run serves the call and ends it.
 func (inv *Invocation) run() {
 	defer inv.client.handlers.Done()
-	if inv.rest != nil {
-		inv.rest.passed(wire.InitialWindow) // the first grant
-	}
 	res := inv.offering.handler(inv.ctx, inv)
 	if res.Source > args.FromBus || res.Status < 0 || res.Status > 255 || res.Source != args.FromProgram && res.Status == 0 {
 		res.End = args.Errorf(args.CodeInternal, "%s: its handler returned no valid status", inv.Function).End()

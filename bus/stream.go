@@ -107,6 +107,7 @@ type recvStream struct {
 
 	got, rest []byte // for the reader: the bytes it got last, and the unread part of them
 	over      error  // for the reader: the end, once it got the last bytes
+	first     int    // for the reader: what it grants when it begins
 
 	mu       sync.Mutex // protects the fields below
 	buf      []byte
@@ -165,6 +166,10 @@ func (s *recvStream) close(end error) {
 
 // next waits for bytes to read, which are valid until its next call, or for the end.
 func (s *recvStream) next() ([]byte, error) {
+	if n := s.first; n > 0 {
+		s.first = 0
+		s.passed(n)
+	}
 	for len(s.rest) == 0 {
 		if s.over != nil {
 			return nil, s.over

@@ -110,7 +110,7 @@ func (r *run) serve(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	if err == nil && r.why == none {
-		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: r.try.environ(call, r.node), Extra: r.f.spec.ProgressFD})
+		r.process, err = p.start(r.f.pool, keeper.Order{Argv: r.in.argv, Env: r.try.environ(call, r.node), Tell: r.feed.file != nil && r.in.rest != nil, Extra: r.f.spec.ProgressFD})
 	} else {
 		closeFDs(p.child[:])
 	}
@@ -182,8 +182,20 @@ func (r *run) attend(ctx context.Context) {
 		r.extra.to = progress
 		r.passing.Go(r.extra.pass)
 	}
-	if r.feed.file != nil {
+	begun := make(chan bool, 2) // whether the program was executed
+	switch {
+	case r.feed.file == nil:
+	case r.ahead != nil || r.in.rest == nil:
 		go r.feed.pass(&r.in, r.inputLost) // ends with stop, or when Rest is closed
+	default: // nothing is read for a program that cannot be started: another worker may need it
+		r.process.Executed = func() { begun <- true }
+		go func() { // ends as above
+			if <-begun {
+				r.feed.pass(&r.in, r.inputLost)
+			} else {
+				close(r.feed.done)
+			}
+		}()
 	}
 	if r.ahead != nil {
 		<-r.ahead.exited
@@ -193,6 +205,7 @@ func (r *run) attend(ctx context.Context) {
 	} else {
 		r.exit = r.process.Wait(func(keeper.End) { r.feed.stop() })
 		r.try.gone()
+		begun <- false // if nothing has come before
 		r.feed.stop()
 	}
 	r.out.finish()

@@ -224,3 +224,16 @@ func TestCallsOwnFault(t *testing.T) {
 		t.Errorf("%d slots", slots)
 	}
 }
+
+// Nothing of a stream is read for a program that cannot be started: it may go to another worker.
+func TestInputOfNotStarted(t *testing.T) {
+	t.Parallel()
+	file := script(t, t.TempDir(), "program", "#!/bin/sh\nexec cat\n", 0o755)
+	f := offer(t, Spec{Argv: []string{file}, Slots: 1})
+	check(t, runCall(t.Context(), f, &Call{Input: []byte("a"), Rest: strings.NewReader("b")}), programExit(0), "ab")
+	os.Remove(file)
+	rest := strings.NewReader("b")
+	if res := f.Run(t.Context(), &Call{Input: []byte("a"), Rest: rest}); res.Code != args.CodeCannotStart || rest.Len() != 1 {
+		t.Errorf("%+v, %d bytes left", res, rest.Len())
+	}
+}

@@ -23,6 +23,7 @@ const (
 
 	// Keeper to worker.
 	msgReady  msgType = 'R' // report: it can start programs
+	msgBegun  msgType = 'B' // report: the program was executed, if the order asks for that
 	msgFailed msgType = 'F' // report: the program could not be executed
 	msgExited msgType = 'E' // report: the program exited, others of its tree may be left
 	msgGone   msgType = 'G' // report: nothing is left
@@ -73,6 +74,7 @@ func (o *order) fields(c *coder) {
 	c.strs(&o.Argv)
 	c.strs(&o.Env)
 	number(c, &o.Extra)
+	c.flag(&o.Tell)
 	c.flag(&o.cgroup)
 }
 

@@ -113,6 +113,9 @@ func (h *holder) run(payload []byte, fds []int) bool {
 		h.send(&report{kind: msgFailed, number: o.number, errno: int(errno)})
 		return true
 	}
+	if o.Tell {
+		h.send(&report{kind: msgBegun, number: o.number})
+	}
 	return t.hold()
 }
 

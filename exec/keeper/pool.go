@@ -21,6 +21,7 @@ type Order struct {
 	Argv  []string // nil: the setup's
 	Env   []string // added to the setup's
 	Extra int      // a further descriptor that the program gets, by its number there; 0 is none
+	Tell  bool     // report that the program was executed: see Process.Executed
 }
 
 // idleAfter is how long keepers are kept that no program needs.

@@ -14,6 +14,10 @@ import (
 
 // Process is a program that a keeper holds, with everything that it has started.
 type Process struct {
+	// Executed, if set before Wait, is called there when the program was executed, and its
+	// Order has Tell.
+	Executed func()
+
 	pool   *Pool
 	number uint64 // of the keeper's run
 	group  *group // nil: cgroups do not limit its memory
@@ -74,6 +78,11 @@ func (p *Process) Wait(exited func(End)) (end End) {
 			p.release(&end, true)
 			return end
 		case rep.number != p.number:
+			continue
+		case rep.kind == msgBegun:
+			if p.Executed != nil {
+				p.Executed()
+			}
 			continue
 		case rep.kind == msgFailed:
 			end.Errno = syscall.Errno(rep.errno)

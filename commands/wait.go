@@ -97,6 +97,7 @@ func waitForJobs(o *waitOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {
 		return err
 	}
+	ids = distinct(ids)
 	ctx := context.Background() // a signal ends the process: there is nothing to clean up
 	screen := &screen{w: stderr}
 	node := &lasting{o: &o.nodeOptions, quiet: o.quiet, node: "it", stderr: screen}
@@ -139,6 +140,18 @@ func waitForJobs(o *waitOptions, ids []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
+// distinct returns ids without repetitions. Upper and lower case are the same.
+func distinct(ids []string) (list []string) {
+	seen := map[string]bool{}
+	for _, id := range ids {
+		if key := strings.ToUpper(id); !seen[key] {
+			seen[key] = true
+			list = append(list, id)
+		}
+	}
+	return list
+}
+
 func (o *waitOptions) batchWords() []string {
 	if o.batch == "" {
 		return nil
@@ -173,6 +186,7 @@ type jobsWaiter struct {
 	o      *waitOptions
 	screen *screen // nil: progress is not shown
 	total  int     // jobs, 0 if they are a batch
+	again  bool    // it has waited before: the node may have just begun
 
 	mu     sync.Mutex // protects the fields below
 	before fanout.Progress
@@ -193,7 +207,12 @@ func (w *jobsWaiter) wait(ctx context.Context, c *bus.Client, q *bus.JobWait) er
 		}
 		return len(p), nil
 	})}
-	_, err = c.Call(ctx, &bus.Request{Function: w.o.function, Args: args.JSON(doc), Stdout: lines})
+	req := &bus.Request{Function: w.o.function, Args: args.JSON(doc), Stdout: lines}
+	if w.again {
+		req.WaitFunction = bus.WaitFor(logWait)
+	}
+	w.again = true
+	_, err = c.Call(ctx, req)
 	return noStore(err, w.o.function)
 }
 

@@ -413,7 +413,13 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 	}
 	if c.another() {
 		c.served = now
-		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": no slot is free"}, until(c.waitSlot)
+		why := "no slot is free"
+		if len(c.node.heldOn) > 0 {
+			if held := c.node.noSlot(c.fn.name, c.on); held != "" && held != noFreeSlot {
+				why = held
+			}
+		}
+		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": " + why}, until(c.waitSlot)
 	}
 	if len(c.refused) > 0 {
 		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": every worker is busy"}, 0

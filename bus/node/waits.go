@@ -48,6 +48,8 @@ func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 	return why
 }
 
+const noFreeSlot = "no free slot"
+
 // noSlot returns in words why a call of a function has no slot now on workers that match, ""
 // if it has one. n.mu is held.
 func (n *Node) noSlot(name string, on wire.On) string {
@@ -75,5 +77,5 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	case held == matching:
 		return "all its workers are held: fbus release --on '" + by + "'"
 	}
-	return "no free slot"
+	return noFreeSlot
 }

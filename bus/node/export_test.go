@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"fbus/bus"
@@ -356,4 +357,6 @@ func (n *Node) Own() (names []string) {
 }
 
 // Calls are those that run and wait.
-func (n *Node) Calls() []bus.CallInfo { return n.callsFor(context.Background(), &Peer{}) }
+func (n *Node) Calls() []bus.CallInfo {
+	return slices.Collect(n.callsFor(context.Background(), &Peer{}))
+}

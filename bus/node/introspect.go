@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"iter"
 	"maps"
 	"os"
 	"runtime"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -42,19 +42,31 @@ func (n *Node) eachLocked(count int, f func(i int)) {
 // Functions lists what is offered, sorted by name; the node's own only if they
 // are named.
 func (n *Node) Functions(names ...string) []bus.FunctionInfo {
-	return n.functionsFor(context.Background(), &Peer{}, names)
+	return slices.AppendSeq([]bus.FunctionInfo{}, n.functionsFor(context.Background(), &Peer{}, names))
 }
 
-// functionsFor lists of them what a peer sees. It stops when ctx ends.
-func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) []bus.FunctionInfo {
+// portion is how many things of a long answer are described at once: those that a slow reader
+// has not taken yet take no memory.
+const portion = 64
+
+// functionsFor yields of them what a peer sees. It stops when ctx ends.
+func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) iter.Seq[bus.FunctionInfo] {
 	named := len(names) > 0
 	if !named {
 		names = n.known(0)
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !p.sees(name) })
 	slices.Sort(names)
-	list := n.describe(ctx, slices.Compact(names), named)
-	return slices.DeleteFunc(list, func(f bus.FunctionInfo) bool { return len(f.Workers)+f.Queued == 0 })
+	names = slices.Compact(names)
+	return func(yield func(bus.FunctionInfo) bool) {
+		for some := range slices.Chunk(names, portion) {
+			for _, f := range n.describe(ctx, some, named) {
+				if ctx.Err() != nil || len(f.Workers)+f.Queued > 0 && !yield(f) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // describe describes functions, also those that are not there. It stops when ctx ends.
@@ -135,9 +147,9 @@ func (o *offer) info() bus.WorkerInfo {
 	}
 }
 
-// callsFor lists what runs and waits and is a peer's business, oldest first, less the calls of
+// callsFor yields what runs and waits and is a peer's business, oldest first, less the calls of
 // the node's own functions. It stops when ctx ends.
-func (n *Node) callsFor(ctx context.Context, p *Peer) []bus.CallInfo {
+func (n *Node) callsFor(ctx context.Context, p *Peer) iter.Seq[bus.CallInfo] {
 	var calls []*call
 	add := func(c *call) {
 		if c.fn.own == nil && p.watches(c) {
@@ -164,14 +176,22 @@ func (n *Node) callsFor(ctx context.Context, p *Peer) []bus.CallInfo {
 		}
 		n.mu.Unlock()
 	}
-	list := make([]bus.CallInfo, 0, len(calls))
-	n.eachLocked(len(calls), func(i int) {
-		if c := calls[i]; c.state.live() && ctx.Err() == nil {
-			list = append(list, c.info())
+	slices.SortFunc(calls, func(a, b *call) int { return a.arrived.Compare(b.arrived) })
+	return func(yield func(bus.CallInfo) bool) {
+		for some := range slices.Chunk(calls, portion) {
+			var list []bus.CallInfo
+			n.eachLocked(len(some), func(i int) {
+				if c := some[i]; c.state.live() {
+					list = append(list, c.info())
+				}
+			})
+			for _, i := range list {
+				if ctx.Err() != nil || !yield(i) {
+					return
+				}
+			}
 		}
-	})
-	sort.Slice(list, func(i, j int) bool { return list[i].Age > list[j].Age })
-	return list
+	}
 }
 
 func (c *call) info() bus.CallInfo {
@@ -183,11 +203,13 @@ func (c *call) info() bus.CallInfo {
 		i.State = "ending"
 	}
 	i.Progress = c.progress.last()
-	for stream, s := range map[wire.Stream]*bus.StreamInfo{wire.Input: &i.Input, wire.Output: &i.Output, wire.Stderr: &i.Stderr} {
-		f := &c.flows[stream]
-		*s = bus.StreamInfo{Bytes: f.passed, Credit: f.out, Held: f.held, Open: !c.state.ended() && (stream != wire.Input || c.input == inputOpen)}
-	}
+	open := !c.state.ended()
+	i.Input, i.Output, i.Stderr = c.flows[wire.Input].info(open && c.input == inputOpen), c.flows[wire.Output].info(open), c.flows[wire.Stderr].info(open)
 	return i
+}
+
+func (f *flow) info(open bool) bus.StreamInfo {
+	return bus.StreamInfo{Bytes: f.passed, Credit: f.out, Held: f.held, Open: open}
 }
 
 // Info describes the node.
@@ -274,7 +296,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 			return q.deny(name)
 		}
 	}
-	for _, f := range q.node.functionsFor(ctx, q.peer, names) {
+	for f := range q.node.functionsFor(ctx, q.peer, names) {
 		q.line(f)
 		if err := q.flush(); err != nil {
 			return err
@@ -284,7 +306,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 }
 
 func serveCalls(ctx context.Context, q *asked) error {
-	for _, c := range q.node.callsFor(ctx, q.peer) {
+	for c := range q.node.callsFor(ctx, q.peer) {
 		q.line(c)
 		if err := q.flush(); err != nil {
 			return err

@@ -128,14 +128,14 @@ func (w *watcher) snapshot() error {
 	w.unserved = nil // that may have changed
 	n := w.node
 	if w.wants("function") || w.wants("worker") {
-		for _, f := range n.functionsFor(w.ctx, w.peer, nil) {
+		for f := range n.functionsFor(w.ctx, w.peer, nil) {
 			if err := w.function(f, true); err != nil {
 				return err
 			}
 		}
 	}
 	if w.wants("call") {
-		for _, c := range n.callsFor(w.ctx, w.peer) {
+		for c := range n.callsFor(w.ctx, w.peer) {
 			if err := w.put(callChange{bus.Change{Type: "call"}, c}); err != nil {
 				return err
 			}
@@ -167,9 +167,11 @@ func (w *watcher) changed(c *changed) error {
 	n := w.node
 	if w.wants("function") {
 		names := slices.DeleteFunc(c.functions, func(name string) bool { return !w.peer.sees(name) })
-		for _, f := range n.describe(w.ctx, names, false) {
-			if err := w.function(f, false); err != nil {
-				return err
+		for some := range slices.Chunk(names, portion) {
+			for _, f := range n.describe(w.ctx, some, false) {
+				if err := w.function(f, false); err != nil {
+					return err
+				}
 			}
 		}
 	}

@@ -134,6 +134,8 @@ func explainCall(err error, timeout time.Duration) *args.Error {
 		limit = e.Message
 	}
 	switch {
+	case strings.HasPrefix(limit, "the node "): // of one of its own functions
+		return fail(args.CodeDeadline, "%s", limit)
 	case limit != "":
 		return fail(args.CodeDeadline, "the worker's time limit was exceeded: %s", limit)
 	case timeout > 0:

@@ -65,6 +65,7 @@ type call struct {
 	waitSlot     time.Duration // for a slot; negative: without limit
 	posted       *posted       // nil: it runs no job
 	trace        string        // as args.Trace has it
+	ownLimit     time.Duration // the node's limit for its own function, if that is the deadline; else 0
 
 	state state
 	input inputState
@@ -302,7 +303,7 @@ func (c *call) setDeadline() {
 			limit = c.arrived.Add(adminTime)
 		}
 		if c.deadline.IsZero() || limit.Before(c.deadline) {
-			c.deadline = limit
+			c.deadline, c.ownLimit = limit, limit.Sub(c.arrived)
 		}
 	}
 	if !c.deadline.IsZero() {
@@ -498,7 +499,11 @@ func (c *call) stopWaiting() {
 
 // expire ends a call at its deadline.
 func (c *call) expire() {
-	c.node.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, args.DeadlineMessage) })
+	message := args.DeadlineMessage
+	if c.ownLimit > 0 {
+		message = fmt.Sprintf("the node has not answered within %v: it is busy", c.ownLimit)
+	}
+	c.node.locked(func(b *wire.Batch) { c.endFor(b, args.CodeDeadline, message) })
 }
 
 // locked runs f with the node's lock held, and writes what f has sent.

@@ -360,3 +360,13 @@ func (n *Node) Own() (names []string) {
 func (n *Node) Calls() []bus.CallInfo {
 	return slices.Collect(n.callsFor(context.Background(), &Peer{}))
 }
+
+// HoldAnswer takes the one place of an identity among the answers that are computed, until it is
+// given back.
+func (n *Node) HoldAnswer(name string) (restore func()) {
+	n.mu.Lock()
+	place := n.identities[name].answer
+	n.mu.Unlock()
+	place <- struct{}{}
+	return func() { <-place }
+}

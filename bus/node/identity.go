@@ -37,10 +37,11 @@ type identity struct {
 	open     int         // calls that its connections have opened
 	calls    int         // of these, those of functions that are not the node's own
 	offers   int
-	text     int64        // bytes of their text
-	own      [classes]int // calls of the node's own functions that run
-	turns    wire.Turns   // of its connections
-	paused   time.Time    // when one of them last had to pause
+	text     int64         // bytes of their text
+	own      [classes]int  // calls of the node's own functions that run
+	turns    wire.Turns    // of its connections
+	answer   chan struct{} // has room for the one answer that is computed for it at a time
+	paused   time.Time     // when one of them last had to pause
 }
 
 // identity returns the identity of a peer.
@@ -54,7 +55,7 @@ func (n *Node) identity(p *Peer) *identity {
 }
 
 func (n *Node) newIdentity(p *Peer) *identity {
-	id := &identity{name: p.Caller, sessions: map[*session]bool{}}
+	id := &identity{name: p.Caller, sessions: map[*session]bool{}, answer: make(chan struct{}, 1)}
 	id.budget.In, id.budget.Max = &n.budget, n.budget.Max/4
 	switch {
 	case p.Rights == nil:

@@ -156,8 +156,10 @@ func (n *Node) fillOwn(b *wire.Batch) {
 type asked struct {
 	*bus.Invocation
 	node     *Node
-	peer     *Peer             // the caller
-	out      bytes.Buffer      // the answer
+	peer     *Peer        // the caller
+	out      bytes.Buffer // the answer
+	ctx      context.Context
+	own      chan struct{}     // has room for the caller's answer that is computed; nil: it needs no place
 	turn     time.Time         // since when it has a place in the node's answering; zero: it has none
 	unserved map[string]string // why jobs have no slot: by function and on; "": they have one
 	result   *bus.Result       // the end, if it is not "exit 0"
@@ -188,17 +190,29 @@ func (q *asked) flush() error {
 const maxRest = 50 * time.Millisecond
 
 // take waits for a place among the answers that are computed at once, so that guests leave processors
-// to calls. The node's own user needs none.
+// to calls, and for one of its caller's, so that a caller with many waits for itself first. The node's
+// own user needs none.
 func (q *asked) take() {
-	if q.peer.Rights != nil {
+	if q.own == nil {
+		return
+	}
+	select {
+	case q.own <- struct{}{}:
+	case <-q.ctx.Done():
+		return
+	}
+	select {
+	case q.node.answering <- struct{}{}:
+	default:
+		q.node.press()
 		select {
 		case q.node.answering <- struct{}{}:
-		default:
-			q.node.press()
-			q.node.answering <- struct{}{}
+		case <-q.ctx.Done():
+			<-q.own
+			return
 		}
-		q.turn = time.Now()
 	}
+	q.turn = time.Now()
 }
 
 // pass leaves the place to others, after a rest three times as long as the answer took.
@@ -208,7 +222,10 @@ func (q *asked) pass() {
 	}
 	rest := min(3*time.Since(q.turn), maxRest)
 	q.turn = time.Time{}
-	time.AfterFunc(rest, func() { <-q.node.answering })
+	time.AfterFunc(rest, func() {
+		<-q.node.answering
+		<-q.own
+	})
 }
 
 // Words returns the arguments as strings. Input in their place is refused: it could be meant as
@@ -298,7 +315,8 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 	if post, ok := inv.Arrival.(jobs.ID); ok {
 		defer n.cfg.Jobs.Settled(post) // whatever becomes of it: younger jobs wait for it
 	}
-	q := &asked{Invocation: inv, node: n, peer: n.asker(inv)}
+	q := &asked{Invocation: inv, node: n, ctx: ctx}
+	q.peer, q.own = n.asker(inv)
 	cancelled := bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(args.CodeCancelled), Code: args.CodeCancelled}}
 	var err error
 	switch {

@@ -90,15 +90,19 @@ func (p *Peer) issuer() string {
 }
 
 // asker returns the peer that made a call of one of the node's own functions; nil if its
-// connection has ended, so that nothing may be done for it.
-func (n *Node) asker(inv *bus.Invocation) *Peer {
+// connection has ended, so that nothing may be done for it. Guests have a channel with room for the one answer that is computed for them at a time.
+func (n *Node) asker(inv *bus.Invocation) (p *Peer, one chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.opener(inv.Call); s != nil && s.dismissed == nil {
-		p := s.peer
-		return &p
+	s := n.opener(inv.Call)
+	if s == nil || s.dismissed != nil {
+		return nil, nil
 	}
-	return nil
+	peer := s.peer
+	if peer.Rights != nil {
+		one = s.identity.answer
+	}
+	return &peer, one
 }
 
 // renewed lets a connection last as long as the new certificate of its peer for the same

@@ -51,7 +51,6 @@ type (
 // watcher is one call of fbus.watch.
 type watcher struct {
 	*asked
-	ctx     context.Context
 	types   []string          // empty: all
 	tickets map[string]uint64 // by serial: the hash of the line that was sent last
 	seed    maphash.Seed
@@ -71,7 +70,7 @@ func serveWatch(ctx context.Context, q *asked) error {
 			return usageError("fbus.watch: invalid type %q: it must be function, worker, call, job or ticket", t)
 		}
 	}
-	w := &watcher{asked: q, ctx: ctx, types: d.Types, tickets: map[string]uint64{}, seed: maphash.MakeSeed()}
+	w := &watcher{asked: q, types: d.Types, tickets: map[string]uint64{}, seed: maphash.MakeSeed()}
 	ch := &q.node.changes
 	stamp := ch.watch()
 	defer ch.unwatch()

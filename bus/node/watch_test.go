@@ -251,3 +251,23 @@ func TestWatchHolds(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 }
+
+// TestWatchersOfOneGuest: however many calls of fbus.watch a guest makes and does not read, another
+// one's answers wait for one of them at a time.
+func TestWatchersOfOneGuest(t *testing.T) {
+	g := newGuests(t)
+	bad, good := g.enter(g.ticket("bad", "call:a")), g.enter(g.ticket("good", "call:a"))
+	for id := range uint64(500) {
+		f := callFrame(id+1, "fbus.watch", "")
+		f.WindowOutput = 1
+		bad.send(f)
+	}
+	want[*wire.DataFrame](bad)
+	restore := g.n.HoldAnswer("ticket:bad") // one of them computes for ever
+	defer restore()
+	for id := range uint64(5) {
+		if got := good.says(wordsFrame(id+1, "fbus.nodes")); !strings.Contains(got, `"caller":"ticket:good"`) {
+			t.Errorf("fbus.nodes: %q", got)
+		}
+	}
+}

@@ -208,7 +208,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	var log *fanout.Log
 	if o.joblog != "" {
 		lo := fanout.LogOptions{Path: o.joblog, Function: o.name, Resume: o.resume}
-		if names != nil && strings.Contains(o.output, "{#}") { // else the item still has its name
+		if names != nil && fanout.Template(o.output).Numbers() { // else the item still has its name
 			lo.Done = names.Done
 		}
 		if log, err = fanout.OpenLog(lo); err != nil {

@@ -62,16 +62,20 @@ is dead after three losses in a row, or with --at-most-once after the first.
   fbus post --each file --arg 80x80 --batch small thumb *.jpg
   fbus post --at 07:00 --unique report report
   fbus post --unique "$delivery" --unique-for 3d webhook < body.json
+  fbus post --each arg --unique 'page-{}' --unique-for 1d --batch pages fetch < urls.txt
 
 With --each, -a, -0 or -N it posts a job for each ITEM, or each line of FILE or stdin, and
 prints an id a line in their order. These jobs are a batch, whose name is printed on stderr
 unless --batch gives one: fbus wait, result, jobs, cancel, retry and purge take --batch. The
-function of --batch-then gets a JSON object with batch, poster, jobs, done, dead and
-cancelled. TIME is 2026-11-26T07:00:00+01:00 or, in local time,
-2026-11-26 07:00, 2026-11-26 (its midnight) or 07:00, the next one. Of the two 02:30 in
-autumn, when clocks are put back, it is the first, and the second once that has passed. The function of --then, --else or --finally gets
-the output as its input. JSON fields: id, batch, and of items item (an array with -N), item_encoding
-("base64" where it is not UTF-8). The function fbus.post does the same.`,
+KEY of --unique is then a template with {}, {.}, {/}, {//} or {/.}, as fbus map has them for
+names of files: 'page-{}'. The same list can be posted again: an item whose job is there
+prints its id, and the job stays in its batch. The function of --batch-then gets a JSON
+object with batch, poster, jobs, done, dead and cancelled. TIME is 2026-11-26T07:00:00+01:00
+or, in local time, 2026-11-26 07:00, 2026-11-26 (its midnight) or 07:00, the next one. Of
+the two 02:30 in autumn, when clocks are put back, it is the first, and the second once that
+has passed. The function of --then, --else or --finally gets the output as its input. JSON
+fields: id, batch, and of items item (an array with -N), item_encoding ("base64" where it is
+not UTF-8). The function fbus.post does the same.`,
 		Flags: append(slices.Concat(o.callArguments.flags(), itemFlags(&o.items), o.jobFlags(),
 			o.nodeOptions.flags("wait `D|forever` for a node", "print which node it was, and with items how many jobs were posted")),
 			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line for each job", Destination: &o.json, DisableDefaultText: true},
@@ -107,7 +111,7 @@ func (o *postOptions) jobFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "at-most-once", Usage: "never run it again when its worker or node was lost: it is dead then", Destination: &o.job.AtMostOnce, DisableDefaultText: true},
 		&cli.GenericFlag{Name: "backoff", Usage: "wait `D` before a retry, twice as long before each further one, at most 1h; up to half of that is random; default: 1s", Value: &o.backoff},
 		&cli.IntFlag{Name: "priority", Usage: "run it before jobs with a lower `N`, -100 to 100", Destination: &o.job.Priority, DefaultText: "0"},
-		&cli.StringFlag{Name: "unique", Usage: "if a job of NAME with `KEY` is not finished, print its id and post nothing; if its arguments or input differ, fail with 65", Destination: &o.job.Unique},
+		&cli.StringFlag{Name: "unique", Usage: "if a job of NAME with `KEY` is not finished, print its id and post nothing; if its arguments or input differ, fail with 65; with items a template: page-{}", Destination: &o.job.Unique},
 		&cli.GenericFlag{Name: "unique-for", Usage: "keep the key of --unique for `D` after the end of the job", Value: &o.uniqueFor},
 		&cli.GenericFlag{Name: "keep", Usage: "keep the result for `D`; after a day only while its room is not needed; default: 7d", Value: &o.keep},
 		&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end an attempt after `D`", Value: &o.timeout},
@@ -171,7 +175,34 @@ func (o *postOptions) checkSent() error {
 		return usage("-d, -i and -n are for one job: with --each, -a, -0 or -N the items are sent")
 	}
 	o.items.Fields = o.fields
-	return cmp.Or(o.items.Check(o.args), checkFields(o.fields))
+	return cmp.Or(o.items.Check(o.args), checkFields(o.fields), o.checkKeys())
+}
+
+// checkKeys refuses a key that all items would share: one of them would be posted, by chance.
+func (o *postOptions) checkKeys() error {
+	key := fanout.Template(o.job.Unique)
+	switch {
+	case !o.hasUnique:
+	case key.Numbers():
+		return usage("--unique %s: the number of an item changes with the list: {#} makes no key", key)
+	case key.Unknown() != "":
+		return usage("--unique %s: %s is not supported, only %s", key, key.Unknown(), strings.Join(fanout.Replacements[:5], " "))
+	case key != "" && !key.Varies():
+		return usage("--unique %s: all items would have the same key", key).WithHint("--unique '%s-{}', where {} is the item", strings.ReplaceAll(string(key), "'", `'\''`))
+	}
+	return nil
+}
+
+// keyOf returns the key of an item's job.
+func (o *postOptions) keyOf(words []string) (string, error) {
+	key := fanout.Template(o.job.Unique).Text(strings.Join(words, " "))
+	switch {
+	case key == "":
+		return "", fail(args.CodeBadInput, "--unique: the item makes no key")
+	case !utf8.ValidString(key):
+		return "", fail(args.CodeBadInput, "--unique: the key is not UTF-8")
+	}
+	return key, nil
 }
 
 func post(o *postOptions, stdout, stderr io.Writer) error {
@@ -315,6 +346,12 @@ func (o *postOptions) request(req *bus.Request, words []string) (*bus.Request, e
 	p := posting{Kind: kindNames[kind], Input: req.Input != nil && kind != args.KindRaw, Options: o.job}
 	p.Delay, p.Backoff, p.Keep, p.Timeout = o.delay.d.Seconds(), o.backoff.d.Seconds(), o.keep.d.Seconds(), o.timeout.d.Seconds()
 	p.UniqueFor = o.uniqueFor.d.Seconds()
+	if o.each && o.hasUnique {
+		var err error
+		if p.Unique, err = o.keyOf(words); err != nil {
+			return nil, err
+		}
+	}
 	if !o.at.IsZero() {
 		p.At = o.at.UTC().Format(time.RFC3339Nano)
 	}
@@ -389,10 +426,14 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 				return nil, nil, err
 			}
 			call, err := o.request(req, t.Words)
-			if err == nil {
-				call.Opened = t.Aux.(func())
+			if err != nil {
+				if file != nil {
+					file.Close()
+				}
+				return nil, nil, err
 			}
-			return call, file, err
+			call.Opened = t.Aux.(func())
+			return call, file, nil
 		},
 		Finish: func(out *fanout.Outcome) { out.Aux.(func())() },
 		Rest:   p.out.soon,

@@ -73,13 +73,24 @@ func leaves(marked string) bool {
 	return false
 }
 
+// values returns what stands for each replacement string.
+func values(item string, seq int) []string {
+	base := item[strings.LastIndexByte(item, '/')+1:]
+	return []string{item, withoutExtension(item), base, filepath.Dir(item), withoutExtension(base), strconv.Itoa(seq)}
+}
+
+// Numbers reports whether the name depends on the number of the call.
+func (t Template) Numbers() bool { return strings.Contains(string(t), "{#}") }
+
+// Text returns the template's text for an item, which names no file.
+func (t Template) Text(item string) string { return t.expand(values(item, 0)...) }
+
 // name returns the file's name for an item.
 func (t Template) name(item string, seq int) (string, error) {
 	if strings.ContainsRune(item, 0) {
 		return "", args.Errorf(args.CodeBadInput, "the name of an output must not contain NUL: %s", args.Shorten(item))
 	}
-	base := item[strings.LastIndexByte(item, '/')+1:]
-	values := []string{item, withoutExtension(item), base, filepath.Dir(item), withoutExtension(base), strconv.Itoa(seq)}
+	values := values(item, seq)
 	name := t.expand(values...)
 	for i, v := range values {
 		values[i] = "\x00" + v + "\x00"

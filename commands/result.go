@@ -131,7 +131,10 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	end, err := o.ended(name, timeout, res, err, out, stderr)
 	end.job = o.id
 	var e *args.Error
-	if errors.As(err, &e) && e.Code == args.CodeNodeLost {
+	switch lost := errors.As(err, &e) && e.Code == args.CodeNodeLost; {
+	case lost && job != nil && job.State.Finished():
+		e.Hint = join("fbus", "retry", o.id) + " runs it again"
+	case lost: // the connection, not the job
 		e.Hint = "the result is where it was: " + join("fbus", "result", o.id) + "; " + doctorLine(o.node, nil) + " examines the node"
 	}
 	return end, err

@@ -61,7 +61,10 @@ func TestResultEnds(t *testing.T) {
 		o.statusTo = filepath.Join(t.TempDir(), "status")
 		var errs bytes.Buffer
 		status := report(&errs, result(o, &errs))
-		said, _, _ := strings.Cut(strings.TrimPrefix(errs.String(), "from the program\n"), "fbus: hint: ")
+		said, hint, _ := strings.Cut(strings.TrimPrefix(errs.String(), "from the program\n"), "fbus: hint: ")
+		if strings.Contains(hint, "where it was") || c.end.Code == "node_lost" && hint != "fbus retry "+o.id+" runs it again\n" {
+			t.Errorf("%+v: hint %q", c.end, hint)
+		}
 		if status != c.status || said != c.said {
 			t.Errorf("%+v: status %d, said %q", c.end, status, said)
 		}

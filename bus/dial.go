@@ -101,7 +101,7 @@ func Connect(ctx context.Context, o *Options) (*Client, error) {
 	deadline := time.Now().Add(o.Wait.limit())
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		c, err := connectWithin(ctx, o, time.Until(deadline))
-		if err == nil || !args.Retryable(err) || ctx.Err() != nil {
+		if err == nil || !args.Retryable(err) || errors.Is(err, wire.ErrLongPath) || ctx.Err() != nil {
 			return c, err
 		}
 		left := time.Until(deadline)
@@ -295,7 +295,9 @@ func dialReason(err error) string {
 
 func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 	if err := wire.CheckPath(addr.String()); err != nil {
-		return nil, args.Errorf(args.CodeNoNode, "%v: %v", addr, err).WithHint("use a shorter path, or one relative to the current directory")
+		e := args.Errorf(args.CodeNoNode, "%v: %v", addr, err).WithHint("use a shorter path, or one relative to the current directory")
+		e.Err = err
+		return nil, e
 	}
 	nc, err := dialUnix(ctx, addr.String())
 	if err != nil {

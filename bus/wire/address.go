@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"fbus/bus/args"
 	"fmt"
 	"net"
@@ -34,13 +35,16 @@ func IsPath(addr string) bool { return strings.Contains(addr, "/") || strings.Ha
 // maxPath is how long the path of a unix socket may be: sun_path of unix(7), less its NUL.
 const maxPath = 107
 
+// ErrLongPath is in the errors of [CheckPath]: waiting does not help.
+var ErrLongPath = errors.New("the path of the socket has")
+
 // CheckPath returns an error for the path of a unix socket that is too long for the kernel,
 // which itself calls that an invalid argument.
 func CheckPath(path string) error {
 	if len(path) <= maxPath {
 		return nil
 	}
-	return fmt.Errorf("the path of the socket has %d bytes (limit %d)", len(path), maxPath)
+	return fmt.Errorf("%w %d bytes (limit %d)", ErrLongPath, len(path), maxPath)
 }
 
 // WithPort adds the default port to an address that has none. An IPv6 address

@@ -1,10 +1,14 @@
 package commands
 
 import (
+	"cmp"
+	"context"
 	"io"
 	"strings"
 
 	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/fanout"
 
 	"github.com/urfave/cli/v2"
 )
@@ -51,20 +55,48 @@ func cancelBatch(o *lookOptions, batch string, stdout, stderr io.Writer) error {
 	return err
 }
 
-// cancel ends every listed call that exists. It returns the first failure and prints the
-// others.
+// cancel ends every listed call and job that exists. It returns the first failure and prints
+// the others.
 func cancel(o *lookOptions, ids []string, stdout, stderr io.Writer) error {
-	var first error
-	for _, id := range ids {
-		was, err := o.ask("fbus.cancel", id)
-		if o.json {
-			stdout.Write(was)
-		}
-		if err != nil && first != nil {
-			say(stderr, err.Error())
-		} else if err != nil {
-			first = err
-		}
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
+	c, err := o.dial(ctx, o.wait)
+	if err != nil {
+		return err
 	}
-	return first
+	defer c.Close()
+	ids = distinct(ids)
+	var first error
+	r := &fanout.Runner{Config: fanout.Config{
+		Client: c, Function: "fbus.cancel", Mode: fanout.Fixed, Jobs: maxCancelling,
+		Next: func() (t fanout.Task, err error) {
+			if len(ids) == 0 {
+				return t, io.EOF
+			}
+			t.Words, ids = ids[:1], ids[1:]
+			return t, nil
+		},
+		Request: func(t *fanout.Task) (*bus.Request, io.Closer, error) {
+			return &bus.Request{Args: args.List(t.Words...)}, nil, nil
+		},
+		Done: func(out *fanout.Outcome) error {
+			switch {
+			case out.Skipped:
+			case out.Err == nil && o.json:
+				was, _ := out.Output.Bytes()
+				stdout.Write(args.SafeJSON(was))
+			case out.Err == nil:
+			case out.Result.Code == "" && args.Retryable(out.Err):
+				return out.Err // the node is lost
+			case first != nil:
+				say(stderr, out.Err.Error())
+			default:
+				first = out.Err
+			}
+			return nil
+		},
+	}}
+	return troubled(cmp.Or(r.Run(ctx), first), o.node)
 }
+
+// maxCancelling is how many jobs are cancelled at once: they share the node's writes to its disk.
+const maxCancelling = 64

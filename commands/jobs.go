@@ -296,14 +296,27 @@ func endText(e bus.JobEnd) string {
 	return e.Code + ": " + e.Message
 }
 
-// change calls one of the node's own functions that change jobs.
-func (o *lookOptions) change(function string, q *bus.JobQuery) ([]byte, error) {
-	doc, err := marshal(q)
+// change calls one of the node's own functions that change jobs: for many ids several times. With
+// an error it returns the answers before that.
+func (o *lookOptions) change(function string, q *bus.JobQuery) (all []byte, err error) {
+	ctx := context.Background() // a signal ends the process: there is nothing to clean up
+	c, err := o.dial(ctx, o.wait)
 	if err != nil {
 		return nil, err
 	}
-	data, err := o.call(function, args.JSON(doc))
-	return data, noStore(err, function)
+	defer c.Close()
+	some := *q
+	for _, some.IDs = range portions(distinct(q.IDs)) {
+		doc, err := marshal(&some)
+		if err != nil {
+			return all, err
+		}
+		data, err := output(ctx, c, function, args.JSON(doc))
+		if all = append(all, data...); err != nil {
+			return all, troubled(noStore(err, function), o.node)
+		}
+	}
+	return all, nil
 }
 
 // maxChain bounds how many jobs of a chain are shown.

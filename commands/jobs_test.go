@@ -382,3 +382,39 @@ func TestAge(t *testing.T) {
 		}
 	}
 }
+
+// TestManyIDs: more ids than the arguments of one call can have are sent with several calls.
+func TestManyIDs(t *testing.T) {
+	n := newStore(t)
+	answer := func(line func(d bus.JobQuery) string) bus.Handler {
+		return func(_ context.Context, inv *bus.Invocation) bus.Result {
+			var d bus.JobQuery
+			if err := json.Unmarshal(inv.Args, &d); err != nil {
+				t.Error(err)
+			}
+			return exited(line(d))
+		}
+	}
+	n.offer(t, "purge", answer(func(d bus.JobQuery) string { return fmt.Sprintf("{\"purged\":%d}\n", len(d.IDs)) }))
+	n.offer(t, "retry", answer(func(d bus.JobQuery) string { return strings.Repeat("{\"id\":\"x\"}\n", len(d.IDs)) }))
+	ids := []string{"id-0"}
+	for i := range 45_000 {
+		ids = append(ids, fmt.Sprintf("id-%023d", i), fmt.Sprintf("ID-%023d", i))
+	}
+	look := lookOptions{nodeOptions: nodeOptions{node: n.socket}, json: true}
+	var out, errs bytes.Buffer
+	if err := purge(&purgeOptions{lookOptions: look, function: "purge"}, ids, &out, &errs); err != nil {
+		t.Error(err)
+	}
+	if out.String() != "{\"purged\":45001}\n" || errs.String() != "fbus: 45001 jobs purged\n" {
+		t.Errorf("printed %q, said %q", out.String(), errs.String())
+	}
+	out.Reset()
+	errs.Reset()
+	if err := retry(&retryOptions{lookOptions: look, function: "retry"}, ids, &out, &errs); err != nil {
+		t.Error(err)
+	}
+	if strings.Count(out.String(), "\n") != 45001 || errs.String() != "fbus: 45001 jobs queued again\n" {
+		t.Errorf("printed %d bytes, said %q", out.Len(), errs.String())
+	}
+}

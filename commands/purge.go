@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -67,19 +68,26 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {
 		return err
 	}
+	ids = distinct(ids)
 	data, err := o.change(o.function, &bus.JobQuery{IDs: ids, State: o.state, Batch: o.batch, Older: o.older.d.Seconds(), Function: o.glob})
-	if err != nil {
-		return err
+	answers, unread := decodeLines[struct {
+		Purged int `json:"purged"`
+	}](data)
+	if unread != nil || len(answers) == 0 {
+		return cmp.Or(err, unread)
+	}
+	total := answers[0]
+	for _, a := range answers[1:] {
+		total.Purged += a.Purged
 	}
 	if o.json {
-		stdout.Write(data)
+		printJSON(stdout, total)
 	}
-	list, err := decodeLines[struct{ Purged int }](data)
-	if err == nil && len(list) == 1 && !o.quiet {
-		say(stderr, fmt.Sprintf("%s purged", plural(list[0].Purged, "job")))
+	if !o.quiet {
+		say(stderr, fmt.Sprintf("%s purged", plural(total.Purged, "job")))
 	}
-	if err == nil && len(list) == 1 && list[0].Purged < len(ids) {
-		return fail(args.CodeBadInput, "%d of %s not purged: running jobs are not purged", len(ids)-list[0].Purged, plural(len(ids), "job")).WithHint("fbus cancel ends it")
+	if err == nil && total.Purged < len(ids) {
+		return fail(args.CodeBadInput, "%d of %s not purged: running jobs are not purged", len(ids)-total.Purged, plural(len(ids), "job")).WithHint("fbus cancel ends it")
 	}
 	return err
 }

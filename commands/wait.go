@@ -83,15 +83,18 @@ func (o *waitOptions) check(ids []string) error {
 }
 
 // portions divides ids among calls, of which there is one without ids too.
-func portions(ids []string) [][]string {
-	if len(ids) == 0 {
-		return [][]string{nil}
+func portions(ids []string) (parts [][]string) {
+	begin, size := 0, 0
+	for i, id := range ids {
+		if size += len(id) + len(`"",`); size > maxPortion && i > begin {
+			parts, begin, size = append(parts, ids[begin:i]), i, len(id)+len(`"",`)
+		}
 	}
-	return slices.Collect(slices.Chunk(ids, maxWaited))
+	return append(parts, ids[begin:])
 }
 
-// maxWaited is how many jobs one call waits for: their ids have to fit into its arguments.
-const maxWaited = 20_000
+// maxPortion is how many bytes the ids of one call have: they have to fit into its arguments.
+const maxPortion = 512 << 10
 
 func waitForJobs(o *waitOptions, ids []string, stdout, stderr io.Writer) error {
 	if err := o.check(ids); err != nil {

@@ -64,6 +64,10 @@ directory, {/.} base name without extension, {#} the call's number. What stands 
 an item names a directory that the item cannot leave: with 'out/{}' or '{#}/{}' the item
 ../x fails with 65. FILE is on the disk before its call counts as done.
 
+A job log has the columns of GNU parallel. If --arg, -f or -F send something with each item,
+a hash of that follows the function's name there: --resume skips no item whose call was
+different, and calls it again.
+
 JSON fields: item (an array with -N), output, stderr (its last 1 MiB), status, source,
 code, worker, seconds, call, tries; encoding and item_encoding are "base64" where output and item
 are not UTF-8; message is set if fbus ended the call, file with -o.`,
@@ -207,12 +211,15 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	}
 	var log *fanout.Log
 	if o.joblog != "" {
-		lo := fanout.LogOptions{Path: o.joblog, Function: o.name, Resume: o.resume}
+		lo := fanout.LogOptions{Path: o.joblog, Function: o.name, With: o.items.Mark(), Resume: o.resume}
 		if names != nil && fanout.Template(o.output).Numbers() { // else the item still has its name
 			lo.Done = names.Done
 		}
 		if log, err = fanout.OpenLog(lo); err != nil {
 			return err
+		}
+		if n := log.Other(); n > 0 && !o.quiet {
+			say(stderr, fmt.Sprintf("%s in the job log had other arguments: items are called again with these", plural(n, "call")))
 		}
 	}
 	client, workers, err := o.reach(o.name, o.on, stderr)

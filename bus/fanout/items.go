@@ -3,11 +3,15 @@ package fanout
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -247,6 +251,20 @@ func (o *Items) arguments(words []string) (args.Args, error) {
 		return args.List(o.Args...), nil
 	}
 	return args.Args{}, nil
+}
+
+// Mark tells calls apart that send different things besides the item; it is empty for none. It is
+// a hash: those may be long, or secret.
+func (o *Items) Mark() string {
+	if len(o.Args) == 0 && len(o.Fields) == 0 && o.ItemField == "" {
+		return ""
+	}
+	words := append([]string{o.Each, o.ItemField, strconv.Itoa(len(o.Args))}, o.Args...)
+	for _, f := range o.Fields {
+		words = append(words, f.Name, f.Value, strconv.FormatBool(f.JSON))
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", words))
+	return hex.EncodeToString(sum[:4])
 }
 
 // request makes the request without its arguments, unless they are a document.

@@ -18,11 +18,13 @@ const logHead = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSigna
 
 // Log is a file with a line for each call that has ended: number, worker, start in
 // seconds since 1970, seconds it took, bytes sent and received, exit status, signal, and
-// the function with its item as words for a shell. All methods may be called on nil.
+// the function with its item as words for a shell. What is sent besides the item follows the
+// function as #HASH. All methods may be called on nil.
 type Log struct {
 	f        *os.File
-	function string
+	function string         // with its #HASH
 	done     map[string]int // commands that ended with 0, and how often
+	other    int            // calls of the function that ended with 0, and sent something else
 	pending  []byte
 }
 
@@ -30,7 +32,8 @@ type Log struct {
 type LogOptions struct {
 	Path     string // "-" is stdout
 	Function string
-	Resume   bool // continue the log, and skip the items that it shows done
+	With     string // the mark of what is sent besides the item, see [Items.Mark]
+	Resume   bool   // continue the log, and skip the items that it shows done
 	// Done, if set, receives each of these items while the log is read.
 	Done func(seq int, command string)
 }
@@ -38,6 +41,9 @@ type LogOptions struct {
 // OpenLog begins a log, or continues one.
 func OpenLog(o LogOptions) (*Log, error) {
 	l := &Log{function: o.Function, done: map[string]int{}, f: os.Stdout}
+	if o.With != "" {
+		l.function += "#" + o.With
+	}
 	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND | os.O_TRUNC
 	if o.Resume {
 		flags = os.O_RDWR | os.O_CREATE | os.O_APPEND
@@ -119,6 +125,11 @@ func (l *Log) load(o LogOptions) error {
 		whole += int64(len(line))
 		columns := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 9)
 		if len(columns) == 9 && columns[6] == "0" && columns[7] == "0" {
+			function, _, _ := strings.Cut(columns[8], " ")
+			if name, _, _ := strings.Cut(function, "#"); name == o.Function && function != l.function {
+				l.other++
+				continue
+			}
 			l.done[columns[8]]++
 			if seq, err := strconv.Atoi(columns[0]); err == nil && o.Done != nil {
 				o.Done(seq, columns[8])
@@ -132,6 +143,15 @@ func (l *Log) command(words []string) string { return l.function + " " + args.Qu
 
 // Resumes reports whether the log shows items that are done.
 func (l *Log) Resumes() bool { return l != nil && len(l.done) > 0 }
+
+// Other returns how many calls of the function the log shows done with something else than is
+// sent now besides the item: they are made again.
+func (l *Log) Other() int {
+	if l == nil {
+		return 0
+	}
+	return l.other
+}
 
 // Skips reports whether an item is done already. Of equal items it skips as many as
 // were done.

@@ -178,7 +178,12 @@ func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writ
 		looking, stop := context.WithCancel(ctx)
 		var looks sync.WaitGroup
 		if !o.quiet && !o.noWait {
-			looks.Go(func() { o.explainWait(looking, c, stderr) }) // ends with the call
+			looks.Go(func() { // ends with the call
+				explainWait(looking, stderr, func() (*jobLine, bool) {
+					job, err := oneJob(looking, c, o.jobs, o.id)
+					return job, err != nil || job.State.Finished()
+				})
+			})
 		}
 		res, err = c.Call(ctx, req)
 		stop()
@@ -198,20 +203,21 @@ func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writ
 // and longer times.
 var waitMoment = time.Second
 
-// explainWait says once why a job does not run, if it does not.
-func (o *resultOptions) explainWait(ctx context.Context, c *bus.Client, stderr io.Writer) {
+// explainWait says once why a job does not run. look returns a job that may wait, if any, and
+// whether the wait is over.
+func explainWait(ctx context.Context, stderr io.Writer, look func() (job *jobLine, over bool)) {
 	for pause := waitMoment; ; pause = min(2*pause, time.Minute) {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}
-		job, err := oneJob(ctx, c, o.jobs, o.id)
-		if err != nil || job.State.Finished() {
+		job, over := look()
+		if over {
 			return
 		}
-		if job.Note != "" {
-			say(stderr, "job "+o.id+" waits: "+job.note())
+		if job != nil && job.Note != "" {
+			say(stderr, "job "+job.ID+" waits: "+job.note())
 			return
 		}
 	}

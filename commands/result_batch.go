@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"fbus/bus"
@@ -45,7 +46,20 @@ func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 	if o.timeout.set {
 		node.until = b.until
 	}
-	err := node.do(context.Background(), func() bool { return !o.noWait }, b.print)
+	looking, stop := context.WithCancel(context.Background())
+	var looks sync.WaitGroup
+	err := node.do(context.Background(), func() bool { return !o.noWait }, func(c *bus.Client) error {
+		if !o.quiet && !o.noWait {
+			b.explain.Do(func() {
+				looks.Go(func() { // ends with the command
+					explainWait(looking, screen, func() (*jobLine, bool) { return o.waiting(looking, c) })
+				})
+			})
+		}
+		return b.print(c)
+	})
+	stop()
+	looks.Wait()
 	if e := b.close(); e != nil && err == nil {
 		err = e
 	}
@@ -53,6 +67,8 @@ func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 	switch {
 	case errors.As(err, &sig):
 		return sig
+	case b.denied:
+		return fail(args.CodeDenied, "%s: only their poster and an administrator may read the results of these jobs", o.batch)
 	case err != nil:
 		f := explain(troubled(noStore(err, o.function), o.node))
 		if f.Code == args.CodeNodeLost || f.Code == args.CodeDraining {
@@ -79,6 +95,33 @@ type batchResults struct {
 	printed    int       // results
 	failed     int       // of them
 	unfinished int       // of the failed ones
+	denied     bool      // the jobs are listed, but their results are not for the caller
+	explain    sync.Once // why the first jobs wait
+}
+
+// waiting returns the first job of the batch that waits, if any.
+func (o *resultOptions) waiting(ctx context.Context, c *bus.Client) (job *jobLine, over bool) {
+	for _, state := range []string{"queued", "delayed"} {
+		list, _, err := listJobs(ctx, c, o.jobs, &bus.JobQuery{Batch: o.batch, State: state, Limit: 1})
+		if err != nil {
+			return nil, true
+		}
+		if len(list) > 0 {
+			return list[0], false
+		}
+	}
+	return nil, false
+}
+
+// isDenied reports whether a result was refused although the job is listed: others than its poster
+// and an administrator are told that there is no such job.
+func (o *resultOptions) isDenied(c *bus.Client, out *fanout.Outcome) bool {
+	id := out.Aux.(*printed).job
+	if out.Result.Code != args.CodeBadInput || out.Result.Message != id+": no such job" {
+		return false
+	}
+	_, err := oneJob(context.Background(), c, o.jobs, id)
+	return err == nil
 }
 
 // print prints results until the last one, or the loss of the node.
@@ -95,6 +138,9 @@ func (b *batchResults) print(c *bus.Client) error {
 		Done: func(out *fanout.Outcome) error {
 			if lost = lost || out.Skipped || out.Err != nil && (out.Result.Code == "" || out.Result.Code == args.CodeDraining) && args.Retryable(out.Err); lost {
 				return nil
+			}
+			if b.denied = b.denied || out.Err != nil && b.o.isDenied(c, out); b.denied {
+				return out.Err
 			}
 			b.last = out.Aux.(*printed).job
 			b.printed++

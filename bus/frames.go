@@ -38,10 +38,10 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 		return c.handleCall(b, f)
 	case *wire.EOFFrame:
 		inv, err := c.incoming(f, f.ID)
-		if inv != nil && inv.rest != nil {
-			inv.rest.close(io.EOF)
+		if inv == nil {
+			return err
 		}
-		return err
+		return inv.rest.finish()
 	case *wire.CancelFrame:
 		inv, err := c.incoming(f, f.ID)
 		if inv == nil {
@@ -64,8 +64,11 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	case *wire.DataFrame:
 		if f.Stream == wire.Input {
 			inv, err := c.incoming(f, f.ID)
-			if inv == nil || inv.rest == nil {
+			switch {
+			case inv == nil:
 				return err
+			case inv.rest == nil:
+				return errInputEnded
 			}
 			return inv.rest.push(f.Payload)
 		}

@@ -135,22 +135,39 @@ func (s *recvStream) signal() {
 
 // push stores bytes that came. More than was granted breaks the protocol.
 func (s *recvStream) push(p []byte) error {
-	if len(p) == 0 {
-		return nil
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case len(p) > s.credit:
 		return args.Errorf(args.CodeProtocol, "%d bytes of stream %d with a credit of %d", len(p), s.stream, s.credit)
 	case s.end == io.EOF:
-		return args.Errorf(args.CodeProtocol, "bytes of stream %d after its end", s.stream)
-	case s.end != nil: // nobody reads on: the peer does not know that yet
+		return errInputEnded
+	case s.end != nil, len(p) == 0: // nobody reads on: the peer does not know that yet
 		return nil
 	}
 	s.credit -= len(p)
 	s.buf = append(s.buf, p...)
 	s.signal()
+	return nil
+}
+
+// errInputEnded is about a frame of an input after EOF, or after a CALL that had all of it.
+var errInputEnded = args.Errorf(args.CodeProtocol, "input after its end")
+
+// finish ends an input at EOF. The nil recvStream is one that CALL has ended already.
+func (s *recvStream) finish() error {
+	if s == nil {
+		return errInputEnded
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.end {
+	case nil:
+		s.end = io.EOF
+		s.signal()
+	case io.EOF:
+		return errInputEnded
+	}
 	return nil
 }
 

@@ -232,7 +232,7 @@ func (s *shortGreeting) SetReadDeadline(t time.Time) error {
 	return s.Conn.SetReadDeadline(t)
 }
 
-// TestSlowHandshake: HELLO has ten seconds, and no more.
+// TestSlowHandshake: HELLO has ten seconds, and no more. Then the node says why it closes.
 func TestSlowHandshake(t *testing.T) {
 	noLeaks(t)
 	n, _ := start(t, node.Config{})
@@ -247,7 +247,9 @@ func TestSlowHandshake(t *testing.T) {
 	if d := await(t, "a deadline", slow.asked); d < 5*time.Second || d > 10*time.Second {
 		t.Errorf("HELLO has %v", d)
 	}
-	p.closed()
+	if code := p.closed(); code != args.CodeProtocol {
+		t.Errorf("closed with %q", code)
+	}
 	await(t, "the end of ServeConn", served)
 }
 

@@ -135,7 +135,7 @@ func shown(frame []any) string {
 func isType(frame []any, t wire.Type) bool { return notation(frame[0]) == float64(t) }
 
 // expect reads the next frame, which must match. GRANTs that the file does not list are skipped.
-func (p *raw) expect(pattern any) {
+func (p *raw) expect(pattern any) (frame []any) {
 	p.t.Helper()
 	for {
 		frame, err := p.elements()
@@ -143,7 +143,7 @@ func (p *raw) expect(pattern any) {
 		case err != nil:
 			p.t.Fatalf("waiting for %v: %v", pattern, err)
 		case matches(pattern, frame):
-			return
+			return frame
 		case !isType(frame, wire.TypeGrant):
 			p.t.Fatalf("%s came, not %v", shown(frame), pattern)
 		}
@@ -484,7 +484,9 @@ func (c *clientBed) call(f []any) *scriptedCall {
 		req.Input = bytes.NewReader(in)
 	}
 	s.ended = post(ctx, c.client, req)
-	c.node.expect(f[:7])
+	if came := c.node.expect(f[:7]); len(came) > 14 {
+		c.t.Errorf("the caller writes elements of the node's: %s", shown(came))
+	}
 	return s
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"reflect"
 	"regexp"
@@ -276,6 +277,7 @@ func TestSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, session, ok := strings.Cut(string(page), "## 10. A session in hex")
+	session, _, _ = strings.Cut(session, "\n## ")
 	if !ok {
 		t.Fatal("no session in PROTOCOL.md")
 	}
@@ -414,6 +416,48 @@ func TestLayouts(t *testing.T) {
 			if field := reflect.TypeOf(f).Elem().Field(i); !strings.HasPrefix(field.Type.String(), want[of]) && field.Type.Kind() != reflect.Uint8 {
 				t.Errorf("%s: element %s is %s, the frame has %s %s", l.name, name, of, field.Name, field.Type)
 			}
+		}
+	}
+}
+
+// TestLayoutsAreOnThePage: PROTOCOL.md has the number, the name and the least number of elements of each
+// frame in its table, and the elements where it describes the frame.
+func TestLayoutsAreOnThePage(t *testing.T) {
+	text, err := os.ReadFile("../PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	for kind, l := range layouts {
+		if l.make == nil {
+			continue
+		}
+		if row := fmt.Sprintf(`(?m)^\| %d \| %s \| [^|]+ \| %d \| `, kind, l.name, l.least); !regexp.MustCompile(row).MatchString(page) {
+			t.Errorf("no row %s", row)
+		}
+		_, list, _ := strings.Cut(page, fmt.Sprintf("\n    [%d, ", kind))
+		list, _, _ = strings.Cut(list, "\n\n")
+		list, _, _ = strings.Cut(list, "\n    [") // DATA and EOF stand together
+		least := 1
+		var got []string
+		for i, part := range strings.Split(list, "[") {
+			for element := range strings.SplitSeq(strings.Trim(part, ", ]\n"), ",") {
+				got = append(got, strings.Trim(element, " ]\n"))
+			}
+			if i == 0 {
+				least += len(got)
+			}
+		}
+		var want []string
+		for element := range strings.SplitSeq(l.elements, ", ") {
+			name, _, _ := strings.Cut(element, " ")
+			want = append(want, name)
+		}
+		for i := range got {
+			got[i], _, _ = strings.Cut(got[i], " ")
+		}
+		if !slices.Equal(got, want) || least != l.least {
+			t.Errorf("%s: %q, at least %d; here %q, at least %d", l.name, got, least, want, l.least)
 		}
 	}
 }

@@ -1,0 +1,227 @@
+// Package vectors plays the vectors and transcripts of PROTOCOL.md, section 11, against an
+// implementation of the protocol. It writes and reads frames without package wire, so that it
+// judges that, too.
+package vectors
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// Types of frames that this package treats in a way of their own.
+const (
+	typeError = 2
+	typeOffer = 3
+	typeCall  = 5
+	typeGrant = 8
+)
+
+// Bytes encodes a frame that is written in the notation of the files, as encoding/json decodes it.
+// Integers may be int as well.
+func Bytes(frame any) []byte {
+	if m, ok := frame.(map[string]any); ok {
+		return unhex(m["hex"])
+	}
+	body := appendElement(nil, frame)
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+}
+
+func unhex(text any) []byte {
+	b, err := hex.DecodeString(text.(string))
+	if err != nil {
+		panic(err) // a file of ours is wrong
+	}
+	return b
+}
+
+// Bin returns the bytes of a bin in notation.
+func Bin(v any) []byte {
+	m := v.(map[string]any)
+	if n, ok := m["zero"].(float64); ok {
+		return make([]byte, int(n))
+	}
+	return unhex(m["bin"])
+}
+
+// NewBin writes bytes in notation.
+func NewBin(b []byte) any { return map[string]any{"bin": hex.EncodeToString(b)} }
+
+func appendElement(dst []byte, v any) []byte {
+	var b bytes.Buffer
+	e := msgpack.NewEncoder(&b)
+	e.UseCompactInts(true)
+	switch v := v.(type) {
+	case nil: // any value: in place of a str
+		e.EncodeString("")
+	case int:
+		e.EncodeUint(uint64(v))
+	case float64:
+		e.EncodeUint(uint64(v))
+	case string:
+		e.EncodeString(v)
+	case map[string]any:
+		e.EncodeBytes(Bin(v))
+	case []any:
+		dst = append(dst, 0xdc, byte(len(v)>>8), byte(len(v)))
+		for _, element := range v {
+			dst = appendElement(dst, element)
+		}
+		return dst
+	default:
+		panic(fmt.Sprintf("%T is not notation", v))
+	}
+	return append(dst, b.Bytes()...)
+}
+
+// notation writes what msgpack has decoded in the notation of the files.
+func notation(v any) any {
+	switch v := v.(type) {
+	case string:
+		return v
+	case []byte:
+		return NewBin(v)
+	case []any:
+		list := []any{}
+		for _, element := range v {
+			list = append(list, notation(element))
+		}
+		return list
+	}
+	var n float64
+	fmt.Sscan(fmt.Sprint(v), &n)
+	return n
+}
+
+// Text shows a frame in notation.
+func Text(frame any) string {
+	b, _ := json.Marshal(frame)
+	if len(b) > 300 {
+		return string(b[:300]) + "…"
+	}
+	return string(b)
+}
+
+// Matches reports whether a frame is what a pattern describes, which may have fewer elements.
+func Matches(pattern, frame any) bool {
+	want, got := pattern.([]any), frame.([]any)
+	if len(got) < len(want) {
+		return false
+	}
+	for i := range want {
+		a, _ := json.Marshal(want[i])
+		b, _ := json.Marshal(got[i])
+		if want[i] != nil && !bytes.Equal(a, b) {
+			return false
+		}
+	}
+	return true
+}
+
+// Conn is a connection on which frames are written and read in notation. A test, or the time that
+// its owner has set, bounds each wait.
+type Conn struct {
+	net.Conn
+	r *bufio.Reader
+
+	Suffix string   // of the names of functions: another one than in the files
+	Log    []string // all frames so far
+}
+
+// NewConn returns a Conn over nc.
+func NewConn(nc net.Conn) *Conn { return &Conn{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10)} }
+
+// rename adds the suffix to the name of a function.
+func (c *Conn) rename(frame any) any {
+	f, ok := frame.([]any)
+	if !ok || c.Suffix == "" || len(f) < 3 || !isType(f, typeOffer) && !isType(f, typeCall) {
+		return frame
+	}
+	name, ok := f[2].(string)
+	if !ok || name == "" || bytes.ContainsAny([]byte(name), ". ") {
+		return frame
+	}
+	return append([]any{f[0], f[1], name + c.Suffix}, f[3:]...)
+}
+
+func isType(frame any, t int) bool {
+	f, ok := frame.([]any)
+	return ok && len(f) > 0 && (f[0] == float64(t) || f[0] == t)
+}
+
+// Send writes frames. An error shows at the next read, as the other side may have said why.
+func (c *Conn) Send(frames ...any) { c.Write(c.encode(frames)) }
+
+func (c *Conn) encode(frames []any) (all []byte) {
+	for _, f := range frames {
+		f = c.rename(f)
+		c.Log = append(c.Log, "> "+Text(f))
+		all = append(all, Bytes(f)...)
+	}
+	return all
+}
+
+// Next reads a frame.
+func (c *Conn) Next() ([]any, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(c.r, head[:]); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(head[:])
+	if size > 1<<20 {
+		return nil, fmt.Errorf("a frame of %d bytes came", size)
+	}
+	body := make([]byte, size)
+	if _, err := io.ReadFull(c.r, body); err != nil {
+		return nil, io.ErrUnexpectedEOF
+	}
+	var elements []any
+	if err := msgpack.Unmarshal(body, &elements); err != nil || len(elements) == 0 {
+		return nil, fmt.Errorf("%x is not a frame: %v", body, err)
+	}
+	frame := notation(elements).([]any)
+	c.Log = append(c.Log, "< "+Text(frame))
+	return frame, nil
+}
+
+// Expect reads the next frame, which must match. GRANTs are skipped if they are not what is
+// expected.
+func (c *Conn) Expect(pattern any) ([]any, error) {
+	pattern = c.rename(pattern)
+	for {
+		frame, err := c.Next()
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("waiting for %s: %w", Text(pattern), err)
+		case Matches(pattern, frame):
+			return frame, nil
+		case !isType(frame, typeGrant):
+			return nil, fmt.Errorf("%s came, not %s", Text(frame), Text(pattern))
+		}
+	}
+}
+
+// Ended reads to the end of the connection, and returns the code of an ERROR, "" if there was none.
+func (c *Conn) Ended() (code string, err error) {
+	for {
+		frame, err := c.Next()
+		var ne net.Error
+		switch {
+		case errors.As(err, &ne) && ne.Timeout():
+			return "", errors.New("the connection was not closed")
+		case err != nil: // some systems report a reset in place of the end
+			c.Log = append(c.Log, "< (closed)")
+			return code, nil
+		case isType(frame, typeError) && len(frame) > 1:
+			code, _ = frame[1].(string)
+		}
+	}
+}

@@ -38,11 +38,19 @@ func Main(run func(ctx context.Context, words []string, stdout, stderr io.Writer
 		syscall.Kill(os.Getpid(), s.Signal)
 		time.Sleep(time.Second) // some thread gets it, soon
 	}
+	if s := Status(0); errors.As(err, &s) {
+		os.Exit(int(s))
+	}
 	if err != nil {
 		os.Exit(report(os.Stderr, err))
 	}
 	os.Exit(0)
 }
+
+// Status is an exit status that needs no message: all has been said.
+type Status int
+
+func (s Status) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
 // caught is the signal that has ended a context.
 type caught struct{ syscall.Signal }

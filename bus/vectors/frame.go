@@ -225,3 +225,6 @@ func (c *Conn) Ended() (code string, err error) {
 		}
 	}
 }
+
+// Peek waits until so many bytes have come, and leaves them there.
+func (c *Conn) Peek(n int) ([]byte, error) { return c.r.Peek(n) }

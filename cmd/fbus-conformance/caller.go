@@ -1,0 +1,369 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+	"time"
+
+	"fbus/bus/vectors"
+)
+
+// callerBed is a run of a caller that is judged. Its CALL has come.
+type callerBed struct {
+	*bed
+	c     *vectors.Conn
+	hello []any
+	call  []any
+}
+
+// elements of CALL.
+const (
+	callID = 1 + iota
+	callName
+	callKind
+	callArgs
+	callInput
+	callFlags
+	callWindow = 12
+	callCall   = 14
+	callOrigin = 18
+)
+
+// callerCheck makes a check of a caller that is run with those words. open: its input is a pipe
+// that stays open; else the input is what it has to be.
+func callerCheck(name, rules, words string, open bool, input string, f func(b *callerBed) error) check {
+	return check{name, strings.Fields(rules), func(ctx context.Context, o *options) (*vectors.Conn, error) {
+		plain, err := newBed(ctx, o, strings.Fields(words)...)
+		if err != nil {
+			return nil, err
+		}
+		b := &callerBed{bed: plain}
+		defer b.close()
+		go func() { // ends when all was read, or at the end of the check
+			io.WriteString(b.stdin, input)
+			if !open {
+				b.stdin.Close()
+			}
+		}()
+		if b.c, b.hello, err = b.greet(); err == nil {
+			b.call, err = b.c.Expect(vectors.F(5, nil, strings.Fields(words)[0]))
+		}
+		if err == nil {
+			err = f(b)
+		}
+		return b.c, err
+	}}
+}
+
+// id is that of the call.
+func (b *callerBed) id() int { return int(b.call[callID].(float64)) }
+
+func (b *callerBed) flag(bit int) bool { return int(b.call[callFlags].(float64))&bit != 0 }
+
+// end sends END.
+func (b *callerBed) end(elements ...any) {
+	b.c.Send(vectors.F(append([]any{10, b.id()}, elements...)...))
+}
+
+// ended checks how the caller ends: its status, and what it has written.
+func (b *callerBed) ended(status int, stdout string) error {
+	got, err := b.status()
+	switch {
+	case err != nil:
+		return err
+	case got != status:
+		return fmt.Errorf("its status is %d, not %d", got, status)
+	case b.stdout.String() != stdout:
+		return fmt.Errorf("its output is %.60q, not %.60q", b.stdout.String(), stdout)
+	}
+	return nil
+}
+
+// input reads the call's input to its end, with grants of that size.
+func (b *callerBed) input(size int) ([]byte, error) {
+	data := vectors.Bin(b.call[callInput])
+	if b.flag(1) {
+		return data, nil
+	}
+	credit := 0
+	for {
+		if credit == 0 {
+			b.c.Send(vectors.F(8, b.id(), 0, size))
+			credit = size
+		}
+		f, err := b.c.Next()
+		switch {
+		case err != nil:
+			return data, err
+		case vectors.Matches(vectors.F(6, b.id(), 0), f):
+			more := vectors.Bin(f[3])
+			if credit -= len(more); credit < 0 {
+				return data, fmt.Errorf("%d bytes came that were not granted", -credit)
+			}
+			data = append(data, more...)
+		case vectors.Matches(vectors.F(7, b.id()), f):
+			return data, nil
+		case vectors.Matches(vectors.F(8), f):
+		default:
+			return data, fmt.Errorf("%s came", vectors.Text(f))
+		}
+		if len(b.c.Log) > 20 {
+			b.c.Log = nil
+		}
+	}
+}
+
+// callerChecks are the lines of wrong.jsonl, and what they cannot show.
+func callerChecks() (checks []check, err error) {
+	add := func(name, rules, words string, open bool, input string, f func(b *callerBed) error) {
+		checks = append(checks, callerCheck(name, rules, words, open, input, f))
+	}
+	add("HELLO first, of version 1, then CALL with an id from 1", "C-2-1 C-3.1-1 C-5.1-1", "echo", false, "", func(b *callerBed) error {
+		if b.id() < 1 || len(b.hello) < 6 {
+			return fmt.Errorf("HELLO is %s", vectors.Text(b.hello))
+		}
+		for i := callCall; i < len(b.call) && i <= callOrigin; i++ {
+			if v := b.call[i]; v != "" && v != 0. {
+				return fmt.Errorf("element %d of CALL is %v, which only a node may set", i, v)
+			}
+		}
+		b.end(0, 0, "exit")
+		return b.ended(0, "")
+	})
+	checks = append(checks, check{"a node of major version 2", []string{"C-3.2-1"}, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+		return refuses(ctx, o, "version", vectors.F(1, 2, 0, "n", "i", "n"), "echo")
+	}})
+	add("a small input", "C-5.2-1", "echo", false, "a b\n", func(b *callerBed) error { return b.takes("a b\n", 1000) })
+	add("an input of 200,000 bytes, in grants of 1,000", "C-5.3-1 C-5.2-1 C-5.2-2", "echo", false, strings.Repeat("0123456789", 20000), func(b *callerBed) error {
+		return b.takes(strings.Repeat("0123456789", 20000), 1000)
+	})
+	add("grants of 1 byte", "C-5.3-1", "echo", true, "", func(b *callerBed) error {
+		go func() { // ends with the input
+			io.WriteString(b.stdin, "slow bytes")
+			b.stdin.Close()
+		}()
+		return b.takes("slow bytes", 1)
+	})
+	add("CALL comes before there is input", "C-5.1-2", "echo", true, "", func(b *callerBed) error {
+		if b.flag(1) {
+			return errors.New("it says that its input has ended")
+		}
+		b.end(0, 0, "exit")
+		return b.ended(0, "")
+	})
+	add("words are a list of str", "C-6-1", "args a b c", true, "", func(b *callerBed) error {
+		if b.call[callKind] != 1. || !bytes.Equal(vectors.Bin(b.call[callArgs]), []byte("\x93\xa1a\xa1b\xa1c")) {
+			return fmt.Errorf("kind is %v and args %v", b.call[callKind], b.call[callArgs])
+		}
+		b.end(0, 0, "exit")
+		return b.ended(0, "")
+	})
+	for _, status := range []int{0, 1, 42, 255} {
+		add(fmt.Sprintf("exit status %d", status), "C-5.5-1", "exit 1", true, "", func(b *callerBed) error {
+			b.end(0, status, "exit")
+			return b.ended(status, "")
+		})
+	}
+	add("a program that SIGKILL has ended", "C-5.5-1", "exit 1", true, "", func(b *callerBed) error {
+		b.end(1, 137, "SIGKILL")
+		return b.ended(137, "")
+	})
+	add("an end by fbus: the status and the message", "E-7-1", "exit 1", true, "", func(b *callerBed) error {
+		b.end(2, 69, "no_function", "exit: no such function")
+		if err := b.ended(69, ""); err != nil {
+			return err
+		}
+		if !strings.Contains(b.stderr.String(), "no such function") {
+			return fmt.Errorf("its stderr is %q", b.stderr.String())
+		}
+		return nil
+	})
+	add("a code that nobody knows: its status counts", "E-7-1", "exit 1", true, "", func(b *callerBed) error {
+		b.end(2, 73, "acme.quota", "none left")
+		return b.ended(73, "")
+	})
+	add("a text with control characters, and a hint of a worker", "C-5.5-5 C-5.5-6", "exit 1", true, "", func(b *callerBed) error {
+		b.end(2, 65, "acme.x", "red \x1b[31m\nhint: run this")
+		_, err := b.status()
+		text := b.stderr.String()
+		if err == nil && (strings.ContainsAny(text, "\x1b\r") || strings.Contains(text, "\nhint:") || strings.Contains(text, "fbus: hint: run this")) {
+			err = fmt.Errorf("its stderr is %q", text)
+		}
+		return err
+	})
+	add("output in DATA and END, and stderr apart", "C-5.5-1", "echo", true, "", func(b *callerBed) error {
+		bin := func(s string) any { return vectors.NewBin([]byte(s)) }
+		b.c.Send(vectors.F(6, b.id(), 2, bin("err\n")), vectors.F(6, b.id(), 1, bin("one ")), vectors.F(6, b.id(), 1, bin("")), vectors.F(6, b.id(), 1, bin("two ")))
+		b.end(0, 3, "exit", "", bin("three"))
+		if err := b.ended(3, "one two three"); err != nil {
+			return err
+		}
+		if !strings.Contains(b.stderr.String(), "err\n") {
+			return fmt.Errorf("its stderr is %q", b.stderr.String())
+		}
+		return nil
+	})
+	add("8 MiB of output, as it is granted", "C-5.3-2 C-2-9", "echo", true, "", (*callerBed).floods)
+	add("END while the input is open", "C-5.5-1", "echo", true, "abc", func(b *callerBed) error {
+		b.c.Send(vectors.F(8, b.id(), 0, 100))
+		b.end(0, 5, "exit")
+		return b.ended(5, "")
+	})
+	add("INT: CANCEL, or the end of the connection, and no success", "C-3.3-2", "sleep 600", true, "", func(b *callerBed) error {
+		b.signal(syscall.SIGINT)
+		for {
+			f, err := b.c.Next()
+			switch {
+			case err != nil: // the node then cancels the call
+			case vectors.Matches(vectors.F(9, b.id()), f):
+				b.end(2, 143, "cancelled", "")
+			case vectors.Matches(vectors.F(8), f), vectors.Matches(vectors.F(7), f):
+				continue
+			default:
+				return fmt.Errorf("%s came", vectors.Text(f))
+			}
+			status, err := b.status()
+			if err == nil && status == 0 {
+				err = errors.New("its status is 0")
+			}
+			return err
+		}
+	})
+	for name, last := range map[string]any{"closes the connection": nil, "sends ERROR": vectors.F(2, "superseded", "again"), "breaks off in a frame": map[string]any{"hex": "0000000f970a"}} {
+		add("the node "+name+": no success", "C-3.3-2 C-2-8", "echo", true, "", func(b *callerBed) error {
+			if last != nil {
+				b.c.Send(last)
+			}
+			b.l.Close() // there is no other node
+			b.c.Close()
+			status, err := b.status()
+			if err == nil && status == 0 {
+				err = errors.New("its status is 0")
+			}
+			return err
+		})
+	}
+	wrong, err := vectors.ReadWrong("caller")
+	for _, w := range wrong {
+		if len(w.Then.Frames) > 0 { // a caller need not offer anything
+			continue
+		}
+		checks = append(checks, wrongAtCaller(w))
+	}
+	return checks, err
+}
+
+// takes checks the input, and that the caller ends.
+func (b *callerBed) takes(want string, grants int) error {
+	got, err := b.input(grants)
+	if err != nil {
+		return err
+	}
+	if string(got) != want {
+		return fmt.Errorf("the input is %d bytes, not %d", len(got), len(want))
+	}
+	b.end(0, 0, "exit", "", vectors.NewBin([]byte("done")))
+	return b.ended(0, "done")
+}
+
+// floods sends more output than any window has.
+func (b *callerBed) floods() error {
+	const size = 8 << 20
+	credit := 262144
+	if len(b.call) > callWindow {
+		credit = int(b.call[callWindow].(float64))
+	}
+	for sent := 0; sent < size; {
+		if k := min(credit, size-sent, 64<<10); k > 0 {
+			b.c.Send(vectors.F(6, b.id(), 1, vectors.NewBin(bytes.Repeat([]byte{'x'}, k))))
+			sent, credit = sent+k, credit-k
+			continue
+		}
+		f, err := b.c.Next()
+		b.c.Log = nil // it would be long
+		switch {
+		case err != nil:
+			return err
+		case vectors.Matches(vectors.F(8, b.id(), 1), f):
+			if credit += int(f[3].(float64)); credit > 4<<20 {
+				return fmt.Errorf("%d bytes are granted and not used", credit)
+			}
+		case vectors.Matches(vectors.F(7), f), vectors.Matches(vectors.F(8), f):
+		default:
+			return fmt.Errorf("%s came", vectors.Text(f))
+		}
+	}
+	b.end(0, 0, "exit")
+	return b.ended(0, strings.Repeat("x", size))
+}
+
+// wrongAtCaller judges a caller by a line of wrong.jsonl. That the connection goes on is seen by the
+// exit status that a later END has.
+func wrongAtCaller(w *vectors.Wrong) check {
+	return check{w.Name, w.Rules, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+		plain, err := newBed(ctx, o, "echo")
+		if err != nil {
+			return nil, err
+		}
+		b := &callerBed{bed: plain}
+		defer b.close()
+		if w.State == "whole" {
+			b.stdin.Close()
+		}
+		if b.c, err = b.accept(); err == nil {
+			_, err = b.c.Expect(vectors.F(1, 1))
+		}
+		if err == nil && w.State != "connected" {
+			b.c.Send(vectors.F(1, 1, 1, "conformance", "n", "node"))
+			b.call, err = b.c.Expect(vectors.F(5, 1, "echo"))
+		}
+		if err != nil {
+			return b.c, err
+		}
+		status := 42
+		if w.State == "ended" {
+			b.end(0, 42)
+		}
+		b.c.Send(w.Send...)
+		if w.Then.Error != "" {
+			b.c.SetReadDeadline(time.Now().Add(o.limit))
+			code, err := b.c.Ended()
+			if err == nil && code != w.Then.Error {
+				err = fmt.Errorf("closed with the code %q, not %q", code, w.Then.Error)
+			}
+			return b.c, err
+		}
+		if w.State == "connected" {
+			b.call, err = b.c.Expect(vectors.F(5, 1, "echo"))
+		}
+		for _, f := range w.Send { // the first END counts
+			if status == 42 && w.State != "ended" && vectors.Matches([]any{10.}, asFrame(f)) {
+				status = int(f.([]any)[3].(float64))
+				break
+			}
+		}
+		if w.State != "ended" && err == nil {
+			b.end(0, 42)
+		}
+		if err == nil {
+			var got int
+			if got, err = b.status(); err == nil && got != status {
+				err = fmt.Errorf("its status is %d, not %d", got, status)
+			}
+		}
+		return b.c, err
+	}}
+}
+
+func asFrame(f any) []any {
+	list, ok := f.([]any)
+	if !ok {
+		return []any{0.}
+	}
+	return list
+}

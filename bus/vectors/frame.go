@@ -187,9 +187,37 @@ func (c *Conn) Next() ([]any, error) {
 	if err := msgpack.Unmarshal(body, &elements); err != nil || len(elements) == 0 {
 		return nil, fmt.Errorf("%x is not a frame: %v", body, err)
 	}
-	frame := notation(elements).([]any)
+	frame := typed(notation(elements).([]any))
 	c.Log = append(c.Log, "< "+Text(frame))
 	return frame, nil
+}
+
+// kinds are the types of the elements of each frame: s is str, b is bin.
+var kinds = map[float64]string{
+	1: "uuusss.s", 2: "uss", 3: "uusuussss", 4: "uuss", 5: "uusubbuuuuusuusssuss",
+	6: "uuub", 9: "uus", 10: "uuuussbss", 11: "uuuus",
+}
+
+// typed returns a frame whose str and bin are as PROTOCOL.md writes them: a sender may exchange
+// the two.
+func typed(frame []any) []any {
+	t, _ := frame[0].(float64)
+	for i, kind := range kinds[t] {
+		if i >= len(frame) {
+			break
+		}
+		switch v := frame[i].(type) {
+		case string:
+			if kind == 'b' {
+				frame[i] = NewBin([]byte(v))
+			}
+		case map[string]any:
+			if kind == 's' {
+				frame[i] = string(Bin(v))
+			}
+		}
+	}
+	return frame
 }
 
 // Expect reads the next frame, which must match. GRANTs are skipped if they are not what is

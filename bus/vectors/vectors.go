@@ -19,6 +19,7 @@ type Wrong struct {
 	From, To string
 	State    string
 	Send     []any
+	Should   bool // what has to happen is only recommended
 	Then     struct {
 		Error  string
 		Drop   bool

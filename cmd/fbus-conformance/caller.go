@@ -37,7 +37,7 @@ const (
 // callerCheck makes a check of a caller that is run with those words. open: its input is a pipe
 // that stays open; else the input is what it has to be.
 func callerCheck(name, rules, words string, open bool, input string, f func(b *callerBed) error) check {
-	return check{name, strings.Fields(rules), func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	return check{name: name, rules: strings.Fields(rules), run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		plain, err := newBed(ctx, o, strings.Fields(words)...)
 		if err != nil {
 			return nil, err
@@ -135,7 +135,7 @@ func callerChecks() (checks []check, err error) {
 		b.end(0, 0, "exit")
 		return b.ended(0, "")
 	})
-	checks = append(checks, check{"a node of major version 2", []string{"C-3.2-1"}, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	checks = append(checks, check{name: "a node of major version 2", rules: []string{"C-3.2-1"}, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		return refuses(ctx, o, "version", vectors.F(1, 2, 0, "n", "i", "n"), "echo")
 	}})
 	add("a small input", "C-5.2-1", "echo", false, "a b\n", func(b *callerBed) error { return b.takes("a b\n", 1000) })
@@ -305,7 +305,7 @@ func (b *callerBed) floods() error {
 // wrongAtCaller judges a caller by a line of wrong.jsonl. That the connection goes on is seen by the
 // exit status that a later END has.
 func wrongAtCaller(w *vectors.Wrong) check {
-	return check{w.Name, w.Rules, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	return check{name: w.Name, rules: w.Rules, should: w.Should, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		plain, err := newBed(ctx, o, "echo")
 		if err != nil {
 			return nil, err

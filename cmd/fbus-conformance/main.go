@@ -35,15 +35,15 @@ worker  plays a node, and starts CMD with FBUS_NODE set, once for each check. CM
         that its argument says).
 caller  plays a node and a worker with these functions, and runs CMD NAME [ARG…] with an input.
 
-Each check prints PASS or FAIL, the numbers of the rules in bus/PROTOCOL.md, and its name; after FAIL
-the reason and the frames: > was sent to the program, < came from it. The exit status is 1 if a
-check has failed.
+Each check prints PASS, FAIL or, where the page only recommends it, NOTE, the numbers of the
+rules in bus/PROTOCOL.md, and its name; after FAIL and NOTE the reason and the frames: > was sent to
+the program, < came from it. The exit status is 1 if a check has failed.
 
   fbus conformance node --node /tmp/n.sock -- fbus serve --no-tcp --socket /tmp/n.sock
   fbus conformance worker -- python3 my_worker.py
   fbus conformance caller --json -- fbus call | jq -r 'select(.pass | not) | .name'
 
-JSON fields: name, rules, pass, reason, frames.
+JSON fields: name, rules, pass, should (true: only recommended), reason, frames.
 
 Flags:
 %s`
@@ -59,9 +59,10 @@ type options struct {
 
 // check is one thing that is judged.
 type check struct {
-	name  string
-	rules []string
-	run   func(ctx context.Context, o *options) (*vectors.Conn, error)
+	name   string
+	rules  []string
+	run    func(ctx context.Context, o *options) (*vectors.Conn, error)
+	should bool // it is only recommended
 }
 
 func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
@@ -122,26 +123,31 @@ type result struct {
 	Name   string   `json:"name"`
 	Rules  []string `json:"rules"`
 	Pass   bool     `json:"pass"`
+	Should bool     `json:"should,omitempty"` // it is only recommended
 	Reason string   `json:"reason,omitempty"`
 	Frames []string `json:"frames,omitempty"`
 }
 
 // judge runs the checks and reports them.
 func judge(ctx context.Context, side string, list []check, o *options, stdout io.Writer) error {
-	passed := 0
+	passed, failed := 0, 0
 	for _, c := range list {
 		conn, err := c.run(ctx, o)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r := result{Name: c.name, Rules: c.rules, Pass: err == nil}
+		r := result{Name: c.name, Rules: c.rules, Pass: err == nil, Should: c.should}
+		switch {
+		case err == nil:
+			passed++
+		case !c.should:
+			failed++
+		}
 		if err != nil {
 			r.Reason = args.Plain(err)
-			if conn != nil {
-				r.Frames = conn.Log
-			}
-		} else {
-			passed++
+		}
+		if err != nil && conn != nil {
+			r.Frames = conn.Log
 		}
 		if err := o.write(&r, stdout); err != nil {
 			return err
@@ -150,7 +156,7 @@ func judge(ctx context.Context, side string, list []check, o *options, stdout io
 	if !o.json && (!o.quiet || passed < len(list)) {
 		fmt.Fprintf(stdout, "%s: %d of %d checks passed\n", side, passed, len(list))
 	}
-	if passed < len(list) {
+	if failed > 0 {
 		return companion.Status(1)
 	}
 	return nil
@@ -163,10 +169,13 @@ func (o *options) write(r *result, stdout io.Writer) error {
 		return enc.Encode(r)
 	}
 	verdict := "PASS"
-	if !r.Pass {
-		verdict = "FAIL"
-	} else if o.quiet {
+	switch {
+	case r.Pass && o.quiet:
 		return nil
+	case !r.Pass && r.Should:
+		verdict = "NOTE"
+	case !r.Pass:
+		verdict = "FAIL"
 	}
 	_, err := fmt.Fprintf(stdout, "%s  %s  %s\n", verdict, strings.Join(r.Rules, " "), r.Name)
 	if !r.Pass && err == nil {

@@ -30,7 +30,7 @@ var checksOfNode int // that were begun
 
 // nodeCheck makes a check of a node. ours: only of one that we have started.
 func nodeCheck(name string, rules []string, ours bool, f func(b *nodeBed) error) check {
-	return check{name, rules, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	return check{name: name, rules: rules, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		checksOfNode++
 		b := &nodeBed{o: o, suffix: fmt.Sprintf("-%d-%d", os.Getpid(), checksOfNode)}
 		defer b.close()

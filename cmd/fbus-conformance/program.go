@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -98,8 +99,22 @@ func (b *bed) signal(s syscall.Signal) { syscall.Kill(-b.cmd.Process.Pid, s) }
 // accept waits for a connection of the program.
 func (b *bed) accept() (*vectors.Conn, error) {
 	b.l.SetDeadline(time.Now().Add(b.o.limit))
+	accepted := make(chan struct{})
+	defer close(accepted)
+	go func() { // ends with the wait
+		select {
+		case <-b.done:
+			b.l.SetDeadline(time.Now())
+		case <-accepted:
+		}
+	}()
 	nc, err := b.l.Accept()
 	if err != nil {
+		select {
+		case <-b.done:
+			err = fmt.Errorf("it has ended: %s", strings.TrimSpace(b.stderr.String()))
+		default:
+		}
 		return nil, fmt.Errorf("the program does not connect: %w", err)
 	}
 	nc.SetDeadline(time.Now().Add(b.o.limit))

@@ -29,7 +29,7 @@ type workerBed struct {
 
 // workerCheck makes a check of a worker that has made its offers.
 func workerCheck(name string, rules []string, f func(b *workerBed) (*vectors.Conn, error)) check {
-	return check{name, rules, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	return check{name: name, rules: rules, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		b, c, err := newWorkerBed(ctx, o)
 		if b != nil {
 			defer b.close()
@@ -187,9 +187,9 @@ func workerChecks() (checks []check, err error) {
 		}
 		return nil, nil
 	})
-	checks = append(checks, check{"a node of major version 2", []string{"C-3.2-1"}, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	checks = append(checks, check{name: "a node of major version 2", rules: []string{"C-3.2-1"}, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		return refuses(ctx, o, "version", vectors.F(1, 2, 0, "n", "i", "n"))
-	}}, check{"a first frame that is not HELLO", []string{"C-3.1-2", "C-3.3-1"}, func(ctx context.Context, o *options) (*vectors.Conn, error) {
+	}}, check{name: "a first frame that is not HELLO", rules: []string{"C-3.1-2", "C-3.3-3"}, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		return refuses(ctx, o, "protocol", vectors.F(4, 1, "", ""))
 	}})
 	binary := make([]byte, 256)
@@ -333,7 +333,7 @@ func workerChecks() (checks []check, err error) {
 		}
 		return c, err
 	})
-	checks = append(checks, check{"an offer that is denied is not repeated", []string{"C-4-6"}, denied})
+	checks = append(checks, check{name: "an offer that is denied is not repeated", rules: []string{"C-4-6"}, run: denied})
 	wrong, err := vectors.ReadWrong("worker")
 	for _, w := range wrong {
 		switch w.Name {
@@ -347,6 +347,7 @@ func workerChecks() (checks []check, err error) {
 			}
 			return c, err
 		})
+		checks[len(checks)-1].should = w.Should
 	}
 	return checks, err
 }

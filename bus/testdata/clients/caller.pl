@@ -24,7 +24,15 @@ my %STATUS = (internal => 70, map({ $_ => 75 } qw(busy draining list_lost)),
 my $mp = Data::MessagePack->new;    # strings go as bin, which a receiver must take for str (section 2)
 my $sock;
 
-sub say_and_exit { my $status = shift; print STDERR join(': ', 'caller', @_), "\n"; exit $status }
+sub say_and_exit {
+    my $status = shift;
+    my $text = join ': ', 'caller', map { bytes($_) } @_;
+    utf8::decode($text);
+    $text =~ s/[\p{C}\p{Zl}\p{Zp}]/?/g;    # section 5.5
+    utf8::encode($text);
+    print STDERR "$text\n";
+    exit $status;
+}
 
 # Section 2: a length and one msgpack array. SENT says what is a number: Perl and
 # with it the packer forget that once it was used as a string. It may block, never
@@ -156,6 +164,7 @@ sub serve {
             $credit += $e[2];
         } else {                                                 # section 5.5
             my (undef, $source, $status, $code, $message, $last) = @e;
+            broken("status 0 of an end with source $source") if $source && !$status;
             output(1, $last // '');
             say_and_exit($status, $code // '', $message // '') if $source == 2;
             exit $status;

@@ -23,8 +23,8 @@ class T:  # types of frames
 
 
 def die(status, *why):
-    print("caller:", ": ".join(w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in why),
-          file=sys.stderr)
+    text = ": ".join(w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in why)
+    print("caller:", "".join(c if c.isprintable() else "?" for c in text), file=sys.stderr)  # section 5.5
     sys.exit(status)
 
 
@@ -147,7 +147,9 @@ def serve(more, wake):
             case [T.GRANT, 1, 0, int(n), *_]:
                 credit += n
             case [T.END, 1, int(source), int(status), *rest] if all(isinstance(e, bytes) for e in rest[:3]):
-                write(1, optional(rest, 2, b""))  # section 5.5
+                if source and not status:  # section 5.5
+                    broken(f"status 0 of an end with source {source}")
+                write(1, optional(rest, 2, b""))
                 if source == 2:
                     die(status, optional(rest, 0, b""), optional(rest, 1, b""))
                 sys.exit(status)

@@ -22,6 +22,7 @@ const companionPrefix = "fbus-"
 // knownCompanions are the companions in cmd/ of the source.
 var knownCompanions = []struct{ name, usage string }{
 	{"bench", "measure what the bus costs on this machine"},
+	{"conformance", "judge an implementation of the wire protocol"},
 }
 
 // companionDirs lists where companions are looked for: the directory of this

@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/trust"
 	"fbus/bus/vectors"
 	"fbus/cmd/companion"
 
@@ -29,6 +32,7 @@ Usage: fbus conformance node --node ADDR [flags] [-- CMD…]
 
 node    judges the node at the path ADDR. With CMD it starts the node with it, and judges how that
         stops on TERM, too.
+        Over TLS it runs already, and FBUS_TICKET is a reusable ticket of it that may call and offer *.
 worker  plays a node, and starts CMD with FBUS_NODE set, once for each check. CMD offers four
         functions, at least one slot each: echo (its input, or its arguments one a line), args (its
         arguments as JSON), sleep (for as many seconds as its argument says), exit (with the status
@@ -36,11 +40,12 @@ worker  plays a node, and starts CMD with FBUS_NODE set, once for each check. CM
 caller  plays a node and a worker with these functions, and runs CMD NAME [ARG…] with an input.
 
 Each check prints PASS, FAIL or, where the page only recommends it, NOTE, the numbers of the
-rules in bus/PROTOCOL.md, and its name; after FAIL and NOTE the reason and the frames: > was sent to
+rules in bus/PROTOCOL.md, and its name; after FAIL and NOTE the reason and the last frames: > was sent to
 the program, < came from it. The exit status is 1 if a check has failed.
 
   fbus conformance node --node /tmp/n.sock -- fbus serve --no-tcp --socket /tmp/n.sock
   fbus conformance worker -- python3 my_worker.py
+  FBUS_TICKET=judge.ticket fbus conformance node --tls --node localhost:10101
   fbus conformance caller --json -- fbus call | jq -r 'select(.pass | not) | .name'
 
 JSON fields: name, rules, pass, should (true: only recommended), reason, frames.
@@ -51,6 +56,8 @@ Flags:
 // options are the flags, and the command.
 type options struct {
 	json, quiet bool
+	tls         bool
+	ticket      *trust.Ticket // of the one who judges a node over TLS
 	node        string
 	limit       time.Duration
 	only        string
@@ -70,6 +77,7 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 	flags := pflag.NewFlagSet("conformance", pflag.ContinueOnError)
 	flags.SortFlags = false
 	flags.StringVar(&o.node, "node", "", "`ADDR` of the node to judge: the path of its socket")
+	flags.BoolVar(&o.tls, "tls", false, "over TLS: CMD gets FBUS_TICKET, or a node is at HOST:PORT")
 	flags.StringVar(&o.only, "only", "", "only the checks of this `RULE`, or whose name has this text")
 	flags.DurationVarP(&o.limit, "timeout", "t", 10*time.Second, "a check fails after `D`")
 	flags.BoolVar(&o.json, "json", false, "one JSON object a line for each check")
@@ -109,6 +117,13 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.tls {
+		more, err := o.secured(side)
+		if err != nil {
+			return err
+		}
+		list = append(more, list...)
+	}
 	list = slices.DeleteFunc(list, func(c check) bool {
 		return o.only != "" && !slices.Contains(c.rules, o.only) && !strings.Contains(c.name, o.only)
 	})
@@ -116,6 +131,22 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 		return fail("no check of %s has the rule or the name %q", side, o.only)
 	}
 	return judge(ctx, side, list, &o, stdout)
+}
+
+// secured prepares to judge over TLS, and returns the checks that are about that.
+func (o *options) secured(side string) ([]check, error) {
+	switch side {
+	case "worker":
+		return clientTLSChecks(), nil
+	case "caller":
+		return clientTLSChecks("echo"), nil
+	}
+	if len(o.cmd) > 0 {
+		return nil, args.Errorf(args.CodeUsage, "a node that is judged over TLS has to run already: its tickets are its own")
+	}
+	var err error
+	o.ticket, err = trust.ReadTicket(os.Getenv("FBUS_TICKET"), "FBUS_TICKET")
+	return nodeTLSChecks(), err
 }
 
 // result is a line of --json.
@@ -131,11 +162,13 @@ type result struct {
 // judge runs the checks and reports them.
 func judge(ctx context.Context, side string, list []check, o *options, stdout io.Writer) error {
 	passed, failed := 0, 0
-	for _, c := range list {
-		conn, err := c.run(ctx, o)
+	ends := begin(ctx, list, o)
+	for i, c := range list {
+		end := <-ends[i]
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		conn, err := end.conn, end.err
 		r := result{Name: c.name, Rules: c.rules, Pass: err == nil, Should: c.should}
 		switch {
 		case err == nil:
@@ -147,7 +180,7 @@ func judge(ctx context.Context, side string, list []check, o *options, stdout io
 			r.Reason = args.Plain(err)
 		}
 		if err != nil && conn != nil {
-			r.Frames = conn.Log
+			r.Frames = conn.Log[max(0, len(conn.Log)-40):]
 		}
 		if err := o.write(&r, stdout); err != nil {
 			return err
@@ -160,6 +193,39 @@ func judge(ctx context.Context, side string, list []check, o *options, stdout io
 		return companion.Status(1)
 	}
 	return nil
+}
+
+// ending is how a check has ended.
+type ending struct {
+	conn *vectors.Conn
+	err  error
+}
+
+// begin runs the checks, several at a time, except those that start a node: they share its address.
+// Each has a channel for its end.
+func begin(ctx context.Context, list []check, o *options) []chan ending {
+	free := make(chan struct{}, 2*runtime.NumCPU())
+	if o.node != "" && len(o.cmd) > 0 {
+		free = make(chan struct{}, 1)
+	}
+	ends := make([]chan ending, len(list))
+	for i := range ends {
+		ends[i] = make(chan ending, 1)
+	}
+	go func() { // ends with the last check, or the process
+		for i, c := range list {
+			free <- struct{}{}
+			go func() { // ends with the check
+				var e ending
+				if ctx.Err() == nil {
+					e.conn, e.err = c.run(ctx, o)
+				}
+				<-free
+				ends[i] <- e
+			}()
+		}
+	}()
+	return ends
 }
 
 func (o *options) write(r *result, stdout io.Writer) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,15 +15,20 @@ import (
 	"syscall"
 	"time"
 
+	"fbus/bus/trust"
 	"fbus/bus/vectors"
 )
 
 // bed is the node that a program is judged with, and the program.
 type bed struct {
-	o    *options
-	dir  string
-	l    *net.UnixListener
-	done chan struct{} // closed when the program has ended
+	o      *options
+	dir    string
+	l      listener
+	env    []string
+	done   chan struct{} // closed when the program has ended
+	trust  *trust.Authority
+	others []*trust.Authority
+	config *tls.Config // nil: without TLS
 
 	cmd            *exec.Cmd
 	stdin          *os.File
@@ -31,22 +37,52 @@ type bed struct {
 	serial         int // of connections
 }
 
+type listener interface {
+	net.Listener
+	SetDeadline(t time.Time) error
+}
+
 // newBed listens, and starts the command with those words. The program's input is a pipe.
 func newBed(ctx context.Context, o *options, words ...string) (*bed, error) {
+	b, err := prepareBed(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.run(ctx, words); err != nil {
+		b.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// prepareBed listens.
+func prepareBed(o *options) (*bed, error) {
 	dir, err := os.MkdirTemp("", "fbus-conformance-")
 	if err != nil {
 		return nil, err
 	}
 	b := &bed{o: o, dir: dir, done: make(chan struct{})}
-	path := filepath.Join(dir, "n.sock")
-	if b.l, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}); err == nil {
-		err = b.start(ctx, append(os.Environ(), "FBUS_NODE="+path), append(o.cmd[1:len(o.cmd):len(o.cmd)], words...))
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "FBUS_NODE=") && !strings.HasPrefix(v, "FBUS_TICKET=") {
+			b.env = append(b.env, v)
+		}
+	}
+	variable := "FBUS_NODE=" + filepath.Join(dir, "n.sock")
+	if o.tls {
+		variable, err = b.listenTLS()
+	} else {
+		b.l, err = net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "n.sock"), Net: "unix"})
 	}
 	if err != nil {
 		b.close()
 		return nil, err
 	}
+	b.env = append(b.env, variable)
 	return b, nil
+}
+
+func (b *bed) run(ctx context.Context, words []string) error {
+	return b.start(ctx, b.env, append(b.o.cmd[1:len(b.o.cmd):len(b.o.cmd)], words...))
 }
 
 func (b *bed) start(ctx context.Context, env, words []string) error {
@@ -91,10 +127,17 @@ func (b *bed) close() {
 	if b.l != nil {
 		b.l.Close()
 	}
+	for _, a := range append(b.others, b.trust) {
+		if a != nil {
+			a.Close()
+		}
+	}
 	os.RemoveAll(b.dir)
 }
 
 func (b *bed) signal(s syscall.Signal) { syscall.Kill(-b.cmd.Process.Pid, s) }
+
+var errConnect = errors.New("the program does not connect")
 
 // accept waits for a connection of the program.
 func (b *bed) accept() (*vectors.Conn, error) {
@@ -115,9 +158,12 @@ func (b *bed) accept() (*vectors.Conn, error) {
 			err = fmt.Errorf("it has ended: %s", strings.TrimSpace(b.stderr.String()))
 		default:
 		}
-		return nil, fmt.Errorf("the program does not connect: %w", err)
+		return nil, fmt.Errorf("%w: %w", errConnect, err)
 	}
 	nc.SetDeadline(time.Now().Add(b.o.limit))
+	if nc, err = b.secure(nc); err != nil {
+		return nil, err
+	}
 	c := vectors.NewConn(nc)
 	b.all = append(b.all, c)
 	return c, nil

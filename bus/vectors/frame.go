@@ -13,6 +13,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reflect"
+	"slices"
+	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
 )
@@ -101,8 +104,19 @@ func notation(v any) any {
 	return n
 }
 
-// Text shows a frame in notation.
+// Text shows a frame in notation. What is long is abbreviated.
 func Text(frame any) string {
+	if list, ok := frame.([]any); ok {
+		short := slices.Clone(list)
+		for i, v := range short {
+			if m, ok := v.(map[string]any); ok {
+				if text, ok := m["bin"].(string); ok && len(text) > 200 {
+					short[i] = map[string]any{"bin": text[:40] + "…", "bytes": len(text) / 2}
+				}
+			}
+		}
+		frame = short
+	}
 	b, _ := json.Marshal(frame)
 	if len(b) > 300 {
 		return string(b[:300]) + "…"
@@ -117,20 +131,19 @@ func Matches(pattern, frame any) bool {
 		return false
 	}
 	for i := range want {
-		a, _ := json.Marshal(want[i])
-		b, _ := json.Marshal(got[i])
-		if want[i] != nil && !bytes.Equal(a, b) {
+		if want[i] != nil && !reflect.DeepEqual(want[i], got[i]) {
 			return false
 		}
 	}
 	return true
 }
 
-// Conn is a connection on which frames are written and read in notation. A test, or the time that
-// its owner has set, bounds each wait.
+// Conn is a connection on which frames are written and read in notation.
 type Conn struct {
 	net.Conn
 	r *bufio.Reader
+
+	Patience time.Duration // how long the other side may be silent; 0: what the owner has set
 
 	Suffix string   // of the names of functions: another one than in the files
 	Log    []string // all frames so far
@@ -171,6 +184,9 @@ func (c *Conn) encode(frames []any) (all []byte) {
 
 // Next reads a frame.
 func (c *Conn) Next() ([]any, error) {
+	if c.Patience > 0 {
+		c.SetDeadline(time.Now().Add(c.Patience))
+	}
 	var head [4]byte
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
 		return nil, err

@@ -79,7 +79,7 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&o.node, "node", "", "`ADDR` of the node to judge: the path of its socket")
 	flags.BoolVar(&o.tls, "tls", false, "over TLS: CMD gets FBUS_TICKET, or a node is at HOST:PORT")
 	flags.StringVar(&o.only, "only", "", "only the checks of this `RULE`, or whose name has this text")
-	flags.DurationVarP(&o.limit, "timeout", "t", 10*time.Second, "a check fails after `D`")
+	flags.DurationVarP(&o.limit, "timeout", "t", 10*time.Second, "how long the program may be silent, `D`")
 	flags.BoolVar(&o.json, "json", false, "one JSON object a line for each check")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "only checks that fail, and errors without hints")
 	wantHelp := flags.BoolP("help", "h", false, "show this help")

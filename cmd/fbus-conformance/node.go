@@ -114,7 +114,7 @@ func (b *nodeBed) connect() (*vectors.Conn, error) {
 
 // note keeps a connection, to be closed.
 func (b *nodeBed) note(c *vectors.Conn) *vectors.Conn {
-	c.Suffix = b.suffix
+	c.Suffix, c.Patience = b.suffix, b.o.limit
 	b.all = append(b.all, c)
 	return c
 }

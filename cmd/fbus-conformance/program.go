@@ -165,6 +165,7 @@ func (b *bed) accept() (*vectors.Conn, error) {
 		return nil, err
 	}
 	c := vectors.NewConn(nc)
+	c.Patience = b.o.limit
 	b.all = append(b.all, c)
 	return c, nil
 }

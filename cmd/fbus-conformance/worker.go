@@ -523,7 +523,7 @@ func denied(ctx context.Context, o *options) (*vectors.Conn, error) {
 	}
 	c.Send([]any{4., f[1], "denied", "no"})
 	names := []any{f[2]}
-	c.SetReadDeadline(time.Now().Add(time.Second))
+	c.Patience = time.Second
 	for {
 		f, err := c.Next()
 		if err != nil {

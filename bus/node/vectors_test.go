@@ -286,7 +286,7 @@ func (s *scriptedCall) ends(t *testing.T, f []any) {
 func TestTranscriptsWorker(t *testing.T) {
 	transcripts(t, "worker", func(t *testing.T, s *vectors.Transcript) {
 		c := newClientBed(t)
-		w := &scriptedWorker{clientBed: c, came: make(chan *scriptedInvocation, 1), calls: map[float64]*scriptedInvocation{}, over: make(chan struct{})}
+		w := &scriptedWorker{clientBed: c, came: make(chan *scriptedInvocation, 1), calls: map[float64]*scriptedInvocation{}, granted: map[float64]bool{}, over: make(chan struct{})}
 		t.Cleanup(func() { close(w.over) })
 		for _, l := range s.Lines {
 			switch f, _ := l.Frame.([]any); {
@@ -310,6 +310,7 @@ type scriptedWorker struct {
 	offering chan *bus.Offering
 	came     chan *scriptedInvocation
 	calls    map[float64]*scriptedInvocation
+	granted  map[float64]bool // calls with credit for input
 	over     chan struct{}
 }
 
@@ -318,10 +319,27 @@ type scriptedInvocation struct {
 	ctx    context.Context
 	do     chan func()
 	result bus.Result
+	input  chan []byte // what has come of its input behind the head
+	rest   []byte      // of that, what no line was about yet
+}
+
+// read reads the input until it ends: its first Read grants some.
+func (s *scriptedInvocation) read() {
+	for {
+		buf := make([]byte, 1000)
+		n, err := s.Rest().Read(buf)
+		if err != nil {
+			return
+		}
+		s.input <- buf[:n]
+	}
 }
 
 func (w *scriptedWorker) serve(ctx context.Context, inv *bus.Invocation) bus.Result {
-	s := &scriptedInvocation{Invocation: inv, ctx: ctx, do: make(chan func())}
+	s := &scriptedInvocation{Invocation: inv, ctx: ctx, do: make(chan func()), input: make(chan []byte, 10)}
+	if inv.Rest() != nil {
+		go s.read() // ends with the input
+	}
 	w.came <- s
 	for {
 		select {
@@ -341,7 +359,13 @@ func (w *scriptedWorker) sends(f []any) {
 	t := w.t
 	t.Helper()
 	switch f[0] {
-	case 1., 8.: // it has greeted, and grants when it likes
+	case 1.: // it has greeted
+		return
+	case 8.: // it grants a window at once, and then when it likes
+		if id := f[1].(float64); !w.granted[id] {
+			w.expect(f[:3])
+			w.granted[id] = true
+		}
 		return
 	case 3.:
 		slots := int(f[3].(float64))
@@ -388,12 +412,13 @@ func (w *scriptedWorker) gets(f []any) {
 		w.calls[f[1].(float64)] = await(w.t, "a call", w.came)
 	case 6.: // its program reads it
 		s, want := w.calls[f[1].(float64)], vectors.Bin(f[3])
-		s.do <- func() {
-			got := make([]byte, len(want))
-			if _, err := io.ReadFull(s.Rest(), got); err != nil || !bytes.Equal(got, want) {
-				w.t.Errorf("the program has read %q, %v", got, err)
-			}
+		for len(s.rest) < len(want) {
+			s.rest = append(s.rest, await(w.t, "input", s.input)...)
 		}
+		if got := s.rest[:len(want)]; !bytes.Equal(got, want) {
+			w.t.Errorf("the program has read %q, not %q", got, want)
+		}
+		s.rest = s.rest[len(want):]
 	case 9.:
 		await(w.t, "the cancellation", w.calls[f[1].(float64)].ctx.Done())
 	}

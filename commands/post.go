@@ -452,6 +452,7 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 	if err := p.out.close(); err != nil && p.output == nil {
 		p.output = outputError(err)
 	}
+	p.sayUsed(client)
 	if err := p.end(cause, stderr); err != nil {
 		if o.batchThen != "" && !o.quiet {
 			say(stderr, fmt.Sprintf("not all items were posted: the end of batch %s does not post to %s", o.job.Batch, o.batchThen))
@@ -504,12 +505,9 @@ func (p *poster) print(out *fanout.Outcome) error {
 	answer, _ := out.Output.Bytes()
 	id := string(bytes.TrimSpace(answer))
 	p.count++
-	if p.named {
-		p.named = false
-		say(p.stderr, "batch "+p.o.job.Batch)
-		say(p.stderr, "hint: fbus wait --batch "+p.o.job.Batch+" waits for it; fbus result --batch "+p.o.job.Batch+" has the results")
-	}
-	if p.o.hasUnique {
+	if !p.o.hasUnique {
+		p.sayBatch()
+	} else {
 		p.ids[id] = true
 		p.count = len(p.ids)
 	}
@@ -524,6 +522,27 @@ func (p *poster) print(out *fanout.Outcome) error {
 	}
 	_, err := p.out.Write(append(line, '\n'))
 	return err
+}
+
+// sayBatch prints the name of the batch, once.
+func (p *poster) sayBatch() {
+	if p.named {
+		p.named = false
+		say(p.stderr, "batch "+p.o.job.Batch)
+		say(p.stderr, "hint: fbus wait --batch "+p.o.job.Batch+" waits for it; fbus result --batch "+p.o.job.Batch+" has the results")
+	}
+}
+
+// sayUsed is sayBatch at the end, if there is a job in the batch: all may have been there already.
+func (p *poster) sayUsed(c *bus.Client) {
+	if !p.named || p.count == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), similarTime)
+	defer cancel()
+	if _, _, err := listJobs(ctx, c, "fbus.jobs", &bus.JobQuery{Batch: p.o.job.Batch, Limit: 1}); !errors.Is(err, &args.Error{Code: args.CodeBadInput}) {
+		p.sayBatch()
+	}
 }
 
 // end returns the error of the command, with the number of jobs that were posted.

@@ -2,7 +2,6 @@ package commands
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -21,9 +20,9 @@ func readAttributes(list []string) (map[string]string, error) {
 	for _, word := range list {
 		name, value, hasValue := strings.Cut(word, "=")
 		if file, ok := strings.CutPrefix(value, "@"); ok {
-			text, err := os.ReadFile(file)
+			text, err := readSmall(file)
 			if err != nil {
-				return nil, usage("--attr %s: %s: %v", name, file, args.WithoutPath(err))
+				return nil, usage("--attr %s: %s: %v", name, file, err)
 			}
 			value = string(args.WithoutBOM(text))
 		}

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"io"
 	"strings"
 
@@ -8,24 +9,17 @@ import (
 	"fbus/bus/paths"
 )
 
-// maxEnvFile bounds a file of variables: an environment has no room for more.
-const maxEnvFile = 1 << 20
+// maxSmallFile bounds a file of variables, a schema and the value of an attribute: neither an
+// environment nor an offer has room for more.
+const maxSmallFile = 1 << 20
 
 // readEnvFile reads NAME=VALUE lines. Blank lines and those that begin with # or ; are skipped, as is
 // the word export. A value in matching quotes loses them; nothing else in it is special. Errors
 // name the line and not its text, which may be a secret.
 func readEnvFile(path string) ([]string, error) {
-	f, err := paths.Open(path)
+	data, err := readSmall(path)
 	if err != nil {
-		return nil, usage("--env-file: %v", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
-	switch {
-	case err != nil:
-		return nil, usage("--env-file %s: %v", path, args.WithoutPath(err))
-	case len(data) > maxEnvFile:
-		return nil, usage("--env-file %s: longer than %d bytes", path, maxEnvFile)
+		return nil, usage("--env-file %s: %v", path, err)
 	}
 	var env []string
 	number := 0
@@ -54,6 +48,21 @@ func readEnvFile(path string) ([]string, error) {
 		env = append(env, name+"="+value)
 	}
 	return env, nil
+}
+
+// readSmall reads a file that the user named, up to maxSmallFile: a device such as /dev/zero
+// has no end. It may be a FIFO, as <(…) is. The error is without the path.
+func readSmall(path string) ([]byte, error) {
+	f, err := paths.Open(path)
+	if err != nil {
+		return nil, args.WithoutPath(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSmallFile+1))
+	if err == nil && len(data) > maxSmallFile {
+		err = fmt.Errorf("longer than %d bytes", maxSmallFile)
+	}
+	return data, args.WithoutPath(err)
 }
 
 // isVariable reports whether a name is usual for a variable.

@@ -1,8 +1,11 @@
 package commands
 
 import (
+	"context"
+	"os"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -23,7 +26,7 @@ func TestEnvFile(t *testing.T) {
 		"se cret=1":     ":1: invalid name before =",
 		"A=sec\x00ret":  ":1: a NUL byte",
 		"\n\n1secret=2": ":3: invalid name before =",
-		"A=" + strings.Repeat("secret", maxEnvFile/6+1): ": longer than 1048576 bytes",
+		"A=" + strings.Repeat("secret", maxSmallFile/6+1): ": longer than 1048576 bytes",
 	} {
 		path := written(t, "x.env", text)
 		if _, err := readEnvFile(path); err == nil || err.Error() != "--env-file "+path+want || strings.Contains(err.Error(), "secret") {
@@ -33,4 +36,36 @@ func TestEnvFile(t *testing.T) {
 	if _, err := readEnvFile(path + ".none"); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// A file that is read whole has a limit, and an error names the file once.
+func TestSmallFiles(t *testing.T) {
+	endless := function{schemaFile: "/dev/zero"}
+	if err := endless.readSchema(); err == nil || err.Error() != "--schema /dev/zero: longer than 1048576 bytes" {
+		t.Errorf("a schema: %v", err)
+	}
+	if _, err := readAttributes([]string{"x.y=@/dev/zero"}); err == nil || err.Error() != "--attr x.y: /dev/zero: longer than 1048576 bytes" {
+		t.Errorf("an attribute: %v", err)
+	}
+	if _, err := readEnvFile("/dev/fd/9999"); err == nil || err.Error() != "--env-file /dev/fd/9999: the descriptor is not open" {
+		t.Errorf("variables: %v", err)
+	}
+}
+
+// A FIFO without a writer in the place of a file does not keep a worker from its end.
+func TestReloadOfFIFO(t *testing.T) {
+	path := written(t, "fbus.toml", "")
+	os.Remove(path)
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Skip(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := &reloader{o: upOptions{config: path}}
+	r.reload(ctx)
+	f, err := os.OpenFile(path, os.O_RDWR, 0) // lets the reader end
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -250,9 +249,9 @@ func (f *function) readSchema() error {
 	if f.schemaFile == "" {
 		return nil
 	}
-	data, err := os.ReadFile(f.schemaFile)
+	data, err := readSmall(f.schemaFile)
 	if err != nil {
-		return usage("--schema %s: %v", f.schemaFile, args.WithoutPath(err))
+		return usage("--schema %s: %v", f.schemaFile, err)
 	}
 	f.schema, err = compactSchema(data)
 	if err != nil {

@@ -257,7 +257,18 @@ func (c changes) String() string {
 // reload reads the file again. Functions that have not changed are not disturbed. A file
 // with errors changes nothing, and a function that cannot be started stays as it was.
 func (r *reloader) reload(ctx context.Context) {
-	config, wrong := r.o.read()
+	var config *upConfig
+	var wrong problems
+	read := make(chan struct{})
+	go func() { // ends with the last read: a FIFO may have no writer
+		config, wrong = r.o.read()
+		close(read)
+	}()
+	select {
+	case <-read:
+	case <-ctx.Done():
+		return // the process ends
+	}
 	if len(wrong) > 0 {
 		for _, message := range messages(explain(wrong.err())) {
 			r.w.log("%s", message)

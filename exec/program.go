@@ -129,8 +129,8 @@ func checkExecutable(file string) error {
 		return notFound("%s: %s", file, reason(err))
 	case err != nil:
 		return cannotRun("%s: %s", file, reason(err))
-	case info.IsDir():
-		return cannotRun("%s is a directory", file)
+	case !info.Mode().IsRegular(): // execve(2) runs nothing else, and to open a FIFO would wait for a writer
+		return cannotRun("%s is %s", file, kindOf(info.Mode()))
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, file, unix.X_OK, unix.AT_EACCESS); err != nil {
 		e := cannotRun("%s: %s", file, reason(err))
@@ -140,6 +140,21 @@ func checkExecutable(file string) error {
 		return e
 	}
 	return nil
+}
+
+// kindOf names the kind of a file that is not regular.
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeDevice != 0:
+		return "a device"
+	}
+	return "not a regular file"
 }
 
 // checkInterpreter follows "#!" lines. The kernel reports a missing

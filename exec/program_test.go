@@ -29,12 +29,21 @@ func TestRefusedPrograms(t *testing.T) {
 	interp := script(t, dir, "interp", "#!/no/such/shell -x\necho\n", 0o755)
 	dos := script(t, dir, "dos", "#!/bin/sh\r\necho\r\n", 0o755)
 	env := script(t, dir, "env", "#!/usr/bin/env nosuchlanguage\n", 0o755)
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	byFIFO := script(t, dir, "byfifo", "#!"+fifo+"\n", 0o755)
 	tests := []struct {
 		name string
 		spec Spec
 		code string
 		part string
 	}{
+		{"FIFO", Spec{Argv: []string{fifo}}, args.CodeCannotRun, "/fifo is a FIFO"},
+		{"FIFO on PATH", Spec{Argv: []string{"fifo"}, Env: []string{"PATH=" + dir}}, args.CodeCannotRun, "/fifo is a FIFO"},
+		{"FIFO as interpreter", Spec{Argv: []string{byFIFO}}, args.CodeCannotRun, "bad interpreter"},
+		{"device", Spec{Argv: []string{os.DevNull}}, args.CodeCannotRun, "is a device"},
 		{"none", Spec{}, args.CodeUsage, "no program"},
 		{"not on PATH", Spec{Argv: []string{"no-such-program"}}, args.CodeNotFound, "not on PATH"},
 		{"no file", Spec{Argv: []string{dir + "/none"}}, args.CodeNotFound, "no such file"},

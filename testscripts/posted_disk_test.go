@@ -275,11 +275,14 @@ func TestDiskFull(t *testing.T) {
 			delayed = append(delayed, id)
 		}
 	}
+	for a := (answer{}); a.res.Status == 0; { // a smaller one has room
+		_, a = l.post(c, "f", `{}`, "")
+	}
 	if refused.res.Status != 75 || refused.res.Code != "store_full" || refused.out != "" {
 		t.Errorf("%+v", refused)
 	}
 	t.Logf("%d jobs were acknowledged before the disk was full", len(l.acked))
-	s.refuses("the disk is full")
+	s.refuses("the disk is nearly full")
 	if id, a := post(c, "f", `{}`, strings.Repeat("large", 100000)); id != "" || a.res.Status != 75 {
 		t.Errorf("%q, %+v", id, a.res)
 	}
@@ -303,7 +306,7 @@ func TestDiskFull(t *testing.T) {
 	for a := (answer{}); a.res.Status == 0; { // the file has pages of its own that are free
 		_, a = l.post(c, "f", `{}`, "more")
 	}
-	s.refuses("the disk is full")
+	s.refuses("the disk is ")
 	empty()
 	l.takes(s, c)
 
@@ -315,6 +318,43 @@ func TestDiskFull(t *testing.T) {
 	d.noStrays(s, c)
 	if strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+// TestDiskDrains: posts are refused while there is room to hold, release, cancel, start and end
+// all accepted jobs, also after a crash.
+func TestDiskDrains(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=2m")
+	s, l := d.node(t), newLedger()
+	must := func(args ...string) {
+		t.Helper()
+		if status, _, errs := s.fbus(args...); status != 0 {
+			t.Errorf("fbus %q: %d, %q", args, status, errs)
+		}
+	}
+	must("hold", "f")
+	c := s.client("poster")
+	var last string
+	for a := (answer{}); a.res.Status == 0; {
+		var id string
+		if id, a = l.post(c, "f", `{}`, ""); id != "" {
+			last = id
+		}
+	}
+	s.refuses("the disk is nearly full")
+	must("cancel", last)
+	must("purge", last)
+	l.forget(last)
+	must("hold", "g")
+	s.kill()
+	s.start()
+	must("release", "f")
+	s.worker("w", "f", 4, echo)
+	l.settle(t, s)
+	if len(l.acked) < 100 || strings.Contains(s.stderr(), "the disk is full") {
+		t.Errorf("%d jobs; the node said: %s", len(l.acked), s.stderr())
 	}
 }
 
@@ -550,13 +590,6 @@ func TestDiskFullOfEnds(t *testing.T) {
 	d := newDisk(t)
 	d.tmpfs("size=1m")
 	s := d.node(t)
-	s.worker("large", "large", 4, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
-		inv.Stdout.Write(bytes.Repeat([]byte("x"), 20000))
-		return fbus.Result{}
-	})
-	s.worker("never", "never", 4, func(context.Context, *fbus.Invocation) fbus.Result {
-		return fbus.Exit(65)
-	})
 	c := s.client("poster")
 	posted := 0
 	for range 80 {
@@ -564,6 +597,13 @@ func TestDiskFullOfEnds(t *testing.T) {
 			posted++
 		}
 	}
+	s.worker("large", "large", 4, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		inv.Stdout.Write(bytes.Repeat([]byte("x"), 20000))
+		return fbus.Result{}
+	})
+	s.worker("never", "never", 4, func(context.Context, *fbus.Invocation) fbus.Result {
+		return fbus.Exit(65)
+	})
 	eventually(t, "the disk is full", func() bool { return strings.Contains(s.stderr(), "the disk is full") })
 	t.Logf("%d jobs were posted", posted)
 	eventually(t, "all is purged", func() bool {

@@ -22,7 +22,7 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 	if was.State.Finished() {
 		return was, fmt.Errorf("%s: it is %s: %w", id, was.State, store.ErrState)
 	}
-	if err := m.store.Unwritable(); err != nil && m.State(was) != Running {
+	if err := m.store.Unwritable(); err != nil && !store.IsFull(err) && m.State(was) != Running {
 		return was, err
 	}
 	ended := m.await(id)
@@ -72,7 +72,7 @@ func cancelledOutcome() outcome {
 // that have begun meanwhile.
 func (m *Manager) endQueued(outcomes map[ID]outcome, must bool) (taken []*Taken, err error) {
 	was, ended := map[ID]*Job{}, map[ID]*Job{} // was keeps the jobs of a failed commit, which may be on disk
-	err = m.store.Apply(must, func(t *store.Tx) (damage error) {
+	err = m.store.Apply(store.Op{Must: must, Frees: true, Run: func(t *store.Tx) (damage error) {
 		clear(ended)
 		for id, o := range outcomes {
 			j, err := t.Job(id)
@@ -92,7 +92,7 @@ func (m *Manager) endQueued(outcomes map[ID]outcome, must bool) (taken []*Taken,
 			ended[id] = j
 		}
 		return store.Wrap(damage)
-	})
+	}})
 	if err != nil && !errors.As(err, new(*DamagedError)) {
 		return nil, err
 	}
@@ -185,7 +185,7 @@ func (m *Manager) Retry(id ID) error {
 		return err
 	}
 	var j *Job
-	err = m.store.Apply(false, func(t *store.Tx) (err error) {
+	err = m.store.Apply(store.Op{Takes: store.Takes(), Run: func(t *store.Tx) (err error) {
 		switch j, err = t.Job(id); {
 		case err != nil:
 			return store.Wrap(err)
@@ -203,7 +203,7 @@ func (m *Manager) Retry(id ID) error {
 		return store.Wrap(t.Move(j, func() {
 			j.State, j.Used, j.Laters, j.Lost, j.Expires, j.KeyUntil, j.Finished = Queued, 0, 0, 0, 0, 0, 0
 		}))
-	})
+	}})
 	if err != nil {
 		m.store.Shares.Change(&again, was)
 		return err

@@ -143,7 +143,7 @@ func (m *Manager) Followed(job string) int {
 }
 
 // AwaitIdle waits until the writer has written all that it was given.
-func (m *Manager) AwaitIdle() { m.store.Apply(false, func(*store.Tx) error { return nil }) }
+func (m *Manager) AwaitIdle() { m.store.Apply(store.Op{Run: func(*store.Tx) error { return nil }}) }
 
 // Lines are the lines that are known.
 func (m *Manager) Lines() (keys []string) {

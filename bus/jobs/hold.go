@@ -83,7 +83,7 @@ func (m *Manager) changeHolds(change func(h *Holds) error) error {
 	}
 	text, err := json.Marshal(h)
 	if err == nil {
-		err = m.store.Apply(false, func(t *store.Tx) error { return store.Wrap(t.Put(store.BucketMeta, heldKey, text)) })
+		err = m.store.Apply(store.Op{Frees: true, Run: func(t *store.Tx) error { return store.Wrap(t.Put(store.BucketMeta, heldKey, text)) }})
 	}
 	if err == nil {
 		m.holds.Store(h)

@@ -117,6 +117,9 @@ func (m *Manager) Room() error {
 		return err
 	}
 	err := m.store.Shares.Full()
+	if err == nil {
+		err = m.store.HasRoom()
+	}
 	if err != nil && m.hasOld() {
 		return nil
 	}
@@ -128,7 +131,7 @@ func (m *Manager) Room() error {
 func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 	id := j.ID
 	result := make(chan error, 1)
-	m.store.Submit(&store.Op{Added: j.ID, Done: func(err error) { result <- err }, Run: func(t *store.Tx) error {
+	m.store.Submit(&store.Op{Added: j.ID, Takes: store.Takes(args, input), Done: func(err error) { result <- err }, Run: func(t *store.Tx) error {
 		id = j.ID
 		switch other, err := t.HoldUnique(j); {
 		case err != nil:

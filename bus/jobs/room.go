@@ -141,7 +141,7 @@ func (m *Manager) evictForDisk() bool {
 		return true // somebody else has made room
 	}
 	ok := m.evictOldest("", evictedBytes)
-	m.store.Apply(false, func(*store.Tx) error { return nil }) // then the store knows whether it can be written
+	m.store.Apply(store.Op{Run: func(*store.Tx) error { return nil }}) // then the store knows whether it can be written
 	return ok
 }
 

@@ -180,7 +180,7 @@ func (t *Taken) prepare() (bool, error) {
 	if j.AtMostOnce {
 		// Once it may have begun it must not run again: a crash must find that on the disk.
 		try := Try{Attempt: t.Attempt, Started: m.store.Clock.Wall().UnixMilli()}
-		if err := m.store.Apply(false, func(x *store.Tx) error { return store.Wrap(x.Running(t.ID, try)) }); err != nil {
+		if err := m.store.Apply(store.Op{Run: func(x *store.Tx) error { return store.Wrap(x.Running(t.ID, try)) }}); err != nil {
 			t.dropOutput()
 			t.leave(true)
 			m.wakeLater(t.Function, maxPause)

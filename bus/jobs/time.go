@@ -50,7 +50,7 @@ func (m *Manager) queue(ids []ID) error {
 		return nil
 	}
 	var ready []*Job
-	err := m.store.Apply(false, func(t *store.Tx) error {
+	err := m.store.Apply(store.Op{Run: func(t *store.Tx) error {
 		ready = nil
 		return eachDelayed(t, ids, func(j *Job) {
 			if j.Due > m.store.Now() {
@@ -64,7 +64,7 @@ func (m *Manager) queue(ids []ID) error {
 				ready = append(ready, j)
 			}
 		})
-	})
+	}})
 	if err == nil {
 		for _, j := range ready {
 			m.ready(j)
@@ -104,9 +104,9 @@ func (m *Manager) redate() {
 	if len(ids) == 0 {
 		return
 	}
-	m.store.Apply(false, func(t *store.Tx) error {
+	m.store.Apply(store.Op{Run: func(t *store.Tx) error {
 		return eachDelayed(t, ids, func(j *Job) { j.Due = max(j.Options.DueAt(m.store.Time()), 1) }) // 1: long ago
-	})
+	}})
 	m.poke()
 }
 

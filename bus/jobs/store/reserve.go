@@ -1,11 +1,13 @@
 package store
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
 
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,6 +67,42 @@ func (r *reserve) size() int64 {
 func (r *reserve) roomBeside() bool {
 	var st unix.Statfs_t
 	return unix.Statfs(filepath.Dir(r.path), &st) != nil || int64(st.Bavail)*st.Bsize >= r.size()
+}
+
+// What a disk must have left after a post: the size of the reserve as often as fixedRoom, and
+// jobRoom for each job that has not ended, or that the end of one may post. The start and the
+// end of a job, and its entries in the log, take about half of that.
+const (
+	fixedRoom = 2
+	jobRoom   = 1 << 10
+)
+
+var errNearlyFull = &FullError{What: "the disk is nearly full", Err: syscall.ENOSPC}
+
+// HasRoom returns an error if a new job would take the room in which accepted ones have to start
+// and end.
+func (s *Store) HasRoom() error {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if s.db == nil || s.spare() >= jobRoom { // without a file nothing is written at all
+		return nil
+	}
+	return errNearlyFull
+}
+
+// spare returns how many bytes new jobs may take. s.using is held.
+func (s *Store) spare() int64 {
+	var disk unix.Statfs_t
+	var file unix.Stat_t
+	var size int64
+	err := s.db.View(func(b *bolt.Tx) error { size = b.Size(); return nil })
+	if err != nil || unix.Statfs(s.dir, &disk) != nil || disk.Blocks == 0 || unix.Stat(s.db.Path(), &file) != nil {
+		return math.MaxInt64
+	}
+	stats, t := s.db.Stats(), s.Shares.Total()
+	used := size - int64(stats.FreePageN+stats.PendingPageN)*int64(s.db.Info().PageSize)
+	left := int64(disk.Bavail)*disk.Bsize + max(0, file.Blocks*512-used) // free pages are used again
+	return left - fixedRoom*s.reserve.size() - (t.Unended+2*t.Owed)*jobRoom
 }
 
 // punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and

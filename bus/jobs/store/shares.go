@@ -16,10 +16,12 @@ type Held struct {
 	Jobs  int64 // in any state
 	Owed  int64 // postbacks that they may still post
 	Bytes int64 // of payloads, also while they are written
+
+	Unended int64 // of Jobs
 }
 
 func (h *Held) add(n Held) {
-	h.Jobs, h.Owed, h.Bytes = h.Jobs+n.Jobs, h.Owed+n.Owed, h.Bytes+n.Bytes
+	h.Jobs, h.Owed, h.Bytes, h.Unended = h.Jobs+n.Jobs, h.Owed+n.Owed, h.Bytes+n.Bytes, h.Unended+n.Unended
 }
 
 // Shares counts what jobs take, in all and for each poster, and bounds both. A poster may
@@ -169,7 +171,7 @@ func (s *Shares) count(j *Job, n int64) {
 	more := Held{Jobs: n}
 	var lines []*Job
 	if !j.State.Finished() {
-		more.Owed = n * j.PostsBack()
+		more.Owed, more.Unended = n*j.PostsBack(), n
 		lines = []*Job{j, {Function: j.Then}, {Function: j.Else}, {Function: j.Finally}}
 	}
 	if j.Batch != "" {

@@ -150,6 +150,17 @@ func (p *Draft) Wanted() int64 { return p.wanted * (1 + p.Copies) }
 // Over reports whether the poster exceeds a bound, and the part has bytes to drop.
 func (p *Draft) Over() bool { return p.Size > 0 && p.spool.shares.Over(p.poster) }
 
+// Takes returns how many bytes of the file a new job takes at most, with its parts.
+func Takes(parts ...*Draft) int64 {
+	n := int64(jobRoom)
+	for _, p := range parts {
+		if p.file == nil {
+			n += 2 * p.Size
+		}
+	}
+	return n
+}
+
 // Keep syncs and names the file. The record that names it is written afterwards.
 func (p *Draft) Keep(id ID, part byte, attempt int) error {
 	p.growth.end()

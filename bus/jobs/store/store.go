@@ -90,8 +90,9 @@ type Op struct {
 	Done  func(err error)   // called by the writer after the commit; may be nil before Submit
 	Must  bool              // it has happened already: it is kept until it can be written
 	Late  func()            // called if Must and it cannot be written at once
-	Frees bool              // it makes room: it is tried while the disk is full
+	Frees bool              // it makes room, or helps to: it is tried while the disk is full
 	Added ID                // a job that must not be there if the post was refused
+	Takes int64             // bytes of a new job: refused if accepted jobs need them
 	err   error
 }
 
@@ -171,9 +172,10 @@ func (s *Store) Submit(o *Op) {
 }
 
 // Apply makes a change and waits for it.
-func (s *Store) Apply(must bool, run func(t *Tx) error) error {
+func (s *Store) Apply(o Op) error {
 	result := make(chan error, 1)
-	s.Submit(&Op{Run: run, Must: must, Done: func(err error) { result <- err }})
+	o.Done = func(err error) { result <- err }
+	s.Submit(&o)
 	return <-result
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -62,8 +63,15 @@ func (s *Store) commitBatch(batch []*Op) error {
 			return err
 		}
 		defer b.Rollback()
-		t := &Tx{Tx: b, store: s}
+		t := &Tx{b, s}
+		spare := sync.OnceValue(s.spare)
+		var taken int64
 		for _, o := range batch {
+			if o.err = nil; o.Takes > 0 && taken+o.Takes > spare() {
+				o.err = errNearlyFull
+				continue
+			}
+			taken += o.Takes
 			if o.err = o.Run(t); isFailure(o.err) {
 				return o.err
 			}

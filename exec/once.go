@@ -290,7 +290,7 @@ func (r *run) result() Result {
 	case why != none:
 		res = r.ended(why)
 	default:
-		res = fbusEnd(args.CodeWorkerLost, "the program's keeper was killed")
+		res = fbusEnd(args.CodeWorkerLost, args.KeeperKilled)
 	}
 	if r.exit.Survivors != "" {
 		res.Message = join(res.Message, "could not be killed: "+r.exit.Survivors)
@@ -389,7 +389,7 @@ func (f *Function) describe(end *keeper.End, when string) string {
 	var why string
 	switch {
 	case !end.Exited:
-		why = "the program's keeper was killed"
+		why = args.KeeperKilled
 	case end.Status.Signaled():
 		why = "the program was ended by " + signalName(end.Status.Signal()) + when
 	default:

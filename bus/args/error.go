@@ -132,6 +132,11 @@ func (e *Error) Status() int {
 	return StatusOf(e.Code)
 }
 
+// KeeperKilled begins the message of [CodeWorkerLost] from a worker whose keeper of the program was
+// killed. It distinguishes that from a resident program that has crashed: there the
+// program is at fault, and the call may crash the next one.
+const KeeperKilled = "the program's keeper was killed"
+
 // CannotStart returns the error of a worker that cannot start its program, for the reason
 // in e. Its status is 127 if the program was not found, else 126.
 func CannotStart(e *Error) *Error {

@@ -93,6 +93,15 @@ func TestWorkerGivesUp(t *testing.T) {
 			t.Errorf("%s: %+v", code, i)
 		}
 	}
+	b.offer(c, "keeper", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		if inv.Attempt > 2 {
+			return exit(0)
+		}
+		return bus.Result{End: bus.End{Source: args.FromBus, Status: 74, Code: args.CodeWorkerLost, Message: args.KeeperKilled}}
+	})
+	if i := b.becomes(c, b.post(c, "keeper", `{"backoff":0.001}`, ""), jobs.Done); i.Attempts != 3 || i.Used != 0 || i.History[0].Message != args.KeeperKilled {
+		t.Errorf("%+v", i)
+	}
 	b.offer(c, "crashes", 1, func(context.Context, *bus.Invocation) bus.Result {
 		return bus.Result{End: bus.End{Source: args.FromBus, Status: 74, Code: args.CodeWorkerLost, Message: "ended by SIGSEGV"}}
 	})

@@ -585,6 +585,9 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		} else {
 			c.requeue(b)
 		}
+	case keeperKilled(f) && c.lose():
+		fl.held += size
+		c.requeue(b)
 	default:
 		if c.posted != nil && c.givenUp(f) {
 			c.lost++
@@ -640,6 +643,12 @@ func (c *call) givenUp(f *wire.EndFrame) bool {
 	return f.Source == args.FromBus && (code == args.CodeCancelled || code == args.CodeDraining || code == args.CodeNodeLost)
 }
 
+// keeperKilled reports whether a worker has lost the process that held the program, and the program
+// with it: for the call that is a lost worker. See [args.KeeperKilled].
+func keeperKilled(f *wire.EndFrame) bool {
+	return f.Source == args.FromBus && string(f.Code) == args.CodeWorkerLost && strings.HasPrefix(string(f.Message), args.KeeperKilled)
+}
+
 // notStarted is bounced for a worker that cannot start the program. A job can always go back to
 // the store, which has its input.
 func (c *call) notStarted() bool {
@@ -685,19 +694,25 @@ func (c *call) workerLost(b *wire.Batch) {
 		c.to(done)
 		return
 	}
-	again := c.posted == nil && c.input == inputWhole && c.data != nil && (c.offer.idempotent && c.lost < maxLost || c.retries > 0)
-	c.lost++
-	if !again {
+	if !c.lose() {
 		c.end(b, &wire.EndFrame{
 			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),
 			Message: []byte(c.fn.name + ": worker " + c.offer.session.name + " was lost: the call may have run"),
 		}, done)
 		return
 	}
-	if c.retries > 0 {
+	c.requeue(b)
+}
+
+// lose counts a lost worker, and reports whether the call is to be run again here. The store of
+// jobs decides about a job.
+func (c *call) lose() (again bool) {
+	again = c.posted == nil && c.input == inputWhole && c.data != nil && (c.offer.idempotent && c.lost < maxLost || c.retries > 0)
+	c.lost++
+	if again && c.retries > 0 {
 		c.retries--
 	}
-	c.requeue(b)
+	return again
 }
 
 // callerLost handles a call whose caller has vanished.

@@ -739,6 +739,47 @@ func TestRunAgain(t *testing.T) {
 	}
 }
 
+// TestKeeperKilled: a worker that has lost the process that held a program counts as lost. A
+// crash of a program that serves many calls does not.
+func TestKeeperKilled(t *testing.T) {
+	for name, tc := range map[string]struct {
+		flags   uint64
+		message string
+		runs    int
+	}{
+		"neither":    {0, args.KeeperKilled, 1},
+		"idempotent": {wire.FlagIdempotent, args.KeeperKilled, 2},
+		"a crash":    {wire.FlagIdempotent, "the program exited with status 1 before it answered", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			n, path := start(t, node.Config{})
+			w := rawUnix(t, n, path)
+			w.send(&wire.HelloFrame{Major: 1, Name: []byte("w")})
+			want[*wire.HelloFrame](w)
+			w.offer("f", 1, tc.flags)
+			call := post(bg(), dial(t, path), bus.Request{Function: "f", Input: strings.NewReader("x")})
+			for run := 1; run <= tc.runs; run++ {
+				c := want[*wire.CallFrame](w)
+				if string(c.Input) != "x" {
+					t.Errorf("run %d: input %q", run, c.Input)
+				}
+				end := &wire.EndFrame{ID: c.ID, Source: args.FromBus, Status: 74, Code: []byte(args.CodeWorkerLost), Message: []byte(tc.message), Output: []byte("half")}
+				if run == 2 {
+					end = &wire.EndFrame{ID: c.ID, Code: []byte("exit"), Output: []byte("whole")}
+				}
+				w.send(end)
+			}
+			o := await(t, "the call", call)
+			if tc.runs == 1 {
+				wantErr(t, o.err, bus.ErrWorkerLost)
+			} else if o.err != nil || o.out != "whole" {
+				t.Errorf("%q, error %v", o.out, o.err)
+			}
+		})
+	}
+}
+
 // TestLossIsBounded: a call that kills its workers does not go through all.
 func TestLossIsBounded(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
@@ -153,12 +155,12 @@ func runPrivate(o *runOptions, stderr io.Writer) error {
 
 const privatePrefix = "fbus-run-"
 
-// privateBase returns where private directories are made: in TMPDIR, unless the path of a
-// socket there would be too long. It is absolute, for COMMAND may change its directory.
+// privateBase returns where private directories are made: in TMPDIR, unless nothing can be made
+// there, or the path of a socket there would be too long. It is absolute, for COMMAND may change its directory.
 func privateBase() string {
 	base, err := filepath.Abs(os.TempDir())
 	const number = "4294967295" // as long as that of os.MkdirTemp
-	if err != nil || wire.CheckPath(filepath.Join(base, privatePrefix+number, "bus.sock")) != nil {
+	if err != nil || unix.Access(base+"/.", unix.W_OK|unix.X_OK) != nil || wire.CheckPath(filepath.Join(base, privatePrefix+number, "bus.sock")) != nil {
 		return find.SocketDir
 	}
 	return base

@@ -21,9 +21,9 @@ var notInherited = []string{
 	"FBUS_PROGRESS_FD", "TRACEPARENT", "TRACESTATE",
 }
 
-// ownPaths name files and directories of fbus. A program in another directory gets absolute
-// ones.
-var ownPaths = []string{"FBUS_HOME", "FBUS_STATE", "FBUS_TLS_CERT", "FBUS_TLS_KEY", "FBUS_TLS_CA"}
+// ownPaths name files and directories of fbus; without FBUS_HOME, they are below HOME. A program in
+// another directory gets absolute ones.
+var ownPaths = []string{"HOME", "FBUS_HOME", "FBUS_STATE", "FBUS_TLS_CERT", "FBUS_TLS_KEY", "FBUS_TLS_CA"}
 
 // ofService are the variables of a service manager for its service. A program that
 // inherited them could act in the worker's name.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -380,6 +381,19 @@ func TestAge(t *testing.T) {
 		if got := age(seconds); got != want {
 			t.Errorf("%v seconds: %s, want %s", seconds, got, want)
 		}
+	}
+}
+
+// TestPurgeUnended: a job that has not ended is not purged by its id, and the hint is true of
+// waiting jobs too.
+func TestPurgeUnended(t *testing.T) {
+	n := newStore(t)
+	n.offer(t, "purge", func(context.Context, *bus.Invocation) bus.Result { return exited("{\"purged\":0}\n") })
+	var out, errs bytes.Buffer
+	err := purge(&purgeOptions{lookOptions: lookOptions{nodeOptions: nodeOptions{node: n.socket}}, function: "purge"}, []string{"A"}, &out, &errs)
+	var e *args.Error
+	if !errors.As(err, &e) || e.Message != "1 of 1 job not purged: not ended" || !strings.Contains(e.Hint, "--state queued") {
+		t.Errorf("%+v", err)
 	}
 }
 

@@ -32,8 +32,9 @@ func purgeCommand() *cli.Command {
   fbus purge --batch pages
 
 Deletes jobs that are done, dead or cancelled; queued or delayed ones only with
---state; running ones never: for the ID of one the status is 65. With --json prints an
-object with their number, purged.`,
+--state; running ones never: for the ID of one that has not ended the status is 65. A job
+whose unique key is still kept is deleted only by its ID. With --json prints an object
+with their number, purged.`,
 		Flags: append(o.flags(),
 			&cli.StringFlag{Name: "state", Usage: "jobs in this state: `S`, done, dead, cancelled, queued or delayed", Destination: &o.state},
 			&cli.GenericFlag{Name: "older", Usage: "jobs that ended `D` ago or earlier", Value: &o.older},
@@ -87,7 +88,8 @@ func purge(o *purgeOptions, ids []string, stdout, stderr io.Writer) error {
 		say(stderr, fmt.Sprintf("%s purged", plural(total.Purged, "job")))
 	}
 	if err == nil && total.Purged < len(ids) {
-		return fail(args.CodeBadInput, "%d of %s not purged: running jobs are not purged", len(ids)-total.Purged, plural(len(ids), "job")).WithHint("fbus cancel ends it")
+		return fail(args.CodeBadInput, "%d of %s not purged: not ended", len(ids)-total.Purged, plural(len(ids), "job")).
+			WithHint("fbus cancel ends a job; fbus purge --state queued, or --state delayed, deletes all in that state")
 	}
 	return err
 }

@@ -213,10 +213,12 @@ func (m *Manager) Retry(id ID) error {
 }
 
 // Purge deletes jobs and their results, until ctx ends. Without a state it deletes only
-// finished ones. It never deletes a running one.
+// finished ones. It never deletes a running one, nor a finished one whose unique key is still
+// kept: what the key refers to would run again.
 func (m *Manager) Purge(ctx context.Context, f *Filter, older time.Duration) (int, error) {
 	total := 0
-	fits := m.purgeable(f, older)
+	now, purgeable := m.store.Now(), m.purgeable(f, older)
+	fits := func(j *Job) bool { return purgeable(j) && !(j.State.Finished() && j.KeyUntil > now) }
 	err := m.each(ctx, f, ID{}, pageSize, func(list []*Job) error {
 		var ids []ID
 		for _, j := range list {
@@ -231,7 +233,7 @@ func (m *Manager) Purge(ctx context.Context, f *Filter, older time.Duration) (in
 	return total, err
 }
 
-// PurgeThese is Purge for some jobs.
+// PurgeThese is Purge for some jobs, also for those whose key is kept.
 func (m *Manager) PurgeThese(ctx context.Context, ids []ID, f *Filter, older time.Duration) (int, error) {
 	return m.remove(ctx, ids, m.purgeable(f, older))
 }

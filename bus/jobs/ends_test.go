@@ -410,6 +410,9 @@ func TestUniqueFor(t *testing.T) {
 	for input, state := range map[string]jobs.State{"done": jobs.Done, "fails": jobs.Dead} {
 		id := b.post(c, "f", options, input)
 		b.becomes(c, id, state)
+		if e := call(c, "fbus.purge", args.JSON([]byte(`{"state":"`+string(state)+`"}`)), ""); e.res.Status != 0 {
+			t.Errorf("%+v", e.res)
+		}
 		b.clock.pass(9 * time.Minute)
 		settles()
 		b.restart()

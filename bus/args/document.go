@@ -26,20 +26,22 @@ const maxNesting = 10000
 // CheckJSON returns an error if text is not one JSON document. The error says where, and why.
 // Every JSON document that fbus reads is checked here, so that the words are the same.
 func CheckJSON(text []byte) error {
-	if json.Valid(text) {
+	if json.Valid(text) && utf8.Valid(text) {
 		return nil
 	}
+	at, why := len(text), "" // of the byte that is wrong
 	var syntax *json.SyntaxError
-	if err := json.Unmarshal(text, new(json.RawMessage)); !errors.As(err, &syntax) {
-		return nil
+	if err := json.Unmarshal(text, new(json.RawMessage)); errors.As(err, &syntax) {
+		at, why = int(min(max(syntax.Offset-1, 0), int64(len(text)))), strings.TrimPrefix(syntax.Error(), "json: ")
 	}
-	at := int(min(max(syntax.Offset-1, 0), int64(len(text)))) // of the byte that is wrong
-	why := strings.TrimPrefix(syntax.Error(), "json: ")
+	foreign := foreignByte(text)
 	switch {
 	case strings.Contains(why, "exceeded max depth"):
 		return fmt.Errorf("the JSON document is nested deeper than %d levels", maxNesting)
 	case IsUTF16(text):
 		at, why = 0, "it is UTF-16, and must be UTF-8"
+	case foreign <= at && foreign < len(text):
+		at, why = foreign, fmt.Sprintf("the byte 0x%02x is not UTF-8", text[foreign])
 	case strings.HasPrefix(why, "unexpected end"):
 		at, why = len(bytes.TrimRight(text, " \t\r\n")), "its end is missing"
 		if at == 0 {
@@ -55,4 +57,16 @@ func CheckJSON(text []byte) error {
 	before := text[:at]
 	line := before[bytes.LastIndexByte(before, '\n')+1:]
 	return fmt.Errorf("this is not JSON: line %d, column %d: %s", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(line)+1, why)
+}
+
+// foreignByte returns the offset of the first byte that is not UTF-8, or the length of the text.
+func foreignByte(text []byte) int {
+	for i := 0; i < len(text); {
+		r, n := utf8.DecodeRune(text[i:])
+		if r == utf8.RuneError && n == 1 {
+			return i
+		}
+		i += n
+	}
+	return len(text)
 }

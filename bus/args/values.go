@@ -213,9 +213,6 @@ func (r *Reader) document(b []byte) []byte {
 }
 
 func checkJSON(doc []byte) error {
-	if !utf8.Valid(doc) {
-		return BadInput("the JSON document is not UTF-8")
-	}
 	if err := CheckJSON(doc); err != nil {
 		return BadInput("%v", err)
 	}

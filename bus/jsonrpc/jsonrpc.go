@@ -82,9 +82,6 @@ func Split(line []byte) (docs [][]byte, batch bool, err *Error) {
 	if err := args.CheckJSON(line); err != nil {
 		return nil, false, Errorf(CodeParse, "%v", err)
 	}
-	if !utf8.Valid(line) {
-		return nil, false, Errorf(CodeParse, "the line is not UTF-8")
-	}
 	line = bytes.TrimSpace(line)
 	if line[0] != '[' {
 		return [][]byte{line}, false, nil

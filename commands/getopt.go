@@ -229,7 +229,9 @@ func (g *getopt) add(dashes, name, value string, attached bool) error {
 
 // mayBeEmpty reports whether an option has a use for an empty value, or refuses it in words of
 // its own. Others would do something else than was meant: an empty -o would write to stdout.
-func mayBeEmpty(name string) bool { return oneOf("description prefix data call offer env name", name) }
+func mayBeEmpty(name string) bool {
+	return oneOf("arg description prefix data call offer env name", name)
+}
 
 func (g *getopt) unknown(flag string) error {
 	f := usage("fbus %s has no flag %s", g.command, flag)

@@ -95,6 +95,21 @@ func TestUnique(t *testing.T) {
 	if e := call(c, "fbus.post", args.List("f", key, "word"), "first"); e.res.Status != 65 {
 		t.Errorf("with other arguments: %+v", e.res)
 	}
+	fields := func(f ...args.Field) string {
+		return call(c, "fbus.post", args.List("f", `{"kind":"map","unique":"m"}`, string(args.Fields(f...).Data())), "").out
+	}
+	one, two := args.Field{Name: "a", Value: "1"}, args.Field{Name: "b", Value: "2", JSON: true}
+	if m := fields(two, one); m == "" || fields(one, two) != m || fields(two, args.Field{Name: "a", Value: "2"}) != "" {
+		t.Error("the order of fields must make no difference, and their values must")
+	}
+	if e := call(c, "fbus.cancel", args.List(strings.TrimSpace(fields(one, two))), ""); e.res.Status != 0 {
+		t.Errorf("%+v", e.res)
+	}
+	for _, more := range []string{`,"then":"g"`, `,"priority":1,"retries":2`} {
+		if again := b.post(c, "f", `{"unique":"k"`+more+`}`, "first"); again != id {
+			t.Errorf("posted again with %s: %s and %s", more, id, again)
+		}
+	}
 	b.restart()
 	c = b.dial("poster")
 	if again := b.post(c, "f", key, "first"); again != id {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"fbus/bus/args"
@@ -65,16 +66,20 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		return ID{}, err
 	}
 	args, input := m.store.Spool.NewDraft(p.Poster.Caller), m.store.Spool.NewDraft(p.Poster.Caller)
+	input.Counts = true // to tell what can never fit from what has no room now
 	_, err := args.Write(p.Args)
 	digest, from := sha256.New(), p.Input
 	if j.Unique != "" {
-		fmt.Fprintf(digest, "%d %t %d %s", p.Kind, p.HasInput, len(p.Args), p.Args)
+		sent := sorted(p.Kind, p.Args)
+		fmt.Fprintf(digest, "%d %t %d %s", p.Kind, p.HasInput, len(sent), sent)
 		if from != nil {
 			from = io.TeeReader(from, digest)
 		}
 	}
 	if err == nil && from != nil {
-		_, err = io.Copy(input, from)
+		if _, err = io.Copy(input, from); err == nil {
+			err = input.Failed
+		}
 	}
 	if j.Unique != "" {
 		j.Digest = hex.EncodeToString(digest.Sum(nil)[:16])
@@ -109,6 +114,24 @@ func (m *Manager) Post(p *Post) (ID, error) {
 		m.poke()
 	}
 	return id, err
+}
+
+// sorted returns arguments with their fields in the order of their names: in which order
+// they were given makes no difference for a unique key.
+func sorted(kind args.Kind, data []byte) []byte {
+	if kind != args.KindMap {
+		return data
+	}
+	v, err := args.Decode(kind, data)
+	if err != nil {
+		return data
+	}
+	fields := make([]args.Field, len(v.Keys))
+	for i, key := range v.Keys {
+		fields[i] = args.Field{Name: key, Value: string(v.List[i].Text), JSON: v.List[i].JSON}
+	}
+	slices.SortFunc(fields, func(a, b args.Field) int { return cmp.Compare(a.Name, b.Name) })
+	return args.Fields(fields...).Data()
 }
 
 // Room returns why nothing can be posted now. It may read the store.

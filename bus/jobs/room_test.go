@@ -45,6 +45,20 @@ func TestRoomForOutput(t *testing.T) {
 	}
 }
 
+// TestInputTooLarge: an input of unknown length that can never fit is refused for good, also
+// while other jobs have the room.
+func TestInputTooLarge(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, func(b *bed) { b.cfg.MaxSpool = 1 << 20 })
+	c := b.dial("poster")
+	b.post(c, "f", "", strings.Repeat("x", 700<<10))
+	b.refused(c, "f", "", strings.Repeat("x", 3<<20), 65, "more than the 1048576 bytes")
+	b.refused(c, "f", "", strings.Repeat("x", 600<<10), 75, "--max-spool")
+	if n, bytes := b.m.Totals(); n != 1 || bytes != 700<<10 || len(jobs.Files(b.cfg.Dir)) != 1 {
+		t.Errorf("%d jobs, %d bytes, files %q", n, bytes, jobs.Files(b.cfg.Dir))
+	}
+}
+
 // TestSentIsSpent: what a job was sent goes when it is done, and counts as room for what
 // it writes: a store that is full of work gets through with it. What has failed keeps it,
 // and the bound.

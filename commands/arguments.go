@@ -12,7 +12,6 @@ import (
 	"fbus/bus/paths"
 	"fbus/bus/wire"
 
-	"github.com/mattn/go-isatty"
 	"github.com/urfave/cli/v2"
 )
 
@@ -88,12 +87,8 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 	}
 	req := &bus.Request{Args: given}
 	switch {
-	case o.input == "-":
+	case o.input == "-", o.input == "" && given.Kind() == args.KindRaw && !o.noStdin:
 		if _, err := os.Stdin.Stat(); err == nil { // else it is closed: <&-
-			req.Input = inputOf(os.Stdin)
-		}
-	case o.input == "" && given.Kind() == args.KindRaw && !o.noStdin:
-		if stdinReadable() {
 			req.Input = inputOf(os.Stdin)
 		}
 	case o.input != "":
@@ -111,26 +106,22 @@ func (o *callArguments) request() (*bus.Request, io.Closer, error) {
 }
 
 // typingTime is how long a call may read the terminal before a person is told. Most calls
-// need no input.
+// need no input. Nobody types at a terminal that is not ours to read: there it is a quarter.
 const typingTime = time.Second
 
 // awaitTyped tells a person who has to type the input how to end it, unless stop is called
 // before.
 func (o *callArguments) awaitTyped(req *bus.Request) (stop func()) {
-	if _, typed := req.Input.(terminal); o.tell == nil || !typed {
+	t, typed := req.Input.(terminal)
+	if o.tell == nil || !typed {
 		return func() {}
 	}
-	timer := time.AfterFunc(typingTime, func() { sayTyped(req.Input, "the input", "it; -n sends none", o.tell) })
-	return func() { timer.Stop() }
-}
-
-// stdinReadable reports whether stdin can be read without stopping this process, as a
-// terminal would do that another process group has in the foreground.
-func stdinReadable() bool {
-	if _, err := os.Stdin.Stat(); err != nil {
-		return false // closed: <&-
+	after := typingTime
+	if !foreground(int(t.f.Fd())) {
+		after /= 4
 	}
-	return !isatty.IsTerminal(os.Stdin.Fd()) || foreground(int(os.Stdin.Fd()))
+	timer := time.AfterFunc(after, func() { sayTyped(req.Input, "the input", "it; -n sends none", o.tell) })
+	return func() { timer.Stop() }
 }
 
 // checkFields refuses a field of -F that is not JSON.

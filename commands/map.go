@@ -147,7 +147,11 @@ func sayTyped(f io.Reader, what, it string, stderr io.Writer) {
 	switch file, ok := f.(*os.File); {
 	case !ok || !isTerminalFile(file):
 	case background(int(file.Fd())):
-		say(stderr, fmt.Sprintf("%s will be read from the terminal when this command is in the foreground: fg", what))
+		then := "fg"
+		if _, instead, ok := strings.Cut(it, ";"); ok {
+			then += ";" + instead
+		}
+		say(stderr, fmt.Sprintf("%s will be read from the terminal when this command is in the foreground: %s", what, then))
 	default:
 		say(stderr, fmt.Sprintf("reading %s from the terminal: Ctrl-D ends %s", what, it))
 	}

@@ -59,7 +59,7 @@ func background(fd int) bool {
 	return err == nil && pgrp != unix.Getpgrp()
 }
 
-// foreground reports whether this process may read its terminal without being stopped.
+// foreground reports whether this process is in the foreground of its terminal.
 func foreground(fd int) bool {
 	pgrp, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
 	return err == nil && pgrp == unix.Getpgrp()

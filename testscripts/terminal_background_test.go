@@ -12,10 +12,11 @@ import (
 // it. It is never stopped: in a shell without job control only KILL could end that.
 func TestTerminalInBackground(t *testing.T) {
 	t.Parallel()
-	s := newBus(t, []string{"f", "--args", "argv", "--", "echo", "got"})
+	s := newBus(t, []string{"f", "--args", "argv", "--", "echo", "got"}, []string{"cat", "--", "cat"})
 	for what, command := range map[string]string{
-		"map": "map f", "map of a file": "map -a /dev/tty f", "post": "post --each arg f",
-		"join": "join -", "pipe": "pipe", "call": "call -o out -d @- f",
+		"map": "map f", "map of a file": "map -a /dev/tty f", "post of items": "post --each arg f",
+		"join": "join -", "pipe": "pipe", "call of arguments": "call -o out -d @- f",
+		"call": "call cat", "call of a file": "call -i /dev/tty cat", "post": "post cat",
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -29,6 +30,16 @@ func TestTerminalInBackground(t *testing.T) {
 			}
 		})
 	}
+	t.Run("without job control", func(t *testing.T) {
+		t.Parallel()
+		if _, err := exec.LookPath("timeout"); err != nil {
+			t.Skip(err)
+		}
+		screen := onTerminal(t, s.shell(t, `timeout 2 "$FBUS" $COMMAND; echo "ended with $?"`, "call cat"), 80)
+		if !strings.Contains(screen, "the input will be read from the terminal") || !strings.Contains(screen, "-n sends none") || !strings.Contains(screen, "ended with 124") {
+			t.Errorf("%q", screen)
+		}
+	})
 	t.Run("foreground", func(t *testing.T) {
 		screen := typedOnTerminal(t, s.shell(t, `set -m; "$FBUS" $COMMAND & pid=$!
 			until grep -qE '^(State:.[TZ]|SigIgn:.*[13579bdf].....$)' /proc/$pid/status; do sleep 0.01; done

@@ -331,7 +331,8 @@ var preparations = []struct {
 	{regexp.MustCompile(`(result|wait|jobs) .*"\$id"`), func(d *documented) { d.set("id", d.must("fbus post resize < big.png")) }},
 	{regexp.MustCompile(`"\$job"`), func(d *documented) { d.set("job", d.must("fbus post -n nobody")) }},
 	{regexp.MustCompile(`--batch pages`), func(d *documented) {
-		d.must("fbus purge -q --batch pages; fbus post -q --each arg --batch pages fetch < urls.txt && fbus wait --batch pages")
+		d.must(`fbus purge -q $(fbus jobs --batch pages --json | sed 's/.*"id":"\([^"]*\)".*/\1/') || :`) // also what --unique-for keeps
+		d.must("fbus post -q --each arg --batch pages fetch < urls.txt && fbus wait --batch pages")
 	}},
 	{regexp.MustCompile(`cancel --batch`), func(d *documented) { d.must("fbus post -n --batch pages nobody") }},
 	{regexp.MustCompile(`fbus ps`), func(d *documented) {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -39,8 +41,12 @@ func checkFormat(file, script string) error {
 	head = head[:n]
 	why, hint := "", ""
 	switch {
-	case isELF(head) || registered(file, head):
+	case registered(file, head):
 		return nil
+	case bytes.HasPrefix(head, []byte("\x7fELF")):
+		if why = checkELF(f, head); why == "" {
+			return nil
+		}
 	case n == 0:
 		why = "it is empty"
 	case bytes.HasPrefix(head, []byte("#!")):
@@ -60,17 +66,77 @@ func checkFormat(file, script string) error {
 	return e
 }
 
-// isELF reports whether a file begins as an ELF program, of any machine.
-func isELF(head []byte) bool {
-	if !bytes.HasPrefix(head, []byte("\x7fELF")) || len(head) < 52 {
-		return false
+// checkELF returns why the kernel cannot execute an ELF file, "" if it may: see elf(5).
+func checkELF(f *os.File, head []byte) (why string) {
+	const cut = "it is an ELF file that was cut short"
+	if len(head) < 52 {
+		return cut
 	}
 	var order binary.ByteOrder = binary.LittleEndian
 	if head[5] == 2 {
 		order = binary.BigEndian
 	}
-	kind := order.Uint16(head[16:])
-	return kind == 2 || kind == 3 // ET_EXEC, ET_DYN: not an object file
+	if kind := order.Uint16(head[16:]); kind != 2 && kind != 3 { // ET_EXEC, ET_DYN: not an object file
+		return "it is neither a script nor a program for this system"
+	}
+	if machine := order.Uint16(head[18:]); !runs(machine) && !handlersHidden() {
+		return "it is a program for another machine than " + runtime.GOARCH + ", of ELF number " + strconv.Itoa(int(machine))
+	}
+	wide := head[4] == 2
+	if wide && len(head) < 64 {
+		return cut
+	}
+	at, each, count := uint64(order.Uint32(head[28:])), 32, int(order.Uint16(head[44:]))
+	if wide {
+		at, each, count = order.Uint64(head[32:]), 56, int(order.Uint16(head[56:]))
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	size, table := uint64(info.Size()), make([]byte, each*count)
+	if at > size || uint64(len(table)) > size-at {
+		return cut
+	}
+	if _, err := f.ReadAt(table, int64(at)); err != nil {
+		return ""
+	}
+	page := uint64(os.Getpagesize())
+	end := (size + page - 1) / page * page // the last page is mapped whole
+	for ; len(table) > 0; table = table[each:] {
+		begin, length := uint64(order.Uint32(table[4:])), uint64(order.Uint32(table[16:]))
+		if wide {
+			begin, length = order.Uint64(table[8:]), order.Uint64(table[32:])
+		}
+		const load = 1 // PT_LOAD
+		if order.Uint32(table) == load && (begin > end || length > end-begin) {
+			return cut
+		}
+	}
+	return ""
+}
+
+// families are the ELF numbers of machines whose kernels may execute each other's programs: x86,
+// ARM, PowerPC and SPARC, each with 32 and 64 bits.
+var families = [][]uint16{{3, 6, 62}, {40, 183}, {20, 21}, {2, 18, 43}}
+
+// runs reports whether this machine may be able to execute programs of a machine.
+func runs(machine uint16) bool {
+	own := map[string]uint16{"amd64": 62, "386": 3, "arm64": 183, "arm": 40, "ppc64": 21, "ppc64le": 21, "riscv64": 243, "s390x": 22, "loong64": 258}[runtime.GOARCH]
+	return own == 0 || own == machine || slices.ContainsFunc(families, func(f []uint16) bool { return slices.Contains(f, own) && slices.Contains(f, machine) })
+}
+
+// filesystems lists those that the kernel has.
+var filesystems = "/proc/filesystems"
+
+// handlersHidden reports whether formats may be registered that cannot be seen, as in a container:
+// the kernel has binfmt_misc, but it is not mounted here.
+func handlersHidden() bool {
+	if _, err := os.Stat(filepath.Join(binfmt, "status")); err == nil {
+		return false
+	}
+	list, err := os.ReadFile(filesystems)
+	return err != nil || bytes.Contains(list, []byte("binfmt_misc"))
 }
 
 // looksLikeText reports whether a file begins with text.

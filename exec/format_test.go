@@ -19,6 +19,11 @@ func TestFormat(t *testing.T) {
 	}
 	object := append([]byte{}, self[:4096]...)
 	object[16], object[17] = 1, 0 // ET_REL
+	other := append([]byte{}, self...)
+	other[18], other[19] = 0xff, 0x7f // no machine has this number
+	known := filepath.Join(dir, "filesystems")
+	set(t, &filesystems, known)
+	os.WriteFile(known, []byte("nodev\tproc\n"), 0o644)
 	noise := []byte("\x8e\x00\xffnoise\x01\x02")
 	script(t, dir, "text", "echo hello\n", 0o755)
 	script(t, dir, "sh", "#!/bin/sh\n", 0o755)
@@ -33,8 +38,12 @@ func TestFormat(t *testing.T) {
 		"no interpreter": {"#! \nexit\n", "its first line names no interpreter"},
 		"noise":          {string(noise), "it is neither a script nor a program"},
 		"object file":    {string(object), "it is neither a script nor a program"},
-		"cut ELF":        {string(self[:20]), "it is neither a script nor a program"},
-		"ELF":            {string(self[:4096]), ""},
+		"cut ELF":        {string(self[:20]), "it is an ELF file that was cut short"},
+		"ELF's magic":    {"\x7fELF", "it is an ELF file that was cut short"},
+		"no segments":    {string(self[:100]), "it is an ELF file that was cut short"},
+		"half an ELF":    {string(self[:len(self)/2]), "it is an ELF file that was cut short"},
+		"ELF":            {string(self), ""},
+		"other machine":  {string(other), "it is a program for another machine than"},
 		"script":         {"#!/bin/sh\n", ""},
 		"last line":      {"#!/bin/sh", ""},
 		"env":            {"#!/usr/bin/env sh\n", ""},
@@ -52,6 +61,11 @@ func TestFormat(t *testing.T) {
 				t.Errorf("%v, want %q", err, c.why)
 			}
 		})
+	}
+
+	os.WriteFile(known, []byte("nodev\tbinfmt_misc\n"), 0o644)
+	if _, err := Check(Spec{Argv: []string{script(t, dir, "other", string(other), 0o755)}}); err != nil {
+		t.Errorf("a format whose handler may be hidden: %v", err)
 	}
 
 	binfmt = formats

@@ -198,9 +198,9 @@ func TestResidentClose(t *testing.T) {
 
 func TestResidentKeeperKilled(t *testing.T) {
 	t.Parallel()
-	f := sh(t, "echo $PPID >&2\n"+obey, lineMode)
+	f := sh(t, obey, lineMode)
 	got := ask(t, f, "pid")
-	keeper := pidOf(t, strings.Fields(got.err)[0])
+	keeper := pidOf(t, statFields(pidOf(t, got.out))[1]) // its parent
 	done := background(t.Context(), f, &Call{Input: []byte("hang")})
 	// A call that the program has not read yet would be put to another.
 	eventually(t, "it hangs", func() bool { return len(childrenOf(pidOf(t, got.out))) == 1 })

@@ -133,7 +133,7 @@ func checkFields(fields []args.Field) error {
 		}
 		f.Value = string(args.WithoutBOM([]byte(f.Value)))
 		if err := args.CheckJSON([]byte(f.Value)); err != nil {
-			return usage("-F %s=%s: %v", f.Name, args.Shown(f.Value), err).WithHint("to send it as a string: %s", join("-f", f.Name+"="+f.Value))
+			return usage("-F %s=…: %v", f.Name, err).WithHint("to send it as a string: -f %s", join(f.Name+"=…"))
 		}
 	}
 	return nil

@@ -177,9 +177,9 @@ func (o *doctorOptions) print(w io.Writer, f *finding) {
 	if o.verbose && f.State != skipped {
 		took = fmt.Sprintf(" (%s)", f.took.Round(10*time.Microsecond))
 	}
-	fmt.Fprintf(w, "%-4s  %-11s  %s%s\n", state, f.Step, args.OneLine(f.What), took)
+	fmt.Fprintf(w, "%-4s  %-11s  %s%s\n", state, f.Step, args.OneLine(args.HideSecrets(f.What)), took)
 	if f.Hint != "" {
-		fmt.Fprintf(w, "      hint: %s\n", args.OneLine(f.Hint))
+		fmt.Fprintf(w, "      hint: %s\n", args.OneLine(args.HideSecrets(f.Hint)))
 	}
 }
 

@@ -172,9 +172,9 @@ func messages(f *args.Error) []string {
 	return []string{f.Message}
 }
 
-// say prints a message as one line, whatever foreign texts are in it.
+// say prints a message as one line, whatever foreign texts are in it, without secrets.
 func say(w io.Writer, msg string) {
-	fmt.Fprintf(w, "fbus: %s\n", strings.TrimRight(args.OneLine(msg), " "))
+	fmt.Fprintf(w, "fbus: %s\n", strings.TrimRight(args.OneLine(args.HideSecrets(msg)), " "))
 }
 
 // commandTable lists the commands, and how each mixes flags and operands. Only the

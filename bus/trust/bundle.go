@@ -68,10 +68,44 @@ func unpack(text []byte) []byte {
 		}
 		text = plain
 	}
-	if bytes.IndexByte(text, '\\') < 0 {
+	if bytes.IndexByte(text, '\\') >= 0 {
+		text = []byte(strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", `\r`, "\n").Replace(string(text)))
+	}
+	return markedLines(text)
+}
+
+// markedLines puts the marks of PEM blocks on lines of their own, where a system made spaces of
+// line ends or removed them. The lines within a block may have any length and spaces.
+func markedLines(text []byte) []byte {
+	if bytes.Count(text, []byte("\n-----")) >= bytes.Count(text, pemBegin)*2-1 {
 		return text
 	}
-	return []byte(strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", `\r`, "\n").Replace(string(text)))
+	var out []byte
+	for _, key := range []string{"address:", "invitation:", "use:", "-----BEGIN "} { // of the comment
+		text = bytes.ReplaceAll(text, []byte(" "+key), []byte("\n"+key))
+	}
+	for len(text) > 0 {
+		begin := bytes.Index(text, pemBegin)
+		if begin < 0 {
+			break
+		}
+		mark := len(pemBegin) + bytes.Index(text[begin+len(pemBegin):], []byte("-----")) + 5
+		end := bytes.Index(text[begin:], []byte("-----END "))
+		if mark < len(pemBegin)+5 || end < mark {
+			break
+		}
+		last := bytes.Index(text[begin+end+5:], []byte("-----"))
+		if last < 0 {
+			break
+		}
+		last += begin + end + 10
+		out = append(append(out, text[:begin]...), '\n')
+		out = append(append(out, text[begin:begin+mark]...), '\n')
+		out = append(append(out, bytes.Join(bytes.Fields(text[begin+mark:begin+end]), []byte("\n"))...), '\n')
+		out = append(append(out, text[begin+end:last]...), '\n')
+		text = text[last:]
+	}
+	return append(out, text...)
 }
 
 // unixLines converts a text's line ends to LF. A text that passed through Windows and a

@@ -93,9 +93,13 @@ func TestTicketInOneLine(t *testing.T) {
 	written := strings.ReplaceAll(text, "\n", `\n`)
 	quoted, _ := json.Marshal(text)
 	std := base64.StdEncoding.EncodeToString(plain)
+	if back, err := ParseTicket([]byte(strings.ReplaceAll(text, "\n", ""))); err != nil || back.Serial != made.Serial {
+		t.Errorf("without line ends: %v", err) // its addresses cannot be told apart
+	}
 	for what, text := range map[string]string{
 		"base64": std, "wrapped": std[:76] + "\n" + std[76:152] + "\r\n" + std[152:] + "\n", "URL": base64.RawURLEncoding.EncodeToString(plain),
 		`\n`: written, `\r\n`: strings.ReplaceAll(written, `\n`, `\r\n`), "quoted": string(quoted) + "\n", "of a line": base64.StdEncoding.EncodeToString([]byte(written)),
+		"spaces": strings.ReplaceAll(text, "\n", " "), "quoted spaces": `"` + strings.ReplaceAll(text, "\n", " ") + `"`,
 		"BOM": "\ufeff" + std, "Windows": base64.StdEncoding.EncodeToString([]byte(strings.ReplaceAll(text, "\n", "\r\n"))),
 	} {
 		path := filepath.Join(t.TempDir(), "t")

@@ -217,8 +217,8 @@ func (m *Manager) Retry(id ID) error {
 // kept: what the key refers to would run again.
 func (m *Manager) Purge(ctx context.Context, f *Filter, older time.Duration) (int, error) {
 	total := 0
-	now, purgeable := m.store.Now(), m.purgeable(f, older)
-	fits := func(j *Job) bool { return purgeable(j) && !(j.State.Finished() && j.KeyUntil > now) }
+	purgeable := m.purgeable(f, older)
+	fits := func(j *Job) bool { return purgeable(j) && !(j.State.Finished() && j.KeyUntil > m.store.Now()) }
 	err := m.each(ctx, f, ID{}, pageSize, func(list []*Job) error {
 		var ids []ID
 		for _, j := range list {

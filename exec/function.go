@@ -176,11 +176,6 @@ func (f *Function) Run(ctx context.Context, c *Call) Result {
 	if err := f.spec.Takes.refuse(c); err != nil {
 		return failure(err)
 	}
-	if limit := f.spec.Timeout; limit > 0 {
-		var stop context.CancelFunc
-		ctx, stop = context.WithTimeoutCause(ctx, limit, errTimeout)
-		defer stop()
-	}
 	if f.stay != nil {
 		return f.stay.run(ctx, c)
 	}
@@ -194,6 +189,15 @@ func (f *Function) Run(ctx context.Context, c *Call) Result {
 	}
 	defer f.leave(r)
 	return r.do(ctx)
+}
+
+// limited returns a context that ends with the time of a run. A wait for room does not count:
+// nothing runs yet.
+func (f *Function) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if f.spec.Timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, f.spec.Timeout, errTimeout)
 }
 
 // enter counts a call, unless the function is closed. r is nil if a resident serves it.

@@ -65,6 +65,8 @@ func (r *run) do(ctx context.Context) Result {
 		r.end(endingOf(ctx), false)
 		return r.result()
 	}
+	ctx, stop := r.f.limited(ctx)
+	defer stop()
 	if r.f.warm == nil || !r.serveWarm(ctx) {
 		if err := r.serve(ctx); err != nil {
 			r.leave()

@@ -99,10 +99,12 @@ func (s *residents) begin() {
 // run puts one call to a process, and to the next one if that process cannot have
 // seen it.
 func (s *residents) run(ctx context.Context, c *Call) Result {
-	req, err := s.f.request(ctx, c)
+	reading, stop := s.f.limited(ctx)
+	defer stop()
+	req, err := s.f.request(reading, c)
 	if err != nil {
-		if ctx.Err() != nil {
-			return s.f.endedAs(endingOf(ctx))
+		if reading.Err() != nil {
+			return s.f.endedAs(endingOf(reading))
 		}
 		return failure(err)
 	}
@@ -114,6 +116,12 @@ func (s *residents) run(ctx context.Context, c *Call) Result {
 		return s.unserved(endingOf(ctx))
 	}
 	defer leave(s.f.spec.Room)
+	if s.f.spec.Room != nil {
+		ctx, stop = s.f.limited(ctx)
+		defer stop()
+	} else {
+		ctx = reading
+	}
 	for try := 1; ; try++ {
 		x := &exchange{c: c, req: req}
 		if s.f.spec.Resident == JSONRPC {

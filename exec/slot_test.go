@@ -113,3 +113,25 @@ func (g *gatedReader) Read(p []byte) (int, error) {
 	}
 	return copy(p, s), nil
 }
+
+// TestRoomTakesNoTime: the time of a call that waits for room begins when it has some.
+func TestRoomTakesNoTime(t *testing.T) {
+	t.Parallel()
+	room := make(chan struct{}, 1)
+	spec := Spec{Argv: []string{"sh", "-c", "read -r x; echo $x"}, Slots: 2, Room: room, Timeout: 2 * time.Second}
+	once := offer(t, spec)
+	spec.Argv, spec.Resident = []string{"cat"}, LineByLine
+	lines := offer(t, spec)
+	room <- struct{}{}
+	var waits []<-chan Result
+	for _, f := range []*Function{once, lines} {
+		waits = append(waits, background(t.Context(), f, &Call{Input: []byte("x\n")}))
+	}
+	time.Sleep(spec.Timeout + 100*time.Millisecond)
+	<-room
+	for _, w := range waits {
+		if res := await(t, w); !same(Result{End: res.End}, programExit(0)) {
+			t.Errorf("%+v", res)
+		}
+	}
+}

@@ -34,6 +34,8 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 	root atomic.Pointer[root]
 
+	opened time.Time
+
 	making sync.Mutex // protects node
 	node   *tls.Certificate
 }
@@ -65,7 +67,7 @@ func Open(o Options) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{list: &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, limit: listLimit, seen: map[string]sighting{}, noted: o.Now()}}
+	a := &Authority{list: &list{dir: dir, network: o.Network, now: o.Now, warn: o.Warn, limit: listLimit, seen: map[string]sighting{}, noted: o.Now()}, opened: o.Now()}
 	if err := a.open(); err != nil {
 		dir.close()
 		return nil, err

@@ -17,6 +17,9 @@ const (
 	MinTTL             = time.Minute
 	maxAddresses       = 16
 
+	// absentGrace is how long a node runs before it removes an ephemeral identity: while it was
+	// down nobody could be connected.
+	absentGrace = 10 * time.Minute
 	// EphemeralTime is how long an ephemeral identity may be disconnected.
 	EphemeralTime = time.Hour
 )
@@ -301,7 +304,7 @@ func (a *Authority) DropAbsent(connected map[string]int) (gone []Record, err err
 			due = due || now.Sub(later(r.Issued, r.Seen)) >= EphemeralTime
 		}
 	}
-	if !due {
+	if !due || now.Sub(a.opened) < absentGrace {
 		return nil, nil
 	}
 	err = a.list.update(func(t *table) (bool, error) {

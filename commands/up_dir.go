@@ -91,6 +91,8 @@ func asPath(file string) string {
 var leftovers = []string{
 	"#*#", "*.bak", "*.backup", "*.old", "*.orig", "*.rej", "*.save", "*.swp", "*.swo", "*.swx", "*.tmp", "*.temp", "*.disabled", "*.off",
 	"*.dpkg-*", "*.ucf-*", "*.rpmsave", "*.rpmnew", "*.rpmorig", "*.pacsave", "*.pacnew", "*.pacorig", "*.cfsaved", "*,v",
+	"*.bak[0-9]*", "*.bak.*", "*.disable", "*.part", "*.crdownload", "*.new", "*.dist", "*.*[_\\-]backup", "*.*[_\\-]old", "*.*[_\\-]orig", "*.*[_\\-]copy",
+	"*.*.[0-9]*", "4913",
 }
 
 // notFunction returns why a file is not a function, "" if it is one, and whether that is
@@ -119,6 +121,8 @@ func notFunction(path string) (why string, usual bool) {
 		return "not a regular file", true
 	case unix.Access(path, unix.X_OK) != nil:
 		return "not executable", true
+	case !args.ValidName(functionName(path)):
+		return "a function's name has letters, digits, _ . and - only, and begins with a letter, a digit or _", false
 	}
 	return "", true
 }

@@ -282,11 +282,10 @@ func (b *nodeBed) bulk() error {
 
 // mover sends a stream and receives the other, which it grants as it reads.
 type mover struct {
-	c                  *vectors.Conn
-	id, stream         int
-	size, credit       int
-	sent, received     int
-	patternIn, pattern []byte
+	c              *vectors.Conn
+	id, stream     int
+	size, credit   int
+	sent, received int
 }
 
 func (m *mover) run() error {

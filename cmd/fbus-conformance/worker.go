@@ -305,15 +305,14 @@ func workerChecks() (checks []check, err error) {
 		return c, err
 	})
 	add("as many calls at once as slots, and one more is busy", "C-4-8", func(b *workerBed) (*vectors.Conn, error) {
-		var c *vectors.Conn
-		slots, id := min(b.slots["sleep"], 100), 0
+		slots := min(b.slots["sleep"], 100)
 		for range b.slots["sleep"] {
 			if slots--; slots < 0 {
 				return nil, nil // so many are not tried
 			}
-			c, _ = b.call("sleep", 1, list("600"), nil, 1)
+			b.call("sleep", 1, list("600"), nil, 1)
 		}
-		c, id = b.call("sleep", 1, list("0"), nil, 1)
+		c, id := b.call("sleep", 1, list("0"), nil, 1)
 		f, err := c.Next()
 		if err == nil && !vectors.Matches(vectors.F(10, id, 2, 75), f) {
 			err = fmt.Errorf("%s came, not END busy", vectors.Text(f))

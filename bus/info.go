@@ -66,7 +66,7 @@ type Change struct {
 	Gone bool   `json:"gone,omitempty"` // it is no longer there
 }
 
-// Demand is what waits for a function, and what is free.
+// Demand counts the waiting calls and jobs of a function, and its free slots.
 type Demand struct {
 	Free  int            `json:"free"`         // slots that take a call now
 	Ready int            `json:"ready"`        // jobs that could run now, about
@@ -92,7 +92,7 @@ type WorkerInfo struct {
 	Held        bool              `json:"held,omitempty"` // it gets nothing new: fbus.hold
 }
 
-// HeldInfo is what is held, a line of fbus.hold: a function or workers.
+// HeldInfo is a line of fbus.hold: a function or workers that are held.
 type HeldInfo struct {
 	Function string `json:"function,omitempty"` // whose jobs wait
 	On       string `json:"on,omitempty"`       // a glob of workers that get nothing new

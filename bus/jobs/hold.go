@@ -9,7 +9,7 @@ import (
 	"fbus/bus/jobs/store"
 )
 
-// Holds is what an administrator holds back.
+// Holds lists the functions and workers that an administrator has held.
 type Holds struct {
 	Functions []string `json:"functions,omitempty"` // whose jobs wait
 	On        []string `json:"on,omitempty"`        // globs of workers that get nothing new

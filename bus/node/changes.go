@@ -150,7 +150,7 @@ func (ch *changes) unwatch() {
 	}
 }
 
-// changed is what has changed after a stamp.
+// changed lists the changes after a stamp.
 type changed struct {
 	stamp     uint64 // of the last change
 	functions []string

@@ -34,7 +34,7 @@ func (t *Tally) Add(state State, n int) {
 	}
 }
 
-// Then is what the end of a batch posts, once.
+// Then describes the job that the end of a batch posts, once.
 type Then struct {
 	Function string  `json:"function"`
 	Poster   Poster  `json:"poster"`

@@ -288,7 +288,7 @@ func Peek(value []byte) (function, state, caller string, ok bool) {
 	return
 }
 
-// Ended is what decides whether the result of a job may be deleted for its room.
+// Ended holds the fields that decide whether the result of a job may be deleted for its room.
 type Ended struct {
 	Finished int64 // milliseconds of the date
 	KeyUntil int64 // the store's time

@@ -358,7 +358,7 @@ func (n *Node) Own() (names []string) {
 
 // Calls are those that run and wait.
 func (n *Node) Calls() []bus.CallInfo {
-	return slices.Collect(n.callsFor(context.Background(), &Peer{}))
+	return slices.Collect(n.callsFor(context.Background(), &Peer{}, adminPortion))
 }
 
 // HoldAnswer takes the one place of an identity among the answers that are computed, until it is

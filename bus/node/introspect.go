@@ -42,15 +42,27 @@ func (n *Node) eachLocked(count int, f func(i int)) {
 // Functions lists what is offered, sorted by name; the node's own only if they
 // are named.
 func (n *Node) Functions(names ...string) []bus.FunctionInfo {
-	return slices.AppendSeq([]bus.FunctionInfo{}, n.functionsFor(context.Background(), &Peer{}, names))
+	return slices.AppendSeq([]bus.FunctionInfo{}, n.functionsFor(context.Background(), &Peer{}, names, adminPortion))
 }
 
-// portion is how many things of a long answer are described at once: those that a slow reader
-// has not taken yet take no memory.
-const portion = 64
+// portion is how many things of a long answer are described at once for a guest or a watcher: those
+// that a slow reader has not taken yet take no memory. Under a flood each turn at the lock takes
+// milliseconds, so an administrator's list has larger ones.
+const (
+	portion      = 64
+	adminPortion = 4096
+)
+
+// portion returns how many things of a list are described at once for a peer.
+func (p *Peer) portion() int {
+	if p.admin() {
+		return adminPortion
+	}
+	return portion
+}
 
 // functionsFor yields of them what a peer sees. It stops when ctx ends.
-func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string) iter.Seq[bus.FunctionInfo] {
+func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, portion int) iter.Seq[bus.FunctionInfo] {
 	named := len(names) > 0
 	if !named {
 		names = n.known(0)
@@ -149,7 +161,7 @@ func (o *offer) info() bus.WorkerInfo {
 
 // callsFor yields what runs and waits and is a peer's business, oldest first, less the calls of
 // the node's own functions. It stops when ctx ends.
-func (n *Node) callsFor(ctx context.Context, p *Peer) iter.Seq[bus.CallInfo] {
+func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.CallInfo] {
 	var calls []*call
 	add := func(c *call) {
 		if c.fn.own == nil && p.watches(c) {
@@ -296,7 +308,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 			return q.deny(name)
 		}
 	}
-	for f := range q.node.functionsFor(ctx, q.peer, names) {
+	for f := range q.node.functionsFor(ctx, q.peer, names, q.peer.portion()) {
 		q.line(f)
 		if err := q.flush(); err != nil {
 			return err
@@ -306,7 +318,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 }
 
 func serveCalls(ctx context.Context, q *asked) error {
-	for c := range q.node.callsFor(ctx, q.peer) {
+	for c := range q.node.callsFor(ctx, q.peer, q.peer.portion()) {
 		q.line(c)
 		if err := q.flush(); err != nil {
 			return err

@@ -127,14 +127,14 @@ func (w *watcher) snapshot() error {
 	w.unserved = nil // that may have changed
 	n := w.node
 	if w.wants("function") || w.wants("worker") {
-		for f := range n.functionsFor(w.ctx, w.peer, nil) {
+		for f := range n.functionsFor(w.ctx, w.peer, nil, portion) {
 			if err := w.function(f, true); err != nil {
 				return err
 			}
 		}
 	}
 	if w.wants("call") {
-		for c := range n.callsFor(w.ctx, w.peer) {
+		for c := range n.callsFor(w.ctx, w.peer, portion) {
 			if err := w.put(callChange{bus.Change{Type: "call"}, c}); err != nil {
 				return err
 			}

@@ -171,11 +171,11 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.
 	n.mu.Lock()
 	sessions := slices.Collect(maps.Values(n.sessions))
 	n.mu.Unlock()
-	for _, s := range sessions {
+	n.eachLocked(len(sessions), func(i int) { // a turn at the lock for each would take a minute under a flood
+		s := sessions[i]
 		if ctx.Err() != nil {
-			break
+			return
 		}
-		n.mu.Lock()
 		if p.monitor() || s.peer.Caller == p.Caller || s == n.forJobs {
 			for _, c := range s.in {
 				add(c)
@@ -186,8 +186,7 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.
 				add(c)
 			}
 		}
-		n.mu.Unlock()
-	}
+	})
 	slices.SortFunc(calls, func(a, b *call) int { return a.arrived.Compare(b.arrived) })
 	return func(yield func(bus.CallInfo) bool) {
 		for some := range slices.Chunk(calls, portion) {

@@ -53,7 +53,7 @@ type Options struct {
 	// same one supersedes the older. Default: a new one.
 	Instance string
 	// Rights are the only ones that the connection has, of those that its user or ticket has:
-	// "call:GLOB", "offer:GLOB", "monitor", "admin". nil: all.
+	// "call:GLOB", "offer:GLOB", "monitor", "relay", "admin". nil: all.
 	Rights []string
 	// Eager returns before the node has answered HELLO, so that a first call
 	// goes out with it. A node's refusal is then the error of that call.

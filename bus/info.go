@@ -162,6 +162,7 @@ type Invitation struct {
 	Offer     []string `json:"offer,omitempty"`     // and offered
 	Admin     bool     `json:"admin,omitempty"`     // may call fbus.*
 	Monitor   bool     `json:"monitor,omitempty"`   // may see what others do
+	Relay     bool     `json:"relay,omitempty"`     // may make calls for others
 	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
 	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged
 	Uses      int      `json:"uses,omitempty"`      // how many may join with it; default 1

@@ -31,7 +31,7 @@ var flagGroups = []group{
 	{"Where it listens, and for whom", "socket socket-group listen no-tcp network serve/keepalive"},
 	{"A PKI of your own", "tls-cert tls-key tls-ca tls-crl"},
 	{"Bounds", "queue max-buffers max-connections max-per-ticket max-jobs max-spool"},
-	{"What it allows", "invite/call invite/offer monitor admin"},
+	{"What it allows", "invite/call invite/offer monitor relay admin"},
 	{"Who uses it, and how long", "name ttl reusable uses ephemeral address"},
 	{"Functions and settings", "config trust-owner offer check"},
 	{"Which jobs", "state function batch dead older limit"},

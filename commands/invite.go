@@ -57,6 +57,7 @@ the ones that show what others do.`,
 			&cli.GenericFlag{Name: "offer", Usage: "may offer functions whose name matches `GLOB`; repeatable", Value: &listValue{list: &o.ticket.Offer}},
 			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.ticket.Admin, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "monitor", Usage: "may see functions, calls, jobs, log and metrics of everybody, but nothing of what is sent", Destination: &o.ticket.Monitor, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "relay", Usage: "may make calls for others: programs see ticket:NAME/CALLER, and the holder answers for CALLER", Destination: &o.ticket.Relay, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable", Value: &o.ttl},
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.ticket.Name},
 			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{list: &o.ticket.Addresses}},
@@ -82,9 +83,9 @@ the ones that show what others do.`,
 }
 
 func (o *inviteOptions) check() error {
-	rights := trust.Rights{Call: o.ticket.Call, Offer: o.ticket.Offer, Admin: o.ticket.Admin, Monitor: o.ticket.Monitor}
+	rights := trust.Rights{Call: o.ticket.Call, Offer: o.ticket.Offer, Admin: o.ticket.Admin, Monitor: o.ticket.Monitor, Relay: o.ticket.Relay}
 	if rights.Empty() {
-		return usage("a ticket needs a right: --call GLOB, --offer GLOB, --monitor or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
+		return usage("a ticket needs a right: --call GLOB, --offer GLOB, --monitor, --relay or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
 	if err := rights.Check(); err != nil {
 		return asUsage(err)

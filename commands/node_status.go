@@ -162,6 +162,10 @@ func mayDo(r *trust.Rights) string {
 		return "do everything"
 	case r.Empty():
 		return "do nothing"
+	case r.Relay:
+		without := *r
+		without.Relay = false
+		return strings.TrimPrefix(mayDo(&without)+", make calls for others", "do nothing, ")
 	case r.Admin:
 		without := *r
 		without.Admin, without.Monitor = false, false

@@ -88,7 +88,7 @@ func (n *servedNode) local(uid int, gids []int) (sum trust.Rights, found bool) {
 	for _, g := range r.grants {
 		if g.group && slices.Contains(gids, g.id) || !g.group && g.id == uid {
 			sum.Call, sum.Offer, sum.Admin = append(sum.Call, g.Call...), append(sum.Offer, g.Offer...), sum.Admin || g.Admin
-			sum.Monitor = sum.Monitor || g.Monitor
+			sum.Monitor, sum.Relay = sum.Monitor || g.Monitor, sum.Relay || g.Relay
 			found = true
 		}
 	}
@@ -207,6 +207,7 @@ func (c *configFile) grant(who, at string) *grant {
 		&cli.GenericFlag{Name: "offer", Value: &listValue{&g.Offer, trust.CheckGlob}},
 		&cli.BoolFlag{Name: "admin", Destination: &g.Admin},
 		&cli.BoolFlag{Name: "monitor", Destination: &g.Monitor},
+		&cli.BoolFlag{Name: "relay", Destination: &g.Relay},
 	})}
 	if err := g.identify(who); err != nil {
 		c.problems.add(at, "%s: %v", g.name, err)
@@ -244,7 +245,7 @@ func (r *rights) check(p *problems) {
 			continue
 		}
 		if err := g.Check(); g.Empty() {
-			p.add(g.at, "%s: the entry needs call, offer or admin", g.name)
+			p.add(g.at, "%s: the entry needs call, offer, monitor, relay or admin", g.name)
 		} else if err != nil {
 			p.add(g.at, "%s: %v", g.name, err)
 		}

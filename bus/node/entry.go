@@ -216,7 +216,7 @@ func (n *Node) CheckLocal() {
 			continue
 		}
 		rights, ok := n.cfg.Local(p.uid, p.gids)
-		gone[p] = !ok || rights.Admin != p.Rights.Admin || rights.Monitor != p.Rights.Monitor
+		gone[p] = !ok || rights.Admin != p.Rights.Admin || rights.Monitor != p.Rights.Monitor || rights.Relay != p.Rights.Relay
 		p.Rights = &rights
 		for name := range s.offers {
 			gone[p] = gone[p] || !p.mayOffer(name)

@@ -63,6 +63,9 @@ func (p *Peer) monitor() bool {
 	return p.allowed(func(r *trust.Rights) bool { return r.Admin || r.Monitor })
 }
 
+// relay reports whether the peer may make calls for others.
+func (p *Peer) relay() bool { return p.allowed(func(r *trust.Rights) bool { return r.Relay }) }
+
 // sees reports whether the peer is shown the function: guests only what they may call.
 func (p *Peer) sees(name string) bool { return p.monitor() || p.mayCall(name) }
 

@@ -42,6 +42,7 @@ type session struct {
 	dismissed *args.Error // why the node ends it: nothing that it sends is acted on any more
 	fresh     bool        // has asked for nothing yet
 	progress  bool        // takes PROGRESS frames
+	relays    bool        // may make calls for others, and knows it
 	began     time.Time   // when it connected
 }
 
@@ -120,8 +121,18 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 	}
 	return b.Send(s.conn, &wire.HelloFrame{
 		Major: wire.Major, Minor: wire.Minor, Network: []byte(n.cfg.Network), Instance: []byte(n.instance), Name: []byte(n.cfg.Name),
-		Connection: s.prefix, Caps: [][]byte{[]byte(wire.CapProgress)},
+		Connection: s.prefix, Caps: s.caps(),
 	})
+}
+
+// caps returns the capabilities that the node names to the peer. That it may make calls for others
+// is something that a peer has to know before it does.
+func (s *session) caps() [][]byte {
+	caps := [][]byte{[]byte(wire.CapProgress)}
+	if s.relays {
+		caps = append(caps, []byte(wire.CapRelay))
+	}
+	return caps
 }
 
 // loweredRights returns the rights that a client wants at most; nil: all that it has.
@@ -152,6 +163,7 @@ func (s *session) register(h *wire.HelloFrame, lowered *trust.Rights) {
 	s.peer.Lowered = lowered
 	s.name = args.Shown(h.Name)
 	s.progress = h.Has(wire.CapProgress)
+	s.relays = h.Has(wire.CapRelay) && s.peer.relay()
 	s.nameText = []byte(s.name)
 	s.ons = []string{"", "#" + string(s.prefix)}
 	if on, err := wire.ParseOn(s.name); err == nil && !on.Glob() && s.name != "" && s.name[0] != '#' {

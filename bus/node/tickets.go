@@ -18,7 +18,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	var d bus.Invitation
 	if q.Kind != args.KindJSON || q.document(&d) != nil {
-		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, ttl, reusable, uses, ephemeral, addresses")
+		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, ttl, reusable, uses, ephemeral, addresses")
 	}
 	if len(d.Addresses) == 0 {
 		if d.Addresses = n.addresses(); len(d.Addresses) == 0 {
@@ -26,7 +26,7 @@ func serveInvite(_ context.Context, q *asked) error {
 		}
 	}
 	t, err := n.cfg.Authority.Issue(p.issuer(), trust.Request{
-		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor},
+		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},
 		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral,
 	})
 	if err != nil {

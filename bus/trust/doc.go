@@ -29,6 +29,7 @@
 //	fbus:offer:GLOB   may offer them
 //	fbus:admin        may call the node's own functions, which begin with fbus.
 //	fbus:monitor      may see what others do; fbus:admin contains it
+//	fbus:relay        may make calls for others, under their names
 //	fbus:join         may do nothing but exchange itself for an identity
 //
 // In NAME and GLOB the characters A-Z a-z 0-9 _ . - * are literal. All others are

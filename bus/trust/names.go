@@ -94,7 +94,7 @@ func parseNames(uris []*url.URL) (names, error) {
 			n.name = value
 		case u.Opaque == "join":
 			n.join = true
-		case u.Opaque == "admin", u.Opaque == "monitor":
+		case u.Opaque == "admin", u.Opaque == "monitor", u.Opaque == "relay":
 			words = append(words, u.Opaque)
 		default:
 			words = append(words, kind+":"+value)

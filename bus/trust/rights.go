@@ -19,6 +19,7 @@ type Rights struct {
 	Call, Offer []string // globs
 	Admin       bool     // may call fbus.*; does not affect other functions
 	Monitor     bool     // may see what others do, and change nothing; Admin contains it
+	Relay       bool     // may make calls for others, under their names; nothing contains it
 }
 
 const (
@@ -28,7 +29,8 @@ const (
 	ownPrefix = "fbus." // of the node's own functions
 )
 
-// ParseRights parses the words of [Rights.Words]: call:GLOB, offer:GLOB, admin, monitor.
+// ParseRights parses the words of [Rights.Words]: call:GLOB, offer:GLOB, admin, monitor,
+// relay.
 func ParseRights(words ...string) (Rights, error) {
 	var r Rights
 	for _, w := range words {
@@ -42,8 +44,10 @@ func ParseRights(words ...string) (Rights, error) {
 			r.Admin = true
 		case w == "monitor":
 			r.Monitor = true
+		case w == "relay":
+			r.Relay = true
 		default:
-			return Rights{}, errorf(args.CodeBadRight, "invalid right %q", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB, monitor and admin")
+			return Rights{}, errorf(args.CodeBadRight, "invalid right %q", args.Shown(w)).WithHint("rights are call:GLOB, offer:GLOB, monitor, relay and admin")
 		}
 	}
 	return r, r.check(wellFormed)
@@ -135,15 +139,17 @@ func (r Rights) MayCall(name string) bool {
 func (r Rights) MayOffer(name string) bool { return matchAny(r.Offer, name) }
 
 // Empty reports whether nothing is allowed.
-func (r Rights) Empty() bool { return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin && !r.Monitor }
+func (r Rights) Empty() bool {
+	return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin && !r.Monitor && !r.Relay
+}
 
 // Equal reports whether both allow the same, in any order.
 func (r Rights) Equal(o Rights) bool { return slices.Equal(r.Words(), o.Words()) }
 
 // Words returns the rights in canonical order without duplicates: admin, call:GLOB,
-// monitor, offer:GLOB.
+// monitor, offer:GLOB, relay.
 func (r Rights) Words() []string {
-	words := make([]string, 0, len(r.Call)+len(r.Offer)+2)
+	words := make([]string, 0, len(r.Call)+len(r.Offer)+3)
 	if r.Admin {
 		words = append(words, "admin")
 	}
@@ -155,6 +161,9 @@ func (r Rights) Words() []string {
 	}
 	if r.Monitor {
 		words = append(words, "monitor")
+	}
+	if r.Relay {
+		words = append(words, "relay")
 	}
 	slices.Sort(words)
 	return slices.Compact(words)

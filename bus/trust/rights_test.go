@@ -108,17 +108,21 @@ func TestRights(t *testing.T) {
 	if !admin.MayCall("fbus.invite") || admin.MayCall("a") || admin.MayOffer("fbus.x") || admin.MayOffer("a") || admin.MayCall("fbus.\n") {
 		t.Error("admin")
 	}
+	relay := Rights{Relay: true}
+	if relay.MayCall("fbus.invite") || relay.MayCall("a") || relay.MayOffer("a") || relay.Empty() || relay.Equal(Rights{}) || relay.Equal(Rights{Admin: true, Monitor: true}) {
+		t.Error("relay")
+	}
 	if (Rights{}).MayCall("a") || !(Rights{}).Empty() || (Rights{}).String() != "nothing" {
 		t.Error("zero value")
 	}
-	r := Rights{Call: []string{"b", "a", "b"}, Admin: true}
-	if got := r.String(); got != "admin, call a, call b" {
+	r := Rights{Call: []string{"b", "a", "b"}, Relay: true, Monitor: true, Offer: []string{"o"}, Admin: true}
+	if got := r.String(); got != "admin, call a, call b, monitor, offer o, relay" {
 		t.Errorf("String: %q", got)
 	}
-	if !r.Equal(Rights{Call: []string{"a", "b"}, Admin: true}) || r.Equal(call) {
+	if !r.Equal(Rights{Call: []string{"a", "b"}, Offer: []string{"o"}, Monitor: true, Relay: true, Admin: true}) || r.Equal(call) {
 		t.Error("Equal")
 	}
-	for _, bad := range []string{"", "call", "admin:x", "join", "name:x", "root", "call:fbus.*", "CALL:a"} {
+	for _, bad := range []string{"", "call", "admin:x", "relay:x", "join", "name:x", "root", "call:fbus.*", "CALL:a"} {
 		if _, err := ParseRights(bad); !errors.Is(err, &args.Error{Code: args.CodeBadRight}) {
 			t.Errorf("ParseRights(%q): %v", bad, err)
 		}
@@ -136,8 +140,8 @@ func TestRights(t *testing.T) {
 // TestNames checks that every glob survives the certificate's URI names, in the one
 // documented spelling.
 func TestNames(t *testing.T) {
-	n := names{name: "ci-2.a_b", rights: Rights{Call: []string{"re?ize*", "[^a-c]x"}, Offer: []string{"*"}, Admin: true}}
-	want := "fbus:name:ci-2.a_b fbus:admin fbus:call:%5B%5Ea-c%5Dx fbus:call:re%3Fize* fbus:offer:*"
+	n := names{name: "ci-2.a_b", rights: Rights{Call: []string{"re?ize*", "[^a-c]x"}, Offer: []string{"*"}, Relay: true, Admin: true}}
+	want := "fbus:name:ci-2.a_b fbus:admin fbus:call:%5B%5Ea-c%5Dx fbus:call:re%3Fize* fbus:offer:* fbus:relay"
 	var got []string
 	var read []*url.URL
 	for _, u := range n.uris() {

@@ -138,8 +138,13 @@ func (f *HelloFrame) decode(r *reader) {
 	}
 }
 
-// CapProgress is the capability of a peer that takes PROGRESS frames.
-const CapProgress = "progress"
+// Capabilities, PROTOCOL.md section 3.2.
+const (
+	// CapProgress is that of a peer that takes PROGRESS frames.
+	CapProgress = "progress"
+	// CapRelay is that of a client that makes calls for others, and of a node that lets it.
+	CapRelay = "relay"
+)
 
 // Has reports whether the peer has named a capability.
 func (f *HelloFrame) Has(capability string) bool {

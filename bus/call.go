@@ -34,6 +34,11 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 	if len(req.Args.Data()) > wire.MaxArgs {
 		return Result{}, args.Errorf(args.CodeBadInput, "arguments of %d bytes exceed the limit of %d: send them as input instead", len(req.Args.Data()), wire.MaxArgs)
 	}
+	if req.Caller != "" || req.CallID != "" || req.Job != "" {
+		if err := c.mayRelay(ctx); err != nil {
+			return Result{}, err
+		}
+	}
 	in := readAhead(req.Input)
 	if in.err != nil {
 		return Result{}, &args.Error{Code: args.CodeInternal, Message: "input cannot be read: " + reason(in.err), Err: in.err}
@@ -57,6 +62,26 @@ func (c *Client) Call(ctx context.Context, req *Request) (Result, error) {
 	}
 }
 
+// mayRelay returns an error if the node would not take what a call says about others: it would run the
+// call as this client's own.
+func (c *Client) mayRelay(ctx context.Context) error {
+	select {
+	case <-c.hello:
+	case <-c.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.err != nil:
+		return args.AsError(c.err, args.CodeNodeLost)
+	case !c.node.Has(wire.CapRelay):
+		return args.Errorf(args.CodeDenied, "this connection may not make calls for others").WithHint("it needs the right relay: fbus invite --relay")
+	}
+	return nil
+}
+
 // maxElsewhere is how many workers a call whose input is a long file finds unable to start
 // it, before it ends with that.
 const maxElsewhere = 10
@@ -70,6 +95,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		WaitFunction: req.WaitFunction.millis(), WaitSlot: cmp.Or(req.WaitSlot, Forever).millis(), On: []byte(req.On),
 		WindowOutput: wire.InitialWindow, WindowStderr: wire.InitialWindow,
 		Trace: []byte(cmp.Or(req.Trace, c.trace)),
+		Call:  []byte(req.CallID), Caller: []byte(req.Caller), Job: []byte(req.Job), Attempt: uint64(max(0, req.Attempt)), Origin: []byte(req.Origin),
 	}
 	left, err := timeLeft(ctx, req.Timeout, start)
 	if err != nil {

@@ -63,6 +63,9 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 		Instance: []byte(cmp.Or(o.Instance, wire.NewInstance())), Name: []byte(cmp.Or(o.Name, host)),
 		Caps: [][]byte{[]byte(wire.CapProgress)},
 	}
+	if o.Relay {
+		hello.Caps = append(hello.Caps, []byte(wire.CapRelay))
+	}
 	if o.Rights != nil {
 		hello.Rights = [][]byte{}
 		for _, right := range o.Rights {

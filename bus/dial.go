@@ -55,6 +55,9 @@ type Options struct {
 	// Rights are the only ones that the connection has, of those that its user or ticket has:
 	// "call:GLOB", "offer:GLOB", "monitor", "relay", "admin". nil: all.
 	Rights []string
+	// Relay asks the node for the right to make calls for others: see [Request.Caller]. A call that
+	// does so without that right is refused with the code denied before it is sent.
+	Relay bool
 	// Eager returns before the node has answered HELLO, so that a first call
 	// goes out with it. A node's refusal is then the error of that call.
 	Eager bool

@@ -15,6 +15,7 @@ type LogEntry struct {
 	Time     time.Time `json:"time"`               // when it happened: UTC, microseconds
 	Event    string    `json:"event"`              // "call", "refused", "invited", "joined", "renewed", "revoked", "removed", "dropped", …
 	Call     string    `json:"call,omitempty"`     // the call's id
+	Relayed  string    `json:"relayed,omitempty"`  // the id that a relay has given it
 	Caller   string    `json:"caller,omitempty"`   // "ticket:ci", "uid:1000"
 	From     string    `json:"from,omitempty"`     // the caller's address, over TCP
 	Function string    `json:"function,omitempty"` // its name
@@ -107,14 +108,15 @@ type HoldQuery struct {
 
 // CallInfo is a call that runs or waits, a line of fbus.calls.
 type CallInfo struct {
-	Call     string  `json:"call"`          // its id
-	Function string  `json:"function"`      // its name
-	State    string  `json:"state"`         // "queued", "running", or "ending": its caller has the end, its worker still has the program
-	Caller   string  `json:"caller"`        // the caller
-	Job      string  `json:"job,omitempty"` // the job that it runs
-	Worker   string  `json:"worker"`        // empty while queued
-	Age      float64 `json:"age"`           // seconds since it was called
-	Ran      float64 `json:"ran"`           // seconds with its worker
+	Call     string  `json:"call"`              // its id
+	Relayed  string  `json:"relayed,omitempty"` // the id that a relay has given it
+	Function string  `json:"function"`          // its name
+	State    string  `json:"state"`             // "queued", "running", or "ending": its caller has the end, its worker still has the program
+	Caller   string  `json:"caller"`            // the caller
+	Job      string  `json:"job,omitempty"`     // the job that it runs
+	Worker   string  `json:"worker"`            // empty while queued
+	Age      float64 `json:"age"`               // seconds since it was called
+	Ran      float64 `json:"ran"`               // seconds with its worker
 
 	Progress *Progress `json:"progress,omitempty"` // nil: it has reported none
 

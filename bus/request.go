@@ -67,6 +67,18 @@ type Request struct {
 	// Trace is the trace that the call belongs to, as [args.Trace] returns it; default that of
 	// the client's options.
 	Trace string
+	// Caller is for whom the call is made: 1 to 128 printable ASCII characters without spaces. The
+	// function sees it behind this client's own identity: "ticket:gateway/alice". It needs
+	// [Options.Relay], as the fields below do. Empty: nobody else.
+	Caller string
+	// CallID is what the function sees as the id of the call, instead of the node's; empty: the
+	// node's.
+	CallID string
+	// Job is the id of a job that the call runs for a node elsewhere, with Attempt and Origin as in
+	// [Invocation]; empty: none.
+	Job     string
+	Attempt int
+	Origin  string
 	// Farewell is how long a call that is given up waits for the node's END of it,
 	// which names the worker that had it; 0 is not at all.
 	Farewell time.Duration

@@ -19,7 +19,7 @@ const maxLine = 32 << 10
 // bound cuts texts that are too long. It copies the rest, so that a queued entry does
 // not keep the whole text in memory.
 func bound(e *bus.LogEntry) {
-	for _, s := range [...]*string{&e.Event, &e.Call, &e.Caller, &e.From, &e.Function, &e.Worker, &e.Source, &e.Code, &e.Message, &e.Name, &e.Serial} {
+	for _, s := range [...]*string{&e.Event, &e.Call, &e.Relayed, &e.Caller, &e.From, &e.Function, &e.Worker, &e.Source, &e.Code, &e.Message, &e.Name, &e.Serial} {
 		if t := cut(*s); len(t) < len(*s) {
 			*s = strings.Clone(t)
 		}
@@ -56,6 +56,7 @@ func appendEntry(dst []byte, e *bus.LogEntry, copied bool) []byte {
 	} else {
 		dst = appendField(dst, `,"call":`, e.Call, false)
 	}
+	dst = appendField(dst, `,"relayed":`, e.Relayed, false)
 	dst = appendField(dst, `,"caller":`, e.Caller, copied)
 	dst = appendField(dst, `,"from":`, e.From, false)
 	dst = appendField(dst, `,"function":`, e.Function, false)

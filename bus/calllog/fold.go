@@ -2,6 +2,7 @@ package calllog
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -31,7 +32,8 @@ const (
 // foldTime is how long entries are counted before the counts are logged.
 var foldTime = time.Minute
 
-// kind identifies entries that are folded into one. Peers cannot choose any of its fields.
+// kind identifies entries that are folded into one. Peers cannot choose any of its fields: all callers of
+// a relay are one.
 type kind struct {
 	caller, event, source, code string
 	status                      int
@@ -56,7 +58,8 @@ func folds(e *bus.LogEntry) bool {
 
 // fold reports whether an entry is only counted. l.mu is held.
 func (l *Log) fold(e *bus.LogEntry) bool {
-	k := kind{cut(e.Caller), e.Event, e.Source, e.Code, e.Status}
+	via, _, _ := strings.Cut(e.Caller, "/")
+	k := kind{cut(via), e.Event, e.Source, e.Code, e.Status}
 	if l.bursts[k] == nil && len(l.bursts) >= maxBursts {
 		k.caller = "others"
 	}

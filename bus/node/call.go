@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -50,10 +51,12 @@ const (
 
 // call is one invocation, from CALL to the END of its worker. The node's mu protects it.
 type call struct {
-	node    *Node
-	session *session // that opened it
-	id      uint64   // on that session
-	fn      *function
+	node     *Node
+	session  *session  // that opened it
+	identity *identity // that it counts for: the session's, or a caller of that relay
+	id       uint64    // on that session
+	fn       *function
+	given    given // by a relay
 
 	// What CALL asked for.
 	kind         args.Kind
@@ -95,7 +98,7 @@ var illegal = func(n *Node, msg string) { n.cfg.Warn("%s: this is a fault in fbu
 // to moves the call into another state, and updates every count and list that depends
 // on it. c.offer must be set before a call runs. It reports whether the transition is legal.
 func (c *call) to(next state) bool {
-	n, fn, was, id := c.node, c.fn, c.state, c.session.identity
+	n, fn, was, id := c.node, c.fn, c.state, c.identity
 	if !legal[was][next] {
 		illegal(n, fmt.Sprintf("call %s went from %s to %s", c.name(), stateNames[was], stateNames[next]))
 		return false
@@ -113,12 +116,13 @@ func (c *call) to(next state) bool {
 			c.session.in[c.id] = c
 		}
 		fn.calls += d
-		id.budget.Add(d * callCost)
+		id.budget.Add(d * c.given.cost())
+		id.lives(d)
 	}
 	if open := next.live() && !next.ended(); open != (was.live() && !was.ended()) {
-		id.open--
+		id.opens(-1)
 		if open {
-			id.open += 2
+			id.opens(2)
 		}
 	}
 	if next.ended() && !was.ended() {
@@ -178,19 +182,19 @@ func (c *call) callerText() []byte {
 	if c.posted != nil {
 		return []byte(c.posted.job.Caller)
 	}
-	return c.session.callerText
+	return c.identity.nameText
 }
 
 func (c *call) caller() string {
 	if c.posted != nil {
 		return c.posted.job.Caller
 	}
-	return c.session.peer.Caller
+	return c.identity.name
 }
 
 func (c *call) job() string {
 	if c.posted == nil {
-		return ""
+		return c.given.job
 	}
 	return c.posted.job.ID.String()
 }
@@ -226,15 +230,18 @@ func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 // refuseCall returns why a call cannot be placed, if so. A late one was on its way
 // when the drain began.
 func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool, invalid error) (code, msg string) {
-	n, id, open := s.node, s.identity, len(s.in)
+	n, id, open := s.node, c.identity, len(s.in)
 	if id.rank != owner {
 		open = id.open
+	}
+	if id.all != nil {
+		open = max(open, id.all.open)
 	}
 	switch {
 	case !args.ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q", c.fn.name)
-	case !s.peer.mayCall(c.fn.name): // before look-up: denied and absent look alike
-		return args.CodeDenied, fmt.Sprintf("%s may not call %s", s.peer.Caller, f.Name)
+	case !c.allowed(): // before look-up: denied and absent look alike
+		return args.CodeDenied, fmt.Sprintf("%s may not call %s", id.name, f.Name)
 	case n.draining && !late && c.fn.own == nil:
 		return args.CodeDraining, "the node is shutting down"
 	case open >= maxOpen && id.rank == owner:
@@ -243,10 +250,12 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool, invalid erro
 		return args.CodeBusy, fmt.Sprintf("too many open calls of %s (limit %d)", id.name, maxOpen)
 	case invalid != nil:
 		return args.CodeUsage, invalid.Error()
+	case id.all != nil && id.live == 0 && len(id.all.each) >= maxCallers:
+		return args.CodeBusy, fmt.Sprintf("too many callers of %s at once (limit %d)", s.identity.name, maxCallers)
 	case c.fn.own != nil && id.rank != guest: // an administrator can always act
 		return "", ""
 	}
-	if err := n.allows(id, n.buffers(), id.budget.Used(), int64(callCost+len(f.Args)+len(f.Input))); err != nil {
+	if err := n.allows(id, n.buffers(), int64(c.given.cost()+len(f.Args)+len(f.Input)), (*identity).held); err != nil {
 		return args.CodeBusy, err.Error()
 	}
 	return "", ""
@@ -263,7 +272,7 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	on, err := wire.ParseOn(string(f.On))
 	n.tick++
 	c := &call{
-		node: n, session: s, id: f.ID, fn: n.functions[string(f.Name)], kind: f.Kind, flags: f.Flags, on: on, retries: f.Retries,
+		node: n, session: s, identity: s.identity, id: f.ID, fn: n.functions[string(f.Name)], kind: f.Kind, flags: f.Flags, on: on, retries: f.Retries,
 		age: n.tick, arrived: time.Now(), waitFunction: waitOf(f.WaitFunction), waitSlot: waitOf(f.WaitSlot),
 	}
 	if c.fn == nil {
@@ -280,6 +289,9 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	c.flows[wire.Stderr].held = int64(f.WindowStderr)
 	if len(f.Trace) > 0 {
 		c.trace = args.Trace(args.SplitTrace(string(f.Trace)))
+	}
+	if s.relays {
+		err = errors.Join(err, c.relay(f))
 	}
 	if f.Timeout > 0 && f.Timeout < wire.Forever {
 		c.deadline = c.arrived.Add(time.Duration(f.Timeout) * time.Millisecond)
@@ -299,7 +311,7 @@ func waitOf(ms uint64) time.Duration {
 func (c *call) setDeadline() {
 	if own := c.fn.own; own != nil && !own.long {
 		limit := c.arrived.Add(shortTime)
-		if c.session.identity.rank != guest {
+		if c.identity.rank != guest {
 			limit = c.arrived.Add(adminTime)
 		}
 		if c.deadline.IsZero() || limit.Before(c.deadline) {
@@ -318,12 +330,12 @@ func (c *call) keep(f *wire.CallFrame) {
 	c.args = copy(c.data, f.Args)
 	copy(c.data[c.args:], f.Input)
 	c.size = len(c.data) + len(c.on.String()) + len(c.trace)
-	c.session.identity.budget.Add(c.size)
+	c.identity.budget.Add(c.size)
 }
 
 // forget frees what keep has copied.
 func (c *call) forget() {
-	c.session.identity.budget.Add(-c.size)
+	c.identity.budget.Add(-c.size)
 	c.size, c.data = 0, nil
 }
 
@@ -337,7 +349,7 @@ func (c *call) choose() *offer {
 	fits := func(o *offer) bool { return !c.refusedBy(o.session) }
 	id, connection := c.on.Connection()
 	switch {
-	case fn.own != nil && !c.node.mayServe(c.session.identity, fn.own.class()):
+	case fn.own != nil && !c.node.mayServe(c.identity, fn.own.class()):
 		return nil
 	case connection:
 		if o := fn.ofConnection(id); o != nil && o.free() > 0 && fits(o) {
@@ -365,11 +377,13 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 		ID: c.workerID, Name: c.fn.text, Kind: c.kind, Args: arguments, Input: input, Flags: c.flags,
 		WaitSlot:     wire.Forever,
 		WindowOutput: c.flows[wire.Output].first(firstOutput), WindowStderr: c.flows[wire.Stderr].first(firstStderr),
-		Call: c.appendName(n.scratch.name[:0]), Caller: c.callerText(), Trace: []byte(c.trace),
+		Call: c.shownID(!w.internal), Caller: c.callerText(), Trace: []byte(c.trace),
 	}
 	if c.posted != nil {
 		t := c.posted.job
 		f.Job, f.Attempt, f.Origin = []byte(t.ID.String()), uint64(t.Attempt), []byte(t.Origin)
+	} else if g := &c.given; g.job != "" {
+		f.Job, f.Attempt, f.Origin = []byte(g.job), g.attempt, []byte(g.origin)
 	}
 	if c.input != inputOpen {
 		f.Flags |= wire.FlagInputEnd
@@ -547,7 +561,7 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 		c.posted.write(c, wire.Output, f.Output)
 		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message), Lost: c.lost > 0}, 0)
 	} else if !c.session.gone {
-		f.ID, f.Call, f.Worker = c.id, c.appendName(c.node.scratch.name[:0]), nil
+		f.ID, f.Call, f.Worker = c.id, c.shownID(true), nil
 		if c.offer != nil {
 			f.Worker = c.offer.session.nameText
 		}

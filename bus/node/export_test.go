@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -126,7 +127,7 @@ func (n *Node) Live() (live int) {
 func (n *Node) Audit() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	a := audit{node: n, busy: map[*offer]int{}, owed: map[*session]int64{}, calls: map[*call]bool{}, per: map[*function]int{}, own: map[*identity]int{}}
+	a := audit{node: n, busy: map[*offer]int{}, owed: map[*session]int64{}, calls: map[*call]bool{}, per: map[*function]int{}, own: map[*identity]int{}, live: map[*identity]int{}}
 	for _, s := range n.sessions {
 		if err := a.session(s); err != nil {
 			return err
@@ -154,6 +155,7 @@ type audit struct {
 	kept     int // copies of calls that have ended
 	exposure int64
 	own      map[*identity]int // calls of the node's own functions that run
+	live     map[*identity]int // calls
 }
 
 func (a *audit) session(s *session) error {
@@ -189,11 +191,14 @@ func (a *audit) call(c *call) {
 	a.per[c.fn]++
 	a.open += c.counts(c.state)
 	a.size += c.size
+	a.live[c.identity]++
 	if c.size != 0 && c.state.ended() {
 		a.kept++
 	}
 	if c.fn.own != nil && c.state.used() {
-		a.own[c.session.identity]++
+		for id := c.identity; id != nil; id = id.all {
+			a.own[id]++
+		}
 	}
 	for i := range c.flows {
 		f := &c.flows[i]
@@ -229,8 +234,17 @@ func (a *audit) totals() error {
 		return fmt.Errorf("budget of %d bytes used, calls keep %d; %d that have ended keep some", used, a.size, a.kept)
 	}
 	for _, s := range n.sessions {
-		if id := s.identity; id.own[answers]+id.own[waits] != a.own[id] {
-			return fmt.Errorf("%s: %d calls of the node's own functions, %d are there", id.name, id.own, a.own[id])
+		ids := []*identity{s.identity}
+		if all := s.identity.callers; all != nil {
+			ids = slices.AppendSeq(append(ids, all), maps.Values(all.each))
+		}
+		for _, id := range ids {
+			if id.own[answers]+id.own[waits] != a.own[id] {
+				return fmt.Errorf("%s: %d calls of the node's own functions, %d are there", id.name, id.own, a.own[id])
+			}
+			if id.all != nil && (id.live != a.live[id] || id.live == 0) {
+				return fmt.Errorf("%s: %d calls, %d are there", id.name, id.live, a.live[id])
+			}
 		}
 		if s.exposure != a.owed[s] {
 			return fmt.Errorf("exposure of session %d is %d, flows have %d", s.id, s.exposure, a.owed[s])

@@ -2,6 +2,7 @@ package node
 
 import (
 	"runtime"
+	"strings"
 	"time"
 
 	"fbus/bus/args"
@@ -24,11 +25,18 @@ const (
 	owner      // the node's own user, root, or the node itself
 )
 
-// identity is a ticket or a user, with what all its connections hold together. Bounds are those of
-// an identity: several connections never get more than one does. The node's mu protects it.
+// identity is a ticket or a user, with what all its connections hold together, or a caller that such
+// a relay names. Bounds are those of an identity: several connections never get more than one does. The
+// node's mu protects it.
 type identity struct {
-	name     string // "uid:1000" or "ticket:NAME"
+	name     string // "uid:1000", "ticket:NAME", or one of these as a relay, "/" and its caller
+	nameText []byte // for frames
 	rank     rank
+	callers  *identity            // of a relay: all its callers together
+	all      *identity            // of a caller of a relay: the relay's callers; nil: it is none
+	each     map[string]*identity // of all callers: those with calls, by the relay's name for them
+	live     int                  // of a caller of a relay: calls that are not done
+
 	sessions map[*session]bool
 	reserved int // connections that are on their way to be sessions
 
@@ -55,8 +63,8 @@ func (n *Node) identity(p *Peer) *identity {
 }
 
 func (n *Node) newIdentity(p *Peer) *identity {
-	id := &identity{name: p.Caller, sessions: map[*session]bool{}, answer: make(chan struct{}, 1)}
-	id.budget.In, id.budget.Max = &n.budget, n.budget.Max/4
+	id := newCaller(p.Caller, &n.budget)
+	id.sessions = map[*session]bool{}
 	switch {
 	case p.Rights == nil:
 		id.rank, id.budget.Max = owner, n.budget.Max
@@ -65,6 +73,60 @@ func (n *Node) newIdentity(p *Peer) *identity {
 	}
 	id.turns = make(wire.Turns, max(1, runtime.NumCPU()/4))
 	return id
+}
+
+func newCaller(name string, in *wire.Budget) *identity {
+	id := &identity{name: name, nameText: []byte(name), answer: make(chan struct{}, 1)}
+	id.budget.In, id.budget.Max = in, in.Max/4
+	return id
+}
+
+// maxCallers is how many callers of one relay have calls at once.
+const maxCallers = 1000
+
+// caller returns the identity of a relay's caller. It is remembered while it has calls.
+func (n *Node) caller(relay *identity, name string) *identity {
+	if relay.callers == nil {
+		relay.callers = newCaller("all callers of "+relay.name, &n.budget)
+		relay.callers.each = map[string]*identity{}
+	}
+	id := relay.callers.each[name]
+	if id == nil {
+		id = newCaller(relay.name+"/"+name, &relay.callers.budget)
+		id.all = relay.callers
+	}
+	return id
+}
+
+// named returns the identity with that name; nil: it is not connected, or it has no calls at a relay
+// that is.
+func (n *Node) named(caller string) *identity {
+	via, name, relayed := strings.Cut(caller, "/")
+	id := n.identities[via]
+	if relayed && id != nil && id.callers != nil {
+		return id.callers.each[name]
+	}
+	return id
+}
+
+// lives counts calls that are not done.
+func (id *identity) lives(d int) {
+	if id.all == nil {
+		return
+	}
+	_, name, _ := strings.Cut(id.name, "/")
+	if id.live += d; id.live > 0 {
+		id.all.each[name] = id
+	} else {
+		delete(id.all.each, name)
+	}
+}
+
+// opens counts calls that its connections have opened.
+func (id *identity) opens(d int) {
+	for ; id != nil; id = id.all {
+		id.open += d
+	}
 }
 
 // pauseTime is how long an identity pauses, for each that had to lately: together they have
@@ -102,6 +164,7 @@ type bound struct {
 // last quarter is reserved for administrators, and half of that for the node's own user, who is bound by
 // nothing else. Of the rest an identity may have a quarter of the bound while others are connected, else
 // half, and no more than it leaves to all others: a bound is never used up, however many take their part.
+// All callers of one relay together may have half of what guests have.
 func (n *Node) limits(id *identity, b bound) (part, all int64) {
 	switch id.rank {
 	case owner:
@@ -112,21 +175,29 @@ func (n *Node) limits(id *identity, b bound) (part, all int64) {
 		all = b.max - b.max/4
 	}
 	part = b.max / 4
-	if len(n.identities) == 1 {
+	switch {
+	case id.each != nil:
+		part = all / 2
+	case len(n.identities) == 1 && id.all == nil:
 		part = b.max / 2
 	}
 	return min(max(part, 1), all-b.used), all
 }
 
-// fits reports whether an identity that has so much of a bound may have more.
-func (n *Node) fits(id *identity, b bound, has, more int64) bool {
-	part, all := n.limits(id, b)
-	return b.used+more <= all && (has+more <= part || id.rank == owner)
+// exceeded returns the identity that may not have more of a bound: this one, or all callers of its relay;
+// nil: it may. has returns how much one has.
+func (n *Node) exceeded(id *identity, b bound, more int64, has func(*identity) int64) *identity {
+	for ; id != nil; id = id.all {
+		if part, all := n.limits(id, b); b.used+more > all || has(id)+more > part && id.rank != owner {
+			return id
+		}
+	}
+	return nil
 }
 
-// allows is fits with the reason, which names the bound.
-func (n *Node) allows(id *identity, b bound, has, more int64) error {
-	if n.fits(id, b, has, more) {
+// allows returns an error, which names the bound, if an identity may not have more of it.
+func (n *Node) allows(id *identity, b bound, more int64, has func(*identity) int64) error {
+	if id = n.exceeded(id, b, more, has); id == nil {
 		return nil
 	}
 	part, all := n.limits(id, b)
@@ -135,6 +206,9 @@ func (n *Node) allows(id *identity, b bound, has, more int64) error {
 	}
 	return args.Errorf(args.CodeBusy, "%s full for %s (limit %d %s)", b.name, id.name, part, b.unit)
 }
+
+// held is how much of the node's buffers an identity has.
+func (id *identity) held() int64 { return id.budget.Used() }
 
 // buffers is the memory that the node keeps for its peers.
 func (n *Node) buffers() bound {

@@ -9,8 +9,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"fbus/bus"
@@ -176,7 +174,7 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.
 		if ctx.Err() != nil {
 			return
 		}
-		if p.monitor() || s.peer.Caller == p.Caller || s == n.forJobs {
+		if p.monitor() || s.peer.Caller == p.via() || s == n.forJobs {
 			for _, c := range s.in {
 				add(c)
 			}
@@ -206,7 +204,7 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.
 }
 
 func (c *call) info() bus.CallInfo {
-	i := bus.CallInfo{Call: c.name(), Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds()}
+	i := bus.CallInfo{Call: c.name(), Relayed: c.given.call, Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}
@@ -241,7 +239,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 		i.NoPosts = p.told(noPosts)
 	}
 	if !p.admin() {
-		if id := n.identities[p.Caller]; id != nil {
+		if id := n.named(p.Caller); id != nil {
 			i.Sessions, i.Calls = len(id.sessions), id.calls
 		}
 		return i
@@ -280,13 +278,8 @@ func (n *Node) cancelFor(p *Peer, id string) (was bus.CallInfo, ok bool) {
 	defer b.Flush()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := n.opener(id)
-	if s == nil {
-		return was, false
-	}
-	k, _ := strconv.ParseUint(id[strings.LastIndexByte(id, '-')+1:], 10, 64)
-	c := s.in[k]
-	if c == nil || c.name() != id || !p.owns(c) {
+	c := n.opened(id)
+	if c == nil || !p.owns(c) {
 		return was, false
 	}
 	was = c.info()

@@ -42,7 +42,7 @@ func (n *Node) MayRun(who *jobs.Poster, function string) error {
 
 // rightsOf returns a poster's rights now; nil: all.
 func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
-	if uid, ok := strings.CutPrefix(who.Caller, "uid:"); ok {
+	if uid, ok := strings.CutPrefix(via(who.Caller), "uid:"); ok {
 		id, err := strconv.Atoi(uid)
 		switch {
 		case err != nil:

@@ -51,14 +51,15 @@ func serveLog(ctx context.Context, q *asked) error {
 func (c *call) log(f *wire.EndFrame) {
 	switch {
 	case c.state == created && string(f.Code) == args.CodeDenied:
-		c.node.denied(&c.session.peer, c.fn.name, string(f.Message))
+		p := c.peer()
+		c.node.denied(&p, c.fn.name, string(f.Message))
 		return
 	case c.fn.own != nil:
 		return
 	}
 	now := time.Now()
 	e := bus.LogEntry{
-		Time: now, Event: calllog.EventCall, Call: c.name(), Caller: c.caller(), From: c.session.peer.From, Function: c.fn.name,
+		Time: now, Event: calllog.EventCall, Call: c.name(), Relayed: c.given.call, Caller: c.caller(), From: c.session.peer.From, Function: c.fn.name,
 		In: c.flows[wire.Input].passed, Out: c.flows[wire.Output].passed, Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code),
 		Waited: now.Sub(c.arrived).Seconds(),
 	}

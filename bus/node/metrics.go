@@ -87,7 +87,7 @@ func (n *Node) countersOf(name string, by *identity) *stats {
 	if s := n.stats[name]; s != nil {
 		return s
 	}
-	if by == nil || n.allows(by, bound{max: maxStats, used: int64(len(n.stats))}, int64(n.statsOf[by.name]), 1) != nil {
+	if by == nil || n.allows(by, bound{max: maxStats, used: int64(len(n.stats))}, 1, func(id *identity) int64 { return int64(n.statsOf[id.name]) }) != nil {
 		return n.stats[""]
 	}
 	s := &stats{ends: map[end]uint64{}, by: by.name}

@@ -263,7 +263,6 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	n.lastConn++
 	s.id = n.lastConn
 	s.prefix = fmt.Appendf(nil, "%s-%d", n.prefix, s.id)
-	s.callerText = []byte(peer.Caller)
 	n.sessions[s.id] = s
 	if !internal {
 		n.arriving.Add(-1)

@@ -132,12 +132,15 @@ func (o *ownFunction) class() class {
 
 // mayServe reports whether another call of a class may run for an identity.
 func (n *Node) mayServe(id *identity, k class) bool {
-	return n.fits(id, bound{max: int64(classSlots[k]), used: int64(n.ownBusy[k])}, int64(id.own[k]), 1)
+	b := bound{max: int64(classSlots[k]), used: int64(n.ownBusy[k])}
+	return n.exceeded(id, b, 1, func(id *identity) int64 { return int64(id.own[k]) }) == nil
 }
 
 // serves counts calls of one of the node's own functions that run.
 func (n *Node) serves(id *identity, o *ownFunction, d int) {
-	id.own[o.class()] += d
+	for ; id != nil; id = id.all {
+		id.own[o.class()] += d
+	}
 	n.ownBusy[o.class()] += d
 }
 

@@ -92,18 +92,18 @@ func (p *Peer) issuer() string {
 	return p.Serial
 }
 
-// asker returns the peer that made a call of one of the node's own functions; nil if its
+// asker returns the peer that made a call of one of the node's own functions; nil if the call or its
 // connection has ended, so that nothing may be done for it. Guests have a channel with room for the one answer that is computed for them at a time.
 func (n *Node) asker(inv *bus.Invocation) (p *Peer, one chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := n.opener(inv.Call)
-	if s == nil || s.dismissed != nil {
+	c := n.opened(inv.Call)
+	if c == nil || c.session.dismissed != nil {
 		return nil, nil
 	}
-	peer := s.peer
+	peer := c.peer()
 	if peer.Rights != nil {
-		one = s.identity.answer
+		one = c.identity.answer
 	}
 	return &peer, one
 }
@@ -113,19 +113,26 @@ func (n *Node) asker(inv *bus.Invocation) (p *Peer, one chan struct{}) {
 func (n *Node) renewed(call, serial string, expires time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.opener(call); s != nil {
-		s.peer.Serial, s.peer.Expires = serial, expires
+	if c := n.opened(call); c != nil {
+		c.session.peer.Serial, c.session.peer.Expires = serial, expires
 	}
 }
 
-// opener returns the session that opened the call of that id; nil if it has gone. n.mu is
-// held.
-func (n *Node) opener(call string) *session {
+// opened returns the call of that id; nil if it has ended for its caller. n.mu is held.
+func (n *Node) opened(call string) *call {
 	at := strings.LastIndexByte(call, '-')
 	if at < 0 {
 		return nil
 	}
-	return n.session(call[:at])
+	s := n.session(call[:at])
+	id, err := strconv.ParseUint(call[at+1:], 10, 64)
+	if s == nil || err != nil {
+		return nil
+	}
+	if c := s.in[id]; c != nil && c.name() == call {
+		return c
+	}
+	return nil
 }
 
 // session returns the session with that id on the network; nil: there is none. n.mu is held.

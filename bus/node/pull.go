@@ -111,7 +111,7 @@ func (n *Node) startJob(b *wire.Batch, o *offer, t *jobs.Taken) *call {
 	s.lastIn++
 	on, _ := wire.ParseOn(t.On) // it was checked when the job was posted
 	c := &call{
-		node: n, session: s, id: s.lastIn, fn: o.fn, kind: t.Kind, on: on, arrived: time.Now(), waitFunction: -1, waitSlot: -1,
+		node: n, session: s, identity: s.identity, id: s.lastIn, fn: o.fn, kind: t.Kind, on: on, arrived: time.Now(), waitFunction: -1, waitSlot: -1,
 		data: []byte{}, posted: &posted{job: t, keeping: true},
 	}
 	if t.Rest == nil {

@@ -19,12 +19,13 @@ const (
 // queue holds the calls that wait for one function: round-robin over the identities, first in,
 // first out within each. The node's mu protects it.
 type queue struct {
-	fn     *function
-	lanes  []*lane           // in the order of their turns
-	groups map[string]*group // by what they select
-	globs  []*group          // of these, those of a glob
-	n      int               // calls that wait
-	placed int               // of these, those that some offer could take: the others take nobody's place
+	fn      *function
+	lanes   []*lane           // in the order of their turns
+	groups  map[string]*group // by what they select
+	globs   []*group          // of these, those of a glob
+	n       int               // calls that wait
+	placed  int               // of these, those that some offer could take: the others take nobody's place
+	relayed bool              // the last turn was that of a relay's caller
 	// bounced holds the calls that some worker was too busy for.
 	bounced map[*call]bool
 }
@@ -63,30 +64,40 @@ func (q *queue) lane(id *identity) *lane {
 
 // allows returns an error if another call may not wait.
 func (q *queue) allows(c *call) error {
-	n, id, text := c.node, c.session.identity, c.on.String()
+	n, id, text := c.node, c.identity, c.on.String()
 	l := q.lane(id)
-	if l == nil {
-		l = &lane{}
-	}
-	if c.on.Glob() && l.lists[text] == nil {
+	if c.on.Glob() && (l == nil || l.lists[text] == nil) {
 		b := bound{q.fn.name + ": the list of globs for which calls wait is", "globs", maxGlobs, int64(len(q.globs))}
-		if err := n.allows(id, b, int64(len(l.globs)), 1); err != nil && (id.rank != owner || q.groups[text] == nil) {
+		if err := n.allows(id, b, 1, q.has(func(l *lane) int { return len(l.globs) })); err != nil && (id.rank != owner || q.groups[text] == nil) {
 			return err
 		}
 	}
 	if q.fn.matching(c) == 0 {
 		return nil
 	}
-	return n.allows(id, bound{q.fn.name + ": the queue is", "calls", int64(n.cfg.Queue), int64(q.placed)}, int64(l.placed), 1)
+	return n.allows(id, bound{q.fn.name + ": the queue is", "calls", int64(n.cfg.Queue), int64(q.placed)}, 1, q.has(func(l *lane) int { return l.placed }))
+}
+
+// has returns a function that adds up what the lanes of an identity have: one, or those of all callers of
+// a relay.
+func (q *queue) has(count func(*lane) int) func(*identity) int64 {
+	return func(id *identity) (sum int64) {
+		for _, l := range q.lanes {
+			if l.id == id || l.id.all == id {
+				sum += int64(count(l))
+			}
+		}
+		return sum
+	}
 }
 
 // push adds a call: behind the others of its identity, or at its place by age if it was with a worker
 // before.
 func (q *queue) push(c *call) {
 	text := c.on.String()
-	l := q.lane(c.session.identity)
+	l := q.lane(c.identity)
 	if l == nil {
-		l = &lane{id: c.session.identity, lists: map[string]*list{}}
+		l = &lane{id: c.identity, lists: map[string]*list{}}
 		q.lanes = append(q.lanes, l)
 	}
 	li := l.lists[text]
@@ -148,7 +159,7 @@ func (q *queue) group(c *call) *group {
 
 // remove takes a call out. If it has been given a slot, its identity has had its turn.
 func (q *queue) remove(c *call, served bool) {
-	l := q.lane(c.session.identity)
+	l := q.lane(c.identity)
 	text := c.on.String()
 	if l == nil || l.lists[text] == nil {
 		return
@@ -181,6 +192,9 @@ func (q *queue) remove(c *call, served bool) {
 		delete(q.groups, text)
 		q.globs = without(q.globs, g)
 	}
+	if served {
+		q.relayed = l.id.all != nil
+	}
 	if served || len(l.lists) == 0 {
 		q.lanes = without(q.lanes, l)
 		if len(l.lists) > 0 {
@@ -196,9 +210,24 @@ func without[T comparable](list []T, x T) []T {
 	return list
 }
 
-// next returns the next call that the offer can take; nil: there is none.
+// next returns the next call that the offer can take; nil: there is none. After a turn of a relay's
+// caller, those that are connected themselves come first: a relay with many callers has no more than
+// every second turn.
 func (q *queue) next(o *offer) *call {
+	if q.relayed {
+		if c := q.first(o, func(l *lane) bool { return l.id.all == nil }); c != nil {
+			return c
+		}
+	}
+	return q.first(o, func(*lane) bool { return true })
+}
+
+// first returns the call that has the first turn, of those lanes.
+func (q *queue) first(o *offer, of func(*lane) bool) *call {
 	for _, l := range q.lanes {
+		if !of(l) {
+			continue
+		}
 		if q.fn.own != nil && !q.fn.node.mayServe(l.id, q.fn.own.class()) {
 			continue
 		}

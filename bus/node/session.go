@@ -21,9 +21,8 @@ type session struct {
 	internal bool // the node's own: may offer fbus.*
 	greeted  bool // its reader's alone
 
-	prefix     []byte // of the ids of calls that are opened here
-	callerText []byte // caller, for frames
-	nameText   []byte // name, for frames
+	prefix   []byte // of the ids of calls that are opened here
+	nameText []byte // name, for frames
 
 	name      string
 	ons       []string // what selects it by equality: nothing, its name, its id

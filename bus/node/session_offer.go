@@ -90,7 +90,7 @@ func (s *session) offerTooMuch(f *wire.OfferFrame) (code, msg string) {
 	case offers+more > maxOffers:
 		return args.CodeBusy, fmt.Sprintf("too many offers of %s (limit %d)", of, maxOffers)
 	}
-	if err := n.allows(id, n.buffers(), id.budget.Used(), int64(more)*offerCost+max(size, 0)); err != nil {
+	if err := n.allows(id, n.buffers(), int64(more)*offerCost+max(size, 0), (*identity).held); err != nil {
 		return args.CodeBusy, err.Error()
 	}
 	return "", ""

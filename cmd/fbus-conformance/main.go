@@ -32,7 +32,8 @@ Usage: fbus conformance node --node ADDR [flags] [-- CMD…]
 
 node    judges the node at the path ADDR. With CMD it starts the node with it, and judges how that
         stops on TERM, too.
-        Over TLS it runs already, and FBUS_TICKET is a reusable ticket of it that may call and offer *.
+        Over TLS it runs already, and FBUS_TICKET is a reusable ticket of it that may call and offer *,
+        and make calls for others.
 worker  plays a node, and starts CMD with FBUS_NODE set, once for each check. CMD offers four
         functions, at least one slot each: echo (its input, or its arguments one a line), args (its
         arguments as JSON), sleep (for as many seconds as its argument says), exit (with the status

@@ -372,7 +372,7 @@ func (n *Node) Own() (names []string) {
 
 // Calls are those that run and wait.
 func (n *Node) Calls() []bus.CallInfo {
-	return slices.Collect(n.callsFor(context.Background(), &Peer{}, adminPortion))
+	return slices.Collect(n.callsFor(context.Background(), &Peer{}, adminPace))
 }
 
 // HoldAnswer takes the one place of an identity among the answers that are computed, until it is

@@ -18,18 +18,36 @@ import (
 	"fbus/bus/wire"
 )
 
-// holdTime is how long an answer that looks at many things holds the lock at once.
-const holdTime = 200 * time.Microsecond
+// pace is how a long answer is made: how many things are described at once, since those that a slow
+// reader has not taken yet take no memory, and for how long that holds the lock.
+type pace struct {
+	portion int
+	hold    time.Duration
+}
+
+// Under a flood each turn at the lock takes tens of milliseconds, so an administrator's list takes few.
+var (
+	slowPace  = pace{64, 200 * time.Microsecond}
+	adminPace = pace{4096, time.Millisecond}
+)
+
+// pace returns how a list is made for a peer.
+func (p *Peer) pace() pace {
+	if p.admin() {
+		return adminPace
+	}
+	return slowPace
+}
 
 // maxNames bounds the names in a call of fbus.functions.
 const maxNames = 1000
 
 // eachLocked calls f for 0 to count-1 with the lock held, which it releases again and again.
-func (n *Node) eachLocked(count int, f func(i int)) {
+func (n *Node) eachLocked(pace pace, count int, f func(i int)) {
 	for i := 0; i < count; {
 		n.mu.Lock()
 		began := time.Now()
-		for first := i; i < count && (i == first || i%16 != 0 || time.Since(began) < holdTime); i++ {
+		for first := i; i < count && (i == first || i%16 != 0 || time.Since(began) < pace.hold); i++ {
 			f(i)
 		}
 		n.mu.Unlock()
@@ -40,27 +58,11 @@ func (n *Node) eachLocked(count int, f func(i int)) {
 // Functions lists what is offered, sorted by name; the node's own only if they
 // are named.
 func (n *Node) Functions(names ...string) []bus.FunctionInfo {
-	return slices.AppendSeq([]bus.FunctionInfo{}, n.functionsFor(context.Background(), &Peer{}, names, adminPortion))
-}
-
-// portion is how many things of a long answer are described at once for a guest or a watcher: those
-// that a slow reader has not taken yet take no memory. Under a flood each turn at the lock takes
-// milliseconds, so an administrator's list has larger ones.
-const (
-	portion      = 64
-	adminPortion = 4096
-)
-
-// portion returns how many things of a list are described at once for a peer.
-func (p *Peer) portion() int {
-	if p.admin() {
-		return adminPortion
-	}
-	return portion
+	return slices.AppendSeq([]bus.FunctionInfo{}, n.functionsFor(context.Background(), &Peer{}, names, adminPace))
 }
 
 // functionsFor yields of them what a peer sees. It stops when ctx ends.
-func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, portion int) iter.Seq[bus.FunctionInfo] {
+func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, pace pace) iter.Seq[bus.FunctionInfo] {
 	named := len(names) > 0
 	if !named {
 		names = n.known(0)
@@ -69,8 +71,8 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, portio
 	slices.Sort(names)
 	names = slices.Compact(names)
 	return func(yield func(bus.FunctionInfo) bool) {
-		for some := range slices.Chunk(names, portion) {
-			for _, f := range n.describe(ctx, some, named) {
+		for some := range slices.Chunk(names, pace.portion) {
+			for _, f := range n.describe(ctx, some, named, pace) {
 				if ctx.Err() != nil || len(f.Workers)+f.Queued > 0 && !yield(f) {
 					return
 				}
@@ -80,7 +82,7 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, portio
 }
 
 // describe describes functions, also those that are not there. It stops when ctx ends.
-func (n *Node) describe(ctx context.Context, names []string, schema bool) []bus.FunctionInfo {
+func (n *Node) describe(ctx context.Context, names []string, schema bool, pace pace) []bus.FunctionInfo {
 	list := make([]bus.FunctionInfo, len(names))
 	type entry struct {
 		at    int // in list
@@ -88,7 +90,7 @@ func (n *Node) describe(ctx context.Context, names []string, schema bool) []bus.
 		offer *offer
 	}
 	var entries []entry
-	n.eachLocked(len(names), func(i int) {
+	n.eachLocked(pace, len(names), func(i int) {
 		f := &list[i]
 		f.Name, f.Workers = names[i], []bus.WorkerInfo{}
 		fn := n.functions[f.Name]
@@ -109,7 +111,7 @@ func (n *Node) describe(ctx context.Context, names []string, schema bool) []bus.
 		}
 	})
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.since, b.since)) })
-	n.eachLocked(len(entries), func(i int) {
+	n.eachLocked(pace, len(entries), func(i int) {
 		if ctx.Err() == nil {
 			entries[i].offer.describe(&list[entries[i].at], schema)
 		}
@@ -159,7 +161,7 @@ func (o *offer) info() bus.WorkerInfo {
 
 // callsFor yields what runs and waits and is a peer's business, oldest first, less the calls of
 // the node's own functions. It stops when ctx ends.
-func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.CallInfo] {
+func (n *Node) callsFor(ctx context.Context, p *Peer, pace pace) iter.Seq[bus.CallInfo] {
 	var calls []*call
 	add := func(c *call) {
 		if c.fn.own == nil && p.watches(c) {
@@ -169,7 +171,7 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.
 	n.mu.Lock()
 	sessions := slices.Collect(maps.Values(n.sessions))
 	n.mu.Unlock()
-	n.eachLocked(len(sessions), func(i int) { // a turn at the lock for each would take a minute under a flood
+	n.eachLocked(pace, len(sessions), func(i int) { // a turn at the lock for each would take a minute under a flood
 		s := sessions[i]
 		if ctx.Err() != nil {
 			return
@@ -187,9 +189,9 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, portion int) iter.Seq[bus.
 	})
 	slices.SortFunc(calls, func(a, b *call) int { return a.arrived.Compare(b.arrived) })
 	return func(yield func(bus.CallInfo) bool) {
-		for some := range slices.Chunk(calls, portion) {
+		for some := range slices.Chunk(calls, pace.portion) {
 			var list []bus.CallInfo
-			n.eachLocked(len(some), func(i int) {
+			n.eachLocked(pace, len(some), func(i int) {
 				if c := some[i]; c.state.live() {
 					list = append(list, c.info())
 				}
@@ -300,7 +302,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 			return q.deny(name)
 		}
 	}
-	for f := range q.node.functionsFor(ctx, q.peer, names, q.peer.portion()) {
+	for f := range q.node.functionsFor(ctx, q.peer, names, q.peer.pace()) {
 		q.line(f)
 		if err := q.flush(); err != nil {
 			return err
@@ -310,7 +312,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 }
 
 func serveCalls(ctx context.Context, q *asked) error {
-	for c := range q.node.callsFor(ctx, q.peer, q.peer.portion()) {
+	for c := range q.node.callsFor(ctx, q.peer, q.peer.pace()) {
 		q.line(c)
 		if err := q.flush(); err != nil {
 			return err

@@ -178,7 +178,7 @@ func (n *Node) Metrics() bus.Metrics {
 	m.Node.RefusedCalls, m.Node.RefusedEntries = maps.Clone(n.refusedCalls), maps.Clone(n.refusedEntries)
 	names := slices.Collect(maps.Keys(n.stats))
 	n.mu.Unlock()
-	n.eachLocked(len(names), func(i int) {
+	n.eachLocked(slowPace, len(names), func(i int) {
 		if s := n.stats[names[i]]; s != nil {
 			m.Functions = append(m.Functions, n.functionMetrics(names[i], s))
 		}

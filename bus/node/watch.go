@@ -127,14 +127,14 @@ func (w *watcher) snapshot() error {
 	w.unserved = nil // that may have changed
 	n := w.node
 	if w.wants("function") || w.wants("worker") {
-		for f := range n.functionsFor(w.ctx, w.peer, nil, portion) {
+		for f := range n.functionsFor(w.ctx, w.peer, nil, slowPace) {
 			if err := w.function(f, true); err != nil {
 				return err
 			}
 		}
 	}
 	if w.wants("call") {
-		for c := range n.callsFor(w.ctx, w.peer, portion) {
+		for c := range n.callsFor(w.ctx, w.peer, slowPace) {
 			if err := w.put(callChange{bus.Change{Type: "call"}, c}); err != nil {
 				return err
 			}
@@ -166,8 +166,8 @@ func (w *watcher) changed(c *changed) error {
 	n := w.node
 	if w.wants("function") {
 		names := slices.DeleteFunc(c.functions, func(name string) bool { return !w.peer.sees(name) })
-		for some := range slices.Chunk(names, portion) {
-			for _, f := range n.describe(w.ctx, some, false) {
+		for some := range slices.Chunk(names, slowPace.portion) {
+			for _, f := range n.describe(w.ctx, some, false, slowPace) {
 				if err := w.function(f, false); err != nil {
 					return err
 				}

@@ -229,10 +229,7 @@ func (c *Conn) drop(err error) {
 	c.budget.Add(-c.backlog())
 	c.out = nil
 	c.lanes, c.turns, c.laned = nil, nil, 0
-	if c.space != nil {
-		close(c.space)
-		c.space = nil
-	}
+	c.spaced()
 }
 
 // Close closes the connection at once; later sends return err.

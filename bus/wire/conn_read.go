@@ -228,9 +228,14 @@ const pauseAfter = 256
 // Charge adds to what the frames that are handled have cost. It is for Handle.
 func (c *Conn) Charge(d time.Duration) { c.streak += int(d.Microseconds()) }
 
+// longestBatch is for how long what the frames of a connection with a Pause have sent to others waits
+// for the frames behind them, each of which may wait for a lock.
+const longestBatch = time.Millisecond
+
 // handle passes every complete frame in the buffer on.
 func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 	size := 0
+	var since time.Time // when something was sent and not written
 	for in.end-in.start >= 4 {
 		if c.Pause != nil && c.streak >= pauseAfter {
 			c.streak = 0
@@ -251,6 +256,15 @@ func (c *Conn) handle(b *Batch, h Handler, in *input, limit func() int) error {
 		f, err := b.dec.Decode(body)
 		if err == nil && f != nil {
 			err = h.Handle(b, f)
+		}
+		if c.Pause != nil && len(b.conns) > 0 {
+			switch now := time.Now(); {
+			case since.IsZero():
+				since = now
+			case now.Sub(since) > longestBatch:
+				b.Flush()
+				since = time.Time{}
+			}
 		}
 		c.streak++
 		if _, data := f.(*DataFrame); !data { // its bytes are looked at, not only passed on

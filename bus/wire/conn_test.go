@@ -216,6 +216,30 @@ func testWaitSpace(t *testing.T, kind string) {
 	}
 }
 
+// TestWaitSpaceForBatch: senders that wait for the flush of a batch go on when one write takes all of it.
+func TestWaitSpaceForBatch(t *testing.T) {
+	near, far := pair(t, "unix")
+	far.(*net.UnixConn).SetWriteBuffer(4 << 20)
+	go io.Copy(io.Discard, near) // ends with the connection
+	conn := NewConn(far, nil)
+	defer conn.Close(nil)
+	var b Batch
+	for conn.Backlog() < sendMark { // short frames: a long one would be written at once
+		b.Send(conn, &DataFrame{ID: 1, Stream: Output, Payload: make([]byte, 1000)})
+	}
+	done := make(chan error, 1)
+	go func() { done <- conn.WaitSpace(context.Background()) }()
+	for waits := false; !waits; runtime.Gosched() {
+		conn.mu.Lock()
+		waits = conn.space != nil
+		conn.mu.Unlock()
+	}
+	b.Flush()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // clog sends until the writer has taken something that the peer does not read.
 func clog(conn *Conn) {
 	for taken := false; !taken; runtime.Gosched() {

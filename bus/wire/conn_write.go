@@ -197,11 +197,20 @@ func (c *Conn) flush() {
 // c.mu is held.
 func (c *Conn) emptied() {
 	c.out = recycle(c.out)
+	c.spaced()
 	switch {
 	case c.closing && c.linger:
 		c.hangUp()
 	case c.closing:
 		c.fail(net.ErrClosed)
+	}
+}
+
+// spaced wakes the senders that wait for space. c.mu is held.
+func (c *Conn) spaced() {
+	if c.space != nil {
+		close(c.space)
+		c.space = nil
 	}
 }
 
@@ -236,9 +245,8 @@ func (c *Conn) writeLoop() {
 		if err != nil {
 			c.failWrite(err)
 		}
-		if c.space != nil && c.backlog() < sendMark {
-			close(c.space)
-			c.space = nil
+		if c.backlog() < sendMark {
+			c.spaced()
 		}
 	}
 	c.writing = false

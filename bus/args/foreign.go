@@ -44,10 +44,11 @@ func Shown[T string | []byte](text T) string { return beginning(text, 200) }
 func Shorten[T string | []byte](text T) string { return strings.TrimSpace(beginning(text, 60)) }
 
 func beginning[T string | []byte](text T, most int) string {
-	if len(text) <= most {
-		return OneLine(text)
+	shown := hideTokens(string(text))
+	if len(shown) <= most {
+		return OneLine(shown)
 	}
-	return OneLine(text[:most]) + "…"
+	return OneLine(shown[:most]) + "…"
 }
 
 // SafeJSON escapes the unsafe characters in the strings of a JSON document. It returns an

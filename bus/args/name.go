@@ -3,7 +3,8 @@ package args
 import "strings"
 
 // ValidName reports whether a function may have that name:
-// [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
+// [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}, but nothing that may be a token, which lists and logs would
+// show.
 func ValidName[T string | []byte](name T) bool {
 	if len(name) == 0 || len(name) > 128 {
 		return false
@@ -13,7 +14,7 @@ func ValidName[T string | []byte](name T) bool {
 			return false
 		}
 	}
-	return true
+	return len(name) < len(TokenPrefix)+minToken || string(name[:len(TokenPrefix)]) != TokenPrefix || hideTokens(string(name)) == string(name)
 }
 
 // NameByte reports whether the name of a function or a ticket may contain c.

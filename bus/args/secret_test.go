@@ -37,3 +37,28 @@ func TestHideSecrets(t *testing.T) {
 		}
 	}
 }
+
+// TestHideTokens: no part of a token is left of a message, and no function, ticket or batch can have
+// one as its name. Names of functions stay.
+func TestHideTokens(t *testing.T) {
+	for range 100 {
+		p := make([]byte, 36)
+		rand.Read(p)
+		token := TokenPrefix + base64.RawURLEncoding.EncodeToString(p)
+		for _, text := range []string{token, token + token, "Bearer " + token + ": no", fmt.Sprintf("[%q]", token), "fbus_fbus_" + token, token[:40], "x" + token} {
+			for _, got := range []string{HideSecrets(text), Shown(text)} {
+				if strings.Contains(got, token[5:15]) || strings.Contains(got, token[20:30]) || !strings.Contains(got, "not shown") {
+					t.Fatalf("%s became %s", text, got)
+				}
+			}
+		}
+		if ValidName(token) || ValidName(token[:40]) || ValidName([]byte(token)) {
+			t.Fatalf("%s can be a name", token)
+		}
+	}
+	for _, name := range []string{"fbus_conformance_worker_of_this_test", "fbus_", "fbus", "FBUS_CALLER_IN_CAPITALS_ONLY_2026", "fbus_E2E"} {
+		if HideSecrets(name) != name || !ValidName(name) {
+			t.Errorf("%s is hidden: %s", name, HideSecrets(name))
+		}
+	}
+}

@@ -19,6 +19,8 @@ type Identity struct {
 	Expires time.Time // the connection must end then
 	Joining bool      // an invitation: it may only exchange itself
 	Issuer  string    // identifies the CAs of another PKI, for [Files.Standing]
+	First   string    // of an authority's: the serial before all renewals
+	Since   time.Time // when that was issued
 
 	chain   []*x509.Certificate        // as the peer of another PKI sent it
 	checked atomic.Pointer[filesState] // the files that it was checked against
@@ -69,6 +71,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 		return id, errorf(args.CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
 	}
 	a.list.saw(id.Serial, from)
+	id.First, id.Since = a.list.current.Load().first(r)
 	return id, nil
 }
 
@@ -156,7 +159,7 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 	if end := earlier(r.Expires, id.Expires); now.After(end) {
 		return nil, expired("ticket "+r.Name, end, now)
 	}
-	if id.Name != r.Name || id.Joining != (r.State == Invited || r.State == Burnt) {
+	if r.Kind == Token || id.Name != r.Name || id.Joining != (r.State == Invited || r.State == Burnt) {
 		return nil, errorf(args.CodeBadCertificate, "the certificate is not what was issued with the serial %s", r.Serial)
 	}
 	want := r.Rights

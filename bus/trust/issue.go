@@ -33,6 +33,7 @@ type Request struct {
 	Uses      int           // how many may join with an invitation; default 1
 	Ephemeral bool          // identities go when they were disconnected for EphemeralTime
 	Addresses []string      // host:port of the node, a hint for the joiner
+	token     bool          // not a ticket: see IssueToken
 }
 
 // LocalUser is the issuer of tickets that a user of the node's machine requests.
@@ -58,19 +59,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 		return nil, err
 	}
 	now, ca := a.now().UTC().Truncate(time.Second), a.root.Load().ca
-	r := Record{
-		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), ca.NotAfter), Key: hash, Ephemeral: q.Ephemeral,
-	}
-	if q.Uses > 1 {
-		r.Uses = q.Uses
-	}
-	if r.Reusable {
-		r.State = Active
-	}
-	if r.Name == "" {
-		r.Name = "ticket-" + r.Serial[:8]
-	}
+	r := newRecord(&q, hash, now, ca.NotAfter)
 	cert, err := a.signClient(ca, &r, !r.Reusable, key.Public())
 	if err != nil {
 		return nil, err
@@ -83,6 +72,27 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 		Issued: now, Expires: r.Expires, Addresses: q.Addresses, CA: ca, Leaf: cert, Key: key,
 		Uses: r.Uses, Ephemeral: r.Ephemeral,
 	}, nil
+}
+
+// newRecord returns the record of what is issued now, by a CA that ends at end.
+func newRecord(q *Request, hash string, now, end time.Time) Record {
+	r := Record{
+		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
+		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral,
+	}
+	if q.Uses > 1 {
+		r.Uses = q.Uses
+	}
+	if q.token {
+		r.Kind = Token
+	}
+	if q.Reusable || q.token {
+		r.State = Active
+	}
+	if r.Name == "" {
+		r.Name = r.kind() + "-" + r.Serial[:8]
+	}
+	return r
 }
 
 func (a *Authority) checkRequest(q *Request) error {
@@ -103,13 +113,18 @@ func (a *Authority) checkRequest(q *Request) error {
 			return errorf(args.CodeBadRight, "the name %q leaves no room for numbers of identities", args.Shown(q.Name)).WithHint("use a shorter name")
 		}
 	}
+	if q.token {
+		if err := q.checkToken(); err != nil {
+			return err
+		}
+	}
 	if q.Rights.Empty() {
 		return errorf(args.CodeBadRight, "the ticket would allow nothing").WithHint("use --call GLOB, --offer GLOB or --admin")
 	}
 	if err := q.Rights.Check(); err != nil {
 		return err
 	}
-	if q.TTL == 0 && q.Reusable {
+	if q.TTL == 0 && (q.Reusable || q.token) {
 		q.TTL = DefaultReusableTTL
 	} else if q.TTL == 0 {
 		q.TTL = DefaultTTL
@@ -148,7 +163,7 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 		case err != nil:
 			return err
 		case now.After(issuer.Expires):
-			return expired("ticket "+issuer.Name, issuer.Expires, now)
+			return expired(issuer.what(), issuer.Expires, now)
 		case issuer.State != Active:
 			return errorf(args.CodeWrongUse, "ticket %s is an invitation: it cannot issue tickets", issuer.Name)
 		}
@@ -161,8 +176,8 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 		return err
 	}
 	if others := t.named(r.Name, now); len(others) > 0 {
-		return errorf(args.CodeNameTaken, "ticket %s exists already, until %s", r.Name, stamp(others[0].Expires)).
-			WithHint("choose another name, or revoke the ticket first: fbus revoke %s", r.Name)
+		return errorf(args.CodeNameTaken, "%s exists already, until %s", others[0].what(), stamp(others[0].Expires)).
+			WithHint("choose another name, or revoke it first: fbus revoke %s", r.Name)
 	}
 	t.add(r)
 	return nil
@@ -249,7 +264,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 		switch {
 		case r.Key != hash || r.Via != inv.Serial && r.Serial != inv.Into:
 		case r.State == Revoked:
-			return identity, false, revoked(r.Name, r.Ended)
+			return identity, false, revoked(r, r.Ended)
 		case r.State == Active:
 			return *t.latest(r), false, nil
 		}
@@ -378,6 +393,7 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 		return *r, false, nil
 	}
 	identity = *r
+	identity.First, _ = t.first(r)
 	identity.Serial, identity.Issued, identity.Expires = newSerial(), now, earlier(now.Add(IdentityLife), end)
 	for i := range t.records { // the list may drop the expired one before them
 		if t.records[i].IssuedBy == r.Serial {
@@ -478,8 +494,8 @@ func used(r *Record) *args.Error {
 		WithHint("ask for a new one; if that was not you, fbus revoke %s locks the other user out", r.Name)
 }
 
-func revoked(name string, at time.Time) *args.Error {
-	return errorf(args.CodeRevoked, "ticket %s was revoked at %s", name, stamp(at)).WithHint("ask for a new ticket")
+func revoked(r *Record, at time.Time) *args.Error {
+	return errorf(args.CodeRevoked, "%s was revoked at %s", r.what(), stamp(at)).WithHint("ask for a new %s", r.kind())
 }
 
 // stamp formats a time for both people and programs.

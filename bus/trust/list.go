@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,7 @@ type table struct {
 	file    fileID
 	records []Record // in order of issue
 	index   map[string]int
+	tokens  map[string]string // the serials of tokens, by hash and by name
 }
 
 type sighting struct {
@@ -49,9 +51,12 @@ const (
 )
 
 func newTable(id fileID, records []Record) *table {
-	t := &table{file: id, records: records, index: make(map[string]int, len(records))}
+	t := &table{file: id, records: records, index: make(map[string]int, len(records)), tokens: map[string]string{}}
 	for i := range records {
 		t.index[records[i].Serial] = i
+		if records[i].Kind == Token {
+			t.tokens[records[i].Key], t.tokens[tokenNamed+records[i].Name] = records[i].Serial, records[i].Serial
+		}
 	}
 	return t
 }
@@ -322,13 +327,29 @@ func (t *table) state(serial string) (*Record, error) {
 	by := r
 	for range t.records { // no chain is longer
 		if by.State == Revoked {
-			return nil, revoked(r.Name, by.Ended)
+			return nil, revoked(r, by.Ended)
 		}
 		if by = t.get(by.IssuedBy); by == nil {
 			break
 		}
 	}
 	return r, nil
+}
+
+// first returns the serial that a certificate had before its renewals, and when that was issued, or
+// the oldest one that is still on the list.
+func (t *table) first(r *Record) (serial string, issued time.Time) {
+	before := map[string]*Record{}
+	for i := range t.records {
+		if old := &t.records[i]; old.Into != "" && old.Key == r.Key { // an exchange needs another key
+			before[old.Into] = old
+		}
+	}
+	for oldest := r; oldest != nil; oldest = before[oldest.Serial] {
+		serial, issued = cmp.Or(oldest.First, oldest.Serial), oldest.Issued
+		delete(before, oldest.Into) // ends a circle
+	}
+	return cmp.Or(r.First, serial), issued
 }
 
 // latest follows the renewals of a certificate.

@@ -69,6 +69,8 @@ func TestListContents(t *testing.T) {
 		"state":       func(r *Record) { r.State = "odd" },
 		"key":         func(r *Record) { r.Key = "" },
 		"into":        func(r *Record) { r.Into = "x" },
+		"kind":        func(r *Record) { r.Kind = "x" },
+		"first":       func(r *Record) { r.First = "x" },
 		"rights":      func(r *Record) { r.Rights.Call = []string{"["} },
 		"node rights": func(r *Record) { r.Rights.Call = []string{"fbus.*"} },
 	} {

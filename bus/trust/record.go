@@ -2,6 +2,7 @@ package trust
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -22,11 +23,18 @@ const (
 	Revoked State = "revoked" // revoked; kept so that its holder can learn why
 )
 
+// Kind distinguishes what is in the list.
+type Kind string
+
+// Token is the kind of a bearer token. All others are tickets.
+const Token Kind = "token"
+
 // Record describes one serial in the list. Times are in whole seconds, as in
 // certificates.
 type Record struct {
 	Serial    string    `json:"serial"` // 32 hexadecimal digits
 	Name      string    `json:"name"`
+	Kind      Kind      `json:"kind,omitempty"`
 	Rights    Rights    `json:"rights"` // of an invitation: those of the later identity
 	State     State     `json:"state"`
 	Reusable  bool      `json:"reusable,omitempty"`
@@ -36,7 +44,8 @@ type Record struct {
 	Ephemeral bool      `json:"ephemeral,omitempty"` // the identity goes when it was disconnected for EphemeralTime
 	Issued    time.Time `json:"issued"`
 	Expires   time.Time `json:"expires"`
-	Key       string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal
+	Key       string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), or of a token, in hexadecimal
+	First     string    `json:"first,omitempty"`     // of a renewed certificate: the serial before all renewals
 	Into      string    `json:"into,omitempty"`      // the serial that replaced it: the identity, or the renewed certificate
 	Ended     time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
 	By        string    `json:"by,omitempty"`        // the address of the exchange that burnt it
@@ -49,6 +58,11 @@ type Record struct {
 func (r *Record) Live(now time.Time) bool {
 	return (r.State == Invited || r.State == Active) && !now.After(r.Expires)
 }
+
+// what names the record for people: "ticket ci".
+func (r *Record) what() string { return r.kind() + " " + r.Name }
+
+func (r *Record) kind() string { return string(cmp.Or(r.Kind, "ticket")) }
 
 // The list is one file, replaced as a whole. A line holds the version, the network and
 // the SHA-256 of the rest; then come the records as JSON. A truncated or changed file is
@@ -116,6 +130,10 @@ func (r *Record) check() error {
 		return errorf(args.CodeDamaged, "serial %s has joined with %q", r.Serial, args.Shown(r.Via))
 	case r.Uses < 0 || r.Used < 0:
 		return errorf(args.CodeDamaged, "serial %s has a negative number of uses", r.Serial)
+	case r.Kind != "" && r.Kind != Token:
+		return errorf(args.CodeDamaged, "serial %s is of the kind %q", r.Serial, args.Shown(string(r.Kind)))
+	case r.First != "" && !isSerial(r.First):
+		return errorf(args.CodeDamaged, "serial %s was %q at first", r.Serial, args.Shown(r.First))
 	case r.Into != "" && !isSerial(r.Into):
 		return errorf(args.CodeDamaged, "serial %s became %q", r.Serial, args.Shown(r.Into))
 	}

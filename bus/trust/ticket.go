@@ -174,6 +174,9 @@ func ReadTicket(fileOrText, source string) (*Ticket, error) {
 		}
 		return t, nil
 	}
+	if wellFormedToken(strings.TrimSpace(fileOrText)) {
+		return nil, errorf(args.CodeBadTicket, "%s is a token, not a ticket", source).WithHint("a token is sent to a gateway; fbus invite without --token makes a ticket")
+	}
 	if _, err := os.Lstat(fileOrText); err != nil {
 		why := ""
 		if errors.Is(err, os.ErrPermission) {

@@ -166,10 +166,22 @@ type Invitation struct {
 	Monitor   bool     `json:"monitor,omitempty"`   // may see what others do
 	Relay     bool     `json:"relay,omitempty"`     // may make calls for others
 	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
+	Token     bool     `json:"token,omitempty"`     // a bearer token, not a ticket: the answer is a TokenInfo
 	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged
 	Uses      int      `json:"uses,omitempty"`      // how many may join with it; default 1
 	Ephemeral bool     `json:"ephemeral,omitempty"` // a member goes when it was disconnected for an hour
 	Addresses []string `json:"addresses,omitempty"` // host:port to dial; default the machine's
+}
+
+// TokenInfo describes a bearer token: the answer of fbus.admit, and of fbus.invite.
+type TokenInfo struct {
+	Token   string       `json:"token,omitempty"` // its text, when it is made
+	Kind    trust.Kind   `json:"kind"`            // "token"
+	Name    string       `json:"name"`
+	Caller  string       `json:"caller"` // "token:NAME", for the caller of a relayed call
+	Serial  string       `json:"serial"`
+	Rights  trust.Rights `json:"rights"`
+	Expires time.Time    `json:"expires"`
 }
 
 // TicketInfo is an issued ticket, a line of fbus.tickets.
@@ -243,6 +255,7 @@ type JobInfo struct {
 	Function   string    `json:"function"`
 	State      JobState  `json:"state"`
 	Poster     string    `json:"poster"`
+	Owner      string    `json:"owner,omitempty"` // if the poster's name may be given out again: POSTER@SERIAL
 	Posted     time.Time `json:"posted"`
 	Age        float64   `json:"age"`              // seconds
 	Due        time.Time `json:"due,omitzero"`     // when the delay ends

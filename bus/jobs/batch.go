@@ -17,7 +17,8 @@ import (
 // Then has the end of a batch post a job, once: when none of its jobs is left that has
 // not ended, which may be at once.
 func (m *Manager) Then(name string, then *store.Then) error {
-	who, key := then.Poster.Caller, store.BatchKey(then.Poster.Caller, name)
+	who := then.Poster.Key()
+	key := store.BatchKey(who, name)
 	if err := m.store.Unwritable(); err != nil {
 		return err
 	}
@@ -104,7 +105,7 @@ func (m *Manager) postThen(batch string) {
 			ID: m.store.NextID(), Function: then.Function, State: Queued, Poster: then.Poster, Options: then.Options,
 			Kind: uint8(args.KindJSON), Posted: m.store.Clock.Wall().UnixMilli(),
 		}
-		doc = m.store.Spool.NewDraft(then.Poster.Caller)
+		doc = m.store.Spool.NewDraft(then.Poster.Key())
 		doc.Beyond = 1 << 40 // it is small, and must not be refused
 		if _, err := doc.Write(m.batchEnd(batch, then)); err != nil {
 			return err
@@ -120,7 +121,7 @@ func (m *Manager) postThen(batch string) {
 			}
 		case posted:
 			m.arm(batch, false)
-			m.store.Shares.Owe(j.Poster.Caller, -1)
+			m.store.Shares.Owe(j.Poster.Key(), -1)
 			m.store.Shares.Change(nil, j)
 			m.ready(j)
 		}
@@ -130,25 +131,33 @@ func (m *Manager) postThen(batch string) {
 // batchEnd is the document about a batch that has ended.
 func (m *Manager) batchEnd(batch string, then *store.Then) []byte {
 	n, gone := m.store.Shares.Tally(batch), then.Gone
-	poster, name := store.SplitBatch(batch)
+	_, name := store.SplitBatch(batch)
 	doc, _ := json.Marshal(bus.BatchEnd{
-		Batch: name, Poster: poster, Jobs: n.Jobs + gone.Jobs, Done: n.Done + gone.Done, Dead: n.Dead + gone.Dead, Cancelled: n.Cancelled + gone.Cancelled,
+		Batch: name, Poster: then.Poster.Caller, Jobs: n.Jobs + gone.Jobs, Done: n.Done + gone.Done, Dead: n.Dead + gone.Dead, Cancelled: n.Cancelled + gone.Cancelled,
 	})
 	return doc
 }
 
-// HasBatch reports whether there is a job in a batch.
-func (m *Manager) HasBatch(batch string) bool { return m.store.Shares.Tally(batch).Jobs > 0 }
+// Batches returns the keys of the batches with that name that have jobs: of the owner with that
+// key, or else, with any, of all owners that have it as their caller.
+func (m *Manager) Batches(owner, name string, any bool) []string {
+	switch key := store.BatchKey(owner, name); {
+	case m.store.Shares.Tally(key).Jobs > 0:
+		return []string{key}
+	case any:
+		return m.store.Shares.Batches(owner, name)
+	}
+	return nil
+}
 
 // WaitBatch waits until all jobs of a batch have ended. It calls progress at first, after
 // changes, and at the end.
 func (m *Manager) WaitBatch(ctx context.Context, batch string, progress func(bus.WaitInfo) error) error {
 	changed, stop := m.store.Shares.Watch(batch)
 	defer stop()
-	poster, name := store.SplitBatch(batch)
 	w := &waiting{
 		tally:   func() store.Tally { return m.store.Shares.Tally(batch) },
-		matches: func(j *Job) bool { return j.Batch == name && j.Poster.Caller == poster },
+		matches: func(j *Job) bool { return j.BatchKey() == batch },
 	}
 	return wait(ctx, m, w, changed, func(struct{}) error { return nil }, progress)
 }

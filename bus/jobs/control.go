@@ -244,7 +244,7 @@ func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
 	return func(j *Job) bool {
 		state := m.State(j)
 		switch {
-		case state == Running || !matches(j.Function, state, j.Poster.Caller):
+		case state == Running || !matches(j.ID, j.Function, state, &j.Poster):
 			return false
 		case f.State == "" && !j.State.Finished():
 			return false

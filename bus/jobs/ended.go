@@ -37,7 +37,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 		t.unkept(&o, failed)
 	}
 	if !o.ok() {
-		o.cut(m.store.Spool, t.Caller)
+		o.cut(m.store.Spool, t.Poster.Key())
 	}
 	t.finish(o)
 }
@@ -61,10 +61,10 @@ func (t *Taken) unkept(o *outcome, failed error) {
 	o.never = errors.As(failed, new(*store.TooLargeError))
 	o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + Public(failed)}
 	t.out.Drop() // a part of it would take room, and help nobody
-	o.out = m.store.Spool.NewDraft(t.Caller)
+	o.out = m.store.Spool.NewDraft(t.Poster.Key())
 	if t.errOut.Failed != nil {
 		t.errOut.Drop()
-		o.stderr = m.store.Spool.NewDraft(t.Caller)
+		o.stderr = m.store.Spool.NewDraft(t.Poster.Key())
 	}
 	// It is not the job's fault, and there may be room again.
 	o.later = !o.never && t.job.Laters < maxUnkept && !t.job.AtMostOnce
@@ -278,7 +278,7 @@ func (e *ending) written(err error) {
 			m.store.Shares.Change(nil, b)
 			e.freed -= b.Input.Size
 		}
-		m.store.Shares.AddBytes(e.job.Poster.Caller, -e.freed)
+		m.store.Shares.AddBytes(e.job.Poster.Key(), -e.freed)
 	}
 	m.store.Spool.Remove(e.stale...)
 	a.leave(false)

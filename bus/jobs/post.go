@@ -65,7 +65,7 @@ func (m *Manager) Post(p *Post) (ID, error) {
 	if err := m.withRoom(func() error { return m.store.Shares.Take(nil, j) }); err != nil { // its input may come slowly
 		return ID{}, err
 	}
-	args, input := m.store.Spool.NewDraft(p.Poster.Caller), m.store.Spool.NewDraft(p.Poster.Caller)
+	args, input := m.store.Spool.NewDraft(p.Poster.Key()), m.store.Spool.NewDraft(p.Poster.Key())
 	input.Counts = true // to tell what can never fit from what has no room now
 	_, err := args.Write(p.Args)
 	digest, from := sha256.New(), p.Input

@@ -16,16 +16,16 @@ import (
 type Filter struct {
 	State    State
 	Function string // a glob
-	Owner    string // the poster's caller; "": anybody's
+	Owner    Owner  // the zero value: anybody's
 	Batch    string // the key of a batch; "": whether they are in one or not
 	Unended  bool   // of a batch: only those that have not ended
 }
 
 // compile returns which jobs match.
-func (f *Filter) compile() func(function string, state State, caller string) bool {
+func (f *Filter) compile() func(id ID, function string, state State, poster *Poster) bool {
 	glob, _ := wire.ParseOn(f.Function) // it works for any name
-	return func(function string, state State, caller string) bool {
-		return (f.State == "" || f.State == state) && (f.Owner == "" || f.Owner == caller) && glob.Match(function, "")
+	return func(id ID, function string, state State, poster *Poster) bool {
+		return (f.State == "" || f.State == state) && (f.Owner == Owner{} || f.Owner.Owns(id, poster)) && glob.Match(function, "")
 	}
 }
 
@@ -95,8 +95,8 @@ func (m *Manager) scan(ctx context.Context, f *Filter, after ID, back bool, visi
 				}
 				after = store.KeyID(k)
 				v := records.Get(after[:])
-				function, state, caller, ok := store.Peek(v)
-				if ok && matches(function, m.stateOf(after, State(state)), caller) && !visit(after, v) {
+				function, state, poster, ok := store.Peek(v)
+				if ok && matches(after, function, m.stateOf(after, state), &poster) && !visit(after, v) {
 					break
 				}
 			}
@@ -115,9 +115,9 @@ func (m *Manager) page(ctx context.Context, f *Filter, after ID, limit int) (lis
 	err = m.scan(ctx, f, after, false, func(id ID, record []byte) bool {
 		j, err := store.DecodeJob(id, record)
 		if err != nil {
-			function, state, caller, _ := store.Peek(record)
+			function, state, poster, _ := store.Peek(record)
 			end := endOfDamaged(err)
-			j = &Job{ID: id, Function: function, State: State(state), Poster: Poster{Caller: caller}, Last: &end}
+			j = &Job{ID: id, Function: function, State: state, Poster: poster, Last: &end}
 		}
 		list = append(list, j)
 		return len(list) < limit
@@ -250,7 +250,7 @@ var errLimit = errors.New("that is all")
 func (m *Manager) Info(j *Job, history bool) *bus.JobInfo {
 	now := m.store.Clock.Wall()
 	i := &bus.JobInfo{
-		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Posted: time.UnixMilli(j.Posted),
+		ID: j.ID.String(), Function: j.Function, State: j.State, Poster: j.Poster.Caller, Owner: j.Poster.Owner, Posted: time.UnixMilli(j.Posted),
 		Attempts: j.Attempts, Used: j.Used, Lost: j.Lost, Retries: j.Retries, Priority: j.Priority, Unique: j.Unique, UniqueFor: j.UniqueFor, Then: j.Then, Else: j.Else, Finally: j.Finally,
 		Timeout: j.Timeout, Keep: j.KeepTime().Seconds(), On: j.On, In: j.Input.Size + j.Taken, Out: j.Output.Size, Err: j.Stderr.Size,
 		Children: j.Children, AtMostOnce: j.AtMostOnce, Batch: j.Batch, Item: j.Item, ItemEncoding: j.ItemEncoding,

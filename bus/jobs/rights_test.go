@@ -10,12 +10,15 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/trust"
+
+	"github.com/oklog/ulid/v2"
 )
 
 // withTickets gives the node an authority.
@@ -121,6 +124,92 @@ func TestRightsOfPosts(t *testing.T) {
 	b.refused(ann, "f", `{"on":"["}`, "", 64, "glob")
 	if _, total := b.list(ann, `{}`); total != 3 {
 		t.Errorf("%d jobs are there", total)
+	}
+}
+
+// TestOwners: jobs, batches and unique keys belong to an owner, over restarts too. Another
+// of the same name has others, and is not shown the call of a job.
+func TestOwners(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	_, p := b.guest("ann", "*")
+	one, two := p, p // as if the first ticket of the name had expired
+	one.Owner, two.Owner = "ticket:ann@"+strings.Repeat("1", 32), "ticket:ann@"+strings.Repeat("2", 32)
+	first, second := b.dialAs("one", one), b.dialAs("two", two)
+	g := newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	const options = `{"unique":"k","batch":"b","delay":3600}`
+	ones, twos := b.post(first, "g", options, ""), b.post(second, "g", options, "")
+	if ones == twos || b.post(first, "g", options, "") != ones || b.post(second, "g", options, "") != twos {
+		t.Errorf("one key is of %s and %s", ones, twos)
+	}
+	then := func(c *bus.Client) {
+		t.Helper()
+		if e := call(c, "fbus.batch", args.JSON([]byte(`{"batch":"b","then":"h"}`)), ""); e.res.Status != 0 {
+			t.Errorf("fbus.batch: %+v", e.res)
+		}
+	}
+	then(first)
+	then(second)
+	runs := b.post(first, "f", "", "")
+	inv := await(t, "the job", g.started)
+	if inv.Caller != "ticket:ann" {
+		t.Errorf("it runs for %s", inv.Caller)
+	}
+	for c, n := range map[*bus.Client]int{first: 1, second: 0} {
+		if e := call(c, "fbus.calls", args.Args{}, ""); strings.Count(e.out, `"function":"f"`) != n {
+			t.Errorf("of one call %d is shown: %s", n, e.out)
+		}
+	}
+	if e := call(second, "fbus.cancel", args.List(inv.Call), ""); e.res.Status != 65 {
+		t.Errorf("the other cancels it: %+v", e.res)
+	}
+	g.release <- exit(0)
+	b.becomes(first, runs, jobs.Done)
+	if e := call(second, "fbus.cancel", args.JSON([]byte(`{"batch":"b"}`)), ""); !strings.Contains(e.out, twos) || strings.Contains(e.out, ones) {
+		t.Errorf("cancelled: %+v", e)
+	}
+	for range 2 {
+		for c, want := range map[*bus.Client][]string{first: {ones, runs}, second: {twos}} {
+			list, _ := b.list(c, `{}`)
+			list = slices.DeleteFunc(list, func(i bus.JobInfo) bool { return i.Function == "h" })
+			if len(list) != len(want) || list[0].ID != want[0] || list[0].Poster != "ticket:ann" || list[0].Owner == "" {
+				t.Errorf("%+v", list)
+			}
+		}
+		// The end of its batch has posted a job for the other.
+		if list, _ := b.list(second, `{"function":"h"}`); len(list) != 1 {
+			t.Errorf("its batch has ended: %+v", list)
+		}
+		if list, _ := b.list(first, `{"function":"h"}`); len(list) != 0 {
+			t.Errorf("its batch has not ended: %+v", list)
+		}
+		b.restart()
+		first, second = b.dialAs("one", one), b.dialAs("two", two)
+	}
+	if b.post(first, "g", options, "") != ones {
+		t.Error("its key is not known after a restart")
+	}
+}
+
+// TestEarlierJobs: a job of an earlier version, without an owner, belongs to the ticket of that name
+// if that was there when it was posted.
+func TestEarlierJobs(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, withTickets)
+	_, p := b.guest("ann", "*")
+	id := b.post(b.dialAs("then", p), "g", `{"delay":3600}`, "")
+	p.Owner = "ticket:ann@" + strings.Repeat("1", 32)
+	at := int64(ulid.MustParse(id).Time())
+	for since, n := range map[time.Time]int{{}: 0, time.UnixMilli(at): 1, time.UnixMilli(at + 1): 0} {
+		p.Since = since
+		c := b.dialAs("now", p)
+		if list, _ := b.list(c, `{}`); len(list) != n {
+			t.Errorf("since %v: %+v", since, list)
+		}
+		if e := call(c, "fbus.result", args.List(id, `{"wait":false}`), ""); strings.Contains(e.res.Message, "no such job") == (n == 1) {
+			t.Errorf("since %v: %+v", since, e.res)
+		}
 	}
 }
 

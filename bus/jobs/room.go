@@ -24,7 +24,7 @@ const (
 // oldResults finds old results.
 type oldResults struct {
 	mu    sync.Mutex          // protects lists; held while the store is read
-	lists map[string]*oldList // by poster; "": of all
+	lists map[string]*oldList // by the poster's key; "": of all
 }
 
 // oldList is the old results of a poster, the oldest first.
@@ -52,7 +52,7 @@ func (m *Manager) list(who string) *oldList {
 			l.found, l.more = l.found[:maxFound], true
 		}
 	}
-	err := m.scan(m.ctx, &Filter{Owner: who}, ID{}, false, func(id ID, record []byte) bool {
+	err := m.scan(m.ctx, &Filter{Owner: Owner{Key: who}}, ID{}, false, func(id ID, record []byte) bool {
 		e, ok := store.PeekEnded(record)
 		switch old := time.UnixMilli(e.Finished).Add(oldAge); {
 		case !ok || e.KeyUntil > m.store.Now():

@@ -19,7 +19,7 @@ type Taken struct {
 	ID       ID
 	Function string
 	On       string // glob of workers
-	Caller   string // the poster
+	Poster   Poster
 	Attempt  int    // from 1
 	Trace    string // as args.Trace has it
 	Origin   string // JSON: the job whose end posted this one; may be empty
@@ -157,14 +157,14 @@ func (t *Taken) prepare() (bool, error) {
 	}
 	t.read(j)
 	t.input, t.Args = input, data
-	t.Attempt, t.Caller, t.Kind = j.Attempts+1, j.Poster.Caller, args.Kind(j.Kind)
+	t.Attempt, t.Poster, t.Kind = j.Attempts+1, j.Poster, args.Kind(j.Kind)
 	t.Trace = j.Trace
 	t.HasInput, t.Timeout = j.HasInput, store.Seconds(j.Timeout)
 	if j.Origin != nil {
 		text, _ := json.Marshal(j.Origin)
 		t.Origin = string(text)
 	}
-	t.out, t.errOut = m.store.Spool.NewDraft(t.Caller), m.store.Spool.NewDraft(t.Caller)
+	t.out, t.errOut = m.store.Spool.NewDraft(j.Poster.Key()), m.store.Spool.NewDraft(j.Poster.Key())
 	t.out.Counts, t.errOut.Counts = true, true
 	t.out.Copies = m.store.Shares.Copies(j)
 	t.out.Beyond, t.errOut.Beyond = j.Sent(), j.Sent() // what was sent goes when it is done: see cut

@@ -198,7 +198,7 @@ func (m *Manager) gone(j *Job) {
 	if a != nil { // it was taken just before
 		m.unwant(errCancelledJob, a)
 	}
-	m.store.Shares.AddBytes(j.Poster.Caller, -j.Bytes())
+	m.store.Shares.AddBytes(j.Poster.Key(), -j.Bytes())
 	m.store.Spool.Remove(j.Files()...)
 	m.report(j.ID)
 	m.finished(j.ID)

@@ -13,6 +13,7 @@ type (
 	Job          = store.Job
 	State        = store.State
 	Poster       = store.Poster
+	Owner        = store.Owner
 	Options      = store.Options
 	End          = store.End
 	Try          = store.Try

@@ -180,16 +180,24 @@ func (c *call) appendName(dst []byte) []byte {
 // callerText names the caller in frames; the caller of a job is its poster.
 func (c *call) callerText() []byte {
 	if c.posted != nil {
-		return []byte(c.posted.job.Caller)
+		return []byte(c.posted.job.Poster.Caller)
 	}
 	return c.identity.nameText
 }
 
 func (c *call) caller() string {
 	if c.posted != nil {
-		return c.posted.job.Caller
+		return c.posted.job.Poster.Caller
 	}
 	return c.identity.name
+}
+
+// of reports whether a peer, or another connection of it, has made the call or posted its job.
+func (c *call) of(p *Peer) bool {
+	if c.posted != nil {
+		return p.posted(c.posted.job.ID, &c.posted.job.Poster)
+	}
+	return c.identity.name == p.Caller
 }
 
 func (c *call) job() string {

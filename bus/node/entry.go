@@ -117,6 +117,7 @@ func (n *Node) enter(a *arrival, nc *net.TCPConn, config *tls.Config) {
 	n.arriving.Add(1) // before it leaves the list of those that enter: a drain waits for either
 	a.end()
 	peer := Peer{Caller: id.Caller(), From: from, Rights: &id.Rights, Serial: id.Serial, Expires: id.Expires, Joining: id.Joining, identity: id, pulse: pulse, placed: true}
+	peer.Owner, peer.Since = ownerOfTicket(id)
 	n.serve(tc, peer, false)
 }
 
@@ -177,6 +178,7 @@ func (n *Node) Revoked(serials []string) {
 		gone[serial] = true
 	}
 	n.dismiss(args.CodeRevoked, "the ticket was revoked", func(p *Peer) bool { return gone[p.Serial] })
+	n.changes.ticket()
 	if n.cfg.Jobs != nil {
 		n.cfg.Jobs.Recheck()
 	}
@@ -280,7 +282,8 @@ func (n *Node) every(pause time.Duration, f func()) {
 
 // dismissExpired closes the connections of expired tickets.
 func (n *Node) dismissExpired() {
-	now := trust.Now().Round(0) // certificates end by the wall clock
+	now := trust.Now().Round(0)                 // certificates end by the wall clock
+	n.noteExpired(now.Add(-3*refreshTime), now) // twice is no harm
 	n.dismiss(args.CodeExpired, "the ticket has expired", func(p *Peer) bool { return !p.Expires.IsZero() && now.After(p.Expires) })
 }
 

@@ -20,6 +20,9 @@ func init() {
 	goneTime = GoneTime
 }
 
+// DismissExpired is what the node does every few seconds.
+func (n *Node) DismissExpired() { n.dismissExpired() }
+
 // OwnNames returns the names of the node's own functions.
 func OwnNames() (names []string) {
 	for _, o := range ownFunctions {

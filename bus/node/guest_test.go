@@ -31,13 +31,15 @@ type guests struct {
 	a    *trust.Authority
 	addr string
 	path string
-	root *raw // offers a and b, one slot each
+	dir  string // of the authority
+	root *raw   // offers a and b, one slot each
 	log  *calllog.Log
 }
 
 func newGuests(t *testing.T) *guests {
 	noLeaks(t)
-	a, err := trust.Open(trust.Options{Dir: filepath.Join(t.TempDir(), "net"), Network: "test"})
+	dir := filepath.Join(t.TempDir(), "net")
+	a, err := trust.Open(trust.Options{Dir: dir, Network: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +55,7 @@ func newGuests(t *testing.T) *guests {
 	}
 	t.Cleanup(m.Close)
 	n, path := start(t, node.Config{Gate: a, Authority: a, Log: j, Jobs: m})
-	g := &guests{t: t, n: n, a: a, addr: listenTCP(t, n), path: path, log: j, root: rawUnix(t, n, path).greet()}
+	g := &guests{t: t, n: n, a: a, addr: listenTCP(t, n), path: path, dir: dir, log: j, root: rawUnix(t, n, path).greet()}
 	g.root.offer("a", 1, 0)
 	g.root.offer("b", 1, 0)
 	return g

@@ -17,7 +17,7 @@ import (
 
 // poster returns the poster as the store keeps it with the job.
 func (n *Node) poster(p *Peer) jobs.Poster {
-	who := jobs.Poster{Caller: p.Caller, Serial: p.Serial, Groups: p.lent}
+	who := jobs.Poster{Caller: p.Caller, Owner: p.Owner, Serial: p.Serial, Groups: p.lent}
 	if _, ours := n.cfg.Gate.(*trust.Authority); p.Serial != "" && !ours {
 		who.Rights, who.Until = p.Rights.Words(), p.Expires.Unix()
 		if p.identity != nil {

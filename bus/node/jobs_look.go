@@ -36,7 +36,7 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 func (q *asked) filter(d *bus.JobQuery, all func(*Peer) bool) (f jobs.Filter, err error) {
 	f = jobs.Filter{State: jobs.State(d.State), Function: d.Function}
 	if !all(q.peer) {
-		f.Owner = q.peer.Caller
+		f.Owner = q.peer.owner()
 	}
 	if d.Batch != "" {
 		f.Batch, err = q.batch(d.Batch, all)
@@ -45,20 +45,27 @@ func (q *asked) filter(d *bus.JobQuery, all func(*Peer) bool) (f jobs.Filter, er
 }
 
 // batch finds a batch with jobs: NAME is the caller's, POSTER/NAME another's, for which the caller
-// needs the right to all.
+// needs the right to all. POSTER may be an owner.
 func (q *asked) batch(text string, all func(*Peer) bool) (string, error) {
-	poster, name := q.peer.Caller, text
+	own := q.peer.owner().Key
+	owner, name := own, text
 	if i := strings.LastIndexByte(text, '/'); i >= 0 {
-		poster, name = text[:i], text[i+1:]
+		if owner, name = text[:i], text[i+1:]; owner == q.peer.Caller {
+			owner = own
+		}
 	}
 	if !args.ValidName(name) {
 		return "", usageError("%s: invalid name of a batch %q", q.Function, args.Shown(text))
 	}
-	key := jobs.BatchKey(poster, name)
-	if poster != q.peer.Caller && !all(q.peer) || !q.node.cfg.Jobs.HasBatch(key) {
+	found := q.node.cfg.Jobs.Batches(owner, name, all(q.peer))
+	switch {
+	case len(found) == 1 && (owner == own || all(q.peer)):
+		return found[0], nil
+	case len(found) > 1:
+		return "", usageError("%s: %s is the name of several batches: the owner of their jobs, as in fbus jobs --json, distinguishes them", q.Function, args.Shown(text))
+	default:
 		return "", args.Errorf(args.CodeBadInput, "%s: no such batch", args.Shown(text)).WithHint("a batch is there while it has jobs: fbus jobs lists them")
 	}
-	return key, nil
 }
 
 // job finds a job of the caller's, or any if the caller has the right to all. One that is absent and
@@ -78,7 +85,7 @@ func (q *asked) job(ctx context.Context, text string, all func(*Peer) bool) (*jo
 	}
 	j, err := store.Get(id)
 	switch {
-	case err == nil && (all(p) || j.Poster.Caller == p.Caller):
+	case err == nil && (all(p) || p.posted(id, &j.Poster)):
 		return j, nil
 	case all(p) && !errors.Is(err, jobs.ErrNoJob):
 		return nil, err

@@ -24,6 +24,7 @@ type ownFunction struct {
 	everybody bool   // may be called whatever the caller's rights; it shows each caller no more than they may see
 	changes   bool   // changes something: a drain waits for its end
 	monitors  bool   // for those that may see what others do
+	relays    bool   // for those that may make calls for others, and nobody else
 	long      bool   // may take as long as it needs
 	waits     bool   // for something that others do: many such calls run at once
 	part      part
@@ -71,6 +72,7 @@ func init() {
 		{name: "fbus.invite", help: "make a ticket", arguments: "a JSON object", changes: true, part: ofTickets, serve: serveInvite},
 		{name: "fbus.join", help: "exchange an invitation for an identity", arguments: "a certificate request in PEM", changes: true, part: ofTickets, serve: serveJoin},
 		{name: "fbus.renew", help: "renew an identity", arguments: "a certificate request in PEM", everybody: true, changes: true, part: ofTickets, serve: serveRenew},
+		{name: "fbus.admit", help: "whose token that is, and what it allows", arguments: "a token", relays: true, part: ofTickets, serve: serveAdmit},
 		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: noArguments, part: ofTickets, serve: serveTickets},
 		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial", changes: true, part: ofTickets, serve: serveRevoke},
 	}
@@ -102,6 +104,12 @@ func ForAll(name string) bool {
 func monitors(name string) bool {
 	o := ownOf(name)
 	return o != nil && o.monitors
+}
+
+// relays reports whether that function is for those alone that may make calls for others.
+func relays(name string) bool {
+	o := ownOf(name)
+	return o != nil && o.relays
 }
 
 // class is one of two kinds of the node's own functions. Each has slots, of which an identity has its

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -22,6 +23,8 @@ type Peer struct {
 	From    string        // its address, over TCP
 	Rights  *trust.Rights // nil: everything, as the node's own user may
 	Serial  string        // of its certificate
+	Owner   string        // of its jobs: see [jobs.Poster.Key]; empty: Caller
+	Since   time.Time     // when its ticket was issued, before all renewals; zero: not known
 	Expires time.Time     // the connection ends then; zero: never
 	Joining bool          // holds an invitation, which it may exchange and nothing else
 	Lowered *trust.Rights // bounds the rights further, as the peer itself wants; nil: it does not
@@ -40,6 +43,8 @@ func (p *Peer) mayCall(name string) bool {
 	switch {
 	case p.Joining:
 		return name == "fbus.join"
+	case relays(name):
+		return p.relay()
 	case ForAll(name), monitors(name) && p.monitor():
 		return true
 	}
@@ -79,10 +84,46 @@ func (p *Peer) told(err error) string {
 }
 
 // owns reports whether the peer may end a call.
-func (p *Peer) owns(c *call) bool { return p.admin() || c.caller() == p.Caller }
+func (p *Peer) owns(c *call) bool { return p.admin() || c.of(p) }
 
 // watches reports whether the peer is shown a call.
-func (p *Peer) watches(c *call) bool { return p.monitor() || c.caller() == p.Caller }
+func (p *Peer) watches(c *call) bool { return p.monitor() || c.of(p) }
+
+// owner selects the jobs of the peer.
+func (p *Peer) owner() jobs.Owner {
+	o := jobs.Owner{Key: cmp.Or(p.Owner, p.Caller), Caller: p.Caller}
+	if !p.Since.IsZero() {
+		o.Since = p.Since.UnixMilli()
+	}
+	return o
+}
+
+// posted reports whether a job is the peer's.
+func (p *Peer) posted(id jobs.ID, who *jobs.Poster) bool {
+	o := p.owner()
+	return o.Owns(id, who)
+}
+
+// ownerOfTicket returns the owner of the jobs of a ticket's holder, and since when there is that
+// ticket. Renewals change neither.
+func ownerOfTicket(id *trust.Identity) (owner string, since time.Time) {
+	if id.First == "" { // of another PKI, whose names are its own affair
+		return "", time.Time{}
+	}
+	return id.Caller() + "@" + id.First, id.Since
+}
+
+// ownerOfRelayed returns the owner of the jobs that a relay posts for somebody: of the bearer of a
+// token, that token.
+func (n *Node) ownerOfRelayed(via *Peer, name string) string {
+	owner := via.owner().Key + "/" + name
+	if token, ok := strings.CutPrefix(name, "token:"); ok && n.cfg.Authority != nil {
+		if serial := n.cfg.Authority.TokenSerial(token); serial != "" {
+			owner += "@" + serial
+		}
+	}
+	return owner
+}
 
 // issuer returns who issues the tickets that the peer asks for.
 func (p *Peer) issuer() string {

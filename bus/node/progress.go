@@ -58,7 +58,7 @@ func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
 // administrators alone.
 func (q *asked) note(j *jobs.Job, i *bus.JobInfo, one bool) {
 	i.Note = q.whyWaits(j, i, one)
-	if j.Poster.Caller != q.peer.Caller && !q.peer.admin() {
+	if !q.peer.admin() && !q.peer.posted(j.ID, &j.Poster) {
 		i.Item, i.ItemEncoding = "", ""
 	}
 	if i.State != jobs.Running {

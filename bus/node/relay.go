@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"strings"
+	"time"
 
 	"fbus/bus/args"
 	"fbus/bus/jobs"
@@ -102,6 +103,7 @@ func (c *call) peer() Peer {
 	less := func(r *trust.Rights) *trust.Rights {
 		return &trust.Rights{Call: r.Call, Offer: r.Offer}
 	}
+	p.Owner, p.Since = c.node.ownerOfRelayed(&p, strings.TrimPrefix(c.identity.name, p.Caller+"/")), time.Time{}
 	p.Caller = c.identity.name
 	if p.Rights == nil {
 		p.Rights = &trust.Rights{Call: []string{"*"}, Offer: []string{"*"}}

@@ -317,6 +317,45 @@ func TestRelayedJob(t *testing.T) {
 	}
 }
 
+// TestRelayedToken: the jobs of a token's bearer belong to that token. The bearer of another one of that
+// name, and anybody whom a relay calls so without a token, has others.
+func TestRelayedToken(t *testing.T) {
+	g := newGuests(t)
+	root := &asker{raw: g.root}
+	p := g.relay("gw", "call:*")
+	id := uint64(0)
+	says := func(function string, words ...string) string {
+		id++
+		return p.says(as("token:ci", wordsFrame(id, function, words...)))
+	}
+	var all []string
+	for n := range 4 { // without one, with one, with none again, with another one
+		switch n {
+		case 1, 3:
+			root.token("ci")
+		case 2:
+			root.asks("fbus.revoke", "ci")
+		}
+		for _, job := range all {
+			theirs := n == 2 && job == all[0]
+			if got := says("fbus.jobs", `{"batch":"b"}`); strings.Contains(got, job) != theirs {
+				t.Errorf("%d: job %s is in its batch, %t: %s", n, job, !theirs, got)
+			}
+			if got := says("fbus.result", job, `{"wait":false}`); strings.Contains(got, "no such job") == theirs {
+				t.Errorf("%d: %s", n, got)
+			}
+		}
+		job := strings.TrimSpace(says("fbus.post", "nosuch", `{"batch":"b","unique":"k"}`))
+		if n > 0 && (n == 2) != (job == all[0]) {
+			t.Errorf("%d: the key is of %s, and the jobs are %s", n, job, all)
+		}
+		if got := says("fbus.jobs"); !strings.Contains(got, `"poster":"ticket:gw/token:ci"`) || !strings.Contains(got, job) {
+			t.Errorf("%d: %s", n, got)
+		}
+		all = append(all, job)
+	}
+}
+
 // TestRelayedIDs: the id that a relay gives is shown with the call, and the node's own ends it.
 func TestRelayedIDs(t *testing.T) {
 	g := newGuests(t)

@@ -253,7 +253,7 @@ func (s *shelf) Ended(t *jobs.Taken, end jobs.End) {
 
 // post adds a job of f.
 func (s *shelf) post(r *rand.Rand) *jobs.Taken {
-	t := &jobs.Taken{ID: jobs.ID{1: byte(r.IntN(256)), 2: byte(r.IntN(256)), 3: byte(r.IntN(256)), 4: 1}, Caller: "uid:7", Attempt: 1, Input: []byte("job"), Stdout: io.Discard, Stderr: io.Discard}
+	t := &jobs.Taken{ID: jobs.ID{1: byte(r.IntN(256)), 2: byte(r.IntN(256)), 3: byte(r.IntN(256)), 4: 1}, Poster: jobs.Poster{Caller: "uid:7"}, Attempt: 1, Input: []byte("job"), Stdout: io.Discard, Stderr: io.Discard}
 	if r.IntN(4) == 0 {
 		t.Rest = strings.NewReader(strings.Repeat("x", r.IntN(100000)))
 	}

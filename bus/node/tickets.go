@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"slices"
@@ -18,17 +19,22 @@ func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	var d bus.Invitation
 	if q.Kind != args.KindJSON || q.document(&d) != nil {
-		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, ttl, reusable, uses, ephemeral, addresses")
+		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, ttl, reusable, uses, ephemeral, addresses")
+	}
+	request := trust.Request{
+		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral,
+	}
+	if d.Token {
+		return q.issueToken(request)
 	}
 	if len(d.Addresses) == 0 {
 		if d.Addresses = n.addresses(); len(d.Addresses) == 0 {
 			return lacks(p, "this node does not listen on TCP", n.cfg.NoTCP)
 		}
 	}
-	t, err := n.cfg.Authority.Issue(p.issuer(), trust.Request{
-		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},
-		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral,
-	})
+	request.Addresses = d.Addresses
+	t, err := n.cfg.Authority.Issue(p.issuer(), request)
 	if err != nil {
 		return err
 	}
@@ -39,6 +45,43 @@ func serveInvite(_ context.Context, q *asked) error {
 	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventInvited, Caller: p.Caller, From: p.From, Name: t.Name, Serial: t.Serial, Message: t.Rights.String()})
 	q.out.Write(text)
 	q.node.changes.ticket()
+	return nil
+}
+
+// issueToken makes a token and answers with it and its rights.
+func (q *asked) issueToken(request trust.Request) error {
+	n, p := q.node, q.peer
+	text, r, err := n.cfg.Authority.IssueToken(p.issuer(), request)
+	if err != nil {
+		return err
+	}
+	n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventInvited, Caller: p.Caller, From: p.From, Name: r.Name, Serial: r.Serial, Message: "token, " + r.Rights.String()})
+	info := tokenInfo(&r)
+	info.Token = text
+	q.line(info)
+	n.changes.ticket()
+	return nil
+}
+
+func tokenInfo(r *trust.Record) bus.TokenInfo {
+	return bus.TokenInfo{Kind: r.Kind, Name: r.Name, Caller: "token:" + r.Name, Serial: r.Serial, Rights: r.Rights, Expires: r.Expires}
+}
+
+// serveAdmit answers whose token a relay was given.
+func serveAdmit(_ context.Context, q *asked) error {
+	text := q.Head()
+	if q.Kind != args.KindRaw {
+		words, err := q.words(1, 1, "one argument: a token")
+		if err != nil {
+			return err
+		}
+		text = []byte(words[0])
+	}
+	r, err := q.node.cfg.Authority.Token(string(bytes.TrimSpace(text)), q.peer.From)
+	if err != nil {
+		return err
+	}
+	q.line(tokenInfo(r))
 	return nil
 }
 
@@ -108,6 +151,14 @@ func serveTickets(_ context.Context, q *asked) error {
 		q.line(bus.TicketInfo{Record: r, Connected: connected[r.Serial]})
 	}
 	return nil
+}
+
+// noteExpired has those that watch the node see that tokens have expired. last is when it was called
+// before.
+func (n *Node) noteExpired(last, now time.Time) {
+	if n.changes.watchers.Load() > 0 && n.cfg.Authority != nil && n.cfg.Authority.TokenExpired(last, now) {
+		n.changes.ticket()
+	}
 }
 
 // dropAbsent removes ephemeral identities that were disconnected for too long.

@@ -8,6 +8,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/jobs"
+	"fbus/bus/trust"
 )
 
 const (
@@ -235,7 +236,7 @@ func (w *watcher) jobByID(id jobs.ID) error {
 	store := w.node.cfg.Jobs
 	j, err := store.Get(id)
 	switch {
-	case err == nil && (w.peer.monitor() || j.Poster.Caller == w.peer.Caller):
+	case err == nil && (w.peer.monitor() || w.peer.posted(id, &j.Poster)):
 		return w.job(j, store.Info(j, false))
 	case err != nil && w.peer.monitor():
 		return w.put(jobGone{bus.Change{Type: "job", Gone: true}, id.String()})
@@ -243,10 +244,10 @@ func (w *watcher) jobByID(id jobs.ID) error {
 	return w.ctx.Err()
 }
 
-// ticketLines sends the tickets that have changed, to administrators.
+// ticketLines sends the tickets that have changed: to administrators all, to relays tokens.
 func (w *watcher) ticketLines() error {
 	a := w.node.cfg.Authority
-	if !w.wants("ticket") || !w.peer.admin() || a == nil {
+	if !w.wants("ticket") || !w.peer.admin() && !w.peer.relay() || a == nil {
 		return nil
 	}
 	records, err := a.Tickets()
@@ -254,9 +255,13 @@ func (w *watcher) ticketLines() error {
 		return err
 	}
 	connected := w.node.connected()
+	now := trust.Now()
 	for _, r := range records {
+		if r.Kind != trust.Token && !w.peer.admin() {
+			continue
+		}
 		before := w.out.Len()
-		w.line(ticketChange{bus.Change{Type: "ticket"}, bus.TicketInfo{Record: r, Connected: connected[r.Serial]}})
+		w.line(ticketChange{bus.Change{Type: "ticket", Gone: !r.Live(now)}, bus.TicketInfo{Record: r, Connected: connected[r.Serial]}})
 		sum := maphash.Bytes(w.seed, w.out.Bytes()[before:])
 		if w.tickets[r.Serial] == sum {
 			w.out.Truncate(before)

@@ -42,8 +42,8 @@ type Then struct {
 	Gone     Tally   `json:"gone,omitzero"`    // jobs of the batch that were deleted since
 }
 
-// SplitBatch returns the poster and the name in the key of a batch.
-func SplitBatch(key string) (poster, name string) {
+// SplitBatch returns the owner and the name in the key of a batch.
+func SplitBatch(key string) (owner, name string) {
 	i := strings.LastIndexByte(key, 0)
 	return key[:max(i, 0)], key[i+1:]
 }
@@ -124,10 +124,10 @@ func (s *Store) relist(db *bolt.DB) error {
 			if batch == "" {
 				return nil
 			}
-			_, state, caller, _ := Peek(record)
-			key := inBatch(BatchKey(caller, batch), KeyID(k))
+			_, state, poster, _ := Peek(record)
+			key := inBatch(BatchKey(poster.Key(), batch), KeyID(k))
 			err := t.Put(BucketBatch, key, nil)
-			if err == nil && !State(state).Finished() {
+			if err == nil && !state.Finished() {
 				err = t.Put(BucketUnended, key, nil)
 			}
 			return err

@@ -49,7 +49,7 @@ func (s *Store) inspect(path string) (*contents, error) {
 					c.last = KeyID(k)
 					if batchOf(sealed) != "" {
 						batched++
-						if _, state, _, _ := Peek(sealed); !State(state).Finished() {
+						if _, state, _, _ := Peek(sealed); !state.Finished() {
 							unended++
 						}
 					}

@@ -253,7 +253,7 @@ func (s *Store) survey(db *bolt.DB, c *contents) error {
 				s.Shares.AddBytes("", st.Size())
 			}
 		}
-		return t.Thens(func(_ string, then *Then) { s.Shares.Owes(then.Poster.Caller) })
+		return t.Thens(func(_ string, then *Then) { s.Shares.Owes(then.Poster.Key()) })
 	})
 	s.mu.Lock()
 	s.idTime = max(s.idTime, c.last.Time()+1)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -68,11 +69,42 @@ const (
 // Poster is the identity that posted a job; the job runs with its rights.
 type Poster struct {
 	Caller string   `json:"caller"`           // "uid:0", "ticket:ci": FBUS_CALLER
+	Owner  string   `json:"owner,omitempty"`  // of the job, if that is not the caller: see Key
 	Serial string   `json:"serial,omitempty"` // of the ticket
 	Groups []int    `json:"groups,omitempty"` // of a user of this machine, beside those of its account
 	Rights []string `json:"rights,omitempty"` // of a certificate of another authority
 	Until  int64    `json:"until,omitempty"`  // when that expires, in seconds of the date
 	Issuer string   `json:"issuer,omitempty"` // of that certificate
+}
+
+// Key names the owner of the poster's jobs, batches and unique keys. Of a ticket it is
+// "ticket:NAME@SERIAL", with the serial that its holder had first: another ticket of that name
+// has another owner.
+func (p *Poster) Key() string { return cmp.Or(p.Owner, p.Caller) }
+
+// Owner selects the jobs of an owner. The zero value selects all jobs.
+type Owner struct {
+	Key string // as of Poster.Key
+	// A job of an earlier version of fbus has no owner. It belongs to the caller of that name
+	// if it was posted after Since, in milliseconds of the date; 0: it does not.
+	Caller string
+	Since  int64
+}
+
+// Owns reports whether a job is the owner's.
+func (o *Owner) Owns(id ID, p *Poster) bool {
+	return p.Key() == o.Key || p.Owner == "" && p.Caller == o.Caller && o.Since > 0 && int64(id.Time()) >= o.Since
+}
+
+// callerOf returns the caller in the key of an owner, which has no serials.
+func callerOf(key string) string {
+	parts := strings.Split(key, "/")
+	for i, p := range parts {
+		if at := len(p) - 33; at >= 0 && p[at] == '@' {
+			parts[i] = p[:at]
+		}
+	}
+	return strings.Join(parts, "/")
 }
 
 // Options are the options of a post.
@@ -200,22 +232,22 @@ func KeyID(key []byte) (id ID) {
 
 func DataKey(id ID, part byte) []byte { return append(id[:], part) }
 
-// BatchKey is the key of a batch: it belongs to a poster.
-func BatchKey(poster, name string) string { return poster + "\x00" + name }
+// BatchKey is the key of a batch, with that of its owner.
+func BatchKey(owner, name string) string { return owner + "\x00" + name }
 
 // BatchKey is the key of the batch that the job is in, "" if there is none.
 func (j *Job) BatchKey() string {
 	if j.Batch == "" {
 		return ""
 	}
-	return BatchKey(j.Poster.Caller, j.Batch)
+	return BatchKey(j.Poster.Key(), j.Batch)
 }
 
 // inBatch is the key of a job in the lists of a batch.
 func inBatch(batch string, id ID) []byte { return append([]byte(batch+"\x00"), id[:]...) }
 
 func (j *Job) UniqueKey() []byte {
-	return []byte(j.Poster.Caller + "\x00" + j.Function + "\x00" + j.Unique)
+	return []byte(j.Poster.Key() + "\x00" + j.Function + "\x00" + j.Unique)
 }
 
 // castagnoli builds its tables at first use: that takes 0.15 ms, which every fbus call
@@ -269,23 +301,43 @@ func DecodeJob(id ID, value []byte) (*Job, error) {
 }
 
 // Peek reads the first fields of a record, so that a list of many jobs need not decode
-// them all.
-func Peek(value []byte) (function, state, caller string, ok bool) {
+// them all. Of the poster it reads caller and owner.
+func Peek(value []byte) (function string, state State, poster Poster, ok bool) {
 	rest := value[min(4, len(value)):]
 	for _, part := range []struct {
 		before string
 		into   *string
-	}{{`{"function":"`, &function}, {`,"state":"`, &state}, {`,"poster":{"caller":"`, &caller}} {
+	}{{`{"function":`, &function}, {`,"state":`, (*string)(&state)}, {`,"poster":{"caller":`, &poster.Caller}} {
 		if rest, ok = bytes.CutPrefix(rest, []byte(part.before)); !ok {
 			return
 		}
-		var text []byte
-		if text, rest, ok = bytes.Cut(rest, []byte(`"`)); !ok {
+		if *part.into, rest, ok = peekText(rest); !ok {
 			return
 		}
-		*part.into = string(text)
+	}
+	if owner, has := bytes.CutPrefix(rest, []byte(`,"owner":`)); has {
+		poster.Owner, _, ok = peekText(owner)
 	}
 	return
+}
+
+// peekText returns the JSON string that rest begins with, and what follows it.
+func peekText(rest []byte) (text string, after []byte, ok bool) {
+	plain := true
+	for i := 1; i < len(rest); i++ {
+		switch rest[i] {
+		case '\\':
+			plain = false
+			i++
+		case '"':
+			if plain {
+				return string(rest[1:i]), rest[i+1:], true
+			}
+			err := json.Unmarshal(rest[:i+1], &text)
+			return text, rest[i+1:], err == nil
+		}
+	}
+	return "", nil, false
 }
 
 // Ended holds the fields that decide whether the result of a job may be deleted for its room.
@@ -298,7 +350,7 @@ type Ended struct {
 // PeekEnded reads that of a record. It returns false for a job that is kept in any case.
 func PeekEnded(record []byte) (e Ended, ok bool) {
 	_, state, _, ok := Peek(record)
-	if !ok || State(state) != Done && State(state) != Cancelled {
+	if !ok || state != Done && state != Cancelled {
 		return e, false
 	}
 	e.Finished, e.KeyUntil, e.Bytes = peekNumber(record, `,"finished":`), peekNumber(record, `,"key_until":`), peekBytes(record)

@@ -205,7 +205,10 @@ func (w *salvage) addLost() {
 		w.lost = append(w.lost, id)
 		w.carried[id] = true
 		j := &Job{ID: id, Function: w.known[id], State: Dead, Posted: int64(id.Time()), Finished: int64(id.Time())}
-		j.Poster.Caller, j.Batch = SplitBatch(w.batches[id])
+		owner, batch := SplitBatch(w.batches[id])
+		if j.Poster.Caller, j.Batch = callerOf(owner), batch; owner != j.Poster.Caller {
+			j.Poster.Owner = owner
+		}
 		j.Last = &End{Source: "fbus", Status: 70, Code: "damaged", Message: "its record was lost in a damaged store"}
 		if w.err == nil {
 			w.step(w.t.Enter(j))

@@ -24,7 +24,8 @@ func (h *Held) add(n Held) {
 	h.Jobs, h.Owed, h.Bytes, h.Unended = h.Jobs+n.Jobs, h.Owed+n.Owed, h.Bytes+n.Bytes, h.Unended+n.Unended
 }
 
-// Shares counts what jobs take, in all and for each poster, and bounds both. A poster may
+// Shares counts what jobs take, in all and for each poster, and bounds both. A poster is known
+// by its key. It may
 // take a quarter of MaxJobs and of MaxBytes while others have jobs, and never more than
 // it leaves free. So no number of posters fills the store. Root and the node's own user may
 // take all.
@@ -83,7 +84,7 @@ func (j *Job) PostsBack() (n int64) {
 func (s *Shares) Take(old, j *Job) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	who, more := j.Poster.Caller, Held{Owed: j.PostsBack()}
+	who, more := j.Poster.Key(), Held{Owed: j.PostsBack()}
 	if old == nil {
 		more.Jobs = 1
 	}
@@ -91,13 +92,13 @@ func (s *Shares) Take(old, j *Job) error {
 	if h := s.of[who]; err == nil && h.lines[j.QueueKey()] == 0 {
 		switch {
 		case j.HasGlob() && h.globs >= maxGlobs:
-			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", who, maxGlobs), Live: true}
+			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", callerOf(who), maxGlobs), Live: true}
 		case !unshared(who) && len(h.lines) >= maxLines:
-			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", who, maxLines), Live: true}
+			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", callerOf(who), maxLines), Live: true}
 		}
 	}
 	if h := s.of[who]; err == nil && j.Batch != "" && !unshared(who) && len(h.batches) >= maxBatches && h.batches[j.Batch] == (Tally{}) {
-		err = &FullError{What: fmt.Sprintf("too many batches of %s (limit %d)", who, maxBatches), Of: who}
+		err = &FullError{What: fmt.Sprintf("too many batches of %s (limit %d)", callerOf(who), maxBatches), Of: who}
 	}
 	if err == nil {
 		s.count(old, -1)
@@ -110,8 +111,20 @@ func (s *Shares) Take(old, j *Job) error {
 func (s *Shares) Tally(batch string) Tally {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	poster, name := SplitBatch(batch)
-	return s.of[poster].batches[name]
+	owner, name := SplitBatch(batch)
+	return s.of[owner].batches[name]
+}
+
+// Batches returns the keys of the batches with that name of all owners with that caller.
+func (s *Shares) Batches(caller, name string) (keys []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for owner, h := range s.of {
+		if h.batches[name].Jobs > 0 && callerOf(owner) == caller {
+			keys = append(keys, BatchKey(owner, name))
+		}
+	}
+	return keys
 }
 
 // Watch returns a channel that receives after a tally has changed, until stop is called.
@@ -177,7 +190,7 @@ func (s *Shares) count(j *Job, n int64) {
 	if j.Batch != "" {
 		s.countBatch(j, int(n))
 	}
-	s.add(j.Poster.Caller, more, lines...)
+	s.add(j.Poster.Key(), more, lines...)
 }
 
 // countBatch counts a job in its batch. s.mu is held.
@@ -185,10 +198,10 @@ func (s *Shares) countBatch(j *Job, n int) {
 	if s.of == nil {
 		s.of = map[string]holding{}
 	}
-	h := s.of[j.Poster.Caller]
+	h := s.of[j.Poster.Key()]
 	if h.batches == nil {
 		h.batches = map[string]Tally{}
-		s.of[j.Poster.Caller] = h
+		s.of[j.Poster.Key()] = h
 	}
 	t := h.batches[j.Batch]
 	t.Add(j.State, n)
@@ -274,7 +287,7 @@ func (s *Shares) MostBytes(who string) int64 {
 // Copies returns how many times more the output of a job counts, since each postback may
 // get it as its input. So no poster exceeds its share with postbacks.
 func (s *Shares) Copies(j *Job) int64 {
-	if unshared(j.Poster.Caller) {
+	if unshared(j.Poster.Key()) {
 		return 0
 	}
 	return j.PostsBack()
@@ -298,7 +311,7 @@ func (s *Shares) refuseJobs(who string, more Held) error {
 	h := s.of[who]
 	most, left := s.most(who, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
 	if h.Jobs+h.Owed+more.Jobs+more.Owed > most {
-		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", who, most), Of: who, Left: left}
+		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", callerOf(who), most), Of: who, Left: left}
 	}
 	return nil
 }
@@ -311,7 +324,7 @@ func (s *Shares) refuseBytes(who string, n, beyond int64) error {
 	h := s.of[who]
 	most, left := s.most(who, s.MaxBytes, s.all.Bytes-h.Bytes)
 	if !unshared(who) && h.Bytes+n > most+beyond {
-		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", who, most), Of: who, Left: left}
+		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", callerOf(who), most), Of: who, Left: left}
 	}
 	return nil
 }
@@ -365,8 +378,8 @@ func batchOf(record []byte) string {
 // read counts a record of the store with its payloads. It decodes as little as it can: it
 // is called for all jobs at each start.
 func (s *Shares) read(id ID, sealed []byte) {
-	function, state, who, ok := Peek(sealed)
-	j := &Job{Function: function, State: State(state), Poster: Poster{Caller: who}, Options: Options{Batch: batchOf(sealed)}}
+	function, state, poster, ok := Peek(sealed)
+	j := &Job{Function: function, State: state, Poster: poster, Options: Options{Batch: batchOf(sealed)}}
 	for _, option := range []string{`,"on":"`, `,"then":"`, `,"else":"`, `,"finally":"`} {
 		ok = ok && (j.State.Finished() || !bytes.Contains(sealed, []byte(option)))
 	}
@@ -376,5 +389,5 @@ func (s *Shares) read(id ID, sealed []byte) {
 		}
 	}
 	s.count(j, 1)
-	s.add(j.Poster.Caller, Held{Bytes: peekBytes(sealed)})
+	s.add(j.Poster.Key(), Held{Bytes: peekBytes(sealed)})
 }

@@ -57,7 +57,7 @@ type Draft struct {
 	growth growth
 }
 
-// NewDraft begins a part of a job of that poster.
+// NewDraft begins a part of a job of the poster with that key.
 func (s *Spool) NewDraft(poster string) *Draft {
 	return &Draft{spool: s, evict: s.Evict, poster: poster}
 }
@@ -86,7 +86,7 @@ func (p *Draft) Write(b []byte) (n int, err error) {
 // TooLarge returns an error if there can never be room for the part and so many bytes more.
 func (p *Draft) TooLarge(more int64) error {
 	if most := p.spool.shares.MostBytes(p.poster); p.Wanted()+more > most {
-		return &TooLargeError{Who: p.poster, Most: most}
+		return &TooLargeError{Who: callerOf(p.poster), Most: most}
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ var flagGroups = []group{
 	{"A PKI of your own", "tls-cert tls-key tls-ca tls-crl"},
 	{"Bounds", "queue max-buffers max-connections max-per-ticket max-jobs max-spool"},
 	{"What it allows", "invite/call invite/offer monitor relay admin"},
-	{"Who uses it, and how long", "name ttl reusable uses ephemeral address"},
+	{"Who uses it, and how long", "name ttl token reusable uses ephemeral address"},
 	{"Functions and settings", "config trust-owner offer check"},
 	{"Which jobs", "state function batch dead older limit"},
 	{"Which entries", "tickets/all event last follow"},

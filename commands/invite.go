@@ -48,6 +48,11 @@ until it was disconnected for an hour; a reusable ticket gives access until --tt
   fbus invite --offer 'resize*' | ssh gpu-box fbus join -
   fbus invite --offer 'resize*' --name farm --uses 20 --ephemeral -o farm.ticket
   fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
+  token=$(fbus invite --token --call 'resize*' --name web --ttl 90d)
+
+A --token is for HTTP and the like: a line of text that its holder sends to a gateway, which
+asks the node what it allows. It is printed this once; the node keeps its SHA-256. Its holder
+cannot connect with it, and it allows --call and --monitor alone.
 
 A GLOB matches names of functions: * any characters, ? one character, [a-z] one of a
 class. No glob matches the node's own functions (fbus.…): --admin allows those, and --monitor
@@ -58,9 +63,10 @@ the ones that show what others do.`,
 			&cli.BoolFlag{Name: "admin", Usage: "may administer the node: invite, revoke, see and cancel all calls", Destination: &o.ticket.Admin, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "monitor", Usage: "may see functions, calls, jobs, log and metrics of everybody, but nothing of what is sent", Destination: &o.ticket.Monitor, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "relay", Usage: "may make calls for others: programs see ticket:NAME/CALLER, and the holder answers for CALLER", Destination: &o.ticket.Relay, DisableDefaultText: true},
-			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable", Value: &o.ttl},
+			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable or a token", Value: &o.ttl},
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.ticket.Name},
 			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{list: &o.ticket.Addresses}},
+			&cli.BoolFlag{Name: "token", Usage: "a bearer token for a gateway, and no ticket: it is printed once, alone", Destination: &o.ticket.Token, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "reusable", Usage: "for any number of users, without fbus join", Destination: &o.ticket.Reusable, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "uses", Usage: "`N` machines may join with it, each with an identity of its own; default 1", Value: &o.uses},
 			&cli.BoolFlag{Name: "ephemeral", Usage: "a machine that joins with it goes when it was disconnected for an hour", Destination: &o.ticket.Ephemeral, DisableDefaultText: true},
@@ -97,6 +103,21 @@ func (o *inviteOptions) check() error {
 	}
 	if o.ttl.set && o.ttl.d < trust.MinTTL {
 		return usage("--ttl must be at least %s, not %s", formatDuration(trust.MinTTL), formatDuration(o.ttl.d))
+	}
+	if o.ticket.Token {
+		const rights, use = "it allows --call and --monitor alone", "it is sent to a gateway as it is, and nobody joins with it"
+		for _, f := range []struct {
+			name string
+			set  bool
+			why  string
+		}{
+			{"offer", len(o.ticket.Offer) > 0, rights}, {"admin", o.ticket.Admin, rights}, {"relay", o.ticket.Relay, rights},
+			{"reusable", o.ticket.Reusable, use}, {"uses", o.uses.set, use}, {"ephemeral", o.ticket.Ephemeral, use}, {"address", len(o.ticket.Addresses) > 0, use},
+		} {
+			if f.set {
+				return usage("--token and --%s exclude each other: a token is for a gateway's clients; %s", f.name, f.why).WithHint("without --token this is a ticket")
+			}
+		}
 	}
 	switch {
 	case o.uses.set && o.uses.n < 1:
@@ -138,43 +159,87 @@ func invite(o *inviteOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	text, err := o.look.call("fbus.invite", args.JSON(document))
+	answer, err := o.look.call("fbus.invite", args.JSON(document))
 	if err != nil {
 		out.remove()
 		return err
 	}
-	if err := out.write(text, stderr); err != nil {
+	made := readInvited(answer, q.Token)
+	if made.text == nil {
 		out.remove()
-		return o.takeBack(text, err)
+		return fail(args.CodeInternal, "the node's answer is not a token: %v", made.err)
+	}
+	if err := out.write(made.text, stderr); err != nil {
+		out.remove()
+		return o.takeBack(&made, err)
 	}
 	if !o.look.quiet {
-		for line := range strings.SplitSeq(describeTicket(text, o.output), "\n") {
+		for line := range strings.SplitSeq(made.describe(o.output), "\n") {
 			say(stderr, line)
 		}
 	}
 	return nil
 }
 
-// takeBack revokes a ticket that could not be written. Nobody has it, and it would stay
+// invited is a ticket or a token that was issued.
+type invited struct {
+	text         []byte // for its holder
+	kind         string
+	name, serial string
+	token        *bus.TokenInfo // nil: a ticket
+	err          error          // of reading the answer
+}
+
+// readInvited reads the answer of fbus.invite. A ticket is passed on even if it cannot be read.
+func readInvited(answer []byte, token bool) invited {
+	if !token {
+		t, err := trust.ParseTicket(answer)
+		if err != nil {
+			return invited{text: answer, kind: "ticket", err: err}
+		}
+		return invited{text: answer, kind: "ticket", name: t.Name, serial: t.Serial}
+	}
+	made := invited{kind: "token", err: errors.New("it has no token")}
+	if list, err := decodeLines[bus.TokenInfo](answer); err != nil {
+		made.err = err
+	} else if len(list) == 1 && list[0].Token != "" {
+		t := list[0]
+		made = invited{text: []byte(t.Token + "\n"), kind: "token", name: t.Name, serial: t.Serial, token: &t}
+	}
+	return made
+}
+
+// takeBack revokes a ticket or token that could not be written. Nobody has it, and it would stay
 // valid until its expiry.
-func (o *inviteOptions) takeBack(text []byte, unwritten error) error {
+func (o *inviteOptions) takeBack(made *invited, unwritten error) error {
 	f := *explain(unwritten)
-	t, err := trust.ParseTicket(text)
-	if err != nil {
-		f.Message += "; the node's answer cannot be read: " + err.Error()
+	if made.err != nil {
+		f.Message += "; the node's answer cannot be read: " + made.err.Error()
 		f.Hint = "fbus tickets shows whether there is a ticket that nobody holds"
 		return &f
 	}
-	if _, err := o.look.ask("fbus.revoke", t.Serial); err != nil {
-		f.Message += fmt.Sprintf("; ticket %s was issued but not written, and could not be revoked: %s", t.Name, explain(err).Message)
-		f.Hint = join("fbus", "revoke", t.Serial)
+	if _, err := o.look.ask("fbus.revoke", made.serial); err != nil {
+		f.Message += fmt.Sprintf("; %s %s was issued but not written, and could not be revoked: %s", made.kind, made.name, explain(err).Message)
+		f.Hint = join("fbus", "revoke", made.serial)
 		if o.look.node != "" {
-			f.Hint = join("fbus", "revoke", "--node", o.look.node, t.Serial)
+			f.Hint = join("fbus", "revoke", "--node", o.look.node, made.serial)
 		}
 		return &f
 	}
-	f.Message += fmt.Sprintf("; ticket %s was revoked", t.Name)
+	f.Message += fmt.Sprintf("; %s %s was revoked", made.kind, made.name)
 	return &f
+}
+
+// describe describes the rights, and the next step. file is what it was written to.
+func (made *invited) describe(file string) string {
+	switch t := made.token; {
+	case made.err != nil:
+		return "the node's answer cannot be read: " + made.err.Error()
+	case t != nil:
+		return fmt.Sprintf("token %s: %s; until %s; a gateway takes it: Authorization: Bearer TOKEN\nit is not shown again; fbus revoke %s ends it",
+			t.Name, t.Rights, t.Expires.Local().Format("2006-01-02 15:04 MST"), t.Name)
+	}
+	return describeTicket(made.text, file)
 }
 
 // describeTicket describes a ticket's rights and its next step.

@@ -96,12 +96,13 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 			return usage("--no-tcp cannot be used: the service manager listens at %s", d.listeners[0].Addr())
 		}
 		d.closed = fail(args.CodeUsage, "it was started with --no-tcp").WithHint("start it without --no-tcp; --listen HOST:PORT chooses where it listens")
-		d.noTickets = d.closed
-		// Tickets can still be listed and revoked: after a leak a node may be taken off the
-		// network first.
-		if home, err := find.HomeDir(); err == nil && trust.Founded(filepath.Join(home, "networks", network)) {
-			if err := d.openGate(network, warn); err != nil {
-				d.noTickets = err
+		// Tokens are made, and tickets can still be listed and revoked: after a leak a node may be
+		// taken off the network first.
+		home, err := find.HomeDir()
+		founded := err == nil && trust.Founded(filepath.Join(home, "networks", network))
+		if err := d.openGate(network, warn); err != nil {
+			d.noTickets = err
+			if founded {
 				warn("tickets cannot be listed or revoked: %s", explain(err).Message)
 			}
 		}

@@ -18,20 +18,21 @@ func ticketsCommand() *cli.Command {
 	o := &lookOptions{}
 	all := false
 	return &cli.Command{
-		Usage:     "list the tickets that were issued",
+		Usage:     "list the tickets and tokens that were issued",
 		UsageText: "tickets [flags]",
 		Description: `A ticket's holder may connect until it expires or is revoked. An invitation that was
 used is listed as the identity it was exchanged for; one for several machines has the
-number of its uses, and its identities are listed too.
+number of its uses, and its identities are listed too. A bearer token is listed
+like a ticket.
 
   fbus tickets --json | jq -r 'select(.connected > 0) | .name'
 
-JSON fields: serial, name, rights (call:GLOB, offer:GLOB, admin), state (invited, active,
-revoked, burnt), reusable, uses and used (of an invitation for several machines), via (the
+JSON fields: serial, name, kind (token; none: a ticket), rights (call:GLOB, offer:GLOB, admin,
+monitor, relay), state (invited, active, revoked, burnt), reusable, uses and used (of an invitation for several machines), via (the
 serial of that invitation), ephemeral, issued, issued_by (the serial of the ticket that asked
 for it, if one did), expires, seen and from (last entry; an ephemeral identity is seen as
-long as it is connected), key (SHA-256 of the public key), into (the serial that replaced
-it), ended and by (when it was used or revoked, from where), connected (connections now).`,
+long as it is connected), key (SHA-256 of the public key, or of the token), first (of a renewed
+identity: its first serial), into (the serial that replaced it), ended and by (when it was used or revoked, from where), connected (connections now).`,
 		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "also those that were revoked or used, or have expired", Destination: &all, DisableDefaultText: true}),
 		Action: func(ctx *cli.Context) error {
 			if err := noOperands(ctx); err != nil {
@@ -73,6 +74,8 @@ func stateOf(r *trust.Record, now time.Time) string {
 	switch live := r.State == trust.Active || r.State == trust.Invited; {
 	case live && now.After(r.Expires):
 		return "expired"
+	case live && r.Kind == trust.Token:
+		return "token"
 	case live && r.Reusable:
 		return "reusable"
 	}
@@ -96,11 +99,11 @@ func localTime(t time.Time) string {
 func revokeCommand() *cli.Command {
 	o := &lookOptions{}
 	return &cli.Command{
-		Usage:     "revoke a ticket",
+		Usage:     "revoke a ticket or a token",
 		UsageText: "revoke [flags] NAME|SERIAL",
 		Description: `Revoking is immediate and permanent. Connections close and calls are cancelled: those
 of the ticket, of the identity it was exchanged for, and of tickets that were issued with
-it. fbus tickets lists the names. Revoking a ticket again reports what was revoked then.
+it. A gateway that was given a token learns of its end at once. fbus tickets lists the names. Revoking a ticket again reports what was revoked then.
 
   fbus revoke ci
 

@@ -45,7 +45,7 @@ func TestDocumented(t *testing.T) {
 }
 
 var (
-	commandLine = regexp.MustCompile(`^(?:[A-Z_]+=\S+ |id=\$\(|eval "\$\(|echo '[^']*' \| |ls \S+ \| )?fbus |^(systemctl|useradd) `)
+	commandLine = regexp.MustCompile(`^(?:[A-Z_]+=\S+ |(?:id|token)=\$\(|eval "\$\(|echo '[^']*' \| |ls \S+ \| )?fbus |^(systemctl|useradd) `)
 	comment     = regexp.MustCompile(`\s+#.*$`)
 	// alternatives are words that are not a command as they stand: fbus example bash|node pipe
 	alternatives = regexp.MustCompile(`^fbus example \S*\|`)

@@ -45,13 +45,13 @@ func logCommand() *cli.Command {
   fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
 
 NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N); globs work
-for both. --follow continues when the node restarts. Calls, refusals, and changes to
+for both. ticket:NAME is also a relay's callers, ticket:NAME/CALLER. --follow continues when the node restarts. Calls, refusals, and changes to
 tickets are kept in files of their own: many of one kind do not remove the others. Of the
 refusals of one caller with one code, and of its calls that fbus ended before a worker had
 them, 50 a minute have an entry each; the others are counted ("and 12000 more").
 
 JSON fields, each where it applies: seq, time, event (call, refused, invited, joined,
-renewed, revoked, removed, dropped: entries are missing, …), call (its id), caller, from,
+renewed, revoked, removed, dropped: entries are missing, …), call (its id), relayed (the id that a relay has given it), caller, from,
 function, worker, waited and ran (seconds), in and out (bytes), source (program, signal,
 fbus), status, code, message, trace (W3C traceparent), name and serial (of a ticket), more (how many such ends or
 refusals this entry counts), dropped (how many). The function fbus.log answers the same,

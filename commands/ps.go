@@ -29,7 +29,7 @@ func psCommand() *cli.Command {
 gone once the call has ended.
 
 JSON fields: call (its id), function, state (queued, running, or ending: nobody waits for it
-any more, but its program still runs), caller, job, worker, age and ran (seconds), progress
+any more, but its program still runs), relayed (the id that a relay has given it), caller, job, worker, age and ran (seconds), progress
 (done, total and text, as the function has reported it), and for input, output and stderr:
 bytes (sent so far), credit (bytes that the sender may send now), held (bytes that the receiver
 wants and the node does not yet), and open. The function fbus.calls answers the same.`,

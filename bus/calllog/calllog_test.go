@@ -396,6 +396,40 @@ func TestTooFast(t *testing.T) {
 	}
 }
 
+// TestRelayedQueries: entries of a relay's callers are selected by their own name, or by the relay's.
+func TestRelayedQueries(t *testing.T) {
+	l, _ := open(t, calllog.Options{Dir: t.TempDir()})
+	for _, caller := range []string{"ticket:gw", "ticket:gw/alice", `ticket:gw/ticket:a/"bob"`, "ticket:gw2", "uid:0/ticket:gw"} {
+		e := call("f")
+		e.Caller = caller
+		l.Append(e)
+	}
+	for query, want := range map[string]string{
+		"ticket:gw": "1 2 3", "ticket:gw/alice": "2", "ticket:gw/*": "2", "ticket:*": "1 2 3 4", "alice": "", `ticket:gw/*/"bob"`: "3", "uid:0": "5",
+	} {
+		var got []string
+		for _, e := range readAll(t, l, calllog.Query{Caller: query}) {
+			got = append(got, fmt.Sprint(e.Seq))
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s: %s, not %s", query, s, want)
+		}
+	}
+}
+
+// TestRelayFolds: refusals of a relay's callers are counted as those of one caller, however many names the
+// relay invents. Others have entries of their own.
+func TestRelayFolds(t *testing.T) {
+	l, _ := open(t, calllog.Options{Dir: t.TempDir()})
+	for i := range 2000 {
+		l.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: fmt.Sprint("ticket:gw/", i), Code: "denied"})
+	}
+	l.Append(&bus.LogEntry{Event: calllog.EventRefused, Caller: "ticket:other", Code: "denied"})
+	if got := readAll(t, l, calllog.Query{}); len(got) != 51 || got[50].Caller != "ticket:other" {
+		t.Errorf("%d entries, the last of %s", len(got), got[len(got)-1].Caller)
+	}
+}
+
 // TestReadsBesideWrites reads and rotates concurrently. The result has gaps only at its
 // start, and no duplicates.
 func TestReadsBesideWrites(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -361,6 +362,9 @@ func matchField(text []byte, field, glob string) bool {
 		if json.NewDecoder(bytes.NewReader(text)).Decode(&s) != nil {
 			return false
 		}
+	}
+	if via, _, relayed := strings.Cut(s, "/"); relayed && !strings.Contains(glob, "/") {
+		s = via // a relay, with all its callers
 	}
 	ok, _ := path.Match(glob, s)
 	return ok || s == glob

@@ -72,6 +72,7 @@ func program(data []byte) []byte {
 		switch op % 10 {
 		case 0, 1:
 			f := callFrame(id, names[next()%uint64(len(names))], strings.Repeat("i", sizes[next()%5]))
+			f.Caller = []byte([]string{"", "", "alice", "bob", "a b", "alice"}[id])
 			o := next()
 			f.Flags = o & 3
 			f.Retries = o >> 2 & 3
@@ -282,7 +283,7 @@ func FuzzSession(f *testing.F) {
 		if before == 0 {
 			before = runtime.NumGoroutine()
 		}
-		h.session(t, stream(data, hello()), func() {})
+		h.session(t, stream(data, relayHello()), func() {})
 		h.settle(t)
 		noMoreGoroutines(t, before)
 	})

@@ -98,6 +98,9 @@ func (o *Owner) Owns(id ID, p *Poster) bool {
 
 // callerOf returns the caller in the key of an owner, which has no serials.
 func callerOf(key string) string {
+	if allCallers(key) {
+		return "all callers of " + callerOf(key[:len(key)-1])
+	}
 	parts := strings.Split(key, "/")
 	for i, p := range parts {
 		if at := len(p) - 33; at >= 0 && p[at] == '@' {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"fbus/bus/wire"
@@ -89,12 +90,14 @@ func (s *Shares) Take(old, j *Job) error {
 		more.Jobs = 1
 	}
 	err := s.refuseJobs(who, more)
-	if h := s.of[who]; err == nil && h.lines[j.QueueKey()] == 0 {
+	for _, by := range sharing(who) {
+		h := s.of[by]
 		switch {
+		case err != nil || h.lines[j.QueueKey()] > 0:
 		case j.HasGlob() && h.globs >= maxGlobs:
-			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", callerOf(who), maxGlobs), Live: true}
-		case !unshared(who) && len(h.lines) >= maxLines:
-			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", callerOf(who), maxLines), Live: true}
+			err = &FullError{What: fmt.Sprintf("too many different globs of workers in jobs of %s (limit %d)", callerOf(by), maxGlobs), Live: true}
+		case !unshared(by) && len(h.lines) >= maxLines:
+			err = &FullError{What: fmt.Sprintf("too many different functions and workers in jobs of %s (limit %d)", callerOf(by), maxLines), Live: true}
 		}
 	}
 	if h := s.of[who]; err == nil && j.Batch != "" && !unshared(who) && len(h.batches) >= maxBatches && h.batches[j.Batch] == (Tally{}) {
@@ -308,10 +311,12 @@ func (s *Shares) refuseJobs(who string, more Held) error {
 	if unshared(who) || more == (Held{}) {
 		return nil
 	}
-	h := s.of[who]
-	most, left := s.most(who, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
-	if h.Jobs+h.Owed+more.Jobs+more.Owed > most {
-		return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", callerOf(who), most), Of: who, Left: left}
+	for _, by := range sharing(who) {
+		h := s.of[by]
+		most, left := s.most(by, s.MaxJobs, s.all.Jobs+s.all.Owed-h.Jobs-h.Owed)
+		if h.Jobs+h.Owed+more.Jobs+more.Owed > most {
+			return &FullError{What: fmt.Sprintf("too many jobs of %s, with the postbacks that they may post (limit %d, its share of --max-jobs)", callerOf(by), most), Of: who, Left: left}
+		}
 	}
 	return nil
 }
@@ -321,20 +326,40 @@ func (s *Shares) refuseBytes(who string, n, beyond int64) error {
 	if s.all.Bytes+n > s.MaxBytes+beyond {
 		return &FullError{What: fmt.Sprintf("too much input and output (limit %d bytes, --max-spool)", s.MaxBytes)}
 	}
-	h := s.of[who]
-	most, left := s.most(who, s.MaxBytes, s.all.Bytes-h.Bytes)
-	if !unshared(who) && h.Bytes+n > most+beyond {
-		return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", callerOf(who), most), Of: who, Left: left}
+	if unshared(who) {
+		return nil
+	}
+	for _, by := range sharing(who) {
+		h := s.of[by]
+		most, left := s.most(by, s.MaxBytes, s.all.Bytes-h.Bytes)
+		if h.Bytes+n > most+beyond {
+			return &FullError{What: fmt.Sprintf("too much input and output of %s (limit %d bytes, its share of --max-spool)", callerOf(by), most), Of: who, Left: left}
+		}
 	}
 	return nil
 }
 
+// sharing returns the posters as which a job counts: its own, and for a caller of a relay all callers of
+// that relay together. Their key ends with the slash.
+func sharing(who string) []string {
+	if via, _, relayed := strings.Cut(who, "/"); relayed {
+		return []string{who, via + "/"}
+	}
+	return []string{who}
+}
+
+// allCallers reports whether a key is that of all callers of a relay.
+func allCallers(who string) bool {
+	_, name, relayed := strings.Cut(who, "/")
+	return relayed && name == ""
+}
+
 // most returns a poster's share of a limit: half of the room that other posters leave. While
-// they have jobs, it is at most a quarter of the limit. left: it grows if others delete
+// they have jobs, it is at most a quarter of the limit, but not for all callers of a relay. left: it grows if others delete
 // jobs. s.mu is held.
 func (s *Shares) most(who string, limit, others int64) (most int64, left bool) {
 	most = max(0, limit-others) / 2
-	if s.all.Jobs > s.of[who].Jobs {
+	if s.all.Jobs > s.of[who].Jobs && !allCallers(who) {
 		return min(most, limit/4), most < limit/4
 	}
 	return most, false
@@ -352,16 +377,18 @@ func (s *Shares) add(who string, more Held, lines ...*Job) {
 	if s.of == nil {
 		s.of = map[string]holding{}
 	}
-	h := s.of[who]
-	h.add(more)
 	s.all.add(more)
-	for _, j := range lines {
-		if j.Function != "" {
-			h.line(j, int(more.Jobs))
+	for _, by := range sharing(who) {
+		h := s.of[by]
+		h.add(more)
+		for _, j := range lines {
+			if j.Function != "" {
+				h.line(j, int(more.Jobs))
+			}
 		}
-	}
-	if s.of[who] = h; h.Held == (Held{}) && len(h.lines) == 0 {
-		delete(s.of, who)
+		if s.of[by] = h; h.Held == (Held{}) && len(h.lines) == 0 {
+			delete(s.of, by)
+		}
 	}
 }
 

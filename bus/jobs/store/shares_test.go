@@ -69,3 +69,64 @@ func TestBatchesAreBounded(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 }
+
+// TestSharesOfARelay: callers of a relay have a share each, and half of the room that others leave
+// together, however many names the relay invents. So do the lines of their jobs.
+func TestSharesOfARelay(t *testing.T) {
+	s := &Shares{MaxJobs: 1000, MaxBytes: 1000}
+	names := []string{"*", "a", "a/", "/", "a/b", "b@0123456789abcdef0123456789abcdef"}
+	post := func(who string) error {
+		return s.Take(nil, &Job{Function: "f", State: Queued, Poster: Poster{Caller: who}})
+	}
+	fill := func(who string) (n int, why string) {
+		for ; n <= 1000; n++ {
+			if err := post(who); err != nil {
+				return n, err.Error()
+			}
+		}
+		return n, ""
+	}
+	if err := post("uid:0/a"); err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for i, name := range names {
+		n, why := fill("ticket:gw@0123456789abcdef0123456789abcdef/" + name)
+		if total += n; i < 1 && n != 250 || why == "" {
+			t.Errorf("%s: %d jobs, then %q", name, n, why)
+		}
+		if i == len(names)-1 && !strings.Contains(why, "too many jobs of all callers of ticket:gw, with") {
+			t.Errorf("%s: %q", name, why)
+		}
+	}
+	if total != 499 {
+		t.Errorf("%d jobs of one relay", total)
+	}
+	if n, why := fill("ticket:ann"); n < 200 {
+		t.Errorf("another has room for %d, then %q", n, why)
+	}
+	for i := range 20 {
+		s.TakeBytes(fmt.Sprint("uid:0/", i), 100, 0)
+	}
+	if all := s.Of("uid:0/").Bytes; all != 500 || s.Total().Bytes != 500 {
+		t.Errorf("%d bytes of %d", all, s.Total().Bytes)
+	}
+	for i := range 20 {
+		s.AddBytes(fmt.Sprint("uid:0/", i), -s.Of(fmt.Sprint("uid:0/", i)).Bytes)
+	}
+	s.Change(&Job{Function: "f", State: Queued, Poster: Poster{Caller: "uid:0/a"}}, nil)
+	if len(s.of["uid:0/"].lines) > 0 || s.Of("uid:0/") != (Held{}) {
+		t.Errorf("%+v is left", s.of["uid:0/"])
+	}
+	s = &Shares{MaxJobs: 1 << 20, MaxBytes: 1 << 20}
+	globs := 0
+	for i := range 1000 {
+		j := &Job{Function: "f", State: Queued, Poster: Poster{Caller: fmt.Sprint("ticket:gw/", i)}}
+		if j.On = fmt.Sprint("w", i, "*"); s.Take(nil, j) == nil {
+			globs++
+		}
+	}
+	if globs != maxGlobs {
+		t.Errorf("%d globs", globs)
+	}
+}

@@ -22,6 +22,7 @@ type Client struct {
 	addr wire.Addr      // the address that was dialled
 
 	trace string // of calls without their own
+	lower bool   // HELLO has asked for fewer rights
 
 	mu       sync.Mutex // protects the fields below
 	node     wire.HelloFrame
@@ -76,11 +77,12 @@ func NewClient(ctx context.Context, nc net.Conn, o *Options) (*Client, error) {
 		conn: wire.NewConn(nc, nil), out: map[uint64]*outCall{}, left: map[uint64]*outCall{}, in: map[uint64]*Invocation{},
 		pending: map[uint64]chan *args.Error{}, offers: map[string]*Offering{},
 		hello: make(chan struct{}), done: make(chan struct{}), id: o.Identity, addr: o.dialled, trace: o.CallTrace,
+		lower: o.Rights != nil,
 	}
 	nc.SetReadDeadline(time.Now().Add(handshakeTime))
 	c.conn.Send(&hello) // if it fails the node has sent an ERROR, or reading fails too
 	go c.serve()        // ends when the connection does
-	if o.Eager {
+	if o.Eager && o.Rights == nil {
 		return c, nil
 	}
 	var err error

@@ -251,7 +251,7 @@ func testStatuses(t *testing.T, path string) {
 	if !errors.As(err, &exit) || exit.Code != "SIGKILL" || exit.Source != args.FromSignal {
 		t.Errorf("error %v", err)
 	}
-	for code, want := range map[string]error{args.CodeBadInput: bus.ErrBadInput, args.CodeDenied: bus.ErrDenied, "new": &args.Error{Code: "new"}} {
+	for code, want := range map[string]error{args.CodeBadInput: bus.ErrBadInput, args.CodeDenied: &args.Error{Code: "worker.denied"}, "new": &args.Error{Code: "new"}} {
 		next = bus.Result{End: bus.End{Source: args.FromBus, Status: args.StatusOf(code), Code: code, Message: "why"}}
 		_, err := c.Call(bg(), &bus.Request{Function: "f"})
 		wantErr(t, err, want)
@@ -630,6 +630,74 @@ func TestRefusedAtOnce(t *testing.T) {
 	}
 	l.Close()
 	<-done
+}
+
+// TestOlderNode: a node of version 1.0 serves this client, which sends it no frame of 1.1 and finds
+// the reports that it drops no error. A client that wants fewer rights refuses it, before anything
+// that was to run with those is sent.
+func TestOlderNode(t *testing.T) {
+	noLeaks(t)
+	connect := func(o *bus.Options) (*bus.Client, error, *wire.Decoder, net.Conn) {
+		near, far := net.Pipe()
+		far.SetDeadline(time.Now().Add(10 * time.Second))
+		t.Cleanup(func() { far.Close() })
+		go far.Write(wire.Append(nil, &wire.HelloFrame{Major: 1, Network: []byte("n"), Connection: []byte("x-1")})) // ends when it is read
+		read := make(chan error, 1)
+		go func() { // ends with HELLO
+			_, err := nextFrame(far, new(wire.Decoder))
+			read <- err
+		}()
+		c, err := bus.NewClient(bg(), near, o)
+		if e := await(t, "HELLO", read); e != nil {
+			t.Fatal(e)
+		}
+		return c, err, new(wire.Decoder), far
+	}
+
+	for _, rights := range [][]string{{}, {"call:f"}} {
+		_, err, d, far := connect(&bus.Options{Rights: rights, Eager: true})
+		if wantErr(t, err, &args.Error{Code: args.CodeVersion}); !strings.Contains(fmt.Sprint(err), "version 1.0") {
+			t.Error(err)
+		}
+		if f, err := nextFrame(far, d); err == nil && wire.TypeOf(f) != wire.TypeError {
+			t.Errorf("it sends %T", f)
+		}
+	}
+
+	c, err, d, far := connect(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go c.Offer(bg(), bus.Offer{Name: "f", Slots: 1, Attributes: map[string]string{"tool": ""}}, func(_ context.Context, inv *bus.Invocation) bus.Result { // ends with OFFERED
+		inv.Progress(bus.Progress{Done: 1, Total: 2})
+		return bus.Exit(0)
+	})
+	for _, send := range []wire.Frame{nil, &wire.OfferedFrame{Seq: 1}, &wire.CallFrame{ID: 1, Name: []byte("f"), Flags: wire.FlagInputEnd}} {
+		if send != nil {
+			far.Write(wire.Append(nil, send))
+		}
+		if _, offered := send.(*wire.OfferedFrame); offered {
+			continue
+		}
+		f, err := nextFrame(far, d)
+		if want := map[bool]wire.Type{true: wire.TypeOffer, false: wire.TypeEnd}[send == nil]; err != nil || wire.TypeOf(f) != want {
+			t.Errorf("%T, error %v; want type %d", f, err, want)
+		}
+	}
+}
+
+// nextFrame reads a frame.
+func nextFrame(r io.Reader, d *wire.Decoder) (wire.Frame, error) {
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return nil, err
+	}
+	body := make([]byte, binary.BigEndian.Uint32(head))
+	if _, err := io.ReadFull(r, body); err != nil {
+		return nil, err
+	}
+	return d.Decode(body)
 }
 
 // TestHostileNode: a node that breaks the protocol fails what is under way.

@@ -53,7 +53,8 @@ type Options struct {
 	// same one supersedes the older. Default: a new one.
 	Instance string
 	// Rights are the only ones that the connection has, of those that its user or ticket has:
-	// "call:GLOB", "offer:GLOB", "monitor", "relay", "admin". nil: all.
+	// "call:GLOB", "offer:GLOB", "monitor", "relay", "admin". nil: all. A node of version 1.0, which
+	// would give it all of them, is refused, so Eager has no effect.
 	Rights []string
 	// Relay asks the node for the right to make calls for others: see [Request.Caller]. A call that
 	// does so without that right is refused with the code denied before it is sent.

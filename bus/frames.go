@@ -175,6 +175,9 @@ func (c *Client) greet(f wire.Frame) error {
 		if f.Major != wire.Major {
 			return args.Errorf(args.CodeVersion, "node speaks version %d of the protocol, this program version %d", f.Major, wire.Major)
 		}
+		if c.lower && f.Minor < 1 {
+			return args.Errorf(args.CodeVersion, "node speaks version %d.%d of the protocol, which cannot lower the rights of a connection", f.Major, f.Minor)
+		}
 		c.conn.NetConn().SetReadDeadline(time.Time{})
 		c.mu.Lock()
 		c.node = wire.HelloFrame{

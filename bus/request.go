@@ -102,5 +102,11 @@ type Result struct {
 func Exit(status int) Result { return Result{End: End{Status: status, Code: "exit"}} }
 
 // Fail returns the result of a handler that fails with err: if there is an [Error] in it,
-// the caller gets that, and one with the code internal otherwise.
-func Fail(err error) Result { return Result{End: args.AsError(err, args.CodeInternal).End()} }
+// the caller gets that, and one with the code internal otherwise. A code that only a node can know has
+// "worker." before it, and so has busy: it may come from a call that the handler has made. A handler
+// that is itself too busy returns [Exit] with 75.
+func Fail(err error) Result {
+	end := args.AsError(err, args.CodeInternal).End()
+	end.Code = args.Relayed(end.Code)
+	return Result{End: end}
+}

@@ -128,6 +128,10 @@ func explainCall(err error, timeout time.Duration) *args.Error {
 	var e *args.Error
 	limit := ""
 	switch fromBus := errors.As(err, &e); {
+	case fromBus && e.Code == args.OfWorker(args.CodeDeadline):
+		e = explain(err)
+		e.Message = "the worker's time limit was exceeded: " + e.Message
+		return e
 	case fromBus && e.Code != args.CodeDeadline, !fromBus && !errors.Is(err, context.DeadlineExceeded):
 		return explain(err)
 	case fromBus && e.Message != args.DeadlineMessage:

@@ -95,7 +95,7 @@ func troubled(err error, node string, name ...string) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	if s := e.Status(); s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
+	if s := e.Status(); strings.Contains(e.Code, ".") || s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
 		return err
 	}
 	return &trouble{err: err, node: node, doctor: doctorLine(node, name)}

@@ -52,6 +52,43 @@ var statuses = map[string]int{
 	CodeUnsafe: 77, CodeNoTicket: 65, CodeListLost: 75, CodeBadRight: 64, CodeNameTaken: 65,
 }
 
+// ofWorkers are the codes that a worker may give the end of a call. Only a node, or a caller, can
+// know the others.
+var ofWorkers = map[string]bool{
+	CodeUsage: true, CodeBadInput: true, CodeInternal: true, CodeOutputLimit: true, CodeBusy: true, CodeDraining: true,
+	CodeCannotRun: true, CodeNotFound: true, CodeCannotStart: true,
+}
+
+// statusVaries are further codes of nodes: their status depends on where they occur.
+var statusVaries = map[string]bool{CodeOtherNetwork: true, CodeTLSVersion: true, CodeTLS: true, CodeDamaged: true, CodeStorage: true}
+
+// OfWorker returns the code that a caller gets for one that a worker has sent: a code that
+// is not the worker's to give has "worker." before it. Codes that this version does not know are
+// unchanged.
+func OfWorker(code string) string {
+	if _, known := statuses[code]; (known || statusVaries[code]) && !ofWorkers[code] {
+		return prefixWorker + code
+	}
+	return code
+}
+
+const prefixWorker = "worker."
+
+// NotTaken reports whether a worker says with a code that it has not taken a call, so that the node
+// can assign it again.
+func NotTaken(code string) bool {
+	return code == CodeBusy || code == CodeDraining || code == CodeCannotStart
+}
+
+// Relayed returns the code for the end of a worker's call that fails since a call of the worker's own
+// has ended with code: it has taken its call, and must not get it again.
+func Relayed(code string) string {
+	if NotTaken(code) {
+		return prefixWorker + code
+	}
+	return OfWorker(code)
+}
+
 // StatusOf returns the exit status for a code of fbus: 255 for one that
 // is about the node, and for one that this version does not know.
 func StatusOf(code string) int {
@@ -117,10 +154,10 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is an Error with the same code, or is [ErrDenied] and
-// this is a denial of any kind.
+// this is a denial of any kind by a node.
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)
-	return ok && (t.Code == e.Code || t.Code == CodeDenied && e.Status() == StatusOf(CodeDenied))
+	return ok && (t.Code == e.Code || t.Code == CodeDenied && e.Status() == StatusOf(CodeDenied) && !strings.Contains(e.Code, "."))
 }
 
 // Status returns the exit status for the error; for a code that this version does not

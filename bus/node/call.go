@@ -579,6 +579,9 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 			f.Output = out[k/2:]
 		}
 		b.Send(c.session.conn, f)
+		if f.Source == args.FromBus && args.NotTaken(string(f.Code)) {
+			c.session.notTaken = time.Now()
+		}
 	}
 	c.count(f)
 	c.log(f)
@@ -600,6 +603,10 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 	switch {
 	case c.state == orphaned:
 		c.to(done)
+	case c.relayed(f):
+		fl.passed += size
+		f.Code = []byte(args.Relayed(string(f.Code)))
+		c.end(b, f, done)
 	case c.bounced(f):
 		fl.held += size // not passed on, so the caller will not grant it again
 		if c.posted != nil {
@@ -611,10 +618,13 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		fl.held += size
 		c.requeue(b)
 	default:
-		if c.posted != nil && c.givenUp(f) {
+		switch {
+		case c.posted != nil && c.givenUp(f):
 			c.lost++
 			f.Status, f.Code = uint64(args.StatusOf(args.CodeWorkerLost)), []byte(args.CodeWorkerLost)
 			f.Message = []byte(c.fn.name + ": worker " + o.session.name + " ended it before it finished")
+		case f.Source == args.FromBus && fn.own == nil && !keeperKilled(f) && !c.late(f):
+			f.Code = []byte(args.OfWorker(string(f.Code)))
 		}
 		fl.passed += size
 		c.end(b, f, done)
@@ -630,6 +640,19 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		}
 	}
 	return nil
+}
+
+// late reports whether a worker has ended a call at its deadline: its clock may be a little faster
+// than the node's timer.
+func (c *call) late(f *wire.EndFrame) bool {
+	return string(f.Code) == args.CodeDeadline && !c.deadline.IsZero() && time.Until(c.deadline) < 100*time.Millisecond
+}
+
+// relayed reports whether a worker says that it has not taken the call though it has a slot for it,
+// and passes on so what a call of its own has ended with meanwhile. A relay means what it says.
+func (c *call) relayed(f *wire.EndFrame) bool {
+	o := c.offer
+	return f.Source == args.FromBus && args.NotTaken(string(f.Code)) && !o.session.relays && o.at[0] >= 0 && o.slots >= o.busy && o.session.notTaken.After(c.started)
 }
 
 // bounced reports whether an END means that the worker has not taken the call, and

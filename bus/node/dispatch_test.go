@@ -746,10 +746,11 @@ func TestKeeperKilled(t *testing.T) {
 		flags   uint64
 		message string
 		runs    int
+		code    string
 	}{
-		"neither":    {0, args.KeeperKilled, 1},
-		"idempotent": {wire.FlagIdempotent, args.KeeperKilled, 2},
-		"a crash":    {wire.FlagIdempotent, "the program exited with status 1 before it answered", 1},
+		"neither":    {0, args.KeeperKilled, 1, args.CodeWorkerLost},
+		"idempotent": {wire.FlagIdempotent, args.KeeperKilled, 2, ""},
+		"a crash":    {wire.FlagIdempotent, "the program exited with status 1 before it answered", 1, "worker.worker_lost"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
@@ -772,11 +773,95 @@ func TestKeeperKilled(t *testing.T) {
 			}
 			o := await(t, "the call", call)
 			if tc.runs == 1 {
-				wantErr(t, o.err, bus.ErrWorkerLost)
+				wantErr(t, o.err, &args.Error{Code: tc.code})
 			} else if o.err != nil || o.out != "whole" {
 				t.Errorf("%q, error %v", o.out, o.err)
 			}
 		})
+	}
+}
+
+// TestCodesOfWorkers: a caller gets every code that a worker has sent as it is, but for those that only
+// a node can know. A worker that passes on what a call of its own has ended with does not get its own
+// call again; one that has no slot does.
+func TestCodesOfWorkers(t *testing.T) {
+	n, path := start(t, node.Config{})
+	worker := rawUnix(t, n, path).greet()
+	worker.offer("f", 1, 0)
+	caller := rawUnix(t, n, path).greet()
+	id, served := uint64(0), uint64(0)
+	begin := func(f *wire.CallFrame) {
+		id++
+		f.ID = id
+		caller.send(f)
+		served++
+		if c := want[*wire.CallFrame](worker); c.ID != served {
+			t.Fatalf("call %d of the worker, not %d", c.ID, served)
+		}
+	}
+	ends := func(code string) *wire.EndFrame {
+		worker.send(&wire.EndFrame{ID: served, Source: args.FromBus, Status: 99, Code: []byte(code), Message: []byte("why")})
+		return want[*wire.EndFrame](caller)
+	}
+	codes := append(args.Codes(), "other_network", "storage", "damaged", "tls", "quota", "acme.quota", "")
+	for _, code := range codes {
+		for source := range args.FromBus + 1 {
+			if source == args.FromBus && args.NotTaken(code) {
+				continue
+			}
+			begin(callFrame(0, "f", ""))
+			worker.send(&wire.EndFrame{ID: served, Source: source, Status: 99, Code: []byte(code), Message: []byte("why")})
+			e, passed := want[*wire.EndFrame](caller), code
+			if source == args.FromBus {
+				passed = args.OfWorker(code)
+			}
+			if string(e.Code) != passed || e.Source != source || e.Status != 99 || string(e.Message) != "why" {
+				t.Errorf("%s of source %d: %+v", code, source, e)
+			}
+		}
+	}
+	for _, code := range []string{"denied", "deadline", "worker_lost", "no_function", "node_lost", "cancelled", "superseded", "revoked", "storage"} {
+		if args.OfWorker(code) != "worker."+code {
+			t.Errorf("a worker can claim %s", code)
+		}
+	}
+
+	timed := callFrame(0, "f", "")
+	timed.Timeout = 50 // the worker's clock may be ahead
+	begin(timed)
+	if e := ends("deadline"); string(e.Code) != "deadline" {
+		t.Errorf("at the deadline: %+v", e)
+	}
+
+	begin(callFrame(0, "f", ""))
+	worker.send(&wire.EndFrame{ID: served, Source: args.FromBus, Status: 75, Code: []byte("busy")})
+	served++
+	want[*wire.CallFrame](worker) // it has made no call: it had no slot
+	full := callFrame(1, "f", "")
+	full.WaitSlot = 0
+	worker.send(full)
+	if e := want[*wire.EndFrame](worker); string(e.Code) != "busy" {
+		t.Fatalf("%+v", e)
+	}
+	if e := ends("busy"); string(e.Code) != "worker.busy" {
+		t.Errorf("a call of its own was refused: %+v", e)
+	}
+
+	begin(callFrame(0, "f", "")) // what was before it does not count
+	worker.send(&wire.EndFrame{ID: served, Source: args.FromBus, Status: 75, Code: []byte("draining")})
+	served++
+	want[*wire.CallFrame](worker)
+	full.ID++
+	worker.send(full)
+	want[*wire.EndFrame](worker)
+	worker.send(&wire.OfferFrame{Seq: 9, Name: []byte("f")}) // now it has no slot, whatever its call
+	want[*wire.OfferedFrame](worker)
+	worker.send(&wire.EndFrame{ID: served, Source: args.FromBus, Status: 75, Code: []byte("draining")})
+	worker.offer("f", 1, 0)
+	served++
+	want[*wire.CallFrame](worker)
+	if e := ends("internal"); string(e.Code) != "internal" {
+		t.Errorf("%+v", e)
 	}
 }
 

@@ -42,6 +42,7 @@ type session struct {
 	fresh     bool        // has asked for nothing yet
 	progress  bool        // takes PROGRESS frames
 	relays    bool        // may make calls for others, and knows it
+	notTaken  time.Time   // when a call that it had opened last ended with a code of [args.NotTaken]
 	began     time.Time   // when it connected
 }
 

@@ -91,9 +91,12 @@ func TestCodesAreOnThePage(t *testing.T) {
 	_, section, _ := strings.Cut(string(page), "\n## 7. ")
 	section, _, _ = strings.Cut(section, "\n## ")
 	found := map[string]int{}
-	for _, row := range regexp.MustCompile(`(?m)^\| ([a-z_, ]+) \| (\d+) \|`).FindAllStringSubmatch(section, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| ([a-z_, ]+) \| (\d+) \| ([A-Z0-9 ]+) \|`).FindAllStringSubmatch(section, -1) {
 		status, _ := strconv.Atoi(row[2])
 		for code := range strings.SplitSeq(row[1], ", ") {
+			if of := slices.Contains(strings.Fields(row[3]), "W"); of != (args.OfWorker(code) == code) {
+				t.Errorf("%s: on the page a worker may send it: %v", code, of)
+			}
 			if _, twice := found[code]; twice {
 				t.Errorf("%s stands there twice", code)
 			}

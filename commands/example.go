@@ -37,7 +37,8 @@ func exampleCommand() *cli.Command {
 		UsageText: "example LANGUAGE PART",
 		Description: `Prints a program that serves many calls (resident reads lines, resident-json speaks
 JSON-RPC), a program that uses fbus pipe, or a caller or worker that speaks the protocol
-without a library, in about a hundred lines; bus/PROTOCOL.md is the specification.
+without a library; bus/PROTOCOL.md is the specification, and fbus conformance, a companion,
+judges such programs.
 
   fbus example sh|python|perl|node resident
   fbus example python|perl|node resident-json

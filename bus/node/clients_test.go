@@ -483,7 +483,7 @@ func TestScriptWorkersFrameByFrame(t *testing.T) {
 	}
 }
 
-// A worker that is denied ends with 77, and one that loses its node with 1.
+// A worker that is denied ends with 77. One that loses its node connects again, with the same instance.
 func TestScriptWorkersEnd(t *testing.T) {
 	for lang := range languages {
 		t.Run(lang, func(t *testing.T) {
@@ -497,7 +497,22 @@ func TestScriptWorkersEnd(t *testing.T) {
 			n, path := start(t, node.Config{})
 			lost := scriptWorker(t, lang, path, "upper")
 			n.Close()
-			if stderr, status := lost(); status != 1 || stderr != "worker: the node closed the connection\n" {
+			os.Remove(path)
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			l.(*net.UnixListener).SetDeadline(time.Now().Add(patience))
+			nc, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			p = &fakeNode{t: t, nc: nc}
+			p.next(&wire.HelloFrame{})
+			p.send(&wire.ErrorFrame{Code: []byte(args.CodeSuperseded), Message: []byte("by another")})
+			if stderr, status := lost(); status != 1 || !strings.HasPrefix(stderr, "worker: the node closed the connection\n") || !strings.HasSuffix(stderr, "worker: superseded: by another\n") {
 				t.Errorf("status %d, stderr %q", status, stderr)
 			}
 		})

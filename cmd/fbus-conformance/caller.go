@@ -8,7 +8,6 @@ import (
 	"io"
 	"strings"
 	"syscall"
-	"time"
 
 	"fbus/bus/vectors"
 )
@@ -331,7 +330,7 @@ func wrongAtCaller(w *vectors.Wrong) check {
 		}
 		b.c.Send(w.Send...)
 		if w.Then.Error != "" {
-			b.c.SetReadDeadline(time.Now().Add(o.limit))
+			b.c.Patience = o.patience(w)
 			code, err := b.c.Ended()
 			if err == nil && code != w.Then.Error {
 				err = fmt.Errorf("closed with the code %q, not %q", code, w.Then.Error)

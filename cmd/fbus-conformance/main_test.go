@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -122,6 +124,16 @@ func exit(_ context.Context, inv *bus.Invocation) bus.Result {
 	return bus.Exit(status)
 }
 
+// python is a Python that can run the examples; "": there is none.
+var python = sync.OnceValue(func() string {
+	for _, program := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(program, "-c", "import sys, msgpack; assert sys.version_info >= (3, 10)").Run() == nil {
+			return program
+		}
+	}
+	return ""
+})
+
 // TestScripts runs fbus conformance as its users do.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -135,8 +147,23 @@ func TestScripts(t *testing.T) {
 					return err
 				}
 			}
+			clients, err := filepath.Abs("../../bus/testdata/clients")
+			if err != nil {
+				return err
+			}
+			env.Setenv("CLIENTS", clients)
+			env.Setenv("PYTHON", python())
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // a race-built process sleeps a second before its exit
 			return nil
+		},
+		Condition: func(name string) (bool, error) {
+			switch name {
+			case "python":
+				return python() != "", nil
+			case "perl":
+				return exec.Command("perl", "-MData::MessagePack=1.00", "-e", "1").Run() == nil, nil
+			}
+			return false, fmt.Errorf("no condition %q", name)
 		},
 	})
 }

@@ -137,6 +137,15 @@ func (b *bed) close() {
 
 func (b *bed) signal(s syscall.Signal) { syscall.Kill(-b.cmd.Process.Pid, s) }
 
+// patience is how long a program may take to do what a line of wrong.jsonl says. What is only
+// recommended is often not done at all.
+func (o *options) patience(w *vectors.Wrong) time.Duration {
+	if w.Should {
+		return min(o.limit, 2*time.Second)
+	}
+	return o.limit
+}
+
 var errConnect = errors.New("the program does not connect")
 
 // accept waits for a connection of the program.

@@ -342,6 +342,7 @@ func workerChecks() (checks []check, err error) {
 		add(w.Name, strings.Join(w.Rules, " "), func(b *workerBed) (*vectors.Conn, error) {
 			c, err := b.reach(w.State)
 			if err == nil {
+				c.Patience = b.o.patience(w)
 				err = w.Judge(c, vectors.Call(1000, "nothing", 1), vectors.F(10, 1000, 2, 75, "busy"))
 			}
 			return c, err

@@ -247,6 +247,8 @@ type WaitInfo struct {
 	Done      int `json:"done"`
 	Dead      int `json:"dead"`
 	Cancelled int `json:"cancelled"`
+
+	Progress *Progress `json:"progress,omitempty"` // the last report of one of them that runs
 }
 
 // JobInfo is a posted job, a line of fbus.jobs.

@@ -282,7 +282,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 		}
 		req.Timeout = o.timeout.d
 		if screen.meter != nil {
-			req.Progress = screen.report
+			req.Progress = func(p bus.Progress) { screen.report(&p) }
 		}
 		closer, err := out.prepare(t, req, file)
 		return req, closer, err

@@ -163,10 +163,10 @@ func terminalSize(w io.Writer) (columns, rows int) {
 }
 
 // report shows the last report of some function's progress behind the progress of the calls.
-func (s *screen) report(p bus.Progress) {
+func (s *screen) report(p *bus.Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.note = args.OneLine(progressText(&p))
+	s.note = args.OneLine(progressText(p))
 }
 
 // total sets the number of calls once it is known.

@@ -38,7 +38,7 @@ func waitCommand() *cli.Command {
 		UsageText: "wait [flags] ID…|--batch NAME",
 		Description: `Waits until all of these jobs have ended, also while their node is away. The exit status
 is 0 if all are done, 123 if one is dead or was cancelled, 124 after -t: the jobs go on.
-On a terminal it shows their progress.
+On a terminal it shows their progress, and what their programs report of theirs.
 
   fbus wait --batch pages
   fbus wait -t 5m "$id"
@@ -229,6 +229,9 @@ func (w *jobsWaiter) note(line []byte) error {
 	w.now = i
 	total := max(w.total, i.Jobs)
 	w.mu.Unlock()
+	if w.screen != nil {
+		w.screen.report(i.Progress) // none: what was shown is over
+	}
 	switch {
 	case w.screen == nil:
 	case w.screen.meter == nil: // now the number of jobs is known

@@ -216,24 +216,37 @@ type waiting struct {
 	matches func(j *Job) bool
 }
 
-// progressPause is how often progress is reported at most.
-const progressPause = 200 * time.Millisecond
+// How often progress is reported at most, and how often running jobs are looked at for reports of
+// theirs.
+const (
+	progressPause = 200 * time.Millisecond
+	reportPause   = 500 * time.Millisecond
+)
 
-// wait reports progress after events until no job is left that has not ended.
+// wait reports progress after events, and after reports of the jobs, until no job is left that has
+// not ended.
 func wait[T any](ctx context.Context, m *Manager, w *waiting, events <-chan T, note func(T) error, progress func(bus.WaitInfo) error) error {
-	for reported := (time.Time{}); ; {
+	var last bus.WaitInfo
+	for reported, looking := (time.Time{}), false; ; {
 		n := w.tally()
 		over := n.Unended() == 0
 		var later <-chan time.Time
 		if pause := progressPause - time.Since(reported); over || pause <= 0 {
-			i := bus.WaitInfo{Jobs: n.Jobs, Running: m.running(w.matches), Done: n.Done, Dead: n.Dead, Cancelled: n.Cancelled}
-			if err := progress(i); err != nil {
-				return err
+			i := bus.WaitInfo{Jobs: n.Jobs, Done: n.Done, Dead: n.Dead, Cancelled: n.Cancelled}
+			if i.Running, i.Progress = m.running(w.matches); over || !looking || i.Progress != last.Progress {
+				if err := progress(i); err != nil {
+					return err
+				}
+				last = i
 			}
 			reported = time.Now()
+			if i.Running > 0 {
+				later = time.After(reportPause)
+			}
 		} else {
 			later = time.After(pause)
 		}
+		looking = false
 		if over {
 			return nil
 		}
@@ -243,6 +256,7 @@ func wait[T any](ctx context.Context, m *Manager, w *waiting, events <-chan T, n
 				return err
 			}
 		case <-later:
+			looking = time.Since(reported) >= reportPause
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-m.ctx.Done():
@@ -251,16 +265,22 @@ func wait[T any](ctx context.Context, m *Manager, w *waiting, events <-chan T, n
 	}
 }
 
-// running counts the running jobs that match.
-func (m *Manager) running(matches func(j *Job) bool) (n int) {
+// running returns how many of the jobs that match are running, and the last report of their
+// progress; nil: there was none.
+func (m *Manager) running(matches func(j *Job) bool) (n int, last *bus.Progress) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	var at time.Time
 	for _, a := range m.active {
-		if a.job != nil && !a.started.IsZero() && matches(a.job) {
-			n++
+		if a.job == nil || a.started.IsZero() || !matches(a.job) {
+			continue
+		}
+		n++
+		if r := a.Reported.Load(); r != nil && r.At.After(at) {
+			last, at = &r.Progress, r.At
 		}
 	}
-	return n
+	return n, last
 }
 
 // CancelAll cancels the jobs that match and have not ended, and shows each as it was. It

@@ -7,11 +7,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/wire"
 
 	"fbus/bus/jobs/store"
 )
+
+// Reported is how far a job is, and when its program said so.
+type Reported struct {
+	bus.Progress
+	At time.Time
+}
 
 // Taken is a job that a slot has taken, from [Manager.Take] to [Manager.Return] or
 // [Manager.Ended].
@@ -35,6 +42,8 @@ type Taken struct {
 	// Cause is why the job should not be run any more, set before CancelJob is called; nil:
 	// it should.
 	Cause atomic.Pointer[args.Error]
+	// Reported is the last report of the job's progress; nil: there was none.
+	Reported atomic.Pointer[Reported]
 
 	m           *Manager
 	line        *line

@@ -42,6 +42,9 @@ func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
 	}
 	p.Progress = bus.Progress{Done: f.Done, Total: f.Total, Text: args.Shown(f.Text)}
 	s.node.changes.call(c)
+	if c.posted != nil {
+		c.posted.job.Reported.Store(&jobs.Reported{Progress: p.Progress, At: time.Now()})
+	}
 	if now := time.Now(); now.Sub(p.second) >= time.Second {
 		p.second, p.passed = now, 0
 	}

@@ -2,8 +2,13 @@ package exec
 
 import (
 	"bytes"
+	"fmt"
+	"io"
+	"os"
 	osexec "os/exec"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,4 +81,54 @@ func BenchmarkOnce(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkProgressLines runs a program that writes a million lines about its progress, and one that
+// writes them on stderr, in turn. Each chunk of stderr is written on, to /dev/null in place of a
+// connection. It reports the worker's processor time and its system calls that read and write, as a
+// share of those for stderr.
+func BenchmarkProgressLines(b *testing.B) {
+	const program = "seq -f '%.0f 1000000 rows' 1000000 >&"
+	functions := []*Function{
+		offer(b, Spec{Argv: []string{"sh", "-c", program + "3"}, ProgressFD: 3}),
+		offer(b, Spec{Argv: []string{"sh", "-c", program + "2"}}),
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer null.Close()
+	var cpu [2]time.Duration
+	var calls [2]int
+	for b.Loop() {
+		for i, f := range functions {
+			var last uint64
+			began, before := spent(b)
+			res := f.Run(b.Context(), &Call{Stdout: io.Discard, Stderr: null, Progress: func(done, _ uint64, _ string) { last = done }})
+			ended, after := spent(b)
+			if cpu[i], calls[i] = cpu[i]+ended-began, calls[i]+after-before; res.Status != 0 || i == 0 && last != 1_000_000 {
+				b.Fatalf("%+v, the last report is %d", res, last)
+			}
+		}
+	}
+	b.ReportMetric(float64(cpu[0])/float64(cpu[1]), "x-stderr-cpu")
+	b.ReportMetric(float64(calls[0])/float64(calls[1]), "x-stderr-calls")
+}
+
+// spent returns the processor time of this process, and its system calls that have read or written.
+func spent(b *testing.B) (cpu time.Duration, calls int) {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		b.Skip(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var n int
+		if k, _ := fmt.Sscanf(line, "syscr: %d", &n); k == 0 {
+			fmt.Sscanf(line, "syscw: %d", &n)
+		}
+		calls += n
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), calls
 }

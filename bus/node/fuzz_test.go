@@ -2,15 +2,19 @@ package node_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +22,8 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/wire"
+
+	"github.com/vmihailenco/msgpack/v5"
 )
 
 // Modes of the first byte of an input: how the others become a byte stream.
@@ -69,7 +75,7 @@ func program(data []byte) []byte {
 	sizes := []int{0, 1, 100, 4 << 10, 32 << 10, 64 << 10, 200 << 10, 1000 << 10}
 	for len(data) > 0 && len(out) < 2<<20 {
 		op, id := next(), next()%6
-		switch op % 10 {
+		switch op % 12 {
 		case 0, 1:
 			f := callFrame(id, names[next()%uint64(len(names))], strings.Repeat("i", sizes[next()%5]))
 			f.Caller = []byte([]string{"", "", "alice", "bob", "a b", "alice"}[id])
@@ -119,38 +125,95 @@ func program(data []byte) []byte {
 			default:
 				out = append(out, 0, 0, 0, 2, 0x91, 99) // a type from the future
 			}
+		default:
+			out = append(out, variant(next(), id, next(), next())...)
 		}
 	}
 	return out
 }
 
-// seed adds the vectors, each alone and all in a row, and some scripts.
-func seed(f *testing.F) {
-	file, err := os.Open("../testdata/frames.jsonl")
-	if err != nil {
-		f.Fatal(err)
+// variant is a frame of frames.jsonl with another id, and one element replaced or, with those behind it,
+// left out.
+func variant(which, id, at, by uint64) []byte {
+	list := templates()
+	f := slices.Clone(list[which%uint64(len(list))])
+	f[1] = []byte{byte(id)}
+	if f[0][0] == byte(wire.TypeHello) {
+		f[1] = []byte{wire.Major}
 	}
-	defer file.Close()
-	framed, rawAll := []byte{modeFramed}, []byte{modeRaw}
-	scan := bufio.NewScanner(file)
-	scan.Buffer(nil, 1<<20)
-	for scan.Scan() {
+	at = 1 + at%uint64(len(f)) // the last one leaves it as it is
+	if at < uint64(len(f)) {
+		if by %= uint64(len(elements) + 1); by < uint64(len(elements)) {
+			f[at] = []byte(elements[by])
+		} else {
+			f = f[:at]
+		}
+	}
+	body := append([]byte{0xdc, 0, byte(len(f))}, slices.Concat(f...)...)
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+}
+
+// elements are encodings of what stands in frames, or may not.
+var elements = []string{
+	"\x00", "\x01", "\x02", "\x05", "\x0f", "\xcc\xff", "\xce\x00\x40\x00\x00", "\xce\xff\xff\xff\xff", "\xcf\x00\x1f\xff\xff\xff\xff\xff\xff", "\xff", "\xc0", "\xc3",
+	"\xa0", "\xa4echo", "\xa4hold", "\xa4mine", "\xa1*", "\xa2[x", "\xa2#1", "\xa8a\nb\x1b[0m\xff", "\xd9\xff" + strings.Repeat("x", 255), "\xda\x10\x00" + strings.Repeat("y", 4096),
+	"\xc4\x00", "\xc4\x02\x00\xff", "\x90", "\x91\xa5admin", "\x92\xa5relay\xa8progress", "\x91\xa6call:*", "\x91\xc0", "\x91\x91\x91\x91\x90",
+	"\x80", "\x81\xa4tool\xa0", "\x81\xa3x.y\xa1z", "\x81\xa0\x01", "\x81\x91\x01\x02", "\xb0worker.deadline.", "\xa4busy", "\xa8deadline",
+	"\xd97" + "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+}
+
+// templates are the elements of the small frames in frames.jsonl, each as bytes: what is added
+// there is fuzzed too.
+var templates = sync.OnceValue(func() (list [][][]byte) {
+	for _, frame := range vectorFrames() {
+		d := msgpack.NewDecoder(bytes.NewReader(frame[4:]))
+		n, err := d.DecodeArrayLen()
+		if err != nil {
+			panic(err)
+		}
+		f := make([][]byte, n)
+		for i := range f {
+			if f[i], err = d.DecodeRaw(); err != nil {
+				panic(err)
+			}
+		}
+		list = append(list, f)
+	}
+	return list
+})
+
+// vectorFrames are the small frames in frames.jsonl.
+func vectorFrames() (list [][]byte) {
+	text, err := os.ReadFile("../testdata/frames.jsonl")
+	for line := range bytes.Lines(text) {
 		var v struct {
 			Hex string `json:"hex"`
 		}
-		if err := json.Unmarshal(scan.Bytes(), &v); err != nil {
-			f.Fatal(err)
+		err = errors.Join(err, json.Unmarshal(line, &v))
+		frame, e := hex.DecodeString(v.Hex)
+		if err = errors.Join(err, e); len(frame) <= 1000 {
+			list = append(list, frame)
 		}
-		frame, _ := hex.DecodeString(v.Hex)
-		if len(frame) > 1000 {
-			continue
-		}
+	}
+	if err != nil {
+		panic(err)
+	}
+	return list
+}
+
+// seed adds the vectors, each alone and all in a row, and some scripts.
+func seed(f *testing.F) {
+	framed, rawAll := []byte{modeFramed}, []byte{modeRaw}
+	for i, frame := range vectorFrames() {
 		rawAll = append(rawAll, frame...)
 		f.Add(append([]byte{modeRaw}, frame...))
 		if len(frame)-4 < 256 {
 			one := append([]byte{byte(len(frame) - 4)}, frame[4:]...)
 			framed = append(framed, one...)
 			f.Add(append([]byte{modeFramed}, one...))
+		}
+		for at := range len(templates()[i]) {
+			f.Add([]byte{modeScript, 10, 1, byte(i), byte(at), byte(i + at)})
 		}
 	}
 	f.Add(framed)

@@ -354,6 +354,20 @@ func FuzzDecode(f *testing.F) {
 	for _, v := range vectors() {
 		f.Add(Append(nil, v.f)[4:])
 	}
+	for kind, l := range layouts { // each element once as the last one
+		elements := strings.Split(l.elements, ", ")
+		for n := max(l.least, 2); n <= len(elements)+1 && l.make != nil; n++ {
+			body := []byte{0xdc, 0, byte(n), byte(kind)}
+			for _, element := range elements[:n-1] {
+				_, of, _ := strings.Cut(element, " ")
+				body = append(body, map[string]string{"uint": "\x01", "str": "\xa1x", "bin": "\xc4\x01x", "array": "\x91\xa1x", "map": "\x81\xa1x\xa1y"}[of]...)
+			}
+			if _, err := new(Decoder).Decode(body); err != nil {
+				f.Errorf("%s: %v", l.name, err)
+			}
+			f.Add(body)
+		}
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		frame, err := new(Decoder).Decode(body)
 		if err != nil || frame == nil {

@@ -15,6 +15,7 @@ import (
 	"net"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -151,6 +152,44 @@ type Conn struct {
 
 // NewConn returns a Conn over nc.
 func NewConn(nc net.Conn) *Conn { return &Conn{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10)} }
+
+// WriteBehind has a goroutine write from now on, so that whoever waits to write reads all the same
+// (C-2-9).
+func (c *Conn) WriteBehind() { c.Conn = &behind{Conn: c.Conn} }
+
+// behind is a connection that writes without waiting.
+type behind struct {
+	net.Conn
+
+	mu      sync.Mutex // protects the fields below
+	queue   net.Buffers
+	writing bool
+}
+
+// Write implements io.Writer.
+func (b *behind) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = append(b.queue, bytes.Clone(p))
+	if !b.writing {
+		b.writing = true
+		go b.write() // ends when all is written, or with the connection
+	}
+	return len(p), nil
+}
+
+func (b *behind) write() {
+	for {
+		b.mu.Lock()
+		queue := b.queue
+		b.queue, b.writing = nil, len(queue) > 0
+		b.mu.Unlock()
+		if len(queue) == 0 {
+			return
+		}
+		queue.WriteTo(b.Conn) // an error shows at the next read
+	}
+}
 
 // rename adds the suffix to the name of a function.
 func (c *Conn) rename(frame any) any {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -182,6 +184,12 @@ func callerChecks() (checks []check, err error) {
 		}
 		return nil
 	})
+	for _, form := range forms() {
+		add("END in the form: "+form.name, "C-2-10 C-2-11", "echo", true, "", func(b *callerBed) error {
+			b.c.Write(form.frame(10, b.id(), 0, 7, "exit", "", "out"))
+			return b.ended(7, "out")
+		})
+	}
 	add("a code that nobody knows: its status counts", "E-7-1", "exit 1", true, "", func(b *callerBed) error {
 		b.end(2, 73, "acme.quota", "none left")
 		return b.ended(73, "")
@@ -207,7 +215,8 @@ func callerChecks() (checks []check, err error) {
 		}
 		return nil
 	})
-	add("8 MiB of output, as it is granted", "C-5.3-2 C-2-9", "echo", true, "", (*callerBed).floods)
+	add("16 MiB of output, as it is granted", "C-5.3-2 C-2-9", "echo", true, "", (*callerBed).floods)
+	add("16 MiB of input and of output at the same time", "C-2-9 C-5.3-4", "echo", false, strings.Repeat("0123456789abcdef", 1<<20), (*callerBed).exchanges)
 	add("END while the input is open", "C-5.5-1", "echo", true, "abc", func(b *callerBed) error {
 		b.c.Send(vectors.F(8, b.id(), 0, 100))
 		b.end(0, 5, "exit")
@@ -233,11 +242,14 @@ func callerChecks() (checks []check, err error) {
 			return err
 		}
 	})
-	for name, last := range map[string]any{"closes the connection": nil, "sends ERROR": vectors.F(2, "superseded", "again"), "breaks off in a frame": map[string]any{"hex": "0000000f970a"}} {
+	end := vectors.Bytes(vectors.F(10, 1, 0, 0, "exit"))
+	breaks := map[string][]byte{"closes the connection": nil, "sends ERROR": vectors.Bytes(vectors.F(2, "superseded", "again"))}
+	for cut := 1; cut < len(end); cut++ {
+		breaks[fmt.Sprintf("breaks off after %d bytes of END", cut)] = end[:cut]
+	}
+	for _, name := range slices.Sorted(maps.Keys(breaks)) {
 		add("the node "+name+": no success", "C-3.3-2 C-2-8", "echo", true, "", func(b *callerBed) error {
-			if last != nil {
-				b.c.Send(last)
-			}
+			b.c.Write(breaks[name])
 			b.l.Close() // there is no other node
 			b.c.Close()
 			status, err := b.status()
@@ -270,13 +282,34 @@ func (b *callerBed) takes(want string, grants int) error {
 	return b.ended(0, "done")
 }
 
+// window is the credit for output that CALL has given.
+func (b *callerBed) window() int {
+	if len(b.call) > callWindow {
+		return int(b.call[callWindow].(float64))
+	}
+	return 262144
+}
+
+// exchanges sends output while the caller sends its input.
+func (b *callerBed) exchanges() error {
+	const size = 16 << 20
+	m := &mover{c: b.c, id: b.id(), stream: 1, size: size, credit: b.window(), received: len(vectors.Bin(b.call[callInput]))}
+	b.c.Send(vectors.F(8, b.id(), 0, 262144))
+	if err := m.run(); err != nil {
+		return err
+	}
+	b.end(0, 7, "exit")
+	status, err := b.status()
+	if err == nil && (status != 7 || b.stdout.Len() != size) {
+		err = fmt.Errorf("its status is %d, and its output %d bytes; not 7 and %d", status, b.stdout.Len(), size)
+	}
+	return err
+}
+
 // floods sends more output than any window has.
 func (b *callerBed) floods() error {
-	const size = 8 << 20
-	credit := 262144
-	if len(b.call) > callWindow {
-		credit = int(b.call[callWindow].(float64))
-	}
+	const size = 16 << 20
+	credit := b.window()
 	for sent := 0; sent < size; {
 		if k := min(credit, size-sent, 64<<10); k > 0 {
 			b.c.Send(vectors.F(6, b.id(), 1, vectors.NewBin(bytes.Repeat([]byte{'x'}, k))))

@@ -32,8 +32,8 @@ Usage: fbus conformance node --node ADDR [flags] [-- CMD…]
 
 node    judges the node at the path ADDR. With CMD it starts the node with it, and judges how that
         stops on TERM, too.
-        Over TLS it runs already, and FBUS_TICKET is a reusable ticket of it that may call and offer *,
-        and make calls for others.
+        Over TLS ADDR is HOST:PORT, and FBUS_TICKET a reusable ticket of it that may call and offer *,
+        and make calls for others; CMD starts the node with the network that has issued it.
 worker  plays a node, and starts CMD with FBUS_NODE set, once for each check. CMD offers four
         functions, at least one slot each: echo (its input, or its arguments one a line), args (its
         arguments as JSON), sleep (for as many seconds as its argument says), exit (with the status
@@ -77,8 +77,8 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 	var o options
 	flags := pflag.NewFlagSet("conformance", pflag.ContinueOnError)
 	flags.SortFlags = false
-	flags.StringVar(&o.node, "node", "", "`ADDR` of the node to judge: the path of its socket")
-	flags.BoolVar(&o.tls, "tls", false, "over TLS: CMD gets FBUS_TICKET, or a node is at HOST:PORT")
+	flags.StringVar(&o.node, "node", "", "`ADDR` of the node to judge: the path of its socket, HOST:PORT with --tls")
+	flags.BoolVar(&o.tls, "tls", false, "over TLS: CMD gets FBUS_TICKET, or the node is at HOST:PORT")
 	flags.StringVar(&o.only, "only", "", "only the checks of this `RULE`, or whose name has this text")
 	flags.DurationVarP(&o.limit, "timeout", "t", 10*time.Second, "how long the program may be silent, `D`")
 	flags.BoolVar(&o.json, "json", false, "one JSON object a line for each check")
@@ -141,9 +141,6 @@ func (o *options) secured(side string) ([]check, error) {
 		return clientTLSChecks(), nil
 	case "caller":
 		return clientTLSChecks("echo"), nil
-	}
-	if len(o.cmd) > 0 {
-		return nil, args.Errorf(args.CodeUsage, "a node that is judged over TLS has to run already: its tickets are its own")
 	}
 	var err error
 	o.ticket, err = trust.ReadTicket(os.Getenv("FBUS_TICKET"), "FBUS_TICKET")

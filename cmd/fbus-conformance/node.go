@@ -67,9 +67,9 @@ func (b *nodeBed) start(ctx context.Context) error {
 		close(b.done)
 	}()
 	for limit := time.Now().Add(b.o.limit); ; time.Sleep(5 * time.Millisecond) {
-		nc, err := net.Dial("unix", b.o.node)
+		err := b.listens()
 		if err == nil {
-			return nc.Close()
+			return nil
 		}
 		select {
 		case <-b.done:
@@ -80,6 +80,19 @@ func (b *nodeBed) start(ctx context.Context) error {
 			return fmt.Errorf("the node does not listen: %w", err)
 		}
 	}
+}
+
+// listens returns why nobody can connect to the node.
+func (b *nodeBed) listens() error {
+	network := "unix"
+	if b.o.tls {
+		network = "tcp"
+	}
+	nc, err := net.Dial(network, b.o.node)
+	if err != nil {
+		return err
+	}
+	return nc.Close()
 }
 
 func (b *nodeBed) close() {
@@ -131,11 +144,11 @@ func (b *nodeBed) command(command string) error {
 		return err
 	}
 	for limit := time.Now().Add(b.o.limit); time.Now().Before(limit); time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Lstat(b.o.node); err != nil { // the socket goes first
+		if b.listens() != nil { // the socket goes first
 			return nil
 		}
 	}
-	return errors.New("the node keeps its socket")
+	return errors.New("the node keeps listening")
 }
 
 // nodeChecks are the lines of wrong.jsonl, the transcripts, and what they cannot show.
@@ -152,6 +165,13 @@ func nodeChecks() (list []check, err error) {
 				return errors.New("not judged: the node was not started here, see -- CMD")
 			}
 			return t.PlayNode(b.connect, b.command)
+		}))
+	}
+	for _, form := range forms() {
+		list = append(list, nodeCheck("HELLO and CALL in the form: "+form.name, []string{"C-2-10", "C-2-11"}, false, func(b *nodeBed) error {
+			return b.session(func(c *vectors.Conn) {
+				c.Write(slices.Concat(form.frame(1, 1, 0, "", "", "x"), form.frame(5, 1, "nobody", 0, "", "", 1)))
+			})
 		}))
 	}
 	list = append(list,
@@ -183,13 +203,20 @@ func (b *nodeBed) pair(slots int) (caller, worker *vectors.Conn, err error) {
 var session = slices.Concat(vectors.Bytes(vectors.F(1, 1, 0, "", "", "x")), vectors.Bytes(vectors.Call(1, "nobody", 1)))
 
 func (b *nodeBed) byteByByte() error {
+	return b.session(func(c *vectors.Conn) {
+		for i := range session {
+			c.Write(session[i : i+1])
+		}
+	})
+}
+
+// session is a connection on which send sends HELLO and a call of a function that nobody offers.
+func (b *nodeBed) session(send func(c *vectors.Conn)) error {
 	c, err := b.connect()
 	if err != nil {
 		return err
 	}
-	for i := range session {
-		c.Write(session[i : i+1])
-	}
+	send(c)
 	if _, err := c.Expect(vectors.F(1, 1)); err != nil {
 		return err
 	}
@@ -290,6 +317,7 @@ type mover struct {
 
 func (m *mover) run() error {
 	m.c.Log = nil
+	m.c.WriteBehind()
 	other := 1 - m.stream
 	for m.sent < m.size || m.received < m.size {
 		if k := min(m.credit, m.size-m.sent, 64<<10); k > 0 {
@@ -308,6 +336,7 @@ func (m *mover) run() error {
 			n := len(vectors.Bin(f[3]))
 			m.received += n
 			m.c.Send([]any{8., float64(m.id), float64(other), float64(n)})
+		case vectors.Matches([]any{7., float64(m.id)}, f):
 		default:
 			return fmt.Errorf("%s came", vectors.Text(f))
 		}

@@ -221,9 +221,9 @@ func workerChecks() (checks []check, err error) {
 			return c, exact(c, id, window, data)
 		})
 	}
-	add("4 MiB of input and output", "C-2-9 C-5.3-2 C-5.3-4", func(b *workerBed) (*vectors.Conn, error) {
+	add("16 MiB of input and output at the same time", "C-2-9 C-5.3-2 C-5.3-4", func(b *workerBed) (*vectors.Conn, error) {
 		c, id := b.call("echo", 0, nil, nil, 0)
-		return c, pumped(c, id, 4<<20)
+		return c, pumped(c, id, 16<<20)
 	})
 	for _, a := range []struct {
 		name, rules string
@@ -264,12 +264,26 @@ func workerChecks() (checks []check, err error) {
 		c, id := b.call("echo", 0, nil, []byte("x"), 0x101, 0, 0, 4294967295, 0, "", 1000, 1000, "n-1-1", "uid:0", "", 0, "", "", "new", []any{1., 2.})
 		return c, wantEnd(c, id, []byte("x"), 0, 0)
 	})
-	add("str where bin is written, and the other way round", "C-2-10 C-2-11", func(b *workerBed) (*vectors.Conn, error) {
-		c := b.at["echo"]
-		b.lastID[c]++
-		body := []byte{0xdc, 0, 7, 0xcc, 5, 0xd1, 0, byte(b.lastID[c]), 0xc4, 4, 'e', 'c', 'h', 'o', 0xd0, 0, 0xa0, 0xd9, 1, 'x', 0xcd, 0, 1}
-		c.Write(append([]byte{0, 0, 0, byte(len(body))}, body...))
-		return c, wantEnd(c, b.lastID[c], []byte("x"), 0, 0)
+	for _, form := range forms() {
+		add("CALL in the form: "+form.name, "C-2-10 C-2-11", func(b *workerBed) (*vectors.Conn, error) {
+			c := b.at["echo"]
+			b.lastID[c]++
+			c.Write(form.frame(5, b.lastID[c], "echo", 0, "", "x", 1))
+			return c, wantEnd(c, b.lastID[c], []byte("x"), 0, 0)
+		})
+	}
+	add("the node breaks off at each byte of a frame: it connects again", "C-2-8 C-4.2-2", func(b *workerBed) (*vectors.Conn, error) {
+		frame := vectors.Bytes(vectors.Call(1, "echo", 1))
+		for cut := 1; cut < len(frame); cut++ {
+			b.at["echo"].Write(frame[:cut])
+			for _, c := range b.all {
+				c.Close()
+			}
+			if c, err := b.meet(); err != nil {
+				return c, fmt.Errorf("after %d bytes: %w", cut, err)
+			}
+		}
+		return nil, nil
 	})
 	add("frames byte by byte", "C-2-1", func(b *workerBed) (*vectors.Conn, error) {
 		c := b.at["echo"]
@@ -428,6 +442,7 @@ func exact(c *vectors.Conn, id, window int, want []byte) error {
 // pumped sends input as it is granted, and reads it back.
 func pumped(c *vectors.Conn, id, size int) error {
 	sent, received, credit := 0, 0, 0
+	c.WriteBehind()
 	for {
 		for credit > 0 && sent < size {
 			k := min(credit, size-sent, 64<<10)

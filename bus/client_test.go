@@ -637,7 +637,7 @@ func TestRefusedAtOnce(t *testing.T) {
 // that was to run with those is sent.
 func TestOlderNode(t *testing.T) {
 	noLeaks(t)
-	connect := func(o *bus.Options) (*bus.Client, error, *wire.Decoder, net.Conn) {
+	connect := func(o *bus.Options) (*bus.Client, net.Conn, error) {
 		near, far := net.Pipe()
 		far.SetDeadline(time.Now().Add(10 * time.Second))
 		t.Cleanup(func() { far.Close() })
@@ -651,20 +651,20 @@ func TestOlderNode(t *testing.T) {
 		if e := await(t, "HELLO", read); e != nil {
 			t.Fatal(e)
 		}
-		return c, err, new(wire.Decoder), far
+		return c, far, err
 	}
 
 	for _, rights := range [][]string{{}, {"call:f"}} {
-		_, err, d, far := connect(&bus.Options{Rights: rights, Eager: true})
+		_, far, err := connect(&bus.Options{Rights: rights, Eager: true})
 		if wantErr(t, err, &args.Error{Code: args.CodeVersion}); !strings.Contains(fmt.Sprint(err), "version 1.0") {
 			t.Error(err)
 		}
-		if f, err := nextFrame(far, d); err == nil && wire.TypeOf(f) != wire.TypeError {
+		if f, err := nextFrame(far, new(wire.Decoder)); err == nil && wire.TypeOf(f) != wire.TypeError {
 			t.Errorf("it sends %T", f)
 		}
 	}
 
-	c, err, d, far := connect(nil)
+	c, far, err := connect(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -680,7 +680,7 @@ func TestOlderNode(t *testing.T) {
 		if _, offered := send.(*wire.OfferedFrame); offered {
 			continue
 		}
-		f, err := nextFrame(far, d)
+		f, err := nextFrame(far, new(wire.Decoder))
 		if want := map[bool]wire.Type{true: wire.TypeOffer, false: wire.TypeEnd}[send == nil]; err != nil || wire.TypeOf(f) != want {
 			t.Errorf("%T, error %v; want type %d", f, err, want)
 		}

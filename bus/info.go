@@ -154,7 +154,15 @@ type NodeInfo struct {
 	Calls     int       `json:"calls"`     // queued or running
 	Draining  bool      `json:"draining"`
 	NoPosts   string    `json:"no_posts,omitempty"` // why nothing can be posted
-	Held      int       `json:"held,omitempty"`     // functions and globs of workers: fbus.hold
+
+	Trust *trust.SecondInfo `json:"trust,omitempty"` // nil at the network's first node
+	Held  int               `json:"held,omitempty"`  // functions and globs of workers: fbus.hold
+}
+
+// TrustQuery is the JSON object that fbus.trust takes.
+type TrustQuery struct {
+	After int64   `json:"after,omitempty"` // the number of the list that the caller has
+	Wait  float64 `json:"wait,omitempty"`  // seconds to wait for a list with another number; at most 50
 }
 
 // Invitation is the JSON object that fbus.invite takes.
@@ -165,6 +173,7 @@ type Invitation struct {
 	Admin     bool     `json:"admin,omitempty"`     // may call fbus.*
 	Monitor   bool     `json:"monitor,omitempty"`   // may see what others do
 	Relay     bool     `json:"relay,omitempty"`     // may make calls for others
+	Node      bool     `json:"node,omitempty"`      // for a second node of the network, which has rights of its own; only Admin can be added
 	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
 	Token     bool     `json:"token,omitempty"`     // a bearer token, not a ticket: the answer is a TokenInfo
 	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged

@@ -182,6 +182,7 @@ func TestFields(t *testing.T) {
 		"Line of fbus.calls":                                   bus.CallInfo{},
 		"Line of fbus.nodes":                                   bus.NodeInfo{},
 		"Argument of fbus.invite":                              bus.Invitation{},
+		"Argument of fbus.trust":                               bus.TrustQuery{},
 		"Answer of fbus.invite for a token, and of fbus.admit": bus.TokenInfo{},
 		"Line of fbus.tickets":                                 bus.TicketInfo{},
 		"Answer of fbus.revoke":                                bus.RevokedInfo{},

@@ -48,11 +48,16 @@ until it was disconnected for an hour; a reusable ticket gives access until --tt
   fbus invite --offer 'resize*' | ssh gpu-box fbus join -
   fbus invite --offer 'resize*' --name farm --uses 20 --ephemeral -o farm.ticket
   fbus invite --call 'resize*' --call wc --name ci --ttl 30d --reusable -o ci.ticket
+  fbus invite --for-node --name b -o b.ticket
   token=$(fbus invite --token --call 'resize*' --name web --ttl 90d)
 
 A --token is for HTTP and the like: a line of text that its holder sends to a gateway, which
 asks the node what it allows. It is printed this once; the node keeps its SHA-256. Its holder
 cannot connect with it, and it allows --call and --monitor alone.
+
+With --for-node the machine that joins can run fbus serve as a second node of the network: it
+verifies tickets itself, and passes invite, revoke and renewals on to this one. With --admin
+too, administrators of that node may invite and revoke.
 
 A GLOB matches names of functions: * any characters, ? one character, [a-z] one of a
 class. No glob matches the node's own functions (fbus.…): --admin allows those, and --monitor
@@ -64,6 +69,7 @@ the ones that show what others do.`,
 			&cli.BoolFlag{Name: "monitor", Usage: "may see functions, calls, jobs, log and metrics of everybody, but nothing of what is sent", Destination: &o.ticket.Monitor, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "relay", Usage: "may make calls for others: programs see ticket:NAME/CALLER, and the holder answers for CALLER", Destination: &o.ticket.Relay, DisableDefaultText: true},
 			&cli.GenericFlag{Name: "ttl", Usage: "valid for `D`; default 1d, or 30d if reusable or a token", Value: &o.ttl},
+			&cli.BoolFlag{Name: "for-node", Usage: "for a second node of the network, with its rights; --admin can be added", Destination: &o.ticket.Node, DisableDefaultText: true},
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME`: programs see ticket:NAME as FBUS_CALLER", Destination: &o.ticket.Name},
 			&cli.GenericFlag{Name: "address", Usage: "the node's address, `HOST[:PORT]`; repeatable; default the addresses of its machine", Value: &listValue{list: &o.ticket.Addresses}},
 			&cli.BoolFlag{Name: "token", Usage: "a bearer token for a gateway, and no ticket: it is printed once, alone", Destination: &o.ticket.Token, DisableDefaultText: true},
@@ -90,7 +96,11 @@ the ones that show what others do.`,
 
 func (o *inviteOptions) check() error {
 	rights := trust.Rights{Call: o.ticket.Call, Offer: o.ticket.Offer, Admin: o.ticket.Admin, Monitor: o.ticket.Monitor, Relay: o.ticket.Relay}
-	if rights.Empty() {
+	if o.ticket.Node {
+		if err := o.checkNode(); err != nil {
+			return err
+		}
+	} else if rights.Empty() {
 		return usage("a ticket needs a right: --call GLOB, --offer GLOB, --monitor, --relay or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}
 	if err := rights.Check(); err != nil {
@@ -131,6 +141,18 @@ func (o *inviteOptions) check() error {
 		if err := wire.CheckAddress(a); err != nil {
 			return usage("--address: %v", err).WithHint(find.AddrHint)
 		}
+	}
+	return nil
+}
+
+// checkNode checks the options of a ticket for a second node.
+func (o *inviteOptions) checkNode() error {
+	t := &o.ticket
+	switch {
+	case len(t.Call)+len(t.Offer) > 0 || t.Monitor || t.Relay:
+		return usage("a ticket for a node has its rights: %s; only --admin can be added", trust.NodeRights(false))
+	case t.Reusable || t.Ephemeral || t.Token || o.uses.set:
+		return usage("a ticket for a node is for one machine that stays: it cannot be reusable, ephemeral, for several uses or a token")
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -37,6 +38,8 @@ the network by itself, unless a node runs on this machine. If the connection is 
 join again with the same ticket.
 
   fbus join gpu.ticket && fbus offer resize -- ./resize.sh
+
+With a ticket for a node, this user's fbus serve is then another node of that network.
 
 There is one identity for each network: joining under another name moves the old one to
 NETWORK.NAME.pem. They are in $FBUS_HOME/joined, or in joined in fbus's configuration
@@ -97,11 +100,39 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		say(stderr, fmt.Sprintf("joined network %s as %s: %s; until %s", t.Network, t.Name, t.Rights, t.Expires.Local().Format("2006-01-02")))
 		say(stderr, "stored in "+filepath.Join(dir, t.Network+".pem"))
 	}
+	if t.Server != nil {
+		if err := o.firstList(ctx, dir, t); err != nil {
+			say(stderr, "warning: the list of revoked tickets is not there yet: "+explain(err).Message+": fbus serve gets it")
+		}
+		if !o.quiet {
+			say(stderr, "fbus serve is now a node of that network; its first node is at "+strings.Join(t.Addresses, ", "))
+		}
+	}
 	if before != nil && before.Name != t.Name {
 		say(stderr, fmt.Sprintf("the earlier identity %s was moved aside and is no longer used", before.Name))
 		say(stderr, "hint: FBUS_TICKET="+args.Quote(j.Aside(before))+" before a command uses it")
 	}
 	return nil
+}
+
+// firstList gets the list of revoked tickets, without which a second node admits nobody. The
+// node may then be started while the first one is away.
+func (o *joinOptions) firstList(ctx context.Context, dir string, t *trust.Ticket) error {
+	s, err := trust.OpenSecond(dir, t.Network, 0, nil)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	c, err := o.dial(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	text, err := output(ctx, c, "fbus.trust", args.Args{})
+	if err != nil {
+		return err
+	}
+	return s.Update(text)
 }
 
 func readTicket(name string) (*trust.Ticket, error) {

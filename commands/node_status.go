@@ -30,7 +30,8 @@ user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joi
 
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
-nothing can be posted), listens (for other machines), caller and rights (who asks, and what that one may do;
+nothing can be posted), listens (for other machines), trust (at a node
+that is not the network's first: first, away, number, age, revoked, max_age, shut, identity), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
@@ -86,6 +87,9 @@ func status(o *lookOptions, stdout io.Writer) error {
 		for _, addr := range n.Listens {
 			fact("listens", "%s, ticket holders only", addr)
 		}
+		if t := n.Trust; t != nil {
+			showTrust(t, fact)
+		}
 		fact("you are", "%s: may %s", n.Caller, mayDo(n.Rights))
 		fact("up", "%s", age(time.Since(n.Started).Seconds()))
 		fact("functions", "%d", n.Functions)
@@ -104,6 +108,24 @@ func status(o *lookOptions, stdout io.Writer) error {
 		}
 	})
 	return nil
+}
+
+// showTrust prints what a node that is not its network's first has of the first one.
+func showTrust(t *trust.SecondInfo, fact func(name, format string, a ...any)) {
+	state := "connected"
+	if t.Away != "" {
+		state = "away: " + t.Away
+	}
+	fact("first node", "%s, %s", strings.Join(t.First, ", "), state)
+	if t.Number > 0 {
+		fact("revoked", "%s, by list %d, %s old", plural(t.Revoked, "serial"), t.Number, age(t.Age))
+	}
+	if t.Shut != "" {
+		fact("shut", "%s", t.Shut)
+	}
+	if t.Identity != "" {
+		fact("identity", "FBUS_TICKET=%s, for companions of this node", args.Quote(t.Identity))
+	}
 }
 
 // nodeMetrics asks a node for its metrics.

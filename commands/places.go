@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"fbus/bus/find"
 	"fbus/bus/trust"
@@ -37,11 +38,21 @@ func networkState(network, part string) (string, error) {
 	return trust.OwnDir(filepath.Join(dir, network, part), "FBUS_STATE")
 }
 
-// networkID returns the given id, or the stored id of this user's nodes, or a new one
-// that it stores.
-func networkID(given string, stderr io.Writer) string {
+// networkID returns the given id, or that of the network that was joined with a ticket for a
+// node, or the stored id of this user's nodes, or a new one that it stores.
+func networkID(given string, stderr io.Writer) (string, error) {
 	if given != "" {
-		return given
+		return given, nil
+	}
+	joined, err := find.NodeNetworks()
+	if err != nil {
+		return "", err
+	}
+	if len(joined) > 1 {
+		return "", usage("this user may run a node of several networks: %s", strings.Join(joined, " ")).WithHint("choose one: --network ID")
+	}
+	if len(joined) == 1 {
+		return joined[0], nil
 	}
 	id := "net-" + wire.NewInstance()[:12]
 	dir, err := find.HomeDir()
@@ -52,5 +63,5 @@ func networkID(given string, stderr io.Writer) string {
 		say(stderr, fmt.Sprintf("the network id %s cannot be stored: %v", id, err))
 		say(stderr, "hint: set FBUS_HOME to a writable directory, or use --network")
 	}
-	return id
+	return id, nil
 }

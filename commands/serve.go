@@ -74,6 +74,12 @@ rights are read again when the file changes.
   "group:staff" = { call = ["*"] }
   "user:alice" = { offer = ["resize*"], admin = true }    # or "uid:1000", "gid:50"
 
+A user that has joined with a ticket for a node (see fbus invite) runs another node of that
+network. It admits the same tickets, except those in the list of revoked tickets, which it
+gets from the network's first node at once when it changes. While the first node is away,
+nothing can be invited, revoked or renewed, and everything else goes on; --trust-max-age
+limits for how long others than this machine are admitted then.
+
 With your own PKI (--tls-cert, --tls-key, --tls-ca) the node's certificate names its
 host. Clients need certificates with the URI names of tickets, in the files FBUS_TLS_CERT,
 FBUS_TLS_KEY and FBUS_TLS_CA. --tls-crl FILE has the revocation lists of its CAs. Files
@@ -237,7 +243,10 @@ func startNode(o *serveOptions, stdout, stderr io.Writer) (_ *servedNode, err er
 		return nil, err
 	}
 	warn, _ := logger(stderr)
-	network := networkID(o.network, stderr)
+	network, err := networkID(o.network, stderr)
+	if err != nil {
+		return nil, err
+	}
 	fixed, path := o.socket != "", o.socket
 	if !fixed {
 		path = defaultSocket(warn)

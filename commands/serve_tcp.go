@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"fbus/bus/args"
 	"fbus/bus/find"
@@ -26,11 +27,13 @@ type tcpOptions struct {
 	cert, key, ca  string
 	crl            string
 	keepAlive      durationValue
+	maxAge         durationValue
 	maxConnections int
 	maxPerTicket   int
 }
 
 func (o *tcpOptions) flags() []cli.Flag {
+	o.maxAge.least = time.Second
 	return []cli.Flag{
 		&cli.GenericFlag{Name: "listen", Usage: "listen at `ADDR`, HOST[:PORT], for other machines; repeatable; default 0.0.0.0:" + wire.DefaultPort, Value: &listValue{list: &o.listen}},
 		&cli.BoolFlag{Name: "no-tcp", Usage: "only this machine", Destination: &o.off, DisableDefaultText: true},
@@ -38,6 +41,7 @@ func (o *tcpOptions) flags() []cli.Flag {
 		&cli.StringFlag{Name: "tls-key", Usage: "its key, in `FILE`", Destination: &o.key},
 		&cli.StringFlag{Name: "tls-ca", Usage: "clients with a certificate of the CA in `FILE` may connect, with the rights in it", Destination: &o.ca},
 		&cli.StringFlag{Name: "tls-crl", Usage: "but not one that a revocation list in `FILE` names (PEM or DER, signed by a CA of --tls-ca)", Destination: &o.crl},
+		&cli.GenericFlag{Name: "trust-max-age", Usage: "at a node that is not its network's first: admit nobody over TCP while its list of revoked tickets is older than `D`; default no limit", Value: &o.maxAge},
 		keepAliveFlag(&o.keepAlive, "close a silent connection after `D`, at least 3s; default 10s"),
 		&cli.IntFlag{Name: "max-connections", Usage: "at most `N` connections", DefaultText: fmt.Sprint(node.DefaultConnections), Destination: &o.maxConnections},
 		&cli.IntFlag{Name: "max-per-ticket", Usage: "at most `N` of them with one ticket", DefaultText: fmt.Sprint(node.DefaultPerTicket), Destination: &o.maxPerTicket},
@@ -55,6 +59,8 @@ func (o *tcpOptions) check() error {
 		return usage("--tls-crl needs --tls-cert, --tls-key and --tls-ca").WithHint("with tickets: fbus revoke NAME")
 	case o.off && len(given) > 0:
 		return usage("--no-tcp and --tls-cert exclude each other")
+	case o.off && o.maxAge.set:
+		return usage("--no-tcp and --trust-max-age exclude each other")
 	case o.maxConnections < 1:
 		return usage("--max-connections must be at least 1, not %d", o.maxConnections)
 	case o.maxPerTicket < 1:
@@ -72,7 +78,8 @@ func (o *tcpOptions) check() error {
 type door struct {
 	o         *tcpOptions
 	gate      node.Gate        // nil: nobody can be admitted
-	authority *trust.Authority // nil with an external PKI
+	authority *trust.Authority // nil with an external PKI, and at a second node
+	second    *trust.Second    // nil at the network's first node
 	listeners []net.Listener
 
 	noTickets, closed error // why there is no authority, and no listener
@@ -161,12 +168,36 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a writable directory")
 	}
+	founded, joined := d.roles(network)
+	switch {
+	case joined && founded:
+		warn("network %s was joined with a ticket for a second node, but this user has the CA of a network of that name: this is that network's first node", network)
+	case joined:
+		s, err := trust.OpenSecond(filepath.Join(home, "joined"), network, d.o.maxAge.d, nil)
+		if err == nil {
+			d.gate, d.second, d.noTickets = s, s, errors.New("it is not the network's first node")
+		}
+		return err
+	}
+	if d.o.maxAge.set {
+		return usage("--trust-max-age is for a node that is not its network's first").WithHint("fbus invite --for-node at the first node makes a ticket for one")
+	}
 	a, err := trust.Open(trust.Options{Dir: filepath.Join(home, "networks", network), Network: network, Warn: warn})
 	if err != nil {
 		return err
 	}
 	d.gate, d.authority = a, a
 	return nil
+}
+
+// roles reports whether this user has the CA of a network, and whether they have joined it with
+// a ticket for a second node.
+func (d *door) roles(network string) (founded, joined bool) {
+	if home, err := find.HomeDir(); err == nil {
+		founded = trust.Founded(filepath.Join(home, "networks", network))
+	}
+	networks, _ := find.NodeNetworks()
+	return founded, slices.Contains(networks, network)
 }
 
 // listenTCP listens at an address: 0.0.0.0 is IPv4 alone, an empty host or :: both.
@@ -219,7 +250,7 @@ func (d *door) String() string {
 		list = append(list, l.Addr().String())
 	}
 	who := "ticket holders only"
-	if d.authority == nil {
+	if d.authority == nil && d.second == nil {
 		who = "holders of a certificate only"
 	}
 	return fmt.Sprintf(", and at %s, %s", strings.Join(list, " and "), who)
@@ -229,5 +260,8 @@ func (d *door) close() {
 	closeAll(d.listeners)
 	if d.authority != nil {
 		d.authority.Close()
+	}
+	if d.second != nil {
+		d.second.Close()
 	}
 }

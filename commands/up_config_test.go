@@ -79,7 +79,7 @@ idempotent = true
 // is left out, or taken and forgotten.
 func TestConfigNodeHasEveryFlag(t *testing.T) {
 	text := map[string]string{
-		"listen": `["127.0.0.1:1", "[::1]:2"]`, "keepalive": `"5s"`, "max-connections": "7", "max-per-ticket": "8", "queue": "9",
+		"listen": `["127.0.0.1:1", "[::1]:2"]`, "keepalive": `"5s"`, "trust-max-age": `"5m"`, "max-connections": "7", "max-per-ticket": "8", "queue": "9",
 		"no-tcp": "true", "max-jobs": "10", "max-spool": `"1G"`, "max-buffers": `"64M"`, "drain": `"5s"`, "socket-group": `"0"`,
 		"tls-cert": "\"x\"\ntls-key = \"x\"\ntls-ca = \"x\"",
 	}

@@ -14,6 +14,7 @@ const (
 	CodeWrongUse       = "wrong_use"       // a server's certificate as client, a client's as server, a leaf as CA
 	CodeBadCertificate = "bad_certificate" // names, rights or key are invalid
 	CodeListLost       = "list_lost"       // the list cannot be read, or is damaged: nobody is admitted
+	CodeShut           = "shut"            // a second node admits nobody for now: its list of revoked tickets is missing or too old, or its own ticket is void
 
 	// About the connection.
 	CodeTLSVersion = "tls_version" // only TLS 1.3 is spoken

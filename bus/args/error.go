@@ -49,7 +49,7 @@ var statuses = map[string]int{
 
 	CodeNoCertificate: 77, CodeExpired: 77, CodeNotYetValid: 77, CodeClock: 77, CodeRevoked: 77,
 	CodeUnlisted: 77, CodeUsed: 77, CodeWrongUse: 77, CodeBadCertificate: 77, CodeBadTicket: 77,
-	CodeUnsafe: 77, CodeNoTicket: 65, CodeListLost: 75, CodeBadRight: 64, CodeNameTaken: 65,
+	CodeUnsafe: 77, CodeNoTicket: 65, CodeListLost: 75, CodeShut: 75, CodeBadRight: 64, CodeNameTaken: 65,
 }
 
 // ofWorkers are the codes that a worker may give the end of a call. Only a node, or a caller, can

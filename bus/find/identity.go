@@ -207,6 +207,28 @@ func joinedIdentity(addr wire.Addr) (*Identity, error) {
 	return id, nil
 }
 
+// NodeNetworks returns the networks of which this user may run a node that is not the first:
+// they were joined with a ticket for one.
+func NodeNetworks() ([]string, error) {
+	j, err := openJoined()
+	if j == nil || err != nil {
+		return nil, err
+	}
+	defer j.Close()
+	networks, err := j.Networks()
+	var found []string
+	for _, network := range networks {
+		t, err := j.Load(network)
+		if err != nil {
+			return nil, err
+		}
+		if t.Server != nil {
+			found = append(found, network)
+		}
+	}
+	return found, err
+}
+
 // RenewPause is how often a connection that lasts checks whether its identity has to be
 // renewed. Tests set it: they have no hour.
 var RenewPause = time.Hour

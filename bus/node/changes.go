@@ -21,6 +21,7 @@ type changes struct {
 	jobs      recent[jobs.ID]
 	tickets   recent[struct{}]
 	more      chan struct{} // closed at the next change; nil: nobody waits
+	ticketed  chan struct{} // closed at the next change of tickets; nil: nobody waits
 }
 
 // workerKey is one worker's offer of a function.
@@ -126,7 +127,25 @@ func (ch *changes) call(c *call) {
 
 func (ch *changes) job(id jobs.ID) { ch.note(func(stamp uint64) { ch.jobs.touch(id, stamp) }) }
 
-func (ch *changes) ticket() { ch.note(func(stamp uint64) { ch.tickets.touch(struct{}{}, stamp) }) }
+func (ch *changes) ticket() {
+	ch.mu.Lock()
+	if ch.ticketed != nil {
+		close(ch.ticketed)
+		ch.ticketed = nil
+	}
+	ch.mu.Unlock()
+	ch.note(func(stamp uint64) { ch.tickets.touch(struct{}{}, stamp) })
+}
+
+// moreTickets returns a channel that is closed at the next change of tickets.
+func (ch *changes) moreTickets() <-chan struct{} {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.ticketed == nil {
+		ch.ticketed = make(chan struct{})
+	}
+	return ch.ticketed
+}
 
 // watch begins to note changes for one more watcher, and returns the stamp of the last one.
 func (ch *changes) watch() uint64 {

@@ -319,7 +319,11 @@ func (g *gateWatch) refresh() {
 
 func (g *gateWatch) look() {
 	if gate, ok := g.node.cfg.Gate.(interface{ Refresh() error }); ok {
-		g.saw(gate.Refresh())
+		err := gate.Refresh()
+		g.saw(err)
+		if e := known(err); e != nil && e.Code == args.CodeShut {
+			g.node.dismiss(e.Code, e.Message, func(p *Peer) bool { return p.identity != nil })
+		}
 	}
 }
 

@@ -231,11 +231,16 @@ func (n *Node) Info() bus.NodeInfo { return n.infoFor(&Peer{}) }
 func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 	functions := slices.DeleteFunc(n.known(1), func(name string) bool { return !p.sees(name) })
 	noPosts := n.noPosts() // it may take a while
+	var first *trust.SecondInfo
+	if n.first != nil {
+		first = n.first.info(p)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
 		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: cmp.Or(p.Lowered, p.Rights),
+		Trust: first,
 	}
 	if noPosts != nil {
 		i.NoPosts = p.told(noPosts)

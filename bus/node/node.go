@@ -137,6 +137,7 @@ type Node struct {
 	own       *bus.Client   // offers the node's own functions
 	forJobs   *session      // the caller of jobs; nil without a store
 	source    jobSource     // nil without a store
+	first     *first        // nil at the network's first node
 }
 
 // scratch is memory that is used again and again under the node's lock: frames are encoded
@@ -181,6 +182,9 @@ func New(cfg Config) (*Node, error) {
 		switch gate := cfg.Gate.(type) {
 		case *trust.Authority:
 			gate.OnRevoke(n.Revoked)
+		case *trust.Second:
+			n.first = &first{node: n, second: gate, err: errors.New("no answer yet")}
+			gate.OnRevoke(n.first.revoked)
 		case *trust.Files:
 			gate.OnChange(n.checkPeers)
 		}
@@ -196,6 +200,9 @@ func New(cfg Config) (*Node, error) {
 		}
 	}
 	err := n.offerOwn()
+	if err == nil && n.first != nil {
+		n.serving.Go(n.first.run) // ends with the node
+	}
 	if err == nil && cfg.Jobs != nil {
 		n.forJobs = n.itself()
 		n.source = cfg.Jobs

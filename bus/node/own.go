@@ -74,6 +74,7 @@ func init() {
 		{name: "fbus.renew", help: "renew an identity", arguments: "a certificate request in PEM", everybody: true, changes: true, part: ofTickets, serve: serveRenew},
 		{name: "fbus.admit", help: "whose token that is, and what it allows", arguments: "a token", relays: true, part: ofTickets, serve: serveAdmit},
 		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: noArguments, part: ofTickets, serve: serveTickets},
+		{name: "fbus.trust", help: "what was revoked, as a list (CRL) that the network's CA has signed", arguments: "none, or a JSON object", relays: true, long: true, waits: true, part: ofTickets, serve: serveTrust},
 		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial", changes: true, part: ofTickets, serve: serveRevoke},
 	}
 }
@@ -335,6 +336,8 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 		return cancelled
 	case o.part == ofJobs && n.cfg.Jobs == nil:
 		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + q.peer.told(n.cfg.NoJobs)}
+	case o.part == ofTickets && n.first != nil && o.name != "fbus.trust":
+		err = n.first.pass(ctx, q)
 	case o.part == ofTickets && n.cfg.Authority == nil:
 		err = lacks(q.peer, "this node makes no tickets", n.cfg.NoTickets)
 	default:

@@ -117,10 +117,17 @@ func ownerOfTicket(id *trust.Identity) (owner string, since time.Time) {
 // token, that token.
 func (n *Node) ownerOfRelayed(via *Peer, name string) string {
 	owner := via.owner().Key + "/" + name
-	if token, ok := strings.CutPrefix(name, "token:"); ok && n.cfg.Authority != nil {
-		if serial := n.cfg.Authority.TokenSerial(token); serial != "" {
-			owner += "@" + serial
-		}
+	token, ok := strings.CutPrefix(name, "token:")
+	serial := ""
+	switch {
+	case !ok:
+	case n.cfg.Authority != nil:
+		serial = n.cfg.Authority.TokenSerial(token)
+	case n.first != nil:
+		serial = n.first.tokenSerial(token)
+	}
+	if serial != "" {
+		owner += "@" + serial
 	}
 	return owner
 }

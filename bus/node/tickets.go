@@ -19,11 +19,11 @@ func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	var d bus.Invitation
 	if q.Kind != args.KindJSON || q.document(&d) != nil {
-		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, ttl, reusable, uses, ephemeral, addresses")
+		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, node, ttl, reusable, uses, ephemeral, addresses")
 	}
 	request := trust.Request{
 		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},
-		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral,
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral, Node: d.Node,
 	}
 	if d.Token {
 		return q.issueToken(request)
@@ -69,20 +69,28 @@ func tokenInfo(r *trust.Record) bus.TokenInfo {
 
 // serveAdmit answers whose token a relay was given.
 func serveAdmit(_ context.Context, q *asked) error {
-	text := q.Head()
-	if q.Kind != args.KindRaw {
-		words, err := q.words(1, 1, "one argument: a token")
-		if err != nil {
-			return err
-		}
-		text = []byte(words[0])
+	text, err := q.token()
+	if err != nil {
+		return err
 	}
-	r, err := q.node.cfg.Authority.Token(string(bytes.TrimSpace(text)), q.peer.From)
+	r, err := q.node.cfg.Authority.Token(string(text), q.peer.From)
 	if err != nil {
 		return err
 	}
 	q.line(tokenInfo(r))
 	return nil
+}
+
+// token returns the token that a relay was given, which comes as an argument or as input.
+func (q *asked) token() ([]byte, error) {
+	if q.Kind == args.KindRaw {
+		return bytes.TrimSpace(q.Head()), nil
+	}
+	words, err := q.words(1, 1, "one argument: a token")
+	if err != nil {
+		return nil, err
+	}
+	return bytes.TrimSpace([]byte(words[0])), nil
 }
 
 // serveJoin exchanges the invitation that the peer has entered with. Without a request it
@@ -111,10 +119,15 @@ func serveJoin(_ context.Context, q *asked) error {
 func serveRenew(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	request, err := q.Words()
-	if err != nil || p.Serial == "" || len(request) != 1 {
+	for2nd := len(request) == 2 && p.relay()
+	if err != nil || p.Serial == "" || len(request) != 1 && !for2nd {
 		return badInput("fbus.renew takes a certificate request in PEM, from a peer that has joined")
 	}
-	cert, err := n.cfg.Authority.Renew(p.Serial, []byte(request[0]))
+	was := p.Serial
+	if for2nd { // for a peer of another node, which needs no trust: the request proves that it has the key
+		was = request[1]
+	}
+	cert, err := n.cfg.Authority.Renew(was, []byte(request[0]))
 	if err != nil {
 		return q.refuseIdentity(err)
 	}
@@ -122,8 +135,10 @@ func serveRenew(_ context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	n.renewed(q.Call, serial, expires)
-	if serial != p.Serial {
+	if !for2nd {
+		n.renewed(q.Call, serial, expires)
+	}
+	if serial != was {
 		n.cfg.Log.Append(&bus.LogEntry{Event: calllog.EventRenewed, Caller: p.Caller, From: p.From, Serial: serial})
 	}
 	q.out.Write(cert)

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -46,12 +47,31 @@ func (id *Identity) Caller() string {
 // exchange may have been lost. Exchange decides what that peer gets.
 func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error) {
 	now := a.now()
+	id, err := signed(cs, a.root.Load().ca, now)
+	if err != nil {
+		return nil, err
+	}
+	r, err := a.check(id, now)
+	if err != nil {
+		return id, err
+	}
+	hash, err := keyHash(cs.PeerCertificates[0].PublicKey)
+	if err != nil || hash != r.Key {
+		return id, errorf(args.CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
+	}
+	a.list.saw(id.Serial, from)
+	id.First, id.Since = a.list.current.Load().first(r)
+	return id, nil
+}
+
+// signed returns what a network's CA has signed about a peer that completed a handshake.
+func signed(cs tls.ConnectionState, ca *x509.Certificate, now time.Time) (*Identity, error) {
 	if err := checkClient(cs, now); err != nil {
 		return nil, err
 	}
 	chain := cs.VerifiedChains[0]
-	if len(cs.VerifiedChains) != 1 || len(chain) != 2 || !a.key.PublicKey.Equal(chain[1].PublicKey) {
-		return nil, errorf(args.CodeOtherNetwork, "the certificate was not signed by the CA of network %s itself", a.network)
+	if len(cs.VerifiedChains) != 1 || len(chain) != 2 || !bytes.Equal(chain[1].RawSubjectPublicKeyInfo, ca.RawSubjectPublicKeyInfo) {
+		return nil, errorf(args.CodeOtherNetwork, "the certificate was not signed by the CA of network %s itself", ca.Subject.CommonName)
 	}
 	cert := chain[0]
 	if !onlyUse(cert, clientUse) {
@@ -61,18 +81,7 @@ func (a *Authority) Admit(cs tls.ConnectionState, from string) (*Identity, error
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter, Joining: n.join}
-	r, err := a.check(id, now)
-	if err != nil {
-		return id, err
-	}
-	hash, err := keyHash(cert.PublicKey)
-	if err != nil || hash != r.Key {
-		return id, errorf(args.CodeBadCertificate, "the certificate's key is not the one that was recorded for ticket %s", r.Name)
-	}
-	a.list.saw(id.Serial, from)
-	id.First, id.Since = a.list.current.Load().first(r)
-	return id, nil
+	return &Identity{Name: n.name, Serial: serialText(cert.SerialNumber), Rights: n.rights, Expires: cert.NotAfter, Joining: n.join}, nil
 }
 
 // Shown returns the owner of a certificate that failed a handshake because it has

@@ -38,6 +38,10 @@ type Authority struct {
 
 	making sync.Mutex // protects node
 	node   *tls.Certificate
+
+	revoking  sync.Mutex // protects the fields below
+	revoked   *revocations
+	revokedOf *table // that revoked was made from
 }
 
 // root is the CA's certificate. In the last fifth of its life it is replaced by another one
@@ -287,7 +291,11 @@ func (a *Authority) NodeCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 			return a.node, nil
 		}
 	}
-	cert, key, err := a.signNode(now.UTC().Truncate(time.Second))
+	key, err := newKey() // stored nowhere else
+	var cert *x509.Certificate
+	if err == nil {
+		cert, err = a.signNode(key.Public(), now.UTC().Truncate(time.Second), nodeLife)
+	}
 	if err != nil {
 		return nil, errorf(args.CodeTLS, "the node's certificate cannot be made: %v", err)
 	}

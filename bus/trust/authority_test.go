@@ -26,7 +26,7 @@ func TestFounding(t *testing.T) {
 		}
 	}
 	ca := a.root.Load().ca
-	if !ca.IsCA || !ca.MaxPathLenZero || ca.MaxPathLen != 0 || ca.KeyUsage != x509.KeyUsageCertSign || ca.Subject.CommonName != "net" ||
+	if !ca.IsCA || !ca.MaxPathLenZero || ca.MaxPathLen != 0 || ca.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign || ca.Subject.CommonName != "net" ||
 		!ca.NotBefore.Equal(c.now().Add(-time.Hour)) || ca.NotAfter.Sub(c.now()) != caLife {
 		t.Errorf("CA: %+v", ca)
 	}

@@ -23,6 +23,10 @@ const (
 	caLife   = 10 * 365 * 24 * time.Hour
 	nodeLife = 365 * 24 * time.Hour
 
+	// secondLife is the validity period of a second node's certificate as a node. No client
+	// knows when it was revoked, so it is short, and renewed each day.
+	secondLife = 30 * 24 * time.Hour
+
 	// IdentityLife is the validity period of an identity. It is renewed in the last third.
 	IdentityLife = 365 * 24 * time.Hour
 
@@ -35,6 +39,7 @@ const (
 	certBlock    = "CERTIFICATE"
 	keyBlock     = "PRIVATE KEY"
 	requestBlock = "CERTIFICATE REQUEST"
+	listBlock    = "X509 CRL"
 )
 
 // The uses of a certificate. No certificate has both.
@@ -81,7 +86,7 @@ func makeCA(network string, key *ecdsa.PrivateKey, now time.Time, old *x509.Cert
 		Subject:               pkix.Name{CommonName: network},
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(caLife),
-		KeyUsage:              x509.KeyUsageCertSign,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 		MaxPathLenZero:        true,
@@ -108,25 +113,19 @@ func leaf(commonName string, use x509.ExtKeyUsage) *x509.Certificate {
 	}
 }
 
-// signNode makes the node's certificate, with a key that is stored nowhere else. It is
-// backdated to the CA's start, so that a client with a slow clock accepts it however
-// recently the node was started.
-func (a *Authority) signNode(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	key, err := newKey()
-	if err != nil {
-		return nil, nil, err
-	}
+// signNode makes a node's certificate. It is backdated to the CA's start, so that a client
+// with a slow clock accepts it however recently the node was started.
+func (a *Authority) signNode(pub any, now time.Time, life time.Duration) (*x509.Certificate, error) {
 	ca := a.root.Load().ca
 	t := leaf(ServerName(a.network), serverUse)
 	t.SerialNumber = serialNumber(newSerial())
 	t.DNSNames = []string{ServerName(a.network)}
-	t.NotBefore, t.NotAfter = ca.NotBefore, earlier(now.Add(nodeLife), ca.NotAfter)
-	der, err := x509.CreateCertificate(rand.Reader, t, ca, key.Public(), a.key)
+	t.NotBefore, t.NotAfter = ca.NotBefore, earlier(now.Add(life), ca.NotAfter)
+	der, err := x509.CreateCertificate(rand.Reader, t, ca, pub, a.key)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
-	return cert, key, err
+	return x509.ParseCertificate(der)
 }
 
 // signClient makes a record's certificate. Its content is always the same for one record

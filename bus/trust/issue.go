@@ -32,6 +32,7 @@ type Request struct {
 	Reusable  bool          // carries its own rights, for any number of users
 	Uses      int           // how many may join with an invitation; default 1
 	Ephemeral bool          // identities go when they were disconnected for EphemeralTime
+	Node      bool          // for a second node, which has the rights of NodeRights
 	Addresses []string      // host:port of the node, a hint for the joiner
 	token     bool          // not a ticket: see IssueToken
 }
@@ -70,7 +71,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 	return &Ticket{
 		Network: a.network, Name: r.Name, Rights: r.Rights, Joining: !r.Reusable, Serial: r.Serial,
 		Issued: now, Expires: r.Expires, Addresses: q.Addresses, CA: ca, Leaf: cert, Key: key,
-		Uses: r.Uses, Ephemeral: r.Ephemeral,
+		Uses: r.Uses, Ephemeral: r.Ephemeral, Node: r.Node,
 	}, nil
 }
 
@@ -78,7 +79,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 func newRecord(q *Request, hash string, now, end time.Time) Record {
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral,
+		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral, Node: q.Node,
 	}
 	if q.Uses > 1 {
 		r.Uses = q.Uses
@@ -108,10 +109,17 @@ func (a *Authority) checkRequest(q *Request) error {
 		return errorf(args.CodeBadRight, "a reusable ticket is not joined with: it has no number of uses")
 	case q.Ephemeral && q.Reusable:
 		return errorf(args.CodeBadRight, "a reusable ticket is no identity that could be ephemeral")
+	case q.Node && (q.Reusable || q.Uses > 1 || q.Ephemeral):
+		return errorf(args.CodeBadRight, "a ticket for a node is for one machine that stays: it cannot be reusable, ephemeral or for several uses")
+	case q.Node && !q.Rights.Empty() && !q.Rights.Equal(Rights{Admin: true}):
+		return errorf(args.CodeBadRight, "a ticket for a node has its rights: %s; only admin can be added", NodeRights(false))
 	case q.Uses > 1 && q.Name != "":
 		if err := CheckName(identityName(q.Name, q.Uses)); err != nil {
 			return errorf(args.CodeBadRight, "the name %q leaves no room for numbers of identities", args.Shown(q.Name)).WithHint("use a shorter name")
 		}
+	}
+	if q.Node {
+		q.Rights = NodeRights(q.Rights.Admin)
 	}
 	if q.token {
 		if err := q.checkToken(); err != nil {
@@ -203,8 +211,9 @@ func (t *table) room(r *Record, now time.Time) error {
 // Exchange turns an invitation into an identity for the key of a PKCS#10 request (PEM).
 // serial is that of the invitation that admitted the peer. It returns the certificate
 // (PEM) once the list is on the disk. The same key may ask again until the invitation
-// expires. from is the peer's address. If the CA's certificate was renewed, the current one
-// follows: the identity may outlive the one in the invitation.
+// expires. from is the peer's address. For a second node its certificate as a node follows,
+// for the same key. If the CA's certificate was renewed, the current one follows: the
+// identity may outlive the one in the invitation.
 func (a *Authority) Exchange(serial string, request []byte, from string) ([]byte, error) {
 	return a.sign(serial, request, func(t *table, inv *Record, hash string, now, end time.Time) (Record, bool, error) {
 		return t.exchange(inv, hash, from, now, end)
@@ -243,6 +252,13 @@ func (a *Authority) sign(serial string, request []byte, find func(t *table, r *R
 		return nil, err
 	}
 	answer := certPEM(cert.Raw)
+	if identity.Node {
+		server, err := a.signNode(pub, now, secondLife)
+		if err != nil {
+			return nil, errorf(args.CodeTLS, "the node's certificate cannot be signed: %v", err)
+		}
+		answer = append(answer, certPEM(server.Raw)...)
+	}
 	if root.renewed {
 		answer = append(answer, certPEM(root.ca.Raw)...)
 	}
@@ -273,7 +289,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 		return identity, false, used(inv)
 	}
 	identity = Record{
-		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active, Ephemeral: inv.Ephemeral,
+		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active, Ephemeral: inv.Ephemeral, Node: inv.Node,
 		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash, IssuedBy: inv.IssuedBy,
 	}
 	if inv.Uses > 1 {
@@ -373,8 +389,9 @@ func later(a, b time.Time) time.Time {
 
 // Renew returns a new certificate (PEM) for the same key and identity. Before the last
 // third of the validity period, and after a lost reply, it returns the current
-// certificate. The older certificate stays valid until it expires. If the CA's certificate
-// was renewed, the current one follows.
+// certificate. The older certificate stays valid until it expires. For a second node a new
+// certificate as a node follows. If the CA's certificate was renewed, the current one
+// follows.
 func (a *Authority) Renew(serial string, request []byte) ([]byte, error) {
 	return a.sign(serial, request, (*table).renew)
 }
@@ -447,6 +464,9 @@ func (a *Authority) Revoke(nameOrSerial string) (gone []Record, before time.Time
 	}
 	if err != nil {
 		return nil, time.Time{}, err
+	}
+	if _, err := a.revocations(); err != nil { // it is tried again when a second node asks
+		a.warn("%v", err)
 	}
 	return gone, before, nil
 }

@@ -116,7 +116,11 @@ func (j *Joined) Save(t *Ticket) error {
 		return err
 	}
 	defer unlock()
-	if old, err := j.Load(t.Network); err == nil && old.Name != t.Name {
+	old, err := j.Load(t.Network)
+	if errors.Is(err, &args.Error{Code: args.CodeNoTicket}) {
+		j.dir.remove(t.Network + revocationSuffix) // of an earlier network of that name
+	}
+	if err == nil && old.Name != t.Name {
 		aside, err := old.Format()
 		if err == nil {
 			_, err = j.dir.write(asideName(old), aside)
@@ -126,6 +130,17 @@ func (j *Joined) Save(t *Ticket) error {
 		}
 	}
 	_, err = j.dir.write(t.Network+identitySuffix, text)
+	return err
+}
+
+// put writes a file of another kind than Save does.
+func (j *Joined) put(name string, text []byte) error {
+	unlock, err := j.dir.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = j.dir.write(name, text)
 	return err
 }
 

@@ -130,7 +130,7 @@ func (s *filesState) readLists(file string, old *filesState) error {
 	lists := [][]byte{text}
 	if block, rest := pem.Decode(text); block != nil {
 		for lists = nil; block != nil; block, rest = pem.Decode(rest) {
-			if block.Type != "X509 CRL" {
+			if block.Type != listBlock {
 				return errorf(args.CodeBadTicket, "%s: there is a block %q in it", file, args.Shown(block.Type)).WithHint("it must hold revocation lists only, in PEM (BEGIN X509 CRL) or DER")
 			}
 			lists = append(lists, block.Bytes)
@@ -149,19 +149,34 @@ func (s *filesState) readLists(file string, old *filesState) error {
 }
 
 func (s *filesState) addList(der []byte) error {
+	list, err := parseRevocationList(der, s.signers)
+	if err != nil {
+		return err
+	}
+	for _, r := range list.RevokedCertificateEntries {
+		s.revoked[listKey(fingerprint(list.RawIssuer), serialText(r.SerialNumber))] = true
+	}
+	if !list.NextUpdate.IsZero() && (s.next.IsZero() || list.NextUpdate.Before(s.next)) {
+		s.next = list.NextUpdate
+	}
+	return nil
+}
+
+// parseRevocationList returns a complete revocation list that one of the signers has signed.
+func parseRevocationList(der []byte, signers []*x509.Certificate) (*x509.RevocationList, error) {
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {
-		return errorf(args.CodeBadTicket, "not a revocation list: %v", err).WithHint("it must hold revocation lists (CRL), in PEM or DER")
+		return nil, errorf(args.CodeBadTicket, "not a revocation list: %v", err).WithHint("it must hold revocation lists (CRL), in PEM or DER")
 	}
 	err = errors.New("no CA has that name")
-	if !slices.ContainsFunc(s.signers, func(ca *x509.Certificate) bool {
+	if !slices.ContainsFunc(signers, func(ca *x509.Certificate) bool {
 		if !bytes.Equal(ca.RawSubject, list.RawIssuer) {
 			return false
 		}
 		err = list.CheckSignatureFrom(ca)
 		return err == nil
 	}) {
-		return errorf(args.CodeBadTicket, "the revocation list of %q was not signed by a CA in the file of CAs: %v", args.Shown(list.Issuer.CommonName), err).
+		return nil, errorf(args.CodeBadTicket, "the revocation list of %q was not signed by a CA in the file of CAs: %v", args.Shown(list.Issuer.CommonName), err).
 			WithHint("a CA's certificate needs the key usage cRLSign; the file of CAs must also hold an intermediate CA that signs a list")
 	}
 	// RFC 5280, sections 5.2 and 5.3: a list with an unknown critical extension is a delta or
@@ -172,16 +187,10 @@ func (s *filesState) addList(der []byte) error {
 	}
 	for _, x := range extensions {
 		if x.Critical {
-			return errorf(args.CodeBadTicket, "the revocation list of %q is not a complete list: it has the critical extension %s", args.Shown(list.Issuer.CommonName), x.Id)
+			return nil, errorf(args.CodeBadTicket, "the revocation list of %q is not a complete list: it has the critical extension %s", args.Shown(list.Issuer.CommonName), x.Id)
 		}
 	}
-	for _, r := range list.RevokedCertificateEntries {
-		s.revoked[listKey(fingerprint(list.RawIssuer), serialText(r.SerialNumber))] = true
-	}
-	if !list.NextUpdate.IsZero() && (s.next.IsZero() || list.NextUpdate.Before(s.next)) {
-		s.next = list.NextUpdate
-	}
-	return nil
+	return list, nil
 }
 
 // listKey identifies a certificate: serials are unique for each issuer only.

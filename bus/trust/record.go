@@ -42,6 +42,7 @@ type Record struct {
 	Used      int       `json:"used,omitempty"`      // and how many have
 	Via       string    `json:"via,omitempty"`       // of an identity: the serial of an invitation with Uses
 	Ephemeral bool      `json:"ephemeral,omitempty"` // the identity goes when it was disconnected for EphemeralTime
+	Node      bool      `json:"node,omitempty"`      // of a node that is not the network's first: it has a node's certificate too
 	Issued    time.Time `json:"issued"`
 	Expires   time.Time `json:"expires"`
 	Key       string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), or of a token, in hexadecimal

@@ -68,6 +68,11 @@ func (r Rights) check(glob func(string) error) error {
 	return nil
 }
 
+// NodeRights are the rights of a node that is not its network's first.
+func NodeRights(admin bool) Rights {
+	return Rights{Call: []string{"*"}, Offer: []string{"*"}, Monitor: true, Relay: true, Admin: admin}
+}
+
 // CheckGlob checks a glob from a user. Its error suggests a correction.
 func CheckGlob(glob string) error {
 	if err := wellFormed(glob); err != nil {

@@ -34,10 +34,12 @@ type Ticket struct {
 	// Of an invitation, known to the issuer, not to the reader.
 	Uses      int  // how many may join with it, if more than one
 	Ephemeral bool // identities go when they were disconnected for EphemeralTime
+	Node      bool // for a second node
 
-	CA   *x509.Certificate
-	Leaf *x509.Certificate
-	Key  crypto.Signer
+	CA     *x509.Certificate
+	Leaf   *x509.Certificate
+	Server *x509.Certificate // of a second node: for the same key, what it is as a node; else nil
+	Key    crypto.Signer
 }
 
 // Format encodes a ticket as text.
@@ -63,8 +65,13 @@ func (t *Ticket) Format() ([]byte, error) {
 			then += "it was disconnected for an hour, or "
 		}
 		then += "the ticket is revoked"
+		if t.Node {
+			uses += ", for a node"
+		}
 		line("use", uses+": fbus join FILE")
 		line("then", then)
+	} else if t.Server != nil {
+		line("use", "fbus serve, as a node of the network; FBUS_TICKET=FILE for its companions")
 	} else {
 		line("use", "FBUS_TICKET=FILE, or with any TLS 1.3 library")
 	}
@@ -81,6 +88,9 @@ func (t *Ticket) Format() ([]byte, error) {
 	b.Write(certPEM(t.Leaf.Raw))
 	b.Write(secret)
 	b.Write(certPEM(t.CA.Raw))
+	if t.Server != nil {
+		b.Write(certPEM(t.Server.Raw))
+	}
 	return b.Bytes(), nil
 }
 
@@ -106,6 +116,8 @@ func ParseTicket(text []byte) (*Ticket, error) {
 			return nil, errorf(args.CodeBadTicket, "the ticket has two CAs").WithHint("a file holds one ticket")
 		case c.IsCA:
 			t.CA = c
+		case t.Leaf != nil && t.Server == nil && onlyUse(c, serverUse):
+			t.Server = c
 		case t.Leaf != nil && (issued(t.Leaf, c) || issued(c, t.Leaf)):
 			return nil, errorf(args.CodeWrongUse, "the ticket's certificate was not signed by a CA").WithHint("ask for a new ticket")
 		case t.Leaf != nil:
@@ -147,6 +159,9 @@ func (t *Ticket) fill() error {
 	}
 	if !onlyUse(t.Leaf, clientUse) {
 		return errorf(args.CodeWrongUse, "the ticket's certificate is not for clients")
+	}
+	if s := t.Server; s != nil && (s.CheckSignatureFrom(t.CA) != nil || s.VerifyHostname(ServerName(t.Network)) != nil || !bytes.Equal(s.RawSubjectPublicKeyInfo, t.Leaf.RawSubjectPublicKeyInfo)) {
+		return errorf(args.CodeBadTicket, "the certificate for a node in it is of another network, or for another key")
 	}
 	n, err := parseNames(t.Leaf.URIs)
 	if err != nil {
@@ -211,14 +226,19 @@ func (t *Ticket) RenewalDue(now time.Time) bool {
 func (t *Ticket) Request() ([]byte, error) { return makeRequest(t.Key) }
 
 // WithCertificate returns the ticket with another certificate (PEM) for the same key, as
-// Exchange and Renew return it, and with that certificate's rights. A later certificate of
-// the same CA may follow, and replaces the ticket's.
+// Exchange and Renew return it, and with that certificate's rights. A second node's
+// certificate as a node may follow, and a later certificate of the same CA: they replace
+// the ticket's.
 func (t *Ticket) WithCertificate(cert []byte) (*Ticket, error) {
 	certs, key, err := parseBundle(cert)
 	if err != nil {
 		return nil, errorf(args.CodeBadTicket, "the node's answer is not a certificate: %v", err)
 	}
-	next := &Ticket{CA: t.CA, Key: t.Key, Addresses: slices.Clone(t.Addresses), Invitation: t.Invitation}
+	next := &Ticket{CA: t.CA, Key: t.Key, Server: t.Server, Addresses: slices.Clone(t.Addresses), Invitation: t.Invitation}
+	if len(certs) > 1 && onlyUse(certs[1], serverUse) {
+		next.Server = certs[1]
+		certs = slices.Delete(certs, 1, 2)
+	}
 	if len(certs) == 2 && sameCA(certs[1], t.CA) {
 		if certs[1].NotAfter.After(t.CA.NotAfter) {
 			next.CA = certs[1]

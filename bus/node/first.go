@@ -1,0 +1,326 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	identities "fbus/bus/find"
+	"fbus/bus/trust"
+)
+
+const (
+	// trustWait is how long a second node may wait for a change of the revocation list. Then it
+	// gets the same one, signed again.
+	trustWait = 50 * time.Second
+	// trustTime is how long it waits for an answer beyond that.
+	trustTime = 10 * time.Second
+	// firstPause bounds the pause between two tries to reach the first node.
+	firstPause = 5 * time.Second
+)
+
+// first is the network's first node, as another node of the network uses it: it alone issues,
+// renews and revokes tickets.
+type first struct {
+	node   *Node
+	second *trust.Second
+
+	mu     sync.Mutex  // protects the fields below
+	client *bus.Client // nil while it is away
+	err    error       // why it is away
+	admits map[[sha256.Size]byte]admitted
+	tokens map[string]string // serials of tokens, by name, as they were admitted last
+
+	warned string // the last warning; belongs to run
+}
+
+// admitted is an answer of fbus.admit, by the hash of the token.
+type admitted struct {
+	answer []byte
+	until  time.Time
+}
+
+// maxAdmits bounds the answers that are kept.
+const maxAdmits = 10_000
+
+// admitTime is how long an answer of fbus.admit is kept. A revocation drops all.
+const admitTime = 50 * time.Second
+
+// run keeps a connection to the first node, and the revocation list up to date, until the node
+// is closed.
+func (f *first) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.node.serving.Go(func() { // ends with the node
+		<-f.node.done
+		cancel()
+	})
+	for pause := 50 * time.Millisecond; ctx.Err() == nil; pause = min(2*pause, firstPause) {
+		c, err := f.connect(ctx)
+		if err == nil {
+			pause = 50 * time.Millisecond
+			f.set(c, nil)
+			err = f.follow(ctx, c)
+		}
+		f.set(nil, err)
+		if c != nil {
+			c.Close()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		f.warn(fmt.Sprintf("the network's first node cannot be reached: %v: nothing can be invited, revoked or renewed here, and revocations are not known", err))
+		select {
+		case <-time.After(pause/2 + rand.N(pause/2)):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (f *first) set(c *bus.Client, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.client, f.err = c, err
+}
+
+// warn gives a warning once.
+func (f *first) warn(text string) {
+	if text != f.warned {
+		f.node.cfg.Warn("%s", text)
+	}
+	f.warned = text
+}
+
+// connect returns a connection to the first node. An address may be that of another node, which
+// has no revocation list.
+func (f *first) connect(ctx context.Context) (*bus.Client, error) {
+	id := identities.ForTicket(f.second.Ticket())
+	err := errors.New("its ticket contains no address")
+	for i, addr := range id.Addresses {
+		c, e := bus.Dial(ctx, addr, &bus.Options{Name: f.node.cfg.Name, Network: f.node.cfg.Network, Identity: id, KeepAlive: f.node.cfg.KeepAlive})
+		if e == nil {
+			if e = f.update(ctx, c, 0); e == nil {
+				f.second.Refused(nil)
+				return c, nil
+			}
+			c.Close()
+		}
+		f.second.Refused(e)
+		if i == 0 || errors.Is(e, bus.ErrDenied) {
+			err = e
+		}
+	}
+	return nil, err
+}
+
+// follow keeps the revocation list and this node's certificates up to date while the connection
+// lasts.
+func (f *first) follow(ctx context.Context, c *bus.Client) error {
+	for {
+		err := f.renew(ctx, c)
+		if err == nil {
+			err = f.update(ctx, c, f.second.Interval())
+		}
+		if c.Err() != nil || ctx.Err() != nil {
+			return errors.Join(c.Err(), ctx.Err())
+		}
+		if err == nil {
+			f.warned = ""
+			continue
+		}
+		f.warn(err.Error())
+		select {
+		case <-time.After(firstPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// update gets the revocation list when it has changed, at the latest after a time.
+func (f *first) update(ctx context.Context, c *bus.Client, wait time.Duration) error {
+	query, err := json.Marshal(bus.TrustQuery{After: f.second.Number(), Wait: wait.Seconds()})
+	if err != nil {
+		return err
+	}
+	text, err := ask(ctx, c, wait+trustTime, "fbus.trust", args.JSON(query))
+	if err != nil {
+		return err
+	}
+	return f.second.Update(text)
+}
+
+// renew renews the node's certificates when that is due.
+func (f *first) renew(ctx context.Context, c *bus.Client) error {
+	if !f.second.RenewalDue() {
+		return nil
+	}
+	request, err := f.second.Ticket().Request()
+	if err != nil {
+		return err
+	}
+	certs, err := ask(ctx, c, trustTime, "fbus.renew", args.List(string(request)))
+	if err != nil {
+		return err
+	}
+	return f.second.Renewed(certs)
+}
+
+// ask calls a function of the first node and returns its output.
+func ask(ctx context.Context, c *bus.Client, limit time.Duration, function string, a args.Args) ([]byte, error) {
+	var out bytes.Buffer
+	_, err := c.Call(ctx, &bus.Request{Function: function, Args: a, Stdout: &out, Timeout: limit})
+	return out.Bytes(), err
+}
+
+// pass has the first node answer a call of a function that needs the CA or the list of tickets.
+// There the call is this node's own, with the rights of its ticket.
+func (f *first) pass(ctx context.Context, q *asked) error {
+	if q.Function == "fbus.admit" {
+		return f.admit(ctx, q)
+	}
+	words, err := q.Words()
+	a := args.List(words...)
+	switch {
+	case q.Kind == args.KindJSON:
+		a = args.JSON(q.Args)
+	case err != nil:
+		return badInput("%s: %v", q.Function, err)
+	case len(words) == 0:
+		a = args.Args{}
+	}
+	if q.Function == "fbus.renew" {
+		if len(words) != 1 || q.peer.Serial == "" {
+			return badInput("fbus.renew takes a certificate request in PEM, from a peer that has joined")
+		}
+		a = args.List(words[0], q.peer.Serial)
+	}
+	answer, err := f.ask(ctx, q.Function, a)
+	if err != nil {
+		return err
+	}
+	q.out.Write(answer)
+	if q.Function == "fbus.renew" {
+		serial, expires, err := trust.CertificateEnd(answer)
+		if err != nil {
+			return err
+		}
+		q.node.renewed(q.Call, serial, expires)
+	}
+	return nil
+}
+
+// ask calls a function of the first node, if it can be reached now.
+func (f *first) ask(ctx context.Context, function string, a args.Args) ([]byte, error) {
+	f.mu.Lock()
+	c, away := f.client, f.err
+	f.mu.Unlock()
+	if c == nil {
+		return nil, args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is, and cannot be reached: %v", f.second.First(), away)
+	}
+	answer, err := ask(ctx, c, adminTime, function, a)
+	if err != nil {
+		e := args.AsError(err, args.CodeNodeLost)
+		if e.Code == args.CodeDenied {
+			e.WithHint("this node's ticket does not administer the network: use the first node, %s, or join with a ticket of fbus invite --for-node --admin", f.second.First())
+		}
+		return nil, e
+	}
+	return answer, nil
+}
+
+// admit answers whose token a relay was given, from an earlier answer if that is not a minute old.
+func (f *first) admit(ctx context.Context, q *asked) error {
+	text, err := q.token()
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256(text)
+	f.mu.Lock()
+	known, ok := f.admits[hash]
+	f.mu.Unlock()
+	if !ok || time.Now().After(known.until) {
+		var r bus.TokenInfo
+		if known.answer, err = f.ask(ctx, q.Function, args.List(string(text))); err == nil {
+			err = json.Unmarshal(known.answer, &r)
+		}
+		if err != nil {
+			return err
+		}
+		known.until = time.Now().Add(min(admitTime, r.Expires.Sub(trust.Now())))
+		f.mu.Lock()
+		if len(f.admits) >= maxAdmits || f.admits == nil {
+			f.admits = map[[sha256.Size]byte]admitted{}
+		}
+		if len(f.tokens) >= maxAdmits || f.tokens == nil {
+			f.tokens = map[string]string{}
+		}
+		f.admits[hash], f.tokens[r.Name] = known, r.Serial
+		f.mu.Unlock()
+	}
+	q.out.Write(known.answer)
+	return nil
+}
+
+// tokenSerial returns the serial of the token of that name that was admitted last; "": none was.
+func (f *first) tokenSerial(name string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tokens[name]
+}
+
+// revoked forgets what was admitted: a token may be among what was revoked.
+func (f *first) revoked(serials []string) {
+	f.mu.Lock()
+	f.admits = nil
+	f.mu.Unlock()
+	f.node.Revoked(serials)
+}
+
+// info describes the first node to a peer.
+func (f *first) info(p *Peer) *trust.SecondInfo {
+	t := f.second.Info()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.client == nil {
+		t.Away = f.err.Error()
+	}
+	if !p.admin() {
+		t.Identity = ""
+	}
+	return t
+}
+
+// serveTrust answers with the revocation list, signed now. With a number it waits for a list
+// with a greater one.
+func serveTrust(ctx context.Context, q *asked) error {
+	var d bus.TrustQuery
+	if err := q.document(&d); err != nil {
+		return err
+	}
+	end, over := time.After(time.Duration(min(max(d.Wait, 0), trustWait.Seconds())*float64(time.Second))), false
+	for {
+		more := q.node.changes.moreTickets()
+		text, number, err := q.node.cfg.Authority.RevocationList()
+		if err != nil {
+			return err
+		}
+		if over || number != d.After {
+			q.out.Write(text)
+			return nil
+		}
+		select {
+		case <-more:
+		case <-end:
+			over = true
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,272 @@
+package trust
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fbus/bus/args"
+)
+
+// Second admits the peers of a node that is not its network's first: it has a certificate of
+// the network's CA, but neither the CA's key nor the list of issued serials. It admits what
+// the CA has signed, unless the revocation list of the first node contains it.
+type Second struct {
+	joined *Joined
+	maxAge time.Duration // of the revocation list; 0: any
+	now    func() time.Time
+	server *tls.Config
+
+	mu      sync.Mutex // held while the revocation list or the ticket is replaced
+	ticket  atomic.Pointer[Ticket]
+	list    atomic.Pointer[received]
+	refused atomic.Pointer[args.Error] // by the first node, for good; nil: it is not
+	onGone  func(serials []string)
+}
+
+const (
+	revocationSuffix = ".revoked" // in the directory of joined networks
+	interval         = 50 * time.Second
+)
+
+// OpenSecond opens what a user has got by joining a network with a ticket for a node. dir is
+// that of [OpenJoined]. maxAge bounds the age of the revocation list; 0 is no bound. now may
+// be nil. Call Close when done.
+func OpenSecond(dir, network string, maxAge time.Duration, now func() time.Time) (*Second, error) {
+	if now == nil {
+		now = Now
+	}
+	j, err := OpenJoined(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Second{joined: j, maxAge: maxAge, now: now}
+	t, err := j.Load(network)
+	if err == nil && t.Server == nil {
+		err = errorf(args.CodeWrongUse, "network %s was joined as %s, with a ticket that is not for a node", network, t.Name).
+			WithHint("ask for a ticket that is: fbus invite --for-node")
+	}
+	if err == nil {
+		s.ticket.Store(t)
+		err = s.loadList()
+	}
+	if err != nil {
+		j.Close()
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(t.CA)
+	s.server = serverConfig(pool, now)
+	s.server.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		t := s.ticket.Load()
+		return &tls.Certificate{Certificate: [][]byte{t.Server.Raw}, PrivateKey: t.Key, Leaf: t.Server}, nil
+	}
+	return s, nil
+}
+
+// Close closes the files.
+func (s *Second) Close() error { return s.joined.Close() }
+
+// Ticket returns the identity of this node, with which it connects to others.
+func (s *Second) Ticket() *Ticket { return s.ticket.Load() }
+
+// File returns the file of that identity, for companions of this node.
+func (s *Second) File() string { return s.joined.dir.join(s.Ticket().Network + identitySuffix) }
+
+// First returns the addresses of the network's first node, for people.
+func (s *Second) First() string { return strings.Join(s.Ticket().Addresses, ", ") }
+
+func (s *Second) listName() string { return s.Ticket().Network + revocationSuffix }
+
+// loadList reads the revocation list that was kept.
+func (s *Second) loadList() error {
+	data, _, err := s.joined.dir.read(s.listName(), revocationsLimit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	list, err := receive(data, s.Ticket().CA, s.now())
+	if err != nil {
+		return errorf(args.CodeDamaged, "%s: %v", s.joined.dir.join(s.listName()), err).WithHint("remove it: the first node has a new one")
+	}
+	s.list.Store(list)
+	return nil
+}
+
+// Update takes a revocation list (PEM) of the first node, keeps it, and has the connections of
+// newly revoked serials closed before it returns. A list that is older than the one here is
+// refused: somebody may play back what an earlier connection has sent.
+func (s *Second) Update(text []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := receive(text, s.Ticket().CA, s.now())
+	if err != nil {
+		return err
+	}
+	old := s.list.Load()
+	if old == nil {
+		old = &received{}
+	}
+	if next.number < old.number {
+		return errorf(args.CodeDamaged, "the first node's list of revoked tickets has the number %d, and an earlier one had %d: was it restored from an older copy?", next.number, old.number).
+			WithHint("revoke again, there, what was revoked since; or, to trust the older list, stop this node and remove %s", s.joined.dir.join(s.listName()))
+	}
+	s.list.Store(next)
+	if gone := next.since(old); len(gone) > 0 && s.onGone != nil {
+		s.onGone(gone)
+	}
+	return s.joined.put(s.listName(), text)
+}
+
+// Refused notes the first node's answer to this node: nil, or an error. After one that says
+// that this node's ticket is void nobody is admitted.
+func (s *Second) Refused(err error) {
+	var e *args.Error
+	if errors.As(err, &e) && (e.Code == args.CodeRevoked || e.Code == args.CodeUnlisted) {
+		s.refused.Store(e)
+	} else if err == nil {
+		s.refused.Store(nil)
+	}
+}
+
+// RenewalDue reports whether this node's certificates are to be renewed, which the first node
+// does at any time.
+func (s *Second) RenewalDue() bool {
+	t, now := s.Ticket(), s.now()
+	return t.RenewalDue(now) || t.Server.NotAfter.Sub(now) < secondLife-24*time.Hour
+}
+
+// Renewed keeps the first node's answer to a request for renewal (PEM).
+func (s *Second) Renewed(certs []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := s.Ticket().WithCertificate(certs)
+	if err != nil {
+		return err
+	}
+	if err := s.joined.Save(next); err != nil {
+		return err
+	}
+	s.ticket.Store(next)
+	return nil
+}
+
+// OnRevoke registers f to be called with the serials that are no longer admitted. Register it
+// before admitting any peer.
+func (s *Second) OnRevoke(f func(serials []string)) { s.onGone = f }
+
+// ServerConfig is for the node's listener. A peer that completes the handshake is not
+// admitted yet: see [Second.Admit].
+func (s *Second) ServerConfig() *tls.Config { return s.server }
+
+// Admit returns the identity of a peer that completed this handshake. See [Authority.Admit]
+// for when to call it.
+func (s *Second) Admit(cs tls.ConnectionState, _ string) (*Identity, error) {
+	ca := s.Ticket().CA
+	id, err := signed(cs, ca, s.now())
+	if err != nil {
+		return nil, err
+	}
+	id.Issuer = fingerprint(ca.RawSubjectPublicKeyInfo)
+	// The first serial is not known here. Renewals do not change the key.
+	leaf := cs.PeerCertificates[0]
+	id.First, id.Since = fingerprint(leaf.RawSubjectPublicKeyInfo), leaf.NotBefore
+	return id, s.Check(id)
+}
+
+// Check reports, as an error, that an admitted peer would now be refused.
+func (s *Second) Check(id *Identity) error {
+	list, now := s.list.Load(), s.now()
+	if id.Joining {
+		return errorf(args.CodeNoNode, "this node is not the first of network %s, and exchanges no invitations: %s does", s.Ticket().Network, s.First())
+	}
+	if list != nil && !list.revoked[id.Serial].IsZero() {
+		return revoked(&Record{Name: id.Name}, list.revoked[id.Serial])
+	}
+	if now.After(id.Expires) {
+		return expired("ticket "+id.Name, id.Expires, now)
+	}
+	return s.stale()
+}
+
+// Standing returns an error if a certificate is revoked now. It serves work that was left here.
+func (s *Second) Standing(_, serial string) error {
+	if list := s.list.Load(); list != nil && !list.revoked[serial].IsZero() {
+		return errorf(args.CodeRevoked, "its ticket was revoked at %s", stamp(list.revoked[serial]))
+	}
+	return nil
+}
+
+// stale returns an error if nobody can be admitted now.
+func (s *Second) stale() error {
+	list, t := s.list.Load(), s.Ticket()
+	switch {
+	case list == nil:
+		return errorf(args.CodeShut, "this node has no list of revoked tickets from the network's first node, %s, yet, so it admits nobody over TCP", s.First())
+	case s.refused.Load() != nil:
+		return errorf(args.CodeShut, "the network's first node refuses this node, so it admits nobody over TCP: %v", s.refused.Load())
+	case !list.revoked[t.Serial].IsZero():
+		return errorf(args.CodeShut, "this node's ticket %s was revoked at %s, so it admits nobody over TCP", t.Name, stamp(list.revoked[t.Serial])).
+			WithHint("join again with a new ticket: fbus invite --for-node, at the network's first node")
+	case s.maxAge > 0 && s.now().Sub(list.at) > s.maxAge:
+		return errorf(args.CodeShut, "the list of revoked tickets from the network's first node, %s, is %s old, and --trust-max-age allows %s, so this node admits nobody over TCP",
+			s.First(), span(s.now().Sub(list.at)), span(s.maxAge))
+	}
+	return nil
+}
+
+// Refresh returns an error while nobody can be admitted, or while no client accepts this
+// node's certificate. A node calls it every few seconds.
+func (s *Second) Refresh() error {
+	if err := s.stale(); err != nil {
+		return err
+	}
+	return checkTime(s.Ticket().Server, "this node's certificate", s.now())
+}
+
+// Number returns the number of the revocation list; 0 without one.
+func (s *Second) Number() int64 {
+	if list := s.list.Load(); list != nil {
+		return list.number
+	}
+	return 0
+}
+
+// Interval returns how often the revocation list is to be got at least.
+func (s *Second) Interval() time.Duration {
+	if s.maxAge > 0 {
+		return min(interval, s.maxAge/4)
+	}
+	return interval
+}
+
+// SecondInfo describes what a node that is not its network's first has of the first one.
+type SecondInfo struct {
+	First    []string `json:"first"`              // addresses of the first node
+	Away     string   `json:"away,omitempty"`     // why it cannot be reached; empty: it is connected
+	Number   int64    `json:"number"`             // of the list of revoked tickets; 0: there is none yet
+	Age      float64  `json:"age"`                // of that list, in seconds
+	Revoked  int      `json:"revoked"`            // how many serials it contains
+	MaxAge   float64  `json:"max_age,omitempty"`  // past which nobody is admitted over TCP
+	Shut     string   `json:"shut,omitempty"`     // why nobody is admitted over TCP
+	Identity string   `json:"identity,omitempty"` // the file of this node's ticket, for its companions; for administrators
+}
+
+// Info describes this node's trust, as far as it knows.
+func (s *Second) Info() *SecondInfo {
+	i := &SecondInfo{First: s.Ticket().Addresses, MaxAge: s.maxAge.Seconds(), Identity: s.File()}
+	if list := s.list.Load(); list != nil {
+		i.Number, i.Age, i.Revoked = list.number, max(0, s.now().Sub(list.at)).Seconds(), len(list.revoked)
+	}
+	if err := s.stale(); err != nil {
+		i.Shut = err.Error()
+	}
+	return i
+}

@@ -112,6 +112,9 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 	if req.Input != nil && req.Args.Kind() != args.KindRaw {
 		frame.Flags |= wire.FlagHasInput
 	}
+	if req.Here {
+		frame.Flags |= wire.FlagHere
+	}
 	if in.complete {
 		frame.Retries = uint64(max(0, req.Retries))
 	} else {

@@ -38,17 +38,18 @@ type LogEntry struct {
 // FunctionInfo is a function on the bus, a line of fbus.functions.
 type FunctionInfo struct {
 	Name        string       `json:"name"`
-	Description string       `json:"description"`     // of the last worker that gave one
-	Arguments   string       `json:"arguments"`       // how they arrive
-	Takes       string       `json:"takes,omitempty"` // "input" or "args", of the last worker; empty: both
-	Slots       int          `json:"slots"`           // of all workers
-	Busy        int          `json:"busy"`            // slots taken
-	Queued      int          `json:"queued"`          // calls that wait for a slot
-	Done        uint64       `json:"done"`            // calls that ended with status 0
-	Failed      uint64       `json:"failed"`          // calls that ended otherwise, but not those that were refused as busy
-	Note        string       `json:"note"`            // why a worker has nothing ready; of the last one that gave a reason
-	Held        bool         `json:"held,omitempty"`  // its jobs wait: fbus.hold
-	Waits       string       `json:"waits,omitempty"` // why a call would have to wait now
+	Description string       `json:"description"`         // of the last worker that gave one
+	Arguments   string       `json:"arguments"`           // how they arrive
+	Takes       string       `json:"takes,omitempty"`     // "input" or "args", of the last worker; empty: both
+	Slots       int          `json:"slots"`               // of all workers of this node
+	Busy        int          `json:"busy"`                // of these, taken
+	Elsewhere   int          `json:"elsewhere,omitempty"` // slots at other nodes, behind relays
+	Queued      int          `json:"queued"`              // calls that wait for a slot
+	Done        uint64       `json:"done"`                // calls that ended with status 0
+	Failed      uint64       `json:"failed"`              // calls that ended otherwise, but not those that were refused as busy
+	Note        string       `json:"note"`                // why a worker has nothing ready; of the last one that gave a reason
+	Held        bool         `json:"held,omitempty"`      // its jobs wait: fbus.hold
+	Waits       string       `json:"waits,omitempty"`     // why a call would have to wait now
 	Workers     []WorkerInfo `json:"workers"`
 
 	Demand `json:"-"` // only in fbus.watch
@@ -69,9 +70,10 @@ type Change struct {
 
 // Demand counts the waiting calls and jobs of a function, and its free slots.
 type Demand struct {
-	Free  int            `json:"free"`         // slots that take a call now
-	Ready int            `json:"ready"`        // jobs that could run now, about
-	On    map[string]int `json:"on,omitempty"` // calls that wait for certain workers, by their glob
+	Free          int            `json:"free"`                     // slots of this node that take a call now
+	FreeElsewhere int            `json:"free_elsewhere,omitempty"` // slots of relays that do
+	Ready         int            `json:"ready"`                    // jobs that could run now, about
+	On            map[string]int `json:"on,omitempty"`             // calls that wait for certain workers, by their glob
 }
 
 // HeldNote says that the jobs of a function wait, wherever that is shown.
@@ -90,7 +92,10 @@ type WorkerInfo struct {
 	Takes       string            `json:"takes,omitempty"` // "input" or "args"; empty: both
 	Note        string            `json:"note"`            // why it has nothing ready; empty: all is well
 	Attributes  map[string]string `json:"attributes,omitempty"`
-	Held        bool              `json:"held,omitempty"` // it gets nothing new: fbus.hold
+	Held        bool              `json:"held,omitempty"`      // it gets nothing new: fbus.hold
+	Relay       bool              `json:"relay,omitempty"`     // it passes calls on to another node, when no other worker has a free slot
+	Elsewhere   int               `json:"elsewhere,omitempty"` // slots there
+	Behind      []string          `json:"behind,omitempty"`    // what selects each worker there; a call's on may be "#", the relay's id, "/" and this
 }
 
 // HeldInfo is a line of fbus.hold: a function or workers that are held.

@@ -26,6 +26,9 @@ type Invocation struct {
 	// function, status and attempts; empty: none.
 	Origin string
 
+	// On selects workers at the node to which a relay passes the call; empty: any.
+	On string
+
 	// Trace is the trace that the call belongs to: see [args.SplitTrace]. Empty: none.
 	Trace string
 
@@ -96,7 +99,7 @@ func newInvocation(c *Client, off *Offering, f *wire.CallFrame) *Invocation {
 	inv := &Invocation{
 		Function: off.offer.Name, Call: string(f.Call), Caller: c.callers.intern(f.Caller),
 		Kind: f.Kind, Args: data[:n:n], head: data[n:], HasInput: f.Flags&wire.FlagHasInput != 0,
-		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin), Trace: string(f.Trace),
+		Job: string(f.Job), Attempt: int(f.Attempt), Origin: string(f.Origin), Trace: string(f.Trace), On: string(f.On),
 		client: c, offering: off, id: f.ID,
 	}
 	if off.offer.Arrive != nil {

@@ -12,7 +12,7 @@ import (
 // Offer describes a function to put on the bus.
 type Offer struct {
 	Name        string
-	Slots       int               // calls taken at once; at least 1
+	Slots       int               // calls taken at once; at least 1, and 0 for a relay
 	Idempotent  bool              // calls may be run again when the worker is lost
 	Description string            // for people
 	Arguments   string            // how arguments arrive, for people: "JSON on stdin"
@@ -20,6 +20,13 @@ type Offer struct {
 	Takes       string            // "input" or "args": calls have nothing else; empty or "both": they may have both
 	Attributes  map[string]string // what companions need to know: see [args.CheckAttributes]
 	Schema      string            // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
+
+	// Relay is for a connection with the right to relay: calls go on to another node. The offer
+	// gets calls when no other offer of the function has a free slot, and calls wait for a slot of
+	// it. When a slot has gone, its owner calls SetSlots before the handler returns.
+	Relay     bool
+	Elsewhere int      // slots at the other node
+	Behind    []string // what selects each worker there, for [Invocation.On]; at most 1,000
 
 	stopped *Error // why the worker cannot start the program; then there are no slots
 
@@ -47,6 +54,7 @@ type Offering struct {
 	slots   int
 	note    string
 	stopped *Error // why the program cannot be started; nil: it can
+	gone    bool   // withdrawn, if it is a relay's: with no slots that stays
 	running tally
 }
 
@@ -54,8 +62,10 @@ type Offering struct {
 // connection. It returns when the node has accepted it.
 func (c *Client) Offer(ctx context.Context, o Offer, h Handler) (*Offering, error) {
 	switch {
-	case o.Slots < 1 && o.stopped == nil:
+	case o.Slots < 0, o.Slots == 0 && o.stopped == nil && !o.Relay:
 		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
+	case len(o.Behind) > wire.MaxBehind:
+		return nil, args.Errorf(args.CodeUsage, "%s: %d workers behind a relay exceed the limit of %d", o.Name, len(o.Behind), wire.MaxBehind)
 	case len(o.Schema) > wire.MaxSchema:
 		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), wire.MaxSchema)
 	}
@@ -93,7 +103,7 @@ func (off *Offering) giveUp(old *Offering) {
 	if old != nil {
 		off = old
 	} else {
-		off = &Offering{client: off.client, offer: off.offer}
+		off = &Offering{client: off.client, offer: off.offer, gone: true}
 	}
 	off.announce(done, func() {})
 }
@@ -110,6 +120,10 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	for _, name := range slices.Sorted(maps.Keys(off.offer.Attributes)) {
 		f.Attributes = append(f.Attributes, []byte(name), []byte(off.offer.Attributes[name]))
 	}
+	for _, on := range off.offer.Behind {
+		f.Behind = append(f.Behind, []byte(on))
+	}
+	f.Elsewhere = uint64(off.offer.Elsewhere)
 	if off.offer.Idempotent {
 		f.Flags |= wire.FlagIdempotent
 	}
@@ -127,6 +141,9 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	}
 	change()
 	c.lastSeq++
+	if off.offer.Relay && !off.gone {
+		f.Flags |= wire.FlagRelay
+	}
 	f.Seq, f.Slots, f.Note = c.lastSeq, uint64(off.slots), []byte(off.note)
 	if e := off.stopped; e != nil {
 		f.Flags, f.Note = f.Flags|wire.FlagCannotStart, []byte(e.Message)
@@ -151,16 +168,20 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 // SetSlots changes how many calls the offer takes at once; running calls are
 // not touched.
 func (off *Offering) SetSlots(ctx context.Context, n int) error {
-	return off.announce(ctx, func() { off.slots, off.stopped = n, nil })
+	return off.announce(ctx, func() { off.slots, off.stopped, off.gone = n, nil, false })
 }
 
 // Withdraw takes the offer back and waits for the calls that run, until ctx
 // ends.
 func (off *Offering) Withdraw(ctx context.Context) error {
-	if err := off.SetSlots(ctx, 0); err != nil {
+	if err := off.withdraw(ctx); err != nil {
 		return err
 	}
 	return off.Wait(ctx)
+}
+
+func (off *Offering) withdraw(ctx context.Context) error {
+	return off.announce(ctx, func() { off.slots, off.stopped, off.gone = 0, nil, true })
 }
 
 // Wait waits until no call runs, or ctx ends.

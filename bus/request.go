@@ -62,6 +62,8 @@ type Request struct {
 	Retries int
 	// On limits the call to workers whose name matches this glob.
 	On string
+	// Here keeps the call at the node: it gets no slot of a relay, nor waits for one.
+	Here bool
 	// Progress, if set, is called with the function's reports of its progress. It must not wait.
 	Progress func(Progress)
 	// Trace is the trace that the call belongs to, as [args.Trace] returns it; default that of

@@ -128,7 +128,7 @@ func (w *Worker) Remove(ctx context.Context, name string) *Retired {
 	r := w.retire(s)
 	w.mu.Unlock()
 	if r.offering != nil {
-		r.offering.SetSlots(ctx, 0)
+		r.offering.withdraw(ctx)
 	}
 	return r
 }
@@ -184,7 +184,7 @@ func (s *served) announceNow(ctx context.Context, c *Client) error {
 	}
 	w.mu.Unlock()
 	switch {
-	case stale || o.Slots <= 0 && o.stopped == nil && off == nil:
+	case stale || o.Slots <= 0 && o.stopped == nil && !o.Relay && off == nil:
 		return nil
 	case off != nil:
 		return off.announce(ctx, func() { off.slots, off.note, off.stopped = o.Slots, o.Note, o.stopped })
@@ -252,6 +252,6 @@ func (s *served) withdraw(ctx context.Context) {
 	off, there := s.offering, slices.Contains(s.worker.served, s)
 	s.worker.mu.Unlock()
 	if off != nil && there {
-		off.SetSlots(ctx, 0)
+		off.withdraw(ctx)
 	}
 }

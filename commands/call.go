@@ -49,13 +49,14 @@ fbus exits with its status. Words that begin with - go after --.
   fbus call --all --tag uptime
 
 With --all the exit status is the highest; --json has the fields of map (stderr is cut
-to its last 1 MiB), and worker_id, since two workers may have the same name.`,
+to its last 1 MiB), and worker_id, since two workers may have the same name. A worker at another node is shown as
+@NODE/NAME.`,
 		Flags: append(slices.Concat(o.callArguments.flags(), o.endOptions.flags(), o.nodeOptions.flags("wait `D|forever` for a node, the function and a slot", "print which node and worker it was")),
 			&cli.GenericFlag{Name: "timeout", Aliases: []string{"t"}, Usage: "end after `D`, waiting included", Value: &o.timeout},
-			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a slot", Destination: &o.noWait, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for a slot, but a moment for one at another node", Destination: &o.noWait, DisableDefaultText: true},
 			&cli.IntFlag{Name: "retries", Usage: "try `N` times more if the worker is lost before any output", Destination: &o.retries},
 			onFlag(&o.on),
-			&cli.BoolFlag{Name: "all", Usage: "call every worker that offers it", Destination: &o.all, DisableDefaultText: true},
+			&cli.BoolFlag{Name: "all", Usage: "call every worker that offers it, also at other nodes", Destination: &o.all, DisableDefaultText: true},
 			&cli.IntFlag{Name: "replies", Usage: "with --all: end after `N` answers", Destination: &o.replies, DefaultText: "all"},
 			&cli.BoolFlag{Name: "tag", Usage: "with --all: begin each line with the worker's name and a tab", Destination: &o.tag, DisableDefaultText: true},
 			&cli.BoolFlag{Name: "json", Usage: "with --all: one JSON object a line for each worker", Destination: &o.json, DisableDefaultText: true},
@@ -221,6 +222,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer client.Close()
+	workers = withThoseBehind(workers)
 	var shared *fanout.SharedInput
 	if request.Input != nil {
 		if shared, err = fanout.NewSharedInput(request.Input); err != nil {
@@ -258,8 +260,8 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 			if o.replies > 0 && answers >= o.replies {
 				return nil // this one came too late
 			}
-			if out.Result.Worker == "" {
-				out.Result.Worker = workers[out.Seq-1].Name
+			if w := &workers[out.Seq-1]; out.Result.Worker == "" || w.Relay {
+				out.Result.Worker = w.Name
 			}
 			if err := p.print(out); err != nil {
 				return err
@@ -294,6 +296,21 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		return outputError(err)
 	}
 	return nil
+}
+
+// withThoseBehind returns the workers, those at another node in place of their relay if it names them.
+func withThoseBehind(workers []bus.WorkerInfo) (list []bus.WorkerInfo) {
+	for _, w := range workers {
+		if len(w.Behind) == 0 {
+			list = append(list, w)
+		}
+		for _, on := range w.Behind {
+			behind := w
+			behind.Name, behind.ID = w.Name+"/"+on, w.ID+"/"+on
+			list = append(list, behind)
+		}
+	}
+	return list
 }
 
 // workerTitle returns the worker's name, with its id if another has the same name.

@@ -65,7 +65,7 @@ func (o *nodeOptions) reach(name, on string, stderr io.Writer) (*bus.Client, []b
 	deadline := time.Now().Add(o.wait.d)
 	for {
 		workers, err := fanout.Workers(context.Background(), client, name, on)
-		if err == nil && slices.ContainsFunc(workers, func(w bus.WorkerInfo) bool { return w.Slots > 0 }) {
+		if err == nil && slices.ContainsFunc(workers, func(w bus.WorkerInfo) bool { return w.Slots > 0 || w.Relay }) {
 			return client, workers, nil
 		}
 		if err == nil && !o.wait.forever && !time.Now().Before(deadline) {

@@ -63,6 +63,9 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 		fact("arguments", "%s", f.Arguments)
 		fact("takes", "%s", cmp.Or(f.Takes, "both"))
 		fact("slots", "%d, %d busy", f.Slots, f.Busy)
+		if f.Elsewhere > 0 {
+			fact("elsewhere", "%s at other nodes", plural(f.Elsewhere, "slot"))
+		}
 		fact("calls", "%d queued, %d done, %d failed", f.Queued, f.Done, f.Failed)
 		if f.Waits != "" {
 			fact("waits", "%s", f.Waits)

@@ -669,7 +669,7 @@ func (x *examination) function() {
 func (x *examination) workers(f *bus.FunctionInfo) {
 	free, notes := 0, ""
 	for _, w := range f.Workers {
-		if !w.Held {
+		if !w.Held && !w.Relay {
 			free += max(0, w.Slots-w.Busy)
 		}
 		if w.Note != "" && notes == "" {
@@ -677,6 +677,8 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 		}
 	}
 	switch {
+	case free == 0 && relayed(f):
+		x.ok("workers", "%d of %s free here; calls also go to other nodes, %s", free, plural(f.Slots, "slot"), plural(f.Elsewhere, "slot"))
 	case f.Slots == 0 && notes != "":
 		x.fail("workers", noneStarts(f).WithHint("%s shows them; a worker looks again by itself", join("fbus", "describe", f.Name)))
 	case free == 0 || f.Waits != "":

@@ -26,13 +26,14 @@ func lsCommand() *cli.Command {
 
 --watch redraws a terminal when something changes; elsewhere it prints the list again. With
 --json it prints the lines of fbus.watch about functions and workers: the fields below, and
-type ("function" or "worker"), gone (it is no longer there), free (slots), ready (jobs) and on
-(calls that wait for certain workers, by glob).
+type ("function" or "worker"), gone (it is no longer there), free (slots), free_elsewhere, ready (jobs) and on
+(calls that wait for certain workers, by glob). SLOTS 2+8 means two here, and eight at other nodes.
 
 JSON fields: name, description, arguments (how they arrive), takes (input or args,
 absent: both), slots, busy, queued, done (ended with 0), failed (otherwise, but not refused as
-busy), note, held (its jobs wait), waits (why a call would have to wait), and workers:
-name, id, identity, slots, busy, idempotent, description, arguments, takes, note, held.
+busy), note, held (its jobs wait), waits (why a call would have to wait), elsewhere (slots at other
+nodes), and workers: name, id, identity, slots, busy, idempotent, description, arguments, takes,
+note, held, and for a relay to another node relay, elsewhere and behind (the workers there).
 The function fbus.functions answers the same. Where no worker can start the program, its note stands in place of the
 description.`,
 		Flags: append(o.flags(), watchFlag(&watch)),
@@ -63,13 +64,26 @@ func functionTable(stdout io.Writer, list []bus.FunctionInfo) {
 		table(stdout, "NAME\tWORKERS\tSLOTS\tBUSY\tQUEUED\tDONE\tFAILED\tDESCRIPTION", func(row func(...any)) {
 			for _, f := range list {
 				about := f.Description
-				if f.Slots == 0 && f.Note != "" {
+				if f.Slots == 0 && f.Note != "" && !relayed(&f) {
 					about = f.Note
 				}
-				row(f.Name, len(f.Workers), f.Slots, f.Busy, f.Queued, f.Done, f.Failed, heldNote(&f)+about)
+				row(f.Name, len(f.Workers), slots(&f), f.Busy, f.Queued, f.Done, f.Failed, heldNote(&f)+about)
 			}
 		})
 	}
+}
+
+// slots shows how many slots a function has here and, after +, at other nodes.
+func slots(f *bus.FunctionInfo) string {
+	if f.Elsewhere > 0 {
+		return fmt.Sprintf("%d+%d", f.Slots, f.Elsewhere)
+	}
+	return fmt.Sprint(f.Slots)
+}
+
+// relayed reports whether calls of a function may go to another node.
+func relayed(f *bus.FunctionInfo) bool {
+	return slices.ContainsFunc(f.Workers, func(w bus.WorkerInfo) bool { return w.Relay })
 }
 
 // watchFunctions shows the functions, and what changes.

@@ -223,11 +223,14 @@ func size(in io.Reader) int64 {
 }
 
 // Slots asks the node how many calls the function takes at once, on the workers that
-// match on.
+// match on, with those at other nodes.
 func Slots(ctx context.Context, client *bus.Client, function, on string) (int, error) {
 	workers, err := Workers(ctx, client, function, on)
 	n := 0
 	for _, w := range workers {
+		if w.Relay { // calls wait for it even if it has no slot now
+			w.Slots = max(w.Slots, w.Elsewhere, 1)
+		}
 		n += w.Slots
 	}
 	return n, err

@@ -276,6 +276,10 @@ func reserved(name string) bool { return strings.HasPrefix(name, "fbus.") }
 // for it: all others may have gone.
 const lookTime = time.Second
 
+// relayTime is how long a call waits for a slot of a relay that waits for none: a relay looks for one
+// when a call waits.
+const relayTime = 250 * time.Millisecond
+
 func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	on, err := wire.ParseOn(string(f.On))
 	n.tick++
@@ -350,26 +354,51 @@ func (c *call) forget() {
 // refusedBy reports whether a worker was too busy for the call.
 func (c *call) refusedBy(s *session) bool { return slices.Contains(c.refused, s) }
 
+// reach is how far a call may go.
+type reach uint8
+
+const (
+	anywhere reach = iota
+	here           // not to a relay offer
+)
+
+// reach returns how far the call may go.
+func (c *call) reach() reach {
+	if c.flags&wire.FlagHere != 0 {
+		return here
+	}
+	return anywhere
+}
+
+// reaches reports whether the call may go as far as an offer is.
+func (c *call) reaches(o *offer) bool { return !o.relay || c.reach() == anywhere }
+
+// reached returns how many reaches come as far as the offer is.
+func (o *offer) reached() int {
+	if o.relay {
+		return int(anywhere) + 1
+	}
+	return int(here) + 1
+}
+
 // choose returns the offer that has the most free slots of those that the call selects,
-// of several the one that has been idle longest; nil if none has a slot.
+// of several the one that has been idle longest; nil if none has a slot. Relays come last.
 func (c *call) choose() *offer {
-	fn, edge := c.fn, &c.node.scratch.edge
-	fits := func(o *offer) bool { return !c.refusedBy(o.session) }
-	id, connection := c.on.Connection()
-	switch {
-	case fn.own != nil && !c.node.mayServe(c.identity, fn.own.class()):
+	fn := c.fn
+	if fn.own != nil && !c.node.mayServe(c.identity, fn.own.class()) {
 		return nil
-	case connection:
-		if o := fn.ofConnection(id); o != nil && o.free() > 0 && fits(o) {
+	}
+	if id, ok := c.on.Connection(); ok {
+		if o := fn.ofConnection(id); o != nil && o.free() > 0 && c.reaches(o) && !c.refusedBy(o.session) {
 			return o
 		}
 		return nil
-	case c.on.Glob():
-		return fn.offers.best(edge, func(o *offer) bool { return c.on.Match(o.session.name, "") && fits(o) })
-	case c.on.String() != "":
-		return fn.named[c.on.String()].best(edge, fits)
 	}
-	return fn.offers.best(edge, fits)
+	o := fn.offers.choose(c)
+	if o == nil && c.reach() == anywhere {
+		o = fn.relays.choose(c)
+	}
+	return o
 }
 
 // start hands the call to a worker.
@@ -392,6 +421,9 @@ func (c *call) start(b *wire.Batch, o *offer, arguments, input []byte) {
 		f.Job, f.Attempt, f.Origin = []byte(t.ID.String()), uint64(t.Attempt), []byte(t.Origin)
 	} else if g := &c.given; g.job != "" {
 		f.Job, f.Attempt, f.Origin = []byte(g.job), g.attempt, []byte(g.origin)
+	}
+	if o.relay {
+		f.On = []byte(c.on.Behind())
 	}
 	if c.input != inputOpen {
 		f.Flags |= wire.FlagInputEnd
@@ -442,7 +474,11 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 				why = held
 			}
 		}
-		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": " + why}, until(c.waitSlot)
+		wait := c.waitSlot
+		if wait == 0 && c.fn.relayed(c) {
+			wait = relayTime
+		}
+		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": " + why}, until(wait)
 	}
 	if len(c.refused) > 0 {
 		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": every worker is busy"}, 0
@@ -451,12 +487,12 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 		return e, until(c.waitFunction)
 	}
 	msg := c.fn.name + ": no such function"
-	if c.on.String() != "" && len(c.fn.offers.list) > 0 {
+	if c.on.String() != "" && len(c.fn.offers.list)+len(c.fn.relays.list) > 0 {
 		msg = fmt.Sprintf("%s: no worker that offers it matches %s", c.fn.name, args.Shown(c.on.String()))
 	}
 	left = until(c.waitFunction)
 	served := c.served
-	if g := c.fn.queue.groups[c.on.String()]; g != nil && g.gone.After(c.arrived) && g.gone.After(served) {
+	if g := c.fn.queue.groups[c.reach()][c.on.String()]; g != nil && g.gone.After(c.arrived) && g.gone.After(served) {
 		served = g.gone
 	}
 	if !served.IsZero() && left >= 0 { // its workers have just gone: they may be restarting
@@ -472,7 +508,7 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 func (c *call) another() bool {
 	k := c.fn.matching(c)
 	for _, s := range c.refused {
-		if o := s.offers[c.fn.name]; o != nil && o.stopped == nil {
+		if o := s.offers[c.fn.name]; o != nil && o.stopped == nil && c.reaches(o) {
 			k--
 		}
 	}
@@ -612,11 +648,11 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		if c.posted != nil {
 			c.returnJob(o)
 		} else {
-			c.requeue(b)
+			c.requeue(b, o)
 		}
-	case keeperKilled(f) && c.lose():
+	case o.lost(f) && c.lose():
 		fl.held += size
-		c.requeue(b)
+		c.requeue(b, o)
 	default:
 		switch {
 		case c.posted != nil && c.givenUp(f):
@@ -667,6 +703,10 @@ func (c *call) bounced(f *wire.EndFrame) bool {
 	}
 	switch {
 	case f.Source == args.FromBus && (code == args.CodeBusy || code == args.CodeDraining):
+		if c.offer.relay {
+			c.offer.spend(c)
+			return true
+		}
 		// It has crossed a change of the offer: the same worker may take it yet.
 		if c.bounces++; c.bounces < maxBounces && c.posted == nil {
 			return true
@@ -688,10 +728,19 @@ func (c *call) givenUp(f *wire.EndFrame) bool {
 	return f.Source == args.FromBus && (code == args.CodeCancelled || code == args.CodeDraining || code == args.CodeNodeLost)
 }
 
-// keeperKilled reports whether a worker has lost the process that held the program, and the program
-// with it: for the call that is a lost worker. See [args.KeeperKilled].
-func keeperKilled(f *wire.EndFrame) bool {
-	return f.Source == args.FromBus && string(f.Code) == args.CodeWorkerLost && strings.HasPrefix(string(f.Message), args.KeeperKilled)
+// lost reports whether a call's worker is lost by its END: it has lost the process that held the
+// program, and the program with it (see [args.KeeperKilled]), or a relay has lost the worker.
+func (o *offer) lost(f *wire.EndFrame) bool {
+	return f.Source == args.FromBus && string(f.Code) == args.CodeWorkerLost && (o.relay || strings.HasPrefix(string(f.Message), args.KeeperKilled))
+}
+
+// spend takes the slot of a call that a relay could not pass on: it asks for another one and makes its offer
+// again. If it has done so since it got the call, it knows better.
+func (o *offer) spend(c *call) {
+	if c.workerID > o.lastOut && o.slots > 0 {
+		o.slots--
+		o.fn.node.changes.worker(o)
+	}
 }
 
 // notStarted is bounced for a worker that cannot start the program. A job can always go back to
@@ -713,8 +762,9 @@ func (c *call) notStarted() bool {
 }
 
 // requeue offers a call again that its worker has given back, or makes it wait at its
-// place by age.
-func (c *call) requeue(b *wire.Batch) {
+// place by age. A caller that waits for no slot has got none from a relay, nor does it wait for
+// another if it is a relay itself.
+func (c *call) requeue(b *wire.Batch, from *offer) {
 	if !c.to(waiting) {
 		return
 	}
@@ -723,7 +773,7 @@ func (c *call) requeue(b *wire.Batch) {
 		return
 	}
 	if e, left := c.patience(); left == 0 {
-		if len(c.refused) > 0 || e.Code == args.CodeCannotStart {
+		if len(c.refused) > 0 || e.Code == args.CodeCannotStart || from.relay || c.reach() == here {
 			c.endWith(b, e)
 			return
 		}
@@ -739,6 +789,7 @@ func (c *call) workerLost(b *wire.Batch) {
 		c.to(done)
 		return
 	}
+	o := c.offer
 	if !c.lose() {
 		c.end(b, &wire.EndFrame{
 			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),
@@ -746,7 +797,7 @@ func (c *call) workerLost(b *wire.Batch) {
 		}, done)
 		return
 	}
-	c.requeue(b)
+	c.requeue(b, o)
 }
 
 // lose counts a lost worker, and reports whether the call is to be run again here. The store of

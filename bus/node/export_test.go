@@ -272,20 +272,29 @@ func (a *audit) function(name string, fn *function) error {
 			return fmt.Errorf("function %s: the stopped offer of session %d: %d busy, at %d", name, o.session.id, o.busy, o.at[0])
 		}
 	}
-	if len(fn.offers.list)+len(fn.stopped) == 0 && fn.calls == 0 && fn.taking == 0 {
+	if fn.count() == 0 && fn.calls == 0 && fn.taking == 0 {
 		return fmt.Errorf("function %s is kept for nothing", name)
 	}
 	taking := 0
-	for i, o := range fn.offers.list {
-		if o.at[0] != i || i > 0 && fn.offers.before(i, (i-1)/2) {
-			return fmt.Errorf("function %s: offer %d is at the wrong place", name, i)
+	for _, t := range []*tier{&fn.offers, &fn.relays} {
+		named := 0
+		for _, h := range t.named {
+			named += len(h.list)
 		}
-		taking += o.taking
-		if o.busy != a.busy[o] {
-			return fmt.Errorf("function %s at session %d: %d busy, %d calls are there", name, o.session.id, o.busy, a.busy[o])
+		if named != len(t.list) {
+			return fmt.Errorf("function %s: %d offers by name, of %d", name, named, len(t.list))
 		}
-		if o.session.offers[name] != o {
-			return fmt.Errorf("function %s: it has an offer of session %d that the session does not make", name, o.session.id)
+		for i, o := range t.list {
+			if o.at[0] != i || o.tier() != t || i > 0 && t.before(i, (i-1)/2) {
+				return fmt.Errorf("function %s: offer %d is at the wrong place", name, i)
+			}
+			taking += o.taking
+			if o.busy != a.busy[o] {
+				return fmt.Errorf("function %s at session %d: %d busy, %d calls are there", name, o.session.id, o.busy, a.busy[o])
+			}
+			if o.session.offers[name] != o {
+				return fmt.Errorf("function %s: it has an offer of session %d that the session does not make", name, o.session.id)
+			}
 		}
 	}
 	queued := 0
@@ -315,32 +324,38 @@ func (q *queue) audit() error {
 	placed, groups := 0, map[*group]int{}
 	for _, l := range q.lanes {
 		here := 0
-		for on, li := range l.lists {
-			if len(li.calls) == 0 || q.groups[on] != li.group {
-				return fmt.Errorf("a list of %q with %d calls", on, len(li.calls))
-			}
-			groups[li.group] += len(li.calls)
-			if li.group.offers > 0 {
-				here += len(li.calls)
+		for reach, lists := range l.lists {
+			for on, li := range lists {
+				if len(li.calls) == 0 || q.groups[reach][on] != li.group {
+					return fmt.Errorf("a list of %q with %d calls", on, len(li.calls))
+				}
+				groups[li.group] += len(li.calls)
+				if li.group.offers > 0 {
+					here += len(li.calls)
+				}
 			}
 		}
-		if len(l.lists) == 0 || here != l.placed {
+		if l.empty() || here != l.placed {
 			return fmt.Errorf("a lane of %s with %d lists, %d of %d calls are placed", l.id.name, len(l.lists), here, l.placed)
 		}
 		placed += here
 	}
-	for on, g := range q.groups {
-		if groups[g] != g.calls {
-			return fmt.Errorf("group %q: %d calls, %d are there", on, g.calls, groups[g])
-		}
-		offers := 0
-		for _, o := range q.fn.offers.list {
-			if g.on.Match(o.session.name, string(o.session.prefix)) {
-				offers++
+	for reach, all := range q.groups {
+		for on, g := range all {
+			if groups[g] != g.calls || int(g.reach) != reach {
+				return fmt.Errorf("group %q: %d calls, %d are there", on, g.calls, groups[g])
 			}
-		}
-		if offers != g.offers {
-			return fmt.Errorf("group %q: %d offers, %d are there", on, g.offers, offers)
+			offers := 0
+			for _, list := range q.fn.all() {
+				for _, o := range list {
+					if reach < o.reached() && g.on.Match(o.session.name, string(o.session.prefix)) {
+						offers++
+					}
+				}
+			}
+			if offers != g.offers {
+				return fmt.Errorf("group %q: %d offers, %d are there", on, g.offers, offers)
+			}
 		}
 	}
 	if placed != q.placed {

@@ -16,8 +16,8 @@ type function struct {
 	name   string
 	text   []byte       // name, for frames
 	own    *ownFunction // nil: not one of the node's own
-	offers heap
-	named  map[string]*heap // offers by the name of their worker
+	offers tier
+	relays tier // of relays: they are used when no other has a free slot
 	// stopped holds the offers of workers that cannot start the program. They are in no heap.
 	stopped []*offer
 	queue   queue
@@ -30,18 +30,28 @@ type function struct {
 	refusals map[jobs.ID]refusal // jobs in the store for which workers were busy
 }
 
+// tier is offers of a function that are chosen by their free slots.
+type tier struct {
+	heap
+	named map[string]*heap // by the name of their worker
+}
+
 // offer is one worker's slots for one function.
 type offer struct {
 	session     *session
 	fn          *function
-	at          [2]int      // in fn.offers, and in its heap of fn.named; -1: withdrawn, or stopped
+	at          [2]int      // in the heap of its tier, and in that of its worker's name; -1: withdrawn, or stopped
 	stopped     *args.Error // why its worker cannot start the program; nil: it can
 	slots       int
 	busy        int
-	taking      int    // slots that ask for a job
-	asked       uint64 // its function's wakes when it asked and there was none
-	used        uint64 // the node's tick when it was last used or came free
-	since       uint64 // the node's tick when it was first made
+	taking      int      // slots that ask for a job
+	asked       uint64   // its function's wakes when it asked and there was none
+	used        uint64   // the node's tick when it was last used or came free
+	since       uint64   // the node's tick when it was first made
+	lastOut     uint64   // its session's when its OFFER came
+	relay       bool     // it passes calls on to another node
+	elsewhere   int      // slots there
+	behind      []string // what selects each worker there
 	idempotent  bool
 	description string
 	arguments   string
@@ -57,7 +67,18 @@ func (o *offer) text() int64 {
 	for name, value := range o.attributes {
 		size += len(name) + len(value)
 	}
+	for _, on := range o.behind {
+		size += len(on)
+	}
 	return int64(size)
+}
+
+// tier returns the offers of its function among which the offer is chosen.
+func (o *offer) tier() *tier {
+	if o.relay {
+		return &o.fn.relays
+	}
+	return &o.fn.offers
 }
 
 // free returns how many calls the offer takes now. Whatever its slots, one connection
@@ -92,7 +113,7 @@ func (o *offer) take(busy, taking int) {
 }
 
 func newFunction(n *Node, name string) *function {
-	fn := &function{node: n, name: name, text: []byte(name), own: ownOf(name), named: map[string]*heap{}, stats: n.countersOf(name, nil), wakes: 1}
+	fn := &function{node: n, name: name, text: []byte(name), own: ownOf(name), stats: n.countersOf(name, nil), wakes: 1}
 	fn.queue.fn = fn
 	return fn
 }
@@ -101,24 +122,14 @@ func newFunction(n *Node, name string) *function {
 func (fn *function) add(o *offer) {
 	fn.node.functions[fn.name] = fn
 	fn.stats = fn.node.countersOf(fn.name, o.session.identity)
-	fn.offers.add(o)
-	h := fn.named[o.session.name]
-	if h == nil {
-		h = &heap{k: 1}
-		fn.named[o.session.name] = h
-	}
-	h.add(o)
-	fn.queue.appears(o.session)
+	o.tier().add(o)
+	fn.queue.appears(o)
 }
 
 // remove withdraws an offer. Calls that only it could take are looked at again.
 func (fn *function) remove(b *wire.Batch, o *offer) {
-	fn.offers.remove(o)
-	h := fn.named[o.session.name]
-	if h.remove(o); len(h.list) == 0 {
-		delete(fn.named, o.session.name)
-	}
-	fn.queue.vanishes(o.session)
+	o.tier().remove(o)
+	fn.queue.vanishes(o)
 	looked := 0
 	for c := range fn.queue.bounced { // the others have timers
 		if looked++; looked > maxPassed {
@@ -166,39 +177,44 @@ func (fn *function) whyStopped(on *wire.On) *args.Error {
 // fix restores the order of an offer after its free slots have changed.
 func (fn *function) fix(o *offer) {
 	if o.at[0] >= 0 {
-		fn.offers.fix(o)
-		fn.named[o.session.name].fix(o)
+		o.tier().fix(o)
 	}
 }
 
+// all lists the offers but those that are stopped, relays last.
+func (fn *function) all() [2][]*offer { return [...][]*offer{fn.offers.list, fn.relays.list} }
+
+// count returns how many offers there are, with those that are stopped.
+func (fn *function) count() int { return len(fn.offers.list) + len(fn.relays.list) + len(fn.stopped) }
+
 // matching returns how many offers a call selects.
 func (fn *function) matching(c *call) int {
-	text := c.on.String()
-	if g := fn.queue.groups[text]; g != nil {
+	if g := fn.queue.groups[c.reach()][c.on.String()]; g != nil {
 		return g.offers
 	}
-	id, connection := c.on.Connection()
-	switch {
-	case text == "":
-		return len(fn.offers.list)
-	case connection:
-		if fn.ofConnection(id) != nil {
+	if id, ok := c.on.Connection(); ok {
+		if o := fn.ofConnection(id); o != nil && c.reaches(o) {
 			return 1
 		}
 		return 0
-	case !c.on.Glob():
-		if h := fn.named[text]; h != nil {
-			return len(h.list)
-		}
-		return 0
 	}
-	k := 0
-	for name, h := range fn.named {
-		if c.on.Match(name, "") {
-			k += len(h.list)
-		}
+	k := fn.offers.matching(&c.on)
+	if c.reach() == anywhere {
+		k += fn.relays.matching(&c.on)
 	}
 	return k
+}
+
+// relayed returns whether a call selects a relay offer.
+func (fn *function) relayed(c *call) bool {
+	if len(fn.relays.list) == 0 || c.reach() == here {
+		return false
+	}
+	if id, ok := c.on.Connection(); ok {
+		o := fn.ofConnection(id)
+		return o != nil && o.relay
+	}
+	return fn.relays.matching(&c.on) > 0
 }
 
 // ofConnection returns the offer of the connection with that id; nil: it has none.
@@ -209,6 +225,67 @@ func (fn *function) ofConnection(id string) *offer {
 		}
 	}
 	return nil
+}
+
+// add adds an offer.
+func (t *tier) add(o *offer) {
+	t.heap.add(o)
+	h := t.named[o.session.name]
+	if h == nil {
+		if t.named == nil {
+			t.named = map[string]*heap{}
+		}
+		h = &heap{k: 1}
+		t.named[o.session.name] = h
+	}
+	h.add(o)
+}
+
+// remove takes an offer out.
+func (t *tier) remove(o *offer) {
+	t.heap.remove(o)
+	h := t.named[o.session.name]
+	if h.remove(o); len(h.list) == 0 {
+		delete(t.named, o.session.name)
+	}
+}
+
+// fix restores the order after an offer has changed.
+func (t *tier) fix(o *offer) {
+	t.heap.fix(o)
+	t.named[o.session.name].fix(o)
+}
+
+// matching returns how many offers an on selects that names no connection.
+func (t *tier) matching(on *wire.On) (k int) {
+	switch text := on.String(); {
+	case text == "":
+		return len(t.list)
+	case !on.Glob():
+		if h := t.named[text]; h != nil {
+			return len(h.list)
+		}
+		return 0
+	}
+	for name, h := range t.named {
+		if on.Match(name, "") {
+			k += len(h.list)
+		}
+	}
+	return k
+}
+
+// choose returns the best offer for a call that names no connection; nil: none has a slot.
+func (t *tier) choose(c *call) *offer {
+	edge := &c.node.scratch.edge
+	fits := func(o *offer) bool { return !c.refusedBy(o.session) }
+	switch {
+	case c.on.Glob():
+		return t.best(edge, func(o *offer) bool { return c.on.Match(o.session.name, "") && fits(o) })
+	case c.on.String() != "":
+		return t.named[c.on.String()].best(edge, fits)
+	}
+	return t.best(edge, fits)
 }
 
 // heap orders offers: the one with the most free slots first, of several the one that has been
@@ -315,7 +392,7 @@ func (o *offer) fill(b *wire.Batch) {
 
 // tidy forgets a name that has neither offers nor calls.
 func (fn *function) tidy() {
-	if len(fn.offers.list)+len(fn.stopped) == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
+	if fn.count() == 0 && fn.calls == 0 && fn.taking == 0 && fn.node.functions[fn.name] == fn {
 		delete(fn.node.functions, fn.name)
 		fn.node.dropUnused(fn)
 	}

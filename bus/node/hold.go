@@ -107,7 +107,7 @@ func (q *asked) held(changed []string) {
 		i := bus.HeldInfo{Function: name}
 		n.mu.Lock()
 		if fn := n.functions[name]; fn != nil {
-			i.Workers = len(fn.offers.list) + len(fn.stopped)
+			i.Workers = fn.count()
 		}
 		n.mu.Unlock()
 		q.line(i)

@@ -97,7 +97,7 @@ func (n *Node) describe(ctx context.Context, names []string, schema bool, pace p
 		if fn == nil || ctx.Err() != nil {
 			return
 		}
-		for _, offers := range [][]*offer{fn.offers.list, fn.stopped} {
+		for _, offers := range [...][]*offer{fn.offers.list, fn.relays.list, fn.stopped} {
 			for _, o := range offers {
 				entries = append(entries, entry{i, o.since, o})
 			}
@@ -124,7 +124,7 @@ func (n *Node) known(offers int) (names []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, fn := range n.functions {
-		if len(fn.offers.list)+len(fn.stopped) >= offers && !reserved(name) {
+		if fn.count() >= offers && !reserved(name) {
 			names = append(names, name)
 		}
 	}
@@ -136,9 +136,14 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	if o.at[0] < 0 && o.stopped == nil {
 		return
 	}
-	f.Slots += o.slots
-	f.Busy += o.busy
-	f.Free += max(0, o.free())
+	if o.relay {
+		f.Elsewhere += max(o.elsewhere, o.slots)
+		f.FreeElsewhere += max(0, o.free())
+	} else {
+		f.Slots += o.slots
+		f.Busy += o.busy
+		f.Free += max(0, o.free())
+	}
 	f.Description = cmp.Or(o.description, f.Description)
 	f.Arguments = cmp.Or(o.arguments, f.Arguments)
 	f.Note = cmp.Or(o.note, f.Note)
@@ -155,6 +160,7 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 func (o *offer) info() bus.WorkerInfo {
 	return bus.WorkerInfo{
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
+		Relay: o.relay, Elsewhere: o.elsewhere, Behind: o.behind,
 		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Attributes: o.attributes, Held: o.session.heldBy != "",
 	}
 }

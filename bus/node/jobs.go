@@ -136,13 +136,18 @@ func (n *Node) checkTakes(post *jobs.Post) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	fn := n.functions[post.Function]
-	if fn == nil || len(fn.offers.list) == 0 || post.Kind == args.KindRaw {
+	if fn == nil || post.Kind == args.KindRaw {
 		return nil
 	}
-	takes := fn.offers.list[0].takes
-	for _, o := range fn.offers.list[:min(len(fn.offers.list), maxPassed)] {
-		if o.takes != takes {
-			return nil
+	takes, first := "", true
+	for _, list := range fn.all() {
+		for _, o := range list[:min(len(list), maxPassed)] {
+			if first {
+				takes, first = o.takes, false
+			}
+			if o.takes != takes {
+				return nil
+			}
 		}
 	}
 	switch {

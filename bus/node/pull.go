@@ -47,18 +47,30 @@ type refusal struct {
 // takeJobs lets free slots of a function ask for jobs, as long as there are some.
 func (fn *function) takeJobs() {
 	for fn.node.source != nil {
-		o := fn.offers.best(&fn.node.scratch.edge, func(o *offer) bool { return o.asked != fn.wakes })
+		o := fn.offers.asks(fn)
+		if o == nil {
+			o = fn.relays.asks(fn)
+		}
 		if o == nil || !fn.takeJob(o) {
 			return
 		}
 	}
 }
 
+// asks returns an offer with a free slot that has not asked for a job since there are more; nil:
+// there is none.
+func (t *tier) asks(fn *function) *offer {
+	return t.best(&fn.node.scratch.edge, func(o *offer) bool { return o.asked != fn.wakes })
+}
+
 // takeJob lets a free slot ask for a job: free → taking. It reports whether it does. Each offer
-// asks once until the store has more.
+// asks once until the store has more, and relays after the others.
 func (fn *function) takeJob(o *offer) bool {
 	n := fn.node
 	if n.source == nil || n.draining || n.closed || o.asked == fn.wakes || n.source.Ready(fn.name) <= fn.taking {
+		return false
+	}
+	if o.relay && fn.offers.asks(fn) != nil {
 		return false
 	}
 	var refused []jobs.ID
@@ -289,10 +301,10 @@ func (p *posted) feed(c *call) {
 }
 
 // returnJob takes a job from a worker that was busy, or cannot start the program. The store has
-// it again, and offers it to others first if the worker still has slots.
+// it again, and offers it to others first if the worker still has slots. A relay had none.
 func (c *call) returnJob(o *offer) {
 	fn, id := c.fn, c.posted.job.ID
-	if o.slots < o.busy {
+	if o.slots < o.busy || o.relay && !slices.Contains(c.refused, o.session) {
 		c.to(done)
 		c.posted.finish(c, nil, atOnce)
 		return

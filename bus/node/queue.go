@@ -20,12 +20,12 @@ const (
 // first out within each. The node's mu protects it.
 type queue struct {
 	fn      *function
-	lanes   []*lane           // in the order of their turns
-	groups  map[string]*group // by what they select
-	globs   []*group          // of these, those of a glob
-	n       int               // calls that wait
-	placed  int               // of these, those that some offer could take: the others take nobody's place
-	relayed bool              // the last turn was that of a relay's caller
+	lanes   []*lane              // in the order of their turns
+	groups  [2]map[string]*group // by how far they go, and what they select
+	globs   []*group             // of these, those of a glob
+	n       int                  // calls that wait
+	placed  int                  // of these, those that some offer could take: the others take nobody's place
+	relayed bool                 // the last turn was that of a relay's caller
 	// bounced holds the calls that some worker was too busy for.
 	bounced map[*call]bool
 }
@@ -33,6 +33,7 @@ type queue struct {
 // group is the calls of a queue that wait for the same workers.
 type group struct {
 	on     wire.On
+	reach  reach
 	calls  int
 	offers int       // that match
 	gone   time.Time // when the last of these was withdrawn; zero: there was none since the first call came
@@ -42,10 +43,13 @@ type group struct {
 // lane is the calls of one identity in a queue.
 type lane struct {
 	id     *identity
-	lists  map[string]*list // by what they select
-	globs  []*list          // of these, those of a glob
-	placed int              // calls that some offer could take
+	lists  [2]map[string]*list // by how far they go, and what they select
+	globs  []*list             // of these, those of a glob
+	placed int                 // calls that some offer could take
 }
+
+// empty reports whether no call is left.
+func (l *lane) empty() bool { return len(l.lists[anywhere])+len(l.lists[here]) == 0 }
 
 // list is the calls of one lane and one group, oldest first.
 type list struct {
@@ -64,11 +68,11 @@ func (q *queue) lane(id *identity) *lane {
 
 // allows returns an error if another call may not wait.
 func (q *queue) allows(c *call) error {
-	n, id, text := c.node, c.identity, c.on.String()
+	n, id, text, reach := c.node, c.identity, c.on.String(), c.reach()
 	l := q.lane(id)
-	if c.on.Glob() && (l == nil || l.lists[text] == nil) {
+	if c.on.Glob() && (l == nil || l.lists[reach][text] == nil) {
 		b := bound{q.fn.name + ": the list of globs for which calls wait is", "globs", maxGlobs, int64(len(q.globs))}
-		if err := n.allows(id, b, 1, q.has(func(l *lane) int { return len(l.globs) })); err != nil && (id.rank != owner || q.groups[text] == nil) {
+		if err := n.allows(id, b, 1, q.has(func(l *lane) int { return len(l.globs) })); err != nil && (id.rank != owner || q.groups[reach][text] == nil) {
 			return err
 		}
 	}
@@ -97,13 +101,17 @@ func (q *queue) push(c *call) {
 	text := c.on.String()
 	l := q.lane(c.identity)
 	if l == nil {
-		l = &lane{id: c.identity, lists: map[string]*list{}}
+		l = &lane{id: c.identity}
 		q.lanes = append(q.lanes, l)
 	}
-	li := l.lists[text]
+	lists := &l.lists[c.reach()]
+	li := (*lists)[text]
 	if li == nil {
 		li = &list{group: q.group(c)}
-		l.lists[text] = li
+		if *lists == nil {
+			*lists = map[string]*list{}
+		}
+		(*lists)[text] = li
 		if c.on.Glob() {
 			l.globs = append(l.globs, li)
 		}
@@ -129,12 +137,14 @@ func older(a, b *call) int { return cmp.Compare(a.age, b.age) }
 // selected counts the calls that wait for certain workers, by what selects these.
 func (q *queue) selected() map[string]int {
 	var count map[string]int
-	for text, g := range q.groups {
-		if text != "" && g.calls > 0 {
-			if count == nil {
-				count = map[string]int{}
+	for _, groups := range q.groups {
+		for text, g := range groups {
+			if text != "" && g.calls > 0 {
+				if count == nil {
+					count = map[string]int{}
+				}
+				count[text] += g.calls
 			}
-			count[text] = g.calls
 		}
 	}
 	return count
@@ -142,14 +152,14 @@ func (q *queue) selected() map[string]int {
 
 // group returns the group of a call, a new one if it is the first.
 func (q *queue) group(c *call) *group {
-	text := c.on.String()
-	g := q.groups[text]
+	text, groups := c.on.String(), &q.groups[c.reach()]
+	g := (*groups)[text]
 	if g == nil {
-		g = &group{on: c.on, offers: q.fn.matching(c)}
-		if q.groups == nil {
-			q.groups = map[string]*group{}
+		g = &group{on: c.on, reach: c.reach(), offers: q.fn.matching(c)}
+		if *groups == nil {
+			*groups = map[string]*group{}
 		}
-		q.groups[text] = g
+		(*groups)[text] = g
 		if g.on.Glob() {
 			q.globs = append(q.globs, g)
 		}
@@ -160,11 +170,11 @@ func (q *queue) group(c *call) *group {
 // remove takes a call out. If it has been given a slot, its identity has had its turn.
 func (q *queue) remove(c *call, served bool) {
 	l := q.lane(c.identity)
-	text := c.on.String()
-	if l == nil || l.lists[text] == nil {
+	text, reach := c.on.String(), c.reach()
+	if l == nil || l.lists[reach][text] == nil {
 		return
 	}
-	li := l.lists[text]
+	li := l.lists[reach][text]
 	at, found := slices.BinarySearchFunc(li.calls, c, older)
 	switch {
 	case !found:
@@ -184,20 +194,20 @@ func (q *queue) remove(c *call, served bool) {
 		l.placed--
 	}
 	if len(li.calls) == 0 {
-		delete(l.lists, text)
+		delete(l.lists[reach], text)
 		l.globs = without(l.globs, li)
 	}
 	if g.calls == 0 {
 		g.stop()
-		delete(q.groups, text)
+		delete(q.groups[reach], text)
 		q.globs = without(q.globs, g)
 	}
 	if served {
 		q.relayed = l.id.all != nil
 	}
-	if served || len(l.lists) == 0 {
+	if served || l.empty() {
 		q.lanes = without(q.lanes, l)
-		if len(l.lists) > 0 {
+		if !l.empty() {
 			q.lanes = append(q.lanes, l)
 		}
 	}
@@ -254,37 +264,42 @@ func (l *lane) next(o *offer) (oldest *call) {
 		}
 	}
 	s := o.session
-	for _, text := range s.ons {
-		consider(l.lists[text])
+	for _, lists := range l.lists[:o.reached()] {
+		for _, text := range s.ons {
+			consider(lists[text])
+		}
 	}
 	for _, li := range l.globs {
-		if li.group.on.Match(s.name, "") {
+		if int(li.group.reach) < o.reached() && li.group.on.Match(s.name, "") {
 			consider(li)
 		}
 	}
 	return oldest
 }
 
-// matching calls f for each group that the session's offer matches.
-func (q *queue) matching(s *session, f func(*group)) {
-	if len(q.groups) == 0 {
-		return
-	}
-	for _, text := range s.ons {
-		if g := q.groups[text]; g != nil {
-			f(g)
+// matching calls f for each group that the offer matches.
+func (q *queue) matching(o *offer, f func(*group)) {
+	s := o.session
+	for _, groups := range q.groups[:o.reached()] {
+		if len(groups) == 0 {
+			continue
+		}
+		for _, text := range s.ons {
+			if g := groups[text]; g != nil {
+				f(g)
+			}
 		}
 	}
 	for _, g := range q.globs {
-		if g.on.Match(s.name, "") {
+		if int(g.reach) < o.reached() && g.on.Match(s.name, "") {
 			f(g)
 		}
 	}
 }
 
-// appears notes that an offer of the session is there.
-func (q *queue) appears(s *session) {
-	q.matching(s, func(g *group) {
+// appears notes that an offer is there.
+func (q *queue) appears(o *offer) {
+	q.matching(o, func(g *group) {
 		if g.offers++; g.offers == 1 {
 			g.gone = time.Time{}
 			g.stop()
@@ -293,10 +308,10 @@ func (q *queue) appears(s *session) {
 	})
 }
 
-// vanishes notes that the session's offer was withdrawn. Calls that no offer is left for may wait
+// vanishes notes that an offer was withdrawn. Calls that no offer is left for may wait
 // for another for some time.
-func (q *queue) vanishes(s *session) {
-	q.matching(s, func(g *group) {
+func (q *queue) vanishes(o *offer) {
+	q.matching(o, func(g *group) {
 		if g.offers--; g.offers == 0 {
 			g.gone = time.Now()
 			q.place(g, -1)
@@ -312,7 +327,7 @@ func (q *queue) stranded(b *wire.Batch, s *session) {
 		return
 	}
 	q.each(func(c *call) {
-		if g := q.groups[c.on.String()]; c.waitFunction == 0 && g != nil && g.offers == 0 && c.on.Match(s.name, string(s.prefix)) {
+		if g := q.groups[c.reach()][c.on.String()]; c.waitFunction == 0 && g != nil && g.offers == 0 && c.on.Match(s.name, string(s.prefix)) {
 			c.lookAgain(b)
 		}
 	})
@@ -322,7 +337,7 @@ func (q *queue) stranded(b *wire.Batch, s *session) {
 func (q *queue) place(g *group, d int) {
 	q.placed += d * g.calls
 	for _, l := range q.lanes {
-		if li := l.lists[g.on.String()]; li != nil {
+		if li := l.lists[g.reach][g.on.String()]; li != nil {
 			l.placed += d * len(li.calls)
 		}
 	}
@@ -337,11 +352,11 @@ func (g *group) stop() {
 
 // expire looks at the calls of a group that has had no offer for some time.
 func (q *queue) expire(b *wire.Batch, g *group) {
-	if g.offers > 0 || q.groups[g.on.String()] != g {
+	if g.offers > 0 || q.groups[g.reach][g.on.String()] != g {
 		return
 	}
 	q.each(func(c *call) {
-		if c.on.String() == g.on.String() {
+		if c.reach() == g.reach && c.on.String() == g.on.String() {
 			c.lookAgain(b)
 		}
 	})
@@ -351,8 +366,10 @@ func (q *queue) expire(b *wire.Batch, g *group) {
 func (q *queue) each(f func(*call)) {
 	var all []*call
 	for _, l := range q.lanes {
-		for _, li := range l.lists {
-			all = append(all, li.calls...)
+		for _, lists := range l.lists {
+			for _, li := range lists {
+				all = append(all, li.calls...)
+			}
 		}
 	}
 	for _, c := range all {
@@ -363,9 +380,11 @@ func (q *queue) each(f func(*call)) {
 // oldest returns when the oldest waiting call came; zero: none waits.
 func (q *queue) oldest() (t time.Time) {
 	for _, l := range q.lanes {
-		for _, li := range l.lists {
-			if at := li.calls[0].arrived; t.IsZero() || at.Before(t) {
-				t = at
+		for _, lists := range l.lists {
+			for _, li := range lists {
+				if at := li.calls[0].arrived; t.IsZero() || at.Before(t) {
+					t = at
+				}
 			}
 		}
 	}

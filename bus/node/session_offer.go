@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"fbus/bus/args"
 	"fbus/bus/wire"
@@ -39,6 +40,8 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 		return args.CodeDenied, "names that begin with fbus. are the node's own"
 	case !withdraws(f) && !s.peer.mayOffer(string(f.Name)):
 		return args.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
+	case f.Flags&wire.FlagRelay != 0 && !s.relays:
+		return args.CodeDenied, s.peer.Caller + " may not offer for other nodes"
 	case s.node.draining && s.offers[string(f.Name)] == nil && !withdraws(f):
 		return args.CodeDraining, "the node is shutting down"
 	case schema != nil:
@@ -52,11 +55,13 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 }
 
 // withdraws reports whether an OFFER ends its offer.
-func withdraws(f *wire.OfferFrame) bool { return f.Slots == 0 && f.Flags&wire.FlagCannotStart == 0 }
+func withdraws(f *wire.OfferFrame) bool {
+	return f.Slots == 0 && f.Flags&(wire.FlagCannotStart|wire.FlagRelay) == 0
+}
 
 // whyStopped returns why a worker cannot start the program, nil if it can.
 func whyStopped(f *wire.OfferFrame) *args.Error {
-	if f.Slots > 0 || withdraws(f) {
+	if f.Slots > 0 || f.Flags&wire.FlagCannotStart == 0 {
 		return nil
 	}
 	code, why := args.CodeCannotRun, string(f.Note)
@@ -78,7 +83,7 @@ func (s *session) offerTooMuch(f *wire.OfferFrame) (code, msg string) {
 		offers, text, of = id.offers, id.text, id.name
 	}
 	more, size := 1, int64(len(f.Description)+len(f.Arguments)+len(f.Note)+len(f.Schema))
-	for _, text := range f.Attributes {
+	for _, text := range slices.Concat(f.Attributes, f.Behind) {
 		size += int64(len(text))
 	}
 	if o := s.offers[string(f.Name)]; o != nil {
@@ -119,6 +124,11 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 		}
 		return
 	}
+	relay := f.Flags&wire.FlagRelay != 0
+	if o != nil && o.relay != relay { // into the other tier
+		s.drop(b, name, o)
+		o = nil
+	}
 	fresh := o == nil
 	if fresh {
 		if o = s.withdrawn[name]; o == nil { // calls that it had before still take slots
@@ -136,7 +146,14 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	}
 	was := o.text()
 	changed := fresh || o.slots != int(f.Slots)
-	o.slots = int(f.Slots)
+	o.slots, o.relay, o.lastOut = int(f.Slots), relay, s.lastOut
+	o.elsewhere, o.behind = 0, nil
+	if relay {
+		o.elsewhere = int(f.Elsewhere)
+		for _, on := range f.Behind {
+			o.behind = append(o.behind, string(on))
+		}
+	}
 	o.idempotent = f.Flags&wire.FlagIdempotent != 0
 	o.description, o.arguments = string(f.Description), string(f.Arguments)
 	o.note, o.schema, o.attributes = string(f.Note), string(f.Schema), attributesOf(f)
@@ -182,7 +199,7 @@ func (s *session) drop(b *wire.Batch, name string, o *offer) {
 	delete(s.offers, name)
 	s.node.changes.worker(o)
 	s.count(-1, -o.text())
-	o.description, o.arguments, o.note, o.schema, o.attributes = "", "", "", "", nil
+	o.description, o.arguments, o.note, o.schema, o.attributes, o.behind = "", "", "", "", nil, nil
 	if o.busy+o.taking > 0 {
 		if s.withdrawn == nil {
 			s.withdrawn = map[string]*offer{}

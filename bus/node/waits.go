@@ -58,16 +58,18 @@ func (n *Node) noSlot(name string, on wire.On) string {
 		return "no worker offers it"
 	}
 	matching, held, by := 0, 0, ""
-	for _, o := range fn.offers.list {
-		switch s := o.session; {
-		case !on.Match(s.name, string(s.prefix)):
-			continue
-		case o.free() > 0:
-			return ""
-		case s.heldBy != "":
-			held, by = held+1, s.heldBy
+	for _, list := range fn.all() {
+		for _, o := range list {
+			switch s := o.session; {
+			case !on.Match(s.name, string(s.prefix)):
+				continue
+			case o.free() > 0:
+				return ""
+			case s.heldBy != "":
+				held, by = held+1, s.heldBy
+			}
+			matching++
 		}
-		matching++
 	}
 	switch e := fn.whyStopped(&on); {
 	case matching == 0 && e != nil:

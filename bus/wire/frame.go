@@ -69,6 +69,8 @@ const (
 	FlagInputEnd = 1 << 0
 	// FlagHasInput: there is an input alongside the arguments.
 	FlagHasInput = 1 << 1
+	// FlagHere: the call must not go to a relay offer, nor wait for one.
+	FlagHere = 1 << 2
 )
 
 // Flags of OFFER.
@@ -84,6 +86,9 @@ const (
 	FlagTakesInput = 1 << 3
 	// FlagTakesArgs: calls have arguments, and no input.
 	FlagTakesArgs = 1 << 4
+	// FlagRelay: calls go on to another node. The offer is used when no other one has a free
+	// slot, and stays with no slots.
+	FlagRelay = 1 << 5
 )
 
 // Frame is one message of the protocol: one of the struct types below. Byte

@@ -19,7 +19,7 @@ const (
 	// ERROR, both, section 3.3: code, message. The sender closes.
 	TypeError Type = 2
 	// OFFER, client, section 4: seq, name, slots [, flags, description, arguments,
-	// note, schema, attributes]
+	// note, schema, attributes, elsewhere, behind]
 	TypeOffer Type = 3
 	// OFFERED, node, section 4: seq, code, message
 	TypeOffered Type = 4
@@ -46,7 +46,7 @@ const (
 var layouts = [...]layout{
 	TypeHello:   {"HELLO", 6, "major uint, minor uint, network str, instance str, name str, capabilities array, connection str, rights array", func() Frame { return new(HelloFrame) }},
 	TypeError:   {"ERROR", 3, "code str, message str", func() Frame { return new(ErrorFrame) }},
-	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str, attributes map", func() Frame { return new(OfferFrame) }},
+	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str, attributes map, elsewhere uint, behind array", func() Frame { return new(OfferFrame) }},
 	TypeOffered: {"OFFERED", 4, "seq uint, code str, message str", func() Frame { return new(OfferedFrame) }},
 	TypeCall: {"CALL", 7, "id uint, name str, kind uint, args bin, input bin, flags uint, " +
 		"timeout uint, wait_function uint, wait_slot uint, retries uint, on str, " +
@@ -130,11 +130,11 @@ func (f *HelloFrame) decode(r *reader) {
 	f.Network, f.Instance, f.Name = r.text(), r.text(), r.text()
 	f.Caps = nil
 	if r.More() {
-		f.Caps = r.texts()
+		f.Caps = r.texts(maxTexts)
 	}
 	f.Connection, f.Rights = r.moreText(), nil
 	if r.More() && !r.Nil() {
-		f.Rights = r.texts()
+		f.Rights = r.texts(maxTexts)
 	}
 }
 
@@ -156,14 +156,17 @@ func (f *HelloFrame) Has(capability string) bool {
 	return false
 }
 
+// maxTexts bounds the lists of HELLO.
+const maxTexts = 64
+
 // texts reads an array of strings.
-func (r *reader) texts() [][]byte {
+func (r *reader) texts(most int) [][]byte {
 	r.Left--
 	n := r.ArrayLen()
-	if n > 64 {
-		r.Fail("array of %d elements exceeds the limit of 64", n)
+	if n > most {
+		r.Fail("array of %d elements exceeds the limit of %d", n, most)
 	}
-	list := make([][]byte, 0, min(n, 64))
+	list := make([][]byte, 0, min(n, maxTexts))
 	for ; r.Err == nil && n > 0; n-- {
 		r.Left++ // it is none of the frame's
 		list = append(list, r.text())
@@ -184,6 +187,13 @@ func (f *ErrorFrame) encode(dst []byte, _ int) []byte {
 
 func (f *ErrorFrame) decode(r *reader) { f.Code, f.Message = r.text(), r.text() }
 
+const (
+	// MaxBehind bounds the workers behind a relay offer.
+	MaxBehind = 1000
+	// maxSlots bounds the slots of an offer.
+	maxSlots = 1 << 20
+)
+
 // OfferFrame offers a function, or replaces the offer of that name on this
 // connection; zero slots withdraw it.
 type OfferFrame struct {
@@ -197,10 +207,16 @@ type OfferFrame struct {
 	Schema      []byte // a JSON Schema of the arguments; empty: none
 	// Attributes are names, each followed by its value.
 	Attributes [][]byte
+	Elsewhere  uint64   // with FlagRelay: slots at the other node
+	Behind     [][]byte // with FlagRelay: what selects each worker there
 }
 
 func (f *OfferFrame) shape() (Type, int) {
 	switch {
+	case len(f.Behind) > 0:
+		return TypeOffer, 12
+	case f.Elsewhere > 0:
+		return TypeOffer, 11
 	case len(f.Attributes) > 0:
 		return TypeOffer, 10
 	case len(f.Schema) > 0:
@@ -227,15 +243,25 @@ func (f *OfferFrame) encode(dst []byte, arity int) []byte {
 			dst = append(args.AppendStrHeader(dst, len(text)), text...)
 		}
 	}
+	if arity > 10 {
+		dst = args.AppendUint(dst, f.Elsewhere)
+	}
+	if arity > 11 {
+		dst = appendTexts(dst, f.Behind)
+	}
 	return dst
 }
 
 func (f *OfferFrame) decode(r *reader) {
-	f.Seq, f.Name, f.Slots = r.Uint(MaxUint), r.text(), r.Uint(1<<20)
+	f.Seq, f.Name, f.Slots = r.Uint(MaxUint), r.text(), r.Uint(maxSlots)
 	f.Flags, f.Description, f.Arguments = r.moreUint(MaxUint, 0), r.moreText(), r.moreText()
 	f.Note, f.Schema, f.Attributes = r.moreText(), r.moreBytes(MaxSchema), nil
 	if r.More() {
 		f.Attributes = r.attributes()
+	}
+	f.Elsewhere, f.Behind = r.moreUint(maxSlots, 0), nil
+	if r.More() {
+		f.Behind = r.texts(MaxBehind)
 	}
 }
 

@@ -13,14 +13,19 @@ const MaxGlob = 256
 // # and an id that connection, a name the workers of that name, and a glob those whose name
 // matches.
 type On struct {
-	text  string
-	glob  bool
-	parts []string // of a glob, between its stars; nil: it has more than stars
+	text   string
+	behind string // the node behind a relay gets it
+	glob   bool
+	parts  []string // of a glob, between its stars; nil: it has more than stars
 }
 
 // ParseOn compiles a call's on.
 func ParseOn(text string) (On, error) {
-	on := On{text: text, glob: !strings.HasPrefix(text, "#") && strings.ContainsAny(text, `*?[\`)}
+	if strings.HasPrefix(text, "#") {
+		text, behind, _ := strings.Cut(text, "/")
+		return On{text: text, behind: behind}, nil
+	}
+	on := On{text: text, glob: strings.ContainsAny(text, `*?[\`)}
 	if !on.glob {
 		return on, nil
 	}
@@ -36,8 +41,11 @@ func ParseOn(text string) (On, error) {
 	return on, nil
 }
 
-// String returns the text of which On was compiled.
+// String returns the text of which On was compiled, less what is behind a relay.
 func (on *On) String() string { return on.text }
+
+// Behind returns what selects workers at the node to which a relay passes the call.
+func (on *On) Behind() string { return on.behind }
 
 // Glob reports whether workers of several names may match.
 func (on *On) Glob() bool { return on.glob }

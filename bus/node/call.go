@@ -278,7 +278,7 @@ const lookTime = time.Second
 
 // relayTime is how long a call waits for a slot of a relay that waits for none: a relay looks for one
 // when a call waits.
-const relayTime = 250 * time.Millisecond
+var relayTime = 250 * time.Millisecond
 
 func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 	on, err := wire.ParseOn(string(f.On))
@@ -762,8 +762,8 @@ func (c *call) notStarted() bool {
 }
 
 // requeue offers a call again that its worker has given back, or makes it wait at its
-// place by age. A caller that waits for no slot has got none from a relay, nor does it wait for
-// another if it is a relay itself.
+// place by age. A relay that refuses it is no slot that it had. One that waits for no slot and may not
+// leave comes from a relay, whose node looks for another slot.
 func (c *call) requeue(b *wire.Batch, from *offer) {
 	if !c.to(waiting) {
 		return
@@ -772,11 +772,15 @@ func (c *call) requeue(b *wire.Batch, from *offer) {
 		c.start(b, o, c.data[:c.args], c.data[c.args:])
 		return
 	}
-	if e, left := c.patience(); left == 0 {
-		if len(c.refused) > 0 || e.Code == args.CodeCannotStart || from.relay || c.reach() == here {
-			c.endWith(b, e)
-			return
-		}
+	e, left := c.patience()
+	switch {
+	case left == 0 && (len(c.refused) > 0 || e.Code == args.CodeCannotStart || from.relay):
+		c.endWith(b, e)
+		return
+	case c.waitSlot == 0 && c.reach() == here:
+		c.endFor(b, args.CodeBusy, c.fn.name+": no slot is free")
+		return
+	case left == 0:
 		c.waitSlot = -1 // it had a slot, so --no-wait was kept; now it waits for another
 	}
 	c.wait()

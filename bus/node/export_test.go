@@ -13,11 +13,14 @@ import (
 // GoneTime is how long a queue stays in tests.
 const GoneTime = 2 * time.Second
 
+// RelayTime is how long a call that waits for no slot waits for one of a relay in tests.
+const RelayTime = time.Second
+
 const MaxRecent = maxRecent
 
 func init() {
 	illegal = func(_ *Node, msg string) { panic(msg) }
-	goneTime = GoneTime
+	goneTime, relayTime = GoneTime, RelayTime
 }
 
 // DismissExpired is what the node does every few seconds.

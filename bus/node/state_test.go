@@ -61,6 +61,7 @@ func (p *peers) connect() {
 	}()
 	h := hello()
 	h.Name = []byte(x.name)
+	h.Caps = [][]byte{[]byte(wire.CapRelay)}
 	x.send(h)
 	p.all = append(p.all, x)
 }
@@ -119,8 +120,9 @@ func (p *peers) event() string {
 		return x.name + " goes"
 	case k < 15:
 		slots := uint64(p.rand.IntN(3))
-		x.send(&wire.OfferFrame{Seq: uint64(p.rand.IntN(1000)), Name: []byte(name), Slots: slots, Flags: uint64(p.rand.IntN(8))})
-		return fmt.Sprintf("%s offers %s with %d slots", x.name, name, slots)
+		flags := uint64(p.rand.IntN(8)) | []uint64{0, 0, wire.FlagRelay}[p.rand.IntN(3)]
+		x.send(&wire.OfferFrame{Seq: uint64(p.rand.IntN(1000)), Name: []byte(name), Slots: slots, Flags: flags})
+		return fmt.Sprintf("%s offers %s with %d slots, flags %d", x.name, name, slots, flags)
 	case k < 48:
 		x.calls++
 		f := callFrame(x.calls, name, strings.Repeat("x", p.rand.IntN(100)))
@@ -128,6 +130,9 @@ func (p *peers) event() string {
 		f.Retries = uint64(p.rand.IntN(2))
 		if p.rand.IntN(4) == 0 {
 			f.Flags &^= wire.FlagInputEnd
+		}
+		if p.rand.IntN(5) == 0 {
+			f.Flags |= wire.FlagHere
 		}
 		if p.rand.IntN(5) == 0 {
 			f.Timeout = 1 + uint64(p.rand.IntN(3))

@@ -30,9 +30,10 @@ type hostile struct{ held chan struct{} }
 // serve offers functions that end in different ways. "hold" has no end.
 func (h *hostile) serve(nc net.Conn) {
 	send := func(f wire.Frame) { nc.Write(wire.Append(nil, f)) }
-	send(&wire.HelloFrame{Major: wire.Major, Name: []byte("w" + evil), Instance: []byte("i" + evil)})
+	send(&wire.HelloFrame{Major: wire.Major, Name: []byte("w" + evil), Instance: []byte("i" + evil), Caps: [][]byte{[]byte(wire.CapRelay)}})
 	for i, name := range []string{"bus", "signal", "program", "hold", "bad_code", evil} {
 		send(&wire.OfferFrame{
+			Flags: []uint64{0, 0, wire.FlagRelay, 0, 0, 0}[i], Behind: [][]byte{[]byte(evil)},
 			Seq: uint64(i), Name: []byte(name), Slots: 10, Description: []byte(evil), Arguments: []byte(evil), Note: []byte(evil),
 			Schema: []byte(`{"title":"` + strings.NewReplacer("\n", `\n`, "\r", `\r`, "\t", `\t`, "\a", "", "\x1b", `\u001b`).Replace(evil) + `"}`),
 		})

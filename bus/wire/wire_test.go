@@ -55,6 +55,8 @@ func vectors() []struct {
 		{"offer with a note", &OfferFrame{Seq: 2, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b("lines"), Note: b("wc dies before it is used: exit 1")}},
 		{"offer with a schema", &OfferFrame{Seq: 3, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b(""), Note: b(""), Schema: b(`{"type":"array","maxItems":1}`)}},
 		{"offer with attributes", &OfferFrame{Seq: 4, Name: b("wc"), Slots: 1, Attributes: [][]byte{b("read-only"), b(""), b("x.price"), b("3")}}},
+		{"relay offer", &OfferFrame{Seq: 5, Name: b("wc"), Flags: FlagRelay, Elsewhere: 300, Behind: [][]byte{b("w1"), b("#y-2")}}},
+		{"call that stays", &CallFrame{ID: 4, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd | FlagHere, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
 		{"offered", &OfferedFrame{Seq: 1, Code: b(""), Message: b("")}},
 		{"offered denied", &OfferedFrame{Seq: 70000, Code: b("denied"), Message: b("no")}},
 		{"call raw", &CallFrame{ID: 1, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd, WaitSlot: Forever, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
@@ -214,7 +216,7 @@ func TestWireNumbers(t *testing.T) {
 		"MaxArgs": {MaxArgs, 1011712}, "MaxText": {MaxText, 4096}, "MaxSchema": {MaxSchema, 65536}, "InitialWindow": {InitialWindow, 262144}, "MaxWindow": {MaxWindow, 4 << 20},
 		"Forever": {Forever, 4294967295}, "kinds": {int(args.KindRaw)*1000 + int(args.KindList)*100 + int(args.KindMap)*10 + int(args.KindJSON), 123},
 		"streams": {int(Input)*100 + int(Output)*10 + int(Stderr), 12}, "sources": {int(args.FromProgram)*100 + int(args.FromSignal)*10 + int(args.FromBus), 12},
-		"flags": {FlagInputEnd*10 + FlagHasInput, 12}, "flags of offers": {FlagIdempotent*100 + FlagCannotStart*10 + FlagNotFound + 1000*FlagTakesInput + 10000*FlagTakesArgs, 168124}, "major": {Major, 1},
+		"flags": {FlagInputEnd*100 + FlagHasInput*10 + FlagHere, 124}, "flags of offers": {FlagIdempotent*100 + FlagCannotStart*10 + FlagNotFound + 1000*FlagTakesInput + 10000*FlagTakesArgs + 100000*FlagRelay, 3368124}, "major": {Major, 1},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s is %d, want %d", name, pair[0], pair[1])

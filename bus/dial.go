@@ -56,7 +56,8 @@ type Options struct {
 	// "call:GLOB", "offer:GLOB", "monitor", "relay", "admin". nil: all. A node of version 1.0, which
 	// would give it all of them, is refused, so Eager has no effect.
 	Rights []string
-	// Relay asks the node for the right to make calls for others: see [Request.Caller]. A call that
+	// Relay asks the node for the right to make calls for others, and offers that lead to other
+	// nodes: see [Request.Caller] and [Offer.Relay]. A call that
 	// does so without that right is refused with the code denied before it is sent.
 	Relay bool
 	// Eager returns before the node has answered HELLO, so that a first call

@@ -659,7 +659,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 			c.lost++
 			f.Status, f.Code = uint64(args.StatusOf(args.CodeWorkerLost)), []byte(args.CodeWorkerLost)
 			f.Message = []byte(c.fn.name + ": worker " + o.session.name + " ended it before it finished")
-		case f.Source == args.FromBus && fn.own == nil && !o.session.relays && !keeperKilled(f) && !c.late(f):
+		case f.Source == args.FromBus && fn.own == nil && !o.session.relays && !o.lost(f) && !c.late(f):
 			f.Code = []byte(args.OfWorker(string(f.Code)))
 		}
 		fl.passed += size

@@ -218,11 +218,8 @@ func TestHereEndsLoops(t *testing.T) {
 		relayFor(t, relayTo(t, paths[i], "@other"), bus.Offer{Slots: 1}, func(ctx context.Context, inv *bus.Invocation) bus.Result {
 			passed <- fmt.Sprint(i)
 			var out bytes.Buffer
-			_, err := to.Call(ctx, &bus.Request{Function: inv.Function, Input: inv.Input, Stdout: &out, Here: true, WaitSlot: bus.NoWait})
-			if err != nil {
-				return bus.Fail(err)
-			}
-			return bus.Result{Output: out.Bytes()}
+			res, _ := to.Call(ctx, &bus.Request{Function: inv.Function, Input: inv.Input, Stdout: &out, Here: true, WaitSlot: bus.NoWait})
+			return bus.Result{End: res.End, Output: out.Bytes()}
 		})
 	}
 	o := await(t, "the end", post(bg(), dial(t, paths[0]), bus.Request{Function: "f"}))

@@ -74,7 +74,7 @@ type Request struct {
 	// [Options.Relay], as the fields below do. Empty: nobody else.
 	Caller string
 	// CallID is what the function sees as the id of the call, instead of the node's; empty: the
-	// node's.
+	// node's. It is formed like the name of a function, and so is Job.
 	CallID string
 	// Job is the id of a job that the call runs for a node elsewhere, with Attempt and Origin as in
 	// [Invocation]; empty: none.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -238,12 +239,10 @@ func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 // refuseCall returns why a call cannot be placed, if so. A late one was on its way
 // when the drain began.
 func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool, invalid error) (code, msg string) {
-	n, id, open := s.node, c.identity, len(s.in)
-	if id.rank != owner {
-		open = id.open
-	}
-	if id.all != nil {
-		open = max(open, id.all.open)
+	n, id := s.node, c.identity
+	by, open := cmp.Or(id.all, id), len(s.in) // a relay's callers are bounded together
+	if by.rank != owner {
+		open = by.open
 	}
 	switch {
 	case !args.ValidName(f.Name):
@@ -252,10 +251,10 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool, invalid erro
 		return args.CodeDenied, fmt.Sprintf("%s may not call %s", id.name, f.Name)
 	case n.draining && !late && c.fn.own == nil:
 		return args.CodeDraining, "the node is shutting down"
-	case open >= maxOpen && id.rank == owner:
+	case open >= maxOpen && by.rank == owner:
 		return args.CodeBusy, fmt.Sprintf("too many open calls on this connection (limit %d)", maxOpen)
 	case open >= maxOpen:
-		return args.CodeBusy, fmt.Sprintf("too many open calls of %s (limit %d)", id.name, maxOpen)
+		return args.CodeBusy, fmt.Sprintf("too many open calls of %s (limit %d)", by.name, maxOpen)
 	case invalid != nil:
 		return args.CodeUsage, invalid.Error()
 	case id.all != nil && id.live == 0 && len(id.all.each) >= maxCallers:

@@ -2,7 +2,6 @@ package node
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"strings"
 	"time"
@@ -27,29 +26,27 @@ type given struct {
 // cost is how much a call counts in the buffers before its arguments and input do.
 func (g *given) cost() int { return callCost + len(g.call) + len(g.job) + len(g.origin) }
 
-// maxGiven bounds a caller's name and each id that a relay gives.
-const maxGiven = 128
+// maxCaller bounds the name of a relay's caller.
+const maxCaller = 128
 
-// checkGiven checks one of these.
-func checkGiven(what string, text []byte) error {
-	if len(text) > maxGiven || bytes.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return usageError("%s must be at most %d printable ASCII characters without spaces, not %q", what, maxGiven, args.Shown(text))
-	}
-	return nil
-}
-
-// relay takes what a relay says about a new call.
+// relay takes what a relay says about a new call. Programs may use ids as names of files, so these are no
+// more than the node's own could be.
 func (c *call) relay(f *wire.CallFrame) error {
-	err := cmp.Or(checkGiven("caller", f.Caller), checkGiven("call", f.Call), checkGiven("job", f.Job))
-	if err != nil {
-		return err
+	switch {
+	case len(f.Caller) > maxCaller || bytes.ContainsFunc(f.Caller, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return usageError("caller must be at most %d printable ASCII characters without spaces, not %q", maxCaller, args.Shown(f.Caller))
+	case len(f.Call) > 0 && !args.ValidName(f.Call):
+		return usageError("call: invalid id %q", args.Shown(f.Call))
+	case len(f.Job) > 0 && !args.ValidName(f.Job):
+		return usageError("job: invalid id %q", args.Shown(f.Job))
 	}
 	c.given.call = string(f.Call)
 	if len(f.Job) > 0 {
-		c.given.job, c.given.attempt = string(f.Job), f.Attempt
-		if c.given.origin, err = relayedOrigin(f.Origin); err != nil {
+		origin, err := relayedOrigin(f.Origin)
+		if err != nil {
 			return err
 		}
+		c.given.job, c.given.attempt, c.given.origin = string(f.Job), f.Attempt, origin
 	}
 	if len(f.Caller) > 0 {
 		c.identity = c.node.caller(c.session.identity, string(f.Caller))
@@ -66,11 +63,8 @@ func relayedOrigin(text []byte) (string, error) {
 	if err := json.Unmarshal(text, &o); err != nil {
 		return "", usageError("origin: %v", err)
 	}
-	if err := checkGiven("the id in origin", []byte(o.ID)); err != nil {
-		return "", err
-	}
-	if !args.ValidName(o.Function) {
-		return "", usageError("origin: invalid function name %q", args.Shown(o.Function))
+	if !args.ValidName(o.ID) || !args.ValidName(o.Function) {
+		return "", usageError("origin: invalid id %q or function name %q", args.Shown(o.ID), args.Shown(o.Function))
 	}
 	out, err := json.Marshal(&o)
 	return string(out), err

@@ -160,6 +160,8 @@ func TestRelayLies(t *testing.T) {
 			}
 			for i, f := range []*wire.CallFrame{
 				{Call: []byte("a b")},
+				{Call: []byte("../etc/passwd")},
+				{Call: []byte("-rf")},
 				{Call: make([]byte, 129)},
 				{Job: []byte("01J\n")},
 				{Job: []byte("01J"), Origin: []byte(`{"id":"a\u0000b","function":"f"}`)},

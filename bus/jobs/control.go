@@ -151,7 +151,7 @@ func (m *Manager) recheck() {
 		m.each(m.ctx, &Filter{State: state}, ID{}, pageSize, func(list []*Job) error {
 			outcomes := map[ID]outcome{}
 			for _, j := range list {
-				if j.Poster.Serial == "" {
+				if j.Poster.Serial == "" && j.Poster.Owner == "" {
 					continue
 				}
 				if err := m.host.MayRun(&j.Poster, j.Function); err != nil {

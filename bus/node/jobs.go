@@ -42,6 +42,11 @@ func (n *Node) MayRun(who *jobs.Poster, function string) error {
 
 // rightsOf returns a poster's rights now; nil: all.
 func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
+	if token := tokenOf(who.Owner); token != "" && n.cfg.Authority != nil { // it stands for a relay's caller, with less than the relay's rights
+		if _, err := n.cfg.Authority.Standing(token); err != nil {
+			return nil, err
+		}
+	}
 	if uid, ok := strings.CutPrefix(via(who.Caller), "uid:"); ok {
 		id, err := strconv.Atoi(uid)
 		switch {

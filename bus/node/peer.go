@@ -132,6 +132,15 @@ func (n *Node) ownerOfRelayed(via *Peer, name string) string {
 	return owner
 }
 
+// tokenOf returns the serial of the token in an owner; "": there is none.
+func tokenOf(owner string) string {
+	_, name, _ := strings.Cut(owner, "/")
+	if at := len(name) - 33; at > 0 && name[at] == '@' && strings.HasPrefix(name, "token:") {
+		return name[at+1:]
+	}
+	return ""
+}
+
 // issuer returns who issues the tickets that the peer asks for.
 func (p *Peer) issuer() string {
 	if p.Serial == "" && strings.HasPrefix(p.Caller, "uid:") {

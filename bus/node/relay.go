@@ -98,7 +98,9 @@ func (c *call) peer() Peer {
 		return &trust.Rights{Call: r.Call, Offer: r.Offer}
 	}
 	p.Owner, p.Since = c.node.ownerOfRelayed(&p, strings.TrimPrefix(c.identity.name, p.Caller+"/")), time.Time{}
-	p.Caller = c.identity.name
+	if p.Caller = c.identity.name; p.Owner == p.Caller {
+		p.Owner = ""
+	}
 	if p.Rights == nil {
 		p.Rights = &trust.Rights{Call: []string{"*"}, Offer: []string{"*"}}
 	}

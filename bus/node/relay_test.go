@@ -324,7 +324,12 @@ func TestRelayedJob(t *testing.T) {
 func TestRelayedToken(t *testing.T) {
 	g := newGuests(t)
 	root := &asker{raw: g.root}
-	p := g.relay("gw", "call:*")
+	for name, p := range map[string]*raw{"ticket:gw": g.relay("gw", "call:*"), callerHere(): g.here()} {
+		t.Run(name, func(t *testing.T) { relayedToken(t, root, name, p) })
+	}
+}
+
+func relayedToken(t *testing.T, root *asker, via string, p *raw) {
 	id := uint64(0)
 	says := func(function string, words ...string) string {
 		id++
@@ -351,11 +356,20 @@ func TestRelayedToken(t *testing.T) {
 		if n > 0 && (n == 2) != (job == all[0]) {
 			t.Errorf("%d: the key is of %s, and the jobs are %s", n, job, all)
 		}
-		if got := says("fbus.jobs"); !strings.Contains(got, `"poster":"ticket:gw/token:ci"`) || !strings.Contains(got, job) {
+		if got := says("fbus.jobs"); !strings.Contains(got, `"poster":"`+via+`/token:ci"`) || !strings.Contains(got, job) {
 			t.Errorf("%d: %s", n, got)
 		}
 		all = append(all, job)
 	}
+	// What has not run of a token that was revoked does not run.
+	eventually(t, "it is dead", func() bool {
+		got := root.asks("fbus.jobs", `{"ids":["`+all[1]+`"]}`)
+		return strings.Contains(got, `"state":"dead"`) && strings.Contains(got, "token ci was revoked")
+	})
+	if got := root.asks("fbus.jobs", `{"state":"dead"}`); strings.Contains(got, all[0]) || strings.Contains(got, all[3]) {
+		t.Errorf("dead are %s", got)
+	}
+	root.asks("fbus.revoke", "ci")
 }
 
 // TestRelayedIDs: the id that a relay gives is shown with the call, and the node's own ends it.

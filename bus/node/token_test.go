@@ -154,6 +154,15 @@ func TestTokensAreWatched(t *testing.T) {
 			return false
 		}
 	})
+	root.token("long")
+	w.until(`{"name":"long"}`)
+	if _, _, err := past.Revoke("long"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.a.Refresh(); err != nil { // as the node does
+		t.Fatal(err)
+	}
+	w.until(`{"name":"long","gone":true}`)
 }
 
 // TestANameInheritsNothing: a ticket that has the name of an earlier one does not see its jobs. An

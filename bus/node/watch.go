@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// watchPause is how often a watcher is told what has changed, at most.
+	// watchPause is how often a watcher is told what has changed, at most, unless it asks for another pace.
 	watchPause = 50 * time.Millisecond
 	// maxWatchedJobs bounds the unfinished jobs of a snapshot, in each state.
 	maxWatchedJobs = 10_000
@@ -60,11 +60,16 @@ type watcher struct {
 // serveWatch sends what the caller may see of the node, and then what changes, until the call is
 // cancelled. A caller that reads too slowly gets a new snapshot after a line "resync".
 func serveWatch(ctx context.Context, q *asked) error {
-	var d struct {
+	d := struct {
 		Types []string `json:"types"`
-	}
+		Every int      `json:"every"`
+	}{Every: int(watchPause / time.Millisecond)}
 	if err := q.document(&d); err != nil {
 		return err
+	}
+	pause := time.Duration(d.Every) * time.Millisecond
+	if d.Every < 1 || d.Every > 60_000 || pause < watchPause && !q.peer.relay() {
+		return usageError("fbus.watch: every must be from 50 to 60000 milliseconds, for relays from 1")
 	}
 	for _, t := range d.Types {
 		if !slices.Contains([]string{"function", "worker", "call", "job", "ticket"}, t) {
@@ -93,7 +98,7 @@ func serveWatch(ctx context.Context, q *asked) error {
 		}
 		stamp = c.stamp
 		select {
-		case <-time.After(watchPause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
 		}

@@ -188,6 +188,24 @@ func TestWatchOfGuests(t *testing.T) {
 	admin.until(`{"type":"ticket","name":"late"}`)
 }
 
+// TestWatchPace: only relays may be told of changes more often than 20 times a second.
+func TestWatchPace(t *testing.T) {
+	g := newGuests(t)
+	guest := g.guest("call:mine")
+	for i, every := range []string{"1", "49", "0", "-1", "60001"} {
+		call := callFrame(uint64(i+1), "fbus.watch", "")
+		call.Kind, call.Args = args.KindJSON, []byte(`{"every":`+every+`}`)
+		guest.send(call)
+		if end := want[*wire.EndFrame](guest); string(end.Code) != args.CodeUsage {
+			t.Errorf("every %s: a guest gets %s", every, end.Code)
+		}
+	}
+	owner := dial(t, g.path)
+	w := watch(t, owner, `{"types":["function"],"every":1}`)
+	offerFunc(t, owner, "mine", 2, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+	w.until(`{"name":"mine"}`)
+}
+
 // TestWatchTooSlow: a reader that has missed changes gets a new snapshot, and holds little of the
 // node meanwhile.
 func TestWatchTooSlow(t *testing.T) {

@@ -201,37 +201,96 @@ func Dial(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 	if o == nil {
 		o = &Options{}
 	}
+	var c *Client
+	err := dial(ctx, addr, o, func(line *Line) (err error) {
+		with := *o
+		with.dialled = line.Addr
+		if line.Addr.Network() == "unix" {
+			with.Identity = nil
+		}
+		if c, err = NewClient(ctx, line.Conn, &with); err == nil {
+			go line.Watch(c.done) // ends with the connection
+		}
+		return err
+	})
+	return c, err
+}
+
+// A Line is a connection to a node on which nothing was sent yet.
+type Line struct {
+	Conn  net.Conn
+	Addr  Addr
+	pulse *wire.Pulse
+}
+
+// DialLine connects as [Dial] does. It is for programs that speak the protocol themselves.
+func DialLine(ctx context.Context, addr Addr, o *Options) (*Line, error) {
+	var line *Line
+	err := dial(ctx, addr, o, func(l *Line) error {
+		line = l
+		return nil
+	})
+	return line, err
+}
+
+// Watch keeps a connection that is open: over TCP one whose node is only stopped is not given up.
+// It returns when done is closed.
+func (l *Line) Watch(done <-chan struct{}) {
+	if l.pulse == nil {
+		return
+	}
+	tick := time.NewTicker(l.pulse.Every())
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+			l.pulse.Check()
+		}
+	}
+}
+
+// dial connects to one address after the other, until greet takes a connection.
+func dial(ctx context.Context, addr Addr, o *Options, greet func(*Line) error) error {
 	if addr.Network() == "unix" {
-		return dialSocket(ctx, addr, o)
+		line, err := dialSocket(ctx, addr, o)
+		if err != nil {
+			return err
+		}
+		return greet(line)
 	}
 	if o.Identity == nil {
-		return nil, args.Errorf(args.CodeNoCertificate, "%v: a node on another machine requires a ticket", addr)
+		return args.Errorf(args.CodeNoCertificate, "%v: a node on another machine requires a ticket", addr)
 	}
 	list := []Addr{addr}
 	if addr == (Addr{}) {
 		list = o.Identity.Addresses
 	}
 	if len(list) == 0 {
-		return nil, args.Errorf(args.CodeNoNode, "the ticket contains no address: use --node HOST:PORT")
+		return args.Errorf(args.CodeNoNode, "the ticket contains no address: use --node HOST:PORT")
 	}
 	var first error
 	for i, a := range list {
-		c, err := dialTCP(ctx, a, o, i < len(list)-1)
+		line, err := dialTCP(ctx, a, o, i < len(list)-1)
+		if err == nil {
+			err = greet(line)
+		}
 		if err == nil || ctx.Err() != nil || errors.Is(err, ErrDenied) {
-			return c, err // a denial is the network's, not the address's
+			return err // a denial is the network's, not the address's
 		}
 		if first == nil || errors.Is(first, errUnreachable) && !errors.Is(err, errUnreachable) {
 			first = err
 		}
 	}
-	return nil, first
+	return first
 }
 
 // errUnreachable marks a failure before anybody has answered.
 var errUnreachable = errors.New("no answer")
 
 // dialTCP connects to one address. If others are left to try it gets less time.
-func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, error) {
+func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Line, error) {
 	limit := handshakeTime
 	if others {
 		limit = tryTime
@@ -272,14 +331,7 @@ func dialTCP(ctx context.Context, addr Addr, o *Options, others bool) (*Client, 
 	if err != nil {
 		return nil, err
 	}
-	with := *o
-	with.dialled = addr
-	c, err := NewClient(ctx, nc, &with)
-	if err == nil {
-		// A connection is kept whose node is only stopped.
-		go c.every(pulse.Every(), func() { pulse.Check() }) // ends with the connection
-	}
-	return c, err
+	return &Line{nc, addr, pulse}, nil
 }
 
 func unreachable(addr Addr, err error) error {
@@ -298,7 +350,7 @@ func dialReason(err error) string {
 	return reason(err)
 }
 
-func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
+func dialSocket(ctx context.Context, addr Addr, o *Options) (*Line, error) {
 	if err := wire.CheckPath(addr.String()); err != nil {
 		e := args.Errorf(args.CodeNoNode, "%v: %v", addr, err).WithHint("use a shorter path, or one relative to the current directory")
 		e.Err = err
@@ -316,9 +368,7 @@ func dialSocket(ctx context.Context, addr Addr, o *Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	with := *o
-	with.dialled, with.Identity = addr, nil
-	return NewClient(ctx, nc, &with)
+	return &Line{Conn: nc, Addr: addr}, nil
 }
 
 // noSocket returns the error of a socket that cannot be connected to.

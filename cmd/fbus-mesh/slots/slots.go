@@ -237,11 +237,12 @@ func (f *Function) Ended(now time.Duration, s *Slot, how Outcome) {
 	if how == Refused {
 		f.local.Queued++
 	}
-	if how == Served && (f.waiting() == 0 || now < s.until) {
+	waiting := f.waiting() > 0
+	if how == Served && (!waiting || now < s.until) {
 		s.since = now
 		f.open = append(f.open, s)
 		// The more slots are kept warm, the less likely the oldest is still free.
-		if first := f.open[0]; !first.held && len(f.open) > f.running/4+1 {
+		if first := f.open[0]; !waiting && !first.held && len(f.open) > f.running/4+1 {
 			f.open = f.open[1:]
 			f.offer(first.peer, -1)
 		}

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/wire"
+	"fbus/cmd/fbus-mesh/slots"
+)
+
+// end is one connection of a link: to the own node, as a worker, or to the peer's, as a caller.
+type end struct {
+	conn   *wire.Conn
+	handle func(b *wire.Batch, f wire.Frame) error
+	hello  chan struct{} // closed at the node's HELLO
+	done   chan struct{} // closed when the connection is gone
+	err    error         // why; valid after done
+
+	greeted  atomic.Bool
+	progress bool   // the node takes PROGRESS frames; valid after hello
+	relay    bool   // and lets this end make calls for others
+	instance string // the node's
+	id       string // prefix of the ids of calls of this connection
+}
+
+// greetTime bounds the exchange of HELLO frames.
+const greetTime = 10 * time.Second
+
+// open connects, and returns when both sides have sent HELLO. Frames after that go to handle.
+func open(ctx context.Context, addr bus.Addr, o *bus.Options, handle func(b *wire.Batch, f wire.Frame) error) (*end, error) {
+	line, err := bus.DialLine(ctx, addr, o)
+	if err != nil {
+		return nil, err
+	}
+	e := &end{conn: wire.NewConn(line.Conn, nil), handle: handle, hello: make(chan struct{}), done: make(chan struct{})}
+	line.Conn.SetReadDeadline(time.Now().Add(greetTime))
+	e.conn.Send(&wire.HelloFrame{
+		Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name),
+		Caps: [][]byte{[]byte(wire.CapProgress), []byte(wire.CapRelay)},
+	})
+	go e.serve() // ends with the connection
+	go line.Watch(e.done)
+	select {
+	case <-e.hello:
+		if !e.relay {
+			e.close()
+			return nil, args.Errorf(args.CodeDenied, "%v does not let this client relay calls: its ticket has no right to relay", addr)
+		}
+		return e, nil
+	case <-e.done:
+		return nil, e.err
+	case <-ctx.Done():
+		e.close()
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (e *end) serve() {
+	err := e.conn.Serve(e, func() int {
+		if e.greeted.Load() {
+			return wire.MaxFrame
+		}
+		return wire.MaxHelloFrame
+	})
+	var ae *args.Error
+	switch {
+	case errors.As(err, &ae):
+		e.err = ae
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		e.err = args.Errorf(args.CodeNoNode, "node did not answer the handshake in time")
+	case errors.Is(err, net.ErrClosed):
+		e.err = args.Errorf(args.CodeNodeLost, "connection closed")
+	default:
+		e.err = &args.Error{Code: args.CodeNodeLost, Message: "connection to the node was lost: " + err.Error(), Err: err}
+	}
+	close(e.done)
+}
+
+// close ends the connection when everything is written.
+func (e *end) close() { e.conn.Finish(nil) }
+
+// Handle implements [wire.Handler].
+func (e *end) Handle(b *wire.Batch, f wire.Frame) error {
+	switch f := f.(type) {
+	case *wire.ErrorFrame:
+		return args.FromWire(string(f.Code), string(f.Message), 0)
+	case *wire.HelloFrame:
+		if e.greeted.Load() || f.Major != wire.Major {
+			return args.Errorf(args.CodeVersion, "the node speaks another version of the protocol")
+		}
+		e.conn.NetConn().SetReadDeadline(time.Time{})
+		e.progress, e.relay = f.Has(wire.CapProgress), f.Has(wire.CapRelay)
+		e.instance, e.id = string(f.Instance), string(f.Connection)
+		e.greeted.Store(true)
+		close(e.hello)
+		return nil
+	}
+	if !e.greeted.Load() {
+		return args.Errorf(args.CodeProtocol, "a frame before HELLO")
+	}
+	return e.handle(b, f)
+}
+
+// A link passes calls of the own node on to one peer's node, frame by frame: windows and grants
+// pass as they are, so it never holds more than what one of the nodes has granted. The mesh's
+// mu protects it.
+type link struct {
+	peer *peer
+	near *end // to the own node: where the peer's slots are offered
+	far  *end // to the peer's node
+
+	seq     uint64 // of the last OFFER
+	last    uint64 // id of the last call at the far end
+	byNear  map[uint64]*relayed
+	byFar   map[uint64]*relayed
+	gone    bool
+	leaving bool // it ends with its last call
+}
+
+// relayed is a call that is passed on.
+type relayed struct {
+	near, far uint64 // its ids
+	fn        *function
+	slot      *slots.Slot // nil: a slot that was asked for by the name of its node
+}
+
+// fromNear handles a frame of the own node.
+func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
+	m := l.peer.mesh
+	switch f := f.(type) {
+	case *wire.OfferedFrame:
+		if len(f.Code) > 0 {
+			m.note("node refuses an offer of %s: %s", l.peer.name, f.Message)
+		}
+		return nil
+	case *wire.CallFrame:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return l.call(b, f)
+	case *wire.DataFrame:
+		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+	case *wire.EOFFrame:
+		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+	case *wire.GrantFrame:
+		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+	case *wire.CancelFrame:
+		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+	}
+	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a relay", wire.TypeOf(f))
+}
+
+// fromFar handles a frame of the peer's node.
+func (l *link) fromFar(b *wire.Batch, f wire.Frame) error {
+	switch f := f.(type) {
+	case *wire.DataFrame:
+		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
+	case *wire.GrantFrame:
+		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
+	case *wire.ProgressFrame:
+		if !l.near.progress {
+			return nil
+		}
+		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
+	case *wire.EndFrame:
+		m := l.peer.mesh
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return l.end(b, f)
+	}
+	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a caller", wire.TypeOf(f))
+}
+
+// pass sends a frame of a call to the other end, under the id there. One for a call that has
+// ended is dropped.
+func (l *link) pass(b *wire.Batch, to *end, calls map[uint64]*relayed, id uint64, under func(c *relayed) wire.Frame) error {
+	m := l.peer.mesh
+	m.mu.Lock()
+	c := calls[id]
+	m.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	b.Send(to.conn, under(c)) // if it fails, the reader of that connection ends the call
+	return nil
+}
+
+// maxCaller bounds what a relay may call its caller.
+const maxCaller = 128
+
+// call passes on a call of the own node. The mesh's mu is held.
+func (l *link) call(b *wire.Batch, f *wire.CallFrame) error {
+	m := l.peer.mesh
+	if _, again := l.byNear[f.ID]; again {
+		return args.Errorf(args.CodeProtocol, "call %d comes twice", f.ID)
+	}
+	fn := m.functions[string(f.Name)]
+	c := &relayed{near: f.ID, fn: fn}
+	if fn != nil {
+		c.slot = fn.Started(m.now(), l.peer.id)
+	}
+	if fn == nil || l.gone || c.slot == nil && fn.offers[l.peer.id].direct() == 0 {
+		return b.Send(l.near.conn, &wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is held for it")})
+	}
+	l.last++
+	c.far = l.last
+	l.byNear[c.near], l.byFar[c.far] = c, c
+	out := *f
+	out.ID, out.Flags, out.WaitFunction, out.WaitSlot, out.Retries = c.far, f.Flags|wire.FlagHere, 0, 0, 0
+	caller := append([]byte("@"+m.self.Node+"/"), f.Caller...)
+	if len(caller) > maxCaller { // the ticket of this mesh names the node, too
+		caller = caller[:maxCaller]
+	}
+	out.Caller = caller
+	b.Send(l.far.conn, &out)
+	return nil
+}
+
+// end passes the end of a call on. The mesh's mu is held.
+func (l *link) end(b *wire.Batch, f *wire.EndFrame) error {
+	c := l.byFar[f.ID]
+	if c == nil {
+		return nil
+	}
+	how := slots.Served
+	if f.Source == args.FromBus {
+		switch string(f.Code) {
+		case args.CodeBusy, args.CodeDraining, args.CodeNoFunction: // it has not run: the own node places it again
+			how = slots.Refused
+			f.Status, f.Code = 75, []byte(args.CodeBusy)
+		case args.CodeNodeLost: // the peer's node has stopped
+			f.Status, f.Code = 74, []byte(args.CodeWorkerLost)
+		}
+	}
+	l.ended(c, how)
+	f.ID, f.Call, f.Worker = c.near, nil, nil
+	b.Send(l.near.conn, f)
+	if l.leaving && len(l.byNear) == 0 {
+		l.far.close()
+	}
+	return nil
+}
+
+// ended forgets a call. What that changes of the offer is sent to the node before the END is.
+// The mesh's mu is held.
+func (l *link) ended(c *relayed, how slots.Outcome) {
+	delete(l.byNear, c.near)
+	delete(l.byFar, c.far)
+	m := l.peer.mesh
+	if l.gone || l.peer.gone {
+		how = slots.Lost
+	}
+	if c.slot != nil {
+		c.fn.Ended(m.now(), c.slot, how)
+	} else if how == slots.Refused {
+		c.fn.refused(l.peer.id)
+	}
+}
+
+// offer offers a function of the peer to the own node. The mesh's mu is held.
+func (l *link) offer(name string, e *entry, n int) {
+	l.seq++
+	f := &wire.OfferFrame{
+		Seq: l.seq, Name: []byte(name), Slots: uint64(n), Flags: wire.FlagRelay | e.Flags,
+		Description: []byte(e.Description), Arguments: []byte(e.Arguments), Schema: []byte(e.Schema), Elsewhere: uint64(e.Slots),
+	}
+	for _, on := range e.Behind {
+		f.Behind = append(f.Behind, []byte(on))
+	}
+	for k, v := range e.Attributes {
+		f.Attributes = append(f.Attributes, []byte(k), []byte(v))
+	}
+	l.near.conn.Send(f)
+}
+
+// withdraw takes back the offer of a function. The mesh's mu is held.
+func (l *link) withdraw(name string) {
+	l.seq++
+	l.near.conn.Send(&wire.OfferFrame{Seq: l.seq, Name: []byte(name)})
+}
+
+// lost ends all calls of a link whose far end is gone. The mesh's mu is held.
+func (l *link) lost(reason error) {
+	l.gone = true
+	for _, c := range l.byNear {
+		l.ended(c, slots.Lost)
+		l.near.conn.Send(&wire.EndFrame{
+			ID: c.near, Source: args.FromBus, Status: 74, Code: []byte(args.CodeWorkerLost), Message: []byte(args.OneLine("node " + l.peer.name + ": " + reason.Error())),
+		})
+	}
+}

@@ -1,0 +1,540 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/find"
+	"fbus/bus/trust"
+
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	// helloEvery is how often a mesh lets the others know that it is there, ± 20 %.
+	helloEvery = 5 * time.Second
+	// missed is after how long without a word a mesh is gone.
+	missed = 3 * helloEvery
+	// patience is how long an answer may take.
+	patience = 250 * time.Millisecond
+	// settleTime is how long the own node's functions have to be as they are before the others
+	// hear of them.
+	settleTime = 50 * time.Millisecond
+	// namesVersion is that of the messages.
+	namesVersion = 1
+	// maxPage bounds the functions in one message, in bytes.
+	maxPage = 256 << 10
+)
+
+// config is what a mesh is made of.
+type config struct {
+	Share, Accept []string // globs of functions: that others may use, and that are used of others
+	Name          string   // of this node; default the node's own
+	Advertise     []string // HOST:PORT, where other nodes reach this one; default what the node says
+	Place         find.Place
+	Identity      *find.Identity // for other nodes; nil: one is looked for
+	Note          func(format string, a ...any)
+
+	online chan struct{} // has room for one: NATS is connected
+}
+
+// mesh connects one node to the others of its network: it is a client of its own node, as a worker
+// with the slots of others, and a caller at their nodes.
+type mesh struct {
+	cfg    *config
+	id     *find.Identity // for other nodes; nil: none
+	nc     *nats.Conn
+	prefix string // of all subjects: fbus.NETWORK.
+	node   *bus.Client
+	epoch  time.Time
+	inbox  chan *nats.Msg // of all subscriptions
+
+	mu        sync.Mutex // protects the fields below, and what they lead to
+	self      hello
+	machine   string
+	functions map[string]*function
+	names     map[string]entry // of the own node, that are shared
+	dirty     map[string]bool  // that may have changed
+	settled   *time.Timer
+	peers     map[string]*peer // by instance
+	pending   map[string]*pending
+	asked     uint64
+	replies   string // prefix of subjects for answers
+	over      bool
+}
+
+// pending is a request without an answer.
+type pending struct {
+	back  func(data []byte)
+	timer *time.Timer
+}
+
+// hello is what meshes let each other know about themselves.
+type hello struct {
+	Version   int      `json:"version"`
+	Node      string   `json:"node"`
+	ID        string   `json:"id"` // the node's instance: a new one each time it starts
+	Addresses []string `json:"addresses,omitempty"`
+	Socket    string   `json:"socket,omitempty"`
+	Machine   string   `json:"machine,omitempty"` // with the socket: where it is, and whose
+	Names     uint64   `json:"names"`             // rises when they change
+	New       bool     `json:"new,omitempty"`     // it wants to hear of the others
+}
+
+// question asks for slots, or offers some.
+type question struct {
+	From  string `json:"from"`
+	Slots int    `json:"slots"`
+}
+
+// answer is the answer to a question. It is empty if there was none.
+type answer struct {
+	From  string `json:"from"`
+	Slots int    `json:"slots"`
+}
+
+// message is from one mesh to another.
+type message struct {
+	From   string `json:"from"`
+	Return string `json:"return,omitempty"` // the function whose slots are not used
+	Slots  int    `json:"slots,omitempty"`
+}
+
+// page is a part of the functions of a node.
+type page struct {
+	Names uint64  `json:"names"` // which list it is a part of
+	List  []entry `json:"list"`
+	Next  string  `json:"next,omitempty"` // the first name of the next page
+}
+
+func (m *mesh) now() time.Duration           { return time.Since(m.epoch) + 1 }
+func (m *mesh) note(format string, a ...any) { m.cfg.Note(format, a...) }
+func (m *mesh) shares(name string) bool      { return matches(m.cfg.Share, name) }
+func (m *mesh) accepts(name string) bool     { return matches(m.cfg.Accept, name) }
+func (m *mesh) encode(v any) []byte          { b, _ := json.Marshal(v); return b }
+func (m *mesh) direct(id string) string      { return m.prefix + "node." + id }
+
+func matches(globs []string, name string) bool { return trust.Rights{Call: globs}.MayCall(name) }
+
+// run keeps the node in the mesh until ctx ends. It connects again to the node for as long.
+func run(ctx context.Context, cfg *config, nc *nats.Conn) error {
+	pause := 50 * time.Millisecond
+	for said := ""; ; {
+		began := time.Now()
+		err := join(ctx, cfg, nc)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if e := args.AsError(err, args.CodeNoNode); e.Status() == 77 || e.Code == args.CodeUsage {
+			return err
+		}
+		if text := err.Error(); text != said {
+			cfg.Note("%s: looking for the node", text)
+			said = text
+		}
+		if time.Since(began) > 10*time.Second {
+			pause = 50 * time.Millisecond
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause/2+1)):
+		case <-ctx.Done():
+			return nil
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// join is the mesh for as long as the connection to the own node lasts.
+func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
+	o := &bus.Options{Identity: cfg.Place.Identity, Name: "mesh", Relay: true, Network: ""}
+	node, err := bus.Dial(ctx, cfg.Place.Addr, o)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	var text bytes.Buffer
+	if _, err := node.Call(ctx, &bus.Request{Function: "fbus.nodes", Stdout: &text}); err != nil {
+		return err
+	}
+	var info bus.NodeInfo
+	if err := json.Unmarshal(text.Bytes(), &info); err != nil {
+		return err
+	}
+	id, err := cfg.identity(ctx, node, &info)
+	if err != nil {
+		return err
+	}
+	m := &mesh{
+		id: id, cfg: cfg, nc: nc, node: node, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
+		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{},
+		replies: nats.NewInbox() + ".",
+	}
+	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, info.Name), ID: info.Instance, Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
+	if len(cfg.Advertise) == 0 {
+		m.self.Addresses = info.Listens
+		if cfg.Place.Addr.Network() == "unix" {
+			m.machine = machine()
+			m.self.Socket, m.self.Machine = info.Address, m.machine
+		}
+	}
+	for _, subject := range []string{m.prefix + "hello", m.prefix + "bye", m.direct(info.Instance), m.prefix + "names." + info.Instance, m.replies + "*"} {
+		sub, err := nc.ChanSubscribe(subject, m.inbox)
+		if err != nil {
+			return err
+		}
+		defer sub.Unsubscribe()
+	}
+	m.settled = time.AfterFunc(time.Hour, m.settle)
+	m.settled.Stop()
+	defer m.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go m.receive(ctx) // these end with ctx
+	go m.greet(ctx)
+	go func() {
+		query := args.JSON([]byte(`{"types":["function","worker"],"every":1}`))
+		_, err := node.Call(ctx, &bus.Request{Function: "fbus.watch", Args: query, Stdout: &lines{each: m.line}})
+		cancel(cmp.Or(err, error(args.Errorf(args.CodeNodeLost, "the node has ended the watch"))))
+	}()
+	m.note("node %s of network %s is in the mesh", m.self.Node, info.Network)
+	select {
+	case <-node.Done():
+		return node.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// close leaves the mesh.
+func (m *mesh) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
+	m.nc.Publish(m.prefix+"bye", m.encode(m.self))
+	m.settled.Stop()
+	for _, p := range m.pending {
+		p.timer.Stop()
+	}
+	for _, f := range m.functions {
+		f.leave()
+	}
+	for _, p := range m.peers {
+		p.stop()
+	}
+	if m.nc.IsConnected() {
+		m.nc.FlushTimeout(time.Second)
+	}
+}
+
+// machine names this machine and user: nodes with the same one can use their sockets.
+func machine() string {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	ns, _ := os.Readlink("/proc/self/ns/mnt")
+	return fmt.Sprint(strings.TrimSpace(string(boot)), " ", ns, " ", os.Getuid())
+}
+
+// greet lets the others know that this node is there.
+func (m *mesh) greet(ctx context.Context) {
+	for {
+		m.mu.Lock()
+		m.hello("")
+		m.self.New = false
+		now := time.Now()
+		for _, p := range m.peers {
+			if now.Sub(p.heard) > missed {
+				m.drop(p, "it is silent")
+			}
+		}
+		m.mu.Unlock()
+		select {
+		case <-time.After(helloEvery*8/10 + rand.N(helloEvery*4/10)):
+		case <-m.cfg.online:
+			m.mu.Lock()
+			m.self.New = true
+			m.mu.Unlock()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// hello tells one mesh of this one, or all of them.
+func (m *mesh) hello(id string) {
+	subject := m.prefix + "hello"
+	if id != "" {
+		subject = m.direct(id)
+	}
+	m.nc.PublishMsg(&nats.Msg{Subject: subject, Data: m.encode(m.self), Header: nats.Header{kind: {"hello"}}})
+}
+
+// kind is the header that tells messages to one mesh apart.
+const kind = "Fbus"
+
+// tell sends a message to one mesh.
+func (m *mesh) tell(id string, v *message) {
+	v.From = m.self.ID
+	m.nc.Publish(m.direct(id), m.encode(v))
+}
+
+// request asks a group about slots. back is called with the answer, later and with mu held.
+func (m *mesh) request(subject string, n int, back func(*answer)) {
+	m.ask(subject, m.encode(question{m.self.ID, n}), func(data []byte) {
+		a := &answer{}
+		if json.Unmarshal(data, a) != nil || a.Slots < 0 {
+			*a = answer{}
+		}
+		back(a)
+	})
+}
+
+// ask sends a request. back is called later with mu held: with the answer, or with nothing.
+func (m *mesh) ask(subject string, data []byte, back func(data []byte)) {
+	m.asked++
+	token := strconv.FormatUint(m.asked, 36)
+	wait := patience
+	if m.nc.PublishRequest(subject, m.replies+token, data) != nil {
+		wait = 0
+	}
+	m.pending[token] = &pending{back, time.AfterFunc(wait, func() { m.answered(token, nil) })} // ends by itself
+}
+
+// answered takes an answer, or that there is none.
+func (m *mesh) answered(token string, data []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.pending[token]; p != nil && !m.over {
+		p.timer.Stop()
+		delete(m.pending, token)
+		p.back(data)
+	}
+}
+
+// receive handles the messages of NATS.
+func (m *mesh) receive(ctx context.Context) {
+	for {
+		select {
+		case msg := <-m.inbox:
+			if token, ok := strings.CutPrefix(msg.Subject, m.replies); ok {
+				m.answered(token, msg.Data) // empty if there are no responders
+				continue
+			}
+			m.mu.Lock()
+			if !m.over {
+				m.handle(msg)
+			}
+			m.mu.Unlock()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// handle handles a message that is no answer.
+func (m *mesh) handle(msg *nats.Msg) {
+	verb, rest, _ := strings.Cut(strings.TrimPrefix(msg.Subject, m.prefix), ".")
+	switch verb {
+	case "take", "free":
+		var q question
+		name := strings.ReplaceAll(rest, "/", ".")
+		if json.Unmarshal(msg.Data, &q) != nil || q.Slots < 1 || q.From == m.self.ID {
+			return
+		}
+		n := 0
+		if f := m.functions[name]; f != nil {
+			n = f.question(verb, &q)
+		}
+		msg.Respond(m.encode(answer{m.self.ID, n}))
+	case "hello":
+		m.heard(msg.Data)
+	case "node":
+		if msg.Header.Get(kind) == "hello" {
+			m.heard(msg.Data)
+			return
+		}
+		var v message
+		if json.Unmarshal(msg.Data, &v) != nil {
+			return
+		}
+		if f := m.functions[v.Return]; f != nil {
+			f.Returned(m.now(), v.From, v.Slots)
+		}
+	case "bye":
+		var h hello
+		if json.Unmarshal(msg.Data, &h) == nil && m.peers[h.ID] != nil {
+			m.drop(m.peers[h.ID], "it has left")
+		}
+	case "names":
+		msg.Respond(m.encode(m.page(string(msg.Data))))
+	}
+}
+
+// heard notes that a mesh is there.
+func (m *mesh) heard(data []byte) {
+	var h hello
+	if json.Unmarshal(data, &h) != nil || h.ID == "" || h.ID == m.self.ID || h.Version != namesVersion {
+		return
+	}
+	p := m.peers[h.ID]
+	if p == nil {
+		p = newPeer(m, &h)
+		m.peers[h.ID] = p
+		h.New = true // so that it need not wait for the next one to know us
+	}
+	p.heard, p.hello = time.Now(), h
+	if h.New {
+		m.hello(h.ID)
+	}
+	if h.Names != p.names && !p.fetching {
+		p.fetch()
+	}
+}
+
+// drop forgets a peer. Its calls go on until their end.
+func (m *mesh) drop(p *peer, why string) {
+	m.note("node %s is not in the mesh any more: %s", p.name, why)
+	delete(m.peers, p.id)
+	p.leave()
+}
+
+// usable reports whether calls can be passed on to a peer now.
+func (m *mesh) usable(id string) bool {
+	p := m.peers[id]
+	return p != nil && p.link != nil
+}
+
+// page returns a part of the own node's functions, from a name on.
+func (m *mesh) page(from string) *page {
+	p := &page{Names: m.self.Names}
+	size := 0
+	for _, name := range slices.Sorted(maps.Keys(m.names)) {
+		if name < from {
+			continue
+		}
+		e := m.names[name]
+		if size += len(m.encode(e)); size > maxPage && len(p.List) > 0 {
+			p.Next = name
+			break
+		}
+		p.List = append(p.List, e)
+	}
+	return p
+}
+
+// line takes a line of the watch.
+func (m *mesh) line(text []byte) {
+	var c functionLine
+	if json.Unmarshal(text, &c) != nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over {
+		return
+	}
+	switch c.Type {
+	case "resync":
+		for _, f := range m.functions {
+			if f.known {
+				f.report(&functionLine{Change: bus.Change{Gone: true}})
+				m.change(f.name)
+			}
+		}
+	case "function":
+		f := m.function(c.Name)
+		if f.here != c.Slots {
+			m.change(c.Name)
+		}
+		f.report(&c)
+	case "worker":
+		var w struct {
+			Function string `json:"function"`
+			Relay    bool   `json:"relay"`
+		}
+		if json.Unmarshal(text, &w) == nil && !w.Relay {
+			m.change(w.Function)
+		}
+	}
+}
+
+// change notes that a function of the own node may have changed.
+func (m *mesh) change(name string) {
+	if m.shares(name) {
+		if len(m.dirty) == 0 {
+			m.settled.Reset(settleTime)
+		}
+		m.dirty[name] = true
+	}
+}
+
+// settle looks at the functions that may have changed, and lets the others know.
+func (m *mesh) settle() {
+	m.mu.Lock()
+	names := slices.Sorted(maps.Keys(m.dirty))
+	clear(m.dirty)
+	m.mu.Unlock()
+	now := map[string]entry{}
+	for some := range slices.Chunk(names, 500) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		_, err := m.node.Call(ctx, &bus.Request{Function: "fbus.functions", Args: args.List(some...), Stdout: &lines{each: func(text []byte) {
+			var i bus.FunctionInfo
+			if json.Unmarshal(text, &i) == nil && i.Slots > 0 {
+				now[i.Name] = entryOf(&i)
+			}
+		}}})
+		cancel()
+		if err != nil {
+			return // with the connection everything begins again
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	changed := false
+	for _, name := range names {
+		was, had := m.names[name]
+		is, has := now[name]
+		if had == has && was.equal(&is) {
+			continue
+		}
+		changed = true
+		if delete(m.names, name); has {
+			m.names[name] = is
+		}
+	}
+	if changed && !m.over {
+		m.self.Names++
+		m.hello("")
+	}
+}
+
+// lines splits an answer into lines.
+type lines struct {
+	each func(line []byte)
+	rest []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.rest = append(l.rest, p...)
+	for {
+		line, rest, ok := bytes.Cut(l.rest, []byte("\n"))
+		if !ok {
+			break
+		}
+		l.each(line)
+		l.rest = rest
+	}
+	l.rest = append([]byte(nil), l.rest...)
+	return len(p), nil
+}

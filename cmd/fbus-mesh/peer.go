@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"math/rand/v2"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/wire"
+)
+
+const (
+	// firstAgain and lastAgain bound the pauses between tries to reach a node.
+	firstAgain = 100 * time.Millisecond
+	lastAgain  = 30 * time.Second
+)
+
+// peer is another node of the mesh. The mesh's mu protects it.
+type peer struct {
+	mesh     *mesh
+	id       string // its instance
+	name     string // its node's, with @
+	hello    hello
+	heard    time.Time
+	names    uint64 // which list of its functions is known
+	list     map[string]entry
+	fetching bool
+	link     *link  // nil: there is none
+	reach    string // how it is reached, or why it is not
+	gone     bool   // it has left the mesh
+	cancel   context.CancelFunc
+}
+
+// newPeer begins to connect to a node. The mesh's mu is held.
+func newPeer(m *mesh, h *hello) *peer {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &peer{mesh: m, id: h.ID, name: "@" + h.Node, hello: *h, list: map[string]entry{}, cancel: cancel}
+	go p.keep(ctx) // ends with the peer
+	return p
+}
+
+// keep keeps the connections to the peer for as long as it is in the mesh.
+func (p *peer) keep(ctx context.Context) {
+	m := p.mesh
+	for pause := firstAgain; ctx.Err() == nil; pause = min(2*pause, lastAgain) {
+		l, reach, err := p.connect(ctx)
+		if err == nil {
+			pause = firstAgain / 2
+			m.mu.Lock()
+			p.reach = reach
+			if p.gone || m.over {
+				m.mu.Unlock()
+				l.near.close()
+				l.far.close()
+				return
+			}
+			p.link = l
+			for name, e := range p.list {
+				m.function(name).add(p, e)
+			}
+			m.mu.Unlock()
+			m.note("node %s is reached by %s", p.name, reach)
+			err = p.last(l)
+		}
+		m.mu.Lock()
+		text := args.Plain(err)
+		if text != p.reach && ctx.Err() == nil {
+			m.note("node %s is not reached: %s", p.name, text)
+		}
+		p.reach = text
+		m.mu.Unlock()
+		select {
+		case <-time.After(pause/2 + rand.N(pause/2+1)):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// last waits for the end of a link, and ends its calls.
+func (p *peer) last(l *link) error {
+	m := p.mesh
+	var err error
+	select {
+	case <-l.far.done:
+		err = l.far.err
+	case <-l.near.done:
+		err = l.near.err
+	}
+	m.mu.Lock()
+	l.lost(err)
+	if p.link == l {
+		p.link = nil
+	}
+	for name := range p.list {
+		if f := m.functions[name]; f != nil {
+			f.remove(p)
+		}
+	}
+	m.mu.Unlock()
+	l.far.close() // the other node ends what runs for it
+	l.near.close()
+	return err
+}
+
+// connect connects to the peer's node, and to the own one for it. It returns how.
+func (p *peer) connect(ctx context.Context) (*link, string, error) {
+	m := p.mesh
+	m.mu.Lock()
+	h := p.hello
+	m.mu.Unlock()
+	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}}
+	reach, err := "", error(args.Errorf(args.CodeNoNode, "it has no address"))
+	try := func(how string, addr bus.Addr, o *bus.Options) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		var far *end
+		if far, err = open(ctx, addr, o, l.fromFar); err != nil {
+			return
+		}
+		if far.instance != h.ID { // another node has the address now
+			far.close()
+			err = args.Errorf(args.CodeNoNode, "%v: another node answers there", addr)
+			return
+		}
+		l.far, reach = far, how+" "+addr.String()
+	}
+	if h.Socket != "" && h.Machine == m.machine && m.machine != "" {
+		try("unix", bus.Unix(h.Socket), &bus.Options{Name: "@" + m.self.Node})
+	}
+	for _, a := range h.Addresses {
+		if err == nil || m.id == nil {
+			break
+		}
+		try("tls", bus.TCP(a), &bus.Options{Name: "@" + m.self.Node, Identity: m.id})
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	l.near, err = open(ctx, m.cfg.Place.Addr, &bus.Options{Name: p.name, Identity: m.cfg.Place.Identity}, l.fromNear)
+	if err != nil {
+		l.far.close()
+		return nil, "", err
+	}
+	return l, reach, nil
+}
+
+// leave ends the offers of a peer that has left. Its calls go on. The mesh's mu is held.
+func (p *peer) leave() {
+	p.gone = true
+	for name := range p.list {
+		if f := p.mesh.functions[name]; f != nil {
+			f.remove(p)
+		}
+	}
+	if l := p.link; l != nil {
+		p.link = nil
+		if len(l.byNear) > 0 {
+			l.leaving = true // closed at the end of its last call
+			return
+		}
+		l.far.close()
+	}
+	p.cancel()
+}
+
+// stop ends the peer at once. The mesh's mu is held.
+func (p *peer) stop() {
+	p.gone = true
+	p.cancel()
+	if l := p.link; l != nil {
+		l.far.close()
+		l.near.close()
+	}
+}
+
+// matches reports whether calls for these workers can be passed on to the peer.
+func (p *peer) matches(on string) bool {
+	return wire.MatchWorker(on, p.name, p.link.near.id)
+}
+
+// fetch gets the list of the peer's functions. The mesh's mu is held.
+func (p *peer) fetch() {
+	p.fetching = true
+	p.page("", map[string]entry{}, 0, 0)
+}
+
+// page gets a part of the list, and then the rest.
+func (p *peer) page(from string, list map[string]entry, names uint64, failed int) {
+	m := p.mesh
+	m.ask(m.prefix+"names."+p.id, []byte(from), func(data []byte) {
+		var got page
+		switch {
+		case p.gone:
+			return
+		case data == nil || json.Unmarshal(data, &got) != nil:
+			if failed++; failed > 4 {
+				p.fetching = false // the next hello tries again
+				return
+			}
+			p.page(from, list, names, failed)
+			return
+		case from != "" && got.Names != names: // it has changed meanwhile
+			p.fetch()
+			return
+		}
+		for _, e := range got.List {
+			if m.accepts(e.Name) && args.ValidName(e.Name) {
+				list[e.Name] = e
+			}
+		}
+		if got.Next > from {
+			p.page(got.Next, list, got.Names, 0)
+			return
+		}
+		p.fetching, p.names = false, got.Names
+		p.replace(list)
+		if p.hello.Names != p.names {
+			p.fetch()
+		}
+	})
+}
+
+// replace takes a new list of functions.
+func (p *peer) replace(list map[string]entry) {
+	m := p.mesh
+	old := p.list
+	p.list = list
+	for name := range old {
+		if _, ok := list[name]; !ok && m.functions[name] != nil {
+			m.functions[name].remove(p)
+		}
+	}
+	if p.link == nil {
+		return
+	}
+	for name, e := range list {
+		was, had := old[name]
+		if f := m.function(name); !had || f.offers[p.id] == nil || !was.equal(&e) {
+			f.add(p, e)
+		}
+	}
+}

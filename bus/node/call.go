@@ -474,7 +474,7 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 			}
 		}
 		wait := c.waitSlot
-		if wait == 0 && c.fn.relayed(c) {
+		if wait == 0 && c.fn.hasRelay(c) {
 			wait = relayTime
 		}
 		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": " + why}, until(wait)

@@ -205,8 +205,8 @@ func (fn *function) matching(c *call) int {
 	return k
 }
 
-// relayed returns whether a call selects a relay offer.
-func (fn *function) relayed(c *call) bool {
+// hasRelay reports whether a call selects a relay offer.
+func (fn *function) hasRelay(c *call) bool {
 	if len(fn.relays.list) == 0 || c.reach() == here {
 		return false
 	}

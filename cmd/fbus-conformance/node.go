@@ -180,6 +180,7 @@ func nodeChecks() (list []check, err error) {
 		nodeCheck("two hundred calls in one write", []string{"C-5.5-1", "C-4-7"}, false, (*nodeBed).burst),
 		nodeCheck("16 MiB in each direction at the same time", []string{"C-2-9", "C-5.3-4"}, false, (*nodeBed).bulk),
 		nodeCheck("never more calls at a worker than slots, with cancelled ones", []string{"C-4-7", "C-5.4-1"}, false, (*nodeBed).slots),
+		nodeCheck("a call selects a relay, and a worker behind it", []string{"C-4.3-9"}, false, (*nodeBed).behind),
 	)
 	return list, errors.Join(err, err2)
 }
@@ -376,5 +377,33 @@ func (b *nodeBed) slots() error {
 	}
 	worker.Send([]any{10., first[1], 2., 143., "cancelled"})
 	_, err = worker.Expect(vectors.F(5, nil, "f"))
+	return err
+}
+
+func (b *nodeBed) behind() error {
+	relay, err := b.connect()
+	if err != nil {
+		return err
+	}
+	relay.Send(vectors.F(1, 1, 1, "", "", "@b", []any{"relay"}))
+	hello, err := relay.Expect(vectors.F(1, 1))
+	if err != nil || len(hello) < 8 {
+		return fmt.Errorf("HELLO of %d elements, error %v", len(hello), err)
+	}
+	relay.Send(vectors.F(3, 1, "f", 1, 32))
+	if _, err := relay.Expect(vectors.F(4, 1, "")); err != nil {
+		return err
+	}
+	caller, worker, err := b.pair(5)
+	if err != nil {
+		return err
+	}
+	call := func(id int, on string) { caller.Send(append(vectors.Call(id, "f", 1), 0., 0., 4294967295., 0., on)) }
+	call(1, fmt.Sprintf("#%s/w1", hello[7]))
+	if _, err := relay.Expect(vectors.F(5, 1, "f", nil, nil, nil, 1, nil, nil, nil, nil, "w1")); err != nil {
+		return err
+	}
+	call(2, "conformance")
+	_, err = worker.Expect(vectors.F(5, 1, "f", nil, nil, nil, 1, nil, nil, nil, nil, ""))
 	return err
 }

@@ -253,6 +253,9 @@ func (d *door) String() string {
 	if d.authority == nil && d.second == nil {
 		who = "holders of a certificate only"
 	}
+	if d.second != nil {
+		who += "; the network's first node is at " + d.second.First()
+	}
 	return fmt.Sprintf(", and at %s, %s", strings.Join(list, " and "), who)
 }
 

@@ -101,6 +101,7 @@ func (f *first) warn(text string) {
 // connect returns a connection to the first node. An address may be that of another node, which
 // has no revocation list.
 func (f *first) connect(ctx context.Context) (*bus.Client, error) {
+	f.second.Reload()
 	id := identities.ForTicket(f.second.Ticket())
 	err := errors.New("its ticket contains no address")
 	for i, addr := range id.Addresses {
@@ -182,8 +183,11 @@ func ask(ctx context.Context, c *bus.Client, limit time.Duration, function strin
 // pass has the first node answer a call of a function that needs the CA or the list of tickets.
 // There the call is this node's own, with the rights of its ticket.
 func (f *first) pass(ctx context.Context, q *asked) error {
-	if q.Function == "fbus.admit" {
+	switch q.Function {
+	case "fbus.admit":
 		return f.admit(ctx, q)
+	case "fbus.trust": // passed on, two nodes could take each other for the first one
+		return args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is", f.second.First())
 	}
 	words, err := q.Words()
 	a := args.List(words...)

@@ -336,7 +336,7 @@ func (n *Node) serveOwn(ctx context.Context, o *ownFunction, inv *bus.Invocation
 		return cancelled
 	case o.part == ofJobs && n.cfg.Jobs == nil:
 		err = &args.Error{Code: args.CodeStoreFailed, Message: "nothing can be posted to this node: " + q.peer.told(n.cfg.NoJobs)}
-	case o.part == ofTickets && n.first != nil && o.name != "fbus.trust":
+	case o.part == ofTickets && n.first != nil:
 		err = n.first.pass(ctx, q)
 	case o.part == ofTickets && n.cfg.Authority == nil:
 		err = lacks(q.peer, "this node makes no tickets", n.cfg.NoTickets)

@@ -59,6 +59,13 @@
 // [IdentityLife]. It is renewed with the same key ([Authority.Renew]) in the last third
 // of that period, until it is revoked.
 //
+// # Second nodes
+//
+// A node that is not the network's first ([Second]) has joined with an invitation for a node.
+// The answer contains, for the same key, a client's certificate and a node's. It has neither
+// the CA's key nor the list. It admits what the CA has signed, unless a numbered list of what
+// was revoked contains it: a CRL that [Authority.RevocationList] signs, with the CA's key.
+//
 // # The CA's end
 //
 // The CA's certificate is valid for ten years. In its last fifth the authority replaces it

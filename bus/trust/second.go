@@ -20,10 +20,10 @@ type Second struct {
 	joined *Joined
 	maxAge time.Duration // of the revocation list; 0: any
 	now    func() time.Time
-	server *tls.Config
 
 	mu      sync.Mutex // held while the revocation list or the ticket is replaced
 	ticket  atomic.Pointer[Ticket]
+	server  atomic.Pointer[tls.Config] // for the CA's certificate in the ticket
 	list    atomic.Pointer[received]
 	refused atomic.Pointer[args.Error] // by the first node, for good; nil: it is not
 	onGone  func(serials []string)
@@ -52,21 +52,33 @@ func OpenSecond(dir, network string, maxAge time.Duration, now func() time.Time)
 			WithHint("ask for a ticket that is: fbus invite --for-node")
 	}
 	if err == nil {
-		s.ticket.Store(t)
+		s.use(t)
 		err = s.loadList()
 	}
 	if err != nil {
 		j.Close()
 		return nil, err
 	}
+	return s, nil
+}
+
+// use puts a ticket in place.
+func (s *Second) use(t *Ticket) {
 	pool := x509.NewCertPool()
 	pool.AddCert(t.CA)
-	s.server = serverConfig(pool, now)
-	s.server.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		t := s.ticket.Load()
-		return &tls.Certificate{Certificate: [][]byte{t.Server.Raw}, PrivateKey: t.Key, Leaf: t.Server}, nil
+	server := serverConfig(pool, s.now)
+	server.Certificates = []tls.Certificate{{Certificate: [][]byte{t.Server.Raw}, PrivateKey: t.Key, Leaf: t.Server}}
+	s.server.Store(server)
+	s.ticket.Store(t)
+}
+
+// Reload reads the ticket again: the user may have joined again, with a new one.
+func (s *Second) Reload() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t, err := s.joined.Load(s.Ticket().Network); err == nil && t.Server != nil && t.SameNetwork(s.Ticket()) {
+		s.use(t)
 	}
-	return s, nil
 }
 
 // Close closes the files.
@@ -145,16 +157,17 @@ func (s *Second) RenewalDue() bool {
 
 // Renewed keeps the first node's answer to a request for renewal (PEM).
 func (s *Second) Renewed(certs []byte) error {
+	s.Reload()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next, err := s.Ticket().WithCertificate(certs)
+	next, err := s.Ticket().WithCertificate(certs) // for the same key only
 	if err != nil {
 		return err
 	}
 	if err := s.joined.Save(next); err != nil {
 		return err
 	}
-	s.ticket.Store(next)
+	s.use(next)
 	return nil
 }
 
@@ -164,7 +177,11 @@ func (s *Second) OnRevoke(f func(serials []string)) { s.onGone = f }
 
 // ServerConfig is for the node's listener. A peer that completes the handshake is not
 // admitted yet: see [Second.Admit].
-func (s *Second) ServerConfig() *tls.Config { return s.server }
+func (s *Second) ServerConfig() *tls.Config {
+	c := s.server.Load().Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.server.Load(), nil }
+	return c
+}
 
 // Admit returns the identity of a peer that completed this handshake. See [Authority.Admit]
 // for when to call it.

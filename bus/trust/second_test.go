@@ -31,6 +31,15 @@ func joinNode(t *testing.T, a *Authority, name string) (dir string, own *Ticket)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := a.Exchange(ticket.Serial, req, "b:1"); err != nil { // the answer is lost
+		t.Fatal(err)
+	}
+	if _, err := OpenSecond(dir, "net", 0, nil); err == nil {
+		t.Error("it has joined before it has an answer")
+	}
+	if req, err = j.Begin(ticket); err != nil {
+		t.Fatal(err)
+	}
 	cert, err := a.Exchange(ticket.Serial, req, "b:1")
 	if err != nil {
 		t.Fatal(err)
@@ -104,6 +113,10 @@ func TestSecondJoin(t *testing.T) {
 	records, _ := a.Tickets()
 	if len(records) != 2 || !records[1].Node || records[1].Serial != own.Serial {
 		t.Errorf("%+v", records)
+	}
+	files, _ := os.ReadDir(dir)
+	if len(files) != 2 || files[1].Name() != "net.pem" { // and the lock
+		t.Errorf("%v", files)
 	}
 	s := openSecondTest(t, dir, 0, c)
 	if !s.Ticket().Server.Equal(own.Server) || s.RenewalDue() {

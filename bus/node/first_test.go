@@ -1,0 +1,239 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"fbus/bus"
+	"fbus/bus/node"
+	"fbus/bus/trust"
+	"fbus/bus/wire"
+)
+
+// second is a second node of a network.
+type second struct {
+	*node.Node
+	gate *trust.Second
+	addr string // over TCP
+	path string
+}
+
+// joinNode exchanges a ticket for a node, and returns the directory.
+func (g *guests) joinNode(name string, rights trust.Rights) (dir string, own *trust.Ticket) {
+	g.t.Helper()
+	ticket, err := g.a.Issue(trust.LocalUser, trust.Request{Name: name, Node: true, Rights: rights, Addresses: []string{g.addr}})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	dir = filepath.Join(g.t.TempDir(), "joined")
+	return dir, g.join(dir, ticket)
+}
+
+// join exchanges an invitation over the network.
+func (g *guests) join(dir string, ticket *trust.Ticket) *trust.Ticket {
+	g.t.Helper()
+	j, err := trust.OpenJoined(dir)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer j.Close()
+	req, err := j.Begin(ticket)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	own, err := j.Finish(ticket, []byte(g.enter(ticket).says(wordsFrame(1, "fbus.join", string(req)))))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return own
+}
+
+// second starts a second node, and waits until it has reached the first one.
+func (g *guests) second(rights trust.Rights) *second {
+	g.t.Helper()
+	dir, _ := g.joinNode("b", rights)
+	gate, err := trust.OpenSecond(dir, "test", 0, nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { gate.Close() })
+	n, path := start(g.t, node.Config{Gate: gate})
+	s := &second{n, gate, listenTCP(g.t, n), path}
+	eventually(g.t, "the first node is reached", func() bool {
+		i := s.info(g.t)
+		return i.Away == "" && i.Number > 0
+	})
+	return s
+}
+
+func (s *second) info(t *testing.T) *trust.SecondInfo {
+	t.Helper()
+	var out bytes.Buffer
+	c := dial(t, s.path)
+	defer c.Close()
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.nodes", Stdout: &out}); err != nil {
+		t.Fatal(err)
+	}
+	var i bus.NodeInfo
+	if err := json.Unmarshal(out.Bytes(), &i); err != nil {
+		t.Fatal(err)
+	}
+	return i.Trust
+}
+
+// requestFor is a request for a certificate, for a new key.
+func requestFor(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+}
+
+// TestTrustIsForRelays: the list of what was revoked is for relays, of which a second node is one.
+func TestTrustIsForRelays(t *testing.T) {
+	g := newGuests(t)
+	for right, answer := range map[string]string{
+		"relay": "-----BEGIN X509 CRL-----", "admin": "77 denied: ", "monitor": "77 denied: ", "call:*": "77 denied: ",
+	} {
+		if got := g.enter(g.ticket("t-"+right[:4], right)).says(documentFrame(1, "fbus.trust", `{}`)); !strings.HasPrefix(got, answer) {
+			t.Errorf("%s: %s", right, got)
+		}
+	}
+	// It waits for a change of the list that is there.
+	relay := g.enter(g.ticket("relay", "relay"))
+	_, number, err := g.a.RevocationList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay.send(documentFrame(1, "fbus.trust", fmt.Sprintf(`{"after":%d,"wait":50}`, number)))
+	if got := relay.says(documentFrame(2, "fbus.trust", fmt.Sprintf(`{"after":%d}`, number))); !strings.Contains(got, "CRL") {
+		t.Errorf("without waiting: %s", got)
+	}
+	g.root.says(wordsFrame(1001, "fbus.revoke", "t-call"))
+	if end := want[*wire.EndFrame](relay); end.ID != 1 || !bytes.Contains(end.Output, []byte("CRL")) {
+		t.Errorf("%+v", end)
+	}
+}
+
+// TestSecondPasses: a second node has the first one renew, for the key of the asker's own serial alone, and
+// answers nothing of its own about tickets.
+func TestSecondPasses(t *testing.T) {
+	g := newGuests(t)
+	s := g.second(trust.Rights{})
+	invitation, err := g.a.Issue(trust.LocalUser, trust.Request{Name: "box", Rights: trust.Rights{Call: []string{"a"}}, Addresses: []string{g.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := g.join(filepath.Join(t.TempDir(), "joined"), invitation)
+	req, err := own.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := dialTLS(t, s.addr, own.ClientConfig(nil)).greet()
+	serial, _, err := trust.CertificateEnd([]byte(guest.says(wordsFrame(1, "fbus.renew", string(req)))))
+	if err != nil || serial != own.Serial {
+		t.Errorf("renewed: %s, %v", serial, err)
+	}
+	id := uint64(1)
+	next := func() uint64 { id++; return id }
+	for what, words := range map[string][]string{"another key": {requestFor(t)}, "another's serial": {string(req), s.gate.Ticket().Serial}, "nothing": {}} {
+		if got := guest.says(wordsFrame(next(), "fbus.renew", words...)); !strings.HasPrefix(got, "77 bad_certificate: ") && !strings.HasPrefix(got, "65 bad_input: ") {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	if got, want := guest.says(wordsFrame(next(), "fbus.tickets")), "77 denied: ticket:box may not call fbus.tickets"; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+
+	// The node's own ticket does not administer the network, and no key but the serial's own renews it.
+	local := rawUnix(t, s.Node, s.path).greet()
+	if got, want := local.says(wordsFrame(1, "fbus.tickets")), "77 denied: ticket:b may not call fbus.tickets"; !strings.HasPrefix(got, want) {
+		t.Errorf("%s, not %s", got, want)
+	}
+	if got, want := local.says(documentFrame(3, "fbus.trust", `{}`)), "255 no_node: this node is not the network's first node; "+g.addr+" is"; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	relay := g.enter(s.gate.Ticket())
+	for what, words := range map[string][]string{"a key of its own": {requestFor(t), own.Serial}, "an invitation": {string(req), invitation.Serial}, "no serial": {string(req), "x"}} {
+		if got := relay.says(wordsFrame(next(), "fbus.renew", words...)); !strings.HasPrefix(got, "77 ") {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	if got := g.guest("call:a").says(wordsFrame(1, "fbus.renew", string(req), own.Serial)); !strings.HasPrefix(got, "65 bad_input: ") {
+		t.Errorf("without the right: %s", got)
+	}
+}
+
+// TestSecondAdmitsTokens: a second node answers what the first one says about a token, from memory for a
+// short time, and no longer when it is revoked.
+func TestSecondAdmitsTokens(t *testing.T) {
+	g := newGuests(t)
+	s := g.second(trust.Rights{Admin: true})
+	token, r, err := g.a.IssueToken(trust.LocalUser, trust.Request{Name: "web", Rights: trust.Rights{Call: []string{"a"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := rawUnix(t, s.Node, s.path).greet()
+	id := uint64(0)
+	next := func() uint64 { id++; return id }
+	admit := func(token string) string { return local.says(wordsFrame(next(), "fbus.admit", token)) }
+	want := `{"kind":"token","name":"web","caller":"token:web","serial":"` + r.Serial + `"`
+	for range 2 {
+		if got := admit(token); !strings.HasPrefix(got, want) {
+			t.Errorf("%s, not %s…", got, want)
+		}
+	}
+	if got := admit(token + "x"); !strings.HasPrefix(got, "77 unlisted: ") {
+		t.Error(got)
+	}
+	if got := local.says(wordsFrame(next(), "fbus.revoke", "web")); !strings.Contains(got, r.Serial) {
+		t.Error(got)
+	}
+	eventually(t, "the token is refused", func() bool { return strings.HasPrefix(admit(token), "77 revoked: ") })
+}
+
+// TestSecondIsNotFirst: the address of a second node in a ticket for a node does not make that one the first.
+func TestSecondIsNotFirst(t *testing.T) {
+	g := newGuests(t)
+	s := g.second(trust.Rights{})
+	dir, own := g.joinNode("c", trust.Rights{})
+	j, err := trust.OpenJoined(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Addresses = []string{s.addr}
+	err = j.Save(own)
+	j.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate, err := trust.OpenSecond(dir, "test", 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gate.Close()
+	n, path := start(t, node.Config{Gate: gate})
+	c := &second{n, gate, "", path}
+	eventually(t, "it reports that", func() bool {
+		return strings.Contains(c.info(t).Away, "this node is not the network's first node; "+g.addr+" is")
+	})
+	if i := c.info(t); i.Number != 0 || i.Shut == "" {
+		t.Errorf("%+v", i)
+	}
+}

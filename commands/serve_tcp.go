@@ -173,7 +173,11 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 	case joined && founded:
 		warn("network %s was joined with a ticket for a second node, but this user has the CA of a network of that name: this is that network's first node", network)
 	case joined:
-		s, err := trust.OpenSecond(filepath.Join(home, "joined"), network, d.o.maxAge.d, nil)
+		dir, err := filepath.Abs(filepath.Join(home, "joined")) // its companions may work elsewhere
+		if err != nil {
+			return err
+		}
+		s, err := trust.OpenSecond(dir, network, d.o.maxAge.d, nil)
 		if err == nil {
 			d.gate, d.second, d.noTickets = s, s, errors.New("it is not the network's first node")
 		}

@@ -226,7 +226,8 @@ func (f *first) ask(ctx context.Context, function string, a args.Args) ([]byte, 
 	c, away := f.client, f.err
 	f.mu.Unlock()
 	if c == nil {
-		return nil, args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is, and cannot be reached: %v", f.second.First(), away)
+		return nil, args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is, and cannot be reached: %v", f.second.First(), away).
+			WithHint("it is tried again all the time: fbus status shows when it is back")
 	}
 	answer, err := ask(ctx, c, adminTime, function, a)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"fbus/bus/args"
@@ -96,6 +97,9 @@ func troubled(err error, node string, name ...string) error {
 		return err
 	}
 	if s := e.Status(); strings.Contains(e.Code, ".") || s != args.StatusOf(args.CodeNoNode) && s != args.StatusOf(args.CodeDenied) && s != args.StatusOf(args.CodeBusy) {
+		return err
+	}
+	if slices.Contains(name, "fbus.admit") && e.Code != args.CodeDenied { // it is about the token
 		return err
 	}
 	return &trouble{err: err, node: node, doctor: doctorLine(node, name)}

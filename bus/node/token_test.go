@@ -142,6 +142,9 @@ func TestTokensAreWatched(t *testing.T) {
 	if _, _, err := past.IssueToken(trust.LocalUser, trust.Request{Name: "short", Rights: trust.Rights{Call: []string{"a"}}, TTL: trust.MinTTL}); err != nil {
 		t.Fatal(err)
 	}
+	if err := g.a.Refresh(); err != nil { // as the node does, every few seconds
+		t.Fatal(err)
+	}
 	eventually(t, "it has expired", func() bool {
 		g.n.DismissExpired()
 		select {
@@ -159,7 +162,7 @@ func TestTokensAreWatched(t *testing.T) {
 	if _, _, err := past.Revoke("long"); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.a.Refresh(); err != nil { // as the node does
+	if err := g.a.Refresh(); err != nil {
 		t.Fatal(err)
 	}
 	w.until(`{"name":"long","gone":true}`)

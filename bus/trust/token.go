@@ -56,8 +56,8 @@ func (a *Authority) IssueToken(by string, q Request) (token string, r Record, er
 	return token, r, nil
 }
 
-// checkToken refuses what is for tickets alone. Who has a token may use no connection of its own:
-// what a relay sends for them must not offer, relay or administer.
+// checkToken refuses what is for tickets alone. The bearer of a token has no connection to the node. A
+// relay must not offer, relay or administer for them.
 func (q *Request) checkToken() error {
 	switch {
 	case q.Reusable, q.Uses > 0, q.Ephemeral:

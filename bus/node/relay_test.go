@@ -9,7 +9,10 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/bus/trust"
+	"fbus/bus/vectors"
 	"fbus/bus/wire"
 )
 
@@ -175,6 +178,11 @@ func TestRelayLies(t *testing.T) {
 				}
 			}
 		})
+	}
+	p := g.relay("long", "call:who")
+	p.write(vectors.Bytes(vectors.F(5, 1, "who", 0, vectors.NewBin(nil), vectors.NewBin(nil), 1, 0, 0, 0, 0, "", 0, 0, "", strings.Repeat("x", 1<<20-100))))
+	if code := p.closed(); code != args.CodeProtocol {
+		t.Errorf("a name of a megabyte: %q", code)
 	}
 }
 
@@ -370,6 +378,23 @@ func relayedToken(t *testing.T, root *asker, via string, p *raw) {
 		t.Errorf("dead are %s", got)
 	}
 	root.asks("fbus.revoke", "ci")
+}
+
+// TestRelayedJobsEnd: jobs of a relay's callers do not run any more once the relay may not call.
+func TestRelayedJobsEnd(t *testing.T) {
+	g := newGuests(t)
+	gw := g.ticket("gw", "call:who", "relay")
+	may := func(who jobs.Poster) bool { return g.n.MayRun(&who, "who") == nil }
+	theirs := jobs.Poster{Caller: "ticket:gw/alice", Serial: gw.Serial}
+	if !may(theirs) || !may(jobs.Poster{Caller: callerHere() + "/alice"}) || may(jobs.Poster{Caller: "uid:54321/" + callerHere()}) {
+		t.Error("as long as the relay may")
+	}
+	if _, _, err := g.a.Revoke("gw"); err != nil {
+		t.Fatal(err)
+	}
+	if may(theirs) {
+		t.Error("after the relay was revoked")
+	}
 }
 
 // TestRelayedIDs: the id that a relay gives is shown with the call, and the node's own ends it.

@@ -20,6 +20,7 @@ type Offer struct {
 	Takes       string            // "input" or "args": calls have nothing else; empty or "both": they may have both
 	Attributes  map[string]string // what companions need to know: see [args.CheckAttributes]
 	Schema      string            // a JSON Schema of the arguments, at most [MaxSchema] bytes; empty: none
+	MaxRunning  int               // calls at once over all offers of the connection, by the last of them; 0: no limit
 
 	// Relay is for a connection with the right to relay: calls go on to another node. The offer
 	// gets calls when no other offer of the function has a free slot, and calls wait for a slot of
@@ -115,7 +116,7 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	f := wire.OfferFrame{
 		Name:        []byte(off.offer.Name),
 		Description: []byte(off.offer.Description), Arguments: []byte(off.offer.Arguments),
-		Schema: []byte(off.offer.Schema),
+		Schema: []byte(off.offer.Schema), MaxRunning: uint64(off.offer.MaxRunning),
 	}
 	for _, name := range slices.Sorted(maps.Keys(off.offer.Attributes)) {
 		f.Attributes = append(f.Attributes, []byte(name), []byte(off.offer.Attributes[name]))

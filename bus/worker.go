@@ -30,6 +30,8 @@ type Worker struct {
 	Options *Options
 	// Dial, if set, connects in place of Connect, with the options that it gets.
 	Dial func(ctx context.Context, o *Options) (*Client, error)
+	// MaxRunning bounds the calls that run at once over all functions; 0: no limit.
+	MaxRunning int
 	// Notice, if set, takes messages about losses and returns.
 	Notice func(format string, args ...any)
 

@@ -182,6 +182,7 @@ func (s *served) announceNow(ctx context.Context, c *Client) error {
 	if o.Slots = max(s.slots(c), 0); o.stopped != nil {
 		o.Slots = 0
 	}
+	o.MaxRunning = w.MaxRunning
 	w.mu.Unlock()
 	switch {
 	case stale || o.Slots <= 0 && o.stopped == nil && !o.Relay && off == nil:

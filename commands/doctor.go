@@ -652,6 +652,9 @@ func (x *examination) function() {
 		if len(list) > 0 && list[0].Queued > 0 {
 			f.Message += fmt.Sprintf("; %s for it", plural(list[0].Queued, "call")+" wait")
 		}
+		if len(list) > 0 && list[0].Held {
+			f.Message += "; " + bus.HeldNote(name)
+		}
 		x.fail("function", f)
 		return
 	}
@@ -681,11 +684,13 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 		x.ok("workers", "%d of %s free here; calls also go to other nodes, %s", free, plural(f.Slots, "slot"), plural(f.Elsewhere, "slot"))
 	case f.Slots == 0 && notes != "":
 		x.fail("workers", noneStarts(f).WithHint("%s shows them; a worker looks again by itself", join("fbus", "describe", f.Name)))
-	case free == 0 || f.Waits != "":
-		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait: %s", free, plural(f.Slots, "slot"), queued(f.Queued), cmp.Or(f.Waits, "no free slot")).
+	case free == 0 || strings.HasPrefix(f.Waits, node.NoFreeSlot):
+		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait: %s", free, plural(f.Slots, "slot"), queued(f.Queued), cmp.Or(f.Waits, node.NoFreeSlot)).
 			WithHint("fbus ps shows the calls; offering the function again, here or elsewhere, adds slots; fbus call -w 1m waits a minute"))
 	case notes != "":
 		x.warn("workers", join("fbus", "describe", f.Name)+" shows them", "%d of %s free; %s", free, plural(f.Slots, "slot"), notes)
+	case f.Waits != "": // calls start
+		x.warn("workers", "fbus purge makes room", "%d of %s free; its jobs wait: %s", free, plural(f.Slots, "slot"), f.Waits)
 	default:
 		x.ok("workers", "%d of %s free", free, plural(f.Slots, "slot"))
 	}

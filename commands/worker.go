@@ -53,7 +53,7 @@ type offered struct {
 // caller must close it.
 func newWorker(list []*function, most int, node string, log, ended func(string, ...any)) (*worker, error) {
 	w := &worker{
-		bus: &bus.Worker{Notice: log}, log: log, ended: ended, node: node,
+		bus: &bus.Worker{Notice: log, MaxRunning: min(most, maxSlots)}, log: log, ended: ended, node: node,
 		offered: map[string]*offered{}, running: map[*offered]struct{}{},
 	}
 	if most > 0 {

@@ -469,7 +469,7 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 		c.served = now
 		why := "no slot is free"
 		if len(c.node.heldOn) > 0 {
-			if held := c.node.noSlot(c.fn.name, c.on); held != "" && held != noFreeSlot {
+			if held := c.node.noSlot(c.fn.name, c.on); held != "" && held != NoFreeSlot {
 				why = held
 			}
 		}
@@ -634,7 +634,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 		return protocol("%d bytes of output in END with a credit of %d", size, fl.out)
 	}
 	fl.use(size, c.session)
-	fn, o, full := c.fn, c.offer, len(s.out) >= maxOpen
+	fn, o, full := c.fn, c.offer, s.full()
 	switch {
 	case c.state == orphaned:
 		c.to(done)
@@ -667,13 +667,12 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 	if fn.own != nil {
 		fn.node.fillOwn(b)
 	}
-	o.fill(b)
-	fn.tidy()
 	if full { // its other functions may have waited for this
-		for _, o := range s.offers {
-			o.fill(b)
-		}
+		s.fill(b)
+	} else {
+		o.fill(b)
 	}
+	fn.tidy()
 	return nil
 }
 

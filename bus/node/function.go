@@ -81,11 +81,9 @@ func (o *offer) tier() *tier {
 	return &o.fn.offers
 }
 
-// free returns how many calls the offer takes now. Whatever its slots, one connection
-// holds no more than maxOpen: a call that is cancelled stays with its worker, and
-// a worker that never ends calls would make the node grow without bound.
+// free returns how many calls the offer takes now, if its worker takes any.
 func (o *offer) free() int {
-	if o.session.heldBy != "" || len(o.session.out) >= maxOpen {
+	if o.session.heldBy != "" || o.session.full() {
 		return 0
 	}
 	return o.slots - o.busy - o.taking
@@ -101,11 +99,12 @@ func (o *offer) take(busy, taking int) {
 	o.taking += taking
 	o.fn.taking += taking
 	n.taking += taking
+	o.session.taking += taking
 	o.fn.fix(o)
 	if o.at[0] < 0 && o.busy+o.taking == 0 {
 		delete(o.session.withdrawn, o.fn.name)
 	}
-	if k := len(o.session.out); k >= maxOpen || k == maxOpen-1 { // a bound that all its offers share
+	if o.session.left() <= 1 { // a bound that all its offers share
 		for _, other := range o.session.offers {
 			other.fn.fix(other)
 		}

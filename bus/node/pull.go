@@ -94,7 +94,7 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 	var b wire.Batch
 	var c *call
 	n.mu.Lock()
-	fn := o.fn
+	fn, full := o.fn, o.session.full()
 	o.take(0, -1)
 	n.changes.function(fn.name)
 	switch {
@@ -103,7 +103,11 @@ func (n *Node) takeFor(o *offer, wakes uint64, refused []jobs.ID) {
 	case o.at[0] >= 0 && o.free() > 0 && !n.draining && !n.closed && t.Cause.Load() == nil:
 		c = n.startJob(&b, o, t)
 	}
-	o.fill(&b)
+	if full {
+		o.session.fill(&b)
+	} else {
+		o.fill(&b)
+	}
 	fn.takeJobs()
 	fn.tidy()
 	n.mu.Unlock()

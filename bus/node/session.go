@@ -1,7 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,6 +36,8 @@ type session struct {
 	lastOut   uint64
 	offers    map[string]*offer
 	withdrawn map[string]*offer // of which calls still take slots
+	most      int               // calls that the worker takes at once, over all its offers; 0: maxOpen
+	taking    int               // slots of its offers that ask for a job
 	text      int64             // bytes of text that the offers hold
 	exposure  int64             // credit given to others for sending here
 	held      []*flow           // credit kept back until the peer reads on
@@ -219,6 +224,43 @@ func (s *session) close() {
 func (s *session) withdraw(b *wire.Batch) {
 	for name, o := range s.offers {
 		s.drop(b, name, o)
+	}
+}
+
+// full reports whether the worker takes no further call of any function.
+func (s *session) full() bool { return s.left() <= 0 }
+
+// left returns how many further calls the worker takes, over all its functions. Whatever their slots,
+// one connection has no more than maxOpen: a call that is cancelled stays with its worker, and a
+// worker that never ends calls would make the node grow without bound.
+func (s *session) left() int {
+	most := maxOpen
+	if s.most > 0 {
+		most = min(s.most, maxOpen)
+	}
+	return most - len(s.out) - s.taking
+}
+
+// bound changes how many calls the worker takes at once.
+func (s *session) bound(b *wire.Batch, most int) {
+	if s.most == most {
+		return
+	}
+	s.most = most
+	for _, o := range s.offers {
+		o.fn.fix(o)
+	}
+	s.fill(b)
+}
+
+// fill gives slots of a worker that was full to the calls and jobs of its functions, to the one that has been
+// idle longest first.
+func (s *session) fill(b *wire.Batch) {
+	for _, o := range slices.SortedFunc(maps.Values(s.offers), func(a, b *offer) int { return cmp.Compare(a.used, b.used) }) {
+		if s.full() {
+			return
+		}
+		o.fill(b)
 	}
 }
 

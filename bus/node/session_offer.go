@@ -176,6 +176,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 		o.fn.fix(o)
 	}
 	n.changes.worker(o)
+	s.bound(b, int(f.MaxRunning))
 	o.fill(b)
 	if !s.internal && changed {
 		n.cfg.Note("connection %d offers %s with %d slots", s.id, name, o.slots)

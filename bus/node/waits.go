@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/jobs"
 	"fbus/bus/wire"
 )
@@ -15,6 +16,9 @@ import (
 func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 	store := q.node.cfg.Jobs
 	switch due := i.Due.Round(time.Second).Format(time.RFC3339); {
+	case store.Overdue(j): // what makes it wait is something else
+	case i.State == jobs.Delayed && jobs.Lacked(j) != "":
+		return jobs.Lacked(j) + "; next try at " + due
 	case i.State == jobs.Delayed && j.Last != nil:
 		return "next try at " + due
 	case i.State == jobs.Delayed:
@@ -22,7 +26,7 @@ func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 	case i.State != jobs.Queued:
 		return ""
 	}
-	if err := store.Unwritable(); err != nil {
+	if err := store.Blocked(i.Function); err != nil {
 		return q.peer.told(err)
 	}
 	if store.Holds().Function(i.Function) {
@@ -48,7 +52,8 @@ func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 	return why
 }
 
-const noFreeSlot = "no free slot"
+// NoFreeSlot says why a call waits, wherever that is shown.
+const NoFreeSlot = "no free slot"
 
 // noSlot returns in words why a call of a function has no slot now on workers that match, ""
 // if it has one. n.mu is held.
@@ -74,10 +79,12 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	switch e := fn.whyStopped(&on); {
 	case matching == 0 && e != nil:
 		return "no worker can start it: " + strings.TrimPrefix(e.Message, name+": cannot start: ")
+	case matching == 0 && len(fn.offers.list)+len(fn.stopped) > 0 && on.String() != "":
+		return "no worker that offers it matches " + args.Shown(on.String())
 	case matching == 0:
 		return "no worker offers it"
 	case held == matching:
 		return "all its workers are held: fbus release --on '" + by + "'"
 	}
-	return noFreeSlot
+	return NoFreeSlot
 }

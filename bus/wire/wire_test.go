@@ -54,6 +54,7 @@ func vectors() []struct {
 		{"offer withdrawn", &OfferFrame{Seq: 300, Name: b("wc"), Description: b(""), Arguments: b("")}},
 		{"offer with a note", &OfferFrame{Seq: 2, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b("lines"), Note: b("wc dies before it is used: exit 1")}},
 		{"offer with a schema", &OfferFrame{Seq: 3, Name: b("wc"), Slots: 1, Description: b(""), Arguments: b(""), Note: b(""), Schema: b(`{"type":"array","maxItems":1}`)}},
+		{"offer of a worker with few calls at once", &OfferFrame{Seq: 5, Name: b("wc"), Slots: 1, Attributes: [][]byte{}, Behind: [][]byte{}, MaxRunning: 2}},
 		{"offer with attributes", &OfferFrame{Seq: 4, Name: b("wc"), Slots: 1, Attributes: [][]byte{b("read-only"), b(""), b("x.price"), b("3")}}},
 		{"relay offer", &OfferFrame{Seq: 5, Name: b("wc"), Flags: FlagRelay, Elsewhere: 300, Behind: [][]byte{b("w1"), b("#y-2")}}},
 		{"call that stays", &CallFrame{ID: 4, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd | FlagHere, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},

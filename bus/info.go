@@ -49,7 +49,7 @@ type FunctionInfo struct {
 	Failed      uint64       `json:"failed"`              // calls that ended otherwise, but not those that were refused as busy
 	Note        string       `json:"note"`                // why a worker has nothing ready; of the last one that gave a reason
 	Held        bool         `json:"held,omitempty"`      // its jobs wait: fbus.hold
-	Waits       string       `json:"waits,omitempty"`     // why a call would have to wait now
+	Waits       string       `json:"waits,omitempty"`     // why a call would have to wait now, or posted ones
 	Workers     []WorkerInfo `json:"workers"`
 
 	Demand `json:"-"` // only in fbus.watch

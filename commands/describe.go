@@ -24,8 +24,8 @@ func describeCommand() *cli.Command {
 		UsageText: "describe [flags] NAME",
 		Description: `  fbus describe wc
 
-A note shows why a worker cannot take a call now, and waits why any call would have to
-wait, in the words of fbus jobs and doctor. JSON fields: those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
+A note shows why a worker cannot take a call now, and waits why any call, or any job, would
+have to wait, in the words of fbus jobs and doctor. JSON fields: those of fbus ls, and schema, a JSON Schema of the arguments, if there is one.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {

@@ -286,7 +286,7 @@ func TestDiskFull(t *testing.T) {
 	if id, a := post(c, "f", `{}`, strings.Repeat("large", 100000)); id != "" || a.res.Status != 75 {
 		t.Errorf("%q, %+v", id, a.res)
 	}
-	if !strings.Contains(s.stderr(), "the disk is full") {
+	if !strings.Contains(s.stderr(), "the disk is nearly full") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
 	d.noStrays(s, c)
@@ -583,17 +583,17 @@ func traced(pid int) bool {
 	return len(tasks) > 0
 }
 
-// TestDiskFullOfEnds: where the ends of jobs and their postbacks fill the disk, what has
-// ended can be purged nevertheless, and then everything goes on.
+// TestDiskFullOfEnds: where the ends of jobs and their postbacks would fill the disk, jobs wait,
+// and say so. When results are purged all go on.
 func TestDiskFullOfEnds(t *testing.T) {
 	t.Parallel()
 	d := newDisk(t)
-	d.tmpfs("size=1m")
+	d.tmpfs("size=3m")
 	s := d.node(t)
 	c := s.client("poster")
 	posted := 0
 	for range 80 {
-		if id, _ := post(c, "large", `{"then":"never","finally":"never"}`, ""); id != "" {
+		if id, _ := post(c, "large", `{"then":"never","finally":"never","backoff":0.01}`, ""); id != "" {
 			posted++
 		}
 	}
@@ -604,13 +604,28 @@ func TestDiskFullOfEnds(t *testing.T) {
 	s.worker("never", "never", 4, func(context.Context, *fbus.Invocation) fbus.Result {
 		return fbus.Exit(65)
 	})
-	eventually(t, "the disk is full", func() bool { return strings.Contains(s.stderr(), "the disk is full") })
+	eventually(t, "jobs wait for room", func() bool {
+		return slices.ContainsFunc(s.list(c, `{"function":"large"}`), waitsForRoom)
+	})
+	for _, command := range []string{"describe", "doctor"} {
+		eventually(t, command+" says so", func() bool {
+			status, out, _ := s.fbus(command, "large")
+			return status == 0 && strings.Contains(out, "the store of jobs is full: the disk is nearly full")
+		})
+	}
 	t.Logf("%d jobs were posted", posted)
+	if status, _, errs := s.fbus("hold", "never"); status != 0 {
+		t.Errorf("fbus hold: %d, %q", status, errs)
+	}
+	s.fbus("release", "never")
 	eventually(t, "all is purged", func() bool {
-		for _, state := range []string{"dead", "done", "queued"} {
+		for _, state := range []string{"dead", "done"} {
 			if status, _, errs := s.fbus("purge", "--state", state); status != 0 {
 				t.Fatalf("fbus purge --state %s: %d, %q", state, status, errs)
 			}
+		}
+		if slices.ContainsFunc(s.list(c, `{"function":"large"}`), func(i fbus.JobInfo) bool { return i.State == "dead" }) {
+			t.Error("a job died for lack of room")
 		}
 		return len(s.list(c, `{}`)) == 0
 	})
@@ -618,4 +633,53 @@ func TestDiskFullOfEnds(t *testing.T) {
 	if strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
+}
+
+// TestDiskFullOfOutput: long output, and the tries of a program that is busy, leave the room that
+// accepted jobs need.
+func TestDiskFullOfOutput(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=4m")
+	s := d.node(t)
+	c := s.client("poster")
+	for range 12 {
+		post(c, "file", `{"backoff":0.01}`, "")
+		post(c, "busy", `{"backoff":0.01}`, "")
+	}
+	s.worker("file", "file", 2, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		if _, err := inv.Stdout.Write(make([]byte, 300<<10)); err != nil {
+			return fbus.Exit(74)
+		}
+		return fbus.Result{}
+	})
+	var tries atomic.Int32
+	s.worker("busy", "busy", 4, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		inv.Stdout.Write(make([]byte, 30<<10))
+		inv.Stderr.Write(make([]byte, 30<<10))
+		if tries.Add(1) < 60 {
+			return fbus.Exit(75)
+		}
+		return fbus.Result{}
+	})
+	eventually(t, "jobs wait for room", func() bool {
+		return slices.ContainsFunc(s.list(c, `{"function":"file"}`), waitsForRoom)
+	})
+	eventually(t, "all are done", func() bool {
+		s.fbus("purge", "--state", "done")
+		list := s.list(c, `{}`)
+		for _, i := range list {
+			if i.Used > 0 || i.State == "dead" {
+				t.Fatalf("an attempt was used: %+v", i)
+			}
+		}
+		return len(list) == 0
+	})
+	if strings.Contains(s.stderr(), "no job is taken") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+func waitsForRoom(i fbus.JobInfo) bool {
+	return strings.HasPrefix(i.Note, "the store of jobs is full: the disk is nearly full")
 }

@@ -275,7 +275,7 @@ func TestPostedResultLost(t *testing.T) {
 	s.kill()
 	s.start()
 	c = s.client("test")
-	s.endsWell(c, id, "result of w1\n", "1@w1 2@w1", "1 w1 node_lost -, 2 w1 exit 0")
+	s.endsWell(c, id, "result of w1\n", "1@w1 2@w1", "1 w1 node_lost 255, 2 w1 exit 0")
 }
 
 // endsWell waits for a job's result, and checks what became of it: the attempts that its

@@ -34,7 +34,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 	if failed == nil {
 		o.judge()
 	} else {
-		t.unkept(&o, failed)
+		t.unkept(&o, failed, 2*(t.out.Wanted()+t.errOut.Wanted()))
 	}
 	if !o.ok() {
 		o.cut(m.store.Spool, t.Poster.Key())
@@ -46,20 +46,24 @@ func (m *Manager) Ended(t *Taken, end End) {
 // its output: it may be the job that fills the disk.
 const maxUnkept = 3
 
-// unkept makes of an outcome that of an attempt whose output could not be kept. One for
-// which there can never be room is the last attempt.
-func (t *Taken) unkept(o *outcome, failed error) {
+// unkept makes of an outcome that of an attempt whose output of so many bytes could not be kept. One
+// for which there can never be room is the last attempt.
+func (t *Taken) unkept(o *outcome, failed error, want int64) {
 	m := t.m
 	o.never, o.lost = false, false
 	if errors.As(failed, new(*FullError)) {
+		what := "--max-spool"
+		if store.IsFull(failed) {
+			what = failed.Error()
+		}
 		if err := t.out.TooLarge(t.errOut.Wanted()); err != nil {
 			failed = err
-		} else if !store.IsFull(failed) && m.store.Spool.NoteFailure("--max-spool") {
+		} else if m.store.Spool.NoteFailure(what) {
 			m.warn("job %s waits for room for its output: %v", t.ID, failed)
 		}
 	}
 	o.never = errors.As(failed, new(*store.TooLargeError))
-	o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: "its output could not be kept: " + Public(failed)}
+	o.end = End{Source: "fbus", Status: 70, Code: args.CodeInternal, Message: unkeptMessage + Public(failed)}
 	t.out.Drop() // a part of it would take room, and help nobody
 	o.out = m.store.Spool.NewDraft(t.Poster.Key())
 	if t.errOut.Failed != nil {
@@ -67,7 +71,13 @@ func (t *Taken) unkept(o *outcome, failed error) {
 		o.stderr = m.store.Spool.NewDraft(t.Poster.Key())
 	}
 	// It is not the job's fault, and there may be room again.
-	o.later = !o.never && t.job.Laters < maxUnkept && !t.job.AtMostOnce
+	o.later = !o.never && unkeptTries(t.job) < maxUnkept && !t.job.AtMostOnce
+	if errors.As(failed, new(*FullError)) && !o.never {
+		o.lacks = &lack{why: failed}
+		if store.IsFull(failed) {
+			o.lacks.want = want + 1
+		}
+	}
 }
 
 // refusedForGood reports an end that another attempt could not change.
@@ -89,11 +99,15 @@ func (t *Taken) finish(o outcome) {
 		if err := cmp.Or(o.out.Keep(t.ID, store.PartOutput, t.Attempt), o.stderr.Keep(t.ID, store.PartStderr, t.Attempt)); err != nil { // no room, or the disk fails
 			m.warn("job %s: %v", t.ID, err)
 			o.drop()
-			t.unkept(&o, err)
+			t.unkept(&o, err, 2*(t.out.Wanted()+t.errOut.Wanted()))
 			o.out, o.stderr = nil, nil
 		}
 	}
-	m.store.Submit(&store.Op{Must: true, Run: e.write, Done: e.written})
+	op := &store.Op{Must: true, Run: e.write, Done: e.written}
+	if o.out != nil {
+		op.Takes, op.Short = store.OutputTakes(t.job, o.out, o.stderr), e.short
+	}
+	m.store.Submit(op)
 }
 
 // Exit statuses with a meaning for the job.
@@ -111,6 +125,7 @@ type outcome struct {
 	never       bool // no further attempt
 	later       bool // uses no attempt
 	lost        bool // the worker or the node was: uses no attempt either
+	lacks       *lack
 }
 
 // drop deletes the output.
@@ -201,8 +216,27 @@ type ending struct {
 
 	old, job *Job   // before and after the change; job is nil if it was deleted
 	children []*Job // that it posts
+	brief    bool   // there is no room for a long history
 	stale    []string
 	freed    int64
+}
+
+// short has write keep no output, unless that has the room which its post has reserved, and less
+// of the history: the disk is nearly full.
+func (e *ending) short(why error) {
+	e.brief = true
+	o, j := e.o, &Job{Options: e.t.job.Options}
+	if o.out == nil {
+		return
+	}
+	want := store.OutputTakes(j, o.out, o.stderr)
+	if want == 0 {
+		return
+	}
+	if o.drop(); !o.later { // else nobody needs the output: it runs again anyway
+		e.t.unkept(o, why, want)
+	}
+	o.out, o.stderr = nil, nil
 }
 
 func (e *ending) write(t *store.Tx) error {
@@ -231,6 +265,9 @@ func (e *ending) write(t *store.Tx) error {
 		if e.o.started {
 			e.try.Ended, e.try.End = wall.UnixMilli(), e.o.end
 			j.Note(e.try)
+		}
+		if e.brief {
+			j.Tries = j.Tries[max(0, len(j.Tries)-maxUnkept):]
 		}
 		if e.o.out != nil {
 			j.Output, j.Stderr = e.o.out.Payload, e.o.stderr.Payload
@@ -281,7 +318,14 @@ func (e *ending) written(err error) {
 		m.store.Shares.AddBytes(e.job.Poster.Key(), -e.freed)
 	}
 	m.store.Spool.Remove(e.stale...)
+	if l := e.o.lacks; l != nil && e.job != nil && e.job.State == Delayed {
+		l.until = e.job.Due
+		m.mu.Lock()
+		m.lacks[a.Function] = *l
+		m.mu.Unlock()
+	}
 	a.leave(false)
+	m.tryNext(a.Function)
 	if e.job == nil {
 		e.o.drop()
 		return

@@ -135,6 +135,28 @@ func TestKilledAfterRefusal(t *testing.T) {
 	}
 }
 
+// TestKilledAttempt: the history of a job has what is known of an attempt that ran when the node was
+// killed.
+func TestKilledAttempt(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	g := newGate()
+	b.offer(b.dial("worker"), "f", 1, g.handle)
+	id := b.post(b.dial("poster"), "f", "", "")
+	await(t, "it runs", g.started)
+	eventually(t, "it is noted", func() bool { return b.job(b.dial("reader"), id).Call != "" })
+	b.m.AwaitIdle()
+	dir := filepath.Join(t.TempDir(), "jobs")
+	if err := os.CopyFS(dir, os.DirFS(b.cfg.Dir)); err != nil { // what a kill leaves
+		t.Fatal(err)
+	}
+	next := newBed(t, func(b *bed) { b.cfg.Dir = dir })
+	h := next.job(next.dial("reader"), id).History
+	if len(h) != 1 || h[0].Status == nil || *h[0].Status != 255 || h[0].Code != args.CodeNodeLost || h[0].Worker != "worker" || !h[0].Ended.IsZero() {
+		t.Errorf("%+v", h)
+	}
+}
+
 // TestRestartWhileFailing: a node that ends while its store cannot be written has
 // acknowledged nothing that is gone, and runs again what it could not note the end of.
 func TestRestartWhileFailing(t *testing.T) {

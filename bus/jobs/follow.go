@@ -27,6 +27,9 @@ func (m *Manager) Follow(ctx context.Context, id ID, stdout, stderr io.Writer) (
 			err = m.store.Absent(id)
 		}
 	}()
+	// A terminal shows both streams: a message begins a line of its own.
+	lines := [2]*lastByte{{w: stdout, b: '\n'}, {w: stderr, b: '\n'}}
+	stdout, stderr = lines[0], lines[1]
 	var last *Taken
 	for {
 		t, out, errs := m.attempt(ctx, id, last)
@@ -49,7 +52,11 @@ func (m *Manager) Follow(ctx context.Context, id ID, stdout, stderr io.Writer) (
 			return j, shown, nil
 		}
 		if t != nil {
-			if _, err := fmt.Fprintf(stderr, "fbus: %s: %s: the job runs again\n", id, args.OneLine(attemptEnd(j, t))); err != nil {
+			begin := ""
+			if lines[0].b != '\n' || lines[1].b != '\n' {
+				begin, lines[0].b = "\n", '\n'
+			}
+			if _, err := fmt.Fprintf(stderr, begin+"fbus: %s: %s: the job runs again\n", id, args.OneLine(attemptEnd(j, t))); err != nil {
 				return nil, false, unfinished(ctx, err)
 			}
 		}
@@ -61,6 +68,20 @@ func (m *Manager) Follow(ctx context.Context, id ID, stdout, stderr io.Writer) (
 			return nil, false, ErrClosed
 		}
 	}
+}
+
+// lastByte remembers the last byte that was written.
+type lastByte struct {
+	w io.Writer
+	b byte
+}
+
+// Write implements io.Writer.
+func (l *lastByte) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		l.b = p[len(p)-1]
+	}
+	return l.w.Write(p)
 }
 
 // unfinished is the error of a wait that ends before the job.

@@ -108,7 +108,7 @@ func TestFollow(t *testing.T) {
 		reads(t, &f.out, large+"two")
 	}
 	end <- exit(3)
-	again := fmt.Sprintf("fbus: %s: attempt 1 has ended with status 3: the job runs again\n", id)
+	again := fmt.Sprintf("\nfbus: %s: attempt 1 has ended with status 3: the job runs again\n", id)
 	reads(t, &early.err, "ee"+again)
 	reads(t, &late.err, "eee"+again)
 	write <- "three"
@@ -145,7 +145,7 @@ func TestFollowEnds(t *testing.T) {
 	f := b.follow(c, id, `{"follow":true}`)
 	reads(t, &f.out, "some")
 	g.release <- exit(1)
-	reads(t, &f.err, fmt.Sprintf("fbus: %s: attempt 1 has ended with status 1: the job runs again\n", id))
+	reads(t, &f.err, fmt.Sprintf("\nfbus: %s: attempt 1 has ended with status 1: the job runs again\n", id))
 	b.becomes(c, id, jobs.Delayed)
 	missed := b.follow(c, id, `{"follow":true}`)
 	eventually(t, "it is looked at", func() bool { return b.m.Followed(id) == 2 })

@@ -54,7 +54,7 @@ func (m *Manager) Release(less Holds) error {
 			list *[]string
 			less []string
 		}{{&h.Functions, less.Functions}, {&h.On, less.On}} {
-			for _, word := range l.less {
+			for _, word := range slices.Compact(slices.Sorted(slices.Values(l.less))) {
 				i := slices.Index(*l.list, word)
 				if i < 0 {
 					return args.Errorf(args.CodeBadInput, "%s: not held", args.Shown(word)).WithHint("fbus hold lists what is held")

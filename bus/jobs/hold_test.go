@@ -142,7 +142,7 @@ func TestWhyItWaits(t *testing.T) {
 	await(t, "it runs", g.started)
 	for _, test := range []struct{ function, options, note string }{
 		{"f", ``, "no free slot"},
-		{"f", `{"on":"else*"}`, "no worker offers it"},
+		{"f", `{"on":"else*"}`, "no worker that offers it matches else*"},
 		{"nobody", ``, "no worker offers it"},
 		{"f", `{"delay":3600}`, "delayed until 20"},
 		{"f", `{"at":"2100-01-01T00:00:00Z"}`, "delayed until 2"},
@@ -155,13 +155,24 @@ func TestWhyItWaits(t *testing.T) {
 			t.Errorf("in a list: %q", list[0].Note)
 		}
 	}
-	id := b.post(c, "nobody", "", "")
+	id, late := b.post(c, "nobody", "", ""), b.post(c, "f", `{"delay":100}`, "")
 	b.m.FailCommits(syscall.ENOSPC, false)
 	b.refused(c, "f", `{}`, "", 75, "the disk is full")
 	eventually(t, "it says that the disk is full", func() bool { // the store cannot be read while it is opened again
 		e := call(c, "fbus.jobs", args.JSON([]byte(`{"ids":["`+id+`"]}`)), "")
 		return strings.Contains(e.out, `"note":"the store of jobs is full: the disk is full"`)
 	})
+	b.clock.pass(time.Minute * 2)
+	eventually(t, "so does one whose time has passed", func() bool {
+		e := call(c, "fbus.jobs", args.JSON([]byte(`{"ids":["`+late+`"]}`)), "")
+		return strings.Contains(e.out, `"note":"the store of jobs is full: the disk is full"`)
+	})
+	if f := b.n.Functions("f")[0]; f.Waits != "no free slot; the store of jobs is full: the disk is full" {
+		t.Errorf("%+v", f)
+	}
+	if f := b.n.Functions("fails")[0]; f.Waits != "the store of jobs is full: the disk is full" {
+		t.Errorf("%+v", f)
+	}
 	b.m.FailCommits(nil, false)
 	eventually(t, "it works again", func() bool { return !b.m.Failing() })
 }

@@ -88,7 +88,7 @@ func TestAbsentAgain(t *testing.T) {
 	waits := b.post(c, "f", `{"on":"near"}`, "waits")
 	near.Close()
 	b.becomes(c, held, jobs.Dead)
-	if i := b.job(c, waits); i.State != jobs.Queued || i.Attempts != 0 || i.Note != "no worker offers it" {
+	if i := b.job(c, waits); i.State != jobs.Queued || i.Attempts != 0 || i.Note != "no worker that offers it matches near" {
 		t.Errorf("%+v", i)
 	}
 	b.offer(b.dial("near"), "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result { return saying(string(inv.Head())) })

@@ -61,6 +61,7 @@ type Manager struct {
 	waiters   map[ID][]chan ID       // each gets the id when the job has ended; it has room for it
 	lookouts  map[ID][]chan struct{} // see lookout
 	armed     map[string]bool        // batches whose end posts a job
+	lacks     map[string]lack        // by function
 	paused    bool                   // Close was called
 	started   bool
 	doubt     map[ID]*Job // jobs whose deletion was refused, and may be on disk all the same
@@ -74,7 +75,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
-		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan ID{}, armed: map[string]bool{}, lookouts: map[ID][]chan struct{}{},
+		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan ID{}, armed: map[string]bool{}, lookouts: map[ID][]chan struct{}{}, lacks: map[string]lack{},
 	}
 	if m.warn == nil {
 		m.warn = func(string, ...any) {}
@@ -201,6 +202,9 @@ func (m *Manager) schedule() {
 		due, expired, next := m.timed()
 		if err := cmp.Or(m.queue(due), m.expire(expired)); err != nil {
 			next = maxPause
+		}
+		if m.relieve() {
+			next = min(next, maxPause)
 		}
 		was := offset
 		if offset = m.store.Time().Offset(); time.Duration(offset-was).Abs() > time.Second {

@@ -291,7 +291,10 @@ func tryInfo(t *Try) bus.JobTry {
 	i := bus.JobTry{Attempt: t.Attempt, Started: time.UnixMilli(t.Started), Worker: t.Worker, Call: t.Call}
 	i.Source, i.Code, i.Message = t.Source, t.Code, t.Message
 	if t.Ended > 0 {
-		i.Ended, i.Status = time.UnixMilli(t.Ended), &t.Status
+		i.Ended = time.UnixMilli(t.Ended)
+	}
+	if t.Source != "" { // when it was lost with the node, it is not known when it ended
+		i.Status = &t.Status
 	}
 	return i
 }

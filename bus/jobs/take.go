@@ -109,7 +109,7 @@ func (m *Manager) Take(function, worker, connection string, refused []ID) (*Take
 func (m *Manager) takeFirst(function, worker, connection string, refused map[ID]bool) (*Taken, *line) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.paused || !m.started || m.Holds().Function(function) {
+	if m.paused || !m.started || m.Holds().Function(function) || m.lacksRoom(function) {
 		return nil, nil
 	}
 	var best *line
@@ -174,7 +174,7 @@ func (t *Taken) prepare() (bool, error) {
 		t.Origin = string(text)
 	}
 	t.out, t.errOut = m.store.Spool.NewDraft(j.Poster.Key()), m.store.Spool.NewDraft(j.Poster.Key())
-	t.out.Counts, t.errOut.Counts = true, true
+	t.out.Counts, t.errOut.Counts, t.out.Output, t.errOut.Output = true, true, true, true
 	t.out.Copies = m.store.Shares.Copies(j)
 	t.out.Beyond, t.errOut.Beyond = j.Sent(), j.Sent() // what was sent goes when it is done: see cut
 	t.Stdout, t.Stderr = t.out, t.errOut

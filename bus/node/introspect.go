@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -66,14 +67,17 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, pace p
 	named := len(names) > 0
 	if !named {
 		names = n.known(0)
+		if n.cfg.Jobs != nil {
+			names = append(names, n.cfg.Jobs.Holds().Functions...)
+		}
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !p.sees(name) })
 	slices.Sort(names)
 	names = slices.Compact(names)
 	return func(yield func(bus.FunctionInfo) bool) {
 		for some := range slices.Chunk(names, pace.portion) {
-			for _, f := range n.describe(ctx, some, named, pace) {
-				if ctx.Err() != nil || len(f.Workers)+f.Queued > 0 && !yield(f) {
+			for _, f := range n.describe(ctx, p, some, named, pace) {
+				if ctx.Err() != nil || present(&f) && !yield(f) {
 					return
 				}
 			}
@@ -81,8 +85,21 @@ func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, pace p
 	}
 }
 
-// describe describes functions, also those that are not there. It stops when ctx ends.
-func (n *Node) describe(ctx context.Context, names []string, schema bool, pace pace) []bus.FunctionInfo {
+// present reports whether a function is listed: it is offered, called, or held.
+func present(f *bus.FunctionInfo) bool { return len(f.Workers)+f.Queued > 0 || f.Held }
+
+// blocked adds to a description why jobs of the function wait for the store.
+func (n *Node) blocked(f *bus.FunctionInfo, p *Peer) {
+	if n.cfg.Jobs == nil || reserved(f.Name) {
+		return
+	}
+	if err := n.cfg.Jobs.Blocked(f.Name); err != nil {
+		f.Waits = strings.TrimPrefix(f.Waits+"; "+p.told(err), "; ")
+	}
+}
+
+// describe describes functions for a peer, also those that are not there. It stops when ctx ends.
+func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema bool, pace pace) []bus.FunctionInfo {
 	list := make([]bus.FunctionInfo, len(names))
 	type entry struct {
 		at    int // in list
@@ -93,6 +110,8 @@ func (n *Node) describe(ctx context.Context, names []string, schema bool, pace p
 	n.eachLocked(pace, len(names), func(i int) {
 		f := &list[i]
 		f.Name, f.Workers = names[i], []bus.WorkerInfo{}
+		f.Waits = n.noSlot(f.Name, wire.On{})
+		f.Held = n.cfg.Jobs != nil && n.cfg.Jobs.Holds().Function(f.Name)
 		fn := n.functions[f.Name]
 		if fn == nil || ctx.Err() != nil {
 			return
@@ -104,8 +123,6 @@ func (n *Node) describe(ctx context.Context, names []string, schema bool, pace p
 		}
 		f.Queued, f.On = fn.queue.n, fn.queue.selected()
 		f.Done, f.Failed = fn.stats.totals()
-		f.Waits = n.noSlot(f.Name, wire.On{})
-		f.Held = n.cfg.Jobs != nil && n.cfg.Jobs.Holds().Function(f.Name)
 		if n.source != nil {
 			f.Ready = n.source.Ready(f.Name)
 		}
@@ -116,6 +133,9 @@ func (n *Node) describe(ctx context.Context, names []string, schema bool, pace p
 			entries[i].offer.describe(&list[entries[i].at], schema)
 		}
 	})
+	for i := range list {
+		n.blocked(&list[i], p)
+	}
 	return list
 }
 

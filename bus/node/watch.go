@@ -173,7 +173,7 @@ func (w *watcher) changed(c *changed) error {
 	if w.wants("function") {
 		names := slices.DeleteFunc(c.functions, func(name string) bool { return !w.peer.sees(name) })
 		for some := range slices.Chunk(names, slowPace.portion) {
-			for _, f := range n.describe(w.ctx, some, false, slowPace) {
+			for _, f := range n.describe(w.ctx, w.peer, some, false, slowPace) {
 				if err := w.function(f, false); err != nil {
 					return err
 				}
@@ -216,7 +216,7 @@ func (w *watcher) changed(c *changed) error {
 // function sends a function, and its workers if wanted.
 func (w *watcher) function(f bus.FunctionInfo, workers bool) error {
 	if w.wants("function") {
-		if err := w.put(functionChange{Change: bus.Change{Type: "function", Gone: len(f.Workers)+f.Queued == 0}, FunctionInfo: f, Demand: f.Demand}); err != nil {
+		if err := w.put(functionChange{Change: bus.Change{Type: "function", Gone: !present(&f)}, FunctionInfo: f, Demand: f.Demand}); err != nil {
 			return err
 		}
 	}

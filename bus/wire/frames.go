@@ -209,7 +209,7 @@ type OfferFrame struct {
 	Attributes [][]byte
 	Elsewhere  uint64   // with FlagRelay: slots at the other node
 	Behind     [][]byte // with FlagRelay: what selects each worker there
-	MaxRunning uint64 // calls at once over all offers of this connection; 0: no limit
+	MaxRunning uint64   // calls at once over all offers of this connection; 0: no limit
 }
 
 func (f *OfferFrame) shape() (Type, int) {

@@ -69,40 +69,62 @@ func (r *reserve) roomBeside() bool {
 	return unix.Statfs(filepath.Dir(r.path), &st) != nil || int64(st.Bavail)*st.Bsize >= r.size()
 }
 
-// What a disk must have left after a post: the size of the reserve as often as fixedRoom, and
-// jobRoom for each job that has not ended, or that the end of one may post. The start and the
-// end of a job, and its entries in the log, take about half of that.
-const (
-	fixedRoom = 2
-	jobRoom   = 1 << 10
-)
+// jobRoom is what a disk must have left after a post for each job that has not ended, or that
+// the end of one may post, and twice the size of the reserve besides. The output of jobs may
+// take the second half of that. The start and the end of a job, and its entries in the log,
+// take about half of jobRoom.
+const jobRoom = 1 << 10
 
 var errNearlyFull = &FullError{What: "the disk is nearly full", Err: syscall.ENOSPC}
 
 // HasRoom returns an error if a new job would take the room in which accepted ones have to start
 // and end.
-func (s *Store) HasRoom() error {
+func (s *Store) HasRoom() error { return s.room(jobRoom, false) }
+
+// OutputRoom returns how many bytes the output of accepted jobs may take, and how many of these
+// posts leave.
+func (s *Store) OutputRoom() (left, share int64) {
 	s.using.RLock()
 	defer s.using.RUnlock()
-	if s.db == nil || s.spare() >= jobRoom { // without a file nothing is written at all
+	if s.db == nil {
+		return 0, 0
+	}
+	posts, left := s.spare()
+	return left, left - posts
+}
+
+// room returns an error if so many bytes of a post, or of the output of jobs, would take that room.
+func (s *Store) room(bytes int64, output bool) error {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if s.db == nil { // nothing is written at all
+		return nil
+	}
+	left, outputs := s.spare()
+	if output {
+		left = outputs
+	}
+	if left >= bytes {
 		return nil
 	}
 	return errNearlyFull
 }
 
-// spare returns how many bytes new jobs may take. s.using is held.
-func (s *Store) spare() int64 {
+// spare returns how many bytes new jobs may take, and the output of accepted ones. s.using is
+// held.
+func (s *Store) spare() (posts, outputs int64) {
 	var disk unix.Statfs_t
 	var file unix.Stat_t
 	var size int64
 	err := s.db.View(func(b *bolt.Tx) error { size = b.Size(); return nil })
 	if err != nil || unix.Statfs(s.dir, &disk) != nil || disk.Blocks == 0 || unix.Stat(s.db.Path(), &file) != nil {
-		return math.MaxInt64
+		return math.MaxInt64, math.MaxInt64
 	}
 	stats, t := s.db.Stats(), s.Shares.Total()
 	used := size - int64(stats.FreePageN+stats.PendingPageN)*int64(s.db.Info().PageSize)
 	left := int64(disk.Bavail)*disk.Bsize + max(0, file.Blocks*512-used) // free pages are used again
-	return left - fixedRoom*s.reserve.size() - (t.Unended+2*t.Owed)*jobRoom
+	outputs = left - s.reserve.size() - (t.Unended+2*t.Owed)*jobRoom
+	return outputs - s.reserve.size(), outputs
 }
 
 // punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and

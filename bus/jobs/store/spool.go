@@ -23,7 +23,8 @@ const inlineSize = 32 << 10
 // Spool is the directory of the large parts.
 type Spool struct {
 	dir    string
-	shares *Shares                     // counts the bytes of all parts
+	shares *Shares // counts the bytes of all parts
+	room   func(bytes int64, output bool) error
 	link   func(old, new string) error // a test makes it fail
 	warn   func(format string, args ...any)
 	// Evict makes room by deleting old results, and reports whether it has deleted any. It is
@@ -53,6 +54,8 @@ type Draft struct {
 	// Counts has it go on when it finds no room within the bounds: it is dropped, and only
 	// counted, until it has more bytes than there can ever be room for.
 	Counts bool
+	// Output is for what an accepted job writes, which may take room that a post may not.
+	Output bool
 
 	growth growth
 }
@@ -110,6 +113,11 @@ func (p *Draft) write(b []byte) error {
 		b = p.inline
 	}
 	err = p.withRoom(func() error {
+		if p.evict != nil { // not in the writer
+			if err := p.spool.room(int64(len(b)), p.Output); err != nil {
+				return err
+			}
+		}
 		if p.file == nil {
 			f, err := os.CreateTemp(p.spool.dir, tmpPrefix)
 			if err != nil {
@@ -160,6 +168,16 @@ func Takes(parts ...*Draft) int64 {
 	}
 	return n
 }
+
+// OutputTakes returns how many bytes of the file the end of a job takes at most, with its history
+// and its postbacks, beyond those that its post has reserved.
+func OutputTakes(j *Job, out, stderr *Draft) int64 {
+	copies := j.PostsBack() * (Takes(out) - jobRoom)
+	return max(0, Takes(out, stderr)+copies+int64(len(j.Tries))*tryRoom-jobRoom-jobRoom/2)
+}
+
+// tryRoom is about what an attempt takes in the record of a job.
+const tryRoom = 256
 
 // Keep syncs and names the file. The record that names it is written afterwards.
 func (p *Draft) Keep(id ID, part byte, attempt int) error {

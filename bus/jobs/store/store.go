@@ -92,7 +92,8 @@ type Op struct {
 	Late  func()            // called if Must and it cannot be written at once
 	Frees bool              // it makes room, or helps to: it is tried while the disk is full
 	Added ID                // a job that must not be there if the post was refused
-	Takes int64             // bytes of a new job: refused if accepted jobs need them
+	Takes int64             // bytes of a new job, or with Short of output: refused if accepted jobs need them
+	Short func(why error)   // has Run write less, in place of a refusal
 	err   error
 }
 

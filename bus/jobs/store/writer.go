@@ -64,14 +64,20 @@ func (s *Store) commitBatch(batch []*Op) error {
 		}
 		defer b.Rollback()
 		t := &Tx{b, s}
-		spare := sync.OnceValue(s.spare)
+		spare, works := sync.OnceValues(s.spare), s.Unwritable() == nil
 		var taken int64
 		for _, o := range batch {
-			if o.err = nil; o.Takes > 0 && taken+o.Takes > spare() {
-				o.err = errNearlyFull
-				continue
+			if o.err = nil; o.Takes > 0 {
+				switch posts, outputs := spare(); {
+				case o.Short == nil && taken+o.Takes > posts:
+					o.err = errNearlyFull
+					continue
+				case o.Short != nil && taken+o.Takes > outputs && works: // else it has waited for room already
+					o.Short(errNearlyFull)
+				default:
+					taken += o.Takes
+				}
 			}
-			taken += o.Takes
 			if o.err = o.Run(t); isFailure(o.err) {
 				return o.err
 			}

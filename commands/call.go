@@ -48,7 +48,7 @@ fbus exits with its status. Words that begin with - go after --.
   fbus call -i big.jpg -o small.png -t 30s thumb 80x80
   fbus call --all --tag uptime
 
-With --all the exit status is the highest; --json has the fields of map (stderr is cut
+With --all workers that are held are not called. The exit status is the highest; --json has the fields of map (stderr is cut
 to its last 1 MiB), and worker_id, since two workers may have the same name. A worker at another node is shown as
 @NODE/NAME.`,
 		Flags: append(slices.Concat(o.callArguments.flags(), o.endOptions.flags(), o.nodeOptions.flags("wait `D|forever` for a node, the function and a slot", "print which node and worker it was")),
@@ -222,6 +222,9 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer client.Close()
+	if workers, err = o.withoutHeld(workers, stderr); err != nil {
+		return err
+	}
 	workers = withThoseBehind(workers)
 	var shared *fanout.SharedInput
 	if request.Input != nil {
@@ -311,6 +314,25 @@ func withThoseBehind(workers []bus.WorkerInfo) (list []bus.WorkerInfo) {
 		}
 	}
 	return list
+}
+
+// withoutHeld leaves out workers that are held, and says so: their calls would wait.
+func (o *callOptions) withoutHeld(workers []bus.WorkerInfo, stderr io.Writer) (rest []bus.WorkerInfo, err error) {
+	var held []string
+	for _, w := range workers {
+		if w.Held {
+			held = append(held, w.Name)
+		} else {
+			rest = append(rest, w)
+		}
+	}
+	switch {
+	case len(rest) == 0:
+		return nil, fail(args.CodeBusy, "%s: all its workers are held", o.name).WithHint("fbus hold lists what is held, and fbus release ends it")
+	case len(held) > 0 && !o.quiet:
+		say(stderr, fmt.Sprintf("%s: not called, since held: %s", o.name, few(held)))
+	}
+	return rest, nil
 }
 
 // workerTitle returns the worker's name, with its id if another has the same name.

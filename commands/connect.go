@@ -121,7 +121,7 @@ func similar(c *bus.Client, name string) string {
 	list, _ := decodeLines[bus.FunctionInfo](data)
 	var names []string
 	for _, f := range list {
-		if f.Name == name {
+		if f.Name == name && len(f.Workers)+f.Queued > 0 { // not one that is held, by mistake perhaps
 			return ""
 		}
 		if len(f.Workers) > 0 {

@@ -337,15 +337,25 @@ func interruptible(r *fanout.Runner, screen *screen, gentle bool) (context.Conte
 
 // quotedItems names the first few items of tasks.
 func quotedItems(tasks []fanout.Task) string {
-	const most = 3
 	var quoted []string
-	for _, t := range tasks[:min(len(tasks), most)] {
+	for _, t := range tasks {
 		quoted = append(quoted, strconv.Quote(args.Shorten(taskItems(&t))))
 	}
-	if n := len(tasks) - most; n > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(quoted, ", "), n)
+	return few(quoted)
+}
+
+// maxFew is how many of a list a message names.
+const maxFew = 3
+
+// few names the first few of a list.
+func few(list []string) string { return fewOf(list, len(list)) }
+
+// fewOf is few for a list of so many, of which at least the first few are given.
+func fewOf(list []string, total int) string {
+	if n := total - maxFew; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:maxFew], ", "), n)
 	}
-	return strings.Join(quoted, ", ")
+	return strings.Join(list, ", ")
 }
 
 // summary reports failures, and returns the error that ends the command.

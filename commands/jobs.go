@@ -3,7 +3,6 @@ package commands
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -108,7 +107,10 @@ func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 			_, err := out.Write(line)
 			return err
 		})
-		return cmp.Or(err, out.Flush())
+		if err := out.Flush(); err != nil {
+			return outputError(err)
+		}
+		return err
 	}
 	page, _, more, err := o.page(ctx, c, ids, defaultJobs)
 	stdout.Write(page)

@@ -125,8 +125,13 @@ func (p *printer) print(o *fanout.Outcome) error {
 
 // outputError is the error of a command whose output cannot be written.
 func outputError(err error) error {
-	return fail(args.CodeInternal, "output: %v", err)
+	if e := new(args.Error); errors.As(err, &e) && strings.HasPrefix(e.Message, outputPrefix) {
+		return err // of an outputFile
+	}
+	return fail(args.CodeInternal, outputPrefix+"%v", err)
 }
+
+const outputPrefix = "output: "
 
 // maxExplained limits how many failures are explained without -v.
 const maxExplained = 20

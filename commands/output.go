@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"fbus/bus/args"
 	"fbus/bus/paths"
@@ -24,8 +25,9 @@ type outputFile struct {
 	tmp    *os.File     // nil: no temporary file
 	place  *paths.Place // the final name of tmp
 	pretty *bytes.Buffer
-	begun  bool     // something was written
-	made   []string // directories that were made for it, the deepest first
+	begun  bool        // something was written
+	inLine atomic.Bool // it does not end with a newline
+	made   []string    // directories that were made for it, the deepest first
 }
 
 // missingParents lists the directories of a path that do not exist, the deepest first.
@@ -119,6 +121,7 @@ func descriptor(path string) (*os.File, error) {
 // Write implements io.Writer.
 func (o *outputFile) Write(p []byte) (int, error) {
 	o.begun = true
+	o.inLine.Store(len(p) > 0 && p[len(p)-1] != '\n')
 	if o.pretty != nil && o.pretty.Len()+len(p) <= maxPretty {
 		return o.pretty.Write(p)
 	}
@@ -130,6 +133,20 @@ func (o *outputFile) Write(p []byte) (int, error) {
 		err = outputError(o.named(err))
 	}
 	return n, err
+}
+
+// ownLines writes messages to a terminal that shows an output too, each in a line of its own.
+type ownLines struct {
+	w   io.Writer
+	out *outputFile
+}
+
+// Write implements io.Writer.
+func (m ownLines) Write(p []byte) (int, error) {
+	if m.out.inLine.Swap(false) {
+		io.WriteString(m.w, "\n")
+	}
+	return m.w.Write(p)
 }
 
 // named has an error name the file that the user has named, not the temporary one.

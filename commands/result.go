@@ -115,7 +115,11 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	if o.cleansUp() {
 		ctx = signalled()
 	}
-	res, job, err := o.ask(ctx, out, stderr)
+	plain := stderr
+	if o.follow {
+		stderr = ownLines{stderr, out}
+	}
+	res, job, err := o.ask(ctx, out, plain, stderr)
 	var sig *interrupted
 	if errors.As(context.Cause(ctx), &sig) {
 		return callEnd{End: endOf(res, sig, 0)}, sig
@@ -129,6 +133,9 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 	}
 	res.Call = "" // that was ours
 	end, err := o.ended(name, timeout, res, err, out, stderr)
+	if o.follow && errors.As(err, new(*args.Error)) { // it is printed next
+		stderr.Write(nil)
+	}
 	end.job = o.id
 	var e *args.Error
 	switch lost := errors.As(err, &e) && e.Code == args.CodeNodeLost; {
@@ -156,8 +163,8 @@ func (o *resultOptions) waitDocument(until time.Time) string {
 
 // ask asks until there is an answer. It waits for a node that was lost if it waits for
 // the job, unless part of the result was printed already. It returns the job, if it is
-// known, of an end that is not a program's.
-func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writer) (res bus.Result, job *jobLine, err error) {
+// known, of an end that is not a program's. The job's stderr goes to plain.
+func (o *resultOptions) ask(ctx context.Context, out *outputFile, plain, stderr io.Writer) (res bus.Result, job *jobLine, err error) {
 	node := &lasting{o: &o.nodeOptions, quiet: o.quiet, eager: true, node: "it", stderr: stderr}
 	defer node.close()
 	if o.timeout.set {
@@ -170,7 +177,7 @@ func (o *resultOptions) ask(ctx context.Context, out *outputFile, stderr io.Writ
 		if out.begun && !o.quiet {
 			say(stderr, "what follows is the attempt that runs now, from its beginning")
 		}
-		req := &bus.Request{Function: o.function, Args: args.List(o.id, doc), Stdout: out, Stderr: stderr}
+		req := &bus.Request{Function: o.function, Args: args.List(o.id, doc), Stdout: out, Stderr: plain}
 		if again {
 			req.WaitFunction = bus.WaitFor(logWait) // a node that has just begun
 		}

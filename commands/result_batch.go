@@ -79,7 +79,7 @@ func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 		return fail(args.CodeUnfinished, "%s: %d of %s not finished", o.batch, b.unfinished, plural(b.printed, "job"))
 	case b.failed > 0:
 		if !o.quiet {
-			screen.say("%s: %d of %s failed", o.batch, b.failed, plural(b.printed, "job"))
+			screen.say("%s: %d of %s failed: %s", o.batch, b.failed, plural(b.printed, "job"), fewOf(b.which, b.failed))
 		}
 		return statusOnly(exitSomeFailed)
 	}
@@ -94,6 +94,7 @@ type batchResults struct {
 	last       string    // id of the last job whose result was printed
 	printed    int       // results
 	failed     int       // of them
+	which      []string  // the ids of the first few of these
 	unfinished int       // of the failed ones
 	denied     bool      // the jobs are listed, but their results are not for the caller
 	explain    sync.Once // why the first jobs wait
@@ -145,7 +146,9 @@ func (b *batchResults) print(c *bus.Client) error {
 			b.last = out.Aux.(*printed).job
 			b.printed++
 			if out.Err != nil {
-				b.failed++
+				if b.failed++; b.failed <= maxFew {
+					b.which = append(b.which, b.last)
+				}
 			}
 			if out.Result.Code == args.CodeUnfinished {
 				b.unfinished++

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -138,9 +139,45 @@ func waitForJobs(o *waitOptions, ids []string, stdout, stderr io.Writer) error {
 	case err != nil:
 		return troubled(err, o.node)
 	case w.before.Failed > 0:
+		if !o.quiet {
+			o.sayFailed(node, ids, w.before, stderr)
+		}
 		return statusOnly(exitSomeFailed)
 	}
 	return nil
+}
+
+// sayFailed names the first few jobs that are dead or were cancelled.
+func (o *waitOptions) sayFailed(node *lasting, ids []string, p fanout.Progress, stderr io.Writer) {
+	var failed []string
+	queries := []*bus.JobQuery{{Batch: o.batch, State: "dead", Limit: maxFew}, {Batch: o.batch, State: "cancelled", Limit: maxFew}}
+	if o.batch == "" {
+		queries = nil
+		for _, part := range portions(ids) {
+			queries = append(queries, &bus.JobQuery{IDs: part})
+		}
+	}
+	ctx := context.Background()
+	err := node.do(ctx, func() bool { return false }, func(c *bus.Client) error {
+		for _, q := range queries {
+			_, err := askJobs(ctx, c, o.jobs, q, func(line []byte) error {
+				var j bus.JobInfo
+				if json.Unmarshal(line, &j) == nil && (j.State == "dead" || j.State == "cancelled") {
+					failed = append(failed, j.ID)
+				}
+				return nil
+			})
+			if err != nil || len(failed) >= maxFew {
+				return err
+			}
+		}
+		return nil
+	})
+	text := fmt.Sprintf("%d of %s failed", p.Failed, plural(p.Ended, "job"))
+	if err == nil && len(failed) >= min(p.Failed, maxFew) { // some may be purged already
+		text += ": " + fewOf(failed, p.Failed)
+	}
+	say(stderr, text)
 }
 
 // distinct returns ids without repetitions. Upper and lower case are the same.

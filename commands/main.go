@@ -33,6 +33,9 @@ func Main() int {
 			leaveNoCore()
 		}
 	}
+	if os.Getpid() == 1 { // of a container, whatever the command
+		defer keeper.ReapStrangers()()
+	}
 	err := run(os.Args[1:], os.Stdout, os.Stderr)
 	status := report(os.Stderr, err)
 	var sig *interrupted
@@ -260,7 +263,7 @@ func elsewhere(verb string) string {
 		return "purge"
 	case "pause", "suspend", "disable":
 		return "hold NAME; fbus release NAME ends it"
-	case "resume", "unpause", "continue", "enable":
+	case "resume", "unpause", "unhold", "continue", "enable":
 		return "release NAME"
 	case "schedule", "cron", "at", "later":
 		return "post --at TIME NAME"

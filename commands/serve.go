@@ -19,7 +19,6 @@ import (
 	"fbus/bus/node"
 	"fbus/bus/paths"
 	"fbus/bus/wire"
-	"fbus/exec/keeper"
 
 	"github.com/urfave/cli/v2"
 )
@@ -161,7 +160,6 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	defer signal.Stop(signals)
-	defer keeper.ReapStrangers()()
 	outliveReaders()
 	tuned := tune()
 	defer tuned.stop()

@@ -119,7 +119,7 @@ func joinedNode() (Place, error) {
 	if id == nil {
 		e := args.Errorf(args.CodeNoNode, "no node found: no socket of this user in %s, none at %s, no network joined", SocketDir, SystemSocket)
 		e.Err = ErrNone
-		for _, path := range socketPaths() {
+		for _, path := range append(socketPaths(), SystemSocket) {
 			if outside := Outside(path); outside != nil {
 				outside.Err = &args.Error{Code: args.CodeNoNode} // a wait goes on: a node of this user may come
 				return Place{}, outside
@@ -131,9 +131,12 @@ func joinedNode() (Place, error) {
 }
 
 // Outside returns the denial for the socket of a node that is shared with a group, if this user
-// is not in it, and nil for any other.
+// is not in it, or that is in a directory of another user. It returns nil for any other.
 func Outside(path string) *args.Error {
 	st, err := os.Lstat(path)
+	if errors.Is(err, unix.EACCES) {
+		return closedDir(path)
+	}
 	if err != nil || st.Mode().Type() != os.ModeSocket || st.Mode()&0o060 != 0o060 || !errors.Is(unix.Access(path, unix.W_OK), unix.EACCES) {
 		return nil
 	}
@@ -141,6 +144,21 @@ func Outside(path string) *args.Error {
 	group := accountName("group", int(sys.Gid))
 	return args.Errorf(args.CodeDenied, "%s: the node of %s is for group %s, and you are not in it", path, accountName("passwd", int(sys.Uid)), group).
 		WithHint("ask to be added to group %s and log in again; or start a node of your own: fbus serve", group)
+}
+
+// closedDir is Outside for a path that this user may not look up.
+func closedDir(path string) *args.Error {
+	dir := filepath.Dir(path)
+	st, err := os.Lstat(dir)
+	for ; errors.Is(err, unix.EACCES) && dir != "/"; st, err = os.Lstat(dir) {
+		dir = filepath.Dir(dir)
+	}
+	if err != nil {
+		return nil
+	}
+	owner := accountName("passwd", int(st.Sys().(*syscall.Stat_t).Uid))
+	return args.Errorf(args.CodeDenied, "%s: a node there is for %s, whose directory %s you may not enter", path, owner, dir).
+		WithHint("ask %s for a node that is shared: fbus serve --socket-group; or start one of your own: fbus serve", owner)
 }
 
 // ErrNone is the cause of the error of [Node] when no address is given and no node is there.

@@ -160,7 +160,25 @@ func (g *getopt) unmarked() error {
 	case len(g.operands) == 0:
 		return usage("the command must follow --").WithHint("%s; or, to call a function: %s", marked, join("fbus", "call", operands(program)))
 	}
-	return usage("the program of %s must follow --", g.operands[0]).WithHint("%s", marked)
+	f := usage("the program of %s must follow --", g.operands[0])
+	moved, kept := []string(nil), []string{program[0]}
+	for words := program[1:]; len(words) > 0; {
+		n, attached := 1, strings.Contains(words[0], "=")
+		known, next := g.known(words[0])
+		if next && len(words) > 1 {
+			n = 2
+		}
+		if known && strings.HasPrefix(words[0], "--") && (n == 2 || attached) { // others are as likely the program's
+			moved = append(moved, words[:n]...)
+		} else {
+			kept, n = append(kept, words[0]), 1
+		}
+		words = words[n:]
+	}
+	if len(moved) == 0 {
+		return f.WithHint("%s", marked)
+	}
+	return f.WithHint("%s; to pass %s on: %s", join("fbus", g.command, withoutSecrets(before), withoutSecrets(moved), "--", kept), moved[0], marked)
 }
 
 // withoutSecrets returns words for a hint, without the values of -e: they are often secrets.
@@ -235,6 +253,9 @@ func mayBeEmpty(name string) bool {
 
 func (g *getopt) unknown(flag string) error {
 	f := usage("fbus %s has no flag %s", g.command, flag)
+	if g.command == "hold" && oneOf("--off --release --remove --delete --end", flag) {
+		return f.WithHint("%s ends it", join("fbus", "release", g.operands, g.words))
+	}
 	if before, rest := g.read(); g.command == "unit" && len(g.operands) > 0 { // it takes those of another command
 		return f.WithHint("flags of fbus %s follow --: %s", g.operands[0], join("fbus", g.command, before, "--", rest))
 	}
@@ -278,6 +299,10 @@ func synonyms(flag string) []string {
 		return []string{"output"}
 	case "format":
 		return []string{"json"}
+	case "f", "tail":
+		return []string{"follow"}
+	case "all", "failed":
+		return []string{"dead"}
 	case "expires", "expiry", "valid", "duration":
 		return []string{"ttl"}
 	}

@@ -56,6 +56,9 @@ func (v *durationValue) Set(s string) error {
 	}
 	d, err := parseDuration(s)
 	if err != nil {
+		if v.allow {
+			err = fmt.Errorf("%w, or forever", err)
+		}
 		return err
 	}
 	if d < v.least {

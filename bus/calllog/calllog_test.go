@@ -160,6 +160,12 @@ func TestTextsAreBoundedAndClean(t *testing.T) {
 	if len(list) != 1 {
 		t.Fatal("the entry is missing")
 	}
+	secret := call("secret")
+	secret.Message = "x: -----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----"
+	l.Append(secret)
+	if shown, _ := read(t, l, calllog.Query{Function: "secret"}); len(shown) != 1 || strings.Contains(shown[0].Message, "MC4") {
+		t.Errorf("%+v", shown)
+	}
 	got := list[0]
 	if got.Message != strings.ToValidUTF8(e.Message, "\ufffd") || len(got.Function) > calllog.MaxText || !utf8.ValidString(got.Function) || got.Waited != 0 {
 		t.Errorf("got %+v", got)

@@ -16,9 +16,10 @@ const maxText = 256
 // maxLine limits a line: all texts at their maximum and fully escaped.
 const maxLine = 32 << 10
 
-// bound cuts texts that are too long. It copies the rest, so that a queued entry does
+// bound hides secrets in the message, and cuts texts that are too long. It copies the rest, so that a queued entry does
 // not keep the whole text in memory.
 func bound(e *bus.LogEntry) {
+	e.Message = args.HideSecrets(e.Message)
 	for _, s := range [...]*string{&e.Event, &e.Call, &e.Relayed, &e.Caller, &e.From, &e.Function, &e.Worker, &e.Source, &e.Code, &e.Message, &e.Name, &e.Serial} {
 		if t := cut(*s); len(t) < len(*s) {
 			*s = strings.Clone(t)

@@ -79,7 +79,7 @@ func checkELF(f *os.File, head []byte) (why string) {
 	if kind := order.Uint16(head[16:]); kind != 2 && kind != 3 { // ET_EXEC, ET_DYN: not an object file
 		return "it is neither a script nor a program for this system"
 	}
-	if machine := order.Uint16(head[18:]); !runs(machine) && !handlersHidden() {
+	if machine := order.Uint16(head[18:]); !runs(machine) {
 		return "it is a program for another machine than " + runtime.GOARCH + ", of ELF number " + strconv.Itoa(int(machine))
 	}
 	wide := head[4] == 2
@@ -124,19 +124,6 @@ var families = [][]uint16{{3, 6, 62}, {40, 183}, {20, 21}, {2, 18, 43}}
 func runs(machine uint16) bool {
 	own := map[string]uint16{"amd64": 62, "386": 3, "arm64": 183, "arm": 40, "ppc64": 21, "ppc64le": 21, "riscv64": 243, "s390x": 22, "loong64": 258}[runtime.GOARCH]
 	return own == 0 || own == machine || slices.ContainsFunc(families, func(f []uint16) bool { return slices.Contains(f, own) && slices.Contains(f, machine) })
-}
-
-// filesystems lists those that the kernel has.
-var filesystems = "/proc/filesystems"
-
-// handlersHidden reports whether formats may be registered that cannot be seen, as in a container:
-// the kernel has binfmt_misc, but it is not mounted here.
-func handlersHidden() bool {
-	if _, err := os.Stat(filepath.Join(binfmt, "status")); err == nil {
-		return false
-	}
-	list, err := os.ReadFile(filesystems)
-	return err != nil || bytes.Contains(list, []byte("binfmt_misc"))
 }
 
 // looksLikeText reports whether a file begins with text.

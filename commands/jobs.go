@@ -3,6 +3,7 @@ package commands
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -107,10 +108,7 @@ func showJobs(o *jobsOptions, ids []string, stdout, stderr io.Writer) error {
 			_, err := out.Write(line)
 			return err
 		})
-		if err := out.Flush(); err != nil {
-			return outputError(err)
-		}
-		return err
+		return cmp.Or(err, out.Flush())
 	}
 	page, _, more, err := o.page(ctx, c, ids, defaultJobs)
 	stdout.Write(page)

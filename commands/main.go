@@ -55,13 +55,16 @@ func run(line []string, stdout, stderr io.Writer) error {
 	if words[0] == "--version" {
 		fmt.Fprintf(out, "fbus %s\n", Version)
 	} else if err := execute(newApp(commands, out, stderr), words); err != nil {
+		if out.err != nil && errors.Is(err, out.err) {
+			err = outputError(out.err)
+		}
 		if i := slices.Index(words, "--"); i > 0 && slices.Contains(words[:i], "--quiet") {
 			return hintless{err}
 		}
 		return err
 	}
 	if out.err != nil {
-		return fail(args.CodeInternal, "output: %v", out.err)
+		return outputError(out.err)
 	}
 	return nil
 }

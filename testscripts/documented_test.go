@@ -327,7 +327,7 @@ var preparations = []struct {
 	{regexp.MustCompile(`^FBUS_TICKET=ci|revoke ci`), func(d *documented) {
 		d.must("test -e ci.ticket || { fbus revoke -q ci || :; fbus invite -q --call 'resize*' --name ci --ttl 30d --reusable -o ci.ticket; }")
 	}},
-	{regexp.MustCompile(`retry "\$id"`), func(d *documented) { d.set("id", d.must(`id=$(fbus post -n fails); fbus wait "$id"; echo "$id"`)) }},
+	{regexp.MustCompile(`retry "\$id"`), func(d *documented) { d.set("id", d.must(`id=$(fbus post -n fails); fbus wait -q "$id"; echo "$id"`)) }},
 	{regexp.MustCompile(`(result|wait|jobs) .*"\$id"`), func(d *documented) { d.set("id", d.must("fbus post resize < big.png")) }},
 	{regexp.MustCompile(`"\$job"`), func(d *documented) { d.set("job", d.must("fbus post -n nobody")) }},
 	{regexp.MustCompile(`--batch pages`), func(d *documented) {

@@ -28,14 +28,15 @@ type trial struct {
 	nats    string
 	out     io.Writer
 	running []*exec.Cmd
-	sockets map[string]string
+	sockets map[string]string // of nodes
+	ports   map[string]string // where they listen
 }
 
 // demo runs three nodes and their meshes, calls across them, and removes all of it.
 func demo(ctx context.Context, stdout io.Writer) (err error) {
 	runtime.LockOSThread() // what is started ends with the thread: see start
 	defer runtime.UnlockOSThread()
-	d := &trial{ctx: ctx, out: stdout, sockets: map[string]string{}}
+	d := &trial{ctx: ctx, out: stdout, sockets: map[string]string{}, ports: map[string]string{}}
 	if d.fbus, err = companion.Fbus(); err != nil {
 		return err
 	}
@@ -48,13 +49,12 @@ func demo(ctx context.Context, stdout io.Writer) (err error) {
 			err = gone
 		}
 	}()
-	s, err := startServer("127.0.0.1:0")
+	addr, err := freePort()
 	if err != nil {
 		return err
 	}
-	defer stopServer(s)
-	d.nats = s.ClientURL()
-	fmt.Fprintf(d.out, "A NATS server at %s, and nodes a, b and c: a is the network's first one.\n", d.nats)
+	d.nats = "tls://" + addr
+	fmt.Fprintf(d.out, "Nodes a, b and c; a is the network's first one, and has a NATS server beside it, %s.\n", d.nats)
 	for _, name := range []string{"a", "b", "c"} {
 		if err := d.site(name); err != nil {
 			return err
@@ -83,6 +83,29 @@ func demo(ctx context.Context, stdout io.Writer) (err error) {
 
 // site starts a node and its mesh.
 func (d *trial) site(name string) error {
+	if err := d.node(name); err != nil {
+		return err
+	}
+	if name == "a" {
+		addr := strings.TrimPrefix(d.nats, "tls://")
+		if err := d.start("a", "mesh", "-q", "server", "--listen", addr); err != nil {
+			return err
+		}
+		if err := d.until(func() error {
+			c, err := net.Dial("tcp", addr)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return d.start(name, "mesh", "-q", "--name", name, "--advertise", d.ports[name], d.nats)
+}
+
+// node starts a node.
+func (d *trial) node(name string) error {
 	if name != "a" {
 		ticket := filepath.Join(d.dir, name+".ticket")
 		if err := d.run("a", nil, "invite", "-q", "--for-node", "--name", name, "-o", ticket); err != nil {
@@ -100,19 +123,27 @@ func (d *trial) site(name string) error {
 	if err := d.start(name, "serve", "-q", "--network", "demo", "--socket", socket, "--listen", port); err != nil {
 		return err
 	}
-	for until := time.Now().Add(10 * time.Second); ; {
+	if err := d.until(func() error {
 		c, err := bus.Dial(d.ctx, bus.Unix(socket), nil)
 		if err == nil {
 			c.Close()
-			break
 		}
-		if time.Now().After(until) || d.ctx.Err() != nil {
+		return err
+	}); err != nil {
+		return err
+	}
+	d.sockets[name], d.ports[name] = socket, port
+	return nil
+}
+
+// until tries again and again, for 10 seconds.
+func (d *trial) until(try func() error) error {
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := try()
+		if err == nil || time.Now().After(until) || d.ctx.Err() != nil {
 			return err
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	d.sockets[name] = socket
-	return d.start(name, "mesh", "-q", "--name", name, "--advertise", port, d.nats)
 }
 
 // freePort returns an address of this machine that nobody listens at.

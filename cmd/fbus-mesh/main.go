@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"os"
@@ -24,6 +25,7 @@ const help = `fbus mesh: connect this node to the others of its network, over NA
 
 Usage: fbus mesh [flags] URL…
        fbus mesh server --listen ADDR
+       fbus mesh config --listen ADDR
        fbus mesh demo
 
 URL is a NATS server, as nats://hub:4222. Run fbus mesh beside each node. A call for which
@@ -31,15 +33,19 @@ its node has no free slot then runs on another node that has one, and functions 
 on other nodes can be called as if they were here. NATS carries who is there and who has a free
 slot; calls go from node to node, over TLS.
 
-server  is a NATS server, for a mesh without one of its own. It has no authentication, so it
-        listens on this machine only.
+server  is a NATS server, for a mesh without one of its own. Beside a node that listens on TCP, or
+        that has joined with a ticket for a node, it admits over TLS the meshes of that network, and
+        nobody else. Without a node it has no authentication, and listens on this machine only.
+config  prints the configuration of a nats-server that does the same as server, and writes its
+        certificate and key.
 demo    starts a NATS server and three nodes here, calls across them, and removes it all.
 
-For other nodes a mesh needs a ticket with the right relay. A node that joined with a ticket of
-fbus invite --for-node has one. Beside the network's first node, FBUS_TICKET names one:
+To other nodes, and to fbus mesh server, a mesh shows the certificate with which its node has joined
+the network (fbus invite --for-node). The network's first node gives its own mesh one. FBUS_TICKET
+names another ticket, with the right relay.
 
-  fbus invite --reusable --ttl 365d --call '*' --offer '*' --monitor --relay --name mesh -o mesh.ticket
-  FBUS_TICKET=mesh.ticket fbus mesh nats://hub:4222
+  hub$ fbus serve &  fbus mesh server --listen 0.0.0.0:4222 &  fbus mesh tls://hub:4222
+  b$   fbus serve &  fbus mesh tls://hub:4222
 
 Flags:
 %s`
@@ -66,7 +72,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags.StringVar(&o.cert, "tls-cert", "", "certificate for the NATS server, `FILE`")
 	flags.StringVar(&o.key, "tls-key", "", "its key, `FILE`")
 	flags.StringVar(&o.ca, "tls-ca", "", "CA of the NATS server, `FILE`")
-	flags.StringVar(&o.listen, "listen", "127.0.0.1:4222", "where server listens, `ADDR`")
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:4222", "where a NATS server listens, `ADDR`")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notices")
 	wantHelp := flags.BoolP("help", "h", false, "show this help")
 	usage := func(format string, a ...any) error {
@@ -93,7 +99,9 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	case len(urls) == 1 && urls[0] == "demo":
 		return demo(ctx, stdout)
 	case len(urls) == 1 && urls[0] == "server":
-		return serve(ctx, o.listen, o.cfg.Note)
+		return o.serve(ctx)
+	case len(urls) == 1 && urls[0] == "config":
+		return o.printConfig(ctx, stdout)
 	case len(urls) == 0:
 		return usage("URL of a NATS server expected")
 	default:
@@ -108,15 +116,50 @@ func (o *options) mesh(ctx context.Context, urls []string) error {
 			return args.Errorf(args.CodeUsage, "%q is not the URL of a NATS server", u).WithHint("fbus mesh nats://%s", u)
 		}
 	}
-	if err := o.place(); err != nil {
+	cr, err := o.find(ctx)
+	if err != nil {
 		return err
+	}
+	if o.cfg.shown = cr; cr == nil {
+		o.cfg.Note("%v: only those of this user on this machine are reached", errNone)
 	}
 	nc, err := o.connect(strings.Join(urls, ","))
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
+	go cr.renewEvery(ctx, time.Hour, o.cfg.Note) // ends with ctx
 	return run(ctx, &o.cfg, nc)
+}
+
+// find waits for the own node, and returns the credentials, nil if there are none.
+func (o *options) find(ctx context.Context) (*credentials, error) {
+	if err := o.place(); err != nil {
+		return nil, err
+	}
+	for said := ""; ; {
+		node, info, err := o.cfg.dial(ctx)
+		if err == nil {
+			defer node.Close()
+			cr, err := o.cfg.credentials(ctx, node, info)
+			if err == errNone {
+				return nil, nil
+			}
+			return cr, err
+		}
+		if e := args.AsError(err, args.CodeNoNode); e.Code != args.CodeNoNode && e.Code != args.CodeNodeLost {
+			return nil, err
+		}
+		if text := err.Error(); text != said {
+			o.cfg.Note("%s: looking for the node", text)
+			said = text
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, nil
+		}
+	}
 }
 
 // place finds the own node, and the ticket for the others.
@@ -126,7 +169,7 @@ func (o *options) place() (err error) {
 		if err != nil {
 			return err
 		}
-		o.cfg.Identity = find.ForTicket(t)
+		o.cfg.Ticket = t
 		os.Unsetenv("FBUS_TICKET") // the own node is near
 	}
 	o.cfg.Place, err = find.Node(o.node)
@@ -170,6 +213,22 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 	}
 	if o.cert != "" {
 		opts = append(opts, nats.ClientCert(o.cert, o.key))
+	}
+	if cr := o.cfg.shown; cr != nil && o.cert == "" && o.ca == "" {
+		opts = append(opts, func(n *nats.Options) error { // if the URL or the server asks for TLS
+			id, err := cr.identity()
+			if err == nil {
+				n.TLSConfig = id.Config("")
+				n.TLSConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { // it may be renewed
+					id, err := cr.identity()
+					if err != nil {
+						return nil, err
+					}
+					return id.Config("").GetClientCertificate(nil)
+				}
+			}
+			return err
+		})
 	}
 	if o.ca != "" {
 		opts = append(opts, nats.RootCAs(o.ca))

@@ -45,8 +45,10 @@ type config struct {
 	Name          string   // of this node; default the node's own
 	Advertise     []string // HOST:PORT, where other nodes reach this one; default what the node says
 	Place         find.Place
-	Identity      *find.Identity // for other nodes; nil: one is looked for
-	Note          func(format string, a ...any)
+	Ticket        *trust.Ticket // for other nodes, which the user has named; nil: none
+
+	shown *credentials // to other nodes; nil: none
+	Note  func(format string, a ...any)
 
 	online chan struct{} // has room for one: NATS is connected
 }
@@ -55,7 +57,6 @@ type config struct {
 // with the slots of others, and a caller at their nodes.
 type mesh struct {
 	cfg    *config
-	id     *find.Identity // for other nodes; nil: none
 	nc     *nats.Conn
 	prefix string // of all subjects: fbus.NETWORK.
 	node   *bus.Client
@@ -159,26 +160,13 @@ func run(ctx context.Context, cfg *config, nc *nats.Conn) error {
 
 // join is the mesh for as long as the connection to the own node lasts.
 func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
-	o := &bus.Options{Identity: cfg.Place.Identity, Name: "mesh", Relay: true, Network: ""}
-	node, err := bus.Dial(ctx, cfg.Place.Addr, o)
+	node, info, err := cfg.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer node.Close()
-	var text bytes.Buffer
-	if _, err := node.Call(ctx, &bus.Request{Function: "fbus.nodes", Stdout: &text}); err != nil {
-		return err
-	}
-	var info bus.NodeInfo
-	if err := json.Unmarshal(text.Bytes(), &info); err != nil {
-		return err
-	}
-	id, err := cfg.identity(ctx, node, &info)
-	if err != nil {
-		return err
-	}
 	m := &mesh{
-		id: id, cfg: cfg, nc: nc, node: node, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
+		cfg: cfg, nc: nc, node: node, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
 		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{},
 		replies: nats.NewInbox() + ".",
 	}
@@ -216,6 +204,24 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// dial connects to the own node.
+func (c *config) dial(ctx context.Context) (*bus.Client, *bus.NodeInfo, error) {
+	node, err := bus.Dial(ctx, c.Place.Addr, &bus.Options{Identity: c.Place.Identity, Name: "mesh", Relay: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	info := &bus.NodeInfo{}
+	text, err := output(ctx, node, "fbus.nodes", bus.Args{})
+	if err == nil {
+		err = json.Unmarshal(text, info)
+	}
+	if err != nil {
+		node.Close()
+		return nil, nil, err
+	}
+	return node, info, nil
 }
 
 // close leaves the mesh.

@@ -67,7 +67,7 @@ type site struct {
 // sites starts nodes a, b, … and a mesh beside each.
 func sites(t *testing.T, count int) ([]*site, *server.Server) {
 	t.Helper()
-	s, err := startServer("127.0.0.1:0")
+	s, err := startServer("127.0.0.1:0", &server.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,7 +359,7 @@ func TestLosses(t *testing.T) {
 		t.Fatalf("the call ends with NATS: %v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
-	s, err := startServer(port)
+	s, err := startServer(port, &server.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

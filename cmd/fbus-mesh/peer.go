@@ -130,10 +130,13 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 		try("unix", bus.Unix(h.Socket), &bus.Options{Name: "@" + m.self.Node})
 	}
 	for _, a := range h.Addresses {
-		if err == nil || m.id == nil {
+		if err == nil {
 			break
 		}
-		try("tls", bus.TCP(a), &bus.Options{Name: "@" + m.self.Node, Identity: m.id})
+		id, none := m.cfg.shown.identity()
+		if err = none; err == nil {
+			try("tls", bus.TCP(a), &bus.Options{Name: "@" + m.self.Node, Identity: id})
+		}
 	}
 	if err != nil {
 		return nil, "", err

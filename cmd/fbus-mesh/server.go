@@ -4,37 +4,70 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
+	"fbus/bus/trust"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// serve is a NATS server, until ctx ends.
-func serve(ctx context.Context, listen string, note func(format string, a ...any)) error {
-	s, err := startServer(listen)
+// trustEvery is how often a NATS server gets the list of revoked tickets. Tests set it.
+var trustEvery = 5 * time.Second
+
+// serve is a NATS server, until ctx ends. Beside a node with credentials it admits meshes of the
+// network alone, over TLS. Without, it may only listen on this machine.
+func (o *options) serve(ctx context.Context) error {
+	cr, err := o.find(ctx)
+	if err != nil && o.node != "" {
+		return err
+	}
+	if cr == nil {
+		s, err := startServer(o.listen, &server.Options{})
+		if err != nil {
+			return err
+		}
+		defer stopServer(s)
+		o.cfg.Note("NATS server listens at %s, without authentication, for this machine", s.ClientURL())
+		<-ctx.Done()
+		return nil
+	}
+	second, err := cr.second()
+	if err != nil {
+		return err
+	}
+	defer second.Close()
+	g := &gate{second: second, clients: map[uint64]*trust.Identity{}}
+	second.OnRevoke(g.revoked)
+	s, err := startServer(o.listen, &server.Options{
+		TLSConfig: second.ServerConfig(), TLS: true, TLSVerify: true, TLSTimeout: 5, CustomClientAuthentication: g,
+	})
 	if err != nil {
 		return err
 	}
 	defer stopServer(s)
-	note("NATS server listens at %s", s.ClientURL())
-	<-ctx.Done()
+	g.server = s
+	go cr.renewEvery(ctx, time.Hour, o.cfg.Note) // ends with ctx
+	o.cfg.Note("NATS server of network %s listens at tls://%s", cr.net, s.Addr())
+	g.follow(ctx, o.cfg.Note)
 	return nil
 }
 
-// startServer starts a NATS server without authentication. It is for this machine only.
-func startServer(listen string) (*server.Server, error) {
+// startServer starts a NATS server. One without TLS is for this machine only.
+func startServer(listen string, o *server.Options) (*server.Server, error) {
 	host, port, err := net.SplitHostPort(listen)
 	n, perr := strconv.ParseUint(port, 10, 16)
 	if err != nil || perr != nil {
 		return nil, args.Errorf(args.CodeUsage, "--listen %s: it must be HOST:PORT", listen)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if ip := net.ParseIP(host); o.TLSConfig == nil && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return nil, args.Errorf(args.CodeUsage, "--listen %s: without authentication the server may only listen on this machine", listen).
-			WithHint("fbus mesh server --listen 127.0.0.1:%d", n)
+			WithHint("fbus mesh server --listen 127.0.0.1:%d; or run it beside a node that listens on TCP", n)
 	}
-	o := &server.Options{Host: host, Port: int(n), NoSigs: true, NoLog: true}
+	o.Host, o.Port, o.NoSigs, o.NoLog = host, int(n), true, true
 	if n == 0 {
 		o.Port = server.RANDOM_PORT
 	}
@@ -58,4 +91,88 @@ func startServer(listen string) (*server.Server, error) {
 func stopServer(s *server.Server) {
 	s.Shutdown()
 	s.WaitForShutdown()
+}
+
+// gate admits the meshes of a network to a NATS server: holders of tickets with the right relay
+// that are not revoked.
+type gate struct {
+	second *trust.Second
+	server *server.Server
+
+	mu      sync.Mutex // protects clients
+	clients map[uint64]*trust.Identity
+}
+
+// Check implements [server.Authentication].
+func (g *gate) Check(c server.ClientAuthentication) bool {
+	state := c.GetTLSConnectionState()
+	if state == nil || c.Kind() != server.CLIENT {
+		return false
+	}
+	id, err := g.second.Admit(*state, "")
+	if err != nil || !id.Rights.Relay {
+		return false
+	}
+	subjects := []string{"fbus." + g.second.Ticket().Network + ".>", "_INBOX.>"}
+	c.RegisterUser(&server.User{Username: id.Name, Permissions: &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: subjects}, Subscribe: &server.SubjectPermission{Allow: subjects},
+	}})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.clients[c.GetID()] = id
+	return true
+}
+
+// check closes the connections of those that would not be admitted any more.
+func (g *gate) check() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for client, id := range g.clients {
+		switch {
+		case g.server.GetClient(client) == nil:
+			delete(g.clients, client)
+		case g.second.Check(id) != nil:
+			g.server.DisconnectClientByID(client)
+		}
+	}
+}
+
+func (g *gate) revoked([]string) { g.check() }
+
+// follow gets the list of revoked tickets from the network's first node, until ctx ends.
+func (g *gate) follow(ctx context.Context, note func(format string, a ...any)) {
+	var first *bus.Client
+	said := ""
+	for ctx.Err() == nil {
+		err := func() (err error) {
+			try, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			if first == nil || first.Err() != nil {
+				if first, err = bus.Dial(try, bus.Addr{}, &bus.Options{Name: "mesh", Identity: find.ForTicket(g.second.Ticket())}); err != nil {
+					return err
+				}
+			}
+			text, err := output(try, first, "fbus.trust", bus.Args{})
+			if err != nil {
+				return err
+			}
+			return g.second.Update(text)
+		}()
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if text != said && text != "" {
+			note("the list of revoked tickets cannot be got: %s", text)
+		}
+		said = text
+		g.check()
+		select {
+		case <-time.After(trustEvery):
+		case <-ctx.Done():
+		}
+	}
+	if first != nil {
+		first.Close()
+	}
 }

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"fbus/bus/find"
+	"fbus/bus/trust"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// firstNode starts the first node of a network, which fbus in this process uses, too. It returns
+// a trial of it alone.
+func firstNode(t *testing.T) *trial {
+	dir, err := os.MkdirTemp("", "mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &trial{ctx: context.Background(), dir: dir, fbus: "fbus", out: io.Discard, sockets: map[string]string{}, ports: map[string]string{}}
+	t.Cleanup(func() {
+		d.stop()
+		os.RemoveAll(dir)
+	})
+	if err := d.node("a"); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("FBUS_HOME", filepath.Join(dir, "a"))
+	t.Setenv("FBUS_NODE", d.sockets["a"])
+	return d
+}
+
+// ticket makes a ticket with certain rights.
+func (d *trial) ticket(t *testing.T, name string, rights ...string) *trust.Ticket {
+	t.Helper()
+	path := filepath.Join(d.dir, name+".ticket")
+	if err := d.run("a", nil, append([]string{"invite", "-q", "--reusable", "--name", name, "-o", path}, rights...)...); err != nil {
+		t.Fatal(err)
+	}
+	ticket, err := trust.ReadTicket(path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ticket
+}
+
+// enter connects to a NATS server with a ticket.
+func enter(addr string, ticket *trust.Ticket, closed chan<- error) (*nats.Conn, error) {
+	return nats.Connect("tls://"+addr, nats.NoReconnect(), func(o *nats.Options) error {
+		o.TLSConfig = find.ForTicket(ticket).Config("")
+		return nil
+	}, nats.ClosedHandler(func(nc *nats.Conn) { closed <- nc.LastError() }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { closed <- err }))
+}
+
+// judge checks whom a NATS server of the network at addr admits, and to what.
+func judge(t *testing.T, addr string, relay, guest *trust.Ticket) (*nats.Conn, chan error) {
+	t.Helper()
+	closed := make(chan error, 10)
+	if nc, err := enter(addr, guest, closed); err == nil {
+		nc.Close()
+		t.Error("a guest enters")
+	}
+	for len(closed) > 0 {
+		<-closed
+	}
+	if nc, err := nats.Connect("nats://"+addr, nats.NoReconnect()); err == nil {
+		nc.Close()
+		t.Error("somebody without a ticket enters")
+	}
+	nc, err := enter(addr, relay, closed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	sub, err := nc.SubscribeSync("fbus.demo.hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Publish("fbus.demo.hello", []byte("x"))
+	if _, err := sub.NextMsg(5 * time.Second); err != nil {
+		t.Error(err)
+	}
+	nc.Publish("fbus.other.hello", []byte("x"))
+	if err := <-closed; err == nil {
+		t.Error("a subject of another network is open")
+	}
+	return nc, closed
+}
+
+// TestServerAdmits: meshes of the network enter, nobody else, and not after they were revoked.
+func TestServerAdmits(t *testing.T) {
+	defer func(d time.Duration) { trustEvery = d }(trustEvery)
+	trustEvery = 50 * time.Millisecond
+	d := firstNode(t)
+	addr, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	ready := make(chan struct{}, 10)
+	o := &options{listen: addr, cfg: config{Note: func(format string, a ...any) {
+		t.Logf(format, a...)
+		ready <- struct{}{}
+	}}}
+	go func() { ended <- o.serve(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-ready
+	_, closed := judge(t, addr, d.ticket(t, "relay", "--relay"), d.ticket(t, "guest", "--call", "*"))
+	if err := d.run("a", nil, "revoke", "-q", "relay"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Error("a revoked mesh stays")
+	}
+}
+
+// TestConfig: a server with the configuration that is printed admits the same.
+func TestConfig(t *testing.T) {
+	d := firstNode(t)
+	relay, guest := d.ticket(t, "relay", "--relay"), d.ticket(t, "guest", "--call", "*")
+	addr, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &options{listen: addr, cfg: config{Note: t.Logf}}
+	var text bytes.Buffer
+	if err := o.printConfig(context.Background(), &text); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(d.dir, "nats.conf")
+	if err := os.WriteFile(path, text.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := server.ProcessConfigFile(path)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &text)
+	}
+	s, err := startServer(addr, conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopServer(s)
+	judge(t, addr, relay, guest)
+}

@@ -317,3 +317,34 @@ func readLine(r *bufio.Reader, limit int) ([]byte, error) {
 		return part, err
 	}
 }
+
+// ProgressMethod is the notification by which a resident JSON-RPC program reports the progress of a
+// call: params {"id":ID,"done":N,"total":N,"text":TEXT}.
+const ProgressMethod = "$/progress"
+
+// progress takes a notification of the program's progress.
+func (r *rpcCodec) progress(params json.RawMessage) {
+	var n struct {
+		ID    json.RawMessage `json:"id"`
+		Done  uint64          `json:"done"`
+		Total uint64          `json:"total"`
+		Text  string          `json:"text"`
+	}
+	err := json.Unmarshal(params, &n)
+	id, ok := messageID(n.ID)
+	if err != nil || !ok {
+		r.p.s.f.logf("%s: %s: invalid params: %s", r.p.s.f.spec.Name, ProgressMethod, quote(params))
+		return
+	}
+	var report func(done, total uint64, text string)
+	r.p.mu.Lock()
+	for _, held := range r.p.calls {
+		if held.id == id && !held.settled {
+			report = held.c.Progress
+		}
+	}
+	r.p.mu.Unlock()
+	if report != nil {
+		report(n.Done, n.Total, n.Text)
+	}
+}

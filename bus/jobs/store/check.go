@@ -5,8 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"syscall"
+	"time"
 
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -140,4 +145,123 @@ func (s *Store) mend(path string) (*contents, error) {
 		s.compact(path, c)
 	}
 	return c, err
+}
+
+// formatName is a file that marks a store, so that one without jobs.db is recognized as
+// damaged, not as new.
+const formatName = "format"
+
+// marked reports whether the store was made before. A later format is an error.
+func (s *Store) marked() (bool, error) {
+	text, err := s.readMark()
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	var version int
+	switch n, _ := fmt.Sscanf(text, markText, &version); {
+	case err != nil:
+		return false, &StoreError{Err: err}
+	case n == 1 && !knownFormat(fmt.Sprint(version)):
+		return false, errFormat(s.dir, fmt.Sprint(version))
+	case text != fmt.Sprintf(markText, version):
+		s.warn("%s is damaged: it is written again", filepath.Join(s.dir, formatName))
+	}
+	return true, nil
+}
+
+// readMark reads the mark, but not through a link or from a FIFO: the directory may come
+// from somebody's archive.
+func (s *Store) readMark() (string, error) {
+	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
+	return string(text), err
+}
+
+// knownFormat reports whether a store of that format can be opened.
+func knownFormat(version string) bool {
+	v, err := strconv.Atoi(version)
+	return err == nil && v >= 1 && v <= formatVersion
+}
+
+func errFormat(path, version string) error {
+	return &StoreError{Err: fmt.Errorf("%s: format %s is unknown to this version of fbus, which writes %d", path, version, formatVersion)}
+}
+
+// markText is the text of the mark.
+const markText = "fbus-jobs %d\n"
+
+// mark writes the mark.
+func (s *Store) mark() error {
+	want := fmt.Sprintf(markText, formatVersion)
+	if text, err := s.readMark(); err == nil && text == want {
+		return nil
+	}
+	f, err := openNoFollow(filepath.Join(s.dir, formatName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(want)
+	return errors.Join(err, f.Sync(), f.Close(), syncDir(s.dir))
+}
+
+// A file never becomes smaller by itself: other jobs use the pages again. When a node
+// starts, a file of at least this size with at most a quarter in use is copied to a new
+// one: each commit writes the list of free pages, which is long then.
+const (
+	compactSize  = 16 << 20
+	compactRatio = 4
+)
+
+// compact replaces a sound file by a smaller copy, if that is worth it. If it cannot, the
+// store keeps the file.
+func (s *Store) compact(path string, c *contents) {
+	os.Remove(path + ".new") // left by a start that was interrupted
+	st, err := os.Lstat(path)
+	if err != nil || st.Size() < compactSize || (c.pages-uint64(len(c.free)))*compactRatio > c.pages {
+		return
+	}
+	err = guarded(func() error {
+		from, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: true, OpenFile: openNoFollow})
+		if err != nil {
+			return err
+		}
+		defer from.Close()
+		return s.replace(path, "", func(to *bolt.DB) error { return bolt.Compact(to, from, 4<<20) })
+	})
+	if err != nil {
+		s.warn("%s could not be made smaller: %v", path, err)
+	}
+}
+
+// replace puts a new file in the place of the old one, which is kept if it has another
+// name then. A power cut may leave either, and both are whole.
+func (s *Store) replace(path, aside string, fill func(to *bolt.DB) error) (err error) {
+	fresh := path + ".new"
+	os.Remove(fresh)
+	defer func() {
+		if err != nil {
+			os.Remove(fresh)
+		}
+	}()
+	to, err := bolt.Open(fresh, 0o600, &bolt.Options{Timeout: time.Second, NoSync: true, OpenFile: openNoFollow})
+	if err != nil {
+		return err
+	}
+	if err = fill(to); err == nil && !s.volatile {
+		err = to.Sync()
+	}
+	if err = errors.Join(err, to.Close()); err == nil && aside != "" {
+		err = os.Rename(path, aside)
+	}
+	if err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err == nil && !s.volatile {
+		err = syncDir(s.dir)
+	}
+	return err
 }

@@ -25,3 +25,11 @@
 //
 // All exported types are safe for concurrent use unless their documentation excludes it.
 package bus
+
+import "embed"
+
+// Examples holds worked callers and workers in other languages, as
+// testdata/clients/caller.py and so on.
+//
+//go:embed testdata/clients
+var Examples embed.FS

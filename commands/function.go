@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -12,10 +14,12 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/bus/paths"
 	"fbus/bus/wire"
 	"fbus/exec"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 )
 
 // function describes a program as a function: the flags of fbus offer, or a table in
@@ -276,4 +280,185 @@ func compactSchema(text []byte) (string, error) {
 		return "", fmt.Errorf(": the schema has %d bytes (limit %d)", out.Len(), wire.MaxSchema)
 	}
 	return out.String(), nil
+}
+
+// ownAttributes are the attributes that fbus defines, and whether each has a value.
+var ownAttributes = map[string]bool{"tool": false, "read-only": false, "destructive": false, "output-type": true, "output-schema": true}
+
+// readAttributes reads NAME, NAME=VALUE and NAME=@FILE.
+func readAttributes(list []string) (map[string]string, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	attributes := map[string]string{}
+	for _, word := range list {
+		name, value, hasValue := strings.Cut(word, "=")
+		if file, ok := strings.CutPrefix(value, "@"); ok {
+			text, err := readSmall(file)
+			if err != nil {
+				return nil, usage("--attr %s: %s: %v", name, file, err)
+			}
+			value = string(args.WithoutBOM(text))
+		}
+		wants, ours := ownAttributes[name]
+		_, twice := attributes[name]
+		switch {
+		case twice:
+			return nil, usage("--attr %s is given twice", name)
+		case !ours && !strings.Contains(name, "."):
+			e := usage("--attr %s: unknown attribute: names without a dot are fbus's own", name)
+			if near := nearest(name, ownNames()); near != "" {
+				return nil, e.WithHint("did you mean %s?", near)
+			}
+			return nil, e.WithHint("fbus knows %s; your own need a dot, as in x.%s", strings.Join(ownNames(), ", "), name)
+		case ours && wants && value == "":
+			return nil, usage("--attr %s needs a value: --attr %s=VALUE, or =@FILE", name, name)
+		case ours && !wants && hasValue:
+			return nil, usage("--attr %s takes no value", name)
+		case name == "output-schema":
+			schema, err := compactSchema([]byte(value))
+			if err != nil {
+				return nil, usage("--attr output-schema%v", err)
+			}
+			value = schema
+		}
+		attributes[name] = value
+	}
+	if err := args.CheckAttributes(attributes); err != nil {
+		return nil, usage("--attr: %v", err)
+	}
+	return attributes, nil
+}
+
+func ownNames() []string {
+	names := make([]string, 0, len(ownAttributes))
+	for name := range ownAttributes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// attributeText formats an attribute for people.
+func attributeText(name, value string) string {
+	if value == "" {
+		return name
+	}
+	return fmt.Sprintf("%s=%s", name, args.Shorten(value))
+}
+
+// maxSmallFile bounds a file of variables, a schema and the value of an attribute: neither an
+// environment nor an offer has room for more.
+const maxSmallFile = 1 << 20
+
+// readEnvFile reads NAME=VALUE lines. Blank lines and those that begin with # or ; are skipped, as is
+// the word export. A value in matching quotes loses them; nothing else in it is special. Errors
+// name the line and not its text, which may be a secret.
+func readEnvFile(path string) ([]string, error) {
+	data, err := readSmall(path)
+	if err != nil {
+		return nil, usage("--env-file %s: %v", path, err)
+	}
+	var env []string
+	number := 0
+	for line := range strings.Lines(string(args.WithoutBOM(data))) {
+		number++
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		if rest, ok := strings.CutPrefix(line, "export "); ok {
+			line = strings.TrimSpace(rest)
+		}
+		name, value, ok := strings.Cut(line, "=")
+		value = strings.TrimSpace(value)
+		switch {
+		case !ok:
+			return nil, usage("--env-file %s:%d: a line must be NAME=VALUE", path, number)
+		case !isVariable(name):
+			return nil, usage("--env-file %s:%d: invalid name before =", path, number)
+		case strings.ContainsRune(value, 0):
+			return nil, usage("--env-file %s:%d: a NUL byte", path, number)
+		}
+		if n := len(value); n >= 2 && value[0] == value[n-1] && (value[0] == '"' || value[0] == '\'') {
+			value = value[1 : n-1]
+		}
+		env = append(env, name+"="+value)
+	}
+	return env, nil
+}
+
+// readSmall reads a file that the user named, up to maxSmallFile: a device such as /dev/zero
+// has no end. It may be a FIFO, as <(…) is. The error is without the path.
+func readSmall(path string) ([]byte, error) {
+	f, err := paths.Open(path)
+	if err != nil {
+		return nil, args.WithoutPath(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSmallFile+1))
+	if err == nil && len(data) > maxSmallFile {
+		err = fmt.Errorf("longer than %d bytes", maxSmallFile)
+	}
+	return data, args.WithoutPath(err)
+}
+
+// isVariable reports whether a name is usual for a variable.
+func isVariable(name string) bool {
+	for i, c := range []byte(name) {
+		letter := c == '_' || c == '.' || c == '-' && i > 0 || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !letter && (c < '0' || c > '9' || i == 0) {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// What a program at work takes of the worker's limits, and what the worker itself does.
+const (
+	filesEach   = 4  // its stdin, stdout and stderr, and its keeper
+	filesKept   = 1  // more, for one that is kept
+	filesOther  = 24 // the connection, the runtime, and a program that is being started
+	threadsEach = 8  // a keeper's, and its program
+	threadsOwn  = 16
+)
+
+// warnOfLimits warns if the slots of all functions need more than the limits allow. The
+// functions work all the same, with as many programs at once as there is room for.
+func warnOfLimits(list []*function, log func(string, ...any)) {
+	slots, files := 0, 0
+	for _, f := range list {
+		processes := f.calls / max(1, f.pipeline.n)
+		slots += processes
+		each := filesEach
+		if f.resident != "" || f.warm.set {
+			each += filesKept
+		}
+		if f.replyFD.set || f.progressFD.set {
+			each++
+		}
+		files += processes * each
+	}
+	name := "all functions"
+	if len(list) == 1 {
+		name = list[0].name
+	}
+	for _, l := range []struct {
+		resource int
+		need     int
+		what     string
+		hint     string
+	}{
+		{unix.RLIMIT_NOFILE, files + filesOther, "open files", "ulimit -n, or LimitNOFILE= of a service, sets it"},
+		{unix.RLIMIT_NPROC, slots*threadsEach + threadsOwn, "processes and threads", "ulimit -u, or LimitNPROC= of a service, sets it"},
+	} {
+		var limit unix.Rlimit
+		if l.resource == unix.RLIMIT_NPROC && os.Geteuid() == 0 { // it does not bind root
+			continue
+		}
+		if unix.Getrlimit(l.resource, &limit) == nil && uint64(l.need) > limit.Cur {
+			log("%s: %s may need %d %s, and the limit is %d", name, plural(slots, "slot"), l.need, l.what, limit.Cur)
+			log("hint: fewer --slots, or a higher limit: %s", l.hint)
+		}
+	}
 }

@@ -406,8 +406,7 @@ func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 
 // reason returns the cause in a network error.
 func reason(err error) string {
-	var sys *os.SyscallError
-	if errors.As(err, &sys) {
+	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
 		return sys.Err.Error()
 	}
 	return err.Error()

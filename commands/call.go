@@ -154,8 +154,7 @@ func (o *callOptions) callOnce(stderr io.Writer) (callEnd, error) {
 		}
 		err = troubled(o.corrected(client, suggest(client, err, o.name), o.on), o.node, o.name)
 	}
-	var sig *interrupted
-	if errors.As(context.Cause(ctx), &sig) {
+	if sig, ok := errors.AsType[*interrupted](context.Cause(ctx)); ok {
 		return callEnd{End: endOf(res, sig, 0), call: res.Call}, sig
 	}
 	if o.verbose && res.Worker != "" {

@@ -38,8 +38,7 @@ func Main() int {
 	}
 	err := run(os.Args[1:], os.Stdout, os.Stderr)
 	status := report(os.Stderr, err)
-	var sig *interrupted
-	if errors.As(err, &sig) {
+	if sig, ok := errors.AsType[*interrupted](err); ok {
 		sig.die()
 	}
 	return status
@@ -152,12 +151,10 @@ func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
-	var only statusOnly
-	if errors.As(err, &only) {
+	if only, ok := errors.AsType[statusOnly](err); ok {
 		return int(only)
 	}
-	var sig *interrupted
-	if errors.As(err, &sig) {
+	if sig, ok := errors.AsType[*interrupted](err); ok {
 		return exitSignal + int(sig.signal)
 	}
 	f := explain(err)

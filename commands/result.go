@@ -120,8 +120,7 @@ func (o *resultOptions) fetch(stderr io.Writer) (callEnd, error) {
 		stderr = ownLines{stderr, out}
 	}
 	res, job, err := o.ask(ctx, out, plain, stderr)
-	var sig *interrupted
-	if errors.As(context.Cause(ctx), &sig) {
+	if sig, ok := errors.AsType[*interrupted](context.Cause(ctx)); ok {
 		return callEnd{End: endOf(res, sig, 0)}, sig
 	}
 	name, timeout := o.id, time.Duration(0)

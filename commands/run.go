@@ -326,8 +326,7 @@ func runCommandIn(command, env []string, signals <-chan os.Signal) error {
 
 func cannotStart(name string, err error) *args.Error {
 	why := args.WithoutPath(err)
-	var xe *osexec.Error
-	if errors.As(err, &xe) {
+	if xe, ok := errors.AsType[*osexec.Error](err); ok {
 		why = args.WithoutPath(xe.Err)
 	}
 	f := fail(args.CodeCannotRun, "%s: %v", name, why)

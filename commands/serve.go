@@ -436,8 +436,7 @@ func (o *jobOptions) open(network string, warn func(string, ...any)) (*jobs.Mana
 		return nil, err
 	}
 	m, err := jobs.Open(jobs.Config{Place: place, Patient: true, MaxJobs: int64(o.max), MaxSpool: o.spool, Warn: warn})
-	var locked *jobs.LockedError
-	if errors.As(err, &locked) {
+	if locked, ok := errors.AsType[*jobs.LockedError](err); ok {
 		return nil, &args.Error{Code: args.CodeInternal, Err: locked, Hint: "a second node of this user needs another network: fbus serve --network ID"}
 	}
 	return m, err

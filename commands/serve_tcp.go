@@ -155,8 +155,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 			return err
 		}
 		f, err := trust.OpenNodeFiles(d.o.cert, d.o.key, d.o.ca, d.o.crl, nil)
-		var e *args.Error
-		if errors.As(err, &e) && e.Code == args.CodeWrongUse {
+		if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeWrongUse {
 			return usage("--tls-cert %s", e.Message).WithHint("%s", e.Hint)
 		}
 		if err == nil {

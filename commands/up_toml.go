@@ -42,8 +42,7 @@ func parseTOML(name string, data []byte) ([]setting, error) {
 	// The decoder finds duplicates; only the parser knows all positions.
 	var all map[string]any
 	if err := toml.Unmarshal(data, &all); err != nil {
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
+		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
 			line, column := de.Position()
 			why, _, _ := strings.Cut(strings.TrimPrefix(de.Error(), "toml: "), ": strconv.")
 			return nil, usage("%s:%d:%d: %s", name, line, column, why)

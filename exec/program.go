@@ -190,8 +190,7 @@ func checkInterpreter(file, cwd, path string) error {
 
 func badInterpreter(file, interp string, err error) error {
 	why := "no such file"
-	var cause *args.Error
-	if errors.As(err, &cause) && cause.Code == args.CodeCannotRun {
+	if cause, ok := errors.AsType[*args.Error](err); ok && cause.Code == args.CodeCannotRun {
 		why = "it cannot be executed"
 	}
 	e := cannotRun("%s: bad interpreter %q: %s", file, interp, why)
@@ -225,8 +224,7 @@ func shebang(file string) (interp, arg string) {
 
 // reason is the last link of an error's chain, in the system's words.
 func reason(err error) string {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno.Error()
 	}
 	return err.Error()

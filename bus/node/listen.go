@@ -82,8 +82,7 @@ func Inherit(ul *net.UnixListener) *Listener {
 }
 
 func rootCause(err error) error {
-	var sys *os.SyscallError
-	if errors.As(err, &sys) {
+	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
 		return sys.Err
 	}
 	return err

@@ -14,8 +14,7 @@ func errorf(code, format string, values ...any) *args.Error {
 	if n := len(values); n > 0 {
 		e.Err, _ = values[n-1].(error)
 	}
-	var below *args.Error
-	if errors.As(e.Err, &below) {
+	if below, ok := errors.AsType[*args.Error](e.Err); ok {
 		e.Hint = below.Hint
 	}
 	return e
@@ -45,8 +44,7 @@ func (r refusal) Unwrap() error { return r.err }
 
 // refuse marks an error of VerifyConnection.
 func refuse(err error) error {
-	var e *args.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*args.Error](err); ok {
 		return refusal{e}
 	}
 	return err

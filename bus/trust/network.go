@@ -64,8 +64,7 @@ func (d *privateDir) network() (string, error) {
 // hint names the setting that selects another directory.
 func OwnDir(path, hint string) (string, error) {
 	d, err := openUnless(path, 0o022)
-	var e *args.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*args.Error](err); ok {
 		other := *e
 		other.Hint = strings.ReplaceAll(e.Hint, "FBUS_HOME", hint)
 		return "", &other

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 
 	"fbus/bus/args"
@@ -17,7 +16,7 @@ import (
 // the job runs again. shown reports whether the output of the last attempt was copied;
 // otherwise the result is still to be read.
 func (m *Manager) Follow(ctx context.Context, id ID, stdout, stderr io.Writer) (j *Job, shown bool, err error) {
-	changed, stop := m.lookout(id)
+	changed, stop := m.lookouts.Add(&m.mu, id)
 	defer stop()
 	defer func() {
 		if errors.Is(err, ErrUnfinished) {
@@ -140,31 +139,4 @@ func copyBoth(stdout io.Writer, out *store.DraftReader, stderr io.Writer, errs *
 		err = errOf
 	}
 	return err
-}
-
-// lookout returns a channel that receives when an attempt at a job begins or ends, or the job
-// has ended, until stop is called.
-func (m *Manager) lookout(id ID) (changed <-chan struct{}, stop func()) {
-	c := make(chan struct{}, 1)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.lookouts[id] = append(m.lookouts[id], c)
-	return c, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.lookouts[id] = slices.DeleteFunc(m.lookouts[id], func(o chan struct{}) bool { return o == c })
-		if len(m.lookouts[id]) == 0 {
-			delete(m.lookouts, id)
-		}
-	}
-}
-
-// changed signals the lookouts of a job. m.mu is held.
-func (m *Manager) changed(id ID) {
-	for _, c := range m.lookouts[id] {
-		select {
-		case c <- struct{}{}:
-		default: // it has a signal that was not received yet
-		}
-	}
 }

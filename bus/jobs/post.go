@@ -154,8 +154,7 @@ func (m *Manager) Room() error {
 // to.
 func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 	id := j.ID
-	result := make(chan error, 1)
-	m.store.Submit(&store.Op{Added: j.ID, Takes: store.Takes(args, input), Done: func(err error) { result <- err }, Run: func(t *store.Tx) error {
+	err := m.store.Apply(store.Op{Added: j.ID, Takes: store.Takes(args, input), Run: func(t *store.Tx) error {
 		id = j.ID
 		switch other, err := t.HoldUnique(j); {
 		case err != nil:
@@ -168,7 +167,6 @@ func (m *Manager) add(j *Job, args, input *store.Draft) (ID, error) {
 		}
 		return store.Wrap(errors.Join(t.Enter(j), t.WritePart(j, store.PartArgs, args), t.WritePart(j, store.PartInput, input)))
 	}})
-	err := <-result
 	return id, err
 }
 

@@ -236,7 +236,7 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 	m.mu.Lock()
 	t.started, t.worker, t.call = m.store.Clock.Wall(), worker, call
 	try := t.try()
-	m.changed(t.ID)
+	m.lookouts.Signal(t.ID)
 	m.mu.Unlock()
 	m.report(t.ID)
 	m.store.Shares.Changed(t.job.BatchKey())
@@ -315,7 +315,7 @@ func (t *Taken) leave(again bool) {
 	if m.active[t.ID] == t {
 		delete(m.active, t.ID)
 		close(t.over)
-		m.changed(t.ID)
+		m.lookouts.Signal(t.ID)
 	}
 	if again {
 		m.insert(t.line.key, t.place)

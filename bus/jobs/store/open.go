@@ -33,7 +33,7 @@ func Open(o Config) (*Store, error) {
 	if o.Warn == nil {
 		o.Warn = func(string, ...any) {}
 	}
-	shares := &Shares{MaxJobs: o.MaxJobs, MaxBytes: o.MaxSpool}
+	shares := &Shares{MaxJobs: o.MaxJobs, MaxBytes: o.MaxSpool, watches: Watches[string]{}}
 	s := &Store{
 		place: o.Place, warn: o.Warn, Shares: shares,
 		Spool: &Spool{shares: shares, link: os.Link, warn: o.Warn}, reserve: &reserve{},

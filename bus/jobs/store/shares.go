@@ -35,8 +35,8 @@ type Shares struct {
 
 	mu      sync.Mutex // protects the fields below
 	all     Held
-	of      map[string]holding         // by poster, while its jobs take something
-	watches map[string][]chan struct{} // by batch: see Watch
+	of      map[string]holding // by poster, while its jobs take something
+	watches Watches[string]    // by batch
 }
 
 // holding counts the jobs of one poster.
@@ -132,19 +132,35 @@ func (s *Shares) Batches(caller, name string) (keys []string) {
 
 // Watch returns a channel that receives after a tally has changed, until stop is called.
 func (s *Shares) Watch(batch string) (changed <-chan struct{}, stop func()) {
+	return s.watches.Add(&s.mu, batch)
+}
+
+// Watches are channels that receive when something changes, by what that is. A mutex of their
+// owner protects them.
+type Watches[K comparable] map[K][]chan struct{}
+
+// Add returns a channel that receives after Signal, until stop is called.
+func (w Watches[K]) Add(mu *sync.Mutex, key K) (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.watches == nil {
-		s.watches = map[string][]chan struct{}{}
-	}
-	s.watches[batch] = append(s.watches[batch], c)
+	mu.Lock()
+	defer mu.Unlock()
+	w[key] = append(w[key], c)
 	return c, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.watches[batch] = slices.DeleteFunc(s.watches[batch], func(w chan struct{}) bool { return w == c })
-		if len(s.watches[batch]) == 0 {
-			delete(s.watches, batch)
+		mu.Lock()
+		defer mu.Unlock()
+		w[key] = slices.DeleteFunc(w[key], func(o chan struct{}) bool { return o == c })
+		if len(w[key]) == 0 {
+			delete(w, key)
+		}
+	}
+}
+
+// Signal reports a change. The mutex is held.
+func (w Watches[K]) Signal(key K) {
+	for _, c := range w[key] {
+		select {
+		case c <- struct{}{}:
+		default: // it has a signal that was not received yet
 		}
 	}
 }
@@ -211,24 +227,14 @@ func (s *Shares) countBatch(j *Job, n int) {
 	if h.batches[j.Batch] = t; t.Jobs == 0 {
 		delete(h.batches, j.Batch)
 	}
-	s.signal(j.BatchKey())
+	s.watches.Signal(j.BatchKey())
 }
 
 // Changed signals those who watch a batch.
 func (s *Shares) Changed(batch string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.signal(batch)
-}
-
-// signal is Changed with s.mu held.
-func (s *Shares) signal(batch string) {
-	for _, c := range s.watches[batch] {
-		select {
-		case c <- struct{}{}:
-		default: // it has a signal that was not received yet
-		}
-	}
+	s.watches.Signal(batch)
 }
 
 // line adds n to the count of a job's line.

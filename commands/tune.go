@@ -30,23 +30,18 @@ func tune() *tuning {
 	// Usually there is little live data, so garbage may be a multiple of it, up to the
 	// memory limit.
 	debug.SetGCPercent(400)
-	t := &tuning{done: make(chan struct{})}
+	t := oneProcessor()
 	t.limitMemory(0)
-	t.begin()
 	return t
 }
 
 // oneProcessor starts the part that is useful to any client.
 func oneProcessor() *tuning {
 	t := &tuning{done: make(chan struct{})}
-	t.begin()
-	return t
-}
-
-func (t *tuning) begin() {
 	all := runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(1)
 	go t.followLoad(all) // ends with stop
+	return t
 }
 
 func (t *tuning) stop() { close(t.done) }

@@ -95,7 +95,8 @@ func newConfigFile(base string) *configFile {
 	c := &configFile{base: base}
 	n := &c.config.node
 	n.options = *newServeOptions()
-	n.part = part{name: "node", flags: n.keys(), places: map[string]string{}}
+	n.part = part{name: "node", flags: tableOf(n.options.nodeFlags()), places: map[string]string{}}
+	maps.Copy(n.flags, n.ownKeys())
 	return c
 }
 
@@ -352,15 +353,8 @@ type nodeConfig struct {
 	maxRunning countValue // programs at once, over all functions
 }
 
-// keys returns the keys of [node], by the names of the flags of fbus serve and of
-// workers.
-func (n *nodeConfig) keys() flagTable {
-	table := tableOf(n.options.nodeFlags())
-	maps.Copy(table, n.ownKeys())
-	return table
-}
-
-// ownKeys returns the keys that are allowed without serve = true too.
+// ownKeys returns the keys that are allowed without serve = true too. The others are those of
+// the flags of fbus serve.
 func (n *nodeConfig) ownKeys() flagTable {
 	return flagTable{
 		"serve":   &cli.BoolFlag{Destination: &n.serve},

@@ -75,14 +75,14 @@ func baseEnviron(spec *Spec) []string {
 	return append(env, "FBUS_FUNCTION="+spec.Name)
 }
 
-// ownNode is the FBUS_NODE that an offer sets itself.
-func ownNode(env []string) (node string) {
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "FBUS_NODE="); ok {
-			node = v
+// lookup returns the value of a variable in an offer's environment.
+func lookup(env []string, name string) (value string, set bool) {
+	for _, kv := range slices.Backward(env) {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v, true
 		}
 	}
-	return node
+	return "", false
 }
 
 // callEnviron is the part that is each call's own. All names are ours: what

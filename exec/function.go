@@ -91,10 +91,8 @@ func plan(spec Spec) (*Function, error) {
 	if err := checkModes(&spec); err != nil {
 		return nil, err
 	}
-	f := &Function{
-		spec: spec, program: prog, words: words, node: spec.Node, ownNode: ownNode(spec.Env),
-		running: make(map[*run]struct{}),
-	}
+	f := &Function{spec: spec, program: prog, words: words, node: spec.Node, running: make(map[*run]struct{})}
+	f.ownNode, _ = lookup(spec.Env, "FBUS_NODE")
 	f.outage.f = f
 	f.numbers.most = (spec.Slots + max(spec.Pipeline, 1) - 1) / max(spec.Pipeline, 1)
 	return f, nil
@@ -302,11 +300,6 @@ func (f *Function) enterSlot(ctx context.Context) error {
 		leave(f.slots)
 	}
 	return err
-}
-
-func (f *Function) leaveSlot() {
-	leave(f.spec.Room)
-	leave(f.slots)
 }
 
 // enter waits until there is room for one more in a channel, which may be nil.

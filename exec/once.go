@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -86,7 +87,8 @@ func (r *run) leave() {
 	if r.f.warm != nil {
 		r.f.warm.leave()
 	}
-	r.f.leaveSlot()
+	leave(r.f.spec.Room)
+	leave(r.f.slots)
 }
 
 // serve starts a process for the call. With an error none was started.
@@ -180,7 +182,7 @@ func (r *run) attend(ctx context.Context) {
 	r.passing.Go(r.out.pass) // as r.err.pass
 	var progress *progressLines
 	if r.extra != nil {
-		progress = progressTo(r.call)
+		progress = &progressLines{report: r.call.Progress}
 		r.extra.to = progress
 		r.passing.Go(r.extra.pass)
 	}
@@ -295,17 +297,10 @@ func (r *run) result() Result {
 		res = fbusEnd(args.CodeWorkerLost, args.KeeperKilled)
 	}
 	if r.exit.Survivors != "" {
-		res.Message = join(res.Message, "could not be killed: "+r.exit.Survivors)
+		res.Message = strings.TrimPrefix(res.Message+"; could not be killed: "+r.exit.Survivors, "; ")
 		r.f.logf("%s: could not be killed: %s", r.f.spec.Name, r.exit.Survivors)
 	}
 	return res
-}
-
-func join(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + "; " + b
 }
 
 func (r *run) exited() Result {

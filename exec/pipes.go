@@ -375,8 +375,8 @@ func (l *lineLog) remember(output []byte) {
 // progressLines takes the lines that a program writes about its progress. Of those that come at
 // once it reports the last: only that is still true.
 type progressLines struct {
-	report func(done, total uint64, text string)
-	part   []byte // a line that has no end yet
+	report func(done, total uint64, text string) // nil: nobody wants to know
+	part   []byte                                // a line that has no end yet
 }
 
 func (l *progressLines) Write(p []byte) (int, error) {
@@ -400,10 +400,9 @@ func (l *progressLines) keep(p []byte) {
 // flush reports the line that there is.
 func (l *progressLines) flush() {
 	line := strings.TrimSpace(string(l.part))
-	if l.part = l.part[:0]; line == "" {
-		return
+	if l.part = l.part[:0]; line != "" && l.report != nil {
+		l.report(parseProgress(line))
 	}
-	l.report(parseProgress(line))
 }
 
 // parseProgress parses "DONE TOTAL [TEXT]" or "TEXT".
@@ -418,12 +417,4 @@ func parseProgress(line string) (done, total uint64, text string) {
 		return 0, 0, line
 	}
 	return done, total, strings.TrimSpace(text)
-}
-
-// progressTo returns where a program writes lines about the progress of a call.
-func progressTo(c *Call) *progressLines {
-	if c.Progress == nil {
-		return &progressLines{report: func(uint64, uint64, string) {}}
-	}
-	return &progressLines{report: c.Progress}
 }

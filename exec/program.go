@@ -68,16 +68,13 @@ const DefaultPath = "/bin:/usr/bin"
 
 // searchPath is PATH as the program will see it, or the default.
 func searchPath(env []string) string {
-	path, set := os.LookupEnv("PATH")
-	if !set {
-		path = DefaultPath
+	if path, set := lookup(env, "PATH"); set {
+		return path
 	}
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			path = v
-		}
+	if path, set := os.LookupEnv("PATH"); set {
+		return path
 	}
-	return path
+	return DefaultPath
 }
 
 // lookProgram finds name, relative to cwd if it holds a slash, else on path.

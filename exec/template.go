@@ -313,10 +313,6 @@ func lazily(expr string) func() *regexp.Regexp {
 var interpreters = lazily(`^(?:sh|ash|bash|dash|zsh|[km]?ksh|t?csh|fish|busybox|ssh|su|runuser|eval|sed|jq|expect|` +
 	`[gmn]?awk|Rscript|julia|octave|(?:perl|python|pypy|ruby|node|nodejs|php|lua|luajit|tclsh)[0-9.]*)$`)
 
-// joining commands put all their words together and have a shell read them:
-// every place in them is code.
-func joining(name string) bool { return name == "eval" || name == "ssh" }
-
 // scripted lists the commands that take code as their first argument: the options in
 // values have a value of their own; those in instead name the code, so that no argument
 // does.
@@ -406,7 +402,7 @@ func codeWords(argv []string) (roles map[int]role, braces bool) {
 		case script >= 0:
 			c := scripted[script]
 			markScript(roles, argv, i+1, name == "jq", strings.Fields(c.values), strings.Fields(c.instead))
-		case joining(name):
+		case name == "eval" || name == "ssh": // they put all their words together and have a shell read them
 			for j := i + 1; j < len(argv); j++ {
 				roles[j] = code
 			}

@@ -32,16 +32,6 @@ func newMemory(bytes int64) *memory {
 	return m
 }
 
-func (m *memory) by() string {
-	switch {
-	case m.bytes <= 0:
-		return ""
-	case m.dir != "":
-		return "cgroup"
-	}
-	return "rlimit"
-}
-
 // group is one program's cgroup.
 type group struct {
 	path string
@@ -178,7 +168,7 @@ func forkLimited(limit int64, path string, argv []string, attr *syscall.ProcAttr
 	args := append([]string{limitName, strconv.FormatInt(limit, 10), strconv.Itoa(n), path}, argv...)
 	limited := *attr
 	limited.Files = append(attr.Files[:n:n], uintptr(fds[1]))
-	if !slices.ContainsFunc(attr.Env, isTraceback) { // for the step; it does not pass it on
+	if !slices.ContainsFunc(attr.Env, func(kv string) bool { return strings.HasPrefix(kv, "GOTRACEBACK=") }) { // for the step; it does not pass it on
 		limited.Env = append([]string{noTraceback}, attr.Env...)
 	}
 	pid, err := syscall.ForkExec(selfExe, args, &limited)
@@ -211,8 +201,6 @@ func forkLimited(limit int64, path string, argv []string, attr *syscall.ProcAttr
 
 // noTraceback keeps the runtime of a process that cannot start from printing stacks.
 const noTraceback = "GOTRACEBACK=none"
-
-func isTraceback(kv string) bool { return strings.HasPrefix(kv, "GOTRACEBACK=") }
 
 // execLimited becomes the program under the limit. If it cannot, it writes the
 // error number to report, a descriptor that the program does not get.

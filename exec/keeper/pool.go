@@ -82,7 +82,15 @@ func (p *Pool) Probe() error {
 
 // MemoryBy names what limits the programs' memory: "cgroup", "rlimit", or ""
 // without a limit.
-func (p *Pool) MemoryBy() string { return p.memory.by() }
+func (p *Pool) MemoryBy() string {
+	switch {
+	case p.memory.bytes <= 0:
+		return ""
+	case p.memory.dir != "":
+		return "cgroup"
+	}
+	return "rlimit"
+}
 
 // Start has a keeper start a program with descriptors 0, 1 and 2, and the extra
 // one as the fourth if the order has one. They stay the caller's to close. An
@@ -150,11 +158,16 @@ func (p *Pool) endIdle() {
 	for n < len(p.idle)-1 && p.idle[n].idle <= before {
 		n++
 	}
-	old := slices.Clone(p.idle[:n])
-	p.idle = slices.Delete(p.idle, 0, n)
-	if len(p.idle) > 1 && !p.closed {
+	if len(p.idle)-n > 1 && !p.closed {
 		p.trim = time.AfterFunc(idleAfter, p.endIdle)
 	}
+	p.endFirst(n)
+}
+
+// endFirst ends the n keepers that have been idle for longest. It unlocks p.mu.
+func (p *Pool) endFirst(n int) {
+	old := slices.Clone(p.idle[:n])
+	p.idle = slices.Delete(p.idle, 0, n)
 	p.mu.Unlock()
 	for _, k := range old {
 		k.end()
@@ -164,31 +177,17 @@ func (p *Pool) endIdle() {
 // Trim ends idle keepers at once, except the last used one: they take descriptors and threads.
 func (p *Pool) Trim() {
 	p.mu.Lock()
-	var old []*keeper
-	if n := len(p.idle) - 1; n > 0 {
-		old = slices.Clone(p.idle[:n])
-		p.idle = slices.Delete(p.idle, 0, n)
-	}
-	p.mu.Unlock()
-	for _, k := range old {
-		k.end()
-	}
+	p.endFirst(max(0, len(p.idle)-1))
 }
 
 // Close ends all keepers. No process may be left.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	p.closed = true
-	idle := p.idle
-	p.idle = nil
 	if p.trim != nil {
 		p.trim.Stop()
-		p.trim = nil
 	}
-	p.mu.Unlock()
-	for _, k := range idle {
-		k.end()
-	}
+	p.endFirst(len(p.idle))
 }
 
 // Process is a program that a keeper holds, with everything that it has started.

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -282,9 +283,7 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 	if err = r.Run(ctx); errors.Is(err, errEnough) {
 		err = nil
 	}
-	if e := p.close(); e != nil && err == nil {
-		err = e
-	}
+	err = cmp.Or(err, p.close())
 	var sig *interrupted
 	switch {
 	case errors.As(err, &sig):

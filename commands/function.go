@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -330,14 +331,7 @@ func readAttributes(list []string) (map[string]string, error) {
 	return attributes, nil
 }
 
-func ownNames() []string {
-	names := make([]string, 0, len(ownAttributes))
-	for name := range ownAttributes {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
+func ownNames() []string { return slices.Sorted(maps.Keys(ownAttributes)) }
 
 // attributeText formats an attribute for people.
 func attributeText(name, value string) string {

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -158,10 +159,7 @@ func quoteWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`
 // address returns the node that was named, or "". The functions may be called in other
 // directories, so a relative path becomes absolute.
 func (o *importOptions) address() (string, error) {
-	addr := o.node
-	if addr == "" {
-		addr = os.Getenv("FBUS_NODE")
-	}
+	addr := cmp.Or(o.node, os.Getenv("FBUS_NODE"))
 	if addr == "" {
 		return "", nil
 	}

@@ -296,9 +296,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	defer oneProcessor().stop()
 	err = r.Run(ctx)
 	screen.stop()
-	if e := out.close(); e != nil && err == nil {
-		err = e
-	}
+	err = cmp.Or(err, out.close())
 	return o.summary(r.Progress(), int(resumed.Load()), screen, err)
 }
 

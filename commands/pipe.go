@@ -195,9 +195,7 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 		case err := <-failed:
 			return err // whatever runs: it ends with the process
 		case err := <-ended:
-			if e := p.giveUp(); e != nil && err == nil {
-				err = e
-			}
+			err = cmp.Or(err, p.giveUp())
 			return troubled(cmp.Or(err, client.Err()), o.node)
 		}
 	}

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -60,9 +61,7 @@ func resultBatch(o *resultOptions, stdout, stderr io.Writer) error {
 	})
 	stop()
 	looks.Wait()
-	if e := b.close(); e != nil && err == nil {
-		err = e
-	}
+	err = cmp.Or(err, b.close())
 	var sig *interrupted
 	switch {
 	case errors.As(err, &sig):
@@ -201,9 +200,5 @@ func (l *batchList) next() (fanout.Task, error) {
 	j := &jobLine{JobInfo: l.page[0]}
 	l.page, l.after = l.page[1:], j.ID
 	l.n++
-	item := j.item()
-	if item == "" {
-		item = j.ID
-	}
-	return fanout.Task{Seq: l.n, Words: []string{item}, Aux: &printed{job: j.ID}}, nil
+	return fanout.Task{Seq: l.n, Words: []string{cmp.Or(j.item(), j.ID)}, Aux: &printed{job: j.ID}}, nil
 }

@@ -42,9 +42,7 @@ func explain(err error) *args.Error {
 	case errors.As(err, new(*args.Error)):
 		e := *args.AsError(err, args.CodeInternal)
 		e.Message = e.Error()
-		if e.Hint == "" {
-			e.Hint = hintFor(e.Code)
-		}
+		e.Hint = cmp.Or(e.Hint, hintFor(e.Code))
 		return &e
 	}
 	return args.AsError(err, args.CodeInternal)
@@ -135,11 +133,8 @@ func inOtherTmp(err error, node string) string {
 // doctorLine returns the command line that examines the node of a command with this
 // --node, whatever the environment is by then.
 func doctorLine(node string, words []string) string {
-	if node == "" {
-		node = os.Getenv("FBUS_NODE")
-	}
 	command := []string{"fbus", "doctor"}
-	if node != "" {
+	if node = cmp.Or(node, os.Getenv("FBUS_NODE")); node != "" {
 		command = append(command, "--node", node)
 	}
 	line := args.Quote(append(command, words...)...)

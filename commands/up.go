@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -160,17 +161,12 @@ func (c *upConfig) add(list []*function) problems {
 
 // apply takes the options of [node] that the command line does not set.
 func (o *upOptions) apply(n *nodeConfig) {
-	if o.worker == "" {
-		o.worker = n.worker
-	}
+	o.worker, o.node = cmp.Or(o.worker, n.worker), cmp.Or(o.node, n.address)
 	if !o.maxRunning.set {
 		o.maxRunning = n.maxRunning
 	}
 	if n.drain.set && !o.drainSet {
 		o.drain = n.drain
-	}
-	if o.node == "" {
-		o.node = n.address
 	}
 }
 

@@ -3,6 +3,7 @@ package exec
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -225,10 +226,7 @@ func (f *Function) leave(r *run) {
 func (f *Function) Kill() {
 	f.mu.Lock()
 	f.killed = true
-	held := make([]*run, 0, len(f.running))
-	for r := range f.running {
-		held = append(held, r)
-	}
+	held := slices.Collect(maps.Keys(f.running))
 	f.mu.Unlock()
 	for _, r := range held {
 		r.end(cancelled, true)

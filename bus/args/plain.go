@@ -2,6 +2,7 @@ package args
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,10 +74,7 @@ func Plain(err error) string {
 
 // wrongType describes a JSON value of the wrong type.
 func wrongType(e *json.UnmarshalTypeError) string {
-	field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
-	if field == "" {
-		field = "the document"
-	}
+	field := cmp.Or(e.Field[strings.LastIndexByte(e.Field, '.')+1:], "the document")
 	t := e.Type
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -178,21 +179,14 @@ func (l *Log) Add(o *Outcome, end args.End) {
 	}
 	b := l.pending
 	b = strconv.AppendInt(b, int64(o.Seq), 10)
-	b = append(append(append(b, '\t'), orColon(o.Result.Worker)...), '\t')
+	// Without a worker, the sign of GNU parallel.
+	b = append(append(append(b, '\t'), args.OneLine(cmp.Or(o.Result.Worker, ":"))...), '\t')
 	b = strconv.AppendFloat(b, float64(o.Began.UnixNano())/1e9, 'f', 3, 64)
 	b = fmt.Appendf(b, "\t%10.3f\t", o.Took.Seconds())
 	for _, n := range []int64{o.Sent, o.Output.Size(), int64(status), int64(signal)} {
 		b = append(strconv.AppendInt(b, n, 10), '\t')
 	}
 	l.pending = append(append(b, l.command(o.Words)...), '\n')
-}
-
-// orColon returns the worker's name, or GNU parallel's sign for none.
-func orColon(worker string) string {
-	if worker == "" {
-		return ":"
-	}
-	return args.OneLine(worker)
 }
 
 // Flush writes the outcomes that were added.

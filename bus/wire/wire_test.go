@@ -108,7 +108,7 @@ func TestCodesAreOnThePage(t *testing.T) {
 	}
 	// Said by this side alone, about what it has found: no peer is told.
 	here := []string{
-		args.CodeNoNode, args.CodeNotOurs, args.CodeForeign, args.CodeAmbiguous,
+		args.CodeNotOurs, args.CodeForeign, args.CodeAmbiguous,
 		args.CodePlainText, args.CodeHTTP, args.CodeNotFbus, args.CodeReset, args.CodeTimeout, args.CodeBadTicket, args.CodeClock,
 	}
 	for _, file := range []string{"../args/error.go", "../args/codes.go"} {

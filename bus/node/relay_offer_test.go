@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -108,6 +109,25 @@ func TestRelayIsLast(t *testing.T) {
 	}
 	near.release <- struct{}{}
 	far.release <- struct{}{}
+}
+
+// TestRelayLeavesJobs: a relay takes no job of which a worker with a free slot is about to hear.
+func TestRelayLeavesJobs(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	s := &shelf{p: &peers{T: t, n: n}, taken: map[*jobs.Taken]bool{}}
+	n.SetSource(s)
+	near := newGate()
+	offerFunc(t, named(t, path, "w"), "f", 1, near.handle)
+	s.post(rand.New(rand.NewPCG(1, 2)))
+	relayFor(t, relayTo(t, path, "@b"), bus.Offer{Slots: 5}, func(context.Context, *bus.Invocation) bus.Result {
+		t.Error("the relay has the job")
+		return bus.Result{}
+	})
+	n.Audit() // its offer is made
+	n.WakeJobs("f")
+	await(t, "the worker has the job", near.started)
+	near.release <- struct{}{}
 }
 
 // TestRelayWithoutSlots: a relay's offer stays with no slots, and a call waits for one: it does not

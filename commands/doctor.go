@@ -553,6 +553,13 @@ func (x *examination) node() (*bus.NodeInfo, bool) {
 	if n.NoPosts != "" { // a call would still succeed
 		x.warn("store", "the stderr of fbus serve has the reason; fbus purge makes room", "nothing can be posted: %s", n.NoPosts)
 	}
+	if t := n.Trust; t != nil && t.Shut+t.Away != "" {
+		what := t.Shut
+		if what == "" {
+			what = fmt.Sprintf("this node's list of revoked tickets is %s old: the first node, %s, cannot be reached: %s", age(t.Age), strings.Join(t.First, ", "), t.Away)
+		}
+		x.warn("first node", "", "%s", what)
+	}
 	return n, true
 }
 

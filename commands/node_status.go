@@ -31,7 +31,7 @@ user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joi
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), trust (at a node
-that is not the network's first: first, away, number, age, revoked, max_age, shut, identity), caller and rights (who asks, and what that one may do;
+that is not the network's first: first, away, number, age, revoked, max_age, shut, until, identity), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
@@ -119,6 +119,9 @@ func showTrust(t *trust.SecondInfo, fact func(name, format string, a ...any)) {
 	fact("first node", "%s, %s", strings.Join(t.First, ", "), state)
 	if t.Number > 0 {
 		fact("revoked", "%s, by list %d, %s old", plural(t.Revoked, "serial"), t.Number, age(t.Age))
+	}
+	if left := time.Until(t.Until); left < 20*24*time.Hour { // it should have been renewed
+		fact("certificate", "of the node: until %s", localTime(t.Until))
 	}
 	if t.Shut != "" {
 		fact("shut", "%s", t.Shut)

@@ -24,7 +24,7 @@ const (
 	// trustTime is how long it waits for an answer beyond that.
 	trustTime = 10 * time.Second
 	// firstPause bounds the pause between two tries to reach the first node.
-	firstPause = 5 * time.Second
+	firstPause = 2 * time.Second
 )
 
 // first is the network's first node, as another node of the network uses it: it alone issues,
@@ -125,18 +125,20 @@ func (f *first) connect(ctx context.Context) (*bus.Client, error) {
 // lasts.
 func (f *first) follow(ctx context.Context, c *bus.Client) error {
 	for {
-		err := f.renew(ctx, c)
-		if err == nil {
-			err = f.update(ctx, c, f.second.Interval())
-		}
+		unrenewed := f.renew(ctx, c)
+		err := f.update(ctx, c, f.second.Interval())
 		if c.Err() != nil || ctx.Err() != nil {
 			return errors.Join(c.Err(), ctx.Err())
 		}
-		if err == nil {
+		switch {
+		case err == nil && unrenewed == nil:
 			f.warned = ""
 			continue
+		case err == nil:
+			f.warn(fmt.Sprintf("this node's certificates cannot be renewed: %v", unrenewed))
+			continue
 		}
-		f.warn(err.Error())
+		f.warn(fmt.Sprintf("the list of revoked tickets cannot be got from the network's first node: %v", err))
 		select {
 		case <-time.After(firstPause):
 		case <-ctx.Done():

@@ -234,7 +234,7 @@ func (s *Second) stale() error {
 			WithHint("join again with a new ticket: fbus invite --for-node, at the network's first node")
 	case s.maxAge > 0 && s.now().Sub(list.at) > s.maxAge:
 		return errorf(args.CodeShut, "the list of revoked tickets from the network's first node, %s, is %s old, and --trust-max-age allows %s, so this node admits nobody over TCP",
-			s.First(), span(s.now().Sub(list.at)), span(s.maxAge))
+			s.First(), s.now().Sub(list.at).Truncate(time.Second), s.maxAge)
 	}
 	return nil
 }
@@ -266,19 +266,20 @@ func (s *Second) Interval() time.Duration {
 
 // SecondInfo describes what a node that is not its network's first has of the first one.
 type SecondInfo struct {
-	First    []string `json:"first"`              // addresses of the first node
-	Away     string   `json:"away,omitempty"`     // why it cannot be reached; empty: it is connected
-	Number   int64    `json:"number"`             // of the list of revoked tickets; 0: there is none yet
-	Age      float64  `json:"age"`                // of that list, in seconds
-	Revoked  int      `json:"revoked"`            // how many serials it contains
-	MaxAge   float64  `json:"max_age,omitempty"`  // past which nobody is admitted over TCP
-	Shut     string   `json:"shut,omitempty"`     // why nobody is admitted over TCP
-	Identity string   `json:"identity,omitempty"` // the file of this node's ticket, for its companions; for administrators
+	First    []string  `json:"first"`              // addresses of the first node
+	Away     string    `json:"away,omitempty"`     // why it cannot be reached; empty: it is connected
+	Number   int64     `json:"number"`             // of the list of revoked tickets; 0: there is none yet
+	Age      float64   `json:"age"`                // of that list, in seconds
+	Revoked  int       `json:"revoked"`            // how many serials it contains
+	MaxAge   float64   `json:"max_age,omitempty"`  // past which nobody is admitted over TCP
+	Shut     string    `json:"shut,omitempty"`     // why nobody is admitted over TCP
+	Until    time.Time `json:"until"`              // when this node's certificate ends; it is renewed each day
+	Identity string    `json:"identity,omitempty"` // the file of this node's ticket, for its companions; for administrators
 }
 
 // Info describes this node's trust, as far as it knows.
 func (s *Second) Info() *SecondInfo {
-	i := &SecondInfo{First: s.Ticket().Addresses, MaxAge: s.maxAge.Seconds(), Identity: s.File()}
+	i := &SecondInfo{First: s.Ticket().Addresses, MaxAge: s.maxAge.Seconds(), Until: s.Ticket().Server.NotAfter.UTC(), Identity: s.File()}
 	if list := s.list.Load(); list != nil {
 		i.Number, i.Age, i.Revoked = list.number, max(0, s.now().Sub(list.at)).Seconds(), len(list.revoked)
 	}

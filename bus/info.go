@@ -170,6 +170,27 @@ type TrustQuery struct {
 	Wait  float64 `json:"wait,omitempty"`  // seconds to wait for a list with another number; at most 50
 }
 
+// MeshFunction is the function by which fbus mesh answers what it knows: a [MeshInfo].
+const MeshFunction = "fbus-mesh"
+
+// MeshInfo is what the mesh of a node knows of the others.
+type MeshInfo struct {
+	Node  string     `json:"node"`  // what this one is called there
+	NATS  string     `json:"nats"`  // the URL of the server; empty: not connected
+	Calls int        `json:"calls"` // that are passed on now
+	Peers []MeshPeer `json:"peers"`
+}
+
+// MeshPeer is another node of a mesh.
+type MeshPeer struct {
+	Name      string  `json:"name"`            // as a worker here: @NODE
+	Reach     string  `json:"reach"`           // how it is reached: "tls HOST:PORT"; empty: it is not
+	Error     string  `json:"error,omitempty"` // why it is not reached
+	Functions int     `json:"functions"`       // that it shares, and that are accepted
+	Calls     int     `json:"calls"`           // that are passed on to it now
+	Heard     float64 `json:"heard"`           // seconds since the last word of it
+}
+
 // Invitation is the JSON object that fbus.invite takes.
 type Invitation struct {
 	Name      string   `json:"name,omitempty"`      // default: a new one

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,8 @@ user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joi
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), trust (at a node
-that is not the network's first: first, away, number, age, revoked, max_age, shut, until, identity), caller and rights (who asks, and what that one may do;
+that is not the network's first: first, away, number, age, revoked, max_age, shut, until, identity), mesh
+(with fbus mesh: node, nats, calls, peers: name, reach, error, functions, calls, heard), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
@@ -48,6 +50,7 @@ type statusInfo struct {
 	Address string `json:"address"` // where we reach it
 	Why     string `json:"why"`     // how it was chosen
 	bus.NodeInfo
+	Mesh *bus.MeshInfo `json:"mesh,omitempty"` // nil: none is connected
 }
 
 func status(o *lookOptions, stdout io.Writer) error {
@@ -66,8 +69,9 @@ func status(o *lookOptions, stdout io.Writer) error {
 		return fail(args.CodeInternal, "the node does not say who it is")
 	}
 	n := list[0]
+	mesh := nodeMesh(ctx, c)
 	if o.json {
-		return printJSON(stdout, statusInfo{p.Addr.String(), p.Why, n})
+		return printJSON(stdout, statusInfo{p.Addr.String(), p.Why, n, mesh})
 	}
 	pid := "" // not a guest's business
 	if n.PID > 0 {
@@ -90,6 +94,9 @@ func status(o *lookOptions, stdout io.Writer) error {
 		if t := n.Trust; t != nil {
 			showTrust(t, fact)
 		}
+		if mesh != nil {
+			showMesh(mesh, fact)
+		}
 		fact("you are", "%s: may %s", n.Caller, mayDo(n.Rights))
 		fact("up", "%s", age(time.Since(n.Started).Seconds()))
 		fact("functions", "%d", n.Functions)
@@ -108,6 +115,33 @@ func status(o *lookOptions, stdout io.Writer) error {
 		}
 	})
 	return nil
+}
+
+// nodeMesh asks the mesh of the node, nil if there is none, or if it does not answer.
+func nodeMesh(ctx context.Context, c *bus.Client) *bus.MeshInfo {
+	var text bytes.Buffer
+	m := &bus.MeshInfo{}
+	_, err := c.Call(ctx, &bus.Request{Function: bus.MeshFunction, Stdout: &text, Timeout: 2 * time.Second})
+	if err != nil || json.Unmarshal(text.Bytes(), m) != nil {
+		return nil
+	}
+	return m
+}
+
+// showMesh prints what a mesh knows. Any worker may have said so.
+func showMesh(m *bus.MeshInfo, fact func(name, format string, a ...any)) {
+	by := "NATS at " + m.NATS
+	if m.NATS == "" {
+		by = "not connected to NATS"
+	}
+	fact("mesh", "node %s with %s, %s", args.Shown(m.Node), plural(len(m.Peers), "other node"), args.OneLine(by))
+	for _, p := range m.Peers {
+		reach := "by " + p.Reach + ", " + plural(p.Functions, "function") + ", " + plural(p.Calls, "call")
+		if p.Reach == "" {
+			reach = "not reached: " + p.Error
+		}
+		fact("", "%s %s", args.Shown(p.Name), args.OneLine(reach))
+	}
 }
 
 // showTrust prints what a node that is not its network's first has of the first one.

@@ -72,6 +72,7 @@ func demo(ctx context.Context, stdout io.Writer) (err error) {
 	for _, words := range [][]string{
 		{"call", "-w", "10s", "hello", "world"},
 		{"ls"},
+		{"status"},
 		{"map", "-j", "3", "nap", "1", "2", "3"},
 	} {
 		if err := d.show("a", words...); err != nil {
@@ -101,7 +102,12 @@ func (d *trial) site(name string) error {
 			return err
 		}
 	}
-	return d.start(name, "mesh", "-q", "--name", name, "--advertise", d.ports[name], d.nats)
+	return d.mesh(name, d.ports[name])
+}
+
+// mesh starts the mesh of a node that others reach at addr.
+func (d *trial) mesh(name, addr string) error {
+	return d.start(name, "mesh", "-q", "--name", name, "--advertise", addr, d.nats)
 }
 
 // node starts a node.

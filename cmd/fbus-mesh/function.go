@@ -288,10 +288,18 @@ func entryOf(i *bus.FunctionInfo) entry {
 	case "args":
 		e.Flags |= wire.FlagTakesArgs
 	}
+	idempotent := true
 	for _, w := range i.Workers {
-		if !w.Relay && len(e.Behind) < wire.MaxBehind {
+		if w.Relay {
+			continue
+		}
+		idempotent = idempotent && w.Idempotent
+		if len(e.Behind) < wire.MaxBehind {
 			e.Behind = append(e.Behind, "#"+w.ID)
 		}
+	}
+	if idempotent && len(e.Behind) > 0 {
+		e.Flags |= wire.FlagIdempotent
 	}
 	return e
 }

@@ -38,19 +38,28 @@ func open(ctx context.Context, addr bus.Addr, o *bus.Options, handle func(b *wir
 	if err != nil {
 		return nil, err
 	}
-	e := &end{conn: wire.NewConn(line.Conn, nil), handle: handle, hello: make(chan struct{}), done: make(chan struct{})}
-	line.Conn.SetReadDeadline(time.Now().Add(greetTime))
+	e, err := greet(ctx, line.Conn, o, handle)
+	if err != nil {
+		return nil, err
+	}
+	go line.Watch(e.done) // ends with the connection
+	return e, nil
+}
+
+// greet begins the protocol on a connection.
+func greet(ctx context.Context, nc net.Conn, o *bus.Options, handle func(b *wire.Batch, f wire.Frame) error) (*end, error) {
+	e := &end{conn: wire.NewConn(nc, nil), handle: handle, hello: make(chan struct{}), done: make(chan struct{})}
+	nc.SetReadDeadline(time.Now().Add(greetTime))
 	e.conn.Send(&wire.HelloFrame{
 		Major: wire.Major, Minor: wire.Minor, Network: []byte(o.Network), Instance: []byte(o.Instance), Name: []byte(o.Name),
 		Caps: [][]byte{[]byte(wire.CapProgress), []byte(wire.CapRelay)},
 	})
 	go e.serve() // ends with the connection
-	go line.Watch(e.done)
 	select {
 	case <-e.hello:
 		if !e.relay {
 			e.close()
-			return nil, args.Errorf(args.CodeDenied, "%v does not let this client relay calls: its ticket has no right to relay", addr)
+			return nil, args.Errorf(args.CodeDenied, "the node does not let this mesh relay calls: its ticket has no right to")
 		}
 		return e, nil
 	case <-e.done:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -73,7 +74,8 @@ type mesh struct {
 	peers     map[string]*peer // by instance
 	pending   map[string]*pending
 	asked     uint64
-	replies   string // prefix of subjects for answers
+	replies   string                   // prefix of subjects for answers
+	turns     map[string]chan net.Conn // connections that peers were asked for
 	over      bool
 }
 
@@ -111,6 +113,7 @@ type answer struct {
 type message struct {
 	From   string `json:"from"`
 	Return string `json:"return,omitempty"` // the function whose slots are not used
+	Turn   string `json:"turn,omitempty"`   // connect me to your node, by a call with this word
 	Slots  int    `json:"slots,omitempty"`
 }
 
@@ -123,10 +126,14 @@ type page struct {
 
 func (m *mesh) now() time.Duration           { return time.Since(m.epoch) + 1 }
 func (m *mesh) note(format string, a ...any) { m.cfg.Note(format, a...) }
-func (m *mesh) shares(name string) bool      { return matches(m.cfg.Share, name) }
-func (m *mesh) accepts(name string) bool     { return matches(m.cfg.Accept, name) }
-func (m *mesh) encode(v any) []byte          { b, _ := json.Marshal(v); return b }
-func (m *mesh) direct(id string) string      { return m.prefix + "node." + id }
+func (m *mesh) shares(name string) bool {
+	return name != bus.MeshFunction && matches(m.cfg.Share, name)
+}
+func (m *mesh) accepts(name string) bool {
+	return name != bus.MeshFunction && matches(m.cfg.Accept, name)
+}
+func (m *mesh) encode(v any) []byte     { b, _ := json.Marshal(v); return b }
+func (m *mesh) direct(id string) string { return m.prefix + "node." + id }
 
 func matches(globs []string, name string) bool { return trust.Rights{Call: globs}.MayCall(name) }
 
@@ -167,7 +174,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer node.Close()
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
-		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{},
+		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{},
 		replies: nats.NewInbox() + ".",
 	}
 	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, info.Name), ID: info.Instance, Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
@@ -190,6 +197,9 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer m.close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if _, err := node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called); err != nil {
+		return err
+	}
 	go m.receive(ctx) // these end with ctx
 	go m.greet(ctx)
 	go func() {
@@ -212,16 +222,44 @@ func (c *config) dial(ctx context.Context) (*bus.Client, *bus.NodeInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	info := &bus.NodeInfo{}
-	text, err := output(ctx, node, "fbus.nodes", bus.Args{})
-	if err == nil {
-		err = json.Unmarshal(text, info)
-	}
+	info, err := infoOf(ctx, node)
 	if err != nil {
 		node.Close()
 		return nil, nil, err
 	}
 	return node, info, nil
+}
+
+func infoOf(ctx context.Context, node *bus.Client) (*bus.NodeInfo, error) {
+	text, err := output(ctx, node, "fbus.nodes", bus.Args{})
+	if err != nil {
+		return nil, err
+	}
+	info := &bus.NodeInfo{}
+	return info, json.Unmarshal(text, info)
+}
+
+// called handles a call of [bus.MeshFunction]: it answers what the mesh knows. With a word it is a
+// connection that a peer was asked for.
+func (m *mesh) called(ctx context.Context, inv *bus.Invocation) bus.Result {
+	if inv.Kind == args.KindList {
+		return m.carry(ctx, inv)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	info := bus.MeshInfo{Node: m.self.Node, NATS: m.nc.ConnectedUrlRedacted(), Peers: []bus.MeshPeer{}}
+	for _, p := range m.peers {
+		i := bus.MeshPeer{Name: p.name, Functions: len(p.list), Heard: time.Since(p.heard).Seconds()}
+		if p.link != nil {
+			i.Reach, i.Calls = p.reach, len(p.link.byNear)
+		} else {
+			i.Error = p.reach
+		}
+		info.Calls += i.Calls
+		info.Peers = append(info.Peers, i)
+	}
+	slices.SortFunc(info.Peers, func(a, b bus.MeshPeer) int { return cmp.Compare(a.Name, b.Name) })
+	return bus.Result{End: bus.Exit(0).End, Output: append(m.encode(info), '\n')}
 }
 
 // close leaves the mesh.
@@ -376,6 +414,9 @@ func (m *mesh) handle(msg *nats.Msg) {
 		}
 		if f := m.functions[v.Return]; f != nil {
 			f.Returned(m.now(), v.From, v.Slots)
+		}
+		if p := m.peers[v.From]; p != nil && v.Turn != "" {
+			go m.turn(p.hello, v.Turn) // ends with the connection
 		}
 	case "bye":
 		var h hello

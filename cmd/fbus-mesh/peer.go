@@ -139,7 +139,11 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 		}
 	}
 	if err != nil {
-		return nil, "", err
+		var turned error
+		if l.far, turned = p.turned(ctx, l, &h); turned != nil {
+			return nil, "", args.Errorf(args.CodeNoNode, "%v; nor does it reach this node: %v", err, turned)
+		}
+		reach = "a connection that it has made"
 	}
 	l.near, err = open(ctx, m.cfg.Place.Addr, &bus.Options{Name: p.name, Identity: m.cfg.Place.Identity}, l.fromNear)
 	if err != nil {

@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/find"
 	"fbus/bus/trust"
 
@@ -156,4 +159,55 @@ func TestConfig(t *testing.T) {
 	}
 	defer stopServer(s)
 	judge(t, addr, relay, guest)
+}
+
+// TestTurned: a node that cannot be reached is reached by a connection that it makes. If neither
+// can reach the other, the state of the mesh says so.
+func TestTurned(t *testing.T) {
+	d := firstNode(t)
+	s, err := startServer("127.0.0.1:0", &server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopServer(s)
+	d.nats = s.ClientURL()
+	closed, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.mesh("a", d.ports["a"]); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.node("b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.mesh("b", closed); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.start("b", "offer", "-q", "f", "--", "cat"); err != nil {
+		t.Fatal(err)
+	}
+	a, err := bus.Dial(context.Background(), bus.Unix(d.sockets["a"]), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	for _, input := range [][]byte{[]byte("x"), big} {
+		out, _, err := call(a, &bus.Request{Function: "f", Input: bytes.NewReader(input), WaitFunction: bus.WaitFor(15 * time.Second)})
+		if err != nil || out != string(input) {
+			t.Fatalf("%d of %d bytes, %v", len(out), len(input), err)
+		}
+	}
+	var info bus.MeshInfo
+	text, err := output(context.Background(), a, bus.MeshFunction, bus.Args{})
+	if err == nil {
+		err = json.Unmarshal(text, &info)
+	}
+	if err != nil || len(info.Peers) != 1 || info.Peers[0].Reach != "a connection that it has made" {
+		t.Errorf("%s, %v", text, err)
+	}
+	if _, _, err := call(a, &bus.Request{Function: bus.MeshFunction, Args: args.List("word")}); code(err) != args.CodeBadInput {
+		t.Error(err)
+	}
 }

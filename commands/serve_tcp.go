@@ -167,11 +167,15 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a writable directory")
 	}
-	founded, joined := d.roles(network)
+	founded := trust.Founded(filepath.Join(home, "networks", network))
+	joined, err := find.NodeNetworks(network)
 	switch {
-	case joined && founded:
+	case founded && len(joined) > 0:
 		warn("network %s was joined with a ticket for a second node, but this user has the CA of a network of that name: this is that network's first node", network)
-	case joined:
+	case founded:
+	case err != nil: // a CA of its own would make another network of it
+		return err
+	case len(joined) > 0:
 		dir, err := filepath.Abs(filepath.Join(home, "joined")) // its companions may work elsewhere
 		if err != nil {
 			return err
@@ -191,16 +195,6 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 	}
 	d.gate, d.authority = a, a
 	return nil
-}
-
-// roles reports whether this user has the CA of a network, and whether they have joined it with
-// a ticket for a second node.
-func (d *door) roles(network string) (founded, joined bool) {
-	if home, err := find.HomeDir(); err == nil {
-		founded = trust.Founded(filepath.Join(home, "networks", network))
-	}
-	networks, _ := find.NodeNetworks()
-	return founded, slices.Contains(networks, network)
 }
 
 // listenTCP listens at an address: 0.0.0.0 is IPv4 alone, an empty host or :: both.

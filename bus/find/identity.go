@@ -208,21 +208,25 @@ func joinedIdentity(addr wire.Addr) (*Identity, error) {
 }
 
 // NodeNetworks returns the networks of which this user may run a node that is not the first:
-// they were joined with a ticket for one.
-func NodeNetworks() ([]string, error) {
+// they were joined with a ticket for one. With a network it looks at that one alone.
+func NodeNetworks(only ...string) ([]string, error) {
 	j, err := openJoined()
 	if j == nil || err != nil {
 		return nil, err
 	}
 	defer j.Close()
-	networks, err := j.Networks()
+	networks := only
+	if len(only) == 0 {
+		networks, err = j.Networks()
+	}
 	var found []string
 	for _, network := range networks {
 		t, err := j.Load(network)
-		if err != nil {
+		switch {
+		case errors.Is(err, &args.Error{Code: args.CodeNoTicket}):
+		case err != nil:
 			return nil, err
-		}
-		if t.Server != nil {
+		case t.Server != nil:
 			found = append(found, network)
 		}
 	}

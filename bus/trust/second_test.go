@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"net"
 	"os"
@@ -287,6 +288,10 @@ func TestSecondList(t *testing.T) {
 	if err := s.Update(listOf(t, other)); err == nil {
 		t.Error("another CA's list is accepted")
 	}
+
+	// The CA of an old network has a certificate that does not say that it may sign such lists.
+	a.root.Load().ca.KeyUsage, s.Ticket().CA.KeyUsage = x509.KeyUsageCertSign, x509.KeyUsageCertSign
+	update(t, s, a)
 
 	// Without its file the authority begins again, with a greater number. A certificate that the list of
 	// tickets has forgotten stays revoked until it expires.

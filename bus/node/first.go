@@ -156,7 +156,12 @@ func (f *first) update(ctx context.Context, c *bus.Client, wait time.Duration) e
 	if err != nil {
 		return err
 	}
-	return f.second.Update(text)
+	err = f.second.Update(text)
+	if e := known(err); e != nil && e.Code == args.CodeStorage { // it is in use, if not kept
+		f.warn(fmt.Sprintf("the list of revoked tickets cannot be kept: %v", err))
+		return nil
+	}
+	return err
 }
 
 // renew renews the node's certificates when that is due.

@@ -10,11 +10,13 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
@@ -58,8 +60,9 @@ func (g *guests) join(dir string, ticket *trust.Ticket) *trust.Ticket {
 	return own
 }
 
-// second starts a second node, and waits until it has reached the first one.
-func (g *guests) second(rights trust.Rights) *second {
+// second starts a second node, after the given steps on its directory, and waits until it has
+// reached the first one.
+func (g *guests) second(rights trust.Rights, before ...func(dir string)) *second {
 	g.t.Helper()
 	dir, _ := g.joinNode("b", rights)
 	gate, err := trust.OpenSecond(dir, "test", 0, nil)
@@ -67,6 +70,9 @@ func (g *guests) second(rights trust.Rights) *second {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(func() { gate.Close() })
+	for _, f := range before {
+		f(dir)
+	}
 	n, path := start(g.t, node.Config{Gate: gate})
 	s := &second{n, gate, listenTCP(g.t, n), path}
 	eventually(g.t, "the first node is reached", func() bool {
@@ -177,6 +183,23 @@ func TestSecondPasses(t *testing.T) {
 	}
 	if got := g.guest("call:a").says(wordsFrame(1, "fbus.renew", string(req), own.Serial)); !strings.HasPrefix(got, "65 bad_input: ") {
 		t.Errorf("without the right: %s", got)
+	}
+}
+
+// TestSecondWithoutDisk: a second node that cannot keep the list uses it all the same.
+func TestSecondWithoutDisk(t *testing.T) {
+	g := newGuests(t)
+	s := g.second(trust.Rights{}, func(dir string) {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	})
+	p := dialTLS(t, s.addr, g.ticket("ci", "call:a").ClientConfig(nil)).greet()
+	if _, _, err := g.a.Revoke("ci"); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.closed(); code != args.CodeRevoked {
+		t.Errorf("closed with %q", code)
 	}
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"sync/atomic"
@@ -196,11 +198,27 @@ func (l *link) pass(b *wire.Batch, to *end, calls map[uint64]*relayed, id uint64
 		return nil
 	}
 	b.Send(to.conn, under(c)) // if it fails, the reader of that connection ends the call
+	if to.conn.Stalled() {
+		// What the peer's node has granted to all calls may be more than a connection holds
+		// back. So the reader waits here, and the sender's node grants no more. No frame is
+		// needed from it for that to end: nodes always read.
+		b.Flush()
+		to.conn.WaitSpace(context.Background())
+	}
 	return nil
 }
 
 // maxCaller bounds what a relay may call its caller.
 const maxCaller = 128
+
+// callerAt returns what another node is told about a caller of this one. A long name is replaced, not
+// cut: two callers must not become one.
+func callerAt(node, caller string) string {
+	if long := len(node) + len("@/") + len(caller); long > maxCaller {
+		caller = fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(caller)))[:39]
+	}
+	return "@" + node + "/" + caller
+}
 
 // call passes on a call of the own node. The mesh's mu is held.
 func (l *link) call(b *wire.Batch, f *wire.CallFrame) error {
@@ -221,11 +239,7 @@ func (l *link) call(b *wire.Batch, f *wire.CallFrame) error {
 	l.byNear[c.near], l.byFar[c.far] = c, c
 	out := *f
 	out.ID, out.Flags, out.WaitFunction, out.WaitSlot, out.Retries = c.far, f.Flags|wire.FlagHere, 0, 0, 0
-	caller := append([]byte("@"+m.self.Node+"/"), f.Caller...)
-	if len(caller) > maxCaller { // the ticket of this mesh names the node, too
-		caller = caller[:maxCaller]
-	}
-	out.Caller = caller
+	out.Caller = []byte(callerAt(m.self.Node, string(f.Caller)))
 	b.Send(l.far.conn, &out)
 	return nil
 }

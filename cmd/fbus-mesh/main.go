@@ -73,6 +73,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags.StringVar(&o.key, "tls-key", "", "its key, `FILE`")
 	flags.StringVar(&o.ca, "tls-ca", "", "CA of the NATS server, `FILE`")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:4222", "where a NATS server listens, `ADDR`")
+	flags.DurationVar(&o.cfg.Drain, "drain", time.Minute, "how long calls on other nodes may take to finish when the mesh is ended, `D`")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notices")
 	wantHelp := flags.BoolP("help", "h", false, "show this help")
 	usage := func(format string, a ...any) error {
@@ -89,6 +90,9 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		if err := trust.CheckGlob(glob); err != nil {
 			return usage("%v", err)
 		}
+	}
+	if o.cfg.Name != "" && !validName.MatchString(o.cfg.Name) {
+		return usage("--name %s: it must be 1 to 64 of A-Z a-z 0-9 _ . -, and not begin with . or -", args.Shown(o.cfg.Name))
 	}
 	o.cfg.Note = func(format string, a ...any) {
 		if !o.quiet {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +37,8 @@ const (
 	settleTime = 50 * time.Millisecond
 	// namesVersion is that of the messages.
 	namesVersion = 1
+	// maxPeers bounds the other nodes.
+	maxPeers = 1000
 	// maxPage bounds the functions in one message, in bytes.
 	maxPage = 256 << 10
 )
@@ -47,6 +50,7 @@ type config struct {
 	Advertise     []string // HOST:PORT, where other nodes reach this one; default what the node says
 	Place         find.Place
 	Ticket        *trust.Ticket // for other nodes, which the user has named; nil: none
+	Drain         time.Duration // how long calls that are passed on may take when the mesh ends
 
 	shown *credentials // to other nodes; nil: none
 	Note  func(format string, a ...any)
@@ -76,7 +80,17 @@ type mesh struct {
 	asked     uint64
 	replies   string                   // prefix of subjects for answers
 	turns     map[string]chan net.Conn // connections that peers were asked for
+	said      map[string]bool          // notices that are not repeated
+	draining  bool                     // it has left the mesh
 	over      bool
+}
+
+// once passes on a notice the first time.
+func (m *mesh) once(format string, a ...any) {
+	if text := fmt.Sprintf(format, a...); !m.said[text] && len(m.said) < maxPeers {
+		m.said[text] = true
+		m.note("%s", text)
+	}
 }
 
 // pending is a request without an answer.
@@ -174,10 +188,10 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer node.Close()
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
-		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{},
+		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
 		replies: nats.NewInbox() + ".",
 	}
-	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, info.Name), ID: info.Instance, Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
+	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
 	if len(cfg.Advertise) == 0 {
 		m.self.Addresses = info.Listens
 		if cfg.Place.Addr.Network() == "unix" {
@@ -195,7 +209,8 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	m.settled = time.AfterFunc(time.Hour, m.settle)
 	m.settled.Stop()
 	defer m.close()
-	ctx, cancel := context.WithCancelCause(ctx)
+	user := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	if _, err := node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called); err != nil {
 		return err
@@ -213,6 +228,45 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 		return node.Err()
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-user.Done():
+		m.drain()
+		return nil
+	}
+}
+
+// drain leaves the mesh, and waits until no call is passed on any more.
+func (m *mesh) drain() {
+	m.mu.Lock()
+	m.nc.Publish(m.prefix+"bye", m.encode(m.self))
+	var links []*link
+	for id, p := range m.peers {
+		if p.link != nil && len(p.link.byNear) > 0 {
+			links = append(links, p.link)
+		}
+		p.leave()
+		delete(m.peers, id)
+	}
+	for _, f := range m.functions {
+		f.leave()
+	}
+	m.draining = true
+	m.mu.Unlock()
+	defer func() {
+		for _, l := range links {
+			l.far.close()
+			l.near.close()
+		}
+	}()
+	limit := time.After(m.cfg.Drain)
+	for _, l := range links {
+		select {
+		case <-l.far.done:
+		case <-l.near.done:
+		case <-m.node.Done():
+			return
+		case <-limit:
+			return
+		}
 	}
 }
 
@@ -283,6 +337,15 @@ func (m *mesh) close() {
 	}
 }
 
+// validName is what a node may be called: it is part of what callers are called elsewhere.
+var validName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
+
+// asName returns the name of a machine as one.
+func asName(host string) string {
+	name := strings.TrimLeft(regexp.MustCompile(`[^A-Za-z0-9_.-]+`).ReplaceAllString(host, "-"), ".-")
+	return cmp.Or(name[:min(len(name), 64)], "node")
+}
+
 // machine names this machine and user: nodes with the same one can use their sockets.
 func machine() string {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -294,6 +357,10 @@ func machine() string {
 func (m *mesh) greet(ctx context.Context) {
 	for {
 		m.mu.Lock()
+		if m.draining {
+			m.mu.Unlock()
+			return
+		}
 		m.hello("")
 		m.self.New = false
 		now := time.Now()
@@ -376,7 +443,7 @@ func (m *mesh) receive(ctx context.Context) {
 				continue
 			}
 			m.mu.Lock()
-			if !m.over {
+			if !m.over && !m.draining {
 				m.handle(msg)
 			}
 			m.mu.Unlock()
@@ -412,7 +479,7 @@ func (m *mesh) handle(msg *nats.Msg) {
 		if json.Unmarshal(msg.Data, &v) != nil {
 			return
 		}
-		if f := m.functions[v.Return]; f != nil {
+		if f := m.functions[v.Return]; f != nil && v.Slots > 0 {
 			f.Returned(m.now(), v.From, v.Slots)
 		}
 		if p := m.peers[v.From]; p != nil && v.Turn != "" {
@@ -431,11 +498,22 @@ func (m *mesh) handle(msg *nats.Msg) {
 // heard notes that a mesh is there.
 func (m *mesh) heard(data []byte) {
 	var h hello
-	if json.Unmarshal(data, &h) != nil || h.ID == "" || h.ID == m.self.ID || h.Version != namesVersion {
+	switch {
+	case json.Unmarshal(data, &h) != nil || h.ID == "" || !validName.MatchString(h.Node):
+		return
+	case h.ID == m.self.ID:
+		m.once("another mesh runs for this node: one of them has to be ended")
+		return
+	case h.Version != namesVersion:
+		m.once("node %s has another version of fbus mesh", h.Node)
 		return
 	}
 	p := m.peers[h.ID]
 	if p == nil {
+		if len(m.peers) == maxPeers {
+			m.once("there are more than %d other nodes", maxPeers)
+			return
+		}
 		p = newPeer(m, &h)
 		m.peers[h.ID] = p
 		h.New = true // so that it need not wait for the next one to know us
@@ -560,7 +638,7 @@ func (m *mesh) settle() {
 			m.names[name] = is
 		}
 	}
-	if changed && !m.over {
+	if changed && !m.over && !m.draining {
 		m.self.Names++
 		m.hello("")
 	}

@@ -55,13 +55,14 @@ func TestScripts(t *testing.T) {
 
 // site is a node, and its mesh.
 type site struct {
-	t    *testing.T
-	name string
-	node *node.Node
-	path string
-	urls string
-	kill func() // stops the node
-	stop func() // stops the mesh, and waits for that
+	t     *testing.T
+	name  string
+	node  *node.Node
+	path  string
+	urls  string
+	drain time.Duration // of the mesh
+	kill  func()        // stops the node
+	stop  func()        // stops the mesh, and waits for that
 }
 
 // sites starts nodes a, b, … and a mesh beside each.
@@ -74,18 +75,24 @@ func sites(t *testing.T, count int) ([]*site, *server.Server) {
 	t.Cleanup(func() { stopServer(s) })
 	var list []*site
 	for i := range count {
-		x := &site{t: t, name: string(rune('a' + i)), urls: s.ClientURL()}
-		dir, err := os.MkdirTemp("", "mesh")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.RemoveAll(dir) })
-		x.path = filepath.Join(dir, "s")
-		x.startNode()
-		x.join()
-		list = append(list, x)
+		list = append(list, newSite(t, string(rune('a'+i)), s.ClientURL()))
 	}
 	return list, s
+}
+
+// newSite starts a node and its mesh.
+func newSite(t *testing.T, name, urls string) *site {
+	t.Helper()
+	x := &site{t: t, name: name, urls: urls}
+	dir, err := os.MkdirTemp("", "mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	x.path = filepath.Join(dir, "s")
+	x.startNode()
+	x.join()
+	return x
 }
 
 func (x *site) startNode() {
@@ -111,7 +118,7 @@ func (x *site) startNode() {
 func (x *site) join() {
 	x.t.Helper()
 	o := options{cfg: config{
-		Share: []string{"*"}, Accept: []string{"*"}, Place: find.Place{Addr: bus.Unix(x.path)},
+		Share: []string{"*"}, Accept: []string{"*"}, Place: find.Place{Addr: bus.Unix(x.path)}, Drain: x.drain,
 		Note: func(format string, a ...any) { x.t.Logf(x.name+": "+format, a...) },
 	}}
 	nc, err := o.connect(x.urls)
@@ -350,6 +357,17 @@ func TestLosses(t *testing.T) {
 	b.offer("f", 2, wait)
 	a.await("f", 2)
 
+	// The own node: what it had runs on nowhere.
+	end = begin()
+	a.kill()
+	if err := <-end; code(err) != args.CodeNodeLost {
+		t.Errorf("the own node: the call ends with %v", err)
+	}
+	<-ended
+	a.startNode()
+	a.await("f", 2)
+	client = a.dial()
+
 	// NATS: what runs goes on, and it is found again.
 	end = begin()
 	port := s.Addr().String()
@@ -373,6 +391,61 @@ func TestLosses(t *testing.T) {
 	client.Close()
 	<-ended
 	<-ended
+}
+
+// A mesh that is ended lets calls finish.
+func TestDrain(t *testing.T) {
+	list, _ := sites(t, 2)
+	a, b := list[0], list[1]
+	a.stop()
+	a.drain = 20 * time.Second
+	a.join()
+	began, release := make(chan string), make(chan string)
+	b.offer("f", 1, func(context.Context, *bus.Invocation) bus.Result {
+		began <- ""
+		<-release
+		return bus.Exit(5)
+	})
+	a.await("f", 1)
+	client := a.dial()
+	end := make(chan int)
+	go func() {
+		_, res, _ := call(client, &bus.Request{Function: "f"})
+		end <- res.Status
+	}()
+	<-began
+	stopped := make(chan string)
+	go func() {
+		a.stop()
+		close(stopped)
+	}()
+	a.await("f", 0)
+	select {
+	case <-stopped:
+		t.Error("the mesh does not wait for its call")
+	default:
+	}
+	release <- ""
+	if status := <-end; status != 5 {
+		t.Errorf("the call ends with %d", status)
+	}
+	<-stopped
+}
+
+// Callers that are told apart here are told apart elsewhere.
+func TestCallerAt(t *testing.T) {
+	long := strings.Repeat("x", 120)
+	for _, c := range [][2]string{{"uid:0", "@a/uid:0"}, {"ticket:" + long, "@a/sha256:"}} {
+		got := callerAt("a", c[0])
+		if !strings.HasPrefix(got, c[1]) || len(got) > maxCaller || got == callerAt("a", c[0]+"y") {
+			t.Errorf("%s is %s", c[0], got)
+		}
+	}
+	for _, host := range []string{"a", "a b", "-x", "", "ä", long} {
+		if name := asName(host); !validName.MatchString(name) {
+			t.Errorf("host %q is node %q", host, name)
+		}
+	}
 }
 
 // A peer that has no slot after all is asked no more than others.

@@ -19,12 +19,14 @@ const (
 	hold = 2 * time.Second
 	// lease is how long a granted slot may be used for one call after the other while
 	// others may want it. Short calls need not ask for each.
-	lease = 100 * time.Millisecond
+	lease = 150 * time.Millisecond
 	// unused is how long a granted slot may be without a call before it is returned.
 	unused = 20 * time.Millisecond
 	// warm is how long a slot stays offered after a call, in case there is another.
 	// Nothing is held for it: the peer may refuse.
 	warm = time.Second
+	// cooling is the same for slots of which there are more than calls make likely.
+	cooling = 2 * time.Millisecond
 	// quiet is how long a slot has to be free before others are asked whether they use
 	// it: the peer that has used it may have another call on its way.
 	quiet = 500 * time.Microsecond
@@ -237,15 +239,9 @@ func (f *Function) Ended(now time.Duration, s *Slot, how Outcome) {
 	if how == Refused {
 		f.local.Queued++
 	}
-	waiting := f.waiting() > 0
-	if how == Served && (!waiting || now < s.until) {
+	if how == Served && (f.waiting() == 0 || now < s.until) {
 		s.since = now
 		f.open = append(f.open, s)
-		// The more slots are kept warm, the less likely the oldest is still free.
-		if first := f.open[0]; !waiting && !first.held && len(f.open) > f.running/4+1 {
-			f.open = f.open[1:]
-			f.offer(first.peer, -1)
-		}
 	} else {
 		f.offer(s.peer, -1)
 	}
@@ -333,21 +329,27 @@ func (f *Function) expire(at func(time.Duration)) {
 	if len(f.holds) > 0 {
 		at(f.holds[0].until)
 	}
+	spare := len(f.open) - f.running/4 - 1
 	f.open = slices.DeleteFunc(f.open, func(s *Slot) bool {
 		if s.held && f.now >= s.since+unused {
 			f.Actions.Return(s.peer, 1)
 			s.held = false
 		}
-		switch {
-		case s.held:
+		if s.held {
 			at(s.since + unused)
-		case f.now < s.since+warm:
-			at(s.since + warm)
-		default:
-			f.offer(s.peer, -1)
-			return true
+			return false
 		}
-		return false
+		keep := warm
+		if spare > 0 { // the oldest go first: they are the least likely to be free still
+			keep = cooling
+		}
+		if f.now < s.since+keep {
+			at(s.since + keep)
+			return false
+		}
+		spare--
+		f.offer(s.peer, -1)
+		return true
 	})
 }
 

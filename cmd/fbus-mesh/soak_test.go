@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// soak skips a test that takes long, unless FBUS_SOAK is set.
+func soak(t *testing.T) {
+	if os.Getenv("FBUS_SOAK") == "" {
+		t.Skip("takes long: FBUS_SOAK=1 runs it")
+	}
+}
+
+// percentile returns the value that a part of a list is not above.
+func percentile(list []time.Duration, part float64) time.Duration {
+	list = slices.Clone(list)
+	slices.Sort(list)
+	return list[min(len(list)-1, int(part*float64(len(list))))]
+}
+
+// TestSpeed measures calls that run elsewhere, beside their limits.
+func TestSpeed(t *testing.T) {
+	soak(t)
+	list, _ := sites(t, 2)
+	a, b := list[0], list[1]
+	echo := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Exit(0) }
+	a.offer("here", 4, echo)
+	b.offer("there", 4, echo)
+	a.await("there", 4)
+	c := a.dial()
+	one := func(name string) time.Duration {
+		began := time.Now()
+		if _, _, err := call(c, &bus.Request{Function: name}); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(began)
+	}
+	var here, there []time.Duration
+	for range 2000 {
+		here, there = append(here, one("here")), append(there, one("there"))
+	}
+	h, e := percentile(here, 0.5), percentile(there, 0.5)
+	t.Logf("median of a call: here %v, elsewhere %v, ratio %.2f (limit 2.2 and a round trip of TLS)", h, e, float64(e)/float64(h))
+	for _, name := range []string{"here", "there"} {
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				for range 200 {
+					one(name)
+				}
+			})
+		}
+		wg.Wait()
+		t.Logf("64 outstanding, %s: %.0f calls/s", name, 64*200/time.Since(began).Seconds())
+	}
+
+	nap := func(_ context.Context, inv *bus.Invocation) bus.Result {
+		time.Sleep(100 * time.Millisecond)
+		return bus.Exit(0)
+	}
+	rate := func(name string) float64 {
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				for range 10 {
+					one(name)
+				}
+			})
+		}
+		wg.Wait()
+		return 160 / time.Since(began).Seconds()
+	}
+	a.offer("alone", 4, nap)
+	a.offer("both", 4, nap)
+	b.offer("both", 4, nap)
+	a.await("both", 4)
+	single, double := rate("alone"), rate("both")
+	t.Logf("calls of 100 ms: %.1f/s with one node, %.1f/s with two, ratio %.2f (limit 1.9)", single, double, double/single)
+	if double < 1.9*single {
+		t.Error("a second node brings too little")
+	}
+}
+
+// TestNATSGone: without NATS calls run at their own node. Functions that are only elsewhere are
+// gone after a while, and are back when it is.
+func TestNATSGone(t *testing.T) {
+	soak(t)
+	list, s := sites(t, 2)
+	a, b := list[0], list[1]
+	echo := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Exit(0) }
+	a.offer("both", 1, echo)
+	b.offer("both", 1, echo)
+	b.offer("there", 1, echo)
+	a.await("there", 1)
+	c := a.dial()
+	addr := s.Addr().String()
+	stopServer(s)
+	began := time.Now()
+	if _, _, err := call(c, &bus.Request{Function: "both"}); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for {
+		_, err := c.Call(ctx, &bus.Request{Function: "there", WaitSlot: bus.NoWait})
+		if code(err) == args.CodeNoFunction {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if d := time.Since(began); d < 8*time.Second || d > 22*time.Second {
+		t.Errorf("what is only elsewhere is gone after %v", d)
+	}
+	s, err := startServer(addr, &server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stopServer(s) })
+	began = time.Now()
+	a.await("there", 1)
+	t.Logf("found again after %v", time.Since(began))
+	if _, _, err := call(c, &bus.Request{Function: "there"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// cluster starts three NATS servers that are one.
+func cluster(t *testing.T) (list []*server.Server, restart func(i int)) {
+	var routes, addrs []string
+	for range 3 {
+		for _, to := range []*[]string{&routes, &addrs} {
+			addr, err := freePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			*to = append(*to, addr)
+		}
+	}
+	list = make([]*server.Server, 3)
+	restart = func(i int) {
+		host, port, _ := net.SplitHostPort(routes[i])
+		n, _ := strconv.Atoi(port)
+		o := &server.Options{ServerName: fmt.Sprint("n", i), Cluster: server.ClusterOpts{Name: "c", Host: host, Port: n}}
+		o.Routes = server.RoutesFromStr("nats://" + strings.Join(routes, ",nats://"))
+		s, err := startServer(addrs[i], o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list[i] = s
+	}
+	for i := range list {
+		restart(i)
+	}
+	t.Cleanup(func() {
+		for _, s := range list {
+			stopServer(s)
+		}
+	})
+	return list, restart
+}
+
+// TestKilled: while nodes, meshes and servers of a cluster of three are ended and started again,
+// each call ends once, and none waits for more than a second while a slot is free.
+func TestKilled(t *testing.T) {
+	soak(t)
+	servers, restart := cluster(t)
+	var list []*site
+	for i := range 6 {
+		list = append(list, newSite(t, string(rune('a'+i)), servers[i%3].ClientURL()))
+	}
+	var running atomic.Int64
+	work := func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		running.Add(1)
+		defer running.Add(-1)
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+		}
+		return bus.Exit(0)
+	}
+	offer := func(x *site) { x.offer("f", 2, work) }
+	for _, x := range list {
+		offer(x)
+	}
+	for _, x := range list {
+		x.await("f", 10)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	var calls, lost, slow atomic.Int64
+	for i, x := range list[:3] { // which are not ended
+		for range 4 {
+			wg.Go(func() {
+				c := x.dial()
+				for ctx.Err() == nil {
+					began := time.Now()
+					_, _, err := call(c, &bus.Request{Function: "f"})
+					calls.Add(1)
+					if err != nil {
+						if lost.Add(1); code(err) != args.CodeWorkerLost {
+							t.Errorf("a call at node %d ends with %v", i, err)
+						}
+					}
+					if d := time.Since(began); d > time.Second {
+						slow.Add(1)
+						t.Errorf("a call at node %d has taken %v", i, d)
+					}
+				}
+			})
+		}
+	}
+	for range 100 {
+		x := list[3+rand.IntN(3)]
+		switch rand.IntN(3) {
+		case 0:
+			x.kill()
+			x.startNode()
+			offer(x)
+		case 1:
+			x.stop()
+			x.join()
+		case 2:
+			i := 2 // its meshes know no other server
+			stopServer(servers[i])
+			time.Sleep(20 * time.Millisecond)
+			restart(i)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	cancel()
+	wg.Wait()
+	t.Logf("%d calls, %d lost with what was ended, %d slow", calls.Load(), lost.Load(), slow.Load())
+	for until := time.Now().Add(5 * time.Second); running.Load() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("%d programs are left", running.Load())
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/bus/wire"
 	"fbus/cmd/fbus-mesh/slots"
 
@@ -288,14 +289,21 @@ func entryOf(i *bus.FunctionInfo) entry {
 	case "args":
 		e.Flags |= wire.FlagTakesArgs
 	}
-	idempotent := true
+	idempotent, count := true, map[string]int{}
+	for _, w := range i.Workers {
+		count[w.Name]++
+	}
 	for _, w := range i.Workers {
 		if w.Relay {
 			continue
 		}
 		idempotent = idempotent && w.Idempotent
+		on := w.Name // what users see in call --all
+		if count[on] > 1 || !args.ValidName(on) {
+			on = "#" + w.ID
+		}
 		if len(e.Behind) < wire.MaxBehind {
-			e.Behind = append(e.Behind, "#"+w.ID)
+			e.Behind = append(e.Behind, on)
 		}
 	}
 	if idempotent && len(e.Behind) > 0 {

@@ -22,6 +22,8 @@ type function struct {
 
 	known  bool // the own node has reported it
 	here   int  // slots of its workers
+	queued int  // calls that wait, as it has reported last
+	demand bus.Demand
 	timer  *time.Timer
 	groups [2]*nats.Subscription // by group
 	offers map[string]*offered   // by peer
@@ -80,18 +82,25 @@ func (f *function) leave() {
 // report takes a line of the watch.
 func (f *function) report(c *functionLine) {
 	f.known, f.here = !c.Gone, c.Slots
-	l := slots.Local{Free: c.Free, Queued: c.Queued, Ready: c.Ready}
-	if c.Gone {
-		l = slots.Local{}
+	if f.queued, f.demand = c.Queued, c.Demand; c.Gone {
+		f.queued, f.demand = 0, bus.Demand{}
 	}
+	f.look()
+	f.tidy()
+}
+
+// look acts on what waits here, and what is free. That depends on the peers that have the function,
+// too: a call may have come before them.
+func (f *function) look() {
+	l := slots.Local{Free: f.demand.Free, Queued: f.queued, Ready: f.demand.Ready}
 	if !f.mesh.shares(f.name) {
 		l.Free = 0
 	}
-	for glob, n := range c.On {
+	for glob, n := range f.demand.On {
 		l.Queued -= n
 		f.named(glob, n)
 	}
-	if len(c.On) == 0 {
+	if len(f.demand.On) == 0 {
 		f.named("", 0)
 	}
 	l.Queued = max(0, l.Queued)
@@ -99,7 +108,6 @@ func (f *function) report(c *functionLine) {
 		l.Queued, l.Ready = 0, 0 // nobody has it
 	}
 	f.Local(f.mesh.now(), l)
-	f.tidy()
 }
 
 // named notes that calls wait for workers that match on. Each peer that does is asked, as nobody
@@ -153,13 +161,16 @@ func (f *function) announce(id string) {
 
 // add notes that a peer has the function; remove that it has not.
 func (f *function) add(p *peer, e entry) {
-	o := f.offers[p.id]
-	if o == nil {
+	o, had := f.offers[p.id]
+	if !had {
 		o = &offered{}
 		f.offers[p.id] = o
 	}
 	o.entry = e
 	f.announce(p.id)
+	if !had {
+		f.look()
+	}
 }
 
 func (f *function) remove(p *peer) {

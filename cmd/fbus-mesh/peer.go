@@ -93,10 +93,8 @@ func (p *peer) last(l *link) error {
 	if p.link == l {
 		p.link = nil
 	}
-	for name := range p.list {
-		if f := m.functions[name]; f != nil {
-			f.remove(p)
-		}
+	if !p.gone { // else it may be there again, under the same id
+		p.withdraw()
 	}
 	m.mu.Unlock()
 	l.far.close() // the other node ends what runs for it
@@ -156,20 +154,23 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 // leave ends the offers of a peer that has left. Its calls go on. The mesh's mu is held.
 func (p *peer) leave() {
 	p.gone = true
+	p.cancel()
+	p.withdraw()
+	if l := p.link; l != nil {
+		p.link = nil
+		if l.leaving = len(l.byNear) > 0; !l.leaving { // else it is closed at the end of its last call
+			l.far.close()
+		}
+	}
+}
+
+// withdraw takes back the offers of all functions of the peer. The mesh's mu is held.
+func (p *peer) withdraw() {
 	for name := range p.list {
 		if f := p.mesh.functions[name]; f != nil {
 			f.remove(p)
 		}
 	}
-	if l := p.link; l != nil {
-		p.link = nil
-		if len(l.byNear) > 0 {
-			l.leaving = true // closed at the end of its last call
-			return
-		}
-		l.far.close()
-	}
-	p.cancel()
 }
 
 // stop ends the peer at once. The mesh's mu is held.

@@ -29,8 +29,13 @@ func TestMain(m *testing.M) {
 		os.Exit(status)
 	}
 	testscript.Main(m, map[string]func(){
-		"fbus":      func() { os.Exit(commands.Main()) },
-		"fbus-mesh": main,
+		"fbus": func() { os.Exit(commands.Main()) },
+		"fbus-mesh": func() {
+			if d, err := time.ParseDuration(os.Getenv("TEST_HELLO_EVERY")); err == nil {
+				helloEvery = d
+			}
+			main()
+		},
 	})
 }
 

@@ -95,7 +95,7 @@ func (d *processes) begin(name string, words ...string) *exec.Cmd {
 // a shell script.
 func (d *processes) offer(name, function, script string, flags ...string) *exec.Cmd {
 	d.t.Helper()
-	words := append([]string{"offer", "-q", "--slots", "1"}, flags...)
+	words := append([]string{"offer", "-q", "--slots", "1", "--grace", "200ms"}, flags...)
 	cmd := d.begin(name, append(words, function, "--", "sh", "-c", script)...)
 	d.await(name, function, func(i *bus.FunctionInfo) bool { return i.Slots > 0 })
 	return cmd

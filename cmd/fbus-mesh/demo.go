@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -61,7 +62,7 @@ func demo(ctx context.Context, stdout io.Writer) (err error) {
 		}
 	}
 	fmt.Fprintln(d.out, "Node b offers hello. Each node offers nap, one call at a time.")
-	if err := d.start("b", "offer", "-q", "hello", "--", "sh", "-c", `echo "hello $1, from node b to $FBUS_CALLER"`, "sh", "{1}"); err != nil {
+	if err := d.start("b", "offer", "-q", "--slots", "2", "hello", "--", "sh", "-c", `echo "hello $1, from node b to $FBUS_CALLER"`, "sh", "{1}"); err != nil {
 		return err
 	}
 	for name := range d.sockets {
@@ -69,8 +70,14 @@ func demo(ctx context.Context, stdout io.Writer) (err error) {
 			return err
 		}
 	}
+	if err := d.await("a", "hello", 0, 2); err != nil {
+		return err
+	}
+	if err := d.await("a", "nap", 1, 2); err != nil {
+		return err
+	}
 	for _, words := range [][]string{
-		{"call", "-w", "10s", "hello", "world"},
+		{"call", "hello", "world"},
 		{"ls"},
 		{"status"},
 		{"map", "-j", "3", "nap", "1", "2", "3"},
@@ -150,6 +157,29 @@ func (d *trial) until(try func() error) error {
 			return err
 		}
 	}
+}
+
+// await waits until a node knows of certain slots of a function, at its workers and at other nodes.
+func (d *trial) await(name, function string, here, elsewhere int) error {
+	c, err := bus.Dial(d.ctx, bus.Unix(d.sockets[name]), nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return d.until(func() error {
+		text, err := output(d.ctx, c, "fbus.functions", args.List(function))
+		if err != nil {
+			return err
+		}
+		var i bus.FunctionInfo
+		if len(text) > 0 {
+			err = json.Unmarshal(text, &i)
+		}
+		if err == nil && (i.Slots != here || i.Elsewhere != elsewhere) {
+			err = args.Errorf(args.CodeInternal, "node %s knows of %d+%d slots of %s, not of %d+%d", name, i.Slots, i.Elsewhere, function, here, elsewhere)
+		}
+		return err
+	})
 }
 
 // freePort returns an address of this machine that nobody listens at.

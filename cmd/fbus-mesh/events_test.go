@@ -58,7 +58,7 @@ func TestWorkerOrNodeDies(t *testing.T) {
 			victims := []*os.Process{}
 			for _, f := range []string{"call", "again", "job"} {
 				victims = append(victims, d.offer("b", f, script(f, "b")).Process)
-				d.elsewhere("a", f, 1)
+				d.slots("a", f, 0, 1)
 			}
 			call := d.fbusRuns("a", "call", "-n", "call")
 			again := d.fbusRuns("a", "call", "-n", "--retries", "1", "-w", "20s", "again")
@@ -76,7 +76,7 @@ func TestWorkerOrNodeDies(t *testing.T) {
 			d.ends(dies, call, 74, at, soon)
 			for _, f := range []string{"call", "again", "job"} {
 				d.gone(dies, f+".b")
-				d.elsewhere("a", f, 0)
+				d.slots("a", f, 0, 0)
 			}
 			d.offer("c", "again", script("again", "c"))
 			d.offer("c", "job", script("job", "c"))
@@ -99,8 +99,8 @@ func TestMeshDies(t *testing.T) {
 	d.offer("a", "quick", "echo x")
 	d.offer("b", "there", d.tree("there"))
 	d.offer("b", "ran", d.tree("ran"))
-	d.elsewhere("a", "there", 1)
-	d.elsewhere("a", "ran", 1)
+	d.slots("a", "there", 0, 1)
+	d.slots("a", "ran", 0, 1)
 	here, there := d.fbusRuns("a", "call", "-n", "here"), d.fbusRuns("a", "call", "-n", "there")
 	id := d.post("a", "ran")
 	for _, f := range []string{"here", "there", "ran"} {
@@ -133,10 +133,10 @@ func TestMeshDies(t *testing.T) {
 		d.ends("mesh", there, 74, at, soon)
 		d.gone("mesh", "there")
 		d.gone("mesh", "ran")
-		d.elsewhere("a", "there", 0)
+		d.slots("a", "there", 0, 0)
 		at = time.Now()
 		d.mesh("a")
-		d.elsewhere("a", "there", 1)
+		d.slots("a", "there", 0, 1)
 		if took := time.Since(at); took > 2*soon {
 			t.Errorf("functions elsewhere are back after %v", took)
 		}
@@ -167,8 +167,8 @@ func TestOwnNodeDies(t *testing.T) {
 	d := newProcesses(t, "a", "b")
 	d.offer("b", "call", d.tree("call"))
 	d.offer("b", "job", d.tree("job"))
-	d.elsewhere("a", "call", 1)
-	d.elsewhere("a", "job", 1)
+	d.slots("a", "call", 0, 1)
+	d.slots("a", "job", 0, 1)
 	call := d.fbusRuns("a", "call", "-n", "call")
 	ids := []string{d.post("a", "job"), d.post("a", "job"), d.post("a", "job")}
 	d.file("call")
@@ -193,14 +193,14 @@ func TestServerGone(t *testing.T) {
 	d := newProcesses(t, "a", "b")
 	d.offer("a", "here", "echo x")
 	d.offer("b", "there", d.tree("there"))
-	d.elsewhere("a", "there", 1)
+	d.slots("a", "there", 0, 1)
 	long := d.fbusRuns("a", "call", "-n", "there")
 	d.file("there")
 	port := d.server.Addr().String()
 	stopServer(d.server)
 	at := time.Now()
 	d.ends("local", d.fbusRuns("a", "call", "-n", "here"), 0, at, 0)
-	d.elsewhere("a", "there", 0)
+	d.slots("a", "there", 0, 0)
 	d.ends("elsewhere", d.fbusRuns("a", "call", "-n", "there"), 69, time.Now(), 0)
 	d.ends("elsewhere", d.fbusRuns("a", "call", "-n", "-w", "300ms", "there"), 69, time.Now(), 0)
 	waiting := d.fbusRuns("a", "call", "-n", "-w", "20s", "there")
@@ -218,4 +218,3 @@ func TestServerGone(t *testing.T) {
 	d.ends("what ran", long, 0, at, 0)
 	d.ends("what waited", waiting, 0, at, 0)
 }
-

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/args"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
@@ -97,7 +95,7 @@ func (d *processes) offer(name, function, script string, flags ...string) *exec.
 	d.t.Helper()
 	words := append([]string{"offer", "-q", "--slots", "1", "--grace", "200ms"}, flags...)
 	cmd := d.begin(name, append(words, function, "--", "sh", "-c", script)...)
-	d.await(name, function, func(i *bus.FunctionInfo) bool { return i.Slots > 0 })
+	d.slots(name, function, 1, 0)
 	return cmd
 }
 
@@ -115,27 +113,12 @@ func (d *processes) client(name string) *bus.Client {
 	return c
 }
 
-// await waits until a function at a node is as it should be. One that is not there has no slots.
-func (d *processes) await(name, function string, as func(*bus.FunctionInfo) bool) {
+// slots waits until a node knows of certain slots of a function, here and elsewhere.
+func (d *processes) slots(name, function string, here, elsewhere int) {
 	d.t.Helper()
-	c := d.client(name)
-	defer c.Close()
-	var i bus.FunctionInfo
-	if err := d.until(func() error {
-		text, err := output(d.ctx, c, "fbus.functions", args.List(function))
-		if i = (bus.FunctionInfo{}); err != nil || len(text) > 0 && json.Unmarshal(text, &i) != nil || !as(&i) {
-			return fmt.Errorf("not yet: %v", err)
-		}
-		return nil
-	}); err != nil {
-		d.t.Fatalf("%s at node %s is %+v: %v", function, name, i, err)
+	if err := d.await(name, function, here, elsewhere); err != nil {
+		d.t.Fatal(err)
 	}
-}
-
-// elsewhere waits until a node knows of slots elsewhere.
-func (d *processes) elsewhere(name, function string, slots int) {
-	d.t.Helper()
-	d.await(name, function, func(i *bus.FunctionInfo) bool { return i.Elsewhere == slots })
 }
 
 // kill kills a process, and waits for its end.

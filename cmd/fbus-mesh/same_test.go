@@ -9,8 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"fbus/bus"
 )
 
 // differs is what may differ between two runs of a script.
@@ -43,6 +41,10 @@ func TestSameElsewhere(t *testing.T) {
 			t.Run(there, func(t *testing.T) {
 				t.Parallel()
 				d := newProcesses(t, "a", "b")
+				on, here := "w", 4
+				if there == "b" {
+					on, here = "@b", 0
+				}
 				files := filepath.Join(d.dir, "files")
 				work := filepath.Join(d.dir, "work")
 				for _, dir := range []string{files, work} {
@@ -60,11 +62,7 @@ func TestSameElsewhere(t *testing.T) {
 					d.begin(there, append(append(common[:len(common):len(common)], name), words...)...)
 				}
 				for _, name := range []string{"f", "cat", "yes", "follow"} {
-					d.await("a", name, func(i *bus.FunctionInfo) bool { return i.Slots+i.Elsewhere == 4 })
-				}
-				on := "w"
-				if there == "b" {
-					on = "@b"
+					d.slots("a", name, here, 4-here)
 				}
 				cmd := d.command("a")
 				cmd.Path, cmd.Args, cmd.Dir = "/bin/sh", []string{"sh", script}, work

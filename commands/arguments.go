@@ -74,7 +74,6 @@ func (o *callArguments) check() error {
 	return checkFields(o.fields)
 }
 
-// fieldFlags are the flags for named arguments.
 func fieldFlags(fields *[]args.Field) []cli.Flag {
 	return []cli.Flag{
 		&cli.GenericFlag{Name: "field", Aliases: []string{"f"}, Usage: "send the field `K=V`, a string; again for more", Value: addField(fields, false)},

@@ -43,7 +43,6 @@ those of fbus jobs.`,
 	}
 }
 
-// cancelBatch ends the jobs of a batch.
 func cancelBatch(o *lookOptions, batch string, stdout, stderr io.Writer) error {
 	was, err := o.change("fbus.cancel", &bus.JobQuery{Batch: batch})
 	if o.json {

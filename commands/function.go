@@ -61,7 +61,6 @@ type function struct {
 	files []fileStamp // files on the command line of a warm or resident program
 }
 
-// newFunction returns a function with the defaults.
 func newFunction() *function { return &function{grace: durationValue{d: exec.DefaultGrace}} }
 
 // flags returns the options of a function, on the command line or in a file.
@@ -110,7 +109,6 @@ func (v *countValue) Set(s string) error {
 	return nil
 }
 
-// String implements flag.Value.
 func (v *countValue) String() string { return "" }
 
 // check refuses options that are wrong for any program, reads the schema and computes

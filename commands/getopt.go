@@ -73,7 +73,6 @@ func option(f cli.Flag) string {
 	return "--" + name
 }
 
-// takesValue reports whether a flag is followed by a value.
 func takesValue(f cli.Flag) bool {
 	d, ok := f.(cli.DocGenerationFlag)
 	return ok && d.TakesValue()

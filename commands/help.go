@@ -86,7 +86,6 @@ func groupOf(groups []group, names ...string) string {
 	return ""
 }
 
-// printHelp prints the help of an app or of a command.
 func printHelp(w io.Writer, template string, of any) {
 	cli.HelpPrinterCustom(w, template, of, map[string]any{
 		"commandGroups": func(list []*cli.Command) []section[*cli.Command] {

@@ -151,7 +151,6 @@ func heldTable(stdout io.Writer, list []bus.HeldInfo) {
 	})
 }
 
-// heldText describes what is held.
 func heldText(h *bus.HeldInfo) string {
 	if h.On != "" {
 		return fmt.Sprintf("workers %s get nothing new", quoteWord(h.On))

@@ -172,7 +172,6 @@ func parseLog(data []byte) (entries []logEntry, next uint64, err error) {
 	return entries, next, nil
 }
 
-// logPrinter prints entries as they come.
 type logPrinter struct {
 	w      io.Writer
 	json   bool

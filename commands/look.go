@@ -56,7 +56,6 @@ func (o *lookOptions) call(name string, args args.Args) ([]byte, error) {
 	return data, troubled(err, o.node)
 }
 
-// dial connects to the node.
 func (o *lookOptions) dial(ctx context.Context, wait durationValue) (*bus.Client, error) {
 	return o.connect(ctx, wait, false, os.Stderr)
 }
@@ -120,7 +119,6 @@ func facts(stdout io.Writer, lines func(fact func(name, format string, a ...any)
 	})
 }
 
-// printJSON prints a value as one line of JSON.
 func printJSON(stdout io.Writer, v any) error {
 	line, err := marshal(v)
 	if err == nil {

@@ -131,13 +131,6 @@ func itemFlags(o *fanout.Items) []cli.Flag {
 	}
 }
 
-// sayTerminal tells a person who must type the items how to end them.
-func sayTerminal(items *fanout.ItemReader, stderr io.Writer) {
-	if items.File != nil {
-		sayTyped(items.File, "items", "them", stderr)
-	}
-}
-
 // sayTyped tells a person that a file is the terminal, which is waited for, and how to end
 // what is to be typed. f is an [io.Reader] since not all that is read are files.
 func sayTyped(f io.Reader, what, it string, stderr io.Writer) {
@@ -235,7 +228,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	if !o.quiet {
-		sayTerminal(items, stderr)
+		sayTyped(items.File, "items", "them", stderr)
 	}
 	r := &fanout.Runner{Config: fanout.Config{
 		Client: client, Function: o.name, On: o.on, Jobs: o.jobs, Unordered: o.unordered,

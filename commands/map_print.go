@@ -92,7 +92,6 @@ func (p *printer) label(t *fanout.Task) string {
 	return title + "\t"
 }
 
-// print prints one outcome.
 func (p *printer) print(o *fanout.Outcome) error {
 	if o.Skipped {
 		return nil
@@ -371,7 +370,6 @@ const flushWithin = 5 * time.Millisecond
 
 func newFlusher(w io.Writer) *flusher { return &flusher{w: bufio.NewWriterSize(w, 64<<10)} }
 
-// Write implements io.Writer.
 func (f *flusher) Write(p []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -422,7 +420,6 @@ type lineWriter struct {
 // maxPartial limits how much of an unfinished line is kept.
 const maxPartial = 64 << 10
 
-// Write implements io.Writer.
 func (l *lineWriter) Write(p []byte) (int, error) {
 	end := bytes.LastIndexByte(p, '\n') + 1
 	if end == 0 && len(l.partial)+len(p) < maxPartial {
@@ -470,7 +467,6 @@ type tailBuffer struct {
 	cut   int // bytes that were dropped
 }
 
-// Write implements io.Writer.
 func (t *tailBuffer) Write(p []byte) (int, error) {
 	t.b = append(t.b, p...)
 	if len(t.b) > 2*t.limit {

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -165,7 +166,6 @@ func showTrust(t *trust.SecondInfo, fact func(name, format string, a ...any)) {
 	}
 }
 
-// nodeMetrics asks a node for its metrics.
 func nodeMetrics(ctx context.Context, c *bus.Client) (*bus.Metrics, error) {
 	data, err := output(ctx, c, "fbus.metrics", args.Args{})
 	if err != nil {
@@ -216,25 +216,23 @@ func counted[N int64 | uint64](parts map[string]N) string {
 
 // mayDo describes rights for people: may …
 func mayDo(r *trust.Rights) string {
-	switch {
-	case r == nil:
+	if r == nil {
 		return "do everything"
-	case r.Empty():
-		return "do nothing"
-	case r.Relay:
-		without := *r
-		without.Relay = false
-		return strings.TrimPrefix(mayDo(&without)+", make calls for others", "do nothing, ")
-	case r.Admin:
-		without := *r
-		without.Admin, without.Monitor = false, false
-		return strings.TrimPrefix(mayDo(&without)+", administer the node", "do nothing, ")
-	case r.Monitor:
-		without := *r
-		without.Monitor = false
-		return strings.TrimPrefix(mayDo(&without)+", see what others do", "do nothing, ")
 	}
-	return r.String()
+	var may []string
+	if functions := (trust.Rights{Call: r.Call, Offer: r.Offer}); !functions.Empty() {
+		may = append(may, functions.String())
+	}
+	switch {
+	case r.Admin:
+		may = append(may, "administer the node")
+	case r.Monitor:
+		may = append(may, "see what others do")
+	}
+	if r.Relay {
+		may = append(may, "make calls for others")
+	}
+	return cmp.Or(strings.Join(may, ", "), "do nothing")
 }
 
 // sizeText is a number of bytes for a person.

@@ -29,7 +29,6 @@ func notify(warn logf, lines ...string) {
 	}
 }
 
-// notifyReady reports that the service is ready.
 func notifyReady(warn logf, status string) {
 	notify(warn, daemon.SdNotifyReady, "STATUS="+status)
 }

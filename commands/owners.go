@@ -25,7 +25,6 @@ type owners struct {
 	first, rest []string // the command line, before and after where the flag may stand
 }
 
-// flag returns --trust-owner.
 func (o *owners) flag() cli.Flag {
 	return &cli.GenericFlag{Name: "trust-owner", Usage: "use files of the user `NAME`, and those that NAME lets others write; again for more", Value: setter(func(name string) error {
 		uid, err := find.UserID(name)

@@ -201,7 +201,6 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 	}
 }
 
-// next returns the next request as a task.
 func (p *pipe) next() (fanout.Task, error) {
 	for {
 		p.mu.Lock()
@@ -236,7 +235,6 @@ func (p *pipe) next() (fanout.Task, error) {
 	}
 }
 
-// requests returns the requests of a line.
 func requests(line []byte) (list []*pipeRequest) {
 	docs, several, e := jsonrpc.Split(line)
 	if e != nil {
@@ -308,7 +306,6 @@ func (p *pipe) task(req *pipeRequest) fanout.Task {
 	return t
 }
 
-// request makes the request of a call.
 func (p *pipe) request(t *fanout.Task) (*bus.Request, io.Closer, error) {
 	in := t.Aux.(*pipeRequest)
 	if in.refused != nil {
@@ -445,7 +442,6 @@ func (p *pipe) flush() error {
 	return p.out.Flush()
 }
 
-// progressReport is the progress of a request.
 type progressReport struct {
 	req *pipeRequest
 	at  bus.Progress

@@ -193,7 +193,6 @@ func (o *postOptions) checkKeys() error {
 	return nil
 }
 
-// keyOf returns the key of an item's job.
 func (o *postOptions) keyOf(words []string) (string, error) {
 	key := fanout.Template(o.job.Unique).Text(strings.Join(words, " "))
 	switch {
@@ -401,7 +400,7 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	if !o.quiet {
-		sayTerminal(items, stderr)
+		sayTyped(items.File, "items", "them", stderr)
 	}
 	p := &poster{o: o, out: newFlusher(stdout), ids: map[string]bool{}}
 	if o.job.Batch == "" {
@@ -473,7 +472,6 @@ func newBatch(function string) string {
 	return function[:min(len(function), 100)] + "-" + string(suffix)
 }
 
-// poster prints the ids of jobs and counts them.
 type poster struct {
 	o      *postOptions
 	out    *flusher

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// barOptions are the flags for a line of progress.
 type barOptions struct{ bar, noBar bool }
 
 func (o *barOptions) flags() []cli.Flag {
@@ -36,7 +35,6 @@ func (o *barOptions) check() error {
 	return nil
 }
 
-// show reports whether progress is shown.
 func (o *barOptions) show(stderr io.Writer, quiet bool) bool {
 	return o.bar || !o.noBar && !quiet && isTerminal(stderr)
 }
@@ -105,7 +103,6 @@ func (s *screen) share(stdout io.Writer, terminal bool) io.Writer {
 
 type writerFunc func(p []byte) (int, error)
 
-// Write implements io.Writer.
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // How often the progress is drawn: on a terminal, and in a file.
@@ -204,7 +201,6 @@ func (s *screen) stop() {
 	s.erase()
 }
 
-// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f := fileOf(w)
 	return f != nil && isatty.IsTerminal(f.Fd())

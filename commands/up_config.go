@@ -79,7 +79,6 @@ func (p problems) err() error {
 	return &all
 }
 
-// configFile reads a file of functions.
 type configFile struct {
 	base     string // the directory of relative paths
 	owners   *owners
@@ -245,7 +244,6 @@ func (c *configFile) path(key, value string) string {
 	return value
 }
 
-// apply sets a flag to a value.
 func (c *configFile) apply(in, key string, flag cli.Flag, v tomlValue) {
 	want, ok := "a string", false
 	switch f := flag.(type) {
@@ -452,7 +450,6 @@ func (n *nodeConfig) same(m *nodeConfig) bool {
 	return reflect.DeepEqual(a, b)
 }
 
-// function returns the function of that name, or a new one.
 func (c *configFile) function(name, at string) *function {
 	for _, f := range c.read {
 		if f.name == name {

@@ -48,7 +48,6 @@ var units = []durationUnit{
 	{"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour}, {"w", 7 * 24 * time.Hour},
 }
 
-// Set implements flag.Value.
 func (v *durationValue) Set(s string) error {
 	if s == "forever" && v.allow {
 		*v = durationValue{set: true, forever: true, allow: true}
@@ -126,10 +125,8 @@ func formatDuration(d time.Duration) string {
 // setter is the value of a flag that a function sets.
 type setter func(s string) error
 
-// Set implements flag.Value.
 func (f setter) Set(s string) error { return f(s) }
 
-// String implements flag.Value.
 func (f setter) String() string { return "" }
 
 // setSize sets a SIZE: 64M, 16G. Units are powers of 1024. A number without a unit is
@@ -196,7 +193,6 @@ type listValue struct {
 	check func(s string) error // nil: anything goes
 }
 
-// Set implements flag.Value.
 func (v *listValue) Set(s string) error {
 	*v.list = append(*v.list, s)
 	if v.check == nil {
@@ -205,7 +201,6 @@ func (v *listValue) Set(s string) error {
 	return v.check(s)
 }
 
-// String implements flag.Value.
 func (v *listValue) String() string { return "" }
 
 func onFlag(dest *string) cli.Flag {
@@ -222,7 +217,6 @@ func onFlag(dest *string) cli.Flag {
 	})}
 }
 
-// hostname returns the name of this machine.
 func hostname() string {
 	name, _ := os.Hostname()
 	return cmp.Or(name, "localhost")

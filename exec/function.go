@@ -164,7 +164,6 @@ func (f *Function) SetNode(addr string) {
 	}
 }
 
-// nodeFor returns the FBUS_NODE of a program.
 func (f *Function) nodeFor(addr string) string { return cmp.Or(addr, f.ownNode) }
 
 // Run runs the program for one call. It returns when the program and all that

@@ -397,7 +397,6 @@ func (l *progressLines) keep(p []byte) {
 	l.part = append(l.part, p[:min(len(p), longestLogged-len(l.part))]...)
 }
 
-// flush reports the line that there is.
 func (l *progressLines) flush() {
 	line := strings.TrimSpace(string(l.part))
 	if l.part = l.part[:0]; line != "" && l.report != nil {

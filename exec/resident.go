@@ -104,7 +104,6 @@ func newResident(s *residents) *resident {
 	return p
 }
 
-// start starts the process.
 func (p *resident) start() error {
 	spec := &p.s.f.spec
 	fds, err := openPipes(stdinHeld, spec.ReplyFD > 0)

@@ -92,7 +92,6 @@ func (r *Reader) Nil() bool {
 	return true
 }
 
-// take returns the next n bytes.
 func (r *Reader) take(n uint64) []byte {
 	if n > uint64(len(r.B)) {
 		r.Fail("element of %d bytes with %d left", n, len(r.B))

@@ -146,7 +146,6 @@ func HideSecrets(text string) string {
 	return out.String()
 }
 
-// hideTokens is HideSecrets for tokens.
 func hideTokens(text string) string {
 	for at := 0; ; {
 		i := strings.Index(text[at:], TokenPrefix)

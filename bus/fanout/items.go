@@ -173,7 +173,6 @@ func (r *ItemReader) Next() (t Task, err error) {
 	return t, nil
 }
 
-// read reads one item.
 func (r *ItemReader) read() (string, error) {
 	item, err := ReadLine(r.r, r.end, maxItem)
 	for r.blank && err == nil && len(bytes.TrimSpace(item[:len(item)-1])) == 0 {

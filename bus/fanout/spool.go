@@ -96,7 +96,6 @@ func (o *Output) Bytes() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// reset empties o.
 func (o *Output) reset() {
 	o.held.Add(-int64(len(o.mem)))
 	o.mem = o.mem[:0]
@@ -177,7 +176,6 @@ type sharedReader struct {
 	pos int64
 }
 
-// Read implements io.Reader.
 func (r *sharedReader) Read(p []byte) (int, error) {
 	s := r.s
 	s.mu.Lock()

@@ -85,7 +85,6 @@ func (t Template) Numbers() bool { return strings.Contains(string(t), "{#}") }
 // Text returns the template's text for an item, which names no file.
 func (t Template) Text(item string) string { return t.expand(values(item, 0)...) }
 
-// name returns the file's name for an item.
 func (t Template) name(item string, seq int) (string, error) {
 	if strings.ContainsRune(item, 0) {
 		return "", args.Errorf(args.CodeBadInput, "the name of an output must not contain NUL: %s", args.Shorten(item))

@@ -187,7 +187,6 @@ const (
 	maxEvicted   = 500     // results, at once
 )
 
-// oldResults finds old results.
 type oldResults struct {
 	mu    sync.Mutex          // protects lists; held while the store is read
 	lists map[string]*oldList // by the poster's key; "": of all
@@ -257,7 +256,6 @@ func (m *Manager) takeOld(who string, bytes int64) (ids []ID) {
 	return ids
 }
 
-// hasOld reports whether there are results that can be deleted.
 func (m *Manager) hasOld() bool {
 	m.old.mu.Lock()
 	defer m.old.mu.Unlock()

@@ -112,7 +112,6 @@ func (m *Manager) redate() {
 	m.poke()
 }
 
-// expire deletes expired results.
 func (m *Manager) expire(ids []ID) error {
 	now := m.store.Now()
 	_, err := m.remove(m.ctx, ids, func(j *Job) bool { return j.State.Finished() && j.State != Dead && j.Expires <= now })

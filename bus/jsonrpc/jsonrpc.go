@@ -340,7 +340,6 @@ func AppendCancel(dst []byte, id uint64) []byte {
 
 func isNumber(doc []byte) bool { return doc[0] == '-' || doc[0] >= '0' && doc[0] <= '9' }
 
-// unquote returns the text of a JSON string.
 func unquote(doc []byte) string {
 	if bytes.IndexByte(doc, '\\') < 0 {
 		return string(doc[1 : len(doc)-1])

@@ -46,7 +46,6 @@ type change[K comparable] struct {
 	stamp uint64
 }
 
-// touch notes a change.
 func (r *recent[K]) touch(key K, stamp uint64) {
 	if e := r.at[key]; e != nil {
 		e.Value = change[K]{key, stamp}

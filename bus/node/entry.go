@@ -280,7 +280,6 @@ func (n *Node) every(pause time.Duration, f func()) {
 	}
 }
 
-// dismissExpired closes the connections of expired tickets.
 func (n *Node) dismissExpired() {
 	now := trust.Now().Round(0)                 // certificates end by the wall clock
 	n.noteExpired(now.Add(-3*refreshTime), now) // twice is no harm

@@ -52,7 +52,6 @@ type identity struct {
 	paused   time.Time     // when one of them last had to pause
 }
 
-// identity returns the identity of a peer.
 func (n *Node) identity(p *Peer) *identity {
 	id := n.identities[p.Caller]
 	if id == nil {

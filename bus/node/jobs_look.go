@@ -16,7 +16,6 @@ import (
 	"fbus/bus/wire"
 )
 
-// jobQuery reads the document of a call.
 func jobQuery(q *asked) (*bus.JobQuery, error) {
 	d := &bus.JobQuery{}
 	if err := q.document(d); err != nil {
@@ -109,7 +108,6 @@ func (q *asked) ids(ctx context.Context, d *bus.JobQuery, all func(*Peer) bool) 
 	return ids, nil
 }
 
-// serveJobs lists jobs.
 func serveJobs(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
 	if err != nil {
@@ -264,7 +262,6 @@ func serveRetry(ctx context.Context, q *asked) error {
 // retriesAtOnce is how many jobs share a commit when many are queued again.
 const retriesAtOnce = 64
 
-// servePurge deletes jobs.
 func servePurge(ctx context.Context, q *asked) error {
 	d, err := jobQuery(q)
 	if err == nil && len(d.IDs) == 0 && d.State == "" && d.Older <= 0 && d.Batch == "" {
@@ -318,7 +315,6 @@ func serveBatch(_ context.Context, q *asked) error {
 	return q.node.cfg.Jobs.Then(d.Batch, &jobs.Then{Function: d.Then, Poster: q.node.poster(q.peer), Options: o})
 }
 
-// serveWait waits for the end of jobs.
 func serveWait(ctx context.Context, q *asked) error {
 	var d bus.JobWait
 	if err := q.document(&d); err != nil {

@@ -150,7 +150,6 @@ func (s *stats) totals() (done, failed uint64) {
 	return done, failed
 }
 
-// serveMetrics answers counters and gauges.
 func serveMetrics(_ context.Context, q *asked) error {
 	q.line(q.node.Metrics())
 	return nil

@@ -89,7 +89,6 @@ func (p *Peer) owns(c *call) bool { return p.admin() || c.of(p) }
 // watches reports whether the peer is shown a call.
 func (p *Peer) watches(c *call) bool { return p.monitor() || c.of(p) }
 
-// owner selects the jobs of the peer.
 func (p *Peer) owner() jobs.Owner {
 	o := jobs.Owner{Key: cmp.Or(p.Owner, p.Caller), Caller: p.Caller}
 	if !p.Since.IsZero() {

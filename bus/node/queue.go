@@ -297,7 +297,6 @@ func (q *queue) matching(o *offer, f func(*group)) {
 	}
 }
 
-// appears notes that an offer is there.
 func (q *queue) appears(o *offer) {
 	q.matching(o, func(g *group) {
 		if g.offers++; g.offers == 1 {

@@ -193,7 +193,6 @@ func goodKey(pub any) bool {
 	return false
 }
 
-// makeRequest returns a PKCS#10 request for a key, in PEM.
 func makeRequest(key crypto.Signer) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {

@@ -208,7 +208,6 @@ const (
 
 const hintClock = "check the clock at both ends: date -u"
 
-// checkTime checks that the certificate is valid at that time.
 func checkTime(c *x509.Certificate, whose string, now time.Time) error {
 	switch {
 	case now.Before(c.NotBefore):

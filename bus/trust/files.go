@@ -206,7 +206,6 @@ func (d *privateDir) remove(name string) error {
 	return d.fail(name, err)
 }
 
-// list returns the names of the directory's entries.
 func (d *privateDir) list() ([]string, error) {
 	fd, err := unix.Openat(d.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -125,7 +125,6 @@ func (p *Pool) Start(o Order, fds ...int) (*Process, error) {
 	}
 }
 
-// take returns an idle keeper or a new one.
 func (p *Pool) take() (*keeper, error) {
 	p.mu.Lock()
 	if n := len(p.idle); n > 0 {
@@ -138,7 +137,6 @@ func (p *Pool) take() (*keeper, error) {
 	return startKeeper(&p.setup)
 }
 
-// put returns a keeper.
 func (p *Pool) put(k *keeper) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

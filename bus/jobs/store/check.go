@@ -194,7 +194,6 @@ func errFormat(path, version string) error {
 // markText is the text of the mark.
 const markText = "fbus-jobs %d\n"
 
-// mark writes the mark.
 func (s *Store) mark() error {
 	want := fmt.Sprintf(markText, formatVersion)
 	if text, err := s.readMark(); err == nil && text == want {

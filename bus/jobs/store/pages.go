@@ -184,7 +184,6 @@ func (p *pages) follow(id uint64, each func(isBucket bool, key, value []byte)) {
 	p.entries(id, body[:n*p.size], each)
 }
 
-// entries reads one page.
 func (p *pages) entries(id uint64, page []byte, each func(isBucket bool, key, value []byte)) {
 	flags, count, body := u16(page[8:]), uint64(u16(page[10:])), page[pageHeader:]
 	branch := flags == branchPage

@@ -31,7 +31,6 @@ type salvage struct {
 	lost    []ID
 }
 
-// salvageFile replaces a damaged file.
 func (s *Store) salvageFile(path string, why error) error {
 	s.warn("%s is damaged: %v", path, why)
 	w := &salvage{Store: s, listed: map[ID]string{}, batches: map[ID]string{}, known: map[ID]string{}, partial: map[string]bool{}, carried: map[ID]bool{}}

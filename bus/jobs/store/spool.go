@@ -147,7 +147,6 @@ func (p *Draft) withRoom(write func() error) error {
 	}
 }
 
-// partFile returns the name of a part's file.
 func partFile(id ID, part byte, attempt int) string {
 	return fmt.Sprintf("%s.%c.%d", id, part, attempt)
 }
@@ -221,7 +220,6 @@ func (p *Draft) Drop() {
 	p.tmp, p.File = "", ""
 }
 
-// sumData computes a payload's Sum.
 func sumData(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }
 
 // Share links the file of one job as a part of another. A file with its final name never
@@ -358,7 +356,6 @@ func (s *Spool) names() ([]string, error) {
 	return names, err
 }
 
-// fileID returns the id in the name of a file.
 func fileID(name string) ID {
 	id, _ := ParseID(name[:min(len(name), ulid.EncodedSize)])
 	return id

@@ -230,7 +230,6 @@ func (j *Job) Spend() {
 	j.Args, j.Input = Payload{}, Payload{}
 }
 
-// parts returns the payloads of a job.
 func (j *Job) parts() map[byte]Payload {
 	return map[byte]Payload{PartArgs: j.Args, PartInput: j.Input, PartOutput: j.Output, PartStderr: j.Stderr}
 }

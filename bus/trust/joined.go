@@ -163,11 +163,11 @@ func (j *Joined) Load(network string) (*Ticket, error) {
 		return nil, err
 	}
 	t, err := ParseTicket(text)
+	if err == nil && t.Network != network {
+		err = errorf(args.CodeDamaged, "it is for network %s", t.Network)
+	}
 	if err != nil {
 		return nil, errorf(args.CodeDamaged, "%s: %v", j.dir.join(network+identitySuffix), err).WithHint("remove it and join again")
-	}
-	if t.Network != network {
-		return nil, errorf(args.CodeDamaged, "%s: it is for network %s", j.dir.join(network+identitySuffix), t.Network).WithHint("remove it and join again")
 	}
 	return t, nil
 }

@@ -185,33 +185,28 @@ func IsTicketText(text string) bool { return bytes.Contains(unpack([]byte(text))
 // hold either. source names the variable or operand in an error. An error does not contain
 // a text that is neither: it may be a ticket that was damaged, and so a secret.
 func ReadTicket(fileOrText, source string) (*Ticket, error) {
-	if IsTicketText(fileOrText) {
-		t, err := ParseTicket([]byte(fileOrText))
-		if err != nil {
-			e := *err.(*args.Error)
-			e.Message = source + ": " + e.Message
-			return nil, &e
+	text := []byte(fileOrText)
+	if !IsTicketText(fileOrText) {
+		if wellFormedToken(strings.TrimSpace(fileOrText)) {
+			return nil, errorf(args.CodeBadTicket, "%s is a token, not a ticket", source).WithHint("a token is sent to a gateway; fbus invite without --token makes a ticket")
 		}
-		return t, nil
-	}
-	if wellFormedToken(strings.TrimSpace(fileOrText)) {
-		return nil, errorf(args.CodeBadTicket, "%s is a token, not a ticket", source).WithHint("a token is sent to a gateway; fbus invite without --token makes a ticket")
-	}
-	if _, err := os.Lstat(fileOrText); err != nil {
-		why := ""
-		if errors.Is(err, os.ErrPermission) {
-			why = ": permission denied"
+		if _, err := os.Lstat(fileOrText); err != nil {
+			why := ""
+			if errors.Is(err, os.ErrPermission) {
+				why = ": permission denied"
+			}
+			return nil, errorf(args.CodeBadTicket, "%s is neither a file nor a ticket%s", source, why).WithHint("fbus invite makes tickets")
 		}
-		return nil, errorf(args.CodeBadTicket, "%s is neither a file nor a ticket%s", source, why).WithHint("fbus invite makes tickets")
-	}
-	text, _, err := readBounded(fileOrText)
-	if err != nil {
-		return nil, err
+		var err error
+		if text, _, err = readBounded(fileOrText); err != nil {
+			return nil, err
+		}
+		source = fileOrText
 	}
 	t, err := ParseTicket(text)
 	if err != nil {
 		e := *err.(*args.Error)
-		e.Message = fileOrText + ": " + e.Message
+		e.Message = source + ": " + e.Message
 		return nil, &e
 	}
 	return t, nil

@@ -2,6 +2,7 @@ package node
 
 import (
 	linked "container/list"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -73,9 +74,7 @@ func (r *recent[K]) since(stamp uint64) (keys []K, ok bool) {
 		}
 		keys = append(keys, c.key)
 	}
-	for i, j := 0, len(keys)-1; i < j; i, j = i+1, j-1 {
-		keys[i], keys[j] = keys[j], keys[i]
-	}
+	slices.Reverse(keys)
 	return keys, r.floor <= stamp
 }
 

@@ -104,10 +104,9 @@ func (a *arrival) end() {
 func (a *arrival) leave() {
 	e := a.in
 	a.left = true
-	i := slices.Index(e.all, a)
-	e.all = slices.Delete(e.all, i, i+1)
-	if i := slices.Index(e.queue, a); i >= 0 {
-		e.queue = slices.Delete(e.queue, i, i+1)
+	e.all = without(e.all, a)
+	if slices.Contains(e.queue, a) {
+		e.queue = without(e.queue, a)
 		a.turn <- false
 	}
 	if !a.since.IsZero() {
@@ -179,8 +178,7 @@ func (e *entering) next() {
 	}
 	e.turn++
 	e.turns[a.source] = e.turn
-	i := slices.Index(e.queue, a)
-	e.queue = slices.Delete(e.queue, i, i+1)
+	e.queue = without(e.queue, a)
 	a.since = time.Now()
 	a.turn <- true
 }

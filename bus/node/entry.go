@@ -49,8 +49,8 @@ func (n *Node) accept(nc *net.UnixConn) {
 		return
 	}
 	n.arriving.Add(-1)
-	var e *args.Error
-	if !errors.As(err, &e) {
+	e := known(err)
+	if e == nil {
 		e = &args.Error{Code: args.CodeInternal, Message: "the peer's user cannot be determined: " + err.Error()}
 	}
 	n.refused("", peer.Caller, nil, e)
@@ -133,11 +133,11 @@ func (n *Node) room(p *Peer) error {
 	}
 	limit, has := n.cfg.MaxConnections-reserve, len(id.sessions)+id.reserved
 	if n.guests >= limit {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections to this node (limit %d)", limit)}
+		return args.Errorf(args.CodeBusy, "too many connections to this node (limit %d)", limit)
 	}
 	// One that has many leaves as many to all others.
 	if most := min(n.cfg.MaxPerTicket, limit-n.guests); has >= most {
-		return &args.Error{Code: args.CodeBusy, Message: fmt.Sprintf("too many connections of %s to this node (limit %d)", id.name, most)}
+		return args.Errorf(args.CodeBusy, "too many connections of %s to this node (limit %d)", id.name, most)
 	}
 	n.guests++
 	id.reserved++
@@ -158,8 +158,7 @@ func denial(err error) *args.Error {
 
 // known returns the error with a code that err is or wraps; nil: there is none.
 func known(err error) *args.Error {
-	var e *args.Error
-	errors.As(err, &e)
+	e, _ := errors.AsType[*args.Error](err)
 	return e
 }
 

@@ -116,10 +116,8 @@ func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema boo
 		if fn == nil || ctx.Err() != nil {
 			return
 		}
-		for _, offers := range [...][]*offer{fn.offers.list, fn.relays.list, fn.stopped} {
-			for _, o := range offers {
-				entries = append(entries, entry{i, o.since, o})
-			}
+		for _, o := range slices.Concat(fn.offers.list, fn.relays.list, fn.stopped) {
+			entries = append(entries, entry{i, o.since, o})
 		}
 		f.Queued, f.On = fn.queue.n, fn.queue.selected()
 		f.Done, f.Failed = fn.stats.totals()
@@ -334,8 +332,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 		}
 	}
 	for f := range q.node.functionsFor(ctx, q.peer, names, q.peer.pace()) {
-		q.line(f)
-		if err := q.flush(); err != nil {
+		if err := q.put(f); err != nil {
 			return err
 		}
 	}
@@ -344,8 +341,7 @@ func serveFunctions(ctx context.Context, q *asked) error {
 
 func serveCalls(ctx context.Context, q *asked) error {
 	for c := range q.node.callsFor(ctx, q.peer, q.peer.pace()) {
-		q.line(c)
-		if err := q.flush(); err != nil {
+		if err := q.put(c); err != nil {
 			return err
 		}
 	}

@@ -121,8 +121,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 		}
 		i := store.Info(j, true)
 		q.note(j, i, true)
-		q.line(i)
-		if err := q.flush(); err != nil {
+		if err := q.put(i); err != nil {
 			return err
 		}
 	}
@@ -134,8 +133,7 @@ func serveJobs(ctx context.Context, q *asked) error {
 		after, _ := jobs.ParseID(d.After)
 		total, err = store.List(ctx, &jobs.Query{Filter: f, Limit: d.Limit, After: after, Newest: d.Newest}, func(j *jobs.Job, i *bus.JobInfo) error {
 			q.note(j, i, false)
-			q.line(i)
-			return q.flush()
+			return q.put(i)
 		})
 		if err != nil {
 			return err
@@ -356,10 +354,7 @@ func cancelBatch(ctx context.Context, q *asked) error {
 	if err != nil {
 		return err
 	}
-	return q.node.cfg.Jobs.CancelAll(ctx, &f, func(i *bus.JobInfo) error {
-		q.line(i)
-		return q.flush()
-	})
+	return q.node.cfg.Jobs.CancelAll(ctx, &f, func(i *bus.JobInfo) error { return q.put(i) })
 }
 
 // cancelJob ends a job, as fbus.cancel does, and answers what it was.

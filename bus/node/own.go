@@ -101,18 +101,6 @@ func ForAll(name string) bool {
 	return o != nil && o.everybody
 }
 
-// monitors reports whether that function is for those that may see what others do.
-func monitors(name string) bool {
-	o := ownOf(name)
-	return o != nil && o.monitors
-}
-
-// relays reports whether that function is for those alone that may make calls for others.
-func relays(name string) bool {
-	o := ownOf(name)
-	return o != nil && o.relays
-}
-
 // class is one of two kinds of the node's own functions. Each has slots, of which an identity has its
 // share: a peer that does not read the answers must not take them from the others.
 type class int
@@ -184,6 +172,12 @@ func (q *asked) line(v any) {
 	enc.SetEscapeHTML(false)
 	enc.Encode(v)
 	q.out.Write(args.SafeJSON(b.Bytes())) // some show it on a terminal as it is
+}
+
+// put appends a line of JSON to a long answer.
+func (q *asked) put(v any) error {
+	q.line(v)
+	return q.flush()
 }
 
 // flush sends what there is of a long answer.

@@ -40,12 +40,13 @@ type Peer struct {
 // mayCall reports whether the peer may call that function. It does not look at the
 // registry: denied and absent look alike.
 func (p *Peer) mayCall(name string) bool {
+	o := ownOf(name)
 	switch {
 	case p.Joining:
 		return name == "fbus.join"
-	case relays(name):
+	case o != nil && o.relays:
 		return p.relay()
-	case ForAll(name), monitors(name) && p.monitor():
+	case o != nil && (o.everybody || o.monitors && p.monitor()):
 		return true
 	}
 	return p.allowed(func(r *trust.Rights) bool { return r.MayCall(name) })
@@ -237,5 +238,5 @@ func (n *Node) local(nc *net.UnixConn) (Peer, error) {
 			return p, n.room(&p)
 		}
 	}
-	return p, &args.Error{Code: args.CodeDenied, Message: fmt.Sprintf("uid %d may not use this node", uid)}
+	return p, args.Errorf(args.CodeDenied, "uid %d may not use this node", uid)
 }

@@ -97,9 +97,7 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	return protocol("OFFERED is not for a node")
 }
 
-func protocol(format string, a ...any) error {
-	return &args.Error{Code: args.CodeProtocol, Message: fmt.Sprintf(format, a...)}
-}
+func protocol(format string, a ...any) error { return args.Errorf(args.CodeProtocol, format, a...) }
 
 // greet takes the first frame, which must be HELLO, and answers it.
 func (s *session) greet(b *wire.Batch, f wire.Frame) error {
@@ -109,10 +107,10 @@ func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 	}
 	n := s.node
 	if h.Major != wire.Major {
-		return &args.Error{Code: args.CodeVersion, Message: fmt.Sprintf("unsupported protocol version %d: this node has version %d", h.Major, wire.Major)}
+		return args.Errorf(args.CodeVersion, "unsupported protocol version %d: this node has version %d", h.Major, wire.Major)
 	}
 	if len(h.Network) > 0 && string(h.Network) != n.cfg.Network {
-		return &args.Error{Code: args.CodeNetwork, Message: fmt.Sprintf("this node is in network %s, not in %s", n.cfg.Network, args.Shown(h.Network))}
+		return args.Errorf(args.CodeNetwork, "this node is in network %s, not in %s", n.cfg.Network, args.Shown(h.Network))
 	}
 	lowered, err := loweredRights(h)
 	if err != nil {

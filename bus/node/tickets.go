@@ -247,10 +247,7 @@ func (n *Node) addresses() []string {
 			list = append(list, net.JoinHostPort(ip, strconv.Itoa(a.Port)))
 		}
 	}
-	if len(list) > 8 {
-		list = list[:8]
-	}
-	return list
+	return list[:min(len(list), 8)]
 }
 
 // machineAddresses returns the addresses of this machine's interfaces that others can dial;

@@ -112,12 +112,6 @@ func serveWatch(ctx context.Context, q *asked) error {
 // wants reports whether the caller wants lines of that type.
 func (w *watcher) wants(t string) bool { return len(w.types) == 0 || slices.Contains(w.types, t) }
 
-// put adds a line to the answer.
-func (w *watcher) put(v any) error {
-	w.line(v)
-	return w.flush()
-}
-
 // send sends what flush has left.
 func (w *watcher) send() error {
 	w.pass()
@@ -165,7 +159,6 @@ func (w *watcher) snapshot() error {
 
 // changed sends what has changed as it is now.
 func (w *watcher) changed(c *changed) error {
-	w.unserved = nil
 	w.take()
 	defer w.pass()
 	w.unserved = nil

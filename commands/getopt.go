@@ -160,24 +160,11 @@ func (g *getopt) unmarked() error {
 		return usage("the command must follow --").WithHint("%s; or, to call a function: %s", marked, join("fbus", "call", operands(program)))
 	}
 	f := usage("the program of %s must follow --", g.operands[0])
-	moved, kept := []string(nil), []string{program[0]}
-	for words := program[1:]; len(words) > 0; {
-		n, attached := 1, strings.Contains(words[0], "=")
-		known, next := g.known(words[0])
-		if next && len(words) > 1 {
-			n = 2
-		}
-		if known && strings.HasPrefix(words[0], "--") && (n == 2 || attached) { // others are as likely the program's
-			moved = append(moved, words[:n]...)
-		} else {
-			kept, n = append(kept, words[0]), 1
-		}
-		words = words[n:]
-	}
+	moved, kept := g.ours(program[1:], true)
 	if len(moved) == 0 {
 		return f.WithHint("%s", marked)
 	}
-	return f.WithHint("%s; to pass %s on: %s", join("fbus", g.command, withoutSecrets(before), withoutSecrets(moved), "--", kept), moved[0], marked)
+	return f.WithHint("%s; to pass %s on: %s", join("fbus", g.command, withoutSecrets(before), withoutSecrets(moved), "--", program[0], kept), moved[0], marked)
 }
 
 // withoutSecrets returns words for a hint, without the values of -e: they are often secrets.
@@ -337,7 +324,7 @@ func (g *getopt) misplaced(name string, words []string, k int) error {
 	typed := g.all[:len(g.all)-len(g.words)-1]
 	pass := slices.DeleteFunc(slices.Clone(g.words), func(w string) bool { return w == "--" })
 	forFunction := join("fbus", g.command, typed, name, "--", pass)
-	moved, kept := g.ours(words)
+	moved, kept := g.ours(words, false)
 	if len(moved) == 0 {
 		return f.WithHint("to pass it on: %s", forFunction)
 	}
@@ -350,17 +337,20 @@ func (g *getopt) misplaced(name string, words []string, k int) error {
 	return f.WithHint("for fbus: %s; to pass it on: %s", join("fbus", g.command, typed, moved, name, kept), forFunction)
 }
 
-// ours splits words into the flags of the command, with their values, and all others.
-func (g *getopt) ours(words []string) (flags, others []string) {
+// ours splits words into the flags of the command, with their values, and all others. With sure,
+// only long flags with a value are the command's: others are as likely a program's.
+func (g *getopt) ours(words []string, sure bool) (flags, others []string) {
 	for len(words) > 0 {
-		n := 1
-		if known, next := g.known(words[0]); !known || next && len(words) == 1 {
-			others = append(others, words[0])
-		} else {
-			if next {
-				n = 2
-			}
+		w, n := words[0], 1
+		known, next := g.known(w)
+		if next {
+			n = 2
+		}
+		fits := !sure || strings.HasPrefix(w, "--") && (next || strings.Contains(w, "="))
+		if known && fits && n <= len(words) {
 			flags = append(flags, words[:n]...)
+		} else {
+			others, n = append(others, w), 1
 		}
 		words = words[n:]
 	}

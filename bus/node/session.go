@@ -8,7 +8,9 @@ import (
 	"strconv"
 	"time"
 
+	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
@@ -278,4 +280,158 @@ func (s *session) endCalls(b *wire.Batch, most int) bool {
 		c.fn.tidy() // its offer may have been withdrawn before
 	}
 	return false
+}
+
+// find finds the call of a frame by its id; nil if it has ended. last is the highest id of the
+// side that sends such a frame, other are the calls of the other side.
+func find(f wire.Frame, id uint64, calls, other map[uint64]*call, last uint64) (*call, error) {
+	if c := calls[id]; c != nil {
+		return c, nil
+	}
+	if id == 0 || id > last {
+		return nil, wire.NotOpen(f, id, other[id] != nil)
+	}
+	return nil, nil
+}
+
+// incoming finds a call that the peer opened.
+func (s *session) incoming(f wire.Frame, id uint64) (*call, error) {
+	return find(f, id, s.in, s.out, s.lastIn)
+}
+
+// outgoing finds a call that the node opened at the peer.
+func (s *session) outgoing(f wire.Frame, id uint64) (*call, error) {
+	return find(f, id, s.out, s.in, s.lastOut)
+}
+
+// handleData passes bytes on to the call's other end.
+func (s *session) handleData(b *wire.Batch, f *wire.DataFrame) error {
+	n := s.node
+	n.mu.Lock()
+	if s.dismissed != nil {
+		n.mu.Unlock()
+		return s.dismissed
+	}
+	owner := s.outgoing // the side that opened a call sends its input, the other its output
+	if f.Stream == wire.Input {
+		owner = s.incoming
+	}
+	c, err := owner(f, f.ID)
+	if c == nil {
+		n.mu.Unlock()
+		return err
+	}
+	to, id, err := c.pass(b, f)
+	n.mu.Unlock()
+	if to == nil {
+		return err
+	}
+	if to.conn == nil {
+		c.posted.write(c, f.Stream, f.Payload)
+		return nil
+	}
+	if k := len(f.Payload); k > longest { // with a longer id it might not fit a frame
+		b.Send(to.conn, &wire.DataFrame{ID: id, Stream: f.Stream, Payload: f.Payload[:k/2]})
+		f.Payload = f.Payload[k/2:]
+	}
+	f.ID = id // the rest is passed on as it came
+	b.Send(to.conn, f)
+	return nil
+}
+
+// handleEOF ends a call's input. As in the functions below, n.mu is held.
+func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
+	c, err := s.incoming(f, f.ID)
+	if c == nil {
+		return err
+	}
+	if c.input != inputOpen {
+		return protocol("EOF after the input's end")
+	}
+	if c.offer == nil { // still queued: CALL has brought all of it
+		c.input = inputWhole
+		return nil
+	}
+	c.input = inputEnded
+	b.Send(c.offer.session.conn, &wire.EOFFrame{ID: c.workerID})
+	return nil
+}
+
+func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
+	owner := s.incoming
+	if f.Stream == wire.Input {
+		owner = s.outgoing
+	}
+	c, err := owner(f, f.ID)
+	if c == nil {
+		return err
+	}
+	fl := &c.flows[f.Stream]
+	if fl.held+fl.out+int64(f.Bytes) > wire.MaxWindow {
+		return protocol("credit of %d bytes exceeds the limit of %d", fl.held+fl.out+int64(f.Bytes), wire.MaxWindow)
+	}
+	fl.held += int64(f.Bytes)
+	fl.give(b)
+	return nil
+}
+
+func (s *session) handleCancel(b *wire.Batch, f *wire.CancelFrame) error {
+	c, err := s.incoming(f, f.ID)
+	if c == nil {
+		return err
+	}
+	code, msg := args.CodeCancelled, "cancelled by the caller"
+	if string(f.Code) == args.CodeDeadline {
+		code, msg = args.CodeDeadline, args.DeadlineMessage
+	}
+	c.endFor(b, code, msg)
+	return nil
+}
+
+// maxProgress bounds how many reports of a call are passed on in a second.
+const maxProgress = 10
+
+// progress is the last report of how far a call is.
+type progress struct {
+	bus.Progress
+	second time.Time // when the current second began
+	passed int       // reports in it that were passed on
+}
+
+// last returns the last report for people; nil: there was none.
+func (p *progress) last() *bus.Progress {
+	if p == nil {
+		return nil
+	}
+	report := p.Progress
+	return &report
+}
+
+// handleProgress keeps a worker's report, and passes it on to a caller that takes such and keeps
+// up. n.mu is held.
+func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
+	c, err := s.outgoing(f, f.ID)
+	if c == nil || c.state.ended() {
+		return err
+	}
+	p := c.progress
+	if p == nil {
+		p = &progress{}
+		c.progress = p
+	}
+	p.Progress = bus.Progress{Done: f.Done, Total: f.Total, Text: args.Shown(f.Text)}
+	s.node.changes.call(c)
+	if c.posted != nil {
+		c.posted.job.Reported.Store(&jobs.Reported{Progress: p.Progress, At: time.Now()})
+	}
+	if now := time.Now(); now.Sub(p.second) >= time.Second {
+		p.second, p.passed = now, 0
+	}
+	to := c.session
+	if p.passed++; p.passed > maxProgress || !to.progress || to.conn == nil || to.stalled() {
+		return nil
+	}
+	f.ID = c.id
+	b.Send(to.conn, f)
+	return nil
 }

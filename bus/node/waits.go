@@ -10,6 +10,25 @@ import (
 	"fbus/bus/wire"
 )
 
+// note adds to a job why it waits, or how far it is. What was posted is shown to its poster and to
+// administrators alone.
+func (q *asked) note(j *jobs.Job, i *bus.JobInfo, one bool) {
+	i.Note = q.whyWaits(j, i, one)
+	if !q.peer.admin() && !q.peer.posted(j.ID, &j.Poster) {
+		i.Item, i.ItemEncoding = "", ""
+	}
+	if i.State != jobs.Running {
+		return
+	}
+	n := q.node
+	id, _ := jobs.ParseID(i.ID)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c := n.posted[id]; c != nil {
+		i.Progress = c.progress.last()
+	}
+}
+
 // whyWaits returns in words why a job does not run now, "" if it does, or is about to, or has
 // ended. fbus jobs, describe and doctor show these words. Rights are looked up only for one job,
 // not for each of a list.

@@ -165,14 +165,10 @@ func (m *Manager) WaitBatch(ctx context.Context, batch string, progress func(bus
 // WaitJobs is WaitBatch for some jobs.
 func (m *Manager) WaitJobs(ctx context.Context, ids []ID, progress func(bus.WaitInfo) error) error {
 	ended, pending := make(chan ID, 2*len(ids)), map[ID]bool{} // for an id that was retried, another end
-	m.mu.Lock()
 	for _, id := range ids {
-		if !pending[id] {
-			pending[id] = true
-			m.waiters[id] = append(m.waiters[id], ended)
-		}
+		pending[id] = true
+		m.await(id, ended)
 	}
-	m.mu.Unlock()
 	defer func() {
 		for id := range pending {
 			m.unwait(id, ended)
@@ -193,11 +189,7 @@ func (m *Manager) WaitJobs(ctx context.Context, ids []ID, progress func(bus.Wait
 			delete(pending, id)
 			m.unwait(id, ended)
 		default: // it was retried since it has ended, perhaps
-			m.mu.Lock()
-			if !slices.Contains(m.waiters[id], ended) {
-				m.waiters[id] = append(m.waiters[id], ended)
-			}
-			m.mu.Unlock()
+			m.await(id, ended)
 		}
 		return nil
 	}

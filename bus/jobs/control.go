@@ -25,7 +25,8 @@ func (m *Manager) Cancel(ctx context.Context, id ID) (was *Job, err error) {
 	if err := m.store.Unwritable(); err != nil && !store.IsFull(err) && m.State(was) != Running {
 		return was, err
 	}
-	ended := m.await(id)
+	ended := make(chan ID, 1)
+	m.await(id, ended)
 	defer m.unwait(id, ended)
 	for {
 		m.mu.Lock()
@@ -257,13 +258,13 @@ func (m *Manager) purgeable(f *Filter, older time.Duration) func(j *Job) bool {
 	}
 }
 
-// await returns a channel that receives an id when the job has ended.
-func (m *Manager) await(id ID) chan ID {
-	c := make(chan ID, 1)
+// await has a channel, with room for it, receive an id when the job has ended.
+func (m *Manager) await(id ID, c chan ID) {
 	m.mu.Lock()
-	m.waiters[id] = append(m.waiters[id], c)
-	m.mu.Unlock()
-	return c
+	defer m.mu.Unlock()
+	if !slices.Contains(m.waiters[id], c) {
+		m.waiters[id] = append(m.waiters[id], c)
+	}
 }
 
 func (m *Manager) unwait(id ID, c chan ID) {
@@ -296,7 +297,8 @@ func (m *Manager) Absent(id ID) error { return m.store.Absent(id) }
 
 // Wait returns a job once it has finished.
 func (m *Manager) Wait(ctx context.Context, id ID) (*Job, error) {
-	ended := m.await(id) // before it is looked at: its end is not missed
+	ended := make(chan ID, 1)
+	m.await(id, ended) // before it is looked at: its end is not missed
 	defer m.unwait(id, ended)
 	j, err := m.Get(id)
 	if err != nil || j.State.Finished() {

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -135,8 +136,5 @@ func copyBoth(stdout io.Writer, out *store.DraftReader, stderr io.Writer, errs *
 	both.Go(func() { _, errOf = io.Copy(stderr, errs) })
 	_, err = io.Copy(stdout, out)
 	both.Wait()
-	if err == nil {
-		err = errOf
-	}
-	return err
+	return cmp.Or(err, errOf)
 }

@@ -3,7 +3,6 @@ package wire
 import (
 	"context"
 	"errors"
-	"fbus/bus/args"
 	"math"
 	"net"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"fbus/bus/args"
 )
 
 const (

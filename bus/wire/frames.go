@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"fbus/bus/args"
@@ -148,12 +149,7 @@ const (
 
 // Has reports whether the peer has named a capability.
 func (f *HelloFrame) Has(capability string) bool {
-	for _, c := range f.Caps {
-		if string(c) == capability {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(f.Caps, func(c []byte) bool { return string(c) == capability })
 }
 
 // maxTexts bounds the lists of HELLO.

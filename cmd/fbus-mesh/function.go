@@ -20,9 +20,10 @@ type function struct {
 	mesh *mesh
 	name string
 
-	known  bool // the own node has reported it
-	here   int  // slots of its workers
-	queued int  // calls that wait, as it has reported last
+	known  bool   // the own node has reported it
+	here   int    // slots of its workers
+	total  uint64 // of its calls that have begun, as it has reported last
+	queued int    // of those that wait
 	demand bus.Demand
 	timer  *time.Timer
 	groups [2]*nats.Subscription // by group
@@ -81,18 +82,22 @@ func (f *function) leave() {
 
 // report takes a line of the watch.
 func (f *function) report(c *functionLine) {
-	f.known, f.here = !c.Gone, c.Slots
+	total, begun := c.Done+c.Failed+uint64(c.Busy), 0
+	if f.known && total > f.total {
+		begun = int(total - f.total)
+	}
+	f.total, f.known, f.here = total, !c.Gone, c.Slots
 	if f.queued, f.demand = c.Queued, c.Demand; c.Gone {
 		f.queued, f.demand = 0, bus.Demand{}
 	}
-	f.look()
+	f.look(begun)
 	f.tidy()
 }
 
 // look acts on what waits here, and what is free. That depends on the peers that have the function,
 // too: a call may have come before them.
-func (f *function) look() {
-	l := slots.Local{Free: f.demand.Free, Queued: f.queued, Ready: f.demand.Ready}
+func (f *function) look(begun int) {
+	l := slots.Local{Free: f.demand.Free, Begun: begun, Queued: f.queued, Ready: f.demand.Ready}
 	if !f.mesh.shares(f.name) {
 		l.Free = 0
 	}
@@ -169,7 +174,7 @@ func (f *function) add(p *peer, e entry) {
 	o.entry = e
 	f.announce(p.id)
 	if !had {
-		f.look()
+		f.look(0)
 	}
 }
 

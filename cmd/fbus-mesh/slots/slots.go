@@ -66,6 +66,7 @@ type Actions interface {
 // Local is what the own node reports about a function.
 type Local struct {
 	Free   int // slots of its own workers that take a call now
+	Begun  int // calls since the last report; short ones change nothing else
 	Queued int // calls that wait, and that any worker may have
 	Ready  int // jobs that could run now
 }
@@ -130,7 +131,7 @@ func (f *Function) Local(now time.Duration, l Local) {
 	f.now = now
 	// A slot that was taken is one that was kept, as far as this node knows. If a local
 	// call has it, the peer's is refused, and the peer asks again.
-	if n := min(f.local.Free-l.Free, len(f.holds)); n > 0 {
+	if n := min(max(l.Begun, f.local.Free-l.Free), len(f.holds)); n > 0 {
 		f.holds = f.holds[n:]
 	}
 	f.local = l

@@ -18,6 +18,8 @@ import (
 	"fbus/bus/args"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
 )
 
 // soak skips a test that takes long, unless FBUS_SOAK is set.
@@ -37,7 +39,7 @@ func percentile(list []time.Duration, part float64) time.Duration {
 // TestSpeed measures calls that run elsewhere, beside their limits.
 func TestSpeed(t *testing.T) {
 	soak(t)
-	list, _ := sites(t, 2)
+	list, s := sites(t, 2)
 	a, b := list[0], list[1]
 	echo := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Exit(0) }
 	a.offer("here", 4, echo)
@@ -57,18 +59,46 @@ func TestSpeed(t *testing.T) {
 	}
 	h, e := percentile(here, 0.5), percentile(there, 0.5)
 	t.Logf("median of a call: here %v, elsewhere %v, ratio %.2f (limit 2.2 and a round trip of TLS)", h, e, float64(e)/float64(h))
-	for _, name := range []string{"here", "there"} {
+	// The same by NATS alone: an echo, and requests through the same server.
+	worker, err := nats.Connect(s.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer worker.Close()
+	if _, err := micro.AddService(worker, micro.Config{Name: "echo", Version: "1.0.0", Endpoint: &micro.EndpointConfig{
+		Subject: "echo", Handler: micro.HandlerFunc(func(r micro.Request) { r.Respond(r.Data()) }),
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	requester, err := nats.Connect(s.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer requester.Close()
+	request := func() time.Duration {
+		began := time.Now()
+		if _, err := requester.Request("echo", nil, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(began)
+	}
+	var by []time.Duration
+	for range 2000 {
+		by = append(by, request())
+	}
+	t.Logf("median of a request by NATS: %v", percentile(by, 0.5))
+	for name, do := range map[string]func(){"here": func() { one("here") }, "elsewhere": func() { one("there") }, "by NATS": func() { request() }} {
 		began := time.Now()
 		var wg sync.WaitGroup
 		for range 64 {
 			wg.Go(func() {
 				for range 200 {
-					one(name)
+					do()
 				}
 			})
 		}
 		wg.Wait()
-		t.Logf("64 outstanding, %s: %.0f calls/s", name, 64*200/time.Since(began).Seconds())
+		t.Logf("64 outstanding, %s: %.0f/s", name, 64*200/time.Since(began).Seconds())
 	}
 
 	nap := func(_ context.Context, inv *bus.Invocation) bus.Result {

@@ -95,6 +95,7 @@ type Function struct {
 
 	now   time.Duration
 	local Local
+	stale bool // calls have started since local was reported
 
 	// Of a node that asks:
 	wanting bool
@@ -134,7 +135,7 @@ func (f *Function) Local(now time.Duration, l Local) {
 	if n := min(max(l.Begun, f.local.Free-l.Free), len(f.holds)); n > 0 {
 		f.holds = f.holds[n:]
 	}
-	f.local = l
+	f.local, f.stale = l, false
 	f.settle()
 }
 
@@ -224,6 +225,7 @@ func (f *Function) Started(now time.Duration, peer string) *Slot {
 	f.running++
 	s.held = false
 	// The node will report that, too. Until then no slot is asked for in vain.
+	f.stale = true
 	if f.local.Queued > 0 {
 		f.local.Queued--
 	} else {
@@ -357,6 +359,9 @@ func (f *Function) expire(at func(time.Duration)) {
 // ask asks for the slots that are missing.
 func (f *Function) ask(at func(time.Duration)) {
 	missing := f.need()
+	if missing <= 0 && f.stale {
+		return // more may have come
+	}
 	if wanting := missing > 0; wanting != f.wanting {
 		f.wanting = wanting
 		f.Actions.Want(wanting) // before Take: a slot that becomes free meanwhile finds this node

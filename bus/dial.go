@@ -167,18 +167,18 @@ func dialPlace(ctx context.Context, p find.Place, o *Options) (*Client, error) {
 		id.Renew(ctx, c.askRenewal)
 		// A connection may last for months. The node then lets it last as long as the
 		// new certificate.
-		go c.every(find.RenewPause, func() { id.Renew(context.Background(), c.askRenewal) }) // ends with the connection
+		go every(c.done, find.RenewPause, func() { id.Renew(context.Background(), c.askRenewal) }) // ends with the connection
 	}
 	return c, err
 }
 
-// every calls f at that interval until the connection is gone.
-func (c *Client) every(pause time.Duration, f func()) {
+// every calls f at that interval until done is closed.
+func every(done <-chan struct{}, pause time.Duration, f func()) {
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
 		select {
-		case <-c.done:
+		case <-done:
 			return
 		case <-tick.C:
 			f()
@@ -236,18 +236,8 @@ func DialLine(ctx context.Context, addr Addr, o *Options) (*Line, error) {
 // Watch keeps a connection that is open: over TCP one whose node is only stopped is not given up.
 // It returns when done is closed.
 func (l *Line) Watch(done <-chan struct{}) {
-	if l.pulse == nil {
-		return
-	}
-	tick := time.NewTicker(l.pulse.Every())
-	defer tick.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-tick.C:
-			l.pulse.Check()
-		}
+	if l.pulse != nil {
+		every(done, l.pulse.Every(), l.pulse.Check)
 	}
 }
 

@@ -51,7 +51,7 @@ type screen struct {
 	cut   bool       // the cursor is after an unfinished line of stdout
 	note  string     // behind the progress
 	at    func() fanout.Progress
-	done  chan struct{} // closed to end the goroutine that redraws
+	halt  func() // ends the redrawing
 }
 
 // Write implements io.Writer. p must be whole lines.
@@ -113,14 +113,14 @@ const (
 
 // start shows progress until stop; total is 0 if it is unknown.
 func (s *screen) start(name string, total int, at func() fanout.Progress, terminal bool) {
-	every := drawEvery
+	pause := drawEvery
 	if !terminal {
-		every = noteEvery
+		pause = noteEvery
 	}
-	s.meter, s.at, s.done = newMeter(name, total, time.Now()), at, make(chan struct{})
+	s.meter, s.at = newMeter(name, total, time.Now()), at
 	s.meter.marks[0].ended = at().Ended // not in the rate
 	s.update()
-	go s.move(every) // ends with stop
+	s.halt = every(pause, s.update)
 }
 
 // update draws the current progress, unless the cursor is in a line of stdout.
@@ -176,26 +176,12 @@ func (s *screen) total(n int) {
 	s.meter.total = n
 }
 
-// move redraws the progress until stop.
-func (s *screen) move(every time.Duration) {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			s.update()
-		case <-s.done:
-			return
-		}
-	}
-}
-
 // stop removes the progress.
 func (s *screen) stop() {
 	if s.meter == nil {
 		return
 	}
-	close(s.done)
+	s.halt()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.erase()

@@ -120,6 +120,10 @@ func status(o *lookOptions, stdout io.Writer) error {
 
 // nodeMesh asks the mesh of the node, nil if there is none, or if it does not answer.
 func nodeMesh(ctx context.Context, c *bus.Client) *bus.MeshInfo {
+	// A call of a function that nobody offers would count as refused.
+	if there, err := output(ctx, c, "fbus.functions", args.List(bus.MeshFunction)); err != nil || len(there) == 0 {
+		return nil
+	}
 	var text bytes.Buffer
 	m := &bus.MeshInfo{}
 	_, err := c.Call(ctx, &bus.Request{Function: bus.MeshFunction, Stdout: &text, Timeout: 2 * time.Second})

@@ -152,6 +152,9 @@ func placeIn(path, msg string) (at int64) {
 	return line<<32 + column
 }
 
+// meshKeys are those of the table [mesh].
+var meshKeys = []string{"share", "accept", "name", "advertise"}
+
 func (c *configFile) readAll(doc []setting) {
 	for _, s := range doc {
 		switch table := s.key[0]; {
@@ -167,9 +170,15 @@ func (c *configFile) readAll(doc []setting) {
 			if c.isTable(s) && table == "rights" {
 				c.rights(s.at)
 			}
+		case table == "mesh": // fbus mesh reads it
+			if len(s.key) == 1 {
+				c.isTable(s)
+			} else if !slices.Contains(meshKeys, s.key[1]) {
+				c.unknown(s.at, "mesh", s.key[1], meshKeys)
+			}
 		case c.strange != table: // an unknown table is refused once, not each of its keys
 			c.strange = table
-			c.unknown(s.at, "", table, []string{"node", "functions", "rights"})
+			c.unknown(s.at, "", table, []string{"node", "functions", "rights", "mesh"})
 		}
 	}
 	c.checkNode()

@@ -192,6 +192,8 @@ func TestConfigRefuses(t *testing.T) {
 		{cat + "schema = \"nosuch.json\"\n", ":3:10", "nosuch.json: no such file", args.CodeUsage},
 		{"[functions.\"a b\"]\ncommand = [\"cat\"]\n", ":1:12", `invalid function name "a b"`, args.CodeUsage},
 		{"[functions.\"fbus.x\"]\ncommand = [\"cat\"]\n", ":1:12", "belong to the node", args.CodeDenied},
+		{"[mesh]\nshares = [\"a\"]\n", ":2:1", "mesh: unknown key shares, did you mean share?", args.CodeUsage},
+		{"mesh = 1\n", ":1:8", "mesh must be a table, not a whole number", args.CodeUsage},
 		{"[node]\nserv = true\n", ":2:1", "node: unknown key serv, did you mean serve?", args.CodeUsage},
 		{"[node]\nqueue = 5\n", ":2:1", "node: queue needs serve = true", args.CodeUsage},
 		{"[node]\nserve = true\naddress = \"x\"\n", ":3:1", "node: address conflicts with serve = true", args.CodeUsage},

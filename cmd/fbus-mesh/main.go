@@ -63,6 +63,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags := pflag.NewFlagSet("mesh", pflag.ContinueOnError)
 	flags.SortFlags = false
 	flags.StringVar(&o.node, "node", "", "the own node's `ADDR`: the path of its socket")
+	file := flags.StringP("config", "c", "", "read [mesh] of `FILE` (TOML): share, accept, name, advertise; it may be the node's file")
 	flags.StringVar(&o.cfg.Name, "name", "", "what this node is called in the mesh, `NAME`; default its own name")
 	flags.StringArrayVar(&o.cfg.Share, "share", []string{"*"}, "functions of this node that others may use, `GLOB`; may be repeated")
 	flags.StringArrayVar(&o.cfg.Accept, "accept", []string{"*"}, "functions of other nodes that are offered here, `GLOB`; may be repeated")
@@ -85,6 +86,11 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	if *wantHelp {
 		_, err := fmt.Fprintf(stdout, help, flags.FlagUsages())
 		return err
+	}
+	if *file != "" {
+		if err := o.cfg.read(*file, flags.Changed); err != nil {
+			return err
+		}
 	}
 	for _, glob := range append(o.cfg.Share, o.cfg.Accept...) {
 		if err := trust.CheckGlob(glob); err != nil {

@@ -516,3 +516,29 @@ func TestMalformedMessages(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The file of the node may have the table of its mesh. The command line wins.
+func TestConfigFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fbus.toml")
+	for text, want := range map[string]string{
+		"[node]\nqueue = 5\n[mesh]\nshare = [\"a*\"]\naccept = []\nname = \"b\"\nadvertise = [\"h:1\"]\n[functions.f]\ncommand = \"x\"\n": "[a*] [] c [h:1]",
+		"[node]\nqueue = 5\n":        "[*] [*] c []",
+		"[mesh]\nshares = [\"a\"]\n": "unknown key mesh.shares",
+		"[mesh]\nshare = \"a\"\n":    "cannot decode",
+		"[mesh\n":                    "expected",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := config{Share: []string{"*"}, Accept: []string{"*"}, Name: "c"}
+		got := ""
+		if err := c.read(path, func(flag string) bool { return flag == "name" }); err != nil {
+			got = err.Error()
+		} else {
+			got = fmt.Sprintf("%v %v %v %v", c.Share, c.Accept, c.Name, c.Advertise)
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+}

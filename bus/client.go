@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -110,7 +111,7 @@ func (c *Client) serve() {
 	c.err = c.lost(err)
 	for id, call := range c.out {
 		delete(c.out, id)
-		call.fail(c.err)
+		call.fail(c.unknown(call))
 	}
 	for id, inv := range c.in {
 		delete(c.in, id)
@@ -142,6 +143,19 @@ func (c *Client) lost(err error) error {
 		return &args.Error{Code: args.CodeNodeLost, Message: "node closed the connection", Err: err}
 	}
 	return &args.Error{Code: args.CodeNodeLost, Message: "connection to the node was lost: " + reason(err), Err: err}
+}
+
+// unknown returns the error of a call that was open when the connection ended. What ended a connection
+// that was admitted, such as a revoked ticket, says nothing about the call: it may have run.
+func (c *Client) unknown(call *outCall) error {
+	if !c.greeted {
+		return c.err
+	}
+	e := *args.AsError(c.err, args.CodeNodeLost)
+	if e.Message = e.Error(); !strings.HasPrefix(call.req.Function, "fbus.") {
+		e.Message += ": the call may have run"
+	}
+	return &args.Error{Code: args.CodeNodeLost, Message: e.Message, Hint: e.Hint, Err: e.Err}
 }
 
 func (c *Client) limit() int {

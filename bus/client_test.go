@@ -703,28 +703,35 @@ func nextFrame(r io.Reader, d *wire.Decoder) (wire.Frame, error) {
 // TestHostileNode: a node that breaks the protocol fails what is under way.
 func TestHostileNode(t *testing.T) {
 	hello := &wire.HelloFrame{Major: 1, Network: []byte("n"), Connection: []byte("x-1")}
-	for name, tc := range map[string]struct {
+	type hostile struct {
 		hello, send []byte
 		code        string
-	}{
+	}
+	cases := map[string]hostile{
 		"says nothing and closes":    {nil, nil, args.CodeNoNode},
 		"another version":            {wire.Append(nil, &wire.HelloFrame{Major: 2}), nil, args.CodeVersion},
 		"an error":                   {wire.Append(nil, &wire.ErrorFrame{Code: []byte("wrong_network")}), nil, args.CodeNetwork},
 		"text":                       {[]byte("HTTP/1.1 400"), nil, args.CodeNoNode},
 		"a call first":               {wire.Append(nil, &wire.CallFrame{ID: 1}), nil, args.CodeProtocol},
-		"END never opened":           {wire.Append(nil, hello), wire.Append(nil, &wire.EndFrame{ID: 7}), args.CodeProtocol},
-		"END beyond the credit":      {wire.Append(nil, hello), wire.Append(nil, &wire.EndFrame{ID: 1, Output: make([]byte, wire.InitialWindow+1)}), args.CodeProtocol},
-		"DATA beyond the credit":     {wire.Append(nil, hello), wire.Append(nil, &wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: make([]byte, wire.InitialWindow+1)}), args.CodeProtocol},
-		"too much credit":            {wire.Append(nil, hello), bytes.Repeat(wire.Append(nil, &wire.GrantFrame{ID: 1, Bytes: 4 << 20}), 3), args.CodeProtocol},
-		"an answer to no offer":      {wire.Append(nil, hello), wire.Append(nil, &wire.OfferedFrame{Seq: 3}), args.CodeProtocol},
-		"an offer":                   {wire.Append(nil, hello), wire.Append(nil, &wire.OfferFrame{Seq: 3}), args.CodeProtocol},
-		"a second HELLO":             {wire.Append(nil, hello), wire.Append(nil, hello), args.CodeProtocol},
+		"END never opened":           {wire.Append(nil, hello), wire.Append(nil, &wire.EndFrame{ID: 7}), args.CodeNodeLost},
+		"END beyond the credit":      {wire.Append(nil, hello), wire.Append(nil, &wire.EndFrame{ID: 1, Output: make([]byte, wire.InitialWindow+1)}), args.CodeNodeLost},
+		"DATA beyond the credit":     {wire.Append(nil, hello), wire.Append(nil, &wire.DataFrame{ID: 1, Stream: wire.Stderr, Payload: make([]byte, wire.InitialWindow+1)}), args.CodeNodeLost},
+		"too much credit":            {wire.Append(nil, hello), bytes.Repeat(wire.Append(nil, &wire.GrantFrame{ID: 1, Bytes: 4 << 20}), 3), args.CodeNodeLost},
+		"an answer to no offer":      {wire.Append(nil, hello), wire.Append(nil, &wire.OfferedFrame{Seq: 3}), args.CodeNodeLost},
+		"an offer":                   {wire.Append(nil, hello), wire.Append(nil, &wire.OfferFrame{Seq: 3}), args.CodeNodeLost},
+		"a second HELLO":             {wire.Append(nil, hello), wire.Append(nil, hello), args.CodeNodeLost},
 		"a length bomb":              {wire.Append(nil, hello), []byte{0xff, 0, 0, 0}, args.CodeNodeLost},
 		"half a frame":               {wire.Append(nil, hello), []byte{0, 0, 0, 3, 0x92}, args.CodeNodeLost},
-		"an error mid-call":          {wire.Append(nil, hello), wire.Append(nil, &wire.ErrorFrame{Code: []byte("superseded")}), args.CodeSuperseded},
+		"an error mid-call":          {wire.Append(nil, hello), wire.Append(nil, &wire.ErrorFrame{Code: []byte("superseded")}), args.CodeNodeLost},
 		"an end between frames":      {wire.Append(nil, hello), nil, args.CodeNodeLost},
-		"a call of nothing we offer": {wire.Append(nil, hello), append(wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("x")}), wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("x")})...), args.CodeProtocol},
-	} {
+		"a call of nothing we offer": {wire.Append(nil, hello), append(wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("x")}), wire.Append(nil, &wire.CallFrame{ID: 1, Name: []byte("x")})...), args.CodeNodeLost},
+	}
+	for _, code := range []string{"busy", "denied", "revoked", "expired", "internal", "usage", "protocol", "acme.new"} {
+		sent := wire.Append(nil, &wire.ErrorFrame{Code: []byte(code), Message: []byte("the reason")})
+		cases["ERROR "+code+" mid-call"] = hostile{wire.Append(nil, hello), sent, args.CodeNodeLost}
+		cases["ERROR "+code+" for HELLO"] = hostile{sent, nil, code}
+	}
+	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
 			near, far := net.Pipe()
@@ -758,6 +765,13 @@ func TestHostileNode(t *testing.T) {
 				c.Close()
 			}
 			wantErr(t, err, &args.Error{Code: tc.code})
+			if opens := tc.code == args.CodeNodeLost; opens != strings.HasSuffix(err.Error(), ": the call may have run") {
+				t.Errorf("it says %q", err)
+			} else if e := args.AsError(err, ""); opens && (e.Status() != 255 || errors.Is(err, bus.ErrDenied) || errors.Is(err, bus.ErrBusy)) {
+				t.Errorf("status %d of %#v", e.Status(), err)
+			} else if strings.HasPrefix(name, "ERROR ") && !strings.HasPrefix(err.Error(), "the reason") {
+				t.Errorf("no reason in %q", err)
+			}
 			far.Close()
 			<-gone
 		})

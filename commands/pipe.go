@@ -112,9 +112,10 @@ type pipe struct {
 	out     *bufio.Writer
 	reports chan progressReport // of progress, to be written
 
-	// Only answer and flush use these, one at a time.
+	// Only done, answer and flush use these, one at a time.
 	line    []byte // space for an answer
 	batched int    // bytes of answers in batches that are not complete
+	lost    error  // of a call that was open when the connection ended
 
 	mu       sync.Mutex                         // protects the fields below
 	queue    []*pipeRequest                     // read, but not begun: the rest of a batch
@@ -195,8 +196,8 @@ func pipeCalls(o *pipeOptions, stdin io.Reader, stdout, stderr io.Writer) error 
 		case err := <-failed:
 			return err // whatever runs: it ends with the process
 		case err := <-ended:
-			err = cmp.Or(err, p.giveUp())
-			return troubled(cmp.Or(err, client.Err()), o.node)
+			err = cmp.Or(p.giveUp(), p.lost, err, client.Err())
+			return troubled(err, o.node)
 		}
 	}
 }
@@ -348,6 +349,9 @@ func (p *pipe) done(o *fanout.Outcome) error {
 	}
 	if o.Err != nil {
 		e = p.errorOf(req, o, output)
+	}
+	if errors.Is(o.Err, bus.ErrNodeLost) && o.Result.Code == "" { // not the end of one call
+		p.lost = o.Err
 	}
 	if p.o.verbose && o.Result.Worker != "" {
 		say(p.stderr, fmt.Sprintf("%s: worker: %s, call: %s", req.Method, o.Result.Worker, o.Result.Call))

@@ -55,8 +55,6 @@ func hintFor(code string) string {
 		return "fbus ls shows what is offered; -w 10s waits for it"
 	case args.CodeNoNode:
 		return "fbus serve starts a node"
-	case args.CodeNodeLost:
-		return "a call that was under way may have run"
 	case args.CodeRevoked, args.CodeUnlisted, args.CodeUsed:
 		return "ask for a new ticket"
 	case args.CodeAmbiguous:

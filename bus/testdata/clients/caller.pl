@@ -18,7 +18,7 @@ use constant ID => 1;          # of our only call: ids rise from 1 on each conne
 # uint, s for str or bin, those behind ? need not be there.
 my %SENT = (T_HELLO, 'uusss', T_ERROR, 'ss', T_CALL, 'usussu', T_DATA, 'uus', T_EOF, 'u', T_GRANT, 'uuu', T_CANCEL, 'u');
 my %TAKEN = (T_HELLO, 'uusss', T_ERROR, 'ss', T_DATA, 'uus', T_GRANT, 'uuu', T_END, 'uuu?sss');
-# Section 7: the codes of an ERROR whose status is not 255.
+# Section 7: the codes of an ERROR in place of HELLO whose status is not 255.
 my %STATUS = (internal => 70, map({ $_ => 75 } qw(busy draining list_lost)),
     map { $_ => 77 } qw(denied no_certificate revoked unlisted used expired not_yet_valid wrong_use bad_certificate));
 my $mp = Data::MessagePack->new;    # strings go as bin, which a receiver must take for str (section 2)
@@ -57,7 +57,7 @@ sub read_exactly {
     while (length $data < $size) {
         my $n = sysread $sock, $data, $size - length $data, length $data;
         next if !defined $n && $!{EINTR};
-        say_and_exit(255, 'node_lost', defined $n ? 'the node closed the connection' : $!) unless $n;
+        say_and_exit(255, 'node_lost', defined $n ? 'the node closed the connection: a call may have run' : $!) unless $n;
     }
     return $data;
 }
@@ -154,7 +154,7 @@ sub serve {
         }
         next unless vec $ready, fileno $sock, 1;
         my ($type, @e) = receive(MAX_FRAME);
-        say_and_exit($STATUS{$e[0]} // 255, @e[0, 1]) if $type == T_ERROR;
+        say_and_exit(255, 'node_lost', $e[1] || $e[0], 'the call may have run') if $type == T_ERROR;    # section 3.3
         next unless $TAKEN{$type};    # section 2: skipped
         broken("a frame of type $type for call $e[0]") if $type == T_HELLO || $e[0] != ID;
         if ($type == T_DATA) {

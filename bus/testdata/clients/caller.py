@@ -10,7 +10,7 @@ import msgpack
 
 MAX_FRAME, MAX_FIRST, MAX_INPUT, CHUNK = 1 << 20, 4096, 32768, 65536  # section 8; CHUNK is ours
 ID = 1  # of our only call: ids rise from 1 on each connection (5.1, 5.6)
-# Section 7: the codes of an ERROR whose status is not 255.
+# Section 7: the codes of an ERROR in place of HELLO whose status is not 255.
 STATUS = {code: status for status, codes in {
     70: b"internal", 75: b"busy draining list_lost",
     77: b"denied no_certificate revoked unlisted used expired not_yet_valid wrong_use bad_certificate",
@@ -49,7 +49,7 @@ def read_exactly(n):
     while len(data) < n:
         part = sock.recv(n - len(data))
         if not part:
-            die(255, "node_lost", "the node closed the connection")
+            die(255, "node_lost", "the node closed the connection: a call may have run")
         data += part
     return data
 
@@ -154,7 +154,7 @@ def serve(more, wake):
                     die(status, optional(rest, 0, b""), optional(rest, 1, b""))
                 sys.exit(status)
             case [T.ERROR, bytes(code), bytes(message), *_]:
-                die(STATUS.get(code, 255), code, message)
+                die(255, "node_lost", message or code, "the call may have run")  # section 3.3
             case [int(t), *_] if not 1 <= t <= 10:
                 pass  # section 2: from a newer minor version
             case _:

@@ -2,7 +2,6 @@ package node
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -256,7 +255,8 @@ func (s *session) refuseCall(c *call, f *wire.CallFrame, late bool, invalid erro
 	case open >= maxOpen:
 		return args.CodeBusy, fmt.Sprintf("too many open calls of %s (limit %d)", by.name, maxOpen)
 	case invalid != nil:
-		return args.CodeUsage, invalid.Error()
+		e := args.AsError(invalid, args.CodeUsage)
+		return e.Code, e.Message
 	case id.all != nil && id.live == 0 && len(id.all.each) >= maxCallers:
 		return args.CodeBusy, fmt.Sprintf("too many callers of %s at once (limit %d)", s.identity.name, maxCallers)
 	case c.fn.own != nil && id.rank != guest: // an administrator can always act
@@ -302,7 +302,9 @@ func (n *Node) newCall(s *session, f *wire.CallFrame) (*call, error) {
 		c.trace = args.Trace(args.SplitTrace(string(f.Trace)))
 	}
 	if s.relays {
-		err = errors.Join(err, c.relay(f))
+		if e := c.relay(f); err == nil {
+			err = e
+		}
 	}
 	if f.Timeout > 0 && f.Timeout < wire.Forever {
 		c.deadline = c.arrived.Add(time.Duration(f.Timeout) * time.Millisecond)

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -37,7 +39,8 @@ type first struct {
 	client *bus.Client // nil while it is away
 	err    error       // why it is away
 	admits map[[sha256.Size]byte]admitted
-	tokens map[string]string // serials of tokens, by name, as they were admitted last
+	tokens map[string]*trust.Record // by serial: those that were admitted here
+	names  map[string]string        // serials of tokens, by name, as they were admitted last
 
 	warned string // the last warning; belongs to run
 }
@@ -45,6 +48,7 @@ type first struct {
 // admitted is an answer of fbus.admit, by the hash of the token.
 type admitted struct {
 	answer []byte
+	token  bus.TokenInfo // what that says
 	until  time.Time
 }
 
@@ -258,33 +262,89 @@ func (f *first) admit(ctx context.Context, q *asked) error {
 	known, ok := f.admits[hash]
 	f.mu.Unlock()
 	if !ok || time.Now().After(known.until) {
-		var r bus.TokenInfo
 		if known.answer, err = f.ask(ctx, q.Function, args.List(string(text))); err == nil {
-			err = json.Unmarshal(known.answer, &r)
+			err = json.Unmarshal(known.answer, &known.token)
 		}
 		if err != nil {
 			return err
 		}
-		known.until = time.Now().Add(min(admitTime, r.Expires.Sub(trust.Now())))
-		f.mu.Lock()
-		if len(f.admits) >= maxAdmits || f.admits == nil {
-			f.admits = map[[sha256.Size]byte]admitted{}
-		}
-		if len(f.tokens) >= maxAdmits || f.tokens == nil {
-			f.tokens = map[string]string{}
-		}
-		f.admits[hash], f.tokens[r.Name] = known, r.Serial
-		f.mu.Unlock()
+		known.until = time.Now().Add(min(admitTime, known.token.Expires.Sub(trust.Now())))
+	}
+	f.mu.Lock()
+	if len(f.admits) >= maxAdmits || f.admits == nil {
+		f.admits = map[[sha256.Size]byte]admitted{}
+	}
+	f.admits[hash] = known
+	isNew := f.admitted(&known.token, hash)
+	f.mu.Unlock()
+	if isNew {
+		f.node.changes.ticket()
+	}
+	if _, err := f.token(known.token.Name); err != nil { // it was revoked after the first node had answered
+		return err
 	}
 	q.out.Write(known.answer)
 	return nil
 }
 
-// tokenSerial returns the serial of the token of that name that was admitted last; "": none was.
-func (f *first) tokenSerial(name string) string {
+// admitted notes a token, and reports whether it is new here. f.mu is held.
+func (f *first) admitted(r *bus.TokenInfo, hash [sha256.Size]byte) bool {
+	if f.tokens == nil {
+		f.tokens, f.names = map[string]*trust.Record{}, map[string]string{}
+	}
+	f.names[r.Name] = r.Serial
+	if f.tokens[r.Serial] != nil {
+		return false
+	}
+	if len(f.tokens) >= maxAdmits {
+		maps.DeleteFunc(f.tokens, func(_ string, t *trust.Record) bool { return f.second.CheckToken(t) != nil })
+		for serial := range f.tokens { // its relay has it admitted again
+			if len(f.tokens) < maxAdmits {
+				break
+			}
+			delete(f.tokens, serial)
+		}
+		maps.DeleteFunc(f.names, func(_, serial string) bool { return f.tokens[serial] == nil && serial != r.Serial })
+	}
+	f.tokens[r.Serial] = &trust.Record{
+		Serial: r.Serial, Name: r.Name, Kind: trust.Token, Rights: r.Rights, State: trust.Active, Issued: trust.Now().UTC().Truncate(time.Second), Expires: r.Expires, Key: hex.EncodeToString(hash[:]),
+	}
+	return true
+}
+
+// token returns the token of that name that was admitted here last, or an error if it is not valid.
+func (f *first) token(name string) (*trust.Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.tokens[name]
+	r := f.tokens[f.names[name]]
+	if r == nil {
+		return nil, args.Errorf(args.CodeUnlisted, "no token %s was admitted at this node: call fbus.admit first", args.Shown(name))
+	}
+	return r, f.second.CheckToken(r)
+}
+
+// tokenExpired reports whether a token that was admitted here has expired between two times.
+func (f *first) tokenExpired(from, to time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.tokens {
+		if r.Expires.After(from) && !r.Expires.After(to) {
+			return true
+		}
+	}
+	return false
+}
+
+// records returns the tokens that were admitted here, as they are now.
+func (f *first) records() []trust.Record {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := make([]trust.Record, 0, len(f.tokens))
+	for _, r := range f.tokens {
+		f.second.CheckToken(r)
+		list = append(list, *r)
+	}
+	return list
 }
 
 // revoked forgets what was admitted: a token may be among what was revoked.

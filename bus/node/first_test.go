@@ -17,6 +17,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/wire"
@@ -26,6 +27,7 @@ import (
 type second struct {
 	*node.Node
 	gate *trust.Second
+	jobs *jobs.Manager
 	addr string // over TCP
 	path string
 }
@@ -73,8 +75,13 @@ func (g *guests) second(rights trust.Rights, before ...func(dir string)) *second
 	for _, f := range before {
 		f(dir)
 	}
-	n, path := start(g.t, node.Config{Gate: gate})
-	s := &second{n, gate, listenTCP(g.t, n), path}
+	m, err := jobs.Open(jobs.Config{Dir: g.t.TempDir(), Volatile: true, Warn: g.t.Logf})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(m.Close)
+	n, path := start(g.t, node.Config{Gate: gate, Jobs: m})
+	s := &second{n, gate, m, listenTCP(g.t, n), path}
 	eventually(g.t, "the first node is reached", func() bool {
 		i := s.info(g.t)
 		return i.Away == "" && i.Number > 0
@@ -231,6 +238,67 @@ func TestSecondAdmitsTokens(t *testing.T) {
 	eventually(t, "the token is refused", func() bool { return strings.HasPrefix(admit(token), "77 revoked: ") })
 }
 
+// TestSecondEndsTokens: a second node knows the tokens that were admitted there. Once one has ended it
+// takes no call of its bearer, runs none of its jobs, and those that watch the node see that.
+func TestSecondEndsTokens(t *testing.T) {
+	g := newGuests(t)
+	s := g.second(trust.Rights{Admin: true})
+	worker := rawUnix(t, s.Node, s.path).greet()
+	worker.offer("slow", 2, 0)
+	p := rawUnix(t, s.Node, s.path)
+	p.send(relayHello())
+	want[*wire.HelloFrame](p)
+	id := uint64(0)
+	says := func(function string, words ...string) string {
+		id++
+		return p.says(as("token:web", wordsFrame(id, function, words...)))
+	}
+	root := &asker{raw: rawUnix(t, s.Node, s.path).greet()}
+	w := watch(t, dial(t, s.path), `{"types":["ticket"]}`)
+	var serials, all []string
+	for range 2 { // with one, with another one
+		if got := says("fbus.jobs"); !strings.HasPrefix(got, "77 unlisted: no token web was admitted at this node: call fbus.admit first") && !strings.HasPrefix(got, "77 revoked: token web was revoked at ") {
+			t.Error(got)
+		}
+		text, r, err := g.a.IssueToken(trust.LocalUser, trust.Request{Name: "web", Rights: trust.Rights{Call: []string{"*"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := root.asks("fbus.admit", text); !strings.Contains(got, r.Serial) {
+			t.Fatal(got)
+		}
+		if line := w.until(`{"type":"ticket","kind":"token","name":"web"}`); line["serial"] != r.Serial || line["gone"] != nil {
+			t.Errorf("%v", line)
+		}
+		if got := says("fbus.jobs"); got != `{"total":0}`+"\n" {
+			t.Errorf("of %s: %s", serials, got)
+		}
+		serials = append(serials, r.Serial)
+		all = append(all, strings.TrimSpace(says("fbus.post", "nosuch")), strings.TrimSpace(says("fbus.post", "slow")))
+		call := want[*wire.CallFrame](worker)
+		parsed, _ := jobs.ParseID(all[len(all)-2])
+		if j, err := s.jobs.Get(parsed); err != nil || j.Poster.Until != r.Expires.Unix() {
+			t.Errorf("%+v, %v", j.Poster, err)
+		} else if j.Poster.Until = trust.Now().Unix() - 5; s.MayRun(&j.Poster, "slow") == nil {
+			t.Error("its jobs run after its expiry")
+		}
+		if got := root.asks("fbus.revoke", "web"); !strings.Contains(got, r.Serial) {
+			t.Fatal(got)
+		}
+		w.until(`{"type":"ticket","serial":"` + r.Serial + `","gone":true,"state":"revoked"}`)
+		if c := want[*wire.CancelFrame](worker); c.ID != call.ID {
+			t.Errorf("%+v", c)
+		}
+		worker.send(&wire.EndFrame{ID: call.ID})
+		for _, job := range all[len(all)-2:] {
+			eventually(t, "it is dead", func() bool {
+				got := root.asks("fbus.jobs", `{"ids":["`+job+`"]}`)
+				return strings.Contains(got, `"state":"dead"`) && strings.Contains(got, "token web was revoked")
+			})
+		}
+	}
+}
+
 // TestSecondIsNotFirst: the address of a second node in a ticket for a node does not make that one the first.
 func TestSecondIsNotFirst(t *testing.T) {
 	g := newGuests(t)
@@ -252,7 +320,7 @@ func TestSecondIsNotFirst(t *testing.T) {
 	}
 	defer gate.Close()
 	n, path := start(t, node.Config{Gate: gate})
-	c := &second{n, gate, "", path}
+	c := &second{Node: n, gate: gate, path: path}
 	eventually(t, "it reports that", func() bool {
 		return strings.Contains(c.info(t).Away, "this node is not the network's first node; "+g.addr+" is")
 	})

@@ -24,6 +24,11 @@ func (n *Node) poster(p *Peer) jobs.Poster {
 			who.Issuer = p.identity.Issuer
 		}
 	}
+	if n.first != nil && p.token != nil { // it is not asked again whether that has expired
+		if end := p.token.Expires.Unix(); who.Until == 0 || end < who.Until {
+			who.Until = end
+		}
+	}
 	return who
 }
 
@@ -42,8 +47,15 @@ func (n *Node) MayRun(who *jobs.Poster, function string) error {
 
 // rightsOf returns a poster's rights now; nil: all.
 func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
-	if token := tokenOf(who.Owner); token != "" && n.cfg.Authority != nil { // it stands for a relay's caller, with less than the relay's rights
-		if _, err := n.cfg.Authority.Standing(token); err != nil {
+	if name, serial := tokenOf(who.Owner); serial != "" { // it stands for a relay's caller, with less than the relay's rights
+		var err error
+		switch {
+		case n.cfg.Authority != nil:
+			_, err = n.cfg.Authority.Standing(serial)
+		case n.first != nil:
+			err = n.first.second.CheckToken(&trust.Record{Kind: trust.Token, Name: name, Serial: serial, Expires: time.Unix(who.Until, 0)})
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -29,6 +29,7 @@ type Peer struct {
 	Joining bool          // holds an invitation, which it may exchange and nothing else
 	Lowered *trust.Rights // bounds the rights further, as the peer itself wants; nil: it does not
 
+	token    *trust.Record   // of a relay's caller; nil: it has none
 	lent     []int           // groups of a user of this machine that its account does not have
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *wire.Pulse     // nil on this machine
@@ -113,32 +114,24 @@ func ownerOfTicket(id *trust.Identity) (owner string, since time.Time) {
 	return id.Caller() + "@" + id.First, id.Since
 }
 
-// ownerOfRelayed returns the owner of the jobs that a relay posts for somebody: of the bearer of a
-// token, that token.
-func (n *Node) ownerOfRelayed(via *Peer, name string) string {
-	owner := via.owner().Key + "/" + name
-	token, ok := strings.CutPrefix(name, "token:")
-	serial := ""
+// token returns the valid token of that name, or an error with the reason why there is none here.
+func (n *Node) token(name string) (*trust.Record, error) {
 	switch {
-	case !ok:
 	case n.cfg.Authority != nil:
-		serial = n.cfg.Authority.TokenSerial(token)
+		return n.cfg.Authority.TokenNamed(name)
 	case n.first != nil:
-		serial = n.first.tokenSerial(token)
+		return n.first.token(name)
 	}
-	if serial != "" {
-		owner += "@" + serial
-	}
-	return owner
+	return nil, args.Errorf(args.CodeUnlisted, "there is no token %s: this node makes no tickets", args.Shown(name))
 }
 
-// tokenOf returns the serial of the token in an owner; "": there is none.
-func tokenOf(owner string) string {
+// tokenOf returns the name and the serial of the token in an owner; "": there is none.
+func tokenOf(owner string) (token, serial string) {
 	_, name, _ := strings.Cut(owner, "/")
-	if at := len(name) - 33; at > 0 && name[at] == '@' && strings.HasPrefix(name, "token:") {
-		return name[at+1:]
+	if at := len(name) - 33; at > 0 && name[at] == '@' && strings.HasPrefix(name, tokenNamed) {
+		return name[len(tokenNamed):at], name[at+1:]
 	}
-	return ""
+	return "", ""
 }
 
 // issuer returns who issues the tickets that the peer asks for.

@@ -21,10 +21,15 @@ type given struct {
 	call        string // its id where it comes from
 	job, origin string // the job that it runs there
 	attempt     uint64
+	token       *trust.Record // of its caller; nil: that has none
 }
 
 // cost is how much a call counts in the buffers before its arguments and input do.
 func (g *given) cost() int { return callCost + len(g.call) + len(g.job) + len(g.origin) }
+
+// tokenNamed begins the name of a caller who has a token. What follows is the name of that token, and
+// nothing else: the owner of its jobs is that and its serial, and must not be another caller's name.
+const tokenNamed = "token:"
 
 // maxCaller bounds the name of a relay's caller.
 const maxCaller = 128
@@ -47,6 +52,16 @@ func (c *call) relay(f *wire.CallFrame) error {
 			return err
 		}
 		c.given.job, c.given.attempt, c.given.origin = string(f.Job), f.Attempt, origin
+	}
+	if name, ok := strings.CutPrefix(string(f.Caller), tokenNamed); ok {
+		if trust.CheckName(name) != nil {
+			return usageError("caller: invalid name of a token in %q", args.Shown(f.Caller))
+		}
+		token, err := c.node.token(name)
+		if err != nil {
+			return err
+		}
+		c.given.token = token
 	}
 	if len(f.Caller) > 0 {
 		c.identity = c.node.caller(c.session.identity, string(f.Caller))
@@ -97,7 +112,10 @@ func (c *call) peer() Peer {
 	less := func(r *trust.Rights) *trust.Rights {
 		return &trust.Rights{Call: r.Call, Offer: r.Offer}
 	}
-	p.Owner, p.Since = c.node.ownerOfRelayed(&p, strings.TrimPrefix(c.identity.name, p.Caller+"/")), time.Time{}
+	p.Owner, p.Since = p.owner().Key+strings.TrimPrefix(c.identity.name, p.Caller), time.Time{}
+	if p.token = c.given.token; p.token != nil {
+		p.Owner += "@" + p.token.Serial
+	}
 	if p.Caller = c.identity.name; p.Owner == p.Caller {
 		p.Owner = ""
 	}

@@ -327,8 +327,8 @@ func TestRelayedJob(t *testing.T) {
 	}
 }
 
-// TestRelayedToken: the jobs of a token's bearer belong to that token. The bearer of another one of that
-// name, and anybody whom a relay calls so without a token, has others.
+// TestRelayedToken: the jobs of a token's bearer belong to that token. Nobody else has the name, and the
+// bearer of another token of that name has others.
 func TestRelayedToken(t *testing.T) {
 	g := newGuests(t)
 	root := &asker{raw: g.root}
@@ -339,45 +339,56 @@ func TestRelayedToken(t *testing.T) {
 
 func relayedToken(t *testing.T, root *asker, via string, p *raw) {
 	id := uint64(0)
-	says := func(function string, words ...string) string {
+	saysAs := func(caller, function string, words ...string) string {
 		id++
-		return p.says(as("token:ci", wordsFrame(id, function, words...)))
+		return p.says(as(caller, wordsFrame(id, function, words...)))
+	}
+	says := func(function string, words ...string) string { return saysAs("token:ci", function, words...) }
+	refused := func(want string) {
+		t.Helper()
+		for _, words := range [][]string{{"who"}, {"fbus.jobs"}, {"fbus.post", "nosuch"}} {
+			if got := says(words[0], words[1:]...); !strings.HasPrefix(got, want) {
+				t.Errorf("%s: %s, not %s", words, got, want)
+			}
+		}
 	}
 	var all []string
-	for n := range 4 { // without one, with one, with none again, with another one
-		switch n {
-		case 1, 3:
-			root.token("ci")
-		case 2:
-			root.asks("fbus.revoke", "ci")
-		}
+	for range 2 { // with one, with another one
+		root.token("ci")
 		for _, job := range all {
-			theirs := n == 2 && job == all[0]
-			if got := says("fbus.jobs", `{"batch":"b"}`); strings.Contains(got, job) != theirs {
-				t.Errorf("%d: job %s is in its batch, %t: %s", n, job, !theirs, got)
+			if got := says("fbus.jobs", `{"batch":"b"}`); strings.Contains(got, job) {
+				t.Errorf("job %s is in its batch: %s", job, got)
 			}
-			if got := says("fbus.result", job, `{"wait":false}`); strings.Contains(got, "no such job") == theirs {
-				t.Errorf("%d: %s", n, got)
+			if got := says("fbus.result", job, `{"wait":false}`); !strings.Contains(got, "no such job") {
+				t.Error(got)
 			}
 		}
 		job := strings.TrimSpace(says("fbus.post", "nosuch", `{"batch":"b","unique":"k"}`))
-		if n > 0 && (n == 2) != (job == all[0]) {
-			t.Errorf("%d: the key is of %s, and the jobs are %s", n, job, all)
-		}
-		if got := says("fbus.jobs"); !strings.Contains(got, `"poster":"`+via+`/token:ci"`) || !strings.Contains(got, job) {
-			t.Errorf("%d: %s", n, got)
+		var i bus.JobInfo
+		line, _, _ := strings.Cut(says("fbus.jobs"), "\n")
+		if err := json.Unmarshal([]byte(line), &i); err != nil || i.ID != job || i.Poster != via+"/token:ci" || !strings.HasPrefix(i.Owner, via) {
+			t.Fatalf("%s: %v", line, err)
 		}
 		all = append(all, job)
+		// The owner of its jobs is nobody's name.
+		for _, caller := range []string{i.Owner[strings.Index(i.Owner, "/")+1:], "token:ci@", "token:", "token:ci/x", "token:-x"} {
+			if got := saysAs(caller, "fbus.jobs"); !strings.HasPrefix(got, "64 usage: caller: invalid name of a token") {
+				t.Errorf("%s: %s", caller, got)
+			}
+		}
+		root.asks("fbus.revoke", "ci")
+		refused("77 revoked: token ci was revoked at ")
 	}
 	// What has not run of a token that was revoked does not run.
-	eventually(t, "it is dead", func() bool {
-		got := root.asks("fbus.jobs", `{"ids":["`+all[1]+`"]}`)
-		return strings.Contains(got, `"state":"dead"`) && strings.Contains(got, "token ci was revoked")
-	})
-	if got := root.asks("fbus.jobs", `{"state":"dead"}`); strings.Contains(got, all[0]) || strings.Contains(got, all[3]) {
-		t.Errorf("dead are %s", got)
+	for _, job := range all {
+		eventually(t, "it is dead", func() bool {
+			got := root.asks("fbus.jobs", `{"ids":["`+job+`"]}`)
+			return strings.Contains(got, `"state":"dead"`) && strings.Contains(got, "token ci was revoked")
+		})
 	}
-	root.asks("fbus.revoke", "ci")
+	if got := saysAs("token:nobody", "who"); got != "77 unlisted: there is no token nobody on the list of this network" {
+		t.Error(got)
+	}
 }
 
 // TestRelayedJobsEnd: jobs of a relay's callers do not run any more once the relay may not call.

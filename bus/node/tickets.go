@@ -171,7 +171,7 @@ func serveTickets(_ context.Context, q *asked) error {
 // noteExpired has those that watch the node see that tokens have expired. last is when it was called
 // before.
 func (n *Node) noteExpired(last, now time.Time) {
-	if n.changes.watchers.Load() > 0 && n.cfg.Authority != nil && n.cfg.Authority.TokenExpired(last, now) {
+	if n.changes.watchers.Load() > 0 && (n.cfg.Authority != nil && n.cfg.Authority.TokenExpired(last, now) || n.first != nil && n.first.tokenExpired(last, now)) {
 		n.changes.ticket()
 	}
 }

@@ -242,13 +242,19 @@ func (w *watcher) jobByID(id jobs.ID) error {
 	return w.ctx.Err()
 }
 
-// ticketLines sends the tickets that have changed: to administrators all, to relays tokens.
-func (w *watcher) ticketLines() error {
-	a := w.node.cfg.Authority
-	if !w.wants("ticket") || !w.peer.admin() && !w.peer.relay() || a == nil {
+// ticketLines sends the tickets that have changed: to administrators all, to relays tokens. A second
+// node knows the tokens that were admitted there.
+func (w *watcher) ticketLines() (err error) {
+	if !w.wants("ticket") || !w.peer.admin() && !w.peer.relay() {
 		return nil
 	}
-	records, err := a.Tickets()
+	var records []trust.Record
+	switch {
+	case w.node.cfg.Authority != nil:
+		records, err = w.node.cfg.Authority.Tickets()
+	case w.node.first != nil:
+		records = w.node.first.records()
+	}
 	if err != nil {
 		return err
 	}

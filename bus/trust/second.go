@@ -221,6 +221,19 @@ func (s *Second) Standing(_, serial string) error {
 	return nil
 }
 
+// CheckToken returns an error if a token that the first node has admitted is not valid any more, and
+// notes that in its record.
+func (s *Second) CheckToken(r *Record) error {
+	if list := s.list.Load(); list != nil && !list.revoked[r.Serial].IsZero() {
+		r.State, r.Ended = Revoked, list.revoked[r.Serial].UTC()
+		return revoked(r, r.Ended)
+	}
+	if now := s.now(); now.After(r.Expires) {
+		return expired(r.what(), r.Expires, now)
+	}
+	return nil
+}
+
 // stale returns an error if nobody can be admitted now.
 func (s *Second) stale() error {
 	list, t := s.list.Load(), s.Ticket()

@@ -346,15 +346,22 @@ func (a *Authority) Token(text, from string) (*Record, error) {
 	return r, nil
 }
 
-// TokenSerial returns the serial of the valid token of that name; "": there is none. It does not wait
-// for the disk.
-func (a *Authority) TokenSerial(name string) string {
-	if t := a.list.current.Load(); t != nil {
-		if r := t.get(t.tokens[tokenNamed+name]); r != nil && r.Live(a.now()) {
-			return r.Serial
-		}
+// TokenNamed returns the record of the valid token of that name, or an error with the reason why there
+// is none. It does not wait for the disk.
+func (a *Authority) TokenNamed(name string) (*Record, error) {
+	t := a.list.current.Load()
+	serial := ""
+	if t != nil {
+		serial = t.tokens[tokenNamed+name]
 	}
-	return ""
+	if serial == "" {
+		return nil, errorf(args.CodeUnlisted, "there is no token %s on the list of this network", args.Shown(name))
+	}
+	r, err := t.state(serial)
+	if now := a.now(); err == nil && now.After(r.Expires) {
+		err = expired(r.what(), r.Expires, now)
+	}
+	return r, err
 }
 
 // TokenExpired reports whether a token has expired between two times.

@@ -26,7 +26,7 @@ func TestToken(t *testing.T) {
 		t.Errorf("the list is %s, %v", list, err)
 	}
 	got, err := a.Token(text, "gateway")
-	if err != nil || got.Serial != r.Serial || got.Name != "ci" || !got.Rights.Equal(q.Rights) || a.TokenSerial("ci") != r.Serial {
+	if err != nil || got.Serial != r.Serial || got.Name != "ci" || !got.Rights.Equal(q.Rights) || named(a, "ci") != r.Serial {
 		t.Errorf("%+v, %v", got, err)
 	}
 	again := openTest(t, dir, c) // from the file
@@ -48,6 +48,8 @@ func TestToken(t *testing.T) {
 		}
 	}
 
+	_, err = a.TokenNamed("nobody")
+	wantCode(t, err, args.CodeUnlisted, "there is no token nobody")
 	_, _, err = a.IssueToken(LocalUser, q)
 	wantCode(t, err, args.CodeNameTaken, "token ci exists already", "fbus revoke ci")
 	_, err = a.Issue(LocalUser, q)
@@ -59,6 +61,8 @@ func TestToken(t *testing.T) {
 	wantCode(t, err, args.CodeRevoked, "token ci was revoked")
 	_, err = again.Token(text, "")
 	wantCode(t, err, args.CodeRevoked)
+	_, err = a.TokenNamed("ci")
+	wantCode(t, err, args.CodeRevoked, "token ci was revoked")
 
 	q.TTL = time.Hour
 	text, _, err = a.IssueToken(LocalUser, q)
@@ -73,7 +77,9 @@ func TestToken(t *testing.T) {
 	c.add(2 * time.Minute)
 	_, err = a.Token(text, "")
 	wantCode(t, err, args.CodeExpired, "token ci expired")
-	if !a.TokenExpired(start, c.now()) || a.TokenExpired(c.now(), c.now()) || a.TokenSerial("ci") != "" {
+	_, err = a.TokenNamed("ci")
+	wantCode(t, err, args.CodeExpired, "token ci expired")
+	if !a.TokenExpired(start, c.now()) || a.TokenExpired(c.now(), c.now()) || named(a, "ci") != "" {
 		t.Error("its expiry is not noted once")
 	}
 }
@@ -150,4 +156,13 @@ func TestFirst(t *testing.T) {
 	if got, since := table.first(table.get(next.Serial)); got != next.Serial || !since.Equal(c.now()) {
 		t.Errorf("another of the name was %s at first", got)
 	}
+}
+
+// named returns the serial of the valid token of that name; "": there is none.
+func named(a *Authority, name string) string {
+	r, err := a.TokenNamed(name)
+	if err != nil {
+		return ""
+	}
+	return r.Serial
 }

@@ -15,17 +15,21 @@ import (
 // Filter selects jobs.
 type Filter struct {
 	State    State
-	Function string // a glob
-	Owner    Owner  // the zero value: anybody's
-	Batch    string // the key of a batch; "": whether they are in one or not
-	Unended  bool   // of a batch: only those that have not ended
+	Function string  // a glob
+	Owner    Owner   // the zero value: anybody's
+	Batch    string  // the key of a batch; "": whether they are in one or not
+	Unended  bool    // of a batch: only those that have not ended
+	May      MayCall // only jobs of functions that these rights contain; nil: of any
 }
+
+// MayCall are rights: a pointer, so that filters can be compared.
+type MayCall interface{ MayCall(function string) bool }
 
 // compile returns which jobs match.
 func (f *Filter) compile() func(id ID, function string, state State, poster *Poster) bool {
 	glob, _ := wire.ParseOn(f.Function) // it works for any name
 	return func(id ID, function string, state State, poster *Poster) bool {
-		return (f.State == "" || f.State == state) && (f.Owner == Owner{} || f.Owner.Owns(id, poster)) && glob.Match(function, "")
+		return (f.State == "" || f.State == state) && (f.Owner == Owner{} || f.Owner.Owns(id, poster)) && (f.May == nil || f.May.MayCall(function)) && glob.Match(function, "")
 	}
 }
 

@@ -170,6 +170,13 @@ func (q *asked) deny(function string) error {
 	return &args.Error{Code: args.CodeDenied, Message: msg}
 }
 
+// denyOther returns the error of a call about something that the peer sees, but is somebody else's.
+func (q *asked) denyOther(what string) error {
+	msg := fmt.Sprintf("%s may not call %s about %s of somebody else", q.peer.Caller, q.Function, what)
+	q.node.denied(q.peer, q.Function, msg)
+	return &args.Error{Code: args.CodeDenied, Message: msg}
+}
+
 // Revoked closes the connections of revoked serials. Their calls are cancelled.
 func (n *Node) Revoked(serials []string) {
 	gone := map[string]bool{}

@@ -34,6 +34,16 @@ func OwnNames() (names []string) {
 	return names
 }
 
+// OwnChanges returns the names of those that change something.
+func OwnChanges() (names []string) {
+	for _, o := range ownFunctions {
+		if o.changes {
+			names = append(names, o.name)
+		}
+	}
+	return names
+}
+
 // SetHandshakeTime bounds handshakes until the test has ended.
 func SetHandshakeTime(d time.Duration) (restore func()) {
 	was := handshakeTime

@@ -263,7 +263,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 	defer n.mu.Unlock()
 	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
-		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: cmp.Or(p.Lowered, p.Rights),
+		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.rights(),
 		Trust: first,
 	}
 	if noPosts != nil {
@@ -302,20 +302,26 @@ func (n *Node) noPosts() error {
 	return nil
 }
 
-// cancelFor ends the call of that id for its caller and returns what it was; ok is false if
-// there is none that is the peer's business.
-func (n *Node) cancelFor(p *Peer, id string) (was bus.CallInfo, ok bool) {
+// cancelCall ends a call of the caller's, or any for an administrator, and answers what it was. One that
+// the caller may not see looks absent.
+func (q *asked) cancelCall(id string) error {
+	n, p := q.node, q.peer
 	var b wire.Batch
 	defer b.Flush()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := n.opened(id)
-	if c == nil || !p.owns(c) {
-		return was, false
+	switch c := n.opened(id); {
+	case c == nil || !p.watches(c):
+		return args.Errorf(args.CodeBadInput, "no call has the id %s", args.Shown(id)).WithHint("fbus ps shows calls, fbus jobs shows jobs")
+	case !p.owns(c):
+		return q.denyOther("call " + id)
+	case !p.alters(c.fn.name):
+		return q.deny(c.fn.name)
+	default:
+		q.line(c.info())
+		c.endFor(&b, args.CodeCancelled, "cancelled by fbus cancel")
+		return nil
 	}
-	was = c.info()
-	c.endFor(&b, args.CodeCancelled, "cancelled by fbus cancel")
-	return was, true
 }
 
 func serveFunctions(ctx context.Context, q *asked) error {
@@ -364,12 +370,7 @@ func serveCancel(ctx context.Context, q *asked) error {
 	if _, ok := jobs.ParseID(words[0]); ok && q.node.cfg.Jobs != nil {
 		return cancelJob(ctx, q, words[0])
 	}
-	was, ok := q.node.cancelFor(q.peer, words[0])
-	if !ok {
-		return args.Errorf(args.CodeBadInput, "no call has the id %s", args.Shown(words[0])).WithHint("fbus ps shows calls, fbus jobs shows jobs")
-	}
-	q.line(was)
-	return nil
+	return q.cancelCall(words[0])
 }
 
 func badInput(format string, a ...any) error { return args.Errorf(args.CodeBadInput, format, a...) }

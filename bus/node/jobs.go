@@ -72,6 +72,9 @@ func (n *Node) rightsOf(who *jobs.Poster) (*trust.Rights, error) {
 				return nil, fmt.Errorf("its groups are unknown: %w", err)
 			}
 			if rights, ok := n.cfg.Local(id, append(groups, who.Groups...)); ok {
+				if strings.Contains(who.Caller, "/") && !rights.Relay {
+					return nil, fmt.Errorf("%s may not make calls for others any more", via(who.Caller))
+				}
 				return &rights, nil
 			}
 		}

@@ -37,6 +37,9 @@ func (q *asked) filter(d *bus.JobQuery, all func(*Peer) bool) (f jobs.Filter, er
 	if !all(q.peer) {
 		f.Owner = q.peer.owner()
 	}
+	if l := q.peer.Lowered; l != nil && ownOf(q.Function).changes && !q.peer.admin() {
+		f.May = l
+	}
 	if d.Batch != "" {
 		f.Batch, err = q.batch(d.Batch, all)
 	}
@@ -56,12 +59,19 @@ func (q *asked) batch(text string, all func(*Peer) bool) (string, error) {
 	if !args.ValidName(name) {
 		return "", usageError("%s: invalid name of a batch %q", q.Function, args.Shown(text))
 	}
-	found := q.node.cfg.Jobs.Batches(owner, name, all(q.peer))
+	anybody := all(q.peer)
+	found := q.node.cfg.Jobs.Batches(owner, name, anybody || owner != own && q.peer.monitor())
 	switch {
-	case len(found) == 1 && (owner == own || all(q.peer)):
+	case len(found) > 0 && owner != own && !anybody && q.peer.monitor():
+		return "", q.denyOther("batch " + args.Shown(text))
+	case len(found) == 1 && (owner == own || anybody):
 		return found[0], nil
 	case len(found) > 1:
-		return "", usageError("%s: %s is the name of several batches: the owner of their jobs, as in fbus jobs --json, distinguishes them", q.Function, args.Shown(text))
+		names := make([]string, 0, len(found))
+		for _, key := range found[:min(len(found), 5)] {
+			names = append(names, args.Shown(strings.Replace(key, "\x00", "/", 1)))
+		}
+		return "", args.Errorf(args.CodeUsage, "%s: %s is the name of several batches, of different owners", q.Function, args.Shown(text)).WithHint("use one of %s", strings.Join(names, ", "))
 	default:
 		return "", args.Errorf(args.CodeBadInput, "%s: no such batch", args.Shown(text)).WithHint("a batch is there while it has jobs: fbus jobs lists them")
 	}
@@ -85,7 +95,12 @@ func (q *asked) job(ctx context.Context, text string, all func(*Peer) bool) (*jo
 	j, err := store.Get(id)
 	switch {
 	case err == nil && (all(p) || p.posted(id, &j.Poster)):
+		if ownOf(q.Function).changes && !p.alters(j.Function) {
+			return nil, q.deny(j.Function)
+		}
 		return j, nil
+	case err == nil && p.monitor(): // it has seen the job
+		return nil, q.denyOther("job " + text)
 	case all(p) && !errors.Is(err, jobs.ErrNoJob):
 		return nil, err
 	}

@@ -62,6 +62,15 @@ func (p *Peer) allowed(in func(r *trust.Rights) bool) bool {
 	return !p.Joining && (p.Rights == nil || in(p.Rights)) && (p.Lowered == nil || in(p.Lowered))
 }
 
+// rights returns all rights of the peer; nil: everything.
+func (p *Peer) rights() *trust.Rights {
+	if p.Rights == nil || p.Lowered == nil {
+		return cmp.Or(p.Lowered, p.Rights)
+	}
+	both := p.Rights.And(*p.Lowered)
+	return &both
+}
+
 // admin reports whether the peer may see and end what others do.
 func (p *Peer) admin() bool { return p.allowed(func(r *trust.Rights) bool { return r.Admin }) }
 
@@ -87,6 +96,12 @@ func (p *Peer) told(err error) string {
 
 // owns reports whether the peer may end a call.
 func (p *Peer) owns(c *call) bool { return p.admin() || c.of(p) }
+
+// alters reports whether the peer may change calls and jobs of a function, as far as it has lowered its
+// rights.
+func (p *Peer) alters(function string) bool {
+	return p.Lowered == nil || p.admin() || p.Lowered.MayCall(function)
+}
 
 // watches reports whether the peer is shown a call.
 func (p *Peer) watches(c *call) bool { return p.monitor() || c.of(p) }

@@ -45,13 +45,8 @@ func (c *call) relay(f *wire.CallFrame) error {
 	case len(f.Job) > 0 && !args.ValidName(f.Job):
 		return usageError("job: invalid id %q", args.Shown(f.Job))
 	}
-	c.given.call = string(f.Call)
-	if len(f.Job) > 0 {
-		origin, err := relayedOrigin(f.Origin)
-		if err != nil {
-			return err
-		}
-		c.given.job, c.given.attempt, c.given.origin = string(f.Job), f.Attempt, origin
+	if len(f.Caller) > 0 {
+		c.identity = c.node.caller(c.session.identity, string(f.Caller))
 	}
 	if name, ok := strings.CutPrefix(string(f.Caller), tokenNamed); ok {
 		if trust.CheckName(name) != nil {
@@ -63,8 +58,13 @@ func (c *call) relay(f *wire.CallFrame) error {
 		}
 		c.given.token = token
 	}
-	if len(f.Caller) > 0 {
-		c.identity = c.node.caller(c.session.identity, string(f.Caller))
+	c.given.call = string(f.Call)
+	if len(f.Job) > 0 {
+		origin, err := relayedOrigin(f.Origin)
+		if err != nil {
+			return err
+		}
+		c.given.job, c.given.attempt, c.given.origin = string(f.Job), f.Attempt, origin
 	}
 	return nil
 }

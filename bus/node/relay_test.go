@@ -11,6 +11,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
+	"fbus/bus/node"
 	"fbus/bus/trust"
 	"fbus/bus/vectors"
 	"fbus/bus/wire"
@@ -405,6 +406,18 @@ func TestRelayedJobsEnd(t *testing.T) {
 	}
 	if may(theirs) {
 		t.Error("after the relay was revoked")
+	}
+
+	// A user who may call, but no longer for others.
+	rights := trust.Rights{Call: []string{"*"}, Relay: true}
+	n, _ := start(t, node.Config{Local: func(int, []int) (trust.Rights, bool) { return rights, true }})
+	for _, relay := range []bool{true, false} {
+		rights.Relay = relay
+		for caller, want := range map[string]bool{"uid:54321": true, "uid:54321/alice": relay} {
+			if err := n.MayRun(&jobs.Poster{Caller: caller}, "who"); (err == nil) != want {
+				t.Errorf("relay %t: %s: %v", relay, caller, err)
+			}
+		}
 	}
 }
 

@@ -193,7 +193,7 @@ func TestANameInheritsNothing(t *testing.T) {
 	if got := p.asks("fbus.jobs", `{"batch":"x"}`); !strings.Contains(got, own) || strings.Contains(got, job) || !strings.Contains(got, `"poster":"ticket:guest"`) {
 		t.Errorf("its batch is %s", got)
 	}
-	if got := root.asks("fbus.jobs", `{"batch":"ticket:guest/x"}`); !strings.HasPrefix(got, "64 usage: ") {
+	if got := root.asks("fbus.jobs", `{"batch":"ticket:guest/x"}`); !strings.HasPrefix(got, "64 usage: ") || strings.Count(got, "ticket:guest@") != 2 || strings.Count(got, "/x") != 3 {
 		t.Errorf("two batches of a name: %s", got)
 	}
 	for _, id := range []string{job, own} {

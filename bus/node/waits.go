@@ -15,7 +15,7 @@ import (
 func (q *asked) note(j *jobs.Job, i *bus.JobInfo, one bool) {
 	i.Note = q.whyWaits(j, i, one)
 	if !q.peer.admin() && !q.peer.posted(j.ID, &j.Poster) {
-		i.Item, i.ItemEncoding = "", ""
+		i.Item, i.ItemEncoding, i.Unique = "", "", ""
 	}
 	if i.State != jobs.Running {
 		return

@@ -143,6 +143,45 @@ func (r Rights) MayCall(name string) bool {
 // MayOffer reports whether offers of that function are allowed.
 func (r Rights) MayOffer(name string) bool { return matchAny(r.Offer, name) }
 
+// And returns what both allow. Of two globs that overlap, and neither of which contains the other, it has
+// that of o.
+func (r Rights) And(o Rights) Rights {
+	return Rights{
+		Call: overlap(r.Call, o.Call), Offer: overlap(r.Offer, o.Offer), Admin: r.Admin && o.Admin,
+		Monitor: (r.Admin || r.Monitor) && (o.Monitor || o.Admin && !r.Admin), Relay: r.Relay && o.Relay,
+	}
+}
+
+func overlap(list, others []string) (both []string) {
+	for _, o := range others {
+		for _, g := range list {
+			switch {
+			case contains(o, g):
+				both = append(both, g)
+			case contains(g, o), strings.ContainsAny(g, "*?[") && strings.ContainsAny(o, "*?[") && mayOverlap(g, o):
+				both = append(both, o)
+			}
+		}
+	}
+	return both
+}
+
+// contains reports whether a glob matches all that another one matches, as far as that is plain: that
+// is a name, or * stands for the rest of it.
+func contains(glob, other string) bool {
+	if ok, _ := path.Match(glob, other); ok && !strings.ContainsAny(other, "*?[") {
+		return true
+	}
+	head, all := strings.CutSuffix(glob, "*")
+	return glob == other || all && !strings.ContainsAny(head, "*?[") && strings.HasPrefix(other, head)
+}
+
+// mayOverlap reports whether two globs have beginnings that allow a name that both match.
+func mayOverlap(a, b string) bool {
+	a, b = a[:strings.IndexAny(a, "*?[")], b[:strings.IndexAny(b, "*?[")]
+	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
+}
+
 // Empty reports whether nothing is allowed.
 func (r Rights) Empty() bool {
 	return len(r.Call) == 0 && len(r.Offer) == 0 && !r.Admin && !r.Monitor && !r.Relay

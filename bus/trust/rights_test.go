@@ -208,3 +208,26 @@ func FuzzRight(f *testing.F) {
 		}
 	})
 }
+
+// TestBothRights: what two rights have in common; of two globs the narrower.
+func TestBothRights(t *testing.T) {
+	for _, c := range []struct{ a, b, want string }{
+		{"call:*", "call:w*,call:b", "call:b call:w*"},
+		{"call:w*", "call:*", "call:w*"},
+		{"call:who,call:what", "call:w*", "call:what call:who"},
+		{"call:who", "call:b", ""},
+		{"call:a[bc]", "call:ab,call:ad", "call:ab"},
+		{"call:who*", "call:w*", "call:who*"},
+		{"call:a*z", "call:a*y", "call:a*y"},
+		{"call:a*", "call:b*", ""},
+		{"offer:*", "call:*", ""},
+		{"admin", "monitor", "monitor"},
+		{"monitor", "admin,relay", "monitor"},
+		{"admin,relay", "admin", "admin"},
+	} {
+		a, b := rights(t, strings.Split(c.a, ",")...), rights(t, strings.Split(c.b, ",")...)
+		if got := strings.Join(a.And(b).Words(), " "); got != c.want {
+			t.Errorf("%s and %s: %q, not %q", c.a, c.b, got, c.want)
+		}
+	}
+}

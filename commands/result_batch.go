@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -113,15 +114,10 @@ func (o *resultOptions) waiting(ctx context.Context, c *bus.Client) (job *jobLin
 	return nil, false
 }
 
-// isDenied reports whether a result was refused although the job is listed: others than its poster
-// and an administrator are told that there is no such job.
-func (o *resultOptions) isDenied(c *bus.Client, out *fanout.Outcome) bool {
-	id := out.Aux.(*printed).job
-	if out.Result.Code != args.CodeBadInput || out.Result.Message != id+": no such job" {
-		return false
-	}
-	_, err := oneJob(context.Background(), c, o.jobs, id)
-	return err == nil
+// isDenied reports whether a result was refused although the caller sees the job. The job may also have
+// ended so.
+func isDenied(out *fanout.Outcome) bool {
+	return out.Result.Code == args.CodeDenied && strings.HasSuffix(out.Result.Message, " may not call fbus.result for a job of somebody else")
 }
 
 // print prints results until the last one, or the loss of the node.
@@ -139,7 +135,7 @@ func (b *batchResults) print(c *bus.Client) error {
 			if lost = lost || out.Skipped || out.Err != nil && (out.Result.Code == "" || out.Result.Code == args.CodeDraining) && args.Retryable(out.Err); lost {
 				return nil
 			}
-			if b.denied = b.denied || out.Err != nil && b.o.isDenied(c, out); b.denied {
+			if b.denied = b.denied || out.Err != nil && isDenied(out); b.denied {
 				return out.Err
 			}
 			b.last = out.Aux.(*printed).job

@@ -146,6 +146,17 @@ func HideSecrets(text string) string {
 	return out.String()
 }
 
+// HasToken reports whether a text contains what may be a token. It is not to be kept where it is shown.
+func HasToken(text string) bool { return hideTokens(text) != text }
+
+// CheckNoToken refuses such a text.
+func CheckNoToken(what, text string) error {
+	if HasToken(text) {
+		return Errorf(CodeUsage, "%s: must not contain a token: others would be shown it", what)
+	}
+	return nil
+}
+
 func hideTokens(text string) string {
 	for at := 0; ; {
 		i := strings.Index(text[at:], TokenPrefix)

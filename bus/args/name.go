@@ -45,7 +45,7 @@ func validAttribute(name string) bool {
 }
 
 // ValidName reports whether a function may have that name:
-// [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}, but nothing that may be a token, which lists and logs would
+// [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}, but nothing with what may be a token, which lists and logs would
 // show.
 func ValidName[T string | []byte](name T) bool {
 	if len(name) == 0 || len(name) > 128 {
@@ -56,7 +56,12 @@ func ValidName[T string | []byte](name T) bool {
 			return false
 		}
 	}
-	return len(name) < len(TokenPrefix)+minToken || string(name[:len(TokenPrefix)]) != TokenPrefix || hideTokens(string(name)) == string(name)
+	for i := 0; i+len(TokenPrefix)+minToken <= len(name); i++ {
+		if string(name[i:i+len(TokenPrefix)]) == TokenPrefix {
+			return !HasToken(string(name))
+		}
+	}
+	return true
 }
 
 // NameByte reports whether the name of a function or a ticket may contain c.

@@ -364,6 +364,9 @@ func matchField(text []byte, field, glob string) bool {
 		}
 	}
 	if via, _, relayed := strings.Cut(s, "/"); relayed && !strings.Contains(glob, "/") {
+		if ok, _ := path.Match(glob, s[strings.LastIndexByte(s, '/')+1:]); ok && strings.HasPrefix(glob, "token:") {
+			return true // the bearer of a token, by any relay
+		}
 		s = via // a relay, with all its callers
 	}
 	ok, _ := path.Match(glob, s)

@@ -172,7 +172,7 @@ func (q *asked) deny(function string) error {
 
 // denyOther returns the error of a call about something that the peer sees, but is somebody else's.
 func (q *asked) denyOther(what string) error {
-	msg := fmt.Sprintf("%s may not call %s about %s of somebody else", q.peer.Caller, q.Function, what)
+	msg := fmt.Sprintf("%s may not call %s for %s of somebody else", q.peer.Caller, q.Function, what)
 	q.node.denied(q.peer, q.Function, msg)
 	return &args.Error{Code: args.CodeDenied, Message: msg}
 }

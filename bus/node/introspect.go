@@ -314,7 +314,7 @@ func (q *asked) cancelCall(id string) error {
 	case c == nil || !p.watches(c):
 		return args.Errorf(args.CodeBadInput, "no call has the id %s", args.Shown(id)).WithHint("fbus ps shows calls, fbus jobs shows jobs")
 	case !p.owns(c):
-		return q.denyOther("call " + id)
+		return q.denyOther("a call")
 	case !p.alters(c.fn.name):
 		return q.deny(c.fn.name)
 	default:

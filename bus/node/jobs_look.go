@@ -63,7 +63,7 @@ func (q *asked) batch(text string, all func(*Peer) bool) (string, error) {
 	found := q.node.cfg.Jobs.Batches(owner, name, anybody || owner != own && q.peer.monitor())
 	switch {
 	case len(found) > 0 && owner != own && !anybody && q.peer.monitor():
-		return "", q.denyOther("batch " + args.Shown(text))
+		return "", q.denyOther("a batch")
 	case len(found) == 1 && (owner == own || anybody):
 		return found[0], nil
 	case len(found) > 1:
@@ -100,7 +100,7 @@ func (q *asked) job(ctx context.Context, text string, all func(*Peer) bool) (*jo
 		}
 		return j, nil
 	case err == nil && p.monitor(): // it has seen the job
-		return nil, q.denyOther("job " + text)
+		return nil, q.denyOther("a job")
 	case all(p) && !errors.Is(err, jobs.ErrNoJob):
 		return nil, err
 	}

@@ -40,6 +40,8 @@ func (c *call) relay(f *wire.CallFrame) error {
 	switch {
 	case len(f.Caller) > maxCaller || bytes.ContainsFunc(f.Caller, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return usageError("caller must be at most %d printable ASCII characters without spaces, not %q", maxCaller, args.Shown(f.Caller))
+	case args.HasToken(string(f.Caller)):
+		return args.CheckNoToken("caller", string(f.Caller))
 	case len(f.Call) > 0 && !args.ValidName(f.Call):
 		return usageError("call: invalid id %q", args.Shown(f.Call))
 	case len(f.Job) > 0 && !args.ValidName(f.Job):

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"fbus/bus"
@@ -150,7 +151,7 @@ func loweredRights(h *wire.HelloFrame) (*trust.Rights, error) {
 		words[i] = string(w)
 	}
 	rights, err := trust.ParseRights(words...)
-	return &rights, err
+	return &rights, cmp.Or(err, args.CheckNoToken("rights", strings.Join(words, " ")))
 }
 
 // appendCall appends the id on the network of a call that is opened here.

@@ -109,6 +109,57 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// TestTokensAreNotKept: a text with a token is refused wherever it would be kept and shown to others.
+func TestTokensAreNotKept(t *testing.T) {
+	g := newGuests(t)
+	root := &asker{raw: g.root}
+	token := root.token("ci")
+	in := func(format string) string { return strings.ReplaceAll(format, "TOKEN", token) }
+	p := g.relay("gw", "call:*")
+	id := uint64(0)
+	refused := func(what, got string) {
+		t.Helper()
+		if !strings.HasPrefix(got, "64 ") || strings.Contains(got, token[5:20]) {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	for _, caller := range []string{"TOKEN", "token:TOKEN", "x/TOKEN", "alice-TOKEN"} {
+		id++
+		refused(caller, p.says(as(in(caller), callFrame(id, "a", ""))))
+	}
+	for _, on := range []string{"TOKEN", "TOKEN*", "x-TOKEN"} {
+		id++
+		f := callFrame(id, "a", "")
+		f.On = []byte(in(on))
+		refused(on, p.says(f))
+	}
+	for _, words := range [][]string{
+		{"fbus.post", "a", `{"unique":"TOKEN"}`}, {"fbus.post", "a", `{"unique":"key TOKEN."}`}, {"fbus.post", "a", `{"item":"TOKEN"}`}, {"fbus.post", "a", `{"on":"TOKEN"}`},
+		{"fbus.post", "a", `{"batch":"TOKEN"}`}, {"fbus.post", "a", `{"batch":"x.TOKEN"}`}, {"fbus.post", "a", `{"then":"TOKEN"}`}, {"fbus.post", "x-TOKEN"},
+		{"fbus.batch", `{"batch":"b","then":"a","on":"TOKEN"}`}, {"fbus.hold", `{"on":"TOKEN"}`}, {"fbus.hold", `{"functions":["TOKEN"]}`},
+	} {
+		for i := range words {
+			words[i] = in(words[i])
+		}
+		refused(words[0], root.asks(words[0], words[1:]...))
+	}
+	for _, document := range []string{
+		`{"call":["TOKEN"]}`, `{"call":["TOKEN*"]}`, `{"offer":["x-TOKEN"]}`, `{"call":["a"],"addresses":["TOKEN:10101"]}`, `{"call":["a"],"name":"x.TOKEN"}`,
+	} {
+		refused(document, root.invites(in(document)))
+	}
+	lower := rawUnix(t, nil, g.path)
+	lower.send(relayHello(in("call:TOKEN")))
+	if code := lower.closed(); code != "usage" {
+		t.Errorf("rights in HELLO: %q", code)
+	}
+	for _, function := range []string{"fbus.log", "fbus.tickets", "fbus.calls", "fbus.metrics", "fbus.functions", "fbus.jobs", "fbus.hold"} {
+		if got := root.asks(function); strings.Contains(got, token[5:20]) {
+			t.Errorf("%s shows a token: %s", function, got)
+		}
+	}
+}
+
 // TestTokensAreWatched: a relay is shown tokens, no tickets, and their end: by revocation, by
 // expiry, and by that of the ticket that they were issued with.
 func TestTokensAreWatched(t *testing.T) {

@@ -160,7 +160,7 @@ func checkAddress(addr string) error {
 	if err != nil || host == "" || port == "" || len(addr) > 300 || strings.ContainsFunc(addr, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return errorf(args.CodeBadRight, "invalid address %q", args.Shown(addr)).WithHint("an address is HOST:PORT, with an IPv6 address in brackets: [2001:db8::1]:10101")
 	}
-	return nil
+	return args.CheckNoToken("address", addr)
 }
 
 // issue adds a record that by requests. Its name must be free.

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"cmp"
 	"encoding/json"
 	"path"
 	"slices"
@@ -75,7 +76,7 @@ func NodeRights(admin bool) Rights {
 
 // CheckGlob checks a glob from a user. Its error suggests a correction.
 func CheckGlob(glob string) error {
-	if err := wellFormed(glob); err != nil {
+	if err := cmp.Or(wellFormed(glob), args.CheckNoToken("glob", glob)); err != nil {
 		return err
 	}
 	if r := emptyRange(glob); r != "" {

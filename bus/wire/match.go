@@ -1,9 +1,12 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
+
+	"fbus/bus/args"
 )
 
 // MaxGlob bounds the glob of a call's on, in bytes.
@@ -26,6 +29,9 @@ func ParseOn(text string) (On, error) {
 		return On{text: text, behind: behind}, nil
 	}
 	on := On{text: text, glob: strings.ContainsAny(text, `*?[\`)}
+	if args.HasToken(text) {
+		return on, errors.New("it must not contain a token: others would be shown it")
+	}
 	if !on.glob {
 		return on, nil
 	}

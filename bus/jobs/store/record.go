@@ -450,6 +450,9 @@ func (o *Options) Check() error {
 	if _, err := wire.ParseOn(o.On); err != nil {
 		return fmt.Errorf("on: %v", err)
 	}
+	if err := cmp.Or(args.CheckNoToken("unique", o.Unique), args.CheckNoToken("item", o.Item)); err != nil {
+		return err
+	}
 	if o.At != "" {
 		at, err := time.Parse(time.RFC3339, o.At)
 		if err != nil {

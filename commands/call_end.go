@@ -150,7 +150,7 @@ func explainCall(err error, timeout time.Duration) *args.Error {
 
 // messageFor puts the function's name before a message that lacks it.
 func messageFor(name string, status int, message string) string {
-	if status == args.StatusOf(args.CodeNoNode) || strings.HasPrefix(message, name+":") {
+	if status == args.StatusOf(args.CodeNoNode) || strings.HasPrefix(message, name+":") || strings.HasPrefix(message, args.Shown(name)+":") {
 		return message
 	}
 	return name + ": " + message

@@ -314,6 +314,8 @@ func readAttributes(list []string) (map[string]string, error) {
 			return nil, usage("--attr %s needs a value: --attr %s=VALUE, or =@FILE", name, name)
 		case ours && !wants && hasValue:
 			return nil, usage("--attr %s takes no value", name)
+		case name == "output-type" && !strings.Contains(strings.Trim(value, "/"), "/"):
+			return nil, usage("--attr output-type: %q is not a media type", args.Shown(value)).WithHint("one has a type and a subtype: text/plain, image/png, application/json")
 		case name == "output-schema":
 			schema, err := compactSchema([]byte(value))
 			if err != nil {

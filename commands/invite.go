@@ -35,7 +35,7 @@ func inviteCommand() *cli.Command {
 	o := &inviteOptions{}
 	return &cli.Command{
 		Usage:     "make a ticket that lets another machine in",
-		UsageText: "invite --call GLOB|--offer GLOB|--admin … [flags]",
+		UsageText: "invite [--token|--for-node] --call GLOB|--offer GLOB|--monitor|--relay|--admin … [flags]",
 		Description: `A ticket is a file, or its text, and as secret as a key. Its holder gets exactly the
 rights in it. By default it is an invitation: "fbus join" exchanges it, once, for an
 identity with a new key. With --uses N, that many machines may join with it. Each gets an
@@ -100,6 +100,8 @@ func (o *inviteOptions) check() error {
 		if err := o.checkNode(); err != nil {
 			return err
 		}
+	} else if rights.Empty() && o.ticket.Token {
+		return usage("a token needs a right: --call GLOB or --monitor").WithHint("fbus invite --token --call 'resize*' --name web")
 	} else if rights.Empty() {
 		return usage("a ticket needs a right: --call GLOB, --offer GLOB, --monitor, --relay or --admin").WithHint("fbus invite --call 'resize*' -o ci.ticket")
 	}

@@ -72,6 +72,7 @@ rights are read again when the file changes.
   [rights]                      # a user has the rights of all their entries
   "group:staff" = { call = ["*"] }
   "user:alice" = { offer = ["resize*"], admin = true }    # or "uid:1000", "gid:50"
+  "uid:987" = { call = ["*"], relay = true, monitor = true }    # as those of fbus invite
 
 A user that has joined with a ticket for a node (see fbus invite) runs another node of that
 network. It admits the same tickets, except those in the list of revoked tickets, which it

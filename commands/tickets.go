@@ -104,7 +104,7 @@ func revokeCommand() *cli.Command {
 	return &cli.Command{
 		Usage:     "revoke a ticket or a token",
 		UsageText: "revoke [flags] NAME|SERIAL",
-		Description: `Revoking is immediate and permanent. Connections close and calls are cancelled: those
+		Description: `Revoking ends tickets and tokens, immediately and permanently. Connections close and calls are cancelled: those
 of the ticket, of the identity it was exchanged for, and of tickets that were issued with
 it. A gateway that was given a token learns of its end at once. fbus tickets lists the names. Revoking a ticket again reports what was revoked then.
 
@@ -115,7 +115,7 @@ JSON fields: serials, issued (names of tickets that were issued with it), connec
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {
 			if ctx.NArg() != 1 {
-				return usage("fbus revoke takes one operand: the name or serial of a ticket").WithHint("fbus tickets lists them")
+				return usage("fbus revoke takes one operand: the name or serial of a ticket or token").WithHint("fbus tickets lists them")
 			}
 			return revoke(o, ctx.Args().First(), ctx.App.Writer, ctx.App.ErrWriter)
 		},

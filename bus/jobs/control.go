@@ -134,15 +134,13 @@ func (m *Manager) CheckActive() {
 		}
 	}
 	m.mu.Unlock()
-	var why error
 	for t, j := range list {
 		if err := m.host.MayRun(&j.Poster, j.Function); err != nil {
-			denied, why = append(denied, t), err
+			t.Cause.Store(&args.Error{Code: args.CodeDenied, Message: err.Error()})
+			denied = append(denied, t)
 		}
 	}
-	if why != nil {
-		m.unwant(&args.Error{Code: args.CodeDenied, Message: why.Error()}, denied...)
-	}
+	m.endUnwanted(denied) // now that all have a cause
 }
 
 // recheck ends waiting jobs, many in one commit. A job that it misses, which changes

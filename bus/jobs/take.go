@@ -327,7 +327,13 @@ func (m *Manager) unwant(cause *args.Error, list ...*Taken) {
 	for _, t := range list { // before the first ends: none begins in the slot of another
 		t.Cause.Store(cause)
 	}
+	m.endUnwanted(list)
+}
+
+// endUnwanted ends taken jobs that have a cause.
+func (m *Manager) endUnwanted(list []*Taken) {
 	for _, t := range list {
+		cause := t.Cause.Load()
 		m.host.CancelJob(t.ID, cause.Code, cause.Message)
 	}
 }

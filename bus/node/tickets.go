@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -20,6 +21,9 @@ func serveInvite(_ context.Context, q *asked) error {
 	var d bus.Invitation
 	if q.Kind != args.KindJSON || q.document(&d) != nil {
 		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, node, ttl, reusable, uses, ephemeral, addresses")
+	}
+	if math.Abs(d.TTL) > 1e9 {
+		return usageError("fbus.invite: ttl: %g is not a valid time in seconds", d.TTL)
 	}
 	request := trust.Request{
 		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},

@@ -129,7 +129,7 @@ func (a *Authority) Unused(serial string) error {
 	case r.State != Invited:
 		return errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", r.Name)
 	case a.now().After(r.Expires):
-		return expired("ticket "+r.Name, r.Expires, a.now())
+		return expired(r.what(), r.Expires, a.now())
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (a *Authority) Standing(serial string) (Rights, error) {
 		r, err = t.state(r.Into)
 	}
 	if err == nil && a.now().After(r.Expires) {
-		err = expired("ticket "+r.Name, r.Expires, a.now())
+		err = expired(r.what(), r.Expires, a.now())
 	}
 	if err != nil {
 		return Rights{}, err
@@ -166,7 +166,7 @@ func (a *Authority) check(id *Identity, now time.Time) (*Record, error) {
 		return nil, err
 	}
 	if end := earlier(r.Expires, id.Expires); now.After(end) {
-		return nil, expired("ticket "+r.Name, end, now)
+		return nil, expired(r.what(), end, now)
 	}
 	if r.Kind == Token || id.Name != r.Name || id.Joining != (r.State == Invited || r.State == Burnt) {
 		return nil, errorf(args.CodeBadCertificate, "the certificate is not what was issued with the serial %s", r.Serial)

@@ -225,6 +225,9 @@ type names struct {
 
 // CheckName checks the name of a ticket.
 func CheckName(name string) error {
+	if args.HasToken(name) {
+		return errorf(args.CodeBadRight, "invalid ticket name: it contains a token").WithHint("--name gives a name that lists and logs show")
+	}
 	if len(name) > maxName || !args.ValidName(name) {
 		return errorf(args.CodeBadRight, "invalid ticket name %q", args.Shown(name)).
 			WithHint("it must be at most %d letters, digits, _ . -, and not begin with . or -", maxName)

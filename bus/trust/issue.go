@@ -127,7 +127,10 @@ func (a *Authority) checkRequest(q *Request) error {
 		}
 	}
 	if q.Rights.Empty() {
-		return errorf(args.CodeBadRight, "the ticket would allow nothing").WithHint("use --call GLOB, --offer GLOB or --admin")
+		if q.token {
+			return errorf(args.CodeBadRight, "the token would allow nothing").WithHint("use --call GLOB or --monitor")
+		}
+		return errorf(args.CodeBadRight, "the ticket would allow nothing").WithHint("use --call GLOB, --offer GLOB, --monitor, --relay or --admin")
 	}
 	if err := q.Rights.Check(); err != nil {
 		return err
@@ -271,7 +274,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 	case inv.State == Active:
 		return identity, false, errorf(args.CodeWrongUse, "ticket %s is not an invitation: it is used as it is", inv.Name)
 	case now.After(inv.Expires):
-		return identity, false, expired("ticket "+inv.Name, inv.Expires, now)
+		return identity, false, expired(inv.what(), inv.Expires, now)
 	case hash == inv.Key:
 		return identity, false, errorf(args.CodeBadCertificate, "the request is for the invitation's own key, which others may have read").WithHint("make a new key")
 	}
@@ -401,7 +404,7 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 	case r.State != Active || r.Reusable:
 		return identity, false, errorf(args.CodeWrongUse, "ticket %s is not an identity: only identities are renewed", r.Name)
 	case now.After(r.Expires):
-		return identity, false, expired("ticket "+r.Name, r.Expires, now)
+		return identity, false, expired(r.what(), r.Expires, now)
 	case hash != r.Key:
 		return identity, false, errorf(args.CodeBadCertificate, "the request is for another key than that of ticket %s", r.Name)
 	}
@@ -436,7 +439,7 @@ func (a *Authority) Revoke(nameOrSerial string) (gone []Record, before time.Time
 	err = a.list.write(a.list.limit, func(t *table) (bool, error) {
 		kin := t.kin(nameOrSerial)
 		if len(kin) == 0 {
-			return false, errorf(args.CodeNoTicket, "there is no ticket with the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")
+			return false, errorf(args.CodeNoTicket, "there is no ticket or token with the name or serial %s", args.Shown(nameOrSerial)).WithHint("fbus tickets lists them")
 		}
 		for _, r := range kin {
 			if r.State != Revoked {

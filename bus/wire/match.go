@@ -30,7 +30,7 @@ func ParseOn(text string) (On, error) {
 	}
 	on := On{text: text, glob: strings.ContainsAny(text, `*?[\`)}
 	if args.HasToken(text) {
-		return on, errors.New("it must not contain a token: others would be shown it")
+		return on, errors.New("the name of a worker must not contain a token: others would be shown it")
 	}
 	if !on.glob {
 		return on, nil

@@ -30,6 +30,8 @@ const (
 	// quiet is how long a slot has to be free before others are asked whether they use
 	// it: the peer that has used it may have another call on its way.
 	quiet = 500 * time.Microsecond
+	// reported is how long the own node may take to report what has started.
+	reported = 5 * time.Millisecond
 	// maxAsking bounds the requests for slots without an answer.
 	maxAsking = 64
 )
@@ -95,7 +97,8 @@ type Function struct {
 
 	now   time.Duration
 	local Local
-	stale bool // calls have started since local was reported
+	ahead int           // calls that have started since it was reported, less those that wait again
+	until time.Duration // when the report has that in any case
 
 	// Of a node that asks:
 	wanting bool
@@ -135,7 +138,7 @@ func (f *Function) Local(now time.Duration, l Local) {
 	if n := min(max(l.Begun, f.local.Free-l.Free), len(f.holds)); n > 0 {
 		f.holds = f.holds[n:]
 	}
-	f.local, f.stale = l, false
+	f.local, f.ahead = l, 0
 	f.settle()
 }
 
@@ -224,13 +227,7 @@ func (f *Function) Started(now time.Duration, peer string) *Slot {
 	f.open = slices.Delete(f.open, at, at+1)
 	f.running++
 	s.held = false
-	// The node will report that, too. Until then no slot is asked for in vain.
-	f.stale = true
-	if f.local.Queued > 0 {
-		f.local.Queued--
-	} else {
-		f.local.Ready = max(0, f.local.Ready-1)
-	}
+	f.notice(1)
 	f.settle()
 	return s
 }
@@ -240,7 +237,7 @@ func (f *Function) Ended(now time.Duration, s *Slot, how Outcome) {
 	f.now = now
 	f.running--
 	if how == Refused {
-		f.local.Queued++
+		f.notice(-1)
 	}
 	if how == Served && (f.waiting() == 0 || now < s.until) {
 		s.since = now
@@ -264,12 +261,19 @@ func (f *Function) Gone(now time.Duration, peer string) {
 	f.settle()
 }
 
+// notice counts calls that the node will report to wait no more. Until then no slot is asked for in
+// vain. The report may have come before, as it has a way of its own: so this does not last.
+func (f *Function) notice(calls int) {
+	f.ahead += calls
+	f.until = f.now + reported
+}
+
 // waiting is how many calls and jobs wait for a slot.
 func (f *Function) waiting() int {
 	if f.local.Free > 0 {
 		return 0 // the node is about to place them
 	}
-	return f.local.Queued + f.local.Ready
+	return max(0, f.local.Queued+f.local.Ready-f.ahead)
 }
 
 // need is how many slots are missing.
@@ -326,6 +330,12 @@ func (f *Function) settle() {
 
 // expire gives up slots that were not used in time.
 func (f *Function) expire(at func(time.Duration)) {
+	if f.ahead != 0 && f.now >= f.until {
+		f.ahead = 0
+	}
+	if f.ahead != 0 {
+		at(f.until)
+	}
 	for len(f.holds) > 0 && f.holds[0].until <= f.now {
 		f.holds = f.holds[1:]
 	}
@@ -359,7 +369,7 @@ func (f *Function) expire(at func(time.Duration)) {
 // ask asks for the slots that are missing.
 func (f *Function) ask(at func(time.Duration)) {
 	missing := f.need()
-	if missing <= 0 && f.stale {
+	if missing <= 0 && f.ahead > 0 {
 		return // more may have come
 	}
 	if wanting := missing > 0; wanting != f.wanting {

@@ -5,29 +5,94 @@ import (
 	"time"
 )
 
-// idler carries out nothing.
-type idler struct{}
+// recorder counts what a Function needs done.
+type recorder struct {
+	taken, returned int
+	wake            time.Duration
+}
 
-func (idler) Want(bool)          {}
-func (idler) Give(bool)          {}
-func (idler) Take(int)           {}
-func (idler) Free(int)           {}
-func (idler) Return(string, int) {}
-func (idler) Offer(string, int)  {}
-func (idler) Wake(time.Duration) {}
+func (*recorder) Want(bool)                {}
+func (*recorder) Give(bool)                {}
+func (r *recorder) Take(n int)             { r.taken += n }
+func (*recorder) Free(int)                 {}
+func (r *recorder) Return(_ string, n int) { r.returned += n }
+func (*recorder) Offer(string, int)        {}
+func (r *recorder) Wake(at time.Duration)  { r.wake = at }
 
-// A slot is not kept any longer for a peer whose call has used it, however short the call was.
-func TestShortCall(t *testing.T) {
-	f := &Function{Actions: idler{}}
-	f.Local(1, Local{Free: 1})
-	if n := f.AskedTake(2, "a", 1); n != 1 {
-		t.Fatalf("a gets %d slots", n)
+// What the node reports may overtake the calls that it has placed: the last one that waits gets
+// its slot all the same.
+func TestReportOvertakesCalls(t *testing.T) {
+	r := &recorder{}
+	f := &Function{Actions: r}
+	f.Local(1, Local{Queued: 2})
+	f.Taken(2, "b", 1, 1)
+	f.Taken(2, "b", 1, 1)
+	f.Local(3, Local{Queued: 1}) // of three, two are placed
+	f.Started(4, "b")
+	f.Started(4, "b")
+	if r.taken != 2 {
+		t.Fatalf("%d slots were asked for, want 2", r.taken)
 	}
-	if n := f.AskedTake(3, "b", 1); n != 0 {
-		t.Fatalf("b gets %d slots, while one is kept for a", n)
+	for range 10 {
+		if r.wake == 0 {
+			break
+		}
+		f.Tick(r.wake)
 	}
-	f.Local(4, Local{Free: 1, Begun: 1})
-	if n := f.AskedTake(5, "b", 1); n != 1 {
-		t.Errorf("b gets %d slots after the call of a", n)
+	if r.taken != 3 {
+		t.Errorf("%d slots were asked for, want 3", r.taken)
+	}
+}
+
+// Nor does a refusal that was reported before make the node ask again and again.
+func TestReportOvertakesRefusal(t *testing.T) {
+	r := &recorder{}
+	f := &Function{Actions: r}
+	f.Local(1, Local{Queued: 1})
+	f.Taken(2, "b", 1, 1)
+	s := f.Started(3, "b")
+	f.Local(4, Local{Free: 1}) // the call waits again, and is placed here
+	f.Local(5, Local{})
+	f.Ended(6, s, Refused)
+	for range 100 {
+		if f.asking > 0 {
+			f.Taken(f.now+1, "", 1, 0)
+		} else if r.wake > 0 {
+			f.Tick(r.wake)
+		}
+	}
+	if r.taken > 3 || !f.Idle() {
+		t.Errorf("%d slots were asked for; %+v", r.taken, f)
+	}
+}
+
+// A slot that was granted and is not used is returned, and one that is kept for nobody is free
+// after 2 seconds.
+func TestUnused(t *testing.T) {
+	r := &recorder{}
+	f := &Function{Actions: r}
+	f.Local(1, Local{Queued: 1})
+	f.Taken(2, "b", 1, 1)
+	f.Local(3, Local{})
+	f.Tick(2 + unused)
+	if r.returned != 1 {
+		t.Error("the slot is not returned")
+	}
+	g := &Function{Actions: &recorder{}}
+	g.Local(1, Local{Free: 1})
+	if n := g.AskedTake(2, "a", 5); n != 1 {
+		t.Errorf("%d slots are kept, want 1", n)
+	}
+	if n := g.AskedTake(3, "c", 1); n != 0 {
+		t.Error("a slot is kept twice")
+	}
+	g.Tick(2 + hold)
+	if n := g.AskedTake(2+hold, "c", 1); n != 1 {
+		t.Error("the slot is not free again")
+	}
+	g.Returned(3+hold, "a", 1)
+	g.Returned(3+hold, "c", 1)
+	if !g.Idle() {
+		t.Errorf("%+v", g)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -147,11 +148,31 @@ type Conn struct {
 	Patience time.Duration // how long the other side may be silent; 0: what the owner has set
 
 	Suffix string   // of the names of functions: another one than in the files
-	Log    []string // all frames so far
+	Log    []string // the last frames
+	Heard  bool     // a frame has come
+	Broken *Breach  // the first rule that the other side has broken in any frame; nil: none
+
+	watch watch
 }
 
 // NewConn returns a Conn over nc.
-func NewConn(nc net.Conn) *Conn { return &Conn{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10)} }
+func NewConn(nc net.Conn) *Conn {
+	return &Conn{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10), watch: newWatch()}
+}
+
+// note adds a line to the log, which keeps the last 40.
+func (c *Conn) note(line string) {
+	if len(c.Log) == 40 {
+		c.Log = append(c.Log[:0], c.Log[1:]...)
+	}
+	c.Log = append(c.Log, line)
+}
+
+// Write sends bytes that need not be frames.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.note(fmt.Sprintf("> %.200x", p))
+	return c.Conn.Write(p)
+}
 
 // WriteBehind has a goroutine write from now on, so that whoever waits to write reads all the same
 // (C-2-9).
@@ -193,6 +214,9 @@ func (b *behind) write() {
 
 // rename adds the suffix to the name of a function.
 func (c *Conn) rename(frame any) any {
+	if raw, ok := frame.(map[string]any); ok && c.Suffix != "" {
+		return c.renameBytes(raw)
+	}
 	f, ok := frame.([]any)
 	if !ok || c.Suffix == "" || len(f) < 3 || !isType(f, typeOffer) && !isType(f, typeCall) {
 		return frame
@@ -204,18 +228,51 @@ func (c *Conn) rename(frame any) any {
 	return append([]any{f[0], f[1], name + c.Suffix}, f[3:]...)
 }
 
+// renameBytes does so in an OFFER that the files have in hexadecimal, as notation has no map.
+func (c *Conn) renameBytes(frame map[string]any) any {
+	b := unhex(frame["hex"])
+	if len(b) < 4 {
+		return frame
+	}
+	rest := bytes.NewReader(b[4:])
+	d := msgpack.NewDecoder(rest)
+	n, err := d.DecodeArrayLen()
+	if err != nil || n < 4 || n > len(b) {
+		return frame
+	}
+	elements := make([]msgpack.RawMessage, n)
+	for i := range elements {
+		if elements[i], err = d.DecodeRaw(); err != nil {
+			return frame
+		}
+	}
+	var name string
+	if rest.Len() > 0 || elements[0][0] != typeOffer || msgpack.Unmarshal(elements[2], &name) != nil {
+		return frame
+	}
+	elements[2] = appendElement(nil, name+c.Suffix)
+	body := []byte{0xdc, byte(n >> 8), byte(n)}
+	for _, e := range elements {
+		body = append(body, e...)
+	}
+	return map[string]any{"hex": hex.EncodeToString(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))}
+}
+
 func isType(frame any, t int) bool {
 	f, ok := frame.([]any)
 	return ok && len(f) > 0 && (f[0] == float64(t) || f[0] == t)
 }
 
 // Send writes frames. An error shows at the next read, as the other side may have said why.
-func (c *Conn) Send(frames ...any) { c.Write(c.encode(frames)) }
+func (c *Conn) Send(frames ...any) { c.Conn.Write(c.encode(frames)) }
 
 func (c *Conn) encode(frames []any) (all []byte) {
 	for _, f := range frames {
 		f = c.rename(f)
-		c.Log = append(c.Log, "> "+Text(f))
+		if list, ok := f.([]any); ok {
+			c.watch.sent(slices.Clone(list))
+		}
+		c.note("> " + Text(f))
 		all = append(all, Bytes(f)...)
 	}
 	return all
@@ -228,6 +285,9 @@ func (c *Conn) Next() ([]any, error) {
 	}
 	var head [4]byte
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.note("< (closed)")
+		}
 		return nil, err
 	}
 	size := binary.BigEndian.Uint32(head[:])
@@ -243,7 +303,11 @@ func (c *Conn) Next() ([]any, error) {
 		return nil, fmt.Errorf("%x is not a frame: %v", body, err)
 	}
 	frame := typed(notation(elements).([]any))
-	c.Log = append(c.Log, "< "+Text(frame))
+	c.note("< " + Text(frame))
+	c.Heard = true
+	if b := c.watch.came(frame, int(size), depth(elements)); c.Broken == nil {
+		c.Broken = b
+	}
 	return frame, nil
 }
 
@@ -299,9 +363,8 @@ func (c *Conn) Ended() (code string, err error) {
 		var ne net.Error
 		switch {
 		case errors.As(err, &ne) && ne.Timeout():
-			return "", errors.New("the connection was not closed")
+			return "", fmt.Errorf("the connection was not closed: %w", err)
 		case err != nil: // some systems report a reset in place of the end
-			c.Log = append(c.Log, "< (closed)")
 			return code, nil
 		case isType(frame, typeError) && len(frame) > 1:
 			code, _ = frame[1].(string)

@@ -121,7 +121,7 @@ func (w *Wrong) Judge(c *Conn, probe, answer any) error {
 	all, sent := c.encode(w.Send), make(chan struct{})
 	go func() { // ends when all was read, or the connection is closed
 		defer close(sent)
-		c.Write(all)
+		c.Conn.Write(all)
 	}()
 	if w.Then.Error != "" {
 		code, err := c.Ended()
@@ -204,50 +204,4 @@ func (w *Wrong) reach(caller, worker *Conn) error {
 		expect(caller, F(10, 1))
 	}
 	return errors.Join(errs...)
-}
-
-// PlayNode plays a transcript with a node. command has the node do something: "drain" or "stop".
-func (t *Transcript) PlayNode(connect Connect, command func(string) error) error {
-	conns := map[string]*Conn{}
-	conn := func(name string) (*Conn, error) {
-		if conns[name] == nil {
-			c, err := connect()
-			if err != nil {
-				return nil, err
-			}
-			conns[name] = c
-		}
-		return conns[name], nil
-	}
-	for _, l := range t.Lines {
-		if l.Node != "" {
-			if err := command(l.Node); err != nil {
-				return err
-			}
-			continue
-		}
-		name, node := l.From, l.From == "node"
-		if node {
-			name = l.To
-		}
-		c, err := conn(name)
-		switch {
-		case err != nil:
-		case node && l.Close:
-			var code string
-			if code, err = c.Ended(); code != "" {
-				err = fmt.Errorf("closed with the code %q", code)
-			}
-		case node:
-			_, err = c.Expect(l.Frame)
-		case l.Close:
-			c.Close()
-		default:
-			c.Send(l.Frame)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return nil
 }

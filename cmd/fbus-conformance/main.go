@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -42,14 +44,18 @@ caller  plays a node and a worker with these functions, and runs CMD NAME [ARGâ€
 
 Each check prints PASS, FAIL or, where the page only recommends it, NOTE, the numbers of the
 rules in bus/PROTOCOL.md, and its name; after FAIL and NOTE the reason and the last frames: > was sent to
-the program, < came from it. The exit status is 1 if a check has failed.
+the program, < came from it. SKIP is a check that says nothing about the program, and why: it has not
+named a capability, or was not started here. The exit status is 1 if a check has failed, 127 or 126 if
+CMD does not exist or cannot be run. After three checks in a row to which the program sends nothing,
+the rest is left out. In all checks, each frame that comes is judged by the rules for senders.
 
   fbus conformance node --node /tmp/n.sock -- fbus serve --no-tcp --socket /tmp/n.sock
   fbus conformance worker -- python3 my_worker.py
   FBUS_TICKET=judge.ticket fbus conformance node --tls --node localhost:10101
-  fbus conformance caller --json -- fbus call | jq -r 'select(.pass | not) | .name'
+  fbus conformance caller --json -- fbus call | jq -r 'select(.verdict == "FAIL") | .name'
+  fbus conformance node --only C-5.3 --node /tmp/n.sock
 
-JSON fields: name, rules, pass, should (true: only recommended), reason, frames.
+JSON fields: name, rules, verdict, pass (true: PASS), should (true: only recommended), reason, frames.
 
 Flags:
 %s`
@@ -79,7 +85,7 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 	flags.SortFlags = false
 	flags.StringVar(&o.node, "node", "", "`ADDR` of the node to judge: the path of its socket, HOST:PORT with --tls")
 	flags.BoolVar(&o.tls, "tls", false, "over TLS: CMD gets FBUS_TICKET, or the node is at HOST:PORT")
-	flags.StringVar(&o.only, "only", "", "only the checks of this `RULE`, or whose name has this text")
+	flags.StringVar(&o.only, "only", "", "only the checks of this `RULE`, or of those that begin so (C-5.3); of this part: core, codes, tls, functions, jobs; or whose name has this text")
 	flags.DurationVarP(&o.limit, "timeout", "t", 10*time.Second, "how long the program may be silent, `D`")
 	flags.BoolVar(&o.json, "json", false, "one JSON object a line for each check")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "only checks that fail, and errors without hints")
@@ -126,12 +132,42 @@ func run(ctx context.Context, words []string, stdout, stderr io.Writer) error {
 		list = append(more, list...)
 	}
 	list = slices.DeleteFunc(list, func(c check) bool {
-		return o.only != "" && !slices.Contains(c.rules, o.only) && !strings.Contains(c.name, o.only)
+		return o.only != "" && !slices.ContainsFunc(c.rules, o.selects) && !strings.Contains(c.name, o.only)
 	})
 	if len(list) == 0 {
 		return fail("no check of %s has the rule or the name %q", side, o.only)
 	}
+	if len(o.cmd) > 0 {
+		if err := runnable(o.cmd[0]); err != nil {
+			return err
+		}
+	}
 	return judge(ctx, side, list, &o, stdout)
+}
+
+// runnable checks that a command can be run.
+func runnable(program string) error {
+	_, err := exec.LookPath(program)
+	switch {
+	case err == nil || errors.Is(err, exec.ErrDot):
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return args.Errorf(args.CodeCannotRun, "cannot run %s: %v", program, errors.Unwrap(err))
+	}
+	return args.Errorf(args.CodeNotFound, "cannot run %s: not found", program)
+}
+
+// parts of the page, and how their rules begin.
+var parts = map[string]string{"core": "C", "codes": "E", "tls": "T", "functions": "F", "jobs": "J"}
+
+// selects reports whether --only names a rule, a section of the page, or a part of it.
+func (o *options) selects(rule string) bool {
+	prefix := strings.ToUpper(strings.TrimRight(o.only, "-."))
+	if letter, ok := parts[strings.ToLower(o.only)]; ok {
+		prefix = letter
+	}
+	rest, ok := strings.CutPrefix(rule, prefix)
+	return ok && (rest == "" || strings.ContainsAny(rest[:1], "-."))
 }
 
 // secured prepares to judge over TLS, and returns the checks that are about that.
@@ -149,45 +185,102 @@ func (o *options) secured(side string) ([]check, error) {
 
 // result is a line of --json.
 type result struct {
-	Name   string   `json:"name"`
-	Rules  []string `json:"rules"`
-	Pass   bool     `json:"pass"`
-	Should bool     `json:"should,omitempty"` // it is only recommended
-	Reason string   `json:"reason,omitempty"`
-	Frames []string `json:"frames,omitempty"`
+	Name    string   `json:"name"`
+	Rules   []string `json:"rules"`
+	Verdict string   `json:"verdict"`
+	Pass    bool     `json:"pass"`
+	Should  bool     `json:"should,omitempty"` // it is only recommended
+	Reason  string   `json:"reason,omitempty"`
+	Frames  []string `json:"frames,omitempty"`
 }
+
+// result says how a check has ended.
+func (c *check) result(end ending) *result {
+	r := &result{Name: c.name, Rules: c.rules, Should: c.should, Verdict: "FAIL"}
+	var skipped vectors.NotJudged
+	var breach *vectors.Breach
+	switch {
+	case end.err == nil:
+		r.Verdict, r.Pass = "PASS", true
+		return r
+	case errors.As(end.err, &skipped):
+		r.Verdict, r.Reason = "SKIP", skipped.Error()
+		return r
+	case errors.As(end.err, &breach):
+		r.Should = false
+		if !slices.Contains(r.Rules, breach.Rule) {
+			r.Rules = append([]string{breach.Rule}, r.Rules...)
+		}
+	case c.should:
+		r.Verdict = "NOTE"
+	}
+	r.Reason = args.Plain(end.err)
+	if end.conn != nil {
+		r.Frames = end.conn.Log
+	}
+	if len(r.Frames) == 0 {
+		r.Frames = []string{"(no frames)"}
+	}
+	return r
+}
+
+// silent reports whether the program has sent nothing for a check.
+func (e *ending) silent() bool {
+	return errors.Is(e.err, os.ErrDeadlineExceeded) && (e.conn == nil || !e.conn.Heard)
+}
+
+// maxSilent is how many checks in a row a program may send nothing for.
+const maxSilent = 3
 
 // judge runs the checks and reports them.
 func judge(ctx context.Context, side string, list []check, o *options, stdout io.Writer) error {
-	passed, failed := 0, 0
+	count, silent := map[string]int{}, 0
+	ctx, cancel := context.WithCancel(ctx)
 	ends := begin(ctx, list, o)
+	done := 0
+	defer func() { // what a check has started ends with it
+		cancel()
+		for _, end := range ends[done:] {
+			<-end
+		}
+	}()
 	for i, c := range list {
-		end := <-ends[i]
-		if ctx.Err() != nil {
-			return ctx.Err()
+		end := ending{err: vectors.NotJudged("gave up, as the program sends nothing")}
+		if silent < maxSilent {
+			end = <-ends[i]
+			done++
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 		}
-		conn, err := end.conn, end.err
-		r := result{Name: c.name, Rules: c.rules, Pass: err == nil, Should: c.should}
+		r := c.result(end)
+		count[r.Verdict]++
+		if silent < maxSilent || o.json {
+			if err := o.write(r, stdout); err != nil {
+				return err
+			}
+		}
 		switch {
-		case err == nil:
-			passed++
-		case !c.should:
-			failed++
-		}
-		if err != nil {
-			r.Reason = args.Plain(err)
-		}
-		if err != nil && conn != nil {
-			r.Frames = conn.Log[max(0, len(conn.Log)-40):]
-		}
-		if err := o.write(&r, stdout); err != nil {
-			return err
+		case silent == maxSilent:
+		case !end.silent():
+			silent = 0
+		default:
+			if silent++; silent == maxSilent {
+				cancel()
+			}
 		}
 	}
-	if !o.json && (!o.quiet || passed < len(list)) {
-		fmt.Fprintf(stdout, "%s: %d of %d checks passed\n", side, passed, len(list))
+	if passed := count["PASS"]; !o.json && (!o.quiet || count["FAIL"]+count["NOTE"] > 0) {
+		fmt.Fprintf(stdout, "%s: %d of %d checks passed", side, passed, len(list))
+		if n := count["SKIP"]; n > 0 {
+			fmt.Fprintf(stdout, ", %d not judged", n)
+		}
+		if silent == maxSilent {
+			fmt.Fprintf(stdout, ": gave up, as the program sent nothing in %d checks in a row", maxSilent)
+		}
+		fmt.Fprintln(stdout)
 	}
-	if failed > 0 {
+	if count["FAIL"] > 0 {
 		return companion.Status(1)
 	}
 	return nil
@@ -232,17 +325,11 @@ func (o *options) write(r *result, stdout io.Writer) error {
 		enc.SetEscapeHTML(false)
 		return enc.Encode(r)
 	}
-	verdict := "PASS"
-	switch {
-	case r.Pass && o.quiet:
+	if o.quiet && (r.Pass || r.Verdict == "SKIP") {
 		return nil
-	case !r.Pass && r.Should:
-		verdict = "NOTE"
-	case !r.Pass:
-		verdict = "FAIL"
 	}
-	_, err := fmt.Fprintf(stdout, "%s  %s  %s\n", verdict, strings.Join(r.Rules, " "), r.Name)
-	if !r.Pass && err == nil {
+	_, err := fmt.Fprintf(stdout, "%s  %s  %s\n", r.Verdict, strings.Join(r.Rules, " "), r.Name)
+	if r.Reason != "" && err == nil {
 		_, err = fmt.Fprintf(stdout, "      %s\n", args.OneLine(r.Reason))
 		for _, line := range r.Frames {
 			fmt.Fprintf(stdout, "      %s\n", args.OneLine(line))

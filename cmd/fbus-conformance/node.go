@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -20,9 +21,11 @@ import (
 type nodeBed struct {
 	o      *options
 	suffix string // of the functions of this check: what is left of earlier ones has others
-	all    []*vectors.Conn
 	cmd    *exec.Cmd
+	stderr bytes.Buffer // of cmd; complete when done is closed
 	done   chan struct{}
+	ctx    context.Context
+	conns
 
 	draining bool
 }
@@ -32,30 +35,42 @@ var checksOfNode atomic.Int64 // that were begun
 // nodeCheck makes a check of a node. ours: only of one that we have started.
 func nodeCheck(name string, rules []string, ours bool, f func(b *nodeBed) error) check {
 	return check{name: name, rules: rules, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
-		b := &nodeBed{o: o, suffix: fmt.Sprintf("-%d-%d", os.Getpid(), checksOfNode.Add(1))}
+		if ours && len(o.cmd) == 0 {
+			return nil, vectors.NotJudged("the node was not started here, see -- CMD")
+		}
+		b := &nodeBed{o: o, ctx: ctx, suffix: fmt.Sprintf("-%d-%d", os.Getpid(), checksOfNode.Add(1))}
+		b.until(ctx)
 		defer b.close()
 		if len(o.cmd) > 0 {
-			if err := b.start(ctx); err != nil {
+			if err := b.start(); err != nil {
 				return nil, err
 			}
 		}
-		err := f(b)
-		return b.last(), err
+		c, err := b.verdict(nil, f(b))
+		if err != nil && b.cmd != nil {
+			select {
+			case <-b.done:
+				if ended := b.ended(); ended != nil {
+					err = fmt.Errorf("%w; %w", err, ended)
+				}
+			default:
+			}
+		}
+		return c, err
 	}}
 }
 
-// last returns the connection with the last frame.
-func (b *nodeBed) last() (c *vectors.Conn) {
-	for _, other := range b.all {
-		if c == nil || len(other.Log) > 0 {
-			c = other
-		}
+// ended says how a node has ended that runs no more.
+func (b *nodeBed) ended() error {
+	if b.draining {
+		return nil
 	}
-	return c
+	return fmt.Errorf("%w: %s: %s", errGone, b.cmd.ProcessState, strings.TrimSpace(b.stderr.String()))
 }
 
-func (b *nodeBed) start(ctx context.Context) error {
-	b.cmd = exec.CommandContext(ctx, b.o.cmd[0], b.o.cmd[1:]...)
+func (b *nodeBed) start() error {
+	b.cmd = exec.Command(b.o.cmd[0], b.o.cmd[1:]...)
+	b.cmd.Stderr, b.cmd.WaitDelay = &b.stderr, time.Second
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := b.cmd.Start(); err != nil {
 		b.cmd = nil
@@ -73,11 +88,13 @@ func (b *nodeBed) start(ctx context.Context) error {
 		}
 		select {
 		case <-b.done:
-			return errGone
+			return b.ended()
+		case <-b.ctx.Done():
+			return b.ctx.Err()
 		default:
 		}
 		if time.Now().After(limit) {
-			return fmt.Errorf("the node does not listen: %w", err)
+			return fmt.Errorf("the node does not listen: %w: %w", os.ErrDeadlineExceeded, err)
 		}
 	}
 }
@@ -96,9 +113,8 @@ func (b *nodeBed) listens() error {
 }
 
 func (b *nodeBed) close() {
-	for _, c := range b.all {
-		c.Close()
-	}
+	b.stop()
+	b.closeAll()
 	if b.cmd == nil {
 		return
 	}
@@ -128,7 +144,7 @@ func (b *nodeBed) connect() (*vectors.Conn, error) {
 // note keeps a connection, to be closed.
 func (b *nodeBed) note(c *vectors.Conn) *vectors.Conn {
 	c.Suffix, c.Patience = b.suffix, b.o.limit
-	b.all = append(b.all, c)
+	b.add(c)
 	return c
 }
 
@@ -143,7 +159,7 @@ func (b *nodeBed) command(command string) error {
 	if err := syscall.Kill(b.cmd.Process.Pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return err
 	}
-	for limit := time.Now().Add(b.o.limit); time.Now().Before(limit); time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(b.o.limit); time.Now().Before(limit) && b.ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 		if b.listens() != nil { // the socket goes first
 			return nil
 		}
@@ -161,9 +177,6 @@ func nodeChecks() (list []check, err error) {
 	for _, t := range transcripts {
 		stops := slices.ContainsFunc(t.Lines, func(l vectors.Line) bool { return l.Node != "" })
 		list = append(list, nodeCheck("transcript "+t.Name, t.Rules, stops, func(b *nodeBed) error {
-			if stops && b.cmd == nil {
-				return errors.New("not judged: the node was not started here, see -- CMD")
-			}
 			return t.PlayNode(b.connect, b.command)
 		}))
 	}
@@ -317,7 +330,6 @@ type mover struct {
 }
 
 func (m *mover) run() error {
-	m.c.Log = nil
 	m.c.WriteBehind()
 	other := 1 - m.stream
 	for m.sent < m.size || m.received < m.size {
@@ -341,7 +353,6 @@ func (m *mover) run() error {
 		default:
 			return fmt.Errorf("%s came", vectors.Text(f))
 		}
-		m.c.Log = nil // it would be long
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +19,65 @@ import (
 	"fbus/bus/trust"
 	"fbus/bus/vectors"
 )
+
+// conns are the connections of a check. They are closed when its context ends, so that it does.
+type conns struct {
+	mu     sync.Mutex // protects what is below, while the check runs
+	all    []*vectors.Conn
+	closed bool
+	stop   func() bool
+}
+
+// until has the connections, and what else is given, closed with the context.
+func (s *conns) until(ctx context.Context, more ...io.Closer) {
+	s.stop = context.AfterFunc(ctx, func() {
+		s.closeAll()
+		for _, c := range more {
+			c.Close()
+		}
+	})
+}
+
+func (s *conns) add(c *vectors.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, c)
+	if s.closed {
+		c.Close()
+	}
+}
+
+func (s *conns) closeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, c := range s.all {
+		c.Close()
+	}
+}
+
+// verdict returns how a check has ended: a rule that was broken in any frame counts before what the
+// check was about.
+func (s *conns) verdict(c *vectors.Conn, err error) (*vectors.Conn, error) {
+	for _, other := range s.all {
+		if err == nil {
+			other.Settle()
+		}
+	}
+	for _, other := range s.all {
+		if other.Broken != nil {
+			return other, other.Broken
+		}
+	}
+	if c == nil { // the one with the last frame
+		for _, other := range s.all {
+			if c == nil || len(other.Log) > 0 {
+				c = other
+			}
+		}
+	}
+	return c, err
+}
 
 // bed is the node that a program is judged with, and the program.
 type bed struct {
@@ -33,8 +93,10 @@ type bed struct {
 	cmd            *exec.Cmd
 	stdin          *os.File
 	stdout, stderr bytes.Buffer
-	all            []*vectors.Conn
 	serial         int // of connections
+
+	ctx context.Context
+	conns
 }
 
 type listener interface {
@@ -44,11 +106,11 @@ type listener interface {
 
 // newBed listens, and starts the command with those words. The program's input is a pipe.
 func newBed(ctx context.Context, o *options, words ...string) (*bed, error) {
-	b, err := prepareBed(o)
+	b, err := prepareBed(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.run(ctx, words); err != nil {
+	if err := b.run(words); err != nil {
 		b.close()
 		return nil, err
 	}
@@ -56,12 +118,12 @@ func newBed(ctx context.Context, o *options, words ...string) (*bed, error) {
 }
 
 // prepareBed listens.
-func prepareBed(o *options) (*bed, error) {
+func prepareBed(ctx context.Context, o *options) (*bed, error) {
 	dir, err := os.MkdirTemp("", "fbus-conformance-")
 	if err != nil {
 		return nil, err
 	}
-	b := &bed{o: o, dir: dir, done: make(chan struct{})}
+	b := &bed{o: o, dir: dir, done: make(chan struct{}), ctx: ctx}
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "FBUS_NODE=") && !strings.HasPrefix(v, "FBUS_TICKET=") {
 			b.env = append(b.env, v)
@@ -77,22 +139,23 @@ func prepareBed(o *options) (*bed, error) {
 		b.close()
 		return nil, err
 	}
+	b.until(ctx, b.l)
 	b.env = append(b.env, variable)
 	return b, nil
 }
 
-func (b *bed) run(ctx context.Context, words []string) error {
-	return b.start(ctx, b.env, append(b.o.cmd[1:len(b.o.cmd):len(b.o.cmd)], words...))
+func (b *bed) run(words []string) error {
+	return b.start(b.env, append(b.o.cmd[1:len(b.o.cmd):len(b.o.cmd)], words...))
 }
 
-func (b *bed) start(ctx context.Context, env, words []string) error {
+func (b *bed) start(env, words []string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	b.stdin = w
-	b.cmd = exec.CommandContext(ctx, b.o.cmd[0], words...)
+	b.cmd = exec.Command(b.o.cmd[0], words...)
 	b.cmd.Env, b.cmd.Stdin, b.cmd.Stdout, b.cmd.Stderr = env, r, &b.stdout, &b.stderr
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	b.cmd.WaitDelay = time.Second
@@ -109,9 +172,10 @@ func (b *bed) start(ctx context.Context, env, words []string) error {
 
 // close ends the program and everything that it has started in its group.
 func (b *bed) close() {
-	for _, c := range b.all {
-		c.Close()
+	if b.stop != nil {
+		b.stop()
 	}
+	b.closeAll()
 	if b.stdin != nil {
 		b.stdin.Close()
 	}
@@ -175,7 +239,7 @@ func (b *bed) accept() (*vectors.Conn, error) {
 	}
 	c := vectors.NewConn(nc)
 	c.Patience = b.o.limit
-	b.all = append(b.all, c)
+	b.add(c)
 	return c, nil
 }
 
@@ -197,6 +261,8 @@ func (b *bed) greet() (*vectors.Conn, []any, error) {
 func (b *bed) status() (int, error) {
 	select {
 	case <-b.done:
+	case <-b.ctx.Done():
+		return 0, b.ctx.Err()
 	case <-time.After(b.o.limit):
 		return 0, errors.New("the program does not end")
 	}

@@ -100,13 +100,13 @@ func (b *bed) other(network string) (*tls.Config, error) {
 func clientTLSChecks(words ...string) (list []check) {
 	for _, n := range foreignNodes {
 		list = append(list, check{name: n.name, rules: strings.Fields(n.rules), run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
-			b, err := prepareBed(o)
+			b, err := prepareBed(ctx, o)
 			if err == nil {
 				defer b.close()
 				b.config, err = n.config(b)
 			}
 			if err == nil {
-				err = b.run(ctx, words)
+				err = b.run(words)
 			}
 			if err != nil {
 				return nil, err

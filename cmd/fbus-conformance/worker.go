@@ -34,10 +34,13 @@ func workerCheck(name string, rules []string, f func(b *workerBed) (*vectors.Con
 		if b != nil {
 			defer b.close()
 		}
-		if err != nil {
+		if err == nil {
+			c, err = f(b)
+		}
+		if b == nil {
 			return c, err
 		}
-		return f(b)
+		return b.verdict(c, err)
 	}}
 }
 
@@ -385,7 +388,7 @@ func refuses(ctx context.Context, o *options, code string, first []any, words ..
 	if err == nil && got != code {
 		err = fmt.Errorf("closed with the code %q, not %q", got, code)
 	}
-	return c, err
+	return b.verdict(c, err)
 }
 
 // grant waits for the first GRANT of a call's input.
@@ -453,7 +456,6 @@ func pumped(c *vectors.Conn, id, size int) error {
 			}
 		}
 		f, err := c.Next()
-		c.Log = nil // it would be long
 		switch {
 		case err != nil:
 			return err

@@ -60,7 +60,7 @@ func TestScripts(t *testing.T) {
 
 // site is a node, and its mesh.
 type site struct {
-	t     *testing.T
+	t     testing.TB
 	name  string
 	node  *node.Node
 	path  string
@@ -71,7 +71,7 @@ type site struct {
 }
 
 // sites starts nodes a, b, … and a mesh beside each.
-func sites(t *testing.T, count int) ([]*site, *server.Server) {
+func sites(t testing.TB, count int) ([]*site, *server.Server) {
 	t.Helper()
 	s, err := startServer("127.0.0.1:0", &server.Options{})
 	if err != nil {
@@ -86,7 +86,7 @@ func sites(t *testing.T, count int) ([]*site, *server.Server) {
 }
 
 // newSite starts a node and its mesh.
-func newSite(t *testing.T, name, urls string) *site {
+func newSite(t testing.TB, name, urls string) *site {
 	t.Helper()
 	x := &site{t: t, name: name, urls: urls}
 	dir, err := os.MkdirTemp("", "mesh")

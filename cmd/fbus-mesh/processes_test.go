@@ -21,14 +21,14 @@ import (
 // killed, and a NATS server in this one.
 type processes struct {
 	*trial
-	t      *testing.T
+	t      testing.TB
 	server *server.Server
 	serves map[string]*exec.Cmd
 	meshes map[string]*exec.Cmd
 }
 
 // newProcesses starts nodes, and a mesh beside each.
-func newProcesses(t *testing.T, names ...string) *processes {
+func newProcesses(t testing.TB, names ...string) *processes {
 	t.Helper()
 	s, err := startServer("127.0.0.1:0", &server.Options{})
 	if err != nil {
@@ -44,7 +44,7 @@ func newProcesses(t *testing.T, names ...string) *processes {
 }
 
 // newNodes starts nodes without meshes.
-func newNodes(t *testing.T, urls string, names ...string) *processes {
+func newNodes(t testing.TB, urls string, names ...string) *processes {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mesh")
 	if err != nil {

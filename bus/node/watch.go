@@ -87,6 +87,9 @@ func serveWatch(ctx context.Context, q *asked) error {
 		case c.stamp == stamp:
 			select {
 			case <-c.more:
+				if pause < watchPause {
+					continue // a relay looks for a slot at once
+				}
 			case <-ctx.Done():
 			}
 		case c.lost:

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -204,6 +205,21 @@ func TestWatchPace(t *testing.T) {
 	w := watch(t, owner, `{"types":["function"],"every":1}`)
 	offerFunc(t, owner, "mine", 2, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
 	w.until(`{"name":"mine"}`)
+
+	// A relay hears of a change at once, unless there was one just before.
+	w = watch(t, owner, `{"types":["function"],"every":49}`)
+	w.until(`{"name":"mine"}`)
+	least := time.Hour
+	for i := range 8 {
+		time.Sleep(60 * time.Millisecond)
+		at := time.Now()
+		offerFunc(t, owner, "mine", 3+i, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+		w.until(fmt.Sprintf(`{"name":"mine","slots":%d}`, 3+i))
+		least = min(least, time.Since(at))
+	}
+	if least > 25*time.Millisecond {
+		t.Errorf("a relay hears of a change after %v", least)
+	}
 }
 
 // TestWatchTooSlow: a reader that has missed changes gets a new snapshot, and holds little of the

@@ -396,6 +396,14 @@ func relayedToken(t *testing.T, root *asker, via string, p *raw) {
 func TestRelayedJobsEnd(t *testing.T) {
 	g := newGuests(t)
 	gw := g.ticket("gw", "call:who", "relay")
+	p := g.relays(gw)
+	worker := rawUnix(t, nil, g.path).greet()
+	worker.offer("who", 2, 0)
+	posted := map[string]string{}
+	for i, caller := range []string{"alice", "bob"} {
+		posted[caller] = strings.TrimSpace(p.says(as(caller, wordsFrame(uint64(i+1), "fbus.post", "who"))))
+		want[*wire.CallFrame](worker)
+	}
 	may := func(who jobs.Poster) bool { return g.n.MayRun(&who, "who") == nil }
 	theirs := jobs.Poster{Caller: "ticket:gw/alice", Serial: gw.Serial}
 	if !may(theirs) || !may(jobs.Poster{Caller: callerHere() + "/alice"}) || may(jobs.Poster{Caller: "uid:54321/" + callerHere()}) {
@@ -406,6 +414,16 @@ func TestRelayedJobsEnd(t *testing.T) {
 	}
 	if may(theirs) {
 		t.Error("after the relay was revoked")
+	}
+	for range posted {
+		worker.send(&wire.EndFrame{ID: want[*wire.CancelFrame](worker).ID})
+	}
+	root := &asker{raw: g.root}
+	for caller, job := range posted {
+		eventually(t, "it is dead", func() bool {
+			got := root.asks("fbus.jobs", `{"ids":["`+job+`"]}`)
+			return strings.Contains(got, `"state":"dead"`) && strings.Contains(got, `"message":"ticket:gw/`+caller+" may not call who: ticket gw was revoked")
+		})
 	}
 
 	// A user who may call, but no longer for others.

@@ -45,7 +45,8 @@ func logCommand() *cli.Command {
   fbus log --json --last 1000 | jq -r 'select(.status != 0) | .call'
 
 NAME is a function or, with a colon in it, a caller (ticket:NAME, uid:N); globs work
-for both. ticket:NAME is also a relay's callers, ticket:NAME/CALLER. --follow continues when the node restarts. Calls, refusals, and changes to
+for both. ticket:NAME is also a relay's callers, ticket:NAME/CALLER, and token:NAME the bearer of
+that token, by any relay. --follow continues when the node restarts. Calls, refusals, and changes to
 tickets are kept in files of their own: many of one kind do not remove the others. Of the
 refusals of one caller with one code, and of its calls that fbus ended before a worker had
 them, 50 a minute have an entry each; the others are counted ("and 12000 more").

@@ -85,7 +85,9 @@ type call struct {
 
 	age              uint64 // the node's tick when it came
 	arrived, started time.Time
-	timer            *time.Timer // of the deadline
+	ranAt            string        // the name of the worker that had it to the end
+	ran              time.Duration // there
+	timer            *time.Timer   // of the deadline
 	waitTimer        *time.Timer
 	waitGen          int // rises with each waitTimer, so that an old one is ignored
 	flows            [3]flow
@@ -148,6 +150,9 @@ func (c *call) to(next state) bool {
 			}
 			c.flows[wire.Input].held = 0 // the next worker grants its own credit
 			delete(c.offer.session.out, c.workerID)
+			if next == done {
+				c.ranAt, c.ran = c.offer.session.name, time.Since(c.started)
+			}
 			c.offer.take(-1, 0)
 			c.offer = nil
 			if fn.own != nil {

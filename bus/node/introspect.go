@@ -230,7 +230,8 @@ func (n *Node) callsFor(ctx context.Context, p *Peer, pace pace) iter.Seq[bus.Ca
 }
 
 func (c *call) info() bus.CallInfo {
-	i := bus.CallInfo{Call: c.name(), Relayed: c.given.call, Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds()}
+	i := bus.CallInfo{Call: c.name(), Relayed: c.given.call, Function: c.fn.name, State: "queued", Caller: c.caller(), Job: c.job(), Age: time.Since(c.arrived).Seconds(),
+		Worker: c.ranAt, Ran: c.ran.Seconds()}
 	if c.offer != nil {
 		i.State, i.Worker, i.Ran = "running", c.offer.session.name, time.Since(c.started).Seconds()
 	}

@@ -104,7 +104,9 @@ func TestWatch(t *testing.T) {
 	g.release <- struct{}{}
 	await(t, "the first", first)
 	await(t, "the second has begun", g.started)
-	w.until(`{"type":"call","gone":true,"state":"ended"}`)
+	if line := w.until(`{"type":"call","gone":true,"state":"ended"}`); line["worker"] == "" || line["ran"] == 0. {
+		t.Errorf("no worker or time in %v", line)
+	}
 	g.release <- struct{}{}
 	await(t, "the second", second)
 	w.until(`{"type":"function","name":"hold","queued":0,"busy":0,"free":1,"done":2}`)

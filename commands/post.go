@@ -246,7 +246,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", err, id)
 	}
 	o.sayMissing(client, stderr)
-	return o.postBatchThen(client)
+	return o.postBatchThen(client, stderr)
 }
 
 // checkBatchThen refuses a function that the poster may not call before anything is posted.
@@ -262,7 +262,7 @@ func (o *postOptions) checkBatchThen(client *bus.Client) error {
 
 // postBatchThen has the end of the batch post a job. It comes after the last job of this
 // command, so the batch does not end between two of them.
-func (o *postOptions) postBatchThen(client *bus.Client) error {
+func (o *postOptions) postBatchThen(client *bus.Client, stderr io.Writer) error {
 	if o.batchThen == "" {
 		return nil
 	}
@@ -271,6 +271,12 @@ func (o *postOptions) postBatchThen(client *bus.Client) error {
 	})
 	if err == nil {
 		_, err = output(context.Background(), client, "fbus.batch", args.JSON(doc))
+	}
+	if errors.Is(err, bus.ErrBadInput) { // no job is new
+		if !o.quiet {
+			say(stderr, fmt.Sprintf("batch %s has no jobs: its end does not post to %s", o.job.Batch, o.batchThen))
+		}
+		return nil
 	}
 	if err != nil {
 		e := o.explain(noStore(err, "fbus.batch"))
@@ -459,7 +465,7 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	o.sayMissing(client, stderr)
-	return o.postBatchThen(client)
+	return o.postBatchThen(client, stderr)
 }
 
 // newBatch makes up the name of a batch of jobs for a function.

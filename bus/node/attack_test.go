@@ -297,7 +297,7 @@ func TestManyNames(t *testing.T) {
 	}
 	f := callFrame(1, "fbus.functions", "")
 	f.Kind, f.Args = args.KindList, args.List(words...).Data()
-	if got := p.says(f); got != "65 bad_input: fbus.functions takes at most 1000 names" {
+	if got := p.says(f); got != "64 usage: fbus.functions takes at most 1000 names" {
 		t.Error(got)
 	}
 }

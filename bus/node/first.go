@@ -206,7 +206,7 @@ func (f *first) pass(ctx context.Context, q *asked) error {
 	case q.Kind == args.KindJSON:
 		a = args.JSON(q.Args)
 	case err != nil:
-		return badInput("%s: %v", q.Function, err)
+		return err
 	case len(words) == 0:
 		a = args.Args{}
 	}

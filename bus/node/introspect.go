@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -326,12 +327,9 @@ func (q *asked) cancelCall(id string) error {
 }
 
 func serveFunctions(ctx context.Context, q *asked) error {
-	names, err := q.Words()
+	names, err := q.words(0, maxNames, "at most "+strconv.Itoa(maxNames)+" names")
 	if err != nil {
-		return badInput("%s: %v", q.Function, err)
-	}
-	if len(names) > maxNames {
-		return badInput("%s takes at most %d names", q.Function, maxNames)
+		return err
 	}
 	for _, name := range names { // before look-up: denied and absent look alike
 		if !q.peer.sees(name) {
@@ -361,7 +359,10 @@ func serveNodes(_ context.Context, q *asked) error {
 }
 
 func serveCancel(ctx context.Context, q *asked) error {
-	if q.Kind == args.KindJSON && q.node.cfg.Jobs != nil {
+	if q.hasObject() {
+		if q.node.cfg.Jobs == nil {
+			return badInput("this node has no jobs")
+		}
 		return cancelBatch(ctx, q)
 	}
 	words, err := q.words(1, 1, "one argument: the id of a call, as fbus.calls shows it")

@@ -21,6 +21,9 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 	if err := q.document(d); err != nil {
 		return nil, err
 	}
+	if d.Dead && q.Function != "fbus.retry" || d.Older != 0 && q.Function != "fbus.purge" || (d.Limit != 0 || d.After != "" || d.Newest) && q.Function != "fbus.jobs" {
+		return nil, usageError("%s: dead is for fbus.retry, older for fbus.purge; limit, after and newest are for fbus.jobs", q.Function) // ignored, they would widen the answer
+	}
 	if _, err := wire.ParseOn(d.Function); err != nil || strings.HasPrefix(d.Function, "#") {
 		return nil, usageError("%s: invalid glob %q", q.Function, args.Shown(d.Function))
 	}
@@ -324,6 +327,9 @@ func serveBatch(_ context.Context, q *asked) error {
 		return usageError("%s: the node's own functions cannot be posted", d.Then)
 	case !q.peer.mayCall(d.Then):
 		return q.deny(d.Then)
+	}
+	if _, err := q.batch(d.Batch, (*Peer).admin); err != nil {
+		return err
 	}
 	return q.node.cfg.Jobs.Then(d.Batch, &jobs.Then{Function: d.Then, Poster: q.node.poster(q.peer), Options: o})
 }

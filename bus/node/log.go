@@ -21,10 +21,10 @@ const maxLogWait = 8 * time.Second
 func serveLog(ctx context.Context, q *asked) error {
 	var d bus.LogQuery
 	if err := q.document(&d); err != nil {
-		return badInput("%v", err)
+		return err
 	}
 	if d.Last < 0 || d.Wait < 0 {
-		return badInput("fbus.log: last and wait must not be negative")
+		return usageError("fbus.log: last and wait must not be negative")
 	}
 	q.pass() // it may wait
 	entries, next, err := q.node.cfg.Log.Read(ctx, calllog.Query{
@@ -33,7 +33,7 @@ func serveLog(ctx context.Context, q *asked) error {
 	})
 	switch {
 	case errors.Is(err, calllog.ErrQuery):
-		return badInput("fbus.log: %v", err)
+		return usageError("fbus.log: %v", err)
 	case errors.Is(err, calllog.ErrClosed):
 		return args.Errorf(args.CodeDraining, "fbus.log: %v", err)
 	case err != nil:

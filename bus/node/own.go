@@ -238,9 +238,13 @@ func (q *asked) pass() {
 // arguments, and the answer would be about more than was asked for.
 func (q *asked) Words() ([]string, error) {
 	if q.Kind == args.KindRaw && len(q.Head()) > 0 {
-		return nil, errors.New("it takes arguments, not input")
+		return nil, badInput("%s: it takes arguments, not input", q.Function)
 	}
-	return q.Invocation.Words()
+	words, err := q.Invocation.Words()
+	if err != nil {
+		return nil, usageError("%s: %v", q.Function, err)
+	}
+	return words, nil
 }
 
 // words returns the arguments, from least to most of them; form describes them.
@@ -248,9 +252,9 @@ func (q *asked) words(least, most int, form string) ([]string, error) {
 	words, err := q.Words()
 	switch {
 	case err != nil:
-		return nil, badInput("%s: %v", q.Function, err)
+		return nil, err
 	case len(words) < least || len(words) > most:
-		return nil, badInput("%s takes %s", q.Function, form)
+		return nil, usageError("%s takes %s", q.Function, form)
 	}
 	return words, nil
 }
@@ -271,6 +275,22 @@ func (q *asked) document(v any) error {
 		doc = []byte(words[0])
 	}
 	return strict(q.Function, doc, v)
+}
+
+// hasObject reports whether the call brings a JSON object, in one of the forms that document reads.
+func (q *asked) hasObject() bool {
+	doc := q.Args
+	switch q.Kind {
+	case args.KindRaw:
+		doc = q.Head()
+	case args.KindList:
+		words, err := q.Invocation.Words()
+		if err != nil || len(words) != 1 {
+			return false
+		}
+		doc = []byte(words[0])
+	}
+	return bytes.HasPrefix(bytes.TrimSpace(args.WithoutBOM(doc)), []byte("{"))
 }
 
 // strict decodes one JSON object, if there is one, and nothing else.

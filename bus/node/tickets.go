@@ -19,8 +19,11 @@ import (
 func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	var d bus.Invitation
-	if q.Kind != args.KindJSON || q.document(&d) != nil {
-		return badInput("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, node, ttl, reusable, uses, ephemeral, addresses")
+	if q.Kind != args.KindJSON {
+		return usageError("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, node, ttl, reusable, uses, ephemeral, addresses")
+	}
+	if err := q.document(&d); err != nil {
+		return err
 	}
 	if math.Abs(d.TTL) > 1e9 {
 		return usageError("fbus.invite: ttl: %g is not a valid time in seconds", d.TTL)
@@ -102,7 +105,10 @@ func (q *asked) token() ([]byte, error) {
 func serveJoin(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	request, err := q.Words()
-	if err != nil || !p.Joining || len(request) > 1 {
+	if err != nil {
+		return err
+	}
+	if !p.Joining || len(request) > 1 {
 		return badInput("fbus.join takes a certificate request in PEM, from a peer that holds an invitation")
 	}
 	if len(request) == 0 {
@@ -123,8 +129,11 @@ func serveJoin(_ context.Context, q *asked) error {
 func serveRenew(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	request, err := q.Words()
+	if err != nil {
+		return err
+	}
 	for2nd := len(request) == 2 && p.relay()
-	if err != nil || p.Serial == "" || len(request) != 1 && !for2nd {
+	if p.Serial == "" || len(request) != 1 && !for2nd {
 		return badInput("fbus.renew takes a certificate request in PEM, from a peer that has joined")
 	}
 	was := p.Serial

@@ -81,7 +81,7 @@ func TestAdmit(t *testing.T) {
 				t.Errorf("%.10q: %s", text, got)
 			}
 		}
-		if got := p.asks("fbus.admit", token, token); !strings.HasPrefix(got, "65 bad_input: ") {
+		if got := p.asks("fbus.admit", token, token); !strings.HasPrefix(got, "64 usage: ") {
 			t.Error(got)
 		}
 	}

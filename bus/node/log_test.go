@@ -91,11 +91,11 @@ func TestServeLogRefuses(t *testing.T) {
 	_, c := logOf(t)
 	for _, doc := range []string{`[]`, `{"last":-1}`, `{"wait":-1}`, `{"nobody":1}`, `{"function":"[a"}`, `7`} {
 		_, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Args: args.JSON([]byte(doc))})
-		if !errors.Is(err, bus.ErrUsage) {
+		if !errors.Is(err, &bus.Error{Code: args.CodeUsage}) {
 			t.Errorf("%s: %v", doc, err)
 		}
 	}
-	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Args: args.List("a")}); !errors.Is(err, bus.ErrUsage) {
+	if _, err := c.Call(context.Background(), &bus.Request{Function: "fbus.log", Args: args.List("a")}); !errors.Is(err, &bus.Error{Code: args.CodeUsage}) {
 		t.Errorf("words: %v", err)
 	}
 	var out bytes.Buffer

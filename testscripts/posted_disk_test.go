@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -677,6 +678,49 @@ func TestDiskFullOfOutput(t *testing.T) {
 	})
 	if strings.Contains(s.stderr(), "no job is taken") {
 		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+// TestDiskTooSmall: a job whose output the disk cannot hold is dead after some tries. Meanwhile other
+// jobs of its function run, also those that were posted after it.
+func TestDiskTooSmall(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=4m")
+	s := d.node(t)
+	c := s.client("poster")
+	s.worker("w", "gen", 2, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		n, _ := strconv.Atoi(string(inv.Head()))
+		if _, err := inv.Stdout.Write(make([]byte, n)); err != nil {
+			return fbus.Exit(74)
+		}
+		return fbus.Result{}
+	})
+	big, _ := post(c, "gen", `{"backoff":0.1}`, "8000000")
+	state := func(id string) (state, message string) {
+		list := s.list(c, fmt.Sprintf(`{"ids":[%q]}`, id))
+		if len(list) != 1 {
+			return "", ""
+		}
+		return string(list[0].State), list[0].Message
+	}
+	eventually(t, "it has found no room", func() bool { was, _ := state(big); return was != "queued" && was != "running" })
+	small, _ := post(c, "gen", `{}`, "11")
+	if a := ask(c, "fbus.result", small); !a.ok() || len(a.out) != 11 {
+		t.Errorf("a job with short output: %+v", a)
+	}
+	eventually(t, "it is dead", func() bool { was, _ := state(big); return was == "dead" })
+	if _, why := state(big); !strings.Contains(why, "the disk is nearly full") {
+		t.Errorf("it is dead for %q", why)
+	}
+	waiting, _ := post(c, "gen", `{"backoff":3600}`, "8000000")
+	eventually(t, "another waits", func() bool { was, _ := state(waiting); return was == "delayed" })
+	if status, _, errs := s.fbus("cancel", waiting); status != 0 {
+		t.Errorf("fbus cancel: %d, %s", status, errs)
+	}
+	small, _ = post(c, "gen", `{}`, "12")
+	if a := ask(c, "fbus.result", small); !a.ok() || len(a.out) != 12 {
+		t.Errorf("after a cancellation: %+v", a)
 	}
 }
 

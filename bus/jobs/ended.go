@@ -34,7 +34,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 	if failed == nil {
 		o.judge()
 	} else {
-		t.unkept(&o, failed, 2*(t.out.Wanted()+t.errOut.Wanted()))
+		t.unkept(&o, failed)
 	}
 	if !o.ok() {
 		o.cut(m.store.Spool, t.Poster.Key())
@@ -46,9 +46,9 @@ func (m *Manager) Ended(t *Taken, end End) {
 // its output: it may be the job that fills the disk.
 const maxUnkept = 3
 
-// unkept makes of an outcome that of an attempt whose output of so many bytes could not be kept. One
-// for which there can never be room is the last attempt.
-func (t *Taken) unkept(o *outcome, failed error, want int64) {
+// unkept makes of an outcome that of an attempt whose output could not be kept. One for which there
+// can never be room is the last attempt.
+func (t *Taken) unkept(o *outcome, failed error) {
 	m := t.m
 	o.never, o.lost = false, false
 	if errors.As(failed, new(*FullError)) {
@@ -71,12 +71,10 @@ func (t *Taken) unkept(o *outcome, failed error, want int64) {
 		o.stderr = m.store.Spool.NewDraft(t.Poster.Key())
 	}
 	// It is not the job's fault, and there may be room again.
-	o.later = !o.never && unkeptTries(t.job) < maxUnkept && !t.job.AtMostOnce
-	if errors.As(failed, new(*FullError)) && !o.never {
-		o.lacks = &lack{why: failed}
-		if store.IsFull(failed) {
-			o.lacks.want = want + 1
-		}
+	full := errors.As(failed, new(*FullError))
+	o.later = !o.never && !(full && fullTries(t.job) >= maxUnkept) && !t.job.AtMostOnce
+	if !o.never {
+		o.lacks = failed
 	}
 }
 
@@ -99,7 +97,7 @@ func (t *Taken) finish(o outcome) {
 		if err := cmp.Or(o.out.Keep(t.ID, store.PartOutput, t.Attempt), o.stderr.Keep(t.ID, store.PartStderr, t.Attempt)); err != nil { // no room, or the disk fails
 			m.warn("job %s: %v", t.ID, err)
 			o.drop()
-			t.unkept(&o, err, 2*(t.out.Wanted()+t.errOut.Wanted()))
+			t.unkept(&o, err)
 			o.out, o.stderr = nil, nil
 		}
 	}
@@ -122,10 +120,10 @@ type outcome struct {
 	out, stderr *store.Draft
 	started     bool
 	cancelled   bool
-	never       bool // no further attempt
-	later       bool // uses no attempt
-	lost        bool // the worker or the node was: uses no attempt either
-	lacks       *lack
+	never       bool  // no further attempt
+	later       bool  // uses no attempt
+	lost        bool  // the worker or the node was: uses no attempt either
+	lacks       error // why the output could not be kept, if it may be later
 }
 
 // drop deletes the output.
@@ -229,12 +227,11 @@ func (e *ending) short(why error) {
 	if o.out == nil {
 		return
 	}
-	want := store.OutputTakes(j, o.out, o.stderr)
-	if want == 0 {
+	if store.OutputTakes(j, o.out, o.stderr) == 0 {
 		return
 	}
 	if o.drop(); !o.later { // else nobody needs the output: it runs again anyway
-		e.t.unkept(o, why, want)
+		e.t.unkept(o, why)
 	}
 	o.out, o.stderr = nil, nil
 }
@@ -318,14 +315,11 @@ func (e *ending) written(err error) {
 		m.store.Shares.AddBytes(e.job.Poster.Key(), -e.freed)
 	}
 	m.store.Spool.Remove(e.stale...)
-	if l := e.o.lacks; l != nil && e.job != nil && e.job.State == Delayed {
-		l.until = e.job.Due
-		m.mu.Lock()
-		m.lacks[a.Function] = *l
-		m.mu.Unlock()
+	if e.o.lacks != nil && e.job != nil && e.job.State == Delayed {
+		m.lacked(a.Function, a.ID, e.o.lacks)
 	}
 	a.leave(false)
-	m.tryNext(a.Function)
+	m.tryNext(a)
 	if e.job == nil {
 		e.o.drop()
 		return

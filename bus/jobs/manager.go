@@ -61,7 +61,7 @@ type Manager struct {
 	waiters   map[ID][]chan ID  // each gets the id when the job has ended; it has room for it
 	lookouts  store.Watches[ID] // signalled when an attempt begins or ends, or the job has ended
 	armed     map[string]bool   // batches whose end posts a job
-	lacks     map[string]lack   // by function
+	lacks     map[string]*lack  // by function
 	paused    bool              // Close was called
 	started   bool
 	doubt     map[ID]*Job // jobs whose deletion was refused, and may be on disk all the same
@@ -75,7 +75,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: s, warn: c.Warn, tick: make(chan struct{}, 1),
-		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan ID{}, armed: map[string]bool{}, lookouts: store.Watches[ID]{}, lacks: map[string]lack{},
+		functions: map[string]*queue{}, active: map[ID]*Taken{}, held: map[string]bool{}, doubt: map[ID]*Job{}, waiters: map[ID][]chan ID{}, armed: map[string]bool{}, lookouts: store.Watches[ID]{}, lacks: map[string]*lack{},
 	}
 	if m.warn == nil {
 		m.warn = func(string, ...any) {}
@@ -249,4 +249,5 @@ func (m *Manager) finished(id ID) {
 	}
 	m.lookouts.Signal(id)
 	delete(m.waiters, id)
+	m.forgive(id)
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -127,5 +130,43 @@ func TestChainHasRoom(t *testing.T) {
 	}
 	if _, bytes := b.m.Totals(); bytes != 700<<10+5 {
 		t.Errorf("%d bytes are kept", bytes)
+	}
+}
+
+// TestSpoolUnwritable: while no file can be written a job waits for that, and its program is not run for
+// nothing. It pays no attempt, however long that lasts.
+func TestSpoolUnwritable(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("poster")
+	var ran atomic.Int32
+	b.offer(b.dial("worker"), "f", 1, sayLarge(&ran))
+	spool := filepath.Join(b.cfg.Dir, "spool")
+	if err := os.Rename(spool, spool+".away"); err != nil {
+		t.Fatal(err)
+	}
+	id := b.post(c, "f", "", "")
+	b.becomes(c, id, jobs.Delayed)
+	for range 20 {
+		b.clock.pass(time.Hour)
+		b.m.AwaitIdle()
+	}
+	why := "the store of jobs cannot be written: " + spool + ": no such file or directory"
+	eventually(t, "its note says so", func() bool {
+		b.clock.pass(time.Hour)
+		i := b.job(c, id)
+		return i.State == jobs.Queued && i.Note == why
+	})
+	if i := b.job(c, id); i.Used != 0 || ran.Load() > 2 {
+		t.Errorf("its program ran %d times; %+v", ran.Load(), i)
+	}
+	if e := call(c, "fbus.functions", args.JSON([]byte(`["f"]`)), ""); !strings.Contains(e.out, why) {
+		t.Errorf("%+v", e)
+	}
+	if err := os.Rename(spool+".away", spool); err != nil {
+		t.Fatal(err)
+	}
+	if e := b.result(c, id); e.res.Status != 0 || e.out != large {
+		t.Errorf("%+v, %d bytes", e.res, len(e.out))
 	}
 }

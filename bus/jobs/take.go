@@ -109,7 +109,11 @@ func (m *Manager) Take(function, worker, connection string, refused []ID) (*Take
 func (m *Manager) takeFirst(function, worker, connection string, refused map[ID]bool) (*Taken, *line) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.paused || !m.started || m.Holds().Function(function) || m.lacksRoom(function) {
+	if m.paused || !m.started || m.Holds().Function(function) {
+		return nil, nil
+	}
+	refused, none := m.skip(function, refused)
+	if none {
 		return nil, nil
 	}
 	var best *line

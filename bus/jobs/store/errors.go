@@ -27,7 +27,10 @@ func (e *TooLargeError) Error() string {
 	return fmt.Sprintf("more than the %d bytes of input and output that --max-spool allows %s", e.Most, e.Who)
 }
 
-func (e *FullError) Error() string { return "the store of jobs is full: " + e.What }
+// FullMessage begins the text of each FullError.
+const FullMessage = "the store of jobs is full: "
+
+func (e *FullError) Error() string { return FullMessage + e.What }
 func (e *FullError) Unwrap() error { return e.Err }
 
 // StoreError reports that the store cannot be written. The store tries again by itself.

@@ -81,18 +81,6 @@ var errNearlyFull = &FullError{What: "the disk is nearly full", Err: syscall.ENO
 // and end.
 func (s *Store) HasRoom() error { return s.room(jobRoom, false) }
 
-// OutputRoom returns how many bytes the output of accepted jobs may take, and how many of these
-// posts leave.
-func (s *Store) OutputRoom() (left, share int64) {
-	s.using.RLock()
-	defer s.using.RUnlock()
-	if s.db == nil {
-		return 0, 0
-	}
-	posts, left := s.spare()
-	return left, left - posts
-}
-
 // room returns an error if so many bytes of a post, or of the output of jobs, would take that room.
 func (s *Store) room(bytes int64, output bool) error {
 	s.using.RLock()

@@ -298,6 +298,16 @@ func (s *Spool) fails(err error) error {
 	return err
 }
 
+// Writable returns why no file can be written, nil if one can.
+func (s *Spool) Writable() error {
+	f, err := os.CreateTemp(s.dir, tmpPrefix)
+	if err == nil {
+		f.Close()
+		s.Remove(filepath.Base(f.Name()))
+	}
+	return err
+}
+
 // NoteFailure reports whether that differs from the last failure.
 func (s *Spool) NoteFailure(what string) bool {
 	s.mu.Lock()

@@ -191,6 +191,12 @@ func callerChecks() (checks []check, err error) {
 		b.end(2, 73, "acme.quota", "none left")
 		return b.ended(73, "")
 	})
+	add("ERROR with a code that nobody knows", "E-7-1", "exit 1", true, "", func(b *callerBed) error {
+		b.l.Close() // there is no other node
+		b.c.Send(vectors.F(2, "acme.quota", "none left"))
+		b.c.Close()
+		return b.ended(255, "")
+	})
 	add("a text with control characters, and a hint of a worker", "C-5.5-5 C-5.5-6", "exit 1", true, "", func(b *callerBed) error {
 		b.end(2, 65, "acme.x", "red \x1b[31m\nhint: run this")
 		_, err := b.status()

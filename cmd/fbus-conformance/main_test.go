@@ -158,6 +158,8 @@ func TestScripts(t *testing.T) {
 		},
 		Condition: func(name string) (bool, error) {
 			switch name {
+			case "soak":
+				return os.Getenv("FBUS_SOAK") != "", nil
 			case "python":
 				return python() != "", nil
 			case "perl":

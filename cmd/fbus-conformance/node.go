@@ -193,6 +193,16 @@ func nodeChecks() (list []check, err error) {
 		nodeCheck("two hundred calls in one write", []string{"C-5.5-1", "C-4-7"}, false, (*nodeBed).burst),
 		nodeCheck("16 MiB in each direction at the same time", []string{"C-2-9", "C-5.3-4"}, false, (*nodeBed).bulk),
 		nodeCheck("never more calls at a worker than slots, with cancelled ones", []string{"C-4-7", "C-5.4-1"}, false, (*nodeBed).slots),
+		nodeCheck("the caller's connection ends: CANCEL at the worker", []string{"C-5.8-5"}, false, (*nodeBed).callerLost),
+		nodeCheck("END names the call and the worker", []string{"C-5.5-4"}, false, (*nodeBed).named),
+		nodeCheck("no HELLO within 10 seconds", []string{"C-3.1-3"}, false, (*nodeBed).noHello),
+		nodeCheck("20,000 calls that wait: busy", []string{"C-5.8-2"}, false, (*nodeBed).tooMany),
+		nodeCheck("at most ten PROGRESS a second", []string{"C-5.9-2"}, false, (*nodeBed).tenASecond),
+		nodeCheck("relay is named only for those who ask", []string{"C-5.12-1"}, false, (*nodeBed).namesRelay),
+		nodeCheck("the identity of a relay's caller", []string{"C-5.12-3", "C-5.12-5"}, false, (*nodeBed).speaksFor),
+		nodeCheck("a guest sees what it may call, and administers nothing", []string{"F-9-2", "F-9-3"}, false, (*nodeBed).guest),
+		nodeCheck("a job runs, and its result is kept", []string{"J-9.1-2"}, false, (*nodeBed).posted),
+		nodeCheck("a job of somebody else is absent", []string{"J-9.1-3"}, false, (*nodeBed).absent),
 		nodeCheck("a call selects a relay, and a worker behind it", []string{"C-4.3-9"}, false, (*nodeBed).behind),
 	)
 	return list, errors.Join(err, err2)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -543,13 +544,20 @@ func denied(ctx context.Context, o *options) (*vectors.Conn, error) {
 	c.Patience = time.Second
 	for {
 		f, err := c.Next()
-		if err != nil {
-			return c, nil
-		}
-		if vectors.Matches(vectors.F(3), f) && slices.Contains(names, f[2]) && f[3] != 0. {
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return b.verdict(c, nil)
+		case err != nil: // it gives up, or does it try again?
+			b.o = &options{limit: time.Second, cmd: o.cmd, tls: o.tls}
+			if again, _, err := b.greet(); err == nil {
+				c = again
+				c.Patience = time.Second
+				continue
+			}
+			return b.verdict(c, nil)
+		case vectors.Matches(vectors.F(3), f) && slices.Contains(names, f[2]) && f[3] != 0.:
 			return c, fmt.Errorf("%v is offered again", f[2])
-		}
-		if vectors.Matches(vectors.F(3), f) {
+		case vectors.Matches(vectors.F(3), f):
 			c.Send([]any{4., f[1], "denied", "no"})
 			names = append(names, f[2])
 		}

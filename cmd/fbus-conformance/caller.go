@@ -136,6 +136,22 @@ func callerChecks() (checks []check, err error) {
 	checks = append(checks, check{name: "a node of major version 2", rules: []string{"C-3.2-1"}, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
 		return refuses(ctx, o, "version", vectors.F(1, 2, 0, "n", "i", "n"), "echo")
 	}})
+	checks = append(checks, check{name: "ERROR in place of HELLO, with a code that nobody knows", rules: []string{"E-7-1"}, run: func(ctx context.Context, o *options) (*vectors.Conn, error) {
+		plain, err := newBed(ctx, o, "exit", "1")
+		if err != nil {
+			return nil, err
+		}
+		b := &callerBed{bed: plain}
+		defer b.close()
+		if b.c, err = b.accept(); err != nil {
+			return b.c, err
+		}
+		b.l.Close() // there is no other node
+		b.c.Send(vectors.F(2, "acme.quota", "none left"))
+		b.c.Settle()
+		b.c.Close()
+		return b.verdict(b.c, b.ended(255, ""))
+	}})
 	add("a small input", "C-5.2-1", "echo", false, "a b\n", func(b *callerBed) error { return b.takes("a b\n", 1000) })
 	add("an input of 200,000 bytes, in grants of 1,000", "C-5.3-1 C-5.2-1 C-5.2-2", "echo", false, strings.Repeat("0123456789", 20000), func(b *callerBed) error {
 		return b.takes(strings.Repeat("0123456789", 20000), 1000)
@@ -194,6 +210,7 @@ func callerChecks() (checks []check, err error) {
 	add("ERROR with a code that nobody knows", "E-7-1", "exit 1", true, "", func(b *callerBed) error {
 		b.l.Close() // there is no other node
 		b.c.Send(vectors.F(2, "acme.quota", "none left"))
+		b.c.Settle()
 		b.c.Close()
 		return b.ended(255, "")
 	})

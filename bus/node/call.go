@@ -136,6 +136,9 @@ func (c *call) to(next state) bool {
 		if c.timer != nil {
 			c.timer.Stop()
 		}
+		if c.progress != nil && c.progress.timer != nil {
+			c.progress.timer.Stop()
+		}
 	}
 	if next.used() != was.used() {
 		if next.used() {
@@ -615,6 +618,7 @@ func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 		if c.offer != nil {
 			f.Worker = c.offer.session.nameText
 		}
+		c.passProgress(b, maxProgress)
 		out := f.Output
 		if k := len(out); k > longest { // with these names it might not fit a frame
 			b.Send(c.session.conn, &wire.DataFrame{ID: c.id, Stream: wire.Output, Payload: out[:k/2]})

@@ -82,3 +82,33 @@ func TestProgressShown(t *testing.T) {
 		t.Errorf("%T, %v; want END", f, err)
 	}
 }
+
+// TestProgressLast: the last of many reports is passed on, when the second is over or right before
+// END.
+func TestProgressLast(t *testing.T) {
+	_, path := start(t, node.Config{})
+	worker := rawUnix(t, nil, path).greet()
+	worker.offer("hold", 1, 0)
+	c := dial(t, path)
+	got := make(chan uint64, 2000)
+	over := post(bg(), c, bus.Request{Function: "hold", Progress: func(p bus.Progress) { got <- p.Done }})
+	want[*wire.CallFrame](worker)
+	report := func(from, to uint64) {
+		for i := from; i <= to; i++ {
+			worker.write(encode(&wire.ProgressFrame{ID: 1, Done: i}))
+		}
+	}
+	report(1, 500)
+	for await(t, "the last report while the call runs", got) != 500 {
+	}
+	report(501, 1000)
+	worker.write(encode(exit(1, 0)))
+	await(t, "the call", over)
+	last := uint64(0)
+	for len(got) > 0 {
+		last = <-got
+	}
+	if last != 1000 {
+		t.Errorf("the last report was %d", last)
+	}
+}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -389,14 +390,17 @@ func (s *session) handleCancel(b *wire.Batch, f *wire.CancelFrame) error {
 	return nil
 }
 
-// maxProgress bounds how many reports of a call are passed on in a second.
+// maxProgress bounds how many reports of a call are passed on in a second. The last of them is kept for
+// the report that comes last.
 const maxProgress = 10
 
 // progress is the last report of how far a call is.
 type progress struct {
 	bus.Progress
-	second time.Time // when the current second began
-	passed int       // reports in it that were passed on
+	second time.Time           // when the current second began
+	passed int                 // reports in it that were passed on
+	held   *wire.ProgressFrame // the last report, if it was not passed on yet
+	timer  *time.Timer         // of held; nil: none
 }
 
 // last returns the last report for people; nil: there was none.
@@ -425,14 +429,35 @@ func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
 	if c.posted != nil {
 		c.posted.job.Reported.Store(&jobs.Reported{Progress: p.Progress, At: time.Now()})
 	}
+	if !c.session.progress || c.session.conn == nil {
+		return nil
+	}
+	p.held = &wire.ProgressFrame{ID: c.id, Done: f.Done, Total: f.Total, Text: bytes.Clone(f.Text)}
+	c.passProgress(b, maxProgress-1)
+	return nil
+}
+
+// passProgress passes the last report on, if fewer than most were passed on in this second, or else later.
+func (c *call) passProgress(b *wire.Batch, most int) {
+	p := c.progress
+	if p == nil || p.held == nil || c.state.ended() {
+		return
+	}
 	if now := time.Now(); now.Sub(p.second) >= time.Second {
 		p.second, p.passed = now, 0
 	}
-	to := c.session
-	if p.passed++; p.passed > maxProgress || !to.progress || to.conn == nil || to.stalled() {
-		return nil
+	if p.passed < most && !c.session.stalled() {
+		p.passed++
+		b.Send(c.session.conn, p.held)
+		p.held = nil
+		return
 	}
-	f.ID = c.id
-	b.Send(to.conn, f)
-	return nil
+	if p.timer == nil {
+		p.timer = time.AfterFunc(max(time.Until(p.second.Add(time.Second)), time.Second/maxProgress), func() {
+			c.node.locked(func(b *wire.Batch) {
+				p.timer = nil
+				c.passProgress(b, maxProgress-1)
+			})
+		})
+	}
 }

@@ -23,7 +23,7 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 	case *wire.OfferedFrame:
 		answer := c.pending[f.Seq]
 		if answer == nil {
-			return args.Errorf(args.CodeProtocol, "answer to offer %d, which was never made", f.Seq)
+			return args.Errorf(args.CodeProtocol, "OFFERED of offer %d, which was never made", f.Seq)
 		}
 		delete(c.pending, f.Seq)
 		if len(f.Code) == 0 {
@@ -41,7 +41,7 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 		if inv == nil {
 			return err
 		}
-		return inv.rest.finish()
+		return about(f, f.ID, inv.rest.finish())
 	case *wire.CancelFrame:
 		inv, err := c.incoming(f, f.ID)
 		if inv == nil {
@@ -68,39 +68,47 @@ func (c *Client) Handle(b *wire.Batch, f wire.Frame) error {
 			case inv == nil:
 				return err
 			case inv.rest == nil:
-				return errInputEnded
+				return about(f, f.ID, errInputEnded)
 			}
-			return inv.rest.push(f.Payload)
+			return about(f, f.ID, inv.rest.push(f.Payload))
 		}
 		call, err := c.outgoing(f, f.ID)
 		switch {
 		case call == nil:
 			return err
 		case f.Stream == wire.Output:
-			return call.stdout.push(f.Payload)
+			return about(f, f.ID, call.stdout.push(f.Payload))
 		case call.errEnd == nil:
 			call.errEnd, call.stderr.wake = make(chan error, 1), make(chan struct{}, 1)
 			go call.pumpStderr() // ends with the call's stderr
 		}
-		return call.stderr.push(f.Payload)
+		return about(f, f.ID, call.stderr.push(f.Payload))
 	case *wire.GrantFrame:
 		if f.Stream == wire.Input {
 			call, err := c.outgoing(f, f.ID)
 			if call == nil || call.input == nil {
 				return err
 			}
-			return call.input.grant(f.Bytes)
+			return about(f, f.ID, call.input.grant(f.Bytes))
 		}
 		inv, err := c.incoming(f, f.ID)
 		switch {
 		case inv == nil:
 			return err
 		case f.Stream == wire.Stderr:
-			return inv.err.grant(f.Bytes)
+			return about(f, f.ID, inv.err.grant(f.Bytes))
 		}
-		return inv.out.grant(f.Bytes)
+		return about(f, f.ID, inv.out.grant(f.Bytes))
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a client", wire.TypeOf(f))
+	return args.Errorf(args.CodeProtocol, "%s is not for a client", wire.Name(f))
+}
+
+// about names the frame and the call in the error of a rule that it breaks.
+func about(f wire.Frame, id uint64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return wire.Broken(f, id, "%v", err)
 }
 
 // incoming returns the call of the node's that a frame is about, nil if it has ended.
@@ -124,7 +132,7 @@ func (c *Client) outgoing(f wire.Frame, id uint64) (*outCall, error) {
 // handleCall starts a call that the node opened. The client's mu is held.
 func (c *Client) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	if f.ID <= c.lastIn {
-		return args.Errorf(args.CodeProtocol, "call id %d after %d", f.ID, c.lastIn)
+		return wire.Broken(f, f.ID, "element 1 (id) must be above %d, the last one", c.lastIn)
 	}
 	c.lastIn = f.ID
 	off := c.offers[string(f.Name)]
@@ -152,7 +160,7 @@ func (c *Client) handleEnd(f *wire.EndFrame) error {
 		return err
 	}
 	if err := call.stdout.push(f.Output); err != nil {
-		return err // it is failed with the connection
+		return about(f, f.ID, err) // it is failed with the connection
 	}
 	delete(c.out, f.ID)
 	message, hint := string(f.Message), ""
@@ -194,5 +202,5 @@ func (c *Client) greet(f wire.Frame) error {
 	case *wire.ErrorFrame:
 		return args.FromWire(string(f.Code), string(f.Message), 0)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d before HELLO", wire.TypeOf(f))
+	return args.Errorf(args.CodeProtocol, "%s before HELLO: the first frame must be HELLO", wire.Name(f))
 }

@@ -139,7 +139,7 @@ func (s *recvStream) push(p []byte) error {
 	defer s.mu.Unlock()
 	switch {
 	case len(p) > s.credit:
-		return args.Errorf(args.CodeProtocol, "%d bytes of stream %d with a credit of %d", len(p), s.stream, s.credit)
+		return args.Errorf(args.CodeProtocol, "%d bytes with a credit of %d", len(p), s.credit)
 	case s.end == io.EOF:
 		return errInputEnded
 	case s.end != nil, len(p) == 0: // nobody reads on: the peer does not know that yet
@@ -152,7 +152,7 @@ func (s *recvStream) push(p []byte) error {
 }
 
 // errInputEnded is about a frame of an input after EOF, or after a CALL that had all of it.
-var errInputEnded = args.Errorf(args.CodeProtocol, "input after its end")
+var errInputEnded = args.Errorf(args.CodeProtocol, "it comes after the input's end")
 
 // finish ends an input at EOF. The nil recvStream is one that CALL has ended already.
 func (s *recvStream) finish() error {

@@ -162,10 +162,10 @@ func (r *Reader) longUint(max uint64) uint64 {
 			r.Fail("negative integer")
 		}
 	default:
-		r.wrongType(c, "integer")
+		r.wrongType(c, "uint")
 	}
 	if n > max {
-		r.Fail("integer %d exceeds the limit of %d", n, max)
+		r.Fail("uint %d exceeds the limit of %d", n, max)
 		return 0
 	}
 	return n

@@ -219,7 +219,7 @@ func (c *call) job() string {
 func (s *session) handleCall(b *wire.Batch, f *wire.CallFrame) error {
 	n := s.node
 	if f.ID <= s.lastIn {
-		return protocol("call id %d after %d", f.ID, s.lastIn)
+		return wire.Broken(f, f.ID, "element 1 (id) must be above %d, the last one", s.lastIn)
 	}
 	s.lastIn = f.ID
 	if s.gone {
@@ -642,7 +642,7 @@ func (s *session) handleEnd(b *wire.Batch, f *wire.EndFrame) error {
 	}
 	fl, size := &c.flows[wire.Output], int64(len(f.Output))
 	if size > fl.out {
-		return protocol("%d bytes of output in END with a credit of %d", size, fl.out)
+		return wire.Broken(f, f.ID, "%d bytes of output with a credit of %d", size, fl.out)
 	}
 	fl.use(size, c.session)
 	fn, o, full := c.fn, c.offer, s.full()

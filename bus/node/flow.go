@@ -159,10 +159,10 @@ func (c *call) pass(b *wire.Batch, f *wire.DataFrame) (to *session, id uint64, e
 	_, _, to = fl.ends()
 	size := int64(len(f.Payload))
 	if size > fl.out {
-		return nil, 0, protocol("%d bytes of stream %d with a credit of %d", size, f.Stream, fl.out)
+		return nil, 0, wire.Broken(f, f.ID, "%d bytes with a credit of %d", size, fl.out)
 	}
 	if f.Stream == wire.Input && c.input != inputOpen {
-		return nil, 0, protocol("input after its end")
+		return nil, 0, wire.Broken(f, f.ID, "it comes after the input's end")
 	}
 	if to == nil || size == 0 { // an empty frame passes nothing on
 		return nil, 0, nil

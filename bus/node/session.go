@@ -98,7 +98,7 @@ func (s *session) Handle(b *wire.Batch, f wire.Frame) error {
 	case *wire.HelloFrame:
 		return protocol("second HELLO")
 	}
-	return protocol("OFFERED is not for a node")
+	return protocol("%s is sent by a node, not by a client", wire.Name(f))
 }
 
 func protocol(format string, a ...any) error { return args.Errorf(args.CodeProtocol, format, a...) }
@@ -107,7 +107,7 @@ func protocol(format string, a ...any) error { return args.Errorf(args.CodeProto
 func (s *session) greet(b *wire.Batch, f wire.Frame) error {
 	h, ok := f.(*wire.HelloFrame)
 	if !ok {
-		return protocol("the first frame must be HELLO")
+		return protocol("%s before HELLO: the first frame must be HELLO", wire.Name(f))
 	}
 	n := s.node
 	if h.Major != wire.Major {
@@ -348,7 +348,7 @@ func (s *session) handleEOF(b *wire.Batch, f *wire.EOFFrame) error {
 		return err
 	}
 	if c.input != inputOpen {
-		return protocol("EOF after the input's end")
+		return wire.Broken(f, f.ID, "it comes after the input's end")
 	}
 	if c.offer == nil { // still queued: CALL has brought all of it
 		c.input = inputWhole
@@ -370,7 +370,7 @@ func (s *session) handleGrant(b *wire.Batch, f *wire.GrantFrame) error {
 	}
 	fl := &c.flows[f.Stream]
 	if fl.held+fl.out+int64(f.Bytes) > wire.MaxWindow {
-		return protocol("credit of %d bytes exceeds the limit of %d", fl.held+fl.out+int64(f.Bytes), wire.MaxWindow)
+		return wire.Broken(f, f.ID, "credit of %d bytes exceeds the limit of %d", fl.held+fl.out+int64(f.Bytes), wire.MaxWindow)
 	}
 	fl.held += int64(f.Bytes)
 	fl.give(b)

@@ -48,6 +48,8 @@ func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
 		return args.CodeUsage, "the schema: " + schema.Error()
 	case attributes != nil:
 		return args.CodeUsage, attributes.Error()
+	case len(attributesOf(f)) != len(f.Attributes)/2:
+		return args.CodeUsage, "an attribute comes twice"
 	case withdraws(f):
 		return "", ""
 	}

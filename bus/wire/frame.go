@@ -111,23 +111,39 @@ func TypeOf(f Frame) Type {
 // NotOpen returns the error about a frame for a call that its sender cannot mean: there is
 // none of that id, or other: there is one, but the sender is on its other side.
 func NotOpen(f Frame, id uint64, other bool) error {
-	name := layouts[TypeOf(f)].name
-	what, verb, side, you := name, "sent", "opener", "accepted"
-	if f, ok := f.(*GrantFrame); ok {
+	what, verb, side, you := Name(f), "sent", "opener", "accepted"
+	switch f := f.(type) {
+	case *GrantFrame:
 		what, verb = fmt.Sprintf("stream %d", f.Stream), "granted"
-		name += " of " + what
-	}
-	if f, ok := f.(*DataFrame); ok {
+	case *DataFrame:
 		what = fmt.Sprintf("stream %d", f.Stream)
-		name += " of " + what
 	}
 	if !ofOpener(f) {
 		side, you = "acceptor", "opened"
 	}
 	if !other {
-		return args.Errorf(args.CodeProtocol, "%s for call %d, which was never opened", name, id)
+		return args.Errorf(args.CodeProtocol, "%s for call %d, which was never opened", subject(f), id)
 	}
-	return args.Errorf(args.CodeProtocol, "%s for call %d: %s is %s by the %s, and you %s it", name, id, what, verb, side, you)
+	return args.Errorf(args.CodeProtocol, "%s for call %d: %s is %s by the %s, and you %s it", subject(f), id, what, verb, side, you)
+}
+
+// Name returns the name of a frame's type.
+func Name(f Frame) string { return layouts[TypeOf(f)].name }
+
+// subject names a frame, and its stream if it has one.
+func subject(f Frame) string {
+	switch f := f.(type) {
+	case *GrantFrame:
+		return fmt.Sprintf("GRANT of stream %d", f.Stream)
+	case *DataFrame:
+		return fmt.Sprintf("DATA of stream %d", f.Stream)
+	}
+	return Name(f)
+}
+
+// Broken returns the error of a rule that a frame for a call breaks, and names both.
+func Broken(f Frame, id uint64, format string, a ...any) error {
+	return args.Errorf(args.CodeProtocol, "%s for call %d: %s", subject(f), id, fmt.Sprintf(format, a...))
 }
 
 // ofOpener reports whether a frame about a call is one that its opener sends.

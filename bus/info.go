@@ -206,6 +206,7 @@ type Invitation struct {
 	Uses      int      `json:"uses,omitempty"`      // how many may join with it; default 1
 	Ephemeral bool     `json:"ephemeral,omitempty"` // a member goes when it was disconnected for an hour
 	Addresses []string `json:"addresses,omitempty"` // host:port to dial; default the machine's
+	By        string   `json:"by,omitempty"`        // from a second node: who asks there, a ticket's serial or uid:N
 }
 
 // TokenInfo describes a bearer token: the answer of fbus.admit, and of fbus.invite.

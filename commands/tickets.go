@@ -30,7 +30,7 @@ like a ticket.
 JSON fields: serial, name, kind (token; none: a ticket), rights (call:GLOB, offer:GLOB, admin,
 monitor, relay), state (invited, active, revoked, burnt), reusable, uses and used (of an invitation for several machines), via (the
 serial of that invitation), ephemeral, node (of a second node), issued, issued_by (the serial of the ticket that asked
-for it, if one did), expires, seen and from (last entry; an ephemeral identity is seen as
+for it, if one did), through (the serial of the second node at which it asked), expires, seen and from (last entry; an ephemeral identity is seen as
 long as it is connected), key (SHA-256 of the public key, or of the token), first (of a renewed
 identity: its first serial), into (the serial that replaced it), ended and by (when it was used or revoked, from where), connected (connections now).`,
 		Flags: append(o.flags(), &cli.BoolFlag{Name: "all", Usage: "also those that were revoked or used, or have expired", Destination: &all, DisableDefaultText: true}),

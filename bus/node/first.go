@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -192,26 +193,43 @@ func ask(ctx context.Context, c *bus.Client, limit time.Duration, function strin
 }
 
 // pass has the first node answer a call of a function that needs the CA or the list of tickets.
-// There the call is this node's own, with the rights of its ticket.
+// There this node's ticket must have the right, and so must the ticket that asks here: it ends
+// what it has issued, wherever it has asked.
 func (f *first) pass(ctx context.Context, q *asked) error {
+	var a args.Args
+	by := cmp.Or(q.peer.Serial, q.peer.Caller)
 	switch q.Function {
 	case "fbus.admit":
 		return f.admit(ctx, q)
+	case "fbus.join":
+		return serveJoin(ctx, q)
 	case "fbus.trust": // passed on, two nodes could take each other for the first one
 		return args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is", f.second.First())
-	}
-	words, err := q.Words()
-	a := args.List(words...)
-	switch {
-	case q.Kind == args.KindJSON:
-		a = args.JSON(q.Args)
-	case err != nil:
-		return err
-	case len(words) == 0:
-		a = args.Args{}
-	}
-	if q.Function == "fbus.renew" {
-		if len(words) != 1 || q.peer.Serial == "" {
+	case "fbus.invite":
+		var d bus.Invitation
+		if err := q.invitation(&d); err != nil {
+			return err
+		}
+		d.By = by
+		text, err := json.Marshal(d)
+		if err != nil {
+			return err
+		}
+		a = args.JSON(text)
+	case "fbus.tickets":
+		if _, err := q.words(0, 0, "no arguments"); err != nil {
+			return err
+		}
+		a = args.List(by)
+	case "fbus.revoke":
+		words, err := q.words(1, 1, "one argument: the name or serial of a ticket")
+		if err != nil {
+			return err
+		}
+		a = args.List(words[0], by)
+	case "fbus.renew":
+		words, err := q.Words()
+		if err != nil || len(words) != 1 || q.peer.Serial == "" {
 			return badInput("fbus.renew takes a certificate request in PEM, from a peer that has joined")
 		}
 		a = args.List(words[0], q.peer.Serial)
@@ -243,7 +261,7 @@ func (f *first) ask(ctx context.Context, function string, a args.Args) ([]byte, 
 	answer, err := ask(ctx, c, adminTime, function, a)
 	if err != nil {
 		e := args.AsError(err, args.CodeNodeLost)
-		if e.Code == args.CodeDenied {
+		if e.Code == args.CodeDenied && e.Hint == "" {
 			e.WithHint("this node's ticket does not administer the network: use the first node, %s, or join with a ticket of fbus invite --for-node --admin", f.second.First())
 		}
 		return nil, e

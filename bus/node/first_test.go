@@ -17,6 +17,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/trust"
@@ -326,5 +327,95 @@ func TestSecondIsNotFirst(t *testing.T) {
 	})
 	if i := c.info(t); i.Number != 0 || i.Shut == "" {
 		t.Errorf("%+v", i)
+	}
+}
+
+// TestSecondSaysWhoAsks: what is asked for at a second node is recorded as that of who has asked there,
+// ends with their ticket and with the node's, and needs the rights of both.
+func TestSecondSaysWhoAsks(t *testing.T) {
+	g := newGuests(t)
+	s := g.second(trust.Rights{Admin: true})
+	node := s.gate.Ticket().Serial
+	boss, guest := g.ticket("boss", "admin"), g.ticket("ci", "call:a")
+	at := dialTLS(t, s.addr, boss.ClientConfig(nil)).greet()
+	invite := func(name string) string { return `{"name":"` + name + `","call":["a"],"reusable":true}` }
+	for id, f := range []*wire.CallFrame{documentFrame(1, "fbus.invite", invite("x1")), documentFrame(2, "fbus.invite", invite("x2")), documentFrame(3, "fbus.invite", `{"name":"x3","call":["a"],"token":true}`), wordsFrame(4, "fbus.revoke", "x2")} {
+		if got := at.says(f); strings.HasPrefix(got, "6") || strings.HasPrefix(got, "77") {
+			t.Errorf("%d: %s", id, got)
+		}
+	}
+	local := rawUnix(t, s.Node, s.path).greet()
+	if got := local.says(documentFrame(1, "fbus.invite", invite("x4"))); !strings.HasPrefix(got, "fbus ticket") {
+		t.Error(got)
+	}
+	records := func() map[string]trust.Record {
+		list, err := g.a.Tickets()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := map[string]trust.Record{}
+		for _, r := range list {
+			m[r.Name] = r
+		}
+		return m
+	}
+	for name, by := range map[string][2]string{"x1": {boss.Serial, node}, "x3": {boss.Serial, node}, "x4": {node, ""}} {
+		if r := records()[name]; r.IssuedBy != by[0] || r.Through != by[1] {
+			t.Errorf("%s was issued by %s through %s, not %s", name, r.IssuedBy, r.Through, by)
+		}
+	}
+	var callers []string
+	entries, _, err := g.log.Read(context.Background(), calllog.Query{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Event == calllog.EventInvited || e.Event == calllog.EventRevoked {
+			callers = append(callers, e.Caller)
+		}
+	}
+	want := fmt.Sprintf("[ticket:b/ticket:boss ticket:b/ticket:boss ticket:b/ticket:boss ticket:b/ticket:boss ticket:b/uid:%d]", os.Getuid())
+	if got := fmt.Sprint(callers); got != want {
+		t.Errorf("logged: %s, not %s", got, want)
+	}
+
+	// Only a node asks for others, and it lends nobody its right.
+	relay, other := g.enter(s.gate.Ticket()), g.enter(boss)
+	id := uint64(10)
+	for _, c := range []struct {
+		p        *raw
+		by, want string
+	}{
+		{other, boss.Serial, "77 denied: ticket boss is not of a node"}, {g.root, "uid:0", "65 bad_input: "},
+		{relay, guest.Serial, "77 denied: ticket ci does not administer"}, {relay, records()["x2"].Serial, "77 revoked: "},
+		{relay, records()["x3"].Serial, "77 denied: "}, {relay, strings.Repeat("0", 32), "77 unlisted: "}, {relay, "uid:", "77 unlisted: "}, {relay, "x", "77 unlisted: "},
+	} {
+		id += 3
+		for _, f := range []*wire.CallFrame{wordsFrame(id, "fbus.tickets", c.by), wordsFrame(id+1, "fbus.revoke", "boss", c.by), documentFrame(id+2, "fbus.invite", `{"call":["a"],"by":"`+c.by+`"}`)} {
+			if got := c.p.says(f); !strings.HasPrefix(got, c.want) {
+				t.Errorf("%s by %s: %s, not %s", f.Name, c.by, got, c.want)
+			}
+		}
+	}
+
+	// What boss has issued ends with boss, and what went through the node with the node.
+	if _, _, err := g.a.Revoke("boss"); err != nil {
+		t.Fatal(err)
+	}
+	for name, state := range map[string]trust.State{"x1": trust.Revoked, "x3": trust.Revoked, "x4": trust.Active, "b": trust.Active} {
+		if r := records()[name]; r.State != state {
+			t.Errorf("%s is %s, not %s", name, r.State, state)
+		}
+	}
+	clerk := g.ticket("clerk", "admin")
+	at = dialTLS(t, s.addr, clerk.ClientConfig(nil)).greet()
+	if got := at.says(documentFrame(1, "fbus.invite", invite("x5"))); !strings.HasPrefix(got, "fbus ticket") {
+		t.Error(got)
+	}
+	if _, _, err := g.a.Revoke("b"); err != nil {
+		t.Fatal(err)
+	}
+	if r := records(); r["x5"].State != trust.Revoked || r["clerk"].State != trust.Active {
+		t.Errorf("%+v", r)
 	}
 }

@@ -73,9 +73,9 @@ func init() {
 		{name: "fbus.join", help: "exchange an invitation for an identity", arguments: "a certificate request in PEM", changes: true, part: ofTickets, serve: serveJoin},
 		{name: "fbus.renew", help: "renew an identity", arguments: "a certificate request in PEM", everybody: true, changes: true, part: ofTickets, serve: serveRenew},
 		{name: "fbus.admit", help: "whose token that is, and what it allows", arguments: "a token", relays: true, part: ofTickets, serve: serveAdmit},
-		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: noArguments, part: ofTickets, serve: serveTickets},
+		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: "none; from another node, who asks there", part: ofTickets, serve: serveTickets},
 		{name: "fbus.trust", help: "what was revoked, as a list (CRL) that the network's CA has signed", arguments: "none, or a JSON object", relays: true, long: true, waits: true, part: ofTickets, serve: serveTrust},
-		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial", changes: true, part: ofTickets, serve: serveRevoke},
+		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial; from another node, who asks there", changes: true, part: ofTickets, serve: serveRevoke},
 	}
 }
 

@@ -15,14 +15,44 @@ import (
 	"fbus/bus/trust"
 )
 
+// invitation decodes the argument of fbus.invite.
+func (q *asked) invitation(d *bus.Invitation) error {
+	if q.Kind != args.KindJSON {
+		return usageError("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, node, ttl, reusable, uses, ephemeral, addresses")
+	}
+	return q.document(d)
+}
+
+// asksFor has a second node's call count as that of somebody who asked there: see [trust.Authority.Asker].
+// It returns who issues tickets then, and through which node. by is empty if the peer asks for itself.
+func (q *asked) asksFor(by string) (issuer, through string, err error) {
+	p := q.peer
+	if by == "" {
+		return p.issuer(), "", nil
+	}
+	if p.Serial == "" {
+		return "", "", badInput("%s: only another node of the network asks for others", q.Function)
+	}
+	caller, err := q.node.cfg.Authority.Asker(p.Serial, by)
+	if err != nil {
+		return "", "", err
+	}
+	p.Caller += "/" + caller
+	if caller == by { // a user of that node's machine
+		return p.Serial, "", nil
+	}
+	return by, p.Serial, nil
+}
+
 // serveInvite makes a ticket and answers with its text.
 func serveInvite(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
 	var d bus.Invitation
-	if q.Kind != args.KindJSON {
-		return usageError("fbus.invite takes a JSON object: name, call, offer, admin, monitor, relay, token, node, ttl, reusable, uses, ephemeral, addresses")
+	if err := q.invitation(&d); err != nil {
+		return err
 	}
-	if err := q.document(&d); err != nil {
+	by, through, err := q.asksFor(d.By)
+	if err != nil {
 		return err
 	}
 	if math.Abs(d.TTL) > 1e9 {
@@ -30,10 +60,10 @@ func serveInvite(_ context.Context, q *asked) error {
 	}
 	request := trust.Request{
 		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},
-		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral, Node: d.Node,
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral, Node: d.Node, Through: through,
 	}
 	if d.Token {
-		return q.issueToken(request)
+		return q.issueToken(by, request)
 	}
 	if len(d.Addresses) == 0 {
 		if d.Addresses = n.addresses(); len(d.Addresses) == 0 {
@@ -41,7 +71,7 @@ func serveInvite(_ context.Context, q *asked) error {
 		}
 	}
 	request.Addresses = d.Addresses
-	t, err := n.cfg.Authority.Issue(p.issuer(), request)
+	t, err := n.cfg.Authority.Issue(by, request)
 	if err != nil {
 		return err
 	}
@@ -56,9 +86,9 @@ func serveInvite(_ context.Context, q *asked) error {
 }
 
 // issueToken makes a token and answers with it and its rights.
-func (q *asked) issueToken(request trust.Request) error {
+func (q *asked) issueToken(by string, request trust.Request) error {
 	n, p := q.node, q.peer
-	text, r, err := n.cfg.Authority.IssueToken(p.issuer(), request)
+	text, r, err := n.cfg.Authority.IssueToken(by, request)
 	if err != nil {
 		return err
 	}
@@ -170,6 +200,13 @@ func (q *asked) refuseIdentity(err error) error {
 }
 
 func serveTickets(_ context.Context, q *asked) error {
+	words, err := q.words(0, 1, "no arguments")
+	if err == nil && len(words) == 1 {
+		_, _, err = q.asksFor(words[0])
+	}
+	if err != nil {
+		return err
+	}
 	records, err := q.node.cfg.Authority.Tickets()
 	if err != nil {
 		return err
@@ -213,7 +250,10 @@ func (n *Node) connected() map[string]int {
 
 func serveRevoke(_ context.Context, q *asked) error {
 	n, p := q.node, q.peer
-	words, err := q.words(1, 1, "one argument: the name or serial of a ticket")
+	words, err := q.words(1, 2, "one argument: the name or serial of a ticket")
+	if err == nil && len(words) == 2 {
+		_, _, err = q.asksFor(words[1])
+	}
 	if err != nil {
 		return err
 	}
@@ -228,7 +268,7 @@ func serveRevoke(_ context.Context, q *asked) error {
 	}
 	for i, r := range gone {
 		joined := r.Via != "" && slices.Contains(info.Serials, r.Via)
-		if (joined || slices.Contains(info.Serials, r.IssuedBy)) && !slices.Contains(info.Issued, r.Name) {
+		if (joined || slices.Contains(info.Serials, r.IssuedBy) || slices.Contains(info.Serials, r.Through)) && !slices.Contains(info.Issued, r.Name) {
 			info.Issued = append(info.Issued, r.Name)
 		}
 		if !before.IsZero() {

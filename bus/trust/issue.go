@@ -34,6 +34,7 @@ type Request struct {
 	Ephemeral bool          // identities go when they were disconnected for EphemeralTime
 	Node      bool          // for a second node, which has the rights of NodeRights
 	Addresses []string      // host:port of the node, a hint for the joiner
+	Through   string        // the serial of the second node that the issuer asked, if one was
 	token     bool          // not a ticket: see IssueToken
 }
 
@@ -79,7 +80,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 func newRecord(q *Request, hash string, now, end time.Time) Record {
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral, Node: q.Node,
+		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral, Node: q.Node, Through: q.Through,
 	}
 	if q.Uses > 1 {
 		r.Uses = q.Uses
@@ -169,16 +170,18 @@ func checkAddress(addr string) error {
 // issue adds a record that by requests. Its name must be free.
 func (t *table) issue(r Record, by string, now time.Time) error {
 	if by != LocalUser {
-		issuer, err := t.state(by)
-		switch {
-		case err != nil:
+		issuer, err := t.issuer(by, now)
+		if err != nil {
 			return err
-		case now.After(issuer.Expires):
-			return expired(issuer.what(), issuer.Expires, now)
-		case issuer.State != Active:
-			return errorf(args.CodeWrongUse, "ticket %s is an invitation: it cannot issue tickets", issuer.Name)
 		}
-		r.IssuedBy = t.latest(issuer).Serial
+		r.IssuedBy = issuer.Serial
+	}
+	if r.Through != "" {
+		through, err := t.issuer(r.Through, now)
+		if err != nil {
+			return err
+		}
+		r.Through = through.Serial
 	}
 	if t.get(r.Serial) != nil {
 		return errorf(args.CodeStorage, "the serial %s was made twice", r.Serial)
@@ -192,6 +195,47 @@ func (t *table) issue(r Record, by string, now time.Time) error {
 	}
 	t.add(r)
 	return nil
+}
+
+// issuer returns the latest record of a serial that may have tickets issued now.
+func (t *table) issuer(serial string, now time.Time) (*Record, error) {
+	r, err := t.state(serial)
+	switch {
+	case err != nil:
+		return nil, err
+	case now.After(r.Expires):
+		return nil, expired(r.what(), r.Expires, now)
+	case r.State != Active:
+		return nil, errorf(args.CodeWrongUse, "ticket %s is an invitation: it cannot issue tickets", r.Name)
+	}
+	return t.latest(r), nil
+}
+
+// Asker returns the name of somebody for whom a second node asks, as [Identity.Caller] has it. node
+// is the serial of that node. by is the serial of a ticket, or uid:N for a user of the node's machine.
+// The second node is not believed that a ticket administers the network: the list has to say so.
+func (a *Authority) Asker(node, by string) (caller string, err error) {
+	t, err := a.list.load()
+	if err != nil {
+		return "", err
+	}
+	n, err := t.issuer(node, a.now())
+	switch uid, local := strings.CutPrefix(by, "uid:"); {
+	case err != nil:
+		return "", err
+	case !n.Node:
+		return "", errorf(args.CodeDenied, "%s is not of a node: it may not ask for others", n.what())
+	case local && len(uid) > 0 && len(uid) <= 10 && strings.Trim(uid, "0123456789") == "":
+		return by, nil
+	}
+	r, err := t.issuer(by, a.now())
+	if err != nil {
+		return "", err
+	}
+	if !r.Rights.Admin || r.Kind == Token {
+		return "", errorf(args.CodeDenied, "%s does not administer the network", r.what()).WithHint("ask a node's administrator")
+	}
+	return "ticket:" + r.Name, nil
 }
 
 // room returns an error if the list has no place for a record.
@@ -293,7 +337,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 	}
 	identity = Record{
 		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active, Ephemeral: inv.Ephemeral, Node: inv.Node,
-		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash, IssuedBy: inv.IssuedBy,
+		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash, IssuedBy: inv.IssuedBy, Through: inv.Through,
 	}
 	if inv.Uses > 1 {
 		if err := t.room(&identity, now); err != nil {
@@ -416,8 +460,10 @@ func (t *table) renew(r *Record, hash string, now, end time.Time) (identity Reco
 	identity.First, _ = t.first(r)
 	identity.Serial, identity.Issued, identity.Expires = newSerial(), now, earlier(now.Add(IdentityLife), end)
 	for i := range t.records { // the list may drop the expired one before them
-		if t.records[i].IssuedBy == r.Serial {
-			t.records[i].IssuedBy = identity.Serial
+		for _, by := range []*string{&t.records[i].IssuedBy, &t.records[i].Through} {
+			if *by == r.Serial {
+				*by = identity.Serial
+			}
 		}
 	}
 	r.Into = identity.Serial
@@ -488,7 +534,7 @@ func (t *table) kin(nameOrSerial string) (found []*Record) {
 		n = len(in)
 		for i := range t.records {
 			r := &t.records[i]
-			if in[r.Serial] || in[r.Into] || in[r.IssuedBy] || in[r.Via] {
+			if in[r.Serial] || in[r.Into] || in[r.IssuedBy] || in[r.Through] || in[r.Via] {
 				in[r.Serial] = true
 				if r.Into != "" {
 					in[r.Into] = true

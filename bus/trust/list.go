@@ -328,13 +328,15 @@ func (t *table) state(serial string) (*Record, error) {
 	if r == nil {
 		return nil, unlisted(serial)
 	}
-	by := r
-	for range t.records { // no chain is longer
-		if by.State == Revoked {
-			return nil, revoked(r, by.Ended)
+	issuers := []*Record{r} // and theirs
+	for i := 0; i < len(issuers); i++ {
+		if issuers[i].State == Revoked {
+			return nil, revoked(r, issuers[i].Ended)
 		}
-		if by = t.get(by.IssuedBy); by == nil {
-			break
+		for _, by := range []string{issuers[i].IssuedBy, issuers[i].Through} {
+			if up := t.get(by); up != nil && !slices.Contains(issuers, up) {
+				issuers = append(issuers, up)
+			}
 		}
 	}
 	return r, nil
@@ -403,6 +405,7 @@ type Record struct {
 	Ended     time.Time `json:"ended,omitzero"`      // when it was burnt or revoked
 	By        string    `json:"by,omitempty"`        // the address of the exchange that burnt it
 	IssuedBy  string    `json:"issued_by,omitempty"` // the serial of the requesting ticket; empty: a user of the node's machine
+	Through   string    `json:"through,omitempty"`   // the serial of the second node that the holder of that ticket asked; empty: none
 	Seen      time.Time `json:"seen,omitzero"`       // last entry, or of an ephemeral identity, last moment of a connection; may lag after a crash
 	From      string    `json:"from,omitempty"`      // the address of that entry
 }
@@ -479,6 +482,8 @@ func (r *Record) check() error {
 		return errorf(args.CodeDamaged, "serial %s has no key", r.Serial)
 	case r.IssuedBy != "" && !isSerial(r.IssuedBy):
 		return errorf(args.CodeDamaged, "serial %s was issued by %q", r.Serial, args.Shown(r.IssuedBy))
+	case r.Through != "" && !isSerial(r.Through):
+		return errorf(args.CodeDamaged, "serial %s was issued through %q", r.Serial, args.Shown(r.Through))
 	case r.Via != "" && !isSerial(r.Via):
 		return errorf(args.CodeDamaged, "serial %s has joined with %q", r.Serial, args.Shown(r.Via))
 	case r.Uses < 0 || r.Used < 0:

@@ -113,17 +113,24 @@ func (f *first) connect(ctx context.Context) (*bus.Client, error) {
 		c, e := bus.Dial(ctx, addr, &bus.Options{Name: f.node.cfg.Name, Network: f.node.cfg.Network, Identity: id, KeepAlive: f.node.cfg.KeepAlive})
 		if e == nil {
 			if e = f.update(ctx, c, 0); e == nil {
-				f.second.Refused(nil)
+				f.refused(nil)
 				return c, nil
 			}
 			c.Close()
 		}
-		f.second.Refused(e)
+		f.refused(e)
 		if i == 0 || errors.Is(e, bus.ErrDenied) {
 			err = e
 		}
 	}
 	return nil, err
+}
+
+// refused notes the first node's answer to this node's ticket.
+func (f *first) refused(err error) {
+	if err := f.second.Refused(err); err != nil {
+		f.warn(fmt.Sprintf("the first node's answer to this node cannot be kept: %v", err))
+	}
 }
 
 // follow keeps the revocation list and this node's certificates up to date while the connection

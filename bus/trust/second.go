@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"strings"
@@ -25,14 +26,23 @@ type Second struct {
 	ticket  atomic.Pointer[Ticket]
 	server  atomic.Pointer[tls.Config] // for the CA's certificate in the ticket
 	list    atomic.Pointer[received]
-	refused atomic.Pointer[args.Error] // by the first node, for good; nil: it is not
+	refused atomic.Pointer[firstRefusal] // by the first node, for good; nil: it is not
 	onGone  func(serials []string)
 }
 
 const (
 	revocationSuffix = ".revoked" // in the directory of joined networks
+	refusalSuffix    = ".refused"
 	interval         = 50 * time.Second
 )
+
+// firstRefusal is the first node's answer that a ticket of this node is void. It is kept on the disk: the
+// first node may be away when this one is started again.
+type firstRefusal struct {
+	Serial  string `json:"serial"`
+	Message string `json:"message"`
+	kept    bool
+}
 
 // OpenSecond opens what a user has got by joining a network with a ticket for a node. dir is
 // that of [OpenJoined]. maxAge bounds the age of the revocation list; 0 is no bound. now may
@@ -53,7 +63,7 @@ func OpenSecond(dir, network string, maxAge time.Duration, now func() time.Time)
 	}
 	if err == nil {
 		s.use(t)
-		err = s.loadList()
+		err = errors.Join(s.loadList(), s.loadRefusal())
 	}
 	if err != nil {
 		j.Close()
@@ -112,6 +122,24 @@ func (s *Second) loadList() error {
 	return nil
 }
 
+// loadRefusal reads the refusal that was kept.
+func (s *Second) loadRefusal() error {
+	name := s.Ticket().Network + refusalSuffix
+	data, _, err := s.joined.dir.read(name, maxTicket)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	r := &firstRefusal{kept: true}
+	if err == nil {
+		err = args.DecodeStrict(data, r)
+	}
+	if err != nil {
+		return errorf(args.CodeDamaged, "%s: %v", s.joined.dir.join(name), err).WithHint("join again with a new ticket, and remove it")
+	}
+	s.refused.Store(r)
+	return nil
+}
+
 // Update takes a revocation list (PEM) of the first node, keeps it, and has the connections of
 // newly revoked serials closed before it returns. A list that is older than the one here is
 // refused: somebody may play back what an earlier connection has sent.
@@ -138,14 +166,31 @@ func (s *Second) Update(text []byte) error {
 }
 
 // Refused notes the first node's answer to this node: nil, or an error. After one that says
-// that this node's ticket is void nobody is admitted.
-func (s *Second) Refused(err error) {
+// that this node's ticket is void nobody is admitted, until the user joins again. It returns an
+// error if it cannot keep that on the disk.
+func (s *Second) Refused(err error) error {
 	var e *args.Error
-	if errors.As(err, &e) && (e.Code == args.CodeRevoked || e.Code == args.CodeUnlisted) {
-		s.refused.Store(e)
-	} else if err == nil {
+	was, name := s.refused.Load(), s.Ticket().Network+refusalSuffix
+	switch {
+	case err == nil && was != nil:
 		s.refused.Store(nil)
+		if err := s.joined.dir.remove(name); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	case !errors.As(err, &e) || e.Code != args.CodeRevoked && e.Code != args.CodeUnlisted:
+		return nil
+	case was != nil && was.kept && was.Serial == s.Ticket().Serial:
+		return nil
 	}
+	r := &firstRefusal{Serial: s.Ticket().Serial, Message: e.Error()}
+	text, err := json.Marshal(r)
+	if err == nil {
+		err = s.joined.put(name, text)
+	}
+	r.kept = err == nil
+	s.refused.Store(r)
+	return err
 }
 
 // RenewalDue reports whether this node's certificates are to be renewed, which the first node
@@ -236,12 +281,13 @@ func (s *Second) CheckToken(r *Record) error {
 
 // stale returns an error if nobody can be admitted now.
 func (s *Second) stale() error {
-	list, t := s.list.Load(), s.Ticket()
+	list, t, refused := s.list.Load(), s.Ticket(), s.refused.Load()
 	switch {
+	case refused != nil && refused.Serial == t.Serial:
+		return errorf(args.CodeShut, "the network's first node refuses this node, so it admits nobody over TCP: %s", refused.Message).
+			WithHint("join again with a new ticket: fbus invite --for-node, at the network's first node")
 	case list == nil:
 		return errorf(args.CodeShut, "this node has no list of revoked tickets from the network's first node, %s, yet, so it admits nobody over TCP", s.First())
-	case s.refused.Load() != nil:
-		return errorf(args.CodeShut, "the network's first node refuses this node, so it admits nobody over TCP: %v", s.refused.Load())
 	case !list.revoked[t.Serial].IsZero():
 		return errorf(args.CodeShut, "this node's ticket %s was revoked at %s, so it admits nobody over TCP", t.Name, stamp(list.revoked[t.Serial])).
 			WithHint("join again with a new ticket: fbus invite --for-node, at the network's first node")

@@ -233,8 +233,13 @@ func TestSecondAdmits(t *testing.T) {
 	s.Refused(args.Errorf(args.CodeNoNode, "away"))
 	_, err = enter(cd)
 	wantCode(t, err, args.CodeShut, "refuses this node")
+	again = openSecondTest(t, dir, time.Hour, c) // after a restart too
+	wantCode(t, again.Refresh(), args.CodeShut, "ticket b was revoked")
 	s.Refused(nil)
 	if _, err := enter(cd); err != nil {
+		t.Error(err)
+	}
+	if err := openSecondTest(t, dir, time.Hour, c).Refresh(); err != nil {
 		t.Error(err)
 	}
 	if _, _, err := a.Revoke(own.Serial); err != nil {
@@ -243,6 +248,33 @@ func TestSecondAdmits(t *testing.T) {
 	update(t, s, a)
 	_, err = enter(cd)
 	wantCode(t, err, args.CodeShut, "ticket b was revoked")
+	again = openSecondTest(t, dir, time.Hour, c)
+	wantCode(t, again.Refresh(), args.CodeShut, "ticket b was revoked")
+
+	// Its user joins again, with another ticket.
+	s.Refused(revoked(&Record{Name: "b"}, c.now()))
+	ticket, err := a.Issue(LocalUser, Request{Name: "b", Node: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := s.joined.Begin(ticket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := a.Exchange(ticket.Serial, req, "b:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.joined.Finish(ticket, certs); err != nil {
+		t.Fatal(err)
+	}
+	s.Reload()
+	if err := s.Refresh(); err != nil {
+		t.Error(err)
+	}
+	if err := openSecondTest(t, dir, time.Hour, c).Refresh(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestSecondList: a second node takes a list of its network's CA only, and never goes back to an older

@@ -19,7 +19,7 @@ import (
 // nodes get it as an X.509 revocation list (CRL). The list of tickets forgets old records;
 // this one does not, since a second node admits a certificate that it does not contain.
 type revocations struct {
-	Number  int64        `json:"number"` // rises with each addition
+	Number  int64        `json:"number"` // rises with each addition, and each start of the first node
 	Revoked []revocation `json:"revoked"`
 }
 
@@ -102,19 +102,20 @@ func (a *Authority) revocations() (*revocations, error) {
 		has[e.Serial] = true
 		return now.Sub(e.Until) > slowClock
 	})
-	before := len(next.Revoked)
+	before, starts := len(next.Revoked), a.revoked == nil
 	for i := range t.records {
 		if r := &t.records[i]; r.State == Revoked && !has[r.Serial] && now.Sub(r.Expires) <= slowClock {
 			next.Revoked = append(next.Revoked, revocation{r.Serial, r.Ended, r.Expires})
 		}
 	}
-	if len(next.Revoked) > before || next.Number == 0 {
-		// Also greater than every earlier number if the file was lost or is an older copy.
+	if len(next.Revoked) > before || starts {
+		// The file, or the whole directory, may be an older copy: second nodes refuse a number that is
+		// less than an earlier one, and this one is greater if the clock is right.
 		next.Number = max(next.Number+1, now.Unix())
 		if data, err = json.Marshal(next); err == nil {
 			_, err = a.dir.write(revocationsName, append(data, '\n'))
 		}
-		if err != nil {
+		if err != nil && len(next.Revoked) > before {
 			return nil, errorf(args.CodeStorage, "the list of revoked tickets for second nodes cannot be written: %v", err)
 		}
 	}

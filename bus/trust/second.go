@@ -155,8 +155,8 @@ func (s *Second) Update(text []byte) error {
 		old = &received{}
 	}
 	if next.number < old.number {
-		return errorf(args.CodeDamaged, "the first node's list of revoked tickets has the number %d, and an earlier one had %d: was it restored from an older copy?", next.number, old.number).
-			WithHint("revoke again, there, what was revoked since; or, to trust the older list, stop this node and remove %s", s.joined.dir.join(s.listName()))
+		return errorf(args.CodeDamaged, "the first node's list of revoked tickets has the number %d, and an earlier one had %d: was its clock set back?", next.number, old.number).
+			WithHint("restart the first node when its clock is right, and revoke again what it has lost; or, to trust its list as it is, stop this node and remove %s", s.joined.dir.join(s.listName()))
 	}
 	s.list.Store(next)
 	if gone := next.since(old); len(gone) > 0 && s.onGone != nil {

@@ -354,6 +354,29 @@ func TestSecondList(t *testing.T) {
 		t.Error("it stays there for ever")
 	}
 
+	// The whole directory is an older copy: the node that is started with it has a greater number.
+	backup := map[string][]byte{listName: nil, revocationsName: nil}
+	for name := range backup {
+		data, err := os.ReadFile(filepath.Join(home, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		backup[name] = data
+	}
+	issue(t, b, Request{Name: "cd", Reusable: true})
+	c.add(time.Hour)
+	if _, _, err := b.Revoke("cd"); err != nil {
+		t.Fatal(err)
+	}
+	update(t, s, b)
+	c.add(time.Second)
+	for name, data := range backup {
+		if err := os.WriteFile(filepath.Join(home, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update(t, s, openTest(t, home, c))
+
 	// A file that is damaged is reported, and nothing is made of it.
 	if err := os.WriteFile(filepath.Join(home, revocationsName), []byte(`{"number":1`), 0o600); err != nil {
 		t.Fatal(err)

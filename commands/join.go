@@ -42,7 +42,7 @@ join again with the same ticket.
 With a ticket for a node, this user's fbus serve is then another node of that network.
 
 There is one identity for each network: joining under another name moves the old one to
-NETWORK.NAME.pem. They are in $FBUS_HOME/joined, or in joined in fbus's configuration
+NETWORK.NAME.pem. That of a node stays, and the new one is put there. They are in $FBUS_HOME/joined, or in joined in fbus's configuration
 directory.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "node", Usage: "the node's address, `HOST[:PORT]`, instead of the ticket's", Destination: &o.node},
@@ -73,10 +73,15 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		}
 		t.Addresses = []string{wire.WithPort(o.node)}
 	}
-	dir, err := find.JoinedDir()
+	home, err := find.HomeDir()
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a writable directory")
 	}
+	if t.Node && founded(home, t.Network) {
+		return fail(args.CodeOtherNetwork, "this user has the CA of a network %s: its fbus serve is the first node of that one", t.Network).
+			WithHint("join as another user, or with another FBUS_HOME; or, if nobody uses that network, remove %s first", filepath.Join(home, "networks", t.Network))
+	}
+	dir := filepath.Join(home, "joined")
 	j, err := trust.OpenJoined(dir)
 	if err != nil {
 		return err
@@ -96,16 +101,30 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	aside := before != nil && before.Server != nil && t.Server == nil
 	if !o.quiet {
+		file := filepath.Join(dir, t.Network+".pem")
+		if aside {
+			file = j.Aside(t)
+		}
 		say(stderr, fmt.Sprintf("joined network %s as %s: %s; until %s", t.Network, t.Name, t.Rights, t.Expires.Local().Format("2006-01-02")))
-		say(stderr, "stored in "+filepath.Join(dir, t.Network+".pem"))
+		say(stderr, "stored in "+file)
+	}
+	if aside {
+		say(stderr, fmt.Sprintf("this user stays a node of network %s, %s, whose identity commands use by default", t.Network, before.Name))
+		say(stderr, "hint: FBUS_TICKET="+args.Quote(j.Aside(t))+" before a command uses the new one; to end the node, remove "+args.Quote(filepath.Join(dir, t.Network+".pem"))+" and join again")
+		return nil
 	}
 	if t.Server != nil {
 		if err := o.firstList(ctx, dir, t); err != nil {
 			say(stderr, "warning: the list of revoked tickets is not there yet: "+explain(err).Message+": fbus serve gets it")
 		}
 		if !o.quiet {
-			say(stderr, "fbus serve is now a node of that network; its first node is at "+strings.Join(t.Addresses, ", "))
+			serve := "fbus serve"
+			if several, _ := nodeNetworks(); len(several) > 1 {
+				serve += " --network " + t.Network
+			}
+			say(stderr, serve+" is now a node of that network; its first node is at "+strings.Join(t.Addresses, ", "))
 		}
 	}
 	if before != nil && before.Name != t.Name {

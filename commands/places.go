@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,15 +45,15 @@ func networkID(given string, stderr io.Writer) (string, error) {
 	if given != "" {
 		return given, nil
 	}
-	joined, err := find.NodeNetworks()
+	several, err := nodeNetworks()
 	if err != nil {
 		return "", err
 	}
-	if len(joined) > 1 {
-		return "", usage("this user may run a node of several networks: %s", strings.Join(joined, " ")).WithHint("choose one: --network ID")
+	if len(several) > 1 {
+		return "", usage("this user may run a node of several networks: %s", strings.Join(several, " ")).WithHint("choose one: --network ID")
 	}
-	if len(joined) == 1 {
-		return joined[0], nil
+	if len(several) == 1 {
+		return several[0], nil
 	}
 	id := "net-" + wire.NewInstance()[:12]
 	dir, err := find.HomeDir()
@@ -64,4 +65,23 @@ func networkID(given string, stderr io.Writer) (string, error) {
 		say(stderr, "hint: set FBUS_HOME to a writable directory, or use --network")
 	}
 	return id, nil
+}
+
+// nodeNetworks returns the networks that were joined with a ticket for a node and, if there are some, the
+// network of this user's own that has a CA.
+func nodeNetworks() ([]string, error) {
+	list, err := find.NodeNetworks()
+	home, e := find.HomeDir()
+	if err != nil || e != nil || len(list) == 0 {
+		return list, err
+	}
+	if own := trust.KeptNetwork(home); own != "" && !slices.Contains(list, own) && founded(home, own) {
+		list = append(list, own)
+	}
+	return list, nil
+}
+
+// founded reports whether this user has the CA of a network of that name.
+func founded(home, network string) bool {
+	return trust.Founded(filepath.Join(home, "networks", network))
 }

@@ -106,7 +106,7 @@ func (d *door) open(network string, warn func(string, ...any)) error {
 		// Tokens are made, and tickets can still be listed and revoked: after a leak a node may be
 		// taken off the network first.
 		home, err := find.HomeDir()
-		founded := err == nil && trust.Founded(filepath.Join(home, "networks", network))
+		founded := err == nil && founded(home, network)
 		if err := d.openGate(network, warn); err != nil {
 			d.noTickets = err
 			if founded {
@@ -167,7 +167,7 @@ func (d *door) openGate(network string, warn func(string, ...any)) error {
 	if err != nil {
 		return fail(args.CodeInternal, "%v", err).WithHint("set FBUS_HOME to a writable directory")
 	}
-	founded := trust.Founded(filepath.Join(home, "networks", network))
+	founded := founded(home, network)
 	joined, err := find.NodeNetworks(network)
 	switch {
 	case founded && len(joined) > 0:

@@ -99,7 +99,8 @@ func (j *Joined) Finish(invitation *Ticket, cert []byte) (*Ticket, error) {
 func (j *Joined) Abandon(invitation *Ticket) { j.dir.remove(pendingName(invitation)) }
 
 // Save stores an identity or a reusable ticket for its network. An existing one with
-// another name is set aside: see [Joined.Aside].
+// another name is set aside: see [Joined.Aside]. But that of a node stays, and a ticket
+// that is not for a node is itself put aside: it would end the node.
 func (j *Joined) Save(t *Ticket) error {
 	if t.Joining {
 		return errorf(args.CodeWrongUse, "ticket %s is an invitation: exchange it", t.Name).WithHint("fbus join FILE")
@@ -120,7 +121,12 @@ func (j *Joined) Save(t *Ticket) error {
 	if errors.Is(err, &args.Error{Code: args.CodeNoTicket}) {
 		j.dir.remove(t.Network + revocationSuffix) // of an earlier network of that name
 	}
-	if err == nil && old.Name != t.Name {
+	name := t.Network + identitySuffix
+	switch {
+	case err != nil:
+	case old.Server != nil && t.Server == nil:
+		name = asideName(t)
+	case old.Name != t.Name:
 		aside, err := old.Format()
 		if err == nil {
 			_, err = j.dir.write(asideName(old), aside)
@@ -129,7 +135,7 @@ func (j *Joined) Save(t *Ticket) error {
 			return err
 		}
 	}
-	_, err = j.dir.write(t.Network+identitySuffix, text)
+	_, err = j.dir.write(name, text)
 	return err
 }
 

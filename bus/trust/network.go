@@ -46,6 +46,17 @@ func KeepNetwork(dir, id string) (string, error) {
 	return id, nil
 }
 
+// KeptNetwork returns the id that [KeepNetwork] has stored in a directory that exists; "": none.
+func KeptNetwork(dir string) string {
+	d, err := openUnless(dir, 0)
+	if err != nil {
+		return ""
+	}
+	defer d.close()
+	kept, _ := d.network()
+	return kept
+}
+
 // network reads the stored id.
 func (d *privateDir) network() (string, error) {
 	data, _, err := d.readUnless(networkName, maxNetwork, 0o022)

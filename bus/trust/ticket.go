@@ -36,16 +36,19 @@ type Ticket struct {
 	Addresses  []string // host:port to dial, in this order: hints, which may have been edited
 	Invitation string   // of a joined identity: the serial of the invitation, a hint too
 
+	Node bool // of an invitation: for a second node; a hint too
+
 	// Of an invitation, known to the issuer, not to the reader.
 	Uses      int  // how many may join with it, if more than one
 	Ephemeral bool // identities go when they were disconnected for EphemeralTime
-	Node      bool // for a second node
 
 	CA     *x509.Certificate
 	Leaf   *x509.Certificate
 	Server *x509.Certificate // of a second node: for the same key, what it is as a node; else nil
 	Key    crypto.Signer
 }
+
+const forNode = ", for a node" // in the line use
 
 // Format encodes a ticket as text.
 func (t *Ticket) Format() ([]byte, error) {
@@ -71,7 +74,7 @@ func (t *Ticket) Format() ([]byte, error) {
 		}
 		then += "the ticket is revoked"
 		if t.Node {
-			uses += ", for a node"
+			uses += forNode
 		}
 		line("use", uses+": fbus join FILE")
 		line("then", then)
@@ -138,6 +141,7 @@ func ParseTicket(text []byte) (*Ticket, error) {
 		return nil, err
 	}
 	for _, l := range comment(text) {
+		t.Node = t.Node || t.Joining && strings.HasPrefix(l, "use:") && strings.Contains(l, forNode+":")
 		if serial, ok := strings.CutPrefix(strings.TrimSpace(l), "invitation:"); ok && isSerial(strings.TrimSpace(serial)) {
 			t.Invitation = strings.TrimSpace(serial)
 		}

@@ -23,6 +23,13 @@ func init() {
 	goneTime, relayTime = GoneTime, RelayTime
 }
 
+// PingFirst sets how second nodes find out that the first one hangs. Call restore when they are closed.
+func PingFirst(ping, hangs time.Duration) (restore func()) {
+	p, h := firstPing, firstHangs
+	firstPing, firstHangs = ping, hangs
+	return func() { firstPing, firstHangs = p, h }
+}
+
 // DismissExpired is what the node does every few seconds.
 func (n *Node) DismissExpired() { n.dismissExpired() }
 

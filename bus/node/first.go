@@ -30,6 +30,10 @@ const (
 	firstPause = 2 * time.Second
 )
 
+// A first node whose process is stopped keeps its connections. It is away if it does not answer
+// a call within firstHangs, of which there is one after each firstPing.
+var firstPing, firstHangs = 3 * time.Second, 5 * time.Second
+
 // first is the network's first node, as another node of the network uses it: it alone issues,
 // renews and revokes tickets.
 type first struct {
@@ -82,10 +86,7 @@ func (f *first) run() {
 			return
 		}
 		f.warn(fmt.Sprintf("the network's first node cannot be reached: %v: nothing can be invited, revoked or renewed here, and revocations are not known", err))
-		select {
-		case <-time.After(pause/2 + rand.N(pause/2)):
-		case <-ctx.Done():
-		}
+		wait(ctx, pause/2+rand.N(pause/2))
 	}
 }
 
@@ -136,11 +137,20 @@ func (f *first) refused(err error) {
 // follow keeps the revocation list and this node's certificates up to date while the connection
 // lasts.
 func (f *first) follow(ctx context.Context, c *bus.Client) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	f.node.serving.Go(func() { // ends with ctx
+		for wait(ctx, firstPing) {
+			if _, err := ask(ctx, c, firstHangs, "fbus.nodes", args.Args{}); errors.Is(err, bus.ErrDeadline) {
+				end(args.Errorf(args.CodeNoNode, "it has not answered for %s", firstHangs))
+			}
+		}
+	})
 	for {
 		unrenewed := f.renew(ctx, c)
 		err := f.update(ctx, c, f.second.Interval())
 		if c.Err() != nil || ctx.Err() != nil {
-			return errors.Join(c.Err(), ctx.Err())
+			return cmp.Or(context.Cause(ctx), c.Err())
 		}
 		switch {
 		case err == nil && unrenewed == nil:
@@ -151,11 +161,17 @@ func (f *first) follow(ctx context.Context, c *bus.Client) error {
 			continue
 		}
 		f.warn(fmt.Sprintf("the list of revoked tickets cannot be got from the network's first node: %v", err))
-		select {
-		case <-time.After(firstPause):
-		case <-ctx.Done():
-		}
+		wait(ctx, firstPause)
 	}
+}
+
+// wait waits for a time, and reports whether ctx has not ended.
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // update gets the revocation list when it has changed, at the latest after a time.
@@ -268,6 +284,10 @@ func (f *first) ask(ctx context.Context, function string, a args.Args) ([]byte, 
 	answer, err := ask(ctx, c, adminTime, function, a)
 	if err != nil {
 		e := args.AsError(err, args.CodeNodeLost)
+		if f.mu.Lock(); f.client != c { // it was closed
+			e = args.Errorf(args.CodeNodeLost, "the network's first node, %s, was lost before it had answered, so it may have done that: %v", f.second.First(), f.err)
+		}
+		f.mu.Unlock()
 		if e.Code == args.CodeDenied && e.Hint == "" {
 			e.WithHint("this node's ticket does not administer the network: use the first node, %s, or join with a ticket of fbus invite --for-node --admin", f.second.First())
 		}

@@ -10,10 +10,14 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -418,4 +422,62 @@ func TestSecondSaysWhoAsks(t *testing.T) {
 	if r := records(); r["x5"].State != trust.Revoked || r["clerk"].State != trust.Active {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestFirstHangs: a first node that does not answer counts as away, though its connection stays.
+func TestFirstHangs(t *testing.T) {
+	t.Cleanup(node.PingFirst(200*time.Millisecond, 500*time.Millisecond))
+	g := newGuests(t)
+	first := g.addr
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hangs atomic.Bool
+	var proxies sync.WaitGroup
+	t.Cleanup(proxies.Wait)
+	t.Cleanup(func() { l.Close() })
+	proxies.Go(func() { // ends with the listener
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", first)
+			if err != nil {
+				near.Close()
+				return
+			}
+			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+				proxies.Go(func() { // ends with either connection
+					defer way[0].Close()
+					defer way[1].Close()
+					for buf := make([]byte, 1<<16); ; {
+						n, err := way[0].Read(buf)
+						if err != nil {
+							return
+						}
+						if !hangs.Load() {
+							way[1].Write(buf[:n])
+						}
+					}
+				})
+			}
+		}
+	})
+	g.addr = l.Addr().String()
+	s := g.second(trust.Rights{Admin: true})
+	local := rawUnix(t, s.Node, s.path).greet()
+	hangs.Store(true)
+	if got := local.says(documentFrame(1, "fbus.invite", `{"call":["a"]}`)); !strings.HasPrefix(got, "255 node_lost: ") || !strings.Contains(got, "not answered for 500ms") {
+		t.Error(got)
+	}
+	if got := local.says(wordsFrame(2, "fbus.tickets")); !strings.HasPrefix(got, "255 no_node: ") || !strings.Contains(got, "not answered for 500ms") {
+		t.Error(got)
+	}
+	if i := s.info(t); !strings.Contains(i.Away, "not answered") {
+		t.Errorf("%+v", i)
+	}
+	hangs.Store(false)
+	eventually(t, "it is back", func() bool { return s.info(t).Away == "" })
 }

@@ -258,6 +258,7 @@ type BatchThen struct {
 	Keep     float64 `json:"keep,omitempty"`
 	Timeout  float64 `json:"timeout,omitempty"`
 	On       string  `json:"on,omitempty"`
+	Check    bool    `json:"check,omitempty"` // only whether it would be refused
 }
 
 // BatchEnd is the document about a batch whose jobs have all ended.

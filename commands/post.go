@@ -249,15 +249,27 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 	return o.postBatchThen(client, stderr)
 }
 
-// checkBatchThen refuses a function that the poster may not call before anything is posted.
+// checkBatchThen refuses a function that the end of the batch may not post to, before anything is
+// posted.
 func (o *postOptions) checkBatchThen(client *bus.Client) error {
 	if o.batchThen == "" {
 		return nil
 	}
-	if _, err := output(context.Background(), client, "fbus.functions", args.List(o.batchThen)); err != nil {
+	if err := o.askBatch(client, true); err != nil {
 		return o.explain(err)
 	}
 	return nil
+}
+
+func (o *postOptions) askBatch(client *bus.Client, check bool) error {
+	doc, err := marshal(bus.BatchThen{
+		Batch: o.job.Batch, Then: o.batchThen, Retries: o.job.Retries, Backoff: o.backoff.d.Seconds(), Priority: o.job.Priority, Keep: o.keep.d.Seconds(), Timeout: o.timeout.d.Seconds(),
+		Check: check,
+	})
+	if err == nil {
+		_, err = output(context.Background(), client, "fbus.batch", args.JSON(doc))
+	}
+	return err
 }
 
 // postBatchThen has the end of the batch post a job. It comes after the last job of this
@@ -266,13 +278,8 @@ func (o *postOptions) postBatchThen(client *bus.Client, stderr io.Writer) error 
 	if o.batchThen == "" {
 		return nil
 	}
-	doc, err := marshal(bus.BatchThen{
-		Batch: o.job.Batch, Then: o.batchThen, Retries: o.job.Retries, Backoff: o.backoff.d.Seconds(), Priority: o.job.Priority, Keep: o.keep.d.Seconds(), Timeout: o.timeout.d.Seconds(),
-	})
-	if err == nil {
-		_, err = output(context.Background(), client, "fbus.batch", args.JSON(doc))
-	}
-	if errors.Is(err, bus.ErrBadInput) { // no job is new
+	err := o.askBatch(client, false)
+	if errors.Is(err, bus.ErrBadInput) && strings.HasSuffix(args.AsError(err, args.CodeInternal).Message, "no such batch") { // no job is new
 		if !o.quiet {
 			say(stderr, fmt.Sprintf("batch %s has no jobs: its end does not post to %s", o.job.Batch, o.batchThen))
 		}
@@ -402,16 +409,16 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer client.Close()
+	p := &poster{o: o, out: newFlusher(stdout), ids: map[string]bool{}}
+	if o.job.Batch == "" {
+		o.job.Batch = newBatch(o.name)
+		p.named = !o.quiet
+	}
 	if err := o.checkBatchThen(client); err != nil {
 		return err
 	}
 	if !o.quiet {
 		sayTyped(items.File, "items", "them", stderr)
-	}
-	p := &poster{o: o, out: newFlusher(stdout), ids: map[string]bool{}}
-	if o.job.Batch == "" {
-		o.job.Batch = newBatch(o.name)
-		p.named = !o.quiet
 	}
 	p.stderr = stderr
 	opened := make(chan struct{}) // closed when the last job is on its way

@@ -15,12 +15,32 @@ import (
 )
 
 // Then has the end of a batch post a job, once: when none of its jobs is left that has
-// not ended, which may be at once.
-func (m *Manager) Then(name string, then *store.Then) error {
+// not ended, which may be at once. It refuses to post another one than was asked for before. With check
+// it does no more than that.
+func (m *Manager) Then(name string, then *store.Then, check bool) error {
 	who := then.Poster.Key()
 	key := store.BatchKey(who, name)
 	if err := m.store.Unwritable(); err != nil {
 		return err
+	}
+	differs := func(old *store.Then) error {
+		if old == nil || old.Function == then.Function && old.Options == then.Options {
+			return nil
+		}
+		e := args.Errorf(args.CodeBadInput, "the end of batch %s posts to %s already, and would post only one", name, old.Function)
+		if old.Function == then.Function {
+			e = args.Errorf(args.CodeBadInput, "the end of batch %s posts to %s already, with other options", name, old.Function)
+		}
+		return e.WithHint("another --batch has an end of its own")
+	}
+	if check {
+		return m.store.View(func(t *store.Tx) error {
+			old, err := t.Then(key)
+			if err != nil {
+				return store.Wrap(err)
+			}
+			return differs(old)
+		})
 	}
 	if err := m.withRoom(func() error { return m.store.Shares.Owe(who, 1) }); err != nil {
 		return err
@@ -31,6 +51,9 @@ func (m *Manager) Then(name string, then *store.Then) error {
 		old, err := t.Then(key)
 		if again = err == nil && old != nil; again {
 			then.Gone = old.Gone
+			if err := differs(old); err != nil {
+				return err
+			}
 		}
 		return store.Wrap(t.PutThen(key, then))
 	}, Done: func(err error) {

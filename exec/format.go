@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"fbus/bus/args"
+
+	"golang.org/x/sys/unix"
 )
 
 // binfmt is where the kernel shows the formats that were registered with it.
@@ -108,9 +110,19 @@ func checkELF(f *os.File, head []byte) (why string) {
 		if wide {
 			begin, length = order.Uint64(table[8:]), order.Uint64(table[32:])
 		}
-		const load = 1 // PT_LOAD
-		if order.Uint32(table) == load && (begin > end || length > end-begin) {
+		const load, loader = 1, 3 // PT_LOAD, PT_INTERP
+		switch kind := order.Uint32(table); {
+		case (kind == load || kind == loader) && (begin > end || length > end-begin):
 			return cut
+		case kind == loader && length <= unix.PathMax:
+			path := make([]byte, length)
+			if _, err := f.ReadAt(path, int64(begin)); err != nil {
+				return ""
+			}
+			path, _, _ = bytes.Cut(path, []byte{0})
+			if err := checkExecutable(string(path)); err != nil {
+				return "its loader cannot be executed: " + args.AsError(err, args.CodeCannotRun).Message
+			}
 		}
 	}
 	return ""

@@ -1,8 +1,10 @@
 package exec
 
 import (
+	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +23,17 @@ func TestFormat(t *testing.T) {
 	object[16], object[17] = 1, 0 // ET_REL
 	other := append([]byte{}, self...)
 	other[18], other[19] = 0xff, 0x7f // no machine has this number
+	lost := slices.Concat(self[:64], make([]byte, 56), []byte("/nonexistent/ld.so\x00"))
+	le := binary.LittleEndian
+	if self[4] == 2 && self[5] == 1 {
+		le.PutUint64(lost[32:], 64) // one segment, PT_INTERP
+		le.PutUint16(lost[56:], 1)
+		le.PutUint32(lost[64:], 3)
+		le.PutUint64(lost[72:], 120)
+		le.PutUint64(lost[96:], 19)
+	} else {
+		lost = []byte("\x7fELF") // only the 64-bit little-endian form is made here
+	}
 	noise := []byte("\x8e\x00\xffnoise\x01\x02")
 	script(t, dir, "text", "echo hello\n", 0o755)
 	script(t, dir, "sh", "#!/bin/sh\n", 0o755)
@@ -40,6 +53,7 @@ func TestFormat(t *testing.T) {
 		"no segments":    {string(self[:100]), "it is an ELF file that was cut short"},
 		"half an ELF":    {string(self[:len(self)/2]), "it is an ELF file that was cut short"},
 		"ELF":            {string(self), ""},
+		"no loader":      {string(lost), map[bool]string{true: "its loader cannot be executed: /nonexistent/ld.so: no such file", false: "cut short"}[len(lost) > 4]},
 		"other machine":  {string(other), "it is a program for another machine than"},
 		"script":         {"#!/bin/sh\n", ""},
 		"last line":      {"#!/bin/sh", ""},

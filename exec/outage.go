@@ -167,12 +167,18 @@ func (o *outage) report(e *args.Error) {
 	name := o.f.spec.Name
 	o.on.Store(true)
 	o.why = e
+	if o.short && o.slots >= o.f.spec.Slots { // all are tried again
+		if o.f.spec.Limit != nil {
+			o.f.spec.Limit(o.slots, nil)
+		}
+		return
+	}
 	note := "cannot start: " + e.Message
-	if o.slots > 0 {
+	if o.short && o.slots > 0 {
 		note = args.Sprintf("cannot start more than %d programs at once: %s", o.slots, e.Message)
 	}
-	if key := args.Sprintf("%t %s", o.slots > 0, e.Message); key != o.reported {
-		o.reported = key
+	if e.Message != o.reported {
+		o.reported = e.Message
 		o.f.logf("%s: %s", name, note)
 		if e.Hint != "" && o.slots == 0 {
 			o.f.logf("hint: %s", e.Hint)
@@ -199,7 +205,7 @@ func (o *outage) again() {
 }
 
 // look finds out whether a program could be started now. Then a failure that can be seen is over;
-// after any other, one more program is tried.
+// after any other, one more program is tried. Only a start that succeeds ends such a failure.
 func (o *outage) look() {
 	seen := o.f.check()
 	o.mu.Lock()
@@ -215,13 +221,17 @@ func (o *outage) look() {
 	case o.visible:
 		o.end()
 	default:
-		if o.slots += max(o.f.spec.Pipeline, 1); o.slots >= o.f.spec.Slots {
-			o.end()
-			return
+		unit := max(o.f.spec.Pipeline, 1)
+		if o.short {
+			unit += o.slots
 		}
-		o.fails-- // again counts it
+		o.slots = min(unit, o.f.spec.Slots)
 		o.report(o.why)
-		o.again()
+		if o.short && o.slots < o.f.spec.Slots {
+			o.fails-- // again counts it
+			o.again()
+		}
+		go o.f.resume() // it takes locks under which failed is called
 	}
 }
 
@@ -233,7 +243,7 @@ func (o *outage) succeeded() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.hits = 0
-	if o.on.Load() && !o.closed && o.slots > 0 && !o.short {
+	if o.on.Load() && !o.closed && o.slots > 0 && (!o.short || o.slots >= o.f.spec.Slots) {
 		o.end()
 	}
 }

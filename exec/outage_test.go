@@ -203,6 +203,20 @@ func TestShortage(t *testing.T) {
 	if slots, _ := l.get(); slots != 0 {
 		t.Errorf("%d slots", slots)
 	}
+	for range 10 { // nothing that can be seen is wrong, and nothing was started
+		f.outage.look()
+	}
+	if slots, why := l.get(); slots != 1 || !strings.HasSuffix(why, unix.ETXTBSY.Error()) || l.said("started again") > 0 {
+		t.Errorf("%d slots, %q; %q", slots, why, l.log)
+	}
+	fails := f.outage.fails
+	a = f.attempt()
+	a.begun()
+	a.gone()
+	a.notExecuted(unix.ETXTBSY, false)
+	if slots, _ := l.get(); slots != 0 || f.outage.fails <= fails || l.said("text file busy") != 1 {
+		t.Errorf("%d slots, %d failures, %q", slots, f.outage.fails, l.log)
+	}
 	f.outage.look()
 	check(t, runCall(t.Context(), f, &Call{Input: []byte("y\n")}), programExit(0), "y\n")
 	if slots, _ := l.get(); slots != 8 {

@@ -132,7 +132,7 @@ func checkExecutable(file string) error {
 	if err := unix.Faccessat(unix.AT_FDCWD, file, unix.X_OK, unix.AT_EACCESS); err != nil {
 		e := cannotRun("%s: %s", file, reason(err))
 		if info.Mode()&0o111 == 0 {
-			e.Hint = "chmod +x " + file
+			e.Hint = "chmod +x " + args.Quote(file)
 		}
 		return e
 	}

@@ -30,6 +30,7 @@ type watch struct {
 	progress     bool               // we have named the capability
 	lastID       float64            // of the CALLs that have come
 	whole        map[float64]bool   // calls of theirs whose input has ended
+	calls        map[float64]int    // CALLs of ours by id, less their ENDs: a check may use one twice
 	ended        map[float64]bool   // calls of ours that have ended
 	theirs       map[stream]float64 // what they have granted and we have not sent
 	ours         map[stream]float64 // what we have granted and they have not sent
@@ -37,7 +38,7 @@ type watch struct {
 }
 
 func newWatch() watch {
-	return watch{whole: map[float64]bool{}, ended: map[float64]bool{}, theirs: map[stream]float64{}, ours: map[stream]float64{}, granted: map[stream]float64{}}
+	return watch{whole: map[float64]bool{}, calls: map[float64]int{}, ended: map[float64]bool{}, theirs: map[stream]float64{}, ours: map[stream]float64{}, granted: map[stream]float64{}}
 }
 
 // number returns an element, or what it is if it was left out.
@@ -75,6 +76,8 @@ func (w *watch) sent(f []any) {
 			}
 		}
 	case 5:
+		w.calls[id]++
+		delete(w.ended, id)
 		w.ours[stream{id, 1}], w.ours[stream{id, 2}] = number(f, 12, windowOut), number(f, 13, windowOut)
 	case 6:
 		w.theirs[stream{id, kind}] -= binSize(f, 3)
@@ -146,7 +149,8 @@ func (w *watch) came(f []any, size, depth int) *Breach {
 		return &Breach{"C-5.5-1", fmt.Sprintf("%s came after END", Text(f))}
 	}
 	if number(f, 0, 0) == 10 {
-		w.ended[id] = true
+		w.calls[id]--
+		w.ended[id] = w.calls[id] <= 0
 	}
 	return nil
 }

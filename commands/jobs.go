@@ -54,11 +54,11 @@ Lists the newest 100, or --limit of them; with --json all. With an ID it shows e
 attempt, and the chain of jobs that posted each other. --watch redraws a terminal each
 second; elsewhere it prints what has changed. States are queued,
 delayed, running, done, dead and cancelled. JSON fields, each where it applies: id,
-function, state, poster, posted, age (seconds), due, started, ended, attempts, used
+function, state, poster, owner (the poster with its serial), posted, age (seconds), due, started, ended, attempts, used
 (those that count against retries), lost (workers in a row), retries, priority, unique, then,
 else, finally, timeout and keep (seconds), on, batch, item
 (with item_encoding, "base64" if it is not UTF-8), at_most_once, unique_for (seconds), worker, call, source, status, code and message (of the
-last end), in, out and err (bytes), note (why it waits), parent, children; with an ID also history (attempt, started, ended, worker, call, source,
+last end), in, out and err (bytes), note (why it waits), progress (done, total, text), parent, children; with an ID also history (attempt, started, ended, worker, call, source,
 status, code, message) and chain (these jobs, the first one first). The function
 fbus.jobs returns the same.`,
 		Flags: append(o.flags(),
@@ -496,6 +496,9 @@ func (w *jobWatcher) show(ctx context.Context, c *bus.Client) error {
 	page, key, _, err := w.o.page(ctx, c, w.ids, n)
 	if err != nil {
 		return err
+	}
+	if len(page) == 0 && !w.json {
+		page, key = []byte("no jobs\n"), "no jobs"
 	}
 	return w.print(page, key)
 }

@@ -287,15 +287,20 @@ func TestJobsWatch(t *testing.T) {
 func TestJobsWatchPages(t *testing.T) {
 	var out bytes.Buffer
 	w := &pager{stdout: &out}
-	w.draw([]byte("page 1\n"), "a", 0)
-	w.draw([]byte("page 1, older\n"), "a", 0)
-	w.draw([]byte("page 2\n"), "b", 0)
+	w.draw([]byte("page 1\n"), "a", 0, 0)
+	w.draw([]byte("page 1, older\n"), "a", 0, 0)
+	w.draw([]byte("page 2\n"), "b", 0, 0)
 	if out.String() != "page 1\n\npage 2\n" {
 		t.Errorf("printed %q", &out)
 	}
 	out.Reset()
-	w.draw([]byte("äöü456789\nx\n"), "a", 8)
+	w.draw([]byte("äöü456789\nx\n"), "a", 8, 0)
 	if out.String() != "\x1b[Häöü4567\x1b[K\nx\x1b[K\n\x1b[J" {
+		t.Errorf("drew %q", &out)
+	}
+	out.Reset()
+	w.draw([]byte("a\nb\nc\nd\ne\n"), "a", 80, 4) // the cursor is in the fourth row
+	if out.String() != "\x1b[Ha\x1b[K\nb\x1b[K\n… and 3 more\x1b[K\n\x1b[J" {
 		t.Errorf("drew %q", &out)
 	}
 }

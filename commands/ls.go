@@ -32,7 +32,7 @@ type ("function" or "worker"), gone (it is no longer there), free (slots), free_
 JSON fields: name, description, arguments (how they arrive), takes (input or args,
 absent: both), slots, busy, queued, done (ended with 0), failed (otherwise, but not refused as
 busy), note, held (its jobs wait), waits (why a call, or a job, would have to wait), elsewhere
-(slots at other nodes), and workers: name, id, identity, slots, busy, idempotent, description, arguments, takes,
+(slots at other nodes), attributes (an object), and workers: name, id, identity, slots, busy, idempotent, description, arguments, takes,
 note, held, and for a relay to another node relay, elsewhere and behind (the workers there).
 The function fbus.functions answers the same. Where no worker can start the program, its note stands in place of the
 description.`,

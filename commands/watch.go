@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"fbus/bus"
@@ -98,13 +99,13 @@ type pager struct {
 
 // print shows a page.
 func (p *pager) print(page []byte, key string) error {
-	width, _ := p.size()
-	return p.draw(page, key, width)
+	width, rows := p.size()
+	return p.draw(page, key, width, rows)
 }
 
-// draw redraws a terminal of this width; elsewhere, with width 0, it prints the page if the key
-// has changed.
-func (p *pager) draw(page []byte, key string, width int) error {
+// draw redraws a terminal of this size, with as many lines as fit; elsewhere, with width 0, it prints
+// the page if the key has changed.
+func (p *pager) draw(page []byte, key string, width, rows int) error {
 	if width == 0 {
 		if key == p.last {
 			return nil
@@ -118,7 +119,11 @@ func (p *pager) draw(page []byte, key string, width int) error {
 	}
 	var out bytes.Buffer
 	out.WriteString("\x1b[H")
-	for line := range bytes.Lines(page) {
+	lines := slices.Collect(bytes.Lines(page))
+	if most := max(rows-1, 2); len(lines) > most { // the cursor takes a line: one more would scroll
+		lines = append(lines[:most-1:most-1], fmt.Appendf(nil, "… and %d more\n", len(lines)-most+1))
+	}
+	for _, line := range lines {
 		text := []rune(string(bytes.TrimSuffix(line, []byte("\n"))))
 		fmt.Fprintf(&out, "%s\x1b[K\n", string(text[:min(len(text), width-1)]))
 	}

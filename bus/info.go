@@ -92,10 +92,11 @@ type WorkerInfo struct {
 	Takes       string            `json:"takes,omitempty"` // "input" or "args"; empty: both
 	Note        string            `json:"note"`            // why it has nothing ready; empty: all is well
 	Attributes  map[string]string `json:"attributes,omitempty"`
-	Held        bool              `json:"held,omitempty"`      // it gets nothing new: fbus.hold
-	Relay       bool              `json:"relay,omitempty"`     // it passes calls on to another node, when no other worker has a free slot
-	Elsewhere   int               `json:"elsewhere,omitempty"` // slots there
-	Behind      []string          `json:"behind,omitempty"`    // what selects each worker there; a call's on may be "#", the relay's id, "/" and this
+	CannotStart int               `json:"cannot_start,omitempty"` // status of its calls, 126 or 127; 0: it can start the program
+	Held        bool              `json:"held,omitempty"`         // it gets nothing new: fbus.hold
+	Relay       bool              `json:"relay,omitempty"`        // it passes calls on to another node, when no other worker has a free slot
+	Elsewhere   int               `json:"elsewhere,omitempty"`    // slots there
+	Behind      []string          `json:"behind,omitempty"`       // what selects each worker there; a call's on may be "#", the relay's id, "/" and this
 }
 
 // HeldInfo is a line of fbus.hold: a function or workers that are held.

@@ -228,11 +228,14 @@ func (v *durationValue) wait() bus.Wait {
 
 // noneStarts returns the error for a function that no worker can start.
 func noneStarts(f *bus.FunctionInfo) *args.Error {
-	why := "its workers have no slots"
-	for _, w := range f.Workers {
+	why, code := "its workers have no slots", args.CodeCannotRun
+	for _, w := range slices.Backward(f.Workers) { // the first one that has a reason, as for a call
 		if w.Note != "" {
-			why = w.Name + ": " + w.Note
+			why, code = w.Name+": "+w.Note, args.CodeCannotRun
+			if w.CannotStart == args.StatusOf(args.CodeNotFound) {
+				code = args.CodeNotFound
+			}
 		}
 	}
-	return args.CannotStart(fail(args.CodeCannotRun, "%s: no worker can start it: %s", f.Name, why))
+	return args.CannotStart(fail(code, "%s: no worker can start it: %s", f.Name, why))
 }

@@ -551,7 +551,7 @@ func (x *examination) node() (*bus.NodeInfo, bool) {
 		x.clock(n, took)
 	}
 	if n.NoPosts != "" { // a call would still succeed
-		x.warn("store", "the stderr of fbus serve has the reason; fbus purge makes room", "nothing can be posted: %s", n.NoPosts)
+		x.warn("store", storeHint(n.NoPosts), "nothing can be posted: %s", n.NoPosts)
 	}
 	if t := n.Trust; t != nil && t.Shut+t.Away != "" {
 		what := t.Shut
@@ -691,13 +691,15 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 		x.ok("workers", "%d of %s free here; calls also go to other nodes, %s", free, plural(f.Slots, "slot"), plural(f.Elsewhere, "slot"))
 	case f.Slots == 0 && notes != "":
 		x.fail("workers", noneStarts(f).WithHint("%s shows them; a worker looks again by itself", join("fbus", "describe", f.Name)))
+	case strings.HasPrefix(f.Waits, node.AllHeld):
+		x.fail("workers", fail(args.CodeBusy, "%s: a call would have to wait: all its workers are held", queued(f.Queued)).WithHint("%s", strings.TrimPrefix(f.Waits, node.AllHeld)))
 	case free == 0 || strings.HasPrefix(f.Waits, node.NoFreeSlot):
 		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait: %s", free, plural(f.Slots, "slot"), queued(f.Queued), cmp.Or(f.Waits, node.NoFreeSlot)).
 			WithHint("fbus ps shows the calls; offering the function again, here or elsewhere, adds slots; fbus call -w 1m waits a minute"))
 	case notes != "":
 		x.warn("workers", join("fbus", "describe", f.Name)+" shows them", "%d of %s free; %s", free, plural(f.Slots, "slot"), notes)
 	case f.Waits != "": // calls start
-		x.warn("workers", "fbus purge makes room", "%d of %s free; its jobs wait: %s", free, plural(f.Slots, "slot"), f.Waits)
+		x.warn("workers", storeHint(f.Waits), "%d of %s free; its jobs wait: %s", free, plural(f.Slots, "slot"), f.Waits)
 	default:
 		x.ok("workers", "%d of %s free", free, plural(f.Slots, "slot"))
 	}
@@ -708,4 +710,12 @@ func queued(n int) string {
 		return "1 call waits"
 	}
 	return fmt.Sprintf("%d calls wait", n)
+}
+
+// storeHint says what helps when the store of jobs lets nothing run or be posted, for that reason.
+func storeHint(why string) string {
+	if strings.Contains(why, "the store of jobs is full") {
+		return "fbus purge --state done, or --state dead, makes room"
+	}
+	return "the stderr of fbus serve has the reason"
 }

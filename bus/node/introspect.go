@@ -177,7 +177,12 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 }
 
 func (o *offer) info() bus.WorkerInfo {
+	status := 0
+	if o.stopped != nil {
+		status = o.stopped.Status()
+	}
 	return bus.WorkerInfo{
+		CannotStart: status,
 		Name: o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
 		Relay: o.relay, Elsewhere: o.elsewhere, Behind: o.behind,
 		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Attributes: o.attributes, Held: o.session.heldBy != "",

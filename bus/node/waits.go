@@ -74,6 +74,9 @@ func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 // NoFreeSlot says why a call waits, wherever that is shown.
 const NoFreeSlot = "no free slot"
 
+// AllHeld begins the reason of a call that waits since all workers are held. What releases them follows.
+const AllHeld = "all its workers are held: "
+
 // noSlot returns in words why a call of a function has no slot now on workers that match, ""
 // if it has one. n.mu is held.
 func (n *Node) noSlot(name string, on wire.On) string {
@@ -103,7 +106,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	case matching == 0:
 		return "no worker offers it"
 	case held == matching:
-		return "all its workers are held: fbus release --on '" + by + "'"
+		return AllHeld + "fbus release --on '" + by + "'"
 	}
 	return NoFreeSlot
 }

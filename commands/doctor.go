@@ -231,7 +231,9 @@ func nextStep(step, code string) string {
 	case args.CodeProtocol:
 		return "the program that listens there is not an fbus node: is it the right address?"
 	case args.CodeNoNode:
-		return "is the node running, and not stopped? fbus status on its machine shows that"
+		return "is the node running, and not stopped? fbus status on its machine shows that; an invitation is for the network's first node"
+	case args.CodeShut:
+		return "fbus doctor at that node shows why; until its first node can be reached, use that one: --node ADDR"
 	case args.CodeDenied:
 		return "ask the owner of the node: fbus serve --socket-group admits users of the machine, fbus invite those of other machines"
 	case args.CodeListLost:
@@ -554,11 +556,11 @@ func (x *examination) node() (*bus.NodeInfo, bool) {
 		x.warn("store", storeHint(n.NoPosts), "nothing can be posted: %s", n.NoPosts)
 	}
 	if t := n.Trust; t != nil && t.Shut+t.Away != "" {
-		what := t.Shut
+		what, hint := t.Shut, "is the first node running, and can it be reached from here? fbus status shows the state; fbus log at the first node shows what it refused"
 		if what == "" {
 			what = fmt.Sprintf("this node's list of revoked tickets is %s old: the first node, %s, cannot be reached: %s", age(t.Age), strings.Join(t.First, ", "), t.Away)
 		}
-		x.warn("first node", "", "%s", what)
+		x.warn("first node", hint, "%s", what)
 	}
 	return n, true
 }

@@ -24,6 +24,8 @@ type joinOptions struct {
 	ticket string
 	node   string
 	quiet  bool
+
+	own string // addresses in the ticket, if node is another one
 }
 
 func joinCommand() *cli.Command {
@@ -71,7 +73,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		if err := wire.CheckAddress(o.node); err != nil {
 			return usage("--node: %v", err).WithHint(find.AddrHint)
 		}
-		t.Addresses = []string{wire.WithPort(o.node)}
+		o.own, t.Addresses = strings.Join(t.Addresses, " or "), []string{wire.WithPort(o.node)}
 	}
 	home, err := find.HomeDir()
 	if err != nil {
@@ -110,10 +112,9 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 		say(stderr, fmt.Sprintf("joined network %s as %s: %s; until %s", t.Network, t.Name, t.Rights, t.Expires.Local().Format("2006-01-02")))
 		say(stderr, "stored in "+file)
 	}
-	if aside {
+	if aside && !o.quiet {
 		say(stderr, fmt.Sprintf("this user stays a node of network %s, %s, whose identity commands use by default", t.Network, before.Name))
 		say(stderr, "hint: FBUS_TICKET="+args.Quote(j.Aside(t))+" before a command uses the new one; to end the node, remove "+args.Quote(filepath.Join(dir, t.Network+".pem"))+" and join again")
-		return nil
 	}
 	if t.Server != nil {
 		if err := o.firstList(ctx, dir, t); err != nil {
@@ -127,7 +128,7 @@ func joinNetwork(o *joinOptions, stderr io.Writer) error {
 			say(stderr, serve+" is now a node of that network; its first node is at "+strings.Join(t.Addresses, ", "))
 		}
 	}
-	if before != nil && before.Name != t.Name {
+	if before != nil && before.Name != t.Name && !aside && !o.quiet {
 		say(stderr, fmt.Sprintf("the earlier identity %s was moved aside and is no longer used", before.Name))
 		say(stderr, "hint: FBUS_TICKET="+args.Quote(j.Aside(before))+" before a command uses it")
 	}
@@ -223,6 +224,9 @@ func (o *joinOptions) dial(ctx context.Context, t *trust.Ticket) (*bus.Client, e
 // troubled adds to an error the fbus doctor command that examines it.
 func (o *joinOptions) troubled(err error) error {
 	command := []string{"fbus", "doctor"}
+	if f := *explain(err); f.Code == args.CodeNoNode && o.own != "" && strings.Contains(f.Message, "exchanges no invitations") { // a second node answers
+		err = f.WithHint("without --node the ticket's own address is used: %s", o.own)
+	}
 	if o.node != "" {
 		command = append(command, "--node", o.node)
 	}

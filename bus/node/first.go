@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -47,7 +46,7 @@ type first struct {
 	tokens map[string]*trust.Record // by serial: those that were admitted here
 	names  map[string]string        // serials of tokens, by name, as they were admitted last
 
-	warned string // the last warning; belongs to run
+	warned string // what the last warning was about; belongs to run
 }
 
 // admitted is an answer of fbus.admit, by the hash of the token.
@@ -85,7 +84,7 @@ func (f *first) run() {
 		if ctx.Err() != nil {
 			return
 		}
-		f.warn(fmt.Sprintf("the network's first node cannot be reached: %v: nothing can be invited, revoked or renewed here, and revocations are not known", err))
+		f.warn("the network's first node cannot be reached", err, ": nothing can be invited, revoked or renewed here, and revocations are not known")
 		wait(ctx, pause/2+rand.N(pause/2))
 	}
 }
@@ -96,12 +95,13 @@ func (f *first) set(c *bus.Client, err error) {
 	f.client, f.err = c, err
 }
 
-// warn gives a warning once.
-func (f *first) warn(text string) {
-	if text != f.warned {
-		f.node.cfg.Warn("%s", text)
+// warn gives a warning about a state, once until the state or the error's code changes: the text may
+// change all the time.
+func (f *first) warn(state string, err error, more string) {
+	if what := state + args.AsError(err, "").Code; what != f.warned {
+		f.node.cfg.Warn("%s: %v%s", state, err, more)
+		f.warned = what
 	}
-	f.warned = text
 }
 
 // connect returns a connection to the first node. An address may be that of another node, which
@@ -130,7 +130,7 @@ func (f *first) connect(ctx context.Context) (*bus.Client, error) {
 // refused notes the first node's answer to this node's ticket.
 func (f *first) refused(err error) {
 	if err := f.second.Refused(err); err != nil {
-		f.warn(fmt.Sprintf("the first node's answer to this node cannot be kept: %v", err))
+		f.warn("the first node's answer to this node cannot be kept", err, "")
 	}
 }
 
@@ -142,7 +142,7 @@ func (f *first) follow(ctx context.Context, c *bus.Client) error {
 	f.node.serving.Go(func() { // ends with ctx
 		for wait(ctx, firstPing) {
 			if _, err := ask(ctx, c, firstHangs, "fbus.nodes", args.Args{}); errors.Is(err, bus.ErrDeadline) {
-				end(args.Errorf(args.CodeNoNode, "it has not answered for %s", firstHangs))
+				end(err)
 			}
 		}
 	})
@@ -157,10 +157,10 @@ func (f *first) follow(ctx context.Context, c *bus.Client) error {
 			f.warned = ""
 			continue
 		case err == nil:
-			f.warn(fmt.Sprintf("this node's certificates cannot be renewed: %v", unrenewed))
+			f.warn("this node's certificates cannot be renewed", unrenewed, "")
 			continue
 		}
-		f.warn(fmt.Sprintf("the list of revoked tickets cannot be got from the network's first node: %v", err))
+		f.warn("the list of revoked tickets cannot be got from the network's first node", err, "")
 		wait(ctx, firstPause)
 	}
 }
@@ -186,7 +186,7 @@ func (f *first) update(ctx context.Context, c *bus.Client, wait time.Duration) e
 	}
 	err = f.second.Update(text)
 	if e := known(err); e != nil && e.Code == args.CodeStorage { // it is in use, if not kept
-		f.warn(fmt.Sprintf("the list of revoked tickets cannot be kept: %v", err))
+		f.warn("the list of revoked tickets cannot be kept", err, "")
 		return nil
 	}
 	return err
@@ -212,6 +212,9 @@ func (f *first) renew(ctx context.Context, c *bus.Client) error {
 func ask(ctx context.Context, c *bus.Client, limit time.Duration, function string, a args.Args) ([]byte, error) {
 	var out bytes.Buffer
 	_, err := c.Call(ctx, &bus.Request{Function: function, Args: a, Stdout: &out, Timeout: limit})
+	if errors.Is(err, bus.ErrDeadline) {
+		err = args.Errorf(args.CodeDeadline, "it has not answered for %s", limit)
+	}
 	return out.Bytes(), err
 }
 
@@ -283,6 +286,11 @@ func (f *first) ask(ctx context.Context, function string, a args.Args) ([]byte, 
 	}
 	answer, err := ask(ctx, c, adminTime, function, a)
 	if err != nil {
+		if lost := c.Err(); function == "fbus.revoke" && lost != nil && args.AsError(lost, "").Code == args.CodeRevoked {
+			// This node's own ticket was revoked, which has ended the connection before the answer.
+			answer, err := json.Marshal(bus.RevokedInfo{Serials: []string{f.second.Ticket().Serial}, Connections: 1})
+			return append(answer, '\n'), err
+		}
 		e := args.AsError(err, args.CodeNodeLost)
 		if f.mu.Lock(); f.client != c { // it was closed
 			e = args.Errorf(args.CodeNodeLost, "the network's first node, %s, was lost before it had answered, so it may have done that: %v", f.second.First(), f.err)

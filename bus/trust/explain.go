@@ -233,6 +233,9 @@ func span(d time.Duration) string {
 	case d >= 2*time.Minute:
 		return fmt.Sprintf("%d minutes", d/time.Minute)
 	}
+	if d/time.Second == 1 {
+		return "1 second"
+	}
 	return fmt.Sprintf("%d seconds", d/time.Second)
 }
 

@@ -101,7 +101,7 @@ func (s *Second) Ticket() *Ticket { return s.ticket.Load() }
 func (s *Second) File() string { return s.joined.dir.join(s.Ticket().Network + identitySuffix) }
 
 // First returns the addresses of the network's first node, for people.
-func (s *Second) First() string { return strings.Join(s.Ticket().Addresses, ", ") }
+func (s *Second) First() string { return strings.Join(s.Ticket().Addresses, " or ") }
 
 func (s *Second) listName() string { return s.Ticket().Network + revocationSuffix }
 
@@ -292,8 +292,8 @@ func (s *Second) stale() error {
 		return errorf(args.CodeShut, "this node's ticket %s was revoked at %s, so it admits nobody over TCP", t.Name, stamp(list.revoked[t.Serial])).
 			WithHint("join again with a new ticket: fbus invite --for-node, at the network's first node")
 	case s.maxAge > 0 && s.now().Sub(list.at) > s.maxAge:
-		return errorf(args.CodeShut, "the list of revoked tickets from the network's first node, %s, is %s old, and --trust-max-age allows %s, so this node admits nobody over TCP",
-			s.First(), s.now().Sub(list.at).Truncate(time.Second), s.maxAge)
+		return errorf(args.CodeShut, "the list of revoked tickets from the network's first node, %s, is of %s, older than --trust-max-age allows (%s), so this node admits nobody over TCP",
+			s.First(), stamp(list.at), s.maxAge) // not its age: each text is shown once
 	}
 	return nil
 }

@@ -274,12 +274,20 @@ func (j *jobLine) note() string {
 		if j.Note == "" && !j.Due.IsZero() { // an older node
 			parts = append(parts, "due in "+age(max(0, time.Until(j.Due).Seconds())))
 		}
-		parts = append(parts, endText(j.JobEnd))
+		parts = append(parts, j.lastEnd())
 	case "dead", "queued":
-		parts = append(parts, endText(j.JobEnd))
+		parts = append(parts, j.lastEnd())
 	}
 	parts = append(parts, j.Note)
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
+}
+
+// lastEnd describes the end of the last attempt, unless the note does.
+func (j *jobLine) lastEnd() string {
+	if why, ok := strings.CutPrefix(j.Message, "its output could not be kept: "); ok && strings.HasPrefix(j.Note, why) {
+		return ""
+	}
+	return endText(j.JobEnd)
 }
 
 // endText describes the end of a job or an attempt, "" if there is none.

@@ -437,3 +437,13 @@ func TestManyIDs(t *testing.T) {
 		t.Errorf("printed %d bytes, said %q", out.Len(), errs.String())
 	}
 }
+
+// TestNoteOnce: a reason that the note of a job has is not repeated.
+func TestNoteOnce(t *testing.T) {
+	status := 70
+	j := jobLine{JobInfo: bus.JobInfo{State: "delayed", Note: "the store of jobs is full: x; next try at T"}}
+	j.JobEnd = bus.JobEnd{Source: "fbus", Status: &status, Code: "internal", Message: "its output could not be kept: the store of jobs is full: x"}
+	if got := j.note(); got != j.Note {
+		t.Errorf("%q", got)
+	}
+}

@@ -246,7 +246,7 @@ func post(o *postOptions, stdout, stderr io.Writer) error {
 		return fail(args.CodeInternal, "output: %v: the job was posted, its id is %s", err, id)
 	}
 	o.sayMissing(client, stderr)
-	return o.postBatchThen(client, stderr)
+	return o.postBatchThen(client)
 }
 
 // checkBatchThen refuses a function that the end of the batch may not post to, before anything is
@@ -274,17 +274,11 @@ func (o *postOptions) askBatch(client *bus.Client, check bool) error {
 
 // postBatchThen has the end of the batch post a job. It comes after the last job of this
 // command, so the batch does not end between two of them.
-func (o *postOptions) postBatchThen(client *bus.Client, stderr io.Writer) error {
+func (o *postOptions) postBatchThen(client *bus.Client) error {
 	if o.batchThen == "" {
 		return nil
 	}
 	err := o.askBatch(client, false)
-	if errors.Is(err, bus.ErrBadInput) && strings.HasSuffix(args.AsError(err, args.CodeInternal).Message, "no such batch") { // no job is new
-		if !o.quiet {
-			say(stderr, fmt.Sprintf("batch %s has no jobs: its end does not post to %s", o.job.Batch, o.batchThen))
-		}
-		return nil
-	}
 	if err != nil {
 		e := o.explain(noStore(err, "fbus.batch"))
 		e.Message = fmt.Sprintf("the jobs were posted, but the end of batch %s may not post to %s: %s", o.job.Batch, o.batchThen, e.Message)
@@ -472,7 +466,7 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	o.sayMissing(client, stderr)
-	return o.postBatchThen(client, stderr)
+	return o.postBatchThen(client)
 }
 
 // newBatch makes up the name of a batch of jobs for a function.

@@ -328,11 +328,6 @@ func serveBatch(_ context.Context, q *asked) error {
 	case !q.peer.mayCall(d.Then):
 		return q.deny(d.Then)
 	}
-	if !d.Check {
-		if _, err := q.batch(d.Batch, (*Peer).admin); err != nil {
-			return err
-		}
-	}
 	return q.node.cfg.Jobs.Then(d.Batch, &jobs.Then{Function: d.Then, Poster: q.node.poster(q.peer), Options: o}, d.Check)
 }
 

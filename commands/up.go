@@ -61,9 +61,8 @@ The file, its programs that are not on PATH, and the directories on the way must
 to you or root, and nobody else may be able to change them: --trust-owner allows more.
 
 [node] takes the options of fbus serve, if serve = true, and worker, drain and max-running: how
-many programs run at once, over all functions. A call beyond that waits in this worker. A program
-that calls another function of the file needs room for both. Paths are
-relative to the file. For warm and resident programs, HUP also finds out whether a file on
+many programs run at once, over all functions. Calls beyond that go to other workers, or wait. A
+program that calls another function of the file needs room for both. Paths are relative to the file. For warm and resident programs, HUP also finds out whether a file on
 the command line has changed. TERM or INT drains; a second one ends at once.`,
 		Flags: o.flags(),
 		Action: func(ctx *cli.Context) error {

@@ -1,9 +1,11 @@
 package jobs
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -120,6 +122,16 @@ func (m *Manager) Post(p *Post) (ID, error) {
 // sorted returns arguments with their fields in the order of their names: in which order
 // they were given makes no difference for a unique key.
 func sorted(kind args.Kind, data []byte) []byte {
+	if kind == args.KindJSON {
+		var v any
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.UseNumber() // they are compared as they are written
+		if d.Decode(&v) == nil {
+			if doc, err := json.Marshal(v); err == nil {
+				return doc
+			}
+		}
+	}
 	if kind != args.KindMap {
 		return data
 	}

@@ -479,7 +479,7 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 		c.served = now
 		why := "no slot is free"
 		if len(c.node.heldOn) > 0 {
-			if held := c.node.noSlot(c.fn.name, c.on); held != "" && held != NoFreeSlot {
+			if held := c.node.noSlot(c.fn.name, c.on); held != "" && !strings.HasPrefix(held, NoFreeSlot) {
 				why = held
 			}
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -84,7 +85,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	if fn == nil {
 		return "no worker offers it"
 	}
-	matching, held, by := 0, 0, ""
+	matching, held, full, by, most := 0, 0, 0, "", 0
 	for _, list := range fn.all() {
 		for _, o := range list {
 			switch s := o.session; {
@@ -94,6 +95,8 @@ func (n *Node) noSlot(name string, on wire.On) string {
 				return ""
 			case s.heldBy != "":
 				held, by = held+1, s.heldBy
+			case o.slots > o.busy+o.taking && s.full():
+				full, most = full+1, s.most
 			}
 			matching++
 		}
@@ -107,6 +110,8 @@ func (n *Node) noSlot(name string, on wire.On) string {
 		return "no worker offers it"
 	case held == matching:
 		return AllHeld + "fbus release --on '" + by + "'"
+	case full > 0 && held+full == matching:
+		return fmt.Sprintf("%s: its worker runs as many programs as it may (max-running %d)", NoFreeSlot, most)
 	}
 	return NoFreeSlot
 }

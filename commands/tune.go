@@ -3,6 +3,7 @@ package commands
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -46,11 +47,14 @@ func oneProcessor() *tuning {
 
 func (t *tuning) stop() { close(t.done) }
 
-// limitMemory sets the memory limit for that many connections. With a lower limit the
-// collector would run all the time.
+// limitMemory sets the memory limit for that many connections, and for half as much again as is live, as
+// with many thousand functions. With a lower limit the collector would run all the time.
 func (t *tuning) limitMemory(connections int) {
-	const step = 64
+	const step, round = 64, 4 << 20
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
 	want := memoryMark + int64(connections+step-1)/step*step*connectionMemory
+	want = max(want, int64(live[0].Value.Uint64())/2*3/round*round+memoryMark/4)
 	if t.mark != want {
 		t.mark = want
 		debug.SetMemoryLimit(want)

@@ -249,16 +249,19 @@ func (b *nodeBed) post(c *vectors.Conn, id int) (string, error) {
 	return strings.TrimSpace(job), err
 }
 
+// running posts f, and returns the job's id and the worker's CALL of it.
+func (b *nodeBed) running() (caller, worker *vectors.Conn, job string, call []any, err error) {
+	if caller, worker, err = b.pair(1); err == nil {
+		job, err = b.post(caller, 1)
+	}
+	if err == nil {
+		call, err = worker.Expect(vectors.F(5, nil, "f"))
+	}
+	return caller, worker, job, call, err
+}
+
 func (b *nodeBed) posted() error {
-	caller, worker, err := b.pair(1)
-	if err != nil {
-		return err
-	}
-	job, err := b.post(caller, 1)
-	if err != nil {
-		return err
-	}
-	call, err := worker.Expect(vectors.F(5, nil, "f"))
+	caller, worker, job, call, err := b.running()
 	if err != nil {
 		return err
 	}
@@ -274,15 +277,7 @@ func (b *nodeBed) posted() error {
 }
 
 func (b *nodeBed) absent() error {
-	caller, worker, err := b.pair(1)
-	if err != nil {
-		return err
-	}
-	job, err := b.post(caller, 1)
-	if err != nil {
-		return err
-	}
-	call, err := worker.Expect(vectors.F(5, nil, "f"))
+	_, worker, job, call, err := b.running()
 	if err != nil {
 		return err
 	}

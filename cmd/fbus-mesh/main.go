@@ -13,6 +13,7 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/find"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 	"fbus/cmd/companion"
 
 	"github.com/nats-io/nats.go"
@@ -75,6 +76,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags.StringVar(&o.ca, "tls-ca", "", "CA of the NATS server, `FILE`")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:4222", "where a NATS server listens, `ADDR`")
 	flags.DurationVar(&o.cfg.Drain, "drain", time.Minute, "how long calls on other nodes may take to finish when the mesh is ended, `D`")
+	flags.DurationVar(&o.cfg.KeepAlive, "keepalive", wire.DefaultKeepAlive, "treat another node as lost when it is silent for `D`, at least 3s")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notices")
 	wantHelp := flags.BoolP("help", "h", false, "show this help")
 	usage := func(format string, a ...any) error {
@@ -99,6 +101,9 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	}
 	if o.cfg.Name != "" && !validName.MatchString(o.cfg.Name) {
 		return usage("--name %s: it must be 1 to 64 of A-Z a-z 0-9 _ . -, and not begin with . or -", args.Shown(o.cfg.Name))
+	}
+	if o.cfg.KeepAlive < wire.MinKeepAlive {
+		return usage("--keepalive must be at least %v", wire.MinKeepAlive)
 	}
 	o.cfg.Note = func(format string, a ...any) {
 		if !o.quiet {

@@ -51,6 +51,7 @@ type config struct {
 	Place         find.Place
 	Ticket        *trust.Ticket // for other nodes, which the user has named; nil: none
 	Drain         time.Duration // how long calls that are passed on may take when the mesh ends
+	KeepAlive     time.Duration // how long another node may be silent
 
 	shown *credentials // to other nodes; nil: none
 	Note  func(format string, a ...any)

@@ -36,7 +36,24 @@ func TestMain(m *testing.M) {
 			}
 			main()
 		},
+		"nats-server": natsServer,
 	})
+}
+
+// natsServer is a NATS server with the configuration in the file that its argument names.
+func natsServer() {
+	o, err := server.ProcessConfigFile(os.Args[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	s, err := server.NewServer(o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	s.Start()
+	s.WaitForShutdown()
 }
 
 // TestScripts runs fbus mesh as its users do.

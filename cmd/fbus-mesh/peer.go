@@ -133,7 +133,7 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 		}
 		id, none := m.cfg.shown.identity()
 		if err = none; err == nil {
-			try("tls", bus.TCP(a), &bus.Options{Name: "@" + m.self.Node, Identity: id})
+			try("tls", bus.TCP(a), &bus.Options{Name: "@" + m.self.Node, Identity: id, KeepAlive: m.cfg.KeepAlive})
 		}
 	}
 	if err != nil {

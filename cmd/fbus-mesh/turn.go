@@ -103,7 +103,7 @@ func (m *mesh) turn(h hello, word string) {
 	defer own.Close()
 	for _, a := range h.Addresses {
 		try, stop := context.WithTimeout(ctx, turnTime)
-		c, err := bus.Dial(try, bus.TCP(a), &bus.Options{Name: "mesh", Identity: id})
+		c, err := bus.Dial(try, bus.TCP(a), &bus.Options{Name: "mesh", Identity: id, KeepAlive: m.cfg.KeepAlive})
 		stop()
 		if err != nil {
 			continue

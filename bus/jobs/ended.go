@@ -170,11 +170,14 @@ func (o *outcome) apply(j *Job, now int64, wall time.Time) {
 	if o.started {
 		j.Attempts++
 	}
-	if o.lost {
+	switch {
+	case !o.lost:
+		j.Lost = 0
+	case o.end.Relay: // no job kills what only passes its bytes on
+		j.Laters = 0
+	default:
 		j.Lost++
 		j.Laters = 0
-	} else {
-		j.Lost = 0
 	}
 	switch {
 	case o.cancelled:

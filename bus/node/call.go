@@ -80,6 +80,7 @@ type call struct {
 	served   time.Time  // when some worker could last have taken it; zero: never
 	refused  []*session // workers that were busy
 	lost     int        // workers lost
+	cutOff   bool       // the last of them was a relay, which was lost itself
 	bounces  int        // times that it has crossed a change of an offer
 
 	age              uint64 // the node's tick when it came

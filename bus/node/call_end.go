@@ -39,7 +39,7 @@ func (c *call) endWith(b *wire.Batch, e *args.Error) {
 func (c *call) end(b *wire.Batch, f *wire.EndFrame, next state) {
 	if c.posted != nil {
 		c.posted.write(c, wire.Output, f.Output)
-		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message), Lost: c.lost > 0}, 0)
+		c.posted.finish(c, &jobs.End{Source: f.Source.String(), Status: int(f.Status), Code: string(f.Code), Message: string(f.Message), Lost: c.lost > 0, Relay: c.cutOff}, 0)
 	} else if !c.session.gone {
 		f.ID, f.Call, f.Worker = c.id, c.shownID(true), nil
 		if c.offer != nil {
@@ -230,6 +230,7 @@ func (c *call) workerLost(b *wire.Batch) {
 		return
 	}
 	o := c.offer
+	c.cutOff = o.relay
 	if !c.lose() {
 		c.end(b, &wire.EndFrame{
 			Source: args.FromBus, Status: uint64(args.StatusOf(args.CodeWorkerLost)), Code: []byte(args.CodeWorkerLost),

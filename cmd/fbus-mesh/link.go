@@ -163,7 +163,7 @@ func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 	case *wire.CancelFrame:
 		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a relay", wire.TypeOf(f))
+	return args.Errorf(args.CodeProtocol, "%s is not for a relay", wire.Name(f))
 }
 
 // fromFar handles a frame of the peer's node.
@@ -184,7 +184,7 @@ func (l *link) fromFar(b *wire.Batch, f wire.Frame) error {
 		defer m.mu.Unlock()
 		return l.end(b, f)
 	}
-	return args.Errorf(args.CodeProtocol, "frame of type %d is not for a caller", wire.TypeOf(f))
+	return args.Errorf(args.CodeProtocol, "%s is not for a caller", wire.Name(f))
 }
 
 // pass sends a frame of a call to the other end, under the id there. One for a call that has

@@ -159,6 +159,7 @@ type End struct {
 	Code    string `json:"code"`
 	Message string `json:"message,omitempty"`
 	Lost    bool   `json:"-"` // its worker has vanished, or has given it up
+	Relay   bool   `json:"-"` // and was a relay: that is no evidence against the job
 }
 
 // Try is one attempt. Times are milliseconds of the date.

@@ -25,6 +25,10 @@ const (
 	MaxBacklog = 16 << 20
 	// sendMark is the backlog over which senders that can wait, do.
 	sendMark = 256 << 10
+	// unixBuffer is how much the kernel is asked to hold for the peer on a unix socket, before what it
+	// adds itself. With the usual 208 KiB the two sides take turns at each frame or two of a bulk
+	// transfer, and wake each other as often.
+	unixBuffer = 512 << 10
 	// ChunkSize is the payload of a DATA frame that this package sends.
 	ChunkSize = 64 << 10
 	// flushTime is how long a closing connection tries to send its ERROR.
@@ -144,6 +148,9 @@ func NewConn(nc net.Conn, budget *Budget) *Conn {
 	}
 	c := &Conn{nc: nc, budget: budget, patience: flushTime}
 	c.readFn, c.writeFn, c.putFn = c.readable, c.writable, c.puttable
+	if u, ok := nc.(*net.UnixConn); ok {
+		u.SetWriteBuffer(unixBuffer) // a wish: net.core.wmem_max may be less
+	}
 	if sc, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
 	} else if over, ok := nc.(interface{ NetConn() net.Conn }); ok {

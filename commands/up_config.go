@@ -153,7 +153,7 @@ func placeIn(path, msg string) (at int64) {
 }
 
 // meshKeys are those of the table [mesh].
-var meshKeys = []string{"share", "accept", "name", "advertise"}
+var meshKeys = []string{"share", "accept", "name", "advertise", "nats-service"}
 
 func (c *configFile) readAll(doc []setting) {
 	for _, s := range doc {

@@ -20,10 +20,11 @@ func (c *config) read(path string, given func(flag string) bool) error {
 	var all map[string]any
 	var known struct {
 		Mesh struct {
-			Share     []string `toml:"share"`
-			Accept    []string `toml:"accept"`
-			Name      string   `toml:"name"`
-			Advertise []string `toml:"advertise"`
+			Share       []string `toml:"share"`
+			Accept      []string `toml:"accept"`
+			Name        string   `toml:"name"`
+			Advertise   []string `toml:"advertise"`
+			NATSService []string `toml:"nats-service"`
 		} `toml:"mesh"`
 	}
 	if err = toml.Unmarshal(data, &all); err == nil {
@@ -49,6 +50,9 @@ func (c *config) read(path string, given func(flag string) bool) error {
 		}
 		if m.Advertise != nil && !given("advertise") {
 			c.Advertise = m.Advertise
+		}
+		if m.NATSService != nil && !given("nats-service") {
+			c.NATSService = m.NATSService
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,11 +65,12 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags := pflag.NewFlagSet("mesh", pflag.ContinueOnError)
 	flags.SortFlags = false
 	flags.StringVar(&o.node, "node", "", "the own node's `ADDR`: the path of its socket")
-	file := flags.StringP("config", "c", "", "read [mesh] of `FILE` (TOML): share, accept, name, advertise; it may be the node's file")
+	file := flags.StringP("config", "c", "", "read [mesh] of `FILE` (TOML): share, accept, name, advertise, nats-service; it may be the node's file")
 	flags.StringVar(&o.cfg.Name, "name", "", "what this node is called in the mesh, `NAME`; default its own name")
 	flags.StringArrayVar(&o.cfg.Share, "share", []string{"*"}, "functions of this node that others may use, `GLOB`; may be repeated")
 	flags.StringArrayVar(&o.cfg.Accept, "accept", []string{"*"}, "functions of other nodes that are offered here, `GLOB`; may be repeated")
 	flags.StringArrayVar(&o.cfg.Advertise, "advertise", nil, "where other nodes reach this one, `HOST:PORT`; may be repeated; default what the node says")
+	flags.StringArrayVar(&o.cfg.NATSService, "nats-service", nil, "functions of this node that NATS clients may call, as endpoints of service fbus, `GLOB`; may be repeated")
 	flags.StringVar(&o.creds, "creds", "", "NATS credentials, `FILE`")
 	flags.StringVar(&o.nkey, "nkey", "", "NATS nkey seed, `FILE`")
 	flags.StringVar(&o.cert, "tls-cert", "", "certificate for the NATS server, `FILE`")
@@ -94,7 +96,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 			return err
 		}
 	}
-	for _, glob := range append(o.cfg.Share, o.cfg.Accept...) {
+	for _, glob := range slices.Concat(o.cfg.Share, o.cfg.Accept, o.cfg.NATSService) {
 		if err := trust.CheckGlob(glob); err != nil {
 			return usage("%v", err)
 		}

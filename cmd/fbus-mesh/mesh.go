@@ -48,6 +48,7 @@ type config struct {
 	Share, Accept []string // globs of functions: that others may use, and that are used of others
 	Name          string   // of this node; default the node's own
 	Advertise     []string // HOST:PORT, where other nodes reach this one; default what the node says
+	NATSService   []string // globs of functions that clients of NATS may call
 	Place         find.Place
 	Ticket        *trust.Ticket // for other nodes, which the user has named; nil: none
 	Drain         time.Duration // how long calls that are passed on may take when the mesh ends
@@ -62,12 +63,14 @@ type config struct {
 // mesh connects one node to the others of its network: it is a client of its own node, as a worker
 // with the slots of others, and a caller at their nodes.
 type mesh struct {
-	cfg    *config
-	nc     *nats.Conn
-	prefix string // of all subjects: fbus.NETWORK.
-	node   *bus.Client
-	epoch  time.Time
-	inbox  chan *nats.Msg // of all subscriptions
+	cfg     *config
+	nc      *nats.Conn
+	network string
+	service *service // nil: there is none
+	prefix  string   // of all subjects: fbus.NETWORK.
+	node    *bus.Client
+	epoch   time.Time
+	inbox   chan *nats.Msg // of all subscriptions
 
 	mu        sync.Mutex // protects the fields below, and what they lead to
 	self      hello
@@ -188,7 +191,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	}
 	defer node.Close()
 	m := &mesh{
-		cfg: cfg, nc: nc, node: node, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
+		cfg: cfg, nc: nc, node: node, network: info.Network, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
 		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
 		replies: nats.NewInbox() + ".",
 	}
@@ -213,6 +216,9 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	user := ctx
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	if len(cfg.NATSService) > 0 {
+		m.service = newService(ctx, m)
+	}
 	if _, err := node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called); err != nil {
 		return err
 	}
@@ -237,6 +243,9 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 
 // drain leaves the mesh, and waits until no call is passed on any more.
 func (m *mesh) drain() {
+	limit, cancel := context.WithTimeout(context.Background(), m.cfg.Drain)
+	defer cancel()
+	m.service.leave()
 	m.mu.Lock()
 	m.nc.Publish(m.prefix+"bye", m.encode(m.self))
 	var links []*link
@@ -258,14 +267,14 @@ func (m *mesh) drain() {
 			l.near.close()
 		}
 	}()
-	limit := time.After(m.cfg.Drain)
+	m.service.wait(limit.Done())
 	for _, l := range links {
 		select {
 		case <-l.far.done:
 		case <-l.near.done:
 		case <-m.node.Done():
 			return
-		case <-limit:
+		case <-limit.Done():
 			return
 		}
 	}
@@ -319,6 +328,8 @@ func (m *mesh) called(ctx context.Context, inv *bus.Invocation) bus.Result {
 
 // close leaves the mesh.
 func (m *mesh) close() {
+	m.service.leave()
+	m.service.wait(nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.over = true
@@ -597,7 +608,7 @@ func (m *mesh) line(text []byte) {
 
 // change notes that a function of the own node may have changed.
 func (m *mesh) change(name string) {
-	if m.shares(name) {
+	if m.shares(name) || m.service != nil && m.service.has(name) {
 		if len(m.dirty) == 0 {
 			m.settled.Reset(settleTime)
 		}
@@ -625,13 +636,16 @@ func (m *mesh) settle() {
 			return // with the connection everything begins again
 		}
 	}
+	if m.service != nil {
+		m.service.update(names, now)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	changed := false
 	for _, name := range names {
 		was, had := m.names[name]
 		is, has := now[name]
-		if had == has && was.equal(&is) {
+		if !m.shares(name) || had == has && was.equal(&is) {
 			continue
 		}
 		changed = true

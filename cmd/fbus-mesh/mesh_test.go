@@ -77,14 +77,15 @@ func TestScripts(t *testing.T) {
 
 // site is a node, and its mesh.
 type site struct {
-	t     testing.TB
-	name  string
-	node  *node.Node
-	path  string
-	urls  string
-	drain time.Duration // of the mesh
-	kill  func()        // stops the node
-	stop  func()        // stops the mesh, and waits for that
+	t        testing.TB
+	name     string
+	node     *node.Node
+	path     string
+	urls     string
+	drain    time.Duration // of the mesh
+	services []string      // globs of functions for clients of NATS
+	kill     func()        // stops the node
+	stop     func()        // stops the mesh, and waits for that
 }
 
 // sites starts nodes a, b, … and a mesh beside each.
@@ -103,9 +104,9 @@ func sites(t testing.TB, count int) ([]*site, *server.Server) {
 }
 
 // newSite starts a node and its mesh.
-func newSite(t testing.TB, name, urls string) *site {
+func newSite(t testing.TB, name, urls string, services ...string) *site {
 	t.Helper()
-	x := &site{t: t, name: name, urls: urls}
+	x := &site{t: t, name: name, urls: urls, services: services}
 	dir, err := os.MkdirTemp("", "mesh")
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +141,7 @@ func (x *site) startNode() {
 func (x *site) join() {
 	x.t.Helper()
 	o := options{cfg: config{
-		Share: []string{"*"}, Accept: []string{"*"}, Place: find.Place{Addr: bus.Unix(x.path)}, Drain: x.drain,
+		Share: []string{"*"}, Accept: []string{"*"}, Place: find.Place{Addr: bus.Unix(x.path)}, Drain: x.drain, NATSService: x.services,
 		Note: func(format string, a ...any) { x.t.Logf(x.name+": "+format, a...) },
 	}}
 	nc, err := o.connect(x.urls)

@@ -408,7 +408,8 @@ type NodeMetrics struct {
 	Jobs       map[string]int64 `json:"jobs"`        // by state; null without a store
 	StoreBytes int64            `json:"store_bytes"` // on disk
 
-	TicketsExpiring int `json:"tickets_expiring"` // live tickets that expire within 30 days; -1: not known
+	TicketsExpiring int       `json:"tickets_expiring"`        // live tickets that expire within 30 days; -1: not known
+	TicketExpires   time.Time `json:"ticket_expires,omitzero"` // when the first of the live tickets expires
 
 	Goroutines int    `json:"goroutines"`
 	Memory     uint64 `json:"memory"` // bytes that the process has of the system

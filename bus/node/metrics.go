@@ -162,8 +162,8 @@ func (n *Node) Metrics() bus.Metrics {
 	m := bus.Metrics{Time: time.Now().UTC(), Bounds: bus.MetricBounds[:], Functions: []bus.FunctionMetrics{}}
 	m.Node = bus.NodeMetrics{
 		Instance: n.instance, Started: n.started, Goroutines: runtime.NumGoroutine(), Memory: memory[0].Value.Uint64() - memory[1].Value.Uint64(),
-		TicketsExpiring: n.expiring(),
 	}
+	m.Node.TicketsExpiring, m.Node.TicketExpires = n.expiring()
 	if n.cfg.Jobs != nil {
 		states, size := n.cfg.Jobs.Counts()
 		m.Node.Jobs, m.Node.StoreBytes = map[string]int64{}, size
@@ -212,21 +212,28 @@ func (n *Node) functionMetrics(name string, s *stats) bus.FunctionMetrics {
 	return m
 }
 
-// expiring counts the live tickets that expire soon; -1: the list cannot be read, or is
-// kept elsewhere.
-func (n *Node) expiring() int {
+// expiring counts the live tickets that expire soon, and returns when the first of all expires; -1: the
+// list cannot be read, or is kept elsewhere.
+func (n *Node) expiring() (count int, first time.Time) {
 	if n.cfg.Authority == nil {
-		return -1
+		return -1, first
 	}
 	records, err := n.cfg.Authority.Tickets()
 	if err != nil {
-		return -1
+		return -1, first
 	}
-	count, now := 0, trust.Now()
+	now := trust.Now()
 	for i := range records {
-		if r := &records[i]; r.Live(now) && r.Expires.Sub(now) < expirySoon {
+		r := &records[i]
+		if !r.Live(now) {
+			continue
+		}
+		if r.Expires.Sub(now) < expirySoon {
 			count++
 		}
+		if first.IsZero() || r.Expires.Before(first) {
+			first = r.Expires
+		}
 	}
-	return count
+	return count, first
 }

@@ -8,6 +8,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 )
 
 // TestMetrics: calls are counted by how they ended, refused ones included, and the counters
@@ -65,5 +66,27 @@ func TestMetrics(t *testing.T) {
 	}
 	if _, got = ask(); got["f"] != "busy 0 of 0, waited 2, ran 2: fbus 124 deadline 1 program 0 exit 1" {
 		t.Errorf("after the offer has gone: %s", got["f"])
+	}
+}
+
+// TestTicketExpiry: the metrics say when the first ticket expires, as long as it is valid.
+func TestTicketExpiry(t *testing.T) {
+	g := newGuests(t)
+	expires := g.ticket("long", "call:a").Expires
+	if m := g.n.Metrics(); !m.Node.TicketExpires.Equal(expires) {
+		t.Errorf("%v, expected %v", m.Node.TicketExpires, expires)
+	}
+	short, err := g.a.Issue(trust.LocalUser, trust.Request{Name: "short", Rights: trust.Rights{Monitor: true}, Reusable: true, TTL: time.Hour, Addresses: []string{g.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := g.n.Metrics(); !m.Node.TicketExpires.Equal(short.Expires) {
+		t.Errorf("%+v, expected %v", m.Node, short.Expires)
+	}
+	if _, _, err := g.a.Revoke("short"); err != nil {
+		t.Fatal(err)
+	}
+	if m := g.n.Metrics(); !m.Node.TicketExpires.Equal(expires) {
+		t.Errorf("%+v, expected %v", m.Node, expires)
 	}
 }

@@ -86,7 +86,7 @@ header="a b"`, []string{`"a b" is not the name of a header`}},
 func TestSeen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s seen
-		if !s.add("a", "1") || !s.add("a", "1") || s.add("a", "2") || !s.add("b", "") || s.add("b", "") {
+		if !s.add("a", "1") || s.add("a", "2") || !s.add("a", "1") || !s.add("b", "") || s.add("b", "") {
 			t.Error("a key has one value")
 		}
 		s.forget("b")

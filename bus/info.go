@@ -169,6 +169,8 @@ type NodeInfo struct {
 type TrustQuery struct {
 	After int64   `json:"after,omitempty"` // the number of the list that the caller has
 	Wait  float64 `json:"wait,omitempty"`  // seconds to wait for a list with another number; at most 50
+	Kept  bool    `json:"kept,omitempty"`  // of a node that is not the first: the list that it has
+	List  string  `json:"list,omitempty"`  // a list (PEM) for it, from elsewhere
 }
 
 // MeshFunction is the function by which fbus mesh answers what it knows: a [MeshInfo].

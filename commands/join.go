@@ -152,7 +152,7 @@ func (o *joinOptions) firstList(ctx context.Context, dir string, t *trust.Ticket
 	if err != nil {
 		return err
 	}
-	return s.Update(text)
+	return s.Update(text, trust.FromFirst)
 }
 
 func readTicket(name string) (*trust.Ticket, error) {

@@ -184,12 +184,44 @@ func (f *first) update(ctx context.Context, c *bus.Client, wait time.Duration) e
 	if err != nil {
 		return err
 	}
-	err = f.second.Update(text)
+	err = f.take(text, trust.FromFirst)
 	if e := known(err); e != nil && e.Code == args.CodeStorage { // it is in use, if not kept
 		f.warn("the list of revoked tickets cannot be kept", err, "")
 		return nil
 	}
 	return err
+}
+
+// take has a revocation list used.
+func (f *first) take(text []byte, from string) error {
+	before := f.second.Number()
+	err := f.second.Update(text, from)
+	if f.second.Number() != before {
+		f.node.changes.ticket()
+	}
+	return err
+}
+
+// trust answers with the revocation list that this node has, or takes one that a relay has from
+// elsewhere: the CA's signature says what it is worth. Another query is for the first node. If it was
+// passed on, two nodes could take each other for that.
+func (f *first) trust(ctx context.Context, q *asked) error {
+	var d bus.TrustQuery
+	if err := q.document(&d); err != nil {
+		return err
+	}
+	switch {
+	case d.List != "":
+		err := f.take([]byte(d.List), trust.FromRelay)
+		if e := known(err); e != nil && e.Code != args.CodeStorage {
+			return args.BadInput("fbus.trust: %v", err)
+		}
+		q.line(bus.TrustQuery{After: f.second.Number()})
+		return err
+	case d.Kept:
+		return q.await(ctx, &d, func() ([]byte, int64, error) { return f.second.List(), f.second.Number(), nil })
+	}
+	return args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is", f.second.First())
 }
 
 // renew renews the node's certificates when that is due.
@@ -229,8 +261,8 @@ func (f *first) pass(ctx context.Context, q *asked) error {
 		return f.admit(ctx, q)
 	case "fbus.join":
 		return serveJoin(ctx, q)
-	case "fbus.trust": // passed on, two nodes could take each other for the first one
-		return args.Errorf(args.CodeNoNode, "this node is not the network's first node; %s is", f.second.First())
+	case "fbus.trust":
+		return f.trust(ctx, q)
 	case "fbus.invite":
 		var d bus.Invitation
 		if err := q.invitation(&d); err != nil {
@@ -429,10 +461,18 @@ func serveTrust(ctx context.Context, q *asked) error {
 	if err := q.document(&d); err != nil {
 		return err
 	}
+	if d.List != "" {
+		return args.BadInput("fbus.trust: this is the network's first node, which makes the list")
+	}
+	return q.await(ctx, &d, q.node.cfg.Authority.RevocationList)
+}
+
+// await answers with a revocation list, when it has another number than the query or the time is over.
+func (q *asked) await(ctx context.Context, d *bus.TrustQuery, list func() (text []byte, number int64, err error)) error {
 	end, over := time.After(time.Duration(min(max(d.Wait, 0), trustWait.Seconds())*float64(time.Second))), false
 	for {
 		more := q.node.changes.moreTickets()
-		text, number, err := q.node.cfg.Authority.RevocationList()
+		text, number, err := list()
 		if err != nil {
 			return err
 		}

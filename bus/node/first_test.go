@@ -334,6 +334,107 @@ func TestSecondIsNotFirst(t *testing.T) {
 	}
 }
 
+// TestSecondTakesList: a second node that cannot reach the first one takes its list from a relay, and
+// believes the signature alone.
+func TestSecondTakesList(t *testing.T) {
+	g := newGuests(t)
+	dir, own := g.joinNode("b", trust.Rights{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	j, err := trust.OpenJoined(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Addresses = []string{l.Addr().String()} // where nobody listens
+	err = j.Save(own)
+	j.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate, err := trust.OpenSecond(dir, "test", 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gate.Close()
+	n, path := start(t, node.Config{Gate: gate})
+	b := &second{Node: n, gate: gate, path: path, addr: listenTCP(t, n)}
+	relay := rawUnix(t, nil, path)
+	relay.send(relayHello())
+	want[*wire.HelloFrame](relay)
+	call := uint64(0)
+	give := func(list []byte) string {
+		doc, err := json.Marshal(bus.TrustQuery{List: string(list)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		call++
+		return relay.says(documentFrame(call, "fbus.trust", string(doc)))
+	}
+	ticket := g.ticket("ci", "call:*")
+	first, number, err := g.a.RevocationList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := give(first); got != fmt.Sprintf("{\"after\":%d}\n", number) {
+		t.Fatal(got)
+	}
+	if i := b.info(t); i.Number != number || i.From != trust.FromRelay || i.Shut != "" || i.Away == "" {
+		t.Errorf("%+v", i)
+	}
+	ci := dialTLS(t, b.addr, ticket.ClientConfig(nil))
+	ci.send(hello())
+	want[*wire.HelloFrame](ci)
+	if _, _, err := g.a.Revoke("ci"); err != nil {
+		t.Fatal(err)
+	}
+	second, number, err := g.a.RevocationList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(second)
+	block.Bytes[len(block.Bytes)-1]++ // of the signature
+	other, _, err := newGuests(t).a.RevocationList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, list := range map[string][]byte{"no list": []byte("x"), "forged": pem.EncodeToMemory(block), "of another network": other} {
+		if got := give(list); !strings.HasPrefix(got, "65 bad_input: fbus.trust: ") {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	if got := ci.says(wordsFrame(1, "fbus.nodes")); !strings.Contains(got, "ticket:ci") {
+		t.Errorf("%s", got)
+	}
+	more := rawUnix(t, nil, path)
+	more.send(relayHello())
+	want[*wire.HelloFrame](more)
+	more.send(documentFrame(1, "fbus.trust", fmt.Sprintf(`{"kept":true,"wait":50,"after":%d}`, b.gate.Number())))
+	if got := give(second); got != fmt.Sprintf("{\"after\":%d}\n", number) {
+		t.Error(got)
+	}
+	if e := want[*wire.ErrorFrame](ci); string(e.Code) != args.CodeRevoked {
+		t.Errorf("%+v", e)
+	}
+	if end := want[*wire.EndFrame](more); !bytes.Equal(end.Output, second) {
+		t.Errorf("%+v", end)
+	}
+	if got := give(first); !strings.Contains(got, "65 bad_input: ") || !strings.Contains(got, "an earlier one had") {
+		t.Errorf("an older one: %s", got)
+	}
+	if i := b.info(t); i.Number != number || i.Revoked != 1 {
+		t.Errorf("%+v", i)
+	}
+	if got := relay.says(documentFrame(call+1, "fbus.trust", `{}`)); !strings.HasPrefix(got, "255 no_node: ") {
+		t.Error(got)
+	}
+	if got := g.enter(g.ticket("relay", "relay")).says(documentFrame(1, "fbus.trust", `{"list":"x"}`)); !strings.HasPrefix(got, "65 bad_input: ") {
+		t.Errorf("the first node: %s", got)
+	}
+}
+
 // TestSecondSaysWhoAsks: what is asked for at a second node is recorded as that of who has asked there,
 // ends with their ticket and with the node's, and needs the rights of both.
 func TestSecondSaysWhoAsks(t *testing.T) {

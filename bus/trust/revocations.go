@@ -123,28 +123,37 @@ func (a *Authority) revocations() (*revocations, error) {
 	return next, nil
 }
 
+// Where a second node has its revocation list from.
+const (
+	FromFirst = "first" // the first node
+	FromRelay = "relay" // a relay has passed it on: the mesh
+	FromDisk  = "disk"  // an earlier run, which has kept it
+)
+
 // received is a revocation list, as a second node has got it.
 type received struct {
+	text    []byte // PEM
+	from    string // one of the words above
 	number  int64
 	at      time.Time
 	revoked map[string]time.Time // by serial
 }
 
 // receive checks a revocation list (PEM) of a network's CA.
-func receive(text []byte, ca *x509.Certificate, now time.Time) (*received, error) {
+func receive(text []byte, from string, ca *x509.Certificate, now time.Time) (*received, error) {
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != listBlock {
 		return nil, errorf(args.CodeDamaged, "there is no revocation list in it")
 	}
 	list, err := parseRevocationList(block.Bytes, []*x509.Certificate{signer(ca)})
 	if err != nil {
-		return nil, err
+		return nil, errorf(args.CodeDamaged, "it is not a revocation list that the network's CA has signed")
 	}
 	if list.Number == nil || !list.Number.IsInt64() {
 		return nil, errorf(args.CodeDamaged, "the list has no number")
 	}
 	// It was signed within the second that begins at ThisUpdate.
-	r := &received{number: list.Number.Int64(), at: earlier(list.ThisUpdate.Add(time.Second), now), revoked: map[string]time.Time{}}
+	r := &received{text: text, from: from, number: list.Number.Int64(), at: earlier(list.ThisUpdate.Add(time.Second), now), revoked: map[string]time.Time{}}
 	for _, e := range list.RevokedCertificateEntries {
 		r.revoked[serialText(e.SerialNumber)] = e.RevocationTime
 	}

@@ -114,7 +114,7 @@ func (s *Second) loadList() error {
 	if err != nil {
 		return err
 	}
-	list, err := receive(data, s.Ticket().CA, s.now())
+	list, err := receive(data, FromDisk, s.Ticket().CA, s.now())
 	if err != nil {
 		return errorf(args.CodeDamaged, "%s: %v", s.joined.dir.join(s.listName()), err).WithHint("remove it: the first node has a new one")
 	}
@@ -140,19 +140,23 @@ func (s *Second) loadRefusal() error {
 	return nil
 }
 
-// Update takes a revocation list (PEM) of the first node, keeps it, and has the connections of
-// newly revoked serials closed before it returns. A list that is older than the one here is
-// refused: somebody may play back what an earlier connection has sent.
-func (s *Second) Update(text []byte) error {
+// Update takes a revocation list (PEM) that the first node has signed, wherever it is from, keeps it,
+// and has the connections of newly revoked serials closed before it returns. A list with a lower number
+// than the one here is refused: somebody may play back what an earlier connection has sent. One of the
+// same number that was signed earlier changes nothing.
+func (s *Second) Update(text []byte, from string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next, err := receive(text, s.Ticket().CA, s.now())
+	next, err := receive(text, from, s.Ticket().CA, s.now())
 	if err != nil {
 		return err
 	}
 	old := s.list.Load()
 	if old == nil {
 		old = &received{}
+	}
+	if next.number == old.number && next.at.Before(old.at) {
+		return nil
 	}
 	if next.number < old.number {
 		return errorf(args.CodeDamaged, "the first node's list of revoked tickets has the number %d, and an earlier one had %d: was its clock set back?", next.number, old.number).
@@ -315,6 +319,14 @@ func (s *Second) Number() int64 {
 	return 0
 }
 
+// List returns the revocation list (PEM); nil without one.
+func (s *Second) List() []byte {
+	if list := s.list.Load(); list != nil {
+		return list.text
+	}
+	return nil
+}
+
 // Interval returns how often the revocation list is to be got at least.
 func (s *Second) Interval() time.Duration {
 	if s.maxAge > 0 {
@@ -329,6 +341,7 @@ type SecondInfo struct {
 	Away     string    `json:"away,omitempty"`     // why it cannot be reached; empty: it is connected
 	Number   int64     `json:"number"`             // of the list of revoked tickets; 0: there is none yet
 	Age      float64   `json:"age"`                // of that list, in seconds
+	From     string    `json:"from,omitempty"`     // where that list is from: [FromFirst], …
 	Revoked  int       `json:"revoked"`            // how many serials it contains
 	MaxAge   float64   `json:"max_age,omitempty"`  // past which nobody is admitted over TCP
 	Shut     string    `json:"shut,omitempty"`     // why nobody is admitted over TCP
@@ -340,7 +353,7 @@ type SecondInfo struct {
 func (s *Second) Info() *SecondInfo {
 	i := &SecondInfo{First: s.Ticket().Addresses, MaxAge: s.maxAge.Seconds(), Until: s.Ticket().Server.NotAfter.UTC(), Identity: s.File()}
 	if list := s.list.Load(); list != nil {
-		i.Number, i.Age, i.Revoked = list.number, max(0, s.now().Sub(list.at)).Seconds(), len(list.revoked)
+		i.Number, i.Age, i.From, i.Revoked = list.number, max(0, s.now().Sub(list.at)).Seconds(), list.from, len(list.revoked)
 	}
 	if err := s.stale(); err != nil {
 		i.Shut = err.Error()

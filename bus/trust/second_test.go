@@ -73,7 +73,7 @@ func listOf(t *testing.T, a *Authority) []byte {
 
 func update(t *testing.T, s *Second, a *Authority) {
 	t.Helper()
-	if err := s.Update(listOf(t, a)); err != nil {
+	if err := s.Update(listOf(t, a), FromFirst); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -292,11 +292,11 @@ func TestSecondList(t *testing.T) {
 	if i := s.Info(); i.Age != 0 || i.Revoked != 0 || i.Number == 0 {
 		t.Errorf("%+v", i)
 	}
-	if err := s.Update(first); err != nil { // of the same number: nothing was added
+	if err := s.Update(first, FromFirst); err != nil { // of the same number: nothing was added
 		t.Error(err)
 	}
-	if i := s.Info(); i.Age < 59 {
-		t.Errorf("an older list makes it %vs old", i.Age)
+	if i := s.Info(); i.Age != 0 || i.From != FromFirst {
+		t.Errorf("one that was signed earlier makes it %vs old: %+v", i.Age, i)
 	}
 	number := s.Number()
 	ci := issue(t, a, Request{Name: "ci", Reusable: true})
@@ -307,17 +307,17 @@ func TestSecondList(t *testing.T) {
 	if s.Number() <= number {
 		t.Errorf("number %d after %d", s.Number(), number)
 	}
-	wantCode(t, s.Update(first), args.CodeDamaged, "an earlier one had")
+	wantCode(t, s.Update(first, FromRelay), args.CodeDamaged, "an earlier one had")
 	if s.Standing("", ci.Serial) == nil {
 		t.Error("it has gone back")
 	}
 	for _, text := range []string{"", "x", string(a.CA()), string(pem.EncodeToMemory(&pem.Block{Type: listBlock, Bytes: []byte("x")}))} {
-		if err := s.Update([]byte(text)); err == nil {
+		if err := s.Update([]byte(text), FromRelay); err == nil {
 			t.Errorf("%q is accepted", text)
 		}
 	}
 	other := openTest(t, privateTemp(t), c) // of the same name
-	if err := s.Update(listOf(t, other)); err == nil {
+	if err := s.Update(listOf(t, other), FromRelay); err == nil {
 		t.Error("another CA's list is accepted")
 	}
 

@@ -156,7 +156,7 @@ func (g *gate) follow(ctx context.Context, note func(format string, a ...any)) {
 			if err != nil {
 				return err
 			}
-			return g.second.Update(text)
+			return g.second.Update(text, trust.FromFirst)
 		}()
 		text := ""
 		if err != nil {

@@ -33,7 +33,7 @@ user in /tmp, the machine's (/run/fbus/functionbus.sock), a network that was joi
 JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), trust (at a node
-that is not the network's first: first, away, number, age, revoked, max_age, shut, until, identity), mesh
+that is not the network's first: first, away, number, age, from, revoked, max_age, shut, until, identity), mesh
 (with fbus mesh: node, nats, calls, peers: name, reach, error, functions, calls, heard), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
@@ -157,7 +157,7 @@ func showTrust(t *trust.SecondInfo, fact func(name, format string, a ...any)) {
 	}
 	fact("first node", "%s, %s", strings.Join(t.First, ", "), state)
 	if t.Number > 0 {
-		fact("revoked", "%s, by list %d, %s old", plural(t.Revoked, "serial"), t.Number, age(t.Age))
+		fact("revoked", "%s, by list %d, %s old%s", plural(t.Revoked, "serial"), t.Number, age(t.Age), listSource(t))
 	}
 	if left := time.Until(t.Until); left < 20*24*time.Hour { // it should have been renewed
 		fact("certificate", "of the node: until %s", localTime(t.Until))
@@ -168,6 +168,19 @@ func showTrust(t *trust.SecondInfo, fact func(name, format string, a ...any)) {
 	if t.Identity != "" {
 		fact("identity", "FBUS_TICKET=%s, for companions of this node", args.Quote(t.Identity))
 	}
+}
+
+// listSource says where a node has its list of revoked tickets from.
+func listSource(t *trust.SecondInfo) string {
+	switch t.From {
+	case trust.FromFirst:
+		return ", from the first node"
+	case trust.FromRelay:
+		return ", over the mesh"
+	case trust.FromDisk:
+		return ", kept on the disk"
+	}
+	return ""
 }
 
 func nodeMetrics(ctx context.Context, c *bus.Client) (*bus.Metrics, error) {

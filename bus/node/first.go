@@ -15,6 +15,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/calllog"
 	identities "fbus/bus/find"
 	"fbus/bus/trust"
 )
@@ -214,6 +215,9 @@ func (f *first) trust(ctx context.Context, q *asked) error {
 	case d.List != "":
 		err := f.take([]byte(d.List), trust.FromRelay)
 		if e := known(err); e != nil && e.Code != args.CodeStorage {
+			f.node.cfg.Log.Append(&bus.LogEntry{
+				Event: calllog.EventRefused, Caller: q.peer.Caller, From: q.peer.From, Function: q.Function, Code: args.CodeBadInput, Message: err.Error(), Serial: q.peer.Serial,
+			})
 			return args.BadInput("fbus.trust: %v", err)
 		}
 		q.line(bus.TrustQuery{After: f.second.Number()})

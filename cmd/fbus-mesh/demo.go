@@ -117,11 +117,11 @@ func (d *trial) mesh(name, addr string) error {
 	return d.start(name, "mesh", "-q", "--name", name, "--advertise", addr, d.nats)
 }
 
-// node starts a node.
-func (d *trial) node(name string) error {
+// node starts a node. flags are for the invitation of one that is not the first.
+func (d *trial) node(name string, flags ...string) error {
 	if name != "a" {
 		ticket := filepath.Join(d.dir, name+".ticket")
-		if err := d.run("a", nil, "invite", "-q", "--for-node", "--name", name, "-o", ticket); err != nil {
+		if err := d.run("a", nil, append([]string{"invite", "-q", "--for-node", "--name", name, "-o", ticket}, flags...)...); err != nil {
 			return err
 		}
 		if err := d.run(name, nil, "join", "-q", ticket); err != nil {

@@ -70,7 +70,9 @@ type mesh struct {
 	prefix  string   // of all subjects: fbus.NETWORK.
 	node    *bus.Client
 	epoch   time.Time
-	inbox   chan *nats.Msg // of all subscriptions
+	inbox   chan *nats.Msg // of all subscriptions but that of revocations
+
+	revocations *revocations
 
 	mu        sync.Mutex // protects the fields below, and what they lead to
 	self      hello
@@ -220,6 +222,9 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 		m.service = newService(ctx, m)
 	}
 	if _, err := node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called); err != nil {
+		return err
+	}
+	if err := m.trust(ctx, info); err != nil {
 		return err
 	}
 	go m.receive(ctx) // these end with ctx
@@ -388,6 +393,7 @@ func (m *mesh) greet(ctx context.Context) {
 			m.mu.Lock()
 			m.self.New = true
 			m.mu.Unlock()
+			m.revocations.online(ctx)
 		case <-ctx.Done():
 			return
 		}

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -230,14 +230,36 @@ func (r *revocations) take(ctx context.Context, n *notice) {
 	if err == nil {
 		_, err = output(ctx, r.mesh.node, "fbus.trust", args.JSON(doc))
 	}
+	if err != nil && ctx.Err() == nil {
+		r.say("node %s has passed on a list of revoked tickets that is refused: %v", r.mesh.nameOf(n.From), err)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err == nil {
 		r.said = ""
-		return
+	} else {
+		r.heard = before
 	}
-	r.heard = before
-	if ctx.Err() == nil {
-		r.refused("a list of revoked tickets that the mesh of node %s has passed on: %v", cmp.Or(r.mesh.nodeName(n.From), args.Shown(n.From)), err)
+}
+
+// say notes what is wrong, once until something else is.
+func (r *revocations) say(format string, a ...any) {
+	text := fmt.Sprintf(format, a...)
+	r.mu.Lock()
+	again := text == r.said
+	r.said = text
+	r.mu.Unlock()
+	if !again {
+		r.mesh.note("%s", text)
 	}
+}
+
+// nameOf returns what another node is called.
+func (m *mesh) nameOf(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.peers[id]; p != nil {
+		return p.name
+	}
+	return args.Shown(id)
 }

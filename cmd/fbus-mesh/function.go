@@ -109,6 +109,9 @@ func (f *function) look(begun int) {
 		f.named("", 0)
 	}
 	l.Queued = max(0, l.Queued)
+	if f.mesh.pulse.silent {
+		l = slots.Local{}
+	}
 	if len(f.offers) == 0 {
 		l.Queued, l.Ready = 0, 0 // nobody has it
 	}
@@ -212,19 +215,63 @@ func (f *function) subject(verb string) string {
 }
 
 func (f *function) Take(n int) {
-	f.mesh.request(f.subject("take"), n, func(a *answer) {
-		got := a.Slots
-		if got > 0 && !f.mesh.usable(a.From) {
-			f.Return(a.From, got)
-			got = 0
+	f.mesh.request(f.subject("take"), question{f.mesh.self.ID, n}, func(a *answer, silent bool) {
+		if silent {
+			f.takeDirectly(n)
+			return
 		}
-		f.Taken(f.mesh.now(), a.From, n, min(got, n))
-		f.tidy()
+		f.taken(a, n)
 	})
 }
 
+// taken takes the answer to a request for n slots.
+func (f *function) taken(a *answer, n int) {
+	got := a.Slots
+	if got > 0 && !f.mesh.usable(a.From) {
+		f.Return(a.From, got)
+		got = 0
+	}
+	f.Taken(f.mesh.now(), a.From, n, min(got, n))
+	f.tidy()
+}
+
+// maxDirect bounds the nodes that are asked for slots by name.
+const maxDirect = 4
+
+// takeDirectly asks some nodes that have the function, each by itself, for n slots. It is for when the
+// one that NATS has chosen does not answer, as its mesh is stopped: NATS may choose that one again, and
+// again.
+func (f *function) takeDirectly(n int) {
+	asked, done := 0, false
+	for id := range f.offers { // in random order
+		if !f.mesh.usable(id) {
+			continue
+		}
+		if asked++; asked > maxDirect {
+			asked = maxDirect
+			break
+		}
+		f.mesh.request(f.mesh.direct(id), &message{From: f.mesh.self.ID, Take: f.name, Slots: n}, func(a *answer, _ bool) {
+			asked--
+			switch {
+			case done && a.Slots > 0:
+				f.Return(a.From, a.Slots)
+			case !done && (a.Slots > 0 || asked == 0):
+				done = true
+				f.taken(a, n)
+			}
+		})
+	}
+	if asked == 0 {
+		f.taken(&answer{}, n)
+	}
+}
+
 func (f *function) Free(n int) {
-	f.mesh.request(f.subject("free"), n, func(a *answer) {
+	f.mesh.request(f.subject("free"), question{f.mesh.self.ID, n}, func(a *answer, silent bool) {
+		if silent {
+			a.From = "?" // somebody was asked, so others may wait, too
+		}
 		f.Freed(f.mesh.now(), a.From, min(a.Slots, n))
 		f.tidy()
 	})

@@ -73,6 +73,7 @@ type mesh struct {
 	inbox   chan *nats.Msg // of all subscriptions but that of revocations
 
 	revocations *revocations
+	pulse       *pulse
 
 	mu        sync.Mutex // protects the fields below, and what they lead to
 	self      hello
@@ -115,6 +116,7 @@ type hello struct {
 	Machine   string   `json:"machine,omitempty"` // with the socket: where it is, and whose
 	Names     uint64   `json:"names"`             // rises when they change
 	New       bool     `json:"new,omitempty"`     // it wants to hear of the others
+	Silent    bool     `json:"silent,omitempty"`  // in bye: its node does not answer
 }
 
 // question asks for slots, or offers some.
@@ -133,6 +135,7 @@ type answer struct {
 type message struct {
 	From   string `json:"from"`
 	Return string `json:"return,omitempty"` // the function whose slots are not used
+	Take   string `json:"take,omitempty"`   // the function of which slots are asked for
 	Turn   string `json:"turn,omitempty"`   // connect me to your node, by a call with this word
 	Slots  int    `json:"slots,omitempty"`
 }
@@ -227,7 +230,9 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	if err := m.trust(ctx, info); err != nil {
 		return err
 	}
-	go m.receive(ctx) // these end with ctx
+	m.pulse = &pulse{mesh: m, at: time.Now(), kick: make(chan struct{}, 1)}
+	go m.pulse.keep(ctx) // these end with ctx
+	go m.receive(ctx)
 	go m.greet(ctx)
 	go func() {
 		query := args.JSON([]byte(`{"types":["function","worker"],"every":1}`))
@@ -379,7 +384,7 @@ func (m *mesh) greet(ctx context.Context) {
 			return
 		}
 		m.hello("")
-		m.self.New = false
+		m.self.New = m.pulse.lost
 		now := time.Now()
 		for _, p := range m.peers {
 			if now.Sub(p.heard) > 3*helloEvery {
@@ -402,6 +407,9 @@ func (m *mesh) greet(ctx context.Context) {
 
 // hello tells one mesh of this one, or all of them.
 func (m *mesh) hello(id string) {
+	if m.pulse.lost {
+		return
+	}
 	subject := m.prefix + "hello"
 	if id != "" {
 		subject = m.direct(id)
@@ -418,18 +426,19 @@ func (m *mesh) tell(id string, v *message) {
 	m.nc.Publish(m.direct(id), m.encode(v))
 }
 
-// request asks a group about slots. back is called with the answer, later and with mu held.
-func (m *mesh) request(subject string, n int, back func(*answer)) {
-	m.ask(subject, m.encode(question{m.self.ID, n}), func(data []byte) {
+// request asks a group, or one mesh, about slots. back is called with the answer, later and with mu
+// held. It is silent if a mesh was asked and has not answered in time.
+func (m *mesh) request(subject string, q any, back func(a *answer, silent bool)) {
+	m.ask(subject, m.encode(q), func(data []byte) {
 		a := &answer{}
 		if json.Unmarshal(data, a) != nil || a.Slots < 0 {
 			*a = answer{}
 		}
-		back(a)
+		back(a, data == nil)
 	})
 }
 
-// ask sends a request. back is called later with mu held: with the answer, or with nothing.
+// ask sends a request. back is called later with mu held: with the answer, or with nil.
 func (m *mesh) ask(subject string, data []byte, back func(data []byte)) {
 	m.asked++
 	token := strconv.FormatUint(m.asked, 36)
@@ -457,7 +466,7 @@ func (m *mesh) receive(ctx context.Context) {
 		select {
 		case msg := <-m.inbox:
 			if token, ok := strings.CutPrefix(msg.Subject, m.replies); ok {
-				m.answered(token, msg.Data) // empty if there are no responders
+				m.answered(token, append([]byte{}, msg.Data...)) // empty if there are no responders, not nil
 				continue
 			}
 			m.mu.Lock()
@@ -477,15 +486,9 @@ func (m *mesh) handle(msg *nats.Msg) {
 	switch verb {
 	case "take", "free":
 		var q question
-		name := strings.ReplaceAll(rest, "/", ".")
-		if json.Unmarshal(msg.Data, &q) != nil || q.Slots < 1 || q.From == m.self.ID {
-			return
+		if json.Unmarshal(msg.Data, &q) == nil {
+			m.question(msg, verb, strings.ReplaceAll(rest, "/", "."), &q)
 		}
-		n := 0
-		if f := m.functions[name]; f != nil {
-			n = f.question(verb, &q)
-		}
-		msg.Respond(m.encode(answer{m.self.ID, n}))
 	case "hello":
 		m.heard(msg.Data)
 	case "node":
@@ -500,16 +503,46 @@ func (m *mesh) handle(msg *nats.Msg) {
 		if f := m.functions[v.Return]; f != nil && v.Slots > 0 {
 			f.Returned(m.now(), v.From, v.Slots)
 		}
+		if v.Take != "" {
+			m.question(msg, "take", v.Take, &question{v.From, v.Slots})
+		}
 		if p := m.peers[v.From]; p != nil && v.Turn != "" {
 			go m.turn(p.hello, v.Turn) // ends with the connection
 		}
 	case "bye":
 		var h hello
-		if json.Unmarshal(msg.Data, &h) == nil && m.peers[h.ID] != nil {
-			m.drop(m.peers[h.ID], "it has left")
+		if json.Unmarshal(msg.Data, &h) != nil {
+			return
+		}
+		switch p := m.peers[h.ID]; {
+		case p == nil:
+		case h.Silent:
+			p.lose()
+		default:
+			m.drop(p, "it has left")
 		}
 	case "names":
 		msg.Respond(m.encode(m.page(string(msg.Data))))
+	}
+}
+
+// question answers a request about slots. Nothing is granted before the own node has shown that it
+// answers.
+func (m *mesh) question(msg *nats.Msg, verb, name string, q *question) {
+	if q.Slots < 1 || q.From == m.self.ID {
+		return
+	}
+	answers := func(alive bool) {
+		n := 0
+		if f := m.functions[name]; f != nil && alive {
+			n = f.question(verb, q)
+		}
+		msg.Respond(m.encode(answer{m.self.ID, n}))
+	}
+	if verb == "take" {
+		m.pulse.check(answers)
+	} else {
+		answers(!m.pulse.silent)
 	}
 }
 
@@ -639,7 +672,14 @@ func (m *mesh) settle() {
 		}}})
 		cancel()
 		if err != nil {
-			return // with the connection everything begins again
+			m.mu.Lock()
+			for _, name := range names { // with another connection everything begins again
+				if !m.over {
+					m.change(name)
+				}
+			}
+			m.mu.Unlock()
+			return
 		}
 	}
 	if m.service != nil {

@@ -164,6 +164,16 @@ func (p *peer) leave() {
 	}
 }
 
+// lose forgets a peer whose node does not answer, and ends its calls. The mesh's mu is held.
+func (p *peer) lose() {
+	l := p.link
+	p.mesh.drop(p, "it does not answer")
+	if l != nil {
+		l.lost(args.Errorf(args.CodeNodeLost, "it does not answer"))
+		l.far.close()
+	}
+}
+
 // withdraw takes back the offers of all functions of the peer. The mesh's mu is held.
 func (p *peer) withdraw() {
 	for name := range p.list {

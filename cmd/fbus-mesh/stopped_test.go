@@ -14,7 +14,6 @@ import (
 // TestStopped: while the mesh of a node is stopped (SIGSTOP), calls of others run at those that are
 // not: none waits for more than a second beside a free slot. FBUS_SOAK=1 stops it for a minute.
 func TestStopped(t *testing.T) {
-	soak(t)
 	during := 5 * time.Second
 	if os.Getenv("FBUS_SOAK") == "1" {
 		during = time.Minute
@@ -45,4 +44,44 @@ func TestStopped(t *testing.T) {
 		t.Errorf("a call waits for %v", most)
 	}
 	d.slots("a", "f", 0, 4)
+}
+
+// TestNodeStopped: node b is stopped (SIGSTOP), and its mesh is not. Calls that run there end with 74,
+// and others run elsewhere. When it goes on, it is back.
+func TestNodeStopped(t *testing.T) {
+	d := newProcesses(t, "a", "b", "c")
+	d.offer("b", "long", d.tree("long"))
+	d.offer("b", "f", "echo x")
+	d.begin("c", "offer", "-q", "--slots", "1", "f", "--", "echo", "x")
+	d.slots("a", "f", 0, 2)
+	d.slots("a", "long", 0, 1)
+	long := d.fbusRuns("a", "call", "-n", "long")
+	d.file("long")
+	stopped := d.serves["b"].Process
+	at := time.Now()
+	stopped.Signal(syscall.SIGSTOP)
+	defer stopped.Signal(syscall.SIGCONT)
+	d.ends("node", long, 74, at, pulseEvery+pulseLost+soon)
+	d.slots("a", "f", 0, 1)
+	d.slots("a", "long", 0, 0)
+	client := d.client("a")
+	for range 20 {
+		at := time.Now()
+		if _, _, err := call(client, &bus.Request{Function: "f"}); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(at); took > soon {
+			t.Errorf("a call beside a free slot takes %v", took)
+		}
+	}
+	at = time.Now()
+	stopped.Signal(syscall.SIGCONT)
+	d.gone("node", "long")
+	d.slots("a", "f", 0, 2)
+	d.slots("a", "long", 0, 1)
+	if took := time.Since(at); took > 2*time.Second+soon {
+		t.Errorf("it is back after %v", took)
+	}
+	d.release()
+	d.ends("node", d.fbusRuns("a", "call", "-n", "long"), 0, time.Now(), 0)
 }

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"fbus/bus"
+)
+
+// A node whose process is stopped keeps its connections, but runs nothing that is passed on to it.
+// So its mesh calls it all the time, and before it grants a slot.
+const (
+	// pulseEvery is how often the own node is called while nothing is asked of it.
+	pulseEvery = time.Second
+	// pulseFresh is how long an answer counts.
+	pulseFresh = patience
+	// pulseLate is when a node is silent: nothing is granted and asked for any more. Until pulseLost it
+	// may be slow. Then the other meshes are told that it has left, and calls that run there end.
+	pulseLate = 300 * time.Millisecond
+	pulseLost = 3 * time.Second
+)
+
+// pulse is whether the own node answers. The mesh's mu protects it.
+type pulse struct {
+	mesh   *mesh
+	at     time.Time          // of the last answer
+	silent bool               // it has not answered in time
+	lost   bool               // and the other meshes were told
+	waits  []func(alive bool) // for the next answer
+	kick   chan struct{}      // has room for one: an answer is waited for
+}
+
+// check calls f with whether the node answers now, at once or later with the mesh's mu held. The
+// mesh's mu is held.
+func (p *pulse) check(f func(alive bool)) {
+	switch {
+	case p.silent:
+		f(false)
+	case time.Since(p.at) < pulseFresh:
+		f(true)
+	default:
+		p.waits = append(p.waits, f)
+		select {
+		case p.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// keep calls the node until ctx ends, or the connection.
+func (p *pulse) keep(ctx context.Context) {
+	m := p.mesh
+	for {
+		unanswered, stop := context.WithCancel(ctx)
+		late := time.AfterFunc(pulseLate, func() { p.late(unanswered) }) // these end by themselves
+		lost := time.AfterFunc(pulseLost, func() { p.leave(unanswered) })
+		output(ctx, m.node, "fbus.nodes", bus.Args{}) // a refusal is an answer, too
+		p.beat(stop)
+		late.Stop()
+		lost.Stop()
+		if ctx.Err() != nil || m.node.Err() != nil {
+			return
+		}
+		select {
+		case <-time.After(pulseEvery):
+		case <-p.kick:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// beat notes that the node has answered, which stop says.
+func (p *pulse) beat(stop func()) {
+	m := p.mesh
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	stop()
+	silent, lost := p.silent, p.lost
+	p.at, p.silent, p.lost = time.Now(), false, false
+	if silent {
+		m.lookAll()
+	}
+	if lost {
+		m.note("the own node answers again")
+		m.self.New = true // the others have forgotten this one, and it may have missed their words
+		m.hello("")
+	}
+	p.answer(true)
+}
+
+// late is due when the node has not answered in time.
+func (p *pulse) late(unanswered context.Context) {
+	p.mesh.mu.Lock()
+	defer p.mesh.mu.Unlock()
+	if unanswered.Err() != nil {
+		return
+	}
+	p.silent = true
+	p.mesh.lookAll()
+	p.answer(false)
+}
+
+// leave is due when it has not answered for so long that calls elsewhere had better not wait for it.
+func (p *pulse) leave(unanswered context.Context) {
+	m := p.mesh
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if unanswered.Err() == nil && !m.over && !m.draining {
+		m.note("the own node does not answer: it is left out of the mesh until it does")
+		p.lost = true
+		h := m.self
+		h.Silent = true
+		m.nc.Publish(m.prefix+"bye", m.encode(h))
+	}
+}
+
+func (p *pulse) answer(alive bool) {
+	for _, f := range p.waits {
+		f(alive)
+	}
+	p.waits = nil
+}
+
+// lookAll has each function act on whether the node answers.
+func (m *mesh) lookAll() {
+	if m.over || m.draining {
+		return
+	}
+	for _, f := range m.functions {
+		f.look(0)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -43,7 +44,7 @@ func (o *options) printConfig(ctx context.Context, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	subjects := fmt.Sprintf("[%q, \"_INBOX.>\"]", "fbus."+cr.net+".>")
+	list := `["` + strings.Join(subjects(cr.net, o.cfg.NATSService), `", "`) + `"]`
 	w := bufio.NewWriter(stdout)
 	fmt.Fprintf(w, "# For nats-server 2.14.2 or later. The certificate lasts until %s: run fbus mesh\n", second.Ticket().Server.NotAfter.Format("2006-01-02"))
 	fmt.Fprintf(w, "# config again before that, and when tickets were made or revoked, and then\n# nats-server --signal reload.\n")
@@ -51,7 +52,7 @@ func (o *options) printConfig(ctx context.Context, stdout io.Writer) error {
 	fmt.Fprintf(w, "tls {\n  cert_file: %s\n  key_file: %s\n  ca_file: %s\n  verify_and_map: true\n  timeout: 5\n}\n", quoted(cert), quoted(key), quoted(ca))
 	fmt.Fprintf(w, "authorization {\n  users: [\n")
 	for _, name := range names {
-		fmt.Fprintf(w, "    { user: %q, permissions: { publish: %s, subscribe: %s } }\n", "fbus:name:"+name, subjects, subjects)
+		fmt.Fprintf(w, "    { user: %q, permissions: { publish: %s, subscribe: %s } }\n", "fbus:name:"+name, list, list)
 	}
 	fmt.Fprintf(w, "  ]\n}\n")
 	return w.Flush()

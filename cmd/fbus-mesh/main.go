@@ -26,14 +26,16 @@ func main() { companion.Main(command) }
 const help = `fbus mesh: connect this node to the others of its network, over NATS
 
 Usage: fbus mesh [flags] URL…
+       fbus mesh [flags] --context NAME
        fbus mesh server --listen ADDR
        fbus mesh config --listen ADDR
        fbus mesh demo
 
-URL is a NATS server, as nats://hub:4222. Run fbus mesh beside each node. A call for which
-its node has no free slot then runs on another node that has one, and functions that are only
-on other nodes can be called as if they were here. NATS carries who is there and who has a free
-slot; calls go from node to node, over TLS.
+URL is a NATS server, as nats://hub:4222. A context of the nats command has a URL and credentials. Run
+fbus mesh beside each node. A call for which its node has no free slot then runs on another node that
+has one, and functions that are only on other nodes can be called as if they were here. NATS carries
+who is there and who has a free slot; calls go from node to node, over TLS. Clients of NATS can call
+the functions that --nats-service names: nats req resize.
 
 server  is a NATS server, for a mesh without one of its own. Beside a node that listens on TCP, or
         that has joined with a ticket for a node, it admits over TLS the meshes of that network, and
@@ -57,6 +59,7 @@ type options struct {
 	cfg                        config
 	node, listen               string
 	creds, nkey, cert, key, ca string
+	contextFile                string // of a NATS context; empty: none
 	quiet                      bool
 }
 
@@ -70,7 +73,8 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags.StringArrayVar(&o.cfg.Share, "share", []string{"*"}, "functions of this node that others may use, `GLOB`; may be repeated")
 	flags.StringArrayVar(&o.cfg.Accept, "accept", []string{"*"}, "functions of other nodes that are offered here, `GLOB`; may be repeated")
 	flags.StringArrayVar(&o.cfg.Advertise, "advertise", nil, "where other nodes reach this one, `HOST:PORT`; may be repeated; default what the node says")
-	flags.StringArrayVar(&o.cfg.NATSService, "nats-service", nil, "functions of this node that NATS clients may call, as endpoints of service fbus, `GLOB`; may be repeated")
+	flags.StringArrayVar(&o.cfg.NATSService, "nats-service", nil, "functions of this node that NATS clients may call, `GLOB`; may be repeated; of server and config: whose subjects are open")
+	natsContext := flags.String("context", "", "connect as context `NAME` of the nats command says; default without URL: the selected one")
 	flags.StringVar(&o.creds, "creds", "", "NATS credentials, `FILE`")
 	flags.StringVar(&o.nkey, "nkey", "", "NATS nkey seed, `FILE`")
 	flags.StringVar(&o.cert, "tls-cert", "", "certificate for the NATS server, `FILE`")
@@ -119,9 +123,24 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		return o.serve(ctx)
 	case len(urls) == 1 && urls[0] == "config":
 		return o.printConfig(ctx, stdout)
-	case len(urls) == 0:
-		return usage("URL of a NATS server expected")
 	default:
+		if flags.Changed("context") || len(urls) == 0 {
+			if flags.Changed("context") && *natsContext == "" {
+				return usage("--context must not be empty")
+			}
+			var err error
+			if o.contextFile, err = contextFile(*natsContext); err != nil {
+				return err
+			}
+		}
+		switch {
+		case o.contextFile == "" && len(urls) == 0:
+			return usage("URL of a NATS server expected")
+		case o.contextFile != "" && o.creds+o.nkey+o.cert+o.key+o.ca != "":
+			return usage("a NATS context has credentials: --creds, --nkey and --tls-… are for a URL alone")
+		case o.contextFile != "":
+			o.cfg.Note("NATS: context %s", o.contextFile)
+		}
 		return o.mesh(ctx, urls)
 	}
 }
@@ -231,8 +250,14 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 	if o.cert != "" {
 		opts = append(opts, nats.ClientCert(o.cert, o.key))
 	}
-	if cr := o.cfg.shown; cr != nil && o.cert == "" && o.ca == "" {
+	if o.ca != "" {
+		opts = append(opts, nats.RootCAs(o.ca))
+	}
+	if cr := o.cfg.shown; cr != nil {
 		opts = append(opts, func(n *nats.Options) error { // if the URL or the server asks for TLS
+			if n.TLSCertCB != nil || n.RootCAsCB != nil || n.UserJWT != nil || n.Nkey != "" || n.User != "" || n.Token != "" {
+				return nil // the server is not one of the network
+			}
 			id, err := cr.identity()
 			if err == nil {
 				n.TLSConfig = id.Config("")
@@ -247,8 +272,8 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 			return err
 		})
 	}
-	if o.ca != "" {
-		opts = append(opts, nats.RootCAs(o.ca))
+	if o.contextFile != "" {
+		return connectContext(o.contextFile, urls, opts)
 	}
 	nc, err := nats.Connect(urls, opts...)
 	if err != nil {

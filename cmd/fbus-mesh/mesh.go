@@ -198,7 +198,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, network: info.Network, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
 		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
-		replies: nats.NewInbox() + ".",
+		replies: nc.NewInbox() + ".",
 	}
 	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
 	if len(cfg.Advertise) == 0 {

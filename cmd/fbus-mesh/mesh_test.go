@@ -83,6 +83,7 @@ type site struct {
 	path     string
 	urls     string
 	drain    time.Duration // of the mesh
+	context  string        // file of a NATS context
 	services []string      // globs of functions for clients of NATS
 	kill     func()        // stops the node
 	stop     func()        // stops the mesh, and waits for that
@@ -107,6 +108,13 @@ func sites(t testing.TB, count int) ([]*site, *server.Server) {
 func newSite(t testing.TB, name, urls string, services ...string) *site {
 	t.Helper()
 	x := &site{t: t, name: name, urls: urls, services: services}
+	x.begin()
+	return x
+}
+
+func (x *site) begin() {
+	t := x.t
+	t.Helper()
 	dir, err := os.MkdirTemp("", "mesh")
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +123,6 @@ func newSite(t testing.TB, name, urls string, services ...string) *site {
 	x.path = filepath.Join(dir, "s")
 	x.startNode()
 	x.join()
-	return x
 }
 
 func (x *site) startNode() {
@@ -140,7 +147,7 @@ func (x *site) startNode() {
 // join starts the mesh.
 func (x *site) join() {
 	x.t.Helper()
-	o := options{cfg: config{
+	o := options{contextFile: x.context, cfg: config{
 		Share: []string{"*"}, Accept: []string{"*"}, Place: find.Place{Addr: bus.Unix(x.path)}, Drain: x.drain, NATSService: x.services,
 		Note: func(format string, a ...any) { x.t.Logf(x.name+": "+format, a...) },
 	}}

@@ -135,8 +135,19 @@ type endpoint struct {
 	about         map[string]string
 }
 
-// endpoints returns the functions as endpoints. Their names have _ for each dot, as NATS demands it.
-// Their subjects are the functions' names, unless NATS takes no such subject.
+// endpointName returns the name of a function's endpoint. NATS takes no dot there.
+func endpointName(function string) string { return strings.ReplaceAll(function, ".", "_") }
+
+// subjectOf returns the subject of a function's requests: its name, unless that has an empty part
+// between dots, which NATS does not take.
+func subjectOf(function string) string {
+	if slices.Contains(strings.Split(function, "."), "") {
+		return endpointName(function)
+	}
+	return function
+}
+
+// endpoints returns the functions as endpoints.
 func (s *service) endpoints() []endpoint {
 	m := s.mesh
 	m.mu.Lock()
@@ -145,10 +156,7 @@ func (s *service) endpoints() []endpoint {
 	holders := map[string]string{} // of names of endpoints
 	about := 0
 	for _, function := range slices.Sorted(maps.Keys(s.about)) {
-		e := endpoint{name: strings.ReplaceAll(function, ".", "_"), subject: function, about: maps.Clone(s.about[function])}
-		if slices.Contains(strings.Split(function, "."), "") {
-			e.subject = e.name
-		}
+		e := endpoint{name: endpointName(function), subject: subjectOf(function), about: maps.Clone(s.about[function])}
 		if other := holders[e.name]; other != "" {
 			m.once("function %s is not registered with NATS: %s has its name there, %s", function, other, e.name)
 			continue

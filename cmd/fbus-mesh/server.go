@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ func (o *options) serve(ctx context.Context) error {
 		return err
 	}
 	defer second.Close()
-	g := &gate{second: second, clients: map[uint64]*trust.Identity{}}
+	g := &gate{second: second, subjects: subjects(cr.net, o.cfg.NATSService), clients: map[uint64]*trust.Identity{}}
 	second.OnRevoke(g.revoked)
 	s, err := startServer(o.listen, &server.Options{
 		TLSConfig: second.ServerConfig(), TLS: true, TLSVerify: true, TLSTimeout: 5, CustomClientAuthentication: g,
@@ -93,11 +94,25 @@ func stopServer(s *server.Server) {
 	s.WaitForShutdown()
 }
 
+// subjects returns those that the meshes of a network use. With globs of functions for clients of NATS
+// there are these, too. NATS has no pattern for a part of a word, so a glob opens all subjects.
+func subjects(network string, globs []string) []string {
+	list := []string{"fbus." + network + ".>", "_INBOX.>"}
+	for _, glob := range globs {
+		if strings.ContainsAny(glob, `*?[\`) {
+			return []string{">"}
+		}
+		list = append(list, "$SRV.>", subjectOf(glob))
+	}
+	return list
+}
+
 // gate admits the meshes of a network to a NATS server: holders of tickets with the right relay
 // that are not revoked.
 type gate struct {
-	second *trust.Second
-	server *server.Server
+	second   *trust.Second
+	server   *server.Server
+	subjects []string // that those who are admitted may use
 
 	mu      sync.Mutex // protects clients
 	clients map[uint64]*trust.Identity
@@ -113,9 +128,8 @@ func (g *gate) Check(c server.ClientAuthentication) bool {
 	if err != nil || !id.Rights.Relay {
 		return false
 	}
-	subjects := []string{"fbus." + g.second.Ticket().Network + ".>", "_INBOX.>"}
 	c.RegisterUser(&server.User{Username: id.Name, Permissions: &server.Permissions{
-		Publish: &server.SubjectPermission{Allow: subjects}, Subscribe: &server.SubjectPermission{Allow: subjects},
+		Publish: &server.SubjectPermission{Allow: g.subjects}, Subscribe: &server.SubjectPermission{Allow: g.subjects},
 	}})
 	g.mu.Lock()
 	defer g.mu.Unlock()

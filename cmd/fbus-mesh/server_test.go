@@ -90,6 +90,13 @@ func judge(t *testing.T, addr string, relay, guest *trust.Ticket) (*nats.Conn, c
 	if _, err := sub.NextMsg(5 * time.Second); err != nil {
 		t.Error(err)
 	}
+	if sub, err = nc.SubscribeSync("f"); err != nil {
+		t.Fatal(err)
+	}
+	nc.Publish("f", []byte("x"))
+	if _, err := sub.NextMsg(5 * time.Second); err != nil {
+		t.Errorf("a function for clients of NATS: %v", err)
+	}
 	nc.Publish("fbus.other.hello", []byte("x"))
 	if err := <-closed; err == nil {
 		t.Error("a subject of another network is open")
@@ -109,7 +116,7 @@ func TestServerAdmits(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	ready := make(chan struct{}, 10)
-	o := &options{listen: addr, cfg: config{Note: func(format string, a ...any) {
+	o := &options{listen: addr, cfg: config{NATSService: []string{"f"}, Note: func(format string, a ...any) {
 		t.Logf(format, a...)
 		ready <- struct{}{}
 	}}}
@@ -140,7 +147,7 @@ func TestConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &options{listen: addr, cfg: config{Note: t.Logf}}
+	o := &options{listen: addr, cfg: config{NATSService: []string{"f"}, Note: t.Logf}}
 	var text bytes.Buffer
 	if err := o.printConfig(context.Background(), &text); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,151 @@
+// Command fbus-mcp gives AI agents the functions of a bus as tools. It is run as fbus mcp.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/trust"
+	"fbus/cmd/companion"
+	"fbus/cmd/mcp"
+
+	"github.com/spf13/pflag"
+)
+
+func main() { companion.Main(command) }
+
+const help = `fbus mcp: give AI agents the functions of the bus as tools
+
+Usage: fbus mcp [flags]
+       fbus mcp doctor [flags]
+
+Speaks the Model Context Protocol on stdin and stdout: a client such as Claude Code starts it.
+Tools are the functions that are offered with --attr tool, or those of --tools.
+
+  fbus offer lookup --attr tool --description "finds a customer" -- ./lookup.sh
+  claude mcp add bus -- fbus mcp
+
+doctor  starts fbus mcp as a client would, lists the tools, calls one that says that it only reads and
+        needs no arguments, and prints the configuration for some clients.
+
+Each call of a tool is a posted job. One that takes longer than --task-after is answered with the id of
+its job, and tools to wait for it or to end it. fbus mcp uses FBUS_TICKET or a joined network; on the
+local socket it can call its tools alone.
+
+Flags:
+%s`
+
+// options are the flags.
+type options struct {
+	node      string
+	tools     []string
+	names     string
+	maxTools  int
+	taskAfter time.Duration
+	file      string
+	quiet     bool
+	note      func(format string, a ...any)
+	described map[string]string // of the file
+	words     []string          // as they were given
+}
+
+func command(ctx context.Context, words []string, stdout, stderr io.Writer) error {
+	o := options{words: words}
+	flags := pflag.NewFlagSet("mcp", pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.StringArrayVar(&o.tools, "tools", nil, "the functions that are tools, `GLOB`, whatever their attributes; may be repeated")
+	flags.StringVar(&o.names, "names", "safe", "names of tools: safe (A-Z a-z 0-9 _ -, at most 64; a dot becomes _) or `exact`")
+	flags.IntVar(&o.maxTools, "max-tools", 40, "list at most `N` tools; if there are more, find_tool and call_tool instead")
+	flags.DurationVar(&o.taskAfter, "task-after", 45*time.Second, "answer a call that is not done after `D` with the id of its job")
+	flags.StringVarP(&o.file, "config", "c", "", "read `FILE` (TOML): [tools.NAME] description = \"…\"")
+	flags.StringVar(&o.node, "node", "", "the node, `ADDR`: a path or host[:port]")
+	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notices")
+	wantHelp := flags.BoolP("help", "h", false, "show this help")
+	usage := func(format string, a ...any) error {
+		return args.Errorf(args.CodeUsage, format, a...).WithHint("fbus mcp --help")
+	}
+	if err := flags.Parse(words); err != nil {
+		return usage("%v", err)
+	}
+	if *wantHelp {
+		_, err := fmt.Fprintf(stdout, help, flags.FlagUsages())
+		return err
+	}
+	for _, glob := range o.tools {
+		if err := trust.CheckGlob(glob); err != nil {
+			return usage("--tools: %v", err)
+		}
+	}
+	switch {
+	case o.names != "safe" && o.names != "exact":
+		return usage("--names must be safe or exact")
+	case o.maxTools < 1:
+		return usage("--max-tools must be at least 1")
+	case o.taskAfter <= 0:
+		return usage("--task-after must be positive")
+	}
+	if o.file != "" {
+		var err error
+		if o.described, err = readFile(o.file); err != nil {
+			return err
+		}
+	}
+	o.note = func(format string, a ...any) {
+		if !o.quiet {
+			fmt.Fprintln(stderr, "fbus:", args.OneLine(fmt.Sprintf(format, a...)))
+		}
+	}
+	switch rest := flags.Args(); {
+	case len(rest) == 0:
+		return o.serve(ctx)
+	case len(rest) == 1 && rest[0] == "doctor":
+		return o.doctor(ctx, stdout)
+	default:
+		return usage("unexpected argument %q", args.Shown(rest[0]))
+	}
+}
+
+// serve speaks the protocol on stdin and stdout, until the client or ctx ends.
+func (o *options) serve(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	b := o.bus()
+	defer b.close()
+	catalog := o.catalog(b)
+	server := mcp.NewServer(catalog, o.config(b))
+	defer server.Close()
+	go func() { // ends with ctx
+		if err := catalog.Run(ctx); err != nil {
+			stop(err)
+		}
+	}()
+	err := server.MCP.Run(ctx, &stdio{gone: server.Close})
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// config returns what the server is for.
+func (o *options) config(b *connector) mcp.Config {
+	return mcp.Config{
+		Descriptions: o.described, ExactNames: o.names == "exact", MaxTools: o.maxTools, TaskAfter: o.taskAfter, Caller: b.caller,
+	}
+}
+
+func (o *options) catalog(b *connector) *mcp.Catalog {
+	c := &mcp.Catalog{Connect: b.connect, Note: o.note}
+	if o.tools != nil {
+		r := trust.Rights{Call: o.tools}
+		c.Wanted = func(f *bus.FunctionInfo) bool { return r.MayCall(f.Name) }
+	}
+	return c
+}

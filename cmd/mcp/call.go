@@ -1,0 +1,214 @@
+package mcp
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// nodeTime bounds what the node does for a call apart from running it: keeping a job, cancelling it.
+const nodeTime = 30 * time.Second
+
+// keepTime is how long the result of a job is kept, in seconds.
+const keepTime = 3600
+
+// call calls a function for an agent: it posts a job and waits for its end, for as long as the agent
+// should wait.
+func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function string, arguments json.RawMessage) (*sdk.CallToolResult, error) {
+	s.calls.Add(1)
+	defer s.calls.Done()
+	f := s.catalog.get(function)
+	if f == nil || !f.gone.IsZero() {
+		return failure("%s: no worker now: nobody offers this function at the moment. Try again later.", function), nil
+	}
+	if len(arguments) == 0 || string(arguments) == "null" {
+		arguments = json.RawMessage("{}")
+	}
+	a, input, err := f.form.Pack(arguments)
+	if err != nil {
+		return failure("The arguments do not match the input schema of the tool, and nothing was run: %s. Change them and call it again.", err), nil
+	}
+	client, err := s.bus(ctx)
+	if err != nil {
+		return failure("The bus cannot be reached, and nothing was run: %s", shownError(err)), nil
+	}
+	j := &job{server: s, client: client, caller: s.caller(req), function: f}
+	if j.id, err = j.post(ctx, a, input, traceOf(req)); err != nil {
+		return failure("%s was not run: %s", function, shownError(err)), nil
+	}
+	return j.wait(ctx, req)
+}
+
+// traceOf returns the trace that a request belongs to.
+func traceOf(req *sdk.CallToolRequest) string {
+	text := func(key string) string { value, _ := req.Params.Meta[key].(string); return value }
+	return args.Trace(text("traceparent"), text("tracestate"))
+}
+
+// shownError formats an error of fbus for an agent.
+func shownError(err error) string {
+	e := args.AsError(err, args.CodeInternal)
+	if e.Hint != "" {
+		return fmt.Sprintf("%s (code %s; %s)", args.OneLine(e.Error()), e.Code, args.OneLine(e.Hint))
+	}
+	return fmt.Sprintf("%s (code %s)", args.OneLine(e.Error()), e.Code)
+}
+
+// job is a posted call of a tool.
+type job struct {
+	server   *Server
+	client   *bus.Client
+	caller   string
+	function *function // nil: not known any more
+	name     string    // of the function, if it is not known
+	id       string
+}
+
+// post posts the job and returns its id. What was sent to the node is not taken back when ctx ends: the
+// job may be there, and is cancelled then.
+func (j *job) post(ctx context.Context, a bus.Args, input, trace string) (string, error) {
+	options := map[string]any{"at_most_once": true, "keep": keepTime, "kind": "raw"}
+	sent := []string{j.function.info.Name, ""}
+	switch a.Kind() {
+	case args.KindList:
+		options["kind"] = "list"
+	case args.KindMap:
+		options["kind"] = "map"
+	case args.KindJSON:
+		options["kind"] = "json"
+	}
+	if a.Kind() != args.KindRaw {
+		sent = append(sent, string(a.Data()))
+		options["input"] = input != ""
+	}
+	doc, err := json.Marshal(options)
+	if err != nil {
+		return "", err
+	}
+	sent[1] = string(doc)
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), nodeTime, args.Errorf(args.CodeNodeLost, "the node did not keep the job in time: it may run"))
+	defer cancel()
+	var out bytes.Buffer
+	request := &bus.Request{Function: "fbus.post", Args: bus.List(sent...), Stdout: &out, Trace: trace, Caller: j.caller}
+	if input != "" || a.Kind() == args.KindRaw {
+		request.Input = strings.NewReader(input)
+	}
+	if _, err := j.client.Call(ctx, request); err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// wait waits for the job's end and returns its result. If ctx ends before, nobody waits any more: the job is
+// cancelled. After the time that a call may take the answer is the job's id, or a task.
+func (j *job) wait(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(j.server.ctx, stop)()
+	limit := time.NewTimer(j.server.cfg.TaskAfter)
+	defer limit.Stop()
+	f := j.follow(ctx, req)
+	select {
+	case <-f.done:
+		f.stop()
+		if ctx.Err() == nil {
+			return j.result(f), nil
+		}
+	case <-limit.C:
+		f.stop()
+		select {
+		case <-f.done: // at the same moment
+			return j.result(f), nil
+		default:
+		}
+		return j.pending(), nil
+	case <-ctx.Done():
+		f.stop()
+	}
+	j.cancel()
+	return nil, context.Cause(ctx)
+}
+
+// cancel ends the job, whoever waited for it has gone.
+func (j *job) cancel() error {
+	ctx, cancel := context.WithTimeout(context.Background(), nodeTime)
+	defer cancel()
+	_, err := j.client.Call(ctx, &bus.Request{Function: "fbus.cancel", Args: bus.List(j.id), Caller: j.caller})
+	return err
+}
+
+// followed is a job while somebody waits for it.
+type followed struct {
+	out      output
+	err      error         // of the job; valid when done is closed
+	ended    bool          // the job has; valid when done is closed
+	done     chan struct{} // closed at the end, or when following has failed
+	cancel   context.CancelFunc
+	progress *progress // nil: the client wants none
+}
+
+// follow reads what the job writes until it ends, or until ctx or the one who waits does.
+func (j *job) follow(ctx context.Context, req *sdk.CallToolRequest) *followed {
+	f := &followed{done: make(chan struct{})}
+	shown := ctx // progress belongs to the request
+	ctx, f.cancel = context.WithCancel(ctx)
+	stderr := &f.out.stderr
+	if token := req.Params.GetProgressToken(); token != nil {
+		f.progress = newProgress(shown, req.Session, token)
+		stderr.each = f.progress.line
+		go func() { // ends with the job, or ctx
+			doc, _ := json.Marshal(bus.JobWait{IDs: []string{j.id}})
+			j.client.Call(ctx, &bus.Request{Function: "fbus.wait", Args: bus.JSON(doc), Caller: j.caller, Stdout: &lines{each: f.progress.report}})
+		}()
+	}
+	go func() { // ends with the job, or ctx
+		defer close(f.done)
+		_, f.err = j.client.Call(ctx, &bus.Request{
+			Function: "fbus.result", Args: bus.List(j.id, `{"follow":true}`), Caller: j.caller, Stdout: &f.out.stdout, Stderr: stderr,
+		})
+		f.ended = ctx.Err() == nil && !errors.Is(f.err, errUnfinished)
+	}()
+	return f
+}
+
+var errUnfinished = &bus.Error{Code: "unfinished"}
+
+// stop ends the following, and reports.
+func (f *followed) stop() {
+	if f.progress != nil {
+		f.progress.stop()
+	}
+	f.cancel()
+}
+
+// pending is the answer about a job that has not ended in time.
+func (j *job) pending() *sdk.CallToolResult {
+	res := failure("This is not an error. %s is still running as job %s. Call %s with {\"id\":\"%s\"} to wait for its result, or %s to end it. Do not call the tool again.",
+		j.functionName(), j.id, jobWait, j.id, jobCancel)
+	// A client refuses a success without the structured content that the tool has announced.
+	res.IsError = j.function != nil && j.function.out != nil
+	if !res.IsError {
+		res.Content[0].(*sdk.TextContent).Text = strings.TrimPrefix(res.Content[0].(*sdk.TextContent).Text, "This is not an error. ")
+	}
+	res.Meta = sdk.Meta{metaFunction: j.functionName(), metaJob: j.id}
+	return res
+}
+
+// metaJob is the key in _meta that names the job.
+const metaJob = "fbus/job"
+
+func (j *job) functionName() string {
+	if j.function != nil {
+		return j.function.info.Name
+	}
+	return j.name
+}

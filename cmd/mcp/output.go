@@ -1,0 +1,268 @@
+package mcp
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"fbus/bus"
+	"fbus/bus/args"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+const (
+	// mostText is how much text an answer has: more would fill the agent's context.
+	mostText = 100_000
+	// mostMedia is how large an image or a sound in an answer may be.
+	mostMedia = 1 << 20
+	// tailLines and tailBytes bound what is shown of stderr.
+	tailLines, tailBytes = 20, 4000
+)
+
+// output is what a job writes, as far as an answer needs it.
+type output struct {
+	stdout head
+	stderr tail
+}
+
+// head keeps the beginning of what is written to it, and counts the rest.
+type head struct {
+	b     bytes.Buffer
+	total int64
+}
+
+// Write implements io.Writer.
+func (h *head) Write(p []byte) (int, error) {
+	h.total += int64(len(p))
+	h.b.Write(p[:min(len(p), max(0, mostMedia-h.b.Len()))])
+	return len(p), nil
+}
+
+// complete reports whether all that was written was kept.
+func (h *head) complete() bool { return h.total == int64(h.b.Len()) }
+
+// tail keeps the last bytes of what is written to it, and passes on its lines.
+type tail struct {
+	b    []byte
+	cut  bool
+	each func(line []byte) // nil: nobody wants them
+	rest []byte            // of a line
+}
+
+// Write implements io.Writer.
+func (t *tail) Write(p []byte) (int, error) {
+	if t.b = append(t.b, p...); len(t.b) > 2*tailBytes {
+		t.b, t.cut = append(t.b[:0], t.b[len(t.b)-tailBytes:]...), true
+	}
+	if t.each != nil {
+		t.rest = append(t.rest, p...)
+		if i := bytes.LastIndexByte(t.rest, '\n'); i >= 0 { // one a second is shown: the last
+			line := t.rest[bytes.LastIndexByte(t.rest[:i], '\n')+1 : i]
+			t.each(line)
+			t.rest = append(t.rest[:0], t.rest[i+1:]...)
+		}
+		t.rest = t.rest[max(0, len(t.rest)-tailBytes):]
+	}
+	return len(p), nil
+}
+
+// text returns the last lines.
+func (t *tail) text() string {
+	text := strings.TrimRight(plain(string(t.b)), " \n")
+	lines := strings.Split(text, "\n")
+	cut := t.cut || len(lines) > tailLines
+	if cut {
+		text = strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
+	}
+	if len(text) > tailBytes {
+		text, cut = strings.ToValidUTF8(text[len(text)-tailBytes:], ""), true
+	}
+	if cut {
+		return "… " + text
+	}
+	return text
+}
+
+// ansi matches the sequences that terminals take for colours, cursor movements and titles (ECMA-48).
+var ansi = regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x1b\x07]*(?:\x1b\\|\x07)?|[ -/]*[0-~])`)
+
+// plain makes text that a program has written safe to show: without what only terminals understand, and
+// without characters that reorder or hide text.
+func plain(text string) string {
+	text = strings.ToValidUTF8(text, "\ufffd")
+	if strings.Contains(text, "\x1b") {
+		text = ansi.ReplaceAllString(text, "")
+	}
+	text = strings.ReplaceAll(text, "\r\n", "\n")
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && r != '\u2028' && r != '\u2029' && args.Unsafe(r) {
+			return -1
+		}
+		return r
+	}, text)
+}
+
+func shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}
+
+// link returns where the whole output of the job is.
+func (j *job) link() string {
+	if j.server.cfg.Link != nil {
+		return j.server.cfg.Link(j.id)
+	}
+	return jobURI(j.id)
+}
+
+// linkTo is a link to the output in an answer.
+func (j *job) linkTo(out *head, media string) *sdk.ResourceLink {
+	size := out.total
+	return &sdk.ResourceLink{URI: j.link(), Name: "output of " + j.functionName(), MIMEType: media, Size: &size, Meta: j.meta()}
+}
+
+func (j *job) meta() sdk.Meta { return sdk.Meta{metaFunction: j.functionName(), metaJob: j.id} }
+
+// result makes the answer about a job that has ended, or that could not be followed to its end.
+func (j *job) result(f *followed) *sdk.CallToolResult {
+	res := &sdk.CallToolResult{Meta: j.meta()}
+	say := func(format string, a ...any) {
+		res.Content = append(res.Content, &sdk.TextContent{Text: fmt.Sprintf(format, a...)})
+	}
+	var exit *bus.ExitError
+	var e *bus.Error
+	switch {
+	case f.err == nil:
+		j.addOutput(res, &f.out.stdout)
+		return res
+	case !f.ended || errors.Is(f.err, bus.ErrNodeLost):
+		say("It is not known how job %s of %s ended: %s. Call %s with {\"id\":\"%s\"} when the bus is back. The function may have run.", j.id, j.functionName(), shownError(f.err), jobWait, j.id)
+	case errors.As(f.err, &exit) && exit.Source == args.FromSignal:
+		say("%s was ended by signal %s.", j.functionName(), exit.Code)
+	case errors.As(f.err, &exit):
+		say("%s failed with exit status %d.", j.functionName(), exit.Status)
+	case errors.As(f.err, &e):
+		say("%s failed: %s", j.functionName(), shownError(e))
+	default:
+		say("%s failed: %s", j.functionName(), args.OneLine(f.err.Error()))
+	}
+	res.IsError = true
+	if text := f.out.stderr.text(); text != "" {
+		say("The end of what it wrote to stderr:\n%s", text)
+		res.Content[len(res.Content)-1].(*sdk.TextContent).Meta = j.meta()
+	}
+	if f.out.stdout.total > 0 {
+		j.addContent(res, &f.out.stdout)
+	}
+	return res
+}
+
+// addOutput adds the output of a success.
+func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
+	j.addContent(res, out)
+	var wanted = j.function != nil && j.function.out != nil
+	doc := bytes.TrimSpace(out.b.Bytes())
+	whole := out.complete() && len(doc) > 0 && json.Valid(doc) && utf8.Valid(doc)
+	switch {
+	case whole && (wanted || doc[0] == '{'): // clients of older versions take only objects
+		if wanted {
+			if err := j.function.out.Validate(doc); err != nil {
+				j.refuse(res, "does not match its output schema: %s", args.OneLine(err.Error()))
+				return
+			}
+		}
+		res.StructuredContent = json.RawMessage(doc)
+	case wanted && !out.complete():
+		j.refuse(res, "is larger than %d bytes, and cannot be matched with its output schema", mostMedia)
+	case wanted:
+		j.refuse(res, "is not JSON, as its output schema demands")
+	}
+}
+
+// refuse makes an error of an output that is not what its function has announced.
+func (j *job) refuse(res *sdk.CallToolResult, format string, a ...any) {
+	text := fmt.Sprintf("The output of %s ", j.functionName()) + fmt.Sprintf(format, a...)
+	res.IsError = true
+	res.Content = append([]sdk.Content{&sdk.TextContent{Text: text}}, res.Content...)
+}
+
+// addContent adds the output as what it is: text, an image, a sound, or a link to anything else.
+func (j *job) addContent(res *sdk.CallToolResult, out *head) {
+	data, media := out.b.Bytes(), mediaType(out.b.Bytes())
+	note := func(format string, a ...any) {
+		res.Content = append(res.Content, &sdk.TextContent{Text: fmt.Sprintf(format, a...)})
+	}
+	switch kind, _, _ := strings.Cut(media, "/"); {
+	case kind == "image" && out.complete():
+		res.Content = append(res.Content, &sdk.ImageContent{Data: data, MIMEType: media, Meta: j.meta()})
+	case kind == "audio" && out.complete():
+		res.Content = append(res.Content, &sdk.AudioContent{Data: data, MIMEType: media, Meta: j.meta()})
+	case media != "":
+		if j.function != nil {
+			if announced := j.function.first.Attributes["output-type"]; announced != "" && media == binary {
+				media = announced
+			}
+		}
+		note("%s wrote %d bytes that are not text. They are kept as the output of job %s.", j.functionName(), out.total, j.id)
+		res.Content = append(res.Content, j.linkTo(out, media))
+	default:
+		text := plain(string(data))
+		cut := !out.complete() || len(text) > mostText
+		if cut {
+			text = strings.ToValidUTF8(text[:min(len(text), mostText)], "")
+		}
+		res.Content = append(res.Content, &sdk.TextContent{Text: text, Meta: j.meta()})
+		if cut {
+			note("The output has %d bytes; this is its beginning. All of it is kept as the output of job %s.", out.total, j.id)
+			res.Content = append(res.Content, j.linkTo(out, "text/plain"))
+		}
+	}
+}
+
+const binary = "application/octet-stream"
+
+// mediaType returns the type of an output by its first bytes; empty: text.
+func mediaType(data []byte) string {
+	switch found, _, _ := strings.Cut(http.DetectContentType(data), ";"); {
+	case found == "image/png", found == "image/jpeg", found == "image/gif", found == "image/webp", found == "audio/mpeg":
+		return found
+	case found == "audio/wave":
+		return "audio/wav"
+	case isMP3(data):
+		return "audio/mpeg"
+	case utf8.Valid(data) && !bytes.ContainsRune(data, 0):
+		return ""
+	case strings.HasPrefix(found, "text/") && mostlyText(data):
+		return "" // of another encoding, or with some wrong bytes
+	}
+	return binary
+}
+
+// isMP3 reports whether data begins with the header of an MPEG layer 3 frame: those without an ID3 tag do.
+func isMP3(data []byte) bool {
+	return len(data) > 3 && data[0] == 0xff && data[1]&0xe6 == 0xe2 && data[2]&0xf0 != 0xf0 && data[2]&0x0c != 0x0c && bytes.IndexByte(data, 0) >= 0
+}
+
+// mostlyText reports whether at most a tenth of the bytes are not UTF-8, and none is zero.
+func mostlyText(data []byte) bool {
+	wrong := 0
+	for rest := data; len(rest) > 0; {
+		r, n := utf8.DecodeRune(rest)
+		if r == 0 {
+			return false
+		}
+		if r == utf8.RuneError && n == 1 {
+			wrong++
+		}
+		rest = rest[n:]
+	}
+	return wrong*10 <= len(data)
+}

@@ -1,0 +1,105 @@
+package mcp
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+
+	"fbus/bus/args"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// Tools that every server has. A function cannot have one of these names.
+const (
+	findTool  = "find_tool"
+	callTool  = "call_tool"
+	jobWait   = "job_wait"
+	jobResult = "job_result"
+	jobCancel = "job_cancel"
+)
+
+var ownTools = map[string]bool{findTool: true, callTool: true, jobWait: true, jobResult: true, jobCancel: true}
+
+// longestName is what clients accept.
+const longestName = 64
+
+// toolName returns the name of a function as a tool.
+func (s *Server) toolName(function string) (string, error) {
+	name := function
+	if !s.cfg.ExactNames {
+		name = strings.ReplaceAll(function, ".", "_")
+		if len(name) > longestName {
+			return "", args.Errorf(args.CodeUsage, "%s: the name of a tool may have %d characters", function, longestName).WithHint("fbus mcp --names exact, if the client takes it")
+		}
+	}
+	if ownTools[name] {
+		return "", args.Errorf(args.CodeUsage, "%s: fbus mcp has a tool of that name", function)
+	}
+	return name, nil
+}
+
+// A listed tool is a function under the name that agents use.
+type listed struct {
+	name string
+	f    *function
+}
+
+// tools returns the tools, by name, and what is wrong with the functions that are left out. Of two
+// functions with one name it is the one that is called exactly so.
+func (s *Server) tools() (list []listed, faults []string) {
+	named := map[string]*function{}
+	all := s.catalog.list()
+	for _, exact := range []bool{true, false} {
+		for _, f := range all {
+			name, err := s.toolName(f.info.Name)
+			switch {
+			case !s.cfg.allowed(f.info.Name), exact != (err != nil || name == f.info.Name):
+			case err != nil:
+				faults = append(faults, err.Error())
+			case f.err != nil:
+				faults = append(faults, fmt.Sprintf("%s: %s", f.info.Name, args.OneLine(f.err.Error())))
+			case named[name] != nil:
+				faults = append(faults, fmt.Sprintf("%s: its name as a tool would be %s, as that of %s", f.info.Name, name, named[name].info.Name))
+			default:
+				named[name] = f
+				list = append(list, listed{name, f})
+			}
+		}
+	}
+	return list, faults
+}
+
+// describe makes the description of a tool. What its worker says is marked so: an agent must be able
+// to distinguish it from what its user wants.
+func (s *Server) describe(f *function) string {
+	if text := s.cfg.Descriptions[f.info.Name]; text != "" {
+		return text
+	}
+	text := strings.TrimSpace(plain(cmp.Or(f.first.Description, f.info.Description)))
+	if text == "" {
+		return fmt.Sprintf("Calls the function %s. Its worker does not describe it.", f.info.Name)
+	}
+	return fmt.Sprintf("Function %s, as its worker describes it: %s", f.info.Name, text)
+}
+
+// tool makes the tool of a function.
+func (s *Server) tool(t listed) *sdk.Tool {
+	has := func(name string) bool { _, ok := t.f.first.Attributes[name]; return ok }
+	destructive := has("destructive")
+	notes := &sdk.ToolAnnotations{ReadOnlyHint: has("read-only"), IdempotentHint: t.f.first.Idempotent}
+	if destructive || notes.ReadOnlyHint { // else a client assumes the worst
+		notes.DestructiveHint = &destructive
+	}
+	tool := &sdk.Tool{
+		Name: t.name, Description: s.describe(t.f), InputSchema: t.f.form.Text, Annotations: notes,
+		Meta: sdk.Meta{metaFunction: t.f.info.Name},
+	}
+	if t.f.out != nil {
+		tool.OutputSchema = t.f.out.Text
+	}
+	return tool
+}
+
+// metaFunction is the key in _meta that names the function that something comes from.
+const metaFunction = "fbus/function"

@@ -1,0 +1,263 @@
+// Package schema knows the JSON Schema of a function's arguments and validates with it.
+//
+// Schemas come from workers, and documents from callers: neither is trusted. Sizes and depths are
+// bounded, so is the work of a validation, and nothing is ever fetched.
+package schema
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"regexp"
+	"strings"
+	"sync"
+
+	"fbus/bus/args"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+	"golang.org/x/text/language"
+	"golang.org/x/text/message"
+)
+
+const (
+	// maxSize bounds a schema. OFFER has the same limit.
+	maxSize = 65536
+	// maxDepth bounds the nesting of schemas and of documents.
+	maxDepth = 64
+	// maxSteps bounds the work of one validation: subschemas that are tried, about. A document may have
+	// one more for each of its bytes. Schemas that refer to themselves several times could otherwise
+	// take years.
+	maxSteps = 50_000
+	// maxProblems is how many problems of a document an error lists.
+	maxProblems = 5
+)
+
+// Schema is a JSON Schema, draft 4 to 2020-12, with which documents can be validated.
+type Schema struct {
+	// Text is the schema itself.
+	Text json.RawMessage
+
+	mu       sync.Mutex // protects the fields below
+	compiled *jsonschema.Schema
+	steps    int // that are left
+}
+
+// Compile reads a schema. One that refers to a URL is refused.
+func Compile(text []byte) (*Schema, error) {
+	if len(text) > maxSize {
+		return nil, fmt.Errorf("the schema has %d bytes, the limit is %d", len(text), maxSize)
+	}
+	doc, err := decode(text)
+	if err != nil {
+		return nil, fmt.Errorf("the schema: %w", err)
+	}
+	c := jsonschema.NewCompiler()
+	c.UseLoader(nothing{})
+	c.UseRegexpEngine(lenient)
+	const url = "fbus:schema"
+	if err := c.AddResource(url, doc); err != nil {
+		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
+	}
+	s := &Schema{Text: text}
+	if s.compiled, err = c.Compile(url); err != nil {
+		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
+	}
+	if err := s.count(s.compiled, map[*jsonschema.Schema]bool{}); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Validate returns an error with the code bad_input if doc does not match the schema. It says where,
+// and what is expected there.
+func (s *Schema) Validate(doc []byte) error {
+	v, err := decode(doc)
+	if err != nil {
+		return args.BadInput("%v", err)
+	}
+	if err = s.validate(v, maxSteps+len(doc)); err == nil {
+		return nil
+	}
+	var invalid *jsonschema.ValidationError
+	if !errors.As(err, &invalid) {
+		return args.BadInput("%v", err)
+	}
+	var list []string
+	problems(invalid, &list)
+	return args.BadInput("%s", strings.Join(list, "; "))
+}
+
+// validate serializes validations: the library has no place for a counter of each.
+func (s *Schema) validate(v any, steps int) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer func() {
+		if r := recover(); r != nil {
+			if r != errSteps {
+				panic(r)
+			}
+			err = errSteps
+		}
+	}()
+	s.steps = steps
+	return s.compiled.Validate(v)
+}
+
+var errSteps = errors.New("the schema is too complicated to validate this with")
+
+// decode reads a document whose nesting is bounded. Numbers keep their digits.
+func decode(text []byte) (any, error) {
+	if err := args.CheckJSON(text); err != nil {
+		return nil, err
+	}
+	depth, d := 0, json.NewDecoder(bytes.NewReader(text))
+	for {
+		t, err := d.Token()
+		if err != nil {
+			break // at the end: it is valid
+		}
+		switch t {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth > maxDepth {
+			return nil, fmt.Errorf("the JSON document is nested deeper than %d levels", maxDepth)
+		}
+	}
+	return jsonschema.UnmarshalJSON(bytes.NewReader(text))
+}
+
+// nothing is a loader that refuses: a schema must not make us read files or call a server.
+type nothing struct{}
+
+func (nothing) Load(url string) (any, error) {
+	return nil, fmt.Errorf("%s is not in the schema, and is not fetched", args.Shown(url))
+}
+
+// lenient compiles an expression. One that Go does not support, such as a look-ahead, matches
+// everything: the function itself may be stricter.
+func lenient(expr string) (jsonschema.Regexp, error) {
+	re, err := regexp.Compile(expr)
+	if err != nil {
+		re = regexp.MustCompile("")
+	}
+	return named{re, expr}, nil
+}
+
+type named struct {
+	*regexp.Regexp
+	expr string
+}
+
+func (n named) String() string { return n.expr }
+
+// count makes a validation count its steps in s and its subschemas: the library calls the format of
+// each of them, before anything that is below it.
+func (s *Schema) count(sub *jsonschema.Schema, seen map[*jsonschema.Schema]bool) error {
+	if sub == nil || seen[sub] {
+		return nil
+	}
+	seen[sub] = true
+	if sub.DynamicRef != nil || sub.RecursiveRef != nil { // where they lead depends on the document
+		return errors.New("the schema is invalid: $dynamicRef and $recursiveRef are not supported")
+	}
+	weight := 1 + len(sub.AllOf) + len(sub.AnyOf) + len(sub.OneOf)
+	if sub.Enum != nil {
+		weight += len(sub.Enum.Values)
+	}
+	written := sub.Format
+	sub.Format = &jsonschema.Format{Name: "", Validate: func(v any) error {
+		s.steps -= weight
+		switch v := v.(type) {
+		case map[string]any:
+			s.steps -= len(v) * (1 + len(sub.PatternProperties))
+		case []any:
+			s.steps -= len(v)
+		}
+		if s.steps < 0 {
+			panic(errSteps)
+		}
+		if written != nil {
+			return written.Validate(v)
+		}
+		return nil
+	}}
+	if written != nil {
+		sub.Format.Name = written.Name
+	}
+	return s.countIn(reflect.ValueOf(sub).Elem(), seen)
+}
+
+// countIn finds the subschemas in a value of the library: fields, lists, maps, and interfaces of these.
+func (s *Schema) countIn(v reflect.Value, seen map[*jsonschema.Schema]bool) (err error) {
+	if v.CanInterface() {
+		if sub, ok := v.Interface().(*jsonschema.Schema); ok {
+			return s.count(sub, seen)
+		}
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := 0; i < v.NumField() && err == nil; i++ {
+			if f := v.Type().Field(i); f.IsExported() && f.Type != reflect.TypeFor[*any]() { // const and default are documents
+				err = s.countIn(v.Field(i), seen)
+			}
+		}
+	case reflect.Slice:
+		for i := 0; i < v.Len() && err == nil; i++ {
+			err = s.countIn(v.Index(i), seen)
+		}
+	case reflect.Map:
+		for _, k := range v.MapKeys() {
+			if err == nil {
+				err = s.countIn(v.MapIndex(k), seen)
+			}
+		}
+	case reflect.Interface:
+		if !v.IsNil() {
+			err = s.countIn(v.Elem(), seen)
+		}
+	}
+	return err
+}
+
+var english = message.NewPrinter(language.English)
+
+// problems lists what is wrong in a document, and where.
+func problems(e *jsonschema.ValidationError, list *[]string) {
+	if len(e.Causes) == 0 && len(*list) < maxProblems {
+		text := args.Shown(e.ErrorKind.LocalizedString(english))
+		if _, ok := e.ErrorKind.(*kind.FalseSchema); ok {
+			text = "nothing is allowed here"
+		}
+		if len(e.InstanceLocation) > 0 {
+			text = args.Shown("/"+strings.Join(e.InstanceLocation, "/")) + ": " + text
+		}
+		*list = append(*list, text)
+	}
+	for _, cause := range e.Causes {
+		problems(cause, list)
+	}
+}
+
+// shown returns an error of the library about a schema, in one line.
+func shown(err error) string {
+	var invalid *jsonschema.SchemaValidationError
+	if errors.As(err, &invalid) {
+		err = invalid.Err
+	}
+	var list []string
+	if e := (*jsonschema.ValidationError)(nil); errors.As(err, &e) {
+		problems(e, &list)
+		return strings.Join(list, "; ")
+	}
+	var load *jsonschema.LoadURLError
+	if errors.As(err, &load) {
+		err = load.Err
+	}
+	return args.Shown(args.OneLine(err.Error()))
+}

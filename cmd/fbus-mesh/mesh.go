@@ -75,6 +75,8 @@ type mesh struct {
 	revocations *revocations
 	pulse       *pulse
 
+	settling sync.Mutex // is held by the settle that runs
+
 	mu        sync.Mutex // protects the fields below, and what they lead to
 	self      hello
 	machine   string
@@ -657,6 +659,8 @@ func (m *mesh) change(name string) {
 
 // settle looks at the functions that may have changed, and lets the others know.
 func (m *mesh) settle() {
+	m.settling.Lock() // so that no older answer comes after a newer one
+	defer m.settling.Unlock()
 	m.mu.Lock()
 	names := slices.Sorted(maps.Keys(m.dirty))
 	clear(m.dirty)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -56,11 +57,13 @@ type service struct {
 	mu      sync.Mutex                   // protects the fields below
 	about   map[string]map[string]string // by function: metadata
 	current micro.Service                // nil: there are no functions
-	left    bool                         // the endpoints are gone for good
+	said    map[string]bool              // notices that are not repeated
+	paused  bool                         // the own node does not answer: there are no endpoints
+	left    bool                         // they are gone for good
 }
 
 func newService(ctx context.Context, m *mesh) *service {
-	return &service{mesh: m, ctx: ctx, room: make(chan struct{}, maxNATSCalls), about: map[string]map[string]string{}}
+	return &service{mesh: m, ctx: ctx, room: make(chan struct{}, maxNATSCalls), about: map[string]map[string]string{}, said: map[string]bool{}}
 }
 
 // has reports whether a function is to be registered.
@@ -100,7 +103,7 @@ func (s *service) update(names []string, now map[string]entry) {
 func (s *service) register() {
 	old := s.current
 	s.current = nil
-	if endpoints := s.endpoints(); len(endpoints) > 0 {
+	if endpoints := s.endpoints(); len(endpoints) > 0 && !s.paused {
 		m := s.mesh
 		names := make([]string, len(endpoints))
 		for i, e := range endpoints {
@@ -149,20 +152,17 @@ func subjectOf(function string) string {
 
 // endpoints returns the functions as endpoints.
 func (s *service) endpoints() []endpoint {
-	m := s.mesh
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var list []endpoint
 	holders := map[string]string{} // of names of endpoints
 	about := 0
 	for _, function := range slices.Sorted(maps.Keys(s.about)) {
 		e := endpoint{name: endpointName(function), subject: subjectOf(function), about: maps.Clone(s.about[function])}
 		if other := holders[e.name]; other != "" {
-			m.once("function %s is not registered with NATS: %s has its name there, %s", function, other, e.name)
+			s.once("function %s is not registered with NATS: %s has its name there, %s", function, other, e.name)
 			continue
 		}
 		if len(list) == maxEndpoints {
-			m.once("only the first %d functions that match --nats-service, by name, are registered with NATS", maxEndpoints)
+			s.once("only the first %d functions that match --nats-service, by name, are registered with NATS", maxEndpoints)
 			break
 		}
 		holders[e.name] = function
@@ -250,7 +250,27 @@ func escape(text []byte) string {
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
-// leave removes the endpoints. Requests that have come are handled.
+// once passes on a notice the first time.
+func (s *service) once(format string, a ...any) {
+	if text := fmt.Sprintf(format, a...); !s.said[text] {
+		s.said[text] = true
+		s.mesh.note("%s", text)
+	}
+}
+
+// pause removes the endpoints for as long as the own node does not answer, or adds them again.
+func (s *service) pause(on bool) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paused = on; !s.left {
+		s.register()
+	}
+}
+
+// leave removes the endpoints for good. Requests that have come are handled.
 func (s *service) leave() {
 	if s == nil {
 		return

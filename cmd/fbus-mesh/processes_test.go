@@ -75,9 +75,9 @@ func (d *processes) serve(name string) {
 }
 
 // mesh starts the mesh of a node.
-func (d *processes) mesh(name string) {
+func (d *processes) mesh(name string, flags ...string) {
 	d.t.Helper()
-	d.meshes[name] = d.begin(name, "mesh", "-q", "--name", name, d.nats)
+	d.meshes[name] = d.begin(name, append([]string{"mesh", "-q", "--name", name, d.nats}, flags...)...)
 }
 
 // begin starts a command that runs until it is killed, or until the end of the test.

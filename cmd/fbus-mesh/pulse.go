@@ -83,6 +83,7 @@ func (p *pulse) beat(stop func()) {
 	}
 	if lost {
 		m.note("the own node answers again")
+		m.service.pause(false)
 		m.self.New = true // the others have forgotten this one, and it may have missed their words
 		m.hello("")
 	}
@@ -109,6 +110,7 @@ func (p *pulse) leave(unanswered context.Context) {
 	if unanswered.Err() == nil && !m.over && !m.draining {
 		m.note("the own node does not answer: it is left out of the mesh until it does")
 		p.lost = true
+		m.service.pause(true)
 		h := m.self
 		h.Silent = true
 		m.nc.Publish(m.prefix+"bye", m.encode(h))

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"fbus/bus"
+
+	"github.com/nats-io/nats.go"
 )
 
 // TestStopped: while the mesh of a node is stopped (SIGSTOP), calls of others run at those that are
@@ -47,9 +49,18 @@ func TestStopped(t *testing.T) {
 }
 
 // TestNodeStopped: node b is stopped (SIGSTOP), and its mesh is not. Calls that run there end with 74,
-// and others run elsewhere. When it goes on, it is back.
+// and others run elsewhere, also those of clients of NATS. When it goes on, it is back.
 func TestNodeStopped(t *testing.T) {
-	d := newProcesses(t, "a", "b", "c")
+	d := newProcesses(t)
+	for _, name := range []string{"a", "b", "c"} {
+		d.serve(name)
+		d.mesh(name, "--nats-service", "f")
+	}
+	nc, err := nats.Connect(d.nats)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
 	d.offer("b", "long", d.tree("long"))
 	d.offer("b", "f", "echo x")
 	d.begin("c", "offer", "-q", "--slots", "1", "f", "--", "echo", "x")
@@ -66,6 +77,9 @@ func TestNodeStopped(t *testing.T) {
 	d.slots("a", "long", 0, 0)
 	client := d.client("a")
 	for range 20 {
+		if msg, err := nc.Request("f", nil, soon); err != nil || string(msg.Data) != "x\n" {
+			t.Errorf("a client of NATS: %v", err)
+		}
 		at := time.Now()
 		if _, _, err := call(client, &bus.Request{Function: "f"}); err != nil {
 			t.Error(err)

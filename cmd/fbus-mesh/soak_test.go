@@ -2,15 +2,9 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,118 +163,5 @@ func TestNATSGone(t *testing.T) {
 	t.Logf("found again after %v", time.Since(began))
 	if _, _, err := call(c, &bus.Request{Function: "there"}); err != nil {
 		t.Error(err)
-	}
-}
-
-// cluster starts three NATS servers that are one.
-func cluster(t *testing.T) (list []*server.Server, restart func(i int)) {
-	var routes, addrs []string
-	for range 3 {
-		for _, to := range []*[]string{&routes, &addrs} {
-			addr, err := freePort()
-			if err != nil {
-				t.Fatal(err)
-			}
-			*to = append(*to, addr)
-		}
-	}
-	list = make([]*server.Server, 3)
-	restart = func(i int) {
-		host, port, _ := net.SplitHostPort(routes[i])
-		n, _ := strconv.Atoi(port)
-		o := &server.Options{ServerName: fmt.Sprint("n", i), Cluster: server.ClusterOpts{Name: "c", Host: host, Port: n}}
-		o.Routes = server.RoutesFromStr("nats://" + strings.Join(routes, ",nats://"))
-		s, err := startServer(addrs[i], o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list[i] = s
-	}
-	for i := range list {
-		restart(i)
-	}
-	t.Cleanup(func() {
-		for _, s := range list {
-			stopServer(s)
-		}
-	})
-	return list, restart
-}
-
-// TestKilled: while nodes, meshes and servers of a cluster of three are ended and started again,
-// each call ends once, and none waits for more than a second while a slot is free.
-func TestKilled(t *testing.T) {
-	soak(t)
-	servers, restart := cluster(t)
-	var list []*site
-	for i := range 6 {
-		list = append(list, newSite(t, string(rune('a'+i)), servers[i%3].ClientURL()))
-	}
-	var running atomic.Int64
-	work := func(ctx context.Context, inv *bus.Invocation) bus.Result {
-		running.Add(1)
-		defer running.Add(-1)
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-		}
-		return bus.Exit(0)
-	}
-	offer := func(x *site) { x.offer("f", 2, work) }
-	for _, x := range list {
-		offer(x)
-	}
-	for _, x := range list {
-		x.await("f", 10)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	var calls, lost, slow atomic.Int64
-	for i, x := range list[:3] { // which are not ended
-		for range 4 {
-			wg.Go(func() {
-				c := x.dial()
-				for ctx.Err() == nil {
-					began := time.Now()
-					_, _, err := call(c, &bus.Request{Function: "f"})
-					calls.Add(1)
-					if err != nil {
-						if lost.Add(1); code(err) != args.CodeWorkerLost {
-							t.Errorf("a call at node %d ends with %v", i, err)
-						}
-					}
-					if d := time.Since(began); d > time.Second {
-						slow.Add(1)
-						t.Errorf("a call at node %d has taken %v", i, d)
-					}
-				}
-			})
-		}
-	}
-	for range 100 {
-		x := list[3+rand.IntN(3)]
-		switch rand.IntN(3) {
-		case 0:
-			x.kill()
-			x.startNode()
-			offer(x)
-		case 1:
-			x.stop()
-			x.join()
-		case 2:
-			i := 2 // its meshes know no other server
-			stopServer(servers[i])
-			time.Sleep(20 * time.Millisecond)
-			restart(i)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	cancel()
-	wg.Wait()
-	t.Logf("%d calls, %d lost with what was ended, %d slow", calls.Load(), lost.Load(), slow.Load())
-	for until := time.Now().Add(5 * time.Second); running.Load() > 0; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatalf("%d programs are left", running.Load())
-		}
 	}
 }

@@ -215,12 +215,15 @@ func (f *function) subject(verb string) string {
 }
 
 func (f *function) Take(n int) {
-	f.mesh.request(f.subject("take"), question{f.mesh.self.ID, n}, func(a *answer, silent bool) {
-		if silent {
+	f.mesh.request(f.subject("take"), question{f.mesh.self.ID, n}, func(a *answer, how waited) {
+		switch how {
+		case silent:
 			f.takeDirectly(n)
-			return
+		case late:
+			f.takenLate(a)
+		case inTime:
+			f.taken(a, n)
 		}
-		f.taken(a, n)
 	})
 }
 
@@ -233,6 +236,18 @@ func (f *function) taken(a *answer, n int) {
 	}
 	f.Taken(f.mesh.now(), a.From, n, min(got, n))
 	f.tidy()
+}
+
+// takenLate takes an answer for which nobody waits any more. Its slots are as welcome as if they had been
+// offered.
+func (f *function) takenLate(a *answer) {
+	got := a.Slots
+	if got > 0 && f.mesh.functions[f.name] == f && f.mesh.usable(a.From) {
+		got -= f.AskedFree(f.mesh.now(), a.From, got)
+	}
+	if got > 0 {
+		f.Return(a.From, got)
+	}
 }
 
 // maxDirect bounds the nodes that are asked for slots by name.
@@ -251,12 +266,16 @@ func (f *function) takeDirectly(n int) {
 			asked = maxDirect
 			break
 		}
-		f.mesh.request(f.mesh.direct(id), &message{From: f.mesh.self.ID, Take: f.name, Slots: n}, func(a *answer, _ bool) {
+		f.mesh.request(f.mesh.direct(id), &message{From: f.mesh.self.ID, Take: f.name, Slots: n}, func(a *answer, how waited) {
+			if how == late {
+				f.takenLate(a)
+				return
+			}
 			asked--
 			switch {
-			case done && a.Slots > 0:
-				f.Return(a.From, a.Slots)
-			case !done && (a.Slots > 0 || asked == 0):
+			case done:
+				f.takenLate(a)
+			case a.Slots > 0 || asked == 0:
 				done = true
 				f.taken(a, n)
 			}
@@ -268,8 +287,11 @@ func (f *function) takeDirectly(n int) {
 }
 
 func (f *function) Free(n int) {
-	f.mesh.request(f.subject("free"), question{f.mesh.self.ID, n}, func(a *answer, silent bool) {
-		if silent {
+	f.mesh.request(f.subject("free"), question{f.mesh.self.ID, n}, func(a *answer, how waited) {
+		switch how {
+		case late:
+			return // the slots may be taken now: the peer's calls are refused then
+		case silent:
 			a.From = "?" // somebody was asked, so others may wait, too
 		}
 		f.Freed(f.mesh.now(), a.From, min(a.Slots, n))

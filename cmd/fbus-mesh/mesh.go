@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	crand "crypto/rand"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -30,8 +31,15 @@ import (
 var helloEvery = 5 * time.Second
 
 const (
-	// patience is how long an answer may take.
-	patience = 250 * time.Millisecond
+	// firstPatience is how long an answer may take until it is known how long answers take, and
+	// leastPatience and mostPatience bound it then. One that comes later is taken for as long as
+	// slots are held.
+	firstPatience = 250 * time.Millisecond
+	leastPatience = 50 * time.Millisecond
+	mostPatience  = time.Second
+	holdTime      = 2 * time.Second
+	// probeTime is how long the NATS server may take to answer when nobody else does.
+	probeTime = 250 * time.Millisecond
 	// settleTime is how long the own node's functions have to be as they are before the others
 	// hear of them.
 	settleTime = 50 * time.Millisecond
@@ -87,6 +95,9 @@ type mesh struct {
 	peers     map[string]*peer // by instance
 	pending   map[string]*pending
 	asked     uint64
+	trip      time.Duration            // that answers take, lately
+	silent    int                      // requests without an answer in a row
+	probing   bool                     // it looks whether the server is there
 	replies   string                   // prefix of subjects for answers
 	turns     map[string]chan net.Conn // connections that peers were asked for
 	said      map[string]bool          // notices that are not repeated
@@ -104,15 +115,27 @@ func (m *mesh) once(format string, a ...any) {
 
 // pending is a request without an answer.
 type pending struct {
-	back  func(data []byte)
+	back  func(data []byte, how waited)
 	timer *time.Timer
+	at    time.Time
+	late  bool // it was given up
 }
+
+// waited is how an answer has come.
+type waited int
+
+const (
+	inTime waited = iota
+	silent        // it has not, so far
+	late          // after that
+)
 
 // hello is what meshes let each other know about themselves.
 type hello struct {
 	Version   int      `json:"version"`
 	Node      string   `json:"node"`
-	ID        string   `json:"id"` // the node's instance: a new one each time it starts
+	ID        string   `json:"id"`             // the node's instance: a new one each time it starts
+	Mesh      string   `json:"mesh,omitempty"` // the same for the mesh
 	Addresses []string `json:"addresses,omitempty"`
 	Socket    string   `json:"socket,omitempty"`
 	Machine   string   `json:"machine,omitempty"` // with the socket: where it is, and whose
@@ -202,7 +225,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
 		replies: nc.NewInbox() + ".",
 	}
-	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
+	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Mesh: crand.Text(), Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
 	if len(cfg.Advertise) == 0 {
 		m.self.Addresses = info.Listens
 		if cfg.Place.Addr.Network() == "unix" {
@@ -399,6 +422,9 @@ func (m *mesh) greet(ctx context.Context) {
 		case <-m.cfg.online:
 			m.mu.Lock()
 			m.self.New = true
+			for _, f := range m.functions {
+				f.Again(m.now())
+			}
 			m.mu.Unlock()
 			m.revocations.online(ctx)
 		case <-ctx.Done():
@@ -428,38 +454,92 @@ func (m *mesh) tell(id string, v *message) {
 	m.nc.Publish(m.direct(id), m.encode(v))
 }
 
-// request asks a group, or one mesh, about slots. back is called with the answer, later and with mu
-// held. It is silent if a mesh was asked and has not answered in time.
-func (m *mesh) request(subject string, q any, back func(a *answer, silent bool)) {
-	m.ask(subject, m.encode(q), func(data []byte) {
+// request asks a group, or one mesh, about slots. back is called as [mesh.ask] does.
+func (m *mesh) request(subject string, q any, back func(a *answer, how waited)) {
+	m.ask(subject, m.encode(q), func(data []byte, how waited) {
 		a := &answer{}
 		if json.Unmarshal(data, a) != nil || a.Slots < 0 {
 			*a = answer{}
 		}
-		back(a, data == nil)
+		back(a, how)
 	})
 }
 
-// ask sends a request. back is called later with mu held: with the answer, or with nil.
-func (m *mesh) ask(subject string, data []byte, back func(data []byte)) {
+// ask sends a request. back is called later with mu held: with the answer, which is empty if nobody
+// is there, or with nothing if none comes in time, and then perhaps again with a late one.
+func (m *mesh) ask(subject string, data []byte, back func(data []byte, how waited)) {
 	m.asked++
 	token := strconv.FormatUint(m.asked, 36)
-	wait := patience
-	if m.nc.PublishRequest(subject, m.replies+token, data) != nil {
-		wait = 0
+	wait := firstPatience
+	if m.trip > 0 {
+		wait = min(max(4*m.trip, leastPatience), mostPatience)
 	}
-	m.pending[token] = &pending{back, time.AfterFunc(wait, func() { m.answered(token, nil) })} // ends by itself
+	p := &pending{back: back, at: time.Now()}
+	m.pending[token] = p
+	if m.nc.PublishRequest(subject, m.replies+token, data) != nil { // there is no connection
+		p.timer = time.AfterFunc(0, func() { m.answered(token, nil) }) // these end by themselves
+	} else {
+		p.timer = time.AfterFunc(wait, func() { m.unanswered(token) })
+	}
 }
 
-// answered takes an answer, or that there is none.
+// answered takes an answer, or that nobody is there.
 func (m *mesh) answered(token string, data []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p := m.pending[token]; p != nil && !m.over {
-		p.timer.Stop()
-		delete(m.pending, token)
-		p.back(data)
+	p := m.pending[token]
+	if p == nil || m.over {
+		return
 	}
+	p.timer.Stop()
+	delete(m.pending, token)
+	m.silent = 0
+	switch took := time.Since(p.at); {
+	case len(data) == 0: // it is the server that has answered, or it cannot be asked
+	case m.trip == 0:
+		m.trip = took
+	default:
+		m.trip += (min(took, 4*m.trip) - m.trip) / 4
+	}
+	how := inTime
+	if p.late {
+		how = late
+	}
+	p.back(data, how)
+}
+
+// unanswered gives up a request.
+func (m *mesh) unanswered(token string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.pending[token]
+	if p == nil || m.over {
+		return
+	}
+	if p.late {
+		delete(m.pending, token)
+		return
+	}
+	p.late = true
+	p.timer.Reset(holdTime)
+	if m.silent++; m.silent > 1 && !m.probing && len(m.nc.Servers()) > 1 {
+		m.probing = true
+		go m.probe() // ends by itself
+	}
+	p.back(nil, silent)
+}
+
+// probe goes to another server if this one does not answer. That a connection is dead would be seen
+// otherwise, but after seconds in which calls wait.
+func (m *mesh) probe() {
+	err := m.nc.FlushTimeout(probeTime)
+	if err == nats.ErrTimeout {
+		m.note("NATS: %s does not answer: looking for another server", m.nc.ConnectedUrlRedacted())
+		m.nc.ForceReconnect()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.probing, m.silent = false, 0
 }
 
 // receive handles the messages of NATS.
@@ -553,6 +633,8 @@ func (m *mesh) heard(data []byte) {
 	var h hello
 	switch {
 	case json.Unmarshal(data, &h) != nil || h.ID == "" || !validName.MatchString(h.Node):
+		return
+	case h.ID == m.self.ID && h.Mesh == m.self.Mesh: // it has come back, late, from a server left meanwhile
 		return
 	case h.ID == m.self.ID:
 		m.once("another mesh runs for this node: one of them has to be ended")

@@ -207,10 +207,10 @@ func (p *peer) fetch() {
 // page gets a part of the list, and then the rest.
 func (p *peer) page(from string, list map[string]entry, names uint64, failed int) {
 	m := p.mesh
-	m.ask(m.prefix+"names."+p.id, []byte(from), func(data []byte) {
+	m.ask(m.prefix+"names."+p.id, []byte(from), func(data []byte, how waited) {
 		var got page
 		switch {
-		case p.gone:
+		case p.gone || how == late:
 			return
 		case data == nil || json.Unmarshal(data, &got) != nil:
 			if failed++; failed > 4 {

@@ -147,6 +147,26 @@ func TestPartition(t *testing.T) {
 	whole()
 }
 
+// TestOwnHello: what a mesh says about itself can come back to it, from a server that it has left. Only
+// that of another mesh for the same node is an error.
+func TestOwnHello(t *testing.T) {
+	var notes []string
+	m := &mesh{
+		cfg: &config{Note: func(format string, a ...any) { notes = append(notes, fmt.Sprintf(format, a...)) }}, said: map[string]bool{},
+		self: hello{Version: namesVersion, Node: "a", ID: "1", Mesh: "2"},
+	}
+	m.heard(m.encode(m.self))
+	if len(notes) > 0 {
+		t.Errorf("its own hello: %q", notes)
+	}
+	other := m.self
+	other.Mesh = "3"
+	m.heard(m.encode(other))
+	if len(notes) != 1 {
+		t.Errorf("another mesh for its node: %q", notes)
+	}
+}
+
 // TestDuplicates: messages of NATS come twice, and late, and so in another order. Each call runs
 // once, at one place, and ends once.
 func TestDuplicates(t *testing.T) {

@@ -182,6 +182,13 @@ func (f *Function) Taken(now time.Duration, peer string, n, got int) {
 	f.settle()
 }
 
+// Again asks again at once if calls wait: there may be others to ask than before.
+func (f *Function) Again(now time.Duration) {
+	f.now = now
+	f.pause, f.askAt = 0, 0
+	f.settle()
+}
+
 // Freed is the answer to a Free: the peer uses some of the slots. The peer is empty if
 // nobody has answered.
 func (f *Function) Freed(now time.Duration, peer string, used int) {

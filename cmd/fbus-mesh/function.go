@@ -215,7 +215,7 @@ func (f *function) subject(verb string) string {
 }
 
 func (f *function) Take(n int) {
-	f.mesh.request(f.subject("take"), question{f.mesh.self.ID, n}, func(a *answer, how waited) {
+	f.mesh.request(f.subject("take"), question{f.mesh.self.ID, n}, func(a *answer, how timing) {
 		switch how {
 		case silent:
 			f.takeDirectly(n)
@@ -266,7 +266,7 @@ func (f *function) takeDirectly(n int) {
 			asked = maxDirect
 			break
 		}
-		f.mesh.request(f.mesh.direct(id), &message{From: f.mesh.self.ID, Take: f.name, Slots: n}, func(a *answer, how waited) {
+		f.mesh.request(f.mesh.direct(id), &message{From: f.mesh.self.ID, Take: f.name, Slots: n}, func(a *answer, how timing) {
 			if how == late {
 				f.takenLate(a)
 				return
@@ -287,7 +287,7 @@ func (f *function) takeDirectly(n int) {
 }
 
 func (f *function) Free(n int) {
-	f.mesh.request(f.subject("free"), question{f.mesh.self.ID, n}, func(a *answer, how waited) {
+	f.mesh.request(f.subject("free"), question{f.mesh.self.ID, n}, func(a *answer, how timing) {
 		switch how {
 		case late:
 			return // the slots may be taken now: the peer's calls are refused then

@@ -115,17 +115,17 @@ func (m *mesh) once(format string, a ...any) {
 
 // pending is a request without an answer.
 type pending struct {
-	back  func(data []byte, how waited)
+	back  func(data []byte, how timing)
 	timer *time.Timer
 	at    time.Time
 	late  bool // it was given up
 }
 
-// waited is how an answer has come.
-type waited int
+// timing is how an answer has come.
+type timing int
 
 const (
-	inTime waited = iota
+	inTime timing = iota
 	silent        // it has not, so far
 	late          // after that
 )
@@ -455,8 +455,8 @@ func (m *mesh) tell(id string, v *message) {
 }
 
 // request asks a group, or one mesh, about slots. back is called as [mesh.ask] does.
-func (m *mesh) request(subject string, q any, back func(a *answer, how waited)) {
-	m.ask(subject, m.encode(q), func(data []byte, how waited) {
+func (m *mesh) request(subject string, q any, back func(a *answer, how timing)) {
+	m.ask(subject, m.encode(q), func(data []byte, how timing) {
 		a := &answer{}
 		if json.Unmarshal(data, a) != nil || a.Slots < 0 {
 			*a = answer{}
@@ -467,7 +467,7 @@ func (m *mesh) request(subject string, q any, back func(a *answer, how waited)) 
 
 // ask sends a request. back is called later with mu held: with the answer, which is empty if nobody
 // is there, or with nothing if none comes in time, and then perhaps again with a late one.
-func (m *mesh) ask(subject string, data []byte, back func(data []byte, how waited)) {
+func (m *mesh) ask(subject string, data []byte, back func(data []byte, how timing)) {
 	m.asked++
 	token := strconv.FormatUint(m.asked, 36)
 	wait := firstPatience

@@ -207,7 +207,7 @@ func (p *peer) fetch() {
 // page gets a part of the list, and then the rest.
 func (p *peer) page(from string, list map[string]entry, names uint64, failed int) {
 	m := p.mesh
-	m.ask(m.prefix+"names."+p.id, []byte(from), func(data []byte, how waited) {
+	m.ask(m.prefix+"names."+p.id, []byte(from), func(data []byte, how timing) {
 		var got page
 		switch {
 		case p.gone || how == late:

@@ -13,7 +13,7 @@ const (
 	// pulseEvery is how often the own node is called while nothing is asked of it.
 	pulseEvery = time.Second
 	// pulseFresh is how long an answer counts.
-	pulseFresh = patience
+	pulseFresh = firstPatience
 	// pulseLate is when a node is silent: nothing is granted and asked for any more. Until pulseLost it
 	// may be slow. Then the other meshes are told that it has left, and calls that run there end.
 	pulseLate = 300 * time.Millisecond

@@ -46,12 +46,13 @@ type Handler struct {
 
 	hooks  map[string]*hook
 	bodies atomic.Int64 // bytes in memory
+	room   int64        // that they may take
 	seen   seen
 }
 
 // New makes a handler of the tables [hooks.NAME]. If one has a fault there is none.
 func New(tables map[string]Config) (*Handler, []Fault) {
-	h := &Handler{hooks: map[string]*hook{}}
+	h := &Handler{hooks: map[string]*hook{}, room: maxBodies}
 	var all []Fault
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
 		c := tables[name]
@@ -149,7 +150,7 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request) (body []byte, sta
 	for {
 		n, err := in.Read(chunk)
 		buf.Write(chunk[:n])
-		if h.bodies.Add(int64(n)) > maxBodies {
+		if h.bodies.Add(int64(n)) > h.room {
 			w.Header().Set("Retry-After", "5")
 			return buf.Bytes(), http.StatusServiceUnavailable, errors.New("too many large deliveries at once")
 		}

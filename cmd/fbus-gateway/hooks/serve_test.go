@@ -12,6 +12,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -314,5 +315,41 @@ func TestBodies(t *testing.T) {
 		if got := post(c.body, c.kind); got != c.want {
 			t.Errorf("%s: %d, expected %d", c.name, got, c.want)
 		}
+	}
+}
+
+// TestBodiesAtOnce: senders that are not verified cannot fill the memory, and leave the room when they go.
+func TestBodiesAtOnce(t *testing.T) {
+	h, faults := New(map[string]Config{"x": {Function: "f", SecretFile: secretFile(t, "t"), Verify: "token"}})
+	if faults != nil {
+		t.Fatal(faults)
+	}
+	h.room = 100_000
+	post := func(body io.Reader) chan int {
+		status := make(chan int, 1)
+		go func() { // ends with the body
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("POST", "/hook/x", body))
+			status <- w.Code
+		}()
+		return status
+	}
+	held, feed := io.Pipe()
+	first := post(held)
+	feed.Write(make([]byte, 32<<10))
+	feed.Write(make([]byte, 32<<10))
+	feed.Write([]byte("x")) // the one before was counted
+	if got := <-post(strings.NewReader(strings.Repeat("x", 50_000))); got != 503 {
+		t.Errorf("another body: %d", got)
+	}
+	if got := <-post(strings.NewReader(strings.Repeat("x", 10_000))); got != 401 {
+		t.Errorf("a small body: %d", got)
+	}
+	feed.Close()
+	if got := <-first; got != 401 {
+		t.Errorf("the first body: %d", got)
+	}
+	if got := <-post(strings.NewReader(strings.Repeat("x", 90_000))); got != 401 {
+		t.Errorf("a body after it: %d", got)
 	}
 }

@@ -173,8 +173,9 @@ type TrustQuery struct {
 	List  string  `json:"list,omitempty"`  // a list (PEM) for it, from elsewhere
 }
 
-// MeshFunction is the function by which fbus mesh answers what it knows: a [MeshInfo].
-const MeshFunction = "fbus-mesh"
+// MeshFunction is the function by which fbus mesh answers what it knows: a [MeshInfo]. Only a relay
+// that is an administrator may offer it, and only administrators and relays may call it.
+const MeshFunction = "fbus.mesh"
 
 // MeshInfo is what the mesh of a node knows of the others.
 type MeshInfo struct {

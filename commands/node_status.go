@@ -34,7 +34,7 @@ JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), trust (at a node
 that is not the network's first: first, away, number, age, from, revoked, max_age, shut, until, identity), mesh
-(with fbus mesh: node, nats, calls, peers: name, reach, error, functions, calls, heard), caller and rights (who asks, and what that one may do;
+(for administrators, with fbus mesh: node, nats, calls, peers: name, reach, error, functions, calls, heard), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
@@ -70,7 +70,10 @@ func status(o *lookOptions, stdout io.Writer) error {
 		return fail(args.CodeInternal, "the node does not say who it is")
 	}
 	n := list[0]
-	mesh := nodeMesh(ctx, c)
+	var mesh *bus.MeshInfo
+	if n.Rights == nil || n.Rights.Admin { // others are denied it, and the node logs that
+		mesh = nodeMesh(ctx, c)
+	}
 	if o.json {
 		return printJSON(stdout, statusInfo{p.Addr.String(), p.Why, n, mesh})
 	}
@@ -133,7 +136,7 @@ func nodeMesh(ctx context.Context, c *bus.Client) *bus.MeshInfo {
 	return m
 }
 
-// showMesh prints what a mesh knows. Any worker may have said so.
+// showMesh prints what a mesh knows. Some of that is what others have told it.
 func showMesh(m *bus.MeshInfo, fact func(name, format string, a ...any)) {
 	by := "NATS at " + m.NATS
 	if m.NATS == "" {

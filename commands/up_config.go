@@ -409,6 +409,9 @@ func (c *configFile) checkNode() {
 	if n.maxRunning.set && n.maxRunning.n < 1 {
 		p.add(n.places["max-running"], "node: max-running must be at least 1")
 	}
+	if err := checkWorkerName(n.worker); err != nil {
+		p.add(n.places["worker"], "node: %v", err)
+	}
 	rights := n.options.sharing.rights
 	rights.check(p)
 	switch {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -333,10 +334,21 @@ func nodeFlag(dest *string) cli.Flag {
 
 func (o *workerOptions) workerName() string { return cmp.Or(o.worker, hostname()) }
 
+// checkWorkerName refuses names that nodes give to each other.
+func checkWorkerName(name string) error {
+	if strings.HasPrefix(name, "@") {
+		return usage("worker %s: a name that begins with @ is that of another node", name)
+	}
+	return nil
+}
+
 // serve offers these functions until a signal, then drains, starting with the node if it
 // runs in this process. A second signal kills. It calls ready after the first offers, and
 // reload at each hangup.
 func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer, signals, hangups <-chan os.Signal, ready func(*worker), reload func(context.Context, *worker)) error {
+	if err := checkWorkerName(o.worker); err != nil {
+		return err
+	}
 	if err := keeper.BecomeReaper(); err != nil {
 		return fail(args.CodeInternal, "%v", err)
 	}

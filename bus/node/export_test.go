@@ -33,10 +33,12 @@ func PingFirst(ping, hangs time.Duration) (restore func()) {
 // DismissExpired is what the node does every few seconds.
 func (n *Node) DismissExpired() { n.dismissExpired() }
 
-// OwnNames returns the names of the node's own functions.
+// OwnNames returns the names of the functions that the node itself offers.
 func OwnNames() (names []string) {
 	for _, o := range ownFunctions {
-		names = append(names, o.name)
+		if o.part != ofMesh {
+			names = append(names, o.name)
+		}
 	}
 	return names
 }

@@ -39,6 +39,7 @@ const (
 	ofLog          // hidden without a log
 	ofJobs         // hidden without a store, or an error if the store could not be opened
 	ofTickets      // an error without an authority
+	ofMesh         // it is the mesh that offers it
 )
 
 // noArguments describes the arguments of a function that is not called with any.
@@ -75,6 +76,7 @@ func init() {
 		{name: "fbus.admit", help: "whose token that is, and what it allows", arguments: "a token", relays: true, part: ofTickets, serve: serveAdmit},
 		{name: "fbus.tickets", help: "the tickets that were issued, one JSON object a line", arguments: "none; from another node, who asks there", part: ofTickets, serve: serveTickets},
 		{name: "fbus.trust", help: "what was revoked, as a list (CRL) that the network's CA has signed", arguments: "none, or a JSON object", relays: true, long: true, waits: true, part: ofTickets, serve: serveTrust},
+		{name: bus.MeshFunction, help: "what this node's mesh knows of other nodes", arguments: noArguments, relays: true, long: true, waits: true, part: ofMesh},
 		{name: "fbus.revoke", help: "take a ticket back", arguments: "its name or serial; from another node, who asks there", changes: true, part: ofTickets, serve: serveRevoke},
 	}
 }
@@ -320,7 +322,7 @@ func (n *Node) offerOwn() error {
 	for i := range ownFunctions {
 		o := &ownFunctions[i]
 		switch {
-		case o.part == ofLog && !n.cfg.Log.Kept(), o.part == ofJobs && n.cfg.Jobs == nil && n.cfg.NoJobs == nil:
+		case o.part == ofMesh, o.part == ofLog && !n.cfg.Log.Kept(), o.part == ofJobs && n.cfg.Jobs == nil && n.cfg.NoJobs == nil:
 			continue
 		}
 		offer := bus.Offer{Name: o.name, Slots: classSlots[o.class()], Description: o.help, Arguments: o.arguments, Idempotent: !o.changes}

@@ -45,6 +45,8 @@ func (p *Peer) mayCall(name string) bool {
 	switch {
 	case p.Joining:
 		return name == "fbus.join"
+	case name == bus.MeshFunction && p.admin():
+		return true
 	case o != nil && o.relays:
 		return p.relay()
 	case o != nil && (o.everybody || o.monitors && p.monitor()):

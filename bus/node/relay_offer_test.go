@@ -14,8 +14,10 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/find"
 	"fbus/bus/jobs"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
 
@@ -451,4 +453,63 @@ func TestWatchRelays(t *testing.T) {
 	offerFunc(t, dial(t, path), "f", 2, echo)
 	setSlots(t, off, 1)
 	w.until(`{"type":"function","name":"f","slots":2,"elsewhere":4,"free":2,"free_elsewhere":1}`)
+}
+
+// TestNotARelay: nobody but a relay offers under the name of another node, and nobody but one that
+// administers the node passes for its mesh. What the mesh knows is not for guests.
+func TestNotARelay(t *testing.T) {
+	g := newGuests(t)
+	offer := func(ticket *trust.Ticket, name, function string, relay bool) string {
+		t.Helper()
+		o := &bus.Options{Name: name, Relay: relay}
+		addr := bus.Unix(g.path)
+		if ticket != nil {
+			addr, o.Identity = bus.TCP(g.addr), find.ForTicket(ticket)
+		}
+		c, err := bus.Dial(bg(), addr, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if _, err = c.Offer(bg(), bus.Offer{Name: function, Slots: 1}, func(context.Context, *bus.Invocation) bus.Result {
+			return bus.Result{Output: []byte(name)}
+		}); err != nil {
+			return err.(*bus.Error).Code
+		}
+		return ""
+	}
+	guest, relay, admin := g.ticket("guest", "call:*", "offer:*"), g.ticket("relay", "call:*", "offer:*", "relay"), g.ticket("admin", "relay", "admin")
+	for _, x := range []struct {
+		ticket         *trust.Ticket
+		name, function string
+		relay          bool
+		code           string
+	}{
+		{nil, "@b", "f", false, args.CodeDenied},
+		{guest, "@b", "f", false, args.CodeDenied},
+		{relay, "@b", "f", true, ""},
+		{nil, "w", bus.MeshFunction, false, args.CodeDenied},
+		{guest, "w", bus.MeshFunction, false, args.CodeDenied},
+		{relay, "w", bus.MeshFunction, true, args.CodeDenied},
+		{relay, "w", "fbus.meshes", true, args.CodeDenied},
+		{admin, "w", bus.MeshFunction, true, ""},
+	} {
+		if code := offer(x.ticket, x.name, x.function, x.relay); code != x.code {
+			t.Errorf("%s offers %s, relay %v: %q, want %q", x.name, x.function, x.relay, code, x.code)
+		}
+	}
+	for i, ticket := range []*trust.Ticket{guest, relay, admin} {
+		want := []string{"77 denied: ticket:guest may not call fbus.mesh", "w", "w"}[i]
+		if got := g.enter(ticket).says(callFrame(1, bus.MeshFunction, "")); got != want {
+			t.Errorf("the mesh tells %d: %s, want %s", i, got, want)
+		}
+	}
+	forAnother := callFrame(1, bus.MeshFunction, "")
+	forAnother.Caller = []byte("somebody")
+	p := dialTLS(t, g.addr, relay.ClientConfig(nil))
+	p.send(relayHello())
+	want[*wire.HelloFrame](p)
+	if got, want := p.says(forAnother), "77 denied: ticket:relay/somebody may not call fbus.mesh"; got != want {
+		t.Errorf("the mesh tells a relay's caller: %s, want %s", got, want)
+	}
 }

@@ -1,10 +1,11 @@
 package node
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 
+	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/wire"
 )
@@ -29,17 +30,19 @@ func (s *session) handleOffer(b *wire.Batch, f *wire.OfferFrame) error {
 
 // refuseOffer returns why an offer is refused, if it is.
 func (s *session) refuseOffer(f *wire.OfferFrame) (code, msg string) {
-	schema, attributes := error(nil), args.CheckAttributes(attributesOf(f))
+	own, schema, attributes := reserved(string(f.Name)), error(nil), args.CheckAttributes(attributesOf(f))
 	if len(f.Schema) > 0 {
 		schema = args.CheckJSON(f.Schema)
 	}
 	switch {
 	case !args.ValidName(f.Name):
 		return args.CodeUsage, fmt.Sprintf("invalid function name %q: it must be at most 128 letters, digits, _ . -, and not begin with . or -", args.Shown(f.Name))
-	case bytes.HasPrefix(f.Name, []byte("fbus.")) && !s.internal:
+	case own && !s.internal && (string(f.Name) != bus.MeshFunction || !s.relays || !s.peer.admin()):
 		return args.CodeDenied, "names that begin with fbus. are the node's own"
-	case !withdraws(f) && !s.peer.mayOffer(string(f.Name)):
+	case !own && !withdraws(f) && !s.peer.mayOffer(string(f.Name)):
 		return args.CodeDenied, fmt.Sprintf("%s may not offer %s", s.peer.Caller, f.Name)
+	case strings.HasPrefix(s.name, "@") && !s.relays && !withdraws(f):
+		return args.CodeDenied, s.peer.Caller + " may not offer as " + s.name + ": the name of a worker that begins with @ is that of another node"
 	case f.Flags&wire.FlagRelay != 0 && !s.relays:
 		return args.CodeDenied, s.peer.Caller + " may not offer for other nodes"
 	case s.node.draining && s.offers[string(f.Name)] == nil && !withdraws(f):

@@ -6,6 +6,7 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -174,14 +175,10 @@ type page struct {
 
 func (m *mesh) now() time.Duration           { return time.Since(m.epoch) + 1 }
 func (m *mesh) note(format string, a ...any) { m.cfg.Note(format, a...) }
-func (m *mesh) shares(name string) bool {
-	return name != bus.MeshFunction && matches(m.cfg.Share, name)
-}
-func (m *mesh) accepts(name string) bool {
-	return name != bus.MeshFunction && matches(m.cfg.Accept, name)
-}
-func (m *mesh) encode(v any) []byte     { b, _ := json.Marshal(v); return b }
-func (m *mesh) direct(id string) string { return m.prefix + "node." + id }
+func (m *mesh) shares(name string) bool      { return matches(m.cfg.Share, name) }
+func (m *mesh) accepts(name string) bool     { return matches(m.cfg.Accept, name) }
+func (m *mesh) encode(v any) []byte          { b, _ := json.Marshal(v); return b }
+func (m *mesh) direct(id string) string      { return m.prefix + "node." + id }
 
 func matches(globs []string, name string) bool { return trust.Rights{Call: globs}.MayCall(name) }
 
@@ -249,7 +246,11 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	if len(cfg.NATSService) > 0 {
 		m.service = newService(ctx, m)
 	}
-	if _, err := node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called); err != nil {
+	_, err = node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called)
+	switch {
+	case errors.Is(err, bus.ErrDenied):
+		m.note("fbus status does not show this mesh, and nodes that cannot reach it cannot ask it to connect to them: only an administrator of the node may offer %s", bus.MeshFunction)
+	case err != nil:
 		return err
 	}
 	if err := m.trust(ctx, info); err != nil {

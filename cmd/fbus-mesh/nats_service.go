@@ -68,7 +68,7 @@ func newService(ctx context.Context, m *mesh) *service {
 
 // has reports whether a function is to be registered.
 func (s *service) has(name string) bool {
-	return name != bus.MeshFunction && matches(s.mesh.cfg.NATSService, name)
+	return matches(s.mesh.cfg.NATSService, name)
 }
 
 // update takes what is now known of some functions of the own node.

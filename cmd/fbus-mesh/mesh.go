@@ -403,6 +403,7 @@ func machine() string {
 
 // greet lets the others know that this node is there.
 func (m *mesh) greet(ctx context.Context) {
+	every := helloEvery
 	for {
 		m.mu.Lock()
 		if m.draining {
@@ -413,13 +414,13 @@ func (m *mesh) greet(ctx context.Context) {
 		m.self.New = m.pulse.lost
 		now := time.Now()
 		for _, p := range m.peers {
-			if now.Sub(p.heard) > 3*helloEvery {
+			if now.Sub(p.heard) > 3*every {
 				m.drop(p, "it is silent")
 			}
 		}
 		m.mu.Unlock()
 		select {
-		case <-time.After(helloEvery*8/10 + rand.N(helloEvery*4/10)):
+		case <-time.After(every*8/10 + rand.N(every*4/10)):
 		case <-m.cfg.online:
 			m.mu.Lock()
 			m.self.New = true

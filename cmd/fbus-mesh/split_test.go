@@ -86,7 +86,8 @@ func member(t *testing.T, listen, route string) *server.Server {
 // TestPartition: two of three nodes lose the third, as their NATS servers lose each other. Each side
 // works with its nodes, and when it is over all is as it was.
 func TestPartition(t *testing.T) {
-	defer func(d time.Duration) { helloEvery = d }(helloEvery)
+	every := helloEvery
+	t.Cleanup(func() { helloEvery = every }) // after the meshes have ended
 	helloEvery = 200 * time.Millisecond
 	one := member(t, "127.0.0.1:0", "")
 	between := newCable(t, one.ClusterAddr().String())

@@ -183,6 +183,8 @@ type MeshInfo struct {
 	NATS  string     `json:"nats"`  // the URL of the server; empty: not connected
 	Calls int        `json:"calls"` // that are passed on now
 	Peers []MeshPeer `json:"peers"`
+
+	NATSError string `json:"nats_error,omitempty"` // why it is not connected
 }
 
 // MeshPeer is another node of a mesh.
@@ -193,6 +195,7 @@ type MeshPeer struct {
 	Functions int     `json:"functions"`       // that it shares, and that are accepted
 	Calls     int     `json:"calls"`           // that are passed on to it now
 	Heard     float64 `json:"heard"`           // seconds since the last word of it
+	Clock     float64 `json:"clock,omitempty"` // seconds that its clock is ahead of this one's, if it is a second or more, or less than 0
 }
 
 // Invitation is the JSON object that fbus.invite takes.

@@ -34,7 +34,7 @@ JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), trust (at a node
 that is not the network's first: first, away, number, age, from, revoked, max_age, shut, until, identity), mesh
-(for administrators, with fbus mesh: node, nats, calls, peers: name, reach, error, functions, calls, heard), caller and rights (who asks, and what that one may do;
+(for administrators, with fbus mesh: node, nats, nats_error, calls, peers: name, reach, error, functions, calls, heard, clock), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
@@ -70,10 +70,7 @@ func status(o *lookOptions, stdout io.Writer) error {
 		return fail(args.CodeInternal, "the node does not say who it is")
 	}
 	n := list[0]
-	var mesh *bus.MeshInfo
-	if n.Rights == nil || n.Rights.Admin { // others are denied it, and the node logs that
-		mesh = nodeMesh(ctx, c)
-	}
+	mesh, silent := nodeMesh(ctx, c, &n)
 	if o.json {
 		return printJSON(stdout, statusInfo{p.Addr.String(), p.Why, n, mesh})
 	}
@@ -98,8 +95,11 @@ func status(o *lookOptions, stdout io.Writer) error {
 		if t := n.Trust; t != nil {
 			showTrust(t, fact)
 		}
-		if mesh != nil {
+		switch {
+		case mesh != nil:
 			showMesh(mesh, fact)
+		case silent != nil:
+			fact("mesh", "does not answer: %v", silent)
 		}
 		fact("you are", "%s: may %s", n.Caller, mayDo(n.Rights))
 		fact("up", "%s", age(time.Since(n.Started).Seconds()))
@@ -121,19 +121,31 @@ func status(o *lookOptions, stdout io.Writer) error {
 	return nil
 }
 
-// nodeMesh asks the mesh of the node, nil if there is none, or if it does not answer.
-func nodeMesh(ctx context.Context, c *bus.Client) *bus.MeshInfo {
+// meshTime bounds the answer of a mesh.
+const meshTime = 2 * time.Second
+
+// nodeMesh asks the mesh of the node, nil if there is none.
+func nodeMesh(ctx context.Context, c *bus.Client, n *bus.NodeInfo) (*bus.MeshInfo, error) {
+	if n.Rights != nil && !n.Rights.Admin { // others are denied it, and the node logs that
+		return nil, nil
+	}
 	// A call of a function that nobody offers would count as refused.
 	if there, err := output(ctx, c, "fbus.functions", args.List(bus.MeshFunction)); err != nil || len(there) == 0 {
-		return nil
+		return nil, nil
 	}
 	var text bytes.Buffer
 	m := &bus.MeshInfo{}
-	_, err := c.Call(ctx, &bus.Request{Function: bus.MeshFunction, Stdout: &text, Timeout: 2 * time.Second})
-	if err != nil || json.Unmarshal(text.Bytes(), m) != nil {
-		return nil
+	_, err := c.Call(ctx, &bus.Request{Function: bus.MeshFunction, Stdout: &text, Timeout: meshTime})
+	switch {
+	case errors.Is(err, bus.ErrDeadline):
+		err = fail(args.CodeDeadline, "no answer within %s", meshTime)
+	case err == nil:
+		err = json.Unmarshal(text.Bytes(), m)
 	}
-	return m
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // showMesh prints what a mesh knows. Some of that is what others have told it.
@@ -141,6 +153,9 @@ func showMesh(m *bus.MeshInfo, fact func(name, format string, a ...any)) {
 	by := "NATS at " + m.NATS
 	if m.NATS == "" {
 		by = "not connected to NATS"
+		if m.NATSError != "" {
+			by += ": " + m.NATSError
+		}
 	}
 	fact("mesh", "node %s with %s, %s", args.Shown(m.Node), plural(len(m.Peers), "other node"), args.OneLine(by))
 	for _, p := range m.Peers {

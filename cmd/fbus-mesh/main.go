@@ -222,6 +222,10 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 		default:
 		}
 	}
+	offline := func(err error) {
+		why := args.Plain(err)
+		o.cfg.offline.Store(&why)
+	}
 	opts := []nats.Option{
 		nats.ConnectHandler(online), nats.ReconnectHandler(online),
 		nats.Name("fbus mesh"), nats.NoEcho(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectBufSize(-1),
@@ -230,8 +234,10 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				o.cfg.Note("NATS: %v: calls run on this node alone until it is back", err)
+				offline(err)
 			}
 		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { offline(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.cfg.Note("NATS: %v", err) }),
 	}
 	if o.creds != "" {

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus"
@@ -66,7 +67,8 @@ type config struct {
 	shown *credentials // to other nodes; nil: none
 	Note  func(format string, a ...any)
 
-	online chan struct{} // has room for one: NATS is connected
+	online  chan struct{}          // has room for one: NATS is connected
+	offline atomic.Pointer[string] // why it is not, or was not
 }
 
 // mesh connects one node to the others of its network: it is a client of its own node, as a worker
@@ -93,7 +95,8 @@ type mesh struct {
 	names     map[string]entry // of the own node, that are shared
 	dirty     map[string]bool  // that may have changed
 	settled   *time.Timer
-	peers     map[string]*peer // by instance
+	peers     map[string]*peer    // by instance
+	strangers map[string]stranger // by instance
 	pending   map[string]*pending
 	asked     uint64
 	trip      time.Duration            // that answers take, lately
@@ -112,6 +115,13 @@ func (m *mesh) once(format string, a ...any) {
 		m.said[text] = true
 		m.note("%s", text)
 	}
+}
+
+// stranger is a mesh whose messages have another version.
+type stranger struct {
+	node    string
+	version int
+	heard   time.Time
 }
 
 // pending is a request without an answer.
@@ -141,6 +151,7 @@ type hello struct {
 	Socket    string   `json:"socket,omitempty"`
 	Machine   string   `json:"machine,omitempty"` // with the socket: where it is, and whose
 	Names     uint64   `json:"names"`             // rises when they change
+	Time      int64    `json:"time,omitempty"`    // by its clock, in Unix milliseconds
 	New       bool     `json:"new,omitempty"`     // it wants to hear of the others
 	Silent    bool     `json:"silent,omitempty"`  // in bye: its node does not answer
 }
@@ -219,7 +230,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer node.Close()
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, network: info.Network, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
-		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
+		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, strangers: map[string]stranger{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
 		replies: nc.NewInbox() + ".",
 	}
 	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Mesh: crand.Text(), Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
@@ -355,8 +366,22 @@ func (m *mesh) called(ctx context.Context, inv *bus.Invocation) bus.Result {
 		} else {
 			i.Error = p.reach
 		}
+		if off := p.clock; off.Abs() >= time.Second {
+			i.Clock = off.Seconds()
+		}
 		info.Calls += i.Calls
 		info.Peers = append(info.Peers, i)
+	}
+	for id, s := range m.strangers {
+		if silence := time.Since(s.heard); silence < 3*helloEvery {
+			why := fmt.Sprintf("its fbus mesh has version %d of the messages, and this one %d", s.version, namesVersion)
+			info.Peers = append(info.Peers, bus.MeshPeer{Name: "@" + s.node, Error: why, Heard: silence.Seconds()})
+		} else {
+			delete(m.strangers, id)
+		}
+	}
+	if why := m.cfg.offline.Load(); info.NATS == "" && why != nil {
+		info.NATSError = *why
 	}
 	slices.SortFunc(info.Peers, func(a, b bus.MeshPeer) int { return cmp.Compare(a.Name, b.Name) })
 	return bus.Result{End: bus.Exit(0).End, Output: append(m.encode(info), '\n')}
@@ -440,6 +465,7 @@ func (m *mesh) hello(id string) {
 	if m.pulse.lost {
 		return
 	}
+	m.self.Time = time.Now().UnixMilli()
 	subject := m.prefix + "hello"
 	if id != "" {
 		subject = m.direct(id)
@@ -643,6 +669,9 @@ func (m *mesh) heard(data []byte) {
 		return
 	case h.Version != namesVersion:
 		m.once("node %s has another version of fbus mesh", h.Node)
+		if len(m.strangers) < maxPeers {
+			m.strangers[h.ID] = stranger{h.Node, h.Version, time.Now()}
+		}
 		return
 	}
 	p := m.peers[h.ID]
@@ -656,6 +685,9 @@ func (m *mesh) heard(data []byte) {
 		h.New = true // so that it need not wait for the next one to know us
 	}
 	p.heard, p.hello = time.Now(), h
+	if p.clock = 0; h.Time > 0 {
+		p.clock = time.UnixMilli(h.Time).Sub(p.heard)
+	}
 	if h.New {
 		m.hello(h.ID)
 	}

@@ -24,7 +24,8 @@ type peer struct {
 	name     string // its node's, with @
 	hello    hello
 	heard    time.Time
-	names    uint64 // which list of its functions is known
+	clock    time.Duration // how far its clock is ahead
+	names    uint64        // which list of its functions is known
 	list     map[string]entry
 	fetching bool
 	link     *link  // nil: there is none

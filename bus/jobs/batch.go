@@ -248,16 +248,14 @@ func wait[T any](ctx context.Context, m *Manager, w *waiting, events <-chan T, n
 		var later <-chan time.Time
 		if pause := progressPause - time.Since(reported); over || pause <= 0 {
 			i := bus.WaitInfo{Jobs: n.Jobs, Done: n.Done, Dead: n.Dead, Cancelled: n.Cancelled}
-			if i.Running, i.Progress = m.running(w.matches); over || !looking || i.Progress != last.Progress {
+			if i.Running, i.Progress = m.running(w.matches); over || !looking || i.Progress != last.Progress || i.Running != last.Running {
 				if err := progress(i); err != nil {
 					return err
 				}
 				last = i
 			}
 			reported = time.Now()
-			if i.Running > 0 {
-				later = time.After(reportPause)
-			}
+			later = time.After(reportPause) // that one begins to run is no event
 		} else {
 			later = time.After(pause)
 		}

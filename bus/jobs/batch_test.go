@@ -219,6 +219,34 @@ func TestWaitCountsOnce(t *testing.T) {
 	}
 }
 
+// TestWaitShowsProgressOfQueued: a job that is queued when the wait begins shows its progress when it runs.
+func TestWaitShowsProgressOfQueued(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.dial("c")
+	id, _ := jobs.ParseID(b.post(c, "f", "", ""))
+	lines, ended := make(chan bus.WaitInfo, 100), make(chan error, 1)
+	go func() { // ends with the job
+		ended <- b.m.WaitJobs(t.Context(), []jobs.ID{id}, func(i bus.WaitInfo) error { lines <- i; return nil })
+	}()
+	if i := await(t, "the first line", lines); i.Running != 0 {
+		t.Errorf("before there is a worker: %+v", i)
+	}
+	release := make(chan struct{})
+	b.offer(c, "f", 1, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		inv.Progress(bus.Progress{Done: 1, Total: 2})
+		<-release
+		return bus.Exit(0)
+	})
+	for i := await(t, "a line while it runs", lines); i.Running != 1 || i.Progress == nil || i.Progress.Total != 2; {
+		i = await(t, "its progress", lines)
+	}
+	close(release)
+	if err := await(t, "the end", ended); err != nil {
+		t.Error(err)
+	}
+}
+
 // thens returns the documents that jobs of a function were posted with.
 func thens(b *bed, c *bus.Client, function string) (docs []string) {
 	b.t.Helper()

@@ -130,6 +130,9 @@ func (j *job) wait(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallTool
 			return j.result(f), nil
 		default:
 		}
+		if takesTasks(req) {
+			return nil, j.asTask(ctx)
+		}
 		return j.pending(), nil
 	case <-ctx.Done():
 		f.stop()

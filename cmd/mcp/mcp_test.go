@@ -188,9 +188,6 @@ func text(res *sdk.CallToolResult) string {
 	return strings.Join(list, "|")
 }
 
-// any JSON object that is not announced.
-type object map[string]any
-
 func TestToolsAreOffersWithTheAttribute(t *testing.T) {
 	b := newBed(t)
 	b.offer(bus.Offer{
@@ -293,3 +290,6 @@ func TestManyToolsBecomeTwo(t *testing.T) {
 		t.Error("a tool that is not listed was called")
 	}
 }
+
+// object is a JSON object.
+type object map[string]any

@@ -165,10 +165,27 @@ func (j *job) result(f *followed) *sdk.CallToolResult {
 	return res
 }
 
+// ownResult is the attribute of a function that writes the result of tools/call itself: a JSON object
+// with content, and what else the protocol has there.
+const ownResult = "mcp.result"
+
 // addOutput adds the output of a success.
 func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
+	if j.function != nil {
+		if _, ok := j.function.first.Attributes[ownResult]; ok {
+			var own sdk.CallToolResult
+			if err := json.Unmarshal(out.b.Bytes(), &own); err == nil && out.complete() && own.InputRequests == nil {
+				own.Meta = j.meta()
+				*res = own
+				return
+			}
+			j.addContent(res, out)
+			j.refuse(res, "is not a result of tools/call, as its attribute %s says", ownResult)
+			return
+		}
+	}
 	j.addContent(res, out)
-	var wanted = j.function != nil && j.function.out != nil
+	wanted := j.function != nil && j.function.out != nil
 	doc := bytes.TrimSpace(out.b.Bytes())
 	whole := out.complete() && len(doc) > 0 && json.Valid(doc) && utf8.Valid(doc)
 	switch {

@@ -32,15 +32,15 @@ type progress struct {
 	done    chan struct{} // closed when nothing is sent any more
 
 	mu      sync.Mutex // protects the fields below
-	last    float64    // that was sent
-	done_   float64    // as the function counts
+	last    float64    // that was sent; -1: none
+	count   float64    // as the function counts
 	total   float64
 	text    string
 	waiting bool
 }
 
 func newProgress(ctx context.Context, session *sdk.ServerSession, token any) *progress {
-	p := &progress{ctx: ctx, session: session, token: token, started: time.Now(), more: make(chan struct{}, 1), over: make(chan struct{}), done: make(chan struct{})}
+	p := &progress{ctx: ctx, session: session, token: token, started: time.Now(), more: make(chan struct{}, 1), over: make(chan struct{}), done: make(chan struct{}), last: -1}
 	go p.run() // ends at stop
 	return p
 }
@@ -67,7 +67,7 @@ func (p *progress) report(text []byte) {
 	p.waiting = w.Running == 0 && w.Done+w.Dead+w.Cancelled == 0
 	r := w.Progress
 	if r != nil {
-		p.done_, p.total = float64(r.Done), float64(r.Total)
+		p.count, p.total = float64(r.Done), float64(r.Total)
 		if r.Text != "" {
 			p.text = shorten(plain(r.Text), 500)
 		}
@@ -115,9 +115,11 @@ func (p *progress) next() *sdk.ProgressNotificationParams {
 	defer p.mu.Unlock()
 	n := &sdk.ProgressNotificationParams{ProgressToken: p.token, Message: p.text, Total: p.total}
 	switch {
-	case p.done_ > p.last:
-		p.last = p.done_
-	case p.total > 0 || p.done_ > 0: // the function counts, and this is about something else
+	case p.count > p.last && (p.total > 0 || p.count > 0):
+		p.last = p.count
+	case p.last < 0:
+		p.last = 0
+	case p.total > 0 || p.count > 0: // the function counts, and this is about something else
 		p.last += 0.001
 	default:
 		p.last++

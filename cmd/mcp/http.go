@@ -1,0 +1,183 @@
+package mcp
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// Access is what a request over HTTP may do.
+type Access struct {
+	// Key tells callers apart: requests with the same key share a server and its sessions.
+	Key string
+	// Valid ends with the caller's credential, and so do then its sessions and calls; nil: it does not.
+	Valid context.Context
+	Config
+}
+
+// Handler speaks the protocol over streamable HTTP.
+type Handler struct {
+	catalog *Catalog
+	access  func(*http.Request) (Access, error)
+	old     *sdk.StreamableHTTPHandler // with sessions: cancel comes as a notification
+	modern  *sdk.StreamableHTTPHandler // from 2026-07-28: cancel is the end of the request
+
+	mu      sync.Mutex // protects the fields below
+	servers map[string]*shared
+	closed  bool
+}
+
+// shared is the server of a caller.
+type shared struct {
+	*Server
+	used time.Time
+}
+
+const (
+	// idleTime is how long a session or a server without requests is kept.
+	idleTime = 30 * time.Minute
+	// mostServers is how many callers have servers at once. The one that was not used for the longest
+	// time makes room.
+	mostServers = 1000
+	// mostBody bounds a request. The arguments of a call cannot be larger than 1 MiB.
+	mostBody = 4 << 20
+)
+
+// NewHandler makes a handler for functions of the catalog. access says whom a request is from, which has
+// been authenticated before: its error is a 403. Close releases the handler.
+func NewHandler(catalog *Catalog, access func(*http.Request) (Access, error)) *Handler {
+	h := &Handler{catalog: catalog, access: access, servers: map[string]*shared{}}
+	h.old = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{SessionTimeout: idleTime, MaxRequestBodyBytes: mostBody})
+	h.modern = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{Stateless: true, PropagateRequestCancellation: true, MaxRequestBodyBytes: mostBody})
+	return h
+}
+
+// accessKey is where the context of a request has its [Access].
+type accessKey struct{}
+
+// prefix begins the ids of the sessions of a caller, so that nobody can use another one's.
+func prefix(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:8]) + "-"
+}
+
+// firstModern is the first version without sessions.
+const firstModern = "2026-07-28"
+
+// ServeHTTP implements [http.Handler].
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a, err := h.access(r)
+	if err != nil {
+		http.Error(w, "forbidden", http.StatusForbidden)
+		return
+	}
+	a.sessionPrefix = prefix(a.Key)
+	if session := r.Header.Get("Mcp-Session-Id"); session != "" && !strings.HasPrefix(session, a.sessionPrefix) {
+		http.Error(w, "session not found", http.StatusNotFound) // it is another caller's
+		return
+	}
+	r = r.WithContext(context.WithValue(r.Context(), accessKey{}, a))
+	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
+		h.old.ServeHTTP(w, r)
+		return
+	}
+	if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r) {
+		return
+	}
+	h.modern.ServeHTTP(w, r)
+}
+
+// checkTask refuses a request about a task whose headers say something else than its body: the library
+// checks only the methods that it knows.
+func checkTask(w http.ResponseWriter, r *http.Request) bool {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		return false
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	var req struct {
+		ID     json.RawMessage `json:"id"`
+		Params taskParams      `json:"params"`
+	}
+	if json.Unmarshal(body, &req) != nil || req.Params.ID == r.Header.Get("Mcp-Name") {
+		return true
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	json.NewEncoder(w).Encode(map[string]any{"jsonrpc": "2.0", "id": req.ID, "error": jsonrpc.Error{Code: sdk.CodeHeaderMismatch, Message: "the header Mcp-Name must be the taskId"}})
+	return false
+}
+
+// server returns the server of the caller of a request; nil, which is a 400, when the handler is closed.
+func (h *Handler) server(r *http.Request) *sdk.Server {
+	a := r.Context().Value(accessKey{}).(Access)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	s := h.servers[a.Key]
+	if s == nil {
+		h.makeRoom()
+		s = &shared{Server: NewServer(h.catalog, a.Config)}
+		h.servers[a.Key] = s
+		if a.Valid != nil {
+			context.AfterFunc(a.Valid, func() { h.forget(a.Key, s) })
+		}
+	}
+	s.used = time.Now()
+	return s.MCP
+}
+
+// makeRoom forgets servers that were not used for long. The caller holds mu.
+func (h *Handler) makeRoom() {
+	oldest := ""
+	for key, s := range h.servers {
+		if oldest == "" || s.used.Before(h.servers[oldest].used) {
+			oldest = key
+		}
+	}
+	if oldest != "" && (len(h.servers) >= mostServers || time.Since(h.servers[oldest].used) > idleTime) {
+		h.drop(oldest)
+	}
+}
+
+// drop ends a server and its sessions. The caller holds mu.
+func (h *Handler) drop(key string) {
+	s := h.servers[key]
+	delete(h.servers, key)
+	go s.Close() // ends when the node was told of its calls
+	for session := range s.MCP.Sessions() {
+		go session.Close()
+	}
+}
+
+// forget ends the sessions and calls of a caller.
+func (h *Handler) forget(key string, s *shared) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.servers[key] == s {
+		h.drop(key)
+	}
+}
+
+// Close ends all sessions, and the calls that somebody waits for.
+func (h *Handler) Close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for key := range h.servers {
+		h.drop(key)
+	}
+}

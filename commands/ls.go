@@ -83,7 +83,7 @@ func slots(f *bus.FunctionInfo) string {
 
 // relayed reports whether calls of a function may go to another node.
 func relayed(f *bus.FunctionInfo) bool {
-	return slices.ContainsFunc(f.Workers, func(w bus.WorkerInfo) bool { return w.Relay })
+	return slices.ContainsFunc(f.Workers, func(w bus.WorkerInfo) bool { return w.Relay && w.CannotStart == 0 })
 }
 
 // watchFunctions shows the functions, and what changes.

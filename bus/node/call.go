@@ -492,7 +492,7 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 	if len(c.refused) > 0 {
 		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": every worker is busy"}, 0
 	}
-	if e := c.fn.whyStopped(&c.on); e != nil {
+	if e := c.fn.whyStopped(&c.on, c.reach()); e != nil {
 		return e, until(c.waitFunction)
 	}
 	msg := c.fn.name + ": no such function"

@@ -189,12 +189,16 @@ func (c *call) notStarted() bool {
 	if c.data == nil {
 		return false
 	}
+	if o.relay && c.waitFunction == 0 { // the other node has asked all its workers
+		c.refused = append(c.refused, o.session)
+		return c.another()
+	}
 	if o.slots >= o.busy { // it goes on offering what it cannot do: do not ask it for ever
 		if c.bounces++; c.bounces >= maxBounces {
 			c.refused = append(c.refused, o.session)
 		}
 	}
-	return c.another() || c.waitFunction != 0 && c.fn.whyStopped(&c.on) != nil
+	return c.another() || c.waitFunction != 0 && c.fn.whyStopped(&c.on, c.reach()) != nil
 }
 
 // requeue offers a call again that its worker has given back, or makes it wait at its

@@ -162,11 +162,11 @@ func (fn *function) start(o *offer) {
 	o.asked = 0
 }
 
-// whyStopped returns why no worker that a call selects can start the program; nil if one can,
-// or if there is none.
-func (fn *function) whyStopped(on *wire.On) *args.Error {
+// whyStopped returns why no worker that a call selects, and reaches, can start the program; nil if
+// one can, or if there is none.
+func (fn *function) whyStopped(on *wire.On, r reach) *args.Error {
 	for _, o := range fn.stopped {
-		if on.Match(o.session.name, string(o.session.prefix)) {
+		if int(r) < o.reached() && on.Match(o.session.name, string(o.session.prefix)) {
 			return o.stopped
 		}
 	}

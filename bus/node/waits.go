@@ -101,7 +101,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 			matching++
 		}
 	}
-	switch e := fn.whyStopped(&on); {
+	switch e := fn.whyStopped(&on, anywhere); {
 	case matching == 0 && e != nil:
 		return "no worker can start it: " + strings.TrimPrefix(e.Message, name+": cannot start: ")
 	case matching == 0 && len(fn.offers.list)+len(fn.stopped) > 0 && on.String() != "":

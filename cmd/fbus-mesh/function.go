@@ -48,7 +48,7 @@ type offered struct {
 // direct returns the slots that are offered for calls that wait for this peer by its name.
 // Nothing is held for them.
 func (o *offered) direct() int {
-	if o == nil || time.Now().Before(o.at) {
+	if o == nil || o.entry.stopped() || time.Now().Before(o.at) {
 		return 0
 	}
 	return o.asked
@@ -362,6 +362,7 @@ type entry struct {
 	Schema      string            `json:"schema,omitempty"`
 	Attributes  map[string]string `json:"attributes,omitempty"`
 	Slots       int               `json:"slots"`
+	Note        string            `json:"note,omitempty"`   // why no worker can start the program
 	Behind      []string          `json:"behind,omitempty"` // what selects each of its workers
 }
 
@@ -383,6 +384,12 @@ func entryOf(i *bus.FunctionInfo) entry {
 			continue
 		}
 		idempotent = idempotent && w.Idempotent
+		if i.Slots == 0 && w.CannotStart != 0 && !e.stopped() {
+			e.Note, e.Flags = w.Note, e.Flags|wire.FlagCannotStart
+			if w.CannotStart == args.StatusOf(args.CodeNotFound) {
+				e.Flags |= wire.FlagNotFound
+			}
+		}
 		on := w.Name // what users see in call --all
 		if count[on] > 1 || !args.ValidName(on) {
 			on = "#" + w.ID
@@ -396,6 +403,9 @@ func entryOf(i *bus.FunctionInfo) entry {
 	}
 	return e
 }
+
+// stopped reports whether no worker can start the program.
+func (e *entry) stopped() bool { return e.Flags&wire.FlagCannotStart != 0 }
 
 func (e *entry) equal(o *entry) bool {
 	a, _ := json.Marshal(e)

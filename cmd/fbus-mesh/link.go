@@ -256,6 +256,8 @@ func (l *link) end(b *wire.Batch, f *wire.EndFrame) error {
 		case args.CodeBusy, args.CodeDraining, args.CodeNoFunction: // it has not run: the own node places it again
 			how = slots.Refused
 			f.Status, f.Code = 75, []byte(args.CodeBusy)
+		case args.CodeCannotStart: // nor has this
+			how = slots.Refused
 		case args.CodeNodeLost: // the peer's node has stopped
 			f.Status, f.Code = 74, []byte(args.CodeWorkerLost)
 		}
@@ -288,9 +290,12 @@ func (l *link) ended(c *relayed, how slots.Outcome) {
 // offer offers a function of the peer to the own node. The mesh's mu is held.
 func (l *link) offer(name string, e *entry, n int) {
 	l.seq++
+	if e.stopped() {
+		n = 0
+	}
 	f := &wire.OfferFrame{
 		Seq: l.seq, Name: []byte(name), Slots: uint64(n), Flags: wire.FlagRelay | e.Flags,
-		Description: []byte(e.Description), Arguments: []byte(e.Arguments), Schema: []byte(e.Schema), Elsewhere: uint64(e.Slots),
+		Description: []byte(e.Description), Arguments: []byte(e.Arguments), Schema: []byte(e.Schema), Note: []byte(e.Note), Elsewhere: uint64(e.Slots),
 	}
 	for _, on := range e.Behind {
 		f.Behind = append(f.Behind, []byte(on))

@@ -786,8 +786,11 @@ func (m *mesh) settle() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		_, err := m.node.Call(ctx, &bus.Request{Function: "fbus.functions", Args: args.List(some...), Stdout: &lines{each: func(text []byte) {
 			var i bus.FunctionInfo
-			if json.Unmarshal(text, &i) == nil && i.Slots > 0 {
-				now[i.Name] = entryOf(&i)
+			if json.Unmarshal(text, &i) != nil {
+				return
+			}
+			if e := entryOf(&i); e.Slots > 0 || e.stopped() {
+				now[i.Name] = e
 			}
 		}}})
 		cancel()

@@ -81,7 +81,7 @@ func (s *service) update(names []string, now map[string]entry) {
 			continue
 		}
 		var is map[string]string
-		if e, has := now[name]; has {
+		if e, has := now[name]; has && !e.stopped() {
 			is = map[string]string{"function": name, "description": e.Description, "arguments": e.Arguments, "schema": e.Schema}
 			maps.DeleteFunc(is, func(_, v string) bool { return v == "" })
 		}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,7 +121,7 @@ func (m *Metrics) label(functions []bus.FunctionMetrics) func(name string) strin
 		m.names = map[string]bool{}
 	}
 	for i := range functions {
-		if name := functions[i].Name; len(m.names) < maxNames && name != "" && name != other && m.matches(name) {
+		if name := functions[i].Name; len(m.names) < maxNames && name != "" && name != other && !strings.HasPrefix(name, "fbus.") && m.matches(name) {
 			m.names[name] = true
 		}
 	}

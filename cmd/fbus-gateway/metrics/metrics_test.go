@@ -165,6 +165,9 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%q is missing", part)
 		}
 	}
+	if strings.Contains(text, "fbus.metrics") {
+		t.Error("the node's own functions are shown")
+	}
 	if t.Failed() {
 		t.Log(text)
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -120,8 +121,12 @@ func (v *view) totals() map[string]*total {
 	label, totals := v.metrics.label(s.Functions), map[string]*total{}
 	for i := range s.Functions {
 		f := &s.Functions[i]
-		// The name "" is that of calls of many names, most of which nobody has ever offered.
-		if f.Name == "" && !v.monitor || f.Name != "" && !v.may(f.Name) {
+		switch {
+		case strings.HasPrefix(f.Name, "fbus."): // the node's own: their many slots say nothing
+			continue
+		case f.Name == "" && !v.monitor: // calls of many names, most of which nobody has ever offered
+			continue
+		case f.Name != "" && !v.may(f.Name):
 			continue
 		}
 		name := label(f.Name)

@@ -214,8 +214,8 @@ func (f *function) subject(verb string) string {
 	return f.mesh.prefix + verb + "." + strings.ReplaceAll(f.name, ".", "/")
 }
 
-func (f *function) Take(n int) {
-	f.mesh.request(f.subject("take"), question{f.mesh.self.ID, n}, func(a *answer, how timing) {
+func (f *function) Take(n int, again bool) {
+	f.mesh.request(f.subject("take"), question{From: f.mesh.self.ID, Slots: n, Again: again}, func(a *answer, how timing) {
 		switch how {
 		case silent:
 			f.takeDirectly(n)
@@ -287,7 +287,7 @@ func (f *function) takeDirectly(n int) {
 }
 
 func (f *function) Free(n int) {
-	f.mesh.request(f.subject("free"), question{f.mesh.self.ID, n}, func(a *answer, how timing) {
+	f.mesh.request(f.subject("free"), question{From: f.mesh.self.ID, Slots: n}, func(a *answer, how timing) {
 		switch how {
 		case late:
 			return // the slots may be taken now: the peer's calls are refused then
@@ -339,7 +339,7 @@ func (f *function) question(verb string, q *question) int {
 	switch {
 	case f.mesh.peers[q.From] == nil: // it is not in the mesh, or not yet
 	case verb == "take":
-		return f.AskedTake(now, q.From, q.Slots)
+		return f.AskedTake(now, q.From, q.Slots, q.Again)
 	case f.mesh.usable(q.From) && f.offers[q.From] != nil:
 		return f.AskedFree(now, q.From, q.Slots)
 	}

@@ -160,6 +160,7 @@ type hello struct {
 type question struct {
 	From  string `json:"from"`
 	Slots int    `json:"slots"`
+	Again bool   `json:"again,omitempty"` // a request for slots before was in vain
 }
 
 // answer is the answer to a question. It is empty if there was none.
@@ -614,7 +615,7 @@ func (m *mesh) handle(msg *nats.Msg) {
 			f.Returned(m.now(), v.From, v.Slots)
 		}
 		if v.Take != "" {
-			m.question(msg, "take", v.Take, &question{v.From, v.Slots})
+			m.question(msg, "take", v.Take, &question{From: v.From, Slots: v.Slots, Again: true})
 		}
 		if p := m.peers[v.From]; p != nil && v.Turn != "" {
 			go m.turn(p.hello, v.Turn) // ends with the connection

@@ -4,7 +4,9 @@ import (
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -27,8 +29,7 @@ type world struct {
 	nodes    []*node
 	want     []*node // members of the groups, as the server knows them
 	give     []*node
-	messages int           // that a mesh has received
-	unheard  int           // requests that nobody has received
+	messages int           // requests, those too that reach nobody, answers, and slots that are returned
 	late     time.Duration // how long the server may take to know a member, at most
 	loss     float64       // part of the answers that are lost
 	waits    []time.Duration
@@ -190,10 +191,11 @@ func (w *world) join(group *[]*node, known *time.Duration, n *node, on bool) {
 	})
 }
 
-// request sends a request to one of a group. at handles it there, and returns an answer for
+// request sends a request to one of a group. handle handles it there, and returns an answer for
 // back; there is none if nobody is in the group, or in time.
-func (n *node) request(group *[]*node, at func(m *node) int, back func(peer string, got int)) {
+func (n *node) request(group *[]*node, handle func(m *node) int, back func(peer string, got int)) {
 	w := n.w
+	w.messages++
 	answered := false
 	answer := func(peer string, got int) {
 		if !answered {
@@ -202,17 +204,24 @@ func (n *node) request(group *[]*node, at func(m *node) int, back func(peer stri
 		}
 	}
 	w.after(toServer, func() {
-		var to *node
-		others := slices.DeleteFunc(slices.Clone(*group), func(m *node) bool { return m == n })
-		if len(others) == 0 {
-			w.unheard++
+		members := *group
+		own := slices.Index(members, n)
+		others := len(members)
+		if own >= 0 {
+			others--
+		}
+		if others == 0 {
 			w.after(toServer, func() { answer("", 0) })
 			return
 		}
-		to = others[w.rnd.IntN(len(others))]
+		at := w.rnd.IntN(others)
+		if own >= 0 && at >= own {
+			at++
+		}
+		to := members[at]
 		w.after(toServer, func() {
-			got := at(to)
-			w.messages += 2
+			got := handle(to)
+			w.messages++
 			if w.rnd.Float64() < w.loss {
 				return
 			}
@@ -225,10 +234,10 @@ func (n *node) request(group *[]*node, at func(m *node) int, back func(peer stri
 func (n *node) Want(on bool) { n.w.join(&n.w.want, &n.known[0], n, on) }
 func (n *node) Give(on bool) { n.w.join(&n.w.give, &n.known[1], n, on) }
 
-func (n *node) Take(k int) {
+func (n *node) Take(k int, again bool) {
 	w := n.w
 	n.request(&w.give,
-		func(m *node) int { return m.f.AskedTake(w.now, n.id, k) },
+		func(m *node) int { return m.f.AskedTake(w.now, n.id, k, again) },
 		func(peer string, got int) { n.f.Taken(w.now, peer, k, got) })
 }
 
@@ -240,7 +249,8 @@ func (n *node) Free(k int) {
 }
 
 func (w *world) node(id string) *node {
-	return w.nodes[slices.IndexFunc(w.nodes, func(n *node) bool { return n.id == id })]
+	i, _ := strconv.Atoi(id)
+	return w.nodes[i]
 }
 
 func (n *node) Return(peer string, k int) {
@@ -288,7 +298,7 @@ func (s scene) String() string {
 const (
 	duration = 100 * time.Millisecond // of a call on average
 	factor   = 3                      // of a slow node
-	calls    = 30_000
+	calls    = 30_000                 // with each seed
 )
 
 // play returns a mesh after some calls, and what they would have waited in one central queue.
@@ -364,6 +374,20 @@ func percentile(waits []time.Duration, p float64) time.Duration {
 	return waits[min(len(waits)-1, int(p*float64(len(waits))))]
 }
 
+// bound returns how long 99 % of the calls may wait at most, by what they would have waited in one
+// central queue.
+func bound(central []time.Duration) time.Duration {
+	return 4*percentile(central, 0.99) + time.Millisecond
+}
+
+// seeds returns how many times each scene is played.
+func seeds() uint64 {
+	if os.Getenv("FBUS_SOAK") != "" {
+		return 20
+	}
+	return 3
+}
+
 // A call in a mesh waits nearly as short as in one central queue, for few messages.
 func TestNearOneCentralQueue(t *testing.T) {
 	var scenes []scene
@@ -382,13 +406,20 @@ func TestNearOneCentralQueue(t *testing.T) {
 	for i, s := range scenes {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
-			w, central := s.play(t, uint64(i+1))
-			got, least := percentile(w.waits, 0.99), percentile(central, 0.99)
-			each := float64(w.messages) / calls
-			t.Logf("p99 wait %v, in a central queue %v; %.2f messages a call, %.2f with those that reach nobody; longest wait %v",
-				got, least, each, each+float64(w.unheard)/calls, slices.Max(w.waits))
-			if limit := 4*least + time.Millisecond; got > limit {
-				t.Errorf("p99 wait is %v, with %v in a central queue: the limit is %v", got, least, limit)
+			var waits, central []time.Duration
+			sent, hold := 0, 0
+			for seed := range seeds() {
+				w, c := s.play(t, 100*uint64(i)+seed)
+				waits, central, sent = append(waits, w.waits...), append(central, c...), sent+w.messages
+				if percentile(w.waits, 0.99) <= bound(c) && w.messages <= 2*calls {
+					hold++
+				}
+			}
+			got, least, each := percentile(waits, 0.99), percentile(central, 0.99), float64(sent)/float64(len(waits))
+			t.Logf("p99 wait %v, in a central queue %v; %.2f messages a call; longest wait %v; both hold for %d of %d seeds alone",
+				got, least, each, slices.Max(waits), hold, seeds())
+			if got > bound(central) {
+				t.Errorf("p99 wait is %v, with %v in a central queue: the limit is %v", got, least, bound(central))
 			}
 			if each > 2 {
 				t.Errorf("%.2f messages a call: the limit is 2", each)

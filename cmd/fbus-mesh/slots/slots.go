@@ -19,19 +19,24 @@ const (
 	hold = 2 * time.Second
 	// lease is how long a granted slot may be used for one call after the other while
 	// others may want it. Short calls need not ask for each.
-	lease = 150 * time.Millisecond
+	lease = 250 * time.Millisecond
 	// unused is how long a granted slot may be without a call before it is returned.
 	unused = 20 * time.Millisecond
 	// warm is how long a slot stays offered after a call, in case there is another.
 	// Nothing is held for it: the peer may refuse.
 	warm = time.Second
 	// cooling is the same for slots of which there are more than calls make likely.
-	cooling = 2 * time.Millisecond
+	cooling = 20 * time.Millisecond
 	// quiet is how long a slot has to be free before others are asked whether they use
 	// it: the peer that has used it may have another call on its way.
 	quiet = 500 * time.Microsecond
 	// reported is how long the own node may take to report what has started.
 	reported = 5 * time.Millisecond
+	// skips is how often a node does not ask whether its free slots are used, after nobody was there to
+	// answer. Those whose calls wait ask by themselves, too.
+	skips = 6
+	// skipping is how long that lasts at most: where calls are long, each slot counts.
+	skipping = time.Second
 	// maxAsking bounds the requests for slots without an answer.
 	maxAsking = 64
 )
@@ -39,7 +44,10 @@ const (
 // pauses are those between requests that find no free slot. In a cluster of servers a node
 // that begins to look and one that begins to be found can miss each other, and nothing
 // shows it. So a node asks again for as long as a call waits.
-var pauses = [...]time.Duration{2 * time.Millisecond, 50 * time.Millisecond, 250 * time.Millisecond, time.Second}
+var pauses = [...]time.Duration{5 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond, 250 * time.Millisecond, time.Second}
+
+// maxIdlePause is the longest pause, by its index, that a new call begins with.
+const maxIdlePause = 3
 
 // Actions are what a [Function] needs done. They are called from its methods, and must not
 // call them.
@@ -51,8 +59,8 @@ type Actions interface {
 	// Requests that cross the leaving are still answered.
 	Give(on bool)
 	// Take asks one of the nodes with a free slot for n of them. [Function.Taken] is due
-	// with the answer.
-	Take(n int)
+	// with the answer. again: a request before was in vain.
+	Take(n int, again bool)
 	// Free asks one of the nodes whose calls wait whether it uses n slots.
 	// [Function.Freed] is due with the answer.
 	Free(n int)
@@ -115,6 +123,8 @@ type Function struct {
 	told    bool          // others were asked whether they use the free slots
 	tellAt  time.Duration // not before
 	freeing int           // slots in a Free without an answer; there is one at a time
+	skip    int           // times that no others are asked
+	skipTo  time.Duration // until when that counts
 	holds   []reservation // the oldest first
 }
 
@@ -148,12 +158,16 @@ func (f *Function) Tick(now time.Duration) {
 	f.settle()
 }
 
-// AskedTake answers a peer whose calls wait: it returns how many of n slots are kept for it.
-func (f *Function) AskedTake(now time.Duration, peer string, n int) int {
+// AskedTake answers a peer whose calls wait: it returns how many of n slots are kept for it. That it asks
+// again, or needs more, shows that slots are scarce.
+func (f *Function) AskedTake(now time.Duration, peer string, n int, again bool) int {
 	f.now = now
-	n = f.keep(peer, min(n, f.spare()-f.freeing))
+	got := f.keep(peer, min(n, f.spare()-f.freeing))
+	if got < n || again {
+		f.skip = 0
+	}
 	f.settle()
-	return n
+	return got
 }
 
 // AskedFree answers a peer with n free slots: it returns how many of them are used. They
@@ -174,9 +188,9 @@ func (f *Function) Taken(now time.Duration, peer string, n, got int) {
 	f.asked -= n
 	if got > 0 {
 		f.take(peer, got)
-		f.pause, f.askAt = 0, 0
-	} else if at := now + pauses[f.pause]; at > f.askAt {
-		f.askAt = at
+		f.pause, f.askAt = max(0, f.pause-1), 0
+	} else if f.skip = 0; now >= f.askAt { // else it was sent together with one that has failed
+		f.askAt = now + pauses[f.pause]
 		f.pause = min(f.pause+1, len(pauses)-1)
 	}
 	f.settle()
@@ -195,8 +209,10 @@ func (f *Function) Freed(now time.Duration, peer string, used int) {
 	f.now = now
 	f.freeing = 0
 	f.keep(peer, min(used, f.spare())) // one that was taken meanwhile is not kept
-	if f.told = peer == ""; !f.told {  // others may wait, too
-		f.tellAt = now
+	if f.told = peer == ""; f.told {
+		f.skip, f.skipTo = skips, now+skipping
+	} else { // others may wait, too
+		f.skip, f.tellAt = 0, now
 		if used == 0 {
 			f.tellAt += pauses[0]
 		}
@@ -384,7 +400,10 @@ func (f *Function) ask(at func(time.Duration)) {
 		f.Actions.Want(wanting) // before Take: a slot that becomes free meanwhile finds this node
 	}
 	if missing <= 0 {
-		f.pause, f.askAt = 0, 0
+		if f.now >= f.askAt { // else the next call has no better chance than the last one
+			f.pause = 0
+		}
+		f.pause = min(f.pause, maxIdlePause)
 		return
 	}
 	missing -= f.asked
@@ -392,12 +411,12 @@ func (f *Function) ask(at func(time.Duration)) {
 		at(f.askAt)
 		return
 	}
-	for room := maxAsking - f.asking; missing > 0 && room > 0; room-- {
-		n := (missing + room - 1) / room
+	for missing > 0 && f.asking < maxAsking {
+		n := 1 + missing/4 // many calls need fewer requests, and a few calls get slots of several nodes
 		missing -= n
 		f.asking++
 		f.asked += n
-		f.Actions.Take(n)
+		f.Actions.Take(n, f.pause > 0)
 	}
 }
 
@@ -408,6 +427,10 @@ func (f *Function) give(at func(time.Duration)) {
 		f.giving = giving
 		f.Actions.Give(giving) // before Free: a call that begins to wait meanwhile finds this node
 		f.told, f.tellAt = false, f.now+quiet
+		if giving && f.skip > 0 && f.now < f.skipTo {
+			f.told = true
+			f.skip--
+		}
 	}
 	switch {
 	case n <= 0, f.told, f.freeing > 0:

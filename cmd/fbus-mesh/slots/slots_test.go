@@ -7,14 +7,15 @@ import (
 
 // recorder counts what a Function needs done.
 type recorder struct {
-	taken, returned int
-	wake            time.Duration
+	taken, returned, told int
+	again                 bool // of the last Take
+	wake                  time.Duration
 }
 
 func (*recorder) Want(bool)                {}
 func (*recorder) Give(bool)                {}
-func (r *recorder) Take(n int)             { r.taken += n }
-func (*recorder) Free(int)                 {}
+func (r *recorder) Take(n int, again bool) { r.taken, r.again = r.taken+n, again }
+func (r *recorder) Free(int)               { r.told++ }
 func (r *recorder) Return(_ string, n int) { r.returned += n }
 func (*recorder) Offer(string, int)        {}
 func (r *recorder) Wake(at time.Duration)  { r.wake = at }
@@ -80,14 +81,14 @@ func TestUnused(t *testing.T) {
 	}
 	g := &Function{Actions: &recorder{}}
 	g.Local(1, Local{Free: 1})
-	if n := g.AskedTake(2, "a", 5); n != 1 {
+	if n := g.AskedTake(2, "a", 5, false); n != 1 {
 		t.Errorf("%d slots are kept, want 1", n)
 	}
-	if n := g.AskedTake(3, "c", 1); n != 0 {
+	if n := g.AskedTake(3, "c", 1, false); n != 0 {
 		t.Error("a slot is kept twice")
 	}
 	g.Tick(2 + hold)
-	if n := g.AskedTake(2+hold, "c", 1); n != 1 {
+	if n := g.AskedTake(2+hold, "c", 1, false); n != 1 {
 		t.Error("the slot is not free again")
 	}
 	g.Returned(3+hold, "a", 1)
@@ -101,14 +102,74 @@ func TestUnused(t *testing.T) {
 func TestShortCall(t *testing.T) {
 	f := &Function{Actions: &recorder{}}
 	f.Local(1, Local{Free: 1})
-	if n := f.AskedTake(2, "a", 1); n != 1 {
+	if n := f.AskedTake(2, "a", 1, false); n != 1 {
 		t.Fatalf("a gets %d slots", n)
 	}
-	if n := f.AskedTake(3, "b", 1); n != 0 {
+	if n := f.AskedTake(3, "b", 1, false); n != 0 {
 		t.Fatalf("b gets %d slots, while one is kept for a", n)
 	}
 	f.Local(4, Local{Free: 1, Begun: 1})
-	if n := f.AskedTake(5, "b", 1); n != 1 {
+	if n := f.AskedTake(5, "b", 1, false); n != 1 {
 		t.Errorf("b gets %d slots after the call of a", n)
+	}
+}
+
+// Requests that are sent together fail together: the next pause is the first one.
+func TestFailTogether(t *testing.T) {
+	r := &recorder{}
+	f := &Function{Actions: r}
+	f.Local(1, Local{Queued: 3})
+	if r.taken != 3 || r.again {
+		t.Fatalf("%d slots are asked for, again %v", r.taken, r.again)
+	}
+	for at := range 3 {
+		f.Taken(time.Duration(2+at), "", 1, 0)
+	}
+	if r.wake != 2+pauses[0] {
+		t.Errorf("it asks again at %v, want %v", r.wake, 2+pauses[0])
+	}
+	if f.Tick(r.wake); r.taken != 6 || !r.again {
+		t.Errorf("%d slots are asked for, again %v", r.taken, r.again)
+	}
+}
+
+// A node that has found nobody who waits is silent for a while, unless slots are scarce.
+func TestSilent(t *testing.T) {
+	r := &recorder{}
+	f := &Function{Actions: r}
+	now := time.Duration(1)
+	free := func() int { // a slot becomes free; returns how often others were asked
+		before := r.told
+		f.Local(now, Local{})
+		f.Local(now, Local{Free: 1})
+		for range 10 {
+			if r.told > before || r.wake == 0 {
+				break
+			}
+			now = r.wake
+			f.Tick(now)
+		}
+		if r.told > before {
+			f.Freed(now, "", 0)
+		}
+		now += time.Millisecond
+		return r.told - before
+	}
+	if free() != 1 {
+		t.Fatal("nobody is asked")
+	}
+	for range skips {
+		if free() != 0 {
+			t.Fatal("others are asked, though nobody waited")
+		}
+	}
+	if free() != 1 {
+		t.Fatal("nobody is asked any more")
+	}
+	if f.AskedTake(now, "a", 1, true); free() != 1 {
+		t.Error("nobody is asked, though slots are scarce")
+	}
+	if now += skipping; free() != 1 {
+		t.Error("nobody is asked after a long call")
 	}
 }

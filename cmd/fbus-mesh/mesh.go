@@ -42,9 +42,11 @@ const (
 	holdTime      = 2 * time.Second
 	// probeTime is how long the NATS server may take to answer when nobody else does.
 	probeTime = 250 * time.Millisecond
-	// settleTime is how long the own node's functions have to be as they are before the others
-	// hear of them.
-	settleTime = 50 * time.Millisecond
+	// settleTime is how long after a change of the own node's functions the others hear of it. While
+	// changes go on, as when many workers come, it doubles up to mostSettleTime: each of the others
+	// then gets the list again.
+	settleTime     = 50 * time.Millisecond
+	mostSettleTime = time.Second
 	// namesVersion is that of the messages.
 	namesVersion = 1
 	// maxPeers bounds the other nodes.
@@ -95,6 +97,8 @@ type mesh struct {
 	names     map[string]entry // of the own node, that are shared
 	dirty     map[string]bool  // that may have changed
 	settled   *time.Timer
+	pause     time.Duration       // until the others hear of the next change
+	heardAt   time.Time           // when they have heard of the last
 	peers     map[string]*peer    // by instance
 	strangers map[string]stranger // by instance
 	pending   map[string]*pending
@@ -768,7 +772,12 @@ func (m *mesh) line(text []byte) {
 func (m *mesh) change(name string) {
 	if m.shares(name) || m.service != nil && m.service.has(name) {
 		if len(m.dirty) == 0 {
-			m.settled.Reset(settleTime)
+			if m.pause == 0 || time.Since(m.heardAt) > 2*m.pause {
+				m.pause = settleTime
+			} else {
+				m.pause = min(2*m.pause, mostSettleTime)
+			}
+			m.settled.Reset(m.pause)
 		}
 		m.dirty[name] = true
 	}
@@ -825,6 +834,7 @@ func (m *mesh) settle() {
 	}
 	if changed && !m.over && !m.draining {
 		m.self.Names++
+		m.heardAt = time.Now()
 		m.hello("")
 	}
 }

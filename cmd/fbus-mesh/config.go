@@ -48,7 +48,7 @@ func (o *options) printConfig(ctx context.Context, stdout io.Writer) error {
 	w := bufio.NewWriter(stdout)
 	fmt.Fprintf(w, "# For nats-server 2.14.2 or later. The certificate lasts until %s: run fbus mesh\n", second.Ticket().Server.NotAfter.Format("2006-01-02"))
 	fmt.Fprintf(w, "# config again before that, and when tickets were made or revoked, and then\n# nats-server --signal reload.\n")
-	fmt.Fprintf(w, "listen: %s\n", o.listen)
+	fmt.Fprintf(w, "listen: %s\nping_interval: 5s # so that a dead link to another server is found soon\n", o.listen)
 	fmt.Fprintf(w, "tls {\n  cert_file: %s\n  key_file: %s\n  ca_file: %s\n  verify_and_map: true\n  timeout: 5\n}\n", quoted(cert), quoted(key), quoted(ca))
 	fmt.Fprintf(w, "authorization {\n  users: [\n")
 	for _, name := range names {

@@ -1,19 +1,12 @@
 package commands
 
 import (
-	"errors"
-	"fmt"
-	"os/user"
-	"path/filepath"
 	"slices"
-	"strconv"
 
 	"fbus/bus/args"
 	"fbus/bus/find"
-	"fbus/bus/paths"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 )
 
 // owners decides whose files may name programs and grant rights: files of this user, of
@@ -38,20 +31,13 @@ func (o *owners) check(path string) error {
 	if o == nil {
 		return nil
 	}
-	abs, err := filepath.Abs(path)
-	var place *paths.Place
+	err := find.CheckOwner(path, o.uids)
 	if err == nil {
-		place, err = paths.Walk(abs, 0, o.judge)
+		return nil
 	}
-	var e *args.Error
-	switch {
-	case err == nil:
-		place.Close()
-		return nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR): // the caller's own access explains that
-		return nil
-	case !errors.As(err, &e):
-		return usage("%v", err)
+	e := explain(err)
+	if e.Code != args.CodeDenied {
+		return e
 	}
 	words := slices.Clone(o.first)
 	for _, name := range append(slices.Clip(o.names), e.Hint) {
@@ -63,29 +49,4 @@ func (o *owners) check(path string) error {
 		return nil
 	}
 	return e
-}
-
-// judge refuses an element of a path. The hint is the owner's name.
-func (o *owners) judge(e *paths.Entry) error {
-	uid, gid, mode := int(e.Stat.Uid), int(e.Stat.Gid), uint32(e.Stat.Mode)
-	sticky := mode&unix.S_IFMT == unix.S_IFDIR && mode&unix.S_ISVTX != 0 // nobody replaces another's file there
-	if slices.Contains(o.uids, uid) || e.Ours() && (e.IsLink() || sticky || mode&0o022 == 0) {
-		return nil
-	}
-	name := strconv.Itoa(uid)
-	if u, err := user.LookupId(name); err == nil {
-		name = u.Username
-	}
-	var why string
-	switch {
-	case !e.Ours():
-		why = "belongs to " + name
-	case mode&0o002 != 0:
-		why = "every user may change it"
-	case gid == 0 || find.PrivateGroup(name, gid):
-		return nil
-	default:
-		why = fmt.Sprintf("group %s may change it", groupName(gid))
-	}
-	return fail(args.CodeDenied, "%s: %s: it is not used", e.Path, why).WithHint("%s", name)
 }

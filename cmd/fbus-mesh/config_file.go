@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"fbus/bus/args"
@@ -17,7 +20,6 @@ func (c *config) read(path string, given func(flag string) bool) error {
 	if err != nil {
 		return args.Errorf(args.CodeUsage, "%v", err)
 	}
-	var all map[string]any
 	var known struct {
 		Mesh struct {
 			Share       []string `toml:"share"`
@@ -27,17 +29,24 @@ func (c *config) read(path string, given func(flag string) bool) error {
 			NATSService []string `toml:"nats-service"`
 		} `toml:"mesh"`
 	}
-	if err = toml.Unmarshal(data, &all); err == nil {
-		part, _ := toml.Marshal(map[string]any{"mesh": all["mesh"]})
-		decoder := toml.NewDecoder(strings.NewReader(string(part)))
-		err = decoder.DisallowUnknownFields().Decode(&known)
+	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&known)
+	if strict := (*toml.StrictMissingError)(nil); errors.As(err, &strict) {
+		err = nil
+		for i := range strict.Errors {
+			e := &strict.Errors[i]
+			if key := e.Key(); len(key) > 1 && key[0] == "mesh" {
+				line, column := e.Position()
+				return args.Errorf(args.CodeUsage, "%s:%d:%d: mesh: unknown key %s", path, line, column, args.Shown(strings.Join(key[1:], ".")))
+			}
+		}
 	}
-	var strict *toml.StrictMissingError
+	var wrong *toml.DecodeError
 	switch m := known.Mesh; {
-	case errors.As(err, &strict) && len(strict.Errors) > 0:
-		return args.Errorf(args.CodeUsage, "%s: unknown key %s", path, strings.Join(strict.Errors[0].Key(), "."))
+	case errors.As(err, &wrong):
+		line, column := wrong.Position()
+		return args.Errorf(args.CodeUsage, "%s:%d:%d: %s", path, line, column, ruleOf(wrong))
 	case err != nil:
-		return args.Errorf(args.CodeUsage, "%s: %s", path, strings.TrimPrefix(err.Error(), "toml: "))
+		return args.Errorf(args.CodeUsage, "%s: %v", path, args.Plain(err))
 	default:
 		if m.Share != nil && !given("share") {
 			c.Share = m.Share
@@ -54,6 +63,30 @@ func (c *config) read(path string, given func(flag string) bool) error {
 		if m.NATSService != nil && !given("nats-service") {
 			c.NATSService = m.NATSService
 		}
+	}
+	return nil
+}
+
+// ruleOf returns what is wrong with a file in words that are not about Go.
+func ruleOf(e *toml.DecodeError) string {
+	switch key := e.Key(); {
+	case !strings.Contains(e.Error(), "cannot decode"), len(key) == 0, key[0] != "mesh":
+		return args.Plain(e)
+	case len(key) == 1:
+		return "mesh must be a table"
+	case key[1] == "name":
+		return "mesh: name must be a string"
+	default:
+		return "mesh: " + key[1] + ` must be an array of strings, like ["…"]`
+	}
+}
+
+// checkAddress refuses what others cannot dial.
+func checkAddress(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	n, bad := strconv.ParseUint(port, 10, 16)
+	if err != nil || bad != nil || host == "" || n == 0 || strings.ContainsAny(host, " /@") {
+		return errors.New("it must be HOST:PORT, with a number as PORT")
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +16,6 @@ import (
 	"fbus/bus/wire"
 	"fbus/cmd/companion"
 
-	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 )
 
@@ -60,6 +58,7 @@ type options struct {
 	node, listen               string
 	creds, nkey, cert, key, ca string
 	contextFile                string // of a NATS context; empty: none
+	trusted                    []int  // users whose files are used, too
 	quiet                      bool
 }
 
@@ -69,6 +68,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags.SortFlags = false
 	flags.StringVar(&o.node, "node", "", "the own node's `ADDR`: the path of its socket")
 	file := flags.StringP("config", "c", "", "read [mesh] of `FILE` (TOML): share, accept, name, advertise, nats-service; it may be the node's file")
+	owners := flags.StringArray("trust-owner", nil, "use a FILE of the user `NAME`, or that NAME lets others write; may be repeated")
 	flags.StringVar(&o.cfg.Name, "name", "", "what this node is called in the mesh, `NAME`; default its own name")
 	flags.StringArrayVar(&o.cfg.Share, "share", []string{"*"}, "functions of this node that others may use, `GLOB`; may be repeated")
 	flags.StringArrayVar(&o.cfg.Accept, "accept", []string{"*"}, "functions of other nodes that are offered here, `GLOB`; may be repeated")
@@ -96,6 +96,17 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	if *file != "" {
+		for _, name := range *owners {
+			uid, err := find.UserID(name)
+			if err != nil {
+				return usage("--trust-owner: %v", err)
+			}
+			o.trusted = append(o.trusted, uid)
+		}
+		if err := find.CheckOwner(*file, o.trusted); err != nil {
+			e := args.AsError(err, args.CodeUsage)
+			return args.Errorf(e.Code, "%s", e.Message).WithHint("to use it all the same: fbus mesh -c %s --trust-owner %s", args.Quote(*file), args.Quote(e.Hint))
+		}
 		if err := o.cfg.read(*file, flags.Changed); err != nil {
 			return err
 		}
@@ -108,6 +119,14 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	if o.cfg.Name != "" && !validName.MatchString(o.cfg.Name) {
 		return usage("--name %s: it must be 1 to 64 of A-Z a-z 0-9 _ . -, and not begin with . or -", args.Shown(o.cfg.Name))
 	}
+	for _, addr := range o.cfg.Advertise {
+		if err := checkAddress(addr); err != nil {
+			return usage("--advertise %s: %v", args.Shown(addr), err)
+		}
+	}
+	if o.cfg.Drain < 0 {
+		return usage("--drain must not be negative")
+	}
 	if o.cfg.KeepAlive < wire.MinKeepAlive {
 		return usage("--keepalive must be at least %v", wire.MinKeepAlive)
 	}
@@ -116,12 +135,19 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 			fmt.Fprintln(stderr, "fbus:", args.OneLine(fmt.Sprintf(format, a...)))
 		}
 	}
-	switch urls := flags.Args(); {
-	case len(urls) == 1 && urls[0] == "demo":
+	urls := flags.Args()
+	verb := ""
+	if len(urls) > 0 && slices.Contains([]string{"demo", "server", "config"}, urls[0]) {
+		if verb = urls[0]; len(urls) > 1 {
+			return usage("fbus mesh %s takes no operand, and got %s", verb, args.Shown(urls[1]))
+		}
+	}
+	switch verb {
+	case "demo":
 		return demo(ctx, stdout)
-	case len(urls) == 1 && urls[0] == "server":
+	case "server":
 		return o.serve(ctx)
-	case len(urls) == 1 && urls[0] == "config":
+	case "config":
 		return o.printConfig(ctx, stdout)
 	default:
 		if flags.Changed("context") || len(urls) == 0 {
@@ -147,10 +173,11 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 
 // mesh joins the mesh.
 func (o *options) mesh(ctx context.Context, urls []string) error {
-	for _, u := range urls {
-		if !strings.Contains(u, "://") {
-			return args.Errorf(args.CodeUsage, "%q is not the URL of a NATS server", u).WithHint("fbus mesh nats://%s", u)
-		}
+	if err := checkURLs(urls); err != nil {
+		return err
+	}
+	if _, err := o.credentials(); err != nil { // before the node is waited for
+		return err
 	}
 	cr, err := o.find(ctx)
 	if err != nil {
@@ -210,80 +237,4 @@ func (o *options) place() (err error) {
 	}
 	o.cfg.Place, err = find.Node(o.node)
 	return err
-}
-
-// connect connects to NATS, now or later, and again for as long as the mesh runs.
-func (o *options) connect(urls string) (*nats.Conn, error) {
-	o.cfg.online = make(chan struct{}, 1)
-	online := func(nc *nats.Conn) {
-		o.cfg.Note("NATS: connected to %s", nc.ConnectedUrlRedacted())
-		select {
-		case o.cfg.online <- struct{}{}:
-		default:
-		}
-	}
-	offline := func(err error) {
-		why := args.Plain(err)
-		o.cfg.offline.Store(&why)
-	}
-	opts := []nats.Option{
-		nats.ConnectHandler(online), nats.ReconnectHandler(online),
-		nats.Name("fbus mesh"), nats.NoEcho(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectBufSize(-1),
-		nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(1), nats.IgnoreAuthErrorAbort(),
-		nats.ReconnectWait(500 * time.Millisecond), nats.ReconnectJitter(500*time.Millisecond, 500*time.Millisecond),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				o.cfg.Note("NATS: %v: calls run on this node alone until it is back", err)
-				offline(err)
-			}
-		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { offline(err) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.cfg.Note("NATS: %v", err) }),
-	}
-	if o.creds != "" {
-		opts = append(opts, nats.UserCredentials(o.creds))
-	}
-	if o.nkey != "" {
-		opt, err := nats.NkeyOptionFromSeed(o.nkey)
-		if err != nil {
-			return nil, args.Errorf(args.CodeUsage, "--nkey %s: %v", o.nkey, err)
-		}
-		opts = append(opts, opt)
-	}
-	if (o.cert == "") != (o.key == "") {
-		return nil, args.Errorf(args.CodeUsage, "--tls-cert and --tls-key go together")
-	}
-	if o.cert != "" {
-		opts = append(opts, nats.ClientCert(o.cert, o.key))
-	}
-	if o.ca != "" {
-		opts = append(opts, nats.RootCAs(o.ca))
-	}
-	if cr := o.cfg.shown; cr != nil {
-		opts = append(opts, func(n *nats.Options) error { // if the URL or the server asks for TLS
-			if n.TLSCertCB != nil || n.RootCAsCB != nil || n.UserJWT != nil || n.Nkey != "" || n.User != "" || n.Token != "" {
-				return nil // the server is not one of the network
-			}
-			id, err := cr.identity()
-			if err == nil {
-				n.TLSConfig = id.Config("")
-				n.TLSConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { // it may be renewed
-					id, err := cr.identity()
-					if err != nil {
-						return nil, err
-					}
-					return id.Config("").GetClientCertificate(nil)
-				}
-			}
-			return err
-		})
-	}
-	if o.contextFile != "" {
-		return connectContext(o.contextFile, urls, opts)
-	}
-	nc, err := nats.Connect(urls, opts...)
-	if err != nil {
-		return nil, args.Errorf(args.CodeUsage, "NATS: %v", err)
-	}
-	return nc, nil
 }

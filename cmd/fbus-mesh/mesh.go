@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"fbus/bus"
@@ -69,8 +68,7 @@ type config struct {
 	shown *credentials // to other nodes; nil: none
 	Note  func(format string, a ...any)
 
-	online  chan struct{}          // has room for one: NATS is connected
-	offline atomic.Pointer[string] // why it is not, or was not
+	hub *hub // set by connect
 }
 
 // mesh connects one node to the others of its network: it is a client of its own node, as a worker
@@ -281,7 +279,6 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 		_, err := node.Call(ctx, &bus.Request{Function: "fbus.watch", Args: query, Stdout: &lines{each: m.line}})
 		cancel(cmp.Or(err, error(args.Errorf(args.CodeNodeLost, "the node has ended the watch"))))
 	}()
-	m.note("node %s of network %s is in the mesh", m.self.Node, info.Network)
 	select {
 	case <-node.Done():
 		return node.Err()
@@ -385,8 +382,8 @@ func (m *mesh) called(ctx context.Context, inv *bus.Invocation) bus.Result {
 			delete(m.strangers, id)
 		}
 	}
-	if why := m.cfg.offline.Load(); info.NATS == "" && why != nil {
-		info.NATSError = *why
+	if info.NATS == "" {
+		info.NATSError, _ = m.cfg.hub.offline()
 	}
 	slices.SortFunc(info.Peers, func(a, b bus.MeshPeer) int { return cmp.Compare(a.Name, b.Name) })
 	return bus.Result{End: bus.Exit(0).End, Output: append(m.encode(info), '\n')}
@@ -431,27 +428,49 @@ func machine() string {
 	return fmt.Sprint(strings.TrimSpace(string(boot)), " ", ns, " ", os.Getuid())
 }
 
-// greet lets the others know that this node is there.
+// greet lets the others know that this node is there, and forgets those that are silent.
 func (m *mesh) greet(ctx context.Context) {
 	every := helloEvery
-	for {
+	in := false // the mesh
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for due := time.Now(); ; {
 		m.mu.Lock()
 		if m.draining {
 			m.mu.Unlock()
 			return
 		}
-		m.hello("")
-		m.self.New = m.pulse.lost
 		now := time.Now()
-		for _, p := range m.peers {
-			if now.Sub(p.heard) > 3*every {
+		if !now.Before(due) {
+			m.hello("")
+			m.self.New = m.pulse.lost
+			due = now.Add(every*8/10 + rand.N(every*4/10))
+		}
+		wake := due
+		why, since := m.cfg.hub.offline()
+		for _, p := range m.peers { // while NATS is gone, nobody can be heard
+			last := p.heard
+			if since.After(last) {
+				last = since
+			}
+			if last = last.Add(3 * every); last.Before(now) {
 				m.drop(p, "it is silent")
+			} else if last.Before(wake) {
+				wake = last
 			}
 		}
 		m.mu.Unlock()
+		if why == "" && !in {
+			in = true
+			m.note("node %s of network %s is in the mesh", m.self.Node, m.network)
+		}
+		if err := m.nc.LastError(); why != "" && err != nil {
+			m.cfg.hub.refused(m.nc, err) // the library does not report each refusal
+		}
+		next.Reset(time.Until(wake) + time.Millisecond)
 		select {
-		case <-time.After(every*8/10 + rand.N(every*4/10)):
-		case <-m.cfg.online:
+		case <-next.C:
+		case <-m.cfg.hub.online:
 			m.mu.Lock()
 			m.self.New = true
 			for _, f := range m.functions {
@@ -459,6 +478,7 @@ func (m *mesh) greet(ctx context.Context) {
 			}
 			m.mu.Unlock()
 			m.revocations.online(ctx)
+			due = time.Now()
 		case <-ctx.Done():
 			return
 		}

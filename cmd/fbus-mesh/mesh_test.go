@@ -85,6 +85,7 @@ type site struct {
 	drain    time.Duration // of the mesh
 	context  string        // file of a NATS context
 	services []string      // globs of functions for clients of NATS
+	notes    *notices      // of the mesh; nil: none are kept
 	kill     func()        // stops the node
 	stop     func()        // stops the mesh, and waits for that
 }
@@ -149,7 +150,12 @@ func (x *site) join() {
 	x.t.Helper()
 	o := options{contextFile: x.context, cfg: config{
 		Share: []string{"*"}, Accept: []string{"*"}, Place: find.Place{Addr: bus.Unix(x.path)}, Drain: x.drain, NATSService: x.services,
-		Note: func(format string, a ...any) { x.t.Logf(x.name+": "+format, a...) },
+		Note: func(format string, a ...any) {
+			if x.notes != nil {
+				x.notes.note(format, a...)
+			}
+			x.t.Logf(x.name+": "+format, a...)
+		},
 	}}
 	nc, err := o.connect(x.urls)
 	if err != nil {

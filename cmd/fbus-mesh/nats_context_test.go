@@ -12,6 +12,7 @@ import (
 	"fbus/bus/args"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
 )
 
 // writeContexts makes files of NATS contexts, and selects one unless its name is empty.
@@ -82,7 +83,7 @@ func TestContextErrors(t *testing.T) {
 	if _, err := contextFile("c"); args.AsError(err, "").Hint != "there are: a, b" {
 		t.Errorf("the hint is %q", args.AsError(err, "").Hint)
 	}
-	for _, text := range []string{"{", `{"user_jwt": "x"}`, `{"nkey": "/none"}`} {
+	for _, text := range []string{"{", `{"user_jwt": "x"}`, `{"nkey": "/none"}`, `{"creds": "/none"}`} {
 		writeContexts(t, "", map[string]string{"a": text})
 		o := &options{}
 		if o.contextFile, _ = contextFile("a"); o.contextFile == "" {
@@ -101,7 +102,15 @@ func TestContextErrors(t *testing.T) {
 func TestForeignServer(t *testing.T) {
 	d := firstNode(t)
 	creds := filepath.Join(d.dir, "creds")
-	if err := os.WriteFile(creds, nil, 0o600); err != nil {
+	key, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := key.Seed()
+	if err == nil {
+		err = os.WriteFile(creds, seed, 0o600)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	shown := &credentials{ticket: d.ticket(t, "relay", "--relay"), net: "demo"}

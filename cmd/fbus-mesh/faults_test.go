@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// notices collects what a mesh notes.
+type notices struct {
+	mu   sync.Mutex // protects list
+	list []string
+}
+
+func (n *notices) note(format string, a ...any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.list = append(n.list, fmt.Sprintf(format, a...))
+}
+
+// count returns how many notices have a text.
+func (n *notices) count(text string) (count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, line := range n.list {
+		if strings.Contains(line, text) {
+			count++
+		}
+	}
+	return count
+}
+
+// await waits for a notice.
+func (n *notices) await(t *testing.T, text string) {
+	t.Helper()
+	for until := time.Now().Add(20 * time.Second); n.count(text) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("no notice has %q: %q", text, n.list)
+		}
+	}
+}
+
+// info asks the mesh of a node what it knows.
+func (x *site) info() *bus.MeshInfo {
+	x.t.Helper()
+	i := &bus.MeshInfo{}
+	text, err := output(context.Background(), x.dial(), bus.MeshFunction, bus.Args{})
+	if err == nil {
+		err = json.Unmarshal(text, i)
+	}
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return i
+}
+
+// A mesh without NATS says why, and that it is in the mesh only when it is.
+func TestNoNATS(t *testing.T) {
+	s, err := startServer("127.0.0.1:0", &server.Options{Username: "u", Password: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := s.Addr().String()
+	x := &site{t: t, name: "a", urls: s.ClientURL(), notes: &notices{}}
+	x.begin()
+	const entered = "is in the mesh"
+	expect := func(why string) {
+		t.Helper()
+		x.notes.await(t, why)
+		for until := time.Now().Add(20 * time.Second); !strings.Contains(x.info().NATSError, why); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatalf("status has %q, not %q", x.info().NATSError, why)
+			}
+		}
+		if x.notes.count(entered) > 0 {
+			t.Errorf("without NATS: %q", x.notes.list)
+		}
+	}
+	expect("Authorization Violation: the server does not admit this mesh")
+	stopServer(s)
+	expect(addr + ": connection refused")
+	if s, err = startServer(addr, &server.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer stopServer(s)
+	x.notes.await(t, entered)
+	if i := x.info(); i.NATS == "" || i.NATSError != "" {
+		t.Errorf("when it is connected: %+v", i)
+	}
+}
+
+// A reason is not repeated, and different ones are limited.
+func TestRefusedOften(t *testing.T) {
+	var n notices
+	h := &hub{note: n.note, said: map[string]time.Time{}}
+	nc := &nats.Conn{}
+	for range 100 {
+		h.refused(nc, nats.ErrAuthorization)
+	}
+	if len(n.list) != 1 {
+		t.Errorf("%q", n.list)
+	}
+	for i := range 1000 {
+		h.refused(nc, fmt.Errorf("error %d", i))
+	}
+	if len(n.list) > 60 {
+		t.Errorf("%d notices", len(n.list))
+	}
+}
+
+// What cannot work is refused before anything is waited for.
+func TestMeshUsage(t *testing.T) {
+	dir := t.TempDir()
+	junk := filepath.Join(dir, "junk")
+	if err := os.WriteFile(junk, []byte("junk\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("FBUS_NODE", filepath.Join(dir, "none"))
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second) // of one that waits for a node
+	defer cancel()
+	for words, want := range map[string]string{
+		"foo://x:1":                             "foo://x:1 is not the URL of a NATS server",
+		"nats://":                               "nats:// is not the URL of a NATS server",
+		"nats://a:1,foo://x:1":                  "foo://x:1 is not the URL of a NATS server",
+		"nats://127.0.0.1:1 --creds " + junk:    "--creds " + junk + ": ",
+		"nats://127.0.0.1:1 --creds none":       "--creds none: none: no such file",
+		"nats://127.0.0.1:1 --nkey " + junk:     "--nkey " + junk + ": ",
+		"nats://127.0.0.1:1 --tls-ca " + junk:   "--tls-ca " + junk + ": ",
+		"nats://127.0.0.1:1 --tls-cert " + junk: "--tls-cert and --tls-key go together",
+		"nats://127.0.0.1:1 --tls-key " + junk + " --tls-cert " + junk: "--tls-cert " + junk + ": ",
+		"server extra":                            "fbus mesh server takes no operand, and got extra",
+		"config extra":                            "fbus mesh config takes no operand, and got extra",
+		"demo extra":                              "fbus mesh demo takes no operand, and got extra",
+		"nats://127.0.0.1:1 --drain -1s":          "--drain must not be negative",
+		"nats://127.0.0.1:1 --advertise foo":      "--advertise foo: it must be HOST:PORT",
+		"nats://127.0.0.1:1 --advertise foo:bar":  "--advertise foo:bar: it must be HOST:PORT",
+		"nats://127.0.0.1:1 --advertise :1":       "--advertise :1: it must be HOST:PORT",
+		"nats://127.0.0.1:1 --advertise [::1]:99": "",
+	} {
+		if want == "" {
+			if err := checkAddress(strings.Fields(words)[2]); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		err := command(ctx, strings.Fields(words), io.Discard, io.Discard)
+		if code(err) != args.CodeUsage || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", words, err, want)
+		}
+	}
+}
+
+// What is wrong in [mesh] has its place, and the rule; a file that others may change is not used.
+func TestMeshFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f.toml")
+	for text, want := range map[string]string{
+		"[mesh]\nshare = \"x\"\n":                 ":2:9: mesh: share must be an array of strings",
+		"[mesh]\nadvertise = [1]\n":               ":2:14: mesh: advertise must be an array of strings",
+		"[mesh]\nname = 1\n":                      ":2:8: mesh: name must be a string",
+		"mesh = 1\n":                              ":1:8: mesh must be a table",
+		"[functions.f]\n[mesh]\n  shares = []\n":  ":3:3: mesh: unknown key shares",
+		"[mesh\n":                                 ":1:6: ",
+		"[mesh]\nadvertise = [\"nonsense:port\"]": "nonsense:port: it must be HOST:PORT",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := command(context.Background(), []string{"-c", path, "foo://x"}, io.Discard, io.Discard)
+		if code(err) != args.CodeUsage || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "struct") {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	if err := errors.Join(os.WriteFile(path, []byte("[mesh]\n"), 0o600), os.Chmod(path, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	err := command(context.Background(), []string{"-c", path, "foo://x"}, io.Discard, io.Discard)
+	if code(err) != args.CodeDenied || !strings.Contains(args.AsError(err, "").Hint, "--trust-owner") {
+		t.Errorf("a file that everybody may change: %v", err)
+	}
+}

@@ -27,7 +27,7 @@ slow_compute) # its argument is a number in a JSON document on stdin
   case $doc in *'"seconds":'*) seconds=${doc#*\"seconds\":} seconds=${seconds%%[!0-9.]*} ;; *) seconds=1 ;; esac
   sleep "$seconds"; echo "computed for $seconds s"; exit ;;
 failing_job) sleep 1; echo 'this job always fails' >&2; exit 1 ;;
-protocol_error_job) sleep 600; exit ;;
+protocol_error_job | hold) sleep 600; exit ;;
 json_schema_2020_12_tool) cat; exit ;;
 esac
 
@@ -38,7 +38,7 @@ offer() { # NAME [FLAG…] -- [ARG…]
   shift
   fbus offer "$name" --attr tool --description "a fixture of the conformance suite" --slots 8 $flags -- sh "$0" "$name" "$@" 2>/dev/null &
 }
-for name in test_simple_text test_image_content test_audio_content test_error_handling failing_job confirm_delete test_logging_tool test_streaming_elicitation; do offer $name --; done
+for name in test_simple_text test_image_content test_audio_content test_error_handling failing_job hold confirm_delete test_logging_tool test_streaming_elicitation; do offer $name --; done
 for name in test_embedded_resource test_multiple_content_types; do offer $name --attr mcp.result --; done
 offer test_tool_with_progress --progress-fd 3 --
 offer greet -- '{name}'

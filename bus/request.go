@@ -84,9 +84,10 @@ type Request struct {
 	// Farewell is how long a call that is given up waits for the node's END of it,
 	// which names the worker that had it; 0 is not at all.
 	Farewell time.Duration
-	// Opened, if set, is called when the call has been sent, each time it is. Calls
-	// of which each is made when the one before was opened arrive in that order.
-	Opened func()
+	// Opened, if set, is called with the call's id on the network when the call has been sent, each
+	// time it is. The id is empty before the node has answered an eager client. Calls of which each
+	// is made when the one before was opened arrive in that order.
+	Opened func(call string)
 }
 
 // Result is how a call ended, and where. The zero Result is a program's success.

@@ -23,6 +23,7 @@ const companionPrefix = "fbus-"
 var knownCompanions = []struct{ name, usage string }{
 	{"bench", "measure what the bus costs on this machine"},
 	{"conformance", "judge an implementation of the wire protocol"},
+	{"gateway", "serve functions and jobs over HTTP"},
 	{"mcp", "give AI agents the functions of the bus as tools"},
 	{"mesh", "connect this node to the others of its network"},
 }

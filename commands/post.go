@@ -438,7 +438,8 @@ func postItems(o *postOptions, stdout, stderr io.Writer) error {
 				}
 				return nil, nil, err
 			}
-			call.Opened = t.Aux.(func())
+			next := t.Aux.(func())
+			call.Opened = func(string) { next() }
 			return call, file, nil
 		},
 		Finish: func(out *fanout.Outcome) { out.Aux.(func())() },

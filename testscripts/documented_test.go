@@ -133,11 +133,12 @@ var functions = map[string]string{
 
 // stubs stand in for programs that a machine may lack, or that would change it.
 var stubs = map[string]string{
-	"convert":   "cat",
-	"fbus-mesh": ":",
-	"ssh":       `shift; FBUS_HOME=$PWD/theirs exec "$@"`,
-	"systemctl": ":",
-	"useradd":   ":",
+	"convert":      "cat",
+	"fbus-gateway": ":",
+	"fbus-mesh":    ":",
+	"ssh":          `shift; FBUS_HOME=$PWD/theirs exec "$@"`,
+	"systemctl":    ":",
+	"useradd":      ":",
 }
 
 // files are those that the commands read.

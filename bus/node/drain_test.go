@@ -57,7 +57,7 @@ func TestDrainEndsChanges(t *testing.T) {
 	n, path := start(t, node.Config{Jobs: m})
 	input, feed := io.Pipe()
 	opened := make(chan bool, 1)
-	posted := post(bg(), dial(t, path), bus.Request{Function: "fbus.post", Args: args.List("f"), Input: input, Opened: func() { opened <- true }})
+	posted := post(bg(), dial(t, path), bus.Request{Function: "fbus.post", Args: args.List("f"), Input: input, Opened: func(string) { opened <- true }})
 	feed.Write([]byte("x"))
 	await(t, "the post", opened)
 	eventually(t, "it is under way", n.Changing)

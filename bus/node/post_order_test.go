@@ -33,7 +33,7 @@ func TestPostedInOrder(t *testing.T) {
 		opened := make(chan struct{}, 1)
 		under.Go(func() {
 			var out bytes.Buffer
-			req := &bus.Request{Function: "fbus.post", Args: args.List("f", `{"kind":"json"}`, fmt.Sprint("[\"", i, "\"]")), Stdout: &out, Opened: func() { opened <- struct{}{} }}
+			req := &bus.Request{Function: "fbus.post", Args: args.List("f", `{"kind":"json"}`, fmt.Sprint("[\"", i, "\"]")), Stdout: &out, Opened: func(string) { opened <- struct{}{} }}
 			if _, err := c.Call(bg(), req); err != nil {
 				t.Error(err)
 			}

@@ -78,10 +78,11 @@ func (c *Catalog) follow(ctx context.Context, client *bus.Client) error {
 	defer stop(nil)
 	w := &watched{concerns: c.concerns, names: map[string]bool{}, wake: make(chan struct{}, 1)}
 	opened := make(chan struct{})
+	begun := sync.OnceFunc(func() { close(opened) })
 	go func() { // ends with ctx, or the connection
 		_, err := client.Call(ctx, &bus.Request{
 			Function: "fbus.watch", Args: bus.JSON([]byte(`{"types":["worker"]}`)), Stdout: &lines{each: w.line},
-			Opened: sync.OnceFunc(func() { close(opened) }),
+			Opened: func(string) { begun() },
 		})
 		if err == nil {
 			err = args.Errorf(args.CodeNodeLost, "the node has ended fbus.watch")

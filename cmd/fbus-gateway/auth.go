@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/trust"
+)
+
+// caller is who makes a request, and what they may do.
+type caller struct {
+	name   string          // what the node is told: "token:ci"; empty: the gateway's own user
+	rights *trust.Rights   // nil: everything that the gateway may do
+	valid  context.Context // ends with the credential; nil: it does not
+}
+
+// shown is the caller for people.
+func (c *caller) shown() string {
+	switch {
+	case c == nil:
+		return "-"
+	case c.name == "":
+		return "local"
+	}
+	return c.name
+}
+
+// mayCall reports whether a caller may call a function. The node's own functions are not for callers.
+func (g *gateway) mayCall(c *caller, name string) bool {
+	published := len(g.cfg.Publish) == 0 || trust.Rights{Call: g.cfg.Publish}.MayCall(name)
+	return published && !strings.HasPrefix(name, "fbus.") && (c.rights == nil || c.rights.MayCall(name)) && g.link.mayCall(name)
+}
+
+// monitors reports whether a caller may see what others do.
+func (c *caller) monitors() bool { return c.rights == nil || c.rights.Monitor }
+
+// tokens are the tokens that the node has admitted, and that have not ended since.
+type tokens struct {
+	mu    sync.Mutex // protects what follows
+	known map[[sha256.Size]byte]*admitted
+	alive bool   // the node says when one ends
+	ends  uint64 // how often one has ended, or all were forgotten
+}
+
+// admitted is a token.
+type admitted struct {
+	bus.TokenInfo
+	valid context.Context
+	end   context.CancelFunc
+}
+
+// forget drops all, as nobody says when one ends.
+func (t *tokens) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.known, t.alive = nil, false
+	t.ends++
+}
+
+// drop drops all: the node refuses one of them.
+func (t *tokens) drop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.known)
+	t.ends++
+}
+
+// watched begins to keep what the node admits.
+func (t *tokens) watched() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.known, t.alive = map[[sha256.Size]byte]*admitted{}, true
+}
+
+// ended drops the token with that serial, and ends what its holder does.
+func (t *tokens) ended(serial string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ends++
+	for sum, a := range t.known {
+		if a.Serial == serial {
+			delete(t.known, sum)
+			a.end()
+		}
+	}
+}
+
+// get returns a token that is known, and how many have ended so far.
+func (t *tokens) get(sum [sha256.Size]byte) (*admitted, uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.known[sum]
+	if a != nil && !a.Expires.After(trust.Now()) {
+		delete(t.known, sum)
+		a = nil
+	}
+	return a, t.ends
+}
+
+// keep keeps what the node has admitted, unless a token has ended since get: it may have been this one.
+func (t *tokens) keep(sum [sha256.Size]byte, a *admitted, ends uint64) *admitted {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if first := t.known[sum]; first != nil {
+		return first
+	}
+	if t.alive && t.ends == ends {
+		t.known[sum] = a
+	}
+	return a
+}
+
+// admit returns whose token it is, and what it allows.
+func (g *gateway) admit(ctx context.Context, token string) (*caller, error) {
+	if !args.HasToken(token) || len(token) > 100 { // a mistyped one need not bother the node
+		return nil, args.Errorf(args.CodeUnlisted, "this is not a token of the network")
+	}
+	sum := sha256.Sum256([]byte(token))
+	a, ends := g.link.tokens.get(sum)
+	if a == nil {
+		text, err := g.link.output(ctx, "", "fbus.admit", args.List(token))
+		if err != nil {
+			return nil, err
+		}
+		a = new(admitted)
+		if err := json.Unmarshal(text, &a.TokenInfo); err != nil || !strings.HasPrefix(a.Caller, "token:") {
+			return nil, args.Errorf(args.CodeInternal, "the node's answer about a token cannot be read")
+		}
+		a.valid, a.end = context.WithCancel(context.Background())
+		a = g.link.tokens.keep(sum, a, ends)
+	}
+	return &caller{name: a.Caller, rights: &a.Rights, valid: a.valid}, nil
+}
+
+// errNoCredential is that a request shows neither a token nor a certificate.
+var errNoCredential = args.Errorf(args.CodeNoCertificate, "a token is needed: Authorization: Bearer TOKEN")
+
+// authenticate returns who makes a request. The error is for refuse.
+func (g *gateway) authenticate(r *http.Request) (*caller, error) {
+	l := listenerOf(r)
+	switch {
+	case l.local:
+		return &caller{}, nil
+	case l.open:
+		for name := range r.Header {
+			if name == "Forwarded" || name == "Via" || strings.HasPrefix(name, "X-Forwarded-") {
+				return nil, args.Errorf(args.CodeDenied, "requests that a proxy passes on need a token: this listener has --no-auth")
+			}
+		}
+		return &caller{name: "anonymous", rights: &trust.Rights{Call: []string{"*"}}}, nil
+	}
+	kind, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	if ok && strings.EqualFold(kind, "Bearer") {
+		return g.admit(r.Context(), strings.TrimSpace(token))
+	}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		return g.certs.admit(r.TLS)
+	}
+	return nil, errNoCredential
+}
+
+// isRefusal reports whether an error says that a credential is missing or not valid.
+func isRefusal(err error) bool {
+	e, ok := errors.AsType[*args.Error](err)
+	if !ok {
+		return false
+	}
+	switch e.Code {
+	case args.CodeNoCertificate, args.CodeUnlisted, args.CodeRevoked, args.CodeExpired, args.CodeNotYetValid, args.CodeWrongUse, args.CodeBadCertificate, args.CodeOtherNetwork:
+		return true
+	}
+	return false
+}
+
+// checkPlace refuses a request that comes from a place, or is for one, that is not this gateway's: one that
+// a browser makes for another site, above all.
+func (g *gateway) checkPlace(r *http.Request) error {
+	l := listenerOf(r)
+	if l.local {
+		return g.checkOrigin(r)
+	}
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); len(l.proxies) > 0 && (err != nil || !within(from.Addr(), l.proxies)) {
+		return args.Errorf(args.CodeDenied, "this address is not that of a trusted proxy")
+	}
+	host := strings.ToLower(hostOf(r.Host))
+	switch {
+	case slices.Contains(g.cfg.Hosts, host):
+	case len(g.cfg.Hosts) == 0 && len(l.proxies) > 0:
+	case l.loopback && isLoopback(host):
+	case host == hostOf(localAddr(r)):
+	case r.TLS != nil && g.tls.names(host):
+	default:
+		return args.Errorf(args.CodeDenied, "the host %q is not this gateway: hosts in gateway.toml lists its names", args.Shown(host))
+	}
+	return g.checkOrigin(r)
+}
+
+// checkOrigin refuses a request that a page of another site makes.
+func (g *gateway) checkOrigin(r *http.Request) error {
+	origin := r.Header.Get("Origin")
+	if origin == "" || slices.Contains(g.cfg.Origins, origin) {
+		return nil
+	}
+	if u, err := url.Parse(origin); err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host) && (u.Scheme == "https" || r.TLS == nil && u.Scheme == "http") {
+		return nil
+	}
+	return args.Errorf(args.CodeDenied, "pages of %q may not use this gateway: origins in gateway.toml lists those that may", args.Shown(origin))
+}
+
+// hostOf returns a host without its port and brackets.
+func hostOf(hostPort string) string {
+	if host, _, err := net.SplitHostPort(hostPort); err == nil {
+		return host
+	}
+	return strings.Trim(hostPort, "[]")
+}
+
+func localAddr(r *http.Request) string {
+	if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		return a.String()
+	}
+	return ""
+}
+
+// isLoopback reports whether a host is this machine, and cannot be another.
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+func within(ip netip.Addr, list []netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
+}
+
+// allowOrigin lets pages of the origins that are listed read the answer. It reports whether the request
+// only asks whether another one may be made.
+func (g *gateway) allowOrigin(w http.ResponseWriter, r *http.Request) (preflight bool) {
+	h := w.Header()
+	if len(g.cfg.Origins) == 0 {
+		return false
+	}
+	h.Add("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	if !slices.Contains(g.cfg.Origins, origin) {
+		return false
+	}
+	h.Set("Access-Control-Allow-Origin", origin)
+	h.Set("Access-Control-Expose-Headers", "Fbus-Call, Fbus-Code, Fbus-Status, Fbus-Total, Fbus-Worker, Location, Preference-Applied, Retry-After")
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
+		return false
+	}
+	h.Set("Access-Control-Allow-Methods", "GET, POST, DELETE")
+	h.Set("Access-Control-Allow-Headers", "Accept, Authorization, Content-Type, Fbus-Timeout, Fbus-Wait, Idempotency-Key, Prefer, Traceparent, Tracestate")
+	h.Set("Access-Control-Max-Age", "600")
+	w.WriteHeader(http.StatusNoContent)
+	return true
+}

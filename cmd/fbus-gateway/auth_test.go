@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"fbus/bus"
+)
+
+// TestSocketMode: the socket is for its user alone.
+func TestSocketMode(t *testing.T) {
+	x := newSite(t)
+	st, err := os.Stat(filepath.Join(x.dir, "gateway"))
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Error(st.Mode(), err)
+	}
+}
+
+// TestToken: over TCP a token decides who calls what, until it is revoked.
+func TestToken(t *testing.T) {
+	x := newSite(t)
+	who := func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Result{Output: []byte(inv.Caller)} }
+	x.offer(bus.Offer{Name: "who"}, who)
+	x.offer(bus.Offer{Name: "hidden"}, who)
+	token := x.token("ci", "who", "missing")
+	for _, auth := range [][]string{nil, {"Authorization", "Basic eDp5"}, {"Authorization", "Bearer "}, {"Authorization", "Bearer x"}, {"Authorization", "Bearer " + token[:52] + "x"}} {
+		for _, path := range []string{"/call/who", "/call/hidden", "/nothing", "/functions"} {
+			r := x.do("POST", x.far+path, "", auth...)
+			if r.StatusCode != 401 || r.Header.Get("WWW-Authenticate") != "Bearer" || strings.Contains(r.body, token[:20]) {
+				t.Error(auth, path, r.Status, r.Header, r.body)
+			}
+		}
+	}
+	auth := []string{"Authorization", "Bearer " + token}
+	if r := x.do("POST", x.far+"/call/who", "", auth...); r.StatusCode != 200 || !strings.HasSuffix(r.body, "/token:ci") {
+		t.Error(r.Status, r.body)
+	}
+	hidden, absent := x.do("POST", x.far+"/call/hidden", "", auth...), x.do("POST", x.far+"/call/absent", "", auth...)
+	if hidden.StatusCode != 403 || strings.ReplaceAll(hidden.body, "hidden", "absent") != absent.body || absent.StatusCode != 403 {
+		t.Error(hidden.Status, hidden.body, absent.Status, absent.body)
+	}
+	if r := x.do("POST", x.far+"/call/missing", "", auth...); r.StatusCode != 404 {
+		t.Error(r.Status, r.body)
+	}
+	if r := x.do("GET", x.far+"/functions", nil, auth...); r.StatusCode != 200 || !strings.Contains(r.body, `"who"`) || strings.Contains(r.body, "hidden") {
+		t.Error(r.Status, r.body)
+	}
+	if r := x.do("POST", x.far+"/call/fbus.nodes", "", auth...); r.StatusCode != 403 {
+		t.Error(r.Status, r.body)
+	}
+	if r := x.do("POST", x.local+"/call/fbus.nodes", ""); r.StatusCode != 403 {
+		t.Error(r.Status, r.body)
+	}
+	if _, _, err := x.a.Revoke("ci"); err != nil {
+		t.Fatal(err)
+	}
+	x.until("the token is refused", func() bool { return x.do("POST", x.far+"/call/who", "", auth...).StatusCode == 401 })
+}
+
+// TestPlaces: pages of other sites, and requests for other hosts, are refused.
+func TestPlaces(t *testing.T) {
+	x := newSite(t, func(c *config) { c.Origins, c.Hosts = []string{"https://app.example"}, []string{"bus.example"} })
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	token := x.token("ci", "*")
+	for _, c := range []struct {
+		headers []string
+		status  int
+	}{
+		{nil, 200},
+		{[]string{"Host", "bus.example"}, 200},
+		{[]string{"Host", "localhost:1"}, 200},
+		{[]string{"Host", "[::1]:1"}, 200},
+		{[]string{"Host", "evil.example"}, 403},
+		{[]string{"Host", "127.0.0.1.evil.example"}, 403},
+		{[]string{"Origin", "https://app.example"}, 200},
+		{[]string{"Origin", "https://evil.example"}, 403},
+		{[]string{"Origin", "null"}, 403},
+		{[]string{"Origin", x.far}, 200},
+	} {
+		r := x.do("POST", x.far+"/call/shout", "x", append(c.headers, "Authorization", "Bearer "+token)...)
+		if r.StatusCode != c.status {
+			t.Error(c.headers, r.Status, r.body)
+		}
+		if listed := len(c.headers) > 1 && c.headers[1] == "https://app.example"; (r.Header.Get("Access-Control-Allow-Origin") != "") != listed {
+			t.Error(c.headers, r.Header)
+		}
+	}
+	r := x.do("OPTIONS", x.far+"/call/shout", nil, "Origin", "https://app.example", "Access-Control-Request-Method", "POST")
+	if r.StatusCode != 204 || !strings.Contains(r.Header.Get("Access-Control-Allow-Headers"), "Authorization") {
+		t.Error(r.Status, r.Header)
+	}
+}
+
+// TestNoAuth: what a proxy passes on is refused where no token is needed.
+func TestNoAuth(t *testing.T) {
+	x := newSite(t, func(c *config) { c.NoAuth = true })
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	if r := x.do("POST", x.far+"/call/shout", "x"); r.body != "X" {
+		t.Error(r.Status, r.body)
+	}
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "Via"} {
+		if r := x.do("POST", x.far+"/call/shout", "x", name, "a"); r.StatusCode != 403 {
+			t.Error(name, r.Status, r.body)
+		}
+	}
+}
+
+// TestLimits: a caller has no more calls and event streams at a time, or a minute, than it may have.
+func TestLimits(t *testing.T) {
+	x := newSite(t, func(c *config) {
+		c.Limits.Calls, c.Limits.Body = 1, 1000
+		c.Tokens["token:few"] = tokenConfig{limitConfig: limitConfig{PerMinute: 1}}
+	})
+	x.offer(bus.Offer{Name: "shout", Slots: 2}, upper)
+	began, release := make(chan bool), make(chan bool)
+	x.offer(bus.Offer{Name: "hang", Slots: 2}, func(context.Context, *bus.Invocation) bus.Result {
+		began <- true
+		<-release
+		return bus.Exit(0)
+	})
+	auth, few := []string{"Authorization", "Bearer " + x.token("ci", "*")}, []string{"Authorization", "Bearer " + x.token("few", "*")}
+	ended := make(chan *reply)
+	go func() { ended <- x.do("POST", x.far+"/call/hang", "", auth...) }() // ends with release
+	<-began
+	if r := x.do("POST", x.far+"/call/shout", "", auth...); r.StatusCode != 429 || r.Header.Get("Retry-After") != "1" {
+		t.Error(r.Status, r.Header, r.body)
+	}
+	for _, want := range []int{200, 429} {
+		if r := x.do("POST", x.far+"/call/shout", "", few...); r.StatusCode != want {
+			t.Error(r.Status, r.body)
+		}
+	}
+	close(release)
+	<-ended
+	if r := x.do("POST", x.far+"/call/shout", "", auth...); r.StatusCode != 200 {
+		t.Error(r.Status, r.body)
+	}
+	for _, in := range []any{strings.Repeat("x", 1001), io.MultiReader(strings.NewReader(strings.Repeat("x", 1001)))} {
+		if r := x.do("POST", x.far+"/call/shout", in, auth...); r.StatusCode != 413 {
+			t.Error(r.Status, r.body)
+		}
+	}
+}
+
+// TestRevokedMeanwhile: a revoked token ends what its holder does.
+func TestRevokedMeanwhile(t *testing.T) {
+	x := newSite(t)
+	began, gone := make(chan bool), make(chan bool)
+	x.offer(bus.Offer{Name: "hang", Slots: 2}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		began <- true
+		<-ctx.Done()
+		gone <- true
+		return bus.Exit(0)
+	})
+	auth := []string{"Accept", "text/event-stream", "Authorization", "Bearer " + x.token("ci", "*")}
+	go x.do("POST", x.far+"/call/hang", "", auth...) // ends with the token
+	<-began
+	if _, _, err := x.a.Revoke("ci"); err != nil {
+		t.Fatal(err)
+	}
+	<-gone
+}
+
+// TestAccessLog: a line says who has asked for what, and has no secret.
+func TestAccessLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	x := newSite(t, func(c *config) { c.AccessLog = path })
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	token := x.token("ci", "*")
+	x.do("POST", x.far+"/call/shout?arg=hidden", "x", "Authorization", "Bearer "+token)
+	x.do("POST", x.far+"/call/"+token, "x", "Authorization", "Bearer "+token)
+	x.do("POST", x.far+"/call/shout", "x", "Authorization", "Bearer fbus_wrong")
+	x.stop()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"caller":"token:ci","method":"POST","path":"/call/shout","status":200,`, `"caller":"-"`, `"status":401`, `"call":"`} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %s in %s", want, text)
+		}
+	}
+	for _, secret := range []string{"hidden", token[5:20], "fbus_wrong"} {
+		if strings.Contains(string(text), secret) {
+			t.Errorf("%s in %s", secret, text)
+		}
+	}
+}

@@ -1,0 +1,502 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"fbus/bus/args"
+	"fbus/bus/trust"
+	"fbus/cmd/fbus-gateway/hooks"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// config is how the gateway behaves: gateway.toml, and flags.
+type config struct {
+	Node      string
+	Socket    string
+	Listen    []string // host:port
+	TLSCert   string
+	TLSKey    string
+	Proxies   []netip.Prefix // who may pass requests on without TLS
+	NoAuth    bool
+	Hosts     []string // names of this gateway
+	Origins   []string // of pages that may use it
+	AccessLog string   // a file; none: there is no log
+	Drain     time.Duration
+	Limits    limitConfig
+	Publish   []string // globs; none: everything
+	Functions map[string]functionConfig
+	Tokens    map[string]tokenConfig
+	Hooks     map[string]hooks.Config
+}
+
+type limitConfig struct {
+	Body, Header              int64 // bytes
+	Idle                      time.Duration
+	Calls, Streams, PerMinute int // of one caller; 0: no limit
+}
+
+// functionConfig is a table functions.NAME.
+type functionConfig struct {
+	Status map[int]int // of HTTP, for exit statuses
+}
+
+// tokenConfig is a table tokens.NAME or tickets.NAME.
+type tokenConfig struct {
+	Stderr bool
+	limitConfig
+}
+
+func defaults() *config {
+	return &config{
+		Listen: []string{"127.0.0.1:8010"}, Drain: time.Minute,
+		Limits:    limitConfig{Body: 1 << 30, Header: 64 << 10, Idle: 2 * time.Minute, Calls: 1000, Streams: 2000},
+		Functions: map[string]functionConfig{}, Tokens: map[string]tokenConfig{}, Hooks: map[string]hooks.Config{},
+	}
+}
+
+// limitsOf returns the limits of a caller.
+func (c *config) limitsOf(who *caller) limitConfig {
+	if t, ok := c.Tokens[who.name]; ok {
+		return t.limitConfig
+	}
+	return c.Limits
+}
+
+// showsStderr reports whether an error shows what the program has written to stderr.
+func (c *config) showsStderr(who *caller) bool { return who.name == "" || c.Tokens[who.name].Stderr }
+
+// A setting takes the value of a key. Words are those of the key that its pattern leaves open.
+type setting func(c *config, words []string, v any) error
+
+// settings are the keys of gateway.toml; * is any word.
+var settings = map[string]setting{
+	"node":                 text(func(c *config) *string { return &c.Node }),
+	"socket":               file(func(c *config) *string { return &c.Socket }),
+	"tls-cert":             file(func(c *config) *string { return &c.TLSCert }),
+	"tls-key":              file(func(c *config) *string { return &c.TLSKey }),
+	"access-log":           file(func(c *config) *string { return &c.AccessLog }),
+	"listen":               words(func(c *config) *[]string { return &c.Listen }, nil),
+	"hosts":                words(func(c *config) *[]string { return &c.Hosts }, checkHost),
+	"origins":              words(func(c *config) *[]string { return &c.Origins }, checkOrigin),
+	"publish.allow":        words(func(c *config) *[]string { return &c.Publish }, trust.CheckGlob),
+	"drain":                duration(func(c *config) *time.Duration { return &c.Drain }),
+	"limits.idle":          duration(func(c *config) *time.Duration { return &c.Limits.Idle }),
+	"limits.body":          size(func(c *config) *int64 { return &c.Limits.Body }),
+	"limits.header":        size(func(c *config) *int64 { return &c.Limits.Header }),
+	"limits.calls":         count(func(c *config) *int { return &c.Limits.Calls }),
+	"limits.streams":       count(func(c *config) *int { return &c.Limits.Streams }),
+	"limits.per-minute":    count(func(c *config) *int { return &c.Limits.PerMinute }),
+	"functions.*.status.*": setStatus,
+	"tokens.*.*":           setToken("token:"),
+	"tickets.*.*":          setToken("ticket:"),
+	"no-auth": func(c *config, _ []string, v any) (err error) {
+		c.NoAuth, err = as[bool](v, "true or false")
+		return err
+	},
+	"behind-proxy": func(c *config, _ []string, v any) error {
+		list, err := asWords(v)
+		if err != nil {
+			return err
+		}
+		c.Proxies, err = parsePrefixes(list)
+		return err
+	},
+}
+
+func as[T any](v any, kind string) (T, error) {
+	t, ok := v.(T)
+	if !ok {
+		return t, fmt.Errorf("it must be %s", kind)
+	}
+	return t, nil
+}
+
+func asWords(v any) ([]string, error) {
+	if s, ok := v.(string); ok {
+		return []string{s}, nil
+	}
+	list, err := as[[]any](v, "a list of strings")
+	words := make([]string, len(list))
+	for i := 0; i < len(list) && err == nil; i++ {
+		words[i], err = as[string](list[i], "a list of strings")
+	}
+	return words, err
+}
+
+func text(of func(c *config) *string) setting {
+	return func(c *config, _ []string, v any) (err error) {
+		*of(c), err = as[string](v, "a string")
+		return err
+	}
+}
+
+// file takes a path, which is relative to the file's directory: see readConfig.
+func file(of func(c *config) *string) setting { return text(of) }
+
+func words(of func(c *config) *[]string, check func(word string) error) setting {
+	return func(c *config, _ []string, v any) error {
+		list, err := asWords(v)
+		for i := 0; i < len(list) && err == nil && check != nil; i++ {
+			err = check(list[i])
+		}
+		*of(c) = list
+		return err
+	}
+}
+
+func duration(of func(c *config) *time.Duration) setting {
+	return func(c *config, _ []string, v any) error {
+		s, err := as[string](v, `a duration as "30s"`)
+		if err == nil {
+			*of(c), err = parseDuration("", s)
+		}
+		return err
+	}
+}
+
+func size(of func(c *config) *int64) setting {
+	return func(c *config, _ []string, v any) error {
+		s, err := as[string](v, `a size as "64M"`)
+		if err == nil {
+			*of(c), err = parseSize(s)
+		}
+		return err
+	}
+}
+
+func count(of func(c *config) *int) setting {
+	return func(c *config, _ []string, v any) error {
+		n, err := as[int64](v, "a whole number")
+		if err == nil && (n < 0 || n > 1<<30) {
+			err = errors.New("it must be from 0, which is no limit, to 1073741824")
+		}
+		*of(c) = int(n)
+		return err
+	}
+}
+
+// setStatus sets the status of HTTP for an exit status of a function.
+func setStatus(c *config, words []string, v any) error {
+	exit, err := strconv.Atoi(words[1])
+	if err != nil || exit < 0 || exit > 255 {
+		return errors.New("an exit status is from 0 to 255")
+	}
+	status, err := as[int64](v, "a status of HTTP")
+	if err == nil && (status < 200 || status > 599 || status == 204 || status == 205 || status == 304) {
+		err = errors.New("a status of HTTP is from 200 to 599, and lets the answer have a body")
+	}
+	f := c.Functions[words[0]]
+	if f.Status == nil {
+		f.Status = map[int]int{}
+	}
+	f.Status[exit] = int(status)
+	c.Functions[words[0]] = f
+	return err
+}
+
+// setToken sets what holds for a token or ticket.
+func setToken(kind string) setting {
+	return func(c *config, words []string, v any) error {
+		name := kind + words[0]
+		t, ok := c.Tokens[name]
+		if !ok {
+			t.limitConfig = limitConfig{Calls: -1, Streams: -1, PerMinute: -1} // as [limits] says
+		}
+		var err error
+		switch words[1] {
+		case "stderr":
+			t.Stderr, err = as[bool](v, "true or false")
+		case "calls", "streams", "per-minute":
+			to := map[string]*int{"calls": &t.Calls, "streams": &t.Streams, "per-minute": &t.PerMinute}[words[1]]
+			err = count(func(*config) *int { return to })(c, nil, v)
+		default:
+			return errUnknown
+		}
+		c.Tokens[name] = t
+		return err
+	}
+}
+
+var errUnknown = errors.New("unknown key")
+
+func checkHost(host string) error {
+	if host == "" || host != strings.ToLower(host) || strings.ContainsAny(host, "/:@ ") && net.ParseIP(host) == nil {
+		return fmt.Errorf("%q is not a host: it has no port, and no capitals", host)
+	}
+	return nil
+}
+
+func checkOrigin(origin string) error {
+	scheme, host, ok := strings.Cut(origin, "://")
+	if !ok || scheme != "http" && scheme != "https" || host == "" || strings.ContainsAny(host, "/*@ ") {
+		return fmt.Errorf("%q is not an origin: it must be as https://app.example.com", origin)
+	}
+	return nil
+}
+
+func parsePrefixes(list []string) (out []netip.Prefix, err error) {
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if ip, ierr := netip.ParseAddr(s); ierr == nil {
+			p, err = netip.PrefixFrom(ip, ip.BitLen()), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q is not an address or network, as 10.1.2.3 or 10.0.0.0/8", s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+func parseSize(s string) (int64, error) {
+	n, unit := s, int64(1)
+	if i := strings.IndexByte("KMGT", s[max(0, len(s)-1):][0]); s != "" && i >= 0 {
+		n, unit = s[:len(s)-1], 1<<(10*(i+1))
+	}
+	v, err := strconv.ParseInt(n, 10, 64)
+	if err != nil || v < 1 || v > (1<<50)/unit {
+		return 0, fmt.Errorf("invalid size %q: it must be as 64K, 16M or 1G", s)
+	}
+	return v * unit, nil
+}
+
+// fault is something wrong in a file.
+type fault struct {
+	line, column int
+	message      string
+}
+
+// faults are all that is wrong with a file.
+type faults struct {
+	path string
+	list []fault
+}
+
+func (f *faults) add(at [2]int, format string, a ...any) {
+	f.list = append(f.list, fault{at[0], at[1], fmt.Sprintf(format, a...)})
+}
+
+// err returns the faults as one error, a line each, nil if there are none.
+func (f *faults) err() error {
+	if len(f.list) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(f.list, func(a, b fault) int { return cmp.Or(a.line-b.line, a.column-b.column) })
+	return f
+}
+
+func (f *faults) Error() string { return strings.Join(f.lines(), "; ") }
+
+func (f *faults) lines() (lines []string) {
+	for _, x := range f.list {
+		lines = append(lines, fmt.Sprintf("%s:%d:%d: %s", f.path, x.line, x.column, x.message))
+	}
+	return lines
+}
+
+// readConfig reads gateway.toml into c. The error has all that is wrong with it.
+func (c *config) read(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return args.Errorf(args.CodeUsage, "%v", err)
+	}
+	wrong := &faults{path: path}
+	data = args.WithoutBOM(data)
+	doc := map[string]any{}
+	if err := toml.Unmarshal(data, &doc); err != nil {
+		at := [2]int{1, 1}
+		if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+			at[0], at[1] = e.Position()
+		}
+		wrong.add(at, "%s", strings.TrimPrefix(err.Error(), "toml: "))
+		return wrong
+	}
+	at := positions(data)
+	where := func(key []string) [2]int {
+		for ; len(key) > 0; key = key[:len(key)-1] {
+			if p, ok := at[strings.Join(key, "\x00")]; ok {
+				return p
+			}
+		}
+		return [2]int{1, 1}
+	}
+	tables, _ := doc["hooks"].(map[string]any)
+	delete(doc, "hooks")
+	c.readTable(doc, nil, where, wrong)
+	for name, table := range tables {
+		c.readHook(name, table, where, wrong)
+	}
+	base, err := filepath.Abs(filepath.Dir(path))
+	for _, p := range []*string{&c.Socket, &c.TLSCert, &c.TLSKey, &c.AccessLog} {
+		if *p != "" && !filepath.IsAbs(*p) && err == nil {
+			*p = filepath.Join(base, *p)
+		}
+	}
+	for name, t := range c.Tokens {
+		for to, all := range map[*int]int{&t.Calls: c.Limits.Calls, &t.Streams: c.Limits.Streams, &t.PerMinute: c.Limits.PerMinute} {
+			if *to < 0 {
+				*to = all
+			}
+		}
+		c.Tokens[name] = t
+	}
+	return wrong.err()
+}
+
+// readTable takes the keys of a table.
+func (c *config) readTable(table map[string]any, above []string, where func(key []string) [2]int, wrong *faults) {
+	for name, v := range table {
+		key := append(slices.Clone(above), name)
+		set, words := settingOf(key)
+		inner, isTable := v.(map[string]any)
+		switch {
+		case set != nil:
+			if err := set(c, words, v); err != nil {
+				wrong.add(where(key), "%s: %s", strings.Join(key, "."), args.Plain(err))
+			}
+		case isTable && isPrefix(key):
+			c.readTable(inner, key, where, wrong)
+		default:
+			wrong.add(where(key), "%s: unknown key", strings.Join(key, "."))
+		}
+	}
+}
+
+// readHook takes a table hooks.NAME.
+func (c *config) readHook(name string, table any, where func(key []string) [2]int, wrong *faults) {
+	key := []string{"hooks", name}
+	text, err := toml.Marshal(table)
+	var h hooks.Config
+	if err == nil {
+		err = toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields().Decode(&h)
+	}
+	if strict := (*toml.StrictMissingError)(nil); errors.As(err, &strict) {
+		for _, e := range strict.Errors {
+			wrong.add(where(append(key, e.Key()...)), "%s: unknown key", strings.Join(append(key, e.Key()...), "."))
+		}
+		return
+	}
+	if err != nil {
+		inner := key
+		if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+			inner = append(key, e.Key()...)
+		}
+		wrong.add(where(inner), "%s: %s", strings.Join(inner, "."), strings.TrimPrefix(err.Error(), "toml: "))
+		return
+	}
+	for _, f := range h.Check() {
+		inner := key
+		if f.Key != "" {
+			inner = append(slices.Clone(key), f.Key)
+		}
+		wrong.add(where(inner), "%s: %s", strings.Join(inner, "."), f.Error())
+	}
+	c.Hooks[name] = h
+}
+
+// settingOf returns the setting for a key, and the words that its pattern leaves open.
+func settingOf(key []string) (setting, []string) {
+	for pattern, set := range settings {
+		parts := strings.Split(pattern, ".")
+		if words, ok := matches(parts, key); ok && len(parts) == len(key) {
+			return set, words
+		}
+	}
+	return nil, nil
+}
+
+// isPrefix reports whether a key has further ones below it.
+func isPrefix(key []string) bool {
+	for pattern := range settings {
+		if parts := strings.Split(pattern, "."); len(parts) > len(key) {
+			if _, ok := matches(parts[:len(key)], key); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func matches(parts, key []string) (open []string, ok bool) {
+	for i := range min(len(parts), len(key)) {
+		if parts[i] == "*" {
+			open = append(open, key[i])
+		} else if parts[i] != key[i] {
+			return nil, false
+		}
+	}
+	return open, true
+}
+
+// positions returns where each key of a document is: the decoder knows that only of some faults.
+func positions(data []byte) map[string][2]int {
+	at := map[string][2]int{}
+	var p unstable.Parser
+	p.Reset(data)
+	add := func(above []string, parts unstable.Iterator) []string {
+		key := slices.Clone(above)
+		for parts.Next() {
+			key = append(key, string(parts.Node().Data))
+			start := p.Shape(parts.Node().Raw).Start
+			if joined := strings.Join(key, "\x00"); at[joined] == ([2]int{}) {
+				at[joined] = [2]int{start.Line, start.Column}
+			}
+		}
+		return key
+	}
+	var set func(above []string, kv *unstable.Node)
+	set = func(above []string, kv *unstable.Node) {
+		key := add(above, kv.Key())
+		if v := kv.Value(); v.Kind == unstable.InlineTable {
+			for inner := v.Children(); inner.Next(); {
+				set(key, inner.Node())
+			}
+		}
+	}
+	var table []string
+	for p.NextExpression() {
+		switch e := p.Expression(); e.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			table = add(nil, e.Key())
+		case unstable.KeyValue:
+			set(table, e)
+		}
+	}
+	return at
+}
+
+// check refuses what would let in anybody, or tell others what is sent.
+func (c *config) check() error {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return args.Errorf(args.CodeUsage, "--tls-cert and --tls-key go together")
+	}
+	for _, addr := range c.Listen {
+		host, _, err := net.SplitHostPort(addr)
+		switch {
+		case err != nil:
+			return args.Errorf(args.CodeUsage, "--listen %s: it must be HOST:PORT", args.Shown(addr))
+		case isLoopback(strings.ToLower(host)):
+		case c.NoAuth:
+			return args.Errorf(args.CodeUsage, "--no-auth: %s is not an address of this machine alone", addr).WithHint("--listen %s", defaultListen)
+		case c.TLSCert == "" && len(c.Proxies) == 0:
+			return args.Errorf(args.CodeUsage, "--listen %s: other machines could read the tokens", addr).
+				WithHint("--tls-cert FILE --tls-key FILE, or --behind-proxy ADDR, that of a proxy with TLS")
+		}
+	}
+	if c.NoAuth && len(c.Proxies) > 0 {
+		return args.Errorf(args.CodeUsage, "--no-auth and --behind-proxy exclude each other: anybody could use the proxy")
+	}
+	return nil
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestConfig: all that is wrong with a file is said, each with its place.
+func TestConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gateway.toml")
+	os.WriteFile(path, []byte(`listen = ["127.0.0.1:0"]
+lisen = "x"
+origins = ["https://a.example/", 3]
+[limits]
+body = "64"
+calls = "many"
+idle = "soon"
+[publish]
+allow = ["resize*", "[!"]
+[functions.resize]
+status = {1 = 422, 300 = 422}
+timeout = 3
+[tokens.ci]
+stderr = true
+calls = -1
+[hooks.gh]
+function = "deploy"
+verify = "magic"
+sekret = "x"
+`), 0o600)
+	err := defaults().read(path)
+	var wrong *faults
+	if !errors.As(err, &wrong) {
+		t.Fatal(err)
+	}
+	text := strings.Join(wrong.lines(), "\n")
+	for _, want := range []string{
+		":2:1: lisen: unknown key", ":3:1: origins: ", ":6:1: limits.calls: it must be a whole number", ":7:1: limits.idle: ", ":9:1: publish.allow: ",
+		":11:20: functions.resize.status.300: an exit status is from 0 to 255", ":12:1: functions.resize.timeout: unknown key", ":15:1: tokens.ci.calls: ", ":19:1: hooks.gh.sekret: unknown key",
+	} {
+		if !strings.Contains(text, path+want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	os.WriteFile(path, []byte(`socket = "gw.sock"
+hosts = ["bus.example.com"]
+behind-proxy = ["10.0.0.0/8", "::1"]
+[limits]
+body = "64M"
+calls = 7
+[tokens.ci]
+stderr = true
+[functions.resize]
+status.1 = 422
+`), 0o600)
+	c := defaults()
+	if err := c.read(path); err != nil {
+		t.Fatal(err)
+	}
+	if c.Socket != filepath.Join(filepath.Dir(path), "gw.sock") || len(c.Proxies) != 2 || c.Limits.Body != 64<<20 || !c.Tokens["token:ci"].Stderr || c.Tokens["token:ci"].Calls != 7 || c.Functions["resize"].Status[1] != 422 {
+		t.Errorf("%+v", c)
+	}
+	os.WriteFile(path, []byte("a = \n"), 0o600)
+	if err := defaults().read(path); err == nil || !strings.Contains(err.Error(), path+":1:") {
+		t.Error(err)
+	}
+}
+
+// TestWhoListens: nothing listens where a token could be read, or where anybody could get in.
+func TestWhoListens(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(c *config)
+		ok     bool
+	}{
+		"default":               {func(c *config) {}, true},
+		"everywhere":            {func(c *config) { c.Listen = []string{":8010"} }, false},
+		"another address":       {func(c *config) { c.Listen = []string{"10.0.0.1:8010"} }, false},
+		"with TLS":              {func(c *config) { c.Listen, c.TLSCert, c.TLSKey = []string{":8010"}, "c", "k" }, true},
+		"half a pair":           {func(c *config) { c.TLSCert = "c" }, false},
+		"behind a proxy":        {func(c *config) { c.Listen = []string{":8010"}; c.Proxies, _ = parsePrefixes([]string{"10.0.0.1"}) }, true},
+		"open here":             {func(c *config) { c.NoAuth = true }, true},
+		"open everywhere":       {func(c *config) { c.NoAuth, c.Listen, c.TLSCert, c.TLSKey = true, []string{":8010"}, "c", "k" }, false},
+		"open behind a proxy":   {func(c *config) { c.NoAuth = true; c.Proxies, _ = parsePrefixes([]string{"10.0.0.1"}) }, false},
+		"no port":               {func(c *config) { c.Listen = []string{"localhost"} }, false},
+		"a name that is not us": {func(c *config) { c.Listen = []string{"example.com:80"} }, false},
+	} {
+		cfg := defaults()
+		c.change(cfg)
+		if err := cfg.check(); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"fbus/bus"
+)
+
+// TestHostile: what is no proper request is refused, and what follows it is not taken for another one.
+func TestHostile(t *testing.T) {
+	x := newSite(t)
+	calls := make(chan string, 100)
+	x.offer(bus.Offer{Name: "f"}, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		io.Copy(io.Discard, inv.Input)
+		calls <- inv.Function
+		return bus.Exit(0)
+	})
+	x.offer(bus.Offer{Name: "smuggled"}, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		calls <- inv.Function
+		return bus.Exit(0)
+	})
+	auth := "Host: localhost\r\nAuthorization: Bearer " + x.token("ci", "*") + "\r\n"
+	hidden := "POST /call/smuggled HTTP/1.1\r\n" + auth + "Content-Length: 0\r\n\r\n"
+	for name, c := range map[string]struct{ send, want string }{
+		"length and chunks":      {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden, "close"},
+		"two lengths":            {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n" + hidden, "400"},
+		"a signed length":        {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length: +0\r\n\r\n" + hidden, "400"},
+		"an unknown coding":      {"POST /call/f HTTP/1.1\r\n" + auth + "Transfer-Encoding: xchunked\r\n\r\n" + hidden, "501"},
+		"a space after a name":   {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length : 0\r\n\r\n" + hidden, "400"},
+		"a folded header":        {"POST /call/f HTTP/1.1\r\n" + auth + "X: a\r\n Content-Length: 5\r\n\r\n", "200"},
+		"a bare LF in a chunk":   {"POST /call/f HTTP/1.1\r\n" + auth + "Transfer-Encoding: chunked\r\n\r\n1\nx\n0\r\n\r\n" + hidden, "close"},
+		"HTTP/0.9":               {"GET /call/f\r\n", "400"},
+		"no host":                {"GET /call/f HTTP/1.1\r\n\r\n", "400"},
+		"two hosts":              {"GET /call/f HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n", "400"},
+		"dots":                   {"POST /call/../call/f HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nConnection: close\r\n\r\n", "400"},
+		"encoded dots":           {"POST /call/%2e%2e/call/f HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nConnection: close\r\n\r\n", "400"},
+		"an encoded slash":       {"POST /call/a%2Ff HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nConnection: close\r\n\r\n", "400"},
+		"two slashes":            {"POST //call/f HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nConnection: close\r\n\r\n", "400"},
+		"a NUL":                  {"POST /call/f%00 HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nConnection: close\r\n\r\n", "400"},
+		"CONNECT":                {"CONNECT localhost:1 HTTP/1.1\r\n" + auth + "Connection: close\r\n\r\n", "400"},
+		"an unknown method":      {"BREW /call/f HTTP/1.1\r\n" + auth + "Connection: close\r\n\r\n", "405"},
+		"TRACE":                  {"TRACE /call/f HTTP/1.1\r\n" + auth + "Connection: close\r\n\r\n", "405"},
+		"a huge header":          {"GET /call/f HTTP/1.1\r\n" + auth + "X: " + strings.Repeat("x", 200<<10) + "\r\n\r\n", "431"},
+		"TLS":                    {"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n", "400"},
+		"HTTP/2 without TLS":     {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "close"},
+		"an invalid escape":      {"POST /call/%zz HTTP/1.1\r\n" + auth + "Content-Length: 0\r\n\r\n", "400"},
+		"a semicolon in a query": {"POST /call/f?a=1;arg=2 HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nConnection: close\r\n\r\n", "400"},
+	} {
+		nc, err := net.Dial("tcp", strings.TrimPrefix(x.far, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(nc, c.send)
+		in := bufio.NewReader(nc)
+		resp, err := http.ReadResponse(in, nil)
+		switch {
+		case c.want == "close":
+			if err == nil {
+				io.Copy(io.Discard, resp.Body)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", name, err)
+		case !strings.HasPrefix(resp.Status, c.want):
+			t.Errorf("%s: %s", name, resp.Status)
+		}
+		if resp != nil {
+			io.Copy(io.Discard, resp.Body)
+		}
+		if next, err := http.ReadResponse(in, nil); err == nil && next.StatusCode == 200 {
+			t.Errorf("%s: what follows was served: %s", name, next.Status)
+		}
+		nc.Close()
+	}
+	for len(calls) > 0 {
+		if name := <-calls; name == "smuggled" {
+			t.Error("a hidden request was served")
+		}
+	}
+}
+
+// TestNodeLost: without a node requests fail with 502, and it works again when there is one.
+func TestNodeLost(t *testing.T) {
+	x := newSite(t)
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	began := make(chan bool)
+	x.offer(bus.Offer{Name: "hang"}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		close(began)
+		<-ctx.Done()
+		return bus.Exit(0)
+	})
+	ended := make(chan *reply)
+	go func() { ended <- x.do("POST", x.local+"/call/hang", "") }() // ends with the node
+	<-began
+	x.kill()
+	if r := <-ended; r.StatusCode != 502 || r.Header.Get("Fbus-Code") != "node_lost" {
+		t.Error(r.Status, r.Header, r.body)
+	}
+	x.until("the gateway knows", func() bool { return x.do("GET", x.local+"/readyz", nil).StatusCode == 503 })
+	if r := x.do("POST", x.local+"/call/shout", ""); r.StatusCode != 502 {
+		t.Error(r.Status, r.body)
+	}
+	x.startNode()
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	if r := x.do("POST", x.local+"/call/shout", "again"); r.body != "AGAIN" {
+		t.Error(r.Status, r.body)
+	}
+}
+
+// TestManyStreams: a thousand open event streams hold up nobody.
+func TestManyStreams(t *testing.T) {
+	const n = 1000
+	x := newSite(t)
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	release := make(chan bool)
+	x.offer(bus.Offer{Name: "hang", Slots: n}, func(context.Context, *bus.Invocation) bus.Result {
+		<-release
+		return bus.Exit(0)
+	})
+	token := x.token("ci", "*")
+	begun, ended := make(chan error, n), make(chan error, n)
+	for range n {
+		go func() { // ends with release
+			r, err := http.NewRequestWithContext(t.Context(), "POST", x.far+"/call/hang", nil)
+			if err != nil {
+				begun <- err
+				return
+			}
+			r.Header.Set("Authorization", "Bearer "+token)
+			r.Header.Set("Accept", "text/event-stream")
+			resp, err := http.DefaultTransport.RoundTrip(r)
+			if err == nil && resp.StatusCode != 200 {
+				err = fmt.Errorf("%s", resp.Status)
+			}
+			begun <- err
+			if err != nil {
+				return
+			}
+			text, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err == nil && !strings.Contains(string(text), `"status":0`) {
+				err = fmt.Errorf("%q", text)
+			}
+			ended <- err
+		}()
+	}
+	for range n {
+		if err := <-begun; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := x.do("POST", x.far+"/call/shout", "x", "Authorization", "Bearer "+token); r.body != "X" {
+		t.Error(r.Status, r.body)
+	}
+	close(release)
+	for range n {
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
+}

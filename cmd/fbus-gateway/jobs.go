@@ -1,0 +1,405 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/jobs"
+)
+
+// keyTime is how long an Idempotency-Key is kept after its job has ended.
+const keyTime = 24 * time.Hour
+
+// maxWait bounds ?wait.
+const maxWait = time.Hour
+
+// posting is the options that fbus.post takes.
+type posting struct {
+	Kind  string `json:"kind"`
+	Input bool   `json:"input,omitempty"` // beside the arguments
+	jobs.Options
+}
+
+// kindNames are the names of kinds of arguments in a posting.
+var kindNames = [...]string{args.KindRaw: "raw", args.KindList: "list", args.KindMap: "map", args.KindJSON: "json"}
+
+// post serves POST /jobs/NAME: a call that nobody waits for.
+func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
+	name := r.PathValue("name")
+	if err := g.permit(c, r, name); err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	if err := known(r.URL.Query(), "arg", "as", "then", "else", "finally", "delay", "backoff", "keep", "retries", "priority", "batch"); err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	done, err := g.limits.begin(c, false)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	defer done()
+	p, err := g.jobOptions(r, c)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	req, body, err := g.request(w, r, c, name)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	p.Timeout = req.Timeout.Seconds()
+	kind := req.Args.Kind()
+	p.Kind, p.Input = kindNames[kind], req.Input != nil && kind != args.KindRaw
+	doc, err := json.Marshal(p)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	words := []string{name, string(doc)}
+	if kind != args.KindRaw {
+		words = append(words, string(req.Args.Data()))
+	}
+	var out bytes.Buffer
+	ctx, cancel := body.watch(w, r)
+	defer cancel()
+	_, err = g.link.call(ctx, &bus.Request{Function: "fbus.post", Caller: c.name, Args: args.List(words...), Input: req.Input, Stdout: &out, Trace: req.Trace})
+	if wrong := body.failure(); wrong != nil {
+		err = wrong
+	}
+	if body.remains() {
+		connOf(r).Close() // the store has refused it: what follows is not another request
+		panic(http.ErrAbortHandler)
+	}
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	id := strings.TrimSpace(out.String())
+	w.Header().Set("Location", "/jobs/"+id)
+	if prefersAsync(r) {
+		w.Header().Set("Preference-Applied", "respond-async")
+	}
+	writeJSON(w, http.StatusAccepted, map[string]string{"id": id, "function": name, "location": "/jobs/" + id})
+}
+
+// prefersAsync reports whether a call is to become a job (RFC 7240, section 4.1).
+func prefersAsync(r *http.Request) bool {
+	for _, v := range r.Header["Prefer"] {
+		for word := range strings.SplitSeq(v, ",") {
+			word, _, _ = strings.Cut(word, ";")
+			if strings.EqualFold(strings.TrimSpace(word), "respond-async") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// jobOptions are what the query and the headers say about a job.
+func (g *gateway) jobOptions(r *http.Request, c *caller) (p posting, err error) {
+	q := r.URL.Query()
+	for name, to := range map[string]*string{"then": &p.Then, "else": &p.Else, "finally": &p.Finally} {
+		if *to = q.Get(name); *to == "" {
+			continue
+		}
+		if !args.ValidName(*to) {
+			return p, args.Errorf(args.CodeUsage, "?%s: invalid function name %q", name, args.Shown(*to))
+		}
+		if !g.mayCall(c, *to) {
+			return p, denied(c, *to)
+		}
+	}
+	for name, to := range map[string]*float64{"delay": &p.Delay, "backoff": &p.Backoff, "keep": &p.Keep} {
+		if v := q.Get(name); v != "" {
+			d, err := parseDuration("?"+name, v)
+			if err != nil {
+				return p, err
+			}
+			*to = d.Seconds()
+		}
+	}
+	for name, to := range map[string]*int{"retries": &p.Retries, "priority": &p.Priority} {
+		if v := q.Get(name); v != "" {
+			if *to, err = strconv.Atoi(v); err != nil || name == "retries" && *to < 0 {
+				return p, args.Errorf(args.CodeUsage, "?%s: invalid number %q", name, args.Shown(v))
+			}
+		}
+	}
+	p.Batch = q.Get("batch")
+	if key := r.Header.Get("Idempotency-Key"); key != "" {
+		if len(key) > 1 && key[0] == '"' && key[len(key)-1] == '"' { // a string, as RFC 9651 has it
+			key = strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(key[1 : len(key)-1])
+		}
+		p.Unique, p.UniqueFor = key, keyTime.Seconds()
+	}
+	return p, nil
+}
+
+// listJobs serves GET /jobs.
+func (g *gateway) listJobs(w http.ResponseWriter, r *http.Request, c *caller) {
+	q := r.URL.Query()
+	query := bus.JobQuery{State: q.Get("state"), Function: q.Get("function"), Batch: q.Get("batch"), After: q.Get("after"), Limit: 100}
+	if err := known(q, "state", "function", "batch", "after", "limit"); err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	if v := q.Get("limit"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > 10_000 {
+			g.refuse(w, r, args.Errorf(args.CodeUsage, "?limit must be from 1 to 10000"))
+			return
+		}
+		query.Limit = n
+	}
+	query.Newest = query.After == ""
+	list, total, err := g.jobs(r.Context(), c.lister(), query)
+	if err != nil {
+		g.refuse(w, r, absent(err, "batch "+query.Batch))
+		return
+	}
+	list = slices.DeleteFunc(list, func(j job) bool { return !g.sees(c, j.Function) })
+	if c.monitors() {
+		w.Header().Set("Fbus-Total", strconv.Itoa(total))
+	}
+	writeJSON(w, http.StatusOK, list)
+}
+
+// lister is as whom a caller lists calls and jobs: those who may see what others do see what the gateway
+// sees.
+func (c *caller) lister() string {
+	if c.monitors() {
+		return ""
+	}
+	return c.name
+}
+
+// sees reports whether a caller is shown what is about a function.
+func (g *gateway) sees(c *caller, function string) bool {
+	return c.monitors() || g.mayCall(c, function)
+}
+
+// known refuses parameters that a path does not have: one that is mistyped could widen the answer.
+func known(q url.Values, names ...string) error {
+	for name := range q {
+		if !slices.Contains(names, name) {
+			return args.Errorf(args.CodeUsage, "unknown parameter %q", args.Shown(name))
+		}
+	}
+	return nil
+}
+
+// job is a job, and its line from the node: that of a newer node has more fields.
+type job struct {
+	text json.RawMessage
+	bus.JobInfo
+}
+
+func (j job) MarshalJSON() ([]byte, error) { return j.text, nil }
+
+// jobs asks the node for jobs.
+func (g *gateway) jobs(ctx context.Context, as string, q bus.JobQuery) ([]job, int, error) {
+	doc, err := json.Marshal(q)
+	if err != nil {
+		return nil, 0, err
+	}
+	text, err := g.link.output(ctx, as, "fbus.jobs", args.JSON(doc))
+	if err != nil {
+		return nil, 0, err
+	}
+	list := []job{}
+	var last bus.JobTotal
+	for line := range bytes.Lines(text) {
+		j := job{text: bytes.TrimSpace(line)}
+		if err := json.Unmarshal(line, &j.JobInfo); err == nil && j.ID != "" {
+			list = append(list, j)
+		} else if err := json.Unmarshal(line, &last); err != nil {
+			return nil, 0, args.Errorf(args.CodeInternal, "the node's answer cannot be read: %v", err)
+		}
+	}
+	return list, last.Total, nil
+}
+
+// job returns the job in the path of a request, as the caller may see it.
+func (g *gateway) job(r *http.Request, c *caller) (job, error) {
+	id := r.PathValue("id")
+	if !args.ValidName(id) {
+		return job{}, errNoJob(id)
+	}
+	list, _, err := g.jobs(r.Context(), c.lister(), bus.JobQuery{IDs: []string{id}})
+	switch {
+	case err != nil:
+		return job{}, absent(err, "job "+id)
+	case len(list) != 1 || !g.sees(c, list[0].Function):
+		return job{}, errNoJob(id)
+	}
+	return list[0], nil
+}
+
+func errNoJob(id string) error { return errAbsent("job " + args.Shown(id)) }
+
+// errAbsent is that something does not exist, or is not the caller's.
+func errAbsent(what string) error {
+	return &httpError{args.Errorf(args.CodeBadInput, "there is no %s", what), http.StatusNotFound, 0}
+}
+
+// absent returns the error of the node for something that it does not have, as 404.
+func absent(err error, what string) error {
+	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeBadInput {
+		return errAbsent(what)
+	}
+	return err
+}
+
+// showJob serves GET /jobs/ID.
+func (g *gateway) showJob(w http.ResponseWriter, r *http.Request, c *caller) {
+	q := r.URL.Query()
+	j, err := g.job(r, c)
+	if err == nil {
+		err = known(q, "wait")
+	}
+	if v := q.Get("wait"); err == nil && v != "" && !j.State.Finished() {
+		var d time.Duration
+		if d, err = parseDuration("?wait", v); err == nil {
+			if err = g.await(r.Context(), c, j.ID, min(d, maxWait)); err == nil {
+				j, err = g.job(r, c)
+			}
+		}
+	}
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, j)
+}
+
+// await waits until a job has ended, or some time has passed.
+func (g *gateway) await(ctx context.Context, c *caller, id string, d time.Duration) error {
+	waiting, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	doc, _ := json.Marshal(bus.JobWait{IDs: []string{id}})
+	_, err := g.link.output(waiting, c.lister(), "fbus.wait", args.JSON(doc))
+	if waiting.Err() != nil && ctx.Err() == nil {
+		return nil
+	}
+	return err
+}
+
+// jobOutput serves GET /jobs/ID/output and /jobs/ID/stderr.
+func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
+	j, err := g.job(r, c)
+	q := r.URL.Query()
+	if err == nil {
+		err = known(q, "wait", "status")
+	}
+	options := `{"wait":false}`
+	if v := q.Get("wait"); err == nil && v != "" {
+		var d time.Duration
+		d, err = parseDuration("?wait", v)
+		options = fmt.Sprintf(`{"timeout":%g}`, max(min(d, maxWait).Seconds(), 0.001))
+	}
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	a := newAnswer(w, r)
+	req := &bus.Request{Function: "fbus.result", Caller: c.name, Args: args.List(j.ID, options)}
+	a.call = func() string { return "" }
+	stderr := strings.HasSuffix(r.URL.Path, "/stderr")
+	if stderr {
+		a.kind = "text/plain; charset=utf-8"
+		req.Stderr = a
+	} else {
+		a.kind = g.outputType(j.Function)
+		req.Stdout = a
+	}
+	res, err := g.link.call(r.Context(), req)
+	res.Call, res.Worker = j.Call, j.Worker
+	if end := endOf(res, err); stderr && (end.Source != args.FromBus || j.State.Finished()) {
+		res, err = bus.Result{Worker: j.Worker}, nil // it was asked what the job has said, not how it has ended
+	}
+	if r.Context().Err() != nil || a.broken(err) {
+		panic(http.ErrAbortHandler)
+	}
+	a.end(res, err)
+}
+
+// cancelJob serves DELETE /jobs/ID.
+func (g *gateway) cancelJob(w http.ResponseWriter, r *http.Request, c *caller) {
+	j, err := g.job(r, c)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	text, err := g.link.output(r.Context(), c.name, "fbus.cancel", args.List(j.ID))
+	if err != nil {
+		g.refuse(w, r, conflict(err))
+		return
+	}
+	writeJSON(w, http.StatusOK, json.RawMessage(bytes.TrimSpace(text)))
+}
+
+// retryJob serves POST /jobs/ID/retry.
+func (g *gateway) retryJob(w http.ResponseWriter, r *http.Request, c *caller) {
+	j, err := g.job(r, c)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	doc, _ := json.Marshal(bus.JobQuery{IDs: []string{j.ID}})
+	if _, err := g.link.output(r.Context(), c.name, "fbus.retry", args.JSON(doc)); err != nil {
+		g.refuse(w, r, conflict(err))
+		return
+	}
+	w.Header().Set("Location", "/jobs/"+j.ID)
+	writeJSON(w, http.StatusAccepted, map[string]string{"id": j.ID, "function": j.Function, "location": "/jobs/" + j.ID})
+}
+
+// conflict returns the error of the node for something that is not in a state for what is asked, as 409.
+func conflict(err error) error {
+	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeBadInput {
+		return &httpError{e, http.StatusConflict, 0}
+	}
+	return err
+}
+
+// listCalls serves GET /calls.
+func (g *gateway) listCalls(w http.ResponseWriter, r *http.Request, c *caller) {
+	text, err := g.link.output(r.Context(), c.lister(), "fbus.calls", bus.Args{})
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	list := []json.RawMessage{}
+	for line := range bytes.Lines(text) {
+		var info bus.CallInfo
+		if json.Unmarshal(line, &info) == nil && !strings.HasPrefix(info.Function, "fbus.") && g.sees(c, info.Function) {
+			list = append(list, bytes.TrimSpace(line))
+		}
+	}
+	writeJSON(w, http.StatusOK, list)
+}
+
+// cancelCall serves DELETE /calls/ID.
+func (g *gateway) cancelCall(w http.ResponseWriter, r *http.Request, c *caller) {
+	id := r.PathValue("id")
+	text, err := g.link.output(r.Context(), c.name, "fbus.cancel", args.List(id))
+	if err != nil {
+		g.refuse(w, r, absent(err, "call "+args.Shown(id)))
+		return
+	}
+	writeJSON(w, http.StatusOK, json.RawMessage(bytes.TrimSpace(text)))
+}

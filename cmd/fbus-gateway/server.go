@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"fbus/bus"
+	"fbus/bus/args"
+)
+
+// headerTime is how long a client may take to send a header.
+const headerTime = 10 * time.Second
+
+// gateway serves functions over HTTP.
+type gateway struct {
+	cfg    *config
+	link   link
+	tls    *keyPair      // nil: no TLS
+	certs  *certificates // of clients
+	mux    *http.ServeMux
+	limits limits
+	log    *accessLog // nil: there is none
+	note   func(format string, a ...any)
+}
+
+// newGateway returns a gateway that is connected to nothing yet.
+func newGateway(cfg *config, note func(format string, a ...any)) *gateway {
+	g := &gateway{cfg: cfg, note: note, mux: http.NewServeMux(), limits: limits{cfg: cfg}}
+	g.link = link{
+		opts: bus.Options{Node: cfg.Node, Name: "gateway", Relay: true, Rights: rights, Wait: bus.NoWait},
+		note: note, tokens: new(tokens),
+	}
+	g.certs = &certificates{link: &g.link}
+	for pattern, h := range map[string]func(w http.ResponseWriter, r *http.Request, c *caller){
+		"POST /call/{name}":     g.call,
+		"GET /call/{name}":      g.call,
+		"POST /jobs/{name}":     g.post,
+		"GET /jobs":             g.listJobs,
+		"GET /jobs/{id}":        g.showJob,
+		"GET /jobs/{id}/output": g.jobOutput,
+		"GET /jobs/{id}/stderr": g.jobOutput,
+		"DELETE /jobs/{id}":     g.cancelJob,
+		"POST /jobs/{id}/retry": g.retryJob,
+		"GET /functions":        g.functions,
+		"GET /functions/{name}": g.functions,
+		"GET /calls":            g.listCalls,
+		"DELETE /calls/{id}":    g.cancelCall,
+	} {
+		g.handle(pattern, h)
+	}
+	return g
+}
+
+// handle serves a path for callers that were admitted.
+func (g *gateway) handle(pattern string, h func(w http.ResponseWriter, r *http.Request, c *caller)) {
+	g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h(w, r, callerOf(r)) })
+}
+
+// request is what is remembered of a request while it is served.
+type request struct {
+	caller *caller // nil: not admitted
+	call   string  // the id of its call
+	took   time.Duration
+}
+
+type requestKey struct{}
+
+func noted(r *http.Request) *request { return r.Context().Value(requestKey{}).(*request) }
+
+func callerOf(r *http.Request) *caller { return noted(r).caller }
+
+// ServeHTTP admits a request, serves it and logs it.
+func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	what := new(request)
+	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, what))
+	if g.log != nil {
+		lw := &loggedWriter{ResponseWriter: w}
+		w = lw
+		began := time.Now()
+		defer func() { g.log.add(r, what, lw, began) }()
+	}
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "sandbox")
+	h.Set("Cache-Control", "no-store")
+	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+		// With a length beside it, proxies may disagree about where the next request begins. The server
+		// of net/http has dropped that (RFC 9112, section 6.1).
+		h.Set("Connection", "close")
+	}
+	p := r.URL.Path
+	switch {
+	case !strings.HasPrefix(p, "/") || p != "/" && path.Clean(p) != p || strings.ContainsAny(r.URL.RawQuery, ";"):
+		g.refuse(w, r, args.Errorf(args.CodeUsage, "invalid path or query"))
+		return
+	case p == "/healthz" || p == "/readyz":
+		g.health(w, p)
+		return
+	}
+	if err := g.checkPlace(r); err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	if g.allowOrigin(w, r) {
+		return
+	}
+	c, err := g.authenticate(r)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	if what.caller = c; c.valid != nil {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(c.valid, cancel)()
+		r = r.WithContext(ctx)
+	}
+	g.mux.ServeHTTP(w, r)
+}
+
+// health serves /healthz, whether the gateway runs, and /readyz, whether it can serve.
+func (g *gateway) health(w http.ResponseWriter, path string) {
+	if _, err := g.link.connected(); err != nil && path == "/readyz" {
+		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "no node"})
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+// serve serves on the listeners until ctx ends, and then for as long as requests need to finish.
+func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
+	s := &http.Server{
+		Handler: g, MaxHeaderBytes: int(g.cfg.Limits.Header), ReadHeaderTimeout: headerTime, IdleTimeout: g.cfg.Limits.Idle, ConnContext: withConn,
+		ErrorLog: log.New(io.Discard, "", 0), // of what clients do wrong
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, l := range listeners {
+		go func() { // ends when the server is closed
+			if err := s.Serve(g.secured(s, l)); err != http.ErrServerClosed {
+				cancel(err)
+			}
+		}()
+	}
+	linked, unlink := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { // ends with linked
+		defer close(ended)
+		if err := g.link.run(linked); err != nil {
+			cancel(err)
+		}
+	}()
+	go g.certs.follow(linked) // ends with it
+	<-ctx.Done()
+	drain, stop := context.WithTimeout(context.Background(), g.cfg.Drain)
+	if s.Shutdown(drain) != nil {
+		s.Close()
+	}
+	stop()
+	unlink()
+	<-ended
+	if err := context.Cause(ctx); err != context.Canceled {
+		return err
+	}
+	return nil
+}

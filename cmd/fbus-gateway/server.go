@@ -11,6 +11,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/cmd/mcp"
 )
 
 // headerTime is how long a client may take to send a header.
@@ -25,6 +26,8 @@ type gateway struct {
 	mux    *http.ServeMux
 	limits limits
 	log    *accessLog // nil: there is none
+	tools  *mcp.Catalog
+	agents *mcp.Handler
 	note   func(format string, a ...any)
 }
 
@@ -53,6 +56,7 @@ func newGateway(cfg *config, note func(format string, a ...any)) *gateway {
 	} {
 		g.handle(pattern, h)
 	}
+	g.serveMCP()
 	return g
 }
 
@@ -156,8 +160,10 @@ func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 		}
 	}()
 	go g.certs.follow(linked) // ends with it
+	go g.tools.Run(linked)    // ends with it
 	<-ctx.Done()
 	drain, stop := context.WithTimeout(context.Background(), g.cfg.Drain)
+	g.agents.Close() // its event streams would not end
 	if s.Shutdown(drain) != nil {
 		s.Close()
 	}

@@ -46,7 +46,7 @@ func TestJudges(t *testing.T) {
 	serve := func(after time.Duration) string {
 		h := mcp.NewHandler(catalog, func(*http.Request) (mcp.Access, error) {
 			return mcp.Access{Key: "judge", Config: mcp.Config{TaskAfter: after, Caller: func(client string) string { return "mcp:" + client }}}, nil
-		})
+		}, false)
 		s := httptest.NewServer(h)
 		t.Cleanup(func() {
 			s.CloseClientConnections()

@@ -376,7 +376,7 @@ func (b *bed) web(access func(*http.Request) (Access, error)) string {
 			return Access{Key: "a", Config: b.server.cfg}, nil
 		}
 	}
-	h := NewHandler(b.catalog, access)
+	h := NewHandler(b.catalog, access, false)
 	s := httptest.NewServer(h)
 	b.t.Cleanup(func() {
 		s.CloseClientConnections()

@@ -24,6 +24,8 @@ type Catalog struct {
 	Wanted func(*bus.FunctionInfo) bool
 	// Note prints a message for the user, one line.
 	Note func(format string, a ...any)
+	// Away is called when the node is away, instead of Note.
+	Away func(error)
 	// Linger is how long a function is listed that nobody offers any more; 0: a minute.
 	Linger time.Duration
 
@@ -59,7 +61,9 @@ func (c *Catalog) Run(ctx context.Context) error {
 		if !args.Retryable(err) && args.AsError(err, args.CodeNodeLost).Code != args.CodeNodeLost {
 			return err
 		}
-		if text := err.Error(); text != said {
+		if text := err.Error(); c.Away != nil {
+			c.Away(err)
+		} else if text != said {
 			c.Note("%s: looking for the node", text)
 			said = text
 		}

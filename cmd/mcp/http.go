@@ -54,11 +54,12 @@ const (
 )
 
 // NewHandler makes a handler for functions of the catalog. access says whom a request is from, which has
-// been authenticated before: its error is a 403. Close releases the handler.
-func NewHandler(catalog *Catalog, access func(*http.Request) (Access, error)) *Handler {
+// been authenticated before: its error is a 403. hostChecked says that Host was compared with the names of
+// this server before; otherwise on loopback addresses only localhost is served. Close releases the handler.
+func NewHandler(catalog *Catalog, access func(*http.Request) (Access, error), hostChecked bool) *Handler {
 	h := &Handler{catalog: catalog, access: access, servers: map[string]*shared{}}
-	h.old = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{SessionTimeout: idleTime, MaxRequestBodyBytes: mostBody})
-	h.modern = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{Stateless: true, PropagateRequestCancellation: true, MaxRequestBodyBytes: mostBody})
+	h.old = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{SessionTimeout: idleTime, MaxRequestBodyBytes: mostBody, DisableLocalhostProtection: hostChecked})
+	h.modern = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{Stateless: true, PropagateRequestCancellation: true, MaxRequestBodyBytes: mostBody, DisableLocalhostProtection: hostChecked})
 	return h
 }
 

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"context"
+	"net/http"
+
+	"fbus/bus"
+	"fbus/cmd/mcp"
+)
+
+// serveMCP gives AI agents the functions with the attribute tool, at /mcp. An agent sees those that its
+// caller may call.
+func (g *gateway) serveMCP() {
+	g.tools = &mcp.Catalog{
+		Connect: func(context.Context) (*bus.Client, error) { return g.link.connected() },
+		Note:    g.note,
+		Away:    func(error) {}, // the link has said it
+	}
+	g.agents = mcp.NewHandler(g.tools, func(r *http.Request) (mcp.Access, error) {
+		c := callerOf(r)
+		a := mcp.Access{Key: c.shown(), Valid: c.valid, Config: mcp.Config{
+			Allowed: func(function string) bool { return g.mayCall(c, function) },
+			Caller:  func(client string) string { return c.agent(client) },
+		}}
+		return a, nil
+	}, true)
+	g.mux.Handle("/mcp", g.agents) // the library checks methods, versions and headers
+}
+
+// agent is what the node is told of a caller's agent. Calls of a token must be the token's own, so that it
+// can end them and read their results.
+func (c *caller) agent(client string) string {
+	switch {
+	case c.name == "":
+		return "mcp:" + client
+	case c.valid == nil: // neither a token nor a certificate
+		return c.name + "/mcp:" + client
+	}
+	return c.name
+}

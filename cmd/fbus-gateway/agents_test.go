@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"testing"
+
+	"fbus/bus"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// withToken adds a token to requests.
+type withToken struct {
+	http.RoundTripper
+	token string
+}
+
+func (w withToken) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+w.token)
+	return w.RoundTripper.RoundTrip(r)
+}
+
+// TestAgents: an agent sees and calls the tools that its token allows, in both eras of the protocol, and none
+// when the token is revoked.
+func TestAgents(t *testing.T) {
+	x := newSite(t)
+	who := func(_ context.Context, inv *bus.Invocation) bus.Result {
+		fmt.Fprint(inv.Stdout, inv.Caller)
+		return bus.Exit(0)
+	}
+	x.offer(bus.Offer{Name: "who", Attributes: map[string]string{"tool": ""}}, who)
+	x.offer(bus.Offer{Name: "other", Attributes: map[string]string{"tool": ""}}, who)
+	x.offer(bus.Offer{Name: "whoever"}, who)
+	caller := func(name string) string { return fmt.Sprintf("uid:%d/%s", os.Getuid(), name) }
+	if r := x.do("POST", x.far+"/mcp", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`); r.StatusCode != 401 {
+		t.Errorf("without a token: %s", r.Status)
+	}
+	connect := func(url string, rt http.RoundTripper, version string) (*sdk.ClientSession, error) {
+		return sdk.NewClient(&sdk.Implementation{Name: "an agent"}, nil).Connect(t.Context(),
+			&sdk.StreamableClientTransport{Endpoint: url + "/mcp", HTTPClient: &http.Client{Transport: rt}, DisableStandaloneSSE: true}, &sdk.ClientSessionOptions{ProtocolVersion: version})
+	}
+	answer := func(s *sdk.ClientSession, tool string) string {
+		res, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: tool})
+		if err != nil {
+			return err.Error()
+		}
+		return res.Content[0].(*sdk.TextContent).Text
+	}
+	token := x.token("ci", "who*")
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		s, err := connect(x.far, withToken{http.DefaultTransport, token}, version)
+		if err != nil {
+			t.Fatal(version, err)
+		}
+		var names []string
+		x.until("the tools", func() bool {
+			names = nil
+			for tool, err := range s.Tools(t.Context(), nil) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tool.Meta["fbus/function"] != nil {
+					names = append(names, tool.Name)
+				}
+			}
+			return len(names) > 0
+		})
+		if len(names) != 1 || names[0] != "who" {
+			t.Errorf("%s: tools %v", version, names)
+		}
+		if got := answer(s, "who"); got != caller("token:ci") {
+			t.Errorf("%s: %q", version, got)
+		}
+		s.Close()
+	}
+	s, err := connect(x.local, x.http, "2026-07-28")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if got := answer(s, "other"); got != caller("mcp:an-agent") {
+		t.Errorf("on the socket: %q", got)
+	}
+	if _, _, err := x.a.Revoke("ci"); err != nil {
+		t.Fatal(err)
+	}
+	x.until("the token is refused", func() bool {
+		return x.do("POST", x.far+"/mcp", "{}", "Authorization", "Bearer "+token).StatusCode == 401
+	})
+}

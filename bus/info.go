@@ -192,6 +192,7 @@ type MeshPeer struct {
 	Name      string  `json:"name"`            // as a worker here: @NODE
 	Reach     string  `json:"reach"`           // how it is reached: "tls HOST:PORT"; empty: it is not
 	Error     string  `json:"error,omitempty"` // why it is not reached
+	Twin      bool    `json:"twin,omitempty"`  // another node, or this one, has the same name
 	Functions int     `json:"functions"`       // that it shares, and that are accepted
 	Calls     int     `json:"calls"`           // that are passed on to it now
 	Heard     float64 `json:"heard"`           // seconds since the last word of it
@@ -207,6 +208,7 @@ type Invitation struct {
 	Monitor   bool     `json:"monitor,omitempty"`   // may see what others do
 	Relay     bool     `json:"relay,omitempty"`     // may make calls for others
 	Node      bool     `json:"node,omitempty"`      // for a second node of the network, which has rights of its own; only Admin can be added
+	Mesh      bool     `json:"mesh,omitempty"`      // with Node: not for a node, but for the mesh of this one
 	TTL       float64  `json:"ttl,omitempty"`       // seconds; default a day, reusable 30 days
 	Token     bool     `json:"token,omitempty"`     // a bearer token, not a ticket: the answer is a TokenInfo
 	Reusable  bool     `json:"reusable,omitempty"`  // for any number of users, without being exchanged

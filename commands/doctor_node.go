@@ -92,6 +92,9 @@ func (x *examination) mesh(n *bus.NodeInfo) {
 		if p.Reach == "" {
 			x.warn("mesh", "calls do not go there. fbus doctor at that node shows its side; fbus mesh --advertise HOST:PORT there says where it is reached", "%s is left out: %s", p.Name, cmp.Or(p.Error, "not connected yet"))
 		}
+		if p.Twin {
+			x.warn("mesh", "fbus mesh --name NAME at one of them", "more than one node is called %s: calls for that name may go to any of them", p.Name)
+		}
 		if off := time.Duration(p.Clock * float64(time.Second)); off.Abs() >= clockLimit {
 			way := "ahead of"
 			if off < 0 {

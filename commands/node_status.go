@@ -34,7 +34,7 @@ JSON fields: address, why (how it was chosen), name, network, instance, pid,
 version, protocol, started, time (its clock), sessions, functions, calls, draining, held (functions and workers), no_posts (why
 nothing can be posted), listens (for other machines), trust (at a node
 that is not the network's first: first, away, number, age, from, revoked, max_age, shut, until, identity), mesh
-(for administrators, with fbus mesh: node, nats, nats_error, calls, peers: name, reach, error, functions, calls, heard, clock), caller and rights (who asks, and what that one may do;
+(for administrators, with fbus mesh: node, nats, nats_error, calls, peers: name, reach, error, functions, calls, heard, clock, twin), caller and rights (who asks, and what that one may do;
 null: everything). A guest gets no pid, and the numbers of what is its own.`,
 		Flags: append(o.flags()[:4], verboseFlag(&o.verbose, "show counters too (administrators)")),
 		Action: func(ctx *cli.Context) error {
@@ -162,6 +162,9 @@ func showMesh(m *bus.MeshInfo, fact func(name, format string, a ...any)) {
 		reach := "by " + p.Reach + ", " + plural(p.Functions, "function") + ", " + plural(p.Calls, "call")
 		if p.Reach == "" {
 			reach = "not reached: " + p.Error
+		}
+		if p.Twin {
+			reach += "; another node has this name, too"
 		}
 		fact("", "%s %s", args.Shown(p.Name), args.OneLine(reach))
 	}

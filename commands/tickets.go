@@ -29,7 +29,7 @@ like a ticket.
 
 JSON fields: serial, name, kind (token; none: a ticket), rights (call:GLOB, offer:GLOB, admin,
 monitor, relay), state (invited, active, revoked, burnt), reusable, uses and used (of an invitation for several machines), via (the
-serial of that invitation), ephemeral, node (of a second node), issued, issued_by (the serial of the ticket that asked
+serial of that invitation), ephemeral, node (of a second node), mesh (of the mesh beside the first node, which has a node's rights), issued, issued_by (the serial of the ticket that asked
 for it, if one did), through (the serial of the second node at which it asked), expires, seen and from (last entry; an ephemeral identity is seen as
 long as it is connected), key (SHA-256 of the public key, or of the token), first (of a renewed
 identity: its first serial), into (the serial that replaced it), ended and by (when it was used or revoked, from where), connected (connections now).`,
@@ -86,7 +86,10 @@ func stateOf(r *trust.Record, now time.Time) string {
 	if r.Ephemeral {
 		state += ", ephemeral"
 	}
-	if r.Node {
+	switch {
+	case r.Mesh:
+		state += ", mesh"
+	case r.Node:
 		state += ", node"
 	}
 	return state

@@ -60,7 +60,7 @@ func serveInvite(_ context.Context, q *asked) error {
 	}
 	request := trust.Request{
 		Name: d.Name, Rights: trust.Rights{Call: d.Call, Offer: d.Offer, Admin: d.Admin, Monitor: d.Monitor, Relay: d.Relay},
-		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral, Node: d.Node, Through: through,
+		TTL: time.Duration(d.TTL * float64(time.Second)), Reusable: d.Reusable, Addresses: d.Addresses, Uses: d.Uses, Ephemeral: d.Ephemeral, Node: d.Node, Mesh: d.Mesh, Through: through,
 	}
 	if d.Token {
 		return q.issueToken(by, request)

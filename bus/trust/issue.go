@@ -33,6 +33,7 @@ type Request struct {
 	Uses      int           // how many may join with an invitation; default 1
 	Ephemeral bool          // identities go when they were disconnected for EphemeralTime
 	Node      bool          // for a second node, which has the rights of NodeRights
+	Mesh      bool          // with Node: not for a node, but for the mesh of this one
 	Addresses []string      // host:port of the node, a hint for the joiner
 	Through   string        // the serial of the second node that the issuer asked, if one was
 	token     bool          // not a ticket: see IssueToken
@@ -80,7 +81,7 @@ func (a *Authority) Issue(by string, q Request) (*Ticket, error) {
 func newRecord(q *Request, hash string, now, end time.Time) Record {
 	r := Record{
 		Serial: newSerial(), Name: q.Name, Rights: q.Rights, State: Invited, Reusable: q.Reusable,
-		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral, Node: q.Node, Through: q.Through,
+		Issued: now, Expires: earlier(now.Add(q.TTL), end), Key: hash, Ephemeral: q.Ephemeral, Node: q.Node, Mesh: q.Mesh, Through: q.Through,
 	}
 	if q.Uses > 1 {
 		r.Uses = q.Uses
@@ -112,6 +113,8 @@ func (a *Authority) checkRequest(q *Request) error {
 		return errorf(args.CodeBadRight, "a reusable ticket is no identity that could be ephemeral")
 	case q.Node && (q.Reusable || q.Uses > 1 || q.Ephemeral):
 		return errorf(args.CodeBadRight, "a ticket for a node is for one machine that stays: it cannot be reusable, ephemeral or for several uses")
+	case q.Mesh && !q.Node:
+		return errorf(args.CodeBadRight, "a ticket for a mesh has to be one for a node")
 	case q.Node && !q.Rights.Empty() && !q.Rights.Equal(Rights{Admin: true}):
 		return errorf(args.CodeBadRight, "a ticket for a node has its rights: %s; only admin can be added", NodeRights(false))
 	case q.Uses > 1 && q.Name != "":
@@ -336,7 +339,7 @@ func (t *table) exchange(inv *Record, hash, from string, now, end time.Time) (id
 		return identity, false, used(inv)
 	}
 	identity = Record{
-		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active, Ephemeral: inv.Ephemeral, Node: inv.Node,
+		Serial: newSerial(), Name: inv.Name, Rights: inv.Rights, State: Active, Ephemeral: inv.Ephemeral, Node: inv.Node, Mesh: inv.Mesh,
 		Issued: now, Expires: earlier(now.Add(IdentityLife), end), Key: hash, IssuedBy: inv.IssuedBy, Through: inv.Through,
 	}
 	if inv.Uses > 1 {

@@ -397,6 +397,7 @@ type Record struct {
 	Via       string    `json:"via,omitempty"`       // of an identity: the serial of an invitation with Uses
 	Ephemeral bool      `json:"ephemeral,omitempty"` // the identity goes when it was disconnected for EphemeralTime
 	Node      bool      `json:"node,omitempty"`      // of a node that is not the network's first: it has a node's certificate too
+	Mesh      bool      `json:"mesh,omitempty"`      // with Node: of the first node's mesh
 	Issued    time.Time `json:"issued"`
 	Expires   time.Time `json:"expires"`
 	Key       string    `json:"key"`                 // SHA-256 of the public key (SubjectPublicKeyInfo), or of a token, in hexadecimal

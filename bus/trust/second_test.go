@@ -164,7 +164,7 @@ func TestNodeRequests(t *testing.T) {
 	a := openTest(t, privateTemp(t), newClock())
 	for _, q := range []Request{
 		{Node: true, Reusable: true}, {Node: true, Uses: 2}, {Node: true, Ephemeral: true}, {Node: true, Rights: rights(t, "call:a")},
-		{Node: true, Rights: rights(t, "admin", "relay")},
+		{Node: true, Rights: rights(t, "admin", "relay")}, {Mesh: true},
 	} {
 		_, err := a.Issue(LocalUser, q)
 		wantCode(t, err, args.CodeBadRight, "for a node")

@@ -192,3 +192,98 @@ func TestMeshFile(t *testing.T) {
 		t.Errorf("a file that everybody may change: %v", err)
 	}
 }
+
+// Of two meshes beside one node the second waits for the end of the first. Nothing is there twice.
+func TestTwoMeshes(t *testing.T) {
+	list, s := sites(t, 2)
+	a, b := list[0], list[1]
+	b.offer("f", 2, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+	a.await("f", 2)
+	second := &site{t: t, name: "second", urls: s.ClientURL(), path: a.path, node: a.node, notes: &notices{}}
+	second.join()
+	second.notes.await(t, "another mesh runs for this node")
+	if f := a.node.Functions("f"); len(f) != 1 || len(f[0].Workers) != 1 {
+		t.Errorf("beside two meshes f is %+v", f)
+	}
+	a.stop()
+	second.notes.await(t, "is in the mesh")
+	a.await("f", 2)
+
+	// Two that start together do not both wait, nor both begin.
+	second.stop()
+	a.notes, second.notes = &notices{}, &notices{}
+	a.join()
+	second.join()
+	const waits, in = "another mesh runs for this node", "is in the mesh"
+	for until := time.Now().Add(20 * time.Second); a.notes.count(waits)*second.notes.count(in)+second.notes.count(waits)*a.notes.count(in) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("%q and %q", a.notes.list, second.notes.list)
+		}
+	}
+	if k := a.notes.count(in) + second.notes.count(in); k != 1 {
+		t.Errorf("%d meshes are in the mesh", k)
+	}
+}
+
+// Two nodes with one name are noted by both, and shown. One that was started again is not another.
+func TestTwins(t *testing.T) {
+	every := helloEvery
+	t.Cleanup(func() { helloEvery = every }) // after the meshes have ended
+	helloEvery = 200 * time.Millisecond
+	s, err := startServer("127.0.0.1:0", &server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stopServer(s) })
+	var list []*site
+	for range 2 {
+		x := &site{t: t, name: "a", urls: s.ClientURL(), notes: &notices{}}
+		x.begin()
+		list = append(list, x)
+	}
+	const twins = "more than one node of the mesh is called a: "
+	for _, x := range list {
+		x.notes.await(t, twins)
+		if i := x.info(); len(i.Peers) != 1 || !i.Peers[0].Twin {
+			t.Errorf("%+v", i)
+		}
+	}
+
+	c := &site{t: t, name: "c", urls: s.ClientURL(), notes: &notices{}}
+	c.begin()
+	c.notes.await(t, twins)
+}
+
+// A node that was started again is not another one with its name.
+func TestTwinOfItself(t *testing.T) {
+	now := time.Now()
+	was := &peer{name: "@c", first: now.Add(-time.Hour), heard: now.Add(-time.Second)}
+	is := &peer{name: "@c", first: now, heard: now.Add(time.Second)}
+	m := &mesh{peers: map[string]*peer{"1": was, "2": is}, self: hello{Node: "x"}}
+	if m.twin(was)+m.twin(is) != "" {
+		t.Error("it is taken for another")
+	}
+	was.heard = now.Add(2 * time.Second)
+	if m.twin(was) != "c" || m.twin(is) != "c" {
+		t.Error("another is taken for it")
+	}
+}
+
+// When the own node has ended, the mesh does not say so of others.
+func TestOwnNodeEnds(t *testing.T) {
+	s, err := startServer("127.0.0.1:0", &server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopServer(s)
+	a := &site{t: t, name: "a", urls: s.ClientURL(), notes: &notices{}}
+	a.begin()
+	newSite(t, "b", s.ClientURL())
+	a.notes.await(t, "node @b is reached by")
+	a.kill()
+	a.notes.await(t, "looking for the node")
+	a.stop()
+	if a.notes.count("not reached") > 0 {
+		t.Errorf("%q", a.notes.list)
+	}
+}

@@ -96,7 +96,7 @@ func (c *credentials) identity() (*find.Identity, error) {
 // join has the network's first node make credentials for its own mesh. They are those of another
 // node, as a certificate for a server is among them.
 func (c *credentials) join(ctx context.Context, node *bus.Client, info *bus.NodeInfo) error {
-	doc, err := json.Marshal(bus.Invitation{Node: true, Name: "mesh-" + info.Instance[:6]})
+	doc, err := json.Marshal(bus.Invitation{Node: true, Mesh: true, Name: "mesh-" + info.Instance[:6]})
 	if err != nil {
 		return err
 	}

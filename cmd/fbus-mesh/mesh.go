@@ -6,7 +6,6 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -80,6 +79,7 @@ type mesh struct {
 	service *service // nil: there is none
 	prefix  string   // of all subjects: fbus.NETWORK.
 	node    *bus.Client
+	claimed *bus.Offering // of what this mesh knows; nil: it may not offer that
 	epoch   time.Time
 	inbox   chan *nats.Msg // of all subscriptions but that of revocations
 
@@ -244,6 +244,9 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 			m.self.Socket, m.self.Machine = info.Address, m.machine
 		}
 	}
+	if m.claimed, err = m.claim(ctx); err != nil {
+		return err
+	}
 	for _, subject := range []string{m.prefix + "hello", m.prefix + "bye", m.direct(info.Instance), m.prefix + "names." + info.Instance, m.replies + "*"} {
 		sub, err := nc.ChanSubscribe(subject, m.inbox)
 		if err != nil {
@@ -259,13 +262,6 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer cancel(nil)
 	if len(cfg.NATSService) > 0 {
 		m.service = newService(ctx, m)
-	}
-	_, err = node.Offer(ctx, bus.Offer{Name: bus.MeshFunction, Slots: 1000, Description: "what this node's mesh knows of other nodes"}, m.called)
-	switch {
-	case errors.Is(err, bus.ErrDenied):
-		m.note("fbus status does not show this mesh, and nodes that cannot reach it cannot ask it to connect to them: only an administrator of the node may offer %s", bus.MeshFunction)
-	case err != nil:
-		return err
 	}
 	if err := m.trust(ctx, info); err != nil {
 		return err
@@ -295,6 +291,9 @@ func (m *mesh) drain() {
 	limit, cancel := context.WithTimeout(context.Background(), m.cfg.Drain)
 	defer cancel()
 	m.service.leave()
+	if m.claimed != nil {
+		go m.claimed.Withdraw(limit) // another mesh may take over meanwhile; ends with limit
+	}
 	m.mu.Lock()
 	m.nc.Publish(m.prefix+"bye", m.encode(m.self))
 	var links []*link
@@ -366,8 +365,9 @@ func (m *mesh) called(ctx context.Context, inv *bus.Invocation) bus.Result {
 		if p.link != nil {
 			i.Reach, i.Calls = p.reach, len(p.link.byNear)
 		} else {
-			i.Error = p.reach
+			i.Error = cmp.Or(p.reach, "not connected yet")
 		}
+		i.Twin = m.twin(p) != ""
 		if off := p.clock; off.Abs() >= time.Second {
 			i.Clock = off.Seconds()
 		}
@@ -710,6 +710,9 @@ func (m *mesh) heard(data []byte) {
 		h.New = true // so that it need not wait for the next one to know us
 	}
 	p.heard, p.hello = time.Now(), h
+	if name := m.twin(p); name != "" {
+		m.once("more than one node of the mesh is called %s: calls for @%s may go to any of them; fbus mesh --name gives one another name", name, name)
+	}
 	if p.clock = 0; h.Time > 0 {
 		p.clock = time.UnixMilli(h.Time).Sub(p.heard)
 	}

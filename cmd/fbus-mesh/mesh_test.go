@@ -554,8 +554,8 @@ func TestConfigFile(t *testing.T) {
 	for text, want := range map[string]string{
 		"[node]\nqueue = 5\n[mesh]\nshare = [\"a*\"]\naccept = []\nname = \"b\"\nadvertise = [\"h:1\"]\n[functions.f]\ncommand = \"x\"\n": "[a*] [] c [h:1]",
 		"[node]\nqueue = 5\n":        "[*] [*] c []",
-		"[mesh]\nshares = [\"a\"]\n": "unknown key mesh.shares",
-		"[mesh]\nshare = \"a\"\n":    "cannot decode",
+		"[mesh]\nshares = [\"a\"]\n": "mesh: unknown key shares",
+		"[mesh]\nshare = \"a\"\n":    "share must be an array of strings",
 		"[mesh\n":                    "expected",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

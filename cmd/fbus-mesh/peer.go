@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -23,6 +24,7 @@ type peer struct {
 	id       string // its instance
 	name     string // its node's, with @
 	hello    hello
+	first    time.Time // when it was heard of first, and last
 	heard    time.Time
 	clock    time.Duration // how far its clock is ahead
 	names    uint64        // which list of its functions is known
@@ -37,7 +39,7 @@ type peer struct {
 // newPeer begins to connect to a node. The mesh's mu is held.
 func newPeer(m *mesh, h *hello) *peer {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &peer{mesh: m, id: h.ID, name: "@" + h.Node, hello: *h, list: map[string]entry{}, cancel: cancel}
+	p := &peer{mesh: m, id: h.ID, name: "@" + h.Node, hello: *h, first: time.Now(), list: map[string]entry{}, cancel: cancel}
 	go p.keep(ctx) // ends with the peer
 	return p
 }
@@ -65,6 +67,15 @@ func (p *peer) keep(ctx context.Context) {
 			m.note("node %s is reached by %s", p.name, reach)
 			err = p.last(l)
 		}
+		if own := (ownLost{}); errors.As(err, &own) { // then the mesh ends, too
+			select {
+			case <-m.node.Done():
+				return
+			case <-ctx.Done():
+				return
+			case <-time.After(ownTime):
+			}
+		}
 		m.mu.Lock()
 		text := args.Plain(err)
 		if text != p.reach && ctx.Err() == nil {
@@ -79,6 +90,14 @@ func (p *peer) keep(ctx context.Context) {
 	}
 }
 
+// ownTime is how long the end of one connection to the own node may be seen before that of the others.
+const ownTime = 200 * time.Millisecond
+
+// ownLost is that a connection to the own node is gone.
+type ownLost struct{ error }
+
+func (e ownLost) Error() string { return "the own node: " + args.Plain(e.error) }
+
 // last waits for the end of a link, and ends its calls.
 func (p *peer) last(l *link) error {
 	m := p.mesh
@@ -87,7 +106,7 @@ func (p *peer) last(l *link) error {
 	case <-l.far.done:
 		err = l.far.err
 	case <-l.near.done:
-		err = l.near.err
+		err = ownLost{l.near.err}
 	}
 	m.mu.Lock()
 	l.lost(err)
@@ -147,7 +166,7 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 	l.near, err = open(ctx, m.cfg.Place.Addr, &bus.Options{Name: p.name, Identity: m.cfg.Place.Identity}, l.fromNear)
 	if err != nil {
 		l.far.close()
-		return nil, "", err
+		return nil, "", ownLost{err}
 	}
 	return l, reach, nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -151,6 +152,10 @@ func TestConfig(t *testing.T) {
 	var text bytes.Buffer
 	if err := o.printConfig(context.Background(), &text); err != nil {
 		t.Fatal(err)
+	}
+	var tickets bytes.Buffer
+	if err := d.run("a", &tickets, "tickets"); err != nil || strings.Count(tickets.String(), "active, mesh") != 1 {
+		t.Errorf("%v: the certificate of the mesh is not shown as one:\n%s", err, &tickets)
 	}
 	path := filepath.Join(d.dir, "nats.conf")
 	if err := os.WriteFile(path, text.Bytes(), 0o600); err != nil {

@@ -57,7 +57,7 @@ func openAccessLog(path string, note func(format string, a ...any)) (*accessLog,
 }
 
 // add adds a request that has been served.
-func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began time.Time) {
+func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began time.Time, cut bool) {
 	from := r.RemoteAddr
 	if c := connOf(r); len(c.from.proxies) > 0 && what.caller != nil {
 		if v := r.Header.Get("X-Forwarded-For"); v != "" {
@@ -66,10 +66,9 @@ func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began t
 	} else if c.from.local {
 		from = ""
 	}
-	problem := recover()
 	line, err := json.Marshal(access{
 		Time: began.UTC(), From: from, Caller: what.caller.shown(), Method: args.Shown(r.Method), Path: args.HideSecrets(args.Shown(r.URL.Path)),
-		Status: w.status, Out: w.out, Seconds: time.Since(began).Seconds(), Call: what.call, Cut: problem != nil,
+		Status: w.status, Out: w.out, Seconds: time.Since(began).Seconds(), Call: what.call, Cut: cut,
 	})
 	if err == nil {
 		l.mu.Lock()
@@ -79,9 +78,6 @@ func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began t
 			l.lost++
 		}
 		l.mu.Unlock()
-	}
-	if problem != nil {
-		panic(problem)
 	}
 }
 
@@ -136,7 +132,7 @@ type loggedWriter struct {
 }
 
 func (w *loggedWriter) WriteHeader(status int) {
-	if w.status == 0 {
+	if w.status == 0 && status >= 200 {
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)

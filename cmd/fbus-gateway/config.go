@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -39,6 +40,9 @@ type config struct {
 	Functions map[string]functionConfig
 	Tokens    map[string]tokenConfig
 	Hooks     map[string]hooks.Config
+	Send      map[string]hooks.Send
+
+	MetricsFunctions []string // globs of those with series of their own; none: all
 }
 
 type limitConfig struct {
@@ -62,7 +66,7 @@ func defaults() *config {
 	return &config{
 		Listen: []string{"127.0.0.1:8010"}, Drain: time.Minute,
 		Limits:    limitConfig{Body: 1 << 30, Header: 64 << 10, Idle: 2 * time.Minute, Calls: 1000, Streams: 2000},
-		Functions: map[string]functionConfig{}, Tokens: map[string]tokenConfig{}, Hooks: map[string]hooks.Config{},
+		Functions: map[string]functionConfig{}, Tokens: map[string]tokenConfig{}, Hooks: map[string]hooks.Config{}, Send: map[string]hooks.Send{},
 	}
 }
 
@@ -90,6 +94,7 @@ var settings = map[string]setting{
 	"listen":               words(func(c *config) *[]string { return &c.Listen }, nil),
 	"hosts":                words(func(c *config) *[]string { return &c.Hosts }, checkHost),
 	"origins":              words(func(c *config) *[]string { return &c.Origins }, checkOrigin),
+	"metrics.functions":    words(func(c *config) *[]string { return &c.MetricsFunctions }, trust.CheckGlob),
 	"publish.allow":        words(func(c *config) *[]string { return &c.Publish }, trust.CheckGlob),
 	"drain":                duration(func(c *config) *time.Duration { return &c.Drain }),
 	"limits.idle":          duration(func(c *config) *time.Duration { return &c.Limits.Idle }),
@@ -332,17 +337,24 @@ func (c *config) read(path string) error {
 		}
 		return [2]int{1, 1}
 	}
-	tables, _ := doc["hooks"].(map[string]any)
-	delete(doc, "hooks")
-	c.readTable(doc, nil, where, wrong)
-	for name, table := range tables {
-		c.readHook(name, table, where, wrong)
-	}
 	base, err := filepath.Abs(filepath.Dir(path))
-	for _, p := range []*string{&c.Socket, &c.TLSCert, &c.TLSKey, &c.AccessLog} {
-		if *p != "" && !filepath.IsAbs(*p) && err == nil {
-			*p = filepath.Join(base, *p)
+	in := func(path string) string {
+		if path == "" || filepath.IsAbs(path) || err != nil {
+			return path
 		}
+		return filepath.Join(base, path)
+	}
+	readTables(doc, "hooks", c.Hooks, where, wrong, func(_ string, h *hooks.Config) []hooks.Fault {
+		h.SecretFile = in(h.SecretFile)
+		return h.Check()
+	})
+	readTables(doc, "send", c.Send, where, wrong, func(name string, s *hooks.Send) []hooks.Fault {
+		s.SecretFile = in(s.SecretFile)
+		return s.Check(name)
+	})
+	c.readTable(doc, nil, where, wrong)
+	for _, p := range []*string{&c.Socket, &c.TLSCert, &c.TLSKey, &c.AccessLog} {
+		*p = in(*p)
 	}
 	for name, t := range c.Tokens {
 		for to, all := range map[*int]int{&t.Calls: c.Limits.Calls, &t.Streams: c.Limits.Streams, &t.PerMinute: c.Limits.PerMinute} {
@@ -374,36 +386,50 @@ func (c *config) readTable(table map[string]any, above []string, where func(key 
 	}
 }
 
-// readHook takes a table hooks.NAME.
-func (c *config) readHook(name string, table any, where func(key []string) [2]int, wrong *faults) {
-	key := []string{"hooks", name}
-	text, err := toml.Marshal(table)
-	var h hooks.Config
-	if err == nil {
-		err = toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields().Decode(&h)
+// readTables takes the tables KIND.NAME out of a document.
+func readTables[T any](doc map[string]any, kind string, into map[string]T, where func(key []string) [2]int, wrong *faults, check func(name string, t *T) []hooks.Fault) {
+	tables, ok := doc[kind].(map[string]any)
+	if !ok {
+		return // what else it may be is an unknown key
 	}
-	if strict := (*toml.StrictMissingError)(nil); errors.As(err, &strict) {
-		for _, e := range strict.Errors {
-			wrong.add(where(append(key, e.Key()...)), "%s: unknown key", strings.Join(append(key, e.Key()...), "."))
+	delete(doc, kind)
+	for name, table := range tables {
+		add := func(key []string, message string) {
+			key = append([]string{kind, name}, key...)
+			wrong.add(where(key), "%s: %s", strings.Join(key, "."), message)
 		}
-		return
-	}
-	if err != nil {
-		inner := key
-		if e, ok := errors.AsType[*toml.DecodeError](err); ok {
-			inner = append(key, e.Key()...)
+		var t T
+		text, err := toml.Marshal(table)
+		if err == nil {
+			err = toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&t)
 		}
-		wrong.add(where(inner), "%s: %s", strings.Join(inner, "."), strings.TrimPrefix(err.Error(), "toml: "))
-		return
-	}
-	for _, f := range h.Check() {
-		inner := key
-		if f.Key != "" {
-			inner = append(slices.Clone(key), f.Key)
+		if strict := (*toml.StrictMissingError)(nil); errors.As(err, &strict) {
+			for _, e := range strict.Errors {
+				add(e.Key(), errUnknown.Error())
+			}
+			err = toml.Unmarshal(text, &t) // for what else is wrong
 		}
-		wrong.add(where(inner), "%s: %s", strings.Join(inner, "."), f.Error())
+		if err != nil {
+			var key []string
+			if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+				key = e.Key()
+			}
+			add(key, strings.TrimPrefix(err.Error(), "toml: "))
+			continue
+		}
+		for _, f := range check(name, &t) {
+			message := f.Message
+			if f.Hint != "" {
+				message += " (" + f.Hint + ")"
+			}
+			var key []string
+			if f.Key != "" {
+				key = []string{f.Key}
+			}
+			add(key, message)
+		}
+		into[name] = t
 	}
-	c.Hooks[name] = h
 }
 
 // settingOf returns the setting for a key, and the words that its pattern leaves open.

@@ -29,6 +29,8 @@ type link struct {
 	schemas   map[string]*schema.Schema // of those that were asked for; nil: there is none
 	changes   uint64                    // of offers
 	tokens    *tokens
+
+	expiries expiries
 }
 
 // rights are the only ones that the gateway has on its connection, whoever runs it.
@@ -121,6 +123,7 @@ func (l *link) watch(ctx context.Context, c *bus.Client) error {
 		}
 	}()
 	l.tokens.watched()
+	l.expiries.forget()
 	_, err := c.Call(ctx, &bus.Request{
 		Function: "fbus.watch", Args: args.JSON([]byte(`{"types":["function","worker","ticket"],"every":20}`)), Stdout: out,
 	})
@@ -152,7 +155,7 @@ func (l *link) changed(line []byte) {
 		l.mu.Unlock()
 		l.tokens.forget()
 	case "ticket":
-		if what.Gone {
+		if l.expiries.changed(line, what.Gone); what.Gone {
 			l.tokens.ended(what.Serial)
 		}
 	case "worker":

@@ -14,6 +14,7 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/find"
+	"fbus/bus/trust"
 	"fbus/cmd/companion"
 
 	"github.com/spf13/pflag"
@@ -57,6 +58,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	flags.BoolVar(&c.NoAuth, "no-auth", false, "ask for no token; only on this machine")
 	flags.StringVar(&c.AccessLog, "access-log", "", "append a line of JSON for each request to `FILE`; default gateway.log in the directory of fbus's state; none writes none")
 	flags.DurationVar(&c.Drain, "drain", c.Drain, "how long requests may take to finish when the gateway is told to stop, `D`")
+	metricsFunctions := flags.StringArray("metrics-functions", nil, "functions that have metrics of their own, `GLOB`; may be repeated; all others are added up")
 	quiet := flags.BoolP("quiet", "q", false, "no notices")
 	wantHelp := flags.BoolP("help", "h", false, "show this help")
 	usage := func(format string, a ...any) error {
@@ -86,6 +88,14 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		if c.Proxies, err = parsePrefixes(*proxies); err != nil {
 			return usage("--behind-proxy: %v", err)
 		}
+	}
+	for _, glob := range *metricsFunctions {
+		if err := trust.CheckGlob(glob); err != nil {
+			return usage("--metrics-functions: %v", err)
+		}
+	}
+	if flags.Changed("metrics-functions") {
+		c.MetricsFunctions = *metricsFunctions
 	}
 	if c.Socket == "" {
 		if c.Socket, err = socketPath(); err != nil {

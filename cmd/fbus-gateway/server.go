@@ -11,6 +11,8 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/cmd/fbus-gateway/hooks"
+	"fbus/cmd/fbus-gateway/metrics"
 	"fbus/cmd/mcp"
 )
 
@@ -28,7 +30,10 @@ type gateway struct {
 	log    *accessLog // nil: there is none
 	tools  *mcp.Catalog
 	agents *mcp.Handler
-	note   func(format string, a ...any)
+
+	metrics *metrics.Metrics
+	hooks   *hooks.Handler
+	note    func(format string, a ...any)
 }
 
 // newGateway returns a gateway that is connected to nothing yet.
@@ -57,6 +62,7 @@ func newGateway(cfg *config, note func(format string, a ...any)) *gateway {
 		g.handle(pattern, h)
 	}
 	g.serveMCP()
+	g.mount()
 	return g
 }
 
@@ -82,12 +88,22 @@ func callerOf(r *http.Request) *caller { return noted(r).caller }
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what := new(request)
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, what))
-	if g.log != nil {
-		lw := &loggedWriter{ResponseWriter: w}
-		w = lw
-		began := time.Now()
-		defer func() { g.log.add(r, what, lw, began) }()
-	}
+	lw, began, count := &loggedWriter{ResponseWriter: w}, time.Now(), g.metrics.Begin()
+	w = lw
+	defer func() {
+		problem := recover()
+		status := lw.status
+		if problem != nil {
+			status = 0 // the answer is not complete
+		}
+		count(route(r), status)
+		if g.log != nil {
+			g.log.add(r, what, lw, began, problem != nil)
+		}
+		if problem != nil {
+			panic(problem)
+		}
+	}()
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "sandbox")
@@ -111,6 +127,10 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if g.allowOrigin(w, r) {
+		return
+	}
+	if isHook(p) {
+		g.hooks.ServeHTTP(w, r)
 		return
 	}
 	c, err := g.authenticate(r)
@@ -161,6 +181,13 @@ func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 	}()
 	go g.certs.follow(linked) // ends with it
 	go g.tools.Run(linked)    // ends with it
+	sent := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(sent)
+		if err := g.send(ctx); err != nil {
+			cancel(err)
+		}
+	}()
 	<-ctx.Done()
 	drain, stop := context.WithTimeout(context.Background(), g.cfg.Drain)
 	g.agents.Close() // its event streams would not end
@@ -168,6 +195,7 @@ func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 		s.Close()
 	}
 	stop()
+	<-sent
 	unlink()
 	<-ended
 	if err := context.Cause(ctx); err != context.Canceled {

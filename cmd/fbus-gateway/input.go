@@ -265,7 +265,10 @@ func parseDuration(what, text string) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < 0 {
-		return 0, args.Errorf(args.CodeUsage, "%s: invalid duration %q: it must be as 300ms, 90s, 5m or 7d", what, args.Shown(text))
+		if what != "" {
+			what += ": "
+		}
+		return 0, args.Errorf(args.CodeUsage, "%sinvalid duration %q: it must be as 300ms, 90s, 5m or 7d", what, args.Shown(text))
 	}
 	return d, nil
 }

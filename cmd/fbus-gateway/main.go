@@ -81,6 +81,9 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		} else if err != nil {
 			return err
 		}
+		if flags.Changed("listen") {
+			c.Listen = nil // it would be added to
+		}
 		flags.Parse(words) // they precede the file
 	}
 	var err error

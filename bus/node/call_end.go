@@ -149,6 +149,9 @@ func (c *call) bounced(f *wire.EndFrame) bool {
 		}
 		c.refused = append(c.refused, c.offer.session)
 		return c.posted != nil || c.another()
+	case f.Source == args.FromBus && code == args.CodeDenied && c.offer.relay: // it is the relay that the other node denies this
+		c.refused = append(c.refused, c.offer.session)
+		return c.posted != nil || c.another()
 	case c.input == inputWhole && f.Source == args.FromProgram && f.Status == uint64(args.StatusOf(args.CodeBusy)):
 	default:
 		return false

@@ -513,3 +513,46 @@ func TestNotARelay(t *testing.T) {
 		t.Errorf("the mesh tells a relay's caller: %s, want %s", got, want)
 	}
 }
+
+// TestRelayDenied: that another node denies a relay something is no end of a call that a worker can
+// take, nor of a job.
+func TestRelayDenied(t *testing.T) {
+	noLeaks(t)
+	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(t.TempDir(), "jobs"), Volatile: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Close)
+	n, path := start(t, node.Config{Jobs: m})
+	r := relayRaw(t, n, path, "@b")
+	c := dial(t, path)
+	deny := func() {
+		t.Helper()
+		f := want[*wire.CallFrame](r)
+		r.send(&wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 77, Code: []byte(args.CodeDenied), Message: []byte("ticket:m may not call f")})
+	}
+	r.offer("f", 3, wire.FlagRelay)
+	ch := post(bg(), c, bus.Request{Function: "f"})
+	deny()
+	if o := await(t, "the end of the call", ch); o.res.Status != 77 || o.err.Error() != "ticket:m may not call f" {
+		t.Errorf("without another worker: %+v", o)
+	}
+	relayFor(t, relayTo(t, path, "@c"), bus.Offer{Slots: 1}, echo)
+	ch = post(bg(), c, bus.Request{Function: "f"})
+	deny()
+	if at := ranAt(t, ch); at != "@c" {
+		t.Errorf("the call runs at %q", at)
+	}
+	if _, err := c.Call(bg(), &bus.Request{Function: "fbus.post", Args: args.List("f")}); err != nil {
+		t.Fatal(err)
+	}
+	f := want[*wire.CallFrame](r)
+	r.offer("f", 0, 0) // so does a mesh
+	r.send(&wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 77, Code: []byte(args.CodeDenied)})
+	eventually(t, "the job is done", func() bool {
+		var out bytes.Buffer
+		_, err := c.Call(bg(), &bus.Request{Function: "fbus.jobs", Stdout: &out})
+		var j bus.JobInfo
+		return err == nil && json.NewDecoder(&out).Decode(&j) == nil && j.State == "done" && j.Worker == "@c"
+	})
+}

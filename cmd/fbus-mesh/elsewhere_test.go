@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,9 +10,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
+
+	"github.com/nats-io/nats-server/v2/server"
 )
 
 // workers returns the workers of a function that a node knows.
@@ -101,5 +105,71 @@ func TestCannotStartElsewhere(t *testing.T) {
 	}
 	if _, res, err := call(a, &bus.Request{Function: "f"}); err != nil {
 		t.Errorf("a call beside one that cannot ends with %d, %v", res.Status, err)
+	}
+}
+
+// TestDeniedElsewhere: what the ticket of a mesh may not call at another node is no function of
+// that node here, and a denial of that node ends no call that another worker can take.
+func TestDeniedElsewhere(t *testing.T) {
+	s, err := startServer("127.0.0.1:0", &server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stopServer(s) })
+	d := firstNode(t)
+	d.nats = s.ClientURL()
+	if err := d.mesh("a", d.ports["a"]); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"nap", "who"} {
+		if err := d.start("a", "offer", "-q", "--slots", "4", name, "--", "sleep", "0.01"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ticket := d.ticket(t, "lim", "--relay", "--call", "who")
+	for _, learns := range []bool{true, false} {
+		t.Run(fmt.Sprint(learns), func(t *testing.T) {
+			if !learns { // as if the rights had changed since
+				defer func(f func(context.Context, *link) error) { learn = f }(learn)
+				learn = func(context.Context, *link) error { return nil }
+			}
+			dir, err := os.MkdirTemp("", "mesh")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			b := &site{t: t, name: "b", urls: d.nats, network: "demo", ticket: ticket, path: filepath.Join(dir, "s")}
+			b.startNode()
+			b.offer("nap", 1, func(context.Context, *bus.Invocation) bus.Result {
+				time.Sleep(10 * time.Millisecond)
+				return bus.Exit(0)
+			})
+			b.join()
+			defer func() { b.stop() }()
+			b.await("who", 4)
+			client := b.dial()
+			if _, res, err := call(client, &bus.Request{Function: "who"}); err != nil || res.Worker != "@a" {
+				t.Errorf("who runs at %q: %v", res.Worker, err)
+			}
+			if learns {
+				b.await("nap", 0)
+			} else {
+				b.await("nap", 4)
+			}
+			const calls = 12
+			ends := make(chan error, calls)
+			for range calls {
+				go func() {
+					_, _, err := call(client, &bus.Request{Function: "nap"})
+					ends <- err
+				}()
+			}
+			for range calls {
+				if err := <-ends; err != nil {
+					t.Error(err)
+				}
+			}
+			b.await("nap", 0)
+		})
 	}
 }

@@ -227,10 +227,13 @@ func (f *function) Take(n int, again bool) {
 	})
 }
 
+// usable reports whether calls of the function can be passed on to a peer now.
+func (f *function) usable(id string) bool { return f.mesh.usable(id) && f.offers[id] != nil }
+
 // taken takes the answer to a request for n slots.
 func (f *function) taken(a *answer, n int) {
 	got := a.Slots
-	if got > 0 && !f.mesh.usable(a.From) {
+	if got > 0 && !f.usable(a.From) {
 		f.Return(a.From, got)
 		got = 0
 	}
@@ -242,7 +245,7 @@ func (f *function) taken(a *answer, n int) {
 // offered.
 func (f *function) takenLate(a *answer) {
 	got := a.Slots
-	if got > 0 && f.mesh.functions[f.name] == f && f.mesh.usable(a.From) {
+	if got > 0 && f.mesh.functions[f.name] == f && f.usable(a.From) {
 		got -= f.AskedFree(f.mesh.now(), a.From, got)
 	}
 	if got > 0 {
@@ -340,7 +343,7 @@ func (f *function) question(verb string, q *question) int {
 	case f.mesh.peers[q.From] == nil: // it is not in the mesh, or not yet
 	case verb == "take":
 		return f.AskedTake(now, q.From, q.Slots, q.Again)
-	case f.mesh.usable(q.From) && f.offers[q.From] != nil:
+	case f.usable(q.From):
 		return f.AskedFree(now, q.From, q.Slots)
 	}
 	return 0

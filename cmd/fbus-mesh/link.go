@@ -125,6 +125,7 @@ type link struct {
 	peer *peer
 	near *end // to the own node: where the peer's slots are offered
 	far  *end // to the peer's node
+	may  permissions
 
 	seq     uint64 // of the last OFFER
 	last    uint64 // id of the last call at the far end
@@ -168,6 +169,9 @@ func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 
 // fromFar handles a frame of the peer's node.
 func (l *link) fromFar(b *wire.Batch, f wire.Frame) error {
+	if taken, err := l.may.take(f); taken {
+		return err
+	}
 	switch f := f.(type) {
 	case *wire.DataFrame:
 		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
@@ -256,13 +260,16 @@ func (l *link) end(b *wire.Batch, f *wire.EndFrame) error {
 		case args.CodeBusy, args.CodeDraining, args.CodeNoFunction: // it has not run: the own node places it again
 			how = slots.Refused
 			f.Status, f.Code = 75, []byte(args.CodeBusy)
-		case args.CodeCannotStart: // nor has this
+		case args.CodeCannotStart, args.CodeDenied: // nor has this
 			how = slots.Refused
 		case args.CodeNodeLost: // the peer's node has stopped
 			f.Status, f.Code = 74, []byte(args.CodeWorkerLost)
 		}
 	}
 	l.ended(c, how)
+	if f.Source == args.FromBus && string(f.Code) == args.CodeDenied {
+		l.deny(c.fn, args.Shown(f.Message))
+	}
 	f.ID, f.Call, f.Worker = c.near, nil, nil
 	b.Send(l.near.conn, f)
 	if l.leaving && len(l.byNear) == 0 {

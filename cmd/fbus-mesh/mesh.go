@@ -361,11 +361,16 @@ func (m *mesh) called(ctx context.Context, inv *bus.Invocation) bus.Result {
 	defer m.mu.Unlock()
 	info := bus.MeshInfo{Node: m.self.Node, NATS: m.nc.ConnectedUrlRedacted(), Peers: []bus.MeshPeer{}}
 	for _, p := range m.peers {
-		i := bus.MeshPeer{Name: p.name, Functions: len(p.list), Heard: time.Since(p.heard).Seconds()}
+		i := bus.MeshPeer{Name: p.name, Heard: time.Since(p.heard).Seconds()}
 		if p.link != nil {
 			i.Reach, i.Calls = p.reach, len(p.link.byNear)
+			for name := range p.list {
+				if p.link.may.call(name) {
+					i.Functions++
+				}
+			}
 		} else {
-			i.Error = cmp.Or(p.reach, "not connected yet")
+			i.Error, i.Functions = cmp.Or(p.reach, "not connected yet"), len(p.list)
 		}
 		i.Twin = m.twin(p) != ""
 		if off := p.clock; off.Abs() >= time.Second {

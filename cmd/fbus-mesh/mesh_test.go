@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/find"
 	"fbus/bus/node"
+	"fbus/bus/trust"
 	"fbus/commands"
 	"fbus/exec/keeper"
 
@@ -86,6 +88,8 @@ type site struct {
 	context  string        // file of a NATS context
 	services []string      // globs of functions for clients of NATS
 	notes    *notices      // of the mesh; nil: none are kept
+	network  string        // default t
+	ticket   *trust.Ticket // for other nodes; nil: none
 	kill     func()        // stops the node
 	stop     func()        // stops the mesh, and waits for that
 }
@@ -128,7 +132,7 @@ func (x *site) begin() {
 
 func (x *site) startNode() {
 	x.t.Helper()
-	n, err := node.New(node.Config{Network: "t", Name: x.name, Address: x.path})
+	n, err := node.New(node.Config{Network: cmp.Or(x.network, "t"), Name: x.name, Address: x.path})
 	if err != nil {
 		x.t.Fatal(err)
 	}
@@ -157,6 +161,9 @@ func (x *site) join() {
 			x.t.Logf(x.name+": "+format, a...)
 		},
 	}}
+	if o.cfg.Ticket = x.ticket; x.ticket != nil {
+		o.cfg.shown = &credentials{ticket: x.ticket, net: x.network}
+	}
 	nc, err := o.connect(x.urls)
 	if err != nil {
 		x.t.Fatal(err)

@@ -61,7 +61,9 @@ func (p *peer) keep(ctx context.Context) {
 			}
 			p.link = l
 			for name, e := range p.list {
-				m.function(name).add(p, e)
+				if l.may.call(name) {
+					m.function(name).add(p, e)
+				}
 			}
 			m.mu.Unlock()
 			m.note("node %s is reached by %s", p.name, reach)
@@ -128,7 +130,7 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 	m.mu.Lock()
 	h := p.hello
 	m.mu.Unlock()
-	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}}
+	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}, last: askID, may: permissions{told: make(chan []byte, 1)}}
 	reach, err := "", error(args.Errorf(args.CodeNoNode, "it has no address"))
 	try := func(how string, addr bus.Addr, o *bus.Options) {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -163,7 +165,9 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 		}
 		reach = "a connection that it has made"
 	}
-	l.near, err = open(ctx, m.cfg.Place.Addr, &bus.Options{Name: p.name, Identity: m.cfg.Place.Identity}, l.fromNear)
+	if err = learn(ctx, l); err == nil {
+		l.near, err = open(ctx, m.cfg.Place.Addr, &bus.Options{Name: p.name, Identity: m.cfg.Place.Identity}, l.fromNear)
+	}
 	if err != nil {
 		l.far.close()
 		return nil, "", ownLost{err}
@@ -274,6 +278,9 @@ func (p *peer) replace(list map[string]entry) {
 		return
 	}
 	for name, e := range list {
+		if !p.link.may.call(name) {
+			continue
+		}
 		was, had := old[name]
 		if f := m.function(name); !had || f.offers[p.id] == nil || !was.equal(&e) {
 			f.add(p, e)

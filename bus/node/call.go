@@ -501,8 +501,12 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 	}
 	left = until(c.waitFunction)
 	served := c.served
-	if g := c.fn.queue.groups[c.reach()][c.on.String()]; g != nil && g.gone.After(c.arrived) && g.gone.After(served) {
+	g := c.fn.queue.groups[c.reach()][c.on.String()]
+	if g != nil && g.gone.After(c.arrived) && g.gone.After(served) {
 		served = g.gone
+	}
+	if g != nil && g.final {
+		served = time.Time{}
 	}
 	if !served.IsZero() && left >= 0 { // its workers have just gone: they may be restarting
 		left = max(left, goneTime-now.Sub(served))

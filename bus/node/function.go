@@ -49,6 +49,7 @@ type offer struct {
 	used        uint64   // the node's tick when it was last used or came free
 	since       uint64   // the node's tick when it was first made
 	lastOut     uint64   // its session's when its OFFER came
+	final       bool     // of a relay that was withdrawn: it is not expected back soon
 	relay       bool     // it passes calls on to another node
 	elsewhere   int      // slots there
 	behind      []string // what selects each worker there

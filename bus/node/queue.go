@@ -37,6 +37,7 @@ type group struct {
 	calls  int
 	offers int       // that match
 	gone   time.Time // when the last of these was withdrawn; zero: there was none since the first call came
+	final  bool      // that one is not expected back soon
 	timer  *time.Timer
 }
 
@@ -300,7 +301,7 @@ func (q *queue) matching(o *offer, f func(*group)) {
 func (q *queue) appears(o *offer) {
 	q.matching(o, func(g *group) {
 		if g.offers++; g.offers == 1 {
-			g.gone = time.Time{}
+			g.gone, g.final = time.Time{}, false
 			g.stop()
 			q.place(g, 1)
 		}
@@ -312,9 +313,13 @@ func (q *queue) appears(o *offer) {
 func (q *queue) vanishes(o *offer) {
 	q.matching(o, func(g *group) {
 		if g.offers--; g.offers == 0 {
-			g.gone = time.Now()
+			g.gone, g.final = time.Now(), o.final
 			q.place(g, -1)
-			g.timer = time.AfterFunc(goneTime, func() { q.fn.node.locked(func(b *wire.Batch) { q.expire(b, g) }) })
+			wait := goneTime
+			if g.final {
+				wait = 0
+			}
+			g.timer = time.AfterFunc(wait, func() { q.fn.node.locked(func(b *wire.Batch) { q.expire(b, g) }) })
 		}
 	})
 }

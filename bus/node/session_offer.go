@@ -125,6 +125,7 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	o, stopped := s.offers[name], whyStopped(f)
 	if withdraws(f) {
 		if o != nil {
+			o.final = o.relay && len(f.Note) > 0
 			s.drop(b, name, o)
 		}
 		return

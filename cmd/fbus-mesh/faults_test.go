@@ -287,3 +287,22 @@ func TestOwnNodeEnds(t *testing.T) {
 		t.Errorf("%q", a.notes.list)
 	}
 }
+
+// Without NATS, functions that are only elsewhere go when nobody was heard for three times as long as
+// between two words, and calls that wait for them end then.
+func TestSilence(t *testing.T) {
+	every := helloEvery
+	t.Cleanup(func() { helloEvery = every }) // after the meshes have ended
+	helloEvery = 400 * time.Millisecond
+	list, s := sites(t, 2)
+	list[1].offer("f", 1, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+	list[0].await("f", 1)
+	client := list[0].dial()
+	stopServer(s)
+	began := time.Now()
+	_, _, err := call(client, &bus.Request{Function: "f"})
+	if took := time.Since(began); code(err) != args.CodeNoFunction || took < 1100*time.Millisecond || took > 5*time.Second {
+		t.Errorf("after %v: %v", took, err)
+	}
+	list[0].await("f", 0)
+}

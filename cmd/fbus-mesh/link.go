@@ -316,7 +316,7 @@ func (l *link) offer(name string, e *entry, n int) {
 // withdraw takes back the offer of a function. The mesh's mu is held.
 func (l *link) withdraw(name string) {
 	l.seq++
-	l.near.conn.Send(&wire.OfferFrame{Seq: l.seq, Name: []byte(name)})
+	l.near.conn.Send(&wire.OfferFrame{Seq: l.seq, Name: []byte(name), Note: []byte(l.peer.final)})
 }
 
 // lost ends all calls of a link whose far end is gone. The mesh's mu is held.

@@ -459,6 +459,7 @@ func (m *mesh) greet(ctx context.Context) {
 				last = since
 			}
 			if last = last.Add(3 * every); last.Before(now) {
+				p.final = "node " + p.name + " is silent"
 				m.drop(p, "it is silent")
 			} else if last.Before(wake) {
 				wake = last

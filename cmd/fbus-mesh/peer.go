@@ -33,6 +33,7 @@ type peer struct {
 	link     *link  // nil: there is none
 	reach    string // how it is reached, or why it is not
 	gone     bool   // it has left the mesh
+	final    string // why it will not be back at once, as it would if it is started again; empty: it may
 	cancel   context.CancelFunc
 }
 

@@ -71,6 +71,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		_, err := fmt.Fprintf(stdout, help, flags.FlagUsages())
 		return err
 	}
+	listen := slices.Clone(c.Listen)
 	if *configFile != "" {
 		var wrong *faults
 		if err := c.read(*configFile); errors.As(err, &wrong) {
@@ -84,7 +85,10 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		if flags.Changed("listen") {
 			c.Listen = nil // it would be added to
 		}
-		flags.Parse(words) // they precede the file
+		flags.Parse(words)           // they precede the file
+		if flags.Changed("listen") { // a second Parse adds to a list
+			c.Listen = listen
+		}
 	}
 	var err error
 	if flags.Changed("behind-proxy") {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 
 	"fbus/bus"
@@ -91,4 +92,39 @@ func TestAgents(t *testing.T) {
 	x.until("the token is refused", func() bool {
 		return x.do("POST", x.far+"/mcp", "{}", "Authorization", "Bearer "+token).StatusCode == 401
 	})
+}
+
+// BenchmarkToolCall calls a tool. Its limit is BenchmarkJob, which posts the same job and waits for it: the
+// ratio should be below 2.
+func BenchmarkToolCall(b *testing.B) {
+	x := newSite(b)
+	x.offer(bus.Offer{Name: "f", Attributes: map[string]string{"tool": ""}}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+	x.until("the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"f"`) })
+	for b.Loop() {
+		if r := x.tool("tools/call", "f"); r.StatusCode != 200 || strings.Contains(r.body, "rror") {
+			b.Fatal(r.Status, r.body)
+		}
+	}
+}
+
+func BenchmarkJob(b *testing.B) {
+	x := newSite(b)
+	x.offer(bus.Offer{Name: "f"}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+	for b.Loop() {
+		r := x.do("POST", x.local+"/jobs/f", "")
+		if r = x.do("GET", x.local+r.Header.Get("Location")+"?wait=30s", nil); r.StatusCode != 200 || !strings.Contains(r.body, `"done"`) {
+			b.Fatal(r.Status, r.body)
+		}
+	}
+}
+
+// tool makes a request of version 2026-07-28 on the socket.
+func (x *site) tool(method, name string) *reply {
+	x.t.Helper()
+	body := fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":%q,"params":{"name":%q,"arguments":{},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"b","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`, method, name)
+	headers := []string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream", "Mcp-Protocol-Version", "2026-07-28", "Mcp-Method", method}
+	if name != "" {
+		headers = append(headers, "Mcp-Name", name)
+	}
+	return x.do("POST", x.local+"/mcp", body, headers...)
 }

@@ -53,7 +53,17 @@ func (o *options) serve(ctx context.Context) error {
 	g.server = s
 	go cr.renewEvery(ctx, time.Hour, o.cfg.Note) // ends with ctx
 	o.cfg.Note("NATS server of network %s listens at tls://%s", cr.net, s.Addr())
-	g.follow(ctx, o.cfg.Note)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { // ends with ctx
+		g.follow(ctx, trust.FromRelay, func(ctx context.Context) (*bus.Client, error) {
+			own, _, err := o.cfg.dial(ctx)
+			return own, err
+		}, func(string, ...any) {})
+	})
+	g.follow(ctx, trust.FromFirst, func(ctx context.Context) (*bus.Client, error) {
+		return bus.Dial(ctx, bus.Addr{}, &bus.Options{Name: "mesh", Identity: find.ForTicket(second.Ticket())})
+	}, o.cfg.Note)
 	return nil
 }
 
@@ -153,31 +163,32 @@ func (g *gate) check() {
 
 func (g *gate) revoked([]string) { g.check() }
 
-// follow gets the list of revoked tickets from the network's first node, until ctx ends.
-func (g *gate) follow(ctx context.Context, note func(format string, a ...any)) {
-	var first *bus.Client
+// follow gets the list of revoked tickets from a node, until ctx ends: from the network's first node,
+// and, as that may be out of reach, the list that the own node keeps. The mesh passes lists to that.
+func (g *gate) follow(ctx context.Context, from string, dial func(context.Context) (*bus.Client, error), note func(format string, a ...any)) {
+	var node *bus.Client
 	said := ""
 	for ctx.Err() == nil {
 		err := func() (err error) {
 			try, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
-			if first == nil || first.Err() != nil {
-				if first, err = bus.Dial(try, bus.Addr{}, &bus.Options{Name: "mesh", Identity: find.ForTicket(g.second.Ticket())}); err != nil {
+			if node == nil || node.Err() != nil {
+				if node, err = dial(try); err != nil {
 					return err
 				}
 			}
-			text, err := output(try, first, "fbus.trust", bus.Args{})
+			text, err := output(try, node, "fbus.trust", args.JSON([]byte(`{"kept":true}`)))
 			if err != nil {
 				return err
 			}
-			return g.second.Update(text, trust.FromFirst)
+			return g.second.Update(text, from)
 		}()
 		text := ""
 		if err != nil {
 			text = err.Error()
 		}
 		if text != said && text != "" {
-			note("the list of revoked tickets cannot be got: %s", text)
+			note("the list of revoked tickets cannot be got from the network's first node: %s", text)
 		}
 		said = text
 		g.check()
@@ -186,7 +197,7 @@ func (g *gate) follow(ctx context.Context, note func(format string, a ...any)) {
 		case <-ctx.Done():
 		}
 	}
-	if first != nil {
-		first.Close()
+	if node != nil {
+		node.Close()
 	}
 }

@@ -105,11 +105,11 @@ func judge(t *testing.T, addr string, relay, guest *trust.Ticket) (*nats.Conn, c
 	return nc, closed
 }
 
-// TestServerAdmits: meshes of the network enter, nobody else, and not after they were revoked.
-func TestServerAdmits(t *testing.T) {
-	defer func(d time.Duration) { trustEvery = d }(trustEvery)
+// serveNATS is fbus mesh server, beside the node that fbus in this process uses. It returns the address.
+func serveNATS(t *testing.T) string {
+	t.Helper()
+	every := trustEvery
 	trustEvery = 50 * time.Millisecond
-	d := firstNode(t)
 	addr, err := freePort()
 	if err != nil {
 		t.Fatal(err)
@@ -122,13 +122,21 @@ func TestServerAdmits(t *testing.T) {
 		ready <- struct{}{}
 	}}}
 	go func() { ended <- o.serve(ctx) }()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-	}()
+		trustEvery = every
+	})
 	<-ready
+	return addr
+}
+
+// TestServerAdmits: meshes of the network enter, nobody else, and not after they were revoked.
+func TestServerAdmits(t *testing.T) {
+	d := firstNode(t)
+	addr := serveNATS(t)
 	_, closed := judge(t, addr, d.ticket(t, "relay", "--relay"), d.ticket(t, "guest", "--call", "*"))
 	if err := d.run("a", nil, "revoke", "-q", "relay"); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -131,5 +132,19 @@ func TestRevokedOverNATS(t *testing.T) {
 	}))
 	if i := state(); i.Number != was.Number || i.Revoked != was.Revoked {
 		t.Errorf("%+v after %+v", i, was)
+	}
+
+	// The server beside b hears of revocations from b, as it cannot reach the first node either.
+	t.Setenv("FBUS_HOME", filepath.Join(d.dir, "b"))
+	t.Setenv("FBUS_NODE", d.sockets["b"])
+	gone := make(chan error, 10)
+	relay, err := enter(serveNATS(t), d.ticket(t, "relay", "--relay"), gone)
+	must(err)
+	defer relay.Close()
+	must(d.run("a", nil, "revoke", "-q", "relay"))
+	select {
+	case <-gone:
+	case <-time.After(20 * time.Second):
+		t.Error("a revoked mesh stays at the NATS server beside b")
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"fbus/bus"
+	"fbus/bus/args"
 )
 
 // A node whose process is stopped keeps its connections, but runs nothing that is passed on to it.
@@ -54,7 +54,7 @@ func (p *pulse) keep(ctx context.Context) {
 		unanswered, stop := context.WithCancel(ctx)
 		late := time.AfterFunc(pulseLate, func() { p.late(unanswered) }) // these end by themselves
 		lost := time.AfterFunc(pulseLost, func() { p.leave(unanswered) })
-		output(ctx, m.node, "fbus.nodes", bus.Args{}) // a refusal is an answer, too
+		output(ctx, m.node, "fbus.functions", args.List("fbus.functions")) // cheap; a refusal is an answer, too
 		p.beat(stop)
 		late.Stop()
 		lost.Stop()

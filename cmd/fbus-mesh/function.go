@@ -22,6 +22,7 @@ type function struct {
 
 	known  bool   // the own node has reported it
 	here   int    // slots of its workers
+	busy   int    // of these, taken
 	total  uint64 // of its calls that have begun, as it has reported last
 	queued int    // of those that wait
 	demand bus.Demand
@@ -86,7 +87,10 @@ func (f *function) report(c *functionLine) {
 	if f.known && total > f.total {
 		begun = int(total - f.total)
 	}
-	f.total, f.known, f.here = total, !c.Gone, c.Slots
+	if c.Busy != f.busy || begun > 0 {
+		f.mesh.pulse.runs(c.Busy - f.busy)
+	}
+	f.total, f.known, f.here, f.busy = total, !c.Gone, c.Slots, c.Busy
 	if f.queued, f.demand = c.Queued, c.Demand; c.Gone {
 		f.queued, f.demand = 0, bus.Demand{}
 	}

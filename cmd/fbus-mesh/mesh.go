@@ -98,7 +98,10 @@ type mesh struct {
 	pause     time.Duration       // until the others hear of the next change
 	heardAt   time.Time           // when they have heard of the last
 	peers     map[string]*peer    // by instance
+	greeted   map[string]*peer    // by its last hello, without the time
 	strangers map[string]stranger // by instance
+	due       time.Time           // when the others hear of this one next
+	early     time.Time           // when they may, if others are heard
 	pending   map[string]*pending
 	asked     uint64
 	trip      time.Duration            // that answers take, lately
@@ -153,9 +156,9 @@ type hello struct {
 	Socket    string   `json:"socket,omitempty"`
 	Machine   string   `json:"machine,omitempty"` // with the socket: where it is, and whose
 	Names     uint64   `json:"names"`             // rises when they change
-	Time      int64    `json:"time,omitempty"`    // by its clock, in Unix milliseconds
 	New       bool     `json:"new,omitempty"`     // it wants to hear of the others
 	Silent    bool     `json:"silent,omitempty"`  // in bye: its node does not answer
+	Time      int64    `json:"time,omitempty"`    // by its clock, in Unix milliseconds; last, see heard
 }
 
 // question asks for slots, or offers some.
@@ -233,7 +236,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer node.Close()
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, network: info.Network, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
-		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, pending: map[string]*pending{}, strangers: map[string]stranger{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
+		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, greeted: map[string]*peer{}, pending: map[string]*pending{}, strangers: map[string]stranger{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
 		replies: nc.NewInbox() + ".",
 	}
 	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Mesh: crand.Text(), Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
@@ -435,30 +438,27 @@ func machine() string {
 
 // greet lets the others know that this node is there, and forgets those that are silent.
 func (m *mesh) greet(ctx context.Context) {
-	every := helloEvery
 	in := false // the mesh
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for due := time.Now(); ; {
+	for {
 		m.mu.Lock()
 		if m.draining {
 			m.mu.Unlock()
 			return
 		}
 		now := time.Now()
-		if !now.Before(due) {
-			m.hello("")
-			m.self.New = m.pulse.lost
-			due = now.Add(every*8/10 + rand.N(every*4/10))
+		if !now.Before(m.due) {
+			m.greetAll()
 		}
-		wake := due
+		wake := m.due
 		why, since := m.cfg.hub.offline()
 		for _, p := range m.peers { // while NATS is gone, nobody can be heard
 			last := p.heard
 			if since.After(last) {
 				last = since
 			}
-			if last = last.Add(3 * every); last.Before(now) {
+			if last = last.Add(3 * helloEvery); last.Before(now) {
 				p.final = "node " + p.name + " is silent"
 				m.drop(p, "it is silent")
 			} else if last.Before(wake) {
@@ -479,16 +479,37 @@ func (m *mesh) greet(ctx context.Context) {
 		case <-m.cfg.hub.online:
 			m.mu.Lock()
 			m.self.New = true
+			m.due = time.Now()
 			for _, f := range m.functions {
 				f.Again(m.now())
 			}
 			m.mu.Unlock()
 			m.revocations.online(ctx)
-			due = time.Now()
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// greetAll lets all others know that this node is there, and begins to wait for the next time.
+func (m *mesh) greetAll() {
+	m.hello("")
+	m.self.New = m.pulse.lost
+	named := map[string]int{"@" + m.self.Node: 1}
+	for _, p := range m.peers {
+		named[p.name]++
+	}
+	for _, p := range m.peers {
+		if named[p.name] == 1 {
+			continue
+		}
+		if name := m.twin(p); name != "" {
+			m.once("more than one node of the mesh is called %s: calls for @%s may go to any of them; fbus mesh --name gives one another name", name, name)
+		}
+	}
+	now := time.Now()
+	m.early = now.Add(helloEvery * 80 / 100)
+	m.due = now.Add(helloEvery*85/100 + rand.N(helloEvery*35/100))
 }
 
 // hello tells one mesh of this one, or all of them.
@@ -497,11 +518,11 @@ func (m *mesh) hello(id string) {
 		return
 	}
 	m.self.Time = time.Now().UnixMilli()
-	subject := m.prefix + "hello"
-	if id != "" {
-		subject = m.direct(id)
+	if id == "" {
+		m.nc.Publish(m.prefix+"hello", m.encode(m.self))
+		return
 	}
-	m.nc.PublishMsg(&nats.Msg{Subject: subject, Data: m.encode(m.self), Header: nats.Header{kind: {"hello"}}})
+	m.nc.PublishMsg(&nats.Msg{Subject: m.direct(id), Data: m.encode(m.self), Header: nats.Header{kind: {"hello"}}})
 }
 
 // kind is the header that tells messages to one mesh apart.
@@ -632,6 +653,10 @@ func (m *mesh) handle(msg *nats.Msg) {
 		}
 	case "hello":
 		m.heard(msg.Data)
+		// One node after the other would wake all the others each time. So they speak together.
+		if time.Now().After(m.early) {
+			m.greetAll()
+		}
 	case "node":
 		if msg.Header.Get(kind) == "hello" {
 			m.heard(msg.Data)
@@ -687,53 +712,70 @@ func (m *mesh) question(msg *nats.Msg, verb, name string, q *question) {
 	}
 }
 
-// heard notes that a mesh is there.
+// heard notes that a mesh is there. With many nodes there are many hellos, and most have nothing new but
+// the time: these are not decoded.
 func (m *mesh) heard(data []byte) {
+	words, at, _ := bytes.Cut(data, []byte(`,"time":`))
+	p := m.greeted[string(words)]
+	if p == nil {
+		if p = m.meet(data); p == nil {
+			return
+		}
+		delete(m.greeted, p.words)
+		p.words = string(words)
+		m.greeted[p.words] = p
+	}
+	p.heard, p.clock = time.Now(), 0
+	if ms, _ := strconv.ParseInt(strings.TrimSuffix(string(at), "}"), 10, 64); ms > 0 {
+		p.clock = time.UnixMilli(ms).Sub(p.heard)
+	}
+	if p.hello.New {
+		m.hello(p.id)
+	}
+	if p.hello.Names != p.names && !p.fetching {
+		p.fetch()
+	}
+}
+
+// meet returns the peer that a hello is of, nil if it is of none.
+func (m *mesh) meet(data []byte) *peer {
 	var h hello
 	switch {
 	case json.Unmarshal(data, &h) != nil || h.ID == "" || !validName.MatchString(h.Node):
-		return
+		return nil
 	case h.ID == m.self.ID && h.Mesh == m.self.Mesh: // it has come back, late, from a server left meanwhile
-		return
+		return nil
 	case h.ID == m.self.ID:
 		m.once("another mesh runs for this node: one of them has to be ended")
-		return
+		return nil
 	case h.Version != namesVersion:
 		m.once("node %s has another version of fbus mesh", h.Node)
 		if len(m.strangers) < maxPeers {
 			m.strangers[h.ID] = stranger{h.Node, h.Version, time.Now()}
 		}
-		return
+		return nil
 	}
 	p := m.peers[h.ID]
 	if p == nil {
 		if len(m.peers) == maxPeers {
 			m.once("there are more than %d other nodes", maxPeers)
-			return
+			return nil
 		}
 		p = newPeer(m, &h)
 		m.peers[h.ID] = p
-		h.New = true // so that it need not wait for the next one to know us
+		if !h.New {
+			m.hello(h.ID) // so that it need not wait for the next one to know us
+		}
 	}
-	p.heard, p.hello = time.Now(), h
-	if name := m.twin(p); name != "" {
-		m.once("more than one node of the mesh is called %s: calls for @%s may go to any of them; fbus mesh --name gives one another name", name, name)
-	}
-	if p.clock = 0; h.Time > 0 {
-		p.clock = time.UnixMilli(h.Time).Sub(p.heard)
-	}
-	if h.New {
-		m.hello(h.ID)
-	}
-	if h.Names != p.names && !p.fetching {
-		p.fetch()
-	}
+	p.hello = h
+	return p
 }
 
 // drop forgets a peer. Its calls go on until their end.
 func (m *mesh) drop(p *peer, why string) {
 	m.note("node %s is not in the mesh any more: %s", p.name, why)
 	delete(m.peers, p.id)
+	delete(m.greeted, p.words)
 	p.leave()
 }
 

@@ -18,6 +18,10 @@ import (
 // noteAgain is when a reason for which NATS cannot be reached is noted again.
 const noteAgain = 10 * time.Minute
 
+// pingEvery is when a NATS server is asked whether it is there, and lost if it did not answer the last
+// time. One that does not answer requests is asked at once, see [mesh.probe].
+const pingEvery = 5 * time.Second
+
 // hub is what the mesh knows of its connection to NATS.
 type hub struct {
 	note   func(format string, a ...any)
@@ -162,7 +166,7 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.ConnectHandler(h.connected), nats.ReconnectHandler(h.connected),
 		nats.Name("fbus mesh"), nats.NoEcho(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectBufSize(-1),
-		nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(1), nats.IgnoreAuthErrorAbort(),
+		nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(1), nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(500 * time.Millisecond), nats.ReconnectJitter(500*time.Millisecond, 500*time.Millisecond),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {

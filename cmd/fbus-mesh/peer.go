@@ -24,6 +24,7 @@ type peer struct {
 	id       string // its instance
 	name     string // its node's, with @
 	hello    hello
+	words    string    // that hello, without the time
 	first    time.Time // when it was heard of first, and last
 	heard    time.Time
 	clock    time.Duration // how far its clock is ahead

@@ -10,8 +10,10 @@ import (
 // A node whose process is stopped keeps its connections, but runs nothing that is passed on to it.
 // So its mesh calls it all the time, and before it grants a slot.
 const (
-	// pulseEvery is how often the own node is called while nothing is asked of it.
+	// pulseEvery is how often the own node is called while it is in use, and pulseIdle while it is not:
+	// nothing is lost then if it is known later, as it is asked before it gets something to run.
 	pulseEvery = time.Second
+	pulseIdle  = 5 * time.Second
 	// pulseFresh is how long an answer counts.
 	pulseFresh = firstPatience
 	// pulseLate is when a node is silent: nothing is granted and asked for any more. Until pulseLost it
@@ -27,7 +29,10 @@ type pulse struct {
 	silent bool               // it has not answered in time
 	lost   bool               // and the other meshes were told
 	waits  []func(alive bool) // for the next answer
-	kick   chan struct{}      // has room for one: an answer is waited for
+	kick   chan struct{}      // has room for one: an answer is waited for, or the node is in use
+	busy   int                // calls that run at the node
+	used   time.Time          // when their number has changed last
+	idle   bool               // the next call is due after pulseIdle
 }
 
 // check calls f with whether the node answers now, at once or later with the mesh's mu held. The
@@ -40,11 +45,36 @@ func (p *pulse) check(f func(alive bool)) {
 		f(true)
 	default:
 		p.waits = append(p.waits, f)
-		select {
-		case p.kick <- struct{}{}:
-		default:
-		}
+		p.wake()
 	}
+}
+
+func (p *pulse) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// runs notes that calls have begun or ended at the node; change is how many more run. The mesh's mu is
+// held.
+func (p *pulse) runs(change int) {
+	p.busy += change
+	p.used = time.Now()
+	if p.idle {
+		p.idle = false
+		p.wake()
+	}
+}
+
+// pause returns when the node is called next. Clients of NATS call it without being asked first.
+func (p *pulse) pause() time.Duration {
+	p.mesh.mu.Lock()
+	defer p.mesh.mu.Unlock()
+	if p.idle = p.busy == 0 && time.Since(p.used) > pulseIdle && p.mesh.service == nil; p.idle {
+		return pulseIdle
+	}
+	return pulseEvery
 }
 
 // keep calls the node until ctx ends, or the connection.
@@ -62,7 +92,7 @@ func (p *pulse) keep(ctx context.Context) {
 			return
 		}
 		select {
-		case <-time.After(pulseEvery):
+		case <-time.After(p.pause()):
 		case <-p.kick:
 		case <-ctx.Done():
 			return

@@ -57,13 +57,18 @@ func (n *notices) await(t *testing.T, text string) {
 // info asks the mesh of a node what it knows.
 func (x *site) info() *bus.MeshInfo {
 	x.t.Helper()
-	i := &bus.MeshInfo{}
-	text, err := output(context.Background(), x.dial(), bus.MeshFunction, bus.Args{})
-	if err == nil {
-		err = json.Unmarshal(text, i)
-	}
-	if err != nil {
-		x.t.Fatal(err)
+	i, c := &bus.MeshInfo{}, x.dial()
+	for until := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		text, err := output(context.Background(), c, bus.MeshFunction, bus.Args{})
+		if err == nil {
+			err = json.Unmarshal(text, i)
+		}
+		if err == nil {
+			break
+		}
+		if code(err) != args.CodeNoFunction || time.Now().After(until) { // it may begin just now
+			x.t.Fatal(err)
+		}
 	}
 	return i
 }

@@ -36,6 +36,14 @@ func (c *caller) shown() string {
 	return c.name
 }
 
+// ended returns an error if the caller's credential has ended since the request was admitted.
+func (c *caller) ended() error {
+	if c.valid == nil || c.valid.Err() == nil {
+		return nil
+	}
+	return args.Errorf(args.CodeRevoked, "%s was revoked or has expired", c.shown())
+}
+
 // mayCall reports whether a caller may call a function. The node's own functions are not for callers.
 func (g *gateway) mayCall(c *caller, name string) bool {
 	published := len(g.cfg.Publish) == 0 || trust.Rights{Call: g.cfg.Publish}.MayCall(name)

@@ -159,7 +159,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestRevokedMeanwhile: a revoked token ends what its holder does.
+// TestRevokedMeanwhile: a revoked token ends what its holder does, and the answer says why.
 func TestRevokedMeanwhile(t *testing.T) {
 	x := newSite(t)
 	began, gone := make(chan bool), make(chan bool)
@@ -169,13 +169,25 @@ func TestRevokedMeanwhile(t *testing.T) {
 		gone <- true
 		return bus.Exit(0)
 	})
-	auth := []string{"Accept", "text/event-stream", "Authorization", "Bearer " + x.token("ci", "*")}
-	go x.do("POST", x.far+"/call/hang", "", auth...) // ends with the token
-	<-began
+	token, ends := x.token("ci", "*"), make(chan *reply)
+	for _, accept := range []string{"*/*", "text/event-stream"} {
+		go func() {
+			ends <- x.do("POST", x.far+"/call/hang", "", "Accept", accept, "Authorization", "Bearer "+token)
+		}() // ends with the token
+		<-began
+	}
 	if _, _, err := x.a.Revoke("ci"); err != nil {
 		t.Fatal(err)
 	}
 	<-gone
+	<-gone
+	for range 2 {
+		switch r := <-ends; {
+		case r.StatusCode == 200 && r.Header.Get("Content-Type") == "text/event-stream" && strings.Contains(r.body, `"code":"revoked"`):
+		case r.StatusCode != 401 || r.err != nil || r.Header.Get("Fbus-Code") != "revoked":
+			t.Error(r.Status, r.Header, r.body, r.err)
+		}
+	}
 }
 
 // TestAccessLog: a line says who has asked for what, and has no secret.

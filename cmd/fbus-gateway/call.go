@@ -43,7 +43,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		return
 	}
 	if streams {
-		g.callEvents(w, r, req, body)
+		g.callEvents(w, r, c, req, body)
 		return
 	}
 	a := newAnswer(w, r)
@@ -63,9 +63,13 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 	if wrong := body.failure(); wrong != nil {
 		err = wrong
 	}
+	ended := c.ended()
+	if ended != nil && err != nil {
+		err = ended
+	}
 	unread := body.remains()
 	switch {
-	case ctx.Err() != nil: // nobody reads an answer
+	case ctx.Err() != nil && ended == nil: // nobody reads an answer
 		if unread {
 			connOf(r).Close() // the server would wait for the rest of the body
 		}
@@ -89,7 +93,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 }
 
 // callEvents answers a call with a stream of events.
-func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, req *bus.Request, body *body) {
+func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, req *bus.Request, body *body) {
 	if _, err := g.link.connected(); err != nil {
 		g.refuse(w, r, err)
 		return
@@ -130,7 +134,11 @@ func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, req *bus.Re
 	if wrong := body.failure(); wrong != nil {
 		err = wrong
 	}
-	if ctx.Err() == nil {
+	ended := c.ended()
+	if ended != nil && err != nil {
+		err = ended
+	}
+	if ctx.Err() == nil || ended != nil {
 		stdout.close()
 		stderr.close()
 		e.end(res, err)

@@ -42,6 +42,8 @@ type config struct {
 	Hooks     map[string]hooks.Config
 	Send      map[string]hooks.Send
 
+	headerTime time.Duration // how long a client may take to send a header; it is no setting
+
 	MetricsFunctions []string // globs of those with series of their own; none: all
 }
 
@@ -65,8 +67,9 @@ type tokenConfig struct {
 func defaults() *config {
 	return &config{
 		Listen: []string{"127.0.0.1:8010"}, Drain: time.Minute,
-		Limits:    limitConfig{Body: 1 << 30, Header: 64 << 10, Idle: 2 * time.Minute, Calls: 1000, Streams: 2000},
-		Functions: map[string]functionConfig{}, Tokens: map[string]tokenConfig{}, Hooks: map[string]hooks.Config{}, Send: map[string]hooks.Send{},
+		headerTime: 10 * time.Second,
+		Limits:     limitConfig{Body: 1 << 30, Header: 64 << 10, Idle: 2 * time.Minute, Calls: 1000, Streams: 2000},
+		Functions:  map[string]functionConfig{}, Tokens: map[string]tokenConfig{}, Hooks: map[string]hooks.Config{}, Send: map[string]hooks.Send{},
 	}
 }
 

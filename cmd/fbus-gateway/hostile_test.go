@@ -2,16 +2,26 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"fbus/bus"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // TestHostile: what is no proper request is refused, and what follows it is not taken for another one.
@@ -85,6 +95,111 @@ func TestHostile(t *testing.T) {
 			t.Error("a hidden request was served")
 		}
 	}
+}
+
+// TestSlowHeader: a client that does not complete its header loses the connection; others are served meanwhile.
+func TestSlowHeader(t *testing.T) {
+	x := newSite(t, func(c *config) { c.headerTime = 300 * time.Millisecond })
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	addr := strings.TrimPrefix(x.far, "http://")
+	slow := make([]net.Conn, 100)
+	for i := range slow {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		io.WriteString(nc, "POST /call/shout HTTP/1.1\r\nHost: localhost\r\nX: ")
+		slow[i] = nc
+	}
+	if r := x.do("POST", x.far+"/call/shout", "x", "Authorization", "Bearer "+x.token("ci", "*")); r.body != "X" {
+		t.Error(r.Status, r.body)
+	}
+	for _, nc := range slow {
+		nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("the connection stays open")
+		}
+	}
+}
+
+// TestRapidReset: requests that HTTP/2 resets as soon as they are made call no more than the function has
+// slots, leave nothing behind, and hold up nobody.
+func TestRapidReset(t *testing.T) {
+	const slots, requests = 10, 1000
+	dir := t.TempDir()
+	pool := serverPair(t, dir)
+	x := newSite(t, func(c *config) { c.TLSCert, c.TLSKey = filepath.Join(dir, "cert"), filepath.Join(dir, "key") })
+	var running, most atomic.Int64
+	x.offer(bus.Offer{Name: "hang", Slots: slots}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		n := running.Add(1)
+		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
+		}
+		<-ctx.Done()
+		running.Add(-1)
+		return bus.Exit(0)
+	})
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	addr, auth := strings.TrimPrefix(x.far, "http://"), "Bearer "+x.token("ci", "*")
+	goroutines := runtime.NumGoroutine()
+	for range 3 {
+		nc, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: []string{"h2"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		drained := make(chan bool)
+		go func() { // ends with the connection
+			defer close(drained)
+			io.Copy(io.Discard, nc)
+		}()
+		io.WriteString(nc, http2.ClientPreface)
+		fr := http2.NewFramer(nc, nil)
+		fr.WriteSettings()
+		var head bytes.Buffer
+		enc := hpack.NewEncoder(&head)
+		for i := range requests {
+			head.Reset()
+			for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", "/call/hang"}, {":authority", addr}, {"authorization", auth}} {
+				enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+			}
+			id := uint32(2*i + 1)
+			err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true})
+			if err == nil {
+				err = fr.WriteRSTStream(id, http2.ErrCodeCancel)
+			}
+			if err != nil {
+				break // the server has had enough
+			}
+		}
+		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}
+		r, _ := http.NewRequestWithContext(t.Context(), "POST", "https://"+addr+"/call/shout", strings.NewReader("x"))
+		r.Header.Set("Authorization", auth)
+		resp, err := tr.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := io.ReadAll(resp.Body); string(out) != "X" {
+			t.Error(resp.Status, string(out))
+		}
+		resp.Body.Close()
+		tr.CloseIdleConnections()
+		x.until("all calls are over while the connection is open", func() bool {
+			text, err := x.g.link.output(t.Context(), "", "fbus.calls", bus.Args{})
+			return err == nil && running.Load() == 0 && !bytes.Contains(text, []byte(`"hang"`))
+		})
+		nc.Close()
+		<-drained
+	}
+	t.Logf("at most %d ran at a time", most.Load())
+	if n := most.Load(); n > slots {
+		t.Errorf("%d ran at a time, with %d slots", n, slots)
+	}
+	x.until("nothing is left", func() bool {
+		x.g.limits.mu.Lock()
+		defer x.g.limits.mu.Unlock()
+		return runtime.NumGoroutine() <= goroutines+5 && x.g.limits.usage["token:ci"].calls == 0
+	})
 }
 
 // TestNodeLost: without a node requests fail with 502, and it works again when there is one.

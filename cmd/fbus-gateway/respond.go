@@ -410,7 +410,7 @@ func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	}
 	if r.ContentLength != 0 {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(headerTime)) // the rest of the body
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.headerTime)) // the rest of the body
 	}
 	w.Header().Set("Fbus-Status", strconv.Itoa(end.Status))
 	w.Header().Set("Fbus-Code", args.OneLine(end.Code))

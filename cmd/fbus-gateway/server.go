@@ -16,9 +16,6 @@ import (
 	"fbus/cmd/mcp"
 )
 
-// headerTime is how long a client may take to send a header.
-const headerTime = 10 * time.Second
-
 // gateway serves functions over HTTP.
 type gateway struct {
 	cfg    *config
@@ -159,7 +156,7 @@ func (g *gateway) health(w http.ResponseWriter, path string) {
 // serve serves on the listeners until ctx ends, and then for as long as requests need to finish.
 func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 	s := &http.Server{
-		Handler: g, MaxHeaderBytes: int(g.cfg.Limits.Header), ReadHeaderTimeout: headerTime, IdleTimeout: g.cfg.Limits.Idle, ConnContext: withConn,
+		Handler: g, MaxHeaderBytes: int(g.cfg.Limits.Header), ReadHeaderTimeout: g.cfg.headerTime, IdleTimeout: g.cfg.Limits.Idle, ConnContext: withConn,
 		ErrorLog: log.New(io.Discard, "", 0), // of what clients do wrong
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -27,10 +27,11 @@ type process struct {
 }
 
 // process starts a gateway beside the node of a site, and waits until it serves. Words before its own run it.
-func (x *site) process(before ...string) *process {
+func (x *site) process(before []string, flags ...string) *process {
 	x.t.Helper()
 	p := &process{socket: filepath.Join(x.dir, "process")}
 	words := append(before, "fbus-gateway", "--node", filepath.Join(x.dir, "node"), "--socket", p.socket, "--listen", "127.0.0.1:0", "--drain", "5s")
+	words = append(words, flags...)
 	p.Cmd = exec.Command(words[0], words[1:]...)
 	p.Env = append(os.Environ(), "FBUS_HOME="+filepath.Join(x.dir, "home"), "FBUS_STATE="+filepath.Join(x.dir, "state"))
 	notes, err := p.StderrPipe()
@@ -83,7 +84,7 @@ func (p *process) memory(t testing.TB, what string) int {
 	return n << 10
 }
 
-// TestKilled: a killed gateway ends what it has called, but no job; the next one serves at once.
+// TestKilled: an idle gateway is small; a killed gateway ends what it has called, but no job; the next one serves at once.
 func TestKilled(t *testing.T) {
 	x := newSite(t)
 	began, ended, release := make(chan string, 2), make(chan string, 2), make(chan bool)
@@ -98,7 +99,12 @@ func TestKilled(t *testing.T) {
 			return bus.Exit(1)
 		}
 	})
-	p := x.process()
+	p := x.process(nil)
+	if idle := p.memory(t, "VmRSS"); idle > 30<<20 && !raceEnabled {
+		t.Errorf("an idle gateway uses %d MiB", idle>>20)
+	} else {
+		t.Logf("an idle gateway uses %d MiB", idle>>20)
+	}
 	go p.client(t).Post("http://x/call/hang", "", strings.NewReader("call")) // ends with the gateway
 	if in := <-began; in != "call" {
 		t.Error(in)
@@ -113,7 +119,7 @@ func TestKilled(t *testing.T) {
 	if in := <-ended; in != "call" {
 		t.Errorf("what ended is the %s", in)
 	}
-	p = x.process()
+	p = x.process(nil)
 	close(release)
 	resp, err = p.client(t).Get("http://x" + resp.Header.Get("Location") + "/output?wait=10s")
 	if err != nil {
@@ -158,7 +164,7 @@ func TestHalfOpen(t *testing.T) {
 		ended <- string(what)
 		return bus.Exit(0)
 	})
-	p := x.process("unshare", "--net", "sh", "-c", `ip link set lo up; exec "$@"`, "sh")
+	p := x.process([]string{"unshare", "--net", "sh", "-c", `ip link set lo up; exec "$@"`, "sh"})
 	within := func(words ...string) *exec.Cmd {
 		cmd := exec.Command("nsenter", append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", p.Process.Pid)}, words...)...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -405,14 +405,14 @@ func TestTooFast(t *testing.T) {
 // TestRelayedQueries: entries of a relay's callers are selected by their own name, or by the relay's.
 func TestRelayedQueries(t *testing.T) {
 	l, _ := open(t, calllog.Options{Dir: t.TempDir()})
-	for _, caller := range []string{"ticket:gw", "ticket:gw/alice", `ticket:gw/ticket:a/"bob"`, "ticket:gw2", "uid:0/ticket:gw", "ticket:gw/token:ci", "ticket:b/@a/uid:0/token:ci"} {
+	for _, caller := range []string{"ticket:gw", "ticket:gw/alice", `ticket:gw/ticket:a/"bob"`, "ticket:gw2", "uid:0/ticket:gw", "ticket:gw/token:ci", "ticket:b/@a/uid:0/token:ci", "ticket:c/token:cd/mcp:x"} {
 		e := call("f")
 		e.Caller = caller
 		l.Append(e)
 	}
 	for query, want := range map[string]string{
-		"token:ci": "6 7", "token:*": "6 7", "token:c": "",
-		"ticket:gw": "1 2 3 6", "ticket:gw/alice": "2", "ticket:gw/*": "2 6", "ticket:*": "1 2 3 4 6 7", "alice": "", `ticket:gw/*/"bob"`: "3", "uid:0": "5",
+		"token:ci": "6 7", "token:*": "6 7 8", "token:c": "", "token:cd": "8", "ticket:c/token:cd": "8", "ticket:c/*/mcp:x": "8", "mcp:x": "",
+		"ticket:gw": "1 2 3 6", "ticket:gw/alice": "2", "ticket:gw/*": "2 6", "ticket:*": "1 2 3 4 6 7 8", "alice": "", `ticket:gw/*/"bob"`: "3", "uid:0": "5",
 	} {
 		var got []string
 		for _, e := range readAll(t, l, calllog.Query{Caller: query}) {

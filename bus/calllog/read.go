@@ -363,6 +363,9 @@ func matchField(text []byte, field, glob string) bool {
 			return false
 		}
 	}
+	if i := strings.LastIndex(s, "/mcp:"); i > 0 && strings.Contains(s[:i], "/token:") && !strings.Contains(glob, "/mcp:") {
+		s = s[:i] // the bearer of a token, by any client
+	}
 	if via, _, relayed := strings.Cut(s, "/"); relayed && !strings.Contains(glob, "/") {
 		if ok, _ := path.Match(glob, s[strings.LastIndexByte(s, '/')+1:]); ok && strings.HasPrefix(glob, "token:") {
 			return true // the bearer of a token, by any relay

@@ -190,6 +190,9 @@ func (c *call) callerText() []byte {
 	if c.posted != nil {
 		return []byte(c.posted.job.Poster.Caller)
 	}
+	if c.given.agent != "" {
+		return []byte(c.identity.name + c.given.agent)
+	}
 	return c.identity.nameText
 }
 
@@ -197,7 +200,7 @@ func (c *call) caller() string {
 	if c.posted != nil {
 		return c.posted.job.Poster.Caller
 	}
-	return c.identity.name
+	return c.identity.name + c.given.agent
 }
 
 // of reports whether a peer, or another connection of it, has made the call or posted its job.
@@ -205,7 +208,7 @@ func (c *call) of(p *Peer) bool {
 	if c.posted != nil {
 		return p.posted(c.posted.job.ID, &c.posted.job.Poster)
 	}
-	return c.identity.name == p.Caller
+	return c.identity.name == p.bearer()
 }
 
 func (c *call) job() string {

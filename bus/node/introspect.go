@@ -277,7 +277,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 		i.NoPosts = p.told(noPosts)
 	}
 	if !p.admin() {
-		if id := n.named(p.Caller); id != nil {
+		if id := n.named(p.bearer()); id != nil {
 			i.Sessions, i.Calls = len(id.sessions), id.calls
 		}
 		return i

@@ -55,7 +55,7 @@ func (q *asked) batch(text string, all func(*Peer) bool) (string, error) {
 	own := q.peer.owner().Key
 	owner, name := own, text
 	if i := strings.LastIndexByte(text, '/'); i >= 0 {
-		if owner, name = text[:i], text[i+1:]; owner == q.peer.Caller {
+		if owner, name = text[:i], text[i+1:]; owner == q.peer.bearer() {
 			owner = own
 		}
 	}

@@ -30,6 +30,7 @@ type Peer struct {
 	Lowered *trust.Rights // bounds the rights further, as the peer itself wants; nil: it does not
 
 	token    *trust.Record   // of a relay's caller; nil: it has none
+	agent    string          // ends Caller: the client by which the bearer of a token calls
 	lent     []int           // groups of a user of this machine that its account does not have
 	identity *trust.Identity // to be checked again once the connection is known
 	pulse    *wire.Pulse     // nil on this machine
@@ -107,6 +108,9 @@ func (p *Peer) alters(function string) bool {
 
 // watches reports whether the peer is shown a call.
 func (p *Peer) watches(c *call) bool { return p.monitor() || c.of(p) }
+
+// bearer returns the caller without the client by which it calls.
+func (p *Peer) bearer() string { return strings.TrimSuffix(p.Caller, p.agent) }
 
 func (p *Peer) owner() jobs.Owner {
 	o := jobs.Owner{Key: cmp.Or(p.Owner, p.Caller), Caller: p.Caller}

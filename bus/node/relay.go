@@ -22,14 +22,21 @@ type given struct {
 	job, origin string // the job that it runs there
 	attempt     uint64
 	token       *trust.Record // of its caller; nil: that has none
+	agent       string        // "/mcp:CLIENT": the client by which the bearer of a token calls; empty: none
 }
 
 // cost is how much a call counts in the buffers before its arguments and input do.
-func (g *given) cost() int { return callCost + len(g.call) + len(g.job) + len(g.origin) }
+func (g *given) cost() int {
+	return callCost + len(g.call) + len(g.job) + len(g.origin) + len(g.agent)
+}
 
-// tokenNamed begins the name of a caller who has a token. What follows is the name of that token, and
-// nothing else: the owner of its jobs is that and its serial, and must not be another caller's name.
-const tokenNamed = "token:"
+// tokenNamed begins the name of a caller who has a token. What follows is the name of that token: the
+// owner of its jobs is that and its serial, and must not be another caller's name. The client by which its
+// bearer calls may follow. It is shown, but changes nothing: it is what the client says of itself.
+const (
+	tokenNamed = "token:"
+	agentNamed = "/mcp:"
+)
 
 // maxCaller bounds the name of a relay's caller.
 const maxCaller = 128
@@ -47,10 +54,16 @@ func (c *call) relay(f *wire.CallFrame) error {
 	case len(f.Job) > 0 && !args.ValidName(f.Job):
 		return usageError("job: invalid id %q", args.Shown(f.Job))
 	}
-	if len(f.Caller) > 0 {
-		c.identity = c.node.caller(c.session.identity, string(f.Caller))
+	caller := string(f.Caller)
+	if strings.HasPrefix(caller, tokenNamed) {
+		if i := strings.Index(caller, agentNamed); i > 0 && !strings.Contains(caller[i+1:], "/") {
+			caller, c.given.agent = caller[:i], caller[i:]
+		}
 	}
-	if name, ok := strings.CutPrefix(string(f.Caller), tokenNamed); ok {
+	if caller != "" {
+		c.identity = c.node.caller(c.session.identity, caller)
+	}
+	if name, ok := strings.CutPrefix(caller, tokenNamed); ok {
 		if trust.CheckName(name) != nil {
 			return usageError("caller: invalid name of a token in %q", args.Shown(f.Caller))
 		}
@@ -118,7 +131,8 @@ func (c *call) peer() Peer {
 	if p.token = c.given.token; p.token != nil {
 		p.Owner += "@" + p.token.Serial
 	}
-	if p.Caller = c.identity.name; p.Owner == p.Caller {
+	p.agent = c.given.agent
+	if p.Caller = c.caller(); p.Owner == p.Caller {
 		p.Owner = ""
 	}
 	if p.Rights == nil {

@@ -333,6 +333,7 @@ func TestRelayedJob(t *testing.T) {
 func TestRelayedToken(t *testing.T) {
 	g := newGuests(t)
 	root := &asker{raw: g.root}
+	g.offerWho()
 	for name, p := range map[string]*raw{"ticket:gw": g.relay("gw", "call:*"), callerHere(): g.here()} {
 		t.Run(name, func(t *testing.T) { relayedToken(t, root, name, p) })
 	}
@@ -371,8 +372,27 @@ func relayedToken(t *testing.T, root *asker, via string, p *raw) {
 			t.Fatalf("%s: %v", line, err)
 		}
 		all = append(all, job)
+		// The client by which the bearer calls is shown, and changes nothing else.
+		if got := saysAs("token:ci/mcp:x", "who"); !strings.HasPrefix(got, via+"/token:ci/mcp:x ") {
+			t.Errorf("%q", got)
+		}
+		byAgent := strings.TrimSpace(saysAs("token:ci/mcp:x", "fbus.post", "who"))
+		if got := says("fbus.result", byAgent); !strings.HasPrefix(got, via+"/token:ci/mcp:x ") {
+			t.Errorf("%q", got)
+		}
+		var own bus.JobInfo
+		line, _, _ = strings.Cut(saysAs("token:ci/mcp:y", "fbus.jobs", `{"ids":["`+byAgent+`"]}`), "\n")
+		if err := json.Unmarshal([]byte(line), &own); err != nil || own.Owner != i.Owner {
+			t.Errorf("%+v: %v", own, err)
+		}
+		if got := saysAs("token:ci/mcp:y", "fbus.jobs", `{"batch":"b"}`); !strings.Contains(got, job) {
+			t.Errorf("its batch: %q", got)
+		}
+		if got := saysAs("token:cix/mcp:y", "fbus.jobs"); !strings.HasPrefix(got, "77 unlisted: ") {
+			t.Errorf("another name: %q", got)
+		}
 		// The owner of its jobs is nobody's name.
-		for _, caller := range []string{i.Owner[strings.Index(i.Owner, "/")+1:], "token:ci@", "token:", "token:ci/x", "token:-x"} {
+		for _, caller := range []string{i.Owner[strings.Index(i.Owner, "/")+1:], "token:ci@", "token:", "token:ci/x", "token:-x", "token:ci/../mcp:x", "token:ci/mcp:x/token:b", "token:ci/mcp", "token:/mcp:x", "token:ci/../x"} {
 			if got := saysAs(caller, "fbus.jobs"); !strings.HasPrefix(got, "64 usage: caller: invalid name of a token") {
 				t.Errorf("%s: %s", caller, got)
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"strings"
 
 	"fbus/bus"
 	"fbus/cmd/mcp"
@@ -27,14 +28,15 @@ func (g *gateway) serveMCP() {
 	g.mux.Handle("/mcp", g.agents) // the library checks methods, versions and headers
 }
 
-// agent is what the node is told of a caller's agent. Calls of a token must be the token's own, so that it
-// can end them and read their results.
+// agent is what the node is told of a caller's agent. Calls of a token are the token's own all the same:
+// its bearer can end them and read their results.
 func (c *caller) agent(client string) string {
 	switch {
 	case c.name == "":
 		return "mcp:" + client
-	case c.valid == nil: // neither a token nor a certificate
-		return c.name + "/mcp:" + client
+	case strings.HasPrefix(c.name, "ticket:"): // its jobs would be the agent's alone
+		return c.name
 	}
-	return c.name
+	agent := c.name + "/mcp:" + client
+	return agent[:min(len(agent), 128)] // what a node accepts
 }

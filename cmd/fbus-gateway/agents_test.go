@@ -73,7 +73,7 @@ func TestAgents(t *testing.T) {
 		if len(names) != 1 || names[0] != "who" {
 			t.Errorf("%s: tools %v", version, names)
 		}
-		if got := answer(s, "who"); got != caller("token:ci") {
+		if got := answer(s, "who"); got != caller("token:ci/mcp:an-agent") {
 			t.Errorf("%s: %q", version, got)
 		}
 		s.Close()

@@ -12,6 +12,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
@@ -29,6 +30,10 @@ func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function st
 	f := s.catalog.get(function)
 	if f == nil || !f.gone.IsZero() {
 		return failure("%s: no worker now: nobody offers this function at the moment. Try again later.", function), nil
+	}
+	if missing := f.missing(req.ClientCapabilities()); missing != nil {
+		data, _ := json.Marshal(sdk.MissingRequiredClientCapabilityData{RequiredCapabilities: missing})
+		return nil, &jsonrpc.Error{Code: sdk.CodeMissingRequiredClientCapabilities, Message: function + " needs what the client has not declared: " + f.first.Attributes[attrRequires], Data: data}
 	}
 	if len(arguments) == 0 || string(arguments) == "null" {
 		arguments = json.RawMessage("{}")

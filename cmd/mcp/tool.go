@@ -101,5 +101,37 @@ func (s *Server) tool(t listed) *sdk.Tool {
 	return tool
 }
 
+// attrRequires is the attribute with the capabilities of clients that a tool needs, separated by commas:
+// sampling, elicitation, roots, or the id of an extension, which has a slash.
+const attrRequires = "mcp.requires"
+
+// missing returns the capabilities that the tool needs and a client has not declared; nil: none.
+func (f *function) missing(declared *sdk.ClientCapabilities) *sdk.ClientCapabilities {
+	declared = cmp.Or(declared, &sdk.ClientCapabilities{})
+	missing, any := &sdk.ClientCapabilities{}, false
+	for name := range strings.SplitSeq(f.first.Attributes[attrRequires], ",") {
+		_, extension := declared.Extensions[name]
+		switch {
+		case name == "" || extension:
+			continue
+		case name == "sampling" && declared.Sampling == nil:
+			missing.Sampling = &sdk.SamplingCapabilities{}
+		case name == "elicitation" && declared.Elicitation == nil:
+			missing.Elicitation = &sdk.ElicitationCapabilities{}
+		case name == "roots" && declared.RootsV2 == nil:
+			missing.RootsV2 = &sdk.RootCapabilities{}
+		case strings.Contains(name, "/"):
+			missing.AddExtension(name, nil)
+		default:
+			continue
+		}
+		any = true
+	}
+	if !any {
+		return nil
+	}
+	return missing
+}
+
 // metaFunction is the key in _meta that names the function that something comes from.
 const metaFunction = "fbus/function"

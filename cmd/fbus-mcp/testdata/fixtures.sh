@@ -23,6 +23,9 @@ greet) # {"name":"World"} on stdin
   read -r doc
   name=${doc#*\"name\":\"}
   printf 'Hello, %s!' "${name%%\"*}"; exit ;;
+test_missing_capability) echo 'the client can sample'; exit ;;
+test_trigger_tool_change) # offers another tool, for a moment
+  fbus offer "changed_$$" --attr tool -- true 2>/dev/null & sleep 1; exit ;;
 confirm_delete) sleep 1; echo 'nobody was asked'; exit ;;
 test_logging_tool | test_streaming_elicitation) echo 'no more than a result'; exit ;;
 slow_compute) # its argument is a number in a JSON document on stdin
@@ -41,9 +44,10 @@ offer() { # NAME [FLAG…] -- [ARG…]
   shift
   fbus offer "$name" --attr tool --description "a fixture of the conformance suite" --slots 8 $flags -- sh "$0" "$name" "$@" 2>/dev/null &
 }
-for name in test_simple_text test_image_content test_audio_content test_error_handling failing_job hold confirm_delete test_logging_tool test_streaming_elicitation; do offer $name --; done
+for name in test_simple_text test_image_content test_audio_content test_error_handling failing_job hold confirm_delete test_trigger_tool_change test_logging_tool test_streaming_elicitation; do offer $name --; done
 for name in test_embedded_resource test_multiple_content_types; do offer $name --attr mcp.result --; done
 offer test_tool_with_progress --progress-fd 3 --
+offer test_missing_capability --attr mcp.requires=sampling --
 offer greet --schema "${0%/*}/greet.json" --
 offer slow_compute --schema "${0%/*}/slow_compute.json" --
 offer protocol_error_job --timeout 1s --

@@ -97,6 +97,7 @@ type WorkerInfo struct {
 	Relay       bool              `json:"relay,omitempty"`        // it passes calls on to another node, when no other worker has a free slot
 	Elsewhere   int               `json:"elsewhere,omitempty"`    // slots there
 	Behind      []string          `json:"behind,omitempty"`       // what selects each worker there; a call's on may be "#", the relay's id, "/" and this
+	BehindHeld  []string          `json:"behind_held,omitempty"`  // of these, the workers that get nothing new there
 }
 
 // HeldInfo is a line of fbus.hold: a function or workers that are held.

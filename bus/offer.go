@@ -28,6 +28,7 @@ type Offer struct {
 	Relay     bool
 	Elsewhere int      // slots at the other node
 	Behind    []string // what selects each worker there, for [Invocation.On]; at most 1,000
+	Held      []string // those of Behind that get nothing new: fbus.hold
 
 	stopped *Error // why the worker cannot start the program; then there are no slots
 
@@ -65,8 +66,8 @@ func (c *Client) Offer(ctx context.Context, o Offer, h Handler) (*Offering, erro
 	switch {
 	case o.Slots < 0, o.Slots == 0 && o.stopped == nil && !o.Relay:
 		return nil, args.Errorf(args.CodeUsage, "an offer needs at least one slot")
-	case len(o.Behind) > wire.MaxBehind:
-		return nil, args.Errorf(args.CodeUsage, "%s: %d workers behind a relay exceed the limit of %d", o.Name, len(o.Behind), wire.MaxBehind)
+	case max(len(o.Behind), len(o.Held)) > wire.MaxBehind:
+		return nil, args.Errorf(args.CodeUsage, "%s: %d workers behind a relay exceed the limit of %d", o.Name, max(len(o.Behind), len(o.Held)), wire.MaxBehind)
 	case len(o.Schema) > wire.MaxSchema:
 		return nil, args.Errorf(args.CodeUsage, "%s: a schema of %d bytes exceeds the limit of %d", o.Name, len(o.Schema), wire.MaxSchema)
 	}
@@ -123,6 +124,9 @@ func (off *Offering) announce(ctx context.Context, change func()) error {
 	}
 	for _, on := range off.offer.Behind {
 		f.Behind = append(f.Behind, []byte(on))
+	}
+	for _, on := range off.offer.Held {
+		f.Held = append(f.Held, []byte(on))
 	}
 	f.Elsewhere = uint64(off.offer.Elsewhere)
 	if off.offer.Idempotent {

@@ -222,10 +222,9 @@ func callAll(o *callOptions, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer client.Close()
-	if workers, err = o.withoutHeld(workers, stderr); err != nil {
+	if workers, err = o.withoutHeld(withThoseBehind(workers), stderr); err != nil {
 		return err
 	}
-	workers = withThoseBehind(workers)
 	var shared *fanout.SharedInput
 	if request.Input != nil {
 		if shared, err = fanout.NewSharedInput(request.Input); err != nil {
@@ -308,6 +307,7 @@ func withThoseBehind(workers []bus.WorkerInfo) (list []bus.WorkerInfo) {
 		for _, on := range w.Behind {
 			behind := w
 			behind.Name, behind.ID = w.Name+"/"+on, w.ID+"/"+on
+			behind.Held = w.Held || slices.Contains(w.BehindHeld, on)
 			list = append(list, behind)
 		}
 	}
@@ -317,16 +317,19 @@ func withThoseBehind(workers []bus.WorkerInfo) (list []bus.WorkerInfo) {
 // withoutHeld leaves out workers that are held, and says so: their calls would wait.
 func (o *callOptions) withoutHeld(workers []bus.WorkerInfo, stderr io.Writer) (rest []bus.WorkerInfo, err error) {
 	var held []string
+	where := ""
 	for _, w := range workers {
 		if w.Held {
-			held = append(held, w.Name)
+			if held = append(held, w.Name); w.Relay {
+				where = ", at the node of each worker,"
+			}
 		} else {
 			rest = append(rest, w)
 		}
 	}
 	switch {
 	case len(rest) == 0:
-		return nil, fail(args.CodeBusy, "%s: all its workers are held", o.name).WithHint("fbus hold lists what is held, and fbus release ends it")
+		return nil, fail(args.CodeBusy, "%s: all its workers are held", o.name).WithHint("fbus hold%s lists what is held, and fbus release ends it", where)
 	case len(held) > 0 && !o.quiet:
 		say(stderr, fmt.Sprintf("%s: not called, since held: %s", o.name, few(held)))
 	}

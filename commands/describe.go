@@ -77,8 +77,11 @@ func describe(o *lookOptions, name string, stdout io.Writer) error {
 			fact("attribute", "%s", attributeText(name, f.Attributes[name]))
 		}
 		for _, k := range f.Workers {
-			if k.Held {
+			switch {
+			case k.Held:
 				fact("held", "%s gets nothing new", k.Name)
+			case len(k.BehindHeld) > 0:
+				fact("held", "%d of %s at %s: %s", len(k.BehindHeld), plural(len(k.Behind), "worker"), k.Name, few(k.BehindHeld))
 			}
 			if k.Note != "" {
 				fact("note", "%s: %s", k.Name, k.Note)

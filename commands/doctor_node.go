@@ -229,12 +229,12 @@ func (x *examination) workers(f *bus.FunctionInfo) {
 		}
 	}
 	switch {
+	case strings.HasPrefix(f.Waits, node.AllHeld):
+		x.fail("workers", fail(args.CodeBusy, "%s: a call would have to wait: all its workers are held", queued(f.Queued)).WithHint("%s", strings.TrimPrefix(f.Waits, node.AllHeld)))
 	case free == 0 && relayed(f):
 		x.ok("workers", "%d of %s free here; calls also go to other nodes, %s", free, plural(f.Slots, "slot"), plural(f.Elsewhere, "slot"))
 	case f.Slots == 0 && notes != "":
 		x.fail("workers", noneStarts(f).WithHint("%s shows them; a worker looks again by itself", join("fbus", "describe", f.Name)))
-	case strings.HasPrefix(f.Waits, node.AllHeld):
-		x.fail("workers", fail(args.CodeBusy, "%s: a call would have to wait: all its workers are held", queued(f.Queued)).WithHint("%s", strings.TrimPrefix(f.Waits, node.AllHeld)))
 	case free == 0 || strings.HasPrefix(f.Waits, node.NoFreeSlot):
 		x.fail("workers", fail(args.CodeBusy, "%d of %s free, %s: a call would have to wait: %s", free, plural(f.Slots, "slot"), queued(f.Queued), cmp.Or(f.Waits, node.NoFreeSlot)).
 			WithHint("fbus ps shows the calls; offering the function again, here or elsewhere, adds slots; fbus call -w 1m waits a minute"))

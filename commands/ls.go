@@ -83,7 +83,7 @@ func slots(f *bus.FunctionInfo) string {
 
 // relayed reports whether calls of a function may go to another node.
 func relayed(f *bus.FunctionInfo) bool {
-	return slices.ContainsFunc(f.Workers, func(w bus.WorkerInfo) bool { return w.Relay && w.CannotStart == 0 })
+	return slices.ContainsFunc(f.Workers, func(w bus.WorkerInfo) bool { return w.Relay && w.CannotStart == 0 && !w.Held })
 }
 
 // watchFunctions shows the functions, and what changes.
@@ -115,8 +115,8 @@ func watchFunctions(o *lookOptions, names []string, stdout, stderr io.Writer) er
 
 // heldNote says what of a function is held, "" if nothing is.
 func heldNote(f *bus.FunctionInfo) string {
-	held := 0
-	for _, w := range f.Workers {
+	held, workers := 0, withThoseBehind(f.Workers)
+	for _, w := range workers {
 		if w.Held {
 			held++
 		}
@@ -125,7 +125,7 @@ func heldNote(f *bus.FunctionInfo) string {
 	case f.Held:
 		return "(jobs held) "
 	case held > 0:
-		return fmt.Sprintf("(%d of %s held) ", held, plural(len(f.Workers), "worker"))
+		return fmt.Sprintf("(%d of %s held) ", held, plural(len(workers), "worker"))
 	}
 	return ""
 }

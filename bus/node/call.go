@@ -480,17 +480,17 @@ func (c *call) patience() (e *args.Error, left time.Duration) {
 	}
 	if c.another() {
 		c.served = now
-		why := "no slot is free"
-		if len(c.node.heldOn) > 0 {
-			if held := c.node.noSlot(c.fn.name, c.on); held != "" && !strings.HasPrefix(held, NoFreeSlot) {
-				why = held
-			}
-		}
 		wait := c.waitSlot
 		if wait == 0 && c.fn.hasRelay(c) {
 			wait = relayTime
 		}
-		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": " + why}, until(wait)
+		why, left := "no slot is free", until(wait)
+		if left == 0 && len(c.node.heldOn)+len(c.fn.relays.list) > 0 { // noSlot looks at all workers
+			if held := c.node.noSlot(c.fn.name, c.on); held != "" && !strings.HasPrefix(held, NoFreeSlot) {
+				why = held
+			}
+		}
+		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": " + why}, left
 	}
 	if len(c.refused) > 0 {
 		return &args.Error{Code: args.CodeBusy, Message: c.fn.name + ": every worker is busy"}, 0

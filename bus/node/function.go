@@ -3,6 +3,7 @@ package node
 import (
 	"slices"
 	"sort"
+	"strings"
 
 	"fbus/bus/args"
 	"fbus/bus/jobs"
@@ -53,6 +54,7 @@ type offer struct {
 	relay       bool     // it passes calls on to another node
 	elsewhere   int      // slots there
 	behind      []string // what selects each worker there
+	behindHeld  []string // of these, the workers that are held there
 	idempotent  bool
 	description string
 	arguments   string
@@ -68,10 +70,22 @@ func (o *offer) text() int64 {
 	for name, value := range o.attributes {
 		size += len(name) + len(value)
 	}
-	for _, on := range o.behind {
+	for _, on := range slices.Concat(o.behind, o.behindHeld) {
 		size += len(on)
 	}
 	return int64(size)
+}
+
+// heldBy returns the command that ends the hold of an offer's workers; "": not all of them are held.
+// Where a relay leads, this node knows who is held, but not by which glob.
+func (o *offer) heldBy() string {
+	switch s := o.session; {
+	case s.heldBy != "":
+		return "fbus release --on '" + s.heldBy + "'"
+	case o.relay && len(o.behindHeld) > 0 && len(o.behindHeld) >= len(o.behind):
+		return "fbus hold, at node " + strings.TrimPrefix(s.name, "@") + ", lists what is held"
+	}
+	return ""
 }
 
 // tier returns the offers of its function among which the offer is chosen.

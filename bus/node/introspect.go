@@ -184,8 +184,8 @@ func (o *offer) info() bus.WorkerInfo {
 	return bus.WorkerInfo{
 		CannotStart: status,
 		Name:        o.session.name, ID: string(o.session.prefix), Identity: o.session.peer.Caller, Slots: o.slots, Busy: o.busy,
-		Relay: o.relay, Elsewhere: o.elsewhere, Behind: o.behind,
-		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Attributes: o.attributes, Held: o.session.heldBy != "",
+		Relay: o.relay, Elsewhere: o.elsewhere, Behind: o.behind, BehindHeld: o.behindHeld,
+		Idempotent: o.idempotent, Description: o.description, Arguments: o.arguments, Takes: o.takes, Note: o.note, Attributes: o.attributes, Held: o.heldBy() != "",
 	}
 }
 

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,6 +132,45 @@ func TestRelayLeavesJobs(t *testing.T) {
 	n.WakeJobs("f")
 	await(t, "the worker has the job", near.started)
 	near.release <- struct{}{}
+}
+
+// TestRelayHeld: of a function whose workers are held here and behind a relay, the node says so, and
+// how to end that.
+func TestRelayHeld(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	c, relay := dial(t, path), relayTo(t, path, "@b")
+	check := func(reason string, heldAll bool, held ...string) {
+		t.Helper()
+		f := functionOf(t, n)
+		if w := f.Workers[0]; f.Waits != reason || w.Held != heldAll || !slices.Equal(w.BehindHeld, held) {
+			t.Errorf("%s, %v and %v are held, want %s: %v", f.Waits, w.Held, w.BehindHeld, reason, held)
+		}
+		if reason == "no free slot" {
+			reason = "no slot is free"
+		}
+		_, err := c.Call(bg(), &bus.Request{Function: "f", WaitSlot: bus.NoWait})
+		if !errors.Is(err, bus.ErrBusy) || !strings.Contains(err.Error(), reason) {
+			t.Errorf("the call ends with %v, want %s", err, reason)
+		}
+	}
+	o := bus.Offer{Elsewhere: 2, Behind: []string{"w1", "w2"}, Held: []string{"w2"}}
+	relayFor(t, relay, o, echo)
+	check("no free slot", false, "w2")
+	o.Held = o.Behind
+	relayFor(t, relay, o, echo)
+	check("all its workers are held: fbus hold, at node b, lists what is held", true, "w1", "w2")
+	offerFunc(t, named(t, path, "w"), "f", 1, echo)
+	n.HoldWorkers([]string{"w"})
+	check("all its workers are held: fbus release --on 'w'", true, "w1", "w2")
+	n.HoldWorkers(nil)
+	if f := functionOf(t, n); f.Waits != "" {
+		t.Errorf("a call would wait: %s", f.Waits)
+	}
+	n.HoldWorkers([]string{"w"})
+	o.Held = nil
+	relayFor(t, relay, o, echo)
+	check("no free slot", false)
 }
 
 // TestRelayWithoutSlots: a relay's offer stays with no slots, and a call waits for one: it does not

@@ -88,7 +88,7 @@ func (s *session) offerTooMuch(f *wire.OfferFrame) (code, msg string) {
 		offers, text, of = id.offers, id.text, id.name
 	}
 	more, size := 1, int64(len(f.Description)+len(f.Arguments)+len(f.Note)+len(f.Schema))
-	for _, text := range slices.Concat(f.Attributes, f.Behind) {
+	for _, text := range slices.Concat(f.Attributes, f.Behind, f.Held) {
 		size += int64(len(text))
 	}
 	if o := s.offers[string(f.Name)]; o != nil {
@@ -153,11 +153,14 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 	was := o.text()
 	changed := fresh || o.slots != int(f.Slots)
 	o.slots, o.relay, o.lastOut = int(f.Slots), relay, s.lastOut
-	o.elsewhere, o.behind = 0, nil
+	o.elsewhere, o.behind, o.behindHeld = 0, nil, nil
 	if relay {
 		o.elsewhere = int(f.Elsewhere)
 		for _, on := range f.Behind {
 			o.behind = append(o.behind, string(on))
+		}
+		for _, on := range f.Held {
+			o.behindHeld = append(o.behindHeld, string(on))
 		}
 	}
 	o.idempotent = f.Flags&wire.FlagIdempotent != 0
@@ -206,7 +209,7 @@ func (s *session) drop(b *wire.Batch, name string, o *offer) {
 	delete(s.offers, name)
 	s.node.changes.worker(o)
 	s.count(-1, -o.text())
-	o.description, o.arguments, o.note, o.schema, o.attributes, o.behind = "", "", "", "", nil, nil
+	o.description, o.arguments, o.note, o.schema, o.attributes, o.behind, o.behindHeld = "", "", "", "", nil, nil, nil
 	if o.busy+o.taking > 0 {
 		if s.withdrawn == nil {
 			s.withdrawn = map[string]*offer{}

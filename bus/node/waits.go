@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -75,7 +76,7 @@ func (q *asked) whyWaits(j *jobs.Job, i *bus.JobInfo, one bool) string {
 // NoFreeSlot says why a call waits, wherever that is shown.
 const NoFreeSlot = "no free slot"
 
-// AllHeld begins the reason of a call that waits since all workers are held. What releases them follows.
+// AllHeld begins the reason of a call that waits since all workers are held. What ends that follows.
 const AllHeld = "all its workers are held: "
 
 // noSlot returns in words why a call of a function has no slot now on workers that match, ""
@@ -93,8 +94,8 @@ func (n *Node) noSlot(name string, on wire.On) string {
 				continue
 			case o.free() > 0:
 				return ""
-			case s.heldBy != "":
-				held, by = held+1, s.heldBy
+			case o.heldBy() != "":
+				held, by = held+1, cmp.Or(by, o.heldBy()) // those here come first
 			case o.slots > o.busy+o.taking && s.full():
 				full, most = full+1, s.most
 			}
@@ -109,7 +110,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	case matching == 0:
 		return "no worker offers it"
 	case held == matching:
-		return AllHeld + "fbus release --on '" + by + "'"
+		return AllHeld + by
 	case full > 0 && held+full == matching:
 		return fmt.Sprintf("%s: its worker runs as many programs as it may (max-running %d)", NoFreeSlot, most)
 	}

@@ -47,7 +47,7 @@ const (
 var layouts = [...]layout{
 	TypeHello:   {"HELLO", 6, "major uint, minor uint, network str, instance str, name str, capabilities array, connection str, rights array", func() Frame { return new(HelloFrame) }},
 	TypeError:   {"ERROR", 3, "code str, message str", func() Frame { return new(ErrorFrame) }},
-	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str, attributes map, elsewhere uint, behind array, max_running uint", func() Frame { return new(OfferFrame) }},
+	TypeOffer:   {"OFFER", 4, "seq uint, name str, slots uint, flags uint, description str, arguments str, note str, schema str, attributes map, elsewhere uint, behind array, max_running uint, held array", func() Frame { return new(OfferFrame) }},
 	TypeOffered: {"OFFERED", 4, "seq uint, code str, message str", func() Frame { return new(OfferedFrame) }},
 	TypeCall: {"CALL", 7, "id uint, name str, kind uint, args bin, input bin, flags uint, " +
 		"timeout uint, wait_function uint, wait_slot uint, retries uint, on str, " +
@@ -206,10 +206,13 @@ type OfferFrame struct {
 	Elsewhere  uint64   // with FlagRelay: slots at the other node
 	Behind     [][]byte // with FlagRelay: what selects each worker there
 	MaxRunning uint64   // calls at once over all offers of this connection; 0: no limit
+	Held       [][]byte // with FlagRelay: those of Behind that get nothing new
 }
 
 func (f *OfferFrame) shape() (Type, int) {
 	switch {
+	case len(f.Held) > 0:
+		return TypeOffer, 14
 	case f.MaxRunning > 0:
 		return TypeOffer, 13
 	case len(f.Behind) > 0:
@@ -251,6 +254,9 @@ func (f *OfferFrame) encode(dst []byte, arity int) []byte {
 	if arity > 12 {
 		dst = args.AppendUint(dst, f.MaxRunning)
 	}
+	if arity > 13 {
+		dst = appendTexts(dst, f.Held)
+	}
 	return dst
 }
 
@@ -265,7 +271,10 @@ func (f *OfferFrame) decode(r *reader) {
 	if r.More() {
 		f.Behind = r.texts(MaxBehind)
 	}
-	f.MaxRunning = r.moreUint(maxSlots, 0)
+	f.MaxRunning, f.Held = r.moreUint(maxSlots, 0), nil
+	if r.More() {
+		f.Held = r.texts(MaxBehind)
+	}
 }
 
 // attributes reads a map of strings.

@@ -57,6 +57,7 @@ func vectors() []struct {
 		{"offer of a worker with few calls at once", &OfferFrame{Seq: 5, Name: b("wc"), Slots: 1, Attributes: [][]byte{}, Behind: [][]byte{}, MaxRunning: 2}},
 		{"offer with attributes", &OfferFrame{Seq: 4, Name: b("wc"), Slots: 1, Attributes: [][]byte{b("read-only"), b(""), b("x.price"), b("3")}}},
 		{"relay offer", &OfferFrame{Seq: 5, Name: b("wc"), Flags: FlagRelay, Elsewhere: 300, Behind: [][]byte{b("w1"), b("#y-2")}}},
+		{"relay offer with held workers", &OfferFrame{Seq: 6, Name: b("wc"), Flags: FlagRelay, Attributes: [][]byte{}, Elsewhere: 300, Behind: [][]byte{b("w1"), b("#y-2")}, Held: [][]byte{b("w1")}}},
 		{"call that stays", &CallFrame{ID: 4, Name: b("wc"), Input: b("a b"), Flags: FlagInputEnd | FlagHere, WindowOutput: InitialWindow, WindowStderr: InitialWindow}},
 		{"offered", &OfferedFrame{Seq: 1, Code: b(""), Message: b("")}},
 		{"offered denied", &OfferedFrame{Seq: 70000, Code: b("denied"), Message: b("no")}},

@@ -108,6 +108,52 @@ func TestCannotStartElsewhere(t *testing.T) {
 	}
 }
 
+// TestHeldElsewhere: callers see which workers at another node are held there, as those of their own.
+func TestHeldElsewhere(t *testing.T) {
+	d := newProcesses(t, "a", "b")
+	d.offer("b", "f", "echo 1", "--worker", "w1")
+	d.begin("b", "offer", "-q", "--slots", "1", "--worker", "w2", "f", "--", "echo", "2")
+	d.slots("a", "f", 0, 2)
+	a := d.client("a")
+	hold := func(command, on string, held ...string) {
+		t.Helper()
+		if err := d.run("b", nil, command, "--on", on); err != nil {
+			t.Fatal(err)
+		}
+		d.knows(a, "f", fmt.Sprint("held are ", held), func(w *bus.WorkerInfo) bool { return w.Relay && slices.Equal(w.BehindHeld, held) })
+	}
+	shows := func(status int, command string, lines ...string) {
+		t.Helper()
+		e := d.fbusRuns("a", strings.Fields(command)...)
+		d.ends("held", e, status, time.Now(), 0)
+		for _, line := range lines {
+			if !strings.Contains(e.out.String(), line) {
+				t.Errorf("%q is not in the output of fbus %s:\n%s", line, command, &e.out)
+			}
+		}
+	}
+	hold("hold", "w1", "w1")
+	shows(0, "call --all --tag -n f", "fbus: f: not called, since held: @b/w1\n", "@b/w2\t2\n")
+	shows(0, "call --no-wait -n f", "2\n")
+	shows(0, "ls f", "(1 of 2 workers held)")
+	shows(0, "describe f", "1 of 2 workers at @b: w1\n")
+	shows(0, "doctor f", "calls also go to other nodes")
+
+	hold("hold", "w2", "w1", "w2")
+	const reason = "all its workers are held: fbus hold, at node b, lists what is held"
+	id := d.post("a", "f")
+	shows(75, "call --all -n f", "fbus: f: all its workers are held\n", "fbus: hint: fbus hold, at the node of each worker, lists what is held")
+	shows(75, "call --no-wait -n f", "fbus: f: "+reason)
+	shows(0, "ls f", "(2 of 2 workers held)")
+	shows(0, "describe f", reason, "@b gets nothing new")
+	shows(0, "jobs", reason)
+	shows(75, "doctor f", "all its workers are held", "fbus hold, at node b, lists what is held")
+
+	hold("release", "w2", "w1")
+	d.job("a", id)
+	shows(0, "call -n f", "2\n")
+}
+
 // TestDeniedElsewhere: what the ticket of a mesh may not call at another node is no function of
 // that node here, and a denial of that node ends no call that another worker can take.
 func TestDeniedElsewhere(t *testing.T) {

@@ -371,6 +371,7 @@ type entry struct {
 	Slots       int               `json:"slots"`
 	Note        string            `json:"note,omitempty"`   // why no worker can start the program
 	Behind      []string          `json:"behind,omitempty"` // what selects each of its workers
+	Held        []string          `json:"held,omitempty"`   // of these, those that get nothing new
 }
 
 // entryOf returns what peers are told of a function.
@@ -402,7 +403,9 @@ func entryOf(i *bus.FunctionInfo) entry {
 			on = "#" + w.ID
 		}
 		if len(e.Behind) < wire.MaxBehind {
-			e.Behind = append(e.Behind, on)
+			if e.Behind = append(e.Behind, on); w.Held {
+				e.Held = append(e.Held, on)
+			}
 		}
 	}
 	if idempotent && len(e.Behind) > 0 {

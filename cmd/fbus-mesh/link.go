@@ -307,6 +307,9 @@ func (l *link) offer(name string, e *entry, n int) {
 	for _, on := range e.Behind {
 		f.Behind = append(f.Behind, []byte(on))
 	}
+	for _, on := range e.Held {
+		f.Held = append(f.Held, []byte(on))
+	}
 	for k, v := range e.Attributes {
 		f.Attributes = append(f.Attributes, []byte(k), []byte(v))
 	}

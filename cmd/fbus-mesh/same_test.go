@@ -15,8 +15,13 @@ import (
 var differs = regexp.MustCompile(`"(call|seconds|worker_id)":("[^"]*"|[0-9.e-]+)|[0-9A-HJKMNP-TV-Z]{26}|call: \S+`)
 
 // TestSameElsewhere: a function that is only at another node behaves as one that is here. A script
-// is run with both, and prints the same.
+// is run with both, and prints the same. FBUS_SOAK=1 has it send more, and try all statuses.
 func TestSameElsewhere(t *testing.T) {
+	t.Parallel()
+	size, step := 12<<20, "5"
+	if os.Getenv("FBUS_SOAK") != "" {
+		size, step = 64<<20, "1"
+	}
 	script, err := filepath.Abs("testdata/same.sh")
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +35,7 @@ func TestSameElsewhere(t *testing.T) {
 	}
 	big := filepath.Join(t.TempDir(), "big")
 	seed := [32]byte{14}
-	data := make([]byte, 64<<20)
+	data := make([]byte, size)
 	rand.NewChaCha8(seed).Read(data)
 	if err := os.WriteFile(big, data, 0o600); err != nil {
 		t.Fatal(err)
@@ -66,7 +71,7 @@ func TestSameElsewhere(t *testing.T) {
 				}
 				cmd := d.command("a")
 				cmd.Path, cmd.Args, cmd.Dir = "/bin/sh", []string{"sh", script}, work
-				cmd.Env = append(cmd.Env, "ON="+on, "THERE="+d.sockets[there], "FILES="+files, "BIG="+big)
+				cmd.Env = append(cmd.Env, "ON="+on, "THERE="+d.sockets[there], "FILES="+files, "BIG="+big, "STEP="+step)
 				out, err := cmd.CombinedOutput()
 				if err != nil {
 					t.Fatalf("%v: %s", err, out)

@@ -16,6 +16,7 @@ import (
 // TestStopped: while the mesh of a node is stopped (SIGSTOP), calls of others run at those that are
 // not: none waits for more than a second beside a free slot. FBUS_SOAK=1 stops it for a minute.
 func TestStopped(t *testing.T) {
+	t.Parallel()
 	during := 5 * time.Second
 	if os.Getenv("FBUS_SOAK") == "1" {
 		during = time.Minute
@@ -51,6 +52,7 @@ func TestStopped(t *testing.T) {
 // TestNodeStopped: node b is stopped (SIGSTOP), and its mesh is not. Calls that run there end with 74,
 // and others run elsewhere, also those of clients of NATS. When it goes on, it is back.
 func TestNodeStopped(t *testing.T) {
+	t.Parallel()
 	d := newProcesses(t)
 	for _, name := range []string{"a", "b", "c"} {
 		d.serve(name)

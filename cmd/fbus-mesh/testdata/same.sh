@@ -1,6 +1,6 @@
 # Run twice: beside a node that offers f, cat and yes itself, and beside one that finds them at
 # another node. The outputs have to be the same. $ON selects the worker, $THERE is the node that
-# it is at, and $FILES a directory for both sides.
+# it is at, and $FILES a directory for both sides. Each $STEPth status is tried.
 
 section() { printf '\n== %s\n' "$*"; }
 gone() { # no process of the file $1 runs; without it the program was ended before it wrote it
@@ -19,7 +19,7 @@ gone() { # no process of the file $1 runs; without it the program was ended befo
 there() { until [ -s "$1" ]; do sleep 0.01; done; }
 
 section bytes both ways
-head -c 67108864 "$BIG" | fbus call cat | cksum
+fbus call cat <"$BIG" | cksum
 head -c 32769 "$BIG" | fbus call cat | cksum
 fbus call -n cat | cksum
 head -c 1000000 "$BIG" | fbus call cat | (sleep 0.1; cksum)
@@ -42,7 +42,7 @@ fbus call -f name=Bob -F n=1 cat
 fbus call -p -d '{"a":[1.50,null]}' cat
 
 section all statuses and signals
-seq 0 255 | fbus map -j 4 --json --arg status f
+seq 0 "$STEP" 255 | fbus map -j 4 --json --arg status f
 printf '%s\n' HUP INT QUIT KILL SEGV TERM USR1 | fbus map --json --arg signal f
 fbus call f signal SEGV; echo $?
 

@@ -127,20 +127,29 @@ func (l *accessLog) close() {
 // loggedWriter counts what is answered.
 type loggedWriter struct {
 	http.ResponseWriter
+	what   *request
 	status int
 	out    int64
 }
 
+// begin notes the status. A client without a credential cannot hold the connection by not reading the answer.
+func (w *loggedWriter) begin(status int) {
+	w.status = status
+	if w.what.caller == nil {
+		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(answerTime))
+	}
+}
+
 func (w *loggedWriter) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
-		w.status = status
+		w.begin(status)
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *loggedWriter) Write(p []byte) (int, error) {
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.begin(http.StatusOK)
 	}
 	n, err := w.ResponseWriter.Write(p)
 	w.out += int64(n)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"time"
 
 	"fbus/bus"
 	"fbus/cmd/mcp"
@@ -25,7 +26,12 @@ func (g *gateway) serveMCP() {
 		}}
 		return a, nil
 	}, true)
-	g.mux.Handle("/mcp", g.agents) // the library checks methods, versions and headers
+	g.mux.HandleFunc("/mcp", func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wholeTime))
+		}
+		g.agents.ServeHTTP(w, r) // the library checks methods, versions and headers
+	})
 }
 
 // agent is what the node is told of a caller's agent. Calls of a token are the token's own all the same:

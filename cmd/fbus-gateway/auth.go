@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"fbus/bus"
 	"fbus/bus/args"
@@ -22,7 +23,9 @@ import (
 type caller struct {
 	name   string          // what the node is told: "token:ci"; empty: the gateway's own user
 	rights *trust.Rights   // nil: everything that the gateway may do
-	valid  context.Context // ends with the credential; nil: it does not
+	valid  context.Context // ends when the credential is revoked; nil: it does not
+
+	expires time.Time // of the credential; zero: never
 }
 
 // shown is the caller for people.
@@ -38,7 +41,7 @@ func (c *caller) shown() string {
 
 // ended returns an error if the caller's credential has ended since the request was admitted.
 func (c *caller) ended() error {
-	if c.valid == nil || c.valid.Err() == nil {
+	if c == nil || (c.valid == nil || c.valid.Err() == nil) && (c.expires.IsZero() || time.Now().Before(c.expires)) {
 		return nil
 	}
 	return args.Errorf(args.CodeRevoked, "%s was revoked or has expired", c.shown())
@@ -148,7 +151,7 @@ func (g *gateway) admit(ctx context.Context, token string) (*caller, error) {
 		a.valid, a.end = context.WithCancel(context.Background())
 		a = g.link.tokens.keep(sum, a, ends)
 	}
-	return &caller{name: a.Caller, rights: &a.Rights, valid: a.valid}, nil
+	return &caller{name: a.Caller, rights: &a.Rights, valid: a.valid, expires: a.Expires}, nil
 }
 
 // errNoCredential is that a request shows neither a token nor a certificate.
@@ -166,7 +169,13 @@ func (g *gateway) authenticate(r *http.Request) (*caller, error) {
 				return nil, args.Errorf(args.CodeDenied, "requests that a proxy passes on need a token: this listener has --no-auth")
 			}
 		}
+		if r.Header.Get("Sec-Fetch-Site") == "cross-site" && !slices.Contains(g.cfg.Origins, r.Header.Get("Origin")) {
+			return nil, args.Errorf(args.CodeDenied, "pages of other sites may not use this gateway: origins in gateway.toml lists those that may")
+		}
 		return &caller{name: "anonymous", rights: &trust.Rights{Call: []string{"*"}}}, nil
+	}
+	if len(r.Header["Authorization"]) > 1 {
+		return nil, args.Errorf(args.CodeUsage, "the header Authorization may be there once")
 	}
 	kind, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
 	if ok && strings.EqualFold(kind, "Bearer") {

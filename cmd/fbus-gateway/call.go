@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.post(w, r, c)
 		return
 	}
-	if err := known(r.URL.Query(), "arg", "as", "status"); err != nil {
+	if err := callQuery(r.URL.Query()); err != nil {
 		g.refuse(w, r, err)
 		return
 	}
@@ -63,11 +64,11 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 	if wrong := body.failure(); wrong != nil {
 		err = wrong
 	}
+	unread := body.remains()
 	ended := c.ended()
 	if ended != nil && err != nil {
 		err = ended
 	}
-	unread := body.remains()
 	switch {
 	case ctx.Err() != nil && ended == nil: // nobody reads an answer
 		if unread {
@@ -106,7 +107,10 @@ func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, 
 	e := &events{w: w}
 	end := e.begin()
 	stdout, stderr := &stream{to: e, name: "stdout"}, &stream{to: e, name: "stderr"}
-	req.Stdout, req.Stderr = stdout, stderr
+	req.Stdout = stdout
+	if g.cfg.showsStderr(c) {
+		req.Stderr = stderr
+	}
 	progress := make(chan bus.Progress, 1)
 	stop, sent := make(chan struct{}), make(chan struct{})
 	go func() { // ends with stop
@@ -145,8 +149,16 @@ func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, 
 	}
 	end()
 	if body.remains() {
-		(&answer{w: w, begun: true}).hangUp(ctx.Err() == nil)
+		(&answer{w: w, begun: true}).hangUp(ctx.Err() == nil || ended != nil)
 	}
+}
+
+// callQuery checks the parameters of a call.
+func callQuery(q url.Values) error {
+	if v, ok := q["status"]; ok && (len(v) != 1 || v[0] != "header") {
+		return args.Errorf(args.CodeUsage, "?status must be header")
+	}
+	return known(q, "arg", "as", "status")
 }
 
 var errMethod = args.Errorf(args.CodeUsage, "a function is called with POST")

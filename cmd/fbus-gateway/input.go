@@ -51,7 +51,10 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 	if hasWords {
 		req.Args = args.List(words...)
 	}
-	if r.ContentLength == 0 || r.Method == http.MethodGet || r.Method == http.MethodHead {
+	if r.ContentLength != 0 && r.Method != http.MethodPost {
+		return nil, nil, args.Errorf(args.CodeUsage, "a call by %s has no body", r.Method)
+	}
+	if r.ContentLength == 0 {
 		return req, nil, g.check(r.Context(), req)
 	}
 	if r.ContentLength > g.cfg.Limits.Body {
@@ -72,7 +75,6 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 		if err != nil {
 			return nil, nil, unread(err)
 		}
-		http.NewResponseController(w).SetReadDeadline(time.Time{})
 		if kind != "application/json" {
 			req.Input = bytes.NewReader(text)
 			return req, nil, g.check(r.Context(), req)
@@ -87,6 +89,7 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 	}
 	b := &body{r: r.Body, conn: connOf(r), poll: r.ProtoMajor == 1}
 	if kind != "multipart/form-data" {
+		http.NewResponseController(w).SetReadDeadline(time.Time{})
 		req.Input = b
 		return req, b, g.check(r.Context(), req)
 	}

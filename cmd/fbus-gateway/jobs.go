@@ -41,7 +41,11 @@ func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.refuse(w, r, err)
 		return
 	}
-	if err := known(r.URL.Query(), "arg", "as", "then", "else", "finally", "delay", "backoff", "keep", "retries", "priority", "batch"); err != nil {
+	q := r.URL.Query()
+	if prefersAsync(r) {
+		q.Del("status") // a job has its status in what it is asked later
+	}
+	if err := known(q, "arg", "as", "then", "else", "finally", "delay", "backoff", "keep", "retries", "priority", "batch"); err != nil {
 		g.refuse(w, r, err)
 		return
 	}
@@ -140,9 +144,13 @@ func (g *gateway) jobOptions(r *http.Request, c *caller) (p posting, err error) 
 		}
 	}
 	p.Batch = q.Get("batch")
-	if key := r.Header.Get("Idempotency-Key"); key != "" {
+	if keys, ok := r.Header["Idempotency-Key"]; ok {
+		key := keys[0]
 		if len(key) > 1 && key[0] == '"' && key[len(key)-1] == '"' { // a string, as RFC 9651 has it
 			key = strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(key[1 : len(key)-1])
+		}
+		if len(keys) > 1 || key == "" {
+			return p, args.Errorf(args.CodeUsage, "the header Idempotency-Key may be there once, and must not be empty")
 		}
 		p.Unique, p.UniqueFor = key, keyTime.Seconds()
 	}

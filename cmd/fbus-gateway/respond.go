@@ -313,7 +313,8 @@ func wantsProblem(r *http.Request) bool { return accepts(r, "application/problem
 func accepts(r *http.Request, kind string) bool {
 	for _, v := range r.Header["Accept"] {
 		for word := range strings.SplitSeq(v, ",") {
-			if t, _, err := mime.ParseMediaType(word); err == nil && t == kind {
+			t, params, err := mime.ParseMediaType(word)
+			if q, qerr := strconv.ParseFloat(params["q"], 64); err == nil && t == kind && (qerr != nil || q > 0) {
 				return true
 			}
 		}
@@ -391,6 +392,9 @@ func (e *httpError) Unwrap() error { return e.err }
 
 // refuse answers with an error of fbus.
 func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if e := callerOf(r).ended(); e != nil { // err follows from it
+		err = e
+	}
 	end := args.AsError(err, args.CodeInternal).End()
 	status := httpStatus(end)
 	other := (*httpError)(nil)
@@ -410,7 +414,7 @@ func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	}
 	if r.ContentLength != 0 {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.headerTime)) // the rest of the body
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(leftoverTime)) // the rest of the body
 	}
 	w.Header().Set("Fbus-Status", strconv.Itoa(end.Status))
 	w.Header().Set("Fbus-Code", args.OneLine(end.Code))

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log"
 	"net/http"
+	"net/url"
 	"path"
 	"strings"
 	"time"
@@ -15,6 +16,12 @@ import (
 	"fbus/cmd/fbus-gateway/metrics"
 	"fbus/cmd/mcp"
 )
+
+// leftoverTime is how long a client may take to send a body that nobody wants.
+const leftoverTime = 5 * time.Second
+
+// answerTime is how long a client without a credential may take to read its answer.
+const answerTime = 10 * time.Second
 
 // gateway serves functions over HTTP.
 type gateway struct {
@@ -85,7 +92,7 @@ func callerOf(r *http.Request) *caller { return noted(r).caller }
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what := new(request)
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, what))
-	lw, began, count := &loggedWriter{ResponseWriter: w}, time.Now(), g.metrics.Begin()
+	lw, began, count := &loggedWriter{ResponseWriter: w, what: what}, time.Now(), g.metrics.Begin()
 	w = lw
 	defer func() {
 		problem := recover()
@@ -110,10 +117,14 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// of net/http has dropped that (RFC 9112, section 6.1).
 		h.Set("Connection", "close")
 	}
+	bound(w, r)
 	p := r.URL.Path
-	switch {
-	case !strings.HasPrefix(p, "/") || p != "/" && path.Clean(p) != p || strings.ContainsAny(r.URL.RawQuery, ";"):
-		g.refuse(w, r, args.Errorf(args.CodeUsage, "invalid path or query"))
+	switch _, wrong := url.ParseQuery(r.URL.RawQuery); {
+	case !strings.HasPrefix(p, "/") || p != "/" && path.Clean(p) != p:
+		g.refuse(w, r, args.Errorf(args.CodeUsage, "invalid path"))
+		return
+	case wrong != nil: // URL.Query drops what it cannot read
+		g.refuse(w, r, args.Errorf(args.CodeUsage, "invalid query: %v", wrong))
 		return
 	case p == "/healthz" || p == "/readyz":
 		g.health(w, p)
@@ -139,10 +150,64 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		defer context.AfterFunc(c.valid, cancel)()
+		if !c.expires.IsZero() {
+			defer time.AfterFunc(time.Until(c.expires), cancel).Stop()
+		}
 		r = r.WithContext(ctx)
+	}
+	if h, pattern := g.mux.Handler(r); pattern == "" {
+		unknown(h, w, r)
+		return
 	}
 	g.mux.ServeHTTP(w, r)
 }
+
+// bound bounds how long a client can hold a connection by a body that it does not send and no handler reads.
+// A handler that does sets another deadline.
+func bound(w http.ResponseWriter, r *http.Request) {
+	control := http.NewResponseController(w)
+	control.SetWriteDeadline(time.Time{}) // an earlier request may have had one
+	if r.ContentLength != 0 {
+		control.SetReadDeadline(time.Now().Add(leftoverTime))
+		r.Body = &boundBody{r.Body, control}
+	}
+}
+
+// boundBody is a body with a deadline, which ends with the body: later it would be taken for the client's end.
+type boundBody struct {
+	io.ReadCloser
+	control *http.ResponseController
+}
+
+func (b *boundBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// unknown answers a request for a path or a method that is not served.
+func unknown(h http.Handler, w http.ResponseWriter, r *http.Request) {
+	said := &statusOf{header: http.Header{}}
+	h.ServeHTTP(said, r)
+	message := "there is no such path"
+	if said.status == http.StatusMethodNotAllowed {
+		message = args.Shown(r.Method) + " is not served here, but " + said.header.Get("Allow")
+		w.Header().Set("Allow", said.header.Get("Allow"))
+	}
+	fail(w, r, said.status, args.Errorf(args.CodeUsage, "%s", message).End(), "", "")
+}
+
+// statusOf takes the status and the header of a response.
+type statusOf struct {
+	header http.Header
+	status int
+}
+
+func (s *statusOf) Header() http.Header         { return s.header }
+func (s *statusOf) WriteHeader(status int)      { s.status = status }
+func (s *statusOf) Write(p []byte) (int, error) { return len(p), nil }
 
 // health serves /healthz, whether the gateway runs, and /readyz, whether it can serve.
 func (g *gateway) health(w http.ResponseWriter, path string) {

@@ -143,7 +143,6 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request) (body []byte, sta
 	}
 	control := http.NewResponseController(w)
 	control.SetReadDeadline(time.Now().Add(bodyTime)) // not every server has it
-	defer control.SetReadDeadline(time.Time{})
 	var buf bytes.Buffer
 	chunk := make([]byte, 32<<10)
 	in := http.MaxBytesReader(w, r.Body, maxBody)
@@ -157,6 +156,7 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request) (body []byte, sta
 		var large *http.MaxBytesError
 		switch {
 		case err == io.EOF:
+			control.SetReadDeadline(time.Time{}) // it is for what is left of the body, too
 			return buf.Bytes(), 0, nil
 		case errors.As(err, &large):
 			return buf.Bytes(), http.StatusRequestEntityTooLarge, args.Errorf(args.CodeBadInput, "body exceeds the limit of %d bytes", maxBody)

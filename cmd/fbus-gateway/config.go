@@ -81,7 +81,7 @@ func (c *config) limitsOf(who *caller) limitConfig {
 	return c.Limits
 }
 
-// showsStderr reports whether an error shows what the program has written to stderr.
+// showsStderr reports whether a caller is shown what programs have written to stderr.
 func (c *config) showsStderr(who *caller) bool { return who.name == "" || c.Tokens[who.name].Stderr }
 
 // A setting takes the value of a key. Words are those of the key that its pattern leaves open.

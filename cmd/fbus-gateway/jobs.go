@@ -313,6 +313,10 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 	if err == nil {
 		err = known(q, "wait", "status")
 	}
+	stderr := strings.HasSuffix(r.URL.Path, "/stderr")
+	if err == nil && stderr && !g.cfg.showsStderr(c) {
+		err = args.Errorf(args.CodeDenied, "%s may not read stderr: stderr = true for it in gateway.toml lets it", c.shown())
+	}
 	options := `{"wait":false}`
 	if v := q.Get("wait"); err == nil && v != "" {
 		var d time.Duration
@@ -326,7 +330,6 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 	a := newAnswer(w, r)
 	req := &bus.Request{Function: "fbus.result", Caller: c.name, Args: args.List(j.ID, options)}
 	a.call = func() string { return "" }
-	stderr := strings.HasSuffix(r.URL.Path, "/stderr")
 	if stderr {
 		a.kind = "text/plain; charset=utf-8"
 		req.Stderr = a
@@ -339,7 +342,12 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 	if end := endOf(res, err); stderr && (end.Source != args.FromBus || j.State.Finished()) {
 		res, err = bus.Result{Worker: j.Worker}, nil // it was asked what the job has said, not how it has ended
 	}
-	if r.Context().Err() != nil || a.broken(err) {
+	broken := a.broken(err)
+	switch {
+	case !a.begun && c.ended() != nil && err != nil:
+		g.refuse(w, r, err)
+		return
+	case r.Context().Err() != nil || broken:
 		panic(http.ErrAbortHandler)
 	}
 	a.end(res, err)

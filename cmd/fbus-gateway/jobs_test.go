@@ -23,7 +23,7 @@ func (r *reply) id(t *testing.T) string {
 
 // TestJobs: a job is posted, waited for, read, and posted again.
 func TestJobs(t *testing.T) {
-	x := newSite(t)
+	x := newSite(t, func(c *config) { c.Tokens["token:ci"] = tokenConfig{Stderr: true} })
 	x.offer(bus.Offer{Name: "shout"}, upper)
 	x.offer(bus.Offer{Name: "exits"}, exits)
 	x.offer(bus.Offer{Name: "echo"}, echo)

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"fbus/bus"
 
@@ -92,6 +94,60 @@ func TestAgents(t *testing.T) {
 	x.until("the token is refused", func() bool {
 		return x.do("POST", x.far+"/mcp", "{}", "Authorization", "Bearer "+token).StatusCode == 401
 	})
+}
+
+// TestAgentsDrain: the gateway lets the calls of agents finish when it is told to stop, though their streams
+// of events would not end.
+func TestAgentsDrain(t *testing.T) {
+	x := newSite(t, func(cfg *config) { cfg.Drain = time.Minute })
+	started, goOn := make(chan struct{}, 2), make(chan struct{})
+	x.offer(bus.Offer{Name: "slow", Slots: 2, Attributes: map[string]string{"tool": ""}}, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		started <- struct{}{}
+		<-goOn
+		return bus.Result{Output: []byte("done")}
+	})
+	token := x.token("ci", "*")
+	answers := make(chan string, 2)
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		s, err := sdk.NewClient(&sdk.Implementation{Name: "an agent"}, nil).Connect(t.Context(), &sdk.StreamableClientTransport{
+			Endpoint: x.far + "/mcp", HTTPClient: &http.Client{Transport: withToken{http.DefaultTransport, token}},
+		}, &sdk.ClientSessionOptions{ProtocolVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // ends with its call
+			res, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: "slow"})
+			if err != nil {
+				answers <- err.Error()
+				return
+			}
+			answers <- res.Content[0].(*sdk.TextContent).Text
+		}()
+		<-started
+	}
+	stopped := make(chan struct{})
+	go func() { // ends with the gateway
+		defer close(stopped)
+		x.stop()
+	}()
+	x.until("the gateway accepts nothing new", func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(x.far, "http://"))
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(goOn)
+	for range 2 {
+		if got := <-answers; got != "done" {
+			t.Error(got)
+		}
+	}
+	select {
+	case <-stopped:
+	case <-time.After(20 * time.Second):
+		t.Error("the gateway does not end: streams of events are open")
+	}
 }
 
 // BenchmarkToolCall calls a tool. Its limit is BenchmarkJob, which posts the same job and waits for it: the

@@ -225,6 +225,7 @@ func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 		ErrorLog:                     log.New(io.Discard, "", 0), // of what clients do wrong
 		DisableGeneralOptionsHandler: true,                       // it reads a body without a deadline
 	}
+	s.RegisterOnShutdown(g.agents.Drain)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	for _, l := range listeners {
@@ -253,8 +254,9 @@ func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 	}()
 	<-ctx.Done()
 	drain, stop := context.WithTimeout(context.Background(), g.cfg.Drain)
-	g.agents.Close() // its event streams would not end
-	if s.Shutdown(drain) != nil {
+	err := s.Shutdown(drain)
+	g.agents.Close()
+	if err != nil {
 		s.Close()
 	}
 	stop()

@@ -32,9 +32,15 @@ type Handler struct {
 	old     *sdk.StreamableHTTPHandler // with sessions: cancel comes as a notification
 	modern  *sdk.StreamableHTTPHandler // from 2026-07-28: cancel is the end of the request
 
-	mu      sync.Mutex // protects the fields below
-	servers map[string]*shared
-	closed  bool
+	streams    context.Context // of events
+	endStreams context.CancelFunc
+	closing    sync.WaitGroup // servers
+
+	mu       sync.Mutex // protects the fields below
+	servers  map[string]*shared
+	serving  int // requests that are no streams of events
+	draining bool
+	closed   bool
 }
 
 // shared is the server of a caller.
@@ -58,6 +64,7 @@ const (
 // this server before; otherwise on loopback addresses only localhost is served. Close releases the handler.
 func NewHandler(catalog *Catalog, access func(*http.Request) (Access, error), hostChecked bool) *Handler {
 	h := &Handler{catalog: catalog, access: access, servers: map[string]*shared{}}
+	h.streams, h.endStreams = context.WithCancel(context.Background())
 	h.old = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{SessionTimeout: idleTime, MaxRequestBodyBytes: mostBody, DisableLocalhostProtection: hostChecked})
 	h.modern = sdk.NewStreamableHTTPHandler(h.server, &sdk.StreamableHTTPOptions{Stateless: true, PropagateRequestCancellation: true, MaxRequestBodyBytes: mostBody, DisableLocalhostProtection: hostChecked})
 	return h
@@ -87,7 +94,17 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "session not found", http.StatusNotFound) // it is another caller's
 		return
 	}
-	r = r.WithContext(context.WithValue(r.Context(), accessKey{}, a))
+	ctx := context.WithValue(r.Context(), accessKey{}, a)
+	if r.Method == http.MethodGet || r.Header.Get("Mcp-Method") == "subscriptions/listen" {
+		stream, end := context.WithCancel(ctx)
+		defer end()
+		defer context.AfterFunc(h.streams, end)()
+		ctx = stream
+	} else {
+		h.count(1)
+		defer h.count(-1)
+	}
+	r = r.WithContext(ctx)
 	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
 		h.old.ServeHTTP(w, r)
 		return
@@ -158,7 +175,7 @@ func (h *Handler) makeRoom() {
 func (h *Handler) drop(key string) {
 	s := h.servers[key]
 	delete(h.servers, key)
-	go s.Close() // ends when the node was told of its calls
+	h.closing.Go(s.Close) // ends when the node was told of its calls
 	for session := range s.MCP.Sessions() {
 		go session.Close()
 	}
@@ -173,12 +190,32 @@ func (h *Handler) forget(key string, s *shared) {
 	}
 }
 
-// Close ends all sessions, and the calls that somebody waits for.
-func (h *Handler) Close() {
+// count counts the requests that are served, and ends the streams after the last one of a drain.
+func (h *Handler) count(change int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.serving += change; h.draining && h.serving == 0 {
+		h.endStreams()
+	}
+}
+
+// Drain ends the streams of events, which have no end of their own, when no calls are served any more: a
+// client whose stream has ended gives its calls up.
+func (h *Handler) Drain() {
+	h.mu.Lock()
+	h.draining = true
+	h.mu.Unlock()
+	h.count(0)
+}
+
+// Close ends all sessions, and the calls that somebody waits for. It returns when the node was told of them.
+func (h *Handler) Close() {
+	h.endStreams()
+	h.mu.Lock()
 	h.closed = true
 	for key := range h.servers {
 		h.drop(key)
 	}
+	h.mu.Unlock()
+	h.closing.Wait()
 }

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,7 +59,7 @@ func TestJudges(t *testing.T) {
 		})
 		return s.URL + "/mcp"
 	}
-	url, impatient := serve(0), serve(800*time.Millisecond)
+	here, impatient := serve(0), serve(800*time.Millisecond)
 	all := mcp.NewServer(catalog, mcp.Config{})
 	defer all.Close()
 	for end := time.Now().Add(time.Minute); len(all.Names()) < 18; time.Sleep(50 * time.Millisecond) {
@@ -88,11 +92,20 @@ func TestJudges(t *testing.T) {
 			scenarios += " server-initialize ping"
 		}
 		for s := range strings.FieldsSeq(scenarios) {
-			at := url
+			at := here
 			if strings.HasPrefix(s, "tasks-") {
 				at = impatient
 			}
 			run(version+"/"+s, modules+"/@modelcontextprotocol/conformance/dist/index.js", "server", "--url", at, "--spec-version", version, "--force", "--scenario", s)
+		}
+	}
+	gateway, token := startGateway(t, dir)
+	for version, scenarios := range map[string]string{
+		"2026-07-28": "server-stateless http-header-validation dns-rebinding-protection tools-call-with-progress",
+		"2025-11-25": "server-initialize server-sse-multiple-streams dns-rebinding-protection tools-call-image",
+	} {
+		for s := range strings.FieldsSeq(scenarios) {
+			run("gateway "+version+"/"+s, modules+"/@modelcontextprotocol/conformance/dist/index.js", "server", "--url", addToken(t, gateway, token)+"/mcp", "--spec-version", version, "--force", "--scenario", s)
 		}
 	}
 	self, err := exec.LookPath("fbus-mcp")
@@ -101,12 +114,64 @@ func TestJudges(t *testing.T) {
 	}
 	script, _ := filepath.Abs("testdata/client.mjs")
 	for _, library := range []string{"1", "2"} {
-		run("client "+library+" over http", script, modules, library, url)
+		run("client "+library+" over http", script, modules, library, here)
 		run("client "+library+" over stdio", script, modules, library, self)
 	}
 	inspector := modules + "/@modelcontextprotocol/inspector/clients/launcher/build/index.js"
-	run("inspector lists", inspector, "--cli", "--server-url", url, "--transport", "http", "--method", "tools/list")
-	run("inspector calls", inspector, "--cli", "--server-url", url, "--transport", "http", "--method", "tools/call", "--tool-name", "greet", "--tool-arg", "name=World")
+	at := []string{inspector, "--cli", "--server-url", gateway + "/mcp", "--transport", "http", "--header", "Authorization: Bearer " + token, "--method"}
+	run("inspector lists", append(at, "tools/list")...)
+	run("inspector calls", append(at, "tools/call", "--tool-name", "greet", "--tool-arg", "name=World")...)
+}
+
+// startGateway starts fbus gateway, and returns its URL and a token for it.
+func startGateway(t *testing.T, dir string) (url, token string) {
+	t.Helper()
+	path := dir + "/fbus-gateway"
+	if out, err := exec.Command("go", "build", "-o", path, "../fbus-gateway").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	out, err := exec.Command("fbus", "invite", "--token", "--call", "*", "--name", "judge").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "--listen", "127.0.0.1:0")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		if _, at, ok := strings.Cut(lines.Text(), "listening at "); ok {
+			url, _, _ = strings.Cut(at, ",")
+		}
+		if strings.Contains(lines.Text(), "connected to node") {
+			go io.Copy(io.Discard, stderr) // ends with the gateway
+			return url, strings.TrimSpace(string(out))
+		}
+	}
+	t.Fatal("the gateway does not say where it listens")
+	return "", ""
+}
+
+// addToken returns the URL of a proxy that adds a token: the conformance suite cannot.
+func addToken(t *testing.T, to, token string) string {
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(&httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		r.Out.Host = r.In.Host
+		r.Out.Header.Set("Authorization", "Bearer "+token)
+	}})
+	t.Cleanup(s.Close)
+	return s.URL
 }
 
 // start starts a program for as long as the test runs.

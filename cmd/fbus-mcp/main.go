@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"fbus/bus"
@@ -112,14 +114,21 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 
 // serve speaks the protocol on stdin and stdout, until the client or ctx ends.
 func (o *options) serve(ctx context.Context) error {
+	signal.Ignore(syscall.SIGPIPE) // a client that was killed must not end this before its calls are ended
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	b := o.bus()
 	defer b.close()
 	catalog := o.catalog(b)
+	followed := make(chan struct{})
+	defer func() { // else the catalog would miss the node
+		stop(nil)
+		<-followed
+	}()
 	server := mcp.NewServer(catalog, o.config(b))
 	defer server.Close()
 	go func() { // ends with ctx
+		defer close(followed)
 		if err := catalog.Run(ctx); err != nil {
 			stop(err)
 		}
@@ -128,7 +137,7 @@ func (o *options) serve(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
 	return err

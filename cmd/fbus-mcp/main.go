@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 	"time"
@@ -133,7 +134,20 @@ func (o *options) serve(ctx context.Context) error {
 			stop(err)
 		}
 	}()
-	err := server.MCP.Run(ctx, &stdio{gone: server.Close})
+	ended := make(chan error, 1)
+	go func() { // ends with the session
+		ended <- server.MCP.Run(ctx, &stdio{in: os.Stdin, out: os.Stdout, gone: server.Close})
+	}()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		server.Close() // the session ends when its calls have
+		select {
+		case <-ended:
+		case <-time.After(lastTime): // nobody reads the answers
+		}
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}

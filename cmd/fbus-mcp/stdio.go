@@ -1,54 +1,185 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
+
+	"fbus/bus/args"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 	"golang.org/x/sys/unix"
 )
 
-// stdio is the transport over stdin and stdout. The end of stdin is the end of the client, and of its
-// calls. But if somebody still reads stdout, as in a pipeline of a shell, answers have some time to come.
-type stdio struct{ gone func() }
+// stdio is the transport over stdin and stdout, one message a line. The library's own ends the session,
+// and all calls, over a single message that it cannot read. This one answers it with an error.
+//
+// The end of stdin is the end of the client, and of its calls. But if somebody still reads stdout, as in
+// a pipeline of a shell, answers have some time to come.
+type stdio struct {
+	in   io.Reader
+	out  *os.File
+	gone func() // ends the calls
+}
+
+// longestMessage bounds a message from the client.
+const longestMessage = 16 << 20
 
 // Connect implements [sdk.Transport].
-func (s *stdio) Connect(ctx context.Context) (sdk.Connection, error) {
-	c, err := (&sdk.StdioTransport{}).Connect(ctx)
-	return &stdioConn{Connection: c, gone: s.gone, idle: make(chan struct{}, 1)}, err
+func (s *stdio) Connect(context.Context) (sdk.Connection, error) {
+	c := &stdioConn{stdio: *s, messages: make(chan jsonrpc.Message), closed: make(chan struct{}), idle: make(chan struct{}, 1)}
+	go c.receive() // ends with stdin: a read of it cannot be interrupted
+	return c, nil
 }
 
 type stdioConn struct {
-	sdk.Connection
-	gone func()        // ends the calls
-	idle chan struct{} // has room for one: all requests are answered
+	stdio
+	messages chan jsonrpc.Message // closed at the end of stdin
+	fault    error                // of reading stdin; valid when messages is closed
+	closed   chan struct{}
+	close    sync.Once
+	idle     chan struct{} // has room for one: all requests are answered
+
+	writing sync.Mutex // held while a message is written
 
 	mu   sync.Mutex // protects the field below
 	open int        // requests that are not answered
 }
 
+// SessionID implements [sdk.Connection].
+func (c *stdioConn) SessionID() string { return "" }
+
+// Close implements [sdk.Connection].
+func (c *stdioConn) Close() error {
+	c.close.Do(func() { close(c.closed) })
+	return nil
+}
+
+// receive reads messages, and answers those that are none.
+func (c *stdioConn) receive() {
+	defer close(c.messages)
+	r := bufio.NewReaderSize(c.in, 64<<10)
+	for {
+		line, size, err := readLine(r)
+		if size > longestMessage {
+			c.refuse(jsonrpc.CodeInvalidRequest, fmt.Errorf("a message of %d bytes exceeds the limit of %d", size, longestMessage))
+		} else if line = bytes.TrimSpace(line); len(line) > 0 && !c.accept(line) {
+			return
+		}
+		if err != nil {
+			c.fault = err
+			return
+		}
+	}
+}
+
+// readLine reads a line and returns its size. One that is too long is read to its end, but not kept.
+func readLine(r *bufio.Reader) (line []byte, size int, err error) {
+	for {
+		part, err := r.ReadSlice('\n')
+		if size += len(part); size <= longestMessage {
+			line = append(line, part...)
+		} else {
+			line = nil
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return line, size, err
+		}
+	}
+}
+
+// accept passes on the messages of a line: one, or those of a batch, each of which is answered by itself.
+// It returns false when the connection is closed.
+func (c *stdioConn) accept(line []byte) bool {
+	if err := args.CheckJSON(line); err != nil {
+		c.refuse(jsonrpc.CodeParseError, err)
+		return true
+	}
+	batch := []json.RawMessage{line}
+	if line[0] == '[' {
+		json.Unmarshal(line, &batch) // it is valid
+		if len(batch) == 0 {
+			c.refuse(jsonrpc.CodeInvalidRequest, errors.New("the batch is empty"))
+		}
+	}
+	for _, text := range batch {
+		msg, err := jsonrpc.DecodeMessage(text)
+		if err != nil {
+			if !isResponse(text) { // two ends that answer errors with errors would never stop
+				c.refuse(jsonrpc.CodeInvalidRequest, err)
+			}
+			continue
+		}
+		select {
+		case c.messages <- msg:
+		case <-c.closed:
+			return false
+		}
+	}
+	return true
+}
+
+func isResponse(text []byte) bool {
+	var fields map[string]json.RawMessage
+	json.Unmarshal(text, &fields)
+	return fields["method"] == nil && (fields["result"] != nil || fields["error"] != nil)
+}
+
+// refuse answers a message whose id is not known. If that cannot be written, neither can what comes after.
+func (c *stdioConn) refuse(code int64, err error) {
+	text, _ := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": nil, "error": &jsonrpc.Error{Code: code, Message: args.OneLine(err.Error())}})
+	c.writeLine(text)
+}
+
+func (c *stdioConn) writeLine(text []byte) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	_, err := c.out.Write(append(text, '\n'))
+	return err
+}
+
 // Read implements [sdk.Connection].
 func (c *stdioConn) Read(ctx context.Context) (jsonrpc.Message, error) {
-	msg, err := c.Connection.Read(ctx)
-	if err != nil {
-		c.lastAnswers(ctx)
-		c.gone()
-		return nil, err
+	err := io.EOF
+	select {
+	case msg, ok := <-c.messages:
+		if ok {
+			if req, ok := msg.(*jsonrpc.Request); ok && req.IsCall() {
+				c.mu.Lock()
+				c.open++
+				c.mu.Unlock()
+			}
+			return msg, nil
+		}
+		if c.fault != nil {
+			err = c.fault
+		}
+	case <-c.closed:
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
-	if req, ok := msg.(*jsonrpc.Request); ok && req.IsCall() {
-		c.mu.Lock()
-		c.open++
-		c.mu.Unlock()
-	}
-	return msg, nil
+	c.lastAnswers(ctx)
+	c.gone()
+	return nil, err
 }
 
 // Write implements [sdk.Connection].
 func (c *stdioConn) Write(ctx context.Context, msg jsonrpc.Message) error {
-	err := c.Connection.Write(ctx, msg)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	text, err := jsonrpc.EncodeMessage(msg)
+	if err == nil {
+		err = c.writeLine(text)
+	}
 	if _, ok := msg.(*jsonrpc.Response); ok {
 		c.mu.Lock()
 		c.open--
@@ -71,7 +202,7 @@ func (c *stdioConn) lastAnswers(ctx context.Context) {
 		c.mu.Lock()
 		open := c.open
 		c.mu.Unlock()
-		if open == 0 || hungUp(os.Stdout) {
+		if open == 0 || hungUp(c.out) {
 			return
 		}
 		select {

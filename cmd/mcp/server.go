@@ -82,7 +82,7 @@ func NewServer(catalog *Catalog, cfg Config) *Server {
 		GetSessionID: func() string { return cfg.sessionPrefix + rand.Text() },
 		SetCacheable: func(_ context.Context, _ sdk.Request, c *sdk.Cacheable) { c.CacheScope = "private" }, // it depends on rights
 	})
-	s.MCP.AddReceivingMiddleware(s.whenReady)
+	s.MCP.AddReceivingMiddleware(s.whenReady, forOlder)
 	s.addOwn()
 	s.addTasks()
 	s.unwatch = catalog.onChange(s.sync)

@@ -15,7 +15,7 @@ const anySchema = "2026-07-28"
 func forOlder(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
 		res, err := next(ctx, method, req)
-		if v, ok := req.(interface{ ProtocolVersion() string }); !ok || v.ProtocolVersion() >= anySchema {
+		if v, ok := req.(interface{ ProtocolVersion() string }); err != nil || !ok || v.ProtocolVersion() >= anySchema {
 			return res, err
 		}
 		switch res := res.(type) {

@@ -79,12 +79,17 @@ func (t *tokens) forget() {
 	t.ends++
 }
 
-// drop drops all: the node refuses one of them.
-func (t *tokens) drop() {
+// drop drops a token that the node refuses, and ends what its holder does.
+func (t *tokens) drop(c *caller) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	clear(t.known)
 	t.ends++
+	for sum, a := range t.known {
+		if a.valid == c.valid {
+			delete(t.known, sum)
+			a.end()
+		}
+	}
 }
 
 // watched begins to keep what the node admits.

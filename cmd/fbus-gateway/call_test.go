@@ -36,6 +36,25 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// TestTypeOfLongOutput: the type of an output depends on its bytes, and not on how they come.
+func TestTypeOfLongOutput(t *testing.T) {
+	x := newSite(t)
+	x.offer(bus.Offer{Name: "cat"}, echo)
+	long := strings.Repeat("text ", maxHeld/4)
+	for name, c := range map[string]struct{ in, kind string }{
+		"text":       {long, "text/plain; charset=utf-8"},
+		"zeros":      {strings.Repeat("\x00", len(long)), "application/octet-stream"},
+		"a late NUL": {long[:maxHeld-1] + "\x00" + long, "application/octet-stream"},
+		"beyond":     {long[:maxHeld] + "\x00" + long, "text/plain; charset=utf-8"},
+	} {
+		for _, query := range []string{"", "?status=header"} {
+			if r := x.do("POST", x.local+"/call/cat"+query, c.in); r.Header.Get("Content-Type") != c.kind || r.body != c.in || r.err != nil {
+				t.Error(name, query, r.Header, len(r.body), r.err)
+			}
+		}
+	}
+}
+
 // TestArguments: a JSON body and ?arg are arguments.
 func TestArguments(t *testing.T) {
 	x := newSite(t)

@@ -198,12 +198,12 @@ func count(of func(c *config) *int) setting {
 // setStatus sets the status of HTTP for an exit status of a function.
 func setStatus(c *config, words []string, v any) error {
 	exit, err := strconv.Atoi(words[1])
-	if err != nil || exit < 0 || exit > 255 {
-		return errors.New("an exit status is from 0 to 255")
+	if err != nil || exit < 1 || exit > 255 {
+		return errors.New("an exit status is from 1 to 255: 0 is always 200")
 	}
 	status, err := as[int64](v, "a status of HTTP")
-	if err == nil && (status < 200 || status > 599 || status == 204 || status == 205 || status == 304) {
-		err = errors.New("a status of HTTP is from 200 to 599, and lets the answer have a body")
+	if err == nil && (status < 400 || status > 599) {
+		err = errors.New("the status of HTTP for a failure is from 400 to 599")
 	}
 	f := c.Functions[words[0]]
 	if f.Status == nil {

@@ -21,7 +21,7 @@ idle = "soon"
 [publish]
 allow = ["resize*", "[!"]
 [functions.resize]
-status = {1 = 422, 300 = 422}
+status = {1 = 422, 300 = 422, 2 = 200, 0 = 500}
 timeout = 3
 [tokens.ci]
 stderr = true
@@ -44,7 +44,7 @@ functions = ["[!"]
 	text := strings.Join(wrong.lines(), "\n")
 	for _, want := range []string{
 		":2:1: lisen: unknown key", ":3:1: origins: ", ":6:1: limits.calls: it must be a whole number", ":7:1: limits.idle: invalid duration", ":9:1: publish.allow: ",
-		":11:20: functions.resize.status.300: an exit status is from 0 to 255", ":12:1: functions.resize.timeout: unknown key", ":15:1: tokens.ci.calls: ", ":19:1: hooks.gh.sekret: unknown key",
+		":11:20: functions.resize.status.300: an exit status is from 1 to 255", ":11:31: functions.resize.status.2: ", ":11:40: functions.resize.status.0: ", ":12:1: functions.resize.timeout: unknown key", ":15:1: tokens.ci.calls: ", ":19:1: hooks.gh.sekret: unknown key",
 		":18:1: hooks.gh.verify: ", ":20:1: hooks.gh.when: ", ":16:8: hooks.gh: secret-file is missing", ":22:1: send.webhook.url: ", ":24:1: metrics.functions: ",
 	} {
 		if !strings.Contains(text, path+want) {

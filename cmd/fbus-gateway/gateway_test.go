@@ -160,7 +160,12 @@ func (x *site) startGateway(cfg *config) {
 		x.stop()
 	})
 	x.local, x.far = "http://x", "http://"+tcp.Addr().String()
-	x.until("the gateway is connected", func() bool { _, err := x.g.link.connected(); return err == nil })
+	x.until("the gateway is connected, and hears which tokens end", func() bool {
+		x.g.link.tokens.mu.Lock()
+		defer x.g.link.tokens.mu.Unlock()
+		_, err := x.g.link.connected()
+		return err == nil && x.g.link.tokens.alive
+	})
 }
 
 // until waits until something holds.

@@ -344,7 +344,7 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 	}
 	broken := a.broken(err)
 	switch {
-	case !a.begun && c.ended() != nil && err != nil:
+	case !a.begun && err != nil && (c.ended() != nil || c.name != "" && isRefusal(err)): // the node may say it first
 		g.refuse(w, r, err)
 		return
 	case r.Context().Err() != nil || broken:

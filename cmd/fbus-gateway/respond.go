@@ -111,8 +111,16 @@ func (a *answer) Write(p []byte) (int, error) {
 	case a.whole:
 		return 0, errTooLong
 	}
+	n := min(maxHeld-len(a.held), len(p)) // the type is that of the first 64 KiB, however they come
+	a.held = append(a.held, p[:n]...)
 	a.begin()
-	return a.pass(p)
+	if n < len(p) {
+		a.pass(p[n:])
+	}
+	if a.err != nil {
+		return 0, a.err
+	}
+	return len(p), nil
 }
 
 // release sends what is held.
@@ -166,7 +174,7 @@ func (a *answer) describe(body []byte) {
 	kind := a.kind
 	if kind == "" {
 		kind = "application/octet-stream"
-		if isText(body) {
+		if isText(body[:min(len(body), maxHeld)]) {
 			kind = "text/plain; charset=utf-8"
 		}
 	}
@@ -409,8 +417,8 @@ func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case isRefusal(err):
 		status = http.StatusUnauthorized
 		w.Header().Set("WWW-Authenticate", "Bearer")
-		if callerOf(r) != nil { // what the gateway remembers of the token is wrong
-			g.link.tokens.drop()
+		if c := callerOf(r); c != nil { // what the gateway remembers of the token is wrong
+			g.link.tokens.drop(c)
 		}
 	}
 	if r.ContentLength != 0 {

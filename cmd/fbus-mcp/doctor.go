@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,15 +22,13 @@ const doctorTime = 20 * time.Second
 
 // doctor starts fbus mcp as a client would, and says what it finds.
 func (o *options) doctor(ctx context.Context, stdout io.Writer) error {
-	words := slices.Clone(o.words)
-	words = slices.Delete(words, slices.Index(words, "doctor"), slices.Index(words, "doctor")+1)
 	if err := o.examineBus(ctx, stdout); err != nil {
 		return err
 	}
-	if err := o.examineServer(ctx, stdout, words); err != nil {
+	if err := o.examineServer(ctx, stdout, o.words); err != nil {
 		return err
 	}
-	printConfigurations(stdout, words)
+	printConfigurations(stdout, o.words)
 	return nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -54,11 +56,11 @@ type options struct {
 	quiet     bool
 	note      func(format string, a ...any)
 	described map[string]string // of the file
-	words     []string          // as they were given
+	words     []string          // the flags that were given, with absolute paths
 }
 
 func command(ctx context.Context, words []string, stdout, stderr io.Writer) error {
-	o := options{words: words}
+	var o options
 	flags := pflag.NewFlagSet("mcp", pflag.ContinueOnError)
 	flags.SortFlags = false
 	flags.StringArrayVar(&o.tools, "tools", nil, "the functions that are tools, `GLOB`, whatever their attributes; may be repeated")
@@ -98,6 +100,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 			return err
 		}
 	}
+	o.words = given(flags)
 	o.note = func(format string, a ...any) {
 		if !o.quiet {
 			fmt.Fprintln(stderr, "fbus:", args.OneLine(fmt.Sprintf(format, a...)))
@@ -111,6 +114,28 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	default:
 		return usage("unexpected argument %q", args.Shown(rest[0]))
 	}
+}
+
+// given returns the flags that were given, for clients: they start fbus mcp in directories of their own.
+func given(flags *pflag.FlagSet) (words []string) {
+	flags.Visit(func(f *pflag.Flag) {
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, value := range values {
+			switch path, err := filepath.Abs(value); {
+			case f.Value.Type() == "bool":
+				value = ""
+			case err == nil && (f.Name == "config" || f.Name == "node" && strings.Contains(value, "/")):
+				value = path
+			}
+			if words = append(words, "--"+f.Name); value != "" {
+				words = append(words, value)
+			}
+		}
+	})
+	return words
 }
 
 // serve speaks the protocol on stdin and stdout, until the client or ctx ends.

@@ -40,7 +40,7 @@ func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function st
 	}
 	a, input, err := f.form.Pack(arguments)
 	if err != nil {
-		return failure("The arguments do not match the input schema of the tool, and nothing was run: %s. Change them and call it again.", err), nil
+		return badArguments(err), nil
 	}
 	client, err := s.bus(ctx)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 
 // addOwn adds the tools about jobs, and their outputs as resources.
 func (s *Server) addOwn() {
-	id := json.RawMessage(`{"type":"object","properties":{"id":{"type":"string","description":"The id of the job."}},"required":["id"],"additionalProperties":false}`)
+	id := json.RawMessage(`{"type":"object","properties":{"id":{"type":"string","minLength":1,"description":"The id of the job."}},"required":["id"],"additionalProperties":false}`)
 	never, yes := false, true
 	for _, t := range []struct {
 		name, description string
@@ -39,12 +39,12 @@ func (s *Server) addOwn() {
 				return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: fmt.Sprintf("Job %s of %s has ended, or is being ended now.", j.id, j.name)}}, Meta: j.meta()}, nil
 			}},
 	} {
-		s.MCP.AddTool(&sdk.Tool{Name: t.name, Description: t.description, InputSchema: id, Annotations: &t.notes}, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		s.addBuiltIn(&sdk.Tool{Name: t.name, Description: t.description, InputSchema: id, Annotations: &t.notes}, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 			var in struct {
 				ID string `json:"id"`
 			}
-			if err := json.Unmarshal(req.Params.Arguments, &in); err != nil || in.ID == "" {
-				return failure("the arguments must be {\"id\": string}: the id of a job"), nil
+			if err := json.Unmarshal(req.Params.Arguments, &in); err != nil {
+				return badArguments(err), nil
 			}
 			s.calls.Add(1)
 			defer s.calls.Done()

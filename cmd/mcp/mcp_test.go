@@ -283,6 +283,11 @@ func TestManyToolsBecomeTwo(t *testing.T) {
 	if res := b.call(session, "call_tool", object{"name": "f3", "arguments": object{}}); text(res) != "this is 3" {
 		t.Error(text(res))
 	}
+	for tool, wrong := range map[string]object{"find_tool": {"limit": 0}, "call_tool": {"name": "f3", "argument": object{}}, "job_wait": {"id": ""}} {
+		if res := b.call(session, tool, wrong); !res.IsError || !strings.Contains(text(res), "do not match the input schema") {
+			t.Errorf("%s with %v: %s", tool, wrong, text(res))
+		}
+	}
 	if res := b.call(session, "call_tool", object{"name": "nothing"}); !res.IsError {
 		t.Error(text(res))
 	}

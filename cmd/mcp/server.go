@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/cmd/schema"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -205,17 +206,39 @@ func (s *Server) caller(req *sdk.CallToolRequest) string {
 	return s.cfg.Caller(clientName(req.ClientInfo()))
 }
 
+// addBuiltIn adds a tool of the server itself. Its arguments are validated as those of functions are.
+func (s *Server) addBuiltIn(tool *sdk.Tool, h sdk.ToolHandler) {
+	input, err := schema.Compile(tool.InputSchema.(json.RawMessage))
+	if err != nil {
+		panic(err) // it is in this package
+	}
+	s.MCP.AddTool(tool, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		if a := req.Params.Arguments; len(a) == 0 || string(a) == "null" {
+			req.Params.Arguments = json.RawMessage("{}")
+		}
+		if err := input.Validate(req.Params.Arguments); err != nil {
+			return badArguments(err), nil
+		}
+		return h(ctx, req)
+	})
+}
+
+// badArguments tells the agent what to change.
+func badArguments(err error) *sdk.CallToolResult {
+	return failure("The arguments do not match the input schema of the tool, and nothing was run: %s. Change them and call it again.", err)
+}
+
 // addFinder lists the two tools that stand for all.
 func (s *Server) addFinder() {
 	if s.shown[findTool] != "" {
 		return
 	}
-	s.MCP.AddTool(&sdk.Tool{
+	s.addBuiltIn(&sdk.Tool{
 		Name: findTool, Description: "Finds tools by words of their names and descriptions, and returns their input schemas. Call them with " + callTool + ".",
 		InputSchema: json.RawMessage(`{"type":"object","properties":{"query":{"type":"string","description":"Words to look for; none: all tools."},"limit":{"type":"integer","minimum":1,"maximum":100,"description":"How many to return, 10 by default."}},"additionalProperties":false}`),
 		Annotations: &sdk.ToolAnnotations{ReadOnlyHint: true},
 	}, s.serveFind)
-	s.MCP.AddTool(&sdk.Tool{
+	s.addBuiltIn(&sdk.Tool{
 		Name: callTool, Description: "Calls a tool that " + findTool + " has found.",
 		InputSchema: json.RawMessage(`{"type":"object","properties":{"name":{"type":"string"},"arguments":{"type":"object","description":"As the input schema of that tool says."}},"required":["name"],"additionalProperties":false}`),
 	}, s.serveCall)
@@ -227,10 +250,8 @@ func (s *Server) serveFind(_ context.Context, req *sdk.CallToolRequest) (*sdk.Ca
 		Query string `json:"query"`
 		Limit int    `json:"limit"`
 	}{Limit: 10}
-	if len(req.Params.Arguments) > 0 {
-		if err := json.Unmarshal(req.Params.Arguments, &in); err != nil {
-			return failure("the arguments must be {\"query\": string, \"limit\": integer}"), nil
-		}
+	if err := json.Unmarshal(req.Params.Arguments, &in); err != nil {
+		return badArguments(err), nil
 	}
 	type hit struct {
 		*sdk.Tool
@@ -271,8 +292,8 @@ func (s *Server) serveCall(ctx context.Context, req *sdk.CallToolRequest) (*sdk.
 		Name      string          `json:"name"`
 		Arguments json.RawMessage `json:"arguments"`
 	}
-	if err := json.Unmarshal(req.Params.Arguments, &in); err != nil || in.Name == "" {
-		return failure("the arguments must be {\"name\": string, \"arguments\": object}"), nil
+	if err := json.Unmarshal(req.Params.Arguments, &in); err != nil {
+		return badArguments(err), nil
 	}
 	function, ok := s.find(in.Name)
 	if !ok {

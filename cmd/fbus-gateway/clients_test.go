@@ -98,7 +98,7 @@ func TestClients(t *testing.T) {
 				t.Skip("a browser takes long to start: FBUS_SOAK=brief and FBUS_SOAK=1 run it")
 			}
 			if c.name == "chromium" && soak {
-				sizes = append(sizes[:len(sizes)-1:len(sizes)-1], 1<<28) // the browser holds all that it sends
+				sizes = append(sizes[:len(sizes)-1:len(sizes)-1], 1<<28) // of a GiB, "Failed to fetch" was seen; the cause is not known
 			}
 			e := &exchange{T: t, reports: make(chan string, 1)}
 			x := newSite(t)

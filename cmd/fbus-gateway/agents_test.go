@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -147,6 +148,82 @@ func TestAgentsDrain(t *testing.T) {
 	case <-stopped:
 	case <-time.After(20 * time.Second):
 		t.Error("the gateway does not end: streams of events are open")
+	}
+}
+
+// TestSessionEnds: with its session a running call ends, whether its client still waits for it or not.
+func TestSessionEnds(t *testing.T) {
+	x := newSite(t)
+	started, ended := make(chan struct{}, 1), make(chan struct{}, 1)
+	x.offer(bus.Offer{Name: "hold", Attributes: map[string]string{"tool": ""}}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		started <- struct{}{}
+		<-ctx.Done()
+		ended <- struct{}{}
+		return bus.Exit(0)
+	})
+	x.until("the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
+	send := func(ctx context.Context, method, session, body string) (*http.Response, error) {
+		r, err := http.NewRequestWithContext(ctx, method, x.local+"/mcp", strings.NewReader(body))
+		if err != nil {
+			return nil, err
+		}
+		r.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
+		if session != "" {
+			r.Header.Set("Mcp-Session-Id", session)
+			r.Header.Set("Mcp-Protocol-Version", "2025-11-25")
+		}
+		return x.http.RoundTrip(r)
+	}
+	for _, leaves := range []bool{false, true} {
+		r, err := send(t.Context(), "POST", "", `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		session := r.Header.Get("Mcp-Session-Id")
+		ctx, leave := context.WithCancel(t.Context())
+		defer leave()
+		answer := make(chan string, 1)
+		go func() { // ends with the request
+			r, err := send(ctx, "POST", session, `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"hold","arguments":{}}}`)
+			if err != nil {
+				answer <- err.Error()
+				return
+			}
+			defer r.Body.Close()
+			text, _ := io.ReadAll(r.Body)
+			answer <- string(text)
+		}()
+		wait(t, started)
+		if leaves {
+			leave()
+			<-answer
+		}
+		if r, err = send(t.Context(), "DELETE", session, ""); err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		wait(t, ended)
+		if !leaves {
+			select {
+			case <-answer:
+			case <-time.After(20 * time.Second):
+				t.Fatal("the request goes on")
+			}
+		}
+		if r, err = send(t.Context(), "DELETE", session, ""); err != nil || r.StatusCode != 404 {
+			t.Errorf("the session is still there: %v, %v", r, err)
+		}
+		r.Body.Close()
+	}
+}
+
+func wait(t *testing.T, event <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-event:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it did not happen")
 	}
 }
 

@@ -106,6 +106,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r = r.WithContext(ctx)
 	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
+		if r.Method == http.MethodDelete {
+			h.mu.Lock()
+			if s := h.servers[a.Key]; s != nil {
+				s.endRequests(r.Header.Get("Mcp-Session-Id"))
+			}
+			h.mu.Unlock()
+		}
 		h.old.ServeHTTP(w, r)
 		return
 	}

@@ -56,9 +56,10 @@ type Server struct {
 	calls   sync.WaitGroup
 	unwatch func()
 
-	mu     sync.Mutex        // protects the fields below
-	shown  map[string]string // the tools that are listed, as JSON
-	faults []string          // that were reported
+	mu      sync.Mutex                     // protects the fields below
+	shown   map[string]string              // the tools that are listed, as JSON
+	faults  []string                       // that were reported
+	running map[*context.CancelFunc]string // requests, with the ids of their sessions
 }
 
 // version is what clients are told of this server.
@@ -71,7 +72,7 @@ const instructions = `These tools are functions on an fbus network: programs tha
 
 // NewServer makes a server whose tools are functions of the catalog. Close releases it.
 func NewServer(catalog *Catalog, cfg Config) *Server {
-	s := &Server{catalog: catalog, cfg: cfg, shown: map[string]string{}}
+	s := &Server{catalog: catalog, cfg: cfg, shown: map[string]string{}, running: map[*context.CancelFunc]string{}}
 	s.cfg.MaxTools = cmp.Or(cfg.MaxTools, 40)
 	s.cfg.TaskAfter = cmp.Or(cfg.TaskAfter, 45*time.Second)
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -83,7 +84,7 @@ func NewServer(catalog *Catalog, cfg Config) *Server {
 		GetSessionID: func() string { return cfg.sessionPrefix + rand.Text() },
 		SetCacheable: func(_ context.Context, _ sdk.Request, c *sdk.Cacheable) { c.CacheScope = "private" }, // it depends on rights
 	})
-	s.MCP.AddReceivingMiddleware(s.whenReady, forOlder)
+	s.MCP.AddReceivingMiddleware(s.inSession, s.whenReady, forOlder)
 	s.addOwn()
 	s.addTasks()
 	s.unwatch = catalog.onChange(s.sync)
@@ -96,6 +97,38 @@ func (s *Server) Close() {
 	s.unwatch()
 	s.stop()
 	s.calls.Wait()
+}
+
+// inSession lets a request end with its session: the library waits for requests of a session that it closes.
+func (s *Server) inSession(next sdk.MethodHandler) sdk.MethodHandler {
+	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
+		id := req.GetSession().ID()
+		if id == "" {
+			return next(ctx, method, req)
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		s.mu.Lock()
+		s.running[&cancel] = id
+		s.mu.Unlock()
+		defer func() {
+			s.mu.Lock()
+			delete(s.running, &cancel)
+			s.mu.Unlock()
+		}()
+		return next(ctx, method, req)
+	}
+}
+
+// endRequests cancels the requests of a session.
+func (s *Server) endRequests(session string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for cancel, id := range s.running {
+		if id == session {
+			(*cancel)()
+		}
+	}
 }
 
 // readyTime is how long the first requests wait for the node.

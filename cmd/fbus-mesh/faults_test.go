@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,6 +106,21 @@ func TestNoNATS(t *testing.T) {
 	x.notes.await(t, entered)
 	if i := x.info(); i.NATS == "" || i.NATSError != "" {
 		t.Errorf("when it is connected: %+v", i)
+	}
+}
+
+// The other nodes are heard for the last time before a dead connection is noticed, and then a call waits
+// for no longer than after one that was closed.
+func TestSilentNATS(t *testing.T) {
+	for err, before := range map[error]time.Duration{
+		io.EOF: 0, nats.ErrStaleConnection: 2 * pingEvery, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}: 2 * pingEvery,
+	} {
+		h := &hub{note: t.Logf, said: map[string]time.Time{}}
+		at := time.Now().Add(-before)
+		h.lost(&nats.Conn{}, err)
+		if _, since := h.offline(); since.Before(at) || time.Since(since) < before {
+			t.Errorf("%v: lost %v before", err, time.Since(since))
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ const noteAgain = 10 * time.Minute
 
 // pingEvery is when a NATS server is asked whether it is there, and lost if it did not answer the last
 // time. One that does not answer requests is asked at once, see [mesh.probe].
-const pingEvery = 5 * time.Second
+const pingEvery = 2 * time.Second
 
 // hub is what the mesh knows of its connection to NATS.
 type hub struct {
@@ -46,11 +46,19 @@ func (h *hub) connected(nc *nats.Conn) {
 	}
 }
 
-// lost is due when a connection has ended.
-func (h *hub) lost(err error) {
+// lost is due when a connection has ended. One that was silent has been dead for a while: the other
+// nodes were last heard before that.
+func (h *hub) lost(nc *nats.Conn, err error) {
+	at := time.Now()
+	if slow := net.Error(nil); errors.Is(err, nats.ErrStaleConnection) || errors.As(err, &slow) && slow.Timeout() {
+		at = at.Add(-2 * pingEvery)
+	}
 	h.mu.Lock()
-	h.why, h.since = reason(err), time.Now()
-	h.said[h.why] = h.since
+	h.why = reason(nc, err)
+	if at.After(h.since) {
+		h.since = at
+	}
+	h.said[h.why] = time.Now()
 	why := h.why
 	h.mu.Unlock()
 	h.note("NATS: %s: calls run on this node alone until it is back", why)
@@ -62,7 +70,7 @@ func (h *hub) refused(nc *nats.Conn, err error) {
 	if nc.IsConnected() {
 		return
 	}
-	why, now := reason(err), time.Now()
+	why, now := reason(nc, err), time.Now()
 	h.mu.Lock()
 	h.why = why
 	last, again := h.said[why]
@@ -83,16 +91,19 @@ func (h *hub) offline() (why string, since time.Time) {
 	return h.why, h.since
 }
 
-// reason returns the text of an error without what differs between two tries.
-func reason(err error) string {
-	why := args.Plain(err)
+// reason returns the text of an error without what differs between two tries. It names the server,
+// or all that are tried if the error does not say which one it is of.
+func reason(nc *nats.Conn, err error) string {
+	why := strings.TrimPrefix(args.Plain(err), "nats: ")
 	if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" && dial.Addr != nil {
 		why = dial.Addr.String() + ": " + why
+	} else if servers := nc.Servers(); len(servers) > 0 {
+		why = strings.Join(servers, ", ") + ": " + why
 	}
 	if errors.Is(err, nats.ErrAuthorization) {
 		why += ": the server does not admit this mesh; its ticket may be revoked, or lack the right relay"
 	}
-	return strings.TrimPrefix(why, "nats: ")
+	return why
 }
 
 // checkURLs refuses what cannot be the URL of a NATS server.
@@ -168,9 +179,9 @@ func (o *options) connect(urls string) (*nats.Conn, error) {
 		nats.Name("fbus mesh"), nats.NoEcho(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectBufSize(-1),
 		nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(1), nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(500 * time.Millisecond), nats.ReconnectJitter(500*time.Millisecond, 500*time.Millisecond),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
 			if err != nil {
-				h.lost(err)
+				h.lost(nc, err)
 			}
 		}),
 		nats.ReconnectErrHandler(h.refused),

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"regexp"
 	"strings"
 	"unicode/utf8"
@@ -224,7 +223,7 @@ func (j *job) addContent(res *sdk.CallToolResult, out *head) {
 		res.Content = append(res.Content, &sdk.AudioContent{Data: data, MIMEType: media, Meta: j.meta()})
 	case media != "":
 		if j.function != nil {
-			if announced := j.function.first.Attributes["output-type"]; announced != "" && media == binary {
+			if announced := j.function.first.Attributes["output-type"]; announced != "" && media == binaryType {
 				media = announced
 			}
 		}
@@ -242,44 +241,4 @@ func (j *job) addContent(res *sdk.CallToolResult, out *head) {
 			res.Content = append(res.Content, j.linkTo(out, "text/plain"))
 		}
 	}
-}
-
-const binary = "application/octet-stream"
-
-// mediaType returns the type of an output by its first bytes; empty: text.
-func mediaType(data []byte) string {
-	switch found, _, _ := strings.Cut(http.DetectContentType(data), ";"); {
-	case found == "image/png", found == "image/jpeg", found == "image/gif", found == "image/webp", found == "audio/mpeg":
-		return found
-	case found == "audio/wave":
-		return "audio/wav"
-	case isMP3(data):
-		return "audio/mpeg"
-	case utf8.Valid(data) && !bytes.ContainsRune(data, 0):
-		return ""
-	case strings.HasPrefix(found, "text/") && mostlyText(data):
-		return "" // of another encoding, or with some wrong bytes
-	}
-	return binary
-}
-
-// isMP3 reports whether data begins with the header of an MPEG layer 3 frame: those without an ID3 tag do.
-func isMP3(data []byte) bool {
-	return len(data) > 3 && data[0] == 0xff && data[1]&0xe6 == 0xe2 && data[2]&0xf0 != 0xf0 && data[2]&0x0c != 0x0c && bytes.IndexByte(data, 0) >= 0
-}
-
-// mostlyText reports whether at most a tenth of the bytes are not UTF-8, and none is zero.
-func mostlyText(data []byte) bool {
-	wrong := 0
-	for rest := data; len(rest) > 0; {
-		r, n := utf8.DecodeRune(rest)
-		if r == 0 {
-			return false
-		}
-		if r == utf8.RuneError && n == 1 {
-			wrong++
-		}
-		rest = rest[n:]
-	}
-	return wrong*10 <= len(data)
 }

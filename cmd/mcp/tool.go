@@ -101,6 +101,8 @@ func (s *Server) tool(t listed) *sdk.Tool {
 	return tool
 }
 
+//lint:file-ignore SA1019 a tool can need what newer versions deprecate, sampling and roots
+
 // attrRequires is the attribute with the capabilities of clients that a tool needs, separated by commas:
 // sampling, elicitation, roots, or the id of an extension, which has a slash.
 const attrRequires = "mcp.requires"

@@ -100,7 +100,7 @@ func plain(text string) string {
 	}
 	text = strings.ReplaceAll(text, "\r\n", "\n")
 	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && r != '\u2028' && r != '\u2029' && args.Unsafe(r) {
+		if hidden(r) || r != '\n' && r != '\t' && r != '\u2028' && r != '\u2029' && args.Unsafe(r) {
 			return -1
 		}
 		return r

@@ -142,6 +142,11 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 			return usage("fbus mesh %s takes no operand, and got %s", verb, args.Shown(urls[1]))
 		}
 	}
+	if verb == "server" || verb == "config" {
+		if _, _, err := hostPort(o.listen); err != nil {
+			return err
+		}
+	}
 	switch verb {
 	case "demo":
 		return demo(ctx, stdout)

@@ -236,7 +236,10 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, network: info.Network, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
 		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, greeted: map[string]*peer{}, pending: map[string]*pending{}, strangers: map[string]stranger{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
-		replies: nc.NewInbox() + ".",
+	}
+	m.replies = m.prefix + "reply." + crand.Text() + "." // the meshes' own, as their other subjects
+	if nc.Opts.InboxPrefix != "" {                       // of a context
+		m.replies = nc.NewInbox() + "."
 	}
 	m.self = hello{Version: namesVersion, Node: cmp.Or(cfg.Name, asName(info.Name)), ID: info.Instance, Mesh: crand.Text(), Addresses: cfg.Advertise, Names: uint64(time.Now().UnixMicro()), New: true}
 	if len(cfg.Advertise) == 0 {

@@ -69,10 +69,9 @@ func (o *options) serve(ctx context.Context) error {
 
 // startServer starts a NATS server. One without TLS is for this machine only.
 func startServer(listen string, o *server.Options) (*server.Server, error) {
-	host, port, err := net.SplitHostPort(listen)
-	n, perr := strconv.ParseUint(port, 10, 16)
-	if err != nil || perr != nil {
-		return nil, args.Errorf(args.CodeUsage, "--listen %s: it must be HOST:PORT", listen)
+	host, n, err := hostPort(listen)
+	if err != nil {
+		return nil, err
 	}
 	if ip := net.ParseIP(host); o.TLSConfig == nil && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return nil, args.Errorf(args.CodeUsage, "--listen %s: without authentication the server may only listen on this machine", listen).
@@ -99,20 +98,34 @@ func startServer(listen string, o *server.Options) (*server.Server, error) {
 	return s, nil
 }
 
+// hostPort returns the parts of where a server listens. Port 0 is a free one.
+func hostPort(listen string) (host string, port uint64, err error) {
+	host, text, err := net.SplitHostPort(listen)
+	port, bad := strconv.ParseUint(text, 10, 16)
+	if err != nil || bad != nil || strings.ContainsAny(host, " /@\n") {
+		return "", 0, args.Errorf(args.CodeUsage, "--listen %s: it must be HOST:PORT, with a number as PORT", args.Shown(listen))
+	}
+	return host, port, nil
+}
+
 func stopServer(s *server.Server) {
 	s.Shutdown()
 	s.WaitForShutdown()
 }
 
 // subjects returns those that the meshes of a network use. With globs of functions for clients of NATS
-// there are these, too. NATS has no pattern for a part of a word, so a glob opens all subjects.
+// there are these, too, and the answers to such clients. NATS has no pattern for a part of a word, so
+// a glob opens all subjects.
 func subjects(network string, globs []string) []string {
-	list := []string{"fbus." + network + ".>", "_INBOX.>"}
+	list := []string{"fbus." + network + ".>"}
 	for _, glob := range globs {
 		if strings.ContainsAny(glob, `*?[\`) {
 			return []string{">"}
 		}
-		list = append(list, "$SRV.>", subjectOf(glob))
+		list = append(list, subjectOf(glob))
+	}
+	if len(globs) > 0 {
+		list = append(list, "$SRV.>", "_INBOX.>")
 	}
 	return list
 }

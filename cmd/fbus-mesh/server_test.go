@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -106,7 +107,7 @@ func judge(t *testing.T, addr string, relay, guest *trust.Ticket) (*nats.Conn, c
 }
 
 // serveNATS is fbus mesh server, beside the node that fbus in this process uses. It returns the address.
-func serveNATS(t *testing.T) string {
+func serveNATS(t *testing.T, globs ...string) string {
 	t.Helper()
 	every := trustEvery
 	trustEvery = 50 * time.Millisecond
@@ -117,7 +118,7 @@ func serveNATS(t *testing.T) string {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	ready := make(chan struct{}, 10)
-	o := &options{listen: addr, cfg: config{NATSService: []string{"f"}, Note: func(format string, a ...any) {
+	o := &options{listen: addr, cfg: config{NATSService: globs, Note: func(format string, a ...any) {
 		t.Logf(format, a...)
 		ready <- struct{}{}
 	}}}
@@ -136,7 +137,7 @@ func serveNATS(t *testing.T) string {
 // TestServerAdmits: meshes of the network enter, nobody else, and not after they were revoked.
 func TestServerAdmits(t *testing.T) {
 	d := firstNode(t)
-	addr := serveNATS(t)
+	addr := serveNATS(t, "f")
 	_, closed := judge(t, addr, d.ticket(t, "relay", "--relay"), d.ticket(t, "guest", "--call", "*"))
 	if err := d.run("a", nil, "revoke", "-q", "relay"); err != nil {
 		t.Fatal(err)
@@ -145,6 +146,46 @@ func TestServerAdmits(t *testing.T) {
 	case <-closed:
 	case <-time.After(20 * time.Second):
 		t.Error("a revoked mesh stays")
+	}
+}
+
+// TestServerPrivate: meshes need no subjects but those of their network. Unless the server is open to
+// clients of NATS, one that is admitted reads no answers to others.
+func TestServerPrivate(t *testing.T) {
+	d := firstNode(t)
+	addr := serveNATS(t)
+	closed := make(chan error, 10)
+	nc, err := enter(addr, d.ticket(t, "relay", "--relay"), closed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for _, subject := range []string{"_INBOX.>", "$SRV.>", "f", ">"} {
+		if _, err := nc.SubscribeSync(subject); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-closed; !errors.Is(err, nats.ErrPermissionViolation) {
+			t.Errorf("%s: %v", subject, err)
+		}
+	}
+	d.nats = "tls://" + addr
+	if err := d.node("b"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := d.mesh(name, d.ports[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.start("b", "offer", "-q", "--slots", "1", "f", "--", "cat"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.await("a", "f", 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := d.run("a", &out, "call", "-n", "f"); err != nil {
+		t.Errorf("%v: %s", err, &out)
 	}
 }
 

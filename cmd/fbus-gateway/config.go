@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -9,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -391,48 +391,72 @@ func (c *config) readTable(table map[string]any, above []string, where func(key 
 
 // readTables takes the tables KIND.NAME out of a document.
 func readTables[T any](doc map[string]any, kind string, into map[string]T, where func(key []string) [2]int, wrong *faults, check func(name string, t *T) []hooks.Fault) {
-	tables, ok := doc[kind].(map[string]any)
+	add := func(message string, key ...string) {
+		key = append([]string{kind}, key...)
+		wrong.add(where(key), "%s: %s", strings.Join(key, "."), message)
+	}
+	all, ok := doc[kind]
 	if !ok {
-		return // what else it may be is an unknown key
+		return
 	}
 	delete(doc, kind)
-	for name, table := range tables {
-		add := func(key []string, message string) {
-			key = append([]string{kind, name}, key...)
-			wrong.add(where(key), "%s: %s", strings.Join(key, "."), message)
-		}
-		var t T
-		text, err := toml.Marshal(table)
-		if err == nil {
-			err = toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&t)
-		}
-		if strict := (*toml.StrictMissingError)(nil); errors.As(err, &strict) {
-			for _, e := range strict.Errors {
-				add(e.Key(), errUnknown.Error())
-			}
-			err = toml.Unmarshal(text, &t) // for what else is wrong
-		}
-		if err != nil {
-			var key []string
-			if e, ok := errors.AsType[*toml.DecodeError](err); ok {
-				key = e.Key()
-			}
-			add(key, strings.TrimPrefix(err.Error(), "toml: "))
+	tables, ok := all.(map[string]any)
+	if !ok {
+		add("it must be tables [" + kind + ".NAME]")
+	}
+	for name, v := range tables {
+		table, ok := v.(map[string]any)
+		if !ok {
+			add("it must be a table", name)
 			continue
 		}
+		var t T
+		var bad []string // keys whose values have a wrong type
+		for key, v := range table {
+			if err := setField(&t, key, v); err != nil {
+				add(err.Error(), name, key)
+				bad = append(bad, key)
+			}
+		}
 		for _, f := range check(name, &t) {
+			missing, _, _ := strings.Cut(f.Message, " is ")
+			if f.Key == "" && slices.ContainsFunc(strings.Fields(missing), func(key string) bool { return slices.Contains(bad, key) }) {
+				continue // it is there
+			}
 			message := f.Message
 			if f.Hint != "" {
 				message += " (" + f.Hint + ")"
 			}
-			var key []string
+			key := []string{name}
 			if f.Key != "" {
-				key = []string{f.Key}
+				key = append(key, f.Key)
 			}
-			add(key, message)
+			add(message, key...)
 		}
 		into[name] = t
 	}
+}
+
+// setField sets the field of a struct that has that key.
+func setField(to any, key string, v any) (err error) {
+	s := reflect.ValueOf(to).Elem()
+	for i := range s.NumField() {
+		if s.Type().Field(i).Tag.Get("toml") != key {
+			continue
+		}
+		switch field := s.Field(i).Addr().Interface().(type) {
+		case *string:
+			*field, err = as[string](v, "a string")
+		case *[]string:
+			if _, err = as[[]any](v, "a list of strings"); err == nil {
+				*field, err = asWords(v)
+			}
+		case *any:
+			*field = v
+		}
+		return err
+	}
+	return errUnknown
 }
 
 // settingOf returns the setting for a key, and the words that its pattern leaves open.

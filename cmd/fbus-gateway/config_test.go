@@ -51,6 +51,40 @@ functions = ["[!"]
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
+	os.WriteFile(path, []byte(`[hooks]
+b = 5
+[hooks.a]
+function = 3
+verify = "magic"
+args = "x"
+mode = 5
+[send.show]
+url = 5
+[hooks.c]
+function = "f"
+args = [1]
+`), 0o600)
+	if err := defaults().read(path); !errors.As(err, &wrong) {
+		t.Fatal(err)
+	}
+	text = strings.Join(wrong.lines(), "\n")
+	for _, want := range []string{
+		":2:1: hooks.b: it must be a table", ":4:1: hooks.a.function: it must be a string", `:5:1: hooks.a.verify: "magic"`, ":6:1: hooks.a.args: it must be a list of strings",
+		":7:1: hooks.a.mode: it must be a string", ":9:1: send.show.url: it must be a string", ":12:1: hooks.c.args: it must be a list of strings", ":10:8: hooks.c: verify is missing",
+	} {
+		if !strings.Contains(text, path+want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	for _, no := range []string{"function is missing", "url or allow"} {
+		if strings.Contains(text, no) {
+			t.Errorf("%q in\n%s", no, text)
+		}
+	}
+	os.WriteFile(path, []byte("hooks = 5\nlisen = 1\n"), 0o600)
+	if err := defaults().read(path); err == nil || !strings.Contains(err.Error(), ":1:1: hooks: it must be tables [hooks.NAME]") || !strings.Contains(err.Error(), "lisen") {
+		t.Error(err)
+	}
 	os.WriteFile(path, []byte(`socket = "gw.sock"
 hosts = ["bus.example.com"]
 behind-proxy = ["10.0.0.0/8", "::1"]

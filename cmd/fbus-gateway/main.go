@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,7 +21,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func main() { companion.Main(command) }
+func main() {
+	log.SetOutput(io.Discard) // net/http's client logs there what a server sends
+	companion.Main(command)
+}
 
 const help = `fbus gateway: serve functions and jobs over HTTP
 

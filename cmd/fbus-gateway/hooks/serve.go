@@ -108,9 +108,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	key, err := hook.key(d, digest)
+	key, status, err := hook.key(d, digest)
 	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
+		fail(w, status, err.Error())
 		return
 	}
 	for _, c := range hook.when {
@@ -122,6 +122,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	arguments, err := hook.arguments(d)
 	if err != nil {
 		fail(w, http.StatusUnprocessableEntity, err.Error())
+		return
+	}
+	// The arguments may have little of the content, so that the node cannot tell.
+	if hook.scheme.id != nil && !h.seen.add(name+" id "+key, digestOf(raw)) {
+		fail(w, http.StatusConflict, "this delivery's id came before, with other content")
 		return
 	}
 	// The id of many a sender is not signed: with another one the same delivery could be sent again.
@@ -166,19 +171,19 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request) (body []byte, sta
 	}
 }
 
-// key returns what identifies a delivery for a day; empty: nothing does.
-func (hk *hook) key(d *delivery, digest string) (string, error) {
+// key returns what identifies a delivery for a day; empty: nothing does. The status is that of an error.
+func (hk *hook) key(d *delivery, digest string) (key string, status int, err error) {
 	if hk.scheme.id == nil {
-		return digest, nil
+		return digest, 0, nil
 	}
 	id, err := hk.scheme.id.fill(d)
 	switch {
 	case err != nil:
-		return "", err
+		return "", http.StatusUnprocessableEntity, err
 	case id == "" || len(id) > maxID || strings.ContainsFunc(id, func(c rune) bool { return c <= ' ' || c > '~' }):
-		return "", args.Errorf(args.CodeBadInput, "a delivery's id has 1 to %d printable ASCII characters without spaces", maxID)
+		return "", http.StatusBadRequest, args.Errorf(args.CodeBadInput, "a delivery's id has 1 to %d printable ASCII characters without spaces", maxID)
 	}
-	return id, nil
+	return id, 0, nil
 }
 
 // arguments returns what the function gets.

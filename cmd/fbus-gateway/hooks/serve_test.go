@@ -98,6 +98,15 @@ func TestGitHub(t *testing.T) {
 	if status, text := post(other, github("new", other, "push", "d1")); status != 409 {
 		t.Errorf("another body of that id: %d %s", status, text)
 	}
+	same := strings.Replace(push, "abc", "def", 1)
+	if status, text := post(same, github("new", same, "push", "d1")); status != 409 {
+		t.Errorf("another body of that id, with the same arguments: %d %s", status, text)
+	}
+	nameless := github("new", same, "push", "")
+	delete(nameless, "X-GitHub-Delivery")
+	if status, text := post(same, nameless); status != 422 || !strings.Contains(text, "X-Github-Delivery") {
+		t.Errorf("no id: %d %s", status, text)
+	}
 	if status, text := post(`{"zen":"x"}`, github("new", `{"zen":"x"}`, "ping", "d3")); status != 200 || !strings.Contains(text, "pong") {
 		t.Errorf("ping: %d %s", status, text)
 	}
@@ -258,6 +267,9 @@ func TestToken(t *testing.T) {
 		t.Errorf("busy: %d", got)
 	}
 	next(t, calls)
+	if got, text := send(t, "POST", s.URL+"/hook/lab", `{"a":"1","b":2}`, map[string]string{"X-Gitlab-Token": "t0ken", "X-Gitlab-Event-UUID": "1"}); got != 409 {
+		t.Errorf("other content of a call that failed: %d %s", got, text)
+	}
 	status.Store(0)
 	if got, text := post("1", "t0ken"); got != 200 || text != "done" {
 		t.Errorf("%d %s", got, text)
@@ -274,7 +286,7 @@ func TestToken(t *testing.T) {
 	if got, text := post("two words", "t0ken"); got != 400 {
 		t.Errorf("id with a space: %d %s", got, text)
 	}
-	if got, text := send(t, "POST", s.URL+"/hook/any", "", map[string]string{"Authorization": "Bearer t0ken"}); got != 404 || !strings.Contains(text, "no_function") {
+	if got, text := send(t, "POST", s.URL+"/hook/any", "", map[string]string{"Authorization": "bearer t0ken"}); got != 404 || !strings.Contains(text, "no_function") {
 		t.Errorf("no function: %d %s", got, text)
 	}
 	b.none(calls)

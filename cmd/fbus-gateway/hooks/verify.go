@@ -52,7 +52,11 @@ var errSignature = errors.New("the signature does not match")
 func (s *scheme) verify(d *delivery, secrets []secret) (digest string, err error) {
 	switch s.kind {
 	case "token":
-		got, ok := strings.CutPrefix(d.header.Get(s.header), s.prefix)
+		text := d.header.Get(s.header)
+		got, ok := strings.CutPrefix(text, s.prefix)
+		if n := len(s.prefix); !ok && s.header == "Authorization" && len(text) > n {
+			got, ok = text[n:], strings.EqualFold(text[:n], s.prefix) // the scheme has no case (RFC 9110, section 11.1)
+		}
 		sum, valid := sha256.Sum256([]byte(got)), 0
 		for _, secret := range secrets {
 			want := sha256.Sum256(secret.text) // equal lengths: the time tells nothing of the secret's

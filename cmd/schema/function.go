@@ -228,7 +228,7 @@ func writtenForm(text json.RawMessage) (*Form, error) {
 		return &Form{s, whole}, err
 	}
 	if parts["$id"] == nil { // so that its references stay its own
-		parts["$id"] = json.RawMessage(`"fbus:args"`)
+		parts["$id"] = json.RawMessage(`"fbus:///args"`)
 	}
 	dialect := parts["$schema"]
 	delete(parts, "$schema")

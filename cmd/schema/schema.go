@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -57,7 +58,7 @@ func Compile(text []byte) (*Schema, error) {
 	c := jsonschema.NewCompiler()
 	c.UseLoader(nothing{})
 	c.UseRegexpEngine(lenient)
-	const url = "fbus:schema"
+	const url = "fbus:///schema" // with a path: a relative reference must not lead to the schema itself
 	if err := c.AddResource(url, doc); err != nil {
 		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
 	}
@@ -68,7 +69,17 @@ func Compile(text []byte) (*Schema, error) {
 	if err := s.count(s.compiled, map[*jsonschema.Schema]bool{}); err != nil {
 		return nil, err
 	}
+	// Some cycles of references show only in a validation.
+	var no *jsonschema.ValidationError
+	if errors.As(s.validate(map[string]any{}, maxSteps), &no) && isCycle(no) {
+		return nil, fmt.Errorf("the schema is invalid: %s", shown(no))
+	}
 	return s, nil
+}
+
+func isCycle(e *jsonschema.ValidationError) bool {
+	_, cycle := e.ErrorKind.(*kind.RefCycle)
+	return cycle || slices.ContainsFunc(e.Causes, isCycle)
 }
 
 // Validate returns an error with the code bad_input if doc does not match the schema. It says where,

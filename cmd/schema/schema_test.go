@@ -174,3 +174,11 @@ func FuzzCompile(f *testing.F) {
 		}
 	})
 }
+
+func TestUnresolvableReferencesAreRefused(t *testing.T) {
+	for _, text := range []string{`{"$ref":"#"}`, `{"type":"object","allOf":[{"$ref":"#"}]}`, `{"properties":{"a":{"$ref":"other.json"}}}`} {
+		if _, err := Compile([]byte(text)); err == nil {
+			t.Errorf("%s is accepted", text)
+		}
+	}
+}

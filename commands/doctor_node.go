@@ -88,12 +88,18 @@ func (x *examination) mesh(n *bus.NodeInfo) {
 	} else {
 		x.ok("mesh", "node %s with %s, %s", m.Node, plural(len(m.Peers), "other node"), "NATS at "+m.NATS)
 	}
+	twins := map[string][]string{} // by name: how each is reached
+	twins["@"+m.Node] = []string{"this node"}
+	for _, p := range m.Peers {
+		twins[p.Name] = append(twins[p.Name], cmp.Or(p.Reach, "one that is not reached"))
+	}
 	for _, p := range m.Peers {
 		if p.Reach == "" {
 			x.warn("mesh", "calls do not go there. fbus doctor at that node shows its side; fbus mesh --advertise HOST:PORT there says where it is reached", "%s is left out: %s", p.Name, cmp.Or(p.Error, "not connected yet"))
 		}
-		if p.Twin {
-			x.warn("mesh", "fbus mesh --name NAME at one of them", "more than one node is called %s: calls for that name may go to any of them", p.Name)
+		if all := twins[p.Name]; p.Twin && len(all) > 1 {
+			x.warn("mesh", "fbus mesh --name NAME at one of them", "more than one node is called %s: %s; calls for that name may go to any of them", p.Name, strings.Join(all, ", "))
+			delete(twins, p.Name)
 		}
 		if off := time.Duration(p.Clock * float64(time.Second)); off.Abs() >= clockLimit {
 			way := "ahead of"

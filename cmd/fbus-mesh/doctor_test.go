@@ -14,6 +14,32 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// TestDoctorTwins: fbus doctor warns of two nodes with one name once, and says which they are.
+func TestDoctorTwins(t *testing.T) {
+	t.Setenv("TEST_HELLO_EVERY", "300ms")
+	d := newProcesses(t, "a")
+	for _, name := range []string{"x", "y"} {
+		d.serve(name)
+		d.begin(name, "mesh", "-q", "--name", "b", d.nats)
+	}
+	var out bytes.Buffer
+	if err := d.until(func() error {
+		out.Reset()
+		if err := d.run("a", &out, "doctor"); err != nil {
+			return err
+		}
+		const twins = "warn  mesh         more than one node is called @b: "
+		_, line, _ := strings.Cut(out.String(), twins)
+		line, _, _ = strings.Cut(line, "\n")
+		if strings.Count(out.String(), twins) != 1 || !strings.Contains(line, d.sockets["x"]) || !strings.Contains(line, d.sockets["y"]) {
+			return args.Errorf(args.CodeInternal, "they are not shown once")
+		}
+		return nil
+	}); err != nil {
+		t.Errorf("%v:\n%s", err, &out)
+	}
+}
+
 // TestDoctor: fbus doctor and status show what is wrong with the mesh of a node.
 func TestDoctor(t *testing.T) {
 	t.Setenv("TEST_HELLO_EVERY", "300ms")

@@ -206,7 +206,12 @@ func (s *service) call(function string, req micro.Request) {
 		r.Input = bytes.NewReader(req.Data())
 	}
 	res, err := s.mesh.node.Call(s.ctx, r)
-	if err != nil && s.ctx.Err() != nil {
+	var exit *bus.ExitError
+	switch {
+	case err == nil || errors.As(err, &exit):
+	case s.mesh.node.Err() != nil:
+		err = args.Errorf(args.CodeNodeLost, "the connection to the node was lost: the call may have run")
+	case s.ctx.Err() != nil:
 		err = args.Errorf(args.CodeNodeLost, "the mesh has ended: the call may have run")
 	}
 	s.answer(req, res, err, stdout.Bytes(), stderr.text())

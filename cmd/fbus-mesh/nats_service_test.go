@@ -143,6 +143,32 @@ func TestNATSCalls(t *testing.T) {
 	}
 }
 
+// A client of NATS whose call ran when the node was lost learns of that: the mesh goes on.
+func TestNATSNodeLost(t *testing.T) {
+	x, nc := natsSite(t, "f")
+	began := make(chan bool, 1)
+	x.offer("f", 1, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		began <- true
+		<-ctx.Done()
+		return bus.Exit(0)
+	})
+	endpoints(t, nc, "f=f")
+	answers, err := nc.SubscribeSync(nc.NewInbox())
+	if err == nil {
+		err = nc.PublishRequest("f", answers.Subject, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-began
+	x.kill()
+	msg, err := answers.NextMsg(20 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, msg, "Fbus-Status", "255", "Fbus-Code", "node_lost", "Nats-Service-Error", "the connection to the node was lost: the call may have run")
+}
+
 // Endpoints have names that NATS takes, come and go with the offers, and say what the function is.
 func TestNATSEndpoints(t *testing.T) {
 	x, nc := natsSite(t, "*")

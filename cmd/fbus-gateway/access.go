@@ -3,7 +3,10 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +25,7 @@ const (
 type access struct {
 	Time    time.Time `json:"time"`
 	From    string    `json:"from,omitempty"`
+	Peer    string    `json:"peer,omitempty"` // the proxy that has passed it on
 	Caller  string    `json:"caller"`
 	Method  string    `json:"method"`
 	Path    string    `json:"path"`
@@ -58,16 +62,14 @@ func openAccessLog(path string, note func(format string, a ...any)) (*accessLog,
 
 // add adds a request that has been served.
 func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began time.Time, cut bool) {
-	from := r.RemoteAddr
-	if c := connOf(r); len(c.from.proxies) > 0 && what.caller != nil {
-		if v := r.Header.Get("X-Forwarded-For"); v != "" {
-			from = args.Shown(v)
-		}
-	} else if c.from.local {
+	from, peer := r.RemoteAddr, ""
+	if l := connOf(r).from; l.local {
 		from = ""
+	} else if client := forwarded(r.Header["X-Forwarded-For"], l.proxies); client.IsValid() && what.caller != nil {
+		from, peer = client.String(), from
 	}
 	line, err := json.Marshal(access{
-		Time: began.UTC(), From: from, Caller: what.caller.shown(), Method: args.Shown(r.Method), Path: args.HideSecrets(args.Shown(r.URL.Path)),
+		Time: began.UTC(), From: from, Peer: peer, Caller: what.caller.shown(), Method: args.Shown(r.Method), Path: args.HideSecrets(args.Shown(r.URL.Path)),
 		Status: w.status, Out: w.out, Seconds: time.Since(began).Seconds(), Call: what.call, Cut: cut,
 	})
 	if err == nil {
@@ -79,6 +81,26 @@ func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began t
 		}
 		l.mu.Unlock()
 	}
+}
+
+// forwarded returns the client that trusted proxies name: the last address that is not one of theirs. What is
+// before it may be the client's invention.
+func forwarded(header []string, proxies []netip.Prefix) netip.Addr {
+	if len(proxies) == 0 {
+		return netip.Addr{}
+	}
+	list := strings.Split(strings.Join(header, ","), ",")
+	for _, word := range slices.Backward(list) {
+		word = strings.TrimSpace(word)
+		ip, err := netip.ParseAddr(strings.Trim(word, "[]"))
+		if at, aerr := netip.ParseAddrPort(word); aerr == nil {
+			ip, err = at.Addr(), nil
+		}
+		if err == nil && !within(ip, proxies) {
+			return ip.Unmap().WithZone("")
+		}
+	}
+	return netip.Addr{}
 }
 
 // write writes lines until the log is closed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -213,5 +214,43 @@ func TestAccessLog(t *testing.T) {
 		if strings.Contains(string(text), secret) {
 			t.Errorf("%s in %s", secret, text)
 		}
+	}
+}
+
+// TestForwarded: only what trusted proxies say of the client is believed.
+func TestForwarded(t *testing.T) {
+	proxies, err := parsePrefixes([]string{"10.0.0.0/8", "::1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for header, want := range map[string]string{
+		"":                                 "invalid IP",
+		"unknown":                          "invalid IP",
+		"192.0.2.1":                        "192.0.2.1",
+		"6.6.6.6, 192.0.2.1":               "192.0.2.1",
+		"6.6.6.6,192.0.2.1 , 10.1.2.3,::1": "192.0.2.1",
+		"192.0.2.1, unknown, _x":           "192.0.2.1",
+		"192.0.2.1:4711":                   "192.0.2.1",
+		"[2001:db8::1]:4711":               "2001:db8::1",
+		"[2001:db8::1]":                    "2001:db8::1",
+		"::ffff:192.0.2.1":                 "192.0.2.1",
+		"10.1.2.3":                         "invalid IP",
+	} {
+		if got := forwarded([]string{header}, proxies).String(); got != want {
+			t.Errorf("%q: %s, not %s", header, got, want)
+		}
+	}
+	if got := forwarded([]string{"192.0.2.1"}, nil); got.IsValid() {
+		t.Error("without a proxy:", got)
+	}
+	if got := forwarded([]string{"6.6.6.6", "192.0.2.1"}, proxies).String(); got != "192.0.2.1" {
+		t.Error("two lines:", got)
+	}
+	path := filepath.Join(t.TempDir(), "log")
+	x := newSite(t, func(c *config) { c.AccessLog, c.Proxies = path, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} })
+	x.do("GET", x.far+"/functions", nil, "Authorization", "Bearer "+x.token("ci", "*"), "X-Forwarded-For", "6.6.6.6, 192.0.2.1")
+	x.stop()
+	if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), `"from":"192.0.2.1","peer":"127.0.0.1:`) {
+		t.Errorf("%s %v", text, err)
 	}
 }

@@ -174,16 +174,35 @@ func (g *gateway) listJobs(w http.ResponseWriter, r *http.Request, c *caller) {
 		query.Limit = n
 	}
 	query.Newest = query.After == ""
-	list, total, err := g.jobs(r.Context(), c.lister(), query)
+	list, total, err := g.shownJobs(r.Context(), c, query)
 	if err != nil {
 		g.refuse(w, r, absent(err, "batch "+query.Batch))
 		return
 	}
-	list = slices.DeleteFunc(list, func(j job) bool { return !g.sees(c, j.Function) })
-	if c.monitors() {
+	if c.rights == nil && len(g.cfg.Publish) == 0 { // else it would count what is not shown
 		w.Header().Set("Fbus-Total", strconv.Itoa(total))
 	}
 	writeJSON(w, http.StatusOK, list)
+}
+
+// shownJobs returns as many jobs as a query asks for, of those that the caller is shown. The node does not
+// know which these are: it is asked for more until there are enough.
+func (g *gateway) shownJobs(ctx context.Context, c *caller, query bus.JobQuery) (list []job, total int, err error) {
+	for limit := query.Limit; ; query.Limit *= 4 {
+		if list, total, err = g.jobs(ctx, c.lister(), query); err != nil {
+			return nil, 0, err
+		}
+		all := len(list) < query.Limit
+		list = slices.DeleteFunc(list, func(j job) bool { return !g.mayCall(c, j.Function) })
+		if extra := len(list) - limit; extra > 0 && query.Newest {
+			list = list[extra:]
+		} else if extra > 0 {
+			list = list[:limit]
+		}
+		if all || len(list) == limit {
+			return list, total, nil
+		}
+	}
 }
 
 // lister is as whom a caller lists calls and jobs: those who may see what others do see what the gateway
@@ -193,11 +212,6 @@ func (c *caller) lister() string {
 		return ""
 	}
 	return c.name
-}
-
-// sees reports whether a caller is shown what is about a function.
-func (g *gateway) sees(c *caller, function string) bool {
-	return c.monitors() || g.mayCall(c, function)
 }
 
 // known refuses parameters that a path does not have: one that is mistyped could widen the answer.
@@ -251,10 +265,23 @@ func (g *gateway) job(r *http.Request, c *caller) (job, error) {
 	switch {
 	case err != nil:
 		return job{}, absent(err, "job "+id)
-	case len(list) != 1 || !g.sees(c, list[0].Function):
+	case len(list) != 1 || !g.mayCall(c, list[0].Function):
 		return job{}, errNoJob(id)
 	}
 	return list[0], nil
+}
+
+// ownJob returns the job in the path of a request. One that the caller only sees is refused.
+func (g *gateway) ownJob(r *http.Request, c *caller) (job, error) {
+	j, err := g.job(r, c)
+	if err != nil || c.lister() == c.name {
+		return j, err
+	}
+	list, _, err := g.jobs(r.Context(), c.name, bus.JobQuery{IDs: []string{j.ID}})
+	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeBadInput || err == nil && len(list) == 0 {
+		err = args.Errorf(args.CodeDenied, "the job %s is not one of %s: the right to monitor shows it, and no more", j.ID, c.shown())
+	}
+	return j, err
 }
 
 func errNoJob(id string) error { return errAbsent("job " + args.Shown(id)) }
@@ -308,7 +335,7 @@ func (g *gateway) await(ctx context.Context, c *caller, id string, d time.Durati
 
 // jobOutput serves GET /jobs/ID/output and /jobs/ID/stderr.
 func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
-	j, err := g.job(r, c)
+	j, err := g.ownJob(r, c)
 	q := r.URL.Query()
 	if err == nil {
 		err = known(q, "wait", "status")
@@ -355,7 +382,7 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 
 // cancelJob serves DELETE /jobs/ID.
 func (g *gateway) cancelJob(w http.ResponseWriter, r *http.Request, c *caller) {
-	j, err := g.job(r, c)
+	j, err := g.ownJob(r, c)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
@@ -370,7 +397,7 @@ func (g *gateway) cancelJob(w http.ResponseWriter, r *http.Request, c *caller) {
 
 // retryJob serves POST /jobs/ID/retry.
 func (g *gateway) retryJob(w http.ResponseWriter, r *http.Request, c *caller) {
-	j, err := g.job(r, c)
+	j, err := g.ownJob(r, c)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
@@ -402,7 +429,7 @@ func (g *gateway) listCalls(w http.ResponseWriter, r *http.Request, c *caller) {
 	list := []json.RawMessage{}
 	for line := range bytes.Lines(text) {
 		var info bus.CallInfo
-		if json.Unmarshal(line, &info) == nil && !strings.HasPrefix(info.Function, "fbus.") && g.sees(c, info.Function) {
+		if json.Unmarshal(line, &info) == nil && !strings.HasPrefix(info.Function, "fbus.") && g.mayCall(c, info.Function) {
 			list = append(list, bytes.TrimSpace(line))
 		}
 	}

@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
+	"fbus/bus/trust"
 )
 
 // id returns the id of the job that a reply is about.
@@ -87,6 +90,65 @@ func TestJobs(t *testing.T) {
 		t.Error(r.body)
 	}
 	if r := x.do("GET", x.local+"/jobs?stat=dead", nil); r.StatusCode != 400 {
+		t.Error(r.Status, r.body)
+	}
+}
+
+// TestJobsOfOthers: a limit counts what is shown, and who sees others' jobs may not touch them.
+func TestJobsOfOthers(t *testing.T) {
+	x := newSite(t, func(c *config) {
+		c.Publish = []string{"shout", "exits"}
+		c.Tokens["token:ops"] = tokenConfig{Stderr: true}
+	})
+	x.offer(bus.Offer{Name: "shout"}, upper)
+	x.offer(bus.Offer{Name: "exits"}, exits)
+	ci := []string{"Authorization", "Bearer " + x.token("ci", "*")}
+	text, _, err := x.a.IssueToken(trust.LocalUser, trust.Request{Name: "ops", Rights: trust.Rights{Call: []string{"exits"}, Monitor: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops := []string{"Authorization", "Bearer " + text}
+	var ids []string
+	for range 3 {
+		ids = append(ids, x.do("POST", x.far+"/jobs/exits", "3", ci...).id(t))
+	}
+	x.do("GET", x.far+"/jobs/"+ids[2]+"?wait=10s", nil, ci...)
+	for range 5 {
+		if _, err := x.own.Call(t.Context(), &bus.Request{Function: "fbus.post", Args: args.List("hidden", "{}")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shout := x.do("POST", x.far+"/jobs/shout", "x", ci...).id(t)
+	for url, want := range map[string][]string{
+		x.local + "/jobs?limit=2": {ids[2], shout}, x.far + "/jobs?limit=2": {ids[1], ids[2]}, x.far + "/jobs?limit=1&after=" + ids[0]: {ids[1]},
+	} {
+		var list []bus.JobInfo
+		r := x.do("GET", url, nil, ops...)
+		if err := json.Unmarshal([]byte(r.body), &list); err != nil || r.Header.Get("Fbus-Total") != "" {
+			t.Error(r.Status, r.Header, r.body)
+		}
+		var got []string
+		for _, j := range list {
+			got = append(got, j.ID)
+		}
+		if !slices.Equal(got, want) {
+			t.Error(url, got, want)
+		}
+	}
+	if r := x.do("GET", x.far+"/jobs/"+shout, nil, ops...); r.StatusCode != 404 {
+		t.Error(r.Status, r.body)
+	}
+	if r := x.do("GET", x.far+"/jobs/"+ids[2], nil, ops...); r.StatusCode != 200 {
+		t.Error(r.Status, r.body)
+	}
+	for _, what := range []string{"GET /output", "GET /stderr", "DELETE ", "POST /retry"} {
+		method, path, _ := strings.Cut(what, " ")
+		if r := x.do(method, x.far+"/jobs/"+ids[2]+path, nil, ops...); r.StatusCode != 403 || !strings.Contains(r.body, ids[2]) {
+			t.Error(what, r.Status, r.body)
+		}
+	}
+	own := x.do("POST", x.far+"/jobs/exits", "3", ops...).id(t)
+	if r := x.do("GET", x.far+"/jobs/"+own+"/stderr?wait=10s", nil, ops...); r.StatusCode != 200 || r.body != "secret reason\n" {
 		t.Error(r.Status, r.body)
 	}
 }

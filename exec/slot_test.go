@@ -13,23 +13,26 @@ import (
 // Programs that run at once have different numbers in FBUS_SLOT, 0 to the slots less one.
 func TestSlotNumbers(t *testing.T) {
 	t.Parallel()
+	// Each waits for two others on the same line, so that none takes two calls of a round.
+	const meet = `while read -r x; do mkdir -p "$0/$x"; : >"$0/$x/$FBUS_SLOT"
+		until [ -e "$0/$x/0" ] && [ -e "$0/$x/1" ] && [ -e "$0/$x/2" ]; do sleep 0.01; done; echo $FBUS_SLOT; done`
 	const program = `read -r x; mkdir "$0/$FBUS_SLOT" || echo twice; sleep 0.02; rmdir "$0/$FBUS_SLOT"; echo $FBUS_SLOT`
 	for name, spec := range map[string]Spec{
 		"once":  {Argv: []string{"sh", "-c", program, t.TempDir()}},
 		"warm":  {Argv: []string{"sh", "-c", program, t.TempDir()}, Warm: 3},
-		"lines": {Argv: []string{"sh", "-c", "while read -r x; do sleep 0.05; echo $FBUS_SLOT; done"}, Resident: LineByLine},
+		"lines": {Argv: []string{"sh", "-c", meet, t.TempDir()}, Resident: LineByLine},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			spec.Slots = 3
 			f := offer(t, spec)
-			for range 3 {
+			for round := range 3 {
 				var mu sync.Mutex
 				var wg sync.WaitGroup
 				seen := map[string]int{}
 				for range 3 {
 					wg.Go(func() {
-						got := runCall(t.Context(), f, &Call{Input: []byte("x\n")})
+						got := runCall(t.Context(), f, &Call{Input: fmt.Appendln(nil, round)})
 						mu.Lock()
 						defer mu.Unlock()
 						seen[strings.TrimSpace(got.out)]++

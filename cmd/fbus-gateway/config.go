@@ -94,7 +94,7 @@ var settings = map[string]setting{
 	"tls-cert":             file(func(c *config) *string { return &c.TLSCert }),
 	"tls-key":              file(func(c *config) *string { return &c.TLSKey }),
 	"access-log":           file(func(c *config) *string { return &c.AccessLog }),
-	"listen":               words(func(c *config) *[]string { return &c.Listen }, nil),
+	"listen":               words(func(c *config) *[]string { return &c.Listen }, checkListen),
 	"hosts":                words(func(c *config) *[]string { return &c.Hosts }, checkHost),
 	"origins":              words(func(c *config) *[]string { return &c.Origins }, checkOrigin),
 	"metrics.functions":    words(func(c *config) *[]string { return &c.MetricsFunctions }, trust.CheckGlob),
@@ -197,6 +197,9 @@ func count(of func(c *config) *int) setting {
 
 // setStatus sets the status of HTTP for an exit status of a function.
 func setStatus(c *config, words []string, v any) error {
+	if !args.ValidName(words[0]) {
+		return fmt.Errorf("invalid function name %q", args.Shown(words[0]))
+	}
 	exit, err := strconv.Atoi(words[1])
 	if err != nil || exit < 1 || exit > 255 {
 		return errors.New("an exit status is from 1 to 255: 0 is always 200")
@@ -217,6 +220,9 @@ func setStatus(c *config, words []string, v any) error {
 // setToken sets what holds for a token or ticket.
 func setToken(kind string) setting {
 	return func(c *config, words []string, v any) error {
+		if err := trust.CheckName(words[0]); err != nil {
+			return err
+		}
 		name := kind + words[0]
 		t, ok := c.Tokens[name]
 		if !ok {
@@ -238,6 +244,17 @@ func setToken(kind string) setting {
 }
 
 var errUnknown = errors.New("unknown key")
+
+func checkListen(addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return args.Errorf(args.CodeUsage, "%q must be HOST:PORT, with a port from 0 to 65535", args.Shown(addr))
+	}
+	return nil
+}
 
 func checkHost(host string) error {
 	if host == "" || host != strings.ToLower(host) || strings.ContainsAny(host, "/:@ ") && net.ParseIP(host) == nil {
@@ -358,6 +375,13 @@ func (c *config) read(path string) error {
 	c.readTable(doc, nil, where, wrong)
 	for _, p := range []*string{&c.Socket, &c.TLSCert, &c.TLSKey, &c.AccessLog} {
 		*p = in(*p)
+	}
+	for key, path := range map[string]string{"tls-cert": c.TLSCert, "tls-key": c.TLSKey} {
+		if _, ok := doc[key].(string); ok && path != "" {
+			if _, err := os.Stat(path); err != nil {
+				wrong.add(where([]string{key}), "%s: %s", key, args.Plain(err))
+			}
+		}
 	}
 	for name, t := range c.Tokens {
 		for to, all := range map[*int]int{&t.Calls: c.Limits.Calls, &t.Streams: c.Limits.Streams, &t.PerMinute: c.Limits.PerMinute} {
@@ -532,14 +556,17 @@ func positions(data []byte) map[string][2]int {
 
 // check refuses what would let in anybody, or tell others what is sent.
 func (c *config) check() error {
+	if c.Drain < 0 {
+		return args.Errorf(args.CodeUsage, "--drain must not be negative")
+	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return args.Errorf(args.CodeUsage, "--tls-cert and --tls-key go together")
 	}
 	for _, addr := range c.Listen {
-		host, _, err := net.SplitHostPort(addr)
-		switch {
-		case err != nil:
-			return args.Errorf(args.CodeUsage, "--listen %s: it must be HOST:PORT", args.Shown(addr))
+		if err := checkListen(addr); err != nil {
+			return args.Errorf(args.CodeUsage, "--listen: %v", err)
+		}
+		switch host, _, _ := net.SplitHostPort(addr); {
 		case isLoopback(strings.ToLower(host)):
 		case c.NoAuth:
 			return args.Errorf(args.CodeUsage, "--no-auth: %s is not an address of this machine alone", addr).WithHint("--listen %s", defaultListen)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +12,7 @@ import (
 // TestConfig: all that is wrong with a file is said, each with its place.
 func TestConfig(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gateway.toml")
-	os.WriteFile(path, []byte(`listen = ["127.0.0.1:0"]
+	os.WriteFile(path, []byte(`listen = ["127.0.0.1:0", "127.0.0.1:99999"]
 lisen = "x"
 origins = ["https://a.example/", 3]
 [limits]
@@ -35,6 +36,10 @@ when = ['body.a = "b"']
 url = "ftp://example.com"
 [metrics]
 functions = ["[!"]
+[functions."a b"]
+status.1 = 422
+[tickets."a b"]
+stderr = true
 `), 0o600)
 	err := defaults().read(path)
 	var wrong *faults
@@ -43,6 +48,7 @@ functions = ["[!"]
 	}
 	text := strings.Join(wrong.lines(), "\n")
 	for _, want := range []string{
+		":1:1: listen: ", ":26:8: functions.a b.status.1: invalid function name", ":28:1: tickets.a b.stderr: invalid ticket name",
 		":2:1: lisen: unknown key", ":3:1: origins: ", ":6:1: limits.calls: it must be a whole number", ":7:1: limits.idle: invalid duration", ":9:1: publish.allow: ",
 		":11:20: functions.resize.status.300: an exit status is from 1 to 255", ":11:31: functions.resize.status.2: ", ":11:40: functions.resize.status.0: ", ":12:1: functions.resize.timeout: unknown key", ":15:1: tokens.ci.calls: ", ":19:1: hooks.gh.sekret: unknown key",
 		":18:1: hooks.gh.verify: ", ":20:1: hooks.gh.when: ", ":16:8: hooks.gh: secret-file is missing", ":22:1: send.webhook.url: ", ":24:1: metrics.functions: ",
@@ -132,5 +138,39 @@ func TestWhoListens(t *testing.T) {
 		if err := cfg.check(); (err == nil) != c.ok {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestCheck: what cannot work is refused before anything is made.
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("FBUS_HOME", dir)
+	t.Setenv("FBUS_STATE", dir)
+	file := filepath.Join(dir, "gateway.toml")
+	os.WriteFile(file, []byte("tls-cert = \"no.pem\"\ntls-key = \"no.key\"\n"), 0o600)
+	for _, c := range []struct{ words, want string }{
+		{"--listen 127.0.0.1:99999", "--listen: "}, {"--listen 127.0.0.1:x", "--listen: "}, {"--listen 127.0.0.1:", "--listen: "},
+		{"--drain=-1s", "--drain must not be negative"},
+		{"--tls-cert " + dir + "/no --tls-key " + dir + "/no", "no such file"},
+		{"--socket " + dir + "/none/s", "its directory does not exist"}, {"--access-log " + dir + "/none/log", "its directory does not exist"},
+		{"-c " + file, file + ":2:1: tls-key: "}, {"--access-log none", ""},
+	} {
+		for _, check := range []string{"--check", "--quiet"} {
+			if c.want == "" && check == "--quiet" {
+				continue // it would run
+			}
+			var stderr strings.Builder
+			err := command(t.Context(), append(strings.Fields(c.words), check), io.Discard, &stderr)
+			text := stderr.String()
+			if err != nil {
+				text += err.Error()
+			}
+			if (err != nil) != (c.want != "") || !strings.Contains(text, c.want) {
+				t.Errorf("%s %s: %s", c.words, check, text)
+			}
+		}
+	}
+	if _, err := os.Stat(dir + "/none"); err == nil {
+		t.Error("a directory was made")
 	}
 }

@@ -108,6 +108,7 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	if flags.Changed("metrics-functions") {
 		c.MetricsFunctions = *metricsFunctions
 	}
+	explicit := []string{c.Socket, c.AccessLog}
 	if c.Socket == "" {
 		if c.Socket, err = socketPath(); err != nil {
 			return err
@@ -123,26 +124,38 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	if *demo {
 		c.Listen = nil
 	}
-	if err := c.check(); err != nil || *check {
+	if err := c.check(); err != nil {
 		return err
+	}
+	for i, name := range []string{"--socket", "--access-log"} {
+		if path := explicit[i]; path != "" && filepath.Base(path) != "none" {
+			if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
+				return usage("%s %s: its directory does not exist", name, args.Shown(path))
+			}
+		}
+	}
+	var pair *keyPair
+	if c.TLSCert != "" {
+		pair = &keyPair{cert: c.TLSCert, key: c.TLSKey}
+		if _, err := pair.current(); err != nil {
+			return err
+		}
+	}
+	if *check {
+		return nil
 	}
 	note := func(format string, a ...any) {
 		if !*quiet {
 			fmt.Fprintln(stderr, "fbus:", args.OneLine(fmt.Sprintf(format, a...)))
 		}
 	}
-	return c.run(ctx, *demo, note, stdout)
+	return c.run(ctx, pair, *demo, note, stdout)
 }
 
 // run listens and serves until ctx ends.
-func (c *config) run(ctx context.Context, demo bool, note func(format string, a ...any), stdout io.Writer) error {
+func (c *config) run(ctx context.Context, pair *keyPair, demo bool, note func(format string, a ...any), stdout io.Writer) error {
 	g := newGateway(c, note)
-	if c.TLSCert != "" {
-		g.tls = &keyPair{cert: c.TLSCert, key: c.TLSKey}
-		if _, err := g.tls.current(); err != nil {
-			return err
-		}
-	}
+	g.tls = pair
 	unix, err := listenUnix(c.Socket)
 	if err != nil {
 		return err

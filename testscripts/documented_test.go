@@ -145,7 +145,7 @@ var stubs = map[string]string{
 var files = map[string]string{
 	"big.png": "png", "in.png": "png", "big.jpg": "jpg", "photo.jpg": "jpg", "order.json": `{"n":1}`, "body.json": "{}",
 	"urls.txt": "http://a/x\nhttp://b/y\n", "model.py": "", "classify.py": "", "geo.js": "",
-	"price.sh": "#!/bin/sh\ncat\n", "price.pl": "#!/bin/sh\ncat\n", "resize.sh": "#!/bin/sh\ncat\n",
+	"price.sh": "#!/bin/sh\ncat\n", "price.pl": "#!/bin/sh\ncat\n", "resize.sh": "#!/bin/sh\ncat\n", "lookup.sh": "#!/bin/sh\ncat\n",
 }
 
 func newDocumented(t *testing.T, shell string) *documented {

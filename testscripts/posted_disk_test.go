@@ -287,9 +287,7 @@ func TestDiskFull(t *testing.T) {
 	if id, a := post(c, "f", `{}`, strings.Repeat("large", 100000)); id != "" || a.res.Status != 75 {
 		t.Errorf("%q, %+v", id, a.res)
 	}
-	if !strings.Contains(s.stderr(), "the disk is nearly full") {
-		t.Errorf("the node said: %s", s.stderr())
-	}
+	eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "the disk is nearly full") })
 	d.noStrays(s, c)
 	close(release)
 	if a := ask(c, "fbus.result", held); !a.ok() || a.out != "it was running" {
@@ -439,9 +437,7 @@ func TestDiskReadOnlyAtStart(t *testing.T) {
 	if status, _, errs := s.fbus("jobs"); status != 75 || !strings.Contains(errs, "read-only file system") {
 		t.Errorf("fbus jobs: %d, %q", status, errs)
 	}
-	if !strings.Contains(s.stderr(), "the store of jobs cannot be written: ") {
-		t.Errorf("the node said: %s", s.stderr())
-	}
+	eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "the store of jobs cannot be written: ") })
 	d.must(d.run("mount", "-o", "remount,rw", d.dir))
 	l.takes(s, c)
 	s.worker("w", "f", 1, echo)

@@ -116,6 +116,17 @@ func TestAgentsDrain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		x.until("the tool is known", func() bool {
+			for tool, err := range s.Tools(t.Context(), nil) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tool.Name == "slow" {
+					return true
+				}
+			}
+			return false
+		})
 		go func() { // ends with its call
 			res, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: "slow"})
 			if err != nil {
@@ -124,7 +135,11 @@ func TestAgentsDrain(t *testing.T) {
 			}
 			answers <- res.Content[0].(*sdk.TextContent).Text
 		}()
-		<-started
+		select {
+		case <-started:
+		case got := <-answers:
+			t.Fatal(version, got)
+		}
 	}
 	stopped := make(chan struct{})
 	go func() { // ends with the gateway

@@ -18,18 +18,11 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
-	"fbus/commands"
-	"fbus/exec/keeper"
-
-	"github.com/rogpeppe/go-internal/testscript"
+	"fbus/cmd/testbus"
 )
 
 func TestMain(m *testing.M) {
-	if status, ok := keeper.Dispatch(); ok { // keepers are this binary
-		os.Exit(status)
-	}
-	testscript.Main(m, map[string]func(){
-		"fbus":             func() { os.Exit(commands.Main()) },
+	testbus.Main(m, map[string]func(){
 		"fbus-conformance": main,
 		"worker":           func() { os.Exit(worker()) },
 	})
@@ -136,36 +129,19 @@ var python = sync.OnceValue(func() string {
 
 // TestScripts runs fbus conformance as its users do.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:         ".",
-		WorkdirRoot: t.TempDir(),
-		Setup: func(env *testscript.Env) error {
-			for name, dir := range map[string]string{"HOME": "home", "TMPDIR": "tmp", "FBUS_HOME": "fbus-home", "FBUS_STATE": "fbus-state"} {
-				path := filepath.Join(env.WorkDir, dir)
-				env.Setenv(name, path)
-				if err := os.MkdirAll(path, 0o700); err != nil {
-					return err
-				}
-			}
-			clients, err := filepath.Abs("../../bus/testdata/clients")
-			if err != nil {
-				return err
-			}
-			env.Setenv("CLIENTS", clients)
-			env.Setenv("PYTHON", python())
-			env.Setenv("GORACE", "atexit_sleep_ms=0") // a race-built process sleeps a second before its exit
-			return nil
-		},
-		Condition: func(name string) (bool, error) {
-			switch name {
-			case "soak":
-				return os.Getenv("FBUS_SOAK") != "", nil
-			case "python":
-				return python() != "", nil
-			case "perl":
-				return exec.Command("perl", "-MData::MessagePack=1.00", "-e", "1").Run() == nil, nil
-			}
-			return false, fmt.Errorf("no condition %q", name)
-		},
-	})
+	clients, err := filepath.Abs("../../bus/testdata/clients")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testbus.Scripts(t, func(name string) (bool, error) {
+		switch name {
+		case "soak":
+			return os.Getenv("FBUS_SOAK") != "", nil
+		case "python":
+			return python() != "", nil
+		case "perl":
+			return exec.Command("perl", "-MData::MessagePack=1.00", "-e", "1").Run() == nil, nil
+		}
+		return false, fmt.Errorf("no condition %q", name)
+	}, "CLIENTS="+clients, "PYTHON="+python())
 }

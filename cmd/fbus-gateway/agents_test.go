@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
@@ -61,7 +62,7 @@ func TestAgents(t *testing.T) {
 			t.Fatal(version, err)
 		}
 		var names []string
-		x.until("the tools", func() bool {
+		testbus.Until(x.t, "the tools", func() bool {
 			names = nil
 			for tool, err := range s.Tools(t.Context(), nil) {
 				if err != nil {
@@ -92,7 +93,7 @@ func TestAgents(t *testing.T) {
 	if _, _, err := x.a.Revoke("ci"); err != nil {
 		t.Fatal(err)
 	}
-	x.until("the token is refused", func() bool {
+	testbus.Until(x.t, "the token is refused", func() bool {
 		return x.do("POST", x.far+"/mcp", "{}", "Authorization", "Bearer "+token).StatusCode == 401
 	})
 }
@@ -116,7 +117,7 @@ func TestAgentsDrain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x.until("the tool is known", func() bool {
+		testbus.Until(x.t, "the tool is known", func() bool {
 			for tool, err := range s.Tools(t.Context(), nil) {
 				if err != nil {
 					t.Fatal(err)
@@ -146,7 +147,7 @@ func TestAgentsDrain(t *testing.T) {
 		defer close(stopped)
 		x.stop()
 	}()
-	x.until("the gateway accepts nothing new", func() bool {
+	testbus.Until(x.t, "the gateway accepts nothing new", func() bool {
 		c, err := net.Dial("tcp", strings.TrimPrefix(x.far, "http://"))
 		if err == nil {
 			c.Close()
@@ -176,7 +177,7 @@ func TestSessionEnds(t *testing.T) {
 		ended <- struct{}{}
 		return bus.Exit(0)
 	})
-	x.until("the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
+	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
 	send := func(ctx context.Context, method, session, body string) (*http.Response, error) {
 		r, err := http.NewRequestWithContext(ctx, method, x.local+"/mcp", strings.NewReader(body))
 		if err != nil {
@@ -247,7 +248,7 @@ func wait(t *testing.T, event <-chan struct{}) {
 func BenchmarkToolCall(b *testing.B) {
 	x := newSite(b)
 	x.offer(bus.Offer{Name: "f", Attributes: map[string]string{"tool": ""}}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
-	x.until("the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"f"`) })
+	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"f"`) })
 	for b.Loop() {
 		if r := x.tool("tools/call", "f"); r.StatusCode != 200 || strings.Contains(r.body, "rror") {
 			b.Fatal(r.Status, r.body)

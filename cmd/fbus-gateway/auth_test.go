@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 )
 
 // TestSocketMode: the socket is for its user alone.
@@ -60,7 +61,7 @@ func TestToken(t *testing.T) {
 	if _, _, err := x.a.Revoke("ci"); err != nil {
 		t.Fatal(err)
 	}
-	x.until("the token is refused", func() bool {
+	testbus.Until(x.t, "the token is refused", func() bool {
 		r, err := http.NewRequestWithContext(t.Context(), "POST", x.far+"/call/who", nil)
 		if err != nil {
 			t.Fatal(err)

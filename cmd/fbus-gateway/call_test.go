@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 )
 
 // TestCall: the body is the input, the output is the body, and how it ended is in the headers.
@@ -279,5 +280,5 @@ func TestSchema(t *testing.T) {
 		}
 	}
 	x.offer(bus.Offer{Name: "price"}, echo)
-	x.until("the new offer has no schema", func() bool { return x.do("POST", x.local+"/call/price", `{}`, "Content-Type", js).StatusCode == 200 })
+	testbus.Until(x.t, "the new offer has no schema", func() bool { return x.do("POST", x.local+"/call/price", `{}`, "Content-Type", js).StatusCode == 200 })
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,40 +17,13 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/trust"
-	"fbus/commands"
-	"fbus/exec/keeper"
-
-	"github.com/rogpeppe/go-internal/testscript"
+	"fbus/cmd/testbus"
 )
 
-func TestMain(m *testing.M) {
-	if status, ok := keeper.Dispatch(); ok { // keepers are this binary
-		os.Exit(status)
-	}
-	testscript.Main(m, map[string]func(){
-		"fbus":         func() { os.Exit(commands.Main()) },
-		"fbus-gateway": main,
-	})
-}
+func TestMain(m *testing.M) { testbus.Main(m, map[string]func(){"fbus-gateway": main}) }
 
 // TestScripts runs fbus gateway as its users do.
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:         ".",
-		WorkdirRoot: t.TempDir(),
-		Setup: func(env *testscript.Env) error {
-			for name, dir := range map[string]string{"HOME": "home", "TMPDIR": "tmp", "FBUS_HOME": "fbus-home", "FBUS_STATE": "fbus-state"} {
-				path := filepath.Join(env.WorkDir, dir)
-				env.Setenv(name, path)
-				if err := os.MkdirAll(path, 0o700); err != nil {
-					return err
-				}
-			}
-			env.Setenv("GORACE", "atexit_sleep_ms=0") // a race-built process sleeps a second before its exit
-			return nil
-		},
-	})
-}
+func TestScripts(t *testing.T) { testbus.Scripts(t, nil) }
 
 // site is a node with a gateway.
 type site struct {
@@ -59,7 +31,6 @@ type site struct {
 	dir   string
 	a     *trust.Authority
 	jobs  *jobs.Manager
-	node  *node.Node
 	kill  func()      // stops the node
 	own   *bus.Client // the user's
 	g     *gateway
@@ -72,20 +43,13 @@ type site struct {
 // newSite starts a node and a gateway.
 func newSite(t testing.TB, change ...func(cfg *config)) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gw") // the path of a socket must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	x := &site{t: t, dir: dir}
+	dir := testbus.Dir(t)
+	x := &site{t: t, dir: dir, jobs: testbus.Jobs(t)}
+	var err error
 	if x.a, err = trust.Open(trust.Options{Dir: filepath.Join(dir, "net"), Network: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.a.Close() })
-	if x.jobs, err = jobs.Open(jobs.Config{Dir: filepath.Join(dir, "jobs"), Volatile: true, Warn: t.Logf}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(x.jobs.Close)
 	x.startNode()
 	cfg := defaults()
 	cfg.Node, cfg.Socket, cfg.Drain = filepath.Join(dir, "node"), filepath.Join(dir, "gateway"), 5*time.Second
@@ -98,26 +62,10 @@ func newSite(t testing.TB, change ...func(cfg *config)) *site {
 
 func (x *site) startNode() {
 	x.t.Helper()
-	path := filepath.Join(x.dir, "node")
-	n, err := node.New(node.Config{Network: "test", Name: "n", Address: path, Authority: x.a, Gate: x.a, Jobs: x.jobs, Warn: x.t.Logf})
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	l, err := node.Listen(path, false)
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	go n.Serve(l) // ends when the node is closed
-	x.node = n
-	x.kill = func() {
-		l.Close()
-		n.Close()
-	}
-	x.t.Cleanup(func() { x.kill() })
-	if x.own, err = bus.Dial(x.t.Context(), bus.Unix(path), &bus.Options{Name: "w"}); err != nil {
-		x.t.Fatal(err)
-	}
-	x.t.Cleanup(func() { x.own.Close() })
+	n := testbus.Start(x.t, node.Config{
+		Network: "test", Name: "n", Address: filepath.Join(x.dir, "node"), Authority: x.a, Gate: x.a, Jobs: x.jobs, Warn: x.t.Logf,
+	})
+	x.kill, x.own = n.Stop, n.Dial(&bus.Options{Name: "w"})
 }
 
 func (x *site) startGateway(cfg *config) {
@@ -160,22 +108,12 @@ func (x *site) startGateway(cfg *config) {
 		x.stop()
 	})
 	x.local, x.far = "http://x", "http://"+tcp.Addr().String()
-	x.until("the gateway is connected, and hears which tokens end", func() bool {
+	testbus.Until(x.t, "the gateway is connected, and hears which tokens end", func() bool {
 		x.g.link.tokens.mu.Lock()
 		defer x.g.link.tokens.mu.Unlock()
 		_, err := x.g.link.connected()
 		return err == nil && x.g.link.tokens.alive
 	})
-}
-
-// until waits until something holds.
-func (x *site) until(what string, holds func() bool) {
-	x.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			x.t.Fatalf("not in time: %s", what)
-		}
-	}
 }
 
 // offer offers a function until the test ends, and waits until the gateway knows of it.
@@ -185,7 +123,7 @@ func (x *site) offer(o bus.Offer, h bus.Handler) {
 	if _, err := x.own.Offer(x.t.Context(), o, h); err != nil {
 		x.t.Fatal(err)
 	}
-	x.until("the gateway knows "+o.Name, func() bool { return x.g.link.function(o.Name) != nil })
+	testbus.Until(x.t, "the gateway knows "+o.Name, func() bool { return x.g.link.function(o.Name) != nil })
 }
 
 // token makes a token that may call what matches the globs.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -184,7 +185,7 @@ func TestRapidReset(t *testing.T) {
 		}
 		resp.Body.Close()
 		tr.CloseIdleConnections()
-		x.until("all calls are over while the connection is open", func() bool {
+		testbus.Until(x.t, "all calls are over while the connection is open", func() bool {
 			text, err := x.g.link.output(t.Context(), "", "fbus.calls", bus.Args{})
 			return err == nil && running.Load() == 0 && !bytes.Contains(text, []byte(`"hang"`))
 		})
@@ -195,7 +196,7 @@ func TestRapidReset(t *testing.T) {
 	if n := most.Load(); n > slots {
 		t.Errorf("%d ran at a time, with %d slots", n, slots)
 	}
-	x.until("nothing is left", func() bool {
+	testbus.Until(x.t, "nothing is left", func() bool {
 		x.g.limits.mu.Lock()
 		defer x.g.limits.mu.Unlock()
 		return runtime.NumGoroutine() <= goroutines+5 && x.g.limits.usage["token:ci"].calls == 0
@@ -219,7 +220,7 @@ func TestNodeLost(t *testing.T) {
 	if r := <-ended; r.StatusCode != 502 || r.Header.Get("Fbus-Code") != "node_lost" {
 		t.Error(r.Status, r.Header, r.body)
 	}
-	x.until("the gateway knows", func() bool { return x.do("GET", x.local+"/readyz", nil).StatusCode == 503 })
+	testbus.Until(x.t, "the gateway knows", func() bool { return x.do("GET", x.local+"/readyz", nil).StatusCode == 503 })
 	if r := x.do("POST", x.local+"/call/shout", ""); r.StatusCode != 502 {
 		t.Error(r.Status, r.body)
 	}

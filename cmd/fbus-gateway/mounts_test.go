@@ -18,6 +18,7 @@ import (
 
 	"fbus/bus"
 	"fbus/cmd/fbus-gateway/hooks"
+	"fbus/cmd/testbus"
 )
 
 func writeSecret(t *testing.T, text string) string {
@@ -78,7 +79,7 @@ func TestSendWebhook(t *testing.T) {
 	defer s.Close()
 	x := newSite(t, func(cfg *config) { cfg.Send = map[string]hooks.Send{"webhook": {URL: s.URL}} })
 	x.offer(bus.Offer{Name: "upper"}, upper)
-	x.until("the gateway offers webhook", func() bool { return x.g.link.function("webhook") != nil })
+	testbus.Until(x.t, "the gateway offers webhook", func() bool { return x.g.link.function("webhook") != nil })
 	if r := x.do("POST", x.local+"/jobs/upper?then=webhook", "hello"); r.StatusCode != 202 {
 		t.Fatalf("%s %s", r.Status, r.body)
 	}
@@ -126,7 +127,7 @@ func TestWhatCallersSee(t *testing.T) {
 			t.Errorf("%s: %s %s", path, r.Status, r.body)
 		}
 	}
-	x.until("the tokens are known", func() bool { return len(x.g.link.expiries.byName()) == 2 })
+	testbus.Until(x.t, "the tokens are known", func() bool { return len(x.g.link.expiries.byName()) == 2 })
 	for who, r := range map[string]*reply{"local": x.do("GET", x.local+"/metrics", nil), "monitor": x.do("GET", x.far+"/metrics", nil, "Authorization", watcher)} {
 		for _, part := range []string{
 			`fbus_calls_total{code="exit",function="secret",source="program"} 1`, `fbus_token_expiry_timestamp_seconds{token="mine"} `, "fbus_ticket_expiry_timestamp_seconds ",
@@ -138,7 +139,7 @@ func TestWhatCallersSee(t *testing.T) {
 		}
 	}
 	ask("fbus.revoke", bus.List("mine"))
-	x.until("the gateway knows of it", func() bool { return len(x.g.link.expiries.byName()) == 1 })
+	testbus.Until(x.t, "the gateway knows of it", func() bool { return len(x.g.link.expiries.byName()) == 1 })
 	var doc struct {
 		OpenAPI string
 		Paths   map[string]any

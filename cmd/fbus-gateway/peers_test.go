@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -32,7 +33,7 @@ func (x *site) start(ready func() bool, words ...string) {
 		cmd.Process.Signal(os.Interrupt)
 		cmd.Wait()
 	})
-	x.until(words[0]+" serves", ready)
+	testbus.Until(x.t, words[0]+" serves", ready)
 }
 
 func (x *site) write(name, text string, mode os.FileMode) string {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 )
 
 // TestUnsentBody: a body that does not come holds no connection that it is not needed for.
@@ -158,7 +159,7 @@ func TestEndOfToken(t *testing.T) {
 			<-began
 		}
 	}
-	x.until("all wait", func() bool { r := x.do("GET", x.local+"/calls", nil); return strings.Count(r.body, `"hang"`) >= 3 })
+	testbus.Until(x.t, "all wait", func() bool { r := x.do("GET", x.local+"/calls", nil); return strings.Count(r.body, `"hang"`) >= 3 })
 	if _, _, err := x.a.Revoke("gone"); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/trust"
+	"fbus/cmd/testbus"
 )
 
 // serverPair writes a certificate for localhost and its key, and returns what trusts it.
@@ -69,7 +70,7 @@ func TestTickets(t *testing.T) {
 	}
 	x.offer(bus.Offer{Name: "who", Slots: 2}, func(_ context.Context, inv *bus.Invocation) bus.Result { return bus.Result{Output: []byte(inv.Caller)} })
 	x.offer(bus.Offer{Name: "cat"}, echo)
-	x.until("the list of revoked certificates is there", func() bool { c := x.g.certs.current(); return c != nil && c.Number() > 0 })
+	testbus.Until(x.t, "the list of revoked certificates is there", func() bool { c := x.g.certs.current(); return c != nil && c.Number() > 0 })
 	rights := trust.Rights{Call: []string{"who", "cat"}}
 	ticket, err := x.a.Issue(trust.LocalUser, trust.Request{Name: "web", Rights: rights, Reusable: true, Addresses: []string{"127.0.0.1:1"}})
 	if err != nil {
@@ -124,7 +125,7 @@ func TestTickets(t *testing.T) {
 	}
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{*certificate}}}
 	defer tr.CloseIdleConnections()
-	x.until("the ticket is refused", func() bool {
+	testbus.Until(x.t, "the ticket is refused", func() bool {
 		r, _ := http.NewRequestWithContext(t.Context(), "POST", url+"/call/who", nil)
 		resp, err := tr.RoundTrip(r)
 		if err != nil {

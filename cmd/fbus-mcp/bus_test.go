@@ -6,40 +6,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
-	"time"
 
 	"fbus/bus"
-	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/cmd/mcp"
+	"fbus/cmd/testbus"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
-// startNode starts a node in a directory, and offers functions that answer their names.
-func startNode(t *testing.T, dir string, names ...string) (stop func()) {
+// startNode starts a node at a socket, and offers functions that answer their names.
+func startNode(t *testing.T, socket string, names ...string) *testbus.Node {
 	t.Helper()
-	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "jobs")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "s")
-	n, err := node.New(node.Config{Network: "t", Name: "n", Address: path, Jobs: m})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := node.Listen(path, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go n.Serve(l) // ends when the node is closed
-	worker, err := bus.Dial(t.Context(), bus.Unix(path), &bus.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testbus.Start(t, node.Config{Name: "n", Address: socket, Jobs: testbus.Jobs(t)})
+	worker := n.Dial(nil)
 	for _, name := range names {
 		if _, err := worker.Offer(t.Context(), bus.Offer{Name: name, Slots: 1, Attributes: map[string]string{"tool": ""}}, func(_ context.Context, inv *bus.Invocation) bus.Result {
 			return bus.Result{Output: []byte(name)}
@@ -47,34 +28,18 @@ func startNode(t *testing.T, dir string, names ...string) (stop func()) {
 			t.Fatal(err)
 		}
 	}
-	return func() {
-		worker.Close()
-		l.Close()
-		n.Close()
-		m.Close()
-	}
-}
-
-// shortDir returns a directory for sockets.
-func shortDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "mcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return n
 }
 
 // TestToolsBoundRights: with --tools the node itself refuses all other functions.
 func TestToolsBoundRights(t *testing.T) {
-	dir := shortDir(t)
-	defer startNode(t, dir, "look.up", "other")()
+	n := startNode(t, "", "look.up", "other")
 	for _, c := range []struct {
 		tools    []string
 		function string
 		denied   bool
 	}{{[]string{"look*"}, "look.up", false}, {[]string{"look*"}, "other", true}, {nil, "other", false}, {nil, "fbus.drain", true}, {nil, "fbus.invite", true}} {
-		o := options{node: filepath.Join(dir, "s"), tools: c.tools}
+		o := options{node: n.Path, tools: c.tools}
 		b := o.bus()
 		client, err := b.connect(t.Context())
 		if err != nil {
@@ -90,10 +55,8 @@ func TestToolsBoundRights(t *testing.T) {
 
 // TestNodeRestarts: the list stands while the node is away, and the session goes on when it is back.
 func TestNodeRestarts(t *testing.T) {
-	dir := shortDir(t)
-	stop := startNode(t, dir, "f")
-	defer func() { stop() }()
-	o := options{node: filepath.Join(dir, "s"), note: t.Logf}
+	n := startNode(t, "", "f")
+	o := options{node: n.Path, note: t.Logf}
 	b := o.bus()
 	defer b.close()
 	catalog := o.catalog(b)
@@ -136,14 +99,10 @@ func TestNodeRestarts(t *testing.T) {
 	if got := answer(); got != "false f" {
 		t.Error(got)
 	}
-	stop()
+	n.Stop()
 	if !listed() {
 		t.Error("the list does not stand while the node is away")
 	}
-	stop = startNode(t, dir, "f")
-	for end := time.Now().Add(30 * time.Second); answer() != "false f"; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("after the restart: %s", answer())
-		}
-	}
+	startNode(t, n.Path, "f")
+	testbus.Until(t, "the answer after the restart", func() bool { return answer() == "false f" })
 }

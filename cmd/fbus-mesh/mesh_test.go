@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,20 +17,14 @@ import (
 	"fbus/bus/find"
 	"fbus/bus/node"
 	"fbus/bus/trust"
-	"fbus/commands"
-	"fbus/exec/keeper"
+	"fbus/cmd/testbus"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/rogpeppe/go-internal/testscript"
 )
 
 func TestMain(m *testing.M) {
-	if status, ok := keeper.Dispatch(); ok { // keepers are this binary
-		os.Exit(status)
-	}
-	testscript.Main(m, map[string]func(){
-		"fbus": func() { os.Exit(commands.Main()) },
+	testbus.Main(m, map[string]func(){
 		"fbus-mesh": func() {
 			if d, err := time.ParseDuration(os.Getenv("TEST_HELLO_EVERY")); err == nil {
 				helloEvery = d
@@ -59,23 +52,7 @@ func natsServer() {
 }
 
 // TestScripts runs fbus mesh as its users do.
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:         ".",
-		WorkdirRoot: t.TempDir(),
-		Setup: func(env *testscript.Env) error {
-			for name, dir := range map[string]string{"HOME": "home", "TMPDIR": "tmp", "FBUS_HOME": "fbus-home", "FBUS_STATE": "fbus-state"} {
-				path := filepath.Join(env.WorkDir, dir)
-				env.Setenv(name, path)
-				if err := os.MkdirAll(path, 0o700); err != nil {
-					return err
-				}
-			}
-			env.Setenv("GORACE", "atexit_sleep_ms=0") // a race-built process sleeps a second before its exit
-			return nil
-		},
-	})
-}
+func TestScripts(t *testing.T) { testbus.Scripts(t, nil) }
 
 // site is a node, and its mesh.
 type site struct {
@@ -118,35 +95,16 @@ func newSite(t testing.TB, name, urls string, services ...string) *site {
 }
 
 func (x *site) begin() {
-	t := x.t
-	t.Helper()
-	dir, err := os.MkdirTemp("", "mesh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	x.path = filepath.Join(dir, "s")
+	x.t.Helper()
+	x.path = filepath.Join(testbus.Dir(x.t), "s")
 	x.startNode()
 	x.join()
 }
 
 func (x *site) startNode() {
 	x.t.Helper()
-	n, err := node.New(node.Config{Network: cmp.Or(x.network, "t"), Name: x.name, Address: x.path})
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	l, err := node.Listen(x.path, false)
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	go n.Serve(l) // ends when the node is closed
-	x.node = n
-	x.kill = func() {
-		l.Close()
-		n.Close()
-	}
-	x.t.Cleanup(func() { x.kill() })
+	n := testbus.Start(x.t, node.Config{Network: x.network, Name: x.name, Address: x.path})
+	x.node, x.kill = n.Node, n.Stop
 }
 
 // join starts the mesh.

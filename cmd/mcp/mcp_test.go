@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -13,25 +12,21 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/jobs"
 	"fbus/bus/node"
+	"fbus/cmd/testbus"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
-// patience bounds every wait for an event: a test that reaches it has failed.
-const patience = 30 * time.Second
-
 // bed is a node with a store of jobs, and a server of its functions.
 type bed struct {
+	*testbus.Node
 	t      testing.TB
 	ctx    context.Context
-	path   string
 	client *bus.Client // the server's
 	server *Server
 
 	catalog *Catalog
-	stop    func() // stops the node
 
 	mu    sync.Mutex // protects the field below
 	notes []string
@@ -40,34 +35,10 @@ type bed struct {
 // newBed starts a node, and a server for its functions.
 func newBed(t testing.TB, change ...func(*Catalog, *Config)) *bed {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "mcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	b := &bed{t: t, path: filepath.Join(dir, "s")}
+	b := &bed{t: t, Node: testbus.Start(t, node.Config{Name: "n", Jobs: testbus.Jobs(t)})}
 	var cancel context.CancelFunc
 	b.ctx, cancel = context.WithCancel(context.Background())
-	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "jobs")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := node.New(node.Config{Network: "t", Name: "n", Address: b.path, Jobs: m})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := node.Listen(b.path, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go n.Serve(l) // ends when the node is closed
-	b.stop = sync.OnceFunc(func() {
-		l.Close()
-		n.Close()
-		m.Close()
-	})
-	t.Cleanup(b.stop)
-	b.client = b.dial(&bus.Options{Relay: true, Rights: []string{"relay", "call:*"}})
+	b.client = b.Dial(&bus.Options{Relay: true, Rights: []string{"relay", "call:*"}})
 	b.catalog = &Catalog{
 		Connect: func(context.Context) (*bus.Client, error) { return b.client, nil },
 		Note: func(format string, a ...any) {
@@ -94,20 +65,10 @@ func newBed(t testing.TB, change ...func(*Catalog, *Config)) *bed {
 	return b
 }
 
-func (b *bed) dial(o *bus.Options) *bus.Client {
-	b.t.Helper()
-	c, err := bus.Dial(b.ctx, bus.Unix(b.path), o)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() { c.Close() })
-	return c
-}
-
 // offer offers a function, on a connection of its own.
 func (b *bed) offer(o bus.Offer, h bus.Handler) *bus.Client {
 	b.t.Helper()
-	c := b.dial(&bus.Options{})
+	c := b.Dial(&bus.Options{})
 	if o.Slots == 0 {
 		o.Slots = 8
 	}
@@ -167,16 +128,6 @@ func (b *bed) call(session *sdk.ClientSession, tool string, arguments any) *sdk.
 	return res
 }
 
-// eventually polls what no event tells of.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never came: %s", what)
-		}
-	}
-}
-
 // text returns the texts of a result.
 func text(res *sdk.CallToolResult) string {
 	var list []string
@@ -200,7 +151,7 @@ func TestToolsAreOffersWithTheAttribute(t *testing.T) {
 	b.offer(bus.Offer{Name: "other", Attributes: map[string]string{"read-only": ""}}, says("no tool"))
 	session := b.connect(nil)
 	var tools map[string]*sdk.Tool
-	eventually(t, "the tool", func() bool { tools = b.toolsOf(session); return tools["look_up"] != nil })
+	testbus.Until(t, "the tool", func() bool { tools = b.toolsOf(session); return tools["look_up"] != nil })
 	tool := tools["look_up"]
 	if len(tools) != 1 || !strings.Contains(tool.Description, "Function look.up, as its worker describes it: finds a customer") {
 		t.Error(tools, tool.Description)
@@ -228,9 +179,9 @@ func TestTheListFollowsTheBus(t *testing.T) {
 	b := newBed(t, func(c *Catalog, _ *Config) { c.Linger = 300 * time.Millisecond })
 	session := b.connect(nil)
 	worker := b.offer(bus.Offer{Name: "now"}, says("x"))
-	eventually(t, "the tool", func() bool { return b.toolsOf(session)["now"] != nil })
+	testbus.Until(t, "the tool", func() bool { return b.toolsOf(session)["now"] != nil })
 	worker.Close()
-	eventually(t, "the end of the worker", func() bool {
+	testbus.Until(t, "the end of the worker", func() bool {
 		b.catalog.mu.Lock()
 		defer b.catalog.mu.Unlock()
 		return !b.catalog.tools["now"].gone.IsZero()
@@ -241,7 +192,7 @@ func TestTheListFollowsTheBus(t *testing.T) {
 	if res := b.call(session, "now", nil); !res.IsError || !strings.Contains(text(res), "no worker now") {
 		t.Error(text(res))
 	}
-	eventually(t, "the end of the tool", func() bool { return b.toolsOf(session)["now"] == nil })
+	testbus.Until(t, "the end of the tool", func() bool { return b.toolsOf(session)["now"] == nil })
 }
 
 func TestNamesThatBecomeTheSame(t *testing.T) {
@@ -250,7 +201,7 @@ func TestNamesThatBecomeTheSame(t *testing.T) {
 		b.offer(bus.Offer{Name: name}, says(name))
 	}
 	session := b.connect(nil)
-	eventually(t, "the tools and the faults", func() bool { return len(b.toolsOf(session)) == 1 && len(b.server.Faults()) == 3 })
+	testbus.Until(t, "the tools and the faults", func() bool { return len(b.toolsOf(session)) == 1 && len(b.server.Faults()) == 3 })
 	if got := text(b.call(session, "a_b", nil)); got != "a_b" {
 		t.Errorf("a_b called %s", got)
 	}
@@ -273,7 +224,7 @@ func TestManyToolsBecomeTwo(t *testing.T) {
 		b.offer(bus.Offer{Name: fmt.Sprintf("f%d", i), Description: fmt.Sprintf("number %d", i)}, says(fmt.Sprint("this is ", i)))
 	}
 	session := b.connect(nil)
-	eventually(t, "the two tools", func() bool {
+	testbus.Until(t, "the two tools", func() bool {
 		tools := b.toolsOf(session)
 		return len(tools) == 2 && tools["find_tool"] != nil && tools["call_tool"] != nil && len(b.server.Names()) == 5
 	})

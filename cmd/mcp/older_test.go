@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"fbus/bus"
+	"fbus/cmd/testbus"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
@@ -25,7 +26,7 @@ func TestOlderClientsGetObjects(t *testing.T) {
 		}
 		t.Cleanup(func() { session.Close() })
 		var tools map[string]*sdk.Tool
-		eventually(t, "the tools", func() bool { tools = b.toolsOf(session); return len(tools) == 2 })
+		testbus.Until(t, "the tools", func() bool { tools = b.toolsOf(session); return len(tools) == 2 })
 		older := version < anySchema
 		if has := tools["list"].OutputSchema != nil; has == older {
 			t.Errorf("%s: output schema %v", version, tools["list"].OutputSchema)

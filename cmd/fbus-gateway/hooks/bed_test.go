@@ -11,60 +11,26 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"fbus/bus"
-	"fbus/bus/jobs"
 	"fbus/bus/node"
+	"fbus/cmd/testbus"
 )
 
 // bed is a node, a client of it that is allowed what the gateway is, and functions that record their calls.
 type bed struct {
+	*testbus.Node
 	t      *testing.T
-	path   string
 	client *bus.Client
 	worker *bus.Client
 }
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hooks")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "jobs"), Volatile: true, Warn: t.Logf})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Close)
-	b := &bed{t: t, path: filepath.Join(dir, "s")}
-	n, err := node.New(node.Config{Network: "t", Address: b.path, Jobs: m})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := node.Listen(b.path, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go n.Serve(l) // ends when the node is closed
-	t.Cleanup(func() {
-		l.Close()
-		n.Close()
-	})
-	b.client = b.dial(&bus.Options{Relay: true, Rights: []string{"call:*", "relay", "monitor"}})
-	b.worker = b.dial(nil)
+	b := &bed{t: t, Node: testbus.Start(t, node.Config{Jobs: testbus.Jobs(t)})}
+	b.client = b.Dial(&bus.Options{Relay: true, Rights: []string{"call:*", "relay", "monitor"}})
+	b.worker = b.Dial(nil)
 	return b
-}
-
-func (b *bed) dial(o *bus.Options) *bus.Client {
-	b.t.Helper()
-	c, err := bus.Dial(context.Background(), bus.Unix(b.path), o)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() { c.Close() })
-	return c
 }
 
 // ran is one call of a function.
@@ -140,13 +106,7 @@ func send(t *testing.T, method, url, body string, header map[string]string) (int
 // next returns the next call of a function.
 func next(t *testing.T, calls chan ran) ran {
 	t.Helper()
-	select {
-	case c := <-calls:
-		return c
-	case <-time.After(20 * time.Second):
-		t.Fatal("the function was not called")
-		return ran{}
-	}
+	return testbus.Await(t, "a call of the function", calls)
 }
 
 // none checks that a function was not called: no request is under way, and all jobs have ended.

@@ -63,7 +63,7 @@ func (r *receiver) next(t *testing.T) got {
 // send offers the functions of these tables, as the gateway does.
 func (b *bed) send(tables map[string]Send) {
 	b.t.Helper()
-	w, faults := NewWorker(tables, bus.Options{Node: b.path})
+	w, faults := NewWorker(tables, bus.Options{Node: b.Path})
 	for _, f := range faults {
 		b.t.Fatal(f)
 	}

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"fbus/bus"
-	"fbus/bus/jobs"
 	"fbus/bus/node"
+	"fbus/cmd/testbus"
 )
 
 // bed is a node with jobs, and metrics of it.
@@ -29,41 +29,9 @@ type bed struct {
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(dir, "jobs"), Volatile: true, Warn: t.Logf})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Close)
-	path := filepath.Join(dir, "s")
-	n, err := node.New(node.Config{Network: "t", Address: path, Jobs: m})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := node.Listen(path, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go n.Serve(l) // ends when the node is closed
-	t.Cleanup(func() {
-		l.Close()
-		n.Close()
-	})
-	b := &bed{t: t}
-	b.client, err = bus.Dial(context.Background(), bus.Unix(path), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.client.Close() })
-	gateway, err := bus.Dial(context.Background(), bus.Unix(path), &bus.Options{Relay: true, Rights: []string{"call:*", "relay", "monitor"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { gateway.Close() })
+	n := testbus.Start(t, node.Config{Jobs: testbus.Jobs(t)})
+	b := &bed{t: t, client: n.Dial(nil)}
+	gateway := n.Dial(&bus.Options{Relay: true, Rights: []string{"call:*", "relay", "monitor"}})
 	b.m = &Metrics{
 		Call: gateway.Call, Note: t.Logf,
 		Tokens: func() map[string]time.Time { return map[string]time.Time{"ci": time.Unix(2e9, 0)} },

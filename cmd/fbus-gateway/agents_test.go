@@ -167,8 +167,10 @@ func TestAgentsDrain(t *testing.T) {
 	}
 }
 
-// TestSessionEnds: with its session a running call ends, whether its client still waits for it or not.
+// TestSessionEnds: with its session a running call ends, whether its client still waits for it or not. What
+// is asked of the session, then and later, is answered with 404 and an error of JSON-RPC.
 func TestSessionEnds(t *testing.T) {
+	const noSession = `{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"session not found"}}` + "\n"
 	x := newSite(t)
 	started, ended := make(chan struct{}, 1), make(chan struct{}, 1)
 	x.offer(bus.Offer{Name: "hold", Attributes: map[string]string{"tool": ""}}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
@@ -208,7 +210,7 @@ func TestSessionEnds(t *testing.T) {
 			}
 			defer r.Body.Close()
 			text, _ := io.ReadAll(r.Body)
-			answer <- string(text)
+			answer <- r.Status + " " + string(text)
 		}()
 		wait(t, started)
 		if leaves {
@@ -222,11 +224,21 @@ func TestSessionEnds(t *testing.T) {
 		wait(t, ended)
 		if !leaves {
 			select {
-			case <-answer:
+			case text := <-answer:
+				if text != "404 Not Found "+noSession {
+					t.Error(text)
+				}
 			case <-time.After(20 * time.Second):
 				t.Fatal("the request goes on")
 			}
 		}
+		if r, err = send(t.Context(), "POST", session, `{"jsonrpc":"2.0","id":3,"method":"tools/list"}`); err != nil {
+			t.Fatal(err)
+		}
+		if text, _ := io.ReadAll(r.Body); r.StatusCode != 404 || string(text) != noSession {
+			t.Errorf("%s: %s", r.Status, text)
+		}
+		r.Body.Close()
 		if r, err = send(t.Context(), "DELETE", session, ""); err != nil || r.StatusCode != 404 {
 			t.Errorf("the session is still there: %v, %v", r, err)
 		}

@@ -91,7 +91,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.sessionPrefix = prefix(a.Key)
 	if session := r.Header.Get("Mcp-Session-Id"); session != "" && !strings.HasPrefix(session, a.sessionPrefix) {
-		http.Error(w, "session not found", http.StatusNotFound) // it is another caller's
+		noSession(w) // it is another caller's
 		return
 	}
 	ctx := context.WithValue(r.Context(), accessKey{}, a)
@@ -113,13 +113,65 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			h.mu.Unlock()
 		}
-		h.old.ServeHTTP(w, r)
+		if r.Method != http.MethodPost || r.Header.Get("Mcp-Session-Id") == "" {
+			h.old.ServeHTTP(w, r)
+			return
+		}
+		sw := &sessionWriter{ResponseWriter: w}
+		if h.old.ServeHTTP(sw, r); !sw.begun {
+			sw.refuse(a)
+		}
 		return
 	}
 	if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r) {
 		return
 	}
 	h.modern.ServeHTTP(w, r)
+}
+
+// sessionWriter passes on the response to a request of a session. If the session has ended, the library says so in
+// plain text, or begins no response at all: begun is then false.
+type sessionWriter struct {
+	http.ResponseWriter
+	begun, ended bool
+}
+
+func (w *sessionWriter) WriteHeader(status int) {
+	if status == http.StatusNotFound && !w.begun && w.Header().Get("Content-Type") != "application/json" {
+		w.ended = true
+		return
+	}
+	w.begun = true
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *sessionWriter) Write(p []byte) (int, error) {
+	if w.ended {
+		return len(p), nil
+	}
+	w.begun = true
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap serves [http.ResponseController].
+func (w *sessionWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// refuse answers a request whose session has ended, or whose credential.
+func (w *sessionWriter) refuse(a Access) {
+	if a.Valid == nil || a.Valid.Err() == nil {
+		noSession(w.ResponseWriter)
+		return
+	}
+	w.Header().Set("WWW-Authenticate", "Bearer")
+	http.Error(w.ResponseWriter, "the credential has ended", http.StatusUnauthorized)
+}
+
+// noSession answers a request whose session is not there, or not any more: the client has to begin another one
+// (version 2025-11-25, Transports, Session Management).
+func noSession(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusNotFound)
+	io.WriteString(w, `{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"session not found"}}`+"\n")
 }
 
 // checkTask refuses a request about a task whose headers say something else than its body: the library

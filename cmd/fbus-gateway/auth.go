@@ -58,10 +58,11 @@ func (c *caller) monitors() bool { return c.rights == nil || c.rights.Monitor }
 
 // tokens are the tokens that the node has admitted, and that have not ended since.
 type tokens struct {
-	mu    sync.Mutex // protects what follows
-	known map[[sha256.Size]byte]*admitted
-	alive bool   // the node says when one ends
-	ends  uint64 // how often one has ended, or all were forgotten
+	mu       sync.Mutex // protects what follows
+	admitted map[[sha256.Size]byte]*admitted
+	alive    bool   // the node says when one ends
+	watches  uint64 // how often it began to say so
+	ends     uint64 // how often a token has ended
 }
 
 // admitted is a token.
@@ -69,70 +70,83 @@ type admitted struct {
 	bus.TokenInfo
 	valid context.Context
 	end   context.CancelFunc
+	watch uint64 // since when the node would have said that it has ended; 0: the node was not watched
 }
 
-// forget drops all, as nobody says when one ends.
+// forget has the node asked about each token again, as nobody says when one ends. A request that is served
+// ends with its token all the same: the next watch begins with all tokens that have ended.
 func (t *tokens) forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.known, t.alive = nil, false
-	t.ends++
+	t.alive = false
 }
 
-// drop drops a token that the node refuses, and ends what its holder does.
-func (t *tokens) drop(c *caller) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ends++
-	for sum, a := range t.known {
-		if a.valid == c.valid {
-			delete(t.known, sum)
-			a.end()
-		}
-	}
-}
-
-// watched begins to keep what the node admits.
+// watched begins to remember what the node admits.
 func (t *tokens) watched() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.known, t.alive = map[[sha256.Size]byte]*admitted{}, true
+	t.alive = true
+	t.watches++
 }
 
-// ended drops the token with that serial, and ends what its holder does.
-func (t *tokens) ended(serial string) {
+// ended drops the tokens for which gone holds, and ends what their holders do.
+func (t *tokens) ended(gone func(a *admitted) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ends++
-	for sum, a := range t.known {
-		if a.Serial == serial {
-			delete(t.known, sum)
+	for sum, a := range t.admitted {
+		if gone(a) {
+			delete(t.admitted, sum)
 			a.end()
 		}
 	}
 }
 
-// get returns a token that is known, and how many have ended so far.
+// refused drops a token that the node does not admit any more.
+func (t *tokens) refused(sum [sha256.Size]byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if a := t.admitted[sum]; a != nil {
+		delete(t.admitted, sum)
+		a.end()
+	}
+}
+
+// get returns a token about which the node need not be asked, and how many have ended so far.
 func (t *tokens) get(sum [sha256.Size]byte) (*admitted, uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a := t.known[sum]
+	a := t.admitted[sum]
 	if a != nil && !a.Expires.After(trust.Now()) {
-		delete(t.known, sum)
+		delete(t.admitted, sum)
+		a.end()
+		a = nil
+	}
+	if a != nil && (!t.alive || a.watch != t.watches) {
 		a = nil
 	}
 	return a, t.ends
 }
 
-// keep keeps what the node has admitted, unless a token has ended since get: it may have been this one.
-func (t *tokens) keep(sum [sha256.Size]byte, a *admitted, ends uint64) *admitted {
+// keep keeps what the node has admitted. It returns nil if a token has ended since get: it may have been
+// this one.
+func (t *tokens) keep(sum [sha256.Size]byte, info *bus.TokenInfo, ends uint64) *admitted {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if first := t.known[sum]; first != nil {
-		return first
+	if t.ends != ends {
+		return nil
 	}
-	if t.alive && t.ends == ends {
-		t.known[sum] = a
+	a := t.admitted[sum]
+	if a == nil {
+		a = &admitted{TokenInfo: *info}
+		a.valid, a.end = context.WithCancel(context.Background())
+		if t.admitted == nil {
+			t.admitted = map[[sha256.Size]byte]*admitted{}
+		}
+		t.admitted[sum] = a
+	}
+	if a.watch = 0; t.alive {
+		a.watch = t.watches
 	}
 	return a
 }
@@ -144,17 +158,21 @@ func (g *gateway) admit(ctx context.Context, token string) (*caller, error) {
 	}
 	sum := sha256.Sum256([]byte(token))
 	a, ends := g.link.tokens.get(sum)
-	if a == nil {
+	for a == nil {
 		text, err := g.link.output(ctx, "", "fbus.admit", args.List(token))
 		if err != nil {
+			if isRefusal(err) {
+				g.link.tokens.refused(sum)
+			}
 			return nil, err
 		}
-		a = new(admitted)
-		if err := json.Unmarshal(text, &a.TokenInfo); err != nil || !strings.HasPrefix(a.Caller, "token:") {
+		var info bus.TokenInfo
+		if err := json.Unmarshal(text, &info); err != nil || !strings.HasPrefix(info.Caller, "token:") {
 			return nil, args.Errorf(args.CodeInternal, "the node's answer about a token cannot be read")
 		}
-		a.valid, a.end = context.WithCancel(context.Background())
-		a = g.link.tokens.keep(sum, a, ends)
+		if a = g.link.tokens.keep(sum, &info, ends); a == nil {
+			a, ends = g.link.tokens.get(sum)
+		}
 	}
 	return &caller{name: a.Caller, rights: &a.Rights, valid: a.valid, expires: a.Expires}, nil
 }

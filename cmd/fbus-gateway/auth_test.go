@@ -161,8 +161,14 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestRevokedMeanwhile: a revoked token ends what its holder does, and the answer says why.
+// TestRevokedMeanwhile: a revoked token ends what its holder does, and the answer says why. That holds for
+// what began before the gateway watched the node, too.
 func TestRevokedMeanwhile(t *testing.T) {
+	t.Run("watched", func(t *testing.T) { revokedMeanwhile(t, func(*site) {}) })
+	t.Run("earlier", func(t *testing.T) { revokedMeanwhile(t, func(x *site) { x.g.link.tokens.forget() }) })
+}
+
+func revokedMeanwhile(t *testing.T, before func(x *site)) {
 	x := newSite(t)
 	began, gone := make(chan bool), make(chan bool)
 	x.offer(bus.Offer{Name: "hang", Slots: 2}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
@@ -172,6 +178,7 @@ func TestRevokedMeanwhile(t *testing.T) {
 		return bus.Exit(0)
 	})
 	token, ends := x.token("ci", "*"), make(chan *reply)
+	before(x)
 	for _, accept := range []string{"*/*", "text/event-stream"} {
 		go func() {
 			ends <- x.do("POST", x.far+"/call/hang", "", "Accept", accept, "Authorization", "Bearer "+token)

@@ -153,10 +153,10 @@ func (l *link) changed(line []byte) {
 		clear(l.schemas)
 		l.changes++
 		l.mu.Unlock()
-		l.tokens.forget()
+		l.tokens.watched() // a snapshot follows
 	case "ticket":
 		if l.expiries.changed(line, what.Gone); what.Gone {
-			l.tokens.ended(what.Serial)
+			l.tokens.ended(func(a *admitted) bool { return a.Serial == what.Serial })
 		}
 	case "worker":
 		l.mu.Lock()

@@ -418,7 +418,7 @@ func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		status = http.StatusUnauthorized
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		if c := callerOf(r); c != nil { // what the gateway remembers of the token is wrong
-			g.link.tokens.drop(c)
+			g.link.tokens.ended(func(a *admitted) bool { return a.valid == c.valid })
 		}
 	}
 	if r.ContentLength != 0 {

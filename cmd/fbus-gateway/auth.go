@@ -112,6 +112,17 @@ func (t *tokens) refused(sum [sha256.Size]byte) {
 	}
 }
 
+// doubt has the node asked about a caller's token again.
+func (t *tokens) doubt(c *caller) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, a := range t.admitted {
+		if a.valid == c.valid {
+			a.watch = 0
+		}
+	}
+}
+
 // get returns a token about which the node need not be asked, and how many have ended so far.
 func (t *tokens) get(sum [sha256.Size]byte) (*admitted, uint64) {
 	t.mu.Lock()
@@ -175,6 +186,17 @@ func (g *gateway) admit(ctx context.Context, token string) (*caller, error) {
 		}
 	}
 	return &caller{name: a.Caller, rights: &a.Rights, valid: a.valid, expires: a.Expires}, nil
+}
+
+// holds asks the node whether the token of a request still holds. The node ends the jobs of a revoked token, perhaps
+// before it says that the token has ended.
+func (g *gateway) holds(r *http.Request, c *caller) error {
+	if c.valid == nil {
+		return nil
+	}
+	g.link.tokens.doubt(c)
+	_, err := g.authenticate(r)
+	return err
 }
 
 // errNoCredential is that a request shows neither a token nor a certificate.

@@ -199,6 +199,35 @@ func revokedMeanwhile(t *testing.T, before func(x *site)) {
 	}
 }
 
+// TestRevokedWaiting: who waits for a job when the token is revoked gets 401, although the node ends the job as one that
+// the token may not call.
+func TestRevokedWaiting(t *testing.T) {
+	x := newSite(t)
+	began := make(chan bool)
+	x.offer(bus.Offer{Name: "hang"}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		began <- true
+		<-ctx.Done()
+		return bus.Exit(0)
+	})
+	for range 20 { // which comes first is a matter of luck
+		auth := []string{"Authorization", "Bearer " + x.token("ci", "*")}
+		id := x.do("POST", x.far+"/jobs/hang", "", auth...).id(t)
+		<-began
+		ends := make(chan *reply)
+		for _, path := range []string{"/output?wait=1m", "?wait=1m"} {
+			go func() { ends <- x.do("GET", x.far+"/jobs/"+id+path, nil, auth...) }() // ends with the job
+		}
+		if _, _, err := x.a.Revoke("ci"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if r := <-ends; r.StatusCode != 401 {
+				t.Error(r.Request.URL, r.Status, r.body)
+			}
+		}
+	}
+}
+
 // TestAccessLog: a line says who has asked for what, and has no secret.
 func TestAccessLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -312,6 +313,9 @@ func (g *gateway) showJob(w http.ResponseWriter, r *http.Request, c *caller) {
 			if err = g.await(r.Context(), c, j.ID, min(d, maxWait)); err == nil {
 				j, err = g.job(r, c)
 			}
+			if err == nil && j.Code == args.CodeDenied {
+				err = g.holds(r, c)
+			}
 		}
 	}
 	if err != nil {
@@ -365,6 +369,9 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 		req.Stdout = a
 	}
 	res, err := g.link.call(r.Context(), req)
+	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeDenied && !a.begun {
+		err = cmp.Or(g.holds(r, c), err)
+	}
 	res.Call, res.Worker = j.Call, j.Worker
 	if end := endOf(res, err); stderr && (end.Source != args.FromBus || j.State.Finished()) {
 		res, err = bus.Result{Worker: j.Worker}, nil // it was asked what the job has said, not how it has ended

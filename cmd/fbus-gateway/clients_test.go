@@ -78,7 +78,7 @@ type exchange struct {
 }
 
 // TestClients: Go, curl, Node and a page in Chromium send and get exactly the bytes that they should. With
-// FBUS_SOAK=1 that includes a GiB each way (Chromium: 256 MiB), and the gateway's memory stays flat.
+// FBUS_SOAK=1 that includes a GiB each way, and the gateway's memory stays flat.
 func TestClients(t *testing.T) {
 	sizes, soak := sizes, os.Getenv("FBUS_SOAK") == "1"
 	if soak {
@@ -96,9 +96,6 @@ func TestClients(t *testing.T) {
 			}
 			if c.name == "chromium" && os.Getenv("FBUS_SOAK") == "" {
 				t.Skip("a browser takes long to start: FBUS_SOAK=brief and FBUS_SOAK=1 run it")
-			}
-			if c.name == "chromium" && soak {
-				sizes = append(sizes[:len(sizes)-1:len(sizes)-1], 1<<28) // of a GiB, "Failed to fetch" was seen; the cause is not known
 			}
 			e := &exchange{T: t, reports: make(chan string, 1)}
 			x := newSite(t)
@@ -213,15 +210,26 @@ const script = `
 async function exchange(url, auth, sizes) {
 	let report = ''
 	const byteAt = i => i % 251 ^ (i >> 16) & 255
-	const post = (path, body) => fetch(url + path, {method: 'POST', headers: {Authorization: auth}, body})
-	for (const size of sizes) {
+	// Chromium holds a GiB that is not in a file only at times: ERR_BLOB_OUT_OF_MEMORY, before it sends anything.
+	const bodyOf = async size => {
+		const onDisk = size > 1 << 20 && globalThis.navigator?.storage
+		const file = onDisk && await (await onDisk.getDirectory()).getFileHandle('body', {create: true})
+		const out = file && await file.createWritable()
 		const parts = []
 		for (let at = 0; at < size; ) {
 			const part = new Uint8Array(Math.min(1 << 20, size - at))
 			for (let i = 0; i < part.length; i++) part[i] = byteAt(at++)
-			parts.push(part)
+			if (out) await out.write(part)
+			else parts.push(part)
 		}
-		const answer = await (await post('/call/sum', new Blob(parts))).text()
+		if (!out) return new Blob(parts)
+		await out.close()
+		return file.getFile()
+	}
+	const post = (path, body) => fetch(url + path, {method: 'POST', headers: {Authorization: auth}, body})
+	for (const size of sizes) {
+		const body = await bodyOf(size)
+		const answer = await (await post('/call/sum', body)).text()
 		let n = 0, same = true
 		const from = (await post('/call/give', String(size))).body.getReader()
 		for (;;) {

@@ -256,6 +256,9 @@ type JobQuery struct {
 	Dead     bool     `json:"dead,omitempty"`     // fbus.retry: all that are dead
 	Older    float64  `json:"older,omitempty"`    // fbus.purge: seconds since they ended
 	Batch    string   `json:"batch,omitempty"`    // only those of that batch: NAME, or POSTER/NAME
+
+	// Among bounds fbus.jobs to functions that match a glob of each list: a relay lists what its caller may see.
+	Among [][]string `json:"among,omitempty"`
 }
 
 // BatchThen is the JSON object that fbus.batch takes: the end of a batch posts a job.

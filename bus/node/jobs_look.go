@@ -13,6 +13,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/jobs"
+	"fbus/bus/trust"
 	"fbus/bus/wire"
 )
 
@@ -21,17 +22,41 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 	if err := q.document(d); err != nil {
 		return nil, err
 	}
-	if d.Dead && q.Function != "fbus.retry" || d.Older != 0 && q.Function != "fbus.purge" || (d.Limit != 0 || d.After != "" || d.Newest) && q.Function != "fbus.jobs" {
-		return nil, usageError("%s: dead is for fbus.retry, older for fbus.purge; limit, after and newest are for fbus.jobs", q.Function) // ignored, they would widen the answer
+	if d.Dead && q.Function != "fbus.retry" || d.Older != 0 && q.Function != "fbus.purge" || (d.Limit != 0 || d.After != "" || d.Newest || d.Among != nil) && q.Function != "fbus.jobs" {
+		return nil, usageError("%s: dead is for fbus.retry, older for fbus.purge; limit, after, newest and among are for fbus.jobs", q.Function) // ignored, they would widen the answer
 	}
 	if _, err := wire.ParseOn(d.Function); err != nil || strings.HasPrefix(d.Function, "#") {
 		return nil, usageError("%s: invalid glob %q", q.Function, args.Shown(d.Function))
+	}
+	globs := slices.Concat(d.Among...)
+	if len(globs) > maxAmong {
+		return nil, usageError("%s: among has %d globs, which exceeds the limit of %d", q.Function, len(globs), maxAmong)
+	}
+	for _, g := range globs {
+		if err := trust.CheckGlob(g); err != nil {
+			return nil, usageError("%s: %v", q.Function, err)
+		}
 	}
 	switch jobs.State(d.State) {
 	case "", jobs.Queued, jobs.Delayed, jobs.Running, jobs.Done, jobs.Dead, jobs.Cancelled:
 		return d, nil
 	}
 	return nil, usageError("%s: invalid state %q: it must be queued, delayed, running, done, dead or cancelled", q.Function, args.Shown(d.State))
+}
+
+// maxAmong bounds the globs that each job is compared with.
+const maxAmong = 512
+
+// among are lists of globs; a function must match one of each.
+type among [][]string
+
+func (a *among) MayCall(function string) bool {
+	for _, globs := range *a {
+		if !(trust.Rights{Call: globs}).MayCall(function) {
+			return false
+		}
+	}
+	return true
 }
 
 // filter selects the jobs that a query is about, of the caller's own, or of all if the caller has a right.
@@ -42,6 +67,9 @@ func (q *asked) filter(d *bus.JobQuery, all func(*Peer) bool) (f jobs.Filter, er
 	}
 	if l := q.peer.Lowered; l != nil && ownOf(q.Function).changes && !q.peer.admin() {
 		f.May = l
+	}
+	if d.Among != nil {
+		f.May = (*among)(&d.Among)
 	}
 	if d.Batch != "" {
 		f.Batch, err = q.batch(d.Batch, all)

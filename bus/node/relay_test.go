@@ -371,6 +371,14 @@ func relayedToken(t *testing.T, root *asker, via string, p *raw) {
 		if err := json.Unmarshal([]byte(line), &i); err != nil || i.ID != job || i.Poster != via+"/token:ci" || !strings.HasPrefix(i.Owner, via) {
 			t.Fatalf("%s: %v", line, err)
 		}
+		for doc, listed := range map[string]bool{`{"among":[["no*","x"],["*"]]}`: true, `{"among":[["no*"],["x"]]}`: false, `{"among":[[]]}`: false} {
+			if got := says("fbus.jobs", doc); strings.Contains(got, job) != listed || !strings.Contains(got, `{"total":`) {
+				t.Errorf("%s: %s", doc, got)
+			}
+		}
+		if got := says("fbus.jobs", `{"among":[["[!"]]}`); !strings.HasPrefix(got, "64 ") {
+			t.Error(got)
+		}
 		all = append(all, job)
 		// The client by which the bearer calls is shown, and changes nothing else.
 		if got := saysAs("token:ci/mcp:x", "who"); !strings.HasPrefix(got, via+"/token:ci/mcp:x ") {

@@ -53,6 +53,19 @@ func (g *gateway) mayCall(c *caller, name string) bool {
 	return published && !strings.HasPrefix(name, "fbus.") && (c.rights == nil || c.rights.MayCall(name)) && g.link.mayCall(name)
 }
 
+// mayList returns mayCall as lists of globs, each of which must have one that matches.
+func (g *gateway) mayList(c *caller) (lists [][]string) {
+	if len(g.cfg.Publish) > 0 {
+		lists = append(lists, g.cfg.Publish)
+	}
+	for _, r := range []*trust.Rights{c.rights, g.link.rights()} {
+		if r != nil {
+			lists = append(lists, append([]string{}, r.Call...))
+		}
+	}
+	return append(lists, []string{"*"}) // and nothing of the node's own
+}
+
 // monitors reports whether a caller may see what others do.
 func (c *caller) monitors() bool { return c.rights == nil || c.rights.Monitor }
 

@@ -98,7 +98,7 @@ var settings = map[string]setting{
 	"hosts":                words(func(c *config) *[]string { return &c.Hosts }, checkHost),
 	"origins":              words(func(c *config) *[]string { return &c.Origins }, checkOrigin),
 	"metrics.functions":    words(func(c *config) *[]string { return &c.MetricsFunctions }, trust.CheckGlob),
-	"publish.allow":        words(func(c *config) *[]string { return &c.Publish }, trust.CheckGlob),
+	"publish.allow":        setPublish,
 	"drain":                duration(func(c *config) *time.Duration { return &c.Drain }),
 	"limits.idle":          duration(func(c *config) *time.Duration { return &c.Limits.Idle }),
 	"limits.body":          size(func(c *config) *int64 { return &c.Limits.Body }),
@@ -162,6 +162,17 @@ func words(of func(c *config) *[]string, check func(word string) error) setting 
 		*of(c) = list
 		return err
 	}
+}
+
+// maxPublish bounds the globs that each job of a list is compared with.
+const maxPublish = 256
+
+func setPublish(c *config, _ []string, v any) error {
+	err := words(func(c *config) *[]string { return &c.Publish }, trust.CheckGlob)(c, nil, v)
+	if n := len(c.Publish); err == nil && n > maxPublish {
+		err = args.Errorf(args.CodeUsage, "%d globs exceed the limit of %d", n, maxPublish)
+	}
+	return err
 }
 
 func duration(of func(c *config) *time.Duration) setting {

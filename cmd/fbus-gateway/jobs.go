@@ -175,35 +175,14 @@ func (g *gateway) listJobs(w http.ResponseWriter, r *http.Request, c *caller) {
 		query.Limit = n
 	}
 	query.Newest = query.After == ""
-	list, total, err := g.shownJobs(r.Context(), c, query)
+	query.Among = g.mayList(c)
+	list, total, err := g.jobs(r.Context(), c.lister(), query)
 	if err != nil {
 		g.refuse(w, r, absent(err, "batch "+query.Batch))
 		return
 	}
-	if c.rights == nil && len(g.cfg.Publish) == 0 { // else it would count what is not shown
-		w.Header().Set("Fbus-Total", strconv.Itoa(total))
-	}
+	w.Header().Set("Fbus-Total", strconv.Itoa(total))
 	writeJSON(w, http.StatusOK, list)
-}
-
-// shownJobs returns as many jobs as a query asks for, of those that the caller is shown. The node does not
-// know which these are: it is asked for more until there are enough.
-func (g *gateway) shownJobs(ctx context.Context, c *caller, query bus.JobQuery) (list []job, total int, err error) {
-	for limit := query.Limit; ; query.Limit *= 4 {
-		if list, total, err = g.jobs(ctx, c.lister(), query); err != nil {
-			return nil, 0, err
-		}
-		all := len(list) < query.Limit
-		list = slices.DeleteFunc(list, func(j job) bool { return !g.mayCall(c, j.Function) })
-		if extra := len(list) - limit; extra > 0 && query.Newest {
-			list = list[extra:]
-		} else if extra > 0 {
-			list = list[:limit]
-		}
-		if all || len(list) == limit {
-			return list, total, nil
-		}
-	}
 }
 
 // lister is as whom a caller lists calls and jobs: those who may see what others do see what the gateway

@@ -198,6 +198,13 @@ func (l *link) function(name string) *bus.FunctionInfo {
 	return l.functions[name]
 }
 
+// rights returns what the gateway itself may do, nil if that is everything.
+func (l *link) rights() *trust.Rights {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.own
+}
+
 // mayCall reports whether the gateway itself may call a function.
 func (l *link) mayCall(name string) bool {
 	l.mu.RLock()

@@ -175,6 +175,9 @@ func (b *bed) close() {
 	if b.stop != nil {
 		b.stop()
 	}
+	if b.l != nil { // first: else the program connects again, and waits for an answer
+		b.l.Close()
+	}
 	b.closeAll()
 	if b.stdin != nil {
 		b.stdin.Close()
@@ -187,9 +190,6 @@ func (b *bed) close() {
 		}
 		b.signal(syscall.SIGKILL)
 		<-b.done
-	}
-	if b.l != nil {
-		b.l.Close()
 	}
 	for _, a := range append(b.others, b.trust) {
 		if a != nil {

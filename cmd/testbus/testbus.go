@@ -3,6 +3,7 @@ package testbus
 
 import (
 	"cmp"
+	"flag"
 	"os"
 	"path/filepath"
 	"testing"
@@ -25,6 +26,7 @@ func Main(m *testing.M, programs map[string]func()) {
 	if status, ok := keeper.Dispatch(); ok { // keepers are this binary
 		os.Exit(status)
 	}
+	flag.Set("test.parallel", "8") // scripts wait more than they compute
 	programs["fbus"] = func() { os.Exit(commands.Main()) }
 	testscript.Main(m, programs)
 }

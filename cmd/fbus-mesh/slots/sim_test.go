@@ -322,6 +322,7 @@ func (s scene) play(t *testing.T, seed uint64) (w *world, central []time.Duratio
 			*servers = append(*servers, server{0, n.slow})
 		}
 	}
+	var arrivals []arrival
 	at := time.Second
 	for i := 0; i < calls; i += s.burst {
 		at += time.Duration(w.rnd.ExpFloat64() * float64(s.burst) / (capacity * s.load) * float64(time.Second))
@@ -331,10 +332,7 @@ func (s scene) play(t *testing.T, seed uint64) (w *world, central []time.Duratio
 		}
 		for range s.burst {
 			c := work{came: at, need: time.Duration(w.rnd.ExpFloat64() * float64(duration))}
-			w.after(at, func() {
-				n.queue = append(n.queue, c)
-				n.place()
-			})
+			arrivals = append(arrivals, arrival{c, n})
 			first := &(*servers)[0]
 			begin := max(at, first.until)
 			central = append(central, begin-at)
@@ -342,6 +340,7 @@ func (s scene) play(t *testing.T, seed uint64) (w *world, central []time.Duratio
 			heap.Fix(servers, 0)
 		}
 	}
+	w.admit(arrivals)
 	w.run()
 	if len(w.waits) != calls {
 		t.Errorf("%d of %d calls were run", len(w.waits), calls)
@@ -352,6 +351,25 @@ func (s scene) play(t *testing.T, seed uint64) (w *world, central []time.Duratio
 		}
 	}
 	return w, central
+}
+
+// arrival is a call that comes to a node.
+type arrival struct {
+	work
+	at *node
+}
+
+// admit has the first calls come, and then those after them: a heap of all calls would be slow.
+func (w *world) admit(list []arrival) {
+	if len(list) == 0 {
+		return
+	}
+	w.after(list[0].came-w.now, func() {
+		n := list[0].at
+		n.queue = append(n.queue, list[0].work)
+		n.place()
+		w.admit(list[1:])
+	})
 }
 
 // server is a slot of the central queue.
@@ -405,6 +423,9 @@ func TestNearOneCentralQueue(t *testing.T) {
 	)
 	for i, s := range scenes {
 		t.Run(s.String(), func(t *testing.T) {
+			if s.load < 0.8 && s.burst == 1 && os.Getenv("FBUS_SOAK") == "" {
+				t.Skip("calls wait less than in the scenes with a higher load: FBUS_SOAK=1 plays it")
+			}
 			t.Parallel()
 			var waits, central []time.Duration
 			sent, hold := 0, 0

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"strings"
@@ -21,25 +22,44 @@ func readFile(path string) (map[string]string, error) {
 			Description string `toml:"description"`
 		} `toml:"tools"`
 	}
-	err = toml.NewDecoder(strings.NewReader(string(data))).DisallowUnknownFields().Decode(&file)
+	if args.IsUTF16(data) {
+		return nil, args.Errorf(args.CodeUsage, "%s:1:1: it is UTF-16, and must be UTF-8", path)
+	}
+	err = toml.NewDecoder(bytes.NewReader(args.WithoutBOM(data))).DisallowUnknownFields().Decode(&file)
 	var strict *toml.StrictMissingError
 	var wrong *toml.DecodeError
 	switch {
 	case errors.As(err, &strict) && len(strict.Errors) > 0:
 		line, column := strict.Errors[0].Position()
-		return nil, args.Errorf(args.CodeUsage, "%s:%d:%d: unknown key %s", path, line, column, strings.Join(strict.Errors[0].Key(), "."))
+		return nil, args.Errorf(args.CodeUsage, "%s:%d:%d: unknown key %s", path, line, column, args.Shown(strings.Join(strict.Errors[0].Key(), ".")))
 	case errors.As(err, &wrong):
 		line, column := wrong.Position()
-		return nil, args.Errorf(args.CodeUsage, "%s:%d:%d: %s", path, line, column, strings.TrimPrefix(wrong.Error(), "toml: "))
+		return nil, args.Errorf(args.CodeUsage, "%s:%d:%d: %s", path, line, column, ruleOf(wrong))
 	case err != nil:
-		return nil, args.Errorf(args.CodeUsage, "%s: %s", path, strings.TrimPrefix(err.Error(), "toml: "))
+		return nil, args.Errorf(args.CodeUsage, "%s: %s", path, args.Plain(err))
 	}
 	described := map[string]string{}
 	for name, tool := range file.Tools {
 		if !args.ValidName(name) {
 			return nil, args.Errorf(args.CodeUsage, "%s: [tools.%s]: invalid function name", path, args.Shown(name))
 		}
+		if tool.Description == "" {
+			return nil, args.Errorf(args.CodeUsage, "%s: [tools.%s]: description must not be empty", path, name)
+		}
 		described[name] = tool.Description
 	}
 	return described, nil
+}
+
+// ruleOf returns what is wrong with a file in words that are not about Go.
+func ruleOf(e *toml.DecodeError) string {
+	key := args.Shown(strings.Join(e.Key(), "."))
+	switch {
+	case !strings.Contains(e.Error(), "cannot decode"), len(e.Key()) == 0:
+		return strings.TrimPrefix(args.Plain(e), "toml: ")
+	case len(e.Key()) > 2:
+		return key + " must be a string"
+	default:
+		return key + " must be a table"
+	}
 }

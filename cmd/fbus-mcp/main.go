@@ -112,6 +112,9 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	case len(rest) == 1 && rest[0] == "doctor":
 		return o.doctor(ctx, stdout)
 	default:
+		if rest[0] == "doctor" {
+			rest = rest[1:]
+		}
 		return usage("unexpected argument %q", args.Shown(rest[0]))
 	}
 }

@@ -34,7 +34,7 @@ slow_compute) # its argument is a number in a JSON document on stdin
   sleep "$seconds"; echo "computed for $seconds s"; exit ;;
 failing_job) sleep 1; echo 'this job always fails' >&2; exit 1 ;;
 protocol_error_job | hold) sleep 600; exit ;;
-json_schema_2020_12_tool) cat; exit ;;
+json_schema_2020_12_tool | test_custom_header) cat; exit ;;
 esac
 
 offer() { # NAME [FLAG…] -- [ARG…]
@@ -44,12 +44,14 @@ offer() { # NAME [FLAG…] -- [ARG…]
   shift
   fbus offer "$name" --attr tool --description "a fixture of the conformance suite" --slots 8 $flags -- sh "$0" "$name" "$@" 2>/dev/null &
 }
-for name in test_simple_text test_image_content test_audio_content test_error_handling failing_job hold confirm_delete test_trigger_tool_change test_logging_tool test_streaming_elicitation; do offer $name --; done
+for name in test_simple_text test_image_content test_audio_content test_error_handling hold confirm_delete test_trigger_tool_change test_logging_tool test_streaming_elicitation; do offer $name --; done
 for name in test_embedded_resource test_multiple_content_types; do offer $name --attr mcp.result --; done
 offer test_tool_with_progress --progress-fd 3 --
+offer failing_job --attr mcp.requires=io.modelcontextprotocol/tasks --
 offer test_missing_capability --attr mcp.requires=sampling --
 offer greet --schema "${0%/*}/greet.json" --
 offer slow_compute --schema "${0%/*}/slow_compute.json" --
 offer protocol_error_job --timeout 1s --
+offer test_custom_header --schema "${0%/*}/test_custom_header.json" --
 offer json_schema_2020_12_tool --schema "${0%/*}/json_schema_2020_12_tool.json" --
 wait

@@ -29,17 +29,27 @@ func forOlder(next sdk.MethodHandler) sdk.MethodHandler {
 				res.Tools[i] = &older
 			}
 		case *sdk.CallToolResult:
-			if res.StructuredContent == nil {
-				break
-			}
-			if text, err := json.Marshal(res.StructuredContent); err != nil || text[0] != '{' {
-				older := *res
-				older.StructuredContent = nil
-				return &older, nil
+			return olderResult(res), nil
+		case *taskResult:
+			if inner, ok := res.Result.(*sdk.CallToolResult); ok {
+				res.Result = olderResult(inner)
 			}
 		}
 		return res, err
 	}
+}
+
+// olderResult returns the result of a tool without structured content that is no object.
+func olderResult(res *sdk.CallToolResult) *sdk.CallToolResult {
+	if res.StructuredContent == nil {
+		return res
+	}
+	if text, err := json.Marshal(res.StructuredContent); err == nil && text[0] == '{' {
+		return res
+	}
+	older := *res
+	older.StructuredContent = nil
+	return &older
 }
 
 // olderSchema returns the schema as clients of older versions accept it, nil if it is not one of an

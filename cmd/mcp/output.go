@@ -159,7 +159,7 @@ func (j *job) result(f *followed) *sdk.CallToolResult {
 		res.Content[len(res.Content)-1].(*sdk.TextContent).Meta = j.meta()
 	}
 	if f.out.stdout.total > 0 {
-		j.addContent(res, &f.out.stdout)
+		j.addContent(res, &f.out.stdout, f.ended && exit != nil)
 	}
 	return res
 }
@@ -178,17 +178,17 @@ func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
 				*res = own
 				return
 			}
-			j.addContent(res, out)
+			j.addContent(res, out, true)
 			j.refuse(res, "is not a result of tools/call, as its attribute %s says", ownResult)
 			return
 		}
 	}
-	j.addContent(res, out)
+	j.addContent(res, out, true)
 	wanted := j.function != nil && j.function.out != nil
 	doc := bytes.TrimSpace(out.b.Bytes())
 	whole := out.complete() && len(doc) > 0 && json.Valid(doc) && utf8.Valid(doc)
 	switch {
-	case whole && (wanted || doc[0] == '{'): // clients of older versions take only objects
+	case whole && (wanted || doc[0] == '{' || doc[0] == '['): // a word or a number may be meant as text
 		if wanted {
 			if err := j.function.out.Validate(doc); err != nil {
 				j.refuse(res, "does not match its output schema: %s", args.OneLine(err.Error()))
@@ -210,8 +210,9 @@ func (j *job) refuse(res *sdk.CallToolResult, format string, a ...any) {
 	res.Content = append([]sdk.Content{&sdk.TextContent{Text: text}}, res.Content...)
 }
 
-// addContent adds the output as what it is: text, an image, a sound, or a link to anything else.
-func (j *job) addContent(res *sdk.CallToolResult, out *head) {
+// addContent adds the output as what it is: text, an image, a sound, or a link to anything else. Without
+// kept it may not be the output of the job in full: the node drops what it has no room for.
+func (j *job) addContent(res *sdk.CallToolResult, out *head, kept bool) {
 	data, media := out.b.Bytes(), mediaType(out.b.Bytes())
 	note := func(format string, a ...any) {
 		res.Content = append(res.Content, &sdk.TextContent{Text: fmt.Sprintf(format, a...)})
@@ -227,7 +228,11 @@ func (j *job) addContent(res *sdk.CallToolResult, out *head) {
 				media = announced
 			}
 		}
-		note("%s wrote %d bytes that are not text. They are kept as the output of job %s.", j.functionName(), out.total, j.id)
+		if kept {
+			note("%s wrote %d bytes that are not text. They are kept as the output of job %s.", j.functionName(), out.total, j.id)
+		} else {
+			note("%s wrote bytes that are not text. The output of job %s is what was kept of them.", j.functionName(), j.id)
+		}
 		res.Content = append(res.Content, j.linkTo(out, media))
 	default:
 		text := plain(string(data))
@@ -237,7 +242,11 @@ func (j *job) addContent(res *sdk.CallToolResult, out *head) {
 		}
 		res.Content = append(res.Content, &sdk.TextContent{Text: text, Meta: j.meta()})
 		if cut {
-			note("The output has %d bytes; this is its beginning. All of it is kept as the output of job %s.", out.total, j.id)
+			if kept {
+				note("The output has %d bytes; this is its beginning. All of it is kept as the output of job %s.", out.total, j.id)
+			} else {
+				note("This is the beginning of the output. The output of job %s is what was kept of it.", j.id)
+			}
 			res.Content = append(res.Content, j.linkTo(out, "text/plain"))
 		}
 	}

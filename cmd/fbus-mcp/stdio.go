@@ -35,7 +35,7 @@ const longestMessage = 16 << 20
 
 // Connect implements [sdk.Transport].
 func (s *stdio) Connect(context.Context) (sdk.Connection, error) {
-	c := &stdioConn{stdio: *s, messages: make(chan jsonrpc.Message), closed: make(chan struct{}), idle: make(chan struct{}, 1)}
+	c := &stdioConn{stdio: *s, messages: make(chan jsonrpc.Message), closed: make(chan struct{}), idle: make(chan struct{}, 1), open: map[jsonrpc.ID]bool{}}
 	go c.receive() // ends with stdin: a read of it cannot be interrupted
 	return c, nil
 }
@@ -50,8 +50,8 @@ type stdioConn struct {
 
 	writing sync.Mutex // held while a message is written
 
-	mu   sync.Mutex // protects the field below
-	open int        // requests that are not answered
+	mu   sync.Mutex          // protects the field below
+	open map[jsonrpc.ID]bool // requests that are not answered; true: the client has cancelled it
 }
 
 // SessionID implements [sdk.Connection].
@@ -152,10 +152,8 @@ func (c *stdioConn) Read(ctx context.Context) (jsonrpc.Message, error) {
 	select {
 	case msg, ok := <-c.messages:
 		if ok {
-			if req, ok := msg.(*jsonrpc.Request); ok && req.IsCall() {
-				c.mu.Lock()
-				c.open++
-				c.mu.Unlock()
+			if req, ok := msg.(*jsonrpc.Request); ok {
+				c.note(req)
 			}
 			return msg, nil
 		}
@@ -171,23 +169,63 @@ func (c *stdioConn) Read(ctx context.Context) (jsonrpc.Message, error) {
 	return nil, err
 }
 
-// Write implements [sdk.Connection].
+// note keeps what is to be answered, and what is not any more.
+func (c *stdioConn) note(req *jsonrpc.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if req.IsCall() {
+		c.open[req.ID] = c.open[req.ID] // of two with one id the library refuses the second, with no id
+		return
+	}
+	var params struct {
+		ID any `json:"requestId"`
+	}
+	if req.Method != "notifications/cancelled" || json.Unmarshal(req.Params, &params) != nil {
+		return
+	}
+	if id, err := jsonrpc.MakeID(params.ID); err == nil {
+		if _, open := c.open[id]; open {
+			c.open[id] = true
+		}
+	}
+}
+
+// cancelled reports whether the client has cancelled a request.
+func (c *stdioConn) cancelled(id jsonrpc.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open[id]
+}
+
+// answered forgets a request.
+func (c *stdioConn) answered(id jsonrpc.ID) {
+	c.mu.Lock()
+	delete(c.open, id)
+	c.mu.Unlock()
+	select {
+	case c.idle <- struct{}{}:
+	default:
+	}
+}
+
+// Write implements [sdk.Connection]. It drops the answer to a request that the client has cancelled.
 func (c *stdioConn) Write(ctx context.Context, msg jsonrpc.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if res, ok := msg.(*jsonrpc.Response); ok {
+		defer c.answered(res.ID) // after it is written: the end of stdin waits for that
+		if c.cancelled(res.ID) {
+			return nil
+		}
+		// The library has no code for a request that comes before initialize.
+		if res.Error != nil && !errors.As(res.Error, new(*jsonrpc.Error)) {
+			res.Error = &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: args.OneLine(res.Error.Error())}
+		}
+	}
 	text, err := jsonrpc.EncodeMessage(msg)
 	if err == nil {
 		err = c.writeLine(text)
-	}
-	if _, ok := msg.(*jsonrpc.Response); ok {
-		c.mu.Lock()
-		c.open--
-		c.mu.Unlock()
-		select {
-		case c.idle <- struct{}{}:
-		default:
-		}
 	}
 	return err
 }
@@ -200,7 +238,7 @@ func (c *stdioConn) lastAnswers(ctx context.Context) {
 	over := time.After(lastTime)
 	for {
 		c.mu.Lock()
-		open := c.open
+		open := len(c.open)
 		c.mu.Unlock()
 		if open == 0 || hungUp(c.out) {
 			return

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -82,6 +83,46 @@ func TestBadMessagesAreAnsweredAndTheNextIsRead(t *testing.T) {
 	client.Close()
 	if _, err := conn.Read(ctx); err != io.EOF {
 		t.Error(err)
+	}
+}
+
+func TestCancelledRequestsAreNotAnswered(t *testing.T) {
+	out, answers, err := pipe(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, client := io.Pipe()
+	conn, err := (&stdio{in: in, out: answers, gone: func() {}}).Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, text := range []string{
+		`{"jsonrpc":"2.0","id":1,"method":"tools/call"}`, `{"jsonrpc":"2.0","id":"b","method":"tools/call"}`,
+		`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`,
+		`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":2}}`, // there is none yet
+		`{"jsonrpc":"2.0","method":"notifications/cancelled","params":[]}`,
+		`{"jsonrpc":"2.0","id":2,"method":"tools/call"}`,
+	} {
+		go io.WriteString(client, text+"\n") // ends when it is read
+		if _, err := conn.Read(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []any{1.0, "b", 2.0, 1.0} { // the second answer to 1 is to another request with that id
+		id, err := jsonrpc.MakeID(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Write(t.Context(), &jsonrpc.Response{ID: id, Error: errors.New("no code")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines := bufio.NewReader(out)
+	for _, want := range []string{`"id":"b"`, `"id":2`, `"id":1`} {
+		if text, err := lines.ReadString('\n'); !strings.Contains(text, want) || !strings.Contains(text, `"code":-32600`) {
+			t.Errorf("%s, %v, want %s", text, err, want)
+		}
 	}
 }
 

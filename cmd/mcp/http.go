@@ -108,17 +108,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
 		if r.Method == http.MethodDelete {
 			h.mu.Lock()
-			if s := h.servers[a.Key]; s != nil {
-				s.endRequests(r.Header.Get("Mcp-Session-Id"))
-			}
+			s := h.servers[a.Key]
 			h.mu.Unlock()
+			if s != nil {
+				defer s.endSession(r.Header.Get("Mcp-Session-Id"))()
+			}
+		}
+		if r.Method == http.MethodPost && r.Header.Get("Mcp-Session-Id") == "" && !checkFirst(w, r) {
+			return
 		}
 		if r.Method != http.MethodPost || r.Header.Get("Mcp-Session-Id") == "" {
 			h.old.ServeHTTP(w, r)
 			return
 		}
 		sw := &sessionWriter{ResponseWriter: w}
-		if h.old.ServeHTTP(sw, r); !sw.begun {
+		// A request that its client has cancelled is not answered: it gets an empty stream.
+		if h.old.ServeHTTP(sw, r); !sw.begun && !h.hasSession(a.Key, r.Header.Get("Mcp-Session-Id")) {
 			sw.refuse(a)
 		}
 		return
@@ -174,15 +179,34 @@ func noSession(w http.ResponseWriter) {
 	io.WriteString(w, `{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"session not found"}}`+"\n")
 }
 
+// checkFirst refuses a request without a session that is not one of the first: the library answers it with
+// the code 0.
+func checkFirst(w http.ResponseWriter, r *http.Request) bool {
+	body, ok := readBody(w, r)
+	if !ok {
+		return false
+	}
+	var req struct {
+		ID     json.RawMessage `json:"id"`
+		Method string          `json:"method"`
+		Params struct {
+			Meta map[string]json.RawMessage `json:"_meta"`
+		} `json:"params"`
+	}
+	if json.Unmarshal(body, &req) != nil || req.ID == nil || req.Method == "" || req.Method == "initialize" || req.Method == "ping" || req.Params.Meta[sdk.MetaKeyProtocolVersion] != nil {
+		return true
+	}
+	refuse(w, req.ID, jsonrpc.CodeInvalidRequest, "the header Mcp-Session-Id is missing: a session begins with initialize")
+	return false
+}
+
 // checkTask refuses a request about a task whose headers say something else than its body: the library
 // checks only the methods that it knows.
 func checkTask(w http.ResponseWriter, r *http.Request) bool {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+	body, ok := readBody(w, r)
+	if !ok {
 		return false
 	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
 	var req struct {
 		ID     json.RawMessage `json:"id"`
 		Params taskParams      `json:"params"`
@@ -190,10 +214,27 @@ func checkTask(w http.ResponseWriter, r *http.Request) bool {
 	if json.Unmarshal(body, &req) != nil || req.Params.ID == r.Header.Get("Mcp-Name") {
 		return true
 	}
+	refuse(w, req.ID, sdk.CodeHeaderMismatch, "the header Mcp-Name must be the taskId")
+	return false
+}
+
+// readBody returns the body of a request, which the library can read again. If it returns false the request
+// is answered.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		return nil, false
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return body, true
+}
+
+// refuse answers a request with an error.
+func refuse(w http.ResponseWriter, id json.RawMessage, code int64, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadRequest)
-	json.NewEncoder(w).Encode(map[string]any{"jsonrpc": "2.0", "id": req.ID, "error": jsonrpc.Error{Code: sdk.CodeHeaderMismatch, Message: "the header Mcp-Name must be the taskId"}})
-	return false
+	json.NewEncoder(w).Encode(map[string]any{"jsonrpc": "2.0", "id": id, "error": jsonrpc.Error{Code: code, Message: message}})
 }
 
 // server returns the server of the caller of a request; nil, which is a 400, when the handler is closed.
@@ -215,6 +256,14 @@ func (h *Handler) server(r *http.Request) *sdk.Server {
 	}
 	s.used = time.Now()
 	return s.MCP
+}
+
+// hasSession reports whether a caller has a session that is not being closed.
+func (h *Handler) hasSession(key, id string) bool {
+	h.mu.Lock()
+	s := h.servers[key]
+	h.mu.Unlock()
+	return s != nil && s.hasSession(id)
 }
 
 // makeRoom forgets servers that were not used for long. The caller holds mu.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -60,6 +61,7 @@ type Server struct {
 	shown   map[string]string              // the tools that are listed, as JSON
 	faults  []string                       // that were reported
 	running map[*context.CancelFunc]string // requests, with the ids of their sessions
+	ending  map[string]bool                // sessions that are being closed
 }
 
 // version is what clients are told of this server.
@@ -72,7 +74,7 @@ const instructions = `These tools are functions on an fbus network: programs tha
 
 // NewServer makes a server whose tools are functions of the catalog. Close releases it.
 func NewServer(catalog *Catalog, cfg Config) *Server {
-	s := &Server{catalog: catalog, cfg: cfg, shown: map[string]string{}, running: map[*context.CancelFunc]string{}}
+	s := &Server{catalog: catalog, cfg: cfg, shown: map[string]string{}, running: map[*context.CancelFunc]string{}, ending: map[string]bool{}}
 	s.cfg.MaxTools = cmp.Or(cfg.MaxTools, 40)
 	s.cfg.TaskAfter = cmp.Or(cfg.TaskAfter, 45*time.Second)
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -87,6 +89,7 @@ func NewServer(catalog *Catalog, cfg Config) *Server {
 	s.MCP.AddReceivingMiddleware(s.inSession, s.whenReady, forOlder)
 	s.addOwn()
 	s.addTasks()
+	s.MCP.AddReceivingMiddleware(withCode)
 	s.unwatch = catalog.onChange(s.sync)
 	s.sync()
 	return s
@@ -99,7 +102,19 @@ func (s *Server) Close() {
 	s.calls.Wait()
 }
 
+// withCode gives each error a code: the library sends 0 for those that have none, which means nothing.
+func withCode(next sdk.MethodHandler) sdk.MethodHandler {
+	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
+		res, err := next(ctx, method, req)
+		if err != nil && !errors.As(err, new(*jsonrpc.Error)) {
+			err = &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: shownError(err)}
+		}
+		return res, err
+	}
+}
+
 // inSession lets a request end with its session: the library waits for requests of a session that it closes.
+// The answer to a request that was cancelled is not sent: its stream is closed before.
 func (s *Server) inSession(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
 		id := req.GetSession().ID()
@@ -109,6 +124,9 @@ func (s *Server) inSession(next sdk.MethodHandler) sdk.MethodHandler {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		s.mu.Lock()
+		if s.ending[id] {
+			cancel()
+		}
 		s.running[&cancel] = id
 		s.mu.Unlock()
 		defer func() {
@@ -116,19 +134,48 @@ func (s *Server) inSession(next sdk.MethodHandler) sdk.MethodHandler {
 			delete(s.running, &cancel)
 			s.mu.Unlock()
 		}()
-		return next(ctx, method, req)
+		var res sdk.Result
+		err := ctx.Err()
+		if err == nil {
+			res, err = next(ctx, method, req)
+		}
+		if extra := req.GetExtra(); ctx.Err() != nil && extra != nil && extra.CloseSSEStream != nil {
+			extra.CloseSSEStream(sdk.CloseSSEStreamArgs{})
+		}
+		return res, err
 	}
 }
 
-// endRequests cancels the requests of a session.
-func (s *Server) endRequests(session string) {
+// endSession cancels the requests of a session, and those that still come until closed is called.
+func (s *Server) endSession(session string) (closed func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ending[session] = true
 	for cancel, id := range s.running {
 		if id == session {
 			(*cancel)()
 		}
 	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.ending, session)
+	}
+}
+
+// hasSession reports whether there is a session that is not being closed.
+func (s *Server) hasSession(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending[id] {
+		return false
+	}
+	for session := range s.MCP.Sessions() {
+		if session.ID() == id {
+			return true
+		}
+	}
+	return false
 }
 
 // readyTime is how long the first requests wait for the node.

@@ -23,6 +23,13 @@ func init() {
 	goneTime, relayTime = GoneTime, RelayTime
 }
 
+// SetRelayTime sets how long a call waits for a slot of a relay until restore.
+func SetRelayTime(d time.Duration) (restore func()) {
+	was := relayTime
+	relayTime = d
+	return func() { relayTime = was }
+}
+
 // PingFirst sets how second nodes find out that the first one hangs. Call restore when they are closed.
 func PingFirst(ping, hangs time.Duration) (restore func()) {
 	p, h := firstPing, firstHangs

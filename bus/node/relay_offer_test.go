@@ -138,6 +138,7 @@ func TestRelayLeavesJobs(t *testing.T) {
 // how to end that.
 func TestRelayHeld(t *testing.T) {
 	noLeaks(t)
+	t.Cleanup(node.SetRelayTime(time.Millisecond)) // no slot comes
 	n, path := start(t, node.Config{})
 	c, relay := dial(t, path), relayTo(t, path, "@b")
 	check := func(reason string, heldAll bool, held ...string) {

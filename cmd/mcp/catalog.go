@@ -294,12 +294,17 @@ func newFunction(old *function, now *bus.FunctionInfo) *function {
 	if f.form, f.err = schema.FormOf(&described); f.err != nil {
 		return f
 	}
+	if f.err = f.form.Exact(); f.err != nil { // an agent would be told that wrong arguments are good, or that good ones are wrong
+		return f
+	}
 	if f.form.Text, f.err = cleanSchema(f.form.Text); f.err != nil {
 		return f
 	}
 	if text := f.first.Attributes["output-schema"]; text != "" {
 		if f.out, f.err = schema.Compile([]byte(text)); f.err == nil {
-			f.out.Text, f.err = cleanSchema(f.out.Text)
+			if f.err = f.out.Exact(); f.err == nil {
+				f.out.Text, f.err = cleanSchema(f.out.Text)
+			}
 		}
 		if f.err != nil {
 			f.err = args.Errorf(args.CodeUsage, "output-schema: %v", f.err)

@@ -6,9 +6,11 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -32,7 +34,7 @@ const (
 	// one more for each of its bytes. Schemas that refer to themselves several times could otherwise
 	// take years.
 	maxSteps = 50_000
-	// maxProblems is how many problems of a document an error lists.
+	// maxProblems is how many problems of a document an error lists, and how many values of an enum.
 	maxProblems = 5
 )
 
@@ -41,9 +43,13 @@ type Schema struct {
 	// Text is the schema itself.
 	Text json.RawMessage
 
+	unchecked string // the first pattern that matches everything, since Go does not support it
+
 	mu       sync.Mutex // protects the fields below
 	compiled *jsonschema.Schema
 	steps    int // that are left
+
+	subschemas []*jsonschema.Schema
 }
 
 // Compile reads a schema. One that refers to a URL is refused.
@@ -57,12 +63,12 @@ func Compile(text []byte) (*Schema, error) {
 	}
 	c := jsonschema.NewCompiler()
 	c.UseLoader(nothing{})
-	c.UseRegexpEngine(lenient)
+	s := &Schema{Text: text}
+	c.UseRegexpEngine(s.lenient)
 	const url = "fbus:///schema" // with a path: a relative reference must not lead to the schema itself
 	if err := c.AddResource(url, doc); err != nil {
 		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
 	}
-	s := &Schema{Text: text}
 	if s.compiled, err = c.Compile(url); err != nil {
 		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
 	}
@@ -99,6 +105,42 @@ func (s *Schema) Validate(doc []byte) error {
 	var list []string
 	problems(invalid, &list)
 	return args.BadInput("%s", strings.Join(list, "; "))
+}
+
+// Exact returns an error if Validate can accept documents that do not match the schema, or can validate
+// none, however small. It does not find schemas that are too complicated for some documents only: there
+// Validate says so.
+func (s *Schema) Exact() error {
+	if s.unchecked != "" {
+		return fmt.Errorf("the schema has a pattern that is not supported: %s", args.Shown(s.unchecked))
+	}
+	costs := map[*jsonschema.Schema]int{}
+	// cost counts the subschemas that one value is validated with, up to a bit more than maxSteps. A cycle
+	// that only some values lead into counts once.
+	var cost func(sub *jsonschema.Schema) int
+	cost = func(sub *jsonschema.Schema) int {
+		if sub == nil {
+			return 0
+		}
+		if n, known := costs[sub]; known {
+			return n
+		}
+		costs[sub] = 1
+		n := 1
+		for _, list := range [][]*jsonschema.Schema{{sub.Ref, sub.Not, sub.If, sub.Then, sub.Else}, sub.AllOf, sub.AnyOf, sub.OneOf, slices.Collect(maps.Values(sub.DependentSchemas))} {
+			for _, below := range list {
+				n = min(n+cost(below), maxSteps+1)
+			}
+		}
+		costs[sub] = n
+		return n
+	}
+	for _, sub := range s.subschemas {
+		if cost(sub) > maxSteps {
+			return errors.New("the schema is too complicated to validate anything with")
+		}
+	}
+	return nil
 }
 
 // validate serializes validations: the library has no place for a counter of each.
@@ -151,11 +193,12 @@ func (nothing) Load(url string) (any, error) {
 }
 
 // lenient compiles an expression. One that Go does not support, such as a look-ahead, matches
-// everything: the function itself may be stricter.
-func lenient(expr string) (jsonschema.Regexp, error) {
+// everything: the function itself may be stricter. Exact returns an error then.
+func (s *Schema) lenient(expr string) (jsonschema.Regexp, error) {
 	re, err := regexp.Compile(expr)
 	if err != nil {
 		re = regexp.MustCompile("")
+		s.unchecked = cmp.Or(s.unchecked, expr)
 	}
 	return named{re, expr}, nil
 }
@@ -174,6 +217,7 @@ func (s *Schema) count(sub *jsonschema.Schema, seen map[*jsonschema.Schema]bool)
 		return nil
 	}
 	seen[sub] = true
+	s.subschemas = append(s.subschemas, sub)
 	if sub.DynamicRef != nil || sub.RecursiveRef != nil { // where they lead depends on the document
 		return errors.New("the schema is invalid: $dynamicRef and $recursiveRef are not supported")
 	}
@@ -242,8 +286,15 @@ var english = message.NewPrinter(language.English)
 func problems(e *jsonschema.ValidationError, list *[]string) {
 	if len(e.Causes) == 0 && len(*list) < maxProblems {
 		text := args.Shown(e.ErrorKind.LocalizedString(english))
-		if _, ok := e.ErrorKind.(*kind.FalseSchema); ok {
+		switch k := e.ErrorKind.(type) {
+		case *kind.FalseSchema:
 			text = "nothing is allowed here"
+		case *kind.Enum:
+			if more := len(k.Want) - maxProblems; more > 0 && strings.HasPrefix(text, "value must be one of") {
+				few := *k
+				few.Want = k.Want[:maxProblems]
+				text = fmt.Sprintf("%s, or one of %d others", args.Shown(few.LocalizedString(english)), more)
+			}
 		}
 		if len(e.InstanceLocation) > 0 {
 			text = args.Shown("/"+strings.Join(e.InstanceLocation, "/")) + ": " + text

@@ -20,7 +20,7 @@ func mustCompile(t *testing.T, text string) *Schema {
 }
 
 func TestErrorsSayWhere(t *testing.T) {
-	s := mustCompile(t, `{"type":"object","properties":{"size":{"type":"integer","maximum":10},"tags":{"items":{"enum":["a","b"]}},"to":{"pattern":"^(?!x)y"}},"required":["size"],"additionalProperties":false}`)
+	s := mustCompile(t, `{"type":"object","properties":{"size":{"type":"integer","maximum":10},"tags":{"items":{"enum":["a","b"]}},"many":{"enum":[1,2,3,4,5,6,7,8]},"to":{"pattern":"^(?!x)y"}},"required":["size"],"additionalProperties":false}`)
 	for _, c := range []struct{ doc, want string }{
 		{`{"size":3}`, ""},
 		{`{"size":3,"to":"no look-ahead in Go"}`, ""},
@@ -28,6 +28,7 @@ func TestErrorsSayWhere(t *testing.T) {
 		{`{}`, "missing property 'size'"},
 		{`{"size":11,"more":1}`, "additional properties 'more' not allowed"},
 		{`{"size":1,"tags":["a","c"]}`, "/tags/1: value must be one of 'a', 'b'"},
+		{`{"size":1,"many":0}`, "/many: value must be one of 1, 2, 3, 4, 5, or one of 3 others"},
 		{`[]`, "got array, want object"},
 		{`{"size":`, "this is not JSON: line 1, column 9: its end is missing"},
 		{`{"size":3,"tags":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, "nested deeper than 64 levels"},
@@ -91,6 +92,27 @@ func TestValidationEnds(t *testing.T) {
 	}
 	if err := tree.Validate([]byte(deep)); err == nil || !strings.Contains(err.Error(), "got number, want object") {
 		t.Error(err)
+	}
+}
+
+func TestExact(t *testing.T) {
+	var bomb strings.Builder
+	bomb.WriteString(`{"properties":{"a":{"$ref":"#/$defs/d0"}},"$defs":{`)
+	for i := range 20 {
+		fmt.Fprintf(&bomb, `"d%d":{"allOf":[{"$ref":"#/$defs/d%d"},{"not":{"$ref":"#/$defs/d%d"}}]},`, i, i+1, i+1)
+	}
+	bomb.WriteString(`"d20":{}}}`)
+	for schema, want := range map[string]string{
+		`{"type":"object","properties":{"a":{"pattern":"^[a-z]+$"},"b":{"$ref":"#"}}}`: "",
+		`{"properties":{"a":{"pattern":"^(?!x)y"}}}`:                                   `a pattern that is not supported: ^(?!x)y`,
+		`{"patternProperties":{"(a)\\1":{}}}`:                                          `a pattern that is not supported: (a)\1`,
+		bomb.String():                                                                  "too complicated to validate anything with",
+		`{"properties":{"a":{"allOf":[{"$ref":"#"},{"$ref":"#"},{"$ref":"#"}]}}}`:      "", // for deep documents only
+	} {
+		err := mustCompile(t, schema).Exact()
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%.80s: %v, want %q", schema, err, want)
+		}
 	}
 }
 

@@ -2,8 +2,10 @@ package args
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -37,6 +39,19 @@ func OneLine[T string | []byte](text T) string {
 		}
 		return '?'
 	}, string(text))
+}
+
+// sequences matches what terminals take for colours, cursor movements and titles (ECMA-48).
+var sequences = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x1b\x07]*(?:\x1b\\|\x07)?|[ -/]*[0-~])`)
+})
+
+// WithoutSequences removes what terminals take for colours, cursor movements and titles.
+func WithoutSequences(text string) string {
+	if !strings.Contains(text, "\x1b") {
+		return text
+	}
+	return sequences().ReplaceAllString(text, "")
 }
 
 // Shown is OneLine for at most the first 200 bytes of a text.

@@ -424,7 +424,7 @@ func (s *session) handleProgress(b *wire.Batch, f *wire.ProgressFrame) error {
 		p = &progress{}
 		c.progress = p
 	}
-	p.Progress = bus.Progress{Done: f.Done, Total: f.Total, Text: args.Shown(f.Text)}
+	p.Progress = bus.Progress{Done: f.Done, Total: f.Total, Text: args.Shown(args.WithoutSequences(string(f.Text)))}
 	s.node.changes.call(c)
 	if c.posted != nil {
 		c.posted.job.Reported.Store(&jobs.Reported{Progress: p.Progress, At: time.Now()})

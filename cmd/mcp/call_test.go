@@ -254,9 +254,9 @@ func TestProgressRises(t *testing.T) {
 	b := newBed(t)
 	release := make(chan struct{})
 	b.offer(bus.Offer{Name: "f"}, func(_ context.Context, inv *bus.Invocation) bus.Result {
-		inv.Progress(bus.Progress{Done: 0, Total: 10, Text: "begins"})
+		inv.Progress(bus.Progress{Done: 0, Total: 10, Text: "\x1b[1mbegins\x1b[0m"})
 		<-release
-		fmt.Fprintln(inv.Stderr, "a line")
+		fmt.Fprintln(inv.Stderr, "a \x1b[31mline\x1b[m")
 		<-release
 		return bus.Exit(0)
 	})

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -88,16 +87,10 @@ func (t *tail) text() string {
 	return text
 }
 
-// ansi matches the sequences that terminals take for colours, cursor movements and titles (ECMA-48).
-var ansi = regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x1b\x07]*(?:\x1b\\|\x07)?|[ -/]*[0-~])`)
-
 // plain makes text that a program has written safe to show: without what only terminals understand, and
 // without characters that reorder or hide text.
 func plain(text string) string {
-	text = strings.ToValidUTF8(text, "\ufffd")
-	if strings.Contains(text, "\x1b") {
-		text = ansi.ReplaceAllString(text, "")
-	}
+	text = args.WithoutSequences(strings.ToValidUTF8(text, "\ufffd"))
 	text = strings.ReplaceAll(text, "\r\n", "\n")
 	return strings.Map(func(r rune) rune {
 		if hidden(r) || r != '\n' && r != '\t' && r != '\u2028' && r != '\u2029' && args.Unsafe(r) {

@@ -251,7 +251,9 @@ func (c *Catalog) update(names []string, found map[string]*bus.FunctionInfo) {
 			changed = changed || old == nil || !sameTool(old, f)
 			c.tools[name], c.seen[name] = f, true
 		case old != nil && old.gone.IsZero():
-			old.gone = time.Now()
+			gone := *old // others read it
+			gone.gone = time.Now()
+			c.tools[name] = &gone
 		}
 	}
 	for name, f := range c.tools {

@@ -200,6 +200,9 @@ func TestNamesThatBecomeTheSame(t *testing.T) {
 	for _, name := range []string{"a.b", "a_b", "job_wait", strings.Repeat("x", 65)} {
 		b.offer(bus.Offer{Name: name}, says(name))
 	}
+	testbus.Until(t, "the functions", func() bool { return len(b.catalog.list()) == 4 })
+	b.server.Close()
+	b.server = NewServer(b.catalog, b.server.cfg) // one that finds all of them at its start
 	session := b.connect(nil)
 	testbus.Until(t, "the tools and the faults", func() bool { return len(b.toolsOf(session)) == 1 && len(b.server.Faults()) == 3 })
 	if got := text(b.call(session, "a_b", nil)); got != "a_b" {
@@ -215,6 +218,36 @@ func TestNamesThatBecomeTheSame(t *testing.T) {
 	defer b.mu.Unlock()
 	if !slices.ContainsFunc(b.notes, func(n string) bool { return strings.HasPrefix(n, "not a tool: a.b: ") }) {
 		t.Errorf("notes %q", b.notes)
+	}
+}
+
+func TestNamesStayWithTheirFunctions(t *testing.T) {
+	b := newBed(t, func(c *Catalog, _ *Config) { c.Linger = 300 * time.Millisecond })
+	session := b.connect(nil)
+	first := b.offer(bus.Offer{Name: "my.tool"}, says("the first"))
+	testbus.Until(t, "the tool", func() bool { return b.toolsOf(session)["my_tool"] != nil })
+	b.offer(bus.Offer{Name: "my_tool"}, says("the second"))
+	testbus.Until(t, "the fault", func() bool { return len(b.server.Faults()) == 1 })
+	if got := text(b.call(session, "my_tool", nil)); got != "the first" {
+		t.Errorf("another function has taken the name: %s", got)
+	}
+	if got := b.server.Faults()[0]; got != "my_tool: its name as a tool would be my_tool, as that of my.tool" {
+		t.Error(got)
+	}
+	first.Close()
+	testbus.Until(t, "the end of the worker", func() bool {
+		f := b.catalog.get("my.tool")
+		return f == nil || !f.gone.IsZero()
+	})
+	testbus.Until(t, "the free name", func() bool {
+		function := b.toolsOf(session)["my_tool"].Meta[metaFunction]
+		if function != "my.tool" && function != "my_tool" {
+			t.Fatal(function)
+		}
+		return function == "my_tool"
+	})
+	if got := text(b.call(session, "my_tool", nil)); got != "the second" || len(b.server.Faults()) > 0 {
+		t.Error(got, b.server.Faults())
 	}
 }
 

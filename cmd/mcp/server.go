@@ -60,6 +60,7 @@ type Server struct {
 	mu      sync.Mutex                     // protects the fields below
 	shown   map[string]string              // the tools that are listed, as JSON
 	faults  []string                       // that were reported
+	holders map[string]string              // the functions that have the names of tools; it is not changed, but replaced
 	running map[*context.CancelFunc]string // requests, with the ids of their sessions
 	ending  map[string]bool                // sessions that are being closed
 }
@@ -204,7 +205,11 @@ func (s *Server) whenReady(next sdk.MethodHandler) sdk.MethodHandler {
 func (s *Server) sync() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list, faults := s.tools()
+	list, faults := s.toolsAfter(s.holders)
+	s.holders = map[string]string{}
+	for _, t := range list {
+		s.holders[t.name] = t.f.info.Name
+	}
 	for _, fault := range faults {
 		if !slices.Contains(s.faults, fault) {
 			s.catalog.Note("not a tool: %s", fault)

@@ -3,6 +3,7 @@ package mcp
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"fbus/bus/args"
@@ -45,26 +46,52 @@ type listed struct {
 	f    *function
 }
 
-// tools returns the tools, by name, and what is wrong with the functions that are left out. Of two
-// functions with one name it is the one that is called exactly so.
+// tools returns the tools, by name, and what is wrong with the functions that are left out.
 func (s *Server) tools() (list []listed, faults []string) {
-	named := map[string]*function{}
-	all := s.catalog.list()
-	for _, exact := range []bool{true, false} {
-		for _, f := range all {
-			name, err := s.toolName(f.info.Name)
-			switch {
-			case !s.cfg.allowed(f.info.Name), exact != (err != nil || name == f.info.Name):
-			case err != nil:
-				faults = append(faults, err.Error())
-			case f.err != nil:
-				faults = append(faults, fmt.Sprintf("%s: %s", f.info.Name, args.OneLine(f.err.Error())))
-			case named[name] != nil:
-				faults = append(faults, fmt.Sprintf("%s: its name as a tool would be %s, as that of %s", f.info.Name, name, named[name].info.Name))
-			default:
-				named[name] = f
-				list = append(list, listed{name, f})
-			}
+	s.mu.Lock()
+	holders := s.holders
+	s.mu.Unlock()
+	return s.toolsAfter(holders)
+}
+
+// toolsAfter is tools, given which functions have had the names. Of functions that would have one name it is
+// the one that has it, so that an agent never calls another one by it; else the one that is called exactly so.
+func (s *Server) toolsAfter(holders map[string]string) (list []listed, faults []string) {
+	type named struct {
+		listed
+		err  error
+		rank int
+	}
+	var all []named
+	for _, f := range s.catalog.list() {
+		if !s.cfg.allowed(f.info.Name) {
+			continue
+		}
+		n := named{listed: listed{f: f}}
+		if n.name, n.err = s.toolName(f.info.Name); n.err == nil && f.err != nil {
+			n.err = fmt.Errorf("%s: %s", f.info.Name, args.OneLine(f.err.Error()))
+		}
+		switch f.info.Name {
+		case holders[n.name]:
+			n.rank = 0
+		case n.name:
+			n.rank = 1
+		default:
+			n.rank = 2
+		}
+		all = append(all, n)
+	}
+	slices.SortStableFunc(all, func(a, b named) int { return cmp.Compare(a.rank, b.rank) })
+	has := map[string]*function{}
+	for _, n := range all {
+		switch {
+		case n.err != nil:
+			faults = append(faults, n.err.Error())
+		case has[n.name] != nil:
+			faults = append(faults, fmt.Sprintf("%s: its name as a tool would be %s, as that of %s", n.f.info.Name, n.name, has[n.name].info.Name))
+		default:
+			has[n.name] = n.f
+			list = append(list, n.listed)
 		}
 	}
 	return list, faults

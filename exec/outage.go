@@ -329,6 +329,8 @@ func shortage(e error) bool {
 	switch errno {
 	case unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM:
 		return true
+	case unix.EBADF: // dup3(2) of the last descriptors below the limit, on the way to a program
+		return true
 	}
 	return false
 }

@@ -94,13 +94,13 @@ func (h *hashed) Write(p []byte) (int, error) {
 func TestBytesExactHuge(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("256 MiB")
+		t.Skip("64 MiB")
 	}
 	f := offer(t, Spec{Argv: []string{"cat"}})
-	in := &hashed{left: 256 << 20, rnd: rand.NewChaCha8([32]byte{1}), sum: sha256.New()}
+	in := &hashed{left: 64 << 20, rnd: rand.NewChaCha8([32]byte{1}), sum: sha256.New()}
 	out := &hashed{sum: sha256.New()}
 	res := f.Run(t.Context(), &Call{Rest: in, Stdout: out})
-	if !same(res, programExit(0)) || out.left != 256<<20 || !bytes.Equal(in.sum.Sum(nil), out.sum.Sum(nil)) {
+	if !same(res, programExit(0)) || out.left != 64<<20 || !bytes.Equal(in.sum.Sum(nil), out.sum.Sum(nil)) {
 		t.Errorf("%+v, %d bytes", res, out.left)
 	}
 }

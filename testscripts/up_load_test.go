@@ -19,12 +19,12 @@ import (
 
 // TestUpReloadsUnderLoad: no reload is noticed by a call of a function that it
 // does not change, and a call of one that it does is answered by the old or the
-// new one.
+// new one. FBUS_SOAK=1 does it 50 times.
 func TestUpReloadsUnderLoad(t *testing.T) {
 	t.Parallel()
-	reloads := 50
-	if testing.Short() {
-		reloads = 10
+	reloads := 10
+	if soak() {
+		reloads = 50
 	}
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "bus.sock")

@@ -339,9 +339,7 @@ func TestRevokeBesideAFlood(t *testing.T) {
 	if left := g.live(); len(left) > 0 {
 		t.Errorf("these are left: %v", left)
 	}
-	if calls := g.n.Live(); calls > 0 {
-		t.Errorf("%d calls are left", calls)
-	}
+	eventually(t, "its calls have ended", func() bool { return g.n.Live() == 0 }) // a busy machine takes longer than closeTime
 	flood.Wait()
 	if left := g.live(); len(left) > 0 {
 		t.Errorf("these came after: %v", left)

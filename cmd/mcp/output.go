@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/cmd/schema"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
@@ -179,20 +179,23 @@ func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
 	j.addContent(res, out, true)
 	wanted := j.function != nil && j.function.out != nil
 	doc := bytes.TrimSpace(out.b.Bytes())
-	whole := out.complete() && len(doc) > 0 && json.Valid(doc) && utf8.Valid(doc)
+	if !wanted && (len(doc) == 0 || doc[0] != '{' && doc[0] != '[') { // a word or a number may be meant as text
+		return
+	}
+	var err error
 	switch {
-	case whole && (wanted || doc[0] == '{' || doc[0] == '['): // a word or a number may be meant as text
-		if wanted {
-			if err := j.function.out.Validate(doc); err != nil {
-				j.refuse(res, "does not match its output schema: %s", args.OneLine(err.Error()))
-				return
-			}
-		}
-		res.StructuredContent = json.RawMessage(doc)
-	case wanted && !out.complete():
-		j.refuse(res, "is larger than %d bytes, and cannot be matched with its output schema", mostMedia)
+	case !out.complete():
+		err = fmt.Errorf("it is larger than %d bytes", mostMedia)
 	case wanted:
-		j.refuse(res, "is not JSON, as its output schema demands")
+		err = j.function.out.Validate(doc)
+	default:
+		err = schema.Check(doc)
+	}
+	switch {
+	case err == nil:
+		res.StructuredContent = json.RawMessage(doc)
+	case wanted:
+		j.refuse(res, "does not match its output schema: %s", args.OneLine(err.Error()))
 	}
 }
 

@@ -161,6 +161,12 @@ func (s *Schema) validate(v any, steps int) (err error) {
 
 var errSteps = errors.New("the schema is too complicated to validate this with")
 
+// Check returns an error if no schema can be asked about doc: it is not JSON, or nested too deep.
+func Check(doc []byte) error {
+	_, err := decode(doc)
+	return err
+}
+
 // decode reads a document whose nesting is bounded. Numbers keep their digits.
 func decode(text []byte) (any, error) {
 	if err := args.CheckJSON(text); err != nil {

@@ -181,7 +181,7 @@ func addToken(t *testing.T, to, token string) string {
 }
 
 // start starts a program for as long as the test runs.
-func start(t *testing.T, name string, words ...string) {
+func start(t *testing.T, name string, words ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(name, words...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that what it has started ends with it
@@ -192,4 +192,5 @@ func start(t *testing.T, name string, words ...string) {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		cmd.Wait()
 	})
+	return cmd
 }

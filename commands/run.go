@@ -255,7 +255,7 @@ func privateBus(dir string, list []*function, env []string, log, note, ended log
 	for _, f := range list {
 		f.env = slices.Concat(env[:1], env[2:], f.env) // the function sets FBUS_NODE
 	}
-	w, err := newWorker(list, 0, socket, log, ended)
+	w, err := newWorker(list, 0, socket, log, ended, func() bool { return false })
 	if err != nil {
 		return nil, err
 	}

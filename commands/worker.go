@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,8 +52,9 @@ type offered struct {
 
 // newWorker makes a worker of these functions, whose programs find the bus at node, if
 // it is known yet. At most so many of them run at once, 0: no limit. It offers nothing yet. The
-// caller must close it.
-func newWorker(list []*function, most int, node string, log, ended func(string, ...any)) (*worker, error) {
+// caller must close it. If stop returns true, the functions that are left are not started: the error is
+// errStopped.
+func newWorker(list []*function, most int, node string, log, ended func(string, ...any), stop func() bool) (*worker, error) {
 	w := &worker{
 		bus: &bus.Worker{Notice: log, MaxRunning: min(most, maxSlots)}, log: log, ended: ended, node: node,
 		offered: map[string]*offered{}, running: map[*offered]struct{}{},
@@ -60,15 +62,24 @@ func newWorker(list []*function, most int, node string, log, ended func(string, 
 	if most > 0 {
 		w.room = make(chan struct{}, most)
 	}
+	made, failed := make([]*offered, len(list)), make([]error, len(list))
+	severally(len(list), func(i int) {
+		if failed[i] = errStopped; !stop() {
+			made[i], failed[i] = w.make(list[i])
+		}
+	})
 	var wrong problems
-	for _, f := range list {
-		o, err := w.make(f)
-		if err != nil {
-			wrong = append(wrong, explain(err))
+	for i, o := range made {
+		if failed[i] == errStopped {
+			w.close()
+			return nil, errStopped
+		}
+		if failed[i] != nil {
+			wrong = append(wrong, explain(failed[i]))
 			continue
 		}
 		w.mu.Lock()
-		w.offered[f.name] = o
+		w.offered[o.f.name] = o
 		w.bus.Add(w.offer(o), w.handler(o))
 		w.tell(o)
 		w.mu.Unlock()
@@ -78,6 +89,26 @@ func newWorker(list []*function, most int, node string, log, ended func(string, 
 		return nil, wrong.err()
 	}
 	return w, nil
+}
+
+// errStopped is that a signal came while functions were started.
+var errStopped = errors.New("stopped while functions were started")
+
+// atOnce is how many functions are started, or closed, at a time: each waits for processes.
+const atOnce = 8
+
+// severally calls do with each number below n, some at a time.
+func severally(n int, do func(i int)) {
+	var all sync.WaitGroup
+	var next atomic.Int64
+	for range min(n, atOnce) {
+		all.Go(func() { // ends with the last number
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // make starts what a function needs before its first call.
@@ -248,12 +279,10 @@ func (w *worker) close() {
 	w.bus.Close()
 	w.retired.Wait()
 	w.mu.Lock()
-	list := w.offered
 	w.offered = map[string]*offered{}
 	w.mu.Unlock()
-	for _, o := range list {
-		w.drop(o)
-	}
+	list := w.all()
+	severally(len(list), func(i int) { w.drop(list[i]) })
 }
 
 // handler adapts a program to the bus.
@@ -364,7 +393,10 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 		tuned.node.Store(n.Node)
 	}
 	p, _ := find.Node(o.node) // processes that are started ahead need it
-	w, err := newWorker(list, o.maxRunning.n, forOthers(p.Addr), log, ended)
+	w, err := newWorker(list, o.maxRunning.n, forOthers(p.Addr), log, ended, func() bool { return len(signals) > 0 })
+	if err == errStopped {
+		return statusOnly(exitSignal + int((<-signals).(syscall.Signal)))
+	}
 	if err != nil {
 		return err
 	}

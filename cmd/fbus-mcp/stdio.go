@@ -160,11 +160,11 @@ func (c *stdioConn) Read(ctx context.Context) (jsonrpc.Message, error) {
 		if c.fault != nil {
 			err = c.fault
 		}
+		c.lastAnswers(ctx)
 	case <-c.closed:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	c.lastAnswers(ctx)
 	c.gone()
 	return nil, err
 }
@@ -233,7 +233,8 @@ func (c *stdioConn) Write(ctx context.Context, msg jsonrpc.Message) error {
 // lastTime is how long calls may go on after the end of stdin.
 const lastTime = 2 * time.Second
 
-// lastAnswers returns when all requests are answered, when nobody reads stdout any more, or after a while.
+// lastAnswers returns when all requests are answered, when the connection is closed or nobody reads stdout any
+// more, or after a while.
 func (c *stdioConn) lastAnswers(ctx context.Context) {
 	over := time.After(lastTime)
 	for {
@@ -247,6 +248,8 @@ func (c *stdioConn) lastAnswers(ctx context.Context) {
 		case <-c.idle:
 		case <-time.After(20 * time.Millisecond): // a reader that goes is no event
 		case <-over:
+			return
+		case <-c.closed:
 			return
 		case <-ctx.Done():
 			return

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"maps"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus"
@@ -236,18 +238,34 @@ func functions(ctx context.Context, client *bus.Client, names []string) (list []
 	return list, nil
 }
 
-// update takes what the node says of the functions with these names.
+// update takes what the node says of the functions with these names. Only follow calls it.
 func (c *Catalog) update(names []string, found map[string]*bus.FunctionInfo) {
 	c.mu.Lock()
 	if c.tools == nil {
 		c.tools, c.seen = map[string]*function{}, map[string]bool{}
 	}
+	before := maps.Clone(c.tools)
+	c.mu.Unlock()
+	// A client waits for the first list, and schemas take the most time of it.
+	made := make([]*function, len(names))
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		all.Go(func() { // ends with the names
+			for i := next.Add(1) - 1; i < int64(len(names)); i = next.Add(1) - 1 {
+				if now := found[names[i]]; now != nil && len(now.Workers) > 0 {
+					made[i] = newFunction(before[names[i]], now)
+				}
+			}
+		})
+	}
+	all.Wait()
+	c.mu.Lock()
 	changed := false
-	for _, name := range names {
-		old, now := c.tools[name], found[name]
+	for i, name := range names {
+		old, f := c.tools[name], made[i]
 		switch {
-		case now != nil && len(now.Workers) > 0:
-			f := newFunction(old, now)
+		case f != nil:
 			changed = changed || old == nil || !sameTool(old, f)
 			c.tools[name], c.seen[name] = f, true
 		case old != nil && old.gone.IsZero():

@@ -174,7 +174,9 @@ func (c *stdioConn) note(req *jsonrpc.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if req.IsCall() {
-		c.open[req.ID] = c.open[req.ID] // of two with one id the library refuses the second, with no id
+		if _, open := c.open[req.ID]; !open { // of two with one id the library refuses the second, with no id
+			c.open[req.ID] = false
+		}
 		return
 	}
 	var params struct {

@@ -65,8 +65,10 @@ func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began t
 	from, peer := r.RemoteAddr, ""
 	if l := connOf(r).from; l.local {
 		from = ""
-	} else if client := forwarded(r.Header["X-Forwarded-For"], l.proxies); client.IsValid() && what.caller != nil {
-		from, peer = client.String(), from
+	} else if at, err := netip.ParseAddrPort(from); err == nil && within(at.Addr(), l.proxies) {
+		if client := forwarded(r.Header["X-Forwarded-For"], l.proxies); client.IsValid() {
+			from, peer = client.String(), from
+		}
 	}
 	line, err := json.Marshal(access{
 		Time: began.UTC(), From: from, Peer: peer, Caller: what.caller.shown(), Method: args.Shown(r.Method), Path: args.HideSecrets(args.Shown(r.URL.Path)),

@@ -286,8 +286,9 @@ func TestForwarded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	x := newSite(t, func(c *config) { c.AccessLog, c.Proxies = path, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} })
 	x.do("GET", x.far+"/functions", nil, "Authorization", "Bearer "+x.token("ci", "*"), "X-Forwarded-For", "6.6.6.6, 192.0.2.1")
+	x.do("GET", x.far+"/functions", nil, "X-Forwarded-For", "6.6.6.6, 192.0.2.1") // whom to lock out
 	x.stop()
-	if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), `"from":"192.0.2.1","peer":"127.0.0.1:`) {
+	if text, err := os.ReadFile(path); err != nil || strings.Count(string(text), `"from":"192.0.2.1","peer":"127.0.0.1:`) != 2 {
 		t.Errorf("%s %v", text, err)
 	}
 }

@@ -94,7 +94,7 @@ var settings = map[string]setting{
 	"tls-cert":             file(func(c *config) *string { return &c.TLSCert }),
 	"tls-key":              file(func(c *config) *string { return &c.TLSKey }),
 	"access-log":           file(func(c *config) *string { return &c.AccessLog }),
-	"listen":               words(func(c *config) *[]string { return &c.Listen }, checkListen),
+	"listen":               setListen,
 	"hosts":                words(func(c *config) *[]string { return &c.Hosts }, checkHost),
 	"origins":              words(func(c *config) *[]string { return &c.Origins }, checkOrigin),
 	"metrics.functions":    words(func(c *config) *[]string { return &c.MetricsFunctions }, trust.CheckGlob),
@@ -169,8 +169,21 @@ const maxPublish = 256
 
 func setPublish(c *config, _ []string, v any) error {
 	err := words(func(c *config) *[]string { return &c.Publish }, trust.CheckGlob)(c, nil, v)
-	if n := len(c.Publish); err == nil && n > maxPublish {
+	switch n := len(c.Publish); {
+	case err == nil && n == 0:
+		err = args.Errorf(args.CodeUsage, "it must have a glob: without it everything is served")
+	case err == nil && n > maxPublish:
 		err = args.Errorf(args.CodeUsage, "%d globs exceed the limit of %d", n, maxPublish)
+	}
+	return err
+}
+
+func setListen(c *config, _ []string, v any) error {
+	err := words(func(c *config) *[]string { return &c.Listen }, checkListen)(c, nil, v)
+	for i, addr := range c.Listen {
+		if err == nil && slices.Contains(c.Listen[:i], addr) && !strings.HasSuffix(addr, ":0") {
+			err = args.Errorf(args.CodeUsage, "%q is there twice", addr)
+		}
 	}
 	return err
 }

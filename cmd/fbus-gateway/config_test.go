@@ -87,6 +87,10 @@ args = [1]
 			t.Errorf("%q in\n%s", no, text)
 		}
 	}
+	os.WriteFile(path, []byte("listen = ['127.0.0.1:1', '127.0.0.1:0', '127.0.0.1:0', '127.0.0.1:1']\n[publish]\nallow = []\n"), 0o600)
+	if err := defaults().read(path); err == nil || !strings.Contains(err.Error(), `:1:1: listen: "127.0.0.1:1" is there twice`) || !strings.Contains(err.Error(), ":3:1: publish.allow: it must have a glob") {
+		t.Error(err)
+	}
 	os.WriteFile(path, []byte("hooks = 5\nlisen = 1\n"), 0o600)
 	if err := defaults().read(path); err == nil || !strings.Contains(err.Error(), ":1:1: hooks: it must be tables [hooks.NAME]") || !strings.Contains(err.Error(), "lisen") {
 		t.Error(err)

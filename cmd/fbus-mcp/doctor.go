@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,6 +64,15 @@ func (o *options) examineBus(ctx context.Context, stdout io.Writer) error {
 	for _, fault := range server.Faults() {
 		fmt.Fprintf(stdout, "fault     %s\n", args.OneLine(fault))
 	}
+	functions := slices.Collect(maps.Values(server.Names()))
+	for _, name := range slices.Sorted(maps.Keys(o.described)) {
+		if !slices.Contains(functions, name) {
+			fmt.Fprintf(stdout, "note      %s describes %s, which is not a tool now\n", o.file, name)
+		}
+	}
+	if len(functions) == 0 {
+		fmt.Fprintf(stdout, "note      no function is a tool: fbus offer NAME --attr tool makes it one, or fbus mcp --tools GLOB\n")
+	}
 	return nil
 }
 
@@ -88,10 +100,11 @@ func (o *options) examineServer(ctx context.Context, stdout io.Writer, words []s
 		tools = append(tools, tool)
 	}
 	fmt.Fprintf(stdout, "start     %d tools after %d ms, by MCP %s\n", len(tools), time.Since(start).Milliseconds(), session.InitializeResult().ProtocolVersion)
+	slices.SortStableFunc(tools, func(a, b *sdk.Tool) int { return cmp.Compare(rank(a), rank(b)) })
 	call := &sdk.CallToolParams{Name: "job_result", Arguments: map[string]any{"id": "none"}}
 	for _, tool := range tools {
 		fmt.Fprintf(stdout, "tool      %s: %s\n", tool.Name, args.Shown(args.OneLine(tool.Description)))
-		if _, ours := tool.Meta["fbus/function"]; ours && call.Name == "job_result" && tool.Annotations != nil && tool.Annotations.ReadOnlyHint && !demands(tool.InputSchema) {
+		if rank(tool) == 0 && call.Name == "job_result" && tool.Annotations != nil && tool.Annotations.ReadOnlyHint && !demands(tool.InputSchema) {
 			call = &sdk.CallToolParams{Name: tool.Name, Arguments: map[string]any{}}
 		}
 	}
@@ -108,13 +121,21 @@ func (o *options) examineServer(ctx context.Context, stdout io.Writer, words []s
 	}
 	switch {
 	case call.Name == "job_result":
-		fmt.Fprintf(stdout, "call      tools can be called; none of the functions has the attribute read-only and needs no arguments, so none was called\n")
+		fmt.Fprintf(stdout, "call      tools can be called. No function was called: none has the attribute read-only and needs no arguments\n")
 	case res.IsError:
 		fmt.Fprintf(stdout, "call      %s failed after %d ms%s\n", call.Name, time.Since(start).Milliseconds(), text)
 	default:
 		fmt.Fprintf(stdout, "call      %s answered after %d ms%s\n", call.Name, time.Since(start).Milliseconds(), text)
 	}
 	return nil
+}
+
+// rank puts the functions before the tools of fbus mcp itself.
+func rank(tool *sdk.Tool) int {
+	if _, ours := tool.Meta["fbus/function"]; ours {
+		return 0
+	}
+	return 1
 }
 
 // demands reports whether a schema has required properties.

@@ -35,12 +35,13 @@ Tools are the functions that are offered with --attr tool, or those of --tools.
   fbus offer lookup --attr tool --description "finds a customer" -- ./lookup.sh
   claude mcp add bus -- fbus mcp
 
-doctor  starts fbus mcp as a client would, lists the tools, calls one that says that it only reads and
-        needs no arguments, and prints the configuration for some clients.
+doctor  starts fbus mcp as a client would and lists the tools. It calls one with the attribute read-only
+        that needs no arguments. It says which functions cannot be tools, and prints the configuration
+        for some clients.
 
-Each call of a tool is a posted job. One that takes longer than --task-after is answered with the id of
-its job, and tools to wait for it or to end it. fbus mcp uses FBUS_TICKET or a joined network; on the
-local socket it can call its tools alone.
+Each call of a tool is a posted job. A call that takes longer than --task-after is answered with the id
+of its job, and the agent has tools to wait for it or to end it. fbus mcp uses FBUS_TICKET, a joined
+network or the local socket. There it gives up all rights but to call its tools.
 
 Flags:
 %s`
@@ -63,8 +64,8 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 	var o options
 	flags := pflag.NewFlagSet("mcp", pflag.ContinueOnError)
 	flags.SortFlags = false
-	flags.StringArrayVar(&o.tools, "tools", nil, "the functions that are tools, `GLOB`, whatever their attributes; may be repeated")
-	flags.StringVar(&o.names, "names", "safe", "names of tools: safe (A-Z a-z 0-9 _ -, at most 64; a dot becomes _) or `exact`")
+	flags.StringArrayVar(&o.tools, "tools", nil, "the functions that match `GLOB` are the tools, whatever their attributes; may be repeated")
+	flags.StringVar(&o.names, "names", "safe", "`HOW` functions become names of tools: safe (A-Z a-z 0-9 _ -, at most 64; a dot becomes _) or exact")
 	flags.IntVar(&o.maxTools, "max-tools", 40, "list at most `N` tools; if there are more, find_tool and call_tool instead")
 	flags.DurationVar(&o.taskAfter, "task-after", 45*time.Second, "answer a call that is not done after `D` with the id of its job")
 	flags.StringVarP(&o.file, "config", "c", "", "read `FILE` (TOML): [tools.NAME] description = \"…\"")

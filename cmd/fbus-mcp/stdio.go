@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -220,8 +221,12 @@ func (c *stdioConn) Write(ctx context.Context, msg jsonrpc.Message) error {
 		if c.cancelled(res.ID) {
 			return nil
 		}
-		// The library has no code for a request that comes before initialize.
-		if res.Error != nil && !errors.As(res.Error, new(*jsonrpc.Error)) {
+		var kind *json.UnmarshalTypeError
+		switch {
+		case errors.As(res.Error, &kind): // the library shows types of Go, and all parameters
+			problem, _, _ := strings.Cut(args.Plain(kind), ", not ")
+			res.Error = &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: "invalid params: " + problem}
+		case res.Error != nil && !errors.As(res.Error, new(*jsonrpc.Error)): // it has no code for what comes before initialize
 			res.Error = &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: args.OneLine(res.Error.Error())}
 		}
 	}

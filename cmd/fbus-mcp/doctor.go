@@ -25,10 +25,11 @@ const doctorTime = 20 * time.Second
 
 // doctor starts fbus mcp as a client would, and says what it finds.
 func (o *options) doctor(ctx context.Context, stdout io.Writer) error {
+	o.quiet = true // notices would say again what is printed
 	if err := o.examineBus(ctx, stdout); err != nil {
 		return err
 	}
-	if err := o.examineServer(ctx, stdout, o.words); err != nil {
+	if err := o.examineServer(ctx, stdout, append(slices.Clone(o.words), "--quiet")); err != nil {
 		return err
 	}
 	printConfigurations(stdout, o.words)

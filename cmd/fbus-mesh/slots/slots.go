@@ -25,18 +25,20 @@ const (
 	// warm is how long a slot stays offered after a call, in case there is another.
 	// Nothing is held for it: the peer may refuse.
 	warm = time.Second
-	// cooling is the same for slots of which there are more than calls make likely.
-	cooling = 20 * time.Millisecond
+	// cooling is the same for all slots without a call but one.
+	cooling = 6 * time.Millisecond
 	// quiet is how long a slot has to be free before others are asked whether they use
 	// it: the peer that has used it may have another call on its way.
-	quiet = 500 * time.Microsecond
+	quiet = 1500 * time.Microsecond
 	// reported is how long the own node may take to report what has started.
 	reported = 5 * time.Millisecond
 	// skips is how often a node does not ask whether its free slots are used, after nobody was there to
 	// answer. Those whose calls wait ask by themselves, too.
-	skips = 6
+	skips = 8
 	// skipping is how long that lasts at most: where calls are long, each slot counts.
 	skipping = time.Second
+	// lucky is how many requests in a row have to succeed before a node asks again at once if one fails.
+	lucky = 2
 	// maxAsking bounds the requests for slots without an answer.
 	maxAsking = 64
 )
@@ -114,9 +116,9 @@ type Function struct {
 	asked   int            // slots that they are for
 	pause   int            // index of the next pause
 	askAt   time.Duration  // not before
+	luck    int            // requests that have succeeded since the last that failed
 	open    []*Slot        // those without a call, the oldest first
 	offered map[string]int // by peer, those with calls included
-	running int            // those with calls
 
 	// Of a node that gives:
 	giving  bool
@@ -186,12 +188,19 @@ func (f *Function) Taken(now time.Duration, peer string, n, got int) {
 	f.now = now
 	f.asking--
 	f.asked -= n
-	if got > 0 {
+	switch {
+	case got > 0:
 		f.take(peer, got)
 		f.pause, f.askAt = max(0, f.pause-1), 0
-	} else if f.skip = 0; now >= f.askAt { // else it was sent together with one that has failed
-		f.askAt = now + pauses[f.pause]
-		f.pause = min(f.pause+1, len(pauses)-1)
+		f.luck++
+	case peer != "" && f.luck >= lucky: // its slot was taken meanwhile, but there are others
+		f.skip, f.luck = 0, 0
+	default:
+		f.skip, f.luck = 0, 0
+		if now >= f.askAt { // else it was sent together with one that has failed
+			f.askAt = now + pauses[f.pause]
+			f.pause = min(f.pause+1, len(pauses)-1)
+		}
 	}
 	f.settle()
 }
@@ -248,7 +257,6 @@ func (f *Function) Started(now time.Duration, peer string) *Slot {
 	}
 	s := f.open[at]
 	f.open = slices.Delete(f.open, at, at+1)
-	f.running++
 	s.held = false
 	f.notice(1)
 	f.settle()
@@ -258,7 +266,6 @@ func (f *Function) Started(now time.Duration, peer string) *Slot {
 // Ended reports the end of a call on a slot.
 func (f *Function) Ended(now time.Duration, s *Slot, how Outcome) {
 	f.now = now
-	f.running--
 	if how == Refused {
 		f.notice(-1)
 	}
@@ -365,7 +372,7 @@ func (f *Function) expire(at func(time.Duration)) {
 	if len(f.holds) > 0 {
 		at(f.holds[0].until)
 	}
-	spare := len(f.open) - f.running/4 - 1
+	spare := len(f.open) - 1
 	f.open = slices.DeleteFunc(f.open, func(s *Slot) bool {
 		if s.held && f.now >= s.since+unused {
 			f.Actions.Return(s.peer, 1)

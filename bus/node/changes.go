@@ -12,12 +12,14 @@ import (
 // changes remembers what has changed at a node, for those that watch it. A change costs the same
 // however many watch, and nothing while nobody does. Changes of one thing are one.
 type changes struct {
-	watchers atomic.Int32
+	watchers      atomic.Int32
+	relayWatchers atomic.Int32 // those of them that want to know of relays
 
 	mu        sync.Mutex // protects the fields below; the node's mu may be held
 	stamp     uint64     // of the last change
 	functions recent[string]
 	workers   recent[workerKey]
+	relays    recent[workerKey] // the same of relays: their functions are not among the others
 	calls     recent[*call]
 	jobs      recent[jobs.ID]
 	tickets   recent[struct{}]
@@ -107,9 +109,16 @@ func (ch *changes) function(name string) {
 
 func (ch *changes) worker(o *offer) {
 	if o.fn.own == nil {
+		key := workerKey{o.fn.name, o.session}
+		if o.relay {
+			if ch.relayWatchers.Load() > 0 {
+				ch.note(func(stamp uint64) { ch.relays.touch(key, stamp) })
+			}
+			return
+		}
 		ch.note(func(stamp uint64) {
 			ch.functions.touch(o.fn.name, stamp)
-			ch.workers.touch(workerKey{o.fn.name, o.session}, stamp)
+			ch.workers.touch(key, stamp)
 		})
 	}
 }
@@ -146,19 +155,25 @@ func (ch *changes) moreTickets() <-chan struct{} {
 }
 
 // watch begins to note changes for one more watcher, and returns the stamp of the last one.
-func (ch *changes) watch() uint64 {
+func (ch *changes) watch(relays bool) uint64 {
 	ch.watchers.Add(1)
+	if relays {
+		ch.relayWatchers.Add(1)
+	}
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
 	return ch.stamp
 }
 
 // unwatch ends what watch began.
-func (ch *changes) unwatch() {
+func (ch *changes) unwatch(relays bool) {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
+	ch.stamp++ // a change that is being noted may have an older one
+	if relays && ch.relayWatchers.Add(-1) == 0 {
+		ch.relays.clear(ch.stamp)
+	}
 	if ch.watchers.Add(-1) == 0 {
-		ch.stamp++ // a change that is being noted may have an older one
 		ch.functions.clear(ch.stamp)
 		ch.workers.clear(ch.stamp)
 		ch.calls.clear(ch.stamp)
@@ -179,16 +194,32 @@ type changed struct {
 	more      <-chan struct{} // closed at the next change
 }
 
-func (ch *changes) since(stamp uint64) (c changed) {
+// since lists them. Those that only relays make are left out, unless relays is set.
+func (ch *changes) since(stamp uint64, relays bool) (c changed) {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
-	var ok [4]bool
+	ok := [5]bool{4: true}
 	c.functions, ok[0] = ch.functions.since(stamp)
 	c.workers, ok[1] = ch.workers.since(stamp)
 	c.calls, ok[2] = ch.calls.since(stamp)
 	c.jobs, ok[3] = ch.jobs.since(stamp)
+	if relays {
+		var more []workerKey
+		more, ok[4] = ch.relays.since(stamp)
+		c.workers = append(c.workers, more...)
+		listed := map[string]bool{}
+		for _, name := range c.functions {
+			listed[name] = true
+		}
+		for _, key := range more {
+			if !listed[key.function] {
+				listed[key.function] = true
+				c.functions = append(c.functions, key.function)
+			}
+		}
+	}
 	tickets, _ := ch.tickets.since(stamp)
-	c.stamp, c.tickets, c.lost = ch.stamp, len(tickets) > 0, ok != [4]bool{true, true, true, true}
+	c.stamp, c.tickets, c.lost = ch.stamp, len(tickets) > 0, ok != [5]bool{true, true, true, true, true}
 	if ch.more == nil {
 		ch.more = make(chan struct{})
 	}

@@ -497,6 +497,26 @@ func TestWatchRelays(t *testing.T) {
 	w.until(`{"type":"function","name":"f","slots":2,"elsewhere":4,"free":2,"free_elsewhere":1}`)
 }
 
+// A watcher can do without what only relays change.
+func TestWatchWithoutRelays(t *testing.T) {
+	_, path := start(t, node.Config{})
+	all, some := watch(t, dial(t, path), ""), watch(t, dial(t, path), `{"relays":false}`)
+	off := relayFor(t, relayTo(t, path, "@b"), bus.Offer{Slots: 1}, echo)
+	all.until(`{"type":"function","name":"f","free_elsewhere":1}`)
+	all.until(`{"type":"worker","name":"@b","slots":1}`)
+	setSlots(t, off, 2)
+	all.until(`{"type":"function","name":"f","free_elsewhere":2}`)
+	offerFunc(t, dial(t, path), "g", 1, echo)
+	for line := range some.lines {
+		if line["type"] == "worker" && line["function"] == "g" {
+			break
+		}
+		if line["name"] != "g" {
+			t.Errorf("it gets %v", line)
+		}
+	}
+}
+
 // TestNotARelay: nobody but a relay offers under the name of another node, and nobody but one that
 // administers the node passes for its mesh. What the mesh knows is not for guests.
 func TestNotARelay(t *testing.T) {

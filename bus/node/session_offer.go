@@ -185,6 +185,9 @@ func (s *session) setOffer(b *wire.Batch, f *wire.OfferFrame) {
 		o.fn.fix(o)
 	}
 	n.changes.worker(o)
+	if relay && fresh && n.source != nil && n.source.Ready(name) > 0 {
+		n.changes.function(name) // its jobs have waited for that, also where relays are not watched
+	}
 	s.bound(b, int(f.MaxRunning))
 	o.fill(b)
 	if !s.internal && changed {

@@ -53,6 +53,7 @@ type (
 type watcher struct {
 	*asked
 	types   []string          // empty: all
+	relays  bool              // lines of relays, too
 	tickets map[string]uint64 // by serial: the hash of the line that was sent last
 	seed    maphash.Seed
 }
@@ -61,9 +62,10 @@ type watcher struct {
 // cancelled. A caller that reads too slowly gets a new snapshot after a line "resync".
 func serveWatch(ctx context.Context, q *asked) error {
 	d := struct {
-		Types []string `json:"types"`
-		Every int      `json:"every"`
-	}{Every: int(watchPause / time.Millisecond)}
+		Types  []string `json:"types"`
+		Every  int      `json:"every"`
+		Relays bool     `json:"relays"`
+	}{Every: int(watchPause / time.Millisecond), Relays: true}
 	if err := q.document(&d); err != nil {
 		return err
 	}
@@ -76,13 +78,13 @@ func serveWatch(ctx context.Context, q *asked) error {
 			return usageError("fbus.watch: invalid type %q: it must be function, worker, call, job or ticket", t)
 		}
 	}
-	w := &watcher{asked: q, types: d.Types, tickets: map[string]uint64{}, seed: maphash.MakeSeed()}
+	w := &watcher{asked: q, types: d.Types, relays: d.Relays, tickets: map[string]uint64{}, seed: maphash.MakeSeed()}
 	ch := &q.node.changes
-	stamp := ch.watch()
-	defer ch.unwatch()
+	stamp := ch.watch(w.relays)
+	defer ch.unwatch(w.relays)
 	err := w.snapshot()
 	for err == nil {
-		c := ch.since(stamp)
+		c := ch.since(stamp, w.relays)
 		switch {
 		case c.stamp == stamp:
 			select {
@@ -218,6 +220,9 @@ func (w *watcher) function(f bus.FunctionInfo, workers bool) error {
 	}
 	if workers && w.wants("worker") {
 		for _, info := range f.Workers {
+			if info.Relay && !w.relays {
+				continue
+			}
 			if err := w.put(workerChange{bus.Change{Type: "worker"}, f.Name, info}); err != nil {
 				return err
 			}

@@ -1,7 +1,9 @@
 package main
 
 import (
-	"encoding/json"
+	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +22,7 @@ type function struct {
 	mesh *mesh
 	name string
 
-	known  bool   // the own node has reported it
+	used   bool   // the own node has slots of it, or calls that wait for one
 	here   int    // slots of its workers
 	busy   int    // of these, taken
 	total  uint64 // of its calls that have begun, as it has reported last
@@ -28,7 +30,6 @@ type function struct {
 	demand bus.Demand
 	timer  *time.Timer
 	groups [2]*nats.Subscription // by group
-	offers map[string]*offered   // by peer
 }
 
 // Groups of NATS: of those whose calls wait, and of those with a free slot.
@@ -37,9 +38,10 @@ const (
 	free
 )
 
-// offered is a peer's function, offered to the own node.
+// offered is a peer's function, offered to the own node. The mesh's mu protects it.
 type offered struct {
-	entry entry
+	peer  *peer
+	entry *entry
 	slots int // that the policy has
 	asked int // calls that wait for this peer by its name
 	vain  int // times that it had no slot for them, one after the other
@@ -55,20 +57,72 @@ func (o *offered) direct() int {
 	return o.asked
 }
 
-// function returns a function, which is made if it is new.
+// announce offers it to the own node.
+func (o *offered) announce() {
+	if l := o.peer.link; l != nil {
+		l.offer(o.entry, o.slots+o.direct())
+	}
+}
+
+// offered returns what a peer offers of a function; nil: nothing.
+func (m *mesh) offered(name, id string) *offered {
+	for _, o := range m.elsewhere[name] {
+		if o.peer.id == id {
+			return o
+		}
+	}
+	return nil
+}
+
+// add notes that a peer has a function. A call may wait for it already.
+func (m *mesh) add(p *peer, e *entry) {
+	o := m.offered(e.Name, p.id)
+	if o != nil {
+		o.entry = e
+		o.announce()
+		return
+	}
+	o = &offered{peer: p, entry: e}
+	m.elsewhere[e.Name] = append(m.elsewhere[e.Name], o)
+	o.announce()
+	if f := m.functions[e.Name]; f != nil {
+		f.look(0)
+	}
+}
+
+// remove notes that a peer does not have a function any more.
+func (m *mesh) remove(p *peer, name string) {
+	had := m.elsewhere[name]
+	left := slices.DeleteFunc(had, func(o *offered) bool { return o.peer == p })
+	if len(left) == len(had) {
+		return
+	}
+	if m.elsewhere[name] = left; len(left) == 0 {
+		delete(m.elsewhere, name)
+	}
+	if p.link != nil {
+		p.link.withdraw(name)
+	}
+	if f := m.functions[name]; f != nil {
+		f.Gone(m.now(), p.id)
+		f.tidy()
+	}
+}
+
+// function returns the policy for a function, which is made if it is new.
 func (m *mesh) function(name string) *function {
 	f := m.functions[name]
 	if f == nil {
-		f = &function{mesh: m, name: name, offers: map[string]*offered{}}
+		f = &function{mesh: m, name: name}
 		f.Actions = f
 		m.functions[name] = f
 	}
 	return f
 }
 
-// tidy forgets a function that nobody needs.
+// tidy forgets the policy for a function for which there is nothing to decide.
 func (f *function) tidy() {
-	if !f.known && len(f.offers) == 0 && f.Idle() {
+	if !f.used && f.Idle() {
 		f.leave()
 		delete(f.mesh.functions, f.name)
 	}
@@ -82,18 +136,24 @@ func (f *function) leave() {
 }
 
 // report takes a line of the watch.
-func (f *function) report(c *functionLine) {
+func (m *mesh) report(c *functionLine) {
+	if c.Gone {
+		c.Slots, c.Busy, c.Queued, c.Demand = 0, 0, 0, bus.Demand{}
+	}
+	used := c.Slots > 0 || c.Busy > 0 || c.Queued > 0 || c.Ready > 0
+	f := m.functions[c.Name]
+	if f == nil && !used {
+		return
+	}
+	f = m.function(c.Name)
 	total, begun := c.Done+c.Failed+uint64(c.Busy), 0
-	if f.known && total > f.total {
+	if f.used && total > f.total {
 		begun = int(total - f.total)
 	}
 	if c.Busy != f.busy || begun > 0 {
-		f.mesh.pulse.runs(c.Busy - f.busy)
+		m.pulse.runs(c.Busy - f.busy)
 	}
-	f.total, f.known, f.here, f.busy = total, !c.Gone, c.Slots, c.Busy
-	if f.queued, f.demand = c.Queued, c.Demand; c.Gone {
-		f.queued, f.demand = 0, bus.Demand{}
-	}
+	f.used, f.total, f.here, f.busy, f.queued, f.demand = used, total, c.Slots, c.Busy, c.Queued, c.Demand
 	f.look(begun)
 	f.tidy()
 }
@@ -116,7 +176,7 @@ func (f *function) look(begun int) {
 	if f.mesh.pulse.silent {
 		l = slots.Local{}
 	}
-	if len(f.offers) == 0 {
+	if len(f.mesh.elsewhere[f.name]) == 0 {
 		l.Queued, l.Ready = 0, 0 // nobody has it
 	}
 	f.Local(f.mesh.now(), l)
@@ -125,77 +185,38 @@ func (f *function) look(begun int) {
 // named notes that calls wait for workers that match on. Each peer that does is asked, as nobody
 // else can help.
 func (f *function) named(on string, n int) {
-	for id, o := range f.offers {
-		p := f.mesh.peers[id]
-		if p == nil || p.link == nil {
-			continue
-		}
+	for _, o := range f.mesh.elsewhere[f.name] {
 		asked := 0
-		if n > 0 && p.matches(on) {
+		if n > 0 && o.peer.link != nil && o.peer.matches(on) {
 			asked = n
 		}
 		if asked != o.asked {
 			o.asked = asked
-			f.announce(id)
+			o.announce()
 		}
 	}
 }
 
 // refused notes that a peer had no slot for a call that waits for it by its name.
-func (f *function) refused(id string) {
-	o := f.offers[id]
+func (o *offered) refused() {
 	if o == nil {
 		return
 	}
 	pause := namedPauses[min(o.vain, len(namedPauses)-1)]
 	o.vain++
 	o.at = time.Now().Add(pause)
-	m := f.mesh
+	m := o.peer.mesh
 	time.AfterFunc(pause, func() { // ends by itself
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if f.offers[id] == o {
-			f.announce(id)
+		if m.offered(o.entry.Name, o.peer.id) == o {
+			o.announce()
 		}
 	})
-	f.announce(id)
+	o.announce()
 }
 
 var namedPauses = [...]time.Duration{2 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond, 250 * time.Millisecond, time.Second}
-
-// announce offers what a peer has to the own node.
-func (f *function) announce(id string) {
-	o, p := f.offers[id], f.mesh.peers[id]
-	if o != nil && p != nil && p.link != nil {
-		p.link.offer(f.name, &o.entry, o.slots+o.direct())
-	}
-}
-
-// add notes that a peer has the function; remove that it has not.
-func (f *function) add(p *peer, e entry) {
-	o, had := f.offers[p.id]
-	if !had {
-		o = &offered{}
-		f.offers[p.id] = o
-	}
-	o.entry = e
-	f.announce(p.id)
-	if !had {
-		f.look(0)
-	}
-}
-
-func (f *function) remove(p *peer) {
-	if f.offers[p.id] == nil {
-		return
-	}
-	delete(f.offers, p.id)
-	if p.link != nil {
-		p.link.withdraw(f.name)
-	}
-	f.Gone(f.mesh.now(), p.id)
-	f.tidy()
-}
 
 // Want, Give, Take, Free, Return, Offer and Wake are the policy's [slots.Actions].
 
@@ -232,7 +253,9 @@ func (f *function) Take(n int, again bool) {
 }
 
 // usable reports whether calls of the function can be passed on to a peer now.
-func (f *function) usable(id string) bool { return f.mesh.usable(id) && f.offers[id] != nil }
+func (f *function) usable(id string) bool {
+	return f.mesh.usable(id) && f.mesh.offered(f.name, id) != nil
+}
 
 // taken takes the answer to a request for n slots.
 func (f *function) taken(a *answer, n int) {
@@ -265,7 +288,9 @@ const maxDirect = 4
 // again.
 func (f *function) takeDirectly(n int) {
 	asked, done := 0, false
-	for id := range f.offers { // in random order
+	list := f.mesh.elsewhere[f.name]
+	for _, i := range rand.Perm(len(list)) {
+		id := list[i].peer.id
 		if !f.mesh.usable(id) {
 			continue
 		}
@@ -311,9 +336,9 @@ func (f *function) Return(id string, n int) {
 }
 
 func (f *function) Offer(id string, n int) {
-	if o := f.offers[id]; o != nil {
+	if o := f.mesh.offered(f.name, id); o != nil {
 		o.slots = n
-		f.announce(id)
+		o.announce()
 	}
 }
 
@@ -353,10 +378,16 @@ func (f *function) question(verb string, q *question) int {
 	return 0
 }
 
-// functionLine is a line of the watch about a function.
+// functionLine is a line of the watch about a function, or about one of its workers.
 type functionLine struct {
 	bus.Change
-	bus.FunctionInfo
+	Name     string `json:"name"`
+	Function string `json:"function"` // of a worker
+	Slots    int    `json:"slots"`
+	Busy     int    `json:"busy"`
+	Queued   int    `json:"queued"`
+	Done     uint64 `json:"done"`
+	Failed   uint64 `json:"failed"`
 	bus.Demand
 }
 
@@ -417,8 +448,4 @@ func entryOf(i *bus.FunctionInfo) entry {
 // stopped reports whether no worker can start the program.
 func (e *entry) stopped() bool { return e.Flags&wire.FlagCannotStart != 0 }
 
-func (e *entry) equal(o *entry) bool {
-	a, _ := json.Marshal(e)
-	b, _ := json.Marshal(o)
-	return string(a) == string(b)
-}
+func (e *entry) equal(o *entry) bool { return reflect.DeepEqual(e, o) }

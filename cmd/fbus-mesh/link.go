@@ -235,7 +235,7 @@ func (l *link) call(b *wire.Batch, f *wire.CallFrame) error {
 	if fn != nil {
 		c.slot = fn.Started(m.now(), l.peer.id)
 	}
-	if fn == nil || l.gone || c.slot == nil && fn.offers[l.peer.id].direct() == 0 {
+	if fn == nil || l.gone || c.slot == nil && m.offered(fn.name, l.peer.id).direct() == 0 {
 		return b.Send(l.near.conn, &wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is held for it")})
 	}
 	l.last++
@@ -290,18 +290,18 @@ func (l *link) ended(c *relayed, how slots.Outcome) {
 	if c.slot != nil {
 		c.fn.Ended(m.now(), c.slot, how)
 	} else if how == slots.Refused {
-		c.fn.refused(l.peer.id)
+		m.offered(c.fn.name, l.peer.id).refused()
 	}
 }
 
 // offer offers a function of the peer to the own node. The mesh's mu is held.
-func (l *link) offer(name string, e *entry, n int) {
+func (l *link) offer(e *entry, n int) {
 	l.seq++
 	if e.stopped() {
 		n = 0
 	}
 	f := &wire.OfferFrame{
-		Seq: l.seq, Name: []byte(name), Slots: uint64(n), Flags: wire.FlagRelay | e.Flags,
+		Seq: l.seq, Name: []byte(e.Name), Slots: uint64(n), Flags: wire.FlagRelay | e.Flags,
 		Description: []byte(e.Description), Arguments: []byte(e.Arguments), Schema: []byte(e.Schema), Note: []byte(e.Note), Elsewhere: uint64(e.Slots),
 	}
 	for _, on := range e.Behind {

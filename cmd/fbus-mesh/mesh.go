@@ -90,9 +90,11 @@ type mesh struct {
 	mu        sync.Mutex // protects the fields below, and what they lead to
 	self      hello
 	machine   string
-	functions map[string]*function
-	names     map[string]entry // of the own node, that are shared
-	dirty     map[string]bool  // that may have changed
+	functions map[string]*function  // that the own node has, or needs
+	elsewhere map[string][]*offered // by function
+	names     map[string]entry      // of the own node, that are shared
+	first     []byte                // page of these; nil: it is not made yet
+	dirty     map[string]bool       // that may have changed
 	settled   *time.Timer
 	pause     time.Duration       // until the others hear of the next change
 	heardAt   time.Time           // when they have heard of the last
@@ -235,7 +237,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	defer node.Close()
 	m := &mesh{
 		cfg: cfg, nc: nc, node: node, network: info.Network, prefix: "fbus." + info.Network + ".", epoch: time.Now(), inbox: make(chan *nats.Msg, 1<<16),
-		functions: map[string]*function{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, greeted: map[string]*peer{}, pending: map[string]*pending{}, strangers: map[string]stranger{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
+		functions: map[string]*function{}, elsewhere: map[string][]*offered{}, names: map[string]entry{}, dirty: map[string]bool{}, peers: map[string]*peer{}, greeted: map[string]*peer{}, pending: map[string]*pending{}, strangers: map[string]stranger{}, turns: map[string]chan net.Conn{}, said: map[string]bool{},
 	}
 	m.replies = m.prefix + "reply." + crand.Text() + "." // the meshes' own, as their other subjects
 	if nc.Opts.InboxPrefix != "" {                       // of a context
@@ -276,7 +278,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	go m.receive(ctx)
 	go m.greet(ctx)
 	go func() {
-		query := args.JSON([]byte(`{"types":["function","worker"],"every":1}`))
+		query := args.JSON([]byte(`{"types":["function","worker"],"every":1,"relays":false}`))
 		_, err := node.Call(ctx, &bus.Request{Function: "fbus.watch", Args: query, Stdout: &lines{each: m.line}})
 		cancel(cmp.Or(err, error(args.Errorf(args.CodeNodeLost, "the node has ended the watch"))))
 	}()
@@ -690,7 +692,7 @@ func (m *mesh) handle(msg *nats.Msg) {
 			m.drop(p, "it has left")
 		}
 	case "names":
-		msg.Respond(m.encode(m.page(string(msg.Data))))
+		msg.Respond(m.page(string(msg.Data)))
 	}
 }
 

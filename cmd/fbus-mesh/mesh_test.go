@@ -166,7 +166,7 @@ func (x *site) offer(name string, slots int, h bus.Handler) *bus.Client {
 // await waits until the node knows slots elsewhere of a function.
 func (x *site) await(name string, slots int) {
 	x.t.Helper()
-	for until := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for until := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		list := x.node.Functions(name)
 		if len(list) == 1 && list[0].Elsewhere == slots || slots == 0 && (len(list) == 0 || list[0].Elsewhere == 0) {
 			return

@@ -14,8 +14,12 @@ import (
 
 // The functions of the own node, as the other meshes hear of them.
 
-// page returns a part of the own node's functions, from a name on.
-func (m *mesh) page(from string) *page {
+// page returns a part of the own node's functions, from a name on, as it is sent. All others ask for the
+// first one, so that is made once.
+func (m *mesh) page(from string) []byte {
+	if from == "" && m.first != nil {
+		return m.first
+	}
 	p := &page{Names: m.self.Names}
 	size := 0
 	for _, name := range slices.Sorted(maps.Keys(m.names)) {
@@ -29,7 +33,11 @@ func (m *mesh) page(from string) *page {
 		}
 		p.List = append(p.List, e)
 	}
-	return p
+	data := m.encode(p)
+	if from == "" {
+		m.first = data
+	}
+	return data
 }
 
 // line takes a line of the watch.
@@ -45,26 +53,26 @@ func (m *mesh) line(text []byte) {
 	}
 	switch c.Type {
 	case "resync":
-		for _, f := range m.functions {
-			if f.known {
-				f.report(&functionLine{Change: bus.Change{Gone: true}})
-				m.change(f.name)
+		for name := range m.names {
+			m.change(name)
+		}
+		for name, f := range m.functions {
+			if f.used {
+				m.change(name)
+				m.report(&functionLine{Change: c.Change, Name: name})
 			}
 		}
 	case "function":
-		f := m.function(c.Name)
-		if f.here != c.Slots {
+		here := 0
+		if f := m.functions[c.Name]; f != nil {
+			here = f.here
+		}
+		if here != c.Slots {
 			m.change(c.Name)
 		}
-		f.report(&c)
+		m.report(&c)
 	case "worker":
-		var w struct {
-			Function string `json:"function"`
-			Relay    bool   `json:"relay"`
-		}
-		if json.Unmarshal(text, &w) == nil && !w.Relay {
-			m.change(w.Function)
-		}
+		m.change(c.Function)
 	}
 }
 
@@ -134,6 +142,7 @@ func (m *mesh) settle() {
 	}
 	if changed && !m.over && !m.draining {
 		m.self.Names++
+		m.first = nil
 		m.heardAt = time.Now()
 		m.hello("")
 	}

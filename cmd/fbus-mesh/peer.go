@@ -29,7 +29,7 @@ type peer struct {
 	heard    time.Time
 	clock    time.Duration // how far its clock is ahead
 	names    uint64        // which list of its functions is known
-	list     map[string]entry
+	list     map[string]*entry
 	fetching bool
 	link     *link  // nil: there is none
 	reach    string // how it is reached, or why it is not
@@ -41,7 +41,7 @@ type peer struct {
 // newPeer begins to connect to a node. The mesh's mu is held.
 func newPeer(m *mesh, h *hello) *peer {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &peer{mesh: m, id: h.ID, name: "@" + h.Node, hello: *h, first: time.Now(), list: map[string]entry{}, cancel: cancel}
+	p := &peer{mesh: m, id: h.ID, name: "@" + h.Node, hello: *h, first: time.Now(), list: map[string]*entry{}, cancel: cancel}
 	go p.keep(ctx) // ends with the peer
 	return p
 }
@@ -64,7 +64,7 @@ func (p *peer) keep(ctx context.Context) {
 			p.link = l
 			for name, e := range p.list {
 				if l.may.call(name) {
-					m.function(name).add(p, e)
+					m.add(p, e)
 				}
 			}
 			m.mu.Unlock()
@@ -203,9 +203,7 @@ func (p *peer) lose() {
 // withdraw takes back the offers of all functions of the peer. The mesh's mu is held.
 func (p *peer) withdraw() {
 	for name := range p.list {
-		if f := p.mesh.functions[name]; f != nil {
-			f.remove(p)
-		}
+		p.mesh.remove(p, name)
 	}
 }
 
@@ -227,11 +225,11 @@ func (p *peer) matches(on string) bool {
 // fetch gets the list of the peer's functions. The mesh's mu is held.
 func (p *peer) fetch() {
 	p.fetching = true
-	p.page("", map[string]entry{}, 0, 0)
+	p.page("", map[string]*entry{}, 0, 0)
 }
 
 // page gets a part of the list, and then the rest.
-func (p *peer) page(from string, list map[string]entry, names uint64, failed int) {
+func (p *peer) page(from string, list map[string]*entry, names uint64, failed int) {
 	m := p.mesh
 	m.ask(m.prefix+"names."+p.id, []byte(from), func(data []byte, how timing) {
 		var got page
@@ -251,7 +249,7 @@ func (p *peer) page(from string, list map[string]entry, names uint64, failed int
 		}
 		for _, e := range got.List {
 			if m.accepts(e.Name) && args.ValidName(e.Name) {
-				list[e.Name] = e
+				list[e.Name] = &e
 			}
 		}
 		if got.Next > from {
@@ -267,25 +265,21 @@ func (p *peer) page(from string, list map[string]entry, names uint64, failed int
 }
 
 // replace takes a new list of functions.
-func (p *peer) replace(list map[string]entry) {
+func (p *peer) replace(list map[string]*entry) {
 	m := p.mesh
 	old := p.list
 	p.list = list
 	for name := range old {
-		if _, ok := list[name]; !ok && m.functions[name] != nil {
-			m.functions[name].remove(p)
+		if _, ok := list[name]; !ok {
+			m.remove(p, name)
 		}
 	}
 	if p.link == nil {
 		return
 	}
 	for name, e := range list {
-		if !p.link.may.call(name) {
-			continue
-		}
-		was, had := old[name]
-		if f := m.function(name); !had || f.offers[p.id] == nil || !was.equal(&e) {
-			f.add(p, e)
+		if p.link.may.call(name) && (old[name] == nil || !old[name].equal(e) || m.offered(name, p.id) == nil) {
+			m.add(p, e)
 		}
 	}
 }

@@ -88,6 +88,6 @@ func (l *link) deny(fn *function, why string) {
 	l.may.denied[fn.name] = true
 	l.peer.mesh.note("%s of node %s is left out: %s", fn.name, l.peer.name, why)
 	if l.peer.link == l {
-		fn.remove(l.peer)
+		l.peer.mesh.remove(l.peer, fn.name)
 	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // startNode starts a node at a socket, and offers functions that answer their names.
-func startNode(t *testing.T, socket string, names ...string) *testbus.Node {
+func startNode(t testing.TB, socket string, names ...string) *testbus.Node {
 	t.Helper()
 	n := testbus.Start(t, node.Config{Name: "n", Address: socket, Jobs: testbus.Jobs(t)})
 	worker := n.Dial(nil)

@@ -99,30 +99,30 @@ func (p *place) gone() {
 
 // agent is a client of fbus mcp that shows what is on the wire.
 type agent struct {
-	t     *testing.T
+	t     testing.TB
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	lines *bufio.Reader
 }
 
-// agent starts fbus mcp. It ends with the test.
-func (p *place) agent(words ...string) *agent {
-	p.t.Helper()
-	a := &agent{t: p.t, cmd: exec.Command("fbus-mcp", words...)}
+// startAgent starts fbus mcp. It ends with the test.
+func startAgent(t testing.TB, words ...string) *agent {
+	t.Helper()
+	a := &agent{t: t, cmd: exec.Command("fbus-mcp", words...)}
 	a.cmd.Stderr = os.Stderr
 	var err error
 	if a.in, err = a.cmd.StdinPipe(); err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
 	out, err := a.cmd.StdoutPipe()
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
 	a.lines = bufio.NewReader(out)
 	if err := a.cmd.Start(); err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
-	p.t.Cleanup(func() {
+	t.Cleanup(func() {
 		a.cmd.Process.Kill()
 		a.cmd.Wait()
 	})
@@ -177,7 +177,7 @@ func (a *agent) status() syscall.WaitStatus {
 func TestSignalsEndTheCalls(t *testing.T) {
 	p := newPlace(t)
 	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
-		a := p.agent()
+		a := startAgent(t)
 		a.call(1, "hold")
 		p.begun()
 		a.cmd.Process.Signal(s)
@@ -191,7 +191,7 @@ func TestSignalsEndTheCalls(t *testing.T) {
 // TestSecondSignalDoesNotWait: the first one waits for the node, which does not answer.
 func TestSecondSignalDoesNotWait(t *testing.T) {
 	p := newPlace(t)
-	a := p.agent()
+	a := startAgent(t)
 	a.call(1, "hold")
 	p.begun()
 	p.node.Process.Signal(syscall.SIGSTOP)
@@ -226,7 +226,7 @@ func TestTicketNamesTheCaller(t *testing.T) {
 	t.Setenv("FBUS_NODE", "")
 	t.Setenv("FBUS_HOME", p.dir+"/other")
 	t.Setenv("FBUS_TICKET", string(ticket))
-	a := p.agent()
+	a := startAgent(t)
 	a.call(1, "who")
 	if got := a.answer(1); !strings.Contains(got, `"text":"ticket:ci\n"`) {
 		t.Error(got)
@@ -323,7 +323,7 @@ func TestMuchOutput(t *testing.T) {
 	}
 	p := newPlace(t)
 	p.offer("much", `yes | head -c "$0"`, fmt.Sprint(size))
-	a := p.agent()
+	a := startAgent(t)
 	a.call(1, "much")
 	got := a.answer(1)
 	if len(got) > 250_000 || !strings.Contains(got, fmt.Sprintf("The output has %d bytes; this is its beginning.", size)) || strings.Contains(got, `"isError"`) {
@@ -339,4 +339,23 @@ func TestMuchOutput(t *testing.T) {
 			t.Errorf("it has used %d kB of memory", most)
 		}
 	}
+}
+
+// BenchmarkFirstList is how long a client waits for its tools from the start of fbus mcp: at most 150 ms.
+func BenchmarkFirstList(b *testing.B) {
+	var names []string
+	for i := range 40 {
+		names = append(names, fmt.Sprint("f", i))
+	}
+	n := startNode(b, "", names...)
+	for b.Loop() {
+		a := startAgent(b, "--node", n.Path)
+		a.send(`"id":1,"method":"tools/list"`)
+		if list := a.answer(1); !strings.Contains(list, `"f39"`) {
+			b.Fatalf("%.200s", list)
+		}
+		a.in.Close()
+		a.cmd.Wait()
+	}
+	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N)/150, "of-limit")
 }

@@ -34,7 +34,7 @@ func (g *gateway) serveMCP() {
 	})
 }
 
-// agent is what the node is told of a caller's agent. Calls of a token are the token's own all the same:
+// agent returns the name under which the node shows the caller's agent. Calls of a token are the token's own:
 // its bearer can end them and read their results.
 func (c *caller) agent(client string) string {
 	switch {

@@ -21,7 +21,7 @@ import (
 	"fbus/bus"
 )
 
-// sizes are those at which a buffer or a window of ours ends, and those beside them.
+// sizes are the ends of our buffers and windows, with one byte less and one more.
 var sizes = []int64{0, 1, 32767, 32768, 32769, 65535, 65536, 65537, 1 << 20}
 
 // pattern is a body whose bytes say where they are.
@@ -39,7 +39,7 @@ func (p *pattern) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// sumOf returns the SHA-256 of what a reader has, and how many bytes that is.
+// sumOf reads r to its end, and returns the SHA-256 and the number of its bytes.
 func sumOf(r io.Reader) (string, error) {
 	h := sha256.New()
 	n, err := io.Copy(h, r)
@@ -68,7 +68,7 @@ func (x *site) offerBytes() {
 	})
 }
 
-// exchange is what a client does: it sends each number of bytes to sum, and gets it from give.
+// exchange sends each number of bytes to the function sum, and gets as many from give.
 type exchange struct {
 	*testing.T
 	url, auth string // of the gateway

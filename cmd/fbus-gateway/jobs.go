@@ -28,7 +28,7 @@ const maxWait = time.Hour
 // posting is the options that fbus.post takes.
 type posting struct {
 	Kind  string `json:"kind"`
-	Input bool   `json:"input,omitempty"` // beside the arguments
+	Input bool   `json:"input,omitempty"` // the job has input in addition to arguments
 	jobs.Options
 }
 

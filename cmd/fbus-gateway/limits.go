@@ -18,7 +18,7 @@ type limits struct {
 	usage map[string]*usage
 }
 
-// usage is what a caller does.
+// usage counts the calls and the event streams of a caller.
 type usage struct {
 	calls, streams int
 	rate           *rate.Limiter // nil: no limit

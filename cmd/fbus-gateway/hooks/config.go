@@ -20,7 +20,7 @@ type Config struct {
 	Prefix     string   `toml:"prefix"`      // hmac, token: what precedes it there
 	Algorithm  string   `toml:"algorithm"`   // hmac: sha256 (default), sha1 or sha512
 	Encoding   string   `toml:"encoding"`    // hmac: hex (default) or base64
-	Signed     string   `toml:"signed"`      // hmac: template of what is signed; default {body}
+	Signed     string   `toml:"signed"`      // hmac: template of the signed data; default {body}
 	Timestamp  string   `toml:"timestamp"`   // hmac: the header with the time, in Unix seconds, which has to be signed
 	ID         string   `toml:"id"`          // hmac, token: template of the delivery's id
 	Args       []string `toml:"args"`        // templates of the arguments; nil: the whole request as JSON

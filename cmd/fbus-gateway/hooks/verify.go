@@ -44,10 +44,10 @@ var (
 	encodings = map[string]func(string) ([]byte, error){"hex": hex.DecodeString, "base64": base64.StdEncoding.DecodeString}
 )
 
-// errSignature is what a sender that is not the expected one is told: not how close it came.
+// errSignature refuses a delivery. It does not say how close the sender came to a valid signature.
 var errSignature = errors.New("the signature does not match")
 
-// verify returns a digest of what the sender has signed, or why the delivery is refused. For a
+// verify returns a digest of the signed data, or why the delivery is refused. For a
 // token, which signs nothing, the digest is empty.
 func (s *scheme) verify(d *delivery, secrets []secret) (digest string, err error) {
 	switch s.kind {

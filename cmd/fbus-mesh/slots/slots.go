@@ -43,7 +43,7 @@ const (
 	maxAsking = 64
 )
 
-// pauses are those between requests that find no free slot. In a cluster of servers a node
+// pauses separate requests that find no free slot. In a cluster of servers a node
 // that begins to look and one that begins to be found can miss each other, and nothing
 // shows it. So a node asks again for as long as a call waits.
 var pauses = [...]time.Duration{5 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond, 250 * time.Millisecond, time.Second}
@@ -91,7 +91,7 @@ type Slot struct {
 	held  bool          // the peer keeps it free
 }
 
-// Outcome is what became of a call on a slot of a peer.
+// Outcome is how a call on a slot of a peer ended.
 type Outcome int
 
 const (

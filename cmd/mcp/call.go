@@ -131,8 +131,10 @@ func (j *job) wait(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallTool
 	case <-limit.C:
 		f.stop()
 		select {
-		case <-f.done: // at the same moment
-			return j.result(f), nil
+		case <-f.done: // at the same moment, or by the stop
+			if f.ended {
+				return j.result(f), nil
+			}
 		default:
 		}
 		if takesTasks(req) {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -177,7 +176,7 @@ func TestLookAheadIsBounded(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(t.Context()) }()
 	for ran.Load() < lookAhead-4 {
-		runtime.Gosched()
+		time.Sleep(time.Millisecond) // polling without it takes a processor
 	}
 	close(release)
 	if err := <-ended; err != nil {

@@ -323,7 +323,7 @@ func TestSecondIsNotFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer gate.Close()
+	t.Cleanup(func() { gate.Close() }) // after the node, which reads it
 	n, path := start(t, node.Config{Gate: gate})
 	c := &second{Node: n, gate: gate, path: path}
 	eventually(t, "it reports that", func() bool {
@@ -358,7 +358,7 @@ func TestSecondTakesList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer gate.Close()
+	t.Cleanup(func() { gate.Close() }) // after the node, which reads it
 	n, path := start(t, node.Config{Gate: gate})
 	b := &second{Node: n, gate: gate, path: path, addr: listenTCP(t, n)}
 	relay := rawUnix(t, nil, path)

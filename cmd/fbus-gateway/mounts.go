@@ -19,7 +19,11 @@ import (
 func (g *gateway) mount() {
 	g.metrics = &metrics.Metrics{Call: g.link.call, Globs: g.cfg.MetricsFunctions, Tokens: g.link.expiries.byName, Note: g.note}
 	g.handle("GET /metrics", func(w http.ResponseWriter, r *http.Request, c *caller) {
-		g.metrics.Serve(w, r, func(name string) bool { return c.monitors() || g.mayCall(c, name) }, c.monitors())
+		may := func(name string) bool { return g.mayCall(c, name) }
+		if c.monitors() && (c.rights == nil || len(c.rights.Call) == 0) {
+			may = nil // Prometheus need not be able to call anything to see all
+		}
+		g.metrics.Serve(w, r, may, c.monitors())
 	})
 	g.handle("GET /openapi.json", g.openapi)
 	var faults []hooks.Fault

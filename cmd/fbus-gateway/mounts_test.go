@@ -112,6 +112,7 @@ func TestWhatCallersSee(t *testing.T) {
 		}
 		return "Bearer " + info.Token
 	}
+	both := invite(`{"token":true,"name":"both","call":["mine"],"monitor":true}`)
 	mine, watcher := invite(`{"token":true,"name":"mine","call":["mine"]}`), invite(`{"token":true,"name":"watcher","monitor":true}`)
 	for _, name := range []string{"mine", "secret"} {
 		if r := x.do("POST", x.local+"/call/"+name, "a"); r.body != "A" {
@@ -127,7 +128,11 @@ func TestWhatCallersSee(t *testing.T) {
 			t.Errorf("%s: %s %s", path, r.Status, r.body)
 		}
 	}
-	testbus.Until(x.t, "the tokens are known", func() bool { return len(x.g.link.expiries.byName()) == 2 })
+	testbus.Until(x.t, "the tokens are known", func() bool { return len(x.g.link.expiries.byName()) == 3 })
+	r := x.do("GET", x.far+"/metrics", nil, "Authorization", both)
+	if !strings.Contains(r.body, "fbus_connections") || !strings.Contains(r.body, "mine") || strings.Contains(r.body, "secret") {
+		t.Errorf("monitor of its own functions: %s %s", r.Status, r.body)
+	}
 	for who, r := range map[string]*reply{"local": x.do("GET", x.local+"/metrics", nil), "monitor": x.do("GET", x.far+"/metrics", nil, "Authorization", watcher)} {
 		for _, part := range []string{
 			`fbus_calls_total{code="exit",function="secret",source="program"} 1`, `fbus_token_expiry_timestamp_seconds{token="mine"} `, "fbus_ticket_expiry_timestamp_seconds ",
@@ -139,12 +144,12 @@ func TestWhatCallersSee(t *testing.T) {
 		}
 	}
 	ask("fbus.revoke", bus.List("mine"))
-	testbus.Until(x.t, "the gateway knows of it", func() bool { return len(x.g.link.expiries.byName()) == 1 })
+	testbus.Until(x.t, "the gateway knows of it", func() bool { return len(x.g.link.expiries.byName()) == 2 })
 	var doc struct {
 		OpenAPI string
 		Paths   map[string]any
 	}
-	r := x.do("GET", x.local+"/openapi.json", nil)
+	r = x.do("GET", x.local+"/openapi.json", nil)
 	if err := json.NewDecoder(bytes.NewReader([]byte(r.body))).Decode(&doc); err != nil || doc.OpenAPI != "3.1.0" || doc.Paths["/call/secret"] == nil || r.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("%v: %s", err, r.body)
 	}

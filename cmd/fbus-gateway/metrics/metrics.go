@@ -47,8 +47,8 @@ type Metrics struct {
 	names map[string]bool // functions with series of their own. None goes, so that no counter falls
 }
 
-// Serve answers a scrape by a caller that may call some functions. Only a monitor is shown what
-// is not about one of these.
+// Serve answers a scrape by a caller that sees some functions; may is nil for one that sees all. Only a
+// monitor is shown what is not about a function.
 func (m *Metrics) Serve(w http.ResponseWriter, r *http.Request, may func(function string) bool, monitor bool) {
 	ctx, cancel := context.WithTimeout(r.Context(), askTime)
 	defer cancel()

@@ -91,8 +91,6 @@ func scrape(t *testing.T, url, accept string) (kind, text string) {
 	return answer.Header.Get("Content-Type"), string(body)
 }
 
-func all(string) bool { return true }
-
 func has(t *testing.T, text string, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
@@ -114,7 +112,7 @@ func TestMetrics(t *testing.T) {
 	b.call("none", "")
 	b.call("fbus.hold", "", `{"functions":["f"]}`)
 	b.call("fbus.post", "0", "f")
-	url := b.serve(true, all)
+	url := b.serve(true, nil)
 	scrape(t, url, "")
 	kind, text := scrape(t, url, "")
 	if !strings.HasPrefix(kind, "text/plain") {
@@ -183,7 +181,7 @@ func TestCardinality(t *testing.T) {
 		return list
 	}
 	show := func(list []bus.FunctionMetrics) map[string]*total {
-		return (&view{metrics: m, snapshot: &snapshot{Metrics: bus.Metrics{Functions: list}}, may: all, monitor: true}).totals()
+		return (&view{metrics: m, snapshot: &snapshot{Metrics: bus.Metrics{Functions: list}}, monitor: true}).totals()
 	}
 	if got := show(functions(500, 1000)); len(got) != 501 || got[other].Queued != 0 {
 		t.Errorf("%d names", len(got))
@@ -200,7 +198,7 @@ func TestNodeAway(t *testing.T) {
 	b.m.Call = func(ctx context.Context, req *bus.Request) (bus.Result, error) {
 		return bus.Result{}, bus.ErrNodeLost
 	}
-	url := b.serve(true, all)
+	url := b.serve(true, nil)
 	scrape(t, url, "")
 	_, text := scrape(t, url, "")
 	has(t, text, "fbus_up 0", "fbus_gateway_requests_open 1")
@@ -216,7 +214,7 @@ func TestPrometheus(t *testing.T) {
 	b.offer("f")
 	b.call("f", "0")
 	b.call("f", "4")
-	target := strings.TrimPrefix(b.serve(true, all), "http://")
+	target := strings.TrimPrefix(b.serve(true, nil), "http://")
 	dir := t.TempDir()
 	config := fmt.Sprintf("global: {scrape_interval: 200ms, scrape_timeout: 200ms}\nscrape_configs:\n- job_name: fbus\n  metrics_path: /\n  static_configs: [{targets: [%q]}]\n", target)
 	if err := os.WriteFile(filepath.Join(dir, "p.yml"), []byte(config), 0o600); err != nil {

@@ -55,8 +55,8 @@ var (
 // view is what one scrape is shown.
 type view struct {
 	metrics  *Metrics
-	snapshot *snapshot // nil: the node did not answer
-	may      func(function string) bool
+	snapshot *snapshot                  // nil: the node did not answer
+	may      func(function string) bool // nil: all functions are shown
 	monitor  bool
 }
 
@@ -124,9 +124,8 @@ func (v *view) totals() map[string]*total {
 		switch {
 		case strings.HasPrefix(f.Name, "fbus."): // the node's own: their many slots say nothing
 			continue
-		case f.Name == "" && !v.monitor: // calls of many names, most of which nobody has ever offered
-			continue
-		case f.Name != "" && !v.may(f.Name):
+		case v.may == nil:
+		case f.Name == "", !v.may(f.Name): // without a name: calls of many names, most of which nobody has ever offered
 			continue
 		}
 		name := label(f.Name)

@@ -51,12 +51,12 @@ func newPlace(t *testing.T) *place {
 // offer offers a shell script as a tool, and waits until it can be called.
 func (p *place) offer(name, script string, words ...string) *exec.Cmd {
 	p.t.Helper()
-	worker := start(p.t, "fbus", append([]string{"offer", name, "--attr", "tool", "--grace", "100ms", "--", "sh", "-c", script}, words...)...)
 	client, err := bus.Connect(p.t.Context(), &bus.Options{Wait: bus.WaitFor(20 * time.Second)})
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer client.Close()
+	worker := start(p.t, "fbus", append([]string{"offer", name, "--attr", "tool", "--grace", "100ms", "--", "sh", "-c", script}, words...)...)
 	testbus.Until(p.t, name, func() bool {
 		var out bytes.Buffer
 		_, err := client.Call(p.t.Context(), &bus.Request{Function: "fbus.functions", Args: bus.List(name), Stdout: &out})

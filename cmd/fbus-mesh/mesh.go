@@ -30,7 +30,7 @@ const (
 	// slots are held.
 	firstPatience = 250 * time.Millisecond
 	leastPatience = 50 * time.Millisecond
-	mostPatience  = time.Second
+	mostPatience  = 400 * time.Millisecond
 	holdTime      = 2 * time.Second
 	// probeTime is how long the NATS server may take to answer when nobody else does.
 	probeTime = 250 * time.Millisecond
@@ -101,7 +101,6 @@ type mesh struct {
 	pending   map[string]*pending
 	asked     uint64
 	trip      time.Duration            // that answers take, lately
-	silent    int                      // requests without an answer in a row
 	probing   bool                     // it looks whether the server is there
 	replies   string                   // prefix of subjects for answers
 	turns     map[string]chan net.Conn // connections that peers were asked for

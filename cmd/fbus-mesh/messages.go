@@ -104,7 +104,6 @@ func (m *mesh) answered(token string, data []byte) {
 	}
 	p.timer.Stop()
 	delete(m.pending, token)
-	m.silent = 0
 	switch took := time.Since(p.at); {
 	case len(data) == 0: // it is the server that has answered, or it cannot be asked
 	case m.trip == 0:
@@ -133,7 +132,7 @@ func (m *mesh) unanswered(token string) {
 	}
 	p.late = true
 	p.timer.Reset(holdTime)
-	if m.silent++; m.silent > 1 && !m.probing && len(m.nc.Servers()) > 1 {
+	if !m.probing && len(m.nc.Servers()) > 1 {
 		m.probing = true
 		go m.probe() // ends by itself
 	}
@@ -150,7 +149,7 @@ func (m *mesh) probe() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.probing, m.silent = false, 0
+	m.probing = false
 }
 
 // receive handles the messages of NATS.

@@ -32,7 +32,7 @@ func (g *given) cost() int {
 
 // tokenNamed begins the name of a caller who has a token. What follows is the name of that token: the
 // owner of its jobs is that and its serial, and must not be another caller's name. The client by which its
-// bearer calls may follow. It is shown, but changes nothing: it is what the client says of itself.
+// bearer calls may follow. It is shown, but changes nothing: the client has chosen it.
 const (
 	tokenNamed = "token:"
 	agentNamed = "/mcp:"

@@ -315,17 +315,23 @@ func relayRaw(t *testing.T, n *node.Node, path, name string) *raw {
 	return p
 }
 
-// TestRelayRefuses: a relay may refuse a call as often as it offers a slot anew; without that it
-// gets the call no second time. A refusal is no end of a call, nor of a job.
-func TestRelayRefuses(t *testing.T) {
-	noLeaks(t)
+// relayWithJobs starts a node that keeps posted calls, and returns a relay that reads and writes frames.
+func relayWithJobs(t *testing.T) (n *node.Node, r *raw, path string) {
+	t.Helper()
 	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(t.TempDir(), "jobs"), Volatile: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.Close)
-	n, path := start(t, node.Config{Jobs: m})
-	r := relayRaw(t, n, path, "@b")
+	n, path = start(t, node.Config{Jobs: m})
+	return n, relayRaw(t, n, path, "@b"), path
+}
+
+// TestRelayRefuses: a relay may refuse a call as often as it offers a slot anew; without that it
+// gets the call no second time. A refusal is no end of a call, nor of a job.
+func TestRelayRefuses(t *testing.T) {
+	noLeaks(t)
+	n, r, path := relayWithJobs(t)
 	c := dial(t, path)
 	r.offer("f", 1, wire.FlagRelay)
 	for _, what := range []string{"call", "job"} {
@@ -580,13 +586,7 @@ func TestNotARelay(t *testing.T) {
 // take, nor of a job.
 func TestRelayDenied(t *testing.T) {
 	noLeaks(t)
-	m, err := jobs.Open(jobs.Config{Dir: filepath.Join(t.TempDir(), "jobs"), Volatile: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Close)
-	n, path := start(t, node.Config{Jobs: m})
-	r := relayRaw(t, n, path, "@b")
+	_, r, path := relayWithJobs(t)
 	c := dial(t, path)
 	deny := func() {
 		t.Helper()

@@ -222,7 +222,7 @@ func (g *gateway) health(w http.ResponseWriter, path string) {
 func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {
 	s := &http.Server{
 		Handler: g, MaxHeaderBytes: int(g.cfg.Limits.Header), ReadHeaderTimeout: g.cfg.headerTime, IdleTimeout: g.cfg.Limits.Idle, ConnContext: withConn,
-		ErrorLog:                     log.New(io.Discard, "", 0), // of what clients do wrong
+		ErrorLog:                     log.New(io.Discard, "", 0), // faults of clients
 		DisableGeneralOptionsHandler: true,                       // it reads a body without a deadline
 	}
 	s.RegisterOnShutdown(g.agents.Drain)

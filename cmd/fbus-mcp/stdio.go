@@ -170,7 +170,7 @@ func (c *stdioConn) Read(ctx context.Context) (jsonrpc.Message, error) {
 	return nil, err
 }
 
-// note keeps what is to be answered, and what is not any more.
+// note records requests that need an answer, and those that were cancelled.
 func (c *stdioConn) note(req *jsonrpc.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,19 +14,11 @@ import (
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
 func TestBadMessagesAreAnsweredAndTheNextIsRead(t *testing.T) {
-	out, answers, err := pipe(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, client := io.Pipe()
-	conn, err := (&stdio{in: in, out: answers, gone: func() {}}).Connect(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn, client, out := connection(t)
 	ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
 	defer stop()
 	lines := bufio.NewReader(out)
@@ -87,16 +79,7 @@ func TestBadMessagesAreAnsweredAndTheNextIsRead(t *testing.T) {
 }
 
 func TestCancelledRequestsAreNotAnswered(t *testing.T) {
-	out, answers, err := pipe(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, client := io.Pipe()
-	conn, err := (&stdio{in: in, out: answers, gone: func() {}}).Connect(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn, client, out := connection(t)
 	for _, text := range []string{
 		`{"jsonrpc":"2.0","id":1,"method":"tools/call"}`, `{"jsonrpc":"2.0","id":"b","method":"tools/call"}`,
 		`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`,
@@ -124,6 +107,21 @@ func TestCancelledRequestsAreNotAnswered(t *testing.T) {
 			t.Errorf("%s, %v, want %s", text, err, want)
 		}
 	}
+}
+
+// connection returns a connection over pipes, and the client's ends of them.
+func connection(t *testing.T) (conn sdk.Connection, client *io.PipeWriter, out *os.File) {
+	t.Helper()
+	out, answers, err := pipe(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, client := io.Pipe()
+	if conn, err = (&stdio{in: in, out: answers, gone: func() {}}).Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn, client, out
 }
 
 func pipe(t *testing.T) (r, w *os.File, err error) {

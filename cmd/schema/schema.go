@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -34,6 +35,10 @@ const (
 	// one more for each of its bytes. Schemas that refer to themselves several times could otherwise
 	// take years.
 	maxSteps = 50_000
+	// maxExponent and maxDigits bound a number: the library makes fractions of them. 1e99999999 would take a
+	// hundred megabytes, and of larger ones it makes none and panics.
+	maxExponent = 400
+	maxDigits   = 1000
 	// maxProblems is how many problems of a document an error lists, and how many values of an enum.
 	maxProblems = 5
 )
@@ -66,10 +71,13 @@ func Compile(text []byte) (*Schema, error) {
 	s := &Schema{Text: text}
 	c.UseRegexpEngine(s.lenient)
 	const url = "fbus:///schema" // with a path: a relative reference must not lead to the schema itself
-	if err := c.AddResource(url, doc); err != nil {
-		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
-	}
-	if s.compiled, err = c.Compile(url); err != nil {
+	err = guard(func() (err error) {
+		if err = c.AddResource(url, doc); err == nil {
+			s.compiled, err = c.Compile(url)
+		}
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("the schema is invalid: %s", shown(err))
 	}
 	if err := s.count(s.compiled, map[*jsonschema.Schema]bool{}); err != nil {
@@ -144,22 +152,31 @@ func (s *Schema) Exact() error {
 }
 
 // validate serializes validations: the library has no place for a counter of each.
-func (s *Schema) validate(v any, steps int) (err error) {
+func (s *Schema) validate(v any, steps int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer func() {
-		if r := recover(); r != nil {
-			if r != errSteps {
-				panic(r)
-			}
-			err = errSteps
-		}
-	}()
 	s.steps = steps
-	return s.compiled.Validate(v)
+	return guard(func() error { return s.compiled.Validate(v) })
 }
 
-var errSteps = errors.New("the schema is too complicated to validate this with")
+var (
+	errSteps = errors.New("the schema is too complicated to validate this with")
+	errPanic = errors.New("the schema cannot be used: the validator has failed")
+)
+
+// guard calls the library. A panic of it becomes an error: a schema or a document must not end the process.
+func guard(call func() error) (err error) {
+	defer func() {
+		switch r := recover(); r {
+		case nil:
+		case errSteps:
+			err = errSteps
+		default:
+			err = errPanic
+		}
+	}()
+	return call()
+}
 
 // Check returns an error if no schema can be asked about doc: it is not JSON, or nested too deep.
 func Check(doc []byte) error {
@@ -167,12 +184,13 @@ func Check(doc []byte) error {
 	return err
 }
 
-// decode reads a document whose nesting is bounded. Numbers keep their digits.
+// decode reads a document whose nesting and numbers are bounded. Numbers keep their digits.
 func decode(text []byte) (any, error) {
 	if err := args.CheckJSON(text); err != nil {
 		return nil, err
 	}
 	depth, d := 0, json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber() // else it would end at one that is no float64
 	for {
 		t, err := d.Token()
 		if err != nil {
@@ -188,7 +206,47 @@ func decode(text []byte) (any, error) {
 			return nil, fmt.Errorf("the JSON document is nested deeper than %d levels", maxDepth)
 		}
 	}
-	return jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err == nil {
+		err = checkNumbers(v, "")
+	}
+	return v, err
+}
+
+// checkNumbers returns an error if a number in a document, which is found at the path, is out of range.
+func checkNumbers(v any, path string) (err error) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, value := range v {
+			if err = checkNumbers(value, path+"/"+key); err != nil {
+				return err
+			}
+		}
+	case []any:
+		for i, value := range v {
+			if err = checkNumbers(value, path+"/"+strconv.Itoa(i)); err != nil {
+				return err
+			}
+		}
+	case json.Number:
+		text := string(v)
+		rule := ""
+		if i := strings.IndexAny(text, "eE"); i >= 0 {
+			if e, err := strconv.Atoi(text[i+1:]); err != nil || e < -maxExponent || e > maxExponent {
+				rule = fmt.Sprintf("exponents are %d to %d", -maxExponent, maxExponent)
+			}
+		}
+		if len(text) > maxDigits {
+			rule = fmt.Sprintf("it has %d characters, the limit is %d", len(text), maxDigits)
+		}
+		if rule != "" {
+			if path != "" {
+				path = args.Shown(path) + ": "
+			}
+			return fmt.Errorf("%sthe number %s is out of range: %s", path, args.Shorten(text), rule)
+		}
+	}
+	return nil
 }
 
 // nothing is a loader that refuses: a schema must not make us read files or call a server.

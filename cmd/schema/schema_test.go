@@ -188,8 +188,45 @@ func TestSchemasOfPlaceholders(t *testing.T) {
 	}
 }
 
+// TestNumbersAreBounded: the library panics over some of these, and takes minutes for others.
+func TestNumbersAreBounded(t *testing.T) {
+	many := strings.Repeat("9", 2000)
+	for _, keyword := range []string{"multipleOf", "minimum", "exclusiveMaximum", "const", "maxLength"} {
+		for _, n := range []string{"1e99999999", "1e-99999999", "1E9999999", "1e9999999999999999999999", many} {
+			text := fmt.Sprintf(`{"properties":{"x":{"%s":%s}}}`, keyword, n)
+			if _, err := Compile([]byte(text)); err == nil || !strings.Contains(err.Error(), "the schema: /properties/x/"+keyword+": the number") {
+				t.Errorf("%.80s: %v", text, err)
+			}
+		}
+	}
+	s := mustCompile(t, `{"properties":{"x":{"type":"number","minimum":-1e400,"multipleOf":1e-400}}}`)
+	for doc, want := range map[string]string{
+		`{"x":1e400}`:            "",
+		`{"x":1e-400}`:           "",
+		`{"x":1e99999999}`:       "/x: the number 1e99999999 is out of range: exponents are -400 to 400",
+		`{"x":1e-99999999}`:      "out of range",
+		`{"x":1e401}`:            "out of range",
+		`{"x":` + many + `}`:     "it has 2000 characters, the limit is 1000",
+		`{"y":[1,{"z":1e9999}]}`: "/y/1/z: the number",
+		`{"y":1e9999,"z":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`: "nested deeper than 64 levels",
+	} {
+		err := s.Validate([]byte(doc))
+		if (want == "") != (err == nil) || err != nil && (!strings.Contains(err.Error(), want) || !errors.Is(err, bus.ErrBadInput)) {
+			t.Errorf("%.80s: %v, want %q", doc, err, want)
+		}
+	}
+}
+
+// TestPanicsAreErrors: the library must not be able to end the process.
+func TestPanicsAreErrors(t *testing.T) {
+	if err := guard(func() error { panic("a fault") }); err != errPanic {
+		t.Error(err)
+	}
+}
+
 func FuzzCompile(f *testing.F) {
 	f.Add([]byte(`{"type":"object","properties":{"a":{"$ref":"#"}}}`), []byte(`{"a":{}}`))
+	f.Add([]byte(`{"properties":{"a":{"multipleOf":1e-9,"minimum":1.5,"enum":[1,2]}}}`), []byte(`{"a":1e99}`))
 	f.Fuzz(func(t *testing.T, text, doc []byte) {
 		if form, err := FormOf(&bus.FunctionInfo{Schema: text}); err == nil {
 			form.Pack(doc)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -23,6 +25,7 @@ func (g *gateway) serveMCP() {
 		a := mcp.Access{Key: c.shown(), Valid: c.valid, Config: mcp.Config{
 			Allowed: func(function string) bool { return g.mayCall(c, function) },
 			Caller:  func(client string) string { return c.agent(client) },
+			Begin:   func() (func(), error) { return g.beginTool(c) },
 		}}
 		return a, nil
 	}, true)
@@ -32,6 +35,15 @@ func (g *gateway) serveMCP() {
 		}
 		g.agents.ServeHTTP(w, r) // the library checks methods, versions and headers
 	})
+}
+
+// beginTool counts a call of a tool as a call of its caller.
+func (g *gateway) beginTool(c *caller) (done func(), err error) {
+	done, err = g.limits.begin(c, false)
+	if limit := (*httpError)(nil); errors.As(err, &limit) {
+		return nil, fmt.Errorf("%w; try again in %d s", err, limit.seconds())
+	}
+	return done, err
 }
 
 // agent returns the name under which the node shows the caller's agent. Calls of a token are the token's own:

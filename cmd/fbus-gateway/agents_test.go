@@ -98,6 +98,43 @@ func TestAgents(t *testing.T) {
 	})
 }
 
+// TestAgentsHaveLimits: a call of a tool counts as a call of its caller.
+func TestAgentsHaveLimits(t *testing.T) {
+	x := newSite(t, func(c *config) {
+		c.Tokens["token:few"] = tokenConfig{limitConfig: limitConfig{Calls: 1}}
+		c.Tokens["token:slow"] = tokenConfig{limitConfig: limitConfig{PerMinute: 2}}
+	})
+	began, goOn := make(chan bool), make(chan struct{})
+	x.offer(bus.Offer{Name: "hold", Attributes: map[string]string{"tool": ""}}, func(context.Context, *bus.Invocation) bus.Result {
+		began <- true
+		<-goOn
+		return bus.Exit(0)
+	})
+	x.offer(bus.Offer{Name: "f", Attributes: map[string]string{"tool": ""}}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
+	testbus.Until(x.t, "the tools", func() bool {
+		r := x.tool("tools/list", "")
+		return strings.Contains(r.body, `"fbus/function":"f"`) && strings.Contains(r.body, `"fbus/function":"hold"`)
+	})
+	auth := []string{"Authorization", "Bearer " + x.token("few", "*")}
+	replies := make(chan *reply)
+	go func() { replies <- x.toolAt(x.far, "tools/call", "hold", auth...) }() // ends with the call
+	<-began
+	if r := x.toolAt(x.far, "tools/call", "f", auth...); !strings.Contains(r.body, `"isError":true`) || !strings.Contains(r.body, "f was not run: token:few has 1 calls open, which is the limit; try again in 1 s.") {
+		t.Error(r.Status, r.body)
+	}
+	close(goOn)
+	if r := <-replies; strings.Contains(r.body, "isError") {
+		t.Error(r.body)
+	}
+	auth = []string{"Authorization", "Bearer " + x.token("slow", "*")}
+	for i := range 3 {
+		r := x.toolAt(x.far, "tools/call", "f", auth...)
+		if said := strings.Contains(r.body, "f was not run: token:slow may make 2 calls a minute; try again in "); said != (i == 2) {
+			t.Error(i, r.Status, r.body)
+		}
+	}
+}
+
 // TestAgentsDrain: the gateway lets the calls of agents finish when it is told to stop, though their streams
 // of events would not end.
 func TestAgentsDrain(t *testing.T) {
@@ -282,10 +319,16 @@ func BenchmarkJob(b *testing.B) {
 // tool makes a request of version 2026-07-28 on the socket.
 func (x *site) tool(method, name string) *reply {
 	x.t.Helper()
+	return x.toolAt(x.local, method, name)
+}
+
+// toolAt makes a request of version 2026-07-28.
+func (x *site) toolAt(url, method, name string, headers ...string) *reply {
+	x.t.Helper()
 	body := fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":%q,"params":{"name":%q,"arguments":{},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"b","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`, method, name)
-	headers := []string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream", "Mcp-Protocol-Version", "2026-07-28", "Mcp-Method", method}
+	headers = append([]string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream", "Mcp-Protocol-Version", "2026-07-28", "Mcp-Method", method}, headers...)
 	if name != "" {
 		headers = append(headers, "Mcp-Name", name)
 	}
-	return x.do("POST", x.local+"/mcp", body, headers...)
+	return x.do("POST", url+"/mcp", body, headers...)
 }

@@ -397,6 +397,7 @@ type httpError struct {
 
 func (e *httpError) Error() string { return e.err.Error() }
 func (e *httpError) Unwrap() error { return e.err }
+func (e *httpError) seconds() int  { return int(math.Ceil(e.after.Seconds())) }
 
 // refuse answers with an error of fbus.
 func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
@@ -410,7 +411,7 @@ func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &other):
 		status = other.status
 		if other.after > 0 {
-			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(other.after.Seconds()))))
+			w.Header().Set("Retry-After", strconv.Itoa(other.seconds()))
 		}
 	case errors.As(err, new(*http.MaxBytesError)):
 		status = http.StatusRequestEntityTooLarge

@@ -35,6 +35,13 @@ func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function st
 		data, _ := json.Marshal(sdk.MissingRequiredClientCapabilityData{RequiredCapabilities: missing})
 		return nil, &jsonrpc.Error{Code: sdk.CodeMissingRequiredClientCapabilities, Message: function + " needs what the client has not declared: " + f.first.Attributes[attrRequires], Data: data}
 	}
+	if s.cfg.Begin != nil {
+		done, err := s.cfg.Begin()
+		if err != nil {
+			return failure("%s was not run: %s.", function, args.OneLine(err.Error())), nil
+		}
+		defer done()
+	}
 	if len(arguments) == 0 || string(arguments) == "null" {
 		arguments = json.RawMessage("{}")
 	}

@@ -29,6 +29,9 @@ type Config struct {
 	// Caller names the caller for the node, given the name of its client. It needs a connection that
 	// may relay; nil: calls are the connection's own.
 	Caller func(client string) string
+	// Begin counts a call of a tool; done ends it. Its error says when the caller may try again; nil: there is
+	// no limit.
+	Begin func() (done func(), err error)
 	// Link returns where the output of a job can be read; nil: a resource of this server.
 	Link func(job string) string
 	// Descriptions replace those of the workers, by function.

@@ -48,6 +48,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		return
 	}
 	a := newAnswer(w, r)
+	defer a.leave()
 	a.kind, a.status = g.outputType(name), g.cfg.Functions[name].Status
 	var id atomic.Value
 	req.Opened = func(call string) { id.Store(call) }

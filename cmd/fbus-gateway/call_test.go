@@ -6,8 +6,10 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -165,6 +167,45 @@ func TestCancelled(t *testing.T) {
 type endless struct{}
 
 func (*endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestHungUp: clients that hang up while output is held do no harm, whenever they do.
+func TestHungUp(t *testing.T) {
+	x := newSite(t)
+	x.offer(bus.Offer{Name: "slow", Slots: 100}, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		inv.Stdout.Write([]byte("x"))
+		inv.Stderr.Write([]byte("x"))
+		<-ctx.Done()
+		return bus.Exit(1)
+	})
+	var all sync.WaitGroup
+	for i := range 60 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.IntN(1100))*time.Millisecond)
+		defer cancel()
+		kind := "*/*"
+		if i%3 == 0 {
+			kind = "text/event-stream"
+		}
+		all.Go(func() { // ends with ctx
+			r, _ := http.NewRequestWithContext(ctx, "POST", x.local+"/call/slow", nil)
+			r.Header.Set("Accept", kind)
+			if resp, err := x.http.RoundTrip(r); err == nil {
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		})
+	}
+	all.Wait()
+	// Its first byte comes when those of the others would have come.
+	r, _ := http.NewRequestWithContext(t.Context(), "POST", x.local+"/call/slow", nil)
+	resp, err := x.http.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if n, err := io.ReadFull(resp.Body, make([]byte, 1)); n != 1 {
+		t.Error(err)
+	}
+}
 
 // TestStreams: output comes as it is written, while input is still being sent.
 func TestStreams(t *testing.T) {

@@ -47,6 +47,9 @@ func (e *events) begin() (end func()) {
 		tick.Stop()
 		close(stop)
 		<-stopped
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.err = errLeft // a call that was given up may still have stderr
 	}
 }
 
@@ -102,10 +105,14 @@ func (e *events) end(res bus.Result, err error) error {
 type stream struct {
 	to   *events
 	name string
-	rest []byte // the beginning of a character
+
+	mu   sync.Mutex // protects what follows: the call may be given up while it writes
+	rest []byte     // the beginning of a character
 }
 
 func (s *stream) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	data := append(s.rest, p...)
 	s.rest = nil
 	for n := 1; n < utf8.UTFMax && n <= len(data); n++ {
@@ -122,11 +129,14 @@ func (s *stream) Write(p []byte) (int, error) {
 
 // close sends what is left.
 func (s *stream) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	rest := s.rest
 	s.rest = nil
 	return s.flush(rest)
 }
 
+// flush sends data. s.mu is held.
 func (s *stream) flush(data []byte) error {
 	switch {
 	case len(data) == 0:

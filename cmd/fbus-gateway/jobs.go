@@ -338,6 +338,7 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 		return
 	}
 	a := newAnswer(w, r)
+	defer a.leave()
 	req := &bus.Request{Function: "fbus.result", Caller: c.name, Args: args.List(j.ID, options)}
 	a.call = func() string { return "" }
 	if stderr {
@@ -348,7 +349,7 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 		req.Stdout = a
 	}
 	res, err := g.link.call(r.Context(), req)
-	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeDenied && !a.begun {
+	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeDenied && !a.hasBegun() {
 		err = cmp.Or(g.holds(r, c), err)
 	}
 	res.Call, res.Worker = j.Call, j.Worker

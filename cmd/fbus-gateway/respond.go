@@ -72,7 +72,7 @@ type answer struct {
 	held  []byte
 	timer *time.Timer
 	begun bool  // the header was sent
-	ended bool  // no more is to be sent before the end
+	ended bool  // no more output is taken
 	err   error // of writing
 }
 
@@ -100,6 +100,8 @@ func (a *answer) Write(p []byte) (int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
+	case a.ended: // a call that was given up may still have stderr
+		return 0, errLeft
 	case a.begun:
 		return a.pass(p)
 	case len(a.held)+len(p) <= a.most:
@@ -121,6 +123,25 @@ func (a *answer) Write(p []byte) (int, error) {
 		return 0, a.err
 	}
 	return len(p), nil
+}
+
+// errLeft is that a handler has returned, or is about to.
+var errLeft = errors.New("the request has been served")
+
+// leave lets nothing be written any more. A handler has to call it before it returns: then the server reuses
+// the writer, and the timer would make it panic.
+func (a *answer) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopTimer()
+	a.ended = true
+}
+
+// hasBegun reports whether the header was sent.
+func (a *answer) hasBegun() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.begun
 }
 
 // release sends what is held.

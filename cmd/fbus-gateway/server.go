@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"fbus/bus"
@@ -117,7 +118,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// of net/http has dropped that (RFC 9112, section 6.1).
 		h.Set("Connection", "close")
 	}
-	bound(w, r)
+	defer bound(w, r)()
 	p := r.URL.Path
 	switch _, wrong := url.ParseQuery(r.URL.RawQuery); {
 	case !strings.HasPrefix(p, "/") || p != "/" && path.Clean(p) != p:
@@ -163,26 +164,43 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // bound bounds how long a client can hold a connection by a body that it does not send and no handler reads.
-// A handler that does sets another deadline.
-func bound(w http.ResponseWriter, r *http.Request) {
+// A handler that does sets another deadline. The function that it returns has to be called before the handler
+// returns.
+func bound(w http.ResponseWriter, r *http.Request) (leave func()) {
 	control := http.NewResponseController(w)
 	control.SetWriteDeadline(time.Time{}) // an earlier request may have had one
 	if r.ContentLength != 0 {
 		control.SetReadDeadline(time.Now().Add(leftoverTime))
-		r.Body = &boundBody{r.Body, control}
+		b := &boundBody{ReadCloser: r.Body, control: control}
+		r.Body = b
+		return b.leave
 	}
+	return func() {}
 }
 
 // boundBody is a body with a deadline, which ends with the body: later it would be taken for the client's end.
 type boundBody struct {
 	io.ReadCloser
-	control *http.ResponseController
+
+	mu      sync.Mutex               // protects what follows
+	control *http.ResponseController // nil: the handler has returned
+}
+
+// leave lets a Read that a call has left under way touch the writer no more.
+func (b *boundBody) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.control = nil
 }
 
 func (b *boundBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
-		b.control.SetReadDeadline(time.Time{})
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.control != nil {
+			b.control.SetReadDeadline(time.Time{})
+		}
 	}
 	return n, err
 }

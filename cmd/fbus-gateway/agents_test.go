@@ -283,6 +283,54 @@ func TestSessionEnds(t *testing.T) {
 	}
 }
 
+// TestSessionsAreBounded: of too many sessions of a caller those end that were not used for the longest time. One
+// with a call stays.
+func TestSessionsAreBounded(t *testing.T) {
+	x := newSite(t)
+	began, goOn := make(chan bool), make(chan struct{})
+	x.offer(bus.Offer{Name: "hold", Attributes: map[string]string{"tool": ""}}, func(context.Context, *bus.Invocation) bus.Result {
+		began <- true
+		<-goOn
+		return bus.Exit(0)
+	})
+	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
+	send := func(session, body string) *reply {
+		headers := []string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream"}
+		if session != "" {
+			headers = append(headers, "Mcp-Session-Id", session, "Mcp-Protocol-Version", "2025-11-25")
+		}
+		return x.do("POST", x.local+"/mcp", body, headers...)
+	}
+	begin := func() string {
+		r := send("", `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}`)
+		send(r.Header.Get("Mcp-Session-Id"), `{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+		return r.Header.Get("Mcp-Session-Id")
+	}
+	const ping = `{"jsonrpc":"2.0","id":3,"method":"ping"}`
+	calls, used, unused := begin(), begin(), begin()
+	replies := make(chan *reply)
+	go func() {
+		replies <- send(calls, `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"hold","arguments":{}}}`)
+	}() // ends with the call
+	<-began
+	if r := send(used, ping); r.StatusCode != 200 {
+		t.Error(r.Status, r.body)
+	}
+	last := ""
+	for range 98 {
+		last = begin()
+	}
+	for session, want := range map[string]int{calls: 200, used: 200, unused: 404, last: 200} {
+		if r := send(session, ping); r.StatusCode != want {
+			t.Error(r.Status, want, r.body)
+		}
+	}
+	close(goOn)
+	if r := <-replies; r.StatusCode != 200 || strings.Contains(r.body, "rror") {
+		t.Error(r.Status, r.body)
+	}
+}
+
 func wait(t *testing.T, event <-chan struct{}) {
 	t.Helper()
 	select {

@@ -55,6 +55,8 @@ const (
 	// mostServers is how many callers have servers at once. The one that was not used for the longest
 	// time makes room.
 	mostServers = 1000
+	// mostSessions is how many sessions a caller has at once.
+	mostSessions = 100
 	// mostBody bounds a request. The arguments of a call cannot be larger than 1 MiB.
 	mostBody = 4 << 20
 )
@@ -106,19 +108,17 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r = r.WithContext(ctx)
 	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
-		if r.Method == http.MethodDelete {
-			h.mu.Lock()
-			s := h.servers[a.Key]
-			h.mu.Unlock()
-			if s != nil {
-				defer s.endSession(r.Header.Get("Mcp-Session-Id"))()
-			}
+		if s := h.serverOf(a.Key); r.Method == http.MethodDelete && s != nil {
+			defer s.endSession(r.Header.Get("Mcp-Session-Id"))()
 		}
 		if r.Method == http.MethodPost && r.Header.Get("Mcp-Session-Id") == "" && !checkFirst(w, r) {
 			return
 		}
 		if r.Method != http.MethodPost || r.Header.Get("Mcp-Session-Id") == "" {
 			h.old.ServeHTTP(w, r)
+			if s := h.serverOf(a.Key); r.Method == http.MethodPost && s != nil {
+				s.boundSessions(mostSessions)
+			}
 			return
 		}
 		sw := &sessionWriter{ResponseWriter: w}
@@ -260,10 +260,15 @@ func (h *Handler) server(r *http.Request) *sdk.Server {
 
 // hasSession reports whether a caller has a session that is not being closed.
 func (h *Handler) hasSession(key, id string) bool {
-	h.mu.Lock()
-	s := h.servers[key]
-	h.mu.Unlock()
+	s := h.serverOf(key)
 	return s != nil && s.hasSession(id)
+}
+
+// serverOf returns the server of a caller, nil if there is none.
+func (h *Handler) serverOf(key string) *shared {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.servers[key]
 }
 
 // makeRoom forgets servers that were not used for long. The caller holds mu.

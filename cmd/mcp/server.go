@@ -66,6 +66,7 @@ type Server struct {
 	holders map[string]string              // the functions that have the names of tools; it is not changed, but replaced
 	running map[*context.CancelFunc]string // requests, with the ids of their sessions
 	ending  map[string]bool                // sessions that are being closed
+	used    map[string]time.Time           // when sessions had their last requests
 }
 
 // version is what clients are told of this server.
@@ -78,7 +79,7 @@ const instructions = `These tools are functions on an fbus network: programs tha
 
 // NewServer makes a server whose tools are functions of the catalog. Close releases it.
 func NewServer(catalog *Catalog, cfg Config) *Server {
-	s := &Server{catalog: catalog, cfg: cfg, shown: map[string]string{}, running: map[*context.CancelFunc]string{}, ending: map[string]bool{}}
+	s := &Server{catalog: catalog, cfg: cfg, shown: map[string]string{}, running: map[*context.CancelFunc]string{}, ending: map[string]bool{}, used: map[string]time.Time{}}
 	s.cfg.MaxTools = cmp.Or(cfg.MaxTools, 40)
 	s.cfg.TaskAfter = cmp.Or(cfg.TaskAfter, 45*time.Second)
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -131,11 +132,12 @@ func (s *Server) inSession(next sdk.MethodHandler) sdk.MethodHandler {
 		if s.ending[id] {
 			cancel()
 		}
-		s.running[&cancel] = id
+		s.running[&cancel], s.used[id] = id, time.Now()
 		s.mu.Unlock()
 		defer func() {
 			s.mu.Lock()
 			delete(s.running, &cancel)
+			s.used[id] = time.Now()
 			s.mu.Unlock()
 		}()
 		var res sdk.Result
@@ -165,6 +167,43 @@ func (s *Server) endSession(session string) (closed func()) {
 		defer s.mu.Unlock()
 		delete(s.ending, session)
 	}
+}
+
+// boundSessions closes the sessions that were not used for the longest time, if there are too many.
+func (s *Server) boundSessions(most int) {
+	for session := s.surplus(most); session != nil; session = s.surplus(most) {
+		closed := s.endSession(session.ID())
+		session.Close()
+		closed()
+	}
+}
+
+// surplus returns a session to close, nil if there are not too many. From now on it has no requests.
+func (s *Server) surplus(most int) *sdk.ServerSession {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	busy := map[string]bool{}
+	for _, id := range s.running {
+		busy[id] = true
+	}
+	used, oldest := map[string]time.Time{}, (*sdk.ServerSession)(nil)
+	for session := range s.MCP.Sessions() {
+		id := session.ID()
+		if id == "" || s.ending[id] { // one without an id ends with its request
+			continue
+		}
+		if used[id] = s.used[id]; busy[id] || used[id].IsZero() { // or its first request comes just now
+			used[id] = time.Now()
+		}
+		if oldest == nil || used[id].Before(used[oldest.ID()]) {
+			oldest = session
+		}
+	}
+	if s.used = used; len(used) <= most {
+		return nil
+	}
+	s.ending[oldest.ID()] = true
+	return oldest
 }
 
 // hasSession reports whether there is a session that is not being closed.

@@ -3,6 +3,7 @@ package mcp
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,9 @@ import (
 
 // nodeTime bounds what the node does for a call apart from running it: keeping a job, cancelling it.
 const nodeTime = 30 * time.Second
+
+// uniqueTime is how long a job that has ended keeps its unique key, in seconds: longer than nodeTime.
+const uniqueTime = 60
 
 // keepTime is how long the result of a job is kept, in seconds.
 const keepTime = 3600
@@ -54,7 +58,10 @@ func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function st
 		return failure("The bus cannot be reached, and nothing was run: %s", shownError(err)), nil
 	}
 	j := &job{server: s, client: client, caller: s.caller(req), function: f}
-	if j.id, err = j.post(ctx, a, input, traceOf(req)); err != nil {
+	if err = j.post(ctx, a, input, traceOf(req)); err != nil {
+		if errors.Is(err, bus.ErrNodeLost) || errors.Is(err, errUncertain) {
+			return failure("It is not known whether %s was run, or still will be: %s. Call it again only if it does no harm to run it twice. The user can look for its job with fbus jobs.", function, shownError(err)), nil
+		}
 		return failure("%s was not run: %s", function, shownError(err)), nil
 	}
 	return j.wait(ctx, req)
@@ -85,10 +92,45 @@ type job struct {
 	id       string
 }
 
-// post posts the job and returns its id. What was sent to the node is not taken back when ctx ends: the
-// job may be there, and is cancelled then.
-func (j *job) post(ctx context.Context, a bus.Args, input, trace string) (string, error) {
-	options := map[string]any{"at_most_once": true, "keep": keepTime, "kind": "raw"}
+// errUncertain is about a job that may have been kept.
+var errUncertain = &bus.Error{Code: args.CodeUncertain}
+
+// post posts the job. What was sent to the node is not taken back when ctx ends: the job may be there, and is
+// cancelled then. If the node is lost meanwhile nobody knows whether it has kept the job. Then the job is posted
+// again when the node is back, with the same unique key, so that it is there once. An error with the code
+// node_lost or uncertain means that it is still not known.
+func (j *job) post(ctx context.Context, a bus.Args, input, trace string) error {
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), nodeTime, args.Errorf(args.CodeNodeLost, "the node did not keep the job in time"))
+	defer cancel()
+	key := "mcp-" + rand.Text()
+	err := j.postOnce(ctx, a, input, trace, key)
+	for end := time.Now().Add(readyTime); errors.Is(err, bus.ErrNodeLost) && time.Now().Before(end) && ctx.Err() == nil; {
+		client, lost := j.server.bus(ctx)
+		if lost != nil {
+			if !args.Retryable(lost) {
+				return err
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		j.client = client
+		if again := j.postOnce(ctx, a, input, trace, key); again == nil {
+			return nil
+		} else if errors.Is(again, bus.ErrNodeLost) {
+			err = again
+		} else {
+			return args.Errorf(args.CodeNodeLost, "%v, and afterwards: %v", err, again)
+		}
+	}
+	return err
+}
+
+// postOnce posts the job, or finds the one with its unique key.
+func (j *job) postOnce(ctx context.Context, a bus.Args, input, trace, key string) error {
+	options := map[string]any{"at_most_once": true, "keep": keepTime, "kind": "raw", "unique": key, "unique_for": uniqueTime}
 	sent := []string{j.function.info.Name, ""}
 	switch a.Kind() {
 	case args.KindList:
@@ -104,20 +146,19 @@ func (j *job) post(ctx context.Context, a bus.Args, input, trace string) (string
 	}
 	doc, err := json.Marshal(options)
 	if err != nil {
-		return "", err
+		return err
 	}
 	sent[1] = string(doc)
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), nodeTime, args.Errorf(args.CodeNodeLost, "the node did not keep the job in time: it may run"))
-	defer cancel()
 	var out bytes.Buffer
 	request := &bus.Request{Function: "fbus.post", Args: bus.List(sent...), Stdout: &out, Trace: trace, Caller: j.caller}
 	if input != "" || a.Kind() == args.KindRaw {
 		request.Input = strings.NewReader(input)
 	}
 	if _, err := j.client.Call(ctx, request); err != nil {
-		return "", err
+		return err
 	}
-	return strings.TrimSpace(out.String()), nil
+	j.id = strings.TrimSpace(out.String())
+	return nil
 }
 
 // wait waits for the job's end and returns its result. If ctx ends before, nobody waits any more: the job is

@@ -11,14 +11,18 @@ import (
 	"image/jpeg"
 	"image/png"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/cmd/testbus"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -670,6 +674,91 @@ func TestErrorsHaveCodes(t *testing.T) {
 	for _, request := range []string{`"method":"resources/read","params":{"uri":"fbus://job/x/output"}`, `"method":"nothing"`, `"method":"tools/call"`, `"method":"tools/call","params":{"name":5}`, `"method":"tools/call","params":{"name":"x"}`} {
 		if text := read(c.older(session, `{"jsonrpc":"2.0","id":1,`+request+`}`)); text == "" || strings.Contains(text, `"code":0`) {
 			t.Errorf("%s: %s", request, text)
+		}
+	}
+}
+
+// losesAnswer is a connection to the node that ends when the node answers fbus.post.
+func (b *bed) losesAnswer() *bus.Client {
+	b.t.Helper()
+	path := filepath.Join(testbus.Dir(b.t), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	go func() { // ends with the connection
+		defer l.Close()
+		here, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer here.Close()
+		there, err := net.Dial("unix", b.Path)
+		if err != nil {
+			return
+		}
+		var posted atomic.Bool
+		go func() { // ends with the connection
+			defer there.Close()
+			for buf := make([]byte, 64<<10); ; {
+				n, err := here.Read(buf)
+				if err != nil {
+					return
+				}
+				posted.CompareAndSwap(false, bytes.Contains(buf[:n], []byte("fbus.post")))
+				there.Write(buf[:n])
+			}
+		}()
+		for buf := make([]byte, 64<<10); ; {
+			n, err := there.Read(buf)
+			if err != nil || posted.Load() {
+				return
+			}
+			here.Write(buf[:n])
+		}
+	}()
+	c, err := bus.Dial(b.ctx, bus.Unix(path), &bus.Options{Relay: true})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestLostPosts: a node that is lost while it keeps the job may have kept it.
+func TestLostPosts(t *testing.T) {
+	var connect atomic.Pointer[func() (*bus.Client, error)]
+	b := newBed(t, func(c *Catalog, _ *Config) {
+		first := c.Connect
+		c.Connect = func(ctx context.Context) (*bus.Client, error) {
+			if f := connect.Load(); f != nil {
+				return (*f)()
+			}
+			return first(ctx)
+		}
+	})
+	var ran atomic.Int64
+	b.offer(bus.Offer{Name: "f"}, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		fmt.Fprintf(inv.Stdout, "run %d", ran.Add(1))
+		return bus.Exit(0)
+	})
+	session := b.connect(nil)
+	testbus.Until(t, "the tool", func() bool { return len(b.toolsOf(session)) == 1 })
+	for _, c := range []struct {
+		then error // when it connects again
+		want string
+	}{{nil, "run 1"}, {args.Errorf(args.CodeDenied, "no more"), "It is not known whether f was run, or still will be: node closed the connection (code node_lost). Call it again only if"}} {
+		lossy, times := b.losesAnswer(), 0
+		f := func() (*bus.Client, error) {
+			if times++; times == 1 {
+				return lossy, nil
+			}
+			return b.client, c.then
+		}
+		connect.Store(&f)
+		res := b.call(session, "f", map[string]any{"args": []string{"x"}})
+		if got := text(res); !strings.HasPrefix(got, c.want) || res.IsError != (c.then != nil) {
+			t.Errorf("%q, want %q", got, c.want)
 		}
 	}
 }

@@ -26,6 +26,8 @@ func (g *gateway) serveMCP() {
 			Allowed: func(function string) bool { return g.mayCall(c, function) },
 			Caller:  func(client string) string { return c.agent(client) },
 			Begin:   func() (func(), error) { return g.beginTool(c) },
+
+			HidesStderr: !g.cfg.showsStderr(c),
 		}}
 		return a, nil
 	}, true)

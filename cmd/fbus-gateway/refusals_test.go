@@ -122,16 +122,22 @@ func TestCrossSite(t *testing.T) {
 func TestStderrIsForFew(t *testing.T) {
 	x := newSite(t, func(c *config) { c.Tokens["token:dev"] = tokenConfig{Stderr: true} })
 	x.offer(bus.Offer{Name: "exits"}, exits)
+	x.offer(bus.Offer{Name: "fails", Attributes: map[string]string{"tool": ""}}, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		io.WriteString(inv.Stderr, "secret reason\n")
+		return bus.Exit(3)
+	})
+	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"fails"`) })
 	for name, shown := range map[string]bool{"ci": false, "dev": true} {
-		auth := []string{"Authorization", "Bearer " + x.token(name, "exits")}
+		auth := []string{"Authorization", "Bearer " + x.token(name, "exits", "fails")}
 		id := x.do("POST", x.far+"/jobs/exits", "3", auth...).id(t)
 		if r := x.do("GET", x.far+"/jobs/"+id+"/output?wait=10s", nil, auth...); r.StatusCode != 500 {
 			t.Error(name, r.Status)
 		}
 		for what, r := range map[string]*reply{
-			"a job's": x.do("GET", x.far+"/jobs/"+id+"/stderr", nil, auth...),
-			"events":  x.do("POST", x.far+"/call/exits", "3", append(auth, "Accept", "text/event-stream")...),
-			"problem": x.do("POST", x.far+"/call/exits", "3", append(auth, "Accept", "application/problem+json")...),
+			"a job's":  x.do("GET", x.far+"/jobs/"+id+"/stderr", nil, auth...),
+			"events":   x.do("POST", x.far+"/call/exits", "3", append(auth, "Accept", "text/event-stream")...),
+			"a tool's": x.toolAt(x.far, "tools/call", "fails", auth...),
+			"problem":  x.do("POST", x.far+"/call/exits", "3", append(auth, "Accept", "application/problem+json")...),
 		} {
 			if strings.Contains(r.body, "secret reason") != shown || !shown && what == "a job's" && r.StatusCode != 403 {
 				t.Error(name, what, r.Status, r.body)

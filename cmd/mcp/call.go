@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -219,10 +220,9 @@ func (j *job) follow(ctx context.Context, req *sdk.CallToolRequest) *followed {
 	f := &followed{done: make(chan struct{})}
 	shown := ctx // progress belongs to the request
 	ctx, f.cancel = context.WithCancel(ctx)
-	stderr := &f.out.stderr
 	if token := req.Params.GetProgressToken(); token != nil {
 		f.progress = newProgress(shown, req.Session, token)
-		stderr.each = f.progress.line
+		f.out.stderr.each = f.progress.line
 		go func() { // ends with the job, or ctx
 			doc, _ := json.Marshal(bus.JobWait{IDs: []string{j.id}})
 			j.client.Call(ctx, &bus.Request{Function: "fbus.wait", Args: bus.JSON(doc), Caller: j.caller, Stdout: &lines{each: f.progress.report}})
@@ -231,11 +231,19 @@ func (j *job) follow(ctx context.Context, req *sdk.CallToolRequest) *followed {
 	go func() { // ends with the job, or ctx
 		defer close(f.done)
 		_, f.err = j.client.Call(ctx, &bus.Request{
-			Function: "fbus.result", Args: bus.List(j.id, `{"follow":true}`), Caller: j.caller, Stdout: &f.out.stdout, Stderr: stderr,
+			Function: "fbus.result", Args: bus.List(j.id, `{"follow":true}`), Caller: j.caller, Stdout: &f.out.stdout, Stderr: j.stderr(f),
 		})
 		f.ended = ctx.Err() == nil && !errors.Is(f.err, errUnfinished)
 	}()
 	return f
+}
+
+// stderr returns what takes the function's stderr, nil if the caller may not see it.
+func (j *job) stderr(f *followed) io.Writer {
+	if j.server.cfg.HidesStderr {
+		return nil
+	}
+	return &f.out.stderr
 }
 
 var errUnfinished = &bus.Error{Code: "unfinished"}

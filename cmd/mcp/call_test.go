@@ -255,6 +255,41 @@ func TestJobsOfOthersAreNotSeen(t *testing.T) {
 	}
 }
 
+func TestStderrCanBeHidden(t *testing.T) {
+	b := newBed(t, func(_ *Catalog, c *Config) { c.HidesStderr = true })
+	goOn := make(chan bool)
+	b.offer(bus.Offer{Name: "f"}, func(_ context.Context, inv *bus.Invocation) bus.Result {
+		io.WriteString(inv.Stderr, "secret\n")
+		inv.Progress(bus.Progress{Text: "half of it"})
+		<-goOn
+		return bus.Exit(3)
+	})
+	seen := make(chan *sdk.ProgressNotificationParams, 100)
+	session := b.connect(&sdk.ClientOptions{ProgressNotificationHandler: func(_ context.Context, r *sdk.ProgressNotificationClientRequest) { seen <- r.Params }})
+	testbus.Until(t, "the tool", func() bool { return b.toolsOf(session)["f"] != nil })
+	results := make(chan *sdk.CallToolResult)
+	go func() { // ends with the call
+		params := &sdk.CallToolParams{Name: "f"}
+		params.SetProgressToken("token")
+		res, err := session.CallTool(b.ctx, params)
+		if err != nil {
+			t.Error(err)
+		}
+		results <- res
+	}()
+	if p := testbus.Await(t, "a report", seen); p.Message != "half of it" {
+		t.Error(p.Message)
+	}
+	close(goOn)
+	res := testbus.Await(t, "the result", results)
+	later := b.call(session, jobResult, object{"id": res.Meta[metaJob]})
+	for _, res := range []*sdk.CallToolResult{res, later} {
+		if text(res) != "f failed with exit status 3." {
+			t.Error(text(res))
+		}
+	}
+}
+
 func TestProgressRises(t *testing.T) {
 	b := newBed(t)
 	release := make(chan struct{})

@@ -126,7 +126,7 @@ func (j *job) fetch(ctx context.Context) *sdk.CallToolResult {
 func (j *job) read(ctx context.Context) *followed {
 	f := &followed{ended: true}
 	_, f.err = j.client.Call(ctx, &bus.Request{
-		Function: "fbus.result", Args: bus.List(j.id, `{"wait":false}`), Caller: j.caller, Stdout: &f.out.stdout, Stderr: &f.out.stderr,
+		Function: "fbus.result", Args: bus.List(j.id, `{"wait":false}`), Caller: j.caller, Stdout: &f.out.stdout, Stderr: j.stderr(f),
 	})
 	return f
 }

@@ -32,6 +32,8 @@ type Config struct {
 	// Begin counts a call of a tool; done ends it. Its error says when the caller may try again; nil: there is
 	// no limit.
 	Begin func() (done func(), err error)
+	// HidesStderr keeps what functions write to stderr from the caller.
+	HidesStderr bool
 	// Link returns where the output of a job can be read; nil: a resource of this server.
 	Link func(job string) string
 	// Descriptions replace those of the workers, by function.

@@ -504,6 +504,46 @@ func TestTasks(t *testing.T) {
 	}
 }
 
+// TestFirstRequestsAboutJobsWait: a client that has started its server again asks for its tasks at once.
+func TestFirstRequestsAboutJobsWait(t *testing.T) {
+	b := newBed(t, func(_ *Catalog, c *Config) { c.Caller = nil })
+	b.offer(bus.Offer{Name: "f"}, says("x"))
+	session := b.connect(nil)
+	testbus.Until(t, "the tool", func() bool { return len(b.toolsOf(session)) == 1 })
+	id := b.call(session, "f", nil).Meta[metaJob].(string)
+	for method, params := range map[string]object{"tasks/get": {"taskId": id}, "tasks/cancel": {"taskId": id}, "resources/read": {"uri": jobURI(id)}} {
+		catalog := &Catalog{Connect: b.catalog.Connect, Note: t.Logf}
+		server := NewServer(catalog, b.server.cfg)
+		arrived := make(chan struct{})
+		server.MCP.AddReceivingMiddleware(func(next sdk.MethodHandler) sdk.MethodHandler {
+			return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
+				close(arrived)
+				return next(ctx, method, req)
+			}
+		})
+		web := httptest.NewServer(sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server.MCP }, &sdk.StreamableHTTPOptions{Stateless: true}))
+		answer := make(chan object, 1)
+		go func() {
+			_, e, _ := raw{t, web.URL}.call(b.ctx, method, params, object{"extensions": object{tasksExtension: object{}}})
+			answer <- e
+		}()
+		testbus.Await(t, "the request", arrived)
+		ctx, cancel := context.WithCancel(b.ctx)
+		ended := make(chan error)
+		go func() { ended <- catalog.Run(ctx) }()
+		if e := testbus.Await(t, "the answer", answer); e != nil {
+			t.Errorf("%s: %v", method, e)
+		}
+		cancel()
+		<-ended
+		web.Close()
+		server.Close()
+	}
+	if _, _, err := NewServer(&Catalog{Connect: b.catalog.Connect}, b.server.cfg).job(b.ctx, id, ""); args.AsError(err, "").Code != args.CodeNoNode {
+		t.Errorf("without the functions: %v", err)
+	}
+}
+
 func TestClosedRequestCancels(t *testing.T) {
 	b := newBed(t)
 	h, started, ended := holds()

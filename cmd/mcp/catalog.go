@@ -386,7 +386,7 @@ func (c *Catalog) readyLocked() chan struct{} {
 	return c.ready
 }
 
-func isClosed(ch chan struct{}) bool {
+func isClosed(ch <-chan struct{}) bool {
 	select {
 	case <-ch:
 		return true

@@ -73,6 +73,9 @@ func (s *Server) job(ctx context.Context, id, caller string) (*job, *bus.JobInfo
 	if err != nil {
 		return nil, nil, err
 	}
+	if !isClosed(s.catalog.Ready()) { // whenReady has waited
+		return nil, nil, args.Errorf(args.CodeNoNode, "the node does not say which functions there are")
+	}
 	doc, err := json.Marshal(bus.JobQuery{IDs: []string{id}})
 	if err != nil {
 		return nil, nil, err

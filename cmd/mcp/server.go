@@ -226,7 +226,7 @@ func (s *Server) hasSession(id string) bool {
 // readyTime is how long the first requests wait for the node.
 const readyTime = 3 * time.Second
 
-// whenReady lets requests about tools wait until the functions are known: a client asks once, when it
+// whenReady lets requests about tools and jobs wait until the functions are known: a client asks once, when it
 // starts.
 func (s *Server) whenReady(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
@@ -234,7 +234,7 @@ func (s *Server) whenReady(next sdk.MethodHandler) sdk.MethodHandler {
 		case strings.HasPrefix(method, "completion/"), strings.HasPrefix(method, "logging/"):
 			// The library answers these although they are no capabilities of this server.
 			return nil, &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: method + " is not supported"}
-		case strings.HasPrefix(method, "tools/"):
+		case strings.HasPrefix(method, "tools/"), taskMethods[method], method == "resources/read":
 			select {
 			case <-s.catalog.Ready():
 			case <-time.After(readyTime):

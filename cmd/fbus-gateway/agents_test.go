@@ -135,6 +135,30 @@ func TestAgentsHaveLimits(t *testing.T) {
 	}
 }
 
+// TestAgentsReadUnicode: an answer has no half of a surrogate pair, which parsers of many clients refuse.
+func TestAgentsReadUnicode(t *testing.T) {
+	x := newSite(t)
+	for name, o := range map[string]struct{ attribute, schema, answer string }{
+		"output": {"tool", "", `{"a":"\ud800"}`},
+		"own":    {"mcp.result", "", `{"content":[{"type":"text","text":"\ud800"}],"structuredContent":{"\ud800":"\ud800"}}`},
+		"schema": {"tool", `{"type":"object","properties":{"x":{"const":"\ud800"}}}`, ""},
+	} {
+		x.offer(bus.Offer{Name: name, Schema: o.schema, Attributes: map[string]string{"tool": "", o.attribute: ""}}, func(context.Context, *bus.Invocation) bus.Result {
+			return bus.Result{Output: []byte(o.answer)}
+		})
+	}
+	list := ""
+	testbus.Until(x.t, "the tools", func() bool {
+		list = x.tool("tools/list", "").body
+		return strings.Contains(list, `"fbus/function":"output"`) && strings.Contains(list, `"fbus/function":"own"`)
+	})
+	for _, text := range []string{list, x.tool("tools/call", "output").body, x.tool("tools/call", "own").body} {
+		if strings.Contains(strings.ReplaceAll(text, `\\ud800`, ""), `\ud800`) || strings.Contains(text, "isError") {
+			t.Error(text)
+		}
+	}
+}
+
 // TestAgentsDrain: the gateway lets the calls of agents finish when it is told to stop, though their streams
 // of events would not end.
 func TestAgentsDrain(t *testing.T) {

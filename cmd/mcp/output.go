@@ -193,7 +193,7 @@ func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
 	}
 	switch {
 	case err == nil:
-		res.StructuredContent = json.RawMessage(doc)
+		res.StructuredContent = json.RawMessage(wellFormed(doc))
 	case wanted:
 		j.refuse(res, "does not match its output schema: %s", args.OneLine(err.Error()))
 	}

@@ -127,6 +127,29 @@ func TestOutputSchemas(t *testing.T) {
 	}
 }
 
+func TestOwnResultsAreCleanedAndMarked(t *testing.T) {
+	b := newBed(t)
+	const dirty = `a\u001b[31mb\u0007\u202ec\udb40\udc41`
+	for name, kind := range map[string]string{"own": "input_required", "other": "task"} {
+		b.offer(bus.Offer{Name: name, Attributes: map[string]string{"tool": "", "mcp.result": ""}}, says(`{"resultType":"`+kind+`","requestState":"x","_meta":{"fbus/function":"forged"},"content":[
+			{"type":"text","text":"`+dirty+`","_meta":{"fbus/function":"forged","more":1}},{"type":"image","data":"","mimeType":"image/png"},{"type":"audio","data":"","mimeType":"audio/wav"},
+			{"type":"resource_link","uri":"x:y","name":"`+dirty+`"},{"type":"resource","resource":{"uri":"x:y","text":"`+dirty+`","_meta":{"fbus/function":"forged"}}}]}`))
+	}
+	c := raw{t, b.web(nil)}
+	testbus.Until(t, "the tools", func() bool { return len(b.catalog.list()) == 2 })
+	for _, name := range []string{"own", "other"} {
+		res, e, _ := c.call(b.ctx, "tools/call", object{"name": name, "arguments": object{}}, object{})
+		content, _ := res["content"].([]any)
+		if e != nil || res["resultType"] != "complete" || res["requestState"] != nil || len(content) != 5 {
+			t.Fatalf("%s: %v, %v", name, res, e)
+		}
+		text, _ := json.Marshal(res)
+		if strings.Count(string(text), `"fbus/function":"`+name+`"`) != 7 || strings.Contains(string(text), "forged") || strings.Count(string(text), `"abc"`) != 3 || !strings.Contains(string(text), `"more":1`) {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+}
+
 func TestFailures(t *testing.T) {
 	b := newBed(t)
 	b.offer(bus.Offer{Name: "fails"}, func(_ context.Context, inv *bus.Invocation) bus.Result {

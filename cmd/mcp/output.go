@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"fbus/bus"
@@ -167,8 +168,7 @@ func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
 		if _, ok := j.function.first.Attributes[ownResult]; ok {
 			var own sdk.CallToolResult
 			if err := json.Unmarshal(out.b.Bytes(), &own); err == nil && out.complete() && own.InputRequests == nil {
-				own.Meta = j.meta()
-				*res = own
+				j.takeOwn(res, &own)
 				return
 			}
 			j.addContent(res, out, true)
@@ -197,6 +197,39 @@ func (j *job) addOutput(res *sdk.CallToolResult, out *head) {
 	case wanted:
 		j.refuse(res, "does not match its output schema: %s", args.OneLine(err.Error()))
 	}
+}
+
+// takeOwn makes an answer of the result that the function has written itself. Its texts are cleaned as other
+// output is, and what this server says of a result the function cannot say: where its contents come from,
+// and that it is not the last answer.
+func (j *job) takeOwn(res, own *sdk.CallToolResult) {
+	res.Content, res.StructuredContent, res.IsError = own.Content, own.StructuredContent, own.IsError
+	for _, c := range own.Content {
+		switch c := c.(type) {
+		case *sdk.TextContent:
+			c.Text, c.Meta = plain(c.Text), j.marked(c.Meta)
+		case *sdk.ImageContent:
+			c.Meta = j.marked(c.Meta)
+		case *sdk.AudioContent:
+			c.Meta = j.marked(c.Meta)
+		case *sdk.ResourceLink:
+			c.Name, c.Title, c.Description, c.Meta = plain(c.Name), plain(c.Title), plain(c.Description), j.marked(c.Meta)
+		case *sdk.EmbeddedResource:
+			c.Meta = j.marked(c.Meta)
+			if c.Resource != nil {
+				c.Resource.Text, c.Resource.Meta = plain(c.Resource.Text), j.marked(c.Resource.Meta)
+			}
+		}
+	}
+}
+
+// marked returns the _meta of a content with the function that it comes from.
+func (j *job) marked(meta sdk.Meta) sdk.Meta {
+	if meta == nil {
+		meta = sdk.Meta{}
+	}
+	maps.Copy(meta, j.meta())
+	return meta
 }
 
 // refuse makes an error of an output that is not what its function has announced.

@@ -159,6 +159,22 @@ func TestAgentsReadUnicode(t *testing.T) {
 	}
 }
 
+// TestAgentsFindTheirRequests: an id that an answer cannot repeat is refused.
+func TestAgentsFindTheirRequests(t *testing.T) {
+	x := newSite(t)
+	for _, id := range []string{"9007199254740993", "1.5", "null", "\"\xff\""} {
+		for _, version := range []string{"2025-03-26", "2026-07-28"} {
+			message := `{"jsonrpc":"2.0","id":` + id + `,"method":"ping"}`
+			for _, body := range []string{message, "[" + message + "]"} {
+				r := x.do("POST", x.local+"/mcp", body, "Content-Type", "application/json", "Accept", "application/json, text/event-stream", "Mcp-Protocol-Version", version)
+				if r.StatusCode != 400 || !strings.HasPrefix(r.body, `{"error":{"code":-32600,"message":"the id `) || !strings.HasSuffix(r.body, `"id":null,"jsonrpc":"2.0"}`+"\n") {
+					t.Error(version, body, r.Status, r.body)
+				}
+			}
+		}
+	}
+}
+
 // TestAgentsDrain: the gateway lets the calls of agents finish when it is told to stop, though their streams
 // of events would not end.
 func TestAgentsDrain(t *testing.T) {

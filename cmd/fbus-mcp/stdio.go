@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"fbus/bus/args"
+	"fbus/cmd/mcp"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -113,6 +114,9 @@ func (c *stdioConn) accept(line []byte) bool {
 	}
 	for _, text := range batch {
 		msg, err := jsonrpc.DecodeMessage(text)
+		if err == nil {
+			err = mcp.CheckID(text)
+		}
 		if err != nil {
 			if !isResponse(text) { // two ends that answer errors with errors would never stop
 				c.refuse(jsonrpc.CodeInvalidRequest, err)

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -107,11 +109,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer h.count(-1)
 	}
 	r = r.WithContext(ctx)
+	var body []byte
+	if r.Method == http.MethodPost {
+		var ok bool
+		if body, ok = readBody(w, r); !ok {
+			return
+		}
+		if err := checkIDs(body); err != nil {
+			refuse(w, nil, jsonrpc.CodeInvalidRequest, err.Error())
+			return
+		}
+	}
 	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
 		if s := h.serverOf(a.Key); r.Method == http.MethodDelete && s != nil {
 			defer s.endSession(r.Header.Get("Mcp-Session-Id"))()
 		}
-		if r.Method == http.MethodPost && r.Header.Get("Mcp-Session-Id") == "" && !checkFirst(w, r) {
+		if r.Method == http.MethodPost && r.Header.Get("Mcp-Session-Id") == "" && !checkFirst(w, body) {
 			return
 		}
 		if r.Method != http.MethodPost || r.Header.Get("Mcp-Session-Id") == "" {
@@ -128,7 +141,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r) {
+	if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r, body) {
 		return
 	}
 	h.modern.ServeHTTP(w, r)
@@ -161,6 +174,20 @@ func (w *sessionWriter) Write(p []byte) (int, error) {
 // Unwrap serves [http.ResponseController].
 func (w *sessionWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// checkIDs is [CheckID] for the messages of a body, which may be a batch.
+func checkIDs(body []byte) error {
+	var batch []json.RawMessage
+	if json.Unmarshal(body, &batch) != nil {
+		batch = []json.RawMessage{body}
+	}
+	for _, message := range batch {
+		if err := CheckID(message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // refuse answers a request whose session has ended, or whose credential.
 func (w *sessionWriter) refuse(a Access) {
 	if a.Valid == nil || a.Valid.Err() == nil {
@@ -181,11 +208,7 @@ func noSession(w http.ResponseWriter) {
 
 // checkFirst refuses a request without a session that is not one of the first: the library answers it with
 // the code 0.
-func checkFirst(w http.ResponseWriter, r *http.Request) bool {
-	body, ok := readBody(w, r)
-	if !ok {
-		return false
-	}
+func checkFirst(w http.ResponseWriter, body []byte) bool {
 	var req struct {
 		ID     json.RawMessage `json:"id"`
 		Method string          `json:"method"`
@@ -202,11 +225,7 @@ func checkFirst(w http.ResponseWriter, r *http.Request) bool {
 
 // checkTask refuses a request about a task whose headers say something else than its body: the library
 // checks only the methods that it knows.
-func checkTask(w http.ResponseWriter, r *http.Request) bool {
-	body, ok := readBody(w, r)
-	if !ok {
-		return false
-	}
+func checkTask(w http.ResponseWriter, r *http.Request, body []byte) bool {
 	var req struct {
 		ID     json.RawMessage `json:"id"`
 		Params taskParams      `json:"params"`
@@ -222,8 +241,12 @@ func checkTask(w http.ResponseWriter, r *http.Request) bool {
 // is answered.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
+	if errors.As(err, new(*http.MaxBytesError)) {
+		http.Error(w, fmt.Sprintf("the body exceeds the limit of %d bytes", mostBody), http.StatusRequestEntityTooLarge)
+		return nil, false
+	}
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		http.Error(w, "the end of the body is missing", http.StatusBadRequest)
 		return nil, false
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))

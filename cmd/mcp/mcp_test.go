@@ -252,9 +252,10 @@ func TestNamesStayWithTheirFunctions(t *testing.T) {
 }
 
 func TestManyToolsBecomeTwo(t *testing.T) {
-	b := newBed(t, func(_ *Catalog, c *Config) { c.MaxTools = 3 })
+	b := newBed(t, func(list *Catalog, c *Config) { list.Linger, c.MaxTools = time.Millisecond, 3 })
+	var workers []*bus.Client
 	for i := range 5 {
-		b.offer(bus.Offer{Name: fmt.Sprintf("f%d", i), Description: fmt.Sprintf("number %d", i)}, says(fmt.Sprint("this is ", i)))
+		workers = append(workers, b.offer(bus.Offer{Name: fmt.Sprintf("f%d", i), Description: fmt.Sprintf("number %d", i)}, says(fmt.Sprint("this is ", i))))
 	}
 	session := b.connect(nil)
 	testbus.Until(t, "the two tools", func() bool {
@@ -275,8 +276,25 @@ func TestManyToolsBecomeTwo(t *testing.T) {
 	if res := b.call(session, "call_tool", object{"name": "nothing"}); !res.IsError {
 		t.Error(text(res))
 	}
-	if _, err := session.CallTool(b.ctx, &sdk.CallToolParams{Name: "f3"}); err == nil {
-		t.Error("a tool that is not listed was called")
+	// A client that knows a tool from before can still call it.
+	if res := b.call(session, "f3", nil); text(res) != "this is 3" {
+		t.Error(text(res))
+	}
+	if res := b.call(session, "nothing", nil); !res.IsError || !strings.Contains(text(res), "find_tool lists those") {
+		t.Error(text(res))
+	}
+	if said := session.InitializeResult().Instructions; !strings.Contains(said, "find_tool finds them, and call_tool calls them") {
+		t.Error(said)
+	}
+	for _, worker := range workers[3:] {
+		worker.Close()
+	}
+	testbus.Until(t, "the list", func() bool { tools := b.toolsOf(session); return len(tools) == 3 && tools["f2"] != nil })
+	if got := text(b.call(session, "f2", nil)); got != "this is 2" {
+		t.Error(got)
+	}
+	if _, err := session.CallTool(b.ctx, &sdk.CallToolParams{Name: "call_tool", Arguments: object{"name": "f2"}}); err == nil {
+		t.Error("call_tool is still there")
 	}
 }
 

@@ -53,6 +53,12 @@ func (g *gateway) mayCall(c *caller, name string) bool {
 	return published && !strings.HasPrefix(name, "fbus.") && (c.rights == nil || c.rights.MayCall(name)) && g.link.mayCall(name)
 }
 
+// mayCallAll reports whether a caller may call every function, so that nothing need be hidden.
+func (g *gateway) mayCallAll(c *caller) bool {
+	all := func(r *trust.Rights) bool { return r == nil || slices.Contains(r.Call, "*") }
+	return len(g.cfg.Publish) == 0 && all(c.rights) && all(g.link.rights())
+}
+
 // mayList returns mayCall as lists of globs, each of which must have one that matches.
 func (g *gateway) mayList(c *caller) (lists [][]string) {
 	if len(g.cfg.Publish) > 0 {

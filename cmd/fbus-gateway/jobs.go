@@ -181,6 +181,13 @@ func (g *gateway) listJobs(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.refuse(w, r, absent(err, "batch "+query.Batch))
 		return
 	}
+	looked := map[string]bool{}
+	for i := range list {
+		if list[i], err = g.censored(r.Context(), c, list[i], looked); err != nil {
+			g.refuse(w, r, err)
+			return
+		}
+	}
 	w.Header().Set("Fbus-Total", strconv.Itoa(total))
 	writeJSON(w, http.StatusOK, list)
 }
@@ -233,6 +240,56 @@ func (g *gateway) jobs(ctx context.Context, as string, q bus.JobQuery) ([]job, i
 		}
 	}
 	return list, last.Total, nil
+}
+
+// censored returns a job without the functions that the caller may not call: what it would post, and the jobs
+// that it comes from and has posted. Looked has the jobs that were looked up before, and whether they are shown.
+func (g *gateway) censored(ctx context.Context, c *caller, j job, looked map[string]bool) (job, error) {
+	if g.mayCallAll(c) {
+		return j, nil
+	}
+	shows := func(id string) (bool, error) {
+		if show, ok := looked[id]; ok {
+			return show, nil
+		}
+		list, _, err := g.jobs(ctx, c.lister(), bus.JobQuery{IDs: []string{id}})
+		if e, ok := errors.AsType[*args.Error](err); err != nil && !(ok && (e.Code == args.CodeBadInput || e.Code == args.CodeDenied)) {
+			return false, err
+		}
+		looked[id] = err == nil && len(list) == 1 && g.mayCall(c, list[0].Function)
+		return looked[id], nil
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(j.text, &fields); err != nil {
+		return j, args.Errorf(args.CodeInternal, "the node's answer cannot be read: %v", err)
+	}
+	for name, function := range map[string]string{"then": j.Then, "else": j.Else, "finally": j.Finally} {
+		if function != "" && !g.mayCall(c, function) {
+			delete(fields, name)
+		}
+	}
+	if j.Parent != "" {
+		if show, err := shows(j.Parent); err != nil {
+			return j, err
+		} else if !show {
+			delete(fields, "parent")
+		}
+	}
+	var children []string
+	for _, id := range j.Children {
+		if show, err := shows(id); err != nil {
+			return j, err
+		} else if show {
+			children = append(children, id)
+		}
+	}
+	delete(fields, "children")
+	if len(children) > 0 {
+		fields["children"], _ = json.Marshal(children)
+	}
+	text, err := json.Marshal(fields)
+	j.text = text
+	return j, err
 }
 
 // job returns the job in the path of a request, as the caller may see it.
@@ -296,6 +353,9 @@ func (g *gateway) showJob(w http.ResponseWriter, r *http.Request, c *caller) {
 				err = g.holds(r, c)
 			}
 		}
+	}
+	if err == nil {
+		j, err = g.censored(r.Context(), c, j, map[string]bool{})
 	}
 	if err != nil {
 		g.refuse(w, r, err)

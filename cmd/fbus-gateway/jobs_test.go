@@ -151,6 +151,24 @@ func TestJobsOfOthers(t *testing.T) {
 			t.Error(what, r.Status, r.body)
 		}
 	}
+	first := x.do("POST", x.far+"/jobs/shout?then=exits", "0", ci...).id(t)
+	var j bus.JobInfo
+	x.do("GET", x.far+"/jobs/"+first+"?wait=10s", nil, ci...)
+	if r := x.do("GET", x.far+"/jobs/"+first, nil, ci...); json.Unmarshal([]byte(r.body), &j) != nil || j.Then != "exits" || len(j.Children) != 1 {
+		t.Fatal(r.Status, r.body)
+	}
+	second := j.Children[0]
+	third := x.do("POST", x.far+"/jobs/exits?else=shout&finally=exits&delay=1h", "3", ci...).id(t)
+	for id, want := range map[string]string{second: "", third: `"finally":"exits"`} {
+		for _, path := range []string{"/jobs/" + id, "/jobs?limit=2"} {
+			if r := x.do("GET", x.far+path, nil, ops...); r.StatusCode != 200 || strings.Contains(r.body, "shout") || strings.Contains(r.body, first) || !strings.Contains(r.body, want) {
+				t.Error(path, r.Status, r.body)
+			}
+		}
+		if r := x.do("GET", x.far+"/jobs/"+id, nil, ci...); !strings.Contains(r.body, "shout") && !strings.Contains(r.body, first) {
+			t.Error(r.Status, r.body)
+		}
+	}
 	own := x.do("POST", x.far+"/jobs/exits", "3", ops...).id(t)
 	if r := x.do("GET", x.far+"/jobs/"+own+"/stderr?wait=10s", nil, ops...); r.StatusCode != 200 || r.body != "secret reason\n" {
 		t.Error(r.Status, r.body)

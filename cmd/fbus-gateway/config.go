@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +18,7 @@ import (
 
 	"fbus/bus/args"
 	"fbus/bus/trust"
+	"fbus/bus/wire"
 	"fbus/cmd/fbus-gateway/hooks"
 
 	"github.com/pelletier/go-toml/v2"
@@ -114,12 +117,9 @@ var settings = map[string]setting{
 		return err
 	},
 	"behind-proxy": func(c *config, _ []string, v any) error {
-		list, err := asWords(v)
-		if err != nil {
-			return err
-		}
-		c.Proxies, err = parsePrefixes(list)
-		return err
+		list, wrong := asWords(v)
+		c.Proxies, wrong = parsePrefixes(list, wrong)
+		return wrong.err()
 	},
 }
 
@@ -131,16 +131,40 @@ func as[T any](v any, kind string) (T, error) {
 	return t, nil
 }
 
-func asWords(v any) ([]string, error) {
+// elements are what is wrong with elements of a list, by their index. -1: it is no list.
+type elements map[int]error
+
+func (e elements) err() error {
+	if len(e) == 0 {
+		return nil
+	}
+	return e
+}
+
+func (e elements) Error() string {
+	var list []string
+	for _, i := range slices.Sorted(maps.Keys(e)) {
+		list = append(list, args.Plain(e[i]))
+	}
+	return strings.Join(list, "; ")
+}
+
+// asWords returns the strings of a list. One that is wrong is empty.
+func asWords(v any) ([]string, elements) {
 	if s, ok := v.(string); ok {
-		return []string{s}, nil
+		return []string{s}, elements{}
 	}
 	list, err := as[[]any](v, "a list of strings")
-	words := make([]string, len(list))
-	for i := 0; i < len(list) && err == nil; i++ {
-		words[i], err = as[string](list[i], "a list of strings")
+	if err != nil {
+		return nil, elements{-1: err}
 	}
-	return words, err
+	words, wrong := make([]string, len(list)), elements{}
+	for i := range list {
+		if words[i], err = as[string](list[i], "a string"); err != nil {
+			wrong[i] = err
+		}
+	}
+	return words, wrong
 }
 
 func text(of func(c *config) *string) setting {
@@ -155,12 +179,14 @@ func file(of func(c *config) *string) setting { return text(of) }
 
 func words(of func(c *config) *[]string, check func(word string) error) setting {
 	return func(c *config, _ []string, v any) error {
-		list, err := asWords(v)
-		for i := 0; i < len(list) && err == nil && check != nil; i++ {
-			err = check(list[i])
+		list, wrong := asWords(v)
+		for i, word := range list {
+			if err := check(word); err != nil && wrong[i] == nil {
+				wrong[i] = err
+			}
 		}
 		*of(c) = list
-		return err
+		return wrong.err()
 	}
 }
 
@@ -179,13 +205,15 @@ func setPublish(c *config, _ []string, v any) error {
 }
 
 func setListen(c *config, _ []string, v any) error {
-	err := words(func(c *config) *[]string { return &c.Listen }, checkListen)(c, nil, v)
-	for i, addr := range c.Listen {
-		if err == nil && slices.Contains(c.Listen[:i], addr) && !strings.HasSuffix(addr, ":0") {
+	seen := map[string]bool{}
+	return words(func(c *config) *[]string { return &c.Listen }, func(addr string) error {
+		err := checkListen(addr)
+		if err == nil && seen[addr] && !strings.HasSuffix(addr, ":0") {
 			err = args.Errorf(args.CodeUsage, "%q is there twice", addr)
 		}
-	}
-	return err
+		seen[addr] = true
+		return err
+	})(c, nil, v)
 }
 
 func duration(of func(c *config) *time.Duration) setting {
@@ -281,6 +309,9 @@ func checkListen(addr string) error {
 }
 
 func checkHost(host string) error {
+	if strings.Contains(host, "*") {
+		return fmt.Errorf("%q is not a host: hosts are names, without *", host)
+	}
 	if host == "" || host != strings.ToLower(host) || strings.ContainsAny(host, "/:@ ") && net.ParseIP(host) == nil {
 		return fmt.Errorf("%q is not a host: it has no port, and no capitals", host)
 	}
@@ -295,18 +326,26 @@ func checkOrigin(origin string) error {
 	return nil
 }
 
-func parsePrefixes(list []string) (out []netip.Prefix, err error) {
-	for _, s := range list {
+// parsePrefixes parses addresses and networks, but not those that are wrong already, to which it adds.
+func parsePrefixes(list []string, wrong elements) (out []netip.Prefix, _ elements) {
+	for i, s := range list {
+		if wrong[i] != nil {
+			continue
+		}
 		p, err := netip.ParsePrefix(s)
 		if ip, ierr := netip.ParseAddr(s); ierr == nil {
 			p, err = netip.PrefixFrom(ip, ip.BitLen()), nil
 		}
-		if err != nil {
-			return nil, fmt.Errorf("%q is not an address or network, as 10.1.2.3 or 10.0.0.0/8", s)
+		switch {
+		case err != nil:
+			wrong[i] = fmt.Errorf("%q is not an address or network, as 10.1.2.3 or 10.0.0.0/8", s)
+		case p.Bits() == 0:
+			wrong[i] = fmt.Errorf("%q is every address: anybody could read and send tokens without TLS", s)
+		default:
+			out = append(out, p.Masked())
 		}
-		out = append(out, p.Masked())
 	}
-	return out, nil
+	return out, wrong
 }
 
 func parseSize(s string) (int64, error) {
@@ -321,20 +360,47 @@ func parseSize(s string) (int64, error) {
 	return v * unit, nil
 }
 
-// fault is something wrong in a file.
+// fault is something wrong with a setting.
 type fault struct {
-	line, column int
-	message      string
+	line, column  int // in the file; 0: a flag
+	key           string
+	message, hint string
 }
 
-// faults are all that is wrong with a file.
+// faults are all that is wrong with a file and the flags.
 type faults struct {
-	path string
+	path string            // of the file
+	at   map[string][2]int // places of its keys: see positions
 	list []fault
 }
 
-func (f *faults) add(at [2]int, format string, a ...any) {
-	f.list = append(f.list, fault{at[0], at[1], fmt.Sprintf(format, a...)})
+func (f *faults) add(at [2]int, key, format string, a ...any) {
+	f.list = append(f.list, fault{line: at[0], column: at[1], key: key, message: fmt.Sprintf(format, a...)})
+}
+
+// refuse adds what is wrong with the value of a key, or an element of it, wherever that was set. An element of
+// -1 is all of it.
+func (f *faults) refuse(key string, element int, err *args.Error) {
+	at, inFile := f.at[key]
+	if !inFile {
+		f.list = append(f.list, fault{key: key, message: "--" + key + ": " + err.Error(), hint: err.Hint})
+		return
+	}
+	if p, ok := f.at[elementKey(key, element)]; ok {
+		at = p
+	}
+	f.list = append(f.list, fault{at[0], at[1], key, key + ": " + err.Error(), err.Hint})
+}
+
+// has reports whether something is wrong with a key.
+func (f *faults) has(keys ...string) bool {
+	return slices.ContainsFunc(f.list, func(x fault) bool { return slices.Contains(keys, x.key) })
+}
+
+// flag has a flag replace what the file says.
+func (f *faults) flag(key string) {
+	delete(f.at, key)
+	f.list = slices.DeleteFunc(f.list, func(x fault) bool { return x.key == key })
 }
 
 // err returns the faults as one error, a line each, nil if there are none.
@@ -350,18 +416,31 @@ func (f *faults) Error() string { return strings.Join(f.lines(), "; ") }
 
 func (f *faults) lines() (lines []string) {
 	for _, x := range f.list {
-		lines = append(lines, fmt.Sprintf("%s:%d:%d: %s", f.path, x.line, x.column, x.message))
+		if x.line > 0 {
+			x.message = fmt.Sprintf("%s:%d:%d: %s", f.path, x.line, x.column, x.message)
+		}
+		lines = append(lines, x.message)
+		if x.hint != "" {
+			lines = append(lines, "hint: "+x.hint)
+		}
 	}
 	return lines
 }
 
-// readConfig reads gateway.toml into c. The error has all that is wrong with it.
-func (c *config) read(path string) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return args.Errorf(args.CodeUsage, "%v", err)
+// read reads gateway.toml into c, and returns all that is wrong with it. The error is that it cannot be read.
+func (c *config) read(path string) (wrong *faults, err error) {
+	st, err := os.Stat(path)
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s must be a regular file", path)
 	}
-	wrong := &faults{path: path}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return nil, args.Errorf(args.CodeUsage, "%v", err)
+	}
+	wrong = &faults{path: path}
 	data = args.WithoutBOM(data)
 	doc := map[string]any{}
 	if err := toml.Unmarshal(data, &doc); err != nil {
@@ -369,10 +448,11 @@ func (c *config) read(path string) error {
 		if e, ok := errors.AsType[*toml.DecodeError](err); ok {
 			at[0], at[1] = e.Position()
 		}
-		wrong.add(at, "%s", strings.TrimPrefix(err.Error(), "toml: "))
-		return wrong
+		wrong.add(at, "", "%s", strings.TrimPrefix(err.Error(), "toml: "))
+		return nil, wrong
 	}
 	at := positions(data)
+	wrong.at = at
 	where := func(key []string) [2]int {
 		for ; len(key) > 0; key = key[:len(key)-1] {
 			if p, ok := at[strings.Join(key, "\x00")]; ok {
@@ -402,8 +482,10 @@ func (c *config) read(path string) error {
 	}
 	for key, path := range map[string]string{"tls-cert": c.TLSCert, "tls-key": c.TLSKey} {
 		if _, ok := doc[key].(string); ok && path != "" {
-			if _, err := os.Stat(path); err != nil {
-				wrong.add(where([]string{key}), "%s: %s", key, args.Plain(err))
+			if st, err := os.Stat(path); err != nil {
+				wrong.add(where([]string{key}), key, "%s: %s", key, args.Plain(err))
+			} else if !st.Mode().IsRegular() {
+				wrong.add(where([]string{key}), key, "%s: it must be a regular file", key)
 			}
 		}
 	}
@@ -415,7 +497,7 @@ func (c *config) read(path string) error {
 		}
 		c.Tokens[name] = t
 	}
-	return wrong.err()
+	return wrong, nil
 }
 
 // readTable takes the keys of a table.
@@ -426,13 +508,18 @@ func (c *config) readTable(table map[string]any, above []string, where func(key 
 		inner, isTable := v.(map[string]any)
 		switch {
 		case set != nil:
-			if err := set(c, words, v); err != nil {
-				wrong.add(where(key), "%s: %s", strings.Join(key, "."), args.Plain(err))
+			dotted, list := strings.Join(key, "."), elements(nil)
+			if err := set(c, words, v); errors.As(err, &list) {
+				for i, err := range list {
+					wrong.add(where(append(slices.Clone(key), elementName(i))), dotted, "%s: %s", dotted, args.Plain(err))
+				}
+			} else if err != nil {
+				wrong.add(where(key), dotted, "%s: %s", dotted, args.Plain(err))
 			}
 		case isTable && isPrefix(key):
 			c.readTable(inner, key, where, wrong)
 		default:
-			wrong.add(where(key), "%s: unknown key", strings.Join(key, "."))
+			wrong.add(where(key), "", "%s: unknown key", strings.Join(key, "."))
 		}
 	}
 }
@@ -441,7 +528,7 @@ func (c *config) readTable(table map[string]any, above []string, where func(key 
 func readTables[T any](doc map[string]any, kind string, into map[string]T, where func(key []string) [2]int, wrong *faults, check func(name string, t *T) []hooks.Fault) {
 	add := func(message string, key ...string) {
 		key = append([]string{kind}, key...)
-		wrong.add(where(key), "%s: %s", strings.Join(key, "."), message)
+		wrong.add(where(key), "", "%s: %s", strings.Join(key, "."), message)
 	}
 	all, ok := doc[kind]
 	if !ok {
@@ -497,7 +584,10 @@ func setField(to any, key string, v any) (err error) {
 			*field, err = as[string](v, "a string")
 		case *[]string:
 			if _, err = as[[]any](v, "a list of strings"); err == nil {
-				*field, err = asWords(v)
+				list, wrong := asWords(v)
+				if *field = list; len(wrong) > 0 {
+					err = errors.New("it must be a list of strings")
+				}
 			}
 		case *any:
 			*field = v
@@ -541,7 +631,13 @@ func matches(parts, key []string) (open []string, ok bool) {
 	return open, true
 }
 
-// positions returns where each key of a document is: the decoder knows that only of some faults.
+// elementName stands for an element of a list below its key.
+func elementName(i int) string { return "#" + strconv.Itoa(i) }
+
+func elementKey(key string, i int) string { return key + "\x00" + elementName(i) }
+
+// positions returns where each key of a document is, and each element of a list: the decoder knows that only of
+// some faults.
 func positions(data []byte) map[string][2]int {
 	at := map[string][2]int{}
 	var p unstable.Parser
@@ -564,6 +660,14 @@ func positions(data []byte) map[string][2]int {
 			for inner := v.Children(); inner.Next(); {
 				set(key, inner.Node())
 			}
+		} else if v.Kind == unstable.Array {
+			i := 0
+			for inner := v.Children(); inner.Next(); i++ {
+				if raw := inner.Node().Raw; raw.Length > 0 {
+					start := p.Shape(raw).Start
+					at[elementKey(strings.Join(key, "\x00"), i)] = [2]int{start.Line, start.Column}
+				}
+			}
 		}
 	}
 	var table []string
@@ -578,29 +682,56 @@ func positions(data []byte) map[string][2]int {
 	return at
 }
 
-// check refuses what would let in anybody, or tell others what is sent.
-func (c *config) check() error {
+// check refuses what would let in anybody, or tell others what is sent, and what cannot work.
+func (c *config) check(wrong *faults) {
+	usage := func(format string, a ...any) *args.Error { return args.Errorf(args.CodeUsage, format, a...) }
 	if c.Drain < 0 {
-		return args.Errorf(args.CodeUsage, "--drain must not be negative")
+		wrong.refuse("drain", -1, usage("it must not be negative"))
 	}
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return args.Errorf(args.CodeUsage, "--tls-cert and --tls-key go together")
+	pair := [2]string{"tls-cert", "tls-key"}
+	secure := c.TLSCert != "" || wrong.has(pair[:]...)
+	switch {
+	case wrong.has(pair[:]...):
+	case c.TLSCert != "" && c.TLSKey == "":
+		wrong.refuse(pair[0], -1, usage("it needs tls-key"))
+	case c.TLSCert == "" && c.TLSKey != "":
+		wrong.refuse(pair[1], -1, usage("it needs tls-cert"))
+		secure = true
+	case c.TLSCert != "":
+		if _, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey); err != nil {
+			wrong.refuse(pair[0], -1, usage("it cannot be used with tls-key: %s", strings.TrimPrefix(args.Plain(err), "tls: ")))
+		}
 	}
-	for _, addr := range c.Listen {
+	behind := len(c.Proxies) > 0 || wrong.has("behind-proxy")
+	invalid := wrong.has("listen")
+	for i, addr := range c.Listen {
 		if err := checkListen(addr); err != nil {
-			return args.Errorf(args.CodeUsage, "--listen: %v", err)
+			if !invalid { // the file's have been checked
+				wrong.refuse("listen", i, args.AsError(err, args.CodeUsage))
+			}
+			continue
 		}
 		switch host, _, _ := net.SplitHostPort(addr); {
 		case isLoopback(strings.ToLower(host)):
 		case c.NoAuth:
-			return args.Errorf(args.CodeUsage, "--no-auth: %s is not an address of this machine alone", addr).WithHint("--listen %s", defaultListen)
-		case c.TLSCert == "" && len(c.Proxies) == 0:
-			return args.Errorf(args.CodeUsage, "--listen %s: other machines could read the tokens", addr).
-				WithHint("--tls-cert FILE --tls-key FILE, or --behind-proxy ADDR, that of a proxy with TLS")
+			wrong.refuse("no-auth", -1, usage("%s is not an address of this machine alone", addr).WithHint("--listen %s", defaultListen))
+		case !secure && !behind:
+			wrong.refuse("listen", i, usage("%s: other machines could read the tokens", addr).
+				WithHint("--tls-cert FILE --tls-key FILE, or --behind-proxy ADDR, that of a proxy with TLS"))
 		}
 	}
-	if c.NoAuth && len(c.Proxies) > 0 {
-		return args.Errorf(args.CodeUsage, "--no-auth and --behind-proxy exclude each other: anybody could use the proxy")
+	if c.NoAuth && behind {
+		wrong.refuse("no-auth", -1, usage("no-auth and behind-proxy exclude each other: anybody could use the proxy"))
 	}
-	return nil
+	for key, path := range map[string]string{"socket": c.Socket, "access-log": c.AccessLog} {
+		if path == "" || filepath.Base(path) == "none" || wrong.has(key) {
+			continue // the default's directory is made
+		}
+		if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
+			wrong.refuse(key, -1, usage("%s: its directory does not exist", args.Shown(path)))
+		}
+	}
+	if err := wire.CheckPath(c.Socket); err != nil && c.Socket != "" {
+		wrong.refuse("socket", -1, usage("%s", args.Plain(err)))
+	}
 }

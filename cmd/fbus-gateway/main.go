@@ -75,16 +75,11 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		_, err := fmt.Fprintf(stdout, help, flags.FlagUsages())
 		return err
 	}
-	listen := slices.Clone(c.Listen)
+	listen, wrong := slices.Clone(c.Listen), &faults{}
 	if *configFile != "" {
-		var wrong *faults
-		if err := c.read(*configFile); errors.As(err, &wrong) {
-			for _, line := range wrong.lines() {
-				fmt.Fprintln(stderr, "fbus:", args.OneLine(line))
-			}
-			return companion.Status(args.StatusOf(args.CodeUsage))
-		} else if err != nil {
-			return err
+		var err error
+		if wrong, err = c.read(*configFile); err != nil {
+			return said(stderr, err)
 		}
 		if flags.Changed("listen") {
 			c.Listen = nil // it would be added to
@@ -94,45 +89,43 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 			c.Listen = listen
 		}
 	}
-	var err error
+	flags.Visit(func(f *pflag.Flag) { wrong.flag(f.Name) })
 	if flags.Changed("behind-proxy") {
-		if c.Proxies, err = parsePrefixes(*proxies); err != nil {
-			return usage("--behind-proxy: %v", err)
+		list, bad := parsePrefixes(*proxies, elements{})
+		if c.Proxies = list; len(bad) > 0 {
+			wrong.refuse("behind-proxy", -1, args.Errorf(args.CodeUsage, "%v", bad))
 		}
 	}
 	for _, glob := range *metricsFunctions {
 		if err := trust.CheckGlob(glob); err != nil {
-			return usage("--metrics-functions: %v", err)
+			wrong.refuse("metrics-functions", -1, args.AsError(err, args.CodeUsage))
 		}
 	}
 	if flags.Changed("metrics-functions") {
 		c.MetricsFunctions = *metricsFunctions
 	}
-	explicit := []string{c.Socket, c.AccessLog}
-	if c.Socket == "" {
-		if c.Socket, err = socketPath(); err != nil {
-			return err
-		}
-	}
-	switch words := flags.Args(); {
-	case len(words) == 1 && words[0] == "socket":
-		_, err := fmt.Fprintln(stdout, c.Socket)
-		return err
-	case len(words) > 0:
-		return usage("unexpected word %q", words[0])
+	own := flags.Args()
+	if len(own) > 0 && (len(own) > 1 || own[0] != "socket") {
+		return usage("unexpected word %q", own[0])
 	}
 	if *demo {
 		c.Listen = nil
 	}
-	if err := c.check(); err != nil {
-		return err
+	if len(own) == 0 {
+		c.check(wrong)
 	}
-	for i, name := range []string{"--socket", "--access-log"} {
-		if path := explicit[i]; path != "" && filepath.Base(path) != "none" {
-			if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
-				return usage("%s %s: its directory does not exist", name, args.Shown(path))
-			}
+	if err := wrong.err(); err != nil {
+		return said(stderr, err)
+	}
+	if c.Socket == "" {
+		var err error
+		if c.Socket, err = socketPath(); err != nil {
+			return err
 		}
+	}
+	if len(own) > 0 {
+		_, err := fmt.Fprintln(stdout, c.Socket)
+		return err
 	}
 	var pair *keyPair
 	if c.TLSCert != "" {
@@ -150,6 +143,18 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 		}
 	}
 	return c.run(ctx, pair, *demo, note, stdout)
+}
+
+// said prints faults, a line each. It returns any other error.
+func said(stderr io.Writer, err error) error {
+	wrong, ok := errors.AsType[*faults](err)
+	if !ok {
+		return err
+	}
+	for _, line := range wrong.lines() {
+		fmt.Fprintln(stderr, "fbus:", args.OneLine(line))
+	}
+	return companion.Status(args.StatusOf(args.CodeUsage))
 }
 
 // run listens and serves until ctx ends.

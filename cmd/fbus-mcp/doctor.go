@@ -101,6 +101,18 @@ func (o *options) examineServer(ctx context.Context, stdout io.Writer, words []s
 		tools = append(tools, tool)
 	}
 	fmt.Fprintf(stdout, "start     %d tools after %d ms, by MCP %s\n", len(tools), time.Since(start).Milliseconds(), session.InitializeResult().ProtocolVersion)
+	byFinder := slices.ContainsFunc(tools, func(t *sdk.Tool) bool { return t.Name == "find_tool" })
+	if byFinder {
+		found, total, err := find(ctx, session)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "find      find_tool finds %d functions, which are too many to list\n", total)
+		if len(found) < total {
+			fmt.Fprintf(stdout, "find      the first %d of them are shown\n", len(found))
+		}
+		tools = append(tools, found...)
+	}
 	slices.SortStableFunc(tools, func(a, b *sdk.Tool) int { return cmp.Compare(rank(a), rank(b)) })
 	call := &sdk.CallToolParams{Name: "job_result", Arguments: map[string]any{"id": "none"}}
 	for _, tool := range tools {
@@ -108,6 +120,11 @@ func (o *options) examineServer(ctx context.Context, stdout io.Writer, words []s
 		if rank(tool) == 0 && call.Name == "job_result" && tool.Annotations != nil && tool.Annotations.ReadOnlyHint && !demands(tool.InputSchema) {
 			call = &sdk.CallToolParams{Name: tool.Name, Arguments: map[string]any{}}
 		}
+	}
+	name := call.Name
+	if byFinder && name != "job_result" {
+		call = &sdk.CallToolParams{Name: "call_tool", Arguments: map[string]any{"name": name, "arguments": call.Arguments}}
+		name += ", by call_tool,"
 	}
 	start = time.Now()
 	res, err := session.CallTool(ctx, call)
@@ -122,13 +139,32 @@ func (o *options) examineServer(ctx context.Context, stdout io.Writer, words []s
 	}
 	switch {
 	case call.Name == "job_result":
-		fmt.Fprintf(stdout, "call      tools can be called. No function was called: none has the attribute read-only and needs no arguments\n")
+		fmt.Fprintf(stdout, "call      tools can be called. No function was called: none of these has the attribute read-only and needs no arguments\n")
 	case res.IsError:
-		fmt.Fprintf(stdout, "call      %s failed after %d ms%s\n", call.Name, time.Since(start).Milliseconds(), text)
+		fmt.Fprintf(stdout, "call      %s failed after %d ms%s\n", name, time.Since(start).Milliseconds(), text)
 	default:
-		fmt.Fprintf(stdout, "call      %s answered after %d ms%s\n", call.Name, time.Since(start).Milliseconds(), text)
+		fmt.Fprintf(stdout, "call      %s answered after %d ms%s\n", name, time.Since(start).Milliseconds(), text)
 	}
 	return nil
+}
+
+// find returns functions as find_tool finds them, and how many there are.
+func find(ctx context.Context, session *sdk.ClientSession) ([]*sdk.Tool, int, error) {
+	res, err := session.CallTool(ctx, &sdk.CallToolParams{Name: "find_tool", Arguments: map[string]any{"limit": 100}})
+	var found struct {
+		Tools []*sdk.Tool `json:"tools"`
+		Total int         `json:"total"`
+	}
+	if err == nil {
+		var text []byte
+		if text, err = json.Marshal(res.StructuredContent); err == nil {
+			err = json.Unmarshal(text, &found)
+		}
+	}
+	if err != nil {
+		return nil, 0, args.Errorf(args.CodeInternal, "tools/call of find_tool: %v", err)
+	}
+	return found.Tools, found.Total, nil
 }
 
 // rank puts the functions before the tools of fbus mcp itself.

@@ -36,14 +36,14 @@ type link struct {
 // rights are the only ones that the gateway has on its connection, whoever runs it.
 var rights = []string{"call:*", "relay", "monitor"}
 
-// run keeps the connection until ctx ends. It returns an error if the node denies entry the first time.
+// run keeps the connection until ctx ends. It returns an error if the node denies entry, or what a gateway needs,
+// the first time.
 func (l *link) run(ctx context.Context) error {
 	said := ""
 	for entered, pause := false, 50*time.Millisecond; ; {
 		c, err := bus.Connect(ctx, &l.opts)
 		if err == nil {
-			entered, pause, said = true, 50*time.Millisecond, ""
-			err = l.use(ctx, c)
+			err = l.use(ctx, c, func() { entered, pause, said = true, 50*time.Millisecond, "" })
 			c.Close()
 		}
 		if ctx.Err() != nil {
@@ -54,6 +54,9 @@ func (l *link) run(ctx context.Context) error {
 		}
 		if text := err.Error(); text != said {
 			l.note("%s: looking for the node", text)
+			if hint := args.AsError(err, args.CodeInternal).Hint; hint != "" {
+				l.note("hint: %s", hint)
+			}
 			said = text
 		}
 		select {
@@ -65,8 +68,8 @@ func (l *link) run(ctx context.Context) error {
 	}
 }
 
-// use serves requests over a connection until it is lost.
-func (l *link) use(ctx context.Context, c *bus.Client) error {
+// use serves requests over a connection until it is lost. It calls entered once it can.
+func (l *link) use(ctx context.Context, c *bus.Client, entered func()) error {
 	text, err := output(ctx, c, "", "fbus.nodes", bus.Args{})
 	if err != nil {
 		return err
@@ -81,6 +84,7 @@ func (l *link) use(ctx context.Context, c *bus.Client) error {
 	l.mu.Lock()
 	l.client, l.own, l.functions, l.schemas = c, info.Rights, map[string]*bus.FunctionInfo{}, map[string]*schema.Schema{}
 	l.mu.Unlock()
+	entered()
 	l.note("connected to node %s of network %s as %s", info.Name, info.Network, info.Caller)
 	defer func() {
 		l.mu.Lock()

@@ -41,9 +41,10 @@ func OneLine[T string | []byte](text T) string {
 	}, string(text))
 }
 
-// sequences matches what terminals take for colours, cursor movements and titles (ECMA-48).
+// sequences matches what terminals take for colours, cursor movements and titles (ECMA-48). A title that has no
+// end ends with its line: it must not hide what comes after it.
 var sequences = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x1b\x07]*(?:\x1b\\|\x07)?|[ -/]*[0-~])`)
+	return regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|P[^\x1b]*\x1b\\|[\]PX^_][^\x1b\x07\n]*(?:\x1b\\|\x07)?|[ -/]*[0-~])`)
 })
 
 // WithoutSequences removes what terminals take for colours, cursor movements and titles.

@@ -59,6 +59,7 @@ func TestQuoteUnsafe(t *testing.T) {
 func TestWithoutSequences(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain [1m": "plain [1m", "\x1b[1;31mred\x1b[0m": "red", "\x1b]0;title\a\x1b]8;;x\x1b\\link": "link", "\x1b[2K\x1b7a\x1b(Bb": "ab", "end\x1b": "end\x1b",
+		"\x1b]0;title\nnext\nlast\a": "\nnext\nlast\a", "\x1b]0;title": "", "\x1bPq#0\n#1\x1b\\after a sixel": "after a sixel", "\x1bPq#0\nnext": "\nnext",
 	} {
 		if got := WithoutSequences(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)

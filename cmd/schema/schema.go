@@ -35,9 +35,10 @@ const (
 	// one more for each of its bytes. Schemas that refer to themselves several times could otherwise
 	// take years.
 	maxSteps = 50_000
-	// maxExponent and maxDigits bound a number: the library makes fractions of them. 1e99999999 would take a
-	// hundred megabytes, and of larger ones it makes none and panics.
-	maxExponent = 400
+	// minExponent and maxDigits bound a number, which must be below what float64 has, too. The library makes
+	// fractions of them: 1e-9999999 would take megabytes, and of longer ones it makes none and panics. Clients
+	// make infinity of what is too large for float64.
+	minExponent = -400
 	maxDigits   = 1000
 	// maxProblems is how many problems of a document an error lists, and how many values of an enum.
 	maxProblems = 5
@@ -229,14 +230,14 @@ func checkNumbers(v any, path string) (err error) {
 			}
 		}
 	case json.Number:
-		text := string(v)
-		rule := ""
-		if i := strings.IndexAny(text, "eE"); i >= 0 {
-			if e, err := strconv.Atoi(text[i+1:]); err != nil || e < -maxExponent || e > maxExponent {
-				rule = fmt.Sprintf("exponents are %d to %d", -maxExponent, maxExponent)
-			}
-		}
-		if len(text) > maxDigits {
+		text, rule := string(v), ""
+		_, digits, _ := strings.Cut(strings.ToLower(text), "e")
+		exponent, err := strconv.Atoi(cmp.Or(digits, "0"))
+		if _, large := strconv.ParseFloat(text, 64); large != nil {
+			rule = "it must be between -1.8e308 and 1.8e308"
+		} else if err != nil || exponent < minExponent {
+			rule = fmt.Sprintf("its exponent must be at least %d", minExponent)
+		} else if len(text) > maxDigits {
 			rule = fmt.Sprintf("it has %d characters, the limit is %d", len(text), maxDigits)
 		}
 		if rule != "" {

@@ -334,18 +334,8 @@ func TestSessionsAreBounded(t *testing.T) {
 		return bus.Exit(0)
 	})
 	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
-	send := func(session, body string) *reply {
-		headers := []string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream"}
-		if session != "" {
-			headers = append(headers, "Mcp-Session-Id", session, "Mcp-Protocol-Version", "2025-11-25")
-		}
-		return x.do("POST", x.local+"/mcp", body, headers...)
-	}
-	begin := func() string {
-		r := send("", `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}`)
-		send(r.Header.Get("Mcp-Session-Id"), `{"jsonrpc":"2.0","method":"notifications/initialized"}`)
-		return r.Header.Get("Mcp-Session-Id")
-	}
+	send := func(session, body string) *reply { return x.inSession(x.local, session, body) }
+	begin := func() string { return x.session(x.local) }
 	const ping = `{"jsonrpc":"2.0","id":3,"method":"ping"}`
 	calls, used, unused := begin(), begin(), begin()
 	replies := make(chan *reply)
@@ -368,6 +358,54 @@ func TestSessionsAreBounded(t *testing.T) {
 	close(goOn)
 	if r := <-replies; r.StatusCode != 200 || strings.Contains(r.body, "rror") {
 		t.Error(r.Status, r.body)
+	}
+}
+
+// TestAgentsHearTheEndOfTheirToken: a call that waits is answered with 401, or with an error if its stream has begun.
+func TestAgentsHearTheEndOfTheirToken(t *testing.T) {
+	x := newSite(t)
+	began := make(chan bool)
+	x.offer(bus.Offer{Name: "hold", Slots: 3, Attributes: map[string]string{"tool": ""}}, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		inv.Progress(bus.Progress{Text: "it has begun"})
+		began <- true
+		<-ctx.Done()
+		return bus.Exit(0)
+	})
+	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
+	auth := []string{"Authorization", "Bearer " + x.token("gone", "*")}
+	replies := make(chan *reply, 2)
+	go func() { replies <- x.toolAt(x.far, "tools/call", "hold", auth...) }() // ends with the token
+	session := x.session(x.far, auth...)
+	go func() { // ends with the token
+		replies <- x.inSession(x.far, session, `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"hold","arguments":{}}}`, auth...)
+	}()
+	r, err := http.NewRequestWithContext(t.Context(), "POST", x.far+"/mcp", strings.NewReader(`{"jsonrpc":"2.0","id":"c","method":"tools/call","params":{"name":"hold","arguments":{},"_meta":{"progressToken":1}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Mcp-Session-Id": {session}, "Mcp-Protocol-Version": {"2025-11-25"}, "Authorization": auth[1:]}
+	stream := make(chan *http.Response, 1)
+	go func() { // ends with the first event
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if err != nil {
+			t.Error(err)
+		}
+		stream <- resp
+	}()
+	for range 3 {
+		<-began
+	}
+	begun := <-stream
+	defer begun.Body.Close()
+	x.g.link.tokens.ended(func(*admitted) bool { return true }) // as when the node says so before it ends the jobs
+	for range 2 {
+		if r := <-replies; r.StatusCode != 401 || r.Header.Get("WWW-Authenticate") == "" || !strings.Contains(r.body, "revoked") {
+			t.Error(r.Status, r.Header, r.body)
+		}
+	}
+	text, err := io.ReadAll(begun.Body)
+	if err != nil || !strings.Contains(string(text), `{"error":{"code":-32603,"message":"token:gone was revoked or has expired"},"id":"c","jsonrpc":"2.0"}`) {
+		t.Error(string(text), err)
 	}
 }
 
@@ -408,6 +446,25 @@ func BenchmarkJob(b *testing.B) {
 func (x *site) tool(method, name string) *reply {
 	x.t.Helper()
 	return x.toolAt(x.local, method, name)
+}
+
+// session begins a session of version 2025-11-25 and returns its id.
+func (x *site) session(url string, headers ...string) string {
+	x.t.Helper()
+	r := x.inSession(url, "", `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}`, headers...)
+	id := r.Header.Get("Mcp-Session-Id")
+	x.inSession(url, id, `{"jsonrpc":"2.0","method":"notifications/initialized"}`, headers...)
+	return id
+}
+
+// inSession sends a message of a session.
+func (x *site) inSession(url, session, body string, headers ...string) *reply {
+	x.t.Helper()
+	headers = append([]string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream"}, headers...)
+	if session != "" {
+		headers = append(headers, "Mcp-Session-Id", session, "Mcp-Protocol-Version", "2025-11-25")
+	}
+	return x.do("POST", url+"/mcp", body, headers...)
 }
 
 // toolAt makes a request of version 2026-07-28.

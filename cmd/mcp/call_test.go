@@ -591,7 +591,7 @@ func TestSessionsBelongToTheirCallers(t *testing.T) {
 		a := Access{Key: name, Config: Config{Allowed: func(function string) bool { return function == name }, Caller: func(string) string { return name }}}
 		switch name {
 		case "alices":
-			a.Valid = valid
+			a.Valid, a.Ended = valid, valid.Err
 		case "":
 			return a, errors.New("who is it?")
 		}

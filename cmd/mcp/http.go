@@ -24,7 +24,16 @@ type Access struct {
 	Key string
 	// Valid ends with the caller's credential, and so do then its sessions and calls; nil: it does not.
 	Valid context.Context
+	// Ended returns an error if the credential has ended, perhaps before Valid; nil: it does not.
+	Ended func() error
 	Config
+}
+
+func (a *Access) ended() error {
+	if a.Ended == nil {
+		return nil
+	}
+	return a.Ended()
 }
 
 // Handler speaks the protocol over streamable HTTP.
@@ -120,42 +129,54 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if r.Header.Get("Mcp-Protocol-Version") < firstModern {
+	sw, session := &sessionWriter{ResponseWriter: w}, r.Header.Get("Mcp-Session-Id")
+	switch {
+	case r.Header.Get("Mcp-Protocol-Version") >= firstModern:
+		if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r, body) {
+			return
+		}
+		h.modern.ServeHTTP(sw, r)
+	case r.Method == http.MethodPost && session == "":
+		if !checkFirst(w, body) {
+			return
+		}
+		h.old.ServeHTTP(sw, r)
+		if s := h.serverOf(a.Key); s != nil {
+			s.boundSessions(mostSessions)
+		}
+	case r.Method == http.MethodPost:
+		sw.inSession = true
+		h.old.ServeHTTP(sw, r)
+	default:
 		if s := h.serverOf(a.Key); r.Method == http.MethodDelete && s != nil {
-			defer s.endSession(r.Header.Get("Mcp-Session-Id"))()
+			defer s.endSession(session)()
 		}
-		if r.Method == http.MethodPost && r.Header.Get("Mcp-Session-Id") == "" && !checkFirst(w, body) {
-			return
-		}
-		if r.Method != http.MethodPost || r.Header.Get("Mcp-Session-Id") == "" {
-			h.old.ServeHTTP(w, r)
-			if s := h.serverOf(a.Key); r.Method == http.MethodPost && s != nil {
-				s.boundSessions(mostSessions)
-			}
-			return
-		}
-		sw := &sessionWriter{ResponseWriter: w}
-		// A request that its client has cancelled is not answered: it gets an empty stream.
-		if h.old.ServeHTTP(sw, r); !sw.begun && !h.hasSession(a.Key, r.Header.Get("Mcp-Session-Id")) {
-			sw.refuse(a)
-		}
-		return
+		h.old.ServeHTTP(sw, r)
 	}
-	if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r, body) {
-		return
+	switch err := a.ended(); {
+	case err != nil && !sw.begun:
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		http.Error(w, err.Error(), http.StatusUnauthorized)
+	case err != nil && r.Context().Err() != nil && w.Header().Get("Content-Type") == "text/event-stream":
+		for _, id := range requestIDs(body) {
+			fmt.Fprintf(w, "event: message\ndata: %s\n\n", rpcError(id, jsonrpc.CodeInternalError, err.Error()))
+		}
+	// A request that its client has cancelled is not answered: it gets an empty stream.
+	case err == nil && sw.inSession && !sw.begun && !h.hasSession(a.Key, session):
+		noSession(w)
 	}
-	h.modern.ServeHTTP(w, r)
 }
 
-// sessionWriter passes on the response to a request of a session. If the session has ended, the library says so in
-// plain text, or begins no response at all: begun is then false.
+// sessionWriter passes on the response to a request. If its session has ended, the library says so in plain text, or
+// begins no response at all: begun is then false.
 type sessionWriter struct {
 	http.ResponseWriter
+	inSession    bool
 	begun, ended bool
 }
 
 func (w *sessionWriter) WriteHeader(status int) {
-	if status == http.StatusNotFound && !w.begun && w.Header().Get("Content-Type") != "application/json" {
+	if w.inSession && status == http.StatusNotFound && !w.begun && w.Header().Get("Content-Type") != "application/json" {
 		w.ended = true
 		return
 	}
@@ -173,30 +194,6 @@ func (w *sessionWriter) Write(p []byte) (int, error) {
 
 // Unwrap serves [http.ResponseController].
 func (w *sessionWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// checkIDs is [CheckID] for the messages of a body, which may be a batch.
-func checkIDs(body []byte) error {
-	var batch []json.RawMessage
-	if json.Unmarshal(body, &batch) != nil {
-		batch = []json.RawMessage{body}
-	}
-	for _, message := range batch {
-		if err := CheckID(message); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// refuse answers a request whose session has ended, or whose credential.
-func (w *sessionWriter) refuse(a Access) {
-	if a.Valid == nil || a.Valid.Err() == nil {
-		noSession(w.ResponseWriter)
-		return
-	}
-	w.Header().Set("WWW-Authenticate", "Bearer")
-	http.Error(w.ResponseWriter, "the credential has ended", http.StatusUnauthorized)
-}
 
 // noSession answers a request whose session is not there, or not any more: the client has to begin another one
 // (version 2025-11-25, Transports, Session Management).
@@ -253,11 +250,49 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
 	return body, true
 }
 
+// messages returns the messages of a body, which may be a batch.
+func messages(body []byte) (batch []json.RawMessage) {
+	if json.Unmarshal(body, &batch) != nil {
+		return []json.RawMessage{body}
+	}
+	return batch
+}
+
+// checkIDs is [CheckID] for the messages of a body.
+func checkIDs(body []byte) error {
+	for _, message := range messages(body) {
+		if err := CheckID(message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// requestIDs returns the ids of the requests in a body.
+func requestIDs(body []byte) (ids []json.RawMessage) {
+	for _, message := range messages(body) {
+		var req struct {
+			ID     json.RawMessage `json:"id"`
+			Method string          `json:"method"`
+		}
+		if json.Unmarshal(message, &req) == nil && req.ID != nil && req.Method != "" {
+			ids = append(ids, req.ID)
+		}
+	}
+	return ids
+}
+
 // refuse answers a request with an error.
 func refuse(w http.ResponseWriter, id json.RawMessage, code int64, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadRequest)
-	json.NewEncoder(w).Encode(map[string]any{"jsonrpc": "2.0", "id": id, "error": jsonrpc.Error{Code: code, Message: message}})
+	fmt.Fprintf(w, "%s\n", rpcError(id, code, message))
+}
+
+// rpcError makes the answer that is an error; id nil: that of the request is not known.
+func rpcError(id json.RawMessage, code int64, message string) []byte {
+	text, _ := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": id, "error": jsonrpc.Error{Code: code, Message: message}})
+	return text
 }
 
 // server returns the server of the caller of a request; nil, which is a 400, when the handler is closed.

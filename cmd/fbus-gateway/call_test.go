@@ -302,6 +302,10 @@ func TestSchema(t *testing.T) {
 	x := newSite(t)
 	x.offer(bus.Offer{Name: "price", Schema: `{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}`}, echo)
 	x.offer(bus.Offer{Name: "resize", Arguments: "command line: {1}"}, echo)
+	x.offer(bus.Offer{Name: "greet", Arguments: "command line: {name}"}, echo)
+	if r := x.do("GET", x.local+"/functions/greet", nil); !strings.Contains(r.body, `"required":["name"]`) || !strings.Contains(r.body, `"name":"greet"`) {
+		t.Error(r.body)
+	}
 	const js = "application/json"
 	for _, c := range []struct {
 		path, body string
@@ -314,6 +318,10 @@ func TestSchema(t *testing.T) {
 		{"/call/resize?arg=50", "", 200, ""},
 		{"/call/resize?arg=50&arg=60", "", 422, ""},
 		{"/jobs/price", `{}`, 422, "n"},
+		{"/call/price", "", 200, ""},
+		{"/call/resize", "", 422, "minItems"},
+		{"/call/greet", "", 422, "name"},
+		{"/jobs/greet", "{}", 422, "name"},
 	} {
 		r := x.do("POST", x.local+c.path, c.body, "Content-Type", js)
 		if r.StatusCode != c.status || !strings.Contains(r.body, c.says) {

@@ -7,6 +7,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/cmd/schema"
 )
 
 // functions serves GET /functions and /functions/NAME: what the caller may call.
@@ -44,6 +45,24 @@ func (g *gateway) functions(w http.ResponseWriter, r *http.Request, c *caller) {
 	case len(list) == 0:
 		g.refuse(w, r, args.Errorf(args.CodeNoFunction, "%s: no such function", name))
 	default:
-		writeJSON(w, http.StatusOK, list[0])
+		writeJSON(w, http.StatusOK, withSchema(list[0]))
 	}
+}
+
+// withSchema adds the schema by which calls are validated, if the placeholders of a function are what it has.
+func withSchema(doc json.RawMessage) json.RawMessage {
+	var info bus.FunctionInfo
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(doc, &info) != nil || info.Schema != nil || json.Unmarshal(doc, &fields) != nil {
+		return doc
+	}
+	s, err := schema.Of(&info)
+	if s == nil || err != nil {
+		return doc
+	}
+	fields["schema"] = s.Text
+	if text, err := json.Marshal(fields); err == nil {
+		doc = text
+	}
+	return doc
 }

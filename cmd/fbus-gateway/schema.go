@@ -12,15 +12,26 @@ import (
 
 // check validates the arguments of a call with the function's schema.
 func (g *gateway) check(ctx context.Context, req *bus.Request) error {
-	kind := req.Args.Kind()
+	kind, doc := req.Args.Kind(), req.Args.Data()
 	if kind == args.KindRaw {
-		return nil
+		info := g.link.function(req.Function)
+		if req.Input != nil || info == nil {
+			return nil
+		}
+		p := schema.ParsePlaceholders(info)
+		switch { // without arguments it is as with none
+		case p == nil:
+			return nil
+		case p.Fields != nil:
+			kind, doc = args.KindJSON, []byte("{}")
+		default:
+			kind, doc = args.KindJSON, []byte("[]")
+		}
 	}
 	s, err := g.link.schema(ctx, req.Function)
 	if s == nil || err != nil {
 		return err
 	}
-	doc := req.Args.Data()
 	if kind != args.KindJSON {
 		v, err := args.Decode(kind, doc)
 		if err == nil {

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
 	"reflect"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +18,8 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/cmd/schema"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
 // Catalog knows the functions on the bus that can be tools, and follows their changes. When the node
@@ -328,9 +333,30 @@ func newFunction(old *function, now *bus.FunctionInfo) *function {
 		}
 		if f.err != nil {
 			f.err = args.Errorf(args.CodeUsage, "output-schema: %v", f.err)
+			return f
 		}
 	}
+	f.err = f.accepted()
 	return f
+}
+
+// scratch is a server with which the library checks tools. Nobody uses it.
+var scratch = sync.OnceValue(func() *sdk.Server { return sdk.NewServer(&sdk.Implementation{Name: "scratch"}, nil) })
+
+// accepted returns an error if the library does not accept the function as a tool, for instance since its schema
+// has wrong annotations. It panics then.
+func (f *function) accepted() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = errors.New(strings.TrimPrefix(fmt.Sprint(r), `AddTool "checked": `))
+		}
+	}()
+	tool := &sdk.Tool{Name: "checked", InputSchema: f.form.Text}
+	if f.out != nil {
+		tool.OutputSchema = f.out.Text
+	}
+	scratch().AddTool(tool, nil)
+	return nil
 }
 
 // sameOffer reports whether two offers say the same of a function.

@@ -7,9 +7,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fbus/bus/args"
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -132,7 +134,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	sw, session := &sessionWriter{ResponseWriter: w}, r.Header.Get("Mcp-Session-Id")
 	switch {
 	case r.Header.Get("Mcp-Protocol-Version") >= firstModern:
-		if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r, body) {
+		if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r, body) || !checkNumbers(w, body) {
 			return
 		}
 		h.modern.ServeHTTP(sw, r)
@@ -231,6 +233,24 @@ func checkTask(w http.ResponseWriter, r *http.Request, body []byte) bool {
 		return true
 	}
 	refuse(w, req.ID, sdk.CodeHeaderMismatch, "the header Mcp-Name must be the taskId")
+	return false
+}
+
+// largeNumber matches documents that may have a number which is no float64.
+var largeNumber = regexp.MustCompile(`[eE]\+?[0-9]{3}|[0-9]{300}`)
+
+// checkNumbers refuses a request with a number that is no float64: the library would say that it finds no name
+// in it.
+func checkNumbers(w http.ResponseWriter, body []byte) bool {
+	var number *json.UnmarshalTypeError
+	if !largeNumber.Match(body) || !errors.As(json.Unmarshal(body, new(any)), &number) {
+		return true
+	}
+	var req struct {
+		ID json.RawMessage `json:"id"`
+	}
+	json.Unmarshal(body, &req) // it is a JSON document
+	refuse(w, req.ID, jsonrpc.CodeInvalidParams, fmt.Sprintf("invalid params: the %s is out of range: it must be between -1.8e308 and 1.8e308", args.Shorten(number.Value)))
 	return false
 }
 

@@ -49,6 +49,9 @@ func (s *Server) addOwn() {
 			s.calls.Add(1)
 			defer s.calls.Done()
 			j, _, err := s.job(ctx, in.ID, s.caller(req))
+			if errors.Is(err, bus.ErrBadInput) || errors.Is(err, bus.ErrDenied) {
+				return failure("There is no job %s of a tool. The id of a job is in the answer of the tool that has started it, and a job is kept for an hour after its end.", args.Shown(in.ID)), nil
+			}
 			if err != nil {
 				return failure("%s", shownError(err)), nil
 			}

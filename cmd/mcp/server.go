@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fbus/bus"
+	"fbus/bus/args"
 	"fbus/cmd/schema"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
@@ -277,12 +278,9 @@ func (s *Server) sync() {
 			continue
 		}
 		function := t.f.info.Name
-		if err := s.add(tool, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		s.MCP.AddTool(tool, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 			return s.call(ctx, req, function, req.Params.Arguments)
-		}); err != nil {
-			s.catalog.Note("not a tool: %s: %v", function, err)
-			delete(shown, t.name)
-		}
+		})
 	}
 	for name := range s.shown {
 		if _, ok := shown[name]; !ok {
@@ -321,18 +319,6 @@ func (s *Server) byName(next sdk.MethodHandler) sdk.MethodHandler {
 		call.Params = &params
 		return next(ctx, method, &call)
 	}
-}
-
-// add adds a tool. The library panics over what it does not accept, such as wrong annotations in the
-// schema, which is a worker's.
-func (s *Server) add(tool *sdk.Tool, h sdk.ToolHandler) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%v", r)
-		}
-	}()
-	s.MCP.AddTool(tool, h)
-	return nil
 }
 
 // find returns the function of a tool.
@@ -388,7 +374,7 @@ func (s *Server) addBuiltIn(tool *sdk.Tool, h sdk.ToolHandler) {
 
 // badArguments tells the agent what to change.
 func badArguments(err error) *sdk.CallToolResult {
-	return failure("The arguments do not match the input schema of the tool, and nothing was run: %s. Change them and call it again.", err)
+	return failure("The arguments do not match the input schema of the tool, and nothing was run: %s. Change them and call it again.", args.Plain(err))
 }
 
 // addFinder lists the two tools that stand for all.
@@ -407,8 +393,8 @@ func (s *Server) addFinder() {
 // serveFind is the tool find_tool.
 func (s *Server) serveFind(_ context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 	in := struct {
-		Query string `json:"query"`
-		Limit int    `json:"limit"`
+		Query string  `json:"query"`
+		Limit float64 `json:"limit"` // 10.0 is an integer, too
 	}{Limit: 10}
 	if err := json.Unmarshal(req.Params.Arguments, &in); err != nil {
 		return badArguments(err), nil
@@ -436,7 +422,7 @@ func (s *Server) serveFind(_ context.Context, req *sdk.CallToolRequest) (*sdk.Ca
 	}
 	slices.SortStableFunc(hits, func(a, b hit) int { return cmp.Compare(b.score, a.score) })
 	found := []*sdk.Tool{}
-	for _, h := range hits[:min(len(hits), max(in.Limit, 1), 100)] {
+	for _, h := range hits[:min(len(hits), max(int(in.Limit), 1), 100)] {
 		found = append(found, h.Tool)
 	}
 	text, err := json.Marshal(map[string]any{"tools": found, "total": len(hits)})

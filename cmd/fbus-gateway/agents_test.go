@@ -159,9 +159,12 @@ func TestAgentsReadUnicode(t *testing.T) {
 	}
 }
 
-// TestAgentsFindTheirRequests: an id that an answer cannot repeat is refused.
+// TestAgentsFindTheirRequests: an id that an answer cannot repeat is refused, and so are wrong params, in plain words.
 func TestAgentsFindTheirRequests(t *testing.T) {
 	x := newSite(t)
+	if r := x.inSession(x.local, x.session(x.local), `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":5}}`); r.StatusCode != 400 || r.body != `{"error":{"code":-32602,"message":"invalid params: name must be a string"},"id":7,"jsonrpc":"2.0"}`+"\n" {
+		t.Error(r.Status, r.body)
+	}
 	for _, id := range []string{"9007199254740993", "1.5", "null", "\"\xff\""} {
 		for _, version := range []string{"2025-03-26", "2026-07-28"} {
 			message := `{"jsonrpc":"2.0","id":` + id + `,"method":"ping"}`

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -227,9 +226,8 @@ func (c *stdioConn) Write(ctx context.Context, msg jsonrpc.Message) error {
 		}
 		var kind *json.UnmarshalTypeError
 		switch {
-		case errors.As(res.Error, &kind): // the library shows types of Go, and all parameters
-			problem, _, _ := strings.Cut(args.Plain(kind), ", not ")
-			res.Error = &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: "invalid params: " + problem}
+		case errors.As(res.Error, &kind):
+			res.Error = mcp.InvalidParams(kind)
 		case res.Error != nil && !errors.As(res.Error, new(*jsonrpc.Error)): // it has no code for what comes before initialize
 			res.Error = &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: args.OneLine(res.Error.Error())}
 		}

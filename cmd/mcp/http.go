@@ -130,6 +130,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			refuse(w, nil, jsonrpc.CodeInvalidRequest, err.Error())
 			return
 		}
+		if id, err := checkParams(body); err != nil {
+			refuse(w, id, err.Code, err.Message)
+			return
+		}
 	}
 	sw, session := &sessionWriter{ResponseWriter: w}, r.Header.Get("Mcp-Session-Id")
 	switch {

@@ -6,6 +6,10 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"fbus/bus/args"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 )
 
 // mostID is the greatest number that all clients can keep.
@@ -38,4 +42,39 @@ func CheckID(message []byte) error {
 		}
 		return nil
 	}
+}
+
+// InvalidParams is the error for params of a wrong type, in plain words: the library shows types of Go, and all params.
+func InvalidParams(err *json.UnmarshalTypeError) *jsonrpc.Error {
+	problem, _, _ := strings.Cut(args.Plain(err), ", not ")
+	return &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: "invalid params: " + strings.Replace(problem, "the document ", "they ", 1)}
+}
+
+// checkParams returns an error if a request has params of a wrong type, and its id.
+func checkParams(message []byte) (id json.RawMessage, wrong *jsonrpc.Error) {
+	var req struct {
+		ID     json.RawMessage `json:"id"`
+		Params json.RawMessage `json:"params"`
+	}
+	var params struct { // of all methods
+		Name       string         `json:"name"`
+		URI        string         `json:"uri"`
+		Cursor     string         `json:"cursor"`
+		Level      string         `json:"level"`
+		TaskID     string         `json:"taskId"`
+		Version    string         `json:"protocolVersion"`
+		Meta       map[string]any `json:"_meta"`
+		ClientInfo struct {
+			Name    string `json:"name"`
+			Version string `json:"version"`
+		} `json:"clientInfo"`
+	}
+	if json.Unmarshal(message, &req) != nil || req.ID == nil || req.Params == nil {
+		return nil, nil
+	}
+	var kind *json.UnmarshalTypeError
+	if errors.As(json.Unmarshal(req.Params, &params), &kind) {
+		return req.ID, InvalidParams(kind)
+	}
+	return nil, nil
 }

@@ -22,3 +22,19 @@ func TestIDsAreKeptOrRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestWrongParamsAreRefusedInPlainWords(t *testing.T) {
+	for params, want := range map[string]string{
+		`[]`: "they must be an object", `{"name":5}`: "name must be a string", `{"_meta":"x"}`: "_meta must be an object", `{"clientInfo":{"version":1}}`: "version must be a string",
+	} {
+		id, err := checkParams([]byte(`{"id":7,"method":"tools/call","params":` + params + `}`))
+		if err == nil || string(id) != "7" || err.Code != -32602 || err.Message != "invalid params: "+want {
+			t.Errorf("%s: %s, %v", params, id, err)
+		}
+	}
+	for _, good := range []string{`{"id":7,"params":{"name":"x","arguments":{"name":5}}}`, `{"id":7,"params":null}`, `{"id":7}`, `{"params":5}`, `[{"id":7,"params":5}]`, `{`} {
+		if _, err := checkParams([]byte(good)); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+}

@@ -169,7 +169,7 @@ func TestStandard(t *testing.T) {
 		}
 		return send(t, "POST", s.URL+"/hook/pay?a=1&b=2&b=3", body, map[string]string{
 			"Webhook-Id": id, "Webhook-Timestamp": fmt.Sprint(at.Unix()), "Webhook-Signature": "v1,AAAA " + signature,
-			"Content-Type": "application/json", "Authorization": "Bearer secret", "X-Custom": "<1>",
+			"Content-Type": "application/json", "Authorization": "Bearer secret", "X-Custom": "<1>", "X-Gitlab-Token": "x", "X-Api-Key": "x",
 		})
 	}
 	now := time.Now()

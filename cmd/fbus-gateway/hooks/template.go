@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -89,6 +90,9 @@ var notInEnvelope = map[string]bool{
 	"Via": true, "Forwarded": true, "X-Real-Ip": true, "X-Request-Id": true,
 }
 
+// secretHeader matches headers whose values are secret by their names, as those of X-Api-Key and X-Gitlab-Token.
+var secretHeader = regexp.MustCompile(`(?i)token|secret|password|api-?key`)
+
 // envelope returns the whole request as one JSON document.
 func (d *delivery) envelope(s *scheme) (bus.Args, error) {
 	all := struct {
@@ -97,7 +101,7 @@ func (d *delivery) envelope(s *scheme) (bus.Args, error) {
 		Body    any               `json:"body"`
 	}{map[string]string{}, single(d.query), d.body}
 	for name, values := range d.header {
-		if notInEnvelope[name] || name == s.header || name == http.CanonicalHeaderKey(s.timestamp) || strings.HasPrefix(name, "X-Forwarded-") {
+		if notInEnvelope[name] || name == s.header || name == http.CanonicalHeaderKey(s.timestamp) || strings.HasPrefix(name, "X-Forwarded-") || secretHeader.MatchString(name) {
 			continue
 		}
 		all.Headers[strings.ToLower(name)] = strings.Join(values, ", ")

@@ -27,7 +27,11 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.post(w, r, c)
 		return
 	}
-	if err := callQuery(r.URL.Query()); err != nil {
+	err = callQuery(r.URL.Query())
+	if _, ok := r.Header["Idempotency-Key"]; ok && err == nil {
+		err = args.Errorf(args.CodeUsage, "Idempotency-Key is for jobs: POST /jobs/%s, or Prefer: respond-async", name)
+	}
+	if err != nil {
 		g.refuse(w, r, err)
 		return
 	}
@@ -173,15 +177,24 @@ func (g *gateway) permit(c *caller, r *http.Request, name string) error {
 		return denied(c, name)
 	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
-		info := g.link.function(name)
-		if info == nil {
+		if g.link.function(name) == nil {
 			return args.Errorf(args.CodeNoFunction, "%s: no such function", name)
 		}
-		if _, ok := info.Attributes["read-only"]; !ok {
+		if !g.readOnly(name) {
 			return errMethod
 		}
 	}
 	return nil
+}
+
+// readOnly reports whether a function can be called by GET.
+func (g *gateway) readOnly(name string) bool {
+	info := g.link.function(name)
+	if info == nil {
+		return false
+	}
+	_, ok := info.Attributes["read-only"]
+	return ok
 }
 
 func denied(c *caller, name string) error {

@@ -273,6 +273,9 @@ func TestLateFailure(t *testing.T) {
 		if r.StatusCode != 200 || r.err != nil || len(r.body) != 100_000 || r.Trailer.Get("Fbus-Status") != "3" || r.Trailer.Get("Fbus-Code") != "exit" {
 			t.Error(name, r.Status, r.err, r.Trailer)
 		}
+		if r = x.do("POST", x.local+"/call/late", body, "TE", "gzip, trailers; q=0"); r.StatusCode != 200 || r.err == nil {
+			t.Error(name, r.Status, r.err)
+		}
 		r = x.do("POST", x.local+"/call/late?status=header", body)
 		if r.StatusCode != 500 || r.err != nil || len(r.body) != 100_000 || r.Header.Get("Fbus-Status") != "3" {
 			t.Error(name, r.Status, r.err, r.Header)

@@ -29,6 +29,11 @@ const (
 func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, name string) (*bus.Request, *body, error) {
 	req := &bus.Request{Function: name, Caller: c.name, WaitSlot: bus.WaitFor(defaultWait), Trace: args.Trace(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))}
 	var err error
+	for _, name := range []string{"Fbus-Wait", "Fbus-Timeout", "Content-Type"} {
+		if len(r.Header[name]) > 1 {
+			return nil, nil, args.Errorf(args.CodeUsage, "the header %s may be there once", name)
+		}
+	}
 	if v := r.Header.Get("Fbus-Wait"); v != "" {
 		if req.WaitSlot, err = parseWait("Fbus-Wait", v); err != nil {
 			return nil, nil, err
@@ -64,6 +69,9 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 	kind, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if as == "input" {
 		kind = ""
+	}
+	if charset := params["charset"]; kind == "application/json" && charset != "" && !strings.EqualFold(charset, "utf-8") {
+		return nil, nil, &httpError{args.Errorf(args.CodeUsage, "JSON is in UTF-8, not in %s", args.Shown(charset)), http.StatusUnsupportedMediaType, 0}
 	}
 	if hasWords && (kind == "application/json" || kind == "multipart/form-data") {
 		return nil, nil, args.Errorf(args.CodeUsage, "?arg and a body of %s are both arguments: ?as=input sends the body as input", kind)

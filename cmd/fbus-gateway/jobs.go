@@ -201,11 +201,15 @@ func (c *caller) lister() string {
 	return c.name
 }
 
-// known refuses parameters that a path does not have: one that is mistyped could widen the answer.
+// known refuses parameters that a path does not have: one that is mistyped could widen the answer. Only ?arg
+// may be repeated.
 func known(q url.Values, names ...string) error {
-	for name := range q {
-		if !slices.Contains(names, name) {
+	for name, values := range q {
+		switch {
+		case !slices.Contains(names, name):
 			return args.Errorf(args.CodeUsage, "unknown parameter %q", args.Shown(name))
+		case len(values) > 1 && name != "arg":
+			return args.Errorf(args.CodeUsage, "the parameter %s may be there once", name)
 		}
 	}
 	return nil
@@ -343,9 +347,9 @@ func (g *gateway) showJob(w http.ResponseWriter, r *http.Request, c *caller) {
 	if err == nil {
 		err = known(q, "wait")
 	}
-	if v := q.Get("wait"); err == nil && v != "" && !j.State.Finished() {
+	if v := q.Get("wait"); err == nil && v != "" {
 		var d time.Duration
-		if d, err = parseDuration("?wait", v); err == nil {
+		if d, err = parseDuration("?wait", v); err == nil && !j.State.Finished() {
 			if err = g.await(r.Context(), c, j.ID, min(d, maxWait)); err == nil {
 				j, err = g.job(r, c)
 			}
@@ -405,7 +409,7 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 		a.kind = "text/plain; charset=utf-8"
 		req.Stderr = a
 	} else {
-		a.kind = g.outputType(j.Function)
+		a.kind, a.status = g.outputType(j.Function), g.cfg.Functions[j.Function].Status
 		req.Stdout = a
 	}
 	res, err := g.link.call(r.Context(), req)

@@ -18,20 +18,21 @@ import (
 // mount adds the metrics, the description of what the gateway serves, and the webhooks that come in.
 func (g *gateway) mount() {
 	g.metrics = &metrics.Metrics{Call: g.link.call, Globs: g.cfg.MetricsFunctions, Tokens: g.link.expiries.byName, Note: g.note}
-	g.handle("GET /metrics", func(w http.ResponseWriter, r *http.Request, c *caller) {
+	g.handle("GET /metrics", g.bare(func(w http.ResponseWriter, r *http.Request, c *caller) {
 		may := func(name string) bool { return g.mayCall(c, name) }
 		if c.monitors() && (c.rights == nil || len(c.rights.Call) == 0) {
 			may = nil // Prometheus need not be able to call anything to see all
 		}
 		g.metrics.Serve(w, r, may, c.monitors())
-	})
-	g.handle("GET /openapi.json", g.openapi)
+	}))
+	g.handle("GET /openapi.json", g.bare(g.openapi))
 	var faults []hooks.Fault
 	if g.hooks, faults = hooks.New(g.cfg.Hooks); faults != nil { // a secret file has changed since the check
 		g.note("%v: no webhooks are taken", faults[0])
 		g.hooks, _ = hooks.New(nil)
 	}
-	g.hooks.Call, g.hooks.Status, g.hooks.Note = g.link.call, httpStatus, g.note
+	g.hooks.Call, g.hooks.Note = g.link.call, g.note
+	g.hooks.Status = func(function string, end bus.End) int { return statusWith(end, g.cfg.Functions[function].Status) }
 }
 
 // isHook reports whether a path is that of a webhook. Webhooks are signed, and need no token.

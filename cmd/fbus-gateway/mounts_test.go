@@ -69,6 +69,19 @@ func TestWebhook(t *testing.T) {
 	}
 }
 
+// TestWebhookStatus: the answer of a called function has the status that its table says.
+func TestWebhookStatus(t *testing.T) {
+	x := newSite(t, func(cfg *config) {
+		cfg.Hooks = map[string]hooks.Config{"h": {Function: "exits", Verify: "token", SecretFile: writeSecret(t, "s"), Mode: "call", Args: []string{}}}
+		cfg.Functions["exits"] = functionConfig{Status: map[int]int{3: 409}}
+		cfg.Publish = []string{"other"}
+	})
+	x.offer(bus.Offer{Name: "exits"}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(3) })
+	if r := x.do("POST", x.far+"/hook/h", nil, "Authorization", "Bearer s"); r.StatusCode != 409 {
+		t.Error(r.Status, r.body)
+	}
+}
+
 // TestSendWebhook: the gateway offers functions that send webhooks, with no right to offer anything else.
 func TestSendWebhook(t *testing.T) {
 	got := make(chan string, 10)

@@ -68,6 +68,7 @@ func TestUnsentBody(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	x := newSite(t)
 	x.offer(bus.Offer{Name: "echo", Attributes: map[string]string{"read-only": ""}}, echo)
+	x.offer(bus.Offer{Name: "other"}, upper)
 	const key, accept, js = "Idempotency-Key", "Accept", "application/problem+json"
 	for name, c := range map[string]struct {
 		method, path string
@@ -90,6 +91,21 @@ func TestRefusals(t *testing.T) {
 		"another method":              {"DELETE", "/functions", []string{accept, js}, 405, js},
 		"another method of a call":    {"PUT", "/call/echo", []string{accept, js}, 405, js},
 		"q=0":                         {"GET", "/nothing", []string{accept, js + ";q=0, text/plain"}, 404, "text/plain; charset=utf-8"},
+		"a parameter of none":         {"GET", "/functions?x=1", nil, 400, ""},
+		"of one function":             {"GET", "/functions/echo?x=1", nil, 400, ""},
+		"of calls":                    {"GET", "/calls?x=1", nil, 400, ""},
+		"of the metrics":              {"GET", "/metrics?x=1", nil, 400, ""},
+		"of the description":          {"GET", "/openapi.json?x", nil, 400, ""},
+		"of a probe":                  {"GET", "/healthz?x=1", nil, 200, ""},
+		"two of a name":               {"POST", "/jobs/echo?retries=5&retries=6", nil, 400, ""},
+		"two as":                      {"POST", "/call/echo?as=input&as=x", nil, 400, ""},
+		"two args":                    {"POST", "/call/echo?arg=1&arg=1", nil, 200, ""},
+		"two timeouts":                {"POST", "/call/echo", []string{"Fbus-Timeout", "1s", "Fbus-Timeout", "2s"}, 400, ""},
+		"two waits":                   {"POST", "/jobs/echo", []string{"Fbus-Wait", "1s", "Fbus-Wait", "2s"}, 400, ""},
+		"a key for a call":            {"POST", "/call/echo", []string{key, "a"}, 400, ""},
+		"a key for an async call":     {"POST", "/call/echo", []string{key, "a", "Prefer", "respond-async"}, 202, ""},
+		"another charset":             {"POST", "/call/echo", []string{"body", "{}", "Content-Type", "application/json; charset=latin1"}, 415, ""},
+		"UTF-8":                       {"POST", "/call/echo", []string{"body", "{}", "Content-Type", "application/json; charset=UTF-8"}, 200, ""},
 		"GET with a body":             {"GET", "/call/echo", []string{"body", "x"}, 400, ""},
 	} {
 		var body any
@@ -100,6 +116,22 @@ func TestRefusals(t *testing.T) {
 		if r.StatusCode != c.status || c.kind != "" && r.Header.Get("Content-Type") != c.kind || (c.status == 405) != (r.Header.Get("Allow") != "") {
 			t.Errorf("%s: %s %v %s", name, r.Status, r.Header, r.body)
 		}
+	}
+	for path, want := range map[string]string{"/call/echo": "GET, HEAD, POST", "/call/other": "POST", "/call/none": "POST"} {
+		if r := x.do("PUT", x.local+path, nil); r.StatusCode != 405 || r.Header.Get("Allow") != want {
+			t.Error(path, r.Status, r.Header)
+		}
+	}
+	id := x.do("POST", x.local+"/jobs/echo", nil).id(t)
+	x.do("GET", x.local+"/jobs/"+id+"?wait=10s", nil)
+	if r := x.do("GET", x.local+"/jobs/"+id+"?wait=-1s", nil); r.StatusCode != 400 {
+		t.Error(r.Status, r.body)
+	}
+	// A field that follows a large file is refused, with the reason.
+	large := "--x\r\nContent-Disposition: form-data; name=f; filename=f\r\n\r\n" + strings.Repeat("x", 2<<20) +
+		"\r\n--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n--x--\r\n"
+	if r := x.do("POST", x.local+"/call/other", large, "Content-Type", "multipart/form-data; boundary=x"); r.StatusCode != 400 || !strings.Contains(r.body, "put the fields first") {
+		t.Error(r.Status, r.body)
 	}
 	bearer := "Bearer " + x.token("ci", "*")
 	if r := x.do("GET", x.far+"/functions", nil, "Authorization", bearer, "Authorization", bearer); r.StatusCode != 400 {

@@ -45,6 +45,14 @@ func httpStatus(end bus.End) int {
 	return http.StatusInternalServerError
 }
 
+// statusWith returns the status of HTTP for the end of a call of a function that has its own for some exit statuses.
+func statusWith(end bus.End, own map[int]int) int {
+	if s := own[end.Status]; s != 0 && end.Source == args.FromProgram {
+		return s
+	}
+	return httpStatus(end)
+}
+
 // endOf returns how a call ended, of what Call has returned.
 func endOf(res bus.Result, err error) bus.End {
 	if exit := (*args.ExitError)(nil); err == nil || errors.As(err, &exit) {
@@ -85,8 +93,10 @@ func newAnswer(w http.ResponseWriter, r *http.Request) *answer {
 	}
 	for _, v := range r.Header["Te"] {
 		for word := range strings.SplitSeq(v, ",") {
-			word, _, _ = strings.Cut(word, ";")
-			a.trailers = a.trailers || strings.EqualFold(strings.TrimSpace(word), "trailers")
+			coding, weight, _ := strings.Cut(word, ";")
+			_, q, _ := strings.Cut(weight, "=")
+			rank, err := strconv.ParseFloat(strings.TrimSpace(q), 64)
+			a.trailers = a.trailers || strings.EqualFold(strings.TrimSpace(coding), "trailers") && (err != nil || rank > 0)
 		}
 	}
 	return a
@@ -291,10 +301,7 @@ func (a *answer) end(res bus.Result, err error) {
 		return
 	}
 	setEnd(h, res, end)
-	status := httpStatus(end)
-	if s := a.status[end.Status]; s != 0 && end.Source == args.FromProgram {
-		status = s
-	}
+	status := statusWith(end, a.status)
 	if !end.OK() && (end.Source == args.FromBus || wantsProblem(a.r)) {
 		fail(a.w, a.r, status, end, res.Call, a.stderr.text())
 		return

@@ -57,12 +57,12 @@ func newGateway(cfg *config, note func(format string, a ...any)) *gateway {
 		"GET /jobs/{id}":        g.showJob,
 		"GET /jobs/{id}/output": g.jobOutput,
 		"GET /jobs/{id}/stderr": g.jobOutput,
-		"DELETE /jobs/{id}":     g.cancelJob,
-		"POST /jobs/{id}/retry": g.retryJob,
-		"GET /functions":        g.functions,
-		"GET /functions/{name}": g.functions,
-		"GET /calls":            g.listCalls,
-		"DELETE /calls/{id}":    g.cancelCall,
+		"DELETE /jobs/{id}":     g.bare(g.cancelJob),
+		"POST /jobs/{id}/retry": g.bare(g.retryJob),
+		"GET /functions":        g.bare(g.functions),
+		"GET /functions/{name}": g.bare(g.functions),
+		"GET /calls":            g.bare(g.listCalls),
+		"DELETE /calls/{id}":    g.bare(g.cancelCall),
 	} {
 		g.handle(pattern, h)
 	}
@@ -74,6 +74,17 @@ func newGateway(cfg *config, note func(format string, a ...any)) *gateway {
 // handle serves a path for callers that were admitted.
 func (g *gateway) handle(pattern string, h func(w http.ResponseWriter, r *http.Request, c *caller)) {
 	g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h(w, r, callerOf(r)) })
+}
+
+// bare serves a path that has no parameters.
+func (g *gateway) bare(h func(w http.ResponseWriter, r *http.Request, c *caller)) func(w http.ResponseWriter, r *http.Request, c *caller) {
+	return func(w http.ResponseWriter, r *http.Request, c *caller) {
+		if err := known(r.URL.Query()); err != nil {
+			g.refuse(w, r, err)
+			return
+		}
+		h(w, r, c)
+	}
 }
 
 // request is what is remembered of a request while it is served.
@@ -157,7 +168,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r = r.WithContext(ctx)
 	}
 	if h, pattern := g.mux.Handler(r); pattern == "" {
-		unknown(h, w, r)
+		g.unknown(h, w, r)
 		return
 	}
 	g.mux.ServeHTTP(w, r)
@@ -206,13 +217,17 @@ func (b *boundBody) Read(p []byte) (int, error) {
 }
 
 // unknown answers a request for a path or a method that is not served.
-func unknown(h http.Handler, w http.ResponseWriter, r *http.Request) {
+func (g *gateway) unknown(h http.Handler, w http.ResponseWriter, r *http.Request) {
 	said := &statusOf{header: http.Header{}}
 	h.ServeHTTP(said, r)
 	message := "there is no such path"
 	if said.status == http.StatusMethodNotAllowed {
-		message = args.Shown(r.Method) + " is not served here, but " + said.header.Get("Allow")
-		w.Header().Set("Allow", said.header.Get("Allow"))
+		allow := said.header.Get("Allow")
+		if name, ok := strings.CutPrefix(r.URL.Path, "/call/"); ok && !(g.mayCall(callerOf(r), name) && g.readOnly(name)) {
+			allow = http.MethodPost
+		}
+		message = args.Shown(r.Method) + " is not served here, but " + allow
+		w.Header().Set("Allow", allow)
 	}
 	fail(w, r, said.status, args.Errorf(args.CodeUsage, "%s", message).End(), "", "")
 }

@@ -67,7 +67,7 @@ func (b *bed) serve(tables map[string]Config) *httptest.Server {
 		b.t.Fatal(f)
 	}
 	h.Call, h.Note = b.client.Call, b.t.Logf
-	h.Status = func(end bus.End) int { return map[int]int{69: 404, 75: 503}[end.Status] }
+	h.Status = func(_ string, end bus.End) int { return map[int]int{69: 404, 75: 503}[end.Status] }
 	s := httptest.NewServer(h)
 	b.t.Cleanup(s.Close)
 	return s

@@ -39,8 +39,8 @@ const (
 type Handler struct {
 	// Call makes calls, as [bus.Client.Call] does. The caller of each is "hook:NAME".
 	Call func(ctx context.Context, req *bus.Request) (bus.Result, error)
-	// Status returns the HTTP status for the end of a call.
-	Status func(end bus.End) int
+	// Status returns the HTTP status for the end of a call of a function.
+	Status func(function string, end bus.End) int
 	// Note takes messages about faults.
 	Note func(format string, a ...any)
 
@@ -291,7 +291,7 @@ func (h *Handler) failed(w http.ResponseWriter, hook *hook, err error) {
 		end = args.AsError(err, args.CodeInternal).End()
 		text = end.Code
 	}
-	status := h.Status(end)
+	status := h.Status(hook.function, end)
 	if status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "5")
 	}

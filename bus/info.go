@@ -74,6 +74,7 @@ type Demand struct {
 	FreeElsewhere int            `json:"free_elsewhere,omitempty"` // slots of relays that do
 	Ready         int            `json:"ready"`                    // jobs that could run now, about
 	On            map[string]int `json:"on,omitempty"`             // calls that wait for certain workers, by their glob
+	ReadyOn       map[string]int `json:"ready_on,omitempty"`       // of Ready, those for certain workers, by their glob; 100 globs at most
 }
 
 // HeldNote says that the jobs of a function wait, wherever that is shown.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -108,10 +109,29 @@ func (m *Manager) tidy(l *line) {
 	if n != l.counted {
 		c, ok := m.counts.Load(l.function)
 		if !ok {
-			c, _ = m.counts.LoadOrStore(l.function, new(atomic.Int64))
+			c, _ = m.counts.LoadOrStore(l.function, &readyCount{on: map[string]int{}})
 		}
-		c.(*atomic.Int64).Add(int64(n - l.counted))
+		c.(*readyCount).add(l.on, n-l.counted)
 		l.counted = n
+	}
+}
+
+// readyCount counts the jobs of a function that could be taken.
+type readyCount struct {
+	all atomic.Int64
+	mu  sync.Mutex     // protects on
+	on  map[string]int // those for certain workers, by their glob
+}
+
+func (c *readyCount) add(on string, n int) {
+	c.all.Add(int64(n))
+	if on == "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.on[on] += n; c.on[on] == 0 {
+		delete(c.on, on)
 	}
 }
 

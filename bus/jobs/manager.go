@@ -46,7 +46,7 @@ type Manager struct {
 	old      oldResults
 	clearing sync.Mutex // held while results are deleted for a full disk
 
-	counts sync.Map // function → *atomic.Int64: see Ready
+	counts sync.Map // function → *readyCount: see Ready
 
 	counting  sync.Mutex // protects the fields below: see Counts
 	byState   map[State]int64

@@ -67,9 +67,34 @@ var errCancelledJob = &args.Error{Code: args.CodeCancelled, Message: "the job wa
 // Ready returns about how many jobs of a function could be taken. It never blocks.
 func (m *Manager) Ready(function string) int {
 	if n, ok := m.counts.Load(function); ok && !m.Holds().Function(function) {
-		return int(n.(*atomic.Int64).Load())
+		return int(n.(*readyCount).all.Load())
 	}
 	return 0
+}
+
+// maxReadyOn bounds the globs of ReadyOn: there may be one for each of 100,000 workers.
+const maxReadyOn = 100
+
+// ReadyOn returns about how many of these jobs are for certain workers, by their glob; nil: none. It never
+// blocks.
+func (m *Manager) ReadyOn(function string) map[string]int {
+	c, ok := m.counts.Load(function)
+	if !ok || m.Holds().Function(function) {
+		return nil
+	}
+	n := c.(*readyCount)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var on map[string]int
+	for glob, jobs := range n.on {
+		if on == nil {
+			on = map[string]int{}
+		}
+		if on[glob] = jobs; len(on) == maxReadyOn {
+			break
+		}
+	}
+	return on
 }
 
 // Take takes the first job of a function that a worker may run: the highest priority,

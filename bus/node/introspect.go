@@ -123,7 +123,7 @@ func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema boo
 		f.Queued, f.On = fn.queue.n, fn.queue.selected()
 		f.Done, f.Failed = fn.stats.totals()
 		if n.source != nil {
-			f.Ready = n.source.Ready(f.Name)
+			f.Ready, f.ReadyOn = n.source.Ready(f.Name), n.source.ReadyOn(f.Name)
 		}
 	})
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.since, b.since)) })

@@ -13,10 +13,12 @@ import (
 )
 
 // jobSource is the store of posted calls, as the dispatcher uses it. A free slot asks it for a
-// job; no job waits in the node. Only Ready may be called with the node's lock held.
+// job; no job waits in the node. Only Ready and ReadyOn may be called with the node's lock held.
 type jobSource interface {
 	// Ready returns about how many jobs of a function can be taken now.
 	Ready(function string) int
+	// ReadyOn returns how many of these are for certain workers, by their glob.
+	ReadyOn(function string) map[string]int
 	// Take returns the job that a worker runs next, or nil. It leaves out those that this
 	// worker has refused.
 	Take(function, worker, connection string, refused []jobs.ID) (*jobs.Taken, error)

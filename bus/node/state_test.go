@@ -207,6 +207,8 @@ type shelf struct {
 	bad   string
 }
 
+func (s *shelf) ReadyOn(string) map[string]int { return nil }
+
 func (s *shelf) Ready(function string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -86,7 +86,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	if fn == nil {
 		return "no worker offers it"
 	}
-	matching, held, full, by, most := 0, 0, 0, "", 0
+	matching, held, full, by, most, elsewhere := 0, 0, 0, "", 0, false
 	for _, list := range fn.all() {
 		for _, o := range list {
 			switch s := o.session; {
@@ -96,6 +96,8 @@ func (n *Node) noSlot(name string, on wire.On) string {
 				return ""
 			case o.heldBy() != "":
 				held, by = held+1, cmp.Or(by, o.heldBy()) // those here come first
+			case o.relay && o.elsewhere > o.slots:
+				elsewhere = true // its node may have a slot, and is asked when a call waits
 			case o.slots > o.busy+o.taking && s.full():
 				full, most = full+1, s.most
 			}
@@ -103,6 +105,8 @@ func (n *Node) noSlot(name string, on wire.On) string {
 		}
 	}
 	switch e := fn.whyStopped(&on, anywhere); {
+	case elsewhere:
+		return NoFreeSlot + " here: other nodes are asked for one"
 	case matching == 0 && e != nil:
 		return "no worker can start it: " + strings.TrimPrefix(e.Message, name+": cannot start: ")
 	case matching == 0 && len(fn.offers.list)+len(fn.stopped) > 0 && on.String() != "":

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,6 +46,54 @@ func (d *processes) job(name, id string) {
 	if err := d.run(name, nil, "result", "-w", "20s", "-t", "20s", id); err != nil {
 		d.t.Errorf("the job posted at %s: %v", name, err)
 	}
+}
+
+// TestJobForOneNode: a job for one node runs there at once, also where workers here, and slots of another
+// node, are free. The other nodes know the attributes of a function.
+func TestJobForOneNode(t *testing.T) {
+	t.Parallel()
+	d := newProcesses(t, "a", "b", "c")
+	for _, name := range []string{"a", "b", "c"} {
+		d.begin(name, "offer", "-q", "--slots", "1", "f", "--", "echo", name)
+		d.offer(name, "only."+name, "true", "--attr", "tool", "--attr", "x.y=1")
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		d.slots(name, "f", 1, 2)
+	}
+	d.slots("a", "only.b", 0, 1)
+	var out bytes.Buffer
+	if err := d.run("a", &out, "describe", "--json", "only.b"); err != nil || !strings.Contains(out.String(), `"attributes":{"tool":"","x.y":"1"}`) {
+		t.Errorf("%v: %s", err, &out)
+	}
+	for range 5 {
+		for _, name := range []string{"c", "b"} {
+			out.Reset()
+			if err := d.run("a", &out, "result", "-w", "5s", "-t", "5s", d.post("a", "--on", "@"+name, "f")); err != nil || out.String() != name+"\n" {
+				t.Fatalf("for @%s: %v: %s", name, err, &out)
+			}
+		}
+	}
+}
+
+// TestNodeDrains: node b gets TERM while a call of a's runs there, and one of its own at a. Both finish. Its
+// functions are gone at a at once.
+func TestNodeDrains(t *testing.T) {
+	t.Parallel()
+	d := newProcesses(t, "a", "b")
+	d.offer("b", "there", d.tree("there"))
+	d.offer("a", "back", d.tree("back"))
+	d.slots("a", "there", 0, 1)
+	d.slots("b", "back", 0, 1)
+	there, back := d.fbusRuns("a", "call", "-n", "there"), d.fbusRuns("b", "call", "-n", "back")
+	d.file("there")
+	d.file("back")
+	at := time.Now()
+	d.serves["b"].Process.Signal(syscall.SIGTERM)
+	d.slots("a", "there", 0, 0)
+	d.ends("drained", d.fbusRuns("a", "call", "-n", "--no-wait", "there"), 69, at, soon)
+	d.release()
+	d.ends("drained", there, 0, at, 0)
+	d.ends("drained", back, 0, at, 0)
 }
 
 // TestWorkerOrNodeDies: a worker, or node, elsewhere dies in the middle of a call. The caller gets

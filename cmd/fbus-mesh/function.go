@@ -165,14 +165,14 @@ func (f *function) look(begun int) {
 	if !f.mesh.shares(f.name) {
 		l.Free = 0
 	}
-	for glob, n := range f.demand.On {
+	for _, n := range f.demand.On {
 		l.Queued -= n
-		f.named(glob, n)
 	}
-	if len(f.demand.On) == 0 {
-		f.named("", 0)
+	for _, n := range f.demand.ReadyOn {
+		l.Ready -= n
 	}
-	l.Queued = max(0, l.Queued)
+	f.named()
+	l.Queued, l.Ready = max(0, l.Queued), max(0, l.Ready)
 	if f.mesh.pulse.silent {
 		l = slots.Local{}
 	}
@@ -182,13 +182,17 @@ func (f *function) look(begun int) {
 	f.Local(f.mesh.now(), l)
 }
 
-// named notes that calls wait for workers that match on. Each peer that does is asked, as nobody
-// else can help.
-func (f *function) named(on string, n int) {
+// named notes how many calls and jobs wait for certain workers. Each peer that is one of them is asked, as
+// nobody else can help.
+func (f *function) named() {
 	for _, o := range f.mesh.elsewhere[f.name] {
 		asked := 0
-		if n > 0 && o.peer.link != nil && o.peer.matches(on) {
-			asked = n
+		for _, wait := range []map[string]int{f.demand.On, f.demand.ReadyOn} {
+			for glob, n := range wait {
+				if o.peer.link != nil && o.peer.matches(glob) {
+					asked += n
+				}
+			}
 		}
 		if asked != o.asked {
 			o.asked = asked
@@ -428,6 +432,9 @@ func entryOf(i *bus.FunctionInfo) entry {
 			if w.CannotStart == args.StatusOf(args.CodeNotFound) {
 				e.Flags |= wire.FlagNotFound
 			}
+		}
+		if w.Attributes != nil {
+			e.Attributes = w.Attributes
 		}
 		on := w.Name // what users see in call --all
 		if count[on] > 1 || !args.ValidName(on) {

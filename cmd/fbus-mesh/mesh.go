@@ -199,7 +199,7 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	if err := m.trust(ctx, info); err != nil {
 		return err
 	}
-	m.pulse = &pulse{mesh: m, at: time.Now(), kick: make(chan struct{}, 1)}
+	m.pulse = &pulse{mesh: m, at: time.Now(), kick: make(chan struct{}, 1), drains: make(chan struct{})}
 	go m.pulse.keep(ctx) // these end with ctx
 	go m.receive(ctx)
 	go m.greet(ctx)
@@ -213,16 +213,23 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 		return node.Err()
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-m.pulse.drains: // the node decides how long its calls may take
+		m.drain(user)
+		select {
+		case <-node.Done():
+		case <-user.Done():
+		}
+		return node.Err()
 	case <-user.Done():
-		m.drain()
+		limit, cancel := context.WithTimeout(context.Background(), m.cfg.Drain)
+		defer cancel()
+		m.drain(limit)
 		return nil
 	}
 }
 
-// drain leaves the mesh, and waits until no call is passed on any more.
-func (m *mesh) drain() {
-	limit, cancel := context.WithTimeout(context.Background(), m.cfg.Drain)
-	defer cancel()
+// drain leaves the mesh, and waits until no call is passed on any more, or limit ends.
+func (m *mesh) drain(limit context.Context) {
 	m.service.leave()
 	if m.claimed != nil {
 		go m.claimed.Withdraw(limit) // another mesh may take over meanwhile; ends with limit

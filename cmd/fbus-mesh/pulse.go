@@ -33,6 +33,7 @@ type pulse struct {
 	busy   int                // calls that run at the node
 	used   time.Time          // when their number has changed last
 	idle   bool               // the next call is due after pulseIdle
+	drains chan struct{}      // closed when the node has begun to shut down
 }
 
 // check calls f with whether the node answers now, at once or later with the mesh's mu held. The
@@ -84,11 +85,15 @@ func (p *pulse) keep(ctx context.Context) {
 		unanswered, stop := context.WithCancel(ctx)
 		late := time.AfterFunc(pulseLate, func() { p.late(unanswered) }) // these end by themselves
 		lost := time.AfterFunc(pulseLost, func() { p.leave(unanswered) })
-		output(ctx, m.node, "fbus.functions", args.List("fbus.functions")) // cheap; a refusal is an answer, too
+		drains := p.call(ctx)
 		p.beat(stop)
 		late.Stop()
 		lost.Stop()
 		if ctx.Err() != nil || m.node.Err() != nil {
+			return
+		}
+		if drains {
+			close(p.drains)
 			return
 		}
 		select {
@@ -98,6 +103,20 @@ func (p *pulse) keep(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// call calls the node, and reports whether it shuts down. A refusal is an answer, too. While the node is idle
+// its end is near then, and the cheapest call will do.
+func (p *pulse) call(ctx context.Context) (drains bool) {
+	p.mesh.mu.Lock()
+	idle := p.idle
+	p.mesh.mu.Unlock()
+	if idle {
+		output(ctx, p.mesh.node, "fbus.functions", args.List("fbus.functions"))
+		return false
+	}
+	info, err := infoOf(ctx, p.mesh.node)
+	return err == nil && info.Draining
 }
 
 // beat notes that the node has answered, which stop says.

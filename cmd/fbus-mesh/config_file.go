@@ -48,21 +48,18 @@ func (c *config) read(path string, given func(flag string) bool) error {
 	case err != nil:
 		return args.Errorf(args.CodeUsage, "%s: %v", path, args.Plain(err))
 	default:
-		if m.Share != nil && !given("share") {
-			c.Share = m.Share
+		c.filed = map[string]string{}
+		set := func(key string, there bool, use func()) {
+			if there && !given(key) {
+				c.filed[key] = path + ": mesh: " + key
+				use()
+			}
 		}
-		if m.Accept != nil && !given("accept") {
-			c.Accept = m.Accept
-		}
-		if m.Name != "" && !given("name") {
-			c.Name = m.Name
-		}
-		if m.Advertise != nil && !given("advertise") {
-			c.Advertise = m.Advertise
-		}
-		if m.NATSService != nil && !given("nats-service") {
-			c.NATSService = m.NATSService
-		}
+		set("share", m.Share != nil, func() { c.Share = m.Share })
+		set("accept", m.Accept != nil, func() { c.Accept = m.Accept })
+		set("name", m.Name != "", func() { c.Name = m.Name })
+		set("advertise", m.Advertise != nil, func() { c.Advertise = m.Advertise })
+		set("nats-service", m.NATSService != nil, func() { c.NATSService = m.NATSService })
 	}
 	return nil
 }

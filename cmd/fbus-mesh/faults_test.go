@@ -198,7 +198,9 @@ func TestMeshFile(t *testing.T) {
 		"mesh = 1\n":                              ":1:8: mesh must be a table",
 		"[functions.f]\n[mesh]\n  shares = []\n":  ":3:3: mesh: unknown key shares",
 		"[mesh\n":                                 ":1:6: ",
-		"[mesh]\nadvertise = [\"nonsense:port\"]": "nonsense:port: it must be HOST:PORT",
+		"[mesh]\nadvertise = [\"nonsense:port\"]": ": mesh: advertise nonsense:port: it must be HOST:PORT",
+		"[mesh]\nname = \"a b\"":                  ": mesh: name a b: it must be 1 to 64 of",
+		"[mesh]\naccept = [\"[x\"]":               ": mesh: accept: ",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -111,17 +112,20 @@ func command(ctx context.Context, words []string, stdout, stderr io.Writer) erro
 			return err
 		}
 	}
-	for _, glob := range slices.Concat(o.cfg.Share, o.cfg.Accept, o.cfg.NATSService) {
-		if err := trust.CheckGlob(glob); err != nil {
-			return usage("%v", err)
+	from := func(key string) string { return cmp.Or(o.cfg.filed[key], "--"+key) }
+	for key, globs := range map[string][]string{"share": o.cfg.Share, "accept": o.cfg.Accept, "nats-service": o.cfg.NATSService} {
+		for _, glob := range globs {
+			if err := trust.CheckGlob(glob); err != nil {
+				return usage("%s: %v", from(key), err)
+			}
 		}
 	}
 	if o.cfg.Name != "" && !validName.MatchString(o.cfg.Name) {
-		return usage("--name %s: it must be 1 to 64 of A-Z a-z 0-9 _ . -, and not begin with . or -", args.Shown(o.cfg.Name))
+		return usage("%s %s: it must be 1 to 64 of A-Z a-z 0-9 _ . -, and not begin with . or -", from("name"), args.Shown(o.cfg.Name))
 	}
 	for _, addr := range o.cfg.Advertise {
 		if err := checkAddress(addr); err != nil {
-			return usage("--advertise %s: %v", args.Shown(addr), err)
+			return usage("%s %s: %v", from("advertise"), args.Shown(addr), err)
 		}
 	}
 	if o.cfg.Drain < 0 {

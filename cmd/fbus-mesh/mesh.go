@@ -58,7 +58,8 @@ type config struct {
 	Drain         time.Duration // how long calls that are passed on may take when the mesh ends
 	KeepAlive     time.Duration // how long another node may be silent
 
-	shown *credentials // to other nodes; nil: none
+	filed map[string]string // of values from a file: where they are, by flag
+	shown *credentials      // to other nodes; nil: none
 	Note  func(format string, a ...any)
 
 	hub *hub // set by connect

@@ -41,6 +41,7 @@ type stranger struct {
 // greet lets the others know that this node is there, and forgets those that are silent.
 func (m *mesh) greet(ctx context.Context) {
 	in := false // the mesh
+	planned := time.Now()
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
@@ -50,6 +51,11 @@ func (m *mesh) greet(ctx context.Context) {
 			return
 		}
 		now := time.Now()
+		if now.Sub(planned) > helloEvery { // this process was stopped: it is not the others that were silent
+			for _, p := range m.peers {
+				p.heard = now
+			}
+		}
 		if !now.Before(m.due) {
 			m.greetAll()
 		}
@@ -67,6 +73,7 @@ func (m *mesh) greet(ctx context.Context) {
 				wake = last
 			}
 		}
+		planned = wake
 		m.mu.Unlock()
 		if why == "" && !in {
 			in = true

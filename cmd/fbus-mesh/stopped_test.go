@@ -49,6 +49,28 @@ func TestStopped(t *testing.T) {
 	d.slots("a", "f", 0, 4)
 }
 
+// TestOwnMeshStopped: the mesh of the caller's node is stopped for longer than others may be silent. Calls that
+// wait meanwhile run when it goes on: it does not take the others for silent.
+func TestOwnMeshStopped(t *testing.T) {
+	t.Setenv("TEST_HELLO_EVERY", "300ms")
+	d := newProcesses(t, "a", "b")
+	d.begin("b", "offer", "-q", "--slots", "2", "f", "--", "true")
+	d.slots("a", "f", 0, 2)
+	stopped := d.meshes["a"].Process
+	for range 3 {
+		stopped.Signal(syscall.SIGSTOP)
+		var calls []*ending
+		for range 5 {
+			calls = append(calls, d.fbusRuns("a", "call", "-n", "f"))
+		}
+		time.Sleep(4 * 300 * time.Millisecond) // a word from each other is due three times
+		stopped.Signal(syscall.SIGCONT)
+		for _, c := range calls {
+			d.ends("stopped", c, 0, time.Now(), 0)
+		}
+	}
+}
+
 // TestNodeStopped: node b is stopped (SIGSTOP), and its mesh is not. Calls that run there end with 74,
 // and others run elsewhere, also those of clients of NATS. When it goes on, it is back.
 func TestNodeStopped(t *testing.T) {

@@ -288,11 +288,17 @@ func (s *Schema) count(sub *jsonschema.Schema, seen map[*jsonschema.Schema]bool)
 	}
 	weight := 1 + len(sub.AllOf) + len(sub.AnyOf) + len(sub.OneOf)
 	if sub.Enum != nil {
-		weight += len(sub.Enum.Values)
+		for _, value := range sub.Enum.Values {
+			weight += cost(value)
+		}
+		// The library looks at an enum before it calls the format, and at nothing else if that does not match.
+		sub.AllOf = append(sub.AllOf, &jsonschema.Schema{DraftVersion: sub.DraftVersion, Location: sub.Location, Enum: sub.Enum})
+		sub.Enum = nil
+		seen[sub.AllOf[len(sub.AllOf)-1]] = true
 	}
 	written := sub.Format
 	sub.Format = &jsonschema.Format{Name: "", Validate: func(v any) error {
-		s.steps -= weight
+		s.steps -= weight * cost(v)
 		switch v := v.(type) {
 		case map[string]any:
 			s.steps -= len(v) * (1 + len(sub.PatternProperties))
@@ -311,6 +317,18 @@ func (s *Schema) count(sub *jsonschema.Schema, seen map[*jsonschema.Schema]bool)
 		sub.Format.Name = written.Name
 	}
 	return s.countIn(reflect.ValueOf(sub).Elem(), seen)
+}
+
+// cost is how many steps a value counts for: the library makes a fraction of a number each time that it compares
+// it, which takes long if it has many digits.
+func cost(v any) int {
+	n, ok := v.(json.Number)
+	if !ok {
+		return 1
+	}
+	_, digits, _ := strings.Cut(strings.ToLower(string(n)), "e")
+	exponent, _ := strconv.Atoi(digits)
+	return 1 + (len(n)+max(exponent, -exponent))/32
 }
 
 // countIn finds the subschemas in a value of the library: fields, lists, maps, and interfaces of these.

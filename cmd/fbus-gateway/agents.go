@@ -22,7 +22,13 @@ func (g *gateway) serveMCP() {
 	}
 	g.agents = mcp.NewHandler(g.tools, func(r *http.Request) (mcp.Access, error) {
 		c := callerOf(r)
-		a := mcp.Access{Key: c.shown(), Valid: c.valid, Ended: c.ended, Config: mcp.Config{
+		recheck := func(ctx context.Context) error {
+			if err := g.holds(r.WithContext(ctx), c); err != nil && isRefusal(err) {
+				return err
+			}
+			return c.ended()
+		}
+		a := mcp.Access{Key: c.shown(), Valid: c.valid, Ended: c.ended, Recheck: recheck, Config: mcp.Config{
 			Allowed: func(function string) bool { return g.mayCall(c, function) },
 			Caller:  func(client string) string { return c.agent(client) },
 			Begin:   func() (func(), error) { return g.beginTool(c) },

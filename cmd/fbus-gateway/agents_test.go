@@ -412,6 +412,44 @@ func TestAgentsHearTheEndOfTheirToken(t *testing.T) {
 	}
 }
 
+// TestAgentsAreAnsweredOnceAtTheEndOfTheirToken: the node revokes a token and ends its jobs at the same time. A call
+// is answered with 401, or once with an error in a stream that has begun; never with the end of the job.
+func TestAgentsAreAnsweredOnceAtTheEndOfTheirToken(t *testing.T) {
+	x := newSite(t)
+	const calls = 8
+	began := make(chan bool)
+	x.offer(bus.Offer{Name: "hold", Slots: 4 * calls, Attributes: map[string]string{"tool": ""}}, func(ctx context.Context, inv *bus.Invocation) bus.Result {
+		inv.Progress(bus.Progress{Text: "it has begun"})
+		began <- true
+		<-ctx.Done()
+		return bus.Exit(0)
+	})
+	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"hold"`) })
+	auth := []string{"Authorization", "Bearer " + x.token("gone", "*")}
+	session := x.session(x.far, auth...)
+	replies := make(chan *reply, 3*calls)
+	for id := range calls { // each ends with the token
+		go func() { replies <- x.toolAt(x.far, "tools/call", "hold", auth...) }()
+		for _, meta := range []string{"", fmt.Sprintf(`,"_meta":{"progressToken":%d}`, id)} {
+			body := fmt.Sprintf(`{"jsonrpc":"2.0","id":"%d%d","method":"tools/call","params":{"name":"hold","arguments":{}%s}}`, len(meta), id, meta)
+			go func() { replies <- x.inSession(x.far, session, body, auth...) }()
+		}
+	}
+	for range 3 * calls {
+		<-began
+	}
+	if _, _, err := x.a.Revoke("gone"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 * calls {
+		r := <-replies
+		begun := r.StatusCode == 200 && strings.Contains(r.body, "notifications/progress") && strings.Count(r.body, `"id":`) == 1 && strings.Contains(r.body, `"code":-32603`)
+		if !begun && (r.StatusCode != 401 || !strings.Contains(r.body, "revoked")) {
+			t.Error(r.Status, r.body)
+		}
+	}
+}
+
 func wait(t *testing.T, event <-chan struct{}) {
 	t.Helper()
 	select {

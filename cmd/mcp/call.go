@@ -63,9 +63,30 @@ func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function st
 		if errors.Is(err, bus.ErrNodeLost) || errors.Is(err, errUncertain) {
 			return failure("It is not known whether %s was run, or still will be: %s. Call it again only if it does no harm to run it twice. The user can look for its job with fbus jobs.", function, shownError(err)), nil
 		}
+		if ended := recheck(ctx, err); ended != nil {
+			return nil, ended
+		}
 		return failure("%s was not run: %s", function, shownError(err)), nil
 	}
 	return j.wait(ctx, req)
+}
+
+// recheck returns an error if the node has denied something because the caller's credential has ended. The node may
+// do that before it says that the credential has ended.
+func recheck(ctx context.Context, err error) error {
+	a, ok := ctx.Value(accessKey{}).(Access)
+	if !ok || a.Recheck == nil || !errors.Is(err, bus.ErrDenied) {
+		return nil
+	}
+	return a.Recheck(ctx)
+}
+
+// answer is the result of a job that has ended, or an error if it has ended with the caller's credential.
+func (j *job) answer(ctx context.Context, f *followed) (*sdk.CallToolResult, error) {
+	if ended := recheck(ctx, f.err); ended != nil {
+		return nil, ended
+	}
+	return j.result(f), nil
 }
 
 // traceOf returns the trace that a request belongs to.
@@ -175,14 +196,14 @@ func (j *job) wait(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallTool
 	case <-f.done:
 		f.stop()
 		if ctx.Err() == nil {
-			return j.result(f), nil
+			return j.answer(ctx, f)
 		}
 	case <-limit.C:
 		f.stop()
 		select {
 		case <-f.done: // at the same moment, or by the stop
 			if f.ended {
-				return j.result(f), nil
+				return j.answer(ctx, f)
 			}
 		default:
 		}

@@ -28,6 +28,9 @@ type Access struct {
 	Valid context.Context
 	// Ended returns an error if the credential has ended, perhaps before Valid; nil: it does not.
 	Ended func() error
+	// Recheck asks whether the credential still holds, and returns an error if it has ended. Then Ended does, too;
+	// nil: it always holds.
+	Recheck func(context.Context) error
 	Config
 }
 
@@ -135,7 +138,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	sw, session := &sessionWriter{ResponseWriter: w}, r.Header.Get("Mcp-Session-Id")
+	sw, session := &sessionWriter{ResponseWriter: w, access: &a}, r.Header.Get("Mcp-Session-Id")
 	switch {
 	case r.Header.Get("Mcp-Protocol-Version") >= firstModern:
 		if taskMethods[r.Header.Get("Mcp-Method")] && !checkTask(w, r, body) || !checkNumbers(w, body) {
@@ -163,27 +166,38 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case err != nil && !sw.begun:
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		http.Error(w, err.Error(), http.StatusUnauthorized)
-	case err != nil && r.Context().Err() != nil && w.Header().Get("Content-Type") == "text/event-stream":
-		for _, id := range requestIDs(body) {
-			fmt.Fprintf(w, "event: message\ndata: %s\n\n", rpcError(id, jsonrpc.CodeInternalError, err.Error()))
-		}
+	case err != nil:
+		sw.fail(body, jsonrpc.CodeInternalError, err.Error())
 	// A request that its client has cancelled is not answered: it gets an empty stream.
-	case err == nil && sw.inSession && !sw.begun && !h.hasSession(a.Key, session):
+	case sw.inSession && !sw.begun && !h.hasSession(a.Key, session):
 		noSession(w)
 	}
 }
 
-// sessionWriter passes on the response to a request. If its session has ended, the library says so in plain text, or
-// begins no response at all: begun is then false.
+// sessionWriter passes on what the library answers to a request, and remembers it. When the credential has ended
+// nothing more is passed on. If the session has ended, the library says so in plain text, or begins no response at
+// all: begun is then false. The library does not write after its ServeHTTP has returned.
 type sessionWriter struct {
 	http.ResponseWriter
-	inSession    bool
-	begun, ended bool
+	access         *Access
+	inSession      bool
+	begun, dropped bool
+	answered       map[any]bool // ids of requests that have their responses in the stream
+}
+
+func (w *sessionWriter) isStream() bool { return w.Header().Get("Content-Type") == "text/event-stream" }
+
+// drops reports whether the next part of the response is dropped, and so all others.
+func (w *sessionWriter) drops() bool {
+	w.dropped = w.dropped || (!w.begun || w.isStream()) && w.access.ended() != nil
+	return w.dropped
 }
 
 func (w *sessionWriter) WriteHeader(status int) {
 	if w.inSession && status == http.StatusNotFound && !w.begun && w.Header().Get("Content-Type") != "application/json" {
-		w.ended = true
+		w.dropped = true
+	}
+	if w.drops() {
 		return
 	}
 	w.begun = true
@@ -191,11 +205,46 @@ func (w *sessionWriter) WriteHeader(status int) {
 }
 
 func (w *sessionWriter) Write(p []byte) (int, error) {
-	if w.ended {
+	if w.drops() {
 		return len(p), nil
 	}
 	w.begun = true
+	if w.isStream() { // the library writes each event at once
+		var message struct {
+			ID     any    `json:"id"`
+			Method string `json:"method"`
+		}
+		_, data, _ := bytes.Cut(p, []byte("data: "))
+		if json.Unmarshal(data, &message) == nil && message.ID != nil && message.Method == "" {
+			if w.answered == nil {
+				w.answered = map[any]bool{}
+			}
+			w.answered[message.ID] = true
+		}
+	}
 	return w.ResponseWriter.Write(p)
+}
+
+// FlushError serves [http.ResponseController]: a flush would begin a response of which nothing was passed on.
+func (w *sessionWriter) FlushError() error {
+	if w.drops() {
+		return nil
+	}
+	w.begun = true
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// fail answers the requests of a body that have no response in the stream.
+func (w *sessionWriter) fail(body []byte, code int64, message string) {
+	if !w.isStream() {
+		return
+	}
+	for _, id := range requestIDs(body) {
+		var key any
+		if json.Unmarshal(id, &key) == nil && !w.answered[key] {
+			fmt.Fprintf(w.ResponseWriter, "event: message\ndata: %s\n\n", rpcError(id, code, message))
+		}
+	}
 }
 
 // Unwrap serves [http.ResponseController].

@@ -29,7 +29,7 @@ func (s *Server) addOwn() {
 			}},
 		{jobResult, "Returns the result of a job that a tool has started, or says that it has not ended yet.",
 			sdk.ToolAnnotations{ReadOnlyHint: true, DestructiveHint: &never}, func(ctx context.Context, req *sdk.CallToolRequest, j *job) (*sdk.CallToolResult, error) {
-				return j.fetch(ctx), nil
+				return j.fetch(ctx)
 			}},
 		{jobCancel, "Ends a job that a tool has started, with all its processes.",
 			sdk.ToolAnnotations{IdempotentHint: true, DestructiveHint: &yes}, func(_ context.Context, _ *sdk.CallToolRequest, j *job) (*sdk.CallToolResult, error) {
@@ -49,6 +49,9 @@ func (s *Server) addOwn() {
 			s.calls.Add(1)
 			defer s.calls.Done()
 			j, _, err := s.job(ctx, in.ID, s.caller(req))
+			if ended := recheck(ctx, err); ended != nil {
+				return nil, ended
+			}
 			if errors.Is(err, bus.ErrBadInput) || errors.Is(err, bus.ErrDenied) {
 				return failure("There is no job %s of a tool. The id of a job is in the answer of the tool that has started it, and a job is kept for an hour after its end.", args.Shown(in.ID)), nil
 			}
@@ -108,7 +111,7 @@ func (j *job) await(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToo
 	case <-f.done:
 		f.stop()
 		if limit.Err() == nil {
-			return j.result(f), nil
+			return j.answer(ctx, f)
 		}
 	case <-limit.Done():
 		f.stop()
@@ -120,12 +123,12 @@ func (j *job) await(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToo
 }
 
 // fetch returns the result of a job as it is now.
-func (j *job) fetch(ctx context.Context) *sdk.CallToolResult {
+func (j *job) fetch(ctx context.Context) (*sdk.CallToolResult, error) {
 	f := j.read(ctx)
 	if errors.Is(f.err, errUnfinished) {
-		return j.pending()
+		return j.pending(), nil
 	}
-	return j.result(f)
+	return j.answer(ctx, f)
 }
 
 // read reads the result of a job that has ended.

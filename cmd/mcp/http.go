@@ -169,8 +169,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		sw.fail(body, jsonrpc.CodeInternalError, err.Error())
 	// A request that its client has cancelled is not answered: it gets an empty stream.
-	case sw.inSession && !sw.begun && !h.hasSession(a.Key, session):
+	case !sw.inSession || h.hasSession(a.Key, session):
+	case !sw.begun:
 		noSession(w)
+	default:
+		sw.fail(body, codeNoSession, errNoSession)
 	}
 }
 
@@ -250,12 +253,18 @@ func (w *sessionWriter) fail(body []byte, code int64, message string) {
 // Unwrap serves [http.ResponseController].
 func (w *sessionWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// The error of a request whose session is not there.
+const (
+	codeNoSession = -32001
+	errNoSession  = "session not found"
+)
+
 // noSession answers a request whose session is not there, or not any more: the client has to begin another one
 // (version 2025-11-25, Transports, Session Management).
 func noSession(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusNotFound)
-	io.WriteString(w, `{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"session not found"}}`+"\n")
+	fmt.Fprintf(w, `{"jsonrpc":"2.0","id":null,"error":{"code":%d,"message":"%s"}}`+"\n", codeNoSession, errNoSession)
 }
 
 // checkFirst refuses a request without a session that is not one of the first: the library answers it with

@@ -165,7 +165,7 @@ func TestAgentsFindTheirRequests(t *testing.T) {
 	if r := x.inSession(x.local, x.session(x.local), `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":5}}`); r.StatusCode != 400 || r.body != `{"error":{"code":-32602,"message":"invalid params: name must be a string"},"id":7,"jsonrpc":"2.0"}`+"\n" {
 		t.Error(r.Status, r.body)
 	}
-	for _, id := range []string{"9007199254740993", "1.5", "null", "\"\xff\""} {
+	for _, id := range []string{"9007199254740993", "1.5", "null", `"\ud800"`} {
 		for _, version := range []string{"2025-03-26", "2026-07-28"} {
 			message := `{"jsonrpc":"2.0","id":` + id + `,"method":"ping"}`
 			for _, body := range []string{message, "[" + message + "]"} {
@@ -173,6 +173,24 @@ func TestAgentsFindTheirRequests(t *testing.T) {
 				if r.StatusCode != 400 || !strings.HasPrefix(r.body, `{"error":{"code":-32600,"message":"the id `) || !strings.HasSuffix(r.body, `"id":null,"jsonrpc":"2.0"}`+"\n") {
 					t.Error(version, body, r.Status, r.body)
 				}
+			}
+		}
+	}
+}
+
+// TestAgentsSendWhatCannotBeRead: it is answered with an error of JSON-RPC, in both eras.
+func TestAgentsSendWhatCannotBeRead(t *testing.T) {
+	x := newSite(t)
+	session := x.session(x.local)
+	for body, want := range map[string]string{
+		"\xff\xfe": `{"error":{"code":-32700,"message":"this is not JSON: line 1, column 1: it is UTF-16, and must be UTF-8"},"id":null,"jsonrpc":"2.0"}`,
+		`null`:     `{"error":{"code":-32600,"message":"a message must be a JSON object"},"id":null,"jsonrpc":"2.0"}`,
+		`{"jsonrpc":"1.0","id":1,"method":"ping"}`: `{"error":{"code":-32600,"message":"jsonrpc must be \"2.0\""},"id":null,"jsonrpc":"2.0"}`,
+	} {
+		modern := x.do("POST", x.local+"/mcp", body, "Content-Type", "application/json", "Accept", "application/json, text/event-stream", "Mcp-Protocol-Version", "2026-07-28")
+		for _, r := range []*reply{modern, x.inSession(x.local, session, body)} {
+			if r.StatusCode != 400 || r.Header.Get("Content-Type") != "application/json" || r.body != want+"\n" {
+				t.Error(body, r.Status, r.body)
 			}
 		}
 	}

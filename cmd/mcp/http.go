@@ -129,8 +129,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if body, ok = readBody(w, r); !ok {
 			return
 		}
-		if err := checkIDs(body); err != nil {
-			refuse(w, nil, jsonrpc.CodeInvalidRequest, err.Error())
+		if err := checkBody(body, r.Header.Get("Mcp-Protocol-Version")); err != nil {
+			refuse(w, nil, err.Code, err.Message)
 			return
 		}
 		if id, err := checkParams(body); err != nil {
@@ -334,18 +334,34 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
 
 // messages returns the messages of a body, which may be a batch.
 func messages(body []byte) (batch []json.RawMessage) {
-	if json.Unmarshal(body, &batch) != nil {
+	if !isBatch(body) {
 		return []json.RawMessage{body}
 	}
+	json.Unmarshal(body, &batch) // checkBody has read it
 	return batch
 }
 
-// checkIDs is [CheckID] for the messages of a body.
-func checkIDs(body []byte) error {
-	for _, message := range messages(body) {
-		if err := CheckID(message); err != nil {
-			return err
+func isBatch(body []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(body), []byte("[")) }
+
+// firstWithoutBatches is the first version without batches of messages.
+const firstWithoutBatches = "2025-06-18"
+
+// checkBody returns an error if a body is not what the library can read: it would answer with types of Go.
+func checkBody(body []byte, version string) *jsonrpc.Error {
+	if err := args.CheckJSON(body); err != nil {
+		return &jsonrpc.Error{Code: jsonrpc.CodeParseError, Message: args.OneLine(err.Error())}
+	}
+	list := messages(body)
+	if len(list) == 0 {
+		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: "the batch is empty"}
+	}
+	for _, message := range list {
+		if err := checkMessage(message); err != nil {
+			return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: err.Error()}
 		}
+	}
+	if isBatch(body) && version >= firstWithoutBatches {
+		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: "a batch of messages needs a version before " + firstWithoutBatches}
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ const mostID = 1<<53 - 1
 func CheckID(message []byte) error {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(message, &fields) != nil {
-		return nil // the library says what is wrong
+		return nil // it is no message
 	}
 	switch id := fields["id"]; {
 	case id == nil:
@@ -42,6 +42,29 @@ func CheckID(message []byte) error {
 		}
 		return nil
 	}
+}
+
+// checkMessage returns an error if a JSON document is not a message of JSON-RPC 2.0 whose id an answer can repeat.
+func checkMessage(message []byte) error {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(message, &fields) != nil || fields == nil {
+		return errors.New("a message must be a JSON object")
+	}
+	if err := CheckID(message); err != nil {
+		return err
+	}
+	switch {
+	case string(fields["jsonrpc"]) != `"2.0"`:
+		return errors.New(`jsonrpc must be "2.0"`)
+	case fields["method"] == nil && fields["result"] == nil && fields["error"] == nil:
+		return errors.New("a message must have a method, a result or an error")
+	case fields["method"] != nil && fields["method"][0] != '"':
+		return errors.New("the method must be a string")
+	}
+	if _, err := jsonrpc.DecodeMessage(message); err != nil {
+		return errors.New("the message must be a request or a response of JSON-RPC 2.0")
+	}
+	return nil
 }
 
 // InvalidParams is the error for params of a wrong type, in plain words: the library shows types of Go, and all params.

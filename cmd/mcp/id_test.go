@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -16,7 +17,7 @@ func TestIDsAreKeptOrRefused(t *testing.T) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
-	for _, other := range []string{`{"method":"notifications/initialized"}`, `{"id":null,"error":{}}`, `1`, `{`} { // the library's
+	for _, other := range []string{`{"method":"notifications/initialized"}`, `{"id":null,"error":{}}`, `1`, `{`} { // others say what is wrong
 		if err := CheckID([]byte(other)); err != nil {
 			t.Errorf("%s: %v", other, err)
 		}
@@ -34,6 +35,31 @@ func TestWrongParamsAreRefusedInPlainWords(t *testing.T) {
 	}
 	for _, good := range []string{`{"id":7,"params":{"name":"x","arguments":{"name":5}}}`, `{"id":7,"params":null}`, `{"id":7}`, `{"params":5}`, `[{"id":7,"params":5}]`, `{`} {
 		if _, err := checkParams([]byte(good)); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+}
+
+func TestUnreadableBodiesAreRefusedInPlainWords(t *testing.T) {
+	const ping = `{"jsonrpc":"2.0","id":1,"method":"ping"}`
+	for body, want := range map[string]string{
+		`{`: "-32700 this is not JSON: line 1, column 2: its end is missing", ``: "-32700 this is not JSON: line 1, column 1: it is empty",
+		"\xff\xfe": "-32700 this is not JSON: line 1, column 1: it is UTF-16, and must be UTF-8", "{\"\xff\":1}": "-32700 this is not JSON: line 1, column 3: the byte 0xff is not UTF-8",
+		`{"jsonrpc":"2.0","id":01,"method":"ping"}`: "-32700 this is not JSON: line 1, column 24: unexpected '1' after object key:value pair",
+		`5`: "-32600 a message must be a JSON object", `null`: "-32600 a message must be a JSON object", `[1,2]`: "-32600 a message must be a JSON object",
+		`[` + ping + `,[]]`: "-32600 a message must be a JSON object", ` []`: "-32600 the batch is empty",
+		`{"jsonrpc":"1.0","id":1,"method":"ping"}`: `-32600 jsonrpc must be "2.0"`, `{"id":1,"method":"ping"}`: `-32600 jsonrpc must be "2.0"`, `{}`: `-32600 jsonrpc must be "2.0"`,
+		`{"jsonrpc":"2.0","id":1}`: "-32600 a message must have a method, a result or an error", `{"jsonrpc":"2.0","id":1,"method":5}`: "-32600 the method must be a string",
+		`{"jsonrpc":"2.0","id":1,"method":null}`: "-32600 the method must be a string", `{"jsonrpc":"2.0","id":[1],"method":"ping"}`: "-32600 the id must be a string or a whole number of at most 2^53-1",
+		`{"jsonrpc":"2.0","id":1,"error":5}`: "-32600 the message must be a request or a response of JSON-RPC 2.0",
+		`[` + ping + `]`:                     "-32600 a batch of messages needs a version before 2025-06-18",
+	} {
+		if err := checkBody([]byte(body), "2025-06-18"); err == nil || fmt.Sprint(err.Code, " ", err.Message) != want {
+			t.Errorf("%q: %v, want %s", body, err, want)
+		}
+	}
+	for _, good := range []string{ping, " " + ping, `[` + ping + `]`, `{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","method":"notifications/initialized"}`} {
+		if err := checkBody([]byte(good), "2025-03-26"); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}

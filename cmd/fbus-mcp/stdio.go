@@ -112,10 +112,7 @@ func (c *stdioConn) accept(line []byte) bool {
 		}
 	}
 	for _, text := range batch {
-		msg, err := jsonrpc.DecodeMessage(text)
-		if err == nil {
-			err = mcp.CheckID(text)
-		}
+		msg, err := mcp.DecodeMessage(text)
 		if err != nil {
 			if !isResponse(text) { // two ends that answer errors with errors would never stop
 				c.refuse(jsonrpc.CodeInvalidRequest, err)

@@ -57,7 +57,7 @@ func TestBadMessagesAreAnsweredAndTheNextIsRead(t *testing.T) {
 			ID    *int
 			Error jsonrpc.Error
 		}
-		if err := json.Unmarshal(text, &answer); err != nil || answer.ID != nil || answer.Error.Code != bad.code || !strings.Contains(string(text), `"id":null`) {
+		if err := json.Unmarshal(text, &answer); err != nil || answer.ID != nil || answer.Error.Code != bad.code || !strings.Contains(string(text), `"id":null`) || strings.Contains(string(text), "json: ") {
 			t.Errorf("%.60q is answered with %s, want the code %d", bad.text, text, bad.code)
 		}
 	}

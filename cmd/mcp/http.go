@@ -356,7 +356,7 @@ func checkBody(body []byte, version string) *jsonrpc.Error {
 		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: "the batch is empty"}
 	}
 	for _, message := range list {
-		if err := checkMessage(message); err != nil {
+		if _, err := DecodeMessage(message); err != nil {
 			return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: err.Error()}
 		}
 	}

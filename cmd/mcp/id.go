@@ -15,9 +15,9 @@ import (
 // mostID is the greatest number that all clients can keep.
 const mostID = 1<<53 - 1
 
-// CheckID returns an error if a message has an id that an answer cannot repeat: the library changes numbers that it
+// checkID returns an error if a message has an id that an answer cannot repeat: the library changes numbers that it
 // has no room for, and text that is not Unicode, and a client would not find its request.
-func CheckID(message []byte) error {
+func checkID(message []byte) error {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(message, &fields) != nil {
 		return nil // it is no message
@@ -44,27 +44,32 @@ func CheckID(message []byte) error {
 	}
 }
 
-// checkMessage returns an error if a JSON document is not a message of JSON-RPC 2.0 whose id an answer can repeat.
-func checkMessage(message []byte) error {
+// DecodeMessage reads a message of JSON-RPC 2.0 whose id an answer can repeat. Its errors are in plain words: those of
+// the library have types of Go.
+func DecodeMessage(text []byte) (jsonrpc.Message, error) {
 	var fields map[string]json.RawMessage
-	if json.Unmarshal(message, &fields) != nil || fields == nil {
-		return errors.New("a message must be a JSON object")
+	if json.Unmarshal(text, &fields) != nil || fields == nil {
+		return nil, errors.New("a message must be a JSON object")
 	}
-	if err := CheckID(message); err != nil {
-		return err
+	if err := checkID(text); err != nil {
+		return nil, err
 	}
 	switch {
 	case string(fields["jsonrpc"]) != `"2.0"`:
-		return errors.New(`jsonrpc must be "2.0"`)
+		return nil, errors.New(`jsonrpc must be "2.0"`)
 	case fields["method"] == nil && fields["result"] == nil && fields["error"] == nil:
-		return errors.New("a message must have a method, a result or an error")
+		return nil, errors.New("a message must have a method, a result or an error")
 	case fields["method"] != nil && fields["method"][0] != '"':
-		return errors.New("the method must be a string")
+		return nil, errors.New("the method must be a string")
 	}
-	if _, err := jsonrpc.DecodeMessage(message); err != nil {
-		return errors.New("the message must be a request or a response of JSON-RPC 2.0")
+	message, err := jsonrpc.DecodeMessage(text)
+	switch {
+	case err == nil:
+		return message, nil
+	case strings.Contains(err.Error(), "maximum nesting depth"):
+		return nil, errors.New("a message must have at most 1000 levels")
 	}
-	return nil
+	return nil, errors.New("the message must be a request or a response of JSON-RPC 2.0")
 }
 
 // InvalidParams is the error for params of a wrong type, in plain words: the library shows types of Go, and all params.

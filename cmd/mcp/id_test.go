@@ -8,17 +8,17 @@ import (
 
 func TestIDsAreKeptOrRefused(t *testing.T) {
 	for _, good := range []string{`1`, `-1`, `0`, `1.0`, `9007199254740991`, `-9007199254740991`, `""`, `"a\u00e9"`, `"\ud83d\ude00"`} {
-		if err := CheckID([]byte(`{"method":"ping","id":` + good + `}`)); err != nil {
+		if err := checkID([]byte(`{"method":"ping","id":` + good + `}`)); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}
 	for _, bad := range []string{`9007199254740992`, `-9007199254740993`, `1.5`, `1e2`, `1e99999999`, `99999999999999999999`, `null`, `{}`, `[1]`, `true`, "\"\xff\"", `"\ud800"`} {
-		if err := CheckID([]byte(`{"method":"ping","id":` + bad + `}`)); err == nil || !strings.HasPrefix(err.Error(), "the id ") {
+		if err := checkID([]byte(`{"method":"ping","id":` + bad + `}`)); err == nil || !strings.HasPrefix(err.Error(), "the id ") {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
 	for _, other := range []string{`{"method":"notifications/initialized"}`, `{"id":null,"error":{}}`, `1`, `{`} { // others say what is wrong
-		if err := CheckID([]byte(other)); err != nil {
+		if err := checkID([]byte(other)); err != nil {
 			t.Errorf("%s: %v", other, err)
 		}
 	}
@@ -52,7 +52,8 @@ func TestUnreadableBodiesAreRefusedInPlainWords(t *testing.T) {
 		`{"jsonrpc":"2.0","id":1}`: "-32600 a message must have a method, a result or an error", `{"jsonrpc":"2.0","id":1,"method":5}`: "-32600 the method must be a string",
 		`{"jsonrpc":"2.0","id":1,"method":null}`: "-32600 the method must be a string", `{"jsonrpc":"2.0","id":[1],"method":"ping"}`: "-32600 the id must be a string or a whole number of at most 2^53-1",
 		`{"jsonrpc":"2.0","id":1,"error":5}`: "-32600 the message must be a request or a response of JSON-RPC 2.0",
-		`[` + ping + `]`:                     "-32600 a batch of messages needs a version before 2025-06-18",
+		`{"jsonrpc":"2.0","id":1,"method":"ping","params":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`: "-32600 a message must have at most 1000 levels",
+		`[` + ping + `]`: "-32600 a batch of messages needs a version before 2025-06-18",
 	} {
 		if err := checkBody([]byte(body), "2025-06-18"); err == nil || fmt.Sprint(err.Code, " ", err.Message) != want {
 			t.Errorf("%q: %v, want %s", body, err, want)

@@ -40,7 +40,11 @@ func (o *options) printConfig(ctx context.Context, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cert, key, ca, err := writeFiles(cr.dir, second.Ticket())
+	dir := filepath.Join(filepath.Dir(cr.dir), "mesh") // not among the tickets of a node that has joined
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	cert, key, ca, err := writeFiles(dir, second.Ticket())
 	if err != nil {
 		return err
 	}

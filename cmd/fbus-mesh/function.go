@@ -43,18 +43,25 @@ type offered struct {
 	peer  *peer
 	entry *entry
 	slots int // that the policy has
-	asked int // calls that wait for this peer by its name
-	vain  int // times that it had no slot for them, one after the other
-	at    time.Time
+
+	// Of calls for this peer by its name. Nothing is held for them at its node.
+	asked   int       // that wait
+	running int       // that run there
+	vain    int       // times that it had no slot for them since some wait
+	most    int       // slots until at: as many as it had when one was refused, and one more for each call that has ended
+	at      time.Time // when more are tried
 }
 
-// direct returns the slots that are offered for calls that wait for this peer by its name.
-// Nothing is held for them.
+// direct returns the slots that are offered for calls for this peer by its name, those that run included.
 func (o *offered) direct() int {
-	if o == nil || o.entry.stopped() || time.Now().Before(o.at) {
+	switch n := o.asked + o.running; {
+	case o.entry.stopped():
 		return 0
+	case time.Now().Before(o.at):
+		return min(n, o.most)
+	default:
+		return n
 	}
-	return o.asked
 }
 
 // announce offers it to the own node.
@@ -194,6 +201,9 @@ func (f *function) named() {
 				}
 			}
 		}
+		if asked == 0 {
+			o.vain, o.at = 0, time.Time{}
+		}
 		if asked != o.asked {
 			o.asked = asked
 			o.announce()
@@ -201,22 +211,30 @@ func (f *function) named() {
 	}
 }
 
-// refused notes that a peer had no slot for a call that waits for it by its name.
-func (o *offered) refused() {
-	if o == nil {
+// ended notes the end of a call for the peer by its name: how is Refused if it had no slot.
+func (o *offered) ended(how slots.Outcome) {
+	o.running--
+	m := o.peer.mesh
+	if m.offered(o.entry.Name, o.peer.id) != o {
 		return
 	}
-	pause := namedPauses[min(o.vain, len(namedPauses)-1)]
-	o.vain++
-	o.at = time.Now().Add(pause)
-	m := o.peer.mesh
-	time.AfterFunc(pause, func() { // ends by itself
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.offered(o.entry.Name, o.peer.id) == o {
-			o.announce()
-		}
-	})
+	switch now := time.Now(); {
+	case how != slots.Refused:
+		o.most++
+	case now.Before(o.at):
+		o.most = min(o.most, o.running)
+	default:
+		pause := namedPauses[min(o.vain, len(namedPauses)-1)]
+		o.vain++
+		o.most, o.at = o.running, now.Add(pause)
+		time.AfterFunc(pause, func() { // ends by itself
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if m.offered(o.entry.Name, o.peer.id) == o {
+				o.announce()
+			}
+		})
+	}
 	o.announce()
 }
 

@@ -139,7 +139,8 @@ type link struct {
 type relayed struct {
 	near, far uint64 // its ids
 	fn        *function
-	slot      *slots.Slot // nil: a slot that was asked for by the name of its node
+	slot      *slots.Slot // nil: see named
+	named     *offered    // a call for the peer by its name, which has no slot; nil: it has one
 }
 
 // fromNear handles a frame of the own node.
@@ -235,8 +236,16 @@ func (l *link) call(b *wire.Batch, f *wire.CallFrame) error {
 	if fn != nil {
 		c.slot = fn.Started(m.now(), l.peer.id)
 	}
-	if fn == nil || l.gone || c.slot == nil && m.offered(fn.name, l.peer.id).direct() == 0 {
+	if fn != nil && c.slot == nil {
+		if o := m.offered(fn.name, l.peer.id); o != nil && o.direct() > o.running {
+			c.named = o
+		}
+	}
+	if l.gone || c.slot == nil && c.named == nil {
 		return b.Send(l.near.conn, &wire.EndFrame{ID: f.ID, Source: args.FromBus, Status: 75, Code: []byte(args.CodeBusy), Message: []byte("no slot is held for it")})
+	}
+	if c.named != nil {
+		c.named.running++
 	}
 	l.last++
 	c.far = l.last
@@ -289,8 +298,8 @@ func (l *link) ended(c *relayed, how slots.Outcome) {
 	}
 	if c.slot != nil {
 		c.fn.Ended(m.now(), c.slot, how)
-	} else if how == slots.Refused {
-		m.offered(c.fn.name, l.peer.id).refused()
+	} else if c.named != nil {
+		c.named.ended(how)
 	}
 }
 

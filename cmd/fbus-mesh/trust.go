@@ -29,6 +29,7 @@ type revocations struct {
 	heard     stamp      // of the last list of another mesh that the own node has not refused
 	lists     int        // of other meshes
 	answering bool       // somebody has asked for a list
+	again     *stamp     // and somebody else meanwhile, who has this one; nil: nobody
 	said      string     // the last refusal, which is not repeated
 }
 
@@ -186,6 +187,9 @@ func (r *revocations) asked(ctx context.Context, theirs stamp) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.answering {
+		if r.again == nil || r.again.newer(theirs, 0) {
+			r.again = &theirs
+		}
 		return
 	}
 	r.answering = true
@@ -203,8 +207,12 @@ func (r *revocations) asked(ctx context.Context, theirs stamp) {
 		}
 		time.AfterFunc(listPause, func() { // ends by itself
 			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.answering = false
+			again := r.again
+			r.answering, r.again = false, nil
+			r.mu.Unlock()
+			if again != nil {
+				r.asked(ctx, *again)
+			}
 		})
 	})
 }
@@ -217,8 +225,13 @@ func (r *revocations) online(ctx context.Context) {
 
 // take hands a list of another mesh to the own node.
 func (r *revocations) take(ctx context.Context, n *notice) {
-	list, _ := stampOf([]byte(n.List)) // of one that is damaged it is the node that says so
+	list, ok := stampOf([]byte(n.List)) // of one that is damaged it is the node that says so
 	r.mu.Lock()
+	if ok && r.own.newer(list, listSlack) { // that node needs the own one's
+		r.mu.Unlock()
+		r.asked(ctx, list)
+		return
+	}
 	known, before := list == r.own, r.heard
 	r.lists++
 	r.heard = list // now, as the node may answer with the list before this call has ended

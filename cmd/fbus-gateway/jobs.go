@@ -353,10 +353,10 @@ func (g *gateway) showJob(w http.ResponseWriter, r *http.Request, c *caller) {
 			if err = g.await(r.Context(), c, j.ID, min(d, maxWait)); err == nil {
 				j, err = g.job(r, c)
 			}
-			if err == nil && j.Code == args.CodeDenied {
-				err = g.holds(r, c)
-			}
 		}
+	}
+	if err == nil && j.Code == args.CodeDenied {
+		err = g.holds(r, c)
 	}
 	if err == nil {
 		j, err = g.censored(r.Context(), c, j, map[string]bool{})

@@ -209,7 +209,7 @@ func (s *service) call(function string, req micro.Request) {
 	var exit *bus.ExitError
 	switch {
 	case err == nil || errors.As(err, &exit):
-	case s.mesh.node.Err() != nil, args.AsError(context.Cause(s.ctx), "").Code == args.CodeNodeLost:
+	case s.mesh.node.Err() != nil, errors.Is(context.Cause(s.ctx), bus.ErrNodeLost):
 		err = args.Errorf(args.CodeNodeLost, "the connection to the node was lost: the call may have run")
 	case s.ctx.Err() != nil:
 		err = args.Errorf(args.CodeNodeLost, "the mesh has ended: the call may have run")

@@ -26,7 +26,7 @@ type process struct {
 	addr   string // where a token is needed
 }
 
-// process starts a gateway beside the node of a site, and waits until it serves. before is a command that runs it.
+// process starts a gateway beside the node of a site, and waits until it serves. The command before, if any, runs it.
 func (x *site) process(before []string, flags ...string) *process {
 	x.t.Helper()
 	p := &process{socket: filepath.Join(x.dir, "process")}

@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// hello is what meshes let each other know about themselves.
+// hello announces a mesh to the others.
 type hello struct {
 	Version   int      `json:"version"`
 	Node      string   `json:"node"`
@@ -201,7 +201,7 @@ func (m *mesh) drop(p *peer, why string) {
 	p.leave()
 }
 
-// validName is what a node may be called: it is part of what callers are called elsewhere.
+// validName matches the names of nodes. They are part of FBUS_CALLER at other nodes.
 var validName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
 
 // asName returns the name of a machine as one.

@@ -63,7 +63,7 @@ func TestOwnMeshStopped(t *testing.T) {
 		for range 5 {
 			calls = append(calls, d.fbusRuns("a", "call", "-n", "f"))
 		}
-		time.Sleep(4 * 300 * time.Millisecond) // a word from each other is due three times
+		time.Sleep(4 * 300 * time.Millisecond) // long enough for a mesh to count as silent
 		stopped.Signal(syscall.SIGCONT)
 		for _, c := range calls {
 			d.ends("stopped", c, 0, time.Now(), 0)

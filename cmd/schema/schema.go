@@ -36,8 +36,8 @@ const (
 	// take years.
 	maxSteps = 50_000
 	// minExponent and maxDigits bound a number, which must be below what float64 has, too. The library makes
-	// fractions of them: 1e-9999999 would take megabytes, and of longer ones it makes none and panics. Clients
-	// make infinity of what is too large for float64.
+	// fractions of them: 1e-9999999 would take megabytes, and of longer ones it makes none and panics. Clients read
+	// a number beyond float64 as infinity.
 	minExponent = -400
 	maxDigits   = 1000
 	// maxProblems is how many problems of a document an error lists, and how many values of an enum.

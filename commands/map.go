@@ -17,6 +17,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/fanout"
+	"fbus/bus/tuning"
 
 	"github.com/urfave/cli/v2"
 )
@@ -286,7 +287,7 @@ func mapItems(o *mapOptions, stdout, stderr io.Writer) error {
 	r.Done, r.Rest, r.Notice = out.print, out.rest, screen.say
 	ctx, stop := interruptible(r, screen, true)
 	defer stop()
-	defer oneProcessor().stop()
+	defer tuning.OneProcessor().Stop()
 	err = r.Run(ctx)
 	screen.stop()
 	err = cmp.Or(err, out.close())

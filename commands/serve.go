@@ -18,6 +18,7 @@ import (
 	"fbus/bus/jobs"
 	"fbus/bus/node"
 	"fbus/bus/paths"
+	"fbus/bus/tuning"
 	"fbus/bus/wire"
 
 	"github.com/urfave/cli/v2"
@@ -152,6 +153,10 @@ func noOperands(ctx *cli.Context) error {
 	return nil
 }
 
+// memoryMark is the memory use from which the collector of a node or worker runs more often: about what a
+// full queue needs.
+const memoryMark = 52 << 20
+
 func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	// Installed before the socket exists: another process that sees the socket may signal at
 	// once.
@@ -162,13 +167,13 @@ func serve(o *serveOptions, stdout, stderr io.Writer) error {
 	}
 	defer signal.Stop(signals)
 	outliveReaders()
-	tuned := tune()
-	defer tuned.stop()
+	tuned := tuning.Start(memoryMark)
+	defer tuned.Stop()
 	n, err := startNode(o, stdout, stderr)
 	if err != nil {
 		return err
 	}
-	tuned.node.Store(n.Node)
+	tuned.Follow(n.Node)
 	defer n.close()
 	n.sayReady()
 	notifyReady(n.warn, n.status())

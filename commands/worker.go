@@ -18,6 +18,7 @@ import (
 	"fbus/bus"
 	"fbus/bus/args"
 	"fbus/bus/find"
+	"fbus/bus/tuning"
 	"fbus/bus/wire"
 	"fbus/exec"
 	"fbus/exec/keeper"
@@ -387,10 +388,10 @@ func (o *workerOptions) serve(list []*function, n *servedNode, stderr io.Writer,
 		ended = nil
 	}
 	outliveReaders()
-	tuned := tune()
-	defer tuned.stop()
+	tuned := tuning.Start(memoryMark)
+	defer tuned.Stop()
 	if n != nil {
-		tuned.node.Store(n.Node)
+		tuned.Follow(n.Node)
 	}
 	p, _ := find.Node(o.node) // processes that are started ahead need it
 	w, err := newWorker(list, o.maxRunning.n, forOthers(p.Addr), log, ended, func() bool { return len(signals) > 0 })

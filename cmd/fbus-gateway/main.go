@@ -16,6 +16,7 @@ import (
 	"fbus/bus/args"
 	"fbus/bus/find"
 	"fbus/bus/trust"
+	"fbus/bus/tuning"
 	"fbus/cmd/companion"
 
 	"github.com/spf13/pflag"
@@ -157,6 +158,9 @@ func said(stderr io.Writer, err error) error {
 	return companion.Status(args.StatusOf(args.CodeUsage))
 }
 
+// memoryMark is the memory use from which the collector runs more often: about what 64 connections need.
+const memoryMark = 20 << 20
+
 // run listens and serves until ctx ends.
 func (c *config) run(ctx context.Context, pair *keyPair, demo bool, note func(format string, a ...any), stdout io.Writer) error {
 	g := newGateway(c, note)
@@ -195,6 +199,7 @@ func (c *config) run(ctx context.Context, pair *keyPair, demo bool, note func(fo
 		}
 		defer g.log.close()
 	}
+	defer tuning.Start(memoryMark).Stop()
 	if demo {
 		go g.demo(ctx, stdout) // ends with it
 	}

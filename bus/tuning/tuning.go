@@ -1,4 +1,5 @@
-package commands
+// Package tuning fits the Go runtime to the load of a process that serves others.
+package tuning
 
 import (
 	"runtime"
@@ -7,56 +8,69 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"fbus/bus/node"
 )
 
 const (
-	// memoryMark is the memory use from which the collector runs more often: about what a
-	// full queue needs.
-	memoryMark = 52 << 20
 	// connectionMemory is about the memory of a connection over TLS.
 	connectionMemory = 64 << 10
+	// spareMemory is for what is not on the heap, and some garbage.
+	spareMemory = 13 << 20
 )
 
-// tuning limits the memory and processors of a node or worker, until it is stopped.
-type tuning struct {
+// Tuning limits the memory and processors of a process, until it is stopped.
+type Tuning struct {
 	done chan struct{}
-	node atomic.Pointer[node.Node] // nil, for a worker
-	mark int64                     // the current memory limit
+	node atomic.Pointer[Node] // nil: there is none in this process
+	mark int64                // the memory limit of an idle process; 0: memory is not limited
+	now  int64                // the current memory limit
 }
 
-// tune starts the tuning of a node or worker.
-func tune() *tuning {
+// Node is a node's load, as far as the process does not show it.
+type Node interface {
+	Connections() int
+	Crowded() bool          // many clients connect
+	Writing() time.Duration // spent in writes to the disk so far
+}
+
+// Start starts the tuning of a process. The mark is the memory use from which the collector runs more often.
+func Start(mark int64) *Tuning {
 	// Usually there is little live data, so garbage may be a multiple of it, up to the
 	// memory limit.
 	debug.SetGCPercent(400)
-	t := oneProcessor()
+	t := &Tuning{done: make(chan struct{}), mark: mark}
 	t.limitMemory(0)
-	return t
+	return t.start()
 }
 
-// oneProcessor starts the part that is useful to any client.
-func oneProcessor() *tuning {
-	t := &tuning{done: make(chan struct{})}
+// OneProcessor starts the part that is useful to any client.
+func OneProcessor() *Tuning { return (&Tuning{done: make(chan struct{})}).start() }
+
+func (t *Tuning) start() *Tuning {
 	all := runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(1)
-	go t.followLoad(all) // ends with stop
+	go t.followLoad(all) // ends with Stop
 	return t
 }
 
-func (t *tuning) stop() { close(t.done) }
+// Stop ends the tuning. What it has set stays.
+func (t *Tuning) Stop() { close(t.done) }
+
+// Follow takes a node of this process into account.
+func (t *Tuning) Follow(n Node) { t.node.Store(&n) }
 
 // limitMemory sets the memory limit for that many connections, and for half as much again as is live, as
 // with many thousand functions. With a lower limit the collector would run all the time.
-func (t *tuning) limitMemory(connections int) {
+func (t *Tuning) limitMemory(connections int) {
+	if t.mark == 0 {
+		return
+	}
 	const step, round = 64, 4 << 20
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(live)
-	want := memoryMark + int64(connections+step-1)/step*step*connectionMemory
-	want = max(want, int64(live[0].Value.Uint64())/2*3/round*round+memoryMark/4)
-	if t.mark != want {
-		t.mark = want
+	want := t.mark + int64(connections+step-1)/step*step*connectionMemory
+	want = max(want, int64(live[0].Value.Uint64())/2*3/round*round+spareMemory)
+	if t.now != want {
+		t.now = want
 		debug.SetMemoryLimit(want)
 	}
 }
@@ -74,7 +88,7 @@ const (
 // otherwise. While many clients connect, it uses all processors, so that calls do not
 // wait for handshakes. Time in writes to the disk counts as load: the runtime takes the
 // processor away from a system call only after up to 10 ms, and most are shorter.
-func (t *tuning) followLoad(all int) {
+func (t *Tuning) followLoad(all int) {
 	const often, seldom = 100 * time.Millisecond, time.Second
 	pause, before, at := often, t.taken(), time.Now()
 	for {
@@ -86,11 +100,11 @@ func (t *tuning) followLoad(all int) {
 		used, now := t.taken(), time.Now()
 		load := float64(used-before) / float64(now.Sub(at))
 		before, at = used, now
-		n := t.node.Load()
-		crowded := n != nil && n.Crowded()
-		if n != nil {
-			t.limitMemory(n.Connections())
+		connections, crowded := 0, false
+		if n := t.node.Load(); n != nil {
+			connections, crowded = (*n).Connections(), (*n).Crowded()
 		}
+		t.limitMemory(connections)
 		switch {
 		case all == 1:
 		case (load > oneIsFull || crowded) && runtime.GOMAXPROCS(0) == 1:
@@ -105,12 +119,12 @@ func (t *tuning) followLoad(all int) {
 }
 
 // taken returns for how long the process has occupied a processor.
-func (t *tuning) taken() time.Duration {
+func (t *Tuning) taken() time.Duration {
 	var u syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
 	used := time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	if n := t.node.Load(); n != nil {
-		used += n.Writing()
+		used += (*n).Writing()
 	}
 	return used
 }

@@ -265,7 +265,7 @@ func (f *function) Take(n int, again bool) {
 	f.mesh.request(f.subject("take"), question{From: f.mesh.self.ID, Slots: n, Again: again}, func(a *answer, how timing) {
 		switch how {
 		case silent:
-			f.takeDirectly(n)
+			f.askNodes(n)
 		case late:
 			f.takenLate(a)
 		case inTime:
@@ -290,46 +290,44 @@ func (f *function) taken(a *answer, n int) {
 	f.tidy()
 }
 
-// takenLate takes an answer for which nobody waits any more. Its slots are as welcome as if they had been
-// offered.
+// takenLate takes an answer for which nobody waits any more.
 func (f *function) takenLate(a *answer) {
-	got := a.Slots
-	if got > 0 && f.mesh.functions[f.name] == f && f.usable(a.From) {
-		got -= f.AskedFree(f.mesh.now(), a.From, got)
-	}
-	if got > 0 {
-		f.Return(a.From, got)
+	if left := a.Slots - f.welcome(a); left > 0 {
+		f.Return(a.From, left)
 	}
 }
 
-// maxDirect bounds the nodes that are asked for slots by name.
-const maxDirect = 4
+// welcome takes as many slots of a late answer as are needed now, as if they had been offered, and returns how
+// many those are.
+func (f *function) welcome(a *answer) int {
+	if a.Slots == 0 || f.mesh.functions[f.name] != f || !f.usable(a.From) {
+		return 0
+	}
+	return f.AskedFree(f.mesh.now(), a.From, a.Slots)
+}
 
-// takeDirectly asks some nodes that have the function, each by itself, for n slots. It is for when the
-// one that NATS has chosen does not answer, as its mesh is stopped: NATS may choose that one again, and
-// again.
-func (f *function) takeDirectly(n int) {
+// maxAsked bounds the nodes that are asked themselves.
+const maxAsked = 4
+
+// askNodes asks some nodes that have the function for n slots, over their links. It is for when the mesh that NATS
+// has chosen does not answer: that mesh may be stopped, or the NATS server of all that have a free slot, and NATS may
+// choose it again, and again. Nothing is held for this node then, and a call may come too late: it waits again.
+func (f *function) askNodes(n int) {
+	m := f.mesh
 	asked, done := 0, false
-	list := f.mesh.elsewhere[f.name]
+	list := m.elsewhere[f.name]
 	for _, i := range rand.Perm(len(list)) {
-		id := list[i].peer.id
-		if !f.mesh.usable(id) {
+		p := list[i].peer
+		if !f.usable(p.id) || asked == maxAsked {
 			continue
 		}
-		if asked++; asked > maxDirect {
-			asked = maxDirect
-			break
-		}
-		f.mesh.request(f.mesh.direct(id), &message{From: f.mesh.self.ID, Take: f.name, Slots: n}, func(a *answer, how timing) {
-			if how == late {
-				f.takenLate(a)
-				return
-			}
+		asked++
+		p.link.askFree(f.name, func(free int) {
 			asked--
-			switch {
+			switch a := (&answer{From: p.id, Slots: free}); {
 			case done:
-				f.takenLate(a)
-			case a.Slots > 0 || asked == 0:
+				f.welcome(a)
+			case free > 0 || asked == 0:
 				done = true
 				f.taken(a, n)
 			}
@@ -337,7 +335,16 @@ func (f *function) takeDirectly(n int) {
 	}
 	if asked == 0 {
 		f.taken(&answer{}, n)
+		return
 	}
+	time.AfterFunc(pulseFresh, func() { // ends by itself
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if !done {
+			done = true
+			f.taken(&answer{}, n)
+		}
+	})
 }
 
 func (f *function) Free(n int) {

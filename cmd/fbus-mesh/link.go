@@ -141,6 +141,7 @@ type relayed struct {
 	fn        *function
 	slot      *slots.Slot // nil: see named
 	named     *offered    // a call for the peer by its name, which has no slot; nil: it has one
+	own       *inquiry    // it is the mesh's own, and not passed on; nil: it is
 }
 
 // fromNear handles a frame of the own node.
@@ -157,32 +158,26 @@ func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 		defer m.mu.Unlock()
 		return l.call(b, f)
 	case *wire.DataFrame:
-		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+		return l.toFar(b, &f.ID, f)
 	case *wire.EOFFrame:
-		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+		return l.toFar(b, &f.ID, f)
 	case *wire.GrantFrame:
-		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+		return l.toFar(b, &f.ID, f)
 	case *wire.CancelFrame:
-		return l.pass(b, l.far, l.byNear, f.ID, func(c *relayed) wire.Frame { f.ID = c.far; return f })
+		return l.toFar(b, &f.ID, f)
 	}
 	return args.Errorf(args.CodeProtocol, "%s is not for a relay", wire.Name(f))
 }
 
 // fromFar handles a frame of the peer's node.
 func (l *link) fromFar(b *wire.Batch, f wire.Frame) error {
-	if taken, err := l.may.take(f); taken {
-		return err
-	}
 	switch f := f.(type) {
 	case *wire.DataFrame:
-		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
+		return l.toNear(b, &f.ID, f)
 	case *wire.GrantFrame:
-		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
+		return l.toNear(b, &f.ID, f)
 	case *wire.ProgressFrame:
-		if !l.near.progress {
-			return nil
-		}
-		return l.pass(b, l.near, l.byFar, f.ID, func(c *relayed) wire.Frame { f.ID = c.near; return f })
+		return l.toNear(b, &f.ID, f)
 	case *wire.EndFrame:
 		m := l.peer.mesh
 		m.mu.Lock()
@@ -192,17 +187,45 @@ func (l *link) fromFar(b *wire.Batch, f wire.Frame) error {
 	return args.Errorf(args.CodeProtocol, "%s is not for a caller", wire.Name(f))
 }
 
-// pass sends a frame of a call to the other end, under the id there. One for a call that has
-// ended is dropped.
-func (l *link) pass(b *wire.Batch, to *end, calls map[uint64]*relayed, id uint64, under func(c *relayed) wire.Frame) error {
-	m := l.peer.mesh
-	m.mu.Lock()
-	c := calls[id]
-	m.mu.Unlock()
+// toFar passes a frame of a call on to the peer's node, under the id there. One for a call that has ended is
+// dropped.
+func (l *link) toFar(b *wire.Batch, id *uint64, f wire.Frame) error {
+	c := l.find(l.byNear, *id)
 	if c == nil {
 		return nil
 	}
-	b.Send(to.conn, under(c)) // if it fails, the reader of that connection ends the call
+	*id = c.far
+	l.pass(b, l.far, f)
+	return nil
+}
+
+// toNear does the same the other way, and takes what is for the mesh itself.
+func (l *link) toNear(b *wire.Batch, id *uint64, f wire.Frame) error {
+	c := l.find(l.byFar, *id)
+	if c == nil {
+		return nil
+	}
+	if c.own != nil {
+		return l.take(c, f)
+	}
+	if _, progress := f.(*wire.ProgressFrame); progress && !l.near.progress {
+		return nil
+	}
+	*id = c.near
+	l.pass(b, l.near, f)
+	return nil
+}
+
+func (l *link) find(calls map[uint64]*relayed, id uint64) *relayed {
+	m := l.peer.mesh
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return calls[id]
+}
+
+// pass sends a frame.
+func (l *link) pass(b *wire.Batch, to *end, f wire.Frame) {
+	b.Send(to.conn, f) // if it fails, the reader of that connection ends the call
 	if to.conn.Stalled() {
 		// What the peer's node has granted to all calls may be more than a connection holds
 		// back. So the reader waits here, and the sender's node grants no more. No frame is
@@ -210,7 +233,6 @@ func (l *link) pass(b *wire.Batch, to *end, calls map[uint64]*relayed, id uint64
 		b.Flush()
 		to.conn.WaitSpace(context.Background())
 	}
-	return nil
 }
 
 // maxCaller bounds what a relay may call its caller.
@@ -260,7 +282,11 @@ func (l *link) call(b *wire.Batch, f *wire.CallFrame) error {
 // end passes the end of a call on. The mesh's mu is held.
 func (l *link) end(b *wire.Batch, f *wire.EndFrame) error {
 	c := l.byFar[f.ID]
-	if c == nil {
+	switch {
+	case c == nil:
+		return nil
+	case c.own != nil:
+		l.answered(c, f)
 		return nil
 	}
 	how := slots.Served
@@ -334,6 +360,11 @@ func (l *link) withdraw(name string) {
 // lost ends all calls of a link whose far end is gone. The mesh's mu is held.
 func (l *link) lost(reason error) {
 	l.gone = true
+	for _, c := range l.byFar {
+		if c.own != nil {
+			l.answered(c, nil)
+		}
+	}
 	for _, c := range l.byNear {
 		l.ended(c, slots.Lost)
 		l.near.conn.Send(&wire.EndFrame{

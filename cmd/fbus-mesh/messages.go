@@ -27,7 +27,6 @@ type answer struct {
 type message struct {
 	From   string `json:"from"`
 	Return string `json:"return,omitempty"` // the function whose slots are not used
-	Take   string `json:"take,omitempty"`   // the function of which slots are asked for
 	Turn   string `json:"turn,omitempty"`   // connect me to your node, by a call with this word
 	Slots  int    `json:"slots,omitempty"`
 }
@@ -198,9 +197,6 @@ func (m *mesh) handle(msg *nats.Msg) {
 		}
 		if f := m.functions[v.Return]; f != nil && v.Slots > 0 {
 			f.Returned(m.now(), v.From, v.Slots)
-		}
-		if v.Take != "" {
-			m.question(msg, "take", v.Take, &question{From: v.From, Slots: v.Slots, Again: true})
 		}
 		if p := m.peers[v.From]; p != nil && v.Turn != "" {
 			go m.turn(p.hello, v.Turn) // ends with the connection

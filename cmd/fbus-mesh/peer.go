@@ -132,7 +132,7 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 	m.mu.Lock()
 	h := p.hello
 	m.mu.Unlock()
-	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}, last: askID, may: permissions{told: make(chan []byte, 1)}}
+	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}}
 	reach, err := "", error(args.Errorf(args.CodeNoNode, "it has no address"))
 	try := func(how string, addr bus.Addr, o *bus.Options) {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

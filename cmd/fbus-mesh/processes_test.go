@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -78,6 +79,41 @@ func (d *processes) serve(name string) {
 func (d *processes) mesh(name string, flags ...string) {
 	d.t.Helper()
 	d.meshes[name] = d.begin(name, append([]string{"mesh", "-q", "--name", name, d.nats}, flags...)...)
+}
+
+// freeURLs returns URLs at which NATS servers can listen.
+func freeURLs(t testing.TB, count int) (urls []string) {
+	t.Helper()
+	for range count {
+		addr, err := freePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		urls = append(urls, "nats://"+addr)
+	}
+	return urls
+}
+
+// natsMember starts one of the NATS servers of a cluster, in a process of its own.
+func (d *processes) natsMember(i int, urls, routes []string) *exec.Cmd {
+	d.t.Helper()
+	path := filepath.Join(d.dir, fmt.Sprint("nats", i, ".conf"))
+	text := fmt.Sprintf("server_name: n%d\nlisten: %q\ncluster { name: t, listen: %q, routes: [ %s ] }\n",
+		i, strings.TrimPrefix(urls[i], "nats://"), strings.TrimPrefix(routes[i], "nats://"), strings.Join(routes, ", "))
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	cmd := d.command("nats", path)
+	var err error
+	if cmd.Path, err = exec.LookPath("nats-server"); err != nil {
+		d.t.Fatal(err)
+	}
+	cmd.Args[0], cmd.Stderr = "nats-server", os.Stderr
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.running = append(d.running, cmd)
+	return cmd
 }
 
 // begin starts a command that runs until it is killed, or until the end of the test.

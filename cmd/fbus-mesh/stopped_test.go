@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"os/exec"
 	"syscall"
 	"testing"
 	"time"
@@ -68,6 +69,33 @@ func TestOwnMeshStopped(t *testing.T) {
 		for _, c := range calls {
 			d.ends("stopped", c, 0, time.Now(), 0)
 		}
+	}
+}
+
+// TestServerStopped: the NATS server of another node's mesh is stopped. Calls for an idle function there run all the
+// same: the node is asked itself.
+func TestServerStopped(t *testing.T) {
+	t.Parallel()
+	urls, routes := freeURLs(t, 2), freeURLs(t, 2)
+	d := newNodes(t, "", "a", "b")
+	var servers []*exec.Cmd
+	for i, name := range []string{"a", "b"} {
+		servers = append(servers, d.natsMember(i, urls, routes))
+		d.nats = urls[i]
+		d.mesh(name)
+	}
+	d.offer("b", "f", "echo x")
+	d.slots("a", "f", 0, 1)
+	client := d.client("a")
+	stopped := servers[1].Process
+	stopped.Signal(syscall.SIGSTOP)
+	defer stopped.Signal(syscall.SIGCONT)
+	at := time.Now()
+	if out, _, err := call(client, &bus.Request{Function: "f"}); err != nil || out != "x\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	if took := time.Since(at); took > soon {
+		t.Errorf("a call beside a free slot takes %v", took)
 	}
 }
 

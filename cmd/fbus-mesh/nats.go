@@ -67,7 +67,7 @@ func (h *hub) lost(nc *nats.Conn, err error) {
 // refused is due when no connection can be made. The mesh tries for as long as it runs, so a reason
 // is noted once, and again only after a while.
 func (h *hub) refused(nc *nats.Conn, err error) {
-	if nc.IsConnected() {
+	if nc.IsConnected() || err == nil { // the library passes a variable that it sets again at its next try
 		return
 	}
 	why, now := reason(nc, err), time.Now()

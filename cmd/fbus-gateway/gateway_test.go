@@ -31,6 +31,7 @@ type site struct {
 	dir   string
 	a     *trust.Authority
 	jobs  *jobs.Manager
+	node  *node.Node
 	kill  func()      // stops the node
 	own   *bus.Client // the user's
 	g     *gateway
@@ -65,7 +66,7 @@ func (x *site) startNode() {
 	n := testbus.Start(x.t, node.Config{
 		Network: "test", Name: "n", Address: filepath.Join(x.dir, "node"), Authority: x.a, Gate: x.a, Jobs: x.jobs, Warn: x.t.Logf,
 	})
-	x.kill, x.own = n.Stop, n.Dial(&bus.Options{Name: "w"})
+	x.node, x.kill, x.own = n.Node, n.Stop, n.Dial(&bus.Options{Name: "w"})
 }
 
 func (x *site) startGateway(cfg *config) {

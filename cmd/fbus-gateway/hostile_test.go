@@ -203,6 +203,11 @@ func TestRapidReset(t *testing.T) {
 	})
 }
 
+// ready waits until the gateway says with a status whether its node takes calls.
+func (x *site) ready(status int) {
+	testbus.Until(x.t, "the gateway knows", func() bool { return x.do("GET", x.local+"/readyz", nil).StatusCode == status })
+}
+
 // TestNodeLost: without a node requests fail with 502, and it works again when there is one.
 func TestNodeLost(t *testing.T) {
 	x := newSite(t)
@@ -220,13 +225,35 @@ func TestNodeLost(t *testing.T) {
 	if r := <-ended; r.StatusCode != 502 || r.Header.Get("Fbus-Code") != "node_lost" {
 		t.Error(r.Status, r.Header, r.body)
 	}
-	testbus.Until(x.t, "the gateway knows", func() bool { return x.do("GET", x.local+"/readyz", nil).StatusCode == 503 })
+	x.ready(503)
 	if r := x.do("POST", x.local+"/call/shout", ""); r.StatusCode != 502 {
 		t.Error(r.Status, r.body)
 	}
 	x.startNode()
 	x.offer(bus.Offer{Name: "shout"}, upper)
+	x.ready(200)
 	if r := x.do("POST", x.local+"/call/shout", "again"); r.body != "AGAIN" {
+		t.Error(r.Status, r.body)
+	}
+}
+
+// TestNodeDrains: while the node shuts down the gateway is not ready, and what runs may finish.
+func TestNodeDrains(t *testing.T) {
+	x := newSite(t)
+	began, release := make(chan bool), make(chan bool)
+	x.offer(bus.Offer{Name: "hang"}, func(context.Context, *bus.Invocation) bus.Result {
+		close(began)
+		<-release
+		return bus.Exit(0)
+	})
+	ended := make(chan *reply)
+	go func() { ended <- x.do("POST", x.local+"/call/hang", "") }() // ends with the call
+	<-began
+	x.ready(200)
+	go x.node.Drain(context.Background()) // ends with the call
+	x.ready(503)
+	close(release)
+	if r := <-ended; r.StatusCode != 200 {
 		t.Error(r.Status, r.body)
 	}
 }

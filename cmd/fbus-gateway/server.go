@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"log"
 	"net/http"
@@ -139,7 +140,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, r, args.Errorf(args.CodeUsage, "invalid query: %v", wrong))
 		return
 	case p == "/healthz" || p == "/readyz":
-		g.health(w, p)
+		g.health(w, r)
 		return
 	}
 	if err := g.checkPlace(r); err != nil {
@@ -242,14 +243,29 @@ func (s *statusOf) Header() http.Header         { return s.header }
 func (s *statusOf) WriteHeader(status int)      { s.status = status }
 func (s *statusOf) Write(p []byte) (int, error) { return len(p), nil }
 
-// health serves /healthz, whether the gateway runs, and /readyz, whether it can serve.
-func (g *gateway) health(w http.ResponseWriter, path string) {
-	if _, err := g.link.connected(); err != nil && path == "/readyz" {
-		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "no node"})
-		return
+// health serves /healthz, whether the gateway runs, and /readyz, whether its node takes calls.
+func (g *gateway) health(w http.ResponseWriter, r *http.Request) {
+	status, text := http.StatusOK, "ok"
+	if r.URL.Path == "/readyz" {
+		ctx, cancel := context.WithTimeout(r.Context(), readyTime)
+		defer cancel()
+		var info bus.NodeInfo
+		answer, err := g.link.output(ctx, "", "fbus.nodes", bus.Args{})
+		if err == nil {
+			err = json.Unmarshal(answer, &info)
+		}
+		switch {
+		case err != nil:
+			status, text = http.StatusServiceUnavailable, "no node"
+		case info.Draining:
+			status, text = http.StatusServiceUnavailable, "the node is shutting down"
+		}
 	}
-	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	writeJSON(w, status, map[string]string{"status": text})
 }
+
+// readyTime is how long the node may take to show that it runs.
+const readyTime = time.Second
 
 // serve serves on the listeners until ctx ends, and then for as long as requests need to finish.
 func (g *gateway) serve(ctx context.Context, listeners ...*listener) error {

@@ -269,7 +269,7 @@ func (m *Manager) Started(t *Taken, worker, call string) {
 	m.mu.Unlock()
 	m.report(t.ID)
 	m.store.Shares.Changed(t.job.BatchKey())
-	m.store.Submit(&store.Op{Must: true, Run: func(x *store.Tx) error {
+	m.store.Submit(&store.Op{Must: true, Lazy: true, Run: func(x *store.Tx) error {
 		m.mu.Lock()
 		over := t.kept || m.active[t.ID] != t
 		m.mu.Unlock()

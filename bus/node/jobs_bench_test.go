@@ -173,25 +173,29 @@ func BenchmarkPost(b *testing.B) {
 // BenchmarkPostToResult: jobs a second from the post to their result, through a
 // worker that stays.
 func BenchmarkPostToResult(b *testing.B) {
-	_, path := startWithJobs(b, node.Config{}, jobs.Config{})
-	offerFunc(b, dial(b, path), "echo", 8, echo)
-	const posters = 64
-	var clients []*bus.Client
-	for range posters {
-		clients = append(clients, dial(b, path))
+	for _, posters := range []int{1, 64} {
+		b.Run(fmt.Sprintf("posters=%d", posters), func(b *testing.B) {
+			_, path := startWithJobs(b, node.Config{}, jobs.Config{})
+			offerFunc(b, dial(b, path), "echo", 8, echo)
+			var clients []*bus.Client
+			for range posters {
+				clients = append(clients, dial(b, path))
+			}
+			input := strings.Repeat("x", 256)
+			b.ReportAllocs()
+			b.ResetTimer()
+			rate := atOnce(b, posters, b.N, func(w int) error {
+				id, err := tryPost(clients[w], "echo", "", input)
+				if err != nil {
+					return err
+				}
+				out, _, err := resultOf(clients[w], id, "")
+				if err == nil && out != input {
+					err = fmt.Errorf("%q came back", out)
+				}
+				return err
+			})
+			b.ReportMetric(rate, "jobs/s")
+		})
 	}
-	input := strings.Repeat("x", 256)
-	b.ResetTimer()
-	rate := atOnce(b, posters, b.N, func(w int) error {
-		id, err := tryPost(clients[w], "echo", "", input)
-		if err != nil {
-			return err
-		}
-		out, _, err := resultOf(clients[w], id, "")
-		if err == nil && out != input {
-			err = fmt.Errorf("%q came back", out)
-		}
-		return err
-	})
-	b.ReportMetric(rate, "jobs/s")
 }

@@ -90,6 +90,7 @@ type Op struct {
 	Done  func(err error)   // called by the writer after the commit; may be nil before Submit
 	Must  bool              // it has happened already: it is kept until it can be written
 	Late  func()            // called if Must and it cannot be written at once
+	Lazy  bool              // it waits for another change, for lazyPause at most, and is committed with it
 	Frees bool              // it makes room, or helps to: it is tried while the disk is full
 	Added ID                // a job that must not be there if the post was refused
 	Takes int64             // bytes of a new job, or with Short of output: refused if accepted jobs need them

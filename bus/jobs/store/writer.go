@@ -29,10 +29,24 @@ func (s *Store) write(failed error) {
 	s.write1(nil) // the clock, so that the time until the next start counts
 }
 
+// lazyPause is how long a lazy change waits for another one: longer than a resident program needs for a
+// small job, and not longer than a commit takes on a slow disk.
+const lazyPause = 2 * time.Millisecond
+
 // gather takes all changes that have come. On one processor there would be only one, since
-// the writer runs as soon as it has that: so it yields to other goroutines first.
+// the writer runs as soon as it has that: so it yields to other goroutines first. For a lazy one it
+// waits.
 func (s *Store) gather(first *Op) []*Op {
 	batch := []*Op{first}
+	if first.Lazy {
+		select {
+		case o, ok := <-s.ops:
+			if ok {
+				batch = append(batch, o)
+			}
+		case <-time.After(lazyPause):
+		}
+	}
 	runtime.Gosched()
 	for len(batch) < maxBatch && len(s.ops) > 0 {
 		batch = append(batch, <-s.ops)

@@ -111,7 +111,7 @@ func (c *Client) serve() {
 	c.err = c.lost(err)
 	for id, call := range c.out {
 		delete(c.out, id)
-		call.fail(c.unknown(call))
+		call.fail(c.unknown(call, err))
 	}
 	for id, inv := range c.in {
 		delete(c.in, id)
@@ -129,6 +129,8 @@ func (c *Client) serve() {
 func (c *Client) lost(err error) error {
 	var e *args.Error
 	switch {
+	case c.greeted && errors.Is(err, ErrDraining):
+		return c.lost(io.EOF)
 	case errors.As(err, &e):
 		return e
 	case c.id.Refusal(err) != nil:
@@ -146,10 +148,14 @@ func (c *Client) lost(err error) error {
 }
 
 // unknown returns the error of a call that was open when the connection ended. What ended a connection
-// that was admitted, such as a revoked ticket, says nothing about the call: it may have run.
-func (c *Client) unknown(call *outCall) error {
-	if !c.greeted {
+// that was admitted, such as a revoked ticket, says nothing about the call: it may have run. A node that
+// shuts down has ended all that it has taken before.
+func (c *Client) unknown(call *outCall, err error) error {
+	switch {
+	case !c.greeted:
 		return c.err
+	case errors.Is(err, ErrDraining):
+		return err
 	}
 	e := *args.AsError(c.err, args.CodeNodeLost)
 	if e.Message = e.Error(); !strings.HasPrefix(call.req.Function, "fbus.") {

@@ -522,6 +522,44 @@ func testNodeLost(t *testing.T, path string) {
 	wantErr(t, err, &args.Error{Code: args.CodeNoNode})
 }
 
+// TestDrainEndsCallsThatCross: a call that comes when a node has drained, and closes its connections, was not
+// run, and does not look as if it may have.
+func TestDrainEndsCallsThatCross(t *testing.T) { over(t, testDrainEndsCallsThatCross) }
+
+func testDrainEndsCallsThatCross(t *testing.T, path string) {
+	noLeaks(t)
+	n, stop := serve(t, path)
+	offer(t, dial(t, path), "f", 4, echo)
+	var calls []<-chan error
+	ready := make(chan bool, 8)
+	for range cap(ready) {
+		c, end := dial(t, path), make(chan error, 1)
+		calls = append(calls, end)
+		go func() { // ends with the connection
+			for first := true; c.Err() == nil; first = false {
+				_, err := c.Call(bg(), &bus.Request{Function: "f"})
+				if first {
+					ready <- true
+				}
+				if err != nil && strings.Contains(err.Error(), "may have run") {
+					t.Error(err)
+				}
+			}
+			end <- c.Err()
+		}()
+	}
+	for range cap(ready) {
+		await(t, "a call", ready)
+	}
+	if err := n.Drain(bg()); err != nil {
+		t.Error(err)
+	}
+	stop()
+	for _, end := range calls {
+		wantErr(t, await(t, "the end", end), bus.ErrNodeLost)
+	}
+}
+
 // TestClose: what is under way fails, handlers are cancelled and waited for.
 func TestClose(t *testing.T) { over(t, testClose) }
 

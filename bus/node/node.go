@@ -306,7 +306,8 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	}
 }
 
-// Close ends every connection, and with them every call. Callers get an END.
+// Close ends every connection, and with them every call. Callers get an END, and then an ERROR: a call
+// without an END has come too late, and was not run.
 func (n *Node) Close() {
 	n.entering.close()
 	n.mu.Lock()
@@ -315,10 +316,12 @@ func (n *Node) Close() {
 	}
 	n.closed = true
 	var b wire.Batch
+	closing := &args.Error{Code: args.CodeDraining, Message: "the node is shutting down"}
 	for _, s := range n.sessions {
+		s.dismissed = cmp.Or(s.dismissed, closing)
 		for _, c := range s.in {
 			if c.offer == nil {
-				c.endFor(&b, args.CodeDraining, "the node is shutting down")
+				c.endWith(&b, closing)
 			} else { // it must not look like one that never ran
 				c.endFor(&b, args.CodeNodeLost, c.fn.name+": the node is shutting down: the call may have run")
 			}
@@ -333,7 +336,7 @@ func (n *Node) Close() {
 	n.mu.Unlock()
 	b.Flush()
 	for _, c := range conns {
-		c.Finish(nil)
+		c.CloseWith(closing)
 	}
 	n.serving.Wait()
 	if n.own != nil {

@@ -127,7 +127,8 @@ type link struct {
 	far  *end // to the peer's node
 	may  permissions
 
-	seq     uint64 // of the last OFFER
+	seq     uint64 // of the last OFFER, and of the last OFFERED
+	offered uint64
 	last    uint64 // id of the last call at the far end
 	byNear  map[uint64]*relayed
 	byFar   map[uint64]*relayed
@@ -152,6 +153,10 @@ func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 		if len(f.Code) > 0 {
 			m.note("node refuses an offer of %s: %s", l.peer.name, f.Message)
 		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		l.offered = f.Seq
+		l.closeNear()
 		return nil
 	case *wire.CallFrame:
 		m.mu.Lock()
@@ -357,7 +362,8 @@ func (l *link) withdraw(name string) {
 	l.near.conn.Send(&wire.OfferFrame{Seq: l.seq, Name: []byte(name), Note: []byte(l.peer.final)})
 }
 
-// lost ends all calls of a link whose far end is gone. The mesh's mu is held.
+// lost ends all calls of a link whose far end is gone. A node that shuts down has ended all calls that it has
+// taken before. The mesh's mu is held.
 func (l *link) lost(reason error) {
 	l.gone = true
 	for _, c := range l.byFar {
@@ -365,10 +371,22 @@ func (l *link) lost(reason error) {
 			l.answered(c, nil)
 		}
 	}
+	status, code := uint64(74), args.CodeWorkerLost
+	if errors.Is(reason, bus.ErrDraining) {
+		status, code = 75, args.CodeBusy
+	}
 	for _, c := range l.byNear {
 		l.ended(c, slots.Lost)
 		l.near.conn.Send(&wire.EndFrame{
-			ID: c.near, Source: args.FromBus, Status: 74, Code: []byte(args.CodeWorkerLost), Message: []byte(args.OneLine("node " + l.peer.name + ": " + reason.Error())),
+			ID: c.near, Source: args.FromBus, Status: status, Code: []byte(code), Message: []byte(args.OneLine("node " + l.peer.name + ": " + reason.Error())),
 		})
+	}
+}
+
+// closeNear closes the connection to the own node when the far end is gone, all offers are withdrawn, and the
+// node has answered that: the calls that it had sent before are refused, and not lost. The mesh's mu is held.
+func (l *link) closeNear() {
+	if l.gone && l.offered == l.seq {
+		l.near.close()
 	}
 }

@@ -239,7 +239,7 @@ func (m *mesh) drain(limit context.Context) {
 	m.nc.Publish(m.prefix+"bye", m.encode(m.self))
 	var links []*link
 	for id, p := range m.peers {
-		if p.link != nil && len(p.link.byNear) > 0 {
+		if p.link != nil {
 			links = append(links, p.link)
 		}
 		p.leave()
@@ -264,6 +264,14 @@ func (m *mesh) drain(limit context.Context) {
 		case <-m.node.Done():
 			return
 		case <-limit.Done():
+			return
+		}
+	}
+	stopped := time.After(time.Second) // the own node answers at once, or is not running
+	for _, l := range links {
+		select {
+		case <-l.near.done:
+		case <-stopped:
 			return
 		}
 	}

@@ -114,15 +114,16 @@ func (p *peer) last(l *link) error {
 	}
 	m.mu.Lock()
 	l.lost(err)
-	if p.link == l {
-		p.link = nil
-	}
 	if !p.gone { // else it may be there again, under the same id
 		p.withdraw()
 	}
+	if p.link == l {
+		p.link = nil
+	}
+	l.closeNear()
 	m.mu.Unlock()
 	l.far.close() // the other node ends what runs for it
-	l.near.close()
+	<-l.near.done
 	return err
 }
 

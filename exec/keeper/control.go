@@ -67,6 +67,7 @@ func (s *Setup) fields(c *coder) {
 	c.str(&s.Dir)
 	number(c, &s.Grace)
 	number(c, &s.Memory)
+	number(c, &s.slack)
 }
 
 func (o *order) fields(c *coder) {
@@ -107,7 +108,7 @@ func unpack(payload []byte, m message) error {
 	return c.err
 }
 
-func number[T ~int | ~int64 | ~uint32 | ~uint64](c *coder, v *T) {
+func number[T ~int | ~int64 | ~uint32 | ~uint64 | ~uintptr](c *coder, v *T) {
 	if !c.unpacking {
 		c.buf = binary.AppendUvarint(c.buf, uint64(*v))
 		return

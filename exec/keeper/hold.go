@@ -44,6 +44,7 @@ func keep() int {
 			if unpack(payload, &h.setup) != nil {
 				return 1
 			}
+			unix.Prctl(unix.PR_SET_TIMERSLACK, h.setup.slack, 0, 0, 0) // programs inherit it
 		case msgRun:
 			if !h.run(payload, fds) {
 				return 0

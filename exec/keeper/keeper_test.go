@@ -6,6 +6,7 @@ import (
 	"os"
 	osexec "os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,41 @@ func TestDispatchByMoreThanName(t *testing.T) {
 		if err != nil || string(out) != "hello\n" {
 			t.Errorf("%s: %v, %q", name, err, out)
 		}
+	}
+}
+
+// Programs have the worker's timer slack, not that of a keeper's other threads.
+func TestTimerSlack(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	was, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil || was == 0 {
+		t.Skip("this thread has no timer slack: ", err)
+	}
+	const own = 60_000
+	unix.Prctl(unix.PR_SET_TIMERSLACK, own, 0, 0, 0)
+	defer unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(was), 0, 0, 0)
+	p, err := NewPool(Setup{Path: "/bin/cat", Argv: []string{"cat", "/proc/self/timerslack_ns"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	program, err := p.Start(Order{}, 0, int(w.Fd()), 2)
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program.Wait(nil)
+	if got, err := io.ReadAll(r); err != nil || strings.TrimSpace(string(got)) != fmt.Sprint(own) {
+		t.Errorf("a program has the slack %q, and the worker %d: %v", got, own, err)
+	}
+	if now, _ := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); now != own {
+		t.Errorf("this thread is left with a slack of %d", now)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -22,6 +23,8 @@ type Setup struct {
 	Dir    string        // "" is the worker's own directory
 	Grace  time.Duration // from TERM to KILL
 	Memory int64         // bytes that one program may use; 0 is no limit
+
+	slack uintptr // timer slack of programs, in nanoseconds: the worker's own
 }
 
 // Order starts one program.
@@ -51,6 +54,9 @@ type Pool struct {
 // prevents keepers from starting shows when the function is offered.
 func NewPool(s Setup) (*Pool, error) {
 	p := &Pool{setup: s, memory: newMemory(s.Memory)}
+	if slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err == nil {
+		p.setup.slack = uintptr(slack)
+	}
 	if p.memory.dir != "" {
 		p.setup.Memory = 0 // keepers have nothing to limit
 	}
@@ -324,7 +330,7 @@ func startKeeper(s *Setup) (*keeper, error) {
 	}
 	k := &keeper{}
 	_, err = Adopt(func() (pid int, err error) { // reap forgets it
-		k.pid, err = forkKeeper(pair[1])
+		k.pid, err = forkKeeper(pair[1], s.slack)
 		return k.pid, err
 	})
 	unix.Close(pair[1])
@@ -350,14 +356,25 @@ func startKeeper(s *Setup) (*keeper, error) {
 	return k, nil
 }
 
+// monitorSlack is the timer slack of the threads of a keeper, other than the one that works. The monitor
+// thread of the runtime would look 20 µs after 20 µs whether the program is executed yet, which took more of
+// the processor than the keeper itself.
+const monitorSlack = 10 * time.Millisecond
+
 // forkKeeper executes this binary as a keeper with its control socket. That is its stderr
 // too, to which the runtime writes when it cannot go on, for lack of threads perhaps.
-func forkKeeper(control int) (int, error) {
+func forkKeeper(control int, slack uintptr) (int, error) {
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer unix.Close(null)
+	if slack > 0 { // 0: a real-time thread, which has none
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(monitorSlack), 0, 0, 0)
+		defer unix.Prctl(unix.PR_SET_TIMERSLACK, slack, 0, 0, 0)
+	}
 	return syscall.ForkExec(selfExe, []string{keeperName}, &syscall.ProcAttr{
 		Env:   Env,
 		Files: []uintptr{uintptr(null), uintptr(null), uintptr(control), uintptr(control)},

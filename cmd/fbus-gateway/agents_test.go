@@ -477,30 +477,6 @@ func wait(t *testing.T, event <-chan struct{}) {
 	}
 }
 
-// BenchmarkToolCall calls a tool. Its limit is BenchmarkJob, which posts the same job and waits for it: the
-// ratio should be below 2.
-func BenchmarkToolCall(b *testing.B) {
-	x := newSite(b)
-	x.offer(bus.Offer{Name: "f", Attributes: map[string]string{"tool": ""}}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
-	testbus.Until(x.t, "the tool", func() bool { return strings.Contains(x.tool("tools/list", "").body, `"fbus/function":"f"`) })
-	for b.Loop() {
-		if r := x.tool("tools/call", "f"); r.StatusCode != 200 || strings.Contains(r.body, "rror") {
-			b.Fatal(r.Status, r.body)
-		}
-	}
-}
-
-func BenchmarkJob(b *testing.B) {
-	x := newSite(b)
-	x.offer(bus.Offer{Name: "f"}, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) })
-	for b.Loop() {
-		r := x.do("POST", x.local+"/jobs/f", "")
-		if r = x.do("GET", x.local+r.Header.Get("Location")+"?wait=30s", nil); r.StatusCode != 200 || !strings.Contains(r.body, `"done"`) {
-			b.Fatal(r.Status, r.body)
-		}
-	}
-}
-
 // tool makes a request of version 2026-07-28 on the socket.
 func (x *site) tool(method, name string) *reply {
 	x.t.Helper()

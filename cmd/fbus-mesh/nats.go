@@ -26,6 +26,7 @@ const pingEvery = 2 * time.Second
 type hub struct {
 	note   func(format string, a ...any)
 	online chan struct{} // has room for one: NATS is connected
+	shown  string        // the credentials that a server gets, for people; empty: those of the node
 
 	mu    sync.Mutex           // protects the fields below
 	why   string               // it is not connected; empty: it is
@@ -54,7 +55,7 @@ func (h *hub) lost(nc *nats.Conn, err error) {
 		at = at.Add(-2 * pingEvery)
 	}
 	h.mu.Lock()
-	h.why = reason(nc, err)
+	h.why = h.reason(nc, err)
 	if at.After(h.since) {
 		h.since = at
 	}
@@ -70,7 +71,7 @@ func (h *hub) refused(nc *nats.Conn, err error) {
 	if nc.IsConnected() || err == nil { // the library passes a variable that it sets again at its next try
 		return
 	}
-	why, now := reason(nc, err), time.Now()
+	why, now := h.reason(nc, err), time.Now()
 	h.mu.Lock()
 	h.why = why
 	last, again := h.said[why]
@@ -93,17 +94,38 @@ func (h *hub) offline() (why string, since time.Time) {
 
 // reason returns the text of an error without what differs between two tries. It names the server,
 // or all that are tried if the error does not say which one it is of.
-func reason(nc *nats.Conn, err error) string {
+func (h *hub) reason(nc *nats.Conn, err error) string {
 	why := strings.TrimPrefix(args.Plain(err), "nats: ")
 	if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" && dial.Addr != nil {
 		why = dial.Addr.String() + ": " + why
 	} else if servers := nc.Servers(); len(servers) > 0 {
 		why = strings.Join(servers, ", ") + ": " + why
 	}
-	if errors.Is(err, nats.ErrAuthorization) {
+	switch {
+	case !errors.Is(err, nats.ErrAuthorization):
+	case h.shown != "":
+		why += ": the server does not admit this mesh with " + h.shown
+	default:
 		why += ": the server does not admit this mesh; its ticket may be revoked, or lack the right relay"
 	}
 	return why
+}
+
+// shown names the credentials that the user has given for NATS; empty: none.
+func (o *options) shown(urls string) string {
+	switch {
+	case o.creds != "":
+		return "--creds " + args.Shown(o.creds)
+	case o.nkey != "":
+		return "--nkey " + args.Shown(o.nkey)
+	case o.cert != "":
+		return "--tls-cert " + args.Shown(o.cert)
+	case o.contextFile != "":
+		return "the context " + args.Shown(o.contextFile)
+	case strings.Contains(urls, "@"):
+		return "the user or token in the URL"
+	}
+	return ""
 }
 
 // checkURLs refuses what cannot be the URL of a NATS server.
@@ -172,7 +194,7 @@ func usable(n *nats.Options) error {
 
 // connect connects to NATS, now or later, and again for as long as the mesh runs.
 func (o *options) connect(urls string) (*nats.Conn, error) {
-	h := &hub{note: o.cfg.Note, online: make(chan struct{}, 1), since: time.Now(), why: "no answer yet", said: map[string]time.Time{}}
+	h := &hub{note: o.cfg.Note, online: make(chan struct{}, 1), since: time.Now(), why: "no answer yet", shown: o.shown(urls), said: map[string]time.Time{}}
 	o.cfg.hub = h
 	opts := []nats.Option{
 		nats.ConnectHandler(h.connected), nats.ReconnectHandler(h.connected),

@@ -208,7 +208,7 @@ func (s *service) call(function string, req micro.Request) {
 	res, err := s.mesh.node.Call(s.ctx, r)
 	var exit *bus.ExitError
 	switch {
-	case err == nil || errors.As(err, &exit):
+	case err == nil, errors.As(err, &exit), errors.Is(err, bus.ErrDraining): // the last was not run
 	case s.mesh.node.Err() != nil, errors.Is(context.Cause(s.ctx), bus.ErrNodeLost):
 		err = args.Errorf(args.CodeNodeLost, "the connection to the node was lost: the call may have run")
 	case s.ctx.Err() != nil:

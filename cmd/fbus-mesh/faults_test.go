@@ -314,6 +314,14 @@ func TestTwinOfItself(t *testing.T) {
 	}
 }
 
+// Of a node of another machine that does not listen on TCP the reason is known at once.
+func TestPeerWithoutTCP(t *testing.T) {
+	p := &peer{mesh: &mesh{machine: "here"}, hello: hello{ID: "x", Socket: "/none", Machine: "there"}}
+	if _, _, err := p.connect(context.Background()); err == nil || err.Error() != "its node does not listen on TCP" {
+		t.Error(err)
+	}
+}
+
 // When the own node has ended, the mesh does not say so of others.
 func TestOwnNodeEnds(t *testing.T) {
 	s, err := startServer("127.0.0.1:0", &server.Options{})

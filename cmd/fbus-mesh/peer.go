@@ -134,7 +134,7 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 	h := p.hello
 	m.mu.Unlock()
 	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}}
-	reach, err := "", error(args.Errorf(args.CodeNoNode, "it has no address"))
+	reach, err := "", error(args.Errorf(args.CodeNoNode, "its node does not listen on TCP"))
 	try := func(how string, addr bus.Addr, o *bus.Options) {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
@@ -160,6 +160,9 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 		if err = none; err == nil {
 			try("tls", bus.TCP(a), &bus.Options{Name: "@" + m.self.Node, Identity: id, KeepAlive: m.cfg.KeepAlive})
 		}
+	}
+	if err != nil && len(h.Addresses) == 0 { // nor can it carry a connection to its node
+		return nil, "", err
 	}
 	if err != nil {
 		var turned error

@@ -157,7 +157,7 @@ func TestRelayHeld(t *testing.T) {
 	}
 	o := bus.Offer{Elsewhere: 2, Behind: []string{"w1", "w2"}, Held: []string{"w2"}}
 	relayFor(t, relay, o, echo)
-	check("no free slot here: other nodes are asked for one", false, "w2")
+	check("no free slot here: a free one at another node is used", false, "w2")
 	o.Held = o.Behind
 	relayFor(t, relay, o, echo)
 	check("all its workers are held: fbus hold, at node b, lists what is held", true, "w1", "w2")
@@ -171,7 +171,7 @@ func TestRelayHeld(t *testing.T) {
 	n.HoldWorkers([]string{"w"})
 	o.Held = nil
 	relayFor(t, relay, o, echo)
-	check("no free slot here: other nodes are asked for one", false)
+	check("no free slot here: a free one at another node is used", false)
 }
 
 // TestRelayWithoutSlots: a relay's offer stays with no slots, and a call waits for one: it does not
@@ -187,7 +187,7 @@ func TestRelayWithoutSlots(t *testing.T) {
 	f := functionOf(t, n)
 	want := bus.WorkerInfo{Name: "@b", Relay: true, Elsewhere: 8, Behind: []string{"w1", "w2"}}
 	got := bus.WorkerInfo{Name: f.Workers[0].Name, Relay: f.Workers[0].Relay, Elsewhere: f.Workers[0].Elsewhere, Behind: f.Workers[0].Behind}
-	if f.Slots != 0 || f.Elsewhere != 8 || f.Waits != "no free slot here: other nodes are asked for one" || !reflect.DeepEqual(got, want) {
+	if f.Slots != 0 || f.Elsewhere != 8 || f.Waits != "no free slot here: a free one at another node is used" || !reflect.DeepEqual(got, want) {
 		t.Errorf("function %+v", f)
 	}
 	setSlots(t, off, 1)

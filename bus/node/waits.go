@@ -106,7 +106,7 @@ func (n *Node) noSlot(name string, on wire.On) string {
 	}
 	switch e := fn.whyStopped(&on, anywhere); {
 	case elsewhere:
-		return NoFreeSlot + " here: other nodes are asked for one"
+		return NoFreeSlot + " here: a free one at another node is used"
 	case matching == 0 && e != nil:
 		return "no worker can start it: " + strings.TrimPrefix(e.Message, name+": cannot start: ")
 	case matching == 0 && len(fn.offers.list)+len(fn.stopped) > 0 && on.String() != "":

@@ -106,6 +106,7 @@ func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema boo
 		at    int // in list
 		since uint64
 		offer *offer
+		words bool // the offer describes the function
 	}
 	var entries []entry
 	n.eachLocked(pace, len(names), func(i int) {
@@ -117,8 +118,10 @@ func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema boo
 		if fn == nil || ctx.Err() != nil {
 			return
 		}
-		for _, o := range slices.Concat(fn.offers.list, fn.relays.list, fn.stopped) {
-			entries = append(entries, entry{i, o.since, o})
+		all := slices.Concat(fn.offers.list, fn.relays.list, fn.stopped)
+		here := slices.ContainsFunc(all, func(o *offer) bool { return !o.relay })
+		for _, o := range all { // other nodes describe only what no worker here does: else parts of two descriptions would mix
+			entries = append(entries, entry{i, o.since, o, o.relay != here})
 		}
 		f.Queued, f.On = fn.queue.n, fn.queue.selected()
 		f.Done, f.Failed = fn.stats.totals()
@@ -129,7 +132,8 @@ func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema boo
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.since, b.since)) })
 	n.eachLocked(pace, len(entries), func(i int) {
 		if ctx.Err() == nil {
-			entries[i].offer.describe(&list[entries[i].at], schema)
+			e := &entries[i]
+			e.offer.describe(&list[e.at], e.words, schema)
 		}
 	})
 	for i := range list {
@@ -150,8 +154,8 @@ func (n *Node) known(offers int) (names []string) {
 	return names
 }
 
-// describe adds the offer to the description of its function.
-func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
+// describe adds the offer to the description of its function, with its own words if they count.
+func (o *offer) describe(f *bus.FunctionInfo, words, schema bool) {
 	if o.at[0] < 0 && o.stopped == nil {
 		return
 	}
@@ -163,9 +167,13 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 		f.Busy += o.busy
 		f.Free += max(0, o.free())
 	}
+	f.Note = cmp.Or(o.note, f.Note)
+	f.Workers = append(f.Workers, o.info())
+	if !words {
+		return
+	}
 	f.Description = cmp.Or(o.description, f.Description)
 	f.Arguments = cmp.Or(o.arguments, f.Arguments)
-	f.Note = cmp.Or(o.note, f.Note)
 	f.Takes = o.takes
 	if o.attributes != nil {
 		f.Attributes = o.attributes
@@ -173,7 +181,6 @@ func (o *offer) describe(f *bus.FunctionInfo, schema bool) {
 	if schema && o.schema != "" {
 		f.Schema = json.RawMessage(o.schema)
 	}
-	f.Workers = append(f.Workers, o.info())
 }
 
 func (o *offer) info() bus.WorkerInfo {

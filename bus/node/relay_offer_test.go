@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"reflect"
@@ -172,6 +173,27 @@ func TestRelayHeld(t *testing.T) {
 	o.Held = nil
 	relayFor(t, relay, o, echo)
 	check("no free slot here: a free one at another node is used", false)
+}
+
+// TestRelayDescribes: a function is described by a relay only while no worker of this node offers it, so that no
+// description is made of parts of two.
+func TestRelayDescribes(t *testing.T) {
+	noLeaks(t)
+	n, path := start(t, node.Config{})
+	relayFor(t, relayTo(t, path, "@b"), bus.Offer{Elsewhere: 1, Description: "theirs", Arguments: "X", Takes: "args", Attributes: map[string]string{"tool": ""}}, echo)
+	check := func(description, arguments, takes string, attributes map[string]string) {
+		t.Helper()
+		if f := functionOf(t, n); f.Description != description || f.Arguments != arguments || f.Takes != takes || !maps.Equal(f.Attributes, attributes) {
+			t.Errorf("%+v", f)
+		}
+	}
+	check("theirs", "X", "args", map[string]string{"tool": ""})
+	c := dial(t, path)
+	offerFunc(t, c, "f", 1, echo)
+	check("", "", "", nil)
+	c.Close()
+	eventually(t, "the worker has left", func() bool { return len(functionOf(t, n).Workers) == 1 })
+	check("theirs", "X", "args", map[string]string{"tool": ""})
 }
 
 // TestRelayWithoutSlots: a relay's offer stays with no slots, and a call waits for one: it does not

@@ -436,7 +436,7 @@ type entry struct {
 
 // entryOf returns what peers are told of a function.
 func entryOf(i *bus.FunctionInfo) entry {
-	e := entry{Name: i.Name, Description: i.Description, Arguments: i.Arguments, Schema: string(i.Schema), Slots: i.Slots}
+	e := entry{Name: i.Name, Description: i.Description, Arguments: i.Arguments, Schema: string(i.Schema), Attributes: i.Attributes, Slots: i.Slots}
 	switch i.Takes {
 	case "input":
 		e.Flags |= wire.FlagTakesInput
@@ -457,9 +457,6 @@ func entryOf(i *bus.FunctionInfo) entry {
 			if w.CannotStart == args.StatusOf(args.CodeNotFound) {
 				e.Flags |= wire.FlagNotFound
 			}
-		}
-		if w.Attributes != nil {
-			e.Attributes = w.Attributes
 		}
 		on := w.Name // what users see in call --all
 		if count[on] > 1 || !args.ValidName(on) {

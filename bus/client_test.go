@@ -70,7 +70,11 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // serve runs a node at path; stop ends it, and may be called twice.
 func serve(t testing.TB, path string) (n *node.Node, stop func()) {
 	t.Helper()
-	config := node.Config{Network: "test"}
+	config := node.Config{Network: "test", Warn: func(format string, a ...any) {
+		if text := fmt.Sprintf(format, a...); strings.Contains(text, "shutting down") { // no fault of a peer
+			t.Errorf("a node warns: %s", text)
+		}
+	}}
 	w, tcp := networks.Load(path)
 	if tcp {
 		config.Gate, config.Authority = w.(network).Authority, w.(network).Authority

@@ -294,7 +294,7 @@ func (n *Node) serve(nc net.Conn, peer Peer, internal bool) {
 	}
 	nc.SetReadDeadline(time.Now().Add(greetTime))
 	err := s.conn.Serve(s, s.limit)
-	if errors.Is(err, args.ErrMalformed) || errors.As(err, new(*args.Error)) {
+	if e := (*args.Error)(nil); errors.Is(err, args.ErrMalformed) || errors.As(err, &e) && e.Code != args.CodeDraining {
 		n.cfg.Warn("connection %d of %s closed: %v", s.id, peer.Caller, err)
 	}
 	s.close()

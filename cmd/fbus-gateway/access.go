@@ -110,6 +110,7 @@ func (l *accessLog) write() {
 	defer close(l.ended)
 	tick := time.NewTicker(logPause)
 	defer tick.Stop()
+	var lines []byte
 	for said, last := "", false; !last; {
 		select {
 		case <-tick.C:
@@ -117,8 +118,9 @@ func (l *accessLog) write() {
 			last = true
 		}
 		l.mu.Lock()
-		lines, lost := l.pending, l.lost
-		l.pending, l.lost = nil, 0
+		written, lost := lines[:0], l.lost
+		lines = l.pending
+		l.pending, l.lost = written, 0
 		l.mu.Unlock()
 		if len(lines) == 0 {
 			continue

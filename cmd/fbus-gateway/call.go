@@ -27,7 +27,8 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.post(w, r, c)
 		return
 	}
-	err = callQuery(r.URL.Query())
+	q := r.URL.Query()
+	err = callQuery(q)
 	if _, ok := r.Header["Idempotency-Key"]; ok && err == nil {
 		err = args.Errorf(args.CodeUsage, "Idempotency-Key is for jobs: POST /jobs/%s, or Prefer: respond-async", name)
 	}
@@ -42,7 +43,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		return
 	}
 	defer done()
-	req, body, err := g.request(w, r, c, name)
+	req, body, err := g.request(w, r, c, name, q)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
@@ -51,7 +52,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.callEvents(w, r, c, req, body)
 		return
 	}
-	a := newAnswer(w, r)
+	a := newAnswer(w, r, q)
 	defer a.leave()
 	a.kind, a.status = g.outputType(name), g.cfg.Functions[name].Status
 	var id atomic.Value

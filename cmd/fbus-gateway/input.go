@@ -8,6 +8,7 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -26,7 +27,7 @@ const (
 )
 
 // request makes the call of a request. The body is nil if all of the input was read.
-func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, name string) (*bus.Request, *body, error) {
+func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, name string, q url.Values) (*bus.Request, *body, error) {
 	req := &bus.Request{Function: name, Caller: c.name, WaitSlot: bus.WaitFor(defaultWait), Trace: args.Trace(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))}
 	var err error
 	for _, name := range []string{"Fbus-Wait", "Fbus-Timeout", "Content-Type"} {
@@ -47,7 +48,6 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 			return nil, nil, args.Errorf(args.CodeUsage, "Fbus-Timeout must be positive")
 		}
 	}
-	q := r.URL.Query()
 	as := q.Get("as")
 	if as != "" && as != "input" {
 		return nil, nil, args.Errorf(args.CodeUsage, "?as must be input")
@@ -245,10 +245,10 @@ func (b *body) remains() bool { return b != nil && b.poll && !b.eof.Load() }
 // watch lets the body be read while the response is written, and returns a context that ends when the
 // client has closed its connection: the server of net/http notices that only once all of the body was read.
 func (b *body) watch(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(r.Context())
 	if b == nil || !b.poll {
-		return ctx, cancel
+		return r.Context(), func() {}
 	}
+	ctx, cancel := context.WithCancel(r.Context())
 	http.NewResponseController(w).EnableFullDuplex()
 	go func() { // ends with ctx
 		tick := time.NewTicker(time.Second)

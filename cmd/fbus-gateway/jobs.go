@@ -61,7 +61,7 @@ func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.refuse(w, r, err)
 		return
 	}
-	req, body, err := g.request(w, r, c, name)
+	req, body, err := g.request(w, r, c, name, q)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
@@ -401,7 +401,7 @@ func (g *gateway) jobOutput(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.refuse(w, r, err)
 		return
 	}
-	a := newAnswer(w, r)
+	a := newAnswer(w, r, q)
 	defer a.leave()
 	req := &bus.Request{Function: "fbus.result", Caller: c.name, Args: args.List(j.ID, options)}
 	a.call = func() string { return "" }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,10 +85,10 @@ type answer struct {
 	err   error // of writing
 }
 
-// newAnswer returns the answer to a request.
-func newAnswer(w http.ResponseWriter, r *http.Request) *answer {
+// newAnswer returns the answer to a request with the query q.
+func newAnswer(w http.ResponseWriter, r *http.Request, q url.Values) *answer {
 	a := &answer{w: w, r: r, most: maxHeld - 1}
-	a.whole = r.URL.Query().Get("status") == "header" || !r.ProtoAtLeast(1, 1)
+	a.whole = q.Get("status") == "header" || !r.ProtoAtLeast(1, 1)
 	if a.whole { // HTTP/1.0 cannot say that a body is not complete
 		a.most = maxWhole
 	}
@@ -202,16 +203,16 @@ func (a *answer) stopTimer() {
 // describe sets the headers that say what the body is. It is never guessed to be something that a browser
 // would run.
 func (a *answer) describe(body []byte) {
-	kind := a.kind
+	kind, text := a.kind, false
 	if kind == "" {
 		kind = "application/octet-stream"
-		if isText(body[:min(len(body), maxHeld)]) {
+		if text = isText(body[:min(len(body), maxHeld)]); text {
 			kind = "text/plain; charset=utf-8"
 		}
 	}
 	h := a.w.Header()
 	h.Set("Content-Type", kind)
-	if !inline(kind) {
+	if !text && !inline(kind) {
 		h.Set("Content-Disposition", "attachment")
 	}
 }

@@ -20,7 +20,9 @@ import (
 	"fbus/cmd/testbus"
 )
 
-func TestMain(m *testing.M) { testbus.Main(m, map[string]func(){"fbus-gateway": main}) }
+func TestMain(m *testing.M) {
+	testbus.Main(m, map[string]func(){"fbus-gateway": main, "fbus-bare": bare})
+}
 
 // TestScripts runs fbus gateway as its users do.
 func TestScripts(t *testing.T) { testbus.Scripts(t, nil) }

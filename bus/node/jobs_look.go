@@ -208,7 +208,7 @@ func serveResult(ctx context.Context, q *asked) error {
 	store := q.node.cfg.Jobs
 	j, err := q.job(ctx, words[0], (*Peer).admin)
 	shown := false
-	if err == nil && (o.Wait || o.Follow) {
+	if err == nil && !j.State.Finished() && (o.Wait || o.Follow) {
 		if o.Timeout > 0 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, time.Duration(min(o.Timeout, 1e9)*float64(time.Second)))

@@ -36,7 +36,7 @@ func (s *Server) call(ctx context.Context, req *sdk.CallToolRequest, function st
 	if f == nil || !f.gone.IsZero() {
 		return failure("%s: no worker now: nobody offers this function at the moment. Try again later.", function), nil
 	}
-	if missing := f.missing(req.ClientCapabilities()); missing != nil {
+	if missing := f.missing(req); missing != nil {
 		data, _ := json.Marshal(sdk.MissingRequiredClientCapabilityData{RequiredCapabilities: missing})
 		return nil, &jsonrpc.Error{Code: sdk.CodeMissingRequiredClientCapabilities, Message: function + " needs what the client has not declared: " + f.first.Attributes[attrRequires], Data: data}
 	}

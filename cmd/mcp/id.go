@@ -17,11 +17,7 @@ const mostID = 1<<53 - 1
 
 // checkID returns an error if a message has an id that an answer cannot repeat: the library changes numbers that it
 // has no room for, and text that is not Unicode, and a client would not find its request.
-func checkID(message []byte) error {
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(message, &fields) != nil {
-		return nil // it is no message
-	}
+func checkID(fields map[string]json.RawMessage) error {
 	switch id := fields["id"]; {
 	case id == nil:
 		return nil
@@ -51,7 +47,7 @@ func DecodeMessage(text []byte) (jsonrpc.Message, error) {
 	if json.Unmarshal(text, &fields) != nil || fields == nil {
 		return nil, errors.New("a message must be a JSON object")
 	}
-	if err := checkID(text); err != nil {
+	if err := checkID(fields); err != nil {
 		return nil, err
 	}
 	switch {

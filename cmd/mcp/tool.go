@@ -134,11 +134,15 @@ func (s *Server) tool(t listed) *sdk.Tool {
 // sampling, elicitation, roots, or the id of an extension, which has a slash.
 const attrRequires = "mcp.requires"
 
-// missing returns the capabilities that the tool needs and a client has not declared; nil: none.
-func (f *function) missing(declared *sdk.ClientCapabilities) *sdk.ClientCapabilities {
-	declared = cmp.Or(declared, &sdk.ClientCapabilities{})
+// missing returns the capabilities that the tool needs and the client has not declared; nil: none.
+func (f *function) missing(req *sdk.CallToolRequest) *sdk.ClientCapabilities {
+	requires := f.first.Attributes[attrRequires]
+	if requires == "" { // the library reads the capabilities each time that it is asked
+		return nil
+	}
+	declared := cmp.Or(req.ClientCapabilities(), &sdk.ClientCapabilities{})
 	missing, any := &sdk.ClientCapabilities{}, false
-	for name := range strings.SplitSeq(f.first.Attributes[attrRequires], ",") {
+	for name := range strings.SplitSeq(requires, ",") {
 		_, extension := declared.Extensions[name]
 		switch {
 		case name == "" || extension:

@@ -304,8 +304,12 @@ func (w *jobsWaiter) left() string {
 	w.mu.Lock()
 	total := max(w.total, w.now.Jobs)
 	w.mu.Unlock()
-	if n := total - p.Ended; n != 1 {
+	switch n := total - p.Ended; {
+	case total == 0: // the node has not answered yet
+		return "the jobs of " + w.o.batch + " have"
+	case n == 1:
+		return "1 job has"
+	default:
 		return plural(n, "job") + " have"
 	}
-	return "1 job has"
 }

@@ -13,8 +13,6 @@ import (
 const (
 	// connectionMemory is about the memory of a connection over TLS.
 	connectionMemory = 64 << 10
-	// spareMemory is for what is not on the heap, and some garbage.
-	spareMemory = 13 << 20
 )
 
 // Tuning limits the memory and processors of a process, until it is stopped.
@@ -68,7 +66,7 @@ func (t *Tuning) limitMemory(connections int) {
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(live)
 	want := t.mark + int64(connections+step-1)/step*step*connectionMemory
-	want = max(want, int64(live[0].Value.Uint64())/2*3/round*round+spareMemory)
+	want = max(want, int64(live[0].Value.Uint64())/2*3/round*round+t.mark/4)
 	if t.now != want {
 		t.now = want
 		debug.SetMemoryLimit(want)

@@ -159,7 +159,7 @@ func said(stderr io.Writer, err error) error {
 }
 
 // memoryMark is the memory use from which the collector runs more often: about what 64 connections need.
-const memoryMark = 20 << 20
+const memoryMark = 16 << 20
 
 // run listens and serves until ctx ends.
 func (c *config) run(ctx context.Context, pair *keyPair, demo bool, note func(format string, a ...any), stdout io.Writer) error {

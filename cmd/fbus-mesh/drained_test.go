@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/cmd/testbus"
 )
 
 // TestDrainsUnderLoad: node b, its mesh, and that of a get TERM in turn, while a has more calls and jobs than it can
@@ -102,4 +104,44 @@ func TestDrainsUnderLoad(t *testing.T) {
 		}
 	}
 	t.Logf("%d calls and jobs", len(runs))
+}
+
+// TestOwnNodeDrains: node a gets TERM while a call of its own runs at b, and others wait for the slot there. All of
+// them run. If the mesh of a gets TERM after that, the call that runs may finish.
+func TestOwnNodeDrains(t *testing.T) {
+	t.Parallel()
+	for _, meshToo := range []bool{false, true} {
+		d := newProcesses(t, "a", "b")
+		d.offer("a", "here", "echo x")
+		d.offer("b", "there", "echo x >>"+filepath.Join(d.dir, "runs")+"; until [ -e "+filepath.Join(d.dir, "go")+" ]; do sleep 0.02; done")
+		d.slots("a", "there", 0, 1)
+		d.slots("b", "here", 0, 1)
+		calls := []*ending{d.fbusRuns("a", "call", "-n", "there")}
+		d.file("runs")
+		b := d.client("b")
+		if !meshToo {
+			calls = append(calls, d.fbusRuns("a", "call", "-n", "there"), d.fbusRuns("a", "call", "-n", "there"))
+			a := d.client("a")
+			testbus.Until(t, "two calls wait", func() bool {
+				var f bus.FunctionInfo
+				text, _ := output(d.ctx, a, "fbus.functions", args.List("there"))
+				return json.Unmarshal(text, &f) == nil && f.Queued == 2
+			})
+		}
+		at := time.Now()
+		d.serves["a"].Process.Signal(syscall.SIGTERM)
+		d.slots("b", "here", 0, 0)
+		if meshToo {
+			d.meshes["a"].Process.Signal(syscall.SIGTERM)
+			testbus.Until(t, "the mesh has left", func() bool {
+				var i bus.MeshInfo
+				text, _ := output(d.ctx, b, bus.MeshFunction, args.Args{})
+				return json.Unmarshal(text, &i) == nil && len(i.Peers) == 0
+			})
+		}
+		d.release()
+		for _, c := range calls {
+			d.ends("drained", c, 0, at, 0)
+		}
+	}
 }

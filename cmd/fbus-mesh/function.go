@@ -157,7 +157,7 @@ func (m *mesh) report(c *functionLine) {
 	if f.used && total > f.total {
 		begun = int(total - f.total)
 	}
-	if c.Busy != f.busy || begun > 0 {
+	if c.Busy != f.busy || c.Queued > f.queued || begun > 0 {
 		m.pulse.runs(c.Busy - f.busy)
 	}
 	f.used, f.total, f.here, f.busy, f.queued, f.demand = used, total, c.Slots, c.Busy, c.Queued, c.Demand

@@ -106,6 +106,7 @@ type mesh struct {
 	replies   string                   // prefix of subjects for answers
 	turns     map[string]chan net.Conn // connections that peers were asked for
 	said      map[string]bool          // notices that are not repeated
+	retired   bool                     // the own node shuts down: nothing of it is shared any more
 	draining  bool                     // it has left the mesh
 	over      bool
 }
@@ -120,7 +121,7 @@ func (m *mesh) once(format string, a ...any) {
 
 func (m *mesh) now() time.Duration           { return time.Since(m.epoch) + 1 }
 func (m *mesh) note(format string, a ...any) { m.cfg.Note(format, a...) }
-func (m *mesh) shares(name string) bool      { return matches(m.cfg.Share, name) }
+func (m *mesh) shares(name string) bool      { return !m.retired && matches(m.cfg.Share, name) }
 func (m *mesh) accepts(name string) bool     { return matches(m.cfg.Accept, name) }
 func (m *mesh) encode(v any) []byte          { b, _ := json.Marshal(v); return b }
 func (m *mesh) direct(id string) string      { return m.prefix + "node." + id }
@@ -215,18 +216,32 @@ func join(ctx context.Context, cfg *config, nc *nats.Conn) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-m.pulse.drains: // the node decides how long its calls may take
-		m.drain(user)
+		m.retire()
 		select {
 		case <-node.Done():
+			return node.Err()
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		case <-user.Done():
 		}
-		return node.Err()
 	case <-user.Done():
-		limit, cancel := context.WithTimeout(context.Background(), m.cfg.Drain)
-		defer cancel()
-		m.drain(limit)
-		return nil
 	}
+	limit, stop := context.WithTimeout(context.Background(), m.cfg.Drain)
+	defer stop()
+	m.drain(limit)
+	return nil
+}
+
+// retire has nothing more of the own node used by others. Its calls that wait may still use what others have.
+func (m *mesh) retire() {
+	m.service.leave()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.retired = true
+	m.self.Names++
+	m.names, m.first = map[string]entry{}, nil
+	m.hello("")
+	m.lookAll()
 }
 
 // drain leaves the mesh, and waits until no call is passed on any more, or limit ends.

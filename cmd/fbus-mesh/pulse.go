@@ -57,8 +57,8 @@ func (p *pulse) wake() {
 	}
 }
 
-// runs notes that calls have begun or ended at the node; change is how many more run. The mesh's mu is
-// held.
+// runs notes that calls have begun, ended or come to wait at the node; change is how many more run. The mesh's
+// mu is held.
 func (p *pulse) runs(change int) {
 	p.busy += change
 	p.used = time.Now()
@@ -72,16 +72,31 @@ func (p *pulse) runs(change int) {
 func (p *pulse) pause() time.Duration {
 	p.mesh.mu.Lock()
 	defer p.mesh.mu.Unlock()
-	if p.idle = p.busy == 0 && time.Since(p.used) > pulseIdle && p.mesh.service == nil; p.idle {
+	if p.idle = p.busy == 0 && time.Since(p.used) > pulseIdle && p.mesh.service == nil && !p.mesh.needed(); p.idle {
 		return pulseIdle
 	}
 	return pulseEvery
 }
 
+// needed reports whether calls of the own node wait, or run elsewhere. The mesh's mu is held.
+func (m *mesh) needed() bool {
+	for _, f := range m.functions {
+		if f.queued > 0 {
+			return true
+		}
+	}
+	for _, p := range m.peers {
+		if p.link != nil && len(p.link.byNear) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // keep calls the node until ctx ends, or the connection.
 func (p *pulse) keep(ctx context.Context) {
 	m := p.mesh
-	for {
+	for drained := false; ; {
 		unanswered, stop := context.WithCancel(ctx)
 		late := time.AfterFunc(pulseLate, func() { p.late(unanswered) }) // these end by themselves
 		lost := time.AfterFunc(pulseLost, func() { p.leave(unanswered) })
@@ -92,9 +107,9 @@ func (p *pulse) keep(ctx context.Context) {
 		if ctx.Err() != nil || m.node.Err() != nil {
 			return
 		}
-		if drains {
+		if drains && !drained {
+			drained = true
 			close(p.drains)
-			return
 		}
 		select {
 		case <-time.After(p.pause()):

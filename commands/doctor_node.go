@@ -84,7 +84,7 @@ func (x *examination) mesh(n *bus.NodeInfo) {
 		return
 	}
 	if m.NATS == "" {
-		x.warn("mesh", "is the NATS server running, and can it be reached from here? The mesh tries again all the time", "not connected to NATS: %s; new calls stay at this node", cmp.Or(m.NATSError, "no answer"))
+		x.warn("mesh", "does the NATS server run, can it be reached from here, and does it admit the mesh? The mesh tries again all the time", "not connected to NATS: %s; new calls stay at this node", cmp.Or(m.NATSError, "no answer"))
 	} else {
 		x.ok("mesh", "node %s with %s, %s", m.Node, plural(len(m.Peers), "other node"), "NATS at "+m.NATS)
 	}

@@ -127,18 +127,19 @@ func TestSilentNATS(t *testing.T) {
 // A refusal names the credentials that were used.
 func TestRefusedCredentials(t *testing.T) {
 	for want, o := range map[string]options{
-		"this mesh; its ticket may be revoked": {},
+		"this mesh; its ticket may be revoked": {cfg: config{shown: &credentials{}}},
+		"this mesh without credentials":        {},
 		"this mesh with --creds c":             {creds: "c"},
 		"this mesh with --nkey k":              {nkey: "k"},
 		"this mesh with --tls-cert t":          {cert: "t"},
 		"this mesh with the context x":         {contextFile: "x"},
 	} {
-		h := &hub{shown: o.shown("nats://h")}
+		h := &hub{shown: o.given("nats://h")}
 		if got := h.reason(&nats.Conn{}, nats.ErrAuthorization); !strings.Contains(got, "does not admit "+want) {
 			t.Error(got)
 		}
 	}
-	if got := (&options{}).shown("nats://u:p@h"); !strings.Contains(got, "URL") {
+	if got := (&options{}).given("nats://u:p@h"); !strings.Contains(got, "URL") {
 		t.Error(got)
 	}
 }

@@ -26,7 +26,7 @@ const pingEvery = 2 * time.Second
 type hub struct {
 	note   func(format string, a ...any)
 	online chan struct{} // has room for one: NATS is connected
-	shown  string        // the credentials that a server gets, for people; empty: those of the node
+	shown  string        // with what credentials it connects, for people
 
 	mu    sync.Mutex           // protects the fields below
 	why   string               // it is not connected; empty: it is
@@ -101,31 +101,29 @@ func (h *hub) reason(nc *nats.Conn, err error) string {
 	} else if servers := nc.Servers(); len(servers) > 0 {
 		why = strings.Join(servers, ", ") + ": " + why
 	}
-	switch {
-	case !errors.Is(err, nats.ErrAuthorization):
-	case h.shown != "":
-		why += ": the server does not admit this mesh with " + h.shown
-	default:
-		why += ": the server does not admit this mesh; its ticket may be revoked, or lack the right relay"
+	if errors.Is(err, nats.ErrAuthorization) {
+		why += ": the server does not admit this mesh" + h.shown
 	}
 	return why
 }
 
-// shown names the credentials that the user has given for NATS; empty: none.
-func (o *options) shown(urls string) string {
+// given says for people with what credentials the mesh connects to NATS.
+func (o *options) given(urls string) string {
 	switch {
 	case o.creds != "":
-		return "--creds " + args.Shown(o.creds)
+		return " with --creds " + args.Shown(o.creds)
 	case o.nkey != "":
-		return "--nkey " + args.Shown(o.nkey)
+		return " with --nkey " + args.Shown(o.nkey)
 	case o.cert != "":
-		return "--tls-cert " + args.Shown(o.cert)
+		return " with --tls-cert " + args.Shown(o.cert)
 	case o.contextFile != "":
-		return "the context " + args.Shown(o.contextFile)
+		return " with the context " + args.Shown(o.contextFile)
 	case strings.Contains(urls, "@"):
-		return "the user or token in the URL"
+		return " with the user or token in the URL"
+	case o.cfg.shown != nil:
+		return "; its ticket may be revoked, or lack the right relay"
 	}
-	return ""
+	return " without credentials: --creds, --nkey, --context or a user in the URL give some"
 }
 
 // checkURLs refuses what cannot be the URL of a NATS server.
@@ -194,7 +192,7 @@ func usable(n *nats.Options) error {
 
 // connect connects to NATS, now or later, and again for as long as the mesh runs.
 func (o *options) connect(urls string) (*nats.Conn, error) {
-	h := &hub{note: o.cfg.Note, online: make(chan struct{}, 1), since: time.Now(), why: "no answer yet", shown: o.shown(urls), said: map[string]time.Time{}}
+	h := &hub{note: o.cfg.Note, online: make(chan struct{}, 1), since: time.Now(), why: "no answer yet", shown: o.given(urls), said: map[string]time.Time{}}
 	o.cfg.hub = h
 	opts := []nats.Option{
 		nats.ConnectHandler(h.connected), nats.ReconnectHandler(h.connected),

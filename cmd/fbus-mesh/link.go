@@ -148,6 +148,7 @@ type relayed struct {
 // fromNear handles a frame of the own node.
 func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 	m := l.peer.mesh
+	m.pulse.shows()
 	switch f := f.(type) {
 	case *wire.OfferedFrame:
 		if len(f.Code) > 0 {

@@ -46,6 +46,7 @@ func (m *mesh) line(text []byte) {
 	if json.Unmarshal(text, &c) != nil {
 		return
 	}
+	m.pulse.shows()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.over {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus/args"
@@ -34,7 +35,13 @@ type pulse struct {
 	used   time.Time          // when their number has changed last
 	idle   bool               // the next call is due after pulseIdle
 	drains chan struct{}      // closed when the node has begun to shut down
+
+	sign atomic.Int64 // when a frame of the node has come last, since the mesh's epoch
 }
+
+// shows notes that a frame of the node has come: it is not stopped, even if its answer takes long because many
+// others ask, as when many nodes start.
+func (p *pulse) shows() { p.sign.Store(int64(p.mesh.now())) }
 
 // check calls f with whether the node answers now, at once or later with the mesh's mu held. The
 // mesh's mu is held.
@@ -171,7 +178,12 @@ func (p *pulse) leave(unanswered context.Context) {
 	m := p.mesh
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if unanswered.Err() == nil && !m.over && !m.draining {
+	quiet := m.now() - time.Duration(p.sign.Load())
+	switch {
+	case unanswered.Err() != nil || m.over || m.draining:
+	case quiet < pulseLost:
+		time.AfterFunc(pulseLost-quiet, func() { p.leave(unanswered) }) // ends by itself
+	default:
 		m.note("the own node does not answer: it is left out of the mesh until it does")
 		p.lost = true
 		m.service.pause(true)

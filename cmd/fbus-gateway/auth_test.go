@@ -154,10 +154,13 @@ func TestLimits(t *testing.T) {
 	if r := x.do("POST", x.far+"/call/shout", "", auth...); r.StatusCode != 200 {
 		t.Error(r.Status, r.body)
 	}
-	for _, in := range []any{strings.Repeat("x", 1001), io.MultiReader(strings.NewReader(strings.Repeat("x", 1001)))} {
-		if r := x.do("POST", x.far+"/call/shout", in, auth...); r.StatusCode != 413 {
-			t.Error(r.Status, r.body)
+	long := strings.Repeat("x", 1001)
+	for _, path := range []string{"/call/shout", "/jobs/shout"} {
+		refused := func(body any) func() bool { // a refused one counts until its connection is closed
+			return func() bool { return x.do("POST", x.far+path, body, auth...).StatusCode == 413 }
 		}
+		testbus.Until(t, path+" refuses a long body", refused(long))
+		testbus.Until(t, path+" refuses many chunks", func() bool { return refused(io.MultiReader(strings.NewReader(long)))() })
 	}
 }
 

@@ -148,14 +148,18 @@ func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, 
 	if ended != nil && err != nil {
 		err = ended
 	}
-	if ctx.Err() == nil || ended != nil {
+	complete := ctx.Err() == nil || ended != nil
+	if complete {
 		stdout.close()
 		stderr.close()
 		e.end(res, err)
 	}
 	end()
 	if body.remains() {
-		(&answer{w: w, begun: true}).hangUp(ctx.Err() == nil || ended != nil)
+		(&answer{w: w, begun: true}).hangUp(complete)
+	}
+	if !complete {
+		panic(http.ErrAbortHandler)
 	}
 }
 

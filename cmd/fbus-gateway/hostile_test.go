@@ -42,6 +42,7 @@ func TestHostile(t *testing.T) {
 	hidden := "POST /call/smuggled HTTP/1.1\r\n" + auth + "Content-Length: 0\r\n\r\n"
 	for name, c := range map[string]struct{ send, want string }{
 		"length and chunks":      {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden, "close"},
+		"chunks in HTTP/1.0":     {"POST /call/f HTTP/1.0\r\n" + auth + "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n" + hidden, "close"},
 		"two lengths":            {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n" + hidden, "400"},
 		"a signed length":        {"POST /call/f HTTP/1.1\r\n" + auth + "Content-Length: +0\r\n\r\n" + hidden, "400"},
 		"an unknown coding":      {"POST /call/f HTTP/1.1\r\n" + auth + "Transfer-Encoding: xchunked\r\n\r\n" + hidden, "501"},
@@ -96,6 +97,26 @@ func TestHostile(t *testing.T) {
 			t.Error("a hidden request was served")
 		}
 	}
+}
+
+// TestGoneBehindOthers: a call ends when its client goes, also if requests that nobody has read are behind it.
+func TestGoneBehindOthers(t *testing.T) {
+	x := newSite(t)
+	began, ended := make(chan bool), make(chan bool)
+	x.offer(bus.Offer{Name: "hang"}, func(ctx context.Context, _ *bus.Invocation) bus.Result {
+		close(began)
+		<-ctx.Done()
+		close(ended)
+		return bus.Exit(0)
+	})
+	nc, err := net.Dial("unix", x.g.cfg.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(nc, "POST /call/hang HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"+strings.Repeat("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 500))
+	<-began
+	nc.Close()
+	<-ended
 }
 
 // TestSlowHeader: a client that does not complete its header loses the connection; others are served meanwhile.

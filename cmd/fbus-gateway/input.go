@@ -95,7 +95,7 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 		}
 		return req, nil, g.check(r.Context(), req)
 	}
-	b := &body{r: r.Body, conn: connOf(r), poll: r.ProtoMajor == 1}
+	b := &body{r: r.Body, poll: r.ProtoMajor == 1}
 	if kind != "multipart/form-data" {
 		http.NewResponseController(w).SetReadDeadline(time.Time{})
 		req.Input = b
@@ -204,7 +204,6 @@ func unread(err error) *args.Error {
 // body is the body of a request as the input of a call that runs meanwhile. A nil body has been read.
 type body struct {
 	r    io.Reader
-	conn *conn
 	poll bool // HTTP/1: the connection is the request's
 	eof  atomic.Bool
 	err  atomic.Pointer[args.Error] // of reading, other than the end
@@ -242,29 +241,33 @@ func (b *body) failure() error {
 // remains reports whether a part of the body is still to come over the connection. The call did not want it.
 func (b *body) remains() bool { return b != nil && b.poll && !b.eof.Load() }
 
-// watch lets the body be read while the response is written, and returns a context that ends when the
-// client has closed its connection: the server of net/http notices that only once all of the body was read.
+// watch lets the body be read while the response is written, and returns a context that ends when the client has
+// closed its connection. The server of net/http notices that only once all of the body was read, and not if the
+// client has sent further requests.
 func (b *body) watch(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc) {
-	if b == nil || !b.poll {
+	if r.ProtoMajor != 1 { // a stream says when it ends
 		return r.Context(), func() {}
 	}
+	if b != nil && b.poll {
+		http.NewResponseController(w).EnableFullDuplex()
+	}
 	ctx, cancel := context.WithCancel(r.Context())
-	http.NewResponseController(w).EnableFullDuplex()
-	go func() { // ends with ctx
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for !b.eof.Load() {
-			select {
-			case <-tick.C:
-				if b.conn.gone() && !b.eof.Load() {
-					cancel()
-				}
-			case <-ctx.Done():
-				return
-			}
+	c := connOf(r)
+	var timer *time.Timer
+	timer = time.AfterFunc(time.Hour, func() {
+		switch {
+		case ctx.Err() != nil:
+		case c.gone():
+			cancel()
+		default:
+			timer.Reset(time.Second)
 		}
-	}()
-	return ctx, cancel
+	})
+	timer.Reset(time.Second)
+	return ctx, func() {
+		timer.Stop()
+		cancel()
+	}
 }
 
 // parseDuration parses a duration as fbus has it: 300ms, 90s, 5m, 7d.

@@ -85,9 +85,16 @@ func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
 	if wrong := body.failure(); wrong != nil {
 		err = wrong
 	}
-	if body.remains() {
-		connOf(r).Close() // the store has refused it: what follows is not another request
+	if ctx.Err() != nil && c.ended() == nil { // nobody reads an answer
+		connOf(r).Close()
 		panic(http.ErrAbortHandler)
+	}
+	if body.remains() { // what follows is not another request
+		w.Header().Set("Connection", "close")
+		defer (&answer{w: w, r: r}).hangUp(true)
+	}
+	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeNodeLost {
+		err = args.Errorf(e.Code, "%s: the job may have been posted", e.Message)
 	}
 	if err != nil {
 		g.refuse(w, r, err)

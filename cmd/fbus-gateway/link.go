@@ -100,6 +100,8 @@ func (l *link) use(ctx context.Context, c *bus.Client, entered func()) error {
 		}
 		select { // the node is too busy to watch
 		case <-time.After(time.Second):
+		case <-c.Done():
+			return c.Err()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -189,7 +191,7 @@ func (l *link) changed(line []byte) {
 func (l *link) connected() (*bus.Client, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if l.client == nil {
+	if l.client == nil || l.client.Err() != nil {
 		return nil, args.Errorf(args.CodeNoNode, "the gateway is not connected to its node")
 	}
 	return l.client, nil

@@ -430,8 +430,11 @@ func (e *httpError) seconds() int  { return int(math.Ceil(e.after.Seconds())) }
 
 // refuse answers with an error of fbus.
 func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	left := r.Context().Err() != nil
 	if e := callerOf(r).ended(); e != nil { // err follows from it
 		err = e
+	} else if left { // nobody reads an answer
+		panic(http.ErrAbortHandler)
 	}
 	end := args.AsError(err, args.CodeInternal).End()
 	status := httpStatus(end)

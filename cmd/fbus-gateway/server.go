@@ -125,9 +125,9 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "sandbox")
 	h.Set("Cache-Control", "no-store")
-	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
-		// With a length beside it, proxies may disagree about where the next request begins. The server
-		// of net/http has dropped that (RFC 9112, section 6.1).
+	if r.ProtoMajor == 1 && (len(r.TransferEncoding) > 0 || r.ProtoMinor == 0) {
+		// With a length beside it, or in HTTP/1.0, proxies may disagree about where the next request begins. The
+		// server of net/http has dropped that (RFC 9112, section 6.1).
 		h.Set("Connection", "close")
 	}
 	defer bound(w, r)()

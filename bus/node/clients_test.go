@@ -512,7 +512,7 @@ func TestScriptWorkersEnd(t *testing.T) {
 			p = &fakeNode{t: t, nc: nc}
 			p.next(&wire.HelloFrame{})
 			p.send(&wire.ErrorFrame{Code: []byte(args.CodeSuperseded), Message: []byte("by another")})
-			if stderr, status := lost(); status != 1 || !strings.HasPrefix(stderr, "worker: the node closed the connection\n") || !strings.HasSuffix(stderr, "worker: superseded: by another\n") {
+			if stderr, status := lost(); status != 1 || !strings.HasPrefix(stderr, "worker: draining\n") || !strings.HasSuffix(stderr, "worker: superseded: by another\n") {
 				t.Errorf("status %d, stderr %q", status, stderr)
 			}
 		})

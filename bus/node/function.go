@@ -22,7 +22,8 @@ type function struct {
 	// stopped holds the offers of workers that cannot start the program. They are in no heap.
 	stopped []*offer
 	queue   queue
-	calls   int // live ones
+	calls   int  // live ones
+	counted bool // among the node's that have offers
 	stats   *stats
 
 	turns    int                 // slots that calls have had since a job had one
@@ -137,12 +138,25 @@ func (fn *function) add(o *offer) {
 	fn.node.functions[fn.name] = fn
 	fn.stats = fn.node.countersOf(fn.name, o.session.identity)
 	o.tier().add(o)
+	fn.recount()
 	fn.queue.appears(o)
+}
+
+// recount keeps how many functions the node has that have offers, less its own.
+func (fn *function) recount() {
+	if now := fn.count() > 0 && !reserved(fn.name); now != fn.counted {
+		fn.counted = now
+		fn.node.offered--
+		if now {
+			fn.node.offered += 2
+		}
+	}
 }
 
 // remove withdraws an offer. Calls that only it could take are looked at again.
 func (fn *function) remove(b *wire.Batch, o *offer) {
 	o.tier().remove(o)
+	fn.recount()
 	fn.queue.vanishes(o)
 	looked := 0
 	for c := range fn.queue.bounced { // the others have timers
@@ -164,6 +178,7 @@ func (fn *function) stop(b *wire.Batch, o *offer, why *args.Error) {
 		return
 	}
 	fn.stopped = append(fn.stopped, o)
+	fn.recount()
 	if o.at[0] >= 0 {
 		fn.remove(b, o)
 	}
@@ -173,6 +188,7 @@ func (fn *function) stop(b *wire.Batch, o *offer, why *args.Error) {
 // start takes an offer from those that are stopped.
 func (fn *function) start(o *offer) {
 	fn.stopped = without(fn.stopped, o)
+	fn.recount()
 	o.stopped = nil
 	o.asked = 0
 }

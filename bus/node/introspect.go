@@ -67,7 +67,7 @@ func (n *Node) Functions(names ...string) []bus.FunctionInfo {
 func (n *Node) functionsFor(ctx context.Context, p *Peer, names []string, pace pace) iter.Seq[bus.FunctionInfo] {
 	named := len(names) > 0
 	if !named {
-		names = n.known(0)
+		names = n.known(true)
 		if n.cfg.Jobs != nil {
 			names = append(names, n.cfg.Jobs.Holds().Functions...)
 		}
@@ -142,16 +142,28 @@ func (n *Node) describe(ctx context.Context, p *Peer, names []string, schema boo
 	return list
 }
 
-// known returns the names that have so many offers or more, less the node's own.
-func (n *Node) known(offers int) (names []string) {
+// known returns the names of functions that are offered, or called too, less the node's own.
+func (n *Node) known(called bool) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	names := make([]string, 0, len(n.functions))
 	for name, fn := range n.functions {
-		if fn.count() >= offers && !reserved(name) {
+		if fn.counted || called && !reserved(name) {
 			names = append(names, name)
 		}
 	}
 	return names
+}
+
+// seen returns how many of the functions that are offered a peer sees. Those that see all ask often, as
+// meshes do, and there may be many functions.
+func (n *Node) seen(p *Peer) int {
+	if p.seesAll() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.offered
+	}
+	return len(slices.DeleteFunc(n.known(false), func(name string) bool { return !p.sees(name) }))
 }
 
 // describe adds the offer to the description of its function, with its own words if they count.
@@ -267,7 +279,7 @@ func (n *Node) Info() bus.NodeInfo { return n.infoFor(&Peer{}) }
 // infoFor describes the node as far as it is a peer's business: to a guest its
 // numbers are those that the guest sees elsewhere.
 func (n *Node) infoFor(p *Peer) bus.NodeInfo {
-	functions := slices.DeleteFunc(n.known(1), func(name string) bool { return !p.sees(name) })
+	functions := n.seen(p)
 	noPosts := n.noPosts() // it may take a while
 	var first *trust.SecondInfo
 	if n.first != nil {
@@ -277,7 +289,7 @@ func (n *Node) infoFor(p *Peer) bus.NodeInfo {
 	defer n.mu.Unlock()
 	i := bus.NodeInfo{
 		Name: n.cfg.Name, Network: n.cfg.Network, Instance: n.instance, Version: n.cfg.Version, Protocol: wire.Major,
-		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: len(functions), Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.rights(),
+		Started: n.started, Draining: n.draining, Listens: []string{}, Functions: functions, Time: trust.Now().UTC(), Caller: p.Caller, Rights: p.rights(),
 		Trust: first,
 	}
 	if noPosts != nil {

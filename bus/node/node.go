@@ -111,6 +111,7 @@ type Node struct {
 	sessions  map[uint64]*session
 	instances map[string]*session
 	functions map[string]*function
+	offered   int               // of these, less the node's own: they have offers
 	posted    map[jobs.ID]*call // that run jobs
 	heldOn    []wire.On         // workers that get nothing new
 	lastConn  uint64

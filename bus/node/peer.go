@@ -88,6 +88,11 @@ func (p *Peer) relay() bool { return p.allowed(func(r *trust.Rights) bool { retu
 // sees reports whether the peer is shown the function: guests only what they may call.
 func (p *Peer) sees(name string) bool { return p.monitor() || p.mayCall(name) }
 
+// seesAll reports whether it is shown all, but perhaps for the node's own.
+func (p *Peer) seesAll() bool {
+	return p.monitor() || p.allowed(func(r *trust.Rights) bool { return slices.Contains(r.Call, "*") })
+}
+
 // told returns the text of an error of the store of jobs. Paths of the node's disk are for
 // administrators.
 func (p *Peer) told(err error) string {

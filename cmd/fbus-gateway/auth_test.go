@@ -30,7 +30,11 @@ func TestToken(t *testing.T) {
 	x.offer(bus.Offer{Name: "who"}, who)
 	x.offer(bus.Offer{Name: "hidden"}, who)
 	token := x.token("ci", "who", "missing")
-	for _, auth := range [][]string{nil, {"Authorization", "Basic eDp5"}, {"Authorization", "Bearer "}, {"Authorization", "Bearer x"}, {"Authorization", "Bearer " + token[:52] + "x"}} {
+	last := "x"
+	if strings.HasSuffix(token, last) {
+		last = "y"
+	}
+	for _, auth := range [][]string{nil, {"Authorization", "Basic eDp5"}, {"Authorization", "Bearer "}, {"Authorization", "Bearer x"}, {"Authorization", "Bearer " + token[:52] + last}} {
 		for _, path := range []string{"/call/who", "/call/hidden", "/nothing", "/functions"} {
 			r := x.do("POST", x.far+path, "", auth...)
 			if r.StatusCode != 401 || r.Header.Get("WWW-Authenticate") != "Bearer" || strings.Contains(r.body, token[:20]) {

@@ -94,7 +94,12 @@ func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
 		defer (&answer{w: w, r: r}).hangUp(true)
 	}
 	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeNodeLost {
-		err = args.Errorf(e.Code, "%s: the job may have been posted", e.Message)
+		lost := args.Errorf(e.Code, "%s: the job may have been posted", e.Message)
+		if other, ok := errors.AsType[*httpError](err); ok {
+			err = &httpError{lost, other.status, other.after}
+		} else {
+			err = lost
+		}
 	}
 	if err != nil {
 		g.refuse(w, r, err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fbus/bus"
@@ -29,8 +30,10 @@ type link struct {
 	schemas   map[string]*schema.Schema // of those that were asked for; nil: there is none
 	changes   uint64                    // of offers
 	tokens    *tokens
+	asked     *probe // that the node has not answered yet; nil: there is none
 
 	expiries expiries
+	heard    atomic.Uint64 // how often something has come from the node
 }
 
 // rights are the only ones that the gateway has on its connection, whoever runs it.
@@ -143,6 +146,7 @@ func (l *link) watch(ctx context.Context, c *bus.Client) error {
 
 // changed takes a line of fbus.watch.
 func (l *link) changed(line []byte) {
+	l.heard.Add(1)
 	var what struct {
 		bus.Change
 		Name     string `json:"name"`
@@ -218,22 +222,11 @@ func (l *link) mayCall(name string) bool {
 	return l.own == nil || l.own.MayCall(name)
 }
 
-// call makes a call for somebody.
-func (l *link) call(ctx context.Context, req *bus.Request) (bus.Result, error) {
-	c, err := l.connected()
-	if err != nil {
-		return bus.Result{}, err
-	}
-	return c.Call(ctx, req)
-}
-
 // output calls a function of the node for somebody, and returns its output.
 func (l *link) output(ctx context.Context, caller, function string, a bus.Args) ([]byte, error) {
-	c, err := l.connected()
-	if err != nil {
-		return nil, err
-	}
-	return output(ctx, c, caller, function, a)
+	var out bytes.Buffer
+	_, err := l.call(ctx, &bus.Request{Function: function, Args: a, Stdout: &out, Caller: caller})
+	return out.Bytes(), err
 }
 
 func output(ctx context.Context, c *bus.Client, caller, function string, a bus.Args) ([]byte, error) {

@@ -303,6 +303,9 @@ func (a *answer) end(res bus.Result, err error) {
 	}
 	setEnd(h, res, end)
 	status := statusWith(end, a.status)
+	if other := (*httpError)(nil); errors.As(err, &other) {
+		status = other.status
+	}
 	if !end.OK() && (end.Source == args.FromBus || wantsProblem(a.r)) {
 		fail(a.w, a.r, status, end, res.Call, a.stderr.text())
 		return

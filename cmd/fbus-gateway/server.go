@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"log"
 	"net/http"
@@ -249,10 +248,10 @@ func (g *gateway) health(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/readyz" {
 		ctx, cancel := context.WithTimeout(r.Context(), readyTime)
 		defer cancel()
-		var info bus.NodeInfo
-		answer, err := g.link.output(ctx, "", "fbus.nodes", bus.Args{})
+		var info *bus.NodeInfo
+		c, err := g.link.connected()
 		if err == nil {
-			err = json.Unmarshal(answer, &info)
+			info, err = g.link.ask(ctx, c)
 		}
 		switch {
 		case err != nil:

@@ -61,7 +61,7 @@ func openAccessLog(path string, note func(format string, a ...any)) (*accessLog,
 }
 
 // add adds a request that has been served.
-func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began time.Time, cut bool) {
+func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, cut bool) {
 	from, peer := r.RemoteAddr, ""
 	if l := connOf(r).from; l.local {
 		from = ""
@@ -71,8 +71,8 @@ func (l *accessLog) add(r *http.Request, what *request, w *loggedWriter, began t
 		}
 	}
 	line, err := json.Marshal(access{
-		Time: began.UTC(), From: from, Peer: peer, Caller: what.caller.shown(), Method: args.Shown(r.Method), Path: args.HideSecrets(args.Shown(r.URL.Path)),
-		Status: w.status, Out: w.out, Seconds: time.Since(began).Seconds(), Call: what.call, Cut: cut,
+		Time: what.began.UTC(), From: from, Peer: peer, Caller: what.caller.shown(), Method: args.Shown(r.Method), Path: args.HideSecrets(args.Shown(r.URL.Path)),
+		Status: w.status, Out: w.out, Seconds: time.Since(what.began).Seconds(), Call: what.call, Cut: cut,
 	})
 	if err == nil {
 		l.mu.Lock()

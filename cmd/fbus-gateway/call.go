@@ -43,7 +43,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		return
 	}
 	defer done()
-	req, body, err := g.request(w, r, c, name, q)
+	req, body, err := g.request(w, r, c, name, q, false)
 	if err != nil {
 		g.refuse(w, r, err)
 		return

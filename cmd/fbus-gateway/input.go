@@ -9,6 +9,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -26,8 +27,8 @@ const (
 	defaultWait   = 30 * time.Second
 )
 
-// request makes the call of a request. The body is nil if all of the input was read.
-func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, name string, q url.Values) (*bus.Request, *body, error) {
+// request makes the call, or the job, of a request. The body is nil if all of the input was read.
+func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, name string, q url.Values, job bool) (*bus.Request, *body, error) {
 	req := &bus.Request{Function: name, Caller: c.name, WaitSlot: bus.WaitFor(defaultWait), Trace: args.Trace(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))}
 	var err error
 	for _, name := range []string{"Fbus-Wait", "Fbus-Timeout", "Content-Type"} {
@@ -48,22 +49,46 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 			return nil, nil, args.Errorf(args.CodeUsage, "Fbus-Timeout must be positive")
 		}
 	}
+	by := time.Now().Add(wholeTime)
+	if req.Timeout == 0 || job { // that of a job is for each attempt
+		b, err := g.fill(r.Context(), w, r, req, q, by)
+		return req, b, err
+	}
+	end := noted(r).began.Add(req.Timeout)
+	if end.Before(by) {
+		by = end
+	}
+	ctx, cancel := context.WithDeadlineCause(r.Context(), end, errDeadline)
+	defer cancel()
+	b, err := g.fill(ctx, w, r, req, q, by)
+	if req.Timeout = time.Until(end); isStalled(err) && by == end || err == nil && req.Timeout <= 0 {
+		err = &args.Error{Code: args.CodeDeadline, Message: args.DeadlineMessage, Err: err}
+	}
+	return req, b, err
+}
+
+// isStalled reports whether a body did not come in time.
+func isStalled(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// fill adds the arguments and the input of a request to its call. A body that is read before the call is made has to
+// come by then.
+func (g *gateway) fill(ctx context.Context, w http.ResponseWriter, r *http.Request, req *bus.Request, q url.Values, by time.Time) (*body, error) {
 	as := q.Get("as")
 	if as != "" && as != "input" {
-		return nil, nil, args.Errorf(args.CodeUsage, "?as must be input")
+		return nil, args.Errorf(args.CodeUsage, "?as must be input")
 	}
 	words, hasWords := q["arg"]
 	if hasWords {
 		req.Args = args.List(words...)
 	}
 	if r.ContentLength != 0 && r.Method != http.MethodPost {
-		return nil, nil, args.Errorf(args.CodeUsage, "a call by %s has no body", r.Method)
+		return nil, args.Errorf(args.CodeUsage, "a call by %s has no body", r.Method)
 	}
 	if r.ContentLength == 0 {
-		return req, nil, g.check(r.Context(), req)
+		return nil, g.check(ctx, req)
 	}
 	if r.ContentLength > g.cfg.Limits.Body {
-		return nil, nil, unread(&http.MaxBytesError{Limit: g.cfg.Limits.Body})
+		return nil, unread(&http.MaxBytesError{Limit: g.cfg.Limits.Body})
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, g.cfg.Limits.Body)
 	kind, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -71,52 +96,52 @@ func (g *gateway) request(w http.ResponseWriter, r *http.Request, c *caller, nam
 		kind = ""
 	}
 	if charset := params["charset"]; kind == "application/json" && charset != "" && !strings.EqualFold(charset, "utf-8") {
-		return nil, nil, &httpError{args.Errorf(args.CodeUsage, "JSON is in UTF-8, not in %s", args.Shown(charset)), http.StatusUnsupportedMediaType, 0}
+		return nil, &httpError{args.Errorf(args.CodeUsage, "JSON is in UTF-8, not in %s", args.Shown(charset)), http.StatusUnsupportedMediaType, 0}
 	}
 	if hasWords && (kind == "application/json" || kind == "multipart/form-data") {
-		return nil, nil, args.Errorf(args.CodeUsage, "?arg and a body of %s are both arguments: ?as=input sends the body as input", kind)
+		return nil, args.Errorf(args.CodeUsage, "?arg and a body of %s are both arguments: ?as=input sends the body as input", kind)
 	}
 	whole := kind == "application/json" || kind != "multipart/form-data" && r.ContentLength > 0 && r.ContentLength <= maxInlineBody
 	if whole {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wholeTime))
+		http.NewResponseController(w).SetReadDeadline(by)
 		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxArgs))
 		if err != nil {
-			return nil, nil, unread(err)
+			return nil, unread(err)
 		}
 		if kind != "application/json" {
 			req.Input = bytes.NewReader(text)
-			return req, nil, g.check(r.Context(), req)
+			return nil, g.check(ctx, req)
 		}
 		if text = args.WithoutBOM(text); len(text) > 0 {
 			if err := args.CheckJSON(text); err != nil {
-				return nil, nil, args.Errorf(args.CodeUsage, "the body is not JSON: %v", err)
+				return nil, args.Errorf(args.CodeUsage, "the body is not JSON: %v", err)
 			}
 			req.Args = args.JSON(text)
 		}
-		return req, nil, g.check(r.Context(), req)
+		return nil, g.check(ctx, req)
 	}
 	b := &body{r: r.Body, poll: r.ProtoMajor == 1}
 	if kind != "multipart/form-data" {
 		http.NewResponseController(w).SetReadDeadline(time.Time{})
 		req.Input = b
-		return req, b, g.check(r.Context(), req)
+		return b, g.check(ctx, req)
 	}
 	if params["boundary"] == "" {
-		return nil, nil, args.Errorf(args.CodeUsage, "the form has no boundary")
+		return nil, args.Errorf(args.CodeUsage, "the form has no boundary")
 	}
-	http.NewResponseController(w).SetReadDeadline(time.Now().Add(wholeTime))
-	err = form(req, b, multipart.NewReader(b, params["boundary"]))
+	http.NewResponseController(w).SetReadDeadline(by)
+	err := form(req, b, multipart.NewReader(b, params["boundary"]))
 	http.NewResponseController(w).SetReadDeadline(time.Time{})
 	if wrong := b.failure(); wrong != nil {
 		err = wrong
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if b.eof.Load() {
 		b = nil
 	}
-	return req, b, g.check(r.Context(), req)
+	return b, g.check(ctx, req)
 }
 
 // form takes the fields of a form as arguments, and its file as input. A large file is read while the call
@@ -197,6 +222,9 @@ func unread(err error) *args.Error {
 	}
 	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return &args.Error{Code: args.CodeBadInput, Message: "the body exceeds " + strconv.FormatInt(tooLong.Limit, 10) + " bytes", Err: tooLong}
+	}
+	if isStalled(err) {
+		return &args.Error{Code: args.CodeUsage, Message: "the body did not come in time", Err: err}
 	}
 	return args.Errorf(args.CodeUsage, "the body cannot be read: %v", err)
 }

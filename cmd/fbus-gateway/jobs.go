@@ -61,7 +61,7 @@ func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
 		g.refuse(w, r, err)
 		return
 	}
-	req, body, err := g.request(w, r, c, name, q)
+	req, body, err := g.request(w, r, c, name, q, true)
 	if err != nil {
 		g.refuse(w, r, err)
 		return

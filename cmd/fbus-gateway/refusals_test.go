@@ -64,6 +64,47 @@ func TestUnsentBody(t *testing.T) {
 	}
 }
 
+// TestStalledBody: Fbus-Timeout ends a call also while its body stalls. It does not hold for the body of a job.
+func TestStalledBody(t *testing.T) {
+	t.Parallel()
+	x := newSite(t)
+	x.offer(bus.Offer{Name: "echo"}, echo)
+	// begin sends a request whose body stalls.
+	begin := func(path, header, body string) (net.Conn, *bufio.Reader) {
+		nc, err := net.Dial("unix", x.g.cfg.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		io.WriteString(nc, "POST "+path+" HTTP/1.1\r\nHost: x\r\nFbus-Timeout: 200ms\r\n"+header+"\r\n\r\n"+body)
+		return nc, bufio.NewReader(nc)
+	}
+	const length, js = "Content-Length: 9\r\n", "Content-Type: application/json"
+	job, answer := begin("/jobs/echo", length+js, `{"a"`)
+	for name, c := range map[string]struct{ header, body string }{
+		"small":   {length + "Content-Type: text/plain", "abc"},
+		"JSON":    {length + js, `{"a"`},
+		"chunked": {"Transfer-Encoding: chunked\r\n" + js, "4\r\n{\"a\""},
+		"a form":  {"Content-Length: 999\r\nContent-Type: multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=a\r\n\r\n1"},
+	} {
+		nc, in := begin("/call/echo", c.header, c.body)
+		nc.SetDeadline(time.Now().Add(leftoverTime - time.Second)) // it does not wait for the rest
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 504 || resp.Header.Get("Fbus-Code") != "deadline" || !resp.Close {
+			t.Errorf("%s: %s %v", name, resp.Status, resp.Header)
+		}
+	}
+	io.WriteString(job, `:"b"}`)
+	if resp, err := http.ReadResponse(answer, nil); err != nil || resp.StatusCode != 202 {
+		t.Error(resp, err)
+	}
+}
+
 // TestRefusals: what is not understood is refused, never ignored.
 func TestRefusals(t *testing.T) {
 	x := newSite(t)

@@ -433,7 +433,8 @@ func (e *httpError) seconds() int  { return int(math.Ceil(e.after.Seconds())) }
 
 // refuse answers with an error of fbus.
 func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	left := r.Context().Err() != nil
+	stalled := isStalled(err) // the server takes that for the end of the client
+	left := r.Context().Err() != nil && !stalled
 	if e := callerOf(r).ended(); e != nil { // err follows from it
 		err = e
 	} else if left { // nobody reads an answer
@@ -459,6 +460,10 @@ func (g *gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if r.ContentLength != 0 {
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(leftoverTime)) // the rest of the body
+	}
+	if stalled && r.ProtoMajor == 1 { // the answer does not wait for it
+		http.NewResponseController(w).EnableFullDuplex()
+		w.Header().Set("Connection", "close")
 	}
 	w.Header().Set("Fbus-Status", strconv.Itoa(end.Status))
 	w.Header().Set("Fbus-Code", args.OneLine(end.Code))

@@ -91,6 +91,7 @@ func (g *gateway) bare(h func(w http.ResponseWriter, r *http.Request, c *caller)
 type request struct {
 	caller *caller // nil: not admitted
 	call   string  // the id of its call
+	began  time.Time
 	took   time.Duration
 }
 
@@ -102,9 +103,9 @@ func callerOf(r *http.Request) *caller { return noted(r).caller }
 
 // ServeHTTP admits a request, serves it and logs it.
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	what := new(request)
+	what := &request{began: time.Now()}
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, what))
-	lw, began, count := &loggedWriter{ResponseWriter: w, what: what}, time.Now(), g.metrics.Begin()
+	lw, count := &loggedWriter{ResponseWriter: w, what: what}, g.metrics.Begin()
 	w = lw
 	defer func() {
 		problem := recover()
@@ -114,7 +115,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		count(route(r), status)
 		if g.log != nil {
-			g.log.add(r, what, lw, began, problem != nil)
+			g.log.add(r, what, lw, problem != nil)
 		}
 		if problem != nil {
 			panic(problem)

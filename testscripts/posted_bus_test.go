@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -155,11 +156,42 @@ func (s *store) kill() { s.end(syscall.SIGKILL) }
 // eventually waits for an event.
 func eventually(t testing.TB, what string, test func() bool) {
 	t.Helper()
+	if !comes(test) {
+		t.Fatalf("never came: %s", what)
+	}
+}
+
+// eventually waits for an event, and shows the jobs if it does not come.
+func (s *store) eventually(what string, test func() bool) {
+	s.t.Helper()
+	if !comes(test) {
+		s.t.Fatalf("never came: %s; the jobs: %s", what, s.overview())
+	}
+}
+
+func comes(test func() bool) bool {
 	for end := time.Now().Add(6 * patience); !test(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("never came: %s", what)
+			return false
 		}
 	}
+	return true
+}
+
+// overview lists the jobs for a message, as fbus.jobs does.
+func (s *store) overview() string {
+	c, err := s.dial("overview")
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var out bytes.Buffer
+	if _, err := c.Call(ctx, &fbus.Request{Function: "fbus.jobs", Args: args.JSON([]byte(`{}`)), Stdout: &out}); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("\n%.20000s", out.String())
 }
 
 func (s *store) dial(name string) (*fbus.Client, error) {

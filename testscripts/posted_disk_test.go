@@ -104,7 +104,7 @@ func (d *disk) spool(s *store) (names []string) {
 func (d *disk) noStrays(s *store, c *fbus.Client) {
 	d.t.Helper()
 	var strays []string
-	eventually(d.t, "no file is left that no job has", func() bool {
+	s.eventually("no file is left that no job has", func() bool {
 		known := map[string]bool{}
 		for _, i := range s.list(c, `{}`) {
 			known[i.ID] = true
@@ -142,7 +142,7 @@ func (s *store) refuses(reason string) {
 // takes waits until posts are taken, and notes them.
 func (l *ledger) takes(s *store, c *fbus.Client) {
 	s.t.Helper()
-	eventually(s.t, "posts are taken", func() bool {
+	s.eventually("posts are taken", func() bool {
 		id, a := l.post(c, "f", `{}`, "again")
 		if id == "" && a.res.Status != 75 {
 			s.t.Fatalf("%+v", a.res)
@@ -219,7 +219,7 @@ func (l *ledger) under(t *testing.T, d *disk, s *store, f func(n *counts)) {
 	for i := range 4 {
 		clients.Go(func() { l.press(s, i, 10, stop, &n) })
 	}
-	eventually(t, "posts are taken", func() bool { return n.taken.Load() > 30 })
+	s.eventually("posts are taken", func() bool { return n.taken.Load() > 30 })
 	defer func() { // a test that fails in f
 		select {
 		case <-stop:
@@ -230,7 +230,7 @@ func (l *ledger) under(t *testing.T, d *disk, s *store, f func(n *counts)) {
 	}()
 	f(&n)
 	before := n.taken.Load()
-	eventually(t, "posts are taken again", func() bool { return n.taken.Load() > before+30 })
+	s.eventually("posts are taken again", func() bool { return n.taken.Load() > before+30 })
 	close(stop)
 	clients.Wait()
 	l.settle(t, s)
@@ -287,7 +287,7 @@ func TestDiskFull(t *testing.T) {
 	if id, a := post(c, "f", `{}`, strings.Repeat("large", 100000)); id != "" || a.res.Status != 75 {
 		t.Errorf("%q, %+v", id, a.res)
 	}
-	eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "the disk is nearly full") })
+	s.eventually("the reason is said", func() bool { return strings.Contains(s.stderr(), "the disk is nearly full") })
 	d.noStrays(s, c)
 	close(release)
 	if a := ask(c, "fbus.result", held); !a.ok() || a.out != "it was running" {
@@ -392,15 +392,15 @@ func TestDiskReadOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := n.refused.Load()
-		eventually(t, "posts are refused", func() bool { return n.refused.Load() > before+10 })
+		s.eventually("posts are refused", func() bool { return n.refused.Load() > before+10 })
 		// A commit that is under way may be told of an error first.
-		eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "read-only file system") })
+		s.eventually("the reason is said", func() bool { return strings.Contains(s.stderr(), "read-only file system") })
 		s.refuses("")
-		eventually(t, "the node says so", func() bool { return strings.Contains(s.stderr(), "the store of jobs cannot be written: ") })
+		s.eventually("the node says so", func() bool { return strings.Contains(s.stderr(), "the store of jobs cannot be written: ") })
 		taken := n.taken.Load()
 		d.must(d.run("umount", "-l", d.dir))
-		eventually(t, "the empty directory is noticed", func() bool { return strings.Contains(s.stderr(), "it has gone: ") })
-		eventually(t, "nothing of it is in use", func() bool {
+		s.eventually("the empty directory is noticed", func() bool { return strings.Contains(s.stderr(), "it has gone: ") })
+		s.eventually("nothing of it is in use", func() bool {
 			image, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(name), "loop", "backing_file"))
 			return err != nil || strings.TrimSpace(string(image)) != d.img
 		})
@@ -437,7 +437,7 @@ func TestDiskReadOnlyAtStart(t *testing.T) {
 	if status, _, errs := s.fbus("jobs"); status != 75 || !strings.Contains(errs, "read-only file system") {
 		t.Errorf("fbus jobs: %d, %q", status, errs)
 	}
-	eventually(t, "the reason is said", func() bool { return strings.Contains(s.stderr(), "the store of jobs cannot be written: ") })
+	s.eventually("the reason is said", func() bool { return strings.Contains(s.stderr(), "the store of jobs cannot be written: ") })
 	d.must(d.run("mount", "-o", "remount,rw", d.dir))
 	l.takes(s, c)
 	s.worker("w", "f", 1, echo)
@@ -516,20 +516,20 @@ func TestDiskSyncFails(t *testing.T) {
 			before := n.refused.Load()
 			// strace counts for each thread: more of the first syncs would succeed in the test.
 			stop := s.inject(t, fmt.Sprintf("fsync,fdatasync:error=EIO:when=%d+", 1+i%2))
-			eventually(t, "posts are refused", func() bool { return n.refused.Load() > before+10 })
-			eventually(t, "the node says so", func() bool {
+			s.eventually("posts are refused", func() bool { return n.refused.Load() > before+10 })
+			s.eventually("the node says so", func() bool {
 				return strings.Count(s.stderr(), "cannot be written: input/output error: no job is taken") > i ||
 					strings.Count(s.stderr(), "cannot be written: ") > i
 			})
 			s.refuses("input/output error")
 			taken := n.taken.Load()
 			refused := n.refused.Load()
-			eventually(t, "more are refused", func() bool { return n.refused.Load() > refused+100 })
+			s.eventually("more are refused", func() bool { return n.refused.Load() > refused+100 })
 			if got := n.taken.Load(); got != taken {
 				t.Errorf("%d posts were taken that could not be synced", got-taken)
 			}
 			stop()
-			eventually(t, "posts are taken again", func() bool { return n.taken.Load() > taken })
+			s.eventually("posts are taken again", func() bool { return n.taken.Load() > taken })
 		}
 	})
 }
@@ -601,11 +601,11 @@ func TestDiskFullOfEnds(t *testing.T) {
 	s.worker("never", "never", 4, func(context.Context, *fbus.Invocation) fbus.Result {
 		return fbus.Exit(65)
 	})
-	eventually(t, "jobs wait for room", func() bool {
+	s.eventually("jobs wait for room", func() bool {
 		return slices.ContainsFunc(s.list(c, `{"function":"large"}`), waitsForRoom)
 	})
 	for _, command := range []string{"describe", "doctor"} {
-		eventually(t, command+" says so", func() bool {
+		s.eventually(command+" says so", func() bool {
 			status, out, _ := s.fbus(command, "large")
 			return status == 0 && strings.Contains(out, "the store of jobs is full: the disk is nearly full")
 		})
@@ -615,7 +615,7 @@ func TestDiskFullOfEnds(t *testing.T) {
 		t.Errorf("fbus hold: %d, %q", status, errs)
 	}
 	s.fbus("release", "never")
-	eventually(t, "all is purged", func() bool {
+	s.eventually("all is purged", func() bool {
 		for _, state := range []string{"dead", "done"} {
 			if status, _, errs := s.fbus("purge", "--state", state); status != 0 {
 				t.Fatalf("fbus purge --state %s: %d, %q", state, status, errs)
@@ -626,7 +626,7 @@ func TestDiskFullOfEnds(t *testing.T) {
 		}
 		return len(s.list(c, `{}`)) == 0
 	})
-	eventually(t, "posts are taken", func() bool { id, _ := post(c, "large", `{}`, ""); return id != "" })
+	s.eventually("posts are taken", func() bool { id, _ := post(c, "large", `{}`, ""); return id != "" })
 	if strings.Contains(s.stderr(), "is damaged") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
@@ -644,12 +644,7 @@ func TestDiskFullOfOutput(t *testing.T) {
 		post(c, "file", `{"backoff":0.01}`, "")
 		post(c, "busy", `{"backoff":0.01}`, "")
 	}
-	s.worker("file", "file", 2, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
-		if _, err := inv.Stdout.Write(make([]byte, 300<<10)); err != nil {
-			return fbus.Exit(74)
-		}
-		return fbus.Result{}
-	})
+	s.worker("file", "file", 2, output(300<<10))
 	var tries atomic.Int32
 	s.worker("busy", "busy", 4, func(_ context.Context, inv *fbus.Invocation) fbus.Result {
 		inv.Stdout.Write(make([]byte, 30<<10))
@@ -659,10 +654,10 @@ func TestDiskFullOfOutput(t *testing.T) {
 		}
 		return fbus.Result{}
 	})
-	eventually(t, "jobs wait for room", func() bool {
+	s.eventually("jobs wait for room", func() bool {
 		return slices.ContainsFunc(s.list(c, `{"function":"file"}`), waitsForRoom)
 	})
-	eventually(t, "all are done", func() bool {
+	s.eventually("all are done", func() bool {
 		s.fbus("purge", "--state", "done")
 		list := s.list(c, `{}`)
 		for _, i := range list {
@@ -672,7 +667,39 @@ func TestDiskFullOfOutput(t *testing.T) {
 		}
 		return len(list) == 0
 	})
-	if strings.Contains(s.stderr(), "no job is taken") {
+	if strings.Contains(s.stderr(), "the disk is full") {
+		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+// TestDiskFreePages: the room that purged jobs had in the file of the store is there for long output,
+// which leaves the room that accepted jobs need.
+func TestDiskFreePages(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=4m")
+	s := d.node(t)
+	c := s.client("poster")
+	const parked = 48
+	for range parked {
+		if id, a := post(c, "parked", `{"delay":100000}`, strings.Repeat("x", 30<<10)); id == "" {
+			t.Fatalf("%+v", a.res)
+		}
+	}
+	if status, _, errs := s.fbus("purge", "--state", "delayed"); status != 0 || errs != fmt.Sprintf("fbus: %d jobs purged\n", parked) {
+		t.Fatalf("fbus purge: %d, %q", status, errs)
+	}
+	for range 12 {
+		post(c, "file", `{"backoff":0.01}`, "")
+	}
+	s.worker("file", "file", 1, output(300<<10))
+	s.eventually("jobs wait for room", func() bool {
+		return slices.ContainsFunc(s.list(c, `{"function":"file"}`), waitsForRoom)
+	})
+	if done := len(s.list(c, `{"state":"done"}`)); done < 9 { // 7 have room beside the free pages
+		t.Errorf("%d jobs had room for their output", done)
+	}
+	if strings.Contains(s.stderr(), "the disk is full") {
 		t.Errorf("the node said: %s", s.stderr())
 	}
 }
@@ -700,23 +727,33 @@ func TestDiskTooSmall(t *testing.T) {
 		}
 		return string(list[0].State), list[0].Message
 	}
-	eventually(t, "it has found no room", func() bool { was, _ := state(big); return was != "queued" && was != "running" })
+	s.eventually("it has found no room", func() bool { was, _ := state(big); return was != "queued" && was != "running" })
 	small, _ := post(c, "gen", `{}`, "11")
 	if a := ask(c, "fbus.result", small); !a.ok() || len(a.out) != 11 {
 		t.Errorf("a job with short output: %+v", a)
 	}
-	eventually(t, "it is dead", func() bool { was, _ := state(big); return was == "dead" })
+	s.eventually("it is dead", func() bool { was, _ := state(big); return was == "dead" })
 	if _, why := state(big); !strings.Contains(why, "the disk is nearly full") {
 		t.Errorf("it is dead for %q", why)
 	}
 	waiting, _ := post(c, "gen", `{"backoff":3600}`, "8000000")
-	eventually(t, "another waits", func() bool { was, _ := state(waiting); return was == "delayed" })
+	s.eventually("another waits", func() bool { was, _ := state(waiting); return was == "delayed" })
 	if status, _, errs := s.fbus("cancel", waiting); status != 0 {
 		t.Errorf("fbus cancel: %d, %s", status, errs)
 	}
 	small, _ = post(c, "gen", `{}`, "12")
 	if a := ask(c, "fbus.result", small); !a.ok() || len(a.out) != 12 {
 		t.Errorf("after a cancellation: %+v", a)
+	}
+}
+
+// output is a function that writes so many bytes.
+func output(bytes int) fbus.Handler {
+	return func(_ context.Context, inv *fbus.Invocation) fbus.Result {
+		if _, err := inv.Stdout.Write(make([]byte, bytes)); err != nil {
+			return fbus.Exit(74)
+		}
+		return fbus.Result{}
 	}
 }
 

@@ -225,34 +225,9 @@ func (p *pages) entries(id uint64, page []byte, each func(isBucket bool, key, va
 // checkFreelist checks that each page is either in use or listed as free. All buckets
 // must have been read.
 func (p *pages) checkFreelist() {
-	if p.freelist < 2 || p.freelist >= p.count {
-		p.bad("the link to the freelist is wrong")
-		return
-	}
-	list := p.data[p.freelist*p.size:]
-	n := 1 + uint64(u32(list[12:]))
-	if u64(list) != p.freelist || u16(list[8:]) != freelistPage || n > p.count-p.freelist {
-		p.bad("the header of the freelist is damaged")
-		return
-	}
-	used := make([]uint64, 0, n)
-	for i := range n {
-		used = append(used, p.freelist+i)
-	}
-	count := uint64(u16(list[10:]))
-	list = list[pageHeader : n*p.size]
-	if count == 0xFFFF { // the first entry is the count
-		count, list = u64(list), list[8:]
-	}
-	if count > uint64(len(list))/8 {
-		p.bad("the freelist claims %d entries", count)
-		return
-	}
-	for i := range count {
-		p.free = append(p.free, u64(list[8*i:]))
-	}
-	for _, id := range append(used, p.free...) {
-		if id < 2 || id >= p.count || p.seen[id] != 0 {
+	own := p.readFreelist()
+	for _, id := range append(own, p.free...) {
+		if p.seen[id] != 0 {
 			p.bad("page %d is in use and free", id)
 			return
 		}
@@ -261,4 +236,39 @@ func (p *pages) checkFreelist() {
 	if i := bytes.IndexByte(p.seen[min(2, len(p.seen)):], 0); i >= 0 {
 		p.bad("page %d is neither in use nor free", i+2)
 	}
+}
+
+// readFreelist reads which pages are free, and returns those that the list itself takes.
+func (p *pages) readFreelist() (own []uint64) {
+	if p.freelist < 2 || p.freelist >= p.count {
+		p.bad("the link to the freelist is wrong")
+		return nil
+	}
+	list := p.data[p.freelist*p.size:]
+	n := 1 + uint64(u32(list[12:]))
+	if u64(list) != p.freelist || u16(list[8:]) != freelistPage || n > p.count-p.freelist {
+		p.bad("the header of the freelist is damaged")
+		return nil
+	}
+	for i := range n {
+		own = append(own, p.freelist+i)
+	}
+	count := uint64(u16(list[10:]))
+	list = list[pageHeader : n*p.size]
+	if count == 0xFFFF { // the first entry is the count
+		count, list = u64(list), list[8:]
+	}
+	if count > uint64(len(list))/8 {
+		p.bad("the freelist claims %d entries", count)
+		return own
+	}
+	for i := range count {
+		id := u64(list[8*i:])
+		if id < 2 || id >= p.count {
+			p.bad("page %d cannot be free", id)
+			return own
+		}
+		p.free = append(p.free, id)
+	}
+	return own
 }

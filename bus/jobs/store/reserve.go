@@ -79,40 +79,79 @@ var errNearlyFull = &FullError{What: "the disk is nearly full", Err: syscall.ENO
 
 // HasRoom returns an error if a new job would take the room in which accepted ones have to start
 // and end.
-func (s *Store) HasRoom() error { return s.room(jobRoom, false) }
+func (s *Store) HasRoom() error {
+	posts, _, pages := s.spare()
+	return enough(posts+pages, jobRoom)
+}
 
-// room returns an error if so many bytes of a post, or of the output of jobs, would take that room.
-func (s *Store) room(bytes int64, output bool) error {
-	s.using.RLock()
-	defer s.using.RUnlock()
-	if s.db == nil { // nothing is written at all
-		return nil
+// fileRoom returns an error if so many bytes of a file, of a post or of the output of jobs, would take
+// that room. It may wait for the writer.
+func (s *Store) fileRoom(bytes int64, output bool) error {
+	for again := false; ; again = true {
+		left, outputs, pages := s.spare()
+		if output {
+			left = outputs
+		}
+		err := enough(left, bytes)
+		if err == nil || again || left+pages < bytes {
+			return err
+		}
+		s.Apply(Op{holes: true, Run: func(*Tx) error { return nil }})
 	}
-	left, outputs := s.spare()
-	if output {
-		left = outputs
-	}
+}
+
+func enough(left, bytes int64) error {
 	if left >= bytes {
 		return nil
 	}
 	return errNearlyFull
 }
 
-// spare returns how many bytes new jobs may take, and the output of accepted ones. s.using is
-// held.
-func (s *Store) spare() (posts, outputs int64) {
+const unbounded = math.MaxInt64 / 2 // a sum does not overflow
+
+// spare returns how many bytes new jobs may take, and the output of accepted ones, and how many more if
+// free pages of the file are returned to the disk. Until then these are no room for other files, and for
+// a long value only where several are in a row. A few are not worth it.
+func (s *Store) spare() (posts, outputs, pages int64) {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if s.db == nil { // nothing is written at all
+		return unbounded, unbounded, 0
+	}
 	var disk unix.Statfs_t
 	var file unix.Stat_t
 	var size int64
-	err := s.db.View(func(b *bolt.Tx) error { size = b.Size(); return nil })
+	err := guarded(func() error { return s.db.View(func(b *bolt.Tx) error { size = b.Size(); return nil }) })
 	if err != nil || unix.Statfs(s.dir, &disk) != nil || disk.Blocks == 0 || unix.Stat(s.db.Path(), &file) != nil {
-		return math.MaxInt64, math.MaxInt64
+		return unbounded, unbounded, 0
 	}
-	stats, t := s.db.Stats(), s.Shares.Total()
+	stats, t, reserve := s.db.Stats(), s.Shares.Total(), s.reserve.size()
 	used := size - int64(stats.FreePageN+stats.PendingPageN)*int64(s.db.Info().PageSize)
-	left := int64(disk.Bavail)*disk.Bsize + max(0, file.Blocks*512-used) // free pages are used again
-	outputs = left - s.reserve.size() - (t.Unended+2*t.Owed)*jobRoom
-	return outputs - s.reserve.size(), outputs
+	if pages = file.Blocks*512 - used; pages < reserve/2 {
+		pages = 0
+	}
+	outputs = int64(disk.Bavail)*disk.Bsize - reserve - (t.Unended+2*t.Owed)*jobRoom
+	return outputs - reserve, outputs, pages
+}
+
+// roomFor returns what spare does for a batch, or zeros if that takes nothing. It returns free pages to the
+// disk first if the batch needs that. The writer calls it.
+func (s *Store) roomFor(batch []*Op) (posts, outputs int64) {
+	var takes int64
+	asked := false
+	for _, o := range batch {
+		takes += o.Takes
+		asked = asked || o.holes
+	}
+	if takes == 0 && !asked {
+		return 0, 0
+	}
+	posts, outputs, pages := s.spare()
+	if pages > 0 && (asked || takes > posts) {
+		s.punchHoles() // a failure that matters is met by the commit
+		posts, outputs, pages = s.spare()
+	}
+	return posts + pages, outputs + pages // not all filesystems take pages back
 }
 
 // punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and
@@ -121,7 +160,12 @@ func (s *Store) spare() (posts, outputs int64) {
 func (s *Store) punchHoles() error {
 	s.using.Lock() // a reader may use pages that are free for writers
 	defer s.using.Unlock()
-	c, err := s.inspect(s.db.Path())
+	var free []uint64
+	var count uint64
+	err := readPages(s.db.Path(), func(p *pages) {
+		p.guard(func() { p.readFreelist() })
+		free, count = p.free, p.count
+	})
 	if err != nil {
 		return Wrap(err)
 	}
@@ -134,8 +178,8 @@ func (s *Store) punchHoles() error {
 	if err != nil {
 		return Wrap(err)
 	}
-	free, pageSize := c.free, uint64(s.db.Info().PageSize)
-	for id := c.pages; id < uint64(st.Size())/pageSize; id++ { // the file grows ahead of its pages
+	pageSize := uint64(s.db.Info().PageSize)
+	for id := count; id < uint64(st.Size())/pageSize; id++ { // the file grows ahead of its pages
 		free = append(free, id)
 	}
 	slices.Sort(free)

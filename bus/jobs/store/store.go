@@ -95,6 +95,7 @@ type Op struct {
 	Added ID                // a job that must not be there if the post was refused
 	Takes int64             // bytes of a new job, or with Short of output: refused if accepted jobs need them
 	Short func(why error)   // has Run write less, in place of a refusal
+	holes bool              // the file's free pages are returned to the disk first
 	err   error
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -56,7 +55,8 @@ func (s *Store) gather(first *Op) []*Op {
 
 // write1 commits a batch and calls each Done. After a failure it calls none.
 func (s *Store) write1(batch []*Op) (err error) {
-	if err := s.commitBatch(batch); err != nil {
+	posts, outputs := s.roomFor(batch)
+	if err := s.commitBatch(batch, posts, outputs); err != nil {
 		return err
 	}
 	for _, o := range batch {
@@ -65,7 +65,8 @@ func (s *Store) write1(batch []*Op) (err error) {
 	return nil
 }
 
-func (s *Store) commitBatch(batch []*Op) error {
+// commitBatch commits a batch. New jobs may take so many bytes, and output may: see [Store.spare].
+func (s *Store) commitBatch(batch []*Op, posts, outputs int64) error {
 	s.torn = false
 	s.using.RLock()
 	defer s.using.RUnlock()
@@ -79,11 +80,11 @@ func (s *Store) commitBatch(batch []*Op) error {
 		}
 		defer b.Rollback()
 		t := &Tx{b, s}
-		spare, works := sync.OnceValues(s.spare), s.Unwritable() == nil
+		works := s.Unwritable() == nil
 		var taken int64
 		for _, o := range batch {
 			if o.err = nil; o.Takes > 0 {
-				switch posts, outputs := spare(); {
+				switch {
 				case o.Short == nil && taken+o.Takes > posts:
 					o.err = errNearlyFull
 					continue

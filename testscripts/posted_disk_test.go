@@ -61,6 +61,13 @@ func (d *disk) node(t *testing.T) *store {
 	return newStore(t, func(s *store) { s.state, s.launch = d.dir, d.start })
 }
 
+// left is how many bytes it has room for; to be called in do.
+func (d *disk) left() (int64, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(d.dir, &st)
+	return int64(st.Bavail) * st.Bsize, err
+}
+
 // fill leaves no room on it; what it returns makes room again.
 func (d *disk) fill() (empty func()) {
 	d.t.Helper()
@@ -701,6 +708,54 @@ func TestDiskFreePages(t *testing.T) {
 	}
 	if strings.Contains(s.stderr(), "the disk is full") {
 		t.Errorf("the node said: %s", s.stderr())
+	}
+}
+
+// TestDiskFullForAWhile: a job that finds no room again and again, since something else takes that while
+// it runs, waits each time and pays no attempt.
+func TestDiskFullForAWhile(t *testing.T) {
+	t.Parallel()
+	d := newDisk(t)
+	d.tmpfs("size=4m")
+	s := d.node(t)
+	c := s.client("poster")
+	filler := filepath.Join(d.dir, "filler")
+	const tries = 6
+	var ran atomic.Int32
+	write := output(300 << 10)
+	s.worker("w", "f", 1, func(ctx context.Context, inv *fbus.Invocation) fbus.Result {
+		if ran.Add(1) <= tries {
+			err := d.do(func() error {
+				f, err := os.Create(filler)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				left, err := d.left()
+				if err != nil {
+					return err
+				}
+				return unix.Fallocate(int(f.Fd()), 0, 0, left-500<<10) // posts are refused below 800 KiB
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		return write(ctx, inv)
+	})
+	id, _ := post(c, "f", `{"backoff":0.01}`, "")
+	for n := range tries {
+		s.eventually("it waits for room", func() bool {
+			list := s.list(c, `{}`)
+			return len(list) == 1 && list[0].Attempts == n+1 && waitsForRoom(list[0])
+		})
+		d.must(d.do(func() error { return os.Remove(filler) }))
+	}
+	if a := ask(c, "fbus.result", id); !a.ok() || len(a.out) != 300<<10 {
+		t.Errorf("%+v, %d bytes", a.res, len(a.out))
+	}
+	if list := s.list(c, `{}`); len(list) != 1 || list[0].Used > 0 {
+		t.Errorf("%+v", list)
 	}
 }
 

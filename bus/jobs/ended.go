@@ -70,9 +70,10 @@ func (t *Taken) unkept(o *outcome, failed error) {
 		t.errOut.Drop()
 		o.stderr = m.store.Spool.NewDraft(t.Poster.Key())
 	}
-	// It is not the job's fault, and there may be room again.
-	full := errors.As(failed, new(*FullError))
-	o.later = !o.never && !(full && fullTries(t.job) >= maxUnkept) && !t.job.AtMostOnce
+	// It is not the job's fault, and there may be room again. While posts are refused too, others have
+	// the room.
+	tooLarge := errors.As(failed, new(*FullError)) && fullTries(t.job) >= maxUnkept && !m.blocks(failed)
+	o.later = !o.never && !tooLarge && !t.job.AtMostOnce
 	if !o.never {
 		o.lacks = failed
 	}

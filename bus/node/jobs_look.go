@@ -25,6 +25,9 @@ func jobQuery(q *asked) (*bus.JobQuery, error) {
 	if d.Dead && q.Function != "fbus.retry" || d.Older != 0 && q.Function != "fbus.purge" || (d.Limit != 0 || d.After != "" || d.Newest || d.Among != nil) && q.Function != "fbus.jobs" {
 		return nil, usageError("%s: dead is for fbus.retry, older for fbus.purge; limit, after, newest and among are for fbus.jobs", q.Function) // ignored, they would widen the answer
 	}
+	if _, ok := jobs.ParseID(d.After); d.After != "" && !ok { // the list would begin with the first job again
+		return nil, usageError("%s: after must be the id of a job, not %q", q.Function, args.Shown(d.After))
+	}
 	if _, err := wire.ParseOn(d.Function); err != nil || strings.HasPrefix(d.Function, "#") {
 		return nil, usageError("%s: invalid glob %q", q.Function, args.Shown(d.Function))
 	}

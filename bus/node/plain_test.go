@@ -72,6 +72,7 @@ func TestPlainErrors(t *testing.T) {
 	for _, want := range []string{
 		"fbus.log: wait must be a number, not a string", "fbus.log: after must be a whole number, at least 0, not the number -7.5",
 		`fbus.jobs: unknown field "nobody"`, "fbus.jobs: ids must be an array, not true or false", "fbus.jobs: the document must be an object, not an array",
+		`fbus.jobs: after must be the id of a job, not "x"`,
 		"fbus.log: this is not JSON: line 1, column 6: its end is missing", "fbus.log: this is not JSON: line 1, column 4: unexpected '{' after top-level value", "fbus.post: options: retries must be a whole number, not a string",
 	} {
 		if !said[want] {

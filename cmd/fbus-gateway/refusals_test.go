@@ -138,6 +138,8 @@ func TestRefusals(t *testing.T) {
 		"of the metrics":              {"GET", "/metrics?x=1", nil, 400, ""},
 		"of the description":          {"GET", "/openapi.json?x", nil, 400, ""},
 		"of a probe":                  {"GET", "/healthz?x=1", nil, 200, ""},
+		"a list after no id":          {"GET", "/jobs?after=none", nil, 400, ""},
+		"a list after a lost job":     {"GET", "/jobs?after=01ARZ3NDEKTSV4RRFFQ69G5FAV", nil, 200, ""},
 		"two of a name":               {"POST", "/jobs/echo?retries=5&retries=6", nil, 400, ""},
 		"two as":                      {"POST", "/call/echo?as=input&as=x", nil, 400, ""},
 		"two args":                    {"POST", "/call/echo?arg=1&arg=1", nil, 200, ""},

@@ -213,8 +213,8 @@ func (c *caller) lister() string {
 	return c.name
 }
 
-// known refuses parameters that a path does not have: one that is mistyped could widen the answer. Only ?arg
-// may be repeated.
+// known refuses parameters that a path does not have, and empty ones: one that is mistyped could widen the answer. Only
+// ?arg may be repeated, or empty.
 func known(q url.Values, names ...string) error {
 	for name, values := range q {
 		switch {
@@ -222,6 +222,8 @@ func known(q url.Values, names ...string) error {
 			return args.Errorf(args.CodeUsage, "unknown parameter %q", args.Shown(name))
 		case len(values) > 1 && name != "arg":
 			return args.Errorf(args.CodeUsage, "the parameter %s may be there once", name)
+		case values[0] == "" && name != "arg":
+			return args.Errorf(args.CodeUsage, "the parameter %s must not be empty", name)
 		}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 
 	"fbus/bus"
 	"fbus/bus/args"
+	"fbus/bus/jobs"
 	"fbus/cmd/schema"
 )
 
@@ -99,9 +100,12 @@ func Document(functions []bus.FunctionInfo) ([]byte, error) {
 
 // operation describes a call of a function (call, get) or a post (post).
 func operation(f *bus.FunctionInfo, verb string, hasSchema bool) object {
-	tag, names := "functions", []string{"Words", "Wait", "Timeout"}
-	if verb == "post" {
-		tag, names = "jobs", []string{"Words", "Then", "Retries", "Delay", "Key"}
+	tag, names := "functions", []string{"Words", "As", "Held", "Wait", "Timeout"}
+	switch verb {
+	case "get":
+		names = []string{"Words", "Held", "Wait", "Timeout"}
+	case "post":
+		tag, names = "jobs", []string{"Words", "As", "Then", "Else", "Finally", "Retries", "Delay", "Backoff", "Priority", "Keep", "Batch", "Attempt", "Key"}
 	}
 	about := args.OneLine(f.Description)
 	content := object{}
@@ -152,16 +156,32 @@ func header(name, about string) object {
 	return object{"name": name, "in": "header", "description": about, "schema": object{"type": "string"}}
 }
 
+var text = object{"type": "string"}
+
 var parameters = object{
-	"Words":   query("arg", "Words as arguments; may be repeated.", object{"type": "array", "items": object{"type": "string"}}),
-	"Then":    query("then", "A function that gets the output of the job.", object{"type": "string"}),
-	"Retries": query("retries", "Further tries after a failure.", object{"type": "integer", "minimum": 0}),
-	"Delay":   query("delay", "How long the job waits, as 90s or 5m.", object{"type": "string"}),
-	"Wait":    header("Fbus-Wait", "How long to wait for a free slot, as 30s."),
-	"Timeout": header("Fbus-Timeout", "How long the call may take."),
-	"Key":     header("Idempotency-Key", "A second post with it returns the first job."),
-	"ID":      object{"name": "id", "in": "path", "required": true, "description": "The id of a job or a call.", "schema": object{"type": "string"}},
-	"Name":    object{"name": "name", "in": "path", "required": true, "description": "The name of a function.", "schema": object{"type": "string"}},
+	"Words":    query("arg", "Words as arguments; may be repeated.", object{"type": "array", "items": object{"type": "string"}}),
+	"As":       query("as", "input: the body is the input whatever its type.", object{"type": "string", "enum": []string{"input"}}),
+	"Held":     query("status", "header: the output is held back until the end, which has an exact status then; at most 16 MiB.", object{"type": "string", "enum": []string{"header"}}),
+	"Then":     query("then", "A function that gets the output of the job when that is done.", text),
+	"Else":     query("else", "A function that gets the output of the job if that is dead.", text),
+	"Finally":  query("finally", "A function that gets the output of the job in both cases.", text),
+	"Retries":  query("retries", "Further tries after a failure.", object{"type": "integer", "minimum": 0}),
+	"Delay":    query("delay", "How long the job waits, as 90s or 5m.", text),
+	"Backoff":  query("backoff", "How long the job waits before its first further try, as 1s; doubled each time.", text),
+	"Priority": query("priority", "A job with a higher one runs first.", object{"type": "integer"}),
+	"Keep":     query("keep", "How long the result is kept, as 7d.", text),
+	"Batch":    query("batch", "The batch of the job, or of the jobs.", text),
+	"State":    query("state", "Only jobs in this state.", object{"type": "string", "enum": []jobs.State{jobs.Queued, jobs.Delayed, jobs.Running, jobs.Done, jobs.Dead, jobs.Cancelled}}),
+	"Function": query("function", "Only jobs of functions that match this name or glob.", text),
+	"Limit":    query("limit", "At most so many jobs.", object{"type": "integer", "minimum": 1, "maximum": 10000, "default": 100}),
+	"After":    query("after", "The id of a job: only jobs that were posted after it, oldest first.", text),
+	"Until":    query("wait", "How long to wait for the job's end, as 30s.", text),
+	"Wait":     header("Fbus-Wait", "How long to wait for a free slot, as 30s, or forever."),
+	"Timeout":  header("Fbus-Timeout", "How long the call may take."),
+	"Attempt":  header("Fbus-Timeout", "How long each attempt may take."),
+	"Key":      header("Idempotency-Key", "A second post with it returns the first job."),
+	"ID":       object{"name": "id", "in": "path", "required": true, "description": "The id of a job or a call.", "schema": object{"type": "string"}},
+	"Name":     object{"name": "name", "in": "path", "required": true, "description": "The name of a function.", "schema": object{"type": "string"}},
 }
 
 var responses = object{
@@ -201,10 +221,10 @@ func fixed() object {
 	return object{
 		"/functions":        object{"get": op("functions", "functions", "List the functions", "JSON")},
 		"/functions/{name}": object{"get": op("function", "functions", "Describe a function", "JSON", "Name")},
-		"/jobs":             object{"get": op("jobs", "jobs", "List the jobs", "JSON")},
-		"/jobs/{id}":        object{"get": op("job", "jobs", "Describe a job", "JSON", "ID"), "delete": op("cancel-job", "jobs", "Cancel a job", "JSON", "ID")},
-		"/jobs/{id}/output": object{"get": op("job-output", "jobs", "Get the output of a job", "Output", "ID")},
-		"/jobs/{id}/stderr": object{"get": op("job-stderr", "jobs", "Get what a job has written to stderr", "Output", "ID")},
+		"/jobs":             object{"get": op("jobs", "jobs", "List the jobs", "JSON", "State", "Function", "Batch", "Limit", "After")},
+		"/jobs/{id}":        object{"get": op("job", "jobs", "Describe a job", "JSON", "ID", "Until"), "delete": op("cancel-job", "jobs", "Cancel a job", "JSON", "ID")},
+		"/jobs/{id}/output": object{"get": op("job-output", "jobs", "Get the output of a job", "Output", "ID", "Until", "Held")},
+		"/jobs/{id}/stderr": object{"get": op("job-stderr", "jobs", "Get what a job has written to stderr", "Output", "ID", "Until", "Held")},
 		"/jobs/{id}/retry":  object{"post": op("retry-job", "jobs", "Run a dead job again", "JSON", "ID")},
 		"/calls":            object{"get": op("calls", "functions", "List the calls that run or wait", "JSON")},
 		"/calls/{id}":       object{"delete": op("cancel-call", "functions", "End a call", "JSON", "ID")},

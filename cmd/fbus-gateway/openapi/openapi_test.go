@@ -40,7 +40,10 @@ func TestDocument(t *testing.T) {
 	}
 	var doc struct {
 		Paths      map[string]map[string]json.RawMessage
-		Components struct{ Schemas map[string]json.RawMessage }
+		Components struct {
+			Schemas    map[string]json.RawMessage
+			Parameters map[string]struct{ Name string }
+		}
 	}
 	if err := json.Unmarshal(text, &doc); err != nil {
 		t.Fatal(err)
@@ -63,6 +66,28 @@ func TestDocument(t *testing.T) {
 	}
 	if doc.Paths["/call/wc"]["get"] == nil || doc.Paths["/call/resize"]["get"] != nil || doc.Paths["/jobs/resize"]["post"] == nil {
 		t.Errorf("%v", doc.Paths)
+	}
+	for path, want := range map[string]string{
+		"post /call/wc": "arg as status Fbus-Wait Fbus-Timeout", "get /call/wc": "arg status Fbus-Wait Fbus-Timeout",
+		"post /jobs/wc": "arg as then else finally retries delay backoff priority keep batch Fbus-Timeout Idempotency-Key",
+		"get /jobs":     "state function batch limit after", "get /jobs/{id}": "id wait", "get /jobs/{id}/output": "id wait status",
+	} {
+		var op struct {
+			Parameters []struct {
+				Ref string `json:"$ref"`
+			}
+		}
+		method, path, _ := strings.Cut(path, " ")
+		if err := json.Unmarshal(doc.Paths[path][method], &op); err != nil {
+			t.Fatal(method, path, err)
+		}
+		var names []string
+		for _, p := range op.Parameters {
+			names = append(names, doc.Components.Parameters[strings.TrimPrefix(p.Ref, "#/components/parameters/")].Name)
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("%s %s: %s, expected %s", method, path, got, want)
+		}
 	}
 	if post := string(doc.Paths["/call/wc"]["post"]); strings.Contains(post, "application/json\":{\"schema") {
 		t.Errorf("a function that takes input: %s", post)

@@ -160,11 +160,13 @@ func TestLimits(t *testing.T) {
 	}
 	long := strings.Repeat("x", 1001)
 	for _, path := range []string{"/call/shout", "/jobs/shout"} {
-		refused := func(body any) func() bool { // a refused one counts until its connection is closed
-			return func() bool { return x.do("POST", x.far+path, body, auth...).StatusCode == 413 }
+		for range 3 { // a refused one does not count, though the rest of its body is still to come
+			for _, body := range []any{long, io.MultiReader(strings.NewReader(long))} {
+				if r := x.do("POST", x.far+path, body, auth...); r.StatusCode != 413 {
+					t.Error(path, r.Status, r.body)
+				}
+			}
 		}
-		testbus.Until(t, path+" refuses a long body", refused(long))
-		testbus.Until(t, path+" refuses many chunks", func() bool { return refused(io.MultiReader(strings.NewReader(long)))() })
 	}
 }
 

@@ -49,7 +49,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		return
 	}
 	if streams {
-		g.callEvents(w, r, c, req, body)
+		g.callEvents(w, r, c, req, body, done)
 		return
 	}
 	a := newAnswer(w, r, q)
@@ -83,6 +83,7 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		panic(http.ErrAbortHandler)
 	case a.broken(err): // every client has to see that the answer is not complete
 		if unread {
+			done() // the rest of the body is not a part of the call
 			a.hangUp(false)
 		}
 		panic(http.ErrAbortHandler)
@@ -95,12 +96,13 @@ func (g *gateway) call(w http.ResponseWriter, r *http.Request, c *caller) {
 		a.end(res, err)
 	}
 	if unread {
+		done()
 		a.hangUp(true)
 	}
 }
 
 // callEvents answers a call with a stream of events.
-func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, req *bus.Request, body *body) {
+func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, req *bus.Request, body *body, done func()) {
 	if _, err := g.link.connected(); err != nil {
 		g.refuse(w, r, err)
 		return
@@ -156,6 +158,7 @@ func (g *gateway) callEvents(w http.ResponseWriter, r *http.Request, c *caller, 
 	}
 	end()
 	if body.remains() {
+		done()
 		(&answer{w: w, begun: true}).hangUp(complete)
 	}
 	if !complete {

@@ -91,7 +91,10 @@ func (g *gateway) post(w http.ResponseWriter, r *http.Request, c *caller) {
 	}
 	if body.remains() { // what follows is not another request
 		w.Header().Set("Connection", "close")
-		defer (&answer{w: w, r: r}).hangUp(true)
+		defer func() {
+			done()
+			(&answer{w: w, r: r}).hangUp(true)
+		}()
 	}
 	if e, ok := errors.AsType[*args.Error](err); ok && e.Code == args.CodeNodeLost {
 		lost := args.Errorf(e.Code, "%s: the job may have been posted", e.Message)

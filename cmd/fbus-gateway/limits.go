@@ -24,7 +24,7 @@ type usage struct {
 	rate           *rate.Limiter // nil: no limit
 }
 
-// begin counts a call or a stream of events; done ends it.
+// begin counts a call or a stream of events; done ends it, and may be called again.
 func (l *limits) begin(c *caller, stream bool) (done func(), err error) {
 	if c.name == "" {
 		return func() {}, nil
@@ -58,9 +58,9 @@ func (l *limits) begin(c *caller, stream bool) (done func(), err error) {
 		}
 	}
 	*n++
-	return func() {
+	return sync.OnceFunc(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		*n--
-	}, nil
+	}), nil
 }

@@ -104,6 +104,9 @@ func (m *mesh) greet(ctx context.Context) {
 func (m *mesh) greetAll() {
 	m.hello("")
 	m.self.New = m.pulse.lost
+	if m.pulse.idle {
+		m.pulse.wake()
+	}
 	named := map[string]int{"@" + m.self.Node: 1}
 	for _, p := range m.peers {
 		named[p.name]++

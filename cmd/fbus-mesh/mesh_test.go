@@ -172,7 +172,7 @@ func (x *site) await(name string, slots int) {
 			return
 		}
 		if time.Now().After(until) {
-			x.t.Fatalf("node %s does not learn of %d slots of %s elsewhere: %+v", x.name, slots, name, list)
+			x.t.Fatalf("node %s does not learn of %d slots of %s elsewhere: %+v; its mesh: %+v", x.name, slots, name, list, *x.info())
 		}
 	}
 }

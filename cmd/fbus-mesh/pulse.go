@@ -11,8 +11,9 @@ import (
 // A node whose process is stopped keeps its connections, but runs nothing that is passed on to it.
 // So its mesh calls it all the time, and before it grants a slot.
 const (
-	// pulseEvery is how often the own node is called while it is in use, and pulseIdle while it is not:
-	// nothing is lost then if it is known later, as it is asked before it gets something to run.
+	// pulseEvery is how often the own node is called while it is in use. After pulseIdle without that, it is
+	// called when the others are greeted, as this process runs then anyway: nothing is lost if it is known
+	// later, as the node is asked before it gets something to run.
 	pulseEvery = time.Second
 	pulseIdle  = 5 * time.Second
 	// pulseFresh is how long an answer counts.
@@ -33,7 +34,7 @@ type pulse struct {
 	kick   chan struct{}      // has room for one: an answer is waited for, or the node is in use
 	busy   int                // calls that run at the node
 	used   time.Time          // when their number has changed last
-	idle   bool               // the next call is due after pulseIdle
+	idle   bool               // the next call is due with the next greeting
 	drains chan struct{}      // closed when the node has begun to shut down
 
 	sign atomic.Int64 // when a frame of the node has come last, since the mesh's epoch
@@ -75,14 +76,15 @@ func (p *pulse) runs(change int) {
 	}
 }
 
-// pause returns when the node is called next. Clients of NATS call it without being asked first.
-func (p *pulse) pause() time.Duration {
+// next returns when the node is called next: never while it is idle, unless it is woken. Clients of NATS call it
+// without being asked first.
+func (p *pulse) next() <-chan time.Time {
 	p.mesh.mu.Lock()
 	defer p.mesh.mu.Unlock()
 	if p.idle = p.busy == 0 && time.Since(p.used) > pulseIdle && p.mesh.service == nil && !p.mesh.needed(); p.idle {
-		return pulseIdle
+		return nil
 	}
-	return pulseEvery
+	return time.After(pulseEvery)
 }
 
 // needed reports whether calls of the own node wait, or run elsewhere. The mesh's mu is held.
@@ -119,7 +121,7 @@ func (p *pulse) keep(ctx context.Context) {
 			close(p.drains)
 		}
 		select {
-		case <-time.After(p.pause()):
+		case <-p.next():
 		case <-p.kick:
 		case <-ctx.Done():
 			return

@@ -219,3 +219,34 @@ func TestDeniedElsewhere(t *testing.T) {
 		})
 	}
 }
+
+// TestRefusedOffer: a function elsewhere for which the own node has no room is offered once there is some.
+func TestRefusedOffer(t *testing.T) {
+	t.Parallel()
+	list, _ := sites(t, 2)
+	a, b := list[0], list[1]
+	long := strings.Repeat("x", 60<<10)
+	offer := func(w string) *bus.Client { // of all a little more than half of what one connection may offer
+		t.Helper()
+		c := b.dial()
+		for i := range 20 {
+			o := bus.Offer{Name: fmt.Sprintf("%s%d", w, i), Slots: 1, Schema: `{"title":"` + long + `"}`}
+			if _, err := c.Offer(t.Context(), o, func(context.Context, *bus.Invocation) bus.Result { return bus.Exit(0) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return c
+	}
+	first := offer("first")
+	for i := range 20 {
+		a.await(fmt.Sprint("first", i), 1)
+	}
+	offer("second")
+	for known := 20; known == 20; time.Sleep(5 * time.Millisecond) {
+		known = len(a.node.Functions())
+	}
+	first.Close()
+	for i := range 20 {
+		a.await(fmt.Sprint("second", i), 1)
+	}
+}

@@ -129,7 +129,8 @@ type link struct {
 
 	seq     uint64 // of the last OFFER, and of the last OFFERED
 	offered uint64
-	last    uint64 // id of the last call at the far end
+	sent    map[uint64]string // functions of offers without an answer, by seq
+	last    uint64            // id of the last call at the far end
 	byNear  map[uint64]*relayed
 	byFar   map[uint64]*relayed
 	gone    bool
@@ -151,11 +152,12 @@ func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 	m.pulse.shows()
 	switch f := f.(type) {
 	case *wire.OfferedFrame:
-		if len(f.Code) > 0 {
-			m.note("node refuses an offer of %s: %s", l.peer.name, f.Message)
-		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
+		if len(f.Code) > 0 {
+			l.refused(f)
+		}
+		delete(l.sent, f.Seq)
 		l.offered = f.Seq
 		l.closeNear()
 		return nil
@@ -354,7 +356,27 @@ func (l *link) offer(e *entry, n int) {
 	for k, v := range e.Attributes {
 		f.Attributes = append(f.Attributes, []byte(k), []byte(v))
 	}
+	l.sent[l.seq] = e.Name
 	l.near.conn.Send(f)
+}
+
+// offerAgain is when an offer is made again for which the own node had no room.
+const offerAgain = 2 * time.Second
+
+// refused notes that the own node has refused an offer. The mesh's mu is held.
+func (l *link) refused(f *wire.OfferedFrame) {
+	m, name := l.peer.mesh, l.sent[f.Seq]
+	m.once("node refuses an offer of %s: %s", l.peer.name, args.Shown(f.Message))
+	if string(f.Code) != args.CodeBusy {
+		return
+	}
+	time.AfterFunc(offerAgain, func() { // ends by itself
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if o := m.offered(name, l.peer.id); o != nil && l.peer.link == l {
+			o.announce()
+		}
+	})
 }
 
 // withdraw takes back the offer of a function. The mesh's mu is held.

@@ -46,7 +46,38 @@ func newDisk(t *testing.T) *disk {
 	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the disk: %s", d.usage())
+		}
+	})
 	return d
+}
+
+// usage lists what takes room on it, for a message.
+func (d *disk) usage() string {
+	var list strings.Builder
+	err := d.do(func() error {
+		left, err := d.left()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&list, "%d bytes are left", left)
+		return filepath.WalkDir(d.dir, func(path string, e fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &st)
+			}
+			if err == nil && st.Blocks > 0 {
+				fmt.Fprintf(&list, "; %s has %d", strings.TrimPrefix(path, d.dir+"/"), st.Blocks*512)
+			}
+			return nil // a node may run
+		})
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return list.String()
 }
 
 // tmpfs mounts one.

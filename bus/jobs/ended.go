@@ -34,7 +34,7 @@ func (m *Manager) Ended(t *Taken, end End) {
 	if failed == nil {
 		o.judge()
 	} else {
-		t.unkept(&o, failed)
+		t.unkept(&o, failed, m.blocks)
 	}
 	if !o.ok() {
 		o.cut(m.store.Spool, t.Poster.Key())
@@ -47,8 +47,8 @@ func (m *Manager) Ended(t *Taken, end End) {
 const maxUnkept = 3
 
 // unkept makes of an outcome that of an attempt whose output could not be kept. One for which there
-// can never be room is the last attempt.
-func (t *Taken) unkept(o *outcome, failed error) {
+// can never be room is the last attempt. blocks is as [Manager.blocks].
+func (t *Taken) unkept(o *outcome, failed error, blocks func(why error) bool) {
 	m := t.m
 	o.never, o.lost = false, false
 	if errors.As(failed, new(*FullError)) {
@@ -72,7 +72,7 @@ func (t *Taken) unkept(o *outcome, failed error) {
 	}
 	// It is not the job's fault, and there may be room again. While posts are refused too, others have
 	// the room.
-	tooLarge := errors.As(failed, new(*FullError)) && fullTries(t.job) >= maxUnkept && !m.blocks(failed)
+	tooLarge := errors.As(failed, new(*FullError)) && fullTries(t.job) >= maxUnkept && !blocks(failed)
 	o.later = !o.never && !tooLarge && !t.job.AtMostOnce
 	if !o.never {
 		o.lacks = failed
@@ -98,7 +98,7 @@ func (t *Taken) finish(o outcome) {
 		if err := cmp.Or(o.out.Keep(t.ID, store.PartOutput, t.Attempt), o.stderr.Keep(t.ID, store.PartStderr, t.Attempt)); err != nil { // no room, or the disk fails
 			m.warn("job %s: %v", t.ID, err)
 			o.drop()
-			t.unkept(&o, err)
+			t.unkept(&o, err, m.blocks)
 			o.out, o.stderr = nil, nil
 		}
 	}
@@ -225,7 +225,7 @@ type ending struct {
 
 // short has write keep no output, unless that has the room which its post has reserved, and less
 // of the history: the disk is nearly full.
-func (e *ending) short(why error) {
+func (e *ending) short(why error, refused bool) {
 	e.brief = true
 	o, j := e.o, &Job{Options: e.t.job.Options}
 	if o.out == nil {
@@ -235,7 +235,7 @@ func (e *ending) short(why error) {
 		return
 	}
 	if o.drop(); !o.later { // else nobody needs the output: it runs again anyway
-		e.t.unkept(o, why)
+		e.t.unkept(o, why, func(error) bool { return refused })
 	}
 	o.out, o.stderr = nil, nil
 }

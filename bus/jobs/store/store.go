@@ -94,8 +94,10 @@ type Op struct {
 	Frees bool              // it makes room, or helps to: it is tried while the disk is full
 	Added ID                // a job that must not be there if the post was refused
 	Takes int64             // bytes of a new job, or with Short of output: refused if accepted jobs need them
-	Short func(why error)   // has Run write less, in place of a refusal
-	holes bool              // the file's free pages are returned to the disk first
+	// Short has Run write less, in place of a refusal. refused: posts are refused as well. It must not
+	// read the store, which the writer has locked.
+	Short func(why error, refused bool)
+	holes bool // the file's free pages are returned to the disk first
 	err   error
 }
 

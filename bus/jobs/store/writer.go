@@ -89,7 +89,7 @@ func (s *Store) commitBatch(batch []*Op, posts, outputs int64) error {
 					o.err = errNearlyFull
 					continue
 				case o.Short != nil && taken+o.Takes > outputs && works: // else it has waited for room already
-					o.Short(errNearlyFull)
+					o.Short(errNearlyFull, taken+jobRoom > posts)
 				default:
 					taken += o.Takes
 				}

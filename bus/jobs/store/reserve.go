@@ -93,7 +93,7 @@ func (s *Store) fileRoom(bytes int64, output bool) error {
 			left = outputs
 		}
 		err := enough(left, bytes)
-		if err == nil || again || left+pages < bytes {
+		if err == nil || again || !s.returnable(pages) || left+pages < bytes {
 			return err
 		}
 		s.Apply(Op{holes: true, Run: func(*Tx) error { return nil }})
@@ -106,6 +106,10 @@ func enough(left, bytes int64) error {
 	}
 	return errNearlyFull
 }
+
+// returnable reports whether it is worth it to return so many bytes of free pages to the disk. A
+// filesystem that did not take them back is not asked at each post and output.
+func (s *Store) returnable(pages int64) bool { return pages > 0 && pages >= 2*s.kept.Load() }
 
 const unbounded = math.MaxInt64 / 2 // a sum does not overflow
 
@@ -147,9 +151,10 @@ func (s *Store) roomFor(batch []*Op) (posts, outputs int64) {
 		return 0, 0
 	}
 	posts, outputs, pages := s.spare()
-	if pages > 0 && (asked || takes > posts) {
+	if s.returnable(pages) && (asked || takes > posts) {
 		s.punchHoles() // a failure that matters is met by the commit
 		posts, outputs, pages = s.spare()
+		s.kept.Store(pages)
 	}
 	return posts + pages, outputs + pages // not all filesystems take pages back
 }
@@ -189,8 +194,15 @@ func (s *Store) punchHoles() error {
 			end++
 		}
 		at, size := int64(free[first]*pageSize), int64(uint64(end-first)*pageSize)
-		err = fallocate(f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
 		first = end
+		// Most are holes already if it is not the first time. To see that takes less time.
+		switch data, none := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA); {
+		case none == unix.ENXIO:
+			return nil
+		case none == nil && data >= at+size:
+			continue
+		}
+		err = fallocate(f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
 	}
 	return Wrap(err)
 }

@@ -60,6 +60,7 @@ type Store struct {
 	lock     *os.File // nil: not locked yet
 	volatile bool
 	writing  atomic.Int64         // nanoseconds that commits have waited for the disk
+	kept     atomic.Int64         // bytes of free pages that the filesystem did not take back the last time
 	loss     atomic.Int64         // jobs posted before then may be lost: milliseconds of the date
 	mended   bool                 // a damaged file was replaced
 	opened   bool                 // it was open before: a missing file is lost, not new

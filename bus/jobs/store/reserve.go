@@ -159,6 +159,22 @@ func (s *Store) roomFor(batch []*Op) (posts, outputs int64) {
 	return posts + pages, outputs + pages // not all filesystems take pages back
 }
 
+// awaitReaders waits for all readers if they keep many pages that commits have replaced, and the disk has
+// less room than the reserve: the next commits need it. The writer calls it.
+func (s *Store) awaitReaders() {
+	s.using.RLock()
+	pinned, low := int64(0), false
+	if s.db != nil {
+		pinned = int64(s.db.Stats().PendingPageN) * int64(s.db.Info().PageSize)
+		low = pinned >= purgeReserve && !s.reserve.roomBeside()
+	}
+	s.using.RUnlock()
+	if low {
+		s.using.Lock()
+		s.using.Unlock() // the next commit uses the pages again
+	}
+}
+
 // punchHoles returns the room of the file's free pages to the disk: bbolt keeps it, and
 // a disk that the store has filled would stay full however much is purged. The last
 // commit must not have failed.

@@ -129,8 +129,8 @@ type link struct {
 
 	seq     uint64 // of the last OFFER, and of the last OFFERED
 	offered uint64
-	sent    map[uint64]string // functions of offers without an answer, by seq
-	last    uint64            // id of the last call at the far end
+	again   bool   // all offers are made again soon
+	last    uint64 // id of the last call at the far end
 	byNear  map[uint64]*relayed
 	byFar   map[uint64]*relayed
 	gone    bool
@@ -157,7 +157,6 @@ func (l *link) fromNear(b *wire.Batch, f wire.Frame) error {
 		if len(f.Code) > 0 {
 			l.refused(f)
 		}
-		delete(l.sent, f.Seq)
 		l.offered = f.Seq
 		l.closeNear()
 		return nil
@@ -356,25 +355,31 @@ func (l *link) offer(e *entry, n int) {
 	for k, v := range e.Attributes {
 		f.Attributes = append(f.Attributes, []byte(k), []byte(v))
 	}
-	l.sent[l.seq] = e.Name
 	l.near.conn.Send(f)
 }
 
-// offerAgain is when an offer is made again for which the own node had no room.
-const offerAgain = 2 * time.Second
+// offerAgain is when a peer's functions are offered again if the own node had no room for some of them.
+const offerAgain = 5 * time.Second
 
 // refused notes that the own node has refused an offer. The mesh's mu is held.
 func (l *link) refused(f *wire.OfferedFrame) {
-	m, name := l.peer.mesh, l.sent[f.Seq]
+	m := l.peer.mesh
 	m.once("node refuses an offer of %s: %s", l.peer.name, args.Shown(f.Message))
-	if string(f.Code) != args.CodeBusy {
+	if l.again || string(f.Code) != args.CodeBusy {
 		return
 	}
+	l.again = true
 	time.AfterFunc(offerAgain, func() { // ends by itself
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if o := m.offered(name, l.peer.id); o != nil && l.peer.link == l {
-			o.announce()
+		l.again = false
+		if l.peer.link != l {
+			return
+		}
+		for name := range l.peer.list {
+			if o := m.offered(name, l.peer.id); o != nil {
+				o.announce()
+			}
 		}
 	})
 }

@@ -133,7 +133,7 @@ func (p *peer) connect(ctx context.Context) (*link, string, error) {
 	m.mu.Lock()
 	h := p.hello
 	m.mu.Unlock()
-	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}, sent: map[uint64]string{}}
+	l := &link{peer: p, byNear: map[uint64]*relayed{}, byFar: map[uint64]*relayed{}}
 	reach, err := "", error(args.Errorf(args.CodeNoNode, "its node does not listen on TCP"))
 	try := func(how string, addr bus.Addr, o *bus.Options) {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

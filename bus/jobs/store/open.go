@@ -41,7 +41,7 @@ func Open(o Config) (*Store, error) {
 		Clock: o.Clock, volatile: o.Volatile,
 		commit: (*bolt.Tx).Commit, entropy: ulid.Monotonic(rand.Reader, 0),
 	}
-	s.Spool.room = s.fileRoom
+	s.Spool.inRoom = s.inRoom
 	err := s.reach()
 	if err != nil && (!o.Patient || errors.As(err, new(*LockedError))) {
 		if s.lock != nil {

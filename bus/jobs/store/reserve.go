@@ -84,9 +84,36 @@ func (s *Store) HasRoom() error {
 	return enough(posts+pages, jobRoom)
 }
 
-// fileRoom returns an error if so many bytes of a file, of a post or of the output of jobs, would take
-// that room. It may wait for the writer.
-func (s *Store) fileRoom(bytes int64, output bool) error {
+// scarce is how much room there is on a disk from which two may not take some at once: both would see the same.
+const scarce = 16 << 20
+
+// inRoom has write take so many bytes for a file, of a post or of the output of jobs, or returns an error if
+// that would take the room in which accepted jobs have to start and end. It may wait for the writer.
+func (s *Store) inRoom(bytes int64, output bool, write func() error) error {
+	for {
+		left, err := s.fileRoom(bytes, output)
+		if err != nil {
+			return err
+		}
+		if left-bytes >= scarce {
+			return write()
+		}
+		s.claim.Lock()
+		posts, outputs, _ := s.spare()
+		if output {
+			posts = outputs
+		}
+		if posts >= bytes {
+			defer s.claim.Unlock()
+			return write()
+		}
+		s.claim.Unlock() // another has taken it meanwhile
+	}
+}
+
+// fileRoom returns how much room there is for a file, and an error if that is too little. Free pages are returned to
+// the disk first if they are needed.
+func (s *Store) fileRoom(bytes int64, output bool) (left int64, err error) {
 	for again := false; ; again = true {
 		left, outputs, pages := s.spare()
 		if output {
@@ -94,7 +121,7 @@ func (s *Store) fileRoom(bytes int64, output bool) error {
 		}
 		err := enough(left, bytes)
 		if err == nil || again || !s.returnable(pages) || left+pages < bytes {
-			return err
+			return left, err
 		}
 		s.Apply(Op{holes: true, Run: func(*Tx) error { return nil }})
 	}
@@ -138,9 +165,9 @@ func (s *Store) spare() (posts, outputs, pages int64) {
 	return outputs - reserve, outputs, pages
 }
 
-// roomFor returns what spare does for a batch, or zeros if that takes nothing. It returns free pages to the
-// disk first if the batch needs that. The writer calls it.
-func (s *Store) roomFor(batch []*Op) (posts, outputs int64) {
+// commitInRoom commits a batch in the room that there is. It returns free pages to the disk first if the batch
+// needs that. The writer calls it.
+func (s *Store) commitInRoom(batch []*Op) error {
 	var takes int64
 	asked := false
 	for _, o := range batch {
@@ -148,15 +175,20 @@ func (s *Store) roomFor(batch []*Op) (posts, outputs int64) {
 		asked = asked || o.holes
 	}
 	if takes == 0 && !asked {
-		return 0, 0
+		return s.commitBatch(batch, 0, 0)
 	}
 	posts, outputs, pages := s.spare()
+	if posts-takes < scarce {
+		s.claim.Lock()
+		defer s.claim.Unlock()
+		posts, outputs, pages = s.spare()
+	}
 	if s.returnable(pages) && (asked || takes > posts) {
 		s.punchHoles() // a failure that matters is met by the commit
 		posts, outputs, pages = s.spare()
 		s.kept.Store(pages)
 	}
-	return posts + pages, outputs + pages // not all filesystems take pages back
+	return s.commitBatch(batch, posts+pages, outputs+pages) // not all filesystems take pages back
 }
 
 // awaitReaders waits for all readers if they keep many pages that commits have replaced, and the disk has

@@ -26,7 +26,7 @@ const inlineSize = 32 << 10
 type Spool struct {
 	dir    string
 	shares *Shares // counts the bytes of all parts
-	room   func(bytes int64, output bool) error
+	inRoom func(bytes int64, output bool, write func() error) error
 	link   func(old, new string) error // a test makes it fail
 	warn   func(format string, args ...any)
 	// Evict makes room by deleting old results, and reports whether it has deleted any. It is
@@ -115,21 +115,22 @@ func (p *Draft) write(b []byte) error {
 		b = p.inline
 	}
 	err = p.withRoom(func() error {
-		if p.evict != nil { // not in the writer
-			if err := p.spool.room(int64(len(b)), p.Output); err != nil {
-				return err
+		add := func() error {
+			if p.file == nil {
+				f, err := os.CreateTemp(p.spool.dir, tmpPrefix)
+				if err != nil {
+					return err
+				}
+				p.file, p.tmp, p.inline = f, f.Name(), nil
 			}
+			n, err := p.file.Write(b)
+			b = b[n:]
+			return err
 		}
-		if p.file == nil {
-			f, err := os.CreateTemp(p.spool.dir, tmpPrefix)
-			if err != nil {
-				return err
-			}
-			p.file, p.tmp, p.inline = f, f.Name(), nil
+		if p.evict == nil { // the writer
+			return add()
 		}
-		n, err := p.file.Write(b)
-		b = b[n:]
-		return err
+		return p.spool.inRoom(int64(len(b)), p.Output, add)
 	})
 	if path := (*os.PathError)(nil); errors.As(err, &path) { // its own name means nothing to anybody
 		path.Path = p.spool.dir

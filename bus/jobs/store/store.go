@@ -69,6 +69,7 @@ type Store struct {
 	commit   func(*bolt.Tx) error // a test makes it fail
 
 	using sync.RWMutex // protects db: held to read, exclusively to open it again
+	claim sync.Mutex   // held while room on the disk is measured and taken, if there is little; before using
 	db    *bolt.DB
 
 	gate sync.RWMutex // protects shut: held to submit, exclusively to close

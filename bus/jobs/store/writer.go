@@ -56,8 +56,7 @@ func (s *Store) gather(first *Op) []*Op {
 // write1 commits a batch and calls each Done. After a failure it calls none.
 func (s *Store) write1(batch []*Op) (err error) {
 	s.awaitReaders()
-	posts, outputs := s.roomFor(batch)
-	if err := s.commitBatch(batch, posts, outputs); err != nil {
+	if err := s.commitInRoom(batch); err != nil {
 		return err
 	}
 	for _, o := range batch {

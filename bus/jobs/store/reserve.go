@@ -203,7 +203,7 @@ func (s *Store) awaitReaders() {
 	s.using.RUnlock()
 	if low {
 		s.using.Lock()
-		s.using.Unlock() // the next commit uses the pages again
+		defer s.using.Unlock() // the next commit uses the pages again
 	}
 }
 

@@ -34,7 +34,7 @@ type pulse struct {
 	kick   chan struct{}      // has room for one: an answer is waited for, or the node is in use
 	busy   int                // calls that run at the node
 	used   time.Time          // when their number has changed last
-	idle   bool               // the next call is due with the next greeting
+	idle   bool               // the node is called with the next greeting
 	drains chan struct{}      // closed when the node has begun to shut down
 
 	sign atomic.Int64 // when a frame of the node has come last, since the mesh's epoch

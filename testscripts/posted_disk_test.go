@@ -734,7 +734,7 @@ func TestDiskFreePages(t *testing.T) {
 	s.eventually("jobs wait for room", func() bool {
 		return slices.ContainsFunc(s.list(c, `{"function":"file"}`), waitsForRoom)
 	})
-	if done := len(s.list(c, `{"state":"done"}`)); done < 9 { // 7 have room beside the free pages
+	if done := len(s.list(c, `{"state":"done"}`)); done < 9 { // 7 have room without the free pages
 		t.Errorf("%d jobs had room for their output", done)
 	}
 	if strings.Contains(s.stderr(), "the disk is full") {

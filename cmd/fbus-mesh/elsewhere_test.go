@@ -226,7 +226,7 @@ func TestRefusedOffer(t *testing.T) {
 	list, _ := sites(t, 2)
 	a, b := list[0], list[1]
 	long := strings.Repeat("x", 60<<10)
-	offer := func(w string) *bus.Client { // a little more than half of what one connection may offer
+	offer := func(w string) *bus.Client { // a little more than half of the text that a connection may have
 		t.Helper()
 		c := b.dial()
 		for i := range 20 {

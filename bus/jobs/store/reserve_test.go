@@ -73,7 +73,7 @@ func (s *Store) overwrite(t *testing.T, values int) {
 func TestReaderOnFullDisk(t *testing.T) {
 	t.Parallel()
 	s, warnings := openSmall(t, "2m")
-	const values = 225 // beside the reserve there is room for as many again, but not for all
+	const values = 225 // apart from the reserve there is room for as many again, but not for all
 	s.overwrite(t, values)
 	reads, over := make(chan struct{}), make(chan struct{})
 	waited := make(chan bool, 1)
